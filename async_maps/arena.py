@@ -1,0 +1,135 @@
+"""The shared memory in which pixels come back from the worker processes. Used on the event loop; workers map it too.
+
+It is one anonymous file in memory, whose descriptor the workers inherit. It has no name: there is nothing in /dev/shm
+to leave behind, however the processes end, and the small /dev/shm of a container does not bound it.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import tempfile
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from async_maps.streams import WaitingLine
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from numpy.typing import NDArray
+
+_PAGE = mmap.ALLOCATIONGRANULARITY
+
+
+def map_memory(descriptor: int, size: int) -> NDArray[np.uint8]:
+    """The first ``size`` bytes of an arena's file; unmapped when the last view of them is gone."""
+    return np.frombuffer(mmap.mmap(descriptor, size), np.uint8)
+
+
+class Block:
+    """A contiguous piece of an arena, shared by the bitmaps of a chunk.
+
+    Attributes:
+        start: its offset in the arena's file, in bytes.
+        memory: (size,) uint8, its bytes.
+    """
+
+    def __init__(self, arena: Arena, start: int, memory: NDArray[np.uint8]) -> None:
+        self.start = start
+        self.memory = memory
+        self.size = memory.size
+        self._arena = arena
+        self._holders = 1
+
+    def hold(self) -> None:
+        """One more holds it; each calls :meth:`release` once."""
+        self._holders += 1
+
+    def release(self) -> None:
+        """One holder less; the last one gives the block back, and no view of it may be touched any more."""
+        self._holders -= 1
+        if self._holders == 0:
+            self._arena.give_back(self)
+
+
+class Arena:
+    """Hands out blocks of a fixed amount of shared memory; who asks for more than is free waits.
+
+    A block larger than the whole arena is handed out when nothing else is: the file grows for it and shrinks after it.
+
+    Args:
+        size: bytes.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = _round_up(size)
+        self.held = 0
+        self.descriptor = _anonymous_file()
+        os.ftruncate(self.descriptor, self.size)
+        self._memory = map_memory(self.descriptor, self.size)
+        self._free = [(0, self.size)]
+        self._line: WaitingLine[Block] = WaitingLine(self._carve, self.give_back)
+
+    def __enter__(self) -> Arena:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.close(self.descriptor)
+
+    async def take(self, size: int) -> Block:
+        """Wait for a block of at least ``size`` bytes, held once. Cancelled, nothing was taken."""
+        return await self._line.wait(_round_up(max(size, 1)))
+
+    def give_back(self, block: Block) -> None:
+        """Take a block back; :meth:`Block.release` does it."""
+        self.held -= block.size
+        if block.size > self.size:
+            os.ftruncate(self.descriptor, self.size)
+            self._free = [(0, self.size)]
+        else:
+            self._free = _merge([*self._free, (block.start, block.size)])
+        self._line.serve()
+
+    def _carve(self, size: int) -> Block | None:
+        """The first free piece that is large enough, so that memory once touched is used again."""
+        if size > self.size:
+            return None if self.held else self._grow(size)
+        for index, (start, length) in enumerate(self._free):
+            if length >= size:
+                rest = [(start + size, length - size)] if length > size else []
+                self._free[index : index + 1] = rest
+                self.held += size
+                return Block(self, start, self._memory[start : start + size])
+        return None
+
+    def _grow(self, size: int) -> Block:
+        os.ftruncate(self.descriptor, size)
+        self._free = []
+        self.held = size
+        return Block(self, 0, map_memory(self.descriptor, size))
+
+
+def _anonymous_file() -> int:
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("async-maps")
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
+
+
+def _round_up(size: int) -> int:
+    return -(-size // _PAGE) * _PAGE
+
+
+def _merge(pieces: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The free pieces in order, neighbours joined."""
+    merged: list[tuple[int, int]] = []
+    for start, length in sorted(pieces):
+        if merged and sum(merged[-1]) == start:
+            merged[-1] = (merged[-1][0], merged[-1][1] + length)
+        else:
+            merged.append((start, length))
+    return merged

@@ -1,0 +1,162 @@
+"""PNG: the drop-in for Kolena's encoder, our own writers, and the stage of threads that runs them.
+
+The writers run in threads; what takes the time (filter, deflate, checksum) releases the interpreter lock.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+import numpy as np
+from anyio import to_thread
+from isal import isal_zlib
+
+from async_maps.errors import InputValidationError
+from async_maps.records import Png
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any
+
+    from anyio import CapacityLimiter
+    from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+    from numpy.typing import NDArray
+
+    from async_maps.meters import Meter
+    from async_maps.records import Bitmap
+    from async_maps.streams import ByteBudget
+
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_RGBA, _PALETTE = 6, 3
+_FILTER_UP = 2
+
+
+def encode_png(image: NDArray[Any], mode: str) -> io.BytesIO:
+    """Encode an image with Pillow: a drop-in for ``kolena.workflow.visualization.encode_png``, byte-equal to it.
+
+    Args:
+        image: (h, w), (h, w, 1), (h, w, 3) or (h, w, 4), as the mode asks for.
+        mode: any Pillow mode that PNG knows: ``"RGBA"``, ``"L"``, ...
+
+    Returns:
+        the PNG file, at position 0.
+
+    Raises:
+        InputValidationError: the image is empty or has not 2 or 3 dimensions.
+        ValueError: Pillow does not know the mode.
+    """
+    if not isinstance(image, np.ndarray):
+        raise InputValidationError(f"an image must be a NumPy array; found {type(image).__name__}")
+    if image.size == 0:
+        raise InputValidationError(f"the image is empty: its shape is {image.shape}")
+    if image.ndim not in {2, 3}:
+        raise InputValidationError(f"an image must have the shape (h, w) or (h, w, channels); found {image.shape}")
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(image, mode=mode).save(file, format="png")
+    file.seek(0)
+    return file
+
+
+def encode_palette(plane: NDArray[np.uint8], table: NDArray[np.uint8], level: int = 1) -> bytes:
+    """Write an indexed PNG whose palette is the colour table: the same pixels as RGBA from a quarter of the bytes.
+
+    Args:
+        plane: (h, w) uint8, the intensities.
+        table: (256, 4) uint8, RGBA. All of its alpha is written, also where it is opaque throughout, so that every
+            reader sees four channels.
+        level: ISA-L's, 0 to 3.
+
+    Returns:
+        the PNG file: colour type 3, PLTE and tRNS (PNG specification, third edition, 11.2.2 and 11.3.1.1).
+    """
+    colors = _chunk(b"PLTE", table[:, :3].tobytes()) + _chunk(b"tRNS", table[:, 3].tobytes())
+    return _write(plane, _PALETTE, colors, level)
+
+
+def encode_rgba(pixels: NDArray[np.uint8], level: int = 1) -> bytes:
+    """Write an RGBA PNG (colour type 6), for readers that insist on it.
+
+    Args:
+        pixels: (h, w, 4) uint8, C-contiguous.
+        level: ISA-L's, 0 to 3.
+    """
+    height, width, channels = pixels.shape
+    return _write(pixels.reshape(height, width * channels), _RGBA, b"", level)
+
+
+def _write(rows: NDArray[np.uint8], color_type: int, colors: bytes, level: int) -> bytes:
+    height, row_bytes = rows.shape
+    width = row_bytes // 4 if color_type == _RGBA else row_bytes
+    header = _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, color_type, 0, 0, 0))
+    # Pixels differ from the one above by the same few bytes, whatever their width: up pays for both colour types.
+    filtered = np.empty((height, row_bytes + 1), np.uint8)
+    filtered[:, 0] = _FILTER_UP
+    filtered[0, 1:] = rows[0]
+    np.subtract(rows[1:], rows[:-1], out=filtered[1:, 1:])
+    body = isal_zlib.compress(filtered, level)
+    return b"".join((_SIGNATURE, header, colors, *_parts(b"IDAT", body), *_parts(b"IEND", b"")))
+
+
+def _parts(kind: bytes, body: bytes) -> tuple[bytes, bytes, bytes, bytes]:
+    checksum = isal_zlib.crc32(body, isal_zlib.crc32(kind))
+    return struct.pack(">I", len(body)), kind, body, struct.pack(">I", checksum)
+
+
+def _chunk(kind: bytes, body: bytes) -> bytes:
+    return b"".join(_parts(kind, body))
+
+
+def _encode_batch(
+    batch: Sequence[Bitmap], encode: Callable[[NDArray[np.uint8]], bytes]
+) -> list[tuple[bytes, int, int] | str]:
+    """Encode each bitmap: its PNG, width and height, or why not. Runs in a thread."""
+    encoded: list[tuple[bytes, int, int] | str] = []
+    for bitmap in batch:
+        height, width = bitmap.pixels.shape[:2]
+        try:
+            encoded.append((encode(bitmap.pixels), width, height))
+        except Exception as error:  # noqa: BLE001  # one map's failure is data, whatever it is
+            encoded.append(f"could not be encoded: {error!r}")
+    return encoded
+
+
+async def encode_stage(
+    bitmaps: MemoryObjectReceiveStream[list[Bitmap]],
+    pngs: MemoryObjectSendStream[Png],
+    encode: Callable[[NDArray[np.uint8]], bytes],
+    bounds: tuple[CapacityLimiter, ByteBudget],
+    meter: Meter,
+) -> None:
+    """One encoder: takes batches of bitmaps, encodes each batch in one call of a thread, sends the PNGs on.
+
+    Cancelled, it still waits for its thread (milliseconds a batch), because the thread reads a shared block.
+
+    Args:
+        bitmaps: ends the stage when it ends.
+        pngs: closed when the stage ends.
+        encode: pixels to PNG.
+        bounds: how many threads, and how many bytes of PNGs may wait or be under way, until they are uploaded.
+        meter: the stage's.
+    """
+    threads, budget = bounds
+    async with bitmaps, pngs:
+        async for batch in bitmaps:
+            started = perf_counter()
+            try:
+                encoded = await to_thread.run_sync(_encode_batch, batch, encode, limiter=threads)
+            finally:
+                jobs = [bitmap.job for bitmap in batch]
+                for bitmap in batch:
+                    bitmap.release()
+                del batch, bitmap  # no view may outlive its share of the block
+            meter.worked(perf_counter() - started, len(jobs))
+            for job, result in zip(jobs, encoded, strict=True):
+                if isinstance(result, str):
+                    job.fail("encode", result)
+                else:
+                    await pngs.send(Png(job, *result, await budget.acquire(len(result[0]))))

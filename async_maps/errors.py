@@ -1,0 +1,85 @@
+"""What can go wrong, as a tree.
+
+::
+
+    AsyncMapsError
+    ├── InputValidationError (also ValueError)   an array that is no activation map
+    ├── SettingsError (also ValueError)          a setting, flag or file that makes no sense
+    ├── SourceError                              a source that is not there or holds no maps
+    ├── ManifestError                            a manifest that cannot be read, written or used here
+    ├── StoreError                               the store refuses or cannot be reached: the run ends
+    │   └── ObjectError                          the store refuses one object: that map fails, the run goes on
+    ├── MapFailedError                           raised by ``Pipeline.put``: carries the ``Failure``
+    ├── TooManyFailuresError                     a run that passed ``max_failures``
+    ├── PipelineClosedError                      the pipeline is closed, or was closed under the caller
+    ├── WorkerError                              a worker process could not start or died
+    └── MissingExtraError                        an optional dependency that is not installed
+
+One map's failure is data, a :class:`~async_maps.records.Failure`; what stands here ends a call or a run.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from async_maps.records import Failure
+
+
+class AsyncMapsError(Exception):
+    """The root: ``except AsyncMapsError`` catches whatever this package raises on purpose."""
+
+
+class InputValidationError(AsyncMapsError, ValueError):
+    """An array that is no activation map; the message names the cause and the first bad index."""
+
+
+class SettingsError(AsyncMapsError, ValueError):
+    """A setting that makes no sense; the message names the setting, what was found and what is expected."""
+
+
+class SourceError(AsyncMapsError):
+    """A source that does not exist, cannot be listed or holds no activation map."""
+
+
+class ManifestError(AsyncMapsError):
+    """A manifest that cannot be opened, belongs to something else, or can no longer be written."""
+
+
+class StoreError(AsyncMapsError):
+    """The store as a whole refuses or cannot be reached: no bucket, wrong credentials, no connection."""
+
+
+class ObjectError(StoreError):
+    """The store refuses this one object; others may well pass."""
+
+
+class MapFailedError(AsyncMapsError):
+    """One map failed, told to the caller that waits for it.
+
+    Attributes:
+        failure: the failed map's name, source, stage and reason.
+    """
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(str(failure))
+        self.failure = failure
+
+
+class TooManyFailuresError(AsyncMapsError):
+    """A run that stopped because more maps failed than ``max_failures`` allows."""
+
+
+class PipelineClosedError(AsyncMapsError):
+    """The pipeline was not open, or was closed before this map was through."""
+
+
+class WorkerError(AsyncMapsError):
+    """A worker process could not be started, or died."""
+
+
+class MissingExtraError(AsyncMapsError):
+    """An optional dependency is not installed; the message names the extra to install."""
+
+    def __init__(self, what: str, extra: str) -> None:
+        super().__init__(f"{what} needs an optional dependency: pip install 'async-maps[{extra}]'")

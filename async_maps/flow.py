@@ -1,0 +1,76 @@
+"""Between one caller and the shared pipeline: who asked for which maps, and a bounded place for their outcomes."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from async_maps.errors import AsyncMapsError
+
+if TYPE_CHECKING:
+    from async_maps.records import Outcome
+
+
+class Flow:
+    """One caller's maps between entering the pipeline and being taken note of.
+
+    An outcome always finds room, because a map is only let in when there is: the pipeline never waits for a caller who
+    is slow to look. For one event loop, one feeder and one collector.
+
+    Args:
+        window: at most so many maps are under way or have an outcome that nobody has collected.
+    """
+
+    def __init__(self, window: int) -> None:
+        self._window = window
+        self._under_way = 0
+        self._outcomes: list[Outcome] = []
+        self._error: BaseException | None = None
+        self._closed = False
+        self._changed = asyncio.Event()
+
+    async def admit(self) -> None:
+        """Wait for room for one more map, and take it."""
+        while self._under_way + len(self._outcomes) >= self._window:
+            await self._change()
+        self._under_way += 1
+
+    def settle(self, outcome: Outcome | AsyncMapsError) -> None:
+        """An admitted map has its outcome; an error ends the flow."""
+        self._under_way -= 1
+        if isinstance(outcome, AsyncMapsError):
+            self.abort(outcome)
+        else:
+            self._outcomes.append(outcome)
+            self._changed.set()
+
+    def close(self) -> None:
+        """No further map will be admitted."""
+        self._closed = True
+        self._changed.set()
+
+    def abort(self, error: BaseException) -> None:
+        """Let the collector see this error, after the outcomes that came before it."""
+        self._error = self._error or error
+        self._changed.set()
+
+    async def collect(self) -> list[Outcome]:
+        """All outcomes since the last call, at least one; none at all when the flow is closed and every map is through.
+
+        Raises:
+            AsyncMapsError: what ended the flow.
+        """
+        while not self._outcomes:
+            if self._error is not None:
+                raise self._error
+            if self._closed and not self._under_way:
+                return []
+            await self._change()
+        outcomes, self._outcomes = self._outcomes, []
+        # Room for the feeder.
+        self._changed.set()
+        return outcomes
+
+    async def _change(self) -> None:
+        self._changed.clear()
+        await self._changed.wait()

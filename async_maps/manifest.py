@@ -1,0 +1,269 @@
+"""The manifest: one SQLite row for every map of a job, written after its receipt. Its methods block: call them in a thread.
+
+What a run left is what the next one reads: a map that is done and unchanged is not done again. One run writes at a time.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from async_maps.errors import ManifestError
+from async_maps.records import ActivationMap, Failure, Outcome, Receipt
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from os import PathLike
+    from types import TracebackType
+
+Redo: TypeAlias = Literal["changed", "failed", "all"]
+"""Which maps a run does: those not done or changed since, those that failed before, or all."""
+
+COLUMNS = (
+    "name", "locator", "status", "source", "bytes", "width", "height", "etag", "time", "stage", "error",
+    "fingerprint", "settings",
+)  # fmt: skip
+"""The columns of the table ``maps``.
+
+``locator``, ``bytes``, ``width``, ``height`` and ``etag`` are null unless ``status`` is ``done``; ``stage`` and ``error``
+are null unless it is ``failed``. ``time`` is UTC in ISO 8601. ``fingerprint`` is the source's state, ``settings`` that of
+the settings which shape the bytes.
+"""
+
+_APPLICATION_ID = 0x414D4150  # "AMAP"
+_VERSION = 1
+_SCHEMA = f"""
+BEGIN;
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE maps (
+    name TEXT NOT NULL,
+    locator TEXT,
+    status TEXT NOT NULL CHECK (status IN ('done', 'failed')),
+    source TEXT NOT NULL,
+    bytes INTEGER,
+    width INTEGER,
+    height INTEGER,
+    etag TEXT,
+    time TEXT NOT NULL,
+    stage TEXT,
+    error TEXT,
+    fingerprint TEXT,
+    settings TEXT NOT NULL
+);
+-- A map refused at its source (a second one of the same name, say) has no claim on the name.
+CREATE UNIQUE INDEX maps_name ON maps (name) WHERE stage IS NOT 'source';
+PRAGMA application_id = {_APPLICATION_ID};
+PRAGMA user_version = {_VERSION};
+COMMIT;
+"""
+_UPSERT = f"""
+INSERT INTO maps ({", ".join(COLUMNS)}) VALUES ({", ".join("?" * len(COLUMNS))})
+ON CONFLICT (name) WHERE stage IS NOT 'source'
+DO UPDATE SET {", ".join(f"{column} = excluded.{column}" for column in COLUMNS[1:])}
+"""  # noqa: S608  # column names of our own
+
+
+@dataclass(slots=True)
+class Plan:
+    """What is to be done of a batch of maps.
+
+    Attributes:
+        todo: maps to do.
+        skipped: how many are left out: done already, or not asked for.
+        refused: maps whose name another map of this run has already.
+    """
+
+    todo: list[ActivationMap] = field(default_factory=list)
+    skipped: int = 0
+    refused: list[Failure] = field(default_factory=list)
+
+
+class Manifest:
+    """A manifest, opened for a run or to read.
+
+    Args:
+        path: the file, made if it does not exist; ":memory:" for none.
+        read_only: the file must exist, and stays as it is.
+
+    Raises:
+        ManifestError: it cannot be opened or made, or is no manifest of ours.
+    """
+
+    def __init__(self, path: str | PathLike[str], *, read_only: bool = False) -> None:
+        self.path = Path(path)
+        if read_only and not self.path.exists():
+            raise ManifestError(f"no such manifest: {self.path}")
+        with self._explained("opened"):
+            place = f"{self.path.absolute().as_uri()}?mode={'ro' if read_only else 'rwc'}"
+            # Threads take turns: each call is awaited before the next.
+            self._database = sqlite3.connect(
+                ":memory:" if path == ":memory:" else place, uri=True, check_same_thread=False, isolation_level=None
+            )
+            try:
+                self._prepare(read_only=read_only)
+            except BaseException:
+                self._database.close()
+                raise
+
+    def __enter__(self) -> Manifest:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._database.close()
+
+    def begin(self, destination: str) -> None:
+        """Begin a run into a destination.
+
+        Raises:
+            ManifestError: the manifest holds another destination's maps, or cannot be written.
+        """
+        self.rehearse(destination)
+        with self._explained("written"), self._transaction("IMMEDIATE"):
+            self._database.execute("INSERT OR REPLACE INTO meta VALUES ('destination', ?)", (destination,))
+            self._database.execute("DELETE FROM maps WHERE stage = 'source'")
+
+    def rehearse(self, destination: str) -> None:
+        """Prepare to plan a run into a destination, without writing anything.
+
+        Raises:
+            ManifestError: the manifest holds another destination's maps.
+        """
+        with self._explained("read"):
+            row = self._database.execute("SELECT value FROM meta WHERE key = 'destination'").fetchone()
+            if row and row[0] != destination and self._database.execute("SELECT 1 FROM maps LIMIT 1").fetchone():
+                raise ManifestError(
+                    f"{self.path} is the manifest of {row[0]}, this run goes to {destination}: "
+                    "name another file with --manifest"
+                )
+            # The names of this run, to tell two maps of one name: on disk where it must be, gone with the connection.
+            self._database.execute("CREATE TEMP TABLE seen (name TEXT PRIMARY KEY, source TEXT NOT NULL) WITHOUT ROWID")
+
+    def plan(self, maps: Sequence[ActivationMap], settings: str, redo: Redo) -> Plan:
+        """Say which of a batch of maps are to be done.
+
+        Args:
+            maps: a few hundred at a time.
+            settings: the fingerprint of the settings that shape the bytes.
+            redo: which ones are asked for.
+
+        Raises:
+            ManifestError: the manifest cannot be read.
+        """
+        plan = Plan()
+        with self._explained("read"), self._transaction("DEFERRED"):
+            known = self._rows([map_.name for map_ in maps])
+            for map_ in maps:
+                taken = self._database.execute(
+                    "INSERT OR IGNORE INTO seen VALUES (?, ?)", (map_.name, map_.source)
+                ).rowcount
+                if not taken:
+                    plan.refused.append(self._duplicate(map_))
+                    continue
+                row = known.get(map_.name)
+                unchanged = map_.fingerprint is not None and row == ("done", map_.source, map_.fingerprint, settings)
+                wanted = {"changed": not unchanged, "failed": row is not None and row[0] == "failed", "all": True}
+                if wanted[redo]:
+                    plan.todo.append(map_)
+                else:
+                    plan.skipped += 1
+        return plan
+
+    def write(self, outcomes: Sequence[Outcome], settings: str) -> None:
+        """Write the rows of a batch, all or none.
+
+        Raises:
+            ManifestError: it cannot be written.
+        """
+        with self._explained("written"), self._transaction("IMMEDIATE"):
+            self._database.executemany(_UPSERT, [_row(outcome, settings) for outcome in outcomes])
+
+    def counts(self) -> dict[str, int]:
+        """How many maps there are of each status."""
+        with self._explained("read"):
+            return dict(self._database.execute("SELECT status, count(*) FROM maps GROUP BY status"))
+
+    def rows(self, *, failed: bool = False) -> Iterator[tuple[object, ...]]:
+        """The rows, in the order of the names; each has the values of :data:`COLUMNS`.
+
+        Args:
+            failed: also those of maps that failed.
+        """
+        where = "" if failed else "WHERE status = 'done'"
+        with self._explained("read"):
+            yield from self._database.execute(
+                f"SELECT {', '.join(COLUMNS)} FROM maps {where} ORDER BY name, source"  # noqa: S608  # names of our own
+            )
+
+    def _prepare(self, *, read_only: bool) -> None:
+        ours = self._pragma("application_id") == _APPLICATION_ID
+        if not ours and (read_only or self._database.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone()):
+            raise ManifestError(f"{self.path} is an SQLite file, but no manifest of ours: name another with --manifest")
+        version = self._pragma("user_version")
+        if version > _VERSION:
+            raise ManifestError(f"{self.path} was written by a newer version of async-maps; please update")
+        if read_only:
+            return
+        self._database.execute("PRAGMA journal_mode = WAL")
+        # With WAL a crash of the process loses nothing; a power cut may lose the last commits, whose maps are redone.
+        self._database.execute("PRAGMA synchronous = NORMAL")
+        if not ours:
+            self._database.executescript(_SCHEMA)
+
+    def _pragma(self, name: str) -> int:
+        return int(self._database.execute(f"PRAGMA {name}").fetchone()[0])
+
+    def _rows(self, names: Sequence[str]) -> dict[str, tuple[str, str, str | None, str]]:
+        marks = ", ".join("?" * len(names))
+        rows = self._database.execute(
+            "SELECT name, status, source, fingerprint, settings FROM maps "
+            f"WHERE stage IS NOT 'source' AND name IN ({marks})",  # question marks
+            names,
+        )
+        return {name: (status, source, fingerprint, settings) for name, status, source, fingerprint, settings in rows}
+
+    def _duplicate(self, map_: ActivationMap) -> Failure:
+        (first,) = self._database.execute("SELECT source FROM seen WHERE name = ?", (map_.name,)).fetchone()
+        reason = f"another map of this run has the same name: {first}; rename one of them"
+        return Failure(map_.name, map_.source, map_.fingerprint, "source", reason)
+
+    @contextmanager
+    def _transaction(self, kind: Literal["IMMEDIATE", "DEFERRED"]) -> Iterator[None]:
+        self._database.execute(f"BEGIN {kind}")
+        try:
+            yield
+        except BaseException:
+            if self._database.in_transaction:
+                self._database.execute("ROLLBACK")
+            raise
+        self._database.execute("COMMIT")
+
+    @contextmanager
+    def _explained(self, done: str) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise ManifestError(f"the manifest {self.path} cannot be {done}: {error}") from error
+
+
+def _row(outcome: Outcome, settings: str) -> tuple[object, ...]:
+    if isinstance(outcome, Receipt):
+        return (
+            outcome.name, outcome.locator, "done", outcome.source, outcome.size, outcome.width, outcome.height,
+            outcome.etag, outcome.stored_at.isoformat(timespec="milliseconds"), None, None,
+            outcome.fingerprint, settings,
+        )  # fmt: skip
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    return (
+        outcome.name, None, "failed", outcome.source, None, None, None, None, now, outcome.stage, outcome.reason,
+        outcome.fingerprint, settings,
+    )  # fmt: skip

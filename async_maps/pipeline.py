@@ -1,0 +1,464 @@
+"""The pipeline: the only file that sees every stage.
+
+::
+
+    source --[jobs]--> colorize --[bitmaps]--> encode --[pngs]--> upload --[outcomes]--> manifest
+    thread             processes               threads            asyncio                thread
+
+Every arrow is bounded in items (a stream's buffer) and in bytes (a budget, or the arena). A stage's concurrency is the
+number of its tasks; each waits for its input, works, and waits for room for its output. Closing the sending end ends a
+stage. Everything here runs on the event loop and hands its work to where the diagram says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from functools import partial
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from anyio import (
+    BrokenResourceError,
+    CancelScope,
+    CapacityLimiter,
+    ClosedResourceError,
+    WouldBlock,
+    create_memory_object_stream,
+    create_task_group,
+)
+
+from async_maps.arena import Arena
+from async_maps.encode import encode_palette, encode_rgba, encode_stage
+from async_maps.errors import (
+    AsyncMapsError,
+    InputValidationError,
+    MapFailedError,
+    PipelineClosedError,
+    TooManyFailuresError,
+)
+from async_maps.flow import Flow
+from async_maps.meters import Meter, StageStatistics, Statistics
+from async_maps.names import make_key
+from async_maps.pool import ColorizeStage, ProcessWorker, ThreadWorker, Worker
+from async_maps.recorder import open_reader, open_recorder
+from async_maps.records import ActivationMap, Bitmap, Failure, Job, Outcome, Png, Receipt
+from async_maps.report import Report
+from async_maps.settings import Settings
+from async_maps.sources.arrays import array_map
+from async_maps.sources.listing import list_maps
+from async_maps.stores import open_store
+from async_maps.streams import ByteBudget
+from async_maps.upload import upload_stage
+from async_maps.worker import Recipe
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+    from os import PathLike
+    from types import TracebackType
+    from typing import Any
+
+    from numpy.typing import NDArray
+
+    from async_maps.manifest import Redo
+    from async_maps.sources.listing import AnySource, Entry
+    from async_maps.stores import Store
+
+_WINDOW = 4096
+"""Maps of one caller under way, or with an outcome not yet looked at (some 600 bytes each)."""
+
+
+class Pipeline:
+    """Colorizes, encodes and uploads activation maps; open while its ``async with`` lasts.
+
+    Any number of tasks may use it at once. Leaving the context finishes what was accepted; leaving it with an exception,
+    or cancelled, abandons that. Either way no process, thread, socket or memory is left.
+
+    Args:
+        destination: ``s3://bucket/prefix``, ``file:///folder``, a plain path, or ``memory://``.
+        settings: the defaults if None.
+
+    Raises:
+        SettingsError: on entering, the destination makes no sense.
+        StoreError: on entering, the bucket does not exist or the store cannot be reached.
+        WorkerError: on entering, a worker process could not be started; later, one could not be started again.
+    """
+
+    def __init__(self, destination: str | PathLike[str], *, settings: Settings | None = None) -> None:
+        self.settings = settings or Settings()
+        self._place = destination
+        self._draining = False
+        self._serving: asyncio.Task[None] | None = None
+        self._callers: set[Callable[[AsyncMapsError], None]] = set()
+        self._uploaded = self._failed = self._uploaded_bytes = 0
+
+    # The stages -----------------------------------------------------------------------------------------------------
+
+    async def _serve(self, opened: asyncio.Event) -> None:
+        """Own everything that must be closed, for as long as the pipeline is open."""
+        end: AsyncMapsError = PipelineClosedError("the pipeline was closed before this map was through")
+        try:
+            async with AsyncExitStack() as stack:
+                self._store: Store = await stack.enter_async_context(open_store(self._place, self.settings))
+                arena = stack.enter_context(Arena(self.settings.queue_bytes))
+                async with create_task_group() as opening:
+                    opening.start_soon(self._store.check)
+                    workers = await stack.enter_async_context(_started_workers(self.settings, arena))
+                await self._run_stages(arena, workers, opened)
+        except BaseExceptionGroup as group:
+            error = _first(group)
+            end = error if isinstance(error, AsyncMapsError) else end
+            raise error from None
+        finally:
+            for abort in list(self._callers):
+                abort(end)
+
+    async def _run_stages(self, arena: Arena, workers: Sequence[Worker], opened: asyncio.Event) -> None:
+        settings = self.settings
+        threads = settings.encode_thread_count
+        recipe = _recipe(settings)
+        encode = partial(
+            encode_rgba if recipe.rgba else partial(encode_palette, table=recipe.table), level=settings.png_level
+        )
+
+        jobs_in, jobs_out = create_memory_object_stream[Job](settings.chunk_maps)
+        bitmaps_in, bitmaps_out = create_memory_object_stream[list[Bitmap]](2 * threads)
+        pngs_in, pngs_out = create_memory_object_stream[Png](settings.concurrency)
+        self._jobs, self._queues = jobs_in, (jobs_out, bitmaps_out, pngs_out)
+        self._arena, self._array_bytes, self._png_bytes = (
+            arena, ByteBudget(settings.queue_bytes), ByteBudget(settings.queue_bytes)
+        )  # fmt: skip
+        self._meters = Meter(len(workers)), Meter(threads), Meter(settings.concurrency)
+        colorize = ColorizeStage(
+            arena,
+            chunk_maps=settings.chunk_maps,
+            chunk_bytes=settings.chunk_bytes,
+            pixel_bytes=recipe.pixel_bytes(),
+            meter=self._meters[0],
+        )
+        encoders = CapacityLimiter(threads), self._png_bytes
+        async with create_task_group() as stages, bitmaps_in, pngs_in:
+            for worker in workers:
+                stages.start_soon(colorize.run, worker, jobs_out.clone(), bitmaps_in.clone())
+            for _ in range(threads):
+                stages.start_soon(encode_stage, bitmaps_out.clone(), pngs_in.clone(), encode, encoders, self._meters[1])
+            for _ in range(settings.concurrency):
+                stages.start_soon(upload_stage, pngs_out.clone(), self._store, self._meters[2])
+            for end in (jobs_out, bitmaps_out, pngs_out):
+                end.close()
+            opened.set()
+
+    # Opening and closing --------------------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Pipeline:
+        if self._serving is not None:
+            raise PipelineClosedError("a pipeline is entered once; make another")
+        opened = asyncio.Event()
+        # A task of its own, so that the context may be left in another task than it was entered in (fixtures and
+        # frameworks do that), and so that a stage's failure never cancels the task that merely holds the pipeline.
+        self._serving = asyncio.create_task(self._serve(opened), name="async-maps")
+        opening = asyncio.create_task(opened.wait())
+        try:
+            await asyncio.wait({self._serving, opening}, return_when=asyncio.FIRST_COMPLETED)
+        except BaseException:
+            await self._cancel()
+            raise
+        finally:
+            opening.cancel()
+        if self._serving.done():
+            self._serving.result()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._serving is not None  # noqa: S101  # entered
+        self.drain()
+        if kind is not None:
+            await self._cancel()
+            return
+        self._jobs.close()
+        try:
+            await asyncio.wait({self._serving})
+        except BaseException:
+            await self._cancel()
+            raise
+        self._serving.result()
+
+    async def _cancel(self) -> None:
+        assert self._serving is not None  # noqa: S101  # entered
+        self._serving.cancel()
+        with CancelScope(shield=True):
+            await asyncio.wait({self._serving})
+
+    def drain(self) -> None:
+        """Let running batches and streams read no further; what they have taken in is finished and reported."""
+        self._draining = True
+
+    # What callers do ------------------------------------------------------------------------------------------------
+
+    async def put(self, name: str, activation_map: NDArray[Any]) -> Receipt:
+        """Colorize, encode and upload one map, and wait until the store has it.
+
+        Concurrent callers share a chunk; a lone one does not wait for company. Cancelled, the map may or may not be
+        uploaded. The array must not be changed meanwhile.
+
+        Args:
+            name: what its locator is made of: ``{prefix}/{name}.png``.
+            activation_map: (h, w) or (h, w, 1), uint8 or any float with values in [0, 1].
+
+        Raises:
+            MapFailedError: this map failed.
+            StoreError: the store refuses all maps, or cannot be reached.
+            PipelineClosedError: the pipeline is not open, or was closed meanwhile.
+        """
+        waiting: asyncio.Future[Outcome | AsyncMapsError] = asyncio.get_running_loop().create_future()
+
+        def settle(outcome: Outcome | AsyncMapsError) -> None:
+            if not waiting.done():
+                waiting.set_result(outcome)
+
+        self._callers.add(settle)
+        try:
+            await self._submit(array_map(name, activation_map), settle)
+            outcome = await waiting
+        finally:
+            self._callers.discard(settle)
+        if isinstance(outcome, Receipt):
+            return outcome
+        raise MapFailedError(outcome) if isinstance(outcome, Failure) else outcome
+
+    async def stream(self, source: AnySource) -> AsyncGenerator[Outcome, None]:
+        """Put every map of a source; give each outcome as it comes, in no particular order.
+
+        The source is read no faster than the outcomes are taken (some thousands ahead). To leave early, close the
+        generator (``contextlib.aclosing``).
+
+        Args:
+            source: a file, folder or glob, or an iterable or async iterable of ``(name, array)``.
+
+        Raises:
+            SourceError: it is not there, or holds no map.
+            StoreError: the store refuses all maps, or cannot be reached.
+        """
+        async with aclosing(self._outcomes(list_maps(source))) as batches:
+            async for outcomes in batches:
+                for outcome in outcomes:
+                    yield outcome
+
+    async def run(
+        self,
+        source: AnySource,
+        *,
+        manifest: str | PathLike[str] | None = None,
+        redo: Redo = "changed",
+        report: Report | None = None,
+    ) -> Report:
+        """Put every map of a source, and report.
+
+        Args:
+            source: as for :meth:`stream`.
+            manifest: where each outcome is written down; with it, maps that are done and unchanged are skipped.
+            redo: with a manifest, which maps to do: ``changed``, ``failed`` (only those) or ``all``.
+            report: filled while the run goes on, to be watched; a new one if None.
+
+        Raises:
+            SourceError: the source is not there, or holds no map.
+            StoreError: the store refuses all maps, or cannot be reached.
+            ManifestError: the manifest cannot be used or written.
+            TooManyFailuresError: more maps failed than ``settings.max_failures``.
+        """
+        report = report or Report()
+        report.destination = self._opened().destination
+        started = monotonic()
+        limit = self.settings.max_failures
+        async with open_recorder(manifest, report.destination, self.settings.fingerprint()) as recorder:
+            listing = list_maps(source)
+            if recorder is not None:
+                listing = recorder.select(listing, redo, report)
+            async with aclosing(self._outcomes(listing)) as batches:
+                async for outcomes in batches:
+                    report.count(outcomes)
+                    report.elapsed_s = monotonic() - started
+                    if recorder is not None:
+                        await recorder.note(outcomes)
+                    if limit is not None and report.failed > limit:
+                        raise TooManyFailuresError(f"{report.failed:,} maps failed, more than max_failures = {limit:,}")
+        report.elapsed_s = monotonic() - started
+        report.drained = self._draining
+        report.statistics = self.statistics()
+        return report
+
+    def statistics(self) -> Statistics:
+        """What the pipeline is doing at this moment; cheap."""
+        jobs, bitmaps, pngs = (stream.statistics() for stream in self._queues)
+        shares = (
+            (jobs, self._array_bytes.held / self._array_bytes.limit),
+            (bitmaps, self._arena.held / self._arena.size),
+            (pngs, self._png_bytes.held / self._png_bytes.limit),
+        )
+        colorize, encode, upload = (
+            StageStatistics(
+                meter.workers,
+                meter.busy_s,
+                meter.maps,
+                queue=min(1.0, max(queue.current_buffer_used / queue.max_buffer_size, in_bytes)),
+            )
+            for meter, (queue, in_bytes) in zip(self._meters, shares, strict=True)
+        )
+        return Statistics(colorize, encode, upload, self._uploaded, self._failed, self._uploaded_bytes)
+
+    # From callers to the stages -------------------------------------------------------------------------------------
+
+    async def _outcomes(self, listing: AsyncGenerator[list[Entry], None]) -> AsyncGenerator[list[Outcome], None]:
+        """Feed a listing to the stages, and give its outcomes, as many at a time as there are."""
+        flow = Flow(_WINDOW)
+        self._callers.add(flow.abort)
+        feeder = asyncio.create_task(self._feed(listing, flow))
+        try:
+            while outcomes := await flow.collect():
+                yield outcomes
+        finally:
+            self._callers.discard(flow.abort)
+            feeder.cancel()
+            with CancelScope(shield=True):
+                await asyncio.wait({feeder})
+
+    async def _feed(self, listing: AsyncGenerator[list[Entry], None], flow: Flow) -> None:
+        try:
+            async with aclosing(listing):
+                async for batch in listing:
+                    for entry in batch:
+                        if self._draining:
+                            break
+                        await flow.admit()
+                        await self._submit(entry, flow.settle)
+                    if self._draining:
+                        break
+        except Exception as error:  # noqa: BLE001  # whatever a caller's own iterable raises is for that caller to see
+            flow.abort(error)
+        else:
+            flow.close()
+
+    async def _submit(self, entry: Entry, settle: Callable[[Outcome | AsyncMapsError], None]) -> None:
+        """Let one map into the stages, when there is room; ``settle`` gets its outcome."""
+        store = self._opened()
+        settle = partial(self._settle, settle)
+        entry = _with_key(entry, store.prefix)
+        if isinstance(entry, Failure):
+            settle(entry)
+            return
+        loan = None if entry.array is None else await self._array_bytes.acquire(entry.array.nbytes)
+        job = Job(entry, settle, loan)
+        try:
+            try:
+                self._jobs.send_nowait(job)
+            except WouldBlock:
+                await self._jobs.send(job)
+        except (BrokenResourceError, ClosedResourceError):
+            raise PipelineClosedError("the pipeline is closed") from None
+        except BaseException:
+            if loan is not None:
+                loan.release()
+            raise
+
+    def _settle(self, settle: Callable[[Outcome | AsyncMapsError], None], outcome: Outcome | AsyncMapsError) -> None:
+        if isinstance(outcome, Receipt):
+            self._uploaded += 1
+            self._uploaded_bytes += outcome.size
+        else:
+            self._failed += 1
+        settle(outcome)
+
+    def _opened(self) -> Store:
+        if self._serving is None or self._serving.done():
+            raise PipelineClosedError("the pipeline is not open; use it inside 'async with'")
+        return self._store
+
+
+def run(
+    source: AnySource,
+    destination: str | PathLike[str],
+    *,
+    settings: Settings | None = None,
+    manifest: str | PathLike[str] | None = None,
+    redo: Redo = "changed",
+) -> Report:
+    """:meth:`Pipeline.run` from synchronous code: opens a pipeline, puts every map, closes it.
+
+    Raises:
+        AsyncMapsError: as ``Pipeline`` and ``Pipeline.run``.
+    """
+
+    async def main() -> Report:
+        async with Pipeline(destination, settings=settings) as pipeline:
+            return await pipeline.run(source, manifest=manifest, redo=redo)
+
+    return asyncio.run(main())
+
+
+async def dry_run(
+    source: AnySource,
+    destination: str | PathLike[str],
+    *,
+    settings: Settings | None = None,
+    manifest: str | PathLike[str] | None = None,
+    redo: Redo = "changed",
+) -> Report:
+    """Say what :meth:`Pipeline.run` would do, as far as a listing tells: nothing is read, written or uploaded.
+
+    Returns:
+        a report whose ``planned`` counts the maps that would be done.
+
+    Raises:
+        AsyncMapsError: as ``Pipeline`` and ``Pipeline.run``.
+    """
+    settings = settings or Settings()
+    async with open_store(destination, settings) as store:
+        await store.check()
+        report = Report(store.destination)
+        async with open_reader(manifest, store.destination, settings.fingerprint()) as recorder:
+            async with aclosing(recorder.select(list_maps(source), redo, report)) as batches:
+                async for batch in batches:
+                    entries = [_with_key(entry, store.prefix) for entry in batch]
+                    report.count([entry for entry in entries if isinstance(entry, Failure)])
+                    report.planned += sum(isinstance(entry, ActivationMap) for entry in entries)
+    return report
+
+
+def _with_key(entry: Entry, prefix: str) -> Entry:
+    """The map if its name makes a key under the prefix; else its failure."""
+    if isinstance(entry, ActivationMap):
+        try:
+            make_key(prefix, entry.name)
+        except InputValidationError as error:
+            return Failure(entry.name, entry.source, entry.fingerprint, "source", str(error))
+    return entry
+
+
+def _recipe(settings: Settings) -> Recipe:
+    return Recipe(settings.table(), rgba=settings.png == "rgba")
+
+
+@asynccontextmanager
+async def _started_workers(settings: Settings, arena: Arena) -> AsyncIterator[list[Worker]]:
+    recipe = _recipe(settings)
+    workers: list[Worker] = [ProcessWorker(recipe, arena) for _ in range(settings.worker_count)]
+    workers = workers or [ThreadWorker(recipe)]
+    try:
+        async with create_task_group() as starting:
+            for worker in workers:
+                starting.start_soon(worker.start)
+        yield workers
+    finally:
+        with CancelScope(shield=True):
+            async with create_task_group() as stopping:
+                for worker in workers:
+                    stopping.start_soon(worker.stop)
+
+
+def _first(error: BaseException) -> BaseException:
+    """The first error in nested groups: the one that made the others be cancelled."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -1,0 +1,79 @@
+"""What a run ends with."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from async_maps.records import Receipt
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from async_maps.meters import Statistics
+    from async_maps.records import Failure, Outcome
+
+MAX_LISTED_FAILURES = 1000
+"""So many failures are listed in a report; the manifest has every one."""
+
+
+@dataclass(slots=True)
+class Report:
+    """What a run did.
+
+    Attributes:
+        destination: where the overlays went.
+        uploaded: maps that the store has answered for in this run.
+        planned: maps that a dry run says would be done.
+        skipped: maps that were left out: done before and unchanged, or not asked for.
+        failed: maps that failed in this run.
+        uploaded_bytes: bytes of the PNGs.
+        elapsed_s: seconds it took.
+        drained: whether it was stopped before the end of the source.
+        failures: the first failures.
+        statistics: what each stage did; None for a dry run.
+    """
+
+    destination: str = ""
+    uploaded: int = 0
+    planned: int = 0
+    skipped: int = 0
+    failed: int = 0
+    uploaded_bytes: int = 0
+    elapsed_s: float = 0.0
+    drained: bool = False
+    failures: list[Failure] = field(default_factory=list)
+    statistics: Statistics | None = None
+
+    @property
+    def seen(self) -> int:
+        """Maps that were found in the source."""
+        return self.uploaded + self.planned + self.skipped + self.failed
+
+    def count(self, outcomes: Sequence[Outcome]) -> None:
+        """Add these outcomes."""
+        for outcome in outcomes:
+            if isinstance(outcome, Receipt):
+                self.uploaded += 1
+                self.uploaded_bytes += outcome.size
+            else:
+                self.failed += 1
+                if len(self.failures) < MAX_LISTED_FAILURES:
+                    self.failures.append(outcome)
+
+    def summary(self) -> str:
+        """The report in a few lines, for people; it names the slowest stage."""
+        rate = self.uploaded / self.elapsed_s if self.elapsed_s else 0.0
+        lines = [
+            f"{self.uploaded:,} uploaded, {self.skipped:,} skipped, {self.failed:,} failed"
+            f"{'; stopped before the end, run it again for the rest' if self.drained else ''}",
+            f"{self.elapsed_s:.1f} s, {rate:,.0f} maps/s, {self.uploaded_bytes / 1e6:,.1f} MB to {self.destination}",
+        ]
+        if self.statistics is not None and self.uploaded:
+            stage, share = self.statistics.slowest_stage(self.elapsed_s)
+            lines.append(f"slowest stage: {stage}, busy {share:.0%} of the time")
+        return "\n".join(lines)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report for machines: every attribute, plain values only."""
+        return asdict(self)

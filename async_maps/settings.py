@@ -1,0 +1,165 @@
+"""The settings: one frozen model. Flags go before the environment, that before a TOML file, that before the defaults."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tomllib
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import numpy as np
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+)
+
+from async_maps.colormap import color_table, named_colormap
+from async_maps.errors import SettingsError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+MIB = 2**20
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class S3Settings(_Model):
+    """What S3 is told about each object, and how patient its client is."""
+
+    cache_control: str | None = None
+    """Cache-Control of each object, such as "public, max-age=86400"."""
+    metadata: dict[str, str] = Field(default_factory=dict)
+    """User metadata of each object."""
+    storage_class: str | None = None
+    """Storage class, such as STANDARD_IA."""
+    server_side_encryption: Literal["AES256", "aws:kms", "aws:kms:dsse"] | None = None
+    """Server-side encryption."""
+    kms_key_id: str | None = None
+    """The KMS key to encrypt with."""
+    max_attempts: PositiveInt = 5
+    """How often a request is tried in all; the waits between grow and are random."""
+    connect_timeout_s: PositiveFloat = 5.0
+    """Seconds to wait for a connection."""
+    read_timeout_s: PositiveFloat = 60.0
+    """Seconds to wait for an answer."""
+
+
+class FilesSettings(_Model):
+    """How files are written when the destination is a folder."""
+
+    fsync: bool = False
+    """Force each file to the disk before it counts as stored."""
+
+
+class Settings(_Model):
+    """All settings of a pipeline. Construct it with keywords, or with :func:`load_settings` from a TOML file.
+
+    Raises:
+        SettingsError: a value that makes no sense, or a name that is no setting.
+    """
+
+    colormap: str = "jet"
+    """Colormap by name."""
+    fade: bool = True
+    """Fade low activations out (Kolena's alpha curve); otherwise overlays are opaque."""
+    png: Literal["palette", "rgba"] = "palette"
+    """Indexed colour (small and fast) or RGBA (for readers that insist on it); the pixels are the same."""
+    png_level: Annotated[int, Field(ge=0, le=3)] = 1
+    """Effort of compression, 0 to 3."""
+    workers: NonNegativeInt | Literal["auto"] = "auto"
+    """Processes that read and colorize; 0 does it in threads of this process; auto is one for every two cores."""
+    encode_threads: PositiveInt | Literal["auto"] = "auto"
+    """Threads that encode; auto is one for every two cores."""
+    concurrency: PositiveInt = 32
+    """Uploads under way at once."""
+    chunk_maps: PositiveInt = 256
+    """At most so many maps go to a worker in one call."""
+    chunk_bytes: PositiveInt = 16 * MIB
+    """A chunk that has reached so many bytes takes no further map."""
+    queue_bytes: PositiveInt = 64 * MIB
+    """Bytes that each of the three queues may hold; a single map larger than that passes alone."""
+    max_failures: NonNegativeInt | None = None
+    """End the run when more maps than this have failed; by default it goes on to the end."""
+    drain_timeout_s: PositiveFloat = 60.0
+    """On the first Ctrl-C, what is in flight has so many seconds to finish."""
+    s3: S3Settings = Field(default_factory=S3Settings)
+    """For destinations in S3."""
+    files: FilesSettings = Field(default_factory=FilesSettings)
+    """For destinations on a disk."""
+
+    def __init__(self, **values: object) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise SettingsError(describe_invalid(error)) from error
+
+    @field_validator("colormap")
+    @classmethod
+    def _known_colormap(cls, name: str) -> str:
+        named_colormap(name, fade=True)
+        return name
+
+    @property
+    def worker_count(self) -> int:
+        """How many worker processes; 0 for threads."""
+        return _half_the_cores() if self.workers == "auto" else self.workers
+
+    @property
+    def encode_thread_count(self) -> int:
+        """How many encode threads."""
+        return _half_the_cores() if self.encode_threads == "auto" else self.encode_threads
+
+    def table(self) -> NDArray[np.uint8]:
+        """The colours: (256, 4) uint8, RGBA."""
+        return color_table(named_colormap(self.colormap, fade=self.fade))
+
+    def fingerprint(self) -> str:
+        """A digest of all that shapes an overlay's bytes: another one means that a finished map must be done again."""
+        shape = [self.png, self.png_level, hashlib.sha256(self.table().tobytes()).hexdigest()]
+        return hashlib.sha256(json.dumps(shape).encode()).hexdigest()[:16]
+
+
+def load_settings(path: str | Path) -> Settings:
+    """Settings from a TOML file whose keys are the model's.
+
+    Raises:
+        SettingsError: no such file, no TOML, or a key or value that makes no sense.
+    """
+    try:
+        with open(path, "rb") as file:
+            return Settings(**tomllib.load(file))
+    except OSError as error:
+        raise SettingsError(f"cannot read {path}: {error.strerror}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"{path} is not TOML: {error}") from error
+    except SettingsError as error:
+        raise SettingsError(f"{path}: {error}") from error
+
+
+def describe_invalid(error: ValidationError) -> str:
+    """One line for what pydantic found wrong: each setting, what is wrong with it and what was found."""
+    found = []
+    for problem in error.errors(include_url=False):
+        name = ".".join(str(part) for part in problem["loc"] if part not in {"constrained-int", "literal['auto']"})
+        if problem["type"] == "extra_forbidden":
+            found.append(f"{name} is not a setting")
+        else:
+            found.append(f"{name}: {problem['msg'][:1].lower()}{problem['msg'][1:]}, found {problem['input']!r}")
+    return "; ".join(dict.fromkeys(found))
+
+
+def _half_the_cores() -> int:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // 2)

@@ -1,0 +1,172 @@
+"""Files on a disk: one, a folder of them, or a glob. Runs in a thread."""
+
+from __future__ import annotations
+
+import errno
+import glob
+import os
+import sqlite3
+import stat
+from contextlib import closing
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from async_maps.errors import InputValidationError, SourceError
+from async_maps.names import check_name, printable
+from async_maps.records import ActivationMap, Failure
+from async_maps.sources import npy, npz
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+SUFFIXES = (".npy", ".npz")
+
+_SORT_IN_MEMORY = 10_000
+"""So many names are sorted as a list; a longer listing is sorted by SQLite, on disk where it must be."""
+
+
+def open_files(place: str | os.PathLike[str]) -> Files:
+    """The maps at a path or a glob.
+
+    Raises:
+        SourceError: nothing is there, or a file of a kind that is not read.
+    """
+    path = os.fspath(place)
+    if os.path.isdir(path):
+        return Files(path, None)
+    if os.path.lexists(path):
+        if not path.lower().endswith(SUFFIXES):
+            raise SourceError(
+                f"{path} is not read as activation maps; expected a file ending in {' or '.join(SUFFIXES)}"
+            )
+        return Files(os.path.dirname(path), [path])
+    if glob.has_magic(path):
+        return Files(_fixed_part(path), _Glob(path))
+    raise SourceError(f"no such file or folder: {path}")
+
+
+class Files:
+    """The maps in a listing of paths, named relative to a root.
+
+    Args:
+        root: the folder that names are relative to.
+        paths: the files to take, or None for all below the root.
+    """
+
+    def __init__(self, root: str, paths: Iterable[str] | None) -> None:
+        self._root = os.path.abspath(root)
+        self._paths = paths
+
+    def __iter__(self) -> Iterator[ActivationMap | Failure]:
+        """The maps, in the order of their paths."""
+        for path in _walk(self._root, ()) if self._paths is None else self._paths:
+            if isinstance(path, Failure):
+                yield path
+            elif path.lower().endswith(SUFFIXES):
+                yield from self._maps_in(os.path.abspath(path))
+
+    def _maps_in(self, path: str) -> Iterator[ActivationMap | Failure]:
+        name = Path(os.path.relpath(path, self._root)).with_suffix("").as_posix()
+        try:
+            status = os.stat(path)
+            if not stat.S_ISREG(status.st_mode):
+                yield _failure(name, path, f"expected a regular file, found {_kind(status.st_mode)}")
+                return
+            fingerprint = f"{status.st_size}-{status.st_mtime_ns}"
+            if npy.matches(path):
+                yield _entry(name, path, None, (fingerprint, status.st_size))
+            else:
+                for member, size in npz.members(path):
+                    yield _entry(f"{name}/{member}", path, member, (fingerprint, size))
+        except (OSError, SourceError) as error:
+            yield _failure(name, path, explain(error))
+
+
+def explain(error: Exception) -> str:
+    """One sentence for an error of a file, without its path."""
+    if isinstance(error, FileNotFoundError):
+        return "the file is not there: it was moved or deleted, or a symbolic link leads nowhere"
+    if isinstance(error, OSError) and error.errno == errno.ELOOP:
+        return "a symbolic link that leads back to itself"
+    if isinstance(error, OSError) and error.strerror:
+        return f"cannot be read: {error.strerror}"
+    return str(error)
+
+
+class _Glob:
+    """The paths that match a pattern, sorted; each once, however many ways it matches."""
+
+    def __init__(self, pattern: str) -> None:
+        self._pattern = pattern
+
+    def __iter__(self) -> Iterator[str]:
+        return _sort(path for path in glob.iglob(self._pattern, recursive=True) if not os.path.isdir(path))
+
+
+def _fixed_part(pattern: str) -> str:
+    """The folder above a pattern's first wildcard."""
+    parts = Path(pattern).parts
+    fixed = next(index for index, part in enumerate(parts) if glob.has_magic(part))
+    return str(Path(*parts[:fixed]))
+
+
+def _walk(folder: str, above: tuple[tuple[int, int], ...]) -> Iterator[str | Failure]:
+    """Every file below a folder, sorted, one folder's listing at a time; symbolic links are followed, loops are not."""
+    try:
+        status = os.stat(folder)
+        identity = (status.st_dev, status.st_ino)
+        if identity in above:
+            yield _failure(folder, folder, "a symbolic link that leads back to a folder above it")
+            return
+        for entry in _sort(_listing(folder)):
+            path = os.path.join(folder, entry)
+            if entry.endswith("/"):
+                yield from _walk(path[:-1], (*above, identity))
+            else:
+                yield path
+    except OSError as error:
+        yield _failure(folder, folder, explain(error))
+
+
+def _listing(folder: str) -> Iterator[str]:
+    """The names in a folder, as they come; those of folders end in a slash."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir():
+                yield f"{entry.name}/"
+            elif entry.name.lower().endswith(SUFFIXES):
+                yield entry.name
+
+
+def _sort(names: Iterator[str]) -> Iterator[str]:
+    first = list(islice(names, _SORT_IN_MEMORY))
+    if len(first) < _SORT_IN_MEMORY:
+        yield from sorted(set(first), key=os.fsencode)
+        return
+    # "" is a private database that SQLite spills to a file of its own and deletes.
+    with closing(sqlite3.connect("", check_same_thread=False)) as database:
+        database.execute("CREATE TABLE names (name BLOB PRIMARY KEY) WITHOUT ROWID")
+        for batch in (first, names):
+            database.executemany("INSERT OR IGNORE INTO names VALUES (?)", ((os.fsencode(name),) for name in batch))
+        for (name,) in database.execute("SELECT name FROM names ORDER BY name"):
+            yield os.fsdecode(name)
+
+
+def _entry(name: str, path: str, member: str | None, state: tuple[str, int]) -> ActivationMap | Failure:
+    fingerprint, size = state
+    source = printable(path if member is None else f"{path}[{member}]")
+    try:
+        check_name(name)
+    except InputValidationError as error:
+        return Failure(printable(name), source, fingerprint, "source", str(error))
+    return ActivationMap(name, source, fingerprint, size, path, member)
+
+
+def _failure(name: str, path: str, reason: str) -> Failure:
+    return Failure(printable(name), printable(path), None, "source", reason)
+
+
+def _kind(mode: int) -> str:
+    kinds = {stat.S_ISDIR: "a folder", stat.S_ISFIFO: "a pipe", stat.S_ISSOCK: "a socket"}
+    return next((name for test, name in kinds.items() if test(mode)), "a device")

@@ -1,0 +1,79 @@
+"""Any source as batches of maps, without blocking the event loop."""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+from itertools import islice
+from os import PathLike, fspath
+from time import monotonic
+from typing import TYPE_CHECKING, TypeAlias
+
+from anyio import to_thread
+
+from async_maps.errors import SourceError
+from async_maps.records import ActivationMap, Failure
+from async_maps.sources import Source, open_source
+from async_maps.sources.arrays import array_map
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Iterator
+    from typing import Any
+
+    from numpy.typing import NDArray
+
+    Named: TypeAlias = tuple[str, NDArray[Any]]
+    AnySource: TypeAlias = str | PathLike[str] | Source | Iterable[Named] | AsyncIterable[Named]
+    Entry: TypeAlias = ActivationMap | Failure
+
+_BATCH = 256
+_BATCH_BYTES = 16 * 2**20
+_BATCH_S = 0.02
+
+
+async def list_maps(source: AnySource) -> AsyncGenerator[list[Entry], None]:
+    """The maps of a source, as many at a time as are there at once.
+
+    Args:
+        source: a place for :func:`open_source`, what that gives, or an iterable or async iterable of
+            ``(name, array)``. What is not async is advanced in a thread, one batch ahead of what is asked for at most.
+
+    Raises:
+        SourceError: the place is not there, or holds no map at all.
+    """
+    found = False
+    if hasattr(source, "__aiter__"):
+        async for pair in source:
+            found = True
+            yield [array_map(*pair)]
+    else:
+        opened = source if not isinstance(source, str | PathLike) else await to_thread.run_sync(open_source, source)
+        async with aclosing(_in_thread(iter(opened))) as batches:
+            async for batch in batches:
+                found = True
+                yield batch
+    if not found:
+        place = fspath(source) if isinstance(source, str | PathLike) else "the source"
+        raise SourceError(f"{place} holds no activation maps (.npy, .npz)")
+
+
+async def _in_thread(entries: Iterator[Any]) -> AsyncGenerator[list[Entry], None]:
+    try:
+        while batch := await to_thread.run_sync(_take, entries):
+            yield batch
+    finally:
+        close = getattr(entries, "close", None)
+        if close is not None:
+            close()
+
+
+def _take(entries: Iterator[Any]) -> list[Entry]:
+    """What comes at once: bounded in items, in bytes of arrays, and in time, so that a slow source is not waited for."""
+    batch: list[Entry] = []
+    size, until = 0, monotonic() + _BATCH_S
+    for entry in islice(entries, _BATCH):
+        batch.append(entry if isinstance(entry, ActivationMap | Failure) else array_map(*entry))
+        if isinstance(batch[-1], ActivationMap) and batch[-1].array is not None:
+            size += batch[-1].max_bytes
+        if size >= _BATCH_BYTES or monotonic() >= until:
+            break
+    return batch

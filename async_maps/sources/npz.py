@@ -1,0 +1,60 @@
+"""NumPy's ``.npz``: a zip archive of ``.npy`` files, one map a member."""
+
+from __future__ import annotations
+
+import zipfile
+from typing import TYPE_CHECKING
+
+from async_maps.errors import SourceError
+from async_maps.sources import npy
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from numpy.typing import NDArray
+
+
+def matches(path: str) -> bool:
+    """Whether the file's name says it is one."""
+    return path.lower().endswith(".npz")
+
+
+def members(path: str) -> list[tuple[str, int]]:
+    """The arrays in an archive: each one's key and its size in bytes, in the archive's order.
+
+    Raises:
+        SourceError: it is no ``.npz`` archive.
+        OSError: it cannot be read.
+    """
+    with _open(path) as archive:
+        return [
+            (info.filename.removesuffix(".npy"), info.file_size)
+            for info in archive.infolist()
+            if info.filename.endswith(".npy")
+        ]
+
+
+def read(path: str, member: str) -> NDArray[Any]:
+    """Read one array; never unpickles.
+
+    Raises:
+        SourceError: no such archive or member, or the member is no ``.npy`` file.
+        OSError: it cannot be read.
+    """
+    with _open(path) as archive:
+        try:
+            info = archive.getinfo(f"{member}.npy")
+        except KeyError:
+            raise SourceError(f"the archive holds no array {member!r} any more") from None
+        try:
+            with archive.open(info) as file:
+                return npy.read_stream(file, info.file_size)
+        except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
+            raise SourceError(f"the archive is damaged at {member!r}: {error}") from error
+
+
+def _open(path: str) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, NotImplementedError) as error:
+        raise SourceError(f"expected an .npz archive (a zip file): {error}") from error

@@ -1,0 +1,86 @@
+"""Where PNGs go. A store is an async context; one function picks it."""
+
+from __future__ import annotations
+
+import os
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Protocol
+from urllib.parse import unquote, urlsplit
+
+from async_maps.errors import SettingsError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from async_maps.settings import Settings
+
+
+class Store(Protocol):
+    """What the pipeline asks of a store. One contract, the same tests for each."""
+
+    @property
+    def destination(self) -> str:
+        """The bucket and prefix, or folder, as a URL: what every locator starts with."""
+
+    @property
+    def prefix(self) -> str:
+        """What every key starts with, without a slash at its end; empty for none."""
+
+    def locator(self, key: str) -> str:
+        """Where an object of that key lies."""
+
+    async def check(self) -> None:
+        """Ask, without writing, whether the store is there.
+
+        Raises:
+            StoreError: it is not.
+        """
+
+    async def put(self, key: str, data: bytes) -> str | None:
+        """Store the object, whole or not at all, over whatever had that key.
+
+        Returns:
+            the store's tag of the object (ETag, without quotes), or None.
+
+        Raises:
+            ObjectError: the store refuses this object.
+            StoreError: the store refuses all of them, or cannot be reached.
+        """
+
+
+@asynccontextmanager
+async def open_store(destination: str | os.PathLike[str], settings: Settings) -> AsyncIterator[Store]:
+    """The store at ``s3://bucket/prefix``, ``file:///folder``, a plain path, or ``memory://prefix``.
+
+    Raises:
+        SettingsError: the destination is of no kind we know, or incomplete.
+        StoreError: it cannot be used.
+    """
+    # Stores come with heavy clients: only the one that is used is imported.
+    place = os.fspath(destination)
+    scheme = place.partition("://")[0] if "://" in place else ""
+    if scheme == "s3":
+        from async_maps.stores.s3 import open_s3
+
+        bucket, _, prefix = place.removeprefix("s3://").partition("/")
+        async with open_s3(bucket, prefix.strip("/"), settings) as s3:
+            yield s3
+    elif scheme in {"", "file"}:
+        from async_maps.stores.files import FileStore
+
+        if not place:
+            raise SettingsError("the destination is empty; expected s3://bucket/prefix, file:///folder or a path")
+        yield FileStore(_file_path(place) if scheme else place, fsync=settings.files.fsync)
+    elif scheme == "memory":
+        from async_maps.stores.memory import MemoryStore
+
+        yield MemoryStore(place.removeprefix("memory://").strip("/"))
+    else:
+        raise SettingsError(f"unknown destination {place!r}; expected s3://bucket/prefix, file:///folder or a path")
+
+
+def _file_path(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.netloc not in {"", "localhost"} or not parts.path:
+        raise SettingsError(f"{url!r} names a host or no folder; expected file:///folder")
+    return unquote(url.removeprefix(f"file://{parts.netloc}"))

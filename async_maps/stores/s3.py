@@ -1,0 +1,156 @@
+"""S3, and whatever speaks its protocol, through aioboto3. Runs on the event loop.
+
+Credentials, region, endpoint, proxies and certificates come from the AWS environment and files, as for every AWS tool.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import aioboto3
+from aiobotocore.config import AioConfig
+from aiohttp import ClientError as AiohttpError
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+from isal import isal_zlib
+
+from async_maps.errors import ObjectError, SettingsError, StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from typing import Any
+
+    from types_aiobotocore_s3 import S3Client
+
+    from async_maps.settings import S3Settings, Settings
+
+_STORE_CODES = {
+    "NoSuchBucket": "the bucket does not exist",
+    "InvalidAccessKeyId": "the access key is not known there",
+    "SignatureDoesNotMatch": "the secret key is wrong",
+    "ExpiredToken": "the session token has expired",
+    "InvalidToken": "the session token is not valid",
+    "TokenRefreshRequired": "the session token has expired",
+    "RequestTimeTooSkewed": "this machine's clock is wrong",
+    "PermanentRedirect": "the bucket lies in another region",
+    "AuthorizationHeaderMalformed": "the bucket lies in another region",
+    "AccountProblem": "there is a problem with the account",
+}
+"""Error codes that speak of the store, not of one object (Amazon S3 API reference, "Error responses")."""
+
+
+@asynccontextmanager
+async def open_s3(bucket: str, prefix: str, settings: Settings) -> AsyncIterator[S3Store]:
+    """One client for the whole run.
+
+    Raises:
+        SettingsError: no bucket, or an AWS configuration that makes no sense.
+        StoreError: the client cannot be made.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._:/-]{1,}[A-Za-z0-9]", bucket):
+        raise SettingsError(f"{bucket!r} is not the name of a bucket; expected s3://bucket/prefix")
+    config = AioConfig(
+        max_pool_connections=settings.concurrency,
+        connect_timeout=settings.s3.connect_timeout_s,
+        read_timeout=settings.s3.read_timeout_s,
+        retries={"mode": "standard", "total_max_attempts": settings.s3.max_attempts},
+        # Trailing checksums break several S3-compatible stores; put() sends a checksum of its own in a header.
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+        parameter_validation=False,
+        user_agent_extra="async-maps",
+    )
+    try:
+        context = aioboto3.Session().client("s3", config=config)
+        client = await context.__aenter__()
+    except (BotoCoreError, ValueError) as error:
+        raise SettingsError(f"the AWS configuration cannot be used: {error}") from error
+    try:
+        yield S3Store(client, bucket, prefix, settings.s3)
+    finally:
+        await context.__aexit__(None, None, None)
+
+
+class S3Store:
+    """Puts objects under a prefix of a bucket.
+
+    Args:
+        client: an open aioboto3 client, which the caller closes.
+        bucket: the bucket's name.
+        prefix: what keys start with, without a slash at its end.
+        settings: the headers that each object gets.
+    """
+
+    def __init__(self, client: S3Client, bucket: str, prefix: str, settings: S3Settings) -> None:
+        self._client = client
+        self._bucket = bucket
+        self._headers = _headers(settings)
+        self._accepted_one = False
+        self.prefix = prefix
+        self.destination = f"s3://{bucket}/{prefix}" if prefix else f"s3://{bucket}"
+
+    def locator(self, key: str) -> str:
+        """``s3://bucket/key``, the key as it is, not percent-encoded: what Kolena reads."""
+        return f"s3://{self._bucket}/{key}"
+
+    async def check(self) -> None:
+        """Ask with HeadBucket whether the bucket is there.
+
+        A 403 passes: who may only write objects gets that answer too, and wrong keys show at the first object.
+
+        Raises:
+            StoreError: no such bucket, no credentials, no connection.
+        """
+        try:
+            await self._client.head_bucket(Bucket=self._bucket)
+        except ClientError as error:
+            if error.response["ResponseMetadata"]["HTTPStatusCode"] == 404:
+                raise StoreError(f"{self.destination}: the bucket does not exist") from error
+        except (BotoCoreError, AiohttpError, OSError, TimeoutError) as error:
+            raise StoreError(f"{self.destination}: {_unreachable(error)}") from error
+
+    async def put(self, key: str, data: bytes) -> str | None:
+        """Store the object with PutObject; the server checks its CRC32.
+
+        Whatever is refused before the first object was accepted is taken to be the store's refusal of all.
+
+        Raises:
+            ObjectError: the store refuses this object.
+            StoreError: it refuses all of them, or cannot be reached.
+        """
+        checksum = base64.b64encode(isal_zlib.crc32(data).to_bytes(4, "big")).decode()
+        try:
+            answer = await self._client.put_object(
+                Bucket=self._bucket, Key=key, Body=data, ChecksumCRC32=checksum, **self._headers
+            )
+        except ClientError as error:
+            detail = error.response.get("Error", {})
+            code, message = str(detail.get("Code", "")), str(detail.get("Message", ""))
+            reason = _STORE_CODES.get(code, message.rstrip("."))
+            kind = StoreError if code in _STORE_CODES or not self._accepted_one else ObjectError
+            raise kind(f"{self.destination}: refused with {code}: {reason}") from error
+        except (BotoCoreError, AiohttpError, OSError, TimeoutError) as error:
+            lasting = isinstance(error, NoCredentialsError) or not self._accepted_one
+            raise (StoreError if lasting else ObjectError)(f"{self.destination}: {_unreachable(error)}") from error
+        self._accepted_one = True
+        return answer["ETag"].strip('"') if "ETag" in answer else None
+
+
+def _headers(settings: S3Settings) -> dict[str, Any]:
+    headers = {
+        "ContentType": "image/png",
+        "CacheControl": settings.cache_control,
+        "Metadata": dict(settings.metadata) or None,
+        "StorageClass": settings.storage_class,
+        "ServerSideEncryption": settings.server_side_encryption,
+        "SSEKMSKeyId": settings.kms_key_id,
+    }
+    return {name: value for name, value in headers.items() if value is not None}
+
+
+def _unreachable(error: Exception) -> str:
+    if isinstance(error, NoCredentialsError):
+        return "no AWS credentials found: set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+    return str(error) or type(error).__name__

@@ -1,0 +1,105 @@
+"""Bounds in bytes. The bounded streams themselves are anyio's memory object streams, which count items."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from anyio import Event
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+T = TypeVar("T")
+
+
+class WaitingLine(Generic[T]):
+    """Those who want a share of something that may not be free yet, first come, first served. For one event loop.
+
+    Args:
+        take: hands out a share of a size, or None while it cannot.
+        give_back: takes back a share that was handed to somebody who was cancelled at that moment.
+    """
+
+    def __init__(self, take: Callable[[int], T | None], give_back: Callable[[T], None]) -> None:
+        self._take = take
+        self._give_back = give_back
+        self._waiting: deque[_Place[T]] = deque()
+
+    async def wait(self, size: int) -> T:
+        """Wait for a share of that size. Cancelled, nothing was taken."""
+        if not self._waiting and (share := self._take(size)) is not None:
+            return share
+        place: _Place[T] = _Place(size)
+        self._waiting.append(place)
+        try:
+            await place.served.wait()
+        except BaseException:
+            if place.share is None:
+                self._waiting.remove(place)
+                self.serve()
+            else:
+                self._give_back(place.share)
+            raise
+        assert place.share is not None  # noqa: S101  # serve() sets the share before the event
+        return place.share
+
+    def serve(self) -> None:
+        """Something was given back: serve those at the head of the line."""
+        while self._waiting and (share := self._take(self._waiting[0].size)) is not None:
+            place = self._waiting.popleft()
+            place.share = share
+            place.served.set()
+
+
+class _Place(Generic[T]):
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.served = Event()
+        self.share: T | None = None
+
+
+class ByteBudget:
+    """So many bytes may be held at once.
+
+    A loan larger than the whole budget is given when nothing else is held: one huge item runs alone instead of never.
+    So at most ``max(limit, the largest single loan)`` bytes are held.
+
+    Args:
+        limit: bytes.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.held = 0
+        self._line: WaitingLine[Loan] = WaitingLine(self._lend, Loan.release)
+
+    async def acquire(self, size: int) -> Loan:
+        """Wait until ``size`` bytes are free and take them. Cancelled, it has taken nothing."""
+        return await self._line.wait(size)
+
+    def _lend(self, size: int) -> Loan | None:
+        if self.held and self.held + size > self.limit:
+            return None
+        self.held += size
+        return Loan(self, size)
+
+    def _give_back(self, size: int) -> None:
+        self.held -= size
+        self._line.serve()
+
+
+class Loan:
+    """Bytes taken from a budget. Giving them back twice is harmless, for where a cancellation leaves it open who must."""
+
+    __slots__ = ("_budget", "_size")
+
+    def __init__(self, budget: ByteBudget, size: int) -> None:
+        self._budget = budget
+        self._size = size
+
+    def release(self) -> None:
+        """Give the bytes back."""
+        size, self._size = self._size, 0
+        if size:
+            self._budget._give_back(size)  # the other half of this pair
