@@ -26,47 +26,65 @@ if TYPE_CHECKING:
         TooManyFailuresError,
         WorkerError,
     )
-    from async_maps.meters import Statistics
-    from async_maps.pipeline import Pipeline, run
-    from async_maps.records import Failure, Receipt
+    from async_maps.export import export_manifest
+    from async_maps.meters import StageStatistics, Statistics
+    from async_maps.pipeline import Pipeline, dry_run, run
+    from async_maps.records import Failure, Outcome, Receipt
     from async_maps.report import Report
-    from async_maps.settings import Settings, load_settings
+    from async_maps.settings import FilesSettings, S3Settings, Settings, load_settings
+
+__all__ = [
+    "AsyncMapsError",
+    "Colormap",
+    "ColormapJet",
+    "Failure",
+    "FilesSettings",
+    "InputValidationError",
+    "ManifestError",
+    "MapFailedError",
+    "MissingExtraError",
+    "ObjectError",
+    "Outcome",
+    "Pipeline",
+    "PipelineClosedError",
+    "Receipt",
+    "Report",
+    "S3Settings",
+    "Settings",
+    "SettingsError",
+    "SourceError",
+    "StageStatistics",
+    "Statistics",
+    "StoreError",
+    "TooManyFailuresError",
+    "WorkerError",
+    "colorize_activation_map",
+    "dry_run",
+    "encode_png",
+    "export_manifest",
+    "load_settings",
+    "run",
+]
 
 _ROOMS = {
-    "colorize": ["colorize_activation_map"],
-    "colormap": ["Colormap", "ColormapJet"],
-    "encode": ["encode_png"],
-    "errors": [
-        "AsyncMapsError",
-        "InputValidationError",
-        "ManifestError",
-        "MapFailedError",
-        "MissingExtraError",
-        "ObjectError",
-        "PipelineClosedError",
-        "SettingsError",
-        "SourceError",
-        "StoreError",
-        "TooManyFailuresError",
-        "WorkerError",
-    ],
-    "meters": ["Statistics"],
-    "pipeline": ["Pipeline", "run"],
-    "records": ["Failure", "Receipt"],
-    "report": ["Report"],
-    "settings": ["Settings", "load_settings"],
+    "colorize": ("colorize_activation_map",),
+    "colormap": ("Colormap", "ColormapJet"),
+    "encode": ("encode_png",),
+    "export": ("export_manifest",),
+    "meters": ("StageStatistics", "Statistics"),
+    "pipeline": ("Pipeline", "dry_run", "run"),
+    "records": ("Failure", "Outcome", "Receipt"),
+    "report": ("Report",),
+    "settings": ("FilesSettings", "S3Settings", "Settings", "load_settings"),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
 
-__all__ = [  # noqa: PLE0604  # names from the table above, sorted
-    *sorted(_ROOM_OF),
-]
-
 
 def __getattr__(name: str) -> object:
-    if name in _ROOM_OF:
-        return getattr(import_module(f"async_maps.{_ROOM_OF[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    # What is in no other room is an error.
+    return getattr(import_module(f"async_maps.{_ROOM_OF.get(name, 'errors')}"), name)
 
 
 def __dir__() -> list[str]:

@@ -13,6 +13,7 @@
     ├── TooManyFailuresError                     a run that passed ``max_failures``
     ├── PipelineClosedError                      the pipeline is closed, or was closed under the caller
     ├── WorkerError                              a worker process could not start or died
+    ├── ServerError                              the demo's S3 server did not start (in :mod:`async_maps.seaweed`)
     └── MissingExtraError                        an optional dependency that is not installed
 
 One map's failure is data, a :class:`~async_maps.records.Failure`; what stands here ends a call or a run.

@@ -6,7 +6,7 @@ What a run left is what the next one reads: a map that is done and unchanged is 
 from __future__ import annotations
 
 import sqlite3
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -95,6 +95,7 @@ class Manifest:
 
     def __init__(self, path: str | PathLike[str], *, read_only: bool = False) -> None:
         self.path = Path(path)
+        self._read_only = read_only
         if read_only and not self.path.exists():
             raise ManifestError(f"no such manifest: {self.path}")
         with self._explained("opened"):
@@ -104,7 +105,7 @@ class Manifest:
                 ":memory:" if path == ":memory:" else place, uri=True, check_same_thread=False, isolation_level=None
             )
             try:
-                self._prepare(read_only=read_only)
+                self._prepare()
             except BaseException:
                 self._database.close()
                 raise
@@ -118,7 +119,10 @@ class Manifest:
         self.close()
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file, and leave it as one: without the files beside it that a write-ahead log has."""
+        if not self._read_only:
+            with suppress(sqlite3.OperationalError):  # somebody reads it: then they stay for now
+                self._database.execute("PRAGMA journal_mode = DELETE")
         self._database.close()
 
     def begin(self, destination: str) -> None:
@@ -204,14 +208,14 @@ class Manifest:
                 f"SELECT {', '.join(COLUMNS)} FROM maps {where} ORDER BY name, source"  # noqa: S608  # names of our own
             )
 
-    def _prepare(self, *, read_only: bool) -> None:
+    def _prepare(self) -> None:
         ours = self._pragma("application_id") == _APPLICATION_ID
-        if not ours and (read_only or self._database.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone()):
+        if not ours and (self._read_only or self._database.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone()):
             raise ManifestError(f"{self.path} is an SQLite file, but no manifest of ours: name another with --manifest")
         version = self._pragma("user_version")
         if version > _VERSION:
             raise ManifestError(f"{self.path} was written by a newer version of async-maps; please update")
-        if read_only:
+        if self._read_only:
             return
         self._database.execute("PRAGMA journal_mode = WAL")
         # With WAL a crash of the process loses nothing; a power cut may lose the last commits, whose maps are redone.

@@ -89,6 +89,7 @@ class Pipeline:
         self._place = destination
         self._draining = False
         self._serving: asyncio.Task[None] | None = None
+        self._store: Store | None = None
         self._callers: set[Callable[[AsyncMapsError], None]] = set()
         self._uploaded = self._failed = self._uploaded_bytes = 0
 
@@ -99,12 +100,13 @@ class Pipeline:
         end: AsyncMapsError = PipelineClosedError("the pipeline was closed before this map was through")
         try:
             async with AsyncExitStack() as stack:
-                self._store: Store = await stack.enter_async_context(open_store(self._place, self.settings))
+                store = await stack.enter_async_context(open_store(self._place, self.settings))
                 arena = stack.enter_context(Arena(self.settings.queue_bytes))
                 async with create_task_group() as opening:
-                    opening.start_soon(self._store.check)
+                    opening.start_soon(store.check)
                     workers = await stack.enter_async_context(_started_workers(self.settings, arena))
-                await self._run_stages(arena, workers, opened)
+                self._store = store
+                await self._run_stages(store, arena, workers, opened)
         except BaseExceptionGroup as group:
             error = _first(group)
             end = error if isinstance(error, AsyncMapsError) else end
@@ -113,7 +115,7 @@ class Pipeline:
             for abort in list(self._callers):
                 abort(end)
 
-    async def _run_stages(self, arena: Arena, workers: Sequence[Worker], opened: asyncio.Event) -> None:
+    async def _run_stages(self, store: Store, arena: Arena, workers: Sequence[Worker], opened: asyncio.Event) -> None:
         settings = self.settings
         threads = settings.encode_thread_count
         recipe = _recipe(settings)
@@ -143,7 +145,7 @@ class Pipeline:
             for _ in range(threads):
                 stages.start_soon(encode_stage, bitmaps_out.clone(), pngs_in.clone(), encode, encoders, self._meters[1])
             for _ in range(settings.concurrency):
-                stages.start_soon(upload_stage, pngs_out.clone(), self._store, self._meters[2])
+                stages.start_soon(upload_stage, pngs_out.clone(), store, self._meters[2])
             for end in (jobs_out, bitmaps_out, pngs_out):
                 end.close()
             opened.set()
@@ -190,6 +192,11 @@ class Pipeline:
         self._serving.cancel()
         with CancelScope(shield=True):
             await asyncio.wait({self._serving})
+
+    @property
+    def is_open(self) -> bool:
+        """Whether maps can be put."""
+        return self._store is not None and self._serving is not None and not self._serving.done()
 
     def drain(self) -> None:
         """Let running batches and streams read no further; what they have taken in is finished and reported."""
@@ -371,7 +378,7 @@ class Pipeline:
         settle(outcome)
 
     def _opened(self) -> Store:
-        if self._serving is None or self._serving.done():
+        if self._store is None or self._serving is None or self._serving.done():
             raise PipelineClosedError("the pipeline is not open; use it inside 'async with'")
         return self._store
 
@@ -397,13 +404,14 @@ def run(
     return asyncio.run(main())
 
 
-async def dry_run(
+async def dry_run(  # noqa: PLR0913  # those of run()
     source: AnySource,
     destination: str | PathLike[str],
     *,
     settings: Settings | None = None,
     manifest: str | PathLike[str] | None = None,
     redo: Redo = "changed",
+    report: Report | None = None,
 ) -> Report:
     """Say what :meth:`Pipeline.run` would do, as far as a listing tells: nothing is read, written or uploaded.
 
@@ -416,7 +424,8 @@ async def dry_run(
     settings = settings or Settings()
     async with open_store(destination, settings) as store:
         await store.check()
-        report = Report(store.destination)
+        report = report or Report()
+        report.destination = store.destination
         async with open_reader(manifest, store.destination, settings.fingerprint()) as recorder:
             async with aclosing(recorder.select(list_maps(source), redo, report)) as batches:
                 async for batch in batches:

@@ -25,7 +25,6 @@ from async_maps.records import Bitmap
 from async_maps.worker import Recipe, Reply, Request, Result, aligned, colorize_chunk, frame
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from typing import Any
 
     from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream

@@ -155,6 +155,8 @@ def describe_invalid(error: ValidationError) -> str:
         name = ".".join(str(part) for part in problem["loc"] if part not in {"constrained-int", "literal['auto']"})
         if problem["type"] == "extra_forbidden":
             found.append(f"{name} is not a setting")
+        elif isinstance(ours := problem.get("ctx", {}).get("error"), SettingsError):
+            found.append(str(ours))
         else:
             found.append(f"{name}: {problem['msg'][:1].lower()}{problem['msg'][1:]}, found {problem['input']!r}")
     return "; ".join(dict.fromkeys(found))

@@ -135,7 +135,7 @@ class S3Store:
             lasting = isinstance(error, NoCredentialsError) or not self._accepted_one
             raise (StoreError if lasting else ObjectError)(f"{self.destination}: {_unreachable(error)}") from error
         self._accepted_one = True
-        return answer["ETag"].strip('"') if "ETag" in answer else None
+        return answer.get("ETag", "").strip('"') or None
 
 
 def _headers(settings: S3Settings) -> dict[str, Any]:

