@@ -6,6 +6,7 @@ to leave behind, however the processes end, and the small /dev/shm of a containe
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import tempfile
@@ -36,10 +37,11 @@ class Block:
         memory: (size,) uint8, its bytes.
     """
 
-    def __init__(self, arena: Arena, start: int, memory: NDArray[np.uint8]) -> None:
+    memory: NDArray[np.uint8]
+
+    def __init__(self, arena: Arena, start: int, size: int) -> None:
         self.start = start
-        self.memory = memory
-        self.size = memory.size
+        self.size = size
         self._arena = arena
         self._holders = 1
 
@@ -81,8 +83,20 @@ class Arena:
         os.close(self.descriptor)
 
     async def take(self, size: int) -> Block:
-        """Wait for a block of at least ``size`` bytes, held once. Cancelled, nothing was taken."""
-        return await self._line.wait(_round_up(max(size, 1)))
+        """Wait for a block of at least ``size`` bytes, held once. Cancelled, nothing was taken.
+
+        Raises:
+            OSError: the block is larger than the arena, and the system does not give that much; nothing was taken.
+        """
+        block = await self._line.wait(_round_up(max(size, 1)))
+        if block.size > self.size:
+            # Grown here and not when it was served: what goes wrong concerns who asked, not who made room.
+            try:
+                block.memory = self._grow(block.size)
+            except BaseException:
+                block.release()
+                raise
+        return block
 
     def give_back(self, block: Block) -> None:
         """Take a block back; :meth:`Block.release` does it."""
@@ -97,20 +111,27 @@ class Arena:
     def _carve(self, size: int) -> Block | None:
         """The first free piece that is large enough, so that memory once touched is used again."""
         if size > self.size:
-            return None if self.held else self._grow(size)
+            if self.held:
+                return None
+            self._free = []
+            self.held = size
+            return Block(self, 0, size)
         for index, (start, length) in enumerate(self._free):
             if length >= size:
                 rest = [(start + size, length - size)] if length > size else []
                 self._free[index : index + 1] = rest
                 self.held += size
-                return Block(self, start, self._memory[start : start + size])
+                block = Block(self, start, size)
+                block.memory = self._memory[start : start + size]
+                return block
         return None
 
-    def _grow(self, size: int) -> Block:
-        os.ftruncate(self.descriptor, size)
-        self._free = []
-        self.held = size
-        return Block(self, 0, map_memory(self.descriptor, size))
+    def _grow(self, size: int) -> NDArray[np.uint8]:
+        try:
+            os.ftruncate(self.descriptor, size)
+            return map_memory(self.descriptor, size)
+        except (OSError, OverflowError) as error:
+            raise OSError(errno.ENOMEM, f"no {size:,} bytes of shared memory are to be had") from error
 
 
 def _anonymous_file() -> int:

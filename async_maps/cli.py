@@ -13,7 +13,7 @@ import cyclopts
 from cyclopts import App, Group, Parameter
 from pydantic import ValidationError
 
-from async_maps.errors import AsyncMapsError, SettingsError
+from async_maps.errors import AsyncMapsError, SettingsError, TooManyFailuresError
 from async_maps.progress import ProgressKind
 from async_maps.settings import Settings, describe_invalid, load_settings
 
@@ -95,8 +95,8 @@ def run(  # noqa: PLR0913  # one argument a flag
         code = asyncio.run(job.rehearse() if dry_run else job.run(progress))
     except AsyncMapsError as error:
         _complain(error)
-        # Something was done: the command was right, and can be run again for the rest.
-        code = SOME_FAILED if filled.uploaded or filled.failed else WRONG_USE
+        # Once the store has taken a map, the command was right, and can be run again for the rest.
+        code = SOME_FAILED if filled.uploaded or isinstance(error, TooManyFailuresError) else WRONG_USE
     if report is not None:
         _write_report(report, filled, code)
     return code
@@ -111,8 +111,8 @@ def demo(
 ) -> int:
     """Do the whole job on this machine, without an account: scenes, their saliency maps, a real S3 server, overlays.
 
-    Makes a few hundred scenes and a saliency map of each, starts SeaweedFS on loopback, runs the same as async-maps run,
-    reads every object back and compares its pixels, exports the locators, and draws overlays.png to look at.
+    Makes a few hundred scenes and a saliency map of each, starts SeaweedFS on loopback, uploads their overlays as
+    async-maps run does, reads every object back and compares its pixels, exports the locators, and draws overlays.png.
 
     Parameters
     ----------

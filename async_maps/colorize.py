@@ -1,4 +1,4 @@
-"""From an activation map to intensities and colours. Runs wherever it is called: a worker process, a thread, a script."""
+"""From an activation map to intensities and colours. Runs where it is called: a worker process, a thread, a script."""
 
 from __future__ import annotations
 
@@ -51,6 +51,10 @@ def map_shape(activation_map: NDArray[Any]) -> tuple[int, int]:
     """
     if not isinstance(activation_map, np.ndarray):
         raise InputValidationError(f"an activation map must be a NumPy array; found {type(activation_map).__name__}")
+    if isinstance(activation_map, np.ma.MaskedArray):
+        raise InputValidationError(
+            "an activation map must have a value everywhere; found a masked array: fill it first"
+        )
     check_shape(activation_map.shape, activation_map.dtype)
     return activation_map.shape[0], activation_map.shape[1]
 
@@ -79,13 +83,13 @@ def quantise(activation_map: NDArray[Any], plane: NDArray[np.uint8]) -> None:
     Raises:
         InputValidationError: a value is NaN, infinite or outside [0, 1]; ``plane`` then holds nothing of use.
     """
-    values = activation_map.reshape(plane.shape)
+    values = np.asarray(activation_map).reshape(plane.shape)
     if values.dtype == np.uint8:
         np.copyto(plane, values)
         return
     flat = np.require(values, values.dtype.newbyteorder("="), ["C", "A"]).reshape(-1)
     if not _quantise_floats(flat, plane.reshape(-1)):
-        raise InputValidationError(_describe_bad_value(activation_map))
+        raise InputValidationError(_describe_bad_value(np.asarray(activation_map)))
 
 
 def look_up(plane: NDArray[np.uint8], table: NDArray[np.uint8], pixels: NDArray[np.uint8]) -> None:

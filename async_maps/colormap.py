@@ -117,7 +117,7 @@ def color_table(colormap: SupportsColorize) -> NDArray[np.uint8]:
         color = np.asarray(colormap.colorize(np.uint8(intensity)))
         if color.shape != (4,):
             raise InputValidationError(
-                f"{type(colormap).__name__}.colorize({intensity}) must return 4 values (RGBA); its shape is {color.shape}"
+                f"{type(colormap).__name__}.colorize({intensity}) must return 4 values, RGBA; found {color.shape}"
             )
         table[intensity] = color.astype(np.uint8)
     return table

@@ -38,7 +38,7 @@ def encode_png(image: NDArray[Any], mode: str) -> io.BytesIO:
     """Encode an image with Pillow: a drop-in for ``kolena.workflow.visualization.encode_png``, byte-equal to it.
 
     Args:
-        image: (h, w), (h, w, 1), (h, w, 3) or (h, w, 4), as the mode asks for.
+        image: (h, w), (h, w, 2), (h, w, 3) or (h, w, 4), as the mode asks for.
         mode: any Pillow mode that PNG knows: ``"RGBA"``, ``"L"``, ...
 
     Returns:

@@ -1,4 +1,4 @@
-"""The numba kernels. They run in worker processes (or in threads, with ``workers = 0``) and release the interpreter lock.
+"""The numba kernels. They run in worker processes, or in threads if there are none, and release the interpreter lock.
 
 Every kernel has exactly one signature and is compiled, or read from numba's cache on disk, when this module is
 imported: importing it *is* the warm-up. One signature a function also makes the cache safe to share. numba's index

@@ -1,6 +1,7 @@
-"""The manifest: one SQLite row for every map of a job, written after its receipt. Its methods block: call them in a thread.
+"""The manifest: one SQLite row for every map of a job, written after its receipt. It blocks: call it in a thread.
 
-What a run left is what the next one reads: a map that is done and unchanged is not done again. One run writes at a time.
+What a run left is what the next one reads: a map that is done and unchanged is not done again. One run writes at a
+time.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ COLUMNS = (
 )  # fmt: skip
 """The columns of the table ``maps``.
 
-``locator``, ``bytes``, ``width``, ``height`` and ``etag`` are null unless ``status`` is ``done``; ``stage`` and ``error``
-are null unless it is ``failed``. ``time`` is UTC in ISO 8601. ``fingerprint`` is the source's state, ``settings`` that of
-the settings which shape the bytes.
+``locator``, ``bytes``, ``width``, ``height`` and ``etag`` are null unless ``status`` is ``done``; ``stage`` and
+``error`` are null unless it is ``failed``. ``time`` is UTC in ISO 8601. ``fingerprint`` is the source's state,
+``settings`` that of the settings which shape the bytes.
 """
 
 _APPLICATION_ID = 0x414D4150  # "AMAP"
@@ -228,11 +229,11 @@ class Manifest:
 
     def _rows(self, names: Sequence[str]) -> dict[str, tuple[str, str, str | None, str]]:
         marks = ", ".join("?" * len(names))
-        rows = self._database.execute(
-            "SELECT name, status, source, fingerprint, settings FROM maps "
-            f"WHERE stage IS NOT 'source' AND name IN ({marks})",  # question marks
-            names,
+        query = (
+            "SELECT name, status, source, fingerprint, settings FROM maps "  # noqa: S608  # question marks
+            f"WHERE stage IS NOT 'source' AND name IN ({marks})"
         )
+        rows = self._database.execute(query, names)
         return {name: (status, source, fingerprint, settings) for name, status, source, fingerprint, settings in rows}
 
     def _duplicate(self, map_: ActivationMap) -> Failure:

@@ -71,8 +71,8 @@ _WINDOW = 4096
 class Pipeline:
     """Colorizes, encodes and uploads activation maps; open while its ``async with`` lasts.
 
-    Any number of tasks may use it at once. Leaving the context finishes what was accepted; leaving it with an exception,
-    or cancelled, abandons that. Either way no process, thread, socket or memory is left.
+    Any number of tasks may use it at once. Leaving the context finishes what was accepted; leaving it with an
+    exception, or cancelled, abandons that. Either way no process, socket or memory is left.
 
     Args:
         destination: ``s3://bucket/prefix``, ``file:///folder``, a plain path, or ``memory://``.
@@ -109,7 +109,10 @@ class Pipeline:
                 await self._run_stages(store, arena, workers, opened)
         except BaseExceptionGroup as group:
             error = _first(group)
-            end = error if isinstance(error, AsyncMapsError) else end
+            if isinstance(error, AsyncMapsError):
+                end = error
+            else:
+                end.__cause__ = error
             raise error from None
         finally:
             for abort in list(self._callers):
@@ -139,16 +142,20 @@ class Pipeline:
             meter=self._meters[0],
         )
         encoders = CapacityLimiter(threads), self._png_bytes
-        async with create_task_group() as stages, bitmaps_in, pngs_in:
-            for worker in workers:
-                stages.start_soon(colorize.run, worker, jobs_out.clone(), bitmaps_in.clone())
-            for _ in range(threads):
-                stages.start_soon(encode_stage, bitmaps_out.clone(), pngs_in.clone(), encode, encoders, self._meters[1])
-            for _ in range(settings.concurrency):
-                stages.start_soon(upload_stage, pngs_out.clone(), store, self._meters[2])
-            for end in (jobs_out, bitmaps_out, pngs_out):
-                end.close()
-            opened.set()
+        # The first to be entered is the last to be closed: the jobs' end, when the stages are through or cancelled.
+        with jobs_in:
+            async with create_task_group() as stages, bitmaps_in, pngs_in:
+                for worker in workers:
+                    stages.start_soon(colorize.run, worker, jobs_out.clone(), bitmaps_in.clone())
+                for _ in range(threads):
+                    stages.start_soon(
+                        encode_stage, bitmaps_out.clone(), pngs_in.clone(), encode, encoders, self._meters[1]
+                    )
+                for _ in range(settings.concurrency):
+                    stages.start_soon(upload_stage, pngs_out.clone(), store, self._meters[2])
+                for end in (jobs_out, bitmaps_out, pngs_out):
+                    end.close()
+                opened.set()
 
     # Opening and closing --------------------------------------------------------------------------------------------
 
@@ -192,6 +199,9 @@ class Pipeline:
         self._serving.cancel()
         with CancelScope(shield=True):
             await asyncio.wait({self._serving})
+        if not self._serving.cancelled():
+            # Whoever waited has been told already; the loop need not complain that nobody asked.
+            self._serving.exception()
 
     @property
     def is_open(self) -> bool:
@@ -426,12 +436,14 @@ async def dry_run(  # noqa: PLR0913  # those of run()
         await store.check()
         report = report or Report()
         report.destination = store.destination
-        async with open_reader(manifest, store.destination, settings.fingerprint()) as recorder:
-            async with aclosing(recorder.select(list_maps(source), redo, report)) as batches:
-                async for batch in batches:
-                    entries = [_with_key(entry, store.prefix) for entry in batch]
-                    report.count([entry for entry in entries if isinstance(entry, Failure)])
-                    report.planned += sum(isinstance(entry, ActivationMap) for entry in entries)
+        async with (
+            open_reader(manifest, store.destination, settings.fingerprint()) as recorder,
+            aclosing(recorder.select(list_maps(source), redo, report)) as batches,
+        ):
+            async for batch in batches:
+                entries = [_with_key(entry, store.prefix) for entry in batch]
+                report.count([entry for entry in entries if isinstance(entry, Failure)])
+                report.planned += sum(isinstance(entry, ActivationMap) for entry in entries)
     return report
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import sys
 from contextlib import suppress
 from time import perf_counter
@@ -164,12 +165,14 @@ class ProcessWorker:
             return None
         process, self._process = self._process, None
         with CancelScope(shield=True):
-            with suppress(ProcessLookupError):
-                process.kill()
-            status = await process.wait()
-        # The transport's own clean-up waits for the loop's next turns; without it, the pipes warn that they are open.
-        process._transport.close()  # type: ignore[attr-defined]
-        return status
+            if process.returncode is None:
+                # Not process.kill(): it looks whether the process has died, and if so takes its status away from the
+                # event loop, which then knows neither that nor why.
+                with suppress(ProcessLookupError):
+                    os.kill(process.pid, signal.SIGKILL)
+            # To the end of its output too, or the pipe would stay open.
+            await process.communicate()
+        return process.returncode
 
 
 def _describe(status: int | None) -> str:

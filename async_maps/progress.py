@@ -215,7 +215,8 @@ class _Count:
         """Count."""
         total = 0
         try:
-            for total, _ in enumerate(open_source(place), 1):
+            for _ in open_source(place):
+                total += 1
                 if self.stopped:
                     return
         except AsyncMapsError:

@@ -65,10 +65,11 @@ class Report:
         """The report in a few lines, for people; it names the slowest stage."""
         rate = self.uploaded / self.elapsed_s if self.elapsed_s else 0.0
         lines = [
-            f"{self.uploaded:,} uploaded, {self.skipped:,} skipped, {self.failed:,} failed"
-            f"{'; stopped before the end, run it again for the rest' if self.drained else ''}",
+            f"{self.uploaded:,} uploaded, {self.skipped:,} skipped, {self.failed:,} failed",
             f"{self.elapsed_s:.1f} s, {rate:,.0f} maps/s, {self.uploaded_bytes / 1e6:,.1f} MB to {self.destination}",
         ]
+        if self.drained:
+            lines.append("stopped before the end of the source; run it again for the rest")
         if self.statistics is not None and self.uploaded:
             stage, share = self.statistics.slowest_stage(self.elapsed_s)
             lines.append(f"slowest stage: {stage}, busy {share:.0%} of the time")

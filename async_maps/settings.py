@@ -1,4 +1,4 @@
-"""The settings: one frozen model. Flags go before the environment, that before a TOML file, that before the defaults."""
+"""The settings: one frozen model. Flags go before the environment, that before a TOML file, that before defaults."""
 
 from __future__ import annotations
 

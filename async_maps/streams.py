@@ -90,7 +90,7 @@ class ByteBudget:
 
 
 class Loan:
-    """Bytes taken from a budget. Giving them back twice is harmless, for where a cancellation leaves it open who must."""
+    """Bytes taken from a budget. Giving them back twice is harmless: a cancellation can leave it open who must."""
 
     __slots__ = ("_budget", "_size")
 

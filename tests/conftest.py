@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from async_maps import seaweed
+from tests.leftovers import leaves_nothing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+__all__ = ["leaves_nothing"]
 
 _numbers = itertools.count(1)
 

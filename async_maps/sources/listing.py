@@ -67,7 +67,7 @@ async def _in_thread(entries: Iterator[Any]) -> AsyncGenerator[list[Entry], None
 
 
 def _take(entries: Iterator[Any]) -> list[Entry]:
-    """What comes at once: bounded in items, in bytes of arrays, and in time, so that a slow source is not waited for."""
+    """What comes at once: bounded in items, in bytes of arrays, and in time, so as not to wait for a slow source."""
     batch: list[Entry] = []
     size, until = 0, monotonic() + _BATCH_S
     for entry in islice(entries, _BATCH):

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 from contextlib import asynccontextmanager
+from importlib import import_module
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import unquote, urlsplit
+
+from anyio import to_thread
 
 from async_maps.errors import SettingsError
 
@@ -60,10 +63,10 @@ async def open_store(destination: str | os.PathLike[str], settings: Settings) ->
     place = os.fspath(destination)
     scheme = place.partition("://")[0] if "://" in place else ""
     if scheme == "s3":
-        from async_maps.stores.s3 import open_s3
-
+        # Half a second, which the worker processes use to start.
+        s3_module = await to_thread.run_sync(import_module, "async_maps.stores.s3")
         bucket, _, prefix = place.removeprefix("s3://").partition("/")
-        async with open_s3(bucket, prefix.strip("/"), settings) as s3:
+        async with s3_module.open_s3(bucket, prefix.strip("/"), settings) as s3:
             yield s3
     elif scheme in {"", "file"}:
         from async_maps.stores.files import FileStore

@@ -1,0 +1,58 @@
+"""What must not be left behind: processes, descriptors, threads of ours, shared memory, temporary files."""
+
+from __future__ import annotations
+
+import gc
+import os
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_GRACE_S = 5.0
+
+
+def children() -> set[int]:
+    """The processes that this one has started and that still are, zombies too."""
+    tasks = Path("/proc/self/task")
+    return {int(pid) for task in tasks.iterdir() for pid in (task / "children").read_text().split()}
+
+
+def descriptors() -> dict[str, str]:
+    """What this process has open, but for anyio's and asyncio's own machinery."""
+    found = {}
+    for entry in Path("/proc/self/fd").iterdir():
+        try:
+            found[entry.name] = os.readlink(entry)
+        except OSError:
+            continue
+    return found
+
+
+def _state() -> dict[str, object]:
+    gc.collect()
+    return {
+        "processes": children(),
+        "shared memory": set(os.listdir("/dev/shm")),  # noqa: S108  # to be looked at
+        "descriptors": len(descriptors()),
+        "temporary files": {name for name in os.listdir(tempfile.gettempdir()) if "async-maps" in name},
+        "threads": {thread.name for thread in threading.enumerate() if "AnyIO" not in thread.name},
+    }
+
+
+@pytest.fixture
+def leaves_nothing() -> Iterator[None]:
+    """Fails the test that leaves something behind."""
+    before = _state()
+    yield
+    deadline = time.monotonic() + _GRACE_S
+    while (after := _state()) != before and time.monotonic() < deadline:
+        time.sleep(0.05)
+    left = {what: (before[what], after[what]) for what in before if before[what] != after[what]}
+    assert not left, left
