@@ -90,6 +90,7 @@ class Pipeline:
         self._draining = False
         self._serving: asyncio.Task[None] | None = None
         self._store: Store | None = None
+        self._end: AsyncMapsError = PipelineClosedError("the pipeline was closed before this map was through")
         self._callers: set[Callable[[AsyncMapsError], None]] = set()
         self._uploaded = self._failed = self._uploaded_bytes = 0
 
@@ -97,7 +98,6 @@ class Pipeline:
 
     async def _serve(self, opened: asyncio.Event) -> None:
         """Own everything that must be closed, for as long as the pipeline is open."""
-        end: AsyncMapsError = PipelineClosedError("the pipeline was closed before this map was through")
         try:
             async with AsyncExitStack() as stack:
                 store = await stack.enter_async_context(open_store(self._place, self.settings))
@@ -110,13 +110,13 @@ class Pipeline:
         except BaseExceptionGroup as group:
             error = _first(group)
             if isinstance(error, AsyncMapsError):
-                end = error
+                self._end = error
             else:
-                end.__cause__ = error
+                self._end.__cause__ = error
             raise error from None
         finally:
             for abort in list(self._callers):
-                abort(end)
+                abort(self._end)
 
     async def _run_stages(self, store: Store, arena: Arena, workers: Sequence[Worker], opened: asyncio.Event) -> None:
         settings = self.settings
@@ -372,8 +372,13 @@ class Pipeline:
                 self._jobs.send_nowait(job)
             except WouldBlock:
                 await self._jobs.send(job)
-        except (BrokenResourceError, ClosedResourceError):
-            raise PipelineClosedError("the pipeline is closed") from None
+        except BrokenResourceError:
+            # The stages are gone, and what made them go is about to be known.
+            assert self._serving is not None  # noqa: S101  # open a moment ago
+            await asyncio.wait({self._serving})
+            raise self._end from None
+        except ClosedResourceError:
+            raise self._end from None
         except BaseException:
             if loan is not None:
                 loan.release()

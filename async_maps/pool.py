@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 _BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from async_maps.worker import main; main()"
 _START_TIMEOUT_S = 120.0
 """A cold start compiles the kernels, on a machine that may be busy with other things."""
+_START_ATTEMPTS = 5
 _STOP_TIMEOUT_S = 5.0
 _COPY_ON_LOOP_BYTES = 64 * 1024
 _ENCODE_BATCH_BYTES = 512 * 1024
@@ -253,7 +254,7 @@ class ColorizeStage:
         try:
             return await self._attempt(worker, chunk, wanted)
         except WorkerError:
-            await worker.start()
+            await _start_again(worker)
         # Which map killed it is not known: each is tried alone, and the one that does it again fails.
         batches = []
         for job in chunk:
@@ -264,7 +265,7 @@ class ColorizeStage:
                     batches += batch
             except WorkerError as error:
                 job.without_array().fail("colorize", f"{error}, twice over this map")
-                await worker.start()
+                await _start_again(worker)
             wanted = 0
         return len(chunk), 0, batches
 
@@ -302,6 +303,18 @@ class ColorizeStage:
             block.hold()
             batches[-1].append(Bitmap(light, pixels, block.release))
         return [batch for batch in batches if batch]
+
+
+async def _start_again(worker: Worker) -> None:
+    """Replace a worker that died; whatever killed it may kill its successor too, but not for ever.
+
+    Raises:
+        WorkerError: none would start.
+    """
+    for _ in range(_START_ATTEMPTS - 1):
+        with suppress(WorkerError):
+            return await worker.start()
+    return await worker.start()
 
 
 async def _place(chunk: list[Job], block: Block, inputs: int) -> list[Request]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
-import glob
 import os
 import sqlite3
 import stat
 from contextlib import closing
+from fnmatch import fnmatchcase
+from functools import partial
+from glob import has_magic
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +20,11 @@ from async_maps.records import ActivationMap, Failure
 from async_maps.sources import npy, npz
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Set
+    from typing import TypeAlias
+
+    Patterns: TypeAlias = Set[tuple[str, ...]]
+    """Globs relative to a folder, each as its parts: a path below it is wanted if any of them matches."""
 
 SUFFIXES = (".npy", ".npz")
 
@@ -34,16 +40,19 @@ def open_files(place: str | os.PathLike[str]) -> Files:
     """
     path = os.fspath(place)
     if os.path.isdir(path):
-        return Files(path, None)
+        return Files(path, partial(_walk, os.path.abspath(path), None))
     if os.path.lexists(path):
         if not path.lower().endswith(SUFFIXES):
             raise SourceError(
                 f"{path} is not read as activation maps; expected a file ending in {' or '.join(SUFFIXES)}"
             )
-        return Files(os.path.dirname(path), [path])
-    if glob.has_magic(path):
-        return Files(_fixed_part(path), _Glob(path))
-    raise SourceError(f"no such file or folder: {path}")
+        return Files(os.path.dirname(path), lambda: [os.path.abspath(path)])
+    if has_magic(path):
+        folder, pattern = _split_glob(path)
+        if os.path.isdir(folder):
+            return Files(folder, partial(_walk, os.path.abspath(folder), {pattern}))
+        path = folder
+    raise SourceError(f"no such file or folder: {printable(path)}")
 
 
 class Files:
@@ -51,23 +60,23 @@ class Files:
 
     Args:
         root: the folder that names are relative to.
-        paths: the files to take, or None for all below the root.
+        find: lists the files anew, absolute; a failure is passed on.
     """
 
-    def __init__(self, root: str, paths: Iterable[str] | None) -> None:
+    def __init__(self, root: str, find: Callable[[], Iterable[str | Failure]]) -> None:
         self._root = os.path.abspath(root)
-        self._paths = paths
+        self._find = find
 
     def __iter__(self) -> Iterator[ActivationMap | Failure]:
         """The maps, in the order of their paths."""
-        for path in _walk(self._root, ()) if self._paths is None else self._paths:
+        for path in self._find():
             if isinstance(path, Failure):
                 yield path
-            elif path.lower().endswith(SUFFIXES):
-                yield from self._maps_in(os.path.abspath(path))
+            else:
+                yield from self._maps_in(path)
 
     def _maps_in(self, path: str) -> Iterator[ActivationMap | Failure]:
-        name = Path(os.path.relpath(path, self._root)).with_suffix("").as_posix()
+        name = os.path.relpath(path, self._root)[: -len(".npy")]
         try:
             status = os.stat(path)
             if not stat.S_ISREG(status.st_mode):
@@ -94,49 +103,76 @@ def explain(error: Exception) -> str:
     return str(error)
 
 
-class _Glob:
-    """The paths that match a pattern, sorted; each once, however many ways it matches."""
-
-    def __init__(self, pattern: str) -> None:
-        self._pattern = pattern
-
-    def __iter__(self) -> Iterator[str]:
-        return _sort(path for path in glob.iglob(self._pattern, recursive=True) if not os.path.isdir(path))
+def _split_glob(path: str) -> tuple[str, tuple[str, ...]]:
+    """The folder above the first wildcard, and the rest as parts."""
+    parts = Path(path).parts
+    fixed = next(index for index, part in enumerate(parts) if has_magic(part))
+    pattern = parts[fixed:]
+    return str(Path(*parts[:fixed])), (*pattern, "*") if pattern[-1] == "**" else pattern
 
 
-def _fixed_part(pattern: str) -> str:
-    """The folder above a pattern's first wildcard."""
-    parts = Path(pattern).parts
-    fixed = next(index for index, part in enumerate(parts) if glob.has_magic(part))
-    return str(Path(*parts[:fixed]))
+def _walk(folder: str, wanted: Patterns | None, above: tuple[tuple[int, int], ...] = ()) -> Iterator[str | Failure]:
+    """Every wanted file below a folder, sorted, one folder's listing at a time.
 
+    Symbolic links are followed, loops are not.
 
-def _walk(folder: str, above: tuple[tuple[int, int], ...]) -> Iterator[str | Failure]:
-    """Every file below a folder, sorted, one folder's listing at a time; symbolic links are followed, loops are not."""
+    Args:
+        folder: absolute.
+        wanted: None for everything, hidden files and folders too.
+        above: the folders that led here.
+    """
     try:
         status = os.stat(folder)
         identity = (status.st_dev, status.st_ino)
         if identity in above:
             yield _failure(folder, folder, "a symbolic link that leads back to a folder above it")
             return
-        for entry in _sort(_listing(folder)):
+        for entry in _sort(_listing(folder, wanted)):
             path = os.path.join(folder, entry)
             if entry.endswith("/"):
-                yield from _walk(path[:-1], (*above, identity))
+                yield from _walk(path[:-1], _behind(wanted, entry[:-1]), (*above, identity))
             else:
                 yield path
     except OSError as error:
         yield _failure(folder, folder, explain(error))
 
 
-def _listing(folder: str) -> Iterator[str]:
+def _listing(folder: str, wanted: Patterns | None) -> Iterator[str]:
     """The names in a folder, as they come; those of folders end in a slash."""
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.is_dir():
-                yield f"{entry.name}/"
-            elif entry.name.lower().endswith(SUFFIXES):
+            left = _behind(wanted, entry.name)
+            if _is_folder(entry):
+                if left is None or left - {()}:
+                    yield f"{entry.name}/"
+            elif entry.name.lower().endswith(SUFFIXES) and (left is None or () in left):
                 yield entry.name
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        # A link to what cannot be looked at: going on as with what its name says tells the reason.
+        return not entry.name.lower().endswith(SUFFIXES)
+
+
+def _behind(patterns: Patterns | None, name: str) -> Patterns | None:
+    """What is left of the patterns behind a name: an empty one if the name itself is wanted."""
+    if patterns is None:
+        return None
+    return {left for pattern in patterns for left in _left_of(pattern, name)}
+
+
+def _left_of(pattern: tuple[str, ...], name: str) -> Iterator[tuple[str, ...]]:
+    if not pattern:
+        return
+    first, rest = pattern[0], pattern[1:]
+    if first == "**":
+        yield from _left_of(rest, name)
+    # As in a shell, a wildcard does not match a dot at the start.
+    if fnmatchcase(name, first) and (first.startswith(".") or not name.startswith(".")):
+        yield pattern if first == "**" else rest
 
 
 def _sort(names: Iterator[str]) -> Iterator[str]:
