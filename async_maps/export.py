@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import tempfile
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 from async_maps.errors import ManifestError, MissingExtraError, SettingsError
 from async_maps.manifest import COLUMNS, Manifest
@@ -50,17 +49,14 @@ def export_manifest(manifest: str | PathLike[str], file: str | PathLike[str], *,
     with Manifest(manifest, read_only=True) as opened:
         try:
             # Beside the target, so that the rename at the end is one step.
-            descriptor, name = tempfile.mkstemp(prefix=".async-maps-", dir=target.parent)
-            os.close(descriptor)
-            temporary = Path(name)
+            temporary = target.with_name(f".async-maps-{uuid4().hex}")
             try:
                 count = write(temporary, opened.rows(failed=failed))
-                temporary.chmod(0o644)
                 temporary.replace(target)
             finally:
                 temporary.unlink(missing_ok=True)
         except OSError as error:
-            raise ManifestError(f"cannot write {target}: {error.strerror}") from error
+            raise ManifestError(f"cannot write {target}: {error.strerror or error}") from error
     return count
 
 

@@ -122,7 +122,7 @@ class Manifest:
     def close(self) -> None:
         """Close the file, and leave it as one: without the files beside it that a write-ahead log has."""
         if not self._read_only:
-            with suppress(sqlite3.OperationalError):  # somebody reads it: then they stay for now
+            with suppress(sqlite3.Error):  # somebody reads it: then they stay until that one closes it
                 self._database.execute("PRAGMA journal_mode = DELETE")
         self._database.close()
 

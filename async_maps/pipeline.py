@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from copy import copy
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -49,6 +50,7 @@ from async_maps.sources.arrays import array_map
 from async_maps.sources.listing import list_maps
 from async_maps.stores import open_store
 from async_maps.streams import ByteBudget
+from async_maps.tasks import OrderlyTask
 from async_maps.upload import upload_stage
 from async_maps.worker import Recipe
 
@@ -88,7 +90,7 @@ class Pipeline:
         self.settings = settings or Settings()
         self._place = destination
         self._draining = False
-        self._serving: asyncio.Task[None] | None = None
+        self._serving: OrderlyTask[None] | None = None
         self._store: Store | None = None
         self._end: AsyncMapsError = PipelineClosedError("the pipeline was closed before this map was through")
         self._callers: set[Callable[[AsyncMapsError], None]] = set()
@@ -115,8 +117,10 @@ class Pipeline:
                 self._end.__cause__ = error
             raise error from None
         finally:
+            if self._store is not None:
+                self._array_bytes.close()
             for abort in list(self._callers):
-                abort(self._end)
+                abort(self._ended())
 
     async def _run_stages(self, store: Store, arena: Arena, workers: Sequence[Worker], opened: asyncio.Event) -> None:
         settings = self.settings
@@ -165,17 +169,17 @@ class Pipeline:
         opened = asyncio.Event()
         # A task of its own, so that the context may be left in another task than it was entered in (fixtures and
         # frameworks do that), and so that a stage's failure never cancels the task that merely holds the pipeline.
-        self._serving = asyncio.create_task(self._serve(opened), name="async-maps")
+        self._serving = OrderlyTask(partial(self._serve, opened), "async-maps")
         opening = asyncio.create_task(opened.wait())
         try:
-            await asyncio.wait({self._serving, opening}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({self._serving.task, opening}, return_when=asyncio.FIRST_COMPLETED)
         except BaseException:
-            await self._cancel()
+            await self._serving.cancel()
             raise
         finally:
             opening.cancel()
         if self._serving.done():
-            self._serving.result()
+            await self._serving.result()
         return self
 
     async def __aexit__(
@@ -184,24 +188,10 @@ class Pipeline:
         assert self._serving is not None  # noqa: S101  # entered
         self.drain()
         if kind is not None:
-            await self._cancel()
+            await self._serving.cancel()
             return
         self._jobs.close()
-        try:
-            await asyncio.wait({self._serving})
-        except BaseException:
-            await self._cancel()
-            raise
-        self._serving.result()
-
-    async def _cancel(self) -> None:
-        assert self._serving is not None  # noqa: S101  # entered
-        self._serving.cancel()
-        with CancelScope(shield=True):
-            await asyncio.wait({self._serving})
-        if not self._serving.cancelled():
-            # Whoever waited has been told already; the loop need not complain that nobody asked.
-            self._serving.exception()
+        await self._serving.result()
 
     @property
     def is_open(self) -> bool:
@@ -287,6 +277,10 @@ class Pipeline:
         """
         report = report or Report()
         report.destination = self._opened().destination
+        await OrderlyTask(partial(self._run, source, manifest, redo, report)).result()
+        return report
+
+    async def _run(self, source: AnySource, manifest: str | PathLike[str] | None, redo: Redo, report: Report) -> None:
         started = monotonic()
         limit = self.settings.max_failures
         async with open_recorder(manifest, report.destination, self.settings.fingerprint()) as recorder:
@@ -304,7 +298,6 @@ class Pipeline:
         report.elapsed_s = monotonic() - started
         report.drained = self._draining
         report.statistics = self.statistics()
-        return report
 
     def statistics(self) -> Statistics:
         """What the pipeline is doing at this moment; cheap."""
@@ -331,15 +324,13 @@ class Pipeline:
         """Feed a listing to the stages, and give its outcomes, as many at a time as there are."""
         flow = Flow(_WINDOW)
         self._callers.add(flow.abort)
-        feeder = asyncio.create_task(self._feed(listing, flow))
+        feeder = OrderlyTask(partial(self._feed, listing, flow))
         try:
             while outcomes := await flow.collect():
                 yield outcomes
         finally:
             self._callers.discard(flow.abort)
-            feeder.cancel()
-            with CancelScope(shield=True):
-                await asyncio.wait({feeder})
+            await feeder.cancel()
 
     async def _feed(self, listing: AsyncGenerator[list[Entry], None], flow: Flow) -> None:
         try:
@@ -365,24 +356,24 @@ class Pipeline:
         if isinstance(entry, Failure):
             settle(entry)
             return
-        loan = None if entry.array is None else await self._array_bytes.acquire(entry.array.nbytes)
-        job = Job(entry, settle, loan)
+        loan = None
         try:
+            if entry.array is not None:
+                loan = await self._array_bytes.acquire(entry.array.nbytes)
+            job = Job(entry, settle, loan)
             try:
                 self._jobs.send_nowait(job)
             except WouldBlock:
                 await self._jobs.send(job)
-        except BrokenResourceError:
-            # The stages are gone, and what made them go is about to be known.
-            assert self._serving is not None  # noqa: S101  # open a moment ago
-            await asyncio.wait({self._serving})
-            raise self._end from None
-        except ClosedResourceError:
-            raise self._end from None
-        except BaseException:
+        except BaseException as error:
             if loan is not None:
                 loan.release()
-            raise
+            if not isinstance(error, BrokenResourceError | ClosedResourceError):
+                raise
+            if isinstance(error, BrokenResourceError) and self._serving is not None:
+                # The stages are gone, and what made them go is about to be known.
+                await asyncio.wait({self._serving.task})
+            raise self._ended() from None
 
     def _settle(self, settle: Callable[[Outcome | AsyncMapsError], None], outcome: Outcome | AsyncMapsError) -> None:
         if isinstance(outcome, Receipt):
@@ -391,6 +382,12 @@ class Pipeline:
         else:
             self._failed += 1
         settle(outcome)
+
+    def _ended(self) -> AsyncMapsError:
+        """Why the pipeline takes no maps: a new error for each caller, as each adds its own traceback to it."""
+        error = copy(self._end)
+        error.__cause__ = self._end.__cause__
+        return error
 
     def _opened(self) -> Store:
         if self._store is None or self._serving is None or self._serving.done():
@@ -436,20 +433,23 @@ async def dry_run(  # noqa: PLR0913  # those of run()
     Raises:
         AsyncMapsError: as ``Pipeline`` and ``Pipeline.run``.
     """
-    settings = settings or Settings()
-    async with open_store(destination, settings) as store:
-        await store.check()
-        report = report or Report()
-        report.destination = store.destination
-        async with (
-            open_reader(manifest, store.destination, settings.fingerprint()) as recorder,
-            aclosing(recorder.select(list_maps(source), redo, report)) as batches,
-        ):
-            async for batch in batches:
-                entries = [_with_key(entry, store.prefix) for entry in batch]
-                report.count([entry for entry in entries if isinstance(entry, Failure)])
-                report.planned += sum(isinstance(entry, ActivationMap) for entry in entries)
-    return report
+    settings, filled = settings or Settings(), report or Report()
+
+    async def rehearse() -> None:
+        async with open_store(destination, settings) as store:
+            await store.check()
+            filled.destination = store.destination
+            async with (
+                open_reader(manifest, store.destination, settings.fingerprint()) as recorder,
+                aclosing(recorder.select(list_maps(source), redo, filled)) as batches,
+            ):
+                async for batch in batches:
+                    entries = [_with_key(entry, store.prefix) for entry in batch]
+                    filled.count([entry for entry in entries if isinstance(entry, Failure)])
+                    filled.planned += sum(isinstance(entry, ActivationMap) for entry in entries)
+
+    await OrderlyTask(rehearse).result()
+    return filled
 
 
 def _with_key(entry: Entry, prefix: str) -> Entry:

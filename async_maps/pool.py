@@ -107,18 +107,20 @@ class ProcessWorker:
         """Start the interpreter and wait until its kernels are warm."""
         # One worker is one core: libraries in it must not start a thread for each of them.
         single = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
-        self._process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-c",
-            _BOOT,
-            json.dumps(sys.path),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            pass_fds=(self._hello["descriptor"],),  # type: ignore[arg-type]
-            env={**os.environ, **single},
-            # Out of the terminal's foreground group: Ctrl-C is for the parent, who drains.
-            start_new_session=True,
-        )
+        # Milliseconds; cancelled amid them, there would be a process that nobody knows of.
+        with CancelScope(shield=True):
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-c",
+                _BOOT,
+                json.dumps(sys.path),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                pass_fds=(self._hello["descriptor"],),  # type: ignore[arg-type]
+                env={**os.environ, **single},
+                # Out of the terminal's foreground group: Ctrl-C is for the parent, who drains.
+                start_new_session=True,
+            )
         try:
             async with asyncio.timeout(_START_TIMEOUT_S):
                 await self._exchange(self._hello)

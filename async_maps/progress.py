@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from os import PathLike
 from time import monotonic
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
@@ -184,7 +184,8 @@ async def showing(
 
     def show() -> None:
         report.elapsed_s = monotonic() - started
-        display.show(Snapshot(report, statistics(), count.total))
+        with suppress(OSError):  # a terminal that is gone is no reason to end the run
+            display.show(Snapshot(report, statistics(), count.total))
 
     async def tick() -> None:
         while True:
@@ -200,8 +201,9 @@ async def showing(
         count.stopped = True
         for task in tasks:
             task.cancel()
+        with suppress(OSError):
+            display.close()
         await asyncio.wait(tasks)
-        display.close()
 
 
 class _Count:

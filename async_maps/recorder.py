@@ -5,20 +5,25 @@ from __future__ import annotations
 import os
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
+from threading import Lock
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from anyio import CancelScope, CapacityLimiter, to_thread
+from anyio import CancelScope, to_thread
 
 from async_maps.manifest import Manifest, Redo
 from async_maps.records import ActivationMap, Failure, Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
     from os import PathLike
+    from typing import ParamSpec, TypeVar
 
     from async_maps.report import Report
     from async_maps.sources.listing import Entry
+
+    P = ParamSpec("P")
+    T = TypeVar("T")
 
 _COMMIT_ROWS = 1000
 _COMMIT_INTERVAL_S = 0.5
@@ -28,16 +33,32 @@ class Recorder:
     """Asks a manifest what is to be done, and writes down what was.
 
     Args:
-        manifest: open, its run begun.
+        manifest: open; :meth:`close` closes it.
         settings: the fingerprint of the settings that shape the bytes.
     """
 
     def __init__(self, manifest: Manifest, settings: str) -> None:
         self._manifest = manifest
         self._settings = settings
-        self._turn = CapacityLimiter(1)
+        self._turn = Lock()
         self._pending: list[Outcome] = []
         self._committed_at = monotonic()
+
+    async def begin(self, destination: str) -> None:
+        """Begin a run into a destination.
+
+        Raises:
+            ManifestError: the manifest belongs to another destination, or cannot be written.
+        """
+        await self._in_turn(self._manifest.begin, destination)
+
+    async def rehearse(self, destination: str) -> None:
+        """Prepare to select as a run into a destination would.
+
+        Raises:
+            ManifestError: the manifest belongs to another destination.
+        """
+        await self._in_turn(self._manifest.rehearse, destination)
 
     async def select(
         self, listing: AsyncGenerator[list[Entry], None], redo: Redo, report: Report
@@ -51,7 +72,7 @@ class Recorder:
             async for batch in listing:
                 maps = [entry for entry in batch if isinstance(entry, ActivationMap)]
                 refused: list[Entry] = [entry for entry in batch if isinstance(entry, Failure)]
-                plan = await to_thread.run_sync(self._manifest.plan, maps, self._settings, redo, limiter=self._turn)
+                plan = await self._in_turn(self._manifest.plan, maps, self._settings, redo)
                 report.skipped += plan.skipped
                 yield [*refused, *plan.refused, *plan.todo]
 
@@ -61,7 +82,7 @@ class Recorder:
         Raises:
             ManifestError: the manifest cannot be written.
         """
-        self._pending += outcomes
+        self._pending.extend(outcomes)
         if len(self._pending) >= _COMMIT_ROWS or monotonic() - self._committed_at >= _COMMIT_INTERVAL_S:
             await self.commit()
 
@@ -71,10 +92,39 @@ class Recorder:
         Raises:
             ManifestError: the manifest cannot be written.
         """
-        pending, self._pending = self._pending, []
-        if pending:
-            await to_thread.run_sync(self._manifest.write, pending, self._settings, limiter=self._turn)
+        if self._pending:
+            await self._in_turn(self._write)
         self._committed_at = monotonic()
+
+    async def close(self) -> None:
+        """Write down what is pending, and close the manifest, also when cancelled.
+
+        Raises:
+            ManifestError: the manifest cannot be written.
+        """
+        with CancelScope(shield=True):
+            await self._in_turn(self._close)
+
+    async def _in_turn(self, work: Callable[P, T], *arguments: P.args, **keywords: P.kwargs) -> T:
+        def with_turn() -> T:
+            # The thread itself waits and holds on: cancelled, we leave while it is still at work.
+            with self._turn:
+                return work(*arguments, **keywords)
+
+        return await to_thread.run_sync(with_turn)
+
+    def _close(self) -> None:
+        try:
+            self._write()
+        finally:
+            self._manifest.close()
+
+    def _write(self) -> None:
+        outcomes = self._pending[:]
+        if outcomes:
+            self._manifest.write(outcomes, self._settings)
+        # Only now: what could not be written is still pending. Others may have been added meanwhile.
+        del self._pending[: len(outcomes)]
 
 
 @asynccontextmanager
@@ -89,17 +139,12 @@ async def open_recorder(
     if path is None:
         yield None
         return
-    manifest = await to_thread.run_sync(Manifest, path)
+    recorder = Recorder(await to_thread.run_sync(Manifest, path), settings)
     try:
-        await to_thread.run_sync(manifest.begin, destination)
-        recorder = Recorder(manifest, settings)
-        try:
-            yield recorder
-        finally:
-            with CancelScope(shield=True):
-                await recorder.commit()
+        await recorder.begin(destination)
+        yield recorder
     finally:
-        manifest.close()
+        await recorder.close()
 
 
 @asynccontextmanager
@@ -110,11 +155,10 @@ async def open_reader(path: str | PathLike[str] | None, destination: str, settin
         ManifestError: the manifest cannot be read, or belongs to another destination.
     """
     exists = path is not None and await to_thread.run_sync(os.path.exists, path)
-    manifest = await to_thread.run_sync(
-        partial(Manifest, path, read_only=True) if path is not None and exists else partial(Manifest, ":memory:")
-    )
+    opening = partial(Manifest, path, read_only=True) if path is not None and exists else partial(Manifest, ":memory:")
+    recorder = Recorder(await to_thread.run_sync(opening), settings)
     try:
-        await to_thread.run_sync(manifest.rehearse, destination)
-        yield Recorder(manifest, settings)
+        await recorder.rehearse(destination)
+        yield recorder
     finally:
-        manifest.close()
+        await recorder.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import tomllib
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -19,6 +20,7 @@ from pydantic import (
     ValidationError,
     field_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from async_maps.colormap import color_table, named_colormap
 from async_maps.errors import SettingsError
@@ -32,7 +34,7 @@ MIB = 2**20
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class S3Settings(_Model):
@@ -54,6 +56,16 @@ class S3Settings(_Model):
     """Seconds to wait for a connection."""
     read_timeout_s: PositiveFloat = 60.0
     """Seconds to wait for an answer."""
+
+    @field_validator("cache_control", "metadata", "storage_class", "kms_key_id")
+    @classmethod
+    def _fit_for_headers(cls, value: str | dict[str, str] | None) -> str | dict[str, str] | None:
+        names, texts = (value.keys(), value.values()) if isinstance(value, dict) else ((), (value or "",))
+        if not all(re.fullmatch(r"[\w.-]+", name, re.ASCII) for name in names):
+            raise PydanticCustomError("header", "names should be of letters, digits, '.', '_' and '-', as HTTP headers")
+        if not all(text.isascii() and text.isprintable() for text in texts):
+            raise PydanticCustomError("header", "input should be printable ASCII, as it becomes an HTTP header")
+        return value
 
 
 class FilesSettings(_Model):
@@ -99,7 +111,7 @@ class Settings(_Model):
     files: FilesSettings = Field(default_factory=FilesSettings)
     """For destinations on a disk."""
 
-    def __init__(self, **values: object) -> None:
+    def __init__(self, /, **values: object) -> None:
         try:
             super().__init__(**values)
         except ValidationError as error:
@@ -142,7 +154,7 @@ def load_settings(path: str | Path) -> Settings:
             return Settings(**tomllib.load(file))
     except OSError as error:
         raise SettingsError(f"cannot read {path}: {error.strerror}") from error
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path} is not TOML: {error}") from error
     except SettingsError as error:
         raise SettingsError(f"{path}: {error}") from error

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from anyio import Event
+from anyio import BrokenResourceError, Event
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,9 +26,16 @@ class WaitingLine(Generic[T]):
         self._take = take
         self._give_back = give_back
         self._waiting: deque[_Place[T]] = deque()
+        self._closed = False
 
     async def wait(self, size: int) -> T:
-        """Wait for a share of that size. Cancelled, nothing was taken."""
+        """Wait for a share of that size. Cancelled, nothing was taken.
+
+        Raises:
+            BrokenResourceError: the line is closed.
+        """
+        if self._closed:
+            raise BrokenResourceError
         if not self._waiting and (share := self._take(size)) is not None:
             return share
         place: _Place[T] = _Place(size)
@@ -36,12 +44,14 @@ class WaitingLine(Generic[T]):
             await place.served.wait()
         except BaseException:
             if place.share is None:
-                self._waiting.remove(place)
+                with suppress(ValueError):  # closed at the same moment
+                    self._waiting.remove(place)
                 self.serve()
             else:
                 self._give_back(place.share)
             raise
-        assert place.share is not None  # noqa: S101  # serve() sets the share before the event
+        if place.share is None:
+            raise BrokenResourceError
         return place.share
 
     def serve(self) -> None:
@@ -50,6 +60,12 @@ class WaitingLine(Generic[T]):
             place = self._waiting.popleft()
             place.share = share
             place.served.set()
+
+    def close(self) -> None:
+        """Nothing will be given back any more: send those who wait away."""
+        self._closed = True
+        while self._waiting:
+            self._waiting.popleft().served.set()
 
 
 class _Place(Generic[T]):
@@ -77,6 +93,10 @@ class ByteBudget:
     async def acquire(self, size: int) -> Loan:
         """Wait until ``size`` bytes are free and take them. Cancelled, it has taken nothing."""
         return await self._line.wait(size)
+
+    def close(self) -> None:
+        """Send those who wait away with a BrokenResourceError."""
+        self._line.close()
 
     def _lend(self, size: int) -> Loan | None:
         if self.held and self.held + size > self.limit:

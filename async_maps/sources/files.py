@@ -44,7 +44,7 @@ def open_files(place: str | os.PathLike[str]) -> Files:
     if os.path.lexists(path):
         if not path.lower().endswith(SUFFIXES):
             raise SourceError(
-                f"{path} is not read as activation maps; expected a file ending in {' or '.join(SUFFIXES)}"
+                f"{printable(path)} is not read as activation maps; expected a file ending in {' or '.join(SUFFIXES)}"
             )
         return Files(os.path.dirname(path), lambda: [os.path.abspath(path)])
     if has_magic(path):
@@ -76,7 +76,7 @@ class Files:
                 yield from self._maps_in(path)
 
     def _maps_in(self, path: str) -> Iterator[ActivationMap | Failure]:
-        name = os.path.relpath(path, self._root)[: -len(".npy")]
+        name = os.path.relpath(path, self._root)[: -len(".npy")]  # no suffix is longer or shorter
         try:
             status = os.stat(path)
             if not stat.S_ISREG(status.st_mode):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterable
 from contextlib import aclosing
 from itertools import islice
 from os import PathLike, fspath
+from threading import Lock
 from time import monotonic
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -16,7 +18,7 @@ from async_maps.sources import Source, open_source
 from async_maps.sources.arrays import array_map
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Iterator
+    from collections.abc import AsyncGenerator, Iterable, Iterator
     from typing import Any
 
     from numpy.typing import NDArray
@@ -37,14 +39,21 @@ async def list_maps(source: AnySource) -> AsyncGenerator[list[Entry], None]:
         source: a place for :func:`open_source`, what that gives, or an iterable or async iterable of
             ``(name, array)``. What is not async is advanced in a thread, one batch ahead of what is asked for at most.
 
+    The iterator is closed afterwards, if it can be: at once, or when its thread comes back from it.
+
     Raises:
         SourceError: the place is not there, or holds no map at all.
     """
     found = False
-    if hasattr(source, "__aiter__"):
-        async for pair in source:
-            found = True
-            yield [array_map(*pair)]
+    if isinstance(source, AsyncIterable):
+        pairs = aiter(source)
+        try:
+            async for pair in pairs:
+                found = True
+                yield [array_map(*pair)]
+        finally:
+            if hasattr(pairs, "aclose"):
+                await pairs.aclose()
     else:
         opened = source if not isinstance(source, str | PathLike) else await to_thread.run_sync(open_source, source)
         async with aclosing(_in_thread(iter(opened))) as batches:
@@ -57,13 +66,28 @@ async def list_maps(source: AnySource) -> AsyncGenerator[list[Entry], None]:
 
 
 async def _in_thread(entries: Iterator[Any]) -> AsyncGenerator[list[Entry], None]:
+    turn = Lock()
+    left = False
+
+    def close_if_idle() -> None:
+        # Cancelled, we leave while a thread may still be inside; then it closes. Never released: once is enough.
+        if turn.acquire(blocking=False) and hasattr(entries, "close"):
+            entries.close()
+
+    def take() -> list[Entry]:
+        try:
+            with turn:
+                return _take(entries)
+        finally:
+            if left:
+                close_if_idle()
+
     try:
-        while batch := await to_thread.run_sync(_take, entries):
+        while batch := await to_thread.run_sync(take):
             yield batch
     finally:
-        close = getattr(entries, "close", None)
-        if close is not None:
-            close()
+        left = True
+        close_if_idle()
 
 
 def _take(entries: Iterator[Any]) -> list[Entry]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from tokenize import TokenError
 from typing import IO, TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +16,12 @@ if TYPE_CHECKING:
     from typing import Any
 
     from numpy.typing import NDArray
+
+
+_DAMAGE = (ValueError, TypeError, LookupError, ArithmeticError, SyntaxError, TokenError, RecursionError, MemoryError)
+"""NumPy evaluates a header as a Python literal: a damaged one can end in any of these."""
+
+_PIECE = 2**20
 
 
 def matches(path: str) -> bool:
@@ -46,17 +53,25 @@ def read_stream(file: IO[bytes], size: int) -> NDArray[Any]:
         raise SourceError("expected an .npy file, found an empty one")
     try:
         shape, fortran, dtype = _read_header(file)
-    except ValueError as error:
-        raise SourceError(f"expected an .npy file: {error}") from error
+    except _DAMAGE as error:
+        # NumPy may quote the header, and goes on with advice to trust the file.
+        reason = str(error).partition("\n")[0][:200]
+        raise SourceError(f"expected an .npy file: {reason}") from error
     if dtype.hasobject:
         raise SourceError("expected an array of numbers, found pickled Python objects, which are never read")
+    if dtype.subdtype is not None or not dtype.itemsize or min(shape, default=0) < 0:
+        raise SourceError(f"expected an array of numbers, found the shape {shape} of {dtype}")
     expected, found = math.prod(shape) * dtype.itemsize, size - file.tell()
     if found < expected:
         raise SourceError(
             f"truncated: its header promises {expected:,} bytes of data (shape {shape}, {dtype}), found {found:,}"
         )
     data = np.empty(expected, np.uint8)
-    if file.readinto(data.data) != expected:  # type: ignore[attr-defined]  # every buffered binary file has it
+    filled = 0
+    # In pieces, because a member of an archive reads into memory of its own first.
+    while count := file.readinto(data.data[filled : filled + _PIECE]):  # type: ignore[attr-defined]  # binary files have it
+        filled += count
+    if filled < expected:
         raise SourceError("truncated while it was read")
     return data.view(dtype).reshape(shape, order="F" if fortran else "C")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import zipfile
 from typing import TYPE_CHECKING
 
@@ -49,12 +50,14 @@ def read(path: str, member: str) -> NDArray[Any]:
         try:
             with archive.open(info) as file:
                 return npy.read_stream(file, info.file_size)
-        except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
+        except (SourceError, OSError):
+            raise
+        except Exception as error:  # what a damaged archive ends in differs from one compression to the next
             raise SourceError(f"the archive is damaged at {member!r}: {error}") from error
 
 
 def _open(path: str) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, NotImplementedError) as error:
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, struct.error) as error:
         raise SourceError(f"expected an .npz archive (a zip file): {error}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from contextlib import asynccontextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, Protocol
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from async_maps.settings import Settings
+
+
+_EXPECTED = "s3://bucket/prefix, file:///folder or a path"
+_MISTYPED = re.compile(r"(s3|file|memory):(?!//)")
 
 
 class Store(Protocol):
@@ -72,14 +77,16 @@ async def open_store(destination: str | os.PathLike[str], settings: Settings) ->
         from async_maps.stores.files import FileStore
 
         if not place:
-            raise SettingsError("the destination is empty; expected s3://bucket/prefix, file:///folder or a path")
+            raise SettingsError(f"the destination is empty; expected {_EXPECTED}")
+        if _MISTYPED.match(place):
+            raise SettingsError(f"{place!r} lacks a slash, as pathlib leaves it; expected {_EXPECTED}")
         yield FileStore(_file_path(place) if scheme else place, fsync=settings.files.fsync)
     elif scheme == "memory":
         from async_maps.stores.memory import MemoryStore
 
         yield MemoryStore(place.removeprefix("memory://").strip("/"))
     else:
-        raise SettingsError(f"unknown destination {place!r}; expected s3://bucket/prefix, file:///folder or a path")
+        raise SettingsError(f"unknown destination {place!r}; expected {_EXPECTED}")
 
 
 def _file_path(url: str) -> str:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
-import tempfile
 from pathlib import Path
+from uuid import uuid4
 
 from anyio import to_thread
 
 from async_maps.errors import ObjectError, StoreError
+from async_maps.names import printable
+
+_LASTING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+"""No space, no quota, read-only: the next file would fare no better."""
 
 
 class FileStore:
@@ -43,17 +48,20 @@ class FileStore:
 
         Raises:
             ObjectError: it cannot be written.
+            StoreError: nothing can be written any more.
         """
         try:
             await to_thread.run_sync(self._write, key, data)
         except OSError as error:
-            raise ObjectError(f"cannot write {self._folder / key}: {error.strerror}") from error
+            kind = StoreError if error.errno in _LASTING else ObjectError
+            raise kind(f"cannot write {printable(str(self._folder / key))}: {error.strerror}") from error
 
     def _check(self) -> None:
         existing = self._folder
-        while not existing.exists():
+        # Not Path.exists, which raises where it may not look.
+        while not os.path.lexists(existing):
             existing = existing.parent
-        if not existing.is_dir():
+        if not os.path.isdir(existing):
             raise StoreError(f"cannot write to {self._folder}: {existing} is not a folder")
         if not os.access(existing, os.W_OK | os.X_OK):
             raise StoreError(f"cannot write to {self._folder}: no permission for {existing}")
@@ -61,18 +69,17 @@ class FileStore:
     def _write(self, key: str, data: bytes) -> None:
         path = self._folder / key
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(prefix=".async-maps-", dir=path.parent)
+        # Not from tempfile, whose files only their owner may read: who may read these is for the umask to say.
+        temporary = path.parent / f".async-maps-{uuid4().hex}"
         try:
-            with open(descriptor, "wb") as file:
+            with open(temporary, "xb") as file:
                 file.write(data)
-                # mkstemp makes files that only their owner may read; these are for others too.
-                os.fchmod(file.fileno(), 0o644)
                 if self._fsync:
                     file.flush()
                     os.fsync(file.fileno())
             os.replace(temporary, path)
         except BaseException:
-            os.unlink(temporary)
+            temporary.unlink(missing_ok=True)
             raise
         if self._fsync:
             folder = os.open(path.parent, os.O_RDONLY)

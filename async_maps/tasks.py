@@ -1,0 +1,59 @@
+"""Tasks that end in order when they are cancelled."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from anyio import CancelScope
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+    from typing import Any
+
+T = TypeVar("T")
+
+
+class OrderlyTask(Generic[T]):
+    """Runs a coroutine in a task of its own and cancels it by a scope.
+
+    ``asyncio.Task.cancel`` interrupts whatever the task awaits, also what stands behind anyio's shields: a thread that
+    is writing the manifest, a process that is being waited for. The scope's cancellation respects them, so what was
+    begun there is finished, and what was opened is closed, before the task ends.
+
+    Args:
+        function: makes the coroutine.
+        name: of the task.
+    """
+
+    def __init__(self, function: Callable[[], Coroutine[Any, Any, T]], name: str | None = None) -> None:
+        self._scope = CancelScope()
+        self._function = function
+        self.task: asyncio.Task[T] = asyncio.create_task(self._run(), name=name)
+
+    async def _run(self) -> T:
+        with self._scope:
+            return await self._function()
+        raise asyncio.CancelledError
+
+    def done(self) -> bool:
+        """Whether it has ended, in whatever way."""
+        return self.task.done()
+
+    async def result(self) -> T:
+        """Wait for what it returns or raises. Cancelled, the task is cancelled too, and has ended when this returns."""
+        try:
+            await asyncio.wait({self.task})
+        except BaseException:
+            await self.cancel()
+            raise
+        return self.task.result()
+
+    async def cancel(self) -> None:
+        """Cancel it and wait until it has ended; its own error is not raised."""
+        self._scope.cancel()
+        with CancelScope(shield=True):
+            await asyncio.wait({self.task})
+        if not self.task.cancelled():
+            # Seen: the loop need not complain that nobody asked.
+            self.task.exception()
