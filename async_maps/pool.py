@@ -239,8 +239,10 @@ class ColorizeStage:
     def _pixels(self, job: Job) -> int:
         """Bytes that a map's pixels probably take: exact for arrays, and for files as if they hold float32."""
         array = job.map.array
-        size = job.map.max_bytes // 4 if array is None else array.shape[0] * array.shape[1]
-        return aligned(size * self._pixel_bytes)
+        if array is not None:
+            return aligned(array.shape[0] * array.shape[1] * self._pixel_bytes)
+        # A claim beyond the arena is not believed: the worker will say what the map really wants.
+        return aligned(min(job.map.max_bytes // 4 * self._pixel_bytes, self._arena.size))
 
     async def _colorize(self, worker: Worker, chunk: list[Job], wanted: int) -> tuple[int, int, list[list[Bitmap]]]:
         """Colorize what fits into a block.
@@ -278,7 +280,11 @@ class ColorizeStage:
             # The guess was wrong for the first; it is probably wrong in the same way for those that follow.
             need = max(wanted, min(need * wanted // max(pixels[0], 1), self._chunk_bytes))
         inputs = sum(aligned(job.map.array.nbytes) for job in chunk if job.map.array is not None)
-        block = await self._arena.take(inputs + need)
+        try:
+            block = await self._arena.take(inputs + need)
+        except OSError as error:
+            chunk[0].without_array().fail("colorize", f"is too large: {error}")
+            return 1, 0, []
         try:
             started = perf_counter()
             requests = await _place(chunk, block, inputs)

@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from async_maps.colormap import ColormapJet, color_table
+from async_maps.errors import SettingsError
+from async_maps.settings import FilesSettings, S3Settings, Settings, load_settings
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_settings_cannot_be_changed() -> None:
+    settings = Settings()
+    with pytest.raises(ValidationError, match="frozen"):
+        settings.concurrency = 1
+    with pytest.raises(ValidationError, match="frozen"):
+        settings.s3.max_attempts = 1
+    assert settings == Settings()
+
+
+def test_parts_may_be_given_as_models_or_as_mappings() -> None:
+    as_models = Settings(s3=S3Settings(cache_control="no-cache"), files=FilesSettings(fsync=True))
+    assert as_models == Settings(s3={"cache_control": "no-cache"}, files={"fsync": True})
+    assert as_models.s3.cache_control == "no-cache"
+    assert as_models.files.fsync
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"nope": 1}, "nope is not a setting"),
+        ({"s3": {"nope": 1}}, "s3.nope is not a setting"),
+        ({"self": 1}, "self is not a setting"),
+        ({"colormap": "plaid"}, "unknown colormap 'plaid'; known: "),
+        ({"colormap": 5}, "colormap: input should be a valid string, found 5"),
+        ({"fade": "perhaps"}, "fade: input should be a valid boolean, unable to interpret input, found 'perhaps'"),
+        ({"png": "jpg"}, "png: input should be 'palette' or 'rgba', found 'jpg'"),
+        ({"png_level": 4}, "png_level: input should be less than or equal to 3, found 4"),
+        ({"png_level": -1}, "png_level: input should be greater than or equal to 0, found -1"),
+        ({"workers": -1}, "workers: input should be greater than or equal to 0, found -1"),
+        ({"workers": "many"}, "workers: input should be 'auto', found 'many'"),
+        ({"encode_threads": 0}, "encode_threads: input should be greater than 0, found 0"),
+        ({"concurrency": 0}, "concurrency: input should be greater than 0, found 0"),
+        ({"concurrency": None}, "concurrency: input should be a valid integer, found None"),
+        ({"chunk_maps": 0}, "chunk_maps: input should be greater than 0, found 0"),
+        ({"chunk_bytes": 1.5}, "chunk_bytes: input should be a valid integer"),
+        ({"queue_bytes": 0}, "queue_bytes: input should be greater than 0, found 0"),
+        ({"max_failures": -1}, "max_failures: input should be greater than or equal to 0, found -1"),
+        ({"drain_timeout_s": 0}, "drain_timeout_s: input should be greater than 0, found 0"),
+        ({"drain_timeout_s": float("nan")}, "drain_timeout_s: input should be a finite number, found nan"),
+        ({"drain_timeout_s": float("inf")}, "drain_timeout_s: input should be a finite number, found inf"),
+        ({"s3": {"read_timeout_s": float("inf")}}, "s3.read_timeout_s: input should be a finite number, found inf"),
+        ({"s3": 5}, "s3: input should be a valid dictionary"),
+        ({"s3": {"max_attempts": 0}}, "s3.max_attempts: input should be greater than 0, found 0"),
+        ({"s3": {"server_side_encryption": "rot13"}}, "s3.server_side_encryption: input should be 'AES256'"),
+        ({"s3": {"metadata": {"run": 7}}}, "s3.metadata.run: input should be a valid string, found 7"),
+        ({"files": {"fsync": "perhaps"}}, "files.fsync: input should be a valid boolean"),
+    ],
+)
+def test_a_value_that_makes_no_sense_is_one_clear_sentence(values: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(SettingsError) as refusal:
+        Settings(**values)
+    assert sentence in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+    assert "pydantic" not in str(refusal.value)
+    assert isinstance(refusal.value, ValueError)
+
+
+@pytest.mark.parametrize("name", ["cache_control", "storage_class", "kms_key_id"])
+@pytest.mark.parametrize("text", ["a\nb", "a\r\nX-Evil: 1", "café", "\x00"])
+def test_what_becomes_an_http_header_is_one_line_of_ascii(name: str, text: str) -> None:
+    with pytest.raises(SettingsError, match=rf"s3\.{name}: input should be printable ASCII"):
+        Settings(s3={name: text})
+    with pytest.raises(SettingsError, match=r"s3\.metadata: input should be printable ASCII"):
+        Settings(s3={"metadata": {"key": text}})
+
+
+@pytest.mark.parametrize("key", ["", "a b", "a:b", "é", "a\nb"])
+def test_a_metadata_key_is_fit_to_name_a_header(key: str) -> None:
+    with pytest.raises(SettingsError, match=r"s3\.metadata: names should be of letters"):
+        Settings(s3={"metadata": {key: "value"}})
+
+
+def test_every_wrong_value_is_named() -> None:
+    with pytest.raises(SettingsError, match=r"png: .*; concurrency: .*; nope is not a setting"):
+        Settings(png="jpg", concurrency=0, nope=1)
+
+
+def test_auto_is_one_for_every_two_cores_and_at_least_one() -> None:
+    settings = Settings()
+    assert settings.worker_count >= 1
+    assert settings.encode_thread_count == settings.worker_count
+    given = Settings(workers=0, encode_threads=7)
+    assert (given.worker_count, given.encode_thread_count) == (0, 7)
+
+
+def test_the_table_is_that_of_the_colormap() -> None:
+    np.testing.assert_array_equal(Settings().table(), color_table(ColormapJet()))
+    opaque = Settings(fade=False).table()
+    np.testing.assert_array_equal(opaque[:, :3], color_table(ColormapJet())[:, :3])
+    assert (opaque[:, 3] == 255).all()
+
+
+_SHAPING: dict[str, Any] = {"fade": False, "png": "rgba", "png_level": 2}
+_OTHER: dict[str, Any] = {
+    "workers": 3,
+    "encode_threads": 3,
+    "concurrency": 5,
+    "chunk_maps": 3,
+    "chunk_bytes": 99,
+    "queue_bytes": 99,
+    "max_failures": 3,
+    "drain_timeout_s": 3.0,
+    "s3": {"cache_control": "no-cache", "max_attempts": 1},
+    "files": {"fsync": True},
+}
+
+
+@pytest.mark.parametrize("name", _SHAPING)
+def test_the_fingerprint_changes_with_what_shapes_the_bytes(name: str) -> None:
+    assert Settings(**{name: _SHAPING[name]}).fingerprint() != Settings().fingerprint()
+
+
+@pytest.mark.parametrize("name", _OTHER)
+def test_the_fingerprint_changes_with_nothing_else(name: str) -> None:
+    changed = Settings(**{name: _OTHER[name]})
+    assert changed != Settings()
+    assert changed.fingerprint() == Settings().fingerprint()
+
+
+def test_every_setting_is_known_to_shape_the_bytes_or_not() -> None:
+    # "colormap" shapes them too, but there is no second one without an extra.
+    assert set(Settings.model_fields) == {*_SHAPING, *_OTHER, "colormap"}
+
+
+def test_the_fingerprint_stays_the_same_from_release_to_release() -> None:
+    # Another one makes every finished map of every user be done again: then this is changed on purpose.
+    assert Settings().fingerprint() == "a390914f9591e968"
+
+
+def test_settings_are_loaded_from_toml(tmp_path: Path) -> None:
+    file = tmp_path / "café.toml"
+    file.write_text(
+        'png = "rgba"\nworkers = 0\n[s3]\ncache_control = "no-cache"\n[s3.metadata]\nrun = "7"\n', encoding="utf-8"
+    )
+    expected = Settings(png="rgba", workers=0, s3={"cache_control": "no-cache", "metadata": {"run": "7"}})
+    assert load_settings(file) == load_settings(str(file)) == expected
+    file.write_text("")
+    assert load_settings(file) == Settings()
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"png = ", "{file} is not TOML: Invalid value (at "),
+        (b"\xff\xfe", "{file} is not TOML: 'utf-8' codec can't decode byte 0xff"),
+        (b"colour = 1", "{file}: colour is not a setting"),
+        (b"self = 1", "{file}: self is not a setting"),
+        (b"[s3]\ncolour = 1", "{file}: s3.colour is not a setting"),
+        (b"concurrency = 0", "{file}: concurrency: input should be greater than 0, found 0"),
+        (b"drain_timeout_s = inf", "{file}: drain_timeout_s: input should be a finite number"),
+    ],
+)
+def test_a_file_that_makes_no_sense_is_named(tmp_path: Path, content: bytes, sentence: str) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_bytes(content)
+    with pytest.raises(SettingsError) as refusal:
+        load_settings(file)
+    assert str(refusal.value).startswith(sentence.format(file=file))
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"cannot read .*/none\.toml: No such file or directory"):
+        load_settings(tmp_path / "none.toml")
+    with pytest.raises(SettingsError, match=r"cannot read .*: Is a directory"):
+        load_settings(tmp_path)

@@ -1,0 +1,452 @@
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from async_maps import pool, worker
+from async_maps.arena import Arena
+from async_maps.colorize import colorize_activation_map
+from async_maps.colormap import ColormapJet, color_table
+from async_maps.errors import WorkerError
+from async_maps.pool import ProcessWorker
+from async_maps.sources import read_map
+from async_maps.worker import Recipe, Reply, Request, Result, aligned, colorize_chunk, frame
+from tests.leftovers import leaves_nothing
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+tidy = pytest.mark.usefixtures(leaves_nothing.__name__)
+"""It looks at all of memory: for the tests that start processes."""
+
+TABLE = color_table(ColormapJet())
+PALETTE, RGBA = Recipe(TABLE, rgba=False), Recipe(TABLE, rgba=True)
+
+
+def random_map(*shape: int, dtype: Any = np.float32, seed: int = 0) -> NDArray[Any]:
+    return np.random.default_rng(seed).random(shape).astype(dtype)
+
+
+def intensities(array: NDArray[Any]) -> NDArray[np.uint8]:
+    """What a palette bitmap of it holds."""
+    return array if array.dtype == np.uint8 else np.rint(array * 255).astype(np.uint8)
+
+
+def in_file(path: Path, member: str | None = None) -> Request:
+    """A map in a file."""
+    return Request(str(path), member, 0, (), "")
+
+
+def saved(path: Path, array: NDArray[Any]) -> Request:
+    """A map in a file that is written now."""
+    np.save(path, array)
+    return in_file(path)
+
+
+def placed(block: NDArray[np.uint8], offset: int, array: NDArray[Any]) -> Request:
+    """A map in a block, where it is written now."""
+    np.ndarray(array.shape, array.dtype, block.data, offset)[...] = array
+    return Request(None, None, offset, array.shape, array.dtype.str)
+
+
+def pixels(block: NDArray[np.uint8], result: Result, recipe: Recipe) -> NDArray[np.uint8]:
+    """What a result points at."""
+    assert result.failure is None
+    shape = (result.height, result.width, 4) if recipe.rgba else (result.height, result.width)
+    return np.ndarray(shape, np.uint8, block.data, result.offset)
+
+
+# A chunk, wherever it is colorized
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float16, np.float32, np.float64, np.longdouble, ">f4"])
+def test_maps_in_files_and_in_the_block_are_colorized_alike(tmp_path: Path, dtype: Any) -> None:
+    array = random_map(7, 9, dtype=dtype)
+    if dtype is np.uint8:
+        array = np.arange(63, dtype=np.uint8).reshape(7, 9)
+    np.savez(tmp_path / "many.npz", first=np.zeros((2, 2)), second=array)
+    np.savez_compressed(tmp_path / "small.npz", only=array[..., np.newaxis])
+    for recipe, expected in ((PALETTE, intensities(array)), (RGBA, colorize_activation_map(array))):
+        block = np.zeros(64_000, np.uint8)
+        requests = [
+            placed(block, 0, array),
+            saved(tmp_path / "map.npy", array),
+            in_file(tmp_path / "many.npz", "second"),
+            in_file(tmp_path / "small.npz", "only"),
+            saved(tmp_path / "fortran.npy", np.asfortranarray(array)),
+        ]
+        reply = colorize_chunk(block, 32_000, requests, recipe)
+        assert reply.wanted == 0
+        assert len(reply.results) == len(requests)
+        for result in reply.results:
+            np.testing.assert_array_equal(pixels(block, result, recipe), expected)
+
+
+@pytest.mark.parametrize("recipe", [PALETTE, RGBA], ids=["palette", "rgba"])
+def test_each_map_has_an_aligned_place_of_its_own_behind_the_arrays(recipe: Recipe) -> None:
+    block = np.zeros(20_000, np.uint8)
+    arrays = [random_map(5, 5 + index, seed=index) for index in range(6)]
+    requests = [placed(block, index * 512, array) for index, array in enumerate(arrays)]
+    reply = colorize_chunk(block, aligned(6 * 512), requests, recipe)
+    end = 6 * 512
+    for array, result in zip(arrays, reply.results, strict=True):
+        assert result.offset % 64 == 0
+        assert result.offset >= end
+        end = result.offset + array.size * recipe.pixel_bytes()
+        expected = colorize_activation_map(array) if recipe.rgba else intensities(array)
+        np.testing.assert_array_equal(pixels(block, result, recipe), expected)
+
+
+@pytest.mark.parametrize("recipe", [PALETTE, RGBA], ids=["palette", "rgba"])
+def test_a_full_block_ends_the_chunk_and_says_what_the_next_map_wants(tmp_path: Path, recipe: Recipe) -> None:
+    requests = [saved(tmp_path / f"{index}.npy", random_map(8, 8 + index)) for index in range(4)]
+    sizes = [8 * (8 + index) * recipe.pixel_bytes() for index in range(4)]
+    whole = np.zeros(aligned(sizes[0]) + aligned(sizes[1]) + sizes[2], np.uint8)
+
+    reply = colorize_chunk(whole, 0, requests, recipe)
+    assert ([result.width for result in reply.results], reply.wanted) == ([8, 9, 10], sizes[3])
+
+    reply = colorize_chunk(whole[:-1], 0, requests, recipe)
+    assert ([result.width for result in reply.results], reply.wanted) == ([8, 9], sizes[2])
+
+    reply = colorize_chunk(whole[: sizes[0] - 1], 0, requests, recipe)
+    assert reply == Reply([], sizes[0])
+
+    reply = colorize_chunk(np.zeros(sizes[0], np.uint8), 0, requests[:1], recipe)
+    assert ([result.width for result in reply.results], reply.wanted) == ([8], 0)
+
+
+def test_nothing_is_written_behind_a_full_block(tmp_path: Path) -> None:
+    memory = np.full(1_000, 99, np.uint8)
+    requests = [saved(tmp_path / f"{index}.npy", np.zeros((8, 8), np.float32)) for index in range(5)]
+    colorize_chunk(memory[64:400], 0, requests, PALETTE)
+    assert (memory[:64] == 99).all()
+    assert (memory[400:] == 99).all()
+
+
+def test_what_is_wrong_with_a_map_is_its_own_failure_and_the_others_pass(tmp_path: Path) -> None:
+    nan = random_map(3, 4)
+    nan[1, 2] = np.nan
+    np.savez(tmp_path / "some.npz", here=random_map(3, 4))
+    np.save(tmp_path / "objects.npy", np.array([None, {}], dtype=object))
+    (tmp_path / "text.npy").write_text("this is no array at all")
+    (tmp_path / "text.npz").write_text("this is no archive")
+    (tmp_path / "empty.npy").touch()
+    (tmp_path / "folder.npy").mkdir()
+    whole = (tmp_path / "good.npy", random_map(30, 40))
+    good = saved(*whole)
+    (tmp_path / "torn.npy").write_bytes(whole[0].read_bytes()[:1_000])
+    cases: list[tuple[Request, str | None, str]] = [
+        (good, None, ""),
+        (saved(tmp_path / "nan.npy", nan), "colorize", "found NaN at index (1, 2)"),
+        (saved(tmp_path / "rgb.npy", random_map(3, 4, 3)), "colorize", "found (3, 4, 3)"),
+        (saved(tmp_path / "int.npy", np.zeros((3, 4), np.int64)), "colorize", "found int64"),
+        (saved(tmp_path / "void.npy", np.zeros((0, 4))), "colorize", "is empty"),
+        (in_file(tmp_path / "missing.npy"), "read", "the file is not there"),
+        (in_file(tmp_path / "text.npy"), "read", "expected an .npy file"),
+        (in_file(tmp_path / "empty.npy"), "read", "found an empty one"),
+        (in_file(tmp_path / "torn.npy"), "read", "truncated"),
+        (in_file(tmp_path / "objects.npy"), "read", "pickled Python objects"),
+        (in_file(tmp_path / "folder.npy"), "read", "cannot be read: Is a directory"),
+        (in_file(tmp_path / "text.npz", "x"), "read", "expected an .npz archive"),
+        (in_file(tmp_path / "some.npz", "gone"), "read", "'gone'"),
+        (good, None, ""),
+    ]
+    block = np.zeros(10_000, np.uint8)
+    reply = colorize_chunk(block, 0, [case[0] for case in cases], PALETTE)
+    assert reply.wanted == 0
+    for result, (_, stage, reason) in zip(reply.results, cases, strict=True):
+        if stage is None:
+            np.testing.assert_array_equal(pixels(block, result, PALETTE), intensities(whole[1]))
+        else:
+            assert result.failure is not None
+            assert result.failure[0] == stage
+            assert reason in result.failure[1]
+
+
+def test_a_map_that_provokes_anything_else_fails_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    good = saved(tmp_path / "good.npy", random_map(3, 4))
+
+    def read(path: str, member: str | None) -> NDArray[Any]:
+        if "hostile" in path:
+            raise RecursionError("of a kind nobody thought of")
+        return read_map(path, member)
+
+    monkeypatch.setattr("async_maps.worker.read_map", read)
+    reply = colorize_chunk(np.zeros(1_000, np.uint8), 0, [good, in_file(tmp_path / "hostile.npy"), good], PALETTE)
+    assert [result.failure for result in reply.results] == [
+        None,
+        ("read", "could not be read: RecursionError('of a kind nobody thought of')"),
+        None,
+    ]
+
+
+def test_a_failed_map_takes_no_room(tmp_path: Path) -> None:
+    bad = saved(tmp_path / "bad.npy", np.full((8, 8), 2.0))
+    good = saved(tmp_path / "good.npy", random_map(8, 8))
+    reply = colorize_chunk(np.zeros(64, np.uint8), 0, [bad, bad, good], PALETTE)
+    assert [result.failure is None for result in reply.results] == [False, False, True]
+    assert reply.results[2].offset == 0
+
+
+@pytest.mark.parametrize("message", [["text", 1, None, {"é": [True]}], [], "ready", "x" * 70_000])
+def test_a_message_is_its_length_and_json(message: Any) -> None:
+    sent = frame(message)
+    assert int.from_bytes(sent[:4], "big") == len(sent) - 4
+    assert json.loads(sent[4:]) == message
+    file = io.BytesIO()
+    worker.send_message(file, message)
+    assert file.getvalue() == sent
+
+
+# In a process of its own
+
+
+@asynccontextmanager
+async def started(arena: Arena, recipe: Recipe = PALETTE) -> AsyncIterator[ProcessWorker]:
+    """A worker, stopped afterwards."""
+    process = ProcessWorker(recipe, arena)
+    await process.start()
+    try:
+        yield process
+    finally:
+        await process.stop()
+
+
+def is_alive(pid: int | None) -> bool:
+    """Whether there is such a process."""
+    assert pid is not None
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("recipe", [PALETTE, RGBA], ids=["palette", "rgba"])
+@tidy
+async def test_a_process_colorizes_into_shared_memory_until_it_is_stopped(tmp_path: Path, recipe: Recipe) -> None:
+    array = random_map(50, 60)
+    expected = colorize_activation_map(array) if recipe.rgba else intensities(array)
+    with Arena(2**20) as arena:
+        async with started(arena, recipe) as process:
+            pid = process.pid
+            assert pid != os.getpid()
+            assert is_alive(pid)
+            before = await arena.take(1)  # so that the next one does not begin where the arena does
+            for size in (2**17, 2**22):  # the second is larger than the arena
+                if size > arena.size:
+                    before.release()
+                block = await arena.take(size)
+                requests = [
+                    placed(block.memory, 0, array),
+                    saved(tmp_path / "map.npy", array),
+                    in_file(tmp_path / "none.npy"),
+                ]
+                reply = await process.colorize(block, size - 2**16, requests)
+                assert reply.wanted == 0
+                for result in reply.results[:2]:
+                    np.testing.assert_array_equal(pixels(block.memory, result, recipe), expected)
+                failure = reply.results[2].failure
+                assert failure is not None
+                assert failure[0] == "read"
+                block.release()
+            block = await arena.take(4_096)
+            needed = array.size * recipe.pixel_bytes()
+            large = saved(tmp_path / "large.npy", np.zeros((500, 600)))
+            assert await process.colorize(block, 0, [large]) == Reply([], 100 * needed)
+            block.release()
+        assert process.pid is None
+        assert not is_alive(pid)
+        await process.stop()  # once more is harmless
+
+
+@tidy
+async def test_a_worker_outlives_the_signals_that_are_meant_for_its_parent(tmp_path: Path) -> None:
+    with Arena(2**16) as arena:
+        async with started(arena) as process:
+            pid = process.pid
+            assert pid is not None
+            assert os.getsid(pid) == pid  # Ctrl-C in a terminal does not even reach it
+            os.kill(pid, signal.SIGINT)
+            os.kill(pid, signal.SIGTERM)
+            reply = await process.colorize(await arena.take(2**16), 0, [saved(tmp_path / "a.npy", random_map(3, 4))])
+            assert reply.results == [Result(0, 3, 4, None)]
+            assert process.pid == pid
+
+
+@tidy
+async def test_what_a_library_prints_goes_to_standard_error_and_not_between_the_messages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import builtins, os\n"
+        "quiet = builtins.open\n"
+        "def noisy(file, *arguments, **options):\n"
+        "    if str(file).endswith('.npy'):\n"
+        "        print('printed', flush=True)\n"
+        "        os.write(1, b'written')\n"
+        "    return quiet(file, *arguments, **options)\n"
+        "builtins.open = noisy\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    with Arena(2**16) as arena:
+        async with started(arena) as process:
+            request = saved(tmp_path / "a.npy", random_map(3, 4))
+            block = await arena.take(2**16)
+            for _ in range(3):
+                assert (await process.colorize(block, 0, [request])).results == [Result(0, 3, 4, None)]
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.count("printed") == err.count("written") == 3
+
+
+def pipe_that_nobody_writes(folder: Path) -> Request:
+    """A map that is never read to its end."""
+    os.mkfifo(folder / "never.npy")
+    return in_file(folder / "never.npy")
+
+
+@tidy
+async def test_a_worker_that_was_killed_says_by_which_signal_and_can_be_started_again(tmp_path: Path) -> None:
+    with Arena(2**16) as arena:
+        async with started(arena) as process:
+            block = await arena.take(2**16)
+            request = saved(tmp_path / "a.npy", random_map(3, 4))
+            first = process.pid
+            assert first is not None
+
+            # While it works.
+            work = asyncio.create_task(process.colorize(block, 0, [request, pipe_that_nobody_writes(tmp_path)]))
+            await asyncio.sleep(0.1)
+            assert not work.done()
+            os.kill(first, signal.SIGKILL)
+            with pytest.raises(WorkerError, match=r"was killed by signal 9 \(out of memory\?\)"):
+                await work
+            assert process.pid is None
+            assert not is_alive(first)
+
+            # While it waits.
+            await process.start()
+            second = process.pid
+            assert second is not None
+            assert second != first
+            os.kill(second, signal.SIGSEGV)
+            with pytest.raises(WorkerError, match=r"was killed by signal 11$"):
+                await process.colorize(block, 0, [request])
+
+            await process.start()
+            assert (await process.colorize(block, 0, [request])).results == [Result(0, 3, 4, None)]
+
+
+@tidy
+async def test_a_cancelled_chunk_kills_its_process(tmp_path: Path) -> None:
+    with Arena(2**16) as arena:
+        async with started(arena) as process:
+            pid = process.pid
+            block = await arena.take(2**16)
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.1):
+                    await process.colorize(block, 0, [pipe_that_nobody_writes(tmp_path)])
+            assert process.pid is None
+            assert not is_alive(pid)
+
+
+@tidy
+async def test_a_worker_that_ends_while_it_starts_says_with_which_status(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "_BOOT", "raise SystemExit(3)")
+    with Arena(2**16) as arena:
+        process = ProcessWorker(PALETTE, arena)
+        with pytest.raises(WorkerError, match="ended with status 3"):
+            await process.start()
+        assert process.pid is None
+
+
+@tidy
+async def test_a_worker_that_never_gets_ready_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "_BOOT", "import time; time.sleep(100)")
+    monkeypatch.setattr(pool, "_START_TIMEOUT_S", 0.2)
+    with Arena(2**16) as arena:
+        process = ProcessWorker(PALETTE, arena)
+        with pytest.raises(WorkerError, match="was not ready after 0 s"):
+            await process.start()
+        assert process.pid is None
+
+
+@tidy
+async def test_a_worker_that_does_not_end_when_told_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Arena(2**16) as arena:
+        process = ProcessWorker(PALETTE, arena)
+        await process.start()
+        pid = process.pid
+        assert pid is not None
+        monkeypatch.setattr(pool, "_STOP_TIMEOUT_S", 0.1)
+        os.kill(pid, signal.SIGSTOP)
+        await process.stop()
+        assert not is_alive(pid)
+
+
+PARENT = """
+import asyncio, sys
+from async_maps.arena import Arena
+from async_maps.colormap import ColormapJet, color_table
+from async_maps.pool import ProcessWorker
+from async_maps.sources import read_map
+from async_maps.worker import Recipe, Request
+
+async def main():
+    arena = Arena(2**16)
+    worker = ProcessWorker(Recipe(color_table(ColormapJet()), False), arena)
+    await worker.start()
+    block = await arena.take(2**16)
+    requests = [Request(path, None, 0, (), "") for path in sys.argv[1:]]
+    work = asyncio.create_task(worker.colorize(block, 0, requests))
+    await asyncio.sleep(0.1)
+    print(worker.pid, flush=True)
+    await asyncio.sleep(100)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("busy", [False, True], ids=["idle", "busy"])
+@tidy
+def test_a_worker_ends_itself_when_its_parent_was_killed(tmp_path: Path, busy: bool) -> None:
+    arguments = []
+    if busy:
+        request = pipe_that_nobody_writes(tmp_path)
+        assert request.path is not None
+        arguments = [request.path]
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert parent.stdout is not None
+    pid = int(parent.stdout.readline())
+    assert is_alive(pid)
+    parent.send_signal(signal.SIGKILL)
+    parent.wait(10)
+    if busy:
+        # It looks up when its map is done: here, when the pipe that it reads has been opened and has ended.
+        assert is_alive(pid)
+        with open(arguments[0], "wb"):
+            pass
+    # The worker holds its parent's standard error: that ends when both are gone.
+    began = time.monotonic()
+    _, err = parent.communicate(timeout=20)
+    assert time.monotonic() - began < 10
+    assert err == ""
+    assert parent.returncode == -signal.SIGKILL
