@@ -120,14 +120,16 @@ class BarDisplay:
     def __init__(self, out: TextIO) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+        from rich.table import Column
 
         self._progress = Progress(
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
+            BarColumn(bar_width=None),  # what the figures leave of the line
+            MofNCompleteColumn(table_column=Column(no_wrap=True)),
             TextColumn("{task.fields[rates]}"),
             TextColumn("[red]{task.fields[failed]}"),
             TextColumn("[dim]{task.fields[queues]}"),
             console=Console(file=out, force_terminal=True),
+            expand=True,
         )
         self._task = self._progress.add_task("", total=None, rates="", failed="", queues="")
         self._progress.start()
@@ -141,8 +143,7 @@ class BarDisplay:
             total=snapshot.total,
             rates=f"{snapshot.maps_per_s:,.0f} maps/s {snapshot.mb_per_s:,.1f} MB/s ETA {_duration(snapshot.eta_s)}",
             failed=f"{snapshot.report.failed:,} failed" if snapshot.report.failed else "",
-            queues="queues "
-            + " ".join(f"{name} {levels[round(share * 7)]}" for name, share in snapshot.queues.items()),
+            queues="queues " + "".join(levels[round(share * 7)] for share in snapshot.queues.values()),
         )
 
     def close(self) -> None:

@@ -1,0 +1,38 @@
+"""Seeded activation maps of the three kinds that users have."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+KINDS = ("cam", "segmentation", "saliency")
+
+
+def make_map(index: int, size: int) -> NDArray[np.float32]:
+    """A map of (size, size) float32 in [0, 1]: by turns a CAM, a segmentation's probability, a noisy saliency."""
+    rng = np.random.default_rng(index)
+    kind = KINDS[index % len(KINDS)]
+    if kind == "cam":
+        return np.clip(_enlarge(rng.random((7, 7), np.float32), size), 0, 1)
+    if kind == "segmentation":
+        logits = 6 * _enlarge(rng.standard_normal((32, 32), np.float32), size)
+        return (1 / (1 + np.exp(-logits))).astype(np.float32)
+    return np.clip(np.abs(0.15 * rng.standard_normal((size, size), np.float32)), 0, 1)
+
+
+def write_maps(folder: Path, count: int, size: int) -> None:
+    """``count`` maps as .npy files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in range(count):
+        np.save(folder / f"{index:06}.npy", make_map(index, size))
+
+
+def _enlarge(grid: NDArray[np.float32], size: int) -> NDArray[np.float32]:
+    return np.asarray(Image.fromarray(grid).resize((size, size), Image.Resampling.BICUBIC), np.float32)

