@@ -223,10 +223,13 @@ class ColorizeStage:
                 del first
                 wanted = 0
                 while chunk:
-                    done, wanted, batches = await self._colorize(worker, chunk, wanted)
+                    try:
+                        done, wanted = await self._colorize(worker, chunk, wanted, bitmaps)
+                    except WorkerError:
+                        await _start_again(worker)
+                        await self._colorize_singly(worker, chunk, bitmaps)
+                        break
                     chunk = chunk[done:]
-                    while batches:
-                        await bitmaps.send(batches.pop(0))
 
     def _gather(self, first: Job, jobs: MemoryObjectReceiveStream[Job]) -> list[Job]:
         chunk, size = [first], self._pixels(first)
@@ -244,36 +247,39 @@ class ColorizeStage:
         # A claim beyond the arena is not believed: the worker will say what the map really wants.
         return aligned(min(job.map.max_bytes // 4 * self._pixel_bytes, self._arena.size))
 
-    async def _colorize(self, worker: Worker, chunk: list[Job], wanted: int) -> tuple[int, int, list[list[Bitmap]]]:
-        """Colorize what fits into a block.
+    async def _colorize_singly(
+        self, worker: Worker, chunk: list[Job], bitmaps: MemoryObjectSendStream[list[Bitmap]]
+    ) -> None:
+        """Colorize the maps of a chunk over which the worker died: each alone; the one that kills it twice fails."""
+        for job in chunk:
+            for last in (False, True):
+                done = wanted = 0
+                try:
+                    while not done:
+                        done, wanted = await self._colorize(worker, [job], wanted, bitmaps)
+                    break
+                except WorkerError as error:
+                    await _start_again(worker)
+                    if last:
+                        job.without_array().fail("colorize", f"{error} over this map, time and again")
+
+    async def _colorize(
+        self, worker: Worker, chunk: list[Job], wanted: int, bitmaps: MemoryObjectSendStream[list[Bitmap]]
+    ) -> tuple[int, int]:
+        """Colorize as many maps as fit into a block, and send them on.
 
         Args:
-            worker: started; started again if it dies.
+            worker: started.
             chunk: the maps.
             wanted: bytes that the first one is known to need, if it did not fit before.
+            bitmaps: gets them.
 
         Returns:
-            how many maps are done, what the next one wants, and the bitmaps.
-        """
-        try:
-            return await self._attempt(worker, chunk, wanted)
-        except WorkerError:
-            await _start_again(worker)
-        # Which map killed it is not known: each is tried alone, and the one that does it again fails.
-        batches = []
-        for job in chunk:
-            done = 0
-            try:
-                while not done:
-                    done, wanted, batch = await self._attempt(worker, [job], wanted)
-                    batches += batch
-            except WorkerError as error:
-                job.without_array().fail("colorize", f"{error}, twice over this map")
-                await _start_again(worker)
-            wanted = 0
-        return len(chunk), 0, batches
+            how many maps are done, and how many bytes the next one wants.
 
-    async def _attempt(self, worker: Worker, chunk: list[Job], wanted: int) -> tuple[int, int, list[list[Bitmap]]]:
+        Raises:
+            WorkerError: the worker died; nothing was sent on.
+        """
         pixels = [self._pixels(job) for job in chunk]
         need = sum(pixels)
         if wanted:
@@ -284,15 +290,18 @@ class ColorizeStage:
             block = await self._arena.take(inputs + need)
         except OSError as error:
             chunk[0].without_array().fail("colorize", f"is too large: {error}")
-            return 1, 0, []
+            return 1, 0
         try:
             started = perf_counter()
             requests = await _place(chunk, block, inputs)
             reply = await worker.colorize(block, inputs, requests)
             self._meter.worked(perf_counter() - started, len(reply.results))
-            return len(reply.results), reply.wanted, self._batches(chunk, reply.results, block)
+            batches = self._batches(chunk, reply.results, block)
         finally:
             block.release()
+        while batches:
+            await bitmaps.send(batches.pop(0))
+        return len(reply.results), reply.wanted
 
     def _batches(self, chunk: list[Job], results: list[Result], block: Block) -> list[list[Bitmap]]:
         batches: list[list[Bitmap]] = [[]]

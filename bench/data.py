@@ -20,11 +20,12 @@ def make_map(index: int, size: int) -> NDArray[np.float32]:
     rng = np.random.default_rng(index)
     kind = KINDS[index % len(KINDS)]
     if kind == "cam":
-        return np.clip(_enlarge(rng.random((7, 7), np.float32), size), 0, 1)
-    if kind == "segmentation":
-        logits = 6 * _enlarge(rng.standard_normal((32, 32), np.float32), size)
-        return (1 / (1 + np.exp(-logits))).astype(np.float32)
-    return np.clip(np.abs(0.15 * rng.standard_normal((size, size), np.float32)), 0, 1)
+        values = _enlarge(rng.random((7, 7), np.float32), size)
+    elif kind == "segmentation":
+        values = 1 / (1 + np.exp(-6 * _enlarge(rng.standard_normal((32, 32), np.float32), size)))
+    else:
+        values = np.abs(0.15 * rng.standard_normal((size, size), np.float32))
+    return np.clip(values, 0, 1).astype(np.float32)
 
 
 def write_maps(folder: Path, count: int, size: int) -> None:

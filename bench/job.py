@@ -99,7 +99,7 @@ def measure(name: str, folder: Path, bucket: str, count: int) -> dict[str, float
 def main(arguments: Sequence[str]) -> None:
     """Run every contender by turns and print their medians."""
     parser = argparse.ArgumentParser(prog="python -m bench job", description=__doc__)
-    parser.add_argument("--maps", type=int, default=2000)
+    parser.add_argument("--maps", type=int, default=1000)
     parser.add_argument("--size", type=int, default=512, help="side of the square maps, in pixels")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("bench/results"))

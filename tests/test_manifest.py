@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from anyio import CancelScope
 
 from async_maps import recorder as recorder_module
 from async_maps.errors import ManifestError
@@ -504,6 +505,18 @@ async def test_rows_are_committed_however_the_run_ends(path: Path, end: type[Bas
                 raise end
     except (RuntimeError, asyncio.CancelledError, KeyboardInterrupt) as error:
         assert type(error) is end  # noqa: PT017  # pytest.raises would demand an error in the case without one
+    assert _counted(path) == {"done": 1}
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+async def test_rows_are_committed_when_the_scope_around_the_run_is_cancelled(path: Path) -> None:
+    with CancelScope() as scope:
+        async with open_recorder(path, DESTINATION, SETTINGS) as recorder:
+            assert recorder is not None
+            await recorder.note([_done(_map("a"))])
+            scope.cancel()
+            await asyncio.sleep(30)
+    assert scope.cancelled_caught
     assert _counted(path) == {"done": 1}
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 

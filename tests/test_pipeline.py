@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import zipfile
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -353,21 +354,23 @@ async def test_a_run_ends_when_more_maps_failed_than_allowed(tmp_path: Path) -> 
             await pipeline.run((f"{i}", np.full((2, 2), np.inf)) for i in range(1000))
 
 
-async def test_a_killed_worker_costs_nothing_but_time(maps: Path, tmp_path: Path) -> None:
-    for i in range(1500):
+@pytest.mark.parametrize("queue_bytes", [20_000, 2**26])
+async def test_a_killed_worker_costs_nothing_but_time(maps: Path, tmp_path: Path, queue_bytes: int) -> None:
+    for i in range(600):
         np.save(maps / f"{i}.npy", random_map(i, (60, 60)))
     killed = 0
-    async with am.Pipeline(tmp_path / "out", settings=am.Settings(workers=2, chunk_maps=8)) as pipeline:
+    settings = am.Settings(workers=2, queue_bytes=queue_bytes)
+    async with am.Pipeline(tmp_path / "out", settings=settings) as pipeline:
         running = asyncio.create_task(pipeline.run(maps))
         while not running.done():
-            for pid in worker_pids():
-                os.kill(pid, signal.SIGKILL)
+            if killed < 3 and (pids := worker_pids()):
+                os.kill(pids[0], signal.SIGKILL)
                 killed += 1
-            await asyncio.sleep(1.0)
+            await asyncio.sleep(0.2)
         report = await running
     assert killed > 0
     assert report.failed == 0, report.failures
-    assert report.uploaded == len(list((tmp_path / "out").glob("*.png"))) == 1500
+    assert report.uploaded == len(list((tmp_path / "out").glob("*.png"))) == 600
 
 
 def worker_pids() -> list[int]:
@@ -376,6 +379,21 @@ def worker_pids() -> list[int]:
         ["pgrep", "-f", "-P", str(os.getpid()), "async_maps.worker"], capture_output=True, text=True, check=False
     )
     return [int(line) for line in found.stdout.split()]
+
+
+@pytest.mark.parametrize("size", [2**50, 2**60])
+async def test_an_archive_that_lies_about_its_size_fails_alone(maps: Path, tmp_path: Path, size: int) -> None:
+    np.save(maps / "a.npy", random_map(1))
+    np.savez(maps / "lying.npz", x=random_map(2))
+    with zipfile.ZipFile(maps / "lying.npz", "a") as archive:
+        archive.filelist[0].file_size = size
+        archive.writestr("y.npy", (maps / "a.npy").read_bytes())
+    async with am.Pipeline(tmp_path / "out", settings=am.Settings(workers=1)) as pipeline:
+        report = await pipeline.run(maps)
+        assert (await pipeline.put("after", random_map(3))).name == "after"
+    assert report.uploaded + report.failed == 3
+    assert report.uploaded >= 2
+    assert (tmp_path / "out" / "a.png").exists()
 
 
 async def test_a_map_that_kills_its_worker_twice_fails_and_the_others_of_its_chunk_arrive(

@@ -489,6 +489,17 @@ def test_what_is_no_archive_is_a_failure_of_its_own(maps: Path, content: bytes) 
     assert other.name == "z"
 
 
+def test_a_damaged_name_in_an_archive_is_a_failure_of_that_archive(maps: Path) -> None:
+    np.savez(maps / "a.npz", é=MAP)
+    content = (maps / "a.npz").read_bytes()
+    (maps / "a.npz").write_bytes(content.replace("é".encode(), b"\xff\xff"))
+    _save(maps / "z.npy")
+    failure, other = open_source(maps)
+    assert isinstance(failure, Failure)
+    assert failure.reason.startswith("expected an .npz archive (a zip file): 'utf-8' codec can't decode")
+    assert other.name == "z"
+
+
 def test_an_archive_holds_maps_only_where_it_holds_arrays(maps: Path) -> None:
     with zipfile.ZipFile(maps / "a.npz", "w") as archive:
         archive.writestr("readme.txt", "no map")
@@ -929,8 +940,8 @@ async def test_a_generator_that_blocks_does_not_keep_a_cancelled_task_and_is_clo
         try:
             inside.set()
             assert may_go_on.wait(30)
-            yield "a", MAP
-            yield "b", MAP
+            while True:
+                yield "a", MAP
         finally:
             closed.set()
 

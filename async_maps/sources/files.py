@@ -178,13 +178,13 @@ def _left_of(pattern: tuple[str, ...], name: str) -> Iterator[tuple[str, ...]]:
 def _sort(names: Iterator[str]) -> Iterator[str]:
     first = list(islice(names, _SORT_IN_MEMORY))
     if len(first) < _SORT_IN_MEMORY:
-        yield from sorted(set(first), key=os.fsencode)
+        yield from sorted(first, key=os.fsencode)
         return
     # "" is a private database that SQLite spills to a file of its own and deletes.
     with closing(sqlite3.connect("", check_same_thread=False)) as database:
         database.execute("CREATE TABLE names (name BLOB PRIMARY KEY) WITHOUT ROWID")
         for batch in (first, names):
-            database.executemany("INSERT OR IGNORE INTO names VALUES (?)", ((os.fsencode(name),) for name in batch))
+            database.executemany("INSERT INTO names VALUES (?)", ((os.fsencode(name),) for name in batch))
         for (name,) in database.execute("SELECT name FROM names ORDER BY name"):
             yield os.fsdecode(name)
 

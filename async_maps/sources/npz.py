@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 import zipfile
 from typing import TYPE_CHECKING
 
@@ -59,5 +58,7 @@ def read(path: str, member: str) -> NDArray[Any]:
 def _open(path: str) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, struct.error) as error:
+    except OSError:
+        raise
+    except Exception as error:  # as above; not one damaged archive may end the listing of the others
         raise SourceError(f"expected an .npz archive (a zip file): {error}") from error

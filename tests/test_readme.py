@@ -1,0 +1,72 @@
+"""The README's commands and code run as they stand there; those that install or measure are run by .ci/run."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shlex
+from pathlib import Path
+
+import aioboto3
+import numpy as np
+import pytest
+
+from async_maps import seaweed
+from tests.leftovers import leaves_nothing
+from tests.test_cli import invoke
+from tests.test_pipeline import random_map
+
+pytestmark = pytest.mark.usefixtures(leaves_nothing.__name__)
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+async def buckets() -> set[str]:
+    async with aioboto3.Session().client("s3") as client:
+        return {bucket["Name"] for bucket in (await client.list_buckets())["Buckets"]}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, s3: seaweed.S3Server, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with maps/ and configs/ in it, and the README's bucket."""
+    if "my-bucket" not in asyncio.run(buckets()):
+        asyncio.run(seaweed.create_bucket(s3, "my-bucket"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    for i in range(5):
+        path = tmp_path / "maps" / "val" / f"{i:04}.npy"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, random_map(i))
+    return tmp_path
+
+
+def test_every_shell_command_runs_here_or_in_ci(folder: Path) -> None:
+    commands = [line for block in blocks("bash") for line in block.splitlines() if line]
+    ours = [command for command in commands if command.startswith("async-maps ")]
+    for command in ours:
+        assert invoke(*shlex.split(command)[1:]) == 0, command
+    assert (folder / "locators.csv").exists()
+    assert (folder / "report.json").exists()
+    ci = (ROOT / ".ci" / "run").read_text()
+    patterns = re.findall(r"eval \"\$\(readme '(.*?)'\)\"", ci)
+    assert len(patterns) == len(commands) - len(ours)
+    for command in set(commands) - set(ours):
+        assert any(re.search(pattern, command) for pattern in patterns), command
+
+
+@pytest.mark.parametrize("code", blocks("python"), ids=lambda code: code.splitlines()[-1][:40])
+@pytest.mark.usefixtures("folder")
+def test_the_code_runs(code: str, capsys: pytest.CaptureFixture[str]) -> None:
+    exec(compile(code, "README.md", "exec"), {"__name__": "readme"})  # noqa: S102  # our own README
+    if "print" in code:
+        assert capsys.readouterr().out
+
+
+def test_every_link_leads_somewhere() -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", README):
+        assert target.startswith("https://") or (ROOT / target).exists(), target
