@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import cyclopts
-from cyclopts import App, Group, Parameter
+from cyclopts import App, Group, Parameter, validators
 from pydantic import ValidationError
 
 from async_maps.errors import AsyncMapsError, SettingsError, TooManyFailuresError
@@ -36,6 +36,7 @@ app = App(
     ),
     default_parameter=Parameter(show_env_var=False),
     help_format="plaintext",
+    suppress_keyboard_interrupt=False,
 )
 _SETTINGS = Group(
     "Settings", help="Each is also a key of the TOML file and an environment variable: ASYNC_MAPS_PNG=rgba.", sort_key=2
@@ -94,6 +95,8 @@ def run(  # noqa: PLR0913  # one argument a flag
     try:
         code = asyncio.run(job.rehearse() if dry_run else job.run(progress))
     except AsyncMapsError as error:
+        if filled.uploaded:
+            _print_report(filled)
         _complain(error)
         # Once the store has taken a map, the command was right, and can be run again for the rest.
         code = SOME_FAILED if filled.uploaded or isinstance(error, TooManyFailuresError) else WRONG_USE
@@ -106,7 +109,7 @@ def run(  # noqa: PLR0913  # one argument a flag
 def demo(
     *,
     out: Path = Path("async-maps-demo"),
-    scenes: int = 240,
+    scenes: Annotated[int, Parameter(validator=validators.Number(gte=1))] = 240,
     local: Annotated[bool, Parameter(negative="")] = False,
 ) -> int:
     """Do the whole job on this machine, without an account: scenes, their saliency maps, a real S3 server, overlays.
@@ -157,6 +160,8 @@ def export(
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """The command ``async-maps``: parse, run, exit."""
     tokens = list(sys.argv[1:] if arguments is None else arguments)
+    # Unwinds what is open, the demo's server and folders too, where otherwise the process would just be gone.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         app.config = [cyclopts.config.Env("ASYNC_MAPS_", command=False), *_file_settings(tokens)]
         code = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
@@ -169,6 +174,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except AsyncMapsError as error:
         _complain(error)
         code = WRONG_USE
+    except KeyboardInterrupt:
+        _say("interrupted")
+        code = 128 + signal.SIGINT
     sys.exit(code or DONE)
 
 

@@ -300,7 +300,13 @@ class Pipeline:
         report.statistics = self.statistics()
 
     def statistics(self) -> Statistics:
-        """What the pipeline is doing at this moment; cheap."""
+        """What the pipeline is doing at this moment, or has done when it is closed; cheap.
+
+        Raises:
+            PipelineClosedError: it has never been open.
+        """
+        if self._store is None:
+            raise PipelineClosedError("the pipeline has not been open yet; use it inside 'async with'")
         jobs, bitmaps, pngs = (stream.statistics() for stream in self._queues)
         shares = (
             (jobs, self._array_bytes.held / self._array_bytes.limit),

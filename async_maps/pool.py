@@ -190,7 +190,7 @@ class ColorizeStage:
     Args:
         arena: where pixels lie until they are encoded.
         chunk_maps: at most so many maps a chunk.
-        chunk_bytes: a chunk whose pixels come to so many bytes takes no further map.
+        chunk_bytes: a chunk that takes so many bytes of a block takes no further map.
         pixel_bytes: bytes of a colorized pixel.
         meter: the stage's.
     """
@@ -232,11 +232,11 @@ class ColorizeStage:
                     chunk = chunk[done:]
 
     def _gather(self, first: Job, jobs: MemoryObjectReceiveStream[Job]) -> list[Job]:
-        chunk, size = [first], self._pixels(first)
+        chunk, size = [first], self._pixels(first) + _input_bytes(first)
         with suppress(WouldBlock, EndOfStream):
             while len(chunk) < self._chunk_maps and size < self._chunk_bytes:
                 chunk.append(jobs.receive_nowait())
-                size += self._pixels(chunk[-1])
+                size += self._pixels(chunk[-1]) + _input_bytes(chunk[-1])
         return chunk
 
     def _pixels(self, job: Job) -> int:
@@ -285,7 +285,7 @@ class ColorizeStage:
         if wanted:
             # The guess was wrong for the first; it is probably wrong in the same way for those that follow.
             need = max(wanted, min(need * wanted // max(pixels[0], 1), self._chunk_bytes))
-        inputs = sum(aligned(job.map.array.nbytes) for job in chunk if job.map.array is not None)
+        inputs = sum(_input_bytes(job) for job in chunk)
         try:
             block = await self._arena.take(inputs + need)
         except OSError as error:
@@ -322,6 +322,11 @@ class ColorizeStage:
         return [batch for batch in batches if batch]
 
 
+def _input_bytes(job: Job) -> int:
+    """Bytes that a map takes in the block before it is colorized: none if it lies in a file."""
+    return 0 if job.map.array is None else aligned(job.map.array.nbytes)
+
+
 async def _start_again(worker: Worker) -> None:
     """Replace a worker that died; whatever killed it may kill its successor too, but not for ever.
 
@@ -349,7 +354,7 @@ async def _place(chunk: list[Job], block: Block, inputs: int) -> list[Request]:
         else:
             requests.append(Request(None, None, offset, array.shape, array.dtype.newbyteorder("=").str))
             copies.append((array, requests[-1]))
-            offset += aligned(array.nbytes)
+            offset += _input_bytes(job)
     if inputs <= _COPY_ON_LOOP_BYTES:
         copy()
     else:

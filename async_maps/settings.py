@@ -99,7 +99,7 @@ class Settings(_Model):
     chunk_maps: PositiveInt = 256
     """At most so many maps go to a worker in one call."""
     chunk_bytes: PositiveInt = 4 * MIB
-    """A chunk whose pixels have reached so many bytes takes no further map."""
+    """A chunk that has reached so many bytes takes no further map."""
     queue_bytes: PositiveInt = 64 * MIB
     """Bytes that each of the three queues may hold; a single map larger than that passes alone."""
     max_failures: NonNegativeInt | None = None

@@ -9,6 +9,7 @@ from PIL import Image
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from typing import Any
 
     from numpy.typing import NDArray
 
@@ -19,6 +20,7 @@ def make_map(index: int, size: int) -> NDArray[np.float32]:
     """A map of (size, size) float32 in [0, 1]: by turns a CAM, a segmentation's probability, a noisy saliency."""
     rng = np.random.default_rng(index)
     kind = KINDS[index % len(KINDS)]
+    values: NDArray[np.floating[Any]]
     if kind == "cam":
         values = _enlarge(rng.random((7, 7), np.float32), size)
     elif kind == "segmentation":

@@ -188,6 +188,7 @@ def wrong_uses() -> Iterator[Any]:
     yield case("foreign manifest", "run maps out --manifest bad.toml", "bad.toml")
     yield case("unknown scheme", "run maps gs://bucket/x", "unknown destination")
     yield case("nothing", "run", "SOURCE")
+    yield case("no scenes", "demo --scenes 0", "--scenes")
 
 
 @pytest.mark.parametrize(("arguments", "said", "environment"), list(wrong_uses()))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import os
+import signal
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from async_maps import demo, seaweed
 from async_maps.colorize import colorize_activation_map
 from async_maps.errors import SettingsError
 from tests.leftovers import leaves_nothing
-from tests.test_cli import invoke
+from tests.test_cli import invoke, start
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -73,3 +75,15 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(SettingsError, match="cannot make the folder"):
         demo.run_demo(tmp_path / "file", scenes=1, local=True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_demo_and_its_server(tmp_path: Path, number: signal.Signals) -> None:
+    running = start("demo", "--out", tmp_path / "demo", "--scenes", 400)
+    assert running.stdout is not None
+    while "SeaweedFS answers" not in running.stdout.readline():
+        assert running.poll() is None
+    os.killpg(running.pid, number)
+    _, err = running.communicate(timeout=30)
+    assert running.returncode == 128 + number, err
+    assert "Traceback" not in err
