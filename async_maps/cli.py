@@ -160,8 +160,15 @@ def export(
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """The command ``async-maps``: parse, run, exit."""
     tokens = list(sys.argv[1:] if arguments is None else arguments)
-    # Unwinds what is open, the demo's server and folders too, where otherwise the process would just be gone.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    interrupted_by = signal.SIGINT
+
+    def terminate(number: int, _: object) -> None:
+        # As Ctrl-C does, it unwinds what is open, the demo's server and folders too; else the process would be gone.
+        nonlocal interrupted_by
+        interrupted_by = signal.Signals(number)
+        signal.raise_signal(signal.SIGINT)
+
+    signal.signal(signal.SIGTERM, terminate)
     try:
         app.config = [cyclopts.config.Env("ASYNC_MAPS_", command=False), *_file_settings(tokens)]
         code = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
@@ -176,7 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         code = WRONG_USE
     except KeyboardInterrupt:
         _say("interrupted")
-        code = 128 + signal.SIGINT
+        code = 128 + interrupted_by
     sys.exit(code or DONE)
 
 

@@ -6,7 +6,6 @@ import asyncio
 import io
 import shutil
 import tempfile
-from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -27,7 +26,7 @@ from async_maps.report import Report
 from async_maps.scenes import contact_sheet, scene, spectral_residual
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator
 
     from numpy.typing import NDArray
 
@@ -56,9 +55,15 @@ def run_demo(out: Path, *, scenes: int, local: bool) -> bool:
         local = True
     _clear(out)
     _make_maps(out, scenes)
-    with _destination(out, local=local) as destination:
-        report = asyncio.run(_upload(out, destination))
-        right = asyncio.run(_compare(out))
+    if local:
+        report, right = asyncio.run(_upload_and_compare(out, str(out / "overlays"), None))
+    else:
+        with (
+            tempfile.TemporaryDirectory(prefix="async-maps-demo-") as folder,
+            seaweed.serve(Path(folder)) as server,
+            seaweed.in_environment(server),
+        ):
+            report, right = asyncio.run(_upload_and_compare(out, f"s3://{_BUCKET}/demo", server))
     count = export_manifest(out / "manifest.sqlite", out / "locators.csv")
     _draw(out, scenes)
     print(report.summary())  # noqa: T201  # the command's answer
@@ -99,20 +104,11 @@ def _name(index: int) -> str:
     return f"{'train' if index % 4 else 'val'}/scene-{index:04}"
 
 
-@contextmanager
-def _destination(out: Path, *, local: bool) -> Iterator[str]:
-    """Where the overlays go: a bucket of a server that lives as long as the context, or a folder."""
-    if local:
-        yield str(out / "overlays")
-        return
-    with (
-        tempfile.TemporaryDirectory(prefix="async-maps-demo-") as folder,
-        seaweed.serve(Path(folder)) as server,
-        seaweed.in_environment(server),
-    ):
+async def _upload_and_compare(out: Path, destination: str, server: seaweed.S3Server | None) -> tuple[Report, int]:
+    if server is not None:
+        await seaweed.create_bucket(server, _BUCKET)
         _say(f"SeaweedFS answers at {server.endpoint_url}; its data is thrown away at the end")
-        asyncio.run(seaweed.create_bucket(server, _BUCKET))
-        yield f"s3://{_BUCKET}/demo"
+    return await _upload(out, destination), await _compare(out)
 
 
 async def _upload(out: Path, destination: str) -> Report:

@@ -57,7 +57,7 @@ def unprivileged() -> Iterator[Path]:
     """A folder of a user whom permissions bind, and this process as that user: root is told no nowhere."""
     nobody = 65534
     # Not tmp_path, which lies in a folder that only root may enter.
-    with tempfile.TemporaryDirectory(prefix="async-maps-test-") as folder:
+    with tempfile.TemporaryDirectory(prefix="unprivileged-") as folder:
         if os.geteuid() != 0:
             yield Path(folder)
             return

@@ -79,7 +79,7 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_demo_and_its_server(tmp_path: Path, number: signal.Signals) -> None:
-    running = start("demo", "--out", tmp_path / "demo", "--scenes", 400)
+    running = start("demo", "--out", tmp_path / "demo", "--scenes", 150)
     assert running.stdout is not None
     while "SeaweedFS answers" not in running.stdout.readline():
         assert running.poll() is None
