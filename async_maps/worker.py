@@ -19,6 +19,7 @@ from async_maps.colorize import look_up, map_shape, quantise
 from async_maps.errors import InputValidationError, SourceError
 from async_maps.sources import read_map
 from async_maps.sources.files import explain
+from async_maps.sources.npz import Archives
 
 if TYPE_CHECKING:
     from typing import Any
@@ -91,11 +92,18 @@ def colorize_chunk(block: NDArray[np.uint8], free_from: int, requests: list[Requ
         requests: the maps.
         recipe: how.
     """
+    with Archives() as archives:
+        return _colorize_chunk(block, free_from, requests, recipe, archives)
+
+
+def _colorize_chunk(
+    block: NDArray[np.uint8], free_from: int, requests: list[Request], recipe: Recipe, archives: Archives
+) -> Reply:
     results: list[Result] = []
     offset = free_from
     for request in requests:
         try:
-            array = _get(block, request)
+            array = _get(block, request, archives)
             height, width = map_shape(array)
             size = height * width * recipe.pixel_bytes()
             if offset + size > block.size:
@@ -112,9 +120,9 @@ def colorize_chunk(block: NDArray[np.uint8], free_from: int, requests: list[Requ
     return Reply(results, 0)
 
 
-def _get(block: NDArray[np.uint8], request: Request) -> NDArray[Any]:
+def _get(block: NDArray[np.uint8], request: Request, archives: Archives) -> NDArray[Any]:
     if request.path is not None:
-        return read_map(request.path, request.member)
+        return read_map(request.path, request.member, archives)
     return np.ndarray(request.shape, request.dtype, block.data, request.offset)
 
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import zipfile
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
@@ -216,6 +217,22 @@ async def test_an_error_of_the_callers_own_iterable_reaches_the_caller(tmp_path:
             async for _ in pipeline.stream(maps()):
                 pass
         assert (await pipeline.put("after", random_map(2))).name == "after"
+
+
+async def test_a_run_over_an_iterable_that_never_answers_can_be_cancelled(tmp_path: Path) -> None:
+    answer = threading.Event()
+
+    def maps() -> Iterator[tuple[str, NDArray[Any]]]:
+        yield "first", random_map(1)
+        answer.wait()
+
+    async with am.Pipeline(tmp_path, settings=THREADS) as pipeline:
+        running = asyncio.create_task(pipeline.run(maps()))
+        await asyncio.sleep(0.2)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(running, 5)
+        answer.set()
 
 
 async def test_a_stream_left_early_stops_reading_and_leaves_the_pipeline_usable(tmp_path: Path) -> None:
@@ -445,6 +462,7 @@ async def test_the_context_may_be_left_in_another_task_than_it_was_entered_in(tm
         ("s3://no-such-bucket/x", am.StoreError),
         ("s3://b", am.SettingsError),
         ("gs://bucket/x", am.SettingsError),
+        ("s3://bucket/a/../b", am.SettingsError),
         ("", am.SettingsError),
         ("/proc/version/x", am.StoreError),
     ],

@@ -24,7 +24,8 @@ from hypothesis import strategies as st
 
 from async_maps.errors import SourceError
 from async_maps.records import ActivationMap, Failure
-from async_maps.sources import files, open_source, read_map
+from async_maps.sources import files, npz, open_source
+from async_maps.sources import read_map as read_listed_map
 from async_maps.sources.listing import list_maps
 
 if TYPE_CHECKING:
@@ -42,6 +43,11 @@ def _save(path: Path, array: NDArray[Any] = MAP) -> Path:
     with path.open("wb") as file:
         np.save(file, array, allow_pickle=False)
     return path
+
+
+def read_map(path: str, member: str | None) -> NDArray[Any]:
+    with npz.Archives() as archives:
+        return read_listed_map(path, member, archives)
 
 
 def _names(source: Iterable[Entry]) -> list[str]:
@@ -720,9 +726,9 @@ def test_an_archive_that_lies_about_a_huge_member_is_refused_without_touching_me
     (maps / "a.npz").write_bytes(content)
     # In a process of its own, because a peak of memory never goes down again.
     program = (
-        "import resource, sys; from async_maps.sources import read_map; from async_maps.errors import SourceError\n"
+        "import resource, sys; from async_maps.sources.npz import Archives; from async_maps.errors import SourceError\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "try: read_map(sys.argv[1], 'x')\n"
+        "try: Archives().read(sys.argv[1], 'x')\n"
         "except SourceError as error: print(error)\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
     )
@@ -991,3 +997,36 @@ def _watched_scandir(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(os, "scandir", watched)
     return looked_into
+
+
+def test_the_members_of_an_archive_are_read_through_one_look_at_its_directory(
+    maps: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    original = npz._open
+
+    def counted(path: str) -> zipfile.ZipFile:
+        opened.append(Path(path).name)
+        return original(path)
+
+    monkeypatch.setattr(npz, "_open", counted)
+    for name in ("a", "b"):
+        arrays: dict[str, Any] = {f"{i}": MAP * (i / 10) for i in range(10)}
+        np.savez(maps / f"{name}.npz", **arrays)
+    with npz.Archives() as archives:
+        for name in ("a", "b"):
+            for i in range(10):
+                np.testing.assert_array_equal(archives.read(str(maps / f"{name}.npz"), f"{i}"), MAP * (i / 10))
+    assert opened == ["a.npz", "b.npz"]
+
+
+async def test_what_came_before_an_iterables_error_is_handed_over_first() -> None:
+    def pairs() -> Iterator[tuple[str, NDArray[Any]]]:
+        yield "a", MAP
+        yield "b", MAP
+        raise LookupError("mine")
+
+    batches = list_maps(pairs())
+    assert [entry.name for entry in await anext(batches)] == ["a", "b"]
+    with pytest.raises(LookupError, match="mine"):
+        await anext(batches)

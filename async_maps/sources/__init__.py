@@ -38,8 +38,13 @@ def open_source(place: str | PathLike[str]) -> Source:
     return files.open_files(place)
 
 
-def read_map(path: str, member: str | None) -> NDArray[Any]:
+def read_map(path: str, member: str | None, archives: npz.Archives) -> NDArray[Any]:
     """Read one listed map: any array; whether it is an activation map is for colorize to say.
+
+    Args:
+        path: the file.
+        member: the name of the array in it, if it is an archive.
+        archives: shared by the maps that are read one after the other.
 
     Raises:
         SourceError: the file is not what its name says; the message says what was expected and what was found.
@@ -48,5 +53,5 @@ def read_map(path: str, member: str | None) -> NDArray[Any]:
     if npy.matches(path):
         return npy.read(path)
     if npz.matches(path) and member is not None:
-        return npz.read(path, member)
+        return archives.read(path, member)
     raise SourceError(f"nothing here reads {path}")

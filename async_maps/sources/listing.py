@@ -74,7 +74,7 @@ async def _in_thread(entries: Iterator[Any]) -> AsyncGenerator[list[Entry], None
         if turn.acquire(blocking=False) and hasattr(entries, "close"):
             entries.close()
 
-    def take() -> list[Entry]:
+    def take() -> tuple[list[Entry], Exception | None]:
         try:
             with turn:
                 return _take(entries)
@@ -83,21 +83,34 @@ async def _in_thread(entries: Iterator[Any]) -> AsyncGenerator[list[Entry], None
                 close_if_idle()
 
     try:
-        while batch := await to_thread.run_sync(take):
-            yield batch
+        while True:
+            # Abandoned when cancelled: the iterable may be waiting for something that never comes.
+            batch, error = await to_thread.run_sync(take, abandon_on_cancel=True)
+            if batch:
+                yield batch
+            if error is not None:
+                raise error
+            if not batch:
+                return
     finally:
         left = True
         close_if_idle()
 
 
-def _take(entries: Iterator[Any]) -> list[Entry]:
-    """What comes at once: bounded in items, in bytes of arrays, and in time, so as not to wait for a slow source."""
+def _take(entries: Iterator[Any]) -> tuple[list[Entry], Exception | None]:
+    """What comes at once, and the error that ended it.
+
+    Bounded in items, in bytes of arrays, and in time, so as not to wait for a slow source.
+    """
     batch: list[Entry] = []
     size, until = 0, monotonic() + _BATCH_S
-    for entry in islice(entries, _BATCH):
-        batch.append(entry if isinstance(entry, ActivationMap | Failure) else array_map(*entry))
-        if isinstance(batch[-1], ActivationMap) and batch[-1].array is not None:
-            size += batch[-1].max_bytes
-        if size >= _BATCH_BYTES or monotonic() >= until:
-            break
-    return batch
+    try:
+        for entry in islice(entries, _BATCH):
+            batch.append(entry if isinstance(entry, ActivationMap | Failure) else array_map(*entry))
+            if isinstance(batch[-1], ActivationMap) and batch[-1].array is not None:
+                size += batch[-1].max_bytes
+            if size >= _BATCH_BYTES or monotonic() >= until:
+                break
+    except Exception as error:  # noqa: BLE001  # raised to the caller once what came before it is handed over
+        return batch, error
+    return batch, None

@@ -9,6 +9,7 @@ from async_maps.errors import SourceError
 from async_maps.sources import npy
 
 if TYPE_CHECKING:
+    from types import TracebackType
     from typing import Any
 
     from numpy.typing import NDArray
@@ -34,25 +35,46 @@ def members(path: str) -> list[tuple[str, int]]:
         ]
 
 
-def read(path: str, member: str) -> NDArray[Any]:
-    """Read one array; never unpickles.
+class Archives:
+    """Reads arrays, and keeps the last archive open: its next array costs no second look at its directory."""
 
-    Raises:
-        SourceError: no such archive or member, or the member is no ``.npy`` file.
-        OSError: it cannot be read.
-    """
-    with _open(path) as archive:
+    def __init__(self) -> None:
+        self._path = ""
+        self._archive: zipfile.ZipFile | None = None
+
+    def __enter__(self) -> Archives:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close()
+
+    def read(self, path: str, member: str) -> NDArray[Any]:
+        """Read one array; never unpickles.
+
+        Raises:
+            SourceError: no such archive or member, or the member is no ``.npy`` file.
+            OSError: it cannot be read.
+        """
+        if self._archive is None or path != self._path:
+            self._close()
+            self._path, self._archive = path, _open(path)
         try:
-            info = archive.getinfo(f"{member}.npy")
+            info = self._archive.getinfo(f"{member}.npy")
         except KeyError:
             raise SourceError(f"the archive holds no array {member!r} any more") from None
         try:
-            with archive.open(info) as file:
+            with self._archive.open(info) as file:
                 return npy.read_stream(file, info.file_size)
         except (SourceError, OSError):
             raise
         except Exception as error:  # what a damaged archive ends in differs from one compression to the next
             raise SourceError(f"the archive is damaged at {member!r}: {error}") from error
+
+    def _close(self) -> None:
+        if self._archive is not None:
+            self._archive.close()
 
 
 def _open(path: str) -> zipfile.ZipFile:

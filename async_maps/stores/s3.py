@@ -16,7 +16,8 @@ from aiohttp import ClientError as AiohttpError
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 from isal import isal_zlib
 
-from async_maps.errors import ObjectError, SettingsError, StoreError
+from async_maps.errors import InputValidationError, ObjectError, SettingsError, StoreError
+from async_maps.names import check_name
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -51,6 +52,11 @@ async def open_s3(bucket: str, prefix: str, settings: Settings) -> AsyncIterator
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._:/-]{1,}[A-Za-z0-9]", bucket):
         raise SettingsError(f"{bucket!r} is not the name of a bucket; expected s3://bucket/prefix")
+    if prefix:
+        try:
+            check_name(prefix)
+        except InputValidationError as error:
+            raise SettingsError(f"the prefix cannot be used: {error}") from error
     config = AioConfig(
         max_pool_connections=settings.concurrency,
         connect_timeout=settings.s3.connect_timeout_s,
