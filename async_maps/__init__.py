@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from async_maps.batch import dry_run, run
     from async_maps.colorize import colorize_activation_map
     from async_maps.colormap import Colormap, ColormapJet
     from async_maps.encode import encode_png
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     )
     from async_maps.export import export_manifest
     from async_maps.meters import StageStatistics, Statistics
-    from async_maps.pipeline import Pipeline, dry_run, run
+    from async_maps.pipeline import Pipeline
     from async_maps.records import Failure, Outcome, Receipt
     from async_maps.report import Report
     from async_maps.settings import FilesSettings, S3Settings, Settings, load_settings
@@ -67,12 +68,13 @@ __all__ = [
 ]
 
 _ROOMS = {
+    "batch": ("dry_run", "run"),
     "colorize": ("colorize_activation_map",),
     "colormap": ("Colormap", "ColormapJet"),
     "encode": ("encode_png",),
     "export": ("export_manifest",),
     "meters": ("StageStatistics", "Statistics"),
-    "pipeline": ("Pipeline", "dry_run", "run"),
+    "pipeline": ("Pipeline",),
     "records": ("Failure", "Outcome", "Receipt"),
     "report": ("Report",),
     "settings": ("FilesSettings", "S3Settings", "Settings", "load_settings"),

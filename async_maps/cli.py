@@ -221,7 +221,7 @@ class _Job:
 
     async def rehearse(self) -> int:
         """Say what would be done."""
-        from async_maps.pipeline import dry_run
+        from async_maps.batch import dry_run
 
         report = self._report
         await dry_run(self._source, self._destination, settings=self._settings, report=report, **self._options)

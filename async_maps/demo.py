@@ -23,7 +23,8 @@ from async_maps.manifest import Manifest
 from async_maps.pipeline import Pipeline
 from async_maps.progress import make_display, showing
 from async_maps.report import Report
-from async_maps.scenes import contact_sheet, scene, spectral_residual
+from async_maps.saliency import spectral_residual
+from async_maps.scenes import contact_sheet, scene
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -13,7 +13,7 @@ stage. Everything here runs on the event loop and hands its work to where the di
 from __future__ import annotations
 
 import asyncio
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing
 from copy import copy
 from functools import partial
 from time import monotonic
@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING
 
 from anyio import (
     BrokenResourceError,
-    CancelScope,
     CapacityLimiter,
     ClosedResourceError,
     WouldBlock,
@@ -30,24 +29,23 @@ from anyio import (
 )
 
 from async_maps.arena import Arena
+from async_maps.chunks import ColorizeStage
 from async_maps.encode import encode_palette, encode_rgba, encode_stage
 from async_maps.errors import (
     AsyncMapsError,
-    InputValidationError,
     MapFailedError,
     PipelineClosedError,
     TooManyFailuresError,
 )
 from async_maps.flow import Flow
 from async_maps.meters import Meter, StageStatistics, Statistics
-from async_maps.names import make_key
-from async_maps.pool import ColorizeStage, ProcessWorker, ThreadWorker, Worker
-from async_maps.recorder import open_reader, open_recorder
-from async_maps.records import ActivationMap, Bitmap, Failure, Job, Outcome, Png, Receipt
+from async_maps.pool import started_workers
+from async_maps.recorder import open_recorder
+from async_maps.records import Bitmap, Failure, Job, Outcome, Png, Receipt
 from async_maps.report import Report
 from async_maps.settings import Settings
 from async_maps.sources.arrays import array_map
-from async_maps.sources.listing import list_maps
+from async_maps.sources.listing import list_maps, with_key
 from async_maps.stores import open_store
 from async_maps.streams import ByteBudget
 from async_maps.tasks import OrderlyTask
@@ -55,7 +53,7 @@ from async_maps.upload import upload_stage
 from async_maps.worker import Recipe
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncGenerator, Callable, Sequence
     from os import PathLike
     from types import TracebackType
     from typing import Any
@@ -63,6 +61,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from async_maps.manifest import Redo
+    from async_maps.pool import Worker
     from async_maps.sources.listing import AnySource, Entry
     from async_maps.stores import Store
 
@@ -104,11 +103,14 @@ class Pipeline:
             async with AsyncExitStack() as stack:
                 store = await stack.enter_async_context(open_store(self._place, self.settings))
                 arena = stack.enter_context(Arena(self.settings.queue_bytes))
+                recipe = Recipe(self.settings.table(), rgba=self.settings.png == "rgba")
                 async with create_task_group() as opening:
                     opening.start_soon(store.check)
-                    workers = await stack.enter_async_context(_started_workers(self.settings, arena))
+                    workers = await stack.enter_async_context(
+                        started_workers(recipe, self.settings.worker_count, arena)
+                    )
                 self._store = store
-                await self._run_stages(store, arena, workers, opened)
+                await self._run_stages(store, recipe, arena, workers, opened)
         except BaseExceptionGroup as group:
             error = _first(group)
             if isinstance(error, AsyncMapsError):
@@ -122,10 +124,11 @@ class Pipeline:
             for abort in list(self._callers):
                 abort(self._ended())
 
-    async def _run_stages(self, store: Store, arena: Arena, workers: Sequence[Worker], opened: asyncio.Event) -> None:
+    async def _run_stages(  # what _serve has opened
+        self, store: Store, recipe: Recipe, arena: Arena, workers: Sequence[Worker], opened: asyncio.Event
+    ) -> None:
         settings = self.settings
         threads = settings.encode_thread_count
-        recipe = _recipe(settings)
         encode = partial(
             encode_rgba if recipe.rgba else partial(encode_palette, table=recipe.table), level=settings.png_level
         )
@@ -358,7 +361,7 @@ class Pipeline:
         """Let one map into the stages, when there is room; ``settle`` gets its outcome."""
         store = self._opened()
         settle = partial(self._settle, settle)
-        entry = _with_key(entry, store.prefix)
+        entry = with_key(entry, store.prefix)
         if isinstance(entry, Failure):
             settle(entry)
             return
@@ -399,94 +402,6 @@ class Pipeline:
         if self._store is None or self._serving is None or self._serving.done():
             raise PipelineClosedError("the pipeline is not open; use it inside 'async with'")
         return self._store
-
-
-def run(
-    source: AnySource,
-    destination: str | PathLike[str],
-    *,
-    settings: Settings | None = None,
-    manifest: str | PathLike[str] | None = None,
-    redo: Redo = "changed",
-) -> Report:
-    """:meth:`Pipeline.run` from synchronous code: opens a pipeline, puts every map, closes it.
-
-    Raises:
-        AsyncMapsError: as ``Pipeline`` and ``Pipeline.run``.
-    """
-
-    async def main() -> Report:
-        async with Pipeline(destination, settings=settings) as pipeline:
-            return await pipeline.run(source, manifest=manifest, redo=redo)
-
-    return asyncio.run(main())
-
-
-async def dry_run(  # noqa: PLR0913  # those of run()
-    source: AnySource,
-    destination: str | PathLike[str],
-    *,
-    settings: Settings | None = None,
-    manifest: str | PathLike[str] | None = None,
-    redo: Redo = "changed",
-    report: Report | None = None,
-) -> Report:
-    """Say what :meth:`Pipeline.run` would do, as far as a listing tells: nothing is read, written or uploaded.
-
-    Returns:
-        a report whose ``planned`` counts the maps that would be done.
-
-    Raises:
-        AsyncMapsError: as ``Pipeline`` and ``Pipeline.run``.
-    """
-    settings, filled = settings or Settings(), report or Report()
-
-    async def rehearse() -> None:
-        async with open_store(destination, settings) as store:
-            await store.check()
-            filled.destination = store.destination
-            async with (
-                open_reader(manifest, store.destination, settings.fingerprint()) as recorder,
-                aclosing(recorder.select(list_maps(source), redo, filled)) as batches,
-            ):
-                async for batch in batches:
-                    entries = [_with_key(entry, store.prefix) for entry in batch]
-                    filled.count([entry for entry in entries if isinstance(entry, Failure)])
-                    filled.planned += sum(isinstance(entry, ActivationMap) for entry in entries)
-
-    await OrderlyTask(rehearse).result()
-    return filled
-
-
-def _with_key(entry: Entry, prefix: str) -> Entry:
-    """The map if its name makes a key under the prefix; else its failure."""
-    if isinstance(entry, ActivationMap):
-        try:
-            make_key(prefix, entry.name)
-        except InputValidationError as error:
-            return Failure(entry.name, entry.source, entry.fingerprint, "source", str(error))
-    return entry
-
-
-def _recipe(settings: Settings) -> Recipe:
-    return Recipe(settings.table(), rgba=settings.png == "rgba")
-
-
-@asynccontextmanager
-async def _started_workers(settings: Settings, arena: Arena) -> AsyncIterator[list[Worker]]:
-    recipe = _recipe(settings)
-    workers: list[Worker] = [ProcessWorker(recipe, arena) for _ in range(settings.worker_count)]
-    workers = workers or [ThreadWorker(recipe)]
-    try:
-        async with create_task_group() as starting:
-            for worker in workers:
-                starting.start_soon(worker.start)
-        yield workers
-    finally:
-        with CancelScope(shield=True):
-            async with create_task_group() as stopping:
-                for worker in workers:
-                    stopping.start_soon(worker.stop)
 
 
 def _first(error: BaseException) -> BaseException:

@@ -1,10 +1,11 @@
-"""The worker processes, seen from the event loop, and the stage that feeds them.
+"""The worker processes, seen from the event loop.
 
-Each worker is a fresh interpreter (never a fork) that one task of the stage owns: the task hands it a chunk and waits.
-So nothing is ever submitted ahead of a free worker, one worker's death concerns one chunk, and cancelling the task
-kills its process. ``concurrent.futures`` has none of the three: its executor prefetches, breaks as a whole, joins its
-processes in a way that blocks the loop, and leaves them alive when the parent is killed. It also imports the caller's
-``__main__`` again in every worker, which a plain script without an ``if __name__ == "__main__"`` does not survive.
+Each worker is a fresh interpreter (never a fork) that one task of the colorize stage owns: the task hands it a chunk
+and waits. So nothing is ever submitted ahead of a free worker, one worker's death concerns one chunk, and cancelling
+the task kills its process. ``concurrent.futures`` has none of the three: its executor prefetches, breaks as a whole,
+joins its processes in a way that blocks the loop, and leaves them alive when the parent is killed. It also imports the
+caller's ``__main__`` again in every worker, which a plain script without an ``if __name__ == "__main__"`` does not
+survive.
 """
 
 from __future__ import annotations
@@ -14,35 +15,24 @@ import json
 import os
 import signal
 import sys
-from contextlib import suppress
-from time import perf_counter
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
-from anyio import CancelScope, CapacityLimiter, EndOfStream, WouldBlock, to_thread
+from anyio import CancelScope, CapacityLimiter, create_task_group, to_thread
 
 from async_maps.errors import WorkerError
-from async_maps.records import Bitmap
-from async_maps.worker import Recipe, Reply, Request, Result, aligned, colorize_chunk, frame
+from async_maps.worker import Recipe, Reply, Request, Result, colorize_chunk, frame
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
     from typing import Any
 
-    from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
-
     from async_maps.arena import Arena, Block
-    from async_maps.meters import Meter
-    from async_maps.records import Job
 
 _BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from async_maps.worker import main; main()"
 _START_TIMEOUT_S = 120.0
 """A cold start compiles the kernels, on a machine that may be busy with other things."""
-_START_ATTEMPTS = 5
 _STOP_TIMEOUT_S = 5.0
-_COPY_ON_LOOP_BYTES = 64 * 1024
-_ENCODE_BATCH_BYTES = 512 * 1024
-"""Bitmaps go to the encoders in batches of about this many bytes: large enough to be worth a hop between threads,
-small enough to share a chunk among several of them."""
 
 
 class Worker(Protocol):
@@ -184,179 +174,22 @@ def _describe(status: int | None) -> str:
     return f"ended with status {status}"
 
 
-class ColorizeStage:
-    """What the workers' tasks share: the memory, the bounds, the meter.
-
-    Args:
-        arena: where pixels lie until they are encoded.
-        chunk_maps: at most so many maps a chunk.
-        chunk_bytes: a chunk that takes so many bytes of a block takes no further map.
-        pixel_bytes: bytes of a colorized pixel.
-        meter: the stage's.
-    """
-
-    def __init__(self, arena: Arena, *, chunk_maps: int, chunk_bytes: int, pixel_bytes: int, meter: Meter) -> None:
-        self._arena = arena
-        self._chunk_maps = chunk_maps
-        self._chunk_bytes = chunk_bytes
-        self._pixel_bytes = pixel_bytes
-        self._meter = meter
-
-    async def run(
-        self,
-        worker: Worker,
-        jobs: MemoryObjectReceiveStream[Job],
-        bitmaps: MemoryObjectSendStream[list[Bitmap]],
-    ) -> None:
-        """One worker's task: gathers what waits into a chunk, has it colorized, sends the bitmaps on in batches.
-
-        A lone map never waits for company: a chunk is what lies in the stream at that moment.
-
-        Args:
-            worker: started.
-            jobs: ends the stage when it ends.
-            bitmaps: closed when the stage ends.
-        """
-        async with jobs, bitmaps:
-            async for first in jobs:
-                chunk = self._gather(first, jobs)
-                del first
-                wanted = 0
-                while chunk:
-                    try:
-                        done, wanted = await self._colorize(worker, chunk, wanted, bitmaps)
-                    except WorkerError:
-                        await _start_again(worker)
-                        await self._colorize_singly(worker, chunk, bitmaps)
-                        break
-                    chunk = chunk[done:]
-
-    def _gather(self, first: Job, jobs: MemoryObjectReceiveStream[Job]) -> list[Job]:
-        chunk, size = [first], self._pixels(first) + _input_bytes(first)
-        with suppress(WouldBlock, EndOfStream):
-            while len(chunk) < self._chunk_maps and size < self._chunk_bytes:
-                chunk.append(jobs.receive_nowait())
-                size += self._pixels(chunk[-1]) + _input_bytes(chunk[-1])
-        return chunk
-
-    def _pixels(self, job: Job) -> int:
-        """Bytes that a map's pixels probably take: exact for arrays, and for files as if they hold float32."""
-        array = job.map.array
-        if array is not None:
-            return aligned(array.shape[0] * array.shape[1] * self._pixel_bytes)
-        # A claim beyond the arena is not believed: the worker will say what the map really wants.
-        return aligned(min(job.map.max_bytes // 4 * self._pixel_bytes, self._arena.size))
-
-    async def _colorize_singly(
-        self, worker: Worker, chunk: list[Job], bitmaps: MemoryObjectSendStream[list[Bitmap]]
-    ) -> None:
-        """Colorize the maps of a chunk over which the worker died: each alone; the one that kills it twice fails."""
-        for job in chunk:
-            for last in (False, True):
-                done = wanted = 0
-                try:
-                    while not done:
-                        done, wanted = await self._colorize(worker, [job], wanted, bitmaps)
-                    break
-                except WorkerError as error:
-                    await _start_again(worker)
-                    if last:
-                        job.without_array().fail("colorize", f"{error} over this map, time and again")
-
-    async def _colorize(
-        self, worker: Worker, chunk: list[Job], wanted: int, bitmaps: MemoryObjectSendStream[list[Bitmap]]
-    ) -> tuple[int, int]:
-        """Colorize as many maps as fit into a block, and send them on.
-
-        Args:
-            worker: started.
-            chunk: the maps.
-            wanted: bytes that the first one is known to need, if it did not fit before.
-            bitmaps: gets them.
-
-        Returns:
-            how many maps are done, and how many bytes the next one wants.
-
-        Raises:
-            WorkerError: the worker died; nothing was sent on.
-        """
-        pixels = [self._pixels(job) for job in chunk]
-        need = sum(pixels)
-        if wanted:
-            # The guess was wrong for the first; it is probably wrong in the same way for those that follow.
-            need = max(wanted, min(need * wanted // max(pixels[0], 1), self._chunk_bytes))
-        inputs = sum(_input_bytes(job) for job in chunk)
-        try:
-            block = await self._arena.take(inputs + need)
-        except OSError as error:
-            chunk[0].without_array().fail("colorize", f"is too large: {error}")
-            return 1, 0
-        try:
-            started = perf_counter()
-            requests = await _place(chunk, block, inputs)
-            reply = await worker.colorize(block, inputs, requests)
-            self._meter.worked(perf_counter() - started, len(reply.results))
-            batches = self._batches(chunk, reply.results, block)
-        finally:
-            block.release()
-        while batches:
-            await bitmaps.send(batches.pop(0))
-        return len(reply.results), reply.wanted
-
-    def _batches(self, chunk: list[Job], results: list[Result], block: Block) -> list[list[Bitmap]]:
-        batches: list[list[Bitmap]] = [[]]
-        size = 0
-        for job, result in zip(chunk, results, strict=False):
-            light = job.without_array()
-            if result.failure is not None:
-                light.fail(*result.failure)
-                continue
-            if size >= _ENCODE_BATCH_BYTES:
-                batches.append([])
-                size = 0
-            shape = (result.height, result.width, 4)[: 3 if self._pixel_bytes == 4 else 2]
-            pixels = np.ndarray(shape, np.uint8, block.memory.data, result.offset)
-            size += pixels.nbytes
-            block.hold()
-            batches[-1].append(Bitmap(light, pixels, block.release))
-        return [batch for batch in batches if batch]
-
-
-def _input_bytes(job: Job) -> int:
-    """Bytes that a map takes in the block before it is colorized: none if it lies in a file."""
-    return 0 if job.map.array is None else aligned(job.map.array.nbytes)
-
-
-async def _start_again(worker: Worker) -> None:
-    """Replace a worker that died; whatever killed it may kill its successor too, but not for ever.
+@asynccontextmanager
+async def started_workers(recipe: Recipe, count: int, arena: Arena) -> AsyncIterator[list[Worker]]:
+    """So many worker processes, started side by side; one worker in a thread if there are to be none.
 
     Raises:
-        WorkerError: none would start.
+        WorkerError: one could not be started.
     """
-    for _ in range(_START_ATTEMPTS - 1):
-        with suppress(WorkerError):
-            return await worker.start()
-    return await worker.start()
-
-
-async def _place(chunk: list[Job], block: Block, inputs: int) -> list[Request]:
-    """Say where each map is to be found; arrays in memory are copied to the beginning of the block."""
-
-    def copy() -> None:
-        for array, request in copies:
-            np.copyto(np.ndarray(array.shape, request.dtype, block.memory.data, request.offset), array)
-
-    requests, copies, offset = [], [], 0
-    for job in chunk:
-        array = job.map.array
-        if array is None:
-            requests.append(Request(job.map.path, job.map.member, 0, (), ""))
-        else:
-            requests.append(Request(None, None, offset, array.shape, array.dtype.newbyteorder("=").str))
-            copies.append((array, requests[-1]))
-            offset += _input_bytes(job)
-    if inputs <= _COPY_ON_LOOP_BYTES:
-        copy()
-    else:
-        await to_thread.run_sync(copy)
-    return requests
+    workers: list[Worker] = [ProcessWorker(recipe, arena) for _ in range(count)]
+    workers = workers or [ThreadWorker(recipe)]
+    try:
+        async with create_task_group() as starting:
+            for worker in workers:
+                starting.start_soon(worker.start)
+        yield workers
+    finally:
+        with CancelScope(shield=True):
+            async with create_task_group() as stopping:
+                for worker in workers:
+                    stopping.start_soon(worker.stop)

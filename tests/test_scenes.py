@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from async_maps.scenes import contact_sheet, scene, spectral_residual
+from async_maps.saliency import spectral_residual
+from async_maps.scenes import contact_sheet, scene
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

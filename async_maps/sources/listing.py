@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from anyio import to_thread
 
-from async_maps.errors import SourceError
+from async_maps.errors import InputValidationError, SourceError
+from async_maps.names import make_key
 from async_maps.records import ActivationMap, Failure
 from async_maps.sources import Source, open_source
 from async_maps.sources.arrays import array_map
@@ -114,3 +115,13 @@ def _take(entries: Iterator[Any]) -> tuple[list[Entry], Exception | None]:
     except Exception as error:  # noqa: BLE001  # raised to the caller once what came before it is handed over
         return batch, error
     return batch, None
+
+
+def with_key(entry: Entry, prefix: str) -> Entry:
+    """The map if its name makes a key under the prefix; else its failure."""
+    if isinstance(entry, ActivationMap):
+        try:
+            make_key(prefix, entry.name)
+        except InputValidationError as error:
+            return Failure(entry.name, entry.source, entry.fingerprint, "source", str(error))
+    return entry

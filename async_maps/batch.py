@@ -1,0 +1,79 @@
+"""A whole batch in one call: from synchronous code, or as a rehearsal."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+from typing import TYPE_CHECKING
+
+from async_maps.pipeline import Pipeline
+from async_maps.recorder import open_reader
+from async_maps.records import ActivationMap, Failure
+from async_maps.report import Report
+from async_maps.settings import Settings
+from async_maps.sources.listing import list_maps, with_key
+from async_maps.stores import open_store
+from async_maps.tasks import OrderlyTask
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+    from async_maps.manifest import Redo
+    from async_maps.sources.listing import AnySource
+
+
+def run(
+    source: AnySource,
+    destination: str | PathLike[str],
+    *,
+    settings: Settings | None = None,
+    manifest: str | PathLike[str] | None = None,
+    redo: Redo = "changed",
+) -> Report:
+    """:meth:`Pipeline.run` from synchronous code: opens a pipeline, puts every map, closes it.
+
+    Raises:
+        AsyncMapsError: as ``Pipeline`` and ``Pipeline.run``.
+    """
+
+    async def main() -> Report:
+        async with Pipeline(destination, settings=settings) as pipeline:
+            return await pipeline.run(source, manifest=manifest, redo=redo)
+
+    return asyncio.run(main())
+
+
+async def dry_run(  # noqa: PLR0913  # those of run()
+    source: AnySource,
+    destination: str | PathLike[str],
+    *,
+    settings: Settings | None = None,
+    manifest: str | PathLike[str] | None = None,
+    redo: Redo = "changed",
+    report: Report | None = None,
+) -> Report:
+    """Say what :meth:`Pipeline.run` would do, as far as a listing tells: nothing is read, written or uploaded.
+
+    Returns:
+        a report whose ``planned`` counts the maps that would be done.
+
+    Raises:
+        AsyncMapsError: as ``Pipeline`` and ``Pipeline.run``.
+    """
+    settings, filled = settings or Settings(), report or Report()
+
+    async def rehearse() -> None:
+        async with open_store(destination, settings) as store:
+            await store.check()
+            filled.destination = store.destination
+            async with (
+                open_reader(manifest, store.destination, settings.fingerprint()) as recorder,
+                aclosing(recorder.select(list_maps(source), redo, filled)) as batches,
+            ):
+                async for batch in batches:
+                    entries = [with_key(entry, store.prefix) for entry in batch]
+                    filled.count([entry for entry in entries if isinstance(entry, Failure)])
+                    filled.planned += sum(isinstance(entry, ActivationMap) for entry in entries)
+
+    await OrderlyTask(rehearse).result()
+    return filled
