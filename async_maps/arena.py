@@ -81,6 +81,7 @@ class Arena:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         os.close(self.descriptor)
+        self._memory = np.empty(0, np.uint8)
 
     async def take(self, size: int) -> Block:
         """Wait for a block of at least ``size`` bytes, held once. Cancelled, nothing was taken.

@@ -67,7 +67,7 @@ async def dry_run(  # noqa: PLR0913  # those of run()
             await store.check()
             filled.destination = store.destination
             async with (
-                open_reader(manifest, store.destination, settings.fingerprint()) as recorder,
+                open_reader(manifest, store.identity, settings.fingerprint()) as recorder,
                 aclosing(recorder.select(list_maps(source), redo, filled)) as batches,
             ):
                 async for batch in batches:

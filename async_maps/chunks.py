@@ -10,7 +10,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 import numpy as np
-from anyio import EndOfStream, WouldBlock, to_thread
+from anyio import CapacityLimiter, EndOfStream, WouldBlock, to_thread
 
 from async_maps.errors import WorkerError
 from async_maps.records import Bitmap
@@ -48,6 +48,8 @@ class ColorizeStage:
         self._chunk_bytes = chunk_bytes
         self._pixel_bytes = pixel_bytes
         self._meter = meter
+        # Of our own: callers in threads may hold all of the default limiter's while they wait for us.
+        self._copiers = CapacityLimiter(meter.workers)
 
     async def run(
         self,
@@ -75,7 +77,7 @@ class ColorizeStage:
                     except WorkerError:
                         await _start_again(worker)
                         await self._colorize_singly(worker, chunk, bitmaps)
-                        break
+                        done = len(chunk)
                     chunk = chunk[done:]
 
     def _gather(self, first: Job, jobs: MemoryObjectReceiveStream[Job]) -> list[Job]:
@@ -140,7 +142,7 @@ class ColorizeStage:
             return 1, 0
         try:
             started = perf_counter()
-            requests = await _place(chunk, block, inputs)
+            requests = await self._copy_inputs(chunk, block, inputs)
             reply = await worker.colorize(block, inputs, requests)
             self._meter.worked(perf_counter() - started, len(reply.results))
             batches = self._batches(chunk, reply.results, block)
@@ -168,6 +170,28 @@ class ColorizeStage:
             batches[-1].append(Bitmap(light, pixels, block.release))
         return [batch for batch in batches if batch]
 
+    async def _copy_inputs(self, chunk: list[Job], block: Block, inputs: int) -> list[Request]:
+        """Say where each map is to be found; arrays in memory are copied to the beginning of the block."""
+
+        def copy() -> None:
+            for array, request in copies:
+                np.copyto(np.ndarray(array.shape, request.dtype, block.memory.data, request.offset), array)
+
+        requests, copies, offset = [], [], 0
+        for job in chunk:
+            array = job.map.array
+            if array is None:
+                requests.append(Request(job.map.path, job.map.member, 0, (), ""))
+            else:
+                requests.append(Request(None, None, offset, array.shape, array.dtype.newbyteorder("=").str))
+                copies.append((array, requests[-1]))
+                offset += _input_bytes(job)
+        if inputs <= _COPY_ON_LOOP_BYTES:
+            copy()
+        else:
+            await to_thread.run_sync(copy, limiter=self._copiers)
+        return requests
+
 
 def _input_bytes(job: Job) -> int:
     """Bytes that a map takes in the block before it is colorized: none if it lies in a file."""
@@ -184,26 +208,3 @@ async def _start_again(worker: Worker) -> None:
         with suppress(WorkerError):
             return await worker.start()
     return await worker.start()
-
-
-async def _place(chunk: list[Job], block: Block, inputs: int) -> list[Request]:
-    """Say where each map is to be found; arrays in memory are copied to the beginning of the block."""
-
-    def copy() -> None:
-        for array, request in copies:
-            np.copyto(np.ndarray(array.shape, request.dtype, block.memory.data, request.offset), array)
-
-    requests, copies, offset = [], [], 0
-    for job in chunk:
-        array = job.map.array
-        if array is None:
-            requests.append(Request(job.map.path, job.map.member, 0, (), ""))
-        else:
-            requests.append(Request(None, None, offset, array.shape, array.dtype.newbyteorder("=").str))
-            copies.append((array, requests[-1]))
-            offset += _input_bytes(job)
-    if inputs <= _COPY_ON_LOOP_BYTES:
-        copy()
-    else:
-        await to_thread.run_sync(copy)
-    return requests

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import cyclopts
-from cyclopts import App, Group, Parameter, validators
+from cyclopts import App, ArgumentCollection, Group, Parameter, validators
 from pydantic import ValidationError
 
 from async_maps.errors import AsyncMapsError, SettingsError, TooManyFailuresError
@@ -77,7 +77,7 @@ def run(  # noqa: PLR0913  # one argument a flag
     retry_failed
         Do only the maps that failed before.
     dry_run
-        List what would be done, and do nothing.
+        Count what would be done, and do nothing.
     progress
         A live bar, a line or a JSON object every few seconds, or none; auto is a bar on a terminal, else lines.
     report
@@ -89,6 +89,8 @@ def run(  # noqa: PLR0913  # one argument a flag
 
     if overwrite and retry_failed:
         raise SettingsError("--overwrite and --retry-failed exclude each other")
+    if report is not None and not report.parent.is_dir():
+        raise SettingsError(f"cannot write the report to {report}: there is no such folder")
     redo = "all" if overwrite else "failed" if retry_failed else "changed"
     filled = Report()
     job = _Job(source, destination, {"manifest": manifest, "redo": redo}, settings, filled)
@@ -166,11 +168,14 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         # As Ctrl-C does, it unwinds what is open, the demo's server and folders too; else the process would be gone.
         nonlocal interrupted_by
         interrupted_by = signal.Signals(number)
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+            # So a shell starts what it puts into the background.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.raise_signal(signal.SIGINT)
 
     signal.signal(signal.SIGTERM, terminate)
     try:
-        app.config = [cyclopts.config.Env("ASYNC_MAPS_", command=False), *_file_settings(tokens)]
+        app.config = [_settings_from_environment, *_file_settings(tokens)]
         code = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
     except cyclopts.CycloptsError as error:
         _complain(_usage_error(error))
@@ -248,6 +253,12 @@ class _Job:
 
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, heard, number)
+
+
+def _settings_from_environment(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """ASYNC_MAPS_PNG and the like: settings only. A variable that lingers must not, say, overwrite a million maps."""
+    settings = ArgumentCollection([argument for argument in arguments if argument.keys])  # type: ignore[no-untyped-call]
+    cyclopts.config.Env("ASYNC_MAPS_", command=False)(app, commands, settings)
 
 
 def _file_settings(tokens: Sequence[str]) -> list[Any]:

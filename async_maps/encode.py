@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from async_maps.meters import Meter
-    from async_maps.records import Bitmap
+    from async_maps.records import Bitmap, Job
     from async_maps.streams import ByteBudget
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -147,16 +147,25 @@ async def encode_stage(
     async with bitmaps, pngs:
         async for batch in bitmaps:
             started = perf_counter()
+            jobs = [bitmap.job for bitmap in batch]
             try:
                 encoded = await to_thread.run_sync(_encode_batch, batch, encode, limiter=threads)
             finally:
-                jobs = [bitmap.job for bitmap in batch]
-                for bitmap in batch:
-                    bitmap.release()
-                del batch, bitmap  # no view may outlive its share of the block
+                # No view may outlive its share of the block.
+                while batch:
+                    batch.pop().release()
             meter.worked(perf_counter() - started, len(jobs))
-            for job, result in zip(jobs, encoded, strict=True):
-                if isinstance(result, str):
-                    job.fail("encode", result)
-                else:
-                    await pngs.send(Png(job, *result, await budget.acquire(len(result[0]))))
+            # Taken off the lists one by one: what is sent on, or waits for the next batch, is counted elsewhere.
+            encoded.reverse()
+            for job in jobs:
+                await _send(job, encoded.pop(), pngs, budget)
+            del jobs, job
+
+
+async def _send(
+    job: Job, result: tuple[bytes, int, int] | str, pngs: MemoryObjectSendStream[Png], budget: ByteBudget
+) -> None:
+    if isinstance(result, str):
+        job.fail("encode", result)
+    else:
+        await pngs.send(Png(job, *result, await budget.acquire(len(result[0]))))

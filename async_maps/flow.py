@@ -26,14 +26,16 @@ class Flow:
         self._under_way = 0
         self._outcomes: list[Outcome] = []
         self._error: BaseException | None = None
+        self._last_words: BaseException | None = None
         self._closed = False
         self._changed = asyncio.Event()
 
-    async def admit(self) -> None:
-        """Wait for room for one more map, and take it."""
+    async def admit(self) -> bool:
+        """Wait for room for one more map, and take it; True when it is taken."""
         while self._under_way + len(self._outcomes) >= self._window:
             await self._change()
         self._under_way += 1
+        return True
 
     def settle(self, outcome: Outcome | AsyncMapsError) -> None:
         """An admitted map has its outcome; an error ends the flow."""
@@ -44,9 +46,15 @@ class Flow:
             self._outcomes.append(outcome)
             self._changed.set()
 
-    def close(self) -> None:
-        """No further map will be admitted."""
+    def withdraw(self) -> None:
+        """An admitted map did not enter the pipeline after all."""
+        self._under_way -= 1
+        self._changed.set()
+
+    def close(self, error: BaseException | None = None) -> None:
+        """No further map will be admitted; the collector sees the error, if any, once every admitted one is through."""
         self._closed = True
+        self._last_words = self._last_words or error
         self._changed.set()
 
     def abort(self, error: BaseException) -> None:
@@ -64,6 +72,8 @@ class Flow:
             if self._error is not None:
                 raise self._error
             if self._closed and not self._under_way:
+                if self._last_words is not None:
+                    raise self._last_words
                 return []
             await self._change()
         outcomes, self._outcomes = self._outcomes, []

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from async_maps.errors import ManifestError
+from async_maps.names import printable
 from async_maps.records import ActivationMap, Failure, Outcome, Receipt
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ CREATE TABLE maps (
 );
 -- A map refused at its source (a second one of the same name, say) has no claim on the name.
 CREATE UNIQUE INDEX maps_name ON maps (name) WHERE stage IS NOT 'source';
+CREATE INDEX maps_refused ON maps (source) WHERE stage = 'source';
 PRAGMA application_id = {_APPLICATION_ID};
 PRAGMA user_version = {_VERSION};
 COMMIT;
@@ -135,7 +137,16 @@ class Manifest:
         self.rehearse(destination)
         with self._explained("written"), self._transaction("IMMEDIATE"):
             self._database.execute("INSERT OR REPLACE INTO meta VALUES ('destination', ?)", (destination,))
-            self._database.execute("DELETE FROM maps WHERE stage = 'source'")
+        self._begun_at = _now()
+
+    def complete(self) -> None:
+        """The run has seen its whole source: forget what was refused in earlier runs and not in this one.
+
+        Raises:
+            ManifestError: it cannot be written.
+        """
+        with self._explained("written"), self._transaction("IMMEDIATE"):
+            self._database.execute("DELETE FROM maps WHERE stage = 'source' AND time < ?", (self._begun_at,))
 
     def rehearse(self, destination: str) -> None:
         """Prepare to plan a run into a destination, without writing anything.
@@ -167,6 +178,7 @@ class Manifest:
         plan = Plan()
         with self._explained("read"), self._transaction("DEFERRED"):
             known = self._rows([map_.name for map_ in maps])
+            refused = self._refused(maps) if redo == "failed" else set()
             for map_ in maps:
                 taken = self._database.execute(
                     "INSERT OR IGNORE INTO seen VALUES (?, ?)", (map_.name, map_.source)
@@ -176,7 +188,8 @@ class Manifest:
                     continue
                 row = known.get(map_.name)
                 unchanged = map_.fingerprint is not None and row == ("done", map_.source, map_.fingerprint, settings)
-                wanted = {"changed": not unchanged, "failed": row is not None and row[0] == "failed", "all": True}
+                failed = (row is not None and row[0] == "failed") or not refused.isdisjoint(_places(map_))
+                wanted = {"changed": not unchanged, "failed": failed, "all": True}
                 if wanted[redo]:
                     plan.todo.append(map_)
                 else:
@@ -190,6 +203,10 @@ class Manifest:
             ManifestError: it cannot be written.
         """
         with self._explained("written"), self._transaction("IMMEDIATE"):
+            # What was refused at its source has no name that a newer row could replace, but it has its source.
+            self._database.executemany(
+                "DELETE FROM maps WHERE stage = 'source' AND source = ?", [(outcome.source,) for outcome in outcomes]
+            )
             self._database.executemany(_UPSERT, [_row(outcome, settings) for outcome in outcomes])
 
     def counts(self) -> dict[str, int]:
@@ -236,6 +253,12 @@ class Manifest:
         rows = self._database.execute(query, names)
         return {name: (status, source, fingerprint, settings) for name, status, source, fingerprint, settings in rows}
 
+    def _refused(self, maps: Sequence[ActivationMap]) -> set[str]:
+        """Which of the maps' sources, archives and folders are known as refused."""
+        places = sorted({place for map_ in maps for place in _places(map_)})
+        query = f"SELECT source FROM maps WHERE stage = 'source' AND source IN ({', '.join('?' * len(places))})"  # noqa: S608
+        return {source for (source,) in self._database.execute(query, places)}
+
     def _duplicate(self, map_: ActivationMap) -> Failure:
         (first,) = self._database.execute("SELECT source FROM seen WHERE name = ?", (map_.name,)).fetchone()
         reason = f"another map of this run has the same name: {first}; rename one of them"
@@ -267,8 +290,19 @@ def _row(outcome: Outcome, settings: str) -> tuple[object, ...]:
             outcome.etag, outcome.stored_at.isoformat(timespec="milliseconds"), None, None,
             outcome.fingerprint, settings,
         )  # fmt: skip
-    now = datetime.now(UTC).isoformat(timespec="milliseconds")
     return (
-        outcome.name, None, "failed", outcome.source, None, None, None, None, now, outcome.stage, outcome.reason,
+        outcome.name, None, "failed", outcome.source, None, None, None, None, _now(), outcome.stage, outcome.reason,
         outcome.fingerprint, settings,
     )  # fmt: skip
+
+
+def _places(map_: ActivationMap) -> list[str]:
+    """Where a map lies, from itself outwards: its source, its file, and the folders above."""
+    if map_.path is None:
+        return [map_.source]
+    path = Path(map_.path)
+    return [map_.source, *(printable(str(place)) for place in (path, *path.parents))]
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

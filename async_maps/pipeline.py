@@ -17,10 +17,11 @@ from contextlib import AsyncExitStack, aclosing
 from copy import copy
 from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from anyio import (
     BrokenResourceError,
+    CancelScope,
     CapacityLimiter,
     ClosedResourceError,
     WouldBlock,
@@ -53,7 +54,7 @@ from async_maps.upload import upload_stage
 from async_maps.worker import Recipe
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
     from os import PathLike
     from types import TracebackType
     from typing import Any
@@ -64,6 +65,8 @@ if TYPE_CHECKING:
     from async_maps.pool import Worker
     from async_maps.sources.listing import AnySource, Entry
     from async_maps.stores import Store
+
+T = TypeVar("T")
 
 _WINDOW = 4096
 """Maps of one caller under way, or with an outcome not yet looked at (some 600 bytes each)."""
@@ -93,6 +96,8 @@ class Pipeline:
         self._store: Store | None = None
         self._end: AsyncMapsError = PipelineClosedError("the pipeline was closed before this map was through")
         self._callers: set[Callable[[AsyncMapsError], None]] = set()
+        self._feeders: set[OrderlyTask[None]] = set()
+        self._until_drain: set[CancelScope] = set()
         self._uploaded = self._failed = self._uploaded_bytes = 0
 
     # The stages -----------------------------------------------------------------------------------------------------
@@ -193,6 +198,12 @@ class Pipeline:
         if kind is not None:
             await self._serving.cancel()
             return
+        try:
+            while feeding := {feeder.task for feeder in self._feeders if not feeder.done()}:
+                await asyncio.wait(feeding)
+        except BaseException:
+            await self._serving.cancel()
+            raise
         self._jobs.close()
         await self._serving.result()
 
@@ -204,6 +215,8 @@ class Pipeline:
     def drain(self) -> None:
         """Let running batches and streams read no further; what they have taken in is finished and reported."""
         self._draining = True
+        for waiting in self._until_drain:
+            waiting.cancel()
 
     # What callers do ------------------------------------------------------------------------------------------------
 
@@ -286,7 +299,7 @@ class Pipeline:
     async def _run(self, source: AnySource, manifest: str | PathLike[str] | None, redo: Redo, report: Report) -> None:
         started = monotonic()
         limit = self.settings.max_failures
-        async with open_recorder(manifest, report.destination, self.settings.fingerprint()) as recorder:
+        async with open_recorder(manifest, self._opened().identity, self.settings.fingerprint()) as recorder:
             listing = list_maps(source)
             if recorder is not None:
                 listing = recorder.select(listing, redo, report)
@@ -298,6 +311,8 @@ class Pipeline:
                         await recorder.note(outcomes)
                     if limit is not None and report.failed > limit:
                         raise TooManyFailuresError(f"{report.failed:,} maps failed, more than max_failures = {limit:,}")
+            if recorder is not None and not self._draining:
+                await recorder.complete()
         report.elapsed_s = monotonic() - started
         report.drained = self._draining
         report.statistics = self.statistics()
@@ -334,28 +349,43 @@ class Pipeline:
         flow = Flow(_WINDOW)
         self._callers.add(flow.abort)
         feeder = OrderlyTask(partial(self._feed, listing, flow))
+        self._feeders.add(feeder)
         try:
             while outcomes := await flow.collect():
                 yield outcomes
         finally:
             self._callers.discard(flow.abort)
+            self._feeders.discard(feeder)
             await feeder.cancel()
 
     async def _feed(self, listing: AsyncGenerator[list[Entry], None], flow: Flow) -> None:
         try:
             async with aclosing(listing):
-                async for batch in listing:
+                while batch := await self._until_drained(partial(anext, listing, [])):
                     for entry in batch:
-                        if self._draining:
-                            break
-                        await flow.admit()
-                        await self._submit(entry, flow.settle)
-                    if self._draining:
-                        break
+                        if not await self._until_drained(flow.admit):
+                            return
+                        try:
+                            await self._submit(entry, flow.settle)
+                        except BaseException:
+                            flow.withdraw()
+                            raise
         except Exception as error:  # noqa: BLE001  # whatever a caller's own iterable raises is for that caller to see
-            flow.abort(error)
-        else:
+            flow.close(error)
+        finally:
             flow.close()
+
+    async def _until_drained(self, wait: Callable[[], Awaitable[T]]) -> T | None:
+        """What is waited for, or None if the pipeline is drained first."""
+        if self._draining:
+            return None
+        with CancelScope() as waiting:
+            self._until_drain.add(waiting)
+            try:
+                return await wait()
+            finally:
+                self._until_drain.discard(waiting)
+        return None
 
     async def _submit(self, entry: Entry, settle: Callable[[Outcome | AsyncMapsError], None]) -> None:
         """Let one map into the stages, when there is room; ``settle`` gets its outcome."""

@@ -15,7 +15,7 @@ import json
 import os
 import signal
 import sys
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING, Protocol
 
 from anyio import CancelScope, CapacityLimiter, create_task_group, to_thread
@@ -24,7 +24,7 @@ from async_maps.errors import WorkerError
 from async_maps.worker import Recipe, Reply, Request, Result, colorize_chunk, frame
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
     from typing import Any
 
     from async_maps.arena import Arena, Block
@@ -98,9 +98,11 @@ class ProcessWorker:
         # One worker is one core: libraries in it must not start a thread for each of them.
         single = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
         # Milliseconds; cancelled amid them, there would be a process that nobody knows of.
-        with CancelScope(shield=True):
+        with CancelScope(shield=True), _explained():
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
+                # The folder it is started in is not searched for modules.
+                "-P",
                 "-c",
                 _BOOT,
                 json.dumps(sys.path),
@@ -166,6 +168,16 @@ class ProcessWorker:
             # To the end of its output too, or the pipe would stay open.
             await process.communicate()
         return process.returncode
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise WorkerError(
+            f"a worker process cannot be started: {error.strerror}; with workers = 0 none is needed"
+        ) from error
 
 
 def _describe(status: int | None) -> str:

@@ -9,7 +9,7 @@ from threading import Lock
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from anyio import CancelScope, to_thread
+from anyio import CancelScope, CapacityLimiter, to_thread
 
 from async_maps.manifest import Manifest, Redo
 from async_maps.records import ActivationMap, Failure, Outcome
@@ -41,6 +41,7 @@ class Recorder:
         self._manifest = manifest
         self._settings = settings
         self._turn = Lock()
+        self._threads = CapacityLimiter(2)
         self._pending: list[Outcome] = []
         self._committed_at = monotonic()
 
@@ -96,6 +97,15 @@ class Recorder:
             await self._in_turn(self._write)
         self._committed_at = monotonic()
 
+    async def complete(self) -> None:
+        """The run has seen its whole source: write down what is pending, and forget what no longer is.
+
+        Raises:
+            ManifestError: the manifest cannot be written.
+        """
+        await self.commit()
+        await self._in_turn(self._manifest.complete)
+
     async def close(self) -> None:
         """Write down what is pending, and close the manifest, also when cancelled.
 
@@ -111,7 +121,7 @@ class Recorder:
             with self._turn:
                 return work(*arguments, **keywords)
 
-        return await to_thread.run_sync(with_turn)
+        return await to_thread.run_sync(with_turn, limiter=self._threads)
 
     def _close(self) -> None:
         try:

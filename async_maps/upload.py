@@ -31,17 +31,23 @@ async def upload_stage(pngs: MemoryObjectReceiveStream[Png], store: Store, meter
     async with pngs:
         async for png in pngs:
             started = perf_counter()
-            try:
-                receipt = await _upload(png, store)
-            except ObjectError as error:
-                png.job.fail("upload", str(error))
-            except StoreError as error:
-                png.job.settle(error)
-            else:
-                png.job.settle(receipt)
-            finally:
-                png.loan.release()
+            await _settle(png, store)
+            # While it waits for the next one, it must not keep bytes that nobody counts any more.
+            del png
             meter.worked(perf_counter() - started, 1)
+
+
+async def _settle(png: Png, store: Store) -> None:
+    try:
+        receipt = await _upload(png, store)
+    except ObjectError as error:
+        png.job.fail("upload", str(error))
+    except StoreError as error:
+        png.job.settle(error)
+    else:
+        png.job.settle(receipt)
+    finally:
+        png.loan.release()
 
 
 async def _upload(png: Png, store: Store) -> Receipt:

@@ -22,6 +22,19 @@ __all__ = ["leaves_nothing"]
 _numbers = itertools.count(1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_temporary_folder() -> Iterator[None]:
+    """Temporary files of this session, apart from those of whatever else runs on the machine."""
+    before = tempfile.tempdir
+    with tempfile.TemporaryDirectory(prefix="tests-") as folder, pytest.MonkeyPatch.context() as patch:
+        # For tests that go on as another user, too.
+        os.chmod(folder, 0o755)  # noqa: S103
+        patch.setenv("TMPDIR", folder)
+        tempfile.tempdir = folder
+        yield
+    tempfile.tempdir = before
+
+
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[seaweed.S3Server]:
     """SeaweedFS on loopback."""

@@ -67,7 +67,7 @@ async def test_all_bytes_are_given_back_after_cancelled_puts(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-async def test_a_run_cancelled_at_any_time_has_recorded_what_the_store_has(tmp_path: Path, workers: int) -> None:
+async def test_a_run_cancelled_at_any_time_has_recorded_nothing_but_the_truth(tmp_path: Path, workers: int) -> None:
     for moment, seconds in enumerate((0.0, 0.01, 0.03, 0.1, 0.2)):
         manifest = tmp_path / f"{moment}.sqlite"
         async with am.Pipeline(tmp_path / f"{moment}", settings=am.Settings(workers=workers)) as pipeline:

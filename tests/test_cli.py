@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 import async_maps as am
-from async_maps import cli
+from async_maps import cli, seaweed
 from async_maps.manifest import Manifest
 from async_maps.stores.s3 import S3Store
 from tests.leftovers import leaves_nothing
@@ -187,6 +187,7 @@ def wrong_uses() -> Iterator[Any]:
     yield case("no manifest", "export none.sqlite x.csv", "no such manifest: none.sqlite")
     yield case("foreign manifest", "run maps out --manifest bad.toml", "bad.toml")
     yield case("unknown scheme", "run maps gs://bucket/x", "unknown destination")
+    yield case("no folder for the report", "run maps out --report none/r.json", "no such folder")
     yield case("nothing", "run", "SOURCE")
     yield case("no scenes", "demo --scenes 0", "--scenes")
 
@@ -199,7 +200,7 @@ def test_a_wrong_use_is_one_clear_sentence_and_exit_2(
     np.save(maps / "a.npy", random_map(1))
     Path("empty").mkdir()
     Path("bad.toml").write_text('collormap = "jet"\n')
-    for name, value in environment.items():
+    for name, value in ({"ASYNC_MAPS_WORKERS": "0"} | environment).items():
         monkeypatch.setenv(name, value)
     started = time.monotonic()
     assert invoke(*arguments.format(bucket=bucket).split()) == 2
@@ -223,6 +224,7 @@ def test_a_signal_finishes_what_is_in_flight_and_the_next_run_does_the_rest(
     while not done_rows("m.sqlite"):
         assert running.poll() is None
         time.sleep(0.02)
+    workers = worker_pids_of(running.pid)
     # As the terminal does: to every process of the group.
     os.killpg(running.pid, number)
     out, err = running.communicate(timeout=60)
@@ -236,6 +238,8 @@ def test_a_signal_finishes_what_is_in_flight_and_the_next_run_does_the_rest(
     assert {f"s3://{bucket}/{key}" for key in asyncio.run(keys(bucket))} == locators
     assert f"{len(locators):,} uploaded" in out
     assert not Path("m.sqlite-wal").exists()
+    assert workers
+    assert not any(alive(pid) for pid in workers)
 
     assert invoke(*command) == 0
     assert len(asyncio.run(keys(bucket))) == 1200
@@ -275,7 +279,7 @@ def test_workers_end_when_their_parent_is_killed(maps: Path) -> None:
     while not done_rows("async-maps.sqlite"):
         assert running.poll() is None
         time.sleep(0.02)
-    workers = [int(pid) for pid in Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()]
+    workers = worker_pids_of(running.pid)
     assert len(workers) == 2
     running.kill()
     running.communicate()
@@ -285,6 +289,10 @@ def test_workers_end_when_their_parent_is_killed(maps: Path) -> None:
         time.sleep(0.05)
     assert invoke("run", maps, "out", "--progress", "none") == 0
     assert len(list(Path("out").glob("*.png"))) == 3000
+
+
+def worker_pids_of(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def alive(pid: int) -> bool:
@@ -330,13 +338,13 @@ def test_a_dry_run_counts_and_writes_nothing(maps: Path, capsys: pytest.CaptureF
 def test_redo_flags_do_what_they_say(maps: Path, capsys: pytest.CaptureFixture[str]) -> None:
     np.save(maps / "good.npy", random_map(1))
     np.save(maps / "bad.npy", np.full((3, 3), 7.0))
-    assert invoke("run", maps, "out", "--progress", "none") == 1
+    assert invoke("run", maps, "out", "--progress", "none", "--workers", 0) == 1
     np.save(maps / "bad.npy", random_map(2))
     np.save(maps / "new.npy", random_map(3))
     capsys.readouterr()
-    assert invoke("run", maps, "out", "--progress", "none", "--retry-failed") == 0
+    assert invoke("run", maps, "out", "--progress", "none", "--workers", 0, "--retry-failed") == 0
     assert "1 uploaded, 2 skipped, 0 failed" in capsys.readouterr().out
-    assert invoke("run", maps, "out", "--progress", "none", "--overwrite") == 0
+    assert invoke("run", maps, "out", "--progress", "none", "--workers", 0, "--overwrite") == 0
     assert "3 uploaded, 0 skipped, 0 failed" in capsys.readouterr().out
 
 
@@ -351,7 +359,7 @@ def test_export_writes_the_locators(maps: Path, capsys: pytest.CaptureFixture[st
     for i in range(5):
         np.save(maps / f"{i}.npy", random_map(i))
     (maps / "bad.npy").touch()
-    assert invoke("run", maps, "out", "--progress", "none") == 1
+    assert invoke("run", maps, "out", "--progress", "none", "--workers", 0) == 1
     assert invoke("export", "async-maps.sqlite", "locators.csv") == 0
     assert invoke("export", "async-maps.sqlite", "all.jsonl", "--all") == 0
     assert "5 rows in locators.csv" in capsys.readouterr().out
@@ -367,7 +375,7 @@ def test_progress_is_shown_and_the_summary_names_the_slowest_stage(
 ) -> None:
     for i in range(30):
         np.save(maps / f"{i}.npy", random_map(i))
-    assert invoke("run", maps, "out", "--progress", kind) == 0
+    assert invoke("run", maps, "out", "--progress", kind, "--workers", 0) == 0
     out, err = capsys.readouterr()
     assert re.search(r"slowest stage: (colorize|encode|upload), busy \d+% of the time", out)
     if kind == "json":
@@ -378,6 +386,45 @@ def test_progress_is_shown_and_the_summary_names_the_slowest_stage(
         assert "maps/s" in err
     else:
         assert "30/30" in err
+
+
+def test_what_failed_before_it_had_a_name_is_retried_too(maps: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.save(maps / "good.npy", random_map(1))
+    (maps / "link.npy").symlink_to(maps / "target")
+    (maps / "damaged.npz").write_bytes(b"PK")
+    (maps / "empty.npz").write_bytes(b"PK\x05\x06" + bytes(18))
+    command = ("run", maps, "out", "--progress", "none", "--workers", 0)
+    assert invoke(*command) == 1
+    np.save(maps / "target", random_map(2))
+    (maps / "target.npy").rename(maps / "target")
+    np.savez(maps / "damaged.npz", cam=random_map(3))
+    assert invoke(*command, "--retry-failed") == 1
+    assert "2 uploaded, 1 skipped, 1 failed" in capsys.readouterr().out
+    (maps / "empty.npz").unlink()
+    assert invoke(*command, "--retry-failed") == 0
+    with Manifest("async-maps.sqlite", read_only=True) as manifest:
+        assert manifest.counts() == {"done": 3}
+
+
+def test_a_manifest_of_one_server_is_refused_for_another(
+    bucket: str, maps: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save(maps / "a.npy", random_map(1))
+    command = ("run", maps, f"s3://{bucket}/x", "--progress", "none", "--workers", 0)
+    assert invoke(*command) == 0
+    with seaweed.serve(tmp_path / "other") as other, seaweed.in_environment(other):
+        asyncio.run(seaweed.create_bucket(other, bucket))
+        assert invoke(*command) == 2
+        assert f"this run goes to s3://{bucket}/x at {other.endpoint_url}" in capsys.readouterr().err
+
+
+def test_a_variable_of_the_environment_cannot_overwrite(maps: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.save(maps / "a.npy", random_map(1))
+    assert invoke("run", maps, "out", "--progress", "none", "--workers", 0) == 0
+    before = (Path("out") / "a.png").stat().st_mtime_ns
+    monkeypatch.setenv("ASYNC_MAPS_OVERWRITE", "true")
+    assert invoke("run", maps, "out", "--progress", "none", "--workers", 0) == 0
+    assert (Path("out") / "a.png").stat().st_mtime_ns == before
 
 
 @pytest.mark.parametrize("command", [[], ["run"], ["demo"], ["export"]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import io
 import os
 import signal
@@ -18,14 +19,17 @@ from typing import TYPE_CHECKING, Any
 import aioboto3
 import numpy as np
 import pytest
+from anyio import create_task_group, from_thread, to_thread
 from PIL import Image
 
 import async_maps as am
 from async_maps import pipeline as pipeline_module
 from async_maps.manifest import Manifest
 from async_maps.pool import ProcessWorker
+from async_maps.records import Png
 from async_maps.stores.files import FileStore
 from async_maps.stores.memory import MemoryStore
+from async_maps.stores.s3 import S3Store
 from tests.leftovers import leaves_nothing
 
 if TYPE_CHECKING:
@@ -233,6 +237,97 @@ async def test_a_run_over_an_iterable_that_never_answers_can_be_cancelled(tmp_pa
         with pytest.raises(asyncio.CancelledError):
             await asyncio.wait_for(running, 5)
         answer.set()
+
+
+async def test_an_error_of_the_source_loses_nothing_that_came_before_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    store = SlowStore()
+    use_store(monkeypatch, store)
+
+    def maps() -> Iterator[tuple[str, NDArray[Any]]]:
+        for i in range(100):
+            yield f"{i}", random_map(i)
+        store.gate.set()
+        raise LookupError("mine")
+
+    report = am.Report()
+    async with am.Pipeline("memory://", settings=THREADS) as pipeline:
+        with pytest.raises(LookupError, match="mine"):
+            await pipeline.run(maps(), manifest=tmp_path / "m.sqlite", report=report)
+    assert report.uploaded == len(store.objects) == 100
+    with Manifest(tmp_path / "m.sqlite", read_only=True) as manifest:
+        assert manifest.counts() == {"done": 100}
+
+
+async def test_draining_ends_a_run_whose_source_is_waiting(tmp_path: Path) -> None:
+    async def maps() -> AsyncIterator[tuple[str, NDArray[Any]]]:
+        yield "one", random_map(1)
+        await asyncio.Event().wait()
+
+    async with am.Pipeline(tmp_path, settings=THREADS) as pipeline:
+        running = asyncio.create_task(pipeline.run(maps()))
+        while pipeline.statistics().uploaded < 1:  # noqa: ASYNC110  # it is counted, not announced
+            await asyncio.sleep(0.01)
+        pipeline.drain()
+        report = await asyncio.wait_for(running, 5)
+    assert (report.uploaded, report.drained) == (1, True)
+
+
+async def test_leaving_the_context_finishes_another_tasks_run(tmp_path: Path) -> None:
+    settings = am.Settings(workers=0, chunk_maps=2, queue_bytes=10_000)
+    async with am.Pipeline(tmp_path / "out", settings=settings) as pipeline:
+        maps = ((f"{i}", random_map(i)) for i in range(5000))
+        running = asyncio.create_task(pipeline.run(maps, manifest=tmp_path / "m.sqlite"))
+        while pipeline.statistics().uploaded < 20:  # noqa: ASYNC110  # it is counted, not announced
+            await asyncio.sleep(0.01)
+    report = await running
+    assert report.drained
+    assert 20 <= report.uploaded == len(list((tmp_path / "out").glob("*.png"))) < 5000
+    with Manifest(tmp_path / "m.sqlite", read_only=True) as manifest:
+        assert manifest.counts() == {"done": report.uploaded}
+
+
+async def test_callers_in_all_of_anyios_threads_do_not_stop_the_pipeline(tmp_path: Path) -> None:
+    large = np.zeros((200, 200), np.float32)
+    async with am.Pipeline(tmp_path, settings=am.Settings(workers=1)) as pipeline, create_task_group() as tasks:
+        for i in range(40):
+            tasks.start_soon(to_thread.run_sync, from_thread.run, pipeline.put, f"{i}", large)
+    assert len(list(tmp_path.glob("*.png"))) == 40
+
+
+async def test_idle_uploads_hold_no_png(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).random((500, 500))
+    async with am.Pipeline(tmp_path, settings=THREADS) as pipeline:
+        await asyncio.gather(*(pipeline.put(f"{i}", noise) for i in range(40)))
+        gc.collect()
+        held = [value for value in gc.get_objects() if isinstance(value, Png)]
+        assert not held
+
+
+async def test_one_refused_object_does_not_end_a_run_that_nothing_else_stops(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = S3Store.put
+
+    async def refused(self: S3Store, key: str, data: bytes) -> str | None:
+        if key == "x/0.png":
+            key = "x/" + "k" * 2000
+        return await original(self, key, data)
+
+    monkeypatch.setattr(S3Store, "put", refused)
+    async with am.Pipeline(f"s3://{bucket}/x", settings=am.Settings(workers=0, concurrency=1)) as pipeline:
+        report = await pipeline.run((f"{i}", random_map(i)) for i in range(5))
+    assert (report.uploaded, report.failed) == (4, 1)
+
+
+async def test_a_system_that_starts_no_process_is_told_in_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "no-python"))
+    with pytest.raises(am.WorkerError, match="cannot be started: No such file or directory; with workers = 0"):
+        async with am.Pipeline(tmp_path, settings=am.Settings(workers=1)):
+            pytest.fail("entered")
 
 
 async def test_a_stream_left_early_stops_reading_and_leaves_the_pipeline_usable(tmp_path: Path) -> None:

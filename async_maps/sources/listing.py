@@ -10,7 +10,7 @@ from threading import Lock
 from time import monotonic
 from typing import TYPE_CHECKING, TypeAlias
 
-from anyio import to_thread
+from anyio import CapacityLimiter, to_thread
 
 from async_maps.errors import InputValidationError, SourceError
 from async_maps.names import make_key
@@ -67,7 +67,7 @@ async def list_maps(source: AnySource) -> AsyncGenerator[list[Entry], None]:
 
 
 async def _in_thread(entries: Iterator[Any]) -> AsyncGenerator[list[Entry], None]:
-    turn = Lock()
+    turn, thread = Lock(), CapacityLimiter(1)
     left = False
 
     def close_if_idle() -> None:
@@ -86,7 +86,7 @@ async def _in_thread(entries: Iterator[Any]) -> AsyncGenerator[list[Entry], None
     try:
         while True:
             # Abandoned when cancelled: the iterable may be waiting for something that never comes.
-            batch, error = await to_thread.run_sync(take, abandon_on_cancel=True)
+            batch, error = await to_thread.run_sync(take, abandon_on_cancel=True, limiter=thread)
             if batch:
                 yield batch
             if error is not None:

@@ -24,15 +24,18 @@ def members(path: str) -> list[tuple[str, int]]:
     """The arrays in an archive: each one's key and its size in bytes, in the archive's order.
 
     Raises:
-        SourceError: it is no ``.npz`` archive.
+        SourceError: it is no ``.npz`` archive, or holds no array.
         OSError: it cannot be read.
     """
     with _open(path) as archive:
-        return [
+        arrays = [
             (info.filename.removesuffix(".npy"), info.file_size)
             for info in archive.infolist()
             if info.filename.endswith(".npy")
         ]
+    if not arrays:
+        raise SourceError("the archive holds no arrays (.npy)")
+    return arrays
 
 
 class Archives:

@@ -31,6 +31,10 @@ class Store(Protocol):
         """The bucket and prefix, or folder, as a URL: what every locator starts with."""
 
     @property
+    def identity(self) -> str:
+        """The destination, told apart from one of the same name elsewhere: what a manifest is bound to."""
+
+    @property
     def prefix(self) -> str:
         """What every key starts with, without a slash at its end; empty for none."""
 
@@ -80,7 +84,9 @@ async def open_store(destination: str | os.PathLike[str], settings: Settings) ->
             raise SettingsError(f"the destination is empty; expected {_EXPECTED}")
         if _MISTYPED.match(place):
             raise SettingsError(f"{place!r} lacks a slash, as pathlib leaves it; expected {_EXPECTED}")
-        yield FileStore(_file_path(place) if scheme else place, fsync=settings.files.fsync)
+        yield FileStore(
+            _file_path(place) if scheme else place, fsync=settings.files.fsync, concurrency=settings.concurrency
+        )
     elif scheme == "memory":
         from async_maps.stores.memory import MemoryStore
 

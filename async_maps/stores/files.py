@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from uuid import uuid4
 
-from anyio import to_thread
+from anyio import CapacityLimiter, to_thread
 
 from async_maps.errors import ObjectError, StoreError
 from async_maps.names import printable
@@ -21,15 +21,18 @@ class FileStore:
 
     Args:
         folder: where.
+        concurrency: so many files are written at once.
         fsync: force each file and its name to the disk before it counts: survives a power cut, at a price.
     """
 
     prefix = ""
 
-    def __init__(self, folder: str | os.PathLike[str], *, fsync: bool = False) -> None:
+    def __init__(self, folder: str | os.PathLike[str], *, fsync: bool = False, concurrency: int = 32) -> None:
         self._folder = Path(os.path.abspath(folder))
         self._fsync = fsync
         self.destination = self._folder.as_uri()
+        self.identity = self.destination
+        self._threads = CapacityLimiter(concurrency)
 
     def locator(self, key: str) -> str:
         """The file's URL: ``file:///folder/key``, percent-encoded."""
@@ -41,7 +44,7 @@ class FileStore:
         Raises:
             StoreError: it cannot.
         """
-        await to_thread.run_sync(self._check)
+        await to_thread.run_sync(self._check, limiter=self._threads)
 
     async def put(self, key: str, data: bytes) -> None:
         """Write the file; another of that key is replaced in one step.
@@ -51,7 +54,7 @@ class FileStore:
             StoreError: nothing can be written any more.
         """
         try:
-            await to_thread.run_sync(self._write, key, data)
+            await to_thread.run_sync(self._write, key, data, limiter=self._threads)
         except OSError as error:
             kind = StoreError if error.errno in _LASTING else ObjectError
             raise kind(f"cannot write {printable(str(self._folder / key))}: {error.strerror}") from error

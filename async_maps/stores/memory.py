@@ -15,6 +15,7 @@ class MemoryStore:
     def __init__(self, prefix: str = "") -> None:
         self.prefix = prefix
         self.destination = f"memory://{prefix}" if prefix else "memory://"
+        self.identity = self.destination
         self.objects: dict[str, bytes] = {}
 
     def locator(self, key: str) -> str:

@@ -96,6 +96,9 @@ class S3Store:
         self._accepted_one = False
         self.prefix = prefix
         self.destination = f"s3://{bucket}/{prefix}" if prefix else f"s3://{bucket}"
+        endpoint = client.meta.endpoint_url
+        # AWS is one place, whatever the region's host is; any other server is another, if its buckets are named alike.
+        self.identity = self.destination if "amazonaws.com" in endpoint else f"{self.destination} at {endpoint}"
 
     def locator(self, key: str) -> str:
         """``s3://bucket/key``, the key as it is, not percent-encoded: what Kolena reads."""
@@ -120,7 +123,7 @@ class S3Store:
     async def put(self, key: str, data: bytes) -> str | None:
         """Store the object with PutObject; the server checks its CRC32.
 
-        Whatever is refused before the first object was accepted is taken to be the store's refusal of all.
+        A 401, 403 or 5xx before the first object was accepted is taken to be the store's refusal of all.
 
         Raises:
             ObjectError: the store refuses this object.
@@ -135,7 +138,9 @@ class S3Store:
             detail = error.response.get("Error", {})
             code, message = str(detail.get("Code", "")), str(detail.get("Message", ""))
             reason = _STORE_CODES.get(code, message.rstrip("."))
-            kind = StoreError if code in _STORE_CODES or not self._accepted_one else ObjectError
+            status = error.response["ResponseMetadata"]["HTTPStatusCode"]
+            lasting = not self._accepted_one and (status in {401, 403} or status >= 500)
+            kind = StoreError if code in _STORE_CODES or lasting else ObjectError
             raise kind(f"{self.destination}: refused with {code}: {reason}") from error
         except (BotoCoreError, AiohttpError, OSError, TimeoutError) as error:
             lasting = isinstance(error, NoCredentialsError) or not self._accepted_one
