@@ -361,7 +361,8 @@ class Pipeline:
     async def _feed(self, listing: AsyncGenerator[list[Entry], None], flow: Flow) -> None:
         try:
             async with aclosing(listing):
-                while batch := await self._until_drained(partial(anext, listing, [])):
+                # A batch may well be empty: of 256 maps that are all done, none is left to do.
+                while (batch := await self._until_drained(partial(anext, listing, None))) is not None:
                     for entry in batch:
                         if not await self._until_drained(flow.admit):
                             return

@@ -39,11 +39,11 @@ def descriptors() -> dict[str, str]:
     return found
 
 
-def _state() -> dict[str, object]:
+def _state() -> dict[str, set[object]]:
     return {
-        "processes": children(),
+        "processes": set(children()),
         "shared memory": set(os.listdir("/dev/shm")),  # noqa: S108  # to be looked at
-        "descriptors": len(descriptors()),
+        "descriptors": set(descriptors().items()),
         "temporary files": {name for name in os.listdir(tempfile.gettempdir()) if "async-maps" in name},
         "threads": {thread.name for thread in threading.enumerate() if "AnyIO" not in thread.name},
     }
@@ -55,8 +55,7 @@ def leaves_nothing() -> Iterator[None]:
     before = _state()
     yield
     deadline = time.monotonic() + _GRACE_S
-    while (after := _state()) != before and time.monotonic() < deadline:
+    while left := {what: more for what, now in _state().items() if (more := now - before[what])}:
+        assert time.monotonic() < deadline, left
         gc.collect()
         time.sleep(0.02)
-    left = {what: (before[what], after[what]) for what in before if before[what] != after[what]}
-    assert not left, left

@@ -343,6 +343,7 @@ async def test_a_stream_left_early_stops_reading_and_leaves_the_pipeline_usable(
         async with aclosing(pipeline.stream(maps())) as stream:
             async for _ in stream:
                 break
+        await asyncio.sleep(0.2)
         after = read
         await pipeline.put("after", random_map(1))
         assert read == after < 10_000
