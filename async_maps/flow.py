@@ -62,6 +62,11 @@ class Flow:
         self._error = self._error or error
         self._changed.set()
 
+    def end(self, error: BaseException) -> None:
+        """The pipeline is gone: what is not through by now will never be."""
+        if self._under_way or not self._closed:
+            self.abort(error)
+
     async def collect(self) -> list[Outcome]:
         """All outcomes since the last call, at least one; none at all when the flow is closed and every map is through.
 

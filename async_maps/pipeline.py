@@ -126,8 +126,8 @@ class Pipeline:
         finally:
             if self._store is not None:
                 self._array_bytes.close()
-            for abort in list(self._callers):
-                abort(self._ended())
+            for end in list(self._callers):
+                end(self._ended())
 
     async def _run_stages(  # what _serve has opened
         self, store: Store, recipe: Recipe, arena: Arena, workers: Sequence[Worker], opened: asyncio.Event
@@ -347,14 +347,14 @@ class Pipeline:
     async def _outcomes(self, listing: AsyncGenerator[list[Entry], None]) -> AsyncGenerator[list[Outcome], None]:
         """Feed a listing to the stages, and give its outcomes, as many at a time as there are."""
         flow = Flow(_WINDOW)
-        self._callers.add(flow.abort)
+        self._callers.add(flow.end)
         feeder = OrderlyTask(partial(self._feed, listing, flow))
         self._feeders.add(feeder)
         try:
             while outcomes := await flow.collect():
                 yield outcomes
         finally:
-            self._callers.discard(flow.abort)
+            self._callers.discard(flow.end)
             self._feeders.discard(feeder)
             await feeder.cancel()
 

@@ -214,3 +214,27 @@ async def test_every_map_is_collected_once_and_never_more_than_the_window_are_in
             tasks.create_task(task())
     assert sorted(collected, key=int) == [str(index) for index in range(200)]
     assert most == window
+
+
+async def test_the_end_of_the_pipeline_is_an_error_only_for_what_is_not_through() -> None:
+    through, waiting = Flow(10), Flow(10)
+    for flow in (through, waiting):
+        assert await flow.admit()
+        flow.close()
+    through.settle(outcome("a"))
+    for flow in (through, waiting):
+        flow.end(PipelineClosedError("gone"))
+    assert await through.collect() == [outcome("a")]
+    assert await through.collect() == []
+    with pytest.raises(PipelineClosedError):
+        await waiting.collect()
+
+
+async def test_the_error_of_the_source_comes_after_the_last_outcome() -> None:
+    flow = Flow(10)
+    assert await flow.admit()
+    flow.close(LookupError("mine"))
+    flow.settle(outcome("a"))
+    assert await flow.collect() == [outcome("a")]
+    with pytest.raises(LookupError, match="mine"):
+        await flow.collect()
