@@ -181,7 +181,7 @@ class ColorizeStage:
         for job in chunk:
             array = job.map.array
             if array is None:
-                requests.append(Request(job.map.path, job.map.member, 0, (), ""))
+                requests.append(Request(job.map.path, job.map.part, 0, (), ""))
             else:
                 requests.append(Request(None, None, offset, array.shape, array.dtype.newbyteorder("=").str))
                 copies.append((array, requests[-1]))

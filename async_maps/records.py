@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from async_maps.errors import AsyncMapsError
+    from async_maps.sources.formats import Part
     from async_maps.streams import Loan
 
 Stage = Literal["source", "read", "colorize", "encode", "upload"]
@@ -29,7 +30,7 @@ class ActivationMap:
         fingerprint: changes when the source does; None if that cannot be told (an array in memory).
         max_bytes: at most so many bytes it has as a plain array, in its own dtype.
         path: the file to read, or None.
-        member: the name of the array in that file, if it holds several.
+        part: where in that file it lies, as the format's reader knows it.
         array: the map itself, or None.
     """
 
@@ -38,7 +39,7 @@ class ActivationMap:
     fingerprint: str | None
     max_bytes: int
     path: str | None = None
-    member: str | None = None
+    part: Part = None
     array: NDArray[Any] | None = None
 
 

@@ -17,9 +17,8 @@ import numpy as np
 from async_maps.arena import map_memory
 from async_maps.colorize import look_up, map_shape, quantise
 from async_maps.errors import InputValidationError, SourceError
-from async_maps.sources import read_map
 from async_maps.sources.files import explain
-from async_maps.sources.npz import Archives
+from async_maps.sources.formats import Readers
 
 if TYPE_CHECKING:
     from typing import Any
@@ -27,15 +26,16 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from async_maps.records import Stage
+    from async_maps.sources.formats import Part
 
 _ALIGNMENT = 64
 
 
 class Request(NamedTuple):
-    """A map to colorize: in a file (``path``, ``member``), or in the block (``offset``, ``shape``, ``dtype``)."""
+    """A map to colorize: in a file (``path``, ``part``), or in the block (``offset``, ``shape``, ``dtype``)."""
 
     path: str | None
-    member: str | None
+    part: Part
     offset: int
     shape: tuple[int, ...]
     dtype: str
@@ -92,18 +92,18 @@ def colorize_chunk(block: NDArray[np.uint8], free_from: int, requests: list[Requ
         requests: the maps.
         recipe: how.
     """
-    with Archives() as archives:
-        return _colorize_chunk(block, free_from, requests, recipe, archives)
+    with Readers() as readers:
+        return _colorize_chunk(block, free_from, requests, recipe, readers)
 
 
 def _colorize_chunk(
-    block: NDArray[np.uint8], free_from: int, requests: list[Request], recipe: Recipe, archives: Archives
+    block: NDArray[np.uint8], free_from: int, requests: list[Request], recipe: Recipe, readers: Readers
 ) -> Reply:
     results: list[Result] = []
     offset = free_from
     for request in requests:
         try:
-            array = _get(block, request, archives)
+            array = _get(block, request, readers)
             height, width = map_shape(array)
             size = height * width * recipe.pixel_bytes()
             if offset + size > block.size:
@@ -120,9 +120,9 @@ def _colorize_chunk(
     return Reply(results, 0)
 
 
-def _get(block: NDArray[np.uint8], request: Request, archives: Archives) -> NDArray[Any]:
+def _get(block: NDArray[np.uint8], request: Request, readers: Readers) -> NDArray[Any]:
     if request.path is not None:
-        return read_map(request.path, request.member, archives)
+        return readers.read(request.path, request.part)
     return np.ndarray(request.shape, request.dtype, block.data, request.offset)
 
 

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from async_maps.errors import SourceError
 from async_maps.records import ActivationMap, Failure
 from async_maps.sources import files, npz, open_source
-from async_maps.sources import read_map as read_listed_map
+from async_maps.sources.formats import Readers
 from async_maps.sources.listing import list_maps
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from async_maps.sources.listing import AnySource, Entry
+    from async_maps.sources.storage import Storage
 
 MAP = np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 4)
 
@@ -45,9 +46,11 @@ def _save(path: Path, array: NDArray[Any] = MAP) -> Path:
     return path
 
 
-def read_map(path: str, member: str | None) -> NDArray[Any]:
-    with npz.Archives() as archives:
-        return read_listed_map(path, member, archives)
+def read_map(path: str, part: Any) -> NDArray[Any]:
+    if isinstance(part, str):
+        part = (part, None)
+    with Readers() as readers:
+        return readers.read(path, part)
 
 
 def _names(source: Iterable[Entry]) -> list[str]:
@@ -114,7 +117,7 @@ def test_a_suffix_may_be_upper_case(maps: Path, name: str) -> None:
     assert entry.name == name[0]
     assert isinstance(entry, ActivationMap)
     assert entry.path is not None
-    np.testing.assert_array_equal(read_map(entry.path, entry.member), MAP)
+    np.testing.assert_array_equal(read_map(entry.path, entry.part), MAP)
 
 
 @pytest.mark.parametrize(
@@ -305,7 +308,7 @@ def test_a_place_where_nothing_is_is_refused(maps: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("name", ["notes.txt", "npy", "x.npy.gz", "x.png"])
 def test_a_file_of_another_kind_is_refused(maps: Path, name: str) -> None:
     (maps / name).write_bytes(b"")
-    with pytest.raises(SourceError, match=r"is not read as activation maps; expected a file ending in \.npy or \.npz"):
+    with pytest.raises(SourceError, match=r"is not read as activation maps; expected a file ending in \.npy, \.npz"):
         open_source(maps / name)
 
 
@@ -446,12 +449,13 @@ def test_the_memory_of_a_listing_does_not_grow_with_the_folder(
     assert peak < 300_000
 
 
-def test_a_listing_opens_no_npy_file(unprivileged: Path) -> None:
+def test_a_file_that_may_not_be_read_is_a_failure(unprivileged: Path) -> None:
     _save(unprivileged / "a.npy").chmod(0)
-    (entry,) = open_source(unprivileged)
-    assert isinstance(entry, ActivationMap)
-    with pytest.raises(PermissionError):
-        read_map(str(entry.path), None)
+    _save(unprivileged / "b.npy")
+    failure, other = open_source(unprivileged)
+    assert isinstance(failure, Failure)
+    assert failure.reason == "cannot be read: Permission denied"
+    assert other.name == "b"
 
 
 # Archives ----------------------------------------------------------------------------------------------------------
@@ -466,11 +470,11 @@ def test_the_members_of_an_archive_are_named_after_it_and_their_keys(maps: Path,
     for entry, (key, array) in zip(entries, arrays.items(), strict=True):
         assert isinstance(entry, ActivationMap)
         assert entry.source == f"{maps / 'val.npz'}[{key}]"
-        assert entry.member == key
-        assert entry.max_bytes == array.nbytes + 128
+        assert entry.part == (key, None)
+        assert entry.max_bytes == array.nbytes
         assert entry.fingerprint == entries[0].fingerprint
         assert entry.path is not None
-        np.testing.assert_array_equal(read_map(entry.path, entry.member), array)
+        np.testing.assert_array_equal(read_map(entry.path, entry.part), array)
 
 
 @pytest.mark.parametrize("key", ["../../etc/passwd", "/etc/passwd", "a/../../b", "a\nb", "", "a//b"])
@@ -726,9 +730,10 @@ def test_an_archive_that_lies_about_a_huge_member_is_refused_without_touching_me
     (maps / "a.npz").write_bytes(content)
     # In a process of its own, because a peak of memory never goes down again.
     program = (
-        "import resource, sys; from async_maps.sources.npz import Archives; from async_maps.errors import SourceError\n"
+        "import resource, sys\n"
+        "from async_maps.sources.formats import Readers; from async_maps.errors import SourceError\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "try: Archives().read(sys.argv[1], 'x')\n"
+        "try: Readers().read(sys.argv[1], ('x', None))\n"
         "except SourceError as error: print(error)\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
     )
@@ -741,9 +746,8 @@ def test_an_archive_that_lies_about_a_huge_member_is_refused_without_touching_me
 
 
 def test_what_no_reader_knows_is_refused(maps: Path) -> None:
-    for path, member in (("a.txt", None), ("a.npz", None)):
-        with pytest.raises(SourceError, match=f"nothing here reads {path}"):
-            read_map(path, member)
+    with pytest.raises(SourceError, match=r"nothing here reads a\.txt"):
+        read_map("a.txt", None)
 
 
 _NPY = b"\x93NUMPY\x01\x00v\x00" + _HEADER.ljust(117).encode() + b"\n" + MAP.tobytes()
@@ -781,7 +785,7 @@ def test_no_damage_to_an_archive_ends_in_anything_but_maps_and_failures(
         if isinstance(entry, ActivationMap):
             assert entry.path is not None
             with suppress(SourceError, OSError):
-                read_map(entry.path, entry.member)
+                read_map(entry.path, entry.part)
 
 
 def test_a_large_file_is_read_in_one_go_into_one_array(maps: Path) -> None:
@@ -1003,20 +1007,21 @@ def test_the_members_of_an_archive_are_read_through_one_look_at_its_directory(
     maps: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[str] = []
-    original = npz._open
+    original = npz.open_reader
 
-    def counted(path: str) -> zipfile.ZipFile:
+    def counted(path: str, storage: Storage) -> npz.NpzReader:
         opened.append(Path(path).name)
-        return original(path)
+        return original(path, storage)
 
-    monkeypatch.setattr(npz, "_open", counted)
+    monkeypatch.setattr(npz, "open_reader", counted)
     for name in ("a", "b"):
         arrays: dict[str, Any] = {f"{i}": MAP * (i / 10) for i in range(10)}
         np.savez(maps / f"{name}.npz", **arrays)
-    with npz.Archives() as archives:
+    with Readers() as readers:
         for name in ("a", "b"):
             for i in range(10):
-                np.testing.assert_array_equal(archives.read(str(maps / f"{name}.npz"), f"{i}"), MAP * (i / 10))
+                array = readers.read(str(maps / f"{name}.npz"), (f"{i}", None))
+                np.testing.assert_array_equal(array, MAP * (i / 10))
     assert opened == ["a.npz", "b.npz"]
 
 

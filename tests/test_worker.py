@@ -20,8 +20,7 @@ from async_maps.colorize import colorize_activation_map
 from async_maps.colormap import ColormapJet, color_table
 from async_maps.errors import WorkerError
 from async_maps.pool import ProcessWorker
-from async_maps.sources import read_map
-from async_maps.sources.npz import Archives
+from async_maps.sources.formats import Readers
 from async_maps.worker import Recipe, Reply, Request, Result, aligned, colorize_chunk, frame
 from tests.leftovers import leaves_nothing
 
@@ -49,7 +48,7 @@ def intensities(array: NDArray[Any]) -> NDArray[np.uint8]:
 
 def in_file(path: Path, member: str | None = None) -> Request:
     """A map in a file."""
-    return Request(str(path), member, 0, (), "")
+    return Request(str(path), None if member is None else (member, None), 0, (), "")
 
 
 def saved(path: Path, array: NDArray[Any]) -> Request:
@@ -182,12 +181,14 @@ def test_what_is_wrong_with_a_map_is_its_own_failure_and_the_others_pass(tmp_pat
 def test_a_map_that_provokes_anything_else_fails_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     good = saved(tmp_path / "good.npy", random_map(3, 4))
 
-    def read(path: str, member: str | None, archives: Archives) -> NDArray[Any]:
+    original = Readers.read
+
+    def read(self: Readers, path: str, part: Any) -> NDArray[Any]:
         if "hostile" in path:
             raise RecursionError("of a kind nobody thought of")
-        return read_map(path, member, archives)
+        return original(self, path, part)
 
-    monkeypatch.setattr("async_maps.worker.read_map", read)
+    monkeypatch.setattr(Readers, "read", read)
     reply = colorize_chunk(np.zeros(1_000, np.uint8), 0, [good, in_file(tmp_path / "hostile.npy"), good], PALETTE)
     assert [result.failure for result in reply.results] == [
         None,
@@ -406,8 +407,6 @@ import asyncio, sys
 from async_maps.arena import Arena
 from async_maps.colormap import ColormapJet, color_table
 from async_maps.pool import ProcessWorker
-from async_maps.sources import read_map
-from async_maps.sources.npz import Archives
 from async_maps.worker import Recipe, Request
 
 async def main():

@@ -9,15 +9,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from async_maps.errors import SourceError
-from async_maps.sources import files, npy, npz
+from async_maps.sources import files
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from os import PathLike
-    from typing import Any
-
-    from numpy.typing import NDArray
 
     from async_maps.records import ActivationMap, Failure
 
@@ -36,22 +32,3 @@ def open_source(place: str | PathLike[str]) -> Source:
         SourceError: there is nothing, or nothing that is read as a map.
     """
     return files.open_files(place)
-
-
-def read_map(path: str, member: str | None, archives: npz.Archives) -> NDArray[Any]:
-    """Read one listed map: any array; whether it is an activation map is for colorize to say.
-
-    Args:
-        path: the file.
-        member: the name of the array in it, if it is an archive.
-        archives: shared by the maps that are read one after the other.
-
-    Raises:
-        SourceError: the file is not what its name says; the message says what was expected and what was found.
-        OSError: it cannot be read.
-    """
-    if npy.matches(path):
-        return npy.read(path)
-    if npz.matches(path) and member is not None:
-        return archives.read(path, member)
-    raise SourceError(f"nothing here reads {path}")

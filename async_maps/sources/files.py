@@ -17,16 +17,17 @@ from typing import TYPE_CHECKING
 from async_maps.errors import InputValidationError, SourceError
 from async_maps.names import check_name, printable
 from async_maps.records import ActivationMap, Failure
-from async_maps.sources import npy, npz
+from async_maps.sources.formats import FORMATS, open_reader, suffix_of
+from async_maps.sources.storage import Disk
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Set
     from typing import TypeAlias
 
+    from async_maps.sources.formats import Found
+
     Patterns: TypeAlias = Set[tuple[str, ...]]
     """Globs relative to a folder, each as its parts: a path below it is wanted if any of them matches."""
-
-SUFFIXES = (".npy", ".npz")
 
 _SORT_IN_MEMORY = 10_000
 """So many names are sorted as a list; a longer listing is sorted by SQLite, on disk where it must be."""
@@ -42,9 +43,9 @@ def open_files(place: str | os.PathLike[str]) -> Files:
     if os.path.isdir(path):
         return Files(path, partial(_walk, os.path.abspath(path), None))
     if os.path.lexists(path):
-        if not path.lower().endswith(SUFFIXES):
+        if suffix_of(path) is None:
             raise SourceError(
-                f"{printable(path)} is not read as activation maps; expected a file ending in {' or '.join(SUFFIXES)}"
+                f"{printable(path)} is not read as activation maps; expected a file ending in {', '.join(FORMATS)}"
             )
         return Files(os.path.dirname(path), lambda: [os.path.abspath(path)])
     if has_magic(path):
@@ -76,20 +77,39 @@ class Files:
                 yield from self._maps_in(path)
 
     def _maps_in(self, path: str) -> Iterator[ActivationMap | Failure]:
-        name = os.path.relpath(path, self._root)[: -len(".npy")]  # no suffix is longer or shorter
-        try:
-            status = os.stat(path)
-            if not stat.S_ISREG(status.st_mode):
-                yield _failure(name, path, f"expected a regular file, found {_kind(status.st_mode)}")
-                return
-            fingerprint = f"{status.st_size}-{status.st_mtime_ns}"
-            if npy.matches(path):
-                yield _entry(name, path, None, (fingerprint, status.st_size))
-            else:
-                for member, size in npz.members(path):
-                    yield _entry(f"{name}/{member}", path, member, (fingerprint, size))
-        except (OSError, SourceError) as error:
-            yield _failure(name, path, explain(error))
+        name = os.path.relpath(path, self._root)
+        return maps_in_file(name[: -len(suffix_of(name) or "")], path)
+
+
+def maps_in_file(name: str, path: str) -> Iterator[ActivationMap | Failure]:
+    """The maps in a file on a disk.
+
+    Args:
+        name: the file's own; what it holds more than one map of is named below it.
+        path: absolute.
+    """
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            yield _failure(name, path, f"expected a regular file, found {_kind(status.st_mode)}")
+            return
+        fingerprint = f"{status.st_size}-{status.st_mtime_ns}"
+        with closing(open_reader(path, Disk())) as reader:
+            for found in reader.maps():
+                yield entry(name, path, found, fingerprint)
+    except (OSError, SourceError) as error:
+        yield _failure(name, path, explain(error))
+
+
+def entry(name: str, path: str, found: Found, fingerprint: str) -> ActivationMap | Failure:
+    """A map that was found in a file, or why it cannot enter."""
+    source = printable(path if found.name is None else f"{path}[{found.name}]")
+    name = name if found.name is None else f"{name}/{found.name}"
+    try:
+        check_name(name)
+    except InputValidationError as error:
+        return Failure(printable(name), source, fingerprint, "source", str(error))
+    return ActivationMap(name, source, fingerprint, found.max_bytes, path, found.part)
 
 
 def explain(error: Exception) -> str:
@@ -139,13 +159,13 @@ def _walk(folder: str, wanted: Patterns | None, above: tuple[tuple[int, int], ..
 
 def _listing(folder: str, wanted: Patterns | None) -> Iterator[str]:
     """The names in a folder, as they come; those of folders end in a slash."""
-    with os.scandir(folder) as entries:
-        for entry in entries:
+    with os.scandir(folder) as children:
+        for entry in children:
             left = _behind(wanted, entry.name)
             if _is_folder(entry):
                 if left is None or left - {()}:
                     yield f"{entry.name}/"
-            elif entry.name.lower().endswith(SUFFIXES) and (left is None or () in left):
+            elif suffix_of(entry.name) and (left is None or () in left):
                 yield entry.name
 
 
@@ -154,7 +174,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError:
         # A link to what cannot be looked at: going on as with what its name says tells the reason.
-        return not entry.name.lower().endswith(SUFFIXES)
+        return suffix_of(entry.name) is None
 
 
 def _behind(patterns: Patterns | None, name: str) -> Patterns | None:
@@ -187,16 +207,6 @@ def _sort(names: Iterator[str]) -> Iterator[str]:
             database.executemany("INSERT INTO names VALUES (?)", ((os.fsencode(name),) for name in batch))
         for (name,) in database.execute("SELECT name FROM names ORDER BY name"):
             yield os.fsdecode(name)
-
-
-def _entry(name: str, path: str, member: str | None, state: tuple[str, int]) -> ActivationMap | Failure:
-    fingerprint, size = state
-    source = printable(path if member is None else f"{path}[{member}]")
-    try:
-        check_name(name)
-    except InputValidationError as error:
-        return Failure(printable(name), source, fingerprint, "source", str(error))
-    return ActivationMap(name, source, fingerprint, size, path, member)
 
 
 def _failure(name: str, path: str, reason: str) -> Failure:

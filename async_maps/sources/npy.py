@@ -1,21 +1,27 @@
-"""NumPy's ``.npy``: one array a file."""
+"""NumPy's ``.npy``: a map or a stack of them a file."""
 
 from __future__ import annotations
 
 import math
 import os
+from contextlib import suppress
 from tokenize import TokenError
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.lib import format as npy_format
 
 from async_maps.errors import SourceError
+from async_maps.sources.formats import Found
+from async_maps.sources.stacks import plane_shape, position_name, stack_length
 
 if TYPE_CHECKING:
-    from typing import Any
+    from collections.abc import Iterator
+    from typing import IO, Any
 
     from numpy.typing import NDArray
+
+    from async_maps.sources.storage import Storage
 
 
 _DAMAGE = (ValueError, TypeError, LookupError, ArithmeticError, SyntaxError, TokenError, RecursionError, MemoryError)
@@ -24,35 +30,106 @@ _DAMAGE = (ValueError, TypeError, LookupError, ArithmeticError, SyntaxError, Tok
 _PIECE = 2**20
 
 
-def matches(path: str) -> bool:
-    """Whether the file's name says it is one."""
-    return path.lower().endswith(".npy")
+def open_reader(path: str, storage: Storage) -> NpyReader:
+    """The reader of a file."""
+    return NpyReader(storage.open(path))
 
 
-def read(path: str) -> NDArray[Any]:
-    """Read the array; never unpickles.
+class NpyReader:
+    """One file: a map, whose part is None, or a stack, whose parts are positions."""
 
-    Raises:
-        SourceError: no ``.npy`` file, pickled objects, or shorter than its header says.
-        OSError: it cannot be read.
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._size = file.seek(0, os.SEEK_END)
+
+    def maps(self) -> Iterator[Found]:
+        """The map, or those of the stack."""
+        self._file.seek(0)
+        yield from maps_in_stream(self._file, self._size)
+
+    def read(self, part: int | None) -> NDArray[Any]:
+        """Read the map, or one of the stack."""
+        self._file.seek(0)
+        return read_stream(self._file, self._size, part)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class Header(NamedTuple):
+    """What the header of an ``.npy`` file says."""
+
+    shape: tuple[int, ...]
+    fortran: bool
+    dtype: np.dtype[Any]
+
+
+def maps_in_stream(file: IO[bytes], size: int) -> Iterator[Found]:
+    """The maps in an ``.npy`` file of ``size`` bytes that is at its start: one without a name, or those of a stack.
+
+    A file whose header cannot be read is listed as one map: who reads it is told why.
     """
-    with open(path, "rb") as file:
-        return read_stream(file, os.fstat(file.fileno()).st_size)
+    length, map_bytes = None, size
+    with suppress(SourceError):
+        header = _read_header(file, size)
+        length = stack_length(header.shape)
+        map_bytes = math.prod(header.shape) * header.dtype.itemsize // (length or 1)
+    if length is None:
+        yield Found(None, None, map_bytes)
+    else:
+        for index in range(length):
+            yield Found(position_name(index), index, map_bytes)
 
 
-def read_stream(file: IO[bytes], size: int) -> NDArray[Any]:
-    """Read the array from a file of ``size`` bytes that is at its start.
+def read_stream(file: IO[bytes], size: int, part: int | None = None) -> NDArray[Any]:
+    """Read the array, or one map of the stack, from a file of ``size`` bytes that is at its start; never unpickles.
 
     The header is checked against the size before any memory is taken, so a header of 200 bytes that claims a terabyte
     costs nothing.
 
     Raises:
-        SourceError: as :func:`read`.
+        SourceError: no ``.npy`` file, pickled objects, or shorter than its header says.
+        OSError: it cannot be read.
+    """
+    header = _read_header(file, size)
+    shape = header.shape
+    if part is not None:
+        shape = _seek_map(file, header, part)
+    data = np.empty(math.prod(shape) * header.dtype.itemsize, np.uint8)
+    filled = 0
+    # In pieces, because a member of an archive reads into memory of its own first.
+    while count := file.readinto(data.data[filled : filled + _PIECE]):  # type: ignore[attr-defined]  # binary files have it
+        filled += count
+    if filled < data.size:
+        raise SourceError("truncated while it was read")
+    return data.view(header.dtype).reshape(shape, order="F" if header.fortran else "C")
+
+
+def _seek_map(file: IO[bytes], header: Header, index: int) -> tuple[int, ...]:
+    """Go to one map of a stack, whose header was just read; its shape."""
+    length = stack_length(header.shape)
+    if length is None or index >= length:
+        raise SourceError(f"the stack holds no map {index} any more: its shape is {header.shape}")
+    if header.fortran and length > 1:
+        raise SourceError(
+            "a stack in Fortran order has its maps mingled, they cannot be read one by one: save np.ascontiguousarray of it"
+        )
+    shape = plane_shape(header.shape)
+    file.seek(index * math.prod(shape) * header.dtype.itemsize, os.SEEK_CUR)
+    return shape
+
+
+def _read_header(file: IO[bytes], size: int) -> Header:
+    """Read a header, and check it against the size.
+
+    Raises:
+        SourceError: as :func:`read_stream`.
     """
     if size == 0:
         raise SourceError("expected an .npy file, found an empty one")
     try:
-        shape, fortran, dtype = _read_header(file)
+        shape, fortran, dtype = _parse_header(file)
     except _DAMAGE as error:
         # NumPy may quote the header, and goes on with advice to trust the file.
         reason = str(error).partition("\n")[0][:200]
@@ -66,17 +143,10 @@ def read_stream(file: IO[bytes], size: int) -> NDArray[Any]:
         raise SourceError(
             f"truncated: its header promises {expected:,} bytes of data (shape {shape}, {dtype}), found {found:,}"
         )
-    data = np.empty(expected, np.uint8)
-    filled = 0
-    # In pieces, because a member of an archive reads into memory of its own first.
-    while count := file.readinto(data.data[filled : filled + _PIECE]):  # type: ignore[attr-defined]  # binary files have it
-        filled += count
-    if filled < expected:
-        raise SourceError("truncated while it was read")
-    return data.view(dtype).reshape(shape, order="F" if fortran else "C")
+    return Header(shape, fortran, dtype)
 
 
-def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+def _parse_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     version = npy_format.read_magic(file)
     if version == (1, 0):
         return npy_format.read_array_header_1_0(file)

@@ -1,4 +1,4 @@
-"""NumPy's ``.npz``: a zip archive of ``.npy`` files, one map a member."""
+"""NumPy's ``.npz``: a zip archive of ``.npy`` files, a map or a stack of them a member."""
 
 from __future__ import annotations
 
@@ -7,83 +7,77 @@ from typing import TYPE_CHECKING
 
 from async_maps.errors import SourceError
 from async_maps.sources import npy
+from async_maps.sources.formats import Found
 
 if TYPE_CHECKING:
-    from types import TracebackType
-    from typing import Any
+    from collections.abc import Iterator
+    from typing import IO, Any
 
     from numpy.typing import NDArray
 
-
-def matches(path: str) -> bool:
-    """Whether the file's name says it is one."""
-    return path.lower().endswith(".npz")
+    from async_maps.sources.storage import Storage
 
 
-def members(path: str) -> list[tuple[str, int]]:
-    """The arrays in an archive: each one's key and its size in bytes, in the archive's order.
+def open_reader(path: str, storage: Storage) -> NpzReader:
+    """The reader of an archive.
 
     Raises:
-        SourceError: it is no ``.npz`` archive, or holds no array.
+        SourceError: it is no ``.npz`` archive.
         OSError: it cannot be read.
     """
-    with _open(path) as archive:
-        arrays = [
-            (info.filename.removesuffix(".npy"), info.file_size)
-            for info in archive.infolist()
-            if info.filename.endswith(".npy")
-        ]
-    if not arrays:
-        raise SourceError("the archive holds no arrays (.npy)")
-    return arrays
+    return NpzReader(storage.open(path))
 
 
-class Archives:
-    """Reads arrays, and keeps the last archive open: its next array costs no second look at its directory."""
+class NpzReader:
+    """One archive; a map's part is its key, and its position if the key is a stack's."""
 
-    def __init__(self) -> None:
-        self._path = ""
-        self._archive: zipfile.ZipFile | None = None
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        try:
+            self._archive = zipfile.ZipFile(file)
+        except BaseException as error:
+            file.close()
+            if isinstance(error, OSError) or not isinstance(error, Exception):
+                raise
+            # What a damaged archive ends in differs; not one of them may end the listing of the others.
+            raise SourceError(f"expected an .npz archive (a zip file): {error}") from error
 
-    def __enter__(self) -> Archives:
-        return self
+    def maps(self) -> Iterator[Found]:
+        """Every array that it holds, in its own order; of a stack, each map."""
+        empty = True
+        for info in self._archive.infolist():
+            if info.filename.endswith(".npy"):
+                empty = False
+                yield from self._maps_in(info)
+        if empty:
+            raise SourceError("the archive holds no arrays (.npy)")
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._close()
-
-    def read(self, path: str, member: str) -> NDArray[Any]:
-        """Read one array; never unpickles.
-
-        Raises:
-            SourceError: no such archive or member, or the member is no ``.npy`` file.
-            OSError: it cannot be read.
-        """
-        if self._archive is None or path != self._path:
-            self._close()
-            self._path, self._archive = path, _open(path)
+    def read(self, part: tuple[str, int | None]) -> NDArray[Any]:
+        """Read one array, or one map of a stack; never unpickles."""
+        member, index = part
         try:
             info = self._archive.getinfo(f"{member}.npy")
         except KeyError:
             raise SourceError(f"the archive holds no array {member!r} any more") from None
         try:
             with self._archive.open(info) as file:
-                return npy.read_stream(file, info.file_size)
+                return npy.read_stream(file, info.file_size, index)
         except (SourceError, OSError):
             raise
         except Exception as error:  # what a damaged archive ends in differs from one compression to the next
             raise SourceError(f"the archive is damaged at {member!r}: {error}") from error
 
-    def _close(self) -> None:
-        if self._archive is not None:
-            self._archive.close()
+    def close(self) -> None:
+        """Close the archive."""
+        self._archive.close()
+        self._file.close()
 
-
-def _open(path: str) -> zipfile.ZipFile:
-    try:
-        return zipfile.ZipFile(path)
-    except OSError:
-        raise
-    except Exception as error:  # as above; not one damaged archive may end the listing of the others
-        raise SourceError(f"expected an .npz archive (a zip file): {error}") from error
+    def _maps_in(self, info: zipfile.ZipInfo) -> Iterator[Found]:
+        member = info.filename.removesuffix(".npy")
+        try:
+            with self._archive.open(info) as file:
+                for found in npy.maps_in_stream(file, info.file_size):
+                    name = member if found.name is None else f"{member}/{found.name}"
+                    yield Found(name, (member, found.part), found.max_bytes)
+        except Exception:  # noqa: BLE001  # whatever is wrong with it, who reads it is told; the others are listed
+            yield Found(member, (member, None), info.file_size)
