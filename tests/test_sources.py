@@ -85,7 +85,7 @@ def test_an_entry_says_where_its_map_lies_how_large_it_is_and_what_state_it_is_i
     (entry,) = open_source(maps)
     size = path.stat().st_size
     assert entry == ActivationMap(
-        "val/0001", str(path), f"{size}-1700000000123456789", size, path=str(path), member=None, array=None
+        "val/0001", str(path), f"{size}-1700000000123456789", MAP.nbytes, path=str(path), part=None, array=None
     )
 
 

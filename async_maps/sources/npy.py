@@ -113,7 +113,7 @@ def _seek_map(file: IO[bytes], header: Header, index: int) -> tuple[int, ...]:
         raise SourceError(f"the stack holds no map {index} any more: its shape is {header.shape}")
     if header.fortran and length > 1:
         raise SourceError(
-            "a stack in Fortran order has its maps mingled, they cannot be read one by one: save np.ascontiguousarray of it"
+            "the maps of a stack in Fortran order cannot be read one by one: save np.ascontiguousarray of it"
         )
     shape = plane_shape(header.shape)
     file.seek(index * math.prod(shape) * header.dtype.itemsize, os.SEEK_CUR)
