@@ -6,13 +6,17 @@ import asyncio
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
+from anyio import to_thread
+
+from async_maps.claims import Claims
 from async_maps.pipeline import Pipeline
 from async_maps.recorder import open_reader
 from async_maps.records import ActivationMap, Failure
 from async_maps.report import Report
 from async_maps.settings import Settings
-from async_maps.sources.listing import list_maps, with_key
+from async_maps.sources.listing import list_maps, numbered, with_key
 from async_maps.stores import open_store
+from async_maps.survey import known_range
 from async_maps.tasks import OrderlyTask
 
 if TYPE_CHECKING:
@@ -61,19 +65,27 @@ async def dry_run(  # noqa: PLR0913  # those of run()
         AsyncMapsError: as ``Pipeline`` and ``Pipeline.run``.
     """
     settings, filled = settings or Settings(), report or Report()
+    template = settings.key_template
 
     async def rehearse() -> None:
         async with open_store(destination, settings) as store:
             await store.check()
             filled.destination = store.destination
-            async with (
-                open_reader(manifest, store.identity, settings.fingerprint()) as recorder,
-                aclosing(recorder.select(list_maps(source), redo, filled)) as batches,
-            ):
-                async for batch in batches:
-                    entries = [with_key(entry, store.prefix) for entry in batch]
-                    filled.count([entry for entry in entries if isinstance(entry, Failure)])
-                    filled.planned += sum(isinstance(entry, ActivationMap) for entry in entries)
+            async with open_reader(manifest, store.identity) as recorder:
+                # A range that all maps must be read for is not known here, and none of them done with it.
+                await recorder.keep(settings, await known_range(settings, recorder, redo), rehearsal=True)
+                listing = numbered(list_maps(source)) if template.needs_index else list_maps(source)
+                claims = Claims(lambda map_: store.locator(template.key(store.prefix, map_.name, map_.index)))
+                with claims:
+                    if template.may_collide:
+                        await recorder.load_claims(claims)
+                    async with aclosing(recorder.select(listing, redo, filled)) as batches:
+                        async for batch in batches:
+                            entries = [with_key(entry, store.prefix, template) for entry in batch]
+                            if template.may_collide:
+                                entries = await to_thread.run_sync(claims.check, entries)
+                            filled.count([entry for entry in entries if isinstance(entry, Failure)])
+                            filled.planned += sum(isinstance(entry, ActivationMap) for entry in entries)
 
     await OrderlyTask(rehearse).result()
     return filled

@@ -163,11 +163,11 @@ class ColorizeStage:
             if size >= _ENCODE_BATCH_BYTES:
                 batches.append([])
                 size = 0
-            shape = (result.height, result.width, 4)[: 3 if self._pixel_bytes == 4 else 2]
+            shape = (result.height, result.width, 4)[: 3 if result.rgba else 2]
             pixels = np.ndarray(shape, np.uint8, block.memory.data, result.offset)
             size += pixels.nbytes
             block.hold()
-            batches[-1].append(Bitmap(light, pixels, block.release))
+            batches[-1].append(Bitmap(light, pixels, result.transparent, result.statistics, block.release))
         return [batch for batch in batches if batch]
 
     async def _copy_inputs(self, chunk: list[Job], block: Block, inputs: int) -> list[Request]:
@@ -179,11 +179,12 @@ class ColorizeStage:
 
         requests, copies, offset = [], [], 0
         for job in chunk:
-            array = job.map.array
+            array, spans = job.map.array, (job.value_range.kind, job.value_range.low, job.value_range.high)
             if array is None:
-                requests.append(Request(job.map.path, job.map.part, 0, (), ""))
+                requests.append(Request(job.map.path, job.map.part, 0, (), "", spans))
             else:
-                requests.append(Request(None, None, offset, array.shape, array.dtype.newbyteorder("=").str))
+                dtype = array.dtype.newbyteorder("=").str
+                requests.append(Request(None, None, offset, array.shape, dtype, spans, job.map.measured))
                 copies.append((array, requests[-1]))
                 offset += _input_bytes(job)
         if inputs <= _COPY_ON_LOOP_BYTES:

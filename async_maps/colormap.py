@@ -6,7 +6,8 @@ An intensity is one byte, so a colormap, whatever it computes, is a table of 256
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, Protocol
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, cast
 
 import numpy as np
 
@@ -14,6 +15,9 @@ from async_maps.errors import InputValidationError, SettingsError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+Alpha: TypeAlias = Literal["auto", "fade", "opaque"] | float
+"""The opacity of a colormap; see :func:`colormap_table`."""
 
 
 class Colormap(ABC):
@@ -123,17 +127,126 @@ def color_table(colormap: SupportsColorize) -> NDArray[np.uint8]:
     return table
 
 
-NAMED: dict[str, type[Colormap]] = {"jet": ColormapJet}
-"""The colormaps that settings can name."""
+_INTENSITIES = 256
 
 
-def named_colormap(name: str, *, fade: bool) -> Colormap:
-    """The colormap of that name.
+def describe_colormap(colormap: object) -> str:
+    """Any colormap as the text that settings hold: a name, or colours such as ``#000080,red,#ffff0080``.
+
+    Args:
+        colormap: a name; colours in a text, separated by commas; a list of colours, each a name, ``#rrggbb``,
+            ``#rrggbbaa`` or RGB(A) values; a table, (256, 3) or (256, 4) uint8 or float in [0, 1]; or an object with
+            ``colorize(intensity)``, ours or Kolena's. A table and an object state the colour of each intensity; other
+            colours lie at equal distances.
 
     Raises:
-        SettingsError: there is none.
+        SettingsError: it is none of them.
     """
+    if isinstance(colormap, str):
+        text = colormap
+    elif callable(getattr(colormap, "colorize", None)):
+        text = _join(color_table(cast("SupportsColorize", colormap)))
+    elif isinstance(colormap, np.ndarray):
+        text = _join(_check_table(colormap))
+    elif isinstance(colormap, list | tuple) and colormap:
+        text = ",".join(_hex(color) for color in colormap)
+    else:
+        raise SettingsError(
+            "a colormap must be a name, a list of colours, a 256x3 or 256x4 array or an object with "
+            f"colorize(intensity); found {type(colormap).__name__}"
+        )
+    _colors(text)
+    return text
+
+
+def colormap_table(colormap: str, alpha: Alpha = "auto") -> NDArray[np.uint8]:
+    """The colours of a colormap, with their opacity.
+
+    Args:
+        colormap: as :func:`describe_colormap` gives it.
+        alpha: "fade", Kolena's logistic curve; "opaque"; a share of 1 for every intensity; or "auto", which is what the
+            colours state (``#rrggbbaa``), and fade where they state none.
+
+    Returns:
+        (256, 4) uint8, RGBA.
+
+    Raises:
+        SettingsError: no such colormap or colour.
+    """
+    colors, stated = _colors(colormap)
+    table = np.empty((_INTENSITIES, 4), np.uint8)
+    table[:] = colors
+    if alpha == "opaque":
+        table[:, 3] = 255
+    elif isinstance(alpha, float | int):
+        table[:, 3] = round(alpha * 255)
+    elif alpha == "fade" or not stated:
+        table[:, 3] = color_table(ColormapJet())[:, 3]
+    return table
+
+
+def _colors(colormap: str) -> tuple[NDArray[np.uint8], bool]:
+    """The colours, (256, 4), and whether their alpha is stated."""
+    name, reverse = colormap.removesuffix("_r"), colormap.endswith("_r")
+    if name == "jet":
+        # Kolena's, which differs from matplotlib's.
+        table = color_table(ColormapJet())
+        return (table[::-1] if reverse else table), False
+    if "," in colormap or colormap.startswith("#"):
+        colors = [_hex(color.strip()) for color in colormap.split(",")]
+        return _spread(colors), any(len(color) == len("#rrggbbaa") for color in colors)
+    import cmap
+
+    catalog = cmap.Catalog()
     try:
-        return NAMED[name](fade)
-    except KeyError:
-        raise SettingsError(f"unknown colormap {name!r}; known: {', '.join(NAMED)}") from None
+        # By its full name: a short one may stand for several, of which cmap warns.
+        known = cmap.Colormap(catalog.resolve(name) + "_r" * reverse)
+    except (KeyError, ValueError):
+        near = get_close_matches(colormap, ["jet", *catalog])
+        hint = f"; near to it: {', '.join(near)}" if near else ""
+        raise SettingsError(
+            f"unknown colormap {colormap!r}{hint}; expected jet or a name of the cmap package"
+        ) from None
+    return _bytes(known(np.linspace(0, 1, _INTENSITIES))), False
+
+
+def _spread(colors: list[str]) -> NDArray[np.uint8]:
+    """Colours at equal distances, and all between them."""
+    import cmap
+
+    values = np.array([tuple(cmap.Color(color)) for color in colors])
+    places = np.linspace(0, 1, len(colors))
+    wanted = np.linspace(0, 1, _INTENSITIES)
+    return _bytes(np.stack([np.interp(wanted, places, channel) for channel in values.T], axis=-1))
+
+
+def _bytes(colors: Any) -> NDArray[np.uint8]:
+    shares: NDArray[np.float64] = np.asarray(colors, np.float64)
+    return np.rint(shares * 255).astype(np.uint8)
+
+
+def _hex(color: Any) -> str:
+    """A colour as ``#rrggbb``, or as ``#rrggbbaa`` if it states an alpha."""
+    import cmap
+
+    try:
+        parsed = cmap.Color(color)
+    except (ValueError, TypeError):
+        raise SettingsError(f"{color!r} is not a colour; expected a name, #rrggbb, #rrggbbaa or RGB values") from None
+    red, green, blue, alpha = (round(255 * share) for share in parsed)
+    states = parsed.alpha < 1 or (len(color) in {5, 9} if isinstance(color, str) and color[:1] == "#" else False)
+    return f"#{red:02x}{green:02x}{blue:02x}" + (f"{alpha:02x}" if states else "")
+
+
+def _check_table(table: NDArray[Any]) -> NDArray[np.uint8]:
+    if table.shape not in {(_INTENSITIES, 3), (_INTENSITIES, 4)}:
+        raise SettingsError(f"a table of colours must have the shape (256, 3) or (256, 4); found {table.shape}")
+    if table.dtype == np.uint8:
+        return table
+    if not np.issubdtype(table.dtype, np.floating) or not ((table >= 0) & (table <= 1)).all():
+        raise SettingsError(f"a table of colours must be uint8, or float in [0, 1]; found {table.dtype}")
+    return _bytes(table)
+
+
+def _join(table: NDArray[np.uint8]) -> str:
+    return ",".join(f"#{row.tobytes().hex()}" for row in table)

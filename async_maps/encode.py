@@ -5,10 +5,11 @@ The writers run in threads; what takes the time (filter, deflate, checksum) rele
 
 from __future__ import annotations
 
+import hashlib
 import io
 import struct
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from anyio import to_thread
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from async_maps.meters import Meter
-    from async_maps.records import Bitmap, Job
+    from async_maps.records import Bitmap, Job, MapStatistics
     from async_maps.streams import ByteBudget
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -89,6 +90,22 @@ def encode_rgba(pixels: NDArray[np.uint8], level: int = 1) -> bytes:
     return _write(pixels.reshape(height, width * channels), _RGBA, b"", level)
 
 
+def encode_bitmap(bitmap: Bitmap, table: NDArray[np.uint8], level: int) -> bytes:
+    """Write a bitmap's PNG: indexed if it holds intensities, RGBA if it holds colours.
+
+    Args:
+        bitmap: colorized.
+        table: (256, 4) uint8, the colours of intensities.
+        level: ISA-L's, 0 to 3.
+    """
+    if bitmap.pixels.ndim == 3:
+        return encode_rgba(bitmap.pixels, level)
+    if bitmap.transparent is not None:
+        table = table.copy()
+        table[bitmap.transparent, 3] = 0
+    return encode_palette(bitmap.pixels, table, level)
+
+
 def _write(rows: NDArray[np.uint8], color_type: int, colors: bytes, level: int) -> bytes:
     height, row_bytes = rows.shape
     width = row_bytes // 4 if color_type == _RGBA else row_bytes
@@ -111,15 +128,30 @@ def _chunk(kind: bytes, body: bytes) -> bytes:
     return b"".join(_parts(kind, body))
 
 
-def _encode_batch(
-    batch: Sequence[Bitmap], encode: Callable[[NDArray[np.uint8]], bytes]
-) -> list[tuple[bytes, int, int] | str]:
-    """Encode each bitmap: its PNG, width and height, or why not. Runs in a thread."""
-    encoded: list[tuple[bytes, int, int] | str] = []
+class Encoding(NamedTuple):
+    """How bitmaps become PNGs: with ``encode``, and with the digest of each if ``digest`` says so."""
+
+    encode: Callable[[Bitmap], bytes]
+    digest: bool = False
+
+
+class _Encoded(NamedTuple):
+    data: bytes
+    digest: str
+    width: int
+    height: int
+    statistics: MapStatistics | None
+
+
+def _encode_batch(batch: Sequence[Bitmap], encoding: Encoding) -> list[_Encoded | str]:
+    """Encode each bitmap, or say why not. Runs in a thread."""
+    encoded: list[_Encoded | str] = []
     for bitmap in batch:
         height, width = bitmap.pixels.shape[:2]
         try:
-            encoded.append((encode(bitmap.pixels), width, height))
+            data = encoding.encode(bitmap)
+            digest = hashlib.sha256(data).hexdigest() if encoding.digest else ""
+            encoded.append(_Encoded(data, digest, width, height, bitmap.statistics))
         except Exception as error:  # noqa: BLE001  # one map's failure is data, whatever it is
             encoded.append(f"could not be encoded: {error!r}")
     return encoded
@@ -128,7 +160,7 @@ def _encode_batch(
 async def encode_stage(
     bitmaps: MemoryObjectReceiveStream[list[Bitmap]],
     pngs: MemoryObjectSendStream[Png],
-    encode: Callable[[NDArray[np.uint8]], bytes],
+    encoding: Encoding,
     bounds: tuple[CapacityLimiter, ByteBudget],
     meter: Meter,
 ) -> None:
@@ -139,7 +171,7 @@ async def encode_stage(
     Args:
         bitmaps: ends the stage when it ends.
         pngs: closed when the stage ends.
-        encode: pixels to PNG.
+        encoding: how a bitmap becomes a PNG.
         bounds: how many threads, and how many bytes of PNGs may wait or be under way, until they are uploaded.
         meter: the stage's.
     """
@@ -149,7 +181,7 @@ async def encode_stage(
             started = perf_counter()
             jobs = [bitmap.job for bitmap in batch]
             try:
-                encoded = await to_thread.run_sync(_encode_batch, batch, encode, limiter=threads)
+                encoded = await to_thread.run_sync(_encode_batch, batch, encoding, limiter=threads)
             finally:
                 # No view may outlive its share of the block.
                 while batch:
@@ -162,10 +194,8 @@ async def encode_stage(
             del jobs, job
 
 
-async def _send(
-    job: Job, result: tuple[bytes, int, int] | str, pngs: MemoryObjectSendStream[Png], budget: ByteBudget
-) -> None:
+async def _send(job: Job, result: _Encoded | str, pngs: MemoryObjectSendStream[Png], budget: ByteBudget) -> None:
     if isinstance(result, str):
         job.fail("encode", result)
     else:
-        await pngs.send(Png(job, *result, await budget.acquire(len(result[0]))))
+        await pngs.send(Png(job, *result, await budget.acquire(len(result.data))))

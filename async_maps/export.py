@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from async_maps.errors import ManifestError, MissingExtraError, SettingsError
-from async_maps.manifest import COLUMNS, Manifest
+from async_maps.manifest import BOOLEANS, COLUMNS, FLOATS, INTEGERS, Manifest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     Rows = Iterator[tuple[object, ...]]
 
-_INTEGERS = {"bytes", "width", "height"}
 _BATCH = 10_000
 
 
@@ -84,7 +83,12 @@ def _parquet(path: Path, rows: Rows) -> int:
         import pyarrow.parquet as pq
     except ImportError:
         raise MissingExtraError("writing Parquet", "parquet") from None
-    schema = pa.schema([(column, pa.int64() if column in _INTEGERS else pa.string()) for column in COLUMNS])
+    types = {
+        **dict.fromkeys(INTEGERS, pa.int64()),
+        **dict.fromkeys(FLOATS, pa.float64()),
+        **dict.fromkeys(BOOLEANS, pa.bool_()),
+    }
+    schema = pa.schema([(column, types.get(column, pa.string())) for column in COLUMNS])
     count = 0
     with pq.ParquetWriter(path, schema) as writer:
         while batch := list(islice(rows, _BATCH)):

@@ -25,7 +25,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def _kernel(signature: Any) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def _kernel(signature: Any, **options: Any) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Compile for one signature, cached on disk where that works and without a cache where it does not.
 
     A signature given ahead makes numba do all its cache work inside this call. So whatever is wrong with the cache (no
@@ -35,9 +35,9 @@ def _kernel(signature: Any) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
     def compile_(function: Callable[P, R]) -> Callable[P, R]:
         try:
-            compiled: Callable[P, R] = numba.njit(signature, nogil=True, cache=True)(function)
+            compiled: Callable[P, R] = numba.njit(signature, nogil=True, cache=True, **options)(function)
         except Exception:  # noqa: BLE001  # numba raises whatever its cache files make pickle or the file system raise
-            compiled = numba.njit(signature, nogil=True)(function)
+            compiled = numba.njit(signature, nogil=True, **options)(function)
         return compiled
 
     return compile_
@@ -48,48 +48,203 @@ def _input(item: Any) -> Any:
 
 
 _PLANE = types.Array(types.uint8, 1, "C")
+_KEYS = types.Array(types.int64, 1, "C")
+_COUNTS = types.Array(types.int64, 1, "C")
+_SUMS = types.Array(types.uint32, 1, "C")
+_ANY_ORDER: dict[str, Any] = {"fastmath": {"reassoc"}}
+"""A sum may be taken in any order, which is what lets it use vector instructions. Nothing else is relaxed."""
 
 
-@_kernel(types.boolean(_input(types.float32), _PLANE))
-def quantise_float32(values: NDArray[np.float32], plane: NDArray[np.uint8]) -> bool:
-    """Write ``rint(value * 255)``, computed in float32, and say whether every value lies in [0, 1] (NaN does not).
+@_kernel(types.float64(_input(types.float32), _input(types.int32), _KEYS), **_ANY_ORDER)
+def measure_float32(values: NDArray[np.float32], bits: NDArray[np.int32], keys: NDArray[np.int64]) -> float:
+    """The sum of the values, in float64, and their extremes as keys.
 
-    Where it does not, the plane's content is undefined.
-    """
-    bad = False
-    for i in range(values.size):
-        value = values[i]
-        bad |= not ((value >= 0) & (value <= 1))
-        plane[i] = np.uint8(np.rint(value * np.float32(255)))
-    return not bad
-
-
-@_kernel(types.boolean(_input(types.float64), _PLANE))
-def quantise_float64(values: NDArray[np.float64], plane: NDArray[np.uint8]) -> bool:
-    """As :func:`quantise_float32`, computed in float64."""
-    bad = False
-    for i in range(values.size):
-        value = values[i]
-        bad |= not ((value >= 0) & (value <= 1))
-        plane[i] = np.uint8(np.rint(value * np.float64(255)))
-    return not bad
-
-
-@_kernel(types.boolean(_input(types.uint16), _input(types.uint16), _PLANE))
-def quantise_float16(bits: NDArray[np.uint16], table: NDArray[np.uint16], plane: NDArray[np.uint8]) -> bool:
-    """As :func:`quantise_float32` for float16, which numba does not have on the CPU: by its 65,536 bit patterns.
+    A value's key is an integer of the same order: negative values have all bits but the sign inverted. Compared as
+    integers, extremes cost a quarter of what they cost as floats, and NaN shows: it lies beyond infinity.
 
     Args:
-        bits: the values, viewed as uint16.
-        table: (65536,) what each bit pattern becomes: 0 to 255, or 256 for a value outside [0, 1].
-        plane: receives the bytes.
+        values: the values.
+        bits: the same, viewed as int32.
+        keys: (2,) receives the smallest and the largest key.
     """
-    seen = np.uint16(0)
+    low, high, total = np.int32(0x7FFFFFFF), np.int32(-0x80000000), np.float64(0)
+    for i in range(values.size):
+        key = np.int32(bits[i] ^ ((bits[i] >> np.int32(31)) & np.int32(0x7FFFFFFF)))
+        low = min(low, key)
+        high = max(high, key)
+        total += np.float64(values[i])
+    keys[0], keys[1] = low, high
+    return total
+
+
+@_kernel(types.float64(_input(types.float64), _input(types.int64), _KEYS), **_ANY_ORDER)
+def measure_float64(values: NDArray[np.float64], bits: NDArray[np.int64], keys: NDArray[np.int64]) -> float:
+    """As :func:`measure_float32`."""
+    low, high, total = np.int64(0x7FFFFFFFFFFFFFFF), np.int64(-0x7FFFFFFFFFFFFFFF), np.float64(0)
+    for i in range(values.size):
+        key = bits[i] ^ ((bits[i] >> np.int64(63)) & np.int64(0x7FFFFFFFFFFFFFFF))
+        low = min(low, key)
+        high = max(high, key)
+        total += values[i]
+    keys[0], keys[1] = low, high
+    return total
+
+
+@_kernel(types.float64(_input(types.float32), _input(types.int32), _PLANE, _KEYS), **_ANY_ORDER)
+def quantise_float32(
+    values: NDArray[np.float32], bits: NDArray[np.int32], plane: NDArray[np.uint8], keys: NDArray[np.int64]
+) -> float:
+    """Write ``rint(value * 255)``, computed in float32, and measure in the same pass as :func:`measure_float32` does.
+
+    Unless every value lies in [0, 1], which the keys tell, the plane's content is undefined.
+    """
+    low, high, total = np.int32(0x7FFFFFFF), np.int32(-0x80000000), np.float64(0)
+    for i in range(values.size):
+        key = np.int32(bits[i] ^ ((bits[i] >> np.int32(31)) & np.int32(0x7FFFFFFF)))
+        low = min(low, key)
+        high = max(high, key)
+        total += np.float64(values[i])
+        plane[i] = np.uint8(np.rint(values[i] * np.float32(255)))
+    keys[0], keys[1] = low, high
+    return total
+
+
+@_kernel(types.float64(_input(types.float64), _input(types.int64), _PLANE, _KEYS), **_ANY_ORDER)
+def quantise_float64(
+    values: NDArray[np.float64], bits: NDArray[np.int64], plane: NDArray[np.uint8], keys: NDArray[np.int64]
+) -> float:
+    """As :func:`quantise_float32`, computed in float64."""
+    low, high, total = np.int64(0x7FFFFFFFFFFFFFFF), np.int64(-0x7FFFFFFFFFFFFFFF), np.float64(0)
+    for i in range(values.size):
+        key = bits[i] ^ ((bits[i] >> np.int64(63)) & np.int64(0x7FFFFFFFFFFFFFFF))
+        low = min(low, key)
+        high = max(high, key)
+        total += values[i]
+        plane[i] = np.uint8(np.rint(values[i] * np.float64(255)))
+    keys[0], keys[1] = low, high
+    return total
+
+
+@_kernel(types.float64(_input(types.int16), _input(types.uint8), _input(types.float32), _PLANE, _KEYS), **_ANY_ORDER)
+def quantise_float16(
+    bits: NDArray[np.int16],
+    intensities: NDArray[np.uint8],
+    values: NDArray[np.float32],
+    plane: NDArray[np.uint8],
+    keys: NDArray[np.int64],
+) -> float:
+    """As :func:`quantise_float32` for float16, which numba does not have: by its 65,536 bit patterns.
+
+    Args:
+        bits: the values, viewed as int16.
+        intensities: (65536,) the intensity of each bit pattern, taken as uint16.
+        values: (65536,) its value.
+        plane: receives the intensities.
+        keys: (2,) receives the smallest and the largest key.
+    """
+    low, high, total = np.int16(0x7FFF), np.int16(-0x8000), np.float64(0)
     for i in range(bits.size):
-        byte = table[bits[i]]
-        seen |= byte
-        plane[i] = np.uint8(byte)
-    return bool(seen < 256)
+        key = np.int16(bits[i] ^ ((bits[i] >> np.int16(15)) & np.int16(0x7FFF)))
+        low = min(low, key)
+        high = max(high, key)
+        pattern = np.uint16(bits[i])
+        total += np.float64(values[pattern])
+        plane[i] = intensities[pattern]
+    keys[0], keys[1] = low, high
+    return total
+
+
+@_kernel(types.void(_input(types.float32), types.float64, types.float64, types.float64, _PLANE))
+def scale_float32(
+    values: NDArray[np.float32], unit: float, low: float, factor: float, plane: NDArray[np.uint8]
+) -> None:
+    """Write ``rint((value * unit - low) * factor)``, clipped to 0 and 255, computed in float64.
+
+    Args:
+        values: finite.
+        unit: a power of two, 1 unless the range is so wide or narrow that its factor would be none.
+        low: what becomes 0, times the unit.
+        factor: 255 divided by the width of the range, which is times the unit too.
+        plane: receives the intensities.
+    """
+    for i in range(values.size):
+        intensity = (np.float64(values[i]) * unit - low) * factor
+        plane[i] = np.uint8(np.rint(min(max(intensity, 0.0), 255.0)))
+
+
+@_kernel(types.void(_input(types.float64), types.float64, types.float64, types.float64, _PLANE))
+def scale_float64(
+    values: NDArray[np.float64], unit: float, low: float, factor: float, plane: NDArray[np.uint8]
+) -> None:
+    """As :func:`scale_float32`."""
+    for i in range(values.size):
+        intensity = (values[i] * unit - low) * factor
+        plane[i] = np.uint8(np.rint(min(max(intensity, 0.0), 255.0)))
+
+
+@_kernel(types.void(_input(types.uint8), _COUNTS))
+def count(plane: NDArray[np.uint8], histogram: NDArray[np.int64]) -> None:
+    """Add to the count of each intensity.
+
+    Args:
+        plane: the intensities.
+        histogram: (256,) added to.
+    """
+    # Of neighbours, which are often equal, each counts in a table of its own: none waits for the one before.
+    tables = np.zeros((4, 256), np.int64)
+    whole = plane.size - plane.size % 4
+    for i in range(0, whole, 4):
+        tables[0, plane[i]] += 1
+        tables[1, plane[i + 1]] += 1
+        tables[2, plane[i + 2]] += 1
+        tables[3, plane[i + 3]] += 1
+    for i in range(whole, plane.size):
+        tables[0, plane[i]] += 1
+    for intensity in range(256):
+        for table in range(4):
+            histogram[intensity] += tables[table, intensity]
+
+
+@_kernel(types.void(_input(types.uint8), _SUMS, _SUMS))
+def sum_axes(plane: NDArray[np.uint8], columns: NDArray[np.uint32], rows: NDArray[np.uint32]) -> None:
+    """Add up the intensities of each column and of each row.
+
+    Args:
+        plane: the intensities, row by row; no side is longer than 16 million pixels, or its sums overflow.
+        columns: (w,) zeros; receives the sum of each column.
+        rows: (h,) receives the sum of each row.
+    """
+    width = columns.size
+    for y in range(rows.size):
+        row = plane[y * width : (y + 1) * width]
+        total = np.uint32(0)
+        for x in range(width):
+            intensity = np.uint32(row[x])
+            columns[x] += intensity
+            total += intensity
+        rows[y] = total
+
+
+@_kernel(types.void(_input(types.int64), types.int64, _COUNTS))
+def sketch(bits: NDArray[np.int64], shift: int, counts: NDArray[np.int64]) -> None:
+    """Count finite float64 values by the leading bits of their keys (:func:`measure_float32`).
+
+    Args:
+        bits: the values, viewed as int64.
+        shift: how many bits of a key are left out.
+        counts: (2**(64 - shift),) added to; its middle is the key 0.
+    """
+    middle = counts.size // 2
+    for i in range(bits.size):
+        key = bits[i] ^ ((bits[i] >> np.int64(63)) & np.int64(0x7FFFFFFFFFFFFFFF))
+        counts[(key >> shift) + middle] += 1
+
+
+@_kernel(types.void(_input(types.uint8), _PLANE))
+def replace(table: NDArray[np.uint8], plane: NDArray[np.uint8]) -> None:
+    """Replace each intensity by what the table, (256,), has for it."""
+    for i in range(plane.size):
+        plane[i] = table[plane[i]]
 
 
 @_kernel(types.void(_input(types.uint8), _input(types.uint32), types.Array(types.uint32, 1, "C")))

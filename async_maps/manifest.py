@@ -6,6 +6,7 @@ time.
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -15,7 +16,9 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from async_maps.errors import ManifestError
 from async_maps.names import printable
-from async_maps.records import ActivationMap, Failure, Outcome, Receipt
+from async_maps.ranges import ValueRange
+from async_maps.records import ActivationMap, Failure, MapStatistics, Outcome, Receipt
+from async_maps.sketch import Sketch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -27,17 +30,25 @@ Redo: TypeAlias = Literal["changed", "failed", "all"]
 
 COLUMNS = (
     "name", "locator", "status", "source", "bytes", "width", "height", "etag", "time", "stage", "error",
-    "fingerprint", "settings",
+    "fingerprint", "settings", *MapStatistics._fields,
 )  # fmt: skip
 """The columns of the table ``maps``.
 
-``locator``, ``bytes``, ``width``, ``height`` and ``etag`` are null unless ``status`` is ``done``; ``stage`` and
-``error`` are null unless it is ``failed``. ``time`` is UTC in ISO 8601. ``fingerprint`` is the source's state,
-``settings`` that of the settings which shape the bytes.
+``locator``, ``bytes``, ``width``, ``height``, ``etag`` and those of
+:class:`~async_maps.records.MapStatistics` are null unless ``status`` is ``done``; ``stage`` and ``error`` are null
+unless it is ``failed``. ``time`` is UTC in ISO 8601. ``fingerprint`` is the source's state, ``settings`` that of the
+settings which shape the bytes.
 """
 
+INTEGERS = {"bytes", "width", "height", "invalid_pixels"}
+FLOATS = {"minimum", "maximum", "mean", "range_low", "range_high", "high_share", "entropy", "center_x", "center_y"}
+BOOLEANS = {"constant"}
+"""The columns that are not text."""
+
+_NONE_COUNTED = (None,) * len(MapStatistics._fields)
 _APPLICATION_ID = 0x414D4150  # "AMAP"
-_VERSION = 1
+_VERSION = 2
+_TYPES = {**dict.fromkeys(INTEGERS | BOOLEANS, "INTEGER"), **dict.fromkeys(FLOATS, "REAL")}
 _SCHEMA = f"""
 BEGIN;
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -54,7 +65,8 @@ CREATE TABLE maps (
     stage TEXT,
     error TEXT,
     fingerprint TEXT,
-    settings TEXT NOT NULL
+    settings TEXT NOT NULL,
+    {", ".join(f"{column} {_TYPES[column]}" for column in MapStatistics._fields)}
 );
 -- A map refused at its source (a second one of the same name, say) has no claim on the name.
 CREATE UNIQUE INDEX maps_name ON maps (name) WHERE stage IS NOT 'source';
@@ -63,6 +75,9 @@ PRAGMA application_id = {_APPLICATION_ID};
 PRAGMA user_version = {_VERSION};
 COMMIT;
 """
+_FROM_1 = "".join(f"ALTER TABLE maps ADD COLUMN {column} {_TYPES[column]};" for column in MapStatistics._fields)
+"""What version 1 lacks."""
+
 _UPSERT = f"""
 INSERT INTO maps ({", ".join(COLUMNS)}) VALUES ({", ".join("?" * len(COLUMNS))})
 ON CONFLICT (name) WHERE stage IS NOT 'source'
@@ -209,6 +224,54 @@ class Manifest:
             )
             self._database.executemany(_UPSERT, [_row(outcome, settings) for outcome in outcomes])
 
+    def keep_range(self, value_range: ValueRange, setting: str, sketch: tuple[str, Sketch] | None) -> None:
+        """Write down which range the run's colours span, for later runs and for others.
+
+        Args:
+            value_range: the run's, a known one.
+            setting: how it was asked for.
+            sketch: what a ``dataset`` was found to hold, and how invalid values were counted; None to keep the last.
+
+        Raises:
+            ManifestError: it cannot be written.
+        """
+        span = None if value_range.is_relative else [value_range.low, value_range.high]
+        rows = [("range", json.dumps({"setting": setting, "span": span}))]
+        if sketch is not None:
+            rows.append(("sketch", json.dumps([sketch[0], sketch[1].dump()])))
+        with self._explained("written"), self._transaction("IMMEDIATE"):
+            self._database.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", rows)
+
+    def sketch(self, invalid: str) -> Sketch | None:
+        """What the last run over a whole ``dataset`` found, if it counted invalid values in this way.
+
+        Raises:
+            ManifestError: it cannot be read.
+        """
+        text = self._meta("sketch")
+        with self._explained("read"):
+            counted, dumped = json.loads(text) if text else (None, "")
+            return Sketch.load(dumped) if counted == invalid else None
+
+    def value_range(self) -> ValueRange:
+        """The range of the last run, as one that another run can take over.
+
+        Raises:
+            ManifestError: it has none.
+        """
+        text = self._meta("range")
+        with self._explained("read"):
+            kept = json.loads(text) if text else {"setting": None, "span": None}
+            if kept["span"] is None:
+                was = f"it was made with range {kept['setting']}" if kept["setting"] else "it says nothing of one"
+                raise ManifestError(f"{self.path} has no range to take over: {was}; make it with --range dataset")
+            return ValueRange("fixed", *kept["span"])
+
+    def claims(self) -> Iterator[tuple[str, str]]:
+        """The locators that maps have, and the name of each."""
+        with self._explained("read"):
+            yield from self._database.execute("SELECT locator, name FROM maps WHERE status = 'done'")
+
     def counts(self) -> dict[str, int]:
         """How many maps there are of each status."""
         with self._explained("read"):
@@ -234,12 +297,21 @@ class Manifest:
         if version > _VERSION:
             raise ManifestError(f"{self.path} was written by a newer version of async-maps; please update")
         if self._read_only:
+            if version < _VERSION:
+                raise ManifestError(f"{self.path} was written by an older version of async-maps: run its job again")
             return
         self._database.execute("PRAGMA journal_mode = WAL")
         # With WAL a crash of the process loses nothing; a power cut may lose the last commits, whose maps are redone.
         self._database.execute("PRAGMA synchronous = NORMAL")
         if not ours:
             self._database.executescript(_SCHEMA)
+        elif version < _VERSION:
+            self._database.executescript(f"BEGIN; {_FROM_1} PRAGMA user_version = {_VERSION}; COMMIT;")
+
+    def _meta(self, key: str) -> str | None:
+        with self._explained("read"):
+            row = self._database.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+        return None if row is None else str(row[0])
 
     def _pragma(self, name: str) -> int:
         return int(self._database.execute(f"PRAGMA {name}").fetchone()[0])
@@ -288,11 +360,11 @@ def _row(outcome: Outcome, settings: str) -> tuple[object, ...]:
         return (
             outcome.name, outcome.locator, "done", outcome.source, outcome.size, outcome.width, outcome.height,
             outcome.etag, outcome.stored_at.isoformat(timespec="milliseconds"), None, None,
-            outcome.fingerprint, settings,
+            outcome.fingerprint, settings, *(outcome.statistics or _NONE_COUNTED),
         )  # fmt: skip
     return (
         outcome.name, None, "failed", outcome.source, None, None, None, None, _now(), outcome.stage, outcome.reason,
-        outcome.fingerprint, settings,
+        outcome.fingerprint, settings, *_NONE_COUNTED,
     )  # fmt: skip
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+from string import Formatter
 
-from async_maps.errors import InputValidationError
+from async_maps.errors import InputValidationError, SettingsError
 
 MAX_KEY_BYTES = 1024
 """S3's own limit of a key's length in UTF-8 (Amazon S3 user guide, "Naming Amazon S3 objects")."""
+
+_FIELDS = {"name": "", "digest": r"(\.(1[6-9]|[2-9]\d))?", "stem": "", "parent": "", "index": r"(0?\d{1,2})?"}
+"""What a key is made of, and how each may be formatted."""
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
@@ -31,17 +35,66 @@ def check_name(name: str) -> None:
         )
 
 
-def make_key(prefix: str, name: str) -> str:
-    """The key of a map's overlay: ``{prefix}/{name}.png``, or ``{name}.png`` without a prefix.
+class KeyTemplate:
+    """How the key of an overlay is made: ``{name}.png``, or whatever else the fields come to.
+
+    ``{name}`` is the map's name, ``{parent}`` and ``{stem}`` are what is before and behind its last slash, ``{index}``
+    is its position in its source (``{index:06}`` to fill it up), ``{digest}`` is the SHA-256 of the PNG, in hexadecimal
+    (``{digest:.16}`` for the first 16 digits).
+
+    Args:
+        template: the text.
 
     Raises:
-        InputValidationError: it would be longer than S3 allows.
+        SettingsError: it has other fields, or none that tells maps apart, or cannot be a key.
     """
-    key = f"{prefix}/{name}.png" if prefix else f"{name}.png"
-    size = len(key.encode())
-    if size > MAX_KEY_BYTES:
-        raise InputValidationError(f"the key would be {size:,} bytes long; S3 allows {MAX_KEY_BYTES:,}: {key[:80]}...")
-    return key
+
+    def __init__(self, template: str) -> None:
+        self._template = template
+        try:
+            parts = [(field, spec, conversion) for _, field, spec, conversion in Formatter().parse(template)]
+        except ValueError as error:
+            raise SettingsError(f"key {template!r}: {error}") from error
+        specs = {field: spec or "" for field, spec, _ in parts if field is not None}
+        if unknown := set(specs) - _FIELDS.keys():
+            raise SettingsError(f"key {template!r}: unknown field {{{min(unknown)}}}; known: {', '.join(_FIELDS)}")
+        if any(conversion for *_, conversion in parts) or not all(
+            re.fullmatch(_FIELDS[field], spec) for field, spec in specs.items()
+        ):
+            raise SettingsError(
+                f"key {template!r}: only {{index:06}}, a width, and {{digest:.16}}, 16 digits or more, can be formatted"
+            )
+        if not specs.keys() & {"name", "stem", "index", "digest"}:
+            raise SettingsError(f"key {template!r} gives all maps of a folder the same key: add {{name}} or {{stem}}")
+        self.needs_index = "index" in specs
+        self.needs_digest = "digest" in specs
+        self.may_collide = not self.needs_digest and [field for field, *_ in parts if field] != ["name"]
+        """Whether two names may come to one key. With a digest they may as well: then their bytes are the same."""
+        try:
+            check_name(self.key("", "parent/stem"))
+        except InputValidationError as error:
+            raise SettingsError(f"key {template!r}: {error}") from error
+
+    def __str__(self) -> str:
+        return self._template
+
+    def key(self, prefix: str, name: str, index: int = 0, digest: str = "0" * 64) -> str:
+        """The key of a map's overlay, under the prefix if there is one.
+
+        Raises:
+            InputValidationError: it would be longer than S3 allows.
+        """
+        parent, _, stem = name.rpartition("/")
+        key = self._template.format(name=name, parent=parent, stem=stem, index=index, digest=digest)
+        # {parent}/{stem} of a map that lies in no folder.
+        key = "/".join(part for part in key.split("/") if part)
+        key = f"{prefix}/{key}" if prefix else key
+        size = len(key.encode())
+        if size > MAX_KEY_BYTES:
+            raise InputValidationError(
+                f"the key would be {size:,} bytes long; S3 allows {MAX_KEY_BYTES:,}: {key[:80]}..."
+            )
+        return key
 
 
 def printable(text: str) -> str:

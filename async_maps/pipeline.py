@@ -13,6 +13,7 @@ stage. Everything here runs on the event loop and hands its work to where the di
 from __future__ import annotations
 
 import asyncio
+import logging
 from contextlib import AsyncExitStack, aclosing
 from copy import copy
 from functools import partial
@@ -27,15 +28,18 @@ from anyio import (
     WouldBlock,
     create_memory_object_stream,
     create_task_group,
+    to_thread,
 )
 
 from async_maps.arena import Arena
 from async_maps.chunks import ColorizeStage
-from async_maps.encode import encode_palette, encode_rgba, encode_stage
+from async_maps.claims import Claims
+from async_maps.encode import Encoding, encode_bitmap, encode_stage
 from async_maps.errors import (
     AsyncMapsError,
     MapFailedError,
     PipelineClosedError,
+    SettingsError,
     TooManyFailuresError,
 )
 from async_maps.flow import Flow
@@ -45,10 +49,10 @@ from async_maps.recorder import open_recorder
 from async_maps.records import Bitmap, Failure, Job, Outcome, Png, Receipt
 from async_maps.report import Report
 from async_maps.settings import Settings
-from async_maps.sources.arrays import array_map
-from async_maps.sources.listing import list_maps, with_key
+from async_maps.sources.listing import list_maps, numbered, take_array, with_key
 from async_maps.stores import open_store
 from async_maps.streams import ByteBudget
+from async_maps.survey import known_range, range_of_all, refuse_one_shot, survey
 from async_maps.tasks import OrderlyTask
 from async_maps.upload import upload_stage
 from async_maps.worker import Recipe
@@ -59,14 +63,18 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any
 
-    from numpy.typing import NDArray
-
     from async_maps.manifest import Redo
+    from async_maps.names import KeyTemplate
     from async_maps.pool import Worker
+    from async_maps.ranges import ValueRange
+    from async_maps.recorder import Recorder
+    from async_maps.records import ActivationMap
     from async_maps.sources.listing import AnySource, Entry
     from async_maps.stores import Store
 
 T = TypeVar("T")
+
+_logger = logging.getLogger("async_maps")
 
 _WINDOW = 4096
 """Maps of one caller under way, or with an outcome not yet looked at (some 600 bytes each)."""
@@ -90,6 +98,10 @@ class Pipeline:
 
     def __init__(self, destination: str | PathLike[str], *, settings: Settings | None = None) -> None:
         self.settings = settings or Settings()
+        self._template = self.settings.key_template
+        self._range = self.settings.value_range
+        self._claims: Claims | None = None
+        self._warned = False
         self._place = destination
         self._draining = False
         self._serving: OrderlyTask[None] | None = None
@@ -108,7 +120,10 @@ class Pipeline:
             async with AsyncExitStack() as stack:
                 store = await stack.enter_async_context(open_store(self._place, self.settings))
                 arena = stack.enter_context(Arena(self.settings.queue_bytes))
-                recipe = Recipe(self.settings.table(), rgba=self.settings.png == "rgba")
+                recipe = Recipe(self.settings.table(), self.settings.png, self.settings.invalid)
+                self._range = await known_range(self.settings, None, "changed")
+                if self._template.may_collide:
+                    self._claims = stack.enter_context(Claims(partial(_locator, store, self._template)))
                 async with create_task_group() as opening:
                     opening.start_soon(store.check)
                     workers = await stack.enter_async_context(
@@ -134,8 +149,8 @@ class Pipeline:
     ) -> None:
         settings = self.settings
         threads = settings.encode_thread_count
-        encode = partial(
-            encode_rgba if recipe.rgba else partial(encode_palette, table=recipe.table), level=settings.png_level
+        encoding = Encoding(
+            partial(encode_bitmap, table=recipe.table, level=settings.png_level), self._template.needs_digest
         )
 
         jobs_in, jobs_out = create_memory_object_stream[Job](settings.chunk_maps)
@@ -161,10 +176,10 @@ class Pipeline:
                     stages.start_soon(colorize.run, worker, jobs_out.clone(), bitmaps_in.clone())
                 for _ in range(threads):
                     stages.start_soon(
-                        encode_stage, bitmaps_out.clone(), pngs_in.clone(), encode, encoders, self._meters[1]
+                        encode_stage, bitmaps_out.clone(), pngs_in.clone(), encoding, encoders, self._meters[1]
                     )
                 for _ in range(settings.concurrency):
-                    stages.start_soon(upload_stage, pngs_out.clone(), store, self._meters[2])
+                    stages.start_soon(upload_stage, pngs_out.clone(), store, self._template, self._meters[2])
                 for end in (jobs_out, bitmaps_out, pngs_out):
                     end.close()
                 opened.set()
@@ -220,7 +235,7 @@ class Pipeline:
 
     # What callers do ------------------------------------------------------------------------------------------------
 
-    async def put(self, name: str, activation_map: NDArray[Any]) -> Receipt:
+    async def put(self, name: str, activation_map: Any) -> Receipt:
         """Colorize, encode and upload one map, and wait until the store has it.
 
         Concurrent callers share a chunk; a lone one does not wait for company. Cancelled, the map may or may not be
@@ -228,13 +243,19 @@ class Pipeline:
 
         Args:
             name: what its locator is made of: ``{prefix}/{name}.png``.
-            activation_map: (h, w) or (h, w, 1), uint8 or any float with values in [0, 1].
+            activation_map: (h, w) or (h, w, 1); a NumPy array, a ``torch.Tensor`` on any device, or what has
+                ``__array__`` or ``__dlpack__``. uint8 or any float with values in [0, 1]; under another
+                ``settings.range`` than ``unit`` any real numbers.
 
         Raises:
             MapFailedError: this map failed.
+            SettingsError: its range would be that of a whole ``dataset``, or its key an ``{index}``.
             StoreError: the store refuses all maps, or cannot be reached.
             PipelineClosedError: the pipeline is not open, or was closed meanwhile.
         """
+        if not self._range.is_known or self._template.needs_index:
+            what = "key is to hold an {index}" if self._template.needs_index else f"range is {self._range}"
+            raise SettingsError(f"a single map has none: the {what}; put whole sources with stream() or run()")
         waiting: asyncio.Future[Outcome | AsyncMapsError] = asyncio.get_running_loop().create_future()
 
         def settle(outcome: Outcome | AsyncMapsError) -> None:
@@ -243,7 +264,8 @@ class Pipeline:
 
         self._callers.add(settle)
         try:
-            await self._submit(array_map(name, activation_map), settle)
+            entries = await self._claimed([await take_array(name, activation_map, self._range)])
+            await self._submit(entries[0], settle, self._range)
             outcome = await waiting
         finally:
             self._callers.discard(settle)
@@ -263,8 +285,13 @@ class Pipeline:
         Raises:
             SourceError: it is not there, or holds no map.
             StoreError: the store refuses all maps, or cannot be reached.
+            SettingsError: the range is that of the whole ``dataset``, and the source can be read once only.
         """
-        async with aclosing(self._outcomes(list_maps(source))) as batches:
+        self._opened()
+        value_range = await self._range_for(source, None, "changed", Report())
+        if value_range is None:
+            return
+        async with aclosing(self._outcomes(self._list(source, value_range), value_range)) as batches:
             async for outcomes in batches:
                 for outcome in outcomes:
                     yield outcome
@@ -280,7 +307,8 @@ class Pipeline:
         """Put every map of a source, and report.
 
         Args:
-            source: as for :meth:`stream`.
+            source: as for :meth:`stream`. It is read twice if the range is that of the whole ``dataset``, which the
+                manifest then keeps for later runs.
             manifest: where each outcome is written down; with it, maps that are done and unchanged are skipped.
             redo: with a manifest, which maps to do: ``changed``, ``failed`` (only those) or ``all``.
             report: filled while the run goes on, to be watched; a new one if None.
@@ -289,6 +317,7 @@ class Pipeline:
             SourceError: the source is not there, or holds no map.
             StoreError: the store refuses all maps, or cannot be reached.
             ManifestError: the manifest cannot be used or written.
+            SettingsError: the range is that of the whole ``dataset``, and the source can be read once only.
             TooManyFailuresError: more maps failed than ``settings.max_failures``.
         """
         report = report or Report()
@@ -299,11 +328,17 @@ class Pipeline:
     async def _run(self, source: AnySource, manifest: str | PathLike[str] | None, redo: Redo, report: Report) -> None:
         started = monotonic()
         limit = self.settings.max_failures
-        async with open_recorder(manifest, self._opened().identity, self.settings.fingerprint()) as recorder:
-            listing = list_maps(source)
+        async with open_recorder(manifest, self._opened().identity) as recorder:
+            value_range = await self._range_for(source, recorder, redo, report)
+            if value_range is None:
+                report.drained = True
+                return
+            listing = self._list(source, value_range)
             if recorder is not None:
                 listing = recorder.select(listing, redo, report)
-            async with aclosing(self._outcomes(listing)) as batches:
+                if self._claims is not None:
+                    await recorder.load_claims(self._claims)
+            async with aclosing(self._outcomes(listing, value_range)) as batches:
                 async for outcomes in batches:
                     report.count(outcomes)
                     report.elapsed_s = monotonic() - started
@@ -344,11 +379,38 @@ class Pipeline:
 
     # From callers to the stages -------------------------------------------------------------------------------------
 
-    async def _outcomes(self, listing: AsyncGenerator[list[Entry], None]) -> AsyncGenerator[list[Outcome], None]:
+    async def _range_for(
+        self, source: AnySource, recorder: Recorder | None, redo: Redo, report: Report
+    ) -> ValueRange | None:
+        """The range of a source's maps, for which all of them may have to be read; None if that was drained."""
+        value_range, sketch = self._range, None
+        if not value_range.is_known:
+            value_range = await known_range(self.settings, recorder, redo)
+        if not value_range.is_known:
+            refuse_one_shot(source)
+            threads = self.settings.worker_count + self.settings.encode_thread_count
+            surveying = partial(survey, list_maps(source), self.settings, report, threads=threads)
+            sketch = await self._until_drained(surveying)
+            if sketch is None:
+                return None
+            value_range = range_of_all(sketch, value_range)
+        if recorder is not None:
+            await recorder.keep(self.settings, value_range, sketch)
+        if value_range.kind == "fixed":
+            report.range_low, report.range_high = value_range.low, value_range.high
+        return value_range
+
+    def _list(self, source: AnySource, value_range: ValueRange) -> AsyncGenerator[list[Entry], None]:
+        listing = list_maps(source, value_range)
+        return numbered(listing) if self._template.needs_index else listing
+
+    async def _outcomes(
+        self, listing: AsyncGenerator[list[Entry], None], value_range: ValueRange
+    ) -> AsyncGenerator[list[Outcome], None]:
         """Feed a listing to the stages, and give its outcomes, as many at a time as there are."""
         flow = Flow(_WINDOW)
         self._callers.add(flow.end)
-        feeder = OrderlyTask(partial(self._feed, listing, flow))
+        feeder = OrderlyTask(partial(self._feed, listing, flow, value_range))
         self._feeders.add(feeder)
         try:
             while outcomes := await flow.collect():
@@ -358,16 +420,16 @@ class Pipeline:
             self._feeders.discard(feeder)
             await feeder.cancel()
 
-    async def _feed(self, listing: AsyncGenerator[list[Entry], None], flow: Flow) -> None:
+    async def _feed(self, listing: AsyncGenerator[list[Entry], None], flow: Flow, value_range: ValueRange) -> None:
         try:
             async with aclosing(listing):
                 # A batch may well be empty: of 256 maps that are all done, none is left to do.
                 while (batch := await self._until_drained(partial(anext, listing, None))) is not None:
-                    for entry in batch:
+                    for entry in await self._claimed(batch):
                         if not await self._until_drained(flow.admit):
                             return
                         try:
-                            await self._submit(entry, flow.settle)
+                            await self._submit(entry, flow.settle, value_range)
                         except BaseException:
                             flow.withdraw()
                             raise
@@ -388,11 +450,18 @@ class Pipeline:
                 self._until_drain.discard(waiting)
         return None
 
-    async def _submit(self, entry: Entry, settle: Callable[[Outcome | AsyncMapsError], None]) -> None:
+    async def _claimed(self, entries: list[Entry]) -> list[Entry]:
+        """The maps, less those whose overlay would overwrite another map's."""
+        prefix = self._opened().prefix
+        entries = [with_key(entry, prefix, self._template) for entry in entries]
+        return entries if self._claims is None else await to_thread.run_sync(self._claims.check, entries)
+
+    async def _submit(
+        self, entry: Entry, settle: Callable[[Outcome | AsyncMapsError], None], value_range: ValueRange
+    ) -> None:
         """Let one map into the stages, when there is room; ``settle`` gets its outcome."""
-        store = self._opened()
-        settle = partial(self._settle, settle)
-        entry = with_key(entry, store.prefix)
+        self._opened()
+        settle = partial(self._settle, settle, value_range.is_relative)
         if isinstance(entry, Failure):
             settle(entry)
             return
@@ -400,7 +469,7 @@ class Pipeline:
         try:
             if entry.array is not None:
                 loan = await self._array_bytes.acquire(entry.array.nbytes)
-            job = Job(entry, settle, loan)
+            job = Job(entry, settle, value_range, loan)
             try:
                 self._jobs.send_nowait(job)
             except WouldBlock:
@@ -415,10 +484,21 @@ class Pipeline:
                 await asyncio.wait({self._serving.task})
             raise self._ended() from None
 
-    def _settle(self, settle: Callable[[Outcome | AsyncMapsError], None], outcome: Outcome | AsyncMapsError) -> None:
+    def _settle(
+        self,
+        settle: Callable[[Outcome | AsyncMapsError], None],
+        relative: bool,  # bound by position
+        outcome: Outcome | AsyncMapsError,
+    ) -> None:
         if isinstance(outcome, Receipt):
             self._uploaded += 1
             self._uploaded_bytes += outcome.size
+            if relative and not self._warned and outcome.statistics is not None and outcome.statistics.constant:
+                self._warned = True
+                _logger.warning(
+                    "%s is constant: under range %s it shows a single colour, as all such maps will (their column "
+                    "'constant' tells; this is said once)", outcome.name, self.settings.range,
+                )  # fmt: skip
         else:
             self._failed += 1
         settle(outcome)
@@ -433,6 +513,10 @@ class Pipeline:
         if self._store is None or self._serving is None or self._serving.done():
             raise PipelineClosedError("the pipeline is not open; use it inside 'async with'")
         return self._store
+
+
+def _locator(store: Store, template: KeyTemplate, map_: ActivationMap) -> str:
+    return store.locator(template.key(store.prefix, map_.name, map_.index))
 
 
 def _first(error: BaseException) -> BaseException:

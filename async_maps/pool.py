@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Protocol
 from anyio import CancelScope, CapacityLimiter, create_task_group, to_thread
 
 from async_maps.errors import WorkerError
+from async_maps.records import MapStatistics
 from async_maps.worker import Recipe, Reply, Request, Result, colorize_chunk, frame
 
 if TYPE_CHECKING:
@@ -82,7 +83,8 @@ class ProcessWorker:
     def __init__(self, recipe: Recipe, arena: Arena) -> None:
         self._hello = {
             "table": recipe.table.tobytes().hex(),
-            "rgba": recipe.rgba,
+            "png": recipe.png,
+            "invalid": recipe.invalid,
             "descriptor": arena.descriptor,
             "size": arena.size,
         }
@@ -122,8 +124,8 @@ class ProcessWorker:
 
     async def colorize(self, block: Block, free_from: int, requests: list[Request]) -> Reply:
         """Colorize maps into a block."""
-        reply: tuple[list[list[Any]], int] = await self._exchange([block.start, block.size, free_from, requests])
-        return Reply([Result(*result) for result in reply[0]], reply[1])
+        results, wanted = await self._exchange([block.start, block.size, free_from, requests])
+        return Reply([_result(*result) for result in results], wanted)
 
     async def stop(self) -> None:
         """Close its input, upon which it ends; kill it if it does not."""
@@ -178,6 +180,12 @@ def _explained() -> Iterator[None]:
         raise WorkerError(
             f"a worker process cannot be started: {error.strerror}; with workers = 0 none is needed"
         ) from error
+
+
+def _result(*values: Any) -> Result:
+    """A result as it was before JSON made lists of it."""
+    result = Result(*values)
+    return result if result.statistics is None else result._replace(statistics=MapStatistics(*result.statistics))
 
 
 def _describe(status: int | None) -> str:

@@ -19,7 +19,11 @@ if TYPE_CHECKING:
     from os import PathLike
     from typing import ParamSpec, TypeVar
 
+    from async_maps.claims import Claims
+    from async_maps.ranges import ValueRange
     from async_maps.report import Report
+    from async_maps.settings import Settings
+    from async_maps.sketch import Sketch
     from async_maps.sources.listing import Entry
 
     P = ParamSpec("P")
@@ -34,12 +38,11 @@ class Recorder:
 
     Args:
         manifest: open; :meth:`close` closes it.
-        settings: the fingerprint of the settings that shape the bytes.
     """
 
-    def __init__(self, manifest: Manifest, settings: str) -> None:
+    def __init__(self, manifest: Manifest) -> None:
         self._manifest = manifest
-        self._settings = settings
+        self._settings = ""
         self._turn = Lock()
         self._threads = CapacityLimiter(2)
         self._pending: list[Outcome] = []
@@ -60,6 +63,41 @@ class Recorder:
             ManifestError: the manifest belongs to another destination.
         """
         await self._in_turn(self._manifest.rehearse, destination)
+
+    async def sketch(self, invalid: str) -> Sketch | None:
+        """What an earlier run over a whole ``dataset`` found, if it counted invalid values in this way.
+
+        Raises:
+            ManifestError: the manifest cannot be read.
+        """
+        return await self._in_turn(self._manifest.sketch, invalid)
+
+    async def keep(
+        self, settings: Settings, value_range: ValueRange, sketch: Sketch | None = None, *, rehearsal: bool = False
+    ) -> None:
+        """Say how the maps to come are colorized; it is written down unless this is a rehearsal.
+
+        Args:
+            settings: the run's.
+            value_range: what their range has come to.
+            sketch: what that was told from, if it was found anew.
+            rehearsal: write nothing.
+
+        Raises:
+            ManifestError: the manifest cannot be written.
+        """
+        self._settings = settings.fingerprint(value_range)
+        if not rehearsal:
+            found = None if sketch is None else (settings.invalid, sketch)
+            await self._in_turn(self._manifest.keep_range, value_range, settings.range, found)
+
+    async def load_claims(self, claims: Claims) -> None:
+        """Let the locators of maps that are done be taken.
+
+        Raises:
+            ManifestError: the manifest cannot be read.
+        """
+        await self._in_turn(lambda: claims.load(self._manifest.claims()))
 
     async def select(
         self, listing: AsyncGenerator[list[Entry], None], redo: Redo, report: Report
@@ -138,9 +176,7 @@ class Recorder:
 
 
 @asynccontextmanager
-async def open_recorder(
-    path: str | PathLike[str] | None, destination: str, settings: str
-) -> AsyncIterator[Recorder | None]:
+async def open_recorder(path: str | PathLike[str] | None, destination: str) -> AsyncIterator[Recorder | None]:
     """The recorder of a run, or None without a path. However the run ends, what it has receipts for is committed.
 
     Raises:
@@ -149,7 +185,7 @@ async def open_recorder(
     if path is None:
         yield None
         return
-    recorder = Recorder(await to_thread.run_sync(Manifest, path), settings)
+    recorder = Recorder(await to_thread.run_sync(Manifest, path))
     try:
         await recorder.begin(destination)
         yield recorder
@@ -158,7 +194,7 @@ async def open_recorder(
 
 
 @asynccontextmanager
-async def open_reader(path: str | PathLike[str] | None, destination: str, settings: str) -> AsyncIterator[Recorder]:
+async def open_reader(path: str | PathLike[str] | None, destination: str) -> AsyncIterator[Recorder]:
     """A recorder that selects as a run would and writes nothing; a manifest that does not exist is taken as empty.
 
     Raises:
@@ -166,7 +202,7 @@ async def open_reader(path: str | PathLike[str] | None, destination: str, settin
     """
     exists = path is not None and await to_thread.run_sync(os.path.exists, path)
     opening = partial(Manifest, path, read_only=True) if path is not None and exists else partial(Manifest, ":memory:")
-    recorder = Recorder(await to_thread.run_sync(opening), settings)
+    recorder = Recorder(await to_thread.run_sync(opening))
     try:
         await recorder.rehearse(destination)
         yield recorder

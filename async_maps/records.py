@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from async_maps.errors import AsyncMapsError
+    from async_maps.quantise import Measured
+    from async_maps.ranges import ValueRange
     from async_maps.sources.formats import Part
     from async_maps.streams import Loan
 
@@ -32,6 +34,8 @@ class ActivationMap:
         path: the file to read, or None.
         part: where in that file it lies, as the format's reader knows it.
         array: the map itself, or None.
+        measured: what was seen of the map's values, if ``array`` holds its intensities already; else None.
+        index: its position in its source, from 0.
     """
 
     name: str
@@ -41,6 +45,38 @@ class ActivationMap:
     path: str | None = None
     part: Part = None
     array: NDArray[Any] | None = None
+    measured: Measured | None = None
+    index: int = 0
+
+
+class MapStatistics(NamedTuple):
+    """What the kernels counted of one map; None where it has no valid value.
+
+    Attributes:
+        minimum: the smallest value, in the map's own units, as are the next four.
+        maximum: the largest.
+        mean: in float64.
+        range_low: the value that the colormap starts at.
+        range_high: the value that it ends at.
+        high_share: share of the pixels in the upper half of the range (intensity 128 and more).
+        entropy: of the intensities, 0 to 8 bits.
+        center_x: centre of mass of the intensities, in pixels from the centre of the leftmost; None if all are 0.
+        center_y: likewise, from the uppermost.
+        invalid_pixels: how many are NaN or infinite.
+        constant: whether all valid pixels have the same value.
+    """
+
+    minimum: float | None
+    maximum: float | None
+    mean: float | None
+    range_low: float | None
+    range_high: float | None
+    high_share: float | None
+    entropy: float | None
+    center_x: float | None
+    center_y: float | None
+    invalid_pixels: int
+    constant: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +93,7 @@ class Receipt:
         height: pixels.
         etag: the store's own tag of the object, without quotes; None if the store gives none.
         stored_at: when the store answered, UTC.
+        statistics: what was counted of the map; None only of receipts that are not the pipeline's.
     """
 
     name: str
@@ -68,6 +105,7 @@ class Receipt:
     height: int
     etag: str | None
     stored_at: datetime
+    statistics: MapStatistics | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,11 +142,13 @@ class Job:
     Attributes:
         map: the map.
         settle: takes its outcome, or the error that ends more than this map; called exactly once, on the event loop.
+        value_range: which values its colours span; a known one.
         loan: the bytes that its array takes while it waits; None if it lies in a file.
     """
 
     map: ActivationMap
     settle: Callable[[Outcome | AsyncMapsError], None]
+    value_range: ValueRange
     loan: Loan | None = None
 
     def without_array(self) -> Job:
@@ -117,7 +157,7 @@ class Job:
             return self
         if self.loan is not None:
             self.loan.release()
-        return Job(replace(self.map, array=None), self.settle)
+        return Job(replace(self.map, array=None), self.settle, self.value_range)
 
     def fail(self, stage: Stage, reason: str) -> None:
         """Settle with a failure."""
@@ -131,11 +171,15 @@ class Bitmap:
     Attributes:
         job: whose it is.
         pixels: (h, w) uint8 intensities for a palette, or (h, w, 4) uint8 RGBA; a view into a shared block.
+        transparent: the intensity that this map has transparent, other than the colour table says; or None.
+        statistics: what was counted of the map.
         release: gives the view's share of the block back; the pixels must not be touched after it.
     """
 
     job: Job
     pixels: NDArray[np.uint8]
+    transparent: int | None
+    statistics: MapStatistics | None
     release: Callable[[], None]
 
 
@@ -146,13 +190,17 @@ class Png:
     Attributes:
         job: whose it is.
         data: the complete PNG file.
+        digest: SHA-256 of it, in hexadecimal; empty if no key asks for it.
         width: pixels.
         height: pixels.
+        statistics: what was counted of the map.
         loan: the bytes it takes until it is uploaded.
     """
 
     job: Job
     data: bytes
+    digest: str
     width: int
     height: int
+    statistics: MapStatistics | None
     loan: Loan

@@ -27,6 +27,11 @@ class Report:
         planned: maps that a dry run says would be done.
         skipped: maps that were left out: done before and unchanged, or not asked for.
         failed: maps that failed in this run.
+        surveyed: maps that were looked at for the range of the whole set.
+        range_low: the value that the colours start at; None where each map has its own, and for unit.
+        range_high: the value that they end at.
+        constant: uploaded maps that have one value throughout.
+        invalid: uploaded maps with NaN or infinity in them.
         uploaded_bytes: bytes of the PNGs.
         elapsed_s: seconds it took.
         drained: whether it was stopped before the end of the source.
@@ -39,6 +44,11 @@ class Report:
     planned: int = 0
     skipped: int = 0
     failed: int = 0
+    surveyed: int = 0
+    range_low: float | None = None
+    range_high: float | None = None
+    constant: int = 0
+    invalid: int = 0
     uploaded_bytes: int = 0
     elapsed_s: float = 0.0
     drained: bool = False
@@ -56,6 +66,9 @@ class Report:
             if isinstance(outcome, Receipt):
                 self.uploaded += 1
                 self.uploaded_bytes += outcome.size
+                if outcome.statistics is not None:
+                    self.constant += outcome.statistics.constant
+                    self.invalid += outcome.statistics.invalid_pixels > 0
             else:
                 self.failed += 1
                 if len(self.failures) < MAX_LISTED_FAILURES:
@@ -68,6 +81,12 @@ class Report:
             f"{self.uploaded:,} uploaded, {self.skipped:,} skipped, {self.failed:,} failed",
             f"{self.elapsed_s:.1f} s, {rate:,.0f} maps/s, {self.uploaded_bytes / 1e6:,.1f} MB to {self.destination}",
         ]
+        if self.range_low is not None:
+            lines.append(f"colours span {self.range_low:.6g} to {self.range_high:.6g}")
+        if self.constant:
+            lines.append(f"constant, of a single colour: {self.constant:,}")
+        if self.invalid:
+            lines.append(f"with NaN or infinity in them: {self.invalid:,}")
         if self.drained:
             lines.append("stopped before the end of the source; run it again for the rest")
         if self.statistics is not None and self.uploaded:

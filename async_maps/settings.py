@@ -7,7 +7,7 @@ import json
 import os
 import re
 import tomllib
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 import numpy as np
 from pydantic import (
@@ -22,8 +22,11 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from async_maps.colormap import color_table, named_colormap
+from async_maps.colormap import colormap_table, describe_colormap
 from async_maps.errors import SettingsError
+from async_maps.names import KeyTemplate
+from async_maps.quantise import Invalid
+from async_maps.ranges import ValueRange, parse_range
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,6 +34,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MIB = 2**20
+
+PngKind: TypeAlias = Literal["palette", "rgba", "compact"]
+"""How PNGs are written; see :attr:`Settings.png`."""
 
 
 class _Model(BaseModel):
@@ -83,11 +89,18 @@ class Settings(_Model):
     """
 
     colormap: str = "jet"
-    """Colormap by name."""
-    fade: bool = True
-    """Fade low activations out (Kolena's alpha curve); otherwise overlays are opaque."""
-    png: Literal["palette", "rgba"] = "palette"
-    """Indexed colour (small and fast) or RGBA (for readers that insist on it); the pixels are the same."""
+    """jet (Kolena's), a name of the cmap package (viridis, RdBu_r, ...), or colours (black,red,#ffff0080)."""
+    alpha: Literal["auto", "fade", "opaque"] | Annotated[float, Field(ge=0, le=1)] = "auto"
+    """fade lets low intensities fade out (Kolena's curve); opaque; 0 to 1 for all; auto is fade unless colours tell."""
+    range: str = "unit"
+    """Values that the colours span: unit (0 to 1), LO,HI, per-map, percentile:P,Q (of each map), symmetric (0 in the
+    middle), dataset or dataset:P,Q (of all maps, which are read once more for it), from:MANIFEST (as another run)."""
+    invalid: Invalid = "error"
+    """NaN and infinity: the map fails, the pixel is transparent, or it counts as the value zero."""
+    png: PngKind = "palette"
+    """palette (small, fast), rgba (the same pixels, for readers that insist) or compact (what is invisible, alike)."""
+    key: str = "{name}.png"
+    """Key of an overlay, of {name}, {parent}, {stem}, {index}, {digest} (of the PNG: a changed map has a new key)."""
     png_level: Annotated[int, Field(ge=0, le=3)] = 1
     """Effort of compression, 0 to 3."""
     workers: NonNegativeInt | Literal["auto"] = "auto"
@@ -117,11 +130,43 @@ class Settings(_Model):
         except ValidationError as error:
             raise SettingsError(describe_invalid(error)) from error
 
-    @field_validator("colormap")
+    @field_validator("colormap", mode="before")
     @classmethod
-    def _known_colormap(cls, name: str) -> str:
-        named_colormap(name, fade=True)
-        return name
+    def _known_colormap(cls, colormap: object) -> str:
+        return describe_colormap(colormap)
+
+    @field_validator("alpha", mode="before")
+    @classmethod
+    def _known_alpha(cls, alpha: object) -> object:
+        if alpha in {"auto", "fade", "opaque"}:
+            return alpha
+        try:
+            share = float(str(alpha))
+        except ValueError:
+            share = -1
+        if not 0 <= share <= 1:
+            raise SettingsError(f"alpha: expected auto, fade, opaque or a number from 0 to 1, found {alpha!r}")
+        return share
+
+    @field_validator("range", mode="before")
+    @classmethod
+    def _known_range(cls, value: object) -> str:
+        return str(parse_range(",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)))
+
+    @field_validator("key")
+    @classmethod
+    def _known_key(cls, key: str) -> str:
+        return str(KeyTemplate(key))
+
+    @property
+    def value_range(self) -> ValueRange:
+        """The range, parsed."""
+        return parse_range(self.range)
+
+    @property
+    def key_template(self) -> KeyTemplate:
+        """The key, parsed."""
+        return KeyTemplate(self.key)
 
     @property
     def worker_count(self) -> int:
@@ -135,11 +180,17 @@ class Settings(_Model):
 
     def table(self) -> NDArray[np.uint8]:
         """The colours: (256, 4) uint8, RGBA."""
-        return color_table(named_colormap(self.colormap, fade=self.fade))
+        return colormap_table(self.colormap, self.alpha)
 
-    def fingerprint(self) -> str:
-        """A digest of all that shapes an overlay's bytes: another one means that a finished map must be done again."""
-        shape = [self.png, self.png_level, hashlib.sha256(self.table().tobytes()).hexdigest()]
+    def fingerprint(self, value_range: ValueRange | None = None) -> str:
+        """A digest of all that shapes an overlay's bytes or key: with another one, a finished map must be done again.
+
+        Args:
+            value_range: what the range of these settings has come to, where that depends on the maps.
+        """
+        value_range = value_range or self.value_range
+        colors = hashlib.sha256(self.table().tobytes()).hexdigest()
+        shape = [self.png, self.png_level, colors, str(value_range), self.invalid, self.key]
         return hashlib.sha256(json.dumps(shape).encode()).hexdigest()[:16]
 
 

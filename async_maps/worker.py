@@ -15,8 +15,11 @@ from typing import IO, TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from async_maps.arena import map_memory
-from async_maps.colorize import look_up, map_shape, quantise
+from async_maps.colorize import look_up, replace
 from async_maps.errors import InputValidationError, SourceError
+from async_maps.quantise import Invalid, Measured, map_shape, quantise, summarise
+from async_maps.ranges import ValueRange
+from async_maps.records import MapStatistics
 from async_maps.sources.files import explain
 from async_maps.sources.formats import Readers
 
@@ -25,29 +28,61 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from async_maps.ranges import RangeKind
     from async_maps.records import Stage
+    from async_maps.settings import PngKind
     from async_maps.sources.formats import Part
 
 _ALIGNMENT = 64
 
 
 class Request(NamedTuple):
-    """A map to colorize: in a file (``path``, ``part``), or in the block (``offset``, ``shape``, ``dtype``)."""
+    """A map to colorize: in a file (``path``, ``part``), or in the block (``offset``, ``shape``, ``dtype``).
+
+    Attributes:
+        path: the file, or None.
+        part: where in the file.
+        offset: where in the block.
+        shape: of the array there.
+        dtype: likewise.
+        value_range: a known one, as its kind, low and high.
+        measured: what was seen of its values if they are intensities already; else None.
+    """
 
     path: str | None
     part: Part
     offset: int
     shape: tuple[int, ...]
     dtype: str
+    value_range: tuple[RangeKind, float, float] = ("unit", 0.0, 1.0)
+    measured: Measured | None = None
 
 
 class Result(NamedTuple):
-    """What became of a map: where its pixels lie in the block and how large it is, or why it failed."""
+    """What became of a map.
+
+    Attributes:
+        offset: where its pixels lie in the block.
+        height: pixels.
+        width: pixels.
+        rgba: whether the pixels are colours; else they are intensities.
+        transparent: the intensity that is transparent in this map, other than the table says; or None.
+        statistics: what was counted.
+        failure: why it failed; the rest says nothing then.
+    """
 
     offset: int
     height: int
     width: int
+    rgba: bool
+    transparent: int | None
+    statistics: MapStatistics | None
     failure: tuple[Stage, str] | None
+
+
+def failed(stage: Stage, reason: str) -> Result:
+    """The result of a map that failed."""
+    return Result(0, 0, 0, False, None, None, (stage, reason))
 
 
 class Reply(NamedTuple):
@@ -67,15 +102,27 @@ class Recipe(NamedTuple):
 
     Attributes:
         table: (256, 4) uint8, the colours.
-        rgba: write (h, w, 4) colours; otherwise (h, w) intensities, whose colours are the PNG's palette.
+        png: ``rgba`` to write (h, w, 4) colours; otherwise (h, w) intensities, whose colours are the PNG's palette;
+            under ``compact`` all that are fully transparent become the first that is.
+        invalid: what becomes of NaN and infinity.
     """
 
     table: NDArray[np.uint8]
-    rgba: bool
+    png: PngKind = "palette"
+    invalid: Invalid = "error"
 
     def pixel_bytes(self) -> int:
         """Bytes of a pixel."""
-        return 4 if self.rgba else 1
+        return 4 if self.png == "rgba" else 1
+
+    def transparent(self) -> int | None:
+        """The first intensity that is fully transparent, if there is one."""
+        return next(iter(np.flatnonzero(self.table[:, 3] == 0).tolist()), None)
+
+    def collapse(self) -> NDArray[np.uint8]:
+        """What each intensity becomes under ``compact``: (256,) uint8."""
+        intensities = np.arange(256, dtype=np.uint8)
+        return np.where(self.table[:, 3] == 0, self.transparent() or 0, intensities).astype(np.uint8)
 
 
 def aligned(offset: int) -> int:
@@ -104,19 +151,17 @@ def _colorize_chunk(
     for request in requests:
         try:
             array = _get(block, request, readers)
-            height, width = map_shape(array)
-            size = height * width * recipe.pixel_bytes()
-            if offset + size > block.size:
-                return Reply(results, size)
-            _colorize(array, block[offset : offset + size], (height, width), recipe)
-            results.append(Result(offset, height, width, None))
-            offset = aligned(offset + size)
+            result = _colorize(array, block[offset:], request, recipe)
+            if isinstance(result, int):
+                return Reply(results, result)
+            results.append(result._replace(offset=offset))
+            offset = aligned(offset + result.height * result.width * (4 if result.rgba else 1))
         except InputValidationError as error:
-            results.append(Result(0, 0, 0, ("colorize", str(error))))
+            results.append(failed("colorize", str(error)))
         except (SourceError, OSError) as error:
-            results.append(Result(0, 0, 0, ("read", explain(error))))
+            results.append(failed("read", explain(error)))
         except Exception as error:  # noqa: BLE001  # one map's failure is data, whatever a hostile file provokes
-            results.append(Result(0, 0, 0, ("read", f"could not be read: {error!r}")))
+            results.append(failed("read", f"could not be read: {error!r}"))
     return Reply(results, 0)
 
 
@@ -126,13 +171,42 @@ def _get(block: NDArray[np.uint8], request: Request, readers: Readers) -> NDArra
     return np.ndarray(request.shape, request.dtype, block.data, request.offset)
 
 
-def _colorize(array: NDArray[Any], out: NDArray[np.uint8], shape: tuple[int, int], recipe: Recipe) -> None:
-    if recipe.rgba:
-        plane = np.empty(shape, np.uint8)
-        quantise(array, plane)
-        look_up(plane, recipe.table, out.reshape(*shape, 4))
+def _colorize(array: NDArray[Any], room: NDArray[np.uint8], request: Request, recipe: Recipe) -> Result | int:
+    """Write a map's pixels at the beginning of the room; if it is too small, say how many bytes are needed."""
+    value_range = ValueRange(*request.value_range)
+    shape = map_shape(array, value_range)
+    needed = shape[0] * shape[1] * recipe.pixel_bytes()
+    if needed > room.size:
+        return needed
+    rgba = recipe.png == "rgba"
+    plane = np.empty(shape, np.uint8) if rgba else room[:needed].reshape(shape)
+    if request.measured is None:
+        measured = quantise(array, plane, value_range, recipe.invalid)
     else:
-        quantise(array, out.reshape(shape))
+        np.copyto(plane, array.reshape(shape))
+        measured = Measured(*request.measured)
+    statistics, histogram = summarise(plane, measured)
+    hidden = None if measured is None else measured.hidden
+    transparent = None
+    if hidden is not None and not rgba:
+        transparent = recipe.transparent()
+        if transparent is None:
+            # An intensity that this map does not use will do; if it uses all 256, a palette has no room for one more.
+            transparent = next(iter(np.flatnonzero(histogram == 0).tolist()), None)
+        rgba = transparent is None
+        needed = shape[0] * shape[1] * (4 if rgba else 1)
+        if needed > room.size:
+            return needed
+        plane = plane.copy() if rgba else plane
+        plane[hidden] = transparent or 0
+    if rgba:
+        pixels = room[:needed].reshape(*shape, 4)
+        look_up(plane, recipe.table, pixels)
+        if hidden is not None:
+            pixels[hidden] = 0
+    elif recipe.png == "compact":
+        replace(plane, recipe.collapse())
+    return Result(0, *shape, rgba, transparent, statistics, None)
 
 
 def send_message(file: IO[bytes], message: object) -> None:
@@ -165,7 +239,8 @@ def main() -> None:
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
 
     hello = _receive(requests)
-    recipe = Recipe(np.frombuffer(bytes.fromhex(hello["table"]), np.uint8).reshape(256, 4), hello["rgba"])
+    table = np.frombuffer(bytes.fromhex(hello["table"]), np.uint8).reshape(256, 4)
+    recipe = Recipe(table, hello["png"], hello["invalid"])
     memory = map_memory(hello["descriptor"], hello["size"])
     # Importing the kernels compiles them or reads them from numba's cache: the warm-up.
     from async_maps import kernels  # noqa: F401

@@ -1,12 +1,15 @@
-"""Arrays already in memory, each with a name."""
+"""Arrays already in memory, each with a name: NumPy's, PyTorch's, and whatever can be made NumPy's."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from async_maps.colorize import map_shape
+import numpy as np
+
 from async_maps.errors import InputValidationError
 from async_maps.names import check_name, printable
+from async_maps.quantise import map_shape
+from async_maps.ranges import ValueRange
 from async_maps.records import ActivationMap, Failure
 
 if TYPE_CHECKING:
@@ -14,12 +17,47 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from async_maps.quantise import Measured
 
-def array_map(name: str, array: NDArray[Any]) -> ActivationMap | Failure:
-    """A map that lies in memory, or why it cannot enter."""
+_ANY = ValueRange("dataset")
+
+
+def array_map(name: str, array: Any, value_range: ValueRange | None = None) -> ActivationMap | Failure:
+    """A map that lies in memory, or why it cannot enter.
+
+    Anything but a NumPy array is converted, which may take its time: call it in a thread then.
+
+    Args:
+        name: the map's.
+        array: a NumPy array, a ``torch.Tensor`` on any device, or what has ``__array__`` or ``__dlpack__``.
+        value_range: a known one: tensors are quantised by it where they lie, and a byte a pixel is copied; without it
+            they are copied as they are.
+    """
+    measured = None
     try:
         check_name(name)
-        map_shape(array)
+        if not isinstance(array, np.ndarray):
+            array, measured = _converted(array, value_range)
+        map_shape(array, value_range or _ANY)
     except InputValidationError as error:
         return Failure(printable(name), printable(name), None, "source", str(error))
-    return ActivationMap(name, name, None, array.nbytes, array=array)
+    return ActivationMap(name, name, None, array.nbytes, array=array, measured=measured)
+
+
+def _converted(array: Any, value_range: ValueRange | None) -> tuple[NDArray[Any], Measured | None]:
+    try:
+        if type(array).__module__.partition(".")[0] == "torch" and hasattr(array, "detach"):
+            from async_maps.sources import tensors
+
+            return tensors.take(array, value_range)
+        if hasattr(array, "__array__"):
+            return np.asarray(array), None
+        if hasattr(array, "__dlpack__"):
+            return np.from_dlpack(array), None
+    except InputValidationError:
+        raise
+    except Exception as error:  # whatever another library raises where its array cannot be copied
+        raise InputValidationError(
+            f"the {type(array).__name__} cannot be made a NumPy array; copy it to the CPU first: {error}"
+        ) from error
+    raise InputValidationError(f"an activation map must be a NumPy array or a tensor; found {type(array).__name__}")

@@ -4,27 +4,32 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterable
 from contextlib import aclosing
-from itertools import islice
+from dataclasses import replace
+from functools import partial
+from itertools import count, islice
 from os import PathLike, fspath
 from threading import Lock
 from time import monotonic
 from typing import TYPE_CHECKING, TypeAlias
 
+import numpy as np
 from anyio import CapacityLimiter, to_thread
 
 from async_maps.errors import InputValidationError, SourceError
-from async_maps.names import make_key
 from async_maps.records import ActivationMap, Failure
 from async_maps.sources import Source, open_source
 from async_maps.sources.arrays import array_map
+from async_maps.sources.formats import FORMATS
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Iterable, Iterator
+    from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
     from typing import Any
 
-    from numpy.typing import NDArray
+    from async_maps.names import KeyTemplate
+    from async_maps.ranges import ValueRange
 
-    Named: TypeAlias = tuple[str, NDArray[Any]]
+    Named: TypeAlias = tuple[str, Any]
+    """A name, and an array of any library."""
     AnySource: TypeAlias = str | PathLike[str] | Source | Iterable[Named] | AsyncIterable[Named]
     Entry: TypeAlias = ActivationMap | Failure
 
@@ -33,12 +38,13 @@ _BATCH_BYTES = 16 * 2**20
 _BATCH_S = 0.02
 
 
-async def list_maps(source: AnySource) -> AsyncGenerator[list[Entry], None]:
+async def list_maps(source: AnySource, value_range: ValueRange | None = None) -> AsyncGenerator[list[Entry], None]:
     """The maps of a source, as many at a time as are there at once.
 
     Args:
         source: a place for :func:`open_source`, what that gives, or an iterable or async iterable of
             ``(name, array)``. What is not async is advanced in a thread, one batch ahead of what is asked for at most.
+        value_range: a known one, by which tensors are quantised where they lie; without it arrays stay as they are.
 
     The iterator is closed afterwards, if it can be: at once, or when its thread comes back from it.
 
@@ -51,22 +57,31 @@ async def list_maps(source: AnySource) -> AsyncGenerator[list[Entry], None]:
         try:
             async for pair in pairs:
                 found = True
-                yield [array_map(*pair)]
+                yield [await take_array(*pair, value_range)]
         finally:
             if hasattr(pairs, "aclose"):
                 await pairs.aclose()
     else:
         opened = source if not isinstance(source, str | PathLike) else await to_thread.run_sync(open_source, source)
-        async with aclosing(_in_thread(iter(opened))) as batches:
+        async with aclosing(_in_thread(iter(opened), partial(array_map, value_range=value_range))) as batches:
             async for batch in batches:
                 found = True
                 yield batch
     if not found:
         place = fspath(source) if isinstance(source, str | PathLike) else "the source"
-        raise SourceError(f"{place} holds no activation maps (.npy, .npz)")
+        raise SourceError(f"{place} holds no activation maps ({', '.join(FORMATS)})")
 
 
-async def _in_thread(entries: Iterator[Any]) -> AsyncGenerator[list[Entry], None]:
+async def take_array(name: str, array: Any, value_range: ValueRange | None) -> Entry:
+    """:func:`~async_maps.sources.arrays.array_map`, without blocking the event loop."""
+    if isinstance(array, np.ndarray):
+        return array_map(name, array, value_range)
+    return await to_thread.run_sync(array_map, name, array, value_range)
+
+
+async def _in_thread(
+    entries: Iterator[Any], take_array: Callable[[str, Any], Entry]
+) -> AsyncGenerator[list[Entry], None]:
     turn, thread = Lock(), CapacityLimiter(1)
     left = False
 
@@ -78,7 +93,7 @@ async def _in_thread(entries: Iterator[Any]) -> AsyncGenerator[list[Entry], None
     def take() -> tuple[list[Entry], Exception | None]:
         try:
             with turn:
-                return _take(entries)
+                return _take(entries, take_array)
         finally:
             if left:
                 close_if_idle()
@@ -98,7 +113,7 @@ async def _in_thread(entries: Iterator[Any]) -> AsyncGenerator[list[Entry], None
         close_if_idle()
 
 
-def _take(entries: Iterator[Any]) -> tuple[list[Entry], Exception | None]:
+def _take(entries: Iterator[Any], take_array: Callable[[str, Any], Entry]) -> tuple[list[Entry], Exception | None]:
     """What comes at once, and the error that ended it.
 
     Bounded in items, in bytes of arrays, and in time, so as not to wait for a slow source.
@@ -107,7 +122,7 @@ def _take(entries: Iterator[Any]) -> tuple[list[Entry], Exception | None]:
     size, until = 0, monotonic() + _BATCH_S
     try:
         for entry in islice(entries, _BATCH):
-            batch.append(entry if isinstance(entry, ActivationMap | Failure) else array_map(*entry))
+            batch.append(entry if isinstance(entry, ActivationMap | Failure) else take_array(*entry))
             if isinstance(batch[-1], ActivationMap) and batch[-1].array is not None:
                 size += batch[-1].max_bytes
             if size >= _BATCH_BYTES or monotonic() >= until:
@@ -117,11 +132,22 @@ def _take(entries: Iterator[Any]) -> tuple[list[Entry], Exception | None]:
     return batch, None
 
 
-def with_key(entry: Entry, prefix: str) -> Entry:
+async def numbered(listing: AsyncGenerator[list[Entry], None]) -> AsyncGenerator[list[Entry], None]:
+    """The maps of a listing with their positions in it."""
+    positions = count()
+    async with aclosing(listing):
+        async for batch in listing:
+            yield [
+                replace(entry, index=position) if isinstance(entry, ActivationMap) else entry
+                for entry, position in zip(batch, positions, strict=False)
+            ]
+
+
+def with_key(entry: Entry, prefix: str, template: KeyTemplate) -> Entry:
     """The map if its name makes a key under the prefix; else its failure."""
     if isinstance(entry, ActivationMap):
         try:
-            make_key(prefix, entry.name)
+            template.key(prefix, entry.name, entry.index)
         except InputValidationError as error:
             return Failure(entry.name, entry.source, entry.fingerprint, "source", str(error))
     return entry

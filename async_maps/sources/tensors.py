@@ -1,0 +1,79 @@
+"""PyTorch tensors: quantised where they lie, so that a byte a pixel leaves the device instead of a float."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from async_maps.quantise import Measured, check_shape, percentiles, scale_unit
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from numpy.typing import NDArray
+
+    from async_maps.ranges import ValueRange
+
+
+def take(tensor: Any, value_range: ValueRange | None) -> tuple[NDArray[Any], Measured | None]:
+    """A tensor as a NumPy array: its intensities and what was seen of its values, or the values themselves.
+
+    The values are copied where there is no range to quantise by, and where a value is invalid or out of range: what to
+    do about it, and what to say, is the same for all arrays then. bfloat16, which NumPy lacks, is float32 here.
+
+    Args:
+        tensor: (h, w) or (h, w, 1), on any device.
+        value_range: a known one, or None.
+
+    Raises:
+        InputValidationError: another shape.
+    """
+    import torch
+
+    shape = tuple(tensor.shape)
+    check_shape(shape)
+    values = tensor.detach()
+    if values.dtype == torch.bfloat16:
+        values = values.float()
+    plain = values.dtype in {torch.uint8, torch.bool} or values.dtype.is_complex
+    if value_range is None or plain or (value_range.kind == "unit" and not values.dtype.is_floating_point):
+        return values.cpu().numpy(), None
+    with torch.no_grad():
+        found = _quantised(values.reshape(shape[:2]), value_range)
+    return (values.cpu().numpy(), None) if found is None else (found[0].cpu().numpy(), found[1])
+
+
+def _quantised(values: Any, value_range: ValueRange) -> tuple[Any, Measured] | None:
+    """The intensities, on the device; None if the values are not all finite and in range, or the device is too simple.
+
+    Operation for operation what :func:`async_maps.quantise.quantise` does.
+    """
+    import torch
+
+    if value_range.kind == "unit":
+        wide = values
+    elif values.device.type == "mps":  # it has no float64
+        return None
+    else:
+        wide = values.double()
+    smallest, largest = torch.aminmax(values)
+    mean = values.mean(dtype=torch.float32 if values.device.type == "mps" else torch.float64)
+    # One wait for the device. Zeros are made positive, as they are for arrays.
+    minimum, maximum, average = (torch.stack([smallest.to(mean.dtype), largest.to(mean.dtype), mean]) + 0.0).tolist()
+    if not (math.isfinite(minimum) and math.isfinite(maximum) and math.isfinite(average)):
+        return None
+    if value_range.kind == "unit":
+        if minimum < 0 or maximum > 1:
+            return None
+        return torch.round(wide * 255).to(torch.uint8), Measured(minimum, maximum, average, 0.0, 1.0)
+    if value_range.kind == "percentile":
+        order = wide.reshape(-1).sort().values
+        low, high = percentiles(order.numel(), value_range.low, value_range.high, lambda places: order[places].tolist())
+    else:
+        low, high = value_range.span(minimum, maximum)
+    if not low < high:
+        return (wide > high).to(torch.uint8) * 255, Measured(minimum, maximum, average, low, high)
+    unit = scale_unit(low, high)
+    scaled = (wide * unit - low * unit) * (255 / (high * unit - low * unit))
+    plane = torch.round(scaled.clamp(0, 255)).to(torch.uint8)
+    return plane, Measured(minimum, maximum, average, low, high)
