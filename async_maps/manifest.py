@@ -285,8 +285,11 @@ class Manifest:
         """
         where = "" if failed else "WHERE status = 'done'"
         with self._explained("read"):
+            there = {name for _, name, *_ in self._database.execute("PRAGMA table_info(maps)")}
+            # An older manifest, read and not to be changed, lacks some.
+            columns = (column if column in there else f"NULL AS {column}" for column in COLUMNS)
             yield from self._database.execute(
-                f"SELECT {', '.join(COLUMNS)} FROM maps {where} ORDER BY name, source"  # noqa: S608  # names of our own
+                f"SELECT {', '.join(columns)} FROM maps {where} ORDER BY name, source"  # noqa: S608  # names of our own
             )
 
     def _prepare(self) -> None:
@@ -297,8 +300,6 @@ class Manifest:
         if version > _VERSION:
             raise ManifestError(f"{self.path} was written by a newer version of async-maps; please update")
         if self._read_only:
-            if version < _VERSION:
-                raise ManifestError(f"{self.path} was written by an older version of async-maps: run its job again")
             return
         self._database.execute("PRAGMA journal_mode = WAL")
         # With WAL a crash of the process loses nothing; a power cut may lose the last commits, whose maps are redone.

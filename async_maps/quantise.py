@@ -97,14 +97,12 @@ def check_dtype(dtype: np.dtype[Any], value_range: ValueRange = UNIT) -> None:
     Raises:
         InputValidationError: as :func:`map_shape`.
     """
-    if np.issubdtype(dtype, np.floating) or dtype == np.uint8:
-        return
-    if not (np.issubdtype(dtype, np.integer) or dtype == np.bool_):
+    if dtype.kind not in "fiub":
         raise InputValidationError(f"an activation map must be of real numbers; found {dtype}")
-    if value_range.kind == "unit":
+    if value_range.kind == "unit" and dtype.kind != "f" and dtype != np.uint8:
         raise InputValidationError(
-            f"an activation map must be uint8, or float with values in [0, 1]; found {dtype}: "
-            "say what its values span with a range (--range LO,HI)"
+            "an activation map must be uint8, or float with values in [0, 1], unless a range says what its values span "
+            f"(--range LO,HI); found {dtype}"
         )
 
 
@@ -140,12 +138,13 @@ def quantise(
         return None
     flat = _as_floats(values, value_range)
     intensities = plane.reshape(-1)
-    extent = _write_unit(flat, intensities) if value_range.kind == "unit" else _measure(flat)
+    unit = value_range.kind == "unit"
+    extent = _write_unit(flat, intensities) if unit else _measure(flat)
     if not extent.is_finite:
         if invalid == "error":
             raise InputValidationError(_describe_bad_value(np.asarray(activation_map), value_range))
         return _quantise_rest(flat, plane, value_range, invalid)
-    if value_range.kind == "unit":
+    if unit:
         if extent.minimum < 0 or extent.maximum > 1:
             raise InputValidationError(_describe_bad_value(np.asarray(activation_map), value_range))
         return Measured(*extent, 0.0, 1.0)
@@ -201,9 +200,13 @@ def _write_unit(flat: NDArray[Any], plane: NDArray[np.uint8]) -> _Extent:
         return _extent(flat, keys, kernels.quantise_float64(flat, flat.view(np.int64), plane, keys))
     if flat.dtype == np.float16:
         return _extent(flat, keys, kernels.quantise_float16(flat.view(np.int16), *_float16_tables(), plane, keys))
+    # Wider than float64: what lies outside [0, 1] by less than float64 can tell is moved to where it can.
     with np.errstate(invalid="ignore", over="ignore"):
         plane[:] = np.rint(flat * 255).astype(np.uint8)
-        return _measure(flat.astype(np.float64))
+        narrow = flat.astype(np.float64)
+        narrow[flat > 1] += 1e-9
+        narrow[flat < 0] -= 1e-9
+    return _measure(narrow)
 
 
 def _measure(flat: NDArray[Any]) -> _Extent:
@@ -223,7 +226,7 @@ def _extent(flat: NDArray[Any], keys: NDArray[np.int64], total: float) -> _Exten
     mean = total / flat.size
     if math.isfinite(minimum) and math.isfinite(maximum) and not math.isfinite(mean):
         # Only the sum is beyond float64.
-        mean = float((flat / flat.size).sum())
+        mean = float((flat * 2.0**-64).sum()) / flat.size * 2.0**64
     return _Extent(minimum, maximum, mean)
 
 

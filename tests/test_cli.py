@@ -138,7 +138,7 @@ def test_bad_files_among_good_ones_are_named_and_the_rest_arrives(
     (maps / "text.npy").write_text("this is no array at all")
     np.save(maps / "pickled.npy", np.array([{}, None]))
     np.save(maps / "nan.npy", np.full((4, 5), np.nan))
-    np.save(maps / "volume.npy", np.zeros((3, 4, 5)))
+    np.save(maps / "volume.npy", np.zeros((3, 4, 5, 6)))
     assert invoke("run", maps, "out", "--progress", "none", "--report", "report.json") == 1
     out, err = capsys.readouterr()
     assert "95 uploaded, 0 skipped, 5 failed" in out
@@ -147,7 +147,7 @@ def test_bad_files_among_good_ones_are_named_and_the_rest_arrives(
         "text.npy": "read: expected an .npy file",
         "pickled.npy": "pickled Python objects, which are never read",
         "nan.npy": "every value must lie in [0, 1]; found NaN at index (0, 0)",
-        "volume.npy": "must have the shape (h, w) or (h, w, 1); found (3, 4, 5)",
+        "volume.npy": "must have the shape (h, w) or (h, w, 1); found (3, 4, 5, 6)",
     }
     for file, reason in reasons.items():
         (line,) = [line for line in err.splitlines() if f"{maps}/{file}" in line]
@@ -178,8 +178,13 @@ def wrong_uses() -> Iterator[Any]:
     yield case("no map", "run bad.toml out", "is not read as activation maps")
     yield case("bad flag", "run maps out --bogus", "--bogus")
     yield case("bad value", "run maps out --workers many", "workers: input should be a valid integer")
-    yield case("bad choice", "run maps out --png gif", "png: input should be 'palette' or 'rgba', found 'gif'")
-    yield case("bad colormap", "run maps out --colormap sunset", "unknown colormap 'sunset'; known: jet")
+    yield case("bad choice", "run maps out --png gif", "png: input should be 'palette', 'rgba' or 'compact', found")
+    yield case("bad colormap", "run maps out --colormap virdis", "unknown colormap 'virdis'; near to it: viridis")
+    yield case("bad percentile", "run maps out --range percentile:1,120", "percentiles must lie in 0 to 100")
+    yield case("no other run", "run maps out --range from:none.sqlite", "no such manifest: none.sqlite")
+    yield case("bad key", "run maps out --key {{no}}.png", "unknown field {no}; known: name, digest, stem")
+    yield case("keys alike", "run maps out --key {{parent}}.png", "gives all maps of a folder the same key")
+    yield case("bad alpha", "run maps out --alpha 2", "alpha: expected auto, fade, opaque or a number from 0 to 1")
     yield case("bad key in TOML", "run maps out --config bad.toml", "bad.toml: collormap is not a setting")
     yield case("no TOML", "run maps out --config=none.toml", "cannot read none.toml")
     yield case("bad environment", "run maps out", "concurrency", ASYNC_MAPS_CONCURRENCY="lots")
@@ -308,7 +313,7 @@ def test_flags_go_before_the_environment_and_that_before_the_file(
     maps: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     np.save(maps / "a.npy", random_map(1))
-    Path("s.toml").write_text('png = "rgba"\nworkers = 0\nfade = false\n[files]\nfsync = true\n')
+    Path("s.toml").write_text('png = "rgba"\nworkers = 0\nalpha = 0.5\nrange = [0, 2]\n[files]\nfsync = true\n')
     seen: list[am.Settings] = []
     original = cli._Job.__init__
 
@@ -317,12 +322,18 @@ def test_flags_go_before_the_environment_and_that_before_the_file(
         original(self, source, destination, options, settings, report)
 
     monkeypatch.setattr(cli._Job, "__init__", noted)
-    monkeypatch.setenv("ASYNC_MAPS_FADE", "true")
+    monkeypatch.setenv("ASYNC_MAPS_ALPHA", "auto")
     monkeypatch.setenv("ASYNC_MAPS_CONCURRENCY", "3")
-    assert invoke("run", maps, "out", "--config", "s.toml", "--png", "palette", "--s3.metadata.team", "xai") == 0
+    assert (
+        invoke(
+            "run", maps, "out", "--config", "s.toml", "--png", "palette", "--s3.metadata.team", "xai", "--range=-2,2"
+        )
+        == 0
+    )
     (settings,) = seen
     assert settings.model_dump(exclude_defaults=True) == {
-        "workers": 0, "concurrency": 3, "files": {"fsync": True}, "s3": {"metadata": {"team": "xai"}},
+        "workers": 0, "concurrency": 3, "range": "-2.0,2.0",
+        "files": {"fsync": True}, "s3": {"metadata": {"team": "xai"}},
     }  # fmt: skip
     capsys.readouterr()
 

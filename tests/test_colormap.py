@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import logging
 from typing import TYPE_CHECKING, Any
 
+import cmap
 import numpy as np
 import pytest
 
-from async_maps.colormap import NAMED, Colormap, ColormapJet, color_table, named_colormap
+from async_maps.colormap import Colormap, ColormapJet, color_table, colormap_table, describe_colormap
 from async_maps.errors import AsyncMapsError, InputValidationError, SettingsError
 
 if TYPE_CHECKING:
@@ -170,15 +172,96 @@ def test_what_cannot_colorize_is_refused(colormap: Any) -> None:
         color_table(colormap)
 
 
+# Any colormap, as settings take it
+
+
+FADE = color_table(ColormapJet())[:, 3]
+
+
+def test_jet_is_kolenas_and_reversed_it_keeps_its_fade() -> None:
+    jet = color_table(ColormapJet())
+    np.testing.assert_array_equal(colormap_table("jet"), jet)
+    np.testing.assert_array_equal(colormap_table("jet_r")[:, :3], jet[::-1, :3])
+    np.testing.assert_array_equal(colormap_table("jet_r")[:, 3], FADE)
+
+
+@pytest.mark.parametrize(
+    "name", ["viridis", "magma_r", "RdBu_r", "coolwarm", "fire", "matlab:jet", "tab10", "cubehelix"]
+)
+def test_every_name_of_the_cmap_package_is_known(name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    table = colormap_table(name)
+    logging.disable()
+    theirs = cmap.Colormap(name)(np.linspace(0, 1, 256))
+    logging.disable(logging.NOTSET)
+    np.testing.assert_array_equal(table[:, :3], np.rint(np.asarray(theirs) * 255)[:, :3])
+    np.testing.assert_array_equal(table[:, 3], FADE)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("alpha", "expected"), [("fade", FADE), ("opaque", 255), (0, 0), (0.5, 128), (1, 255), ("auto", FADE)]
+)
+def test_alpha_is_for_any_colormap(alpha: Any, expected: Any) -> None:
+    for colormap in ("jet", "viridis", "red,blue"):
+        assert (colormap_table(colormap, alpha)[:, 3] == expected).all()
+
+
+def test_colours_lie_at_equal_distances_and_their_alpha_is_theirs() -> None:
+    table = colormap_table(describe_colormap(["#0000ff", (255, 255, 255, 0.0), "red"]))
+    assert table[0].tolist() == [0, 0, 255, 255]
+    assert table[-1].tolist() == [255, 0, 0, 255]
+    assert 0 <= table[127, 3] <= 1
+    assert 0 <= table[128, 3] <= 1
+    assert (np.diff(table[:128, 3].astype(int)) <= 0).all()
+    assert (colormap_table("red,blue")[:, 3] == FADE).all()
+    assert colormap_table("#ff0000").tolist() == [[255, 0, 0, alpha] for alpha in FADE]
+    assert (colormap_table("#0000ff,#ff000080", "fade")[:, 3] == FADE).all()
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+@pytest.mark.parametrize("kind", [np.uint8, np.float32])
+def test_a_table_states_the_colour_of_each_intensity(channels: int, kind: Any) -> None:
+    table = np.random.default_rng(channels).integers(0, 256, (256, channels), np.uint8)
+    given = table if kind is np.uint8 else (table / 255).astype(kind)
+    found = colormap_table(describe_colormap(given))
+    np.testing.assert_array_equal(found[:, :channels], table)
+    if channels == 3:
+        np.testing.assert_array_equal(found[:, 3], FADE)
+
+
 @pytest.mark.parametrize("fade", [True, False])
-def test_a_named_colormap(fade: bool) -> None:
-    colormap = named_colormap("jet", fade=fade)
-    assert type(colormap) is ColormapJet
-    assert colormap.fade_low_activation is fade
+def test_an_object_states_the_colour_of_each_intensity(fade: bool) -> None:
+    class Own(ColormapJet):
+        def blue(self, intensity: np.uint8) -> np.uint8:
+            return np.uint8(intensity // 2)
+
+    for colormap in (ColormapJet(fade), Own(fade)):
+        np.testing.assert_array_equal(colormap_table(describe_colormap(colormap)), color_table(colormap))
 
 
-def test_an_unknown_name_is_refused_with_those_that_are_known() -> None:
-    with pytest.raises(SettingsError, match=r"unknown colormap 'turbo'; known: " + ", ".join(NAMED)) as caught:
-        named_colormap("turbo", fade=True)
+def test_describing_a_description_changes_nothing() -> None:
+    for colormap in ("viridis_r", "red, #00f", ColormapJet(), ["black", "white"], np.zeros((256, 4), np.uint8)):
+        text = describe_colormap(colormap)
+        assert describe_colormap(text) == text
+
+
+@pytest.mark.parametrize(
+    ("colormap", "sentence"),
+    [
+        ("virdis", r"unknown colormap 'virdis'; near to it: viridis, .*; expected jet or a name of the cmap package"),
+        ("jett", "near to it: jet"),
+        ("", "unknown colormap ''"),
+        ("viridis_r_r", "unknown colormap 'viridis_r_r'"),
+        ("red,,blue", "'' is not a colour"),
+        ([], "a colormap must be a name, a list of colours, .*; found list"),
+        (None, "found NoneType"),
+        (np.zeros((255, 3)), r"must have the shape \(256, 3\) or \(256, 4\); found \(255, 3\)"),
+        (np.full((256, 3), 2.0), r"must be uint8, or float in \[0, 1\]; found float64"),
+        (np.zeros((256, 3), int), r"must be uint8, or float in \[0, 1\]; found int64"),
+    ],
+)
+def test_what_is_no_colormap_is_told_in_one_sentence(colormap: Any, sentence: str) -> None:
+    with pytest.raises(SettingsError, match=sentence) as caught:
+        describe_colormap(colormap)
     assert isinstance(caught.value, AsyncMapsError)
     assert isinstance(caught.value, ValueError)

@@ -19,9 +19,10 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from async_maps.colormap import ColormapJet, color_table
-from async_maps.encode import encode_palette, encode_png, encode_rgba, encode_stage
+from async_maps.encode import Encoding, encode_palette, encode_png, encode_rgba, encode_stage
 from async_maps.errors import AsyncMapsError, InputValidationError
 from async_maps.meters import Meter
+from async_maps.ranges import UNIT
 from async_maps.records import ActivationMap, Bitmap, Failure, Job, Png
 from async_maps.streams import ByteBudget
 
@@ -283,10 +284,10 @@ class Caller:
 
     def bitmap(self, name: str, pixels: NDArray[np.uint8]) -> Bitmap:
         """A bitmap of its own view, so that it can be told when nobody holds that view any more."""
-        job = Job(ActivationMap(name, f"{name}.npy", "1-2", pixels.nbytes), self.outcomes.append)
+        job = Job(ActivationMap(name, f"{name}.npy", "1-2", pixels.nbytes), self.outcomes.append, UNIT)
         view = pixels[:]
         self.alive.append(weakref.ref(view))
-        return Bitmap(job, view, lambda: self.releases.append(name))
+        return Bitmap(job, view, None, None, lambda: self.releases.append(name))
 
 
 class Stage:
@@ -300,12 +301,12 @@ class Stage:
         self.pngs: MemoryObjectReceiveStream[Png]
         self.bitmaps, self._incoming = anyio.create_memory_object_stream[list[Bitmap]](100)
         self._outgoing, self.pngs = anyio.create_memory_object_stream[Png](100)
-        self._encode = encode
+        self.encoding = Encoding(lambda bitmap: encode(bitmap.pixels))
 
     async def run(self) -> None:
         """The stage itself."""
         bounds = (anyio.CapacityLimiter(1), self.budget)
-        await encode_stage(self._incoming, self._outgoing, self._encode, bounds, self.meter)
+        await encode_stage(self._incoming, self._outgoing, self.encoding, bounds, self.meter)
 
     async def close(self) -> None:
         """Close our ends."""
@@ -518,7 +519,7 @@ async def test_several_encoders_share_the_work_and_the_last_ends_the_stream() ->
     bounds = (anyio.CapacityLimiter(2), first.budget)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(first.run)
-        tasks.start_soon(encode_stage, incoming, outgoing, faded, bounds, first.meter)
+        tasks.start_soon(encode_stage, incoming, outgoing, first.encoding, bounds, first.meter)
         names = [png.job.map.name async for png in first.pngs]
     await first.close()
     assert sorted(names, key=int) == [str(index) for index in range(20)]

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-KERNELS = ("quantise_float32", "quantise_float64", "quantise_float16", "look_up")
+KERNELS = (
+    "measure_float32", "measure_float64", "quantise_float32", "quantise_float64", "quantise_float16",
+    "scale_float32", "scale_float64", "count", "sum_axes", "sketch", "look_up", "replace",
+)  # fmt: skip
 SOURCE = Path(kernels.__file__)
 
 # Run beside a copy of kernels.py. Says how each kernel came to be: hits and misses of its cache, or "none" without one.
@@ -34,23 +37,26 @@ if "together" in sys.argv:
     sys.stdin.readline()
 import kernels
 
-for dtype, quantise in ((np.float32, kernels.quantise_float32), (np.float64, kernels.quantise_float64)):
+keys = np.empty(2, np.int64)
+for dtype, bits, quantise in (("f4", "i4", kernels.quantise_float32), ("f8", "i8", kernels.quantise_float64)):
     values = np.linspace(0, 1, 10_007, dtype=dtype)
     plane = np.empty(values.size, np.uint8)
-    assert quantise(values, plane)
+    total = quantise(values, values.view(bits), plane, keys)
     assert (plane == np.rint(values * 255).astype(np.uint8)).all()
-    values[5_000] = np.nan
-    assert not quantise(values, plane)
-bits = np.arange(1_000, dtype=np.uint16)
-assert kernels.quantise_float16(bits, (np.arange(65_536) % 256).astype(np.uint16), plane[:1_000])
+    assert abs(total - values.sum(dtype="f8")) < 1e-6
+    assert (keys == values[[0, -1]].view(bits)).all()
+bits = np.arange(1_000, dtype=np.int16)
+intensities = (np.arange(65_536) % 256).astype(np.uint8)
+kernels.quantise_float16(bits, intensities, np.zeros(65_536, np.float32), plane[:1_000], keys)
 assert (plane[:1_000] == (bits % 256).astype(np.uint8)).all()
 table = np.arange(256, dtype=np.uint32) * 65_537
 pixels = np.empty(1_000, np.uint32)
 kernels.look_up(plane[:1_000], table, pixels)
 assert (pixels == table[plane[:1_000]]).all()
 
-for name in ("quantise_float32", "quantise_float64", "quantise_float16", "look_up"):
-    kernel = getattr(kernels, name)
+for name, kernel in vars(kernels).items():
+    if not hasattr(kernel, "stats"):
+        continue
     hits, misses = (sum(counts.values()) for counts in (kernel.stats.cache_hits, kernel.stats.cache_misses))
     print(name, "none" if kernel.stats.cache_path is None else f"{hits}-{misses}")
 """
@@ -70,47 +76,99 @@ caching.IndexDataCacheFile._open_for_write = full
 # What they compute
 
 
+def _key(value: float, dtype: str) -> int:
+    """An integer that is ordered as floats are, minus zero before zero."""
+    bits = int(np.array(value, dtype).view(f"i{dtype[1]}"))
+    return bits if bits >= 0 else bits ^ (2 ** (8 * int(dtype[1]) - 1) - 1)
+
+
+def _arrays(dtype: str, elements: st.SearchStrategy[float]) -> st.SearchStrategy[NDArray[Any]]:
+    return hnp.arrays(dtype, st.integers(1, 70), elements=elements)
+
+
 @pytest.mark.parametrize(("dtype", "kernel"), [("f4", kernels.quantise_float32), ("f8", kernels.quantise_float64)])
-def test_values_in_range_are_quantised_as_numpy_does_in_their_dtype(dtype: str, kernel: Callable[..., bool]) -> None:
+def test_values_in_range_are_quantised_as_numpy_does_in_their_dtype(dtype: str, kernel: Callable[..., float]) -> None:
     @settings(max_examples=60, deadline=None)
-    @given(hnp.arrays(dtype, st.integers(0, 70), elements=st.floats(0, 1, width=8 * int(dtype[1]))))  # type: ignore[arg-type]
+    @given(_arrays(dtype, st.floats(0, 1, width=8 * int(dtype[1]))))  # type: ignore[arg-type]
     def check(values: NDArray[Any]) -> None:
-        plane = np.full(values.size, 99, np.uint8)
-        assert kernel(values, plane) is True
+        plane, keys = np.full(values.size, 99, np.uint8), np.empty(2, np.int64)
+        total = kernel(values, values.view(f"i{dtype[1]}"), plane, keys)
         np.testing.assert_array_equal(plane, np.rint(values * 255).astype(np.uint8))
+        assert total == pytest.approx(values.sum(dtype=np.float64), rel=1e-12)
+        assert keys.tolist() == [_key(values.min(), dtype), _key(values.max(), dtype)] or 0 in values
 
     check()
 
 
-@pytest.mark.parametrize(("dtype", "kernel"), [("f4", kernels.quantise_float32), ("f8", kernels.quantise_float64)])
-def test_values_out_of_range_are_told(dtype: str, kernel: Callable[..., bool]) -> None:
+@pytest.mark.parametrize(("dtype", "kernel"), [("f4", kernels.measure_float32), ("f8", kernels.measure_float64)])
+def test_extremes_are_told_whatever_the_values_and_nan_lies_beyond_infinity(
+    dtype: str, kernel: Callable[..., float]
+) -> None:
     @settings(max_examples=100, deadline=None)
-    @given(hnp.arrays(dtype, st.integers(0, 20), elements=st.floats(width=8 * int(dtype[1]))))  # type: ignore[arg-type]
+    @given(_arrays(dtype, st.floats(width=8 * int(dtype[1]))))  # type: ignore[arg-type]
     def check(values: NDArray[Any]) -> None:
-        good = bool(((values >= 0) & (values <= 1)).all())
-        assert kernel(values, np.empty(values.size, np.uint8)) is good
+        keys = np.empty(2, np.int64)
+        kernel(values, values.view(f"i{dtype[1]}"), keys)
+        expected = sorted(_key(value, dtype) for value in values)
+        assert keys.tolist() == [expected[0], expected[-1]]
+        infinity = _key(np.inf, dtype)
+        assert (keys[0] > _key(-np.inf, dtype) and keys[1] < infinity) == bool(np.isfinite(values).all())
 
     check()
 
 
-def test_float16_bits_become_what_the_table_says() -> None:
-    bits = np.random.default_rng(1).permutation(65_536).astype(np.uint16)
-    table = np.random.default_rng(2).integers(0, 256, 65_536).astype(np.uint16)
-    plane = np.empty(bits.size, np.uint8)
-    assert kernels.quantise_float16(bits, table, plane) is True
-    np.testing.assert_array_equal(plane, table[bits])
+def test_float16_bits_become_what_the_tables_say() -> None:
+    bits = np.random.default_rng(1).permutation(65_536).astype(np.uint16).view(np.int16)
+    table = np.random.default_rng(2).integers(0, 256, 65_536).astype(np.uint8)
+    values = np.random.default_rng(3).random(65_536, np.float32)
+    plane, keys = np.empty(bits.size, np.uint8), np.empty(2, np.int64)
+    total = kernels.quantise_float16(bits, table, values, plane, keys)
+    np.testing.assert_array_equal(plane, table[bits.view(np.uint16)])
+    assert total == pytest.approx(values.sum(dtype=np.float64))
+    assert keys.tolist() == [-(2**15), 2**15 - 1]
 
 
-@pytest.mark.parametrize("position", [0, 1, 777, 65_535])
-@pytest.mark.parametrize("others", [0, 255])
-def test_one_float16_that_the_table_refuses_is_told(position: int, others: int) -> None:
-    bits = np.arange(65_536, dtype=np.uint16)
-    table = np.full(65_536, others, np.uint16)
-    table[position] = 256
-    plane = np.empty(65_535, np.uint8)
-    assert kernels.quantise_float16(bits, table, np.empty(bits.size, np.uint8)) is False
-    assert kernels.quantise_float16(np.delete(bits, position), table, plane) is True
-    assert (plane == others).all()
+@pytest.mark.parametrize(("dtype", "kernel"), [("f4", kernels.scale_float32), ("f8", kernels.scale_float64)])
+def test_values_are_scaled_and_clipped_in_float64(dtype: str, kernel: Callable[..., None]) -> None:
+    @settings(max_examples=60, deadline=None)
+    @given(_arrays(dtype, st.floats(-4, 4, width=8 * int(dtype[1]))), st.floats(-3, 0), st.floats(0.1, 3))  # type: ignore[arg-type]
+    def check(values: NDArray[Any], low: float, high: float) -> None:
+        plane, factor = np.empty(values.size, np.uint8), 255 / (high - low)
+        kernel(values, 0.5, low * 0.5, factor * 2, plane)
+        wide = values.astype(np.float64)
+        np.testing.assert_array_equal(plane, np.rint(np.clip((wide * 0.5 - low * 0.5) * (factor * 2), 0, 255)))
+
+    check()
+
+
+@pytest.mark.parametrize("size", [0, 1, 3, 4, 5, 10_007])
+def test_each_intensity_is_counted_and_replaced(size: int) -> None:
+    plane = np.random.default_rng(1).integers(0, 256, size).astype(np.uint8)
+    histogram = np.ones(256, np.int64)
+    kernels.count(plane, histogram)
+    np.testing.assert_array_equal(histogram, 1 + np.bincount(plane, minlength=256))
+    table = np.random.default_rng(2).integers(0, 256, 256).astype(np.uint8)
+    replaced = plane.copy()
+    kernels.replace(table, replaced)
+    np.testing.assert_array_equal(replaced, table[plane])
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 300), (300, 1), (17, 33)])
+def test_columns_and_rows_are_added_up(shape: tuple[int, int]) -> None:
+    plane = np.random.default_rng(1).integers(0, 256, shape).astype(np.uint8)
+    columns, rows = np.zeros(shape[1], np.uint32), np.full(shape[0], 9, np.uint32)
+    kernels.sum_axes(plane.reshape(-1), columns, rows)
+    np.testing.assert_array_equal(columns, plane.sum(0))
+    np.testing.assert_array_equal(rows, plane.sum(1))
+
+
+def test_values_are_counted_by_the_leading_bits_of_their_keys() -> None:
+    values = np.array([-np.finfo(float).max, -2.0, -1.5, -1.0, -0.0, 0.0, 1e-320, 1.0, 1.5, 2.0, np.finfo(float).max])
+    counts = np.zeros(2**12, np.int64)
+    kernels.sketch(values.view(np.int64), 52, counts)
+    # Sign and exponent only: 1.0 and 1.5 share a bin.
+    assert counts[counts > 0].tolist() == [1, 1, 2, 1, 2, 2, 1, 1]
+    assert counts[2**11] == 2
 
 
 def test_each_byte_is_looked_up() -> None:
@@ -125,7 +183,7 @@ def test_inputs_may_be_read_only() -> None:
     values, table = np.linspace(0, 1, 9, dtype=np.float32), np.arange(256, dtype=np.uint32)
     values.flags.writeable = table.flags.writeable = False
     plane = np.empty(9, np.uint8)
-    assert kernels.quantise_float32(values, plane)
+    kernels.quantise_float32(values, values.view(np.int32), plane, np.empty(2, np.int64))
     plane.flags.writeable = False
     pixels = np.empty(9, np.uint32)
     kernels.look_up(plane, table, pixels)

@@ -21,9 +21,11 @@ from anyio import CancelScope
 from async_maps import recorder as recorder_module
 from async_maps.errors import ManifestError
 from async_maps.manifest import COLUMNS, Manifest
+from async_maps.ranges import UNIT
 from async_maps.recorder import Recorder, open_reader, open_recorder
-from async_maps.records import ActivationMap, Failure, Outcome, Receipt
+from async_maps.records import ActivationMap, Failure, MapStatistics, Outcome, Receipt
 from async_maps.report import Report
+from async_maps.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
     from async_maps.sources.listing import Entry
 
 DESTINATION = "s3://bucket/prefix"
-SETTINGS = "0123456789abcdef"
+SETTINGS = Settings().fingerprint()
 _NOON = datetime(2026, 1, 2, 12, 0, 0, 250_000, tzinfo=UTC)
 
 
@@ -46,9 +48,12 @@ def _map(name: str, *, source: str | None = None, fingerprint: str | None = "1-1
     return ActivationMap(name, source or f"/maps/{name}.npy", fingerprint, 100)
 
 
+COUNTED = MapStatistics(-1.5, 2.0, 0.25, -1.0, 1.0, 0.5, 7.25, 1.5, 0.5, 3, False)
+
+
 def _done(map_: ActivationMap) -> Receipt:
     locator = f"{DESTINATION}/{map_.name}.png"
-    return Receipt(map_.name, locator, map_.source, map_.fingerprint, 7, 4, 3, "etag", _NOON)
+    return Receipt(map_.name, locator, map_.source, map_.fingerprint, 7, 4, 3, "etag", _NOON, COUNTED)
 
 
 def _failed(map_: ActivationMap, stage: Stage = "read") -> Failure:
@@ -167,6 +172,7 @@ def test_a_row_says_what_became_of_a_map(path: Path) -> None:
         "error": None,
         "fingerprint": "1-1",
         "settings": SETTINGS,
+        **COUNTED._asdict(),
     }
     assert datetime.fromisoformat(failed.pop("time")).tzinfo == UTC
     assert {column: value for column, value in failed.items() if value is not None} == {
@@ -271,7 +277,7 @@ def test_what_is_no_manifest_is_refused_and_stays_as_it_is(path: Path, read_only
 def test_a_manifest_of_a_newer_version_is_refused(path: Path) -> None:
     _run(path, [_done(_map("a"))])
     with closing(sqlite3.connect(path)) as database:
-        database.execute("PRAGMA user_version = 2")
+        database.execute("PRAGMA user_version = 99")
     for read_only in (False, True):
         with pytest.raises(
             ManifestError, match=rf"^{path} was written by a newer version of async-maps; please update$"
@@ -428,6 +434,7 @@ async def _batches(*batches: list[Entry]) -> AsyncGenerator[list[Entry], None]:
 
 
 async def _selected(recorder: Recorder, redo: Redo, report: Report, *batches: list[Entry]) -> list[list[Entry]]:
+    await recorder.keep(Settings(), UNIT, rehearsal=True)
     return [batch async for batch in recorder.select(_batches(*batches), redo, report)]
 
 
@@ -435,7 +442,7 @@ async def test_a_recorder_leaves_out_what_is_done_and_passes_on_what_was_refused
     _run(path, [_done(_map("a"))])
     refused = Failure("../x", "/maps/x.npz[../x]", None, "source", "a '..' part")
     report = Report()
-    async with open_recorder(path, DESTINATION, SETTINGS) as recorder:
+    async with open_recorder(path, DESTINATION) as recorder:
         assert recorder is not None
         first, second = await _selected(
             recorder, "changed", report, [_map("a"), refused, _map("b")], [_map("b", source="/other/b.npy")]
@@ -447,25 +454,25 @@ async def test_a_recorder_leaves_out_what_is_done_and_passes_on_what_was_refused
 
 
 async def test_without_a_path_there_is_no_recorder() -> None:
-    async with open_recorder(None, DESTINATION, SETTINGS) as recorder:
+    async with open_recorder(None, DESTINATION) as recorder:
         assert recorder is None
 
 
 async def test_a_rehearsal_writes_nothing(path: Path) -> None:
-    async with open_reader(path, DESTINATION, SETTINGS) as recorder:
+    async with open_reader(path, DESTINATION) as recorder:
         assert await _selected(recorder, "changed", Report(), [_map("a")]) == [[_map("a")]]
-    async with open_reader(None, DESTINATION, SETTINGS) as recorder:
+    async with open_reader(None, DESTINATION) as recorder:
         assert await _selected(recorder, "changed", Report(), [_map("a"), _map("a")]) != [[_map("a"), _map("a")]]
     assert list(path.parent.iterdir()) == []
     _run(path, [_done(_map("a"))])
     before = path.read_bytes()
     report = Report()
-    async with open_reader(path, DESTINATION, SETTINGS) as recorder:
+    async with open_reader(path, DESTINATION) as recorder:
         assert await _selected(recorder, "changed", report, [_map("a"), _map("b")]) == [[_map("b")]]
     assert report.skipped == 1
     assert path.read_bytes() == before
     with pytest.raises(ManifestError, match="is the manifest of"):
-        async with open_reader(path, "s3://other", SETTINGS):
+        async with open_reader(path, "s3://other"):
             pass
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
@@ -473,14 +480,14 @@ async def test_a_rehearsal_writes_nothing(path: Path) -> None:
 async def test_another_destination_is_refused_by_a_recorder_and_its_file_is_closed(path: Path) -> None:
     _run(path, [_done(_map("a"))])
     with pytest.raises(ManifestError, match="is the manifest of"):
-        async with open_recorder(path, "s3://other", SETTINGS):
+        async with open_recorder(path, "s3://other"):
             pass
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
 async def test_rows_are_committed_when_there_are_many(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recorder_module, "_COMMIT_INTERVAL_S", 1000.0)
-    async with open_recorder(path, DESTINATION, SETTINGS) as recorder:
+    async with open_recorder(path, DESTINATION) as recorder:
         assert recorder is not None
         await recorder.note([_done(_map(str(n))) for n in range(999)])
         assert _counted(path) == {}
@@ -492,7 +499,7 @@ async def test_rows_are_committed_when_there_are_many(path: Path, monkeypatch: p
 
 
 async def test_rows_are_committed_after_a_while(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with open_recorder(path, DESTINATION, SETTINGS) as recorder:
+    async with open_recorder(path, DESTINATION) as recorder:
         assert recorder is not None
         await recorder.note([_done(_map("a"))])
         assert _counted(path) == {}
@@ -505,7 +512,7 @@ async def test_rows_are_committed_after_a_while(path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize("end", [None, RuntimeError, asyncio.CancelledError, KeyboardInterrupt])
 async def test_rows_are_committed_however_the_run_ends(path: Path, end: type[BaseException] | None) -> None:
     try:
-        async with open_recorder(path, DESTINATION, SETTINGS) as recorder:
+        async with open_recorder(path, DESTINATION) as recorder:
             assert recorder is not None
             await recorder.note([_done(_map("a"))])
             assert _counted(path) == {}
@@ -519,7 +526,7 @@ async def test_rows_are_committed_however_the_run_ends(path: Path, end: type[Bas
 
 async def test_rows_are_committed_when_the_scope_around_the_run_is_cancelled(path: Path) -> None:
     with CancelScope() as scope:
-        async with open_recorder(path, DESTINATION, SETTINGS) as recorder:
+        async with open_recorder(path, DESTINATION) as recorder:
             assert recorder is not None
             await recorder.note([_done(_map("a"))])
             scope.cancel()
@@ -534,7 +541,7 @@ async def test_no_row_is_lost_at_whatever_step_of_a_commit_the_run_is_cancelled(
     noting = asyncio.Event()
 
     async def run() -> None:
-        async with open_recorder(path, DESTINATION, SETTINGS) as recorder:
+        async with open_recorder(path, DESTINATION) as recorder:
             assert recorder is not None
             noting.set()
             await recorder.note([_done(_map(str(n))) for n in range(1000)])
@@ -557,7 +564,7 @@ async def test_a_commit_under_way_when_the_run_is_cancelled_is_finished_and_not_
     opened: asyncio.Future[Recorder] = asyncio.get_running_loop().create_future()
 
     async def run() -> None:
-        async with open_recorder(path, DESTINATION, SETTINGS) as recorder:
+        async with open_recorder(path, DESTINATION) as recorder:
             assert recorder is not None
             opened.set_result(recorder)
             await recorder.note(refused)
@@ -573,7 +580,7 @@ async def test_a_commit_under_way_when_the_run_is_cancelled_is_finished_and_not_
 
 async def test_a_plan_under_way_when_the_run_is_cancelled_does_not_cost_the_rows(path: Path) -> None:
     maps: list[Entry] = [_map(str(n)) for n in range(30_000)]
-    async with open_recorder(path, DESTINATION, SETTINGS) as recorder:
+    async with open_recorder(path, DESTINATION) as recorder:
         assert recorder is not None
         await recorder.note([_done(_map("a"))])
         selecting = asyncio.create_task(_selected(recorder, "changed", Report(), maps))
@@ -586,7 +593,7 @@ async def test_a_plan_under_way_when_the_run_is_cancelled_does_not_cost_the_rows
 
 async def test_what_could_not_be_written_is_told_and_tried_once_more_at_the_end(path: Path) -> None:
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
-        async with open_recorder(path, DESTINATION, SETTINGS) as recorder:
+        async with open_recorder(path, DESTINATION) as recorder:
             assert recorder is not None
             recorder._manifest._database.execute("PRAGMA busy_timeout = 10")
             await recorder.note([_done(_map("a"))])
@@ -606,7 +613,7 @@ async def test_the_event_loop_goes_on_while_the_manifest_is_written(path: Path) 
             await asyncio.sleep(0.001)
             ticks += 1
 
-    async with open_recorder(path, DESTINATION, SETTINGS) as recorder:
+    async with open_recorder(path, DESTINATION) as recorder:
         assert recorder is not None
         outcomes = [_done(_map(str(n))) for n in range(20_000)]
         ticking = asyncio.create_task(tick())

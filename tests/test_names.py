@@ -9,8 +9,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from async_maps.errors import InputValidationError
-from async_maps.names import MAX_KEY_BYTES, check_name, make_key, printable
+from async_maps.names import MAX_KEY_BYTES, KeyTemplate, check_name, printable
 from async_maps.stores.files import FileStore
+
+DEFAULT = KeyTemplate("{name}.png")
 
 # Any text, surrogates too (undecodable bytes of file names), and more often than chance what paths are made of.
 _TEXTS = st.text() | st.lists(st.sampled_from(["..", ".", "", "a", "b c", "é", "~", "\\", "%2e%2e", "x.npy"])).map(
@@ -26,7 +28,7 @@ _PREFIXES = st.sampled_from(["", "p", "maps/v1", "a b/é"])
 def test_no_accepted_name_leaves_its_prefix(prefix: str, name: str) -> None:
     try:
         check_name(name)
-        key = make_key(prefix, name)
+        key = DEFAULT.key(prefix, name)
     except InputValidationError:
         return
     assert posixpath.normpath(key) == key
@@ -61,7 +63,7 @@ def test_no_accepted_name_leaves_its_prefix(prefix: str, name: str) -> None:
 )
 def test_odd_names_are_accepted(name: str) -> None:
     check_name(name)
-    assert make_key("p", name) == f"p/{name}.png"
+    assert DEFAULT.key("p", name) == f"p/{name}.png"
 
 
 @pytest.mark.parametrize(
@@ -89,9 +91,9 @@ def test_a_key_may_be_as_long_as_s3_allows_and_no_longer(letter: str) -> None:
     room = MAX_KEY_BYTES - len("prefix/.png")
     longest = letter * (room // len(letter.encode()))
     longest += "a" * (room - len(longest.encode()))
-    assert len(make_key("prefix", longest).encode()) == MAX_KEY_BYTES
+    assert len(DEFAULT.key("prefix", longest).encode()) == MAX_KEY_BYTES
     with pytest.raises(InputValidationError, match=r"the key would be 1,025 bytes long; S3 allows 1,024") as refusal:
-        make_key("prefix", longest + "a")
+        DEFAULT.key("prefix", longest + "a")
     assert len(str(refusal.value)) < 200
 
 

@@ -36,10 +36,33 @@ def test_parts_may_be_given_as_models_or_as_mappings() -> None:
         ({"nope": 1}, "nope is not a setting"),
         ({"s3": {"nope": 1}}, "s3.nope is not a setting"),
         ({"self": 1}, "self is not a setting"),
-        ({"colormap": "plaid"}, "unknown colormap 'plaid'; known: "),
-        ({"colormap": 5}, "colormap: input should be a valid string, found 5"),
-        ({"fade": "perhaps"}, "fade: input should be a valid boolean, unable to interpret input, found 'perhaps'"),
-        ({"png": "jpg"}, "png: input should be 'palette' or 'rgba', found 'jpg'"),
+        ({"colormap": "virdis"}, "unknown colormap 'virdis'; near to it: viridis, "),
+        ({"colormap": "no such thing at all"}, "expected jet or a name of the cmap package"),
+        ({"colormap": 5}, "a colormap must be a name, a list of colours, a 256x3 or 256x4 array"),
+        ({"colormap": ["black", "nocolour"]}, "'nocolour' is not a colour; expected a name, #rrggbb"),
+        ({"alpha": "perhaps"}, "alpha: expected auto, fade, opaque or a number from 0 to 1, found 'perhaps'"),
+        ({"alpha": 1.5}, "alpha: expected auto, fade, opaque or a number from 0 to 1, found 1.5"),
+        ({"range": "full"}, "unknown range 'full'; expected unit, LO,HI, per-map, percentile:P,Q, symmetric, dataset"),
+        ({"range": "percentile:1,120"}, "percentiles must lie in 0 to 100, the first below the second"),
+        ({"range": "percentile:99,1"}, "percentiles must lie in 0 to 100, the first below the second"),
+        ({"range": "dataset:-1,99"}, "percentiles must lie in 0 to 100"),
+        ({"range": "percentile:1"}, "unknown range 'percentile:1'"),
+        ({"range": "from:"}, "unknown range 'from:'"),
+        ({"range": "2,1"}, "range '2,1': the first value must be below the second"),
+        ({"range": "nan,1"}, "range 'nan,1': the values must be finite"),
+        ({"range": "-inf,1"}, "range '-inf,1': the values must be finite"),
+        ({"invalid": "drop"}, "invalid: input should be 'error', 'transparent' or 'zero', found 'drop'"),
+        ({"key": "{nam}.png"}, "key '{nam}.png': unknown field {nam}; known: name, digest, stem, parent, index"),
+        ({"key": "all.png"}, "key 'all.png' gives all maps of a folder the same key: add {name} or {stem}"),
+        ({"key": "{parent}.png"}, "gives all maps of a folder the same key"),
+        ({"key": "{name"}, "key '{name': expected '}' before end of string"),
+        ({"key": "{name!r}"}, "only {index:06}, a width, and {digest:.16}, 16 digits or more, can be formatted"),
+        ({"key": "{name.__class__}"}, "unknown field {name.__class__}"),
+        ({"key": "{digest:.8}"}, "only {index:06}, a width, and {digest:.16}, 16 digits or more, can be formatted"),
+        ({"key": "{index:x}"}, "can be formatted"),
+        ({"key": "../{name}.png"}, "key '../{name}.png': the name ../parent/stem.png is empty"),
+        ({"key": ""}, "gives all maps of a folder the same key"),
+        ({"png": "jpg"}, "png: input should be 'palette', 'rgba' or 'compact', found 'jpg'"),
         ({"png_level": 4}, "png_level: input should be less than or equal to 3, found 4"),
         ({"png_level": -1}, "png_level: input should be greater than or equal to 0, found -1"),
         ({"workers": -1}, "workers: input should be greater than or equal to 0, found -1"),
@@ -101,12 +124,20 @@ def test_auto_is_one_for_every_two_cores_and_at_least_one() -> None:
 
 def test_the_table_is_that_of_the_colormap() -> None:
     np.testing.assert_array_equal(Settings().table(), color_table(ColormapJet()))
-    opaque = Settings(fade=False).table()
+    opaque = Settings(alpha="opaque").table()
     np.testing.assert_array_equal(opaque[:, :3], color_table(ColormapJet())[:, :3])
     assert (opaque[:, 3] == 255).all()
 
 
-_SHAPING: dict[str, Any] = {"fade": False, "png": "rgba", "png_level": 2}
+_SHAPING: dict[str, Any] = {
+    "colormap": "viridis",
+    "alpha": 0.5,
+    "range": "per-map",
+    "invalid": "zero",
+    "png": "rgba",
+    "png_level": 2,
+    "key": "{stem}.png",
+}
 _OTHER: dict[str, Any] = {
     "workers": 3,
     "encode_threads": 3,
@@ -140,7 +171,7 @@ def test_every_setting_is_known_to_shape_the_bytes_or_not() -> None:
 
 def test_the_fingerprint_stays_the_same_from_release_to_release() -> None:
     # Another one makes every finished map of every user be done again: then this is changed on purpose.
-    assert Settings().fingerprint() == "a390914f9591e968"
+    assert Settings().fingerprint() == "b171ce930735a58f"
 
 
 def test_settings_are_loaded_from_toml(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from aioboto3 import Session
 from botocore.exceptions import ClientError
 
 from async_maps.errors import ObjectError, SettingsError, StoreError
-from async_maps.names import make_key
+from async_maps.names import KeyTemplate
 from async_maps.settings import Settings
 from async_maps.stores import open_store
 from async_maps.stores.files import FileStore
@@ -43,6 +43,8 @@ AWKWARD = (
     *("a&b", "a=b", "o'clock", "(paren)", "bang!", "star*", "a,b;c:d@e$f", 'quo"te', "back\\slash", "<tag>", "[{|^`"),
     *("café", "cafe\N{COMBINING ACUTE ACCENT}", "日本語", "🧠🔥", "\xa0", "x.y.z", "..x", "deep/" * 20 + "x"),
 )  # fmt: skip
+
+make_key = KeyTemplate("{name}.png").key
 
 
 class Opened(NamedTuple):

@@ -34,7 +34,7 @@ tidy = pytest.mark.usefixtures(leaves_nothing.__name__)
 """It looks at all of memory: for the tests that start processes."""
 
 TABLE = color_table(ColormapJet())
-PALETTE, RGBA = Recipe(TABLE, rgba=False), Recipe(TABLE, rgba=True)
+PALETTE, RGBA = Recipe(TABLE), Recipe(TABLE, "rgba")
 
 
 def random_map(*shape: int, dtype: Any = np.float32, seed: int = 0) -> NDArray[Any]:
@@ -66,7 +66,8 @@ def placed(block: NDArray[np.uint8], offset: int, array: NDArray[Any]) -> Reques
 def pixels(block: NDArray[np.uint8], result: Result, recipe: Recipe) -> NDArray[np.uint8]:
     """What a result points at."""
     assert result.failure is None
-    shape = (result.height, result.width, 4) if recipe.rgba else (result.height, result.width)
+    assert result.rgba == (recipe.png == "rgba")
+    shape = (result.height, result.width, 4) if result.rgba else (result.height, result.width)
     return np.ndarray(shape, np.uint8, block.data, result.offset)
 
 
@@ -107,7 +108,7 @@ def test_each_map_has_an_aligned_place_of_its_own_behind_the_arrays(recipe: Reci
         assert result.offset % 64 == 0
         assert result.offset >= end
         end = result.offset + array.size * recipe.pixel_bytes()
-        expected = colorize_activation_map(array) if recipe.rgba else intensities(array)
+        expected = colorize_activation_map(array) if recipe.png == "rgba" else intensities(array)
         np.testing.assert_array_equal(pixels(block, result, recipe), expected)
 
 
@@ -243,7 +244,7 @@ def is_alive(pid: int | None) -> bool:
 @tidy
 async def test_a_process_colorizes_into_shared_memory_until_it_is_stopped(tmp_path: Path, recipe: Recipe) -> None:
     array = random_map(50, 60)
-    expected = colorize_activation_map(array) if recipe.rgba else intensities(array)
+    expected = colorize_activation_map(array) if recipe.png == "rgba" else intensities(array)
     with Arena(2**20) as arena:
         async with started(arena, recipe) as process:
             pid = process.pid
@@ -287,7 +288,8 @@ async def test_a_worker_outlives_the_signals_that_are_meant_for_its_parent(tmp_p
             os.kill(pid, signal.SIGINT)
             os.kill(pid, signal.SIGTERM)
             reply = await process.colorize(await arena.take(2**16), 0, [saved(tmp_path / "a.npy", random_map(3, 4))])
-            assert reply.results == [Result(0, 3, 4, None)]
+            (result,) = reply.results
+            assert (result.offset, result.height, result.width, result.failure) == (0, 3, 4, None)
             assert process.pid == pid
 
 
@@ -311,7 +313,8 @@ async def test_what_a_library_prints_goes_to_standard_error_and_not_between_the_
             request = saved(tmp_path / "a.npy", random_map(3, 4))
             block = await arena.take(2**16)
             for _ in range(3):
-                assert (await process.colorize(block, 0, [request])).results == [Result(0, 3, 4, None)]
+                (result,) = (await process.colorize(block, 0, [request])).results
+                assert (result.offset, result.height, result.width, result.failure) == (0, 3, 4, None)
     out, err = capfd.readouterr()
     assert out == ""
     assert err.count("printed") == err.count("written") == 3
@@ -352,7 +355,8 @@ async def test_a_worker_that_was_killed_says_by_which_signal_and_can_be_started_
                 await process.colorize(block, 0, [request])
 
             await process.start()
-            assert (await process.colorize(block, 0, [request])).results == [Result(0, 3, 4, None)]
+            (result,) = (await process.colorize(block, 0, [request])).results
+            assert result.failure is None
 
 
 @tidy
@@ -411,7 +415,7 @@ from async_maps.worker import Recipe, Request
 
 async def main():
     arena = Arena(2**16)
-    worker = ProcessWorker(Recipe(color_table(ColormapJet()), False), arena)
+    worker = ProcessWorker(Recipe(color_table(ColormapJet())), arena)
     await worker.start()
     block = await arena.take(2**16)
     requests = [Request(path, None, 0, (), "") for path in sys.argv[1:]]
