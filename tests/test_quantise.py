@@ -44,7 +44,8 @@ def reference(array: NDArray[Any], value_range: ValueRange) -> NDArray[np.uint8]
     else:
         low, high = value_range.low, value_range.high
     if low == high:
-        return np.uint8(255) * (values > high)
+        one: NDArray[np.uint8] = np.where(values > high, np.uint8(255), np.uint8(0))
+        return one
     with np.errstate(over="ignore", invalid="ignore"):
         intensities: NDArray[np.uint8] = np.rint(np.clip((values - low) * (255 / (high - low)), 0, 255)).astype(
             np.uint8

@@ -13,13 +13,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from PIL import Image
 
 from async_maps import pool, worker
 from async_maps.arena import Arena
 from async_maps.colorize import colorize_activation_map
-from async_maps.colormap import ColormapJet, color_table
+from async_maps.colormap import ColormapJet, color_table, colormap_table
+from async_maps.encode import encode_bitmap, encode_palette
 from async_maps.errors import WorkerError
 from async_maps.pool import ProcessWorker
+from async_maps.quantise import Measured
+from async_maps.ranges import UNIT
+from async_maps.records import ActivationMap, Bitmap, Job
 from async_maps.sources.formats import Readers
 from async_maps.worker import Recipe, Reply, Request, Result, aligned, colorize_chunk, frame
 from tests.leftovers import leaves_nothing
@@ -455,3 +463,107 @@ def test_a_worker_ends_itself_when_its_parent_was_killed(tmp_path: Path, busy: b
     assert time.monotonic() - began < 10
     assert err == ""
     assert parent.returncode == -signal.SIGKILL
+
+
+# What is transparent
+
+
+def holes(shape: tuple[int, int] = (40, 50), seed: int = 3) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """A map that uses all 256 intensities, with invalid values here and there."""
+    array = np.linspace(0, 1, shape[0] * shape[1], dtype=np.float32).reshape(shape)
+    bad = np.random.default_rng(seed).random(shape) < 0.1
+    array[bad] = np.nan
+    return array, bad
+
+
+def shown(block: NDArray[np.uint8], result: Result, recipe: Recipe) -> NDArray[np.uint8]:
+    """A result's RGBA pixels, as its PNG will have them."""
+    shape = (result.height, result.width, 4)[: 3 if result.rgba else 2]
+    view = np.ndarray(shape, np.uint8, block.data, result.offset)
+    bitmap = Bitmap(
+        Job(ActivationMap("a", "a", None, 0), lambda _: None, UNIT), view, result.transparent, None, lambda: None
+    )
+    with Image.open(io.BytesIO(encode_bitmap(bitmap, recipe.table, 1))) as image:
+        return np.asarray(image.convert("RGBA"))
+
+
+@pytest.mark.parametrize("png", ["palette", "compact", "rgba"])
+@pytest.mark.parametrize("alpha", ["fade", "opaque", 0.5])
+@pytest.mark.parametrize("values", ["all intensities", "few intensities"])
+def test_exactly_the_invalid_pixels_are_transparent_in_every_png(png: Any, alpha: Any, values: str) -> None:
+    array, bad = holes()
+    if values == "few intensities":
+        array = np.round(array, 1)
+    recipe = Recipe(colormap_table("jet", alpha), png, "transparent")
+    block = np.zeros(40_000, np.uint8)
+    reply = colorize_chunk(block, 8_192, [placed(block, 0, array)], recipe)
+    (result,) = reply.results
+    found = shown(block, result, recipe)
+    assert (found[bad, 3] == 0).all()
+    expected = recipe.table[np.rint(array[~bad] * 255).astype(int)]
+    if png == "compact":
+        seen = expected[:, 3] > 0
+        np.testing.assert_array_equal(found[~bad][seen], expected[seen])
+        assert (found[~bad][~seen, 3] == 0).all()
+    else:
+        np.testing.assert_array_equal(found[~bad], expected)
+    # Only a palette that has no room left gives way to RGBA.
+    assert result.rgba == (png == "rgba" or (alpha != "fade" and values == "all intensities"))
+
+
+def test_a_map_that_turns_to_rgba_asks_for_the_room(tmp_path: Path) -> None:
+    array, bad = holes()
+    recipe = Recipe(colormap_table("jet", "opaque"), "palette", "transparent")
+    requests = [saved(tmp_path / "a.npy", array)]
+    assert colorize_chunk(np.zeros(array.size, np.uint8), 0, requests, recipe) == Reply([], 4 * array.size)
+    block = np.zeros(4 * array.size, np.uint8)
+    (result,) = colorize_chunk(block, 0, requests, recipe).results
+    assert (shown(block, result, recipe)[bad] == 0).all()
+
+
+@given(
+    st.integers(0, 2**32 - 1),
+    st.sampled_from(["fade", "auto"]),
+    st.sampled_from(["jet", "viridis_r", "#ff000000,#ff0000ff"]),
+)
+@hypothesis_settings(max_examples=25, deadline=None)
+def test_compact_is_identical_once_composited_over_anything(seed: int, alpha: Any, colormap: str) -> None:
+    rng = np.random.default_rng(seed)
+    array = rng.random((30, 20)) ** rng.integers(1, 9)
+    background = rng.integers(0, 256, (30, 20, 3)).astype(np.float64)
+    composited, sizes = [], []
+    for png in ("palette", "compact"):
+        recipe = Recipe(colormap_table(colormap, alpha), png)
+        block = np.zeros(8_192, np.uint8)
+        (result,) = colorize_chunk(block, 6_400, [placed(block, 0, array)], recipe).results
+        pixels_ = shown(block, result, recipe).astype(np.float64)
+        share = pixels_[..., 3:] / 255
+        composited.append(pixels_[..., :3] * share + background * (1 - share))
+        sizes.append(len(np.unique(np.ndarray((30, 20), np.uint8, block.data, result.offset))))
+    np.testing.assert_array_equal(composited[0], composited[1])
+    assert sizes[1] <= sizes[0]
+
+
+def test_compact_takes_about_half_the_bytes() -> None:
+    y, x = np.mgrid[0:512, 0:512]
+    array = np.exp(-((y - 200) ** 2 + (x - 300) ** 2) / 2 / 80**2).astype(np.float32)
+    sizes = {}
+    for png in ("palette", "compact"):
+        recipe = Recipe(TABLE, png)
+        block = np.zeros(2**21, np.uint8)
+        (result,) = colorize_chunk(block, 2**20, [placed(block, 0, array)], recipe).results
+        plane = np.ndarray((512, 512), np.uint8, block.data, result.offset)
+        sizes[png] = len(encode_palette(plane, TABLE))
+    assert sizes["compact"] < 0.6 * sizes["palette"]
+
+
+def test_intensities_from_elsewhere_are_taken_as_they_are_with_what_was_seen_of_their_values() -> None:
+    block = np.zeros(8_192, np.uint8)
+    plane = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    request = placed(block, 0, plane)._replace(
+        value_range=("per-map", 0, 1), measured=Measured(-2.0, 7.0, 1.5, -2.0, 7.0)
+    )
+    (result,) = colorize_chunk(block, 64, [request], PALETTE).results
+    np.testing.assert_array_equal(pixels(block, result, PALETTE), plane)
+    assert result.statistics is not None
+    assert result.statistics[:5] == (-2.0, 7.0, 1.5, -2.0, 7.0)
