@@ -10,14 +10,15 @@ from contextlib import closing
 from fnmatch import fnmatchcase
 from functools import partial
 from glob import has_magic
+from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from async_maps.errors import InputValidationError, SourceError
+from async_maps.errors import InputValidationError, MissingExtraError, SourceError
 from async_maps.names import check_name, printable
 from async_maps.records import ActivationMap, Failure
-from async_maps.sources.formats import FORMATS, open_reader, suffix_of
+from async_maps.sources.formats import FORMATS, is_one_source, open_reader, suffix_of
 from async_maps.sources.storage import Disk
 
 if TYPE_CHECKING:
@@ -41,6 +42,9 @@ def open_files(place: str | os.PathLike[str]) -> Files:
     """
     path = os.fspath(place)
     if os.path.isdir(path):
+        if is_one_source(path):
+            folder = os.path.abspath(path)
+            return Files(os.path.dirname(folder), lambda: [folder])
         return Files(path, partial(_walk, os.path.abspath(path), None))
     if os.path.lexists(path):
         if suffix_of(path) is None:
@@ -90,14 +94,18 @@ def maps_in_file(name: str, path: str) -> Iterator[ActivationMap | Failure]:
     """
     try:
         status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):
+        if stat.S_ISDIR(status.st_mode) and is_one_source(path):
+            fingerprint = _folder_state(path)
+        elif stat.S_ISREG(status.st_mode):
+            fingerprint = f"{status.st_size}-{status.st_mtime_ns}"
+        else:
             yield _failure(name, path, f"expected a regular file, found {_kind(status.st_mode)}")
             return
-        fingerprint = f"{status.st_size}-{status.st_mtime_ns}"
         with closing(open_reader(path, Disk())) as reader:
             for found in reader.maps():
                 yield entry(name, path, found, fingerprint)
-    except (OSError, SourceError) as error:
+    except (OSError, SourceError, MissingExtraError) as error:
+        # A file whose extra is missing, perhaps no map's at all, does not keep the others from their run.
         yield _failure(name, path, explain(error))
 
 
@@ -162,10 +170,10 @@ def _listing(folder: str, wanted: Patterns | None) -> Iterator[str]:
     with os.scandir(folder) as children:
         for entry in children:
             left = _behind(wanted, entry.name)
-            if _is_folder(entry):
+            if _is_folder(entry) and not is_one_source(entry.path):
                 if left is None or left - {()}:
                     yield f"{entry.name}/"
-            elif suffix_of(entry.name) and (left is None or () in left):
+            elif (left is None or () in left) and (suffix_of(entry.name) or _is_folder(entry)):
                 yield entry.name
 
 
@@ -207,6 +215,34 @@ def _sort(names: Iterator[str]) -> Iterator[str]:
             database.executemany("INSERT INTO names VALUES (?)", ((os.fsencode(name),) for name in batch))
         for (name,) in database.execute("SELECT name FROM names ORDER BY name"):
             yield os.fsdecode(name)
+
+
+def _folder_state(folder: str) -> str:
+    """What changes when any file in a folder does: a digest over their paths, sizes and times.
+
+    Raises:
+        SourceError: a symbolic link in it leads back to a folder above.
+        OSError: it cannot be read.
+    """
+    # A sum does not depend on the order in which files come, and so none has to be remembered to be sorted.
+    total = 0
+    for line in _states("", folder, ()):
+        total += int.from_bytes(blake2b(line, digest_size=16).digest(), "big")
+    return f"{total % 2**128:032x}"
+
+
+def _states(above: str, folder: str, folders: tuple[tuple[int, int], ...]) -> Iterator[bytes]:
+    status = os.stat(folder)
+    identity = (status.st_dev, status.st_ino)
+    if identity in folders:
+        raise SourceError("a symbolic link in it leads back to a folder above")
+    with os.scandir(folder) as children:
+        for child in children:
+            if child.is_dir():
+                yield from _states(f"{above}{child.name}/", child.path, (*folders, identity))
+            else:
+                status = child.stat()
+                yield os.fsencode(f"{above}{child.name}\0{status.st_size}-{status.st_mtime_ns}")
 
 
 def _failure(name: str, path: str, reason: str) -> Failure:

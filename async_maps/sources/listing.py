@@ -17,6 +17,7 @@ from async_maps.names import make_key
 from async_maps.records import ActivationMap, Failure
 from async_maps.sources import Source, open_source
 from async_maps.sources.arrays import array_map
+from async_maps.sources.formats import FORMATS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable, Iterator
@@ -63,7 +64,7 @@ async def list_maps(source: AnySource) -> AsyncGenerator[list[Entry], None]:
                 yield batch
     if not found:
         place = fspath(source) if isinstance(source, str | PathLike) else "the source"
-        raise SourceError(f"{place} holds no activation maps (.npy, .npz)")
+        raise SourceError(f"{place} holds no activation maps ({', '.join(FORMATS)})")
 
 
 async def _in_thread(entries: Iterator[Any]) -> AsyncGenerator[list[Entry], None]:

@@ -1,0 +1,152 @@
+"""Zarr, versions 2 and 3: a folder, whose every array of numbers in two or more dimensions is a map or a stack."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from async_maps.errors import MissingExtraError, SourceError
+from async_maps.sources.formats import Found, one_sentence
+from async_maps.sources.stacks import plane_shape, position_name, stack_length
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+    import zarr
+    from numpy.typing import NDArray
+
+    from async_maps.sources.storage import Storage
+
+_MAX_BLOCK = 256 * 2**20
+
+
+def open_reader(path: str, storage: Storage) -> ZarrReader:
+    """The reader of a hierarchy.
+
+    Raises:
+        MissingExtraError: zarr is not installed.
+        SourceError: it is no Zarr hierarchy.
+        OSError: it cannot be read.
+    """
+    try:
+        import zarr  # noqa: F401
+    except ImportError:
+        raise MissingExtraError("reading Zarr", "zarr") from None
+    return ZarrReader(storage.zarr_store(path))
+
+
+class ZarrReader:
+    """One hierarchy; a map's part is its array's path, and its position if the array is a stack.
+
+    Maps that share chunks are unpacked together, and the last such block is kept: the next map costs nothing.
+    """
+
+    def __init__(self, store: Any) -> None:
+        import zarr
+        from zarr.errors import ZarrUserWarning
+
+        self._store = store
+        self._path = ""
+        self._array: zarr.Array[Any] | None = None
+        self._start = 0
+        self._block: NDArray[Any] | None = None
+        # Files that are not Zarr's, a README or what a file manager leaves behind, do no harm.
+        warnings.filterwarnings("ignore", "Object at .* is not recognized as a component", ZarrUserWarning)
+
+    def maps(self) -> Iterator[Found]:
+        """Every map, sorted by the paths of the arrays."""
+        import zarr
+
+        with one_sentence("expected a Zarr hierarchy"):
+            try:
+                root = zarr.open(self._store, mode="r")
+            except FileNotFoundError:
+                raise SourceError("expected a Zarr hierarchy, found no zarr.json, .zgroup or .zarray") from None
+        empty = True
+        for path, array in [("", root)] if isinstance(root, zarr.Array) else _arrays(root, ""):
+            if array is not None and (len(array.shape) < 2 or array.dtype.kind not in "biufc"):
+                continue
+            empty = False
+            yield from _maps_in(path, array)
+        if empty:
+            raise SourceError("the hierarchy holds no array of numbers in two or more dimensions")
+
+    def read(self, part: list[Any]) -> NDArray[Any]:
+        """Read one array, or one map of a stack."""
+        path, index = part
+        with one_sentence(f"the hierarchy is damaged at {path!r}"):
+            array = self._open(path)
+            if index is None:
+                return np.asarray(array[...])
+            shape = array.shape
+            length = stack_length(shape)
+            if length is None or index >= length:
+                raise SourceError(f"the array {path!r} holds no map {index} any more: its shape is {shape}")
+            return self._map_of(array, index).reshape(plane_shape(shape))
+
+    def close(self) -> None:
+        """Forget the block; nothing is held open."""
+        self._array = self._block = None
+
+    def _open(self, path: str) -> zarr.Array[Any]:
+        import zarr
+
+        if self._array is None or path != self._path:
+            self.close()
+            try:
+                array = zarr.open_array(self._store, path=path, mode="r")
+            except FileNotFoundError:
+                raise SourceError(f"the hierarchy holds no array {path!r} any more") from None
+            _refuse_pickles(array)
+            self._path, self._array = path, array
+        return self._array
+
+    def _map_of(self, array: zarr.Array[Any], index: int) -> NDArray[Any]:
+        rows = array.chunks[0]
+        if rows == 1 or rows * math.prod(array.shape[1:]) * array.dtype.itemsize > _MAX_BLOCK:
+            return np.asarray(array[index])
+        start = index - index % rows
+        if self._block is None or start != self._start:
+            # Before the next one is read: two would be twice the memory.
+            self._block = None
+            self._start, self._block = start, np.asarray(array[start : start + rows])
+        block: NDArray[Any] = self._block[index - start]
+        return block
+
+
+def _arrays(group: zarr.Group, above: str) -> Iterator[tuple[str, zarr.Array[Any]]]:
+    import zarr
+
+    with one_sentence(f"the hierarchy is damaged at {above!r}"):
+        members = sorted(group.members(), key=lambda member: member[0])
+    for name, member in members:
+        if isinstance(member, zarr.Array):
+            yield f"{above}{name}", member
+        else:
+            yield from _arrays(member, f"{above}{name}/")
+
+
+def _maps_in(path: str, array: zarr.Array[Any]) -> Iterator[Found]:
+    shape, itemsize = array.shape, array.dtype.itemsize
+    length = stack_length(shape)
+    if length is None:
+        yield Found(path or None, [path, None], math.prod(shape) * itemsize)
+        return
+    size = math.prod(plane_shape(shape)) * itemsize
+    for index in range(length):
+        name = position_name(index)
+        yield Found(f"{path}/{name}" if path else name, [path, index], size)
+
+
+def _refuse_pickles(array: zarr.Array[Any]) -> None:
+    """Refuse an array whose chunks are pickles: reading one runs whatever program its writer put there.
+
+    Raises:
+        SourceError: it is one.
+    """
+    if any("pickle" in type(codec).__name__.lower() for codec in (*array.filters, *array.compressors)):
+        raise SourceError("expected an array of numbers, found pickled Python objects, which are never read")
