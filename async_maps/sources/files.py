@@ -226,23 +226,28 @@ def _folder_state(folder: str) -> str:
     """
     # A sum does not depend on the order in which files come, and so none has to be remembered to be sorted.
     total = 0
-    for line in _states("", folder, ()):
+    for line in _states(folder):
         total += int.from_bytes(blake2b(line, digest_size=16).digest(), "big")
     return f"{total % 2**128:032x}"
 
 
-def _states(above: str, folder: str, folders: tuple[tuple[int, int], ...]) -> Iterator[bytes]:
-    status = os.stat(folder)
-    identity = (status.st_dev, status.st_ino)
-    if identity in folders:
-        raise SourceError("a symbolic link in it leads back to a folder above")
-    with os.scandir(folder) as children:
-        for child in children:
-            if child.is_dir():
-                yield from _states(f"{above}{child.name}/", child.path, (*folders, identity))
-            else:
-                status = child.stat()
-                yield os.fsencode(f"{above}{child.name}\0{status.st_size}-{status.st_mtime_ns}")
+def _states(folder: str) -> Iterator[bytes]:
+    """Path, size and time of every file below a folder, in no particular order."""
+    left: list[tuple[str, tuple[tuple[int, int], ...]]] = [("", ())]
+    while left:
+        path, above = left.pop()
+        status = os.stat(os.path.join(folder, path))
+        identity = (status.st_dev, status.st_ino)
+        if identity in above:
+            raise SourceError("a symbolic link in it leads back to a folder above")
+        with os.scandir(os.path.join(folder, path)) as children:
+            for child in children:
+                below = os.path.join(path, child.name)
+                if child.is_dir():
+                    left.append((below, (*above, identity)))
+                else:
+                    status = child.stat()
+                    yield os.fsencode(f"{below}\0{status.st_size}-{status.st_mtime_ns}")
 
 
 def _failure(name: str, path: str, reason: str) -> Failure:

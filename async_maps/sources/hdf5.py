@@ -103,10 +103,10 @@ class Hdf5Reader:
         """
         with one_sentence("the file is damaged"):
             root = self._file["/"]
-            names = sorted(root)
+            names = _names_in(root)
             seen = {_address(root)}
         # Not recursion: how deep groups lie in one another is for the file to say.
-        groups = [("", root, iter(names))]
+        groups = [("", root, names)]
         while groups:
             above, group, left = groups[-1]
             name = next(left, None)
@@ -121,7 +121,7 @@ class Hdf5Reader:
                     found = item
                 # A group with two names, or within itself, is listed once.
                 elif item is not None and (address := _address(item)) not in seen:
-                    groups.append((f"{path}/", item, iter(sorted(item))))
+                    groups.append((f"{path}/", item, _names_in(item)))
                     seen.add(address)
             except Exception:  # noqa: BLE001  # h5py's errors have no root
                 found = (), 0
@@ -136,7 +136,7 @@ class Hdf5Reader:
             self._dataset = None
             dataset = self._file[path]
             if not isinstance(dataset, h5py.Dataset):
-                raise SourceError(f"the file holds no dataset {path!r} any more")
+                raise SourceError(f"the file holds no dataset {path!r}: it is gone, or a group that is damaged")
             chunks = dataset.chunks
             if chunks and stack_length(dataset.shape) and chunks[0] > 1:
                 count = math.prod(-(-size // chunk) for size, chunk in zip(dataset.shape[1:], chunks[1:], strict=True))
@@ -149,6 +149,11 @@ class Hdf5Reader:
                 dataset = h5py.Dataset(h5py.h5d.open(self._file.id, path.encode("utf-8", "surrogateescape"), access))
             self._path, self._dataset = path, dataset
         return self._dataset
+
+
+def _names_in(group: Group) -> Iterator[str]:
+    # h5py hands over what is not UTF-8 as bytes.
+    return iter(sorted(name.decode("utf-8", "surrogateescape") if isinstance(name, bytes) else name for name in group))
 
 
 def _look_up(group: Group, name: str) -> Group | tuple[tuple[int, ...], int] | None:

@@ -83,23 +83,24 @@ class TarReader:
         Raises:
             SourceError: what follows cannot be told any more, because the archive is cut off or damaged.
         """
-        while True:
-            before = self._archive.offset
-            with one_sentence(f"the archive is cut off or damaged after {before:,} bytes"):
-                member = self._archive.next()
-            if member is None:
-                break
-            # tarfile remembers every member, for those who look one up by name.
-            self._archive.members.clear()
-            if self._archive.offset <= before and before:
-                raise SourceError(f"the archive is damaged after {before:,} bytes: a member of negative size")
-            yield member
+        self._file.seek(0)
+        end = 0
+        with tarfile.open(fileobj=self._file, mode="r:") as archive:
+            while True:
+                with one_sentence(f"the archive is cut off or damaged after {end:,} bytes"):
+                    member = archive.next()
+                if member is None:
+                    break
+                # tarfile remembers every member, for those who look one up by name.
+                archive.members.clear()  # type: ignore[attr-defined]  # missing in its types
+                if archive.offset <= end:
+                    raise SourceError(f"the archive is damaged after {end:,} bytes: a member of negative size")
+                end = archive.offset
+                yield member
         # tarfile ends at whatever is no header; an archive that is whole ends in a block of zeros.
-        self._file.seek(self._archive.offset)
+        self._file.seek(end)
         if self._file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-            raise SourceError(
-                f"the archive is cut off or damaged after {self._archive.offset:,} bytes: what follows is not listed"
-            )
+            raise SourceError(f"the archive is cut off or damaged after {end:,} bytes: what follows is not listed")
 
     def _maps_in(self, member: tarfile.TarInfo) -> Iterator[Found]:
         # "tar -C folder ." has it before every name.

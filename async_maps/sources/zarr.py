@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -46,16 +45,11 @@ class ZarrReader:
     """
 
     def __init__(self, store: Any) -> None:
-        import zarr
-        from zarr.errors import ZarrUserWarning
-
         self._store = store
         self._path = ""
         self._array: zarr.Array[Any] | None = None
         self._start = 0
         self._block: NDArray[Any] | None = None
-        # Files that are not Zarr's, a README or what a file manager leaves behind, do no harm.
-        warnings.filterwarnings("ignore", "Object at .* is not recognized as a component", ZarrUserWarning)
 
     def maps(self) -> Iterator[Found]:
         """Every map, sorted by the paths of the arrays."""
@@ -67,11 +61,13 @@ class ZarrReader:
             except FileNotFoundError:
                 raise SourceError("expected a Zarr hierarchy, found no zarr.json, .zgroup or .zarray") from None
         empty = True
-        for path, array in [("", root)] if isinstance(root, zarr.Array) else _arrays(root, ""):
-            if array is not None and (len(array.shape) < 2 or array.dtype.kind not in "biufc"):
-                continue
-            empty = False
-            yield from _maps_in(path, array)
+        for path, array in [("", root)] if isinstance(root, zarr.Array) else _arrays(root):
+            if array is None:
+                empty = False
+                yield Found(path, [path, None], 0)
+            elif len(array.shape) >= 2 and array.dtype.kind in "biufc":
+                empty = False
+                yield from _maps_in(path, array)
         if empty:
             raise SourceError("the hierarchy holds no array of numbers in two or more dimensions")
 
@@ -118,16 +114,38 @@ class ZarrReader:
         return block
 
 
-def _arrays(group: zarr.Group, above: str) -> Iterator[tuple[str, zarr.Array[Any]]]:
+def _arrays(root: zarr.Group) -> Iterator[tuple[str, zarr.Array[Any] | None]]:
+    """The arrays in a group and in those within, with their paths; None for what cannot be opened."""
     import zarr
 
-    with one_sentence(f"the hierarchy is damaged at {above!r}"):
-        members = sorted(group.members(), key=lambda member: member[0])
-    for name, member in members:
-        if isinstance(member, zarr.Array):
-            yield f"{above}{name}", member
-        else:
-            yield from _arrays(member, f"{above}{name}/")
+    # Not recursion: how deep groups lie in one another is for the hierarchy to say.
+    groups = [("", root, _names_in(root))]
+    while groups:
+        above, group, left = groups[-1]
+        name = next(left, None)
+        if name is None:
+            groups.pop()
+            continue
+        path = f"{above}{name}"
+        try:
+            member = group[name]
+            if isinstance(member, zarr.Group):
+                groups.append((f"{path}/", member, _names_in(member)))
+            else:
+                yield path, member
+        except KeyError:
+            # Nothing of Zarr's: its own metadata, a README, what a file manager leaves behind.
+            continue
+        except Exception:  # noqa: BLE001  # who reads it is told; the others are listed
+            yield path, None
+
+
+def _names_in(group: zarr.Group) -> Iterator[str]:
+    # Group.members() would open them all at once, and fail over any that is damaged.
+    from zarr.core.sync import collect_aiterator
+
+    with one_sentence(f"the hierarchy is damaged at {group.path!r}"):
+        return iter(sorted(collect_aiterator(group.store.list_dir(group.path))))
 
 
 def _maps_in(path: str, array: zarr.Array[Any]) -> Iterator[Found]:
