@@ -82,7 +82,7 @@ class Files:
 
     def _maps_in(self, path: str) -> Iterator[ActivationMap | Failure]:
         name = os.path.relpath(path, self._root)
-        return maps_in_file(name[: -len(suffix_of(name) or "")], path)
+        return maps_in_file(name[: len(name) - len(suffix_of(name) or "")], path)
 
 
 def maps_in_file(name: str, path: str) -> Iterator[ActivationMap | Failure]:
@@ -94,13 +94,12 @@ def maps_in_file(name: str, path: str) -> Iterator[ActivationMap | Failure]:
     """
     try:
         status = os.stat(path)
-        if stat.S_ISDIR(status.st_mode) and is_one_source(path):
-            fingerprint = _folder_state(path)
-        elif stat.S_ISREG(status.st_mode):
-            fingerprint = f"{status.st_size}-{status.st_mtime_ns}"
-        else:
-            yield _failure(name, path, f"expected a regular file, found {_kind(status.st_mode)}")
+        folder = is_one_source(path)
+        if not (stat.S_ISDIR if folder else stat.S_ISREG)(status.st_mode):
+            expected = "a folder" if folder else "a regular file"
+            yield _failure(name, path, f"expected {expected}, found {_kind(status.st_mode)}")
             return
+        fingerprint = _folder_state(path) if folder else f"{status.st_size}-{status.st_mtime_ns}"
         with closing(open_reader(path, Disk())) as reader:
             for found in reader.maps():
                 yield entry(name, path, found, fingerprint)
@@ -255,5 +254,10 @@ def _failure(name: str, path: str, reason: str) -> Failure:
 
 
 def _kind(mode: int) -> str:
-    kinds = {stat.S_ISDIR: "a folder", stat.S_ISFIFO: "a pipe", stat.S_ISSOCK: "a socket"}
+    kinds = {
+        stat.S_ISREG: "a regular file",
+        stat.S_ISDIR: "a folder",
+        stat.S_ISFIFO: "a pipe",
+        stat.S_ISSOCK: "a socket",
+    }
     return next((name for test, name in kinds.items() if test(mode)), "a device")

@@ -87,7 +87,7 @@ class TarReader:
         end = 0
         with tarfile.open(fileobj=self._file, mode="r:") as archive:
             while True:
-                with one_sentence(f"the archive is cut off or damaged after {end:,} bytes"):
+                with one_sentence(f"the archive is cut off or damaged after {min(end, self._size):,} bytes"):
                     member = archive.next()
                 if member is None:
                     break

@@ -65,7 +65,7 @@ class ZarrReader:
             if array is None:
                 empty = False
                 yield Found(path, [path, None], 0)
-            elif len(array.shape) >= 2 and array.dtype.kind in "biufc":
+            elif _could_be_maps(array):
                 empty = False
                 yield from _maps_in(path, array)
         if empty:
@@ -97,7 +97,8 @@ class ZarrReader:
                 array = zarr.open_array(self._store, path=path, mode="r")
             except FileNotFoundError:
                 raise SourceError(f"the hierarchy holds no array {path!r} any more") from None
-            _refuse_pickles(array)
+            if not _could_be_maps(array):
+                raise SourceError(f"the array {path!r} holds no numbers in two or more dimensions any more")
             self._path, self._array = path, array
         return self._array
 
@@ -148,6 +149,10 @@ def _names_in(group: zarr.Group) -> Iterator[str]:
         return iter(sorted(collect_aiterator(group.store.list_dir(group.path))))
 
 
+def _could_be_maps(array: zarr.Array[Any]) -> bool:
+    return len(array.shape) >= 2 and array.dtype.kind in "biufc"
+
+
 def _maps_in(path: str, array: zarr.Array[Any]) -> Iterator[Found]:
     shape, itemsize = array.shape, array.dtype.itemsize
     length = stack_length(shape)
@@ -158,13 +163,3 @@ def _maps_in(path: str, array: zarr.Array[Any]) -> Iterator[Found]:
     for index in range(length):
         name = position_name(index)
         yield Found(f"{path}/{name}" if path else name, [path, index], size)
-
-
-def _refuse_pickles(array: zarr.Array[Any]) -> None:
-    """Refuse an array whose chunks are pickles: reading one runs whatever program its writer put there.
-
-    Raises:
-        SourceError: it is one.
-    """
-    if any("pickle" in type(codec).__name__.lower() for codec in (*array.filters, *array.compressors)):
-        raise SourceError("expected an array of numbers, found pickled Python objects, which are never read")
