@@ -209,11 +209,11 @@ def test_a_damaged_array_in_a_tar_fails_alone(maps: Path) -> None:
 def test_what_comes_before_the_cut_of_a_tar_is_listed_and_the_cut_is_told(maps: Path, cut_at: str) -> None:
     path = _save_tar(maps / "a.tar", {f"{number}.npy": _npy(MAP) for number in range(10)})
     # Each member takes a block of 512 bytes for its header and one for its array.
-    path.write_bytes(path.read_bytes()[: 5 * 1024 + {"a header": 100, "data": 700, "between two members": 0}[cut_at]])
+    path.write_bytes(path.read_bytes()[: 5 * 1024 + {"a header": 100, "data": 600, "between two members": 0}[cut_at]])
     *entries, failure = open_source(maps)
     assert isinstance(failure, Failure)
     assert failure.name == "a"
-    whole = {"data": "5,820"}.get(cut_at, "5,120")
+    whole = {"data": "5,720"}.get(cut_at, "5,120")
     assert failure.reason.startswith(f"the archive is cut off or damaged after {whole} bytes: ")
     assert _names(entries)[:5] == [f"a/{number}" for number in range(5)]
     if cut_at == "data":
