@@ -62,13 +62,15 @@ class TarReader:
         if empty:
             raise SourceError("the archive holds no arrays (.npy)")
 
-    def read(self, part: list[int | None] | None) -> NDArray[Any]:
+    def read(self, part: list[Any] | None) -> NDArray[Any]:
         """Read one array, or one map of a stack; never unpickles."""
         if part is None:
             raise SourceError("in the archive it is a link, a device or a sparse file: only plain files are read")
-        member = tarfile.TarInfo()
         offset, size, index = part
-        member.offset_data, member.size = offset or 0, size or 0
+        if offset + size > self._size:
+            raise SourceError(f"truncated: its data end at byte {offset + size:,}, the archive at {self._size:,}")
+        member = tarfile.TarInfo()
+        member.offset_data, member.size = offset, size
         with one_sentence("the archive is damaged"), self._open(member) as file:
             return npy.read_stream(file, member.size, index)
 
