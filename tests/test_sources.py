@@ -308,7 +308,9 @@ def test_a_place_where_nothing_is_is_refused(maps: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("name", ["notes.txt", "npy", "x.npy.gz", "x.png"])
 def test_a_file_of_another_kind_is_refused(maps: Path, name: str) -> None:
     (maps / name).write_bytes(b"")
-    with pytest.raises(SourceError, match=r"is not read as activation maps; expected a file ending in \.npy, \.npz"):
+    with pytest.raises(
+        SourceError, match=r"is not read as activation maps; expected a file ending in \.npy, \.npz, \.tar, "
+    ):
         open_source(maps / name)
 
 

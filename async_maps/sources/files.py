@@ -10,14 +10,15 @@ from contextlib import closing
 from fnmatch import fnmatchcase
 from functools import partial
 from glob import has_magic
+from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from async_maps.errors import InputValidationError, SourceError
+from async_maps.errors import InputValidationError, MissingExtraError, SourceError
 from async_maps.names import check_name, printable
 from async_maps.records import ActivationMap, Failure
-from async_maps.sources.formats import FORMATS, open_reader, suffix_of
+from async_maps.sources.formats import FORMATS, is_one_source, open_reader, suffix_of
 from async_maps.sources.storage import Disk
 
 if TYPE_CHECKING:
@@ -41,6 +42,9 @@ def open_files(place: str | os.PathLike[str]) -> Files:
     """
     path = os.fspath(place)
     if os.path.isdir(path):
+        if is_one_source(path):
+            folder = os.path.abspath(path)
+            return Files(os.path.dirname(folder), lambda: [folder])
         return Files(path, partial(_walk, os.path.abspath(path), None))
     if os.path.lexists(path):
         if suffix_of(path) is None:
@@ -78,7 +82,7 @@ class Files:
 
     def _maps_in(self, path: str) -> Iterator[ActivationMap | Failure]:
         name = os.path.relpath(path, self._root)
-        return maps_in_file(name[: -len(suffix_of(name) or "")], path)
+        return maps_in_file(name[: len(name) - len(suffix_of(name) or "")], path)
 
 
 def maps_in_file(name: str, path: str) -> Iterator[ActivationMap | Failure]:
@@ -90,14 +94,17 @@ def maps_in_file(name: str, path: str) -> Iterator[ActivationMap | Failure]:
     """
     try:
         status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):
-            yield _failure(name, path, f"expected a regular file, found {_kind(status.st_mode)}")
+        folder = is_one_source(path)
+        if not (stat.S_ISDIR if folder else stat.S_ISREG)(status.st_mode):
+            expected = "a folder" if folder else "a regular file"
+            yield _failure(name, path, f"expected {expected}, found {_kind(status.st_mode)}")
             return
-        fingerprint = f"{status.st_size}-{status.st_mtime_ns}"
+        fingerprint = _folder_state(path) if folder else f"{status.st_size}-{status.st_mtime_ns}"
         with closing(open_reader(path, Disk())) as reader:
             for found in reader.maps():
                 yield entry(name, path, found, fingerprint)
-    except (OSError, SourceError) as error:
+    except (OSError, SourceError, MissingExtraError) as error:
+        # A file whose extra is missing, perhaps no map's at all, does not keep the others from their run.
         yield _failure(name, path, explain(error))
 
 
@@ -162,10 +169,10 @@ def _listing(folder: str, wanted: Patterns | None) -> Iterator[str]:
     with os.scandir(folder) as children:
         for entry in children:
             left = _behind(wanted, entry.name)
-            if _is_folder(entry):
+            if _is_folder(entry) and not is_one_source(entry.path):
                 if left is None or left - {()}:
                     yield f"{entry.name}/"
-            elif suffix_of(entry.name) and (left is None or () in left):
+            elif (left is None or () in left) and (suffix_of(entry.name) or _is_folder(entry)):
                 yield entry.name
 
 
@@ -209,10 +216,48 @@ def _sort(names: Iterator[str]) -> Iterator[str]:
             yield os.fsdecode(name)
 
 
+def _folder_state(folder: str) -> str:
+    """What changes when any file in a folder does: a digest over their paths, sizes and times.
+
+    Raises:
+        SourceError: a symbolic link in it leads back to a folder above.
+        OSError: it cannot be read.
+    """
+    # A sum does not depend on the order in which files come, and so none has to be remembered to be sorted.
+    total = 0
+    for line in _states(folder):
+        total += int.from_bytes(blake2b(line, digest_size=16).digest(), "big")
+    return f"{total % 2**128:032x}"
+
+
+def _states(folder: str) -> Iterator[bytes]:
+    """Path, size and time of every file below a folder, in no particular order."""
+    left: list[tuple[str, tuple[tuple[int, int], ...]]] = [("", ())]
+    while left:
+        path, above = left.pop()
+        status = os.stat(os.path.join(folder, path))
+        identity = (status.st_dev, status.st_ino)
+        if identity in above:
+            raise SourceError("a symbolic link in it leads back to a folder above")
+        with os.scandir(os.path.join(folder, path)) as children:
+            for child in children:
+                below = os.path.join(path, child.name)
+                if child.is_dir():
+                    left.append((below, (*above, identity)))
+                else:
+                    status = child.stat()
+                    yield os.fsencode(f"{below}\0{status.st_size}-{status.st_mtime_ns}")
+
+
 def _failure(name: str, path: str, reason: str) -> Failure:
     return Failure(printable(name), printable(path), None, "source", reason)
 
 
 def _kind(mode: int) -> str:
-    kinds = {stat.S_ISDIR: "a folder", stat.S_ISFIFO: "a pipe", stat.S_ISSOCK: "a socket"}
+    kinds = {
+        stat.S_ISREG: "a regular file",
+        stat.S_ISDIR: "a folder",
+        stat.S_ISFIFO: "a pipe",
+        stat.S_ISSOCK: "a socket",
+    }
     return next((name for test, name in kinds.items() if test(mode)), "a device")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
@@ -23,8 +25,18 @@ Part: TypeAlias = Any
 FORMATS = {
     ".npy": "npy",
     ".npz": "npz",
+    ".tar": "tar",
+    ".h5": "hdf5",
+    ".hdf5": "hdf5",
+    ".zarr": "zarr",
+    ".safetensors": "safetensors",
 }
 """The module of each suffix. It has a function ``open_reader(path, storage)`` that gives a :class:`Reader`."""
+
+COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
+"""Listed although nothing reads them: who has a folder of them is told why, not that there is nothing in it."""
+
+_ZARR_MARKS = ("zarr.json", ".zgroup", ".zarray")
 
 
 class Found(NamedTuple):
@@ -65,9 +77,17 @@ class Reader(Protocol):
 
 
 def suffix_of(path: str) -> str | None:
-    """The suffix by which a file is read, as :data:`FORMATS` has it; None if nothing here reads it."""
+    """The suffix by which a file is read or refused, as :data:`FORMATS` has it; None if nothing here knows it."""
     lower = path.lower()
-    return next((suffix for suffix in FORMATS if lower.endswith(suffix)), None)
+    return next((suffix for suffix in (*FORMATS, *COMPRESSED_TARS) if lower.endswith(suffix)), None)
+
+
+def is_one_source(folder: str) -> bool:
+    """Whether a folder on a disk is one source in many files, not a folder of sources: a Zarr hierarchy."""
+    suffix = suffix_of(folder)
+    if suffix is None:
+        return any(os.path.lexists(os.path.join(folder, mark)) for mark in _ZARR_MARKS)
+    return FORMATS.get(suffix) == "zarr"
 
 
 def open_reader(path: str, storage: Storage) -> Reader:
@@ -79,10 +99,34 @@ def open_reader(path: str, storage: Storage) -> Reader:
         OSError: it cannot be opened.
     """
     suffix = suffix_of(path)
-    if suffix is None:
+    if suffix in COMPRESSED_TARS:
+        raise SourceError("no map in a compressed tar can be read without unpacking all before it: decompress it first")
+    if suffix is None and not is_one_source(path):
         raise SourceError(f"nothing here reads {printable(path)}")
-    reader: Reader = import_module(f"async_maps.sources.{FORMATS[suffix]}").open_reader(path, storage)
+    module = "zarr" if suffix is None else FORMATS[suffix]
+    reader: Reader = import_module(f"async_maps.sources.{module}").open_reader(path, storage)
     return reader
+
+
+@contextmanager
+def one_sentence(what: str) -> Iterator[None]:
+    """Turn whatever a format's library ends in over a damaged file into a SourceError of one line.
+
+    An OSError of the system passes as it is; some libraries raise OSErrors of their own, which have no number.
+
+    Args:
+        what: what is wrong, in our words; the library's reason follows.
+    """
+    try:
+        yield
+    except SourceError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        # A KeyError comes in quotes.
+        reason = str(error).strip("'\"").partition("\n")[0][:200] or type(error).__name__
+        raise SourceError(f"{what}: {printable(reason)}") from error
 
 
 class Readers:

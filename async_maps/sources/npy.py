@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from contextlib import suppress
+from functools import partial
 from tokenize import TokenError
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -13,10 +14,10 @@ from numpy.lib import format as npy_format
 
 from async_maps.errors import SourceError
 from async_maps.sources.formats import Found
-from async_maps.sources.stacks import plane_shape, position_name, stack_length
+from async_maps.sources.stacks import plane_shape, position_names, read_names, stack_length
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from typing import IO, Any
 
     from numpy.typing import NDArray
@@ -31,21 +32,27 @@ _PIECE = 2**20
 
 
 def open_reader(path: str, storage: Storage) -> NpyReader:
-    """The reader of a file."""
-    return NpyReader(storage.open(path))
+    """The reader of a file; beside ``maps.npy``, ``maps.names.txt`` names the maps of the stack, one a line."""
+    return NpyReader(storage.open(path), partial(storage.open, f"{path[: -len('.npy')]}.names.txt"))
 
 
 class NpyReader:
-    """One file: a map, whose part is None, or a stack, whose parts are positions."""
+    """One file: a map, whose part is None, or a stack, whose parts are positions.
 
-    def __init__(self, file: IO[bytes]) -> None:
+    Args:
+        file: at any position.
+        open_names: opens the list of the names of the stack's maps; raises FileNotFoundError if they have none.
+    """
+
+    def __init__(self, file: IO[bytes], open_names: Callable[[], IO[bytes]]) -> None:
         self._file = file
+        self._open_names = open_names
         self._size = file.seek(0, os.SEEK_END)
 
     def maps(self) -> Iterator[Found]:
         """The map, or those of the stack."""
         self._file.seek(0)
-        yield from maps_in_stream(self._file, self._size)
+        yield from maps_in_stream(self._file, self._size, self._names)
 
     def read(self, part: int | None) -> NDArray[Any]:
         """Read the map, or one of the stack."""
@@ -56,6 +63,20 @@ class NpyReader:
         """Close the file."""
         self._file.close()
 
+    def _names(self, length: int) -> Iterator[str]:
+        try:
+            file = self._open_names()
+        except FileNotFoundError:
+            yield from position_names(length)
+            return
+        except OSError as error:
+            raise SourceError(f"its list of names cannot be read: {error.strerror}") from error
+        with file:
+            # A list that does not fit names not one map: its errors come before its names.
+            for _ in read_names(file, length):
+                pass
+            yield from read_names(file, length)
+
 
 class Header(NamedTuple):
     """What the header of an ``.npy`` file says."""
@@ -65,10 +86,17 @@ class Header(NamedTuple):
     dtype: np.dtype[Any]
 
 
-def maps_in_stream(file: IO[bytes], size: int) -> Iterator[Found]:
+def maps_in_stream(
+    file: IO[bytes], size: int, names: Callable[[int], Iterable[str]] = position_names
+) -> Iterator[Found]:
     """The maps in an ``.npy`` file of ``size`` bytes that is at its start: one without a name, or those of a stack.
 
     A file whose header cannot be read is listed as one map: who reads it is told why.
+
+    Args:
+        file: the file.
+        size: how many bytes it has.
+        names: gives the names of a stack's maps, of which there are so many.
     """
     length, map_bytes = None, size
     with suppress(SourceError):
@@ -78,8 +106,8 @@ def maps_in_stream(file: IO[bytes], size: int) -> Iterator[Found]:
     if length is None:
         yield Found(None, None, map_bytes)
     else:
-        for index in range(length):
-            yield Found(position_name(index), index, map_bytes)
+        for index, name in enumerate(names(length)):
+            yield Found(name, index, map_bytes)
 
 
 def read_stream(file: IO[bytes], size: int, part: int | None = None) -> NDArray[Any]:

@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+import io
+from typing import TYPE_CHECKING
+
+from async_maps.errors import SourceError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import IO
+
 _CHANNELS = {1, 2, 3, 4}
 
 
@@ -26,3 +35,45 @@ def plane_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
 def position_name(index: int) -> str:
     """What a map of a stack is called by its position, the first being ``000000``."""
     return f"{index:06}"
+
+
+_MAX_LINE = 4096
+"""Characters; a key in S3 has 1,024 bytes at most."""
+
+
+def position_names(length: int) -> Iterator[str]:
+    """What the maps of a stack are called by their positions."""
+    return map(position_name, range(length))
+
+
+def read_names(file: IO[bytes], length: int) -> Iterator[str]:
+    """The names of a stack's maps from a list of them, one a line, held one at a time; two may be equal.
+
+    Args:
+        file: the list, at any position.
+        length: how many maps the stack has.
+
+    Raises:
+        SourceError: the list is not UTF-8, has an empty line, or not as many lines as the stack has maps.
+        OSError: it cannot be read.
+    """
+    file.seek(0)
+    # Editors begin a file with a byte order mark and end lines in CR LF; neither is part of a name.
+    text = io.TextIOWrapper(file, "utf-8-sig")
+    count = 0
+    try:
+        while line := text.readline(_MAX_LINE):
+            count += 1
+            name = line.removesuffix("\n")
+            if not name:
+                raise SourceError(f"line {count:,} of its list of names is empty")
+            if len(line) == _MAX_LINE:
+                raise SourceError(f"line {count:,} of its list of names is {_MAX_LINE:,} characters long or more")
+            if count <= length:
+                yield name
+    except UnicodeDecodeError:
+        raise SourceError(f"its list of names is not UTF-8 after line {count:,}") from None
+    finally:
+        text.detach()
+    if count != length:
+        raise SourceError(f"its list of names has {count:,} lines, the stack has {length:,} maps")
