@@ -1,0 +1,265 @@
+"""One range for a whole set: found in a first pass, kept in the manifest, taken over by other runs."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import async_maps as am
+from async_maps.manifest import Manifest
+from async_maps.report import Report
+from async_maps.sources.listing import list_maps
+from async_maps.survey import survey
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from numpy.typing import NDArray
+
+LOCAL: dict[str, Any] = {"workers": 0}
+
+
+def logits(seed: int, scale: float = 4.0) -> NDArray[np.float32]:
+    return (np.random.default_rng(seed).standard_normal((24, 32)) * scale).astype(np.float32)
+
+
+@pytest.fixture
+def stored(maps: Path) -> NDArray[np.float64]:
+    """Twenty maps in the folder; all their values."""
+    arrays = [logits(seed, 1 + seed / 5) for seed in range(20)]
+    for index, array in enumerate(arrays):
+        np.save(maps / f"{index:02}.npy", array)
+    return np.stack(arrays).astype(np.float64).ravel()
+
+
+def plane_of(path: Path) -> NDArray[np.uint8]:
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def spans(manifest: Path) -> set[tuple[float, float]]:
+    """The ranges that the maps of a manifest were colorized by."""
+    table = manifest.with_suffix(".jsonl")
+    am.export_manifest(manifest, table)
+    return {(row["range_low"], row["range_high"]) for row in map(json.loads, table.read_text().splitlines())}
+
+
+def test_all_maps_span_the_values_of_all(maps: Path, stored: NDArray[np.float64], tmp_path: Path) -> None:
+    report = am.run(maps, tmp_path / "out", settings=am.Settings(range="dataset", **LOCAL))
+    assert (report.surveyed, report.uploaded) == (20, 20)
+    low, high = stored.min(), stored.max()
+    assert (report.range_low, report.range_high) == (low, high)
+    for index in (0, 7, 19):
+        values = np.load(maps / f"{index:02}.npy").astype(np.float64)
+        expected = np.rint((values - low) * (255 / (high - low)))
+        np.testing.assert_array_equal(plane_of(tmp_path / "out" / f"{index:02}.png"), expected)
+
+
+def test_percentiles_of_all_maps_are_within_the_stated_error(
+    maps: Path, stored: NDArray[np.float64], tmp_path: Path
+) -> None:
+    report = am.run(maps, tmp_path / "out", settings=am.Settings(range="dataset:1,99", **LOCAL))
+    assert report.range_low == pytest.approx(np.percentile(stored, 1), rel=1 / 2048)
+    assert report.range_high == pytest.approx(np.percentile(stored, 99), rel=1 / 2048)
+
+
+@pytest.mark.usefixtures("stored")
+def test_a_later_run_colours_alike_and_looks_at_nothing_twice(maps: Path, tmp_path: Path) -> None:
+    manifest, out = tmp_path / "m.sqlite", tmp_path / "out"
+    settings = am.Settings(range="dataset:1,99", **LOCAL)
+    first = am.run(maps, out, settings=settings, manifest=manifest)
+    np.save(maps / "new.npy", logits(99, scale=50))
+    second = am.run(maps, out, settings=settings, manifest=manifest)
+    assert (second.surveyed, second.uploaded, second.skipped) == (0, 1, 20)
+    assert spans(manifest) == {(first.range_low, first.range_high)}
+    # Other percentiles of the same values need no second look either.
+    third = am.run(maps, out, settings=am.Settings(range="dataset", **LOCAL), manifest=manifest)
+    assert (third.surveyed, third.uploaded) == (0, 21)
+    # Unless all is asked for anew: then the new map counts.
+    fourth = am.run(maps, out, settings=settings, manifest=manifest, redo="all")
+    assert (fourth.surveyed, fourth.uploaded) == (21, 21)
+    assert len(spans(manifest)) == 1
+    assert spans(manifest) != {(first.range_low, first.range_high)}
+
+
+@pytest.mark.usefixtures("stored")
+async def test_a_run_that_was_stopped_goes_on_with_the_same_colours(maps: Path, tmp_path: Path) -> None:
+    manifest = tmp_path / "m.sqlite"
+    settings = am.Settings(range="dataset", chunk_maps=1, **LOCAL)
+    report = Report()
+    async with am.Pipeline(tmp_path / "out", settings=settings) as pipeline:
+
+        class Draining(list[Any]):
+            """Stops the run once it has given some maps for the second time."""
+
+            passes = 0
+
+            def __iter__(self) -> Iterator[Any]:
+                self.passes += 1
+                for index, item in enumerate(super().__iter__()):
+                    if self.passes == 2 and index == 5:
+                        pipeline.drain()
+                    yield item
+
+        source = Draining((path.stem, np.load(path)) for path in sorted(maps.iterdir()))
+        await pipeline.run(source, manifest=manifest, report=report)
+    assert report.drained
+    assert report.uploaded < 20
+    again = Report()
+    async with am.Pipeline(tmp_path / "out", settings=settings) as pipeline:
+        await pipeline.run([(path.stem, np.load(path)) for path in maps.iterdir()], manifest=manifest, report=again)
+    assert (again.surveyed, again.uploaded) == (0, 20)
+    assert spans(manifest) == {(report.range_low, report.range_high)}
+
+
+@pytest.mark.usefixtures("stored")
+async def test_the_first_pass_can_be_stopped_and_leaves_no_range(maps: Path, tmp_path: Path) -> None:
+    manifest = tmp_path / "m.sqlite"
+    async with am.Pipeline(tmp_path / "out", settings=am.Settings(range="dataset", **LOCAL)) as pipeline:
+
+        class Draining(list[Any]):
+            def __iter__(self) -> Iterator[Any]:
+                pipeline.drain()
+                return super().__iter__()
+
+        report = await pipeline.run(Draining([("a", logits(1))]), manifest=manifest)
+    assert (report.drained, report.uploaded) == (True, 0)
+    with Manifest(manifest, read_only=True) as opened, pytest.raises(am.ManifestError, match="says nothing of one"):
+        opened.value_range()
+
+
+@pytest.mark.parametrize(("invalid", "low"), [("transparent", 1.0), ("zero", 0.0), ("error", 3.0)])
+def test_invalid_values_count_as_they_are_shown(maps: Path, tmp_path: Path, invalid: Any, low: float) -> None:
+    np.save(maps / "whole.npy", np.array([[3.0, 4.0]]))
+    np.save(maps / "holes.npy", np.array([[1.0, np.nan, np.inf]]))
+    np.save(maps / "flags.npy", np.array([["no", "map"]]))
+    (maps / "broken.npy").write_bytes(b"nothing")
+    report = am.run(maps, tmp_path / "out", settings=am.Settings(range="dataset", invalid=invalid, **LOCAL))
+    # A map that fails does not shape the colours of the others.
+    assert (report.range_low, report.range_high) == (low, 4.0)
+    assert report.surveyed == 4
+    assert report.failed == (3 if invalid == "error" else 2)
+
+
+@pytest.mark.usefixtures("stored")
+def test_what_was_counted_with_other_invalid_values_is_counted_anew(maps: Path, tmp_path: Path) -> None:
+    manifest = tmp_path / "m.sqlite"
+    for invalid, surveyed in (("error", 20), ("zero", 20), ("zero", 0)):
+        settings = am.Settings(range="dataset", invalid=invalid, **LOCAL)
+        assert am.run(maps, tmp_path / "out", settings=settings, manifest=manifest).surveyed == surveyed
+
+
+def test_a_set_without_a_valid_value_still_says_what_is_wrong(maps: Path, tmp_path: Path) -> None:
+    np.save(maps / "a.npy", np.full((2, 2), np.nan))
+    report = am.run(maps, tmp_path / "out", settings=am.Settings(range="dataset", **LOCAL))
+    assert (report.uploaded, report.failed) == (0, 1)
+    assert "found NaN at index (0, 0)" in report.failures[0].reason
+
+
+async def test_a_first_pass_goes_over_any_format_and_any_iterable(maps: Path) -> None:
+    np.save(maps / "stack.npy", np.arange(60.0).reshape(2, 5, 6))
+    np.savez(maps / "some.npz", a=np.full((2, 2), -5), b=np.full((2, 2), 99, np.uint8))
+    sketch = await survey(list_maps(maps), am.Settings(), Report(), threads=2)
+    assert (sketch.count, sketch.minimum, sketch.maximum) == (68, -5, 99)
+
+
+async def once() -> AsyncIterator[tuple[str, Any]]:
+    yield "a", logits(1)
+
+
+@pytest.mark.parametrize("source", ["iterator", "async iterator", "stdin"])
+async def test_a_source_that_can_be_read_once_is_refused_before_it_is_read(tmp_path: Path, source: str) -> None:
+    given: Any = {"iterator": iter([("a", logits(1))]), "async iterator": once(), "stdin": "-"}[source]
+    async with am.Pipeline(tmp_path, settings=am.Settings(range="dataset", **LOCAL)) as pipeline:
+        with pytest.raises(am.SettingsError, match="must be one that can be read twice"):
+            await pipeline.run(given)
+        with pytest.raises(am.SettingsError, match="must be one that can be read twice"):
+            await anext(pipeline.stream(given))
+    if source == "iterator":
+        assert next(given)[0] == "a"
+    elif source == "async iterator":
+        await given.aclose()
+
+
+async def test_a_single_map_has_no_dataset_and_no_index(tmp_path: Path) -> None:
+    for settings, what in (
+        (am.Settings(range="dataset:1,99", **LOCAL), "range is dataset:1,99"),
+        (am.Settings(key="{index:06}.png", **LOCAL), "key is to hold an {index}"),
+    ):
+        async with am.Pipeline(tmp_path, settings=settings) as pipeline:
+            with pytest.raises(am.SettingsError, match=what):
+                await pipeline.put("a", logits(1))
+            names = [outcome.name async for outcome in pipeline.stream([("a", np.eye(3)), ("b", np.eye(4))])]
+            assert sorted(names) == ["a", "b"]
+
+
+# From another run -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("setting", ["dataset:1,99", "-3,5", "unit"])
+@pytest.mark.usefixtures("stored")
+async def test_another_runs_range_is_taken_over(maps: Path, tmp_path: Path, setting: str) -> None:
+    if setting == "unit":
+        for path in maps.iterdir():
+            np.save(path, np.random.default_rng(0).random((4, 4)))
+    a, b = tmp_path / "a.sqlite", tmp_path / "b.sqlite"
+    async with am.Pipeline(tmp_path / "a", settings=am.Settings(range=setting, **LOCAL)) as pipeline:
+        await pipeline.run(maps, manifest=a)
+    async with am.Pipeline(tmp_path / "b", settings=am.Settings(range=f"from:{a}", **LOCAL)) as pipeline:
+        receipt = await pipeline.put("one", logits(3))
+        await pipeline.run(maps, manifest=b)
+    assert spans(b) == spans(a)
+    assert receipt.statistics is not None
+    assert {(receipt.statistics.range_low, receipt.statistics.range_high)} == spans(a)
+
+
+@pytest.mark.parametrize(
+    ("setting", "reason"),
+    [("per-map", "it was made with range per-map"), ("symmetric", "symmetric"), ("percentile:1,99", "percentile:1,99")],
+)
+@pytest.mark.usefixtures("stored")
+def test_a_run_without_a_range_has_none_to_take_over(maps: Path, tmp_path: Path, setting: str, reason: str) -> None:
+    manifest = tmp_path / "a.sqlite"
+    am.run(maps, tmp_path / "a", settings=am.Settings(range=setting, **LOCAL), manifest=manifest)
+    with pytest.raises(am.ManifestError, match=rf"has no range to take over: .*{reason}; make it with --range dataset"):
+        am.run(maps, tmp_path / "b", settings=am.Settings(range=f"from:{manifest}", **LOCAL))
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_manifest_that_is_not_there_is_one_sentence(maps: Path, tmp_path: Path) -> None:
+    with pytest.raises(am.ManifestError, match="no such manifest"):
+        am.run(maps, tmp_path / "out", settings=am.Settings(range=f"from:{tmp_path}/none.sqlite", **LOCAL))
+
+
+# Rehearsals, and constant maps --------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("stored")
+async def test_a_dry_run_reads_no_map_and_knows_a_range_that_was_found(maps: Path, tmp_path: Path) -> None:
+    manifest, out = tmp_path / "m.sqlite", tmp_path / "out"
+    settings = am.Settings(range="dataset", **LOCAL)
+    assert (await am.dry_run(maps, out, settings=settings, manifest=manifest)).planned == 20
+    assert not manifest.exists()
+    async with am.Pipeline(out, settings=settings) as pipeline:
+        await pipeline.run(maps, manifest=manifest)
+    report = await am.dry_run(maps, out, settings=settings, manifest=manifest)
+    assert (report.planned, report.skipped, report.surveyed) == (0, 20, 0)
+
+
+@pytest.mark.parametrize(("setting", "warnings"), [("per-map", 1), ("symmetric", 1), ("unit", 0), ("0,1", 0)])
+def test_constant_maps_under_a_relative_range_are_warned_of_once(
+    maps: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, setting: str, warnings: int
+) -> None:
+    for index in range(5):
+        np.save(maps / f"{index}.npy", np.full((3, 4), index / 10))
+    with caplog.at_level(logging.WARNING, "async_maps"):
+        report = am.run(maps, tmp_path / "out", settings=am.Settings(range=setting, **LOCAL))
+    assert len(caplog.records) == warnings
+    assert report.constant == 5
+    assert "constant, of a single colour: 5" in report.summary()
