@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from async_maps.errors import ManifestError
 from async_maps.names import printable
@@ -236,7 +236,7 @@ class Manifest:
             ManifestError: it cannot be written.
         """
         span = None if value_range.is_relative else [value_range.low, value_range.high]
-        rows = [("range", json.dumps({"setting": setting, "span": span}))]
+        rows = [("range", json.dumps([setting, span]))]
         if sketch is not None:
             rows.append(("sketch", json.dumps([sketch[0], sketch[1].dump()])))
         with self._explained("written"), self._transaction("IMMEDIATE"):
@@ -248,9 +248,8 @@ class Manifest:
         Raises:
             ManifestError: it cannot be read.
         """
-        text = self._meta("sketch")
         with self._explained("read"):
-            counted, dumped = json.loads(text) if text else (None, "")
+            counted, dumped = self._meta("sketch") or (None, "")
             return Sketch.load(dumped) if counted == invalid else None
 
     def value_range(self) -> ValueRange:
@@ -259,13 +258,12 @@ class Manifest:
         Raises:
             ManifestError: it has none.
         """
-        text = self._meta("range")
         with self._explained("read"):
-            kept = json.loads(text) if text else {"setting": None, "span": None}
-            if kept["span"] is None:
-                was = f"it was made with range {kept['setting']}" if kept["setting"] else "it says nothing of one"
-                raise ManifestError(f"{self.path} has no range to take over: {was}; make it with --range dataset")
-            return ValueRange("fixed", *kept["span"])
+            setting, span = self._meta("range") or (None, None)
+        if span is None:
+            was = f"it was made with range {setting}" if setting else "it says nothing of one"
+            raise ManifestError(f"{self.path} has no range to take over: {was}; make it with --range dataset")
+        return ValueRange("fixed", *span)
 
     def claims(self) -> Iterator[tuple[str, str]]:
         """The locators that maps have, and the name of each."""
@@ -309,10 +307,10 @@ class Manifest:
         elif version < _VERSION:
             self._database.executescript(f"BEGIN; {_FROM_1} PRAGMA user_version = {_VERSION}; COMMIT;")
 
-    def _meta(self, key: str) -> str | None:
-        with self._explained("read"):
-            row = self._database.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
-        return None if row is None else str(row[0])
+    def _meta(self, key: str) -> Any:
+        """What is kept under a key, None if nothing is."""
+        row = self._database.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+        return None if row is None else json.loads(row[0])
 
     def _pragma(self, name: str) -> int:
         return int(self._database.execute(f"PRAGMA {name}").fetchone()[0])
@@ -352,7 +350,7 @@ class Manifest:
     def _explained(self, done: str) -> Iterator[None]:
         try:
             yield
-        except sqlite3.Error as error:
+        except (sqlite3.Error, ValueError) as error:
             raise ManifestError(f"the manifest {self.path} cannot be {done}: {error}") from error
 
 

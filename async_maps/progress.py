@@ -47,13 +47,17 @@ class Snapshot:
         self.maps_per_s = report.uploaded / elapsed
         self.mb_per_s = report.uploaded_bytes / 1e6 / elapsed
         done = report.uploaded + report.failed
+        self.first_pass = report.surveyed > 0 and not report.seen
         self.eta_s = None if total is None or not done else max(0, total - report.seen) * elapsed / done
 
     def line(self) -> str:
         """The snapshot as a line of text."""
+        of_total = "" if self.total is None else f" of {self.total:,}"
+        if self.first_pass:
+            return f"first pass, for the range of all: {self.report.surveyed:,}{of_total} maps"
         queues = " ".join(f"{name} {share:.0%}" for name, share in self.queues.items())
         return (
-            f"{self.report.seen:,}{'' if self.total is None else f' of {self.total:,}'} maps, "
+            f"{self.report.seen:,}{of_total} maps, "
             f"{self.report.failed:,} failed, {self.report.skipped:,} skipped, "
             f"{self.maps_per_s:,.0f} maps/s, {self.mb_per_s:,.1f} MB/s, ETA {_duration(self.eta_s)}, queues: {queues}"
         )
@@ -62,6 +66,7 @@ class Snapshot:
         """The snapshot for machines."""
         return {
             "elapsed_s": round(self.report.elapsed_s, 3),
+            "surveyed": self.report.surveyed,
             "uploaded": self.report.uploaded,
             "skipped": self.report.skipped,
             "failed": self.report.failed,
@@ -139,9 +144,11 @@ class BarDisplay:
         levels = "▁▂▃▄▅▆▇█"
         self._progress.update(
             self._task,
-            completed=snapshot.report.seen,
+            completed=snapshot.report.surveyed if snapshot.first_pass else snapshot.report.seen,
             total=snapshot.total,
-            rates=f"{snapshot.maps_per_s:,.0f} maps/s {snapshot.mb_per_s:,.1f} MB/s ETA {_duration(snapshot.eta_s)}",
+            rates="first pass, for the range of all"
+            if snapshot.first_pass
+            else f"{snapshot.maps_per_s:,.0f} maps/s {snapshot.mb_per_s:,.1f} MB/s ETA {_duration(snapshot.eta_s)}",
             failed=f"{snapshot.report.failed:,} failed" if snapshot.report.failed else "",
             queues="queues " + "".join(levels[round(share * 7)] for share in snapshot.queues.values()),
         )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from bench import job
+from bench import colors, job, kernels
 
-BENCHES = {"job": job.main}
+BENCHES = {"job": job.main, "kernels": kernels.main, "colors": colors.main}
 
 if __name__ == "__main__":
     if len(sys.argv) < 2 or sys.argv[1] not in BENCHES:

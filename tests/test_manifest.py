@@ -15,17 +15,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 from anyio import CancelScope
 
 from async_maps import recorder as recorder_module
 from async_maps.errors import ManifestError
 from async_maps.manifest import COLUMNS, Manifest
-from async_maps.ranges import UNIT
+from async_maps.ranges import UNIT, ValueRange
 from async_maps.recorder import Recorder, open_reader, open_recorder
 from async_maps.records import ActivationMap, Failure, MapStatistics, Outcome, Receipt
 from async_maps.report import Report
 from async_maps.settings import Settings
+from async_maps.sketch import Sketch
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable
@@ -283,6 +285,58 @@ def test_a_manifest_of_a_newer_version_is_refused(path: Path) -> None:
             ManifestError, match=rf"^{path} was written by a newer version of async-maps; please update$"
         ):
             Manifest(path, read_only=read_only)
+
+
+def _as_of_version_1(path: Path) -> None:
+    """What the first release of the schema looked like: without statistics."""
+    with closing(sqlite3.connect(path)) as database:
+        for column in MapStatistics._fields:
+            database.execute(f"ALTER TABLE maps DROP COLUMN {column}")
+        database.execute("PRAGMA user_version = 1")
+        database.commit()
+
+
+def test_a_manifest_of_an_older_version_is_read_as_it_is_and_completed_by_the_next_run(path: Path) -> None:
+    _run(path, [_done(_map("a"))])
+    _as_of_version_1(path)
+    before = path.read_bytes()
+    (row,) = _rows(path)
+    assert row["locator"] == "s3://bucket/prefix/a.png"
+    assert [row[column] for column in MapStatistics._fields] == [None] * len(MapStatistics._fields)
+    assert path.read_bytes() == before
+    assert _plan(path, [_map("a"), _map("b")]).todo == [_map("b")]
+    _run(path, [_done(_map("b"))])
+    assert [row["mean"] for row in _rows(path)] == [None, 0.25]
+
+
+def test_the_range_and_the_sketch_of_the_last_run_are_kept(path: Path) -> None:
+    sketch = Sketch()
+    sketch.add(np.arange(10.0))
+    with Manifest(path) as manifest:
+        manifest.begin(DESTINATION)
+        assert manifest.sketch("error") is None
+        manifest.keep_range(ValueRange("fixed", -1, 2.5), "dataset", ("error", sketch))
+    with Manifest(path) as manifest:
+        assert manifest.value_range() == ValueRange("fixed", -1, 2.5)
+        found = manifest.sketch("error")
+        assert found is not None
+        assert found.dump() == sketch.dump()
+        assert manifest.sketch("zero") is None
+        # A run that needs none keeps the sketch of the last one that did.
+        manifest.keep_range(ValueRange("per-map"), "per-map", None)
+        assert manifest.sketch("error") is not None
+        with pytest.raises(ManifestError, match=r"has no range to take over: it was made with range per-map"):
+            manifest.value_range()
+
+
+@pytest.mark.parametrize("key", ["sketch", "range"])
+def test_a_damaged_range_is_one_sentence(path: Path, key: str) -> None:
+    _run(path, [])
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("INSERT INTO meta VALUES (?, '[1, 2')", (key,))
+        database.commit()
+    with Manifest(path) as manifest, pytest.raises(ManifestError, match=rf"^the manifest {path} cannot be read"):
+        _ = manifest.sketch("error") if key == "sketch" else manifest.value_range()
 
 
 def test_what_is_not_there_or_cannot_be_made_is_one_sentence(path: Path) -> None:

@@ -115,6 +115,7 @@ def test_for_machines_it_is_plain_values() -> None:
     values = Snapshot(_report(), _statistics(0.1234, 0.5, 1.0), 10_000).as_dict()
     assert json.loads(json.dumps(values)) == {
         "elapsed_s": 20.0,
+        "surveyed": 0,
         "uploaded": 300,
         "skipped": 1500,
         "failed": 100,
