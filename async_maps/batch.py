@@ -68,7 +68,7 @@ async def dry_run(  # noqa: PLR0913  # those of run()
             filled.destination = store.destination
             async with (
                 open_reader(manifest, store.identity, settings.fingerprint()) as recorder,
-                aclosing(recorder.select(list_maps(source), redo, filled)) as batches,
+                aclosing(recorder.select(list_maps(source, settings.s3, recorder.known), redo, filled)) as batches,
             ):
                 async for batch in batches:
                     entries = [with_key(entry, store.prefix) for entry in batch]

@@ -5,6 +5,8 @@
     source --[jobs]--> colorize --[bitmaps]--> encode --[pngs]--> upload --[outcomes]--> manifest
     thread             processes               threads            asyncio                thread
 
+Maps that lie in S3 take one step more: ``source --[remote]--> fetch --[jobs]--> colorize``, in threads.
+
 Every arrow is bounded in items (a stream's buffer) and in bytes (a budget, or the arena). A stage's concurrency is the
 number of its tasks; each waits for its input, works, and waits for room for its output. Closing the sending end ends a
 stage. Everything here runs on the event loop and hands its work to where the diagram says.
@@ -38,6 +40,7 @@ from async_maps.errors import (
     PipelineClosedError,
     TooManyFailuresError,
 )
+from async_maps.fetch import fetch_stage
 from async_maps.flow import Flow
 from async_maps.meters import Meter, StageStatistics, Statistics
 from async_maps.pool import started_workers
@@ -47,6 +50,7 @@ from async_maps.report import Report
 from async_maps.settings import Settings
 from async_maps.sources.arrays import array_map
 from async_maps.sources.listing import list_maps, with_key
+from async_maps.sources.storage import Storages, is_remote
 from async_maps.stores import open_store
 from async_maps.streams import ByteBudget
 from async_maps.tasks import OrderlyTask
@@ -138,14 +142,16 @@ class Pipeline:
             encode_rgba if recipe.rgba else partial(encode_palette, table=recipe.table), level=settings.png_level
         )
 
+        remote_in, remote_out = create_memory_object_stream[Job](settings.prefetch)
         jobs_in, jobs_out = create_memory_object_stream[Job](settings.chunk_maps)
         bitmaps_in, bitmaps_out = create_memory_object_stream[list[Bitmap]](2 * threads)
         pngs_in, pngs_out = create_memory_object_stream[Png](settings.concurrency)
-        self._jobs, self._queues = jobs_in, (jobs_out, bitmaps_out, pngs_out)
+        self._remote, self._jobs, self._queues = remote_in, jobs_in, (jobs_out, bitmaps_out, pngs_out)
         self._arena, self._array_bytes, self._png_bytes = (
             arena, ByteBudget(settings.queue_bytes), ByteBudget(settings.queue_bytes)
         )  # fmt: skip
         self._meters = Meter(len(workers)), Meter(threads), Meter(settings.concurrency)
+        self._fetching = Meter(settings.prefetch), remote_out
         colorize = ColorizeStage(
             arena,
             chunk_maps=settings.chunk_maps,
@@ -154,9 +160,14 @@ class Pipeline:
             meter=self._meters[0],
         )
         encoders = CapacityLimiter(threads), self._png_bytes
+        fetchers = CapacityLimiter(settings.prefetch)
         # The first to be entered is the last to be closed: the jobs' end, when the stages are through or cancelled.
-        with jobs_in:
+        with Storages(settings.s3) as storages, remote_in, jobs_in:
             async with create_task_group() as stages, bitmaps_in, pngs_in:
+                for _ in range(settings.prefetch):
+                    stages.start_soon(
+                        fetch_stage, remote_out.clone(), jobs_in.clone(), storages, fetchers, self._fetching[0]
+                    )
                 for worker in workers:
                     stages.start_soon(colorize.run, worker, jobs_out.clone(), bitmaps_in.clone())
                 for _ in range(threads):
@@ -165,7 +176,7 @@ class Pipeline:
                     )
                 for _ in range(settings.concurrency):
                     stages.start_soon(upload_stage, pngs_out.clone(), store, self._meters[2])
-                for end in (jobs_out, bitmaps_out, pngs_out):
+                for end in (remote_out, jobs_out, bitmaps_out, pngs_out):
                     end.close()
                 opened.set()
 
@@ -204,6 +215,7 @@ class Pipeline:
         except BaseException:
             await self._serving.cancel()
             raise
+        self._remote.close()
         self._jobs.close()
         await self._serving.result()
 
@@ -264,7 +276,7 @@ class Pipeline:
             SourceError: it is not there, or holds no map.
             StoreError: the store refuses all maps, or cannot be reached.
         """
-        async with aclosing(self._outcomes(list_maps(source))) as batches:
+        async with aclosing(self._outcomes(list_maps(source, self.settings.s3))) as batches:
             async for outcomes in batches:
                 for outcome in outcomes:
                     yield outcome
@@ -300,7 +312,7 @@ class Pipeline:
         started = monotonic()
         limit = self.settings.max_failures
         async with open_recorder(manifest, self._opened().identity, self.settings.fingerprint()) as recorder:
-            listing = list_maps(source)
+            listing = list_maps(source, self.settings.s3, recorder.known if recorder is not None else None)
             if recorder is not None:
                 listing = recorder.select(listing, redo, report)
             async with aclosing(self._outcomes(listing)) as batches:
@@ -340,7 +352,11 @@ class Pipeline:
             )
             for meter, (queue, in_bytes) in zip(self._meters, shares, strict=True)
         )
-        return Statistics(colorize, encode, upload, self._uploaded, self._failed, self._uploaded_bytes)
+        meter, remote = self._fetching[0], self._fetching[1].statistics()
+        fetch = StageStatistics(
+            meter.workers, meter.busy_s, meter.maps, queue=remote.current_buffer_used / remote.max_buffer_size
+        )
+        return Statistics(colorize, encode, upload, self._uploaded, self._failed, self._uploaded_bytes, fetch)
 
     # From callers to the stages -------------------------------------------------------------------------------------
 
@@ -396,15 +412,21 @@ class Pipeline:
         if isinstance(entry, Failure):
             settle(entry)
             return
-        loan = None
+        loan, stream = None, self._jobs
         try:
             if entry.array is not None:
                 loan = await self._array_bytes.acquire(entry.array.nbytes)
+            elif entry.path is not None and is_remote(entry.path):
+                # A header can claim anything: what is larger than the whole budget is read when nothing else is held.
+                loan, stream = (
+                    await self._array_bytes.acquire(min(entry.max_bytes, self._array_bytes.limit)),
+                    self._remote,
+                )
             job = Job(entry, settle, loan)
             try:
-                self._jobs.send_nowait(job)
+                stream.send_nowait(job)
             except WouldBlock:
-                await self._jobs.send(job)
+                await stream.send(job)
         except BaseException as error:
             if loan is not None:
                 loan.release()

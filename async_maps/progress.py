@@ -37,7 +37,8 @@ class Snapshot:
 
     def __init__(self, report: Report, statistics: Statistics, total: int | None) -> None:
         self.report = report
-        self.total = total
+        # Files in S3 are counted as a map each, and some hold many: then there is no telling.
+        self.total = total = None if total is not None and report.seen > total else total
         self.queues = {
             "colorize": statistics.colorize.queue,
             "encode": statistics.encode.queue,
@@ -218,7 +219,8 @@ class _Count:
         """Count."""
         total = 0
         try:
-            for _ in open_source(place):
+            # Of what each look costs a request for, S3, one map a file is taken for granted.
+            for _ in open_source(place, known=lambda maps: {map_.name for map_ in maps}):
                 total += 1
                 if self.stopped:
                     return

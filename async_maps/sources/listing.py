@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterable
 from contextlib import aclosing
+from functools import partial
 from itertools import islice
 from os import PathLike, fspath
 from threading import Lock
@@ -17,12 +18,17 @@ from async_maps.names import make_key
 from async_maps.records import ActivationMap, Failure
 from async_maps.sources import Source, open_source
 from async_maps.sources.arrays import array_map
+from async_maps.sources.stdin import STDIN, maps_in_lines, stdin_lines
+from async_maps.sources.storage import Storages
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable, Iterator
     from typing import Any
 
     from numpy.typing import NDArray
+
+    from async_maps.settings import S3Settings
+    from async_maps.sources.named import Known
 
     Named: TypeAlias = tuple[str, NDArray[Any]]
     AnySource: TypeAlias = str | PathLike[str] | Source | Iterable[Named] | AsyncIterable[Named]
@@ -33,12 +39,17 @@ _BATCH_BYTES = 16 * 2**20
 _BATCH_S = 0.02
 
 
-async def list_maps(source: AnySource) -> AsyncGenerator[list[Entry], None]:
+async def list_maps(
+    source: AnySource, s3: S3Settings | None = None, known: Known | None = None
+) -> AsyncGenerator[list[Entry], None]:
     """The maps of a source, as many at a time as are there at once.
 
     Args:
-        source: a place for :func:`open_source`, what that gives, or an iterable or async iterable of
-            ``(name, array)``. What is not async is advanced in a thread, one batch ahead of what is asked for at most.
+        source: a place for :func:`open_source`, ``-`` for the paths on standard input, what ``open_source`` gives, or
+            an iterable or async iterable of ``(name, array)``. What is not async is advanced in a thread, one batch
+            ahead of what is asked for at most.
+        s3: how patient the client of S3 is.
+        known: as for :func:`open_source`.
 
     The iterator is closed afterwards, if it can be: at once, or when its thread comes back from it.
 
@@ -55,14 +66,25 @@ async def list_maps(source: AnySource) -> AsyncGenerator[list[Entry], None]:
         finally:
             if hasattr(pairs, "aclose"):
                 await pairs.aclose()
+    elif isinstance(source, str) and source == STDIN:
+        with Storages(s3) as storages:
+            async with aclosing(stdin_lines()) as blocks:
+                async for lines in blocks:
+                    async with aclosing(_in_thread(maps_in_lines(lines, storages, known))) as batches:
+                        async for batch in batches:
+                            found = True
+                            yield batch
     else:
-        opened = source if not isinstance(source, str | PathLike) else await to_thread.run_sync(open_source, source)
+        opening = partial(open_source, s3=s3, known=known)
+        opened = source if not isinstance(source, str | PathLike) else await to_thread.run_sync(opening, source)
         async with aclosing(_in_thread(iter(opened))) as batches:
             async for batch in batches:
                 found = True
                 yield batch
     if not found:
-        place = fspath(source) if isinstance(source, str | PathLike) else "the source"
+        place = "the source"
+        if isinstance(source, str | PathLike):
+            place = "standard input" if source == STDIN else fspath(source)
         raise SourceError(f"{place} holds no activation maps (.npy, .npz)")
 
 
