@@ -16,10 +16,11 @@ from async_maps.errors import AsyncMapsError
 from async_maps.sources import open_source
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Sequence
     from typing import TextIO
 
     from async_maps.meters import Statistics
+    from async_maps.records import ActivationMap
     from async_maps.report import Report
 
 ProgressKind: TypeAlias = Literal["auto", "bar", "log", "json", "none"]
@@ -37,8 +38,7 @@ class Snapshot:
 
     def __init__(self, report: Report, statistics: Statistics, total: int | None) -> None:
         self.report = report
-        # Files in S3 are counted as a map each, and some hold many: then there is no telling.
-        self.total = total = None if total is not None and report.seen > total else total
+        self.total = total
         self.queues = {
             "colorize": statistics.colorize.queue,
             "encode": statistics.encode.queue,
@@ -214,20 +214,26 @@ class _Count:
     def __init__(self) -> None:
         self.total: int | None = None
         self.stopped = False
+        self._countable = True
 
     def run(self, place: str | PathLike[str]) -> None:
         """Count."""
         total = 0
         try:
-            # Of what each look costs a request for, S3, one map a file is taken for granted.
-            for _ in open_source(place, known=lambda maps: {map_.name for map_ in maps}):
+            for _ in open_source(place, known=self._suppose):
                 total += 1
                 if self.stopped:
                     return
         except AsyncMapsError:
             # The run itself lists the same source, and says what is wrong with it.
             return
-        self.total = total
+        if self._countable:
+            self.total = total
+
+    def _suppose(self, maps: Sequence[ActivationMap]) -> set[str]:
+        """That an .npy file in S3 is one map: to know it would cost a request each. Of archives there is no telling."""
+        self._countable &= all(map_.path is not None and map_.path.lower().endswith(".npy") for map_ in maps)
+        return {map_.name for map_ in maps}
 
 
 def _duration(seconds: float | None) -> str:
