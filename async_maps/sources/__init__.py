@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from async_maps.errors import SourceError
 from async_maps.sources import files
-from async_maps.sources.stdin import STDIN
+from async_maps.sources.stdin import is_stdin
 from async_maps.sources.storage import is_remote
 from async_maps.sources.tables import Table, is_table
 
@@ -47,7 +47,7 @@ def open_source(place: str | PathLike[str], *, s3: S3Settings | None = None, kno
             once, is for :func:`async_maps.sources.listing.list_maps`. S3 is asked when the source is iterated.
     """
     path = fspath(place)
-    if path == STDIN:
+    if is_stdin(path):
         raise SourceError("standard input can be read only once, by a run")
     # A folder may be called like a listing.
     if is_table(path) and (is_remote(path) or isfile(path)):

@@ -18,7 +18,7 @@ from async_maps.names import make_key
 from async_maps.records import ActivationMap, Failure
 from async_maps.sources import Source, open_source
 from async_maps.sources.arrays import array_map
-from async_maps.sources.stdin import STDIN, maps_in_lines, stdin_lines
+from async_maps.sources.stdin import is_stdin, maps_in_lines, stdin_lines
 from async_maps.sources.storage import Storages
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ async def list_maps(
         finally:
             if hasattr(pairs, "aclose"):
                 await pairs.aclose()
-    elif isinstance(source, str) and source == STDIN:
+    elif is_stdin(source):
         with Storages(s3) as storages:
             async with aclosing(stdin_lines()) as blocks:
                 async for lines in blocks:
@@ -84,7 +84,7 @@ async def list_maps(
     if not found:
         place = "the source"
         if isinstance(source, str | PathLike):
-            place = "standard input" if source == STDIN else fspath(source)
+            place = "standard input" if is_stdin(source) else fspath(source)
         raise SourceError(f"{place} holds no activation maps (.npy, .npz)")
 
 
