@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from async_maps.errors import AsyncMapsError, SettingsError, TooManyFailuresError
 from async_maps.progress import ProgressKind
 from async_maps.settings import Settings, describe_invalid, load_settings
-from async_maps.sources.stdin import STDIN_FILE
+from async_maps.sources import STDIN_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

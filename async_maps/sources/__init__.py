@@ -13,9 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from async_maps.errors import SourceError
 from async_maps.sources import files
-from async_maps.sources.stdin import is_stdin
 from async_maps.sources.storage import is_remote
-from async_maps.sources.tables import Table, is_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,11 +24,19 @@ if TYPE_CHECKING:
     from async_maps.sources.named import Known
 
 
+STDIN_FILE = "/dev/stdin"
+
+
 class Source(Protocol):
     """What :func:`open_source` gives; iterate it in a thread."""
 
     def __iter__(self) -> Iterator[ActivationMap | Failure]:
         """The maps, listed but not read."""
+
+
+def is_stdin(place: object) -> bool:
+    """Whether a source is standard input: ``-``, as for every command, or by its name as a file."""
+    return isinstance(place, str) and place in {"-", STDIN_FILE}
 
 
 def open_source(place: str | PathLike[str], *, s3: S3Settings | None = None, known: Known | None = None) -> Source:
@@ -49,6 +55,9 @@ def open_source(place: str | PathLike[str], *, s3: S3Settings | None = None, kno
     path = fspath(place)
     if is_stdin(path):
         raise SourceError("standard input can be read only once, by a run")
+    # Where it is used: worker processes import this package too.
+    from async_maps.sources.tables import Table, is_table
+
     # A folder may be called like a listing.
     if is_table(path) and (is_remote(path) or isfile(path)):
         return Table(path, s3, known)

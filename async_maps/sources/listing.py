@@ -16,9 +16,9 @@ from anyio import CapacityLimiter, to_thread
 from async_maps.errors import InputValidationError, SourceError
 from async_maps.names import make_key
 from async_maps.records import ActivationMap, Failure
-from async_maps.sources import Source, open_source
+from async_maps.sources import Source, is_stdin, open_source
 from async_maps.sources.arrays import array_map
-from async_maps.sources.stdin import is_stdin, maps_in_lines, stdin_lines
+from async_maps.sources.stdin import maps_in_lines, stdin_lines
 from async_maps.sources.storage import Storages
 
 if TYPE_CHECKING:

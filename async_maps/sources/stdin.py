@@ -25,14 +25,8 @@ if TYPE_CHECKING:
     from async_maps.sources.named import Known
     from async_maps.sources.storage import Storages
 
-STDIN_FILE = "/dev/stdin"
 _READ_BYTES = 2**16
 _MAX_LINE = 2**16
-
-
-def is_stdin(place: object) -> bool:
-    """Whether a source is standard input: ``-``, as for every command, or by its name as a file."""
-    return isinstance(place, str) and place in {"-", STDIN_FILE}
 
 
 async def stdin_lines() -> AsyncGenerator[list[bytes], None]:
