@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from anyio import to_thread
 
 from async_maps.colorize import map_shape
-from async_maps.errors import InputValidationError, SourceError
+from async_maps.errors import InputValidationError, MissingExtraError, SourceError
 from async_maps.sources.files import explain
 from async_maps.sources.formats import Readers
 
@@ -73,7 +73,7 @@ def _fetch(readers: Readers, map_: ActivationMap) -> NDArray[Any] | tuple[Stage,
         map_shape(array)
     except InputValidationError as error:
         return "colorize", str(error)
-    except (SourceError, OSError) as error:
+    except (SourceError, OSError, MissingExtraError) as error:
         return "read", explain(error)
     except Exception as error:  # noqa: BLE001  # one map's failure is data, whatever a hostile file provokes
         return "read", f"could not be read: {error!r}"

@@ -11,7 +11,7 @@ from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
-from async_maps.errors import SourceError
+from async_maps.errors import MissingExtraError, SourceError
 from async_maps.names import printable
 from async_maps.records import ActivationMap, Failure
 from async_maps.sources.files import entry, explain, maps_in_file
@@ -152,13 +152,13 @@ def _maps_in(file: NamedFile, opening: Future[tuple[Storage, str]]) -> Iterator[
         with closing(open_reader(file.path, storage)) as reader:
             for found in reader.maps():
                 yield _with_row(entry(file.name, file.path, found, fingerprint), file)
-    except (OSError, SourceError) as error:
+    except (OSError, SourceError, MissingExtraError) as error:
         yield failed(file, explain(error))
 
 
 def _open_object(file: NamedFile, s3: S3Storage, suffix: str) -> tuple[Storage, str]:
     opened = s3.open_object(file.path, _LOOK_BYTES.get(suffix, _LOOK_BYTES_OTHERS))
-    return _Opened(opened), opened.fingerprint
+    return _Opened(s3, file.path, opened), opened.fingerprint
 
 
 def _open_folder(file: NamedFile, s3: S3Storage) -> tuple[Storage, str]:
@@ -169,15 +169,17 @@ def _open_folder(file: NamedFile, s3: S3Storage) -> tuple[Storage, str]:
 
 
 class _Opened:
-    """The storage of one file, which is open already."""
+    """S3, where one file is open already."""
 
-    def __init__(self, file: S3File) -> None:
+    def __init__(self, s3: S3Storage, path: str, file: S3File) -> None:
+        self._s3 = s3
+        self._path = path
         self._file = file
 
     def open(self, path: str) -> BinaryIO:
-        """The file."""
-        return io.BufferedReader(self._file)
+        """That file, or another one beside it."""
+        return io.BufferedReader(self._file) if path == self._path else self._s3.open(path)
 
     def zarr_store(self, path: str) -> Any:
-        """None: a file is no folder."""
-        raise NotADirectoryError(path)
+        """A folder beside it."""
+        return self._s3.zarr_store(path)
