@@ -334,14 +334,14 @@ def test_a_map_of_a_large_stack_is_one_request_of_its_own_bytes(bucket: str, pro
     stack = np.random.default_rng(0).random((20, 512, 512), np.float32)
     upload(bucket, {"stack.npy": npy(stack)})
     entries = listed(f"s3://{bucket}/stack.npy")
-    assert len(proxy.gets()) == 1
+    assert len(proxy.gets(of="stack.npy")) == 1
     with Storages() as storages, Readers(storages) as readers:
         for i in (17, 3, 4, 19, 0):
             entry = entries[i]
             assert isinstance(entry, ActivationMap)
             np.testing.assert_array_equal(readers.read(str(entry.path), entry.part), stack[i])
     # The head once, then each map.
-    gets = proxy.gets()[1:]
+    gets = proxy.gets(of="stack.npy")[1:]
     assert len(gets) == 6
     assert sum(asked.size for asked in gets[1:]) < 5.1 * stack[0].nbytes
 
