@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from async_maps.errors import AsyncMapsError, SettingsError, TooManyFailuresError
 from async_maps.progress import ProgressKind
 from async_maps.settings import Settings, describe_invalid, load_settings
+from async_maps.sources import STDIN_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -176,6 +177,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     signal.signal(signal.SIGTERM, terminate)
     try:
         app.config = [_settings_from_environment, *_file_settings(tokens)]
+        # The parser takes a lone hyphen for an option.
+        tokens = [STDIN_FILE if text == "-" else text for text in tokens]
         code = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
     except cyclopts.CycloptsError as error:
         _complain(_usage_error(error))

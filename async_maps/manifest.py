@@ -211,6 +211,20 @@ class Manifest:
                     plan.skipped += 1
         return plan
 
+    def known(self, maps: Sequence[ActivationMap]) -> set[str]:
+        """The names of those maps that an earlier run has met under the same name, in the same file and state.
+
+        Raises:
+            ManifestError: the manifest cannot be read.
+        """
+        with self._explained("read"):
+            rows = self._rows([map_.name for map_ in maps])
+        return {
+            map_.name
+            for map_ in maps
+            if map_.fingerprint is not None and rows.get(map_.name, ())[1:3] == (map_.source, map_.fingerprint)
+        }
+
     def write(self, outcomes: Sequence[Outcome], settings: str) -> None:
         """Write the rows of a batch, all or none.
 
@@ -372,7 +386,7 @@ def _places(map_: ActivationMap) -> list[str]:
     if map_.path is None:
         return [map_.source]
     path = Path(map_.path)
-    return [map_.source, *(printable(str(place)) for place in (path, *path.parents))]
+    return [map_.source, printable(map_.path), *(printable(str(place)) for place in (path, *path.parents))]
 
 
 def _now() -> str:

@@ -53,6 +53,7 @@ class Statistics:
         uploaded: maps that the store has answered for.
         failed: maps that failed, at whatever stage.
         uploaded_bytes: bytes of their PNGs.
+        fetch: the threads that read from S3.
     """
 
     colorize: StageStatistics
@@ -61,12 +62,11 @@ class Statistics:
     uploaded: int
     failed: int
     uploaded_bytes: int
+    fetch: StageStatistics = StageStatistics(1, 0.0, 0, 0.0)
 
     def slowest_stage(self, elapsed_s: float) -> tuple[str, float]:
         """The stage whose workers were busiest, and how busy (0 to 1), over ``elapsed_s`` seconds."""
-        share = {
-            name: stage.busy_s / (stage.workers * max(elapsed_s, 1e-9))
-            for name, stage in (("colorize", self.colorize), ("encode", self.encode), ("upload", self.upload))
-        }
+        stages = {"fetch": self.fetch, "colorize": self.colorize, "encode": self.encode, "upload": self.upload}
+        share = {name: stage.busy_s / (stage.workers * max(elapsed_s, 1e-9)) for name, stage in stages.items()}
         name = max(share, key=lambda stage: share[stage])
         return name, min(share[name], 1.0)

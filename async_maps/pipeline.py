@@ -5,6 +5,8 @@
     source --[jobs]--> colorize --[bitmaps]--> encode --[pngs]--> upload --[outcomes]--> manifest
     thread             processes               threads            asyncio                thread
 
+Maps that lie in S3 take one step more: ``source --[remote]--> fetch --[jobs]--> colorize``, in threads.
+
 Every arrow is bounded in items (a stream's buffer) and in bytes (a budget, or the arena). A stage's concurrency is the
 number of its tasks; each waits for its input, works, and waits for room for its output. Closing the sending end ends a
 stage. Everything here runs on the event loop and hands its work to where the diagram says.
@@ -42,6 +44,7 @@ from async_maps.errors import (
     SettingsError,
     TooManyFailuresError,
 )
+from async_maps.fetch import fetch_stage
 from async_maps.flow import Flow
 from async_maps.meters import Meter, StageStatistics, Statistics
 from async_maps.pool import started_workers
@@ -50,6 +53,7 @@ from async_maps.records import Bitmap, Failure, Job, Outcome, Png, Receipt
 from async_maps.report import Report
 from async_maps.settings import Settings
 from async_maps.sources.listing import list_maps, numbered, take_array, with_key
+from async_maps.sources.storage import Storages, is_remote
 from async_maps.stores import open_store
 from async_maps.streams import ByteBudget
 from async_maps.survey import known_range, range_of_all, refuse_one_shot, survey
@@ -153,14 +157,16 @@ class Pipeline:
             partial(encode_bitmap, table=recipe.table, level=settings.png_level), self._template.needs_digest
         )
 
+        remote_in, remote_out = create_memory_object_stream[Job](settings.prefetch)
         jobs_in, jobs_out = create_memory_object_stream[Job](settings.chunk_maps)
         bitmaps_in, bitmaps_out = create_memory_object_stream[list[Bitmap]](2 * threads)
         pngs_in, pngs_out = create_memory_object_stream[Png](settings.concurrency)
-        self._jobs, self._queues = jobs_in, (jobs_out, bitmaps_out, pngs_out)
+        self._remote, self._jobs, self._queues = remote_in, jobs_in, (jobs_out, bitmaps_out, pngs_out)
         self._arena, self._array_bytes, self._png_bytes = (
             arena, ByteBudget(settings.queue_bytes), ByteBudget(settings.queue_bytes)
         )  # fmt: skip
         self._meters = Meter(len(workers)), Meter(threads), Meter(settings.concurrency)
+        self._fetching = Meter(settings.prefetch), remote_out
         colorize = ColorizeStage(
             arena,
             chunk_maps=settings.chunk_maps,
@@ -169,9 +175,14 @@ class Pipeline:
             meter=self._meters[0],
         )
         encoders = CapacityLimiter(threads), self._png_bytes
+        fetchers = CapacityLimiter(settings.prefetch)
         # The first to be entered is the last to be closed: the jobs' end, when the stages are through or cancelled.
-        with jobs_in:
+        with Storages(settings.s3) as storages, remote_in, jobs_in:
             async with create_task_group() as stages, bitmaps_in, pngs_in:
+                for _ in range(settings.prefetch):
+                    stages.start_soon(
+                        fetch_stage, remote_out.clone(), jobs_in.clone(), storages, fetchers, self._fetching[0]
+                    )
                 for worker in workers:
                     stages.start_soon(colorize.run, worker, jobs_out.clone(), bitmaps_in.clone())
                 for _ in range(threads):
@@ -180,7 +191,7 @@ class Pipeline:
                     )
                 for _ in range(settings.concurrency):
                     stages.start_soon(upload_stage, pngs_out.clone(), store, self._template, self._meters[2])
-                for end in (jobs_out, bitmaps_out, pngs_out):
+                for end in (remote_out, jobs_out, bitmaps_out, pngs_out):
                     end.close()
                 opened.set()
 
@@ -219,6 +230,7 @@ class Pipeline:
         except BaseException:
             await self._serving.cancel()
             raise
+        self._remote.close()
         self._jobs.close()
         await self._serving.result()
 
@@ -291,7 +303,7 @@ class Pipeline:
         value_range = await self._range_for(source, None, "changed", Report())
         if value_range is None:
             return
-        async with aclosing(self._outcomes(self._list(source, value_range), value_range)) as batches:
+        async with aclosing(self._outcomes(self._list(source, value_range, None), value_range)) as batches:
             async for outcomes in batches:
                 for outcome in outcomes:
                     yield outcome
@@ -333,7 +345,7 @@ class Pipeline:
             if value_range is None:
                 report.drained = True
                 return
-            listing = self._list(source, value_range)
+            listing = self._list(source, value_range, recorder)
             if recorder is not None:
                 listing = recorder.select(listing, redo, report)
                 if self._claims is not None:
@@ -375,7 +387,11 @@ class Pipeline:
             )
             for meter, (queue, in_bytes) in zip(self._meters, shares, strict=True)
         )
-        return Statistics(colorize, encode, upload, self._uploaded, self._failed, self._uploaded_bytes)
+        meter, remote = self._fetching[0], self._fetching[1].statistics()
+        fetch = StageStatistics(
+            meter.workers, meter.busy_s, meter.maps, queue=remote.current_buffer_used / remote.max_buffer_size
+        )
+        return Statistics(colorize, encode, upload, self._uploaded, self._failed, self._uploaded_bytes, fetch)
 
     # From callers to the stages -------------------------------------------------------------------------------------
 
@@ -388,9 +404,8 @@ class Pipeline:
             value_range = await known_range(self.settings, recorder, redo)
         if not value_range.is_known:
             refuse_one_shot(source)
-            threads = self.settings.worker_count + self.settings.encode_thread_count
-            surveying = partial(survey, list_maps(source), self.settings, report, threads=threads)
-            sketch = await self._until_drained(surveying)
+            listing = self._list(source, None, recorder)
+            sketch = await self._until_drained(partial(survey, listing, self.settings, report))
             if sketch is None:
                 return None
             value_range = range_of_all(sketch, value_range)
@@ -400,8 +415,11 @@ class Pipeline:
             report.range_low, report.range_high = value_range.low, value_range.high
         return value_range
 
-    def _list(self, source: AnySource, value_range: ValueRange) -> AsyncGenerator[list[Entry], None]:
-        listing = list_maps(source, value_range)
+    def _list(
+        self, source: AnySource, value_range: ValueRange | None, recorder: Recorder | None
+    ) -> AsyncGenerator[list[Entry], None]:
+        known = recorder.known if recorder is not None else None
+        listing = list_maps(source, value_range, s3=self.settings.s3, known=known)
         return numbered(listing) if self._template.needs_index else listing
 
     async def _outcomes(
@@ -465,15 +483,21 @@ class Pipeline:
         if isinstance(entry, Failure):
             settle(entry)
             return
-        loan = None
+        loan, stream = None, self._jobs
         try:
             if entry.array is not None:
                 loan = await self._array_bytes.acquire(entry.array.nbytes)
+            elif entry.path is not None and is_remote(entry.path):
+                # A header can claim anything: what is larger than the whole budget is read when nothing else is held.
+                loan, stream = (
+                    await self._array_bytes.acquire(min(entry.max_bytes, self._array_bytes.limit)),
+                    self._remote,
+                )
             job = Job(entry, settle, value_range, loan)
             try:
-                self._jobs.send_nowait(job)
+                stream.send_nowait(job)
             except WouldBlock:
-                await self._jobs.send(job)
+                await stream.send(job)
         except BaseException as error:
             if loan is not None:
                 loan.release()

@@ -16,10 +16,11 @@ from async_maps.errors import AsyncMapsError
 from async_maps.sources import open_source
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Sequence
     from typing import TextIO
 
     from async_maps.meters import Statistics
+    from async_maps.records import ActivationMap
     from async_maps.report import Report
 
 ProgressKind: TypeAlias = Literal["auto", "bar", "log", "json", "none"]
@@ -220,19 +221,26 @@ class _Count:
     def __init__(self) -> None:
         self.total: int | None = None
         self.stopped = False
+        self._countable = True
 
     def run(self, place: str | PathLike[str]) -> None:
         """Count."""
         total = 0
         try:
-            for _ in open_source(place):
+            for _ in open_source(place, known=self._suppose):
                 total += 1
                 if self.stopped:
                     return
         except AsyncMapsError:
             # The run itself lists the same source, and says what is wrong with it.
             return
-        self.total = total
+        if self._countable:
+            self.total = total
+
+    def _suppose(self, maps: Sequence[ActivationMap]) -> set[str]:
+        """That an .npy file in S3 is one map: to know it would cost a request each. Of archives there is no telling."""
+        self._countable &= all(map_.path is not None and map_.path.lower().endswith(".npy") for map_ in maps)
+        return {map_.name for map_ in maps}
 
 
 def _duration(seconds: float | None) -> str:

@@ -115,6 +115,15 @@ class Recorder:
                 report.skipped += plan.skipped
                 yield [*refused, *plan.refused, *plan.todo]
 
+    def known(self, maps: Sequence[ActivationMap]) -> set[str]:
+        """:meth:`Manifest.known`, for the thread that lists.
+
+        Raises:
+            ManifestError: the manifest cannot be read.
+        """
+        with self._turn:
+            return self._manifest.known(maps)
+
     async def note(self, outcomes: Sequence[Outcome]) -> None:
         """Write outcomes down, at the latest with the first ones that come half a second later.
 

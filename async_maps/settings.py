@@ -109,6 +109,8 @@ class Settings(_Model):
     """Threads that encode; auto is one for every two cores."""
     concurrency: PositiveInt = 32
     """Uploads under way at once."""
+    prefetch: PositiveInt = 16
+    """Maps read at once from S3, when the source lies there."""
     chunk_maps: PositiveInt = 256
     """At most so many maps go to a worker in one call."""
     chunk_bytes: PositiveInt = 4 * MIB
@@ -120,7 +122,7 @@ class Settings(_Model):
     drain_timeout_s: PositiveFloat = 60.0
     """On the first Ctrl-C, what is in flight has so many seconds to finish."""
     s3: S3Settings = Field(default_factory=S3Settings)
-    """For destinations in S3."""
+    """For S3: the headers are those of destinations, the patience that of sources too."""
     files: FilesSettings = Field(default_factory=FilesSettings)
     """For destinations on a disk."""
 

@@ -15,7 +15,9 @@ from async_maps.quantise import map_shape
 from async_maps.ranges import ValueRange
 from async_maps.records import ActivationMap
 from async_maps.sketch import Sketch
+from async_maps.sources import is_stdin
 from async_maps.sources.formats import Readers
+from async_maps.sources.storage import Storages, is_remote
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
@@ -32,7 +34,6 @@ if TYPE_CHECKING:
     from async_maps.sources.listing import Entry
 
 _AT_ONCE = 16
-"""Maps that a thread reads between two looks at whether it is still wanted."""
 
 
 async def known_range(settings: Settings, recorder: Recorder | None, redo: Redo) -> ValueRange:
@@ -60,37 +61,47 @@ def range_of_all(sketch: Sketch, wanted: ValueRange) -> ValueRange:
     return ValueRange("fixed", sketch.percentile(wanted.low), sketch.percentile(wanted.high))
 
 
-async def survey(
-    listing: AsyncGenerator[list[Entry], None], settings: Settings, report: Report, *, threads: int
-) -> Sketch:
+async def survey(listing: AsyncGenerator[list[Entry], None], settings: Settings, report: Report) -> Sketch:
     """Read every map and count its values. A map that will fail counts for nothing; the run will say why it does.
 
     Args:
         listing: the maps, with arrays as they are.
-        settings: how invalid values are taken.
+        settings: how invalid values are taken, and how much is read at once.
         report: its ``surveyed`` is kept up to date.
-        threads: how many read side by side.
     """
     counted = _Counted(settings.invalid, report)
-    limiter = CapacityLimiter(threads)
-    sending, receiving = create_memory_object_stream[list["Entry"]](threads)
-    async with create_task_group() as tasks, sending, aclosing(listing):
-        for _ in range(threads):
-            tasks.start_soon(_count_maps, receiving.clone(), counted, limiter)
-        receiving.close()
-        async for batch in listing:
-            for start in range(0, len(batch), _AT_ONCE):
-                await sending.send(batch[start : start + _AT_ONCE])
+    local = CapacityLimiter(settings.worker_count + settings.encode_thread_count)
+    # Who waits for S3 takes no core.
+    remote = CapacityLimiter(settings.prefetch)
+    sending, receiving = create_memory_object_stream[list["Entry"]](1)
+    with Storages(settings.s3) as storages:
+        async with create_task_group() as tasks, sending, aclosing(listing):
+            for _ in range(int(local.total_tokens + remote.total_tokens)):
+                tasks.start_soon(_count_maps, receiving.clone(), counted, Readers(storages), (local, remote))
+            receiving.close()
+            async for batch in listing:
+                # A piece is as many maps as a thread reads between two looks at whether it is still wanted.
+                size = 1 if any(_is_remote(entry) for entry in batch) else _AT_ONCE
+                for start in range(0, len(batch), size):
+                    await sending.send(batch[start : start + size])
     return counted.sketch
 
 
 async def _count_maps(
-    batches: MemoryObjectReceiveStream[list[Entry]], counted: _Counted, limiter: CapacityLimiter
+    pieces: MemoryObjectReceiveStream[list[Entry]],
+    counted: _Counted,
+    readers: Readers,
+    limiters: tuple[CapacityLimiter, CapacityLimiter],
 ) -> None:
-    with Readers() as readers:
-        async with batches:
-            async for batch in batches:
-                await to_thread.run_sync(counted.add, batch, readers, limiter=limiter)
+    with readers:
+        async with pieces:
+            async for piece in pieces:
+                limiter = limiters[_is_remote(piece[0])]
+                await to_thread.run_sync(counted.add, piece, readers, limiter=limiter)
+
+
+def _is_remote(entry: Entry) -> bool:
+    return isinstance(entry, ActivationMap) and entry.path is not None and is_remote(entry.path)
 
 
 class _Counted:
@@ -134,7 +145,7 @@ def refuse_one_shot(source: object) -> None:
     Raises:
         SettingsError: it is an iterator, or standard input.
     """
-    if source == "-" or hasattr(source, "__anext__") or hasattr(source, "__next__"):
+    if is_stdin(source) or hasattr(source, "__anext__") or hasattr(source, "__next__"):
         raise SettingsError(
             "range dataset reads all maps before it colours the first, so their source must be one that can be read "
             "twice: a place or a list, no iterator and no standard input"

@@ -165,7 +165,7 @@ def test_a_set_without_a_valid_value_still_says_what_is_wrong(maps: Path, tmp_pa
 async def test_a_first_pass_goes_over_any_format_and_any_iterable(maps: Path) -> None:
     np.save(maps / "stack.npy", np.arange(60.0).reshape(2, 5, 6))
     np.savez(maps / "some.npz", a=np.full((2, 2), -5), b=np.full((2, 2), 99, np.uint8))
-    sketch = await survey(list_maps(maps), am.Settings(), Report(), threads=2)
+    sketch = await survey(list_maps(maps), am.Settings(), Report())
     assert (sketch.count, sketch.minimum, sketch.maximum) == (68, -5, 99)
 
 

@@ -1,4 +1,4 @@
-"""Where maps come from. Listing runs in a thread, reading in a worker process; one file per format.
+"""Where maps come from. Listing runs in a thread; reading in a worker process, or from S3 in threads. A file a format.
 
 A source is an iterable of :class:`~async_maps.records.ActivationMap` in a stable order, and of a
 :class:`~async_maps.records.Failure` for each map that cannot enter. It may be iterated more than once, and never holds
@@ -7,15 +7,24 @@ more of its list in memory than it is about to hand out.
 
 from __future__ import annotations
 
+from os import fspath
+from os.path import isfile
 from typing import TYPE_CHECKING, Protocol
 
+from async_maps.errors import SourceError
 from async_maps.sources import files
+from async_maps.sources.storage import is_remote
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from os import PathLike
 
     from async_maps.records import ActivationMap, Failure
+    from async_maps.settings import S3Settings
+    from async_maps.sources.named import Known
+
+
+STDIN_FILE = "/dev/stdin"
 
 
 class Source(Protocol):
@@ -25,10 +34,35 @@ class Source(Protocol):
         """The maps, listed but not read."""
 
 
-def open_source(place: str | PathLike[str]) -> Source:
-    """The source at a place: a file, a folder (recursive, sorted) or a glob (``maps/**/cam_*.npy``).
+def is_stdin(place: object) -> bool:
+    """Whether a source is standard input: ``-``, as for every command, or by its name as a file."""
+    return isinstance(place, str) and place in {"-", STDIN_FILE}
+
+
+def open_source(place: str | PathLike[str], *, s3: S3Settings | None = None, known: Known | None = None) -> Source:
+    """The source at a place.
+
+    Args:
+        place: a file, a folder (recursive, sorted) or a glob (``maps/**/cam_*.npy``), each on a disk or in S3
+            (``s3://bucket/prefix/``), or a listing (``.csv``, ``.parquet``, ``.jsonl``).
+        s3: how patient the client of S3 is.
+        known: what need not be looked into to tell how many maps it holds: each look costs a request.
 
     Raises:
-        SourceError: there is nothing, or nothing that is read as a map.
+        SourceError: there is nothing, or nothing that is read as a map; standard input, which can be iterated only
+            once, is for :func:`async_maps.sources.listing.list_maps`. S3 is asked when the source is iterated.
     """
-    return files.open_files(place)
+    path = fspath(place)
+    if is_stdin(path):
+        raise SourceError("standard input can be read only once, by a run")
+    # Where it is used: worker processes import this package too.
+    from async_maps.sources.tables import Table, is_table
+
+    # A folder may be called like a listing.
+    if is_table(path) and (is_remote(path) or isfile(path)):
+        return Table(path, s3, known)
+    if is_remote(path):
+        from async_maps.sources.s3_listing import S3Objects
+
+        return S3Objects(path, s3, known)
+    return files.open_files(path)

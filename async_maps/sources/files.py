@@ -108,7 +108,7 @@ def maps_in_file(name: str, path: str) -> Iterator[ActivationMap | Failure]:
         yield _failure(name, path, explain(error))
 
 
-def entry(name: str, path: str, found: Found, fingerprint: str) -> ActivationMap | Failure:
+def entry(name: str, path: str, found: Found, fingerprint: str | None) -> ActivationMap | Failure:
     """A map that was found in a file, or why it cannot enter."""
     source = printable(path if found.name is None else f"{path}[{found.name}]")
     name = name if found.name is None else f"{name}/{found.name}"
@@ -189,6 +189,14 @@ def _behind(patterns: Patterns | None, name: str) -> Patterns | None:
     if patterns is None:
         return None
     return {left for pattern in patterns for left in _left_of(pattern, name)}
+
+
+def matches(pattern: tuple[str, ...], path: str) -> bool:
+    """Whether a glob matches a path with slashes, as it would in a walk; both relative to the same folder."""
+    left: Patterns | None = {pattern}
+    for part in path.split("/"):
+        left = _behind(left, part)
+    return left is not None and () in left
 
 
 def _left_of(pattern: tuple[str, ...], name: str) -> Iterator[tuple[str, ...]]:

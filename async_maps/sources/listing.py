@@ -17,9 +17,11 @@ from anyio import CapacityLimiter, to_thread
 
 from async_maps.errors import InputValidationError, SourceError
 from async_maps.records import ActivationMap, Failure
-from async_maps.sources import Source, open_source
+from async_maps.sources import Source, is_stdin, open_source
 from async_maps.sources.arrays import array_map
 from async_maps.sources.formats import FORMATS
+from async_maps.sources.stdin import maps_in_lines, stdin_lines
+from async_maps.sources.storage import Storages
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 
     from async_maps.names import KeyTemplate
     from async_maps.ranges import ValueRange
+    from async_maps.settings import S3Settings
+    from async_maps.sources.named import Known
 
     Named: TypeAlias = tuple[str, Any]
     """A name, and an array of any library."""
@@ -38,13 +42,22 @@ _BATCH_BYTES = 16 * 2**20
 _BATCH_S = 0.02
 
 
-async def list_maps(source: AnySource, value_range: ValueRange | None = None) -> AsyncGenerator[list[Entry], None]:
+async def list_maps(
+    source: AnySource,
+    value_range: ValueRange | None = None,
+    *,
+    s3: S3Settings | None = None,
+    known: Known | None = None,
+) -> AsyncGenerator[list[Entry], None]:
     """The maps of a source, as many at a time as are there at once.
 
     Args:
-        source: a place for :func:`open_source`, what that gives, or an iterable or async iterable of
-            ``(name, array)``. What is not async is advanced in a thread, one batch ahead of what is asked for at most.
+        source: a place for :func:`open_source`, ``-`` for the paths on standard input, what ``open_source`` gives, or
+            an iterable or async iterable of ``(name, array)``. What is not async is advanced in a thread, one batch
+            ahead of what is asked for at most.
         value_range: a known one, by which tensors are quantised where they lie; without it arrays stay as they are.
+        s3: how patient the client of S3 is.
+        known: as for :func:`open_source`.
 
     The iterator is closed afterwards, if it can be: at once, or when its thread comes back from it.
 
@@ -61,14 +74,25 @@ async def list_maps(source: AnySource, value_range: ValueRange | None = None) ->
         finally:
             if hasattr(pairs, "aclose"):
                 await pairs.aclose()
+    elif is_stdin(source):
+        with Storages(s3) as storages:
+            async with aclosing(stdin_lines()) as blocks:
+                async for lines in blocks:
+                    async with aclosing(_in_thread(maps_in_lines(lines, storages, known), array_map)) as batches:
+                        async for batch in batches:
+                            found = True
+                            yield batch
     else:
-        opened = source if not isinstance(source, str | PathLike) else await to_thread.run_sync(open_source, source)
+        opening = partial(open_source, s3=s3, known=known)
+        opened = source if not isinstance(source, str | PathLike) else await to_thread.run_sync(opening, source)
         async with aclosing(_in_thread(iter(opened), partial(array_map, value_range=value_range))) as batches:
             async for batch in batches:
                 found = True
                 yield batch
     if not found:
-        place = fspath(source) if isinstance(source, str | PathLike) else "the source"
+        place = "the source"
+        if isinstance(source, str | PathLike):
+            place = "standard input" if is_stdin(source) else fspath(source)
         raise SourceError(f"{place} holds no activation maps ({', '.join(FORMATS)})")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from contextlib import suppress
 from functools import partial
 from tokenize import TokenError
@@ -57,7 +58,7 @@ class NpyReader:
     def read(self, part: int | None) -> NDArray[Any]:
         """Read the map, or one of the stack."""
         self._file.seek(0)
-        return read_stream(self._file, self._size, part)
+        return read_stream(self._file, self._size, part, piece=sys.maxsize)
 
     def close(self) -> None:
         """Close the file."""
@@ -110,11 +111,18 @@ def maps_in_stream(
             yield Found(name, index, map_bytes)
 
 
-def read_stream(file: IO[bytes], size: int, part: int | None = None) -> NDArray[Any]:
+def read_stream(file: IO[bytes], size: int, part: int | None = None, piece: int = _PIECE) -> NDArray[Any]:
     """Read the array, or one map of the stack, from a file of ``size`` bytes that is at its start; never unpickles.
 
     The header is checked against the size before any memory is taken, so a header of 200 bytes that claims a terabyte
     costs nothing.
+
+    Args:
+        file: binary.
+        size: bytes.
+        part: the position in a stack.
+        piece: so many bytes are read at a time, because a member of an archive reads into memory of its own first; a
+            file that is no member is asked for all at once, which in S3 is a request.
 
     Raises:
         SourceError: no ``.npy`` file, pickled objects, or shorter than its header says.
@@ -126,8 +134,7 @@ def read_stream(file: IO[bytes], size: int, part: int | None = None) -> NDArray[
         shape = _seek_map(file, header, part)
     data = np.empty(math.prod(shape) * header.dtype.itemsize, np.uint8)
     filled = 0
-    # In pieces, because a member of an archive reads into memory of its own first.
-    while count := file.readinto(data.data[filled : filled + _PIECE]):  # type: ignore[attr-defined]  # binary files have it
+    while count := file.readinto(data.data[filled : filled + piece]):  # type: ignore[attr-defined]  # binary files have it
         filled += count
     if filled < data.size:
         raise SourceError("truncated while it was read")

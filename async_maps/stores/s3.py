@@ -16,6 +16,7 @@ from aiohttp import ClientError as AiohttpError
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 from isal import isal_zlib
 
+from async_maps.aws import BUCKET, STORE_CODES, client_options, refusal, unreachable
 from async_maps.errors import InputValidationError, ObjectError, SettingsError, StoreError
 from async_maps.names import check_name
 
@@ -27,20 +28,6 @@ if TYPE_CHECKING:
 
     from async_maps.settings import S3Settings, Settings
 
-_STORE_CODES = {
-    "NoSuchBucket": "the bucket does not exist",
-    "InvalidAccessKeyId": "the access key is not known there",
-    "SignatureDoesNotMatch": "the secret key is wrong",
-    "ExpiredToken": "the session token has expired",
-    "InvalidToken": "the session token is not valid",
-    "TokenRefreshRequired": "the session token has expired",
-    "RequestTimeTooSkewed": "this machine's clock is wrong",
-    "PermanentRedirect": "the bucket lies in another region",
-    "AuthorizationHeaderMalformed": "the bucket lies in another region",
-    "AccountProblem": "there is a problem with the account",
-}
-"""Error codes that speak of the store, not of one object (Amazon S3 API reference, "Error responses")."""
-
 
 @asynccontextmanager
 async def open_s3(bucket: str, prefix: str, settings: Settings) -> AsyncIterator[S3Store]:
@@ -50,24 +37,14 @@ async def open_s3(bucket: str, prefix: str, settings: Settings) -> AsyncIterator
         SettingsError: no bucket, or an AWS configuration that makes no sense.
         StoreError: the client cannot be made.
     """
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._:/-]{1,}[A-Za-z0-9]", bucket):
+    if not re.fullmatch(BUCKET, bucket):
         raise SettingsError(f"{bucket!r} is not the name of a bucket; expected s3://bucket/prefix")
     if prefix:
         try:
             check_name(prefix)
         except InputValidationError as error:
             raise SettingsError(f"the prefix cannot be used: {error}") from error
-    config = AioConfig(
-        max_pool_connections=settings.concurrency,
-        connect_timeout=settings.s3.connect_timeout_s,
-        read_timeout=settings.s3.read_timeout_s,
-        retries={"mode": "standard", "total_max_attempts": settings.s3.max_attempts},
-        # Trailing checksums break several S3-compatible stores; put() sends a checksum of its own in a header.
-        request_checksum_calculation="when_required",
-        response_checksum_validation="when_required",
-        parameter_validation=False,
-        user_agent_extra="async-maps",
-    )
+    config = AioConfig(**client_options(settings.s3, settings.concurrency))
     try:
         context = aioboto3.Session().client("s3", config=config)
         client = await context.__aenter__()
@@ -118,7 +95,7 @@ class S3Store:
             if error.response["ResponseMetadata"]["HTTPStatusCode"] == 404:
                 raise StoreError(f"{self.destination}: the bucket does not exist") from error
         except (BotoCoreError, AiohttpError, OSError, TimeoutError) as error:
-            raise StoreError(f"{self.destination}: {_unreachable(error)}") from error
+            raise StoreError(f"{self.destination}: {unreachable(error)}") from error
 
     async def put(self, key: str, data: bytes) -> str | None:
         """Store the object with PutObject; the server checks its CRC32.
@@ -135,16 +112,13 @@ class S3Store:
                 Bucket=self._bucket, Key=key, Body=data, ChecksumCRC32=checksum, **self._headers
             )
         except ClientError as error:
-            detail = error.response.get("Error", {})
-            code, message = str(detail.get("Code", "")), str(detail.get("Message", ""))
-            reason = _STORE_CODES.get(code, message.rstrip("."))
-            status = error.response["ResponseMetadata"]["HTTPStatusCode"]
+            code, status, reason = refusal(error)
             lasting = not self._accepted_one and (status in {401, 403} or status >= 500)
-            kind = StoreError if code in _STORE_CODES or lasting else ObjectError
-            raise kind(f"{self.destination}: refused with {code}: {reason}") from error
+            kind = StoreError if code in STORE_CODES or lasting else ObjectError
+            raise kind(f"{self.destination}: {reason}") from error
         except (BotoCoreError, AiohttpError, OSError, TimeoutError) as error:
             lasting = isinstance(error, NoCredentialsError) or not self._accepted_one
-            raise (StoreError if lasting else ObjectError)(f"{self.destination}: {_unreachable(error)}") from error
+            raise (StoreError if lasting else ObjectError)(f"{self.destination}: {unreachable(error)}") from error
         self._accepted_one = True
         return answer.get("ETag", "").strip('"') or None
 
@@ -159,9 +133,3 @@ def _headers(settings: S3Settings) -> dict[str, Any]:
         "SSEKMSKeyId": settings.kms_key_id,
     }
     return {name: value for name, value in headers.items() if value is not None}
-
-
-def _unreachable(error: Exception) -> str:
-    if isinstance(error, NoCredentialsError):
-        return "no AWS credentials found: set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-    return str(error) or type(error).__name__

@@ -1,0 +1,61 @@
+"""What the clients of Amazon's library are told, and what its errors mean: the same for sources and destinations."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from botocore.exceptions import NoCredentialsError
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from botocore.exceptions import ClientError
+
+    from async_maps.settings import S3Settings
+
+STORE_CODES = {
+    "NoSuchBucket": "the bucket does not exist",
+    "InvalidAccessKeyId": "the access key is not known there",
+    "SignatureDoesNotMatch": "the secret key is wrong",
+    "ExpiredToken": "the session token has expired",
+    "InvalidToken": "the session token is not valid",
+    "TokenRefreshRequired": "the session token has expired",
+    "RequestTimeTooSkewed": "this machine's clock is wrong",
+    "PermanentRedirect": "the bucket lies in another region",
+    "AuthorizationHeaderMalformed": "the bucket lies in another region",
+    "AccountProblem": "there is a problem with the account",
+}
+"""Error codes that speak of the store, not of one object (Amazon S3 API reference, "Error responses")."""
+
+BUCKET = r"[A-Za-z0-9][A-Za-z0-9._:/-]{1,}[A-Za-z0-9]"
+"""What a bucket may be called: also what servers other than Amazon's, and access points, allow."""
+
+
+def client_options(settings: S3Settings, connections: int) -> dict[str, Any]:
+    """The configuration of a client that uses up to so many connections at once."""
+    return {
+        "max_pool_connections": connections,
+        "connect_timeout": settings.connect_timeout_s,
+        "read_timeout": settings.read_timeout_s,
+        "retries": {"mode": "standard", "total_max_attempts": settings.max_attempts},
+        # Trailing checksums break several S3-compatible stores; whoever puts sends a checksum in a header.
+        "request_checksum_calculation": "when_required",
+        "response_checksum_validation": "when_required",
+        "parameter_validation": False,
+        "user_agent_extra": "async-maps",
+    }
+
+
+def refusal(error: ClientError) -> tuple[str, int, str]:
+    """The code of an error, its HTTP status, and a sentence for it."""
+    detail = error.response.get("Error", {})
+    code, message = str(detail.get("Code", "")), str(detail.get("Message", ""))
+    reason = STORE_CODES.get(code, message.rstrip("."))
+    return code, error.response["ResponseMetadata"]["HTTPStatusCode"], f"refused with {code}: {reason}"
+
+
+def unreachable(error: Exception) -> str:
+    """A sentence for what kept a request from being answered."""
+    if isinstance(error, NoCredentialsError):
+        return "no AWS credentials found: set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+    return str(error) or type(error).__name__

@@ -1,0 +1,80 @@
+"""The fetch stage: reads maps that lie in S3, many at once, so that the workers never wait for a round trip.
+
+The reading is done in threads; they wait for the network, and share one client.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+from anyio import to_thread
+
+from async_maps.errors import InputValidationError, MissingExtraError, SourceError
+from async_maps.quantise import map_shape
+from async_maps.sources.files import explain
+from async_maps.sources.formats import Readers
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from anyio import CapacityLimiter
+    from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+    from numpy.typing import NDArray
+
+    from async_maps.meters import Meter
+    from async_maps.records import Job, Stage
+    from async_maps.sources.storage import Storages
+
+
+async def fetch_stage(
+    remote: MemoryObjectReceiveStream[Job],
+    jobs: MemoryObjectSendStream[Job],
+    storages: Storages,
+    threads: CapacityLimiter,
+    meter: Meter,
+) -> None:
+    """One of the fetchers that work side by side: takes a map, reads it, sends it on as an array.
+
+    Cancelled, it still waits for its thread: S3's answer, or the end of its patience.
+
+    Args:
+        remote: maps to read, each with a loan for its array; ends the stage when it ends.
+        jobs: closed when the stage ends.
+        storages: open; shared.
+        threads: how many read at once.
+        meter: the stage's.
+    """
+    async with remote, jobs:
+        readers = Readers(storages)
+        try:
+            async for job in remote:
+                started = perf_counter()
+                result = await to_thread.run_sync(_fetch, readers, job, limiter=threads)
+                meter.worked(perf_counter() - started, 1)
+                if isinstance(result, tuple):
+                    if job.loan is not None:
+                        job.loan.release()
+                    job.fail(*result)
+                else:
+                    await jobs.send(replace(job, map=replace(job.map, array=result)))
+                # While it waits for the next one, it must not keep an array that nobody counts any more.
+                del job, result
+        finally:
+            readers.close()
+
+
+def _fetch(readers: Readers, job: Job) -> NDArray[Any] | tuple[Stage, str]:
+    """The map, or where and why it failed. Runs in a thread."""
+    assert job.map.path is not None  # noqa: S101  # remote
+    try:
+        array = readers.read(job.map.path, job.map.part)
+        map_shape(array, job.value_range)
+    except InputValidationError as error:
+        return "colorize", str(error)
+    except (SourceError, OSError, MissingExtraError) as error:
+        return "read", explain(error)
+    except Exception as error:  # noqa: BLE001  # one map's failure is data, whatever a hostile file provokes
+        return "read", f"could not be read: {error!r}"
+    return array

@@ -1,0 +1,82 @@
+"""Standard input as a source: one path a line. It is waited for on the event loop, never in a thread.
+
+A thread that waits in a read cannot be called back, and Python's own end would wait for it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from anyio import CapacityLimiter, to_thread, wait_readable
+
+from async_maps.errors import SourceError
+from async_maps.sources.formats import suffix_of
+from async_maps.sources.named import NamedFile, maps_in_named
+from async_maps.sources.storage import is_remote
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Iterator, Sequence
+
+    from async_maps.records import ActivationMap, Failure
+    from async_maps.sources.named import Known
+    from async_maps.sources.storage import Storages
+
+_READ_BYTES = 2**16
+_MAX_LINE = 2**16
+
+
+async def stdin_lines() -> AsyncGenerator[list[bytes], None]:
+    """The lines of standard input without their ends, as many at a time as have come.
+
+    Raises:
+        SourceError: it is closed, cannot be read, or is no text.
+    """
+    try:
+        descriptor = sys.stdin.fileno()
+    except (AttributeError, OSError, ValueError):
+        raise SourceError("standard input is closed; expected one path a line") from None
+    thread = CapacityLimiter(1)
+    rest = b""
+    try:
+        while data := await _read(descriptor, thread):
+            *lines, rest = (rest + data).split(b"\n")
+            if len(rest) > _MAX_LINE:
+                raise SourceError(
+                    f"standard input has a line of more than {_MAX_LINE:,} bytes; expected one path a line"
+                )
+            if lines:
+                yield lines
+    except OSError as error:
+        raise SourceError(f"standard input cannot be read: {error.strerror}") from error
+    if rest:
+        yield [rest]
+
+
+async def _read(descriptor: int, thread: CapacityLimiter) -> bytes:
+    # What cannot be waited for, a file on a disk, need not be.
+    with suppress(PermissionError):
+        await wait_readable(descriptor)
+    return await to_thread.run_sync(os.read, descriptor, _READ_BYTES, limiter=thread)
+
+
+def maps_in_lines(
+    lines: Sequence[bytes], storages: Storages, known: Known | None = None
+) -> Iterator[ActivationMap | Failure]:
+    """The maps in the files that lines name, relative to the current folder."""
+    return maps_in_named(_files(lines), storages, known)
+
+
+def _files(lines: Sequence[bytes]) -> Iterator[NamedFile]:
+    for line in lines:
+        path = os.fsdecode(line.removesuffix(b"\r"))
+        if not path:
+            continue
+        if is_remote(path):
+            name, place = path.removeprefix("s3://").partition("/")[2], path
+        else:
+            name, place = re.sub(r"^(?:\.?/+)+", "", path), os.path.abspath(path)
+        yield NamedFile(name[: -len(suffix_of(name) or "")] if suffix_of(name) else name, place)

@@ -1,0 +1,78 @@
+"""A Zarr hierarchy in S3, through the zarr library, whose own loop and threads stay for the life of the process."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from async_maps.sources.s3 import S3Storage
+from tests.test_s3_source import upload
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from async_maps import seaweed
+
+
+@pytest.fixture
+def storage(s3: seaweed.S3Server) -> Iterator[S3Storage]:
+    with closing(S3Storage()) as storage:
+        yield storage
+
+
+def test_a_zarr_hierarchy_is_read_by_the_zarr_library(bucket: str, storage: S3Storage, tmp_path: Any) -> None:
+    zarr = pytest.importorskip("zarr")
+    array = np.random.default_rng(0).random((6, 40, 50), np.float32)
+    group = zarr.open_group(tmp_path / "maps.zarr", mode="w")
+    group.create_array("val/cams", data=array, chunks=(1, 16, 16))
+    group.create_array("packed", data=array, chunks=(1, 10, 10), shards=(2, 40, 50))
+    folder = tmp_path / "maps.zarr"
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    upload(bucket, {f"runs/maps.zarr/{path.relative_to(folder)}": path.read_bytes() for path in files})
+
+    remote = zarr.open(storage.zarr_store(f"s3://{bucket}/runs/maps.zarr"), mode="r")
+    np.testing.assert_array_equal(remote["val/cams"][:], array)
+    # A shard is read in parts.
+    np.testing.assert_array_equal(remote["packed"][3, 11:19, 11:19], array[3, 11:19, 11:19])
+    assert sorted(remote.group_keys()) == ["val"]
+    assert sorted(remote.array_keys()) == ["packed"]
+    assert "absent" not in remote
+    with pytest.raises((ValueError, NotImplementedError)):
+        remote["val/cams"][0] = 0
+
+
+async def test_the_zarr_store_has_what_the_objects_say(s3: seaweed.S3Server, bucket: str) -> None:
+    store_api = pytest.importorskip("zarr.abc.store")
+    prototype = pytest.importorskip("zarr.core.buffer").default_buffer_prototype()
+    await asyncio.to_thread(
+        upload, bucket, {"x.zarr/a/b": b"0123456789", "x.zarr/a/c": b"", "x.zarr/d": b"d", "x.zarry": b""}
+    )
+    with closing(S3Storage()) as storage:
+        store = storage.zarr_store(f"s3://{bucket}/x.zarr")
+        assert [key async for key in store.list()] == ["a/b", "a/c", "d"]
+        assert [key async for key in store.list_prefix("a/")] == ["a/b", "a/c"]
+        assert sorted([key async for key in store.list_dir("")]) == ["a", "d"]
+        assert sorted([key async for key in store.list_dir("a")]) == ["b", "c"]
+        assert await store.exists("d")
+        assert not await store.exists("a")
+
+        async def get(key: str, wanted: object = None) -> bytes | None:
+            buffer = await store.get(key, prototype, wanted)
+            return None if buffer is None else bytes(buffer.to_bytes())
+
+        assert await get("a/b") == b"0123456789"
+        assert await get("a/c") == b""
+        assert await get("none") is None
+        assert await get("none", store_api.SuffixByteRequest(3)) is None
+        assert await get("a/b", store_api.RangeByteRequest(2, 5)) == b"234"
+        assert await get("a/b", store_api.OffsetByteRequest(7)) == b"789"
+        assert await get("a/b", store_api.SuffixByteRequest(3)) == b"789"
+        assert await get("a/b", store_api.SuffixByteRequest(99)) == b"0123456789"
+        pair = await store.get_partial_values(prototype, [("d", None), ("none", None)])
+        assert [None if buffer is None else buffer.to_bytes() for buffer in pair] == [b"d", None]
+        assert store == storage.zarr_store(f"s3://{bucket}/x.zarr/")
+        assert store != storage.zarr_store(f"s3://{bucket}/x")
