@@ -25,6 +25,7 @@ class Claims:
     def __init__(self, locate: Callable[[ActivationMap], str]) -> None:
         self._locate = locate
         self._turn = Lock()
+        self._closed = False
         self._database = sqlite3.connect("", check_same_thread=False, isolation_level=None)
         self._database.execute("CREATE TABLE claims (locator TEXT PRIMARY KEY, name TEXT NOT NULL) WITHOUT ROWID")
 
@@ -35,6 +36,7 @@ class Claims:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with self._turn:
+            self._closed = True
             self._database.close()
 
     def load(self, claims: Iterable[tuple[str, str]]) -> None:
@@ -45,8 +47,10 @@ class Claims:
             self._database.execute("COMMIT")
 
     def check(self, entries: Sequence[ActivationMap | Failure]) -> list[ActivationMap | Failure]:
-        """Let each map claim its locator; who comes second is a failure."""
+        """Let each map claim its locator; who comes second is a failure. Once closed, none does: no map is uploaded."""
         with self._turn:
+            if self._closed:
+                return list(entries)
             return [self._claim(entry) if isinstance(entry, ActivationMap) else entry for entry in entries]
 
     def _claim(self, map_: ActivationMap) -> ActivationMap | Failure:

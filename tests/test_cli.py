@@ -20,6 +20,7 @@ import pytest
 import async_maps as am
 from async_maps import cli, seaweed
 from async_maps.manifest import Manifest
+from async_maps.ranges import ValueRange
 from async_maps.stores.s3 import S3Store
 from tests.leftovers import leaves_nothing
 from tests.test_pipeline import decode, random_map
@@ -176,6 +177,11 @@ def wrong_uses() -> Iterator[Any]:
     yield case("no folder", "run nowhere out", "no such file or folder: nowhere")
     yield case("no maps", "run empty out", "holds no activation maps")
     yield case("no map", "run bad.toml out", "is not read as activation maps")
+    yield case("no name", "run nameless.csv out", "a listing needs the columns name and path; found id, path")
+    yield case("one name twice", "run twice.csv out", "the name a is in line 2 and in line 3: each map needs its own")
+    yield case("no such object", "run s3://{bucket}/nothing/ out", "holds no activation maps")
+    yield case("no such bucket to read", "run s3://no-such-bucket/maps/ out", "the bucket does not exist")
+    yield case("no range there", "run maps out --range from:relative.sqlite", "it was made with range per-map; make it")
     yield case("bad flag", "run maps out --bogus", "--bogus")
     yield case("bad value", "run maps out --workers many", "workers: input should be a valid integer")
     yield case("bad choice", "run maps out --png gif", "png: input should be 'palette', 'rgba' or 'compact', found")
@@ -205,6 +211,10 @@ def test_a_wrong_use_is_one_clear_sentence_and_exit_2(
     np.save(maps / "a.npy", random_map(1))
     Path("empty").mkdir()
     Path("bad.toml").write_text('collormap = "jet"\n')
+    Path("nameless.csv").write_text("id,path\n1,maps/a.npy\n")
+    Path("twice.csv").write_text("name,path\na,maps/a.npy\na,maps/b.npy\n")
+    with Manifest("relative.sqlite") as manifest:
+        manifest.keep_range(ValueRange("per-map"), "per-map", None)
     for name, value in ({"ASYNC_MAPS_WORKERS": "0"} | environment).items():
         monkeypatch.setenv(name, value)
     started = time.monotonic()

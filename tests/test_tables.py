@@ -243,21 +243,26 @@ def test_the_memory_of_a_listing_does_not_grow_with_its_rows(tmp_path: Path, wri
     assert peak < 4 * 2**20
 
 
-def test_two_rows_of_one_name_collide_and_a_second_run_skips(tmp_path: Path, write: Write) -> None:
+def test_a_name_that_occurs_twice_is_found_before_anything_is_done(tmp_path: Path, write: Write) -> None:
     for name in "abc":
         np.save(tmp_path / f"{name}.npy", MAP)
-    rows = [{"name": "x", "path": "a.npy"}, {"name": "x", "path": "b.npy"}, {"name": "y", "path": "c.npy"}]
+    rows = [{"name": "y", "path": "c.npy"}, {"name": "x", "path": "a.npy"}, {"name": "x", "path": "b.npy"}]
     listing = write(tmp_path, rows)
+    with pytest.raises(am.SourceError, match=r"the name x is in (line|row) \d and in (line|row) \d: each map needs"):
+        am.run(listing, tmp_path / "out", settings=am.Settings(workers=0), manifest=tmp_path / "manifest.sqlite")
+    assert not (tmp_path / "out").exists()
 
-    def run() -> am.Report:
+
+def test_a_second_run_skips(tmp_path: Path, write: Write) -> None:
+    for name in "ab":
+        np.save(tmp_path / f"{name}.npy", MAP)
+    listing = write(tmp_path, [{"name": "x", "path": "a.npy"}, {"name": "y", "path": "b.npy"}])
+    counts = []
+    for _ in range(2):
         settings = am.Settings(workers=0)
-        return am.run(listing, tmp_path / "out", settings=settings, manifest=tmp_path / "manifest.sqlite")
-
-    first, second = run(), run()
-    assert (first.uploaded, first.failed, first.skipped) == (2, 1, 0)
-    assert "has the same name" in first.failures[0].reason
-    assert (second.uploaded, second.failed, second.skipped) == (0, 1, 2)
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["x.png", "y.png"]
+        report = am.run(listing, tmp_path / "out", settings=settings, manifest=tmp_path / "manifest.sqlite")
+        counts.append((report.uploaded, report.failed, report.skipped))
+    assert counts == [(2, 0, 0), (0, 0, 2)]
 
 
 def test_rows_lead_into_s3_and_a_listing_may_lie_there(tmp_path: Path, bucket: str, write: Write) -> None:

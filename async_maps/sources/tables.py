@@ -10,6 +10,8 @@ import io
 import json
 import os
 import posixpath
+import sqlite3
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from async_maps.errors import MissingExtraError, SourceError
@@ -62,7 +64,7 @@ class Table:
         known: what need not be looked into.
 
     Raises:
-        SourceError: on iterating, the listing cannot be read, or has no column ``name`` or ``path``.
+        SourceError: on iterating, the listing cannot be read, has no column ``name`` or ``path``, or a name twice.
         MissingExtraError: on iterating, Parquet needs the extra ``parquet``.
     """
 
@@ -74,14 +76,22 @@ class Table:
     def __iter__(self) -> Iterator[ActivationMap | Failure]:
         """The maps, in the order of the rows."""
         with Storages(self._settings) as storages:
+            # A list that names two maps alike is wrong as a whole: better found before the first of a million is done.
+            with self._rows(storages) as rows:
+                _check_names(rows)
             yield from maps_in_named(self._files(storages), storages, self._known)
 
     def _files(self, storages: Storages) -> Iterator[NamedFile | Failure]:
+        with self._rows(storages) as rows:
+            for row in rows:
+                yield self._file(row)
+
+    @contextmanager
+    def _rows(self, storages: Storages) -> Iterator[Iterator[Row]]:
         rows = _ROWS[os.path.splitext(self._path)[1].lower()]
         try:
             with storages.of(self._path).open(self._path) as file:
-                for row in rows(file):
-                    yield self._file(row)
+                yield rows(file)
         except (OSError, SourceError) as error:
             raise SourceError(f"{printable(self._path)}: {explain(error)}") from error
 
@@ -100,6 +110,26 @@ class Table:
             bucket, _, key = self._path.removeprefix("s3://").partition("/")
             return f"s3://{bucket}/{posixpath.normpath(posixpath.join(posixpath.dirname(key), path))}"
         return os.path.normpath(os.path.join(os.path.dirname(self._path), path))
+
+
+def _check_names(rows: Iterator[Row]) -> None:
+    """Refuse a listing in which a name occurs twice.
+
+    Raises:
+        SourceError: it does; both rows are named.
+    """
+    # A private database, which SQLite spills to a file of its own and deletes: any number of names will do.
+    with closing(sqlite3.connect("", isolation_level=None)) as seen:
+        seen.execute("CREATE TABLE names (name BLOB PRIMARY KEY, place TEXT) WITHOUT ROWID")
+        seen.execute("BEGIN")
+        for row in rows:
+            if row.name is None or row.name == "":
+                continue
+            name = str(row.name).encode("utf-8", "surrogatepass")
+            if not seen.execute("INSERT OR IGNORE INTO names VALUES (?, ?)", (name, row.where)).rowcount:
+                (first,) = seen.execute("SELECT place FROM names WHERE name = ?", (name,)).fetchone()
+                name_ = printable(str(row.name))
+                raise SourceError(f"the name {name_} is in {first} and in {row.where}: each map needs its own")
 
 
 def _problem(column: str, value: object) -> str:
