@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from async_maps.export import export_manifest
     from async_maps.meters import StageStatistics, Statistics
     from async_maps.pipeline import Pipeline
-    from async_maps.records import Failure, Outcome, Receipt
+    from async_maps.records import Failure, MapStatistics, Outcome, Receipt
     from async_maps.report import Report
     from async_maps.settings import FilesSettings, S3Settings, Settings, load_settings
 
@@ -43,6 +43,7 @@ __all__ = [
     "InputValidationError",
     "ManifestError",
     "MapFailedError",
+    "MapStatistics",
     "MissingExtraError",
     "ObjectError",
     "Outcome",
@@ -75,7 +76,7 @@ _ROOMS = {
     "export": ("export_manifest",),
     "meters": ("StageStatistics", "Statistics"),
     "pipeline": ("Pipeline",),
-    "records": ("Failure", "Outcome", "Receipt"),
+    "records": ("Failure", "MapStatistics", "Outcome", "Receipt"),
     "report": ("Report",),
     "settings": ("FilesSettings", "S3Settings", "Settings", "load_settings"),
 }

@@ -47,22 +47,22 @@ class Statistics:
     """A pipeline at one moment.
 
     Attributes:
+        fetch: the threads that read what lies in S3.
         colorize: the worker processes.
         encode: the threads.
         upload: the requests.
         uploaded: maps that the store has answered for.
         failed: maps that failed, at whatever stage.
         uploaded_bytes: bytes of their PNGs.
-        fetch: the threads that read from S3.
     """
 
+    fetch: StageStatistics
     colorize: StageStatistics
     encode: StageStatistics
     upload: StageStatistics
     uploaded: int
     failed: int
     uploaded_bytes: int
-    fetch: StageStatistics = StageStatistics(1, 0.0, 0, 0.0)
 
     def slowest_stage(self, elapsed_s: float) -> tuple[str, float]:
         """The stage whose workers were busiest, and how busy (0 to 1), over ``elapsed_s`` seconds."""

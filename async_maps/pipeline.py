@@ -1,15 +1,7 @@
-"""The pipeline: the only file that sees every stage.
+"""The pipeline, as callers see it: opened once, used by any number of tasks, closed in order.
 
-::
-
-    source --[jobs]--> colorize --[bitmaps]--> encode --[pngs]--> upload --[outcomes]--> manifest
-    thread             processes               threads            asyncio                thread
-
-Maps that lie in S3 take one step more: ``source --[remote]--> fetch --[jobs]--> colorize``, in threads.
-
-Every arrow is bounded in items (a stream's buffer) and in bytes (a budget, or the arena). A stage's concurrency is the
-number of its tasks; each waits for its input, works, and waits for room for its output. Closing the sending end ends a
-stage. Everything here runs on the event loop and hands its work to where the diagram says.
+Here a source becomes a stream of maps (listed, surveyed for its range, selected, let in as there is room), and outcomes
+come back to who waits for them. What happens between is in :mod:`async_maps.stages`. All of it runs on the event loop.
 """
 
 from __future__ import annotations
@@ -25,18 +17,13 @@ from typing import TYPE_CHECKING, TypeVar
 from anyio import (
     BrokenResourceError,
     CancelScope,
-    CapacityLimiter,
     ClosedResourceError,
-    WouldBlock,
-    create_memory_object_stream,
     create_task_group,
     to_thread,
 )
 
 from async_maps.arena import Arena
-from async_maps.chunks import ColorizeStage
 from async_maps.claims import Claims
-from async_maps.encode import Encoding, encode_bitmap, encode_stage
 from async_maps.errors import (
     AsyncMapsError,
     MapFailedError,
@@ -44,32 +31,28 @@ from async_maps.errors import (
     SettingsError,
     TooManyFailuresError,
 )
-from async_maps.fetch import fetch_stage
 from async_maps.flow import Flow
-from async_maps.meters import Meter, StageStatistics, Statistics
+from async_maps.meters import Statistics
 from async_maps.pool import started_workers
 from async_maps.recorder import open_recorder
-from async_maps.records import Bitmap, Failure, Job, Outcome, Png, Receipt
+from async_maps.records import Failure, Outcome, Receipt
 from async_maps.report import Report
 from async_maps.settings import Settings
 from async_maps.sources.listing import list_maps, numbered, take_array, with_key
-from async_maps.sources.storage import Storages, is_remote
+from async_maps.stages import Resources, Stages
 from async_maps.stores import open_store
-from async_maps.streams import ByteBudget
 from async_maps.survey import known_range, range_of_all, refuse_one_shot, survey
 from async_maps.tasks import OrderlyTask
-from async_maps.upload import upload_stage
 from async_maps.worker import Recipe
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable
     from os import PathLike
     from types import TracebackType
     from typing import Any
 
     from async_maps.manifest import Redo
     from async_maps.names import KeyTemplate
-    from async_maps.pool import Worker
     from async_maps.ranges import ValueRange
     from async_maps.recorder import Recorder
     from async_maps.records import ActivationMap
@@ -110,6 +93,7 @@ class Pipeline:
         self._draining = False
         self._serving: OrderlyTask[None] | None = None
         self._store: Store | None = None
+        self._stages: Stages | None = None
         self._end: AsyncMapsError = PipelineClosedError("the pipeline was closed before this map was through")
         self._callers: set[Callable[[AsyncMapsError], None]] = set()
         self._feeders: set[OrderlyTask[None]] = set()
@@ -133,8 +117,8 @@ class Pipeline:
                     workers = await stack.enter_async_context(
                         started_workers(recipe, self.settings.worker_count, arena)
                     )
-                self._store = store
-                await self._run_stages(store, recipe, arena, workers, opened)
+                self._stages, self._store = Stages(self.settings, Resources(store, arena, recipe, workers)), store
+                await self._stages.run(opened)
         except BaseExceptionGroup as group:
             error = _first(group)
             if isinstance(error, AsyncMapsError):
@@ -143,57 +127,10 @@ class Pipeline:
                 self._end.__cause__ = error
             raise error from None
         finally:
-            if self._store is not None:
-                self._array_bytes.close()
+            if self._stages is not None:
+                self._stages.abandon()
             for end in list(self._callers):
                 end(self._ended())
-
-    async def _run_stages(  # what _serve has opened
-        self, store: Store, recipe: Recipe, arena: Arena, workers: Sequence[Worker], opened: asyncio.Event
-    ) -> None:
-        settings = self.settings
-        threads = settings.encode_thread_count
-        encoding = Encoding(
-            partial(encode_bitmap, table=recipe.table, level=settings.png_level), self._template.needs_digest
-        )
-
-        remote_in, remote_out = create_memory_object_stream[Job](settings.prefetch)
-        jobs_in, jobs_out = create_memory_object_stream[Job](settings.chunk_maps)
-        bitmaps_in, bitmaps_out = create_memory_object_stream[list[Bitmap]](2 * threads)
-        pngs_in, pngs_out = create_memory_object_stream[Png](settings.concurrency)
-        self._remote, self._jobs, self._queues = remote_in, jobs_in, (jobs_out, bitmaps_out, pngs_out)
-        self._arena, self._array_bytes, self._png_bytes = (
-            arena, ByteBudget(settings.queue_bytes), ByteBudget(settings.queue_bytes)
-        )  # fmt: skip
-        self._meters = Meter(len(workers)), Meter(threads), Meter(settings.concurrency)
-        self._fetching = Meter(settings.prefetch), remote_out
-        colorize = ColorizeStage(
-            arena,
-            chunk_maps=settings.chunk_maps,
-            chunk_bytes=settings.chunk_bytes,
-            pixel_bytes=recipe.pixel_bytes(),
-            meter=self._meters[0],
-        )
-        encoders = CapacityLimiter(threads), self._png_bytes
-        fetchers = CapacityLimiter(settings.prefetch)
-        # The first to be entered is the last to be closed: the jobs' end, when the stages are through or cancelled.
-        with Storages(settings.s3) as storages, remote_in, jobs_in:
-            async with create_task_group() as stages, bitmaps_in, pngs_in:
-                for _ in range(settings.prefetch):
-                    stages.start_soon(
-                        fetch_stage, remote_out.clone(), jobs_in.clone(), storages, fetchers, self._fetching[0]
-                    )
-                for worker in workers:
-                    stages.start_soon(colorize.run, worker, jobs_out.clone(), bitmaps_in.clone())
-                for _ in range(threads):
-                    stages.start_soon(
-                        encode_stage, bitmaps_out.clone(), pngs_in.clone(), encoding, encoders, self._meters[1]
-                    )
-                for _ in range(settings.concurrency):
-                    stages.start_soon(upload_stage, pngs_out.clone(), store, self._template, self._meters[2])
-                for end in (remote_out, jobs_out, bitmaps_out, pngs_out):
-                    end.close()
-                opened.set()
 
     # Opening and closing --------------------------------------------------------------------------------------------
 
@@ -220,6 +157,7 @@ class Pipeline:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         assert self._serving is not None  # noqa: S101  # entered
+        assert self._stages is not None  # noqa: S101  # likewise
         self.drain()
         if kind is not None:
             await self._serving.cancel()
@@ -230,8 +168,7 @@ class Pipeline:
         except BaseException:
             await self._serving.cancel()
             raise
-        self._remote.close()
-        self._jobs.close()
+        self._stages.close()
         await self._serving.result()
 
     @property
@@ -370,28 +307,14 @@ class Pipeline:
         Raises:
             PipelineClosedError: it has never been open.
         """
-        if self._store is None:
+        if self._stages is None:
             raise PipelineClosedError("the pipeline has not been open yet; use it inside 'async with'")
-        jobs, bitmaps, pngs = (stream.statistics() for stream in self._queues)
-        shares = (
-            (jobs, self._array_bytes.held / self._array_bytes.limit),
-            (bitmaps, self._arena.held / self._arena.size),
-            (pngs, self._png_bytes.held / self._png_bytes.limit),
+        return Statistics(
+            **self._stages.statistics(),
+            uploaded=self._uploaded,
+            failed=self._failed,
+            uploaded_bytes=self._uploaded_bytes,
         )
-        colorize, encode, upload = (
-            StageStatistics(
-                meter.workers,
-                meter.busy_s,
-                meter.maps,
-                queue=min(1.0, max(queue.current_buffer_used / queue.max_buffer_size, in_bytes)),
-            )
-            for meter, (queue, in_bytes) in zip(self._meters, shares, strict=True)
-        )
-        meter, remote = self._fetching[0], self._fetching[1].statistics()
-        fetch = StageStatistics(
-            meter.workers, meter.busy_s, meter.maps, queue=remote.current_buffer_used / remote.max_buffer_size
-        )
-        return Statistics(colorize, encode, upload, self._uploaded, self._failed, self._uploaded_bytes, fetch)
 
     # From callers to the stages -------------------------------------------------------------------------------------
 
@@ -479,30 +402,14 @@ class Pipeline:
     ) -> None:
         """Let one map into the stages, when there is room; ``settle`` gets its outcome."""
         self._opened()
+        assert self._stages is not None  # noqa: S101  # opened
         settle = partial(self._settle, settle, value_range.is_relative)
         if isinstance(entry, Failure):
             settle(entry)
             return
-        loan, stream = None, self._jobs
         try:
-            if entry.array is not None:
-                loan = await self._array_bytes.acquire(entry.array.nbytes)
-            elif entry.path is not None and is_remote(entry.path):
-                # A header can claim anything: what is larger than the whole budget is read when nothing else is held.
-                loan, stream = (
-                    await self._array_bytes.acquire(min(entry.max_bytes, self._array_bytes.limit)),
-                    self._remote,
-                )
-            job = Job(entry, settle, value_range, loan)
-            try:
-                stream.send_nowait(job)
-            except WouldBlock:
-                await stream.send(job)
-        except BaseException as error:
-            if loan is not None:
-                loan.release()
-            if not isinstance(error, BrokenResourceError | ClosedResourceError):
-                raise
+            await self._stages.submit(entry, settle, value_range)
+        except (BrokenResourceError, ClosedResourceError) as error:
             if isinstance(error, BrokenResourceError) and self._serving is not None:
                 # The stages are gone, and what made them go is about to be known.
                 await asyncio.wait({self._serving.task})

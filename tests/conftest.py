@@ -6,9 +6,11 @@ import asyncio
 import itertools
 import os
 import tempfile
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import botocore.session
 import pytest
 
 from async_maps import seaweed
@@ -33,6 +35,14 @@ def own_temporary_folder() -> Iterator[None]:
         tempfile.tempdir = folder
         yield
     tempfile.tempdir = before
+
+
+@pytest.fixture(scope="session", autouse=True)
+def service_descriptions_read_once() -> Iterator[None]:
+    """botocore reads the description of S3 anew for each session: a tenth of a second, hundreds of times."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(botocore.session, "create_loader", cache(botocore.session.create_loader))
+        yield
 
 
 @pytest.fixture(scope="session")

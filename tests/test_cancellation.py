@@ -66,7 +66,7 @@ async def test_all_bytes_are_given_back_after_cancelled_puts(tmp_path: Path) -> 
     assert (statistics.colorize.queue, statistics.encode.queue, statistics.upload.queue) == (0, 0, 0)
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 async def test_a_run_cancelled_at_any_time_has_recorded_nothing_but_the_truth(tmp_path: Path, workers: int) -> None:
     for moment, seconds in enumerate((0.0, 0.01, 0.03, 0.1, 0.2)):
         manifest = tmp_path / f"{moment}.sqlite"

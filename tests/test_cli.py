@@ -272,6 +272,7 @@ def done_rows(path: str) -> int:
         return 0
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_at_once(maps: Path) -> None:
     for i in range(4000):
         np.save(maps / f"{i:04}.npy", random_map(i, (32, 32)))
@@ -289,6 +290,7 @@ def test_a_second_signal_ends_at_once(maps: Path) -> None:
     assert not list(Path("out").glob(".async-maps-*"))
 
 
+@pytest.mark.slow
 def test_workers_end_when_their_parent_is_killed(maps: Path) -> None:
     for i in range(3000):
         np.save(maps / f"{i:04}.npy", random_map(i, (64, 64)))

@@ -45,6 +45,7 @@ def test_the_demo_ends_with_locators_in_a_real_s3_and_a_picture(
         assert len(np.unique(np.asarray(picture.convert("L")))) > 100
 
 
+@pytest.mark.slow
 def test_without_the_server_the_demo_does_the_same_into_a_folder(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -78,6 +79,7 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
+@pytest.mark.slow
 def test_a_signal_ends_the_demo_and_its_server(tmp_path: Path, number: signal.Signals) -> None:
     running = start("demo", "--out", tmp_path / "demo", "--scenes", 150)
     assert running.stdout is not None

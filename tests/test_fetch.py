@@ -36,7 +36,7 @@ def proxy(s3: seaweed.S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch) ->
         yield proxy
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_maps_go_from_s3_to_s3(bucket: str, workers: int) -> None:
     made = {f"val/{i}": random_map(i, (20 + i, 30)) for i in range(40)}
     stack = np.random.default_rng(0).random((5, 16, 16), np.float32)
@@ -78,6 +78,7 @@ def test_what_is_done_and_unchanged_is_skipped_without_reading_it(bucket: str, p
     assert len(proxy.gets()) == before
 
 
+@pytest.mark.slow
 def test_a_dry_run_reads_nothing_that_is_known(bucket: str, proxy: Proxy, tmp_path: Path) -> None:
     upload(bucket, {f"{i}.npy": npy(random_map(i)) for i in range(5)})
     place, manifest = f"s3://{bucket}/", tmp_path / "m.sqlite"
@@ -108,6 +109,7 @@ def test_one_bad_object_among_many_fails_alone(bucket: str, tmp_path: Path) -> N
         assert failure.source == f"s3://{bucket}/{failure.name}.npy"
 
 
+@pytest.mark.slow
 def test_an_object_deleted_between_listing_and_reading_fails_alone(bucket: str, proxy: Proxy, tmp_path: Path) -> None:
     upload(bucket, {f"{i}.npy": npy(random_map(i)) for i in range(10)})
     from async_maps.sources import open_source
@@ -131,6 +133,7 @@ def test_no_more_maps_are_read_at_once_than_the_setting_says(bucket: str, proxy:
     assert proxy.most_at_once == 4
 
 
+@pytest.mark.slow
 async def test_no_more_bytes_are_read_ahead_than_the_queue_may_hold(bucket: str, proxy: Proxy, tmp_path: Path) -> None:
     from async_maps.sources import open_source
 
@@ -148,6 +151,7 @@ async def test_no_more_bytes_are_read_ahead_than_the_queue_may_hold(bucket: str,
 
 
 @pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.slow
 async def test_cancelled_amid_reading_nothing_is_left(bucket: str, proxy: Proxy, tmp_path: Path, workers: int) -> None:
     from async_maps.sources import open_source
 
@@ -188,6 +192,7 @@ async def test_a_stream_that_is_left_early_leaves_nothing(bucket: str, tmp_path:
         assert (await pipeline.put("after", random_map(0))).name == "after"
 
 
+@pytest.mark.slow
 async def test_a_run_cancelled_while_objects_are_listed_leaves_nothing(
     bucket: str, proxy: Proxy, tmp_path: Path
 ) -> None:
@@ -206,6 +211,7 @@ async def test_a_run_cancelled_while_objects_are_listed_leaves_nothing(
         assert (await pipeline.put("after", random_map(0))).name == "after"
 
 
+@pytest.mark.slow
 async def test_a_source_in_s3_is_counted_without_reading_it(bucket: str, proxy: Proxy, tmp_path: Path) -> None:
     await asyncio.to_thread(upload, bucket, {f"maps/{i}.npy": npy(random_map(i)) for i in range(7)})
     await asyncio.to_thread(upload, bucket, {"archives/a.npz": npz(x=random_map(0), y=random_map(1))})
@@ -228,6 +234,7 @@ async def test_a_source_in_s3_is_counted_without_reading_it(bucket: str, proxy: 
     assert not proxy.gets()
 
 
+@pytest.mark.slow
 def test_the_command_takes_sources_in_s3_and_names_what_is_wrong_with_them(
     bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

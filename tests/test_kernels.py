@@ -284,6 +284,7 @@ def test_kernels_come_from_the_cache_the_second_time(filled: Place) -> None:
 @pytest.mark.parametrize(
     ("suffix", "damage"), [(".nbi", "empty"), (".nbi", "garbage"), (".nbc", "torn"), (".nbc", "garbage")]
 )
+@pytest.mark.slow
 def test_a_damaged_cache_is_no_hindrance(place: Place, suffix: str, damage: str) -> None:
     files = place.files(suffix)
     assert len(files) == len(KERNELS)
@@ -294,6 +295,7 @@ def test_a_damaged_cache_is_no_hindrance(place: Place, suffix: str, damage: str)
     assert place.run() == dict.fromkeys(KERNELS, "none")
 
 
+@pytest.mark.slow
 def test_a_cache_that_no_file_can_be_put_into_is_no_hindrance(tmp_path: Path) -> None:
     # Permissions stop no root. Below a plain file, nobody makes a folder: so for all of numba's places.
     place = Place(tmp_path)
@@ -308,6 +310,7 @@ def test_a_cache_that_no_file_can_be_put_into_is_no_hindrance(tmp_path: Path) ->
     assert place.run() == dict.fromkeys(KERNELS, "none")
 
 
+@pytest.mark.slow
 def test_a_cache_that_fills_the_disk_is_no_hindrance(tmp_path: Path) -> None:
     place = Place(tmp_path)
     # The folder can be written to when numba tries it, and every file that it then writes fails.
@@ -315,6 +318,7 @@ def test_a_cache_that_fills_the_disk_is_no_hindrance(tmp_path: Path) -> None:
     assert place.run() == dict.fromkeys(KERNELS, "none")
 
 
+@pytest.mark.slow
 def test_processes_that_fill_one_cache_at_once_all_get_the_right_kernels(tmp_path: Path) -> None:
     place = Place(tmp_path)
     processes = [place.start("together") for _ in range(4)]

@@ -443,6 +443,7 @@ def test_a_run_killed_in_the_middle_of_a_transaction_leaves_whole_rows_only(path
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
+@pytest.mark.slow
 def test_planning_many_maps_takes_one_look_a_batch_and_little_memory(path: Path) -> None:
     maps = [_map(f"{n:06}") for n in range(50_000)]
     _run(path, [_done(map_) for map_ in maps])

@@ -124,6 +124,7 @@ async def test_put_into_s3_gives_the_locator_of_an_object_with_these_bytes(bucke
 
 
 @pytest.mark.parametrize("dtype", ["<f2", ">f2", "<f4", ">f4", "<f8", ">f8", "u1", np.longdouble])
+@pytest.mark.slow
 async def test_every_dtype_layout_and_shape_goes_through_the_shared_memory(tmp_path: Path, dtype: str) -> None:
     values = random_map(3, (17, 23)).astype(np.float64)
     array = (values * 255).astype("u1") if dtype == "u1" else values.astype(dtype)
@@ -467,7 +468,7 @@ async def test_a_run_ends_when_more_maps_failed_than_allowed(tmp_path: Path) -> 
             await pipeline.run((f"{i}", np.full((2, 2), np.inf)) for i in range(1000))
 
 
-@pytest.mark.parametrize("queue_bytes", [20_000, 2**26])
+@pytest.mark.parametrize("queue_bytes", [pytest.param(20_000, marks=pytest.mark.slow), 2**26])
 async def test_a_killed_worker_costs_nothing_but_time(maps: Path, tmp_path: Path, queue_bytes: int) -> None:
     for i in range(600):
         np.save(maps / f"{i}.npy", random_map(i, (60, 60)))
@@ -509,6 +510,7 @@ async def test_an_archive_that_lies_about_its_size_fails_alone(maps: Path, tmp_p
     assert (tmp_path / "out" / "a.png").exists()
 
 
+@pytest.mark.slow
 async def test_a_map_that_kills_its_worker_twice_fails_and_the_others_of_its_chunk_arrive(
     maps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -589,7 +591,7 @@ async def test_draining_reads_no_further_and_finishes_what_was_taken_in(tmp_path
         pipeline.drain()
         report = await running
     assert report.drained
-    assert 100 <= report.uploaded < read
+    assert 100 <= report.uploaded <= read < 100_000
     with Manifest(tmp_path / "m.sqlite", read_only=True) as manifest:
         assert manifest.counts() == {"done": report.uploaded}
 

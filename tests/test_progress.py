@@ -50,7 +50,7 @@ class _Recording:
 
 def _statistics(*queues: float) -> Statistics:
     colorize, encode, upload = (StageStatistics(1, 0.0, 0, queue) for queue in queues or (0.0, 0.0, 0.0))
-    return Statistics(colorize, encode, upload, 0, 0, 0)
+    return Statistics(StageStatistics(16, 0.0, 0, 0.0), colorize, encode, upload, 0, 0, 0)
 
 
 def _report() -> Report:

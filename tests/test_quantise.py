@@ -68,7 +68,8 @@ def arrays(dtype: str, elements: st.SearchStrategy[Any]) -> st.SearchStrategy[ND
 def floats(dtype: str, bound: float) -> st.SearchStrategy[float]:
     width = {2: 16, 4: 32}.get(np.dtype(dtype).itemsize, 64)
     limit = min(bound, 60_000.0 if width == 16 else bound)
-    return st.floats(-limit, limit, width=width)  # type: ignore[arg-type]
+    # 255 divided by a range below 1e-300 overflows, in the reference: those have a test of their own.
+    return st.floats(-limit, limit, width=width).map(lambda value: value if abs(value) > 1e-290 else 0.0)  # type: ignore[arg-type]
 
 
 # The pixels
@@ -82,7 +83,7 @@ def test_any_float_map_is_as_numpy_has_it(dtype: str, value_range: str) -> None:
     if value_range == "unit":
         elements = elements.map(abs)
 
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=20, deadline=None)
     @given(arrays(dtype, elements))
     def check(array: NDArray[Any]) -> None:
         plane, measured = run(array, value_range)
@@ -97,7 +98,7 @@ def test_any_float_map_is_as_numpy_has_it(dtype: str, value_range: str) -> None:
 @pytest.mark.parametrize("value_range", RANGES[1:])
 @pytest.mark.parametrize("dtype", OTHERS)
 def test_bool_and_every_integer_work_under_an_explicit_range(dtype: str, value_range: str) -> None:
-    @settings(max_examples=20, deadline=None)
+    @settings(max_examples=10, deadline=None)
     @given(hnp.arrays(np.dtype(dtype), hnp.array_shapes(min_dims=2, max_dims=2, max_side=6)))
     def check(array: NDArray[Any]) -> None:
         plane, _ = run(array, value_range)
@@ -172,7 +173,7 @@ def test_invalid_values_are_zero_or_left_out_and_the_others_are_as_without_them(
     bound = 1.0 if value_range == "unit" else 100.0
     valid = floats(dtype, bound).map(abs if value_range == "unit" else float)
 
-    @settings(max_examples=30, deadline=None)
+    @settings(max_examples=12, deadline=None)
     @given(arrays(dtype, valid | st.sampled_from([np.nan, np.inf, -np.inf])))
     @example(np.full((2, 3), np.nan, dtype))
     def check(array: NDArray[Any]) -> None:

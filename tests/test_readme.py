@@ -45,7 +45,9 @@ def folder(tmp_path: Path, s3: seaweed.S3Server, monkeypatch: pytest.MonkeyPatch
     return tmp_path
 
 
-def test_every_shell_command_runs_here_or_in_ci(folder: Path) -> None:
+def test_every_shell_command_runs_here_or_in_ci(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Worker processes, a second each time, are for other tests.
+    monkeypatch.setenv("ASYNC_MAPS_WORKERS", "0")
     commands = [line for block in blocks("bash") for line in block.splitlines() if line]
     ours = [command for command in commands if command.startswith("async-maps ")]
     for command in ours:

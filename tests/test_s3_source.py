@@ -166,6 +166,7 @@ def test_a_stack_is_as_many_maps_as_it_holds(bucket: str) -> None:
         ("maps/[ab].npy", ["a"]),
     ],
 )
+@pytest.mark.slow
 def test_a_glob_matches_as_it_does_on_a_disk(bucket: str, pattern: str, expected: list[str], tmp_path: Any) -> None:
     keys = ["maps/a.npy", "maps/cam_1.npy", "maps/.hidden.npy", "maps/val/cam_2.npy", "maps/val/deep/cam_3.npy"]
     upload(bucket, {key: npy() for key in keys})
@@ -176,6 +177,7 @@ def test_a_glob_matches_as_it_does_on_a_disk(bucket: str, pattern: str, expected
     assert [entry.name for entry in open_source(f"{tmp_path}/{pattern}")] == expected
 
 
+@pytest.mark.slow
 def test_a_prefix_with_a_wildcard_in_its_own_name_is_that_prefix(bucket: str) -> None:
     upload(bucket, {"run[1]/a.npy": npy(), "run1/b.npy": npy()})
     assert names(f"s3://{bucket}/run[1]/") == ["a"]
@@ -233,6 +235,7 @@ def test_what_is_known_to_be_one_map_is_not_looked_into(bucket: str, proxy: Prox
     assert asked == [(entry.name, entry.fingerprint) for entry in first]
 
 
+@pytest.mark.slow
 def test_objects_are_looked_into_several_at_a_time(bucket: str, proxy: Proxy) -> None:
     upload(bucket, {f"{i:03}.npy": npy() for i in range(64)})
     proxy.delay_s = 0.05
@@ -240,6 +243,7 @@ def test_objects_are_looked_into_several_at_a_time(bucket: str, proxy: Proxy) ->
     assert 4 <= proxy.most_at_once <= 16
 
 
+@pytest.mark.slow
 def test_a_listing_that_is_left_early_stops_asking(bucket: str, proxy: Proxy) -> None:
     upload(bucket, {f"{i:03}.npy": npy() for i in range(200)})
     with closing(iter(open_source(f"s3://{bucket}/"))) as entries:  # type: ignore[type-var]
@@ -295,6 +299,7 @@ def test_a_configuration_that_makes_no_sense_is_a_sentence(bucket: str, monkeypa
 
 
 @pytest.mark.parametrize("size", [0, 1, 65_536, 8 * 2**20, 8 * 2**20 + 1, 9 * 2**20 + 77])
+@pytest.mark.slow
 def test_an_object_is_a_file_like_any_other(bucket: str, storage: S3Storage, size: int) -> None:
     data = np.random.default_rng(size).bytes(size)
     upload(bucket, {"file.bin": data})
@@ -362,6 +367,7 @@ def test_a_large_archive_is_listed_and_read_with_few_requests(bucket: str, proxy
     assert len(proxy.gets()) - before < 12
 
 
+@pytest.mark.slow
 def test_a_compressed_member_in_the_middle_is_read_whole(bucket: str) -> None:
     rng = np.random.default_rng(0)
     arrays = {f"m{i}": rng.random((600, 600), np.float32) for i in range(10)}
@@ -386,6 +392,7 @@ def test_an_object_that_is_replaced_while_it_is_read_is_an_error_and_no_mixture(
             file.read(10)
 
 
+@pytest.mark.slow
 def test_an_object_that_is_deleted_while_it_is_read_is_not_there(bucket: str, storage: S3Storage) -> None:
     upload(bucket, {"file.bin": b"a" * 9 * 2**20})
     with opened(storage, f"s3://{bucket}/file.bin") as file:
@@ -407,6 +414,7 @@ def test_an_answer_that_breaks_off_is_asked_for_again(bucket: str, proxy: Proxy)
         opened(storage, f"s3://{bucket}/a.npy")
 
 
+@pytest.mark.slow
 def test_an_answer_that_never_comes_is_waited_for_as_long_as_the_settings_say(bucket: str, proxy: Proxy) -> None:
     upload(bucket, {"a.npy": npy()})
     proxy.gate.clear()
@@ -427,6 +435,7 @@ def test_a_closed_storage_opens_no_connection_again(bucket: str) -> None:
         unused.of("s3://bucket/a.npy").open("s3://bucket/a.npy")
 
 
+@pytest.mark.slow
 def test_threads_share_a_storage(bucket: str, storage: S3Storage) -> None:
     stack = np.random.default_rng(0).random((32, 256, 256), np.float32)
     upload(bucket, {"stack.npy": npy(stack)})

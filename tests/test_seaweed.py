@@ -101,6 +101,7 @@ def test_it_listens_on_loopback_only(server: S3Server) -> None:
 
 @linux_only
 @pytest.mark.parametrize("error", [None, RuntimeError, KeyboardInterrupt])
+@pytest.mark.slow
 def test_nothing_runs_and_no_socket_stays_after_the_block(tmp_path: Path, error: type[BaseException] | None) -> None:
     try:
         with serve(tmp_path) as server:
@@ -126,6 +127,7 @@ def test_it_is_stopped_even_if_its_watcher_was_killed(tmp_path: Path) -> None:
 
 
 @linux_only
+@pytest.mark.slow
 def test_it_dies_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     with _program(tmp_path) as (program, server_pid):
         ports = [port for _, port in _listening(server_pid)]

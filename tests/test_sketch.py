@@ -41,17 +41,17 @@ def assert_within_the_error(sketch: Sketch, values: NDArray[np.float64]) -> None
 def test_every_percentile_is_within_the_stated_error(kind: str, scale: float) -> None:
     rng = np.random.default_rng(len(kind))
     values = {
-        "normal": rng.standard_normal(20_011),
-        "exponential": rng.exponential(size=20_011),
-        "uniform": rng.random(20_011),
-        "sparse": np.where(rng.random(20_011) < 0.9, 0, rng.random(20_011)),
-        "wide": rng.standard_normal(20_011) * 10.0 ** rng.integers(-8, 7, 20_011),
-        "constant": np.full(20_011, -0.7),
+        "normal": rng.standard_normal(5_003),
+        "exponential": rng.exponential(size=5_003),
+        "uniform": rng.random(5_003),
+        "sparse": np.where(rng.random(5_003) < 0.9, 0, rng.random(5_003)),
+        "wide": rng.standard_normal(5_003) * 10.0 ** rng.integers(-8, 7, 5_003),
+        "constant": np.full(5_003, -0.7),
     }[kind] * scale
     assert_within_the_error(sketch_of(values), values)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.lists(st.floats(-1e300, 1e300), min_size=1, max_size=60))
 def test_any_values_are_within_the_stated_error(values: list[float]) -> None:
     array = np.array(values)

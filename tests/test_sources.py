@@ -431,6 +431,7 @@ def test_the_first_map_comes_before_the_other_folders_were_looked_into(
 
 
 @pytest.mark.parametrize("pattern", ["", "*.npy"])
+@pytest.mark.slow
 def test_the_memory_of_a_listing_does_not_grow_with_the_folder(
     maps: Path, monkeypatch: pytest.MonkeyPatch, pattern: str
 ) -> None:

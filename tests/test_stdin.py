@@ -94,6 +94,7 @@ def test_a_bad_line_fails_alone(tmp_path: Path) -> None:
         assert reason.encode() in done.stderr, reason
 
 
+@pytest.mark.slow
 def test_a_file_may_be_standard_input_as_well_as_nothing() -> None:
     save("a.npy")
     Path("list.txt").write_text("a.npy\n")
@@ -111,6 +112,7 @@ def test_a_file_may_be_standard_input_as_well_as_nothing() -> None:
     assert b"standard input is closed" in closed.stderr
 
 
+@pytest.mark.slow
 def test_what_is_no_list_of_paths_is_refused() -> None:
     done = run(b"x" * 2**20)
     assert done.returncode == 2
@@ -125,6 +127,7 @@ def test_a_rehearsal_reads_it_too() -> None:
     assert not Path("out").exists()
 
 
+@pytest.mark.slow
 def test_more_lines_than_a_pipe_holds_all_arrive() -> None:
     save("a.npy")
     count = 5000
@@ -159,6 +162,7 @@ def test_one_interrupt_ends_it_though_the_producer_hangs(slow_producer: subproce
     assert b"interrupted by SIGINT" in slow_producer.stderr.read()
 
 
+@pytest.mark.slow
 def test_paths_may_lead_into_s3(bucket: str) -> None:
     upload(bucket, {"maps/a.npy": npy(), "maps/b.npy": npy()})
     save("here.npy")

@@ -139,6 +139,7 @@ async def test_a_locator_begins_with_the_destination(opened: Opened) -> None:
         assert locator.endswith(".png")
 
 
+@pytest.mark.slow
 async def test_concurrent_puts_do_not_mix(opened: Opened) -> None:
     store, read = opened
     objects = {make_key(store.prefix, f"{n % 7}/{n}"): bytes([n]) * (1000 + n) for n in range(100)}

@@ -227,6 +227,7 @@ def test_parquet_without_its_extra_is_a_sentence(tmp_path: Path, monkeypatch: py
         entries(listing)
 
 
+@pytest.mark.slow
 def test_the_memory_of_a_listing_does_not_grow_with_its_rows(tmp_path: Path, write: Write) -> None:
     rows = [{"name": f"{i:09}", "path": "gone.npy"} for i in range(30_000)]
     source = iter(open_source(write(tmp_path, rows)))
@@ -265,6 +266,7 @@ def test_a_second_run_skips(tmp_path: Path, write: Write) -> None:
     assert counts == [(2, 0, 0), (0, 0, 2)]
 
 
+@pytest.mark.slow
 def test_rows_lead_into_s3_and_a_listing_may_lie_there(tmp_path: Path, bucket: str, write: Write) -> None:
     np.save(tmp_path / "here.npy", MAP)
     upload(bucket, {"maps/a.npy": npy(), "maps/deep/b.npy": npy(np.stack([MAP, MAP]))})

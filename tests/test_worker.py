@@ -335,6 +335,7 @@ def pipe_that_nobody_writes(folder: Path) -> Request:
 
 
 @tidy
+@pytest.mark.slow
 async def test_a_worker_that_was_killed_says_by_which_signal_and_can_be_started_again(tmp_path: Path) -> None:
     with Arena(2**16) as arena:
         async with started(arena) as process:

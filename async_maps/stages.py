@@ -1,0 +1,186 @@
+"""The stages, joined: the way of a map from its job to its outcome. The only file that sees every stage.
+
+::
+
+                 fetch (threads; maps in S3)
+                   |
+    source --[jobs]--> colorize --[bitmaps]--> encode --[pngs]--> upload --[outcomes]--> manifest
+    thread             processes               threads            asyncio                thread
+
+Every arrow is bounded in items (a stream's buffer) and in bytes (a budget, or the arena). A stage's concurrency is the
+number of its tasks; each waits for its input, works, and waits for room for its output. Closing the sending end ends a
+stage. Everything here runs on the event loop and hands its work to where the diagram says.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+from anyio import CapacityLimiter, WouldBlock, create_memory_object_stream, create_task_group
+
+from async_maps.chunks import ColorizeStage
+from async_maps.encode import Encoding, encode_bitmap, encode_stage
+from async_maps.fetch import fetch_stage
+from async_maps.meters import Meter, StageStatistics
+from async_maps.records import Bitmap, Job, Png
+from async_maps.sources.storage import Storages, is_remote
+from async_maps.streams import ByteBudget
+from async_maps.upload import upload_stage
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Sequence
+
+    from anyio.streams.memory import MemoryObjectStreamStatistics
+
+    from async_maps.arena import Arena
+    from async_maps.errors import AsyncMapsError
+    from async_maps.pool import Worker
+    from async_maps.ranges import ValueRange
+    from async_maps.records import ActivationMap, Outcome
+    from async_maps.settings import Settings
+    from async_maps.stores import Store
+    from async_maps.worker import Recipe
+
+
+class Resources(NamedTuple):
+    """What the stages work with; whoever opened it closes it, after them.
+
+    Attributes:
+        store: where PNGs go.
+        arena: the memory that the workers share.
+        recipe: how the workers make pixels.
+        workers: started.
+    """
+
+    store: Store
+    arena: Arena
+    recipe: Recipe
+    workers: Sequence[Worker]
+
+
+class Stages:
+    """Everything between a job and its outcome.
+
+    Args:
+        settings: how wide each stage is, and how much may wait before it.
+        resources: open for as long as the stages run.
+    """
+
+    def __init__(self, settings: Settings, resources: Resources) -> None:
+        self._settings = settings
+        self._resources = resources
+        threads = settings.encode_thread_count
+        self._remote, self._remote_out = create_memory_object_stream[Job](settings.prefetch)
+        self._jobs, self._jobs_out = create_memory_object_stream[Job](settings.chunk_maps)
+        self._bitmaps, self._bitmaps_out = create_memory_object_stream[list[Bitmap]](2 * threads)
+        self._pngs, self._pngs_out = create_memory_object_stream[Png](settings.concurrency)
+        self._array_bytes = ByteBudget(settings.queue_bytes)
+        self._png_bytes = ByteBudget(settings.queue_bytes)
+        self._fetching = Meter(settings.prefetch)
+        self._colorizing = Meter(len(resources.workers))
+        self._encoding = Meter(threads)
+        self._uploading = Meter(settings.concurrency)
+
+    async def run(self, running: asyncio.Event) -> None:
+        """Run the stages until :meth:`close` was called and every job is through.
+
+        Args:
+            running: set when jobs can be submitted.
+        """
+        settings, (store, arena, recipe, workers) = self._settings, self._resources
+        template = settings.key_template
+        colorize = ColorizeStage(
+            arena,
+            chunk_maps=settings.chunk_maps,
+            chunk_bytes=settings.chunk_bytes,
+            pixel_bytes=recipe.pixel_bytes(),
+            meter=self._colorizing,
+        )
+        encoding = Encoding(partial(encode_bitmap, table=recipe.table, level=settings.png_level), template.needs_digest)
+        fetchers, encoders = CapacityLimiter(settings.prefetch), CapacityLimiter(self._encoding.workers)
+        # The first to be entered is the last to be closed: the jobs' end, when the stages are through or cancelled.
+        with Storages(settings.s3) as storages, self._remote, self._jobs:
+            async with create_task_group() as stages, self._bitmaps, self._pngs:
+                for _ in range(settings.prefetch):
+                    stages.start_soon(
+                        fetch_stage, self._remote_out.clone(), self._jobs.clone(), storages, fetchers, self._fetching
+                    )
+                for worker in workers:
+                    stages.start_soon(colorize.run, worker, self._jobs_out.clone(), self._bitmaps.clone())
+                for _ in range(self._encoding.workers):
+                    stages.start_soon(
+                        encode_stage,
+                        self._bitmaps_out.clone(),
+                        self._pngs.clone(),
+                        encoding,
+                        (encoders, self._png_bytes),
+                        self._encoding,
+                    )
+                for _ in range(settings.concurrency):
+                    stages.start_soon(upload_stage, self._pngs_out.clone(), store, template, self._uploading)
+                for end in (self._remote_out, self._jobs_out, self._bitmaps_out, self._pngs_out):
+                    end.close()
+                running.set()
+
+    async def submit(
+        self, map_: ActivationMap, settle: Callable[[Outcome | AsyncMapsError], None], value_range: ValueRange
+    ) -> None:
+        """Let one map in, when there is room.
+
+        Args:
+            map_: the map.
+            settle: gets its outcome.
+            value_range: which values its colours span.
+
+        Raises:
+            ClosedResourceError: :meth:`close` was called.
+            BrokenResourceError: the stages have ended otherwise.
+        """
+        loan, stream = None, self._jobs
+        try:
+            if map_.array is not None:
+                loan = await self._array_bytes.acquire(map_.array.nbytes)
+            elif map_.path is not None and is_remote(map_.path):
+                # A header can claim anything: what is larger than the whole budget is read when nothing else is held.
+                loan = await self._array_bytes.acquire(min(map_.max_bytes, self._array_bytes.limit))
+                stream = self._remote
+            job = Job(map_, settle, value_range, loan)
+            try:
+                stream.send_nowait(job)
+            except WouldBlock:
+                await stream.send(job)
+        except BaseException:
+            if loan is not None:
+                loan.release()
+            raise
+
+    def close(self) -> None:
+        """No job will be submitted any more: the stages end when those that were are through."""
+        self._remote.close()
+        self._jobs.close()
+
+    def abandon(self) -> None:
+        """The stages are gone: send those away who wait for room."""
+        self._array_bytes.close()
+
+    def statistics(self) -> dict[str, StageStatistics]:
+        """Each stage at this moment."""
+        arrays, bitmaps, pngs = self._array_bytes, self._resources.arena, self._png_bytes
+        queues = {
+            "fetch": (self._fetching, self._remote_out, 0.0),
+            "colorize": (self._colorizing, self._jobs_out, arrays.held / arrays.limit),
+            "encode": (self._encoding, self._bitmaps_out, bitmaps.held / bitmaps.size),
+            "upload": (self._uploading, self._pngs_out, pngs.held / pngs.limit),
+        }
+        return {
+            name: StageStatistics(
+                meter.workers, meter.busy_s, meter.maps, queue=min(1.0, max(_fullness(queue.statistics()), in_bytes))
+            )
+            for name, (meter, queue, in_bytes) in queues.items()
+        }
+
+
+def _fullness(queue: MemoryObjectStreamStatistics) -> float:
+    return queue.current_buffer_used / queue.max_buffer_size
