@@ -26,13 +26,14 @@ if TYPE_CHECKING:
     from async_maps.sources.listing import AnySource
 
 
-def run(
+def run(  # noqa: PLR0913  # those of Pipeline.run()
     source: AnySource,
     destination: str | PathLike[str],
     *,
     settings: Settings | None = None,
     manifest: str | PathLike[str] | None = None,
     redo: Redo = "changed",
+    report: Report | None = None,
 ) -> Report:
     """:meth:`Pipeline.run` from synchronous code: opens a pipeline, puts every map, closes it.
 
@@ -42,7 +43,7 @@ def run(
 
     async def main() -> Report:
         async with Pipeline(destination, settings=settings) as pipeline:
-            return await pipeline.run(source, manifest=manifest, redo=redo)
+            return await pipeline.run(source, manifest=manifest, redo=redo, report=report)
 
     return asyncio.run(main())
 
