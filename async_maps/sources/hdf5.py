@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from async_maps.errors import MissingExtraError, SourceError
-from async_maps.sources.formats import Found, one_sentence
-from async_maps.sources.stacks import plane_shape, position_name, stack_length
+from async_maps.sources.formats import one_sentence
+from async_maps.sources.stacks import check_position, maps_in_array, plane_shape, stack_length
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from async_maps.sources.formats import Found
     from async_maps.sources.storage import Storage
 
     Dataset: TypeAlias = Any
@@ -66,13 +67,7 @@ class Hdf5Reader:
         empty = True
         for path, shape, itemsize in self._datasets():
             empty = False
-            length = stack_length(shape)
-            if length is None:
-                yield Found(path, [path, None], math.prod(shape) * itemsize)
-            else:
-                size = math.prod(plane_shape(shape)) * itemsize
-                for index in range(length):
-                    yield Found(f"{path}/{position_name(index)}", [path, index], size)
+            yield from maps_in_array(path, shape, math.prod(shape) * itemsize)
         if empty:
             raise SourceError("the file holds no dataset of numbers in two or more dimensions")
 
@@ -85,9 +80,7 @@ class Hdf5Reader:
                 raise SourceError("a dataset whose data lie in other files (virtual or external): those are not read")
             if index is None:
                 return np.asarray(dataset[()])
-            length = stack_length(dataset.shape)
-            if length is None or index >= length:
-                raise SourceError(f"the dataset {path!r} holds no map {index} any more: its shape is {dataset.shape}")
+            check_position(f"the dataset {path!r}", dataset.shape, index)
             return np.asarray(dataset[index]).reshape(plane_shape(dataset.shape))
 
     def close(self) -> None:

@@ -15,7 +15,7 @@ from numpy.lib import format as npy_format
 
 from async_maps.errors import SourceError
 from async_maps.sources.formats import Found
-from async_maps.sources.stacks import plane_shape, position_names, read_names, stack_length
+from async_maps.sources.stacks import check_position, plane_shape, position_names, read_names, stack_length
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -143,10 +143,8 @@ def read_stream(file: IO[bytes], size: int, part: int | None = None, piece: int 
 
 def _seek_map(file: IO[bytes], header: Header, index: int) -> tuple[int, ...]:
     """Go to one map of a stack, whose header was just read; its shape."""
-    length = stack_length(header.shape)
-    if length is None or index >= length:
-        raise SourceError(f"the stack holds no map {index} any more: its shape is {header.shape}")
-    if header.fortran and length > 1:
+    check_position("the stack", header.shape, index)
+    if header.fortran and header.shape[0] > 1:
         raise SourceError(
             "the maps of a stack in Fortran order cannot be read one by one: save np.ascontiguousarray of it"
         )

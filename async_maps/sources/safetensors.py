@@ -16,7 +16,7 @@ import numpy as np
 
 from async_maps.errors import SourceError
 from async_maps.sources.formats import Found
-from async_maps.sources.stacks import plane_shape, position_name, stack_length
+from async_maps.sources.stacks import check_position, maps_in_array, plane_shape
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -94,13 +94,11 @@ class SafetensorsReader:
                 continue
             empty = False
             size = tensor.end - tensor.start
-            # A dtype that is not read is one failure, not one for each map.
-            length = stack_length(tensor.shape) if tensor.dtype in _DTYPES else None
-            if length is None:
-                yield Found(name, [name, None], size)
+            if tensor.dtype in _DTYPES:
+                yield from maps_in_array(name, tensor.shape, size)
             else:
-                for index in range(length):
-                    yield Found(f"{name}/{position_name(index)}", [name, index], size // length)
+                # A dtype that is not read is one failure, not one for each map.
+                yield Found(name, [name, None], size)
         if empty:
             raise SourceError("the file holds no tensor of two or more dimensions")
 
@@ -112,10 +110,8 @@ class SafetensorsReader:
             raise SourceError(f"NumPy has no dtype {tensor.dtype}: save the tensor as float16, bfloat16 or float32")
         shape, start, size = tensor.shape, tensor.start, tensor.end - tensor.start
         if index is not None:
-            length = stack_length(shape)
-            if length is None or index >= length:
-                raise SourceError(f"the tensor {name!r} holds no map {index} any more: its shape is {shape}")
-            shape, size = plane_shape(shape), size // length
+            check_position(f"the tensor {name!r}", shape, index)
+            shape, size = plane_shape(shape), size // shape[0]
             start += index * size
         self._file.seek(self._data + start)
         data = np.empty(size, np.uint8)

@@ -6,6 +6,7 @@ import io
 from typing import TYPE_CHECKING
 
 from async_maps.errors import SourceError
+from async_maps.sources.formats import Found
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,6 +24,33 @@ def stack_length(shape: tuple[int, ...]) -> int | None:
     stack = len(shape) == 3 and shape[2] not in _CHANNELS
     stack |= len(shape) == 4 and 1 in {shape[1], shape[3]}
     return shape[0] if stack and shape[0] else None
+
+
+def maps_in_array(path: str, shape: tuple[int, ...], size: int) -> Iterator[Found]:
+    """The map that an array in a file is, or those of the stack; their parts are the array's path and a position.
+
+    Args:
+        path: of the array in its file; empty if the file is the array.
+        shape: of the array.
+        size: bytes of all of it.
+    """
+    length = stack_length(shape)
+    if length is None:
+        yield Found(path or None, [path, None], size)
+        return
+    for index, name in enumerate(position_names(length)):
+        yield Found(f"{path}/{name}" if path else name, [path, index], size // length)
+
+
+def check_position(what: str, shape: tuple[int, ...], index: int) -> None:
+    """Make sure that a stack, which may have changed since it was listed, holds a map at this position.
+
+    Raises:
+        SourceError: it does not.
+    """
+    length = stack_length(shape)
+    if length is None or index >= length:
+        raise SourceError(f"{what} holds no map {index} any more: its shape is {shape}")
 
 
 def plane_shape(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from async_maps.errors import MissingExtraError, SourceError
 from async_maps.sources.formats import Found, one_sentence
-from async_maps.sources.stacks import plane_shape, position_name, stack_length
+from async_maps.sources.stacks import check_position, maps_in_array, plane_shape
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -67,7 +67,7 @@ class ZarrReader:
                 yield Found(path, [path, None], 0)
             elif _could_be_maps(array):
                 empty = False
-                yield from _maps_in(path, array)
+                yield from maps_in_array(path, array.shape, math.prod(array.shape) * array.dtype.itemsize)
         if empty:
             raise SourceError("the hierarchy holds no array of numbers in two or more dimensions")
 
@@ -79,9 +79,7 @@ class ZarrReader:
             if index is None:
                 return np.asarray(array[...])
             shape = array.shape
-            length = stack_length(shape)
-            if length is None or index >= length:
-                raise SourceError(f"the array {path!r} holds no map {index} any more: its shape is {shape}")
+            check_position(f"the array {path!r}", shape, index)
             return self._map_of(array, index).reshape(plane_shape(shape))
 
     def close(self) -> None:
@@ -151,15 +149,3 @@ def _names_in(group: zarr.Group) -> Iterator[str]:
 
 def _could_be_maps(array: zarr.Array[Any]) -> bool:
     return len(array.shape) >= 2 and array.dtype.kind in "biufc"
-
-
-def _maps_in(path: str, array: zarr.Array[Any]) -> Iterator[Found]:
-    shape, itemsize = array.shape, array.dtype.itemsize
-    length = stack_length(shape)
-    if length is None:
-        yield Found(path or None, [path, None], math.prod(shape) * itemsize)
-        return
-    size = math.prod(plane_shape(shape)) * itemsize
-    for index in range(length):
-        name = position_name(index)
-        yield Found(f"{path}/{name}" if path else name, [path, index], size)
