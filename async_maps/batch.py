@@ -16,7 +16,7 @@ from async_maps.report import Report
 from async_maps.settings import Settings
 from async_maps.sources.listing import list_maps, numbered, with_key
 from async_maps.stores import open_store
-from async_maps.survey import known_range
+from async_maps.survey import known_range, refuse_one_shot
 from async_maps.tasks import OrderlyTask
 
 if TYPE_CHECKING:
@@ -66,6 +66,8 @@ async def dry_run(  # noqa: PLR0913  # those of run()
         AsyncMapsError: as ``Pipeline`` and ``Pipeline.run``.
     """
     settings, filled = settings or Settings(), report or Report()
+    if settings.value_range.kind == "dataset":
+        refuse_one_shot(source)
     template = settings.key_template
 
     async def rehearse() -> None:
@@ -79,8 +81,8 @@ async def dry_run(  # noqa: PLR0913  # those of run()
                 listing = numbered(listing) if template.needs_index else listing
                 claims = Claims(lambda map_: store.locator(template.key(store.prefix, map_.name, map_.index)))
                 with claims:
-                    if template.may_collide:
-                        await recorder.load_claims(claims)
+                    if template.may_collide and redo != "all":
+                        await recorder.load_claims(claims, redo)
                     async with aclosing(recorder.select(listing, redo, filled)) as batches:
                         async for batch in batches:
                             entries = [with_key(entry, store.prefix, template) for entry in batch]

@@ -59,5 +59,8 @@ class Claims:
         (name,) = self._database.execute("SELECT name FROM claims WHERE locator = ?", (locator,)).fetchone()
         if name == map_.name:
             return map_
-        reason = f"{locator} is the overlay of {name}: let the key hold {{name}} or {{digest}} to tell them apart"
+        reason = (
+            f"{locator} is the overlay of {name}: let the key hold {{name}} or {{digest}} to tell them apart; "
+            "if that one is gone, do all anew with --overwrite"
+        )
         return Failure(map_.name, map_.source, map_.fingerprint, "source", reason)

@@ -14,7 +14,7 @@ from anyio import to_thread
 from async_maps.errors import InputValidationError, MissingExtraError, SourceError
 from async_maps.quantise import map_shape
 from async_maps.sources.files import explain
-from async_maps.sources.formats import Readers
+from async_maps.sources.shared import shares_reads
 
 if TYPE_CHECKING:
     from typing import Any
@@ -25,13 +25,14 @@ if TYPE_CHECKING:
 
     from async_maps.meters import Meter
     from async_maps.records import Job, Stage
-    from async_maps.sources.storage import Storages
+    from async_maps.sources.formats import Readers
+    from async_maps.sources.shared import SharedReaders
 
 
 async def fetch_stage(
     remote: MemoryObjectReceiveStream[Job],
     jobs: MemoryObjectSendStream[Job],
-    storages: Storages,
+    readers: tuple[Readers, SharedReaders],
     threads: CapacityLimiter,
     meter: Meter,
 ) -> None:
@@ -42,12 +43,11 @@ async def fetch_stage(
     Args:
         remote: maps to read, each with a loan for its array; ends the stage when it ends.
         jobs: closed when the stage ends.
-        storages: open; shared.
+        readers: this fetcher's own, which it closes, and those that all fetchers share.
         threads: how many read at once.
         meter: the stage's.
     """
     async with remote, jobs:
-        readers = Readers(storages)
         try:
             async for job in remote:
                 started = perf_counter()
@@ -62,14 +62,14 @@ async def fetch_stage(
                 # While it waits for the next one, it must not keep an array that nobody counts any more.
                 del job, result
         finally:
-            readers.close()
+            readers[0].close()
 
 
-def _fetch(readers: Readers, job: Job) -> NDArray[Any] | tuple[Stage, str]:
+def _fetch(readers: tuple[Readers, SharedReaders], job: Job) -> NDArray[Any] | tuple[Stage, str]:
     """The map, or where and why it failed. Runs in a thread."""
     assert job.map.path is not None  # noqa: S101  # remote
     try:
-        array = readers.read(job.map.path, job.map.part)
+        array = readers[shares_reads(job.map)].read(job.map.path, job.map.part)
         map_shape(array, job.value_range)
     except InputValidationError as error:
         return "colorize", str(error)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from async_maps.errors import ManifestError
 from async_maps.names import printable
-from async_maps.ranges import ValueRange
+from async_maps.ranges import UNIT, ValueRange
 from async_maps.records import ActivationMap, Failure, MapStatistics, Outcome, Receipt
 from async_maps.sketch import Sketch
 
@@ -114,6 +114,7 @@ class Manifest:
     def __init__(self, path: str | PathLike[str], *, read_only: bool = False) -> None:
         self.path = Path(path)
         self._read_only = read_only
+        self._locators_move = False
         if read_only and not self.path.exists():
             raise ManifestError(f"no such manifest: {self.path}")
         with self._explained("opened"):
@@ -236,25 +237,47 @@ class Manifest:
             self._database.executemany(
                 "DELETE FROM maps WHERE stage = 'source' AND source = ?", [(outcome.source,) for outcome in outcomes]
             )
+            if self._locators_move:
+                self._database.executemany(
+                    "DELETE FROM maps WHERE locator = ? AND name <> ?",
+                    [(outcome.locator, outcome.name) for outcome in outcomes if isinstance(outcome, Receipt)],
+                )
             self._database.executemany(_UPSERT, [_row(outcome, settings) for outcome in outcomes])
 
-    def keep_range(self, value_range: ValueRange, setting: str, sketch: tuple[str, Sketch] | None) -> None:
-        """Write down which range the run's colours span, for later runs and for others.
+    def keep_range(self, value_range: ValueRange, setting: str) -> None:
+        """Write down which range the run's colours span, for other runs.
 
         Args:
             value_range: the run's, a known one.
             setting: how it was asked for.
-            sketch: what a ``dataset`` was found to hold, and how invalid values were counted; None to keep the last.
 
         Raises:
             ManifestError: it cannot be written.
         """
         span = None if value_range.is_relative else [value_range.low, value_range.high]
-        rows = [("range", json.dumps([setting, span]))]
-        if sketch is not None:
-            rows.append(("sketch", json.dumps([sketch[0], sketch[1].dump()])))
+        self._keep("range", [setting, value_range.kind, span])
+
+    def keep_sketch(self, invalid: str, sketch: Sketch) -> None:
+        """Write down what the whole set was found to hold, for later runs.
+
+        Args:
+            invalid: how invalid values were counted.
+            sketch: all values.
+
+        Raises:
+            ManifestError: it cannot be written.
+        """
+        self._keep("sketch", [invalid, sketch.dump()])
+
+    def let_locators_move(self) -> None:
+        """From now on, a map whose locator another one gets is forgotten: what lies there is not its own any more.
+
+        Raises:
+            ManifestError: it cannot be written.
+        """
         with self._explained("written"), self._transaction("IMMEDIATE"):
-            self._database.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", rows)
+            self._database.execute("CREATE INDEX IF NOT EXISTS maps_locator ON maps (locator)")
+        self._locators_move = True
 
     def sketch(self, invalid: str) -> Sketch | None:
         """What the last run over a whole ``dataset`` found, if it counted invalid values in this way.
@@ -273,7 +296,9 @@ class Manifest:
             ManifestError: it has none.
         """
         with self._explained("read"):
-            setting, span = self._meta("range") or (None, None)
+            setting, kind, span = self._meta("range") or (None, None, None)
+        if kind == "unit":
+            return UNIT
         if span is None:
             was = f"it was made with range {setting}" if setting else "it says nothing of one"
             raise ManifestError(f"{self.path} has no range to take over: {was}; make it with --range dataset")
@@ -300,9 +325,14 @@ class Manifest:
             there = {name for _, name, *_ in self._database.execute("PRAGMA table_info(maps)")}
             # An older manifest, read and not to be changed, lacks some.
             columns = (column if column in there else f"NULL AS {column}" for column in COLUMNS)
-            yield from self._database.execute(
+            for row in self._database.execute(
                 f"SELECT {', '.join(columns)} FROM maps {where} ORDER BY name, source"  # noqa: S608  # names of our own
-            )
+            ):
+                # SQLite has no booleans.
+                yield tuple(
+                    bool(value) if value is not None and column in BOOLEANS else value
+                    for column, value in zip(COLUMNS, row, strict=True)
+                )
 
     def _prepare(self) -> None:
         ours = self._pragma("application_id") == _APPLICATION_ID
@@ -320,6 +350,10 @@ class Manifest:
             self._database.executescript(_SCHEMA)
         elif version < _VERSION:
             self._database.executescript(f"BEGIN; {_FROM_1} PRAGMA user_version = {_VERSION}; COMMIT;")
+
+    def _keep(self, key: str, value: object) -> None:
+        with self._explained("written"), self._transaction("IMMEDIATE"):
+            self._database.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, json.dumps(value)))
 
     def _meta(self, key: str) -> Any:
         """What is kept under a key, None if nothing is."""

@@ -10,7 +10,7 @@ from async_maps.errors import InputValidationError, SettingsError
 MAX_KEY_BYTES = 1024
 """S3's own limit of a key's length in UTF-8 (Amazon S3 user guide, "Naming Amazon S3 objects")."""
 
-_FIELDS = {"name": "", "digest": r"(\.(1[6-9]|[2-9]\d))?", "stem": "", "parent": "", "index": r"(0?\d{1,2})?"}
+_FIELDS = {"name": "", "digest": r"(\.(1[6-9]|[2-9]\d))?", "stem": "", "parent": "", "index": r"(0\d{1,2})?"}
 """What a key is made of, and how each may be formatted."""
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -55,23 +55,25 @@ class KeyTemplate:
             parts = [(field, spec, conversion) for _, field, spec, conversion in Formatter().parse(template)]
         except ValueError as error:
             raise SettingsError(f"key {template!r}: {error}") from error
-        specs = {field: spec or "" for field, spec, _ in parts if field is not None}
-        if unknown := set(specs) - _FIELDS.keys():
+        specs = [(field, spec or "") for field, spec, _ in parts if field is not None]
+        fields = {field for field, _ in specs}
+        if unknown := fields - _FIELDS.keys():
             raise SettingsError(f"key {template!r}: unknown field {{{min(unknown)}}}; known: {', '.join(_FIELDS)}")
         if any(conversion for *_, conversion in parts) or not all(
-            re.fullmatch(_FIELDS[field], spec) for field, spec in specs.items()
+            re.fullmatch(_FIELDS[field], spec) for field, spec in specs
         ):
             raise SettingsError(
                 f"key {template!r}: only {{index:06}}, a width, and {{digest:.16}}, 16 digits or more, can be formatted"
             )
-        if not specs.keys() & {"name", "stem", "index", "digest"}:
+        if not fields & {"name", "stem", "index", "digest"}:
             raise SettingsError(f"key {template!r} gives all maps of a folder the same key: add {{name}} or {{stem}}")
-        self.needs_index = "index" in specs
-        self.needs_digest = "digest" in specs
+        self.needs_index = "index" in fields
+        self.needs_digest = "digest" in fields
         self.may_collide = not self.needs_digest and [field for field, *_ in parts if field] != ["name"]
         """Whether two names may come to one key. With a digest they may as well: then their bytes are the same."""
         try:
-            check_name(self.key("", "parent/stem"))
+            for name in ("stem", "parent/stem"):
+                self.key("", name)
         except InputValidationError as error:
             raise SettingsError(f"key {template!r}: {error}") from error
 
@@ -82,12 +84,13 @@ class KeyTemplate:
         """The key of a map's overlay, under the prefix if there is one.
 
         Raises:
-            InputValidationError: it would be longer than S3 allows.
+            InputValidationError: it would be longer than S3 allows, or leave its prefix.
         """
         parent, _, stem = name.rpartition("/")
         key = self._template.format(name=name, parent=parent, stem=stem, index=index, digest=digest)
         # {parent}/{stem} of a map that lies in no folder.
         key = "/".join(part for part in key.split("/") if part)
+        check_name(key)
         key = f"{prefix}/{key}" if prefix else key
         size = len(key.encode())
         if size > MAX_KEY_BYTES:

@@ -42,7 +42,7 @@ from async_maps.sources.listing import list_maps, numbered, take_array, with_key
 from async_maps.stages import Resources, Stages
 from async_maps.stores import open_store
 from async_maps.survey import known_range, range_of_all, refuse_one_shot, survey
-from async_maps.tasks import OrderlyTask
+from async_maps.tasks import OrderlyTask, first_error
 from async_maps.worker import Recipe
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ class Pipeline:
                 self._stages, self._store = Stages(self.settings, Resources(store, arena, recipe, workers)), store
                 await self._stages.run(opened)
         except BaseExceptionGroup as group:
-            error = _first(group)
+            error = first_error(group)
             if isinstance(error, AsyncMapsError):
                 self._end = error
             else:
@@ -279,14 +279,15 @@ class Pipeline:
         limit = self.settings.max_failures
         async with open_recorder(manifest, self._opened().identity) as recorder:
             value_range = await self._range_for(source, recorder, redo, report)
+            report.survey_s = monotonic() - started if report.surveyed else 0.0
             if value_range is None:
-                report.drained = True
+                report.elapsed_s, report.drained, report.statistics = report.survey_s, True, self.statistics()
                 return
             listing = self._list(source, value_range, recorder)
             if recorder is not None:
                 listing = recorder.select(listing, redo, report)
                 if self._claims is not None:
-                    await recorder.load_claims(self._claims)
+                    await recorder.load_claims(self._claims, redo)
             async with aclosing(self._outcomes(listing, value_range)) as batches:
                 async for outcomes in batches:
                     report.count(outcomes)
@@ -332,6 +333,9 @@ class Pipeline:
             if sketch is None:
                 return None
             value_range = range_of_all(sketch, value_range)
+            if report.unsurveyed or not sketch.count:
+                # An outage, perhaps: what it left out is not to shape the colours of every later run.
+                sketch = None
         if recorder is not None:
             await recorder.keep(self.settings, value_range, sketch)
         if value_range.kind == "fixed":
@@ -424,11 +428,12 @@ class Pipeline:
         if isinstance(outcome, Receipt):
             self._uploaded += 1
             self._uploaded_bytes += outcome.size
-            if relative and not self._warned and outcome.statistics is not None and outcome.statistics.constant:
+            if relative and not self._warned and outcome.statistics is not None and outcome.statistics.is_flat:
                 self._warned = True
                 _logger.warning(
-                    "%s is constant: under range %s it shows a single colour, as all such maps will (their column "
-                    "'constant' tells; this is said once)", outcome.name, self.settings.range,
+                    "%s is constant, or all but a few of its values are alike: under range %s it shows one colour or "
+                    "two, as all such maps will (see the columns constant, range_low, range_high; this is said once)",
+                    outcome.name, self.settings.range,
                 )  # fmt: skip
         else:
             self._failed += 1
@@ -448,10 +453,3 @@ class Pipeline:
 
 def _locator(store: Store, template: KeyTemplate, map_: ActivationMap) -> str:
     return store.locator(template.key(store.prefix, map_.name, map_.index))
-
-
-def _first(error: BaseException) -> BaseException:
-    """The first error in nested groups: the one that made the others be cancelled."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error

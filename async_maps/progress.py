@@ -44,7 +44,7 @@ class Snapshot:
             "encode": statistics.encode.queue,
             "upload": statistics.upload.queue,
         }
-        elapsed = max(report.elapsed_s, 1e-9)
+        elapsed = max(report.elapsed_s - report.survey_s, 1e-9)
         self.maps_per_s = report.uploaded / elapsed
         self.mb_per_s = report.uploaded_bytes / 1e6 / elapsed
         done = report.uploaded + report.failed

@@ -142,11 +142,13 @@ def quantise(
     extent = _write_unit(flat, intensities) if unit else _measure(flat)
     if not extent.is_finite:
         if invalid == "error":
-            raise InputValidationError(_describe_bad_value(np.asarray(activation_map), value_range))
+            raise InputValidationError(_describe_bad_value(activation_map, flat, value_range))
+        if unit and bool((_outside_unit(flat) & np.isfinite(flat)).any()):
+            raise InputValidationError(_describe_bad_value(activation_map, flat, value_range, np.isfinite(flat)))
         return _quantise_rest(flat, plane, value_range, invalid)
     if unit:
         if extent.minimum < 0 or extent.maximum > 1:
-            raise InputValidationError(_describe_bad_value(np.asarray(activation_map), value_range))
+            raise InputValidationError(_describe_bad_value(activation_map, flat, value_range))
         return Measured(*extent, 0.0, 1.0)
     low, high = _limits(flat, extent, value_range)
     _write_scaled(flat, intensities, low, high)
@@ -294,17 +296,37 @@ def _float16_tables() -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     return intensities.astype(np.uint8), values.astype(np.float32)
 
 
-def _describe_bad_value(activation_map: NDArray[Any], value_range: ValueRange) -> str:
-    unit = value_range.kind == "unit"
+def _outside_unit(flat: NDArray[Any]) -> NDArray[np.bool_]:
     with np.errstate(invalid="ignore"):
-        good = (activation_map >= 0) & (activation_map <= 1) if unit else np.isfinite(activation_map)
-    index = tuple(int(i) for i in np.unravel_index(int(np.argmin(good)), good.shape))
-    value = activation_map[index]
+        outside: NDArray[np.bool_] = ~((flat >= 0) & (flat <= 1))
+    return outside
+
+
+def _describe_bad_value(
+    activation_map: NDArray[Any],
+    flat: NDArray[Any],
+    value_range: ValueRange,
+    counted: NDArray[np.bool_] | None = None,
+) -> str:
+    """Why a map fails: its first bad value.
+
+    Args:
+        activation_map: as it was given.
+        flat: its values as they were looked at.
+        value_range: the range.
+        counted: which of them count; None for all.
+    """
+    unit = value_range.kind == "unit"
+    bad = _outside_unit(flat) if unit else ~np.isfinite(flat)
+    if counted is not None:
+        bad &= counted
+    array = np.asarray(activation_map)
+    index = tuple(int(i) for i in np.unravel_index(int(np.argmax(bad)), array.shape))
+    value = array[index]
     found = "NaN" if np.isnan(value) else f"{value!s}"
-    bad = good.size - int(np.count_nonzero(good))
     return (
         f"every value must {'lie in [0, 1]' if unit else 'be finite'}; found {found} at index {index} "
-        f"({bad:,} of {good.size:,} values are NaN or {'out of range' if unit else 'infinite'})"
+        f"({int(np.count_nonzero(bad)):,} of {bad.size:,} values are NaN or {'out of range' if unit else 'infinite'})"
     )
 
 

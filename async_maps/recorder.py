@@ -43,6 +43,7 @@ class Recorder:
     def __init__(self, manifest: Manifest) -> None:
         self._manifest = manifest
         self._settings = ""
+        self._range: tuple[ValueRange, str] | None = None
         self._turn = Lock()
         self._threads = CapacityLimiter(2)
         self._pending: list[Outcome] = []
@@ -77,6 +78,8 @@ class Recorder:
     ) -> None:
         """Say how the maps to come are colorized; it is written down unless this is a rehearsal.
 
+        The sketch is written at once, the range with the first maps: a source that is not there has none.
+
         Args:
             settings: the run's.
             value_range: what their range has come to.
@@ -87,17 +90,22 @@ class Recorder:
             ManifestError: the manifest cannot be written.
         """
         self._settings = settings.fingerprint(value_range)
-        if not rehearsal:
-            found = None if sketch is None else (settings.invalid, sketch)
-            await self._in_turn(self._manifest.keep_range, value_range, settings.range, found)
+        if rehearsal:
+            return
+        if sketch is not None:
+            await self._in_turn(self._manifest.keep_sketch, settings.invalid, sketch)
+        self._range = value_range, settings.range
 
-    async def load_claims(self, claims: Claims) -> None:
-        """Let the locators of maps that are done be taken.
+    async def load_claims(self, claims: Claims, redo: Redo) -> None:
+        """Let the locators of maps that are done be taken; where all is done anew, forget those who lose theirs.
 
         Raises:
-            ManifestError: the manifest cannot be read.
+            ManifestError: the manifest cannot be read or written.
         """
-        await self._in_turn(lambda: claims.load(self._manifest.claims()))
+        if redo == "all":
+            await self._in_turn(self._manifest.let_locators_move)
+        else:
+            await self._in_turn(lambda: claims.load(self._manifest.claims()))
 
     async def select(
         self, listing: AsyncGenerator[list[Entry], None], redo: Redo, report: Report
@@ -112,6 +120,9 @@ class Recorder:
                 maps = [entry for entry in batch if isinstance(entry, ActivationMap)]
                 refused: list[Entry] = [entry for entry in batch if isinstance(entry, Failure)]
                 plan = await self._in_turn(self._manifest.plan, maps, self._settings, redo)
+                if self._range is not None:
+                    await self._in_turn(self._manifest.keep_range, *self._range)
+                    self._range = None
                 report.skipped += plan.skipped
                 yield [*refused, *plan.refused, *plan.todo]
 

@@ -78,6 +78,11 @@ class MapStatistics(NamedTuple):
     invalid_pixels: int
     constant: bool
 
+    @property
+    def is_flat(self) -> bool:
+        """Whether the colours tell nothing: one value throughout, or a range that has come to a single value."""
+        return self.constant or (self.range_low is not None and self.range_low == self.range_high)
+
 
 @dataclass(frozen=True, slots=True)
 class Receipt:

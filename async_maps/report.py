@@ -28,6 +28,8 @@ class Report:
         skipped: maps that were left out: done before and unchanged, or not asked for.
         failed: maps that failed in this run.
         surveyed: maps that were looked at for the range of the whole set.
+        unsurveyed: those of them that could not be read.
+        survey_s: seconds that took, which are part of ``elapsed_s``.
         range_low: the value that the colours start at; None where each map has its own, and for unit.
         range_high: the value that they end at.
         constant: uploaded maps that have one value throughout.
@@ -45,6 +47,8 @@ class Report:
     skipped: int = 0
     failed: int = 0
     surveyed: int = 0
+    unsurveyed: int = 0
+    survey_s: float = 0.0
     range_low: float | None = None
     range_high: float | None = None
     constant: int = 0
@@ -76,13 +80,20 @@ class Report:
 
     def summary(self) -> str:
         """The report in a few lines, for people; it names the slowest stage."""
-        rate = self.uploaded / self.elapsed_s if self.elapsed_s else 0.0
+        elapsed_s = self.elapsed_s - self.survey_s
+        rate = self.uploaded / elapsed_s if elapsed_s > 0 else 0.0
         lines = [
             f"{self.uploaded:,} uploaded, {self.skipped:,} skipped, {self.failed:,} failed",
             f"{self.elapsed_s:.1f} s, {rate:,.0f} maps/s, {self.uploaded_bytes / 1e6:,.1f} MB to {self.destination}",
         ]
         if self.range_low is not None:
             lines.append(f"colours span {self.range_low:.6g} to {self.range_high:.6g}")
+        if self.surveyed:
+            lines.append(f"first pass: {self.surveyed:,} maps in {self.survey_s:.1f} s")
+        if self.unsurveyed:
+            lines.append(
+                f"{self.unsurveyed:,} maps could not be read for the range of all: the next run looks at all again"
+            )
         if self.constant:
             lines.append(f"constant, of a single colour: {self.constant:,}")
         if self.invalid:
@@ -90,7 +101,7 @@ class Report:
         if self.drained:
             lines.append("stopped before the end of the source; run it again for the rest")
         if self.statistics is not None and self.uploaded:
-            stage, share = self.statistics.slowest_stage(self.elapsed_s)
+            stage, share = self.statistics.slowest_stage(elapsed_s)
             lines.append(f"slowest stage: {stage}, busy {share:.0%} of the time")
         return "\n".join(lines)
 

@@ -140,7 +140,7 @@ class Settings(_Model):
     @field_validator("alpha", mode="before")
     @classmethod
     def _known_alpha(cls, alpha: object) -> object:
-        if alpha in {"auto", "fade", "opaque"}:
+        if isinstance(alpha, str) and alpha in {"auto", "fade", "opaque"}:
             return alpha
         try:
             share = float(str(alpha))

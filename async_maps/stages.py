@@ -24,6 +24,8 @@ from async_maps.encode import Encoding, encode_bitmap, encode_stage
 from async_maps.fetch import fetch_stage
 from async_maps.meters import Meter, StageStatistics
 from async_maps.records import Bitmap, Job, Png
+from async_maps.sources.formats import Readers
+from async_maps.sources.shared import SharedReaders
 from async_maps.sources.storage import Storages, is_remote
 from async_maps.streams import ByteBudget
 from async_maps.upload import upload_stage
@@ -101,11 +103,12 @@ class Stages:
         encoding = Encoding(partial(encode_bitmap, table=recipe.table, level=settings.png_level), template.needs_digest)
         fetchers, encoders = CapacityLimiter(settings.prefetch), CapacityLimiter(self._encoding.workers)
         # The first to be entered is the last to be closed: the jobs' end, when the stages are through or cancelled.
-        with Storages(settings.s3) as storages, self._remote, self._jobs:
+        with Storages(settings.s3) as storages, SharedReaders(storages) as shared, self._remote, self._jobs:
             async with create_task_group() as stages, self._bitmaps, self._pngs:
                 for _ in range(settings.prefetch):
+                    readers = (Readers(storages), shared)
                     stages.start_soon(
-                        fetch_stage, self._remote_out.clone(), self._jobs.clone(), storages, fetchers, self._fetching
+                        fetch_stage, self._remote_out.clone(), self._jobs.clone(), readers, fetchers, self._fetching
                     )
                 for worker in workers:
                     stages.start_soon(colorize.run, worker, self._jobs_out.clone(), self._bitmaps.clone())

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import aclosing
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from anyio import CapacityLimiter, create_memory_object_stream, create_task_group, to_thread
 
-from async_maps.errors import InputValidationError, MissingExtraError, SettingsError, SourceError
+from async_maps.errors import InputValidationError, SettingsError
 from async_maps.manifest import Manifest
 from async_maps.quantise import map_shape
 from async_maps.ranges import ValueRange
@@ -17,23 +18,27 @@ from async_maps.records import ActivationMap
 from async_maps.sketch import Sketch
 from async_maps.sources import is_stdin
 from async_maps.sources.formats import Readers
+from async_maps.sources.shared import SharedReaders, shares_reads
 from async_maps.sources.storage import Storages, is_remote
+from async_maps.streams import ByteBudget
+from async_maps.tasks import first_error
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Sequence
-    from typing import Any
+    from collections.abc import AsyncGenerator, Iterator, Sequence
 
     from anyio.streams.memory import MemoryObjectReceiveStream
     from numpy.typing import NDArray
 
     from async_maps.manifest import Redo
-    from async_maps.quantise import Invalid
     from async_maps.recorder import Recorder
     from async_maps.report import Report
     from async_maps.settings import Settings
     from async_maps.sources.listing import Entry
+    from async_maps.streams import Loan
 
 _AT_ONCE = 16
+
+_logger = logging.getLogger("async_maps")
 
 
 async def known_range(settings: Settings, recorder: Recorder | None, redo: Redo) -> ValueRange:
@@ -58,7 +63,10 @@ def range_of_all(sketch: Sketch, wanted: ValueRange) -> ValueRange:
     if not sketch.count:
         # Not one map can be colorized, and each will say why.
         return ValueRange("fixed")
-    return ValueRange("fixed", sketch.percentile(wanted.low), sketch.percentile(wanted.high))
+    low, high = sketch.percentile(wanted.low), sketch.percentile(wanted.high)
+    if low == high:
+        _logger.warning("range %s comes to the single value %g: what is above it shows as one colour", wanted, low)
+    return ValueRange("fixed", low, high)
 
 
 async def survey(listing: AsyncGenerator[list[Entry], None], settings: Settings, report: Report) -> Sketch:
@@ -67,68 +75,99 @@ async def survey(listing: AsyncGenerator[list[Entry], None], settings: Settings,
     Args:
         listing: the maps, with arrays as they are.
         settings: how invalid values are taken, and how much is read at once.
-        report: its ``surveyed`` is kept up to date.
+        report: its ``surveyed`` and ``unsurveyed`` are kept up to date.
+
+    Raises:
+        AsyncMapsError: what the listing raises.
     """
-    counted = _Counted(settings.invalid, report)
-    local = CapacityLimiter(settings.worker_count + settings.encode_thread_count)
-    # Who waits for S3 takes no core.
-    remote = CapacityLimiter(settings.prefetch)
-    sending, receiving = create_memory_object_stream[list["Entry"]](1)
-    with Storages(settings.s3) as storages:
-        async with create_task_group() as tasks, sending, aclosing(listing):
-            for _ in range(int(local.total_tokens + remote.total_tokens)):
-                tasks.start_soon(_count_maps, receiving.clone(), counted, Readers(storages), (local, remote))
-            receiving.close()
-            async for batch in listing:
-                # A piece is as many maps as a thread reads between two looks at whether it is still wanted.
-                size = 1 if any(_is_remote(entry) for entry in batch) else _AT_ONCE
-                for start in range(0, len(batch), size):
-                    await sending.send(batch[start : start + size])
-    return counted.sketch
+    sending, receiving = create_memory_object_stream[_Piece](1)
+    budget = ByteBudget(settings.queue_bytes)
+    try:
+        with Storages(settings.s3) as storages, SharedReaders(storages) as shared:
+            surveyors = _Surveyors(settings, report, shared)
+            async with create_task_group() as tasks, sending, aclosing(listing):
+                for _ in range(surveyors.count):
+                    tasks.start_soon(surveyors.run, receiving.clone(), Readers(storages))
+                receiving.close()
+                async for batch in listing:
+                    for maps in _pieces(batch):
+                        size = sum(map_.max_bytes for map_ in maps if map_.array is not None or _is_remote(map_))
+                        await sending.send(_Piece(maps, await budget.acquire(min(size, budget.limit))))
+    except BaseExceptionGroup as group:
+        raise first_error(group) from None
+    return surveyors.sketch
 
 
-async def _count_maps(
-    pieces: MemoryObjectReceiveStream[list[Entry]],
-    counted: _Counted,
-    readers: Readers,
-    limiters: tuple[CapacityLimiter, CapacityLimiter],
-) -> None:
-    with readers:
-        async with pieces:
-            async for piece in pieces:
-                limiter = limiters[_is_remote(piece[0])]
-                await to_thread.run_sync(counted.add, piece, readers, limiter=limiter)
+class _Piece(NamedTuple):
+    """As many maps as a thread reads between two looks at whether it is still wanted, and the bytes that they take."""
+
+    maps: Sequence[ActivationMap]
+    loan: Loan
 
 
-def _is_remote(entry: Entry) -> bool:
-    return isinstance(entry, ActivationMap) and entry.path is not None and is_remote(entry.path)
+def _pieces(batch: Sequence[Entry]) -> Iterator[Sequence[ActivationMap]]:
+    maps = [entry for entry in batch if isinstance(entry, ActivationMap)]
+    size = 1 if any(_is_remote(map_) for map_ in maps) else _AT_ONCE
+    return (maps[start : start + size] for start in range(0, len(maps), size))
 
 
-class _Counted:
-    """The sketch that all threads add to, in turn."""
+def _is_remote(map_: ActivationMap) -> bool:
+    return map_.path is not None and is_remote(map_.path)
 
-    def __init__(self, invalid: Invalid, report: Report) -> None:
+
+class _Surveyors:
+    """Threads that read maps, and the sketch that all of them add to, in turn."""
+
+    def __init__(self, settings: Settings, report: Report, shared: SharedReaders) -> None:
         self.sketch = Sketch()
-        self._invalid = invalid
+        self._invalid = settings.invalid
         self._report = report
+        self._shared = shared
         self._turn = Lock()
+        self._local = CapacityLimiter(settings.worker_count + settings.encode_thread_count)
+        # Who waits for S3 takes no core.
+        self._remote = CapacityLimiter(settings.prefetch)
 
-    def add(self, batch: Sequence[Entry], readers: Readers) -> None:
-        for entry in batch:
-            values = self._values(entry, readers) if isinstance(entry, ActivationMap) else None
+    @property
+    def count(self) -> int:
+        """How many tasks it takes to keep all threads busy."""
+        return int(self._local.total_tokens + self._remote.total_tokens)
+
+    async def run(self, pieces: MemoryObjectReceiveStream[_Piece], readers: Readers) -> None:
+        """One task's work."""
+        with readers:
+            async with pieces:
+                async for maps, loan in pieces:
+                    limiter = self._remote if _is_remote(maps[0]) else self._local
+                    try:
+                        await to_thread.run_sync(self._count, maps, readers, limiter=limiter)
+                    finally:
+                        loan.release()
+                    # While it waits for the next ones, it must not keep arrays that nobody counts any more.
+                    del maps
+
+    def _count(self, maps: Sequence[ActivationMap], readers: Readers) -> None:
+        for map_ in maps:
+            unread = False
+            values = None
+            try:
+                values = self._values(map_, readers)
+            except InputValidationError:
+                pass
+            except Exception:  # noqa: BLE001  # as in the worker: whatever a hostile file provokes, its own run will say
+                unread = True
             with self._turn:
                 self._report.surveyed += 1
+                self._report.unsurveyed += unread
                 if values is not None:
                     self.sketch.add(values)
 
     def _values(self, map_: ActivationMap, readers: Readers) -> NDArray[np.float64] | None:
-        try:
-            array: NDArray[Any] = readers.read(map_.path, map_.part) if map_.path is not None else map_.array  # type: ignore[assignment]  # one of them
-            map_shape(array, ValueRange("dataset"))
-        except (InputValidationError, SourceError, OSError, MissingExtraError):
-            return None
-        except Exception:  # noqa: BLE001  # as in the worker: whatever a hostile file provokes, its own run will say
-            return None
+        array = map_.array
+        if map_.path is not None:
+            array = (self._shared if shares_reads(map_) else readers).read(map_.path, map_.part)
+        assert array is not None  # noqa: S101  # one or the other
+        map_shape(array, ValueRange("dataset"))
         with np.errstate(over="ignore"):
             values = np.asarray(array, np.float64).reshape(-1)
         valid = np.isfinite(values)

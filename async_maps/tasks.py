@@ -14,6 +14,13 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+def first_error(error: BaseException) -> BaseException:
+    """The first error in nested groups: the one that made the others be cancelled."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
 class OrderlyTask(Generic[T]):
     """Runs a coroutine in a task of its own and cancels it by a scope.
 

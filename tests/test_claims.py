@@ -10,6 +10,7 @@ import pytest
 
 import async_maps as am
 from async_maps.claims import Claims
+from async_maps.manifest import Manifest
 from async_maps.names import KeyTemplate
 from async_maps.records import ActivationMap, Failure
 
@@ -92,7 +93,8 @@ def test_two_maps_of_one_key_are_found_before_one_overwrites_the_other(
     (failure,) = report.failures
     assert (failure.name, failure.stage) == ("b/2", "source")
     assert failure.reason == (
-        f"file://{out}/2.png is the overlay of a/2: let the key hold {{name}} or {{digest}} to tell them apart"
+        f"file://{out}/2.png is the overlay of a/2: let the key hold {{name}} or {{digest}} to tell them apart; "
+        "if that one is gone, do all anew with --overwrite"
     )
     alone = tmp_path / "alone"
     am.run([("2", np.load(nested / "a" / "2.npy"))], alone, settings=am.Settings(**LOCAL))
@@ -109,8 +111,39 @@ def test_what_an_earlier_run_has_uploaded_is_not_overwritten_by_another_map(maps
     before = (out / "1.png").read_bytes()
     (maps / "a" / "1.npy").unlink()
     # Its overlay is still named by the row of a/1.
-    assert am.run(maps, out, settings=settings, manifest=manifest, redo="all").failed == 1
+    assert am.run(maps, out, settings=settings, manifest=manifest).failed == 1
     assert (out / "1.png").read_bytes() == before
+    # Unless all is done anew: then that row goes, as what lies there is not what it says.
+    assert am.run(maps, out, settings=settings, manifest=manifest, redo="all").uploaded == 1
+    assert (out / "1.png").read_bytes() != before
+    with Manifest(manifest, read_only=True) as opened:
+        assert [row[0] for row in opened.rows()] == ["b/1"]
+
+
+async def test_positions_may_move_when_all_is_done_anew(maps: Path, tmp_path: Path) -> None:
+    out, manifest = tmp_path / "out", tmp_path / "m.sqlite"
+    settings = am.Settings(key="{index:03}.png", **LOCAL)
+    for name in "bcd":
+        np.save(maps / f"{name}.npy", some_map(ord(name)))
+    async with am.Pipeline(out, settings=settings) as pipeline:
+        await pipeline.run(maps, manifest=manifest)
+    np.save(maps / "a.npy", some_map(0))
+    report = await am.dry_run(maps, out, settings=settings, manifest=manifest, redo="all")
+    assert (report.planned, report.failed) == (4, 0)
+    async with am.Pipeline(out, settings=settings) as pipeline:
+        report = await pipeline.run(maps, manifest=manifest, redo="all")
+    assert (report.uploaded, report.failed) == (4, 0)
+    with Manifest(manifest, read_only=True) as opened:
+        locators = {str(row[0]): str(row[1]) for row in opened.rows()}
+    assert locators == {name: f"file://{out}/{n:03}.png" for n, name in enumerate("abcd")}
+
+
+@pytest.mark.parametrize(
+    "template", ["{parent}../{stem}.png", "{index:6}.png", "{index:{name}}{index}", "{name}/../x.png"]
+)
+def test_a_key_that_could_leave_its_prefix_or_is_none_is_refused(template: str) -> None:
+    with pytest.raises(am.SettingsError):
+        am.Settings(key=template)
 
 
 async def test_a_name_may_be_put_again_and_another_one_of_its_key_may_not(tmp_path: Path) -> None:

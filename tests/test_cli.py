@@ -214,7 +214,7 @@ def test_a_wrong_use_is_one_clear_sentence_and_exit_2(
     Path("nameless.csv").write_text("id,path\n1,maps/a.npy\n")
     Path("twice.csv").write_text("name,path\na,maps/a.npy\na,maps/b.npy\n")
     with Manifest("relative.sqlite") as manifest:
-        manifest.keep_range(ValueRange("per-map"), "per-map", None)
+        manifest.keep_range(ValueRange("per-map"), "per-map")
     for name, value in ({"ASYNC_MAPS_WORKERS": "0"} | environment).items():
         monkeypatch.setenv(name, value)
     started = time.monotonic()

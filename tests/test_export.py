@@ -7,9 +7,11 @@ import sys
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+import async_maps as am
 from async_maps import export
 from async_maps.errors import ManifestError, MissingExtraError, SettingsError
 from async_maps.export import export_manifest
@@ -199,3 +201,23 @@ def test_a_manifest_that_is_not_there_or_is_none_is_refused(tmp_path: Path) -> N
     with pytest.raises(ManifestError, match="no manifest of ours"):
         export_manifest(tmp_path / "m.sqlite", tmp_path / "a.csv")
     assert [path.name for path in tmp_path.iterdir()] == ["m.sqlite"]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_what_a_run_has_written_is_exported_with_what_was_counted(tmp_path: Path, suffix: str) -> None:
+    maps = [("a", np.array([[0.0, 0.5, 1.0]])), ("b", np.full((2, 2), 0.25)), ("c", np.array([[np.nan]]))]
+    manifest, file = tmp_path / "m.sqlite", tmp_path / f"table{suffix}"
+    am.run(maps, tmp_path / "out", settings=am.Settings(workers=0), manifest=manifest)
+    assert am.export_manifest(manifest, file, failed=True) == 3
+    a, b, c = _read(file)
+    assert [float(a[column]) for column in ("minimum", "maximum", "mean", "range_low", "range_high")] == [
+        0,
+        1,
+        0.5,
+        0,
+        1,
+    ]
+    assert [str(row["constant"]) for row in (a, b)] == ["False", "True"]
+    assert float(a["high_share"]) == pytest.approx(2 / 3)
+    assert c["mean"] in {None, ""}
+    assert c["constant"] in {None, ""}

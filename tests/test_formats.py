@@ -159,7 +159,7 @@ def test_an_entry_of_a_tar_says_where_its_bytes_lie(maps: Path) -> None:
     offset, size, index = first.part
     assert (maps / "a.tar").read_bytes()[offset : offset + size] == _npy(MAP)
     assert index is None
-    assert len({entry.fingerprint for entry in entries}) == 1
+    assert len({str(entry.fingerprint).partition(" ")[0] for entry in entries}) == 1
 
 
 def test_long_names_and_those_under_a_dot_are_told(maps: Path) -> None:
@@ -519,7 +519,7 @@ def test_the_fingerprint_of_a_zarr_folder_changes_with_any_of_its_files(maps: Pa
     array = zarr.create_array(maps / "a.zarr", data=STACK, chunks=(1, 3, 5))
 
     def fingerprint() -> str | None:
-        (mark,) = {entry.fingerprint for entry in open_source(maps)}
+        (mark,) = {str(entry.fingerprint).partition(" ")[0] for entry in open_source(maps)}
         return mark
 
     seen = [fingerprint()]
@@ -830,3 +830,16 @@ def test_a_folder_of_all_formats_becomes_overlays(maps: Path, tmp_path: Path, wo
     for name, path in written.items():
         with Image.open(path) as image:
             np.testing.assert_array_equal(np.asarray(image.convert("RGBA")), colorize_activation_map(expected[name]))
+
+
+def test_names_that_change_places_mean_that_their_maps_are_done_again(tmp_path: Path) -> None:
+    maps, out, manifest = tmp_path / "maps", tmp_path / "out", tmp_path / "m.sqlite"
+    maps.mkdir()
+    np.save(maps / "s.npy", np.random.default_rng(0).random((2, 8, 9)))
+    (maps / "s.names.txt").write_text("cat\ndog\n")
+    settings = am.Settings(workers=0)
+    am.run(maps, out, settings=settings, manifest=manifest)
+    cat, dog = ((out / "s" / f"{name}.png").read_bytes() for name in ("cat", "dog"))
+    (maps / "s.names.txt").write_text("dog\ncat\n")
+    assert am.run(maps, out, settings=settings, manifest=manifest).uploaded == 2
+    assert ((out / "s" / "dog.png").read_bytes(), (out / "s" / "cat.png").read_bytes()) == (cat, dog)

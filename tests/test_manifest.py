@@ -315,7 +315,8 @@ def test_the_range_and_the_sketch_of_the_last_run_are_kept(path: Path) -> None:
     with Manifest(path) as manifest:
         manifest.begin(DESTINATION)
         assert manifest.sketch("error") is None
-        manifest.keep_range(ValueRange("fixed", -1, 2.5), "dataset", ("error", sketch))
+        manifest.keep_sketch("error", sketch)
+        manifest.keep_range(ValueRange("fixed", -1, 2.5), "dataset")
     with Manifest(path) as manifest:
         assert manifest.value_range() == ValueRange("fixed", -1, 2.5)
         found = manifest.sketch("error")
@@ -323,7 +324,7 @@ def test_the_range_and_the_sketch_of_the_last_run_are_kept(path: Path) -> None:
         assert found.dump() == sketch.dump()
         assert manifest.sketch("zero") is None
         # A run that needs none keeps the sketch of the last one that did.
-        manifest.keep_range(ValueRange("per-map"), "per-map", None)
+        manifest.keep_range(ValueRange("per-map"), "per-map")
         assert manifest.sketch("error") is not None
         with pytest.raises(ManifestError, match=r"has no range to take over: it was made with range per-map"):
             manifest.value_range()

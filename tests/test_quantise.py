@@ -210,8 +210,14 @@ def test_the_first_invalid_value_is_named() -> None:
 
 @pytest.mark.parametrize("invalid", ["transparent", "zero"])
 def test_values_outside_unit_are_an_error_whatever_becomes_of_invalid_ones(invalid: Invalid) -> None:
-    with pytest.raises(InputValidationError, match=r"must lie in \[0, 1\]; found"):
+    with pytest.raises(InputValidationError, match=r"must lie in \[0, 1\]; found 1\.5 at index \(0, 2\) \(1 of 3"):
         run(np.array([[0.5, np.nan, 1.5]]), "unit", invalid)
+
+
+@pytest.mark.skipif(np.finfo(np.longdouble).max == np.finfo(np.float64).max, reason="no wider float here")
+def test_a_value_beyond_float64_is_named_as_it_is() -> None:
+    with pytest.raises(InputValidationError, match=r"must be finite; found 1e\+400 at index \(0, 1\) \(1 of 2"):
+        run(np.array([["0.5", "1e400"]], np.longdouble), "0,1")
 
 
 @pytest.mark.parametrize("dtype", ["c8", "O", "U3", "M8[s]", "m8[s]", "V4"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -134,6 +135,83 @@ async def test_the_first_pass_can_be_stopped_and_leaves_no_range(maps: Path, tmp
         opened.value_range()
 
 
+def test_what_could_not_be_read_does_not_shape_the_colours_of_later_runs(maps: Path, tmp_path: Path) -> None:
+    manifest, settings = tmp_path / "m.sqlite", am.Settings(range="dataset", **LOCAL)
+    np.save(maps / "a.npy", np.full((2, 2), 10.0))
+    np.save(maps / "b.npy", np.array([[40.0, 20.0]]))
+    whole = (maps / "b.npy").read_bytes()
+    (maps / "b.npy").write_bytes(whole[:-1])
+    first = am.run(maps, tmp_path / "out", settings=settings, manifest=manifest)
+    assert (first.surveyed, first.unsurveyed, first.range_high) == (2, 1, 10)
+    assert "1 maps could not be read for the range of all" in first.summary()
+    (maps / "b.npy").write_bytes(whole)
+    second = am.run(maps, tmp_path / "out", settings=settings, manifest=manifest)
+    assert (second.surveyed, second.unsurveyed, second.uploaded) == (2, 0, 2)
+    assert (second.range_low, second.range_high) == (10, 40)
+
+
+@pytest.mark.parametrize("what", ["nowhere", "empty"])
+def test_a_wrong_source_is_one_sentence_and_leaves_the_range_as_it_was(maps: Path, tmp_path: Path, what: str) -> None:
+    manifest, settings = tmp_path / "m.sqlite", am.Settings(range="dataset", **LOCAL)
+    np.save(maps / "a.npy", logits(1))
+    kept = am.run(maps, tmp_path / "out", settings=settings, manifest=manifest).range_high
+    (tmp_path / "empty").mkdir()
+    for other in (settings, am.Settings(**LOCAL)):
+        with pytest.raises(am.SourceError):
+            am.run(tmp_path / what, tmp_path / "out", settings=other, manifest=manifest)
+        with pytest.raises(am.SourceError):
+            am.run(tmp_path / what, tmp_path / "out", settings=other, manifest=manifest, redo="all")
+    with Manifest(manifest, read_only=True) as opened:
+        assert opened.value_range().high == kept
+
+
+async def test_the_first_pass_holds_no_more_than_a_queue(tmp_path: Path) -> None:
+    alive: set[int] = set()
+    most = 0
+
+    class Maps:
+        """Arrays that say when they are gone."""
+
+        def __iter__(self) -> Iterator[tuple[str, Any]]:
+            nonlocal most
+            for index in range(120):
+                array = np.zeros((512, 512), np.float32)
+                alive.add(index)
+                weakref.finalize(array, alive.discard, index)
+                most = max(most, len(alive))
+                yield f"{index}", array
+
+    settings = am.Settings(queue_bytes=4 * 2**20, prefetch=16, **LOCAL)
+    sketch = await survey(list_maps(Maps()), settings, Report())
+    assert sketch.count == 120 * 512 * 512
+    # A queue, a listed batch (16 MiB) and one more on its way.
+    assert most <= 4 + 2 * 17
+
+
+@pytest.mark.parametrize("kind", ["flat", "sparse"])
+def test_a_range_that_comes_to_one_value_is_warned_of(
+    maps: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    sparse = np.zeros((40, 40))
+    sparse[3, 4] = 9
+    for index in range(3):
+        np.save(maps / f"{index}.npy", sparse if kind == "sparse" else np.zeros((3, 3)))
+    for setting, said in (
+        ("percentile:1,99", "is constant, or all but"),
+        ("dataset:1,99", "comes to the single value 0"),
+    ):
+        caplog.clear()
+        am.run(maps, tmp_path / "out", settings=am.Settings(range=setting, **LOCAL))
+        assert len(caplog.records) == 1
+        assert said in caplog.text
+
+
+def test_rates_are_those_of_the_second_pass() -> None:
+    report = Report(uploaded=1_000, surveyed=1_000, survey_s=3_600, elapsed_s=3_605)
+    assert "200 maps/s" in report.summary()
+    assert "first pass: 1,000 maps in 3600.0 s" in report.summary()
+
+
 @pytest.mark.parametrize(("invalid", "low"), [("transparent", 1.0), ("zero", 0.0), ("error", 3.0)])
 def test_invalid_values_count_as_they_are_shown(maps: Path, tmp_path: Path, invalid: Any, low: float) -> None:
     np.save(maps / "whole.npy", np.array([[3.0, 4.0]]))
@@ -212,7 +290,7 @@ async def test_another_runs_range_is_taken_over(maps: Path, tmp_path: Path, sett
     async with am.Pipeline(tmp_path / "a", settings=am.Settings(range=setting, **LOCAL)) as pipeline:
         await pipeline.run(maps, manifest=a)
     async with am.Pipeline(tmp_path / "b", settings=am.Settings(range=f"from:{a}", **LOCAL)) as pipeline:
-        receipt = await pipeline.put("one", logits(3))
+        receipt = await pipeline.put("one", np.eye(4) / 2)
         await pipeline.run(maps, manifest=b)
     assert spans(b) == spans(a)
     assert receipt.statistics is not None

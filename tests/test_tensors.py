@@ -129,6 +129,30 @@ def test_a_constant_tensor_too(value: float, value_range: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["uint8", "bool", "uint16", "uint32", "uint64"])
+def test_tensors_that_torch_cannot_compute_with_are_copied(dtype: str) -> None:
+    torch = pytest.importorskip("torch")
+    tensor = torch.arange(12).reshape(3, 4).to(getattr(torch, dtype))
+    entry = array_map("a", tensor, parse_range("per-map"))
+    assert isinstance(entry, ActivationMap), entry
+    assert entry.array is not None
+    np.testing.assert_array_equal(entry.array, tensor.numpy())
+
+
+@pytest.mark.slow
+def test_a_tensor_of_a_class_of_ones_own_is_a_tensor() -> None:
+    torch = pytest.importorskip("torch")
+
+    class Own(torch.Tensor):  # type: ignore[misc,name-defined]
+        """As MONAI's MetaTensor is."""
+
+    tensor = torch.rand(3, 4).as_subclass(Own).requires_grad_()
+    entry = array_map("a", tensor, parse_range("unit"))
+    assert isinstance(entry, ActivationMap), entry
+    assert entry.measured is not None
+
+
+@pytest.mark.slow
 def test_a_tensor_with_invalid_values_or_without_a_range_is_copied_as_it_is() -> None:
     torch = pytest.importorskip("torch")
     tensor = torch.rand(3, 4)

@@ -46,7 +46,7 @@ def array_map(name: str, array: Any, value_range: ValueRange | None = None) -> A
 
 def _converted(array: Any, value_range: ValueRange | None) -> tuple[NDArray[Any], Measured | None]:
     try:
-        if type(array).__module__.partition(".")[0] == "torch" and hasattr(array, "detach"):
+        if any(base.__module__ == "torch" and base.__name__ == "Tensor" for base in type(array).__mro__):
             from async_maps.sources import tensors
 
             return tensors.take(array, value_range)

@@ -116,6 +116,9 @@ def entry(name: str, path: str, found: Found, fingerprint: str | None) -> Activa
         check_name(name)
     except InputValidationError as error:
         return Failure(printable(name), source, fingerprint, "source", str(error))
+    if fingerprint is not None and found.part is not None:
+        # Names can move from one map of a file to another, by a list beside it, without the file's being touched.
+        fingerprint = f"{fingerprint} {found.part}"
     return ActivationMap(name, source, fingerprint, found.max_bytes, path, found.part)
 
 

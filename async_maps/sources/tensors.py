@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from async_maps.quantise import Measured, check_shape, percentiles, scale_unit
@@ -35,12 +36,14 @@ def take(tensor: Any, value_range: ValueRange | None) -> tuple[NDArray[Any], Mea
     values = tensor.detach()
     if values.dtype == torch.bfloat16:
         values = values.float()
-    plain = values.dtype in {torch.uint8, torch.bool} or values.dtype.is_complex
-    if value_range is None or plain or (value_range.kind == "unit" and not values.dtype.is_floating_point):
-        return values.cpu().numpy(), None
-    with torch.no_grad():
-        found = _quantised(values.reshape(shape[:2]), value_range)
-    return (values.cpu().numpy(), None) if found is None else (found[0].cpu().numpy(), found[1])
+    signed = values.dtype in {torch.int8, torch.int16, torch.int32, torch.int64}
+    if value_range is not None and (values.dtype.is_floating_point or (signed and value_range.kind != "unit")):
+        # What a device cannot compute is computed here.
+        with torch.no_grad(), suppress(RuntimeError):
+            found = _quantised(values.reshape(shape[:2]), value_range)
+            if found is not None:
+                return found[0].cpu().numpy(), found[1]
+    return values.cpu().numpy(), None
 
 
 def _quantised(values: Any, value_range: ValueRange) -> tuple[Any, Measured] | None:
