@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-import zarr
 
 import async_maps as am
 from async_maps.progress import Snapshot, showing
@@ -23,7 +22,6 @@ from tests.test_s3_source import delete, npy, npz, upload
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-    from typing import Any
 
     from async_maps import seaweed
 
@@ -252,20 +250,3 @@ def test_the_command_takes_sources_in_s3_and_names_what_is_wrong_with_them(
         capsys.readouterr()
         assert invoke("run", place, "out", "--progress", "none", "--workers", "0") == 2
         assert reason in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("value_range", ["unit", "dataset"])
-def test_maps_that_share_a_chunk_are_mostly_fetched_with_it_once(
-    bucket: str, proxy: Proxy, tmp_path: Path, value_range: str
-) -> None:
-    array: Any = zarr.create_array(tmp_path / "stack.zarr", shape=(64, 32, 32), chunks=(16, 32, 32), dtype="f4")
-    array[...] = np.random.default_rng(0).random((64, 32, 32), np.float32)
-    folder = tmp_path / "stack.zarr"
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    upload(bucket, {f"maps/stack.zarr/{path.relative_to(folder)}": path.read_bytes() for path in files})
-    settings = am.Settings(workers=0, prefetch=16, range=value_range)
-    report = am.run(f"s3://{bucket}/maps/", tmp_path / "out", settings=settings)
-    assert (report.uploaded, report.failed) == (64, 0)
-    chunks = [asked for asked in proxy.gets() if "/c/" in asked.path]
-    # Four a pass at best; each fetcher on its own would make it sixty-four.
-    assert len(chunks) < (32 if value_range == "unit" else 64)
