@@ -100,7 +100,7 @@ def run(  # noqa: PLR0913  # one argument a flag
     try:
         code = asyncio.run(job.rehearse() if dry_run else job.run(progress))
     except AsyncMapsError as error:
-        if filled.uploaded:
+        if filled.uploaded or filled.failed:
             _print_report(filled)
         _complain(error)
         # Once the store has taken a map, the command was right, and can be run again for the rest.

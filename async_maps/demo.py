@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 _BUCKET = "overlays"
 _MADE = ("scenes", "maps", "overlays", "manifest.sqlite", "locators.csv", "overlays.png")
 _SHOWN = 12
+_MARK = ".async-maps-demo"
+"""Tells a folder that a demo has filled from one of somebody's own."""
 
 
 def run_demo(out: Path, *, scenes: int, local: bool) -> bool:
@@ -48,7 +51,7 @@ def run_demo(out: Path, *, scenes: int, local: bool) -> bool:
         whether every overlay arrived with the right pixels.
 
     Raises:
-        SettingsError: ``out`` cannot be made.
+        SettingsError: ``out`` cannot be made, or holds files of these names that no demo has made.
         AsyncMapsError: the server did not start, or the run failed.
     """
     if not local and not seaweed.is_installed():
@@ -76,8 +79,13 @@ def run_demo(out: Path, *, scenes: int, local: bool) -> bool:
 
 
 def _clear(out: Path) -> None:
+    found = next((out / name for name in _MADE if os.path.lexists(out / name)), None)
+    if found is not None and not (out / _MARK).exists():
+        # "maps" is what people call their own.
+        raise SettingsError(f"{found} was not made by a demo, which would replace it: choose another folder with --out")
     try:
         out.mkdir(parents=True, exist_ok=True)
+        (out / _MARK).touch()
         for name in _MADE:
             path = out / name
             if path.is_dir():

@@ -23,6 +23,8 @@ def check_name(name: str) -> None:
         InputValidationError: it is empty, absolute, has an empty, ``.`` or ``..`` part, a control character, or
             characters that are not UTF-8 (undecodable bytes of a file name).
     """
+    if not isinstance(name, str):
+        raise InputValidationError(f"a name must be text; found {type(name).__name__}")
     try:
         name.encode()
     except UnicodeEncodeError:

@@ -93,8 +93,8 @@ class Settings(_Model):
     alpha: Literal["auto", "fade", "opaque"] | Annotated[float, Field(ge=0, le=1)] = "auto"
     """fade lets low intensities fade out (Kolena's curve); opaque; 0 to 1 for all; auto is fade unless colours tell."""
     range: str = "unit"
-    """Values that the colours span: unit (0 to 1), LO,HI, per-map, percentile:P,Q (of each map), symmetric (0 in the
-    middle), dataset or dataset:P,Q (of all maps, which are read once more for it), from:MANIFEST (as another run)."""
+    """Values that the colours span: unit (0 to 1), LO,HI (--range=-2,2), per-map, percentile:P,Q (of each map),
+    symmetric (0 in the middle), dataset or dataset:P,Q (of all maps, which are read once more), from:MANIFEST."""
     invalid: Invalid = "error"
     """NaN and infinity: the map fails, the pixel is transparent, or it counts as the value zero."""
     png: PngKind = "palette"

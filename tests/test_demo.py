@@ -72,6 +72,17 @@ def test_a_wrong_pixel_fails_the_demo(tmp_path: Path, monkeypatch: pytest.Monkey
     assert invoke("demo", "--out", tmp_path / "demo", "--scenes", 4, "--local") == 1
 
 
+@pytest.mark.parametrize("name", ["maps", "overlays", "manifest.sqlite"])
+def test_what_no_demo_has_made_is_not_replaced(tmp_path: Path, name: str) -> None:
+    own = tmp_path / name / "own.npy" if "." not in name else tmp_path / name
+    own.parent.mkdir(exist_ok=True)
+    own.write_bytes(b"precious")
+    with pytest.raises(SettingsError, match=rf"{name} was not made by a demo, .*: choose another folder with --out"):
+        demo.run_demo(tmp_path, scenes=1, local=True)
+    assert own.read_bytes() == b"precious"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [name]
+
+
 def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(SettingsError, match="cannot make the folder"):

@@ -834,18 +834,27 @@ async def test_arrays_that_are_no_maps_become_failures_and_the_others_go_on() ->
         ("../out", MAP),
         ("caf\udce9", MAP),
         ("list", [[0.5]]),
+        (5, MAP),  # type: ignore[list-item]
         ("good too", MAP[..., None]),
     ]
     entries = await _listed(source)
     failures = _failures(entries)
     assert [entry.name for entry in entries if isinstance(entry, ActivationMap)] == ["good", "good too"]
     assert [(failure.name, failure.stage, failure.fingerprint) for failure in failures] == [
-        (name, "source", None) for name in ("wrong dtype", "wrong shape", "empty", "../out", r"caf\udce9", "list")
+        (name, "source", None) for name in ("wrong dtype", "wrong shape", "empty", "../out", r"caf\udce9", "list", "5")
     ]
     for failure, reason in zip(
-        failures, ["found complex128", "(2, 2, 3)", "is empty", "'..' part", "is not UTF-8", "found list"], strict=True
+        failures,
+        ["found complex128", "(2, 2, 3)", "is empty", "'..' part", "is not UTF-8", "found list", "found int"],
+        strict=True,
     ):
         assert reason in failure.reason
+
+
+@pytest.mark.parametrize("source", [np.zeros((2, 3, 4)), {"a": MAP}, [("a", MAP, 7)]], ids=["array", "dict", "triple"])
+async def test_what_gives_no_pairs_is_told_what_to_give(source: Any) -> None:
+    with pytest.raises(SourceError, match=r"must give pairs \(name, array\); found (ndarray|str|tuple)"):
+        await _listed(source)
 
 
 async def test_a_slow_iterable_is_not_waited_for_to_fill_a_batch() -> None:

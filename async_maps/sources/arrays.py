@@ -40,7 +40,8 @@ def array_map(name: str, array: Any, value_range: ValueRange | None = None) -> A
             array, measured = _converted(array, value_range)
         map_shape(array, value_range or _ANY)
     except InputValidationError as error:
-        return Failure(printable(name), printable(name), None, "source", str(error))
+        shown = printable(str(name))
+        return Failure(shown, shown, None, "source", str(error))
     return ActivationMap(name, name, None, array.nbytes, array=array, measured=measured)
 
 

@@ -70,7 +70,7 @@ async def list_maps(
         try:
             async for pair in pairs:
                 found = True
-                yield [await take_array(*pair, value_range)]
+                yield [await take_array(*_pair(pair), value_range)]
         finally:
             if hasattr(pairs, "aclose"):
                 await pairs.aclose()
@@ -101,6 +101,17 @@ async def take_array(name: str, array: Any, value_range: ValueRange | None) -> E
     if isinstance(array, np.ndarray):
         return array_map(name, array, value_range)
     return await to_thread.run_sync(array_map, name, array, value_range)
+
+
+def _pair(item: Any) -> tuple[str, Any]:
+    """A name and an array, as an iterable should give them.
+
+    Raises:
+        SourceError: it gives something else.
+    """
+    if not isinstance(item, tuple | list) or len(item) != 2:
+        raise SourceError(f"a source in memory must give pairs (name, array); found {type(item).__name__}")
+    return item[0], item[1]
 
 
 async def _in_thread(
@@ -146,7 +157,7 @@ def _take(entries: Iterator[Any], take_array: Callable[[str, Any], Entry]) -> tu
     size, until = 0, monotonic() + _BATCH_S
     try:
         for entry in islice(entries, _BATCH):
-            batch.append(entry if isinstance(entry, ActivationMap | Failure) else take_array(*entry))
+            batch.append(entry if isinstance(entry, ActivationMap | Failure) else take_array(*_pair(entry)))
             if isinstance(batch[-1], ActivationMap) and batch[-1].array is not None:
                 size += batch[-1].max_bytes
             if size >= _BATCH_BYTES or monotonic() >= until:
