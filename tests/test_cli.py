@@ -231,6 +231,7 @@ def test_a_wrong_use_is_one_clear_sentence_and_exit_2(
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
 )
+@pytest.mark.slow
 def test_a_signal_finishes_what_is_in_flight_and_the_next_run_does_the_rest(
     number: signal.Signals, code: int, bucket: str, maps: Path
 ) -> None:
