@@ -228,9 +228,7 @@ def test_a_wrong_use_is_one_clear_sentence_and_exit_2(
     assert os.environ["AWS_SECRET_ACCESS_KEY"] not in out + err
 
 
-@pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.slow
 def test_a_signal_finishes_what_is_in_flight_and_the_next_run_does_the_rest(
     number: signal.Signals, code: int, bucket: str, maps: Path
