@@ -332,7 +332,7 @@ class Pipeline:
             sketch = await self._until_drained(partial(survey, listing, self.settings, report))
             if sketch is None:
                 return None
-            value_range = range_of_all(sketch, value_range)
+            value_range = await range_of_all(sketch, value_range)
             if report.unsurveyed or not sketch.count:
                 # An outage, perhaps: what it left out is not to shape the colours of every later run.
                 sketch = None

@@ -159,8 +159,9 @@ def _quantise_rest(flat: NDArray[Any], plane: NDArray[np.uint8], value_range: Va
     """Quantise a map in which some values are invalid and may be."""
     bad = ~np.isfinite(flat)
     count = int(np.count_nonzero(bad))
+    zeroed = np.where(bad, flat.dtype.type(0), flat)
     if invalid == "zero":
-        measured = quantise(np.where(bad, flat.dtype.type(0), flat).reshape(plane.shape), plane, value_range)
+        measured = quantise(zeroed.reshape(plane.shape), plane, value_range)
         assert measured is not None  # noqa: S101  # floats
         return measured._replace(invalid=count)
     hidden = bad.reshape(plane.shape)
@@ -172,11 +173,11 @@ def _quantise_rest(flat: NDArray[Any], plane: NDArray[np.uint8], value_range: Va
     measured = quantise(valid.reshape(1, -1), np.empty((1, valid.size), np.uint8), value_range)
     assert measured is not None  # noqa: S101  # floats
     if value_range.kind == "unit":
-        quantise(np.where(bad, flat.dtype.type(0), flat).reshape(plane.shape), plane, value_range)
+        quantise(zeroed.reshape(plane.shape), plane, value_range)
     else:
         assert measured.low is not None  # noqa: S101  # there are valid values
         assert measured.high is not None  # noqa: S101  # likewise
-        _write_scaled(np.where(bad, flat.dtype.type(0), flat), plane.reshape(-1), measured.low, measured.high)
+        _write_scaled(zeroed, plane.reshape(-1), measured.low, measured.high)
     plane[hidden] = 0
     return measured._replace(invalid=count, hidden=hidden)
 

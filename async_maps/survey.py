@@ -54,16 +54,18 @@ async def known_range(settings: Settings, recorder: Recorder | None, redo: Redo)
         # Unless all is done anew: who runs again, for the rest or with maps that were added, gets the same colours.
         sketch = await recorder.sketch(settings.invalid)
         if sketch is not None:
-            return range_of_all(sketch, wanted)
+            return await range_of_all(sketch, wanted)
     return wanted
 
 
-def range_of_all(sketch: Sketch, wanted: ValueRange) -> ValueRange:
+async def range_of_all(sketch: Sketch, wanted: ValueRange) -> ValueRange:
     """What a ``dataset`` range comes to."""
     if not sketch.count:
         # Not one map can be colorized, and each will say why.
         return ValueRange("fixed")
-    low, high = sketch.percentile(wanted.low), sketch.percentile(wanted.high)
+    # In a thread: there are millions of counts to be added up.
+    low = await to_thread.run_sync(sketch.percentile, wanted.low)
+    high = await to_thread.run_sync(sketch.percentile, wanted.high)
     if low == high:
         _logger.warning("range %s comes to the single value %g: what is above it shows as one colour", wanted, low)
     return ValueRange("fixed", low, high)

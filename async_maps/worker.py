@@ -10,6 +10,8 @@ import json
 import os
 import signal
 import sys
+from dataclasses import dataclass
+from functools import cached_property
 from typing import IO, TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -97,7 +99,8 @@ class Reply(NamedTuple):
     wanted: int
 
 
-class Recipe(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Recipe:
     """How pixels are made.
 
     Attributes:
@@ -115,14 +118,16 @@ class Recipe(NamedTuple):
         """Bytes of a pixel."""
         return 4 if self.png == "rgba" else 1
 
+    @cached_property
     def transparent(self) -> int | None:
         """The first intensity that is fully transparent, if there is one."""
         return next(iter(np.flatnonzero(self.table[:, 3] == 0).tolist()), None)
 
+    @cached_property
     def collapse(self) -> NDArray[np.uint8]:
         """What each intensity becomes under ``compact``: (256,) uint8."""
         intensities = np.arange(256, dtype=np.uint8)
-        return np.where(self.table[:, 3] == 0, self.transparent() or 0, intensities).astype(np.uint8)
+        return np.where(self.table[:, 3] == 0, self.transparent or 0, intensities).astype(np.uint8)
 
 
 def aligned(offset: int) -> int:
@@ -189,7 +194,7 @@ def _colorize(array: NDArray[Any], room: NDArray[np.uint8], request: Request, re
     hidden = None if measured is None else measured.hidden
     transparent = None
     if hidden is not None and not rgba:
-        transparent = recipe.transparent()
+        transparent = recipe.transparent
         if transparent is None:
             # An intensity that this map does not use will do; if it uses all 256, a palette has no room for one more.
             transparent = next(iter(np.flatnonzero(histogram == 0).tolist()), None)
@@ -205,7 +210,7 @@ def _colorize(array: NDArray[Any], room: NDArray[np.uint8], request: Request, re
         if hidden is not None:
             pixels[hidden] = 0
     elif recipe.png == "compact":
-        replace(plane, recipe.collapse())
+        replace(plane, recipe.collapse)
     return Result(0, *shape, rgba, transparent, statistics, None)
 
 
