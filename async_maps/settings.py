@@ -56,6 +56,8 @@ class S3Settings(_Model):
     """Server-side encryption."""
     kms_key_id: str | None = None
     """The KMS key to encrypt with."""
+    client: Literal["direct", "sdk"] = "direct"
+    """direct sends PUTs like the SDK's own, without most of its work; what goes wrong is the SDK's all the same."""
     max_attempts: PositiveInt = 5
     """How often a request is tried in all; the waits between grow and are random."""
     connect_timeout_s: PositiveFloat = 5.0

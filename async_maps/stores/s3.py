@@ -19,11 +19,13 @@ from isal import isal_zlib
 from async_maps.aws import BUCKET, STORE_CODES, client_options, refusal, unreachable
 from async_maps.errors import InputValidationError, ObjectError, SettingsError, StoreError
 from async_maps.names import check_name
+from async_maps.stores.direct import DirectSession
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from typing import Any
 
+    from aiobotocore.credentials import AioCredentials
     from types_aiobotocore_s3 import S3Client
 
     from async_maps.settings import S3Settings, Settings
@@ -44,14 +46,24 @@ async def open_s3(bucket: str, prefix: str, settings: Settings) -> AsyncIterator
             check_name(prefix)
         except InputValidationError as error:
             raise SettingsError(f"the prefix cannot be used: {error}") from error
-    config = AioConfig(**client_options(settings.s3, settings.concurrency))
+    direct: list[DirectSession] = []
+
+    def http_session(*arguments: Any, **options: Any) -> DirectSession:
+        direct.append(DirectSession(*arguments, **options))
+        return direct[-1]
+
+    options = client_options(settings.s3, settings.concurrency)
+    if settings.s3.client == "direct":
+        options["http_session_cls"] = http_session
     try:
-        context = aioboto3.Session().client("s3", config=config)
+        session = aioboto3.Session()
+        context = session.client("s3", config=AioConfig(**options))
         client = await context.__aenter__()
     except (BotoCoreError, ValueError) as error:
         raise SettingsError(f"the AWS configuration cannot be used: {error}") from error
     try:
-        yield S3Store(client, bucket, prefix, settings.s3)
+        credentials = await session.get_credentials() if direct else None
+        yield S3Store(client, bucket, prefix, settings.s3, (direct[0], credentials) if credentials else None)
     finally:
         await context.__aexit__(None, None, None)
 
@@ -64,10 +76,19 @@ class S3Store:
         bucket: the bucket's name.
         prefix: what keys start with, without a slash at its end.
         settings: the headers that each object gets.
+        direct: the client's HTTP session and its credentials, to send PUTs without the client where that is possible.
     """
 
-    def __init__(self, client: S3Client, bucket: str, prefix: str, settings: S3Settings) -> None:
+    def __init__(
+        self,
+        client: S3Client,
+        bucket: str,
+        prefix: str,
+        settings: S3Settings,
+        direct: tuple[DirectSession, AioCredentials] | None = None,
+    ) -> None:
         self._client = client
+        self._direct = direct
         self._bucket = bucket
         self._headers = _headers(settings)
         self._accepted_one = False
@@ -108,9 +129,7 @@ class S3Store:
         """
         checksum = base64.b64encode(isal_zlib.crc32(data).to_bytes(4, "big")).decode()
         try:
-            answer = await self._client.put_object(
-                Bucket=self._bucket, Key=key, Body=data, ChecksumCRC32=checksum, **self._headers
-            )
+            etag = await self._put(key, data, checksum)
         except ClientError as error:
             code, status, reason = refusal(error)
             lasting = not self._accepted_one and (status in {401, 403} or status >= 500)
@@ -120,7 +139,20 @@ class S3Store:
             lasting = isinstance(error, NoCredentialsError) or not self._accepted_one
             raise (StoreError if lasting else ObjectError)(f"{self.destination}: {unreachable(error)}") from error
         self._accepted_one = True
-        return answer.get("ETag", "").strip('"') or None
+        return etag.strip('"') or None
+
+    async def _put(self, key: str, data: bytes, checksum: str) -> str:
+        if self._direct is not None:
+            session, credentials = self._direct
+            headers = await session.put(key, data, checksum, credentials)
+            if headers is not None:
+                return headers.get("ETag", "")
+        answer = await self._client.put_object(
+            Bucket=self._bucket, Key=key, Body=data, ChecksumCRC32=checksum, **self._headers
+        )
+        if self._direct is not None:
+            session.learn(key)
+        return answer.get("ETag", "")
 
 
 def _headers(settings: S3Settings) -> dict[str, Any]:
