@@ -187,6 +187,8 @@ def _as_floats(values: NDArray[Any], value_range: ValueRange) -> NDArray[Any]:
     dtype = values.dtype.newbyteorder("=")
     if value_range.kind != "unit":
         dtype = np.dtype(np.float32 if np.can_cast(dtype, np.float32) else np.float64)
+    if values.dtype == dtype and values.dtype.isnative and values.flags.carray:
+        return values.reshape(-1)
     with np.errstate(over="ignore"):  # a longdouble may be beyond float64: infinite, then
         return np.require(values, dtype, ["C", "A"]).reshape(-1)
 
@@ -224,8 +226,10 @@ def _measure(flat: NDArray[Any]) -> _Extent:
 
 def _extent(flat: NDArray[Any], keys: NDArray[np.int64], total: float) -> _Extent:
     integers = keys.astype(f"i{flat.itemsize}")
-    values = np.where(integers < 0, integers ^ np.iinfo(integers.dtype).max, integers).view(flat.dtype)
-    minimum, maximum = (float(value) + 0.0 for value in values)
+    negative = integers < 0
+    if negative.any():
+        integers[negative] ^= np.iinfo(integers.dtype).max
+    minimum, maximum = (value + 0.0 for value in integers.view(flat.dtype).tolist())
     mean = total / flat.size
     if math.isfinite(minimum) and math.isfinite(maximum) and not math.isfinite(mean):
         # Only the sum is beyond float64.
@@ -343,30 +347,29 @@ def summarise(plane: NDArray[np.uint8], measured: Measured | None) -> tuple[MapS
     """
     from async_maps import kernels
 
-    flat = plane.reshape(-1)
     histogram = np.zeros(256, np.int64)
-    kernels.count(flat, histogram)
+    columns, rows = np.zeros(plane.shape[1], np.uint32), np.empty(plane.shape[0], np.uint32)
+    kernels.count(plane.reshape(-1), histogram, columns, rows)
     if measured is None:
         present = np.flatnonzero(histogram)
         mean = float(histogram @ np.arange(256)) / plane.size
         measured = Measured(float(present[0]), float(present[-1]), mean, 0.0, 255.0)
     elif measured.hidden is not None:
         histogram[0] -= measured.invalid
-    columns, rows = np.zeros(plane.shape[1], np.uint32), np.empty(plane.shape[0], np.uint32)
-    kernels.sum_axes(flat, columns, rows)
-    total = int(rows.sum(dtype=np.int64))
-    valid = int(histogram.sum())
-    shares = histogram[histogram > 0] / max(valid, 1)
+    described = np.empty(5)
+    kernels.describe(histogram, columns, rows, described)
+    valid, high, entropy, center_x, center_y = described.tolist()
+    nowhere = math.isnan(center_x)
     return MapStatistics(
         minimum=measured.minimum,
         maximum=measured.maximum,
         mean=measured.mean,
         range_low=measured.low,
         range_high=measured.high,
-        high_share=float(histogram[128:].sum()) / valid if valid else None,
-        entropy=abs(float(shares @ np.log2(shares))) if valid else None,
-        center_x=float(columns @ np.arange(columns.size, dtype=np.float64)) / total if total else None,
-        center_y=float(rows @ np.arange(rows.size, dtype=np.float64)) / total if total else None,
+        high_share=high / valid if valid else None,
+        entropy=entropy if valid else None,
+        center_x=None if nowhere else center_x,
+        center_y=None if nowhere else center_y,
         invalid_pixels=measured.invalid,
         constant=valid > 0 and measured.minimum == measured.maximum,
     ), histogram

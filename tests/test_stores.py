@@ -25,7 +25,7 @@ from botocore.exceptions import ClientError
 
 from async_maps.errors import ObjectError, SettingsError, StoreError
 from async_maps.names import KeyTemplate
-from async_maps.settings import Settings
+from async_maps.settings import S3Settings, Settings
 from async_maps.stores import open_store
 from async_maps.stores.files import FileStore
 from async_maps.stores.memory import MemoryStore
@@ -466,7 +466,7 @@ async def test_what_goes_over_the_wire_is_one_plain_signed_put(bucket: str) -> N
 async def test_the_server_refuses_bytes_that_are_not_those_we_sent(
     bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with open_store(f"s3://{bucket}", Settings()) as store:
+    async with open_store(f"s3://{bucket}", Settings(s3=S3Settings(client="sdk"))) as store:
         assert isinstance(store, S3Store)
         await store.put("first.png", b"pixels")
         put_object = store._client.put_object

@@ -6,7 +6,8 @@ import math
 import os
 import sys
 from contextlib import suppress
-from functools import partial
+from functools import lru_cache, partial
+from io import BytesIO
 from tokenize import TokenError
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -30,6 +31,8 @@ _DAMAGE = (ValueError, TypeError, LookupError, ArithmeticError, SyntaxError, Tok
 """NumPy evaluates a header as a Python literal: a damaged one can end in any of these."""
 
 _PIECE = 2**20
+_MAX_HEADER = 10_000
+"""NumPy's own limit of what it parses from a file that is not trusted."""
 
 
 def open_reader(path: str, storage: Storage) -> NpyReader:
@@ -181,9 +184,18 @@ def _read_header(file: IO[bytes], size: int) -> Header:
 
 def _parse_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     version = npy_format.read_magic(file)
-    if version == (1, 0):
-        return npy_format.read_array_header_1_0(file)
-    if version == (2, 0):
-        return npy_format.read_array_header_2_0(file)
-    # Version 3 differs from 2 in the encoding of field names only, and maps have no fields.
-    raise ValueError(f"version {version} of the format is for structured arrays, found in no activation map")
+    if version not in {(1, 0), (2, 0)}:
+        # Version 3 differs from 2 in the encoding of field names only, and maps have no fields.
+        raise ValueError(f"version {version} of the format is for structured arrays, found in no activation map")
+    prefix = file.read(2 if version == (1, 0) else 4)
+    length = int.from_bytes(prefix, "little")
+    if length > _MAX_HEADER:
+        raise ValueError(f"its header claims {length:,} bytes, found in no activation map")
+    return _parsed(version, prefix + file.read(length))
+
+
+@lru_cache(maxsize=256)
+def _parsed(version: tuple[int, int], header: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """NumPy compiles each header as a Python literal, and most files of a set have the same one."""
+    file = BytesIO(header)
+    return npy_format.read_array_header_1_0(file) if version == (1, 0) else npy_format.read_array_header_2_0(file)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from datetime import UTC, datetime
+from io import BytesIO
 from typing import TYPE_CHECKING, NamedTuple
 
 from aiobotocore.httpsession import AIOHTTPSession
@@ -26,8 +27,10 @@ if TYPE_CHECKING:
     from typing import Any
 
     from aiobotocore.credentials import AioCredentials
+    from aiohttp import ClientSession
     from botocore.awsrequest import AWSPreparedRequest
     from botocore.credentials import ReadOnlyCredentials
+    from botocore.httpsession import ProxyConfiguration
 
 _CHECKSUM = "x-amz-checksum-crc32"
 _PER_REQUEST = {
@@ -39,6 +42,7 @@ _PER_REQUEST = {
 }  # fmt: skip
 """Headers of the SDK's request that another one has with other values, or not at all."""
 _NOT_PLAIN = {"transfer-encoding", "x-amz-trailer", "x-amz-s3session-token", "content-encoding"}
+_AT_ONCE_BYTES = 2**20
 _REFUSALS, _PLANS = 4, 3
 """After so many refusals in a row the plan is forgotten, and after so many plans no other is made."""
 
@@ -64,7 +68,7 @@ class Plan(NamedTuple):
 
     @classmethod
     def of(cls, request: AWSPreparedRequest, key: str) -> Plan | None:
-        """The plan behind a request of the SDK that put that key; None if it is of a kind that cannot be had directly."""
+        """The plan behind a request of the SDK that put that key; None if its kind cannot be had directly."""
         headers = {name: _text(value) for name, value in request.headers.items()}
         present = {name.lower() for name in headers}
         scheme, _, credential = headers.get("Authorization", "").partition(" Credential=")
@@ -111,7 +115,7 @@ class Signer:
         signed = self._auth.headers_to_sign(self._request)
         self._signed_names = self._auth.signed_headers(signed)
         self._host_path = "/" + plan.base.split("/", 3)[3]
-        # A method, a path, a query, headers, their names, a hash: AWS Signature Version 4, "Create a canonical request".
+        # Method, path, query, headers, their names, hash: AWS Signature Version 4, "Create a canonical request".
         self._canonical = (
             f"PUT\n\0path\n{self._auth.canonical_query_string(self._request)}\n"
             f"{self._auth.canonical_headers(signed)}\n\n{self._signed_names}\n\0payload"
@@ -147,11 +151,16 @@ class Signer:
         return f"{self.plan.base}{quoted}{self.plan.query}", headers
 
 
-class DirectSession(AIOHTTPSession):  # type: ignore[misc]  # aiobotocore ships no types
+class DirectSession(AIOHTTPSession):
     """The HTTP session of an S3 client, over which PUTs can also be sent directly.
 
     It is the client's: give it as ``http_session_cls`` of its configuration, by way of a function that keeps it.
     """
+
+    if TYPE_CHECKING:  # what the stubs leave out
+        _proxy_config: ProxyConfiguration
+
+        async def _get_session(self, proxy_url: str | None) -> ClientSession: ...
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -160,7 +169,7 @@ class DirectSession(AIOHTTPSession):  # type: ignore[misc]  # aiobotocore ships 
         self._signer: Signer | None = None
         self._refusals = self._plans = 0
 
-    async def send(self, request: AWSPreparedRequest) -> Any:
+    async def send(self, request: Any) -> Any:
         """Send a request of the SDK, and remember a PUT that was answered 200."""
         response = await super().send(request)
         if self._plan is None and request.method == "PUT" and response.status_code == 200:
@@ -175,9 +184,7 @@ class DirectSession(AIOHTTPSession):  # type: ignore[misc]  # aiobotocore ships 
             self._plan = None if self._proxy_config.proxy_url_for(request.url) else Plan.of(request, key)
             self._plans += 1
 
-    async def put(
-        self, key: str, data: bytes, checksum: str, credentials: AioCredentials
-    ) -> Mapping[str, str] | None:
+    async def put(self, key: str, data: bytes, checksum: str, credentials: AioCredentials) -> Mapping[str, str] | None:
         """Put an object directly.
 
         Args:
@@ -201,8 +208,10 @@ class DirectSession(AIOHTTPSession):  # type: ignore[misc]  # aiobotocore ships 
             signer = self._signer = Signer(plan, frozen)
         url, headers = signer.sign(key, data, checksum, datetime.now(UTC).strftime(SIGV4_TIMESTAMP))
         session = await self._get_session(None)
+        # Written in pieces, between which the loop turns.
+        body = data if len(data) <= _AT_ONCE_BYTES else BytesIO(data)
         try:
-            async with session.put(URL(url, encoded=True), data=data, headers=headers, allow_redirects=False) as answer:
+            async with session.put(URL(url, encoded=True), data=body, headers=headers, allow_redirects=False) as answer:
                 await answer.read()
         except (ClientError, OSError, TimeoutError):
             return None

@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import re
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import aioboto3
 from aiobotocore.config import AioConfig
@@ -22,7 +22,7 @@ from async_maps.names import check_name
 from async_maps.stores.direct import DirectSession
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable
     from typing import Any
 
     from aiobotocore.credentials import AioCredentials
@@ -62,8 +62,10 @@ async def open_s3(bucket: str, prefix: str, settings: Settings) -> AsyncIterator
     except (BotoCoreError, ValueError) as error:
         raise SettingsError(f"the AWS configuration cannot be used: {error}") from error
     try:
-        credentials = await session.get_credentials() if direct else None
-        yield S3Store(client, bucket, prefix, settings.s3, (direct[0], credentials) if credentials else None)
+        # The stubs take it for boto3's, which does not wait.
+        credentials = await cast("Awaitable[AioCredentials | None]", session.get_credentials())
+        found = (direct[0], credentials) if direct and credentials else None
+        yield S3Store(client, bucket, prefix, settings.s3, found)
     finally:
         await context.__aexit__(None, None, None)
 
@@ -90,7 +92,7 @@ class S3Store:
         self._client = client
         self._direct = direct
         self._bucket = bucket
-        self._headers = _headers(settings)
+        self._headers = object_headers(settings)
         self._accepted_one = False
         self.prefix = prefix
         self.destination = f"s3://{bucket}/{prefix}" if prefix else f"s3://{bucket}"
@@ -155,7 +157,8 @@ class S3Store:
         return answer.get("ETag", "")
 
 
-def _headers(settings: S3Settings) -> dict[str, Any]:
+def object_headers(settings: S3Settings) -> dict[str, Any]:
+    """What PutObject is told about every object."""
     headers = {
         "ContentType": "image/png",
         "CacheControl": settings.cache_control,
