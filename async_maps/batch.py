@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 from anyio import to_thread
 
 from async_maps.claims import Claims
+from async_maps.loop import run_loop
 from async_maps.pipeline import Pipeline
 from async_maps.recorder import open_reader
 from async_maps.records import ActivationMap, Failure
@@ -45,7 +45,7 @@ def run(  # noqa: PLR0913  # those of Pipeline.run()
         async with Pipeline(destination, settings=settings) as pipeline:
             return await pipeline.run(source, manifest=manifest, redo=redo, report=report)
 
-    return asyncio.run(main())
+    return run_loop(main())
 
 
 async def dry_run(  # noqa: PLR0913  # those of run()

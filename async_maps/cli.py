@@ -14,6 +14,7 @@ from cyclopts import App, ArgumentCollection, Group, Parameter, validators
 from pydantic import ValidationError
 
 from async_maps.errors import AsyncMapsError, SettingsError, TooManyFailuresError
+from async_maps.loop import run_loop
 from async_maps.progress import ProgressKind
 from async_maps.settings import Settings, describe_invalid, load_settings
 from async_maps.sources import STDIN_FILE
@@ -98,7 +99,7 @@ def run(  # noqa: PLR0913  # one argument a flag
     filled = Report()
     job = _Job(source, destination, {"manifest": manifest, "redo": redo}, settings, filled)
     try:
-        code = asyncio.run(job.rehearse() if dry_run else job.run(progress))
+        code = run_loop(job.rehearse() if dry_run else job.run(progress))
     except AsyncMapsError as error:
         if filled.uploaded or filled.failed:
             _print_report(filled)

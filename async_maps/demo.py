@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
 import os
 import shutil
@@ -20,6 +19,7 @@ from async_maps import seaweed
 from async_maps.colorize import colorize_activation_map
 from async_maps.errors import SettingsError
 from async_maps.export import export_manifest
+from async_maps.loop import run_loop
 from async_maps.manifest import Manifest
 from async_maps.pipeline import Pipeline
 from async_maps.progress import make_display, showing
@@ -60,14 +60,14 @@ def run_demo(out: Path, *, scenes: int, local: bool) -> bool:
     _clear(out)
     _make_maps(out, scenes)
     if local:
-        report, right = asyncio.run(_upload_and_compare(out, str(out / "overlays"), None))
+        report, right = run_loop(_upload_and_compare(out, str(out / "overlays"), None))
     else:
         with (
             tempfile.TemporaryDirectory(prefix="async-maps-demo-") as folder,
             seaweed.serve(Path(folder)) as server,
             seaweed.in_environment(server),
         ):
-            report, right = asyncio.run(_upload_and_compare(out, f"s3://{_BUCKET}/demo", server))
+            report, right = run_loop(_upload_and_compare(out, f"s3://{_BUCKET}/demo", server))
     count = export_manifest(out / "manifest.sqlite", out / "locators.csv")
     _draw(out, scenes)
     print(report.summary())  # noqa: T201  # the command's answer

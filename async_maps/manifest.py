@@ -195,16 +195,16 @@ class Manifest:
         with self._explained("read"), self._transaction("DEFERRED"):
             known = self._rows([map_.name for map_ in maps])
             refused = self._refused(maps) if redo == "failed" else set()
-            for map_ in maps:
-                taken = self._database.execute(
-                    "INSERT OR IGNORE INTO seen VALUES (?, ?)", (map_.name, map_.source)
-                ).rowcount
-                if not taken:
+            taken = self._take_names(maps)
+            for map_, is_first in zip(maps, taken, strict=True):
+                if not is_first:
                     plan.refused.append(self._duplicate(map_))
                     continue
                 row = known.get(map_.name)
                 unchanged = map_.fingerprint is not None and row == ("done", map_.source, map_.fingerprint, settings)
-                failed = (row is not None and row[0] == "failed") or not refused.isdisjoint(_places(map_))
+                failed = (row is not None and row[0] == "failed") or bool(
+                    refused and refused.intersection(_places(map_))
+                )
                 wanted = {"changed": not unchanged, "failed": failed, "all": True}
                 if wanted[redo]:
                     plan.todo.append(map_)
@@ -371,6 +371,19 @@ class Manifest:
         )
         rows = self._database.execute(query, names)
         return {name: (status, source, fingerprint, settings) for name, status, source, fingerprint, settings in rows}
+
+    def _take_names(self, maps: Sequence[ActivationMap]) -> list[bool]:
+        """Note the names of a batch as taken; False for each that another map has taken before."""
+        take = "INSERT OR IGNORE INTO seen VALUES (?, ?)"
+        self._database.execute("SAVEPOINT batch")
+        if self._database.executemany(take, ((map_.name, map_.source) for map_ in maps)).rowcount == len(maps):
+            self._database.execute("RELEASE batch")
+            return [True] * len(maps)
+        # Seldom: then each is asked for itself.
+        self._database.execute("ROLLBACK TO batch")
+        first = [self._database.execute(take, (map_.name, map_.source)).rowcount == 1 for map_ in maps]
+        self._database.execute("RELEASE batch")
+        return first
 
     def _refused(self, maps: Sequence[ActivationMap]) -> set[str]:
         """Which of the maps' sources, archives and folders are known as refused."""

@@ -13,18 +13,23 @@ from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 from anyio import to_thread
 
 from async_maps.errors import AsyncMapsError
+from async_maps.records import ActivationMap
 from async_maps.sources import open_source
+from async_maps.sources.storage import is_remote
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
     from typing import TextIO
 
     from async_maps.meters import Statistics
-    from async_maps.records import ActivationMap
     from async_maps.report import Report
 
 ProgressKind: TypeAlias = Literal["auto", "bar", "log", "json", "none"]
 """A live bar, a line every few seconds, a JSON object every few seconds, nothing; auto is a bar on a terminal."""
+
+
+_COUNT_AFTER_S = 5.0
+_MAX_SIZES = 1000
 
 
 class Snapshot:
@@ -201,10 +206,17 @@ async def showing(
             await asyncio.sleep(display.interval_s)
             show()
 
+    async def count_later() -> None:
+        # Who is through by then, with a resumed run mostly, has not listed a large source twice.
+        await asyncio.sleep(_COUNT_AFTER_S)
+        await to_thread.run_sync(count.run, place)
+
     # Plain tasks: a task group around the yield would wrap the run's own errors.
-    tasks = {asyncio.create_task(tick()), asyncio.create_task(to_thread.run_sync(count.run, place))}
+    tasks = {asyncio.create_task(tick()), asyncio.create_task(count_later())}
     try:
         yield
+        if count.total is None and not report.drained:
+            count.total = report.seen
         show()
     finally:
         count.stopped = True
@@ -222,15 +234,18 @@ class _Count:
         self.total: int | None = None
         self.stopped = False
         self._countable = True
+        self._sizes: set[str] = set()
 
     def run(self, place: str | PathLike[str]) -> None:
         """Count."""
         total = 0
         try:
-            for _ in open_source(place, known=self._suppose):
+            for entry in open_source(place, known=self._suppose):
                 total += 1
                 if self.stopped:
                     return
+                if isinstance(entry, ActivationMap) and entry.part is None and len(self._sizes) < _MAX_SIZES:
+                    self._sizes.add(_size(entry))
         except AsyncMapsError:
             # The run itself lists the same source, and says what is wrong with it.
             return
@@ -238,9 +253,18 @@ class _Count:
             self.total = total
 
     def _suppose(self, maps: Sequence[ActivationMap]) -> set[str]:
-        """That an .npy file in S3 is one map: to know it would cost a request each. Of archives there is no telling."""
-        self._countable &= all(map_.path is not None and map_.path.lower().endswith(".npy") for map_ in maps)
-        return {map_.name for map_ in maps}
+        """That an .npy file is one map if another one of its size was, and in S3, where each look is a request, anyway.
+
+        Of archives in S3 there is no telling.
+        """
+        remote = [map_ for map_ in maps if map_.path is not None and is_remote(map_.path)]
+        self._countable &= all(map_.source.lower().endswith(".npy") for map_ in remote)
+        return {map_.name for map_ in remote} | {map_.name for map_ in maps if _size(map_) in self._sizes}
+
+
+def _size(map_: ActivationMap) -> str:
+    """Of the file, as its fingerprint has it."""
+    return (map_.fingerprint or "").partition("-")[0]
 
 
 def _duration(seconds: float | None) -> str:

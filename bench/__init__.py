@@ -1,1 +1,1 @@
-"""Benchmarks: one file per question. ``python -m bench job`` runs one; each runs its peers beside us."""
+"""Benches: one file a question, each with its peers beside us. ``python -m bench`` runs all of them."""

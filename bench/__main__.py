@@ -1,14 +1,65 @@
-"""``python -m bench NAME [OPTIONS]``."""
+"""``python -m bench [NAME] [OPTIONS]``: one bench, or all of them."""
 
 from __future__ import annotations
 
+import argparse
+import subprocess
 import sys
+import time
+from importlib import import_module
 
-from bench import colors, job, kernels
+from bench.tables import machine, results
 
-BENCHES = {"job": job.main, "kernels": kernels.main, "colors": colors.main}
+BENCHES = {
+    "kernel": "intensities, statistics and colours of a map, against NumPy, OpenCV, matplotlib, Kolena and a copy",
+    "encode": "PNGs in time and bytes, against Pillow and OpenCV; in threads",
+    "upload": "a PUT's CPU time and how many a second, against boto3, aioboto3, obstore, fast-s3 and s5cmd",
+    "job": "the whole job from files to a store, against the scripts that people have",
+    "scale": "time, memory and manifest of up to 200,000 maps, and resuming",
+    "service": "callers of Pipeline.put: throughput, latency, stalls of the event loop",
+    "start": "from launch to the help and to the first PUT",
+}
+PICTURE = "colors"
+"""It draws a picture of the README, and measures nothing."""
+
+
+def run_all(*, quick: bool) -> None:
+    """Run every bench, each in a process of its own, and keep all tables in one file."""
+    started = time.monotonic()
+    for name in BENCHES:
+        began = time.monotonic()
+        subprocess.run([sys.executable, "-m", "bench", name, *(["--quick"] if quick else [])], check=True)
+        print(f"\n  {name}: {time.monotonic() - began:.0f} s", flush=True)
+    folder = results(quick=quick)
+    found = machine()
+    where = found["machine"]
+    versions = ", ".join(f"{package} {version}" for package, version in found["versions"].items())
+    parts = [
+        f"{where['cores']} cores of {where['processor']}, {where['platform']}, Python {where['python']}.",
+        f"Commit {found['commit']}, {time.strftime('%Y-%m-%d')}: {versions}.\n",
+        *(f"### {name}\n\n{(folder / f'{name}.md').read_text()}" for name in BENCHES),
+    ]
+    (folder / "tables.md").write_text("\n".join(parts))
+    print(f"\nall of them: {time.monotonic() - started:.0f} s; {folder / 'tables.md'} has the tables")
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench",
+        description="Measure one thing; or, without a name, all of them. What is found is kept in bench/results/.",
+        epilog="\n".join([*(f"  {name:9}{what}" for name, what in BENCHES.items()),
+                          f"  {PICTURE:9}draws the README's picture into a file; not one of all"]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("name", nargs="?", choices=[*BENCHES, PICTURE], metavar="NAME", help="one of those below")
+    parser.add_argument("--quick", action="store_true", help="to see that they run; no figures to quote")
+    if sys.argv[1:2] and sys.argv[1] in {*BENCHES, PICTURE}:
+        # Its options are its own.
+        import_module(f"bench.{sys.argv[1]}").main(sys.argv[2:])
+    else:
+        run_all(quick=parser.parse_args().quick)
+
 
 if __name__ == "__main__":
-    if len(sys.argv) < 2 or sys.argv[1] not in BENCHES:
-        sys.exit(f"usage: python -m bench {{{','.join(BENCHES)}}} [--help]")
-    BENCHES[sys.argv[1]](sys.argv[2:])
+    main()

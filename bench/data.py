@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -35,6 +36,23 @@ def write_maps(folder: Path, count: int, size: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for index in range(count):
         np.save(folder / f"{index:06}.npy", make_map(index, size))
+
+
+def link_maps(files: Path, folder: Path, count: int, *, per_folder: int = 10_000) -> None:
+    """``count`` maps that are hard links to a few files, by turns: as many as are wanted, in no time and no space.
+
+    Args:
+        files: a folder of :func:`write_maps`.
+        folder: made.
+        count: how many.
+        per_folder: so many in a folder of their own, below it.
+    """
+    sources = sorted(files.iterdir())
+    for index in range(count):
+        part = folder / f"{index // per_folder:04}" if count > per_folder else folder
+        if index % per_folder == 0:
+            part.mkdir(parents=True)
+        os.link(sources[index % len(sources)], part / f"{index:06}.npy")
 
 
 def _enlarge(grid: NDArray[np.float32], size: int) -> NDArray[np.float32]:

@@ -1,158 +1,169 @@
-"""The whole job, from files to a real S3 (SeaweedFS on loopback): ours, and the scripts that people have.
+"""How long does the whole job take, from .npy files to the store, and what does it cost in CPU time, memory and bytes?
 
-Each contender is a process of its own. Its CPU time includes its children's and not the server's; its wall time begins
-before the interpreter and ends after it. The Kolena example takes seconds a map: it gets a few maps, and its figures
-are per map all the same.
+Each contender is a whole process, from before the interpreter starts until it has ended; CPU and memory include its
+children's and not the server's. Slow ones get fewer maps; the same command for one map of 32x32 is a contender's start,
+and "net" is without it. Files are in the page cache: each is one of a few hundred, under several names.
 """
 
 from __future__ import annotations
 
-import argparse
-import asyncio
-import io
-import json
-import os
-import platform
-import statistics
-import subprocess
-import sys
 import tempfile
-import time
-from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-
-from async_maps import seaweed
-from bench.data import write_maps
+from bench import sink
+from bench.data import link_maps, write_maps
+from bench.measure import BUCKET, parser, ratio_of, run_command, run_process
+from bench.scripts import SCRIPTS
+from bench.servers import real_server
+from bench.tables import Bench
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Mapping, Sequence
+    from typing import Any, TypeAlias
 
-_FEW = 2
-_THREADS = 16
+    from bench.measure import Figures, Usage
+    from bench.sink import Counts
 
+    Row: TypeAlias = dict[str, Any]
 
-def ours(folder: Path, bucket: str, *options: str) -> None:
-    """The command."""
-    from async_maps.cli import main
-
-    main(["run", str(folder), f"s3://{bucket}/ours", "--progress", "none", "--manifest", f"{folder}.sqlite", *options])
-
-
-def opencv_boto3(folder: Path, bucket: str) -> None:
-    """OpenCV's jet and PNG encoder, boto3's upload_fileobj, in threads."""
-    import boto3
-    import cv2
-
-    client = boto3.client("s3")
-    alpha = (255 / (1 + np.exp((127.5 - np.arange(256)) / 8))).astype(np.uint8)
-
-    def one(path: Path) -> None:
-        intensity = np.rint(np.load(path) * 255).astype(np.uint8)
-        image = cv2.cvtColor(cv2.applyColorMap(intensity, cv2.COLORMAP_JET), cv2.COLOR_BGR2BGRA)
-        image[..., 3] = alpha[intensity]
-        png = cv2.imencode(".png", image)[1].tobytes()
-        client.upload_fileobj(io.BytesIO(png), bucket, f"opencv/{path.stem}.png")
-
-    cv2.setNumThreads(1)
-    with ThreadPoolExecutor(_THREADS) as threads:
-        list(threads.map(one, sorted(folder.glob("*.npy"))))
-
-
-def kolena_example(folder: Path, bucket: str) -> None:
-    """The tutorial's steps 1 and 2, one map after the other."""
-    import boto3
-    from kolena.workflow.visualization import colorize_activation_map, encode_png
-
-    client = boto3.client("s3")
-    for path in sorted(folder.glob("*.npy"))[:_FEW]:
-        png = encode_png(colorize_activation_map(np.load(path)), mode="RGBA")
-        client.upload_fileobj(png, bucket, f"kolena/{path.stem}.png")
-
-
-CONTENDERS: dict[str, Callable[[Path, str], None]] = {
-    "async_maps": lambda folder, bucket: ours(folder, bucket, "--overwrite"),
-    "async_maps --png rgba": lambda folder, bucket: ours(folder, bucket, "--overwrite", "--png", "rgba"),
-    "async_maps --workers 0": lambda folder, bucket: ours(folder, bucket, "--overwrite", "--workers", "0"),
-    f"OpenCV + boto3, {_THREADS} threads": opencv_boto3,
-    "Kolena's example": kolena_example,
+_OURS: dict[str, tuple[str, ...]] = {
+    "async-maps run": (),
+    "async-maps run --workers 0": ("--workers", "0"),
+    "async-maps run --workers 2": ("--workers", "2"),
+    "async-maps run --png rgba": ("--png", "rgba"),
 }
-if find_spec("kolena") is None:
-    # Its client has no release for Python 3.13 yet.
-    del CONTENDERS["Kolena's example"]
+_COLUMNS = {
+    "": "", "maps": ",", "maps/s": ",.1f", "net maps/s": ",.1f", "CPU ms/map": ",.2f", "net CPU ms/map": ",.2f",
+    "start s": ".2f", "peak MB": ",.0f", "KB/map": ",.0f", "x our time": ",.1f", "rounds": "",
+}  # fmt: skip
 
 
-def measure(name: str, folder: Path, bucket: str, count: int) -> dict[str, float]:
-    """One run of a contender: seconds of wall and CPU per map."""
-    maps = _FEW if name == "Kolena's example" else count
-    started = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-m", "bench.job", "--run", name, str(folder), bucket],
-                               stdout=subprocess.DEVNULL)  # fmt: skip
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        sys.exit(f"{name} failed")
-    wall = time.perf_counter() - started
-    return {"wall_s": wall / maps, "cpu_s": (usage.ru_utime + usage.ru_stime) / maps}
+class Amounts(NamedTuple):
+    """How many maps each contender gets, and how often.
+
+    Attributes:
+        size: pixels a side.
+        files: different maps.
+        default: maps of the default command.
+        ours: maps of the other commands of ours.
+        scripts: maps of the scripts; a contender that gets none does not run.
+        kolena: maps of Kolena's example, which runs in the first round only.
+        rounds: how often.
+    """
+
+    size: int
+    files: int
+    default: int
+    ours: int
+    scripts: int
+    kolena: int
+    rounds: int
+
+    def of(self, name: str) -> int:
+        """How many maps this contender gets."""
+        if name in SCRIPTS:
+            return self.kolena if name.startswith("Kolena") else self.scripts
+        return self.ours if _OURS[name] else self.default
+
+    def names(self, turn: int) -> list[str]:
+        """Who runs in this round."""
+        every = [name for name in (*_OURS, *SCRIPTS) if self.of(name)]
+        return [name for name in every if turn == 0 or not name.startswith("Kolena")]
+
+
+_SINK = Amounts(512, 400, 4000, 1000, 150, 2, 3)
+_REAL = Amounts(512, 400, 1000, 0, 100, 0, 3)
+_QUICK = Amounts(224, 12, 96, 48, 24, 1, 1)
+_QUICK_REAL = Amounts(224, 12, 96, 0, 24, 0, 1)
+
+
+class _Contest:
+    """Every contender by turns.
+
+    Args:
+        place: a folder for the maps and what commands write beside them.
+        amounts: how many maps there are, and how large.
+    """
+
+    def __init__(self, place: Path, amounts: Amounts) -> None:
+        self._place = place
+        self._starts: dict[str, Usage] = {}
+        write_maps(place / "files", amounts.files, amounts.size)
+        write_maps(place / "start", 1, 32)
+
+    def start(self, amounts: Amounts, environment: Mapping[str, str]) -> None:
+        """Measure how long each contender takes to start."""
+        # Of two, the last counts: what is read from the disk for the first time, and compiled, is nobody's share.
+        for _ in range(2):
+            for name in amounts.names(0):
+                self._starts[name] = self._run(name, self._place / "start", environment)
+
+    def run(self, amounts: Amounts, environment: Mapping[str, str], server: sink.Sink | None = None) -> list[Row]:
+        """Run all rounds; a row for each contender."""
+        figures: dict[str, list[Figures]] = {}
+        for turn in range(amounts.rounds):
+            for name in amounts.names(turn):
+                before = server.counts() if server else None
+                usage = self._run(name, self._maps(amounts.of(name)), environment)
+                figures.setdefault(name, []).append(self._figures(name, amounts.of(name), usage))
+                if server and before:
+                    figures[name][-1]["KB/map"] = _kilobytes(before, server.counts(), amounts.of(name))
+        rate = [found["net maps/s"] for found in figures[next(iter(_OURS))]]
+        rows = []
+        for name, found in figures.items():
+            by_figure = {figure: [each[figure] for each in found] for figure in found[0]}
+            slower = ratio_of(rate[: len(found)], by_figure["net maps/s"])
+            rows.append(
+                {"": name, "maps": amounts.of(name), **by_figure, "x our time": slower, "rounds": len(found)}
+            )  # fmt: skip
+        return rows
+
+    def _maps(self, count: int) -> Path:
+        folder = self._place / f"{count}-maps"
+        if not folder.exists():
+            link_maps(self._place / "files", folder, count)
+        return folder
+
+    def _run(self, name: str, folder: Path, environment: Mapping[str, str]) -> Usage:
+        if name in SCRIPTS:
+            return run_process("-m", "bench.scripts", name, str(folder), BUCKET, environment=environment)
+        return run_command(folder, self._place / "job.sqlite", *_OURS[name], environment=environment)
+
+    def _figures(self, name: str, count: int, usage: Usage) -> Figures:
+        start = self._starts.get(name)
+        wall_s, cpu_s = (start.wall_s, start.cpu_s) if start else (0.0, 0.0)
+        return {
+            "maps/s": count / usage.wall_s,
+            "net maps/s": count / (usage.wall_s - wall_s),
+            "CPU ms/map": 1000 * usage.cpu_s / count,
+            "net CPU ms/map": 1000 * (usage.cpu_s - cpu_s) / count,
+            "start s": wall_s,
+            "peak MB": usage.peak_bytes / 1e6,
+        }
+
+
+def _kilobytes(before: Counts, after: Counts, count: int) -> float:
+    puts = after["puts"] - before["puts"]
+    if puts != count:
+        raise RuntimeError(f"{puts:,} PUTs of {count:,} maps")
+    return (after["put_bytes"] - before["put_bytes"]) / count / 1000
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run every contender by turns and print their medians."""
-    parser = argparse.ArgumentParser(prog="python -m bench job", description=__doc__)
-    parser.add_argument("--maps", type=int, default=1000)
-    parser.add_argument("--size", type=int, default=512, help="side of the square maps, in pixels")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=Path("bench/results"))
-    options = parser.parse_args(arguments)
-
-    runs: dict[str, list[dict[str, float]]] = {name: [] for name in CONTENDERS}
-    with (
-        tempfile.TemporaryDirectory(prefix="async-maps-bench-") as scratch,
-        seaweed.serve(Path(scratch) / "server") as server,
-        seaweed.in_environment(server),
-    ):
-        asyncio.run(seaweed.create_bucket(server, "bench"))
-        folder = Path(scratch) / "maps"
-        write_maps(folder, options.maps, options.size)
-        warm_up = Path(scratch) / "warm-up"
-        write_maps(warm_up, _FEW, 32)
-        for name in CONTENDERS:
-            measure(name, warm_up, "bench", _FEW)
-        for _ in range(options.rounds):
-            for name in CONTENDERS:
-                runs[name].append(measure(name, folder, "bench", options.maps))
-    _report(runs, options)
-
-
-def _report(runs: dict[str, list[dict[str, float]]], options: argparse.Namespace) -> None:
-    base = statistics.median(run["wall_s"] for run in runs["async_maps"])
-    rows = []
-    for name, measured in runs.items():
-        wall = statistics.median(run["wall_s"] for run in measured)
-        cpu = statistics.median(run["cpu_s"] for run in measured)
-        rows.append({
-            "name": name, "maps_per_s": 1 / wall, "cpu_ms_per_map": cpu * 1e3, "times_our_wall": wall / base,
-            "spread": [min(1 / run["wall_s"] for run in measured), max(1 / run["wall_s"] for run in measured)],
-        })  # fmt: skip
-    print(f"{options.maps} maps of {options.size}x{options.size} float32, {os.cpu_count()} cores, {platform.machine()}")
-    print(f"{'':30}{'maps/s':>10}{'CPU ms/map':>12}{'x our time':>12}")
-    for row in rows:
-        print(f"{row['name']:30}{row['maps_per_s']:10.1f}{row['cpu_ms_per_map']:12.2f}{row['times_our_wall']:12.1f}")
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    packages = ("async-maps", "numpy", "numba", "isal", "aioboto3", "boto3", "opencv-python-headless", "pillow")
-    document = {
-        "bench": "job", "maps": options.maps, "size": options.size, "rounds": options.rounds, "rows": rows,
-        "machine": {"cores": os.cpu_count(), "platform": platform.platform(), "python": platform.python_version()},
-        "commit": commit, "versions": {package: version(package) for package in packages},
-    }  # fmt: skip
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "job.json").write_text(json.dumps(document, indent=2) + "\n")
-
-
-if __name__ == "__main__":
-    _, _, chosen, place, target = sys.argv
-    CONTENDERS[chosen](Path(place), target)
+    """``python -m bench job``."""
+    options = parser("job", __doc__).parse_args(arguments)
+    amounts, fewer = (_QUICK, _QUICK_REAL) if options.quick else (_SINK, _REAL)
+    bench = Bench("job", options.quick)
+    what = f"Maps of {amounts.size}x{amounts.size} float32 from .npy files to"
+    with tempfile.TemporaryDirectory(prefix="async-maps-bench-") as place:
+        contest = _Contest(Path(place), amounts)
+        with sink.serve() as server:
+            if not options.quick:
+                contest.start(amounts, server.environment())
+            bench.table(f"{what} a sink", _COLUMNS).rows.extend(contest.run(amounts, server.environment(), server))
+        bench.publish()
+        with real_server() as environment:
+            columns = {name: form for name, form in _COLUMNS.items() if name != "KB/map"}
+            bench.table(f"{what} SeaweedFS on the same machine", columns).rows.extend(contest.run(fewer, environment))
+        bench.publish()

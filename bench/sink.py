@@ -11,9 +11,10 @@ import asyncio
 import json
 import subprocess
 import sys
+import time
 import urllib.request
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, TypedDict, cast
 
 from async_maps.loop import run_loop
 
@@ -25,6 +26,7 @@ _ANSWER = b'HTTP/1.1 200 OK\r\nETag: "sink-1"\r\nContent-Length: %d\r\nConnectio
 
 class _Counts:
     puts = requests = put_bytes = connections = 0
+    last_put = 0.0
 
 
 class _Connection(asyncio.Protocol):
@@ -76,8 +78,10 @@ class _Connection(asyncio.Protocol):
             body = json.dumps({name: getattr(counts, name) for name in vars(_Counts) if name[0] != "_"}).encode()
         else:
             counts.requests += 1
-            counts.puts += self._method == b"PUT"
-            counts.put_bytes += self._size
+            if self._method == b"PUT":
+                counts.puts += 1
+                counts.put_bytes += self._size
+                counts.last_put = time.monotonic()
         self._method = b""
         answer = _ANSWER % (len(body), body)
         if self._delay_s:
@@ -90,6 +94,19 @@ class _Connection(asyncio.Protocol):
             self._transport.write(answer)
 
 
+class Counts(TypedDict):
+    """What has arrived: requests, PUTs among them and the bytes of their bodies, and when the last one was whole.
+
+    The time is the monotonic clock's, which all processes of a machine share.
+    """
+
+    requests: int
+    puts: int
+    put_bytes: int
+    connections: int
+    last_put: float
+
+
 class Sink:
     """A running sink.
 
@@ -100,10 +117,10 @@ class Sink:
     def __init__(self, url: str) -> None:
         self.url = url
 
-    def counts(self) -> dict[str, int]:
-        """What has arrived: ``puts``, ``requests``, ``put_bytes``, ``connections``."""
+    def counts(self) -> Counts:
+        """What has arrived so far."""
         with urllib.request.urlopen(f"{self.url}/-/counts") as answer:  # noqa: S310  # our own, on loopback
-            found: dict[str, int] = json.load(answer)
+            found: Counts = json.load(answer)
         return found
 
     def environment(self) -> dict[str, str]:

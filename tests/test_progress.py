@@ -7,20 +7,24 @@ import os
 import re
 import sys
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 
+from async_maps import progress
 from async_maps.meters import StageStatistics, Statistics
 from async_maps.progress import BarDisplay, Display, LineDisplay, Snapshot, make_display, showing
 from async_maps.report import Report
-from async_maps.sources import files
+from async_maps.sources import files, formats
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from async_maps.progress import ProgressKind
+    from async_maps.sources.formats import Reader
+    from async_maps.sources.storage import Storage
 
 
 class _Terminal(io.StringIO):
@@ -199,6 +203,40 @@ def test_a_bar_draws_what_there_is_and_leaves_the_cursor_visible(monkeypatch: py
 # While a run goes on -----------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(autouse=True)
+def counted_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "_COUNT_AFTER_S", 0)
+
+
+async def test_a_run_that_is_soon_through_is_not_counted(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "_COUNT_AFTER_S", 30)
+    display = _Recording()
+    async with showing(display, Report(), _statistics, place):
+        await asyncio.sleep(0.05)
+    assert {total for _, total in display.shown[:-1]} == {None}
+    assert display.shown[-1] == (0, 0)  # as many as were seen
+
+
+async def test_files_are_opened_to_be_counted_only_if_none_of_their_size_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i in range(6):
+        np.save(tmp_path / f"{i}.npy", np.zeros((4, 4 + i // 5)))
+    np.save(tmp_path / "7-stack.npy", np.zeros((3, 5, 6)))
+    opened: list[str] = []
+
+    def opening(path: str, storage: Storage) -> Reader:
+        opened.append(path)
+        return formats.open_reader(path, storage)
+
+    monkeypatch.setattr(files, "open_reader", opening)
+    monkeypatch.setattr(files, "_ASK_AT_ONCE", 1)
+    display = _Recording()
+    async with showing(display, Report(), _statistics, tmp_path):
+        await display.showed((0, 9))
+    assert [Path(path).name for path in opened] == ["0.npy", "5.npy", "7-stack.npy"]
+
+
 async def test_a_run_is_shown_again_and_again_and_once_at_its_end(place: Path) -> None:
     display = _Recording()
     report = Report()
@@ -264,6 +302,7 @@ async def test_counting_a_long_source_ends_with_the_run(place: Path, monkeypatch
             yield path
 
     monkeypatch.setattr(files, "_walk", slow)
+    monkeypatch.setattr(files, "_ASK_AT_ONCE", 1)
     async with showing(_Recording(), Report(), _statistics, place):
         assert await asyncio.to_thread(entered.wait, 5)
     may_go_on.set()
@@ -276,7 +315,7 @@ async def test_a_source_that_cannot_be_counted_is_for_the_run_to_complain_about(
     display = _Recording()
     async with showing(display, Report(), _statistics, tmp_path / ("none" if kind == "missing" else "")):
         await asyncio.sleep(0.05)
-    assert display.shown[-1] == (0, None if kind == "missing" else 0)
+    assert {total for _, total in display.shown[:-1]} <= {None, 0}
 
 
 async def test_without_a_display_nothing_is_watched(place: Path) -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from async_maps.records import ActivationMap, Failure
     from async_maps.settings import S3Settings
-    from async_maps.sources.named import Known
+    from async_maps.sources.files import Known
 
 
 STDIN_FILE = "/dev/stdin"
@@ -46,7 +46,7 @@ def open_source(place: str | PathLike[str], *, s3: S3Settings | None = None, kno
         place: a file, a folder (recursive, sorted) or a glob (``maps/**/cam_*.npy``), each on a disk or in S3
             (``s3://bucket/prefix/``), or a listing (``.csv``, ``.parquet``, ``.jsonl``).
         s3: how patient the client of S3 is.
-        known: what need not be looked into to tell how many maps it holds: each look costs a request.
+        known: what need not be looked into to tell how many maps it holds: each look opens a file, or is a request.
 
     Raises:
         SourceError: there is nothing, or nothing that is read as a map; standard input, which can be iterated only
@@ -65,4 +65,4 @@ def open_source(place: str | PathLike[str], *, s3: S3Settings | None = None, kno
         from async_maps.sources.s3_listing import S3Objects
 
         return S3Objects(path, s3, known)
-    return files.open_files(path)
+    return files.open_files(path, known)

@@ -13,29 +13,37 @@ from glob import has_magic
 from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from async_maps.errors import InputValidationError, MissingExtraError, SourceError
 from async_maps.names import check_name, printable
 from async_maps.records import ActivationMap, Failure
-from async_maps.sources.formats import FORMATS, is_one_source, open_reader, suffix_of
+from async_maps.sources.formats import FORMATS, Found, is_one_source, open_reader, suffix_of
 from async_maps.sources.storage import Disk
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Set
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
     from typing import TypeAlias
-
-    from async_maps.sources.formats import Found
 
     Patterns: TypeAlias = Set[tuple[str, ...]]
     """Globs relative to a folder, each as its parts: a path below it is wanted if any of them matches."""
 
+    Known: TypeAlias = Callable[[Sequence[ActivationMap]], Collection[str]]
+    """Says the names of those maps that are known, from an earlier run, to be all there is in their unchanged file."""
+
+T = TypeVar("T")
+
+_ASK_AT_ONCE = 256
 _SORT_IN_MEMORY = 10_000
 """So many names are sorted as a list; a longer listing is sorted by SQLite, on disk where it must be."""
 
 
-def open_files(place: str | os.PathLike[str]) -> Files:
+def open_files(place: str | os.PathLike[str], known: Known | None = None) -> Files:
     """The maps at a path or a glob.
+
+    Args:
+        place: the path or the glob.
+        known: what need not be looked into.
 
     Raises:
         SourceError: nothing is there, or a file of a kind that is not read.
@@ -44,18 +52,18 @@ def open_files(place: str | os.PathLike[str]) -> Files:
     if os.path.isdir(path):
         if is_one_source(path):
             folder = os.path.abspath(path)
-            return Files(os.path.dirname(folder), lambda: [folder])
-        return Files(path, partial(_walk, os.path.abspath(path), None))
+            return Files(os.path.dirname(folder), lambda: [folder], known)
+        return Files(path, partial(_walk, os.path.abspath(path), None), known)
     if os.path.lexists(path):
         if suffix_of(path) is None:
             raise SourceError(
                 f"{printable(path)} is not read as activation maps; expected a file ending in {', '.join(FORMATS)}"
             )
-        return Files(os.path.dirname(path), lambda: [os.path.abspath(path)])
+        return Files(os.path.dirname(path), lambda: [os.path.abspath(path)], known)
     if has_magic(path):
         folder, pattern = _split_glob(path)
         if os.path.isdir(folder):
-            return Files(folder, partial(_walk, os.path.abspath(folder), {pattern}))
+            return Files(folder, partial(_walk, os.path.abspath(folder), {pattern}), known)
         path = folder
     raise SourceError(f"no such file or folder: {printable(path)}")
 
@@ -65,24 +73,59 @@ class Files:
 
     Args:
         root: the folder that names are relative to.
-        find: lists the files anew, absolute; a failure is passed on.
+        find: lists the files anew, absolute and below the root; a failure is passed on.
+        known: what need not be looked into.
     """
 
-    def __init__(self, root: str, find: Callable[[], Iterable[str | Failure]]) -> None:
-        self._root = os.path.abspath(root)
+    def __init__(self, root: str, find: Callable[[], Iterable[str | Failure]], known: Known | None = None) -> None:
+        self._skip = len(os.path.join(os.path.abspath(root), ""))
         self._find = find
+        self._known = known
 
     def __iter__(self) -> Iterator[ActivationMap | Failure]:
         """The maps, in the order of their paths."""
-        for path in self._find():
-            if isinstance(path, Failure):
-                yield path
-            else:
-                yield from self._maps_in(path)
+        paths = iter(self._find())
+        # Without anyone to ask, none waits for others.
+        while batch := list(islice(paths, _ASK_AT_ONCE if self._known else 1)):
+            names = {path: self._name(path) for path in batch if not isinstance(path, Failure)}
+            single = {}
+            if self._known is not None:
+                single = known_maps({path: whole_file(name, path) for path, name in names.items()}, self._known)
+            for path in batch:
+                if isinstance(path, Failure):
+                    yield path
+                elif path in single:
+                    yield single[path]
+                else:
+                    yield from maps_in_file(names[path], path)
 
-    def _maps_in(self, path: str) -> Iterator[ActivationMap | Failure]:
-        name = os.path.relpath(path, self._root)
-        return maps_in_file(name[: len(name) - len(suffix_of(name) or "")], path)
+    def _name(self, path: str) -> str:
+        return path[self._skip : len(path) - len(suffix_of(path) or "")]
+
+
+def known_maps(single: Mapping[T, ActivationMap | Failure | None], known: Known) -> dict[T, ActivationMap]:
+    """Those of these maps that are known, from an earlier run, to be all there is in their unchanged file.
+
+    Args:
+        single: for each file the map that it is, if it is one map.
+        known: says which are known.
+    """
+    maps = {file: map_ for file, map_ in single.items() if isinstance(map_, ActivationMap)}
+    names = known(list(maps.values())) if maps else ()
+    return {file: map_ for file, map_ in maps.items() if map_.name in names}
+
+
+def whole_file(name: str, path: str) -> ActivationMap | Failure | None:
+    """The map that a file on a disk is if it is one map; None if it is of another kind. The file is not opened."""
+    if not path.endswith(".npy"):
+        return None
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    if not stat.S_ISREG(status.st_mode):
+        return None
+    return entry(name, path, Found(None, None, status.st_size), _file_state(status))
 
 
 def maps_in_file(name: str, path: str) -> Iterator[ActivationMap | Failure]:
@@ -99,7 +142,7 @@ def maps_in_file(name: str, path: str) -> Iterator[ActivationMap | Failure]:
             expected = "a folder" if folder else "a regular file"
             yield _failure(name, path, f"expected {expected}, found {_kind(status.st_mode)}")
             return
-        fingerprint = _folder_state(path) if folder else f"{status.st_size}-{status.st_mtime_ns}"
+        fingerprint = _folder_state(path) if folder else _file_state(status)
         with closing(open_reader(path, Disk())) as reader:
             for found in reader.maps():
                 yield entry(name, path, found, fingerprint)
@@ -225,6 +268,10 @@ def _sort(names: Iterator[str]) -> Iterator[str]:
             database.executemany("INSERT INTO names VALUES (?)", ((os.fsencode(name),) for name in batch))
         for (name,) in database.execute("SELECT name FROM names ORDER BY name"):
             yield os.fsdecode(name)
+
+
+def _file_state(status: os.stat_result) -> str:
+    return f"{status.st_size}-{status.st_mtime_ns}"
 
 
 def _folder_state(folder: str) -> str:

@@ -78,8 +78,11 @@ class Reader(Protocol):
 
 def suffix_of(path: str) -> str | None:
     """The suffix by which a file is read or refused, as :data:`FORMATS` has it; None if nothing here knows it."""
+    suffix = path[path.rfind(".") :].lower()
+    if suffix in FORMATS:
+        return suffix
     lower = path.lower()
-    return next((suffix for suffix in (*FORMATS, *COMPRESSED_TARS) if lower.endswith(suffix)), None)
+    return next((suffix for suffix in COMPRESSED_TARS if lower.endswith(suffix)), None)
 
 
 def is_one_source(folder: str) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 from async_maps.errors import MissingExtraError, SourceError
 from async_maps.names import printable
 from async_maps.records import ActivationMap, Failure
-from async_maps.sources.files import entry, explain, maps_in_file
+from async_maps.sources.files import entry, explain, known_maps, maps_in_file, whole_file
 from async_maps.sources.formats import Found, open_reader, suffix_of
 from async_maps.sources.storage import is_remote
 
@@ -23,13 +22,11 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
     from typing import Any, BinaryIO
 
+    from async_maps.sources.files import Known
     from async_maps.sources.s3 import S3File, S3Storage
     from async_maps.sources.storage import Storage, Storages
 
     Entry: TypeAlias = ActivationMap | Failure
-
-Known: TypeAlias = Callable[[Sequence[ActivationMap]], Collection[str]]
-"""Says the names of those maps that are known, from an earlier run, to be all there is in their unchanged file."""
 
 _BATCH = 256
 _AHEAD = 16
@@ -71,14 +68,16 @@ def maps_in_named(
     pending: deque[Iterator[Entry]] = deque()
     with _Lookers(storages) as lookers:
         while batch := list(islice(files, _BATCH)):
-            single = _known_maps(batch, known)
+            single = {}
+            if known is not None:
+                single = known_maps({file: _whole(file) for file in batch if isinstance(file, NamedFile)}, known)
             for file in batch:
                 if isinstance(file, Failure):
                     pending.append(iter([file]))
+                elif file in single:
+                    pending.append(iter([single[file]]))
                 elif not is_remote(file.path):
                     pending.append(_maps_on_disk(file))
-                elif (found := single.get(file)) is not None:
-                    pending.append(iter([found]))
                 else:
                     pending.append(lookers.look(file))
                 if len(pending) > _AHEAD:
@@ -87,17 +86,11 @@ def maps_in_named(
             yield from pending.popleft()
 
 
-def _known_maps(batch: Sequence[NamedFile | Failure], known: Known | None) -> dict[NamedFile, ActivationMap]:
-    if known is None:
-        return {}
-    maps = {}
-    for file in batch:
-        if isinstance(file, NamedFile) and is_remote(file.path):
-            found = entry(file.name, file.path, Found(None, None, file.size), file.fingerprint)
-            if isinstance(found, ActivationMap):
-                maps[file] = found
-    names = known(list(maps.values()))
-    return {file: found for file, found in maps.items() if found.name in names}
+def _whole(file: NamedFile) -> Entry | None:
+    """The map that a file is if it is one map; None if that cannot be told."""
+    if is_remote(file.path):
+        return entry(file.name, file.path, Found(None, None, file.size), file.fingerprint)
+    return None if "\0" in file.path else whole_file(file.name, file.path)
 
 
 def _maps_on_disk(file: NamedFile) -> Iterator[Entry]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from async_maps.records import ActivationMap, Failure
     from async_maps.settings import S3Settings
-    from async_maps.sources.named import Known
+    from async_maps.sources.files import Known
     from async_maps.sources.s3 import S3Storage
 
 

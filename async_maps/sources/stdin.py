@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator, Sequence
 
     from async_maps.records import ActivationMap, Failure
-    from async_maps.sources.named import Known
+    from async_maps.sources.files import Known
     from async_maps.sources.storage import Storages
 
 _READ_BYTES = 2**16

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from async_maps.records import ActivationMap
     from async_maps.settings import S3Settings
-    from async_maps.sources.named import Known
+    from async_maps.sources.files import Known
 
 _COLUMNS = ("name", "path")
 _MAX_LINE = 2**20

@@ -1,0 +1,183 @@
+"""The S3 clients of ``bench upload``, each a process: ``python -m bench.clients NAME KILOBYTES CONCURRENCY SECONDS``.
+
+In its turn a client puts the same bytes under new keys until the time is up, and says how many a second it has put and
+with how much CPU time, its children's included. All that run on asyncio's loop run on the same, the fastest installed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import itertools
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from functools import partial
+from importlib.metadata import distribution
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from async_maps.loop import run_loop
+from bench import peers
+from bench.measure import BUCKET, cpu_s, take_turns
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+    from contextlib import AbstractAsyncContextManager
+    from typing import Literal, TypeAlias
+
+    from bench.measure import Figures
+
+    Turn: TypeAlias = Callable[[], Awaitable[int]]
+
+_S5CMD_FILES, _S5CMD_BYTES = 500, 30_000_000
+_numbers = itertools.count()
+
+
+class Load(NamedTuple):
+    """What a client is to put in its turn: these bytes, so many times at once, for so long."""
+
+    data: bytes
+    concurrency: int
+    seconds: float
+
+
+@asynccontextmanager
+async def with_async_maps(load: Load, client: Literal["direct", "sdk"]) -> AsyncIterator[Turn]:
+    """Our store, as the pipeline has it."""
+    import async_maps as am
+    from async_maps.stores import open_store
+
+    settings = am.Settings(concurrency=load.concurrency, s3=am.S3Settings(client=client))
+    async with open_store(f"s3://{BUCKET}/upload", settings) as store:
+        yield partial(_put_concurrently, load, store.put)
+
+
+@asynccontextmanager
+async def with_boto3(load: Load) -> AsyncIterator[Turn]:
+    """The upload_fileobj of boto3, in threads."""
+    client = peers.boto3_client(load.concurrency)
+
+    def put_until(deadline: float) -> int:
+        done = 0
+        while time.monotonic() < deadline:
+            client.upload_fileobj(io.BytesIO(load.data), BUCKET, _key())
+            done += 1
+        return done
+
+    with ThreadPoolExecutor(load.concurrency) as threads:
+
+        async def turn() -> int:
+            deadline = time.monotonic() + load.seconds
+            return sum(threads.map(put_until, [deadline] * load.concurrency))
+
+        yield turn
+
+
+@asynccontextmanager
+async def with_aioboto3(load: Load) -> AsyncIterator[Turn]:
+    """The defaults of aioboto3, but for a connection for each PUT under way."""
+    from aioboto3 import Session
+    from aiobotocore.config import AioConfig
+
+    async with Session().client("s3", config=AioConfig(max_pool_connections=load.concurrency)) as client:
+
+        async def put(key: str, data: bytes) -> None:
+            await client.put_object(Bucket=BUCKET, Key=key, Body=data)
+
+        yield partial(_put_concurrently, load, put)
+
+
+@asynccontextmanager
+async def with_obstore(load: Load) -> AsyncIterator[Turn]:
+    """The put_async of obstore."""
+    yield partial(_put_concurrently, load, peers.obstore_store(BUCKET).put_async)
+
+
+@asynccontextmanager
+async def with_fast_s3(load: Load) -> AsyncIterator[Turn]:
+    """The asynchronous client of fast-s3."""
+    from fast_s3 import AsyncS3Client  # it ships no types
+
+    names = ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION")
+    place = (os.environ[name] for name in names)
+    async with AsyncS3Client(*place, BUCKET, max_connections=load.concurrency) as client:
+        yield partial(_put_concurrently, load, client.put_object)
+
+
+@asynccontextmanager
+async def with_s5cmd(load: Load) -> AsyncIterator[Turn]:
+    """The command s5cmd, whose start is a part of its turn, and which puts a folder, however long that takes."""
+    binary = next(
+        file.locate() for file in distribution("s5cmd").files or [] if file.parts[-3:] == ("s5cmd", "bin", "s5cmd")
+    )
+    count = min(_S5CMD_FILES, _S5CMD_BYTES // len(load.data))
+    with tempfile.TemporaryDirectory(prefix="async-maps-bench-") as folder:
+        for number in range(count):
+            (Path(folder) / f"{number:06}.png").write_bytes(load.data)
+        command = [str(binary), "--endpoint-url", os.environ["AWS_ENDPOINT_URL"], "--log", "error",
+                   "--numworkers", str(load.concurrency), "cp", f"{folder}/*", f"s3://{BUCKET}/upload/"]  # fmt: skip
+
+        async def turn() -> int:
+            await asyncio.to_thread(subprocess.run, command, check=True)
+            return count
+
+        yield turn
+
+
+CLIENTS: dict[str, Callable[[Load], AbstractAsyncContextManager[Turn]]] = {
+    "async_maps": partial(with_async_maps, client="direct"),
+    "async_maps, client=sdk": partial(with_async_maps, client="sdk"),
+    "boto3 upload_fileobj": with_boto3,
+    "aioboto3 put_object": with_aioboto3,
+    "obstore put_async": with_obstore,
+    "fast-s3 put_object": with_fast_s3,
+    "s5cmd cp, whole process": with_s5cmd,
+}
+
+
+async def _put_concurrently(load: Load, put: Callable[[str, bytes], Awaitable[object]]) -> int:
+    deadline, done = time.monotonic() + load.seconds, 0
+
+    async def put_until() -> None:
+        nonlocal done
+        while time.monotonic() < deadline:
+            await put(_key(), load.data)
+            done += 1
+
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(load.concurrency):
+            tasks.create_task(put_until())
+    return done
+
+
+def _key() -> str:
+    return f"{os.getpid()}/{next(_numbers):08}.png"
+
+
+async def _measured(turn: Turn) -> Figures:
+    used_s, started = cpu_s(), time.perf_counter()
+    count = await turn()
+    wall_s = time.perf_counter() - started
+    return {"PUT/s": count / wall_s, "CPU ms/PUT": 1000 * (cpu_s() - used_s) / count}
+
+
+async def _main(name: str, kilobytes: str, concurrency: str, seconds: str) -> None:
+    data = np.random.default_rng(0).bytes(1000 * int(kilobytes))
+    load = Load(data, int(concurrency), float(seconds))
+    async with CLIENTS[name](load) as turn:
+        # Connections are made, and what is learned from the first requests is.
+        await turn()
+        await take_turns(partial(_measured, turn))
+    # obstore has been seen to abort when the interpreter ends, with everything acknowledged.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    run_loop(_main(*sys.argv[1:]))

@@ -1,0 +1,133 @@
+"""What does a PNG cost in time and bytes, and do two threads make twice as many?
+
+Each contender gets the pixels as it wants them, and makes the file in memory. The peers' defaults are what scripts use;
+Pillow's level 1 is the fastest it has.
+"""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+import async_maps as am
+from async_maps.colorize import look_up, replace
+from async_maps.encode import encode_palette, encode_rgba
+from async_maps.quantise import quantise
+from async_maps.worker import Recipe
+from bench import peers
+from bench.data import KINDS, make_map
+from bench.measure import interleaved, mean_of, parser, ratio_of
+from bench.tables import Bench
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
+
+_SIZE = 512
+_THREADS = (1, 2)
+_PALETTE, _COMPACT, _RGBA = "async_maps palette", "async_maps compact", "async_maps rgba"
+_PILLOW, _OPENCV = "Pillow RGBA, default", "OpenCV imencode RGBA, default"
+
+
+def ours(plane: NDArray[np.uint8], pixels: NDArray[np.uint8]) -> dict[str, Callable[[], bytes]]:
+    """Our three kinds of PNG, of intensities and of RGBA pixels."""
+    recipe = Recipe(am.Settings().table(), "compact")
+    collapsed = plane.copy()
+
+    def compact() -> bytes:
+        replace(collapsed, recipe.collapse)
+        return encode_palette(collapsed, recipe.table)
+
+    return {
+        _PALETTE: lambda: encode_palette(plane, recipe.table),
+        _COMPACT: compact,
+        _RGBA: lambda: encode_rgba(pixels),
+    }
+
+
+def contenders(values: NDArray[np.float32]) -> dict[str, Callable[[], bytes]]:
+    """Ours and the others, for one map."""
+    table = am.Settings().table()
+    plane, pixels = np.empty(values.shape, np.uint8), np.empty((*values.shape, 4), np.uint8)
+    quantise(values, plane)
+    look_up(plane, table, pixels)
+    bgra = np.ascontiguousarray(pixels[..., [2, 1, 0, 3]])
+    return {
+        **ours(plane, pixels),
+        _PILLOW: lambda: am.encode_png(pixels, "RGBA").getvalue(),
+        "Pillow RGBA, level 1": lambda: peers.pillow_rgba_png(pixels, 1),
+        "Pillow P and tRNS, level 1": lambda: peers.pillow_palette_png(plane, table, 1),
+        _OPENCV: lambda: peers.opencv_png(bgra),
+    }
+
+
+def against_peers(bench: Bench, rounds: int) -> None:
+    """The first table: time and bytes for each kind of map, and their means."""
+    columns = {"": "", **{f"{kind}, ms": ".2f" for kind in KINDS}, "mean ms": ".2f", "x palette": ".1f",
+               "x rgba": ".1f", **{f"{kind}, KB": ",.0f" for kind in KINDS}, "mean KB": ",.0f",
+               "bytes / Pillow's": ".2f"}  # fmt: skip
+    table = bench.table(f"A PNG of {_SIZE}x{_SIZE} pixels, one thread, {rounds} rounds", columns)
+    works = {kind: contenders(make_map(index, _SIZE)) for index, kind in enumerate(KINDS)}
+    sizes = {kind: {name: len(work()) / 1000 for name, work in found.items()} for kind, found in works.items()}
+    times = {kind: interleaved(found, rounds) for kind, found in works.items()}
+    names = list(works[KINDS[0]])
+    mean_ms = {name: mean_of([times[kind][name] for kind in KINDS]) for name in names}
+    mean_kb = {name: sum(sizes[kind][name] for kind in KINDS) / len(KINDS) for name in names}
+    for name in names:
+        table.add(**{
+            "": name,
+            **{f"{kind}, ms": times[kind][name] for kind in KINDS},
+            **{f"{kind}, KB": sizes[kind][name] for kind in KINDS},
+            "mean ms": mean_ms[name],
+            "mean KB": mean_kb[name],
+            "x palette": ratio_of(mean_ms[name], mean_ms[_PALETTE]),
+            "x rgba": ratio_of(mean_ms[name], mean_ms[_RGBA]),
+            "bytes / Pillow's": mean_kb[name] / mean_kb[_PILLOW],
+        })  # fmt: skip
+    bench.publish()
+
+
+def in_threads(bench: Bench, rounds: int, seconds: float) -> None:
+    """The second table: whether threads scale, or the interpreter lock holds them."""
+    columns = {"": "", **{f"PNG/s, threads: {count}": ",.0f" for count in _THREADS}, "x one": ".2f"}
+    table = bench.table(f"PNGs of {_SIZE}x{_SIZE} in threads, kinds by turns, {rounds} rounds", columns)
+    works = [contenders(make_map(index, _SIZE)) for index in range(len(KINDS))]
+    rates: dict[str, dict[int, list[float]]] = {
+        name: {count: [] for count in _THREADS} for name in (_PALETTE, _COMPACT, _RGBA, _OPENCV)
+    }
+    for _ in range(rounds):
+        for name, by_count in rates.items():
+            for count, found in by_count.items():
+                found.append(_rate([work[name] for work in works], count, seconds))
+    for name, by_count in rates.items():
+        one, two = (by_count[count] for count in _THREADS)
+        table.add(**{"": name, **{f"PNG/s, threads: {count}": by_count[count] for count in _THREADS},
+                     "x one": ratio_of(two, one)})  # fmt: skip
+    bench.publish()
+
+
+def _rate(works: Sequence[Callable[[], bytes]], threads: int, seconds: float) -> float:
+    """Calls per second of so many threads together."""
+    deadline = time.perf_counter() + seconds
+
+    def one(_: int) -> float:
+        done, started = 0, time.perf_counter()
+        while time.perf_counter() < deadline:
+            works[done % len(works)]()
+            done += 1
+        return done / (time.perf_counter() - started)
+
+    with ThreadPoolExecutor(threads) as executor:
+        return sum(executor.map(one, range(threads)))
+
+
+def main(arguments: Sequence[str]) -> None:
+    """``python -m bench encode``."""
+    options = parser("encode", __doc__).parse_args(arguments)
+    bench = Bench("encode", options.quick)
+    against_peers(bench, 1 if options.quick else 5)
+    in_threads(bench, *((1, 0.1) if options.quick else (4, 0.3)))

@@ -1,0 +1,148 @@
+"""In a service: how many maps a second, how long does a caller wait, and for how long does the event loop stand still?
+
+Sixteen callers put maps from memory, one after the other each, into a sink, on an event loop that also has a call due
+every millisecond: how late that comes is what every other request of the service would feel. Loops wait in whole
+milliseconds, so that an idle one is late by up to one, too. Each row is a process of its own, all by turns:
+``python -m bench.service LOOP WORKERS SIZE SECONDS``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+import async_maps as am
+from bench import sink
+from bench.data import make_map
+from bench.measure import BUCKET, by_turns, cpu_s, parser, take_turns
+from bench.tables import Bench
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Sequence
+    from typing import Any
+
+    from bench.measure import Figures
+
+_CALLERS = 16
+_MAPS = 48
+_TICK_S = 0.001
+_LOOPS = ("asyncio", "uvloop")
+_WORKERS = (1, 0)
+_SIZES = (224, 512)
+_COLUMNS = {
+    "": "", "workers": "", "size": "", "maps/s": ",.0f", "CPU ms/map": ".2f", "p50 ms": ".1f", "p99 ms": ".1f",
+    "late p99.9 ms": ".1f", "longest stall ms": ".1f", "idle, late p99.9 ms": ".1f",
+}  # fmt: skip
+
+
+class Ticks:
+    """A call that is due every millisecond, and how late each one was, in seconds."""
+
+    def __init__(self) -> None:
+        self.late: list[float] = []
+        self._loop = asyncio.get_running_loop()
+        self._arm()
+
+    def _arm(self) -> None:
+        self._due = time.perf_counter() + _TICK_S
+        self._handle = self._loop.call_later(_TICK_S, self._tick)
+
+    def _tick(self) -> None:
+        self.late.append(max(0.0, time.perf_counter() - self._due))
+        self._arm()
+
+    def stop(self) -> list[float]:
+        """End it; what was seen."""
+        self._handle.cancel()
+        return self.late
+
+
+class Service:
+    """A pipeline and its callers.
+
+    Args:
+        pipeline: open.
+        size: of the square maps, in pixels.
+        seconds: the length of a turn.
+    """
+
+    def __init__(self, pipeline: am.Pipeline, size: int, seconds: float) -> None:
+        self._pipeline = pipeline
+        self._maps = [make_map(index, size) for index in range(_MAPS)]
+        self._seconds = seconds
+        self._numbers = itertools.count()
+
+    async def turn(self) -> Figures:
+        """Measure the idle loop, then the busy one."""
+        ticks = Ticks()
+        await asyncio.sleep(self._seconds / 3)
+        idle = ticks.stop()
+
+        latencies: list[float] = []
+        ticks, used_s, started = Ticks(), cpu_s(), time.perf_counter()
+        async with asyncio.TaskGroup() as callers:
+            for _ in range(_CALLERS):
+                callers.create_task(self._call(started + self._seconds, latencies))
+        wall_s, late = time.perf_counter() - started, ticks.stop()
+        return {
+            "maps/s": len(latencies) / wall_s,
+            "CPU ms/map": 1000 * (cpu_s() - used_s) / len(latencies),
+            "p50 ms": _milliseconds(latencies, 50),
+            "p99 ms": _milliseconds(latencies, 99),
+            "late p99.9 ms": _milliseconds(late, 99.9),
+            "longest stall ms": _milliseconds(late, 100),
+            "idle, late p99.9 ms": _milliseconds(idle, 99.9),
+        }
+
+    async def _call(self, deadline: float, latencies: list[float]) -> None:
+        while (started := time.perf_counter()) < deadline:
+            number = next(self._numbers)
+            await self._pipeline.put(f"map-{number}", self._maps[number % _MAPS])
+            latencies.append(time.perf_counter() - started)
+
+
+def _milliseconds(seconds: Sequence[float], percentile: float) -> float:
+    return 1000 * float(np.percentile(seconds, percentile))
+
+
+async def _serve(workers: int, size: int, seconds: float) -> None:
+    settings = am.Settings(workers=workers)
+    async with am.Pipeline(f"s3://{BUCKET}/service", settings=settings) as pipeline:
+        service = Service(pipeline, size, seconds)
+        await service.turn()
+        await take_turns(service.turn)
+
+
+def _run_on(loop: str, main: Coroutine[Any, Any, None]) -> None:
+    import uvloop
+
+    factory: Callable[[], asyncio.AbstractEventLoop] | None = uvloop.new_event_loop if loop == "uvloop" else None
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(main)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """``python -m bench service``."""
+    options = parser("service", __doc__).parse_args(arguments)
+    bench = Bench("service", options.quick)
+    rounds, seconds = (1, 0.3) if options.quick else (3, 0.6)
+    title = f"{_CALLERS} callers of Pipeline.put, a sink, a tick each ms, {rounds} rounds of {seconds} s"
+    table = bench.table(title, _COLUMNS)
+    with sink.serve() as server:
+        rows = list(itertools.product(_LOOPS, _WORKERS, _SIZES[:1] if options.quick else _SIZES))
+        commands = {str(row): ("-m", "bench.service", *map(str, row), str(seconds)) for row in rows}
+        found = by_turns(commands, rounds, server.environment())
+    for row in rows:
+        loop, workers, size = row
+        table.add(**{"": loop, "workers": workers, "size": size, **found[str(row)]})
+    bench.publish()
+
+
+if __name__ == "__main__":
+    _, _loop, _workers, _size, _seconds = sys.argv
+    _run_on(_loop, _serve(int(_workers), int(_size), float(_seconds)))

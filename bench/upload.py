@@ -1,0 +1,77 @@
+"""What does a PUT cost the client, and how many a second does one process make?
+
+Every client is a process of its own that measures itself around its PUTs, not its start (but s5cmd's is in its figures:
+it is a command). The sink keeps nothing and takes little; SeaweedFS is a real store, and has its share of the cores.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from bench import sink
+from bench.clients import CLIENTS
+from bench.measure import by_turns, parser, ratio_of
+from bench.servers import real_server
+from bench.tables import Bench
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from bench.tables import Table
+
+_CONCURRENCY = 32
+_BOTO3_THREADS = 16
+_DELAY_S = 0.03
+_MAIN_KB = 60
+_SIZES_KB = (5, _MAIN_KB, 500)
+_COLUMNS = {"": "", "KB": "", "CPU ms/PUT": ".3f", "x our CPU": ".2f", "PUT/s": ",.0f"}
+
+
+class _Effort(NamedTuple):
+    """How long it is measured: so many turns of so many seconds."""
+
+    rounds: int
+    seconds: float
+
+    def __str__(self) -> str:
+        return f"{self.rounds} rounds of {self.seconds} s"
+
+
+def main(arguments: Sequence[str]) -> None:
+    """``python -m bench upload``."""
+    options = parser("upload", __doc__).parse_args(arguments)
+    bench = Bench("upload", options.quick)
+    effort = _Effort(1, 0.1) if options.quick else _Effort(3, 0.3)
+    at_once = f"{_CONCURRENCY} at once"
+    with sink.serve() as server:
+        table = bench.table(f"PUTs to a sink, {at_once} (boto3: {_BOTO3_THREADS} threads), {effort}", _COLUMNS)
+        for kilobytes in (_MAIN_KB,) if options.quick else _SIZES_KB:
+            _compare(table, server.environment(), kilobytes, effort, boto3_threads=_BOTO3_THREADS)
+        bench.publish()
+    with sink.serve(_DELAY_S) as server:
+        title = f"PUTs to a sink that waits {1000 * _DELAY_S:.0f} ms before it answers, {at_once}, {effort}"
+        table = bench.table(title, _COLUMNS)
+        _compare(table, server.environment(), _MAIN_KB, effort)
+        bench.publish()
+    with real_server() as environment:
+        table = bench.table(f"PUTs to SeaweedFS on the same machine, {at_once}, {effort}", _COLUMNS)
+        _compare(table, environment, _MAIN_KB, effort)
+        bench.publish()
+
+
+def _compare(
+    table: Table, environment: Mapping[str, str], kilobytes: int, effort: _Effort, boto3_threads: int = _CONCURRENCY
+) -> None:
+    """Add a row for each client."""
+    concurrency = {name: boto3_threads if name.startswith("boto3") else _CONCURRENCY for name in CLIENTS}
+    commands = {
+        name: ("-m", "bench.clients", name, str(kilobytes), str(concurrency[name]), str(effort.seconds))
+        for name in CLIENTS
+    }
+    found = by_turns(commands, effort.rounds, environment)
+    ours = found[next(iter(CLIENTS))]
+    for name, figures in found.items():
+        table.add(**{
+            "": name, "KB": kilobytes, **figures,
+            "x our CPU": ratio_of(figures["CPU ms/PUT"], ours["CPU ms/PUT"]),
+        })  # fmt: skip
