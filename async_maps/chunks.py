@@ -14,6 +14,7 @@ from anyio import CapacityLimiter, EndOfStream, WouldBlock, to_thread
 
 from async_maps.errors import WorkerError
 from async_maps.records import Bitmap
+from async_maps.streams import send
 from async_maps.worker import Request, Result, aligned
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 _START_ATTEMPTS = 5
 _COPY_ON_LOOP_BYTES = 64 * 1024
-_ENCODE_BATCH_BYTES = 512 * 1024
+_ENCODE_BATCH_BYTES = 1024 * 1024
 """Bitmaps go to the encoders in batches of about this many bytes: large enough to be worth a hop between threads,
 small enough to share a chunk among several of them."""
 
@@ -149,7 +150,7 @@ class ColorizeStage:
         finally:
             block.release()
         while batches:
-            await bitmaps.send(batches.pop(0))
+            await send(bitmaps, batches.pop(0))
         return len(reply.results), reply.wanted
 
     def _batches(self, chunk: list[Job], results: list[Result], block: Block) -> list[list[Bitmap]]:

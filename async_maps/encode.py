@@ -17,6 +17,7 @@ from isal import isal_zlib
 
 from async_maps.errors import InputValidationError
 from async_maps.records import Png
+from async_maps.streams import receive, send
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -177,7 +178,7 @@ async def encode_stage(
     """
     threads, budget = bounds
     async with bitmaps, pngs:
-        async for batch in bitmaps:
+        while (batch := await receive(bitmaps)) is not None:
             started = perf_counter()
             jobs = [bitmap.job for bitmap in batch]
             try:
@@ -198,4 +199,4 @@ async def _send(job: Job, result: _Encoded | str, pngs: MemoryObjectSendStream[P
     if isinstance(result, str):
         job.fail("encode", result)
     else:
-        await pngs.send(Png(job, *result, await budget.acquire(len(result.data))))
+        await send(pngs, Png(job, *result, await budget.acquire(len(result.data))))

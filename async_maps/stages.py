@@ -17,7 +17,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-from anyio import CapacityLimiter, WouldBlock, create_memory_object_stream, create_task_group
+from anyio import CapacityLimiter, create_memory_object_stream, create_task_group
 
 from async_maps.chunks import ColorizeStage
 from async_maps.encode import Encoding, encode_bitmap, encode_stage
@@ -27,7 +27,7 @@ from async_maps.records import Bitmap, Job, Png
 from async_maps.sources.formats import Readers
 from async_maps.sources.shared import SharedReaders
 from async_maps.sources.storage import Storages, is_remote
-from async_maps.streams import ByteBudget
+from async_maps.streams import ByteBudget, send
 from async_maps.upload import upload_stage
 
 if TYPE_CHECKING:
@@ -150,10 +150,7 @@ class Stages:
                 loan = await self._array_bytes.acquire(min(map_.max_bytes, self._array_bytes.limit))
                 stream = self._remote
             job = Job(map_, settle, value_range, loan)
-            try:
-                stream.send_nowait(job)
-            except WouldBlock:
-                await stream.send(job)
+            await send(stream, job)
         except BaseException:
             if loan is not None:
                 loan.release()

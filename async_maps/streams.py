@@ -1,4 +1,7 @@
-"""Bounds in bytes. The bounded streams themselves are anyio's memory object streams, which count items."""
+"""Bounds in bytes, and the quick way through a stream.
+
+The bounded streams themselves are anyio's memory object streams, which count items.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,41 @@ from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from anyio import BrokenResourceError, Event
+from anyio import BrokenResourceError, EndOfStream, Event, WouldBlock
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+
 T = TypeVar("T")
+
+
+async def send(stream: MemoryObjectSendStream[T], item: T) -> None:
+    """Send an item, without a turn of the event loop where there is room for it.
+
+    Raises:
+        ClosedResourceError: this end is closed.
+        BrokenResourceError: nobody receives.
+    """
+    try:
+        stream.send_nowait(item)
+    except WouldBlock:
+        await stream.send(item)
+
+
+async def receive(stream: MemoryObjectReceiveStream[T]) -> T | None:
+    """The next item of a stream, without a turn of the event loop where it is there; None at the stream's end.
+
+    For a stage that awaits something for each item: one that does not would never let others have their turn.
+    """
+    try:
+        try:
+            return stream.receive_nowait()
+        except WouldBlock:
+            return await stream.receive()
+    except EndOfStream:
+        return None
 
 
 class WaitingLine(Generic[T]):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from async_maps.errors import ObjectError, StoreError
 from async_maps.records import Receipt
+from async_maps.streams import receive
 
 if TYPE_CHECKING:
     from anyio.streams.memory import MemoryObjectReceiveStream
@@ -30,7 +31,7 @@ async def upload_stage(pngs: MemoryObjectReceiveStream[Png], store: Store, templ
         meter: the stage's.
     """
     async with pngs:
-        async for png in pngs:
+        while (png := await receive(pngs)) is not None:
             started = perf_counter()
             await _settle(png, store, template)
             # While it waits for the next one, it must not keep bytes that nobody counts any more.

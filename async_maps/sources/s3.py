@@ -357,8 +357,6 @@ def _explained() -> Iterator[None]:
     try:
         yield
     except ClientError as error:
-        # Through its frames, the connection would stay open for as long as anybody keeps the error.
-        error.__traceback__ = None
         code, status, reason = refusal(error)
         if status == 416:
             raise _NoRangeError from error

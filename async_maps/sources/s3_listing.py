@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from glob import has_magic
+from traceback import clear_frames
 from typing import TYPE_CHECKING
 
 from async_maps.errors import SourceError
@@ -44,8 +45,16 @@ class S3Objects:
 
     def __iter__(self) -> Iterator[ActivationMap | Failure]:
         """The maps, in the order of the keys; named relative to the prefix."""
-        with Storages(self._settings) as storages:
-            yield from maps_in_named(self._files(storages.s3()), storages, self._known)
+        try:
+            with Storages(self._settings) as storages:
+                yield from maps_in_named(self._files(storages.s3()), storages, self._known)
+        except SourceError as error:
+            # A connection is closed when nobody refers to the client any more; the frames of a kept error would.
+            kept: BaseException | None = error
+            while kept is not None:
+                clear_frames(kept.__traceback__)
+                kept = kept.__cause__
+            raise
 
     def _files(self, storage: S3Storage) -> Iterator[NamedFile]:
         try:
