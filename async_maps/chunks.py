@@ -6,6 +6,7 @@ It runs on the event loop; the work is done by the workers of :mod:`async_maps.p
 from __future__ import annotations
 
 from contextlib import suppress
+from math import isqrt
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from anyio import CapacityLimiter, EndOfStream, WouldBlock, to_thread
 
 from async_maps.errors import WorkerError
 from async_maps.records import Bitmap
+from async_maps.scanlines import scanline_bytes
 from async_maps.streams import send
 from async_maps.worker import Request, Result, aligned
 
@@ -39,15 +41,15 @@ class ColorizeStage:
         arena: where pixels lie until they are encoded.
         chunk_maps: at most so many maps a chunk.
         chunk_bytes: a chunk that takes so many bytes of a block takes no further map.
-        pixel_bytes: bytes of a colorized pixel.
+        channels: bytes of a colorized pixel.
         meter: the stage's.
     """
 
-    def __init__(self, arena: Arena, *, chunk_maps: int, chunk_bytes: int, pixel_bytes: int, meter: Meter) -> None:
+    def __init__(self, arena: Arena, *, chunk_maps: int, chunk_bytes: int, channels: int, meter: Meter) -> None:
         self._arena = arena
         self._chunk_maps = chunk_maps
         self._chunk_bytes = chunk_bytes
-        self._pixel_bytes = pixel_bytes
+        self._channels = channels
         self._meter = meter
         # Of our own: callers in threads may hold all of the default limiter's while they wait for us.
         self._copiers = CapacityLimiter(meter.workers)
@@ -90,12 +92,13 @@ class ColorizeStage:
         return chunk
 
     def _pixels(self, job: Job) -> int:
-        """Bytes that a map's pixels probably take: exact for arrays, and for files as if they hold float32."""
+        """Bytes that a map's scanlines probably take: exact for arrays, for files as of square float32 maps."""
         array = job.map.array
         if array is not None:
-            return aligned(array.shape[0] * array.shape[1] * self._pixel_bytes)
+            return aligned(scanline_bytes(array.shape[0], array.shape[1], self._channels))
+        side = isqrt(job.map.max_bytes // 4) + 1
         # A claim beyond the arena is not believed: the worker will say what the map really wants.
-        return aligned(min(job.map.max_bytes // 4 * self._pixel_bytes, self._arena.size))
+        return aligned(min(scanline_bytes(side, side, self._channels), self._arena.size))
 
     async def _colorize_singly(
         self, worker: Worker, chunk: list[Job], bitmaps: MemoryObjectSendStream[list[Bitmap]]
@@ -164,11 +167,14 @@ class ColorizeStage:
             if size >= _ENCODE_BATCH_BYTES:
                 batches.append([])
                 size = 0
-            shape = (result.height, result.width, 4)[: 3 if result.rgba else 2]
-            pixels = np.ndarray(shape, np.uint8, block.memory.data, result.offset)
-            size += pixels.nbytes
+            height, width, rgba = result.height, result.width, result.rgba
+            end = result.offset + scanline_bytes(height, width, 4 if rgba else 1)
+            scanlines = block.memory[result.offset : end]
+            size += scanlines.nbytes
             block.hold()
-            batches[-1].append(Bitmap(light, pixels, result.transparent, result.statistics, block.release))
+            batches[-1].append(
+                Bitmap(light, scanlines, width, height, rgba, result.transparent, result.statistics, block.release)
+            )
         return [batch for batch in batches if batch]
 
     async def _copy_inputs(self, chunk: list[Job], block: Block, inputs: int) -> list[Request]:

@@ -1,6 +1,6 @@
 """PNG: the drop-in for Kolena's encoder, our own writers, and the stage of threads that runs them.
 
-The writers run in threads; what takes the time (filter, deflate, checksum) releases the interpreter lock.
+The writers run in threads; what takes the time (deflate, checksum) releases the interpreter lock.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from isal import isal_zlib
 
 from async_maps.errors import InputValidationError
 from async_maps.records import Png
+from async_maps.scanlines import scanline_bytes, write_scanlines
 from async_maps.streams import receive, send
 
 if TYPE_CHECKING:
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _RGBA, _PALETTE = 6, 3
-_FILTER_UP = 2
 
 
 def encode_png(image: NDArray[Any], mode: str) -> io.BytesIO:
@@ -76,8 +76,7 @@ def encode_palette(plane: NDArray[np.uint8], table: NDArray[np.uint8], level: in
     Returns:
         the PNG file: colour type 3, PLTE and tRNS (PNG specification, third edition, 11.2.2 and 11.3.1.1).
     """
-    colors = _chunk(b"PLTE", table[:, :3].tobytes()) + _chunk(b"tRNS", table[:, 3].tobytes())
-    return _write(plane, _PALETTE, colors, level)
+    return _write(_scanlines(plane), plane.shape, _colors(table), level)
 
 
 def encode_rgba(pixels: NDArray[np.uint8], level: int = 1) -> bytes:
@@ -87,8 +86,7 @@ def encode_rgba(pixels: NDArray[np.uint8], level: int = 1) -> bytes:
         pixels: (h, w, 4) uint8, C-contiguous.
         level: ISA-L's, 0 to 3.
     """
-    height, width, channels = pixels.shape
-    return _write(pixels.reshape(height, width * channels), _RGBA, b"", level)
+    return _write(_scanlines(pixels), pixels.shape, b"", level)
 
 
 def encode_bitmap(bitmap: Bitmap, table: NDArray[np.uint8], level: int) -> bytes:
@@ -99,25 +97,27 @@ def encode_bitmap(bitmap: Bitmap, table: NDArray[np.uint8], level: int) -> bytes
         table: (256, 4) uint8, the colours of intensities.
         level: ISA-L's, 0 to 3.
     """
-    if bitmap.pixels.ndim == 3:
-        return encode_rgba(bitmap.pixels, level)
     if bitmap.transparent is not None:
         table = table.copy()
         table[bitmap.transparent, 3] = 0
-    return encode_palette(bitmap.pixels, table, level)
+    return _write(bitmap.scanlines, (bitmap.height, bitmap.width), b"" if bitmap.rgba else _colors(table), level)
 
 
-def _write(rows: NDArray[np.uint8], color_type: int, colors: bytes, level: int) -> bytes:
-    height, row_bytes = rows.shape
-    width = row_bytes // 4 if color_type == _RGBA else row_bytes
-    header = _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, color_type, 0, 0, 0))
-    # Pixels differ from the one above by the same few bytes, whatever their width: up pays for both colour types.
-    filtered = np.empty((height, row_bytes + 1), np.uint8)
-    filtered[:, 0] = _FILTER_UP
-    filtered[0, 1:] = rows[0]
-    np.subtract(rows[1:], rows[:-1], out=filtered[1:, 1:])
-    body = isal_zlib.compress(filtered, level)
-    return b"".join((_SIGNATURE, header, colors, *_parts(b"IDAT", body), *_parts(b"IEND", b"")))
+def _scanlines(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    height, width = pixels.shape[:2]
+    scanlines = np.empty(scanline_bytes(height, width, pixels[0, 0].size), np.uint8)
+    write_scanlines(pixels, scanlines)
+    return scanlines
+
+
+def _colors(table: NDArray[np.uint8]) -> bytes:
+    return _chunk(b"PLTE", table[:, :3].tobytes()) + _chunk(b"tRNS", table[:, 3].tobytes())
+
+
+def _write(scanlines: NDArray[np.uint8], shape: tuple[int, ...], colors: bytes, level: int) -> bytes:
+    header = struct.pack(">IIBBBBB", shape[1], shape[0], 8, _PALETTE if colors else _RGBA, 0, 0, 0)
+    body = isal_zlib.compress(scanlines, level)
+    return b"".join((_SIGNATURE, _chunk(b"IHDR", header), colors, *_parts(b"IDAT", body), *_parts(b"IEND", b"")))
 
 
 def _parts(kind: bytes, body: bytes) -> tuple[bytes, bytes, bytes, bytes]:
@@ -148,11 +148,10 @@ def _encode_batch(batch: Sequence[Bitmap], encoding: Encoding) -> list[_Encoded 
     """Encode each bitmap, or say why not. Runs in a thread."""
     encoded: list[_Encoded | str] = []
     for bitmap in batch:
-        height, width = bitmap.pixels.shape[:2]
         try:
             data = encoding.encode(bitmap)
             digest = hashlib.sha256(data).hexdigest() if encoding.digest else ""
-            encoded.append(_Encoded(data, digest, width, height, bitmap.statistics))
+            encoded.append(_Encoded(data, digest, bitmap.width, bitmap.height, bitmap.statistics))
         except Exception as error:  # noqa: BLE001  # one map's failure is data, whatever it is
             encoded.append(f"could not be encoded: {error!r}")
     return encoded

@@ -171,18 +171,24 @@ class Job:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Bitmap:
-    """A colorized map.
+    """A colorized map, ready to be deflated.
 
     Attributes:
         job: whose it is.
-        pixels: (h, w) uint8 intensities for a palette, or (h, w, 4) uint8 RGBA; a view into a shared block.
+        scanlines: (n,) uint8, the image's PNG scanlines (:mod:`async_maps.scanlines`); a view into a shared block.
+        width: pixels.
+        height: pixels.
+        rgba: whether the pixels are RGBA colours; else they are intensities, for a palette.
         transparent: the intensity that this map has transparent, other than the colour table says; or None.
         statistics: what was counted of the map.
-        release: gives the view's share of the block back; the pixels must not be touched after it.
+        release: gives the view's share of the block back; the scanlines must not be touched after it.
     """
 
     job: Job
-    pixels: NDArray[np.uint8]
+    scanlines: NDArray[np.uint8]
+    width: int
+    height: int
+    rgba: bool
     transparent: int | None
     statistics: MapStatistics | None
     release: Callable[[], None]

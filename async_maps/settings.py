@@ -108,14 +108,14 @@ class Settings(_Model):
     workers: NonNegativeInt | Literal["auto"] = "auto"
     """Processes that read and colorize; 0 does it in threads of this process; auto is one for every two cores."""
     encode_threads: PositiveInt | Literal["auto"] = "auto"
-    """Threads that encode; auto is one for every two cores."""
+    """Threads that encode; auto is one for every core, and two at least: while one hands over, another works."""
     concurrency: PositiveInt = 32
     """Uploads under way at once."""
     prefetch: PositiveInt = 16
     """Maps read at once from S3, when the source lies there."""
     chunk_maps: PositiveInt = 256
     """At most so many maps go to a worker in one call."""
-    chunk_bytes: PositiveInt = 4 * MIB
+    chunk_bytes: PositiveInt = 8 * MIB
     """A chunk that has reached so many bytes takes no further map."""
     queue_bytes: PositiveInt = 64 * MIB
     """Bytes that each of the three queues may hold; a single map larger than that passes alone."""
@@ -175,12 +175,12 @@ class Settings(_Model):
     @property
     def worker_count(self) -> int:
         """How many worker processes; 0 for threads."""
-        return _half_the_cores() if self.workers == "auto" else self.workers
+        return max(1, _cores() // 2) if self.workers == "auto" else self.workers
 
     @property
     def encode_thread_count(self) -> int:
         """How many encode threads."""
-        return _half_the_cores() if self.encode_threads == "auto" else self.encode_threads
+        return max(2, _cores()) if self.encode_threads == "auto" else self.encode_threads
 
     def table(self) -> NDArray[np.uint8]:
         """The colours: (256, 4) uint8, RGBA."""
@@ -229,6 +229,5 @@ def describe_invalid(error: ValidationError) -> str:
     return "; ".join(dict.fromkeys(found))
 
 
-def _half_the_cores() -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // 2)
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -97,7 +97,7 @@ class Stages:
             arena,
             chunk_maps=settings.chunk_maps,
             chunk_bytes=settings.chunk_bytes,
-            pixel_bytes=recipe.pixel_bytes(),
+            channels=recipe.channels,
             meter=self._colorizing,
         )
         encoding = Encoding(partial(encode_bitmap, table=recipe.table, level=settings.png_level), template.needs_digest)

@@ -22,6 +22,7 @@ from async_maps.errors import InputValidationError, SourceError
 from async_maps.quantise import Invalid, Measured, map_shape, quantise, summarise
 from async_maps.ranges import ValueRange
 from async_maps.records import MapStatistics
+from async_maps.scanlines import scanline_bytes, write_scanlines
 from async_maps.sources.files import explain
 from async_maps.sources.formats import Readers
 
@@ -64,7 +65,7 @@ class Result(NamedTuple):
     """What became of a map.
 
     Attributes:
-        offset: where its pixels lie in the block.
+        offset: where its scanlines lie in the block.
         height: pixels.
         width: pixels.
         rgba: whether the pixels are colours; else they are intensities.
@@ -105,8 +106,8 @@ class Recipe:
 
     Attributes:
         table: (256, 4) uint8, the colours.
-        png: ``rgba`` to write (h, w, 4) colours; otherwise (h, w) intensities, whose colours are the PNG's palette;
-            under ``compact`` all that are fully transparent become the first that is.
+        png: ``rgba`` to write the colours; otherwise intensities, whose colours are the PNG's palette; ``compact``
+            makes all that are fully transparent the first that is.
         invalid: what becomes of NaN and infinity.
     """
 
@@ -114,7 +115,8 @@ class Recipe:
     png: PngKind = "palette"
     invalid: Invalid = "error"
 
-    def pixel_bytes(self) -> int:
+    @property
+    def channels(self) -> int:
         """Bytes of a pixel."""
         return 4 if self.png == "rgba" else 1
 
@@ -140,7 +142,7 @@ def colorize_chunk(block: NDArray[np.uint8], free_from: int, requests: list[Requ
 
     Args:
         block: (size,) uint8, shared memory.
-        free_from: where the pixels may begin; maps handed over in the block lie before.
+        free_from: where the scanlines may begin; maps handed over in the block lie before.
         requests: the maps.
         recipe: how.
     """
@@ -160,7 +162,7 @@ def _colorize_chunk(
             if isinstance(result, int):
                 return Reply(results, result)
             results.append(result._replace(offset=offset))
-            offset = aligned(offset + result.height * result.width * (4 if result.rgba else 1))
+            offset = aligned(offset + scanline_bytes(result.height, result.width, 4 if result.rgba else 1))
         except InputValidationError as error:
             results.append(failed("colorize", str(error)))
         except (SourceError, OSError) as error:
@@ -177,14 +179,13 @@ def _get(block: NDArray[np.uint8], request: Request, readers: Readers) -> NDArra
 
 
 def _colorize(array: NDArray[Any], room: NDArray[np.uint8], request: Request, recipe: Recipe) -> Result | int:
-    """Write a map's pixels at the beginning of the room; if it is too small, say how many bytes are needed."""
+    """Write a map's scanlines at the beginning of the room; if it is too small, say how many bytes are needed."""
     value_range = ValueRange(*request.value_range)
     shape = map_shape(array, value_range)
-    needed = shape[0] * shape[1] * recipe.pixel_bytes()
+    needed = scanline_bytes(*shape, recipe.channels)
     if needed > room.size:
         return needed
-    rgba = recipe.png == "rgba"
-    plane = np.empty(shape, np.uint8) if rgba else room[:needed].reshape(shape)
+    plane = np.empty(shape, np.uint8)
     if request.measured is None:
         measured = quantise(array, plane, value_range, recipe.invalid)
     else:
@@ -192,25 +193,26 @@ def _colorize(array: NDArray[Any], room: NDArray[np.uint8], request: Request, re
         measured = Measured(*request.measured)
     statistics, histogram = summarise(plane, measured)
     hidden = None if measured is None else measured.hidden
-    transparent = None
+    rgba, transparent = recipe.png == "rgba", None
     if hidden is not None and not rgba:
         transparent = recipe.transparent
         if transparent is None:
             # An intensity that this map does not use will do; if it uses all 256, a palette has no room for one more.
             transparent = next(iter(np.flatnonzero(histogram == 0).tolist()), None)
         rgba = transparent is None
-        needed = shape[0] * shape[1] * (4 if rgba else 1)
+        needed = scanline_bytes(*shape, 4 if rgba else 1)
         if needed > room.size:
             return needed
-        plane = plane.copy() if rgba else plane
         plane[hidden] = transparent or 0
+    pixels = plane
     if rgba:
-        pixels = room[:needed].reshape(*shape, 4)
+        pixels = np.empty((*shape, 4), np.uint8)
         look_up(plane, recipe.table, pixels)
         if hidden is not None:
             pixels[hidden] = 0
     elif recipe.png == "compact":
         replace(plane, recipe.collapse)
+    write_scanlines(pixels, room[:needed])
     return Result(0, *shape, rgba, transparent, statistics, None)
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 KERNELS = (
     "measure_float32", "measure_float64", "quantise_float32", "quantise_float64", "quantise_float16",
-    "scale_float32", "scale_float64", "count", "describe", "sketch", "look_up", "replace",
+    "scale_float32", "scale_float64", "count", "describe", "sketch", "look_up", "replace", "filter_rows",
 )  # fmt: skip
 SOURCE = Path(kernels.__file__)
 
@@ -195,6 +195,21 @@ def test_inputs_may_be_read_only() -> None:
     pixels = np.empty(9, np.uint32)
     kernels.look_up(plane, table, pixels)
     np.testing.assert_array_equal(pixels, plane)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (9, 1), (40, 33)])
+@pytest.mark.parametrize("noisy", [True, False])
+def test_rows_are_filtered_up_unless_they_are_noise(shape: tuple[int, int], noisy: bool) -> None:
+    rng = np.random.default_rng(1)
+    # Noise of few values: differences of it have more. A ramp has the same difference throughout.
+    ramp = (np.arange(shape[0])[:, None] * 3 + np.arange(shape[1])) % 256
+    rows = (rng.integers(0, 9, shape) if noisy else ramp).astype(np.uint8)
+    lines = np.full((shape[0], shape[1] + 1), 99, np.uint8)
+    kernels.filter_rows(rows.reshape(-1), shape[1], lines.reshape(-1))
+    none = noisy and shape[1] > 1 and shape[0] > 1
+    assert set(lines[:, 0].tolist()) == ({0} if none else {2}) or min(shape) == 1
+    unfiltered = np.cumsum(lines[:, 1:], 0, np.uint8) if lines[0, 0] else lines[:, 1:]
+    np.testing.assert_array_equal(unfiltered, rows)
 
 
 # How they are compiled

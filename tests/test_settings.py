@@ -116,10 +116,10 @@ def test_every_wrong_value_is_named() -> None:
         Settings(png="jpg", concurrency=0, nope=1)
 
 
-def test_auto_is_one_for_every_two_cores_and_at_least_one() -> None:
-    settings = Settings()
-    assert settings.worker_count >= 1
-    assert settings.encode_thread_count == settings.worker_count
+@pytest.mark.parametrize(("cores", "workers", "threads"), [(1, 1, 2), (2, 1, 2), (7, 3, 7)])
+def test_auto_goes_by_the_cores(cores: int, workers: int, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    assert (Settings().worker_count, Settings().encode_thread_count) == (workers, threads)
     given = Settings(workers=0, encode_threads=7)
     assert (given.worker_count, given.encode_thread_count) == (0, 7)
 

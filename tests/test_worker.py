@@ -28,6 +28,7 @@ from async_maps.pool import ProcessWorker
 from async_maps.quantise import Measured
 from async_maps.ranges import UNIT
 from async_maps.records import ActivationMap, Bitmap, Job
+from async_maps.scanlines import scanline_bytes
 from async_maps.sources.formats import Readers
 from async_maps.worker import Recipe, Reply, Request, Result, aligned, colorize_chunk, frame
 from tests.leftovers import leaves_nothing
@@ -72,11 +73,19 @@ def placed(block: NDArray[np.uint8], offset: int, array: NDArray[Any]) -> Reques
 
 
 def pixels(block: NDArray[np.uint8], result: Result, recipe: Recipe) -> NDArray[np.uint8]:
-    """What a result points at."""
+    """The pixels whose scanlines a result points at."""
     assert result.failure is None
     assert result.rgba == (recipe.png == "rgba")
     shape = (result.height, result.width, 4) if result.rgba else (result.height, result.width)
-    return np.ndarray(shape, np.uint8, block.data, result.offset)
+    lines = scanlines(block, result).reshape(result.height, -1)
+    assert set(lines[:, 0].tolist()) in ({0}, {2})
+    rows = np.cumsum(lines[:, 1:], 0, np.uint8) if lines[0, 0] else lines[:, 1:]
+    return rows.reshape(shape)
+
+
+def scanlines(block: NDArray[np.uint8], result: Result) -> NDArray[np.uint8]:
+    size = scanline_bytes(result.height, result.width, 4 if result.rgba else 1)
+    return block[result.offset : result.offset + size]
 
 
 # A chunk, wherever it is colorized
@@ -115,7 +124,7 @@ def test_each_map_has_an_aligned_place_of_its_own_behind_the_arrays(recipe: Reci
     for array, result in zip(arrays, reply.results, strict=True):
         assert result.offset % 64 == 0
         assert result.offset >= end
-        end = result.offset + array.size * recipe.pixel_bytes()
+        end = result.offset + scanline_bytes(result.height, result.width, recipe.channels)
         expected = colorize_activation_map(array) if recipe.png == "rgba" else intensities(array)
         np.testing.assert_array_equal(pixels(block, result, recipe), expected)
 
@@ -123,7 +132,7 @@ def test_each_map_has_an_aligned_place_of_its_own_behind_the_arrays(recipe: Reci
 @pytest.mark.parametrize("recipe", [PALETTE, RGBA], ids=["palette", "rgba"])
 def test_a_full_block_ends_the_chunk_and_says_what_the_next_map_wants(tmp_path: Path, recipe: Recipe) -> None:
     requests = [saved(tmp_path / f"{index}.npy", random_map(8, 8 + index)) for index in range(4)]
-    sizes = [8 * (8 + index) * recipe.pixel_bytes() for index in range(4)]
+    sizes = [scanline_bytes(8, 8 + index, recipe.channels) for index in range(4)]
     whole = np.zeros(aligned(sizes[0]) + aligned(sizes[1]) + sizes[2], np.uint8)
 
     reply = colorize_chunk(whole, 0, requests, recipe)
@@ -209,7 +218,7 @@ def test_a_map_that_provokes_anything_else_fails_alone(tmp_path: Path, monkeypat
 def test_a_failed_map_takes_no_room(tmp_path: Path) -> None:
     bad = saved(tmp_path / "bad.npy", np.full((8, 8), 2.0))
     good = saved(tmp_path / "good.npy", random_map(8, 8))
-    reply = colorize_chunk(np.zeros(64, np.uint8), 0, [bad, bad, good], PALETTE)
+    reply = colorize_chunk(np.zeros(scanline_bytes(8, 8, 1), np.uint8), 0, [bad, bad, good], PALETTE)
     assert [result.failure is None for result in reply.results] == [False, False, True]
     assert reply.results[2].offset == 0
 
@@ -277,9 +286,8 @@ async def test_a_process_colorizes_into_shared_memory_until_it_is_stopped(tmp_pa
                 assert failure[0] == "read"
                 block.release()
             block = await arena.take(4_096)
-            needed = array.size * recipe.pixel_bytes()
             large = saved(tmp_path / "large.npy", np.zeros((500, 600)))
-            assert await process.colorize(block, 0, [large]) == Reply([], 100 * needed)
+            assert await process.colorize(block, 0, [large]) == Reply([], scanline_bytes(500, 600, recipe.channels))
             block.release()
         assert process.pid is None
         assert not is_alive(pid)
@@ -479,11 +487,9 @@ def holes(shape: tuple[int, int] = (40, 50), seed: int = 3) -> tuple[NDArray[np.
 
 def shown(block: NDArray[np.uint8], result: Result, recipe: Recipe) -> NDArray[np.uint8]:
     """A result's RGBA pixels, as its PNG will have them."""
-    shape = (result.height, result.width, 4)[: 3 if result.rgba else 2]
-    view = np.ndarray(shape, np.uint8, block.data, result.offset)
-    bitmap = Bitmap(
-        Job(ActivationMap("a", "a", None, 0), lambda _: None, UNIT), view, result.transparent, None, lambda: None
-    )
+    job = Job(ActivationMap("a", "a", None, 0), lambda _: None, UNIT)
+    lines, (width, height) = scanlines(block, result), (result.width, result.height)
+    bitmap = Bitmap(job, lines, width, height, result.rgba, result.transparent, None, lambda: None)
     with Image.open(io.BytesIO(encode_bitmap(bitmap, recipe.table, 1))) as image:
         return np.asarray(image.convert("RGBA"))
 
@@ -516,8 +522,11 @@ def test_a_map_that_turns_to_rgba_asks_for_the_room(tmp_path: Path) -> None:
     array, bad = holes()
     recipe = Recipe(colormap_table("jet", "opaque"), "palette", "transparent")
     requests = [saved(tmp_path / "a.npy", array)]
-    assert colorize_chunk(np.zeros(array.size, np.uint8), 0, requests, recipe) == Reply([], 4 * array.size)
-    block = np.zeros(4 * array.size, np.uint8)
+    height, width = array.shape
+    needed = scanline_bytes(height, width, 4)
+    room = np.zeros(scanline_bytes(height, width, 1), np.uint8)
+    assert colorize_chunk(room, 0, requests, recipe) == Reply([], needed)
+    block = np.zeros(needed, np.uint8)
     (result,) = colorize_chunk(block, 0, requests, recipe).results
     assert (shown(block, result, recipe)[bad] == 0).all()
 
