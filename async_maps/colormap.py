@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from difflib import get_close_matches
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, cast
 
 import numpy as np
@@ -116,6 +117,18 @@ def color_table(colormap: SupportsColorize) -> NDArray[np.uint8]:
     """
     if not callable(getattr(colormap, "colorize", None)):
         raise InputValidationError(f"a colormap must have a method colorize(intensity); found {colormap!r}")
+    if type(colormap) is ColormapJet and vars(colormap).keys() == {"fade_low_activation"}:
+        # The 256 calls take longer than to colorize a map, and nearly everybody asks for these colours.
+        return _jet_table(bool(colormap.fade_low_activation)).copy()
+    return _tabulate(colormap)
+
+
+@cache
+def _jet_table(fade: bool) -> NDArray[np.uint8]:
+    return _tabulate(ColormapJet(fade))
+
+
+def _tabulate(colormap: SupportsColorize) -> NDArray[np.uint8]:
     table = np.empty((256, 4), np.uint8)
     for intensity in range(256):
         color = np.asarray(colormap.colorize(np.uint8(intensity)))

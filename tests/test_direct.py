@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import os
 import zlib
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -82,6 +83,8 @@ async def sdk(
         return AioAWSResponse(request.url, 200, HTTPHeaders(), Silent())
 
     monkeypatch.setattr(AIOHTTPSession, "send", answered)
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
     given: dict[str, Any] = {**client_options(settings, 4), "http_session_cls": session, "s3": options.pop("s3", None)}
     config = AioConfig(**given)
     async with Session().client("s3", config=config, **options) as client:
