@@ -4,13 +4,14 @@ import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import anyio
 import pytest
 from anyio import BrokenResourceError
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from async_maps.streams import ByteBudget, WaitingLine
+from async_maps.streams import ByteBudget, WaitingLine, receive, send
 
 if TYPE_CHECKING:
     from async_maps.streams import Loan
@@ -315,3 +316,58 @@ class BudgetMachine(RuleBasedStateMachine):
 
 BudgetMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
 TestBudgetMachine = BudgetMachine.TestCase
+
+
+# The quick way through a stream -------------------------------------------------------------------------------------
+
+
+async def test_what_has_room_or_is_there_passes_without_a_turn_of_the_loop() -> None:
+    into, out = anyio.create_memory_object_stream[int](2)
+    with into, out:
+        turned = False
+
+        def turn() -> None:
+            nonlocal turned
+            turned = True
+
+        asyncio.get_running_loop().call_soon(turn)
+        await send(into, 1)
+        await send(into, 2)
+        assert [await receive(out), await receive(out)] == [1, 2]
+        assert not turned
+
+
+async def test_what_has_no_room_waits_and_what_is_not_there_is_waited_for() -> None:
+    into, out = anyio.create_memory_object_stream[int](1)
+    with into, out:
+        await send(into, 1)
+        sending = asyncio.create_task(send(into, 2))
+        await asyncio.sleep(0)
+        assert not sending.done()
+        assert [await receive(out), await receive(out)] == [1, 2]
+        receiving = asyncio.create_task(receive(out))
+        await asyncio.sleep(0)
+        await sending
+        await send(into, 3)
+        assert await receiving == 3
+
+
+async def test_the_end_is_none_whether_it_is_there_or_waited_for() -> None:
+    into, out = anyio.create_memory_object_stream[int](1)
+    with out:
+        waiting = asyncio.create_task(receive(out))
+        await asyncio.sleep(0)
+        into.close()
+        assert await waiting is None
+        assert await receive(out) is None
+
+
+async def test_an_item_is_not_lost_with_a_receiver_who_is_cancelled() -> None:
+    into, out = anyio.create_memory_object_stream[int](1)
+    with into, out:
+        waiting = asyncio.create_task(receive(out))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.wait({waiting})
+        await send(into, 1)
+        assert await receive(out) == 1
