@@ -17,7 +17,7 @@ STORE_CODES = {
     "NoSuchBucket": "the bucket does not exist",
     "InvalidAccessKeyId": "the access key is not known there",
     "SignatureDoesNotMatch": "the secret key is wrong",
-    "ExpiredToken": "the session token has expired",
+    "ExpiredToken": "the session token has expired; run it again with a new one",
     "InvalidToken": "the session token is not valid",
     "TokenRefreshRequired": "the session token has expired",
     "RequestTimeTooSkewed": "this machine's clock is wrong",
@@ -27,17 +27,35 @@ STORE_CODES = {
 }
 """Error codes that speak of the store, not of one object (Amazon S3 API reference, "Error responses")."""
 
+TRANSIENT_STATUSES = {408, 429, 500, 502, 503, 504}
+SLOW_DOWN_STATUSES = {429, 503}
+"""Statuses after which the same request may pass, and those by which a server asks for fewer requests."""
+
+TRANSIENT_CODES = {
+    "SlowDown", "Throttling", "ThrottlingException", "TooManyRequests", "RequestLimitExceeded", "ServiceUnavailable",
+    "InternalError", "OperationAborted", "ConditionalRequestConflict",
+    # What arrived is not what was sent.
+    "RequestTimeout", "IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch",
+}  # fmt: skip
+"""Likewise, whatever the status."""
+
 BUCKET = r"[A-Za-z0-9][A-Za-z0-9._:/-]{1,}[A-Za-z0-9]"
 """What a bucket may be called: also what servers other than Amazon's, and access points, allow."""
 
 
-def client_options(settings: S3Settings, connections: int) -> dict[str, Any]:
-    """The configuration of a client that uses up to so many connections at once."""
+def client_options(settings: S3Settings, connections: int, attempts: int | None = None) -> dict[str, Any]:
+    """The configuration of a client that uses up to so many connections at once.
+
+    Args:
+        settings: how patient it is.
+        connections: at most so many.
+        attempts: how often it tries; as the settings say if None.
+    """
     return {
         "max_pool_connections": connections,
         "connect_timeout": settings.connect_timeout_s,
         "read_timeout": settings.read_timeout_s,
-        "retries": {"mode": "standard", "total_max_attempts": settings.max_attempts},
+        "retries": {"mode": "standard", "total_max_attempts": attempts or settings.max_attempts},
         # Trailing checksums break several S3-compatible stores; whoever puts sends a checksum in a header.
         "request_checksum_calculation": "when_required",
         "response_checksum_validation": "when_required",

@@ -9,6 +9,8 @@
     ├── ManifestError                            a manifest that cannot be read, written or used here
     ├── StoreError                               the store refuses or cannot be reached: the run ends
     │   └── ObjectError                          the store refuses one object: that map fails, the run goes on
+    │       ├── TransientError                   ... now; it may take it later
+    │       └── ExistsError                      ... because there is one of that key
     ├── MapFailedError                           raised by ``Pipeline.put``: carries the ``Failure``
     ├── TooManyFailuresError                     a run that passed ``max_failures``
     ├── PipelineClosedError                      the pipeline is closed, or was closed under the caller
@@ -53,6 +55,32 @@ class StoreError(AsyncMapsError):
 
 class ObjectError(StoreError):
     """The store refuses this one object; others may well pass."""
+
+
+class TransientError(ObjectError):
+    """The store could not take this object now; whoever uploads tries again.
+
+    Attributes:
+        slow_down: whether the store asks for fewer requests.
+    """
+
+    def __init__(self, message: str, *, slow_down: bool = False) -> None:
+        super().__init__(message)
+        self.slow_down = slow_down
+
+
+class ExistsError(ObjectError):
+    """There is an object of that key already, and it is left as it is.
+
+    Attributes:
+        same: whether it has the bytes that were to be stored.
+        etag: the store's tag of it, without quotes; None if the store gives none.
+    """
+
+    def __init__(self, message: str, *, same: bool, etag: str | None) -> None:
+        super().__init__(message)
+        self.same = same
+        self.etag = etag
 
 
 class MapFailedError(AsyncMapsError):

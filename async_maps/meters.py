@@ -54,6 +54,8 @@ class Statistics:
         uploaded: maps that the store has answered for.
         failed: maps that failed, at whatever stage.
         uploaded_bytes: bytes of their PNGs.
+        upload_limit: so many uploads go at once; less than ``upload.workers`` after the store has asked for less.
+        repeated: attempts to upload that failed and were made again.
     """
 
     fetch: StageStatistics
@@ -63,6 +65,8 @@ class Statistics:
     uploaded: int
     failed: int
     uploaded_bytes: int
+    upload_limit: int
+    repeated: int
 
     def slowest_stage(self, elapsed_s: float) -> tuple[str, float]:
         """The stage whose workers were busiest, and how busy (0 to 1), over ``elapsed_s`` seconds."""

@@ -315,6 +315,8 @@ class Pipeline:
             uploaded=self._uploaded,
             failed=self._failed,
             uploaded_bytes=self._uploaded_bytes,
+            upload_limit=self._stages.pace.limit,
+            repeated=self._stages.pace.repeated,
         )
 
     # From callers to the stages -------------------------------------------------------------------------------------

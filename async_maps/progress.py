@@ -49,6 +49,8 @@ class Snapshot:
             "encode": statistics.encode.queue,
             "upload": statistics.upload.queue,
         }
+        self.upload_limit, self.uploads = statistics.upload_limit, statistics.upload.workers
+        self.repeated = statistics.repeated
         elapsed = max(report.elapsed_s - report.survey_s, 1e-9)
         self.maps_per_s = report.uploaded / elapsed
         self.mb_per_s = report.uploaded_bytes / 1e6 / elapsed
@@ -66,7 +68,13 @@ class Snapshot:
             f"{self.report.seen:,}{of_total} maps, "
             f"{self.report.failed:,} failed, {self.report.skipped:,} skipped, "
             f"{self.maps_per_s:,.0f} maps/s, {self.mb_per_s:,.1f} MB/s, ETA {_duration(self.eta_s)}, queues: {queues}"
+            f"{self.slowed}"
         )
+
+    @property
+    def slowed(self) -> str:
+        """That the store has asked for less, if it has."""
+        return "" if self.upload_limit >= self.uploads else f", {self.upload_limit} of {self.uploads} uploads at once"
 
     def as_dict(self) -> dict[str, object]:
         """The snapshot for machines."""
@@ -81,6 +89,8 @@ class Snapshot:
             "maps_per_s": round(self.maps_per_s, 1),
             "mb_per_s": round(self.mb_per_s, 2),
             "eta_s": None if self.eta_s is None else round(self.eta_s, 1),
+            "upload_limit": self.upload_limit,
+            "repeated": self.repeated,
             "queues": {name: round(share, 3) for name, share in self.queues.items()},
         }
 
@@ -154,7 +164,8 @@ class BarDisplay:
             total=snapshot.total,
             rates="first pass, for the range of all"
             if snapshot.first_pass
-            else f"{snapshot.maps_per_s:,.0f} maps/s {snapshot.mb_per_s:,.1f} MB/s ETA {_duration(snapshot.eta_s)}",
+            else f"{snapshot.maps_per_s:,.0f} maps/s {snapshot.mb_per_s:,.1f} MB/s ETA {_duration(snapshot.eta_s)}"
+            f"{snapshot.slowed}",
             failed=f"{snapshot.report.failed:,} failed" if snapshot.report.failed else "",
             queues="queues " + "".join(levels[round(share * 7)] for share in snapshot.queues.values()),
         )

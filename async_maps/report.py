@@ -98,6 +98,8 @@ class Report:
             lines.append(f"constant, of a single colour: {self.constant:,}")
         if self.invalid:
             lines.append(f"with NaN or infinity in them: {self.invalid:,}")
+        if self.statistics is not None and self.statistics.repeated:
+            lines.append(f"uploads that failed and were made again: {self.statistics.repeated:,}")
         if self.drained:
             lines.append("stopped before the end of the source; run it again for the rest")
         if self.statistics is not None and self.uploaded:

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 MIB = 2**20
 
+IfExists: TypeAlias = Literal["overwrite", "skip", "error"]
+"""What becomes of a map whose key has an object; see :attr:`Settings.if_exists`."""
+
 PngKind: TypeAlias = Literal["palette", "rgba", "compact"]
 """How PNGs are written; see :attr:`Settings.png`."""
 
@@ -58,8 +61,10 @@ class S3Settings(_Model):
     """The KMS key to encrypt with."""
     client: Literal["direct", "sdk"] = "direct"
     """direct sends PUTs like the SDK's own, without most of its work; what goes wrong is the SDK's all the same."""
-    max_attempts: PositiveInt = 5
-    """How often a request is tried in all; the waits between grow and are random."""
+    max_attempts: PositiveInt = 10
+    """How often a request is tried in all, while others pass; the waits between grow and are random."""
+    give_up_s: PositiveFloat = 300.0
+    """A store that has taken nothing for so many seconds is down: the run ends, to be run again."""
     connect_timeout_s: PositiveFloat = 5.0
     """Seconds to wait for a connection."""
     read_timeout_s: PositiveFloat = 60.0
@@ -103,6 +108,8 @@ class Settings(_Model):
     """palette (small, fast), rgba (the same pixels, for readers that insist) or compact (what is invisible, alike)."""
     key: str = "{name}.png"
     """Key of an overlay, of {name}, {parent}, {stem}, {index}, {digest} (of the PNG: a changed map has a new key)."""
+    if_exists: IfExists = "overwrite"
+    """An object that is there: overwrite it, skip the map if its bytes are the same, or error in any case."""
     png_level: Annotated[int, Field(ge=0, le=3)] = 1
     """Effort of compression, 0 to 3."""
     workers: NonNegativeInt | Literal["auto"] = "auto"

@@ -23,12 +23,13 @@ from async_maps.chunks import ColorizeStage
 from async_maps.encode import Encoding, encode_bitmap, encode_stage
 from async_maps.fetch import fetch_stage
 from async_maps.meters import Meter, StageStatistics
+from async_maps.pace import Pace
 from async_maps.records import Bitmap, Job, Png
 from async_maps.sources.formats import Readers
 from async_maps.sources.shared import SharedReaders
 from async_maps.sources.storage import Storages, is_remote
 from async_maps.streams import ByteBudget, send
-from async_maps.upload import upload_stage
+from async_maps.upload import Uploading, upload_stage
 
 if TYPE_CHECKING:
     import asyncio
@@ -68,6 +69,9 @@ class Stages:
     Args:
         settings: how wide each stage is, and how much may wait before it.
         resources: open for as long as the stages run.
+
+    Attributes:
+        pace: of the uploads.
     """
 
     def __init__(self, settings: Settings, resources: Resources) -> None:
@@ -84,6 +88,7 @@ class Stages:
         self._colorizing = Meter(len(resources.workers))
         self._encoding = Meter(threads)
         self._uploading = Meter(settings.concurrency)
+        self.pace = Pace(settings.concurrency, max_attempts=settings.s3.max_attempts, give_up_s=settings.s3.give_up_s)
 
     async def run(self, running: asyncio.Event) -> None:
         """Run the stages until :meth:`close` was called and every job is through.
@@ -101,6 +106,7 @@ class Stages:
             meter=self._colorizing,
         )
         encoding = Encoding(partial(encode_bitmap, table=recipe.table, level=settings.png_level), template.needs_digest)
+        uploading = Uploading(store, template, self.pace, settings.if_exists)
         fetchers, encoders = CapacityLimiter(settings.prefetch), CapacityLimiter(self._encoding.workers)
         # The first to be entered is the last to be closed: the jobs' end, when the stages are through or cancelled.
         with Storages(settings.s3) as storages, SharedReaders(storages) as shared, self._remote, self._jobs:
@@ -122,7 +128,7 @@ class Stages:
                         self._encoding,
                     )
                 for _ in range(settings.concurrency):
-                    stages.start_soon(upload_stage, self._pngs_out.clone(), store, template, self._uploading)
+                    stages.start_soon(upload_stage, self._pngs_out.clone(), uploading, self._uploading)
                 for end in (self._remote_out, self._jobs_out, self._bitmaps_out, self._pngs_out):
                     end.close()
                 running.set()

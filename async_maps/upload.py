@@ -1,12 +1,17 @@
-"""The upload stage: so many requests at once, each turning a PNG into a receipt. Runs on the event loop."""
+"""The upload stage: so many requests at once, each turning a PNG into a receipt, in as many attempts as it takes.
+
+Runs on the event loop.
+"""
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime
-from time import perf_counter
-from typing import TYPE_CHECKING
+from itertools import count
+from time import monotonic, perf_counter
+from typing import TYPE_CHECKING, NamedTuple
 
-from async_maps.errors import ObjectError, StoreError
+from async_maps.errors import ExistsError, ObjectError, StoreError, TransientError
 from async_maps.records import Receipt
 from async_maps.streams import receive
 
@@ -15,33 +20,50 @@ if TYPE_CHECKING:
 
     from async_maps.meters import Meter
     from async_maps.names import KeyTemplate
+    from async_maps.pace import Pace
     from async_maps.records import Png
+    from async_maps.settings import IfExists
     from async_maps.stores import Store
 
 
-async def upload_stage(pngs: MemoryObjectReceiveStream[Png], store: Store, template: KeyTemplate, meter: Meter) -> None:
+class Uploading(NamedTuple):
+    """What the uploads share.
+
+    Attributes:
+        store: open.
+        template: what keys are made by.
+        pace: how many go at once, and how often each is tried.
+        if_exists: what becomes of a map whose key has an object.
+    """
+
+    store: Store
+    template: KeyTemplate
+    pace: Pace
+    if_exists: IfExists
+
+
+async def upload_stage(pngs: MemoryObjectReceiveStream[Png], uploading: Uploading, meter: Meter) -> None:
     """One of the uploads that run side by side: takes a PNG, stores it, settles its job.
 
     Cancelled in mid-request, the object may or may not be there; its map has no receipt either way.
 
     Args:
         pngs: ends the stage when it ends.
-        store: open.
-        template: what keys are made by.
+        uploading: what all of them share.
         meter: the stage's.
     """
     async with pngs:
         while (png := await receive(pngs)) is not None:
             started = perf_counter()
-            await _settle(png, store, template)
+            await _settle(png, uploading)
             # While it waits for the next one, it must not keep bytes that nobody counts any more.
             del png
             meter.worked(perf_counter() - started, 1)
 
 
-async def _settle(png: Png, store: Store, template: KeyTemplate) -> None:
+async def _settle(png: Png, uploading: Uploading) -> None:
     try:
-        receipt = await _upload(png, store, template)
+        receipt = await _upload(png, uploading)
     except ObjectError as error:
         png.job.fail("upload", str(error))
     except StoreError as error:
@@ -52,10 +74,10 @@ async def _settle(png: Png, store: Store, template: KeyTemplate) -> None:
         png.loan.release()
 
 
-async def _upload(png: Png, store: Store, template: KeyTemplate) -> Receipt:
-    map_ = png.job.map
-    key = template.key(store.prefix, map_.name, map_.index, png.digest)
-    etag = await store.put(key, png.data)
+async def _upload(png: Png, uploading: Uploading) -> Receipt:
+    map_, store = png.job.map, uploading.store
+    key = uploading.template.key(store.prefix, map_.name, map_.index, png.digest)
+    etag = await _put(key, png.data, uploading)
     return Receipt(
         name=map_.name,
         locator=store.locator(key),
@@ -68,3 +90,25 @@ async def _upload(png: Png, store: Store, template: KeyTemplate) -> Receipt:
         stored_at=datetime.now(UTC),
         statistics=png.statistics,
     )
+
+
+async def _put(key: str, data: bytes, uploading: Uploading) -> str | None:
+    """Store an object, in as many attempts as it takes; its tag."""
+    pace, began_at = uploading.pace, monotonic()
+    for attempts in count(1):
+        async with pace.turn():
+            try:
+                etag = await uploading.store.put(key, data)
+            except TransientError as error:
+                wait_s = pace.failed(error, attempts, began_at)
+            except ExistsError as error:
+                # An attempt that seemed to fail may have stored it all the same: then what is there is ours.
+                if not error.same or (uploading.if_exists == "error" and attempts == 1):
+                    raise
+                pace.taken()
+                return error.etag
+            else:
+                pace.taken()
+                return etag
+        await asyncio.sleep(wait_s)
+    raise AssertionError  # count() does not end

@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,7 +55,7 @@ class _Recording:
 
 def _statistics(*queues: float) -> Statistics:
     colorize, encode, upload = (StageStatistics(1, 0.0, 0, queue) for queue in queues or (0.0, 0.0, 0.0))
-    return Statistics(StageStatistics(16, 0.0, 0, 0.0), colorize, encode, upload, 0, 0, 0)
+    return Statistics(StageStatistics(16, 0.0, 0, 0.0), colorize, encode, upload, 0, 0, 0, 1, 0)
 
 
 def _report() -> Report:
@@ -128,9 +129,17 @@ def test_for_machines_it_is_plain_values() -> None:
         "maps_per_s": 15.0,
         "mb_per_s": 1.5,
         "eta_s": 405.0,
+        "upload_limit": 1,
+        "repeated": 0,
         "queues": {"colorize": 0.123, "encode": 0.5, "upload": 1.0},
     }
     assert Snapshot(_report(), _statistics(), None).as_dict()["eta_s"] is None
+
+
+def test_it_shows_that_the_store_has_asked_for_less() -> None:
+    slowed = replace(_statistics(), upload=StageStatistics(32, 0.0, 0, 0.0), upload_limit=8)
+    assert Snapshot(_report(), slowed, None).line().endswith(", 8 of 32 uploads at once")
+    assert "uploads" not in Snapshot(_report(), _statistics(), None).line()
 
 
 # Displays ----------------------------------------------------------------------------------------------------------

@@ -149,6 +149,7 @@ _OTHER: dict[str, Any] = {
     "chunk_bytes": 99,
     "queue_bytes": 99,
     "max_failures": 3,
+    "if_exists": "skip",
     "drain_timeout_s": 3.0,
     "s3": {"cache_control": "no-cache", "max_attempts": 1},
     "files": {"fsync": True},

@@ -49,14 +49,16 @@ class Store(Protocol):
         """
 
     async def put(self, key: str, data: bytes) -> str | None:
-        """Store the object, whole or not at all, over whatever had that key.
+        """Store the object, once, whole or not at all, over whatever had that key unless that is to be left.
 
         Returns:
             the store's tag of the object (ETag, without quotes), or None.
 
         Raises:
+            TransientError: the store cannot take this object now.
+            ExistsError: there is an object of that key, and it is left.
             ObjectError: the store refuses this object.
-            StoreError: the store refuses all of them, or cannot be reached.
+            StoreError: the store refuses all of them.
         """
 
 
@@ -71,6 +73,7 @@ async def open_store(destination: str | os.PathLike[str], settings: Settings) ->
     # Stores come with heavy clients: only the one that is used is imported.
     place = os.fspath(destination)
     scheme = place.partition("://")[0] if "://" in place else ""
+    replace = settings.if_exists == "overwrite"
     if scheme == "s3":
         # Half a second, which the worker processes use to start.
         s3_module = await to_thread.run_sync(import_module, "async_maps.stores.s3")
@@ -85,12 +88,15 @@ async def open_store(destination: str | os.PathLike[str], settings: Settings) ->
         if _MISTYPED.match(place):
             raise SettingsError(f"{place!r} lacks a slash, as pathlib leaves it; expected {_EXPECTED}")
         yield FileStore(
-            _file_path(place) if scheme else place, fsync=settings.files.fsync, concurrency=settings.concurrency
+            _file_path(place) if scheme else place,
+            replace=replace,
+            fsync=settings.files.fsync,
+            concurrency=settings.concurrency,
         )
     elif scheme == "memory":
         from async_maps.stores.memory import MemoryStore
 
-        yield MemoryStore(place.removeprefix("memory://").strip("/"))
+        yield MemoryStore(place.removeprefix("memory://").strip("/"), replace=replace)
     else:
         raise SettingsError(f"unknown destination {place!r}; expected {_EXPECTED}")
 

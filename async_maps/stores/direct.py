@@ -3,9 +3,8 @@
 The SDK sends the first object. From that request, once it was answered 200, is learned what the others look like: where
 the bucket lies (virtual host, path style, dual-stack, FIPS, a custom endpoint), every header, region and payload
 signing; all of that stays the SDK's business. The others differ in key, body, checksum and time only. They go over the
-SDK's own aiohttp pool, so that time-outs, certificates and the number of connections are the client's, too. Whatever is
-not answered with a clean 200 is for the SDK to do again, which owns retries, redirects, clock skew, expired tokens and
-errors. Runs on the event loop.
+SDK's own aiohttp pool, so that time-outs, certificates and the number of connections are the client's, too. A refusal
+is for the SDK to do again, which owns redirects, expired tokens and what errors are called. Runs on the event loop.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ from io import BytesIO
 from typing import TYPE_CHECKING, NamedTuple
 
 from aiobotocore.httpsession import AIOHTTPSession
-from aiohttp import ClientError
 from botocore.auth import SIGV4_TIMESTAMP, UNSIGNED_PAYLOAD, S3SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.utils import percent_encode
@@ -43,6 +41,8 @@ _PER_REQUEST = {
 """Headers of the SDK's request that another one has with other values, or not at all."""
 _NOT_PLAIN = {"transfer-encoding", "x-amz-trailer", "x-amz-s3session-token", "content-encoding"}
 _AT_ONCE_BYTES = 2**20
+_NO_REFUSALS = {408, 412, 429}
+"""Answers of the range of refusals that say nothing against how we ask: too slow, there already, too often."""
 _REFUSALS, _PLANS = 4, 3
 """After so many refusals in a row the plan is forgotten, and after so many plans no other is made."""
 
@@ -90,6 +90,20 @@ class Plan(NamedTuple):
             service,
             headers.get("X-Amz-Content-SHA256") != UNSIGNED_PAYLOAD,
         )
+
+
+class Answer(NamedTuple):
+    """What a server said.
+
+    Attributes:
+        status: of HTTP.
+        headers: whatever the case of their names.
+        body: an error in XML, or nothing.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
 
 
 class Signer:
@@ -184,8 +198,8 @@ class DirectSession(AIOHTTPSession):
             self._plan = None if self._proxy_config.proxy_url_for(request.url) else Plan.of(request, key)
             self._plans += 1
 
-    async def put(self, key: str, data: bytes, checksum: str, credentials: AioCredentials) -> Mapping[str, str] | None:
-        """Put an object directly.
+    async def put(self, key: str, data: bytes, checksum: str, credentials: AioCredentials) -> Answer | None:
+        """Put an object directly, once.
 
         Args:
             key: its key.
@@ -194,10 +208,11 @@ class DirectSession(AIOHTTPSession):
             credentials: the client's, which refresh themselves.
 
         Returns:
-            the headers of the answer; None unless it was a clean 200: then this PUT is the SDK's to do.
+            the answer; None if nothing was sent, as nothing is known yet of how, or not any more.
 
         Raises:
             BotoCoreError: the credentials could not be refreshed.
+            aiohttp.ClientError, OSError, TimeoutError: there was no answer.
         """
         plan = self._plan
         if plan is None:
@@ -210,21 +225,16 @@ class DirectSession(AIOHTTPSession):
         session = await self._get_session(None)
         # Written in pieces, between which the loop turns.
         body = data if len(data) <= _AT_ONCE_BYTES else BytesIO(data)
-        try:
-            async with session.put(URL(url, encoded=True), data=body, headers=headers, allow_redirects=False) as answer:
-                await answer.read()
-        except (ClientError, OSError, TimeoutError):
-            return None
-        if answer.status == 200:
+        async with session.put(URL(url, encoded=True), data=body, headers=headers, allow_redirects=False) as answer:
+            found = Answer(answer.status, answer.headers, await answer.read())
+        if found.status == 200:
             self._refusals = 0
-            found: Mapping[str, str] = answer.headers
-            return found
-        if 300 <= answer.status < 500 and plan is self._plan:
+        elif 300 <= found.status < 500 and found.status not in _NO_REFUSALS and plan is self._plan:
             # What the SDK can do and we cannot: something has changed since it was learned.
             self._refusals += 1
             if self._refusals >= _REFUSALS:
                 self._plan, self._refusals = None, 0
-        return None
+        return found
 
 
 def _quote(key: str) -> str:

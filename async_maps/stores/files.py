@@ -9,7 +9,7 @@ from uuid import uuid4
 
 from anyio import CapacityLimiter, to_thread
 
-from async_maps.errors import ObjectError, StoreError
+from async_maps.errors import ExistsError, ObjectError, StoreError
 from async_maps.names import printable
 
 _LASTING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
@@ -22,13 +22,17 @@ class FileStore:
     Args:
         folder: where.
         concurrency: so many files are written at once.
+        replace: whether a file that is there is replaced; else it is left.
         fsync: force each file and its name to the disk before it counts: survives a power cut, at a price.
     """
 
     prefix = ""
 
-    def __init__(self, folder: str | os.PathLike[str], *, fsync: bool = False, concurrency: int = 32) -> None:
+    def __init__(
+        self, folder: str | os.PathLike[str], *, replace: bool = True, fsync: bool = False, concurrency: int = 32
+    ) -> None:
         self._folder = Path(os.path.abspath(folder))
+        self._replace = replace
         self._fsync = fsync
         self.destination = self._folder.as_uri()
         self.identity = self.destination
@@ -47,9 +51,10 @@ class FileStore:
         await to_thread.run_sync(self._check, limiter=self._threads)
 
     async def put(self, key: str, data: bytes) -> None:
-        """Write the file; another of that key is replaced in one step.
+        """Write the file; another of that key is replaced in one step, or left.
 
         Raises:
+            ExistsError: it is left.
             ObjectError: it cannot be written.
             StoreError: nothing can be written any more.
         """
@@ -80,7 +85,18 @@ class FileStore:
                 if self._fsync:
                     file.flush()
                     os.fsync(file.fileno())
-            os.replace(temporary, path)
+            if self._replace:
+                os.replace(temporary, path)
+            else:
+                os.link(temporary, path)
+                temporary.unlink()
+        except FileExistsError:
+            temporary.unlink()
+            same = path.read_bytes() == data
+            what = "the same file" if same else "another file"
+            raise ExistsError(
+                f"{what} is there already, and is left as it is: {printable(str(path))}", same=same, etag=None
+            ) from None
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise

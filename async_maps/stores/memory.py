@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 
+from async_maps.errors import ExistsError
+
 
 class MemoryStore:
     """Keeps the objects in a dictionary.
@@ -12,7 +14,8 @@ class MemoryStore:
         objects: key to bytes.
     """
 
-    def __init__(self, prefix: str = "") -> None:
+    def __init__(self, prefix: str = "", *, replace: bool = True) -> None:
+        self._replace = replace
         self.prefix = prefix
         self.destination = f"memory://{prefix}" if prefix else "memory://"
         self.identity = self.destination
@@ -26,6 +29,15 @@ class MemoryStore:
         """It is always there."""
 
     async def put(self, key: str, data: bytes) -> str:
-        """Store the object; the tag is its MD5, as S3's is."""
+        """Store the object; the tag is its MD5, as S3's is.
+
+        Raises:
+            ExistsError: there is one, and it is not to be replaced.
+        """
+        etag = hashlib.md5(data, usedforsecurity=False).hexdigest()
+        if not self._replace and key in self.objects:
+            same = self.objects[key] == data
+            what = "the same object" if same else "another object"
+            raise ExistsError(f"{what} is there already, and is left as it is", same=same, etag=etag)
         self.objects[key] = data
-        return hashlib.md5(data, usedforsecurity=False).hexdigest()
+        return etag

@@ -5,7 +5,9 @@ Credentials, region, endpoint, proxies and certificates come from the AWS enviro
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import hashlib
 import re
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, cast
@@ -13,22 +15,50 @@ from typing import TYPE_CHECKING, cast
 import aioboto3
 from aiobotocore.config import AioConfig
 from aiohttp import ClientError as AiohttpError
-from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    CredentialRetrievalError,
+    NoCredentialsError,
+    TokenRetrievalError,
+)
 from isal import isal_zlib
 
-from async_maps.aws import BUCKET, STORE_CODES, client_options, refusal, unreachable
-from async_maps.errors import InputValidationError, ObjectError, SettingsError, StoreError
+from async_maps.aws import (
+    BUCKET,
+    SLOW_DOWN_STATUSES,
+    STORE_CODES,
+    TRANSIENT_CODES,
+    TRANSIENT_STATUSES,
+    client_options,
+    refusal,
+    unreachable,
+)
+from async_maps.errors import (
+    ExistsError,
+    InputValidationError,
+    ObjectError,
+    SettingsError,
+    StoreError,
+    TransientError,
+)
 from async_maps.names import check_name
 from async_maps.stores.direct import DirectSession
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable
+    from collections.abc import AsyncIterator, Awaitable, Mapping
     from typing import Any
 
     from aiobotocore.credentials import AioCredentials
     from types_aiobotocore_s3 import S3Client
 
     from async_maps.settings import S3Settings, Settings
+
+
+NO_ANSWER = (BotoCoreError, AiohttpError, OSError, TimeoutError)
+"""What a request ends in that was not answered, or not by HTTP."""
+_CHECK_WAITS_S = (0.2, 0.8)
+_MD5 = re.compile("[0-9a-f]{32}")
 
 
 @asynccontextmanager
@@ -52,7 +82,8 @@ async def open_s3(bucket: str, prefix: str, settings: Settings) -> AsyncIterator
         direct.append(DirectSession(*arguments, **options))
         return direct[-1]
 
-    options = client_options(settings.s3, settings.concurrency)
+    # Who uploads tries again, and nobody else: two layers of retries multiply.
+    options = client_options(settings.s3, settings.concurrency, attempts=1)
     if settings.s3.client == "direct":
         options["http_session_cls"] = http_session
     try:
@@ -65,7 +96,8 @@ async def open_s3(bucket: str, prefix: str, settings: Settings) -> AsyncIterator
         # The stubs take it for boto3's, which does not wait.
         credentials = await cast("Awaitable[AioCredentials | None]", session.get_credentials())
         found = (direct[0], credentials) if direct and credentials else None
-        yield S3Store(client, bucket, prefix, settings.s3, found)
+        headers = object_headers(settings.s3, create_only=settings.if_exists != "overwrite")
+        yield S3Store(client, bucket, prefix, headers, found)
     finally:
         await context.__aexit__(None, None, None)
 
@@ -77,7 +109,7 @@ class S3Store:
         client: an open aioboto3 client, which the caller closes.
         bucket: the bucket's name.
         prefix: what keys start with, without a slash at its end.
-        settings: the headers that each object gets.
+        headers: what PutObject is told about each object.
         direct: the client's HTTP session and its credentials, to send PUTs without the client where that is possible.
     """
 
@@ -86,13 +118,13 @@ class S3Store:
         client: S3Client,
         bucket: str,
         prefix: str,
-        settings: S3Settings,
+        headers: dict[str, Any],
         direct: tuple[DirectSession, AioCredentials] | None = None,
     ) -> None:
         self._client = client
         self._direct = direct
         self._bucket = bucket
-        self._headers = object_headers(settings)
+        self._headers = headers
         self._accepted_one = False
         self.prefix = prefix
         self.destination = f"s3://{bucket}/{prefix}" if prefix else f"s3://{bucket}"
@@ -112,52 +144,110 @@ class S3Store:
         Raises:
             StoreError: no such bucket, no credentials, no connection.
         """
-        try:
-            await self._client.head_bucket(Bucket=self._bucket)
-        except ClientError as error:
-            if error.response["ResponseMetadata"]["HTTPStatusCode"] == 404:
-                raise StoreError(f"{self.destination}: the bucket does not exist") from error
-        except (BotoCoreError, AiohttpError, OSError, TimeoutError) as error:
-            raise StoreError(f"{self.destination}: {unreachable(error)}") from error
+        for wait_s in (*_CHECK_WAITS_S, None):
+            try:
+                await self._client.head_bucket(Bucket=self._bucket)
+            except ClientError as error:
+                status = error.response["ResponseMetadata"]["HTTPStatusCode"]
+                if status == 404:
+                    raise StoreError(f"{self.destination}: the bucket does not exist") from error
+                if status not in TRANSIENT_STATUSES:
+                    return
+                if wait_s is None:
+                    raise StoreError(f"{self.destination}: {refusal(error)[2]}") from error
+            except NO_ANSWER as error:
+                if wait_s is None or isinstance(error, NoCredentialsError):
+                    raise StoreError(f"{self.destination}: {unreachable(error)}") from error
+            else:
+                return
+            await asyncio.sleep(wait_s)
 
-    async def put(self, key: str, data: bytes) -> str | None:
-        """Store the object with PutObject; the server checks its CRC32.
+    async def put(self, key: str, data: bytes) -> str:
+        """Store the object with PutObject, once; the server checks its CRC32, and its answer is checked.
 
-        A 401, 403 or 5xx before the first object was accepted is taken to be the store's refusal of all.
+        A 401 or 403 before the first object was accepted is taken to be the store's refusal of all.
 
         Raises:
+            TransientError: the store is busy, or gave no answer, or one that does not prove that it has these bytes.
+            ExistsError: there is an object of that key, and it is not to be overwritten.
             ObjectError: the store refuses this object.
-            StoreError: it refuses all of them, or cannot be reached.
+            StoreError: it refuses all of them.
         """
         checksum = base64.b64encode(isal_zlib.crc32(data).to_bytes(4, "big")).decode()
         try:
-            etag = await self._put(key, data, checksum)
+            headers = await self._put(key, data, checksum)
         except ClientError as error:
             code, status, reason = refusal(error)
-            lasting = not self._accepted_one and (status in {401, 403} or status >= 500)
-            kind = StoreError if code in STORE_CODES or lasting else ObjectError
-            raise kind(f"{self.destination}: {reason}") from error
-        except (BotoCoreError, AiohttpError, OSError, TimeoutError) as error:
-            lasting = isinstance(error, NoCredentialsError) or not self._accepted_one
-            raise (StoreError if lasting else ObjectError)(f"{self.destination}: {unreachable(error)}") from error
+            if status == 412:
+                raise await self._exists(key, data) from error
+            if status in TRANSIENT_STATUSES or code in TRANSIENT_CODES:
+                raise self._transient(reason, status) from error
+            lasting = code in STORE_CODES or (not self._accepted_one and status in {401, 403})
+            raise (StoreError if lasting else ObjectError)(f"{self.destination}: {reason}") from error
+        except (NoCredentialsError, CredentialRetrievalError, TokenRetrievalError) as error:
+            raise StoreError(f"{self.destination}: {unreachable(error)}") from error
+        except NO_ANSWER as error:
+            raise self._transient(unreachable(error)) from error
+        etag = self._proof(headers, data, checksum)
         self._accepted_one = True
-        return etag.strip('"') or None
+        return etag
 
-    async def _put(self, key: str, data: bytes, checksum: str) -> str:
+    async def _put(self, key: str, data: bytes, checksum: str) -> Mapping[str, str]:
+        """The headers of an answer of 200."""
         if self._direct is not None:
             session, credentials = self._direct
-            headers = await session.put(key, data, checksum, credentials)
-            if headers is not None:
-                return headers.get("ETag", "")
-        answer = await self._client.put_object(
+            answer = await session.put(key, data, checksum, credentials)
+            if answer is not None:
+                if answer.status == 200:
+                    return answer.headers
+                if answer.status == 412:
+                    raise await self._exists(key, data)
+                if answer.status in TRANSIENT_STATUSES:
+                    code = re.search(rb"<Code>(\w+)</Code>", answer.body)
+                    name = code[1].decode() if code else f"status {answer.status}"
+                    raise self._transient(f"refused with {name}", answer.status)
+        done = await self._client.put_object(
             Bucket=self._bucket, Key=key, Body=data, ChecksumCRC32=checksum, **self._headers
         )
         if self._direct is not None:
             session.learn(key)
-        return answer.get("ETag", "")
+        found: Mapping[str, str] = done["ResponseMetadata"]["HTTPHeaders"]
+        return found
+
+    def _transient(self, reason: str, status: int = 0) -> TransientError:
+        return TransientError(f"{self.destination}: {reason}", slow_down=status in SLOW_DOWN_STATUSES)
+
+    def _proof(self, headers: Mapping[str, str], data: bytes, checksum: str) -> str:
+        """The ETag of an answer that proves that the store has these bytes.
+
+        Its checksum does, which the server has computed; an ETag does where it is the body's MD5 (Amazon S3 API
+        reference, "Object": not of what KMS encrypts).
+        """
+        etag = headers.get("etag", "").strip('"')
+        echoed = headers.get("x-amz-checksum-crc32")
+        by_md5 = not echoed and _MD5.fullmatch(etag) and "kms" not in headers.get("x-amz-server-side-encryption", "")
+        if not etag or (echoed and echoed != checksum) or (by_md5 and etag != _md5(data)):
+            raise self._transient("its answer does not prove that it has these bytes")
+        return etag
+
+    async def _exists(self, key: str, data: bytes) -> ExistsError:
+        """What is there instead."""
+        try:
+            found = await self._client.get_object(Bucket=self._bucket, Key=key)
+            there = await found["Body"].read()
+        except (ClientError, *NO_ANSWER) as error:
+            raise self._transient("an object is there that cannot be read") from error
+        same = there == data
+        what = "the same object" if same else "another object"
+        text = f"{self.destination}: {what} is there already, and is left as it is"
+        return ExistsError(text, same=same, etag=found["ETag"].strip('"'))
 
 
-def object_headers(settings: S3Settings) -> dict[str, Any]:
+def _md5(data: bytes) -> str:
+    return hashlib.md5(data, usedforsecurity=False).hexdigest()
+
+
+def object_headers(settings: S3Settings, *, create_only: bool = False) -> dict[str, Any]:
     """What PutObject is told about every object."""
     headers = {
         "ContentType": "image/png",
@@ -166,5 +256,6 @@ def object_headers(settings: S3Settings) -> dict[str, Any]:
         "StorageClass": settings.storage_class,
         "ServerSideEncryption": settings.server_side_encryption,
         "SSEKMSKeyId": settings.kms_key_id,
+        "IfNoneMatch": "*" if create_only else None,
     }
     return {name: value for name, value in headers.items() if value is not None}
