@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from async_maps.encode import encode_png
     from async_maps.errors import (
         AsyncMapsError,
+        ExistsError,
         InputValidationError,
         ManifestError,
         MapFailedError,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
         SourceError,
         StoreError,
         TooManyFailuresError,
+        TransientError,
         WorkerError,
     )
     from async_maps.export import export_manifest
@@ -38,6 +40,7 @@ __all__ = [
     "AsyncMapsError",
     "Colormap",
     "ColormapJet",
+    "ExistsError",
     "Failure",
     "FilesSettings",
     "InputValidationError",
@@ -59,6 +62,7 @@ __all__ = [
     "Statistics",
     "StoreError",
     "TooManyFailuresError",
+    "TransientError",
     "WorkerError",
     "colorize_activation_map",
     "dry_run",

@@ -169,12 +169,16 @@ class DirectSession(AIOHTTPSession):
     """The HTTP session of an S3 client, over which PUTs can also be sent directly.
 
     It is the client's: give it as ``http_session_cls`` of its configuration, by way of a function that keeps it.
+
+    Attributes:
+        may_repeat: whether aiohttp itself may send a request once more whose connection broke. Where an object is to be
+            created and not replaced, it must not: the first may have been heard.
     """
+
+    may_repeat = True
 
     if TYPE_CHECKING:  # what the stubs leave out
         _proxy_config: ProxyConfiguration
-
-        async def _get_session(self, proxy_url: str | None) -> ClientSession: ...
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -182,6 +186,11 @@ class DirectSession(AIOHTTPSession):
         self._plan: Plan | None = None
         self._signer: Signer | None = None
         self._refusals = self._plans = 0
+
+    async def _get_session(self, proxy_url: str | None) -> ClientSession:
+        session: ClientSession = await super()._get_session(proxy_url)  # type: ignore[misc]  # the stubs leave it out
+        session._retry_connection = self.may_repeat
+        return session
 
     async def send(self, request: Any) -> Any:
         """Send a request of the SDK, and remember a PUT that was answered 200."""

@@ -78,14 +78,16 @@ async def open_s3(bucket: str, prefix: str, settings: Settings) -> AsyncIterator
             raise SettingsError(f"the prefix cannot be used: {error}") from error
     direct: list[DirectSession] = []
 
+    create_only = settings.if_exists != "overwrite"
+
     def http_session(*arguments: Any, **options: Any) -> DirectSession:
         direct.append(DirectSession(*arguments, **options))
+        direct[-1].may_repeat = not create_only
         return direct[-1]
 
     # Who uploads tries again, and nobody else: two layers of retries multiply.
     options = client_options(settings.s3, settings.concurrency, attempts=1)
-    if settings.s3.client == "direct":
-        options["http_session_cls"] = http_session
+    options["http_session_cls"] = http_session
     try:
         session = aioboto3.Session()
         context = session.client("s3", config=AioConfig(**options))
@@ -95,8 +97,8 @@ async def open_s3(bucket: str, prefix: str, settings: Settings) -> AsyncIterator
     try:
         # The stubs take it for boto3's, which does not wait.
         credentials = await cast("Awaitable[AioCredentials | None]", session.get_credentials())
-        found = (direct[0], credentials) if direct and credentials else None
-        headers = object_headers(settings.s3, create_only=settings.if_exists != "overwrite")
+        found = (direct[0], credentials) if settings.s3.client == "direct" and credentials else None
+        headers = object_headers(settings.s3, create_only=create_only)
         yield S3Store(client, bucket, prefix, headers, found)
     finally:
         await context.__aexit__(None, None, None)
