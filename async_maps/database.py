@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from async_maps.errors import ManifestError
+from async_maps.names import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,7 +24,6 @@ _REASONS = {
     sqlite3.SQLITE_READONLY: _FORBIDDEN,
     sqlite3.SQLITE_CANTOPEN: "no permission for it, or for its folder",
     sqlite3.SQLITE_BUSY: "another program has locked it: wait until that has ended, and run the same command again",
-    sqlite3.SQLITE_CORRUPT: f"it is damaged: {_DAMAGED}",
     sqlite3.SQLITE_NOTADB: "it is no SQLite file, or its beginning is damaged: name another, or move it away",
 }  # fmt: skip
 """By SQLite's primary result codes."""
@@ -54,12 +54,17 @@ def explained(what: str, doing: Doing) -> Iterator[None]:
 def _reason(error: sqlite3.Error | OSError | ValueError, doing: Doing) -> str:
     if isinstance(error, OSError):
         return _SYSTEM_REASONS.get(error.errno or 0, error.strerror or str(error))
+    if isinstance(error, sqlite3.ProgrammingError | sqlite3.InterfaceError):
+        # Ours, not the file's.
+        return str(error)
     # Errors of the module itself have no code.
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code == sqlite3.SQLITE_FULL and doing == "read":
         # The one thing that is written meanwhile.
         return f"the disk of temporary files is full: let TMPDIR name another folder, or {_ROOM}"
+    # It may quote what it found, which may be anything. The rest is text or tables that are not as we write them.
+    said = printable(str(error))
     if code == sqlite3.SQLITE_IOERR:
         name = getattr(error, "sqlite_errorname", "")
-        return f"its disk fails ({error}, {name}): once that is mended, run the same command again"
-    return _REASONS.get(code, str(error))
+        return f"its disk fails ({said}, {name}): once that is mended, run the same command again"
+    return _REASONS.get(code, f"it is damaged ({said}): {_DAMAGED}")

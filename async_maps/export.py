@@ -87,9 +87,13 @@ def _parquet(path: Path, rows: Rows) -> int:
     count = 0
     with pq.ParquetWriter(path, schema) as writer:
         while batch := list(islice(rows, _BATCH)):
-            columns = [
-                pa.array(values, field.type) for values, field in zip(zip(*batch, strict=True), schema, strict=True)
-            ]
+            try:
+                columns = [
+                    pa.array(values, field.type) for values, field in zip(zip(*batch, strict=True), schema, strict=True)
+                ]
+            except pa.ArrowException as error:
+                # SQLite keeps what it is given, and what a damaged page says, of whatever type.
+                raise ManifestError(f"the manifest cannot be exported: it is damaged ({error})") from error
             writer.write_table(pa.table(columns, schema=schema))
             count += len(batch)
     return count
