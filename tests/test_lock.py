@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
 from threading import Lock, Thread
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import numpy as np
@@ -106,7 +107,7 @@ def test_of_many_who_want_it_one_has_it(path: Path) -> None:
 
     def want() -> None:
         nonlocal holders, most, taken
-        for _ in range(300):
+        while taken < 500:
             try:
                 lock = RunLock(path)
             except ManifestError:
@@ -125,14 +126,13 @@ def test_of_many_who_want_it_one_has_it(path: Path) -> None:
     for thread in threads:
         thread.join()
     assert most == 1
-    assert taken > 300
     assert list(path.parent.iterdir()) == []
 
 
 async def test_of_two_runs_of_one_pipeline_the_second_is_refused_and_the_first_completes(path: Path) -> None:
     began, refused = anyio.Event(), anyio.Event()
 
-    async def maps() -> AsyncIterator[tuple[str, NDArray[np.float64]]]:
+    async def maps() -> AsyncIterator[tuple[str, NDArray[np.floating[Any]]]]:
         yield "a", random_map(1)
         began.set()
         await refused.wait()
@@ -140,9 +140,6 @@ async def test_of_two_runs_of_one_pipeline_the_second_is_refused_and_the_first_c
 
     settings = am.Settings(workers=0)
     async with am.Pipeline("memory://", settings=settings) as pipeline, anyio.create_task_group() as tasks:
-        am.Pipeline("memory://", settings=am.Settings(workers=0)) as pipeline,
-        anyio.create_task_group() as tasks,
-    ):
         reports: list[am.Report] = []
 
         async def first() -> None:
@@ -162,20 +159,21 @@ def test_a_second_command_is_refused_at_once_and_after_kill_9_it_does_the_rest(
     maps: Path, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    np.save(maps / "stack.npy", np.random.default_rng(1).random((4000, 8, 8)))
+    np.save(maps / "stack.npy", np.random.default_rng(1).random((1500, 6, 6)))
     command = ("run", maps, "out", "--progress", "none", "--manifest", path)
     running = start(*command, "--workers", 1)
     while not done_rows(str(path)):
         assert running.poll() is None
+    # Whatever it is doing: a laptop that is closed goes on later.
+    os.kill(running.pid, signal.SIGSTOP)
     assert invoke(*command, "--workers", 0) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert re.match(_held(path, running.pid), line.removeprefix("async-maps: error: "))
     # It may read meanwhile.
     assert invoke(*command, "--dry-run") == 0
     assert invoke("export", path, "locators.csv") == 0
-    assert running.poll() is None
     running.kill()
     running.communicate()
     assert invoke(*command, "--workers", 0) == 0
-    assert done_rows(str(path)) == len(list((tmp_path / "out" / "stack").glob("*.png"))) == 4000
+    assert done_rows(str(path)) == len(list((tmp_path / "out" / "stack").glob("*.png"))) == 1500
     assert not list(tmp_path.glob("m.sqlite-*"))
