@@ -136,6 +136,7 @@ def test_a_disk_that_is_full_from_the_beginning_is_told_before_anything_is_store
     whole(manifest, Path("out"), IN_STACK)
 
 
+@pytest.mark.slow
 def test_a_run_that_may_not_write_as_much_as_it_must_is_completed_by_one_that_may(
     stack: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -215,7 +216,9 @@ def test_an_export_that_does_not_fit_is_one_sentence(tmp_path: Path, disk: Calla
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
-@pytest.mark.parametrize(("full", "progress", "code"), [("stdout", "none", 1), ("stderr", "bar", 0)])
+@pytest.mark.parametrize(
+    ("full", "progress", "code"), [("stdout", "none", 1), pytest.param("stderr", "bar", 0, marks=pytest.mark.slow)]
+)
 def test_output_that_goes_to_a_full_disk_costs_no_map(maps: Path, full: str, progress: str, code: int) -> None:
     np.save(maps / "a.npy", np.zeros((4, 4)))
     with open("/dev/full", "w") as nowhere:
@@ -293,9 +296,11 @@ def test_a_report_that_could_not_be_written_is_told_before_anything_is_stored(
 
 def test_a_report_may_go_to_a_pipe(maps: Path) -> None:
     np.save(maps / "a.npy", np.zeros((4, 4)))
-    command = [*COMMAND, "run", str(maps), "out", *QUICK, "--report", "/dev/stderr"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert json.loads(done.stderr)["uploaded"] == 1
+    out, into = os.pipe()
+    with open(out) as told:
+        with open(into, "w"):
+            assert invoke("run", maps, "out", *QUICK, "--report", f"/dev/fd/{into}") == 0
+        assert json.load(told)["uploaded"] == 1
 
 
 @pytest.mark.slow
