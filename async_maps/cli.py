@@ -302,11 +302,13 @@ def _print_failures(report: Report) -> None:
 
 def _check_report(path: Path) -> None:
     """Refuse before a run what can be known to fail after it."""
-    if not path.parent.is_dir():
+    # Not Path.is_dir and its like, which raise where they may not look.
+    takes_place = os.path.isfile(path) or not os.path.exists(path)
+    if not os.path.isdir(path.parent):
         reason = "there is no such folder"
-    elif path.is_dir():
+    elif os.path.isdir(path):
         reason = "it is a folder"
-    elif not os.access(path.parent if path.is_file() or not path.exists() else path, os.W_OK):
+    elif not (os.access(path.parent, os.W_OK | os.X_OK) if takes_place else os.access(path, os.W_OK)):
         reason = "no permission"
     else:
         return

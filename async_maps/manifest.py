@@ -423,16 +423,15 @@ class Manifest:
         self._database.execute(f"BEGIN {kind}")
         try:
             yield
-            # Here, too, a disk can turn out to be full.
-            self._database.execute("COMMIT")
         except BaseException:
             if self._database.in_transaction:
                 self._database.execute("ROLLBACK")
             raise
+        self._database.execute("COMMIT")
 
     def _refuse_place(self) -> None:
         """Refuse what SQLite would take for a manifest, or would not explain."""
-        if self._read_only and not os.path.lexists(self.path):
+        if self._read_only and not os.path.exists(self.path):
             raise ManifestError(f"no such manifest: {self.path}")
         if not os.path.isdir(self.path.absolute().parent):
             raise ManifestError(f"the manifest {self.path} cannot be opened: there is no folder {self.path.parent}")

@@ -288,7 +288,13 @@ def test_a_report_that_could_not_be_written_is_told_before_anything_is_stored(
     monkeypatch.chdir(unprivileged)
     np.save("a.npy", np.zeros((4, 4)))
     Path("folder").mkdir(mode=0o555)
-    for report, reason in (("folder", "it is a folder"), ("folder/report.json", "no permission")):
+    Path("closed").mkdir(mode=0)
+    for report, reason in (
+        ("folder", "it is a folder"),
+        ("folder/report.json", "no permission"),
+        ("closed/report.json", "no permission"),
+        ("closed/closed/report.json", "there is no such folder"),
+    ):
         assert invoke("run", "a.npy", "out", *QUICK, "--report", report) == 2
         assert said(capsys) == f"cannot write the report to {report}: {reason}"
     assert not Path("out").exists()
@@ -409,9 +415,10 @@ def test_what_is_damaged_or_not_ours_is_told_before_anything_is_stored_and_moved
     command = ("run", maps, "out", "--manifest", manifest, *QUICK)
     assert invoke(*command) == 2
     assert re.fullmatch(rf"(the manifest m.sqlite cannot be (opened|read|written): )?{reason}", said(capsys))
-    assert not Path("out").exists()
-    assert invoke("export", manifest, "locators.csv") == 2
-    said(capsys)
+    for reading in ((*command, "--dry-run"), ("export", manifest, "locators.csv")):
+        assert invoke(*reading) == 2
+        said(capsys)
+    assert {path.name for path in Path().iterdir()} == {"maps", manifest.name}
     if damage in {_header, _text, _foreign, _newer}:
         assert manifest.read_bytes() == before
     manifest.rename("away")
