@@ -152,11 +152,14 @@ class Manifest:
 
     def close(self) -> None:
         """Close the file, and leave it as one: without the files beside it that a write-ahead log has."""
-        if not self._read_only:
-            with suppress(sqlite3.Error):  # somebody reads it: then they stay until that one closes it
-                self._database.execute("PRAGMA journal_mode = DELETE")
-        self._database.close()
-        self._unlock()
+        try:
+            if not self._read_only:
+                # Somebody reads it, or its disk is full: then they stay until it is closed again.
+                with suppress(sqlite3.Error):
+                    self._database.execute("PRAGMA journal_mode = DELETE")
+            self._database.close()
+        finally:
+            self._unlock()
 
     def begin(self, destination: str) -> None:
         """Begin a run into a destination.
