@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from async_maps.errors import SettingsError
 from async_maps.streams import WaitingLine
 
 if TYPE_CHECKING:
@@ -63,14 +64,22 @@ class Arena:
 
     Args:
         size: bytes.
+
+    Raises:
+        SettingsError: the system does not give so many.
     """
 
     def __init__(self, size: int) -> None:
         self.size = _round_up(size)
         self.held = 0
         self.descriptor = _anonymous_file()
-        os.ftruncate(self.descriptor, self.size)
-        self._memory = map_memory(self.descriptor, self.size)
+        try:
+            os.ftruncate(self.descriptor, self.size)
+            self._memory = map_memory(self.descriptor, self.size)
+        except (OSError, OverflowError) as error:
+            os.close(self.descriptor)
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise SettingsError(f"queue_bytes: the system gives no {size:,} bytes to share: {reason}") from error
         self._free = [(0, self.size)]
         self._line: WaitingLine[Block] = WaitingLine(self._carve, self.give_back)
 

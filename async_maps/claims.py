@@ -6,11 +6,14 @@ import sqlite3
 from threading import Lock
 from typing import TYPE_CHECKING
 
+from async_maps.database import explained
 from async_maps.records import ActivationMap, Failure
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from types import TracebackType
+
+_WHAT = "the record of who has which locator, among the temporary files (TMPDIR says where),"
 
 
 class Claims:
@@ -40,15 +43,23 @@ class Claims:
             self._database.close()
 
     def load(self, claims: Iterable[tuple[str, str]]) -> None:
-        """Take over claims, each a locator and its name; those that are there already stay as they are."""
-        with self._turn:
+        """Take over claims, each a locator and its name; those that are there already stay as they are.
+
+        Raises:
+            ManifestError: there is no room for them in the folder of temporary files.
+        """
+        with self._turn, explained(_WHAT, "written"):
             self._database.execute("BEGIN")
             self._database.executemany("INSERT OR IGNORE INTO claims VALUES (?, ?)", claims)
             self._database.execute("COMMIT")
 
     def check(self, entries: Sequence[ActivationMap | Failure]) -> list[ActivationMap | Failure]:
-        """Let each map claim its locator; who comes second is a failure. Once closed, none does: no map is uploaded."""
-        with self._turn:
+        """Let each map claim its locator; who comes second is a failure. Once closed, none does: no map is uploaded.
+
+        Raises:
+            ManifestError: there is no room for them in the folder of temporary files.
+        """
+        with self._turn, explained(_WHAT, "written"):
             if self._closed:
                 return list(entries)
             return [self._claim(entry) if isinstance(entry, ActivationMap) else entry for entry in entries]

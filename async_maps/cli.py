@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -13,6 +15,7 @@ import cyclopts
 from cyclopts import App, ArgumentCollection, Group, Parameter, validators
 from pydantic import ValidationError
 
+from async_maps.atomic import replacing
 from async_maps.errors import AsyncMapsError, SettingsError, TooManyFailuresError
 from async_maps.loop import run_loop
 from async_maps.progress import ProgressKind
@@ -93,8 +96,8 @@ def run(  # noqa: PLR0913  # one argument a flag
 
     if overwrite and retry_failed:
         raise SettingsError("--overwrite and --retry-failed exclude each other")
-    if report is not None and not report.parent.is_dir():
-        raise SettingsError(f"cannot write the report to {report}: there is no such folder")
+    if report is not None:
+        _check_report(report)
     redo = "all" if overwrite else "failed" if retry_failed else "changed"
     filled = Report()
     job = _Job(source, destination, {"manifest": manifest, "redo": redo}, settings, filled)
@@ -106,8 +109,9 @@ def run(  # noqa: PLR0913  # one argument a flag
         _complain(error)
         # Once the store has taken a map, the command was right, and can be run again for the rest.
         code = SOME_FAILED if filled.uploaded or isinstance(error, TooManyFailuresError) else WRONG_USE
-    if report is not None:
-        _write_report(report, filled, code)
+    # Whatever becomes of the report: it is no longer the use that was wrong.
+    if report is not None and not _write_report(report, filled, code):
+        code = code or SOME_FAILED
     return code
 
 
@@ -159,8 +163,7 @@ def export(
     from async_maps.export import export_manifest
 
     count = export_manifest(manifest, file, failed=all)
-    print(f"{count:,} rows in {file}")  # noqa: T201  # the command's answer
-    return DONE
+    return DONE if _answer(f"{count:,} rows in {file}") else SOME_FAILED
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -224,11 +227,11 @@ class _Job:
         except asyncio.CancelledError:
             if self._signal is None:
                 raise
-        _print_report(self._report)
+        told = _print_report(self._report)
         if self._signal is not None:
             _say(f"interrupted by {self._signal.name}; run the same command again for the rest")
             return 128 + self._signal
-        return SOME_FAILED if self._report.failed else DONE
+        return DONE if told and not self._report.failed else SOME_FAILED
 
     async def rehearse(self) -> int:
         """Say what would be done."""
@@ -237,11 +240,11 @@ class _Job:
         report = self._report
         await dry_run(self._source, self._destination, settings=self._settings, report=report, **self._options)
         _print_failures(report)
-        print(  # noqa: T201  # the command's answer
+        told = _answer(
             f"{report.planned:,} maps would be done, {report.skipped:,} skipped, {report.failed:,} would fail; "
             f"destination {report.destination}"
         )
-        return SOME_FAILED if report.failed else DONE
+        return DONE if told and not report.failed else SOME_FAILED
 
     def _listen(self, pipeline: Pipeline) -> None:
         loop = asyncio.get_running_loop()
@@ -285,9 +288,9 @@ def _usage_error(error: cyclopts.CycloptsError) -> str:
     return " ".join(str(error).split())
 
 
-def _print_report(report: Report) -> None:
+def _print_report(report: Report) -> bool:
     _print_failures(report)
-    print(report.summary())  # noqa: T201  # the command's answer
+    return _answer(report.summary())
 
 
 def _print_failures(report: Report) -> None:
@@ -297,11 +300,30 @@ def _print_failures(report: Report) -> None:
         _say(f"... and {report.failed - _LISTED_FAILURES:,} more: async-maps export MANIFEST failures.csv --all")
 
 
-def _write_report(path: Path, report: Report, code: int) -> None:
+def _check_report(path: Path) -> None:
+    """Refuse before a run what can be known to fail after it."""
+    # Not Path.is_dir and its like, which raise where they may not look.
+    takes_place = os.path.isfile(path) or not os.path.exists(path)
+    if not os.path.isdir(path.parent):
+        reason = "there is no such folder"
+    elif os.path.isdir(path):
+        reason = "it is a folder"
+    elif not (os.access(path.parent, os.W_OK | os.X_OK) if takes_place else os.access(path, os.W_OK)):
+        reason = "no permission"
+    else:
+        return
+    raise SettingsError(f"cannot write the report to {path}: {reason}")
+
+
+def _write_report(path: Path, report: Report, code: int) -> bool:
+    """Whether it could be written; if not, that was said."""
     try:
-        path.write_text(json.dumps({**report.as_dict(), "exit_code": code}, indent=2) + "\n", encoding="utf-8")
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps({**report.as_dict(), "exit_code": code}, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
-        raise SettingsError(f"cannot write the report to {path}: {error.strerror}") from error
+        _complain(f"cannot write the report to {path}: {error.strerror}")
+        return False
+    return True
 
 
 def _complain(error: object) -> None:
@@ -309,4 +331,18 @@ def _complain(error: object) -> None:
 
 
 def _say(text: str) -> None:
-    print(f"async-maps: {text}", file=sys.stderr, flush=True)  # noqa: T201  # for the person at the terminal
+    # Nobody listens to a terminal that is gone, or on a disk that is full; the exit code still tells.
+    with suppress(OSError):
+        print(f"async-maps: {text}", file=sys.stderr, flush=True)  # noqa: T201  # for the person at the terminal
+
+
+def _answer(text: str) -> bool:
+    """Print what the command was asked for; whether that was possible."""
+    try:
+        print(text, flush=True)  # noqa: T201  # the command's answer
+    except OSError as error:
+        _complain(f"cannot write to standard output: {error.strerror}")
+        # What is still in its buffer would fail once more when the interpreter ends, with an exit code of its own.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return False
+    return True

@@ -10,8 +10,8 @@ import json
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
-from uuid import uuid4
 
+from async_maps.atomic import replacing
 from async_maps.errors import ManifestError, MissingExtraError, SettingsError
 from async_maps.manifest import BOOLEANS, COLUMNS, FLOATS, INTEGERS, Manifest
 
@@ -47,13 +47,8 @@ def export_manifest(manifest: str | PathLike[str], file: str | PathLike[str], *,
         raise SettingsError(f"cannot export to {target.name!r}: expected a name ending in {', '.join(writers)}")
     with Manifest(manifest, read_only=True) as opened:
         try:
-            # Beside the target, so that the rename at the end is one step.
-            temporary = target.with_name(f".async-maps-{uuid4().hex}")
-            try:
+            with replacing(target) as temporary:
                 count = write(temporary, opened.rows(failed=failed))
-                temporary.replace(target)
-            finally:
-                temporary.unlink(missing_ok=True)
         except OSError as error:
             raise ManifestError(f"cannot write {target}: {error.strerror or error}") from error
     return count
@@ -92,9 +87,13 @@ def _parquet(path: Path, rows: Rows) -> int:
     count = 0
     with pq.ParquetWriter(path, schema) as writer:
         while batch := list(islice(rows, _BATCH)):
-            columns = [
-                pa.array(values, field.type) for values, field in zip(zip(*batch, strict=True), schema, strict=True)
-            ]
+            try:
+                columns = [
+                    pa.array(values, field.type) for values, field in zip(zip(*batch, strict=True), schema, strict=True)
+                ]
+            except pa.ArrowException as error:
+                # SQLite keeps what it is given, and what a damaged page says, of whatever type.
+                raise ManifestError(f"the manifest cannot be exported: it is damaged ({error})") from error
             writer.write_table(pa.table(columns, schema=schema))
             count += len(batch)
     return count

@@ -1,12 +1,13 @@
 """The manifest: one SQLite row for every map of a job, written after its receipt. It blocks: call it in a thread.
 
 What a run left is what the next one reads: a map that is done and unchanged is not done again. One run writes at a
-time.
+time, and a second one is refused (:mod:`async_maps.lock`).
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -14,7 +15,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from async_maps.database import Doing, explained
 from async_maps.errors import ManifestError
+from async_maps.lock import RunLock
 from async_maps.names import printable
 from async_maps.ranges import UNIT, ValueRange
 from async_maps.records import ActivationMap, Failure, MapStatistics, Outcome, Receipt
@@ -22,6 +25,7 @@ from async_maps.sketch import Sketch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from contextlib import AbstractContextManager
     from os import PathLike
     from types import TracebackType
 
@@ -108,25 +112,34 @@ class Manifest:
         read_only: the file must exist, and stays as it is.
 
     Raises:
-        ManifestError: it cannot be opened or made, or is no manifest of ours.
+        ManifestError: it cannot be opened or made, is no manifest of ours, or another run is writing it.
     """
 
     def __init__(self, path: str | PathLike[str], *, read_only: bool = False) -> None:
         self.path = Path(path)
         self._read_only = read_only
         self._locators_move = False
-        if read_only and not self.path.exists():
-            raise ManifestError(f"no such manifest: {self.path}")
-        with self._explained("opened"):
+        self._lock: RunLock | None = None
+        self._file: os.stat_result | None = None
+        if path == ":memory:":
+            place = ":memory:"
+        else:
+            self._refuse_place()
             place = f"{self.path.absolute().as_uri()}?mode={'ro' if read_only else 'rwc'}"
-            # Threads take turns: each call is awaited before the next.
-            self._database = sqlite3.connect(
-                ":memory:" if path == ":memory:" else place, uri=True, check_same_thread=False, isolation_level=None
-            )
+        with self._explained("opened"):
+            if place != ":memory:" and not read_only:
+                self._lock = RunLock(self.path)
             try:
-                self._prepare()
+                # Threads take turns: each call is awaited before the next.
+                self._database = sqlite3.connect(place, uri=True, check_same_thread=False, isolation_level=None)
+                try:
+                    self._prepare()
+                    self._file = None if place == ":memory:" else self.path.stat()
+                except BaseException:
+                    self._database.close()
+                    raise
             except BaseException:
-                self._database.close()
+                self._unlock()
                 raise
 
     def __enter__(self) -> Manifest:
@@ -139,10 +152,14 @@ class Manifest:
 
     def close(self) -> None:
         """Close the file, and leave it as one: without the files beside it that a write-ahead log has."""
-        if not self._read_only:
-            with suppress(sqlite3.Error):  # somebody reads it: then they stay until that one closes it
-                self._database.execute("PRAGMA journal_mode = DELETE")
-        self._database.close()
+        try:
+            if not self._read_only:
+                # Somebody reads it, or its disk is full: then they stay until it is closed again.
+                with suppress(sqlite3.Error):
+                    self._database.execute("PRAGMA journal_mode = DELETE")
+            self._database.close()
+        finally:
+            self._unlock()
 
     def begin(self, destination: str) -> None:
         """Begin a run into a destination.
@@ -151,7 +168,7 @@ class Manifest:
             ManifestError: the manifest holds another destination's maps, or cannot be written.
         """
         self.rehearse(destination)
-        with self._explained("written"), self._transaction("IMMEDIATE"):
+        with self._writing():
             self._database.execute("INSERT OR REPLACE INTO meta VALUES ('destination', ?)", (destination,))
         self._begun_at = _now()
 
@@ -161,7 +178,7 @@ class Manifest:
         Raises:
             ManifestError: it cannot be written.
         """
-        with self._explained("written"), self._transaction("IMMEDIATE"):
+        with self._writing():
             self._database.execute("DELETE FROM maps WHERE stage = 'source' AND time < ?", (self._begun_at,))
 
     def rehearse(self, destination: str) -> None:
@@ -232,7 +249,7 @@ class Manifest:
         Raises:
             ManifestError: it cannot be written.
         """
-        with self._explained("written"), self._transaction("IMMEDIATE"):
+        with self._writing():
             # What was refused at its source has no name that a newer row could replace, but it has its source.
             self._database.executemany(
                 "DELETE FROM maps WHERE stage = 'source' AND source = ?", [(outcome.source,) for outcome in outcomes]
@@ -275,7 +292,7 @@ class Manifest:
         Raises:
             ManifestError: it cannot be written.
         """
-        with self._explained("written"), self._transaction("IMMEDIATE"):
+        with self._writing():
             self._database.execute("CREATE INDEX IF NOT EXISTS maps_locator ON maps (locator)")
         self._locators_move = True
 
@@ -352,7 +369,7 @@ class Manifest:
             self._database.executescript(f"BEGIN; {_FROM_1} PRAGMA user_version = {_VERSION}; COMMIT;")
 
     def _keep(self, key: str, value: object) -> None:
-        with self._explained("written"), self._transaction("IMMEDIATE"):
+        with self._writing():
             self._database.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, json.dumps(value)))
 
     def _meta(self, key: str) -> Any:
@@ -397,6 +414,14 @@ class Manifest:
         return Failure(map_.name, map_.source, map_.fingerprint, "source", reason)
 
     @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """What is written in the context is written whole, or not at all."""
+        with self._explained("written"):
+            self._refuse_other_file()
+            with self._transaction("IMMEDIATE"):
+                yield
+
+    @contextmanager
     def _transaction(self, kind: Literal["IMMEDIATE", "DEFERRED"]) -> Iterator[None]:
         self._database.execute(f"BEGIN {kind}")
         try:
@@ -407,12 +432,35 @@ class Manifest:
             raise
         self._database.execute("COMMIT")
 
-    @contextmanager
-    def _explained(self, done: str) -> Iterator[None]:
+    def _refuse_place(self) -> None:
+        """Refuse what SQLite would take for a manifest, or would not explain."""
+        if self._read_only and not os.path.exists(self.path):
+            raise ManifestError(f"no such manifest: {self.path}")
+        if not os.path.isdir(self.path.absolute().parent):
+            raise ManifestError(f"the manifest {self.path} cannot be opened: there is no folder {self.path.parent}")
+        if os.path.exists(self.path) and not os.path.isfile(self.path):
+            raise ManifestError(f"the manifest {self.path} cannot be opened: it is not a file")
+
+    def _refuse_other_file(self) -> None:
+        """SQLite would go on writing to a file that nobody will find again."""
+        if self._file is None:
+            return
         try:
-            yield
-        except (sqlite3.Error, ValueError) as error:
-            raise ManifestError(f"the manifest {self.path} cannot be {done}: {error}") from error
+            is_there = os.path.samestat(self._file, os.stat(self.path))
+        except FileNotFoundError:
+            is_there = False
+        if not is_there:
+            raise ManifestError(
+                f"the manifest {self.path} was moved, deleted or replaced while it was in use: run again to do what it "
+                "does not know as done"
+            )
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+
+    def _explained(self, doing: Doing) -> AbstractContextManager[None]:
+        return explained(f"the manifest {self.path}", doing)
 
 
 def _row(outcome: Outcome, settings: str) -> tuple[object, ...]:

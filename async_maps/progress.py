@@ -153,7 +153,8 @@ class BarDisplay:
             expand=True,
         )
         self._task = self._progress.add_task("", total=None, rates="", failed="", queues="")
-        self._progress.start()
+        with suppress(OSError):  # a terminal that is gone, as below
+            self._progress.start()
 
     def show(self, snapshot: Snapshot) -> None:
         """Move the bar."""

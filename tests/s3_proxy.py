@@ -33,6 +33,7 @@ class Proxy:
 
     Attributes:
         asked: the requests that were answered.
+        authorizations: their headers of that name.
         delay_s: how long each GET of an object waits.
         gate: GETs of objects wait until it is set.
         most_at_once: of GETs of objects.
@@ -42,6 +43,7 @@ class Proxy:
 
     def __init__(self) -> None:
         self.asked: list[Asked] = []
+        self.authorizations: list[str] = []
         self.delay_s = 0.0
         self.gate = threading.Event()
         self.gate.set()
@@ -100,6 +102,7 @@ def counting(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Prox
             with proxy.lock:
                 broken = reading and proxy.break_off > 0
                 proxy.break_off -= broken
+                proxy.authorizations.append(self.headers.get("Authorization", ""))
                 proxy.asked.append(Asked(self.command, path, query, self.headers.get("Range"), len(data)))
             self.send_response_only(answer.status)
             for name, value in answer.getheaders():

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from async_maps.arena import Arena, map_memory
+from async_maps.errors import SettingsError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,6 +56,14 @@ async def whole(arena: Arena) -> bool:
         return False
     block.release()
     return True
+
+
+@pytest.mark.parametrize("size", [2**50, 2**62])
+def test_more_than_the_system_has_is_one_sentence_and_leaves_nothing_open(size: int) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(SettingsError, match=rf"^queue_bytes: the system gives no {size:,} bytes to share: "):
+        Arena(size)
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_its_size_is_whole_pages() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sqlite3
 import subprocess
@@ -263,7 +264,7 @@ def test_another_destination_is_refused_unless_nothing_was_done_there(path: Path
 def test_what_is_no_manifest_is_refused_and_stays_as_it_is(path: Path, read_only: bool) -> None:
     path.write_bytes(b"no database, but long enough to be looked at " * 100)
     before = path.read_bytes()
-    with pytest.raises(ManifestError, match=rf"^the manifest {path} cannot be opened: file is not a database$"):
+    with pytest.raises(ManifestError, match=rf"^the manifest {path} cannot be opened: it is no SQLite file, or"):
         Manifest(path, read_only=read_only)
     assert path.read_bytes() == before
     path.unlink()
@@ -343,25 +344,38 @@ def test_a_damaged_range_is_one_sentence(path: Path, key: str) -> None:
 def test_what_is_not_there_or_cannot_be_made_is_one_sentence(path: Path) -> None:
     with pytest.raises(ManifestError, match=rf"^no such manifest: {path}$"):
         Manifest(path, read_only=True)
-    for impossible in (path.parent / "none" / "m.sqlite", path.parent):
-        with pytest.raises(ManifestError, match=rf"^the manifest {impossible} cannot be opened: unable to open"):
+    fifo = path.parent / "fifo"
+    os.mkfifo(fifo)
+    missing = path.parent / "none" / "m.sqlite"
+    for impossible, reason in (
+        (missing, f"there is no folder {missing.parent}"),
+        (path.parent, "it is not a file"),
+        (fifo, "it is not a file"),
+        (Path("/dev/null"), "it is not a file"),
+    ):
+        with pytest.raises(ManifestError, match=rf"^the manifest {impossible} cannot be opened: {reason}$"):
             Manifest(impossible)
-    assert list(path.parent.iterdir()) == []
+    assert list(path.parent.iterdir()) == [fifo]
 
 
 def test_a_file_or_folder_that_may_not_be_written_is_one_sentence(unprivileged: Path) -> None:
     path = unprivileged / "manifest.sqlite"
     _run(path, [_done(_map("a"))])
     path.chmod(0o444)
-    with pytest.raises(ManifestError, match=rf"^the manifest {path} cannot be opened: attempt to write a readonly"):
+    with pytest.raises(ManifestError, match=rf"^the manifest {path} cannot be opened: no permission to write it, or"):
         Manifest(path)
     unprivileged.chmod(0o555)
-    with pytest.raises(ManifestError, match="cannot be opened: unable to open"):
+    with pytest.raises(ManifestError, match="cannot be opened: no permission to write it, or in its folder"):
         Manifest(unprivileged / "new.sqlite")
     assert [row["name"] for row in _rows(path)] == ["a"]
     path.chmod(0)
-    with pytest.raises(ManifestError, match="cannot be opened: unable to open"):
+    with pytest.raises(ManifestError, match="cannot be opened: no permission for it"):
         Manifest(path, read_only=True)
+    # Where one may not even look.
+    unprivileged.chmod(0)
+    for read_only in (False, True):
+        with pytest.raises(ManifestError, match=rf"^(no such manifest: {path}|the manifest {path} cannot be opened: )"):
+            Manifest(path, read_only=read_only)
     unprivileged.chmod(0o755)
 
 
@@ -413,7 +427,7 @@ def test_it_can_be_read_while_a_run_writes(path: Path) -> None:
             manifest.write([_done(_map("b"))], SETTINGS)
             assert list(rows) == []  # one moment, from beginning to end
             assert reader.counts() == {"done": 2}
-            with pytest.raises(ManifestError, match="cannot be written: attempt to write a readonly database"):
+            with pytest.raises(ManifestError, match="cannot be written: no permission"):
                 reader.write([_done(_map("c"))], SETTINGS)
 
 
@@ -654,7 +668,7 @@ async def test_what_could_not_be_written_is_told_and_tried_once_more_at_the_end(
             recorder._manifest._database.execute("PRAGMA busy_timeout = 10")
             await recorder.note([_done(_map("a"))])
             other.execute("BEGIN IMMEDIATE")
-            with pytest.raises(ManifestError, match="cannot be written: database is locked"):
+            with pytest.raises(ManifestError, match="cannot be written: another program has locked it: wait"):
                 await recorder.commit()
             other.execute("ROLLBACK")
     assert _counted(path) == {"done": 1}
