@@ -148,6 +148,7 @@ _OTHER: dict[str, Any] = {
     "chunk_maps": 3,
     "chunk_bytes": 99,
     "queue_bytes": 99,
+    "max_pixels": 99,
     "max_failures": 3,
     "drain_timeout_s": 3.0,
     "s3": {"cache_control": "no-cache", "max_attempts": 1},

@@ -1,0 +1,52 @@
+"""How large a map may be: told from its shape, before any memory is taken for it. Runs wherever maps are read."""
+
+from __future__ import annotations
+
+import math
+
+from async_maps.errors import SourceError
+
+_WIDEST = 16
+"""Bytes of the widest real number, a longdouble; a value of an array of anything else may have any number of them."""
+_MAX_DIMENSIONS = 64
+"""NumPy's own limit."""
+
+
+def too_large(shape: tuple[int, ...], itemsize: int, max_pixels: int | None) -> str | None:
+    """Why an array is not to be read, or None if its size is no reason.
+
+    Args:
+        shape: as its header claims.
+        itemsize: bytes of a value.
+        max_pixels: so many values it may have at most; None for any number.
+    """
+    if len(shape) > _MAX_DIMENSIONS:
+        # Before they are multiplied: a header has room for a million of them.
+        return f"expected an array of up to {_MAX_DIMENSIONS} dimensions, found {len(shape):,}"
+    if max_pixels is None:
+        return None
+    pixels = math.prod(shape)
+    if pixels > max_pixels:
+        return (
+            f"too large: its shape is {_shown(shape)}, and max_pixels allows {max_pixels:,} pixels: scale it down, or "
+            "raise --max-pixels"
+        )
+    if pixels * itemsize > max_pixels * _WIDEST:
+        return f"too large: {itemsize:,} bytes for each value, which is no real number"
+    return None
+
+
+def check_size(shape: tuple[int, ...], itemsize: int, max_pixels: int | None) -> None:
+    """Refuse an array by its size.
+
+    Raises:
+        SourceError: as :func:`too_large` says.
+    """
+    if reason := too_large(shape, itemsize, max_pixels):
+        raise SourceError(reason)
+
+
+def _shown(shape: tuple[int, ...]) -> str:
+    """A shape, cut short: a header may claim sizes of thousands of digits."""
+    text = f"({', '.join(f'{size:,}' if size < 10**18 else f'about 2^{size.bit_length() - 1}' for size in shape[:5])}"
+    return f"{text}, ...)" if len(shape) > 5 else f"{text})"
