@@ -337,8 +337,8 @@ async def test_what_a_library_prints_goes_to_standard_error_and_not_between_the_
 
 
 def seconds_of_work(folder: Path) -> list[Request]:
-    """A chunk that keeps a worker busy for more than a second on any machine: each image is read before it is refused."""
-    return [saved(folder / "large.npy", np.zeros((2_000, 2_000, 3)))] * 100
+    """A chunk that keeps a worker busy for a second on any machine: each image is read before it is refused."""
+    return [saved(folder / "large.npy", np.zeros((2_000, 2_000, 3)))] * 50
 
 
 @tidy

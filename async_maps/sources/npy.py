@@ -28,8 +28,11 @@ if TYPE_CHECKING:
     from async_maps.sources.storage import Storage
 
 
-_DAMAGE = (ValueError, TypeError, LookupError, ArithmeticError, SyntaxError, TokenError, RecursionError, MemoryError)
-"""NumPy evaluates a header as a Python literal: a damaged one can end in any of these."""
+_DAMAGE = (
+    ValueError, TypeError, LookupError, ArithmeticError, SyntaxError, TokenError, RecursionError, MemoryError, Warning,
+)  # fmt: skip
+"""NumPy evaluates a header as a Python literal: a damaged one can end in any of these. Of a header of Python 2 it warns,
+which is an error for those who have set it so."""
 
 _PIECE = 2**20
 _MAX_HEADER = 10_000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 from async_maps.errors import SourceError
 
@@ -23,16 +24,17 @@ def too_large(shape: tuple[int, ...], itemsize: int, max_pixels: int | None) -> 
     if len(shape) > _MAX_DIMENSIONS:
         # Before they are multiplied: a header has room for a million of them.
         return f"expected an array of up to {_MAX_DIMENSIONS} dimensions, found {len(shape):,}"
-    if max_pixels is None:
-        return None
     pixels = math.prod(shape)
-    if pixels > max_pixels:
+    if max_pixels is not None and pixels > max_pixels:
         return (
             f"too large: its shape is {_shown(shape)}, and max_pixels allows {max_pixels:,} pixels: scale it down, or "
             "raise --max-pixels"
         )
-    if pixels * itemsize > max_pixels * _WIDEST:
+    if max_pixels is not None and pixels * itemsize > max_pixels * _WIDEST:
         return f"too large: {itemsize:,} bytes for each value, which is no real number"
+    # Also of an empty one, for NumPy.
+    if math.prod(size or 1 for size in shape) * itemsize > sys.maxsize:
+        return f"its shape is {_shown(shape)}, which no array can have"
     return None
 
 
