@@ -13,7 +13,7 @@ import numpy as np
 
 from async_maps.errors import MissingExtraError, SourceError
 from async_maps.sources.formats import one_sentence
-from async_maps.sources.size import check_size
+from async_maps.sources.size import check_chunk, check_size
 from async_maps.sources.stacks import check_position, maps_in_array, plane_shape, stack_length
 
 if TYPE_CHECKING:
@@ -84,8 +84,7 @@ class Hdf5Reader:
                 check_position(f"the dataset {path!r}", shape, index)
                 shape = plane_shape(shape)
             check_size(shape, itemsize, max_pixels)
-            # A chunk is unpacked whole, however little of it is asked for.
-            check_size(dataset.chunks or (), itemsize, max_pixels)
+            check_chunk(dataset.chunks or (), itemsize, max_pixels)
             return np.asarray(dataset[() if index is None else index]).reshape(shape)
 
     def close(self) -> None:

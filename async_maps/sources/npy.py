@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 _DAMAGE = (
     ValueError, TypeError, LookupError, ArithmeticError, SyntaxError, TokenError, RecursionError, MemoryError, Warning,
 )  # fmt: skip
-"""NumPy evaluates a header as a Python literal: a damaged one can end in any of these. Of a header of Python 2 it warns,
-which is an error for those who have set it so."""
+"""NumPy evaluates a header as a Python literal: a damaged one can end in any of these. Of some it only warns, which is
+an error for those who have set it so."""
 
 _PIECE = 2**20
 _MAX_HEADER = 10_000

@@ -16,7 +16,7 @@ import numpy as np
 
 from async_maps.errors import SourceError
 from async_maps.sources.formats import Found
-from async_maps.sources.size import check_size
+from async_maps.sources.size import MAX_DIMENSIONS, check_size
 from async_maps.sources.stacks import check_position, maps_in_array, plane_shape
 
 if TYPE_CHECKING:
@@ -143,9 +143,9 @@ class SafetensorsReader:
             raise SourceError(f"the file holds no tensor {name!r} any more")
         try:
             dtype, shape, (start, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
-            # Before they are multiplied: a header has room for millions of them.
-            check_size(shape, 1, None)
-            sound = isinstance(dtype, str) and all(type(number) is int and number >= 0 for number in (*shape, start))
+            # A header has room for millions of dimensions: too many to be multiplied.
+            sound = isinstance(dtype, str) and len(shape) <= MAX_DIMENSIONS
+            sound = sound and all(type(number) is int and number >= 0 for number in (*shape, start))
             size = math.prod(shape) * np.dtype(_DTYPES[dtype]).itemsize if sound and dtype in _DTYPES else end - start
             sound = sound and type(end) is int and start <= end and end - start == size
         except (LookupError, TypeError, ValueError):

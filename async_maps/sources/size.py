@@ -9,7 +9,9 @@ from async_maps.errors import SourceError
 
 _WIDEST = 16
 """Bytes of the widest real number, a longdouble; a value of an array of anything else may have any number of them."""
-_MAX_DIMENSIONS = 64
+_LARGE_CHUNK = 256 * 2**20
+"""Bytes."""
+MAX_DIMENSIONS = 64
 """NumPy's own limit."""
 
 
@@ -21,9 +23,8 @@ def too_large(shape: tuple[int, ...], itemsize: int, max_pixels: int | None) -> 
         itemsize: bytes of a value.
         max_pixels: so many values it may have at most; None for any number.
     """
-    if len(shape) > _MAX_DIMENSIONS:
-        # Before they are multiplied: a header has room for a million of them.
-        return f"expected an array of up to {_MAX_DIMENSIONS} dimensions, found {len(shape):,}"
+    if len(shape) > MAX_DIMENSIONS:
+        return f"expected an array of up to {MAX_DIMENSIONS} dimensions, found {len(shape):,}"
     pixels = math.prod(shape)
     if max_pixels is not None and pixels > max_pixels:
         return (
@@ -46,6 +47,21 @@ def check_size(shape: tuple[int, ...], itemsize: int, max_pixels: int | None) ->
     """
     if reason := too_large(shape, itemsize, max_pixels):
         raise SourceError(reason)
+
+
+def check_chunk(shape: tuple[int, ...], itemsize: int, max_pixels: int | None) -> None:
+    """Refuse an array by the size of its chunks: one is unpacked whole, however little of it is asked for.
+
+    A chunk of several maps may be as large as what readers keep for the next one.
+
+    Raises:
+        SourceError: a chunk is too large.
+    """
+    if max_pixels is not None and math.prod(shape) * itemsize > max(max_pixels * itemsize, _LARGE_CHUNK):
+        raise SourceError(
+            f"too large: its chunks are of the shape {_shown(shape)}, and are unpacked whole: write it with smaller "
+            "ones, or raise --max-pixels"
+        )
 
 
 def _shown(shape: tuple[int, ...]) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 
 from async_maps.errors import MissingExtraError, SourceError
 from async_maps.sources.formats import Found, one_sentence
-from async_maps.sources.size import check_size
+from async_maps.sources.size import check_chunk, check_size
 from async_maps.sources.stacks import check_position, maps_in_array, plane_shape
 
 if TYPE_CHECKING:
@@ -82,8 +82,7 @@ class ZarrReader:
                 check_position(f"the array {path!r}", shape, index)
                 shape = plane_shape(shape)
             check_size(shape, itemsize, max_pixels)
-            # A chunk is unpacked whole, however little of it is asked for.
-            check_size(array.chunks, itemsize, max_pixels)
+            check_chunk(array.chunks, itemsize, max_pixels)
             return np.asarray(array[...]) if index is None else self._map_of(array, index).reshape(shape)
 
     def close(self) -> None:
