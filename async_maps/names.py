@@ -13,7 +13,7 @@ MAX_KEY_BYTES = 1024
 _FIELDS = {"name": "", "digest": r"(\.(1[6-9]|[2-9]\d))?", "stem": "", "parent": "", "index": r"(0\d{1,2})?"}
 """What a key is made of, and how each may be formatted."""
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 def check_name(name: str) -> None:

@@ -108,7 +108,8 @@ class Pipeline:
             async with AsyncExitStack() as stack:
                 store = await stack.enter_async_context(open_store(self._place, self.settings))
                 arena = stack.enter_context(Arena(self.settings.queue_bytes))
-                recipe = Recipe(self.settings.table(), self.settings.png, self.settings.invalid)
+                settings = self.settings
+                recipe = Recipe(settings.table(), settings.png, settings.invalid, settings.max_pixels)
                 self._range = await known_range(self.settings, None, "changed")
                 if self._template.may_collide:
                     self._claims = stack.enter_context(Claims(partial(_locator, store, self._template)))
@@ -213,7 +214,8 @@ class Pipeline:
 
         self._callers.add(settle)
         try:
-            entries = await self._claimed([await take_array(name, activation_map, self._range)])
+            entry = await take_array(name, activation_map, self._range, self.settings.max_pixels)
+            entries = await self._claimed([entry])
             await self._submit(entries[0], settle, self._range)
             outcome = await waiting
         finally:
@@ -348,7 +350,8 @@ class Pipeline:
         self, source: AnySource, value_range: ValueRange | None, recorder: Recorder | None
     ) -> AsyncGenerator[list[Entry], None]:
         known = recorder.known if recorder is not None else None
-        listing = list_maps(source, value_range, s3=self.settings.s3, known=known)
+        limit = self.settings.max_pixels
+        listing = list_maps(source, value_range, s3=self.settings.s3, known=known, max_pixels=limit)
         return numbered(listing) if self._template.needs_index else listing
 
     async def _outcomes(

@@ -85,6 +85,7 @@ class ProcessWorker:
             "table": recipe.table.tobytes().hex(),
             "png": recipe.png,
             "invalid": recipe.invalid,
+            "max_pixels": recipe.max_pixels,
             "descriptor": arena.descriptor,
             "size": arena.size,
         }

@@ -126,6 +126,8 @@ class Settings(_Model):
     """A chunk that has reached so many bytes takes no further map."""
     queue_bytes: PositiveInt = 64 * MIB
     """Bytes that each of the three queues may hold; a single map larger than that passes alone."""
+    max_pixels: PositiveInt = 16_384 * 16_384
+    """A map of more pixels fails before memory is taken for it; the default is 1 GiB of float32, 16,384 by 16,384."""
     max_failures: NonNegativeInt | None = None
     """End the run when more maps than this have failed; by default it goes on to the end."""
     drain_timeout_s: PositiveFloat = 60.0

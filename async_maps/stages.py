@@ -109,10 +109,11 @@ class Stages:
         uploading = Uploading(store, template, self.pace, settings.if_exists)
         fetchers, encoders = CapacityLimiter(settings.prefetch), CapacityLimiter(self._encoding.workers)
         # The first to be entered is the last to be closed: the jobs' end, when the stages are through or cancelled.
-        with Storages(settings.s3) as storages, SharedReaders(storages) as shared, self._remote, self._jobs:
+        limit = settings.max_pixels
+        with Storages(settings.s3) as storages, SharedReaders(storages, limit) as shared, self._remote, self._jobs:
             async with create_task_group() as stages, self._bitmaps, self._pngs:
                 for _ in range(settings.prefetch):
-                    readers = (Readers(storages), shared)
+                    readers = (Readers(storages, limit), shared)
                     stages.start_soon(
                         fetch_stage, self._remote_out.clone(), self._jobs.clone(), readers, fetchers, self._fetching
                     )

@@ -85,11 +85,12 @@ async def survey(listing: AsyncGenerator[list[Entry], None], settings: Settings,
     sending, receiving = create_memory_object_stream[_Piece](1)
     budget = ByteBudget(settings.queue_bytes)
     try:
-        with Storages(settings.s3) as storages, SharedReaders(storages) as shared:
+        with Storages(settings.s3) as storages, SharedReaders(storages, settings.max_pixels) as shared:
             surveyors = _Surveyors(settings, report, shared)
             async with create_task_group() as tasks, sending, aclosing(listing):
                 for _ in range(surveyors.count):
-                    tasks.start_soon(surveyors.run, receiving.clone(), Readers(storages))
+                    readers = Readers(storages, settings.max_pixels)
+                    tasks.start_soon(surveyors.run, receiving.clone(), readers)
                 receiving.close()
                 async for batch in listing:
                     for maps in _pieces(batch):

@@ -109,11 +109,13 @@ class Recipe:
         png: ``rgba`` to write the colours; otherwise intensities, whose colours are the PNG's palette; ``compact``
             makes all that are fully transparent the first that is.
         invalid: what becomes of NaN and infinity.
+        max_pixels: refuse maps in files that have more; None for none.
     """
 
     table: NDArray[np.uint8]
     png: PngKind = "palette"
     invalid: Invalid = "error"
+    max_pixels: int | None = None
 
     @property
     def channels(self) -> int:
@@ -146,7 +148,7 @@ def colorize_chunk(block: NDArray[np.uint8], free_from: int, requests: list[Requ
         requests: the maps.
         recipe: how.
     """
-    with Readers() as readers:
+    with Readers(max_pixels=recipe.max_pixels) as readers:
         return _colorize_chunk(block, free_from, requests, recipe, readers)
 
 
@@ -247,7 +249,7 @@ def main() -> None:
 
     hello = _receive(requests)
     table = np.frombuffer(bytes.fromhex(hello["table"]), np.uint8).reshape(256, 4)
-    recipe = Recipe(table, hello["png"], hello["invalid"])
+    recipe = Recipe(table, hello["png"], hello["invalid"], hello["max_pixels"])
     memory = map_memory(hello["descriptor"], hello["size"])
     # Importing the kernels compiles them or reads them from numba's cache: the warm-up.
     from async_maps import kernels  # noqa: F401

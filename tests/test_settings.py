@@ -148,6 +148,7 @@ _OTHER: dict[str, Any] = {
     "chunk_maps": 3,
     "chunk_bytes": 99,
     "queue_bytes": 99,
+    "max_pixels": 99,
     "max_failures": 3,
     "if_exists": "skip",
     "drain_timeout_s": 3.0,

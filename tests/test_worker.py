@@ -336,10 +336,9 @@ async def test_what_a_library_prints_goes_to_standard_error_and_not_between_the_
     assert err.count("printed") == err.count("written") == 3
 
 
-def pipe_that_nobody_writes(folder: Path) -> Request:
-    """A map that is never read to its end."""
-    os.mkfifo(folder / "never.npy")
-    return in_file(folder / "never.npy")
+def seconds_of_work(folder: Path) -> list[Request]:
+    """A chunk that keeps a worker busy for a second on any machine: each image is read before it is refused."""
+    return [saved(folder / "large.npy", np.zeros((2_000, 2_000, 3)))] * 50
 
 
 @tidy
@@ -353,7 +352,7 @@ async def test_a_worker_that_was_killed_says_by_which_signal_and_can_be_started_
             assert first is not None
 
             # While it works.
-            work = asyncio.create_task(process.colorize(block, 0, [request, pipe_that_nobody_writes(tmp_path)]))
+            work = asyncio.create_task(process.colorize(block, 0, [request, *seconds_of_work(tmp_path)]))
             await asyncio.sleep(0.1)
             assert not work.done()
             os.kill(first, signal.SIGKILL)
@@ -384,7 +383,7 @@ async def test_a_cancelled_chunk_kills_its_process(tmp_path: Path) -> None:
             block = await arena.take(2**16)
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.1):
-                    await process.colorize(block, 0, [pipe_that_nobody_writes(tmp_path)])
+                    await process.colorize(block, 0, seconds_of_work(tmp_path))
             assert process.pid is None
             assert not is_alive(pid)
 
@@ -450,9 +449,7 @@ asyncio.run(main())
 def test_a_worker_ends_itself_when_its_parent_was_killed(tmp_path: Path, busy: bool) -> None:
     arguments = []
     if busy:
-        request = pipe_that_nobody_writes(tmp_path)
-        assert request.path is not None
-        arguments = [request.path]
+        arguments = [str(request.path) for request in seconds_of_work(tmp_path)]
     parent = subprocess.Popen(
         [sys.executable, "-c", PARENT, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -462,10 +459,8 @@ def test_a_worker_ends_itself_when_its_parent_was_killed(tmp_path: Path, busy: b
     parent.send_signal(signal.SIGKILL)
     parent.wait(10)
     if busy:
-        # It looks up when its map is done: here, when the pipe that it reads has been opened and has ended.
+        # It looks up when its chunk is done.
         assert is_alive(pid)
-        with open(arguments[0], "wb"):
-            pass
     # The worker holds its parent's standard error: that ends when both are gone.
     began = time.monotonic()
     _, err = parent.communicate(timeout=20)

@@ -11,6 +11,7 @@ from async_maps.names import check_name, printable
 from async_maps.quantise import map_shape
 from async_maps.ranges import ValueRange
 from async_maps.records import ActivationMap, Failure
+from async_maps.sources.size import too_large
 
 if TYPE_CHECKING:
     from typing import Any
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
 _ANY = ValueRange("dataset")
 
 
-def array_map(name: str, array: Any, value_range: ValueRange | None = None) -> ActivationMap | Failure:
+def array_map(
+    name: str, array: Any, value_range: ValueRange | None = None, max_pixels: int | None = None
+) -> ActivationMap | Failure:
     """A map that lies in memory, or why it cannot enter.
 
     Anything but a NumPy array is converted, which may take its time: call it in a thread then.
@@ -32,10 +35,13 @@ def array_map(name: str, array: Any, value_range: ValueRange | None = None) -> A
         array: a NumPy array, a ``torch.Tensor`` on any device, or what has ``__array__`` or ``__dlpack__``.
         value_range: a known one: tensors are quantised by it where they lie, and a byte a pixel is copied; without it
             they are copied as they are.
+        max_pixels: refuse one that has more, before it is copied from where it lies; None for none.
     """
     measured = None
     try:
         check_name(name)
+        if reason := too_large(_shape_of(array), 1, max_pixels):
+            raise InputValidationError(reason)
         if not isinstance(array, np.ndarray):
             array, measured = _converted(array, value_range)
         map_shape(array, value_range or _ANY)
@@ -43,6 +49,12 @@ def array_map(name: str, array: Any, value_range: ValueRange | None = None) -> A
         shown = printable(str(name))
         return Failure(shown, shown, None, "source", str(error))
     return ActivationMap(name, name, None, array.nbytes, array=array, measured=measured)
+
+
+def _shape_of(array: Any) -> tuple[int, ...]:
+    """The shape, as every library calls it; empty where that is something else: it is said later why it is no array."""
+    shape = getattr(array, "shape", ())
+    return shape if isinstance(shape, tuple) and all(isinstance(size, int) for size in shape) else ()
 
 
 def _converted(array: Any, value_range: ValueRange | None) -> tuple[NDArray[Any], Measured | None]:

@@ -19,7 +19,7 @@ from async_maps.errors import InputValidationError, MissingExtraError, SourceErr
 from async_maps.names import check_name, printable
 from async_maps.records import ActivationMap, Failure
 from async_maps.sources.formats import FORMATS, Found, is_one_source, open_reader, suffix_of
-from async_maps.sources.storage import Disk
+from async_maps.sources.storage import Disk, check_regular
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
@@ -138,10 +138,7 @@ def maps_in_file(name: str, path: str) -> Iterator[ActivationMap | Failure]:
     try:
         status = os.stat(path)
         folder = is_one_source(path)
-        if not (stat.S_ISDIR if folder else stat.S_ISREG)(status.st_mode):
-            expected = "a folder" if folder else "a regular file"
-            yield _failure(name, path, f"expected {expected}, found {_kind(status.st_mode)}")
-            return
+        check_regular(status.st_mode, folder)
         fingerprint = _folder_state(path) if folder else _file_state(status)
         with closing(open_reader(path, Disk())) as reader:
             for found in reader.maps():
@@ -278,7 +275,7 @@ def _folder_state(folder: str) -> str:
     """What changes when any file in a folder does: a digest over their paths, sizes and times.
 
     Raises:
-        SourceError: a symbolic link in it leads back to a folder above.
+        SourceError: a symbolic link in it leads back to a folder above, or what lies in it is no plain file.
         OSError: it cannot be read.
     """
     # A sum does not depend on the order in which files come, and so none has to be remembered to be sorted.
@@ -304,18 +301,12 @@ def _states(folder: str) -> Iterator[bytes]:
                     left.append((below, (*above, identity)))
                 else:
                     status = child.stat()
+                    try:
+                        check_regular(status.st_mode)
+                    except SourceError as error:
+                        raise SourceError(f"at {printable(below)}: {error}") from None
                     yield os.fsencode(f"{below}\0{status.st_size}-{status.st_mtime_ns}")
 
 
 def _failure(name: str, path: str, reason: str) -> Failure:
     return Failure(printable(name), printable(path), None, "source", reason)
-
-
-def _kind(mode: int) -> str:
-    kinds = {
-        stat.S_ISREG: "a regular file",
-        stat.S_ISDIR: "a folder",
-        stat.S_ISFIFO: "a pipe",
-        stat.S_ISSOCK: "a socket",
-    }
-    return next((name for test, name in kinds.items() if test(mode)), "a device")

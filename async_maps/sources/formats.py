@@ -64,11 +64,16 @@ class Reader(Protocol):
             OSError: it cannot be read.
         """
 
-    def read(self, part: Part) -> NDArray[Any]:
+    def read(self, part: Part, max_pixels: int | None = None) -> NDArray[Any]:
         """Read one of them: any array; whether it is an activation map is for colorize to say.
 
+        Args:
+            part: which.
+            max_pixels: refuse one that has more, before any memory is taken for it.
+
         Raises:
-            SourceError: the file is not what its name says; the message says what was expected and what was found.
+            SourceError: the file is not what its name says; the message says what was expected and what was found. Or
+                the map is too large.
             OSError: it cannot be read.
         """
 
@@ -136,10 +141,15 @@ class Readers:
     """Reads maps wherever they lie, and keeps the last file open: its next map costs no second look at its directory.
 
     For one thread at a time.
+
+    Args:
+        storages: where files lie; a disk only if None.
+        max_pixels: refuse maps that have more; None for none.
     """
 
-    def __init__(self, storages: Storages | None = None) -> None:
+    def __init__(self, storages: Storages | None = None, max_pixels: int | None = None) -> None:
         self._storages = storages or Storages()
+        self._max_pixels = max_pixels
         self._path = ""
         self._reader: Reader | None = None
 
@@ -155,14 +165,15 @@ class Readers:
         """Read one listed map.
 
         Raises:
-            SourceError: the file is not what its name says; the message says what was expected and what was found.
+            SourceError: the file is not what its name says, or the map is too large; the message says what was expected
+                and what was found.
             OSError: it cannot be read.
         """
         if self._reader is None or path != self._path:
             self.close()
             self._path, self._reader = path, open_reader(path, self._storages.of(path))
         try:
-            return self._reader.read(part)
+            return self._reader.read(part, self._max_pixels)
         except BaseException:
             # What a damaged file has done to its reader is not for the next map to suffer.
             self.close()

@@ -13,6 +13,7 @@ import numpy as np
 
 from async_maps.errors import MissingExtraError, SourceError
 from async_maps.sources.formats import one_sentence
+from async_maps.sources.size import check_chunk, check_size
 from async_maps.sources.stacks import check_position, maps_in_array, plane_shape, stack_length
 
 if TYPE_CHECKING:
@@ -71,17 +72,20 @@ class Hdf5Reader:
         if empty:
             raise SourceError("the file holds no dataset of numbers in two or more dimensions")
 
-    def read(self, part: list[Any]) -> NDArray[Any]:
+    def read(self, part: list[Any], max_pixels: int | None = None) -> NDArray[Any]:
         """Read one dataset, or of a stack only the one map."""
         path, index = part
         with one_sentence(f"the file is damaged at {path!r}"):
             dataset = self._open(path)
             if _lies_elsewhere(dataset):
                 raise SourceError("a dataset whose data lie in other files (virtual or external): those are not read")
-            if index is None:
-                return np.asarray(dataset[()])
-            check_position(f"the dataset {path!r}", dataset.shape, index)
-            return np.asarray(dataset[index]).reshape(plane_shape(dataset.shape))
+            shape, itemsize = dataset.shape, dataset.dtype.itemsize
+            if index is not None:
+                check_position(f"the dataset {path!r}", shape, index)
+                shape = plane_shape(shape)
+            check_size(shape, itemsize, max_pixels)
+            check_chunk(dataset.chunks or (), itemsize, max_pixels)
+            return np.asarray(dataset[() if index is None else index]).reshape(shape)
 
     def close(self) -> None:
         """Close the file."""

@@ -48,6 +48,7 @@ async def list_maps(
     *,
     s3: S3Settings | None = None,
     known: Known | None = None,
+    max_pixels: int | None = None,
 ) -> AsyncGenerator[list[Entry], None]:
     """The maps of a source, as many at a time as are there at once.
 
@@ -58,6 +59,7 @@ async def list_maps(
         value_range: a known one, by which tensors are quantised where they lie; without it arrays stay as they are.
         s3: how patient the client of S3 is.
         known: as for :func:`open_source`.
+        max_pixels: an array in memory that has more is a failure; one in a file is refused when it is read.
 
     The iterator is closed afterwards, if it can be: at once, or when its thread comes back from it.
 
@@ -70,7 +72,7 @@ async def list_maps(
         try:
             async for pair in pairs:
                 found = True
-                yield [await take_array(*_pair(pair), value_range)]
+                yield [await take_array(*_pair(pair), value_range, max_pixels)]
         finally:
             if hasattr(pairs, "aclose"):
                 await pairs.aclose()
@@ -85,7 +87,8 @@ async def list_maps(
     else:
         opening = partial(open_source, s3=s3, known=known)
         opened = source if not isinstance(source, str | PathLike) else await to_thread.run_sync(opening, source)
-        async with aclosing(_in_thread(iter(opened), partial(array_map, value_range=value_range))) as batches:
+        take = partial(array_map, value_range=value_range, max_pixels=max_pixels)
+        async with aclosing(_in_thread(iter(opened), take)) as batches:
             async for batch in batches:
                 found = True
                 yield batch
@@ -96,11 +99,11 @@ async def list_maps(
         raise SourceError(f"{place} holds no activation maps ({', '.join(FORMATS)})")
 
 
-async def take_array(name: str, array: Any, value_range: ValueRange | None) -> Entry:
+async def take_array(name: str, array: Any, value_range: ValueRange | None, max_pixels: int | None = None) -> Entry:
     """:func:`~async_maps.sources.arrays.array_map`, without blocking the event loop."""
     if isinstance(array, np.ndarray):
-        return array_map(name, array, value_range)
-    return await to_thread.run_sync(array_map, name, array, value_range)
+        return array_map(name, array, value_range, max_pixels)
+    return await to_thread.run_sync(array_map, name, array, value_range, max_pixels)
 
 
 def _pair(item: Any) -> tuple[str, Any]:

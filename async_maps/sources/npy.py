@@ -16,6 +16,7 @@ from numpy.lib import format as npy_format
 
 from async_maps.errors import SourceError
 from async_maps.sources.formats import Found
+from async_maps.sources.size import check_size
 from async_maps.sources.stacks import check_position, plane_shape, position_names, read_names, stack_length
 
 if TYPE_CHECKING:
@@ -27,8 +28,11 @@ if TYPE_CHECKING:
     from async_maps.sources.storage import Storage
 
 
-_DAMAGE = (ValueError, TypeError, LookupError, ArithmeticError, SyntaxError, TokenError, RecursionError, MemoryError)
-"""NumPy evaluates a header as a Python literal: a damaged one can end in any of these."""
+_DAMAGE = (
+    ValueError, TypeError, LookupError, ArithmeticError, SyntaxError, TokenError, RecursionError, MemoryError, Warning,
+)  # fmt: skip
+"""NumPy evaluates a header as a Python literal: a damaged one can end in any of these. Of some it only warns, which is
+an error for those who have set it so."""
 
 _PIECE = 2**20
 _MAX_HEADER = 10_000
@@ -58,10 +62,10 @@ class NpyReader:
         self._file.seek(0)
         yield from maps_in_stream(self._file, self._size, self._names)
 
-    def read(self, part: int | None) -> NDArray[Any]:
+    def read(self, part: int | None, max_pixels: int | None = None) -> NDArray[Any]:
         """Read the map, or one of the stack."""
         self._file.seek(0)
-        return read_stream(self._file, self._size, part, piece=sys.maxsize)
+        return read_stream(self._file, self._size, part, max_pixels, piece=sys.maxsize)
 
     def close(self) -> None:
         """Close the file."""
@@ -75,6 +79,8 @@ class NpyReader:
             return
         except OSError as error:
             raise SourceError(f"its list of names cannot be read: {error.strerror}") from error
+        except SourceError as error:
+            raise SourceError(f"its list of names cannot be read: {error}") from None
         with file:
             # A list that does not fit names not one map: its errors come before its names.
             for _ in read_names(file, length):
@@ -114,7 +120,9 @@ def maps_in_stream(
             yield Found(name, index, map_bytes)
 
 
-def read_stream(file: IO[bytes], size: int, part: int | None = None, piece: int = _PIECE) -> NDArray[Any]:
+def read_stream(
+    file: IO[bytes], size: int, part: int | None = None, max_pixels: int | None = None, *, piece: int = _PIECE
+) -> NDArray[Any]:
     """Read the array, or one map of the stack, from a file of ``size`` bytes that is at its start; never unpickles.
 
     The header is checked against the size before any memory is taken, so a header of 200 bytes that claims a terabyte
@@ -124,17 +132,19 @@ def read_stream(file: IO[bytes], size: int, part: int | None = None, piece: int 
         file: binary.
         size: bytes.
         part: the position in a stack.
+        max_pixels: refuse a map that has more.
         piece: so many bytes are read at a time, because a member of an archive reads into memory of its own first; a
             file that is no member is asked for all at once, which in S3 is a request.
 
     Raises:
-        SourceError: no ``.npy`` file, pickled objects, or shorter than its header says.
+        SourceError: no ``.npy`` file, pickled objects, shorter than its header says, or too large.
         OSError: it cannot be read.
     """
     header = _read_header(file, size)
     shape = header.shape
     if part is not None:
         shape = _seek_map(file, header, part)
+    check_size(shape, header.dtype.itemsize, max_pixels)
     data = np.empty(math.prod(shape) * header.dtype.itemsize, np.uint8)
     filled = 0
     while count := file.readinto(data.data[filled : filled + piece]):  # type: ignore[attr-defined]  # binary files have it

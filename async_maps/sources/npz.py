@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from async_maps.sources.storage import Storage
+
+
+_MAX_RATIOS = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: 1032}
+_MAX_RATIO_OTHERS = 2_000_000
+"""To how many bytes one can be unpacked at most: a fact of Deflate; more than bzip2 and LZMA make of zeros."""
 
 
 def open_reader(path: str, storage: Storage) -> NpzReader:
@@ -34,6 +40,7 @@ class NpzReader:
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
         try:
+            self._size = file.seek(0, os.SEEK_END)
             self._archive = zipfile.ZipFile(file)
         except BaseException as error:
             file.close()
@@ -52,7 +59,7 @@ class NpzReader:
         if empty:
             raise SourceError("the archive holds no arrays (.npy)")
 
-    def read(self, part: tuple[str, int | None]) -> NDArray[Any]:
+    def read(self, part: tuple[str, int | None], max_pixels: int | None = None) -> NDArray[Any]:
         """Read one array, or one map of a stack; never unpickles."""
         member, index = part
         try:
@@ -60,8 +67,9 @@ class NpzReader:
         except KeyError:
             raise SourceError(f"the archive holds no array {member!r} any more") from None
         try:
+            self._check_size(info)
             with self._archive.open(info) as file:
-                return npy.read_stream(file, info.file_size, index)
+                return npy.read_stream(file, info.file_size, index, max_pixels)
         except (SourceError, OSError):
             raise
         except Exception as error:  # what a damaged archive ends in differs from one compression to the next
@@ -72,9 +80,24 @@ class NpzReader:
         self._archive.close()
         self._file.close()
 
+    def _check_size(self, info: zipfile.ZipInfo) -> None:
+        """Believe a member's size only as far as its bytes could unpack to that: a stack of it is listed map by map.
+
+        Raises:
+            SourceError: they could not.
+        """
+        member = info.filename.removesuffix(".npy")
+        packed = min(info.compress_size, self._size)
+        if info.file_size > packed * _MAX_RATIOS.get(info.compress_type, _MAX_RATIO_OTHERS):
+            raise SourceError(
+                f"the archive is damaged at {member!r}: it claims {info.file_size:,} bytes, more than its {packed:,} "
+                "could be unpacked to"
+            )
+
     def _maps_in(self, info: zipfile.ZipInfo) -> Iterator[Found]:
         member = info.filename.removesuffix(".npy")
         try:
+            self._check_size(info)
             with self._archive.open(info) as file:
                 for found in npy.maps_in_stream(file, info.file_size):
                     name = member if found.name is None else f"{member}/{found.name}"

@@ -16,6 +16,7 @@ import numpy as np
 
 from async_maps.errors import SourceError
 from async_maps.sources.formats import Found
+from async_maps.sources.size import MAX_DIMENSIONS, check_size
 from async_maps.sources.stacks import check_position, maps_in_array, plane_shape
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ class SafetensorsReader:
         if empty:
             raise SourceError("the file holds no tensor of two or more dimensions")
 
-    def read(self, part: list[Any]) -> NDArray[Any]:
+    def read(self, part: list[Any], max_pixels: int | None = None) -> NDArray[Any]:
         """Read one tensor, or one map of a stack; bfloat16 becomes float32, which holds each of its values."""
         name, index = part
         tensor = self._tensor(name)
@@ -113,6 +114,7 @@ class SafetensorsReader:
             check_position(f"the tensor {name!r}", shape, index)
             shape, size = plane_shape(shape), size // shape[0]
             start += index * size
+        check_size(shape, np.dtype(_DTYPES[tensor.dtype]).itemsize, max_pixels)
         self._file.seek(self._data + start)
         data = np.empty(size, np.uint8)
         filled = 0
@@ -141,7 +143,9 @@ class SafetensorsReader:
             raise SourceError(f"the file holds no tensor {name!r} any more")
         try:
             dtype, shape, (start, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
-            sound = isinstance(dtype, str) and all(type(number) is int and number >= 0 for number in (*shape, start))
+            # A header has room for millions of dimensions: too many to be multiplied.
+            sound = isinstance(dtype, str) and len(shape) <= MAX_DIMENSIONS
+            sound = sound and all(type(number) is int and number >= 0 for number in (*shape, start))
             size = math.prod(shape) * np.dtype(_DTYPES[dtype]).itemsize if sound and dtype in _DTYPES else end - start
             sound = sound and type(end) is int and start <= end and end - start == size
         except (LookupError, TypeError, ValueError):

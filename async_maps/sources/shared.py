@@ -34,10 +34,15 @@ def shares_reads(map_: ActivationMap) -> bool:
 
 
 class SharedReaders:
-    """:class:`~async_maps.sources.formats.Readers` for any number of threads, who take turns."""
+    """:class:`~async_maps.sources.formats.Readers` for any number of threads, who take turns.
 
-    def __init__(self, storages: Storages) -> None:
-        self._readers = Readers(storages)
+    Args:
+        storages: where files lie.
+        max_pixels: refuse maps that have more; None for none.
+    """
+
+    def __init__(self, storages: Storages, max_pixels: int | None = None) -> None:
+        self._readers = Readers(storages, max_pixels)
         self._turn = Lock()
 
     def __enter__(self) -> SharedReaders:

@@ -23,7 +23,8 @@ def stack_length(shape: tuple[int, ...]) -> int | None:
     """
     stack = len(shape) == 3 and shape[2] not in _CHANNELS
     stack |= len(shape) == 4 and 1 in {shape[1], shape[3]}
-    return shape[0] if stack and shape[0] else None
+    # Of maps without a pixel there may be any number in a file of no bytes: one failure says it all.
+    return shape[0] if stack and 0 not in shape else None
 
 
 def maps_in_array(path: str, shape: tuple[int, ...], size: int) -> Iterator[Found]:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import stat
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Protocol
+
+from async_maps.errors import SourceError
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -32,8 +37,8 @@ class Disk:
     """Files on a disk of this machine."""
 
     def open(self, path: str) -> BinaryIO:
-        """The file, open."""
-        return open(path, "rb")
+        """The file, open; a pipe or a device, whose bytes may never come, is refused even if it was a file before."""
+        return open(path, "rb", opener=_open_at_once)
 
     def zarr_store(self, path: str) -> Any:
         """The folder's path."""
@@ -86,6 +91,45 @@ class Storages:
                 self._s3.close()
 
 
+def check_regular(mode: int, folder: bool = False) -> None:
+    """Refuse what is no plain file, or no folder.
+
+    Args:
+        mode: as ``os.stat`` tells it.
+        folder: whether a folder is expected.
+
+    Raises:
+        SourceError: it is something else.
+    """
+    if not (stat.S_ISDIR if folder else stat.S_ISREG)(mode):
+        expected = "a folder" if folder else "a regular file"
+        raise SourceError(f"expected {expected}, found {_kind(mode)}")
+
+
 def is_remote(path: str) -> bool:
     """Whether a file lies in S3: then threads of this process read it, many at once, instead of worker processes."""
     return path.startswith("s3://")
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    # Else the opening of a pipe waits until somebody writes into it.
+    descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+        check_regular(mode)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _kind(mode: int) -> str:
+    kinds = {
+        stat.S_ISREG: "a regular file",
+        stat.S_ISDIR: "a folder",
+        stat.S_ISFIFO: "a pipe",
+        stat.S_ISSOCK: "a socket",
+    }
+    return next((name for test, name in kinds.items() if test(mode)), "a device")

@@ -5,6 +5,7 @@ Other members, the images and labels of the same samples, are passed over.
 
 from __future__ import annotations
 
+import io
 import os
 import tarfile
 from typing import TYPE_CHECKING
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from async_maps.sources.storage import Storage
 
 _SUFFIX = ".npy"
+_MAX_READ = 2**20
+"""What is read of a member comes in pieces of that; a name or a list of attributes is never as long."""
 
 
 def open_reader(path: str, storage: Storage) -> TarReader:
@@ -47,7 +50,7 @@ class TarReader:
             self._size = file.seek(0, os.SEEK_END)
             file.seek(0)
             with one_sentence("expected a tar archive that is not compressed"):
-                self._archive = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115  # closed in close()
+                self._archive = tarfile.open(fileobj=_Bounded(file), mode="r:")  # noqa: SIM115  # closed in close()
         except BaseException:
             file.close()
             raise
@@ -62,7 +65,7 @@ class TarReader:
         if empty:
             raise SourceError("the archive holds no arrays (.npy)")
 
-    def read(self, part: list[Any] | None) -> NDArray[Any]:
+    def read(self, part: list[Any] | None, max_pixels: int | None = None) -> NDArray[Any]:
         """Read one array, or one map of a stack; never unpickles."""
         if part is None:
             raise SourceError("in the archive it is a link, a device or a sparse file: only plain files are read")
@@ -72,7 +75,7 @@ class TarReader:
         member = tarfile.TarInfo()
         member.offset_data, member.size = offset, size
         with one_sentence("the archive is damaged"), self._open(member) as file:
-            return npy.read_stream(file, member.size, index)
+            return npy.read_stream(file, member.size, index, max_pixels)
 
     def close(self) -> None:
         """Close the archive."""
@@ -87,7 +90,7 @@ class TarReader:
         """
         self._file.seek(0)
         end = 0
-        with tarfile.open(fileobj=self._file, mode="r:") as archive:
+        with tarfile.open(fileobj=_Bounded(self._file), mode="r:") as archive:
             while True:
                 with one_sentence(f"the archive is cut off or damaged after {min(end, self._size):,} bytes"):
                     member = archive.next()
@@ -124,3 +127,32 @@ class TarReader:
         if file is None:
             raise SourceError("in the archive it is no file")
         return file
+
+
+class _Bounded(io.BufferedIOBase):
+    """A file as tarfile sees it: tarfile reads a member's name at once, however many gigabytes that claims to have."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+
+    def seekable(self) -> bool:
+        """Yes."""
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Go to a position."""
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        """The position."""
+        return self._file.tell()
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Some bytes.
+
+        Raises:
+            SourceError: they are more than any part of an archive should have.
+        """
+        if size is None or not 0 <= size <= _MAX_READ:
+            raise SourceError(f"the archive is damaged: a name or attributes of {size:,} bytes")
+        return self._file.read(size)

@@ -9,6 +9,7 @@ import numpy as np
 
 from async_maps.errors import MissingExtraError, SourceError
 from async_maps.sources.formats import Found, one_sentence
+from async_maps.sources.size import check_chunk, check_size
 from async_maps.sources.stacks import check_position, maps_in_array, plane_shape
 
 if TYPE_CHECKING:
@@ -71,16 +72,18 @@ class ZarrReader:
         if empty:
             raise SourceError("the hierarchy holds no array of numbers in two or more dimensions")
 
-    def read(self, part: list[Any]) -> NDArray[Any]:
+    def read(self, part: list[Any], max_pixels: int | None = None) -> NDArray[Any]:
         """Read one array, or one map of a stack."""
         path, index = part
         with one_sentence(f"the hierarchy is damaged at {path!r}"):
             array = self._open(path)
-            if index is None:
-                return np.asarray(array[...])
-            shape = array.shape
-            check_position(f"the array {path!r}", shape, index)
-            return self._map_of(array, index).reshape(plane_shape(shape))
+            shape, itemsize = array.shape, array.dtype.itemsize
+            if index is not None:
+                check_position(f"the array {path!r}", shape, index)
+                shape = plane_shape(shape)
+            check_size(shape, itemsize, max_pixels)
+            check_chunk(array.chunks, itemsize, max_pixels)
+            return np.asarray(array[...]) if index is None else self._map_of(array, index).reshape(shape)
 
     def close(self) -> None:
         """Forget the block; nothing is held open."""
