@@ -235,7 +235,8 @@ def test_a_signal_finishes_what_is_in_flight_and_the_next_run_does_the_rest(
 ) -> None:
     for i in range(1200):
         np.save(maps / f"{i:04}.npy", random_map(i, (64, 64)))
-    command = ("run", maps, f"s3://{bucket}/x", "--progress", "none", "--manifest", "m.sqlite", "--concurrency", 4)
+    command = ("run", maps, f"s3://{bucket}/x", "--progress", "none", "--manifest", "m.sqlite", "--concurrency", 4,
+               "--chunk-maps", 16, "--queue-bytes", 65_536)  # fmt: skip  # so that little is in flight
     running = start(*command)
     while not done_rows("m.sqlite"):
         assert running.poll() is None
