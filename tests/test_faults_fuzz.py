@@ -45,14 +45,17 @@ _ENTRIES = 300
 
 @contextmanager
 def little_memory() -> Iterator[None]:
-    """Fails if this process takes more than 100 MiB on top of what it holds."""
+    """Fails if this process takes more than 100 MiB on top of what it holds; asks Linux, and elsewhere nobody."""
 
     def resident(line: str) -> int:
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(1024 * int(text.split()[1]) for text in lines if text.startswith(line))
 
-    # Forgets the peak of the tests before.
-    Path("/proc/self/clear_refs").write_text("5")
+    forget_peak = Path("/proc/self/clear_refs")
+    if not forget_peak.exists():
+        yield
+        return
+    forget_peak.write_text("5")
     before = resident("VmRSS:")
     yield
     assert resident("VmHWM:") - before < 100 * MIB
@@ -290,7 +293,7 @@ _NAMES = st.text(max_size=40) | st.lists(_PARTS | st.text(max_size=5), max_size=
 _TEMPLATES = st.sampled_from(["{name}.png", "{parent}/{stem}.png", "a/{stem}/{index:06}.png", "{stem}", "x{name}"])
 
 
-@pytest.mark.parametrize("cases", [300, pytest.param(2_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("cases", [200, pytest.param(2_000, marks=pytest.mark.slow)])
 def test_whatever_a_map_is_called_its_overlay_lies_below_the_destination(cases: int, tmp_path: Path) -> None:
     folder = tmp_path / "above" / "out"
     folder.mkdir(parents=True)

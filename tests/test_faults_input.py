@@ -331,6 +331,7 @@ def test_a_tensor_of_a_million_dimensions_costs_no_time(maps: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="asks Linux for the memory of a process")
 @pytest.mark.usefixtures(leaves_nothing.__name__)
 def test_a_huge_map_among_small_ones_runs_alone_and_the_memory_stays_in_its_bound(maps: Path, tmp_path: Path) -> None:
     side, queue = 6_000, 2 * MIB
