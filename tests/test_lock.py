@@ -164,18 +164,20 @@ def test_a_second_command_is_refused_at_once_and_after_kill_9_it_does_the_rest(
     np.save(maps / "stack.npy", np.random.default_rng(1).random((1500, 6, 6)))
     command = ("run", maps, "out", "--progress", "none", "--manifest", path)
     running = start(*command, "--workers", 1)
-    while not done_rows(str(path)):
-        assert running.poll() is None
-    # Whatever it is doing: a laptop that is closed goes on later.
-    os.kill(running.pid, signal.SIGSTOP)
-    assert invoke(*command, "--workers", 0) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert re.match(_held(path, running.pid), line.removeprefix("async-maps: error: "))
-    # It may read meanwhile.
-    assert invoke(*command, "--dry-run") == 0
-    assert invoke("export", path, "locators.csv") == 0
-    running.kill()
-    running.communicate()
+    try:
+        while not done_rows(str(path)):
+            assert running.poll() is None
+        # Whatever it is doing: a laptop that is closed goes on later.
+        os.kill(running.pid, signal.SIGSTOP)
+        assert invoke(*command, "--workers", 0) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert re.match(_held(path, running.pid), line.removeprefix("async-maps: error: "))
+        # It may read meanwhile.
+        assert invoke(*command, "--dry-run") == 0
+        assert invoke("export", path, "locators.csv") == 0
+    finally:
+        running.kill()
+        running.communicate()
     assert invoke(*command, "--workers", 0) == 0
     assert done_rows(str(path)) == len(list((tmp_path / "out" / "stack").glob("*.png"))) == 1500
     assert not list(tmp_path.glob("m.sqlite-*"))
