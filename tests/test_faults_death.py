@@ -12,22 +12,28 @@ import sys
 import time
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import aioboto3
 import numpy as np
 import pytest
-from anyio import CapacityLimiter, create_task_group
+from anyio import CapacityLimiter, create_memory_object_stream, create_task_group
 
 import async_maps as am
+from async_maps.arena import Arena
+from async_maps.chunks import ColorizeStage
+from async_maps.colormap import ColormapJet, color_table
 from async_maps.manifest import Manifest
+from async_maps.meters import Meter
+from async_maps.pool import ProcessWorker
+from async_maps.ranges import UNIT
+from async_maps.records import ActivationMap, Bitmap, Job
 from async_maps.stores.memory import MemoryStore
+from async_maps.worker import Recipe
 from tests.leftovers import children, leaves_nothing
 from tests.test_pipeline import decode, random_map, use_store
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from numpy.typing import NDArray
 
 pytestmark = pytest.mark.usefixtures(leaves_nothing.__name__)
@@ -207,3 +213,133 @@ async def test_workers_killed_at_random_lose_none_of_3_000_maps(
         assert np.array_equal(decode(store.objects[f"{i:04}.png"]), expected)
     with capsys.disabled():
         print(f"\n{kills} workers killed in {time.monotonic() - began:.0f} s; maps lost: 0")  # noqa: T201  # README's
+
+
+def hook(folder: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    """Let every interpreter that is started from now on begin with this code."""
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
+
+
+@pytest.mark.slow
+async def test_a_file_whose_reading_kills_is_one_failure_and_all_around_it_arrive(
+    maps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hook(
+        tmp_path / "hook",
+        monkeypatch,
+        "import os, signal, sys\n"
+        "def deadly(event, arguments):\n"
+        "    if event == 'open' and os.path.basename(str(arguments[0])) == '150.npy':\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "sys.addaudithook(deadly)\n",
+    )
+    for i in range(300):
+        np.save(maps / f"{i:03}.npy", random_map(i))
+    async with am.Pipeline(tmp_path / "out", settings=am.Settings(workers=2)) as pipeline:
+        report = await pipeline.run(maps)
+    assert (report.uploaded, report.failed) == (299, 1)
+    failure = report.failures[0]
+    assert (failure.name, failure.stage) == ("150", "colorize")
+    assert failure.reason == "a worker process was killed by signal 9 (out of memory?) over this map, time and again"
+    assert len(list((tmp_path / "out").glob("*.png"))) == 299
+
+
+@pytest.mark.slow
+async def test_workers_that_cannot_be_started_again_end_the_run_with_one_sentence_and_the_next_does_the_rest(
+    maps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As the kernel does that has no memory left.
+    hook(
+        tmp_path / "hook",
+        monkeypatch,
+        "import os, signal\n"
+        f"with open({str(tmp_path / 'starts')!r}, 'a') as starts:\n"
+        "    starts.write('.')\n"
+        f"if os.path.exists({str(tmp_path / 'no-memory')!r}):\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n",
+    )
+    for i in range(2000):
+        np.save(maps / f"{i:04}.npy", random_map(i))
+    slowed(monkeypatch, 0.01)
+    settings = am.Settings(workers=2, concurrency=4, queue_bytes=50_000)
+    report, manifest = am.Report(), tmp_path / "m.sqlite"
+
+    async def run(destination: Path | str) -> None:
+        async with am.Pipeline(destination, settings=settings) as pipeline:
+            running = asyncio.create_task(pipeline.run(maps, manifest=manifest, report=report))
+            while not report.uploaded:  # noqa: ASYNC110  # it is counted, not announced
+                await asyncio.sleep(0.01)
+            (tmp_path / "no-memory").touch()
+            for worker in children():
+                os.kill(worker, signal.SIGKILL)
+            await running
+
+    with pytest.raises(am.WorkerError) as caught:
+        await asyncio.wait_for(run("memory://"), 30)
+    assert str(caught.value) == (
+        "a worker process was killed by signal 9 (out of memory?) while it was started again, 6 times in a row; "
+        "fewer workers take less memory"
+    )
+    # The first two, and six attempts at the most for each of them.
+    assert 2 + 6 <= len((tmp_path / "starts").read_text()) <= 2 + 2 * 6
+    with Manifest(manifest, read_only=True) as opened:
+        assert opened.counts() == {"done": report.uploaded}
+    assert 0 < report.uploaded < 2000
+
+    (tmp_path / "no-memory").unlink()
+    async with am.Pipeline("memory://", settings=settings) as pipeline:
+        rest = await pipeline.run(maps, manifest=manifest)
+    assert (rest.uploaded, rest.skipped, rest.failed) == (2000 - report.uploaded, report.uploaded, 0)
+
+
+async def test_a_map_is_not_blamed_for_a_worker_that_died_while_the_map_waited_for_room() -> None:
+    failures: list[object] = []
+    received: list[Bitmap] = []
+    jobs, jobs_out = create_memory_object_stream[Job](1)
+    bitmaps, bitmaps_out = create_memory_object_stream[list[Bitmap]](1)
+
+    async def receive() -> None:
+        async with bitmaps_out:
+            async for batch in bitmaps_out:
+                received.extend(batch)
+                for bitmap in batch:
+                    bitmap.release()
+
+    with Arena(2**16) as arena:
+        worker = ProcessWorker(Recipe(color_table(ColormapJet())), arena)
+        await worker.start()
+        stage = ColorizeStage(arena, chunk_maps=4, chunk_bytes=2**16, channels=1, meter=Meter(1))
+        all_of_it = await arena.take(arena.size)
+        async with create_task_group() as tasks:
+            tasks.start_soon(stage.run, worker, jobs_out, bitmaps)
+            tasks.start_soon(receive)
+            await jobs.send(Job(ActivationMap("a", "a", None, 0, array=random_map(1)), failures.append, UNIT))
+            await asyncio.sleep(0.05)
+            while not received and not failures:
+                # It dies while its map is in the line for a block, behind all of the memory and before all of it.
+                after_it = asyncio.create_task(arena.take(arena.size))
+                await asyncio.sleep(0)
+                assert worker.pid is not None
+                os.kill(worker.pid, signal.SIGKILL)
+                await asyncio.sleep(0.05)
+                all_of_it.release()
+                all_of_it = await after_it
+                if not received:
+                    # Until the worker runs again and the map is in the line once more.
+                    await asyncio.sleep(1)
+            all_of_it.release()
+            jobs.close()
+        await worker.stop()
+    assert failures == []
+    assert [bitmap.job.map.name for bitmap in received] == ["a"]
+
+
+@pytest.mark.parametrize("heard", [b"", b"\0\0", b"\0\0\1\0{"], ids=["nothing", "half a length", "half a message"])
+def test_a_worker_whose_parent_died_while_it_started_ends_without_a_word(heard: bytes) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "from async_maps.worker import main; main()"],
+        input=heard, capture_output=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
