@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _PAGE = mmap.ALLOCATIONGRANULARITY
+_NOTHING = np.empty(0, np.uint8)
 
 
 def map_memory(descriptor: int, size: int) -> NDArray[np.uint8]:
@@ -54,6 +55,8 @@ class Block:
         """One holder less; the last one gives the block back, and no view of it may be touched any more."""
         self._holders -= 1
         if self._holders == 0:
+            # Whoever still knows of the block, such as the traceback of an error, must not keep the memory mapped.
+            self.memory = _NOTHING
             self._arena.give_back(self)
 
 
@@ -90,7 +93,7 @@ class Arena:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         os.close(self.descriptor)
-        self._memory = np.empty(0, np.uint8)
+        self._memory = _NOTHING
 
     async def take(self, size: int) -> Block:
         """Wait for a block of at least ``size`` bytes, held once. Cancelled, nothing was taken.

@@ -11,7 +11,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 import numpy as np
-from anyio import CapacityLimiter, EndOfStream, WouldBlock, to_thread
+from anyio import CapacityLimiter, EndOfStream, WouldBlock, sleep, to_thread
 
 from async_maps.errors import WorkerError
 from async_maps.records import Bitmap
@@ -27,11 +27,17 @@ if TYPE_CHECKING:
     from async_maps.pool import Worker
     from async_maps.records import Job
 
-_START_ATTEMPTS = 5
+_START_ATTEMPTS = 6
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 2.0
+"""Between two attempts: whatever took a worker's memory may be over in a moment."""
 _COPY_ON_LOOP_BYTES = 64 * 1024
 _ENCODE_BATCH_BYTES = 1024 * 1024
 """Bitmaps go to the encoders in batches of about this many bytes: large enough to be worth a hop between threads,
 small enough to share a chunk among several of them."""
+
+
+class _DiedOverItError(Exception):
+    """A worker died while it had a chunk."""
 
 
 class ColorizeStage:
@@ -77,8 +83,8 @@ class ColorizeStage:
                 while chunk:
                     try:
                         done, wanted = await self._colorize(worker, chunk, wanted, bitmaps)
-                    except WorkerError:
-                        await _start_again(worker)
+                    except _DiedOverItError:
+                        await self._start_again(worker)
                         await self._colorize_singly(worker, chunk, bitmaps)
                         done = len(chunk)
                     chunk = chunk[done:]
@@ -111,10 +117,32 @@ class ColorizeStage:
                     while not done:
                         done, wanted = await self._colorize(worker, [job], wanted, bitmaps)
                     break
-                except WorkerError as error:
-                    await _start_again(worker)
+                except _DiedOverItError as error:
+                    await self._start_again(worker)
                     if last:
                         job.without_array().fail("colorize", f"{error} over this map, time and again")
+
+    async def _start_again(self, worker: Worker) -> None:
+        """Replace a worker that died; whatever killed it may kill its successor too, but not for ever.
+
+        While other workers get on, it is tried without end: those may well do all there is to do.
+
+        Raises:
+            WorkerError: none would start, and nobody got on.
+        """
+        attempts, maps = 0, self._meter.maps
+        while True:
+            try:
+                return await worker.start()
+            except WorkerError as error:
+                if self._meter.maps > maps:
+                    attempts, maps = 0, self._meter.maps
+                attempts += 1
+                if attempts == _START_ATTEMPTS:
+                    raise WorkerError(
+                        f"{error} while it was started again, {attempts} times in a row; fewer workers take less memory"
+                    ) from error
+            await sleep(min(_FIRST_WAIT_S * 2 ** (attempts - 1), _LONGEST_WAIT_S))
 
     async def _colorize(
         self, worker: Worker, chunk: list[Job], wanted: int, bitmaps: MemoryObjectSendStream[list[Bitmap]]
@@ -131,7 +159,8 @@ class ColorizeStage:
             how many maps are done, and how many bytes the next one wants.
 
         Raises:
-            WorkerError: the worker died; nothing was sent on.
+            _DiedOverItError: the worker died; nothing was sent on.
+            WorkerError: it had died before, and could not be started again.
         """
         pixels = [self._pixels(job) for job in chunk]
         need = sum(pixels)
@@ -145,9 +174,15 @@ class ColorizeStage:
             chunk[0].without_array().fail("colorize", f"is too large: {error}")
             return 1, 0
         try:
-            started = perf_counter()
             requests = await self._copy_inputs(chunk, block, inputs)
-            reply = await worker.colorize(block, inputs, requests)
+            if not worker.is_alive:
+                # While it waited, of nothing that these maps have done.
+                await self._start_again(worker)
+            started = perf_counter()
+            try:
+                reply = await worker.colorize(block, inputs, requests)
+            except WorkerError as error:
+                raise _DiedOverItError(str(error)) from error
             self._meter.worked(perf_counter() - started, len(reply.results))
             batches = self._batches(chunk, reply.results, block)
         finally:
@@ -204,15 +239,3 @@ class ColorizeStage:
 def _input_bytes(job: Job) -> int:
     """Bytes that a map takes in the block before it is colorized: none if it lies in a file."""
     return 0 if job.map.array is None else aligned(job.map.array.nbytes)
-
-
-async def _start_again(worker: Worker) -> None:
-    """Replace a worker that died; whatever killed it may kill its successor too, but not for ever.
-
-    Raises:
-        WorkerError: none would start.
-    """
-    for _ in range(_START_ATTEMPTS - 1):
-        with suppress(WorkerError):
-            return await worker.start()
-    return await worker.start()

@@ -39,8 +39,12 @@ _STOP_TIMEOUT_S = 5.0
 class Worker(Protocol):
     """Colorizes one chunk at a time."""
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether it can be given a chunk, as far as is known."""
+
     async def start(self) -> None:
-        """Make it ready: kernels warm. Raises WorkerError if it cannot be."""
+        """Make it ready, also again when it has died: kernels warm. Raises WorkerError if it cannot be."""
 
     async def colorize(self, block: Block, free_from: int, requests: list[Request]) -> Reply:
         """Colorize maps into a block. Raises WorkerError if the worker dies over it."""
@@ -58,6 +62,11 @@ class ThreadWorker:
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
         self._thread = CapacityLimiter(1)
+
+    @property
+    def is_alive(self) -> bool:
+        """Always: a thread cannot be killed."""
+        return True
 
     async def start(self) -> None:
         """Warm the kernels."""
@@ -96,8 +105,15 @@ class ProcessWorker:
         """The process's number, while it runs."""
         return self._process.pid if self._process else None
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether its process runs, as far as the event loop has heard."""
+        return self._process is not None and self._process.returncode is None
+
     async def start(self) -> None:
         """Start the interpreter and wait until its kernels are warm."""
+        # Of one that died while nobody spoke to it, the pipes are still open.
+        await self._kill()
         # One worker is one core: libraries in it must not start a thread for each of them.
         single = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
         # Milliseconds; cancelled amid them, there would be a process that nobody knows of.

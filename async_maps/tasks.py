@@ -59,8 +59,12 @@ class OrderlyTask(Generic[T]):
     async def cancel(self) -> None:
         """Cancel it and wait until it has ended; its own error is not raised."""
         self._scope.cancel()
+        # Also if we are cancelled once more and do not wait: the loop need not complain that nobody saw its error.
+        self.task.add_done_callback(_see)
         with CancelScope(shield=True):
             await asyncio.wait({self.task})
-        if not self.task.cancelled():
-            # Seen: the loop need not complain that nobody asked.
-            self.task.exception()
+
+
+def _see(task: asyncio.Task[Any]) -> None:
+    if not task.cancelled():
+        task.exception()

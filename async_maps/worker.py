@@ -231,10 +231,11 @@ def frame(message: object) -> bytes:
 
 
 def _receive(file: IO[bytes]) -> Any:
+    """The next message; None when no whole one comes any more, as its sender has stopped or died amid it."""
     head = file.read(4)
-    if len(head) < 4:
-        return None
-    return json.loads(file.read(int.from_bytes(head, "big")))
+    size = int.from_bytes(head, "big")
+    body = file.read(size) if len(head) == 4 else b""
+    return json.loads(body) if body and len(body) == size else None
 
 
 def main() -> None:
@@ -248,6 +249,8 @@ def main() -> None:
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
 
     hello = _receive(requests)
+    if hello is None:
+        return
     table = np.frombuffer(bytes.fromhex(hello["table"]), np.uint8).reshape(256, 4)
     recipe = Recipe(table, hello["png"], hello["invalid"], hello["max_pixels"])
     memory = map_memory(hello["descriptor"], hello["size"])

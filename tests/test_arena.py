@@ -345,3 +345,10 @@ class ArenaMachine(RuleBasedStateMachine):
 
 ArenaMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
 TestArenaMachine = ArenaMachine.TestCase
+
+
+async def test_a_block_that_was_given_back_keeps_nothing_mapped() -> None:
+    with Arena(2**16) as arena:
+        block = await arena.take(100)
+        block.release()
+    assert block.memory.size == 0
