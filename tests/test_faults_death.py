@@ -120,7 +120,7 @@ class KilledJob:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_job_killed_at_any_moment_and_run_again_ends_with_every_map_whole(
-    bucket: str, maps: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    bucket: str, maps: Path, tmp_path: Path
 ) -> None:
     expected = {}
     for i in range(300):
@@ -145,14 +145,16 @@ def test_a_job_killed_at_any_moment_and_run_again_ends_with_every_map_whole(
         sizes: dict[str, int] = {}
         for _ in range(CHAIN):
             left = 1 - len(sizes) / len(expected)
-            killed = job.run(rng.uniform(0, start + (life - start) * left)) == -signal.SIGKILL
-            kills += killed
+            # Seldom beyond the end of the run, which would be no kill.
+            status = job.run(rng.uniform(0, 0.85 * (start + (life - start) * left)))
             recorded, sizes = job.recorded(), asyncio.run(job.sizes())
             assert {locator: size for locator, (_, size) in recorded.items()}.items() <= sizes.items()
             torn += 0 < len(sizes) < len(expected)
-            if not killed or kills == KILLS:
+            kills += status == -signal.SIGKILL
+            if status == 0 or kills == KILLS:
                 break
-        assert job.run() == 0
+        if status != 0:
+            assert job.run() == 0
         with Manifest(job.manifest, read_only=True) as manifest:
             assert manifest.counts() == {"done": len(expected)}
         assert {name for name, _ in job.recorded().values()} == set(expected)
@@ -162,10 +164,9 @@ def test_a_job_killed_at_any_moment_and_run_again_ends_with_every_map_whole(
         assert not [path.name for path in job.manifest.parent.iterdir() if path.name not in {"tmp", "m.sqlite"}]
     # The moments did fall into all of a run's life.
     assert torn >= 3
-    with capsys.disabled():
-        print(  # noqa: T201  # README's
-            f"\n{kills} kills in {jobs} jobs, {torn} amid the uploads, {time.monotonic() - began:.0f} s; maps lost: 0"
-        )
+    print(  # noqa: T201  # README's
+        f"{kills} kills in {jobs} jobs, {torn} amid the uploads, {time.monotonic() - began:.0f} s; maps lost: 0"
+    )
 
 
 # Of a worker
@@ -188,9 +189,7 @@ def slowed(monkeypatch: pytest.MonkeyPatch, seconds: float) -> MemoryStore:
 
 
 @pytest.mark.slow
-async def test_workers_killed_at_random_lose_none_of_3_000_maps(
-    maps: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+async def test_workers_killed_at_random_lose_none_of_3_000_maps(maps: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for i in range(3000):
         np.save(maps / f"{i:04}.npy", random_map(i, (12, 16)))
     store = slowed(monkeypatch, 0.01)
@@ -211,8 +210,7 @@ async def test_workers_killed_at_random_lose_none_of_3_000_maps(
     for i in range(3000):
         expected = am.colorize_activation_map(random_map(i, (12, 16)))
         assert np.array_equal(decode(store.objects[f"{i:04}.png"]), expected)
-    with capsys.disabled():
-        print(f"\n{kills} workers killed in {time.monotonic() - began:.0f} s; maps lost: 0")  # noqa: T201  # README's
+    print(f"{kills} workers killed in {time.monotonic() - began:.0f} s; maps lost: 0")  # noqa: T201  # README's
 
 
 def hook(folder: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
