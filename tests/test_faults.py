@@ -83,6 +83,7 @@ async def test_a_quarter_of_all_puts_broken_in_every_way_costs_no_map(
     print(f"{proxy.faults:,} of {sum(proxy.counts.values()):,} PUTs broken, 0 of {count:,} maps lost")  # noqa: T201  # README's
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", FAULTS)
 @pytest.mark.parametrize("client", ["direct", "sdk"])
 async def test_each_fault_alone_is_survived_by_either_client(

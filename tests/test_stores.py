@@ -646,3 +646,19 @@ def test_only_the_store_that_is_used_is_imported(tmp_path: Path) -> None:
     )
     answer = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "[]"
+
+
+def test_what_a_killed_process_has_left_is_gone_when_its_file_is_written_again(tmp_path: Path) -> None:
+    program = (
+        "import os, sys; from async_maps.stores.files import FileStore; os.replace = lambda *_: os._exit(9); "
+        "FileStore(sys.argv[1])._write('a.png', b'half')"
+    )
+    assert subprocess.run([sys.executable, "-c", program, tmp_path], check=False).returncode == 9
+    (left,) = tmp_path.iterdir()
+    store = FileStore(tmp_path)
+    asyncio.run(store.put("a.png", b"pixels"))
+    # It may be somebody's who is at work.
+    assert set(tmp_path.iterdir()) == {left, tmp_path / "a.png"}
+    os.utime(left, (1, 1))
+    asyncio.run(store.put("a.png", b"pixels"))
+    assert {path.name for path in tmp_path.iterdir()} == {"a.png"}

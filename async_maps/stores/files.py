@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import errno
 import os
+import time
+from contextlib import suppress
+from hashlib import blake2b
 from pathlib import Path
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from anyio import CapacityLimiter, to_thread
 
 from async_maps.errors import ExistsError, ObjectError, StoreError
 from async_maps.names import printable
+
+if TYPE_CHECKING:
+    from typing import BinaryIO
+
+_LEFT_OVER_S = 60.0
+"""A temporary file that nothing was written to for so long was left by a process that is gone."""
 
 _LASTING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 """No space, no quota, read-only: the next file would fare no better."""
@@ -77,10 +87,9 @@ class FileStore:
     def _write(self, key: str, data: bytes) -> None:
         path = self._folder / key
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Not from tempfile, whose files only their owner may read: who may read these is for the umask to say.
-        temporary = path.parent / f".async-maps-{uuid4().hex}"
+        temporary, file = _create_beside(path)
         try:
-            with open(temporary, "xb") as file:
+            with file:
                 file.write(data)
                 if self._fsync:
                     file.flush()
@@ -106,3 +115,21 @@ class FileStore:
                 os.fsync(folder)
             finally:
                 os.close(folder)
+
+
+def _create_beside(path: Path) -> tuple[Path, BinaryIO]:
+    """A new file beside another, under a hidden name that tells whose it is to become.
+
+    So what a killed process has left is found when its map is done again, and is gone then. Somebody else may be
+    writing that very file at this moment: what is young is theirs, and ours gets a name that nobody else has.
+    """
+    digest = blake2b(os.fsencode(path.name), digest_size=12).hexdigest()
+    temporary = path.parent / f".async-maps-{digest}"
+    # Not from tempfile, whose files only their owner may read: who may read these is for the umask to say.
+    with suppress(FileExistsError):
+        return temporary, open(temporary, "xb")
+    with suppress(FileNotFoundError):
+        if time.time() - temporary.stat().st_mtime > _LEFT_OVER_S:
+            temporary.unlink()
+    temporary = path.parent / f".async-maps-{uuid4().hex}"
+    return temporary, open(temporary, "xb")
