@@ -76,13 +76,14 @@ class Pace:
             self._limit = min(self._limit + 1 / self._limit, self._concurrency)
             self._line.serve()
 
-    def failed(self, error: TransientError, attempts: int, began_at: float) -> float:
+    def failed(self, error: TransientError, attempts: int, began_at: float, tried_at: float) -> float:
         """An attempt has failed in a way that may pass.
 
         Args:
             error: how.
             attempts: how many of this object there were.
             began_at: when the first of them began.
+            tried_at: when this one did.
 
         Returns:
             seconds to wait before the next: a random share of twice as long each time, so that those who failed
@@ -95,8 +96,8 @@ class Pace:
         now = self._clock()
         if self._failing_since is None:
             self._failing_since = now
-        if error.slow_down and began_at > self._slowed_at:
-            # Whoever was under way already when it was slowed down says nothing about the new pace.
+        if error.slow_down and tried_at > self._slowed_at:
+            # What was under way already when it was slowed down says nothing about the new pace.
             self._limit, self._slowed_at = max(1.0, self._limit / 2), now
         silent_s = now - self._failing_since
         never = self._taken_at < 0

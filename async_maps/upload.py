@@ -97,10 +97,11 @@ async def _put(key: str, data: bytes, uploading: Uploading) -> str | None:
     pace, began_at = uploading.pace, monotonic()
     for attempts in count(1):
         async with pace.turn():
+            tried_at = monotonic()
             try:
                 etag = await uploading.store.put(key, data)
             except TransientError as error:
-                wait_s = pace.failed(error, attempts, began_at)
+                wait_s = pace.failed(error, attempts, began_at, tried_at)
             except ExistsError as error:
                 # An attempt that seemed to fail may have stored it all the same: then what is there is ours.
                 if not error.same or (uploading.if_exists == "error" and attempts == 1):

@@ -28,7 +28,7 @@ def paced(concurrency: int = 8, *, max_attempts: int = 3, give_up_s: float = 60.
 
 def test_waits_double_and_have_an_end() -> None:
     pace, _ = paced(max_attempts=100)
-    waits = [pace.failed(RESET, attempts, 100.0) for attempts in range(1, 12)]
+    waits = [pace.failed(RESET, attempts, 100.0, 100.0) for attempts in range(1, 12)]
     assert waits[:5] == [0.2, 0.4, 0.8, 1.6, 3.2]
     assert waits[-1] == 10.0
     assert pace.repeated == 11
@@ -36,16 +36,16 @@ def test_waits_double_and_have_an_end() -> None:
 
 def test_waits_are_random_shares() -> None:
     pace = Pace(1, max_attempts=10, give_up_s=60.0)
-    assert len({pace.failed(RESET, 1, 0.0) for _ in range(20)}) > 10
+    assert len({pace.failed(RESET, 1, 0.0, 0.0) for _ in range(20)}) > 10
 
 
 def test_who_asks_for_less_gets_half_once_a_round_and_then_one_more_a_round() -> None:
     pace, clock = paced(8)
     for _ in range(5):  # all were under way when the first was refused
-        pace.failed(BUSY, 1, 100.0)
+        pace.failed(BUSY, 1, 90.0, 100.0)
         clock.now += 0.01
     assert pace.limit == 4
-    pace.failed(BUSY, 1, clock.now)
+    pace.failed(BUSY, 2, 90.0, clock.now)
     assert pace.limit == 2
     for _ in range(2):
         pace.taken()
@@ -57,18 +57,18 @@ def test_who_asks_for_less_gets_half_once_a_round_and_then_one_more_a_round() ->
 
 def test_it_never_stops_altogether_and_other_failures_slow_nothing_down() -> None:
     pace, clock = paced(8, max_attempts=100)
-    pace.failed(RESET, 1, 100.0)
+    pace.failed(RESET, 1, 100.0, 100.0)
     assert pace.limit == 8
     for _ in range(10):
         clock.now += 1
-        pace.failed(BUSY, 1, clock.now)
+        pace.failed(BUSY, 2, 90.0, clock.now)
     assert pace.limit == 1
 
 
 async def test_so_many_go_at_once_and_those_who_wait_go_in_order() -> None:
     pace, clock = paced(4)
     clock.now += 1
-    pace.failed(BUSY, 1, clock.now)
+    pace.failed(BUSY, 2, 90.0, clock.now)
     entered: list[int] = []
     leave = asyncio.Event()
 
@@ -88,7 +88,7 @@ async def test_so_many_go_at_once_and_those_who_wait_go_in_order() -> None:
 
 async def test_room_that_comes_back_is_used_at_once() -> None:
     pace, clock = paced(2)
-    pace.failed(BUSY, 1, clock.now)
+    pace.failed(BUSY, 2, 90.0, clock.now)
     assert pace.limit == 1
     async with pace.turn():
         waiting = asyncio.create_task(pace.turn().__aenter__())
@@ -104,11 +104,11 @@ def test_an_object_is_given_up_only_while_the_store_takes_others() -> None:
     clock.now += 1
     began = clock.now
     for attempts in range(1, 10):
-        pace.failed(RESET, attempts, began)  # nobody else passes either: that is not this object's fault
+        pace.failed(RESET, attempts, began, clock.now)  # nobody else passes either: that is not this object's fault
     clock.now += 1
     pace.taken()
     with pytest.raises(ObjectError, match=r"connection reset \(the last of 10 attempts\)") as raised:
-        pace.failed(RESET, 10, began)
+        pace.failed(RESET, 10, began, clock.now)
     assert not isinstance(raised.value, TransientError)
 
 
@@ -116,21 +116,21 @@ def test_a_store_that_has_taken_nothing_for_long_is_down_until_it_takes_somethin
     pace, clock = paced(give_up_s=60.0)
     pace.taken()
     clock.now += 1000  # nobody asked
-    pace.failed(RESET, 1, clock.now)
+    pace.failed(RESET, 1, clock.now, clock.now)
     clock.now += 59
-    pace.failed(RESET, 2, clock.now)
+    pace.failed(RESET, 2, clock.now, clock.now)
     clock.now += 1
     for _ in range(2):
         with pytest.raises(StoreError, match=r"has taken nothing for 60 s: .* run it again") as raised:
-            pace.failed(RESET, 3, clock.now)
+            pace.failed(RESET, 3, clock.now, clock.now)
         assert not isinstance(raised.value, ObjectError)
     pace.taken()
-    pace.failed(RESET, 1, clock.now)
+    pace.failed(RESET, 1, clock.now, clock.now)
 
 
 def test_a_store_that_never_took_anything_is_not_waited_for() -> None:
     pace, clock = paced(max_attempts=3, give_up_s=1e6)
-    pace.failed(RESET, 1, clock.now)
-    pace.failed(RESET, 2, clock.now)
+    pace.failed(RESET, 1, clock.now, clock.now)
+    pace.failed(RESET, 2, clock.now, clock.now)
     with pytest.raises(StoreError, match="has taken nothing in 3 attempts"):
-        pace.failed(RESET, 3, clock.now)
+        pace.failed(RESET, 3, clock.now, clock.now)
