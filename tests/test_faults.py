@@ -63,7 +63,7 @@ async def assert_all_there(maps: list[tuple[str, NDArray[np.float32]]], bucket: 
 
 @pytest.mark.parametrize(
     "count",
-    [300, pytest.param(5000, marks=[pytest.mark.slow, pytest.mark.timeout(400)])],
+    [200, pytest.param(5000, marks=[pytest.mark.slow, pytest.mark.timeout(400)])],
 )
 async def test_a_quarter_of_all_puts_broken_in_every_way_costs_no_map(
     count: int, bucket: str, s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -120,7 +120,7 @@ async def test_a_store_that_goes_down_ends_the_run_and_the_next_one_completes_it
     bucket: str, s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     maps = maps_of(60)
-    settings = am.Settings(workers=0, concurrency=8, s3=am.S3Settings(give_up_s=1.5, read_timeout_s=5.0))
+    settings = am.Settings(workers=0, concurrency=8, s3=am.S3Settings(give_up_s=0.8, read_timeout_s=5.0))
     report = am.Report()
 
     async def source() -> AsyncIterator[tuple[str, NDArray[np.float32]]]:
@@ -190,7 +190,7 @@ async def test_of_many_who_create_one_object_one_wins(bucket: str) -> None:
 async def test_credentials_that_expire_in_mid_run_are_refreshed(
     bucket: str, s3: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    # A credential process of the user's, whose keys are good for a moment; each call of it is counted.
+    # A credential process of the user's, whose keys are good for seconds; each call of it is counted.
     calls = tmp_path / "calls"
     script = tmp_path / "credentials.sh"
     script.write_text(
@@ -207,7 +207,6 @@ async def test_credentials_that_expire_in_mid_run_are_refreshed(
     async with am.Pipeline(f"s3://{bucket}/p", settings=am.Settings(workers=0)) as pipeline:
         for index in range(4):
             await pipeline.put(f"{index}", random_map(index))
-            await asyncio.sleep(0.7)
     assert len(calls.read_text().split()) > 2
 
 

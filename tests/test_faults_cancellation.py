@@ -211,8 +211,8 @@ async def whole_life(destination: str, settings: am.Settings, manifest: Path) ->
 @pytest.mark.parametrize(
     ("where", "workers", "stride", "again"),
     [
-        pytest.param("memory", 0, 2, [], id="memory"),
-        pytest.param("memory", 1, 50, [], id="memory, processes"),
+        pytest.param("memory", 0, 4, [], id="memory"),
+        pytest.param("memory", 1, 50, [], id="memory, processes", marks=pytest.mark.slow),
         pytest.param("s3", 0, 50, [], id="S3"),
         pytest.param("memory", 0, 5, [3], id="memory, and once more"),
         pytest.param("memory", 0, 1, [], id="memory, every step", marks=pytest.mark.slow),
