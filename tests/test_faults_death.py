@@ -30,8 +30,8 @@ from async_maps.ranges import UNIT
 from async_maps.records import ActivationMap, Bitmap, Job
 from async_maps.stores.memory import MemoryStore
 from async_maps.worker import Recipe
-from tests.leftovers import children, leaves_nothing
-from tests.test_pipeline import decode, random_map, use_store
+from tests.leftovers import leaves_nothing
+from tests.test_pipeline import decode, random_map, use_store, worker_pids
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -198,7 +198,7 @@ async def test_workers_killed_at_random_lose_none_of_3_000_maps(maps: Path, monk
     async with am.Pipeline("memory://", settings=am.Settings(workers=2, concurrency=6)) as pipeline:
         running = asyncio.create_task(pipeline.run(maps))
         while not running.done():
-            if kills < WORKER_KILLS and (alive := sorted(children())):
+            if kills < WORKER_KILLS and (alive := sorted(worker_pids())):
                 # Whichever it is: one at work, one that waits, one that is just being started again.
                 os.kill(rng.choice(alive), signal.SIGKILL)
                 kills += 1
@@ -270,7 +270,7 @@ async def test_workers_that_cannot_be_started_again_end_the_run_with_one_sentenc
             while not report.uploaded:  # noqa: ASYNC110  # it is counted, not announced
                 await asyncio.sleep(0.01)
             (tmp_path / "no-memory").touch()
-            for worker in children():
+            for worker in worker_pids():
                 os.kill(worker, signal.SIGKILL)
             await running
 
