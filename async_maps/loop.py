@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
@@ -21,6 +22,10 @@ def run_loop(main: Coroutine[Any, Any, T]) -> T:
 def _fastest() -> Callable[[], asyncio.AbstractEventLoop] | None:
     try:
         import uvloop
-    except ImportError:
+
+        for standard in range(3):
+            os.fstat(standard)
+    except (ImportError, OSError):
+        # Where a standard file is closed, one of ours gets its number, and libuv aborts when it is to close that one.
         return None
     return uvloop.new_event_loop
