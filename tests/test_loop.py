@@ -27,9 +27,10 @@ def test_a_standard_file_that_is_closed_is_too_much_for_libuv(standard: int, tmp
     program = (
         "import asyncio, sys; from async_maps.loop import run_loop\n"
         "async def main(): return type(asyncio.get_running_loop()).__module__\n"
-        "open(sys.argv[1], 'w').write(run_loop(main()))"
+        "name = run_loop(main())\n"
+        "open(sys.argv[1], 'w').write(name)"
     )
-    command = ["/bin/sh", "-c", f'exec "$@" {standard}>&-', "sh", sys.executable, "-c", program, tmp_path / "loop"]
+    command = ["/bin/sh", "-c", f'exec "$@" {standard}>&-', "sh", sys.executable, "-c", program, str(tmp_path / "loop")]
     assert subprocess.run(command, check=False).returncode == 0
     assert (tmp_path / "loop").read_text().startswith("asyncio")
 
