@@ -39,6 +39,9 @@ TRANSIENT_CODES = {
 }  # fmt: skip
 """Likewise, whatever the status."""
 
+_SDK_ATTEMPTS = 5
+"""Between two attempts the SDK waits for up to 20 s, and for nobody's success: five are patience enough."""
+
 BUCKET = r"[A-Za-z0-9][A-Za-z0-9._:/-]{1,}[A-Za-z0-9]"
 """What a bucket may be called: also what servers other than Amazon's, and access points, allow."""
 
@@ -49,13 +52,13 @@ def client_options(settings: S3Settings, connections: int, attempts: int | None 
     Args:
         settings: how patient it is.
         connections: at most so many.
-        attempts: how often it tries; as the settings say if None.
+        attempts: how often it tries; if None, as the settings say, but not for minutes.
     """
     return {
         "max_pool_connections": connections,
         "connect_timeout": settings.connect_timeout_s,
         "read_timeout": settings.read_timeout_s,
-        "retries": {"mode": "standard", "total_max_attempts": attempts or settings.max_attempts},
+        "retries": {"mode": "standard", "total_max_attempts": attempts or min(settings.max_attempts, _SDK_ATTEMPTS)},
         # Trailing checksums break several S3-compatible stores; whoever puts sends a checksum in a header.
         "request_checksum_calculation": "when_required",
         "response_checksum_validation": "when_required",
