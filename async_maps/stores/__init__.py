@@ -7,11 +7,11 @@ import re
 from contextlib import asynccontextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, Protocol
-from urllib.parse import unquote, urlsplit
 
 from anyio import to_thread
 
 from async_maps.errors import SettingsError
+from async_maps.locators import file_path
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -87,8 +87,11 @@ async def open_store(destination: str | os.PathLike[str], settings: Settings) ->
             raise SettingsError(f"the destination is empty; expected {_EXPECTED}")
         if _MISTYPED.match(place):
             raise SettingsError(f"{place!r} lacks a slash, as pathlib leaves it; expected {_EXPECTED}")
+        folder = file_path(place) if scheme else place
+        if folder is None:
+            raise SettingsError(f"{place!r} names a host or no folder; expected file:///folder")
         yield FileStore(
-            _file_path(place) if scheme else place,
+            folder,
             replace=replace,
             fsync=settings.files.fsync,
             concurrency=settings.concurrency,
@@ -99,10 +102,3 @@ async def open_store(destination: str | os.PathLike[str], settings: Settings) ->
         yield MemoryStore(place.removeprefix("memory://").strip("/"), replace=replace)
     else:
         raise SettingsError(f"unknown destination {place!r}; expected {_EXPECTED}")
-
-
-def _file_path(url: str) -> str:
-    parts = urlsplit(url)
-    if parts.netloc not in {"", "localhost"} or not parts.path:
-        raise SettingsError(f"{url!r} names a host or no folder; expected file:///folder")
-    return unquote(url.removeprefix(f"file://{parts.netloc}"))
