@@ -50,7 +50,7 @@ def export_manifest(  # noqa: PLR0913  # one argument a flag
             ``_from_json(lines=True)``, with ``activation_map`` for ``locator``; ``fiftyone``, with ``map_path`` and
             ``range`` for it (:func:`~async_maps.forms.form_columns`).
         presign_hours: 1 to 168: add a last column ``url``, at which each overlay in S3 can be had without credentials
-            for so long, or as long as the credentials of the AWS environment last. Keep them as you keep passwords.
+            for so long, or as long as the credentials of the AWS environment last. It is a password for that object.
 
     Returns:
         how many rows were written.
@@ -87,7 +87,7 @@ def _refuse_unreadable(manifest: Manifest) -> None:
     """Refuse, before anything is written, locators that are none for Kolena."""
     for locator, _ in manifest.claims():
         try:
-            bitmap_mask_fields(locator)
+            bitmap_mask_fields(str(locator))
         except InputValidationError as error:
             raise ManifestError(f"the manifest {manifest.path} cannot be exported for Kolena: {error}") from error
 

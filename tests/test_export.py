@@ -482,6 +482,28 @@ def test_without_credentials_nothing_is_presigned(
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
+@pytest.mark.parametrize(
+    ("config", "place"),
+    [
+        ("", "bucket.s3.eu-south-1.amazonaws.com/plain.png"),
+        ("s3 =\n  addressing_style = path\n", "s3.eu-south-1.amazonaws.com/bucket/plain.png"),
+        ("s3 =\n  use_dualstack_endpoint = true\n", "bucket.s3.dualstack.eu-south-1.amazonaws.com/plain.png"),
+    ],
+)
+@pytest.mark.usefixtures("s3")
+def test_on_aws_a_url_leads_to_the_region(
+    config: str, place: str, manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config").write_text(f"[default]\n{config}")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-south-1")
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    export_manifest(manifest, tmp_path / "a.jsonl", presign_hours=1)
+    (url,) = (row["url"] for row in _read_any(tmp_path / "a.jsonl") if row["name"] == "plain")
+    assert url.startswith(f"https://{place}?X-Amz-Algorithm=AWS4-HMAC-SHA256&")
+    assert "%2Feu-south-1%2Fs3%2Faws4_request" in url
+
+
 def test_what_cannot_be_signed_is_named(s3: S3Server, tmp_path: Path) -> None:
     with Manifest(tmp_path / "m.sqlite") as opened:
         opened.begin("s3://b")
