@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from async_maps.atomic import replacing
 from async_maps.errors import AsyncMapsError, SettingsError, TooManyFailuresError
+from async_maps.forms import Form
 from async_maps.loop import run_loop
 from async_maps.progress import ProgressKind
 from async_maps.settings import Settings, describe_invalid, load_settings
@@ -142,12 +143,15 @@ def demo(
 
 
 @app.command
-def export(
+def export(  # noqa: PLR0913  # one argument a flag
     manifest: Path,
     file: Path,
     /,
     *,
     all: Annotated[bool, Parameter(negative="")] = False,  # noqa: A002  # the flag's name
+    columns: str | None = None,
+    form: Annotated[Form, Parameter(name="--as")] = "plain",
+    presign: float | None = None,
 ) -> int:
     """Write the locators of a manifest to a table.
 
@@ -159,10 +163,19 @@ def export(
         Its suffix says what: .csv, .parquet (extra "parquet") or .jsonl.
     all
         Also the maps that failed, which have no locator, with stage and error.
+    columns
+        Only these, in this order: name,locator,maximum.
+    form
+        For whom: plain; kolena for kolena.io, with BitmapMasks in the column activation_map; fiftyone with map_path and
+        range, for fiftyone.Heatmap, which wants overlays made with --png gray (the table cannot tell how they were).
+    presign
+        Add the column url: for so many hours, 1 to 168 (or until the AWS credentials expire, if that is sooner), it
+        opens the overlay in S3 without credentials. Whoever has it can read that object: treat it as a password.
     """
     from async_maps.export import export_manifest
 
-    count = export_manifest(manifest, file, failed=all)
+    names = None if columns is None else [name.strip() for name in columns.split(",")]
+    count = export_manifest(manifest, file, failed=all, columns=names, form=form, presign_hours=presign)
     return DONE if _answer(f"{count:,} rows in {file}") else SOME_FAILED
 
 

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from async_maps.streams import ByteBudget
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_RGBA, _PALETTE = 6, 3
+_RGBA, _PALETTE, _GRAY = 6, 3, 0
+"""Colour types (PNG specification, third edition, 11.2.1)."""
 
 
 def encode_png(image: NDArray[Any], mode: str) -> io.BytesIO:
@@ -76,7 +77,7 @@ def encode_palette(plane: NDArray[np.uint8], table: NDArray[np.uint8], level: in
     Returns:
         the PNG file: colour type 3, PLTE and tRNS (PNG specification, third edition, 11.2.2 and 11.3.1.1).
     """
-    return _write(_scanlines(plane), plane.shape, _colors(table), level)
+    return _write(_scanlines(plane), plane.shape, _PALETTE, _colors(table), level)
 
 
 def encode_rgba(pixels: NDArray[np.uint8], level: int = 1) -> bytes:
@@ -86,21 +87,26 @@ def encode_rgba(pixels: NDArray[np.uint8], level: int = 1) -> bytes:
         pixels: (h, w, 4) uint8, C-contiguous.
         level: ISA-L's, 0 to 3.
     """
-    return _write(_scanlines(pixels), pixels.shape, b"", level)
+    return _write(_scanlines(pixels), pixels.shape, _RGBA, b"", level)
 
 
-def encode_bitmap(bitmap: Bitmap, table: NDArray[np.uint8], level: int) -> bytes:
-    """Write a bitmap's PNG: indexed if it holds intensities, RGBA if it holds colours.
+def encode_bitmap(bitmap: Bitmap, table: NDArray[np.uint8] | None, level: int) -> bytes:
+    """Write a bitmap's PNG: RGBA if it holds colours; if it holds intensities, indexed or grayscale.
 
     Args:
         bitmap: colorized.
-        table: (256, 4) uint8, the colours of intensities.
+        table: (256, 4) uint8, the colours of intensities; None to write intensities as they are, grayscale.
         level: ISA-L's, 0 to 3.
     """
-    if bitmap.transparent is not None:
-        table = table.copy()
-        table[bitmap.transparent, 3] = 0
-    return _write(bitmap.scanlines, (bitmap.height, bitmap.width), b"" if bitmap.rgba else _colors(table), level)
+    kind, colors = _GRAY, b""
+    if bitmap.rgba:
+        kind = _RGBA
+    elif table is not None:
+        if bitmap.transparent is not None:
+            table = table.copy()
+            table[bitmap.transparent, 3] = 0
+        kind, colors = _PALETTE, _colors(table)
+    return _write(bitmap.scanlines, (bitmap.height, bitmap.width), kind, colors, level)
 
 
 def _scanlines(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -114,8 +120,8 @@ def _colors(table: NDArray[np.uint8]) -> bytes:
     return _chunk(b"PLTE", table[:, :3].tobytes()) + _chunk(b"tRNS", table[:, 3].tobytes())
 
 
-def _write(scanlines: NDArray[np.uint8], shape: tuple[int, ...], colors: bytes, level: int) -> bytes:
-    header = struct.pack(">IIBBBBB", shape[1], shape[0], 8, _PALETTE if colors else _RGBA, 0, 0, 0)
+def _write(scanlines: NDArray[np.uint8], shape: tuple[int, ...], kind: int, colors: bytes, level: int) -> bytes:
+    header = struct.pack(">IIBBBBB", shape[1], shape[0], 8, kind, 0, 0, 0)
     body = isal_zlib.compress(scanlines, level)
     return b"".join((_SIGNATURE, _chunk(b"IHDR", header), colors, *_parts(b"IDAT", body), *_parts(b"IEND", b"")))
 

@@ -178,7 +178,7 @@ class Bitmap:
         scanlines: (n,) uint8, the image's PNG scanlines (:mod:`async_maps.scanlines`); a view into a shared block.
         width: pixels.
         height: pixels.
-        rgba: whether the pixels are RGBA colours; else they are intensities, for a palette.
+        rgba: whether the pixels are RGBA colours; else they are intensities.
         transparent: the intensity that this map has transparent, other than the colour table says; or None.
         statistics: what was counted of the map.
         release: gives the view's share of the block back; the scanlines must not be touched after it.

@@ -19,6 +19,7 @@ from pydantic import (
     PositiveInt,
     ValidationError,
     field_validator,
+    model_validator,
 )
 from pydantic_core import PydanticCustomError
 
@@ -38,7 +39,7 @@ MIB = 2**20
 IfExists: TypeAlias = Literal["overwrite", "skip", "error"]
 """What becomes of a map whose key has an object; see :attr:`Settings.if_exists`."""
 
-PngKind: TypeAlias = Literal["palette", "rgba", "compact"]
+PngKind: TypeAlias = Literal["palette", "rgba", "compact", "gray"]
 """How PNGs are written; see :attr:`Settings.png`."""
 
 
@@ -105,7 +106,8 @@ class Settings(_Model):
     invalid: Invalid = "error"
     """NaN and infinity: the map fails, the pixel is transparent, or it counts as the value zero."""
     png: PngKind = "palette"
-    """palette (small, fast), rgba (the same pixels, for readers that insist) or compact (what is invisible, alike)."""
+    """palette (small, fast), rgba (the same pixels, for readers that insist), compact (what is invisible, alike) or
+    gray (the intensities themselves, one channel, for readers that colour: neither colormap nor alpha applies)."""
     key: str = "{name}.png"
     """Key of an overlay, of {name}, {parent}, {stem}, {index}, {digest} (of the PNG: a changed map has a new key)."""
     if_exists: IfExists = "overwrite"
@@ -171,6 +173,12 @@ class Settings(_Model):
     def _known_key(cls, key: str) -> str:
         return str(KeyTemplate(key))
 
+    @model_validator(mode="after")
+    def _one_channel_hides_nothing(self) -> Settings:
+        if self.png == "gray" and self.invalid == "transparent":
+            raise SettingsError("png gray has no transparent pixels: set invalid to zero or error, or png to palette")
+        return self
+
     @property
     def value_range(self) -> ValueRange:
         """The range, parsed."""
@@ -202,7 +210,7 @@ class Settings(_Model):
             value_range: what the range of these settings has come to, where that depends on the maps.
         """
         value_range = value_range or self.value_range
-        colors = hashlib.sha256(self.table().tobytes()).hexdigest()
+        colors = "" if self.png == "gray" else hashlib.sha256(self.table().tobytes()).hexdigest()
         shape = [self.png, self.png_level, colors, str(value_range), self.invalid, self.key]
         return hashlib.sha256(json.dumps(shape).encode()).hexdigest()[:16]
 

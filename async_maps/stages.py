@@ -105,7 +105,8 @@ class Stages:
             channels=recipe.channels,
             meter=self._colorizing,
         )
-        encoding = Encoding(partial(encode_bitmap, table=recipe.table, level=settings.png_level), template.needs_digest)
+        table = None if recipe.png == "gray" else recipe.table
+        encoding = Encoding(partial(encode_bitmap, table=table, level=settings.png_level), template.needs_digest)
         uploading = Uploading(store, template, self.pace, settings.if_exists)
         fetchers, encoders = CapacityLimiter(settings.prefetch), CapacityLimiter(self._encoding.workers)
         # The first to be entered is the last to be closed: the jobs' end, when the stages are through or cancelled.

@@ -106,8 +106,8 @@ class Recipe:
 
     Attributes:
         table: (256, 4) uint8, the colours.
-        png: ``rgba`` to write the colours; otherwise intensities, whose colours are the PNG's palette; ``compact``
-            makes all that are fully transparent the first that is.
+        png: ``rgba`` to write the colours; otherwise intensities, whose colours are the PNG's palette, or which have
+            none (``gray``); ``compact`` makes all that are fully transparent the first that is.
         invalid: what becomes of NaN and infinity.
         max_pixels: refuse maps in files that have more; None for none.
     """

@@ -184,7 +184,8 @@ def wrong_uses() -> Iterator[Any]:
     yield case("no range there", "run maps out --range from:relative.sqlite", "it was made with range per-map; make it")
     yield case("bad flag", "run maps out --bogus", "--bogus")
     yield case("bad value", "run maps out --workers many", "workers: input should be a valid integer")
-    yield case("bad choice", "run maps out --png gif", "png: input should be 'palette', 'rgba' or 'compact', found")
+    yield case("bad choice", "run maps out --png gif", "png: input should be 'palette', 'rgba', 'compact' or 'gray'")
+    yield case("gray and clear", "run maps out --png gray --invalid transparent", "png gray has no transparent pixels")
     yield case("bad colormap", "run maps out --colormap virdis", "unknown colormap 'virdis'; near to it: viridis")
     yield case("bad percentile", "run maps out --range percentile:1,120", "percentiles must lie in 0 to 100")
     yield case("no other run", "run maps out --range from:none.sqlite", "no such manifest: none.sqlite")
@@ -196,6 +197,11 @@ def wrong_uses() -> Iterator[Any]:
     yield case("bad environment", "run maps out", "concurrency", ASYNC_MAPS_CONCURRENCY="lots")
     yield case("both redo flags", "run maps out --overwrite --retry-failed", "exclude each other")
     yield case("no manifest", "export none.sqlite x.csv", "no such manifest: none.sqlite")
+    yield case(
+        "no column", "export relative.sqlite x.csv --columns name,colour", "columns: unknown 'colour'; known: name, "
+    )
+    yield case("no form", "export relative.sqlite x.csv --as excel", "excel")
+    yield case("too many hours", "export relative.sqlite x.csv --presign 169", "expected 1 to 168 hours, found 169")
     yield case("foreign manifest", "run maps out --manifest bad.toml", "bad.toml")
     yield case("unknown scheme", "run maps gs://bucket/x", "unknown destination")
     yield case("no folder for the report", "run maps out --report none/r.json", "no such folder")
@@ -394,6 +400,24 @@ def test_export_writes_the_locators(maps: Path, capsys: pytest.CaptureFixture[st
     assert [json.loads(line)["status"] for line in Path("all.jsonl").read_text().splitlines()].count("failed") == 1
 
 
+def test_export_writes_the_columns_that_are_asked_for_as_a_reader_wants_them(bucket: str, maps: Path) -> None:
+    np.save(maps / "a.npy", random_map(1))
+    assert invoke("run", maps, f"s3://{bucket}/x", "--progress", "none", "--workers", 0, "--png", "gray") == 0
+    for form, heading, row in (
+        ("plain", "name,locator,url", f"a,s3://{bucket}/x/a.png,"),
+        ("kolena", "name,activation_map,url", f'a,"{{""locator"": ""s3://{bucket}/x/a.png"", '),
+        ("fiftyone", "name,map_path,range,url", f'a,s3://{bucket}/x/a.png,"[0, 255]",'),
+    ):
+        flags = ("--columns", "name, locator", "--as", form, "--presign", 1.5)
+        assert invoke("export", "async-maps.sqlite", "a.csv", *flags) == 0
+        first, second = Path("a.csv").read_text().splitlines()
+        assert first == heading
+        assert second.startswith(row)
+        assert f"{os.environ['AWS_ENDPOINT_URL']}/{bucket}/x/a.png?X-Amz-Algorithm=AWS4-HMAC-SHA256" in second
+        assert "&X-Amz-Expires=5400&" in second
+        assert os.environ["AWS_SECRET_ACCESS_KEY"] not in second
+
+
 @pytest.mark.parametrize("kind", ["log", "json", "bar", "auto"])
 def test_progress_is_shown_and_the_summary_names_the_slowest_stage(
     kind: str, maps: Path, capsys: pytest.CaptureFixture[str]
@@ -468,6 +492,9 @@ def test_help_teaches(command: list[str], capsys: pytest.CaptureFixture[str]) ->
             "ASYNC_MAPS_",
         ):
             assert word in text
+    if command == ["export"]:
+        # The frame's lines are between the words.
+        assert "treat it as a password" in " ".join(text.replace("│", " ").split())
     if not command:
         assert "Exit codes: 0 all done, 1 some maps failed, 2 wrong use or settings, 130/143 interrupted" in text
 

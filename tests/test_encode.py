@@ -18,11 +18,12 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from async_maps.colormap import ColormapJet, color_table
-from async_maps.encode import Encoding, encode_palette, encode_png, encode_rgba, encode_stage
+from async_maps.encode import Encoding, encode_bitmap, encode_palette, encode_png, encode_rgba, encode_stage
 from async_maps.errors import AsyncMapsError, InputValidationError
 from async_maps.meters import Meter
 from async_maps.ranges import UNIT
 from async_maps.records import ActivationMap, Bitmap, Failure, Job, Png
+from async_maps.scanlines import scanline_bytes, write_scanlines
 from async_maps.streams import ByteBudget
 
 if TYPE_CHECKING:
@@ -162,7 +163,7 @@ def take_apart(png: bytes) -> PngFile:
         chunks[kind] = chunks.get(kind, b"") + body
         at += 12 + size
     header = struct.unpack(">IIBBBBB", chunks[b"IHDR"])
-    row_bytes = header[0] * {6: 4, 3: 1}[header[3]]
+    row_bytes = header[0] * {6: 4, 3: 1, 0: 1}[header[3]]
     filtered = np.frombuffer(zlib.decompress(chunks[b"IDAT"]), np.uint8).reshape(header[1], row_bytes + 1)
     rows = filtered[:, 1:]
     return PngFile(
@@ -247,6 +248,34 @@ def test_an_rgba_png_is_built_as_the_specification_says(plane: NDArray[np.uint8]
     assert png.header == (plane.shape[1], plane.shape[0], 8, 6, 0, 0, 0)
     assert png.filters in ({0}, {2})
     np.testing.assert_array_equal(png.rows, pixels.reshape(len(plane), -1))
+
+
+def gray(plane: NDArray[np.uint8], level: int) -> bytes:
+    """The PNG of a bitmap of intensities without a table."""
+    height, width = plane.shape
+    scanlines = np.empty(scanline_bytes(height, width, 1), np.uint8)
+    write_scanlines(plane, scanlines)
+    job = Job(ActivationMap("a", "a.npy", None, 0), lambda _: None, UNIT)
+    return encode_bitmap(Bitmap(job, scanlines, width, height, False, None, None, lambda: None), None, level)
+
+
+@settings(max_examples=60, deadline=None)
+@given(PLANES, LEVELS)
+def test_a_gray_png_is_built_as_the_specification_says_and_decodes_to_the_intensities(
+    plane: NDArray[np.uint8], level: int
+) -> None:
+    png = gray(plane, level)
+    parts = take_apart(png)
+    assert parts.kinds == [b"IHDR", b"IDAT", b"IEND"]
+    assert parts.header == (plane.shape[1], plane.shape[0], 8, 0, 0, 0, 0)
+    np.testing.assert_array_equal(parts.rows, plane)
+    with Image.open(io.BytesIO(png)) as image:
+        assert image.mode == "L"
+        np.testing.assert_array_equal(np.asarray(image), plane)
+    found = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)
+    assert found is not None
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found, plane)  # (h, w): one channel
 
 
 def test_the_same_map_gives_the_same_bytes() -> None:

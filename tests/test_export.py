@@ -1,25 +1,34 @@
 from __future__ import annotations
 
+import asyncio
 import csv
 import json
 import os
 import sys
-from datetime import UTC, datetime
+import urllib.error
+import urllib.request
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs, urlsplit
 
+import botocore.auth
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 import async_maps as am
-from async_maps import export
-from async_maps.errors import ManifestError, MissingExtraError, SettingsError
+from async_maps import export, seaweed
+from async_maps.errors import ManifestError, MissingExtraError, SettingsError, StoreError
 from async_maps.export import export_manifest
 from async_maps.manifest import COLUMNS, Manifest
 from async_maps.records import Failure, Receipt
+from tests.leftovers import leaves_nothing
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from async_maps.seaweed import S3Server
 
 SUFFIXES = (".csv", ".parquet", ".jsonl")
 NAMES = (
@@ -221,3 +230,285 @@ def test_what_a_run_has_written_is_exported_with_what_was_counted(tmp_path: Path
     assert float(a["high_share"]) == pytest.approx(2 / 3)
     assert c["mean"] in {None, ""}
     assert c["constant"] in {None, ""}
+
+
+# Which columns
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_table_has_the_columns_that_are_asked_for_in_their_order(manifest: Path, tmp_path: Path, suffix: str) -> None:
+    file = tmp_path / f"a{suffix}"
+    assert export_manifest(manifest, file, columns=("status", "locator", "name")) == len(NAMES)
+    rows = _read_any(file)
+    assert {tuple(row) for row in rows} == {("status", "locator", "name")}
+    assert rows == [{"status": "done", "locator": f"s3://bucket/{name}.png", "name": name} for name in sorted(NAMES)]
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"columns": ["name", "colour"]}, "columns: unknown 'colour'; known: name, locator, status, source"),
+        ({"columns": []}, "columns: expected one at least"),
+        ({"columns": ["name", "name"]}, "columns: each can be named once, found name, name"),
+        ({"columns": ["name"], "form": "kolena"}, "kolena needs locator, of which activation_map is made, found name"),
+        ({"columns": ["name"], "form": "fiftyone"}, "fiftyone needs locator, of which map_path is made, found name"),
+        ({"form": "excel"}, "form: expected plain, kolena, fiftyone, found 'excel'"),
+        ({"presign_hours": 0}, "presign: expected 1 to 168 hours, found 0"),
+        ({"presign_hours": float("nan")}, "presign: expected 1 to 168 hours, found nan"),
+        ({"presign_hours": 169}, "presign: expected 1 to 168 hours, found 169"),
+    ],
+)
+def test_what_makes_no_table_is_one_sentence(
+    manifest: Path, tmp_path: Path, options: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(SettingsError) as refusal:
+        export_manifest(manifest, tmp_path / "a.csv", **options)
+    assert sentence in str(refusal.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def _read_any(file: Path) -> list[dict[str, Any]]:
+    """The rows of a table with any columns; in CSV, all of them are text."""
+    if file.suffix != ".csv":
+        return _read(file)
+    with file.open(newline="", encoding="utf-8") as opened:
+        return list(csv.DictReader(opened))
+
+
+# For Kolena
+
+
+@pytest.fixture(scope="module")
+def kolena() -> Any:
+    """Its own reader of tables."""
+    return pytest.importorskip("kolena.io")
+
+
+def _read_by_kolena(kolena: Any, file: Path) -> Any:
+    if file.suffix == ".jsonl":
+        return kolena.dataframe_from_json(file, lines=True)
+    return getattr(kolena, f"dataframe_from_{file.suffix[1:]}")(file)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_kolena_reads_bitmap_masks(kolena: Any, manifest: Path, tmp_path: Path, suffix: str) -> None:
+    from kolena.annotation import BitmapMask
+
+    file = tmp_path / f"a{suffix}"
+    assert export_manifest(manifest, file, failed=True, form="kolena") == len(NAMES) + 2
+    frame = _read_by_kolena(kolena, file)
+    assert list(frame.columns) == ["name", "activation_map", *COLUMNS[2:]]
+    masks = dict(zip(frame["name"], frame["activation_map"], strict=True))
+    assert masks.pop("broken") is None
+    assert masks.pop(r"caf\udce9" if suffix != ".parquet" else r"caf\\udce9") is None
+    # Its reader of Parquet takes quotes away, and leaves what was escaped between them.
+    escaped = {name for name in NAMES if suffix == ".parquet" and set(name) & {'"', "\\"}}
+    assert len(masks) == len(NAMES)
+    for name in set(NAMES) - escaped:
+        assert masks[name] == BitmapMask(f"s3://bucket/{name}.png")
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_table_for_kolena_is_as_its_own(kolena: Any, tmp_path: Path, suffix: str) -> None:
+    import pandas as pd
+    from kolena.annotation import BitmapMask
+
+    locators = {"val/a": "s3://b/val/a.png", "0007": "s3://b/0007.png", "1e5": "s3://b/1e5.png"}
+    with Manifest(tmp_path / "m.sqlite") as opened:
+        opened.begin("s3://b")
+        opened.write(
+            [Receipt(name, locator, "x", None, 9, 4, 3, None, _NOON) for name, locator in locators.items()], "s"
+        )
+    ours, theirs = tmp_path / f"ours{suffix}", tmp_path / f"theirs{suffix}"
+    export_manifest(tmp_path / "m.sqlite", ours, form="kolena", columns=["name", "locator", "width", "stage"])
+    names = sorted(locators)
+    masks = [BitmapMask(locators[name]) for name in names]
+    frame = pd.DataFrame({"name": names, "activation_map": masks, "width": [4] * 3, "stage": [None] * 3})
+    if suffix == ".csv":
+        kolena.dataframe_to_csv(frame, theirs, index=False)
+        assert ours.read_bytes().replace(b"\r\n", b"\n") == theirs.read_bytes()
+    elif suffix == ".parquet":
+        kolena.dataframe_to_parquet(frame, theirs)
+        read = _read_by_kolena(kolena, ours)
+        assert read.equals(_read_by_kolena(kolena, theirs))
+        assert read["name"].tolist() == names
+        for column in ("name", "activation_map", "width"):
+            assert pq.read_table(ours)[column].to_pylist() == pq.read_table(theirs)[column].to_pylist()
+    else:
+        rows = [json.loads(line) for line in ours.read_text().splitlines()]
+        assert [row["activation_map"] for row in rows] == [mask._to_dict() for mask in masks]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_locators_that_kolena_cannot_read_are_refused_before_anything_is_written(tmp_path: Path, suffix: str) -> None:
+    am.run([("a", np.zeros((2, 2)))], tmp_path / "out", settings=am.Settings(workers=0), manifest=tmp_path / "m.sqlite")
+    file = tmp_path / f"a{suffix}"
+    file.write_text("an older table")
+    with pytest.raises(ManifestError) as refusal:
+        export_manifest(tmp_path / "m.sqlite", file, form="kolena")
+    assert str(refusal.value) == (
+        f"the manifest {tmp_path / 'm.sqlite'} cannot be exported for Kolena: Kolena reads s3://, gs:// and https:// "
+        f"locators with a bucket and a key; found {(tmp_path / 'out' / 'a.png').as_uri()}"
+    )
+    assert file.read_text() == "an older table"
+
+
+# For FiftyOne
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_fiftyone_finds_a_path_of_gray_pixels_and_their_range(tmp_path: Path, suffix: str) -> None:
+    maps = {name: np.random.default_rng(len(name)).normal(size=(5, 7)) for name in ("a", "b +%/é c")}
+    bad = np.full((2, 2), np.nan)
+    settings = am.Settings(workers=0, png="gray", range="-2,2")
+    manifest, file = tmp_path / "m.sqlite", tmp_path / f"a{suffix}"
+    am.run([*maps.items(), ("zz", bad)], tmp_path / "out", settings=settings, manifest=manifest)
+    assert export_manifest(manifest, file, form="fiftyone", columns=["name", "locator", "range_low"], failed=True) == 3
+    rows = _read_any(file)
+    assert [tuple(row) for row in rows] == [("name", "map_path", "range", "range_low")] * 3
+    assert list(rows[2].values()) == ["zz", *([""] * 3 if suffix == ".csv" else [None] * 3)]
+    for row in rows[:2]:
+        assert (json.loads(row["range"]) if suffix == ".csv" else row["range"]) == [0, 255]
+        assert float(row["range_low"]) == -2
+        assert row["map_path"] == str(tmp_path / "out" / f"{row['name']}.png")
+        with Image.open(row["map_path"]) as image:
+            assert image.mode == "L"
+            expected = np.rint((np.clip(maps[row["name"]], -2, 2) + 2) / 4 * 255)
+            assert np.abs(np.asarray(image) - expected).max() <= 1
+
+
+def test_fiftyone_is_told_locators_in_s3_as_they_are(manifest: Path, tmp_path: Path) -> None:
+    export_manifest(manifest, tmp_path / "a.jsonl", form="fiftyone", columns=["name", "locator"])
+    rows = _read_any(tmp_path / "a.jsonl")
+    assert [row["map_path"] for row in rows] == [f"s3://bucket/{name}.png" for name in sorted(NAMES)]
+
+
+# URLs
+
+
+def _get(url: str) -> bytes:
+    with urllib.request.urlopen(url, timeout=10) as answer:  # noqa: S310  # a loopback server's
+        body: bytes = answer.read()
+    return body
+
+
+def _refused(url: str) -> int:
+    with pytest.raises(urllib.error.HTTPError) as refusal:
+        _get(url)
+    refusal.value.close()
+    return refusal.value.code
+
+
+_KEYS = ("plain", "a b", "é/日本", "plus+and&=", "100%41", "why?#", "~tilde'(1)")
+
+
+@pytest.fixture(scope="module")
+def uploaded(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The manifest of a run into a real server, with one map that failed; the same maps are in a folder beside it."""
+    folder = tmp_path_factory.mktemp("uploaded")
+    maps = [*((name, np.full((3, 3), n / 10)) for n, name in enumerate(_KEYS)), ("bad", np.full((3, 3), np.nan))]
+    settings = am.Settings(workers=0)
+    with seaweed.in_environment(s3_server):
+        asyncio.run(seaweed.create_bucket(s3_server, "uploaded"))
+        am.run(maps, "s3://uploaded/p", settings=settings, manifest=folder / "m.sqlite")
+    am.run(maps, folder / "local", settings=settings, manifest=folder / "local.sqlite")
+    return folder / "m.sqlite"
+
+
+@pytest.mark.usefixtures(leaves_nothing.__name__)
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_presigned_url_is_the_object_without_credentials(
+    uploaded: Path, s3: S3Server, tmp_path: Path, suffix: str
+) -> None:
+    file = tmp_path / f"a{suffix}"
+    columns = ["name", "locator"]
+    assert export_manifest(uploaded, file, columns=columns, presign_hours=168, failed=True) == len(_KEYS) + 1
+    rows = {row["name"]: row for row in _read_any(file)}
+    assert not rows.pop("bad")["url"]
+    assert set(rows) == set(_KEYS)
+    for name, row in rows.items():
+        assert tuple(row) == ("name", "locator", "url")
+        assert _get(row["url"]) == (uploaded.parent / "local" / f"{name}.png").read_bytes()
+        assert parse_qs(urlsplit(row["url"]).query)["X-Amz-Expires"] == [str(7 * 24 * 3600)]
+    assert s3.secret_key.encode() not in file.read_bytes()
+
+
+@pytest.mark.usefixtures("s3")
+def test_a_presigned_url_is_for_one_object_and_for_a_while(
+    uploaded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "a.jsonl"
+    export_manifest(uploaded, file, presign_hours=1)
+    urls = {row["name"]: urlsplit(row["url"]) for row in _read_any(file)}
+    assert _refused(urls["plain"]._replace(query="").geturl()) == 403
+    assert _refused(urls["plain"]._replace(path=urls["a b"].path).geturl()) == 403
+    now = datetime.now(UTC)
+    for hours, is_over in ((2, False), (1, True)):
+        monkeypatch.setattr(botocore.auth, "get_current_datetime", lambda: now - timedelta(hours=1, minutes=5))
+        export_manifest(uploaded, file, presign_hours=hours)
+        (url,) = (row["url"] for row in _read_any(file) if row["name"] == "plain")
+        assert (_refused(url) == 403) if is_over else _get(url).startswith(b"\x89PNG")
+
+
+@pytest.mark.usefixtures("s3")
+def test_for_other_readers_the_url_comes_last_too(uploaded: Path, tmp_path: Path, kolena: Any) -> None:
+    for form, expected in (("kolena", ["activation_map"]), ("fiftyone", ["map_path", "range"])):
+        export_manifest(uploaded, tmp_path / "a.parquet", columns=["locator"], form=form, presign_hours=1)  # type: ignore[arg-type]
+        frame = kolena.dataframe_from_parquet(tmp_path / "a.parquet")
+        assert list(frame.columns) == [*expected, "url"]
+        assert all(_get(url).startswith(b"\x89PNG") for url in frame["url"][:2])
+
+
+@pytest.mark.usefixtures("s3")
+def test_what_lies_in_no_bucket_has_no_url(tmp_path: Path) -> None:
+    am.run([("a", np.zeros((2, 2)))], tmp_path / "out", settings=am.Settings(workers=0), manifest=tmp_path / "m.sqlite")
+    export_manifest(tmp_path / "m.sqlite", tmp_path / "a.jsonl", columns=["name"], presign_hours=1)
+    assert _read_any(tmp_path / "a.jsonl") == [{"name": "a", "url": None}]
+
+
+@pytest.mark.usefixtures("s3", leaves_nothing.__name__)
+def test_without_credentials_nothing_is_presigned(
+    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "none"))
+    with pytest.raises(StoreError, match=r"^cannot presign: no AWS credentials found: set AWS_PROFILE, or "):
+        export_manifest(manifest, tmp_path / "a.csv", presign_hours=1)
+    monkeypatch.setenv("AWS_PROFILE", "nobody")
+    with pytest.raises(SettingsError, match=r"the AWS configuration cannot be used: .*nobody"):
+        export_manifest(manifest, tmp_path / "a.csv", presign_hours=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize(
+    ("config", "place"),
+    [
+        ("", "bucket.s3.eu-south-1.amazonaws.com/plain.png"),
+        ("s3 =\n  addressing_style = path\n", "s3.eu-south-1.amazonaws.com/bucket/plain.png"),
+        ("s3 =\n  use_dualstack_endpoint = true\n", "bucket.s3.dualstack.eu-south-1.amazonaws.com/plain.png"),
+    ],
+)
+@pytest.mark.usefixtures("s3")
+def test_on_aws_a_url_leads_to_the_region(
+    config: str, place: str, manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config").write_text(f"[default]\n{config}")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-south-1")
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    export_manifest(manifest, tmp_path / "a.jsonl", presign_hours=1)
+    (url,) = (row["url"] for row in _read_any(tmp_path / "a.jsonl") if row["name"] == "plain")
+    assert url.startswith(f"https://{place}?X-Amz-Algorithm=AWS4-HMAC-SHA256&")
+    assert "%2Feu-south-1%2Fs3%2Faws4_request" in url
+
+
+def test_what_cannot_be_signed_is_named(s3: S3Server, tmp_path: Path) -> None:
+    with Manifest(tmp_path / "m.sqlite") as opened:
+        opened.begin("s3://b")
+        opened.write([Receipt("a", "s3://no bucket/a.png", "x", None, 9, 4, 3, None, _NOON)], "s")
+    with pytest.raises(StoreError, match=r"^cannot presign s3://no bucket/a.png: .*Invalid bucket name") as refusal:
+        export_manifest(tmp_path / "m.sqlite", tmp_path / "a.csv", presign_hours=1)
+    assert s3.secret_key not in str(refusal.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["m.sqlite"]

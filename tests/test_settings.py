@@ -63,7 +63,7 @@ def test_parts_may_be_given_as_models_or_as_mappings() -> None:
         ({"key": "{index:x}"}, "can be formatted"),
         ({"key": "../{name}.png"}, "key '../{name}.png': the name ../stem.png is empty"),
         ({"key": ""}, "gives all maps of a folder the same key"),
-        ({"png": "jpg"}, "png: input should be 'palette', 'rgba' or 'compact', found 'jpg'"),
+        ({"png": "jpg"}, "png: input should be 'palette', 'rgba', 'compact' or 'gray', found 'jpg'"),
         ({"png_level": 4}, "png_level: input should be less than or equal to 3, found 4"),
         ({"png_level": -1}, "png_level: input should be greater than or equal to 0, found -1"),
         ({"workers": -1}, "workers: input should be greater than or equal to 0, found -1"),
@@ -160,6 +160,18 @@ _OTHER: dict[str, Any] = {
 @pytest.mark.parametrize("name", _SHAPING)
 def test_the_fingerprint_changes_with_what_shapes_the_bytes(name: str) -> None:
     assert Settings(**{name: _SHAPING[name]}).fingerprint() != Settings().fingerprint()
+
+
+def test_colours_shape_nothing_that_is_gray() -> None:
+    gray = Settings(png="gray").fingerprint()
+    assert Settings(png="gray", colormap="viridis", alpha=0.5).fingerprint() == gray
+    assert Settings(png="gray", range="per-map").fingerprint() != gray
+
+
+def test_what_is_gray_hides_nothing() -> None:
+    with pytest.raises(SettingsError, match=r"^png gray has no transparent pixels: set invalid to zero or error, or "):
+        Settings(png="gray", invalid="transparent")
+    assert Settings(png="gray", invalid="zero").png == "gray"
 
 
 @pytest.mark.parametrize("name", _OTHER)

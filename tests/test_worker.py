@@ -549,6 +549,19 @@ def test_compact_is_identical_once_composited_over_anything(seed: int, alpha: An
     assert sizes[1] <= sizes[0]
 
 
+def test_gray_has_the_intensities_whatever_the_colours() -> None:
+    array = np.random.default_rng(0).random((30, 20))
+    planes = []
+    for alpha in ("fade", "opaque"):
+        recipe = Recipe(colormap_table("jet", alpha), "gray")
+        block = np.zeros(8_192, np.uint8)
+        (result,) = colorize_chunk(block, 6_400, [placed(block, 0, array)], recipe).results
+        assert (result.rgba, result.transparent) == (False, None)
+        planes.append(pixels(block, result, recipe))
+    np.testing.assert_array_equal(planes[0], np.rint(array * 255))
+    np.testing.assert_array_equal(planes[1], planes[0])
+
+
 def test_compact_takes_about_half_the_bytes() -> None:
     y, x = np.mgrid[0:512, 0:512]
     array = np.exp(-((y - 200) ** 2 + (x - 300) ** 2) / 2 / 80**2).astype(np.float32)
