@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _DROPPED = "data_type"
 """Columns whose names end like this are gone when results are downloaded (``kolena.dataset`` 1.69.0)."""
+_NAME = COLUMNS.index("name")
 _LISTED = 5
 """So many missing overlays are named in an error."""
 
@@ -173,8 +174,8 @@ def _masks(
     make = mask_maker(fields)
     with Manifest(manifest, read_only=True) as opened:
         for values in opened.rows():
-            row: dict[str, Any] = dict(zip(COLUMNS, values, strict=True))
-            if is_wanted(row["name"]):
+            if is_wanted(str(values[_NAME])):
+                row: dict[str, Any] = dict(zip(COLUMNS, values, strict=True))
                 told = provenance_fields(row["name"], row["range_low"], row["range_high"]) if provenance else {}
                 yield row, make(row["locator"], **told)
 
