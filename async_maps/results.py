@@ -185,7 +185,7 @@ def _masks(
 
 def _refuse_columns(results: pd.DataFrame, on: On, new: list[str]) -> None:
     there = [str(title) for title in results.columns]
-    if isinstance(on, str) and on not in there:
+    if isinstance(on, str) and on not in results.columns:
         raise SettingsError(f"on: the results have no column {on!r}; there are {', '.join(there)}")
     for title in [*there, *new]:
         if title.endswith(_DROPPED):

@@ -174,6 +174,16 @@ def test_an_uploader_goes_on_after_a_map_that_failed_and_serves_any_thread(bucke
     assert sorted(wire(mask)["locator"] for mask in made) == [f"s3://{bucket}/{i}.png" for i in range(4)]
 
 
+def test_an_uploader_that_is_left_by_an_error_leaves_nothing(bucket: str) -> None:
+    def fail() -> None:
+        with bitmap_uploader(f"s3://{bucket}") as upload:
+            upload("1", random_map(1))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+
+
 def test_an_uploader_says_at_once_that_there_is_no_bucket(s3: object) -> None:
     del s3
     with pytest.raises(am.StoreError, match="no-such-bucket"), bitmap_uploader("s3://no-such-bucket"):

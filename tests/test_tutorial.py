@@ -28,7 +28,7 @@ Way = Callable[[str, NDArray[Any]], Any]
 
 @contextmanager
 def as_written(bucket: str) -> Iterator[Way]:
-    """Steps 1 and 2 with the functions that the tutorial writes, and boto3 as it has it."""
+    """Steps 1 and 2 with functions as the tutorial writes them: colours and PNGs come from us, boto3 stays."""
     import boto3
     from kolena.workflow.annotation import BitmapMask
 
@@ -72,10 +72,10 @@ async def fetch(locators: list[str]) -> list[bytes]:
 
 @pytest.mark.parametrize("steps_1_and_2", [as_written, as_one_import])
 def test_the_tutorial_ends_with_overlays_in_s3_and_their_locators_at_kolena(steps_1_and_2: Any, bucket: str) -> None:
-    """The tutorial's names, calls and arguments, in its order, with its placeholders filled in.
+    """The tutorial's names, calls and arguments, in its order and our words, with its placeholders filled in.
 
-    Its text is ``docs/advanced-usage/uploading-activation-maps.md`` of github.com/kolenaIO/kolena, which goes on with
-    "Building a Workflow" where step 3 runs the test.
+    Its text is ``docs/advanced-usage/uploading-activation-maps.md`` of github.com/kolenaIO/kolena (commit 5c64ee7),
+    which for the run of step 3 refers to "Building a Workflow", ``docs/building-a-workflow.md``.
     """
     with serve_kolena() as service, steps_1_and_2(f"s3://{bucket}") as create_and_upload_bitmap:
         from kolena.workflow import GroundTruth, Image, define_workflow, test
