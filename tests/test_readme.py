@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import re
 import shlex
+from contextlib import nullcontext
 from pathlib import Path
 
 import aioboto3
 import numpy as np
 import pytest
 
+import async_maps as am
 from async_maps import seaweed
+from tests.kolena_service import serve_kolena
 from tests.leftovers import leaves_nothing
 from tests.test_cli import invoke
 from tests.test_pipeline import random_map
@@ -33,7 +36,7 @@ async def buckets() -> set[str]:
 
 @pytest.fixture
 def folder(tmp_path: Path, s3: seaweed.S3Server, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with maps/ and configs/ in it, and the README's bucket."""
+    """A folder with maps/, configs/ and results.csv in it, and the README's bucket."""
     if "my-bucket" not in asyncio.run(buckets()):
         asyncio.run(seaweed.create_bucket(s3, "my-bucket"))
     monkeypatch.chdir(tmp_path)
@@ -42,6 +45,8 @@ def folder(tmp_path: Path, s3: seaweed.S3Server, monkeypatch: pytest.MonkeyPatch
         path = tmp_path / "maps" / "val" / f"{i:04}.npy"
         path.parent.mkdir(parents=True, exist_ok=True)
         np.save(path, random_map(i))
+    rows = [f"val/{i:04},cat,{i / 5 or ''}" for i in range(5)]
+    (tmp_path / "results.csv").write_text("\n".join(["image,label,score", *rows]))
     return tmp_path
 
 
@@ -64,9 +69,20 @@ def test_every_shell_command_runs_here_or_in_ci(folder: Path, monkeypatch: pytes
 @pytest.mark.parametrize("code", blocks("python"), ids=lambda code: code.splitlines()[-1][:40])
 @pytest.mark.usefixtures("folder")
 def test_the_code_runs(code: str, capsys: pytest.CaptureFixture[str]) -> None:
-    exec(compile(code, "README.md", "exec"), {"__name__": "readme"})  # noqa: S102  # our own README
+    if "async-maps.sqlite" in code:
+        # As the commands above it leave it.
+        settings = am.Settings(workers=0)
+        am.run("maps", "s3://my-bucket/overlays", settings=settings, manifest="async-maps.sqlite")
+    with serve_kolena() if "from kolena" in code else nullcontext() as service:
+        exec(compile(code, "README.md", "exec", dont_inherit=True), {"__name__": "readme"})  # noqa: S102  # our own README
     if "print" in code:
         assert capsys.readouterr().out
+    if service is not None and "upload_results(" in code:
+        (upload,) = service.results
+        locators = {
+            row["datapoint_id_object"]["image"]: row["result"]["activation_map"]["locator"] for row in upload["rows"]
+        }
+        assert locators == {f"val/{i:04}": f"s3://my-bucket/overlays/val/{i:04}.png" for i in range(5)}
 
 
 def test_every_link_leads_somewhere() -> None:
