@@ -332,7 +332,8 @@ def _wood(rng: Generator, size: Size) -> Plane:
     grain = 34 * _noise(rng, size, size[0] // 3, 5) + 26 * _noise(rng, size, size[0], 9)
     plank, depth = np.divmod(np.arange(size[0]), size[0] // 5 + 1)
     tone = (rng.uniform(-16, 16, 5)[plank] - 60 * (depth < 2)).astype(np.float32)
-    return _fade(size, _pick(rng, (186, 138, 94), (150, 104, 70), (204, 170, 130))) + tone[:, None, None] + grain
+    wood: Plane = _fade(size, _pick(rng, (186, 138, 94), (150, 104, 70), (204, 170, 130))) + tone[:, None, None] + grain
+    return wood
 
 
 def _gingham(rng: Generator, size: Size) -> Plane:

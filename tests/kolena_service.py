@@ -136,17 +136,6 @@ def _refuse_constant(text: str) -> None:
 def serve_kolena() -> Iterator[KolenaService]:
     """The service, with the client of this process pointing at it and at nothing else."""
     state = pytest.importorskip("kolena._utils.state")
-    import pandas.api.types
-
-    pandas_dtype = pandas.api.types.pandas_dtype
-
-    def dtype_or_type_error(dtype: Any) -> Any:
-        # The client's workflows need a pandera that expects a TypeError here, which NumPy 2.4 has made a ValueError.
-        try:
-            return pandas_dtype(dtype)
-        except ValueError as error:
-            raise TypeError(str(error)) from error
-
     service = KolenaService()
 
     class Handler(BaseHTTPRequestHandler):
@@ -192,7 +181,6 @@ def serve_kolena() -> Iterator[KolenaService]:
         patch.setattr(state._client_state, "base_url", service.url)
         patch.setattr(state._client_state, "jwt_token", None)
         patch.setattr(socket.socket, "connect", connect_here)
-        patch.setattr(pandas.api.types, "pandas_dtype", dtype_or_type_error)
         # Its progress bars leave a thread behind.
         patch.setattr("tqdm.tqdm.monitor_interval", 0)
         serving = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, name="kolena")

@@ -415,7 +415,9 @@ def test_a_bad_array_is_left_alone() -> None:
     assert array.tobytes() == before
 
 
-@pytest.mark.parametrize("what", [[[0.5]], 0.5, None, "map.npy", b"\0", memoryview(b"\0")], ids=lambda what: type(what).__name__)
+@pytest.mark.parametrize(
+    "what", [[[0.5]], 0.5, None, "map.npy", b"\0", memoryview(b"\0")], ids=lambda what: type(what).__name__
+)
 def test_what_is_no_array_is_refused_by_its_type(what: Any) -> None:
     with pytest.raises(InputValidationError, match=f"must be a NumPy array; found {type(what).__name__}"):
         colorize_activation_map(what)

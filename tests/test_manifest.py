@@ -312,7 +312,7 @@ def test_a_manifest_of_an_older_version_is_read_as_it_is_and_completed_by_the_ne
 
 def test_the_range_and_the_sketch_of_the_last_run_are_kept(path: Path) -> None:
     sketch = Sketch()
-    sketch.add(np.arange(10.0))
+    sketch.add(np.arange(10, dtype=np.float64))
     with Manifest(path) as manifest:
         manifest.begin(DESTINATION)
         assert manifest.sketch("error") is None

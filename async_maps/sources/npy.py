@@ -207,5 +207,6 @@ def _parse_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]
 @lru_cache(maxsize=256)
 def _parsed(version: tuple[int, int], header: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     """NumPy compiles each header as a Python literal, and most files of a set have the same one."""
-    file = BytesIO(header)
-    return npy_format.read_array_header_1_0(file) if version == (1, 0) else npy_format.read_array_header_2_0(file)
+    read = npy_format.read_array_header_1_0 if version == (1, 0) else npy_format.read_array_header_2_0
+    parsed: tuple[tuple[int, ...], bool, np.dtype[Any]] = read(BytesIO(header))
+    return parsed
