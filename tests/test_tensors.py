@@ -12,6 +12,7 @@ What CAM libraries return for a batch of b images was looked at by hand, with Py
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -284,3 +285,47 @@ async def test_tensors_go_the_whole_way(tmp_path: Path) -> None:
         await pipeline.run([(f"{i}", tensor.numpy()) for i, tensor in enumerate(maps)])
     for i in range(12):
         assert (tmp_path / "a" / f"{i}.png").read_bytes() == (tmp_path / "b" / f"{i}.png").read_bytes()
+
+
+def explained(library: str, images: int) -> tuple[Any, NDArray[np.float32]]:
+    """What a CAM library returns for a model and so many images, and the maps in it, (images, h, w)."""
+    torch = pytest.importorskip("torch")
+    cam = pytest.importorskip(library)
+    torch.manual_seed(0)
+    nn = torch.nn
+    layers = [nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)]
+    model, batch = nn.Sequential(*layers).eval(), torch.rand(images, 3, 18, 26)
+    if library == "captum":
+        attributed = importlib.import_module("captum.attr").LayerGradCam(model, layers[0]).attribute(batch, target=1)
+        assert attributed.requires_grad
+        assert attributed.min() < 0
+        return attributed, attributed[:, 0].detach().numpy()
+    if library == "pytorch_grad_cam":
+        with cam.GradCAM(model=model, target_layers=[layers[0]]) as explainer:
+            found = explainer(input_tensor=batch, targets=None)
+        return found, found
+    with importlib.import_module("torchcam.methods").GradCAM(model, target_layer="0") as extractor:
+        listed = extractor(class_idx=[1] * images, scores=model(batch))
+    return listed, listed[0].numpy()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("library", ["captum", "pytorch_grad_cam", "torchcam"])
+async def test_what_a_cam_library_returns_goes_in_as_it_comes(library: str, tmp_path: Path) -> None:
+    one, (expected,) = explained(library, 1)
+    several, planes = explained(library, 3)
+    assert planes.shape == ((3, 18, 26) if library == "pytorch_grad_cam" else (3, 16, 24))
+    batch = several[0] if isinstance(several, list) else several
+    async with am.Pipeline(tmp_path, settings=am.Settings(range="per-map", workers=0)) as pipeline:
+        receipt = await pipeline.put("one", one)
+        report = await pipeline.run(zip("abc", batch, strict=True))
+        with pytest.raises(am.MapFailedError, match="put each map under a name of its own"):
+            await pipeline.put("several", several)
+    assert report.uploaded == 3
+    for name, array in zip(("one", *"abc"), (expected, *planes), strict=True):
+        plane = np.empty(array.shape, np.uint8)
+        quantise(array, plane, parse_range("per-map"))
+        with Image.open(tmp_path / f"{name}.png") as image:
+            np.testing.assert_array_equal(np.asarray(image.convert("RGBA")), am.colorize_activation_map(plane))
+    assert receipt.statistics is not None
+    assert receipt.statistics.minimum == expected.min()
