@@ -8,6 +8,7 @@ ahead than there is room for maps; the event loop stays free.
 from __future__ import annotations
 
 import asyncio
+import sys
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -105,7 +106,7 @@ def main(destination: str | None = None, /, *, out: Path = Path("async-maps-grad
 
     Args:
         destination: s3://bucket/prefix, file:///folder or a plain path; by default a folder in what --out says.
-        out: the folder for the manifest, locators.csv and overlays.png.
+        out: the folder for the manifest, locators.csv and overlays.png; another destination wants another one.
     """
     torch.manual_seed(0)
     torch.set_num_threads(1)  # more would wait for each other longer than so small a model takes
@@ -124,4 +125,7 @@ def main(destination: str | None = None, /, *, out: Path = Path("async-maps-grad
 
 
 if __name__ == "__main__":
-    cyclopts.run(main)
+    try:
+        cyclopts.run(main)
+    except am.AsyncMapsError as error:
+        sys.exit(f"error: {error}")
