@@ -78,7 +78,7 @@ def grad_cams(model: nn.Sequential, images: Tensor, classes: Tensor) -> Iterator
 
 
 async def upload(cams: Iterator[tuple[str, Tensor]], destination: str, manifest: Path) -> am.Report:
-    """Put each map once it is computed. Its scale is its own; and the model has the cores that workers would take."""
+    """Put each map once it is computed: ``per-map``, as its scale is its own; no workers: the model has the cores."""
     async with am.Pipeline(destination, settings=am.Settings(range="per-map", workers=0)) as pipeline:
         return await pipeline.run(cams, manifest=manifest)
 
