@@ -193,9 +193,10 @@ class Pipeline:
 
         Args:
             name: what its locator is made of: ``{prefix}/{name}.png``.
-            activation_map: (h, w) or (h, w, 1); a NumPy array, a ``torch.Tensor`` on any device, or what has
-                ``__array__`` or ``__dlpack__``. uint8 or any float with values in [0, 1]; under another
-                ``settings.range`` than ``unit`` any real numbers.
+            activation_map: (h, w) or (h, w, 1), or with leading axes of length 1, as a model's batch of one has them; a
+                NumPy array, a ``torch.Tensor`` on any device, what has ``__array__`` or ``__dlpack__``, or a list of
+                exactly one of these. Three axes of which the last has length 1 are (h, w, 1). uint8 or any float
+                with values in [0, 1]; under another ``settings.range`` than ``unit`` any real numbers.
 
         Raises:
             MapFailedError: this map failed.

@@ -329,9 +329,13 @@ def _describe_bad_value(
     index = tuple(int(i) for i in np.unravel_index(int(np.argmax(bad)), array.shape))
     value = array[index]
     found = "NaN" if np.isnan(value) else f"{value!s}"
+    advice = ""
+    if np.isfinite(value):
+        advice = ": a range says what other values span (--range per-map, --range symmetric or --range LO,HI)"
     return (
         f"every value must {'lie in [0, 1]' if unit else 'be finite'}; found {found} at index {index} "
         f"({int(np.count_nonzero(bad)):,} of {bad.size:,} values are NaN or {'out of range' if unit else 'infinite'})"
+        f"{advice}"
     )
 
 

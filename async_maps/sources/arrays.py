@@ -1,4 +1,4 @@
-"""Arrays already in memory, each with a name: NumPy's, PyTorch's, and whatever can be made NumPy's."""
+"""Arrays already in memory, each with a name: NumPy's, PyTorch's, whatever can be made NumPy's, and one in a list."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from async_maps.quantise import Measured
 
 _ANY = ValueRange("dataset")
+_ONE_BY_ONE = "put each map under a name of its own (for name, cam in zip(names, cams))"
 
 
 def array_map(
@@ -32,7 +33,8 @@ def array_map(
 
     Args:
         name: the map's.
-        array: a NumPy array, a ``torch.Tensor`` on any device, or what has ``__array__`` or ``__dlpack__``.
+        array: a NumPy array, a ``torch.Tensor`` on any device, what has ``__array__`` or ``__dlpack__``, or a list of
+            exactly one of these; of a shape that :func:`_map_shape` takes.
         value_range: a known one: tensors are quantised by it where they lie, and a byte a pixel is copied; without it
             they are copied as they are.
         max_pixels: refuse one that has more, before it is copied from where it lies; None for none.
@@ -40,15 +42,51 @@ def array_map(
     measured = None
     try:
         check_name(name)
+        if isinstance(array, list | tuple):
+            array = _only_one(array)
         if reason := too_large(_shape_of(array), 1, max_pixels):
             raise InputValidationError(reason)
         if not isinstance(array, np.ndarray):
             array, measured = _converted(array, value_range)
+        if array.ndim > 2:
+            array = array.reshape(_map_shape(array.shape))
         map_shape(array, value_range or _ANY)
     except InputValidationError as error:
         shown = printable(str(name))
         return Failure(shown, shown, None, "source", str(error))
     return ActivationMap(name, name, None, array.nbytes, array=array, measured=measured)
+
+
+def _only_one(arrays: list[Any] | tuple[Any, ...]) -> Any:
+    """The array in a list of one, as CAM libraries give a list with an entry for each layer they look at."""
+    if not arrays or not (hasattr(arrays[0], "__array__") or hasattr(arrays[0], "__dlpack__")):
+        return arrays  # numbers, perhaps: it is said later that this is no array
+    if len(arrays) > 1:
+        raise InputValidationError(
+            f"one activation map at a time; found a {type(arrays).__name__} of {len(arrays):,}: {_ONE_BY_ONE}"
+        )
+    return arrays[0]
+
+
+def _map_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """What an array's shape is without the axes of a batch and of channels, where each has a length of one.
+
+    (h, w, 1) stays what it is for Kolena, a channel last, even if h is 1. Else leading axes of length one are dropped
+    down to (h, w): so (1, h, w) and (1, 1, h, w) are, too, and (1, h, w, 1) is (h, w, 1).
+
+    Raises:
+        InputValidationError: there is more than one map in it.
+    """
+    found = shape
+    if len(shape) != 3 or shape[2] != 1:
+        while len(shape) > 2 and shape[0] == 1:
+            shape = shape[1:]
+    if len(shape) > 2 and shape[2:] != (1,) and 0 not in shape:
+        raise InputValidationError(
+            "an activation map must have the shape (h, w) or (h, w, 1), or that with leading axes of length 1; found "
+            f"{found}: {_ONE_BY_ONE}"
+        )
+    return shape
 
 
 def _shape_of(array: Any) -> tuple[int, ...]:
@@ -62,7 +100,7 @@ def _converted(array: Any, value_range: ValueRange | None) -> tuple[NDArray[Any]
         if any(base.__module__ == "torch" and base.__name__ == "Tensor" for base in type(array).__mro__):
             from async_maps.sources import tensors
 
-            return tensors.take(array, value_range)
+            return tensors.take(array, _map_shape(tuple(array.shape)), value_range)
         if hasattr(array, "__array__"):
             return np.asarray(array), None
         if hasattr(array, "__dlpack__"):

@@ -207,6 +207,8 @@ def _parse_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]
 @lru_cache(maxsize=256)
 def _parsed(version: tuple[int, int], header: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     """NumPy compiles each header as a Python literal, and most files of a set have the same one."""
-    read = npy_format.read_array_header_1_0 if version == (1, 0) else npy_format.read_array_header_2_0
-    parsed: tuple[tuple[int, ...], bool, np.dtype[Any]] = read(BytesIO(header))
+    file = BytesIO(header)
+    parsed: tuple[tuple[int, ...], bool, np.dtype[Any]] = (
+        npy_format.read_array_header_1_0(file) if version == (1, 0) else npy_format.read_array_header_2_0(file)
+    )
     return parsed

@@ -16,14 +16,15 @@ if TYPE_CHECKING:
     from async_maps.ranges import ValueRange
 
 
-def take(tensor: Any, value_range: ValueRange | None) -> tuple[NDArray[Any], Measured | None]:
+def take(tensor: Any, shape: tuple[int, ...], value_range: ValueRange | None) -> tuple[NDArray[Any], Measured | None]:
     """A tensor as a NumPy array: its intensities and what was seen of its values, or the values themselves.
 
     The values are copied where there is no range to quantise by, and where a value is invalid or out of range: what to
     do about it, and what to say, is the same for all arrays then. bfloat16, which NumPy lacks, is float32 here.
 
     Args:
-        tensor: (h, w) or (h, w, 1), on any device.
+        tensor: on any device.
+        shape: (h, w) or (h, w, 1): what it is taken as.
         value_range: a known one, or None.
 
     Raises:
@@ -31,9 +32,8 @@ def take(tensor: Any, value_range: ValueRange | None) -> tuple[NDArray[Any], Mea
     """
     import torch
 
-    shape = tuple(tensor.shape)
     check_shape(shape)
-    values = tensor.detach()
+    values = tensor.detach().reshape(shape)
     if values.dtype == torch.bfloat16:
         values = values.float()
     signed = values.dtype in {torch.int8, torch.int16, torch.int32, torch.int64}

@@ -1,0 +1,134 @@
+"""Grad-CAMs of a small CNN, uploaded while they are computed: ``python -m async_maps.examples.gradcam [DESTINATION]``.
+
+A CNN learns scikit-learn's digits (8x8, shipped with it) on a CPU in seconds; captum explains the true and the
+predicted class of each test image. The model runs in the thread in which the pipeline advances an iterable, no further
+ahead than there is room for maps; the event loop stays free.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from operator import itemgetter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import cyclopts
+import numpy as np
+from PIL import Image, ImageDraw
+
+import async_maps as am
+from async_maps.scenes import contact_sheet
+
+try:
+    import torch
+    from captum.attr import LayerGradCam
+    from sklearn.datasets import load_digits
+    from torch import Tensor, nn
+    from torch.nn import functional
+    from torch.utils.data import DataLoader, TensorDataset
+except ImportError:
+    missing = am.MissingExtraError("the Grad-CAM example", "examples")
+    if __name__ == "__main__":
+        sys.exit(f"error: {missing}")
+    raise missing from None
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_TRAINED = 1100
+_BATCH = 64
+_TILE = (160, 160)
+
+
+def digits() -> tuple[Tensor, Tensor]:
+    """1,797 images, (n, 1, 40, 40) float32 from 0 to 1, shuffled, and their classes, (n,) int64."""
+    found = load_digits()
+    small = functional.pad(torch.from_numpy(found.images).float()[:, None] / 16, (1, 1, 1, 1))
+    images = functional.interpolate(small, scale_factor=4, mode="bicubic").clamp(0, 1)
+    order = torch.randperm(len(images))
+    return images[order], torch.from_numpy(found.target)[order]
+
+
+def train(images: Tensor, classes: Tensor, epochs: int = 6) -> nn.Sequential:
+    """A CNN that knows these images; the end of its first part, (n, 64, 10, 10), is what Grad-CAM looks at."""
+    features: list[nn.Module] = []
+    for channels, filters, size, stride in ((1, 16, 5, 2), (16, 32, 3, 2), (32, 64, 3, 1)):
+        features += [nn.Conv2d(channels, filters, size, stride, size // 2), nn.BatchNorm2d(filters), nn.ReLU()]
+    model = nn.Sequential(nn.Sequential(*features), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
+    batches = DataLoader(TensorDataset(images, classes), _BATCH, shuffle=True)
+    optimizer = torch.optim.Adam(model.parameters())
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, epochs=epochs, steps_per_epoch=len(batches))
+    for _ in range(epochs):
+        for seen, wanted in batches:
+            optimizer.zero_grad()
+            functional.cross_entropy(model(seen), wanted).backward()
+            optimizer.step()
+            schedule.step()
+    return model.eval()
+
+
+def grad_cams(model: nn.Sequential, images: Tensor, classes: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """A name and a Grad-CAM, (1, 40, 40), twice for each image: ``0007/true-3`` and ``0007/predicted-8``."""
+    explainer = LayerGradCam(model, model[0])
+    for start in range(0, len(images), _BATCH):
+        batch = images[start : start + _BATCH]
+        for label, targets in (("true", classes[start : start + _BATCH]), ("predicted", model(batch).argmax(1))):
+            cams = explainer.attribute(batch, targets, relu_attributions=True)
+            cams = explainer.interpolate(cams, batch.shape[2:], interpolate_mode="bilinear")
+            for index, (target, cam) in enumerate(zip(targets.tolist(), cams, strict=True), start):
+                yield f"{index:04}/{label}-{target}", cam
+
+
+async def upload(cams: Iterator[tuple[str, Tensor]], destination: str, manifest: Path) -> am.Report:
+    """Put each map once it is computed: ``per-map``, as its scale is its own; no workers: the model has the cores."""
+    async with am.Pipeline(destination, settings=am.Settings(range="per-map", workers=0)) as pipeline:
+        return await pipeline.run(cams, manifest=manifest)
+
+
+def draw(model: nn.Sequential, images: Tensor, classes: Tensor) -> Image.Image:
+    """Eight images that the model gets right, and four that it does not under the Grad-CAMs of both classes."""
+    wrong = model(images).argmax(1) != classes
+    chosen = torch.cat([(~wrong).nonzero()[:8, 0], wrong.nonzero()[:4, 0]])
+    tiles, overlays = [], []
+    for name, cam in sorted(grad_cams(model, images[chosen], classes[chosen]), key=itemgetter(0)):
+        index, label = name.split("/")
+        if int(index) >= 8 or label.startswith("predicted"):  # the others' two are alike
+            pixels = (255 * images[chosen[int(index)], 0]).byte().numpy()
+            tile = Image.fromarray(pixels).resize(_TILE, Image.Resampling.BICUBIC).convert("RGB")
+            ImageDraw.Draw(tile).text((2, 0), label)
+            tiles.append(np.asarray(tile))
+            values = cam[0].detach().numpy()
+            pixels = am.colorize_activation_map((values - values.min()) / np.ptp(values))
+            overlays.append(np.asarray(Image.fromarray(pixels).resize(_TILE, Image.Resampling.BICUBIC)))
+    return contact_sheet(tiles, overlays, columns=8, tile_width=_TILE[0])
+
+
+def main(destination: str | None = None, /, *, out: Path = Path("async-maps-gradcam")) -> int:
+    """Train a small CNN on digits, and upload its Grad-CAMs while they are computed.
+
+    Args:
+        destination: s3://bucket/prefix, file:///folder or a plain path; by default a folder in what --out says.
+        out: the folder for the manifest, locators.csv and overlays.png; another destination wants another one.
+    """
+    torch.manual_seed(0)
+    torch.set_num_threads(1)  # more would wait for each other longer than so small a model takes
+    out.mkdir(parents=True, exist_ok=True)
+    images, classes = digits()
+    model = train(images[:_TRAINED], classes[:_TRAINED])
+    images, classes = images[_TRAINED:], classes[_TRAINED:]
+    right = (model(images).argmax(1) == classes).float().mean().item()
+    print(f"{right:.1%} of {len(images):,} test images are classified right")
+    cams, manifest = grad_cams(model, images, classes), out / "manifest.sqlite"
+    report = asyncio.run(upload(cams, destination or str(out / "overlays"), manifest))
+    count = am.export_manifest(manifest, out / "locators.csv")
+    draw(model, images, classes).save(out / "overlays.png")
+    print(f"{report.summary()}\n{count:,} locators in {out / 'locators.csv'}, look at {out / 'overlays.png'}")
+    return 1 if report.failed else 0
+
+
+if __name__ == "__main__":
+    try:
+        cyclopts.run(main)
+    except am.AsyncMapsError as error:
+        sys.exit(f"error: {error}")
