@@ -56,9 +56,7 @@ def _try_out(folder: str, settings: Settings) -> list[Finding]:
         path.write_bytes(tiny)
         same = path.read_bytes() == tiny
         made = "" if existing == Path(folder) else f", and {folder} is made when the first comes"
-        text = (
-            f"{existing} takes files{made}" if same else f"what was written to {existing} comes back as something else"
-        )
+        text = f"{existing} takes files{made}" if same else f"other bytes come back than were written to {existing}"
         findings.append(Finding(check, "ok" if same else "failure", text, "" if same else "check that disk"))
         check = "space"
         findings.append(_space(existing, len(overlay)))
