@@ -12,7 +12,7 @@ from uuid import uuid4
 from anyio import to_thread
 
 from async_maps.doctor.finding import Finding
-from async_maps.doctor.probe import overlay_sized_png, tiny_png
+from async_maps.doctor.pngs import overlay_sized_png, tiny_png
 from async_maps.errors import StoreError
 from async_maps.locators import file_path
 

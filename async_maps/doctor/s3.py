@@ -17,9 +17,9 @@ from async_maps.doctor.browser import readable_from
 from async_maps.doctor.bucket import check_encryption, check_listing, check_versioning, find_bucket
 from async_maps.doctor.credentials import find_credentials
 from async_maps.doctor.finding import Finding
-from async_maps.doctor.object import ProbeObject
-from async_maps.doctor.probe import overlay_sized_png
-from async_maps.doctor.speed import MOST, judge, measure_latency, measure_throughput
+from async_maps.doctor.pngs import overlay_sized_png
+from async_maps.doctor.probe import ProbeObject
+from async_maps.doctor.speed import concurrencies, judge, measure_latency, measure_throughput
 from async_maps.doctor.target import Target
 from async_maps.errors import StoreError
 from async_maps.stores import open_store
@@ -129,7 +129,9 @@ async def _measure(target: Target, probe: ProbeObject, quick: bool) -> None:
     data = overlay_sized_png()
     concurrency = target.settings.concurrency
     # As a run puts, but over what it has put before.
-    settings = target.settings.model_copy(update={"if_exists": "overwrite", "concurrency": concurrency * MOST})
+    settings = target.settings.model_copy(
+        update={"if_exists": "overwrite", "concurrency": concurrencies(concurrency)[-1]}
+    )
     try:
         async with open_store(target.url, settings) as store:
             latency_s = await measure_latency(store, probe.sibling, data)

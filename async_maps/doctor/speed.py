@@ -20,14 +20,11 @@ if TYPE_CHECKING:
 _LATENCY_PUTS = 9
 _LEVEL_S = 0.8
 """So long each number of uploads at once is kept up; in the first third connections are made."""
-_LEVELS = 3
+_LEVELS, _MOST = 3, 256
 _OVERRUN_S = 5.0
 _GAIN = 1.15
 """Twice the uploads at once that take less than this much more have passed the knee."""
 _FEWEST = 4
-
-MOST = 2 ** (_LEVELS - 1)
-"""At most so many times the configured concurrency is tried."""
 
 
 class Load(NamedTuple):
@@ -42,6 +39,12 @@ class Load(NamedTuple):
     at_once: int
     puts_per_s: float
     error: StoreError | None
+
+
+def concurrencies(concurrency: int) -> list[int]:
+    """How many uploads at once are tried: as many as configured, and more, but not as many as a store could resent."""
+    more = [concurrency * 2**level for level in range(1, _LEVELS)]
+    return [concurrency, *(at_once for at_once in more if at_once <= _MOST)]
 
 
 async def measure_latency(store: Store, key: Callable[[int], str], data: bytes) -> float:
@@ -60,11 +63,11 @@ async def measure_latency(store: Store, key: Callable[[int], str], data: bytes) 
 
 
 async def measure_throughput(store: Store, key: Callable[[int], str], data: bytes, concurrency: int) -> list[Load]:
-    """Try the concurrency, and twice as much as long as that pays: each with as many keys as uploads at once."""
+    """Try the concurrency, then twice as much as long as that pays: each with as many keys as uploads at once."""
     loads: list[Load] = []
-    for level in range(_LEVELS):
-        loads.append(await _keep_up(store, key, data, concurrency * 2**level))
-        if loads[-1].error or (level and loads[-1].puts_per_s < _GAIN * loads[-2].puts_per_s):
+    for at_once in concurrencies(concurrency):
+        loads.append(await _keep_up(store, key, data, at_once))
+        if loads[-1].error or (len(loads) > 1 and loads[-1].puts_per_s < _GAIN * loads[-2].puts_per_s):
             break
     return loads
 
