@@ -48,7 +48,8 @@ async def find_bucket(target: Target) -> bool:
         target.say("bucket", "failure", f"{target.bucket}{where}: {reason}", advice)
     elif code:
         # Whoever may only write objects is told so.
-        target.say("bucket", "unknown", f"{target.bucket}{where} may not be asked for", "allow s3:ListBucket")
+        target.say("bucket", "unknown", f"{target.bucket}{where} may not be asked for ({code})",
+                   "allow s3:ListBucket")  # fmt: skip
     elif region and ours not in {region, "aws-global"}:
         target.say("bucket", "warning", f"{target.bucket} lies in {region}, and this machine asks {ours}",
                    f"set AWS_REGION={region}: requests are redirected meanwhile")  # fmt: skip

@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import TextIO
 
+    from rich.console import Console
+
     from async_maps.doctor.finding import Finding
 
 _STYLES = {"ok": "green", "warning": "yellow", "failure": "bold red", "unknown": "cyan"}
@@ -28,26 +30,24 @@ class FindingDisplay:
     def render(self, finding: Finding) -> str:
         """The finding as text: a line, the advice below it, and then what is to be copied, unbroken."""
         advice, _, to_copy = finding.advice.partition("\n")
-        lines = self._row(finding, advice) if self._console else _plain(finding, advice)
+        lines = _row(self._console, finding, advice) if self._console else _plain(finding, advice)
         return f"{lines}\n{to_copy}" if to_copy else lines
 
-    def _row(self, finding: Finding, advice: str) -> str:
-        from rich.table import Table
-        from rich.text import Text
 
-        assert self._console is not None  # noqa: S101  # else plain
-        table = Table.grid(padding=(0, 2))
-        table.add_column(width=7)
-        table.add_column(width=13)
-        table.add_column(ratio=1)
-        level = Text(finding.level, _STYLES[finding.level])
-        table.add_row(level, finding.check, Text(finding.text))
-        if advice:
-            table.add_row("", "", Text(advice, "dim"))
-        table.expand = True
-        with self._console.capture() as captured:
-            self._console.print(table)
-        return "\n".join(line.rstrip() for line in captured.get().splitlines())
+def _row(console: Console, finding: Finding, advice: str) -> str:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, 2), expand=True)
+    table.add_column(width=7)
+    table.add_column(width=13)
+    table.add_column(ratio=1)
+    table.add_row(Text(finding.level, _STYLES[finding.level]), finding.check, Text(finding.text))
+    if advice:
+        table.add_row("", "", Text(advice, "dim"))
+    with console.capture() as captured:
+        console.print(table)
+    return "\n".join(line.rstrip() for line in captured.get().splitlines())
 
 
 def _plain(finding: Finding, advice: str) -> str:
