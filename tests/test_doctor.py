@@ -308,6 +308,27 @@ async def test_cancelled_it_removes_what_it_wrote(s3: S3Server, bucket: str, mon
         assert await keys(bucket) == set()
 
 
+async def test_cancelled_under_load_nothing_arrives_after_it_was_removed(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(speed, "_LEVEL_S", 30.0)
+    loaded = asyncio.Event()
+
+    def tell(finding: Finding) -> None:
+        if finding.check == "latency":
+            loaded.set()
+
+    settings = Settings(concurrency=128)
+    task = asyncio.create_task(diagnose(f"s3://{bucket}/x", settings, tell=tell))
+    await loaded.wait()
+    await asyncio.sleep(0.3)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await asyncio.sleep(0.2)
+    assert await keys(bucket) == set()
+
+
 async def test_headers_of_the_settings_are_tried(bucket: str) -> None:
     settings = Settings(s3=S3Settings(storage_class="NO_SUCH_CLASS"))
     (failure,) = [finding for finding in await diagnose(f"s3://{bucket}/x", settings) if finding.level == "failure"]

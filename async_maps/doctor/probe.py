@@ -12,6 +12,7 @@ from isal import isal_zlib
 from async_maps.aws import STORE_CODES, refusal, unreachable
 from async_maps.doctor.advice import for_code, iam_policy
 from async_maps.doctor.pngs import tiny_png
+from async_maps.doctor.unbroken import unbroken
 from async_maps.stores.s3 import NO_ANSWER, object_headers
 
 if TYPE_CHECKING:
@@ -153,9 +154,10 @@ class ProbeObject:
         self._may_exist.add(self.key)
         checksum = base64.b64encode(isal_zlib.crc32(data).to_bytes(4, "big")).decode()
         headers = object_headers(self._target.settings.s3, create_only=create_only)
-        return await self._client.put_object(
+        request = self._client.put_object(
             Bucket=self._target.bucket, Key=self.key, Body=data, ChecksumCRC32=checksum, **headers
         )
+        return await unbroken(request)
 
     async def _get(self) -> tuple[bytes, str]:
         answer = await self._client.get_object(Bucket=self._target.bucket, Key=self.key)

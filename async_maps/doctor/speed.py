@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from anyio import create_task_group, move_on_after
 
 from async_maps.doctor.finding import Finding
+from async_maps.doctor.unbroken import unbroken
 from async_maps.errors import StoreError, TransientError
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ async def measure_latency(store: Store, key: Callable[[int], str], data: bytes) 
     # The first one teaches the store what the others look like.
     for _ in range(1 + _LATENCY_PUTS):
         started = perf_counter()
-        await store.put(key(0), data)
+        await unbroken(store.put(key(0), data))
         times.append(perf_counter() - started)
     return median(times[1:])
 
@@ -81,13 +82,12 @@ async def _keep_up(store: Store, key: Callable[[int], str], data: bytes, at_once
     async def put_again_and_again(lane: int) -> None:
         while perf_counter() < end and not errors:
             try:
-                await store.put(key(lane), data)
+                await unbroken(store.put(key(lane), data))
             except StoreError as error:
                 errors.append(error)
             else:
                 taken.append(perf_counter())
 
-    # What is under way is waited for: cancelled, it may still arrive after it was to be removed.
     with move_on_after(_LEVEL_S + _OVERRUN_S):
         async with create_task_group() as lanes:
             for lane in range(at_once):
