@@ -372,7 +372,8 @@ async def test_it_says_where_credentials_come_from_and_until_when_they_last(
         # 64 of 100 ms each are under way at 640 a second: 32 are too few.
         ({32: 320, 64: 640, 128: 650}, 0.1, "warning", "65.0 under way", "use --concurrency 128"),
         ({32: 320, 64: 640, 128: 600}, 0.1, "warning", "64.0 under way", "use --concurrency 64"),
-        ({32: 500, 64: 510}, 0.004, "ok", "32 are enough, 4 would be", ""),
+        ({32: 500, 64: 510}, 0.004, "ok", "32 at once are enough (Little's law: 510/s x 4.0 ms = 2.0 under way)", ""),
+        ({32: 500, 64: 550}, 0.1, "ok", "32 at once are enough", ""),
     ],
 )
 def test_the_concurrency_is_what_little_s_law_says(

@@ -7,6 +7,7 @@ import ssl
 from typing import TYPE_CHECKING, NamedTuple
 
 import aiohttp
+from anyio import to_thread
 from botocore.exceptions import ClientError
 from yarl import URL
 
@@ -60,7 +61,8 @@ async def readable_from(client: S3Client, bucket: str, key: str, origins: Sequen
 
 async def _ask(url: str, origins: Sequence[str]) -> dict[str, _Answer]:
     # As botocore does for its own requests.
-    trusted = ssl.create_default_context(cafile=os.environ.get("AWS_CA_BUNDLE"))
+    authorities = os.environ.get("AWS_CA_BUNDLE")
+    trusted = await to_thread.run_sync(lambda: ssl.create_default_context(cafile=authorities))
     answers = {}
     async with aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(ssl=trusted), timeout=aiohttp.ClientTimeout(_TIMEOUT_S), trust_env=True

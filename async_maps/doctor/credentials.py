@@ -44,7 +44,8 @@ async def find_credentials(session: aioboto3.Session) -> Finding:
             credentials = await cast("Awaitable[AioCredentials | None]", session.get_credentials())
             frozen = None if credentials is None else await credentials.get_frozen_credentials()
     except NO_ANSWER as error:
-        return Finding("credentials", "failure", f"found, but not to be had: {unreachable(error)}", "sign in again")
+        return Finding("credentials", "failure", f"found, but not to be had: {unreachable(error)}",
+                       "sign in again, or correct the profile")  # fmt: skip
     if credentials is None or frozen is None or frozen.access_key is None:
         return Finding("credentials", "failure", "no AWS credentials found",
                        "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import shlex
 from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import ClientError
@@ -147,7 +148,7 @@ class ProbeObject:
         self._target.say(
             "delete", "warning", f"what was written is left, s3://{self._target.bucket}/{self._target.stem}*: {reason}",
             f"runs delete nothing, but this does: allow {action}, or remove it:\n"
-            f"aws s3 rm {folder} --recursive --exclude '*' --include '{self._target.mark}*'",
+            f"aws s3 rm {shlex.quote(folder)} --recursive --exclude '*' --include '{self._target.mark}*'",
         )  # fmt: skip
 
     async def _put(self, data: bytes, *, create_only: bool = False) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
@@ -53,17 +53,19 @@ async def examine(place: str, settings: Settings, extent: tuple[Sequence[str], b
     bucket, _, prefix = place.removeprefix("s3://").partition("/")
     prefix = prefix.strip("/")
     check_place(bucket, prefix)
-    try:
-        session = aioboto3.Session()
-        credentials = await find_credentials(session)
+    async with AsyncExitStack() as opened:
+        try:
+            session = aioboto3.Session()
+            credentials = await find_credentials(session)
+            client = await opened.enter_async_context(_open_client(session, settings))
+        except (BotoCoreError, ValueError) as error:
+            tell(Finding("configuration", "failure", f"the AWS configuration cannot be used: {error}",
+                         "check AWS_PROFILE and the other AWS_ variables, and ~/.aws/config"))  # fmt: skip
+            return
         tell(credentials)
         if credentials.level != "failure":
-            async with _open_client(session, settings) as client:
-                mark = f".async-maps-doctor-{uuid4().hex}"
-                await _examine(Target(client, bucket, prefix, mark, settings, tell), *extent)
-    except (BotoCoreError, ValueError) as error:
-        tell(Finding("configuration", "failure", f"the AWS configuration cannot be used: {error}",
-                     "check AWS_PROFILE and the other AWS_ variables, and ~/.aws/config"))  # fmt: skip
+            mark = f".async-maps-doctor-{uuid4().hex}"
+            await _examine(Target(client, bucket, prefix, mark, settings, tell), *extent)
 
 
 @asynccontextmanager

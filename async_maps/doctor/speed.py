@@ -25,7 +25,6 @@ _LEVELS, _MOST = 3, 256
 _OVERRUN_S = 5.0
 _GAIN = 1.15
 """Twice the uploads at once that take less than this much more have passed the knee."""
-_FEWEST = 4
 
 
 class Load(NamedTuple):
@@ -121,13 +120,13 @@ def judge(loads: list[Load], latency_s: float, size: int, concurrency: int) -> l
         return [Finding("throughput", "warning", f"no PUT of {size / 1e3:.0f} KB was done in {_LEVEL_S} s",
                         "a run takes long over this link; see s3.read_timeout_s")]  # fmt: skip
     under_way = rate * latency_s
-    # A power of two above it: what comes in bursts finds some room.
-    suggested = min(max(_FEWEST, 2 ** math.ceil(math.log2(max(under_way, 1.0)))), loads[-1].at_once)
     law = f"Little's law: {rate:,.0f}/s x {latency_s * 1e3:.1f} ms = {under_way:.1f} under way"
-    if suggested > concurrency:
-        return [Finding("throughput", "ok", text), Finding(
-            "concurrency", "warning", f"{concurrency} leave this link idle ({law})", f"use --concurrency {suggested}"
-        )]  # fmt: skip
-    return [Finding("throughput", "ok", text), Finding(
-        "concurrency", "ok", f"{concurrency} are enough, {suggested} would be ({law})"
-    )]  # fmt: skip
+    findings = [Finding("throughput", "ok", text)]
+    if under_way > concurrency and rate >= _GAIN * loads[0].puts_per_s:
+        # A power of two above it, so that bursts find some room; but no more than was tried.
+        suggested = min(2 ** math.ceil(math.log2(under_way)), loads[-1].at_once)
+        findings.append(Finding("concurrency", "warning", f"{concurrency} at once do not fill this link ({law})",
+                                f"use --concurrency {suggested}"))  # fmt: skip
+    else:
+        findings.append(Finding("concurrency", "ok", f"{concurrency} at once are enough ({law})"))
+    return findings
