@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from async_maps.batch import dry_run, run
     from async_maps.colorize import colorize_activation_map
     from async_maps.colormap import Colormap, ColormapJet
+    from async_maps.doctor import Finding, diagnose
     from async_maps.encode import encode_png
     from async_maps.errors import (
         AsyncMapsError,
@@ -43,6 +44,7 @@ __all__ = [
     "ExistsError",
     "Failure",
     "FilesSettings",
+    "Finding",
     "InputValidationError",
     "ManifestError",
     "MapFailedError",
@@ -65,6 +67,7 @@ __all__ = [
     "TransientError",
     "WorkerError",
     "colorize_activation_map",
+    "diagnose",
     "dry_run",
     "encode_png",
     "export_manifest",
@@ -76,6 +79,7 @@ _ROOMS = {
     "batch": ("dry_run", "run"),
     "colorize": ("colorize_activation_map",),
     "colormap": ("Colormap", "ColormapJet"),
+    "doctor": ("Finding", "diagnose"),
     "encode": ("encode_png",),
     "export": ("export_manifest",),
     "meters": ("StageStatistics", "Statistics"),

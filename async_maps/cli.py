@@ -16,6 +16,7 @@ from cyclopts import App, ArgumentCollection, Group, Parameter, validators
 from pydantic import ValidationError
 
 from async_maps.atomic import replacing
+from async_maps.doctor import KOLENA_ORIGINS, diagnose
 from async_maps.errors import AsyncMapsError, SettingsError, TooManyFailuresError
 from async_maps.forms import Form
 from async_maps.loop import run_loop
@@ -26,6 +27,7 @@ from async_maps.sources import STDIN_FILE
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from async_maps.doctor import Finding
     from async_maps.pipeline import Pipeline
     from async_maps.report import Report
 
@@ -47,6 +49,7 @@ app = App(
 _SETTINGS = Group(
     "Settings", help="Each is also a key of the TOML file and an environment variable: ASYNC_MAPS_PNG=rgba.", sort_key=2
 )
+_UNLISTED_SETTINGS = Group("Settings of async-maps run", show=False)
 
 
 @app.command
@@ -177,6 +180,50 @@ def export(  # noqa: PLR0913  # one argument a flag
     names = None if columns is None else [name.strip() for name in columns.split(",")]
     count = export_manifest(manifest, file, failed=all, columns=names, form=form, presign_hours=presign)
     return DONE if _answer(f"{count:,} rows in {file}") else SOME_FAILED
+
+
+@app.command
+def doctor(  # noqa: PLR0913  # likewise
+    destination: str,
+    /,
+    *,
+    origin: Annotated[tuple[str, ...], Parameter(negative="")] = KOLENA_ORIGINS,
+    quick: Annotated[bool, Parameter(negative="")] = False,
+    as_json: Annotated[bool, Parameter("--json", negative="")] = False,
+    config: Path | None = None,
+    settings: Annotated[Settings, Parameter(name="*", group=_UNLISTED_SETTINGS)] = Settings(),  # noqa: B008  # frozen
+) -> int:
+    """Can this machine write there, and can a browser read it? Each answer says what to do.
+
+    Tries with small objects of its own, and removes them. Takes every setting that async-maps run takes, too, as flag,
+    variable or file. Exit codes: 0 nothing failed (there may be warnings), 1 a failure, 2 wrong use.
+
+    Parameters
+    ----------
+    destination
+        s3://bucket/prefix, file:///folder or a plain path.
+    origin
+        Pages of this origin, such as https://app.kolena.com, are to read the overlays; may be repeated.
+    quick
+        Leave out the throughput.
+    as_json
+        A JSON object a line.
+    config
+        Settings from this TOML file; flags and environment go before it.
+    """
+    from async_maps.doctor.display import FindingDisplay, summary
+
+    display = FindingDisplay(sys.stdout)
+    told = True
+
+    def tell(finding: Finding) -> None:
+        nonlocal told
+        told &= _answer(json.dumps(finding._asdict()) if as_json else display.render(finding))
+
+    findings = run_loop(diagnose(destination, settings, origins=origin, quick=quick, tell=tell))
+    if not as_json:
+        told &= _answer(summary(findings))
+    return DONE if told and not any(finding.level == "failure" for finding in findings) else SOME_FAILED
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

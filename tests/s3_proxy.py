@@ -39,6 +39,8 @@ class Proxy:
         most_at_once: of GETs of objects.
         under_way: at this moment.
         break_off: so many answers to GETs of objects are broken off in the middle.
+        headers: what answers have instead of the server's own; without those that are None.
+        statuses: what is said instead of a status, with nothing else.
     """
 
     def __init__(self) -> None:
@@ -48,6 +50,8 @@ class Proxy:
         self.gate = threading.Event()
         self.gate.set()
         self.most_at_once = self.under_way = self.break_off = 0
+        self.headers: dict[str, str | None] = {}
+        self.statuses: dict[int, int] = {}
         self.lock = threading.Lock()
 
     def gets(self, *, of: str = "") -> list[Asked]:
@@ -96,7 +100,7 @@ def counting(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Prox
                         connection.putheader(name, value)
                 connection.endheaders(body)
                 answer = connection.getresponse()
-                data = answer.read()
+                data = b"" if answer.status in proxy.statuses else answer.read()
             finally:
                 connection.close()
             with proxy.lock:
@@ -104,9 +108,11 @@ def counting(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Prox
                 proxy.break_off -= broken
                 proxy.authorizations.append(self.headers.get("Authorization", ""))
                 proxy.asked.append(Asked(self.command, path, query, self.headers.get("Range"), len(data)))
-            self.send_response_only(answer.status)
-            for name, value in answer.getheaders():
-                if name.lower() not in {"transfer-encoding", "content-length", "connection"}:
+            self.send_response_only(proxy.statuses.get(answer.status, answer.status))
+            replaced = {name.lower() for name in proxy.headers} | {"transfer-encoding", "content-length", "connection"}
+            ours = [(name, value) for name, value in proxy.headers.items() if value is not None]
+            for name, value in [*answer.getheaders(), *ours]:
+                if name.lower() not in replaced or (name, value) in ours:
                     self.send_header(name, value)
             length = answer.getheader("Content-Length") if self.command == "HEAD" else len(data)
             self.send_header("Content-Length", str(length or 0))

@@ -69,13 +69,7 @@ async def open_s3(bucket: str, prefix: str, settings: Settings) -> AsyncIterator
         SettingsError: no bucket, or an AWS configuration that makes no sense.
         StoreError: the client cannot be made.
     """
-    if not re.fullmatch(BUCKET, bucket):
-        raise SettingsError(f"{bucket!r} is not the name of a bucket; expected s3://bucket/prefix")
-    if prefix:
-        try:
-            check_name(prefix)
-        except InputValidationError as error:
-            raise SettingsError(f"the prefix cannot be used: {error}") from error
+    check_place(bucket, prefix)
     direct: list[DirectSession] = []
 
     create_only = settings.if_exists != "overwrite"
@@ -247,6 +241,21 @@ class S3Store:
 
 def _md5(data: bytes) -> str:
     return hashlib.md5(data, usedforsecurity=False).hexdigest()
+
+
+def check_place(bucket: str, prefix: str) -> None:
+    """Refuse what can be no place for overlays.
+
+    Raises:
+        SettingsError: that is not the name of a bucket, or no prefix of keys.
+    """
+    if not re.fullmatch(BUCKET, bucket):
+        raise SettingsError(f"{bucket!r} is not the name of a bucket; expected s3://bucket/prefix")
+    if prefix:
+        try:
+            check_name(prefix)
+        except InputValidationError as error:
+            raise SettingsError(f"the prefix cannot be used: {error}") from error
 
 
 def object_headers(settings: S3Settings, *, create_only: bool = False) -> dict[str, Any]:

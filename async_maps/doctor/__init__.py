@@ -1,0 +1,85 @@
+"""Can this machine write there, and can a browser read it? Each question is a finding, with what to do about it.
+
+Runs on the event loop; what asks a disk runs in a thread.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from anyio import move_on_after, to_thread
+
+from async_maps.doctor.finding import Finding
+from async_maps.errors import SettingsError
+from async_maps.settings import Settings
+from async_maps.stores import open_store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+__all__ = ["KOLENA_ORIGINS", "Finding", "diagnose"]
+
+KOLENA_ORIGINS = ("https://app.kolena.com", "https://app.kolena.io")
+"""Where Kolena's Studio runs: pages of these origins read the overlays."""
+
+_LIMIT_S = 60.0
+"""It ends by then, whatever the store does."""
+
+
+async def diagnose(
+    destination: str | os.PathLike[str],
+    settings: Settings | None = None,
+    *,
+    origins: Sequence[str] = KOLENA_ORIGINS,
+    quick: bool = False,
+    tell: Callable[[Finding], None] | None = None,
+) -> list[Finding]:
+    """Try with a small object of our own, which is removed again, whatever a run and its readers will want.
+
+    What is broken there is a finding and no exception; what makes no sense after it is left out.
+
+    Args:
+        destination: ``s3://bucket/prefix``, ``file:///folder`` or a plain path.
+        settings: those of the run to come: its headers, its concurrency, its patience as far as that is short.
+        origins: whose pages are to read the overlays in a browser.
+        quick: leave out the throughput, which takes two seconds and more.
+        tell: is called with each finding when it is made.
+
+    Raises:
+        SettingsError: the destination is of no kind that can be looked at, or incomplete; or that is no origin.
+    """
+    settings = settings or Settings()
+    findings: list[Finding] = []
+
+    def found(finding: Finding) -> None:
+        findings.append(finding)
+        if tell is not None:
+            tell(finding)
+
+    for origin in origins:
+        if not re.fullmatch(r"https?://[^/\s]+", origin):
+            raise SettingsError(f"{origin!r} is no origin; expected https://host, without a slash at its end")
+    place = os.fspath(destination)
+    with move_on_after(_LIMIT_S) as limit:
+        if place.startswith("s3://"):
+            # Half a second.
+            s3 = await to_thread.run_sync(import_module, "async_maps.doctor.s3")
+            await s3.examine(place, settings, (origins, quick), found)
+        else:
+            await _examine_folder(place, settings, found)
+    if limit.cancelled_caught:
+        found(Finding("time", "failure", f"not done within {_LIMIT_S:.0f} s", "try again when the store is faster"))
+    return findings
+
+
+async def _examine_folder(place: str, settings: Settings, found: Callable[[Finding], None]) -> None:
+    from async_maps.doctor.folder import examine
+    from async_maps.stores.files import FileStore
+
+    async with open_store(place, settings) as store:
+        if not isinstance(store, FileStore):
+            raise SettingsError(f"nothing can be found out about {place!r}; expected s3://bucket/prefix or a folder")
+        await examine(store, settings, found)

@@ -1,0 +1,69 @@
+"""What to paste where something is missing: an IAM policy, CORS rules; and what an error code asks for."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_SIGN_IN = "sign in again (aws sso login), or set new temporary keys"
+_BY_CODE = {
+    "InvalidAccessKeyId": "check AWS_ACCESS_KEY_ID or the profile, and that AWS_ENDPOINT_URL is where it was made",
+    "SignatureDoesNotMatch": "check AWS_SECRET_ACCESS_KEY or the profile; who has lost a secret needs a new key",
+    "ExpiredToken": _SIGN_IN,
+    "InvalidToken": _SIGN_IN,
+    "TokenRefreshRequired": _SIGN_IN,
+    "RequestTimeTooSkewed": "set this machine's clock: timedatectl set-ntp true",
+    "PermanentRedirect": "set AWS_REGION to the bucket's region",
+    "AuthorizationHeaderMalformed": "set AWS_REGION to the bucket's region",
+    "InvalidStorageClass": "choose another s3.storage_class",
+}
+
+
+def for_code(code: str) -> str:
+    """What to do about an error of S3 (Amazon S3 API reference, "Error responses")."""
+    return _BY_CODE.get(code, "see the store's message")
+
+
+def iam_policy(bucket: str, prefix: str, *, partition: str = "aws", kms_key: str | None = None) -> str:
+    """The least that a run, ``--if-exists``, readers and this diagnosis need, as one line of JSON.
+
+    Args:
+        bucket: its name, or an access point's ARN.
+        prefix: of all keys, without a slash at its end.
+        partition: aws, aws-cn or aws-us-gov.
+        kms_key: the key, by its id or ARN, or ``*`` if it is not known; None without KMS.
+    """
+    is_arn = bucket.startswith("arn:")
+    place = bucket if is_arn else f"arn:{partition}:s3:::{bucket}"
+    objects = f"{place}/object" if is_arn else place
+    below = f"{objects}/{prefix}/*" if prefix else f"{objects}/*"
+    statements = [
+        _allow(["s3:PutObject", "s3:GetObject", "s3:DeleteObject"], below),
+        _allow(["s3:ListBucket"], place),
+    ]
+    if kms_key is not None:
+        key = kms_key if kms_key.startswith("arn:") else f"arn:{partition}:kms:*:*:key/{kms_key}"
+        statements.append(_allow(["kms:GenerateDataKey", "kms:Decrypt"], key))
+    return json.dumps({"Version": "2012-10-17", "Statement": statements})
+
+
+def put_cors_command(bucket: str, rules: Sequence[Any], origins: Sequence[str]) -> str:
+    """The command that lets pages of these origins read objects.
+
+    Args:
+        bucket: its name.
+        rules: the bucket's own, which are kept: the command replaces all.
+        origins: to be let in as well.
+    """
+    ours = {"AllowedOrigins": list(origins), "AllowedMethods": ["GET", "HEAD"], "AllowedHeaders": ["*"],
+            "MaxAgeSeconds": 3600}  # fmt: skip
+    configuration = json.dumps({"CORSRules": [*rules, ours]})
+    return f"aws s3api put-bucket-cors --bucket {shlex.quote(bucket)} --cors-configuration {shlex.quote(configuration)}"
+
+
+def _allow(actions: list[str], resource: str) -> dict[str, Any]:
+    return {"Effect": "Allow", "Action": actions, "Resource": resource}

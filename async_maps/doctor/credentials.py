@@ -1,0 +1,68 @@
+"""The credentials that the AWS tools find on this machine: of which kind, and for how long. Never the secret."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, cast
+
+from anyio import fail_after
+
+from async_maps.aws import unreachable
+from async_maps.doctor.finding import Finding
+from async_maps.stores.s3 import NO_ANSWER
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
+    import aioboto3
+    from aiobotocore.credentials import AioCredentials
+
+    from async_maps.doctor.finding import Level
+
+_KINDS = {
+    "env": "from the environment",
+    "shared-credentials-file": "from profile {profile} of the credentials file",
+    "config-file": "from profile {profile} of the config file",
+    "assume-role": "a role, by profile {profile}",
+    "assume-role-with-web-identity": "a role, by web identity",
+    "sso": "a role, by the single sign-on of profile {profile}",
+    "iam-role": "the role of this machine",
+    "container-role": "the role of this container",
+    "custom-process": "from the process that profile {profile} names",
+}
+"""How botocore names where credentials come from, and in words."""
+_TOO_SHORT_S = 3600.0
+_TIMEOUT_S = 10.0
+_REFRESH = "sign in again before a long run, or use a role or single sign-on, which are renewed during it"
+
+
+async def find_credentials(session: aioboto3.Session) -> Finding:
+    """What credentials there are, and whether they last."""
+    try:
+        # The stubs take it for boto3's, which does not wait.
+        with fail_after(_TIMEOUT_S):
+            credentials = await cast("Awaitable[AioCredentials | None]", session.get_credentials())
+            frozen = None if credentials is None else await credentials.get_frozen_credentials()
+    except NO_ANSWER as error:
+        return Finding("credentials", "failure", f"found, but not to be had: {unreachable(error)}",
+                       "sign in again, or correct the profile")  # fmt: skip
+    if credentials is None or frozen is None or frozen.access_key is None:
+        return Finding("credentials", "failure", "no AWS credentials found",
+                       "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")  # fmt: skip
+    kind = _KINDS.get(credentials.method, credentials.method).format(profile=session.profile_name)
+    text = f"{kind}, access key ...{frozen.access_key[-4:]}"
+    # botocore has no public name for it.
+    expiry: datetime | None = getattr(credentials, "_expiry_time", None)
+    if expiry is not None and credentials.method != "env":
+        return Finding("credentials", "ok", f"{text}, until {_moment(expiry)}, and renewed by then")
+    if expiry is not None:
+        left_s = (expiry - datetime.now(UTC)).total_seconds()
+        level: Level = "ok" if left_s > _TOO_SHORT_S else "warning"
+        return Finding("credentials", level, f"{text}, until {_moment(expiry)}, and not renewed", _REFRESH)
+    if frozen.token:
+        return Finding("credentials", "warning", f"{text}, temporary, and nothing says until when", _REFRESH)
+    return Finding("credentials", "ok", text)
+
+
+def _moment(moment: datetime) -> str:
+    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M} UTC"

@@ -1,0 +1,32 @@
+"""What is found out, one thing at a time."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+Level: TypeAlias = Literal["ok", "warning", "failure", "unknown"]
+"""Fine; works, but look at it; a run or its readers will fail; could not be asked."""
+
+
+class Finding(NamedTuple):
+    """The answer to one question.
+
+    Attributes:
+        check: what was asked, in a word or two.
+        level: how it stands.
+        text: what was found.
+        advice: what to do, if anything; lines after the first are to be copied as they are.
+    """
+
+    check: str
+    level: Level
+    text: str
+    advice: str = ""
+
+
+if TYPE_CHECKING:
+    Tell: TypeAlias = Callable[[Finding], None]
+    """Takes each finding when it is made."""

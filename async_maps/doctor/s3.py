@@ -1,0 +1,149 @@
+"""A bucket in S3, asked with the requests that a run, its readers and ``--if-exists`` make. Runs on the event loop."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+import aioboto3
+from aiobotocore.config import AioConfig
+from anyio import fail_after, move_on_after
+from botocore.exceptions import BotoCoreError, ClientError
+
+from async_maps.aws import client_options, refusal, unreachable
+from async_maps.doctor.advice import for_code
+from async_maps.doctor.browser import readable_from
+from async_maps.doctor.bucket import check_encryption, check_listing, check_versioning, find_bucket
+from async_maps.doctor.credentials import find_credentials
+from async_maps.doctor.finding import Finding
+from async_maps.doctor.pngs import overlay_sized_png
+from async_maps.doctor.probe import ProbeObject
+from async_maps.doctor.speed import concurrencies, judge, measure_latency, measure_throughput
+from async_maps.doctor.target import Target
+from async_maps.errors import StoreError
+from async_maps.stores import open_store
+from async_maps.stores.s3 import NO_ANSWER, check_place
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from types_aiobotocore_s3 import S3Client
+
+    from async_maps.doctor.finding import Tell
+    from async_maps.settings import Settings
+
+_ATTEMPTS = 2
+_CONNECT_TIMEOUT_S, _READ_TIMEOUT_S = 3.0, 5.0
+_FIRST_ANSWER_S, _CLEAN_UP_S = 15.0, 10.0
+
+
+async def examine(place: str, settings: Settings, extent: tuple[Sequence[str], bool], tell: Tell) -> None:
+    """Look at ``s3://bucket/prefix``, each thing in the order in which it is needed.
+
+    Args:
+        place: the destination.
+        settings: those of the run to come.
+        extent: the origins of pages that are to read overlays, and whether the throughput is left out.
+        tell: takes the findings.
+
+    Raises:
+        SettingsError: that can be no place for overlays.
+    """
+    bucket, _, prefix = place.removeprefix("s3://").partition("/")
+    prefix = prefix.strip("/")
+    check_place(bucket, prefix)
+    async with AsyncExitStack() as opened:
+        try:
+            session = aioboto3.Session()
+            credentials = await find_credentials(session)
+            client = await opened.enter_async_context(_open_client(session, settings))
+        except (BotoCoreError, ValueError) as error:
+            tell(Finding("configuration", "failure", f"the AWS configuration cannot be used: {error}",
+                         "check AWS_PROFILE and the other AWS_ variables, and ~/.aws/config"))  # fmt: skip
+            return
+        tell(credentials)
+        if credentials.level != "failure":
+            mark = f".async-maps-doctor-{uuid4().hex}"
+            await _examine(Target(client, bucket, prefix, mark, settings, tell), *extent)
+
+
+@asynccontextmanager
+async def _open_client(session: aioboto3.Session, settings: Settings) -> AsyncIterator[S3Client]:
+    """A client of little patience: whoever asks wants to hear soon of a store that does not answer."""
+    patience = {
+        "connect_timeout_s": min(settings.s3.connect_timeout_s, _CONNECT_TIMEOUT_S),
+        "read_timeout_s": min(settings.s3.read_timeout_s, _READ_TIMEOUT_S),
+    }
+    options = client_options(settings.s3.model_copy(update=patience), settings.concurrency, attempts=_ATTEMPTS)
+    # For URLs botocore would choose the second version of signatures, which many stores and regions refuse.
+    options["signature_version"] = "s3v4"
+    async with session.client("s3", config=AioConfig(**options)) as client:
+        yield client
+
+
+async def _examine(target: Target, origins: Sequence[str], quick: bool) -> None:
+    probe = ProbeObject(target)
+    try:
+        # Name servers that are silent keep to no time-out of the client's.
+        with fail_after(_FIRST_ANSWER_S):
+            found = await find_bucket(target)
+        if not found:
+            return
+        await check_listing(target)
+        written = await probe.write()
+        if written and await probe.read():
+            await probe.overwrite()
+            await probe.create_only()
+            if origins:
+                target.tell(await readable_from(target.client, target.bucket, probe.key, origins))
+        await check_versioning(target, seen=probe.versioned)
+        await check_encryption(target, seen=probe.encryption)
+        if written and await _delete(target, probe):
+            await _measure(target, probe, quick)
+    except NO_ANSWER as error:
+        target.say("endpoint", "failure", f"no answer from {target.client.meta.endpoint_url}: {unreachable(error)}",
+                   "check AWS_ENDPOINT_URL, the network and its proxies (HTTPS_PROXY)")  # fmt: skip
+    except ClientError as error:
+        code, _, reason = refusal(error)
+        target.say("store", "failure", f"{error.operation_name} is {reason}", for_code(code))
+    finally:
+        if probe.may_be_left:
+            reason = "not removed in time"
+            with move_on_after(_CLEAN_UP_S, shield=True):
+                reason = await probe.remove()
+            if reason:
+                probe.say_left(reason)
+
+
+async def _delete(target: Target, probe: ProbeObject) -> bool:
+    """Whether what was written is gone."""
+    reason = await probe.remove()
+    if reason:
+        probe.say_left(reason)
+        return False
+    target.say("delete", "ok", "what was written is gone, with all its versions" if probe.versioned
+               else "what was written is gone")  # fmt: skip
+    return True
+
+
+async def _measure(target: Target, probe: ProbeObject, quick: bool) -> None:
+    data = overlay_sized_png()
+    concurrency = target.settings.concurrency
+    # As a run puts, but over what it has put before.
+    settings = target.settings.model_copy(
+        update={"if_exists": "overwrite", "concurrency": concurrencies(concurrency)[-1]}
+    )
+    try:
+        async with open_store(target.url, settings) as store:
+            latency_s = await measure_latency(store, probe.sibling, data)
+            target.say("latency", "ok", f"{latency_s * 1e3:.1f} ms for a PUT of {len(data) / 1e3:.0f} KB (median)")
+            if quick:
+                return
+            loads = await measure_throughput(store, probe.sibling, data, concurrency)
+    except StoreError as error:
+        target.say("latency", "warning", f"overlays of {len(data) / 1e3:.0f} KB are not taken: {error}",
+                   "small ones are; see what lies between here and the store")  # fmt: skip
+        return
+    for finding in judge(loads, latency_s, len(data), concurrency):
+        target.tell(finding)
