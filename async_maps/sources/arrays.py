@@ -51,6 +51,12 @@ def array_map(
     return ActivationMap(name, name, None, array.nbytes, array=array, measured=measured)
 
 
+def size_of(array: Any) -> int:
+    """The bytes of an array of any library, as it says itself; 0 if it does not."""
+    size = getattr(array, "nbytes", 0)
+    return size if isinstance(size, int) else 0
+
+
 def _shape_of(array: Any) -> tuple[int, ...]:
     """The shape, as every library calls it; empty where that is something else: it is said later why it is no array."""
     shape = getattr(array, "shape", ())
