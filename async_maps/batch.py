@@ -6,9 +6,10 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 from anyio import to_thread
+from anyio.from_thread import start_blocking_portal
 
 from async_maps.claims import Claims
-from async_maps.loop import run_loop
+from async_maps.loop import fastest_loop, run_loop
 from async_maps.pipeline import Pipeline
 from async_maps.recorder import open_reader
 from async_maps.records import ActivationMap, Failure
@@ -20,9 +21,11 @@ from async_maps.survey import known_range, refuse_one_shot
 from async_maps.tasks import OrderlyTask
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
     from os import PathLike
 
     from async_maps.manifest import Redo
+    from async_maps.records import Outcome
     from async_maps.sources.listing import AnySource
 
 
@@ -46,6 +49,32 @@ def run(  # noqa: PLR0913  # those of Pipeline.run()
             return await pipeline.run(source, manifest=manifest, redo=redo, report=report)
 
     return run_loop(main())
+
+
+def stream(
+    source: AnySource,
+    destination: str | PathLike[str],
+    *,
+    settings: Settings | None = None,
+    ordered: bool = False,
+) -> Generator[Outcome, None, None]:
+    """:meth:`Pipeline.stream` from synchronous code: opens a pipeline, gives each outcome, closes it.
+
+    The pipeline runs in a thread of its own, and an iterable source is advanced in others: what PyTorch keeps for each
+    thread, as ``torch.no_grad()`` does, is to be set between two ``yield`` of the source, or by decorating it. The
+    source is read as far ahead as :meth:`Pipeline.stream` says. Closed early (``contextlib.closing``), what was taken
+    in is finished.
+
+    Raises:
+        AsyncMapsError: as ``Pipeline`` and ``Pipeline.stream``.
+    """
+    with (
+        start_blocking_portal(backend_options={"loop_factory": fastest_loop()}, name="async-maps") as portal,
+        portal.wrap_async_context_manager(Pipeline(destination, settings=settings)) as pipeline,
+        portal.wrap_async_context_manager(aclosing(pipeline.stream(source, ordered=ordered))) as outcomes,
+    ):
+        while (outcome := portal.call(anext, outcomes, None)) is not None:
+            yield outcome
 
 
 async def dry_run(  # noqa: PLR0913  # those of run()

@@ -79,9 +79,13 @@ class Statistics:
         """Maps that were taken in: those that are through, and those in flight."""
         return self.uploaded + self.failed + self.in_flight
 
+    @property
+    def stages(self) -> dict[str, StageStatistics]:
+        """Each stage by its name."""
+        return {"fetch": self.fetch, "colorize": self.colorize, "encode": self.encode, "upload": self.upload}
+
     def slowest_stage(self, elapsed_s: float) -> tuple[str, float]:
         """The stage whose workers were busiest, and how busy (0 to 1), over ``elapsed_s`` seconds."""
-        stages = {"fetch": self.fetch, "colorize": self.colorize, "encode": self.encode, "upload": self.upload}
-        share = {name: stage.busy_s / (stage.workers * max(elapsed_s, 1e-9)) for name, stage in stages.items()}
+        share = {name: stage.busy_s / (stage.workers * max(elapsed_s, 1e-9)) for name, stage in self.stages.items()}
         name = max(share, key=lambda stage: share[stage])
         return name, min(share[name], 1.0)
