@@ -152,7 +152,7 @@ class Stages:
         jobs, arrays = self._jobs.statistics(), self._array_bytes
         taken = jobs.current_buffer_used + len(self.reserved)
         if others := arrays.waiting + jobs.tasks_waiting_send:
-            what = f"{others:,} others wait for room"
+            what = f"there is a line for room, {others:,} long"
         elif taken >= jobs.max_buffer_size:
             what = f"{taken:,} maps wait to be colorized, as many as chunk_maps allows"
         elif (loan := arrays.acquire_nowait(size)) is None:
