@@ -287,12 +287,13 @@ class Pipeline:
     async def stream(self, source: AnySource, *, ordered: bool = False) -> AsyncGenerator[Outcome, None]:
         """Put every map of a source; give each outcome as it comes, in no particular order if not told otherwise.
 
-        The source is read no faster than the outcomes are taken: at most 4,096 maps, and the batch of up to 256 that
-        was listed last, are ahead of them. To leave early, close the generator (``contextlib.aclosing``).
+        The source is read no faster than the outcomes are taken: at most 4,096 maps are under way or through, as many
+        outcomes lie here to be given, and up to 256 maps are listed ahead. To leave early, close the generator
+        (``contextlib.aclosing``).
 
         Args:
             source: a file, folder or glob, or an iterable or async iterable of ``(name, array)``.
-            ordered: in the order of the source. What is through before its turn is held back, and counts as ahead.
+            ordered: in the order of the source. What is through before its turn is held back, as one of the 4,096.
 
         Raises:
             SourceError: it is not there, or holds no map.
