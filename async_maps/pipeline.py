@@ -229,7 +229,7 @@ class Pipeline:
             this map only. It may be dropped as well: the map goes on, and nobody is told how it ends.
 
         Raises:
-            PipelineFullError: there is no room, or others wait for it.
+            PipelineFullError: there is no room, or others wait for it, a running :meth:`stream` among them.
             SettingsError: as for :meth:`put`.
             PipelineClosedError: the pipeline is not open, or is being closed.
         """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import threading
 import time
 from contextlib import closing
@@ -17,7 +18,7 @@ from tests.leftovers import leaves_nothing
 from tests.test_pipeline import THREADS, SlowStore, random_map, use_store
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -58,6 +59,14 @@ def settled(source: Source) -> int:
     return before
 
 
+def came_true(what: Callable[[], bool]) -> bool:
+    """Whether it did, in time."""
+    deadline = time.monotonic() + 10
+    while not what() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return what()
+
+
 @pytest.mark.parametrize("ordered", [True, False])
 @pytest.mark.usefixtures("window")
 def test_the_source_is_never_read_further_ahead_than_the_window(ordered: bool, tmp_path: Path) -> None:
@@ -74,9 +83,8 @@ def test_the_source_is_never_read_further_ahead_than_the_window(ordered: bool, t
                 assert WINDOW <= ahead <= 2 * WINDOW + LISTED
             if taken == 400:
                 break
-    assert source.closed
-    # Those that were taken in are finished.
     assert 400 <= len(list(tmp_path.iterdir())) <= source.read
+    assert came_true(lambda: source.closed)
 
 
 @pytest.mark.usefixtures("window")
@@ -146,8 +154,23 @@ def test_left_early_it_closes_the_pipeline_and_its_thread(tmp_path: Path) -> Non
     next(outcomes)
     assert "async-maps" in {thread.name for thread in threading.enumerate()}
     outcomes.close()
-    assert source.closed
+    assert came_true(lambda: source.closed)
     assert "async-maps" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_ctrl_c_ends_it_while_it_waits_for_a_source_that_does_not_answer(tmp_path: Path) -> None:
+    answer = threading.Event()
+
+    def maps() -> Iterator[tuple[str, NDArray[Any]]]:
+        yield "first", random_map(1)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        answer.wait()
+
+    outcomes = am.stream(maps(), tmp_path, settings=THREADS, ordered=True)
+    with pytest.raises(KeyboardInterrupt):
+        list(outcomes)
+    assert "async-maps" not in {thread.name for thread in threading.enumerate()}
+    answer.set()
 
 
 async def test_an_async_source_is_put_in_order_too(tmp_path: Path) -> None:

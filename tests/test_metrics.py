@@ -90,6 +90,8 @@ async def test_callers_in_line_are_seen(monkeypatch: pytest.MonkeyPatch) -> None
     async with am.Pipeline("memory://", settings=settings) as pipeline:
         puts = [asyncio.create_task(pipeline.put(f"{i}", array)) for i in range(50)]
         await until(lambda: store.asked == 1)
+        # Who has just been given room is nowhere until it has its turn.
+        await until(lambda: pipeline.statistics().waiting + pipeline.statistics().in_flight == 50)
         text = scraped({"": pipeline})
         assert value(text, "waiting") + value(text, "in_flight") == 50
         assert value(text, "waiting") > 30
