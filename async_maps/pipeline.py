@@ -233,13 +233,14 @@ class Pipeline:
             SettingsError: as for :meth:`put`.
             PipelineClosedError: the pipeline is not open, or is being closed.
         """
-        stages = self._stages_for_one()
+        # Asked for first: without a loop nothing is to be reserved.
+        loop, stages = asyncio.get_running_loop(), self._stages_for_one()
         try:
             loan = stages.reserve(size_of(activation_map))
         except PipelineFullError:
             self._shed += 1
             raise
-        task = asyncio.create_task(self._put(name, activation_map, loan))
+        task = loop.create_task(self._put(name, activation_map, loan))
 
         def end(_: object) -> None:
             self._accepted.discard(task)
