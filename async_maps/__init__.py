@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from async_maps.batch import dry_run, run
+    from async_maps.batch import dry_run, run, stream
     from async_maps.colorize import colorize_activation_map
     from async_maps.colormap import Colormap, ColormapJet
     from async_maps.doctor import Finding, diagnose
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         MissingExtraError,
         ObjectError,
         PipelineClosedError,
+        PipelineFullError,
         SettingsError,
         SourceError,
         StoreError,
@@ -54,6 +55,7 @@ __all__ = [
     "Outcome",
     "Pipeline",
     "PipelineClosedError",
+    "PipelineFullError",
     "Receipt",
     "Report",
     "S3Settings",
@@ -73,10 +75,11 @@ __all__ = [
     "export_manifest",
     "load_settings",
     "run",
+    "stream",
 ]
 
 _ROOMS = {
-    "batch": ("dry_run", "run"),
+    "batch": ("dry_run", "run", "stream"),
     "colorize": ("colorize_activation_map",),
     "colormap": ("Colormap", "ColormapJet"),
     "doctor": ("Finding", "diagnose"),

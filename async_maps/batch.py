@@ -5,21 +5,24 @@ from __future__ import annotations
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
-from anyio import to_thread
+from anyio import create_memory_object_stream, to_thread
+from anyio.from_thread import start_blocking_portal
 
 from async_maps.claims import Claims
-from async_maps.loop import run_loop
+from async_maps.loop import fastest_loop, run_loop
 from async_maps.pipeline import Pipeline
 from async_maps.recorder import open_reader
-from async_maps.records import ActivationMap, Failure
+from async_maps.records import ActivationMap, Failure, Outcome
 from async_maps.report import Report
 from async_maps.settings import Settings
 from async_maps.sources.listing import list_maps, numbered, with_key
 from async_maps.stores import open_store
+from async_maps.streams import receive
 from async_maps.survey import known_range, refuse_one_shot
 from async_maps.tasks import OrderlyTask
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
     from os import PathLike
 
     from async_maps.manifest import Redo
@@ -46,6 +49,43 @@ def run(  # noqa: PLR0913  # those of Pipeline.run()
             return await pipeline.run(source, manifest=manifest, redo=redo, report=report)
 
     return run_loop(main())
+
+
+def stream(
+    source: AnySource,
+    destination: str | PathLike[str],
+    *,
+    settings: Settings | None = None,
+    ordered: bool = False,
+) -> Generator[Outcome, None, None]:
+    """:meth:`Pipeline.stream` from synchronous code: opens a pipeline, gives each outcome, closes it.
+
+    The pipeline runs in a thread of its own, and an iterable source is advanced in others: what PyTorch keeps for each
+    thread, as ``torch.no_grad()`` does, is to be set between two ``yield`` of the source, or by decorating it. The
+    source is read as far ahead as :meth:`Pipeline.stream` says. Closed early (``contextlib.closing``), what is in
+    flight is abandoned.
+
+    Raises:
+        AsyncMapsError: as ``Pipeline`` and ``Pipeline.stream``.
+    """
+    give, take = create_memory_object_stream[Outcome]()
+
+    async def pump() -> None:
+        async with (
+            give,
+            Pipeline(destination, settings=settings) as pipeline,
+            aclosing(pipeline.stream(source, ordered=ordered)) as outcomes,
+        ):
+            async for outcome in outcomes:
+                await give.send(outcome)
+
+    fastest = {"loop_factory": fastest_loop()}
+    # Left by an exception, Ctrl-C among them, the portal cancels what runs there and waits for it.
+    with give, take, start_blocking_portal(backend_options=fastest, name="async-maps") as portal:
+        pumping = portal.start_task_soon(pump)
+        while (outcome := portal.call(receive, take)) is not None:
+            yield outcome
+        pumping.result()
 
 
 async def dry_run(  # noqa: PLR0913  # those of run()

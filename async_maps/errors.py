@@ -14,6 +14,7 @@
     ├── MapFailedError                           raised by ``Pipeline.put``: carries the ``Failure``
     ├── TooManyFailuresError                     a run that passed ``max_failures``
     ├── PipelineClosedError                      the pipeline is closed, or was closed under the caller
+    ├── PipelineFullError                        ``Pipeline.put_nowait`` finds no room at this moment
     ├── WorkerError                              a worker process could not start or died
     ├── ServerError                              the demo's S3 server did not start (in :mod:`async_maps.seaweed`)
     └── MissingExtraError                        an optional dependency that is not installed
@@ -101,6 +102,10 @@ class TooManyFailuresError(AsyncMapsError):
 
 class PipelineClosedError(AsyncMapsError):
     """The pipeline was not open, or was closed before this map was through."""
+
+
+class PipelineFullError(AsyncMapsError):
+    """The pipeline has no room for one more map at this moment; the message names what is full."""
 
 
 class WorkerError(AsyncMapsError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import count
 from typing import TYPE_CHECKING
 
 from async_maps.errors import AsyncMapsError
@@ -19,10 +20,17 @@ class Flow:
 
     Args:
         window: at most so many maps are under way or have an outcome that nobody has collected.
+        ordered: give outcomes in the order in which their maps were admitted. One that comes before its turn is held
+            back, and takes its place in the window: the map whose turn it is has been let in before all that wait
+            for it, so that it needs no further place.
     """
 
-    def __init__(self, window: int) -> None:
+    def __init__(self, window: int, *, ordered: bool = False) -> None:
         self._window = window
+        self._ordered = ordered
+        self._numbers = count(1)
+        self._turn = 1
+        self._held_back: dict[int, Outcome] = {}
         self._under_way = 0
         self._outcomes: list[Outcome] = []
         self._error: BaseException | None = None
@@ -30,21 +38,32 @@ class Flow:
         self._closed = False
         self._changed = asyncio.Event()
 
-    async def admit(self) -> bool:
-        """Wait for room for one more map, and take it; True when it is taken."""
-        while self._under_way + len(self._outcomes) >= self._window:
+    async def admit(self) -> int:
+        """Wait for room for one more map, and take it; its number, from 1, when it is taken."""
+        while self._under_way + len(self._outcomes) + len(self._held_back) >= self._window:
             await self._change()
         self._under_way += 1
-        return True
+        return next(self._numbers)
 
-    def settle(self, outcome: Outcome | AsyncMapsError) -> None:
-        """An admitted map has its outcome; an error ends the flow."""
+    def settle(self, outcome: Outcome | AsyncMapsError, number: int = 0) -> None:
+        """An admitted map has its outcome; an error ends the flow.
+
+        Args:
+            outcome: the map's.
+            number: of its admission; only an ordered flow asks for it.
+        """
         self._under_way -= 1
         if isinstance(outcome, AsyncMapsError):
             self.abort(outcome)
+            return
+        if self._ordered:
+            self._held_back[number] = outcome
+            while self._turn in self._held_back:
+                self._outcomes.append(self._held_back.pop(self._turn))
+                self._turn += 1
         else:
             self._outcomes.append(outcome)
-            self._changed.set()
+        self._changed.set()
 
     def withdraw(self) -> None:
         """An admitted map did not enter the pipeline after all."""

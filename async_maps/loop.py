@@ -15,11 +15,12 @@ T = TypeVar("T")
 
 def run_loop(main: Coroutine[Any, Any, T]) -> T:
     """``asyncio.run``, on the fastest loop there is."""
-    with asyncio.Runner(loop_factory=_fastest()) as runner:
+    with asyncio.Runner(loop_factory=fastest_loop()) as runner:
         return runner.run(main)
 
 
-def _fastest() -> Callable[[], asyncio.AbstractEventLoop] | None:
+def fastest_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """What makes uvloop's loop, or None for asyncio's own."""
     try:
         import uvloop
 

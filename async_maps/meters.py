@@ -56,6 +56,9 @@ class Statistics:
         uploaded_bytes: bytes of their PNGs.
         upload_limit: so many uploads go at once; less than ``upload.workers`` after the store has asked for less.
         repeated: attempts to upload that failed and were made again.
+        waiting: calls of ``put`` that wait for room, and hold their arrays meanwhile: those are in no queue.
+        in_flight: maps that were taken in and have no outcome yet.
+        shed: maps that ``put_nowait`` has refused because the pipeline was full.
     """
 
     fetch: StageStatistics
@@ -67,10 +70,22 @@ class Statistics:
     uploaded_bytes: int
     upload_limit: int
     repeated: int
+    waiting: int = 0
+    in_flight: int = 0
+    shed: int = 0
+
+    @property
+    def accepted(self) -> int:
+        """Maps that were taken in: those that are through, and those in flight."""
+        return self.uploaded + self.failed + self.in_flight
+
+    @property
+    def stages(self) -> dict[str, StageStatistics]:
+        """Each stage by its name."""
+        return {"fetch": self.fetch, "colorize": self.colorize, "encode": self.encode, "upload": self.upload}
 
     def slowest_stage(self, elapsed_s: float) -> tuple[str, float]:
         """The stage whose workers were busiest, and how busy (0 to 1), over ``elapsed_s`` seconds."""
-        stages = {"fetch": self.fetch, "colorize": self.colorize, "encode": self.encode, "upload": self.upload}
-        share = {name: stage.busy_s / (stage.workers * max(elapsed_s, 1e-9)) for name, stage in stages.items()}
+        share = {name: stage.busy_s / (stage.workers * max(elapsed_s, 1e-9)) for name, stage in self.stages.items()}
         name = max(share, key=lambda stage: share[stage])
         return name, min(share[name], 1.0)

@@ -28,6 +28,7 @@ from async_maps.errors import (
     AsyncMapsError,
     MapFailedError,
     PipelineClosedError,
+    PipelineFullError,
     SettingsError,
     TooManyFailuresError,
 )
@@ -38,6 +39,7 @@ from async_maps.recorder import open_recorder
 from async_maps.records import Failure, Outcome, Receipt
 from async_maps.report import Report
 from async_maps.settings import Settings
+from async_maps.sources.arrays import size_of
 from async_maps.sources.listing import list_maps, numbered, take_array, with_key
 from async_maps.stages import Resources, Stages
 from async_maps.stores import open_store
@@ -58,6 +60,7 @@ if TYPE_CHECKING:
     from async_maps.records import ActivationMap
     from async_maps.sources.listing import AnySource, Entry
     from async_maps.stores import Store
+    from async_maps.streams import Loan
 
 T = TypeVar("T")
 
@@ -90,15 +93,17 @@ class Pipeline:
         self._claims: Claims | None = None
         self._warned = False
         self._place = destination
-        self._draining = False
+        self._draining = self._leaving = False
         self._serving: OrderlyTask[None] | None = None
         self._store: Store | None = None
         self._stages: Stages | None = None
         self._end: AsyncMapsError = PipelineClosedError("the pipeline was closed before this map was through")
         self._callers: set[Callable[[AsyncMapsError], None]] = set()
         self._feeders: set[OrderlyTask[None]] = set()
+        self._accepted: set[asyncio.Task[Receipt]] = set()
         self._until_drain: set[CancelScope] = set()
-        self._uploaded = self._failed = self._uploaded_bytes = 0
+        self._uploaded = self._failed = self._uploaded_bytes = self._shed = 0
+        self._never_submitted = 0
 
     # The stages -----------------------------------------------------------------------------------------------------
 
@@ -160,11 +165,12 @@ class Pipeline:
         assert self._serving is not None  # noqa: S101  # entered
         assert self._stages is not None  # noqa: S101  # likewise
         self.drain()
+        self._leaving = True
         if kind is not None:
             await self._serving.cancel()
             return
         try:
-            while feeding := {feeder.task for feeder in self._feeders if not feeder.done()}:
+            while feeding := {feeder.task for feeder in self._feeders if not feeder.done()} | self._accepted:
                 await asyncio.wait(feeding)
         except BaseException:
             await self._serving.cancel()
@@ -188,8 +194,10 @@ class Pipeline:
     async def put(self, name: str, activation_map: Any) -> Receipt:
         """Colorize, encode and upload one map, and wait until the store has it.
 
-        Concurrent callers share a chunk; a lone one does not wait for company. Cancelled, the map may or may not be
-        uploaded. The array must not be changed meanwhile.
+        Concurrent callers share a chunk; a lone one does not wait for company. Where there is no room, it waits in line
+        and holds its array meanwhile, outside all bounds: who has any number of callers uses :meth:`put_nowait`.
+        Cancelled (``asyncio.timeout``), this map may or may not be uploaded, and no other is concerned. The array must
+        not be changed meanwhile.
 
         Args:
             name: what its locator is made of: ``{prefix}/{name}.png``.
@@ -204,9 +212,60 @@ class Pipeline:
             StoreError: the store refuses all maps, or cannot be reached.
             PipelineClosedError: the pipeline is not open, or was closed meanwhile.
         """
+        self._stages_for_one()
+        return await self._put(name, activation_map)
+
+    def put_nowait(self, name: str, activation_map: Any) -> asyncio.Task[Receipt]:
+        """:meth:`put` if there is room at this moment, for services that would rather refuse a map than let it wait.
+
+        The room is taken in the call itself: at most ``chunk_maps`` maps and ``queue_bytes`` of their arrays wait to be
+        colorized, or one larger map alone, whatever the number of callers. A tensor is converted later, in a thread.
+
+        Args:
+            name: as for :meth:`put`.
+            activation_map: as for :meth:`put`. Its ``nbytes`` tell how much room it takes.
+
+        Returns:
+            the map on its way, to be awaited for its receipt; raises what :meth:`put` raises. Cancelling it abandons
+            this map only. It may be dropped as well: the map goes on, and nobody is told how it ends.
+
+        Raises:
+            PipelineFullError: there is no room, or others wait for it, a running :meth:`stream` among them.
+            SettingsError: as for :meth:`put`.
+            PipelineClosedError: the pipeline is not open, or is being closed.
+        """
+        # Asked for first: without a loop nothing is to be reserved.
+        loop, stages = asyncio.get_running_loop(), self._stages_for_one()
+        try:
+            loan = stages.reserve(size_of(activation_map))
+        except PipelineFullError:
+            self._shed += 1
+            raise
+        task = loop.create_task(self._put(name, activation_map, loan))
+
+        def end(_: object) -> None:
+            self._accepted.discard(task)
+            stages.withdraw(loan)
+            if not task.cancelled():
+                # Whoever has dropped it is not to hear from the loop that nobody saw its error.
+                task.exception()
+
+        self._accepted.add(task)
+        task.add_done_callback(end)
+        return task
+
+    def _stages_for_one(self) -> Stages:
+        """The stages, if they can be given a single map now."""
         if not self._range.is_known or self._template.needs_index:
             what = "key is to hold an {index}" if self._template.needs_index else f"range is {self._range}"
             raise SettingsError(f"a single map has none: the {what}; put whole sources with stream() or run()")
+        self._opened()
+        if self._leaving:
+            raise PipelineClosedError("the pipeline is being closed and takes no more maps")
+        assert self._stages is not None  # noqa: S101  # opened
+        return self._stages
+
+    async def _put(self, name: str, activation_map: Any, loan: Loan | None = None) -> Receipt:
         waiting: asyncio.Future[Outcome | AsyncMapsError] = asyncio.get_running_loop().create_future()
 
         def settle(outcome: Outcome | AsyncMapsError) -> None:
@@ -216,8 +275,10 @@ class Pipeline:
         self._callers.add(settle)
         try:
             entry = await take_array(name, activation_map, self._range, self.settings.max_pixels)
-            entries = await self._claimed([entry])
-            await self._submit(entries[0], settle, self._range)
+            (entry,) = await self._claimed([entry])
+            await self._submit(entry, settle, self._range, loan)
+            # From when it is colorized, nobody counts the array any more.
+            del entry, activation_map
             outcome = await waiting
         finally:
             self._callers.discard(settle)
@@ -225,14 +286,16 @@ class Pipeline:
             return outcome
         raise MapFailedError(outcome) if isinstance(outcome, Failure) else outcome
 
-    async def stream(self, source: AnySource) -> AsyncGenerator[Outcome, None]:
-        """Put every map of a source; give each outcome as it comes, in no particular order.
+    async def stream(self, source: AnySource, *, ordered: bool = False) -> AsyncGenerator[Outcome, None]:
+        """Put every map of a source; give each outcome as it comes, in no particular order if not told otherwise.
 
-        The source is read no faster than the outcomes are taken (some thousands ahead). To leave early, close the
-        generator (``contextlib.aclosing``).
+        The source is read no faster than the outcomes are taken: at most 4,096 maps are under way or through, as many
+        outcomes lie here to be given, and up to 256 maps are listed ahead. To leave early, close the generator
+        (``contextlib.aclosing``).
 
         Args:
             source: a file, folder or glob, or an iterable or async iterable of ``(name, array)``.
+            ordered: in the order of the source. What is through before its turn is held back, as one of the 4,096.
 
         Raises:
             SourceError: it is not there, or holds no map.
@@ -243,7 +306,7 @@ class Pipeline:
         value_range = await self._range_for(source, None, "changed", Report())
         if value_range is None:
             return
-        async with aclosing(self._outcomes(self._list(source, value_range, None), value_range)) as batches:
+        async with aclosing(self._outcomes(self._list(source, value_range, None), value_range, ordered)) as batches:
             async for outcomes in batches:
                 for outcome in outcomes:
                     yield outcome
@@ -320,7 +383,15 @@ class Pipeline:
             uploaded_bytes=self._uploaded_bytes,
             upload_limit=self._stages.pace.limit,
             repeated=self._stages.pace.repeated,
+            waiting=self._stages.waiting,
+            in_flight=self._in_flight(self._stages),
+            shed=self._shed,
         )
+
+    def _in_flight(self, stages: Stages) -> int:
+        if self._serving is None or self._serving.done():
+            return 0
+        return len(stages.reserved) + stages.submitted - (self._uploaded + self._failed - self._never_submitted)
 
     # From callers to the stages -------------------------------------------------------------------------------------
 
@@ -356,10 +427,10 @@ class Pipeline:
         return numbered(listing) if self._template.needs_index else listing
 
     async def _outcomes(
-        self, listing: AsyncGenerator[list[Entry], None], value_range: ValueRange
+        self, listing: AsyncGenerator[list[Entry], None], value_range: ValueRange, ordered: bool = False
     ) -> AsyncGenerator[list[Outcome], None]:
         """Feed a listing to the stages, and give its outcomes, as many at a time as there are."""
-        flow = Flow(_WINDOW)
+        flow = Flow(_WINDOW, ordered=ordered)
         self._callers.add(flow.end)
         feeder = OrderlyTask(partial(self._feed, listing, flow, value_range))
         self._feeders.add(feeder)
@@ -377,10 +448,10 @@ class Pipeline:
                 # A batch may well be empty: of 256 maps that are all done, none is left to do.
                 while (batch := await self._until_drained(partial(anext, listing, None))) is not None:
                     for entry in await self._claimed(batch):
-                        if not await self._until_drained(flow.admit):
+                        if (number := await self._until_drained(flow.admit)) is None:
                             return
                         try:
-                            await self._submit(entry, flow.settle, value_range)
+                            await self._submit(entry, partial(flow.settle, number=number), value_range)
                         except BaseException:
                             flow.withdraw()
                             raise
@@ -408,17 +479,22 @@ class Pipeline:
         return entries if self._claims is None else await to_thread.run_sync(self._claims.check, entries)
 
     async def _submit(
-        self, entry: Entry, settle: Callable[[Outcome | AsyncMapsError], None], value_range: ValueRange
+        self,
+        entry: Entry,
+        settle: Callable[[Outcome | AsyncMapsError], None],
+        value_range: ValueRange,
+        loan: Loan | None = None,
     ) -> None:
-        """Let one map into the stages, when there is room; ``settle`` gets its outcome."""
+        """Let one map into the stages, when there is room or with what was reserved; ``settle`` gets its outcome."""
         self._opened()
         assert self._stages is not None  # noqa: S101  # opened
         settle = partial(self._settle, settle, value_range.is_relative)
         if isinstance(entry, Failure):
+            self._never_submitted += 1
             settle(entry)
             return
         try:
-            await self._stages.submit(entry, settle, value_range)
+            await self._stages.submit(entry, settle, value_range, loan)
         except (BrokenResourceError, ClosedResourceError) as error:
             if isinstance(error, BrokenResourceError) and self._serving is not None:
                 # The stages are gone, and what made them go is about to be known.

@@ -21,6 +21,7 @@ from anyio import CapacityLimiter, create_memory_object_stream, create_task_grou
 
 from async_maps.chunks import ColorizeStage
 from async_maps.encode import Encoding, encode_bitmap, encode_stage
+from async_maps.errors import PipelineFullError
 from async_maps.fetch import fetch_stage
 from async_maps.meters import Meter, StageStatistics
 from async_maps.pace import Pace
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from async_maps.records import ActivationMap, Outcome
     from async_maps.settings import Settings
     from async_maps.stores import Store
+    from async_maps.streams import Loan
     from async_maps.worker import Recipe
 
 
@@ -72,6 +74,8 @@ class Stages:
 
     Attributes:
         pace: of the uploads.
+        submitted: maps that have got a place among the jobs so far.
+        reserved: what was taken by :meth:`reserve`, until the map is submitted or withdrawn.
     """
 
     def __init__(self, settings: Settings, resources: Resources) -> None:
@@ -88,6 +92,8 @@ class Stages:
         self._colorizing = Meter(len(resources.workers))
         self._encoding = Meter(threads)
         self._uploading = Meter(settings.concurrency)
+        self.submitted = 0
+        self.reserved: set[Loan] = set()
         self.pace = Pace(settings.concurrency, max_attempts=settings.s3.max_attempts, give_up_s=settings.s3.give_up_s)
 
     async def run(self, running: asyncio.Event) -> None:
@@ -135,8 +141,40 @@ class Stages:
                     end.close()
                 running.set()
 
+    def reserve(self, size: int) -> Loan:
+        """Take room for one map in memory, at once: a place among the jobs, and its bytes.
+
+        Args:
+            size: of its array, in bytes.
+
+        Raises:
+            PipelineFullError: there is no room, or others wait for it.
+        """
+        jobs, arrays = self._jobs.statistics(), self._array_bytes
+        taken = jobs.current_buffer_used + len(self.reserved)
+        if others := arrays.waiting + jobs.tasks_waiting_send:
+            what = f"there is a line for room, {others:,} long"
+        elif taken >= jobs.max_buffer_size:
+            what = f"{taken:,} maps wait to be colorized, as many as chunk_maps allows"
+        elif (loan := arrays.acquire_nowait(size)) is None:
+            what = f"{arrays.held:,} bytes of arrays wait, and queue_bytes = {arrays.limit:,} takes no {size:,} more"
+        else:
+            self.reserved.add(loan)
+            return loan
+        raise PipelineFullError(f"the pipeline is full: {what}; try again later")
+
+    def withdraw(self, loan: Loan) -> None:
+        """Give back what was reserved for a map, if it was not submitted."""
+        if loan in self.reserved:
+            self.reserved.remove(loan)
+            loan.release()
+
     async def submit(
-        self, map_: ActivationMap, settle: Callable[[Outcome | AsyncMapsError], None], value_range: ValueRange
+        self,
+        map_: ActivationMap,
+        settle: Callable[[Outcome | AsyncMapsError], None],
+        value_range: ValueRange,
+        loan: Loan | None = None,
     ) -> None:
         """Let one map in, when there is room.
 
@@ -144,22 +182,27 @@ class Stages:
             map_: the map.
             settle: gets its outcome.
             value_range: which values its colours span.
+            loan: what was reserved for it.
 
         Raises:
             ClosedResourceError: :meth:`close` was called.
             BrokenResourceError: the stages have ended otherwise.
         """
-        loan, stream = None, self._jobs
+        stream = self._jobs
+        if loan is not None:
+            self.reserved.discard(loan)
+            loan.resize(map_.max_bytes)
+        elif map_.array is not None:
+            loan = await self._array_bytes.acquire(map_.array.nbytes)
+        elif map_.path is not None and is_remote(map_.path):
+            # A header can claim anything: what is larger than the whole budget is read when nothing else is held.
+            loan = await self._array_bytes.acquire(min(map_.max_bytes, self._array_bytes.limit))
+            stream = self._remote
+        self.submitted += 1
         try:
-            if map_.array is not None:
-                loan = await self._array_bytes.acquire(map_.array.nbytes)
-            elif map_.path is not None and is_remote(map_.path):
-                # A header can claim anything: what is larger than the whole budget is read when nothing else is held.
-                loan = await self._array_bytes.acquire(min(map_.max_bytes, self._array_bytes.limit))
-                stream = self._remote
-            job = Job(map_, settle, value_range, loan)
-            await send(stream, job)
+            await send(stream, Job(map_, settle, value_range, loan))
         except BaseException:
+            self.submitted -= 1
             if loan is not None:
                 loan.release()
             raise
@@ -172,6 +215,11 @@ class Stages:
     def abandon(self) -> None:
         """The stages are gone: send those away who wait for room."""
         self._array_bytes.close()
+
+    @property
+    def waiting(self) -> int:
+        """Maps that wait for room outside, in the hands of their callers."""
+        return self._array_bytes.waiting
 
     def statistics(self) -> dict[str, StageStatistics]:
         """Each stage at this moment."""

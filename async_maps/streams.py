@@ -68,7 +68,7 @@ class WaitingLine(Generic[T]):
         """
         if self._closed:
             raise BrokenResourceError
-        if not self._waiting and (share := self._take(size)) is not None:
+        if (share := self.take_nowait(size)) is not None:
             return share
         place: _Place[T] = _Place(size)
         self._waiting.append(place)
@@ -85,6 +85,15 @@ class WaitingLine(Generic[T]):
         if place.share is None:
             raise BrokenResourceError
         return place.share
+
+    def take_nowait(self, size: int) -> T | None:
+        """A share of that size, or None where one would have to wait for it: also if only because others do."""
+        return None if self._closed or self._waiting else self._take(size)
+
+    @property
+    def length(self) -> int:
+        """How many wait."""
+        return len(self._waiting)
 
     def serve(self) -> None:
         """Something was given back: serve those at the head of the line."""
@@ -126,6 +135,15 @@ class ByteBudget:
         """Wait until ``size`` bytes are free and take them. Cancelled, it has taken nothing."""
         return await self._line.wait(size)
 
+    def acquire_nowait(self, size: int) -> Loan | None:
+        """Take ``size`` bytes if they are free and nobody waits for any; else None."""
+        return self._line.take_nowait(size)
+
+    @property
+    def waiting(self) -> int:
+        """How many wait for a loan."""
+        return self._line.length
+
     def close(self) -> None:
         """Send those who wait away with a BrokenResourceError."""
         self._line.close()
@@ -149,6 +167,11 @@ class Loan:
     def __init__(self, budget: ByteBudget, size: int) -> None:
         self._budget = budget
         self._size = size
+
+    def resize(self, size: int) -> None:
+        """Count as many bytes as it has turned out to be, be it more than are free."""
+        change, self._size = self._size - size, size
+        self._budget._give_back(change)  # the other half of this pair
 
     def release(self) -> None:
         """Give the bytes back."""

@@ -99,7 +99,7 @@ def run_process(*arguments: str, environment: Mapping[str, str] | None = None) -
     """
     started = time.monotonic()
     process = _launch(arguments, environment)
-    with _watched(process.pid) as peak:
+    with watched(process.pid) as peak:
         output = _pipe(process.stdout).read()
         _, status, usage = os.wait4(process.pid, 0)
     wall_s = time.monotonic() - started
@@ -234,8 +234,8 @@ def _pipe(stream: IO[str] | None) -> IO[str]:
 
 
 @contextmanager
-def _watched(pid: int) -> Iterator[list[int]]:
-    """The peak of a process's memory, while the context lasts."""
+def watched(pid: int) -> Iterator[list[int]]:
+    """The peak of the memory of a process and all below it, in bytes, while the context lasts."""
     peak, ended = [0], threading.Event()
 
     def watch() -> None:

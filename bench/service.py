@@ -2,16 +2,19 @@
 
 Sixteen callers put maps from memory, one after the other each, into a sink, on an event loop that also has a call due
 every millisecond: how late that comes is what every other request of the service would feel. Loops wait in whole
-milliseconds, so that an idle one is late by up to one, too. Each row is a process of its own, all by turns:
-``python -m bench.service LOOP WORKERS SIZE SECONDS``.
+milliseconds, so that an idle one is late by up to one, too. Then a crowd: 2,000 callers at once, each with a map of its
+own, who wait in ``put`` or are shed by ``put_nowait``. Each row is a process of its own, all by turns:
+``python -m bench.service LOOP WORKERS SIZE SECONDS``, ``python -m bench.service WAY``.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import sys
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,12 +22,14 @@ import numpy as np
 import async_maps as am
 from bench import sink
 from bench.data import make_map
-from bench.measure import BUCKET, by_turns, cpu_s, parser, take_turns
+from bench.measure import BUCKET, by_turns, cpu_s, parser, take_turns, watched
 from bench.tables import Bench
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Sequence
     from typing import Any
+
+    from numpy.typing import NDArray
 
     from bench.measure import Figures
 
@@ -34,6 +39,9 @@ _TICK_S = 0.001
 _LOOPS = ("asyncio", "uvloop")
 _WORKERS = (1, 0)
 _SIZES = (224, 512)
+_CROWD = 2_000
+_WAYS = ("put", "put_nowait")
+_CROWD_COLUMNS = {"": "", "stored": ",.0f", "shed": ",.0f", "p50 ms": ",.0f", "p99 ms": ",.0f", "peak MB": ",.0f"}
 _COLUMNS = {
     "": "", "workers": "", "size": "", "maps/s": ",.0f", "CPU ms/map": ".2f", "p50 ms": ".1f", "p99 ms": ".1f",
     "late p99.9 ms": ".1f", "longest stall ms": ".1f", "idle, late p99.9 ms": ".1f",
@@ -106,6 +114,40 @@ class Service:
             latencies.append(time.perf_counter() - started)
 
 
+class Crowd:
+    """Callers who all come at once, each with a map of its own.
+
+    Args:
+        pipeline: open.
+        way: they put their maps by that name.
+    """
+
+    def __init__(self, pipeline: am.Pipeline, way: str) -> None:
+        self._put: Callable[[str, NDArray[Any]], Awaitable[am.Receipt]] = getattr(pipeline, way)
+        self._maps = [make_map(index, _SIZES[0]) for index in range(_MAPS)]
+
+    async def turn(self) -> Figures:
+        """Measure one crowd."""
+        latencies: list[float] = []
+        with watched(os.getpid()) as peak:
+            async with asyncio.TaskGroup() as callers:
+                for number in range(_CROWD):
+                    callers.create_task(self._call(number, latencies))
+        return {
+            "stored": len(latencies),
+            "shed": _CROWD - len(latencies),
+            "p50 ms": _milliseconds(latencies, 50),
+            "p99 ms": _milliseconds(latencies, 99),
+            "peak MB": peak[0] / 1e6,
+        }
+
+    async def _call(self, number: int, latencies: list[float]) -> None:
+        started = time.perf_counter()
+        with suppress(am.PipelineFullError):
+            await self._put(f"map-{number}", self._maps[number % _MAPS].copy())
+            latencies.append(time.perf_counter() - started)
+
+
 def _milliseconds(seconds: Sequence[float], percentile: float) -> float:
     return 1000 * float(np.percentile(seconds, percentile))
 
@@ -116,6 +158,12 @@ async def _serve(workers: int, size: int, seconds: float) -> None:
         service = Service(pipeline, size, seconds)
         await service.turn()
         await take_turns(service.turn)
+
+
+async def _serve_crowd(way: str) -> None:
+    async with am.Pipeline(f"s3://{BUCKET}/service", settings=am.Settings(workers=1)) as pipeline:
+        await pipeline.put("first", make_map(0, _SIZES[0]))
+        await take_turns(Crowd(pipeline, way).turn)
 
 
 def _run_on(loop: str, main: Coroutine[Any, Any, None]) -> None:
@@ -141,8 +189,17 @@ def main(arguments: Sequence[str]) -> None:
         loop, workers, size = row
         table.add(**{"": loop, "workers": workers, "size": size, **found[str(row)]})
     bench.publish()
+    crowd = bench.table(f"{_CROWD:,} callers at once, {_SIZES[0]}x{_SIZES[0]}, a sink, {rounds} rounds", _CROWD_COLUMNS)
+    with sink.serve() as server:
+        found = by_turns({way: ("-m", "bench.service", way) for way in _WAYS}, rounds, server.environment())
+    for way in _WAYS:
+        crowd.add(**{"": way, **found[way]})
+    bench.publish()
 
 
 if __name__ == "__main__":
-    _, _loop, _workers, _size, _seconds = sys.argv
-    _run_on(_loop, _serve(int(_workers), int(_size), float(_seconds)))
+    if len(sys.argv) == 2:
+        _run_on("uvloop", _serve_crowd(sys.argv[1]))
+    else:
+        _, _loop, _workers, _size, _seconds = sys.argv
+        _run_on(_loop, _serve(int(_workers), int(_size), float(_seconds)))

@@ -117,7 +117,11 @@ async def put_in(pipeline: am.Pipeline, name: str, _: Path) -> None:
     await pipeline.put(name, random_map(1))
 
 
-OPERATIONS = {"put": put_in, "stream": stream_in, "run": run_in}
+async def put_nowait_in(pipeline: am.Pipeline, name: str, _: Path) -> None:
+    await asyncio.gather(*(pipeline.put_nowait(f"{name}/{i}", random_map(i)) for i in range(2)))
+
+
+OPERATIONS = {"put": put_in, "put_nowait": put_nowait_in, "stream": stream_in, "run": run_in}
 
 
 def done(manifest: Path) -> set[str]:
@@ -193,13 +197,17 @@ def test_cancelled_before_any_step_an_operation_leaves_the_pipeline_to_the_next(
                 await ends(tasks, processes)
                 if ended_itself:
                     break
+            async with asyncio.timeout(10):
+                while pipeline.statistics().in_flight:  # noqa: ASYNC110  # nobody announces it
+                    await asyncio.sleep(0.001)
+            assert pipeline.statistics().waiting == 0
         statistics = pipeline.statistics()
         assert (statistics.colorize.queue, statistics.encode.queue, statistics.upload.queue) == (0, 0, 0)
         return steps // stride
 
     cancels = swept(sweep())
     print(f"{operation} cancelled at {cancels} moments")  # noqa: T201  # README's
-    assert cancels * stride > {"put": 8, "stream": 30, "run": 40}[operation]
+    assert cancels * stride > {"put": 8, "put_nowait": 8, "stream": 30, "run": 40}[operation]
 
 
 async def whole_life(destination: str, settings: am.Settings, manifest: Path) -> None:

@@ -171,23 +171,26 @@ async def test_a_collector_cancelled_in_the_moment_of_an_outcome_loses_none() ->
     assert names(await flow.collect()) == ["a"]
 
 
+@pytest.mark.parametrize("ordered", [False, True])
 @pytest.mark.parametrize("window", [1, 2, 7])
 @pytest.mark.parametrize("seed", range(5))
-async def test_every_map_is_collected_once_and_never_more_than_the_window_are_in(window: int, seed: int) -> None:
+async def test_every_map_is_collected_once_and_never_more_than_the_window_are_in(
+    window: int, seed: int, ordered: bool
+) -> None:
     rng = random.Random(seed)  # noqa: S311  # a test's dice
-    flow = Flow(window)
+    flow = Flow(window, ordered=ordered)
     inside = 0
     most = 0
-    todo: list[str] = []
+    todo: list[int] = []
     collected: list[str] = []
 
     async def feed() -> None:
         nonlocal inside, most
-        for index in range(200):
-            await flow.admit()
+        for _ in range(200):
+            number = await flow.admit()
             inside += 1
             most = max(most, inside)
-            todo.append(str(index))
+            todo.append(number)
             if rng.random() < 0.3:
                 await asyncio.sleep(0)
         flow.close()
@@ -198,7 +201,8 @@ async def test_every_map_is_collected_once_and_never_more_than_the_window_are_in
             await asyncio.sleep(0)
             rng.shuffle(todo)
             while todo and rng.random() < 0.7:
-                flow.settle(outcome(todo.pop()))
+                number = todo.pop()
+                flow.settle(outcome(f"{number}"), number)
                 done += 1
 
     async def collect() -> None:
@@ -212,7 +216,7 @@ async def test_every_map_is_collected_once_and_never_more_than_the_window_are_in
     async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
         for task in (feed, work, collect):
             tasks.create_task(task())
-    assert sorted(collected, key=int) == [str(index) for index in range(200)]
+    assert (collected if ordered else sorted(collected, key=int)) == [f"{number}" for number in range(1, 201)]
     assert most == window
 
 
@@ -236,5 +240,61 @@ async def test_the_error_of_the_source_comes_after_the_last_outcome() -> None:
     flow.close(LookupError("mine"))
     flow.settle(outcome("a"))
     assert await flow.collect() == [outcome("a")]
+    with pytest.raises(LookupError, match="mine"):
+        await flow.collect()
+
+
+async def test_in_order_an_outcome_waits_for_those_before_it() -> None:
+    flow = Flow(10, ordered=True)
+    numbers = [await flow.admit() for _ in range(5)]
+    assert numbers == [1, 2, 3, 4, 5]
+    for number in (3, 2):
+        flow.settle(outcome(f"{number}"), number)
+    collector = asyncio.create_task(flow.collect())
+    await settled()
+    assert not collector.done()
+    flow.settle(outcome("1"), 1)
+    assert names(await collector) == ["1", "2", "3"]
+    flow.settle(outcome("4"), 4)
+    assert names(await flow.collect()) == ["4"]
+    flow.close()
+    flow.settle(outcome("5"), 5)
+    assert names(await flow.collect()) == ["5"]
+    assert await flow.collect() == []
+
+
+async def test_in_order_what_is_held_back_takes_its_place_in_the_window() -> None:
+    flow = Flow(3, ordered=True)
+    await admitted(flow, 3)
+    flow.settle(outcome("2"), 2)
+    flow.settle(outcome("3"), 3)
+    feeder = asyncio.create_task(admitted(flow, 1))
+    await settled()
+    assert not feeder.done()
+    flow.settle(outcome("1"), 1)
+    await settled()
+    assert not feeder.done()
+    assert names(await flow.collect()) == ["1", "2", "3"]
+    await feeder
+
+
+async def test_in_order_an_error_comes_after_what_was_before_it() -> None:
+    flow = Flow(5, ordered=True)
+    await admitted(flow, 4)
+    flow.settle(outcome("4"), 4)
+    flow.settle(StoreError("no bucket"), 2)
+    flow.settle(outcome("1"), 1)
+    assert names(await flow.collect()) == ["1"]
+    with pytest.raises(StoreError, match="no bucket"):
+        await flow.collect()
+
+
+async def test_in_order_a_map_that_did_not_enter_after_all_holds_nobody_up() -> None:
+    flow = Flow(5, ordered=True)
+    await admitted(flow, 2)
+    flow.withdraw()
+    flow.close(LookupError("mine"))
+    flow.settle(outcome("1"), 1)
+    assert names(await flow.collect()) == ["1"]
     with pytest.raises(LookupError, match="mine"):
         await flow.collect()

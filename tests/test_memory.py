@@ -31,14 +31,16 @@ MIB = 2**20
 
 def held() -> int:
     """Bytes that this process and its children hold, what they share counted once."""
-    total = 0
-    for process in (os.getpid(), *children()):
-        try:
-            lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
-        except (FileNotFoundError, ProcessLookupError, PermissionError):
-            continue  # it has ended
-        total += sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))
-    return total
+    return sum(pss(process) for process in (os.getpid(), *children()))
+
+
+def pss(process: int) -> int:
+    """Bytes that a process holds, of what it shares its part; 0 if it has ended."""
+    try:
+        lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return 0
+    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))
 
 
 def sparse_npy(folder: Path) -> Path:

@@ -174,6 +174,41 @@ async def test_a_time_out_while_waiting_takes_nothing() -> None:
     assert budget.held == 0
 
 
+async def test_at_once_is_lent_what_is_free_and_nothing_while_others_wait() -> None:
+    budget = ByteBudget(100)
+    loan = budget.acquire_nowait(60)
+    assert loan is not None
+    assert budget.acquire_nowait(41) is None
+    (waiting,) = ask(budget, 50)
+    await settled()
+    assert budget.waiting == 1
+    assert budget.acquire_nowait(1) is None
+    loan.release()
+    assert budget.waiting == 0
+    assert budget.acquire_nowait(51) is None
+    assert budget.acquire_nowait(50) is not None
+    (await waiting).release()
+    budget.close()
+    assert budget.acquire_nowait(1) is None
+    assert budget.held == 50
+
+
+async def test_a_loan_may_turn_out_smaller_or_larger() -> None:
+    budget = ByteBudget(100)
+    loan = await budget.acquire(80)
+    (waiting,) = ask(budget, 50)
+    await settled()
+    loan.resize(50)
+    await settled()
+    assert waiting.done()
+    assert budget.held == 100
+    loan.resize(150)
+    assert budget.held == 200
+    loan.release()
+    waiting.result().release()
+    assert budget.held == 0
+
+
 async def test_who_waits_for_a_budget_that_is_closed_is_sent_away_and_who_comes_later_too() -> None:
     budget = ByteBudget(100)
     loan = await budget.acquire(100)

@@ -89,6 +89,14 @@ def _map_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape
 
 
+def size_of(array: Any) -> int:
+    """The bytes of an array of any library, or of the one in a list, as it says itself; 0 if it does not."""
+    if isinstance(array, list | tuple) and len(array) == 1:
+        array = array[0]
+    size = getattr(array, "nbytes", 0)
+    return size if isinstance(size, int) else 0
+
+
 def _shape_of(array: Any) -> tuple[int, ...]:
     """The shape, as every library calls it; empty where that is something else: it is said later why it is no array."""
     shape = getattr(array, "shape", ())

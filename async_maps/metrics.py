@@ -1,0 +1,74 @@
+"""Pipelines' figures for Prometheus (needs the `metrics` extra). Runs in whatever thread a registry is scraped in."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from async_maps.errors import MissingExtraError, PipelineClosedError
+
+try:
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+    from prometheus_client.registry import Collector
+except ImportError:
+    raise MissingExtraError("figures for Prometheus", "metrics") from None
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from prometheus_client.core import Metric
+
+    from async_maps.meters import Statistics
+    from async_maps.pipeline import Pipeline
+
+
+_OF_A_PIPELINE = (
+    (CounterMetricFamily, "uploads", "Maps that the store has answered for.", "uploaded"),
+    (CounterMetricFamily, "failures", "Maps that failed, at whatever stage.", "failed"),
+    (CounterMetricFamily, "shed", "Maps that put_nowait has refused because the pipeline was full.", "shed"),
+    (CounterMetricFamily, "uploaded_bytes", "Bytes of the uploaded PNGs.", "uploaded_bytes"),
+    (CounterMetricFamily, "upload_retries", "Attempts to upload that failed and were made again.", "repeated"),
+    (GaugeMetricFamily, "upload_limit", "Uploads that may go at once, as the store allows.", "upload_limit"),
+    (GaugeMetricFamily, "in_flight", "Maps that were taken in and have no outcome yet.", "in_flight"),
+    (GaugeMetricFamily, "waiting", "Calls of put that wait for room.", "waiting"),
+)
+_OF_A_STAGE = (
+    (CounterMetricFamily, "stage_maps", "Maps that the stage has done.", "maps"),
+    (CounterMetricFamily, "stage_busy_seconds", "Seconds that the stage's workers have worked, together.", "busy_s"),
+    (GaugeMetricFamily, "stage_workers", "Workers of the stage, side by side.", "workers"),
+    (GaugeMetricFamily, "stage_queue_ratio", "How full the stage's incoming queue is, 0 to 1.", "queue"),
+)
+"""What each metric is, its name without ``async_maps_`` and ``_total``, its help, and the attribute that has it."""
+
+
+class PipelineCollector(Collector):
+    """Reads the figures of pipelines when they are asked for: no map costs anything for being counted here.
+
+    ``REGISTRY.register(PipelineCollector({"overlays": pipeline}))``. All pipelines of a registry belong in one
+    collector, as the text format allows each metric only once.
+
+    Args:
+        pipelines: each under the value of its label ``pipeline``. Looked at anew each time; one that has not been open
+            yet has no figures, one that is closed has its last.
+    """
+
+    def __init__(self, pipelines: Mapping[str, Pipeline]) -> None:
+        self._pipelines = pipelines
+
+    def collect(self) -> Iterator[Metric]:
+        """The figures at this moment, named as https://prometheus.io/docs/practices/naming/ asks."""
+        found: dict[str, Statistics] = {}
+        for name, pipeline in list(self._pipelines.items()):
+            with suppress(PipelineClosedError):
+                found[name] = pipeline.statistics()
+        for kind, name, text, attribute in _OF_A_PIPELINE:
+            metric = kind(f"async_maps_{name}", text, labels=("pipeline",))
+            for pipeline_name, statistics in found.items():
+                metric.add_metric((pipeline_name,), getattr(statistics, attribute))
+            yield metric
+        for kind, name, text, attribute in _OF_A_STAGE:
+            metric = kind(f"async_maps_{name}", text, labels=("pipeline", "stage"))
+            for pipeline_name, statistics in found.items():
+                for stage, figures in statistics.stages.items():
+                    metric.add_metric((pipeline_name, stage), getattr(figures, attribute))
+            yield metric

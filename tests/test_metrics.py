@@ -1,0 +1,141 @@
+"""Prometheus sees pipelines as they are, by its own naming, in text that its own parser reads."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+import async_maps as am
+from async_maps.metrics import PipelineCollector
+from tests.leftovers import leaves_nothing
+from tests.test_pipeline import THREADS, FailingStore, SlowStore, random_map, use_store
+from tests.test_put_nowait import until
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from prometheus_client.core import Metric
+
+pytestmark = pytest.mark.usefixtures(leaves_nothing.__name__)
+
+
+def scraped(pipelines: Mapping[str, am.Pipeline]) -> str:
+    registry = CollectorRegistry()
+    registry.register(PipelineCollector(pipelines))
+    return generate_latest(registry).decode()
+
+
+def families(text: str) -> dict[str, Metric]:
+    """By their names; a name comes once."""
+    found = list(text_string_to_metric_families(text))
+    assert len({family.name for family in found}) == len(found)
+    return {family.name: family for family in found}
+
+
+def value(text: str, name: str, **labels: str) -> float:
+    """Of the one sample of that name and those labels."""
+    (found,) = [
+        sample.value
+        for family in families(text).values()
+        for sample in family.samples
+        if sample.name == f"async_maps_{name}" and labels.items() <= sample.labels.items()
+    ]
+    return found
+
+
+async def test_what_a_scrape_says_is_what_the_pipeline_did(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = FailingStore({"refused.png"})
+    use_store(monkeypatch, store)
+    async with am.Pipeline("memory://", settings=am.Settings(workers=0, chunk_maps=2)) as pipeline:
+        receipts = await asyncio.gather(*(pipeline.put_nowait(f"{i}", random_map(i)) for i in range(2)))
+        for bad in ("refused", "NaN"):
+            with pytest.raises(am.MapFailedError):
+                await pipeline.put(bad, random_map(1) if bad == "refused" else np.full((2, 2), np.nan))
+        taken = [pipeline.put_nowait(f"{i}", random_map(i)) for i in range(2)]
+        for _ in range(3):
+            with pytest.raises(am.PipelineFullError):
+                pipeline.put_nowait("shed", random_map(1))
+        text = scraped({"overlays": pipeline})
+        receipts += await asyncio.gather(*taken)
+    assert value(text, "uploads_total", pipeline="overlays") == 2
+    assert value(text, "failures_total") == 2
+    assert value(text, "shed_total") == 3
+    assert value(text, "uploaded_bytes_total") == sum(receipt.size for receipt in receipts[:2])
+    assert value(text, "upload_retries_total") == 0
+    assert value(text, "upload_limit") == pipeline.settings.concurrency
+    assert value(text, "in_flight") == 2
+    assert value(text, "waiting") == 0
+    assert [value(text, "stage_maps_total", stage=stage) for stage in ("colorize", "encode", "upload")] == [4, 3, 3]
+    assert 0 < value(text, "stage_busy_seconds_total", stage="colorize") < 60
+    assert value(text, "stage_workers", stage="upload") == pipeline.settings.concurrency
+    assert value(text, "stage_queue_ratio", stage="colorize") > 0
+    # Closed, it keeps its last figures, as what was counted must not go down.
+    text = scraped({"overlays": pipeline})
+    assert (value(text, "uploads_total"), value(text, "in_flight")) == (4, 0)
+
+
+async def test_callers_in_line_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = SlowStore()
+    use_store(monkeypatch, store)
+    array = random_map(1)
+    settings = am.Settings(workers=0, concurrency=1, encode_threads=1, queue_bytes=array.nbytes)
+    async with am.Pipeline("memory://", settings=settings) as pipeline:
+        puts = [asyncio.create_task(pipeline.put(f"{i}", array)) for i in range(50)]
+        await until(lambda: store.asked == 1)
+        # Who has just been given room is nowhere until it has its turn.
+        await until(lambda: pipeline.statistics().waiting + pipeline.statistics().in_flight == 50)
+        text = scraped({"": pipeline})
+        assert value(text, "waiting") + value(text, "in_flight") == 50
+        assert value(text, "waiting") > 30
+        store.gate.set()
+        await asyncio.gather(*puts)
+        assert (value(scraped({"": pipeline}), "waiting"), value(scraped({"": pipeline}), "in_flight")) == (0, 0)
+
+
+async def test_names_types_and_units_are_prometheus_own(tmp_path: Path) -> None:
+    async with am.Pipeline(tmp_path, settings=THREADS) as pipeline:
+        found = families(scraped({"a": pipeline}))
+    assert len(found) == 12
+    for name, family in found.items():
+        assert name.startswith("async_maps_")
+        assert family.documentation.endswith(".")
+        assert family.type in {"counter", "gauge"}
+        assert not name.endswith(("_total", "_count", "_sum", "_bucket", "_info"))
+        assert not {"ms", "milliseconds", "mb", "kb", "percent"} & set(name.split("_"))
+        for sample in family.samples:
+            assert sample.name == (f"{name}_total" if family.type == "counter" else name)
+            assert set(sample.labels) == ({"pipeline", "stage"} if "_stage_" in name else {"pipeline"})
+            assert sample.value >= 0
+    units = {name.rpartition("_")[2] for name in found} & {"bytes", "seconds", "ratio"}
+    assert units == {"bytes", "seconds", "ratio"}
+
+
+async def test_pipelines_in_one_registry_are_told_apart_and_those_not_open_yet_are_left_out(tmp_path: Path) -> None:
+    pipelines = {name: am.Pipeline(tmp_path / name, settings=THREADS) for name in ("overlays", 'of "masks"\n')}
+    registry = CollectorRegistry()
+    registry.register(PipelineCollector(pipelines))
+    assert families(generate_latest(registry).decode())["async_maps_uploads"].samples == []
+    pipelines["never"] = am.Pipeline(tmp_path / "never")
+    async with pipelines["overlays"] as overlays, pipelines['of "masks"\n'] as masks:
+        await overlays.put("1", random_map(1))
+        for i in range(3):
+            await masks.put(f"{i}", random_map(i))
+        text = generate_latest(registry).decode()
+    assert value(text, "uploads_total", pipeline="overlays") == 1
+    assert value(text, "uploads_total", pipeline='of "masks"\n') == 3
+    assert "never" not in text
+
+
+def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "async_maps.metrics")
+    monkeypatch.setitem(sys.modules, "prometheus_client.core", None)
+    with pytest.raises(am.MissingExtraError, match=r"pip install 'async-maps\[metrics\]'"):
+        import_module("async_maps.metrics")
