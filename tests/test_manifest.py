@@ -56,7 +56,7 @@ COUNTED = MapStatistics(-1.5, 2.0, 0.25, -1.0, 1.0, 0.5, 7.25, 1.5, 0.5, 3, Fals
 
 def _done(map_: ActivationMap) -> Receipt:
     locator = f"{DESTINATION}/{map_.name}.png"
-    return Receipt(map_.name, locator, map_.source, map_.fingerprint, 7, 4, 3, "etag", _NOON, COUNTED)
+    return Receipt(map_.name, locator, map_.source, map_.fingerprint, 7, 4, 3, "etag", _NOON, COUNTED, "00c0ffee")
 
 
 def _failed(map_: ActivationMap, stage: Stage = "read") -> Failure:
@@ -170,6 +170,7 @@ def test_a_row_says_what_became_of_a_map(path: Path) -> None:
         "width": 4,
         "height": 3,
         "etag": "etag",
+        "crc32": "00c0ffee",
         "time": "2026-01-02T12:00:00.250+00:00",
         "stage": None,
         "error": None,
@@ -288,26 +289,35 @@ def test_a_manifest_of_a_newer_version_is_refused(path: Path) -> None:
             Manifest(path, read_only=read_only)
 
 
-def _as_of_version_1(path: Path) -> None:
-    """What the first release of the schema looked like: without statistics."""
+NEW_IN = {2: MapStatistics._fields, 3: ("crc32",)}
+
+
+def as_of_version(version: int, path: Path) -> None:
+    """What an older release has written: it had fewer columns, and kept no runs."""
     with closing(sqlite3.connect(path)) as database:
-        for column in MapStatistics._fields:
+        for column in (column for newer, columns in NEW_IN.items() if newer > version for column in columns):
             database.execute(f"ALTER TABLE maps DROP COLUMN {column}")
-        database.execute("PRAGMA user_version = 1")
+        database.execute("DELETE FROM meta WHERE key LIKE 'run %'")
+        database.execute(f"PRAGMA user_version = {version}")
         database.commit()
 
 
-def test_a_manifest_of_an_older_version_is_read_as_it_is_and_completed_by_the_next_run(path: Path) -> None:
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_manifest_of_an_older_version_is_read_as_it_is_and_completed_by_the_next_run(
+    version: int, path: Path
+) -> None:
     _run(path, [_done(_map("a"))])
-    _as_of_version_1(path)
+    as_of_version(version, path)
     before = path.read_bytes()
     (row,) = _rows(path)
     assert row["locator"] == "s3://bucket/prefix/a.png"
-    assert [row[column] for column in MapStatistics._fields] == [None] * len(MapStatistics._fields)
+    lacking = [column for newer, columns in NEW_IN.items() if newer > version for column in columns]
+    assert {column for column in COLUMNS if row[column] is None} == {"stage", "error", *lacking}
     assert path.read_bytes() == before
     assert _plan(path, [_map("a"), _map("b")]).todo == [_map("b")]
     _run(path, [_done(_map("b"))])
-    assert [row["mean"] for row in _rows(path)] == [None, 0.25]
+    assert [row["mean"] for row in _rows(path)] == [None if version == 1 else 0.25, 0.25]
+    assert [row["crc32"] for row in _rows(path)] == [None, "00c0ffee"]
 
 
 def test_the_range_and_the_sketch_of_the_last_run_are_kept(path: Path) -> None:
@@ -505,7 +515,7 @@ async def _batches(*batches: list[Entry]) -> AsyncGenerator[list[Entry], None]:
 
 
 async def _selected(recorder: Recorder, redo: Redo, report: Report, *batches: list[Entry]) -> list[list[Entry]]:
-    await recorder.keep(Settings(), UNIT, rehearsal=True)
+    recorder.rehearse_with(Settings(), UNIT)
     return [batch async for batch in recorder.select(_batches(*batches), redo, report)]
 
 
