@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 from async_maps.database import explained
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
     from types import TracebackType
 
     from async_maps.objects import Found
@@ -190,12 +190,12 @@ class Comparison:
         """What differs in nothing so far and was stored then or later: likewise."""
         return [Expected(*row) for row in self._rows(_TO_READ, after, _AT_ONCE, since)]
 
-    def differences(self, kinds: Collection[Kind] | None = None) -> Iterator[Difference]:
+    def differences(self, *kinds: Kind) -> Iterator[Difference]:
         """Those of these kinds, or all; an object may differ in more than one thing."""
         number = 0
         marks = f"kind IN ({', '.join('?' * len(kinds))})" if kinds else "1"
         query = f"SELECT rowid, * FROM differences WHERE rowid > ? AND {marks} ORDER BY rowid LIMIT {_AT_ONCE}"  # noqa: S608  # question marks
-        while rows := self._rows(query, number, *(kinds or ())):
+        while rows := self._rows(query, number, *kinds):
             for number, *values in rows:  # noqa: B007  # the last one is where to go on
                 yield Difference(*values)
 

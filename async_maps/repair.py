@@ -5,6 +5,7 @@ On the event loop; what blocks goes to threads.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from itertools import islice
@@ -15,15 +16,18 @@ from anyio import to_thread
 from async_maps.comparison import Comparison
 from async_maps.errors import SettingsError, SourceError
 from async_maps.manifest import Manifest
+from async_maps.names import printable
 from async_maps.objects import Objects
 from async_maps.pipeline import Pipeline
 from async_maps.results import is_results
 from async_maps.settings import Settings
 from async_maps.sources import place_of
 from async_maps.tasks import OrderlyTask
-from async_maps.verify import Check, Verification, destination_of
+from async_maps.verification import Verification
+from async_maps.verify import Check, destination_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from os import PathLike
 
     from async_maps.comparison import Kind
@@ -83,41 +87,38 @@ class _Repair:
         self._settings = settings.model_copy(update={"if_exists": "overwrite"})
 
     async def run(self, source: str | None, *, deep: bool, delete_foreign: bool) -> None:
-        with Objects(self._settings.s3) as objects:
+        verification = self.verification
+        with Objects(self._settings.s3) as objects, Comparison() as before, Comparison() as after:
             # Locked until all that is broken is marked: the rows that were read are those that are written.
             opened = await to_thread.run_sync(_open, self._manifest)
             try:
-                with Comparison() as comparison:
-                    await self._look(comparison, objects, "" if deep else None)
-                    await to_thread.run_sync(_mark, opened, comparison)
-                    if delete_foreign:
-                        await self._delete_foreign(comparison, objects)
+                check = Check(before, objects, self._settings, verification)
+                await check.manifest(self._manifest)
+                if deep:
+                    await check.read_all()
+                await check.finish()
+                await to_thread.run_sync(_mark, opened, before)
+                if delete_foreign:
+                    await self._delete_foreign(before, objects)
                 broken, runs = await to_thread.run_sync(lambda: (opened.broken(), opened.runs()))
                 destination = destination_of(opened.destination() or "")
             finally:
                 await to_thread.run_sync(opened.close)
+            verification.doing = f"making {sum(broken.values()):,} overlays again"
             since = datetime.now(UTC).isoformat(timespec="milliseconds")
-            self.verification.doing = f"making {sum(broken.values()):,} overlays again"
             for fingerprint, settings in self._known_settings(runs, broken).items():
-                moved, kept = (
-                    [(source, "moved")],
-                    [(run.source, "broken") for run in runs if run.settings == fingerprint],
-                )
-                await self._make(fingerprint, settings, destination, moved if source else kept)
-            if self.verification.repaired or self.verification.deleted:
-                with Comparison() as comparison:
-                    await self._look(comparison, objects, since if deep else None)
+                kept = [run.source for run in runs if run.settings == fingerprint and run.source is not None]
+                await self._make(settings, destination, [source] if source else kept, "moved" if source else "broken")
+            if verification.repaired or verification.deleted:
+                verification.locators = verification.right = verification.listed = 0
+                check = Check(after, objects, self._settings, verification)
+                await check.manifest(self._manifest)
+                if deep:
+                    await check.read_all(since)
+                # These were not read once more.
+                await to_thread.run_sync(after.note, before.differences("unreadable"))
+                await check.finish()
             await self._advise()
-
-    async def _look(self, comparison: Comparison, objects: Objects, read_since: str | None) -> None:
-        """Look at everything, from the beginning."""
-        verification = self.verification
-        verification.locators = verification.right = verification.listed = 0
-        check = Check(comparison, objects, self._settings, verification)
-        await check.manifest(self._manifest)
-        if read_since is not None:
-            await check.read_all(read_since)
-        await check.finish()
 
     async def _delete_foreign(self, comparison: Comparison, objects: Objects) -> None:
         verification = self.verification
@@ -129,7 +130,7 @@ class _Repair:
             )
             return
         verification.doing = f"deleting {foreign:,} foreign objects"
-        named = comparison.differences(["foreign"])
+        named = comparison.differences("foreign")
 
         def delete() -> int:
             locators = [difference.locator for difference in islice(named, _AT_ONCE)]
@@ -146,24 +147,25 @@ class _Repair:
     def _known_settings(self, runs: list[KeptRun], broken: dict[str, int]) -> dict[str, Settings]:
         """The settings behind the fingerprints of what is broken, as far as they can be told."""
         found = {}
-        given = [] if self._settings.value_range.kind in {"dataset", "from"} else [self._settings]
-        for settings in (*given, *(self._settings.shaped_as(run.shaping) for run in runs if run.settings in broken)):
-            found[settings.fingerprint()] = settings
+        if self._settings.value_range.is_known:
+            found[self._settings.fingerprint()] = self._settings
+        for run in runs:
+            with suppress(SettingsError):  # a range that has come to a single value
+                settings = self._settings.shaped_as(run.shaping)
+                found[settings.fingerprint()] = settings
         return {fingerprint: settings for fingerprint, settings in found.items() if fingerprint in broken}
 
-    async def _make(
-        self, fingerprint: str, settings: Settings, destination: str, sources: list[tuple[str | None, Redo]]
-    ) -> None:
+    async def _make(self, settings: Settings, destination: str, sources: Sequence[str], redo: Redo) -> None:
         """Make overlays of these settings again, from one source after the other, until none is left."""
         verification = self.verification
         async with Pipeline(destination, settings=settings) as pipeline:
-            for source, redo in sources:
-                if source is None or not (await self._broken()).get(fingerprint):
-                    continue
+            for source in sources:
+                if settings.fingerprint() not in await self._broken():
+                    return
                 try:
                     report = await pipeline.run(source, manifest=self._manifest, redo=redo)
                 except SourceError as error:
-                    verification.advice.append(f"cannot be made from {source}: {error}")
+                    verification.advice.append(f"cannot be made from {printable(source)}: {error}")
                     continue
                 verification.repaired += report.uploaded
                 verification.advice.extend(f"failed: {failure}" for failure in report.failures[:_ADVISED])
@@ -195,5 +197,5 @@ def _open(path: str | PathLike[str]) -> Manifest:
 def _mark(manifest: Manifest, comparison: Comparison) -> None:
     manifest.mark_broken(
         (found.locator, found.name, f"{found.kind}: expected {found.expected}, found {found.found}")
-        for found in comparison.differences(MENDABLE)
+        for found in comparison.differences(*MENDABLE)
     )

@@ -6,29 +6,26 @@ compared on disk.
 
 from __future__ import annotations
 
-import hashlib
-import io
 import re
 from contextlib import aclosing, closing
-from dataclasses import asdict, dataclass, field
 from itertools import islice
 from time import monotonic
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from anyio import CapacityLimiter, create_memory_object_stream, create_task_group, to_thread
-from isal import isal_zlib
 
-from async_maps.comparison import Comparison, Difference, Expected, Kind
+from async_maps.comparison import Comparison, Difference, Expected
 from async_maps.errors import ManifestError, SettingsError, SourceError
+from async_maps.examine import examine
 from async_maps.locators import file_path, s3_place
 from async_maps.manifest import Manifest
-from async_maps.names import printable
 from async_maps.objects import Objects
 from async_maps.results import is_results, locators_in
 from async_maps.settings import Settings
 from async_maps.sources.files import explain
 from async_maps.streams import ByteBudget
 from async_maps.tasks import OrderlyTask, first_error
+from async_maps.verification import MAX_LISTED_DIFFERENCES, Verification
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Generator, Sequence
@@ -39,85 +36,11 @@ if TYPE_CHECKING:
     from async_maps.objects import Content
     from async_maps.streams import Loan
 
-MAX_LISTED = 1000
-"""So many differences are listed in a verification."""
-
 _AT_ONCE = 1000
 _LOOK_AT_ONCE = 50
-_MD5 = re.compile("[0-9a-f]{32}")
 _AT_ENDPOINT = re.compile(r" at https?://\S+$")
 _BESIDE = re.compile(r"\.(sqlite(-wal|-shm|-journal|-lock)?|csv|parquet|jsonl?|toml)$", re.IGNORECASE)
 """What is kept beside overlays, a manifest or a report: nothing foreign."""
-
-
-@dataclass(slots=True)
-class Verification:
-    """What was found.
-
-    Attributes:
-        place: the manifest or the table.
-        folders: what was listed.
-        locators: how many objects should be there.
-        right: how many of them are, and are as they should be.
-        listed: objects that a listing has told of.
-        read: objects that were read, with ``deep``.
-        read_bytes: their bytes.
-        failed: maps that have no overlay, as they failed.
-        differences: how many there are of each kind (:data:`~async_maps.comparison.Kind`).
-        repaired: overlays that were made again.
-        deleted: foreign objects that were deleted.
-        elapsed_s: seconds it took.
-        doing: what it is doing at this moment; empty at the end.
-        advice: what is to be done about differences that a repair has left.
-        first: the first differences.
-    """
-
-    place: str = ""
-    folders: list[str] = field(default_factory=list)
-    locators: int = 0
-    right: int = 0
-    listed: int = 0
-    read: int = 0
-    read_bytes: int = 0
-    failed: int = 0
-    differences: dict[Kind, int] = field(default_factory=dict)
-    repaired: int = 0
-    deleted: int = 0
-    elapsed_s: float = 0.0
-    doing: str = ""
-    advice: list[str] = field(default_factory=list)
-    first: list[Difference] = field(default_factory=list)
-
-    @property
-    def is_clean(self) -> bool:
-        """Whether nothing differs."""
-        return not self.differences
-
-    def line(self) -> str:
-        """How far it has come, as a line of text."""
-        return (
-            f"{self.doing}: {self.locators:,} locators, {self.listed:,} objects listed, "
-            f"{self.read:,} read ({self.read_bytes / 1e6:,.1f} MB), {sum(self.differences.values()):,} differences"
-        )
-
-    def summary(self) -> str:
-        """The verification in a few lines, for people."""
-        how = f"{self.read:,} objects read ({self.read_bytes / 1e6:,.1f} MB)" if self.read else "by listing"
-        lines = [
-            f"{self.right:,} of {self.locators:,} locators are right, {how}",
-            f"{self.elapsed_s:.1f} s, {self.listed:,} objects listed in {', '.join(self.folders) or 'no folder'}",
-        ]
-        if self.repaired or self.deleted:
-            lines.append(f"{self.repaired:,} made again, {self.deleted:,} foreign ones deleted")
-        if self.differences:
-            lines.append("different: " + ", ".join(f"{count:,} {kind}" for kind, count in self.differences.items()))
-        if self.failed:
-            lines.append(f"{self.failed:,} maps failed in their run, and have no locator")
-        return "\n".join([*lines, *self.advice])
-
-    def as_dict(self) -> dict[str, Any]:
-        """The verification for machines: every attribute, plain values only."""
-        return asdict(self) | {"first": [difference._asdict() for difference in self.first]}
 
 
 async def verify_locators(
@@ -349,7 +272,7 @@ class Check:
                         self._verification.read += 1
                         self._verification.read_bytes += len(content.data)
                         differences = await to_thread.run_sync(
-                            _examine, row, content, self._settings.max_pixels, limiter=threads[1]
+                            examine, row, content, self._settings.max_pixels, limiter=threads[1]
                         )
                 finally:
                     loan.release()
@@ -370,7 +293,7 @@ class Check:
     def _count(self) -> None:
         self._verification.differences = self._comparison.counts()
         self._verification.right = self._comparison.right()
-        self._verification.first = list(islice(self._comparison.differences(), MAX_LISTED))
+        self._verification.first = list(islice(self._comparison.differences(), MAX_LISTED_DIFFERENCES))
 
 
 class _Reading(NamedTuple):
@@ -407,46 +330,3 @@ def _rows_of(path: str | PathLike[str]) -> Generator[Expected, None, None]:
                 written_at=row["time"],
                 broken=row["error"],
             )
-
-
-def _examine(row: Expected, content: Content, max_pixels: int) -> list[Difference]:
-    """How an object that was read differs from what it should be. Runs in a thread."""
-    wrong: list[tuple[Kind, str, str]] = []
-    data = content.data
-    if content.content_type not in {None, "image/png"}:
-        wrong.append(("content-type", "image/png", content.content_type or "none"))
-    if problem := _problem(data, row, max_pixels):
-        shape = f" of {row.width:,} x {row.height:,}" if row.width and row.height else ""
-        wrong.append(("undecodable", f"a PNG{shape}", problem))
-    if row.size is not None and row.size != len(data):
-        wrong.append(("size", f"{row.size:,} bytes", f"{len(data):,} bytes"))
-    if row.crc32 is not None:
-        crc32 = f"{isal_zlib.crc32(data):08x}"
-        if crc32 != row.crc32:
-            wrong.append(("digest", f"CRC32 {row.crc32}", f"CRC32 {crc32}"))
-    elif content.etag_is_md5 and _MD5.fullmatch(row.etag or ""):
-        md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
-        if md5 != row.etag:
-            wrong.append(("digest", f"MD5 {row.etag}", f"MD5 {md5}"))
-    return [Difference(kind, row.locator, row.name, expected, found) for kind, expected, found in wrong]
-
-
-def _problem(data: bytes | bytearray, row: Expected, max_pixels: int) -> str:
-    """Why an object is not the PNG that it should be; empty if it is."""
-    from PIL import PngImagePlugin
-
-    try:
-        # Not Image.open, whose own bound on pixels is below ours.
-        with PngImagePlugin.PngImageFile(io.BytesIO(data)) as image:
-            width, height = image.size
-            if row.width not in {None, width} or row.height not in {None, height}:
-                return f"{width:,} x {height:,}"
-            if width * height > max_pixels:
-                return f"{width:,} x {height:,}, more than max_pixels = {max_pixels:,}"
-            image.load()
-        with PngImagePlugin.PngImageFile(io.BytesIO(data)) as image:
-            # Checksums, which are not looked at while it is decoded.
-            image.verify()
-    except Exception as error:  # noqa: BLE001  # whatever a damaged file provokes
-        return f"{len(data):,} bytes that do not decode ({printable(str(error))})"
-    return ""
