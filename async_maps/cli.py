@@ -182,17 +182,17 @@ def verify(  # noqa: PLR0913  # one argument a flag
     config: Path | None = None,
     settings: Annotated[Settings, Parameter(name="*", group=_SETTINGS, show=False)] = Settings(),  # noqa: B008  # frozen
 ) -> int:
-    """Say whether every locator is really there, whole, and what was sent; exit code 0 if so, 1 if anything differs.
+    """Say whether every locator is really there, whole, and what was sent: exit code 0 if so, 1 if anything differs.
 
     Lists what lies at the destination, a thousand objects a request, and compares sizes and ETags with the manifest.
-    Finds what is missing, truncated or overwritten, and foreign objects: those among the overlays that no row knows.
 
-    --repair makes the overlays that are broken again, and uploads nothing else. Their rows count as failed first, so
-    that an interrupted repair is completed by the next one, or by async-maps run. A map that has changed since its run
-    gets the overlay of what is there now.
+    Names what is missing, truncated or another object, and what lies among the overlays and no row knows ("foreign").
 
-    The settings of async-maps run count here as well, as flags, environment and file: --concurrency, --s3.max-attempts
-    and the like. Overlays are repaired with the settings of their own run, which the manifest has kept.
+    --repair makes what is broken again, from the maps and with the settings of its run, and uploads nothing else.
+
+    A map that has changed since gets the overlay of what is there now. An interrupted repair is completed by the next.
+
+    All settings of async-maps run can be given here too: --concurrency, --s3.max-attempts, --workers and so on.
 
     Parameters
     ----------

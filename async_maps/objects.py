@@ -80,9 +80,10 @@ class Objects:
         """
         if not folder.startswith("s3://"):
             return folder
+        from async_maps.aws import identity
+
         with _store_error(folder):
-            endpoint = self._storages.s3().endpoint()
-        return folder if "amazonaws.com" in endpoint else f"{folder} at {endpoint}"
+            return identity(folder, self._storages.s3().endpoint())
 
     def below(self, folder: str) -> Generator[Found, None, None]:
         """What lies below a folder, in no particular order: a thousand objects a request, or as the disk has them.

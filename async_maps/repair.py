@@ -19,6 +19,8 @@ from async_maps.manifest import Manifest
 from async_maps.names import printable
 from async_maps.objects import Objects
 from async_maps.pipeline import Pipeline
+from async_maps.records import Receipt
+from async_maps.report import Report
 from async_maps.results import is_results
 from async_maps.settings import Settings
 from async_maps.sources import place_of
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
     from async_maps.comparison import Kind
     from async_maps.manifest import KeptRun, Redo
+    from async_maps.records import Outcome
 
 MENDABLE: tuple[Kind, ...] = ("missing", "size", "etag", "content-type", "undecodable", "digest")
 """What another upload mends. What cannot be read, during an outage say, is left as it is."""
@@ -78,6 +81,18 @@ async def repair_overlays(  # noqa: PLR0913  # one argument a flag
         raise SettingsError("a repair may read its source more than once: name a place, not standard input")
     await OrderlyTask(partial(repair.run, place, deep=deep, delete_foreign=delete_foreign)).result()
     return repair.verification
+
+
+class _RepairReport(Report):
+    """Lets a verification, which is watched, count along."""
+
+    def __init__(self, verification: Verification) -> None:
+        super().__init__()
+        self._verification = verification
+
+    def count(self, outcomes: Sequence[Outcome]) -> None:
+        super().count(outcomes)
+        self._verification.repaired += sum(isinstance(outcome, Receipt) for outcome in outcomes)
 
 
 class _Repair:
@@ -163,12 +178,13 @@ class _Repair:
                 if settings.fingerprint() not in await self._broken():
                     return
                 try:
-                    report = await pipeline.run(source, manifest=self._manifest, redo=redo)
+                    report = await pipeline.run(
+                        source, manifest=self._manifest, redo=redo, report=_RepairReport(verification)
+                    )
                 except SourceError as error:
                     verification.advice.append(f"cannot be made from {printable(source)}: {error}")
-                    continue
-                verification.repaired += report.uploaded
-                verification.advice.extend(f"failed: {failure}" for failure in report.failures[:_ADVISED])
+                else:
+                    verification.advice.extend(f"failed: {failure}" for failure in report.failures[:_ADVISED])
 
     async def _broken(self) -> dict[str, int]:
         def read() -> dict[str, int]:

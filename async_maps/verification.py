@@ -59,7 +59,8 @@ class Verification:
         """How far it has come, as a line of text."""
         return (
             f"{self.doing}: {self.locators:,} locators, {self.listed:,} objects listed, "
-            f"{self.read:,} read ({self.read_bytes / 1e6:,.1f} MB), {sum(self.differences.values()):,} differences"
+            f"{self.read:,} read ({self.read_bytes / 1e6:,.1f} MB), {sum(self.differences.values()):,} differences, "
+            f"{self.repaired:,} made again"
         )
 
     def summary(self) -> str:

@@ -237,7 +237,8 @@ class Check:
                 self._comparison.forget_changed((row["locator"], row["name"], row["time"]) for row in opened.located())
 
         after = ""
-        if self._verification.differences or self._comparison.foreign(after):
+        strangers = await to_thread.run_sync(self._comparison.foreign, after)
+        if strangers or self._verification.differences:
             # A run may have written rows, and objects, since these were read.
             await to_thread.run_sync(forget)
         while after := await to_thread.run_sync(note):
