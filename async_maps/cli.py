@@ -170,7 +170,7 @@ def export(
 
 @app.command
 def verify(  # noqa: PLR0913  # one argument a flag
-    locators: Path,
+    manifest: Path,
     /,
     *,
     deep: Annotated[bool, Parameter(negative="")] = False,
@@ -196,7 +196,7 @@ def verify(  # noqa: PLR0913  # one argument a flag
 
     Parameters
     ----------
-    locators
+    manifest
         The SQLite file that async-maps run has written; or a table of results, .csv, .jsonl or .parquet (extra
         "parquet"), with a column locator or Kolena's cells {"locator": ..., "data_type": ...}. To a table nothing is
         foreign, and it cannot be repaired.
@@ -227,14 +227,16 @@ def verify(  # noqa: PLR0913  # one argument a flag
     filled = Verification()
     if repair:
         looking = repair_overlays(
-            locators, settings=settings, deep=deep, source=source, delete_foreign=delete_foreign, verification=filled
+            manifest, settings=settings, deep=deep, source=source, delete_foreign=delete_foreign, verification=filled
         )
     else:
-        looking = verify_locators(locators, settings=settings, deep=deep, verification=filled)
+        looking = verify_locators(manifest, settings=settings, deep=deep, verification=filled)
     try:
         run_loop(_watched(looking, filled, progress))
         code = _print_verification(filled)
     except AsyncMapsError as error:
+        if filled.differences:
+            _print_verification(filled)
         _complain(error)
         code = SOME_FAILED if filled.repaired or filled.differences else WRONG_USE
     if report is not None and not _write_report(report, filled, code):

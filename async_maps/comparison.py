@@ -54,10 +54,14 @@ SELECT * FROM found WHERE locator > ?1 AND NOT EXISTS (
 ) ORDER BY locator LIMIT ?2
 """
 _TO_READ = """
-SELECT expected.* FROM expected JOIN found USING (locator)
+SELECT locator, min(name), found.size, expected.etag, crc32, width, height, is_overlay, written_at, broken
+FROM expected JOIN found USING (locator)
 WHERE locator > ?1 AND is_overlay AND written_at >= ?3 AND NOT EXISTS (
     SELECT 1 FROM differences WHERE differences.locator = expected.locator
-) ORDER BY locator LIMIT ?2
+) GROUP BY locator ORDER BY locator LIMIT ?2
+"""
+_LOCATORS = """
+SELECT count(*) FROM (SELECT locator FROM expected UNION SELECT locator FROM differences WHERE kind = 'unknown')
 """
 
 
@@ -134,7 +138,7 @@ class Comparison:
             self._database.close()
 
     def expect(self, objects: Iterable[Expected]) -> int:
-        """Add what should be there; how many are new."""
+        """Add what should be there; how many rows are new."""
         with self._writing():
             return self._insert("INSERT OR IGNORE INTO expected VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", objects)
 
@@ -187,7 +191,10 @@ class Comparison:
         return [(locator, size) for locator, size, _ in self._rows(_FOREIGN, after, _AT_ONCE)]
 
     def to_read(self, after: str, since: str) -> list[Expected]:
-        """What differs in nothing so far and was stored then or later: likewise."""
+        """What differs in nothing so far and was stored then or later, each locator once: likewise.
+
+        The sizes are those that were found.
+        """
         return [Expected(*row) for row in self._rows(_TO_READ, after, _AT_ONCE, since)]
 
     def differences(self, *kinds: Kind) -> Iterator[Difference]:
@@ -202,6 +209,10 @@ class Comparison:
     def counts(self) -> dict[Kind, int]:
         """How many objects differ in each thing."""
         return dict(self._rows("SELECT kind, count(*) FROM differences GROUP BY kind"))
+
+    def locators(self) -> int:
+        """How many different objects are expected, with those that are of an unknown kind."""
+        return int(self._one(_LOCATORS))
 
     def right(self) -> int:
         """How many expected objects differ in nothing."""

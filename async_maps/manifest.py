@@ -214,10 +214,10 @@ class Manifest:
             ManifestError: the manifest holds another destination's maps.
         """
         with self._explained("read"):
-            row = self._database.execute("SELECT value FROM meta WHERE key = 'destination'").fetchone()
-            if row and row[0] != destination and self._database.execute("SELECT 1 FROM maps LIMIT 1").fetchone():
+            known = self.destination()
+            if known and known != destination and self._database.execute("SELECT 1 FROM maps LIMIT 1").fetchone():
                 raise ManifestError(
-                    f"{self.path} is the manifest of {row[0]}, this run goes to {destination}: "
+                    f"{self.path} is the manifest of {known}, this run goes to {destination}: "
                     "name another file with --manifest"
                 )
             # The names of this run, to tell two maps of one name: on disk where it must be, gone with the connection.
@@ -334,24 +334,21 @@ class Manifest:
             query = "SELECT settings, count(*) FROM maps WHERE stage = 'verify' GROUP BY settings"
             return dict(self._database.execute(query))
 
-    def mark_broken(self, found: Iterable[tuple[str, str, str]]) -> int:
+    def mark_broken(self, found: Iterable[tuple[str, str, str]]) -> None:
         """Let maps that are done count as failed, so that the next run does them again; all or none.
 
         Args:
             found: of each the locator, the name, and what was found.
 
-        Returns:
-            how many rows have changed.
-
         Raises:
             ManifestError: it cannot be written.
         """
         with self._writing():
-            return self._database.executemany(
+            self._database.executemany(
                 "UPDATE maps SET status = 'failed', stage = 'verify', error = ?3, time = ?4 "
                 "WHERE name = ?2 AND locator = ?1 AND status = 'done'",
                 ((*row, _now()) for row in found),
-            ).rowcount
+            )
 
     def keep_sketch(self, invalid: str, sketch: Sketch) -> None:
         """Write down what the whole set was found to hold, for later runs.

@@ -9,9 +9,10 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from itertools import islice
+from time import monotonic
 from typing import TYPE_CHECKING
 
-from anyio import to_thread
+from anyio import CancelScope, to_thread
 
 from async_maps.comparison import Comparison
 from async_maps.errors import SettingsError, SourceError
@@ -103,6 +104,7 @@ class _Repair:
 
     async def run(self, source: str | None, *, deep: bool, delete_foreign: bool) -> None:
         verification = self.verification
+        began_at = monotonic()
         with Objects(self._settings.s3) as objects, Comparison() as before, Comparison() as after:
             # Locked until all that is broken is marked: the rows that were read are those that are written.
             opened = await to_thread.run_sync(_open, self._manifest)
@@ -118,7 +120,8 @@ class _Repair:
                 broken, runs = await to_thread.run_sync(lambda: (opened.broken(), opened.runs()))
                 destination = destination_of(opened.destination() or "")
             finally:
-                await to_thread.run_sync(opened.close)
+                with CancelScope(shield=True):
+                    await to_thread.run_sync(opened.close)
             verification.doing = f"making {sum(broken.values()):,} overlays again"
             since = datetime.now(UTC).isoformat(timespec="milliseconds")
             for fingerprint, settings in self._known_settings(runs, broken).items():
@@ -134,6 +137,7 @@ class _Repair:
                 await to_thread.run_sync(after.note, before.differences("unreadable"))
                 await check.finish()
             await self._advise()
+        verification.doing, verification.elapsed_s = "", monotonic() - began_at
 
     async def _delete_foreign(self, comparison: Comparison, objects: Objects) -> None:
         verification = self.verification

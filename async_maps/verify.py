@@ -103,7 +103,7 @@ class Check:
         self._objects = objects
         self._settings = settings
         self._verification = verification
-        self._began_at = monotonic() - verification.elapsed_s
+        self._began_at = monotonic()
 
     async def manifest(self, path: str | PathLike[str]) -> None:
         """Compare what a manifest knows with what lies at its destination, by listing that."""
@@ -293,6 +293,7 @@ class Check:
 
     def _count(self) -> None:
         self._verification.differences = self._comparison.counts()
+        self._verification.locators = self._comparison.locators()
         self._verification.right = self._comparison.right()
         self._verification.first = list(islice(self._comparison.differences(), MAX_LISTED_DIFFERENCES))
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import sqlite3
+import threading
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
@@ -195,6 +197,35 @@ async def test_an_interrupted_repair_is_completed_by_the_next_run_or_repair(
         assert (await am.repair_overlays(manifest, settings=SETTINGS)).repaired == 2
     assert sorted(puts) == ["e.png", "f.png"]
     assert (await am.verify_locators(manifest, settings=SETTINGS, deep=True)).is_clean
+
+
+@pytest.mark.parametrize("where", ["_files_below", "examine"])
+async def test_cancelled_while_it_looks_it_has_changed_nothing_and_lets_go_of_the_manifest(
+    where: str, tmp_path: Path, maps: Path, manifest: Path, puts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await to_thread.run_sync(made, maps, tmp_path / "out", manifest)
+    (tmp_path / "out/e.png").unlink()
+    module = "objects" if where == "_files_below" else "verify"
+    original = getattr(importlib.import_module(f"async_maps.{module}"), where)
+    looking, go_on = threading.Event(), threading.Event()
+
+    def slow(*arguments: Any) -> Any:
+        # In a thread.
+        looking.set()
+        go_on.wait()
+        return original(*arguments)
+
+    monkeypatch.setattr(f"async_maps.{module}.{where}", slow)
+    puts.clear()
+    repairing = asyncio.create_task(am.repair_overlays(manifest, settings=SETTINGS, deep=True))
+    await to_thread.run_sync(looking.wait)
+    repairing.cancel()
+    asyncio.get_running_loop().call_later(0.05, go_on.set)
+    with pytest.raises(asyncio.CancelledError):
+        await repairing
+    with Manifest(manifest) as opened:
+        assert opened.counts() == {"done": len(NAMES)}
+    assert puts == []
 
 
 async def test_each_overlay_is_made_from_its_own_source_with_its_own_settings(

@@ -475,6 +475,16 @@ async def test_a_manifest_that_a_run_holds_can_be_verified(tmp_path: Path, maps:
     assert "1 maps failed in their run" in verification.summary()
 
 
+async def test_an_overlay_that_many_rows_name_is_one_and_read_once(tmp_path: Path, maps: Path, manifest: Path) -> None:
+    await to_thread.run_sync(made, maps, tmp_path / "out", manifest)
+    table = tmp_path / "table.csv"
+    locator = (tmp_path / "out/e.png").as_uri()
+    table.write_text("locator\n" + f"{locator}\n" * 2500 + "gs://b/x\n" * 2)
+    verification = await am.verify_locators(table, settings=SETTINGS, deep=True)
+    assert (verification.locators, verification.right, verification.read) == (2, 1, 1)
+    assert verification.differences == {"unknown": 2}
+
+
 def test_lists_in_any_order_are_compared() -> None:
     rows = [Expected(f"s3://b/{i}", str(i), i, "tag") for i in range(2500)]
     with Comparison() as comparison:
