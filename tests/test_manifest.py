@@ -111,6 +111,26 @@ def test_what_is_done_and_unchanged_is_skipped_and_all_else_is_done(path: Path) 
     assert (plan.todo, plan.skipped, plan.refused) == (todo, 1, [])
 
 
+@pytest.mark.parametrize(("redo", "todo"), [("broken", "a"), ("moved", "ab"), ("failed", "abcf"), ("changed", "abcfn")])
+def test_a_repair_does_only_what_was_found_broken_of_the_same_settings_and_source(
+    path: Path, redo: Redo, todo: str
+) -> None:
+    a, b, c, d = (_done(_map(name)) for name in "abcd")
+    with Manifest(path) as manifest:
+        manifest.begin(DESTINATION)
+        manifest.write([a, b, d, _failed(_map("f"))], SETTINGS)
+        manifest.write([c], "other settings")
+        manifest.mark_broken((receipt.locator, receipt.name, "missing") for receipt in (a, b, c))
+        # Of an overlay that has another locator by now nothing is known.
+        manifest.mark_broken([("s3://bucket/elsewhere.png", "d", "missing")])
+        assert manifest.broken() == {SETTINGS: 2, "other settings": 1}
+    maps = [_map("a"), _map("b", source="/moved/b.npy"), _map("c"), _map("d"), _map("f"), _map("n")]
+    assert "".join(map_.name for map_ in _plan(path, maps, redo).todo) == todo
+    row = _rows(path)[0]
+    assert (row["status"], row["stage"], row["error"]) == ("failed", "verify", "missing")
+    assert (row["locator"], row["etag"], row["crc32"]) == (a.locator, a.etag, a.crc32)
+
+
 def test_other_settings_mean_that_everything_is_done_again(path: Path) -> None:
     _run(path, [_done(_map("a"))])
     assert _plan(path, [_map("a")]).skipped == 1
