@@ -40,7 +40,9 @@ CREATE INDEX differences_locator ON differences (locator);
 """
 _DIFFERENT = """
 SELECT expected.*, found.* FROM expected LEFT JOIN found USING (locator)
-WHERE expected.broken IS NOT NULL OR found.locator IS NULL OR expected.size <> found.size OR expected.etag <> found.etag
+WHERE (
+    expected.broken IS NOT NULL OR found.locator IS NULL OR expected.size <> found.size OR expected.etag <> found.etag
+) AND NOT EXISTS (SELECT 1 FROM differences WHERE differences.locator = expected.locator AND kind = 'unreadable')
 ORDER BY expected.locator
 """
 _UNSEEN = """

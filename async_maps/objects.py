@@ -8,7 +8,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from async_maps.errors import SourceError, StoreError
+from async_maps.errors import ObjectError, SourceError, StoreError
 from async_maps.locators import file_path, s3_place
 from async_maps.names import printable
 from async_maps.sources.storage import Storages
@@ -92,7 +92,8 @@ class Objects:
             folder: ``s3://bucket/prefix/`` or ``file:///folder/``, with its slash at the end.
 
         Raises:
-            StoreError: it cannot be listed, or there is no such bucket.
+            ObjectError: S3 refuses to list it: there is no such bucket, or no permission.
+            StoreError: it cannot be listed.
         """
         with _store_error(folder):
             if (path := file_path(folder)) is not None:
@@ -108,6 +109,7 @@ class Objects:
         """One object, as :meth:`below` would tell of it; None if there is none.
 
         Raises:
+            ObjectError: S3 refuses to tell.
             StoreError: it cannot be asked for.
         """
         with _store_error(locator):
@@ -185,6 +187,9 @@ def _store_error(place: str) -> Iterator[None]:
     try:
         yield
     except SourceError as error:
-        raise StoreError(f"{printable(place)}: {error}") from error
+        from async_maps.sources.s3 import RefusedError
+
+        kind = ObjectError if isinstance(error, RefusedError) else StoreError
+        raise kind(f"{printable(place)}: {error}") from error
     except OSError as error:
         raise StoreError(f"{printable(place)}: cannot be looked at: {error.strerror or error}") from error

@@ -154,9 +154,8 @@ class _Repair:
         def delete() -> int:
             locators = [difference.locator for difference in islice(named, _AT_ONCE)]
             kept = objects.delete(locators)
-            verification.advice.extend(
-                f"not deleted: {locator}: {reason}" for locator, reason in islice(kept.items(), _ADVISED)
-            )
+            told = islice(kept.items(), max(0, _ADVISED - len(verification.advice)))
+            verification.advice.extend(f"not deleted: {locator}: {reason}" for locator, reason in told)
             verification.deleted += len(locators) - len(kept)
             return len(locators)
 

@@ -7,7 +7,7 @@ compared on disk.
 from __future__ import annotations
 
 import re
-from contextlib import aclosing, closing
+from contextlib import aclosing, closing, suppress
 from itertools import islice
 from time import monotonic
 from typing import TYPE_CHECKING, NamedTuple
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from anyio import CapacityLimiter, create_memory_object_stream, create_task_group, to_thread
 
 from async_maps.comparison import Comparison, Difference, Expected
-from async_maps.errors import ManifestError, SettingsError, SourceError
+from async_maps.errors import ManifestError, ObjectError, SettingsError, SourceError
 from async_maps.examine import examine
 from async_maps.locators import file_path, s3_place
 from async_maps.manifest import Manifest
@@ -53,7 +53,7 @@ async def verify_locators(
     """Say whether every locator of a manifest or a table leads to what was sent.
 
     What is listed is compared by size and ETag. A manifest that a run is writing may be verified; what that run writes
-    meanwhile is not judged.
+    meanwhile is not judged, but for objects whose rows are still to come: they are foreign.
 
     Args:
         place: a manifest; or a table of results (``.csv``, ``.jsonl``, ``.parquet``), ours or Kolena's, a part of what
@@ -130,13 +130,13 @@ class Check:
             raise SettingsError(
                 f'{path} holds no locator; expected a column locator, or cells as Kolena\'s: {{"locator": ...}}'
             )
-        unlisted = []
+        unlisted: list[str] = []
         for folder, count in await to_thread.run_sync(self._comparison.folders):
-            # Of a few among millions of others, each is asked for by itself.
-            if folder.startswith("s3://") and await self._list(folder, requests=count):
-                verification.folders.append(folder)
-            else:
-                unlisted.append(folder)
+            listed = False
+            # Of a few among millions of others, each is asked for by itself; so is what may be read, but not listed.
+            with suppress(ObjectError):
+                listed = folder.startswith("s3://") and await self._list(folder, requests=count)
+            (verification.folders if listed else unlisted).append(folder)
         await self._look_for(lambda locator: locator.startswith(tuple(unlisted)))
         await self._compare()
 
@@ -207,8 +207,13 @@ class Check:
         self._verification.doing = "looking for what was not listed"
 
         def look(locators: Sequence[str]) -> None:
-            found = (self._objects.find(locator) for locator in locators)
-            self._comparison.find([object_ for object_ in found if object_ is not None])
+            for locator in locators:
+                try:
+                    found = self._objects.find(locator)
+                except ObjectError as error:
+                    self._comparison.note([Difference("unreadable", locator, "", "an object", str(error))])
+                else:
+                    self._comparison.find([] if found is None else [found])
 
         after = ""
         while locators := await to_thread.run_sync(self._comparison.unseen, after):

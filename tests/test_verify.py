@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from anyio import to_thread
+from botocore.exceptions import ClientError
 
 import async_maps as am
 from async_maps.comparison import Comparison, Expected
@@ -346,6 +347,30 @@ async def test_locators_of_several_buckets_and_folders_are_each_looked_for(
     assert verification.differences == {"missing": 3, "unknown": 1}
     assert (verification.locators, verification.right) == (8, 4)
     assert sorted(verification.folders) == [f"s3://{other}/x/", f"s3://{bucket}/"]
+
+
+async def test_what_may_not_be_listed_is_asked_for_one_by_one(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with s3_client() as client:
+        client.put_object(Bucket=bucket, Key="x/there.png", Body=b"1")
+    original = botocore.client.BaseClient._make_api_call  # type: ignore[attr-defined]  # as above
+
+    def refused(self: Any, operation: str, parameters: Any) -> Any:
+        if operation == "ListObjectsV2" or parameters["Key"].endswith("secret.png"):
+            answer: Any = {
+                "Error": {"Code": "AccessDenied", "Message": "no"},
+                "ResponseMetadata": {"HTTPStatusCode": 403},
+            }
+            raise ClientError(answer, operation)
+        return original(self, operation, parameters)
+
+    monkeypatch.setattr(botocore.client.BaseClient, "_make_api_call", refused)
+    table = tmp_path / "table.csv"
+    table.write_text("locator\n" + "".join(f"s3://{bucket}/x/{name}.png\n" for name in ("there", "gone", "secret")))
+    verification = await am.verify_locators(table, settings=SETTINGS)
+    assert found(verification) == {"missing": {"gone"}, "unreadable": {"secret"}}
+    assert (verification.right, verification.folders) == (1, [])
 
 
 @pytest.mark.parametrize(

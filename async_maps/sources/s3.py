@@ -19,7 +19,7 @@ import botocore.session
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from async_maps.aws import BUCKET, client_options, refusal, unreachable
+from async_maps.aws import BUCKET, TRANSIENT_STATUSES, client_options, refusal, unreachable
 from async_maps.errors import MissingExtraError, SourceError
 from async_maps.settings import S3Settings
 
@@ -378,6 +378,10 @@ class Digest:
         return f"{self._size}-{self._hash.hexdigest()[:32]}" if self._count else None
 
 
+class RefusedError(SourceError):
+    """S3 has answered, and will answer so again: no permission, say."""
+
+
 class _NoRangeError(Exception):
     """The object ends before: an empty one has no range at all."""
 
@@ -395,6 +399,6 @@ def _explained() -> Iterator[None]:
             raise FileNotFoundError(errno.ENOENT, "there is no such object") from error
         if status == 412:
             raise SourceError("the object was replaced while it was read") from error
-        raise SourceError(reason) from error
+        raise (SourceError if status in TRANSIENT_STATUSES else RefusedError)(reason) from error
     except BotoCoreError as error:
         raise SourceError(unreachable(error)) from error
