@@ -160,7 +160,7 @@ def export(
     file
         Its suffix says what: .csv, .parquet (extra "parquet") or .jsonl.
     all
-        Also the maps that failed, which have no locator, with stage and error.
+        Also the maps that failed, with stage and error: they have no locator, unless verify has found it broken.
     """
     from async_maps.export import export_manifest
 

@@ -30,7 +30,7 @@ def export_manifest(manifest: str | PathLike[str], file: str | PathLike[str], *,
     Args:
         manifest: the manifest.
         file: replaced if it exists.
-        failed: also the maps that failed, which have no locator.
+        failed: also the maps that failed, which have no locator, or one at which something else lies.
 
     Returns:
         how many rows were written.
