@@ -207,8 +207,8 @@ def verify(  # noqa: PLR0913  # one argument a flag
     source
         Where the maps are now, for --repair; by default where their run has read them.
     delete_foreign
-        With --repair: delete the foreign objects, also overlays of another manifest with the same destination. Tables,
-        settings and manifests that are kept among overlays are not foreign.
+        With --repair: delete the foreign objects, also overlays of another manifest with the same destination. Maps,
+        tables, settings and manifests that are kept among overlays are not foreign.
     progress
         A line or a JSON object every few seconds, or none; auto and bar are lines.
     report

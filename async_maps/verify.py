@@ -6,9 +6,11 @@ compared on disk.
 
 from __future__ import annotations
 
+import os
 import re
 from contextlib import aclosing, closing, suppress
 from itertools import islice
+from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -23,6 +25,7 @@ from async_maps.objects import Objects
 from async_maps.results import is_results, locators_in
 from async_maps.settings import Settings
 from async_maps.sources.files import explain
+from async_maps.sources.formats import COMPRESSED_TARS, FORMATS
 from async_maps.streams import ByteBudget
 from async_maps.tasks import OrderlyTask, first_error
 from async_maps.verification import MAX_LISTED_DIFFERENCES, Verification
@@ -39,8 +42,11 @@ if TYPE_CHECKING:
 _AT_ONCE = 1000
 _LOOK_AT_ONCE = 50
 _AT_ENDPOINT = re.compile(r" at https?://\S+$")
-_BESIDE = re.compile(r"\.(sqlite(-wal|-shm|-journal|-lock)?|csv|parquet|jsonl?|toml)$", re.IGNORECASE)
-"""What is kept beside overlays, a manifest or a report: nothing foreign."""
+_MAPS = "|".join(re.escape(suffix) for suffix in (*FORMATS, *COMPRESSED_TARS))
+_BESIDE = re.compile(
+    rf"({_MAPS})(/.*)?$|\.(names\.txt|sqlite(-wal|-shm|-journal|-lock)?|csv|parquet|jsonl?|toml)$", re.IGNORECASE
+)
+"""What is kept beside overlays, their maps, manifests and reports: nothing foreign."""
 
 
 async def verify_locators(
@@ -228,12 +234,15 @@ class Check:
         await to_thread.run_sync(self._count)
 
     async def _name_foreign(self, manifest: str | PathLike[str]) -> None:
+        # Whatever it is called; the files beside it begin alike.
+        ours = tuple(Path(place).as_uri() for place in (os.path.abspath(manifest), os.path.realpath(manifest)))
+
         def note() -> str:
             found = self._comparison.foreign(after)
             self._comparison.note(
                 Difference("foreign", locator, "", "no object", f"{size:,} bytes")
                 for locator, size in found
-                if not _BESIDE.search(locator)
+                if not (_BESIDE.search(locator) or locator.startswith(ours))
             )
             return found[-1][0] if found else ""
 

@@ -154,6 +154,21 @@ async def test_foreign_objects_that_cannot_be_deleted_are_named(
     assert verification.advice == [f"not deleted: {(tmp_path / 'out/g.png').as_uri()}: Permission denied"]
 
 
+async def test_maps_and_manifests_that_are_kept_among_overlays_are_left_there(maps: Path) -> None:
+    manifest = maps / "manifest.db"
+    await to_thread.run_sync(made, maps, maps, manifest)
+    kept = ["x.h5", "x.tar.gz", "x.names.txt", "report.json", "locators.csv", "settings.toml"]
+    for name in kept:
+        (maps / name).touch()
+    (maps / "notes.txt").touch()
+    (maps / "e.png").unlink()
+    verification = await am.repair_overlays(manifest, settings=SETTINGS, delete_foreign=True)
+    assert (verification.first, verification.repaired, verification.deleted) == ([], 1, 1)
+    overlays = [f"{name}{suffix}" for name in NAMES for suffix in (".npy", ".png")]
+    left = {str(path.relative_to(maps)) for path in maps.rglob("*") if path.is_file()}
+    assert left == {"manifest.db", *kept, *overlays}
+
+
 async def test_where_not_one_overlay_lies_nothing_is_deleted(tmp_path: Path, maps: Path, manifest: Path) -> None:
     """As when a manifest is not that of what lies there."""
     await to_thread.run_sync(made, maps, tmp_path / "out", manifest)

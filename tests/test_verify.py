@@ -162,7 +162,8 @@ async def test_in_a_folder_the_same_is_found_and_what_only_reading_shows(
     # A folder that lies elsewhere, and what is kept among overlays.
     (out / "a").rename(tmp_path / "elsewhere")
     (out / "a").symlink_to(tmp_path / "elsewhere")
-    for name in (".async-maps-0123", "m.sqlite", "m.sqlite-wal", "locators.csv", "settings.toml"):
+    (out / "x.zarr/c").mkdir(parents=True)
+    for name in (".async-maps-0123", "m.sqlite", "m.sqlite-wal", "locators.csv", "settings.toml", "x.zarr/c/0.0"):
         (out / name).touch()
     assert (await am.verify_locators(manifest, settings=SETTINGS, deep=True)).is_clean
 
