@@ -67,6 +67,12 @@ def client_options(settings: S3Settings, connections: int, attempts: int | None 
     }
 
 
+def identity(destination: str, endpoint: str) -> str:
+    """A bucket and prefix, told apart from those of the same name at another endpoint."""
+    # AWS is one place, whatever the region's host is; any other server is another, if its buckets are named alike.
+    return destination if "amazonaws.com" in endpoint else f"{destination} at {endpoint}"
+
+
 def refusal(error: ClientError) -> tuple[str, int, str]:
     """The code of an error, its HTTP status, and a sentence for it."""
     detail = error.response.get("Error", {})

@@ -116,7 +116,7 @@ async def dry_run(  # noqa: PLR0913  # those of run()
             filled.destination = store.destination
             async with open_reader(manifest, store.identity) as recorder:
                 # A range that all maps must be read for is not known here, and none of them done with it.
-                await recorder.keep(settings, await known_range(settings, recorder, redo), rehearsal=True)
+                recorder.rehearse_with(settings, await known_range(settings, recorder, redo))
                 listing = list_maps(source, s3=settings.s3, known=recorder.known, max_pixels=settings.max_pixels)
                 listing = numbered(listing) if template.needs_index else listing
                 claims = Claims(lambda map_: store.locator(template.key(store.prefix, map_.name, map_.index)))

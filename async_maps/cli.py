@@ -25,15 +25,17 @@ from async_maps.settings import Settings, describe_invalid, load_settings
 from async_maps.sources import STDIN_FILE
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Coroutine, Sequence
 
     from async_maps.doctor import Finding
     from async_maps.pipeline import Pipeline
     from async_maps.report import Report
+    from async_maps.verification import Verification
 
 DONE, SOME_FAILED, WRONG_USE = 0, 1, 2
 _DEFAULT_MANIFEST = Path("async-maps.sqlite")
 _LISTED_FAILURES = 20
+_TICK_S = 5.0
 
 app = App(
     name="async-maps",
@@ -165,7 +167,7 @@ def export(  # noqa: PLR0913  # one argument a flag
     file
         Its suffix says what: .csv, .parquet (extra "parquet") or .jsonl.
     all
-        Also the maps that failed, which have no locator, with stage and error.
+        Also the maps that failed, with stage and error: they have no locator, unless verify has found it broken.
     columns
         Only these, in this order: name,locator,maximum.
     form
@@ -180,6 +182,82 @@ def export(  # noqa: PLR0913  # one argument a flag
     names = None if columns is None else [name.strip() for name in columns.split(",")]
     count = export_manifest(manifest, file, failed=all, columns=names, form=form, presign_hours=presign)
     return DONE if _answer(f"{count:,} rows in {file}") else SOME_FAILED
+
+
+@app.command
+def verify(  # noqa: PLR0913  # one argument a flag
+    manifest: Path,
+    /,
+    *,
+    deep: Annotated[bool, Parameter(negative="")] = False,
+    repair: Annotated[bool, Parameter(negative="")] = False,
+    source: str | None = None,
+    delete_foreign: Annotated[bool, Parameter(negative="")] = False,
+    progress: ProgressKind = "auto",
+    report: Path | None = None,
+    config: Path | None = None,
+    settings: Annotated[Settings, Parameter(name="*", group=_SETTINGS, show=False)] = Settings(),  # noqa: B008  # frozen
+) -> int:
+    """Say whether every locator is really there, whole, and what was sent: exit code 0 if so, 1 if anything differs.
+
+    Lists what lies at the destination, a thousand objects a request, and compares sizes and ETags with the manifest.
+
+    Names what is missing, truncated or another object, and what lies among the overlays and no row knows ("foreign").
+
+    --repair makes what is broken again, from the maps and with the settings of its run, and uploads nothing else.
+
+    A map that has changed since gets the overlay of what is there now. An interrupted repair is completed by the next.
+
+    All settings of async-maps run can be given here too: --concurrency, --s3.max-attempts, --workers and so on.
+
+    Parameters
+    ----------
+    manifest
+        The SQLite file that async-maps run has written; or a table of results, .csv, .jsonl or .parquet (extra
+        "parquet"), with a column locator or Kolena's cells {"locator": ..., "data_type": ...}. To a table nothing is
+        foreign, and it cannot be repaired.
+    deep
+        Also read every object: does it decode, has it the right bytes, size in pixels and Content-Type?
+    repair
+        Make what is broken again, then look again.
+    source
+        Where the maps are now, for --repair; by default where their run has read them.
+    delete_foreign
+        With --repair: delete the foreign objects, also overlays of another manifest with the same destination. Maps,
+        tables, settings and manifests that are kept among overlays are not foreign.
+    progress
+        A line or a JSON object every few seconds, or none; auto and bar are lines.
+    report
+        Write what was found to this file, as JSON.
+    config
+        Settings from this TOML file; flags and environment go before it.
+    """
+    from async_maps.repair import repair_overlays
+    from async_maps.verification import Verification
+    from async_maps.verify import verify_locators
+
+    if not repair and (delete_foreign or source is not None):
+        raise SettingsError(f"{'--delete-foreign' if delete_foreign else '--source'} needs --repair")
+    if report is not None:
+        _check_report(report)
+    filled = Verification()
+    if repair:
+        looking = repair_overlays(
+            manifest, settings=settings, deep=deep, source=source, delete_foreign=delete_foreign, verification=filled
+        )
+    else:
+        looking = verify_locators(manifest, settings=settings, deep=deep, verification=filled)
+    try:
+        run_loop(_watched(looking, filled, progress))
+        code = _print_verification(filled)
+    except AsyncMapsError as error:
+        if filled.differences:
+            _print_verification(filled)
+        _complain(error)
+        code = SOME_FAILED if filled.repaired or filled.differences else WRONG_USE
+    if report is not None and not _write_report(report, filled, code):
+        code = code or SOME_FAILED
+    return code
 
 
 @app.command
@@ -348,6 +426,33 @@ def _usage_error(error: cyclopts.CycloptsError) -> str:
     return " ".join(str(error).split())
 
 
+async def _watched(
+    looking: Coroutine[Any, Any, Verification], verification: Verification, progress: ProgressKind
+) -> None:
+    """Wait for a verification, and show meanwhile how far it has come."""
+
+    async def tick() -> None:
+        while True:
+            await asyncio.sleep(_TICK_S)
+            _note(json.dumps(verification.as_dict()) if progress == "json" else verification.line())
+
+    ticking = None if progress == "none" else asyncio.create_task(tick())
+    try:
+        await looking
+    finally:
+        if ticking is not None:
+            ticking.cancel()
+            await asyncio.wait({ticking})
+
+
+def _print_verification(verification: Verification) -> int:
+    for difference in verification.first[:_LISTED_FAILURES]:
+        _say(str(difference))
+    if (more := sum(verification.differences.values()) - _LISTED_FAILURES) > 0:
+        _say(f"... and {more:,} more: --report FILE lists the first {len(verification.first):,}")
+    return DONE if _answer(verification.summary()) and verification.is_clean else SOME_FAILED
+
+
 def _print_report(report: Report) -> bool:
     _print_failures(report)
     return _answer(report.summary())
@@ -375,7 +480,7 @@ def _check_report(path: Path) -> None:
     raise SettingsError(f"cannot write the report to {path}: {reason}")
 
 
-def _write_report(path: Path, report: Report, code: int) -> bool:
+def _write_report(path: Path, report: Report | Verification, code: int) -> bool:
     """Whether it could be written; if not, that was said."""
     try:
         with replacing(path) as temporary:
@@ -391,9 +496,13 @@ def _complain(error: object) -> None:
 
 
 def _say(text: str) -> None:
+    _note(f"async-maps: {text}")
+
+
+def _note(text: str) -> None:
     # Nobody listens to a terminal that is gone, or on a disk that is full; the exit code still tells.
     with suppress(OSError):
-        print(f"async-maps: {text}", file=sys.stderr, flush=True)  # noqa: T201  # for the person at the terminal
+        print(text, file=sys.stderr, flush=True)  # noqa: T201  # for the person at the terminal
 
 
 def _answer(text: str) -> bool:

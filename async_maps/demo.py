@@ -9,10 +9,9 @@ import tempfile
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlsplit
 
-import aioboto3
 import numpy as np
+from anyio import to_thread
 from PIL import Image
 
 from async_maps import seaweed
@@ -21,6 +20,7 @@ from async_maps.errors import SettingsError
 from async_maps.export import export_manifest
 from async_maps.loop import run_loop
 from async_maps.manifest import Manifest
+from async_maps.objects import Objects
 from async_maps.pipeline import Pipeline
 from async_maps.progress import make_display, showing
 from async_maps.report import Report
@@ -28,8 +28,6 @@ from async_maps.saliency import spectral_residual
 from async_maps.scenes import contact_sheet, scene
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     from numpy.typing import NDArray
 
 _BUCKET = "overlays"
@@ -117,7 +115,7 @@ async def _upload_and_compare(out: Path, destination: str, server: seaweed.S3Ser
     if server is not None:
         await seaweed.create_bucket(server, _BUCKET)
         _say(f"SeaweedFS answers at {server.endpoint_url}; its data is thrown away at the end")
-    return await _upload(out, destination), await _compare(out)
+    return await _upload(out, destination), await to_thread.run_sync(_compare, out)
 
 
 async def _upload(out: Path, destination: str) -> Report:
@@ -129,28 +127,17 @@ async def _upload(out: Path, destination: str) -> Report:
         return await pipeline.run(out / "maps", manifest=out / "manifest.sqlite", report=report)
 
 
-async def _compare(out: Path) -> int:
+def _compare(out: Path) -> int:
     """Read every overlay back by its locator; how many have the pixels they should."""
     right = 0
     with Manifest(out / "manifest.sqlite", read_only=True) as manifest:
         rows = {str(locator): str(source) for _, locator, _, source, *_ in manifest.rows()}
-    async for locator, data in _read(list(rows)):
-        with Image.open(io.BytesIO(data)) as image:
-            found = np.asarray(image.convert("RGBA"))
-        right += np.array_equal(found, colorize_activation_map(np.load(rows[locator], allow_pickle=False)))
+    with Objects() as objects:
+        for locator, source in rows.items():
+            with Image.open(io.BytesIO(objects.read(locator).data)) as image:
+                found = np.asarray(image.convert("RGBA"))
+            right += np.array_equal(found, colorize_activation_map(np.load(source, allow_pickle=False)))
     return right
-
-
-async def _read(locators: list[str]) -> AsyncIterator[tuple[str, bytes]]:
-    if not locators or locators[0].startswith("file://"):
-        for locator in locators:
-            yield locator, Path(unquote(urlsplit(locator).path)).read_bytes()
-        return
-    async with aioboto3.Session().client("s3") as client:
-        for locator in locators:
-            bucket, _, key = locator.removeprefix("s3://").partition("/")
-            answer = await client.get_object(Bucket=bucket, Key=key)
-            yield locator, await answer["Body"].read()
 
 
 def _draw(out: Path, scenes: int) -> None:

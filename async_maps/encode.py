@@ -145,6 +145,7 @@ class Encoding(NamedTuple):
 class _Encoded(NamedTuple):
     data: bytes
     digest: str
+    crc32: str
     width: int
     height: int
     statistics: MapStatistics | None
@@ -157,7 +158,8 @@ def _encode_batch(batch: Sequence[Bitmap], encoding: Encoding) -> list[_Encoded 
         try:
             data = encoding.encode(bitmap)
             digest = hashlib.sha256(data).hexdigest() if encoding.digest else ""
-            encoded.append(_Encoded(data, digest, bitmap.width, bitmap.height, bitmap.statistics))
+            crc32 = f"{isal_zlib.crc32(data):08x}"
+            encoded.append(_Encoded(data, digest, crc32, bitmap.width, bitmap.height, bitmap.statistics))
         except Exception as error:  # noqa: BLE001  # one map's failure is data, whatever it is
             encoded.append(f"could not be encoded: {error!r}")
     return encoded

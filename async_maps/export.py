@@ -44,7 +44,7 @@ def export_manifest(  # noqa: PLR0913  # one argument a flag
     Args:
         manifest: the manifest.
         file: replaced if it exists.
-        failed: also the maps that failed, which have no locator.
+        failed: also the maps that failed, which have no locator, or one at which something else lies.
         columns: which ones, in this order; None for all.
         form: for whom the table is: ``plain``; ``kolena``, for ``kolena.io.dataframe_from_csv``, ``_from_parquet`` and
             ``_from_json(lines=True)``, with ``activation_map`` for ``locator``; ``fiftyone``, with ``map_path`` and

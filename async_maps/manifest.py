@@ -6,6 +6,7 @@ time, and a second one is refused (:mod:`async_maps.lock`).
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sqlite3
@@ -13,7 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from async_maps.database import Doing, explained
 from async_maps.errors import ManifestError
@@ -24,24 +25,31 @@ from async_maps.records import ActivationMap, Failure, MapStatistics, Outcome, R
 from async_maps.sketch import Sketch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from contextlib import AbstractContextManager
     from os import PathLike
     from types import TracebackType
 
-Redo: TypeAlias = Literal["changed", "failed", "all"]
-"""Which maps a run does: those not done or changed since, those that failed before, or all."""
+Redo: TypeAlias = Literal["changed", "failed", "all", "broken", "moved"]
+"""Which maps a run does: those not done or changed since, those that failed before, or all.
+
+``broken`` are those alone whose overlay was found broken and that were made from this source with these settings, and
+``moved`` likewise, wherever they were made from: for :func:`~async_maps.repair.repair_overlays`.
+"""
+
+REPAIRS = {"broken", "moved"}
+"""Those of them that leave all else as it is."""
 
 COLUMNS = (
-    "name", "locator", "status", "source", "bytes", "width", "height", "etag", "time", "stage", "error",
+    "name", "locator", "status", "source", "bytes", "width", "height", "etag", "crc32", "time", "stage", "error",
     "fingerprint", "settings", *MapStatistics._fields,
 )  # fmt: skip
 """The columns of the table ``maps``.
 
-``locator``, ``bytes``, ``width``, ``height``, ``etag`` and those of
-:class:`~async_maps.records.MapStatistics` are null unless ``status`` is ``done``; ``stage`` and ``error`` are null
-unless it is ``failed``. ``time`` is UTC in ISO 8601. ``fingerprint`` is the source's state, ``settings`` that of the
-settings which shape the bytes.
+``locator``, ``bytes``, ``width``, ``height``, ``etag``, ``crc32`` and those of
+:class:`~async_maps.records.MapStatistics` are null unless ``status`` is ``done``, or ``stage`` is ``verify``: then they
+are of what should lie there. ``stage`` and ``error`` are null unless ``status`` is ``failed``. ``time`` is UTC in ISO
+8601. ``fingerprint`` is the source's state, ``settings`` that of the settings which shape the bytes.
 """
 
 INTEGERS = {"bytes", "width", "height", "invalid_pixels"}
@@ -51,7 +59,7 @@ BOOLEANS = {"constant"}
 
 _NONE_COUNTED = (None,) * len(MapStatistics._fields)
 _APPLICATION_ID = 0x414D4150  # "AMAP"
-_VERSION = 2
+_VERSION = 3
 _TYPES = {**dict.fromkeys(INTEGERS | BOOLEANS, "INTEGER"), **dict.fromkeys(FLOATS, "REAL")}
 _SCHEMA = f"""
 BEGIN;
@@ -65,6 +73,7 @@ CREATE TABLE maps (
     width INTEGER,
     height INTEGER,
     etag TEXT,
+    crc32 TEXT,
     time TEXT NOT NULL,
     stage TEXT,
     error TEXT,
@@ -79,8 +88,11 @@ PRAGMA application_id = {_APPLICATION_ID};
 PRAGMA user_version = {_VERSION};
 COMMIT;
 """
-_FROM_1 = "".join(f"ALTER TABLE maps ADD COLUMN {column} {_TYPES[column]};" for column in MapStatistics._fields)
-"""What version 1 lacks."""
+_UPGRADES = {
+    1: "".join(f"ALTER TABLE maps ADD COLUMN {column} {_TYPES[column]};" for column in MapStatistics._fields),
+    2: "ALTER TABLE maps ADD COLUMN crc32 TEXT;",
+}
+"""What each older version lacks of the next."""
 
 _UPSERT = f"""
 INSERT INTO maps ({", ".join(COLUMNS)}) VALUES ({", ".join("?" * len(COLUMNS))})
@@ -102,6 +114,20 @@ class Plan:
     todo: list[ActivationMap] = field(default_factory=list)
     skipped: int = 0
     refused: list[Failure] = field(default_factory=list)
+
+
+class KeptRun(NamedTuple):
+    """What it takes to make overlays of a manifest once more.
+
+    Attributes:
+        source: where their maps came from; None if that was no place.
+        settings: the fingerprint of the settings that shaped them, as in the rows.
+        shaping: those settings, for :meth:`~async_maps.settings.Settings.shaped_as`.
+    """
+
+    source: str | None
+    settings: str
+    shaping: dict[str, Any]
 
 
 class Manifest:
@@ -188,10 +214,10 @@ class Manifest:
             ManifestError: the manifest holds another destination's maps.
         """
         with self._explained("read"):
-            row = self._database.execute("SELECT value FROM meta WHERE key = 'destination'").fetchone()
-            if row and row[0] != destination and self._database.execute("SELECT 1 FROM maps LIMIT 1").fetchone():
+            known = self.destination()
+            if known and known != destination and self._database.execute("SELECT 1 FROM maps LIMIT 1").fetchone():
                 raise ManifestError(
-                    f"{self.path} is the manifest of {row[0]}, this run goes to {destination}: "
+                    f"{self.path} is the manifest of {known}, this run goes to {destination}: "
                     "name another file with --manifest"
                 )
             # The names of this run, to tell two maps of one name: on disk where it must be, gone with the connection.
@@ -217,12 +243,19 @@ class Manifest:
                 if not is_first:
                     plan.refused.append(self._duplicate(map_))
                     continue
-                row = known.get(map_.name)
-                unchanged = map_.fingerprint is not None and row == ("done", map_.source, map_.fingerprint, settings)
-                failed = (row is not None and row[0] == "failed") or bool(
-                    refused and refused.intersection(_places(map_))
-                )
-                wanted = {"changed": not unchanged, "failed": failed, "all": True}
+                row = known.get(map_.name, ())
+                unchanged = map_.fingerprint is not None and row[:4] == (
+                    "done", map_.source, map_.fingerprint, settings
+                )  # fmt: skip
+                broken = row[3:] == (settings, "verify")
+                failed = row[:1] == ("failed",) or bool(refused and refused.intersection(_places(map_)))
+                wanted = {
+                    "changed": not unchanged,
+                    "failed": failed,
+                    "all": True,
+                    "broken": broken and row[1] == map_.source,
+                    "moved": broken,
+                }
                 if wanted[redo]:
                     plan.todo.append(map_)
                 else:
@@ -273,6 +306,49 @@ class Manifest:
         """
         span = None if value_range.is_relative else [value_range.low, value_range.high]
         self._keep("range", [setting, value_range.kind, span])
+
+    def keep_run(self, run: KeptRun) -> None:
+        """Write down what it takes to do maps of a run once more; of two that are alike, the later one stays.
+
+        Raises:
+            ManifestError: it cannot be written.
+        """
+        digest = hashlib.sha256(os.fsencode(run.source or "")).hexdigest()[:32]
+        self._keep(f"run {run.settings} {digest}", [run.source, run.settings, run.shaping])
+
+    def runs(self) -> list[KeptRun]:
+        """The different runs that were kept; of an older manifest none is."""
+        with self._explained("read"):
+            rows = self._database.execute("SELECT value FROM meta WHERE key LIKE 'run %' ORDER BY key")
+            return [KeptRun(*json.loads(value)) for (value,) in rows]
+
+    def destination(self) -> str | None:
+        """The identity of the store that its maps went to; None if no run has begun."""
+        with self._explained("read"):
+            row = self._database.execute("SELECT value FROM meta WHERE key = 'destination'").fetchone()
+        return None if row is None else str(row[0])
+
+    def broken(self) -> dict[str, int]:
+        """How many maps there are whose overlay was found broken, by the fingerprint of their settings."""
+        with self._explained("read"):
+            query = "SELECT settings, count(*) FROM maps WHERE stage = 'verify' GROUP BY settings"
+            return dict(self._database.execute(query))
+
+    def mark_broken(self, found: Iterable[tuple[str, str, str]]) -> None:
+        """Let maps that are done count as failed, so that the next run does them again; all or none.
+
+        Args:
+            found: of each the locator, the name, and what was found.
+
+        Raises:
+            ManifestError: it cannot be written.
+        """
+        with self._writing():
+            self._database.executemany(
+                "UPDATE maps SET status = 'failed', stage = 'verify', error = ?3, time = ?4 "
+                "WHERE name = ?2 AND locator = ?1 AND status = 'done'",
+                ((*row, _now()) for row in found),
+            )
 
     def keep_sketch(self, invalid: str, sketch: Sketch) -> None:
         """Write down what the whole set was found to hold, for later runs.
@@ -337,7 +413,14 @@ class Manifest:
         Args:
             failed: also those of maps that failed.
         """
-        where = "" if failed else "WHERE status = 'done'"
+        return self._select("" if failed else "WHERE status = 'done'")
+
+    def located(self) -> Iterator[dict[str, Any]]:
+        """The rows that have a locator, by column: those of maps that are done, and of those found broken since."""
+        for row in self._select("WHERE locator IS NOT NULL"):
+            yield dict(zip(COLUMNS, row, strict=True))
+
+    def _select(self, where: str) -> Iterator[tuple[object, ...]]:
         with self._explained("read"):
             there = {name for _, name, *_ in self._database.execute("PRAGMA table_info(maps)")}
             # An older manifest, read and not to be changed, lacks some.
@@ -366,7 +449,8 @@ class Manifest:
         if not ours:
             self._database.executescript(_SCHEMA)
         elif version < _VERSION:
-            self._database.executescript(f"BEGIN; {_FROM_1} PRAGMA user_version = {_VERSION}; COMMIT;")
+            upgrade = "".join(_UPGRADES[older] for older in range(version, _VERSION))
+            self._database.executescript(f"BEGIN; {upgrade} PRAGMA user_version = {_VERSION}; COMMIT;")
 
     def _keep(self, key: str, value: object) -> None:
         with self._writing():
@@ -380,14 +464,13 @@ class Manifest:
     def _pragma(self, name: str) -> int:
         return int(self._database.execute(f"PRAGMA {name}").fetchone()[0])
 
-    def _rows(self, names: Sequence[str]) -> dict[str, tuple[str, str, str | None, str]]:
+    def _rows(self, names: Sequence[str]) -> dict[str, tuple[str | None, ...]]:
         marks = ", ".join("?" * len(names))
         query = (
-            "SELECT name, status, source, fingerprint, settings FROM maps "  # noqa: S608  # question marks
+            "SELECT name, status, source, fingerprint, settings, stage FROM maps "  # noqa: S608  # question marks
             f"WHERE stage IS NOT 'source' AND name IN ({marks})"
         )
-        rows = self._database.execute(query, names)
-        return {name: (status, source, fingerprint, settings) for name, status, source, fingerprint, settings in rows}
+        return {name: tuple(row) for name, *row in self._database.execute(query, names)}
 
     def _take_names(self, maps: Sequence[ActivationMap]) -> list[bool]:
         """Note the names of a batch as taken; False for each that another map has taken before."""
@@ -467,11 +550,11 @@ def _row(outcome: Outcome, settings: str) -> tuple[object, ...]:
     if isinstance(outcome, Receipt):
         return (
             outcome.name, outcome.locator, "done", outcome.source, outcome.size, outcome.width, outcome.height,
-            outcome.etag, outcome.stored_at.isoformat(timespec="milliseconds"), None, None,
+            outcome.etag, outcome.crc32, outcome.stored_at.isoformat(timespec="milliseconds"), None, None,
             outcome.fingerprint, settings, *(outcome.statistics or _NONE_COUNTED),
         )  # fmt: skip
     return (
-        outcome.name, None, "failed", outcome.source, None, None, None, None, _now(), outcome.stage, outcome.reason,
+        outcome.name, None, "failed", outcome.source, *(None,) * 5, _now(), outcome.stage, outcome.reason,
         outcome.fingerprint, settings, *_NONE_COUNTED,
     )  # fmt: skip
 

@@ -413,7 +413,7 @@ class Pipeline:
                 # An outage, perhaps: what it left out is not to shape the colours of every later run.
                 sketch = None
         if recorder is not None:
-            await recorder.keep(self.settings, value_range, sketch)
+            await recorder.keep(self.settings, value_range, source, sketch)
         if value_range.kind == "fixed":
             report.range_low, report.range_high = value_range.low, value_range.high
         return value_range

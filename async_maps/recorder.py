@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 from anyio import CancelScope, CapacityLimiter, to_thread
 
-from async_maps.manifest import Manifest, Redo
-from async_maps.records import ActivationMap, Failure, Outcome
+from async_maps.manifest import REPAIRS, KeptRun, Manifest, Redo
+from async_maps.records import ActivationMap, Failure, Outcome, Receipt
+from async_maps.sources import place_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
@@ -44,6 +45,8 @@ class Recorder:
         self._manifest = manifest
         self._settings = ""
         self._range: tuple[ValueRange, str] | None = None
+        self._run: KeptRun | None = None
+        self._repairs = False
         self._turn = Lock()
         self._threads = CapacityLimiter(2)
         self._pending: list[Outcome] = []
@@ -73,28 +76,31 @@ class Recorder:
         """
         return await self._in_turn(self._manifest.sketch, invalid)
 
-    async def keep(
-        self, settings: Settings, value_range: ValueRange, sketch: Sketch | None = None, *, rehearsal: bool = False
-    ) -> None:
-        """Say how the maps to come are colorized; it is written down unless this is a rehearsal.
+    def rehearse_with(self, settings: Settings, value_range: ValueRange) -> None:
+        """Say how the maps to come would be colorized; nothing is written down."""
+        self._settings = settings.fingerprint(value_range)
 
-        The sketch is written at once, the range with the first maps: a source that is not there has none.
+    async def keep(
+        self, settings: Settings, value_range: ValueRange, source: object, sketch: Sketch | None = None
+    ) -> None:
+        """Say how the maps to come are colorized, and write it down.
+
+        The sketch is written at once, the rest with the first maps: a source that is not there has none.
 
         Args:
             settings: the run's.
             value_range: what their range has come to.
-            sketch: what that was told from, if it was found anew.
-            rehearsal: write nothing.
+            source: where the maps come from, as the caller has named it.
+            sketch: what the range was told from, if it was found anew.
 
         Raises:
             ManifestError: the manifest cannot be written.
         """
-        self._settings = settings.fingerprint(value_range)
-        if rehearsal:
-            return
+        self.rehearse_with(settings, value_range)
         if sketch is not None:
             await self._in_turn(self._manifest.keep_sketch, settings.invalid, sketch)
         self._range = value_range, settings.range
+        self._run = KeptRun(place_of(source), self._settings, settings.shaping(value_range))
 
     async def load_claims(self, claims: Claims, redo: Redo) -> None:
         """Let the locators of maps that are done be taken; where all is done anew, forget those who lose theirs.
@@ -115,16 +121,16 @@ class Recorder:
         Raises:
             ManifestError: the manifest cannot be read.
         """
+        self._repairs = redo in REPAIRS
         async with aclosing(listing):
             async for batch in listing:
                 maps = [entry for entry in batch if isinstance(entry, ActivationMap)]
                 refused: list[Entry] = [entry for entry in batch if isinstance(entry, Failure)]
                 plan = await self._in_turn(self._manifest.plan, maps, self._settings, redo)
-                if self._range is not None:
-                    await self._in_turn(self._manifest.keep_range, *self._range)
-                    self._range = None
+                await self._keep_with_first()
                 report.skipped += plan.skipped
-                yield [*refused, *plan.refused, *plan.todo]
+                # A repair has nothing to say about what it was not asked for.
+                yield [*plan.todo] if self._repairs else [*refused, *plan.refused, *plan.todo]
 
     def known(self, maps: Sequence[ActivationMap]) -> set[str]:
         """:meth:`Manifest.known`, for the thread that lists.
@@ -141,7 +147,8 @@ class Recorder:
         Raises:
             ManifestError: the manifest cannot be written.
         """
-        self._pending.extend(outcomes)
+        # What a repair cannot make again is still what was found broken.
+        self._pending.extend(outcome for outcome in outcomes if isinstance(outcome, Receipt) or not self._repairs)
         if len(self._pending) >= _COMMIT_ROWS or monotonic() - self._committed_at >= _COMMIT_INTERVAL_S:
             await self.commit()
 
@@ -162,7 +169,8 @@ class Recorder:
             ManifestError: the manifest cannot be written.
         """
         await self.commit()
-        await self._in_turn(self._manifest.complete)
+        if not self._repairs:
+            await self._in_turn(self._manifest.complete)
 
     async def close(self) -> None:
         """Write down what is pending, and close the manifest, also when cancelled.
@@ -172,6 +180,13 @@ class Recorder:
         """
         with CancelScope(shield=True):
             await self._in_turn(self._close)
+
+    async def _keep_with_first(self) -> None:
+        if self._run is not None:
+            await self._in_turn(self._manifest.keep_run, self._run)
+        if self._range is not None and not self._repairs:
+            await self._in_turn(self._manifest.keep_range, *self._range)
+        self._run = self._range = None
 
     async def _in_turn(self, work: Callable[P, T], *arguments: P.args, **keywords: P.kwargs) -> T:
         def with_turn() -> T:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from async_maps.sources.formats import Part
     from async_maps.streams import Loan
 
-Stage = Literal["source", "read", "colorize", "encode", "upload"]
+Stage = Literal["source", "read", "colorize", "encode", "upload", "verify"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +99,7 @@ class Receipt:
         etag: the store's own tag of the object, without quotes; None if the store gives none.
         stored_at: when the store answered, UTC.
         statistics: what was counted of the map; None only of receipts that are not the pipeline's.
+        crc32: of the PNG, 8 hexadecimal digits; None only of receipts that are not the pipeline's.
     """
 
     name: str
@@ -111,6 +112,7 @@ class Receipt:
     etag: str | None
     stored_at: datetime
     statistics: MapStatistics | None = None
+    crc32: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +124,7 @@ class Failure:
         source: where it came from.
         fingerprint: the source's state; None if it has none.
         stage: where it failed. A map refused at ``source`` (a name that cannot be a key, a second map of one name)
-            never entered the pipeline.
+            never entered the pipeline; one at ``verify`` was done, and what lies at its locator is not what it was.
         reason: one sentence: what was expected, what was found, what to do.
     """
 
@@ -202,6 +204,7 @@ class Png:
         job: whose it is.
         data: the complete PNG file.
         digest: SHA-256 of it, in hexadecimal; empty if no key asks for it.
+        crc32: likewise, 8 digits.
         width: pixels.
         height: pixels.
         statistics: what was counted of the map.
@@ -211,6 +214,7 @@ class Png:
     job: Job
     data: bytes
     digest: str
+    crc32: str
     width: int
     height: int
     statistics: MapStatistics | None

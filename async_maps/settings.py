@@ -7,7 +7,7 @@ import json
 import os
 import re
 import tomllib
-from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import numpy as np
 from pydantic import (
@@ -30,6 +30,7 @@ from async_maps.quantise import Invalid
 from async_maps.ranges import ValueRange, parse_range
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -41,6 +42,11 @@ IfExists: TypeAlias = Literal["overwrite", "skip", "error"]
 
 PngKind: TypeAlias = Literal["palette", "rgba", "compact", "gray"]
 """How PNGs are written; see :attr:`Settings.png`."""
+
+
+_SHAPING = {"colormap", "alpha", "invalid", "png", "png_level", "key"}
+_HEADERS = {"cache_control", "metadata", "storage_class", "server_side_encryption", "kms_key_id"}
+"""The settings, besides the range, that shape an overlay's bytes or key; and what S3 is told about each object."""
 
 
 class _Model(BaseModel):
@@ -202,6 +208,25 @@ class Settings(_Model):
     def table(self) -> NDArray[np.uint8]:
         """The colours: (256, 4) uint8, RGBA."""
         return colormap_table(self.colormap, self.alpha)
+
+    def shaping(self, value_range: ValueRange) -> dict[str, Any]:
+        """What makes the same objects of the same maps once more, as plain values: no secret is among them.
+
+        Args:
+            value_range: what the range of these settings has come to.
+        """
+        headers = self.s3.model_dump(include=_HEADERS, exclude_defaults=True)
+        return self.model_dump(include=_SHAPING) | {"range": str(value_range), "s3": headers}
+
+    def shaped_as(self, shaping: Mapping[str, Any]) -> Settings:
+        """These settings, but for what :meth:`shaping` has given of others.
+
+        Raises:
+            SettingsError: it is not what that has given, or its range has come to a single value.
+        """
+        own = self.model_dump()
+        own["s3"] = self.s3.model_dump(exclude=_HEADERS)
+        return Settings(**{**own, **shaping, "s3": {**own["s3"], **shaping["s3"]}})
 
     def fingerprint(self, value_range: ValueRange | None = None) -> str:
         """A digest of all that shapes an overlay's bytes or key: with another one, a finished map must be done again.

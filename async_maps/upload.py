@@ -89,6 +89,7 @@ async def _upload(png: Png, uploading: Uploading) -> Receipt:
         etag=etag,
         stored_at=datetime.now(UTC),
         statistics=png.statistics,
+        crc32=png.crc32,
     )
 
 

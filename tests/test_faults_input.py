@@ -621,7 +621,7 @@ async def test_one_of_each_among_twenty_good_maps_is_a_row_that_says_why_and_the
     with Manifest(tmp_path / "manifest.sqlite", read_only=True) as manifest:
         rows = list(manifest.rows(failed=True))
     assert {row[0] for row in rows if row[2] == "done"} == arrived
-    failed = {str(row[3]): (str(row[9]), str(row[10])) for row in rows if row[2] == "failed"}
+    failed = {str(row[3]): (str(row[10]), str(row[11])) for row in rows if row[2] == "failed"}
     assert set(failed) == set(expected)
     for source, (stage, reason) in expected.items():
         assert failed[source][0] == stage, source

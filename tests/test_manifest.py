@@ -56,7 +56,7 @@ COUNTED = MapStatistics(-1.5, 2.0, 0.25, -1.0, 1.0, 0.5, 7.25, 1.5, 0.5, 3, Fals
 
 def _done(map_: ActivationMap) -> Receipt:
     locator = f"{DESTINATION}/{map_.name}.png"
-    return Receipt(map_.name, locator, map_.source, map_.fingerprint, 7, 4, 3, "etag", _NOON, COUNTED)
+    return Receipt(map_.name, locator, map_.source, map_.fingerprint, 7, 4, 3, "etag", _NOON, COUNTED, "00c0ffee")
 
 
 def _failed(map_: ActivationMap, stage: Stage = "read") -> Failure:
@@ -109,6 +109,26 @@ def test_what_is_done_and_unchanged_is_skipped_and_all_else_is_done(path: Path) 
     ]
     plan = _plan(path, [done, *todo])
     assert (plan.todo, plan.skipped, plan.refused) == (todo, 1, [])
+
+
+@pytest.mark.parametrize(("redo", "todo"), [("broken", "a"), ("moved", "ab"), ("failed", "abcf"), ("changed", "abcfn")])
+def test_a_repair_does_only_what_was_found_broken_of_the_same_settings_and_source(
+    path: Path, redo: Redo, todo: str
+) -> None:
+    a, b, c, d = (_done(_map(name)) for name in "abcd")
+    with Manifest(path) as manifest:
+        manifest.begin(DESTINATION)
+        manifest.write([a, b, d, _failed(_map("f"))], SETTINGS)
+        manifest.write([c], "other settings")
+        manifest.mark_broken((receipt.locator, receipt.name, "missing") for receipt in (a, b, c))
+        # Of an overlay that has another locator by now nothing is known.
+        manifest.mark_broken([("s3://bucket/elsewhere.png", "d", "missing")])
+        assert manifest.broken() == {SETTINGS: 2, "other settings": 1}
+    maps = [_map("a"), _map("b", source="/moved/b.npy"), _map("c"), _map("d"), _map("f"), _map("n")]
+    assert "".join(map_.name for map_ in _plan(path, maps, redo).todo) == todo
+    row = _rows(path)[0]
+    assert (row["status"], row["stage"], row["error"]) == ("failed", "verify", "missing")
+    assert (row["locator"], row["etag"], row["crc32"]) == (a.locator, a.etag, a.crc32)
 
 
 def test_other_settings_mean_that_everything_is_done_again(path: Path) -> None:
@@ -170,6 +190,7 @@ def test_a_row_says_what_became_of_a_map(path: Path) -> None:
         "width": 4,
         "height": 3,
         "etag": "etag",
+        "crc32": "00c0ffee",
         "time": "2026-01-02T12:00:00.250+00:00",
         "stage": None,
         "error": None,
@@ -288,26 +309,35 @@ def test_a_manifest_of_a_newer_version_is_refused(path: Path) -> None:
             Manifest(path, read_only=read_only)
 
 
-def _as_of_version_1(path: Path) -> None:
-    """What the first release of the schema looked like: without statistics."""
+NEW_IN = {2: MapStatistics._fields, 3: ("crc32",)}
+
+
+def as_of_version(version: int, path: Path) -> None:
+    """What an older release has written: it had fewer columns, and kept no runs."""
     with closing(sqlite3.connect(path)) as database:
-        for column in MapStatistics._fields:
+        for column in (column for newer, columns in NEW_IN.items() if newer > version for column in columns):
             database.execute(f"ALTER TABLE maps DROP COLUMN {column}")
-        database.execute("PRAGMA user_version = 1")
+        database.execute("DELETE FROM meta WHERE key LIKE 'run %'")
+        database.execute(f"PRAGMA user_version = {version}")
         database.commit()
 
 
-def test_a_manifest_of_an_older_version_is_read_as_it_is_and_completed_by_the_next_run(path: Path) -> None:
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_manifest_of_an_older_version_is_read_as_it_is_and_completed_by_the_next_run(
+    version: int, path: Path
+) -> None:
     _run(path, [_done(_map("a"))])
-    _as_of_version_1(path)
+    as_of_version(version, path)
     before = path.read_bytes()
     (row,) = _rows(path)
     assert row["locator"] == "s3://bucket/prefix/a.png"
-    assert [row[column] for column in MapStatistics._fields] == [None] * len(MapStatistics._fields)
+    lacking = [column for newer, columns in NEW_IN.items() if newer > version for column in columns]
+    assert {column for column in COLUMNS if row[column] is None} == {"stage", "error", *lacking}
     assert path.read_bytes() == before
     assert _plan(path, [_map("a"), _map("b")]).todo == [_map("b")]
     _run(path, [_done(_map("b"))])
-    assert [row["mean"] for row in _rows(path)] == [None, 0.25]
+    assert [row["mean"] for row in _rows(path)] == [None if version == 1 else 0.25, 0.25]
+    assert [row["crc32"] for row in _rows(path)] == [None, "00c0ffee"]
 
 
 def test_the_range_and_the_sketch_of_the_last_run_are_kept(path: Path) -> None:
@@ -505,7 +535,7 @@ async def _batches(*batches: list[Entry]) -> AsyncGenerator[list[Entry], None]:
 
 
 async def _selected(recorder: Recorder, redo: Redo, report: Report, *batches: list[Entry]) -> list[list[Entry]]:
-    await recorder.keep(Settings(), UNIT, rehearsal=True)
+    recorder.rehearse_with(Settings(), UNIT)
     return [batch async for batch in recorder.select(_batches(*batches), redo, report)]
 
 

@@ -419,7 +419,7 @@ async def test_a_run_with_a_manifest_does_again_only_what_is_not_done(maps: Path
         assert opened.counts() == {"done": 97, "failed": 4}
         failed = [row for row in opened.rows(failed=True) if row[2] == "failed"]
     assert [row[0] for row in failed] == ["011", "012", "013", "014"]
-    assert all(row[9] == "read" and "expected an .npy file" in str(row[10]) for row in failed)
+    assert all(row[10] == "read" and "expected an .npy file" in str(row[11]) for row in failed)
 
 
 async def test_two_maps_of_one_name_are_told_apart_before_one_overwrites_the_other(maps: Path, tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ more of its list in memory than it is about to hand out.
 
 from __future__ import annotations
 
-from os import fspath
-from os.path import isfile
+from os import PathLike, fspath
+from os.path import abspath, isfile
 from typing import TYPE_CHECKING, Protocol
 
 from async_maps.errors import SourceError
@@ -17,7 +17,6 @@ from async_maps.sources.storage import is_remote
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from os import PathLike
 
     from async_maps.records import ActivationMap, Failure
     from async_maps.settings import S3Settings
@@ -37,6 +36,14 @@ class Source(Protocol):
 def is_stdin(place: object) -> bool:
     """Whether a source is standard input: ``-``, as for every command, or by its name as a file."""
     return isinstance(place, str) and place in {"-", STDIN_FILE}
+
+
+def place_of(source: object) -> str | None:
+    """Where a source lies, whatever the current folder is by then; None if it is no place that can be read again."""
+    if not isinstance(source, str | PathLike) or is_stdin(source):
+        return None
+    place = str(fspath(source))
+    return place if is_remote(place) else abspath(place)
 
 
 def open_source(place: str | PathLike[str], *, s3: S3Settings | None = None, known: Known | None = None) -> Source:

@@ -19,12 +19,12 @@ import botocore.session
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from async_maps.aws import BUCKET, client_options, refusal, unreachable
+from async_maps.aws import BUCKET, TRANSIENT_STATUSES, client_options, refusal, unreachable
 from async_maps.errors import MissingExtraError, SourceError
 from async_maps.settings import S3Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from typing import Any, BinaryIO
 
     from typing_extensions import Buffer
@@ -125,7 +125,7 @@ class S3Storage:
             except _NoRangeError:
                 with _explained():
                     answer = self._made().head_object(Bucket=place.bucket, Key=place.key)
-                return Range(b"", answer["ContentLength"], answer["ETag"])
+                return _range(b"", answer["ContentLength"], answer)
             except BotoCoreError as error:
                 # The client itself tries again until it has an answer, but not when the body breaks off.
                 if not attempts:
@@ -150,7 +150,7 @@ class S3Storage:
                 filled += count
         if filled < wanted:
             raise SourceError("truncated while it was read")
-        return Range(data, size, answer["ETag"])
+        return _range(data, size, answer)
 
     def find(self, path: str) -> Object | None:
         """The object at a path, or None: one request."""
@@ -181,6 +181,29 @@ class S3Storage:
         with _explained():
             pages = self._made().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix, **options)
             yield from pages
+
+    def delete(self, bucket: str, keys: Sequence[str]) -> dict[str, str]:
+        """Delete up to a thousand objects in one request.
+
+        Returns:
+            the keys of those that could not be deleted, and why.
+
+        Raises:
+            SourceError: S3 refuses all of them, or cannot be reached.
+        """
+        with _explained():
+            answer = self._made().delete_objects(
+                Bucket=bucket, Delete={"Objects": [{"Key": key} for key in keys], "Quiet": True}
+            )
+        return {error["Key"]: f"refused with {error['Code']}" for error in answer.get("Errors", [])}
+
+    def endpoint(self) -> str:
+        """Where requests go.
+
+        Raises:
+            SourceError: the AWS configuration makes no sense.
+        """
+        return str(self._made().meta.endpoint_url)
 
     def fingerprint_below(self, path: str) -> str | None:
         """A digest over all objects in a folder; None if there are none."""
@@ -230,11 +253,19 @@ class Range(NamedTuple):
         data: its bytes.
         size: of the whole object.
         etag: with its quotes.
+        content_type: of the whole object, as it was told when it was put.
+        encryption: how the server keeps it, such as ``aws:kms``; empty if it does not say.
     """
 
     data: bytes | bytearray
     size: int
     etag: str
+    content_type: str = ""
+    encryption: str = ""
+
+
+def _range(data: bytes | bytearray, size: int, answer: dict[str, Any]) -> Range:
+    return Range(data, size, answer["ETag"], answer.get("ContentType", ""), answer.get("ServerSideEncryption", ""))
 
 
 class S3File(io.RawIOBase):
@@ -347,6 +378,10 @@ class Digest:
         return f"{self._size}-{self._hash.hexdigest()[:32]}" if self._count else None
 
 
+class RefusedError(SourceError):
+    """S3 has answered, and will answer so again: no permission, say."""
+
+
 class _NoRangeError(Exception):
     """The object ends before: an empty one has no range at all."""
 
@@ -364,6 +399,6 @@ def _explained() -> Iterator[None]:
             raise FileNotFoundError(errno.ENOENT, "there is no such object") from error
         if status == 412:
             raise SourceError("the object was replaced while it was read") from error
-        raise SourceError(reason) from error
+        raise (SourceError if status in TRANSIENT_STATUSES else RefusedError)(reason) from error
     except BotoCoreError as error:
         raise SourceError(unreachable(error)) from error

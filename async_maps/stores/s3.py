@@ -31,6 +31,7 @@ from async_maps.aws import (
     TRANSIENT_CODES,
     TRANSIENT_STATUSES,
     client_options,
+    identity,
     refusal,
     unreachable,
 )
@@ -124,9 +125,7 @@ class S3Store:
         self._accepted_one = False
         self.prefix = prefix
         self.destination = f"s3://{bucket}/{prefix}" if prefix else f"s3://{bucket}"
-        endpoint = client.meta.endpoint_url
-        # AWS is one place, whatever the region's host is; any other server is another, if its buckets are named alike.
-        self.identity = self.destination if "amazonaws.com" in endpoint else f"{self.destination} at {endpoint}"
+        self.identity = identity(self.destination, client.meta.endpoint_url)
 
     def locator(self, key: str) -> str:
         """``s3://bucket/key``, the key as it is, not percent-encoded: what Kolena reads."""

@@ -1,0 +1,271 @@
+"""What should lie at locators beside what does, and how they differ. It blocks: call it in a thread."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import contextmanager
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+
+from async_maps.database import explained
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from types import TracebackType
+
+    from async_maps.objects import Found
+
+Kind: TypeAlias = Literal[
+    "missing", "size", "etag", "content-type", "undecodable", "digest", "broken", "foreign", "unreadable", "unknown"
+]
+"""How an object differs from what it should be.
+
+``missing``: there is none. ``size``: it has other bytes, as many as are named. ``etag``: another object lies there.
+``content-type``: browsers are told that it is no PNG. ``undecodable``: it is no PNG, a damaged one, or one of another
+width or height. ``digest``: its bytes are not those that were sent. ``broken``: it was found so before, and not made
+again since. ``foreign``: it lies among the overlays and is none of them. ``unreadable``: the store does not hand it
+out. ``unknown``: its locator is of a kind that is not read here.
+"""
+
+_WHAT = "the comparison, among the temporary files (TMPDIR says where),"
+_AT_ONCE = 1000
+_SCHEMA = """
+CREATE TABLE expected (
+    locator TEXT, name TEXT, size INTEGER, etag TEXT, crc32 TEXT, width INTEGER, height INTEGER, is_overlay INTEGER,
+    written_at TEXT, broken TEXT, PRIMARY KEY (locator, name)
+) WITHOUT ROWID;
+CREATE TABLE found (locator TEXT PRIMARY KEY, size INTEGER, etag TEXT) WITHOUT ROWID;
+CREATE TABLE differences (kind TEXT, locator TEXT, name TEXT, expected TEXT, found TEXT);
+CREATE INDEX differences_locator ON differences (locator);
+"""
+_DIFFERENT = """
+SELECT expected.*, found.* FROM expected LEFT JOIN found USING (locator)
+WHERE (
+    expected.broken IS NOT NULL OR found.locator IS NULL OR expected.size <> found.size OR expected.etag <> found.etag
+) AND NOT EXISTS (SELECT 1 FROM differences WHERE differences.locator = expected.locator AND kind = 'unreadable')
+ORDER BY expected.locator
+"""
+_UNSEEN = """
+SELECT DISTINCT locator FROM expected WHERE locator > ?1 AND NOT EXISTS (
+    SELECT 1 FROM found WHERE found.locator = expected.locator
+) ORDER BY locator LIMIT ?2
+"""
+_FOREIGN = """
+SELECT * FROM found WHERE locator > ?1 AND NOT EXISTS (
+    SELECT 1 FROM expected WHERE expected.locator = found.locator
+) ORDER BY locator LIMIT ?2
+"""
+_TO_READ = """
+SELECT locator, min(name), found.size, expected.etag, crc32, width, height, is_overlay, written_at, broken
+FROM expected JOIN found USING (locator)
+WHERE locator > ?1 AND is_overlay AND written_at >= ?3 AND NOT EXISTS (
+    SELECT 1 FROM differences WHERE differences.locator = expected.locator
+) GROUP BY locator ORDER BY locator LIMIT ?2
+"""
+_LOCATORS = """
+SELECT count(*) FROM (SELECT locator FROM expected UNION SELECT locator FROM differences WHERE kind = 'unknown')
+"""
+
+
+class Expected(NamedTuple):
+    """What should lie at a locator; what is None is not known, and not compared.
+
+    Attributes:
+        locator: where.
+        name: the map's; of a table, which row.
+        size: bytes.
+        etag: without quotes.
+        crc32: 8 hexadecimal digits.
+        width: pixels.
+        height: pixels.
+        is_overlay: whether it should be a PNG.
+        written_at: when it was stored, UTC in ISO 8601; empty if that is not known.
+        broken: what an earlier look has found instead; None if it was right.
+    """
+
+    locator: str
+    name: str
+    size: int | None = None
+    etag: str | None = None
+    crc32: str | None = None
+    width: int | None = None
+    height: int | None = None
+    is_overlay: bool = True
+    written_at: str = ""
+    broken: str | None = None
+
+
+class Difference(NamedTuple):
+    """One object that is not as it should be.
+
+    Attributes:
+        kind: in what.
+        locator: where it lies.
+        name: of its map; of a table, which row; empty if nobody knows it.
+        expected: what should be there.
+        found: what is.
+    """
+
+    kind: Kind
+    locator: str
+    name: str
+    expected: str
+    found: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.locator}: expected {self.expected}, found {self.found}"
+
+
+class Comparison:
+    """Two lists, of what is expected and of what was found, in any order and of any length.
+
+    It keeps them in a private database, which SQLite spills to a file of its own and deletes. Threads take turns.
+
+    Raises:
+        ManifestError: in any method, there is no room in the folder of temporary files.
+    """
+
+    def __init__(self) -> None:
+        self._turn = Lock()
+        self._database = sqlite3.connect("", check_same_thread=False, isolation_level=None)
+        self._database.executescript(_SCHEMA)
+
+    def __enter__(self) -> Comparison:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._turn:
+            self._database.close()
+
+    def expect(self, objects: Iterable[Expected]) -> int:
+        """Add what should be there; how many rows are new."""
+        with self._writing():
+            return self._insert("INSERT OR IGNORE INTO expected VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", objects)
+
+    def find(self, objects: Iterable[Found]) -> int:
+        """Add what is there; how many are new."""
+        with self._writing():
+            return self._insert("INSERT OR IGNORE INTO found VALUES (?, ?, ?)", objects)
+
+    def note(self, differences: Iterable[Difference]) -> None:
+        """Add differences that a listing does not show."""
+        with self._writing():
+            self._insert("INSERT INTO differences VALUES (?, ?, ?, ?, ?)", differences)
+
+    def compare(self) -> None:
+        """Note how what was found differs from what was expected, as far as a listing shows."""
+        with self._writing():
+            rows = self._database.execute(_DIFFERENT)
+            self._insert("INSERT INTO differences VALUES (?, ?, ?, ?, ?)", (_difference(row) for row in rows))
+
+    def forget_changed(self, rows: Iterable[tuple[object, object, object]]) -> None:
+        """Do not judge what was written since: each a locator, a name and when that was."""
+        since = (
+            "WHERE locator = ?1 AND NOT EXISTS ("
+            "SELECT 1 FROM expected WHERE locator = ?1 AND name = ?2 AND written_at = ?3)"
+        )
+        with self._writing():
+            for row in rows:
+                self._database.execute(f"DELETE FROM differences {since}", row)  # noqa: S608  # a constant
+                self._database.execute(f"DELETE FROM found {since}", row)  # noqa: S608  # likewise
+
+    def folders(self) -> list[tuple[str, int]]:
+        """The longest folder that all expected objects of a bucket share, with its slash, and how many they are."""
+        folders = []
+        after = ""
+        while (first := self._one("SELECT min(locator) FROM expected WHERE locator >= ?", after)) is not None:
+            bucket = _bucket(first)
+            # What follows a slash in the order of bytes.
+            after = f"{bucket[:-1]}0"
+            last = self._one("SELECT max(locator) FROM expected WHERE locator < ?", after)
+            count = self._one("SELECT count(*) FROM expected WHERE locator >= ? AND locator < ?", first, after)
+            folders.append((_common_folder(first, last), count))
+        return folders
+
+    def unseen(self, after: str) -> list[str]:
+        """Expected locators that were not found, behind one, in their order: up to a thousand."""
+        return [locator for (locator,) in self._rows(_UNSEEN, after, _AT_ONCE)]
+
+    def foreign(self, after: str) -> list[tuple[str, int]]:
+        """What was found and not expected, each with its size: likewise."""
+        return [(locator, size) for locator, size, _ in self._rows(_FOREIGN, after, _AT_ONCE)]
+
+    def to_read(self, after: str, since: str) -> list[Expected]:
+        """What differs in nothing so far and was stored then or later, each locator once: likewise.
+
+        The sizes are those that were found.
+        """
+        return [Expected(*row) for row in self._rows(_TO_READ, after, _AT_ONCE, since)]
+
+    def differences(self, *kinds: Kind) -> Iterator[Difference]:
+        """Those of these kinds, or all; an object may differ in more than one thing."""
+        number = 0
+        marks = f"kind IN ({', '.join('?' * len(kinds))})" if kinds else "1"
+        query = f"SELECT rowid, * FROM differences WHERE rowid > ? AND {marks} ORDER BY rowid LIMIT {_AT_ONCE}"  # noqa: S608  # question marks
+        while rows := self._rows(query, number, *kinds):
+            for number, *values in rows:  # noqa: B007  # the last one is where to go on
+                yield Difference(*values)
+
+    def counts(self) -> dict[Kind, int]:
+        """How many objects differ in each thing."""
+        return dict(self._rows("SELECT kind, count(*) FROM differences GROUP BY kind"))
+
+    def locators(self) -> int:
+        """How many different objects are expected, with those that are of an unknown kind."""
+        return int(self._one(_LOCATORS))
+
+    def right(self) -> int:
+        """How many expected objects differ in nothing."""
+        query = (
+            "SELECT count(DISTINCT locator) FROM expected "
+            "WHERE NOT EXISTS (SELECT 1 FROM differences WHERE differences.locator = expected.locator)"
+        )
+        return int(self._one(query))
+
+    def _insert(self, statement: str, rows: Iterable[tuple[object, ...]]) -> int:
+        return self._database.executemany(statement, rows).rowcount
+
+    def _rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:
+        with self._turn, explained(_WHAT, "read"):
+            return self._database.execute(query, values).fetchall()
+
+    def _one(self, query: str, *values: object) -> Any:
+        ((value,),) = self._rows(query, *values)
+        return value
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        with self._turn, explained(_WHAT, "written"):
+            self._database.execute("BEGIN")
+            try:
+                yield
+            except BaseException:
+                self._database.execute("ROLLBACK")
+                raise
+            self._database.execute("COMMIT")
+
+
+def _difference(row: tuple[Any, ...]) -> Difference:
+    """What a row of both lists differs in: the first thing that shows."""
+    expected, (locator, size, etag) = Expected(*row[:-3]), row[-3:]
+    what = "an overlay" if expected.size is None else f"{expected.size:,} bytes"
+    about = expected.locator, expected.name
+    if expected.broken is not None:
+        return Difference("broken", *about, what, f"it broken before ({expected.broken}), and not made again since")
+    if locator is None:
+        return Difference("missing", *about, what, "nothing")
+    if expected.size not in {None, size}:
+        return Difference("size", *about, what, f"{size:,} bytes")
+    return Difference("etag", *about, f"ETag {expected.etag}", etag or "none")
+
+
+def _bucket(locator: str) -> str:
+    """``s3://bucket/`` of a locator; ``file:///`` of a file's."""
+    return locator[: locator.index("/", locator.index("://") + 3) + 1]
+
+
+def _common_folder(first: str, last: str) -> str:
+    same = next((i for i, (one, other) in enumerate(zip(first, last, strict=False)) if one != other), len(first))
+    return first[: first.rindex("/", 0, same) + 1]

@@ -1,0 +1,68 @@
+"""An object that was read, beside what was sent: its type, its pixels, its bytes. Runs in a thread."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from typing import TYPE_CHECKING
+
+from isal import isal_zlib
+
+from async_maps.comparison import Difference
+from async_maps.names import printable
+
+if TYPE_CHECKING:
+    from async_maps.comparison import Expected, Kind
+    from async_maps.objects import Content
+
+_MD5 = re.compile("[0-9a-f]{32}")
+
+
+def examine(row: Expected, content: Content, max_pixels: int) -> list[Difference]:
+    """How an object that was read differs from what it should be.
+
+    Args:
+        row: what it should be.
+        content: what it is.
+        max_pixels: a PNG that claims more is not decoded.
+    """
+    wrong: list[tuple[Kind, str, str]] = []
+    data = content.data
+    if content.content_type not in {None, "image/png"}:
+        wrong.append(("content-type", "image/png", content.content_type or "none"))
+    if problem := _problem(data, row, max_pixels):
+        shape = f" of {row.width:,} x {row.height:,}" if row.width and row.height else ""
+        wrong.append(("undecodable", f"a PNG{shape}", problem))
+    if row.size is not None and row.size != len(data):
+        wrong.append(("size", f"{row.size:,} bytes", f"{len(data):,} bytes"))
+    if row.crc32 is not None:
+        crc32 = f"{isal_zlib.crc32(data):08x}"
+        if crc32 != row.crc32:
+            wrong.append(("digest", f"CRC32 {row.crc32}", f"CRC32 {crc32}"))
+    elif content.etag_is_md5 and _MD5.fullmatch(row.etag or ""):
+        md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
+        if md5 != row.etag:
+            wrong.append(("digest", f"MD5 {row.etag}", f"MD5 {md5}"))
+    return [Difference(kind, row.locator, row.name, expected, found) for kind, expected, found in wrong]
+
+
+def _problem(data: bytes | bytearray, row: Expected, max_pixels: int) -> str:
+    """Why an object is not the PNG that it should be; empty if it is."""
+    from PIL import PngImagePlugin
+
+    try:
+        # Not Image.open, whose own bound on pixels is below ours.
+        with PngImagePlugin.PngImageFile(io.BytesIO(data)) as image:
+            width, height = image.size
+            if row.width not in {None, width} or row.height not in {None, height}:
+                return f"{width:,} x {height:,}"
+            if width * height > max_pixels:
+                return f"{width:,} x {height:,}, more than max_pixels = {max_pixels:,}"
+            image.load()
+        with PngImagePlugin.PngImageFile(io.BytesIO(data)) as image:
+            # Checksums, which are not looked at while it is decoded.
+            image.verify()
+    except Exception as error:  # noqa: BLE001  # whatever a damaged file provokes
+        return f"{len(data):,} bytes that do not decode ({printable(str(error))})"
+    return ""

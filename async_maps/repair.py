@@ -1,0 +1,220 @@
+"""Broken overlays, made again: found by a look at all, marked in the manifest, done by the pipeline, looked at again.
+
+On the event loop; what blocks goes to threads.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from datetime import UTC, datetime
+from functools import partial
+from itertools import islice
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from anyio import CancelScope, to_thread
+
+from async_maps.comparison import Comparison
+from async_maps.errors import SettingsError, SourceError
+from async_maps.manifest import Manifest
+from async_maps.names import printable
+from async_maps.objects import Objects
+from async_maps.pipeline import Pipeline
+from async_maps.records import Receipt
+from async_maps.report import Report
+from async_maps.settings import Settings
+from async_maps.sources import place_of
+from async_maps.tables import is_results
+from async_maps.tasks import OrderlyTask
+from async_maps.verification import Verification
+from async_maps.verify import Check, destination_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from os import PathLike
+
+    from async_maps.comparison import Kind
+    from async_maps.manifest import KeptRun, Redo
+    from async_maps.records import Outcome
+
+MENDABLE: tuple[Kind, ...] = ("missing", "size", "etag", "content-type", "undecodable", "digest")
+"""What another upload mends. What cannot be read, during an outage say, is left as it is."""
+
+_AT_ONCE = 1000
+_ADVISED = 9
+
+
+async def repair_overlays(  # noqa: PLR0913  # one argument a flag
+    manifest: str | PathLike[str],
+    *,
+    settings: Settings | None = None,
+    deep: bool = False,
+    source: str | PathLike[str] | None = None,
+    delete_foreign: bool = False,
+    verification: Verification | None = None,
+) -> Verification:
+    """:func:`~async_maps.verify.verify_locators`, and make again what is broken: nothing else is uploaded.
+
+    The rows of what is broken are failed rows (stage ``verify``) before anything is made, so that whatever interrupts
+    the repair, the next one, or the next run, does the rest. Maps are read from where their run has read them, and
+    colorized with its settings, as the manifest has kept both; a map that has changed since gets what is there now.
+
+    Args:
+        manifest: no other run may be writing it.
+        settings: as for ``verify_locators``, and for the pipeline all that does not shape overlays. What does counts
+            for rows whose own settings were not kept, if theirs have the same fingerprint.
+        deep: also read every object.
+        source: where the maps are now, if they have moved.
+        delete_foreign: delete what lies below the destination and no row knows, also another manifest's overlays.
+        verification: filled while it goes on; a new one if None.
+
+    Returns:
+        what was found at the end; it is clean if all could be mended.
+
+    Raises:
+        AsyncMapsError: as ``verify_locators``, and as ``Pipeline.run`` but for sources that are gone: they are named.
+    """
+    if is_results(str(manifest)):
+        raise SettingsError(f"{manifest} is a table, and does not tell how overlays were made: repair with a manifest")
+    repair = _Repair(manifest, settings or Settings(), verification or Verification())
+    place = None if source is None else place_of(source)
+    if source is not None and place is None:
+        raise SettingsError("a repair may read its source more than once: name a place, not standard input")
+    await OrderlyTask(partial(repair.run, place, deep=deep, delete_foreign=delete_foreign)).result()
+    return repair.verification
+
+
+class _RepairReport(Report):
+    """Lets a verification, which is watched, count along."""
+
+    def __init__(self, verification: Verification) -> None:
+        super().__init__()
+        self._verification = verification
+
+    def count(self, outcomes: Sequence[Outcome]) -> None:
+        super().count(outcomes)
+        self._verification.repaired += sum(isinstance(outcome, Receipt) for outcome in outcomes)
+
+
+class _Repair:
+    def __init__(self, manifest: str | PathLike[str], settings: Settings, verification: Verification) -> None:
+        self.verification = verification
+        self._manifest = manifest
+        self._settings = settings.model_copy(update={"if_exists": "overwrite"})
+
+    async def run(self, source: str | None, *, deep: bool, delete_foreign: bool) -> None:
+        verification = self.verification
+        began_at = monotonic()
+        with Objects(self._settings.s3) as objects, Comparison() as before, Comparison() as after:
+            # Locked until all that is broken is marked: the rows that were read are those that are written.
+            opened = await to_thread.run_sync(_open, self._manifest)
+            try:
+                check = Check(before, objects, self._settings, verification)
+                await check.manifest(self._manifest)
+                if deep:
+                    await check.read_all()
+                await check.finish()
+                await to_thread.run_sync(_mark, opened, before)
+                if delete_foreign:
+                    await self._delete_foreign(before, objects)
+                broken, runs = await to_thread.run_sync(lambda: (opened.broken(), opened.runs()))
+                destination = destination_of(opened.destination() or "")
+            finally:
+                with CancelScope(shield=True):
+                    await to_thread.run_sync(opened.close)
+            verification.doing = f"making {sum(broken.values()):,} overlays again"
+            since = datetime.now(UTC).isoformat(timespec="milliseconds")
+            for fingerprint, settings in self._known_settings(runs, broken).items():
+                kept = [run.source for run in runs if run.settings == fingerprint and run.source is not None]
+                await self._make(settings, destination, [source] if source else kept, "moved" if source else "broken")
+            if verification.repaired or verification.deleted:
+                verification.locators = verification.right = verification.listed = 0
+                check = Check(after, objects, self._settings, verification)
+                await check.manifest(self._manifest)
+                if deep:
+                    await check.read_all(since)
+                # These were not read once more.
+                await to_thread.run_sync(after.note, before.differences("unreadable"))
+                await check.finish()
+            await self._advise()
+        verification.doing, verification.elapsed_s = "", monotonic() - began_at
+
+    async def _delete_foreign(self, comparison: Comparison, objects: Objects) -> None:
+        verification = self.verification
+        foreign = verification.differences.get("foreign", 0)
+        if foreign and not verification.right:
+            verification.advice.append(
+                f"nothing was deleted: not one overlay of {self._manifest} lies there, only {foreign:,} others; is it "
+                "the right manifest?"
+            )
+            return
+        verification.doing = f"deleting {foreign:,} foreign objects"
+        named = comparison.differences("foreign")
+
+        def delete() -> int:
+            locators = [difference.locator for difference in islice(named, _AT_ONCE)]
+            kept = objects.delete(locators)
+            told = islice(kept.items(), max(0, _ADVISED - len(verification.advice)))
+            verification.advice.extend(f"not deleted: {locator}: {reason}" for locator, reason in told)
+            verification.deleted += len(locators) - len(kept)
+            return len(locators)
+
+        while await to_thread.run_sync(delete):
+            pass
+
+    def _known_settings(self, runs: list[KeptRun], broken: dict[str, int]) -> dict[str, Settings]:
+        """The settings behind the fingerprints of what is broken, as far as they can be told."""
+        found = {}
+        if self._settings.value_range.is_known:
+            found[self._settings.fingerprint()] = self._settings
+        for run in runs:
+            with suppress(SettingsError):  # a range that has come to a single value
+                settings = self._settings.shaped_as(run.shaping)
+                found[settings.fingerprint()] = settings
+        return {fingerprint: settings for fingerprint, settings in found.items() if fingerprint in broken}
+
+    async def _make(self, settings: Settings, destination: str, sources: Sequence[str], redo: Redo) -> None:
+        """Make overlays of these settings again, from one source after the other, until none is left."""
+        verification = self.verification
+        async with Pipeline(destination, settings=settings) as pipeline:
+            for source in sources:
+                if settings.fingerprint() not in await self._broken():
+                    return
+                try:
+                    report = await pipeline.run(
+                        source, manifest=self._manifest, redo=redo, report=_RepairReport(verification)
+                    )
+                except SourceError as error:
+                    verification.advice.append(f"cannot be made from {printable(source)}: {error}")
+                else:
+                    verification.advice.extend(f"failed: {failure}" for failure in report.failures[:_ADVISED])
+
+    async def _broken(self) -> dict[str, int]:
+        def read() -> dict[str, int]:
+            with Manifest(self._manifest, read_only=True) as opened:
+                return opened.broken()
+
+        return await to_thread.run_sync(read)
+
+    async def _advise(self) -> None:
+        left = sum((await self._broken()).values())
+        if left:
+            self.verification.advice.append(
+                f"{left:,} could not be made again; they count as failed, and a run does them: async-maps run SOURCE "
+                f"DESTINATION --manifest {self._manifest} --retry-failed, with the settings of before. If their maps "
+                "lie elsewhere now, repair with --source"
+            )
+
+
+def _open(path: str | PathLike[str]) -> Manifest:
+    with Manifest(path, read_only=True):
+        # Else it would be made.
+        pass
+    return Manifest(path)
+
+
+def _mark(manifest: Manifest, comparison: Comparison) -> None:
+    manifest.mark_broken(
+        (found.locator, found.name, f"{found.kind}: expected {found.expected}, found {found.found}")
+        for found in comparison.differences(*MENDABLE)
+    )

@@ -1,0 +1,161 @@
+"""The locators in a table of results: ``.csv``, ``.jsonl`` or ``.parquet``, ours or Kolena's. Blocks, and streams."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+from typing import TYPE_CHECKING, Any
+
+from async_maps.comparison import Expected
+from async_maps.errors import MissingExtraError, SourceError
+from async_maps.locators import DATA_TYPE
+from async_maps.names import printable
+from async_maps.sources.storage import Storages
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterator, Mapping
+    from typing import BinaryIO
+
+    from async_maps.settings import S3Settings
+
+_BATCH_ROWS = 1024
+_CRC32 = re.compile("[0-9a-f]{1,8}")
+
+
+def is_results(path: str) -> bool:
+    """Whether a file is such a table, by its suffix."""
+    return os.path.splitext(path)[1].lower() in _ROWS
+
+
+def locators_in(path: str, s3: S3Settings | None = None) -> Generator[Expected, None, None]:
+    """Every locator of a table, in the order of its rows.
+
+    In the column ``locator``, with ``bytes``, ``etag``, ``crc32``, ``width`` and ``height`` where there are such
+    columns; and, as Kolena writes ``BitmapMask`` and all else that has a locator (``kolena.io``, 1.69.0), in every cell
+    that is an object ``{"locator": ..., "data_type": ...}``, a list of them, or the JSON of either. In a row that has
+    cells of that form the column ``locator`` names what is overlaid, which need not be a PNG.
+
+    Args:
+        path: the table, on a disk or ``s3://bucket/key``.
+        s3: how patient the client of S3 is.
+
+    Raises:
+        SourceError: it cannot be read.
+        MissingExtraError: Parquet needs the extra ``parquet``.
+    """
+    rows = _ROWS[os.path.splitext(path)[1].lower()]
+    try:
+        with Storages(s3) as storages, storages.of(path).open(path) as file:
+            for where, row in rows(file):
+                yield from _in_row(where, row)
+    except (OSError, SourceError) as error:
+        raise SourceError(f"{printable(path)}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _in_row(where: str, row: Mapping[str, object]) -> Iterator[Expected]:
+    masks = [mask for column, value in row.items() if column != "locator" for mask in _in_cell(value)]
+    for mask in masks:
+        yield _expected(where, mask, is_overlay=mask.get("data_type") == DATA_TYPE)
+    for mask in _in_cell(row.get("locator")):
+        yield _expected(where, mask, is_overlay=mask.get("data_type") == DATA_TYPE)
+    if isinstance(locator := row.get("locator"), str) and "://" in locator[:10]:
+        yield _expected(where, row, is_overlay=not masks)
+
+
+def _in_cell(value: object) -> Iterator[Mapping[str, Any]]:
+    """The objects with a locator in a cell, at any depth."""
+    waiting = [value]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, str) and value[:1] in {"{", "["} and '"locator"' in value:
+            try:
+                waiting.append(json.loads(value))
+            except (ValueError, RecursionError):
+                continue
+        elif isinstance(value, list):
+            waiting.extend(reversed(value))
+        elif isinstance(value, dict):
+            if isinstance(value.get("locator"), str):
+                yield value
+            waiting.extend(value.values())
+
+
+def _expected(where: str, fields: Mapping[str, Any], *, is_overlay: bool) -> Expected:
+    etag, crc32 = fields.get("etag"), str(fields.get("crc32") or "")
+    return Expected(
+        locator=_plain(fields["locator"]),
+        name=where,
+        size=_number(fields.get("bytes")),
+        etag=_plain(etag) if isinstance(etag, str) and etag else None,
+        # Programs that take it for a number drop its zeros.
+        crc32=crc32.zfill(8) if _CRC32.fullmatch(crc32) else None,
+        width=_number(fields.get("width")),
+        height=_number(fields.get("height")),
+        is_overlay=is_overlay,
+    )
+
+
+def _plain(text: str) -> str:
+    """The text, as SQLite takes it: without halves of characters."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def _number(value: object) -> int | None:
+    """A whole number; also of a program that takes all numbers for fractions."""
+    try:
+        number = float(value)  # type: ignore[arg-type]  # whatever it is
+    except (TypeError, ValueError):
+        return None
+    return int(number) if number.is_integer() else None
+
+
+def _text(file: BinaryIO) -> io.TextIOWrapper:
+    return io.TextIOWrapper(file, "utf-8-sig", "replace", newline="")
+
+
+def _csv_rows(file: BinaryIO) -> Iterator[tuple[str, Mapping[str, object]]]:
+    with _text(file) as text:
+        reader = csv.DictReader(text)
+        try:
+            for row in reader:
+                yield f"line {reader.line_num:,}", row
+        except csv.Error as error:
+            raise SourceError(f"line {reader.line_num:,}: expected a CSV row: {error}") from error
+
+
+def _jsonl_rows(file: BinaryIO) -> Iterator[tuple[str, Mapping[str, object]]]:
+    with _text(file) as text:
+        for number, line in enumerate(text, 1):
+            try:
+                row = json.loads(line) if line.strip() else {}
+            except (ValueError, RecursionError) as error:
+                raise SourceError(f"line {number:,}: expected a JSON object: {error}") from error
+            if not isinstance(row, dict):
+                raise SourceError(f"line {number:,}: expected a JSON object, found {row!r:.80}")
+            yield f"line {number:,}", row
+
+
+def _parquet_rows(file: BinaryIO) -> Iterator[tuple[str, Mapping[str, object]]]:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise MissingExtraError("reading Parquet", "parquet") from None
+    try:
+        with pq.ParquetFile(file) as table:
+            number = 0
+            for batch in table.iter_batches(_BATCH_ROWS, use_threads=False):
+                for number, row in enumerate(batch.to_pylist(), number + 1):  # noqa: B020  # goes on from there
+                    yield f"row {number:,}", row
+    except (pa.ArrowException, KeyError, UnicodeDecodeError) as error:
+        raise SourceError(f"expected a Parquet file: {error}") from error
+
+
+_ROWS: dict[str, Callable[[BinaryIO], Iterator[tuple[str, Mapping[str, object]]]]] = {
+    ".csv": _csv_rows,
+    ".jsonl": _jsonl_rows,
+    ".parquet": _parquet_rows,
+}

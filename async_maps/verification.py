@@ -1,0 +1,83 @@
+"""What a look at all locators ends with."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from async_maps.comparison import Difference, Kind
+
+MAX_LISTED_DIFFERENCES = 1000
+"""So many differences are listed in a verification."""
+
+
+@dataclass(slots=True)
+class Verification:
+    """What was found.
+
+    Attributes:
+        place: the manifest or the table.
+        folders: what was listed.
+        locators: how many objects should be there.
+        right: how many of them are, and are as they should be.
+        listed: objects that a listing has told of.
+        read: objects that were read, with ``deep``.
+        read_bytes: their bytes.
+        failed: maps that have no overlay, as they failed.
+        differences: how many there are of each kind (:data:`~async_maps.comparison.Kind`).
+        repaired: overlays that were made again.
+        deleted: foreign objects that were deleted.
+        elapsed_s: seconds it took.
+        doing: what it is doing at this moment; empty at the end.
+        advice: what is to be done about differences that a repair has left.
+        first: the first differences.
+    """
+
+    place: str = ""
+    folders: list[str] = field(default_factory=list)
+    locators: int = 0
+    right: int = 0
+    listed: int = 0
+    read: int = 0
+    read_bytes: int = 0
+    failed: int = 0
+    differences: dict[Kind, int] = field(default_factory=dict)
+    repaired: int = 0
+    deleted: int = 0
+    elapsed_s: float = 0.0
+    doing: str = ""
+    advice: list[str] = field(default_factory=list)
+    first: list[Difference] = field(default_factory=list)
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether nothing differs."""
+        return not self.differences
+
+    def line(self) -> str:
+        """How far it has come, as a line of text."""
+        return (
+            f"{self.doing}: {self.locators:,} locators, {self.listed:,} objects listed, "
+            f"{self.read:,} read ({self.read_bytes / 1e6:,.1f} MB), {sum(self.differences.values()):,} differences, "
+            f"{self.repaired:,} made again"
+        )
+
+    def summary(self) -> str:
+        """The verification in a few lines, for people."""
+        how = f"{self.read:,} objects read ({self.read_bytes / 1e6:,.1f} MB)" if self.read else "by listing"
+        lines = [
+            f"{self.right:,} of {self.locators:,} locators are right, {how}",
+            f"{self.elapsed_s:.1f} s, {self.listed:,} objects listed in {', '.join(self.folders) or 'no folder'}",
+        ]
+        if self.repaired or self.deleted:
+            lines.append(f"{self.repaired:,} made again, {self.deleted:,} foreign ones deleted")
+        if self.differences:
+            lines.append("different: " + ", ".join(f"{count:,} {kind}" for kind, count in self.differences.items()))
+        if self.failed:
+            lines.append(f"{self.failed:,} maps failed in their run, and have no locator")
+        return "\n".join([*lines, *self.advice])
+
+    def as_dict(self) -> dict[str, Any]:
+        """The verification for machines: every attribute, plain values only."""
+        return asdict(self) | {"first": [difference._asdict() for difference in self.first]}

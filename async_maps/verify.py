@@ -1,0 +1,348 @@
+"""Is every locator really there, whole, and what was sent? By listing, and where that is asked for by reading all.
+
+On the event loop; what blocks goes to threads. Memory is bounded, whatever the number of objects: both lists are
+compared on disk.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from contextlib import aclosing, closing, suppress
+from itertools import islice
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING, NamedTuple
+
+from anyio import CapacityLimiter, create_memory_object_stream, create_task_group, to_thread
+
+from async_maps.comparison import Comparison, Difference, Expected
+from async_maps.errors import ManifestError, ObjectError, SettingsError, SourceError
+from async_maps.examine import examine
+from async_maps.locators import file_path, s3_place
+from async_maps.manifest import Manifest
+from async_maps.objects import Objects
+from async_maps.settings import Settings
+from async_maps.sources.files import explain
+from async_maps.sources.formats import COMPRESSED_TARS, FORMATS
+from async_maps.streams import ByteBudget
+from async_maps.tables import is_results, locators_in
+from async_maps.tasks import OrderlyTask, first_error
+from async_maps.verification import MAX_LISTED_DIFFERENCES, Verification
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+    from os import PathLike
+
+    from anyio.streams.memory import MemoryObjectReceiveStream
+
+    from async_maps.objects import Content
+    from async_maps.streams import Loan
+
+_AT_ONCE = 1000
+_LOOK_AT_ONCE = 50
+_AT_ENDPOINT = re.compile(r" at https?://\S+$")
+_MAPS = "|".join(re.escape(suffix) for suffix in (*FORMATS, *COMPRESSED_TARS))
+_BESIDE = re.compile(
+    rf"({_MAPS})(/.*)?$|\.(names\.txt|sqlite(-wal|-shm|-journal|-lock)?|csv|parquet|jsonl?|toml)$", re.IGNORECASE
+)
+"""What is kept beside overlays, their maps, manifests and reports: nothing foreign."""
+
+
+async def verify_locators(
+    place: str | PathLike[str],
+    *,
+    settings: Settings | None = None,
+    deep: bool = False,
+    verification: Verification | None = None,
+) -> Verification:
+    """Say whether every locator of a manifest or a table leads to what was sent.
+
+    What is listed is compared by size and ETag. A manifest that a run is writing may be verified; what that run writes
+    meanwhile is not judged, but for objects whose rows are still to come: they are foreign.
+
+    Args:
+        place: a manifest; or a table of results (``.csv``, ``.jsonl``, ``.parquet``), ours or Kolena's, a part of what
+            lies there perhaps: so nothing is foreign to it.
+        settings: how patient S3's client is, and how much is read at once (``concurrency``, ``queue_bytes``).
+        deep: also read every object, and compare its digest, its type and its size in pixels.
+        verification: filled while it goes on, to be watched; a new one if None.
+
+    Raises:
+        ManifestError: the manifest cannot be read.
+        SourceError: the table cannot be read.
+        SettingsError: it holds no locator, or a manifest's lie in memory or at another endpoint than is set.
+        StoreError: what lies there cannot be listed.
+    """
+    verification = verification or Verification()
+    settings = settings or Settings()
+
+    async def main() -> None:
+        with Comparison() as comparison, Objects(settings.s3) as objects:
+            check = Check(comparison, objects, settings, verification)
+            if is_results(str(place)):
+                await check.table(str(place))
+            else:
+                await check.manifest(place)
+            if deep:
+                await check.read_all()
+            await check.finish()
+
+    await OrderlyTask(main).result()
+    return verification
+
+
+class Check:
+    """One look at all that should be there.
+
+    Args:
+        comparison: empty.
+        objects: open.
+        settings: how much is done at once.
+        verification: filled.
+    """
+
+    def __init__(
+        self, comparison: Comparison, objects: Objects, settings: Settings, verification: Verification
+    ) -> None:
+        self._comparison = comparison
+        self._objects = objects
+        self._settings = settings
+        self._verification = verification
+        self._began_at = monotonic()
+
+    async def manifest(self, path: str | PathLike[str]) -> None:
+        """Compare what a manifest knows with what lies at its destination, by listing that."""
+        verification = self._verification
+        verification.place, verification.doing = str(path), "reading the manifest"
+        identity, verification.failed = await to_thread.run_sync(_destination, path)
+        folder = f"{destination_of(identity)}/"
+        if folder.startswith("memory:"):
+            raise SettingsError(f"the overlays of {path} were in the memory of a process: nothing is left to verify")
+        await self._refuse_other_endpoint(path, identity)
+        await self._expect(_rows_of(path))
+        verification.folders = [folder]
+        await self._list(folder)
+        await self._look_for(lambda locator: locator.startswith("file://") or not locator.startswith(folder))
+        await self._compare()
+        await self._name_foreign(path)
+
+    async def table(self, path: str) -> None:
+        """Compare what a table knows with what lies at its locators, by listing the folders that they share."""
+        verification = self._verification
+        verification.place, verification.doing = path, "reading the table"
+        await self._expect(locators_in(path, self._settings.s3))
+        if not verification.locators:
+            raise SettingsError(
+                f'{path} holds no locator; expected a column locator, or cells as Kolena\'s: {{"locator": ...}}'
+            )
+        unlisted: list[str] = []
+        for folder, count in await to_thread.run_sync(self._comparison.folders):
+            listed = False
+            # Of a few among millions of others, each is asked for by itself; so is what may be read, but not listed.
+            with suppress(ObjectError):
+                listed = folder.startswith("s3://") and await self._list(folder, requests=count)
+            (verification.folders if listed else unlisted).append(folder)
+        await self._look_for(lambda locator: locator.startswith(tuple(unlisted)))
+        await self._compare()
+
+    async def read_all(self, since: str = "") -> None:
+        """Read what differs in nothing so far and was stored then or later, and note how it differs after all."""
+        self._verification.doing = "reading every object"
+        budget = ByteBudget(self._settings.queue_bytes)
+        # Who waits for the store takes no core; who decodes does.
+        threads = (
+            CapacityLimiter(self._settings.concurrency),
+            CapacityLimiter(self._settings.encode_thread_count),
+        )
+        sending, receiving = create_memory_object_stream[_Reading](0)
+        try:
+            async with create_task_group() as tasks, sending, aclosing(self._to_read(since)) as rows:
+                for _ in range(self._settings.concurrency):
+                    tasks.start_soon(self._read_some, receiving.clone(), threads)
+                receiving.close()
+                async for row in rows:
+                    await sending.send(_Reading(row, await budget.acquire(min(row.size or 0, budget.limit))))
+        except BaseExceptionGroup as group:
+            raise first_error(group) from None
+
+    async def finish(self) -> None:
+        """Count what was found."""
+        await to_thread.run_sync(self._count)
+        self._verification.doing = ""
+        self._verification.elapsed_s = monotonic() - self._began_at
+
+    async def _expect(self, rows: Generator[Expected, None, None]) -> None:
+        def take() -> tuple[int, bool]:
+            batch = list(islice(rows, _AT_ONCE))
+            strange = [row for row in batch if not (s3_place(row.locator) or file_path(row.locator))]
+            self._comparison.note(
+                Difference("unknown", row.locator, row.name, "s3://bucket/key or file:///path", "another locator")
+                for row in strange
+            )
+            known = set(batch).difference(strange) if strange else batch
+            return self._comparison.expect(known) + len(strange), bool(batch)
+
+        with closing(rows):
+            more = True
+            while more:
+                count, more = await to_thread.run_sync(take)
+                self._verification.locators += count
+
+    async def _list(self, folder: str, requests: int | None = None) -> bool:
+        """List a folder; whether that came to its end within so many requests."""
+        self._verification.doing = f"listing {folder}"
+        listing = self._objects.below(folder)
+
+        def take() -> int:
+            batch = list(islice(listing, _AT_ONCE))
+            self._comparison.find(batch)
+            return len(batch)
+
+        with closing(listing):
+            while count := await to_thread.run_sync(take):
+                self._verification.listed += count
+                if requests is not None:
+                    requests -= 1
+                    if requests < 0:
+                        return False
+        return True
+
+    async def _look_for(self, wanted: Callable[[str], bool]) -> None:
+        """Ask for each of those by itself that no listing has told of, if it is wanted."""
+        self._verification.doing = "looking for what was not listed"
+
+        def look(locators: Sequence[str]) -> None:
+            for locator in locators:
+                try:
+                    found = self._objects.find(locator)
+                except ObjectError as error:
+                    self._comparison.note([Difference("unreadable", locator, "", "an object", str(error))])
+                else:
+                    self._comparison.find([] if found is None else [found])
+
+        after = ""
+        while locators := await to_thread.run_sync(self._comparison.unseen, after):
+            after = locators[-1]
+            asked = [locator for locator in locators if wanted(locator)]
+            for start in range(0, len(asked), _LOOK_AT_ONCE):
+                await to_thread.run_sync(look, asked[start : start + _LOOK_AT_ONCE])
+
+    async def _compare(self) -> None:
+        self._verification.doing = "comparing"
+        await to_thread.run_sync(self._comparison.compare)
+        await to_thread.run_sync(self._count)
+
+    async def _name_foreign(self, manifest: str | PathLike[str]) -> None:
+        # Whatever it is called; the files beside it begin alike.
+        ours = tuple(Path(place).as_uri() for place in (os.path.abspath(manifest), os.path.realpath(manifest)))
+
+        def note() -> str:
+            found = self._comparison.foreign(after)
+            self._comparison.note(
+                Difference("foreign", locator, "", "no object", f"{size:,} bytes")
+                for locator, size in found
+                if not (_BESIDE.search(locator) or locator.startswith(ours))
+            )
+            return found[-1][0] if found else ""
+
+        def forget() -> None:
+            with Manifest(manifest, read_only=True) as opened:
+                self._comparison.forget_changed((row["locator"], row["name"], row["time"]) for row in opened.located())
+
+        after = ""
+        strangers = await to_thread.run_sync(self._comparison.foreign, after)
+        if strangers or self._verification.differences:
+            # A run may have written rows, and objects, since these were read.
+            await to_thread.run_sync(forget)
+        while after := await to_thread.run_sync(note):
+            pass
+
+    async def _refuse_other_endpoint(self, path: str | PathLike[str], identity: str) -> None:
+        here = await to_thread.run_sync(self._objects.identity, destination_of(identity))
+        if here != identity:
+            raise SettingsError(
+                f"{path} is the manifest of {identity}, and the environment leads to {here}: set AWS_ENDPOINT_URL as "
+                "it was for the run"
+            )
+
+    async def _to_read(self, since: str) -> AsyncGenerator[Expected, None]:
+        after = ""
+        while rows := await to_thread.run_sync(self._comparison.to_read, after, since):
+            for row in rows:
+                yield row
+            after = rows[-1].locator
+
+    async def _read_some(
+        self, readings: MemoryObjectReceiveStream[_Reading], threads: tuple[CapacityLimiter, CapacityLimiter]
+    ) -> None:
+        """One of the readers that work side by side."""
+        async with readings:
+            async for row, loan in readings:
+                try:
+                    content = await to_thread.run_sync(self._read, row, limiter=threads[0])
+                    if isinstance(content, Difference):
+                        differences = [content]
+                    else:
+                        self._verification.read += 1
+                        self._verification.read_bytes += len(content.data)
+                        differences = await to_thread.run_sync(
+                            examine, row, content, self._settings.max_pixels, limiter=threads[1]
+                        )
+                finally:
+                    loan.release()
+                # While it waits for the next one, it must not keep bytes that nobody counts any more.
+                del content
+                if differences:
+                    await to_thread.run_sync(self._comparison.note, differences)
+
+    def _read(self, row: Expected) -> Content | Difference:
+        what = "an overlay" if row.size is None else f"{row.size:,} bytes"
+        try:
+            return self._objects.read(row.locator)
+        except FileNotFoundError:
+            return Difference("missing", row.locator, row.name, what, "nothing any more")
+        except (SourceError, OSError) as error:
+            return Difference("unreadable", row.locator, row.name, what, explain(error))
+
+    def _count(self) -> None:
+        self._verification.differences = self._comparison.counts()
+        self._verification.locators = self._comparison.locators()
+        self._verification.right = self._comparison.right()
+        self._verification.first = list(islice(self._comparison.differences(), MAX_LISTED_DIFFERENCES))
+
+
+class _Reading(NamedTuple):
+    row: Expected
+    loan: Loan
+
+
+def destination_of(identity: str) -> str:
+    """Where a store is, without the endpoint that its identity names."""
+    return _AT_ENDPOINT.sub("", identity)
+
+
+def _destination(path: str | PathLike[str]) -> tuple[str, int]:
+    """The identity of the store that a manifest is bound to, and how many of its maps failed in their run."""
+    with Manifest(path, read_only=True) as opened:
+        identity = opened.destination()
+        failed = opened.counts().get("failed", 0) - sum(opened.broken().values())
+    if identity is None:
+        raise ManifestError(f"{path} is the manifest of no run: there is nothing to verify")
+    return identity, failed
+
+
+def _rows_of(path: str | PathLike[str]) -> Generator[Expected, None, None]:
+    with Manifest(path, read_only=True) as opened:
+        for row in opened.located():
+            yield Expected(
+                locator=row["locator"],
+                name=row["name"],
+                size=row["bytes"],
+                etag=row["etag"],
+                crc32=row["crc32"],
+                width=row["width"],
+                height=row["height"],
+                written_at=row["time"],
+                broken=row["error"],
+            )
