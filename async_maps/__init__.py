@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from async_maps.batch import dry_run, run, stream
     from async_maps.colorize import colorize_activation_map
     from async_maps.colormap import Colormap, ColormapJet
-    from async_maps.comparison import Difference
     from async_maps.doctor import Finding, diagnose
     from async_maps.encode import encode_png
     from async_maps.errors import (
@@ -36,11 +35,9 @@ if TYPE_CHECKING:
     from async_maps.meters import StageStatistics, Statistics
     from async_maps.pipeline import Pipeline
     from async_maps.records import Failure, MapStatistics, Outcome, Receipt
-    from async_maps.repair import repair_overlays
     from async_maps.report import Report
     from async_maps.settings import FilesSettings, S3Settings, Settings, load_settings
-    from async_maps.verification import Verification
-    from async_maps.verify import verify_locators
+    from async_maps.verify import Difference, Verification, repair_overlays, verify_locators
 
 __all__ = [
     "AsyncMapsError",
@@ -91,17 +88,14 @@ _ROOMS = {
     "colorize": ("colorize_activation_map",),
     "colormap": ("Colormap", "ColormapJet"),
     "doctor": ("Finding", "diagnose"),
-    "comparison": ("Difference",),
     "encode": ("encode_png",),
     "export": ("export_manifest",),
     "meters": ("StageStatistics", "Statistics"),
     "pipeline": ("Pipeline",),
     "records": ("Failure", "MapStatistics", "Outcome", "Receipt"),
-    "repair": ("repair_overlays",),
     "report": ("Report",),
     "settings": ("FilesSettings", "S3Settings", "Settings", "load_settings"),
-    "verification": ("Verification",),
-    "verify": ("verify_locators",),
+    "verify": ("Difference", "Verification", "repair_overlays", "verify_locators"),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
 

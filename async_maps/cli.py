@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from async_maps.doctor import Finding
     from async_maps.pipeline import Pipeline
     from async_maps.report import Report
-    from async_maps.verification import Verification
+    from async_maps.verify import Verification
 
 DONE, SOME_FAILED, WRONG_USE = 0, 1, 2
 _DEFAULT_MANIFEST = Path("async-maps.sqlite")
@@ -232,9 +232,7 @@ def verify(  # noqa: PLR0913  # one argument a flag
     config
         Settings from this TOML file; flags and environment go before it.
     """
-    from async_maps.repair import repair_overlays
-    from async_maps.verification import Verification
-    from async_maps.verify import verify_locators
+    from async_maps.verify import Verification, repair_overlays, verify_locators
 
     if not repair and (delete_foreign or source is not None):
         raise SettingsError(f"{'--delete-foreign' if delete_foreign else '--source'} needs --repair")

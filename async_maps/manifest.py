@@ -34,7 +34,7 @@ Redo: TypeAlias = Literal["changed", "failed", "all", "broken", "moved"]
 """Which maps a run does: those not done or changed since, those that failed before, or all.
 
 ``broken`` are those alone whose overlay was found broken and that were made from this source with these settings, and
-``moved`` likewise, wherever they were made from: for :func:`~async_maps.repair.repair_overlays`.
+``moved`` likewise, wherever they were made from: for :func:`~async_maps.verify.repair.repair_overlays`.
 """
 
 REPAIRS = {"broken", "moved"}

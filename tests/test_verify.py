@@ -21,12 +21,12 @@ from anyio import to_thread
 from botocore.exceptions import ClientError
 
 import async_maps as am
-from async_maps.comparison import Comparison, Expected
 from async_maps.locators import DATA_TYPE, bitmap_mask_fields
 from async_maps.manifest import Manifest
 from async_maps.objects import Found, Objects
 from async_maps.records import Failure, Receipt
-from async_maps.tables import locators_in
+from async_maps.verify.comparison import Comparison, Expected
+from async_maps.verify.tables import locators_in
 from tests.leftovers import leaves_nothing
 from tests.s3_proxy import counting
 from tests.test_cli import invoke

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from async_maps.comparison import Difference, Kind
+    from async_maps.verify.comparison import Difference, Kind
 
 MAX_LISTED_DIFFERENCES = 1000
 """So many differences are listed in a verification."""
@@ -25,7 +25,7 @@ class Verification:
         read: objects that were read, with ``deep``.
         read_bytes: their bytes.
         failed: maps that have no overlay, as they failed.
-        differences: how many there are of each kind (:data:`~async_maps.comparison.Kind`).
+        differences: how many there are of each kind (:data:`~async_maps.verify.comparison.Kind`).
         repaired: overlays that were made again.
         deleted: foreign objects that were deleted.
         elapsed_s: seconds it took.

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 from isal import isal_zlib
 
-from async_maps.comparison import Difference
 from async_maps.names import printable
+from async_maps.verify.comparison import Difference
 
 if TYPE_CHECKING:
-    from async_maps.comparison import Expected, Kind
     from async_maps.objects import Content
+    from async_maps.verify.comparison import Expected, Kind
 
 _MD5 = re.compile("[0-9a-f]{32}")
 

@@ -16,9 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from anyio import CapacityLimiter, create_memory_object_stream, create_task_group, to_thread
 
-from async_maps.comparison import Comparison, Difference, Expected
 from async_maps.errors import ManifestError, ObjectError, SettingsError, SourceError
-from async_maps.examine import examine
 from async_maps.locators import file_path, s3_place
 from async_maps.manifest import Manifest
 from async_maps.objects import Objects
@@ -26,9 +24,11 @@ from async_maps.settings import Settings
 from async_maps.sources.files import explain
 from async_maps.sources.formats import COMPRESSED_TARS, FORMATS
 from async_maps.streams import ByteBudget
-from async_maps.tables import is_results, locators_in
 from async_maps.tasks import OrderlyTask, first_error
-from async_maps.verification import MAX_LISTED_DIFFERENCES, Verification
+from async_maps.verify.comparison import Comparison, Difference, Expected
+from async_maps.verify.examine import examine
+from async_maps.verify.tables import is_results, locators_in
+from async_maps.verify.verification import MAX_LISTED_DIFFERENCES, Verification
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Generator, Sequence

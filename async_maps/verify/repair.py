@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 from anyio import CancelScope, to_thread
 
-from async_maps.comparison import Comparison
 from async_maps.errors import SettingsError, SourceError
 from async_maps.manifest import Manifest
 from async_maps.names import printable
@@ -24,18 +23,19 @@ from async_maps.records import Receipt
 from async_maps.report import Report
 from async_maps.settings import Settings
 from async_maps.sources import place_of
-from async_maps.tables import is_results
 from async_maps.tasks import OrderlyTask
-from async_maps.verification import Verification
-from async_maps.verify import Check, destination_of
+from async_maps.verify.check import Check, destination_of
+from async_maps.verify.comparison import Comparison
+from async_maps.verify.tables import is_results
+from async_maps.verify.verification import Verification
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from os import PathLike
 
-    from async_maps.comparison import Kind
     from async_maps.manifest import KeptRun, Redo
     from async_maps.records import Outcome
+    from async_maps.verify.comparison import Kind
 
 MENDABLE: tuple[Kind, ...] = ("missing", "size", "etag", "content-type", "undecodable", "digest")
 """What another upload mends. What cannot be read, during an outage say, is left as it is."""

@@ -9,11 +9,11 @@ import os
 import re
 from typing import TYPE_CHECKING, Any
 
-from async_maps.comparison import Expected
 from async_maps.errors import MissingExtraError, SourceError
 from async_maps.locators import DATA_TYPE
 from async_maps.names import printable
 from async_maps.sources.storage import Storages
+from async_maps.verify.comparison import Expected
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Mapping

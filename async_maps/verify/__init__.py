@@ -1,0 +1,15 @@
+"""Is every locator really there, whole, and what was sent? And if not: make it so.
+
+``check.py`` lists and reads what lies at the locators of a manifest, or of one of the ``tables.py``; ``comparison.py``
+holds that against what should be there, ``examine.py`` does so for one object; ``repair.py`` mends, and
+``verification.py`` is what either ends with.
+"""
+
+from __future__ import annotations
+
+from async_maps.verify.check import verify_locators
+from async_maps.verify.comparison import Difference
+from async_maps.verify.repair import repair_overlays
+from async_maps.verify.verification import Verification
+
+__all__ = ["Difference", "Verification", "repair_overlays", "verify_locators"]
