@@ -40,7 +40,7 @@ def inference_masks(manifest: str | PathLike[str], *, provenance: bool = False, 
 
     Args:
         manifest: what ``async-maps run`` or ``Pipeline.run`` has written.
-        provenance: as for :func:`async_maps.kolena.bitmap_mask`.
+        provenance: as for :func:`async_maps.kolena.bitmap_mask`; and ``colormap`` (None if the manifest does not know).
         fields: likewise; the same for all.
 
     Raises:
@@ -81,7 +81,7 @@ def results_frame(  # noqa: PLR0913  # one argument a choice, all but three with
             becomes ``activation_map_high_share``, or ``activation_map_layer3_high_share``.
         missing: what becomes of a row without an overlay: an ``error`` that counts and names them, or None (with
             layers, the list of those that are there).
-        provenance: as for :func:`async_maps.kolena.bitmap_mask`.
+        provenance: as for :func:`inference_masks`.
 
     Raises:
         MissingExtraError: pandas is not installed.
@@ -173,10 +173,16 @@ def _masks(
     """The rows of the maps that are done, with their masks."""
     make = mask_maker(fields)
     with Manifest(manifest, read_only=True) as opened:
+        # Of gray overlays whoever shows them makes the colours; manifests that are older keep none.
+        kept = opened.runs() if provenance else []
+        colormaps = {run.settings: run.shaping["colormap"] for run in kept if run.shaping["png"] != "gray"}
         for values in opened.rows():
             if is_wanted(str(values[_NAME])):
                 row: dict[str, Any] = dict(zip(COLUMNS, values, strict=True))
-                told = provenance_fields(row["name"], row["range_low"], row["range_high"]) if provenance else {}
+                told: dict[str, Any] = {}
+                if provenance:
+                    told = provenance_fields(row["name"], row["range_low"], row["range_high"])
+                    told["colormap"] = colormaps.get(row["settings"])
                 yield row, make(row["locator"], **told)
 
 

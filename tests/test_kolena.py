@@ -194,8 +194,8 @@ def test_an_uploader_says_at_once_that_there_is_no_bucket(s3: object) -> None:
 def test_the_masks_of_a_manifest_are_those_of_its_finished_maps(manifest: Path) -> None:
     masks = inference_masks(manifest, provenance=True, layer="layer4")
     assert {name: wire(mask) for name, mask in masks.items()} == {
-        "a": mask_at("a", layer="layer4", map_name="a", range_low=0.0, range_high=1.0),
-        "b": mask_at("b", layer="layer4", map_name="b", range_low=None, range_high=None),
+        "a": mask_at("a", layer="layer4", map_name="a", range_low=0.0, range_high=1.0, colormap=None),
+        "b": mask_at("b", layer="layer4", map_name="b", range_low=None, range_high=None, colormap=None),
     }
 
 
@@ -370,10 +370,8 @@ def test_kolenas_client_uploads_the_results_and_the_overlays_are_where_they_say(
     arrived = [row["result"] for row in upload["rows"]]
     assert [(row["score"], row["box"]) for row in arrived] == [(score, [0, 1, 2, 3]) for score in (0.5, None, 1.0)]
     masks = [row["activation_map"] for row in arrived]
-    assert masks == [
-        {"locator": f"s3://{bucket}/o/{name}.png", "map_name": name, "range_low": 0.0, "range_high": 1.0, **TYPED}
-        for name in maps
-    ]
+    told = {"range_low": 0.0, "range_high": 1.0, "colormap": "jet", **TYPED}
+    assert masks == [{"locator": f"s3://{bucket}/o/{name}.png", "map_name": name, **told} for name in maps]
     pngs = asyncio.run(fetch([mask["locator"] for mask in masks]))
     for png, map_ in zip(pngs, maps.values(), strict=True):
         np.testing.assert_array_equal(decode(png), am.colorize_activation_map(map_))
