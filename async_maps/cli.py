@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import signal
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -15,7 +13,17 @@ import cyclopts
 from cyclopts import App, ArgumentCollection, Group, Parameter, validators
 from pydantic import ValidationError
 
-from async_maps.atomic import replacing
+from async_maps.console import (
+    answer,
+    check_report,
+    complain,
+    note,
+    print_failures,
+    print_report,
+    print_verification,
+    say,
+    write_report,
+)
 from async_maps.doctor import KOLENA_ORIGINS, diagnose
 from async_maps.errors import AsyncMapsError, SettingsError, TooManyFailuresError
 from async_maps.forms import Form
@@ -34,7 +42,6 @@ if TYPE_CHECKING:
 
 DONE, SOME_FAILED, WRONG_USE = 0, 1, 2
 _DEFAULT_MANIFEST = Path("async-maps.sqlite")
-_LISTED_FAILURES = 20
 _TICK_S = 5.0
 
 app = App(
@@ -103,7 +110,7 @@ def run(  # noqa: PLR0913  # one argument a flag
     if overwrite and retry_failed:
         raise SettingsError("--overwrite and --retry-failed exclude each other")
     if report is not None:
-        _check_report(report)
+        check_report(report)
     redo = "all" if overwrite else "failed" if retry_failed else "changed"
     filled = Report()
     job = _Job(source, destination, {"manifest": manifest, "redo": redo}, settings, filled)
@@ -111,12 +118,12 @@ def run(  # noqa: PLR0913  # one argument a flag
         code = run_loop(job.rehearse() if dry_run else job.run(progress))
     except AsyncMapsError as error:
         if filled.uploaded or filled.failed:
-            _print_report(filled)
-        _complain(error)
+            print_report(filled)
+        complain(error)
         # Once the store has taken a map, the command was right, and can be run again for the rest.
         code = SOME_FAILED if filled.uploaded or isinstance(error, TooManyFailuresError) else WRONG_USE
     # Whatever becomes of the report: it is no longer the use that was wrong.
-    if report is not None and not _write_report(report, filled, code):
+    if report is not None and not write_report(report, filled, code):
         code = code or SOME_FAILED
     return code
 
@@ -181,7 +188,7 @@ def export(  # noqa: PLR0913  # one argument a flag
 
     names = None if columns is None else [name.strip() for name in columns.split(",")]
     count = export_manifest(manifest, file, failed=all, columns=names, form=form, presign_hours=presign)
-    return DONE if _answer(f"{count:,} rows in {file}") else SOME_FAILED
+    return DONE if answer(f"{count:,} rows in {file}") else SOME_FAILED
 
 
 @app.command
@@ -237,7 +244,7 @@ def verify(  # noqa: PLR0913  # one argument a flag
     if not repair and (delete_foreign or source is not None):
         raise SettingsError(f"{'--delete-foreign' if delete_foreign else '--source'} needs --repair")
     if report is not None:
-        _check_report(report)
+        check_report(report)
     filled = Verification()
     if repair:
         looking = repair_overlays(
@@ -247,13 +254,13 @@ def verify(  # noqa: PLR0913  # one argument a flag
         looking = verify_locators(manifest, settings=settings, deep=deep, verification=filled)
     try:
         run_loop(_watched(looking, filled, progress))
-        code = _print_verification(filled)
+        code = DONE if print_verification(filled) and filled.is_clean else SOME_FAILED
     except AsyncMapsError as error:
         if filled.differences:
-            _print_verification(filled)
-        _complain(error)
+            print_verification(filled)
+        complain(error)
         code = SOME_FAILED if filled.repaired or filled.differences else WRONG_USE
-    if report is not None and not _write_report(report, filled, code):
+    if report is not None and not write_report(report, filled, code):
         code = code or SOME_FAILED
     return code
 
@@ -294,11 +301,11 @@ def doctor(  # noqa: PLR0913  # likewise
 
     def tell(finding: Finding) -> None:
         nonlocal told
-        told &= _answer(json.dumps(finding._asdict()) if as_json else display.render(finding))
+        told &= answer(json.dumps(finding._asdict()) if as_json else display.render(finding))
 
     findings = run_loop(diagnose(destination, settings, origins=origin, quick=quick, tell=tell))
     if not as_json:
-        told &= _answer(summary(findings))
+        told &= answer(summary(findings))
     return DONE if told and not any(finding.level == "failure" for finding in findings) else SOME_FAILED
 
 
@@ -323,16 +330,16 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         tokens = [STDIN_FILE if text == "-" else text for text in tokens]
         code = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
     except cyclopts.CycloptsError as error:
-        _complain(_usage_error(error))
+        complain(_usage_error(error))
         code = WRONG_USE
     except ValidationError as error:
-        _complain(describe_invalid(error))
+        complain(describe_invalid(error))
         code = WRONG_USE
     except AsyncMapsError as error:
-        _complain(error)
+        complain(error)
         code = WRONG_USE
     except KeyboardInterrupt:
-        _say("interrupted")
+        say("interrupted")
         code = 128 + interrupted_by
     sys.exit(code or DONE)
 
@@ -363,9 +370,9 @@ class _Job:
         except asyncio.CancelledError:
             if self._signal is None:
                 raise
-        told = _print_report(self._report)
+        told = print_report(self._report)
         if self._signal is not None:
-            _say(f"interrupted by {self._signal.name}; run the same command again for the rest")
+            say(f"interrupted by {self._signal.name}; run the same command again for the rest")
             return 128 + self._signal
         return DONE if told and not self._report.failed else SOME_FAILED
 
@@ -375,8 +382,8 @@ class _Job:
 
         report = self._report
         await dry_run(self._source, self._destination, settings=self._settings, report=report, **self._options)
-        _print_failures(report)
-        told = _answer(
+        print_failures(report)
+        told = answer(
             f"{report.planned:,} maps would be done, {report.skipped:,} skipped, {report.failed:,} would fail; "
             f"destination {report.destination}"
         )
@@ -392,7 +399,7 @@ class _Job:
             if first and pipeline.is_open:
                 pipeline.drain()
                 loop.call_later(self._settings.drain_timeout_s, task.cancel)
-                _say(f"{number.name}: finishing what is in flight; once more to stop at once")
+                say(f"{number.name}: finishing what is in flight; once more to stop at once")
             else:
                 task.cancel()
 
@@ -432,7 +439,7 @@ async def _watched(
     async def tick() -> None:
         while True:
             await asyncio.sleep(_TICK_S)
-            _note(json.dumps(verification.as_dict()) if progress == "json" else verification.line())
+            note(json.dumps(verification.as_dict()) if progress == "json" else verification.line())
 
     ticking = None if progress == "none" else asyncio.create_task(tick())
     try:
@@ -441,75 +448,3 @@ async def _watched(
         if ticking is not None:
             ticking.cancel()
             await asyncio.wait({ticking})
-
-
-def _print_verification(verification: Verification) -> int:
-    for difference in verification.first[:_LISTED_FAILURES]:
-        _say(str(difference))
-    if (more := sum(verification.differences.values()) - _LISTED_FAILURES) > 0:
-        _say(f"... and {more:,} more: --report FILE lists the first {len(verification.first):,}")
-    return DONE if _answer(verification.summary()) and verification.is_clean else SOME_FAILED
-
-
-def _print_report(report: Report) -> bool:
-    _print_failures(report)
-    return _answer(report.summary())
-
-
-def _print_failures(report: Report) -> None:
-    for failure in report.failures[:_LISTED_FAILURES]:
-        _say(f"failed: {failure}")
-    if report.failed > _LISTED_FAILURES:
-        _say(f"... and {report.failed - _LISTED_FAILURES:,} more: async-maps export MANIFEST failures.csv --all")
-
-
-def _check_report(path: Path) -> None:
-    """Refuse before a run what can be known to fail after it."""
-    # Not Path.is_dir and its like, which raise where they may not look.
-    takes_place = os.path.isfile(path) or not os.path.exists(path)
-    if not os.path.isdir(path.parent):
-        reason = "there is no such folder"
-    elif os.path.isdir(path):
-        reason = "it is a folder"
-    elif not (os.access(path.parent, os.W_OK | os.X_OK) if takes_place else os.access(path, os.W_OK)):
-        reason = "no permission"
-    else:
-        return
-    raise SettingsError(f"cannot write the report to {path}: {reason}")
-
-
-def _write_report(path: Path, report: Report | Verification, code: int) -> bool:
-    """Whether it could be written; if not, that was said."""
-    try:
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps({**report.as_dict(), "exit_code": code}, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        _complain(f"cannot write the report to {path}: {error.strerror}")
-        return False
-    return True
-
-
-def _complain(error: object) -> None:
-    _say(f"error: {error}")
-
-
-def _say(text: str) -> None:
-    _note(f"async-maps: {text}")
-
-
-def _note(text: str) -> None:
-    # Nobody listens to a terminal that is gone, or on a disk that is full; the exit code still tells.
-    with suppress(OSError):
-        print(text, file=sys.stderr, flush=True)  # noqa: T201  # for the person at the terminal
-
-
-def _answer(text: str) -> bool:
-    """Print what the command was asked for; whether that was possible."""
-    try:
-        print(text, flush=True)  # noqa: T201  # the command's answer
-    except OSError as error:
-        _complain(f"cannot write to standard output: {error.strerror}")
-        # What is still in its buffer would fail once more when the interpreter ends, with an exit code of its own.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return False
-    return True

@@ -574,7 +574,7 @@ def test_the_command_says_what_differs_and_ends_accordingly(
     assert error == ""
     for path in (tmp_path / "out").rglob("*.png"):
         path.unlink()
-    monkeypatch.setattr("async_maps.cli._LISTED_FAILURES", 5)
+    monkeypatch.setattr("async_maps.console._LISTED", 5)
     assert invoke("verify", manifest, "--report", "report.json") == 1
     out, error = capsys.readouterr()
     assert out.startswith("0 of 8 locators are right, by listing\n")
