@@ -25,7 +25,7 @@ from async_maps.console import (
     write_report,
 )
 from async_maps.doctor import KOLENA_ORIGINS, diagnose
-from async_maps.errors import AsyncMapsError, SettingsError, TooManyFailuresError
+from async_maps.errors import AsyncMapsError, SettingsError, StoreError, TooManyFailuresError
 from async_maps.forms import Form
 from async_maps.loop import run_loop
 from async_maps.progress import ProgressKind
@@ -48,7 +48,8 @@ app = App(
     name="async-maps",
     help="Activation maps in, Kolena-ready PNG overlays in an object store out, with a locator for every one.",
     help_epilogue=(
-        "Exit codes: 0 all done, 1 some maps failed, 2 wrong use or settings, 130/143 interrupted (run it again).\n\n"
+        "Exit codes: 0 all is well, 1 something failed or differs, 2 wrong use, settings or a store that refuses, "
+        "130/143 interrupted (run it again).\n\n"
         "S3 endpoint, region, profile and credentials come from the AWS environment and files, as for every AWS tool."
     ),
     default_parameter=Parameter(show_env_var=False),
@@ -120,6 +121,8 @@ def run(  # noqa: PLR0913  # one argument a flag
         if filled.uploaded or filled.failed:
             print_report(filled)
         complain(error)
+        if isinstance(error, StoreError):
+            say(f"async-maps doctor {destination} tells what is wrong there")
         # Once the store has taken a map, the command was right, and can be run again for the rest.
         code = SOME_FAILED if filled.uploaded or isinstance(error, TooManyFailuresError) else WRONG_USE
     # Whatever becomes of the report: it is no longer the use that was wrong.
@@ -134,6 +137,7 @@ def demo(
     out: Path = Path("async-maps-demo"),
     scenes: Annotated[int, Parameter(validator=validators.Number(gte=1))] = 240,
     local: Annotated[bool, Parameter(negative="")] = False,
+    serve: Annotated[bool, Parameter(negative="")] = False,
 ) -> int:
     """Do the whole job on this machine, without an account: scenes, their saliency maps, a real S3 server, overlays.
 
@@ -148,10 +152,14 @@ def demo(
         How many.
     local
         Into a folder instead of an S3 server; also what happens where the extra "demo" is not installed.
+    serve
+        Keep the server until Ctrl-C, and print what leads other commands in other terminals to it.
     """
     from async_maps.demo import run_demo
 
-    return DONE if run_demo(out, scenes=scenes, local=local) else SOME_FAILED
+    if local and serve:
+        raise SettingsError("--local and --serve exclude each other: a folder has no server")
+    return DONE if run_demo(out, scenes=scenes, local=local, serve=serve) else SOME_FAILED
 
 
 @app.command
@@ -428,7 +436,11 @@ def _usage_error(error: cyclopts.CycloptsError) -> str:
     cause = error.__cause__
     if isinstance(cause, ValidationError):
         return describe_invalid(cause)
-    return " ".join(str(error).split())
+    if isinstance(error, cyclopts.UnusedCliTokensError) and error.unused_tokens:
+        more = f" and {len(error.unused_tokens) - 1:,} more" if len(error.unused_tokens) > 1 else ""
+        return f"unexpected {error.unused_tokens[0]!r}{more}: a glob must be in quotes, such as 'maps/*.npy'"
+    hint = " (write a value that begins with a hyphen as --range=-2,2)" if "requires an argument" in str(error) else ""
+    return " ".join(str(error).split()) + hint
 
 
 async def _watched(

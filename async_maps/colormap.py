@@ -215,7 +215,7 @@ def _colors(colormap: str) -> tuple[NDArray[np.uint8], bool]:
         # By its full name: a short one may stand for several, of which cmap warns.
         known = cmap.Colormap(catalog.resolve(name) + "_r" * reverse)
     except (KeyError, ValueError):
-        near = get_close_matches(colormap, ["jet", *catalog])
+        near = get_close_matches(colormap, list(dict.fromkeys(["jet", *catalog])))
         hint = f"; near to it: {', '.join(near)}" if near else ""
         raise SettingsError(
             f"unknown colormap {colormap!r}{hint}; expected jet or a name of the cmap package"

@@ -6,7 +6,9 @@ import io
 import os
 import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
+from threading import Event
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -16,7 +18,7 @@ from PIL import Image
 
 from async_maps import seaweed
 from async_maps.colorize import colorize_activation_map
-from async_maps.errors import SettingsError
+from async_maps.errors import MissingExtraError, SettingsError
 from async_maps.export import export_manifest
 from async_maps.loop import run_loop
 from async_maps.manifest import Manifest
@@ -37,35 +39,45 @@ _MARK = ".async-maps-demo"
 """Tells a folder that a demo has filled from one of somebody's own."""
 
 
-def run_demo(out: Path, *, scenes: int, local: bool) -> bool:
+def run_demo(out: Path, *, scenes: int, local: bool, serve: bool = False) -> bool:
     """Make scenes and saliency maps, upload their overlays, read all back and compare, and draw some.
 
     Args:
         out: the folder for everything; what an earlier demo made there is replaced, other files are left alone.
         scenes: how many.
         local: into a folder instead of a SeaweedFS; also where the extra ``demo`` is not installed.
+        serve: keep the SeaweedFS until Ctrl-C.
 
     Returns:
         whether every overlay arrived with the right pixels.
 
     Raises:
+        MissingExtraError: there is no SeaweedFS to keep.
         SettingsError: ``out`` cannot be made, or holds files of these names that no demo has made.
         AsyncMapsError: the server did not start, or the run failed.
     """
     if not local and not seaweed.is_installed():
-        _say("SeaweedFS is not installed (pip install 'async-maps[demo]'): the overlays go into a folder")
+        if serve:
+            raise MissingExtraError("a server that stays", "demo")
+        _say("SeaweedFS is not installed (pip install '.[demo]'): the overlays go into a folder")
         local = True
     _clear(out)
     _make_maps(out, scenes)
     if local:
-        report, right = run_loop(_upload_and_compare(out, str(out / "overlays"), None))
-    else:
-        with (
-            tempfile.TemporaryDirectory(prefix="async-maps-demo-") as folder,
-            seaweed.serve(Path(folder)) as server,
-            seaweed.in_environment(server),
-        ):
-            report, right = run_loop(_upload_and_compare(out, f"s3://{_BUCKET}/demo", server))
+        return _do(out, scenes, str(out / "overlays"), None)
+    with (
+        tempfile.TemporaryDirectory(prefix="async-maps-demo-") as folder,
+        seaweed.serve(Path(folder)) as server,
+        seaweed.in_environment(server),
+    ):
+        all_right = _do(out, scenes, f"s3://{_BUCKET}/demo", server)
+        if serve:
+            _keep(server)
+    return all_right
+
+
+def _do(out: Path, scenes: int, destination: str, server: seaweed.S3Server | None) -> bool:
+    report, right = run_loop(_upload_and_compare(out, destination, server))
     count = export_manifest(out / "manifest.sqlite", out / "locators.csv")
     _draw(out, scenes)
     print(report.summary())  # noqa: T201  # the command's answer
@@ -74,6 +86,15 @@ def run_demo(out: Path, *, scenes: int, local: bool) -> bool:
     )
     _say(f"{count:,} locators in {out / 'locators.csv'}, look at {out / 'overlays.png'}")
     return right == scenes
+
+
+def _keep(server: seaweed.S3Server) -> None:
+    _say("the server stays until Ctrl-C; in another terminal, its throw-away keys lead there:")
+    for name, value in server.environment().items():
+        print(f"export {name}={value}", flush=True)  # noqa: T201  # to be copied
+    _say(f"then, say: async-maps run maps/ s3://{_BUCKET}/mine")
+    with suppress(KeyboardInterrupt):
+        Event().wait()
 
 
 def _clear(out: Path) -> None:

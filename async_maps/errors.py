@@ -116,4 +116,4 @@ class MissingExtraError(AsyncMapsError):
     """An optional dependency is not installed; the message names the extra to install."""
 
     def __init__(self, what: str, extra: str) -> None:
-        super().__init__(f"{what} needs an optional dependency: pip install 'async-maps[{extra}]'")
+        super().__init__(f"{what} needs the extra {extra!r}: pip install '.[{extra}]' where this package was cloned")

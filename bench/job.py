@@ -7,6 +7,7 @@ and "net" is without it. Files are in the page cache: each is one of a few hundr
 
 from __future__ import annotations
 
+import math
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -135,12 +136,17 @@ class _Contest:
         wall_s, cpu_s = (start.wall_s, start.cpu_s) if start else (0.0, 0.0)
         return {
             "maps/s": count / usage.wall_s,
-            "net maps/s": count / (usage.wall_s - wall_s),
+            "net maps/s": count / _net(usage.wall_s, wall_s),
             "CPU ms/map": 1000 * usage.cpu_s / count,
-            "net CPU ms/map": 1000 * (usage.cpu_s - cpu_s) / count,
+            "net CPU ms/map": 1000 * _net(usage.cpu_s, cpu_s) / count,
             "start s": wall_s,
             "peak MB": usage.peak_bytes / 1e6,
         }
+
+
+def _net(all_s: float, start_s: float) -> float:
+    """Seconds without the start; nan where that took longer, alone, than all: the machine had other things to do."""
+    return all_s - start_s if all_s > start_s else math.nan
 
 
 def _kilobytes(before: Counts, after: Counts, count: int) -> float:

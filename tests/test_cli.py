@@ -476,7 +476,7 @@ def test_a_variable_of_the_environment_cannot_overwrite(maps: Path, monkeypatch:
     assert (Path("out") / "a.png").stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize("command", [[], ["run"], ["demo"], ["export"]])
+@pytest.mark.parametrize("command", [[], ["run"], ["demo"], ["export"], ["verify"], ["doctor"]])
 def test_help_teaches(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert invoke(*command, "--help") == 0
     text = " ".join(capsys.readouterr().out.split())
@@ -496,7 +496,7 @@ def test_help_teaches(command: list[str], capsys: pytest.CaptureFixture[str]) ->
         # The frame's lines are between the words.
         assert "treat it as a password" in " ".join(text.replace("│", " ").split())
     if not command:
-        assert "Exit codes: 0 all done, 1 some maps failed, 2 wrong use or settings, 130/143 interrupted" in text
+        assert "Exit codes: 0 all is well, 1 something failed or differs, 2 wrong use" in text
 
 
 def test_help_loads_nothing_heavy() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import signal
+import subprocess
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from async_maps import demo, seaweed
 from async_maps.colorize import colorize_activation_map
 from async_maps.errors import SettingsError
 from tests.leftovers import leaves_nothing
-from tests.test_cli import invoke, start
+from tests.test_cli import COMMAND, invoke, start
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,7 +54,7 @@ def test_without_the_server_the_demo_does_the_same_into_a_folder(
     out = tmp_path / "demo"
     assert invoke("demo", "--out", out, "--scenes", 8) == 0
     said = capsys.readouterr().out
-    assert "pip install 'async-maps[demo]'" in said
+    assert "pip install '.[demo]'" in said
     assert "8 of 8 overlays read back" in said
     assert len(list((out / "overlays").rglob("*.png"))) == 8
     (out / "mine.txt").write_text("kept")
@@ -87,6 +88,28 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(SettingsError, match="cannot make the folder"):
         demo.run_demo(tmp_path / "file", scenes=1, local=True)
+
+
+@pytest.mark.slow
+def test_the_server_stays_until_ctrl_c_for_who_wants_to_go_on(tmp_path: Path) -> None:
+    running = start("demo", "--out", tmp_path / "demo", "--scenes", 2, "--serve")
+    assert running.stdout is not None
+    environment = {}
+    while not (line := running.stdout.readline()).startswith("then,"):
+        assert running.poll() is None
+        if line.startswith("export "):
+            name, _, value = line.removeprefix("export ").strip().partition("=")
+            environment[name] = value
+    manifest = tmp_path / "mine.sqlite"
+    for arguments in (
+        ("run", tmp_path / "demo/maps", "s3://overlays/mine", "--manifest", manifest),
+        ("verify", manifest),
+    ):
+        subprocess.run([*COMMAND, *map(str, arguments)], env=os.environ | environment, check=True, capture_output=True)
+    os.killpg(running.pid, signal.SIGINT)
+    _, err = running.communicate(timeout=30)
+    assert running.returncode == 0, err
+    assert "Traceback" not in err
 
 
 @pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])

@@ -131,7 +131,5 @@ def test_the_sheet_shows_eight_that_are_right_and_four_that_are_wrong_twice(ran:
 def test_without_its_extra_the_example_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, EXAMPLE, raising=False)
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(
-        am.MissingExtraError, match=r"the Grad-CAM example needs .*: pip install 'async-maps\[examples\]'"
-    ):
+    with pytest.raises(am.MissingExtraError, match=r"the Grad-CAM example needs .*: pip install '\.\[examples\]'"):
         importlib.import_module(EXAMPLE)

@@ -188,7 +188,10 @@ def test_without_pyarrow_the_extra_is_named(manifest: Path, tmp_path: Path, monk
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(MissingExtraError) as refusal:
         export_manifest(manifest, tmp_path / "a.parquet")
-    assert str(refusal.value) == "writing Parquet needs an optional dependency: pip install 'async-maps[parquet]'"
+    assert (
+        str(refusal.value)
+        == "writing Parquet needs the extra 'parquet': pip install '.[parquet]' where this package was cloned"
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
     assert export_manifest(manifest, tmp_path / "a.csv") == len(NAMES)
 

@@ -786,9 +786,11 @@ def test_a_format_whose_extra_is_missing_says_which_and_the_others_are_read(
     (maps / name).mkdir() if name == "a.zarr" else (maps / name).write_bytes(b"")
     np.save(maps / "b.npy", MAP)
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(MissingExtraError, match=rf"pip install 'async-maps\[{extra}\]'"):
+    with pytest.raises(MissingExtraError, match=rf"pip install '\.\[{extra}\]'"):
         open_reader(str(maps / name), Disk())
-    assert _failure(maps).reason.endswith(f"needs an optional dependency: pip install 'async-maps[{extra}]'")
+    assert _failure(maps).reason.endswith(
+        f"needs the extra '{extra}': pip install '.[{extra}]' where this package was cloned"
+    )
     assert _names(open_source(maps)) == ["b"]
 
 

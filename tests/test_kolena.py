@@ -346,7 +346,7 @@ def test_what_json_does_not_have_is_made_plain(pandas: Any, manifest: Path) -> N
 
 def test_a_frame_without_pandas_names_the_extra(manifest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pandas", None)
-    with pytest.raises(am.MissingExtraError, match=r"async-maps\[kolena\]"):
+    with pytest.raises(am.MissingExtraError, match=r"\.\[kolena\]"):
         results_frame(manifest, object(), on="image")  # type: ignore[arg-type]
 
 

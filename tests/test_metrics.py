@@ -137,5 +137,5 @@ async def test_pipelines_in_one_registry_are_told_apart_and_those_not_open_yet_a
 def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "async_maps.metrics")
     monkeypatch.setitem(sys.modules, "prometheus_client.core", None)
-    with pytest.raises(am.MissingExtraError, match=r"pip install 'async-maps\[metrics\]'"):
+    with pytest.raises(am.MissingExtraError, match=r"pip install '\.\[metrics\]'"):
         import_module("async_maps.metrics")

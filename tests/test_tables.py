@@ -223,7 +223,7 @@ def test_listings_in_a_folder_are_not_opened(maps: Path) -> None:
 def test_parquet_without_its_extra_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     listing = write_parquet(tmp_path, [{"name": "a", "path": "a.npy"}])
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(am.MissingExtraError, match=r"reading Parquet needs .*async-maps\[parquet\]"):
+    with pytest.raises(am.MissingExtraError, match=r"reading Parquet needs .*\.\[parquet\]"):
         entries(listing)
 
 

@@ -1,1 +1,1 @@
-"""Whole programs to run, read and copy: each needs ``pip install 'async-maps[examples]'``; nothing imports them."""
+"""Whole programs to run, read and copy: each needs ``pip install '.[examples]'``; nothing imports them."""
