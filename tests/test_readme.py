@@ -87,4 +87,9 @@ def test_the_code_runs(code: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_every_link_leads_somewhere() -> None:
     for target in re.findall(r"\]\(([^)]+)\)", README):
-        assert target.startswith("https://") or (ROOT / target).exists(), target
+        if target.startswith("#"):
+            # As GitHub makes them of headings.
+            headings = re.findall(r"^#+ (.*)$", README, re.MULTILINE)
+            assert target[1:] in {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+        else:
+            assert target.startswith("https://") or (ROOT / target).exists(), target
