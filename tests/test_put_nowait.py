@@ -202,7 +202,17 @@ async def test_a_tensor_takes_its_room_at_once_and_is_converted_in_a_thread(gate
         assert nothing_in(pipeline)
 
 
-@pytest.mark.parametrize("what", ["text", None, [[0.5]], np.full((2, 2), np.nan), np.zeros((2, 3, 4))])
+class Sparse:
+    """What will not say how large it is, as some of PyTorch's tensors."""
+
+    @property
+    def nbytes(self) -> int:
+        raise RuntimeError("not defined for sparse tensors")
+
+    shape = nbytes
+
+
+@pytest.mark.parametrize("what", ["text", None, [[0.5]], Sparse(), np.full((2, 2), np.nan), np.zeros((2, 3, 4))])
 async def test_what_is_no_map_fails_when_it_is_awaited_and_takes_no_room(what: Any, tmp_path: Path) -> None:
     async with am.Pipeline(tmp_path, settings=SMALL) as pipeline:
         for _ in range(6):
