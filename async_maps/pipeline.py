@@ -102,8 +102,8 @@ class Pipeline:
         self._feeders: set[OrderlyTask[None]] = set()
         self._accepted: set[asyncio.Task[Receipt]] = set()
         self._until_drain: set[CancelScope] = set()
+        self._submitted: set[Callable[[Outcome | AsyncMapsError], None]] = set()
         self._uploaded = self._failed = self._uploaded_bytes = self._shed = 0
-        self._never_submitted = 0
 
     # The stages -----------------------------------------------------------------------------------------------------
 
@@ -213,7 +213,10 @@ class Pipeline:
             PipelineClosedError: the pipeline is not open, or was closed meanwhile.
         """
         self._stages_for_one()
-        return await self._put(name, activation_map)
+        putting = self._put(name, activation_map)
+        # It is there that the array is held, for as long as it must be.
+        del activation_map
+        return await putting
 
     def put_nowait(self, name: str, activation_map: Any) -> asyncio.Task[Receipt]:
         """:meth:`put` if there is room at this moment, for services that would rather refuse a map than let it wait.
@@ -391,7 +394,8 @@ class Pipeline:
     def _in_flight(self, stages: Stages) -> int:
         if self._serving is None or self._serving.done():
             return 0
-        return len(stages.reserved) + stages.submitted - (self._uploaded + self._failed - self._never_submitted)
+        # Read in another thread, the three need not be of one moment.
+        return max(0, len(stages.reserved) + len(self._submitted) - stages.waiting)
 
     # From callers to the stages -------------------------------------------------------------------------------------
 
@@ -488,18 +492,24 @@ class Pipeline:
         """Let one map into the stages, when there is room or with what was reserved; ``settle`` gets its outcome."""
         self._opened()
         assert self._stages is not None  # noqa: S101  # opened
-        settle = partial(self._settle, settle, value_range.is_relative)
         if isinstance(entry, Failure):
-            self._never_submitted += 1
-            settle(entry)
+            if loan is not None:
+                self._stages.withdraw(loan)
+            self._settle(settle, value_range.is_relative, entry)
             return
+        self._submitted.add(settle)
         try:
-            await self._stages.submit(entry, settle, value_range, loan)
+            await self._stages.submit(entry, partial(self._settle, settle, value_range.is_relative), value_range, loan)
         except (BrokenResourceError, ClosedResourceError) as error:
+            self._submitted.discard(settle)
             if isinstance(error, BrokenResourceError) and self._serving is not None:
                 # The stages are gone, and what made them go is about to be known.
                 await asyncio.wait({self._serving.task})
             raise self._ended() from None
+        except BaseException:
+            # Cancelled at the very moment in which it got its place, it goes on all the same, and is settled once more.
+            self._submitted.discard(settle)
+            raise
 
     def _settle(
         self,
@@ -507,6 +517,7 @@ class Pipeline:
         relative: bool,  # bound by position
         outcome: Outcome | AsyncMapsError,
     ) -> None:
+        self._submitted.discard(settle)
         if isinstance(outcome, Receipt):
             self._uploaded += 1
             self._uploaded_bytes += outcome.size

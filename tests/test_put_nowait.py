@@ -147,13 +147,16 @@ async def test_nobody_overtakes_those_who_wait_in_line(gated: type[Gated], tmp_p
         assert (await pipeline.put_nowait("small", random_map(2, (1, 1)))).name == "small"
 
 
-async def test_an_array_is_let_go_of_when_it_is_colorized(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("way", [am.Pipeline.put, am.Pipeline.put_nowait])
+async def test_an_array_is_let_go_of_when_it_is_colorized(
+    way: Callable[..., Coroutine[Any, Any, am.Receipt]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = SlowStore()
     use_store(monkeypatch, store)
     array = random_map(1)
     there = weakref.ref(array)
     async with am.Pipeline("memory://", settings=SMALL) as pipeline:
-        task = pipeline.put_nowait("x", array)
+        task = asyncio.ensure_future(way(pipeline, "x", array))
         del array
         assert there() is not None
         await until(lambda: store.asked == 1)
@@ -267,6 +270,29 @@ async def test_a_deadline_while_it_waits_for_room_takes_none(gated: type[Gated],
         await pipeline.put_nowait("next", random_map(2))
         assert nothing_in(pipeline)
     assert {path.name for path in tmp_path.iterdir()} == {"first.png", "next.png"}
+
+
+async def test_a_deadline_at_the_moment_in_which_room_is_found_leaves_the_counts_right(
+    gated: type[Gated], tmp_path: Path
+) -> None:
+    settings = am.Settings(workers=0, chunk_maps=1)
+    async with am.Pipeline(tmp_path, settings=settings) as pipeline:
+        others = [asyncio.create_task(pipeline.put(f"{i}", random_map(i))) for i in range(2)]
+        await until(lambda: gated.chunks == [1])
+        late = asyncio.create_task(pipeline.put("late", random_map(2)))
+        assert pipeline._stages is not None
+        jobs = pipeline._stages._jobs
+        await until(lambda: jobs.statistics().tasks_waiting_send == 1)
+        gated.gate.set()
+        while jobs.statistics().tasks_waiting_send:  # noqa: ASYNC110  # each turn of the loop counts
+            await asyncio.sleep(0)
+        assert not late.done()
+        late.cancel()
+        await asyncio.wait([late, *others])
+        assert late.cancelled()
+        await until(lambda: pipeline.statistics().uploaded == 3)
+        assert nothing_in(pipeline)
+        assert pipeline.statistics().accepted == 3
 
 
 async def test_a_map_that_is_abandoned_before_it_began_gives_its_room_back(tmp_path: Path) -> None:
