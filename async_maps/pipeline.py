@@ -210,7 +210,7 @@ class Pipeline:
             MapFailedError: this map failed.
             SettingsError: its range would be that of a whole ``dataset``, or its key an ``{index}``.
             StoreError: the store refuses all maps, or cannot be reached.
-            PipelineClosedError: the pipeline is not open, or was closed meanwhile.
+            PipelineClosedError: the pipeline is not open in this event loop, or was closed meanwhile.
         """
         self._stages_for_one()
         putting = self._put(name, activation_map)
@@ -235,16 +235,16 @@ class Pipeline:
         Raises:
             PipelineFullError: there is no room, or others wait for it, a running :meth:`stream` among them.
             SettingsError: as for :meth:`put`.
-            PipelineClosedError: the pipeline is not open, or is being closed.
+            PipelineClosedError: the pipeline is not open in this event loop, or is being closed.
+            RuntimeError: there is no event loop in this thread.
         """
-        # Asked for first: without a loop nothing is to be reserved.
-        loop, stages = asyncio.get_running_loop(), self._stages_for_one()
+        stages = self._stages_for_one()
         try:
             loan = stages.reserve(size_of(activation_map))
         except PipelineFullError:
             self._shed += 1
             raise
-        task = loop.create_task(self._put(name, activation_map, loan))
+        task = asyncio.create_task(self._put(name, activation_map, loan))
 
         def end(_: object) -> None:
             self._accepted.discard(task)
@@ -263,9 +263,12 @@ class Pipeline:
             what = "key is to hold an {index}" if self._template.needs_index else f"range is {self._range}"
             raise SettingsError(f"a single map has none: the {what}; put whole sources with stream() or run()")
         self._opened()
+        assert self._serving is not None  # noqa: S101  # opened
+        assert self._stages is not None  # noqa: S101  # likewise
+        if self._serving.task.get_loop() is not asyncio.get_running_loop():
+            raise PipelineClosedError("the pipeline is open in another event loop; put maps there")
         if self._leaving:
             raise PipelineClosedError("the pipeline is being closed and takes no more maps")
-        assert self._stages is not None  # noqa: S101  # opened
         return self._stages
 
     async def _put(self, name: str, activation_map: Any, loan: Loan | None = None) -> Receipt:

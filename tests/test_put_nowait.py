@@ -365,6 +365,17 @@ async def test_a_pipeline_that_is_abandoned_tells_all_who_wait(monkeypatch: pyte
     assert pipeline.statistics().in_flight == 0
 
 
+async def test_from_another_threads_loop_it_says_so_and_nothing_is_kept(tmp_path: Path) -> None:
+    async with am.Pipeline(tmp_path, settings=THREADS) as pipeline:
+        for way in (put, put_nowait):
+            with pytest.raises(am.PipelineClosedError, match="open in another event loop"):
+                await asyncio.to_thread(asyncio.run, way(pipeline, "x", random_map(1)))
+        with pytest.raises(RuntimeError, match="no running event loop"):
+            await asyncio.to_thread(pipeline.put_nowait, "x", random_map(1))
+        assert nothing_in(pipeline)
+        assert (await pipeline.put_nowait("x", random_map(1))).name == "x"
+
+
 @pytest.mark.parametrize("loop", [asyncio.SelectorEventLoop, uvloop.new_event_loop])
 @pytest.mark.parametrize("groups", ["asyncio", "anyio"])
 def test_it_works_in_task_groups_on_any_loop(loop: Callable[[], Any], groups: str, tmp_path: Path) -> None:
