@@ -542,8 +542,10 @@ class Pipeline:
         return error
 
     def _opened(self) -> Store:
-        if self._store is None or self._serving is None or self._serving.done():
+        if self._store is None or self._serving is None:
             raise PipelineClosedError("the pipeline is not open; use it inside 'async with'")
+        if self._serving.done():
+            raise PipelineClosedError("the pipeline is not open any more") from self._end
         return self._store
 
 

@@ -16,6 +16,7 @@ import uvloop
 
 import async_maps as am
 from async_maps.pool import ThreadWorker
+from async_maps.stores.memory import MemoryStore
 from tests.leftovers import leaves_nothing
 from tests.test_pipeline import THREADS, FailingStore, SlowStore, decode, random_map, use_store
 
@@ -363,6 +364,26 @@ async def test_a_pipeline_that_is_abandoned_tells_all_who_wait(monkeypatch: pyte
         with pytest.raises(am.PipelineClosedError):
             await task
     assert pipeline.statistics().in_flight == 0
+
+
+async def test_after_a_pipeline_has_died_each_caller_is_told_of_what(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(MemoryStore):
+        async def put(self, key: str, data: bytes) -> str:
+            raise LookupError("a bug")
+
+    use_store(monkeypatch, Broken())
+    pipeline = am.Pipeline("memory://", settings=THREADS)
+    await pipeline.__aenter__()
+    with pytest.raises(am.PipelineClosedError, match="was closed before"):
+        await pipeline.put_nowait("first", random_map(1))
+    for way in (put, put_nowait):
+        with pytest.raises(am.PipelineClosedError, match="not open any more") as caught:
+            await way(pipeline, "later", random_map(1))
+        assert caught.value.__cause__ is not None
+        assert isinstance(caught.value.__cause__.__cause__, LookupError)
+    assert pipeline.statistics().in_flight == 0
+    with pytest.raises(LookupError):
+        await pipeline.__aexit__(None, None, None)
 
 
 async def test_from_another_threads_loop_it_says_so_and_nothing_is_kept(tmp_path: Path) -> None:
