@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING
 
-from anyio import create_memory_object_stream, to_thread
+from anyio import EndOfStream, WouldBlock, create_memory_object_stream, to_thread
 from anyio.from_thread import start_blocking_portal
 
 from async_maps.claims import Claims
@@ -17,7 +17,7 @@ from async_maps.report import Report
 from async_maps.settings import Settings
 from async_maps.sources.listing import list_maps, numbered, with_key
 from async_maps.stores import open_store
-from async_maps.streams import receive
+from async_maps.streams import receive, send
 from async_maps.survey import known_range, refuse_one_shot
 from async_maps.tasks import OrderlyTask
 
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
     from async_maps.manifest import Redo
     from async_maps.sources.listing import AnySource
+
+_HANDED_OVER = 64
+"""Outcomes given to another thread at once, where so many are there: a hop for each costs as much as a small map."""
 
 
 def run(  # noqa: PLR0913  # those of Pipeline.run()
@@ -62,13 +65,13 @@ def stream(
 
     The pipeline runs in a thread of its own, and an iterable source is advanced in others: what PyTorch keeps for each
     thread, as ``torch.no_grad()`` does, is to be set between two ``yield`` of the source, or by decorating it. The
-    source is read as far ahead as :meth:`Pipeline.stream` says. Closed early (``contextlib.closing``), what is in
-    flight is abandoned.
+    source is read as far ahead as :meth:`Pipeline.stream` says, and 128 maps further. Closed early
+    (``contextlib.closing``), what is in flight is abandoned.
 
     Raises:
         AsyncMapsError: as ``Pipeline`` and ``Pipeline.stream``.
     """
-    give, take = create_memory_object_stream[Outcome]()
+    give, take = create_memory_object_stream[Outcome](_HANDED_OVER)
 
     async def pump() -> None:
         async with (
@@ -77,14 +80,24 @@ def stream(
             aclosing(pipeline.stream(source, ordered=ordered)) as outcomes,
         ):
             async for outcome in outcomes:
-                await give.send(outcome)
+                await send(give, outcome)
+
+    async def come() -> list[Outcome]:
+        """What has come since the last call, at least one; none at the end."""
+        outcomes = []
+        if (outcome := await receive(take)) is not None:
+            outcomes.append(outcome)
+            with suppress(WouldBlock, EndOfStream):
+                while len(outcomes) < _HANDED_OVER:
+                    outcomes.append(take.receive_nowait())
+        return outcomes
 
     fastest = {"loop_factory": fastest_loop()}
     # Left by an exception, Ctrl-C among them, the portal cancels what runs there and waits for it.
     with give, take, start_blocking_portal(backend_options=fastest, name="async-maps") as portal:
         pumping = portal.start_task_soon(pump)
-        while (outcome := portal.call(receive, take)) is not None:
-            yield outcome
+        while outcomes := portal.call(come):
+            yield from outcomes
         pumping.result()
 
 

@@ -102,8 +102,8 @@ class Pipeline:
         self._feeders: set[OrderlyTask[None]] = set()
         self._accepted: set[asyncio.Task[Receipt]] = set()
         self._until_drain: set[CancelScope] = set()
+        self._submitted: set[Callable[[Outcome | AsyncMapsError], None]] = set()
         self._uploaded = self._failed = self._uploaded_bytes = self._shed = 0
-        self._never_submitted = 0
 
     # The stages -----------------------------------------------------------------------------------------------------
 
@@ -210,10 +210,13 @@ class Pipeline:
             MapFailedError: this map failed.
             SettingsError: its range would be that of a whole ``dataset``, or its key an ``{index}``.
             StoreError: the store refuses all maps, or cannot be reached.
-            PipelineClosedError: the pipeline is not open, or was closed meanwhile.
+            PipelineClosedError: the pipeline is not open in this event loop, or was closed meanwhile.
         """
         self._stages_for_one()
-        return await self._put(name, activation_map)
+        putting = self._put(name, activation_map)
+        # It is there that the array is held, for as long as it must be.
+        del activation_map
+        return await putting
 
     def put_nowait(self, name: str, activation_map: Any) -> asyncio.Task[Receipt]:
         """:meth:`put` if there is room at this moment, for services that would rather refuse a map than let it wait.
@@ -232,16 +235,16 @@ class Pipeline:
         Raises:
             PipelineFullError: there is no room, or others wait for it, a running :meth:`stream` among them.
             SettingsError: as for :meth:`put`.
-            PipelineClosedError: the pipeline is not open, or is being closed.
+            PipelineClosedError: the pipeline is not open in this event loop, or is being closed.
+            RuntimeError: there is no event loop in this thread.
         """
-        # Asked for first: without a loop nothing is to be reserved.
-        loop, stages = asyncio.get_running_loop(), self._stages_for_one()
+        stages = self._stages_for_one()
         try:
             loan = stages.reserve(size_of(activation_map))
         except PipelineFullError:
             self._shed += 1
             raise
-        task = loop.create_task(self._put(name, activation_map, loan))
+        task = asyncio.create_task(self._put(name, activation_map, loan))
 
         def end(_: object) -> None:
             self._accepted.discard(task)
@@ -260,9 +263,12 @@ class Pipeline:
             what = "key is to hold an {index}" if self._template.needs_index else f"range is {self._range}"
             raise SettingsError(f"a single map has none: the {what}; put whole sources with stream() or run()")
         self._opened()
+        assert self._serving is not None  # noqa: S101  # opened
+        assert self._stages is not None  # noqa: S101  # likewise
+        if self._serving.task.get_loop() is not asyncio.get_running_loop():
+            raise PipelineClosedError("the pipeline is open in another event loop; put maps there")
         if self._leaving:
             raise PipelineClosedError("the pipeline is being closed and takes no more maps")
-        assert self._stages is not None  # noqa: S101  # opened
         return self._stages
 
     async def _put(self, name: str, activation_map: Any, loan: Loan | None = None) -> Receipt:
@@ -391,7 +397,8 @@ class Pipeline:
     def _in_flight(self, stages: Stages) -> int:
         if self._serving is None or self._serving.done():
             return 0
-        return len(stages.reserved) + stages.submitted - (self._uploaded + self._failed - self._never_submitted)
+        # Read in another thread, the three need not be of one moment.
+        return max(0, len(stages.reserved) + len(self._submitted) - stages.waiting)
 
     # From callers to the stages -------------------------------------------------------------------------------------
 
@@ -488,18 +495,24 @@ class Pipeline:
         """Let one map into the stages, when there is room or with what was reserved; ``settle`` gets its outcome."""
         self._opened()
         assert self._stages is not None  # noqa: S101  # opened
-        settle = partial(self._settle, settle, value_range.is_relative)
         if isinstance(entry, Failure):
-            self._never_submitted += 1
-            settle(entry)
+            if loan is not None:
+                self._stages.withdraw(loan)
+            self._settle(settle, value_range.is_relative, entry)
             return
+        self._submitted.add(settle)
         try:
-            await self._stages.submit(entry, settle, value_range, loan)
+            await self._stages.submit(entry, partial(self._settle, settle, value_range.is_relative), value_range, loan)
         except (BrokenResourceError, ClosedResourceError) as error:
+            self._submitted.discard(settle)
             if isinstance(error, BrokenResourceError) and self._serving is not None:
                 # The stages are gone, and what made them go is about to be known.
                 await asyncio.wait({self._serving.task})
             raise self._ended() from None
+        except BaseException:
+            # Cancelled at the very moment in which it got its place, it goes on all the same, and is settled once more.
+            self._submitted.discard(settle)
+            raise
 
     def _settle(
         self,
@@ -507,6 +520,7 @@ class Pipeline:
         relative: bool,  # bound by position
         outcome: Outcome | AsyncMapsError,
     ) -> None:
+        self._submitted.discard(settle)
         if isinstance(outcome, Receipt):
             self._uploaded += 1
             self._uploaded_bytes += outcome.size
@@ -528,8 +542,10 @@ class Pipeline:
         return error
 
     def _opened(self) -> Store:
-        if self._store is None or self._serving is None or self._serving.done():
+        if self._store is None or self._serving is None:
             raise PipelineClosedError("the pipeline is not open; use it inside 'async with'")
+        if self._serving.done():
+            raise PipelineClosedError("the pipeline is not open any more") from self._end
         return self._store
 
 

@@ -74,7 +74,6 @@ class Stages:
 
     Attributes:
         pace: of the uploads.
-        submitted: maps that have got a place among the jobs so far.
         reserved: what was taken by :meth:`reserve`, until the map is submitted or withdrawn.
     """
 
@@ -92,7 +91,6 @@ class Stages:
         self._colorizing = Meter(len(resources.workers))
         self._encoding = Meter(threads)
         self._uploading = Meter(settings.concurrency)
-        self.submitted = 0
         self.reserved: set[Loan] = set()
         self.pace = Pace(settings.concurrency, max_attempts=settings.s3.max_attempts, give_up_s=settings.s3.give_up_s)
 
@@ -198,11 +196,9 @@ class Stages:
             # A header can claim anything: what is larger than the whole budget is read when nothing else is held.
             loan = await self._array_bytes.acquire(min(map_.max_bytes, self._array_bytes.limit))
             stream = self._remote
-        self.submitted += 1
         try:
             await send(stream, Job(map_, settle, value_range, loan))
         except BaseException:
-            self.submitted -= 1
             if loan is not None:
                 loan.release()
             raise

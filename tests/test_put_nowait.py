@@ -16,6 +16,7 @@ import uvloop
 
 import async_maps as am
 from async_maps.pool import ThreadWorker
+from async_maps.stores.memory import MemoryStore
 from tests.leftovers import leaves_nothing
 from tests.test_pipeline import THREADS, FailingStore, SlowStore, decode, random_map, use_store
 
@@ -147,13 +148,16 @@ async def test_nobody_overtakes_those_who_wait_in_line(gated: type[Gated], tmp_p
         assert (await pipeline.put_nowait("small", random_map(2, (1, 1)))).name == "small"
 
 
-async def test_an_array_is_let_go_of_when_it_is_colorized(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("way", [am.Pipeline.put, am.Pipeline.put_nowait])
+async def test_an_array_is_let_go_of_when_it_is_colorized(
+    way: Callable[..., Coroutine[Any, Any, am.Receipt]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = SlowStore()
     use_store(monkeypatch, store)
     array = random_map(1)
     there = weakref.ref(array)
     async with am.Pipeline("memory://", settings=SMALL) as pipeline:
-        task = pipeline.put_nowait("x", array)
+        task = asyncio.ensure_future(way(pipeline, "x", array))
         del array
         assert there() is not None
         await until(lambda: store.asked == 1)
@@ -202,7 +206,17 @@ async def test_a_tensor_takes_its_room_at_once_and_is_converted_in_a_thread(gate
         assert nothing_in(pipeline)
 
 
-@pytest.mark.parametrize("what", ["text", None, [[0.5]], np.full((2, 2), np.nan), np.zeros((2, 3, 4))])
+class Sparse:
+    """What will not say how large it is, as some of PyTorch's tensors."""
+
+    @property
+    def nbytes(self) -> int:
+        raise RuntimeError("not defined for sparse tensors")
+
+    shape = nbytes
+
+
+@pytest.mark.parametrize("what", ["text", None, [[0.5]], Sparse(), np.full((2, 2), np.nan), np.zeros((2, 3, 4))])
 async def test_what_is_no_map_fails_when_it_is_awaited_and_takes_no_room(what: Any, tmp_path: Path) -> None:
     async with am.Pipeline(tmp_path, settings=SMALL) as pipeline:
         for _ in range(6):
@@ -257,6 +271,29 @@ async def test_a_deadline_while_it_waits_for_room_takes_none(gated: type[Gated],
         await pipeline.put_nowait("next", random_map(2))
         assert nothing_in(pipeline)
     assert {path.name for path in tmp_path.iterdir()} == {"first.png", "next.png"}
+
+
+async def test_a_deadline_at_the_moment_in_which_room_is_found_leaves_the_counts_right(
+    gated: type[Gated], tmp_path: Path
+) -> None:
+    settings = am.Settings(workers=0, chunk_maps=1)
+    async with am.Pipeline(tmp_path, settings=settings) as pipeline:
+        others = [asyncio.create_task(pipeline.put(f"{i}", random_map(i))) for i in range(2)]
+        await until(lambda: gated.chunks == [1])
+        late = asyncio.create_task(pipeline.put("late", random_map(2)))
+        assert pipeline._stages is not None
+        jobs = pipeline._stages._jobs
+        await until(lambda: jobs.statistics().tasks_waiting_send == 1)
+        gated.gate.set()
+        while jobs.statistics().tasks_waiting_send:  # noqa: ASYNC110  # each turn of the loop counts
+            await asyncio.sleep(0)
+        assert not late.done()
+        late.cancel()
+        await asyncio.wait([late, *others])
+        assert late.cancelled()
+        await until(lambda: pipeline.statistics().uploaded == 3)
+        assert nothing_in(pipeline)
+        assert pipeline.statistics().accepted == 3
 
 
 async def test_a_map_that_is_abandoned_before_it_began_gives_its_room_back(tmp_path: Path) -> None:
@@ -327,6 +364,37 @@ async def test_a_pipeline_that_is_abandoned_tells_all_who_wait(monkeypatch: pyte
         with pytest.raises(am.PipelineClosedError):
             await task
     assert pipeline.statistics().in_flight == 0
+
+
+async def test_after_a_pipeline_has_died_each_caller_is_told_of_what(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(MemoryStore):
+        async def put(self, key: str, data: bytes) -> str:
+            raise LookupError("a bug")
+
+    use_store(monkeypatch, Broken())
+    pipeline = am.Pipeline("memory://", settings=THREADS)
+    await pipeline.__aenter__()
+    with pytest.raises(am.PipelineClosedError, match="was closed before"):
+        await pipeline.put_nowait("first", random_map(1))
+    for way in (put, put_nowait):
+        with pytest.raises(am.PipelineClosedError, match="not open any more") as caught:
+            await way(pipeline, "later", random_map(1))
+        assert caught.value.__cause__ is not None
+        assert isinstance(caught.value.__cause__.__cause__, LookupError)
+    assert pipeline.statistics().in_flight == 0
+    with pytest.raises(LookupError):
+        await pipeline.__aexit__(None, None, None)
+
+
+async def test_from_another_threads_loop_it_says_so_and_nothing_is_kept(tmp_path: Path) -> None:
+    async with am.Pipeline(tmp_path, settings=THREADS) as pipeline:
+        for way in (put, put_nowait):
+            with pytest.raises(am.PipelineClosedError, match="open in another event loop"):
+                await asyncio.to_thread(asyncio.run, way(pipeline, "x", random_map(1)))
+        with pytest.raises(RuntimeError, match="no running event loop"):
+            await asyncio.to_thread(pipeline.put_nowait, "x", random_map(1))
+        assert nothing_in(pipeline)
+        assert (await pipeline.put_nowait("x", random_map(1))).name == "x"
 
 
 @pytest.mark.parametrize("loop", [asyncio.SelectorEventLoop, uvloop.new_event_loop])

@@ -99,7 +99,7 @@ def draw(model: nn.Sequential, images: Tensor, classes: Tensor) -> Image.Image:
             ImageDraw.Draw(tile).text((2, 0), label)
             tiles.append(np.asarray(tile))
             values = cam[0].detach().numpy()
-            pixels = am.colorize_activation_map((values - values.min()) / np.ptp(values))
+            pixels = am.colorize_activation_map((values - values.min()) / (np.ptp(values) or 1))
             overlays.append(np.asarray(Image.fromarray(pixels).resize(_TILE, Image.Resampling.BICUBIC)))
     return contact_sheet(tiles, overlays, columns=8, tile_width=_TILE[0])
 

@@ -93,14 +93,22 @@ def size_of(array: Any) -> int:
     """The bytes of an array of any library, or of the one in a list, as it says itself; 0 if it does not."""
     if isinstance(array, list | tuple) and len(array) == 1:
         array = array[0]
-    size = getattr(array, "nbytes", 0)
+    size = _told(array, "nbytes")
     return size if isinstance(size, int) else 0
 
 
 def _shape_of(array: Any) -> tuple[int, ...]:
     """The shape, as every library calls it; empty where that is something else: it is said later why it is no array."""
-    shape = getattr(array, "shape", ())
+    shape = _told(array, "shape")
     return shape if isinstance(shape, tuple) and all(isinstance(size, int) for size in shape) else ()
+
+
+def _told(array: Any, what: str) -> Any:
+    """An attribute of an array; None if it has none, or will not say: PyTorch's sparse and nested tensors raise."""
+    try:
+        return getattr(array, what, None)
+    except Exception:  # noqa: BLE001  # whatever another library raises
+        return None
 
 
 def _converted(array: Any, value_range: ValueRange | None) -> tuple[NDArray[Any], Measured | None]:
