@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 _SKEW_REFUSED_S = 900.0
 """RequestTimeTooSkewed comes after 15 minutes (Amazon S3 API reference, "Error responses")."""
 _SKEW_NOTED_S = 60.0
+_GLOBAL_REGION = "us-east-1"
+"""For this one the SDK signs where no region is set."""
 
 
 async def find_bucket(target: Target) -> bool:
@@ -50,9 +52,9 @@ async def find_bucket(target: Target) -> bool:
         # Whoever may only write objects is told so.
         target.say("bucket", "unknown", f"{target.bucket}{where} may not be asked for ({code})",
                    "allow s3:ListBucket")  # fmt: skip
-    elif region and ours not in {region, "aws-global"}:
+    elif region and region != (_GLOBAL_REGION if ours == "aws-global" else ours):
         target.say("bucket", "warning", f"{target.bucket} lies in {region}, and this machine asks {ours}",
-                   f"set AWS_REGION={region}: requests are redirected meanwhile")  # fmt: skip
+                   f"set AWS_DEFAULT_REGION={region}: requests are redirected meanwhile")  # fmt: skip
     else:
         target.say("bucket", "ok", f"{target.bucket} is there{where}")
     return not reason
