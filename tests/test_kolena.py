@@ -403,7 +403,8 @@ def test_kolenas_client_uploads_the_results_and_the_overlays_are_where_they_say(
     maps = {f"val/{i}": random_map(i) for i in range(3)}
     path = tmp_path / "m.sqlite"
     am.run(maps.items(), f"s3://{bucket}/o", settings=am.Settings(workers=0), manifest=path)
-    results = pandas.DataFrame({"image": list(maps), "score": [0.5, np.nan, 1.0], "box": [np.arange(4)] * 3})
+    cells = {"image": list(maps), "score": [0.5, np.nan, 1.0], "box": [np.arange(4)] * 3}
+    results = pandas.DataFrame(cells, index=["x", "x", "y"])
     upload_results("a dataset", "a model", results_frame(path, results, on="image", provenance=True))
 
     (upload,) = service.results
