@@ -28,6 +28,7 @@ from async_maps.kolena import (
 from async_maps.manifest import Manifest
 from tests.kolena_service import serve_kolena
 from tests.leftovers import children, leaves_nothing
+from tests.test_cli import keys
 from tests.test_pipeline import decode, random_map
 from tests.test_tutorial import fetch
 
@@ -189,6 +190,16 @@ def test_an_uploader_says_at_once_that_there_is_no_bucket(s3: object) -> None:
     del s3
     with pytest.raises(am.StoreError, match="no-such-bucket"), bitmap_uploader("s3://no-such-bucket"):
         pytest.fail("it was opened")
+
+
+async def test_what_can_be_no_mask_is_refused_before_anything_is_uploaded(bucket: str, tmp_path: Path) -> None:
+    for upload in (create_and_upload_bitmap, acreate_and_upload_bitmap):
+        with pytest.raises(am.SettingsError, match="a mask's locator is its own"):
+            await upload("1", random_map(1), destination=f"s3://{bucket}", locator="s3://b/x")  # type: ignore[misc]
+        with pytest.raises(am.InputValidationError, match="Kolena reads s3://"):
+            await upload("1", random_map(1), destination=tmp_path / "out")  # type: ignore[misc]
+    assert await keys(bucket) == set()
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.usefixtures("either_way")
