@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import io
 import json
 import os
 import shlex
+import shutil
 import socket
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -26,6 +28,7 @@ from async_maps.doctor.browser import readable_from
 from async_maps.doctor.bucket import find_bucket
 from async_maps.doctor.credentials import find_credentials
 from async_maps.doctor.display import FindingDisplay
+from async_maps.doctor.probe import ProbeObject
 from async_maps.doctor.speed import Load, judge
 from async_maps.doctor.target import Target
 from async_maps.errors import StoreError, TransientError
@@ -308,6 +311,30 @@ def test_what_lies_between_is_seen_in_what_comes_back(
 
 
 @pytest.mark.parametrize(
+    ("give", "expected", "said"),
+    [
+        (lambda seen: seen[-1][:-1], {"read back": "failure", "overwrite": "warning"}, "other bytes come back"),
+        (lambda seen: seen[0], {"overwrite": "warning"}, "the old object comes back after it was replaced"),
+    ],
+    ids=["cut short", "out of a cache"],
+)
+def test_what_is_given_back_is_compared(
+    give: Any, expected: dict[str, str], said: str, bucket: str, ask: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    get, seen = ProbeObject._get, []
+
+    async def get_otherwise(probe: ProbeObject) -> tuple[bytes, str]:
+        data, content_type = await get(probe)
+        seen.append(data)
+        return give(seen), content_type
+
+    monkeypatch.setattr(ProbeObject, "_get", get_otherwise)
+    code, found = ask(f"s3://{bucket}/x", "--quick")
+    assert (code, levels(found)) == (int("failure" in expected.values()), expected)
+    assert said in found[next(iter(expected))].text
+
+
+@pytest.mark.parametrize(
     ("minutes", "level", "said"),
     [
         (20, "failure", "20 min behind the store's; S3 allows 15"),
@@ -459,6 +486,36 @@ def test_a_folder_is_tried_and_left_as_it_was_and_kolena_cannot_read_it(tmp_path
     assert found["write"].text == f"{tmp_path} takes files, and {tmp_path}/none/yet is made when the first comes"
     assert "cannot read file://" in found["kolena"].text
     assert list(tmp_path.iterdir()) == []
+
+
+def refuse_links(*_: object) -> None:
+    raise PermissionError(errno.EPERM, "Operation not permitted")
+
+
+@pytest.mark.parametrize(
+    ("call", "instead", "check", "said"),
+    [
+        ("replace", shutil.copyfile, "rename", "replacing a file is not one step there"),
+        ("link", shutil.copyfile, "create only", "a hard link has replaced a file there"),
+        ("link", refuse_links, "create only", "no hard links there (Operation not permitted)"),
+    ],
+)
+def test_a_folder_that_does_not_keep_to_posix_is_found_out(
+    call: str, instead: Any, check: str, said: str, tmp_path: Path, ask: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, call, instead)
+    code, found = ask(tmp_path)
+    assert (code, levels(found)) == (0, {check: "warning", "kolena": "warning"})
+    assert said in found[check].text
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_hard_links_are_needed_where_objects_are_to_be_left(
+    tmp_path: Path, ask: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "link", refuse_links)
+    code, found = ask(tmp_path, "--if-exists", "skip")
+    assert (code, found["create only"].level) == (1, "failure")
 
 
 def test_a_folder_with_little_room_is_warned_of(tmp_path: Path, ask: Any, monkeypatch: pytest.MonkeyPatch) -> None:
