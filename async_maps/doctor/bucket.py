@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 _SKEW_REFUSED_S = 900.0
 """RequestTimeTooSkewed comes after 15 minutes (Amazon S3 API reference, "Error responses")."""
 _SKEW_NOTED_S = 60.0
-_GLOBAL_REGION = "us-east-1"
-"""For this one the SDK signs where no region is set."""
 
 
 async def find_bucket(target: Target) -> bool:
@@ -52,7 +50,7 @@ async def find_bucket(target: Target) -> bool:
         # Whoever may only write objects is told so.
         target.say("bucket", "unknown", f"{target.bucket}{where} may not be asked for ({code})",
                    "allow s3:ListBucket")  # fmt: skip
-    elif region and region != (_GLOBAL_REGION if ours == "aws-global" else ours):
+    elif region and region != ours:
         target.say("bucket", "warning", f"{target.bucket} lies in {region}, and this machine asks {ours}",
                    f"set AWS_DEFAULT_REGION={region}: requests are redirected meanwhile")  # fmt: skip
     else:
