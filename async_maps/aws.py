@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from botocore.exceptions import NoCredentialsError
+from botocore.exceptions import CredentialRetrievalError, NoCredentialsError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Any
 
     from botocore.exceptions import ClientError
@@ -65,6 +67,35 @@ def client_options(settings: S3Settings, connections: int, attempts: int | None 
         "parameter_validation": False,
         "user_agent_extra": "async-maps",
     }
+
+
+def url_options(client: Any) -> dict[str, Any] | None:
+    """The ``s3`` configuration of a client whose presigned URLs lead to its region; None if this client's do.
+
+    Left to itself botocore signs for AWS's global host, which redirects to the region of a new bucket, where the
+    signature does not fit, and knows no regions that have to be enabled.
+    """
+    s3: dict[str, Any] = client.meta.config.s3 or {}
+    if "amazonaws.com" not in client.meta.endpoint_url or s3.get("addressing_style", "auto") != "auto":
+        return None
+    return {**s3, "addressing_style": "virtual"}
+
+
+@contextmanager
+def expiry_told() -> Iterator[None]:
+    """Make one of botocore's own errors of the bare RuntimeError that it raises for credentials that have expired.
+
+    Raises:
+        CredentialRetrievalError: they have, and nothing renews them.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "credentials are still expired" not in str(error):
+            raise
+        raise CredentialRetrievalError(
+            provider="the AWS environment", error_msg="they have expired; sign in again, or set new ones"
+        ) from error
 
 
 def identity(destination: str, endpoint: str) -> str:

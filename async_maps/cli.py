@@ -190,7 +190,8 @@ def export(  # noqa: PLR0913  # one argument a flag
         range, for fiftyone.Heatmap, which wants overlays made with --png gray (the table cannot tell how they were).
     presign
         Add the column url: for so many hours, 1 to 168 (or until the AWS credentials expire, if that is sooner), it
-        opens the overlay in S3 without credentials. Whoever has it can read that object: treat it as a password.
+        opens the overlay in S3 without credentials. Whoever has it can read that object: treat it as a password. On AWS
+        AWS_DEFAULT_REGION, or the profile's region, must be the bucket's.
     """
     from async_maps.export import export_manifest
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from async_maps.atomic import replacing
 from async_maps.errors import InputValidationError, ManifestError, MissingExtraError, SettingsError
-from async_maps.forms import Column, form_columns, locator_of
+from async_maps.forms import Column, form_columns, overlay_of
 from async_maps.locators import bitmap_mask_fields
 from async_maps.manifest import Manifest
 
@@ -44,7 +44,8 @@ def export_manifest(  # noqa: PLR0913  # one argument a flag
     Args:
         manifest: the manifest.
         file: replaced if it exists.
-        failed: also the maps that failed, which have no locator, or one at which something else lies.
+        failed: also the maps that failed, which have no locator, or, in ``plain`` alone, one at which something else
+            lies.
         columns: which ones, in this order; None for all.
         form: for whom the table is: ``plain``; ``kolena``, for ``kolena.io.dataframe_from_csv``, ``_from_parquet`` and
             ``_from_json(lines=True)``, with ``activation_map`` for ``locator``; ``fiftyone``, with ``map_path`` and
@@ -98,7 +99,7 @@ def _url_column(stack: ExitStack, hours: float) -> Column:
     presigned = stack.enter_context(presigning(hours))
 
     def url(row: Row) -> str | None:
-        locator = locator_of(row)
+        locator = overlay_of(row)
         return None if locator is None else presigned(locator)
 
     return Column("url", "text", url)

@@ -26,7 +26,7 @@ _KINDS: dict[str, Kind] = {
     **dict.fromkeys(FLOATS, "float"),
     **dict.fromkeys(BOOLEANS, "boolean"),
 }
-_LOCATOR = COLUMNS.index("locator")
+_LOCATOR, _STATUS = COLUMNS.index("locator"), COLUMNS.index("status")
 
 
 class Column(NamedTuple):
@@ -52,10 +52,9 @@ class Column(NamedTuple):
         return Column(self.name, "text", text)
 
 
-def locator_of(row: Row) -> str | None:
-    """The locator in a manifest's row; None of a map that failed."""
-    locator = row[_LOCATOR]
-    return None if locator is None else str(locator)
+def overlay_of(row: Row) -> str | None:
+    """The locator of a map's overlay; None of a map that failed, even where something else lies at its locator."""
+    return str(row[_LOCATOR]) if row[_STATUS] == "done" else None
 
 
 def form_columns(names: Sequence[str] | None, form: Form) -> list[Column]:
@@ -98,17 +97,17 @@ def form_columns(names: Sequence[str] | None, form: Form) -> list[Column]:
 
 
 def _mask(row: Row) -> dict[str, Any] | None:
-    locator = locator_of(row)
+    locator = overlay_of(row)
     return None if locator is None else bitmap_mask_fields(locator)
 
 
 def _map_path(row: Row) -> str | None:
-    locator = locator_of(row)
+    locator = overlay_of(row)
     return None if locator is None else file_path(locator) or locator
 
 
 def _range(row: Row) -> list[int] | None:
-    return None if locator_of(row) is None else [0, 255]
+    return None if overlay_of(row) is None else [0, 255]
 
 
 _OVERLAYS: dict[Form, tuple[Column, ...]] = {

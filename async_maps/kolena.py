@@ -10,11 +10,13 @@ What Kolena takes is known from its client, 1.69.0, and from "Uploading Activati
 from __future__ import annotations
 
 from contextlib import contextmanager
+from os import fspath
 from typing import TYPE_CHECKING, Any
 
 from anyio.from_thread import start_blocking_portal
 
 from async_maps.errors import InputValidationError, MapFailedError
+from async_maps.locators import bitmap_mask_fields
 from async_maps.masks import Mask, mask_maker, provenance_fields
 from async_maps.pipeline import Pipeline
 from async_maps.records import Failure, Receipt
@@ -63,6 +65,7 @@ def bitmap_uploader(
     ):
         # One name for one thing: this is the function below, bound to its destination.
         def create_and_upload_bitmap(filename: str, activation_map: Any, **fields: Any) -> Mask:
+            mask_maker(fields)  # refuses them before anything is uploaded
             return bitmap_mask(portal.call(pipeline.put, filename, activation_map), **fields)
 
         yield create_and_upload_bitmap
@@ -112,6 +115,7 @@ async def acreate_and_upload_bitmap(
         MapFailedError: this map failed.
         AsyncMapsError: as ``Pipeline`` and :func:`bitmap_mask`.
     """
+    mask_maker(fields)  # likewise
     async with _pipeline(destination, settings) as pipeline:
         return bitmap_mask(await pipeline.put(filename, activation_map), **fields)
 
@@ -144,4 +148,5 @@ def bitmap_mask(receipt: Receipt | Failure, *, provenance: bool = False, **field
 
 
 def _pipeline(destination: str | PathLike[str], settings: Settings | None) -> Pipeline:
+    bitmap_mask_fields(f"{fspath(destination)}/name.png")  # refuses what Kolena cannot read before anything is there
     return Pipeline(destination, settings=(settings or Settings()).model_copy(update={"workers": 0}))

@@ -12,7 +12,7 @@ import botocore.session
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
-from async_maps.aws import unreachable
+from async_maps.aws import expiry_told, unreachable, url_options
 from async_maps.errors import SettingsError, StoreError
 from async_maps.locators import s3_place
 from async_maps.names import printable
@@ -33,10 +33,11 @@ def presigning(hours: float) -> Iterator[Callable[[str], str | None]]:
     """A function that makes a URL of a locator, with the credentials, endpoint and region of the AWS environment.
 
     The URL answers a GET for so many hours from the moment it is made, or until the credentials themselves expire,
-    whichever is sooner. It holds the access key's id and a signature for this one object, never the secret key.
+    whichever is sooner. It holds the access key's id, of temporary credentials the session token, and a signature for
+    this one object, never the secret key.
 
-    The region must be the bucket's own, as nobody is asked for it. Some 2,000 URLs are made in a second; most of it is
-    spent in the SDK's rules for endpoints.
+    The region, AWS_DEFAULT_REGION or the profile's, must be the bucket's own, as nobody is asked for it. Some 2,000
+    URLs are made in a second; most of it is spent in the SDK's rules for endpoints.
 
     Args:
         hours: 1 to :data:`MAX_HOURS`.
@@ -65,9 +66,10 @@ def presigning(hours: float) -> Iterator[Callable[[str], str | None]]:
             if place is None:
                 return None
             try:
-                url: str = client.generate_presigned_url(
-                    "get_object", Params={"Bucket": place.bucket, "Key": place.key}, ExpiresIn=round(hours * 3600)
-                )
+                with expiry_told():
+                    url: str = client.generate_presigned_url(
+                        "get_object", Params={"Bucket": place.bucket, "Key": place.key}, ExpiresIn=round(hours * 3600)
+                    )
             except (BotoCoreError, ClientError) as error:
                 reason = " ".join(unreachable(error).split())
                 raise StoreError(f"cannot presign {printable(locator)}: {reason}") from error
@@ -80,11 +82,8 @@ def _client(session: Session) -> Any:
     # The SDK's default for URLs is version 2, which newer regions and other servers refuse.
     config = Config(signature_version="s3v4")
     client: Any = session.create_client("s3", config=config)
-    s3: Any = client.meta.config.s3 or {}
-    if "amazonaws.com" not in client.meta.endpoint_url or s3.get("addressing_style", "auto") != "auto":
+    options: Any = url_options(client)
+    if options is None:
         return client
     client.close()
-    # Left to itself it signs for AWS's global host, which redirects to the region of a new bucket, where the signature
-    # does not fit, and knows no regions that have to be enabled.
-    s3 = {**s3, "addressing_style": "virtual"}
-    return session.create_client("s3", config=config.merge(Config(s3=s3)))
+    return session.create_client("s3", config=config.merge(Config(s3=options)))

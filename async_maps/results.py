@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from datetime import date
+from datetime import date, time
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -65,14 +66,15 @@ def results_frame(  # noqa: PLR0913  # one argument a choice, all but three with
     """Results with the masks of their overlays, as ``kolena.dataset.upload_results`` takes them.
 
     What would break the upload is made plain: NaN and infinity become None, NumPy values and arrays numbers and lists,
-    times ISO 8601. Two rows of one map share its mask.
+    decimals numbers, times ISO 8601; Kolena's own objects stay. Two rows of one map share its mask.
 
     Args:
         manifest: what ``async-maps run`` or ``Pipeline.run`` has written; or, where each layer was a run of its own,
             one for each: ``{"layer3": "layer3.sqlite", "layer4": "layer4.sqlite"}``.
         results: one row a datapoint; left as it is.
         on: the column that holds the maps' names (``val/0001`` of ``val/0001.npy``); or what makes the name out of a
-            row, such as ``lambda row: Path(row["locator"]).stem``. None is a row without a map.
+            row, such as ``lambda row: Path(row["locator"]).stem``. None or NaN is a row without a map; 17.0, which
+            pandas makes of 17 where other rows have none, is the map ``17``.
         column: the new column.
         layers: where one run held all layers, the last parts of its names: ``["layer3", "layer4"]`` for
             ``img-1/layer3`` and ``img-1/layer4``. With layers, of either kind, each row has the list of its masks, in
@@ -86,8 +88,9 @@ def results_frame(  # noqa: PLR0913  # one argument a choice, all but three with
     Raises:
         MissingExtraError: pandas is not installed.
         ManifestError: a manifest cannot be read.
-        InputValidationError: overlays are missing, or lie where Kolena cannot read them.
-        SettingsError: a column is not there, is there already, or would be dropped by Kolena; no such statistic.
+        InputValidationError: overlays are missing, or lie where Kolena cannot read them; or a value is none for Kolena.
+        SettingsError: a column is not there, is there already, or would be dropped by Kolena, as rows with an index of
+            floats would; no such statistic.
     """
     try:
         import pandas as pd
@@ -114,7 +117,7 @@ def results_frame(  # noqa: PLR0913  # one argument a choice, all but three with
     if sets[0].label is None:
         masks = [mask and mask[0] for mask in masks]
 
-    columns = {str(title): _plain_column(values) for title, values in results.items()}
+    columns = {str(title): _plain_column(str(title), values) for title, values in results.items()}
     columns[column] = pd.Series(masks, results.index, dtype=object)
     for (layer, statistic), title in titles.items():
         overlays = found[layer]
@@ -153,6 +156,8 @@ class _Layer(NamedTuple):
 
 
 def _layers(manifest: AnyManifest, layers: Sequence[str] | None) -> list[_Layer]:
+    if isinstance(layers, str):
+        raise SettingsError(f"layers: expected a list of names, found {layers!r}")
     if not isinstance(manifest, Mapping):
         found = [_Layer(None, manifest)] if layers is None else [_Layer(name, manifest, f"/{name}") for name in layers]
     elif layers is not None:
@@ -191,7 +196,10 @@ def _masks(
 
 def _refuse_columns(results: pd.DataFrame, on: On, new: list[str]) -> None:
     there = [str(title) for title in results.columns]
-    if isinstance(on, str) and on not in results.columns:
+    if results.index.dtype.kind == "f":
+        # It cuts the frame into batches by labels then (``kolena._utils.batched_load`` 1.69.0).
+        raise SettingsError("Kolena's client loses rows of an index of floats: take results.reset_index()")
+    if isinstance(on, str) and on not in there:
         raise SettingsError(f"on: the results have no column {on!r}; there are {', '.join(there)}")
     for title in [*there, *new]:
         if title.endswith(_DROPPED):
@@ -202,12 +210,16 @@ def _refuse_columns(results: pd.DataFrame, on: On, new: list[str]) -> None:
 
 def _names(results: pd.DataFrame, on: On) -> list[str | None]:
     """The map's name of each row; None for a row without."""
+    titles = [str(title) for title in results.columns]
     if isinstance(on, str):
-        values = list(_plain_column(results[on]))
-    else:
-        titles = [str(title) for title in results.columns]
-        values = [on(dict(zip(titles, row, strict=True))) for row in results.itertuples(index=False, name=None)]
-    return [None if value is None else str(value) for value in values]
+        return [_name(value) for value in results.iloc[:, titles.index(on)]]
+    return [_name(on(dict(zip(titles, row, strict=True)))) for row in results.itertuples(index=False, name=None)]
+
+
+def _name(value: Any) -> str | None:
+    if _is_missing(value):
+        return None
+    return str(int(value)) if isinstance(value, float | np.floating) and float(value).is_integer() else str(value)
 
 
 def _refuse_missing(names: list[str | None], found: dict[_Layer, Overlays]) -> None:
@@ -226,25 +238,42 @@ def _refuse_missing(names: list[str | None], found: dict[_Layer, Overlays]) -> N
         )
 
 
-def _plain_column(values: pd.Series[Any]) -> pd.Series[Any]:
+def _plain_column(title: str, values: pd.Series[Any]) -> pd.Series[Any]:
     import pandas as pd
 
     kind = values.dtype.kind if isinstance(values.dtype, np.dtype) else "O"
     if kind in "biu" or (kind == "f" and bool(np.isfinite(values).all())):
         return values
-    # pandas has more than one way to say that nothing is there.
-    cells = zip(values.astype(object), values.isna(), strict=True)
-    return pd.Series([None if is_missing else _plain(value) for value, is_missing in cells], values.index, dtype=object)
+    try:
+        return pd.Series([_plain(value) for value in values], values.index, dtype=object)
+    except TypeError as error:
+        raise InputValidationError(f"column {title!r}: {error}; make it numbers, text or a list of them") from error
 
 
 def _plain(value: Any) -> Any:
     """What JSON has for it: the client's encoder knows no NumPy, and writes NaN in a way that JSON has not."""
     if isinstance(value, np.ndarray | np.generic):
-        value = value.tolist()
+        # Of nanoseconds NumPy would make integers.
+        value = (value.astype(f"{value.dtype.kind}8[us]") if value.dtype.kind in "mM" else value).tolist()
+    if isinstance(value, str | int):
+        return value
     if isinstance(value, dict):
-        return {key: _plain(part) for key, part in value.items()}
+        return {_plain(key): _plain(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(part) for part in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value.isoformat() if isinstance(value, date) else value
+    if isinstance(value, float | Decimal):
+        return float(value) if math.isfinite(value) else None
+    if _is_missing(value):
+        value = None
+    elif isinstance(value, date | time):
+        value = value.isoformat()
+    elif not hasattr(value, "_to_dict"):  # as Kolena's own objects have, for the upload
+        raise TypeError(f"Kolena takes no {type(value).__name__}")
+    return value
+
+
+def _is_missing(value: Any) -> bool:
+    """In one of the ways in which pandas says that nothing is there."""
+    import pandas as pd
+
+    return bool(pd.api.types.is_scalar(value) and pd.isna(value))

@@ -122,7 +122,8 @@ class KolenaService:
             {
                 key: json.loads(cell, parse_constant=_refuse_constant)
                 for key, cell in row.items()
-                if isinstance(cell, str)
+                # pandas keeps an index of text as another column.
+                if isinstance(cell, str) and not key.startswith("__index_level_")
             }
             for row in rows
         ]

@@ -356,6 +356,19 @@ def test_locators_that_kolena_cannot_read_are_refused_before_anything_is_written
     assert file.read_text() == "an older table"
 
 
+@pytest.mark.usefixtures("s3")
+def test_readers_are_led_to_no_overlay_that_was_found_broken(manifest: Path, tmp_path: Path) -> None:
+    with Manifest(manifest) as opened:
+        opened.mark_broken([("s3://bucket/plain.png", "plain", "truncated")])
+    for form, made in (("plain", None), ("kolena", "activation_map"), ("fiftyone", "map_path")):
+        options: dict[str, Any] = {"form": form, "failed": True, "presign_hours": 1}
+        export_manifest(manifest, tmp_path / "a.jsonl", **options)
+        rows = {row["name"]: row for row in _read_any(tmp_path / "a.jsonl")}
+        assert rows["plain"]["url"] is None
+        assert rows["=1+1"]["url"]
+        assert rows["plain"]["locator"] == "s3://bucket/plain.png" if made is None else rows["plain"][made] is None
+
+
 # For FiftyOne
 
 
@@ -505,6 +518,16 @@ def test_on_aws_a_url_leads_to_the_region(
     (url,) = (row["url"] for row in _read_any(tmp_path / "a.jsonl") if row["name"] == "plain")
     assert url.startswith(f"https://{place}?X-Amz-Algorithm=AWS4-HMAC-SHA256&")
     assert "%2Feu-south-1%2Fs3%2Faws4_request" in url
+
+
+@pytest.mark.usefixtures("s3")
+def test_credentials_that_have_expired_are_one_sentence(
+    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "t")
+    monkeypatch.setenv("AWS_CREDENTIAL_EXPIRATION", "2020-01-02T03:04:05Z")
+    with pytest.raises(StoreError, match=r"^cannot presign .* they have expired; sign in again, or set new ones"):
+        export_manifest(manifest, tmp_path / "a.csv", presign_hours=1)
 
 
 def test_what_cannot_be_signed_is_named(s3: S3Server, tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ import json
 import re
 import sys
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, time, timedelta
+from decimal import Decimal
 from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ from async_maps.kolena import (
 from async_maps.manifest import Manifest
 from tests.kolena_service import serve_kolena
 from tests.leftovers import children, leaves_nothing
+from tests.test_cli import keys
 from tests.test_pipeline import decode, random_map
 from tests.test_tutorial import fetch
 
@@ -190,6 +192,16 @@ def test_an_uploader_says_at_once_that_there_is_no_bucket(s3: object) -> None:
         pytest.fail("it was opened")
 
 
+async def test_what_can_be_no_mask_is_refused_before_anything_is_uploaded(bucket: str, tmp_path: Path) -> None:
+    for upload in (create_and_upload_bitmap, acreate_and_upload_bitmap):
+        with pytest.raises(am.SettingsError, match="a mask's locator is its own"):
+            await upload("1", random_map(1), destination=f"s3://{bucket}", locator="s3://b/x")  # type: ignore[misc]
+        with pytest.raises(am.InputValidationError, match="Kolena reads s3://"):
+            await upload("1", random_map(1), destination=tmp_path / "out")  # type: ignore[misc]
+    assert await keys(bucket) == set()
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.usefixtures("either_way")
 def test_the_masks_of_a_manifest_are_those_of_its_finished_maps(manifest: Path) -> None:
     masks = inference_masks(manifest, provenance=True, layer="layer4")
@@ -234,9 +246,20 @@ def test_a_function_can_make_the_name_out_of_a_row(pandas: Any, manifest: Path) 
     assert [mask["map_name"] for mask in masks_of(frame, "cam")] == ["a", "b"]
 
 
-def test_names_that_are_numbers_are_found(pandas: Any, tmp_path: Path) -> None:
-    path = write_manifest(tmp_path / "m.sqlite", receipt("17"))
-    assert masks_of(results_frame(path, pandas.DataFrame({"id": [17]}), on="id")) == [mask_at("17")]
+@pytest.mark.parametrize("on", ["id", lambda row: row["id"]])
+@pytest.mark.parametrize("dtype", ["object", "float64", "float32", "Int64", "Float64", "category"])
+def test_names_that_are_numbers_are_found_whatever_pandas_makes_of_them(
+    pandas: Any, tmp_path: Path, dtype: str, on: Any
+) -> None:
+    path = write_manifest(tmp_path / "m.sqlite", *map(receipt, ["17", "nan", "None", "<NA>"]))
+    results = pandas.DataFrame({"id": pandas.Series([17, None]).astype(dtype)})
+    assert masks_of(results_frame(path, results, on=on, missing="none")) == [mask_at("17"), None]
+
+
+def test_a_column_may_be_called_by_a_number(pandas: Any, manifest: Path) -> None:
+    frame = results_frame(manifest, pandas.DataFrame({0: ["a"], 1: [2]}), on="0")
+    assert list(frame.columns) == ["0", "1", "activation_map"]
+    assert masks_of(frame) == [mask_at("a")]
 
 
 @pytest.mark.parametrize("how", ["one manifest", "a manifest for each"])
@@ -300,6 +323,7 @@ def test_what_was_counted_of_the_maps_comes_along_when_asked(pandas: Any, manife
         (["image", "activation_map_mean"], {"statistics": ["mean"]}, "two columns 'activation_map_mean'"),
         (["image"], {"missing": "skip"}, "expected 'error' or 'none', found 'skip'"),
         (["image"], {"layers": []}, "there are no layers"),
+        (["image"], {"layers": "layer4"}, "expected a list of names, found 'layer4'"),
         (["image"], {"manifest": {"layer4": "m.sqlite"}, "layers": ["layer4"]}, "not by both"),
     ],
 )
@@ -312,6 +336,7 @@ def test_columns_and_choices_that_make_no_sense_are_refused(
 
 
 def test_what_json_does_not_have_is_made_plain(pandas: Any, manifest: Path) -> None:
+    BoundingBox = pytest.importorskip("kolena.annotation").BoundingBox  # noqa: N806  # a class
     cells: dict[str, list[Any]] = {
         "image": ["a", "b"],
         "whole": [1, 2],
@@ -322,12 +347,18 @@ def test_what_json_does_not_have_is_made_plain(pandas: Any, manifest: Path) -> N
         "objects": [np.array([None, "x"], object), {"box": np.float32(0.5), "ids": (np.int64(1), np.nan)}],
         "scalar": [np.bool_(True), np.float16(0.5)],
         "time": [datetime(2026, 1, 2, tzinfo=UTC), None],
+        "times": [np.array(["2026-01-02"], "M8[ns]"), [pandas.NaT, pandas.NA, time(12)]],
+        "decimal": [Decimal("0.5"), Decimal("NaN")],
+        "keys": [{np.int64(1): [BoundingBox((0, 0), (1, 1))]}, {}],
     }
     results = pandas.DataFrame({name: pandas.Series(values) for name, values in cells.items()})
     results["nullable"] = pandas.array([1, None], dtype="Int64")
     results["text"] = pandas.array(["x", None], dtype="string")
     results["category"] = pandas.Categorical(["x", None])
     frame = results_frame(manifest, results, on="image").drop(columns="activation_map")
+    keys = frame.pop("keys").to_list()
+    assert keys == cells["keys"]
+    assert [type(key) for key in keys[0]] == [int]
     assert json.loads(json.dumps(frame.to_dict("list"), allow_nan=False)) == {
         "image": ["a", "b"],
         "whole": [1, 2],
@@ -338,10 +369,32 @@ def test_what_json_does_not_have_is_made_plain(pandas: Any, manifest: Path) -> N
         "objects": [[None, "x"], {"box": 0.5, "ids": [1, None]}],
         "scalar": [True, 0.5],
         "time": ["2026-01-02T00:00:00+00:00", None],
+        "times": [["2026-01-02T00:00:00"], [None, None, "12:00:00"]],
+        "decimal": [0.5, None],
         "nullable": [1, None],
         "text": ["x", None],
         "category": ["x", None],
     }
+
+
+@pytest.mark.parametrize("value", [b"x", {1}, Path("x"), timedelta(1), np.timedelta64(1, "ns"), 1j, {(1, 2): 3}])
+def test_what_cannot_be_made_plain_is_refused_with_its_column(pandas: Any, manifest: Path, value: object) -> None:
+    results = pandas.DataFrame({"image": ["a"], "odd": pandas.Series([[value]], dtype=object)})
+    with pytest.raises(am.InputValidationError, match=r"^column 'odd': .*; make it numbers, text or a list of them$"):
+        results_frame(manifest, results, on="image")
+
+
+def test_an_index_of_which_kolenas_client_would_lose_rows_is_refused(
+    pandas: Any, service: KolenaService, manifest: Path
+) -> None:
+    from kolena.dataset import upload_results
+
+    results = pandas.DataFrame({"image": ["a", "b"], "score": [1, 2]}, index=[10.0, 20.0])
+    with pytest.raises(am.SettingsError, match=r"index of floats: take results\.reset_index\(\)"):
+        results_frame(manifest, results, on="image")
+    with pytest.warns(FutureWarning, match="float-dtype index"):
+        upload_results("a dataset", "a model", results)
+    assert service.results[0]["rows"] == []
 
 
 def test_a_frame_without_pandas_names_the_extra(manifest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -361,7 +414,8 @@ def test_kolenas_client_uploads_the_results_and_the_overlays_are_where_they_say(
     maps = {f"val/{i}": random_map(i) for i in range(3)}
     path = tmp_path / "m.sqlite"
     am.run(maps.items(), f"s3://{bucket}/o", settings=am.Settings(workers=0), manifest=path)
-    results = pandas.DataFrame({"image": list(maps), "score": [0.5, np.nan, 1.0], "box": [np.arange(4)] * 3})
+    cells = {"image": list(maps), "score": [0.5, np.nan, 1.0], "box": [np.arange(4)] * 3}
+    results = pandas.DataFrame(cells, index=["x", "x", "y"])
     upload_results("a dataset", "a model", results_frame(path, results, on="image", provenance=True))
 
     (upload,) = service.results

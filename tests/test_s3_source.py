@@ -283,6 +283,13 @@ def test_no_credentials_at_all_are_a_sentence(bucket: str, monkeypatch: pytest.M
         listed(f"s3://{bucket}/maps/")
 
 
+def test_credentials_that_have_expired_are_a_sentence(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "token")
+    monkeypatch.setenv("AWS_CREDENTIAL_EXPIRATION", "2020-01-02T03:04:05Z")
+    with pytest.raises(SourceError, match="they have expired; sign in again, or set new ones"):
+        listed(f"s3://{bucket}/maps/")
+
+
 def test_a_server_that_is_not_there_is_a_sentence(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(SourceError, match="Could not connect"):

@@ -519,6 +519,18 @@ async def test_no_credentials_at_all_are_told_with_what_to_set(bucket: str, monk
             assert not isinstance(refusal.value, ObjectError)
 
 
+async def test_credentials_that_have_expired_are_told_with_what_to_do(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("async_maps.stores.s3._CHECK_WAITS_S", ())
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "token")
+    monkeypatch.setenv("AWS_CREDENTIAL_EXPIRATION", "2020-01-02T03:04:05Z")
+    async with open_store(f"s3://{bucket}", Settings()) as store:
+        for attempt in (store.check(), store.put("a.png", b"pixels")):
+            with pytest.raises(StoreError, match="they have expired; sign in again, or set new ones"):
+                await attempt
+
+
 async def test_half_of_the_credentials_are_told_with_the_missing_half(
     bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,8 +17,8 @@ _BY_CODE = {
     "InvalidToken": _SIGN_IN,
     "TokenRefreshRequired": _SIGN_IN,
     "RequestTimeTooSkewed": "set this machine's clock: timedatectl set-ntp true",
-    "PermanentRedirect": "set AWS_REGION to the bucket's region",
-    "AuthorizationHeaderMalformed": "set AWS_REGION to the bucket's region",
+    "PermanentRedirect": "set AWS_DEFAULT_REGION to the bucket's region",
+    "AuthorizationHeaderMalformed": "set AWS_DEFAULT_REGION to the bucket's region",
     "InvalidStorageClass": "choose another s3.storage_class",
 }
 

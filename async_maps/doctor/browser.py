@@ -36,10 +36,15 @@ async def readable_from(client: S3Client, bucket: str, key: str, origins: Sequen
     the page's own origin or ``*`` (Fetch standard, "CORS check").
 
     Raises:
-        aiohttp.ClientError, OSError, TimeoutError: there was no answer.
+        BotoCoreError: no URL can be made.
     """
     url = await client.generate_presigned_url("get_object", {"Bucket": bucket, "Key": key}, _URL_LASTS_S)
-    answers = await _ask(url, origins)
+    try:
+        answers = await _ask(url, origins)
+    except (aiohttp.ClientError, OSError, TimeoutError) as error:
+        # Not its text: the URL may be in it, and in that the session token.
+        return Finding("browser", "unknown", f"no answer to a presigned GET, without the SDK ({type(error).__name__})",
+                       "see what lies between here and the store: proxies, certificates (AWS_CA_BUNDLE)")  # fmt: skip
     refused = next((answer.status for answer in answers.values() if answer.status != 200), None)
     if refused is not None:
         return Finding("browser", "failure", f"a presigned GET is answered with {refused}: nobody can read overlays so",

@@ -50,9 +50,9 @@ async def find_bucket(target: Target) -> bool:
         # Whoever may only write objects is told so.
         target.say("bucket", "unknown", f"{target.bucket}{where} may not be asked for ({code})",
                    "allow s3:ListBucket")  # fmt: skip
-    elif region and ours not in {region, "aws-global"}:
+    elif region and region != ours:
         target.say("bucket", "warning", f"{target.bucket} lies in {region}, and this machine asks {ours}",
-                   f"set AWS_REGION={region}: requests are redirected meanwhile")  # fmt: skip
+                   f"set AWS_DEFAULT_REGION={region}: requests are redirected meanwhile")  # fmt: skip
     else:
         target.say("bucket", "ok", f"{target.bucket} is there{where}")
     return not reason

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import shlex
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import ClientError
@@ -134,6 +135,10 @@ class ProbeObject:
         try:
             await (self._remove_versions() if self.versioned else self._remove_keys())
         except ClientError as error:
+            if self.versioned:
+                # So that at least no reader sees them.
+                with suppress(ClientError, *NO_ANSWER):
+                    await self._remove_keys()
             return f"{error.operation_name} is {refusal(error)[2]}"
         except NO_ANSWER as error:
             return unreachable(error)
@@ -143,13 +148,16 @@ class ProbeObject:
     def say_left(self, reason: str) -> None:
         """Tell that something of ours is left."""
         self._may_exist.clear()
-        action = "s3:DeleteObjectVersion and s3:ListBucketVersions" if self.versioned else "s3:DeleteObject"
-        folder = f"{self._target.url}/" if self._target.prefix else self._target.url
-        self._target.say(
-            "delete", "warning", f"what was written is left, s3://{self._target.bucket}/{self._target.stem}*: {reason}",
-            f"runs delete nothing, but this does: allow {action}, or remove it:\n"
-            f"aws s3 rm {shlex.quote(folder)} --recursive --exclude '*' --include '{self._target.mark}*'",
-        )  # fmt: skip
+        text = f"what was written is left, s3://{self._target.bucket}/{self._target.stem}*: {reason}"
+        advice = "runs delete nothing, but this does: allow "
+        if self.versioned:
+            advice += "s3:DeleteObjectVersion and s3:ListBucketVersions; old versions go by a lifecycle rule with "
+            advice += "NoncurrentVersionExpiration, locked ones when their lock ends"
+        else:
+            folder = f"{self._target.url}/" if self._target.prefix else self._target.url
+            advice += "s3:DeleteObject, or remove it:\n"
+            advice += f"aws s3 rm {shlex.quote(folder)} --recursive --exclude '*' --include '{self._target.mark}*'"
+        self._target.say("delete", "warning", text, advice)
 
     async def _put(self, data: bytes, *, create_only: bool = False) -> Any:
         self._may_exist.add(self.key)

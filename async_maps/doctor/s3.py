@@ -11,7 +11,7 @@ from aiobotocore.config import AioConfig
 from anyio import fail_after, move_on_after
 from botocore.exceptions import BotoCoreError, ClientError
 
-from async_maps.aws import client_options, refusal, unreachable
+from async_maps.aws import client_options, refusal, unreachable, url_options
 from async_maps.doctor.advice import for_code
 from async_maps.doctor.browser import readable_from
 from async_maps.doctor.bucket import check_encryption, check_listing, check_versioning, find_bucket
@@ -78,7 +78,11 @@ async def _open_client(session: aioboto3.Session, settings: Settings) -> AsyncIt
     options = client_options(settings.s3.model_copy(update=patience), settings.concurrency, attempts=_ATTEMPTS)
     # For URLs botocore would choose the second version of signatures, which many stores and regions refuse.
     options["signature_version"] = "s3v4"
-    async with session.client("s3", config=AioConfig(**options)) as client:
+    async with AsyncExitStack() as opened:
+        client = await opened.enter_async_context(session.client("s3", config=AioConfig(**options)))
+        s3 = url_options(client)
+        if s3 is not None:
+            client = await opened.enter_async_context(session.client("s3", config=AioConfig(**options, s3=s3)))
         yield client
 
 

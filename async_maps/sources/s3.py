@@ -19,7 +19,7 @@ import botocore.session
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from async_maps.aws import BUCKET, TRANSIENT_STATUSES, client_options, refusal, unreachable
+from async_maps.aws import BUCKET, TRANSIENT_STATUSES, client_options, expiry_told, refusal, unreachable
 from async_maps.errors import MissingExtraError, SourceError
 from async_maps.settings import S3Settings
 
@@ -390,7 +390,8 @@ class _NoRangeError(Exception):
 def _explained() -> Iterator[None]:
     """Errors of a request as ours: one sentence, without the object's name."""
     try:
-        yield
+        with expiry_told():
+            yield
     except ClientError as error:
         code, status, reason = refusal(error)
         if status == 416:

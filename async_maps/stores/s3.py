@@ -31,6 +31,7 @@ from async_maps.aws import (
     TRANSIENT_CODES,
     TRANSIENT_STATUSES,
     client_options,
+    expiry_told,
     identity,
     refusal,
     unreachable,
@@ -141,7 +142,8 @@ class S3Store:
         """
         for wait_s in (*_CHECK_WAITS_S, None):
             try:
-                await self._client.head_bucket(Bucket=self._bucket)
+                with expiry_told():
+                    await self._client.head_bucket(Bucket=self._bucket)
             except ClientError as error:
                 status = error.response["ResponseMetadata"]["HTTPStatusCode"]
                 if status == 404:
@@ -170,7 +172,8 @@ class S3Store:
         """
         checksum = base64.b64encode(isal_zlib.crc32(data).to_bytes(4, "big")).decode()
         try:
-            headers = await self._put(key, data, checksum)
+            with expiry_told():
+                headers = await self._put(key, data, checksum)
         except ClientError as error:
             code, status, reason = refusal(error)
             if status == 412:
