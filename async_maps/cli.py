@@ -187,7 +187,7 @@ def export(  # noqa: PLR0913  # one argument a flag
         Only these, in this order: name,locator,maximum.
     form
         For whom: plain; kolena for kolena.io, with BitmapMasks in the column activation_map; fiftyone with map_path and
-        range, for fiftyone.Heatmap, which wants overlays made with --png gray (the table cannot tell how they were).
+        range, for fiftyone.Heatmap, which wants overlays made with --png gray.
     presign
         Add the column url: for so many hours, 1 to 168 (or until the AWS credentials expire, if that is sooner), it
         opens the overlay in S3 without credentials. Whoever has it can read that object: treat it as a password. On AWS

@@ -57,9 +57,10 @@ def export_manifest(  # noqa: PLR0913  # one argument a flag
         how many rows were written.
 
     Raises:
-        ManifestError: the manifest cannot be read, Kolena cannot read its locators, or the file cannot be written.
+        ManifestError: the manifest cannot be read, the file cannot be written, Kolena cannot read the locators, or
+            FiftyOne the colours.
         MissingExtraError: Parquet needs the extra ``parquet``.
-        SettingsError: another suffix, an unknown column or form, or too many hours.
+        SettingsError: another suffix, an unknown column or form, too many hours, or overlays that are not in S3.
         StoreError: no credentials to presign with.
     """
     target = Path(file)
@@ -72,7 +73,10 @@ def export_manifest(  # noqa: PLR0913  # one argument a flag
         opened = stack.enter_context(Manifest(manifest, read_only=True))
         if form == "kolena":
             _refuse_unreadable(opened)
+        if form == "fiftyone":
+            _refuse_coloured(opened)
         if presign_hours is not None:
+            _refuse_outside_s3(opened)
             table.append(_url_column(stack, presign_hours))
         if form == "kolena" and write is _parquet:
             # So does dataframe_to_parquet, and a name that looks like a number stays a name when it is read.
@@ -91,6 +95,25 @@ def _refuse_unreadable(manifest: Manifest) -> None:
             bitmap_mask_fields(str(locator))
         except InputValidationError as error:
             raise ManifestError(f"the manifest {manifest.path} cannot be exported for Kolena: {error}") from error
+
+
+def _refuse_coloured(manifest: Manifest) -> None:
+    """Likewise, overlays that FiftyOne cannot take for a map; of those from older manifests nobody knows."""
+    done = manifest.done()
+    shaped = {run.settings: run.shaping["png"] for run in manifest.runs()}
+    coloured = sum(done.get(settings, 0) for settings, png in shaped.items() if png != "gray")
+    if coloured:
+        raise ManifestError(
+            f"the manifest {manifest.path} cannot be exported for FiftyOne, which colours one channel itself: "
+            f"{coloured:,} of its overlays are coloured; make gray ones, in a manifest and a place of their own, with async-maps run "
+            "--png gray"
+        )
+
+
+def _refuse_outside_s3(manifest: Manifest) -> None:
+    place = manifest.destination()
+    if place is not None and not place.startswith("s3://"):
+        raise SettingsError(f"presign: only what lies in S3 has such URLs; these overlays lie in {place}")
 
 
 def _url_column(stack: ExitStack, hours: float) -> Column:

@@ -328,6 +328,12 @@ class Manifest:
             row = self._database.execute("SELECT value FROM meta WHERE key = 'destination'").fetchone()
         return None if row is None else str(row[0])
 
+    def done(self) -> dict[str, int]:
+        """How many maps are done, by the fingerprint of their settings."""
+        with self._explained("read"):
+            query = "SELECT settings, count(*) FROM maps WHERE status = 'done' GROUP BY settings"
+            return dict(self._database.execute(query))
+
     def broken(self) -> dict[str, int]:
         """How many maps there are whose overlay was found broken, by the fingerprint of their settings."""
         with self._explained("read"):

@@ -393,6 +393,17 @@ def test_fiftyone_finds_a_path_of_gray_pixels_and_their_range(tmp_path: Path, su
             assert np.abs(np.asarray(image) - expected).max() <= 1
 
 
+def test_what_its_reader_could_not_use_is_refused(tmp_path: Path) -> None:
+    manifest, file = tmp_path / "m.sqlite", tmp_path / "a.jsonl"
+    maps = {"a": np.zeros((2, 2)), "b": np.ones((2, 2))}
+    am.run(maps.items(), tmp_path / "out", settings=am.Settings(workers=0), manifest=manifest)
+    with pytest.raises(ManifestError, match=r"for FiftyOne, .*: 2 of its overlays are coloured; .* run --png gray"):
+        export_manifest(manifest, file, form="fiftyone")
+    with pytest.raises(SettingsError, match=r"only what lies in S3 has such URLs; these overlays lie in file:"):
+        export_manifest(manifest, file, presign_hours=1)
+    assert not file.exists()
+
+
 def test_fiftyone_is_told_locators_in_s3_as_they_are(manifest: Path, tmp_path: Path) -> None:
     export_manifest(manifest, tmp_path / "a.jsonl", form="fiftyone", columns=["name", "locator"])
     rows = _read_any(tmp_path / "a.jsonl")
@@ -423,7 +434,7 @@ def uploaded(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> P
     """The manifest of a run into a real server, with one map that failed; the same maps are in a folder beside it."""
     folder = tmp_path_factory.mktemp("uploaded")
     maps = [*((name, np.full((3, 3), n / 10)) for n, name in enumerate(_KEYS)), ("bad", np.full((3, 3), np.nan))]
-    settings = am.Settings(workers=0)
+    settings = am.Settings(workers=0, png="gray")
     with seaweed.in_environment(s3_server):
         asyncio.run(seaweed.create_bucket(s3_server, "uploaded"))
         am.run(maps, "s3://uploaded/p", settings=settings, manifest=folder / "m.sqlite")
@@ -473,13 +484,6 @@ def test_for_other_readers_the_url_comes_last_too(uploaded: Path, tmp_path: Path
         frame = kolena.dataframe_from_parquet(tmp_path / "a.parquet")
         assert list(frame.columns) == [*expected, "url"]
         assert all(_get(url).startswith(b"\x89PNG") for url in frame["url"][:2])
-
-
-@pytest.mark.usefixtures("s3")
-def test_what_lies_in_no_bucket_has_no_url(tmp_path: Path) -> None:
-    am.run([("a", np.zeros((2, 2)))], tmp_path / "out", settings=am.Settings(workers=0), manifest=tmp_path / "m.sqlite")
-    export_manifest(tmp_path / "m.sqlite", tmp_path / "a.jsonl", columns=["name"], presign_hours=1)
-    assert _read_any(tmp_path / "a.jsonl") == [{"name": "a", "url": None}]
 
 
 @pytest.mark.usefixtures("s3", leaves_nothing.__name__)
