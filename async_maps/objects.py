@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from contextlib import contextmanager, suppress
 from itertools import groupby
 from pathlib import Path
@@ -103,20 +104,27 @@ class Objects:
             for found in self._storages.s3().objects(bucket, prefix):
                 # What stands for a folder is no object of anybody's.
                 if not found.key.endswith("/"):
-                    yield Found(f"s3://{bucket}/{found.key}", found.size, found.etag)
+                    yield Found(f"s3://{bucket}/{found.key}", found.size, found.etag or None)
 
     def find(self, locator: str) -> Found | None:
         """One object, as :meth:`below` would tell of it; None if there is none.
 
         Raises:
-            ObjectError: S3 refuses to tell.
-            StoreError: it cannot be asked for.
+            ObjectError: S3 refuses to tell, or the disk does.
+            StoreError: S3 cannot be asked.
         """
+        if (path := file_path(locator)) is not None:
+            try:
+                status = os.stat(path)
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+            except (OSError, ValueError) as error:
+                reason = getattr(error, "strerror", None) or error
+                raise ObjectError(f"{printable(locator)}: cannot be looked at: {reason}") from error
+            return Found(locator, status.st_size, None) if stat.S_ISREG(status.st_mode) else None
         with _store_error(locator):
-            if (path := file_path(locator)) is not None:
-                return Found(locator, os.stat(path).st_size, None) if os.path.isfile(path) else None
             found = self._storages.s3().find(locator)
-        return None if found is None else Found(locator, found.size, found.etag)
+        return None if found is None else Found(locator, found.size, found.etag or None)
 
     def read(self, locator: str) -> Content:
         """All of an object, in one request.
@@ -192,4 +200,5 @@ def _store_error(place: str) -> Iterator[None]:
         kind = ObjectError if isinstance(error, RefusedError) else StoreError
         raise kind(f"{printable(place)}: {error}") from error
     except OSError as error:
-        raise StoreError(f"{printable(place)}: cannot be looked at: {error.strerror or error}") from error
+        where = printable(str(error.filename or place))
+        raise StoreError(f"{where}: cannot be looked at: {error.strerror or error}") from error

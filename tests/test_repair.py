@@ -157,10 +157,9 @@ async def test_foreign_objects_that_cannot_be_deleted_are_named(
 async def test_maps_and_manifests_that_are_kept_among_overlays_are_left_there(maps: Path) -> None:
     manifest = maps / "manifest.db"
     await to_thread.run_sync(made, maps, maps, manifest)
-    kept = ["x.h5", "x.tar.gz", "x.names.txt", "report.json", "locators.csv", "settings.toml"]
-    for name in kept:
+    kept = ["x.h5", "x.names.txt", "report.json", "notes.txt", "photo.jpg", "model.ckpt", "other.db"]
+    for name in [*kept, "stale.PNG"]:
         (maps / name).touch()
-    (maps / "notes.txt").touch()
     (maps / "e.png").unlink()
     verification = await am.repair_overlays(manifest, settings=SETTINGS, delete_foreign=True)
     assert (verification.first, verification.repaired, verification.deleted) == ([], 1, 1)
@@ -169,11 +168,40 @@ async def test_maps_and_manifests_that_are_kept_among_overlays_are_left_there(ma
     assert left == {"manifest.db", *kept, *overlays}
 
 
+async def test_a_file_whose_name_is_not_utf_8_is_the_one_that_is_deleted(
+    tmp_path: Path, maps: Path, manifest: Path
+) -> None:
+    out = tmp_path / "out \udcff"
+    np.save(maps / "\ufffd.npy", random_map(1))
+    await to_thread.run_sync(lambda: am.run(maps, out, settings=SETTINGS, manifest=manifest))
+    (out / "\udcfe.png").touch()
+    verification = await am.repair_overlays(manifest, settings=SETTINGS, deep=True, delete_foreign=True)
+    assert (verification.is_clean, verification.repaired, verification.deleted) == (True, 0, 1)
+    assert [path.name for path in out.iterdir()] == ["\ufffd.png"]
+
+
+@pytest.mark.parametrize("listed_as", ["D%20E%CC%81.png", "d%20%C3%89.PNG"])
+async def test_where_names_are_folded_an_overlay_that_is_listed_under_another_is_not_deleted(
+    listed_as: str, tmp_path: Path, maps: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a disk that knows no case, or has its own form of an accent."""
+    await to_thread.run_sync(made, maps, tmp_path / "out", manifest)
+    original = importlib.import_module("async_maps.objects")._files_below
+
+    def folded(folder: str) -> Any:
+        for file in original(folder):
+            yield file._replace(locator=file.locator.replace("d%20%C3%A9.png", listed_as))
+
+    monkeypatch.setattr("async_maps.objects._files_below", folded)
+    verification = await am.repair_overlays(manifest, settings=SETTINGS, delete_foreign=True)
+    assert (verification.first, verification.deleted, verification.advice) == ([], 0, [])
+
+
 async def test_where_not_one_overlay_lies_nothing_is_deleted(tmp_path: Path, maps: Path, manifest: Path) -> None:
     """As when a manifest is not that of what lies there."""
     await to_thread.run_sync(made, maps, tmp_path / "out", manifest)
     for path in (tmp_path / "out").rglob("*.png"):
-        path.rename(path.with_suffix(".jpg"))
+        path.rename(path.with_stem(f"{path.stem} of before"))
     verification = await am.repair_overlays(manifest, settings=SETTINGS, delete_foreign=True)
     assert verification.advice[0].startswith("nothing was deleted: not one overlay of ")
     assert (verification.deleted, verification.repaired, verification.differences) == (0, 8, {"foreign": 8})

@@ -163,7 +163,7 @@ async def test_in_a_folder_the_same_is_found_and_what_only_reading_shows(
     (out / "a").rename(tmp_path / "elsewhere")
     (out / "a").symlink_to(tmp_path / "elsewhere")
     (out / "x.zarr/c").mkdir(parents=True)
-    for name in (".async-maps-0123", "m.sqlite", "m.sqlite-wal", "locators.csv", "settings.toml", "x.zarr/c/0.0"):
+    for name in (".async-maps-0123", "m.sqlite", "locators.csv", "photo.jpg", "x.zarr/c/0.0"):
         (out / name).touch()
     assert (await am.verify_locators(manifest, settings=SETTINGS, deep=True)).is_clean
 
@@ -372,6 +372,29 @@ async def test_what_may_not_be_listed_is_asked_for_one_by_one(
     verification = await am.verify_locators(table, settings=SETTINGS)
     assert found(verification) == {"missing": {"gone"}, "unreadable": {"secret"}}
     assert (verification.right, verification.folders) == (1, [])
+
+
+async def test_locators_that_lead_nowhere_are_differences_and_no_error(tmp_path: Path) -> None:
+    strange = ["http://[x/y.png", "s3://$b/x.png", "s3://bucket", "file://host/x.png", "FILE:///x.png"]
+    gone = [f"file:///{tmp_path}/none/x.png", "file:///dev/null/x.png"]
+    odd = ["file:///" + "y" * 300, "file:///%00"]
+    table = tmp_path / "table.csv"
+    table.write_text("\n".join(["locator", *strange, *gone, *odd]))
+    verification = await am.verify_locators(table, settings=SETTINGS)
+    kinds = {difference.locator: difference.kind for difference in verification.first}
+    assert kinds == {
+        **dict.fromkeys(strange, "unknown"),
+        **dict.fromkeys(gone, "missing"),
+        **dict.fromkeys(odd, "unreadable"),
+    }
+
+
+def test_a_table_in_s3_is_verified_by_the_command(bucket: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with s3_client() as client:
+        client.put_object(Bucket=bucket, Key="x/1.png", Body=b"1")
+        client.put_object(Bucket=bucket, Key="t.csv", Body=f"locator\ns3://{bucket}/x/1.png\n".encode())
+    assert invoke("verify", f"s3://{bucket}/t.csv", "--progress", "none") == 0
+    assert capsys.readouterr().out.startswith("1 of 1 locators are right")
 
 
 @pytest.mark.parametrize(

@@ -6,23 +6,21 @@ compared on disk.
 
 from __future__ import annotations
 
-import os
 import re
 from contextlib import aclosing, closing, suppress
 from itertools import islice
-from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, NamedTuple
 
 from anyio import CapacityLimiter, create_memory_object_stream, create_task_group, to_thread
 
+from async_maps.aws import BUCKET
 from async_maps.errors import ManifestError, ObjectError, SettingsError, SourceError
 from async_maps.locators import file_path, s3_place
 from async_maps.manifest import Manifest
 from async_maps.objects import Objects
 from async_maps.settings import Settings
 from async_maps.sources.files import explain
-from async_maps.sources.formats import COMPRESSED_TARS, FORMATS
 from async_maps.streams import ByteBudget
 from async_maps.tasks import OrderlyTask, first_error
 from async_maps.verify.comparison import Comparison, Difference, Expected
@@ -42,11 +40,6 @@ if TYPE_CHECKING:
 _AT_ONCE = 1000
 _LOOK_AT_ONCE = 50
 _AT_ENDPOINT = re.compile(r" at https?://\S+$")
-_MAPS = "|".join(re.escape(suffix) for suffix in (*FORMATS, *COMPRESSED_TARS))
-_BESIDE = re.compile(
-    rf"({_MAPS})(/.*)?$|\.(names\.txt|sqlite(-wal|-shm|-journal|-lock)?|csv|parquet|jsonl?|toml)$", re.IGNORECASE
-)
-"""What is kept beside overlays, their maps, manifests and reports: nothing foreign."""
 
 
 async def verify_locators(
@@ -58,8 +51,9 @@ async def verify_locators(
 ) -> Verification:
     """Say whether every locator of a manifest or a table leads to what was sent.
 
-    What is listed is compared by size and ETag. A manifest that a run is writing may be verified; what that run writes
-    meanwhile is not judged, but for objects whose rows are still to come: they are foreign.
+    What is listed is compared by size and ETag, and a PNG among it that no row knows is foreign. A manifest that a run
+    is writing may be verified; what that run writes meanwhile is not judged, but for objects whose rows are still to
+    come: they are foreign.
 
     Args:
         place: a manifest; or a table of results (``.csv``, ``.jsonl``, ``.parquet``), ours or Kolena's, a part of what
@@ -116,7 +110,9 @@ class Check:
         verification = self._verification
         verification.place, verification.doing = str(path), "reading the manifest"
         identity, verification.failed = await to_thread.run_sync(_destination, path)
-        folder = f"{destination_of(identity)}/"
+        destination = destination_of(identity)
+        # That of the whole disk has one already.
+        folder = destination if destination.endswith("/") else f"{destination}/"
         if folder.startswith("memory:"):
             raise SettingsError(f"the overlays of {path} were in the memory of a process: nothing is left to verify")
         await self._refuse_other_endpoint(path, identity)
@@ -175,7 +171,7 @@ class Check:
     async def _expect(self, rows: Generator[Expected, None, None]) -> None:
         def take() -> tuple[int, bool]:
             batch = list(islice(rows, _AT_ONCE))
-            strange = [row for row in batch if not (s3_place(row.locator) or file_path(row.locator))]
+            strange = [row for row in batch if not _is_known(row.locator)]
             self._comparison.note(
                 Difference("unknown", row.locator, row.name, "s3://bucket/key or file:///path", "another locator")
                 for row in strange
@@ -224,6 +220,7 @@ class Check:
         after = ""
         while locators := await to_thread.run_sync(self._comparison.unseen, after):
             after = locators[-1]
+            await to_thread.run_sync(self._comparison.unlist, locators)
             asked = [locator for locator in locators if wanted(locator)]
             for start in range(0, len(asked), _LOOK_AT_ONCE):
                 await to_thread.run_sync(look, asked[start : start + _LOOK_AT_ONCE])
@@ -234,15 +231,13 @@ class Check:
         await to_thread.run_sync(self._count)
 
     async def _name_foreign(self, manifest: str | PathLike[str]) -> None:
-        # Whatever it is called; the files beside it begin alike.
-        ours = tuple(Path(place).as_uri() for place in (os.path.abspath(manifest), os.path.realpath(manifest)))
-
         def note() -> str:
             found = self._comparison.foreign(after)
             self._comparison.note(
                 Difference("foreign", locator, "", "no object", f"{size:,} bytes")
                 for locator, size in found
-                if not (_BESIDE.search(locator) or locator.startswith(ours))
+                # Whatever else is kept among overlays, maps and manifests say, is none of them.
+                if locator.lower().endswith(".png")
             )
             return found[-1][0] if found else ""
 
@@ -320,6 +315,11 @@ class _Reading(NamedTuple):
 def destination_of(identity: str) -> str:
     """Where a store is, without the endpoint that its identity names."""
     return _AT_ENDPOINT.sub("", identity)
+
+
+def _is_known(locator: str) -> bool:
+    place = s3_place(locator)
+    return file_path(locator) is not None if place is None else re.fullmatch(BUCKET, place.bucket) is not None
 
 
 def _destination(path: str | PathLike[str]) -> tuple[str, int]:

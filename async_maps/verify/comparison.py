@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sqlite3
+import unicodedata
 from contextlib import contextmanager
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+from urllib.parse import unquote
 
 from async_maps.database import explained
 
@@ -23,8 +25,8 @@ Kind: TypeAlias = Literal[
 ``missing``: there is none. ``size``: it has other bytes, as many as are named. ``etag``: another object lies there.
 ``content-type``: browsers are told that it is no PNG. ``undecodable``: it is no PNG, a damaged one, or one of another
 width or height. ``digest``: its bytes are not those that were sent. ``broken``: it was found so before, and not made
-again since. ``foreign``: it lies among the overlays and is none of them. ``unreadable``: the store does not hand it
-out. ``unknown``: its locator is of a kind that is not read here.
+again since. ``foreign``: a PNG that lies among the overlays and is none of them. ``unreadable``: the store does not
+hand it out. ``unknown``: its locator is of a kind that is not read here.
 """
 
 _WHAT = "the comparison, among the temporary files (TMPDIR says where),"
@@ -35,6 +37,7 @@ CREATE TABLE expected (
     written_at TEXT, broken TEXT, PRIMARY KEY (locator, name)
 ) WITHOUT ROWID;
 CREATE TABLE found (locator TEXT PRIMARY KEY, size INTEGER, etag TEXT) WITHOUT ROWID;
+CREATE TABLE unlisted (folded TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE differences (kind TEXT, locator TEXT, name TEXT, expected TEXT, found TEXT);
 CREATE INDEX differences_locator ON differences (locator);
 """
@@ -53,7 +56,7 @@ SELECT DISTINCT locator FROM expected WHERE locator > ?1 AND NOT EXISTS (
 _FOREIGN = """
 SELECT * FROM found WHERE locator > ?1 AND NOT EXISTS (
     SELECT 1 FROM expected WHERE expected.locator = found.locator
-) ORDER BY locator LIMIT ?2
+) AND folded(locator) NOT IN (SELECT folded FROM unlisted) ORDER BY locator LIMIT ?2
 """
 _TO_READ = """
 SELECT locator, min(name), found.size, expected.etag, crc32, width, height, is_overlay, written_at, broken
@@ -128,6 +131,7 @@ class Comparison:
     def __init__(self) -> None:
         self._turn = Lock()
         self._database = sqlite3.connect("", check_same_thread=False, isolation_level=None)
+        self._database.create_function("folded", 1, _folded, deterministic=True)
         self._database.executescript(_SCHEMA)
 
     def __enter__(self) -> Comparison:
@@ -148,6 +152,14 @@ class Comparison:
         """Add what is there; how many are new."""
         with self._writing():
             return self._insert("INSERT OR IGNORE INTO found VALUES (?, ?, ?)", objects)
+
+    def unlist(self, locators: Iterable[str]) -> None:
+        """Let what a listing calls a little differently than these not be foreign: it may be the same object.
+
+        So it is where a disk or a server knows no case, or has its own form of an accent or a slash.
+        """
+        with self._writing():
+            self._insert("INSERT OR IGNORE INTO unlisted VALUES (folded(?))", ((locator,) for locator in locators))
 
     def note(self, differences: Iterable[Difference]) -> None:
         """Add differences that a listing does not show."""
@@ -259,6 +271,10 @@ def _difference(row: tuple[Any, ...]) -> Difference:
     if expected.size not in {None, size}:
         return Difference("size", *about, what, f"{size:,} bytes")
     return Difference("etag", *about, f"ETag {expected.etag}", etag or "none")
+
+
+def _folded(locator: str) -> str:
+    return unicodedata.normalize("NFC", unquote(locator).casefold()).replace("\\", "/")
 
 
 def _bucket(locator: str) -> str:

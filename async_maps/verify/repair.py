@@ -65,7 +65,7 @@ async def repair_overlays(  # noqa: PLR0913  # one argument a flag
             for rows whose own settings were not kept, if theirs have the same fingerprint.
         deep: also read every object.
         source: where the maps are now, if they have moved.
-        delete_foreign: delete what lies below the destination and no row knows, also another manifest's overlays.
+        delete_foreign: delete each PNG below the destination that no row knows, also another manifest's overlays.
         verification: filled while it goes on; a new one if None.
 
     Returns:
