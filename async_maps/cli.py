@@ -253,6 +253,10 @@ def verify(  # noqa: PLR0913  # one argument a flag
             _print_verification(filled)
         _complain(error)
         code = SOME_FAILED if filled.repaired or filled.differences else WRONG_USE
+    except KeyboardInterrupt:
+        if repair:
+            _say("the same command once more does the rest")
+        raise
     if report is not None and not _write_report(report, filled, code):
         code = code or SOME_FAILED
     return code

@@ -298,6 +298,44 @@ async def test_each_overlay_is_made_from_its_own_source_with_its_own_settings(
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
+async def test_each_overlay_is_told_to_s3_as_its_own_run_has_told_it(
+    bucket: str, tmp_path: Path, manifest: Path
+) -> None:
+    """Bytes that are shaped alike, headers that are not."""
+    for name in "abc":
+        (tmp_path / name).mkdir()
+        np.save(tmp_path / name / f"{name}.npy", random_map(1))
+        settings = am.Settings(workers=0, s3=am.S3Settings(cache_control=f"max-age={ord(name)}"))
+        await to_thread.run_sync(
+            lambda: am.run(tmp_path / name, f"s3://{bucket}", settings=settings, manifest=manifest)  # noqa: B023
+        )
+    with s3_client() as client:
+        for name in "abc":
+            client.delete_object(Bucket=bucket, Key=f"{name}.png")
+        for _ in range(2):
+            assert (await am.repair_overlays(manifest, settings=SETTINGS)).is_clean
+            heads = {name: client.head_object(Bucket=bucket, Key=f"{name}.png") for name in "abc"}
+            assert {name: head["CacheControl"] for name, head in heads.items()} == {
+                name: f"max-age={ord(name)}" for name in "abc"
+            }
+            client.delete_object(Bucket=bucket, Key="b.png")
+
+
+async def test_of_a_source_that_is_gone_nothing_is_said_where_it_was_not_needed(
+    tmp_path: Path, maps: Path, manifest: Path
+) -> None:
+    out = tmp_path / "out"
+    for source in ("gone", "there", "gone too"):
+        (tmp_path / source).mkdir()
+        np.save(tmp_path / source / f"{source}.npy", random_map(1))
+        await to_thread.run_sync(lambda: am.run(tmp_path / source, out, settings=SETTINGS, manifest=manifest))  # noqa: B023
+    for source in ("gone", "gone too"):
+        (tmp_path / source).rename(maps / source)
+    (out / "there.png").unlink()
+    verification = await am.repair_overlays(manifest, settings=SETTINGS)
+    assert (verification.is_clean, verification.repaired, verification.advice) == (True, 1, [])
+
+
 async def test_maps_that_have_moved_are_found_where_they_are_now(
     tmp_path: Path, maps: Path, manifest: Path, puts: list[str]
 ) -> None:

@@ -5,6 +5,7 @@ On the event loop; what blocks goes to threads.
 
 from __future__ import annotations
 
+import json
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
@@ -101,6 +102,7 @@ class _Repair:
         self.verification = verification
         self._manifest = manifest
         self._settings = settings.model_copy(update={"if_exists": "overwrite"})
+        self._problems: list[str] = []
 
     async def run(self, source: str | None, *, deep: bool, delete_foreign: bool) -> None:
         verification = self.verification
@@ -124,9 +126,8 @@ class _Repair:
                     await to_thread.run_sync(opened.close)
             verification.doing = f"making {sum(broken.values()):,} overlays again"
             since = datetime.now(UTC).isoformat(timespec="milliseconds")
-            for fingerprint, settings in self._known_settings(runs, broken).items():
-                kept = [run.source for run in runs if run.settings == fingerprint and run.source is not None]
-                await self._make(settings, destination, [source] if source else kept, "moved" if source else "broken")
+            for settings, sources in self._ways(runs, broken, source):
+                await self._make(settings, destination, sources, "moved" if source else "broken")
             if verification.repaired or verification.deleted:
                 verification.locators = verification.right = verification.listed = 0
                 check = Check(after, objects, self._settings, verification)
@@ -162,16 +163,28 @@ class _Repair:
         while await to_thread.run_sync(delete):
             pass
 
-    def _known_settings(self, runs: list[KeptRun], broken: dict[str, int]) -> dict[str, Settings]:
-        """The settings behind the fingerprints of what is broken, as far as they can be told."""
-        found = {}
-        if self._settings.value_range.is_known:
-            found[self._settings.fingerprint()] = self._settings
+    def _ways(
+        self, runs: list[KeptRun], broken: dict[str, int], source: str | None
+    ) -> list[tuple[Settings, list[str]]]:
+        """The settings behind the fingerprints of what is broken, as far as they can be told, and sources for each.
+
+        Two of them may have one fingerprint: they differ in what S3 is told about the objects.
+        """
+        ways: dict[str, tuple[Settings, list[str]]] = {}
+        known = set()
         for run in runs:
             with suppress(SettingsError):  # a range that has come to a single value
                 settings = self._settings.shaped_as(run.shaping)
-                found[settings.fingerprint()] = settings
-        return {fingerprint: settings for fingerprint, settings in found.items() if fingerprint in broken}
+                known.add(settings.fingerprint())
+                place = source or run.source
+                if place is not None and settings.fingerprint() in broken:
+                    _, sources = ways.setdefault(json.dumps(run.shaping), (settings, []))
+                    if place not in sources:
+                        sources.append(place)
+        own = self._settings.fingerprint() if self._settings.value_range.is_known else ""
+        if source and own in broken.keys() - known:
+            ways[own] = self._settings, [source]
+        return list(ways.values())
 
     async def _make(self, settings: Settings, destination: str, sources: Sequence[str], redo: Redo) -> None:
         """Make overlays of these settings again, from one source after the other, until none is left."""
@@ -185,9 +198,10 @@ class _Repair:
                         source, manifest=self._manifest, redo=redo, report=_RepairReport(verification)
                     )
                 except SourceError as error:
-                    verification.advice.append(f"cannot be made from {printable(source)}: {error}")
+                    self._problems.append(f"cannot be made from {printable(source)}: {error}")
                 else:
-                    verification.advice.extend(f"failed: {failure}" for failure in report.failures[:_ADVISED])
+                    self._problems.extend(f"failed: {failure}" for failure in report.failures)
+                del self._problems[_ADVISED:]
 
     async def _broken(self) -> dict[str, int]:
         def read() -> dict[str, int]:
@@ -199,6 +213,7 @@ class _Repair:
     async def _advise(self) -> None:
         left = sum((await self._broken()).values())
         if left:
+            self.verification.advice.extend(self._problems)
             self.verification.advice.append(
                 f"{left:,} could not be made again; they count as failed, and a run does them: async-maps run SOURCE "
                 f"DESTINATION --manifest {self._manifest} --retry-failed, with the settings of before. If their maps "
