@@ -223,8 +223,8 @@ def verify(  # noqa: PLR0913  # one argument a flag
     source
         Where the maps are now, for --repair; by default where their run has read them.
     delete_foreign
-        With --repair: delete the foreign objects, also overlays of another manifest with the same destination, and
-        images: all that is called .png, and nothing else, anywhere below the destination.
+        With --repair: delete the foreign objects: whatever is called .png anywhere below the destination, also
+        overlays of another manifest, images, and overlays of maps that have failed in a later run.
     progress
         A line or a JSON object every few seconds, or none; auto and bar are lines.
     report
@@ -448,8 +448,9 @@ async def _watched(
 
 
 def _print_verification(verification: Verification) -> int:
-    for difference in verification.first[:_LISTED_FAILURES]:
-        _say(str(difference))
+    # More than one row may name an object.
+    for text in list(dict.fromkeys(map(str, verification.first)))[:_LISTED_FAILURES]:
+        _say(text)
     if (more := sum(verification.differences.values()) - _LISTED_FAILURES) > 0:
         _say(f"... and {more:,} more: --report FILE lists the first {len(verification.first):,}")
     return DONE if _answer(verification.summary()) and verification.is_clean else SOME_FAILED

@@ -321,6 +321,23 @@ async def test_each_overlay_is_told_to_s3_as_its_own_run_has_told_it(
             client.delete_object(Bucket=bucket, Key="b.png")
 
 
+async def test_an_overlay_of_two_maps_is_not_right_as_one_of_them_has_another_now(
+    tmp_path: Path, maps: Path, manifest: Path
+) -> None:
+    out, settings = tmp_path / "out", am.Settings(workers=0, key="{digest}.png")
+    for name in "ab":
+        np.save(maps / f"{name}.npy", random_map(1))
+    await to_thread.run_sync(lambda: am.run(maps, out, settings=settings, manifest=manifest))
+    (overlay,) = out.iterdir()
+    before = overlay.read_bytes()
+    overlay.write_bytes(flipped(before))
+    np.save(maps / "a.npy", random_map(2))
+    verification = await am.repair_overlays(manifest, settings=SETTINGS, deep=True)
+    assert (verification.repaired, verification.locators, verification.first) == (2, 2, [])
+    assert overlay.read_bytes() == before
+    assert (await am.verify_locators(manifest, settings=SETTINGS, deep=True)).right == 2
+
+
 async def test_of_a_source_that_is_gone_nothing_is_said_where_it_was_not_needed(
     tmp_path: Path, maps: Path, manifest: Path
 ) -> None:

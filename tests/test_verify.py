@@ -207,8 +207,23 @@ async def test_a_png_of_more_pixels_than_allowed_is_not_decoded(tmp_path: Path, 
     await to_thread.run_sync(made, maps, tmp_path / "out", manifest)
     tight = am.Settings(workers=0, max_pixels=599)
     verification = await am.verify_locators(manifest, settings=tight, deep=True)
-    assert verification.differences == {"undecodable": 8}
-    assert {difference.found for difference in verification.first} == {"30 x 20, more than max_pixels = 599"}
+    assert verification.differences == {"unreadable": 8}
+    assert {difference.found for difference in verification.first} == {
+        "30 x 20, more than max_pixels = 599: raise that"
+    }
+    # Nor is it broken for all that.
+    assert (await am.repair_overlays(manifest, settings=tight, deep=True)).differences == {"unreadable": 8}
+    assert (await am.verify_locators(manifest, settings=SETTINGS, deep=True)).is_clean
+
+
+async def test_what_is_larger_than_any_overlay_is_not_read(tmp_path: Path) -> None:
+    video = tmp_path / "video.mp4"
+    video.touch()
+    os.truncate(video, 2**30)
+    (tmp_path / "t.csv").write_text(f"locator\n{video.as_uri()}\n")
+    verification = await am.verify_locators(tmp_path / "t.csv", settings=am.Settings(max_pixels=10**6), deep=True)
+    assert (verification.read, verification.differences) == (0, {"unreadable": 1})
+    assert verification.first[0].found == "1,073,741,824 bytes, more than a PNG of max_pixels = 1,000,000 has"
 
 
 @pytest.mark.parametrize(
@@ -531,7 +546,10 @@ async def test_an_overlay_that_many_rows_name_is_one_and_read_once(tmp_path: Pat
     table.write_text("locator\n" + f"{locator}\n" * 2500 + "gs://b/x\n" * 2)
     verification = await am.verify_locators(table, settings=SETTINGS, deep=True)
     assert (verification.locators, verification.right, verification.read) == (2, 1, 1)
-    assert verification.differences == {"unknown": 2}
+    assert verification.differences == {"unknown": 1}
+    (tmp_path / "out/e.png").write_bytes(b"no PNG")
+    verification = await am.verify_locators(table, settings=SETTINGS, deep=True)
+    assert (verification.differences, len(verification.first)) == ({"unknown": 1, "undecodable": 1}, 1000)
 
 
 def test_lists_in_any_order_are_compared() -> None:

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 _AT_ONCE = 1000
 _LOOK_AT_ONCE = 50
+_MOST_PIXEL_BYTES, _BESIDE_PIXELS = 10, 2**20
+"""No PNG has more bytes a pixel (of 16 bits a channel, one pixel a scanline, not compressed), and besides."""
 _AT_ENDPOINT = re.compile(r" at https?://\S+$")
 
 
@@ -289,10 +291,14 @@ class Check:
                 # While it waits for the next one, it must not keep bytes that nobody counts any more.
                 del content
                 if differences:
-                    await to_thread.run_sync(self._comparison.note, differences)
+                    await to_thread.run_sync(self._comparison.note_read, differences)
 
     def _read(self, row: Expected) -> Content | Difference:
         what = "an overlay" if row.size is None else f"{row.size:,} bytes"
+        max_pixels = self._settings.max_pixels
+        if (row.size or 0) > _MOST_PIXEL_BYTES * max_pixels + _BESIDE_PIXELS:
+            found = f"{row.size:,} bytes, more than a PNG of max_pixels = {max_pixels:,} has"
+            return Difference("unreadable", row.locator, row.name, "an overlay", found)
         try:
             return self._objects.read(row.locator)
         except FileNotFoundError:

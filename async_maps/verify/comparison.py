@@ -26,7 +26,7 @@ Kind: TypeAlias = Literal[
 ``content-type``: browsers are told that it is no PNG. ``undecodable``: it is no PNG, a damaged one, or one of another
 width or height. ``digest``: its bytes are not those that were sent. ``broken``: it was found so before, and not made
 again since. ``foreign``: a PNG that lies among the overlays and is none of them. ``unreadable``: the store does not
-hand it out. ``unknown``: its locator is of a kind that is not read here.
+hand it out, or it has more pixels than may be decoded. ``unknown``: its locator is of a kind that is not read here.
 """
 
 _WHAT = "the comparison, among the temporary files (TMPDIR says where),"
@@ -166,6 +166,13 @@ class Comparison:
         with self._writing():
             self._insert("INSERT INTO differences VALUES (?, ?, ?, ?, ?)", differences)
 
+    def note_read(self, differences: Iterable[Difference]) -> None:
+        """Add how objects differ that were read, to every row that expects them."""
+        with self._writing():
+            self._insert(
+                "INSERT INTO differences SELECT ?1, ?2, name, ?4, ?5 FROM expected WHERE locator = ?2", differences
+            )
+
     def compare(self) -> None:
         """Note how what was found differs from what was expected, as far as a listing shows."""
         with self._writing():
@@ -222,7 +229,7 @@ class Comparison:
 
     def counts(self) -> dict[Kind, int]:
         """How many objects differ in each thing."""
-        return dict(self._rows("SELECT kind, count(*) FROM differences GROUP BY kind"))
+        return dict(self._rows("SELECT kind, count(DISTINCT locator) FROM differences GROUP BY kind"))
 
     def locators(self) -> int:
         """How many different objects are expected, with those that are of an unknown kind."""
