@@ -177,8 +177,8 @@ def _files_below(folder: str) -> Iterator[Found]:
     while waiting:
         try:
             entries = os.scandir(waiting.pop())
-        except FileNotFoundError:
-            # Nothing was ever written there, or it is gone by now: then its files are missing.
+        except (FileNotFoundError, PermissionError):
+            # Nothing was written there, or it is gone by now; or it may not be listed, and each file is asked for.
             continue
         with entries:
             for entry in entries:

@@ -182,6 +182,25 @@ async def test_in_a_folder_the_same_is_found_and_what_only_reading_shows(
     assert digest.expected != digest.found
 
 
+async def test_of_a_folder_that_may_not_be_listed_each_file_is_asked_for(
+    tmp_path: Path, maps: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a file system's own lost+found may not be, or with the permissions --x."""
+    out = tmp_path / "out"
+    await to_thread.run_sync(made, maps, out, manifest)
+    (out / "a/missing.png").unlink()
+    original = os.scandir
+
+    def refused(folder: Any) -> Any:
+        if str(folder) == str(out / "a"):
+            raise PermissionError(13, "Permission denied", folder)
+        return original(folder)
+
+    monkeypatch.setattr("async_maps.objects.os.scandir", refused)
+    verification = await am.verify_locators(manifest, settings=SETTINGS)
+    assert (found(verification), verification.right, verification.listed) == ({"missing": {"missing"}}, 7, 6)
+
+
 @pytest.mark.parametrize(
     ("column", "value", "kind", "said"),
     [

@@ -7,40 +7,31 @@ compared on disk.
 from __future__ import annotations
 
 import re
-from contextlib import aclosing, closing, suppress
+from contextlib import closing, suppress
 from itertools import islice
 from time import monotonic
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from anyio import CapacityLimiter, create_memory_object_stream, create_task_group, to_thread
+from anyio import to_thread
 
 from async_maps.aws import BUCKET
-from async_maps.errors import ManifestError, ObjectError, SettingsError, SourceError
+from async_maps.errors import ManifestError, ObjectError, SettingsError
 from async_maps.locators import file_path, s3_place
 from async_maps.manifest import Manifest
 from async_maps.objects import Objects
 from async_maps.settings import Settings
-from async_maps.sources.files import explain
-from async_maps.streams import ByteBudget
-from async_maps.tasks import OrderlyTask, first_error
+from async_maps.tasks import OrderlyTask
 from async_maps.verify.comparison import Comparison, Difference, Expected
-from async_maps.verify.examine import examine
+from async_maps.verify.reading import Reading
 from async_maps.verify.tables import is_results, locators_in
 from async_maps.verify.verification import MAX_LISTED_DIFFERENCES, Verification
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+    from collections.abc import Callable, Generator, Sequence
     from os import PathLike
-
-    from anyio.streams.memory import MemoryObjectReceiveStream
-
-    from async_maps.objects import Content
-    from async_maps.streams import Loan
 
 _AT_ONCE = 1000
 _LOOK_AT_ONCE = 50
-_MOST_PIXEL_BYTES, _BESIDE_PIXELS = 10, 2**20
-"""No PNG has more bytes a pixel (of 16 bits a channel, one pixel a scanline, not compressed), and besides."""
 _AT_ENDPOINT = re.compile(r" at https?://\S+$")
 
 
@@ -81,7 +72,7 @@ async def verify_locators(
             else:
                 await check.manifest(place)
             if deep:
-                await check.read_all()
+                await Reading(comparison, objects, settings, verification).run()
             await check.finish()
 
     await OrderlyTask(main).result()
@@ -143,26 +134,6 @@ class Check:
             (verification.folders if listed else unlisted).append(folder)
         await self._look_for(lambda locator: locator.startswith(tuple(unlisted)))
         await self._compare()
-
-    async def read_all(self, since: str = "") -> None:
-        """Read what differs in nothing so far and was stored then or later, and note how it differs after all."""
-        self._verification.doing = "reading every object"
-        budget = ByteBudget(self._settings.queue_bytes)
-        # Who waits for the store takes no core; who decodes does.
-        threads = (
-            CapacityLimiter(self._settings.concurrency),
-            CapacityLimiter(self._settings.encode_thread_count),
-        )
-        sending, receiving = create_memory_object_stream[_Reading](0)
-        try:
-            async with create_task_group() as tasks, sending, aclosing(self._to_read(since)) as rows:
-                for _ in range(self._settings.concurrency):
-                    tasks.start_soon(self._read_some, receiving.clone(), threads)
-                receiving.close()
-                async for row in rows:
-                    await sending.send(_Reading(row, await budget.acquire(min(row.size or 0, budget.limit))))
-        except BaseExceptionGroup as group:
-            raise first_error(group) from None
 
     async def finish(self) -> None:
         """Count what was found."""
@@ -263,59 +234,11 @@ class Check:
                 "it was for the run"
             )
 
-    async def _to_read(self, since: str) -> AsyncGenerator[Expected, None]:
-        after = ""
-        while rows := await to_thread.run_sync(self._comparison.to_read, after, since):
-            for row in rows:
-                yield row
-            after = rows[-1].locator
-
-    async def _read_some(
-        self, readings: MemoryObjectReceiveStream[_Reading], threads: tuple[CapacityLimiter, CapacityLimiter]
-    ) -> None:
-        """One of the readers that work side by side."""
-        async with readings:
-            async for row, loan in readings:
-                try:
-                    content = await to_thread.run_sync(self._read, row, limiter=threads[0])
-                    if isinstance(content, Difference):
-                        differences = [content]
-                    else:
-                        self._verification.read += 1
-                        self._verification.read_bytes += len(content.data)
-                        differences = await to_thread.run_sync(
-                            examine, row, content, self._settings.max_pixels, limiter=threads[1]
-                        )
-                finally:
-                    loan.release()
-                # While it waits for the next one, it must not keep bytes that nobody counts any more.
-                del content
-                if differences:
-                    await to_thread.run_sync(self._comparison.note_read, differences)
-
-    def _read(self, row: Expected) -> Content | Difference:
-        what = "an overlay" if row.size is None else f"{row.size:,} bytes"
-        max_pixels = self._settings.max_pixels
-        if (row.size or 0) > _MOST_PIXEL_BYTES * max_pixels + _BESIDE_PIXELS:
-            found = f"{row.size:,} bytes, more than a PNG of max_pixels = {max_pixels:,} has"
-            return Difference("unreadable", row.locator, row.name, "an overlay", found)
-        try:
-            return self._objects.read(row.locator)
-        except FileNotFoundError:
-            return Difference("missing", row.locator, row.name, what, "nothing any more")
-        except (SourceError, OSError) as error:
-            return Difference("unreadable", row.locator, row.name, what, explain(error))
-
     def _count(self) -> None:
         self._verification.differences = self._comparison.counts()
         self._verification.locators = self._comparison.locators()
         self._verification.right = self._comparison.right()
         self._verification.first = list(islice(self._comparison.differences(), MAX_LISTED_DIFFERENCES))
-
-
-class _Reading(NamedTuple):
-    row: Expected
-    loan: Loan
 
 
 def destination_of(identity: str) -> str:

@@ -27,6 +27,7 @@ from async_maps.sources import place_of
 from async_maps.tasks import OrderlyTask
 from async_maps.verify.check import Check, destination_of
 from async_maps.verify.comparison import Comparison
+from async_maps.verify.reading import Reading
 from async_maps.verify.tables import is_results
 from async_maps.verify.verification import Verification
 
@@ -114,7 +115,7 @@ class _Repair:
                 check = Check(before, objects, self._settings, verification)
                 await check.manifest(self._manifest)
                 if deep:
-                    await check.read_all()
+                    await Reading(before, objects, self._settings, verification).run()
                 await check.finish()
                 await to_thread.run_sync(_mark, opened, before)
                 if delete_foreign:
@@ -133,7 +134,7 @@ class _Repair:
                 check = Check(after, objects, self._settings, verification)
                 await check.manifest(self._manifest)
                 if deep:
-                    await check.read_all(since)
+                    await Reading(after, objects, self._settings, verification).run(since)
                 # These were not read once more.
                 await to_thread.run_sync(after.note, before.differences("unreadable"))
                 await check.finish()
