@@ -132,17 +132,23 @@ class Objects:
         Raises:
             FileNotFoundError: there is none.
             OSError: the file cannot be read.
-            SourceError: S3 refuses it, or cannot be reached.
+            SourceError: S3 refuses it.
+            StoreError: S3 cannot be reached.
         """
         if (path := file_path(locator)) is not None:
             with self._storages.of(path).open(path) as file:
                 return Content(file.read())
-        from async_maps.sources.s3 import Place
+        from async_maps.sources.s3 import Place, RefusedError
 
         place = s3_place(locator)
         if place is None:
             raise SourceError("expected a locator that starts with s3:// or file:///")
-        found = self._storages.s3().get(Place(*place), 0, _MOST_BYTES)
+        try:
+            found = self._storages.s3().get(Place(*place), 0, _MOST_BYTES)
+        except RefusedError:
+            raise
+        except SourceError as error:
+            raise StoreError(f"{printable(locator)}: {error}") from error
         return Content(found.data, found.content_type, not found.encryption.startswith("aws:kms"))
 
     def delete(self, locators: Sequence[str]) -> dict[str, str]:

@@ -511,6 +511,29 @@ async def test_what_the_store_does_not_hand_out_is_unreadable(
     assert found(verification) == {"unreadable": {"e"}, "missing": {"f"}}
 
 
+async def test_a_store_that_is_not_reached_any_more_ends_a_look_and_one_bad_answer_does_not(
+    tmp_path: Path, maps: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await to_thread.run_sync(made, maps, tmp_path / "out", manifest)
+    original = Objects.read
+    reached = True
+
+    def unreached(self: Objects, locator: str) -> Any:
+        if not reached or locator.endswith("e.png"):
+            with Objects(am.S3Settings(max_attempts=1)) as objects:
+                return original(objects, "s3://bucket/key")
+        return original(self, locator)
+
+    monkeypatch.setattr(Objects, "read", unreached)
+    for name, value in (("ENDPOINT_URL", "http://127.0.0.1:9"), ("ACCESS_KEY_ID", "a"), ("SECRET_ACCESS_KEY", "s")):
+        monkeypatch.setenv(f"AWS_{name}", value)
+    settings = am.Settings(workers=0, concurrency=2)
+    assert found(await am.verify_locators(manifest, settings=settings, deep=True)) == {"unreadable": {"e"}}
+    reached = False
+    with pytest.raises(am.StoreError, match=r"^s3://bucket/key: Could not connect"):
+        await am.verify_locators(manifest, settings=settings, deep=True)
+
+
 async def test_an_answer_that_breaks_off_is_asked_for_again(
     bucket: str, manifest: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:

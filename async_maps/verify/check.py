@@ -59,7 +59,7 @@ async def verify_locators(
         ManifestError: the manifest cannot be read.
         SourceError: the table cannot be read.
         SettingsError: it holds no locator, or a manifest's lie in memory or at another endpoint than is set.
-        StoreError: what lies there cannot be listed.
+        StoreError: what lies there cannot be listed, or not be reached any more.
     """
     verification = verification or Verification()
     settings = settings or Settings()

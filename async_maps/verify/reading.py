@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from anyio import CapacityLimiter, create_memory_object_stream, create_task_group, to_thread
 
-from async_maps.errors import SourceError
+from async_maps.errors import SourceError, StoreError
 from async_maps.sources.files import explain
 from async_maps.streams import ByteBudget
 from async_maps.tasks import first_error
@@ -50,9 +50,14 @@ class Reading:
         self._objects = objects
         self._settings = settings
         self._verification = verification
+        self._unreached = 0
 
     async def run(self, since: str = "") -> None:
-        """Read what was stored then or later."""
+        """Read what was stored then or later.
+
+        Raises:
+            StoreError: S3 cannot be reached any more: so many reads in a row failed as go on at once, and one more.
+        """
         self._verification.doing = "reading every object"
         budget = ByteBudget(self._settings.queue_bytes)
         # Who waits for the store takes no core; who decodes does.
@@ -108,8 +113,16 @@ class Reading:
             found = f"{row.size:,} bytes, more than a PNG of max_pixels = {max_pixels:,} has"
             return Difference("unreadable", row.locator, row.name, "an overlay", found)
         try:
-            return self._objects.read(row.locator)
+            content = self._objects.read(row.locator)
+        except StoreError as error:
+            self._unreached += 1
+            if self._unreached > self._settings.concurrency:
+                # Else each of a million would be waited for.
+                raise
+            return Difference("unreadable", row.locator, row.name, what, str(error))
         except FileNotFoundError:
             return Difference("missing", row.locator, row.name, what, "nothing any more")
         except (SourceError, OSError) as error:
             return Difference("unreadable", row.locator, row.name, what, explain(error))
+        self._unreached = 0
+        return content
