@@ -161,7 +161,7 @@ class Objects:
             those that could not be deleted, and why.
 
         Raises:
-            StoreError: S3 refuses all of them, or cannot be reached.
+            StoreError: S3 cannot be reached.
         """
         kept = {}
         for locator in locators:
@@ -172,8 +172,12 @@ class Objects:
                     kept[locator] = error.strerror or str(error)
         places = [place for locator in locators if (place := s3_place(locator)) is not None]
         for bucket, group in groupby(places, lambda place: place.bucket):
-            with _store_error(f"s3://{bucket}"):
-                refused = self._storages.s3().delete(bucket, [place.key for place in group])
+            keys = [place.key for place in group]
+            try:
+                with _store_error(f"s3://{bucket}"):
+                    refused = self._storages.s3().delete(bucket, keys)
+            except ObjectError as error:
+                refused = dict.fromkeys(keys, str(error))
             kept |= {f"s3://{bucket}/{key}": reason for key, reason in refused.items()}
         return kept
 

@@ -9,9 +9,11 @@ import threading
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
+import botocore.client
 import numpy as np
 import pytest
 from anyio import to_thread
+from botocore.exceptions import ClientError
 
 import async_maps as am
 from async_maps.manifest import Manifest
@@ -152,6 +154,28 @@ async def test_foreign_objects_that_cannot_be_deleted_are_named(
     verification = await am.repair_overlays(manifest, settings=SETTINGS, delete_foreign=True)
     assert (verification.deleted, verification.differences) == (0, {"foreign": 1})
     assert verification.advice == [f"not deleted: {(tmp_path / 'out/g.png').as_uri()}: Permission denied"]
+
+
+async def test_where_s3_deletes_nothing_at_all_what_is_broken_is_mended_all_the_same(
+    bucket: str, maps: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await to_thread.run_sync(made, maps, f"s3://{bucket}", manifest)
+    with s3_client() as client:
+        client.copy_object(Bucket=bucket, Key="g.png", CopySource=f"{bucket}/e.png")
+        client.delete_object(Bucket=bucket, Key="e.png")
+    original = botocore.client.BaseClient._make_api_call  # type: ignore[attr-defined]  # the one place they all pass
+
+    def refused(self: Any, operation: str, parameters: Any) -> Any:
+        if operation == "DeleteObjects":
+            answer: Any = {"Error": {"Code": "NotImplemented"}, "ResponseMetadata": {"HTTPStatusCode": 501}}
+            raise ClientError(answer, operation)
+        return original(self, operation, parameters)
+
+    monkeypatch.setattr(botocore.client.BaseClient, "_make_api_call", refused)
+    verification = await am.repair_overlays(manifest, settings=SETTINGS, delete_foreign=True)
+    assert (verification.repaired, verification.deleted, verification.differences) == (1, 0, {"foreign": 1})
+    (said,) = verification.advice
+    assert said.startswith(f"not deleted: s3://{bucket}/g.png: s3://{bucket}: refused with NotImplemented")
 
 
 async def test_maps_and_manifests_that_are_kept_among_overlays_are_left_there(maps: Path) -> None:
@@ -368,6 +392,11 @@ async def test_maps_that_have_moved_are_found_where_they_are_now(
     assert verification.advice[1].startswith("1 could not be made again; they count as failed, and a run does them: ")
     assert f"--manifest {manifest} --retry-failed" in verification.advice[1]
     assert puts == []
+    (tmp_path / "another").mkdir()
+    np.save(tmp_path / "another/x.npy", random_map(1))
+    await am.repair_overlays(manifest, settings=SETTINGS, source=tmp_path / "another")
+    with Manifest(manifest, read_only=True) as opened:
+        assert [run.source for run in opened.runs()] == [str(maps)]
     verification = await am.repair_overlays(manifest, settings=SETTINGS, source=moved)
     assert (verification.is_clean, verification.advice, puts) == (True, [], ["e.png"])
     assert (out / "e.png").read_bytes() == before

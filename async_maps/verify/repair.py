@@ -117,6 +117,7 @@ class _Repair:
                 if deep:
                     await Reading(before, objects, self._settings, verification).run()
                 await check.finish()
+                verification.doing = "marking what is broken"
                 await to_thread.run_sync(_mark, opened, before)
                 if delete_foreign:
                     await self._delete_foreign(before, objects)
