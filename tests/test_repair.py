@@ -221,6 +221,20 @@ async def test_where_names_are_folded_an_overlay_that_is_listed_under_another_is
     assert (verification.first, verification.deleted, verification.advice) == ([], 0, [])
 
 
+async def test_what_a_link_leads_to_below_the_destination_is_not_deleted(
+    tmp_path: Path, maps: Path, manifest: Path
+) -> None:
+    out = tmp_path / "out"
+    (tmp_path / "disk/elsewhere").mkdir(parents=True)
+    out.symlink_to(tmp_path / "disk")
+    (out / "a").symlink_to("elsewhere")
+    await to_thread.run_sync(made, maps, out, manifest)
+    (out / "elsewhere/stale.png").touch()
+    verification = await am.repair_overlays(manifest, settings=SETTINGS, delete_foreign=True)
+    assert (verification.first, verification.deleted, verification.repaired) == ([], 1, 0)
+    assert {path.name for path in (out / "elsewhere").iterdir()} == {"missing.png", "truncated.png"}
+
+
 async def test_where_not_one_overlay_lies_nothing_is_deleted(tmp_path: Path, maps: Path, manifest: Path) -> None:
     """As when a manifest is not that of what lies there."""
     await to_thread.run_sync(made, maps, tmp_path / "out", manifest)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import unicodedata
 from contextlib import contextmanager
+from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 from urllib.parse import unquote
 
 from async_maps.database import explained
+from async_maps.locators import file_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -131,7 +134,7 @@ class Comparison:
     def __init__(self) -> None:
         self._turn = Lock()
         self._database = sqlite3.connect("", check_same_thread=False, isolation_level=None)
-        self._database.create_function("folded", 1, _folded, deterministic=True)
+        self._database.create_function("folded", 1, _folded)
         self._database.executescript(_SCHEMA)
 
     def __enter__(self) -> Comparison:
@@ -156,7 +159,8 @@ class Comparison:
     def unlist(self, locators: Iterable[str]) -> None:
         """Let what a listing calls a little differently than these not be foreign: it may be the same object.
 
-        So it is where a disk or a server knows no case, or has its own form of an accent or a slash.
+        So it is where links lead to it, or where a disk or a server knows no case or has its own form of an accent or a
+        slash.
         """
         with self._writing():
             self._insert("INSERT OR IGNORE INTO unlisted VALUES (folded(?))", ((locator,) for locator in locators))
@@ -277,10 +281,14 @@ def _difference(row: tuple[Any, ...]) -> Difference:
         return Difference("missing", *about, what, "nothing")
     if expected.size not in {None, size}:
         return Difference("size", *about, what, f"{size:,} bytes")
-    return Difference("etag", *about, f"ETag {expected.etag}", etag or "none")
+    return Difference("etag", *about, f"ETag {expected.etag}", etag)
 
 
 def _folded(locator: str) -> str:
+    path = file_path(locator)
+    if path is not None and "\0" not in path:
+        # Through links: what is listed in one folder may be what is expected in another.
+        locator = Path(os.path.realpath(path)).as_uri()
     return unicodedata.normalize("NFC", unquote(locator).casefold()).replace("\\", "/")
 
 
