@@ -57,9 +57,11 @@ SELECT DISTINCT locator FROM expected WHERE locator > ?1 AND NOT EXISTS (
 ) ORDER BY locator LIMIT ?2
 """
 _FOREIGN = """
-SELECT * FROM found WHERE locator > ?1 AND NOT EXISTS (
-    SELECT 1 FROM expected WHERE expected.locator = found.locator
-) AND folded(locator) NOT IN (SELECT folded FROM unlisted) ORDER BY locator LIMIT ?2
+SELECT * FROM found WHERE locator > ?1 AND CASE
+    -- One after the other: folding asks the disk.
+    WHEN EXISTS (SELECT 1 FROM expected WHERE expected.locator = found.locator) THEN 0
+    ELSE folded(locator) NOT IN (SELECT folded FROM unlisted)
+END ORDER BY locator LIMIT ?2
 """
 _TO_READ = """
 SELECT locator, min(name), found.size, expected.etag, crc32, width, height, is_overlay, written_at, broken
