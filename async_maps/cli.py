@@ -202,7 +202,7 @@ def export(  # noqa: PLR0913  # one argument a flag
 
 @app.command
 def verify(  # noqa: PLR0913  # one argument a flag
-    manifest: Path,
+    manifest: str,
     /,
     *,
     deep: Annotated[bool, Parameter(negative="")] = False,
@@ -218,7 +218,7 @@ def verify(  # noqa: PLR0913  # one argument a flag
 
     Lists what lies at the destination, a thousand objects a request, and compares sizes and ETags with the manifest.
 
-    Names what is missing, truncated or another object, and what lies among the overlays and no row knows ("foreign").
+    Names what is missing, truncated or another object, and PNGs among the overlays that no row knows ("foreign").
 
     --repair makes what is broken again, from the maps and with the settings of its run, and uploads nothing else.
 
@@ -239,8 +239,8 @@ def verify(  # noqa: PLR0913  # one argument a flag
     source
         Where the maps are now, for --repair; by default where their run has read them.
     delete_foreign
-        With --repair: delete the foreign objects, also overlays of another manifest with the same destination. Maps,
-        tables, settings and manifests that are kept among overlays are not foreign.
+        With --repair: delete the foreign objects: whatever is called .png anywhere below the destination, also
+        overlays of another manifest, images, and overlays of maps that have failed in a later run.
     progress
         A line or a JSON object every few seconds, or none; auto and bar are lines.
     report
@@ -269,6 +269,10 @@ def verify(  # noqa: PLR0913  # one argument a flag
             print_verification(filled)
         complain(error)
         code = SOME_FAILED if filled.repaired or filled.differences else WRONG_USE
+    except KeyboardInterrupt:
+        if repair:
+            say("the same command once more does the rest")
+        raise
     if report is not None and not write_report(report, filled, code):
         code = code or SOME_FAILED
     return code

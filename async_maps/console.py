@@ -23,10 +23,14 @@ _LISTED = 20
 
 def print_verification(verification: Verification) -> bool:
     """Print the first differences and the summary; whether that was possible."""
-    for difference in verification.first[:_LISTED]:
-        say(str(difference))
-    if (more := sum(verification.differences.values()) - _LISTED) > 0:
-        say(f"... and {more:,} more: --report FILE lists the first {len(verification.first):,}")
+    # More than one row may name an object.
+    for text in list(dict.fromkeys(map(str, verification.first)))[:_LISTED]:
+        say(text)
+    total, kept = sum(verification.differences.values()), len(verification.first)
+    if total > _LISTED:
+        say(
+            f"... and {total - _LISTED:,} more: --report FILE lists {'all' if kept >= total else f'the first {kept:,}'}"
+        )
     return answer(verification.summary())
 
 

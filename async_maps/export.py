@@ -105,8 +105,8 @@ def _refuse_coloured(manifest: Manifest) -> None:
     if coloured:
         raise ManifestError(
             f"the manifest {manifest.path} cannot be exported for FiftyOne, which colours one channel itself: "
-            f"{coloured:,} of its overlays are coloured; make gray ones, in a manifest and a place of their own, with async-maps run "
-            "--png gray"
+            f"{coloured:,} of its overlays are coloured; make gray ones, in a manifest and a place of their own, with "
+            "async-maps run --png gray"
         )
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Any, NamedTuple
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote_to_bytes
 
 from async_maps.errors import InputValidationError
 from async_maps.names import printable
@@ -14,6 +15,7 @@ DATA_TYPE = "ANNOTATION/BITMAP_MASK"
 
 _FOR_KOLENA = re.compile(r"(s3|gs|https)://(.+/)+.+")
 """What Kolena's own validators of locators accept; ``BitmapMask`` itself accepts anything."""
+_FILE = re.compile(r"file://(?:localhost)?(/.*)", re.DOTALL)
 
 
 class S3Place(NamedTuple):
@@ -36,10 +38,9 @@ def s3_place(locator: str) -> S3Place | None:
 
 def file_path(locator: str) -> str | None:
     """The file behind ``file:///path``; None if the locator is another one."""
-    parts = urlsplit(locator)
-    if parts.scheme != "file" or parts.netloc not in {"", "localhost"} or not parts.path:
-        return None
-    return unquote(locator.removeprefix(f"file://{parts.netloc}"))
+    found = _FILE.fullmatch(locator)
+    # The bytes of a name need not be UTF-8; replaced, they would be those of another file.
+    return None if found is None else os.fsdecode(unquote_to_bytes(os.fsencode(found[1])))
 
 
 def bitmap_mask_fields(locator: str, **fields: Any) -> dict[str, Any]:

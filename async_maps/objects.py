@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from contextlib import contextmanager, suppress
 from itertools import groupby
 from pathlib import Path
@@ -103,20 +104,27 @@ class Objects:
             for found in self._storages.s3().objects(bucket, prefix):
                 # What stands for a folder is no object of anybody's.
                 if not found.key.endswith("/"):
-                    yield Found(f"s3://{bucket}/{found.key}", found.size, found.etag)
+                    yield Found(f"s3://{bucket}/{found.key}", found.size, found.etag or None)
 
     def find(self, locator: str) -> Found | None:
         """One object, as :meth:`below` would tell of it; None if there is none.
 
         Raises:
-            ObjectError: S3 refuses to tell.
-            StoreError: it cannot be asked for.
+            ObjectError: S3 refuses to tell, or the disk does.
+            StoreError: S3 cannot be asked.
         """
+        if (path := file_path(locator)) is not None:
+            try:
+                status = os.stat(path)
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+            except (OSError, ValueError) as error:
+                reason = getattr(error, "strerror", None) or error
+                raise ObjectError(f"{printable(locator)}: cannot be looked at: {reason}") from error
+            return Found(locator, status.st_size, None) if stat.S_ISREG(status.st_mode) else None
         with _store_error(locator):
-            if (path := file_path(locator)) is not None:
-                return Found(locator, os.stat(path).st_size, None) if os.path.isfile(path) else None
             found = self._storages.s3().find(locator)
-        return None if found is None else Found(locator, found.size, found.etag)
+        return None if found is None else Found(locator, found.size, found.etag or None)
 
     def read(self, locator: str) -> Content:
         """All of an object, in one request.
@@ -124,17 +132,23 @@ class Objects:
         Raises:
             FileNotFoundError: there is none.
             OSError: the file cannot be read.
-            SourceError: S3 refuses it, or cannot be reached.
+            SourceError: S3 refuses it.
+            StoreError: S3 cannot be reached.
         """
         if (path := file_path(locator)) is not None:
             with self._storages.of(path).open(path) as file:
                 return Content(file.read())
-        from async_maps.sources.s3 import Place
+        from async_maps.sources.s3 import Place, RefusedError
 
         place = s3_place(locator)
         if place is None:
             raise SourceError("expected a locator that starts with s3:// or file:///")
-        found = self._storages.s3().get(Place(*place), 0, _MOST_BYTES)
+        try:
+            found = self._storages.s3().get(Place(*place), 0, _MOST_BYTES)
+        except RefusedError:
+            raise
+        except SourceError as error:
+            raise StoreError(f"{printable(locator)}: {error}") from error
         return Content(found.data, found.content_type, not found.encryption.startswith("aws:kms"))
 
     def delete(self, locators: Sequence[str]) -> dict[str, str]:
@@ -147,7 +161,7 @@ class Objects:
             those that could not be deleted, and why.
 
         Raises:
-            StoreError: S3 refuses all of them, or cannot be reached.
+            StoreError: S3 cannot be reached.
         """
         kept = {}
         for locator in locators:
@@ -158,8 +172,12 @@ class Objects:
                     kept[locator] = error.strerror or str(error)
         places = [place for locator in locators if (place := s3_place(locator)) is not None]
         for bucket, group in groupby(places, lambda place: place.bucket):
-            with _store_error(f"s3://{bucket}"):
-                refused = self._storages.s3().delete(bucket, [place.key for place in group])
+            keys = [place.key for place in group]
+            try:
+                with _store_error(f"s3://{bucket}"):
+                    refused = self._storages.s3().delete(bucket, keys)
+            except ObjectError as error:
+                refused = dict.fromkeys(keys, str(error))
             kept |= {f"s3://{bucket}/{key}": reason for key, reason in refused.items()}
         return kept
 
@@ -169,8 +187,8 @@ def _files_below(folder: str) -> Iterator[Found]:
     while waiting:
         try:
             entries = os.scandir(waiting.pop())
-        except FileNotFoundError:
-            # Nothing was ever written there, or it is gone by now: then its files are missing.
+        except (FileNotFoundError, PermissionError):
+            # Nothing was written there, or it is gone by now; or it may not be listed, and each file is asked for.
             continue
         with entries:
             for entry in entries:
@@ -192,4 +210,5 @@ def _store_error(place: str) -> Iterator[None]:
         kind = ObjectError if isinstance(error, RefusedError) else StoreError
         raise kind(f"{printable(place)}: {error}") from error
     except OSError as error:
-        raise StoreError(f"{printable(place)}: cannot be looked at: {error.strerror or error}") from error
+        where = printable(str(error.filename or place))
+        raise StoreError(f"{where}: cannot be looked at: {error.strerror or error}") from error

@@ -127,7 +127,9 @@ class Recorder:
                 maps = [entry for entry in batch if isinstance(entry, ActivationMap)]
                 refused: list[Entry] = [entry for entry in batch if isinstance(entry, Failure)]
                 plan = await self._in_turn(self._manifest.plan, maps, self._settings, redo)
-                await self._keep_with_first()
+                # A source in which a repair finds nothing was not that of anything.
+                if plan.todo or not self._repairs:
+                    await self._keep_with_first()
                 report.skipped += plan.skipped
                 # A repair has nothing to say about what it was not asked for.
                 yield [*plan.todo] if self._repairs else [*refused, *plan.refused, *plan.todo]

@@ -9,9 +9,11 @@ import threading
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
+import botocore.client
 import numpy as np
 import pytest
 from anyio import to_thread
+from botocore.exceptions import ClientError
 
 import async_maps as am
 from async_maps.manifest import Manifest
@@ -91,7 +93,7 @@ def test_in_s3_all_that_is_broken_is_mended_and_nothing_else_is_uploaded(
     out, error = capsys.readouterr()
     assert "5 made again, 0 foreign ones deleted\ndifferent: 1 foreign\n" in out
     (said,) = error.splitlines()
-    assert said.startswith(f"async-maps: foreign: s3://{bucket}/pre fix/a/foreign.png: expected no object, found 1,7")
+    assert said.startswith(f"async-maps: foreign: s3://{bucket}/pre fix/a/foreign.png: 1,7")
     after = asyncio.run(objects(bucket))
     beside = {"pre fix/a/foreign.png", "pre fix/report.json", "pre fix-of-somebody-else/g.png"}
     assert set(after) == set(before) | beside
@@ -154,13 +156,34 @@ async def test_foreign_objects_that_cannot_be_deleted_are_named(
     assert verification.advice == [f"not deleted: {(tmp_path / 'out/g.png').as_uri()}: Permission denied"]
 
 
+async def test_where_s3_deletes_nothing_at_all_what_is_broken_is_mended_all_the_same(
+    bucket: str, maps: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await to_thread.run_sync(made, maps, f"s3://{bucket}", manifest)
+    with s3_client() as client:
+        client.copy_object(Bucket=bucket, Key="g.png", CopySource=f"{bucket}/e.png")
+        client.delete_object(Bucket=bucket, Key="e.png")
+    original = botocore.client.BaseClient._make_api_call  # type: ignore[attr-defined]  # the one place they all pass
+
+    def refused(self: Any, operation: str, parameters: Any) -> Any:
+        if operation == "DeleteObjects":
+            answer: Any = {"Error": {"Code": "NotImplemented"}, "ResponseMetadata": {"HTTPStatusCode": 501}}
+            raise ClientError(answer, operation)
+        return original(self, operation, parameters)
+
+    monkeypatch.setattr(botocore.client.BaseClient, "_make_api_call", refused)
+    verification = await am.repair_overlays(manifest, settings=SETTINGS, delete_foreign=True)
+    assert (verification.repaired, verification.deleted, verification.differences) == (1, 0, {"foreign": 1})
+    (said,) = verification.advice
+    assert said.startswith(f"not deleted: s3://{bucket}/g.png: s3://{bucket}: refused with NotImplemented")
+
+
 async def test_maps_and_manifests_that_are_kept_among_overlays_are_left_there(maps: Path) -> None:
     manifest = maps / "manifest.db"
     await to_thread.run_sync(made, maps, maps, manifest)
-    kept = ["x.h5", "x.tar.gz", "x.names.txt", "report.json", "locators.csv", "settings.toml"]
-    for name in kept:
+    kept = ["x.h5", "x.names.txt", "report.json", "notes.txt", "photo.jpg", "model.ckpt", "other.db"]
+    for name in [*kept, "stale.PNG"]:
         (maps / name).touch()
-    (maps / "notes.txt").touch()
     (maps / "e.png").unlink()
     verification = await am.repair_overlays(manifest, settings=SETTINGS, delete_foreign=True)
     assert (verification.first, verification.repaired, verification.deleted) == ([], 1, 1)
@@ -169,11 +192,54 @@ async def test_maps_and_manifests_that_are_kept_among_overlays_are_left_there(ma
     assert left == {"manifest.db", *kept, *overlays}
 
 
+async def test_a_file_whose_name_is_not_utf_8_is_the_one_that_is_deleted(
+    tmp_path: Path, maps: Path, manifest: Path
+) -> None:
+    out = tmp_path / "out \udcff"
+    np.save(maps / "\ufffd.npy", random_map(1))
+    await to_thread.run_sync(lambda: am.run(maps, out, settings=SETTINGS, manifest=manifest))
+    (out / "\udcfe.png").touch()
+    verification = await am.repair_overlays(manifest, settings=SETTINGS, deep=True, delete_foreign=True)
+    assert (verification.is_clean, verification.repaired, verification.deleted) == (True, 0, 1)
+    assert [path.name for path in out.iterdir()] == ["\ufffd.png"]
+
+
+@pytest.mark.parametrize("listed_as", ["D%20E%CC%81.png", "d%20%C3%89.PNG"])
+async def test_where_names_are_folded_an_overlay_that_is_listed_under_another_is_not_deleted(
+    listed_as: str, tmp_path: Path, maps: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a disk that knows no case, or has its own form of an accent."""
+    await to_thread.run_sync(made, maps, tmp_path / "out", manifest)
+    original = importlib.import_module("async_maps.objects")._files_below
+
+    def folded(folder: str) -> Any:
+        for file in original(folder):
+            yield file._replace(locator=file.locator.replace("d%20%C3%A9.png", listed_as))
+
+    monkeypatch.setattr("async_maps.objects._files_below", folded)
+    verification = await am.repair_overlays(manifest, settings=SETTINGS, delete_foreign=True)
+    assert (verification.first, verification.deleted, verification.advice) == ([], 0, [])
+
+
+async def test_what_a_link_leads_to_below_the_destination_is_not_deleted(
+    tmp_path: Path, maps: Path, manifest: Path
+) -> None:
+    out = tmp_path / "out"
+    (tmp_path / "disk/elsewhere").mkdir(parents=True)
+    out.symlink_to(tmp_path / "disk")
+    (out / "a").symlink_to("elsewhere")
+    await to_thread.run_sync(made, maps, out, manifest)
+    (out / "elsewhere/stale.png").touch()
+    verification = await am.repair_overlays(manifest, settings=SETTINGS, delete_foreign=True)
+    assert (verification.first, verification.deleted, verification.repaired) == ([], 1, 0)
+    assert {path.name for path in (out / "elsewhere").iterdir()} == {"missing.png", "truncated.png"}
+
+
 async def test_where_not_one_overlay_lies_nothing_is_deleted(tmp_path: Path, maps: Path, manifest: Path) -> None:
     """As when a manifest is not that of what lies there."""
     await to_thread.run_sync(made, maps, tmp_path / "out", manifest)
     for path in (tmp_path / "out").rglob("*.png"):
-        path.rename(path.with_suffix(".jpg"))
+        path.rename(path.with_stem(f"{path.stem} of before"))
     verification = await am.repair_overlays(manifest, settings=SETTINGS, delete_foreign=True)
     assert verification.advice[0].startswith("nothing was deleted: not one overlay of ")
     assert (verification.deleted, verification.repaired, verification.differences) == (0, 8, {"foreign": 8})
@@ -220,7 +286,7 @@ async def test_cancelled_while_it_looks_it_has_changed_nothing_and_lets_go_of_th
 ) -> None:
     await to_thread.run_sync(made, maps, tmp_path / "out", manifest)
     (tmp_path / "out/e.png").unlink()
-    module = "objects" if where == "_files_below" else "verify.check"
+    module = "objects" if where == "_files_below" else "verify.reading"
     original = getattr(importlib.import_module(f"async_maps.{module}"), where)
     looking, go_on = threading.Event(), threading.Event()
 
@@ -270,6 +336,61 @@ async def test_each_overlay_is_made_from_its_own_source_with_its_own_settings(
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
+async def test_each_overlay_is_told_to_s3_as_its_own_run_has_told_it(
+    bucket: str, tmp_path: Path, manifest: Path
+) -> None:
+    """Bytes that are shaped alike, headers that are not."""
+    for name in "abc":
+        (tmp_path / name).mkdir()
+        np.save(tmp_path / name / f"{name}.npy", random_map(1))
+        settings = am.Settings(workers=0, s3=am.S3Settings(cache_control=f"max-age={ord(name)}"))
+        await to_thread.run_sync(
+            lambda: am.run(tmp_path / name, f"s3://{bucket}", settings=settings, manifest=manifest)  # noqa: B023
+        )
+    with s3_client() as client:
+        for name in "abc":
+            client.delete_object(Bucket=bucket, Key=f"{name}.png")
+        for _ in range(2):
+            assert (await am.repair_overlays(manifest, settings=SETTINGS)).is_clean
+            heads = {name: client.head_object(Bucket=bucket, Key=f"{name}.png") for name in "abc"}
+            assert {name: head["CacheControl"] for name, head in heads.items()} == {
+                name: f"max-age={ord(name)}" for name in "abc"
+            }
+            client.delete_object(Bucket=bucket, Key="b.png")
+
+
+async def test_an_overlay_of_two_maps_is_not_right_as_one_of_them_has_another_now(
+    tmp_path: Path, maps: Path, manifest: Path
+) -> None:
+    out, settings = tmp_path / "out", am.Settings(workers=0, key="{digest}.png")
+    for name in "ab":
+        np.save(maps / f"{name}.npy", random_map(1))
+    await to_thread.run_sync(lambda: am.run(maps, out, settings=settings, manifest=manifest))
+    (overlay,) = out.iterdir()
+    before = overlay.read_bytes()
+    overlay.write_bytes(flipped(before))
+    np.save(maps / "a.npy", random_map(2))
+    verification = await am.repair_overlays(manifest, settings=SETTINGS, deep=True)
+    assert (verification.repaired, verification.locators, verification.first) == (2, 2, [])
+    assert overlay.read_bytes() == before
+    assert (await am.verify_locators(manifest, settings=SETTINGS, deep=True)).right == 2
+
+
+async def test_of_a_source_that_is_gone_nothing_is_said_where_it_was_not_needed(
+    tmp_path: Path, maps: Path, manifest: Path
+) -> None:
+    out = tmp_path / "out"
+    for source in ("gone", "there", "gone too"):
+        (tmp_path / source).mkdir()
+        np.save(tmp_path / source / f"{source}.npy", random_map(1))
+        await to_thread.run_sync(lambda: am.run(tmp_path / source, out, settings=SETTINGS, manifest=manifest))  # noqa: B023
+    for source in ("gone", "gone too"):
+        (tmp_path / source).rename(maps / source)
+    (out / "there.png").unlink()
+    verification = await am.repair_overlays(manifest, settings=SETTINGS)
+    assert (verification.is_clean, verification.repaired, verification.advice) == (True, 1, [])
+
+
 async def test_maps_that_have_moved_are_found_where_they_are_now(
     tmp_path: Path, maps: Path, manifest: Path, puts: list[str]
 ) -> None:
@@ -285,6 +406,11 @@ async def test_maps_that_have_moved_are_found_where_they_are_now(
     assert verification.advice[1].startswith("1 could not be made again; they count as failed, and a run does them: ")
     assert f"--manifest {manifest} --retry-failed" in verification.advice[1]
     assert puts == []
+    (tmp_path / "another").mkdir()
+    np.save(tmp_path / "another/x.npy", random_map(1))
+    await am.repair_overlays(manifest, settings=SETTINGS, source=tmp_path / "another")
+    with Manifest(manifest, read_only=True) as opened:
+        assert [run.source for run in opened.runs()] == [str(maps)]
     verification = await am.repair_overlays(manifest, settings=SETTINGS, source=moved)
     assert (verification.is_clean, verification.advice, puts) == (True, [], ["e.png"])
     assert (out / "e.png").read_bytes() == before

@@ -163,7 +163,7 @@ async def test_in_a_folder_the_same_is_found_and_what_only_reading_shows(
     (out / "a").rename(tmp_path / "elsewhere")
     (out / "a").symlink_to(tmp_path / "elsewhere")
     (out / "x.zarr/c").mkdir(parents=True)
-    for name in (".async-maps-0123", "m.sqlite", "m.sqlite-wal", "locators.csv", "settings.toml", "x.zarr/c/0.0"):
+    for name in (".async-maps-0123", "m.sqlite", "locators.csv", "photo.jpg", "x.zarr/c/0.0"):
         (out / name).touch()
     assert (await am.verify_locators(manifest, settings=SETTINGS, deep=True)).is_clean
 
@@ -180,6 +180,25 @@ async def test_in_a_folder_the_same_is_found_and_what_only_reading_shows(
     digest = next(difference for difference in deep.first if difference.kind == "digest")
     assert digest.expected.startswith("CRC32 ")
     assert digest.expected != digest.found
+
+
+async def test_of_a_folder_that_may_not_be_listed_each_file_is_asked_for(
+    tmp_path: Path, maps: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a file system's own lost+found may not be, or with the permissions --x."""
+    out = tmp_path / "out"
+    await to_thread.run_sync(made, maps, out, manifest)
+    (out / "a/missing.png").unlink()
+    original = os.scandir
+
+    def refused(folder: Any) -> Any:
+        if str(folder) == str(out / "a"):
+            raise PermissionError(13, "Permission denied", folder)
+        return original(folder)
+
+    monkeypatch.setattr("async_maps.objects.os.scandir", refused)
+    verification = await am.verify_locators(manifest, settings=SETTINGS)
+    assert (found(verification), verification.right, verification.listed) == ({"missing": {"missing"}}, 7, 6)
 
 
 @pytest.mark.parametrize(
@@ -207,8 +226,23 @@ async def test_a_png_of_more_pixels_than_allowed_is_not_decoded(tmp_path: Path, 
     await to_thread.run_sync(made, maps, tmp_path / "out", manifest)
     tight = am.Settings(workers=0, max_pixels=599)
     verification = await am.verify_locators(manifest, settings=tight, deep=True)
-    assert verification.differences == {"undecodable": 8}
-    assert {difference.found for difference in verification.first} == {"30 x 20, more than max_pixels = 599"}
+    assert verification.differences == {"unreadable": 8}
+    assert {difference.found for difference in verification.first} == {
+        "30 x 20, more than max_pixels = 599: raise that"
+    }
+    # Nor is it broken for all that.
+    assert (await am.repair_overlays(manifest, settings=tight, deep=True)).differences == {"unreadable": 8}
+    assert (await am.verify_locators(manifest, settings=SETTINGS, deep=True)).is_clean
+
+
+async def test_what_is_larger_than_any_overlay_is_not_read(tmp_path: Path) -> None:
+    video = tmp_path / "video.mp4"
+    video.touch()
+    os.truncate(video, 2**30)
+    (tmp_path / "t.csv").write_text(f"locator\n{video.as_uri()}\n")
+    verification = await am.verify_locators(tmp_path / "t.csv", settings=am.Settings(max_pixels=10**6), deep=True)
+    assert (verification.read, verification.differences) == (0, {"unreadable": 1})
+    assert verification.first[0].found == "1,073,741,824 bytes, more than a PNG of max_pixels = 1,000,000 has"
 
 
 @pytest.mark.parametrize(
@@ -374,6 +408,29 @@ async def test_what_may_not_be_listed_is_asked_for_one_by_one(
     assert (verification.right, verification.folders) == (1, [])
 
 
+async def test_locators_that_lead_nowhere_are_differences_and_no_error(tmp_path: Path) -> None:
+    strange = ["http://[x/y.png", "s3://$b/x.png", "s3://bucket", "file://host/x.png", "FILE:///x.png"]
+    gone = [f"file:///{tmp_path}/none/x.png", "file:///dev/null/x.png"]
+    odd = ["file:///" + "y" * 300, "file:///%00"]
+    table = tmp_path / "table.csv"
+    table.write_text("\n".join(["locator", *strange, *gone, *odd]))
+    verification = await am.verify_locators(table, settings=SETTINGS)
+    kinds = {difference.locator: difference.kind for difference in verification.first}
+    assert kinds == {
+        **dict.fromkeys(strange, "unknown"),
+        **dict.fromkeys(gone, "missing"),
+        **dict.fromkeys(odd, "unreadable"),
+    }
+
+
+def test_a_table_in_s3_is_verified_by_the_command(bucket: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with s3_client() as client:
+        client.put_object(Bucket=bucket, Key="x/1.png", Body=b"1")
+        client.put_object(Bucket=bucket, Key="t.csv", Body=f"locator\ns3://{bucket}/x/1.png\n".encode())
+    assert invoke("verify", f"s3://{bucket}/t.csv", "--progress", "none") == 0
+    assert capsys.readouterr().out.startswith("1 of 1 locators are right")
+
+
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
@@ -454,6 +511,29 @@ async def test_what_the_store_does_not_hand_out_is_unreadable(
     assert found(verification) == {"unreadable": {"e"}, "missing": {"f"}}
 
 
+async def test_a_store_that_is_not_reached_any_more_ends_a_look_and_one_bad_answer_does_not(
+    tmp_path: Path, maps: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await to_thread.run_sync(made, maps, tmp_path / "out", manifest)
+    original = Objects.read
+    reached = True
+
+    def unreached(self: Objects, locator: str) -> Any:
+        if not reached or locator.endswith("e.png"):
+            with Objects(am.S3Settings(max_attempts=1)) as objects:
+                return original(objects, "s3://bucket/key")
+        return original(self, locator)
+
+    monkeypatch.setattr(Objects, "read", unreached)
+    for name, value in (("ENDPOINT_URL", "http://127.0.0.1:9"), ("ACCESS_KEY_ID", "a"), ("SECRET_ACCESS_KEY", "s")):
+        monkeypatch.setenv(f"AWS_{name}", value)
+    settings = am.Settings(workers=0, concurrency=2)
+    assert found(await am.verify_locators(manifest, settings=settings, deep=True)) == {"unreadable": {"e"}}
+    reached = False
+    with pytest.raises(am.StoreError, match=r"^s3://bucket/key: Could not connect"):
+        await am.verify_locators(manifest, settings=settings, deep=True)
+
+
 async def test_an_answer_that_breaks_off_is_asked_for_again(
     bucket: str, manifest: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -508,7 +588,10 @@ async def test_an_overlay_that_many_rows_name_is_one_and_read_once(tmp_path: Pat
     table.write_text("locator\n" + f"{locator}\n" * 2500 + "gs://b/x\n" * 2)
     verification = await am.verify_locators(table, settings=SETTINGS, deep=True)
     assert (verification.locators, verification.right, verification.read) == (2, 1, 1)
-    assert verification.differences == {"unknown": 2}
+    assert verification.differences == {"unknown": 1}
+    (tmp_path / "out/e.png").write_bytes(b"no PNG")
+    verification = await am.verify_locators(table, settings=SETTINGS, deep=True)
+    assert (verification.differences, len(verification.first)) == ({"unknown": 1, "undecodable": 1}, 1000)
 
 
 def test_lists_in_any_order_are_compared() -> None:
@@ -580,7 +663,8 @@ def test_the_command_says_what_differs_and_ends_accordingly(
     assert out.startswith("0 of 8 locators are right, by listing\n")
     assert "different: 8 missing" in out
     assert error.count("async-maps: missing: file:///") == 5
-    assert "... and 3 more: --report FILE lists the first 8" in error
+    assert "... and 3 more: --report FILE lists all" in error
+    assert f"to make again what is broken: async-maps verify {manifest} --repair\n" in out
     report = json.loads((tmp_path / "report.json").read_text())
     assert (report["locators"], report["differences"], report["exit_code"]) == (8, {"missing": 8}, 1)
     assert {"kind", "locator", "name", "expected", "found"} == set(report["first"][0])

@@ -1,8 +1,8 @@
 """Is every locator really there, whole, and what was sent? And if not: make it so.
 
-``check.py`` lists and reads what lies at the locators of a manifest, or of one of the ``tables.py``; ``comparison.py``
-holds that against what should be there, ``examine.py`` does so for one object; ``repair.py`` mends, and
-``verification.py`` is what either ends with.
+``check.py`` lists what lies at the locators of a manifest, or of one of the ``tables.py``, and ``comparison.py`` holds
+that against what should be there; ``reading.py`` reads it, and ``examine.py`` says what one object is; ``repair.py``
+mends, and ``verification.py`` is what either ends with.
 """
 
 from __future__ import annotations

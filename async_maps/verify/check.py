@@ -6,47 +6,34 @@ compared on disk.
 
 from __future__ import annotations
 
-import os
 import re
-from contextlib import aclosing, closing, suppress
+import shlex
+from contextlib import closing, suppress
 from itertools import islice
-from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from anyio import CapacityLimiter, create_memory_object_stream, create_task_group, to_thread
+from anyio import to_thread
 
-from async_maps.errors import ManifestError, ObjectError, SettingsError, SourceError
+from async_maps.aws import BUCKET
+from async_maps.errors import ManifestError, ObjectError, SettingsError
 from async_maps.locators import file_path, s3_place
 from async_maps.manifest import Manifest
 from async_maps.objects import Objects
 from async_maps.settings import Settings
-from async_maps.sources.files import explain
-from async_maps.sources.formats import COMPRESSED_TARS, FORMATS
-from async_maps.streams import ByteBudget
-from async_maps.tasks import OrderlyTask, first_error
-from async_maps.verify.comparison import Comparison, Difference, Expected
-from async_maps.verify.examine import examine
+from async_maps.tasks import OrderlyTask
+from async_maps.verify.comparison import MENDABLE, Comparison, Difference, Expected
+from async_maps.verify.reading import Reading
 from async_maps.verify.tables import is_results, locators_in
 from async_maps.verify.verification import MAX_LISTED_DIFFERENCES, Verification
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+    from collections.abc import Callable, Generator, Iterator, Sequence
     from os import PathLike
-
-    from anyio.streams.memory import MemoryObjectReceiveStream
-
-    from async_maps.objects import Content
-    from async_maps.streams import Loan
 
 _AT_ONCE = 1000
 _LOOK_AT_ONCE = 50
 _AT_ENDPOINT = re.compile(r" at https?://\S+$")
-_MAPS = "|".join(re.escape(suffix) for suffix in (*FORMATS, *COMPRESSED_TARS))
-_BESIDE = re.compile(
-    rf"({_MAPS})(/.*)?$|\.(names\.txt|sqlite(-wal|-shm|-journal|-lock)?|csv|parquet|jsonl?|toml)$", re.IGNORECASE
-)
-"""What is kept beside overlays, their maps, manifests and reports: nothing foreign."""
 
 
 async def verify_locators(
@@ -58,8 +45,9 @@ async def verify_locators(
 ) -> Verification:
     """Say whether every locator of a manifest or a table leads to what was sent.
 
-    What is listed is compared by size and ETag. A manifest that a run is writing may be verified; what that run writes
-    meanwhile is not judged, but for objects whose rows are still to come: they are foreign.
+    What is listed is compared by size and ETag, and a PNG among it that no row knows is foreign. A manifest that a run
+    is writing may be verified; what that run writes meanwhile is not judged, but for objects whose rows are still to
+    come: they are foreign.
 
     Args:
         place: a manifest; or a table of results (``.csv``, ``.jsonl``, ``.parquet``), ours or Kolena's, a part of what
@@ -72,7 +60,7 @@ async def verify_locators(
         ManifestError: the manifest cannot be read.
         SourceError: the table cannot be read.
         SettingsError: it holds no locator, or a manifest's lie in memory or at another endpoint than is set.
-        StoreError: what lies there cannot be listed.
+        StoreError: what lies there cannot be listed, or not be reached any more.
     """
     verification = verification or Verification()
     settings = settings or Settings()
@@ -85,8 +73,9 @@ async def verify_locators(
             else:
                 await check.manifest(place)
             if deep:
-                await check.read_all()
+                await Reading(comparison, objects, settings, verification).run()
             await check.finish()
+            verification.advice.extend(_advice(verification, deep))
 
     await OrderlyTask(main).result()
     return verification
@@ -116,7 +105,9 @@ class Check:
         verification = self._verification
         verification.place, verification.doing = str(path), "reading the manifest"
         identity, verification.failed = await to_thread.run_sync(_destination, path)
-        folder = f"{destination_of(identity)}/"
+        destination = destination_of(identity)
+        # That of the whole disk has one already.
+        folder = destination if destination.endswith("/") else f"{destination}/"
         if folder.startswith("memory:"):
             raise SettingsError(f"the overlays of {path} were in the memory of a process: nothing is left to verify")
         await self._refuse_other_endpoint(path, identity)
@@ -146,26 +137,6 @@ class Check:
         await self._look_for(lambda locator: locator.startswith(tuple(unlisted)))
         await self._compare()
 
-    async def read_all(self, since: str = "") -> None:
-        """Read what differs in nothing so far and was stored then or later, and note how it differs after all."""
-        self._verification.doing = "reading every object"
-        budget = ByteBudget(self._settings.queue_bytes)
-        # Who waits for the store takes no core; who decodes does.
-        threads = (
-            CapacityLimiter(self._settings.concurrency),
-            CapacityLimiter(self._settings.encode_thread_count),
-        )
-        sending, receiving = create_memory_object_stream[_Reading](0)
-        try:
-            async with create_task_group() as tasks, sending, aclosing(self._to_read(since)) as rows:
-                for _ in range(self._settings.concurrency):
-                    tasks.start_soon(self._read_some, receiving.clone(), threads)
-                receiving.close()
-                async for row in rows:
-                    await sending.send(_Reading(row, await budget.acquire(min(row.size or 0, budget.limit))))
-        except BaseExceptionGroup as group:
-            raise first_error(group) from None
-
     async def finish(self) -> None:
         """Count what was found."""
         await to_thread.run_sync(self._count)
@@ -175,7 +146,7 @@ class Check:
     async def _expect(self, rows: Generator[Expected, None, None]) -> None:
         def take() -> tuple[int, bool]:
             batch = list(islice(rows, _AT_ONCE))
-            strange = [row for row in batch if not (s3_place(row.locator) or file_path(row.locator))]
+            strange = [row for row in batch if not _is_known(row.locator)]
             self._comparison.note(
                 Difference("unknown", row.locator, row.name, "s3://bucket/key or file:///path", "another locator")
                 for row in strange
@@ -224,6 +195,7 @@ class Check:
         after = ""
         while locators := await to_thread.run_sync(self._comparison.unseen, after):
             after = locators[-1]
+            await to_thread.run_sync(self._comparison.unlist, locators)
             asked = [locator for locator in locators if wanted(locator)]
             for start in range(0, len(asked), _LOOK_AT_ONCE):
                 await to_thread.run_sync(look, asked[start : start + _LOOK_AT_ONCE])
@@ -234,15 +206,13 @@ class Check:
         await to_thread.run_sync(self._count)
 
     async def _name_foreign(self, manifest: str | PathLike[str]) -> None:
-        # Whatever it is called; the files beside it begin alike.
-        ours = tuple(Path(place).as_uri() for place in (os.path.abspath(manifest), os.path.realpath(manifest)))
-
         def note() -> str:
             found = self._comparison.foreign(after)
             self._comparison.note(
                 Difference("foreign", locator, "", "no object", f"{size:,} bytes")
                 for locator, size in found
-                if not (_BESIDE.search(locator) or locator.startswith(ours))
+                # Whatever else is kept among overlays, maps and manifests say, is none of them.
+                if locator.lower().endswith(".png")
             )
             return found[-1][0] if found else ""
 
@@ -266,45 +236,6 @@ class Check:
                 "it was for the run"
             )
 
-    async def _to_read(self, since: str) -> AsyncGenerator[Expected, None]:
-        after = ""
-        while rows := await to_thread.run_sync(self._comparison.to_read, after, since):
-            for row in rows:
-                yield row
-            after = rows[-1].locator
-
-    async def _read_some(
-        self, readings: MemoryObjectReceiveStream[_Reading], threads: tuple[CapacityLimiter, CapacityLimiter]
-    ) -> None:
-        """One of the readers that work side by side."""
-        async with readings:
-            async for row, loan in readings:
-                try:
-                    content = await to_thread.run_sync(self._read, row, limiter=threads[0])
-                    if isinstance(content, Difference):
-                        differences = [content]
-                    else:
-                        self._verification.read += 1
-                        self._verification.read_bytes += len(content.data)
-                        differences = await to_thread.run_sync(
-                            examine, row, content, self._settings.max_pixels, limiter=threads[1]
-                        )
-                finally:
-                    loan.release()
-                # While it waits for the next one, it must not keep bytes that nobody counts any more.
-                del content
-                if differences:
-                    await to_thread.run_sync(self._comparison.note, differences)
-
-    def _read(self, row: Expected) -> Content | Difference:
-        what = "an overlay" if row.size is None else f"{row.size:,} bytes"
-        try:
-            return self._objects.read(row.locator)
-        except FileNotFoundError:
-            return Difference("missing", row.locator, row.name, what, "nothing any more")
-        except (SourceError, OSError) as error:
-            return Difference("unreadable", row.locator, row.name, what, explain(error))
-
     def _count(self) -> None:
         self._verification.differences = self._comparison.counts()
         self._verification.locators = self._comparison.locators()
@@ -312,14 +243,28 @@ class Check:
         self._verification.first = list(islice(self._comparison.differences(), MAX_LISTED_DIFFERENCES))
 
 
-class _Reading(NamedTuple):
-    row: Expected
-    loan: Loan
+def _advice(verification: Verification, deep: bool) -> Iterator[str]:
+    """What to do about what differs."""
+    found, place = verification.differences, shlex.quote(verification.place)
+    if is_results(verification.place):
+        if "size" in found or "etag" in found:
+            yield "a table that is older than the last run tells of overlays that are there no more: export it again"
+        return
+    how = f"async-maps verify {place}{' --deep' if deep else ''} --repair"
+    if found.keys() & {*MENDABLE, "broken"}:
+        yield f"to make again what is broken: {how}"
+    if "foreign" in found:
+        yield f"to delete what is foreign, after a look at what that is: {how} --delete-foreign"
 
 
 def destination_of(identity: str) -> str:
     """Where a store is, without the endpoint that its identity names."""
     return _AT_ENDPOINT.sub("", identity)
+
+
+def _is_known(locator: str) -> bool:
+    place = s3_place(locator)
+    return file_path(locator) is not None if place is None else re.fullmatch(BUCKET, place.bucket) is not None
 
 
 def _destination(path: str | PathLike[str]) -> tuple[str, int]:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
+import unicodedata
 from contextlib import contextmanager
+from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+from urllib.parse import unquote
 
 from async_maps.database import explained
+from async_maps.locators import file_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -23,9 +28,12 @@ Kind: TypeAlias = Literal[
 ``missing``: there is none. ``size``: it has other bytes, as many as are named. ``etag``: another object lies there.
 ``content-type``: browsers are told that it is no PNG. ``undecodable``: it is no PNG, a damaged one, or one of another
 width or height. ``digest``: its bytes are not those that were sent. ``broken``: it was found so before, and not made
-again since. ``foreign``: it lies among the overlays and is none of them. ``unreadable``: the store does not hand it
-out. ``unknown``: its locator is of a kind that is not read here.
+again since. ``foreign``: a PNG that lies among the overlays and is none of them. ``unreadable``: the store does not
+hand it out, or it has more pixels than may be decoded. ``unknown``: its locator is of a kind that is not read here.
 """
+
+MENDABLE: tuple[Kind, ...] = ("missing", "size", "etag", "content-type", "undecodable", "digest")
+"""What another upload mends. What cannot be read, during an outage say, is left as it is."""
 
 _WHAT = "the comparison, among the temporary files (TMPDIR says where),"
 _AT_ONCE = 1000
@@ -35,6 +43,7 @@ CREATE TABLE expected (
     written_at TEXT, broken TEXT, PRIMARY KEY (locator, name)
 ) WITHOUT ROWID;
 CREATE TABLE found (locator TEXT PRIMARY KEY, size INTEGER, etag TEXT) WITHOUT ROWID;
+CREATE TABLE unlisted (folded TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE differences (kind TEXT, locator TEXT, name TEXT, expected TEXT, found TEXT);
 CREATE INDEX differences_locator ON differences (locator);
 """
@@ -51,9 +60,11 @@ SELECT DISTINCT locator FROM expected WHERE locator > ?1 AND NOT EXISTS (
 ) ORDER BY locator LIMIT ?2
 """
 _FOREIGN = """
-SELECT * FROM found WHERE locator > ?1 AND NOT EXISTS (
-    SELECT 1 FROM expected WHERE expected.locator = found.locator
-) ORDER BY locator LIMIT ?2
+SELECT * FROM found WHERE locator > ?1 AND CASE
+    -- One after the other: folding asks the disk.
+    WHEN EXISTS (SELECT 1 FROM expected WHERE expected.locator = found.locator) THEN 0
+    ELSE folded(locator) NOT IN (SELECT folded FROM unlisted)
+END ORDER BY locator LIMIT ?2
 """
 _TO_READ = """
 SELECT locator, min(name), found.size, expected.etag, crc32, width, height, is_overlay, written_at, broken
@@ -113,6 +124,8 @@ class Difference(NamedTuple):
     found: str
 
     def __str__(self) -> str:
+        if self.kind == "foreign":
+            return f"foreign: {self.locator}: {self.found} that no row knows"
         return f"{self.kind}: {self.locator}: expected {self.expected}, found {self.found}"
 
 
@@ -128,6 +141,7 @@ class Comparison:
     def __init__(self) -> None:
         self._turn = Lock()
         self._database = sqlite3.connect("", check_same_thread=False, isolation_level=None)
+        self._database.create_function("folded", 1, _folded)
         self._database.executescript(_SCHEMA)
 
     def __enter__(self) -> Comparison:
@@ -149,10 +163,26 @@ class Comparison:
         with self._writing():
             return self._insert("INSERT OR IGNORE INTO found VALUES (?, ?, ?)", objects)
 
+    def unlist(self, locators: Iterable[str]) -> None:
+        """Let what a listing calls a little differently than these not be foreign: it may be the same object.
+
+        So it is where links lead to it, or where a disk or a server knows no case or has its own form of an accent or a
+        slash.
+        """
+        with self._writing():
+            self._insert("INSERT OR IGNORE INTO unlisted VALUES (folded(?))", ((locator,) for locator in locators))
+
     def note(self, differences: Iterable[Difference]) -> None:
         """Add differences that a listing does not show."""
         with self._writing():
             self._insert("INSERT INTO differences VALUES (?, ?, ?, ?, ?)", differences)
+
+    def note_read(self, differences: Iterable[Difference]) -> None:
+        """Add how objects differ that were read, to every row that expects them."""
+        with self._writing():
+            self._insert(
+                "INSERT INTO differences SELECT ?1, ?2, name, ?4, ?5 FROM expected WHERE locator = ?2", differences
+            )
 
     def compare(self) -> None:
         """Note how what was found differs from what was expected, as far as a listing shows."""
@@ -210,7 +240,7 @@ class Comparison:
 
     def counts(self) -> dict[Kind, int]:
         """How many objects differ in each thing."""
-        return dict(self._rows("SELECT kind, count(*) FROM differences GROUP BY kind"))
+        return dict(self._rows("SELECT kind, count(DISTINCT locator) FROM differences GROUP BY kind"))
 
     def locators(self) -> int:
         """How many different objects are expected, with those that are of an unknown kind."""
@@ -258,7 +288,15 @@ def _difference(row: tuple[Any, ...]) -> Difference:
         return Difference("missing", *about, what, "nothing")
     if expected.size not in {None, size}:
         return Difference("size", *about, what, f"{size:,} bytes")
-    return Difference("etag", *about, f"ETag {expected.etag}", etag or "none")
+    return Difference("etag", *about, f"ETag {expected.etag}", etag)
+
+
+def _folded(locator: str) -> str:
+    path = file_path(locator)
+    if path is not None and "\0" not in path:
+        # Through links: what is listed in one folder may be what is expected in another.
+        locator = Path(os.path.realpath(path)).as_uri()
+    return unicodedata.normalize("NFC", unquote(locator).casefold()).replace("\\", "/")
 
 
 def _bucket(locator: str) -> str:

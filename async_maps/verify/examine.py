@@ -33,7 +33,7 @@ def examine(row: Expected, content: Content, max_pixels: int) -> list[Difference
         wrong.append(("content-type", "image/png", content.content_type or "none"))
     if problem := _problem(data, row, max_pixels):
         shape = f" of {row.width:,} x {row.height:,}" if row.width and row.height else ""
-        wrong.append(("undecodable", f"a PNG{shape}", problem))
+        wrong.append((problem[0], f"a PNG{shape}", problem[1]))
     if row.size is not None and row.size != len(data):
         wrong.append(("size", f"{row.size:,} bytes", f"{len(data):,} bytes"))
     if row.crc32 is not None:
@@ -47,8 +47,8 @@ def examine(row: Expected, content: Content, max_pixels: int) -> list[Difference
     return [Difference(kind, row.locator, row.name, expected, found) for kind, expected, found in wrong]
 
 
-def _problem(data: bytes | bytearray, row: Expected, max_pixels: int) -> str:
-    """Why an object is not the PNG that it should be; empty if it is."""
+def _problem(data: bytes | bytearray, row: Expected, max_pixels: int) -> tuple[Kind, str] | None:
+    """Why an object is not the PNG that it should be, or is not known to be; None if it is."""
     from PIL import PngImagePlugin
 
     try:
@@ -56,13 +56,13 @@ def _problem(data: bytes | bytearray, row: Expected, max_pixels: int) -> str:
         with PngImagePlugin.PngImageFile(io.BytesIO(data)) as image:
             width, height = image.size
             if row.width not in {None, width} or row.height not in {None, height}:
-                return f"{width:,} x {height:,}"
+                return "undecodable", f"{width:,} x {height:,}"
             if width * height > max_pixels:
-                return f"{width:,} x {height:,}, more than max_pixels = {max_pixels:,}"
+                return "unreadable", f"{width:,} x {height:,}, more than max_pixels = {max_pixels:,}: raise that"
             image.load()
         with PngImagePlugin.PngImageFile(io.BytesIO(data)) as image:
             # Checksums, which are not looked at while it is decoded.
             image.verify()
     except Exception as error:  # noqa: BLE001  # whatever a damaged file provokes
-        return f"{len(data):,} bytes that do not decode ({printable(str(error))})"
-    return ""
+        return "undecodable", f"{len(data):,} bytes that do not decode ({printable(str(error))})"
+    return None

@@ -5,6 +5,7 @@ On the event loop; what blocks goes to threads.
 
 from __future__ import annotations
 
+import json
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
@@ -25,9 +26,10 @@ from async_maps.settings import Settings
 from async_maps.sources import place_of
 from async_maps.tasks import OrderlyTask
 from async_maps.verify.check import Check, destination_of
-from async_maps.verify.comparison import Comparison
+from async_maps.verify.comparison import MENDABLE, Comparison
+from async_maps.verify.reading import Reading
 from async_maps.verify.tables import is_results
-from async_maps.verify.verification import Verification
+from async_maps.verify.verification import MAX_LISTED_DIFFERENCES, Verification
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,10 +37,6 @@ if TYPE_CHECKING:
 
     from async_maps.manifest import KeptRun, Redo
     from async_maps.records import Outcome
-    from async_maps.verify.comparison import Kind
-
-MENDABLE: tuple[Kind, ...] = ("missing", "size", "etag", "content-type", "undecodable", "digest")
-"""What another upload mends. What cannot be read, during an outage say, is left as it is."""
 
 _AT_ONCE = 1000
 _ADVISED = 9
@@ -65,7 +63,7 @@ async def repair_overlays(  # noqa: PLR0913  # one argument a flag
             for rows whose own settings were not kept, if theirs have the same fingerprint.
         deep: also read every object.
         source: where the maps are now, if they have moved.
-        delete_foreign: delete what lies below the destination and no row knows, also another manifest's overlays.
+        delete_foreign: delete each PNG below the destination that no row knows, also another manifest's overlays.
         verification: filled while it goes on; a new one if None.
 
     Returns:
@@ -93,7 +91,9 @@ class _RepairReport(Report):
 
     def count(self, outcomes: Sequence[Outcome]) -> None:
         super().count(outcomes)
-        self._verification.repaired += sum(isinstance(outcome, Receipt) for outcome in outcomes)
+        made = [outcome.locator for outcome in outcomes if isinstance(outcome, Receipt)]
+        self._verification.repaired += len(made)
+        self._verification.made_again.extend(made[: MAX_LISTED_DIFFERENCES - len(self._verification.made_again)])
 
 
 class _Repair:
@@ -101,6 +101,7 @@ class _Repair:
         self.verification = verification
         self._manifest = manifest
         self._settings = settings.model_copy(update={"if_exists": "overwrite"})
+        self._problems: list[str] = []
 
     async def run(self, source: str | None, *, deep: bool, delete_foreign: bool) -> None:
         verification = self.verification
@@ -112,8 +113,9 @@ class _Repair:
                 check = Check(before, objects, self._settings, verification)
                 await check.manifest(self._manifest)
                 if deep:
-                    await check.read_all()
+                    await Reading(before, objects, self._settings, verification).run()
                 await check.finish()
+                verification.doing = "marking what is broken"
                 await to_thread.run_sync(_mark, opened, before)
                 if delete_foreign:
                     await self._delete_foreign(before, objects)
@@ -124,15 +126,14 @@ class _Repair:
                     await to_thread.run_sync(opened.close)
             verification.doing = f"making {sum(broken.values()):,} overlays again"
             since = datetime.now(UTC).isoformat(timespec="milliseconds")
-            for fingerprint, settings in self._known_settings(runs, broken).items():
-                kept = [run.source for run in runs if run.settings == fingerprint and run.source is not None]
-                await self._make(settings, destination, [source] if source else kept, "moved" if source else "broken")
+            for settings, sources in self._ways(runs, broken, source):
+                await self._make(settings, destination, sources, "moved" if source else "broken")
             if verification.repaired or verification.deleted:
                 verification.locators = verification.right = verification.listed = 0
                 check = Check(after, objects, self._settings, verification)
                 await check.manifest(self._manifest)
                 if deep:
-                    await check.read_all(since)
+                    await Reading(after, objects, self._settings, verification).run(since)
                 # These were not read once more.
                 await to_thread.run_sync(after.note, before.differences("unreadable"))
                 await check.finish()
@@ -162,16 +163,28 @@ class _Repair:
         while await to_thread.run_sync(delete):
             pass
 
-    def _known_settings(self, runs: list[KeptRun], broken: dict[str, int]) -> dict[str, Settings]:
-        """The settings behind the fingerprints of what is broken, as far as they can be told."""
-        found = {}
-        if self._settings.value_range.is_known:
-            found[self._settings.fingerprint()] = self._settings
+    def _ways(
+        self, runs: list[KeptRun], broken: dict[str, int], source: str | None
+    ) -> list[tuple[Settings, list[str]]]:
+        """The settings behind the fingerprints of what is broken, as far as they can be told, and sources for each.
+
+        Two of them may have one fingerprint: they differ in what S3 is told about the objects.
+        """
+        ways: dict[str, tuple[Settings, list[str]]] = {}
+        known = set()
         for run in runs:
             with suppress(SettingsError):  # a range that has come to a single value
                 settings = self._settings.shaped_as(run.shaping)
-                found[settings.fingerprint()] = settings
-        return {fingerprint: settings for fingerprint, settings in found.items() if fingerprint in broken}
+                known.add(settings.fingerprint())
+                place = source or run.source
+                if place is not None and settings.fingerprint() in broken:
+                    _, sources = ways.setdefault(json.dumps(run.shaping), (settings, []))
+                    if place not in sources:
+                        sources.append(place)
+        own = self._settings.fingerprint() if self._settings.value_range.is_known else ""
+        if source and own in broken.keys() - known:
+            ways[own] = self._settings, [source]
+        return list(ways.values())
 
     async def _make(self, settings: Settings, destination: str, sources: Sequence[str], redo: Redo) -> None:
         """Make overlays of these settings again, from one source after the other, until none is left."""
@@ -185,9 +198,10 @@ class _Repair:
                         source, manifest=self._manifest, redo=redo, report=_RepairReport(verification)
                     )
                 except SourceError as error:
-                    verification.advice.append(f"cannot be made from {printable(source)}: {error}")
+                    self._problems.append(f"cannot be made from {printable(source)}: {error}")
                 else:
-                    verification.advice.extend(f"failed: {failure}" for failure in report.failures[:_ADVISED])
+                    self._problems.extend(f"failed: {failure}" for failure in report.failures)
+                del self._problems[_ADVISED:]
 
     async def _broken(self) -> dict[str, int]:
         def read() -> dict[str, int]:
@@ -199,6 +213,7 @@ class _Repair:
     async def _advise(self) -> None:
         left = sum((await self._broken()).values())
         if left:
+            self.verification.advice.extend(self._problems)
             self.verification.advice.append(
                 f"{left:,} could not be made again; they count as failed, and a run does them: async-maps run SOURCE "
                 f"DESTINATION --manifest {self._manifest} --retry-failed, with the settings of before. If their maps "

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from async_maps.verify.comparison import Difference, Kind
 
 MAX_LISTED_DIFFERENCES = 1000
-"""So many differences are listed in a verification."""
+"""So many differences, and overlays that were made again, are listed in a verification."""
 
 
 @dataclass(slots=True)
@@ -30,8 +30,9 @@ class Verification:
         deleted: foreign objects that were deleted.
         elapsed_s: seconds it took.
         doing: what it is doing at this moment; empty at the end.
-        advice: what is to be done about differences that a repair has left.
+        advice: what is to be done about what differs.
         first: the first differences.
+        made_again: the first overlays that were made again, as locators.
     """
 
     place: str = ""
@@ -49,6 +50,7 @@ class Verification:
     doing: str = ""
     advice: list[str] = field(default_factory=list)
     first: list[Difference] = field(default_factory=list)
+    made_again: list[str] = field(default_factory=list)
 
     @property
     def is_clean(self) -> bool:

@@ -1,0 +1,128 @@
+"""Every object of a comparison is read, and held against what was sent. On the event loop; what blocks, in threads."""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+from typing import TYPE_CHECKING, NamedTuple
+
+from anyio import CapacityLimiter, create_memory_object_stream, create_task_group, to_thread
+
+from async_maps.errors import SourceError, StoreError
+from async_maps.sources.files import explain
+from async_maps.streams import ByteBudget
+from async_maps.tasks import first_error
+from async_maps.verify.comparison import Comparison, Difference, Expected
+from async_maps.verify.examine import examine
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from anyio.streams.memory import MemoryObjectReceiveStream
+
+    from async_maps.objects import Content, Objects
+    from async_maps.settings import Settings
+    from async_maps.streams import Loan
+    from async_maps.verify.verification import Verification
+
+_MOST_PIXEL_BYTES, _BESIDE_PIXELS = 10, 2**20
+"""No PNG has more bytes a pixel (of 16 bits a channel, one pixel a scanline, not compressed), and besides."""
+
+
+class _Lent(NamedTuple):
+    row: Expected
+    loan: Loan
+
+
+class Reading:
+    """Reads what a comparison has found to be right so far.
+
+    Args:
+        comparison: both its lists are complete; it gets what differs after all.
+        objects: open.
+        settings: how much is read at once.
+        verification: counts along.
+    """
+
+    def __init__(
+        self, comparison: Comparison, objects: Objects, settings: Settings, verification: Verification
+    ) -> None:
+        self._comparison = comparison
+        self._objects = objects
+        self._settings = settings
+        self._verification = verification
+        self._unreached = 0
+
+    async def run(self, since: str = "") -> None:
+        """Read what was stored then or later.
+
+        Raises:
+            StoreError: S3 cannot be reached any more: so many reads in a row failed as go on at once, and one more.
+        """
+        self._verification.doing = "reading every object"
+        budget = ByteBudget(self._settings.queue_bytes)
+        # Who waits for the store takes no core; who decodes does.
+        threads = (
+            CapacityLimiter(self._settings.concurrency),
+            CapacityLimiter(self._settings.encode_thread_count),
+        )
+        sending, receiving = create_memory_object_stream[_Lent](0)
+        try:
+            async with create_task_group() as tasks, sending, aclosing(self._to_read(since)) as rows:
+                for _ in range(self._settings.concurrency):
+                    tasks.start_soon(self._read_some, receiving.clone(), threads)
+                receiving.close()
+                async for row in rows:
+                    await sending.send(_Lent(row, await budget.acquire(min(row.size or 0, budget.limit))))
+        except BaseExceptionGroup as group:
+            raise first_error(group) from None
+
+    async def _to_read(self, since: str) -> AsyncGenerator[Expected, None]:
+        after = ""
+        while rows := await to_thread.run_sync(self._comparison.to_read, after, since):
+            for row in rows:
+                yield row
+            after = rows[-1].locator
+
+    async def _read_some(
+        self, readings: MemoryObjectReceiveStream[_Lent], threads: tuple[CapacityLimiter, CapacityLimiter]
+    ) -> None:
+        """One of the readers that work side by side."""
+        async with readings:
+            async for row, loan in readings:
+                try:
+                    content = await to_thread.run_sync(self._read, row, limiter=threads[0])
+                    if isinstance(content, Difference):
+                        differences = [content]
+                    else:
+                        self._verification.read += 1
+                        self._verification.read_bytes += len(content.data)
+                        differences = await to_thread.run_sync(
+                            examine, row, content, self._settings.max_pixels, limiter=threads[1]
+                        )
+                finally:
+                    loan.release()
+                # While it waits for the next one, it must not keep bytes that nobody counts any more.
+                del content
+                if differences:
+                    await to_thread.run_sync(self._comparison.note_read, differences)
+
+    def _read(self, row: Expected) -> Content | Difference:
+        what = "an overlay" if row.size is None else f"{row.size:,} bytes"
+        max_pixels = self._settings.max_pixels
+        if (row.size or 0) > _MOST_PIXEL_BYTES * max_pixels + _BESIDE_PIXELS:
+            found = f"{row.size:,} bytes, more than a PNG of max_pixels = {max_pixels:,} has"
+            return Difference("unreadable", row.locator, row.name, "an overlay", found)
+        try:
+            content = self._objects.read(row.locator)
+        except StoreError as error:
+            self._unreached += 1
+            if self._unreached > self._settings.concurrency:
+                # Else each of a million would be waited for.
+                raise
+            return Difference("unreadable", row.locator, row.name, what, str(error))
+        except FileNotFoundError:
+            return Difference("missing", row.locator, row.name, what, "nothing any more")
+        except (SourceError, OSError) as error:
+            return Difference("unreadable", row.locator, row.name, what, explain(error))
+        self._unreached = 0
+        return content
