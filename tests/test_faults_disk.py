@@ -82,7 +82,8 @@ def said(capsys: pytest.CaptureFixture[str]) -> str:
     """The one sentence that the command ended with."""
     err = capsys.readouterr().err
     assert "Traceback" not in err
-    (line,) = err.splitlines()
+    line, *hint = err.splitlines()
+    assert all(text.startswith("async-maps: async-maps doctor ") for text in hint)
     assert line.startswith("async-maps: error: ")
     return line.removeprefix("async-maps: error: ")
 

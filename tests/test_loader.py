@@ -167,8 +167,13 @@ def test_ctrl_c_ends_it_while_it_waits_for_a_source_that_does_not_answer(tmp_pat
         answer.wait()
 
     outcomes = am.stream(maps(), tmp_path, settings=THREADS, ordered=True)
-    with pytest.raises(KeyboardInterrupt):
-        list(outcomes)
+    # A shell lets what it puts into the background ignore Ctrl-C.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            list(outcomes)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert "async-maps" not in {thread.name for thread in threading.enumerate()}
     answer.set()
 
