@@ -79,7 +79,7 @@ def fill(folder: Path) -> Path:
 
 
 def said(capsys: pytest.CaptureFixture[str]) -> str:
-    """The one sentence that the command ended with."""
+    """The one sentence that the command ended with, but for where to ask."""
     err = capsys.readouterr().err
     assert "Traceback" not in err
     line, *hint = err.splitlines()
