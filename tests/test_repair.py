@@ -91,7 +91,7 @@ def test_in_s3_all_that_is_broken_is_mended_and_nothing_else_is_uploaded(
     assert invoke(*command) == 1
     assert sorted(puts) == sorted(f"pre fix/{name}.png" for name in MENDED)
     out, error = capsys.readouterr()
-    assert "5 made again, 0 foreign ones deleted\ndifferent: 1 foreign\n" in out
+    assert "5 made again, 0 foreign deleted\ndifferent: 1 foreign\n" in out
     (said,) = error.splitlines()
     assert said.startswith(f"async-maps: foreign: s3://{bucket}/pre fix/a/foreign.png: 1,7")
     after = asyncio.run(objects(bucket))
@@ -111,7 +111,7 @@ def test_in_s3_all_that_is_broken_is_mended_and_nothing_else_is_uploaded(
     puts.clear()
     assert invoke(*command, "--delete-foreign") == 0
     assert puts == []
-    assert "0 made again, 1 foreign ones deleted" in capsys.readouterr().out
+    assert "0 made again, 1 foreign deleted" in capsys.readouterr().out
     assert set(asyncio.run(objects(bucket))) == set(before) | beside - {"pre fix/a/foreign.png"}
     assert invoke("verify", manifest, "--deep", "--workers", 0) == 0
 

@@ -73,7 +73,7 @@ class Verification:
             f"{self.elapsed_s:.1f} s, {self.listed:,} objects listed in {', '.join(self.folders) or 'no folder'}",
         ]
         if self.repaired or self.deleted:
-            lines.append(f"{self.repaired:,} made again, {self.deleted:,} foreign ones deleted")
+            lines.append(f"{self.repaired:,} made again, {self.deleted:,} foreign deleted")
         if self.differences:
             lines.append("different: " + ", ".join(f"{count:,} {kind}" for kind, count in self.differences.items()))
         if self.failed:
