@@ -187,6 +187,10 @@ def wrong_uses() -> Iterator[Any]:
     yield case("bad choice", "run maps out --png gif", "png: input should be 'palette', 'rgba', 'compact' or 'gray'")
     yield case("gray and clear", "run maps out --png gray --invalid transparent", "png gray has no transparent pixels")
     yield case("bad colormap", "run maps out --colormap virdis", "unknown colormap 'virdis'; near to it: viridis")
+    yield case("a hyphen first", "run maps out --range -2,2", "write a value that begins with a hyphen as --range=-2,2")
+    yield case(
+        "glob without quotes", "run maps/a.npy maps/b.npy out x", "unexpected 'out' and 1 more: a glob must be in"
+    )
     yield case("bad percentile", "run maps out --range percentile:1,120", "percentiles must lie in 0 to 100")
     yield case("no other run", "run maps out --range from:none.sqlite", "no such manifest: none.sqlite")
     yield case("bad key", "run maps out --key {{no}}.png", "unknown field {no}; known: name, digest, stem")
@@ -207,6 +211,7 @@ def wrong_uses() -> Iterator[Any]:
     yield case("no folder for the report", "run maps out --report none/r.json", "no such folder")
     yield case("nothing", "run", "SOURCE")
     yield case("no scenes", "demo --scenes 0", "--scenes")
+    yield case("a folder served", "demo --local --serve", "--local and --serve exclude each other")
 
 
 @pytest.mark.parametrize(("arguments", "said", "environment"), list(wrong_uses()))
@@ -230,6 +235,8 @@ def test_a_wrong_use_is_one_clear_sentence_and_exit_2(
     lines = [line for line in err.splitlines() if line.startswith("async-maps: error: ")]
     assert len(lines) == 1, err
     assert said in lines[0]
+    # Who was refused by the destination is told where to ask.
+    assert ("async-maps doctor s3://no-such-bucket/x tells" in err) == ("s3://no-such-bucket/x" in arguments)
     assert "Traceback" not in err
     assert os.environ["AWS_SECRET_ACCESS_KEY"] not in out + err
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from async_maps import demo, seaweed
 from async_maps.colorize import colorize_activation_map
-from async_maps.errors import SettingsError
+from async_maps.errors import MissingExtraError, SettingsError
 from tests.leftovers import leaves_nothing
 from tests.test_cli import COMMAND, invoke, start
 
@@ -82,6 +82,13 @@ def test_what_no_demo_has_made_is_not_replaced(tmp_path: Path, name: str) -> Non
         demo.run_demo(tmp_path, scenes=1, local=True)
     assert own.read_bytes() == b"precious"
     assert sorted(path.name for path in tmp_path.iterdir()) == [name]
+
+
+def test_where_there_is_no_server_none_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(seaweed, "is_installed", lambda: False)
+    with pytest.raises(MissingExtraError, match=r"a server that stays needs the extra 'demo'"):
+        demo.run_demo(tmp_path / "demo", scenes=1, local=False, serve=True)
+    assert not (tmp_path / "demo").exists()
 
 
 def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:

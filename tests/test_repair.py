@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import json
 import sqlite3
 import threading
 from contextlib import closing
@@ -88,7 +89,9 @@ def test_in_s3_all_that_is_broken_is_mended_and_nothing_else_is_uploaded(
     puts.clear()
     command = ("verify", manifest, "--deep", "--workers", 0, "--progress", "none", "--repair")
 
-    assert invoke(*command) == 1
+    assert invoke(*command, "--report", tmp_path / "report.json") == 1
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert sorted(report["made_again"]) == sorted(f"s3://{bucket}/pre fix/{name}.png" for name in MENDED)
     assert sorted(puts) == sorted(f"pre fix/{name}.png" for name in MENDED)
     out, error = capsys.readouterr()
     assert "5 made again, 0 foreign deleted\ndifferent: 1 foreign\n" in out
