@@ -95,6 +95,7 @@ def test_in_s3_all_that_is_broken_is_mended_and_nothing_else_is_uploaded(
     assert sorted(puts) == sorted(f"pre fix/{name}.png" for name in MENDED)
     out, error = capsys.readouterr()
     assert "5 made again, 0 foreign deleted\ndifferent: 1 foreign\n" in out
+    assert out.endswith(f": async-maps verify {manifest} --deep --repair --delete-foreign\n")
     (said,) = error.splitlines()
     assert said.startswith(f"async-maps: foreign: s3://{bucket}/pre fix/a/foreign.png: 1,7")
     after = asyncio.run(objects(bucket))

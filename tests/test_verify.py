@@ -136,6 +136,10 @@ async def test_each_way_an_object_in_s3_can_differ_is_found_and_named(
     assert calls == ["ListObjectsV2"]
     assert found(shallow) == BROKEN
     assert (shallow.locators, shallow.right, shallow.listed, shallow.read) == (8, 4, 9, 0)
+    assert [advice.partition(f": async-maps verify {manifest} ")[2] for advice in shallow.advice] == [
+        "--repair",
+        "--repair --delete-foreign",
+    ]
     named = {difference.name: difference for difference in shallow.first}
     assert str(named["a/missing"]).startswith(f"missing: s3://{bucket}/pre fix/a/missing.png: expected 1,7")
     assert named["a/missing"].found == "nothing"

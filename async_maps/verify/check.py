@@ -245,16 +245,25 @@ class Check:
 
 def _advice(verification: Verification, deep: bool) -> Iterator[str]:
     """What to do about what differs."""
-    found, place = verification.differences, shlex.quote(verification.place)
+    found = verification.differences
     if is_results(verification.place):
         if "size" in found or "etag" in found:
             yield "a table that is older than the last run tells of overlays that are there no more: export it again"
         return
-    how = f"async-maps verify {place}{' --deep' if deep else ''} --repair"
     if found.keys() & {*MENDABLE, "broken"}:
-        yield f"to make again what is broken: {how}"
-    if "foreign" in found:
-        yield f"to delete what is foreign, after a look at what that is: {how} --delete-foreign"
+        yield f"to make again what is broken: {_repair_command(verification, deep)}"
+    yield from advice_on_foreign(verification, deep)
+
+
+def advice_on_foreign(verification: Verification, deep: bool) -> Iterator[str]:
+    """What to do about foreign objects, if there are any."""
+    if "foreign" in verification.differences:
+        how = f"{_repair_command(verification, deep)} --delete-foreign"
+        yield f"to delete what is foreign, after a look at what that is: {how}"
+
+
+def _repair_command(verification: Verification, deep: bool) -> str:
+    return f"async-maps verify {shlex.quote(verification.place)}{' --deep' if deep else ''} --repair"
 
 
 def destination_of(identity: str) -> str:

@@ -25,7 +25,7 @@ from async_maps.report import Report
 from async_maps.settings import Settings
 from async_maps.sources import place_of
 from async_maps.tasks import OrderlyTask
-from async_maps.verify.check import Check, destination_of
+from async_maps.verify.check import Check, advice_on_foreign, destination_of
 from async_maps.verify.comparison import MENDABLE, Comparison
 from async_maps.verify.reading import Reading
 from async_maps.verify.tables import is_results
@@ -138,6 +138,8 @@ class _Repair:
                 await to_thread.run_sync(after.note, before.differences("unreadable"))
                 await check.finish()
             await self._advise()
+            if not delete_foreign:
+                verification.advice.extend(advice_on_foreign(verification, deep))
         verification.doing, verification.elapsed_s = "", monotonic() - began_at
 
     async def _delete_foreign(self, comparison: Comparison, objects: Objects) -> None:
