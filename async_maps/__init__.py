@@ -10,10 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from async_maps.batch import dry_run, run, stream
-    from async_maps.colorize import colorize_activation_map
-    from async_maps.colormap import Colormap, ColormapJet
     from async_maps.doctor import Finding, diagnose
-    from async_maps.encode import encode_png
     from async_maps.errors import (
         AsyncMapsError,
         ExistsError,
@@ -31,12 +28,15 @@ if TYPE_CHECKING:
         TransientError,
         WorkerError,
     )
-    from async_maps.export import export_manifest
-    from async_maps.meters import StageStatistics, Statistics
+    from async_maps.manifest.export import export_manifest
+    from async_maps.outcomes import Failure, MapStatistics, Outcome, Receipt
     from async_maps.pipeline import Pipeline
-    from async_maps.records import Failure, MapStatistics, Outcome, Receipt
+    from async_maps.render.colorize import colorize_activation_map
+    from async_maps.render.colormap import Colormap, ColormapJet
+    from async_maps.render.png import encode_png
     from async_maps.report import Report
     from async_maps.settings import FilesSettings, S3Settings, Settings, load_settings
+    from async_maps.stages.meters import StageStatistics, Statistics
     from async_maps.verify import Difference, Verification, repair_overlays, verify_locators
 
 __all__ = [
@@ -85,16 +85,16 @@ __all__ = [
 
 _ROOMS = {
     "batch": ("dry_run", "run", "stream"),
-    "colorize": ("colorize_activation_map",),
-    "colormap": ("Colormap", "ColormapJet"),
     "doctor": ("Finding", "diagnose"),
-    "encode": ("encode_png",),
-    "export": ("export_manifest",),
-    "meters": ("StageStatistics", "Statistics"),
+    "manifest.export": ("export_manifest",),
+    "outcomes": ("Failure", "MapStatistics", "Outcome", "Receipt"),
     "pipeline": ("Pipeline",),
-    "records": ("Failure", "MapStatistics", "Outcome", "Receipt"),
+    "render.colorize": ("colorize_activation_map",),
+    "render.colormap": ("Colormap", "ColormapJet"),
+    "render.png": ("encode_png",),
     "report": ("Report",),
     "settings": ("FilesSettings", "S3Settings", "Settings", "load_settings"),
+    "stages.meters": ("StageStatistics", "Statistics"),
     "verify": ("Difference", "Verification", "repair_overlays", "verify_locators"),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}

@@ -1,4 +1,4 @@
-"""A whole batch in one call: from synchronous code, or as a rehearsal."""
+"""A whole batch in one call: from synchronous code, or as a dry run."""
 
 from __future__ import annotations
 
@@ -8,25 +8,26 @@ from typing import TYPE_CHECKING
 from anyio import EndOfStream, WouldBlock, create_memory_object_stream, to_thread
 from anyio.from_thread import start_blocking_portal
 
-from async_maps.claims import Claims
-from async_maps.loop import fastest_loop, run_loop
+from async_maps.concurrency.loop import fastest_loop, run_loop
+from async_maps.concurrency.streams import receive, send
+from async_maps.concurrency.tasks import OrderlyTask
+from async_maps.manifest.claims import Claims
+from async_maps.manifest.recorder import open_reader
+from async_maps.outcomes import Failure, Outcome
 from async_maps.pipeline import Pipeline
-from async_maps.recorder import open_reader
-from async_maps.records import ActivationMap, Failure, Outcome
 from async_maps.report import Report
 from async_maps.settings import Settings
-from async_maps.sources.listing import list_maps, numbered, with_key
+from async_maps.sources.activation_map import ActivationMap
+from async_maps.sources.batches import list_maps, numbered, with_key
 from async_maps.stores import open_store
-from async_maps.streams import receive, send
 from async_maps.survey import known_range, refuse_one_shot
-from async_maps.tasks import OrderlyTask
 
 if TYPE_CHECKING:
     from collections.abc import Generator
     from os import PathLike
 
-    from async_maps.manifest import Redo
-    from async_maps.sources.listing import AnySource
+    from async_maps.manifest.manifest import Select
+    from async_maps.sources.batches import AnySource
 
 _HANDED_OVER = 64
 """Outcomes given to another thread at once, where so many are there: a hop for each costs as much as a small map."""
@@ -38,7 +39,7 @@ def run(  # noqa: PLR0913  # those of Pipeline.run()
     *,
     settings: Settings | None = None,
     manifest: str | PathLike[str] | None = None,
-    redo: Redo = "changed",
+    select: Select = "changed",
     report: Report | None = None,
 ) -> Report:
     """:meth:`Pipeline.run` from synchronous code: opens a pipeline, puts every map, closes it.
@@ -49,7 +50,7 @@ def run(  # noqa: PLR0913  # those of Pipeline.run()
 
     async def main() -> Report:
         async with Pipeline(destination, settings=settings) as pipeline:
-            return await pipeline.run(source, manifest=manifest, redo=redo, report=report)
+            return await pipeline.run(source, manifest=manifest, select=select, report=report)
 
     return run_loop(main())
 
@@ -107,7 +108,7 @@ async def dry_run(  # noqa: PLR0913  # those of run()
     *,
     settings: Settings | None = None,
     manifest: str | PathLike[str] | None = None,
-    redo: Redo = "changed",
+    select: Select = "changed",
     report: Report | None = None,
 ) -> Report:
     """Say what :meth:`Pipeline.run` would do, as far as a listing tells: nothing is read, written or uploaded.
@@ -123,20 +124,20 @@ async def dry_run(  # noqa: PLR0913  # those of run()
         refuse_one_shot(source)
     template = settings.key_template
 
-    async def rehearse() -> None:
+    async def plan() -> None:
         async with open_store(destination, settings) as store:
             await store.check()
             filled.destination = store.destination
             async with open_reader(manifest, store.identity) as recorder:
                 # A range that all maps must be read for is not known here, and none of them done with it.
-                recorder.rehearse_with(settings, await known_range(settings, recorder, redo))
+                recorder.use(settings, await known_range(settings, recorder, select))
                 listing = list_maps(source, s3=settings.s3, known=recorder.known, max_pixels=settings.max_pixels)
                 listing = numbered(listing) if template.needs_index else listing
                 claims = Claims(lambda map_: store.locator(template.key(store.prefix, map_.name, map_.index)))
                 with claims:
-                    if template.may_collide and redo != "all":
-                        await recorder.load_claims(claims, redo)
-                    async with aclosing(recorder.select(listing, redo, filled)) as batches:
+                    if template.may_collide and select != "all":
+                        await recorder.load_claims(claims, select)
+                    async with aclosing(recorder.select_maps(listing, select, filled)) as batches:
                         async for batch in batches:
                             entries = [with_key(entry, store.prefix, template) for entry in batch]
                             if template.may_collide:
@@ -144,5 +145,5 @@ async def dry_run(  # noqa: PLR0913  # those of run()
                             filled.count([entry for entry in entries if isinstance(entry, Failure)])
                             filled.planned += sum(isinstance(entry, ActivationMap) for entry in entries)
 
-    await OrderlyTask(rehearse).result()
+    await OrderlyTask(plan).result()
     return filled

@@ -16,10 +16,10 @@
     ├── PipelineClosedError                      the pipeline is closed, or was closed under the caller
     ├── PipelineFullError                        ``Pipeline.put_nowait`` finds no room at this moment
     ├── WorkerError                              a worker process could not start or died
-    ├── ServerError                              the demo's S3 server did not start (in :mod:`async_maps.seaweed`)
+    ├── ServerError                              the demo's S3 server did not start (in :mod:`async_maps.demo.seaweed`)
     └── MissingExtraError                        an optional dependency that is not installed
 
-One map's failure is data, a :class:`~async_maps.records.Failure`; what stands here ends a call or a run.
+One map's failure is data, a :class:`~async_maps.outcomes.Failure`; what stands here ends a call or a run.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from async_maps.records import Failure
+    from async_maps.outcomes import Failure
 
 
 class AsyncMapsError(Exception):

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from prometheus_client.core import Metric
 
-    from async_maps.meters import Statistics
     from async_maps.pipeline import Pipeline
+    from async_maps.stages.meters import Statistics
 
 
 _OF_A_PIPELINE = (
@@ -27,7 +27,7 @@ _OF_A_PIPELINE = (
     (CounterMetricFamily, "failures", "Maps that failed, at whatever stage.", "failed"),
     (CounterMetricFamily, "shed", "Maps that put_nowait has refused because the pipeline was full.", "shed"),
     (CounterMetricFamily, "uploaded_bytes", "Bytes of the uploaded PNGs.", "uploaded_bytes"),
-    (CounterMetricFamily, "upload_retries", "Attempts to upload that failed and were made again.", "repeated"),
+    (CounterMetricFamily, "upload_retries", "Upload attempts that failed and were retried.", "retries"),
     (GaugeMetricFamily, "upload_limit", "Uploads that may go at once, as the store allows.", "upload_limit"),
     (GaugeMetricFamily, "in_flight", "Maps that were taken in and have no outcome yet.", "in_flight"),
     (GaugeMetricFamily, "waiting", "Calls of put that wait for room.", "waiting"),

@@ -22,8 +22,7 @@ from anyio import (
     to_thread,
 )
 
-from async_maps.arena import Arena
-from async_maps.claims import Claims
+from async_maps.concurrency.tasks import OrderlyTask, first_error
 from async_maps.errors import (
     AsyncMapsError,
     MapFailedError,
@@ -32,20 +31,21 @@ from async_maps.errors import (
     SettingsError,
     TooManyFailuresError,
 )
-from async_maps.flow import Flow
-from async_maps.meters import Statistics
-from async_maps.pool import started_workers
-from async_maps.recorder import open_recorder
-from async_maps.records import Failure, Outcome, Receipt
+from async_maps.manifest.claims import Claims
+from async_maps.manifest.recorder import open_recorder
+from async_maps.outcomes import Failure, Outcome, Receipt
 from async_maps.report import Report
 from async_maps.settings import Settings
 from async_maps.sources.arrays import size_of
-from async_maps.sources.listing import list_maps, numbered, take_array, with_key
-from async_maps.stages import Resources, Stages
+from async_maps.sources.batches import list_maps, numbered, take_array, with_key
+from async_maps.stages.flow import Flow
+from async_maps.stages.graph import Resources, Stages
+from async_maps.stages.meters import Statistics
 from async_maps.stores import open_store
 from async_maps.survey import known_range, range_of_all, refuse_one_shot, survey
-from async_maps.tasks import OrderlyTask, first_error
-from async_maps.worker import Recipe
+from async_maps.workers.arena import Arena
+from async_maps.workers.pool import started_workers
+from async_maps.workers.worker import Recipe
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -53,14 +53,14 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any
 
-    from async_maps.manifest import Redo
-    from async_maps.names import KeyTemplate
-    from async_maps.ranges import ValueRange
-    from async_maps.recorder import Recorder
-    from async_maps.records import ActivationMap
-    from async_maps.sources.listing import AnySource, Entry
+    from async_maps.concurrency.streams import Lease
+    from async_maps.keys import KeyTemplate
+    from async_maps.manifest.manifest import Select
+    from async_maps.manifest.recorder import Recorder
+    from async_maps.render.ranges import ValueRange
+    from async_maps.sources.activation_map import ActivationMap
+    from async_maps.sources.batches import AnySource, Entry
     from async_maps.stores import Store
-    from async_maps.streams import Loan
 
 T = TypeVar("T")
 
@@ -240,15 +240,15 @@ class Pipeline:
         """
         stages = self._stages_for_one()
         try:
-            loan = stages.reserve(size_of(activation_map))
+            lease = stages.reserve(size_of(activation_map))
         except PipelineFullError:
             self._shed += 1
             raise
-        task = asyncio.create_task(self._put(name, activation_map, loan))
+        task = asyncio.create_task(self._put(name, activation_map, lease))
 
         def end(_: object) -> None:
             self._accepted.discard(task)
-            stages.withdraw(loan)
+            stages.withdraw(lease)
             if not task.cancelled():
                 # Whoever has dropped it is not to hear from the loop that nobody saw its error.
                 task.exception()
@@ -271,7 +271,7 @@ class Pipeline:
             raise PipelineClosedError("the pipeline is being closed and takes no more maps")
         return self._stages
 
-    async def _put(self, name: str, activation_map: Any, loan: Loan | None = None) -> Receipt:
+    async def _put(self, name: str, activation_map: Any, lease: Lease | None = None) -> Receipt:
         waiting: asyncio.Future[Outcome | AsyncMapsError] = asyncio.get_running_loop().create_future()
 
         def settle(outcome: Outcome | AsyncMapsError) -> None:
@@ -282,7 +282,7 @@ class Pipeline:
         try:
             entry = await take_array(name, activation_map, self._range, self.settings.max_pixels)
             (entry,) = await self._claimed([entry])
-            await self._submit(entry, settle, self._range, loan)
+            await self._submit(entry, settle, self._range, lease)
             # From when it is colorized, nobody counts the array any more.
             del entry, activation_map
             outcome = await waiting
@@ -322,7 +322,7 @@ class Pipeline:
         source: AnySource,
         *,
         manifest: str | PathLike[str] | None = None,
-        redo: Redo = "changed",
+        select: Select = "changed",
         report: Report | None = None,
     ) -> Report:
         """Put every map of a source, and report.
@@ -331,7 +331,7 @@ class Pipeline:
             source: as for :meth:`stream`. It is read twice if the range is that of the whole ``dataset``, which the
                 manifest then keeps for later runs.
             manifest: where each outcome is written down; with it, maps that are done and unchanged are skipped.
-            redo: with a manifest, which maps to do: ``changed``, ``failed`` (only those) or ``all``.
+            select: with a manifest, which maps to do: ``changed``, ``failed`` (only those) or ``all``.
             report: filled while the run goes on, to be watched; a new one if None.
 
         Raises:
@@ -343,23 +343,25 @@ class Pipeline:
         """
         report = report or Report()
         report.destination = self._opened().destination
-        await OrderlyTask(partial(self._run, source, manifest, redo, report)).result()
+        await OrderlyTask(partial(self._run, source, manifest, select, report)).result()
         return report
 
-    async def _run(self, source: AnySource, manifest: str | PathLike[str] | None, redo: Redo, report: Report) -> None:
+    async def _run(
+        self, source: AnySource, manifest: str | PathLike[str] | None, select: Select, report: Report
+    ) -> None:
         started = monotonic()
         limit = self.settings.max_failures
         async with open_recorder(manifest, self._opened().identity) as recorder:
-            value_range = await self._range_for(source, recorder, redo, report)
+            value_range = await self._range_for(source, recorder, select, report)
             report.survey_s = monotonic() - started if report.surveyed else 0.0
             if value_range is None:
                 report.elapsed_s, report.drained, report.statistics = report.survey_s, True, self.statistics()
                 return
             listing = self._list(source, value_range, recorder)
             if recorder is not None:
-                listing = recorder.select(listing, redo, report)
+                listing = recorder.select_maps(listing, select, report)
                 if self._claims is not None:
-                    await recorder.load_claims(self._claims, redo)
+                    await recorder.load_claims(self._claims, select)
             async with aclosing(self._outcomes(listing, value_range)) as batches:
                 async for outcomes in batches:
                     report.count(outcomes)
@@ -387,8 +389,8 @@ class Pipeline:
             uploaded=self._uploaded,
             failed=self._failed,
             uploaded_bytes=self._uploaded_bytes,
-            upload_limit=self._stages.pace.limit,
-            repeated=self._stages.pace.repeated,
+            upload_limit=self._stages.rate_limiter.limit,
+            retries=self._stages.rate_limiter.retries,
             waiting=self._stages.waiting,
             in_flight=self._in_flight(self._stages),
             shed=self._shed,
@@ -403,12 +405,12 @@ class Pipeline:
     # From callers to the stages -------------------------------------------------------------------------------------
 
     async def _range_for(
-        self, source: AnySource, recorder: Recorder | None, redo: Redo, report: Report
+        self, source: AnySource, recorder: Recorder | None, select: Select, report: Report
     ) -> ValueRange | None:
         """The range of a source's maps, for which all of them may have to be read; None if that was drained."""
         value_range, sketch = self._range, None
         if not value_range.is_known:
-            value_range = await known_range(self.settings, recorder, redo)
+            value_range = await known_range(self.settings, recorder, select)
         if not value_range.is_known:
             refuse_one_shot(source)
             listing = self._list(source, None, recorder)
@@ -417,7 +419,7 @@ class Pipeline:
                 return None
             value_range = await range_of_all(sketch, value_range)
             if report.unsurveyed or not sketch.count:
-                # An outage, perhaps: what it left out is not to shape the colours of every later run.
+                # An outage, perhaps: what it left out is not to shape the colors of every later run.
                 sketch = None
         if recorder is not None:
             await recorder.keep(self.settings, value_range, source, sketch)
@@ -490,19 +492,19 @@ class Pipeline:
         entry: Entry,
         settle: Callable[[Outcome | AsyncMapsError], None],
         value_range: ValueRange,
-        loan: Loan | None = None,
+        lease: Lease | None = None,
     ) -> None:
         """Let one map into the stages, when there is room or with what was reserved; ``settle`` gets its outcome."""
         self._opened()
         assert self._stages is not None  # noqa: S101  # opened
         if isinstance(entry, Failure):
-            if loan is not None:
-                self._stages.withdraw(loan)
+            if lease is not None:
+                self._stages.withdraw(lease)
             self._settle(settle, value_range.is_relative, entry)
             return
         self._submitted.add(settle)
         try:
-            await self._stages.submit(entry, partial(self._settle, settle, value_range.is_relative), value_range, loan)
+            await self._stages.submit(entry, partial(self._settle, settle, value_range.is_relative), value_range, lease)
         except (BrokenResourceError, ClosedResourceError) as error:
             self._submitted.discard(settle)
             if isinstance(error, BrokenResourceError) and self._serving is not None:
@@ -527,7 +529,7 @@ class Pipeline:
             if relative and not self._warned and outcome.statistics is not None and outcome.statistics.is_flat:
                 self._warned = True
                 _logger.warning(
-                    "%s is constant, or all but a few of its values are alike: under range %s it shows one colour or "
+                    "%s is constant, or all but a few of its values are alike: under range %s it shows one color or "
                     "two, as all such maps will (see the columns constant, range_low, range_high; this is said once)",
                     outcome.name, self.settings.range,
                 )  # fmt: skip

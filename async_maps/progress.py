@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 from anyio import to_thread
 
 from async_maps.errors import AsyncMapsError
-from async_maps.records import ActivationMap
+from async_maps.filesystems.filesystem import is_remote
 from async_maps.sources import open_source
-from async_maps.sources.storage import is_remote
+from async_maps.sources.activation_map import ActivationMap
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
     from typing import TextIO
 
-    from async_maps.meters import Statistics
     from async_maps.report import Report
+    from async_maps.stages.meters import Statistics
 
 ProgressKind: TypeAlias = Literal["auto", "bar", "log", "json", "none"]
 """A live bar, a line every few seconds, a JSON object every few seconds, nothing; auto is a bar on a terminal."""
@@ -50,7 +50,7 @@ class Snapshot:
             "upload": statistics.upload.queue,
         }
         self.upload_limit, self.uploads = statistics.upload_limit, statistics.upload.workers
-        self.repeated = statistics.repeated
+        self.retries = statistics.retries
         elapsed = max(report.elapsed_s - report.survey_s, 1e-9)
         self.maps_per_s = report.uploaded / elapsed
         self.mb_per_s = report.uploaded_bytes / 1e6 / elapsed
@@ -90,7 +90,7 @@ class Snapshot:
             "mb_per_s": round(self.mb_per_s, 2),
             "eta_s": None if self.eta_s is None else round(self.eta_s, 1),
             "upload_limit": self.upload_limit,
-            "repeated": self.repeated,
+            "retries": self.retries,
             "queues": {name: round(share, 3) for name, share in self.queues.items()},
         }
 

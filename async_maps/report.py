@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from async_maps.records import Receipt
+from async_maps.outcomes import Receipt
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from async_maps.meters import Statistics
-    from async_maps.records import Failure, Outcome
+    from async_maps.outcomes import Failure, Outcome
+    from async_maps.stages.meters import Statistics
 
 MAX_LISTED_FAILURES = 1000
 """So many failures are listed in a report; the manifest has every one."""
@@ -30,7 +30,7 @@ class Report:
         surveyed: maps that were looked at for the range of the whole set.
         unsurveyed: those of them that could not be read.
         survey_s: seconds that took, which are part of ``elapsed_s``.
-        range_low: the value that the colours start at; None where each map has its own, and for unit.
+        range_low: the value that the colors start at; None where each map has its own, and for unit.
         range_high: the value that they end at.
         constant: uploaded maps that have one value throughout.
         invalid: uploaded maps with NaN or infinity in them.
@@ -87,7 +87,7 @@ class Report:
             f"{self.elapsed_s:.1f} s, {rate:,.0f} maps/s, {self.uploaded_bytes / 1e6:,.1f} MB to {self.destination}",
         ]
         if self.range_low is not None:
-            lines.append(f"colours span {self.range_low:.6g} to {self.range_high:.6g}")
+            lines.append(f"colors span {self.range_low:.6g} to {self.range_high:.6g}")
         if self.surveyed:
             lines.append(f"first pass: {self.surveyed:,} maps in {self.survey_s:.1f} s")
         if self.unsurveyed:
@@ -95,11 +95,11 @@ class Report:
                 f"{self.unsurveyed:,} maps could not be read for the range of all: the next run looks at all again"
             )
         if self.constant:
-            lines.append(f"constant, of a single colour: {self.constant:,}")
+            lines.append(f"constant, of a single color: {self.constant:,}")
         if self.invalid:
             lines.append(f"with NaN or infinity in them: {self.invalid:,}")
-        if self.statistics is not None and self.statistics.repeated:
-            lines.append(f"uploads that failed and were made again: {self.statistics.repeated:,}")
+        if self.statistics is not None and self.statistics.retries:
+            lines.append(f"retried uploads: {self.statistics.retries:,}")
         if self.drained:
             lines.append("stopped before the end of the source; run it again for the rest")
         if self.statistics is not None and self.uploaded:

@@ -23,11 +23,11 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from async_maps.colormap import colormap_table, describe_colormap
 from async_maps.errors import SettingsError
-from async_maps.names import KeyTemplate
-from async_maps.quantise import Invalid
-from async_maps.ranges import ValueRange, parse_range
+from async_maps.keys import KeyTemplate
+from async_maps.render.colormap import colormap_table, describe_colormap
+from async_maps.render.quantize import Invalid
+from async_maps.render.ranges import ValueRange, parse_range
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -103,17 +103,17 @@ class Settings(_Model):
     """
 
     colormap: str = "jet"
-    """jet (Kolena's), a name of the cmap package (viridis, RdBu_r, ...), or colours (black,red,#ffff0080)."""
+    """jet (Kolena's), a name of the cmap package (viridis, RdBu_r, ...), or colors (black,red,#ffff0080)."""
     alpha: Literal["auto", "fade", "opaque"] | Annotated[float, Field(ge=0, le=1)] = "auto"
-    """fade lets low intensities fade out (Kolena's curve); opaque; 0 to 1 for all; auto is fade unless colours tell."""
+    """fade lets low intensities fade out (Kolena's curve); opaque; 0 to 1 for all; auto is fade unless colors tell."""
     range: str = "unit"
-    """Values that the colours span: unit (0 to 1), LO,HI (--range=-2,2), per-map, percentile:P,Q (of each map),
+    """Values that the colors span: unit (0 to 1), LO,HI (--range=-2,2), per-map, percentile:P,Q (of each map),
     symmetric (0 in the middle), dataset or dataset:P,Q (of all maps, which are read once more), from:MANIFEST."""
     invalid: Invalid = "error"
     """NaN and infinity: the map fails, the pixel is transparent, or it counts as the value zero."""
     png: PngKind = "palette"
     """palette (small, fast), rgba (the same pixels, for readers that insist), compact (what is invisible, alike) or
-    gray (the intensities themselves, one channel, for readers that colour: neither colormap nor alpha applies)."""
+    gray (the intensities themselves, one channel, for readers that color: neither colormap nor alpha applies)."""
     key: str = "{name}.png"
     """Key of an overlay, of {name}, {parent}, {stem}, {index}, {digest} (of the PNG: a changed map has a new key)."""
     if_exists: IfExists = "overwrite"
@@ -206,7 +206,7 @@ class Settings(_Model):
         return max(2, _cores()) if self.encode_threads == "auto" else self.encode_threads
 
     def table(self) -> NDArray[np.uint8]:
-        """The colours: (256, 4) uint8, RGBA."""
+        """The colors: (256, 4) uint8, RGBA."""
         return colormap_table(self.colormap, self.alpha)
 
     def shaping(self, value_range: ValueRange) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The first pass over a whole set, for the range that its colours span: every map is read, in threads, and counted."""
+"""The first pass over a whole set, for the range that its colors span: every map is read, in threads, and counted."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from anyio import CapacityLimiter, create_memory_object_stream, create_task_group, to_thread
 
+from async_maps.concurrency.streams import ByteBudget
+from async_maps.concurrency.tasks import first_error
 from async_maps.errors import InputValidationError, SettingsError
-from async_maps.manifest import Manifest
-from async_maps.quantise import map_shape
-from async_maps.ranges import ValueRange
-from async_maps.records import ActivationMap
-from async_maps.sketch import Sketch
+from async_maps.filesystems.filesystem import Filesystems, is_remote
+from async_maps.manifest.manifest import Manifest
+from async_maps.render.quantize import map_shape
+from async_maps.render.ranges import ValueRange
+from async_maps.render.sketch import QuantileSketch
 from async_maps.sources import is_stdin
-from async_maps.sources.formats import Readers
-from async_maps.sources.shared import SharedReaders, shares_reads
-from async_maps.sources.storage import Storages, is_remote
-from async_maps.streams import ByteBudget
-from async_maps.tasks import first_error
+from async_maps.sources.activation_map import ActivationMap
+from async_maps.sources.formats.registry import Readers
+from async_maps.sources.formats.shared import SharedReaders, shares_reads
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator, Sequence
@@ -29,19 +29,19 @@ if TYPE_CHECKING:
     from anyio.streams.memory import MemoryObjectReceiveStream
     from numpy.typing import NDArray
 
-    from async_maps.manifest import Redo
-    from async_maps.recorder import Recorder
+    from async_maps.concurrency.streams import Lease
+    from async_maps.manifest.manifest import Select
+    from async_maps.manifest.recorder import Recorder
     from async_maps.report import Report
     from async_maps.settings import Settings
-    from async_maps.sources.listing import Entry
-    from async_maps.streams import Loan
+    from async_maps.sources.batches import Entry
 
 _AT_ONCE = 16
 
 _logger = logging.getLogger("async_maps")
 
 
-async def known_range(settings: Settings, recorder: Recorder | None, redo: Redo) -> ValueRange:
+async def known_range(settings: Settings, recorder: Recorder | None, select: Select) -> ValueRange:
     """The range, as far as can be told without looking at the maps: still a ``dataset`` if they must be.
 
     Raises:
@@ -50,15 +50,15 @@ async def known_range(settings: Settings, recorder: Recorder | None, redo: Redo)
     wanted = settings.value_range
     if wanted.kind == "from":
         return await to_thread.run_sync(_range_of, wanted.manifest)
-    if wanted.kind == "dataset" and recorder is not None and redo != "all":
-        # Unless all is done anew: who runs again, for the rest or with maps that were added, gets the same colours.
+    if wanted.kind == "dataset" and recorder is not None and select != "all":
+        # Unless all is done anew: who runs again, for the rest or with maps that were added, gets the same colors.
         sketch = await recorder.sketch(settings.invalid)
         if sketch is not None:
             return await range_of_all(sketch, wanted)
     return wanted
 
 
-async def range_of_all(sketch: Sketch, wanted: ValueRange) -> ValueRange:
+async def range_of_all(sketch: QuantileSketch, wanted: ValueRange) -> ValueRange:
     """What a ``dataset`` range comes to."""
     if not sketch.count:
         # Not one map can be colorized, and each will say why.
@@ -67,11 +67,11 @@ async def range_of_all(sketch: Sketch, wanted: ValueRange) -> ValueRange:
     low = await to_thread.run_sync(sketch.percentile, wanted.low)
     high = await to_thread.run_sync(sketch.percentile, wanted.high)
     if low == high:
-        _logger.warning("range %s comes to the single value %g: what is above it shows as one colour", wanted, low)
+        _logger.warning("range %s comes to the single value %g: what is above it shows as one color", wanted, low)
     return ValueRange("fixed", low, high)
 
 
-async def survey(listing: AsyncGenerator[list[Entry], None], settings: Settings, report: Report) -> Sketch:
+async def survey(listing: AsyncGenerator[list[Entry], None], settings: Settings, report: Report) -> QuantileSketch:
     """Read every map and count its values. A map that will fail counts for nothing; the run will say why it does.
 
     Args:
@@ -85,11 +85,11 @@ async def survey(listing: AsyncGenerator[list[Entry], None], settings: Settings,
     sending, receiving = create_memory_object_stream[_Piece](1)
     budget = ByteBudget(settings.queue_bytes)
     try:
-        with Storages(settings.s3) as storages, SharedReaders(storages, settings.max_pixels) as shared:
+        with Filesystems(settings.s3) as filesystems, SharedReaders(filesystems, settings.max_pixels) as shared:
             surveyors = _Surveyors(settings, report, shared)
             async with create_task_group() as tasks, sending, aclosing(listing):
                 for _ in range(surveyors.count):
-                    readers = Readers(storages, settings.max_pixels)
+                    readers = Readers(filesystems, settings.max_pixels)
                     tasks.start_soon(surveyors.run, receiving.clone(), readers)
                 receiving.close()
                 async for batch in listing:
@@ -105,7 +105,7 @@ class _Piece(NamedTuple):
     """As many maps as a thread reads between two looks at whether it is still wanted, and the bytes that they take."""
 
     maps: Sequence[ActivationMap]
-    loan: Loan
+    lease: Lease
 
 
 def _pieces(batch: Sequence[Entry]) -> Iterator[Sequence[ActivationMap]]:
@@ -122,7 +122,7 @@ class _Surveyors:
     """Threads that read maps, and the sketch that all of them add to, in turn."""
 
     def __init__(self, settings: Settings, report: Report, shared: SharedReaders) -> None:
-        self.sketch = Sketch()
+        self.sketch = QuantileSketch()
         self._invalid = settings.invalid
         self._report = report
         self._shared = shared
@@ -140,12 +140,12 @@ class _Surveyors:
         """One task's work."""
         with readers:
             async with pieces:
-                async for maps, loan in pieces:
+                async for maps, lease in pieces:
                     limiter = self._remote if _is_remote(maps[0]) else self._local
                     try:
                         await to_thread.run_sync(self._count, maps, readers, limiter=limiter)
                     finally:
-                        loan.release()
+                        lease.release()
                     # While it waits for the next ones, it must not keep arrays that nobody counts any more.
                     del maps
 
@@ -189,7 +189,7 @@ def refuse_one_shot(source: object) -> None:
     """
     if is_stdin(source) or hasattr(source, "__anext__") or hasattr(source, "__next__"):
         raise SettingsError(
-            "range dataset reads all maps before it colours the first, so their source must be one that can be read "
+            "range dataset reads all maps before it colors the first, so their source must be one that can be read "
             "twice: a place or a list, no iterator and no standard input"
         )
 

@@ -11,7 +11,7 @@ from importlib import import_module
 from bench.tables import machine, results
 
 BENCHES = {
-    "kernel": "intensities, statistics and colours of a map, against NumPy, OpenCV, matplotlib, Kolena and a copy",
+    "kernel": "intensities, statistics and colors of a map, against NumPy, OpenCV, matplotlib, Kolena and a copy",
     "encode": "PNGs in time and bytes, against Pillow and OpenCV; in threads",
     "upload": "a PUT's CPU time and how many a second, against boto3, aioboto3, obstore, fast-s3 and s5cmd",
     "job": "the whole job from files to a store, against the scripts that people have",

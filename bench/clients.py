@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from async_maps.loop import run_loop
+from async_maps.concurrency.loop import run_loop
 from bench import peers
 from bench.measure import BUCKET, cpu_s, take_turns
 

@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 import async_maps as am
-from async_maps.saliency import spectral_residual
-from async_maps.scenes import scene
+from async_maps.demo.saliency import spectral_residual
+from async_maps.demo.scenes import scene
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 import async_maps as am
-from async_maps.colorize import look_up, replace
-from async_maps.encode import encode_palette, encode_rgba
-from async_maps.quantise import quantise
-from async_maps.worker import Recipe
+from async_maps.render.colorize import look_up, replace
+from async_maps.render.png import encode_palette, encode_rgba
+from async_maps.render.quantize import quantize
+from async_maps.workers.worker import Recipe
 from bench import peers
 from bench.data import KINDS, make_map
 from bench.measure import interleaved, mean_of, parser, ratio_of
@@ -53,7 +53,7 @@ def contenders(values: NDArray[np.float32]) -> dict[str, Callable[[], bytes]]:
     """Ours and the others, for one map."""
     table = am.Settings().table()
     plane, pixels = np.empty(values.shape, np.uint8), np.empty((*values.shape, 4), np.uint8)
-    quantise(values, plane)
+    quantize(values, plane)
     look_up(plane, table, pixels)
     bgra = np.ascontiguousarray(pixels[..., [2, 1, 0, 3]])
     return {

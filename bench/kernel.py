@@ -1,6 +1,6 @@
-"""What does it cost to make intensities, statistics and colours of a map, and how far is that from copying its bytes?
+"""What does it cost to make intensities, statistics and colors of a map, and how far is that from copying its bytes?
 
-The second table has every kind of range: ours with what is counted, ours that only quantises ("bare"), and NumPy for
+The second table has every kind of range: ours with what is counted, ours that only quantizes ("bare"), and NumPy for
 the same results. One thread each; our kernels and OpenCV's would share the other cores with other maps.
 """
 
@@ -12,9 +12,9 @@ import numba
 import numpy as np
 
 import async_maps as am
-from async_maps.colorize import look_up
-from async_maps.quantise import quantise, summarise
-from async_maps.ranges import parse_range
+from async_maps.render.colorize import look_up
+from async_maps.render.quantize import quantize, summarize
+from async_maps.render.ranges import parse_range
 from bench import peers
 from bench.data import KINDS, make_map
 from bench.measure import interleaved, mean_of, parser, ratio_of
@@ -53,7 +53,7 @@ def _bare(values: Any, low: Any, factor: Any, plane: Any) -> None:
 
 
 def bare(values: NDArray[np.float32], plane: NDArray[np.uint8]) -> None:
-    """Only quantise."""
+    """Only quantize."""
     _bare(values.reshape(-1), np.float32(0), np.float32(255), plane.reshape(-1))
 
 
@@ -84,19 +84,19 @@ def contenders(values: NDArray[np.float32]) -> dict[str, _Work]:
     jet = colormaps["jet"]
     table, copy = am.Settings().table(), np.empty_like(values)
     plane, pixels = np.empty(values.shape, np.uint8), np.empty((*values.shape, 4), np.uint8)
-    quantise(values, plane)
+    quantize(values, plane)
     own_plane = plane.copy()
 
     def quantised_and_looked_up() -> None:
-        quantise(values, own_plane)
+        quantize(values, own_plane)
         look_up(own_plane, table, pixels)
 
     found = {
         _LIMIT: _Work("copy", lambda: np.copyto(copy, values)),
-        "async_maps quantise": _Work("intensities", lambda: quantise(values, own_plane)),
+        "async_maps quantize": _Work("intensities", lambda: quantize(values, own_plane)),
         "NumPy rint, astype": _Work("intensities", lambda: peers.numpy_intensities(values)),
-        "async_maps quantise, summarise": _Work(
-            "... and statistics", lambda: summarise(own_plane, quantise(values, own_plane))
+        "async_maps quantize, summarize": _Work(
+            "... and statistics", lambda: summarize(own_plane, quantize(values, own_plane))
         ),
         "NumPy, the same": _Work("... and statistics", lambda: with_numpy(values, "unit")),
         "async_maps look_up": _Work("bytes to RGBA", lambda: look_up(plane, table, pixels)),
@@ -104,7 +104,7 @@ def contenders(values: NDArray[np.float32]) -> dict[str, _Work]:
         "OpenCV applyColorMap": _Work("bytes to BGR", lambda: cv2.applyColorMap(plane, cv2.COLORMAP_JET)),
         "OpenCV applyColorMap, cvtColor, alpha": _Work("bytes to BGRA", lambda: peers.opencv_bgra(plane)),
         "matplotlib jet(bytes=True)": _Work("bytes to RGBA", lambda: jet(plane, bytes=True)),
-        "async_maps quantise, look_up": _Work("floats to RGBA", quantised_and_looked_up),
+        "async_maps quantize, look_up": _Work("floats to RGBA", quantised_and_looked_up),
         "async_maps colorize_activation_map": _Work("floats to RGBA", lambda: am.colorize_activation_map(values)),
     }
     if peers.HAS_KOLENA:
@@ -145,25 +145,25 @@ def against_peers(bench: Bench, rounds: int) -> None:
 
 def each_range(bench: Bench, rounds: int) -> None:
     """The second table: every kind of map and of range."""
-    columns = {"": "", "range": "", "bare": ".3f", "quantise": ".3f", "count": ".3f", "both": ".3f", "NumPy": ".2f",
+    columns = {"": "", "range": "", "bare": ".3f", "quantize": ".3f", "count": ".3f", "both": ".3f", "NumPy": ".2f",
                "times": ".1f"}  # fmt: skip
     table = bench.table(f"ms for a {_MAIN_SIZE}x{_MAIN_SIZE} float32 map under each range, {rounds} rounds", columns)
     for index, kind in enumerate(KINDS):
         values = make_map(index, _MAIN_SIZE)
         for name in _RANGES:
             ours = _in_range(values, name, rounds)
-            both = [quantised + counted for quantised, counted in zip(ours["quantise"], ours["count"], strict=True)]
+            both = [quantized + counted for quantized, counted in zip(ours["quantize"], ours["count"], strict=True)]
             table.add(**{"": kind, "range": name, **ours, "both": both, "times": ratio_of(ours["NumPy"], both)})
     bench.publish()
 
 
 def _in_range(values: NDArray[np.float32], name: str, rounds: int) -> dict[str, list[float]]:
     plane, value_range = np.empty(values.shape, np.uint8), parse_range(name)
-    measured = quantise(values, plane, value_range)
+    measured = quantize(values, plane, value_range)
     works: dict[str, Callable[[], object]] = {
         "bare": lambda: bare(values, plane),
-        "quantise": lambda: quantise(values, plane, value_range),
-        "count": lambda: summarise(plane, measured),
+        "quantize": lambda: quantize(values, plane, value_range),
+        "count": lambda: summarize(plane, measured),
         "NumPy": lambda: with_numpy(values, name),
     }
     return interleaved(works, rounds)

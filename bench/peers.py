@@ -47,7 +47,7 @@ def pillow_rgba_png(pixels: NDArray[np.uint8], level: int) -> bytes:
 
 
 def pillow_palette_png(plane: NDArray[np.uint8], table: NDArray[np.uint8], level: int) -> bytes:
-    """Pillow's indexed PNG, with the opacity of each colour."""
+    """Pillow's indexed PNG, with the opacity of each color."""
     image = Image.fromarray(plane)
     image.putpalette(table[:, :3].tobytes())
     file = io.BytesIO()

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from async_maps import seaweed
+from async_maps.demo import seaweed
 from bench.measure import BUCKET
 
 if TYPE_CHECKING:

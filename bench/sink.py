@@ -16,7 +16,7 @@ import urllib.request
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypedDict, cast
 
-from async_maps.loop import run_loop
+from async_maps.concurrency.loop import run_loop
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import botocore.session
 import pytest
 
-from async_maps import seaweed
-from async_maps.loop import run_loop
-from tests.leftovers import leaves_nothing
+from async_maps.concurrency.loop import run_loop
+from async_maps.demo import seaweed
+from tests.support.leftovers import leaves_nothing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

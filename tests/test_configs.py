@@ -15,7 +15,7 @@ from PIL import Image
 from pydantic import BaseModel
 
 import async_maps as am
-from async_maps.cli import main
+from async_maps.cli.app import main
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -129,7 +129,7 @@ def test_segmentation_probabilities_get_a_new_locator_when_they_change(maps: Pat
         assert (np.asarray(image.convert("RGBA"))[..., 3] == round(0.6 * 255)).all()
 
 
-def test_two_models_are_compared_in_the_same_colours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_models_are_compared_in_the_same_colors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     for model, scale in (("model-a", 5.0), ("model-b", 8.0)):

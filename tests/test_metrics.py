@@ -14,9 +14,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import async_maps as am
 from async_maps.metrics import PipelineCollector
-from tests.leftovers import leaves_nothing
-from tests.test_pipeline import THREADS, FailingStore, SlowStore, random_map, use_store
-from tests.test_put_nowait import until
+from tests.pipeline.test_pipeline import THREADS, FailingStore, SlowStore, random_map, use_store
+from tests.pipeline.test_put_nowait import until
+from tests.support.leftovers import leaves_nothing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

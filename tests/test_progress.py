@@ -15,17 +15,18 @@ import numpy as np
 import pytest
 
 from async_maps import progress
-from async_maps.meters import StageStatistics, Statistics
 from async_maps.progress import BarDisplay, Display, LineDisplay, Snapshot, make_display, showing
 from async_maps.report import Report
-from async_maps.sources import files, formats
+from async_maps.sources import files
+from async_maps.sources.formats import registry as formats
+from async_maps.stages.meters import StageStatistics, Statistics
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from async_maps.filesystems.filesystem import Filesystem
     from async_maps.progress import ProgressKind
-    from async_maps.sources.formats import Reader
-    from async_maps.sources.storage import Storage
+    from async_maps.sources.formats.registry import Reader
 
 
 class _Terminal(io.StringIO):
@@ -130,7 +131,7 @@ def test_for_machines_it_is_plain_values() -> None:
         "mb_per_s": 1.5,
         "eta_s": 405.0,
         "upload_limit": 1,
-        "repeated": 0,
+        "retries": 0,
         "queues": {"colorize": 0.123, "encode": 0.5, "upload": 1.0},
     }
     assert Snapshot(_report(), _statistics(), None).as_dict()["eta_s"] is None
@@ -234,9 +235,9 @@ async def test_files_are_opened_to_be_counted_only_if_none_of_their_size_was(
     np.save(tmp_path / "7-stack.npy", np.zeros((3, 5, 6)))
     opened: list[str] = []
 
-    def opening(path: str, storage: Storage) -> Reader:
+    def opening(path: str, filesystem: Filesystem) -> Reader:
         opened.append(path)
-        return formats.open_reader(path, storage)
+        return formats.open_reader(path, filesystem)
 
     monkeypatch.setattr(files, "open_reader", opening)
     monkeypatch.setattr(files, "_ASK_AT_ONCE", 1)

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 import async_maps as am
-from async_maps import seaweed
-from tests.kolena_service import serve_kolena
-from tests.leftovers import leaves_nothing
-from tests.test_cli import invoke
-from tests.test_pipeline import random_map
+from async_maps.demo import seaweed
+from tests.cli.test_cli import invoke
+from tests.pipeline.test_pipeline import random_map
+from tests.support.kolena_service import serve_kolena
+from tests.support.leftovers import leaves_nothing
 
 pytestmark = pytest.mark.usefixtures(leaves_nothing.__name__)
 

@@ -21,13 +21,13 @@ import numpy as np
 import pytest
 
 import async_maps as am
-from tests.s3_proxy import counting
-from tests.test_pipeline import random_map
+from tests.pipeline.test_pipeline import random_map
+from tests.support.s3_proxy import counting
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from async_maps.seaweed import S3Server
+    from async_maps.demo.seaweed import S3Server
 
 TOKEN = "A-SESSION-TOKEN/TO-BE+RECOGNISED=="
 WRONG_KEY = "A/SECRET+KEY/TO-BE-RECOGNISED"

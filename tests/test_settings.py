@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from async_maps.colormap import ColormapJet, color_table
 from async_maps.errors import SettingsError
+from async_maps.render.colormap import ColormapJet, color_table
 from async_maps.settings import FilesSettings, S3Settings, Settings, load_settings
 
 if TYPE_CHECKING:
@@ -38,8 +38,8 @@ def test_parts_may_be_given_as_models_or_as_mappings() -> None:
         ({"self": 1}, "self is not a setting"),
         ({"colormap": "virdis"}, "unknown colormap 'virdis'; near to it: viridis, "),
         ({"colormap": "no such thing at all"}, "expected jet or a name of the cmap package"),
-        ({"colormap": 5}, "a colormap must be a name, a list of colours, a 256x3 or 256x4 array"),
-        ({"colormap": ["black", "nocolour"]}, "'nocolour' is not a colour; expected a name, #rrggbb"),
+        ({"colormap": 5}, "a colormap must be a name, a list of colors, a 256x3 or 256x4 array"),
+        ({"colormap": ["black", "nocolor"]}, "'nocolor' is not a color; expected a name, #rrggbb"),
         ({"alpha": "perhaps"}, "alpha: expected auto, fade, opaque or a number from 0 to 1, found 'perhaps'"),
         ({"alpha": [0.5]}, "alpha: expected auto, fade, opaque or a number from 0 to 1, found [0.5]"),
         ({"alpha": 1.5}, "alpha: expected auto, fade, opaque or a number from 0 to 1, found 1.5"),
@@ -162,7 +162,7 @@ def test_the_fingerprint_changes_with_what_shapes_the_bytes(name: str) -> None:
     assert Settings(**{name: _SHAPING[name]}).fingerprint() != Settings().fingerprint()
 
 
-def test_colours_shape_nothing_that_is_gray() -> None:
+def test_colors_shape_nothing_that_is_gray() -> None:
     gray = Settings(png="gray").fingerprint()
     assert Settings(png="gray", colormap="viridis", alpha=0.5).fingerprint() == gray
     assert Settings(png="gray", range="per-map").fingerprint() != gray
@@ -207,9 +207,9 @@ def test_settings_are_loaded_from_toml(tmp_path: Path) -> None:
     [
         (b"png = ", "{file} is not TOML: Invalid value (at "),
         (b"\xff\xfe", "{file} is not TOML: 'utf-8' codec can't decode byte 0xff"),
-        (b"colour = 1", "{file}: colour is not a setting"),
+        (b"color = 1", "{file}: color is not a setting"),
         (b"self = 1", "{file}: self is not a setting"),
-        (b"[s3]\ncolour = 1", "{file}: s3.colour is not a setting"),
+        (b"[s3]\ncolor = 1", "{file}: s3.color is not a setting"),
         (b"concurrency = 0", "{file}: concurrency: input should be greater than 0, found 0"),
         (b"drain_timeout_s = inf", "{file}: drain_timeout_s: input should be a finite number"),
     ],

@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 import async_maps as am
-from async_maps.manifest import Manifest
+from async_maps.manifest.manifest import Manifest
 from async_maps.report import Report
-from async_maps.sources.listing import list_maps
+from async_maps.sources.batches import list_maps
 from async_maps.survey import survey
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def test_percentiles_of_all_maps_are_within_the_stated_error(
 
 
 @pytest.mark.usefixtures("stored")
-def test_a_later_run_colours_alike_and_looks_at_nothing_twice(maps: Path, tmp_path: Path) -> None:
+def test_a_later_run_colors_alike_and_looks_at_nothing_twice(maps: Path, tmp_path: Path) -> None:
     manifest, out = tmp_path / "m.sqlite", tmp_path / "out"
     settings = am.Settings(range="dataset:1,99", **LOCAL)
     first = am.run(maps, out, settings=settings, manifest=manifest)
@@ -83,14 +83,14 @@ def test_a_later_run_colours_alike_and_looks_at_nothing_twice(maps: Path, tmp_pa
     third = am.run(maps, out, settings=am.Settings(range="dataset", **LOCAL), manifest=manifest)
     assert (third.surveyed, third.uploaded) == (0, 21)
     # Unless all is asked for anew: then the new map counts.
-    fourth = am.run(maps, out, settings=settings, manifest=manifest, redo="all")
+    fourth = am.run(maps, out, settings=settings, manifest=manifest, select="all")
     assert (fourth.surveyed, fourth.uploaded) == (21, 21)
     assert len(spans(manifest)) == 1
     assert spans(manifest) != {(first.range_low, first.range_high)}
 
 
 @pytest.mark.usefixtures("stored")
-async def test_a_run_that_was_stopped_goes_on_with_the_same_colours(maps: Path, tmp_path: Path) -> None:
+async def test_a_run_that_was_stopped_goes_on_with_the_same_colors(maps: Path, tmp_path: Path) -> None:
     manifest = tmp_path / "m.sqlite"
     settings = am.Settings(range="dataset", chunk_maps=1, **LOCAL)
     report = Report()
@@ -135,7 +135,7 @@ async def test_the_first_pass_can_be_stopped_and_leaves_no_range(maps: Path, tmp
         opened.value_range()
 
 
-def test_what_could_not_be_read_does_not_shape_the_colours_of_later_runs(maps: Path, tmp_path: Path) -> None:
+def test_what_could_not_be_read_does_not_shape_the_colors_of_later_runs(maps: Path, tmp_path: Path) -> None:
     manifest, settings = tmp_path / "m.sqlite", am.Settings(range="dataset", **LOCAL)
     np.save(maps / "a.npy", np.full((2, 2), 10.0))
     np.save(maps / "b.npy", np.array([[40.0, 20.0]]))
@@ -160,7 +160,7 @@ def test_a_wrong_source_is_one_sentence_and_leaves_the_range_as_it_was(maps: Pat
         with pytest.raises(am.SourceError):
             am.run(tmp_path / what, tmp_path / "out", settings=other, manifest=manifest)
         with pytest.raises(am.SourceError):
-            am.run(tmp_path / what, tmp_path / "out", settings=other, manifest=manifest, redo="all")
+            am.run(tmp_path / what, tmp_path / "out", settings=other, manifest=manifest, select="all")
     with Manifest(manifest, read_only=True) as opened:
         assert opened.value_range().high == kept
 
@@ -219,7 +219,7 @@ def test_invalid_values_count_as_they_are_shown(maps: Path, tmp_path: Path, inva
     np.save(maps / "flags.npy", np.array([["no", "map"]]))
     (maps / "broken.npy").write_bytes(b"nothing")
     report = am.run(maps, tmp_path / "out", settings=am.Settings(range="dataset", invalid=invalid, **LOCAL))
-    # A map that fails does not shape the colours of the others.
+    # A map that fails does not shape the colors of the others.
     assert (report.range_low, report.range_high) == (low, 4.0)
     assert report.surveyed == 4
     assert report.failed == (3 if invalid == "error" else 2)
@@ -315,7 +315,7 @@ def test_a_manifest_that_is_not_there_is_one_sentence(maps: Path, tmp_path: Path
         am.run(maps, tmp_path / "out", settings=am.Settings(range=f"from:{tmp_path}/none.sqlite", **LOCAL))
 
 
-# Rehearsals, and constant maps --------------------------------------------------------------------------------------
+# Dry runs, and constant maps --------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("stored")
@@ -340,4 +340,4 @@ def test_constant_maps_under_a_relative_range_are_warned_of_once(
         report = am.run(maps, tmp_path / "out", settings=am.Settings(range=setting, **LOCAL))
     assert len(caplog.records) == warnings
     assert report.constant == 5
-    assert "constant, of a single colour: 5" in report.summary()
+    assert "constant, of a single color: 5" in report.summary()

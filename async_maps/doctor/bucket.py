@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import ClientError
 
-from async_maps.aws import STORE_CODES, TRANSIENT_STATUSES, refusal
 from async_maps.doctor.advice import for_code
+from async_maps.filesystems.aws import STORE_CODES, TRANSIENT_STATUSES, refusal
 
 if TYPE_CHECKING:
     from async_maps.doctor.finding import Level

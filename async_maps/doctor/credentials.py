@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, cast
 
 from anyio import fail_after
 
-from async_maps.aws import expiry_told, unreachable
 from async_maps.doctor.finding import Finding
+from async_maps.filesystems.aws import translate_credential_errors, unreachable
 from async_maps.stores.s3 import NO_ANSWER
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ async def find_credentials(session: aioboto3.Session) -> Finding:
     """What credentials there are, and whether they last."""
     try:
         # The stubs take it for boto3's, which does not wait.
-        with fail_after(_TIMEOUT_S), expiry_told():
+        with fail_after(_TIMEOUT_S), translate_credential_errors():
             credentials = await cast("Awaitable[AioCredentials | None]", session.get_credentials())
             frozen = None if credentials is None else await credentials.get_frozen_credentials()
     except NO_ANSWER as error:

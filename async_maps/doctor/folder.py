@@ -14,7 +14,7 @@ from anyio import to_thread
 from async_maps.doctor.finding import Finding
 from async_maps.doctor.pngs import overlay_sized_png, tiny_png
 from async_maps.errors import StoreError
-from async_maps.locators import file_path
+from async_maps.filesystems.locators import file_path
 
 if TYPE_CHECKING:
     from async_maps.doctor.finding import Tell

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from async_maps.encode import encode_png
+from async_maps.render.png import encode_png
 
 if TYPE_CHECKING:
     from async_maps.settings import Settings
@@ -15,10 +15,10 @@ _NOISE_SIDE = 310
 
 
 def tiny_png(settings: Settings, *, turned: bool = False) -> bytes:
-    """A PNG of a few hundred bytes with all colours of the settings.
+    """A PNG of a few hundred bytes with all colors of the settings.
 
     Args:
-        settings: whose colours.
+        settings: whose colors.
         turned: another one, with other bytes.
     """
     square = np.arange(256, dtype=np.uint8).reshape(16, 16)

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from botocore.exceptions import ClientError
 from isal import isal_zlib
 
-from async_maps.aws import STORE_CODES, refusal, unreachable
 from async_maps.doctor.advice import for_code, iam_policy
 from async_maps.doctor.pngs import tiny_png
 from async_maps.doctor.unbroken import unbroken
+from async_maps.filesystems.aws import STORE_CODES, refusal, unreachable
 from async_maps.stores.s3 import NO_ANSWER, object_headers
 
 if TYPE_CHECKING:

@@ -11,7 +11,6 @@ from aiobotocore.config import AioConfig
 from anyio import fail_after, move_on_after
 from botocore.exceptions import BotoCoreError, ClientError
 
-from async_maps.aws import client_options, refusal, unreachable, url_options
 from async_maps.doctor.advice import for_code
 from async_maps.doctor.browser import readable_from
 from async_maps.doctor.bucket import check_encryption, check_listing, check_versioning, find_bucket
@@ -22,6 +21,7 @@ from async_maps.doctor.probe import ProbeObject
 from async_maps.doctor.speed import concurrencies, judge, measure_latency, measure_throughput
 from async_maps.doctor.target import Target
 from async_maps.errors import StoreError
+from async_maps.filesystems.aws import client_options, refusal, unreachable, url_options
 from async_maps.stores import open_store
 from async_maps.stores.s3 import NO_ANSWER, check_place
 

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 import async_maps as am
-from async_maps.scenes import contact_sheet
+from async_maps.demo.scenes import contact_sheet
 
 try:
     import torch

@@ -1,7 +1,7 @@
 """Where maps come from. Listing runs in a thread; reading in a worker process, or from S3 in threads. A file a format.
 
-A source is an iterable of :class:`~async_maps.records.ActivationMap` in a stable order, and of a
-:class:`~async_maps.records.Failure` for each map that cannot enter. It may be iterated more than once, and never holds
+A source is an iterable of :class:`~async_maps.sources.activation_map.ActivationMap` in a stable order, and of a
+:class:`~async_maps.outcomes.Failure` for each map that cannot enter. It may be iterated more than once, and never holds
 more of its list in memory than it is about to hand out.
 """
 
@@ -12,14 +12,15 @@ from os.path import abspath, isfile
 from typing import TYPE_CHECKING, Protocol
 
 from async_maps.errors import SourceError
+from async_maps.filesystems.filesystem import is_remote
 from async_maps.sources import files
-from async_maps.sources.storage import is_remote
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from async_maps.records import ActivationMap, Failure
+    from async_maps.outcomes import Failure
     from async_maps.settings import S3Settings
+    from async_maps.sources.activation_map import ActivationMap
     from async_maps.sources.files import Known
 
 
@@ -57,19 +58,19 @@ def open_source(place: str | PathLike[str], *, s3: S3Settings | None = None, kno
 
     Raises:
         SourceError: there is nothing, or nothing that is read as a map; standard input, which can be iterated only
-            once, is for :func:`async_maps.sources.listing.list_maps`. S3 is asked when the source is iterated.
+            once, is for :func:`async_maps.sources.batches.list_maps`. S3 is asked when the source is iterated.
     """
     path = fspath(place)
     if is_stdin(path):
         raise SourceError("standard input can be read only once, by a run")
     # Where it is used: worker processes import this package too.
-    from async_maps.sources.tables import Table, is_table
+    from async_maps.sources.listing import Table, is_table
 
     # A folder may be called like a listing.
     if is_table(path) and (is_remote(path) or isfile(path)):
         return Table(path, s3, known)
     if is_remote(path):
-        from async_maps.sources.s3_listing import S3Objects
+        from async_maps.sources.s3_objects import S3Objects
 
         return S3Objects(path, s3, known)
     return files.open_files(path, known)

@@ -7,18 +7,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from async_maps.errors import InputValidationError
-from async_maps.names import check_name, printable
-from async_maps.quantise import map_shape
-from async_maps.ranges import ValueRange
-from async_maps.records import ActivationMap, Failure
-from async_maps.sources.size import too_large
+from async_maps.keys import check_name, printable
+from async_maps.outcomes import Failure
+from async_maps.render.quantize import map_shape
+from async_maps.render.ranges import ValueRange
+from async_maps.sources.activation_map import ActivationMap
+from async_maps.sources.formats.size import too_large
 
 if TYPE_CHECKING:
     from typing import Any
 
     from numpy.typing import NDArray
 
-    from async_maps.quantise import Measured
+    from async_maps.render.quantize import Measured
 
 _ANY = ValueRange("dataset")
 _ONE_BY_ONE = "put each map under a name of its own (for name, cam in zip(names, cams))"
@@ -35,7 +36,7 @@ def array_map(
         name: the map's.
         array: a NumPy array, a ``torch.Tensor`` on any device, what has ``__array__`` or ``__dlpack__``, or a list of
             exactly one of these; of a shape that :func:`_map_shape` takes.
-        value_range: a known one: tensors are quantised by it where they lie, and a byte a pixel is copied; without it
+        value_range: a known one: tensors are quantized by it where they lie, and a byte a pixel is copied; without it
             they are copied as they are.
         max_pixels: refuse one that has more, before it is copied from where it lies; None for none.
     """

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from async_maps.errors import InputValidationError, MissingExtraError, SourceError
-from async_maps.names import check_name, printable
-from async_maps.records import ActivationMap, Failure
-from async_maps.sources.formats import FORMATS, Found, is_one_source, open_reader, suffix_of
-from async_maps.sources.storage import Disk, check_regular
+from async_maps.filesystems.filesystem import LocalFilesystem, check_regular
+from async_maps.keys import check_name, printable
+from async_maps.outcomes import Failure
+from async_maps.sources.activation_map import ActivationMap
+from async_maps.sources.formats.registry import FORMATS, ListedMap, is_one_source, open_reader, suffix_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
@@ -125,7 +126,7 @@ def whole_file(name: str, path: str) -> ActivationMap | Failure | None:
         return None
     if not stat.S_ISREG(status.st_mode):
         return None
-    return entry(name, path, Found(None, None, status.st_size), _file_state(status))
+    return entry(name, path, ListedMap(None, None, status.st_size), _file_state(status))
 
 
 def maps_in_file(name: str, path: str) -> Iterator[ActivationMap | Failure]:
@@ -140,7 +141,7 @@ def maps_in_file(name: str, path: str) -> Iterator[ActivationMap | Failure]:
         folder = is_one_source(path)
         check_regular(status.st_mode, folder)
         fingerprint = _folder_state(path) if folder else _file_state(status)
-        with closing(open_reader(path, Disk())) as reader:
+        with closing(open_reader(path, LocalFilesystem())) as reader:
             for found in reader.maps():
                 yield entry(name, path, found, fingerprint)
     except (OSError, SourceError, MissingExtraError) as error:
@@ -148,7 +149,7 @@ def maps_in_file(name: str, path: str) -> Iterator[ActivationMap | Failure]:
         yield _failure(name, path, explain(error))
 
 
-def entry(name: str, path: str, found: Found, fingerprint: str | None) -> ActivationMap | Failure:
+def entry(name: str, path: str, found: ListedMap, fingerprint: str | None) -> ActivationMap | Failure:
     """A map that was found in a file, or why it cannot enter."""
     source = printable(path if found.name is None else f"{path}[{found.name}]")
     name = name if found.name is None else f"{name}/{found.name}"

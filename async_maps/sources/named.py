@@ -11,20 +11,21 @@ from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from async_maps.errors import MissingExtraError, SourceError
-from async_maps.names import printable
-from async_maps.records import ActivationMap, Failure
+from async_maps.filesystems.filesystem import is_remote
+from async_maps.keys import printable
+from async_maps.outcomes import Failure
+from async_maps.sources.activation_map import ActivationMap
 from async_maps.sources.files import entry, explain, known_maps, maps_in_file, whole_file
-from async_maps.sources.formats import Found, open_reader, suffix_of
-from async_maps.sources.storage import is_remote
+from async_maps.sources.formats.registry import ListedMap, open_reader, suffix_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from concurrent.futures import Future
-    from typing import Any, BinaryIO
+    from typing import BinaryIO
 
+    from async_maps.filesystems.filesystem import Filesystem, Filesystems
+    from async_maps.filesystems.s3 import S3File, S3Filesystem
     from async_maps.sources.files import Known
-    from async_maps.sources.s3 import S3File, S3Storage
-    from async_maps.sources.storage import Storage, Storages
 
     Entry: TypeAlias = ActivationMap | Failure
 
@@ -55,18 +56,18 @@ class NamedFile(NamedTuple):
 
 
 def maps_in_named(
-    files: Iterable[NamedFile | Failure], storages: Storages, known: Known | None = None
+    files: Iterable[NamedFile | Failure], filesystems: Filesystems, known: Known | None = None
 ) -> Iterator[Entry]:
     """The maps in files, in the order of the files. Those in S3 are looked into several at a time, a little ahead.
 
     Args:
         files: a failure is passed on.
-        storages: where they lie.
+        filesystems: where they lie.
         known: what need not be looked into.
     """
     files = iter(files)
     pending: deque[Iterator[Entry]] = deque()
-    with _Lookers(storages) as lookers:
+    with _Lookers(filesystems) as lookers:
         while batch := list(islice(files, _BATCH)):
             single = {}
             if known is not None:
@@ -89,7 +90,7 @@ def maps_in_named(
 def _whole(file: NamedFile) -> Entry | None:
     """The map that a file is if it is one map; None if that cannot be told."""
     if is_remote(file.path):
-        return entry(file.name, file.path, Found(None, None, file.size), file.fingerprint)
+        return entry(file.name, file.path, ListedMap(None, None, file.size), file.fingerprint)
     return None if "\0" in file.path else whole_file(file.name, file.path)
 
 
@@ -115,8 +116,8 @@ def _with_row(found: Entry, file: NamedFile) -> Entry:
 class _Lookers:
     """Threads that open objects in S3 ahead of whoever goes through the maps in them."""
 
-    def __init__(self, storages: Storages) -> None:
-        self._storages = storages
+    def __init__(self, filesystems: Filesystems) -> None:
+        self._filesystems = filesystems
         self._threads: ThreadPoolExecutor | None = None
 
     def __enter__(self) -> _Lookers:
@@ -133,28 +134,28 @@ class _Lookers:
             return iter([failed(file, f"nothing here reads {printable(file.path)}")])
         if self._threads is None:
             self._threads = ThreadPoolExecutor(_AHEAD, "async-maps-look")
-        s3 = self._storages.s3()
+        s3 = self._filesystems.s3()
         if suffix == ".zarr":
             return _maps_in(file, self._threads.submit(_open_folder, file, s3))
         return _maps_in(file, self._threads.submit(_open_object, file, s3, suffix))
 
 
-def _maps_in(file: NamedFile, opening: Future[tuple[Storage, str]]) -> Iterator[Entry]:
+def _maps_in(file: NamedFile, opening: Future[tuple[Filesystem, str]]) -> Iterator[Entry]:
     try:
-        storage, fingerprint = opening.result()
-        with closing(open_reader(file.path, storage)) as reader:
+        filesystem, fingerprint = opening.result()
+        with closing(open_reader(file.path, filesystem)) as reader:
             for found in reader.maps():
                 yield _with_row(entry(file.name, file.path, found, fingerprint), file)
     except (OSError, SourceError, MissingExtraError) as error:
         yield failed(file, explain(error))
 
 
-def _open_object(file: NamedFile, s3: S3Storage, suffix: str) -> tuple[Storage, str]:
+def _open_object(file: NamedFile, s3: S3Filesystem, suffix: str) -> tuple[Filesystem, str]:
     opened = s3.open_object(file.path, _LOOK_BYTES.get(suffix, _LOOK_BYTES_OTHERS))
     return _Opened(s3, file.path, opened), opened.fingerprint
 
 
-def _open_folder(file: NamedFile, s3: S3Storage) -> tuple[Storage, str]:
+def _open_folder(file: NamedFile, s3: S3Filesystem) -> tuple[Filesystem, str]:
     fingerprint = file.fingerprint or s3.fingerprint_below(file.path)
     if fingerprint is None:
         raise SourceError("there is nothing in that folder")
@@ -164,7 +165,7 @@ def _open_folder(file: NamedFile, s3: S3Storage) -> tuple[Storage, str]:
 class _Opened:
     """S3, where one file is open already."""
 
-    def __init__(self, s3: S3Storage, path: str, file: S3File) -> None:
+    def __init__(self, s3: S3Filesystem, path: str, file: S3File) -> None:
         self._s3 = s3
         self._path = path
         self._file = file
@@ -172,7 +173,3 @@ class _Opened:
     def open(self, path: str) -> BinaryIO:
         """That file, or another one beside it."""
         return io.BufferedReader(self._file) if path == self._path else self._s3.open(path)
-
-    def zarr_store(self, path: str) -> Any:
-        """A folder beside it."""
-        return self._s3.zarr_store(path)

@@ -14,16 +14,17 @@ from typing import TYPE_CHECKING
 from anyio import CapacityLimiter, to_thread, wait_readable
 
 from async_maps.errors import SourceError
-from async_maps.sources.formats import suffix_of
+from async_maps.filesystems.filesystem import is_remote
+from async_maps.sources.formats.registry import suffix_of
 from async_maps.sources.named import NamedFile, maps_in_named
-from async_maps.sources.storage import is_remote
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator, Sequence
 
-    from async_maps.records import ActivationMap, Failure
+    from async_maps.filesystems.filesystem import Filesystems
+    from async_maps.outcomes import Failure
+    from async_maps.sources.activation_map import ActivationMap
     from async_maps.sources.files import Known
-    from async_maps.sources.storage import Storages
 
 _READ_BYTES = 2**16
 _MAX_LINE = 2**16
@@ -64,10 +65,10 @@ async def _read(descriptor: int, thread: CapacityLimiter) -> bytes:
 
 
 def maps_in_lines(
-    lines: Sequence[bytes], storages: Storages, known: Known | None = None
+    lines: Sequence[bytes], filesystems: Filesystems, known: Known | None = None
 ) -> Iterator[ActivationMap | Failure]:
     """The maps in the files that lines name, relative to the current folder."""
-    return maps_in_named(_files(lines), storages, known)
+    return maps_in_named(_files(lines), filesystems, known)
 
 
 def _files(lines: Sequence[bytes]) -> Iterator[NamedFile]:

@@ -1,4 +1,4 @@
-"""PyTorch tensors: quantised where they lie, so that a byte a pixel leaves the device instead of a float."""
+"""PyTorch tensors: quantized where they lie, so that a byte a pixel leaves the device instead of a float."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import math
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from async_maps.quantise import Measured, check_shape, percentiles, scale_unit
+from async_maps.render.quantize import Measured, check_shape, percentiles, scale_unit
 
 if TYPE_CHECKING:
     from typing import Any
 
     from numpy.typing import NDArray
 
-    from async_maps.ranges import ValueRange
+    from async_maps.render.ranges import ValueRange
 
 
 def take(tensor: Any, shape: tuple[int, ...], value_range: ValueRange | None) -> tuple[NDArray[Any], Measured | None]:
     """A tensor as a NumPy array: its intensities and what was seen of its values, or the values themselves.
 
-    The values are copied where there is no range to quantise by, and where a value is invalid or out of range: what to
+    The values are copied where there is no range to quantize by, and where a value is invalid or out of range: what to
     do about it, and what to say, is the same for all arrays then. bfloat16, which NumPy lacks, is float32 here.
 
     Args:
@@ -40,16 +40,16 @@ def take(tensor: Any, shape: tuple[int, ...], value_range: ValueRange | None) ->
     if value_range is not None and (values.dtype.is_floating_point or (signed and value_range.kind != "unit")):
         # What a device cannot compute is computed here.
         with torch.no_grad(), suppress(RuntimeError):
-            found = _quantised(values.reshape(shape[:2]), value_range)
+            found = _quantized(values.reshape(shape[:2]), value_range)
             if found is not None:
                 return found[0].cpu().numpy(), found[1]
     return values.cpu().numpy(), None
 
 
-def _quantised(values: Any, value_range: ValueRange) -> tuple[Any, Measured] | None:
+def _quantized(values: Any, value_range: ValueRange) -> tuple[Any, Measured] | None:
     """The intensities, on the device; None if the values are not all finite and in range, or the device is too simple.
 
-    Operation for operation what :func:`async_maps.quantise.quantise` does.
+    Operation for operation what :func:`async_maps.render.quantize.quantize` does.
     """
     import torch
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 from anyio import to_thread
 
 from async_maps.errors import SettingsError
-from async_maps.locators import file_path
+from async_maps.filesystems.locators import file_path
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

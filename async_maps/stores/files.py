@@ -14,7 +14,7 @@ from uuid import uuid4
 from anyio import CapacityLimiter, to_thread
 
 from async_maps.errors import ExistsError, ObjectError, StoreError
-from async_maps.names import printable
+from async_maps.keys import printable
 
 if TYPE_CHECKING:
     from typing import BinaryIO

@@ -24,18 +24,6 @@ from botocore.exceptions import (
 )
 from isal import isal_zlib
 
-from async_maps.aws import (
-    BUCKET,
-    SLOW_DOWN_STATUSES,
-    STORE_CODES,
-    TRANSIENT_CODES,
-    TRANSIENT_STATUSES,
-    client_options,
-    expiry_told,
-    identity,
-    refusal,
-    unreachable,
-)
 from async_maps.errors import (
     ExistsError,
     InputValidationError,
@@ -44,7 +32,19 @@ from async_maps.errors import (
     StoreError,
     TransientError,
 )
-from async_maps.names import check_name
+from async_maps.filesystems.aws import (
+    BUCKET,
+    SLOW_DOWN_STATUSES,
+    STORE_CODES,
+    TRANSIENT_CODES,
+    TRANSIENT_STATUSES,
+    client_options,
+    identity,
+    refusal,
+    translate_credential_errors,
+    unreachable,
+)
+from async_maps.keys import check_name
 from async_maps.stores.direct import DirectSession
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ class S3Store:
         """
         for wait_s in (*_CHECK_WAITS_S, None):
             try:
-                with expiry_told():
+                with translate_credential_errors():
                     await self._client.head_bucket(Bucket=self._bucket)
             except ClientError as error:
                 status = error.response["ResponseMetadata"]["HTTPStatusCode"]
@@ -172,7 +172,7 @@ class S3Store:
         """
         checksum = base64.b64encode(isal_zlib.crc32(data).to_bytes(4, "big")).decode()
         try:
-            with expiry_told():
+            with translate_credential_errors():
                 headers = await self._put(key, data, checksum)
         except ClientError as error:
             code, status, reason = refusal(error)

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING
 
 from anyio import to_thread
 
-from async_maps.aws import BUCKET
+from async_maps.concurrency.tasks import OrderlyTask
 from async_maps.errors import ManifestError, ObjectError, SettingsError
-from async_maps.locators import file_path, s3_place
-from async_maps.manifest import Manifest
-from async_maps.objects import Objects
+from async_maps.filesystems.aws import BUCKET
+from async_maps.filesystems.locators import file_path, s3_place
+from async_maps.filesystems.objects import Objects
+from async_maps.manifest.manifest import Manifest
 from async_maps.settings import Settings
-from async_maps.tasks import OrderlyTask
 from async_maps.verify.comparison import MENDABLE, Comparison, Difference, Expected
 from async_maps.verify.reading import Reading
 from async_maps.verify.tables import is_results, locators_in

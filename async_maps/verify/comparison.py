@@ -11,14 +11,14 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 from urllib.parse import unquote
 
-from async_maps.database import explained
-from async_maps.locators import file_path
+from async_maps.filesystems.locators import file_path
+from async_maps.manifest.sqlite_errors import translate_sqlite_errors
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from types import TracebackType
 
-    from async_maps.objects import Found
+    from async_maps.filesystems.objects import ObjectInfo
 
 Kind: TypeAlias = Literal[
     "missing", "size", "etag", "content-type", "undecodable", "digest", "broken", "foreign", "unreadable", "unknown"
@@ -158,7 +158,7 @@ class Comparison:
         with self._writing():
             return self._insert("INSERT OR IGNORE INTO expected VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", objects)
 
-    def find(self, objects: Iterable[Found]) -> int:
+    def find(self, objects: Iterable[ObjectInfo]) -> int:
         """Add what is there; how many are new."""
         with self._writing():
             return self._insert("INSERT OR IGNORE INTO found VALUES (?, ?, ?)", objects)
@@ -258,7 +258,7 @@ class Comparison:
         return self._database.executemany(statement, rows).rowcount
 
     def _rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:
-        with self._turn, explained(_WHAT, "read"):
+        with self._turn, translate_sqlite_errors(_WHAT, "read"):
             return self._database.execute(query, values).fetchall()
 
     def _one(self, query: str, *values: object) -> Any:
@@ -267,7 +267,7 @@ class Comparison:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        with self._turn, explained(_WHAT, "written"):
+        with self._turn, translate_sqlite_errors(_WHAT, "written"):
             self._database.execute("BEGIN")
             try:
                 yield
@@ -283,7 +283,7 @@ def _difference(row: tuple[Any, ...]) -> Difference:
     what = "an overlay" if expected.size is None else f"{expected.size:,} bytes"
     about = expected.locator, expected.name
     if expected.broken is not None:
-        return Difference("broken", *about, what, f"it broken before ({expected.broken}), and not made again since")
+        return Difference("broken", *about, what, f"it broken before ({expected.broken}), and was not repaired since")
     if locator is None:
         return Difference("missing", *about, what, "nothing")
     if expected.size not in {None, size}:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 from isal import isal_zlib
 
-from async_maps.names import printable
+from async_maps.keys import printable
 from async_maps.verify.comparison import Difference
 
 if TYPE_CHECKING:
-    from async_maps.objects import Content
+    from async_maps.filesystems.objects import Content
     from async_maps.verify.comparison import Expected, Kind
 
 _MD5 = re.compile("[0-9a-f]{32}")

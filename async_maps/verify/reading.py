@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from anyio import CapacityLimiter, create_memory_object_stream, create_task_group, to_thread
 
+from async_maps.concurrency.streams import ByteBudget
+from async_maps.concurrency.tasks import first_error
 from async_maps.errors import SourceError, StoreError
 from async_maps.sources.files import explain
-from async_maps.streams import ByteBudget
-from async_maps.tasks import first_error
 from async_maps.verify.comparison import Comparison, Difference, Expected
 from async_maps.verify.examine import examine
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
     from anyio.streams.memory import MemoryObjectReceiveStream
 
-    from async_maps.objects import Content, Objects
+    from async_maps.concurrency.streams import Lease
+    from async_maps.filesystems.objects import Content, Objects
     from async_maps.settings import Settings
-    from async_maps.streams import Loan
     from async_maps.verify.verification import Verification
 
 _MOST_PIXEL_BYTES, _BESIDE_PIXELS = 10, 2**20
@@ -30,7 +30,7 @@ _MOST_PIXEL_BYTES, _BESIDE_PIXELS = 10, 2**20
 
 class _Lent(NamedTuple):
     row: Expected
-    loan: Loan
+    lease: Lease
 
 
 class Reading:
@@ -88,7 +88,7 @@ class Reading:
     ) -> None:
         """One of the readers that work side by side."""
         async with readings:
-            async for row, loan in readings:
+            async for row, lease in readings:
                 try:
                     content = await to_thread.run_sync(self._read, row, limiter=threads[0])
                     if isinstance(content, Difference):
@@ -100,7 +100,7 @@ class Reading:
                             examine, row, content, self._settings.max_pixels, limiter=threads[1]
                         )
                 finally:
-                    loan.release()
+                    lease.release()
                 # While it waits for the next one, it must not keep bytes that nobody counts any more.
                 del content
                 if differences:

@@ -1,4 +1,4 @@
-"""Broken overlays, made again: found by a look at all, marked in the manifest, done by the pipeline, looked at again.
+"""Broken overlays, repaired: found by a look at all, marked in the manifest, done by the pipeline, looked at again.
 
 On the event loop; what blocks goes to threads.
 """
@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING
 
 from anyio import CancelScope, to_thread
 
+from async_maps.concurrency.tasks import OrderlyTask
 from async_maps.errors import SettingsError, SourceError
-from async_maps.manifest import Manifest
-from async_maps.names import printable
-from async_maps.objects import Objects
+from async_maps.filesystems.objects import Objects
+from async_maps.keys import printable
+from async_maps.manifest.manifest import Manifest
+from async_maps.outcomes import Receipt
 from async_maps.pipeline import Pipeline
-from async_maps.records import Receipt
 from async_maps.report import Report
 from async_maps.settings import Settings
 from async_maps.sources import place_of
-from async_maps.tasks import OrderlyTask
 from async_maps.verify.check import Check, advice_on_foreign, destination_of
 from async_maps.verify.comparison import MENDABLE, Comparison
 from async_maps.verify.reading import Reading
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from os import PathLike
 
-    from async_maps.manifest import KeptRun, Redo
-    from async_maps.records import Outcome
+    from async_maps.manifest.manifest import KeptRun, Select
+    from async_maps.outcomes import Outcome
 
 _AT_ONCE = 1000
 _ADVISED = 9
@@ -93,7 +93,9 @@ class _RepairReport(Report):
         super().count(outcomes)
         made = [outcome.locator for outcome in outcomes if isinstance(outcome, Receipt)]
         self._verification.repaired += len(made)
-        self._verification.made_again.extend(made[: MAX_LISTED_DIFFERENCES - len(self._verification.made_again)])
+        self._verification.first_repaired.extend(
+            made[: MAX_LISTED_DIFFERENCES - len(self._verification.first_repaired)]
+        )
 
 
 class _Repair:
@@ -188,7 +190,7 @@ class _Repair:
             ways[own] = self._settings, [source]
         return list(ways.values())
 
-    async def _make(self, settings: Settings, destination: str, sources: Sequence[str], redo: Redo) -> None:
+    async def _make(self, settings: Settings, destination: str, sources: Sequence[str], select: Select) -> None:
         """Make overlays of these settings again, from one source after the other, until none is left."""
         verification = self.verification
         async with Pipeline(destination, settings=settings) as pipeline:
@@ -197,7 +199,7 @@ class _Repair:
                     return
                 try:
                     report = await pipeline.run(
-                        source, manifest=self._manifest, redo=redo, report=_RepairReport(verification)
+                        source, manifest=self._manifest, select=select, report=_RepairReport(verification)
                     )
                 except SourceError as error:
                     self._problems.append(f"cannot be made from {printable(source)}: {error}")
@@ -217,7 +219,7 @@ class _Repair:
         if left:
             self.verification.advice.extend(self._problems)
             self.verification.advice.append(
-                f"{left:,} could not be made again; they count as failed, and a run does them: async-maps run SOURCE "
+                f"{left:,} could not be repaired; they count as failed, and a run does them: async-maps run SOURCE "
                 f"DESTINATION --manifest {self._manifest} --retry-failed, with the settings of before. If their maps "
                 "lie elsewhere now, repair with --source"
             )

@@ -10,9 +10,9 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from async_maps.errors import MissingExtraError, SourceError
-from async_maps.locators import DATA_TYPE
-from async_maps.names import printable
-from async_maps.sources.storage import Storages
+from async_maps.filesystems.filesystem import Filesystems
+from async_maps.filesystems.locators import DATA_TYPE
+from async_maps.keys import printable
 from async_maps.verify.comparison import Expected
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def locators_in(path: str, s3: S3Settings | None = None) -> Generator[Expected, 
     """
     rows = _ROWS[os.path.splitext(path)[1].lower()]
     try:
-        with Storages(s3) as storages, storages.of(path).open(path) as file:
+        with Filesystems(s3) as filesystems, filesystems.of(path).open(path) as file:
             for where, row in rows(file):
                 yield from _in_row(where, row)
     except (OSError, SourceError) as error:

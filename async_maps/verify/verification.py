@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from async_maps.verify.comparison import Difference, Kind
 
 MAX_LISTED_DIFFERENCES = 1000
-"""So many differences, and overlays that were made again, are listed in a verification."""
+"""So many differences, and repaired overlays, are listed in a verification."""
 
 
 @dataclass(slots=True)
@@ -26,13 +26,13 @@ class Verification:
         read_bytes: their bytes.
         failed: maps that have no overlay, as they failed.
         differences: how many there are of each kind (:data:`~async_maps.verify.comparison.Kind`).
-        repaired: overlays that were made again.
+        repaired: overlays that were uploaded again.
         deleted: foreign objects that were deleted.
         elapsed_s: seconds it took.
         doing: what it is doing at this moment; empty at the end.
         advice: what is to be done about what differs.
         first: the first differences.
-        made_again: the first overlays that were made again, as locators.
+        first_repaired: the locators of the first repaired overlays.
     """
 
     place: str = ""
@@ -50,7 +50,7 @@ class Verification:
     doing: str = ""
     advice: list[str] = field(default_factory=list)
     first: list[Difference] = field(default_factory=list)
-    made_again: list[str] = field(default_factory=list)
+    first_repaired: list[str] = field(default_factory=list)
 
     @property
     def is_clean(self) -> bool:
@@ -62,7 +62,7 @@ class Verification:
         return (
             f"{self.doing}: {self.locators:,} locators, {self.listed:,} objects listed, "
             f"{self.read:,} read ({self.read_bytes / 1e6:,.1f} MB), {sum(self.differences.values()):,} differences, "
-            f"{self.repaired:,} made again"
+            f"{self.repaired:,} repaired"
         )
 
     def summary(self) -> str:
@@ -73,7 +73,7 @@ class Verification:
             f"{self.elapsed_s:.1f} s, {self.listed:,} objects listed in {', '.join(self.folders) or 'no folder'}",
         ]
         if self.repaired or self.deleted:
-            lines.append(f"{self.repaired:,} made again, {self.deleted:,} foreign deleted")
+            lines.append(f"{self.repaired:,} repaired, {self.deleted:,} foreign deleted")
         if self.differences:
             lines.append("different: " + ", ".join(f"{count:,} {kind}" for kind, count in self.differences.items()))
         if self.failed:

@@ -1,0 +1,1 @@
+"""The command ``async-maps``: one file per command."""

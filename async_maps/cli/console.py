@@ -1,0 +1,107 @@
+"""What the commands say: answers on standard output, all else on standard error, reports into files."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from async_maps.errors import SettingsError
+from async_maps.filesystems.atomic import replacing
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from async_maps.report import Report
+    from async_maps.verify import Verification
+
+_LISTED = 20
+"""So many failures or differences are printed; the report and the manifest have more."""
+
+
+def print_verification(verification: Verification) -> bool:
+    """Print the first differences and the summary; whether that was possible."""
+    # More than one row may name an object.
+    for text in list(dict.fromkeys(map(str, verification.first)))[:_LISTED]:
+        say(text)
+    total, kept = sum(verification.differences.values()), len(verification.first)
+    if total > _LISTED:
+        say(
+            f"... and {total - _LISTED:,} more: --report FILE lists {'all' if kept >= total else f'the first {kept:,}'}"
+        )
+    return answer(verification.summary())
+
+
+def print_report(report: Report) -> bool:
+    """Print the first failures and the summary; whether that was possible."""
+    print_failures(report)
+    return answer(report.summary())
+
+
+def print_failures(report: Report) -> None:
+    """Print the first failures."""
+    for failure in report.failures[:_LISTED]:
+        say(f"failed: {failure}")
+    if report.failed > _LISTED:
+        say(f"... and {report.failed - _LISTED:,} more: async-maps export MANIFEST failures.csv --all")
+
+
+def check_report(path: Path) -> None:
+    """Refuse before a run what can be known to fail after it.
+
+    Raises:
+        SettingsError: no report can be written there.
+    """
+    # Not Path.is_dir and its like, which raise where they may not look.
+    takes_place = os.path.isfile(path) or not os.path.exists(path)
+    if not os.path.isdir(path.parent):
+        reason = "there is no such folder"
+    elif os.path.isdir(path):
+        reason = "it is a folder"
+    elif not (os.access(path.parent, os.W_OK | os.X_OK) if takes_place else os.access(path, os.W_OK)):
+        reason = "no permission"
+    else:
+        return
+    raise SettingsError(f"cannot write the report to {path}: {reason}")
+
+
+def write_report(path: Path, report: Report | Verification, code: int) -> bool:
+    """Write a report, as JSON; whether that was possible: if not, it was said."""
+    try:
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps({**report.as_dict(), "exit_code": code}, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        complain(f"cannot write the report to {path}: {error.strerror}")
+        return False
+    return True
+
+
+def complain(error: object) -> None:
+    """Say what is wrong."""
+    say(f"error: {error}")
+
+
+def say(text: str) -> None:
+    """Say something to the person at the terminal."""
+    note(f"async-maps: {text}")
+
+
+def note(text: str) -> None:
+    """Say it as it is: a line of progress."""
+    # Nobody listens to a terminal that is gone, or on a disk that is full; the exit code still tells.
+    with suppress(OSError):
+        print(text, file=sys.stderr, flush=True)  # noqa: T201  # that is where it belongs
+
+
+def answer(text: str) -> bool:
+    """Print what the command was asked for; whether that was possible."""
+    try:
+        print(text, flush=True)  # noqa: T201  # the command's answer
+    except OSError as error:
+        complain(f"cannot write to standard output: {error.strerror}")
+        # What is still in its buffer would fail once more when the interpreter ends, with an exit code of its own.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return False
+    return True

@@ -1,0 +1,152 @@
+"""``async-maps run``, and its signals."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from async_maps.cli.console import answer, check_report, complain, print_failures, print_report, say, write_report
+from async_maps.cli.options import DEFAULT_MANIFEST, DONE, SETTINGS_GROUP, SOME_FAILED, WRONG_USE
+from async_maps.concurrency.loop import run_loop
+from async_maps.errors import AsyncMapsError, SettingsError, StoreError, TooManyFailuresError
+from async_maps.progress import ProgressKind
+from async_maps.settings import Settings
+
+if TYPE_CHECKING:
+    from async_maps.pipeline import Pipeline
+    from async_maps.report import Report
+
+
+def run(  # noqa: PLR0913  # one argument a flag
+    source: str,
+    destination: str,
+    /,
+    *,
+    manifest: Path = DEFAULT_MANIFEST,
+    overwrite: Annotated[bool, Parameter(negative="")] = False,
+    retry_failed: Annotated[bool, Parameter(negative="")] = False,
+    dry_run: Annotated[bool, Parameter(negative="")] = False,
+    progress: ProgressKind = "auto",
+    report: Path | None = None,
+    config: Path | None = None,
+    settings: Annotated[Settings, Parameter(name="*", group=SETTINGS_GROUP)] = Settings(),  # noqa: B008  # frozen
+) -> int:
+    """Turn activation maps into PNG overlays in a store; run it again to resume.
+
+    Maps that the manifest knows as done and unchanged are skipped without a request; the others are done.
+
+    Ctrl-C (or SIGTERM) finishes what is in flight and ends; a second one ends at once. Nothing is lost either way.
+
+    Parameters
+    ----------
+    source
+        A folder (searched recursively), a file or a quoted glob, of .npy, .npz, .zarr, .h5, .safetensors or .tar; the
+        same in s3://bucket/prefix/; a .csv, .jsonl or .parquet with the columns name and path; - for paths on standard
+        input.
+    destination
+        s3://bucket/prefix, file:///folder or a plain path.
+    manifest
+        The record of every map, an SQLite file; made if it does not exist.
+    overwrite
+        Do every map, also those that are done.
+    retry_failed
+        Do only the maps that failed before.
+    dry_run
+        Count what would be done, and do nothing.
+    progress
+        A live bar, a line or a JSON object every few seconds, or none; auto is a bar on a terminal, else lines.
+    report
+        Write what the run did to this file, as JSON.
+    config
+        Settings from this TOML file; flags and environment go before it.
+    """
+    from async_maps.report import Report
+
+    if overwrite and retry_failed:
+        raise SettingsError("--overwrite and --retry-failed exclude each other")
+    if report is not None:
+        check_report(report)
+    select = "all" if overwrite else "failed" if retry_failed else "changed"
+    filled = Report()
+    job = _Job(source, destination, {"manifest": manifest, "select": select}, settings, filled)
+    try:
+        code = run_loop(job.dry_run() if dry_run else job.run(progress))
+    except AsyncMapsError as error:
+        if filled.uploaded or filled.failed:
+            print_report(filled)
+        complain(error)
+        if isinstance(error, StoreError):
+            say(f"async-maps doctor {destination} tells what is wrong there")
+        # Once the store has taken a map, the command was right, and can be run again for the rest.
+        code = SOME_FAILED if filled.uploaded or isinstance(error, TooManyFailuresError) else WRONG_USE
+    # Whatever becomes of the report: it is no longer the use that was wrong.
+    if report is not None and not write_report(report, filled, code):
+        code = code or SOME_FAILED
+    return code
+
+
+class _Job:
+    """A run of the command, with its signals."""
+
+    def __init__(
+        self, source: str, destination: str, options: dict[str, Any], settings: Settings, report: Report
+    ) -> None:
+        self._source = source
+        self._destination = destination
+        self._options = options
+        self._settings = settings
+        self._report = report
+        self._signal: signal.Signals | None = None
+
+    async def run(self, progress: ProgressKind) -> int:
+        """Do it; the exit code."""
+        from async_maps.pipeline import Pipeline
+        from async_maps.progress import make_display, showing
+
+        pipeline = Pipeline(self._destination, settings=self._settings)
+        self._listen(pipeline)
+        try:
+            async with pipeline, showing(make_display(progress), self._report, pipeline.statistics, self._source):
+                await pipeline.run(self._source, report=self._report, **self._options)
+        except asyncio.CancelledError:
+            if self._signal is None:
+                raise
+        printed = print_report(self._report)
+        if self._signal is not None:
+            say(f"interrupted by {self._signal.name}; run the same command again for the rest")
+            return 128 + self._signal
+        return DONE if printed and not self._report.failed else SOME_FAILED
+
+    async def dry_run(self) -> int:
+        """Say what would be done."""
+        from async_maps.batch import dry_run
+
+        report = self._report
+        await dry_run(self._source, self._destination, settings=self._settings, report=report, **self._options)
+        print_failures(report)
+        printed = answer(
+            f"{report.planned:,} maps would be done, {report.skipped:,} skipped, {report.failed:,} would fail; "
+            f"destination {report.destination}"
+        )
+        return DONE if printed and not report.failed else SOME_FAILED
+
+    def _listen(self, pipeline: Pipeline) -> None:
+        loop = asyncio.get_running_loop()
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101  # inside asyncio.run
+
+        def heard(number: signal.Signals) -> None:
+            first, self._signal = self._signal is None, number
+            if first and pipeline.is_open:
+                pipeline.drain()
+                loop.call_later(self._settings.drain_timeout_s, task.cancel)
+                say(f"{number.name}: finishing what is in flight; once more to stop at once")
+            else:
+                task.cancel()
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, heard, number)

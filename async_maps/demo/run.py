@@ -1,0 +1,178 @@
+"""``async-maps demo``: the whole job on this machine, from scenes to a picture of overlays, with nothing to set up."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from threading import Event
+from time import monotonic
+from typing import TYPE_CHECKING
+
+import numpy as np
+from anyio import to_thread
+from PIL import Image
+
+from async_maps.concurrency.loop import run_loop
+from async_maps.demo import seaweed
+from async_maps.demo.saliency import spectral_residual
+from async_maps.demo.scenes import contact_sheet, scene
+from async_maps.errors import MissingExtraError, SettingsError
+from async_maps.filesystems.objects import Objects
+from async_maps.manifest.export import export_manifest
+from async_maps.manifest.manifest import Manifest
+from async_maps.pipeline import Pipeline
+from async_maps.progress import make_display, showing
+from async_maps.render.colorize import colorize_activation_map
+from async_maps.report import Report
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_BUCKET = "overlays"
+_MADE = ("scenes", "maps", "overlays", "manifest.sqlite", "locators.csv", "overlays.png")
+_SHOWN = 12
+_MARK = ".async-maps-demo"
+"""Tells a folder that a demo has filled from one of somebody's own."""
+
+
+def run_demo(out: Path, *, scenes: int, local: bool, serve: bool = False) -> bool:
+    """Make scenes and saliency maps, upload their overlays, read all back and compare, and draw some.
+
+    Args:
+        out: the folder for everything; what an earlier demo made there is replaced, other files are left alone.
+        scenes: how many.
+        local: into a folder instead of a SeaweedFS; also where the extra ``demo`` is not installed.
+        serve: keep the SeaweedFS until Ctrl-C.
+
+    Returns:
+        whether every overlay arrived with the right pixels.
+
+    Raises:
+        MissingExtraError: there is no SeaweedFS to keep.
+        SettingsError: ``out`` cannot be made, or holds files of these names that no demo has made.
+        AsyncMapsError: the server did not start, or the run failed.
+    """
+    if not local and not seaweed.is_installed():
+        if serve:
+            raise MissingExtraError("a server that stays", "demo")
+        _say("SeaweedFS is not installed (pip install '.[demo]'): the overlays go into a folder")
+        local = True
+    _clear(out)
+    _make_maps(out, scenes)
+    if local:
+        return _do(out, scenes, str(out / "overlays"), None)
+    with (
+        tempfile.TemporaryDirectory(prefix="async-maps-demo-") as folder,
+        seaweed.serve(Path(folder)) as server,
+        seaweed.in_environment(server),
+    ):
+        all_right = _do(out, scenes, f"s3://{_BUCKET}/demo", server)
+        if serve:
+            _keep(server)
+    return all_right
+
+
+def _do(out: Path, scenes: int, destination: str, server: seaweed.S3Server | None) -> bool:
+    report, right = run_loop(_upload_and_compare(out, destination, server))
+    count = export_manifest(out / "manifest.sqlite", out / "locators.csv")
+    _draw(out, scenes)
+    print(report.summary())  # noqa: T201  # the command's answer
+    _say(
+        f"{right:,} of {scenes:,} overlays read back from {report.destination}: pixels equal to colorize_activation_map"
+    )
+    _say(f"{count:,} locators in {out / 'locators.csv'}, look at {out / 'overlays.png'}")
+    return right == scenes
+
+
+def _keep(server: seaweed.S3Server) -> None:
+    _say("the server stays until Ctrl-C; in another terminal, its throw-away keys lead there:")
+    for name, value in server.environment().items():
+        print(f"export {name}={value}", flush=True)  # noqa: T201  # to be copied
+    _say(f"then, say: async-maps run maps/ s3://{_BUCKET}/mine")
+    with suppress(KeyboardInterrupt):
+        Event().wait()
+
+
+def _clear(out: Path) -> None:
+    found = next((out / name for name in _MADE if os.path.lexists(out / name)), None)
+    if found is not None and not (out / _MARK).exists():
+        # "maps" is what people call their own.
+        raise SettingsError(f"{found} was not made by a demo, which would replace it: choose another folder with --out")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / _MARK).touch()
+        for name in _MADE:
+            path = out / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+    except OSError as error:
+        raise SettingsError(f"cannot make the folder {out}: {error.strerror}") from error
+
+
+def _make_maps(out: Path, scenes: int) -> None:
+    started = monotonic()
+    for index in range(scenes):
+        image = scene(index)
+        name = _name(index)
+        picture, activation_map = out / "scenes" / f"{name}.jpg", out / "maps" / f"{name}.npy"
+        for path in (picture, activation_map):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(picture, quality=90)
+        np.save(activation_map, spectral_residual(image))
+    _say(f"{scenes:,} scenes and their saliency maps (spectral residual) in {monotonic() - started:.1f} s")
+
+
+def _name(index: int) -> str:
+    return f"{'train' if index % 4 else 'val'}/scene-{index:04}"
+
+
+async def _upload_and_compare(out: Path, destination: str, server: seaweed.S3Server | None) -> tuple[Report, int]:
+    if server is not None:
+        await seaweed.create_bucket(server, _BUCKET)
+        _say(f"SeaweedFS answers at {server.endpoint_url}; its data is thrown away at the end")
+    return await _upload(out, destination), await to_thread.run_sync(_compare, out)
+
+
+async def _upload(out: Path, destination: str) -> Report:
+    report = Report()
+    async with (
+        Pipeline(destination) as pipeline,
+        showing(make_display("auto"), report, pipeline.statistics, out / "maps"),
+    ):
+        return await pipeline.run(out / "maps", manifest=out / "manifest.sqlite", report=report)
+
+
+def _compare(out: Path) -> int:
+    """Read every overlay back by its locator; how many have the pixels they should."""
+    right = 0
+    with Manifest(out / "manifest.sqlite", read_only=True) as manifest:
+        rows = {str(locator): str(source) for _, locator, _, source, *_ in manifest.rows()}
+    with Objects() as objects:
+        for locator, source in rows.items():
+            with Image.open(io.BytesIO(objects.read(locator).data)) as image:
+                found = np.asarray(image.convert("RGBA"))
+            right += np.array_equal(found, colorize_activation_map(np.load(source, allow_pickle=False)))
+    return right
+
+
+def _draw(out: Path, scenes: int) -> None:
+    images, overlays = [], []
+    for index in np.unique(np.linspace(0, scenes - 1, _SHOWN).astype(int)):
+        images.append(_image(out / "scenes" / f"{_name(index)}.jpg"))
+        overlays.append(colorize_activation_map(np.load(out / "maps" / f"{_name(index)}.npy", allow_pickle=False)))
+    contact_sheet(images, overlays).save(out / "overlays.png")
+
+
+def _image(path: Path) -> NDArray[np.uint8]:
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)  # noqa: T201  # the command's answer

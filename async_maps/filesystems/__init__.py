@@ -1,0 +1,1 @@
+"""Disks and S3 to read, list and delete; addresses and locators."""

@@ -1,0 +1,119 @@
+"""What the clients of Amazon's library are told, and what its errors mean: the same for sources and destinations."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from botocore.exceptions import CredentialRetrievalError, NoCredentialsError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+    from botocore.exceptions import ClientError
+
+    from async_maps.settings import S3Settings
+
+STORE_CODES = {
+    "NoSuchBucket": "the bucket does not exist",
+    "InvalidAccessKeyId": "the access key is not known there",
+    "SignatureDoesNotMatch": "the secret key is wrong",
+    "ExpiredToken": "the session token has expired; run it again with a new one",
+    "InvalidToken": "the session token is not valid",
+    "TokenRefreshRequired": "the session token has expired",
+    "RequestTimeTooSkewed": "this machine's clock is wrong",
+    "PermanentRedirect": "the bucket lies in another region",
+    "AuthorizationHeaderMalformed": "the bucket lies in another region",
+    "AccountProblem": "there is a problem with the account",
+}
+"""Error codes that speak of the store, not of one object (Amazon S3 API reference, "Error responses")."""
+
+TRANSIENT_STATUSES = {408, 429, 500, 502, 503, 504}
+SLOW_DOWN_STATUSES = {429, 503}
+"""Statuses after which the same request may pass, and those by which a server asks for fewer requests."""
+
+TRANSIENT_CODES = {
+    "SlowDown", "Throttling", "ThrottlingException", "TooManyRequests", "RequestLimitExceeded", "ServiceUnavailable",
+    "InternalError", "OperationAborted", "ConditionalRequestConflict",
+    # What arrived is not what was sent.
+    "RequestTimeout", "IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch",
+}  # fmt: skip
+"""Likewise, whatever the status."""
+
+_SDK_ATTEMPTS = 5
+"""Between two attempts the SDK waits for up to 20 s, and for nobody's success: five are patience enough."""
+
+BUCKET = r"[A-Za-z0-9][A-Za-z0-9._:/-]{1,}[A-Za-z0-9]"
+"""What a bucket may be called: also what servers other than Amazon's, and access points, allow."""
+
+
+def client_options(settings: S3Settings, connections: int, attempts: int | None = None) -> dict[str, Any]:
+    """The configuration of a client that uses up to so many connections at once.
+
+    Args:
+        settings: how patient it is.
+        connections: at most so many.
+        attempts: how often it tries; if None, as the settings say, but not for minutes.
+    """
+    return {
+        "max_pool_connections": connections,
+        "connect_timeout": settings.connect_timeout_s,
+        "read_timeout": settings.read_timeout_s,
+        "retries": {"mode": "standard", "total_max_attempts": attempts or min(settings.max_attempts, _SDK_ATTEMPTS)},
+        # Trailing checksums break several S3-compatible stores; whoever puts sends a checksum in a header.
+        "request_checksum_calculation": "when_required",
+        "response_checksum_validation": "when_required",
+        "parameter_validation": False,
+        "user_agent_extra": "async-maps",
+    }
+
+
+def url_options(client: Any) -> dict[str, Any] | None:
+    """The ``s3`` configuration of a client whose presigned URLs lead to its region; None if this client's do.
+
+    Left to itself botocore signs for AWS's global host, which redirects to the region of a new bucket, where the
+    signature does not fit, and knows no regions that have to be enabled.
+    """
+    s3: dict[str, Any] = client.meta.config.s3 or {}
+    if "amazonaws.com" not in client.meta.endpoint_url or s3.get("addressing_style", "auto") != "auto":
+        return None
+    return {**s3, "addressing_style": "virtual"}
+
+
+@contextmanager
+def translate_credential_errors() -> Iterator[None]:
+    """Make one of botocore's own errors of the bare RuntimeError that it raises for credentials that have expired.
+
+    Raises:
+        CredentialRetrievalError: they have, and nothing renews them.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "credentials are still expired" not in str(error):
+            raise
+        raise CredentialRetrievalError(
+            provider="the AWS environment", error_msg="they have expired; sign in again, or set new ones"
+        ) from error
+
+
+def identity(destination: str, endpoint: str) -> str:
+    """A bucket and prefix, told apart from those of the same name at another endpoint."""
+    # AWS is one place, whatever the region's host is; any other server is another, if its buckets are named alike.
+    return destination if "amazonaws.com" in endpoint else f"{destination} at {endpoint}"
+
+
+def refusal(error: ClientError) -> tuple[str, int, str]:
+    """The code of an error, its HTTP status, and a sentence for it."""
+    detail = error.response.get("Error", {})
+    code, message = str(detail.get("Code", "")), str(detail.get("Message", ""))
+    reason = STORE_CODES.get(code, message.rstrip("."))
+    return code, error.response["ResponseMetadata"]["HTTPStatusCode"], f"refused with {code}: {reason}"
+
+
+def unreachable(error: Exception) -> str:
+    """A sentence for what kept a request from being answered."""
+    if isinstance(error, NoCredentialsError):
+        return "no AWS credentials found: set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+    return str(error) or type(error).__name__

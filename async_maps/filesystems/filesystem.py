@@ -1,0 +1,128 @@
+"""Where files lie: on a disk, or in S3. Readers see a file as a seekable stream of bytes, wherever it comes from."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from threading import Lock
+from typing import TYPE_CHECKING, Protocol
+
+from async_maps.errors import SourceError
+
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import BinaryIO
+
+    from async_maps.filesystems.s3 import S3Filesystem
+    from async_maps.settings import S3Settings
+
+
+class Filesystem(Protocol):
+    """What a reader asks of the place where its file lies. Safe to share between threads."""
+
+    def open(self, path: str) -> BinaryIO:
+        """The file, seekable, at its start.
+
+        Raises:
+            OSError: it cannot be opened.
+            SourceError: the same, in a sentence.
+        """
+
+
+class LocalFilesystem:
+    """Files on a disk of this machine."""
+
+    def open(self, path: str) -> BinaryIO:
+        """The file, open; a pipe or a device, whose bytes may never come, is refused even if it was a file before."""
+        return open(path, "rb", opener=_open_at_once)
+
+
+class Filesystems:
+    """The filesystem of each path; safe to share between threads.
+
+    Args:
+        s3: how patient the client of S3 is, if there is anything in S3.
+    """
+
+    def __init__(self, s3: S3Settings | None = None) -> None:
+        self._disk = LocalFilesystem()
+        self._settings = s3
+        self._making = Lock()
+        self._s3: S3Filesystem | None = None
+        self._closed = False
+
+    def __enter__(self) -> Filesystems:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def of(self, path: str) -> Filesystem:
+        """Where the file at that path lies."""
+        return self.s3() if is_remote(path) else self._disk
+
+    def s3(self) -> S3Filesystem:
+        """S3, made when it is first asked for."""
+        # Its client takes a while to import, and most sources lie on a disk.
+        from async_maps.filesystems.s3 import S3Filesystem
+
+        with self._making:
+            if self._s3 is None:
+                self._s3 = S3Filesystem(self._settings)
+                if self._closed:
+                    self._s3.close()
+            return self._s3
+
+    def close(self) -> None:
+        """Close the connections, for good."""
+        with self._making:
+            self._closed = True
+            if self._s3 is not None:
+                self._s3.close()
+
+
+def check_regular(mode: int, folder: bool = False) -> None:
+    """Refuse what is no plain file, or no folder.
+
+    Args:
+        mode: as ``os.stat`` tells it.
+        folder: whether a folder is expected.
+
+    Raises:
+        SourceError: it is something else.
+    """
+    if not (stat.S_ISDIR if folder else stat.S_ISREG)(mode):
+        expected = "a folder" if folder else "a regular file"
+        raise SourceError(f"expected {expected}, found {_kind(mode)}")
+
+
+def is_remote(path: str) -> bool:
+    """Whether a file lies in S3: then threads of this process read it, many at once, instead of worker processes."""
+    return path.startswith("s3://")
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    # Else the opening of a pipe waits until somebody writes into it.
+    descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+        check_regular(mode)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _kind(mode: int) -> str:
+    kinds = {
+        stat.S_ISREG: "a regular file",
+        stat.S_ISDIR: "a folder",
+        stat.S_ISFIFO: "a pipe",
+        stat.S_ISSOCK: "a socket",
+    }
+    return next((name for test, name in kinds.items() if test(mode)), "a device")

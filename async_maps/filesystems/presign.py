@@ -1,0 +1,89 @@
+"""Presigned URLs: one object of a private bucket, for whoever has the URL. They are made here, without a request.
+
+Credentials may have to be fetched or renewed, which blocks: call it in a thread.
+"""
+
+from __future__ import annotations
+
+from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING
+
+import botocore.session
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+
+from async_maps.errors import SettingsError, StoreError
+from async_maps.filesystems.aws import translate_credential_errors, unreachable, url_options
+from async_maps.filesystems.locators import s3_place
+from async_maps.keys import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import Any
+
+    from botocore.session import Session
+
+MAX_HOURS = 168
+"""Seven days: what signature version 4 allows (Amazon S3 API reference, "Authenticating Requests: Using Query
+Parameters")."""
+
+
+@contextmanager
+def presigning(hours: float) -> Iterator[Callable[[str], str | None]]:
+    """A function that makes a URL of a locator, with the credentials, endpoint and region of the AWS environment.
+
+    The URL answers a GET for so many hours from the moment it is made, or until the credentials themselves expire,
+    whichever is sooner. It holds the access key's id, of temporary credentials the session token, and a signature for
+    this one object, never the secret key.
+
+    The region, AWS_DEFAULT_REGION or the profile's, must be the bucket's own, as nobody is asked for it. Some 2,000
+    URLs are made in a second; most of it is spent in the SDK's rules for endpoints.
+
+    Args:
+        hours: 1 to :data:`MAX_HOURS`.
+
+    Yields:
+        the function; None is its answer to a locator that does not lie in S3, StoreError what it raises if it cannot
+        sign.
+
+    Raises:
+        SettingsError: another number of hours, or an AWS configuration that makes no sense.
+        StoreError: no credentials.
+    """
+    if not 1 <= hours <= MAX_HOURS:
+        raise SettingsError(f"presign: expected 1 to {MAX_HOURS} hours, found {hours:g}")
+    try:
+        session = botocore.session.Session()
+        if session.get_credentials() is None:
+            raise StoreError(f"cannot presign: {unreachable(NoCredentialsError())}")
+        client = _client(session)
+    except (BotoCoreError, ValueError) as error:
+        raise SettingsError(f"the AWS configuration cannot be used: {error}") from error
+    with closing(client):
+
+        def presigned(locator: str) -> str | None:
+            place = s3_place(locator)
+            if place is None:
+                return None
+            try:
+                with translate_credential_errors():
+                    url: str = client.generate_presigned_url(
+                        "get_object", Params={"Bucket": place.bucket, "Key": place.key}, ExpiresIn=round(hours * 3600)
+                    )
+            except (BotoCoreError, ClientError) as error:
+                reason = " ".join(unreachable(error).split())
+                raise StoreError(f"cannot presign {printable(locator)}: {reason}") from error
+            return url
+
+        yield presigned
+
+
+def _client(session: Session) -> Any:
+    # The SDK's default for URLs is version 2, which newer regions and other servers refuse.
+    config = Config(signature_version="s3v4")
+    client: Any = session.create_client("s3", config=config)
+    options: Any = url_options(client)
+    if options is None:
+        return client
+    client.close()
+    return session.create_client("s3", config=config.merge(Config(s3=options)))

@@ -1,0 +1,400 @@
+"""Objects in S3, as files. Blocks: call it in a thread; any number of threads may share a filesystem.
+
+Credentials, region, endpoint, proxies and certificates come from the AWS environment and files, as for every AWS tool.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import os
+import re
+from collections import OrderedDict
+from contextlib import closing, contextmanager
+from threading import Lock
+from typing import TYPE_CHECKING, NamedTuple
+
+import botocore.session
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from async_maps.errors import SourceError
+from async_maps.filesystems.aws import (
+    BUCKET,
+    TRANSIENT_STATUSES,
+    client_options,
+    refusal,
+    translate_credential_errors,
+    unreachable,
+)
+from async_maps.settings import S3Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from typing import Any, BinaryIO
+
+    from typing_extensions import Buffer
+
+WHOLE_BYTES = 8 * 2**20
+"""Objects up to this size are read in one request."""
+_HEAD_BYTES = 64 * 2**10
+"""So much is kept of the beginning of a larger one: what a format has to say about itself is mostly there."""
+_BLOCK_BYTES = 512 * 2**10
+_MAX_BLOCK_BYTES = 4 * 2**20
+_CACHE_BYTES = 8 * 2**20
+_PIECE = 2**20
+_CONNECTIONS = 64
+
+
+class Place(NamedTuple):
+    """Where an object lies."""
+
+    bucket: str
+    key: str
+
+
+class Object(NamedTuple):
+    """An object as a listing tells of it; the tag is without quotes."""
+
+    key: str
+    size: int
+    etag: str
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when the object does."""
+        return f"{self.size}-{self.etag}"
+
+
+def split_place(path: str) -> Place:
+    """The bucket and the key of ``s3://bucket/key``; the key may be empty.
+
+    Raises:
+        SourceError: that is no bucket's name.
+    """
+    bucket, _, key = path.removeprefix("s3://").partition("/")
+    if not re.fullmatch(BUCKET, bucket):
+        raise SourceError(f"{bucket!r} is not the name of a bucket; expected s3://bucket/prefix")
+    return Place(bucket, key)
+
+
+class S3Filesystem:
+    """Opens objects; makes its one client when it is first used.
+
+    Args:
+        settings: how patient the client is.
+    """
+
+    def __init__(self, settings: S3Settings | None = None) -> None:
+        self._settings = settings or S3Settings()
+        self._making = Lock()
+        self._client: Any = None
+        self._closed = False
+
+    def open(self, path: str, at_once: int = WHOLE_BYTES) -> BinaryIO:
+        """The object, to be read and sought in.
+
+        Args:
+            path: ``s3://bucket/key``.
+            at_once: an object up to so many bytes is read now, in one request.
+
+        Raises:
+            FileNotFoundError: there is no such object.
+            SourceError: S3 refuses it, or cannot be reached.
+        """
+        return io.BufferedReader(self.open_object(path, at_once))
+
+    def open_object(self, path: str, at_once: int = WHOLE_BYTES) -> S3File:
+        """As :meth:`open`, without a buffer, and with what the file is called by :attr:`S3File.fingerprint`."""
+        place = split_place(path)
+        return S3File(self, place, self.get(place, 0, at_once, keep=_HEAD_BYTES))
+
+    def get(self, place: Place, start: int, length: int, etag: str | None = None, keep: int | None = None) -> Range:
+        """Read a part of an object in one request.
+
+        Args:
+            place: the object.
+            start: the first byte.
+            length: how many, at most: it may end before.
+            etag: fail if the object is another one by now.
+            keep: read only so many if the object does not end with them.
+
+        Raises:
+            FileNotFoundError: there is no such object.
+            SourceError: S3 refuses it, or cannot be reached, or the object has changed.
+        """
+        attempts = self._settings.max_attempts
+        while True:
+            attempts -= 1
+            try:
+                return self._get(place, start, length, etag, keep)
+            except _NoRangeError:
+                with _explained():
+                    answer = self._made().head_object(Bucket=place.bucket, Key=place.key)
+                return _range(b"", answer["ContentLength"], answer)
+            except BotoCoreError as error:
+                # The client itself tries again until it has an answer, but not when the body breaks off.
+                if not attempts:
+                    raise SourceError(unreachable(error)) from error
+
+    def _get(self, place: Place, start: int, length: int, etag: str | None, keep: int | None) -> Range:
+        match = {"IfMatch": etag} if etag else {}
+        with _explained():
+            answer = self._made().get_object(
+                Bucket=place.bucket, Key=place.key, Range=f"bytes={start}-{start + length - 1}", **match
+            )
+        with closing(answer["Body"]) as body:
+            if etag and answer["ETag"] != etag:
+                raise SourceError("the object was replaced while it was read")
+            size = int(answer.get("ContentRange", f"/{answer['ContentLength']}").rpartition("/")[2])
+            wanted = min(answer["ContentLength"], length)
+            if keep is not None and size > start + length:
+                wanted = min(wanted, keep)
+            data = bytearray(wanted)
+            view, filled = memoryview(data), 0
+            while filled < wanted and (count := body.readinto(view[filled : filled + _PIECE])):
+                filled += count
+        if filled < wanted:
+            raise SourceError("truncated while it was read")
+        return _range(data, size, answer)
+
+    def find(self, path: str) -> Object | None:
+        """The object at a path, or None: one request."""
+        place = split_place(path)
+        try:
+            with _explained():
+                answer = self._made().head_object(Bucket=place.bucket, Key=place.key)
+        except FileNotFoundError:
+            return None
+        return Object(place.key, answer["ContentLength"], answer["ETag"].strip('"'))
+
+    def objects(self, bucket: str, prefix: str) -> Iterator[Object]:
+        """The objects whose keys start with a prefix, in the order of their keys, a page at a time.
+
+        Raises:
+            SourceError: no such bucket, S3 refuses to list it, or cannot be reached.
+        """
+        for page in self.pages(bucket, prefix):
+            for entry in page.get("Contents", []):
+                yield Object(entry["Key"], entry["Size"], entry.get("ETag", "").strip('"'))
+
+    def pages(self, bucket: str, prefix: str, **options: Any) -> Iterator[dict[str, Any]]:
+        """The answers to ListObjectsV2.
+
+        Raises:
+            SourceError: as :meth:`objects`.
+        """
+        with _explained():
+            pages = self._made().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix, **options)
+            yield from pages
+
+    def delete(self, bucket: str, keys: Sequence[str]) -> dict[str, str]:
+        """Delete up to a thousand objects in one request.
+
+        Returns:
+            the keys of those that could not be deleted, and why.
+
+        Raises:
+            SourceError: S3 refuses all of them, or cannot be reached.
+        """
+        with _explained():
+            answer = self._made().delete_objects(
+                Bucket=bucket, Delete={"Objects": [{"Key": key} for key in keys], "Quiet": True}
+            )
+        return {error["Key"]: f"refused with {error['Code']}" for error in answer.get("Errors", [])}
+
+    def endpoint(self) -> str:
+        """Where requests go.
+
+        Raises:
+            SourceError: the AWS configuration makes no sense.
+        """
+        return str(self._made().meta.endpoint_url)
+
+    def fingerprint_below(self, path: str) -> str | None:
+        """A digest over all objects in a folder; None if there are none."""
+        bucket, key = split_place(path)
+        digest = Digest()
+        for found in self.objects(bucket, f"{key.rstrip('/')}/"):
+            digest.add(found)
+        return digest.fingerprint()
+
+    def close(self) -> None:
+        """Close the connections, for good: a thread that comes too late opens none again."""
+        with self._making:
+            self._closed = True
+            client, self._client = self._client, None
+        if client is not None:
+            client.close()
+
+    def _made(self) -> Any:
+        with self._making:
+            if self._closed:
+                raise SourceError("the source is closed")
+            if self._client is None:
+                config = Config(**client_options(self._settings, _CONNECTIONS))
+                try:
+                    self._client = botocore.session.Session().create_client("s3", config=config)
+                except (BotoCoreError, ValueError) as error:
+                    raise SourceError(f"the AWS configuration cannot be used: {error}") from error
+            return self._client
+
+
+class Range(NamedTuple):
+    """A part of an object.
+
+    Attributes:
+        data: its bytes.
+        size: of the whole object.
+        etag: with its quotes.
+        content_type: of the whole object, as it was told when it was put.
+        encryption: how the server keeps it, such as ``aws:kms``; empty if it does not say.
+    """
+
+    data: bytes | bytearray
+    size: int
+    etag: str
+    content_type: str = ""
+    encryption: str = ""
+
+
+def _range(data: bytes | bytearray, size: int, answer: dict[str, Any]) -> Range:
+    return Range(data, size, answer["ETag"], answer.get("ContentType", ""), answer.get("ServerSideEncryption", ""))
+
+
+class S3File(io.RawIOBase):
+    """An object as a file: ranges of one state of it, the last ones kept.
+
+    What is read in large pieces is asked for as it is; what is read in small ones, in blocks that grow as long as the
+    reading goes forward.
+
+    Args:
+        filesystem: of the object.
+        place: the object.
+        head: its beginning.
+    """
+
+    def __init__(self, filesystem: S3Filesystem, place: Place, head: Range) -> None:
+        super().__init__()
+        self._filesystem = filesystem
+        self._place = place
+        self._head = head
+        self._blocks: OrderedDict[int, bytes | bytearray] = OrderedDict()
+        self._position = 0
+        self._read_until = len(head.data)
+        self._step = _BLOCK_BYTES
+
+    @property
+    def fingerprint(self) -> str:
+        """As that of the object in a listing."""
+        return Object(self._place.key, self._head.size, self._head.etag.strip('"')).fingerprint
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self._head.size
+
+    def readable(self) -> bool:
+        """Yes."""
+        return True
+
+    def seekable(self) -> bool:
+        """Yes."""
+        return True
+
+    def tell(self) -> int:
+        """The position."""
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Go to a position."""
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size}[whence]
+        if base + offset < 0:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        self._position = base + offset
+        return self._position
+
+    def readinto(self, buffer: Buffer, /) -> int:
+        """Fill a buffer, unless the object ends before.
+
+        Raises:
+            FileNotFoundError: the object is not there any more.
+            SourceError: it has changed, S3 refuses it, or cannot be reached.
+        """
+        view = memoryview(buffer).cast("B")
+        view = view[: max(0, self.size - self._position)]
+        filled = 0
+        while filled < len(view):
+            data = self._at(self._position + filled, len(view) - filled)
+            view[filled : filled + len(data)] = data
+            filled += len(data)
+        self._position += filled
+        return filled
+
+    def _at(self, position: int, wanted: int) -> memoryview:
+        """Some of what is wanted from a position on, at least a byte of it."""
+        for start, data in ((0, self._head.data), *self._blocks.items()):
+            if start <= position < start + len(data):
+                if start in self._blocks:
+                    self._blocks.move_to_end(start)
+                return memoryview(data)[position - start : position - start + wanted]
+        forward = self._read_until <= position <= self._read_until + self._step
+        self._step = min(2 * self._step, _MAX_BLOCK_BYTES) if forward else _BLOCK_BYTES
+        start, length = position, max(wanted, self._step)
+        if wanted < self._step and not forward:
+            # Whoever jumps to the very end, to an archive's directory, goes back from there.
+            start = max(0, min(position, self.size - length))
+        length = min(length, self.size - start)
+        data = self._filesystem.get(self._place, start, length, self._head.etag).data
+        self._read_until = start + length
+        if wanted < self._step:
+            self._blocks[start] = data
+            while sum(map(len, self._blocks.values())) > _CACHE_BYTES:
+                self._blocks.popitem(last=False)
+        return memoryview(data)[position - start : position - start + wanted]
+
+
+class Digest:
+    """The state of a folder: one fingerprint for all that lies below it."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256()
+        self._size = self._count = 0
+
+    def add(self, found: Object) -> None:
+        """Count an object in."""
+        self._hash.update(f"{found.key}\0{found.size}\0{found.etag}\n".encode(errors="surrogatepass"))
+        self._size += found.size
+        self._count += 1
+
+    def fingerprint(self) -> str | None:
+        """Changes when any object does, comes or goes; None if there is none."""
+        return f"{self._size}-{self._hash.hexdigest()[:32]}" if self._count else None
+
+
+class RefusedError(SourceError):
+    """S3 has answered, and will answer so again: no permission, say."""
+
+
+class _NoRangeError(Exception):
+    """The object ends before: an empty one has no range at all."""
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Errors of a request as ours: one sentence, without the object's name."""
+    try:
+        with translate_credential_errors():
+            yield
+    except ClientError as error:
+        code, status, reason = refusal(error)
+        if status == 416:
+            raise _NoRangeError from error
+        if status == 404 and code != "NoSuchBucket":
+            raise FileNotFoundError(errno.ENOENT, "there is no such object") from error
+        if status == 412:
+            raise SourceError("the object was replaced while it was read") from error
+        raise (SourceError if status in TRANSIENT_STATUSES else RefusedError)(reason) from error
+    except BotoCoreError as error:
+        raise SourceError(unreachable(error)) from error

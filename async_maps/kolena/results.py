@@ -1,0 +1,281 @@
+"""From a manifest to Kolena: the masks of all its maps, or a frame of results with theirs. It blocks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from datetime import date, time
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+
+from async_maps.errors import InputValidationError, MissingExtraError, SettingsError
+from async_maps.keys import printable
+from async_maps.kolena.masks import Mask, mask_maker, provenance_fields
+from async_maps.manifest.manifest import Manifest
+from async_maps.manifest.schema import COLUMNS
+from async_maps.outcomes import MapStatistics
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator, Sequence
+    from os import PathLike
+
+    import pandas as pd
+
+    AnyManifest = str | PathLike[str] | Mapping[str, str | PathLike[str]]
+    On = str | Callable[[dict[str, Any]], str | None]
+    Overlays = dict[str | None, "_Overlay"]
+
+_DROPPED = "data_type"
+"""Columns whose names end like this are gone when results are downloaded (``kolena.dataset`` 1.69.0)."""
+_NAME = COLUMNS.index("name")
+_LISTED = 5
+"""So many missing overlays are named in an error."""
+
+
+def inference_masks(manifest: str | PathLike[str], *, provenance: bool = False, **fields: Any) -> dict[str, Mask]:
+    """The masks of all maps that are done, by the maps' names; for ``infer`` of a model in a workflow.
+
+    All are in memory, one object a map. For millions take :func:`results_frame`, which keeps those of its rows only, or
+    :func:`async_maps.export_manifest`, which streams.
+
+    Args:
+        manifest: what ``async-maps run`` or ``Pipeline.run`` has written.
+        provenance: as for :func:`~async_maps.kolena.bitmap_mask`; and ``colormap`` (None if the manifest does not
+            know).
+        fields: likewise; the same for all.
+
+    Raises:
+        ManifestError: the manifest cannot be read.
+        InputValidationError: the overlays lie where Kolena cannot read them.
+        SettingsError: a field would hide the mask's own.
+    """
+    return {row["name"]: mask for row, mask in _masks(manifest, provenance, fields)}
+
+
+def results_frame(  # noqa: PLR0913  # one argument a choice, all but three with a default
+    manifest: AnyManifest,
+    results: pd.DataFrame,
+    *,
+    on: On,
+    column: str = "activation_map",
+    layers: Sequence[str] | None = None,
+    statistics: Sequence[str] = (),
+    missing: Literal["error", "none"] = "error",
+    provenance: bool = False,
+) -> pd.DataFrame:
+    """Results with the masks of their overlays, as ``kolena.dataset.upload_results`` takes them.
+
+    What would break the upload is made plain: NaN and infinity become None, NumPy values and arrays numbers and lists,
+    decimals numbers, times ISO 8601; Kolena's own objects stay. Two rows of one map share its mask.
+
+    Args:
+        manifest: what ``async-maps run`` or ``Pipeline.run`` has written; or, where each layer was a run of its own,
+            one for each: ``{"layer3": "layer3.sqlite", "layer4": "layer4.sqlite"}``.
+        results: one row a datapoint; left as it is.
+        on: the column that holds the maps' names (``val/0001`` of ``val/0001.npy``); or what makes the name out of a
+            row, such as ``lambda row: Path(row["locator"]).stem``. None or NaN is a row without a map; 17.0, which
+            pandas makes of 17 where other rows have none, is the map ``17``.
+        column: the new column.
+        layers: where one run held all layers, the last parts of its names: ``["layer3", "layer4"]`` for
+            ``img-1/layer3`` and ``img-1/layer4``. With layers, of either kind, each row has the list of its masks, in
+            their order, and each mask its field ``layer``.
+        statistics: also these columns of the manifest, names of :class:`~async_maps.MapStatistics`: ``high_share``
+            becomes ``activation_map_high_share``, or ``activation_map_layer3_high_share``.
+        missing: what becomes of a row without an overlay: an ``error`` that counts and names them, or None (with
+            layers, the list of those that are there).
+        provenance: as for :func:`inference_masks`.
+
+    Raises:
+        MissingExtraError: pandas is not installed.
+        ManifestError: a manifest cannot be read.
+        InputValidationError: overlays are missing, or lie where Kolena cannot read them; or a value is none for Kolena.
+        SettingsError: a column is not there, is there already, or would be dropped by Kolena, as rows with an index of
+            floats would; no such statistic.
+    """
+    try:
+        import pandas as pd
+    except ImportError:
+        raise MissingExtraError("a frame of results", "kolena") from None
+    if missing not in {"error", "none"}:
+        raise SettingsError(f"missing: expected 'error' or 'none', found {missing!r}")
+    if unknown := set(statistics) - set(MapStatistics._fields):
+        raise SettingsError(f"statistics: there is no {min(unknown)!r}; known: {', '.join(MapStatistics._fields)}")
+    sets = _layers(manifest, layers)
+    titles = {
+        (layer, name): "_".join(filter(None, (column, layer.label, name))) for layer in sets for name in statistics
+    }
+    _refuse_columns(results, on, [column, *titles.values()])
+
+    names = _names(results, on)
+    wanted = {name for name in names if name is not None}
+    found = {layer: layer.overlays(wanted, provenance) for layer in sets}
+    if missing == "error":
+        _refuse_missing(names, found)
+    masks: list[Any] = [
+        [overlays[name].mask for overlays in found.values() if name in overlays] or None for name in names
+    ]
+    if sets[0].label is None:
+        masks = [mask and mask[0] for mask in masks]
+
+    columns = {str(title): _plain_column(str(title), values) for title, values in results.items()}
+    columns[column] = pd.Series(masks, results.index, dtype=object)
+    for (layer, statistic), title in titles.items():
+        overlays = found[layer]
+        values = [getattr(overlays[name].statistics, statistic) if name in overlays else None for name in names]
+        columns[title] = pd.Series(values, results.index, dtype=object)
+    return pd.DataFrame(columns, results.index)
+
+
+# Manifests -----------------------------------------------------------------------------------------------------------
+
+
+class _Overlay(NamedTuple):
+    mask: Mask
+    statistics: MapStatistics
+
+
+class _Layer(NamedTuple):
+    """One overlay of each datapoint: the manifest that knows it, and the end of its name there."""
+
+    label: str | None
+    manifest: str | PathLike[str]
+    suffix: str = ""
+
+    def overlays(self, datapoints: Collection[str], provenance: bool) -> Overlays:
+        """Those of the datapoints of these names, by name; no more than these are in memory."""
+        fields = {} if self.label is None else {"layer": self.label}
+        found: Overlays = {}
+        for row, mask in _masks(self.manifest, provenance, fields, lambda name: self._datapoint(name) in datapoints):
+            found[self._datapoint(row["name"])] = _Overlay(
+                mask, MapStatistics(*(row[field] for field in MapStatistics._fields))
+            )
+        return found
+
+    def _datapoint(self, name: str) -> str | None:
+        return name.removesuffix(self.suffix) if name.endswith(self.suffix) else None
+
+
+def _layers(manifest: AnyManifest, layers: Sequence[str] | None) -> list[_Layer]:
+    if isinstance(layers, str):
+        raise SettingsError(f"layers: expected a list of names, found {layers!r}")
+    if not isinstance(manifest, Mapping):
+        found = [_Layer(None, manifest)] if layers is None else [_Layer(name, manifest, f"/{name}") for name in layers]
+    elif layers is not None:
+        raise SettingsError("layers are named either by a mapping of manifests or by layers=, not by both")
+    else:
+        found = [_Layer(name, path) for name, path in manifest.items()]
+    if not found:
+        raise SettingsError("there are no layers: name one at least")
+    return found
+
+
+def _masks(
+    manifest: str | PathLike[str],
+    provenance: bool,
+    fields: dict[str, Any],
+    is_wanted: Callable[[str], bool] = lambda _: True,
+) -> Iterator[tuple[dict[str, Any], Mask]]:
+    """The rows of the maps that are done, with their masks."""
+    make = mask_maker(fields)
+    with Manifest(manifest, read_only=True) as opened:
+        # Of gray overlays whoever shows them makes the colors; manifests that are older keep none.
+        kept = opened.runs() if provenance else []
+        colormaps = {run.settings: run.shaping["colormap"] for run in kept if run.shaping["png"] != "gray"}
+        for values in opened.rows():
+            if is_wanted(str(values[_NAME])):
+                row: dict[str, Any] = dict(zip(COLUMNS, values, strict=True))
+                told: dict[str, Any] = {}
+                if provenance:
+                    told = provenance_fields(row["name"], row["range_low"], row["range_high"])
+                    told["colormap"] = colormaps.get(row["settings"])
+                yield row, make(row["locator"], **told)
+
+
+# Frames --------------------------------------------------------------------------------------------------------------
+
+
+def _refuse_columns(results: pd.DataFrame, on: On, new: list[str]) -> None:
+    there = [str(title) for title in results.columns]
+    if results.index.dtype.kind == "f":
+        # It cuts the frame into batches by labels then (``kolena._utils.batched_load`` 1.69.0).
+        raise SettingsError("Kolena's client loses rows of an index of floats: take results.reset_index()")
+    if isinstance(on, str) and on not in there:
+        raise SettingsError(f"on: the results have no column {on!r}; there are {', '.join(there)}")
+    for title in [*there, *new]:
+        if title.endswith(_DROPPED):
+            raise SettingsError(f"Kolena drops columns whose names end in {_DROPPED!r}: rename {title!r}")
+        if [*there, *new].count(title) > 1:
+            raise SettingsError(f"there would be two columns {title!r}: drop one, or name another with column=")
+
+
+def _names(results: pd.DataFrame, on: On) -> list[str | None]:
+    """The map's name of each row; None for a row without."""
+    titles = [str(title) for title in results.columns]
+    if isinstance(on, str):
+        return [_name(value) for value in results.iloc[:, titles.index(on)]]
+    return [_name(on(dict(zip(titles, row, strict=True)))) for row in results.itertuples(index=False, name=None)]
+
+
+def _name(value: Any) -> str | None:
+    if _is_missing(value):
+        return None
+    return str(int(value)) if isinstance(value, float | np.floating) and float(value).is_integer() else str(value)
+
+
+def _refuse_missing(names: list[str | None], found: dict[_Layer, Overlays]) -> None:
+    lacking = [
+        ("a row without a name" if name is None else printable(name)) + (f" ({layer.label})" if layer.label else "")
+        for name in names
+        for layer, overlays in found.items()
+        if name not in overlays
+    ]
+    if lacking:
+        listed = ", ".join([*lacking[:_LISTED], *(["..."] if len(lacking) > _LISTED else [])])
+        manifests = ", ".join(dict.fromkeys(str(layer.manifest) for layer in found))
+        raise InputValidationError(
+            f"{len(lacking):,} of {len(names) * len(found):,} overlays are not in {manifests}: {listed}; "
+            "run async-maps again, or let them be None with missing='none'"
+        )
+
+
+def _plain_column(title: str, values: pd.Series[Any]) -> pd.Series[Any]:
+    import pandas as pd
+
+    kind = values.dtype.kind if isinstance(values.dtype, np.dtype) else "O"
+    if kind in "biu" or (kind == "f" and bool(np.isfinite(values).all())):
+        return values
+    try:
+        return pd.Series([_plain(value) for value in values], values.index, dtype=object)
+    except TypeError as error:
+        raise InputValidationError(f"column {title!r}: {error}; make it numbers, text or a list of them") from error
+
+
+def _plain(value: Any) -> Any:
+    """What JSON has for it: the client's encoder knows no NumPy, and writes NaN in a way that JSON has not."""
+    if isinstance(value, np.ndarray | np.generic):
+        # Of nanoseconds NumPy would make integers.
+        value = (value.astype(f"{value.dtype.kind}8[us]") if value.dtype.kind in "mM" else value).tolist()
+    if isinstance(value, str | int):
+        return value
+    if isinstance(value, dict):
+        return {_plain(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    if isinstance(value, float | Decimal):
+        return float(value) if math.isfinite(value) else None
+    if _is_missing(value):
+        value = None
+    elif isinstance(value, date | time):
+        value = value.isoformat()
+    elif not hasattr(value, "_to_dict"):  # as Kolena's own objects have, for the upload
+        raise TypeError(f"Kolena takes no {type(value).__name__}")
+    return value
+
+
+def _is_missing(value: Any) -> bool:
+    """In one of the ways in which pandas says that nothing is there."""
+    import pandas as pd
+
+    return bool(pd.api.types.is_scalar(value) and pd.isna(value))

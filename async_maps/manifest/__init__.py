@@ -1,0 +1,1 @@
+"""The record of every map, an SQLite file, and what is exported from it."""

@@ -1,0 +1,116 @@
+"""The columns of an exported table, as the program that is to read it wants them."""
+
+from __future__ import annotations
+
+import json
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, get_args
+
+from async_maps.errors import SettingsError
+from async_maps.filesystems.locators import bitmap_mask_fields, file_path
+from async_maps.manifest.schema import BOOLEANS, COLUMNS, FLOATS, INTEGERS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    Row = tuple[object, ...]
+
+ExportFormat: TypeAlias = Literal["plain", "kolena", "fiftyone"]
+"""Who reads: any program, ``kolena.io``, or FiftyOne; see :func:`form_columns`."""
+
+Kind: TypeAlias = Literal["text", "integer", "float", "boolean", "mask", "range"]
+"""What a column's values are; a mask is a dict, a range a list of two numbers."""
+
+_KINDS: dict[str, Kind] = {
+    **dict.fromkeys(INTEGERS, "integer"),
+    **dict.fromkeys(FLOATS, "float"),
+    **dict.fromkeys(BOOLEANS, "boolean"),
+}
+_LOCATOR, _STATUS = COLUMNS.index("locator"), COLUMNS.index("status")
+
+
+class Column(NamedTuple):
+    """A column of a table.
+
+    Attributes:
+        name: its heading.
+        kind: what its values are; any may be null.
+        value: takes it from a manifest's row.
+    """
+
+    name: str
+    kind: Kind
+    value: Callable[[Row], Any]
+
+    def as_json(self) -> Column:
+        """The same values as text, in JSON; null stays null."""
+
+        def text(row: Row) -> str | None:
+            value = self.value(row)
+            return None if value is None else json.dumps(value, ensure_ascii=False)
+
+        return Column(self.name, "text", text)
+
+
+def overlay_of(row: Row) -> str | None:
+    """The locator of a map's overlay; None of a map that failed, even where something else lies at its locator."""
+    return str(row[_LOCATOR]) if row[_STATUS] == "done" else None
+
+
+def form_columns(names: Sequence[str] | None, form: ExportFormat) -> list[Column]:
+    """The columns of a table.
+
+    ``kolena`` has a ``BitmapMask`` in the column ``activation_map`` in the place of ``locator``, in JSON as Kolena's
+    client makes it (``kolena.io``, kolena 1.69.0).
+
+    ``fiftyone`` has the fields of ``fiftyone.Heatmap`` there (``fiftyone/core/labels.py``, FiftyOne 1.22.1):
+    ``map_path``, "the absolute path to the heatmap image on disk", or an s3:// locator, which FiftyOne Enterprise reads
+    (its documentation, "Cloud-Backed Media"); and ``range``, "[min, max] range of the map's values": of the pixels,
+    0 to 255, whatever values the maps had. It colors a single channel itself, so the overlays should be gray PNGs.
+
+    Args:
+        names: which columns of the manifest, in this order; None for all.
+        form: who reads.
+
+    Raises:
+        SettingsError: there is no such column or form, a column is named twice, or what the form needs is left out.
+    """
+    if form not in get_args(ExportFormat):
+        raise SettingsError(f"form: expected {', '.join(get_args(ExportFormat))}, found {form!r}")
+    names = COLUMNS if names is None else names
+    if unknown := [name for name in names if name not in COLUMNS]:
+        raise SettingsError(f"columns: unknown {', '.join(map(repr, unknown))}; known: {', '.join(COLUMNS)}")
+    if not names:
+        raise SettingsError("columns: expected one at least, found none")
+    if len(set(names)) < len(names):
+        raise SettingsError(f"columns: each can be named once, found {', '.join(names)}")
+    if form != "plain" and "locator" not in names:
+        made = _OVERLAYS[form][0].name
+        raise SettingsError(f"columns: {form} needs locator, of which {made} is made, found {', '.join(names)}")
+    columns: list[Column] = []
+    for name in names:
+        if name == "locator" and form != "plain":
+            columns += _OVERLAYS[form]
+        else:
+            columns.append(Column(name, _KINDS.get(name, "text"), itemgetter(COLUMNS.index(name))))
+    return columns
+
+
+def _mask(row: Row) -> dict[str, Any] | None:
+    locator = overlay_of(row)
+    return None if locator is None else bitmap_mask_fields(locator)
+
+
+def _map_path(row: Row) -> str | None:
+    locator = overlay_of(row)
+    return None if locator is None else file_path(locator) or locator
+
+
+def _range(row: Row) -> list[int] | None:
+    return None if overlay_of(row) is None else [0, 255]
+
+
+_OVERLAYS: dict[ExportFormat, tuple[Column, ...]] = {
+    "kolena": (Column("activation_map", "mask", _mask),),
+    "fiftyone": (Column("map_path", "text", _map_path), Column("range", "range", _range)),
+}

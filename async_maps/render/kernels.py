@@ -1,0 +1,370 @@
+"""The numba kernels. They run in worker processes, or in threads if there are none, and release the interpreter lock.
+
+Every kernel has exactly one signature and is compiled, or read from numba's cache on disk, when this module is
+imported: importing it *is* the warm-up. One signature a function also makes the cache safe to share. numba's index
+file is read, changed and written without a lock, so of two processes that compile different signatures at once one
+can end up with the other's code; with a single signature both write the same thing.
+
+The arguments are flat, C-contiguous, aligned and in native byte order; :mod:`async_maps.render.colorize` sees to that.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+import numba
+import numpy as np
+from numba import types
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _kernel(signature: Any, **options: Any) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Compile for one signature, cached on disk where that works and without a cache where it does not.
+
+    A signature given ahead makes numba do all its cache work inside this call. So whatever is wrong with the cache (no
+    folder that can be written, a full disk, a torn file) ends here, in a compilation that needs no cache; and whatever
+    is wrong with the kernel itself is raised by that second compilation.
+    """
+
+    def compile_(function: Callable[P, R]) -> Callable[P, R]:
+        try:
+            compiled: Callable[P, R] = numba.njit(signature, nogil=True, cache=True, **options)(function)
+        except Exception:  # noqa: BLE001  # numba raises whatever its cache files make pickle or the file system raise
+            compiled = numba.njit(signature, nogil=True, **options)(function)
+        return compiled
+
+    return compile_
+
+
+def _input(item: Any) -> Any:
+    return types.Array(item, 1, "C", readonly=True)
+
+
+_PLANE = types.Array(types.uint8, 1, "C")
+_KEYS = types.Array(types.int64, 1, "C")
+_COUNTS = types.Array(types.int64, 1, "C")
+_SUMS = types.Array(types.uint32, 1, "C")
+_ANY_ORDER: dict[str, Any] = {"fastmath": {"reassoc"}}
+"""A sum may be taken in any order, which is what lets it use vector instructions. Nothing else is relaxed."""
+_BLOCK = 4096
+"""So many values are gone over once for each thing to find, while they are in the fastest cache: every loop is then of
+one width of vector, and all of them together take two thirds of what one loop for everything does."""
+
+
+@_kernel(types.float64(_input(types.float32), _input(types.int32), _KEYS), **_ANY_ORDER)
+def measure_float32(values: NDArray[np.float32], bits: NDArray[np.int32], keys: NDArray[np.int64]) -> float:
+    """The sum of the values, in float64, and their extremes as keys.
+
+    A value's key is an integer of the same order: negative values have all bits but the sign inverted. Compared as
+    integers, extremes cost a quarter of what they cost as floats, and NaN shows: it lies beyond infinity. Where no
+    value is negative the keys are the bits themselves; only maps with negative values are gone over once more.
+
+    Args:
+        values: the values.
+        bits: the same, viewed as int32.
+        keys: (2,) receives the smallest and the largest key.
+    """
+    low, high, total = np.int32(0x7FFFFFFF), np.int32(-0x80000000), np.float64(0)
+    for start in range(0, values.size, _BLOCK):
+        part, ints = values[start : start + _BLOCK], bits[start : start + _BLOCK]
+        for i in range(part.size):
+            low = min(low, ints[i])
+            high = max(high, ints[i])
+        subtotal = np.float64(0)
+        for i in range(part.size):
+            subtotal += np.float64(part[i])
+        total += subtotal
+    if low < 0:
+        low, high = np.int32(0x7FFFFFFF), np.int32(-0x80000000)
+        for i in range(bits.size):
+            key = np.int32(bits[i] ^ ((bits[i] >> np.int32(31)) & np.int32(0x7FFFFFFF)))
+            low = min(low, key)
+            high = max(high, key)
+    keys[0], keys[1] = low, high
+    return total
+
+
+@_kernel(types.float64(_input(types.float64), _input(types.int64), _KEYS), **_ANY_ORDER)
+def measure_float64(values: NDArray[np.float64], bits: NDArray[np.int64], keys: NDArray[np.int64]) -> float:
+    """As :func:`measure_float32`."""
+    low, high, total = np.int64(0x7FFFFFFFFFFFFFFF), np.int64(-0x7FFFFFFFFFFFFFFF), np.float64(0)
+    for start in range(0, values.size, _BLOCK):
+        part, ints = values[start : start + _BLOCK], bits[start : start + _BLOCK]
+        for i in range(part.size):
+            low = min(low, ints[i])
+            high = max(high, ints[i])
+        subtotal = np.float64(0)
+        for i in range(part.size):
+            subtotal += part[i]
+        total += subtotal
+    if low < 0:
+        low, high = np.int64(0x7FFFFFFFFFFFFFFF), np.int64(-0x7FFFFFFFFFFFFFFF)
+        for i in range(bits.size):
+            key = bits[i] ^ ((bits[i] >> np.int64(63)) & np.int64(0x7FFFFFFFFFFFFFFF))
+            low = min(low, key)
+            high = max(high, key)
+    keys[0], keys[1] = low, high
+    return total
+
+
+@_kernel(types.float64(_input(types.float32), _input(types.int32), _PLANE, _KEYS), **_ANY_ORDER)
+def quantize_float32(
+    values: NDArray[np.float32], bits: NDArray[np.int32], plane: NDArray[np.uint8], keys: NDArray[np.int64]
+) -> float:
+    """Write ``rint(value * 255)``, computed in float32, and measure in the same pass as :func:`measure_float32` does.
+
+    Unless every value lies in [0, 1], which the keys tell, the plane's content is undefined.
+    """
+    low, high, total = np.int32(0x7FFFFFFF), np.int32(-0x80000000), np.float64(0)
+    for start in range(0, values.size, _BLOCK):
+        part, ints = values[start : start + _BLOCK], bits[start : start + _BLOCK]
+        intensities = plane[start : start + _BLOCK]
+        for i in range(part.size):
+            low = min(low, ints[i])
+            high = max(high, ints[i])
+            intensities[i] = np.uint8(np.int32(np.rint(part[i] * np.float32(255))))
+        subtotal = np.float64(0)
+        for i in range(part.size):
+            subtotal += np.float64(part[i])
+        total += subtotal
+    if low < 0:
+        low, high = np.int32(0x7FFFFFFF), np.int32(-0x80000000)
+        for i in range(bits.size):
+            key = np.int32(bits[i] ^ ((bits[i] >> np.int32(31)) & np.int32(0x7FFFFFFF)))
+            low = min(low, key)
+            high = max(high, key)
+    keys[0], keys[1] = low, high
+    return total
+
+
+@_kernel(types.float64(_input(types.float64), _input(types.int64), _PLANE, _KEYS), **_ANY_ORDER)
+def quantize_float64(
+    values: NDArray[np.float64], bits: NDArray[np.int64], plane: NDArray[np.uint8], keys: NDArray[np.int64]
+) -> float:
+    """As :func:`quantize_float32`, computed in float64."""
+    low, high, total = np.int64(0x7FFFFFFFFFFFFFFF), np.int64(-0x7FFFFFFFFFFFFFFF), np.float64(0)
+    for start in range(0, values.size, _BLOCK):
+        part, ints = values[start : start + _BLOCK], bits[start : start + _BLOCK]
+        intensities = plane[start : start + _BLOCK]
+        for i in range(part.size):
+            low = min(low, ints[i])
+            high = max(high, ints[i])
+            intensities[i] = np.uint8(np.int32(np.rint(part[i] * np.float64(255))))
+        subtotal = np.float64(0)
+        for i in range(part.size):
+            subtotal += part[i]
+        total += subtotal
+    if low < 0:
+        low, high = np.int64(0x7FFFFFFFFFFFFFFF), np.int64(-0x7FFFFFFFFFFFFFFF)
+        for i in range(bits.size):
+            key = bits[i] ^ ((bits[i] >> np.int64(63)) & np.int64(0x7FFFFFFFFFFFFFFF))
+            low = min(low, key)
+            high = max(high, key)
+    keys[0], keys[1] = low, high
+    return total
+
+
+@_kernel(types.float64(_input(types.int16), _input(types.uint8), _input(types.float32), _PLANE, _KEYS), **_ANY_ORDER)
+def quantize_float16(
+    bits: NDArray[np.int16],
+    intensities: NDArray[np.uint8],
+    values: NDArray[np.float32],
+    plane: NDArray[np.uint8],
+    keys: NDArray[np.int64],
+) -> float:
+    """As :func:`quantize_float32` for float16, which numba does not have: by its 65,536 bit patterns.
+
+    Args:
+        bits: the values, viewed as int16.
+        intensities: (65536,) the intensity of each bit pattern, taken as uint16.
+        values: (65536,) its value.
+        plane: receives the intensities.
+        keys: (2,) receives the smallest and the largest key.
+    """
+    low, high, total = np.int16(0x7FFF), np.int16(-0x8000), np.float64(0)
+    for i in range(bits.size):
+        key = np.int16(bits[i] ^ ((bits[i] >> np.int16(15)) & np.int16(0x7FFF)))
+        low = min(low, key)
+        high = max(high, key)
+        pattern = np.uint16(bits[i])
+        total += np.float64(values[pattern])
+        plane[i] = intensities[pattern]
+    keys[0], keys[1] = low, high
+    return total
+
+
+@_kernel(types.void(_input(types.float32), types.float64, types.float64, types.float64, _PLANE))
+def scale_float32(
+    values: NDArray[np.float32], unit: float, low: float, factor: float, plane: NDArray[np.uint8]
+) -> None:
+    """Write ``rint((value * unit - low) * factor)``, clipped to 0 and 255, computed in float64.
+
+    Args:
+        values: finite.
+        unit: a power of two, 1 unless the range is so wide or narrow that its factor would be none.
+        low: what becomes 0, times the unit.
+        factor: 255 divided by the width of the range, which is times the unit too.
+        plane: receives the intensities.
+    """
+    for i in range(values.size):
+        intensity = (np.float64(values[i]) * unit - low) * factor
+        plane[i] = np.uint8(np.int32(np.rint(min(max(intensity, 0.0), 255.0))))
+
+
+@_kernel(types.void(_input(types.float64), types.float64, types.float64, types.float64, _PLANE))
+def scale_float64(
+    values: NDArray[np.float64], unit: float, low: float, factor: float, plane: NDArray[np.uint8]
+) -> None:
+    """As :func:`scale_float32`."""
+    for i in range(values.size):
+        intensity = (values[i] * unit - low) * factor
+        plane[i] = np.uint8(np.int32(np.rint(min(max(intensity, 0.0), 255.0))))
+
+
+@_kernel(types.void(_input(types.uint8), _COUNTS, _SUMS, _SUMS))
+def count(
+    plane: NDArray[np.uint8], histogram: NDArray[np.int64], columns: NDArray[np.uint32], rows: NDArray[np.uint32]
+) -> None:
+    """Count each intensity, and add up those of each column and of each row.
+
+    Args:
+        plane: the intensities, row by row; no side is longer than 16 million pixels, or its sums overflow.
+        histogram: (256,) added to.
+        columns: (w,) added to.
+        rows: (h,) receives the sum of each row.
+    """
+    # Of neighbours, which are often equal, each counts in a table of its own: none waits for the one before.
+    tables = np.zeros((4, 256), np.uint32)
+    width = columns.size
+    whole = width - width % 4
+    for y in range(rows.size):
+        row = plane[y * width : (y + 1) * width]
+        total = np.uint32(0)
+        for x in range(width):
+            pixel = np.uint32(row[x])
+            columns[x] += pixel
+            total += pixel
+        rows[y] = total
+        for x in range(0, whole, 4):
+            tables[0, row[x]] += np.uint32(1)
+            tables[1, row[x + 1]] += np.uint32(1)
+            tables[2, row[x + 2]] += np.uint32(1)
+            tables[3, row[x + 3]] += np.uint32(1)
+        for x in range(whole, width):
+            tables[0, row[x]] += np.uint32(1)
+    for intensity in range(256):
+        for lane in range(4):
+            histogram[intensity] += tables[lane, intensity]
+
+
+@_kernel(types.void(_KEYS, _SUMS, _SUMS, types.Array(types.float64, 1, "C")))
+def describe(
+    histogram: NDArray[np.int64], columns: NDArray[np.uint32], rows: NDArray[np.uint32], found: NDArray[np.float64]
+) -> None:
+    """What a histogram and the sums of columns and rows come to.
+
+    Args:
+        histogram: (256,), hidden pixels left out.
+        columns: (w,) the sum of each column.
+        rows: (h,) the sum of each row.
+        found: (5,) receives how many pixels count, how many of them have intensity 128 or more, the entropy in bits,
+            and the center of mass in pixels, x and y; it is NaN if all intensities are 0.
+    """
+    valid, high = np.int64(0), np.int64(0)
+    for intensity in range(256):
+        valid += histogram[intensity]
+        if intensity >= 128:
+            high += histogram[intensity]
+    entropy = 0.0
+    for intensity in range(256):
+        if histogram[intensity]:
+            share = histogram[intensity] / valid
+            entropy -= share * np.log2(share)
+    total, moment_x, moment_y = 0.0, 0.0, 0.0
+    for x in range(columns.size):
+        total += np.float64(columns[x])
+        moment_x += np.float64(columns[x]) * x
+    for y in range(rows.size):
+        moment_y += np.float64(rows[y]) * y
+    found[0], found[1], found[2] = valid, high, entropy
+    found[3] = moment_x / total if total else np.nan
+    found[4] = moment_y / total if total else np.nan
+
+
+@_kernel(types.void(_input(types.int64), types.int64, _COUNTS))
+def sketch(bits: NDArray[np.int64], shift: int, counts: NDArray[np.int64]) -> None:
+    """Count finite float64 values by the leading bits of their keys (:func:`measure_float32`).
+
+    Args:
+        bits: the values, viewed as int64.
+        shift: how many bits of a key are left out.
+        counts: (2**(64 - shift),) added to; its middle is the key 0.
+    """
+    middle = counts.size // 2
+    for i in range(bits.size):
+        key = bits[i] ^ ((bits[i] >> np.int64(63)) & np.int64(0x7FFFFFFFFFFFFFFF))
+        counts[(key >> shift) + middle] += 1
+
+
+@_kernel(types.void(_input(types.uint8), _PLANE))
+def replace(table: NDArray[np.uint8], plane: NDArray[np.uint8]) -> None:
+    """Replace each intensity by what the table, (256,), has for it."""
+    for i in range(plane.size):
+        plane[i] = table[plane[i]]
+
+
+@_kernel(types.void(_input(types.uint8), _input(types.uint32), types.Array(types.uint32, 1, "C")))
+def look_up(plane: NDArray[np.uint8], table: NDArray[np.uint32], pixels: NDArray[np.uint32]) -> None:
+    """Write each intensity's RGBA color, four bytes moved as one word.
+
+    Args:
+        plane: the intensities.
+        table: (256,) the 256x4 uint8 color table, viewed as uint32.
+        pixels: receives the colors; viewed as uint8 they are R, G, B, A in memory order on any machine.
+    """
+    for i in range(plane.size):
+        pixels[i] = table[plane[i]]
+
+
+@_kernel(types.void(_input(types.uint8), types.int64, _PLANE))
+def filter_rows(rows: NDArray[np.uint8], row_bytes: int, scanlines: NDArray[np.uint8]) -> None:
+    """Write PNG scanlines, all with filter 2 (up), or all with 0 (none) if that leaves a sample of them more even.
+
+    Args:
+        rows: the image's bytes, row by row.
+        row_bytes: of one row.
+        scanlines: (rows.size + number of rows,) receives each row after the number of its filter.
+    """
+    height = rows.size // row_bytes
+    # How many bits a byte takes with and without, in 16 rows at most: what is more even has more.
+    step = max(height // 16, 1)
+    counts = np.zeros((2, 256), np.int64)
+    for y in range(step, height, step):
+        row, above = rows[y * row_bytes : (y + 1) * row_bytes], rows[(y - 1) * row_bytes : y * row_bytes]
+        for x in range(row_bytes):
+            counts[0, row[x]] += 1
+            counts[1, np.uint8(row[x] - above[x])] += 1
+    bits = np.zeros(2)
+    for which in range(2):
+        for value in range(256):
+            if counts[which, value]:
+                bits[which] -= counts[which, value] * np.log2(counts[which, value])
+    up = bits[0] >= bits[1]
+    for y in range(height):
+        line = scanlines[y * (row_bytes + 1) : (y + 1) * (row_bytes + 1)]
+        row = rows[y * row_bytes : (y + 1) * row_bytes]
+        line[0] = 2 if up else 0
+        if up and y:
+            above = rows[(y - 1) * row_bytes : y * row_bytes]
+            for x in range(row_bytes):
+                line[1 + x] = np.uint8(row[x] - above[x])
+        else:
+            for x in range(row_bytes):
+                line[1 + x] = row[x]

@@ -1,0 +1,379 @@
+"""From values to intensities: validation, value ranges, invalid values, and what is counted on the way.
+
+Runs where it is called: a worker process, a thread, a script.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+
+import numpy as np
+
+from async_maps.errors import InputValidationError
+from async_maps.outcomes import MapStatistics
+from async_maps.render.ranges import UNIT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from numpy.typing import NDArray
+
+    from async_maps.render.ranges import ValueRange
+
+Invalid: TypeAlias = Literal["error", "transparent", "zero"]
+"""What becomes of NaN and infinity: the map fails, the pixel is left out, or it counts as the value 0."""
+
+_WIDE = 2.0**900
+
+
+class Measured(NamedTuple):
+    """What was seen of a map's values while they became intensities; None where there is no valid value.
+
+    Attributes:
+        minimum: the smallest valid value.
+        maximum: the largest.
+        mean: their mean, in float64.
+        low: the value that intensity 0 stands for.
+        high: the value that 255 stands for.
+        invalid: how many values were NaN or infinite.
+        hidden: (h, w) bool, the pixels to leave out; None if there are none.
+    """
+
+    minimum: float | None
+    maximum: float | None
+    mean: float | None
+    low: float | None
+    high: float | None
+    invalid: int = 0
+    hidden: NDArray[np.bool_] | None = None
+
+
+class _Extent(NamedTuple):
+    minimum: float
+    maximum: float
+    mean: float
+
+    @property
+    def is_finite(self) -> bool:
+        return math.isfinite(self.minimum) and math.isfinite(self.maximum)
+
+
+def map_shape(activation_map: NDArray[Any], value_range: ValueRange = UNIT) -> tuple[int, int]:
+    """The height and width of what can be colorized, by its shape and dtype alone.
+
+    Raises:
+        InputValidationError: it is no array, empty, or of another shape or dtype than (h, w) or (h, w, 1) and uint8 or
+            float; under another range than ``unit`` bool and every integer will do, too.
+    """
+    if not isinstance(activation_map, np.ndarray):
+        raise InputValidationError(f"an activation map must be a NumPy array; found {type(activation_map).__name__}")
+    if isinstance(activation_map, np.ma.MaskedArray):
+        raise InputValidationError(
+            "an activation map must have a value everywhere; found a masked array: fill it first"
+        )
+    check_shape(activation_map.shape)
+    check_dtype(activation_map.dtype, value_range)
+    return activation_map.shape[0], activation_map.shape[1]
+
+
+def check_shape(shape: tuple[int, ...]) -> None:
+    """Refuse what is no activation map by its shape.
+
+    Raises:
+        InputValidationError: as :func:`map_shape`.
+    """
+    if 0 in shape:
+        raise InputValidationError(f"the activation map is empty: its shape is {shape}")
+    if len(shape) not in {2, 3} or (len(shape) == 3 and shape[2] != 1):
+        raise InputValidationError(f"an activation map must have the shape (h, w) or (h, w, 1); found {shape}")
+
+
+def check_dtype(dtype: np.dtype[Any], value_range: ValueRange = UNIT) -> None:
+    """Refuse what is no activation map by its dtype.
+
+    Raises:
+        InputValidationError: as :func:`map_shape`.
+    """
+    if dtype.kind not in "fiub":
+        raise InputValidationError(f"an activation map must be of real numbers; found {dtype}")
+    if value_range.kind == "unit" and dtype.kind != "f" and dtype != np.uint8:
+        raise InputValidationError(
+            "an activation map must be uint8, or float with values in [0, 1], unless a range says what its values span "
+            f"(--range LO,HI); found {dtype}"
+        )
+
+
+def quantize(
+    activation_map: NDArray[Any],
+    plane: NDArray[np.uint8],
+    value_range: ValueRange = UNIT,
+    invalid: Invalid = "error",
+) -> Measured | None:
+    """Validate the values, and write each as an intensity.
+
+    Under ``unit`` that is ``rint(value * 255)`` in the map's own dtype, as Kolena computes it; else
+    ``rint(clip((value - low) * (255 / (high - low)), 0, 255))`` in float64. Where a relative range comes to a single
+    value (a constant map), what lies above it becomes 255 and all else 0; a map of zeros under ``symmetric`` becomes
+    128, the middle.
+
+    Args:
+        activation_map: an array that passed :func:`map_shape`; any layout and byte order, and it may be read-only.
+        plane: (h, w) uint8, C-contiguous; receives the intensities; hidden pixels become 0.
+        value_range: a known one (``ValueRange.is_known``).
+        invalid: what to do with NaN and infinity.
+
+    Returns:
+        what was seen; None for uint8 under ``unit``, whose intensities are its values.
+
+    Raises:
+        InputValidationError: a value is NaN or infinite, or outside [0, 1] under ``unit``; ``plane`` then holds nothing
+            of use.
+    """
+    values = np.asarray(activation_map).reshape(plane.shape)
+    if value_range.kind == "unit" and values.dtype == np.uint8:
+        np.copyto(plane, values)
+        return None
+    flat = _as_floats(values, value_range)
+    intensities = plane.reshape(-1)
+    unit = value_range.kind == "unit"
+    extent = _write_unit(flat, intensities) if unit else _measure(flat)
+    if not extent.is_finite:
+        if invalid == "error":
+            raise InputValidationError(_describe_bad_value(activation_map, flat, value_range))
+        if unit and bool((_outside_unit(flat) & np.isfinite(flat)).any()):
+            raise InputValidationError(_describe_bad_value(activation_map, flat, value_range, np.isfinite(flat)))
+        return _quantize_rest(flat, plane, value_range, invalid)
+    if unit:
+        if extent.minimum < 0 or extent.maximum > 1:
+            raise InputValidationError(_describe_bad_value(activation_map, flat, value_range))
+        return Measured(*extent, 0.0, 1.0)
+    low, high = _limits(flat, extent, value_range)
+    _write_scaled(flat, intensities, low, high)
+    return Measured(*extent, low, high)
+
+
+def _quantize_rest(flat: NDArray[Any], plane: NDArray[np.uint8], value_range: ValueRange, invalid: Invalid) -> Measured:
+    """Quantize a map in which some values are invalid and may be."""
+    bad = ~np.isfinite(flat)
+    count = int(np.count_nonzero(bad))
+    zeroed = np.where(bad, flat.dtype.type(0), flat)
+    if invalid == "zero":
+        measured = quantize(zeroed.reshape(plane.shape), plane, value_range)
+        assert measured is not None  # noqa: S101  # floats
+        return measured._replace(invalid=count)
+    hidden = bad.reshape(plane.shape)
+    valid = flat[~bad]
+    if not valid.size:
+        plane[:] = 0
+        return Measured(None, None, None, None, None, count, hidden)
+    # The valid ones alone say what the range is; in their places they are quantized by it.
+    measured = quantize(valid.reshape(1, -1), np.empty((1, valid.size), np.uint8), value_range)
+    assert measured is not None  # noqa: S101  # floats
+    if value_range.kind == "unit":
+        quantize(zeroed.reshape(plane.shape), plane, value_range)
+    else:
+        assert measured.low is not None  # noqa: S101  # there are valid values
+        assert measured.high is not None  # noqa: S101  # likewise
+        _write_scaled(zeroed, plane.reshape(-1), measured.low, measured.high)
+    plane[hidden] = 0
+    return measured._replace(invalid=count, hidden=hidden)
+
+
+def _as_floats(values: NDArray[Any], value_range: ValueRange) -> NDArray[Any]:
+    """The values, flat, contiguous and in native byte order; under ``unit`` in their dtype, else float32 or float64."""
+    dtype = values.dtype.newbyteorder("=")
+    if value_range.kind != "unit":
+        dtype = np.dtype(np.float32 if np.can_cast(dtype, np.float32) else np.float64)
+    if values.dtype == dtype and values.dtype.isnative and values.flags.carray:
+        return values.reshape(-1)
+    with np.errstate(over="ignore"):  # a longdouble may be beyond float64: infinite, then
+        return np.require(values, dtype, ["C", "A"]).reshape(-1)
+
+
+def _write_unit(flat: NDArray[Any], plane: NDArray[np.uint8]) -> _Extent:
+    """Quantize floats in [0, 1] of whatever width, in their own dtype."""
+    # numba takes most of a second to import: only those who colorize pay for it.
+    from async_maps.render import kernels
+
+    keys = np.empty(2, np.int64)
+    if flat.dtype == np.float32:
+        return _extent(flat, keys, kernels.quantize_float32(flat, flat.view(np.int32), plane, keys))
+    if flat.dtype == np.float64:
+        return _extent(flat, keys, kernels.quantize_float64(flat, flat.view(np.int64), plane, keys))
+    if flat.dtype == np.float16:
+        return _extent(flat, keys, kernels.quantize_float16(flat.view(np.int16), *_float16_tables(), plane, keys))
+    # Wider than float64: what lies outside [0, 1] by less than float64 can tell is moved to where it can.
+    with np.errstate(invalid="ignore", over="ignore"):
+        plane[:] = np.rint(flat * 255).astype(np.uint8)
+        narrow = flat.astype(np.float64)
+        narrow[flat > 1] += 1e-9
+        narrow[flat < 0] -= 1e-9
+    return _measure(narrow)
+
+
+def _measure(flat: NDArray[Any]) -> _Extent:
+    """The extent of float32 or float64 values."""
+    from async_maps.render import kernels
+
+    keys = np.empty(2, np.int64)
+    if flat.dtype == np.float32:
+        return _extent(flat, keys, kernels.measure_float32(flat, flat.view(np.int32), keys))
+    return _extent(flat, keys, kernels.measure_float64(flat, flat.view(np.int64), keys))
+
+
+def _extent(flat: NDArray[Any], keys: NDArray[np.int64], total: float) -> _Extent:
+    integers = keys.astype(f"i{flat.itemsize}")
+    negative = integers < 0
+    if negative.any():
+        integers[negative] ^= np.iinfo(integers.dtype).max
+    minimum, maximum = (value + 0.0 for value in integers.view(flat.dtype).tolist())
+    mean = total / flat.size
+    if math.isfinite(minimum) and math.isfinite(maximum) and not math.isfinite(mean):
+        # Only the sum is beyond float64.
+        mean = float((flat * 2.0**-64).sum()) / flat.size * 2.0**64
+    return _Extent(minimum, maximum, mean)
+
+
+def _limits(flat: NDArray[Any], extent: _Extent, value_range: ValueRange) -> tuple[float, float]:
+    if value_range.kind == "percentile":
+
+        def pick(places: list[int]) -> list[float]:
+            found: list[float] = np.partition(flat, places)[places].tolist()
+            return found
+
+        return percentiles(flat.size, value_range.low, value_range.high, pick)
+    return value_range.span(extent.minimum, extent.maximum)
+
+
+def percentiles(size: int, low: float, high: float, pick: Callable[[list[int]], list[float]]) -> tuple[float, float]:
+    """Two percentiles, exact, interpolated linearly as by ``numpy.percentile`` of the values in float64.
+
+    Args:
+        size: how many values there are.
+        low: the lower percentile, 0 to 100.
+        high: the higher.
+        pick: the values at these places of the sorted values.
+    """
+    ranks = [percentile / 100 * (size - 1) for percentile in (low, high)]
+    found = pick([place for rank in ranks for place in (int(rank), min(int(rank) + 1, size - 1))])
+    shares = [rank - int(rank) for rank in ranks]
+    return interpolate(found[0], found[1], shares[0]), interpolate(found[2], found[3], shares[1])
+
+
+def interpolate(below: float, above: float, share: float) -> float:
+    """The value so far between two others; the operations are those of NumPy's percentiles, and so is the rounding."""
+    width = above - below
+    if not math.isfinite(width):
+        return below * (1 - share) + above * share
+    return above - width * (1 - share) if share >= 0.5 else below + width * share
+
+
+def _write_scaled(flat: NDArray[Any], plane: NDArray[np.uint8], low: float, high: float) -> None:
+    from async_maps.render import kernels
+
+    if not low < high:
+        plane[:] = np.where(flat > high, 255, 0)
+        return
+    unit = scale_unit(low, high)
+    scale = kernels.scale_float32 if flat.dtype == np.float32 else kernels.scale_float64
+    scale(flat, unit, low * unit, 255 / (high * unit - low * unit), plane)
+
+
+def scale_unit(low: float, high: float) -> float:
+    """The power of two by which values and their range are multiplied first.
+
+    It is 1 for all ranges but the widest, whose width overflows, and the narrowest, whose inverse does.
+    """
+    if 1 / _WIDE < high - low < _WIDE:
+        return 1.0
+    return 1 / _WIDE if high - low > 1 else _WIDE
+
+
+@cache
+def _float16_tables() -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """What each of the 65,536 float16 bit patterns becomes, computed in float16 (0 outside [0, 1]), and its value."""
+    values = np.arange(65_536, dtype=np.uint16).view(np.float16)
+    with np.errstate(all="ignore"):
+        intensities = np.where((values >= 0) & (values <= 1), np.rint(values * 255), 0)
+    return intensities.astype(np.uint8), values.astype(np.float32)
+
+
+def _outside_unit(flat: NDArray[Any]) -> NDArray[np.bool_]:
+    with np.errstate(invalid="ignore"):
+        outside: NDArray[np.bool_] = ~((flat >= 0) & (flat <= 1))
+    return outside
+
+
+def _describe_bad_value(
+    activation_map: NDArray[Any],
+    flat: NDArray[Any],
+    value_range: ValueRange,
+    counted: NDArray[np.bool_] | None = None,
+) -> str:
+    """Why a map fails: its first bad value.
+
+    Args:
+        activation_map: as it was given.
+        flat: its values as they were looked at.
+        value_range: the range.
+        counted: which of them count; None for all.
+    """
+    unit = value_range.kind == "unit"
+    bad = _outside_unit(flat) if unit else ~np.isfinite(flat)
+    if counted is not None:
+        bad &= counted
+    array = np.asarray(activation_map)
+    index = tuple(int(i) for i in np.unravel_index(int(np.argmax(bad)), array.shape))
+    value = array[index]
+    found = "NaN" if np.isnan(value) else f"{value!s}"
+    advice = ""
+    if np.isfinite(value):
+        advice = ": a range says what other values span (--range per-map, --range symmetric or --range LO,HI)"
+    return (
+        f"every value must {'lie in [0, 1]' if unit else 'be finite'}; found {found} at index {index} "
+        f"({int(np.count_nonzero(bad)):,} of {bad.size:,} values are NaN or {'out of range' if unit else 'infinite'})"
+        f"{advice}"
+    )
+
+
+def summarize(plane: NDArray[np.uint8], measured: Measured | None) -> tuple[MapStatistics, NDArray[np.int64]]:
+    """The statistics of a map, and how often each intensity occurs in it, hidden pixels left out.
+
+    Args:
+        plane: (h, w) uint8, C-contiguous, the intensities.
+        measured: what :func:`quantize` has returned.
+
+    Returns:
+        the statistics, and (256,) int64.
+    """
+    from async_maps.render import kernels
+
+    histogram = np.zeros(256, np.int64)
+    columns, rows = np.zeros(plane.shape[1], np.uint32), np.empty(plane.shape[0], np.uint32)
+    kernels.count(plane.reshape(-1), histogram, columns, rows)
+    if measured is None:
+        present = np.flatnonzero(histogram)
+        mean = float(histogram @ np.arange(256)) / plane.size
+        measured = Measured(float(present[0]), float(present[-1]), mean, 0.0, 255.0)
+    elif measured.hidden is not None:
+        histogram[0] -= measured.invalid
+    described = np.empty(5)
+    kernels.describe(histogram, columns, rows, described)
+    valid, high, entropy, center_x, center_y = described.tolist()
+    nowhere = math.isnan(center_x)
+    return MapStatistics(
+        minimum=measured.minimum,
+        maximum=measured.maximum,
+        mean=measured.mean,
+        range_low=measured.low,
+        range_high=measured.high,
+        high_share=high / valid if valid else None,
+        entropy=entropy if valid else None,
+        center_x=None if nowhere else center_x,
+        center_y=None if nowhere else center_y,
+        invalid_pixels=measured.invalid,
+        constant=valid > 0 and measured.minimum == measured.maximum,
+    ), histogram

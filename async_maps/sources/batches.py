@@ -1,0 +1,192 @@
+"""Any source as batches of maps, without blocking the event loop."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable
+from contextlib import aclosing
+from dataclasses import replace
+from functools import partial
+from itertools import count, islice
+from os import PathLike, fspath
+from threading import Lock
+from time import monotonic
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+from anyio import CapacityLimiter, to_thread
+
+from async_maps.errors import InputValidationError, SourceError
+from async_maps.filesystems.filesystem import Filesystems
+from async_maps.outcomes import Failure
+from async_maps.sources import Source, is_stdin, open_source
+from async_maps.sources.activation_map import ActivationMap
+from async_maps.sources.arrays import array_map
+from async_maps.sources.formats.registry import FORMATS
+from async_maps.sources.stdin import maps_in_lines, stdin_lines
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+    from typing import Any
+
+    from async_maps.keys import KeyTemplate
+    from async_maps.render.ranges import ValueRange
+    from async_maps.settings import S3Settings
+    from async_maps.sources.files import Known
+
+    Named: TypeAlias = tuple[str, Any]
+    """A name, and an array of any library."""
+    AnySource: TypeAlias = str | PathLike[str] | Source | Iterable[Named] | AsyncIterable[Named]
+    Entry: TypeAlias = ActivationMap | Failure
+
+_BATCH = 256
+_BATCH_BYTES = 16 * 2**20
+_BATCH_S = 0.02
+
+
+async def list_maps(
+    source: AnySource,
+    value_range: ValueRange | None = None,
+    *,
+    s3: S3Settings | None = None,
+    known: Known | None = None,
+    max_pixels: int | None = None,
+) -> AsyncGenerator[list[Entry], None]:
+    """The maps of a source, as many at a time as are there at once.
+
+    Args:
+        source: a place for :func:`open_source`, ``-`` for the paths on standard input, what ``open_source`` gives, or
+            an iterable or async iterable of ``(name, array)``. What is not async is advanced in a thread, one batch
+            ahead of what is asked for at most.
+        value_range: a known one, by which tensors are quantized where they lie; without it arrays stay as they are.
+        s3: how patient the client of S3 is.
+        known: as for :func:`open_source`.
+        max_pixels: an array in memory that has more is a failure; one in a file is refused when it is read.
+
+    The iterator is closed afterwards, if it can be: at once, or when its thread comes back from it.
+
+    Raises:
+        SourceError: the place is not there, or holds no map at all.
+    """
+    found = False
+    if isinstance(source, AsyncIterable):
+        pairs = aiter(source)
+        try:
+            async for pair in pairs:
+                found = True
+                yield [await take_array(*_pair(pair), value_range, max_pixels)]
+        finally:
+            if hasattr(pairs, "aclose"):
+                await pairs.aclose()
+    elif is_stdin(source):
+        with Filesystems(s3) as filesystems:
+            async with aclosing(stdin_lines()) as blocks:
+                async for lines in blocks:
+                    async with aclosing(_in_thread(maps_in_lines(lines, filesystems, known), array_map)) as batches:
+                        async for batch in batches:
+                            found = True
+                            yield batch
+    else:
+        opening = partial(open_source, s3=s3, known=known)
+        opened = source if not isinstance(source, str | PathLike) else await to_thread.run_sync(opening, source)
+        take = partial(array_map, value_range=value_range, max_pixels=max_pixels)
+        async with aclosing(_in_thread(iter(opened), take)) as batches:
+            async for batch in batches:
+                found = True
+                yield batch
+    if not found:
+        place = "the source"
+        if isinstance(source, str | PathLike):
+            place = "standard input" if is_stdin(source) else fspath(source)
+        raise SourceError(f"{place} holds no activation maps ({', '.join(FORMATS)})")
+
+
+async def take_array(name: str, array: Any, value_range: ValueRange | None, max_pixels: int | None = None) -> Entry:
+    """:func:`~async_maps.sources.arrays.array_map`, without blocking the event loop."""
+    if isinstance(array, np.ndarray):
+        return array_map(name, array, value_range, max_pixels)
+    return await to_thread.run_sync(array_map, name, array, value_range, max_pixels)
+
+
+def _pair(item: Any) -> tuple[str, Any]:
+    """A name and an array, as an iterable should give them.
+
+    Raises:
+        SourceError: it gives something else.
+    """
+    if not isinstance(item, tuple | list) or len(item) != 2:
+        raise SourceError(f"a source in memory must give pairs (name, array); found {type(item).__name__}")
+    return item[0], item[1]
+
+
+async def _in_thread(
+    entries: Iterator[Any], take_array: Callable[[str, Any], Entry]
+) -> AsyncGenerator[list[Entry], None]:
+    turn, thread = Lock(), CapacityLimiter(1)
+    left = False
+
+    def close_if_idle() -> None:
+        # Cancelled, we leave while a thread may still be inside; then it closes. Never released: once is enough.
+        if turn.acquire(blocking=False) and hasattr(entries, "close"):
+            entries.close()
+
+    def take() -> tuple[list[Entry], Exception | None]:
+        try:
+            with turn:
+                return _take(entries, take_array)
+        finally:
+            if left:
+                close_if_idle()
+
+    try:
+        while True:
+            # Abandoned when cancelled: the iterable may be waiting for something that never comes.
+            batch, error = await to_thread.run_sync(take, abandon_on_cancel=True, limiter=thread)
+            if batch:
+                yield batch
+            if error is not None:
+                raise error
+            if not batch:
+                return
+    finally:
+        left = True
+        close_if_idle()
+
+
+def _take(entries: Iterator[Any], take_array: Callable[[str, Any], Entry]) -> tuple[list[Entry], Exception | None]:
+    """What comes at once, and the error that ended it.
+
+    Bounded in items, in bytes of arrays, and in time, so as not to wait for a slow source.
+    """
+    batch: list[Entry] = []
+    size, until = 0, monotonic() + _BATCH_S
+    try:
+        for entry in islice(entries, _BATCH):
+            batch.append(entry if isinstance(entry, ActivationMap | Failure) else take_array(*_pair(entry)))
+            if isinstance(batch[-1], ActivationMap) and batch[-1].array is not None:
+                size += batch[-1].max_bytes
+            if size >= _BATCH_BYTES or monotonic() >= until:
+                break
+    except Exception as error:  # noqa: BLE001  # raised to the caller once what came before it is handed over
+        return batch, error
+    return batch, None
+
+
+async def numbered(listing: AsyncGenerator[list[Entry], None]) -> AsyncGenerator[list[Entry], None]:
+    """The maps of a listing with their positions in it."""
+    positions = count()
+    async with aclosing(listing):
+        async for batch in listing:
+            yield [
+                replace(entry, index=position) if isinstance(entry, ActivationMap) else entry
+                for entry, position in zip(batch, positions, strict=False)
+            ]
+
+
+def with_key(entry: Entry, prefix: str, template: KeyTemplate) -> Entry:
+    """The map if its name makes a key under the prefix; else its failure."""
+    if isinstance(entry, ActivationMap):
+        try:
+            template.key(prefix, entry.name, entry.index)
+        except InputValidationError as error:
+            return Failure(entry.name, entry.source, entry.fingerprint, "source", str(error))
+    return entry

@@ -1,0 +1,1 @@
+"""One module per file format that holds activation maps, picked by the registry."""

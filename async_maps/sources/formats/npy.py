@@ -1,0 +1,214 @@
+"""NumPy's ``.npy``: a map or a stack of them a file."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from contextlib import suppress
+from functools import lru_cache, partial
+from io import BytesIO
+from tokenize import TokenError
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.lib import format as npy_format
+
+from async_maps.errors import SourceError
+from async_maps.sources.formats.registry import ListedMap
+from async_maps.sources.formats.size import check_size
+from async_maps.sources.formats.stacks import check_position, plane_shape, position_names, read_names, stack_length
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from typing import IO, Any
+
+    from numpy.typing import NDArray
+
+    from async_maps.filesystems.filesystem import Filesystem
+
+
+_DAMAGE = (
+    ValueError, TypeError, LookupError, ArithmeticError, SyntaxError, TokenError, RecursionError, MemoryError, Warning,
+)  # fmt: skip
+"""NumPy evaluates a header as a Python literal: a damaged one can end in any of these. Of some it only warns, which is
+an error for those who have set it so."""
+
+_PIECE = 2**20
+_MAX_HEADER = 10_000
+"""NumPy's own limit of what it parses from a file that is not trusted."""
+
+
+def open_reader(path: str, filesystem: Filesystem) -> NpyReader:
+    """The reader of a file; beside ``maps.npy``, ``maps.names.txt`` names the maps of the stack, one a line."""
+    return NpyReader(filesystem.open(path), partial(filesystem.open, f"{path[: -len('.npy')]}.names.txt"))
+
+
+class NpyReader:
+    """One file: a map, whose part is None, or a stack, whose parts are positions.
+
+    Args:
+        file: at any position.
+        open_names: opens the list of the names of the stack's maps; raises FileNotFoundError if they have none.
+    """
+
+    def __init__(self, file: IO[bytes], open_names: Callable[[], IO[bytes]]) -> None:
+        self._file = file
+        self._open_names = open_names
+        self._size = file.seek(0, os.SEEK_END)
+
+    def maps(self) -> Iterator[ListedMap]:
+        """The map, or those of the stack."""
+        self._file.seek(0)
+        yield from maps_in_stream(self._file, self._size, self._names)
+
+    def read(self, part: int | None, max_pixels: int | None = None) -> NDArray[Any]:
+        """Read the map, or one of the stack."""
+        self._file.seek(0)
+        return read_stream(self._file, self._size, part, max_pixels, piece=sys.maxsize)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def _names(self, length: int) -> Iterator[str]:
+        try:
+            file = self._open_names()
+        except FileNotFoundError:
+            yield from position_names(length)
+            return
+        except OSError as error:
+            raise SourceError(f"its list of names cannot be read: {error.strerror}") from error
+        except SourceError as error:
+            raise SourceError(f"its list of names cannot be read: {error}") from None
+        with file:
+            # A list that does not fit names not one map: its errors come before its names.
+            for _ in read_names(file, length):
+                pass
+            yield from read_names(file, length)
+
+
+class Header(NamedTuple):
+    """What the header of an ``.npy`` file says."""
+
+    shape: tuple[int, ...]
+    fortran: bool
+    dtype: np.dtype[Any]
+
+
+def maps_in_stream(
+    file: IO[bytes], size: int, names: Callable[[int], Iterable[str]] = position_names
+) -> Iterator[ListedMap]:
+    """The maps in an ``.npy`` file of ``size`` bytes that is at its start: one without a name, or those of a stack.
+
+    A file whose header cannot be read is listed as one map: who reads it is told why.
+
+    Args:
+        file: the file.
+        size: how many bytes it has.
+        names: gives the names of a stack's maps, of which there are so many.
+    """
+    length, map_bytes = None, size
+    with suppress(SourceError):
+        header = _read_header(file, size)
+        length = stack_length(header.shape)
+        map_bytes = math.prod(header.shape) * header.dtype.itemsize // (length or 1)
+    if length is None:
+        yield ListedMap(None, None, map_bytes)
+    else:
+        for index, name in enumerate(names(length)):
+            yield ListedMap(name, index, map_bytes)
+
+
+def read_stream(
+    file: IO[bytes], size: int, part: int | None = None, max_pixels: int | None = None, *, piece: int = _PIECE
+) -> NDArray[Any]:
+    """Read the array, or one map of the stack, from a file of ``size`` bytes that is at its start; never unpickles.
+
+    The header is checked against the size before any memory is taken, so a header of 200 bytes that claims a terabyte
+    costs nothing.
+
+    Args:
+        file: binary.
+        size: bytes.
+        part: the position in a stack.
+        max_pixels: refuse a map that has more.
+        piece: so many bytes are read at a time, because a member of an archive reads into memory of its own first; a
+            file that is no member is asked for all at once, which in S3 is a request.
+
+    Raises:
+        SourceError: no ``.npy`` file, pickled objects, shorter than its header says, or too large.
+        OSError: it cannot be read.
+    """
+    header = _read_header(file, size)
+    shape = header.shape
+    if part is not None:
+        shape = _seek_map(file, header, part)
+    check_size(shape, header.dtype.itemsize, max_pixels)
+    data = np.empty(math.prod(shape) * header.dtype.itemsize, np.uint8)
+    filled = 0
+    while count := file.readinto(data.data[filled : filled + piece]):  # type: ignore[attr-defined]  # binary files have it
+        filled += count
+    if filled < data.size:
+        raise SourceError("truncated while it was read")
+    return data.view(header.dtype).reshape(shape, order="F" if header.fortran else "C")
+
+
+def _seek_map(file: IO[bytes], header: Header, index: int) -> tuple[int, ...]:
+    """Go to one map of a stack, whose header was just read; its shape."""
+    check_position("the stack", header.shape, index)
+    if header.fortran and header.shape[0] > 1:
+        raise SourceError(
+            "the maps of a stack in Fortran order cannot be read one by one: save np.ascontiguousarray of it"
+        )
+    shape = plane_shape(header.shape)
+    file.seek(index * math.prod(shape) * header.dtype.itemsize, os.SEEK_CUR)
+    return shape
+
+
+def _read_header(file: IO[bytes], size: int) -> Header:
+    """Read a header, and check it against the size.
+
+    Raises:
+        SourceError: as :func:`read_stream`.
+    """
+    if size == 0:
+        raise SourceError("expected an .npy file, found an empty one")
+    try:
+        shape, fortran, dtype = _parse_header(file)
+    except _DAMAGE as error:
+        # NumPy may quote the header, and goes on with advice to trust the file.
+        reason = str(error).partition("\n")[0][:200]
+        raise SourceError(f"expected an .npy file: {reason}") from error
+    if dtype.hasobject:
+        raise SourceError("expected an array of numbers, found pickled Python objects, which are never read")
+    if dtype.subdtype is not None or not dtype.itemsize or min(shape, default=0) < 0:
+        raise SourceError(f"expected an array of numbers, found the shape {shape} of {dtype}")
+    expected, found = math.prod(shape) * dtype.itemsize, size - file.tell()
+    if found < expected:
+        raise SourceError(
+            f"truncated: its header promises {expected:,} bytes of data (shape {shape}, {dtype}), found {found:,}"
+        )
+    return Header(shape, fortran, dtype)
+
+
+def _parse_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    version = npy_format.read_magic(file)
+    if version not in {(1, 0), (2, 0)}:
+        # Version 3 differs from 2 in the encoding of field names only, and maps have no fields.
+        raise ValueError(f"version {version} of the format is for structured arrays, found in no activation map")
+    prefix = file.read(2 if version == (1, 0) else 4)
+    length = int.from_bytes(prefix, "little")
+    if length > _MAX_HEADER:
+        raise ValueError(f"its header claims {length:,} bytes, found in no activation map")
+    return _parsed(version, prefix + file.read(length))
+
+
+@lru_cache(maxsize=256)
+def _parsed(version: tuple[int, int], header: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """NumPy compiles each header as a Python literal, and most files of a set have the same one."""
+    file = BytesIO(header)
+    parsed: tuple[tuple[int, ...], bool, np.dtype[Any]] = (
+        npy_format.read_array_header_1_0(file) if version == (1, 0) else npy_format.read_array_header_2_0(file)
+    )
+    return parsed

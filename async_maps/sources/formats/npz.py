@@ -1,0 +1,106 @@
+"""NumPy's ``.npz``: a zip archive of ``.npy`` files, a map or a stack of them a member."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from typing import TYPE_CHECKING
+
+from async_maps.errors import SourceError
+from async_maps.sources.formats import npy
+from async_maps.sources.formats.registry import ListedMap
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import IO, Any
+
+    from numpy.typing import NDArray
+
+    from async_maps.filesystems.filesystem import Filesystem
+
+
+_MAX_RATIOS = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: 1032}
+_MAX_RATIO_OTHERS = 2_000_000
+"""To how many bytes one can be unpacked at most: a fact of Deflate; more than bzip2 and LZMA make of zeros."""
+
+
+def open_reader(path: str, filesystem: Filesystem) -> NpzReader:
+    """The reader of an archive.
+
+    Raises:
+        SourceError: it is no ``.npz`` archive.
+        OSError: it cannot be read.
+    """
+    return NpzReader(filesystem.open(path))
+
+
+class NpzReader:
+    """One archive; a map's part is its key, and its position if the key is a stack's."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        try:
+            self._size = file.seek(0, os.SEEK_END)
+            self._archive = zipfile.ZipFile(file)
+        except BaseException as error:
+            file.close()
+            if isinstance(error, OSError) or not isinstance(error, Exception):
+                raise
+            # What a damaged archive ends in differs; not one of them may end the listing of the others.
+            raise SourceError(f"expected an .npz archive (a zip file): {error}") from error
+
+    def maps(self) -> Iterator[ListedMap]:
+        """Every array that it holds, in its own order; of a stack, each map."""
+        empty = True
+        for info in self._archive.infolist():
+            if info.filename.endswith(".npy"):
+                empty = False
+                yield from self._maps_in(info)
+        if empty:
+            raise SourceError("the archive holds no arrays (.npy)")
+
+    def read(self, part: tuple[str, int | None], max_pixels: int | None = None) -> NDArray[Any]:
+        """Read one array, or one map of a stack; never unpickles."""
+        member, index = part
+        try:
+            info = self._archive.getinfo(f"{member}.npy")
+        except KeyError:
+            raise SourceError(f"the archive holds no array {member!r} any more") from None
+        try:
+            self._check_size(info)
+            with self._archive.open(info) as file:
+                return npy.read_stream(file, info.file_size, index, max_pixels)
+        except (SourceError, OSError):
+            raise
+        except Exception as error:  # what a damaged archive ends in differs from one compression to the next
+            raise SourceError(f"the archive is damaged at {member!r}: {error}") from error
+
+    def close(self) -> None:
+        """Close the archive."""
+        self._archive.close()
+        self._file.close()
+
+    def _check_size(self, info: zipfile.ZipInfo) -> None:
+        """Believe a member's size only as far as its bytes could unpack to that: a stack of it is listed map by map.
+
+        Raises:
+            SourceError: they could not.
+        """
+        member = info.filename.removesuffix(".npy")
+        packed = min(info.compress_size, self._size)
+        if info.file_size > packed * _MAX_RATIOS.get(info.compress_type, _MAX_RATIO_OTHERS):
+            raise SourceError(
+                f"the archive is damaged at {member!r}: it claims {info.file_size:,} bytes, more than its {packed:,} "
+                "could be unpacked to"
+            )
+
+    def _maps_in(self, info: zipfile.ZipInfo) -> Iterator[ListedMap]:
+        member = info.filename.removesuffix(".npy")
+        try:
+            self._check_size(info)
+            with self._archive.open(info) as file:
+                for found in npy.maps_in_stream(file, info.file_size):
+                    name = member if found.name is None else f"{member}/{found.name}"
+                    yield ListedMap(name, (member, found.part), found.max_bytes)
+        except Exception:  # noqa: BLE001  # whatever is wrong with it, who reads it is told; the others are listed
+            yield ListedMap(member, (member, None), info.file_size)

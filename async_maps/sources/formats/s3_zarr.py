@@ -1,0 +1,116 @@
+"""A folder of objects in S3 as a store of the zarr library (needs the ``zarr`` extra); read-only."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from anyio import to_thread
+from zarr.abc.store import OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
+
+from async_maps.filesystems.s3 import Place
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable, Iterator
+    from typing import Any, NoReturn
+
+    from zarr.abc.store import ByteRequest
+    from zarr.core.buffer import Buffer, BufferPrototype
+
+    from async_maps.filesystems.s3 import S3Filesystem
+
+_ALL = 2**62
+
+
+class S3ZarrStore(Store):
+    """The objects below a folder; requests block, so each runs in a thread.
+
+    Args:
+        filesystem: of the objects.
+        root: the folder.
+    """
+
+    supports_writes = False
+    supports_deletes = False
+    supports_listing = True
+
+    def __init__(self, filesystem: S3Filesystem, root: Place) -> None:
+        super().__init__(read_only=True)
+        self._filesystem = filesystem
+        self._bucket = root.bucket
+        self._prefix = f"{root.key.rstrip('/')}/" if root.key else ""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, S3ZarrStore) and (self._filesystem, self._bucket, self._prefix) == (
+            other._filesystem, other._bucket, other._prefix,
+        )  # fmt: skip
+
+    __hash__ = None  # type: ignore[assignment]  # as that of zarr's own stores
+
+    def __str__(self) -> str:
+        return f"s3://{self._bucket}/{self._prefix}"
+
+    async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
+        """The value of a key, or a part of it; None if there is no such key."""
+        data = await to_thread.run_sync(self._get, key, byte_range)
+        return None if data is None else prototype.buffer.from_bytes(bytes(data))
+
+    async def get_partial_values(
+        self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
+    ) -> list[Buffer | None]:
+        """Parts of several values."""
+        return [await self.get(key, prototype, byte_range) for key, byte_range in key_ranges]
+
+    async def exists(self, key: str) -> bool:
+        """Whether there is such a key."""
+        return await to_thread.run_sync(self._filesystem.find, str(self) + key) is not None
+
+    def list(self) -> AsyncIterator[str]:
+        """All keys."""
+        return self.list_prefix("")
+
+    async def list_prefix(self, prefix: str) -> AsyncIterator[str]:
+        """The keys that start with a prefix."""
+        objects = self._filesystem.objects(self._bucket, self._prefix + prefix)
+        async for found in _in_threads(objects):
+            yield found.key[len(self._prefix) :]
+
+    async def list_dir(self, prefix: str) -> AsyncIterator[str]:
+        """The names of what lies directly in a folder."""
+        folder = self._prefix + (f"{prefix.rstrip('/')}/" if prefix else "")
+        async for page in _in_threads(self._filesystem.pages(self._bucket, folder, Delimiter="/")):
+            for entry in page.get("CommonPrefixes", []):
+                yield entry["Prefix"][len(folder) : -1]
+            for entry in page.get("Contents", []):
+                if entry["Key"] != folder:
+                    yield entry["Key"][len(folder) :]
+
+    async def set(self, key: str, value: Buffer) -> NoReturn:
+        """Never."""
+        raise NotImplementedError("the store is read-only")
+
+    async def delete(self, key: str) -> NoReturn:
+        """Never."""
+        raise NotImplementedError("the store is read-only")
+
+    def _get(self, key: str, wanted: ByteRequest | None) -> bytes | bytearray | None:
+        place = Place(self._bucket, self._prefix + key)
+        try:
+            if isinstance(wanted, RangeByteRequest):
+                return self._filesystem.get(place, wanted.start, wanted.end - wanted.start).data
+            if isinstance(wanted, OffsetByteRequest):
+                return self._filesystem.get(place, wanted.offset, _ALL).data
+            if isinstance(wanted, SuffixByteRequest):
+                found = self._filesystem.find(f"s3://{place.bucket}/{place.key}")
+                if found is None:
+                    return None
+                return self._filesystem.get(place, max(0, found.size - wanted.suffix), _ALL).data
+            return self._filesystem.get(place, 0, _ALL).data
+        except FileNotFoundError:
+            return None
+
+
+async def _in_threads(items: Iterator[Any]) -> AsyncIterator[Any]:
+    """Advance an iterator that blocks, an item at a time, in threads."""
+    end = object()
+    while (item := await to_thread.run_sync(next, items, end)) is not end:
+        yield item

@@ -1,0 +1,180 @@
+"""Safetensors: every tensor of two or more dimensions is a map or a stack of them.
+
+The library is not used, nor needed: for NumPy it gives no bfloat16, which is what models are run in, it reads from
+paths only, and it maps the file into memory, where one that is cut off while it is read kills the process. The format
+is a length, a JSON header and the tensors' bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from async_maps.errors import SourceError
+from async_maps.sources.formats.registry import ListedMap
+from async_maps.sources.formats.size import MAX_DIMENSIONS, check_size
+from async_maps.sources.formats.stacks import check_position, maps_in_array, plane_shape
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import IO, Any
+
+    from numpy.typing import NDArray
+
+    from async_maps.filesystems.filesystem import Filesystem
+
+_DTYPES = {
+    "BOOL": "?",
+    "U8": "u1",
+    "I8": "i1",
+    "U16": "<u2",
+    "I16": "<i2",
+    "F16": "<f2",
+    "BF16": "<u2",
+    "U32": "<u4",
+    "I32": "<i4",
+    "F32": "<f4",
+    "U64": "<u8",
+    "I64": "<i8",
+    "F64": "<f8",
+    "C64": "<c8",
+}
+"""What NumPy calls each dtype; bfloat16 is read as its bits."""
+
+_MAX_HEADER = 100_000_000
+"""The library's own limit, in bytes."""
+
+
+def open_reader(path: str, filesystem: Filesystem) -> SafetensorsReader:
+    """The reader of a file.
+
+    Raises:
+        SourceError: it is no safetensors file.
+        OSError: it cannot be read.
+    """
+    return SafetensorsReader(filesystem.open(path))
+
+
+class _Tensor(NamedTuple):
+    """What the header says of a tensor; its bytes are counted from the end of the header."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+class SafetensorsReader:
+    """One file; a map's part is its tensor's name, and its position if the tensor is a stack."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        try:
+            self._size = file.seek(0, os.SEEK_END)
+            self._header, self._data = _read_header(file, self._size)
+        except BaseException:
+            file.close()
+            raise
+
+    def maps(self) -> Iterator[ListedMap]:
+        """Every map, in the order of the header."""
+        empty = True
+        for name in self._header:
+            try:
+                tensor = self._tensor(name)
+            except SourceError:
+                # Who reads it is told why; the others are listed.
+                empty = False
+                yield ListedMap(name, [name, None], 0)
+                continue
+            if len(tensor.shape) < 2:
+                continue
+            empty = False
+            size = tensor.end - tensor.start
+            if tensor.dtype in _DTYPES:
+                yield from maps_in_array(name, tensor.shape, size)
+            else:
+                # A dtype that is not read is one failure, not one for each map.
+                yield ListedMap(name, [name, None], size)
+        if empty:
+            raise SourceError("the file holds no tensor of two or more dimensions")
+
+    def read(self, part: list[Any], max_pixels: int | None = None) -> NDArray[Any]:
+        """Read one tensor, or one map of a stack; bfloat16 becomes float32, which holds each of its values."""
+        name, index = part
+        tensor = self._tensor(name)
+        if tensor.dtype not in _DTYPES:
+            raise SourceError(f"NumPy has no dtype {tensor.dtype}: save the tensor as float16, bfloat16 or float32")
+        shape, start, size = tensor.shape, tensor.start, tensor.end - tensor.start
+        if index is not None:
+            check_position(f"the tensor {name!r}", shape, index)
+            shape, size = plane_shape(shape), size // shape[0]
+            start += index * size
+        check_size(shape, np.dtype(_DTYPES[tensor.dtype]).itemsize, max_pixels)
+        self._file.seek(self._data + start)
+        data = np.empty(size, np.uint8)
+        filled = 0
+        while count := self._file.readinto(data.data[filled:]):  # type: ignore[attr-defined]  # binary files have it
+            filled += count
+        if filled < size:
+            raise SourceError("truncated while it was read")
+        array = data.view(_DTYPES[tensor.dtype]).reshape(shape)
+        if tensor.dtype == "BF16":
+            # A bfloat16 is the upper half of a float32.
+            return (array.astype(np.uint32) << 16).view(np.float32)
+        return array
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def _tensor(self, name: str) -> _Tensor:
+        """What the header says of a tensor, made sure of.
+
+        Raises:
+            SourceError: it is not there, or what is said cannot be.
+        """
+        entry = self._header.get(name)
+        if entry is None:
+            raise SourceError(f"the file holds no tensor {name!r} any more")
+        try:
+            dtype, shape, (start, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+            # A header has room for millions of dimensions: too many to be multiplied.
+            sound = isinstance(dtype, str) and len(shape) <= MAX_DIMENSIONS
+            sound = sound and all(type(number) is int and number >= 0 for number in (*shape, start))
+            size = math.prod(shape) * np.dtype(_DTYPES[dtype]).itemsize if sound and dtype in _DTYPES else end - start
+            sound = sound and type(end) is int and start <= end and end - start == size
+        except (LookupError, TypeError, ValueError):
+            sound = False
+        if not sound:
+            raise SourceError(f"the header is damaged at the tensor {name!r}")
+        if end > self._size - self._data:
+            raise SourceError(
+                f"truncated: the tensor {name!r} ends at byte {self._data + end:,}, the file at {self._size:,}"
+            )
+        return _Tensor(dtype, tuple(shape), start, end)
+
+
+def _read_header(file: IO[bytes], size: int) -> tuple[dict[str, Any], int]:
+    """The header, and where the tensors' bytes begin.
+
+    Raises:
+        SourceError: it is none.
+        OSError: it cannot be read.
+    """
+    file.seek(0)
+    length = int.from_bytes(file.read(8), "little")
+    if not 2 <= length <= min(size - 8, _MAX_HEADER):
+        raise SourceError(f"expected a safetensors file: no header of {length:,} bytes fits into {size:,}")
+    try:
+        header = json.loads(file.read(length))
+    except (ValueError, RecursionError) as error:
+        raise SourceError("expected a safetensors file: its header is no JSON") from error
+    if not isinstance(header, dict):
+        raise SourceError("expected a safetensors file: its header is no JSON object")
+    header.pop("__metadata__", None)
+    return header, 8 + length

@@ -1,0 +1,158 @@
+"""Tar archives, as WebDataset lays them out: the members that end in ``.npy`` are maps or stacks of them.
+
+Other members, the images and labels of the same samples, are passed over.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+from typing import TYPE_CHECKING
+
+from async_maps.errors import SourceError
+from async_maps.sources.formats import npy
+from async_maps.sources.formats.registry import ListedMap, translate_format_errors
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import IO, Any
+
+    from numpy.typing import NDArray
+
+    from async_maps.filesystems.filesystem import Filesystem
+
+_SUFFIX = ".npy"
+_MAX_READ = 2**20
+"""What is read of a member comes in pieces of that; a name or a list of attributes is never as long."""
+
+
+def open_reader(path: str, filesystem: Filesystem) -> TarReader:
+    """The reader of an archive.
+
+    Raises:
+        SourceError: it is no tar archive, or a compressed one.
+        OSError: it cannot be read.
+    """
+    return TarReader(filesystem.open(path))
+
+
+class TarReader:
+    """One archive.
+
+    A map's part is where its member's data begin, how long they are, and its position if the member is a stack: one
+    seek away, however many members there are. The part of a member that is not read is None.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        try:
+            self._size = file.seek(0, os.SEEK_END)
+            file.seek(0)
+            with translate_format_errors("expected a tar archive that is not compressed"):
+                self._archive = tarfile.open(fileobj=_Bounded(file), mode="r:")  # noqa: SIM115  # closed in close()
+        except BaseException:
+            file.close()
+            raise
+
+    def maps(self) -> Iterator[ListedMap]:
+        """Every map, in the order of the members; their headers are read, and none of their data."""
+        empty = True
+        for member in self._members():
+            if member.name.lower().endswith(_SUFFIX) and not member.isdir():
+                empty = False
+                yield from self._maps_in(member)
+        if empty:
+            raise SourceError("the archive holds no arrays (.npy)")
+
+    def read(self, part: list[Any] | None, max_pixels: int | None = None) -> NDArray[Any]:
+        """Read one array, or one map of a stack; never unpickles."""
+        if part is None:
+            raise SourceError("in the archive it is a link, a device or a sparse file: only plain files are read")
+        offset, size, index = part
+        if offset + size > self._size:
+            raise SourceError(f"truncated: its data end at byte {offset + size:,}, the archive at {self._size:,}")
+        member = tarfile.TarInfo()
+        member.offset_data, member.size = offset, size
+        with translate_format_errors("the archive is damaged"), self._open(member) as file:
+            return npy.read_stream(file, member.size, index, max_pixels)
+
+    def close(self) -> None:
+        """Close the archive."""
+        self._archive.close()
+        self._file.close()
+
+    def _members(self) -> Iterator[tarfile.TarInfo]:
+        """Every member, one at a time.
+
+        Raises:
+            SourceError: what follows cannot be told any more, because the archive is cut off or damaged.
+        """
+        self._file.seek(0)
+        end = 0
+        with tarfile.open(fileobj=_Bounded(self._file), mode="r:") as archive:
+            while True:
+                with translate_format_errors(f"the archive is cut off or damaged after {min(end, self._size):,} bytes"):
+                    member = archive.next()
+                if member is None:
+                    break
+                # tarfile remembers every member, for those who look one up by name.
+                archive.members.clear()  # type: ignore[attr-defined]  # missing in its types
+                if archive.offset <= end:
+                    raise SourceError(f"the archive is damaged after {end:,} bytes: a member of negative size")
+                end = archive.offset
+                yield member
+        # tarfile ends at whatever is no header; an archive that is whole ends in a block of zeros.
+        self._file.seek(end)
+        if self._file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise SourceError(f"the archive is cut off or damaged after {end:,} bytes: what follows is not listed")
+
+    def _maps_in(self, member: tarfile.TarInfo) -> Iterator[ListedMap]:
+        # "tar -C folder ." has it before every name.
+        name = member.name.removeprefix("./")[: -len(_SUFFIX)]
+        if not member.isreg() or member.issparse():
+            yield ListedMap(name, None, 0)
+            return
+        offset, size = member.offset_data, member.size
+        try:
+            with self._open(member) as file:
+                for found in npy.maps_in_stream(file, size):
+                    full_name = name if found.name is None else f"{name}/{found.name}"
+                    yield ListedMap(full_name, [offset, size, found.part], found.max_bytes)
+        except Exception:  # noqa: BLE001  # whatever is wrong with it, who reads it is told; the others are listed
+            yield ListedMap(name, [offset, size, None], min(size, self._size))
+
+    def _open(self, member: tarfile.TarInfo) -> IO[bytes]:
+        file = self._archive.extractfile(member)
+        if file is None:
+            raise SourceError("in the archive it is no file")
+        return file
+
+
+class _Bounded(io.BufferedIOBase):
+    """A file as tarfile sees it: tarfile reads a member's name at once, however many gigabytes that claims to have."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+
+    def seekable(self) -> bool:
+        """Yes."""
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Go to a position."""
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        """The position."""
+        return self._file.tell()
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Some bytes.
+
+        Raises:
+            SourceError: they are more than any part of an archive should have.
+        """
+        if size is None or not 0 <= size <= _MAX_READ:
+            raise SourceError(f"the archive is damaged: a name or attributes of {size:,} bytes")
+        return self._file.read(size)

@@ -1,0 +1,114 @@
+"""Objects in S3 as a source: one, all below a prefix, or a glob of them. Runs in a thread."""
+
+from __future__ import annotations
+
+import re
+from glob import has_magic
+from traceback import clear_frames
+from typing import TYPE_CHECKING
+
+from async_maps.errors import SourceError
+from async_maps.filesystems.filesystem import Filesystems
+from async_maps.filesystems.s3 import Digest, split_place
+from async_maps.sources.files import matches
+from async_maps.sources.formats.registry import FORMATS, suffix_of
+from async_maps.sources.named import NamedFile, maps_in_named
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from async_maps.filesystems.s3 import S3Filesystem
+    from async_maps.outcomes import Failure
+    from async_maps.settings import S3Settings
+    from async_maps.sources.activation_map import ActivationMap
+    from async_maps.sources.files import Known
+
+
+class S3Objects:
+    """The maps in the objects at ``s3://bucket/prefix/``, ``s3://bucket/key.npy`` or ``s3://bucket/maps/*.npy``.
+
+    S3 is asked when it is iterated.
+
+    Args:
+        path: the place.
+        settings: how patient the client is.
+        known: what need not be looked into.
+
+    Raises:
+        SourceError: the bucket cannot be; on iterating, it does not exist, refuses to be listed or cannot be reached.
+    """
+
+    def __init__(self, path: str, settings: S3Settings | None, known: Known | None) -> None:
+        self._path = path
+        self._bucket, self._key = split_place(path)
+        self._settings = settings
+        self._known = known
+
+    def __iter__(self) -> Iterator[ActivationMap | Failure]:
+        """The maps, in the order of the keys; named relative to the prefix."""
+        try:
+            with Filesystems(self._settings) as filesystems:
+                yield from maps_in_named(self._files(filesystems.s3()), filesystems, self._known)
+        except SourceError as error:
+            # A connection is closed when nobody refers to the client any more; the frames of a kept error would.
+            kept: BaseException | None = error
+            while kept is not None:
+                clear_frames(kept.__traceback__)
+                kept = kept.__cause__
+            raise
+
+    def _files(self, filesystem: S3Filesystem) -> Iterator[NamedFile]:
+        try:
+            if has_magic(self._key) and next(filesystem.objects(self._bucket, self._key), None) is None:
+                yield from self._glob(filesystem)
+                return
+            if suffix_of(self._key) and (found := filesystem.find(self._path)) is not None:
+                yield self._file(found.key, _folder_of(found.key), found.fingerprint, found.size)
+                return
+            folder = f"{self._key.rstrip('/')}/" if self._key else ""
+            # A Zarr hierarchy that is named itself is one, and not a folder of whatever lies in it.
+            root = _folder_of(folder[:-1]) if folder and _zarr_root(folder) == folder[:-1] else folder
+            yield from self._below(filesystem, folder, root)
+        except SourceError as error:
+            raise SourceError(f"{self._path}: {error}") from error
+
+    def _glob(self, filesystem: S3Filesystem) -> Iterator[NamedFile]:
+        fixed = re.split(r"[*?[]", self._key, maxsplit=1)[0]
+        root = _folder_of(fixed)
+        pattern = tuple(self._key[len(root) :].split("/"))
+        if pattern[-1] == "**":
+            pattern = (*pattern, "*")
+        for file in self._below(filesystem, fixed, root):
+            if matches(pattern, file.path.removeprefix(f"s3://{self._bucket}/")[len(root) :]):
+                yield file
+
+    def _below(self, filesystem: S3Filesystem, prefix: str, root: str) -> Iterator[NamedFile]:
+        """The files whose keys start with a prefix; the objects of a Zarr hierarchy are one."""
+        hierarchy, digest = "", Digest()
+        for found in filesystem.objects(self._bucket, prefix):
+            top = _zarr_root(found.key, len(root))
+            if top != hierarchy:
+                if hierarchy:
+                    yield self._file(hierarchy, root, digest.fingerprint())
+                hierarchy, digest = top, Digest()
+            if hierarchy:
+                digest.add(found)
+            elif suffix_of(found.key):
+                yield self._file(found.key, root, found.fingerprint, found.size)
+        if hierarchy:
+            yield self._file(hierarchy, root, digest.fingerprint())
+
+    def _file(self, key: str, root: str, fingerprint: str | None, size: int = 0) -> NamedFile:
+        name = key[len(root) :]
+        return NamedFile(name[: -len(suffix_of(name) or "")], f"s3://{self._bucket}/{key}", "", fingerprint, size)
+
+
+def _folder_of(key: str) -> str:
+    """The folder that a key lies in, with its slash; empty at the top."""
+    return key[: key.rfind("/") + 1]
+
+
+def _zarr_root(key: str, start: int = 0) -> str:
+    """The key of the outermost Zarr hierarchy that an object lies in; empty if it lies in none."""
+    end = key.lower().find(".zarr/", start)
+    return key[: end + len(".zarr")] if end >= 0 and ".zarr" in FORMATS else ""

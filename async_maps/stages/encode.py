@@ -1,0 +1,120 @@
+"""The stage that encodes bitmaps as PNGs, in threads. The event loop drives it."""
+
+from __future__ import annotations
+
+import hashlib
+from time import perf_counter
+from typing import TYPE_CHECKING, NamedTuple
+
+from anyio import to_thread
+from isal import isal_zlib
+
+from async_maps.concurrency.streams import receive, send
+from async_maps.render.png import write_gray, write_palette, write_rgba
+from async_maps.stages.items import Png
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import numpy as np
+    from anyio import CapacityLimiter
+    from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+    from numpy.typing import NDArray
+
+    from async_maps.concurrency.streams import ByteBudget
+    from async_maps.outcomes import MapStatistics
+    from async_maps.stages.items import Bitmap, Job
+    from async_maps.stages.meters import Meter
+
+
+def encode_bitmap(bitmap: Bitmap, table: NDArray[np.uint8] | None, level: int) -> bytes:
+    """Write a bitmap's PNG: RGBA if it holds colors; if it holds intensities, indexed or grayscale.
+
+    Args:
+        bitmap: colorized.
+        table: (256, 4) uint8, the colors of intensities; None to write intensities as they are, grayscale.
+        level: ISA-L's, 0 to 3.
+    """
+    shape = (bitmap.height, bitmap.width)
+    if bitmap.rgba:
+        return write_rgba(bitmap.scanlines, shape, level)
+    if table is None:
+        return write_gray(bitmap.scanlines, shape, level)
+    if bitmap.transparent is not None:
+        table = table.copy()
+        table[bitmap.transparent, 3] = 0
+    return write_palette(bitmap.scanlines, shape, table, level)
+
+
+class Encoding(NamedTuple):
+    """How bitmaps become PNGs: with ``encode``, and with the digest of each if ``digest`` says so."""
+
+    encode: Callable[[Bitmap], bytes]
+    digest: bool = False
+
+
+class _Encoded(NamedTuple):
+    data: bytes
+    digest: str
+    crc32: str
+    width: int
+    height: int
+    statistics: MapStatistics | None
+
+
+def _encode_batch(batch: Sequence[Bitmap], encoding: Encoding) -> list[_Encoded | str]:
+    """Encode each bitmap, or say why not. Runs in a thread."""
+    encoded: list[_Encoded | str] = []
+    for bitmap in batch:
+        try:
+            data = encoding.encode(bitmap)
+            digest = hashlib.sha256(data).hexdigest() if encoding.digest else ""
+            crc32 = f"{isal_zlib.crc32(data):08x}"
+            encoded.append(_Encoded(data, digest, crc32, bitmap.width, bitmap.height, bitmap.statistics))
+        except Exception as error:  # noqa: BLE001  # one map's failure is data, whatever it is
+            encoded.append(f"could not be encoded: {error!r}")
+    return encoded
+
+
+async def encode_stage(
+    bitmaps: MemoryObjectReceiveStream[list[Bitmap]],
+    pngs: MemoryObjectSendStream[Png],
+    encoding: Encoding,
+    bounds: tuple[CapacityLimiter, ByteBudget],
+    meter: Meter,
+) -> None:
+    """One encoder: takes batches of bitmaps, encodes each batch in one call of a thread, sends the PNGs on.
+
+    Cancelled, it still waits for its thread (milliseconds a batch), because the thread reads a shared block.
+
+    Args:
+        bitmaps: ends the stage when it ends.
+        pngs: closed when the stage ends.
+        encoding: how a bitmap becomes a PNG.
+        bounds: how many threads, and how many bytes of PNGs may wait or be under way, until they are uploaded.
+        meter: the stage's.
+    """
+    threads, budget = bounds
+    async with bitmaps, pngs:
+        while (batch := await receive(bitmaps)) is not None:
+            started = perf_counter()
+            jobs = [bitmap.job for bitmap in batch]
+            try:
+                encoded = await to_thread.run_sync(_encode_batch, batch, encoding, limiter=threads)
+            finally:
+                # No view may outlive its share of the block.
+                while batch:
+                    batch.pop().release()
+            meter.worked(perf_counter() - started, len(jobs))
+            # Taken off the lists one by one: what is sent on, or waits for the next batch, is counted elsewhere.
+            encoded.reverse()
+            for job in jobs:
+                await _send(job, encoded.pop(), pngs, budget)
+            del jobs, job
+
+
+async def _send(job: Job, result: _Encoded | str, pngs: MemoryObjectSendStream[Png], budget: ByteBudget) -> None:
+    if isinstance(result, str):
+        job.fail("encode", result)
+    else:
+        await send(pngs, Png(job, *result, await budget.acquire(len(result.data))))

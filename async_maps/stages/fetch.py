@@ -1,0 +1,81 @@
+"""The fetch stage: reads maps that lie in S3, many at once, so that the workers never wait for a round trip.
+
+The reading is done in threads; they wait for the network, and share one client.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+from anyio import to_thread
+
+from async_maps.errors import InputValidationError, MissingExtraError, SourceError
+from async_maps.render.quantize import map_shape
+from async_maps.sources.files import explain
+from async_maps.sources.formats.shared import shares_reads
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from anyio import CapacityLimiter
+    from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+    from numpy.typing import NDArray
+
+    from async_maps.outcomes import Stage
+    from async_maps.sources.formats.registry import Readers
+    from async_maps.sources.formats.shared import SharedReaders
+    from async_maps.stages.items import Job
+    from async_maps.stages.meters import Meter
+
+
+async def fetch_stage(
+    remote: MemoryObjectReceiveStream[Job],
+    jobs: MemoryObjectSendStream[Job],
+    readers: tuple[Readers, SharedReaders],
+    threads: CapacityLimiter,
+    meter: Meter,
+) -> None:
+    """One of the fetchers that work side by side: takes a map, reads it, sends it on as an array.
+
+    Cancelled, it still waits for its thread: S3's answer, or the end of its patience.
+
+    Args:
+        remote: maps to read, each with a lease for its array; ends the stage when it ends.
+        jobs: closed when the stage ends.
+        readers: this fetcher's own, which it closes, and those that all fetchers share.
+        threads: how many read at once.
+        meter: the stage's.
+    """
+    async with remote, jobs:
+        try:
+            async for job in remote:
+                started = perf_counter()
+                result = await to_thread.run_sync(_fetch, readers, job, limiter=threads)
+                meter.worked(perf_counter() - started, 1)
+                if isinstance(result, tuple):
+                    if job.lease is not None:
+                        job.lease.release()
+                    job.fail(*result)
+                else:
+                    await jobs.send(replace(job, map=replace(job.map, array=result)))
+                # While it waits for the next one, it must not keep an array that nobody counts any more.
+                del job, result
+        finally:
+            readers[0].close()
+
+
+def _fetch(readers: tuple[Readers, SharedReaders], job: Job) -> NDArray[Any] | tuple[Stage, str]:
+    """The map, or where and why it failed. Runs in a thread."""
+    assert job.map.path is not None  # noqa: S101  # remote
+    try:
+        array = readers[shares_reads(job.map)].read(job.map.path, job.map.part)
+        map_shape(array, job.value_range)
+    except InputValidationError as error:
+        return "colorize", str(error)
+    except (SourceError, OSError, MissingExtraError) as error:
+        return "read", explain(error)
+    except Exception as error:  # noqa: BLE001  # one map's failure is data, whatever a hostile file provokes
+        return "read", f"could not be read: {error!r}"
+    return array

@@ -1,0 +1,99 @@
+"""The values that travel through the pipeline, in the order of the journey."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from async_maps.outcomes import Failure
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from async_maps.concurrency.streams import Lease
+    from async_maps.errors import AsyncMapsError
+    from async_maps.outcomes import MapStatistics, Outcome, Stage
+    from async_maps.render.ranges import ValueRange
+    from async_maps.sources.activation_map import ActivationMap
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Job:
+    """A map inside the pipeline, and who waits for it.
+
+    Attributes:
+        map: the map.
+        settle: takes its outcome, or the error that ends more than this map; called exactly once, on the event loop.
+        value_range: which values its colors span; a known one.
+        lease: the bytes that its array takes while it waits; None if it lies in a file.
+    """
+
+    map: ActivationMap
+    settle: Callable[[Outcome | AsyncMapsError], None]
+    value_range: ValueRange
+    lease: Lease | None = None
+
+    def without_array(self) -> Job:
+        """The same job once its array is not needed any more: let go of, and no longer counted."""
+        if self.map.array is None:
+            return self
+        if self.lease is not None:
+            self.lease.release()
+        return Job(replace(self.map, array=None), self.settle, self.value_range)
+
+    def fail(self, stage: Stage, reason: str) -> None:
+        """Settle with a failure."""
+        self.settle(Failure(self.map.name, self.map.source, self.map.fingerprint, stage, reason))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Bitmap:
+    """A colorized map, ready to be deflated.
+
+    Attributes:
+        job: whose it is.
+        scanlines: (n,) uint8, the PNG scanlines (:mod:`async_maps.render.scanlines`); a view into a shared block.
+        width: pixels.
+        height: pixels.
+        rgba: whether the pixels are RGBA colors; else they are intensities.
+        transparent: the intensity that this map has transparent, other than the color table says; or None.
+        statistics: what was counted of the map.
+        release: gives the view's share of the block back; the scanlines must not be touched after it.
+    """
+
+    job: Job
+    scanlines: NDArray[np.uint8]
+    width: int
+    height: int
+    rgba: bool
+    transparent: int | None
+    statistics: MapStatistics | None
+    release: Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Png:
+    """An encoded bitmap.
+
+    Attributes:
+        job: whose it is.
+        data: the complete PNG file.
+        digest: SHA-256 of it, in hexadecimal; empty if no key asks for it.
+        crc32: likewise, 8 digits.
+        width: pixels.
+        height: pixels.
+        statistics: what was counted of the map.
+        lease: the bytes it takes until it is uploaded.
+    """
+
+    job: Job
+    data: bytes
+    digest: str
+    crc32: str
+    width: int
+    height: int
+    statistics: MapStatistics | None
+    lease: Lease

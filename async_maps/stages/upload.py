@@ -1,0 +1,116 @@
+"""The upload stage: so many requests at once, each turning a PNG into a receipt, in as many attempts as it takes.
+
+Runs on the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+from itertools import count
+from time import monotonic, perf_counter
+from typing import TYPE_CHECKING, NamedTuple
+
+from async_maps.concurrency.streams import receive
+from async_maps.errors import ExistsError, ObjectError, StoreError, TransientError
+from async_maps.outcomes import Receipt
+
+if TYPE_CHECKING:
+    from anyio.streams.memory import MemoryObjectReceiveStream
+
+    from async_maps.keys import KeyTemplate
+    from async_maps.settings import IfExists
+    from async_maps.stages.items import Png
+    from async_maps.stages.meters import Meter
+    from async_maps.stages.rate_limiter import RateLimiter
+    from async_maps.stores import Store
+
+
+class Uploading(NamedTuple):
+    """What the uploads share.
+
+    Attributes:
+        store: open.
+        template: what keys are made by.
+        rate_limiter: how many go at once, and how often each is tried.
+        if_exists: what becomes of a map whose key has an object.
+    """
+
+    store: Store
+    template: KeyTemplate
+    rate_limiter: RateLimiter
+    if_exists: IfExists
+
+
+async def upload_stage(pngs: MemoryObjectReceiveStream[Png], uploading: Uploading, meter: Meter) -> None:
+    """One of the uploads that run side by side: takes a PNG, stores it, settles its job.
+
+    Cancelled in mid-request, the object may or may not be there; its map has no receipt either way.
+
+    Args:
+        pngs: ends the stage when it ends.
+        uploading: what all of them share.
+        meter: the stage's.
+    """
+    async with pngs:
+        while (png := await receive(pngs)) is not None:
+            started = perf_counter()
+            await _settle(png, uploading)
+            # While it waits for the next one, it must not keep bytes that nobody counts any more.
+            del png
+            meter.worked(perf_counter() - started, 1)
+
+
+async def _settle(png: Png, uploading: Uploading) -> None:
+    try:
+        receipt = await _upload(png, uploading)
+    except ObjectError as error:
+        png.job.fail("upload", str(error))
+    except StoreError as error:
+        png.job.settle(error)
+    else:
+        png.job.settle(receipt)
+    finally:
+        png.lease.release()
+
+
+async def _upload(png: Png, uploading: Uploading) -> Receipt:
+    map_, store = png.job.map, uploading.store
+    key = uploading.template.key(store.prefix, map_.name, map_.index, png.digest)
+    etag = await _put(key, png.data, uploading)
+    return Receipt(
+        name=map_.name,
+        locator=store.locator(key),
+        source=map_.source,
+        fingerprint=map_.fingerprint,
+        size=len(png.data),
+        width=png.width,
+        height=png.height,
+        etag=etag,
+        stored_at=datetime.now(UTC),
+        statistics=png.statistics,
+        crc32=png.crc32,
+    )
+
+
+async def _put(key: str, data: bytes, uploading: Uploading) -> str | None:
+    """Store an object, in as many attempts as it takes; its tag."""
+    rate_limiter, began_at = uploading.rate_limiter, monotonic()
+    for attempts in count(1):
+        async with rate_limiter.turn():
+            tried_at = monotonic()
+            try:
+                etag = await uploading.store.put(key, data)
+            except TransientError as error:
+                wait_s = rate_limiter.failed(error, attempts, began_at, tried_at)
+            except ExistsError as error:
+                # An attempt that seemed to fail may have stored it all the same: then what is there is ours.
+                if not error.same or (uploading.if_exists == "error" and attempts == 1):
+                    raise
+                rate_limiter.taken()
+                return error.etag
+            else:
+                rate_limiter.taken()
+                return etag
+        await asyncio.sleep(wait_s)
+    raise AssertionError  # count() does not end

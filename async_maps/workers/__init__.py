@@ -1,0 +1,1 @@
+"""The worker processes, and the memory they share with the main process."""

@@ -1,0 +1,169 @@
+"""The shared memory in which pixels come back from the worker processes. Used on the event loop; workers map it too.
+
+It is one anonymous file in memory, whose descriptor the workers inherit. It has no name: there is nothing in /dev/shm
+to leave behind, however the processes end, and the small /dev/shm of a container does not bound it.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import tempfile
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from async_maps.concurrency.streams import WaitingLine
+from async_maps.errors import SettingsError
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from numpy.typing import NDArray
+
+_PAGE = mmap.ALLOCATIONGRANULARITY
+_NOTHING = np.empty(0, np.uint8)
+
+
+def map_memory(descriptor: int, size: int) -> NDArray[np.uint8]:
+    """The first ``size`` bytes of an arena's file; unmapped when the last view of them is gone."""
+    return np.frombuffer(mmap.mmap(descriptor, size), np.uint8)
+
+
+class Block:
+    """A contiguous piece of an arena, shared by the bitmaps of a chunk.
+
+    Attributes:
+        start: its offset in the arena's file, in bytes.
+        memory: (size,) uint8, its bytes.
+    """
+
+    memory: NDArray[np.uint8]
+
+    def __init__(self, arena: Arena, start: int, size: int) -> None:
+        self.start = start
+        self.size = size
+        self._arena = arena
+        self._holders = 1
+
+    def hold(self) -> None:
+        """One more holds it; each calls :meth:`release` once."""
+        self._holders += 1
+
+    def release(self) -> None:
+        """One holder less; the last one gives the block back, and no view of it may be touched any more."""
+        self._holders -= 1
+        if self._holders == 0:
+            # Whoever still knows of the block, such as the traceback of an error, must not keep the memory mapped.
+            self.memory = _NOTHING
+            self._arena.give_back(self)
+
+
+class Arena:
+    """Hands out blocks of a fixed amount of shared memory; who asks for more than is free waits.
+
+    A block larger than the whole arena is handed out when nothing else is: the file grows for it and shrinks after it.
+
+    Args:
+        size: bytes.
+
+    Raises:
+        SettingsError: the system does not give so many.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = _round_up(size)
+        self.held = 0
+        self.descriptor = _anonymous_file()
+        try:
+            os.ftruncate(self.descriptor, self.size)
+            self._memory = map_memory(self.descriptor, self.size)
+        except (OSError, OverflowError) as error:
+            os.close(self.descriptor)
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise SettingsError(f"queue_bytes: the system gives no {size:,} bytes to share: {reason}") from error
+        self._free = [(0, self.size)]
+        self._line: WaitingLine[Block] = WaitingLine(self._carve, self.give_back)
+
+    def __enter__(self) -> Arena:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.close(self.descriptor)
+        self._memory = _NOTHING
+
+    async def take(self, size: int) -> Block:
+        """Wait for a block of at least ``size`` bytes, held once. Cancelled, nothing was taken.
+
+        Raises:
+            OSError: the block is larger than the arena, and the system does not give that much; nothing was taken.
+        """
+        block = await self._line.wait(_round_up(max(size, 1)))
+        if block.size > self.size:
+            # Grown here and not when it was served: what goes wrong concerns who asked, not who made room.
+            try:
+                block.memory = self._grow(block.size)
+            except BaseException:
+                block.release()
+                raise
+        return block
+
+    def give_back(self, block: Block) -> None:
+        """Take a block back; :meth:`Block.release` does it."""
+        self.held -= block.size
+        if block.size > self.size:
+            os.ftruncate(self.descriptor, self.size)
+            self._free = [(0, self.size)]
+        else:
+            self._free = _merge([*self._free, (block.start, block.size)])
+        self._line.serve()
+
+    def _carve(self, size: int) -> Block | None:
+        """The first free piece that is large enough, so that memory once touched is used again."""
+        if size > self.size:
+            if self.held:
+                return None
+            self._free = []
+            self.held = size
+            return Block(self, 0, size)
+        for index, (start, length) in enumerate(self._free):
+            if length >= size:
+                rest = [(start + size, length - size)] if length > size else []
+                self._free[index : index + 1] = rest
+                self.held += size
+                block = Block(self, start, size)
+                block.memory = self._memory[start : start + size]
+                return block
+        return None
+
+    def _grow(self, size: int) -> NDArray[np.uint8]:
+        try:
+            os.ftruncate(self.descriptor, size)
+            return map_memory(self.descriptor, size)
+        except (OSError, OverflowError) as error:
+            raise OSError(errno.ENOMEM, f"no {size:,} bytes of shared memory are to be had") from error
+
+
+def _anonymous_file() -> int:
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("async-maps")
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
+
+
+def _round_up(size: int) -> int:
+    return -(-size // _PAGE) * _PAGE
+
+
+def _merge(pieces: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The free pieces in order, neighbours joined."""
+    merged: list[tuple[int, int]] = []
+    for start, length in sorted(pieces):
+        if merged and sum(merged[-1]) == start:
+            merged[-1] = (merged[-1][0], merged[-1][1] + length)
+        else:
+            merged.append((start, length))
+    return merged

@@ -1,0 +1,521 @@
+"""The command as a person uses it: what it says, what it does, how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import aioboto3
+import numpy as np
+import pytest
+
+import async_maps as am
+from async_maps.cli import app as cli
+from async_maps.cli import run as run_command
+from async_maps.demo import seaweed
+from async_maps.manifest.manifest import Manifest
+from async_maps.render.ranges import ValueRange
+from async_maps.stores.s3 import S3Store
+from tests.pipeline.test_pipeline import decode, random_map
+from tests.support.leftovers import leaves_nothing
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.usefixtures(leaves_nothing.__name__)
+
+COMMAND = [sys.executable, "-m", "async_maps"]
+AWKWARD = ["a b", "#1", "100%", "1+1", "what?", "é", "日本", "😀", "a&b=c", "it's (1)!", "~x", "semi;colon"]
+DTYPES = [np.float16, np.float32, np.float64, np.uint8]
+
+
+@pytest.fixture(autouse=True)
+def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def invoke(*arguments: object) -> int:
+    """The command in this process; its exit code."""
+    with pytest.raises(SystemExit) as ended:
+        cli.main([str(argument) for argument in arguments])
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
+def start(*arguments: object) -> subprocess.Popen[str]:
+    """The command in a process group of its own, as a shell starts it."""
+    return subprocess.Popen(
+        [*COMMAND, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def mixed_maps(folder: Path, count: int, *, seed: int = 0) -> dict[str, Path]:
+    """Maps of many sizes and dtypes in nested folders under awkward names: name to file."""
+    rng = np.random.default_rng(seed)
+    made = {}
+    for i in range(count):
+        name = f"{AWKWARD[i % 3]}/{AWKWARD[i % 7]}/{AWKWARD[i % len(AWKWARD)]} {i}"
+        side = int(7 * (1024 / 7) ** rng.random() ** 3)
+        values = rng.random((side, max(7, side // 2)))
+        dtype = DTYPES[i % 4]
+        path = folder / f"{name}.npy"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, (values * 255).astype(dtype) if dtype is np.uint8 else values.astype(dtype))
+        made[name] = path
+    return made
+
+
+async def keys(bucket: str) -> set[str]:
+    """The keys in a bucket."""
+    async with aioboto3.Session().client("s3") as client:
+        pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket)
+        return {entry["Key"] async for page in pages for entry in page.get("Contents", [])}
+
+
+async def objects(bucket: str) -> dict[str, tuple[bytes, Any]]:
+    """What a bucket holds: key to bytes and time of the last change."""
+    found = {}
+    async with aioboto3.Session().client("s3") as client:
+        async for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket):
+            for entry in page.get("Contents", []):
+                answer = await client.get_object(Bucket=bucket, Key=entry["Key"])
+                found[entry["Key"]] = (await answer["Body"].read(), entry["LastModified"])
+    return found
+
+
+@pytest.mark.parametrize("count", [150, pytest.param(2000, marks=[pytest.mark.slow, pytest.mark.timeout(600)])])
+def test_a_folder_of_anything_becomes_exactly_its_overlays_and_a_second_run_does_nothing(
+    count: int, bucket: str, maps: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    puts = 0
+    original = S3Store.put
+
+    async def counted(self: S3Store, key: str, data: bytes) -> str | None:
+        nonlocal puts
+        puts += 1
+        return await original(self, key, data)
+
+    monkeypatch.setattr(S3Store, "put", counted)
+    made = mixed_maps(maps, count)
+    command = ("run", maps, f"s3://{bucket}/pre fix", "--progress", "none")
+
+    assert invoke(*command) == 0
+    assert puts == count
+    stored = asyncio.run(objects(bucket))
+    assert set(stored) == {f"pre fix/{name}.png" for name in made}
+    for name, path in made.items():
+        expected = am.colorize_activation_map(np.load(path))
+        assert np.array_equal(decode(stored[f"pre fix/{name}.png"][0]), expected), name
+    with Manifest("async-maps.sqlite", read_only=True) as manifest:
+        assert {row[1] for row in manifest.rows()} == {f"s3://{bucket}/pre fix/{name}.png" for name in made}
+
+    assert invoke(*command) == 0
+    assert puts == count
+    assert asyncio.run(objects(bucket)) == stored
+
+    touched = list(made.values())[:10]
+    for path in touched:
+        os.utime(path)
+    assert invoke(*command) == 0
+    assert puts == count + 10
+
+
+def test_bad_files_among_good_ones_are_named_and_the_rest_arrives(
+    maps: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for i in range(95):
+        np.save(maps / f"good{i}.npy", random_map(i))
+    (maps / "empty.npy").touch()
+    (maps / "text.npy").write_text("this is no array at all")
+    np.save(maps / "pickled.npy", np.array([{}, None]))
+    np.save(maps / "nan.npy", np.full((4, 5), np.nan))
+    np.save(maps / "volume.npy", np.zeros((3, 4, 5, 6)))
+    assert invoke("run", maps, "out", "--progress", "none", "--report", "report.json") == 1
+    out, err = capsys.readouterr()
+    assert "95 uploaded, 0 skipped, 5 failed" in out
+    reasons = {
+        "empty.npy": "read: expected an .npy file, found an empty one",
+        "text.npy": "read: expected an .npy file",
+        "pickled.npy": "pickled Python objects, which are never read",
+        "nan.npy": "every value must lie in [0, 1]; found NaN at index (0, 0)",
+        "volume.npy": "must have the shape (h, w) or (h, w, 1); found (3, 4, 5, 6)",
+    }
+    for file, reason in reasons.items():
+        (line,) = [line for line in err.splitlines() if f"{maps}/{file}" in line]
+        assert reason in line
+    report = json.loads(Path("report.json").read_text())
+    assert (report["uploaded"], report["failed"], report["exit_code"]) == (95, 5, 1)
+    assert {failure["name"] for failure in report["failures"]} == {file.removesuffix(".npy") for file in reasons}
+    assert len(list(Path("out").glob("*.png"))) == 95
+
+
+def wrong_uses() -> Iterator[Any]:
+    def case(name: str, arguments: str, said: str, **environment: str) -> Any:
+        return pytest.param(arguments, said, environment, id=name)
+
+    yield case("no bucket", "run maps s3://no-such-bucket/x", "the bucket does not exist")
+    yield case(
+        "wrong secret", "run maps s3://{bucket}/x", "secret key is wrong", AWS_SECRET_ACCESS_KEY="my-hidden-word"
+    )
+    yield case("unknown key", "run maps s3://{bucket}/x", "access key is not known", AWS_ACCESS_KEY_ID="nobody")
+    yield case(
+        "nobody listens",
+        "run maps s3://bucket/x --s3.max-attempts 2",
+        "127.0.0.1:9",
+        AWS_ENDPOINT_URL="http://127.0.0.1:9",
+    )
+    yield case("no folder", "run nowhere out", "no such file or folder: nowhere")
+    yield case("no maps", "run empty out", "holds no activation maps")
+    yield case("no map", "run bad.toml out", "is not read as activation maps")
+    yield case("no name", "run nameless.csv out", "a listing needs the columns name and path; found id, path")
+    yield case("one name twice", "run twice.csv out", "the name a is in line 2 and in line 3: each map needs its own")
+    yield case("no such object", "run s3://{bucket}/nothing/ out", "holds no activation maps")
+    yield case("no such bucket to read", "run s3://no-such-bucket/maps/ out", "the bucket does not exist")
+    yield case("no range there", "run maps out --range from:relative.sqlite", "it was made with range per-map; make it")
+    yield case("bad flag", "run maps out --bogus", "--bogus")
+    yield case("bad value", "run maps out --workers many", "workers: input should be a valid integer")
+    yield case("bad choice", "run maps out --png gif", "png: input should be 'palette', 'rgba', 'compact' or 'gray'")
+    yield case("gray and clear", "run maps out --png gray --invalid transparent", "png gray has no transparent pixels")
+    yield case("bad colormap", "run maps out --colormap virdis", "unknown colormap 'virdis'; near to it: viridis")
+    yield case("a hyphen first", "run maps out --range -2,2", "write a value that begins with a hyphen as --range=-2,2")
+    yield case(
+        "glob without quotes", "run maps/a.npy maps/b.npy out x", "unexpected 'out' and 1 more: a glob must be in"
+    )
+    yield case("bad percentile", "run maps out --range percentile:1,120", "percentiles must lie in 0 to 100")
+    yield case("no other run", "run maps out --range from:none.sqlite", "no such manifest: none.sqlite")
+    yield case("bad key", "run maps out --key {{no}}.png", "unknown field {no}; known: name, digest, stem")
+    yield case("keys alike", "run maps out --key {{parent}}.png", "gives all maps of a folder the same key")
+    yield case("bad alpha", "run maps out --alpha 2", "alpha: expected auto, fade, opaque or a number from 0 to 1")
+    yield case("bad key in TOML", "run maps out --config bad.toml", "bad.toml: collormap is not a setting")
+    yield case("no TOML", "run maps out --config=none.toml", "cannot read none.toml")
+    yield case("bad environment", "run maps out", "concurrency", ASYNC_MAPS_CONCURRENCY="lots")
+    yield case("both select flags", "run maps out --overwrite --retry-failed", "exclude each other")
+    yield case("no manifest", "export none.sqlite x.csv", "no such manifest: none.sqlite")
+    yield case(
+        "no column", "export relative.sqlite x.csv --columns name,color", "columns: unknown 'color'; known: name, "
+    )
+    yield case("no form", "export relative.sqlite x.csv --as excel", "excel")
+    yield case("too many hours", "export relative.sqlite x.csv --presign 169", "expected 1 to 168 hours, found 169")
+    yield case("foreign manifest", "run maps out --manifest bad.toml", "bad.toml")
+    yield case("unknown scheme", "run maps gs://bucket/x", "unknown destination")
+    yield case("no folder for the report", "run maps out --report none/r.json", "no such folder")
+    yield case("nothing", "run", "SOURCE")
+    yield case("no scenes", "demo --scenes 0", "--scenes")
+    yield case("a folder served", "demo --local --serve", "--local and --serve exclude each other")
+
+
+@pytest.mark.parametrize(("arguments", "said", "environment"), list(wrong_uses()))
+def test_a_wrong_use_is_one_clear_sentence_and_exit_2(
+    arguments: str, said: str, environment: dict[str, str], bucket: str, maps: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    np.save(maps / "a.npy", random_map(1))
+    Path("empty").mkdir()
+    Path("bad.toml").write_text('collormap = "jet"\n')
+    Path("nameless.csv").write_text("id,path\n1,maps/a.npy\n")
+    Path("twice.csv").write_text("name,path\na,maps/a.npy\na,maps/b.npy\n")
+    with Manifest("relative.sqlite") as manifest:
+        manifest.keep_range(ValueRange("per-map"), "per-map")
+    for name, value in ({"ASYNC_MAPS_WORKERS": "0"} | environment).items():
+        monkeypatch.setenv(name, value)
+    started = time.monotonic()
+    assert invoke(*arguments.format(bucket=bucket).split()) == 2
+    assert time.monotonic() - started < 20
+    out, err = capsys.readouterr()
+    lines = [line for line in err.splitlines() if line.startswith("async-maps: error: ")]
+    assert len(lines) == 1, err
+    assert said in lines[0]
+    # Who was refused by the destination is told where to ask.
+    assert ("async-maps doctor s3://no-such-bucket/x tells" in err) == ("s3://no-such-bucket/x" in arguments)
+    assert "Traceback" not in err
+    assert os.environ["AWS_SECRET_ACCESS_KEY"] not in out + err
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.slow
+def test_a_signal_finishes_what_is_in_flight_and_the_next_run_does_the_rest(
+    number: signal.Signals, code: int, bucket: str, maps: Path
+) -> None:
+    for i in range(1200):
+        np.save(maps / f"{i:04}.npy", random_map(i, (64, 64)))
+    command = ("run", maps, f"s3://{bucket}/x", "--progress", "none", "--manifest", "m.sqlite", "--concurrency", 4,
+               "--chunk-maps", 16, "--queue-bytes", 65_536)  # fmt: skip  # so that little is in flight
+    running = start(*command)
+    while not done_rows("m.sqlite"):
+        assert running.poll() is None
+        time.sleep(0.02)
+    workers = worker_pids_of(running.pid)
+    # As the terminal does: to every process of the group.
+    os.killpg(running.pid, number)
+    out, err = running.communicate(timeout=60)
+    assert running.returncode == code, err
+    assert f"{number.name}: finishing what is in flight" in err
+    assert "run the same command again" in err
+    with Manifest("m.sqlite", read_only=True) as manifest:
+        locators = {str(row[1]) for row in manifest.rows()}
+        assert manifest.counts() == {"done": len(locators)}
+    assert 0 < len(locators) < 1200
+    assert {f"s3://{bucket}/{key}" for key in asyncio.run(keys(bucket))} == locators
+    assert f"{len(locators):,} uploaded" in out
+    assert not Path("m.sqlite-wal").exists()
+    assert workers
+    assert not any(alive(pid) for pid in workers)
+
+    assert invoke(*command) == 0
+    assert len(asyncio.run(keys(bucket))) == 1200
+
+
+def done_rows(path: str) -> int:
+    if not Path(path).exists():
+        return 0
+    try:
+        with Manifest(path, read_only=True) as manifest:
+            return manifest.counts().get("done", 0)
+    except am.ManifestError:
+        return 0
+
+
+@pytest.mark.slow
+def test_a_second_signal_ends_at_once(maps: Path) -> None:
+    for i in range(4000):
+        np.save(maps / f"{i:04}.npy", random_map(i, (32, 32)))
+    running = start("run", maps, "out", "--progress", "none", "--files.fsync")
+    while not done_rows("async-maps.sqlite"):
+        assert running.poll() is None
+        time.sleep(0.02)
+    os.kill(running.pid, signal.SIGINT)
+    os.kill(running.pid, signal.SIGTERM)
+    running.communicate(timeout=20)
+    assert running.returncode in {130, 143}
+    with Manifest("async-maps.sqlite", read_only=True) as manifest:
+        done = {str(row[0]) for row in manifest.rows()}
+    assert done <= {path.stem for path in Path("out").glob("*.png")}
+    assert not list(Path("out").glob(".async-maps-*"))
+
+
+@pytest.mark.slow
+def test_workers_end_when_their_parent_is_killed(maps: Path) -> None:
+    for i in range(3000):
+        np.save(maps / f"{i:04}.npy", random_map(i, (64, 64)))
+    running = start("run", maps, "out", "--progress", "none", "--workers", 2)
+    while not done_rows("async-maps.sqlite"):
+        assert running.poll() is None
+        time.sleep(0.02)
+    workers = worker_pids_of(running.pid)
+    assert len(workers) == 2
+    running.kill()
+    running.communicate()
+    deadline = time.monotonic() + 10
+    while any(alive(pid) for pid in workers):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert invoke("run", maps, "out", "--progress", "none") == 0
+    assert len(list(Path("out").glob("*.png"))) == 3000
+
+
+def worker_pids_of(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_flags_go_before_the_environment_and_that_before_the_file(
+    maps: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save(maps / "a.npy", random_map(1))
+    Path("s.toml").write_text('png = "rgba"\nworkers = 0\nalpha = 0.5\nrange = [0, 2]\n[files]\nfsync = true\n')
+    seen: list[am.Settings] = []
+    original = run_command._Job.__init__
+
+    def noted(self: Any, source: str, destination: str, options: Any, settings: am.Settings, report: am.Report) -> None:
+        seen.append(settings)
+        original(self, source, destination, options, settings, report)
+
+    monkeypatch.setattr(run_command._Job, "__init__", noted)
+    monkeypatch.setenv("ASYNC_MAPS_ALPHA", "auto")
+    monkeypatch.setenv("ASYNC_MAPS_CONCURRENCY", "3")
+    assert (
+        invoke(
+            "run", maps, "out", "--config", "s.toml", "--png", "palette", "--s3.metadata.team", "xai", "--range=-2,2"
+        )
+        == 0
+    )
+    (settings,) = seen
+    assert settings.model_dump(exclude_defaults=True) == {
+        "workers": 0, "concurrency": 3, "range": "-2.0,2.0",
+        "files": {"fsync": True}, "s3": {"metadata": {"team": "xai"}},
+    }  # fmt: skip
+    capsys.readouterr()
+
+
+def test_a_dry_run_counts_and_writes_nothing(maps: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for i in range(12):
+        np.save(maps / f"{i}.npy", random_map(i))
+    assert invoke("run", maps, "out", "--dry-run", "--report", "r.json") == 0
+    assert "12 maps would be done, 0 skipped, 0 would fail" in capsys.readouterr().out
+    assert not Path("out").exists()
+    assert not Path("async-maps.sqlite").exists()
+    assert json.loads(Path("r.json").read_text())["planned"] == 12
+
+
+def test_redo_flags_do_what_they_say(maps: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.save(maps / "good.npy", random_map(1))
+    np.save(maps / "bad.npy", np.full((3, 3), 7.0))
+    assert invoke("run", maps, "out", "--progress", "none", "--workers", 0) == 1
+    np.save(maps / "bad.npy", random_map(2))
+    np.save(maps / "new.npy", random_map(3))
+    capsys.readouterr()
+    assert invoke("run", maps, "out", "--progress", "none", "--workers", 0, "--retry-failed") == 0
+    assert "1 uploaded, 2 skipped, 0 failed" in capsys.readouterr().out
+    assert invoke("run", maps, "out", "--progress", "none", "--workers", 0, "--overwrite") == 0
+    assert "3 uploaded, 0 skipped, 0 failed" in capsys.readouterr().out
+
+
+def test_too_many_failures_end_the_run_with_exit_1(maps: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for i in range(50):
+        np.save(maps / f"{i}.npy", np.full((3, 3), 7.0))
+    assert invoke("run", maps, "out", "--progress", "none", "--max-failures", 5) == 1
+    assert "more than max_failures = 5" in capsys.readouterr().err
+
+
+def test_export_writes_the_locators(maps: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for i in range(5):
+        np.save(maps / f"{i}.npy", random_map(i))
+    (maps / "bad.npy").touch()
+    assert invoke("run", maps, "out", "--progress", "none", "--workers", 0) == 1
+    assert invoke("export", "async-maps.sqlite", "locators.csv") == 0
+    assert invoke("export", "async-maps.sqlite", "all.jsonl", "--all") == 0
+    assert "5 rows in locators.csv" in capsys.readouterr().out
+    rows = Path("locators.csv").read_text().splitlines()
+    assert rows[1].startswith(f"0,{Path('out').absolute().as_uri()}/0.png,done,")
+    assert len(rows) == 6
+    assert [json.loads(line)["status"] for line in Path("all.jsonl").read_text().splitlines()].count("failed") == 1
+
+
+def test_export_writes_the_columns_that_are_asked_for_as_a_reader_wants_them(bucket: str, maps: Path) -> None:
+    np.save(maps / "a.npy", random_map(1))
+    assert invoke("run", maps, f"s3://{bucket}/x", "--progress", "none", "--workers", 0, "--png", "gray") == 0
+    for form, heading, row in (
+        ("plain", "name,locator,url", f"a,s3://{bucket}/x/a.png,"),
+        ("kolena", "name,activation_map,url", f'a,"{{""locator"": ""s3://{bucket}/x/a.png"", '),
+        ("fiftyone", "name,map_path,range,url", f'a,s3://{bucket}/x/a.png,"[0, 255]",'),
+    ):
+        flags = ("--columns", "name, locator", "--as", form, "--presign", 1.5)
+        assert invoke("export", "async-maps.sqlite", "a.csv", *flags) == 0
+        first, second = Path("a.csv").read_text().splitlines()
+        assert first == heading
+        assert second.startswith(row)
+        assert f"{os.environ['AWS_ENDPOINT_URL']}/{bucket}/x/a.png?X-Amz-Algorithm=AWS4-HMAC-SHA256" in second
+        assert "&X-Amz-Expires=5400&" in second
+        assert os.environ["AWS_SECRET_ACCESS_KEY"] not in second
+
+
+@pytest.mark.parametrize("kind", ["log", "json", "bar", "auto"])
+def test_progress_is_shown_and_the_summary_names_the_slowest_stage(
+    kind: str, maps: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for i in range(30):
+        np.save(maps / f"{i}.npy", random_map(i))
+    assert invoke("run", maps, "out", "--progress", kind, "--workers", 0) == 0
+    out, err = capsys.readouterr()
+    assert re.search(r"slowest stage: (colorize|encode|upload), busy \d+% of the time", out)
+    if kind == "json":
+        last = json.loads(err.splitlines()[-1])
+        assert (last["uploaded"], last["failed"], set(last["queues"])) == (30, 0, {"colorize", "encode", "upload"})
+    elif kind != "bar":
+        assert "30 of 30 maps" in err
+        assert "maps/s" in err
+    else:
+        assert "30/30" in err
+
+
+def test_what_failed_before_it_had_a_name_is_retried_too(maps: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.save(maps / "good.npy", random_map(1))
+    (maps / "link.npy").symlink_to(maps / "target")
+    (maps / "damaged.npz").write_bytes(b"PK")
+    (maps / "empty.npz").write_bytes(b"PK\x05\x06" + bytes(18))
+    command = ("run", maps, "out", "--progress", "none", "--workers", 0)
+    assert invoke(*command) == 1
+    np.save(maps / "target", random_map(2))
+    (maps / "target.npy").rename(maps / "target")
+    np.savez(maps / "damaged.npz", cam=random_map(3))
+    assert invoke(*command, "--retry-failed") == 1
+    assert "2 uploaded, 1 skipped, 1 failed" in capsys.readouterr().out
+    (maps / "empty.npz").unlink()
+    assert invoke(*command, "--retry-failed") == 0
+    with Manifest("async-maps.sqlite", read_only=True) as manifest:
+        assert manifest.counts() == {"done": 3}
+
+
+def test_a_manifest_of_one_server_is_refused_for_another(
+    bucket: str, maps: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save(maps / "a.npy", random_map(1))
+    command = ("run", maps, f"s3://{bucket}/x", "--progress", "none", "--workers", 0)
+    assert invoke(*command) == 0
+    with seaweed.serve(tmp_path / "other") as other, seaweed.in_environment(other):
+        asyncio.run(seaweed.create_bucket(other, bucket))
+        assert invoke(*command) == 2
+        assert f"this run goes to s3://{bucket}/x at {other.endpoint_url}" in capsys.readouterr().err
+
+
+def test_a_variable_of_the_environment_cannot_overwrite(maps: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.save(maps / "a.npy", random_map(1))
+    assert invoke("run", maps, "out", "--progress", "none", "--workers", 0) == 0
+    before = (Path("out") / "a.png").stat().st_mtime_ns
+    monkeypatch.setenv("ASYNC_MAPS_OVERWRITE", "true")
+    assert invoke("run", maps, "out", "--progress", "none", "--workers", 0) == 0
+    assert (Path("out") / "a.png").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("command", [[], ["run"], ["demo"], ["export"], ["verify"], ["doctor"]])
+def test_help_teaches(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert invoke(*command, "--help") == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "Usage: async-maps" in text
+    if command == ["run"]:
+        for word in (
+            "SOURCE",
+            "s3://bucket/prefix",
+            "--manifest",
+            "--dry-run",
+            "--png",
+            "--concurrency",
+            "ASYNC_MAPS_",
+        ):
+            assert word in text
+    if command == ["export"]:
+        # The frame's lines are between the words.
+        assert "treat it as a password" in " ".join(text.replace("│", " ").split())
+    if not command:
+        assert "Exit codes: 0 all is well, 1 something failed or differs, 2 wrong use" in text
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = (
+        "import sys\n"
+        "from async_maps.cli.app import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'numba', 'aioboto3', 'botocore', 'PIL', 'pyarrow', 'async_maps.pipeline'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,133 @@
+"""async-maps demo: the whole job, with and without the S3 server."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from async_maps.demo import run as demo
+from async_maps.demo import seaweed
+from async_maps.errors import MissingExtraError, SettingsError
+from async_maps.render.colorize import colorize_activation_map
+from tests.cli.test_cli import COMMAND, invoke, start
+from tests.support.leftovers import leaves_nothing
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+pytestmark = pytest.mark.usefixtures(leaves_nothing.__name__)
+
+
+def locators(out: Path) -> list[dict[str, str]]:
+    with (out / "locators.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_demo_ends_with_locators_in_a_real_s3_and_a_picture(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "demo"
+    assert invoke("demo", "--out", out, "--scenes", 40) == 0
+    said = capsys.readouterr().out
+    assert "40 of 40 overlays read back from s3://overlays/demo: pixels equal" in said
+    rows = locators(out)
+    assert len(rows) == 40
+    assert {row["locator"] for row in rows} == {f"s3://overlays/demo/{row['name']}.png" for row in rows}
+    with Image.open(out / "overlays.png") as picture:
+        assert min(picture.size) > 500
+        assert len(np.unique(np.asarray(picture.convert("L")))) > 100
+
+
+@pytest.mark.slow
+def test_without_the_server_the_demo_does_the_same_into_a_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(seaweed, "is_installed", lambda: False)
+    out = tmp_path / "demo"
+    assert invoke("demo", "--out", out, "--scenes", 8) == 0
+    said = capsys.readouterr().out
+    assert "pip install '.[demo]'" in said
+    assert "8 of 8 overlays read back" in said
+    assert len(list((out / "overlays").rglob("*.png"))) == 8
+    (out / "mine.txt").write_text("kept")
+    assert invoke("demo", "--out", out, "--scenes", 4, "--local") == 0
+    assert len(list((out / "overlays").rglob("*.png"))) == len(locators(out)) == 4
+    assert (out / "mine.txt").exists()
+
+
+def test_a_wrong_pixel_fails_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(activation_map: NDArray[Any]) -> NDArray[np.uint8]:
+        pixels = colorize_activation_map(activation_map)
+        pixels[0, 0, 0] ^= 1
+        return pixels
+
+    monkeypatch.setattr(demo, "colorize_activation_map", wrong)
+    assert invoke("demo", "--out", tmp_path / "demo", "--scenes", 4, "--local") == 1
+
+
+@pytest.mark.parametrize("name", ["maps", "overlays", "manifest.sqlite"])
+def test_what_no_demo_has_made_is_not_replaced(tmp_path: Path, name: str) -> None:
+    own = tmp_path / name / "own.npy" if "." not in name else tmp_path / name
+    own.parent.mkdir(exist_ok=True)
+    own.write_bytes(b"precious")
+    with pytest.raises(SettingsError, match=rf"{name} was not made by a demo, .*: choose another folder with --out"):
+        demo.run_demo(tmp_path, scenes=1, local=True)
+    assert own.read_bytes() == b"precious"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [name]
+
+
+def test_where_there_is_no_server_none_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(seaweed, "is_installed", lambda: False)
+    with pytest.raises(MissingExtraError, match=r"a server that stays needs the extra 'demo'"):
+        demo.run_demo(tmp_path / "demo", scenes=1, local=False, serve=True)
+    assert not (tmp_path / "demo").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SettingsError, match="cannot make the folder"):
+        demo.run_demo(tmp_path / "file", scenes=1, local=True)
+
+
+@pytest.mark.slow
+def test_the_server_stays_until_ctrl_c_for_who_wants_to_go_on(tmp_path: Path) -> None:
+    running = start("demo", "--out", tmp_path / "demo", "--scenes", 2, "--serve")
+    assert running.stdout is not None
+    environment = {}
+    while not (line := running.stdout.readline()).startswith("then,"):
+        assert running.poll() is None
+        if line.startswith("export "):
+            name, _, value = line.removeprefix("export ").strip().partition("=")
+            environment[name] = value
+    manifest = tmp_path / "mine.sqlite"
+    for arguments in (
+        ("run", tmp_path / "demo/maps", "s3://overlays/mine", "--manifest", manifest),
+        ("verify", manifest),
+    ):
+        subprocess.run([*COMMAND, *map(str, arguments)], env=os.environ | environment, check=True, capture_output=True)
+    os.killpg(running.pid, signal.SIGINT)
+    _, err = running.communicate(timeout=30)
+    assert running.returncode == 0, err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
+@pytest.mark.slow
+def test_a_signal_ends_the_demo_and_its_server(tmp_path: Path, number: signal.Signals) -> None:
+    running = start("demo", "--out", tmp_path / "demo", "--scenes", 150)
+    assert running.stdout is not None
+    while "SeaweedFS answers" not in running.stdout.readline():
+        assert running.poll() is None
+    os.killpg(running.pid, number)
+    _, err = running.communicate(timeout=30)
+    assert running.returncode == 128 + number, err
+    assert "Traceback" not in err

@@ -1,0 +1,344 @@
+"""Deaths, of the whole process and of its workers: at any moment, and nothing is lost, torn or left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import aioboto3
+import numpy as np
+import pytest
+from anyio import CapacityLimiter, create_memory_object_stream, create_task_group
+
+import async_maps as am
+from async_maps.manifest.manifest import Manifest
+from async_maps.render.colormap import ColormapJet, color_table
+from async_maps.render.ranges import UNIT
+from async_maps.sources.activation_map import ActivationMap
+from async_maps.stages.colorize import ColorizeStage
+from async_maps.stages.items import Bitmap, Job
+from async_maps.stages.meters import Meter
+from async_maps.stores.memory import MemoryStore
+from async_maps.workers.arena import Arena
+from async_maps.workers.pool import ProcessWorker
+from async_maps.workers.worker import Recipe
+from tests.pipeline.test_pipeline import decode, random_map, use_store, worker_pids
+from tests.support.leftovers import leaves_nothing
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+pytestmark = pytest.mark.usefixtures(leaves_nothing.__name__)
+
+
+# Of the whole process
+
+KILLS = 25
+CHAIN = 5
+"""So many kills of one job, then a run that is let be."""
+
+
+class KilledJob:
+    """One job of the command, killed and run again: a folder of maps into a prefix of a bucket, with its manifest."""
+
+    def __init__(self, maps: Path, bucket: str, folder: Path, *options: object) -> None:
+        folder.mkdir()
+        self._temporary = folder / "tmp"
+        self._temporary.mkdir()
+        self.manifest = folder / "m.sqlite"
+        self._prefix = folder.name
+        self._bucket = bucket
+        self._command = [
+            *(sys.executable, "-m", "async_maps", "run", maps, f"s3://{bucket}/{self._prefix}"),
+            *("--manifest", self.manifest, "--progress", "none", *options),
+        ]
+
+    def run(self, kill_after: float | None = None) -> int:
+        """Run the command, killed after so many seconds if it still runs then; its exit status."""
+        running = subprocess.Popen(
+            [str(argument) for argument in self._command],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "TMPDIR": str(self._temporary)},
+        )
+        try:
+            running.wait(kill_after)
+        except subprocess.TimeoutExpired:
+            running.kill()
+        # Its workers hold its standard error: that ends when the last of them is gone.
+        _, err = running.communicate(timeout=20)
+        assert err == ""
+        assert os.listdir(self._temporary) == []
+        return running.returncode
+
+    def recorded(self) -> dict[str, tuple[str, int]]:
+        """What the manifest says lies in the bucket: each locator's name and size. The manifest itself is sound."""
+        if not self.manifest.exists():
+            return {}
+        with closing(sqlite3.connect(self.manifest)) as database:
+            assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+            if not database.execute("SELECT 1 FROM sqlite_master WHERE name = 'maps'").fetchone():
+                return {}  # killed before it wrote anything
+            rows = database.execute("SELECT locator, name, bytes FROM maps WHERE status = 'done'").fetchall()
+        return {locator: (name, size) for locator, name, size in rows}
+
+    async def sizes(self) -> dict[str, int]:
+        """What lies in the bucket: each locator's size."""
+        async with aioboto3.Session().client("s3") as client:
+            pages = client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=f"{self._prefix}/")
+            entries = [entry async for page in pages for entry in page.get("Contents", [])]
+        return {f"s3://{self._bucket}/{entry['Key']}": entry["Size"] for entry in entries}
+
+    async def overlays(self) -> dict[str, NDArray[np.uint8]]:
+        """The decoded pixels of all that lies in the bucket, by name."""
+        found: dict[str, NDArray[np.uint8]] = {}
+        at_once = CapacityLimiter(10)
+        async with aioboto3.Session().client("s3") as client:
+
+            async def fetch(key: str) -> None:
+                async with at_once:
+                    answer = await client.get_object(Bucket=self._bucket, Key=key)
+                    found[key.removeprefix(f"{self._prefix}/").removesuffix(".png")] = decode(
+                        await answer["Body"].read()
+                    )
+
+            async with create_task_group() as fetching:
+                for locator in await self.sizes():
+                    fetching.start_soon(fetch, locator.removeprefix(f"s3://{self._bucket}/"))
+        return found
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_job_killed_at_any_moment_and_run_again_ends_with_every_map_whole(
+    bucket: str, maps: Path, tmp_path: Path
+) -> None:
+    expected = {}
+    for i in range(300):
+        array = random_map(i, (24 + i % 40, 30))
+        np.save(maps / f"{i:03}.npy", array)
+        expected[f"{i:03}"] = am.colorize_activation_map(array)
+    # One upload at a time makes the time in which most can be torn the longer part of a run.
+    options = ("--concurrency", 1, "--chunk-maps", 8)
+    whole = KilledJob(maps, bucket, tmp_path / "whole", *options)
+    began = time.monotonic()
+    assert whole.run() == 0
+    life = time.monotonic() - began
+    assert whole.run() == 0
+    # What a run takes that finds nothing to do.
+    start = time.monotonic() - began - life
+
+    rng = random.Random(5)  # noqa: S311  # seeded on purpose
+    kills = jobs = torn = 0
+    while kills < KILLS:
+        job = KilledJob(maps, bucket, tmp_path / f"job{jobs}", *options, "--workers", (0, 1, 2, 0)[jobs % 4])
+        jobs += 1
+        sizes: dict[str, int] = {}
+        for _ in range(CHAIN):
+            left = 1 - len(sizes) / len(expected)
+            # Seldom beyond the end of the run, which would be no kill.
+            status = job.run(rng.uniform(0, 0.85 * (start + (life - start) * left)))
+            recorded, sizes = job.recorded(), asyncio.run(job.sizes())
+            assert {locator: size for locator, (_, size) in recorded.items()}.items() <= sizes.items()
+            torn += 0 < len(sizes) < len(expected)
+            kills += status == -signal.SIGKILL
+            if status == 0 or kills == KILLS:
+                break
+        if status != 0:
+            assert job.run() == 0
+        with Manifest(job.manifest, read_only=True) as manifest:
+            assert manifest.counts() == {"done": len(expected)}
+        assert {name for name, _ in job.recorded().values()} == set(expected)
+        overlays = asyncio.run(job.overlays())
+        assert overlays.keys() == expected.keys()
+        assert all(np.array_equal(overlays[name], expected[name]) for name in expected)
+        assert not [path.name for path in job.manifest.parent.iterdir() if path.name not in {"tmp", "m.sqlite"}]
+    # The moments did fall into all of a run's life.
+    assert torn >= 3
+    print(  # noqa: T201  # README's
+        f"{kills} kills in {jobs} jobs, {torn} amid the uploads, {time.monotonic() - began:.0f} s; maps lost: 0"
+    )
+
+
+# Of a worker
+
+
+WORKER_KILLS = 12
+
+
+def slowed(monkeypatch: pytest.MonkeyPatch, seconds: float) -> MemoryStore:
+    """Let the pipelines of this test put into a store that takes so long for each object."""
+
+    class Slow(MemoryStore):
+        async def put(self, key: str, data: bytes) -> str:
+            await asyncio.sleep(seconds)
+            return await super().put(key, data)
+
+    store = Slow()
+    use_store(monkeypatch, store)
+    return store
+
+
+@pytest.mark.slow
+async def test_workers_killed_at_random_lose_none_of_3_000_maps(maps: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for i in range(3000):
+        np.save(maps / f"{i:04}.npy", random_map(i, (12, 16)))
+    store = slowed(monkeypatch, 0.01)
+    rng = random.Random(7)  # noqa: S311  # seeded on purpose
+    kills, began = 0, time.monotonic()
+    async with am.Pipeline("memory://", settings=am.Settings(workers=2, concurrency=6)) as pipeline:
+        running = asyncio.create_task(pipeline.run(maps))
+        while not running.done():
+            if kills < WORKER_KILLS and (alive := sorted(worker_pids())):
+                # Whichever it is: one at work, one that waits, one that is just being started again.
+                os.kill(rng.choice(alive), signal.SIGKILL)
+                kills += 1
+            await asyncio.wait({running}, timeout=0.3)
+        report = await running
+    assert kills == WORKER_KILLS
+    assert report.failed == 0, report.failures
+    assert report.uploaded == len(store.objects) == 3000
+    for i in range(3000):
+        expected = am.colorize_activation_map(random_map(i, (12, 16)))
+        assert np.array_equal(decode(store.objects[f"{i:04}.png"]), expected)
+    print(f"{kills} workers killed in {time.monotonic() - began:.0f} s; maps lost: 0")  # noqa: T201  # README's
+
+
+def hook(folder: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    """Let every interpreter that is started from now on begin with this code."""
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
+
+
+@pytest.mark.slow
+async def test_a_file_whose_reading_kills_is_one_failure_and_all_around_it_arrive(
+    maps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hook(
+        tmp_path / "hook",
+        monkeypatch,
+        "import os, signal, sys\n"
+        "def deadly(event, arguments):\n"
+        "    if event == 'open' and os.path.basename(str(arguments[0])) == '150.npy':\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "sys.addaudithook(deadly)\n",
+    )
+    for i in range(300):
+        np.save(maps / f"{i:03}.npy", random_map(i))
+    async with am.Pipeline(tmp_path / "out", settings=am.Settings(workers=2)) as pipeline:
+        report = await pipeline.run(maps)
+    assert (report.uploaded, report.failed) == (299, 1)
+    failure = report.failures[0]
+    assert (failure.name, failure.stage) == ("150", "colorize")
+    assert failure.reason == "a worker process was killed by signal 9 (out of memory?) over this map, time and again"
+    assert len(list((tmp_path / "out").glob("*.png"))) == 299
+
+
+@pytest.mark.slow
+async def test_workers_that_cannot_be_started_again_end_the_run_with_one_sentence_and_the_next_does_the_rest(
+    maps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As the kernel does that has no memory left.
+    hook(
+        tmp_path / "hook",
+        monkeypatch,
+        "import os, signal\n"
+        f"with open({str(tmp_path / 'starts')!r}, 'a') as starts:\n"
+        "    starts.write('.')\n"
+        f"if os.path.exists({str(tmp_path / 'no-memory')!r}):\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n",
+    )
+    for i in range(2000):
+        np.save(maps / f"{i:04}.npy", random_map(i))
+    slowed(monkeypatch, 0.01)
+    settings = am.Settings(workers=2, concurrency=4, queue_bytes=50_000)
+    report, manifest = am.Report(), tmp_path / "m.sqlite"
+
+    async def run(destination: Path | str) -> None:
+        async with am.Pipeline(destination, settings=settings) as pipeline:
+            running = asyncio.create_task(pipeline.run(maps, manifest=manifest, report=report))
+            while not report.uploaded:  # noqa: ASYNC110  # it is counted, not announced
+                await asyncio.sleep(0.01)
+            (tmp_path / "no-memory").touch()
+            for worker in worker_pids():
+                os.kill(worker, signal.SIGKILL)
+            await running
+
+    with pytest.raises(am.WorkerError) as caught:
+        await asyncio.wait_for(run("memory://"), 30)
+    assert str(caught.value) == (
+        "a worker process was killed by signal 9 (out of memory?) while it was started again, 6 times in a row; "
+        "fewer workers take less memory"
+    )
+    # The first two, and six attempts at the most for each of them.
+    assert 2 + 6 <= len((tmp_path / "starts").read_text()) <= 2 + 2 * 6
+    with Manifest(manifest, read_only=True) as opened:
+        assert opened.counts() == {"done": report.uploaded}
+    assert 0 < report.uploaded < 2000
+
+    (tmp_path / "no-memory").unlink()
+    async with am.Pipeline("memory://", settings=settings) as pipeline:
+        rest = await pipeline.run(maps, manifest=manifest)
+    assert (rest.uploaded, rest.skipped, rest.failed) == (2000 - report.uploaded, report.uploaded, 0)
+
+
+async def test_a_map_is_not_blamed_for_a_worker_that_died_while_the_map_waited_for_room() -> None:
+    failures: list[object] = []
+    received: list[Bitmap] = []
+    jobs, jobs_out = create_memory_object_stream[Job](1)
+    bitmaps, bitmaps_out = create_memory_object_stream[list[Bitmap]](1)
+
+    async def receive() -> None:
+        async with bitmaps_out:
+            async for batch in bitmaps_out:
+                received.extend(batch)
+                for bitmap in batch:
+                    bitmap.release()
+
+    with Arena(2**16) as arena:
+        worker = ProcessWorker(Recipe(color_table(ColormapJet())), arena)
+        await worker.start()
+        stage = ColorizeStage(arena, chunk_maps=4, chunk_bytes=2**16, channels=1, meter=Meter(1))
+        all_of_it = await arena.take(arena.size)
+        async with create_task_group() as tasks:
+            tasks.start_soon(stage.run, worker, jobs_out, bitmaps)
+            tasks.start_soon(receive)
+            await jobs.send(Job(ActivationMap("a", "a", None, 0, array=random_map(1)), failures.append, UNIT))
+            await asyncio.sleep(0.05)
+            while not received and not failures:
+                # It dies while its map is in the line for a block, behind all of the memory and before all of it.
+                after_it = asyncio.create_task(arena.take(arena.size))
+                await asyncio.sleep(0)
+                assert worker.pid is not None
+                os.kill(worker.pid, signal.SIGKILL)
+                await asyncio.sleep(0.05)
+                all_of_it.release()
+                all_of_it = await after_it
+                if not received:
+                    # Until the worker runs again and the map is in the line once more.
+                    await asyncio.sleep(1)
+            all_of_it.release()
+            jobs.close()
+        await worker.stop()
+    assert failures == []
+    assert [bitmap.job.map.name for bitmap in received] == ["a"]
+
+
+@pytest.mark.parametrize("heard", [b"", b"\0\0", b"\0\0\1\0{"], ids=["nothing", "half a length", "half a message"])
+def test_a_worker_whose_parent_died_while_it_started_ends_without_a_word(heard: bytes) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "from async_maps.workers.worker import main; main()"],
+        input=heard, capture_output=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")

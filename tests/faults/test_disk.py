@@ -1,0 +1,506 @@
+"""Disks that are full, read-only or damaged, under the whole command: one sentence, no PUT more than need be, and once
+the disk is mended the next run comes to rows = objects = maps.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from async_maps.errors import ManifestError
+from async_maps.manifest.claims import Claims
+from async_maps.manifest.export import export_manifest
+from async_maps.manifest.manifest import Manifest
+from tests.cli.test_cli import COMMAND, invoke
+from tests.manifest.test_manifest import DESTINATION, SETTINGS, _done, _failed, _map, _rows, _run
+from tests.support.leftovers import leaves_nothing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+pytestmark = pytest.mark.usefixtures(leaves_nothing.__name__)
+
+COUNT = 1200
+"""Their rows take some 400 KiB."""
+QUICK = ("--progress", "none", "--workers", "0")
+
+
+@pytest.fixture(autouse=True)
+def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def stack(maps: Path) -> Path:
+    """Many maps in one file."""
+    np.save(maps / "stack.npy", np.random.default_rng(1).random((COUNT, 6, 6)))
+    return maps
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """A disk of its own; called with a size, it has that one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "none", folder], capture_output=True, check=False).returncode:
+        pytest.skip("mounting a disk of a given size takes root")
+
+    def sized(size: str) -> Path:
+        subprocess.run(["mount", "-o", f"remount,size={size}", folder], check=True)
+        return folder
+
+    try:
+        yield sized
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def fill(folder: Path) -> Path:
+    """Nothing more fits on that disk until this file is gone."""
+    filling = folder / "filling"
+    with filling.open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(4096))
+        except OSError:
+            return filling
+
+
+def said(capsys: pytest.CaptureFixture[str]) -> str:
+    """The one sentence that the command ended with, but for where to ask."""
+    err = capsys.readouterr().err
+    assert "Traceback" not in err
+    line, *hint = err.splitlines()
+    assert all(text.startswith("async-maps: async-maps doctor ") for text in hint)
+    assert line.startswith("async-maps: error: ")
+    return line.removeprefix("async-maps: error: ")
+
+
+def whole(manifest: Path, out: Path, names: set[str]) -> None:
+    """Rows, objects and maps are the same."""
+    assert {str(row["name"]) for row in _rows(manifest) if row["status"] == "done"} == names
+    assert {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()} == {
+        f"{name}.png" for name in names
+    }
+    assert sorted(path.name for path in manifest.parent.glob(f"{manifest.name}*")) == [manifest.name]
+
+
+IN_STACK = {f"stack/{index:06}" for index in range(COUNT)}
+
+
+# A disk that is full -------------------------------------------------------------------------------------------------
+
+
+def test_a_manifest_whose_disk_fills_up_ends_the_run_and_once_there_is_room_the_next_one_completes(
+    stack: Path, disk: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = disk("200k") / "m.sqlite"
+    command = ("run", stack, "out", "--manifest", manifest, *QUICK)
+    assert invoke(*command) == 1
+    assert said(capsys) == (
+        f"the manifest {manifest} cannot be written: its disk is full: make room, and run the same command again"
+    )
+    # What is committed is whole, and has its object.
+    done = {str(row["name"]) for row in _rows(manifest)}
+    stored = {path.stem for path in Path("out/stack").iterdir()}
+    assert done <= {f"stack/{stem}" for stem in stored}
+    assert len(done) < COUNT
+    disk("8m")
+    assert invoke(*command) == 0
+    whole(manifest, Path("out"), IN_STACK)
+
+
+def test_a_disk_that_is_full_from_the_beginning_is_told_before_anything_is_stored(
+    stack: Path, disk: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = disk("64k") / "m.sqlite"
+    filling = fill(manifest.parent)
+    command = ("run", stack, "out", "--manifest", manifest, *QUICK)
+    assert invoke(*command) == 2
+    assert re.fullmatch(rf"the manifest {manifest} cannot be \w+: its disk is full: make room, .*", said(capsys))
+    assert not Path("out").exists()
+    filling.unlink()
+    disk("8m")
+    assert invoke(*command) == 0
+    whole(manifest, Path("out"), IN_STACK)
+
+
+@pytest.mark.slow
+def test_a_run_that_may_not_write_as_much_as_it_must_is_completed_by_one_that_may(
+    stack: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = Path("m.sqlite").absolute()
+    command = ("run", stack, "out", "--manifest", manifest, *QUICK, "--queue-bytes", 2**16)
+    # A quota, which takes no root: no file may be larger.
+    program = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)); "
+        "from async_maps.cli.app import main; main(sys.argv[1:])"
+    )
+    arguments = [sys.executable, "-c", program, *map(str, command)]
+    limited = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert limited.returncode == 1, limited.stderr
+    (line,) = limited.stderr.splitlines()
+    assert line.startswith(
+        f"async-maps: error: the manifest {manifest} cannot be written: its disk fails (disk I/O error"
+    )
+    assert line.endswith("once that is mended, run the same command again")
+    assert invoke(*command) == 0
+    whole(manifest, Path("out"), IN_STACK)
+
+
+def test_a_transaction_that_did_not_fit_can_be_repeated_when_there_is_room(disk: Callable[[str], Path]) -> None:
+    path = disk("200k") / "m.sqlite"
+    outcomes = [_done(_map(f"{n:04}")) for n in range(200)]
+    with Manifest(path) as manifest:
+        manifest.begin(DESTINATION)
+        filling = fill(path.parent)
+        for _ in range(2):
+            with pytest.raises(ManifestError, match="cannot be written: its disk is full"):
+                manifest.write(outcomes, SETTINGS)
+            assert manifest.counts() == {}
+        filling.unlink()
+        manifest.write(outcomes, SETTINGS)
+    assert len(_rows(path)) == 200
+
+
+def test_a_destination_that_fills_up_ends_the_run_without_half_a_file_and_is_completed(
+    stack: Path, disk: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = disk("1m") / "out"
+    manifest = Path("m.sqlite")
+    command = ("run", stack, out, "--manifest", manifest, *QUICK)
+    assert invoke(*command) == 1
+    assert re.fullmatch(rf"cannot write {out}/stack/\d+\.png: No space left on device", said(capsys))
+    assert not list(out.rglob(".*"))
+    assert all(path.read_bytes().endswith(b"IEND\xaeB`\x82") for path in out.rglob("*.png"))
+    assert {f"stack/{path.stem}" for path in out.rglob("*.png")} >= {row["name"] for row in _rows(manifest)}
+    disk("16m")
+    assert invoke(*command) == 0
+    whole(manifest, out, IN_STACK)
+
+
+def test_a_report_that_does_not_fit_is_told_and_the_older_one_stays(
+    maps: Path, disk: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save(maps / "a.npy", np.zeros((4, 4)))
+    report = disk("64k") / "report.json"
+    command = ("run", maps, "out", *QUICK, "--report", report)
+    assert invoke(*command) == 0
+    before = report.read_text()
+    assert json.loads(before)["uploaded"] == 1
+    filling = fill(report.parent)
+    assert invoke(*command) == 1
+    assert said(capsys) == f"cannot write the report to {report}: No space left on device"
+    assert report.read_text() == before
+    assert {path.name for path in report.parent.iterdir()} == {report.name, filling.name}
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".jsonl"])
+def test_an_export_that_does_not_fit_is_one_sentence(tmp_path: Path, disk: Callable[[str], Path], suffix: str) -> None:
+    _run(tmp_path / "m.sqlite", [_done(_map(f"{n:04}")) for n in range(2000)])
+    file = disk("20k") / f"locators{suffix}"
+    with pytest.raises(ManifestError, match=rf"^cannot write {file}: .*No space left on device"):
+        export_manifest(tmp_path / "m.sqlite", file)
+    assert list(file.parent.iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+@pytest.mark.parametrize(
+    ("full", "progress", "code"), [("stdout", "none", 1), pytest.param("stderr", "bar", 0, marks=pytest.mark.slow)]
+)
+def test_output_that_goes_to_a_full_disk_costs_no_map(maps: Path, full: str, progress: str, code: int) -> None:
+    np.save(maps / "a.npy", np.zeros((4, 4)))
+    with open("/dev/full", "w") as nowhere:
+        channels = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, full: nowhere}
+        command = [*COMMAND, "run", str(maps), "out", "--workers", "0", "--progress", progress]
+        done = subprocess.run(command, text=True, check=False, **channels)  # type: ignore[call-overload]
+    assert done.returncode == code
+    assert "1 uploaded" in done.stdout if full == "stderr" else True
+    if full == "stdout":
+        assert done.stderr == "async-maps: error: cannot write to standard output: No space left on device\n"
+    whole(Path("async-maps.sqlite"), Path("out"), {"a"})
+
+
+@pytest.mark.parametrize("record", ["names", "claims"])
+def test_a_full_folder_of_temporary_files_is_one_sentence_that_names_it(tmp_path: Path, record: str) -> None:
+    maps = [_map(f"{n:0300}") for n in range(200)]
+    if record == "names":
+        with Manifest(tmp_path / "m.sqlite") as manifest:
+            manifest.begin(DESTINATION)
+            manifest._database.execute("PRAGMA temp.max_page_count = 2")
+            with pytest.raises(ManifestError, match="the disk of temporary files is full: let TMPDIR name another"):
+                manifest.plan(maps, SETTINGS, "changed")
+        return
+    with Claims(lambda map_: map_.name) as claims:
+        claims._database.execute("PRAGMA max_page_count = 2")
+        with pytest.raises(
+            ManifestError, match=r"among the temporary files \(TMPDIR .*cannot be written: its disk is full"
+        ):
+            claims.check(maps)
+        with pytest.raises(
+            ManifestError, match=r"among the temporary files \(TMPDIR .*cannot be written: its disk is full"
+        ):
+            claims.load((map_.name, map_.name) for map_ in maps)
+
+
+# A file that cannot be written ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", ["file", "folder"])
+def test_a_manifest_that_may_not_be_written_is_told_before_anything_is_stored(
+    unprivileged: Path, what: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(unprivileged)
+    np.save("a.npy", np.zeros((4, 4)))
+    folder = unprivileged / "folder"
+    folder.mkdir()
+    manifest = folder / "m.sqlite"
+    command = ("run", "a.npy", "out", "--manifest", manifest, *QUICK)
+    _run(manifest, [], (unprivileged / "out").as_uri())
+    locked = manifest if what == "file" else folder
+    mode = locked.stat().st_mode
+    locked.chmod(0o555)
+    assert invoke(*command) == 2
+    assert said(capsys) == (
+        f"the manifest {manifest} cannot be opened: no permission to write it, or in its folder, or the disk is "
+        "read-only: name another file with --manifest"
+    )
+    assert not Path("out").exists()
+    locked.chmod(mode)
+    assert invoke(*command) == 0
+    whole(manifest, Path("out"), {"a"})
+
+
+def test_a_report_that_could_not_be_written_is_told_before_anything_is_stored(
+    unprivileged: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(unprivileged)
+    np.save("a.npy", np.zeros((4, 4)))
+    Path("folder").mkdir(mode=0o555)
+    Path("closed").mkdir(mode=0)
+    for report, reason in (
+        ("folder", "it is a folder"),
+        ("folder/report.json", "no permission"),
+        ("closed/report.json", "no permission"),
+        ("closed/closed/report.json", "there is no such folder"),
+    ):
+        assert invoke("run", "a.npy", "out", *QUICK, "--report", report) == 2
+        assert said(capsys) == f"cannot write the report to {report}: {reason}"
+    assert not Path("out").exists()
+
+
+def test_a_report_may_go_to_a_pipe(maps: Path) -> None:
+    np.save(maps / "a.npy", np.zeros((4, 4)))
+    out, into = os.pipe()
+    with open(out) as told:
+        with open(into, "w"):
+            assert invoke("run", maps, "out", *QUICK, "--report", f"/dev/fd/{into}") == 0
+        assert json.load(told)["uploaded"] == 1
+
+
+@pytest.mark.slow
+def test_a_manifest_that_another_program_locks_is_told_after_a_while(
+    maps: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save(maps / "a.npy", np.zeros((4, 4)))
+    command = ("run", maps, "out", *QUICK)
+    assert invoke(*command) == 0
+    np.save(maps / "b.npy", np.zeros((4, 4)))
+    with closing(sqlite3.connect("async-maps.sqlite", isolation_level=None)) as other:
+        for begin in ("BEGIN IMMEDIATE", "BEGIN; SELECT * FROM maps"):
+            other.executescript(begin)
+            assert invoke(*command) == 2
+            assert said(capsys) == (
+                "the manifest async-maps.sqlite cannot be opened: another program has locked it: wait until that has "
+                "ended, and run the same command again"
+            )
+            other.execute("ROLLBACK")
+    assert invoke(*command) == 0
+    whole(Path("async-maps.sqlite"), Path("out"), {"a", "b"})
+
+
+@pytest.mark.parametrize("fate", ["deleted", "replaced"])
+def test_a_manifest_that_is_gone_in_mid_run_is_told_with_the_next_rows(tmp_path: Path, fate: str) -> None:
+    path = tmp_path / "m.sqlite"
+    with Manifest(path) as manifest:
+        manifest.begin(DESTINATION)
+        manifest.write([_done(_map("a"))], SETTINGS)
+        path.unlink()
+        if fate == "replaced":
+            path.touch()
+        with pytest.raises(ManifestError, match=rf"^the manifest {path} was moved, deleted or replaced while"):
+            manifest.write([_done(_map("b"))], SETTINGS)
+
+
+# A file that is damaged ----------------------------------------------------------------------------------------------
+
+
+def _header(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.write(b"\xff" * 100)
+
+
+def _page_size(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.seek(16)
+        file.write(b"\x01\x00\x03")
+
+
+def _middle(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.seek(4096)
+        file.write(b"\xff" * (path.stat().st_size - 2 * 4096))
+
+
+def _cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def _foreign(path: Path) -> None:
+    path.unlink()
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("CREATE TABLE maps (name)")
+
+
+def _newer(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("PRAGMA user_version = 99")
+
+
+def _without_tables(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("DROP TABLE maps")
+
+
+def _text(path: Path) -> None:
+    path.write_text("[settings]\npng = 'rgba'\n" * 100)
+
+
+_MOVE = "move it away, and run again: all maps are done anew, to the same locators"
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (_header, "it is no SQLite file, or its beginning is damaged: name another, or move it away"),
+        (_page_size, "it is no SQLite file, or its beginning is damaged: name another, or move it away"),
+        (_middle, rf"it is damaged \(.*\): {_MOVE}"),
+        (_cut, rf"it is damaged \(database disk image is malformed\): {_MOVE}"),
+        (_without_tables, rf"it is damaged \(no such table: maps\): {_MOVE}"),
+        (_text, "it is no SQLite file, or its beginning is damaged: name another, or move it away"),
+        (_foreign, "m.sqlite is an SQLite file, but no manifest of ours: name another with --manifest"),
+        (_newer, "m.sqlite was written by a newer version of async-maps; please update"),
+    ],
+    ids=lambda case: case.__name__.strip("_") if callable(case) else "",
+)
+def test_what_is_damaged_or_not_ours_is_told_before_anything_is_stored_and_moved_away_all_is_done(
+    damage: Callable[[Path], None], reason: str, maps: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save(maps / "a.npy", np.zeros((4, 4)))
+    manifest = Path("m.sqlite")
+    _run(manifest, [_done(_map(name)) for name in sorted(IN_STACK)], Path("out").absolute().as_uri())
+    damage(manifest)
+    before = manifest.read_bytes()
+    command = ("run", maps, "out", "--manifest", manifest, *QUICK)
+    assert invoke(*command) == 2
+    assert re.fullmatch(rf"(the manifest m.sqlite cannot be (opened|read|written): )?{reason}", said(capsys))
+    for reading in ((*command, "--dry-run"), ("export", manifest, "locators.csv")):
+        assert invoke(*reading) == 2
+        said(capsys)
+    assert {path.name for path in Path().iterdir()} == {"maps", manifest.name}
+    if damage in {_header, _text, _foreign, _newer}:
+        assert manifest.read_bytes() == before
+    manifest.rename("away")
+    assert invoke(*command) == 0
+    whole(manifest, Path("out"), {"a"})
+
+
+@pytest.mark.parametrize("torn", ["cut", "tail", "head"])
+def test_the_rows_that_a_torn_log_has_lost_are_done_again(
+    torn: str, maps: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = {f"stack/{index:06}" for index in range(400)}
+    np.save(maps / "stack.npy", np.random.default_rng(1).random((400, 6, 6)))
+    command = ("run", maps, "out", "--manifest", "m.sqlite", *QUICK)
+    assert invoke(*command) == 0
+    # As of a run that was killed: half of the rows in the file, of the other half what is left in the log.
+    program = (
+        "import os\n"
+        "from async_maps.manifest.manifest import Manifest\n"
+        "database = Manifest('m.sqlite')._database\n"
+        "database.execute('CREATE TEMP TABLE kept AS SELECT * FROM maps')\n"
+        "database.execute('DELETE FROM maps')\n"
+        "database.execute(\"INSERT INTO maps SELECT * FROM kept WHERE name < 'stack/000200'\")\n"
+        "database.execute('PRAGMA wal_checkpoint(TRUNCATE)')\n"
+        "database.execute('PRAGMA wal_autocheckpoint = 0')\n"
+        "for part in range(20, 40):\n"
+        "    database.execute('INSERT INTO maps SELECT * FROM kept WHERE name LIKE ?', [f'stack/000{part}%'])\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", program], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    log = Path("m.sqlite-wal")
+    size = log.stat().st_size
+    if torn == "cut":
+        os.truncate(log, size // 2 + 100)
+    else:
+        with log.open("r+b") as file:
+            file.seek(0 if torn == "head" else size // 2)
+            file.write(np.random.default_rng(1).bytes(size // 4))
+    capsys.readouterr()
+    assert invoke(*command) == 0
+    match = re.match(r"(\d+) uploaded, (\d+) skipped, 0 failed", capsys.readouterr().out)
+    assert match is not None
+    assert int(match[2]) == 200 if torn == "head" else 200 < int(match[2]) < 400
+    whole(Path("m.sqlite"), Path("out"), names)
+
+
+@pytest.mark.parametrize("rounds", [60, pytest.param(1000, marks=pytest.mark.slow)])
+def test_whatever_is_damaged_it_is_a_sentence_or_harmless(tmp_path: Path, rounds: int) -> None:
+    path, table = tmp_path / "m.sqlite", tmp_path / "table"
+    maps = [_map(f"{n:04}") for n in range(300)]
+    _run(path, [*(_done(map_) for map_ in maps[:200]), *(_failed(map_) for map_ in maps[200:220])])
+    sound = path.read_bytes()
+    rng = random.Random(rounds)  # noqa: S311  # not cryptography
+
+    def run() -> None:
+        with Manifest(path) as manifest:
+            manifest.begin(DESTINATION)
+            manifest.let_locators_move()
+            plan = manifest.plan(maps, SETTINGS, "changed")
+            manifest.write([_done(map_) for map_ in plan.todo], SETTINGS)
+            list(manifest.claims())
+            manifest.complete()
+
+    def export() -> None:
+        for suffix in (".csv", ".parquet"):
+            export_manifest(path, table.with_suffix(suffix), failed=True)
+
+    told: list[str] = []
+    for _ in range(rounds):
+        damaged = bytearray(sound)
+        start = rng.randrange(rng.choice([200, len(sound)]))
+        damaged[start : start + rng.choice([1, 8, 4096])] = rng.randbytes(rng.choice([1, 8, 4096]))
+        path.write_bytes(damaged[: rng.randrange(len(sound)) if rng.random() < 0.2 else len(sound)])
+        for work in (export, run):
+            try:
+                work()
+            except ManifestError as error:
+                told.append(str(error))
+        for beside in tmp_path.glob("m.sqlite-*"):
+            assert beside.suffix != ".sqlite-lock"
+            beside.unlink()
+    assert len(told) > rounds // 2
+    assert all(sentence.isprintable() for sentence in told)

@@ -1,0 +1,331 @@
+"""Random and mutated bytes under every reader, and random names: arrays and failures come out, or a clean error."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import tarfile
+import zipfile
+from contextlib import contextmanager
+from functools import cache
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import numpy as np
+import pytest
+import safetensors.numpy
+import zarr
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from async_maps.errors import ObjectError, SourceError
+from async_maps.keys import KeyTemplate
+from async_maps.outcomes import Failure
+from async_maps.sources import open_source
+from async_maps.sources.activation_map import ActivationMap
+from async_maps.sources.arrays import array_map
+from async_maps.sources.batches import with_key
+from async_maps.sources.files import explain
+from async_maps.sources.formats.registry import Readers
+from async_maps.stores.files import FileStore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+MAP = np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 4)
+STACK = np.linspace(0, 1, 75, dtype=np.float32).reshape(5, 3, 5)
+MIB = 2**20
+MAX_PIXELS = 10**6
+
+_ENTRIES = 300
+"""A stack of more maps than that is listed one by one for as long as anyone asks: no damage, and no memory."""
+
+
+@contextmanager
+def little_memory() -> Iterator[None]:
+    """Fails if this process takes more than 100 MiB on top of what it holds; asks Linux, and elsewhere nobody."""
+
+    def resident(line: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(1024 * int(text.split()[1]) for text in lines if text.startswith(line))
+
+    forget_peak = Path("/proc/self/clear_refs")
+    if not forget_peak.exists():
+        yield
+        return
+    forget_peak.write_text("5")
+    before = resident("VmRSS:")
+    yield
+    assert resident("VmHWM:") - before < 100 * MIB
+
+
+# What is mutated
+
+
+def _npy(array: Any = MAP) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+def _npz(save: Callable[..., None]) -> bytes:
+    buffer = io.BytesIO()
+    save(buffer, a=MAP, é=STACK)
+    return buffer.getvalue()
+
+
+def _tar(kind: int) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=kind) as archive:
+        for name, content in {"é" * 20 + ".npy": _npy(), "1.json": b"{}", "2.npy": _npy(STACK)}.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def _hdf5(libver: str, **how: Any) -> bytes:
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w", libver=libver) as file:
+        file["a"], file["labels"], file["text"] = MAP, np.arange(5), "text"
+        file.create_dataset("g/s", data=STACK, **how)
+        file["soft"], file["external"] = h5py.SoftLink("/a"), h5py.ExternalLink("other.h5", "/a")
+    return buffer.getvalue()
+
+
+_PACKED = {"chunks": (2, 3, 5), "compression": "gzip", "fletcher32": True}
+
+
+@cache
+def originals(suffix: str) -> list[bytes]:
+    """Whole files of a format, of each kind that its writers make."""
+    match suffix:
+        case ".npy":
+            return [_npy(), _npy(STACK), _npy(MAP.T), _npy(np.zeros(3, [("a", "f4")]))]
+        case ".npz":
+            return [_npz(np.savez), _npz(np.savez_compressed)]
+        case ".tar":
+            return [_tar(kind) for kind in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)]
+        case ".h5":
+            return [_hdf5(libver, **how) for libver in ("earliest", "latest") for how in ({}, _PACKED)]
+    tensors: dict[str, Any] = {"a": MAP, "s": STACK, "h": MAP.astype(np.float16), "labels": np.arange(5)}
+    return [safetensors.numpy.save(tensors), safetensors.numpy.save({"a": MAP}, {"made": "here"})]
+
+
+@cache
+def hierarchies(version: Any) -> dict[str, bytes]:
+    """The files of a Zarr hierarchy."""
+    store: dict[str, Any] = {}
+    root = zarr.open_group(store, mode="w", zarr_format=version)
+    for name, array in {"a": MAP, "g/s": STACK}.items():
+        root.create_array(name, shape=array.shape, chunks=(2, *array.shape[1:]), dtype="f4")[...] = array
+    return {name: value.to_bytes() for name, value in store.items()}
+
+
+_BYTES = st.integers(0, 255) | st.sampled_from(b'\x00\xff\x7f\x80\x01(){}[],:"-+09aeOV|<S./\n ')
+_PLACES = st.integers(0, 2**16)
+_MUTATIONS = st.lists(
+    st.tuples(st.just("set"), _PLACES, _BYTES)
+    | st.tuples(st.just("insert"), _PLACES, st.binary(max_size=20))
+    | st.tuples(st.just("repeat"), _PLACES, st.integers(1, 600))
+    | st.tuples(st.just("drop"), _PLACES, st.integers(1, 600))
+    | st.tuples(st.just("cut"), _PLACES, st.none()),
+    min_size=1,
+    max_size=8,
+)
+
+
+def mutated(content: bytes, mutations: list[tuple[str, int, Any]]) -> bytes:
+    """What is left of a file."""
+    changed = bytearray(content)
+    for kind, place, value in mutations:
+        at = place % max(len(changed), 1)
+        match kind:
+            case "set" if changed:
+                changed[at] = value
+            case "insert":
+                changed[at:at] = value
+            case "repeat":
+                changed[at:at] = changed[at : at + value]
+            case "drop":
+                del changed[at : at + value]
+            case "cut":
+                del changed[at:]
+    return bytes(changed)
+
+
+def look(place: Path) -> None:
+    """List and read whatever is there, as a run does; only errors that a run tells as a map's failure may come."""
+    with Readers(max_pixels=MAX_PIXELS) as readers:
+        for entry in islice(open_source(place), _ENTRIES):
+            if isinstance(entry, Failure):
+                assert entry.reason
+                assert f"{entry.name}{entry.source}{entry.reason}".isprintable(), entry
+                entry.reason.encode()
+                continue
+            assert entry.path is not None
+            # As it travels to a worker.
+            part = json.loads(json.dumps(entry.part))
+            try:
+                array = readers.read(entry.path, part)
+            except (SourceError, OSError) as error:
+                reason = explain(error)
+            else:
+                reason = ""
+                assert array.size <= MAX_PIXELS
+                assert isinstance(array_map("a", array), ActivationMap | Failure)
+            assert "\n" not in reason
+
+
+_FORMATS = [".npy", ".npz", ".tar", ".h5", ".safetensors"]
+_BUDGETS = [60, pytest.param(1_000, marks=pytest.mark.slow)]
+
+
+def _fuzz(cases: int) -> settings:
+    return settings(
+        max_examples=cases, deadline=None, database=None, suppress_health_check=list(HealthCheck), print_blob=True
+    )
+
+
+@pytest.mark.parametrize("cases", _BUDGETS)
+@pytest.mark.parametrize("suffix", _FORMATS)
+def test_mutated_files_are_maps_and_failures(suffix: str, cases: int, maps: Path) -> None:
+    @_fuzz(cases)
+    @given(original=st.sampled_from(originals(suffix)), mutations=_MUTATIONS)
+    def check(original: bytes, mutations: list[tuple[str, int, Any]]) -> None:
+        (maps / f"x{suffix}").write_bytes(mutated(original, mutations))
+        look(maps)
+
+    look(maps)
+    with little_memory():
+        check()
+
+
+_MAGIC = {
+    ".npy": b"\x93NUMPY\x01\x00",
+    ".npz": b"PK\x03\x04",
+    ".tar": b"",
+    ".h5": b"\x89HDF\r\n\x1a\n",
+    ".safetensors": b"",
+}
+
+
+@pytest.mark.parametrize("cases", _BUDGETS)
+@pytest.mark.parametrize("suffix", _FORMATS)
+def test_random_bytes_are_failures(suffix: str, cases: int, maps: Path) -> None:
+    @_fuzz(cases)
+    @given(content=st.binary(max_size=3_000), magic=st.booleans())
+    def check(content: bytes, magic: bool) -> None:
+        (maps / f"x{suffix}").write_bytes((_MAGIC[suffix] if magic else b"") + content)
+        look(maps)
+
+    with little_memory():
+        check()
+
+
+_SIZES = st.integers(-3, 6) | st.sampled_from([2**31, 2**32, 2**63 - 1, 2**63, 2**64, 10**12, 10**40])
+_SHAPES = st.lists(_SIZES, max_size=6) | st.lists(st.just(1), min_size=60, max_size=70)
+_DESCR = st.sampled_from(
+    ["<f4", ">f8", "|u1", "<f2", "|O", "|V8", "|V2147483647", "<U500000000", "|S0", "<c16", "M8[s]"]
+)
+
+
+@pytest.mark.parametrize("cases", [150, pytest.param(2_000, marks=pytest.mark.slow)])
+def test_headers_that_claim_anything_are_maps_and_failures(cases: int, maps: Path) -> None:
+    @_fuzz(cases)
+    @given(
+        shape=_SHAPES, descr=_DESCR, fortran=st.booleans(), data=st.binary(max_size=300), how=st.sampled_from("ntzs")
+    )
+    def check(shape: list[int], descr: str, fortran: bool, data: bytes, how: str) -> None:
+        for path in maps.iterdir():
+            path.unlink()
+        header = repr({"descr": descr, "fortran_order": fortran, "shape": tuple(shape)}).encode()
+        content = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + data
+        match how:
+            case "n":
+                (maps / "x.npy").write_bytes(content)
+            case "t":
+                with tarfile.open(maps / "x.tar", "w") as archive:
+                    member = tarfile.TarInfo("a.npy")
+                    member.size = len(content)
+                    archive.addfile(member, io.BytesIO(content))
+            case "z":
+                with zipfile.ZipFile(maps / "x.npz", "w", zipfile.ZIP_DEFLATED) as zipped:
+                    zipped.writestr("a.npy", content)
+            case "s":
+                dtype = {"<f4": "F32", "|u1": "U8", "<f2": "F16", "<c16": "BF16"}.get(descr, "F64")
+                tensor = {"dtype": dtype, "shape": shape, "data_offsets": [0, len(data)]}
+                said = json.dumps({"a": tensor}).encode()
+                (maps / "x.safetensors").write_bytes(len(said).to_bytes(8, "little") + said + data)
+        look(maps)
+
+    with little_memory():
+        check()
+
+
+@pytest.mark.parametrize("cases", [15, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("version", [2, 3])
+def test_mutated_zarr_hierarchies_are_maps_and_failures(version: Any, cases: int, maps: Path) -> None:
+    files = hierarchies(version)
+
+    @_fuzz(cases)
+    @given(name=st.sampled_from(sorted(files)), mutations=_MUTATIONS)
+    def check(name: str, mutations: list[tuple[str, int, Any]]) -> None:
+        for file, content in files.items():
+            path = maps / "x.zarr" / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(mutated(content, mutations) if file == name else content)
+        look(maps)
+
+    with little_memory():
+        check()
+
+
+# Names
+
+
+_PARTS = st.sampled_from(["..", ".", "", "a", "b c", "é", "~", "\\", "%2e%2e", "x.npy", "\x00", "\x9b", "C:", "\u2028"])
+_NAMES = st.text(max_size=40) | st.lists(_PARTS | st.text(max_size=5), max_size=6).map("/".join) | st.binary(
+    max_size=20
+).map(lambda name: name.decode(errors="surrogateescape"))  # fmt: skip
+_TEMPLATES = st.sampled_from(["{name}.png", "{parent}/{stem}.png", "a/{stem}/{index:06}.png", "{stem}", "x{name}"])
+
+
+@pytest.mark.parametrize("cases", [50, pytest.param(2_000, marks=pytest.mark.slow)])
+def test_whatever_a_map_is_called_its_overlay_lies_below_the_destination(cases: int, tmp_path: Path) -> None:
+    folder = tmp_path / "above" / "out"
+    folder.mkdir(parents=True)
+    store = FileStore(folder)
+    stored: set[str] = set()
+
+    @_fuzz(cases)
+    @given(name=_NAMES, template=_TEMPLATES)
+    def check(name: str, template: str) -> None:
+        keys = KeyTemplate(template)
+        entry = with_key(array_map(name, MAP), "", keys)
+        if isinstance(entry, Failure):
+            assert entry.stage == "source"
+            assert f"{entry.name}{entry.source}{entry.reason}".isprintable()
+            return
+        assert entry.name == name
+        key = keys.key("", name)
+        try:
+            loop.run_until_complete(store.put(key, b"x"))
+        except ObjectError:
+            return  # a part too long for the disk, or both a file and a folder
+        assert (folder / key).read_bytes() == b"x"
+        stored.add(key)
+
+    loop = asyncio.new_event_loop()
+    try:
+        check()
+    finally:
+        loop.run_until_complete(loop.shutdown_default_executor())
+        loop.close()
+    found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert found <= stored
+    assert {path.name for path in tmp_path.iterdir()} == {"above"}
+    assert {path.name for path in folder.parent.iterdir()} == {"out"}

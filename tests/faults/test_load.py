@@ -1,0 +1,160 @@
+"""Load: a store that is slow or stalls, and very many maps. What is held stays within the README's formula."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import time
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+import async_maps as am
+from async_maps.manifest.manifest import Manifest
+from async_maps.stores.memory import MemoryStore
+from tests.pipeline.test_memory import MIB, held
+from tests.pipeline.test_pipeline import decode, use_store
+from tests.support.leftovers import leaves_nothing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from numpy.typing import NDArray
+
+pytestmark = [
+    pytest.mark.usefixtures(leaves_nothing.__name__),
+    pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="asks Linux for the memory of a process"),
+]
+
+SIDE = 512
+QUEUE = 16 * MIB
+BATCH = 16 * MIB
+"""What a listing hands over at a time: README."""
+
+
+class CheckingStore(MemoryStore):
+    """Takes its time for each object, and keeps of it only whether its pixels are right.
+
+    Args:
+        delay: how long to take for the n-th object.
+        expected: the pixels of a key.
+    """
+
+    def __init__(self, delay: Callable[[int], float], expected: Callable[[str], NDArray[np.uint8]]) -> None:
+        super().__init__()
+        self._delay = delay
+        self._expected = expected
+        self.taken = 0
+        self.right: set[str] = set()
+
+    async def put(self, key: str, data: bytes) -> str:
+        self.taken += 1
+        await asyncio.sleep(self._delay(self.taken))
+        if np.array_equal(decode(data), self._expected(key)):
+            self.right.add(key)
+        return ""
+
+
+def large_map(number: int) -> NDArray[np.float32]:
+    """One MiB that compresses badly, of few kinds so that their pixels need not be computed anew each time."""
+    return np.random.default_rng(number % 4).random((SIDE, SIDE), np.float32)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("workers", "delay"),
+    [
+        # A map of this size takes a kernel 0.13 ms.
+        pytest.param(2, lambda _: 0.013, id="100 times slower than the kernels"),
+        pytest.param(0, lambda number: 2.0 if number == 20 else 0.0, id="stalls and goes on"),
+    ],
+)
+async def test_what_is_held_for_a_slow_store_stays_within_the_formula(
+    workers: int, delay: Callable[[int], float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = 250
+    expected = [am.colorize_activation_map(large_map(kind)) for kind in range(4)]
+    store = CheckingStore(delay, lambda key: expected[int(key.removesuffix(".png")) % 4])
+    use_store(monkeypatch, store)
+    read = 0
+
+    def maps() -> Iterator[tuple[str, NDArray[Any]]]:
+        nonlocal read
+        for i in range(count):
+            read += 1
+            yield f"{i}", large_map(i)
+
+    settings = am.Settings(workers=workers, concurrency=1, encode_threads=2, queue_bytes=QUEUE)
+    report, most_ahead, most_held, fullest = am.Report(), 0, 0, 0.0
+    async with am.Pipeline("memory://", settings=settings) as pipeline:
+        await pipeline.put("0", large_map(0))
+        gc.collect()
+        before = held()
+        running = asyncio.create_task(pipeline.run(maps(), report=report))
+        while not running.done():
+            most_ahead = max(most_ahead, read - report.uploaded)
+            most_held = max(most_held, held() - before)
+            fullest = max(fullest, pipeline.statistics().upload.queue)
+            await asyncio.wait({running}, timeout=0.02)
+        await running
+    assert (report.uploaded, report.failed) == (count, 0)
+    assert store.right == {f"{i}.png" for i in range(count)}
+    print(f"{most_ahead} maps ahead, {most_held / MIB:.0f} MiB held at the most")  # noqa: T201  # README's
+    assert fullest == 1.0
+    # Arrays that wait, one listed batch, and blocks of an array and its scanlines each; then those in the hands of the
+    # two encoders (a batch is a MiB of scanlines), of the reader, and of the upload, before which another one waits.
+    assert most_ahead <= QUEUE // MIB + BATCH // MIB + QUEUE // (MIB + MIB // 4) + 2 * 5 + 3
+    # Three queues, a batch, and some MiB that two workers, two encoders and the allocator have in their hands.
+    assert most_held <= 3 * QUEUE + BATCH + 32 * MIB
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+async def test_100_000_maps_through_a_slow_store_leave_memory_flat(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = 100_000
+
+    class Counting(MemoryStore):
+        """Waits for each object as for a network, and keeps none."""
+
+        taken = size = 0
+
+        async def put(self, key: str, data: bytes) -> str:
+            await asyncio.sleep(0.001)
+            self.taken += 1
+            self.size += len(data)
+            return ""
+
+    store = Counting()
+    use_store(monkeypatch, store)
+
+    def maps() -> Iterator[tuple[str, NDArray[Any]]]:
+        for i in range(count):
+            yield f"{i}", np.full((8, 8), i % 256, np.uint8)
+
+    report = am.Report()
+    samples: list[tuple[int, int]] = []
+    began = time.monotonic()
+    async with am.Pipeline("memory://", settings=am.Settings(workers=1)) as pipeline:
+        running = asyncio.create_task(pipeline.run(maps(), manifest=tmp_path / "m.sqlite", report=report))
+        while not running.done():
+            samples.append((report.uploaded, held()))
+            await asyncio.wait({running}, timeout=0.1)
+        await running
+    assert (report.uploaded, report.failed) == (count, 0)
+    assert store.taken == count
+    with Manifest(tmp_path / "m.sqlite", read_only=True) as manifest:
+        assert manifest.counts() == {"done": count}
+    sizes = [size for uploaded, size in samples if uploaded >= count / 10]
+    fifth = len(sizes) // 5
+    early, late = median(sizes[:fifth]), median(sizes[-fifth:])
+    print(  # noqa: T201  # README's
+        f"{count:,} maps in {time.monotonic() - began:.0f} s: {(late - early) / MIB:+.1f} MiB from 10 % to the end, "
+        f"{(max(sizes) - early) / MIB:+.1f} MiB at the most"
+    )
+    assert late < early + 12 * MIB
+    assert max(sizes) < early + 48 * MIB

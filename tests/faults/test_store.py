@@ -1,0 +1,235 @@
+"""Nothing is lost between us and a store that fails: everything arrives, or the run says what did not and why."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import time
+from typing import TYPE_CHECKING, Any
+
+import aioboto3
+import numpy as np
+import pytest
+from PIL import Image
+
+import async_maps as am
+from async_maps.manifest.manifest import Manifest
+from tests.pipeline.test_pipeline import random_map
+from tests.support.chaos import FAULTS, chaos
+from tests.support.leftovers import leaves_nothing
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from async_maps.demo.seaweed import S3Server
+
+pytestmark = pytest.mark.usefixtures(leaves_nothing.__name__)
+
+SHAPE = (12, 16)
+PATIENT = am.S3Settings(read_timeout_s=5.0)
+
+
+def maps_of(count: int) -> list[tuple[str, NDArray[np.float32]]]:
+    return [(f"{index % 7}/{index:05}", random_map(index, SHAPE)) for index in range(count)]
+
+
+async def objects_of(bucket: str, endpoint: str) -> dict[str, bytes]:
+    """Every object of a bucket, read past the proxy."""
+    found: dict[str, bytes] = {}
+    async with aioboto3.Session().client("s3", endpoint_url=endpoint) as client:
+        keys: list[str] = []
+        async for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket):
+            keys += [entry["Key"] for entry in page.get("Contents", [])]
+
+        async def read(mine: list[str]) -> None:
+            for key in mine:
+                answer = await client.get_object(Bucket=bucket, Key=key)
+                found[key] = await answer["Body"].read()
+
+        await asyncio.gather(*(read(keys[start::8]) for start in range(8)))
+    return found
+
+
+async def assert_all_there(maps: list[tuple[str, NDArray[np.float32]]], bucket: str, server: S3Server) -> None:
+    found = await objects_of(bucket, server.endpoint_url)
+    assert set(found) == {f"p/{name}.png" for name, _ in maps}
+    for name, array in maps:
+        with Image.open(io.BytesIO(found[f"p/{name}.png"])) as image:
+            np.testing.assert_array_equal(np.asarray(image.convert("RGBA")), am.colorize_activation_map(array))
+
+
+@pytest.mark.parametrize(
+    "count",
+    [200, pytest.param(5000, marks=[pytest.mark.slow, pytest.mark.timeout(400)])],
+)
+async def test_a_quarter_of_all_puts_broken_in_every_way_costs_no_map(
+    count: int, bucket: str, s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    maps = maps_of(count)
+    with chaos(s3, monkeypatch, seed=count, rate=0.25) as proxy:
+        async with am.Pipeline(f"s3://{bucket}/p", settings=am.Settings(workers=1, s3=PATIENT)) as pipeline:
+            report = await pipeline.run(maps, manifest=tmp_path / "m.sqlite")
+    assert (report.uploaded, report.failed) == (count, 0)
+    assert report.statistics is not None
+    assert report.statistics.retries > 0.1 * count
+    assert report.statistics.upload_limit < 32
+    assert set(proxy.counts) >= {*FAULTS, "none"}
+    with Manifest(tmp_path / "m.sqlite", read_only=True) as manifest:
+        assert manifest.counts() == {"done": count}
+    await assert_all_there(maps, bucket, s3)
+    print(f"{proxy.faults:,} of {sum(proxy.counts.values()):,} PUTs broken, 0 of {count:,} maps lost")  # noqa: T201  # README's
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", FAULTS)
+@pytest.mark.parametrize("client", ["direct", "sdk"])
+async def test_each_fault_alone_is_survived_by_either_client(
+    kind: str, client: Any, bucket: str, s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    maps = maps_of(12)
+    settings = am.Settings(workers=0, s3=am.S3Settings(client=client, read_timeout_s=5.0))
+    with chaos(s3, monkeypatch, seed=3, rate=0.4, kinds=(kind,)) as proxy:
+        async with am.Pipeline(f"s3://{bucket}/p", settings=settings) as pipeline:
+            report = await pipeline.run(maps)
+    assert (report.uploaded, report.failed) == (12, 0)
+    assert proxy.faults
+    await assert_all_there(maps, bucket, s3)
+
+
+@pytest.mark.parametrize("if_exists", ["skip", "error"])
+async def test_an_attempt_that_stored_its_object_unheard_does_not_find_itself_in_the_way(
+    if_exists: Any, bucket: str, s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    maps = maps_of(30)
+    settings = am.Settings(workers=0, if_exists=if_exists, s3=PATIENT)
+    with chaos(s3, monkeypatch, seed=1, rate=0.3, kinds=("reset after the body", "truncated answer")) as proxy:
+        async with am.Pipeline(f"s3://{bucket}/p", settings=settings) as pipeline:
+            report = await pipeline.run(maps)
+    assert (report.uploaded, report.failed) == (30, 0)
+    assert proxy.faults
+    await assert_all_there(maps, bucket, s3)
+
+
+# A store that is down -----------------------------------------------------------------------------------------------
+
+
+async def test_a_store_that_goes_down_ends_the_run_and_the_next_one_completes_it(
+    bucket: str, s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    maps = maps_of(60)
+    settings = am.Settings(workers=0, concurrency=8, s3=am.S3Settings(give_up_s=0.8, read_timeout_s=5.0))
+    report = am.Report()
+
+    async def source() -> AsyncIterator[tuple[str, NDArray[np.float32]]]:
+        for number, pair in enumerate(maps):
+            if number == 30:
+                while report.uploaded < 20:  # noqa: ASYNC110  # bounded by the test's time-out
+                    await asyncio.sleep(0.01)
+                patch.setattr("async_maps.stores.s3.S3Store._put", refused)
+            yield pair
+
+    async def refused(*_: Any) -> Any:
+        raise ConnectionResetError("connection reset")
+
+    with monkeypatch.context() as patch:
+        async with am.Pipeline(f"s3://{bucket}/p", settings=settings) as pipeline:
+            started = time.monotonic()
+            with pytest.raises(am.StoreError, match=r"has taken nothing for \d s: .*run it again") as raised:
+                await pipeline.run(source(), manifest=tmp_path / "m.sqlite", report=report)
+            assert time.monotonic() - started < 15
+    assert not isinstance(raised.value, am.ObjectError)
+    # Not one map is blamed for it.
+    assert report.failed == 0
+    async with am.Pipeline(f"s3://{bucket}/p", settings=settings) as pipeline:
+        again = await pipeline.run(maps, manifest=tmp_path / "m.sqlite")
+    assert (again.uploaded, again.failed) == (60, 0)  # arrays have no state to know them by
+    await assert_all_there(maps, bucket, s3)
+
+
+# What is there already ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", ["s3", "files", "memory"])
+async def test_what_is_there_is_left_when_it_is_to_be(place: str, bucket: str, tmp_path: Path) -> None:
+    destination: str | Path = {"s3": f"s3://{bucket}/p", "files": tmp_path / "out", "memory": "memory://p"}[place]  # type: ignore[assignment]
+    first, second = maps_of(4), [(name, 1 - array) for name, array in maps_of(2)]
+    async with am.Pipeline(destination, settings=am.Settings(workers=0, if_exists="skip")) as pipeline:
+        assert (await pipeline.run(first)).uploaded == 4
+        same = await pipeline.run(first)
+        assert (same.uploaded, same.failed) == (4, 0)
+        other = await pipeline.run(second)
+        assert (other.uploaded, other.failed) == (0, 2)
+        assert all("another" in failure.reason and "left as it is" in failure.reason for failure in other.failures)
+    if place == "memory":
+        return  # each has its own
+    async with am.Pipeline(destination, settings=am.Settings(workers=0, if_exists="error")) as pipeline:
+        report = await pipeline.run(first)
+        assert (report.uploaded, report.failed) == (0, 4)
+        assert all("is there already" in failure.reason for failure in report.failures)
+    async with am.Pipeline(destination, settings=am.Settings(workers=0)) as pipeline:
+        assert (await pipeline.run(second)).uploaded == 2
+
+
+async def test_of_many_who_create_one_object_one_wins(bucket: str) -> None:
+    settings = am.Settings(workers=0, if_exists="error")
+    async with am.Pipeline(f"s3://{bucket}/p", settings=settings) as pipeline:
+        await pipeline.put("first", random_map(0))
+        puts = await asyncio.gather(
+            *(pipeline.put("one", random_map(index)) for index in range(16)), return_exceptions=True
+        )
+    assert sum(isinstance(put, am.Receipt) for put in puts) == 1
+    assert sum(isinstance(put, am.MapFailedError) for put in puts) == 15
+
+
+# Credentials --------------------------------------------------------------------------------------------------------
+
+
+async def test_credentials_that_expire_in_mid_run_are_refreshed(
+    bucket: str, s3: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    # A credential process of the user's, whose keys are good for seconds; each call of it is counted.
+    calls = tmp_path / "calls"
+    script = tmp_path / "credentials.sh"
+    script.write_text(
+        f"#!/bin/sh\necho x >> {calls}\n"
+        f'printf \'{{"Version": 1, "AccessKeyId": "{s3.access_key}", "SecretAccessKey": "{s3.secret_key}", '
+        f'"SessionToken": "", "Expiration": "%s"}}\' "$(date -u -d "+2 seconds" +%Y-%m-%dT%H:%M:%SZ)"\n'
+    )
+    script.chmod(0o700)
+    config = tmp_path / "config"
+    config.write_text(f"[default]\ncredential_process = {script}\nregion = us-east-1\n")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
+    async with am.Pipeline(f"s3://{bucket}/p", settings=am.Settings(workers=0)) as pipeline:
+        for index in range(4):
+            await pipeline.put(f"{index}", random_map(index))
+    assert len(calls.read_text().split()) > 2
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("ExpiredToken", "the session token has expired; run it again with a new one"),
+        ("RequestTimeTooSkewed", "this machine's clock is wrong"),
+        ("SignatureDoesNotMatch", "the secret key is wrong"),
+    ],
+)
+async def test_what_no_map_can_help_ends_the_run_with_its_name(
+    code: str, said: str, bucket: str, s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from botocore.exceptions import ClientError
+
+    detail: Any = {"Error": {"Code": code, "Message": "m"}, "ResponseMetadata": {"HTTPStatusCode": 403}}
+
+    async def refused(*_: Any) -> Any:
+        raise ClientError(detail, "PutObject")
+
+    async with am.Pipeline(f"s3://{bucket}/p", settings=am.Settings(workers=0)) as pipeline:
+        await pipeline.put("a", random_map(1))
+        monkeypatch.setattr("async_maps.stores.s3.S3Store._put", refused)
+        with pytest.raises(am.StoreError, match=said):
+            await pipeline.run(maps_of(10))

@@ -1,0 +1,464 @@
+"""Masks and results for Kolena: made of what is there, taken by Kolena's own client, and found where they say."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import sys
+from dataclasses import replace
+from datetime import UTC, datetime, time, timedelta
+from decimal import Decimal
+from pathlib import Path
+from threading import Thread
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+import async_maps as am
+from async_maps.kolena import (
+    acreate_and_upload_bitmap,
+    bitmap_mask,
+    bitmap_uploader,
+    create_and_upload_bitmap,
+    inference_masks,
+    results_frame,
+)
+from async_maps.manifest.manifest import Manifest
+from tests.cli.test_cli import keys
+from tests.kolena.test_tutorial import fetch
+from tests.pipeline.test_pipeline import decode, random_map
+from tests.support.kolena_service import serve_kolena
+from tests.support.leftovers import children, leaves_nothing
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import pandas as pd
+
+    from tests.support.kolena_service import KolenaService
+
+pytestmark = pytest.mark.usefixtures(leaves_nothing.__name__)
+
+COUNTED = am.MapStatistics(0.0, 1.0, 0.5, 0.0, 1.0, 0.25, 7.5, 1.0, 2.0, 0, False)
+TYPED = {"data_type": "ANNOTATION/BITMAP_MASK"}
+
+
+def receipt(name: str, statistics: am.MapStatistics | None = COUNTED) -> am.Receipt:
+    return am.Receipt(
+        name, f"s3://bucket/o/{name}.png", name, None, 100, 30, 20, "tag", datetime(2026, 1, 1, tzinfo=UTC), statistics
+    )
+
+
+def write_manifest(path: Path, *outcomes: am.Receipt | am.Failure) -> Path:
+    with Manifest(path) as manifest:
+        manifest.begin("s3://bucket/o")
+        manifest.write(outcomes, "settings")
+    return path
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Path:
+    """Two maps that are done, and one that failed."""
+    failed = am.Failure("c", "c.npy", None, "read", "no map")
+    return write_manifest(tmp_path / "m.sqlite", receipt("a"), receipt("b", None), failed)
+
+
+@pytest.fixture
+def pandas() -> Any:
+    return pytest.importorskip("pandas")
+
+
+@pytest.fixture
+def service() -> Iterator[KolenaService]:
+    with serve_kolena() as service:
+        yield service
+
+
+@pytest.fixture(params=["with kolena", "without kolena"])
+def either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once with Kolena's client, and once as where it is not installed."""
+    if request.param == "with kolena":
+        pytest.importorskip("kolena.annotation")
+    else:
+        monkeypatch.setitem(sys.modules, "kolena.annotation", None)
+
+
+def wire(mask: Any) -> Any:
+    """What a mask, a list of them or None is in JSON."""
+    if isinstance(mask, list):
+        return [wire(part) for part in mask]
+    return dict(mask) if isinstance(mask, dict) else mask and dict(mask._to_dict())
+
+
+def masks_of(frame: pd.DataFrame, column: str = "activation_map") -> list[Any]:
+    return [wire(mask) for mask in frame[column]]
+
+
+def mask_at(name: str, **fields: object) -> dict[str, object]:
+    return {"locator": f"s3://bucket/o/{name}.png", **TYPED, **fields}
+
+
+# Masks ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_mask_is_kolenas_own_where_kolena_is_installed() -> None:
+    annotation = pytest.importorskip("kolena.annotation")
+    assert bitmap_mask(receipt("a"), layer="layer4") == annotation.BitmapMask("s3://bucket/o/a.png", layer="layer4")
+
+
+@pytest.mark.usefixtures("either_way")
+def test_a_mask_is_the_same_in_json_without_kolena() -> None:
+    assert wire(bitmap_mask(receipt("a"))) == mask_at("a")
+    assert wire(bitmap_mask(receipt("a"), layer="layer4")) == mask_at("a", layer="layer4")
+
+
+@pytest.mark.usefixtures("either_way")
+def test_a_mask_tells_which_map_it_is_of_and_what_its_colors_span() -> None:
+    told = {"map_name": "a", "range_low": -2.0, "range_high": 2.0}
+    spanned = receipt("a", COUNTED._replace(range_low=-2.0, range_high=2.0))
+    assert wire(bitmap_mask(spanned, provenance=True)) == mask_at("a", **told)
+    assert wire(bitmap_mask(spanned, provenance=True, map_name="mine")) == mask_at("a", **{**told, "map_name": "mine"})
+    uncounted = {"map_name": "b", "range_low": None, "range_high": None}
+    assert wire(bitmap_mask(receipt("b", None), provenance=True)) == mask_at("b", **uncounted)
+
+
+@pytest.mark.usefixtures("either_way")
+def test_there_is_no_mask_of_what_is_not_there() -> None:
+    with pytest.raises(am.MapFailedError, match=r"c \(c\.npy\): read: no map"):
+        bitmap_mask(am.Failure("c", "c.npy", None, "read", "no map"))
+    with pytest.raises(am.InputValidationError, match=r"made of a Receipt, .*found str"):
+        bitmap_mask("s3://bucket/o/a.png")  # type: ignore[arg-type]
+    with pytest.raises(am.InputValidationError, match="Kolena reads s3://"):
+        bitmap_mask(replace(receipt("a"), locator="file:///o/a.png"))
+    with pytest.raises(am.SettingsError, match="a mask's locator is its own"):
+        bitmap_mask(receipt("a"), locator="s3://bucket/o/b.png")
+    with pytest.raises(am.SettingsError, match="a mask's data_type is its own"):
+        bitmap_mask(receipt("a"), data_type="ANNOTATION/POLYGON")
+
+
+def test_one_map_becomes_a_mask_and_no_process_is_started(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("a process")
+
+    monkeypatch.setattr("async_maps.workers.pool.ProcessWorker", refuse)
+    settings = am.Settings(colormap="viridis", workers=2)
+    mask = create_and_upload_bitmap(
+        "x/1", random_map(1), destination=f"s3://{bucket}/p", settings=settings, layer="layer4"
+    )
+    assert wire(mask) == {"locator": f"s3://{bucket}/p/x/1.png", "layer": "layer4", **TYPED}
+    (png,) = asyncio.run(fetch([wire(mask)["locator"]]))
+    assert decode(png).shape == (20, 30, 4)
+
+
+async def test_the_synchronous_form_works_under_a_running_loop_as_in_a_notebook(bucket: str) -> None:
+    mask = create_and_upload_bitmap("1", random_map(1), destination=f"s3://{bucket}")
+    mask_of_the_other = await acreate_and_upload_bitmap("2", random_map(1), destination=f"s3://{bucket}", layer="x")
+    assert wire(mask_of_the_other) == {"locator": f"s3://{bucket}/2.png", "layer": "x", **TYPED}
+    first, second = await fetch([wire(mask)["locator"], wire(mask_of_the_other)["locator"]])
+    assert first == second
+    np.testing.assert_array_equal(decode(first), am.colorize_activation_map(random_map(1)))
+
+
+def test_an_uploader_goes_on_after_a_map_that_failed_and_serves_any_thread(bucket: str) -> None:
+    before = children()
+    made: list[Any] = []
+    with bitmap_uploader(f"s3://{bucket}") as upload:
+        with pytest.raises(am.MapFailedError, match="colorize"):
+            upload("bad", np.full((2, 2), np.nan))
+        threads = [Thread(target=lambda i=i: made.append(upload(f"{i}", random_map(i)))) for i in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert children() == before
+    assert sorted(wire(mask)["locator"] for mask in made) == [f"s3://{bucket}/{i}.png" for i in range(4)]
+
+
+def test_an_uploader_that_is_left_by_an_error_leaves_nothing(bucket: str) -> None:
+    def fail() -> None:
+        with bitmap_uploader(f"s3://{bucket}") as upload:
+            upload("1", random_map(1))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+
+
+def test_an_uploader_says_at_once_that_there_is_no_bucket(s3: object) -> None:
+    del s3
+    with pytest.raises(am.StoreError, match="no-such-bucket"), bitmap_uploader("s3://no-such-bucket"):
+        pytest.fail("it was opened")
+
+
+async def test_what_can_be_no_mask_is_refused_before_anything_is_uploaded(bucket: str, tmp_path: Path) -> None:
+    for upload in (create_and_upload_bitmap, acreate_and_upload_bitmap):
+        with pytest.raises(am.SettingsError, match="a mask's locator is its own"):
+            await upload("1", random_map(1), destination=f"s3://{bucket}", locator="s3://b/x")  # type: ignore[misc]
+        with pytest.raises(am.InputValidationError, match="Kolena reads s3://"):
+            await upload("1", random_map(1), destination=tmp_path / "out")  # type: ignore[misc]
+    assert await keys(bucket) == set()
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("either_way")
+def test_the_masks_of_a_manifest_are_those_of_its_finished_maps(manifest: Path) -> None:
+    masks = inference_masks(manifest, provenance=True, layer="layer4")
+    assert {name: wire(mask) for name, mask in masks.items()} == {
+        "a": mask_at("a", layer="layer4", map_name="a", range_low=0.0, range_high=1.0, colormap=None),
+        "b": mask_at("b", layer="layer4", map_name="b", range_low=None, range_high=None, colormap=None),
+    }
+
+
+def test_masks_of_a_manifest_that_is_not_there_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(am.ManifestError, match="no such manifest"):
+        inference_masks(tmp_path / "m.sqlite")
+
+
+def test_nothing_else_imports_what_is_for_kolena() -> None:
+    package = Path(am.__file__).parent
+    for path in package.rglob("*.py"):
+        assert not re.search(r"^\s*(from|import) async_maps\.kolena\b", path.read_text(), re.MULTILINE), path
+
+
+# Frames --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("either_way")
+def test_each_row_gets_the_mask_of_its_map_and_the_results_are_left_alone(pandas: Any, manifest: Path) -> None:
+    results = pandas.DataFrame({"image": ["b", "a", "b"], "score": [0.5, np.nan, 1.0]}, index=[7, 7, 3])
+    before = results.copy(deep=True)
+    frame = results_frame(manifest, results, on="image")
+    assert masks_of(frame) == [mask_at("b"), mask_at("a"), mask_at("b")]
+    assert frame["activation_map"].iloc[0] is frame["activation_map"].iloc[2]
+    assert list(frame.columns) == ["image", "score", "activation_map"]
+    assert list(frame.index) == [7, 7, 3]
+    assert list(frame["score"]) == [0.5, None, 1.0]
+    frame["image"] = "x"
+    frame.iloc[0, 1] = 9
+    pandas.testing.assert_frame_equal(results, before)
+
+
+def test_a_function_can_make_the_name_out_of_a_row(pandas: Any, manifest: Path) -> None:
+    results = pandas.DataFrame({"locator": ["s3://images/a.jpg", "s3://images/b.jpg"], "set": [1, 2]})
+    frame = results_frame(manifest, results, on=lambda row: Path(row["locator"]).stem, column="cam", provenance=True)
+    assert [mask["map_name"] for mask in masks_of(frame, "cam")] == ["a", "b"]
+
+
+@pytest.mark.parametrize("on", ["id", lambda row: row["id"]])
+@pytest.mark.parametrize("dtype", ["object", "float64", "float32", "Int64", "Float64", "category"])
+def test_names_that_are_numbers_are_found_whatever_pandas_makes_of_them(
+    pandas: Any, tmp_path: Path, dtype: str, on: Any
+) -> None:
+    path = write_manifest(tmp_path / "m.sqlite", *map(receipt, ["17", "nan", "None", "<NA>"]))
+    results = pandas.DataFrame({"id": pandas.Series([17, None]).astype(dtype)})
+    assert masks_of(results_frame(path, results, on=on, missing="none")) == [mask_at("17"), None]
+
+
+def test_a_column_may_be_called_by_a_number(pandas: Any, manifest: Path) -> None:
+    frame = results_frame(manifest, pandas.DataFrame({0: ["a"], 1: [2]}), on="0")
+    assert list(frame.columns) == ["0", "1", "activation_map"]
+    assert masks_of(frame) == [mask_at("a")]
+
+
+@pytest.mark.parametrize("how", ["one manifest", "a manifest for each"])
+@pytest.mark.usefixtures("either_way")
+def test_layers_are_a_list_of_masks_in_their_order(pandas: Any, tmp_path: Path, how: str) -> None:
+    if how == "one manifest":
+        names = ["a/layer3", "a/layer4", "b/layer4", "b/player4"]
+        given: Any = write_manifest(tmp_path / "m.sqlite", *map(receipt, names))
+        options: dict[str, Any] = {"layers": ["layer4", "layer3"]}
+        a4, a3, b4 = "a/layer4", "a/layer3", "b/layer4"
+    else:
+        given = {
+            "layer4": write_manifest(tmp_path / "4.sqlite", receipt("a"), receipt("b")),
+            "layer3": write_manifest(tmp_path / "3.sqlite", receipt("a")),
+        }
+        options, a4, a3, b4 = {}, "a", "a", "b"
+    results = pandas.DataFrame({"image": ["a", "b", "d"]})
+    frame = results_frame(given, results, on="image", missing="none", statistics=["mean"], **options)
+    assert masks_of(frame) == [
+        [mask_at(a4, layer="layer4"), mask_at(a3, layer="layer3")],
+        [mask_at(b4, layer="layer4")],
+        None,
+    ]
+    assert list(frame["activation_map_layer4_mean"]) == [0.5, 0.5, None]
+    assert list(frame["activation_map_layer3_mean"]) == [0.5, None, None]
+    with pytest.raises(
+        am.InputValidationError, match=r"^3 of 6 overlays .*: b \(layer3\), d \(layer4\), d \(layer3\);"
+    ):
+        results_frame(given, results, on="image", **options)
+
+
+def test_rows_without_an_overlay_are_counted_and_named_or_none(pandas: Any, manifest: Path) -> None:
+    results = pandas.DataFrame({"image": ["a", "c", None, *"defgh"]})
+    with pytest.raises(
+        am.InputValidationError, match=r"7 of 8 overlays .*: c, a row without a name, d, e, f, \.\.\.; .*missing='none'"
+    ):
+        results_frame(manifest, results, on="image")
+    assert masks_of(results_frame(manifest, results, on="image", missing="none")) == [mask_at("a"), *[None] * 7]
+
+
+def test_what_was_counted_of_the_maps_comes_along_when_asked(pandas: Any, manifest: Path) -> None:
+    results = pandas.DataFrame({"image": ["a", "b"], "high_share": [1, 2]})
+    frame = results_frame(manifest, results, on="image", statistics=["high_share", "constant"])
+    assert frame.drop(columns="activation_map").to_dict("list") == {
+        "image": ["a", "b"],
+        "high_share": [1, 2],
+        "activation_map_high_share": [0.25, None],
+        "activation_map_constant": [False, None],
+    }
+
+
+@pytest.mark.parametrize(
+    ("columns", "options", "message"),
+    [
+        (["image"], {"on": "name"}, "on: the results have no column 'name'; there are image"),
+        (["image", "activation_map"], {}, "two columns 'activation_map'"),
+        (["image", "x", "x"], {}, "two columns 'x'"),
+        (["image", "box.data_type"], {}, "Kolena drops columns whose names end in 'data_type': rename 'box.data_type'"),
+        (["image"], {"column": "data_type"}, "rename 'data_type'"),
+        (["image"], {"statistics": ["size"]}, "no 'size'; known: minimum, "),
+        (["image", "activation_map_mean"], {"statistics": ["mean"]}, "two columns 'activation_map_mean'"),
+        (["image"], {"missing": "skip"}, "expected 'error' or 'none', found 'skip'"),
+        (["image"], {"layers": []}, "there are no layers"),
+        (["image"], {"layers": "layer4"}, "expected a list of names, found 'layer4'"),
+        (["image"], {"manifest": {"layer4": "m.sqlite"}, "layers": ["layer4"]}, "not by both"),
+    ],
+)
+def test_columns_and_choices_that_make_no_sense_are_refused(
+    pandas: Any, manifest: Path, columns: list[str], options: dict[str, Any], message: str
+) -> None:
+    results = pandas.DataFrame([["a"] * len(columns)], columns=columns)
+    with pytest.raises(am.SettingsError, match=message):
+        results_frame(**{"manifest": manifest, "results": results, "on": "image", **options})
+
+
+def test_what_json_does_not_have_is_made_plain(pandas: Any, manifest: Path) -> None:
+    BoundingBox = pytest.importorskip("kolena.annotation").BoundingBox  # noqa: N806  # a class
+    cells: dict[str, list[Any]] = {
+        "image": ["a", "b"],
+        "whole": [1, 2],
+        "float": [0.5, 1.5],
+        "nan": [np.nan, 1.5],
+        "infinite": [np.inf, -np.inf],
+        "array": [np.array([1, 2], np.uint8), np.array([[0.5, np.nan]], np.float32)],
+        "objects": [np.array([None, "x"], object), {"box": np.float32(0.5), "ids": (np.int64(1), np.nan)}],
+        "scalar": [np.bool_(True), np.float16(0.5)],
+        "time": [datetime(2026, 1, 2, tzinfo=UTC), None],
+        "times": [np.array(["2026-01-02"], "M8[ns]"), [pandas.NaT, pandas.NA, time(12)]],
+        "decimal": [Decimal("0.5"), Decimal("NaN")],
+        "keys": [{np.int64(1): [BoundingBox((0, 0), (1, 1))]}, {}],
+    }
+    results = pandas.DataFrame({name: pandas.Series(values) for name, values in cells.items()})
+    results["nullable"] = pandas.array([1, None], dtype="Int64")
+    results["text"] = pandas.array(["x", None], dtype="string")
+    results["category"] = pandas.Categorical(["x", None])
+    frame = results_frame(manifest, results, on="image").drop(columns="activation_map")
+    keys = frame.pop("keys").to_list()
+    assert keys == cells["keys"]
+    assert [type(key) for key in keys[0]] == [int]
+    assert json.loads(json.dumps(frame.to_dict("list"), allow_nan=False)) == {
+        "image": ["a", "b"],
+        "whole": [1, 2],
+        "float": [0.5, 1.5],
+        "nan": [None, 1.5],
+        "infinite": [None, None],
+        "array": [[1, 2], [[0.5, None]]],
+        "objects": [[None, "x"], {"box": 0.5, "ids": [1, None]}],
+        "scalar": [True, 0.5],
+        "time": ["2026-01-02T00:00:00+00:00", None],
+        "times": [["2026-01-02T00:00:00"], [None, None, "12:00:00"]],
+        "decimal": [0.5, None],
+        "nullable": [1, None],
+        "text": ["x", None],
+        "category": ["x", None],
+    }
+
+
+@pytest.mark.parametrize("value", [b"x", {1}, Path("x"), timedelta(1), np.timedelta64(1, "ns"), 1j, {(1, 2): 3}])
+def test_what_cannot_be_made_plain_is_refused_with_its_column(pandas: Any, manifest: Path, value: object) -> None:
+    results = pandas.DataFrame({"image": ["a"], "odd": pandas.Series([[value]], dtype=object)})
+    with pytest.raises(am.InputValidationError, match=r"^column 'odd': .*; make it numbers, text or a list of them$"):
+        results_frame(manifest, results, on="image")
+
+
+def test_an_index_of_which_kolenas_client_would_lose_rows_is_refused(
+    pandas: Any, service: KolenaService, manifest: Path
+) -> None:
+    from kolena.dataset import upload_results
+
+    results = pandas.DataFrame({"image": ["a", "b"], "score": [1, 2]}, index=[10.0, 20.0])
+    with pytest.raises(am.SettingsError, match=r"index of floats: take results\.reset_index\(\)"):
+        results_frame(manifest, results, on="image")
+    with pytest.warns(FutureWarning, match="float-dtype index"):
+        upload_results("a dataset", "a model", results)
+    assert service.results[0]["rows"] == []
+
+
+def test_a_frame_without_pandas_names_the_extra(manifest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(am.MissingExtraError, match=r"\.\[kolena\]"):
+        results_frame(manifest, object(), on="image")  # type: ignore[arg-type]
+
+
+# Kolena's own client -------------------------------------------------------------------------------------------------
+
+
+def test_kolenas_client_uploads_the_results_and_the_overlays_are_where_they_say(
+    pandas: Any, service: KolenaService, bucket: str, tmp_path: Path
+) -> None:
+    from kolena.dataset import upload_results
+
+    maps = {f"val/{i}": random_map(i) for i in range(3)}
+    path = tmp_path / "m.sqlite"
+    am.run(maps.items(), f"s3://{bucket}/o", settings=am.Settings(workers=0), manifest=path)
+    cells = {"image": list(maps), "score": [0.5, np.nan, 1.0], "box": [np.arange(4)] * 3}
+    results = pandas.DataFrame(cells, index=["x", "x", "y"])
+    upload_results("a dataset", "a model", results_frame(path, results, on="image", provenance=True))
+
+    (upload,) = service.results
+    assert (upload["model"], upload["dataset_id"]) == ("a model", 1)
+    assert [row["datapoint_id_object"] for row in upload["rows"]] == [{"image": name} for name in maps]
+    arrived = [row["result"] for row in upload["rows"]]
+    assert [(row["score"], row["box"]) for row in arrived] == [(score, [0, 1, 2, 3]) for score in (0.5, None, 1.0)]
+    masks = [row["activation_map"] for row in arrived]
+    told = {"range_low": 0.0, "range_high": 1.0, "colormap": "jet", **TYPED}
+    assert masks == [{"locator": f"s3://{bucket}/o/{name}.png", "map_name": name, **told} for name in maps]
+    pngs = asyncio.run(fetch([mask["locator"] for mask in masks]))
+    for png, map_ in zip(pngs, maps.values(), strict=True):
+        np.testing.assert_array_equal(decode(png), am.colorize_activation_map(map_))
+
+
+def test_what_arrives_is_the_same_without_bitmap_masks(
+    pandas: Any, service: KolenaService, manifest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kolena.dataset import upload_results
+
+    results = pandas.DataFrame({"image": ["a"]})
+    layers = {"layer3": manifest, "layer4": manifest}
+    for _ in range(2):
+        upload_results("a dataset", "a model", results_frame(layers, results, on="image"))
+        monkeypatch.setitem(sys.modules, "kolena.annotation", None)
+    first, second = (upload["rows"] for upload in service.results)
+    assert first == second
+    assert first[0]["result"] == {"activation_map": [mask_at("a", layer="layer3"), mask_at("a", layer="layer4")]}
+
+
+def test_the_stand_in_tells_what_the_service_would_not_take(pandas: Any, service: KolenaService) -> None:
+    from kolena.dataset import upload_results
+    from kolena.errors import IncorrectUsageError
+
+    with pytest.raises(IncorrectUsageError, match="NaN is not JSON"):
+        upload_results("a dataset", "a model", pandas.DataFrame({"image": ["a"], "score": [np.nan]}))
+    assert not service.results
+
+
+def test_a_frame_survives_kolenas_own_files(pandas: Any, manifest: Path, tmp_path: Path) -> None:
+    io = pytest.importorskip("kolena.io")
+    frame = results_frame(manifest, pandas.DataFrame({"image": ["a", "b"], "score": [None, 0.5]}), on="image")
+    io.dataframe_to_csv(frame, tmp_path / "r.csv", index=False)
+    assert masks_of(io.dataframe_from_csv(tmp_path / "r.csv")) == [mask_at("a"), mask_at("b")]
+    io.dataframe_to_parquet(frame, tmp_path / "r.parquet")
+    assert masks_of(io.dataframe_from_parquet(tmp_path / "r.parquet")) == [mask_at("a"), mask_at("b")]

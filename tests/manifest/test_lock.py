@@ -1,0 +1,186 @@
+"""One run at a time on a manifest: the second is told who has it, and a run that was killed has nothing."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from threading import Lock, Thread
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import numpy as np
+import pytest
+
+import async_maps as am
+from async_maps.errors import ManifestError
+from async_maps.manifest.lock import RunLock
+from async_maps.manifest.manifest import Manifest
+from tests.cli.test_cli import done_rows, invoke, start
+from tests.pipeline.test_pipeline import random_map
+from tests.support.leftovers import leaves_nothing
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+pytestmark = pytest.mark.usefixtures(leaves_nothing.__name__)
+
+HOLD = (
+    "import sys; from async_maps.manifest.manifest import Manifest; "
+    "m = Manifest(sys.argv[1]); print(flush=True); input()"
+)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "m.sqlite"
+
+
+def _held(manifest: Path, pid: int) -> str:
+    """What the second run is told."""
+    since = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC"
+    return (
+        rf"^the manifest {re.escape(str(manifest))} is in use by another run "
+        rf"\(process {pid} on {re.escape(socket.gethostname())}, since {since}\): wait until that one has ended, "
+        r"or name another file with --manifest$"
+    )
+
+
+def test_a_second_writer_is_refused_and_readers_are_not(path: Path) -> None:
+    with Manifest(path) as first:
+        first.begin("s3://bucket")
+        with pytest.raises(ManifestError, match=_held(path, os.getpid())):
+            Manifest(path)
+        with Manifest(path, read_only=True) as reader:
+            assert reader.counts() == {}
+        # Refused twice: the first refusal has not taken the lock away.
+        with pytest.raises(ManifestError, match="in use by another run"):
+            Manifest(path)
+    with Manifest(path):
+        pass
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_one_file_has_one_lock_by_whatever_name(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    link = tmp_path / "elsewhere" / "link.sqlite"
+    link.symlink_to(path)
+    monkeypatch.chdir(tmp_path)
+    with Manifest(path):
+        for name in ("m.sqlite", "elsewhere/../m.sqlite", link):
+            with pytest.raises(ManifestError, match="in use by another run"):
+                Manifest(name)
+    with Manifest(link), pytest.raises(ManifestError, match="in use by another run"):
+        Manifest(path)
+
+
+def test_in_memory_there_is_nothing_to_lock() -> None:
+    with Manifest(":memory:"), Manifest(":memory:"):
+        pass
+
+
+def test_another_process_is_named_and_killed_it_holds_nothing(path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", HOLD, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        with pytest.raises(ManifestError, match=_held(path, holder.pid)):
+            Manifest(path)
+        holder.kill()
+    assert path.with_name("m.sqlite-lock").exists()
+    with Manifest(path) as manifest:
+        manifest.begin("s3://bucket")
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_what_is_left_in_the_file_is_no_lock_and_is_not_said_of_the_next_run(path: Path) -> None:
+    path.with_name("m.sqlite-lock").write_text(f"process 1 on a host of old, {'since ' * 100}")
+    with Manifest(path), pytest.raises(ManifestError, match=_held(path, os.getpid())):
+        Manifest(path)
+
+
+def test_of_many_who_want_it_one_has_it(path: Path) -> None:
+    turn = Lock()
+    holders = most = taken = 0
+
+    def want() -> None:
+        nonlocal holders, most, taken
+        while taken < 60:
+            try:
+                lock = RunLock(path)
+            except ManifestError:
+                continue
+            with turn:
+                holders += 1
+                taken += 1
+                most = max(most, holders)
+            time.sleep(0.0005)
+            with turn:
+                holders -= 1
+            lock.release()
+
+    threads = [Thread(target=want) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == 1
+    assert list(path.parent.iterdir()) == []
+
+
+async def test_of_two_runs_of_one_pipeline_the_second_is_refused_and_the_first_completes(path: Path) -> None:
+    began, refused = anyio.Event(), anyio.Event()
+
+    async def maps() -> AsyncIterator[tuple[str, NDArray[np.floating[Any]]]]:
+        yield "a", random_map(1)
+        began.set()
+        await refused.wait()
+        yield "b", random_map(2)
+
+    settings = am.Settings(workers=0)
+    async with am.Pipeline("memory://", settings=settings) as pipeline, anyio.create_task_group() as tasks:
+        reports: list[am.Report] = []
+
+        async def first() -> None:
+            reports.append(await pipeline.run(maps(), manifest=path))
+
+        tasks.start_soon(first)
+        await began.wait()
+        with pytest.raises(ManifestError, match=_held(path, os.getpid())):
+            await pipeline.run([("c", random_map(3))], manifest=path)
+        refused.set()
+    assert reports[0].uploaded == 2
+    assert done_rows(str(path)) == 2
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_second_command_is_refused_at_once_and_after_kill_9_it_does_the_rest(
+    maps: Path, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.save(maps / "stack.npy", np.random.default_rng(1).random((1500, 6, 6)))
+    command = ("run", maps, "out", "--progress", "none", "--manifest", path)
+    running = start(*command, "--workers", 1)
+    try:
+        while not done_rows(str(path)):
+            assert running.poll() is None
+        # Whatever it is doing: a laptop that is closed goes on later.
+        os.kill(running.pid, signal.SIGSTOP)
+        assert invoke(*command, "--workers", 0) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert re.match(_held(path, running.pid), line.removeprefix("async-maps: error: "))
+        # It may read meanwhile.
+        assert invoke(*command, "--dry-run") == 0
+        assert invoke("export", path, "locators.csv") == 0
+    finally:
+        running.kill()
+        running.communicate()
+    assert invoke(*command, "--workers", 0) == 0
+    assert done_rows(str(path)) == len(list((tmp_path / "out" / "stack").glob("*.png"))) == 1500
+    assert not list(tmp_path.glob("m.sqlite-*"))

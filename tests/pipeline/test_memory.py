@@ -1,0 +1,96 @@
+"""Large stacks go through in little memory: what all processes hold together, whatever the size of the source."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import zarr
+from numpy.lib.format import open_memmap
+
+import async_maps as am
+from tests.support.leftovers import children
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="asks Linux for the memory of a process"),
+]
+
+MAPS = 20_000
+MIB = 2**20
+
+
+def held() -> int:
+    """Bytes that this process and its children hold, what they share counted once."""
+    return sum(pss(process) for process in (os.getpid(), *children()))
+
+
+def pss(process: int) -> int:
+    """Bytes that a process holds, of what it shares its part; 0 if it has ended."""
+    try:
+        lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return 0
+    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+
+
+def sparse_npy(folder: Path) -> Path:
+    """A file of 5 GB of which little is on the disk."""
+    path = folder / "stack.npy"
+    stack = open_memmap(path, mode="w+", dtype=np.float32, shape=(MAPS, 256, 256))
+    stack[::1000, ::8, ::8] = np.random.default_rng(0).random((20, 32, 32))
+    stack.flush()
+    return path
+
+
+def one_zarr_array(folder: Path) -> Path:
+    """All maps in one array, 64 a chunk."""
+    path = folder / "stack.zarr"
+    array: Any = zarr.create_array(path, shape=(MAPS, 64, 64), chunks=(64, 64, 64), dtype="f4")
+    for start in range(0, MAPS, 64):
+        block = np.random.default_rng(start).random((min(64, MAPS - start), 64, 64), np.float32)
+        array[start : start + 64] = block
+    return path
+
+
+@pytest.mark.parametrize("make", [sparse_npy, one_zarr_array])
+@pytest.mark.parametrize("value_range", ["unit", "dataset:1,99"])
+def test_a_stack_of_20_000_maps_takes_as_much_memory_at_its_end_as_at_its_beginning(
+    make: Callable[[Path], Path], value_range: str, tmp_path: Path
+) -> None:
+    source = make(tmp_path)
+    report = am.Report()
+    samples: list[tuple[int, int]] = []
+    # Of the tests before this one, and of the server that they have started.
+    before = held()
+    running = threading.Event()
+    running.set()
+
+    def watch() -> None:
+        while running.is_set():
+            samples.append((report.uploaded, held() - before))
+            time.sleep(0.2)
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    try:
+        am.run(source, tmp_path / "out", settings=am.Settings(range=value_range, workers=2), manifest=tmp_path / "m",
+               report=report)  # fmt: skip
+    finally:
+        running.clear()
+        watching.join()
+    assert (report.uploaded, report.failed) == (MAPS, 0)
+    early = max(size for uploaded, size in samples if uploaded < MAPS * 0.3)
+    late = max(size for uploaded, size in samples if uploaded > MAPS * 0.7)
+    print(f"{source.name}, {value_range}: {early / MIB:.0f} MiB at first, {late / MIB:.0f} at the end")  # noqa: T201  # README's
+    assert late < early + 50 * MIB
+    assert late < 400 * MIB

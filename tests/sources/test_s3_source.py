@@ -1,0 +1,503 @@
+"""Sources in S3, against a real server: what is listed, what is read, with how many requests, and what goes wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import threading
+import zipfile
+from contextlib import closing, suppress
+from typing import TYPE_CHECKING, Any
+
+import aioboto3
+import numpy as np
+import pytest
+
+from async_maps.demo import seaweed
+from async_maps.errors import SourceError
+from async_maps.filesystems.filesystem import Filesystems
+from async_maps.filesystems.s3 import S3Filesystem
+from async_maps.outcomes import Failure
+from async_maps.settings import S3Settings
+from async_maps.sources import open_source
+from async_maps.sources.activation_map import ActivationMap
+from async_maps.sources.formats.registry import FORMATS, Readers
+from tests.support.leftovers import leaves_nothing
+from tests.support.s3_proxy import Proxy, counting
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from typing import BinaryIO
+
+    from numpy.typing import NDArray
+
+MAP = np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 4)
+IMPATIENT = S3Settings(max_attempts=1, connect_timeout_s=1.0, read_timeout_s=1.0)
+
+pytestmark = pytest.mark.usefixtures(leaves_nothing.__name__)
+
+
+@pytest.fixture
+def proxy(s3: seaweed.S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    with counting(s3, monkeypatch) as proxy:
+        yield proxy
+
+
+def npy(array: NDArray[Any] = MAP) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array, allow_pickle=False)
+    return file.getvalue()
+
+
+def npz(**arrays: NDArray[Any]) -> bytes:
+    file = io.BytesIO()
+    np.savez(file, **arrays)  # type: ignore[arg-type]  # numpy's stub takes the keywords for its own
+    return file.getvalue()
+
+
+def upload(bucket: str, objects: Mapping[str, bytes]) -> None:
+    async def put_all() -> None:
+        async with aioboto3.Session().client("s3") as client:
+            turn = asyncio.Semaphore(32)
+
+            async def put(key: str, data: bytes) -> None:
+                async with turn:
+                    await client.put_object(Bucket=bucket, Key=key, Body=data)
+
+            await asyncio.gather(*(put(key, data) for key, data in objects.items()))
+
+    asyncio.run(put_all())
+
+
+def delete(bucket: str, key: str) -> None:
+    async def delete_one() -> None:
+        async with aioboto3.Session().client("s3") as client:
+            await client.delete_object(Bucket=bucket, Key=key)
+
+    asyncio.run(delete_one())
+
+
+def listed(place: str, **options: Any) -> list[ActivationMap | Failure]:
+    return list(open_source(place, **options))
+
+
+def names(place: str) -> list[str]:
+    entries = listed(place)
+    assert all(isinstance(entry, ActivationMap) for entry in entries), entries
+    return [entry.name for entry in entries]
+
+
+def read(map_: ActivationMap | Failure) -> NDArray[Any]:
+    assert isinstance(map_, ActivationMap)
+    assert map_.path is not None
+    with Filesystems() as filesystems, Readers(filesystems) as readers:
+        return readers.read(map_.path, map_.part)
+
+
+@pytest.fixture
+def filesystem() -> Iterator[S3Filesystem]:
+    with closing(S3Filesystem()) as filesystem:
+        yield filesystem
+
+
+def opened(filesystem: S3Filesystem, path: str) -> BinaryIO:
+    return filesystem.open(path)
+
+
+# Listing ------------------------------------------------------------------------------------------------------------
+
+
+def test_all_below_a_prefix_is_listed_in_the_order_of_the_keys_and_named_relative_to_it(bucket: str) -> None:
+    keys = ["maps/a.npy", "maps/b/c d.npy", "maps/b/é.NPY", "maps/z/y/x.npy", "maps/10.npy", "maps/9.npy"]
+    others = ["maps.npy", "mapsy/a.npy", "maps/notes.txt", "other/a.npy"]
+    upload(bucket, {key: npy() for key in (*keys, *others)})
+    expected = [key.removeprefix("maps/")[: -len(".npy")] for key in sorted(keys)]
+    assert names(f"s3://{bucket}/maps/") == expected
+    assert names(f"s3://{bucket}/maps") == expected
+    assert len(names(f"s3://{bucket}")) == len(names(f"s3://{bucket}/")) == len(keys) + 3
+
+
+def test_an_entry_says_where_its_map_lies_how_large_it_is_and_what_state_it_is_in(bucket: str) -> None:
+    upload(bucket, {"maps/a.npy": npy()})
+    (entry,) = listed(f"s3://{bucket}/maps/")
+    with closing(S3Filesystem()) as filesystem:
+        found = filesystem.find(f"s3://{bucket}/maps/a.npy")
+    assert found is not None
+    path = f"s3://{bucket}/maps/a.npy"
+    assert entry == ActivationMap("a", path, f"{len(npy())}-{found.etag}", MAP.nbytes, path=path)
+    np.testing.assert_array_equal(read(entry), MAP)
+    upload(bucket, {"maps/a.npy": npy(MAP / 2)})
+    (changed,) = listed(f"s3://{bucket}/maps/")
+    assert changed.fingerprint != entry.fingerprint
+
+
+def test_one_object_is_a_source_and_named_by_the_last_part_of_its_key(bucket: str) -> None:
+    upload(bucket, {"deep/down/a.npy": npy(), "deep/down/two.npz": npz(x=MAP, y=MAP / 2)})
+    (entry,) = listed(f"s3://{bucket}/deep/down/a.npy")
+    assert entry.name == "a"
+    x, y = listed(f"s3://{bucket}/deep/down/two.npz")
+    assert (x.name, y.name) == ("two/x", "two/y")
+    assert y.source == f"s3://{bucket}/deep/down/two.npz[y]"
+    np.testing.assert_array_equal(read(y), MAP / 2)
+
+
+def test_a_prefix_that_ends_like_a_file_is_a_folder_if_there_is_no_such_object(bucket: str) -> None:
+    upload(bucket, {"run.npy/a.npy": npy()})
+    assert names(f"s3://{bucket}/run.npy") == ["a"]
+
+
+def test_a_stack_is_as_many_maps_as_it_holds(bucket: str) -> None:
+    stack = np.random.default_rng(0).random((3, 8, 8), np.float32)
+    upload(bucket, {"stack.npy": npy(stack)})
+    entries = listed(f"s3://{bucket}/stack.npy")
+    assert [entry.name for entry in entries] == ["stack/000000", "stack/000001", "stack/000002"]
+    for entry, plane in zip(entries, stack, strict=True):
+        np.testing.assert_array_equal(read(entry), plane)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("maps/*.npy", ["a", "cam_1"]),
+        ("maps/cam_*", ["cam_1"]),
+        ("maps/**/cam_?.npy", ["cam_1", "val/cam_2", "val/deep/cam_3"]),
+        ("maps/**", ["a", "cam_1", "val/cam_2", "val/deep/cam_3"]),
+        ("maps/v*/*", ["val/cam_2"]),
+        ("m*/val/*", ["maps/val/cam_2"]),
+        ("maps/[ab].npy", ["a"]),
+    ],
+)
+@pytest.mark.slow
+def test_a_glob_matches_as_it_does_on_a_disk(bucket: str, pattern: str, expected: list[str], tmp_path: Any) -> None:
+    keys = ["maps/a.npy", "maps/cam_1.npy", "maps/.hidden.npy", "maps/val/cam_2.npy", "maps/val/deep/cam_3.npy"]
+    upload(bucket, {key: npy() for key in keys})
+    for key in keys:
+        (tmp_path / key).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / key).write_bytes(npy())
+    assert names(f"s3://{bucket}/{pattern}") == expected
+    assert [entry.name for entry in open_source(f"{tmp_path}/{pattern}")] == expected
+
+
+@pytest.mark.slow
+def test_a_prefix_with_a_wildcard_in_its_own_name_is_that_prefix(bucket: str) -> None:
+    upload(bucket, {"run[1]/a.npy": npy(), "run1/b.npy": npy()})
+    assert names(f"s3://{bucket}/run[1]/") == ["a"]
+
+
+@pytest.mark.slow
+def test_a_listing_goes_on_from_page_to_page_and_asks_for_none_before_its_time(bucket: str, proxy: Proxy) -> None:
+    upload(bucket, {f"maps/{i:05}.npy": b"" for i in range(2300)})
+    entries = iter(open_source(f"s3://{bucket}/maps/", known=lambda maps: {map_.name for map_ in maps}))
+    names = [next(entries).name]
+    assert len([asked for asked in proxy.asked if asked.query]) == 1
+    names += [entry.name for entry in entries]
+    assert len([asked for asked in proxy.asked if asked.query]) == 3
+    assert names == [f"{i:05}" for i in range(2300)]
+    assert not proxy.gets()
+
+
+def test_names_that_cannot_be_keys_are_refused_alone(bucket: str) -> None:
+    upload(bucket, {"maps/a.npy": npy(), "maps/b\tc.npy": npy(), "maps/d.npy": npy()})
+    entries = listed(f"s3://{bucket}/maps/")
+    assert [entry.name for entry in entries if isinstance(entry, ActivationMap)] == ["a", "d"]
+    (failure,) = [entry for entry in entries if isinstance(entry, Failure)]
+    assert failure.source == f"s3://{bucket}/maps/b\\tc.npy"
+    assert "control character" in failure.reason
+
+
+def test_an_object_that_is_not_what_its_name_says_fails_alone(bucket: str) -> None:
+    upload(
+        bucket, {"a.npy": npy(), "bad.npz": b"no archive", "c.npz": npz(x=MAP), "empty.npy": b"", "text.npy": b"x" * 99}
+    )
+    entries = listed(f"s3://{bucket}/")
+    failures = {entry.name: entry.reason for entry in entries if isinstance(entry, Failure)}
+    assert set(failures) == {"bad"}
+    assert "expected an .npz archive" in failures["bad"]
+    for name, reason in (("empty", "found an empty one"), ("text", "expected an .npy file")):
+        (map_,) = [entry for entry in entries if entry.name == name]
+        with pytest.raises(SourceError, match=reason):
+            read(map_)
+
+
+def test_what_is_known_to_be_one_map_is_not_looked_into(bucket: str, proxy: Proxy) -> None:
+    upload(bucket, {f"{i}.npy": npy() for i in range(20)})
+    place = f"s3://{bucket}/"
+    first = listed(place)
+    assert len(proxy.gets()) == 20
+    asked: list[tuple[str, str | None]] = []
+
+    def known(maps: Any) -> set[str]:
+        asked.extend((map_.name, map_.fingerprint) for map_ in maps)
+        return {map_.name for map_ in maps if map_.name != "7"}
+
+    second = listed(place, known=known)
+    assert len(proxy.gets()) == 21
+    assert [(entry.name, entry.fingerprint) for entry in second] == asked
+    assert asked == [(entry.name, entry.fingerprint) for entry in first]
+
+
+@pytest.mark.slow
+def test_objects_are_looked_into_several_at_a_time(bucket: str, proxy: Proxy) -> None:
+    upload(bucket, {f"{i:03}.npy": npy() for i in range(64)})
+    proxy.delay_s = 0.05
+    assert names(f"s3://{bucket}/") == [f"{i:03}" for i in range(64)]
+    assert 4 <= proxy.most_at_once <= 16
+
+
+@pytest.mark.slow
+def test_a_listing_that_is_left_early_stops_asking(bucket: str, proxy: Proxy) -> None:
+    upload(bucket, {f"{i:03}.npy": npy() for i in range(200)})
+    with closing(iter(open_source(f"s3://{bucket}/"))) as entries:  # type: ignore[type-var]
+        next(entries)
+    assert len(proxy.gets()) < 50
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("async-maps")]
+
+
+# Places that cannot be listed ---------------------------------------------------------------------------------------
+
+
+def test_a_bucket_that_does_not_exist_is_named(s3: seaweed.S3Server) -> None:
+    with pytest.raises(SourceError, match=r"^s3://no-such-bucket/maps/: .*the bucket does not exist"):
+        listed("s3://no-such-bucket/maps/")
+
+
+@pytest.mark.parametrize("place", ["s3://", "s3:///maps", "s3://a b/maps"])
+def test_what_cannot_be_a_bucket_is_refused_at_once(place: str) -> None:
+    with pytest.raises(SourceError, match="is not the name of a bucket"):
+        open_source(place)
+
+
+def test_wrong_credentials_are_a_sentence_without_them(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong-and-private")
+    with pytest.raises(SourceError, match="the secret key is wrong") as refusal:
+        listed(f"s3://{bucket}/maps/")
+    assert "wrong-and-private" not in str(refusal.value)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "unknown")
+    with pytest.raises(SourceError, match="the access key is not known there"):
+        listed(f"s3://{bucket}/maps/")
+
+
+def test_no_credentials_at_all_are_a_sentence(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    with pytest.raises(SourceError, match="no AWS credentials found"):
+        listed(f"s3://{bucket}/maps/")
+
+
+def test_credentials_that_have_expired_are_a_sentence(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "token")
+    monkeypatch.setenv("AWS_CREDENTIAL_EXPIRATION", "2020-01-02T03:04:05Z")
+    with pytest.raises(SourceError, match="they have expired; sign in again, or set new ones"):
+        listed(f"s3://{bucket}/maps/")
+
+
+def test_a_server_that_is_not_there_is_a_sentence(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    with pytest.raises(SourceError, match="Could not connect"):
+        listed(f"s3://{bucket}/maps/", s3=IMPATIENT)
+
+
+def test_a_configuration_that_makes_no_sense_is_a_sentence(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_PROFILE", "nobody")
+    with pytest.raises(SourceError, match=r"the AWS configuration cannot be used: .*nobody"):
+        listed(f"s3://{bucket}/maps/")
+
+
+# Objects as files ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [0, 1, 65_536, 8 * 2**20, 8 * 2**20 + 1, 9 * 2**20 + 77])
+@pytest.mark.slow
+def test_an_object_is_a_file_like_any_other(bucket: str, filesystem: S3Filesystem, size: int) -> None:
+    data = np.random.default_rng(size).bytes(size)
+    upload(bucket, {"file.bin": data})
+    local = io.BytesIO(data)
+    rng = np.random.default_rng(1)
+    with opened(filesystem, f"s3://{bucket}/file.bin") as file:
+        assert file.seekable()
+        assert file.readable()
+        assert not file.writable()
+        assert file.seek(0, 2) == size
+        for _ in range(40):
+            position, length = int(rng.integers(0, size + 10)), int(rng.choice([0, 1, 100, 70_000, 3_000_000]))
+            assert file.seek(position) == local.seek(position)
+            assert file.read(length) == local.read(length)
+            assert file.tell() == local.tell() or position > size
+        file.seek(0)
+        assert file.read() == data
+        assert file.read(1) == b""
+        with pytest.raises(OSError, match="Invalid argument"):
+            file.seek(-1)
+
+
+def test_an_object_of_up_to_8_mib_is_one_request_however_it_is_read(bucket: str, proxy: Proxy) -> None:
+    rng = np.random.default_rng(0)
+    upload(bucket, {"archive.npz": npz(**{f"m{i}": rng.random((256, 256), np.float32) for i in range(25)})})
+    entries = listed(f"s3://{bucket}/archive.npz")
+    before = len(proxy.gets())
+    with Filesystems() as filesystems, Readers(filesystems) as readers:
+        for entry in entries:
+            assert isinstance(entry, ActivationMap)
+            assert readers.read(str(entry.path), entry.part).shape == (256, 256)
+    assert len(entries) == 25
+    assert len(proxy.gets()) - before == 1
+
+
+def test_a_map_of_a_large_stack_is_one_request_of_its_own_bytes(bucket: str, proxy: Proxy) -> None:
+    stack = np.random.default_rng(0).random((20, 512, 512), np.float32)
+    upload(bucket, {"stack.npy": npy(stack)})
+    entries = listed(f"s3://{bucket}/stack.npy")
+    assert len(proxy.gets(of="stack.npy")) == 1
+    with Filesystems() as filesystems, Readers(filesystems) as readers:
+        for i in (17, 3, 4, 19, 0):
+            entry = entries[i]
+            assert isinstance(entry, ActivationMap)
+            np.testing.assert_array_equal(readers.read(str(entry.path), entry.part), stack[i])
+    # The head once, then each map.
+    gets = proxy.gets(of="stack.npy")[1:]
+    assert len(gets) == 6
+    assert sum(asked.size for asked in gets[1:]) < 5.1 * stack[0].nbytes
+
+
+def test_a_large_archive_is_listed_and_read_with_few_requests(bucket: str, proxy: Proxy) -> None:
+    rng = np.random.default_rng(0)
+    data = npz(**{f"m{i:03}": rng.random((128, 128), np.float32) for i in range(200)})
+    upload(bucket, {"archive.npz": data})
+    assert len(data) > 12 * 2**20
+    entries = listed(f"s3://{bucket}/archive.npz")
+    assert len(entries) == 200
+    assert len(proxy.gets()) < 12
+    before = len(proxy.gets())
+    with Filesystems() as filesystems, Readers(filesystems) as readers:
+        for entry in entries:
+            assert isinstance(entry, ActivationMap)
+            readers.read(str(entry.path), entry.part)
+    assert len(proxy.gets()) - before < 12
+
+
+@pytest.mark.slow
+def test_a_compressed_member_in_the_middle_is_read_whole(bucket: str) -> None:
+    rng = np.random.default_rng(0)
+    arrays = {f"m{i}": rng.random((600, 600), np.float32) for i in range(10)}
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, array in arrays.items():
+            archive.writestr(f"{name}.npy", npy(array))
+    upload(bucket, {"archive.npz": file.getvalue()})
+    for entry in listed(f"s3://{bucket}/archive.npz"):
+        np.testing.assert_array_equal(read(entry), arrays[entry.name.removeprefix("archive/")])
+
+
+def test_an_object_that_is_replaced_while_it_is_read_is_an_error_and_no_mixture(
+    bucket: str, filesystem: S3Filesystem
+) -> None:
+    upload(bucket, {"file.bin": b"a" * 9 * 2**20})
+    with opened(filesystem, f"s3://{bucket}/file.bin") as file:
+        assert file.read(10) == b"a" * 10
+        upload(bucket, {"file.bin": b"b" * 9 * 2**20})
+        file.seek(5 * 2**20)
+        with pytest.raises(SourceError, match="the object was replaced while it was read"):
+            file.read(10)
+
+
+@pytest.mark.slow
+def test_an_object_that_is_deleted_while_it_is_read_is_not_there(bucket: str, filesystem: S3Filesystem) -> None:
+    upload(bucket, {"file.bin": b"a" * 9 * 2**20})
+    with opened(filesystem, f"s3://{bucket}/file.bin") as file:
+        delete(bucket, "file.bin")
+        file.seek(5 * 2**20)
+        with pytest.raises(FileNotFoundError):
+            file.read(10)
+    with pytest.raises(FileNotFoundError):
+        opened(filesystem, f"s3://{bucket}/file.bin")
+
+
+def test_an_answer_that_breaks_off_is_asked_for_again(bucket: str, proxy: Proxy) -> None:
+    upload(bucket, {"a.npy": npy()})
+    proxy.break_off = 2
+    with (
+        closing(S3Filesystem(S3Settings(max_attempts=3))) as filesystem,
+        opened(filesystem, f"s3://{bucket}/a.npy") as file,
+    ):
+        assert file.read() == npy()
+    proxy.break_off = 2
+    with closing(S3Filesystem(S3Settings(max_attempts=2))) as filesystem, pytest.raises(SourceError):
+        opened(filesystem, f"s3://{bucket}/a.npy")
+
+
+@pytest.mark.slow
+def test_an_answer_that_never_comes_is_waited_for_as_long_as_the_settings_say(bucket: str, proxy: Proxy) -> None:
+    upload(bucket, {"a.npy": npy()})
+    proxy.gate.clear()
+    with closing(S3Filesystem(IMPATIENT)) as filesystem, pytest.raises(SourceError, match=r"[Tt]imeout"):
+        opened(filesystem, f"s3://{bucket}/a.npy")
+
+
+def test_a_closed_storage_opens_no_connection_again(bucket: str) -> None:
+    upload(bucket, {"a.npy": npy()})
+    filesystems = Filesystems()
+    filesystems.s3().open(f"s3://{bucket}/a.npy").close()
+    filesystems.close()
+    with pytest.raises(SourceError, match="closed"):
+        filesystems.of(f"s3://{bucket}/a.npy").open(f"s3://{bucket}/a.npy")
+    with Filesystems() as unused:
+        pass
+    with pytest.raises(SourceError, match="closed"):
+        unused.of("s3://bucket/a.npy").open("s3://bucket/a.npy")
+
+
+@pytest.mark.slow
+def test_threads_share_a_storage(bucket: str, filesystem: S3Filesystem) -> None:
+    stack = np.random.default_rng(0).random((32, 256, 256), np.float32)
+    upload(bucket, {"stack.npy": npy(stack)})
+    wrong: list[int] = []
+
+    def work(index: int) -> None:
+        with opened(filesystem, f"s3://{bucket}/stack.npy") as file:
+            file.seek(-stack[index:].nbytes, 2)
+            if file.read(stack[0].nbytes) != stack[index].tobytes():
+                wrong.append(index)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(32)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+# Zarr ---------------------------------------------------------------------------------------------------------------
+
+
+def test_the_objects_of_a_zarr_hierarchy_are_one_file(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from async_maps.sources.s3_objects import S3Objects
+
+    monkeypatch.setitem(FORMATS, ".zarr", "zarr")
+    keys = ["maps/a.npy", "maps/b.zarr/zarr.json", "maps/b.zarr/c/0/0", "maps/b.zarr/x.npy", "maps/c.zarr/zarr.json"]
+    upload(bucket, {key: npy() for key in (*keys, "maps/d.npy")})
+
+    def files(place: str) -> list[tuple[str, str, str | None]]:
+        with closing(S3Filesystem()) as filesystem:
+            found = S3Objects(place, None, None)._files(filesystem)
+            return [(file.name, file.path, file.fingerprint) for file in found]
+
+    root = f"s3://{bucket}/maps"
+    first = files(f"{root}/")
+    assert [(name, path) for name, path, _ in first] == [
+        ("a", f"{root}/a.npy"), ("b", f"{root}/b.zarr"), ("c", f"{root}/c.zarr"), ("d", f"{root}/d.npy"),
+    ]  # fmt: skip
+    assert [name for name, *_ in files(f"{root}/*.zarr")] == ["b", "c"]
+    for place in (f"{root}/b.zarr", f"{root}/b.zarr/"):
+        assert files(place) == [("b", f"{root}/b.zarr", first[1][2])]
+    with closing(S3Filesystem()) as filesystem:
+        assert filesystem.fingerprint_below(f"{root}/b.zarr") == first[1][2]
+        assert filesystem.fingerprint_below(f"{root}/none.zarr") is None
+    upload(bucket, {"maps/b.zarr/c/0/0": b"other"})
+    second = files(f"{root}/")
+    assert second[1][2] != first[1][2]
+    assert [second[0], *second[2:]] == [first[0], *first[2:]]
+
+
+def test_no_connection_outlives_a_listing_that_failed(s3: seaweed.S3Server) -> None:
+    with suppress(SourceError):
+        listed("s3://no-such-bucket/")

@@ -1,0 +1,178 @@
+"""Paths on standard input: the command at the end of a pipe."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from async_maps.errors import SourceError
+from async_maps.sources import open_source
+from tests.cli.test_cli import COMMAND
+from tests.pipeline.test_pipeline import random_map
+from tests.sources.test_s3_source import npy, upload
+from tests.support.leftovers import leaves_nothing
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.usefixtures(leaves_nothing.__name__)
+
+
+@pytest.fixture(autouse=True)
+def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def save(path: str, seed: int = 0) -> str:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    np.save(path, random_map(seed))
+    return path
+
+
+def arguments(*options: str) -> list[str]:
+    return [*COMMAND, "run", "-", "out", "--workers", "0", "--progress", "log", *options]
+
+
+def run(text: bytes, *options: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(arguments(*options), input=text, capture_output=True, timeout=60, check=False)
+
+
+def made() -> list[str]:
+    return sorted(str(path.relative_to("out")) for path in Path("out").rglob("*.png"))
+
+
+@pytest.fixture
+def slow_producer() -> Iterator[subprocess.Popen[bytes]]:
+    """The command, waiting for what is written to it."""
+    with subprocess.Popen(
+        arguments(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    ) as process:
+        yield process
+        process.kill()
+
+
+def wait_for(path: str) -> None:
+    deadline = time.monotonic() + 30
+    while not Path(path).exists():
+        assert time.monotonic() < deadline, path
+        time.sleep(0.02)
+
+
+def test_each_line_is_a_file_named_by_its_path(tmp_path: Path) -> None:
+    save("a.npy")
+    save("deep/b c.npy")
+    absolute = save(str(tmp_path / "elsewhere" / "é.npy"))
+    np.savez("two.npz", x=random_map(0), y=random_map(1))
+    done = run(f"a.npy\n./deep/b c.npy\r\n\n{absolute}\n.//two.npz".encode())
+    assert done.returncode == 0, done.stderr
+    inside = str(tmp_path).lstrip("/")
+    assert made() == sorted(["a.png", "deep/b c.png", f"{inside}/elsewhere/é.png", "two/x.png", "two/y.png"])
+    again = run(f"a.npy\n{absolute}\n".encode())
+    assert again.returncode == 0
+    assert b"2 skipped" in again.stdout
+
+
+def test_a_bad_line_fails_alone(tmp_path: Path) -> None:
+    save("good.npy")
+    save("up/x.npy")
+    Path("folder").mkdir()
+    done = run(
+        b"gone.npy\nfolder\n../" + tmp_path.name.encode() + b"/up/x.npy\nnotes.txt\n\xff.npy\nnull\0.npy\ngood.npy\n"
+    )
+    assert done.returncode == 1
+    assert made() == ["good.png"]
+    for reason in (
+        "the file is not there", "found a folder", "'..' part", "notes.txt", "\\udcff", "the path has a null byte",
+    ):  # fmt: skip
+        assert reason.encode() in done.stderr, reason
+
+
+@pytest.mark.slow
+def test_a_file_may_be_standard_input_as_well_as_nothing() -> None:
+    save("a.npy")
+    Path("list.txt").write_text("a.npy\n")
+    with open("list.txt", "rb") as file:
+        done = subprocess.run(arguments(), stdin=file, capture_output=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert made() == ["a.png"]
+    empty = subprocess.run(arguments(), stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=False)
+    assert empty.returncode == 2
+    assert b"standard input holds no activation maps" in empty.stderr
+    closed = subprocess.run(
+        ["/bin/sh", "-c", 'exec "$@" <&-', "sh", *arguments()], capture_output=True, timeout=60, check=False
+    )
+    assert closed.returncode == 2
+    assert b"standard input is closed" in closed.stderr
+
+
+@pytest.mark.slow
+def test_what_is_no_list_of_paths_is_refused() -> None:
+    done = run(b"x" * 2**20)
+    assert done.returncode == 2
+    assert b"a line of more than" in done.stderr
+
+
+def test_a_dry_run_reads_it_too() -> None:
+    save("a.npy")
+    done = run(b"a.npy\ngone.npy\n", "--dry-run")
+    assert done.returncode == 1
+    assert b"1 maps would be done, 0 skipped, 1 would fail" in done.stdout
+    assert not Path("out").exists()
+
+
+@pytest.mark.slow
+def test_more_lines_than_a_pipe_holds_all_arrive() -> None:
+    save("a.npy")
+    count = 5000
+    done = run(b"".join(b"./gone/%060d.npy\n" % i for i in range(count)) + b"a.npy\n")
+    assert done.returncode == 1
+    assert b"5,000 failed" in done.stdout
+    assert made() == ["a.png"]
+
+
+def test_maps_of_a_slow_producer_start_at_once(slow_producer: subprocess.Popen[bytes]) -> None:
+    assert slow_producer.stdin is not None
+    for name in ("first", "second"):
+        slow_producer.stdin.write(save(f"{name}.npy").encode() + b"\n")
+        slow_producer.stdin.flush()
+        wait_for(f"out/{name}.png")
+    slow_producer.stdin.write(save("third.npy").encode())
+    slow_producer.stdin.close()
+    assert slow_producer.wait(30) == 0
+    assert made() == ["first.png", "second.png", "third.png"]
+
+
+def test_one_interrupt_ends_it_though_the_producer_hangs(slow_producer: subprocess.Popen[bytes]) -> None:
+    assert slow_producer.stdin is not None
+    slow_producer.stdin.write(save("first.npy").encode() + b"\nhalf a li")
+    slow_producer.stdin.flush()
+    wait_for("out/first.png")
+    began = time.monotonic()
+    slow_producer.send_signal(signal.SIGINT)
+    assert slow_producer.wait(15) == 130
+    assert time.monotonic() - began < 5
+    assert slow_producer.stderr is not None
+    assert b"interrupted by SIGINT" in slow_producer.stderr.read()
+
+
+@pytest.mark.slow
+def test_paths_may_lead_into_s3(bucket: str) -> None:
+    upload(bucket, {"maps/a.npy": npy(), "maps/b.npy": npy()})
+    save("here.npy")
+    done = run(f"s3://{bucket}/maps/a.npy\nhere.npy\ns3://{bucket}/maps/b.npy\ns3://{bucket}/gone.npy\n".encode())
+    assert done.returncode == 1
+    assert made() == ["here.png", "maps/a.png", "maps/b.png"]
+
+
+def test_standard_input_is_no_source_that_could_be_read_twice() -> None:
+    with pytest.raises(SourceError, match="only once"):
+        open_source("-")
+    with pytest.raises(SourceError, match="no such file"):
+        open_source(os.path.join(".", "-"))

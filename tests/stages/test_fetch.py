@@ -1,0 +1,256 @@
+"""Maps in S3 through the whole pipeline: read ahead within bounds, skipped without a look, failed one by one."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from contextlib import aclosing, suppress
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+import async_maps as am
+from async_maps.progress import Snapshot, showing
+from tests.cli.test_cli import invoke, objects
+from tests.pipeline.test_pipeline import decode, random_map
+from tests.sources.test_s3_source import delete, npy, npz, upload
+from tests.support.leftovers import leaves_nothing
+from tests.support.s3_proxy import Proxy, counting
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from async_maps.demo import seaweed
+
+pytestmark = pytest.mark.usefixtures(leaves_nothing.__name__)
+
+THREADS = am.Settings(workers=0)
+
+
+@pytest.fixture
+def proxy(s3: seaweed.S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    with counting(s3, monkeypatch) as proxy:
+        yield proxy
+
+
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 1])
+def test_maps_go_from_s3_to_s3(bucket: str, workers: int) -> None:
+    made = {f"val/{i}": random_map(i, (20 + i, 30)) for i in range(40)}
+    stack = np.random.default_rng(0).random((5, 16, 16), np.float32)
+    upload(bucket, {f"maps/{name}.npy": npy(array) for name, array in made.items()})
+    upload(bucket, {"maps/stack.npy": npy(stack), "maps/two.npz": npz(x=stack[0], y=stack[1])})
+    made |= {f"stack/{i:06}": plane for i, plane in enumerate(stack)} | {"two/x": stack[0], "two/y": stack[1]}
+
+    report = am.run(f"s3://{bucket}/maps/", f"s3://{bucket}/overlays", settings=am.Settings(workers=workers))
+
+    assert (report.uploaded, report.failed) == (len(made), 0)
+    assert report.statistics is not None
+    assert report.statistics.fetch.maps == len(made)
+    stored = asyncio.run(objects(bucket))
+    for name, array in made.items():
+        expected = am.colorize_activation_map(array)
+        assert np.array_equal(decode(stored[f"overlays/{name}.png"][0]), expected), name
+
+
+def test_what_is_done_and_unchanged_is_skipped_without_reading_it(bucket: str, proxy: Proxy, tmp_path: Path) -> None:
+    upload(bucket, {f"{i}.npy": npy(random_map(i)) for i in range(30)})
+    upload(bucket, {"bad.npy": b"no array"})
+
+    def run() -> am.Report:
+        return am.run(f"s3://{bucket}/", tmp_path / "out", settings=THREADS, manifest=tmp_path / "m.sqlite")
+
+    first = run()
+    assert (first.uploaded, first.failed, first.skipped) == (30, 1, 0)
+    before = len(proxy.gets())
+    # A look and the reading.
+    assert before == 62
+    upload(bucket, {"7.npy": npy(random_map(77))})
+    second = run()
+    assert (second.uploaded, second.failed, second.skipped) == (1, 1, 29)
+    assert {asked.path for asked in proxy.gets()[before:]} == {f"/{bucket}/7.npy", f"/{bucket}/bad.npy"}
+    delete(bucket, "bad.npy")
+    before = len(proxy.gets())
+    third = run()
+    assert (third.uploaded, third.failed, third.skipped) == (0, 0, 30)
+    assert len(proxy.gets()) == before
+
+
+@pytest.mark.slow
+def test_a_dry_run_reads_nothing_that_is_known(bucket: str, proxy: Proxy, tmp_path: Path) -> None:
+    upload(bucket, {f"{i}.npy": npy(random_map(i)) for i in range(5)})
+    place, manifest = f"s3://{bucket}/", tmp_path / "m.sqlite"
+    am.run(place, tmp_path / "out", settings=THREADS, manifest=manifest)
+    before = len(proxy.gets())
+    report = asyncio.run(am.dry_run(place, tmp_path / "out", settings=THREADS, manifest=manifest))
+    assert (report.planned, report.skipped) == (0, 5)
+    assert len(proxy.gets()) == before
+
+
+def test_one_bad_object_among_many_fails_alone(bucket: str, tmp_path: Path) -> None:
+    upload(bucket, {f"{i}.npy": npy(random_map(i)) for i in range(50)})
+    bad = {
+        "nan": (npy(np.full((4, 4), np.nan, np.float32)), "colorize", "found NaN"),
+        "ints": (npy(np.ones((4, 4), np.int64)), "colorize", "found int64"),
+        "text": (b"no array at all", "read", "expected an .npy file"),
+        "short": (npy(random_map(0))[:-1], "read", "truncated"),
+        "liar": (npy(random_map(0)).replace(b"(20, 30)", b"(9**9,1)"), "read", "expected an .npy file"),
+        "giant": (npy(random_map(0)).replace(b"(20, 30), }   ", b"(99999, 99999)}"[:14]), "read", ""),
+    }
+    upload(bucket, {f"{name}.npy": data for name, (data, _, _) in bad.items()})
+    report = am.run(f"s3://{bucket}/", tmp_path, settings=THREADS)
+    assert (report.uploaded, report.failed) == (50, len(bad))
+    for failure in report.failures:
+        _, stage, reason = bad[failure.name]
+        assert failure.stage == stage
+        assert reason in failure.reason
+        assert failure.source == f"s3://{bucket}/{failure.name}.npy"
+
+
+@pytest.mark.slow
+def test_an_object_deleted_between_listing_and_reading_fails_alone(bucket: str, proxy: Proxy, tmp_path: Path) -> None:
+    upload(bucket, {f"{i}.npy": npy(random_map(i)) for i in range(10)})
+    from async_maps.sources import open_source
+
+    listed = list(open_source(f"s3://{bucket}/"))
+    delete(bucket, "4.npy")
+    report = am.run(listed, tmp_path, settings=THREADS)
+    assert (report.uploaded, report.failed) == (9, 1)
+    assert (report.failures[0].name, report.failures[0].stage) == ("4", "read")
+    assert "not there" in report.failures[0].reason
+
+
+def test_no_more_maps_are_read_at_once_than_the_setting_says(bucket: str, proxy: Proxy, tmp_path: Path) -> None:
+    from async_maps.sources import open_source
+
+    upload(bucket, {f"{i:03}.npy": npy(random_map(i)) for i in range(60)})
+    listed = list(open_source(f"s3://{bucket}/"))
+    proxy.most_at_once, proxy.delay_s = 0, 0.02
+    report = am.run(listed, tmp_path, settings=am.Settings(workers=0, prefetch=4))
+    assert report.uploaded == 60
+    assert proxy.most_at_once == 4
+
+
+@pytest.mark.slow
+async def test_no_more_bytes_are_read_ahead_than_the_queue_may_hold(bucket: str, proxy: Proxy, tmp_path: Path) -> None:
+    from async_maps.sources import open_source
+
+    arrays = {f"{i:03}.npy": npy(random_map(i, (100, 100))) for i in range(12)}
+    await asyncio.to_thread(upload, bucket, arrays | {"large.npy": npy(random_map(0, (400, 400)))})
+    listed = await asyncio.to_thread(lambda: list(open_source(f"s3://{bucket}/")))
+    proxy.most_at_once, proxy.delay_s = 0, 0.05
+    settings = am.Settings(workers=0, queue_bytes=2 * 40_000)
+    async with am.Pipeline(tmp_path, settings=settings) as pipeline:
+        report = await pipeline.run(listed)
+    # Also the one that is larger than the whole budget passes.
+    assert report.uploaded == 13
+    assert proxy.most_at_once <= 2
+    assert pipeline.statistics().colorize.queue == 0
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.slow
+async def test_cancelled_amid_reading_nothing_is_left(bucket: str, proxy: Proxy, tmp_path: Path, workers: int) -> None:
+    from async_maps.sources import open_source
+
+    await asyncio.to_thread(upload, bucket, {f"{i:03}.npy": npy(random_map(i)) for i in range(60)})
+    listed = await asyncio.to_thread(lambda: list(open_source(f"s3://{bucket}/")))
+    patience = am.S3Settings(read_timeout_s=1.0, max_attempts=1)
+    for at_once in (True, False):
+        proxy.gate.set()
+        running = threading.active_count()
+
+        async def work() -> None:
+            settings = am.Settings(workers=workers, prefetch=8, s3=patience)
+            async with am.Pipeline(tmp_path / "out", settings=settings) as pipeline:
+                await pipeline.run(listed)
+
+        proxy.gate.clear()
+        working = asyncio.create_task(work())
+        async with asyncio.timeout(10):
+            while proxy.under_way < (1 if at_once else 8):  # noqa: ASYNC110  # threads of the proxy
+                await asyncio.sleep(0.005)
+        working.cancel()
+        began = time.monotonic()
+        with pytest.raises(asyncio.CancelledError):
+            await working
+        # As long as S3 is given for an answer, and no longer.
+        assert time.monotonic() - began < 4
+        assert threading.active_count() <= running + 20
+    proxy.gate.set()
+
+
+async def test_a_stream_that_is_left_early_leaves_nothing(bucket: str, tmp_path: Path) -> None:
+    await asyncio.to_thread(upload, bucket, {f"{i:03}.npy": npy(random_map(i)) for i in range(60)})
+    async with am.Pipeline(tmp_path, settings=THREADS) as pipeline:
+        async with aclosing(pipeline.stream(f"s3://{bucket}/")) as outcomes:
+            async for outcome in outcomes:
+                assert isinstance(outcome, am.Receipt)
+                break
+        assert (await pipeline.put("after", random_map(0))).name == "after"
+
+
+@pytest.mark.slow
+async def test_a_run_cancelled_while_objects_are_listed_leaves_nothing(
+    bucket: str, proxy: Proxy, tmp_path: Path
+) -> None:
+    await asyncio.to_thread(upload, bucket, {f"{i:03}.npy": npy(random_map(i)) for i in range(60)})
+    proxy.gate.clear()
+    settings = am.Settings(workers=0, s3=am.S3Settings(read_timeout_s=1.0, max_attempts=1))
+    async with am.Pipeline(tmp_path, settings=settings) as pipeline:
+        running = asyncio.create_task(pipeline.run(f"s3://{bucket}/"))
+        async with asyncio.timeout(10):
+            while not proxy.under_way:  # noqa: ASYNC110  # threads of the proxy
+                await asyncio.sleep(0.005)
+        running.cancel()
+        with suppress(asyncio.CancelledError):
+            await running
+        proxy.gate.set()
+        assert (await pipeline.put("after", random_map(0))).name == "after"
+
+
+@pytest.mark.slow
+async def test_a_source_in_s3_is_counted_without_reading_it(
+    bucket: str, proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("async_maps.progress._COUNT_AFTER_S", 0)
+    await asyncio.to_thread(upload, bucket, {f"maps/{i}.npy": npy(random_map(i)) for i in range(7)})
+    await asyncio.to_thread(upload, bucket, {"archives/a.npz": npz(x=random_map(0), y=random_map(1))})
+    totals = []
+
+    class Display:
+        interval_s = 0.02
+
+        def show(self, snapshot: Snapshot) -> None:
+            totals.append(snapshot.total)
+
+        def close(self) -> None:
+            pass
+
+    async with am.Pipeline(tmp_path, settings=THREADS) as pipeline:
+        for place in ("maps", "archives"):
+            async with showing(Display(), am.Report(), pipeline.statistics, f"s3://{bucket}/{place}/"):
+                await asyncio.sleep(1)
+            # The last one is shown at the end, with what the run itself has seen.
+            assert totals[-2] == (7 if place == "maps" else None)
+    assert not proxy.gets()
+
+
+@pytest.mark.slow
+def test_the_command_takes_sources_in_s3_and_names_what_is_wrong_with_them(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    upload(bucket, {"maps/a.npy": npy(random_map(0)), "notes.txt": b""})
+    assert invoke("run", f"s3://{bucket}/maps/", "out", "--progress", "none", "--workers", "0") == 0
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.png"]
+    for place, reason in (
+        ("s3://no-such-bucket/maps", "the bucket does not exist"),
+        (f"s3://{bucket}/none/", "holds no activation maps"),
+        (f"s3://{bucket}/notes.txt", "holds no activation maps"),
+    ):
+        capsys.readouterr()
+        assert invoke("run", place, "out", "--progress", "none", "--workers", "0") == 2
+        assert reason in capsys.readouterr().err

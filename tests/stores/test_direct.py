@@ -1,0 +1,350 @@
+"""The hot path of the PUT: the same request as the SDK's own, and the SDK's whenever anything is unusual."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import os
+import zlib
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pytest
+from aioboto3 import Session
+from aiobotocore.awsrequest import AioAWSResponse
+from aiobotocore.config import AioConfig
+from aiobotocore.httpsession import AIOHTTPSession
+from botocore.compat import HTTPHeaders
+from botocore.credentials import ReadOnlyCredentials
+from botocore.handlers import add_retry_headers
+
+from async_maps.errors import ObjectError, TransientError
+from async_maps.filesystems.aws import client_options
+from async_maps.settings import S3Settings, Settings
+from async_maps.stores import open_store
+from async_maps.stores.direct import DirectSession, Plan, Signer
+from async_maps.stores.s3 import S3Store, object_headers
+from tests.stores.test_stores import AWKWARD
+from tests.support.leftovers import leaves_nothing
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+
+    from aiobotocore.credentials import AioCredentials
+
+pytestmark = pytest.mark.usefixtures(leaves_nothing.__name__)
+
+HEADERS = S3Settings(
+    cache_control="public, max-age=86400",
+    metadata={"run": "7", "Model": "a b  c", "percent": "%s %"},
+    storage_class="STANDARD_IA",
+    server_side_encryption="aws:kms",
+    kms_key_id="arn:aws:kms:eu-west-1:111122223333:key/x",
+)
+KEYS = [f"pre/fix/{name}.png" for name in AWKWARD] + ["a//b.png", "/leading.png", "x" * 1000]
+MIB = 2**20
+
+
+def checksum(data: bytes) -> str:
+    return base64.b64encode(zlib.crc32(data).to_bytes(4, "big")).decode()
+
+
+# The same request ---------------------------------------------------------------------------------------------------
+
+
+class Silent:
+    """An answer of 200 without a server."""
+
+    async def read(self) -> bytes:
+        return b""
+
+
+class Sent(NamedTuple):
+    url: str
+    headers: dict[str, str]
+    body: bytes
+
+
+@asynccontextmanager
+async def sdk(
+    monkeypatch: pytest.MonkeyPatch, bucket: str, settings: S3Settings, **options: Any
+) -> AsyncIterator[tuple[DirectSession, Any]]:
+    """The session of a real client, and what puts an object with it; nothing leaves this process."""
+    sessions: list[DirectSession] = []
+    sent: list[Sent] = []
+
+    def session(*arguments: Any, **more: Any) -> DirectSession:
+        sessions.append(DirectSession(*arguments, **more))
+        return sessions[-1]
+
+    async def answered(_: AIOHTTPSession, request: Any) -> AioAWSResponse:
+        headers = {name: v if isinstance(v, str) else v.decode() for name, v in request.headers.items()}
+        sent.append(Sent(request.url, headers, request.body.read()))
+        return AioAWSResponse(request.url, 200, HTTPHeaders(), Silent())
+
+    monkeypatch.setattr(AIOHTTPSession, "send", answered)
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    given: dict[str, Any] = {**client_options(settings, 4), "http_session_cls": session, "s3": options.pop("s3", None)}
+    config = AioConfig(**given)
+    async with Session().client("s3", config=config, **options) as client:
+        # What the SDK counts its own attempts by is no part of the request proper.
+        client.meta.events.unregister("request-created", add_retry_headers)
+
+        async def put(key: str, data: bytes) -> Sent:
+            await client.put_object(
+                Bucket=bucket, Key=key, Body=data, ChecksumCRC32=checksum(data), **object_headers(settings)
+            )
+            return sent.pop()
+
+        yield sessions[0], put
+
+
+PLACES: dict[str, tuple[str, dict[str, Any]]] = {
+    "path": ("bucket", {"endpoint_url": "http://127.0.0.1:9000"}),
+    "path below": ("bucket", {"endpoint_url": "https://store.example/s3/gate%20way"}),
+    "virtual host": ("bucket", {"region_name": "eu-central-1"}),
+    "us-east-1": ("bucket", {"region_name": "us-east-1"}),
+    "dots": ("bucket.with.dots", {"region_name": "eu-central-1"}),
+    "dual-stack": ("bucket", {"region_name": "eu-central-1", "s3": {"use_dualstack_endpoint": True}}),
+    "accelerate": ("bucket", {"region_name": "eu-central-1", "s3": {"use_accelerate_endpoint": True}}),
+    "signed payload": ("bucket", {"region_name": "eu-central-1", "s3": {"payload_signing_enabled": True}}),
+    "access point": ("arn:aws:s3:us-west-2:123456789012:accesspoint/maps", {"region_name": "us-west-2"}),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("token", [None, "a/token+="])
+@pytest.mark.parametrize("settings", [S3Settings(), HEADERS], ids=["plain", "all headers"])
+async def test_url_headers_and_signature_are_those_of_the_sdks_own_request(
+    place: str, token: str | None, settings: S3Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket, options = PLACES[place]
+    credentials = {"aws_access_key_id": "AKID", "aws_secret_access_key": "secret/key", "aws_session_token": token}
+    async with sdk(monkeypatch, bucket, settings, **options, **credentials) as (session, put):
+        await put("first.png", b"first")
+        session.learn("first.png")
+        plan = session._plan
+        assert plan is not None
+        signer = Signer(plan, ReadOnlyCredentials("AKID", "secret/key", token, None))
+        for number, key in enumerate(KEYS):
+            data = bytes([number % 256]) * number
+            theirs = await put(key, data)
+            url, ours = signer.sign(key, data, checksum(data), theirs.headers["X-Amz-Date"])
+            assert url == theirs.url
+            # The length is the HTTP client's to say, and ours does not ask before it sends a body of bytes.
+            expected = {n: v for n, v in theirs.headers.items() if n not in {"Content-Length", "Expect"}}
+            assert {n.lower(): v for n, v in ours.items()} == {n.lower(): v for n, v in expected.items()}, key
+            assert theirs.body == data
+
+
+def test_what_is_signed_or_sent_in_another_way_is_left_to_the_sdk() -> None:
+    for name, value in (("x-amz-s3session-token", "t"), ("Transfer-Encoding", "chunked"), ("x-amz-trailer", "x")):
+        request = _request({name: value})
+        assert Plan.of(request, "a.png") is None
+    assert Plan.of(_request({}), "b.png") is None
+    ecdsa = {"Authorization": "AWS4-ECDSA-P256-SHA256 Credential=A/20260101/s3/aws4_request"}
+    assert Plan.of(_request(ecdsa), "a.png") is None
+    assert Plan.of(_request({}), "a.png") is not None
+
+
+def _request(more: Mapping[str, str]) -> Any:
+    class Request:
+        url = "http://127.0.0.1:9000/bucket/a.png"
+        headers: Mapping[str, str] = {
+            "Authorization": "AWS4-HMAC-SHA256 Credential=A/20260101/us-east-1/s3/aws4_request, SignedHeaders=host",
+            "x-amz-checksum-crc32": "AAAAAA==",
+            **more,
+        }
+
+    return Request()
+
+
+# What goes directly, and what does not ------------------------------------------------------------------------------
+
+
+class Scripted:
+    """A server on loopback that answers PUTs as it is told, and with 200 when it was told nothing.
+
+    Attributes:
+        answers: what the next direct requests get: a status, or 0 to hang up.
+        to_all: whether those of the SDK get them, too.
+        direct: the headers of the requests that came directly.
+        sdk: likewise, of those that the SDK sent.
+        bodies: of all, by path.
+    """
+
+    def __init__(self) -> None:
+        self.answers: list[int] = []
+        self.to_all = False
+        self.direct: list[dict[str, str]] = []
+        self.sdk: list[dict[str, str]] = []
+        self.bodies: dict[str, bytes] = {}
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while head := await reader.readuntil(b"\r\n\r\n"):
+                lines = head.decode().split("\r\n")
+                headers = dict(line.lower().split(": ", 1) for line in lines[1:] if line)
+                if "expect" in headers:
+                    writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+                body = await reader.readexactly(int(headers.get("content-length", 0)))
+                self.bodies[lines[0].split()[1]] = body
+                mine = "amz-sdk-invocation-id" not in headers
+                (self.direct if mine else self.sdk).append(headers)
+                status = self.answers.pop(0) if (mine or self.to_all) and self.answers else 200
+                if not status:
+                    return
+                writer.write(f'HTTP/1.1 {status} x\r\nETag: "tag"\r\nContent-Length: 0\r\n\r\n'.encode())
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            writer.close()
+
+
+@pytest.fixture
+async def server(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Scripted]:
+    scripted = Scripted()
+    async with await asyncio.start_server(scripted.serve, "127.0.0.1", 0, limit=2**24) as listening:
+        for name, value in {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}",
+            "AWS_ACCESS_KEY_ID": "id",
+            "AWS_SECRET_ACCESS_KEY": "secret",
+            "AWS_REGION": "us-east-1",
+        }.items():
+            monkeypatch.setenv(name, value)
+        yield scripted
+
+
+async def test_all_but_the_first_go_directly_with_one_request_each(server: Scripted) -> None:
+    async with open_store("s3://bucket/p", Settings()) as store:
+        for i in range(20):
+            assert await store.put(f"p/{i}.png", b"x" * i) == "tag"
+    assert (len(server.sdk), len(server.direct)) == (1, 19)
+    assert server.bodies == {f"/bucket/p/{i}.png": b"x" * i for i in range(20)}
+
+
+async def test_with_the_sdk_as_client_none_does(server: Scripted) -> None:
+    async with open_store("s3://bucket/p", Settings(s3=S3Settings(client="sdk"))) as store:
+        for i in range(3):
+            await store.put(f"p/{i}.png", b"x")
+    assert (len(server.sdk), len(server.direct)) == (3, 0)
+
+
+async def test_nor_does_it_through_a_proxy(server: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "botocore.httpsession.ProxyConfiguration.proxy_url_for", lambda *_: None if not server.sdk else "http://proxy"
+    )
+    async with open_store("s3://bucket/p", Settings()) as store:
+        assert isinstance(store, S3Store)
+        assert store._direct is not None
+        await store.put("p/0.png", b"x")
+        assert store._direct[0]._plan is None
+
+
+@pytest.mark.parametrize("answer", [204, 301, 307, 400, 403, 404, 409])
+async def test_what_is_refused_the_sdk_does_again(answer: int, server: Scripted) -> None:
+    async with open_store("s3://bucket/p", Settings()) as store:
+        await store.put("p/first.png", b"x")
+        server.answers = [answer]
+        assert await store.put("p/a.png", b"whole") == "tag"
+        assert (len(server.sdk), len(server.direct)) == (2, 1)
+        assert server.bodies["/bucket/p/a.png"] == b"whole"
+        await store.put("p/b.png", b"x")
+    assert (len(server.sdk), len(server.direct)) == (2, 2)
+
+
+@pytest.mark.parametrize("answer", [0, 408, 429, 500, 502, 503, 504])
+@pytest.mark.parametrize("client", ["direct", "sdk"])
+async def test_what_may_pass_another_time_is_tried_once_and_left_to_who_uploads(
+    answer: int, client: Any, server: Scripted
+) -> None:
+    async with open_store("s3://bucket/p", Settings(s3=S3Settings(client=client))) as store:
+        await store.put("p/first.png", b"x")
+        # A kept connection that the server has closed meanwhile is no failure yet: the HTTP client opens another.
+        server.to_all, server.answers = True, [answer] if answer else [0, 0]
+        tried = len(server.answers)
+        with pytest.raises(TransientError) as raised:
+            await store.put("p/a.png", b"whole")
+        assert raised.value.slow_down == (answer in {429, 503})
+        assert len(server.sdk) + len(server.direct) == 1 + tried
+        assert await store.put("p/a.png", b"whole") == "tag"
+
+
+async def test_a_server_that_refuses_all_that_comes_directly_is_soon_not_asked_any_more(server: Scripted) -> None:
+    server.answers = [403] * 100
+    async with open_store("s3://bucket/p", Settings()) as store:
+        for i in range(40):
+            await store.put(f"p/{i}.png", b"x")
+    assert len(server.sdk) == 40
+    # Three plans, of which each was refused four times.
+    assert len(server.direct) == 12
+
+
+async def test_refreshed_credentials_are_used_from_the_next_request_on(server: Scripted) -> None:
+    class Refreshing:
+        frozen = ReadOnlyCredentials("first", "secret", "token-1", None)
+
+        async def get_frozen_credentials(self) -> ReadOnlyCredentials:
+            return self.frozen
+
+    credentials: Any = Refreshing()
+    async with open_store("s3://bucket/p", Settings()) as store:
+        assert isinstance(store, S3Store)
+        assert store._direct is not None
+        session: DirectSession = store._direct[0]
+        typed: AioCredentials = credentials
+        store._direct = session, typed
+        for i in range(3):
+            await store.put(f"p/{i}.png", b"x")
+        credentials.frozen = ReadOnlyCredentials("second", "secret", None, None)
+        await store.put("p/3.png", b"x")
+    assert [headers.get("x-amz-security-token") for headers in server.direct] == ["token-1", "token-1", None]
+    assert "credential=second/" in server.direct[-1]["authorization"]
+
+
+async def test_a_large_object_is_sent_in_pieces(server: Scripted) -> None:
+    data = bytes(range(256)) * (3 * MIB // 256)
+    async with open_store("s3://bucket/p", Settings()) as store:
+        await store.put("p/first.png", b"x")
+        await store.put("p/large.png", data)
+    assert server.bodies["/bucket/p/large.png"] == data
+    assert (len(server.sdk), len(server.direct)) == (1, 1)
+
+
+async def test_a_real_server_takes_what_goes_directly_and_checks_it(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_store(f"s3://{bucket}/p", Settings(s3=S3Settings(metadata={"run": "7"}))) as store:
+        assert isinstance(store, S3Store)
+        assert store._direct is not None
+        session, credentials = store._direct
+        keys = [f"p/{name}.png" for name in AWKWARD]
+        await store.put("p/first.png", b"x")
+        for key in keys:
+            answer = await session.put(key, key.encode(), checksum(key.encode()), credentials)
+            assert answer is not None
+            assert answer.status == 200, key
+        # A body that is not what the checksum says is not taken; the SDK, which gets the right one, mends that.
+        tampered = await session.put("p/tampered.png", b"pixelz", checksum(b"pixels"), credentials)
+        assert tampered is not None
+        assert tampered.status == 400
+        monkeypatch.setattr(store._client, "put_object", None)
+        await store.put("p/second.png", b"y")
+    async with Session().client("s3") as client:
+        for key in keys:
+            there = await client.get_object(Bucket=bucket, Key=key)
+            assert await there["Body"].read() == key.encode()
+            assert (there["ContentType"], there["Metadata"]) == ("image/png", {"run": "7"})
+        assert "p/tampered.png" not in [o["Key"] for o in (await client.list_objects_v2(Bucket=bucket))["Contents"]]
+
+
+async def test_an_object_that_is_refused_for_good_is_told_by_the_sdk(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_store(f"s3://{bucket}", Settings(s3=S3Settings(max_attempts=1))) as store:
+        assert isinstance(store, S3Store)
+        await store.put("first.png", b"pixels")
+        monkeypatch.setattr("async_maps.stores.s3.isal_zlib.crc32", lambda _: 7)
+        with pytest.raises(ObjectError, match=r"refused with BadDigest|checksum"):
+            await store.put("a.png", b"pixels")

@@ -1,0 +1,676 @@
+"""One contract for every store, and what each has of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import errno
+import hashlib
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import time
+import zlib
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import unquote, urlsplit
+
+import pytest
+from aioboto3 import Session
+from botocore.exceptions import ClientError
+
+from async_maps.errors import ObjectError, SettingsError, StoreError, TransientError
+from async_maps.keys import KeyTemplate
+from async_maps.settings import S3Settings, Settings
+from async_maps.stores import open_store
+from async_maps.stores.files import FileStore
+from async_maps.stores.memory import MemoryStore
+from async_maps.stores.s3 import S3Store
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+    from contextlib import AbstractAsyncContextManager
+
+    from async_maps.demo.seaweed import S3Server
+    from async_maps.stores import Store
+
+AWKWARD = (
+    *("plain", "with space", " leading blank", "trailing blank ", "a+b", "100%", "%41", "~tilde", "#hash", "why?"),
+    *("a&b", "a=b", "o'clock", "(paren)", "bang!", "star*", "a,b;c:d@e$f", 'quo"te', "back\\slash", "<tag>", "[{|^`"),
+    *("café", "cafe\N{COMBINING ACUTE ACCENT}", "日本語", "🧠🔥", "\xa0", "x.y.z", "..x", "deep/" * 20 + "x"),
+)  # fmt: skip
+
+make_key = KeyTemplate("{name}.png").key
+
+
+class Opened(NamedTuple):
+    """A store, and a way around it to look at what it holds."""
+
+    store: Store
+    read: Callable[[str], Awaitable[bytes]]
+
+
+@asynccontextmanager
+async def _memory() -> AsyncIterator[Opened]:
+    async with open_store("memory://pre/fix/", Settings()) as store:
+        assert isinstance(store, MemoryStore)
+        objects = store.objects
+
+        async def read(locator: str) -> bytes:
+            return objects[locator.removeprefix("memory://")]
+
+        yield Opened(store, read)
+
+
+@asynccontextmanager
+async def _files(folder: Path) -> AsyncIterator[Opened]:
+    async def read(locator: str) -> bytes:
+        return Path(unquote(urlsplit(locator).path)).read_bytes()
+
+    async with open_store(folder, Settings()) as store:
+        yield Opened(store, read)
+
+
+@asynccontextmanager
+async def _s3(bucket: str) -> AsyncIterator[Opened]:
+    async with Session().client("s3") as client, open_store(f"s3://{bucket}/pre/fix/", Settings()) as store:
+
+        async def read(locator: str) -> bytes:
+            answer = await client.get_object(Bucket=bucket, Key=locator.removeprefix(f"s3://{bucket}/"))
+            body: bytes = await answer["Body"].read()
+            return body
+
+        yield Opened(store, read)
+
+
+@pytest.fixture(params=["memory", "files", "s3"])
+def place(request: pytest.FixtureRequest) -> AbstractAsyncContextManager[Opened]:
+    if request.param == "memory":
+        return _memory()
+    if request.param == "files":
+        return _files(request.getfixturevalue("tmp_path") / "out folder")
+    return _s3(request.getfixturevalue("bucket"))
+
+
+@pytest.fixture
+async def opened(place: AbstractAsyncContextManager[Opened]) -> AsyncIterator[Opened]:
+    async with place as opened:
+        yield opened
+
+
+# The contract ------------------------------------------------------------------------------------------------------
+
+
+async def test_what_is_put_is_there_whole(opened: Opened) -> None:
+    store, read = opened
+    await store.check()
+    for name, data in (("empty", b""), ("small", b"\x89PNG"), ("large", os.urandom(3 * 2**20))):
+        key = make_key(store.prefix, name)
+        await store.put(key, data)
+        assert await read(store.locator(key)) == data
+
+
+async def test_an_object_is_replaced(opened: Opened) -> None:
+    store, read = opened
+    key = make_key(store.prefix, "a")
+    for data in (b"a longer first version", b"second", b"third!"):
+        await store.put(key, data)
+        assert await read(store.locator(key)) == data
+
+
+async def test_awkward_names_are_kept_apart_and_found_by_their_locators(opened: Opened) -> None:
+    store, read = opened
+    keys = {make_key(store.prefix, name): name.encode() for name in AWKWARD}
+    assert len({store.locator(key) for key in keys}) == len(keys)
+    await asyncio.gather(*(store.put(key, data) for key, data in keys.items()))
+    for key, data in keys.items():
+        assert await read(store.locator(key)) == data, key
+
+
+async def test_a_locator_begins_with_the_destination(opened: Opened) -> None:
+    store, _ = opened
+    for name in AWKWARD:
+        locator = store.locator(make_key(store.prefix, name))
+        assert locator.startswith(f"{store.destination}/")
+        assert locator.endswith(".png")
+
+
+@pytest.mark.slow
+async def test_concurrent_puts_do_not_mix(opened: Opened) -> None:
+    store, read = opened
+    objects = {make_key(store.prefix, f"{n % 7}/{n}"): bytes([n]) * (1000 + n) for n in range(100)}
+    await asyncio.gather(*(store.put(key, data) for key, data in objects.items()))
+    for key, data in objects.items():
+        assert await read(store.locator(key)) == data
+
+
+async def test_concurrent_puts_of_one_key_leave_one_of_them_whole(opened: Opened) -> None:
+    store, read = opened
+    key = make_key(store.prefix, "same")
+    versions = [bytes([n]) * 200_000 for n in range(16)]
+    await asyncio.gather(*(store.put(key, data) for data in versions))
+    assert await read(store.locator(key)) in versions
+
+
+async def test_the_tag_is_the_etag_without_quotes_or_none(opened: Opened) -> None:
+    store, _ = opened
+    tag = await store.put(make_key(store.prefix, "a"), b"pixels")
+    assert tag == (None if isinstance(store, FileStore) else hashlib.md5(b"pixels", usedforsecurity=False).hexdigest())
+
+
+async def test_the_longest_key_is_stored(opened: Opened) -> None:
+    store, read = opened
+    room = 1024 - len(make_key(store.prefix, ""))
+    # Parts, because a file system allows 255 bytes each.
+    name = "/".join(["é" * 100] * 8)[: room // 2 - 10]
+    key = make_key(store.prefix, name)
+    key = make_key(store.prefix, name + "x" * (1024 - len(key.encode())))
+    assert len(key.encode()) == 1024
+    await store.put(key, b"pixels")
+    assert await read(store.locator(key)) == b"pixels"
+
+
+@pytest.mark.parametrize(
+    ("place", "destination", "prefix", "locator"),
+    [
+        ("s3://bucket", "s3://bucket", "", "s3://bucket/a b.png"),
+        ("s3://bucket/", "s3://bucket", "", "s3://bucket/a b.png"),
+        ("s3://bucket/p", "s3://bucket/p", "p", "s3://bucket/p/a b.png"),
+        ("s3://bucket//p/q//", "s3://bucket/p/q", "p/q", "s3://bucket/p/q/a b.png"),
+        ("memory://", "memory://", "", "memory://a b.png"),
+        ("memory://p/", "memory://p", "p", "memory://p/a b.png"),
+        ("/out", "file:///out", "", "file:///out/a%20b.png"),
+        ("/out/../o t/", "file:///o%20t", "", "file:///o%20t/a%20b.png"),
+        (Path("/out"), "file:///out", "", "file:///out/a%20b.png"),
+        ("file:///out", "file:///out", "", "file:///out/a%20b.png"),
+        ("file:///o%20t/%25", "file:///o%20t/%25", "", "file:///o%20t/%25/a%20b.png"),
+        ("file://localhost/out", "file:///out", "", "file:///out/a%20b.png"),
+        ("file:///what?/no#w", "file:///what%3F/no%23w", "", "file:///what%3F/no%23w/a%20b.png"),
+    ],
+)
+async def test_a_destination_has_one_form(
+    s3: S3Server, place: str | Path, destination: str, prefix: str, locator: str
+) -> None:
+    async with open_store(place, Settings()) as store:
+        assert (store.destination, store.prefix) == (destination, prefix)
+        assert store.locator(make_key(store.prefix, "a b")) == locator
+
+
+async def test_a_relative_folder_is_relative_to_where_we_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    async with open_store("out", Settings()) as store:
+        assert store.destination == (tmp_path / "out").as_uri()
+
+
+@pytest.mark.parametrize(
+    ("place", "sentence"),
+    [
+        ("", "the destination is empty; expected s3://bucket/prefix, file:///folder or a path"),
+        ("gs://bucket/prefix", "unknown destination 'gs://bucket/prefix'; expected s3://"),
+        ("https://bucket.s3.amazonaws.com/x", "unknown destination 'https://"),
+        ("s3:/bucket/prefix", "'s3:/bucket/prefix' lacks a slash"),
+        (Path("s3://bucket/prefix"), "'s3:/bucket/prefix' lacks a slash, as pathlib leaves it; expected s3://"),
+        ("file:/folder", "'file:/folder' lacks a slash"),
+        ("file://host/folder", "'file://host/folder' names a host or no folder; expected file:///folder"),
+        ("file://", "'file://' names a host or no folder"),
+        ("s3://", "'' is not the name of a bucket; expected s3://bucket/prefix"),
+        ("s3:///prefix", "'' is not the name of a bucket"),
+        ("s3://ab/prefix", "'ab' is not the name of a bucket"),
+        ("s3://my bucket/prefix", "'my bucket' is not the name of a bucket"),
+        ("s3://my_bucket?/prefix", "'my_bucket?' is not the name of a bucket"),
+    ],
+)
+async def test_a_destination_that_makes_no_sense_is_one_sentence(place: str | Path, sentence: str) -> None:
+    with pytest.raises(SettingsError) as refusal:
+        async with open_store(place, Settings()):
+            pass
+    assert str(refusal.value).startswith(sentence)
+
+
+# Files -------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_folder_is_made_when_the_first_file_comes(tmp_path: Path) -> None:
+    store = FileStore(tmp_path / "a" / "b")
+    await store.check()
+    assert list(tmp_path.iterdir()) == []
+    await store.put("c/d.png", b"pixels")
+    assert (tmp_path / "a" / "b" / "c" / "d.png").read_bytes() == b"pixels"
+
+
+@pytest.mark.parametrize("fsync", [False, True])
+async def test_nothing_but_the_file_stays(tmp_path: Path, fsync: bool) -> None:
+    async with open_store(tmp_path, Settings(files={"fsync": fsync})) as store:
+        await store.put("a.png", b"first")
+        await store.put("a.png", b"second")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a.png", b"second")]
+
+
+@pytest.mark.parametrize("fsync", [False, True])
+async def test_files_and_their_folder_are_forced_to_the_disk_only_if_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fsync: bool
+) -> None:
+    forced: list[str] = []
+    force = os.fsync
+
+    def watched(descriptor: int) -> None:
+        forced.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        force(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    await FileStore(tmp_path / "out", fsync=fsync).put("a.png", b"pixels")
+    assert [name.partition("-")[0] for name in forced] == ([".async", "out"] if fsync else [])
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+async def test_who_may_read_the_files_is_for_the_umask_to_say(tmp_path: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        await FileStore(tmp_path / "out").put("a.png", b"pixels")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "out" / "a.png").stat().st_mode & 0o777 == mode
+    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o777 & ~umask
+
+
+async def test_a_reader_never_sees_half_a_file(tmp_path: Path) -> None:
+    store = FileStore(tmp_path)
+    versions = [bytes([n]) * 500_000 for n in range(2)]
+    await store.put("a.png", versions[0])
+    stop = asyncio.Event()
+    seen: set[bytes] = set()
+
+    async def read() -> None:
+        while not stop.is_set():
+            seen.add(await asyncio.to_thread((tmp_path / "a.png").read_bytes))
+
+    reading = asyncio.create_task(read())
+    for n in range(50):
+        await store.put("a.png", versions[n % 2])
+    stop.set()
+    await reading
+    assert seen <= set(versions)
+
+
+async def test_a_write_that_fails_half_way_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    store = FileStore(tmp_path)
+    await store.put("a.png", b"old")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(ObjectError, match=rf"^cannot write {tmp_path}/a\.png: File too large$"):
+            await store.put("a.png", bytes(200_000))
+        with pytest.raises(ObjectError, match="File too large"):
+            await store.put("new/b.png", bytes(200_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / "a.png"]
+    assert (tmp_path / "a.png").read_bytes() == b"old"
+
+
+async def test_a_cancelled_put_leaves_a_whole_file_or_none(tmp_path: Path) -> None:
+    store = FileStore(tmp_path)
+    data = bytes(20_000_000)
+    putting = asyncio.create_task(store.put("a.png", data))
+    await asyncio.sleep(0.002)
+    putting.cancel()
+    await asyncio.wait({putting})
+    # Its thread finishes what it has begun.
+    until = time.monotonic() + 5
+    while any(path.name.startswith(".") for path in tmp_path.iterdir()) and time.monotonic() < until:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    assert [path.stat().st_size for path in tmp_path.iterdir()] in ([], [len(data)])
+
+
+async def test_what_is_in_the_way_of_a_file_is_that_objects_failure(tmp_path: Path) -> None:
+    store = FileStore(tmp_path)
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "file").write_text("")
+    for key, reason in (
+        ("folder.png", "Is a directory"),
+        ("file/x.png", "File exists|Not a directory"),
+        ("x" * 300, "File name too long"),
+    ):
+        with pytest.raises(ObjectError, match=rf"^cannot write .*/{key}: ({reason})$"):
+            await store.put(key, b"pixels")
+    await store.put("other.png", b"pixels")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.png", "other.png"]
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+async def test_a_full_or_read_only_disk_is_the_stores_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    # A full disk cannot be had here without privileges.
+    def refuse(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(StoreError, match=os.strerror(code)) as refusal:
+        await FileStore(tmp_path).put("a.png", b"pixels")
+    assert not isinstance(refusal.value, ObjectError)
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_file_in_the_way_of_the_folder_is_told_before_the_first_put(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to("nowhere")
+    for name in ("file", "link"):
+        for folder in (tmp_path / name, tmp_path / name / "deeper"):
+            with pytest.raises(StoreError, match=rf"^cannot write to {folder}: {tmp_path / name} is not a folder$"):
+                await FileStore(folder).check()
+
+
+async def test_a_folder_that_may_not_be_written_is_told_before_the_first_put(unprivileged: Path) -> None:
+    locked = unprivileged / "locked"
+    (locked / "inside").mkdir(parents=True)
+    for mode, folders in (
+        (0o555, (locked, locked / "out")),
+        (0o000, (locked, locked / "inside", locked / "out" / "a")),
+    ):
+        locked.chmod(mode)
+        for folder in folders:
+            with pytest.raises(StoreError, match=rf"^cannot write to {folder}: no permission for {locked}$"):
+                await FileStore(folder).check()
+    with pytest.raises(ObjectError, match=rf"^cannot write {locked}/a\.png: Permission denied$"):
+        await FileStore(locked).put("a.png", b"pixels")
+    locked.chmod(0o755)
+
+
+async def test_an_undecodable_folder_makes_messages_that_can_be_stored(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    (folder / "a.png").mkdir(parents=True)
+    store = FileStore(folder)
+    store.destination.encode()
+    with pytest.raises(ObjectError) as refusal:
+        await store.put("a.png", b"pixels")
+    str(refusal.value).encode()
+
+
+# S3 ----------------------------------------------------------------------------------------------------------------
+
+
+async def _head(bucket: str, key: str) -> dict[str, Any]:
+    async with Session().client("s3") as client:
+        return dict(await client.head_object(Bucket=bucket, Key=key))
+
+
+async def test_an_object_is_a_png_and_by_default_nothing_more(bucket: str) -> None:
+    async with open_store(f"s3://{bucket}", Settings()) as store:
+        await store.put("a.png", b"pixels")
+    head = await _head(bucket, "a.png")
+    assert head["ContentType"] == "image/png"
+    assert head["ContentLength"] == 6
+    assert head["Metadata"] == {}
+    assert "CacheControl" not in head
+    # What trailing checksums leave behind on some stores.
+    assert "ContentEncoding" not in head
+
+
+async def test_the_headers_of_the_settings_are_sent(bucket: str) -> None:
+    settings = Settings(
+        s3={
+            "cache_control": "public, max-age=86400, immutable",
+            "metadata": {"run": "7", "model-name": "ResNet 50 (v2)  x"},
+            "storage_class": "STANDARD_IA",
+        }
+    )
+    async with open_store(f"s3://{bucket}", settings) as store:
+        await store.put("a.png", b"pixels")
+    head = await _head(bucket, "a.png")
+    assert head["CacheControl"] == "public, max-age=86400, immutable"
+    assert {name.lower(): text for name, text in head["Metadata"].items()} == {
+        "run": "7",
+        "model-name": "ResNet 50 (v2)  x",
+    }
+    assert head["StorageClass"] == "STANDARD_IA"
+
+
+async def test_what_goes_over_the_wire_is_one_plain_signed_put(bucket: str) -> None:
+    settings = Settings(
+        s3={
+            "server_side_encryption": "aws:kms",
+            "kms_key_id": "arn:aws:kms:x",
+            "storage_class": "GLACIER",
+            "max_attempts": 1,
+        }
+    )
+    async with open_store(f"s3://{bucket}/p", settings) as store:
+        assert isinstance(store, S3Store)
+        sent: list[Any] = []
+        store._client.meta.events.register("before-send.s3.PutObject", lambda request, **_: sent.append(request))
+        with pytest.raises(StoreError):  # the server has no such key
+            await store.put("p/a.png", b"pixels")
+    headers = {
+        name.lower(): str(value, "ascii") if isinstance(value, bytes) else value
+        for name, value in sent[0].headers.items()
+    }
+    assert sent[0].method == "PUT"
+    assert headers["content-type"] == "image/png"
+    assert headers["x-amz-filesystem-class"] == "GLACIER"
+    assert headers["x-amz-server-side-encryption"] == "aws:kms"
+    assert headers["x-amz-server-side-encryption-aws-kms-key-id"] == "arn:aws:kms:x"
+    assert headers["x-amz-checksum-crc32"] == base64.b64encode(zlib.crc32(b"pixels").to_bytes(4, "big")).decode()
+    assert headers["authorization"].startswith("AWS4-HMAC-SHA256 ")
+    assert "content-encoding" not in headers
+    assert "x-amz-trailer" not in headers
+    assert "async-maps" in headers["user-agent"]
+
+
+async def test_the_server_refuses_bytes_that_are_not_those_we_sent(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_store(f"s3://{bucket}", Settings(s3=S3Settings(client="sdk"))) as store:
+        assert isinstance(store, S3Store)
+        await store.put("first.png", b"pixels")
+        put_object = store._client.put_object
+
+        async def tampered(**arguments: Any) -> Any:
+            return await put_object(**arguments | {"Body": b"pixelz"})
+
+        monkeypatch.setattr(store._client, "put_object", tampered)
+        with pytest.raises(ObjectError, match=r"refused with BadDigest|checksum"):
+            await store.put("a.png", b"pixels")
+    with pytest.raises(ClientError, match="Not Found"):
+        await _head(bucket, "a.png")
+
+
+async def test_a_bucket_that_does_not_exist_is_told_before_the_first_put(s3: S3Server) -> None:
+    async with open_store("s3://no-such-bucket/p", Settings()) as store:
+        with pytest.raises(StoreError, match=r"^s3://no-such-bucket/p: the bucket does not exist$"):
+            await store.check()
+        with pytest.raises(StoreError, match=r"^s3://no-such-bucket/p: refused with NoSuchBucket: the bucket does not"):
+            await store.put("p/a.png", b"pixels")
+
+
+@pytest.mark.parametrize(
+    ("variable", "sentence"),
+    [
+        ("AWS_SECRET_ACCESS_KEY", "refused with SignatureDoesNotMatch: the secret key is wrong"),
+        ("AWS_ACCESS_KEY_ID", "refused with InvalidAccessKeyId: the access key is not known there"),
+    ],
+)
+async def test_wrong_credentials_are_told_at_the_first_put(
+    bucket: str, monkeypatch: pytest.MonkeyPatch, variable: str, sentence: str
+) -> None:
+    monkeypatch.setenv(variable, "wrong" * 8)
+    async with open_store(f"s3://{bucket}", Settings()) as store:
+        await store.check()
+        with pytest.raises(StoreError) as refusal:
+            await store.put("a.png", b"pixels")
+    assert str(refusal.value) == f"s3://{bucket}: {sentence}"
+    assert not isinstance(refusal.value, ObjectError)
+
+
+async def test_no_credentials_at_all_are_told_with_what_to_set(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    expected = "no AWS credentials found: set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+    async with open_store(f"s3://{bucket}", Settings()) as store:
+        for attempt in (store.check(), store.put("a.png", b"pixels")):
+            with pytest.raises(StoreError, match=f"^s3://{bucket}: {expected}$") as refusal:
+                await attempt
+            assert not isinstance(refusal.value, ObjectError)
+
+
+async def test_credentials_that_have_expired_are_told_with_what_to_do(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("async_maps.stores.s3._CHECK_WAITS_S", ())
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "token")
+    monkeypatch.setenv("AWS_CREDENTIAL_EXPIRATION", "2020-01-02T03:04:05Z")
+    async with open_store(f"s3://{bucket}", Settings()) as store:
+        for attempt in (store.check(), store.put("a.png", b"pixels")):
+            with pytest.raises(StoreError, match="they have expired; sign in again, or set new ones"):
+                await attempt
+
+
+async def test_half_of_the_credentials_are_told_with_the_missing_half(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    with pytest.raises(SettingsError, match=r"^the AWS configuration cannot be used: .*missing: AWS_SECRET_ACCESS_KEY"):
+        async with open_store(f"s3://{bucket}", Settings()):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "sentence"),
+    [
+        ("AWS_PROFILE", "nobody", "The config profile (nobody) could not be found"),
+        ("AWS_ENDPOINT_URL", "no url", "Invalid endpoint: no url"),
+    ],
+)
+async def test_an_aws_configuration_that_makes_no_sense_is_told_at_once(
+    bucket: str, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, sentence: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(SettingsError) as refusal:
+        async with open_store(f"s3://{bucket}", Settings()):
+            pass
+    assert str(refusal.value) == f"the AWS configuration cannot be used: {sentence}"
+
+
+async def test_a_refused_connection_is_told_within_seconds(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound and not listening: refuses
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{taken.getsockname()[1]}")
+        started = time.monotonic()
+        async with open_store("s3://bucket", Settings(s3={"max_attempts": 2})) as store:
+            for attempt, error in ((store.check(), StoreError), (store.put("a.png", b"pixels"), TransientError)):
+                with pytest.raises(error, match=r"^s3://bucket: Could not connect to the endpoint URL: "):
+                    await attempt
+        assert time.monotonic() - started < 10
+
+
+async def test_an_answer_that_does_not_come_is_not_waited_for_for_ever(
+    s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def never(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await gone.wait()
+        writer.close()
+
+    gone = asyncio.Event()
+    server = await asyncio.start_server(never, "127.0.0.1", 0)
+    async with server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        patience = {"max_attempts": 1, "read_timeout_s": 0.3}
+        async with open_store("s3://bucket", Settings(s3=patience)) as store:
+            with pytest.raises(StoreError, match="Read timeout on endpoint URL"):
+                await store.check()
+        gone.set()
+
+
+async def test_after_the_first_success_a_refusal_is_one_objects_and_bad_credentials_are_everyones(
+    bucket: str, s3: S3Server
+) -> None:
+    async with open_store(f"s3://{bucket}", Settings(s3={"max_attempts": 1})) as store:
+        await store.put("a.png", b"pixels")
+        with pytest.raises(ObjectError, match=rf"^s3://{bucket}: refused with "):
+            await store.put("x" * 2000, b"pixels")
+        await store.put("b.png", b"pixels")
+        async with Session().client("s3") as client:
+            for key in ("a.png", "b.png"):
+                await client.delete_object(Bucket=bucket, Key=key)
+            await client.delete_bucket(Bucket=bucket)
+        with pytest.raises(StoreError, match="the bucket does not exist") as refusal:
+            await store.put("c.png", b"pixels")
+        assert not isinstance(refusal.value, ObjectError)
+
+
+async def test_the_endpoint_and_profile_of_the_aws_files_are_honoured(
+    bucket: str, s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(variable)
+    config = tmp_path / "config"
+    config.write_text(
+        f"[profile maps]\nendpoint_url = {s3.endpoint_url}\nregion = us-east-1\n"
+        f"aws_access_key_id = {s3.access_key}\naws_secret_access_key = {s3.secret_key}\n"
+    )
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
+    monkeypatch.setenv("AWS_PROFILE", "maps")
+    async with open_store(f"s3://{bucket}", Settings()) as store:
+        await store.check()
+        assert await store.put("a.png", b"pixels")
+
+
+@pytest.mark.parametrize("with_token", [False, True])
+async def test_no_secret_is_in_any_message_or_repr(
+    bucket: str, s3: S3Server, monkeypatch: pytest.MonkeyPatch, with_token: bool
+) -> None:
+    secret, token = "s3cr3t" * 7, "t0k3n" * 9
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret)
+    if with_token:
+        monkeypatch.setenv("AWS_SESSION_TOKEN", token)
+    shown = [repr(Settings()), repr(s3)]
+    for place in (f"s3://{bucket}", "s3://no-such-bucket"):
+        async with open_store(place, Settings(s3={"max_attempts": 1})) as store:
+            shown += [repr(store), str(vars(store)), store.destination]
+            for attempt in (store.check(), store.put("a.png", b"pixels")):
+                try:
+                    await attempt
+                except StoreError as error:
+                    chain = [error, error.__cause__]
+                    shown += [
+                        text for link in chain for text in (str(link), repr(link), repr(getattr(link, "__dict__", "")))
+                    ]
+    assert any("refused with" in text for text in shown)
+    for hidden in (secret, token, s3.secret_key):
+        assert not any(hidden in text for text in shown)
+
+
+def test_only_the_store_that_is_used_is_imported(tmp_path: Path) -> None:
+    program = (
+        "import asyncio, sys\n"
+        "from async_maps.settings import Settings\n"
+        "from async_maps.stores import open_store\n"
+        "async def main():\n"
+        "    async with open_store(sys.argv[1], Settings()) as store: await store.put('a.png', b'')\n"
+        "asyncio.run(main())\n"
+        "print([name for name in ('aioboto3', 'botocore') if name in sys.modules])"
+    )
+    answer = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "[]"
+
+
+def test_what_a_killed_process_has_left_is_gone_when_its_file_is_written_again(tmp_path: Path) -> None:
+    program = (
+        "import os, sys; from async_maps.stores.files import FileStore; os.replace = lambda *_: os._exit(9); "
+        "FileStore(sys.argv[1])._write('a.png', b'half')"
+    )
+    assert subprocess.run([sys.executable, "-c", program, tmp_path], check=False).returncode == 9
+    (left,) = tmp_path.iterdir()
+    store = FileStore(tmp_path)
+    asyncio.run(store.put("a.png", b"pixels"))
+    # It may be somebody's who is at work.
+    assert set(tmp_path.iterdir()) == {left, tmp_path / "a.png"}
+    os.utime(left, (1, 1))
+    asyncio.run(store.put("a.png", b"pixels"))
+    assert {path.name for path in tmp_path.iterdir()} == {"a.png"}

@@ -1,0 +1,137 @@
+"""What a test puts between the AWS clients and the real S3 server: it counts requests, and can hold their answers."""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import contextmanager
+from http.client import HTTPConnection
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import parse_qs, unquote, urlsplit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import pytest
+
+    from async_maps.demo.seaweed import S3Server
+
+
+class Asked(NamedTuple):
+    """A request, and how many bytes its answer has."""
+
+    method: str
+    path: str
+    query: dict[str, list[str]]
+    range: str | None
+    size: int
+
+
+class Proxy:
+    """Passes requests on to a server.
+
+    Attributes:
+        asked: the requests that were answered.
+        authorizations: their headers of that name.
+        delay_s: how long each GET of an object waits.
+        gate: GETs of objects wait until it is set.
+        most_at_once: of GETs of objects.
+        under_way: at this moment.
+        break_off: so many answers to GETs of objects are broken off in the middle.
+        headers: what answers have instead of the server's own; without those that are None.
+        statuses: what is said instead of a status, with nothing else.
+    """
+
+    def __init__(self) -> None:
+        self.asked: list[Asked] = []
+        self.authorizations: list[str] = []
+        self.delay_s = 0.0
+        self.gate = threading.Event()
+        self.gate.set()
+        self.most_at_once = self.under_way = self.break_off = 0
+        self.headers: dict[str, str | None] = {}
+        self.statuses: dict[int, int] = {}
+        self.lock = threading.Lock()
+
+    def gets(self, *, of: str = "") -> list[Asked]:
+        """The GETs of objects: not those that list."""
+        return [asked for asked in self.asked if asked.method == "GET" and not asked.query and of in asked.path]
+
+
+@contextmanager
+def counting(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """A proxy that every AWS client of this process uses."""
+    proxy = Proxy()
+    upstream = urlsplit(server.endpoint_url).netloc
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        # Heads and bodies are written apart: Nagle's algorithm would hold the second back.
+        disable_nagle_algorithm = True
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+            pass
+
+        def answer(self) -> None:
+            url = urlsplit(self.path)
+            query = parse_qs(url.query, keep_blank_values=True)
+            query.pop("x-id", None)
+            reading = self.command == "GET" and not query
+            with proxy.lock:
+                proxy.under_way += reading
+                proxy.most_at_once = max(proxy.most_at_once, proxy.under_way)
+            try:
+                if reading:
+                    time.sleep(proxy.delay_s)
+                    proxy.gate.wait()
+                self.pass_on(unquote(url.path), query, reading)
+            finally:
+                with proxy.lock:
+                    proxy.under_way -= reading
+
+        def pass_on(self, path: str, query: dict[str, list[str]], reading: bool) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            connection = HTTPConnection(upstream)
+            try:
+                connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
+                for name, value in self.headers.items():
+                    if name.lower() not in {"expect", "connection"}:
+                        connection.putheader(name, value)
+                connection.endheaders(body)
+                answer = connection.getresponse()
+                data = b"" if answer.status in proxy.statuses else answer.read()
+            finally:
+                connection.close()
+            with proxy.lock:
+                broken = reading and proxy.break_off > 0
+                proxy.break_off -= broken
+                proxy.authorizations.append(self.headers.get("Authorization", ""))
+                proxy.asked.append(Asked(self.command, path, query, self.headers.get("Range"), len(data)))
+            self.send_response_only(proxy.statuses.get(answer.status, answer.status))
+            replaced = {name.lower() for name in proxy.headers} | {"transfer-encoding", "content-length", "connection"}
+            ours = [(name, value) for name, value in proxy.headers.items() if value is not None]
+            for name, value in [*answer.getheaders(), *ours]:
+                if name.lower() not in replaced or (name, value) in ours:
+                    self.send_header(name, value)
+            length = answer.getheader("Content-Length") if self.command == "HEAD" else len(data)
+            self.send_header("Content-Length", str(length or 0))
+            self.end_headers()
+            self.wfile.write(data[: len(data) // 2] if broken else data)
+            self.close_connection |= broken
+
+        do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = answer  # noqa: N815  # the names that http.server wants
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
+        httpd.daemon_threads = True
+        httpd.block_on_close = False
+        httpd.handle_error = lambda *_: None  # type: ignore[method-assign]  # clients that leave are part of the tests
+        serving = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.05}, name="s3-proxy")
+        serving.start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{httpd.server_address[1]}")
+        try:
+            yield proxy
+        finally:
+            proxy.gate.set()
+            httpd.shutdown()
+            serving.join()

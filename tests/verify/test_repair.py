@@ -1,0 +1,494 @@
+"""Broken overlays are repaired, with the settings and from the maps of before, and nothing else is touched."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import json
+import sqlite3
+import threading
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+
+import botocore.client
+import numpy as np
+import pytest
+from anyio import to_thread
+from botocore.exceptions import ClientError
+
+import async_maps as am
+from async_maps.filesystems.objects import Objects
+from async_maps.manifest.manifest import Manifest
+from async_maps.stores.files import FileStore
+from async_maps.stores.s3 import S3Store
+from tests.cli.test_cli import invoke, objects
+from tests.pipeline.test_pipeline import random_map
+from tests.support.leftovers import leaves_nothing
+from tests.verify.test_verify import NAMES, SETTINGS, break_in_s3, flipped, found, made, s3_client
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from async_maps.demo.seaweed import S3Server
+
+pytestmark = pytest.mark.usefixtures(leaves_nothing.__name__)
+
+MENDED = {"a/missing", "a/truncated", "b/replaced", "b/flipped", "c/mistyped"}
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Path:
+    return tmp_path / "m.sqlite"
+
+
+@pytest.fixture
+def puts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The keys that are put from now on."""
+    keys: list[str] = []
+    for store in (S3Store, FileStore):
+
+        async def put(self: Any, key: str, data: bytes, original: Any = store.put) -> Any:
+            keys.append(key)
+            return await original(self, key, data)
+
+        monkeypatch.setattr(store, "put", put)
+    return keys
+
+
+def rows(manifest: Path, what: str, where: str = "1") -> list[Any]:
+    with closing(sqlite3.connect(f"{manifest.as_uri()}?mode=ro", uri=True)) as database:
+        return [row if len(row) > 1 else row[0] for row in database.execute(f"SELECT {what} FROM maps WHERE {where}")]  # noqa: S608
+
+
+def test_in_s3_all_that_is_broken_is_mended_and_nothing_else_is_uploaded(
+    bucket: str,
+    maps: Path,
+    manifest: Path,
+    s3: S3Server,
+    puts: list[str],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    # The source relative to where that run began, and a range that only the whole set tells.
+    made(
+        maps.relative_to(tmp_path),
+        f"s3://{bucket}/pre fix",
+        manifest,
+        range="dataset",
+        s3={"cache_control": "no-cache"},
+    )
+    before = asyncio.run(objects(bucket))
+    kept = rows(manifest, "name, bytes, etag, crc32, settings", "1 ORDER BY name")
+    with Manifest(manifest, read_only=True) as opened:
+        spanned = opened.value_range()
+    monkeypatch.chdir("/")
+    break_in_s3(bucket, "pre fix/")
+    puts.clear()
+    command = ("verify", manifest, "--deep", "--workers", 0, "--progress", "none", "--repair")
+
+    assert invoke(*command, "--report", tmp_path / "report.json") == 1
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert sorted(report["first_repaired"]) == sorted(f"s3://{bucket}/pre fix/{name}.png" for name in MENDED)
+    assert sorted(puts) == sorted(f"pre fix/{name}.png" for name in MENDED)
+    out, error = capsys.readouterr()
+    assert "5 repaired, 0 foreign deleted\ndifferent: 1 foreign\n" in out
+    assert out.endswith(f": async-maps verify {manifest} --deep --repair --delete-foreign\n")
+    (said,) = error.splitlines()
+    assert said.startswith(f"async-maps: foreign: s3://{bucket}/pre fix/a/foreign.png: 1,7")
+    after = asyncio.run(objects(bucket))
+    beside = {"pre fix/a/foreign.png", "pre fix/report.json", "pre fix-of-somebody-else/g.png"}
+    assert set(after) == set(before) | beside
+    assert {key: after[key][0] for key in before} == {key: data for key, (data, _) in before.items()}
+    assert rows(manifest, "name, bytes, etag, crc32, settings", "status = 'done' ORDER BY name") == kept
+    with s3_client() as client:
+        head = client.head_object(Bucket=bucket, Key="pre fix/c/mistyped.png")
+    assert (head["ContentType"], head["CacheControl"]) == ("image/png", "no-cache")
+    with Manifest(manifest, read_only=True) as opened:
+        assert opened.value_range() == spanned
+        (run,) = opened.runs()
+        assert run.source == str(maps)
+    assert not any(secret.encode() in manifest.read_bytes() for secret in (s3.secret_key, s3.access_key))
+
+    puts.clear()
+    assert invoke(*command, "--delete-foreign") == 0
+    assert puts == []
+    assert "0 repaired, 1 foreign deleted" in capsys.readouterr().out
+    assert set(asyncio.run(objects(bucket))) == set(before) | beside - {"pre fix/a/foreign.png"}
+    assert invoke("verify", manifest, "--deep", "--workers", 0) == 0
+
+
+async def test_in_a_folder_the_same(tmp_path: Path, maps: Path, manifest: Path, puts: list[str]) -> None:
+    out = tmp_path / "out"
+    await to_thread.run_sync(made, maps, out, manifest)
+    before = {path: path.read_bytes() for path in out.rglob("*.png")}
+    (out / "a/missing.png").unlink()
+    (out / "a/truncated.png").write_bytes(b"")
+    (out / "b/flipped.png").write_bytes(flipped((out / "b/flipped.png").read_bytes()))
+    foreign = [out / f"foreign {i}.png" for i in range(3)]
+    for path in foreign:
+        path.touch()
+    puts.clear()
+    # Without reading, what has its size is taken as it is.
+    verification = await am.repair_overlays(manifest, settings=SETTINGS)
+    assert sorted(puts) == ["a/missing.png", "a/truncated.png"]
+    assert (verification.repaired, verification.differences) == (2, {"foreign": 3})
+    assert all(path.exists() for path in foreign)
+    verification = await am.repair_overlays(manifest, settings=SETTINGS, deep=True, delete_foreign=True)
+    assert (verification.repaired, verification.deleted, verification.right, verification.first) == (1, 3, 8, [])
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    # Nothing to do: nothing is done.
+    puts.clear()
+    assert (await am.repair_overlays(manifest, settings=SETTINGS, deep=True, delete_foreign=True)).is_clean
+    assert puts == []
+
+
+async def test_foreign_objects_that_cannot_be_deleted_are_named(
+    tmp_path: Path, maps: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await to_thread.run_sync(made, maps, tmp_path / "out", manifest)
+    (tmp_path / "out/g.png").touch()
+
+    def refused(path: str) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("async_maps.filesystems.objects.os.unlink", refused)
+    verification = await am.repair_overlays(manifest, settings=SETTINGS, delete_foreign=True)
+    assert (verification.deleted, verification.differences) == (0, {"foreign": 1})
+    assert verification.advice == [f"not deleted: {(tmp_path / 'out/g.png').as_uri()}: Permission denied"]
+
+
+async def test_where_s3_deletes_nothing_at_all_what_is_broken_is_mended_all_the_same(
+    bucket: str, maps: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await to_thread.run_sync(made, maps, f"s3://{bucket}", manifest)
+    with s3_client() as client:
+        client.copy_object(Bucket=bucket, Key="g.png", CopySource=f"{bucket}/e.png")
+        client.delete_object(Bucket=bucket, Key="e.png")
+    original = botocore.client.BaseClient._make_api_call  # type: ignore[attr-defined]  # the one place they all pass
+
+    def refused(self: Any, operation: str, parameters: Any) -> Any:
+        if operation == "DeleteObjects":
+            answer: Any = {"Error": {"Code": "NotImplemented"}, "ResponseMetadata": {"HTTPStatusCode": 501}}
+            raise ClientError(answer, operation)
+        return original(self, operation, parameters)
+
+    monkeypatch.setattr(botocore.client.BaseClient, "_make_api_call", refused)
+    verification = await am.repair_overlays(manifest, settings=SETTINGS, delete_foreign=True)
+    assert (verification.repaired, verification.deleted, verification.differences) == (1, 0, {"foreign": 1})
+    (said,) = verification.advice
+    assert said.startswith(f"not deleted: s3://{bucket}/g.png: s3://{bucket}: refused with NotImplemented")
+
+
+async def test_maps_and_manifests_that_are_kept_among_overlays_are_left_there(maps: Path) -> None:
+    manifest = maps / "manifest.db"
+    await to_thread.run_sync(made, maps, maps, manifest)
+    kept = ["x.h5", "x.names.txt", "report.json", "notes.txt", "photo.jpg", "model.ckpt", "other.db"]
+    for name in [*kept, "stale.PNG"]:
+        (maps / name).touch()
+    (maps / "e.png").unlink()
+    verification = await am.repair_overlays(manifest, settings=SETTINGS, delete_foreign=True)
+    assert (verification.first, verification.repaired, verification.deleted) == ([], 1, 1)
+    overlays = [f"{name}{suffix}" for name in NAMES for suffix in (".npy", ".png")]
+    left = {str(path.relative_to(maps)) for path in maps.rglob("*") if path.is_file()}
+    assert left == {"manifest.db", *kept, *overlays}
+
+
+async def test_a_file_whose_name_is_not_utf_8_is_the_one_that_is_deleted(
+    tmp_path: Path, maps: Path, manifest: Path
+) -> None:
+    out = tmp_path / "out \udcff"
+    np.save(maps / "\ufffd.npy", random_map(1))
+    await to_thread.run_sync(lambda: am.run(maps, out, settings=SETTINGS, manifest=manifest))
+    (out / "\udcfe.png").touch()
+    verification = await am.repair_overlays(manifest, settings=SETTINGS, deep=True, delete_foreign=True)
+    assert (verification.is_clean, verification.repaired, verification.deleted) == (True, 0, 1)
+    assert [path.name for path in out.iterdir()] == ["\ufffd.png"]
+
+
+@pytest.mark.parametrize("listed_as", ["D%20E%CC%81.png", "d%20%C3%89.PNG"])
+async def test_where_names_are_folded_an_overlay_that_is_listed_under_another_is_not_deleted(
+    listed_as: str, tmp_path: Path, maps: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a disk that knows no case, or has its own form of an accent."""
+    await to_thread.run_sync(made, maps, tmp_path / "out", manifest)
+    original = importlib.import_module("async_maps.filesystems.objects")._files_below
+
+    def folded(folder: str) -> Any:
+        for file in original(folder):
+            yield file._replace(locator=file.locator.replace("d%20%C3%A9.png", listed_as))
+
+    monkeypatch.setattr("async_maps.filesystems.objects._files_below", folded)
+    verification = await am.repair_overlays(manifest, settings=SETTINGS, delete_foreign=True)
+    assert (verification.first, verification.deleted, verification.advice) == ([], 0, [])
+
+
+async def test_what_a_link_leads_to_below_the_destination_is_not_deleted(
+    tmp_path: Path, maps: Path, manifest: Path
+) -> None:
+    out = tmp_path / "out"
+    (tmp_path / "disk/elsewhere").mkdir(parents=True)
+    out.symlink_to(tmp_path / "disk")
+    (out / "a").symlink_to("elsewhere")
+    await to_thread.run_sync(made, maps, out, manifest)
+    (out / "elsewhere/stale.png").touch()
+    verification = await am.repair_overlays(manifest, settings=SETTINGS, delete_foreign=True)
+    assert (verification.first, verification.deleted, verification.repaired) == ([], 1, 0)
+    assert {path.name for path in (out / "elsewhere").iterdir()} == {"missing.png", "truncated.png"}
+
+
+async def test_where_not_one_overlay_lies_nothing_is_deleted(tmp_path: Path, maps: Path, manifest: Path) -> None:
+    """As when a manifest is not that of what lies there."""
+    await to_thread.run_sync(made, maps, tmp_path / "out", manifest)
+    for path in (tmp_path / "out").rglob("*.png"):
+        path.rename(path.with_stem(f"{path.stem} of before"))
+    verification = await am.repair_overlays(manifest, settings=SETTINGS, delete_foreign=True)
+    assert verification.advice[0].startswith("nothing was deleted: not one overlay of ")
+    assert (verification.deleted, verification.repaired, verification.differences) == (0, 8, {"foreign": 8})
+
+
+@pytest.mark.parametrize("then", ["run", "repair"])
+async def test_an_interrupted_repair_is_completed_by_the_next_run_or_repair(
+    then: str, tmp_path: Path, maps: Path, manifest: Path, puts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    await to_thread.run_sync(made, maps, out, manifest)
+    (out / "e.png").unlink()
+    (out / "f.png").write_bytes(b"short")
+
+    async def interrupted(*_: Any, **__: Any) -> None:
+        raise asyncio.CancelledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(am.Pipeline, "run", interrupted)
+        with pytest.raises(asyncio.CancelledError):
+            await am.repair_overlays(manifest, settings=SETTINGS)
+    assert rows(manifest, "name, stage, locator, error", "status = 'failed' ORDER BY name") == [
+        ("e", "verify", (out / "e.png").as_uri(), "missing: expected 1,736 bytes, found nothing"),
+        ("f", "verify", (out / "f.png").as_uri(), "size: expected 1,736 bytes, found 5 bytes"),
+    ]
+    # They are no results any more, and no strangers.
+    assert am.export_manifest(manifest, tmp_path / "locators.csv") == len(NAMES) - 2
+    verification = await am.verify_locators(manifest, settings=SETTINGS)
+    assert found(verification) == {"broken": {"e", "f"}}
+    assert "missing: expected 1,736 bytes, found nothing" in verification.first[0].found
+    puts.clear()
+    if then == "run":
+        report = await to_thread.run_sync(lambda: am.run(maps, out, settings=SETTINGS, manifest=manifest))
+        assert (report.uploaded, report.skipped) == (2, len(NAMES) - 2)
+    else:
+        assert (await am.repair_overlays(manifest, settings=SETTINGS)).repaired == 2
+    assert sorted(puts) == ["e.png", "f.png"]
+    assert (await am.verify_locators(manifest, settings=SETTINGS, deep=True)).is_clean
+
+
+@pytest.mark.parametrize("where", ["_files_below", "examine"])
+async def test_cancelled_while_it_looks_it_has_changed_nothing_and_lets_go_of_the_manifest(
+    where: str, tmp_path: Path, maps: Path, manifest: Path, puts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await to_thread.run_sync(made, maps, tmp_path / "out", manifest)
+    (tmp_path / "out/e.png").unlink()
+    module = "objects" if where == "_files_below" else "verify.reading"
+    original = getattr(importlib.import_module(f"async_maps.{module}"), where)
+    looking, go_on = threading.Event(), threading.Event()
+
+    def slow(*arguments: Any) -> Any:
+        # In a thread.
+        looking.set()
+        go_on.wait()
+        return original(*arguments)
+
+    monkeypatch.setattr(f"async_maps.{module}.{where}", slow)
+    puts.clear()
+    repairing = asyncio.create_task(am.repair_overlays(manifest, settings=SETTINGS, deep=True))
+    await to_thread.run_sync(looking.wait)
+    repairing.cancel()
+    asyncio.get_running_loop().call_later(0.05, go_on.set)
+    with pytest.raises(asyncio.CancelledError):
+        await repairing
+    with Manifest(manifest) as opened:
+        assert opened.counts() == {"done": len(NAMES)}
+    assert puts == []
+
+
+async def test_each_overlay_is_made_from_its_own_source_with_its_own_settings(
+    tmp_path: Path, manifest: Path, puts: list[str]
+) -> None:
+    """Two sources with a name in common, four colormaps one after the other, and a table of colors."""
+    out = tmp_path / "out"
+    colors = np.random.default_rng(0).integers(0, 256, (256, 4), np.uint8)
+    for seed, (source, names, colormap) in enumerate(
+        [("one", "ab", "jet"), ("two", "bc", "jet"), ("two", "cd", "gray"), ("three", "e", colors), ("one", "f", "jet")]
+    ):
+        for number, name in enumerate(names):
+            (tmp_path / source).mkdir(exist_ok=True)
+            np.save(tmp_path / source / f"{name}.npy", random_map(10 * seed + number))
+        settings = am.Settings(workers=0, colormap=colormap, range="per-map", alpha=0.25)
+        place = tmp_path / source / "*.npy"
+        await to_thread.run_sync(lambda: am.run(place, out, settings=settings, manifest=manifest))  # noqa: B023
+    with Manifest(manifest, read_only=True) as opened:
+        assert len(opened.runs()) == 4
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    for path in out.iterdir():
+        path.unlink()
+    puts.clear()
+    verification = await am.repair_overlays(manifest, settings=SETTINGS)
+    assert (verification.repaired, verification.first, verification.advice) == (6, [], [])
+    assert sorted(puts) == [f"{name}.png" for name in "abcdef"]
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+async def test_each_overlay_is_told_to_s3_as_its_own_run_has_told_it(
+    bucket: str, tmp_path: Path, manifest: Path
+) -> None:
+    """Bytes that are shaped alike, headers that are not."""
+    for name in "abc":
+        (tmp_path / name).mkdir()
+        np.save(tmp_path / name / f"{name}.npy", random_map(1))
+        settings = am.Settings(workers=0, s3=am.S3Settings(cache_control=f"max-age={ord(name)}"))
+        await to_thread.run_sync(
+            lambda: am.run(tmp_path / name, f"s3://{bucket}", settings=settings, manifest=manifest)  # noqa: B023
+        )
+    with s3_client() as client:
+        for name in "abc":
+            client.delete_object(Bucket=bucket, Key=f"{name}.png")
+        for _ in range(2):
+            assert (await am.repair_overlays(manifest, settings=SETTINGS)).is_clean
+            heads = {name: client.head_object(Bucket=bucket, Key=f"{name}.png") for name in "abc"}
+            assert {name: head["CacheControl"] for name, head in heads.items()} == {
+                name: f"max-age={ord(name)}" for name in "abc"
+            }
+            client.delete_object(Bucket=bucket, Key="b.png")
+
+
+async def test_an_overlay_of_two_maps_is_not_right_as_one_of_them_has_another_now(
+    tmp_path: Path, maps: Path, manifest: Path
+) -> None:
+    out, settings = tmp_path / "out", am.Settings(workers=0, key="{digest}.png")
+    for name in "ab":
+        np.save(maps / f"{name}.npy", random_map(1))
+    await to_thread.run_sync(lambda: am.run(maps, out, settings=settings, manifest=manifest))
+    (overlay,) = out.iterdir()
+    before = overlay.read_bytes()
+    overlay.write_bytes(flipped(before))
+    np.save(maps / "a.npy", random_map(2))
+    verification = await am.repair_overlays(manifest, settings=SETTINGS, deep=True)
+    assert (verification.repaired, verification.locators, verification.first) == (2, 2, [])
+    assert overlay.read_bytes() == before
+    assert (await am.verify_locators(manifest, settings=SETTINGS, deep=True)).right == 2
+
+
+async def test_of_a_source_that_is_gone_nothing_is_said_where_it_was_not_needed(
+    tmp_path: Path, maps: Path, manifest: Path
+) -> None:
+    out = tmp_path / "out"
+    for source in ("gone", "there", "gone too"):
+        (tmp_path / source).mkdir()
+        np.save(tmp_path / source / f"{source}.npy", random_map(1))
+        await to_thread.run_sync(lambda: am.run(tmp_path / source, out, settings=SETTINGS, manifest=manifest))  # noqa: B023
+    for source in ("gone", "gone too"):
+        (tmp_path / source).rename(maps / source)
+    (out / "there.png").unlink()
+    verification = await am.repair_overlays(manifest, settings=SETTINGS)
+    assert (verification.is_clean, verification.repaired, verification.advice) == (True, 1, [])
+
+
+async def test_maps_that_have_moved_are_found_where_they_are_now(
+    tmp_path: Path, maps: Path, manifest: Path, puts: list[str]
+) -> None:
+    out, moved = tmp_path / "out", tmp_path / "moved"
+    await to_thread.run_sync(made, maps, out, manifest)
+    before = (out / "e.png").read_bytes()
+    maps.rename(moved)
+    (out / "e.png").unlink()
+    puts.clear()
+    verification = await am.repair_overlays(manifest, settings=SETTINGS)
+    assert found(verification) == {"missing": {"e"}}
+    assert verification.advice[0] == f"cannot be made from {maps}: no such file or folder: {maps}"
+    assert verification.advice[1].startswith("1 could not be repaired; they count as failed, and a run does them: ")
+    assert f"--manifest {manifest} --retry-failed" in verification.advice[1]
+    assert puts == []
+    (tmp_path / "another").mkdir()
+    np.save(tmp_path / "another/x.npy", random_map(1))
+    await am.repair_overlays(manifest, settings=SETTINGS, source=tmp_path / "another")
+    with Manifest(manifest, read_only=True) as opened:
+        assert [run.source for run in opened.runs()] == [str(maps)]
+    verification = await am.repair_overlays(manifest, settings=SETTINGS, source=moved)
+    assert (verification.is_clean, verification.advice, puts) == (True, [], ["e.png"])
+    assert (out / "e.png").read_bytes() == before
+    # And it is known from now on.
+    (out / "e.png").unlink()
+    assert (await am.repair_overlays(manifest, settings=SETTINGS)).repaired == 1
+
+
+async def test_a_map_that_was_an_array_is_named_with_what_to_do(tmp_path: Path, maps: Path, manifest: Path) -> None:
+    out = tmp_path / "out"
+    arrays = [(str(i), random_map(i)) for i in range(3)]
+    await to_thread.run_sync(lambda: am.run(arrays, out, settings=SETTINGS, manifest=manifest))
+    (out / "1.png").unlink()
+    verification = await am.repair_overlays(manifest, settings=SETTINGS)
+    assert found(verification) == {"missing": {"1"}}
+    assert "--retry-failed" in verification.advice[0]
+    np.save(maps / "1.npy", random_map(1))
+    assert (await am.repair_overlays(manifest, settings=SETTINGS, source=maps)).is_clean
+
+
+async def test_a_map_that_has_changed_gets_what_is_there_now_and_one_that_fails_stays_broken(
+    tmp_path: Path, maps: Path, manifest: Path
+) -> None:
+    out = tmp_path / "out"
+    await to_thread.run_sync(made, maps, out, manifest)
+    for name in ("d é", "e", "f"):
+        (out / f"{name}.png").unlink()
+    np.save(maps / "d é.npy", random_map(99))
+    (maps / "e.npy").write_bytes(b"no map")
+    (maps / "f.npy").unlink()
+    (maps / "not asked for.npy").write_bytes(b"no map either")
+    verification = await am.repair_overlays(manifest, settings=SETTINGS)
+    assert (verification.repaired, verification.right) == (1, 6)
+    assert found(verification) == {"broken": {"e", "f"}}
+    assert verification.advice[0].startswith(f"failed: e ({maps / 'e.npy'}): ")
+    assert "not asked for" not in str(verification.advice)
+    assert sorted(rows(manifest, "name, stage", "status = 'failed'")) == [("e", "verify"), ("f", "verify")]
+    assert (await am.verify_locators(manifest, settings=SETTINGS, deep=True)).right == 6
+
+
+async def test_what_cannot_be_read_is_not_taken_for_broken(
+    tmp_path: Path, maps: Path, manifest: Path, puts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    await to_thread.run_sync(made, maps, out, manifest)
+    (out / "f.png").unlink()
+    original = Objects.read
+
+    def refused(self: Objects, locator: str) -> Any:
+        if locator.endswith("e.png"):
+            raise am.SourceError("refused with AccessDenied: no")
+        return original(self, locator)
+
+    monkeypatch.setattr(Objects, "read", refused)
+    puts.clear()
+    verification = await am.repair_overlays(manifest, settings=SETTINGS, deep=True)
+    assert puts == ["f.png"]
+    assert found(verification) == {"unreadable": {"e"}}
+    assert verification.first[0].found == "refused with AccessDenied: no"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        am.Settings(),
+        am.Settings(colormap="viridis_r", alpha="opaque", png="rgba", png_level=3, invalid="zero", key="x/{name}"),
+        am.Settings(colormap="red,#00ff0080", alpha=0.3, range=(-2.5, 1e-9), key="{stem}.{digest:.16}.png"),
+        am.Settings(range="percentile:0.123456789012,99.9", png="compact", invalid="transparent"),
+        am.Settings(s3=am.S3Settings(cache_control="no-cache", metadata={"a": "b"}, storage_class="STANDARD_IA")),
+    ],
+)
+def test_settings_are_the_same_once_they_were_kept(settings: am.Settings) -> None:
+    others = am.Settings(workers=3, concurrency=7, s3=am.S3Settings(max_attempts=3, kms_key_id="other"))
+    again = others.shaped_as(settings.shaping(settings.value_range))
+    assert again.fingerprint() == settings.fingerprint()
+    assert (again.workers, again.concurrency, again.s3.max_attempts) == (3, 7, 3)
+    headers = {"cache_control", "metadata", "storage_class", "server_side_encryption", "kms_key_id"}
+    assert again.s3.model_dump(include=headers) == settings.s3.model_dump(include=headers)

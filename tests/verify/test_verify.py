@@ -1,0 +1,713 @@
+"""Whether what lies at locators is what was sent: every way in which it may not be is found, and named."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import tracemalloc
+from contextlib import closing, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import botocore.client
+import botocore.session
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from anyio import to_thread
+from botocore.exceptions import ClientError
+
+import async_maps as am
+from async_maps.filesystems.locators import DATA_TYPE, bitmap_mask_fields
+from async_maps.filesystems.objects import ObjectInfo, Objects
+from async_maps.manifest.manifest import Manifest
+from async_maps.outcomes import Failure, Receipt
+from async_maps.verify.comparison import Comparison, Expected
+from async_maps.verify.tables import locators_in
+from tests.cli.test_cli import invoke
+from tests.pipeline.test_pipeline import random_map
+from tests.support.leftovers import leaves_nothing
+from tests.support.s3_proxy import counting
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from async_maps.demo.seaweed import S3Server
+
+pytestmark = pytest.mark.usefixtures(leaves_nothing.__name__)
+
+SETTINGS = am.Settings(workers=0)
+NAMES = ("a/missing", "a/truncated", "b/replaced", "b/flipped", "c/mistyped", "d é", "e", "f")
+
+
+@contextmanager
+def s3_client() -> Iterator[Any]:
+    with closing(botocore.session.Session().create_client("s3")) as client:
+        yield client
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The operations that botocore's clients are asked for from now on."""
+    made: list[str] = []
+    original = botocore.client.BaseClient._make_api_call  # type: ignore[attr-defined]  # the one place they all pass
+
+    def counted(self: Any, operation: str, parameters: Any) -> Any:
+        made.append(operation)
+        return original(self, operation, parameters)
+
+    monkeypatch.setattr(botocore.client.BaseClient, "_make_api_call", counted)
+    return made
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Path:
+    return tmp_path / "m.sqlite"
+
+
+def made(maps: Path, destination: object, manifest: Path, **settings: Any) -> None:
+    """A run of maps of these names."""
+    for seed, name in enumerate(NAMES):
+        path = maps / f"{name}.npy"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            np.save(path, random_map(seed))
+    report = am.run(maps, str(destination), settings=am.Settings(workers=0, **settings), manifest=manifest)
+    assert (report.uploaded, report.failed) == (len(NAMES), 0)
+
+
+def found(verification: am.Verification) -> dict[str, set[str]]:
+    """Which objects differ in what: the last part of their locators."""
+    kinds: dict[str, set[str]] = {}
+    for difference in verification.first:
+        kinds.setdefault(difference.kind, set()).add(difference.locator.rpartition("/")[2].removesuffix(".png"))
+    assert {kind: len(locators) for kind, locators in kinds.items()} == verification.differences
+    return kinds
+
+
+def flipped(data: bytes) -> bytes:
+    """The same but for a byte in the middle."""
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 0xFF]) + data[middle + 1 :]
+
+
+def break_in_s3(bucket: str, prefix: str) -> None:
+    """Let objects below a prefix, with its slash, differ in every way, and others lie among them and beside them."""
+    with s3_client() as client:
+
+        def put(key: str, data: bytes, content_type: str = "image/png") -> None:
+            client.put_object(Bucket=bucket, Key=key, Body=data, ContentType=content_type)
+
+        def data(name: str) -> bytes:
+            body: bytes = client.get_object(Bucket=bucket, Key=f"{prefix}{name}.png")["Body"].read()
+            return body
+
+        client.delete_object(Bucket=bucket, Key=f"{prefix}a/missing.png")
+        put(f"{prefix}a/truncated.png", data("a/truncated")[:700])
+        put(f"{prefix}b/replaced.png", data("e"))
+        put(f"{prefix}b/flipped.png", flipped(data("b/flipped")))
+        put(f"{prefix}c/mistyped.png", data("c/mistyped"), "text/plain")
+        put(f"{prefix}a/foreign.png", data("f"))
+        put(f"{prefix}report.json", b"{}", "application/json")
+        if prefix:
+            put(f"{prefix[:-1]}-of-somebody-else/g.png", data("f"))
+
+
+BROKEN = {"missing": {"missing"}, "size": {"truncated"}, "etag": {"flipped", "replaced"}, "foreign": {"foreign"}}
+"""What a listing tells, once :func:`break_in_s3` was there."""
+
+
+async def test_each_way_an_object_in_s3_can_differ_is_found_and_named(
+    bucket: str, maps: Path, manifest: Path, calls: list[str]
+) -> None:
+    await to_thread.run_sync(made, maps, f"s3://{bucket}/pre fix", manifest)
+    clean = await am.verify_locators(manifest, settings=SETTINGS, deep=True)
+    assert clean.is_clean
+    assert (clean.locators, clean.right, clean.listed, clean.read, clean.doing) == (8, 8, 8, 8, "")
+
+    break_in_s3(bucket, "pre fix/")
+    before = manifest.read_bytes()
+    calls.clear()
+    shallow = await am.verify_locators(manifest, settings=SETTINGS)
+    assert calls == ["ListObjectsV2"]
+    assert found(shallow) == BROKEN
+    assert (shallow.locators, shallow.right, shallow.listed, shallow.read) == (8, 4, 9, 0)
+    assert [advice.partition(f": async-maps verify {manifest} ")[2] for advice in shallow.advice] == [
+        "--repair",
+        "--repair --delete-foreign",
+    ]
+    named = {difference.name: difference for difference in shallow.first}
+    assert str(named["a/missing"]).startswith(f"missing: s3://{bucket}/pre fix/a/missing.png: expected 1,7")
+    assert named["a/missing"].found == "nothing"
+    assert named["a/truncated"].found == "700 bytes"
+    assert named[""].expected == "no object"
+
+    deep = await am.verify_locators(manifest, settings=SETTINGS, deep=True)
+    assert found(deep) == BROKEN | {"content-type": {"mistyped"}}
+    # Of what a listing shows to be another object nothing is read.
+    assert (deep.right, deep.read) == (3, 4)
+    assert manifest.read_bytes() == before
+
+
+async def test_in_a_folder_the_same_is_found_and_what_only_reading_shows(
+    tmp_path: Path, maps: Path, manifest: Path
+) -> None:
+    out = tmp_path / "out put"
+    await to_thread.run_sync(made, maps, out, out.parent / "m.sqlite")
+    # A folder that lies elsewhere, and what is kept among overlays.
+    (out / "a").rename(tmp_path / "elsewhere")
+    (out / "a").symlink_to(tmp_path / "elsewhere")
+    (out / "x.zarr/c").mkdir(parents=True)
+    for name in (".async-maps-0123", "m.sqlite", "locators.csv", "photo.jpg", "x.zarr/c/0.0"):
+        (out / name).touch()
+    assert (await am.verify_locators(manifest, settings=SETTINGS, deep=True)).is_clean
+
+    (out / "a/missing.png").unlink()
+    os.truncate(out / "a/truncated.png", 700)
+    (out / "b/replaced.png").write_bytes((out / "f.png").read_bytes())
+    (out / "b/flipped.png").write_bytes(flipped((out / "b/flipped.png").read_bytes()))
+    (out / "c/foreign.png").touch()
+    shallow = await am.verify_locators(manifest, settings=SETTINGS)
+    assert found(shallow) == {"missing": {"missing"}, "size": {"truncated"}, "foreign": {"foreign"}}
+    deep = await am.verify_locators(manifest, settings=SETTINGS, deep=True)
+    assert found(deep) == found(shallow) | {"undecodable": {"flipped"}, "digest": {"flipped", "replaced"}}
+    assert (deep.right, deep.read) == (4, 6)
+    digest = next(difference for difference in deep.first if difference.kind == "digest")
+    assert digest.expected.startswith("CRC32 ")
+    assert digest.expected != digest.found
+
+
+async def test_of_a_folder_that_may_not_be_listed_each_file_is_asked_for(
+    tmp_path: Path, maps: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a file system's own lost+found may not be, or with the permissions --x."""
+    out = tmp_path / "out"
+    await to_thread.run_sync(made, maps, out, manifest)
+    (out / "a/missing.png").unlink()
+    original = os.scandir
+
+    def refused(folder: Any) -> Any:
+        if str(folder) == str(out / "a"):
+            raise PermissionError(13, "Permission denied", folder)
+        return original(folder)
+
+    monkeypatch.setattr("async_maps.filesystems.objects.os.scandir", refused)
+    verification = await am.verify_locators(manifest, settings=SETTINGS)
+    assert (found(verification), verification.right, verification.listed) == ({"missing": {"missing"}}, 7, 6)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "kind", "said"),
+    [
+        ("crc32", "00000000", "digest", ("CRC32 00000000", "CRC32 ")),
+        ("width", 31, "undecodable", ("a PNG of 31 x 20", "30 x 20")),
+        ("height", 21, "undecodable", ("a PNG of 30 x 21", "30 x 20")),
+    ],
+)
+async def test_bytes_and_pixels_are_held_against_what_was_recorded(
+    column: str, value: object, kind: str, said: tuple[str, str], tmp_path: Path, maps: Path, manifest: Path
+) -> None:
+    await to_thread.run_sync(made, maps, tmp_path / "out", manifest)
+    with closing(sqlite3.connect(manifest)) as database:
+        database.execute(f"UPDATE maps SET {column} = ? WHERE name = 'e'", (value,))  # noqa: S608  # of this test
+        database.commit()
+    assert (await am.verify_locators(manifest, settings=SETTINGS)).is_clean
+    (difference,) = (await am.verify_locators(manifest, settings=SETTINGS, deep=True)).first
+    assert (difference.kind, difference.name, difference.expected) == (kind, "e", said[0])
+    assert difference.found.startswith(said[1])
+
+
+async def test_a_png_of_more_pixels_than_allowed_is_not_decoded(tmp_path: Path, maps: Path, manifest: Path) -> None:
+    await to_thread.run_sync(made, maps, tmp_path / "out", manifest)
+    tight = am.Settings(workers=0, max_pixels=599)
+    verification = await am.verify_locators(manifest, settings=tight, deep=True)
+    assert verification.differences == {"unreadable": 8}
+    assert {difference.found for difference in verification.first} == {
+        "30 x 20, more than max_pixels = 599: raise that"
+    }
+    # Nor is it broken for all that.
+    assert (await am.repair_overlays(manifest, settings=tight, deep=True)).differences == {"unreadable": 8}
+    assert (await am.verify_locators(manifest, settings=SETTINGS, deep=True)).is_clean
+
+
+async def test_what_is_larger_than_any_overlay_is_not_read(tmp_path: Path) -> None:
+    video = tmp_path / "video.mp4"
+    video.touch()
+    os.truncate(video, 2**30)
+    (tmp_path / "t.csv").write_text(f"locator\n{video.as_uri()}\n")
+    verification = await am.verify_locators(tmp_path / "t.csv", settings=am.Settings(max_pixels=10**6), deep=True)
+    assert (verification.read, verification.differences) == (0, {"unreadable": 1})
+    assert verification.first[0].found == "1,073,741,824 bytes, more than a PNG of max_pixels = 1,000,000 has"
+
+
+@pytest.mark.parametrize(
+    ("etag", "encryption", "kinds"),
+    [("0" * 32, "", ["digest"]), ("0" * 32, "aws:kms", []), (f"{'0' * 32}-2", "", []), (None, "", [])],
+)
+async def test_an_etag_that_is_no_md5_proves_nothing_about_bytes(
+    etag: str | None, encryption: str, kinds: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a table without CRC32s; the store lists the same ETag as the table has."""
+    png = am.encode_png(am.colorize_activation_map(random_map(0)), "RGBA").getvalue()
+    place = "s3://bucket/a.png"
+    monkeypatch.setattr(Objects, "below", lambda *_: (found for found in [ObjectInfo(place, len(png), etag)]))
+    range_ = type("", (), {"data": png, "content_type": "image/png", "encryption": encryption})
+    monkeypatch.setattr("async_maps.filesystems.s3.S3Filesystem.get", lambda *_: range_)
+    table = tmp_path / "table.jsonl"
+    table.write_text(json.dumps({"locator": place, "etag": etag}))
+    verification = await am.verify_locators(table, settings=SETTINGS, deep=True)
+    assert verification.read == 1
+    assert [difference.kind for difference in verification.first] == kinds
+
+
+async def test_more_than_a_thousand_objects_take_a_request_for_each_thousand(
+    bucket: str, manifest: Path, tmp_path: Path, calls: list[str]
+) -> None:
+    pixel = np.zeros((1, 1), np.float32)
+    maps = [(f"{i % 7}/{i}", pixel) for i in range(1100)]
+    await to_thread.run_sync(lambda: am.run(maps, f"s3://{bucket}/p", settings=SETTINGS, manifest=manifest))
+    calls.clear()
+    verification = await am.verify_locators(manifest, settings=SETTINGS)
+    assert (verification.right, verification.listed, verification.differences) == (1100, 1100, {})
+    assert calls == ["ListObjectsV2"] * 2
+    # A few of them, which a table names: not all others are listed for their sake.
+    table = tmp_path / "few.csv"
+    table.write_text(f"locator\ns3://{bucket}/p/0/0.png\ns3://{bucket}/p/6/none.png\n")
+    calls.clear()
+    verification = await am.verify_locators(table, settings=SETTINGS)
+    assert found(verification) == {"missing": {"none"}}
+    assert len(calls) <= 4
+
+
+# Tables ------------------------------------------------------------------------------------------------------------
+
+
+def as_kolena(path: Path, rows: list[dict[str, Any]]) -> None:
+    """What Kolena's own client writes of rows whose cells are masks and lists of them."""
+    pd = pytest.importorskip("pandas")
+    io = pytest.importorskip("kolena.io")
+    frame = pd.DataFrame(rows)
+    if path.suffix == ".csv":
+        io.dataframe_to_csv(frame, path, index=False)
+    elif path.suffix == ".parquet":
+        io.dataframe_to_parquet(frame, path)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+async def test_tables_of_results_ours_and_kolenas_are_verified_as_a_manifest_is(
+    bucket: str, maps: Path, manifest: Path, tmp_path: Path
+) -> None:
+    await to_thread.run_sync(made, maps, f"s3://{bucket}/pre fix", manifest)
+    masks = [bitmap_mask_fields(f"s3://{bucket}/pre fix/{name}.png", label="cam") for name in NAMES]
+    rows = [{"id": 1, "score": 0.5, "cam": masks[0], "more": masks[1:4]}, {"id": 2, "cam": masks[4], "more": masks[5:]}]
+    known = {"missing": {"missing"}, "content-type": {"mistyped"}}
+    cases = []
+    for suffix in (".csv", ".parquet", ".jsonl"):
+        am.export_manifest(manifest, tmp_path / f"ours{suffix}")
+        cases.append((tmp_path / f"ours{suffix}", known | {kind: BROKEN[kind] for kind in ("size", "etag")}))
+        as_kolena(tmp_path / f"kolenas{suffix}", rows)
+        # All that it tells is where they should be, and that they are PNGs.
+        cases.append((tmp_path / f"kolenas{suffix}", known | {"undecodable": {"truncated", "flipped"}}))
+    for table, _ in cases[:2]:
+        clean = await am.verify_locators(table, settings=SETTINGS, deep=True)
+        assert (clean.first, clean.right, clean.read) == ([], 8, 8)
+        assert clean.folders == [f"s3://{bucket}/pre fix/"]
+    break_in_s3(bucket, "pre fix/")
+    for table, expected in cases:
+        broken = await am.verify_locators(table, settings=SETTINGS, deep=True)
+        assert found(broken) == expected
+        assert broken.first[0].name in {"line 1", "line 2", "row 1"}
+
+
+def test_every_form_of_a_locator_in_a_table_is_seen(tmp_path: Path) -> None:
+    mask = {
+        "locator": "s3://b/m.png",
+        "data_type": DATA_TYPE,
+        "crc32": "c0ffee",
+        "width": 4.0,
+        "bytes": "7",
+        "etag": "",
+    }
+    rows = [
+        {"locator": "s3://b/image.jpg", "cam": mask, "note": '{"locator": 7}'},
+        {
+            "cam": json.dumps([mask, {"deep": [mask]}]),
+            "text": '{"locator" is no JSON',
+            "asset": {"locator": "s3://b/x"},
+        },
+        {"locator": "gs://b/plain.png", "crc32": 1234, "width": None, "height": "nan", "bytes": "many"},
+        {"locator": mask},
+        {"locator": "no locator", "other": [1, None, "[", True]},
+        {"locator": "s3://b/\ud800.png"},
+    ]
+    (tmp_path / "t.jsonl").write_text("\n\n".join(map(json.dumps, rows)))
+    seen = [(row.locator, row.name, row.is_overlay) for row in locators_in(str(tmp_path / "t.jsonl"))]
+    assert seen == [
+        ("s3://b/m.png", "line 1", True),
+        ("s3://b/image.jpg", "line 1", False),
+        *[("s3://b/m.png", "line 3", True)] * 2,
+        ("s3://b/x", "line 3", False),
+        ("gs://b/plain.png", "line 5", True),
+        ("s3://b/m.png", "line 7", True),
+        ("s3://b/?.png", "line 11", True),
+    ]
+    first, plain = (
+        next(row for row in locators_in(str(tmp_path / "t.jsonl")) if row.name == f"line {n}") for n in (1, 5)
+    )
+    assert (first.size, first.etag, first.crc32, first.width, first.height) == (7, None, "00c0ffee", 4, None)
+    assert (plain.size, plain.crc32, plain.width, plain.height) == (None, "00001234", None, None)
+
+
+async def test_locators_of_several_buckets_and_folders_are_each_looked_for(
+    bucket: str, tmp_path: Path, maps: Path, manifest: Path
+) -> None:
+    other = f"{bucket}-other"
+    with s3_client() as client:
+        client.create_bucket(Bucket=other)
+        client.put_object(Bucket=other, Key="x/1.png", Body=b"1")
+        client.put_object(Bucket=bucket, Key="x/1.png", Body=b"1")
+    await to_thread.run_sync(made, maps, tmp_path / "out", manifest)
+    there = [f"s3://{bucket}/x/1.png", f"s3://{other}/x/1.png", *((tmp_path / f"out/{n}.png").as_uri() for n in "ef")]
+    gone = [f"s3://{bucket}/y/2.png", f"s3://{other}/x/2.png", (tmp_path / "out/g.png").as_uri()]
+    table = tmp_path / "table.csv"
+    table.write_text("\n".join(["locator", *there, *gone, "gs://bucket/x.png"]), encoding="utf-8")
+    verification = await am.verify_locators(table, settings=SETTINGS)
+    assert {difference.locator for difference in verification.first if difference.kind == "missing"} == set(gone)
+    assert verification.differences == {"missing": 3, "unknown": 1}
+    assert (verification.locators, verification.right) == (8, 4)
+    assert sorted(verification.folders) == [f"s3://{other}/x/", f"s3://{bucket}/"]
+
+
+async def test_what_may_not_be_listed_is_asked_for_one_by_one(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with s3_client() as client:
+        client.put_object(Bucket=bucket, Key="x/there.png", Body=b"1")
+    original = botocore.client.BaseClient._make_api_call  # type: ignore[attr-defined]  # as above
+
+    def refused(self: Any, operation: str, parameters: Any) -> Any:
+        if operation == "ListObjectsV2" or parameters["Key"].endswith("secret.png"):
+            answer: Any = {
+                "Error": {"Code": "AccessDenied", "Message": "no"},
+                "ResponseMetadata": {"HTTPStatusCode": 403},
+            }
+            raise ClientError(answer, operation)
+        return original(self, operation, parameters)
+
+    monkeypatch.setattr(botocore.client.BaseClient, "_make_api_call", refused)
+    table = tmp_path / "table.csv"
+    table.write_text("locator\n" + "".join(f"s3://{bucket}/x/{name}.png\n" for name in ("there", "gone", "secret")))
+    verification = await am.verify_locators(table, settings=SETTINGS)
+    assert found(verification) == {"missing": {"gone"}, "unreadable": {"secret"}}
+    assert (verification.right, verification.folders) == (1, [])
+
+
+async def test_locators_that_lead_nowhere_are_differences_and_no_error(tmp_path: Path) -> None:
+    strange = ["http://[x/y.png", "s3://$b/x.png", "s3://bucket", "file://host/x.png", "FILE:///x.png"]
+    gone = [f"file:///{tmp_path}/none/x.png", "file:///dev/null/x.png"]
+    odd = ["file:///" + "y" * 300, "file:///%00"]
+    table = tmp_path / "table.csv"
+    table.write_text("\n".join(["locator", *strange, *gone, *odd]))
+    verification = await am.verify_locators(table, settings=SETTINGS)
+    kinds = {difference.locator: difference.kind for difference in verification.first}
+    assert kinds == {
+        **dict.fromkeys(strange, "unknown"),
+        **dict.fromkeys(gone, "missing"),
+        **dict.fromkeys(odd, "unreadable"),
+    }
+
+
+def test_a_table_in_s3_is_verified_by_the_command(bucket: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with s3_client() as client:
+        client.put_object(Bucket=bucket, Key="x/1.png", Body=b"1")
+        client.put_object(Bucket=bucket, Key="t.csv", Body=f"locator\ns3://{bucket}/x/1.png\n".encode())
+    assert invoke("verify", f"s3://{bucket}/t.csv", "--progress", "none") == 0
+    assert capsys.readouterr().out.startswith("1 of 1 locators are right")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("a.csv", "a,b\n1,2\n", "holds no locator"),
+        ("a.csv", 'locator\n"s3://b/' + "x" * 140_000 + '"\n', "line 1: expected a CSV row"),
+        ("a.jsonl", "{}\n{", "line 2: expected a JSON object"),
+        ("a.jsonl", "[]", r"line 1: expected a JSON object, found \[\]"),
+        ("a.parquet", "text", "expected a Parquet file"),
+        ("a.sqlite", "", "no manifest of ours"),
+    ],
+)
+async def test_what_is_no_table_and_no_manifest_is_refused(tmp_path: Path, name: str, text: str, said: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(am.AsyncMapsError, match=said):
+        await am.verify_locators(tmp_path / name)
+    with pytest.raises(am.AsyncMapsError, match=r"no such manifest|No such file"):
+        await am.verify_locators(tmp_path / f"no-{name}")
+
+
+def test_a_parquet_with_nested_cells_is_read(tmp_path: Path) -> None:
+    cell = [{"locator": "s3://b/1.png", "data_type": DATA_TYPE}, {"locator": "s3://b/2.png", "data_type": DATA_TYPE}]
+    pq.write_table(pa.table({"cams": [cell, None, cell[:1]]}), tmp_path / "t.parquet")
+    assert [(row.locator, row.name) for row in locators_in(str(tmp_path / "t.parquet"))] == [
+        ("s3://b/1.png", "row 1"),
+        ("s3://b/2.png", "row 1"),
+        ("s3://b/1.png", "row 3"),
+    ]
+
+
+# Around it ---------------------------------------------------------------------------------------------------------
+
+
+def recorded(manifest: Path, identity: str) -> None:
+    """A manifest of a run into a store of that identity."""
+    locator = f"{identity.partition(' at ')[0]}/a.png"
+    with Manifest(manifest) as opened:
+        opened.begin(identity)
+        opened.write([Receipt("a", locator, "a", None, 7, 4, 3, "tag", datetime(2026, 1, 2, tzinfo=UTC))], "settings")
+
+
+async def test_a_manifest_of_another_endpoint_is_refused(manifest: Path, s3: S3Server) -> None:
+    recorded(manifest, "s3://bucket/prefix at http://127.0.0.1:9")
+    with pytest.raises(am.SettingsError, match=rf"at http://127.0.0.1:9, and the .* at {s3.endpoint_url}: set AWS_END"):
+        await am.verify_locators(manifest, settings=SETTINGS)
+
+
+async def test_what_lay_in_memory_is_gone(manifest: Path) -> None:
+    recorded(manifest, "memory://prefix")
+    with pytest.raises(am.SettingsError, match="in the memory of a process"):
+        await am.verify_locators(manifest)
+    with Manifest(manifest.with_name("new.sqlite")):
+        pass
+    with pytest.raises(am.ManifestError, match="is the manifest of no run"):
+        await am.verify_locators(manifest.with_name("new.sqlite"))
+
+
+async def test_a_bucket_that_is_gone_is_an_error_and_not_a_million_differences(manifest: Path, s3: S3Server) -> None:
+    recorded(manifest, f"s3://no-such-bucket/prefix at {s3.endpoint_url}")
+    with pytest.raises(am.StoreError, match=r"^s3://no-such-bucket/prefix/: refused .*bucket does not exist"):
+        await am.verify_locators(manifest, settings=SETTINGS)
+
+
+async def test_what_the_store_does_not_hand_out_is_unreadable(
+    tmp_path: Path, maps: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await to_thread.run_sync(made, maps, tmp_path / "out", manifest)
+    original = Objects.read
+
+    def refused(self: Objects, locator: str) -> Any:
+        if locator.endswith("e.png"):
+            raise PermissionError(13, "Permission denied")
+        if locator.endswith("f.png"):
+            (tmp_path / "out/f.png").unlink()
+        return original(self, locator)
+
+    monkeypatch.setattr(Objects, "read", refused)
+    verification = await am.verify_locators(manifest, settings=SETTINGS, deep=True)
+    assert found(verification) == {"unreadable": {"e"}, "missing": {"f"}}
+
+
+async def test_a_store_that_is_not_reached_any_more_ends_a_look_and_one_bad_answer_does_not(
+    tmp_path: Path, maps: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await to_thread.run_sync(made, maps, tmp_path / "out", manifest)
+    original = Objects.read
+    reached = True
+
+    def unreached(self: Objects, locator: str) -> Any:
+        if not reached or locator.endswith("e.png"):
+            with Objects(am.S3Settings(max_attempts=1)) as objects:
+                return original(objects, "s3://bucket/key")
+        return original(self, locator)
+
+    monkeypatch.setattr(Objects, "read", unreached)
+    for name, value in (("ENDPOINT_URL", "http://127.0.0.1:9"), ("ACCESS_KEY_ID", "a"), ("SECRET_ACCESS_KEY", "s")):
+        monkeypatch.setenv(f"AWS_{name}", value)
+    settings = am.Settings(workers=0, concurrency=2)
+    assert found(await am.verify_locators(manifest, settings=settings, deep=True)) == {"unreadable": {"e"}}
+    reached = False
+    with pytest.raises(am.StoreError, match=r"^s3://bucket/key: Could not connect"):
+        await am.verify_locators(manifest, settings=settings, deep=True)
+
+
+async def test_an_answer_that_breaks_off_is_asked_for_again(
+    bucket: str, manifest: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with counting(s3, monkeypatch) as proxy:
+        maps = [(name, random_map(1)) for name in "ab"]
+        await to_thread.run_sync(lambda: am.run(maps, f"s3://{bucket}", settings=SETTINGS, manifest=manifest))
+        proxy.break_off = 2
+        verification = await am.verify_locators(manifest, settings=SETTINGS, deep=True)
+        assert (verification.right, verification.first) == (2, [])
+        assert len(proxy.gets()) == 4
+
+
+async def test_what_a_run_writes_meanwhile_is_not_judged(
+    tmp_path: Path, maps: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    await to_thread.run_sync(made, maps, out, manifest)
+    original = Objects.below
+
+    def with_a_run(self: Objects, folder: str) -> Iterator[ObjectInfo]:
+        # The rows are read by now.
+        np.save(maps / "new.npy", random_map(9))
+        np.save(maps / "e.npy", random_map(10, (21, 30)))
+        am.run(maps, out, settings=SETTINGS, manifest=manifest)
+        yield from original(self, folder)
+
+    monkeypatch.setattr(Objects, "below", with_a_run)
+    (out / "f.png").unlink()
+    verification = await am.verify_locators(manifest, settings=SETTINGS)
+    assert found(verification) == {"missing": {"f"}}
+    monkeypatch.undo()
+    assert found(await am.verify_locators(manifest, settings=SETTINGS, deep=True)) == {"missing": {"f"}}
+
+
+async def test_a_manifest_that_a_run_holds_can_be_verified(tmp_path: Path, maps: Path, manifest: Path) -> None:
+    await to_thread.run_sync(made, maps, tmp_path / "out", manifest)
+    with Manifest(manifest) as held:
+        held.begin((tmp_path / "out").as_uri())
+        held.write([Failure("g", "/g.npy", None, "read", "no")], "x")
+        verification = await am.verify_locators(manifest, settings=SETTINGS)
+        with pytest.raises(am.ManifestError, match="is in use by another run"):
+            await am.repair_overlays(manifest, settings=SETTINGS)
+    assert verification.is_clean
+    assert (verification.right, verification.failed) == (8, 1)
+    assert "1 maps failed in their run" in verification.summary()
+
+
+async def test_an_overlay_that_many_rows_name_is_one_and_read_once(tmp_path: Path, maps: Path, manifest: Path) -> None:
+    await to_thread.run_sync(made, maps, tmp_path / "out", manifest)
+    table = tmp_path / "table.csv"
+    locator = (tmp_path / "out/e.png").as_uri()
+    table.write_text("locator\n" + f"{locator}\n" * 2500 + "gs://b/x\n" * 2)
+    verification = await am.verify_locators(table, settings=SETTINGS, deep=True)
+    assert (verification.locators, verification.right, verification.read) == (2, 1, 1)
+    assert verification.differences == {"unknown": 1}
+    (tmp_path / "out/e.png").write_bytes(b"no PNG")
+    verification = await am.verify_locators(table, settings=SETTINGS, deep=True)
+    assert (verification.differences, len(verification.first)) == ({"unknown": 1, "undecodable": 1}, 1000)
+
+
+def test_lists_in_any_order_are_compared() -> None:
+    rows = [Expected(f"s3://b/{i}", str(i), i, "tag") for i in range(2500)]
+    with Comparison() as comparison:
+        assert comparison.expect(rows[::-1]) == 2500
+        assert comparison.find(ObjectInfo(row.locator, row.size or 0, row.etag) for row in rows[1::2]) == 1250
+        assert comparison.find([ObjectInfo("s3://b/x", 1, "tag"), ObjectInfo("s3://b/1", 7, "other")]) == 1
+        assert comparison.folders() == [("s3://b/", 2500)]
+        comparison.compare()
+        assert comparison.counts() == {"missing": 1250}
+        assert len({difference.locator for difference in comparison.differences("missing")}) == 1250
+        assert [*comparison.differences("foreign", "etag")] == []
+        assert comparison.foreign("") == [("s3://b/x", 1)]
+        assert comparison.right() == len(comparison.to_read("", "")) + 250 == 1250
+
+
+def fill(out: Path, manifest: Path, count: int) -> None:
+    """A manifest of so many maps, and as many links to one file."""
+    out.mkdir()
+    (out / "0").write_bytes(b"overlay")
+    noon = datetime(2026, 1, 2, 12, tzinfo=UTC)
+    with Manifest(manifest) as opened:
+        opened.begin(out.as_uri())
+        for start in range(0, count, 1000):
+            folder = out / str(start)
+            folder.mkdir(exist_ok=start == 0) if start else None
+            receipts = []
+            for i in range(start, min(count, start + 1000)):
+                path = folder / f"{i}.png" if start else out / f"{i}.png"
+                os.link(out / "0", path)
+                receipts.append(Receipt(str(i), path.as_uri(), "x", None, 7, 4, 3, None, noon))
+            opened.write(receipts, "settings")
+    (out / "0").unlink()
+
+
+@pytest.mark.slow
+async def test_memory_is_less_than_the_rows_would_take(tmp_path: Path) -> None:
+    count, manifest = 30_000, tmp_path / "m.sqlite"
+    fill(tmp_path / "out", manifest, count)
+    tracemalloc.start()
+    try:
+        verification = await am.verify_locators(manifest, settings=SETTINGS)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (verification.right, verification.differences) == (count, {})
+    # Of these rows each takes some 500 bytes as Python keeps them.
+    assert peak < 200 * count
+
+
+# The command -------------------------------------------------------------------------------------------------------
+
+
+def test_the_command_says_what_differs_and_ends_accordingly(
+    tmp_path: Path, maps: Path, manifest: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    made(maps, "out", manifest)
+    assert invoke("verify", manifest, "--deep", "--progress", "none") == 0
+    out, error = capsys.readouterr()
+    assert out.startswith("8 of 8 locators are right, 8 objects read (")
+    assert error == ""
+    for path in (tmp_path / "out").rglob("*.png"):
+        path.unlink()
+    monkeypatch.setattr("async_maps.cli.console._LISTED", 5)
+    assert invoke("verify", manifest, "--report", "report.json") == 1
+    out, error = capsys.readouterr()
+    assert out.startswith("0 of 8 locators are right, by listing\n")
+    assert "different: 8 missing" in out
+    assert error.count("async-maps: missing: file:///") == 5
+    assert "... and 3 more: --report FILE lists all" in error
+    assert f"to make again what is broken: async-maps verify {manifest} --repair\n" in out
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert (report["locators"], report["differences"], report["exit_code"]) == (8, {"missing": 8}, 1)
+    assert {"kind", "locator", "name", "expected", "found"} == set(report["first"][0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("none.sqlite",), "no such manifest: none.sqlite"),
+        (("m.sqlite", "--source", "maps"), "--source needs --repair"),
+        (("m.sqlite", "--delete-foreign"), "--delete-foreign needs --repair"),
+        (("m.csv", "--repair"), "m.csv is a table"),
+        (("m.sqlite", "--repair"), "no such manifest: m.sqlite"),
+        (("m.sqlite", "--report", "none/report.json"), "there is no such folder"),
+        (("m.sqlite", "--repair", "--source", "-"), "name a place, not standard input"),
+    ],
+)
+def test_wrong_use_is_one_sentence(
+    arguments: tuple[str, ...],
+    said: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert invoke("verify", *arguments) == 2
+    assert said in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["log", "json"])
+def test_a_long_look_says_how_far_it_has_come(
+    kind: str,
+    tmp_path: Path,
+    maps: Path,
+    manifest: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made(maps, tmp_path / "out", manifest)
+    monkeypatch.setattr("async_maps.cli.app._TICK_S", 0.001)
+    assert invoke("verify", manifest, "--deep", "--progress", kind) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert lines
+    if kind == "json":
+        assert json.loads(lines[-1])["place"] in {"", str(manifest)}
+    else:
+        assert all("objects listed" in line for line in lines)

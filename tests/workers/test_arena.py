@@ -1,0 +1,354 @@
+from __future__ import annotations
+
+import asyncio
+import mmap
+import os
+import weakref
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from async_maps.errors import SettingsError
+from async_maps.workers.arena import Arena, map_memory
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from async_maps.workers.arena import Block
+
+PAGE = mmap.ALLOCATIONGRANULARITY
+
+
+@pytest.fixture
+def arena() -> Iterator[Arena]:
+    """Of eight pages."""
+    with Arena(8 * PAGE) as arena:
+        yield arena
+
+
+async def settled() -> None:
+    """Every task has gone as far as it can without us."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+def ask(arena: Arena, *pages: int) -> list[asyncio.Task[Block]]:
+    """Tasks that each want a block, in this order."""
+    return [asyncio.create_task(arena.take(count * PAGE)) for count in pages]
+
+
+def file_size(arena: Arena) -> int:
+    """As the system sees it."""
+    return os.fstat(arena.descriptor).st_size
+
+
+async def whole(arena: Arena) -> bool:
+    """Whether all of it is free and in one piece."""
+    try:
+        async with asyncio.timeout(0.05):
+            block = await arena.take(arena.size)
+    except TimeoutError:
+        return False
+    block.release()
+    return True
+
+
+@pytest.mark.parametrize("size", [2**50, 2**62])
+def test_more_than_the_system_has_is_one_sentence_and_leaves_nothing_open(size: int) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(SettingsError, match=rf"^queue_bytes: the system gives no {size:,} bytes to share: "):
+        Arena(size)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_its_size_is_whole_pages() -> None:
+    with Arena(3 * PAGE + 1) as arena:
+        assert arena.size == file_size(arena) == 4 * PAGE
+
+
+async def test_a_block_is_at_least_as_large_as_asked_for(arena: Arena) -> None:
+    for size, pages in ((0, 1), (1, 1), (PAGE, 1), (PAGE + 1, 2)):
+        block = await arena.take(size)
+        assert block.size == block.memory.size == pages * PAGE
+        assert block.memory.dtype == np.uint8
+        assert block.memory.flags.writeable
+        block.release()
+
+
+async def test_a_block_is_seen_at_its_offset_through_another_mapping(arena: Arena) -> None:
+    other = map_memory(arena.descriptor, arena.size)
+    blocks = [await arena.take(2 * PAGE) for _ in range(3)]
+    for value, block in enumerate(blocks, start=1):
+        block.memory[:] = value
+    for value, block in enumerate(blocks, start=1):
+        assert (other[block.start : block.start + block.size] == value).all()
+    other[blocks[1].start] = 99
+    assert blocks[1].memory[0] == 99
+    assert (other[6 * PAGE :] == 0).all()
+
+
+async def test_a_block_goes_back_with_its_last_holder(arena: Arena) -> None:
+    block = await arena.take(8 * PAGE)
+    block.hold()
+    block.hold()
+    for _ in range(2):
+        block.release()
+        assert arena.held == 8 * PAGE
+    block.release()
+    assert arena.held == 0
+    assert await whole(arena)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 2, 1, 0), (0, 2, 1, 3), (1, 3, 0, 2)])
+async def test_pieces_given_back_in_any_order_join(arena: Arena, order: tuple[int, ...]) -> None:
+    blocks = [await arena.take(2 * PAGE) for _ in range(4)]
+    for index in order:
+        assert not await whole(arena)
+        blocks[index].release()
+    assert await whole(arena)
+
+
+async def test_memory_once_touched_is_used_again(arena: Arena) -> None:
+    starts = set()
+    for _ in range(10):
+        block = await arena.take(2 * PAGE)
+        starts.add(block.start)
+        block.release()
+    assert starts == {0}
+
+
+async def test_who_asks_for_more_than_one_free_piece_waits_for_a_piece_that_is_large_enough(arena: Arena) -> None:
+    blocks = [await arena.take(2 * PAGE) for _ in range(4)]
+    blocks[0].release()
+    blocks[2].release()
+    (waiting,) = ask(arena, 3)
+    await settled()
+    assert not waiting.done()  # 4 pages are free, in two pieces
+    blocks[1].release()
+    block = await waiting
+    assert (block.start, block.size) == (0, 3 * PAGE)
+
+
+async def test_first_come_first_served_even_where_a_later_one_would_fit(arena: Arena) -> None:
+    block = await arena.take(6 * PAGE)
+    large, small = ask(arena, 3, 1)
+    await settled()
+    assert not large.done()
+    assert not small.done()
+    block.release()
+    assert ((await large).start, (await small).start) == (0, 3 * PAGE)
+
+
+async def test_who_is_cancelled_while_waiting_has_taken_nothing(arena: Arena) -> None:
+    block = await arena.take(8 * PAGE)
+    first, second = ask(arena, 8, 1)
+    await settled()
+    first.cancel()
+    await settled()
+    block.release()
+    (await second).release()
+    assert arena.held == 0
+    assert await whole(arena)
+
+
+@pytest.mark.parametrize("pages", [8, 20])
+async def test_who_is_cancelled_in_the_moment_it_is_served_has_taken_nothing(arena: Arena, pages: int) -> None:
+    block = await arena.take(8 * PAGE)
+    served, next_one = ask(arena, pages, 8)
+    await settled()
+    block.release()
+    assert arena.held == pages * PAGE  # it is served, and does not know it yet
+    served.cancel()
+    await settled()
+    assert served.cancelled()
+    (await next_one).release()
+    assert arena.held == 0
+    assert file_size(arena) == arena.size
+    assert await whole(arena)
+
+
+async def test_a_block_larger_than_the_arena_waits_until_it_is_alone_and_the_file_grows_for_it(arena: Arena) -> None:
+    small = await arena.take(1)
+    huge, after = ask(arena, 20, 1)
+    await settled()
+    assert not huge.done()
+    assert file_size(arena) == arena.size
+    small.release()
+    block = await huge
+    assert (block.start, block.size, file_size(arena)) == (0, 20 * PAGE, 20 * PAGE)
+    block.memory[:] = 7
+    assert (map_memory(arena.descriptor, 20 * PAGE) == 7).all()
+    await settled()
+    assert not after.done()
+    block.release()
+    assert file_size(arena) == arena.size == 8 * PAGE
+    (await after).release()
+    assert await whole(arena)
+
+
+@pytest.mark.parametrize("size", [1 << 48, 1 << 62, 1 << 80])
+async def test_more_than_the_system_can_give_is_refused_to_who_asked_and_the_arena_serves_on(
+    arena: Arena, size: int
+) -> None:
+    block = await arena.take(1)
+    greedy = asyncio.create_task(arena.take(size))
+    (next_one,) = ask(arena, 8)
+    await settled()
+    block.release()  # and not to who makes room
+    with pytest.raises(OSError, match="bytes of shared memory are to be had"):
+        await greedy
+    assert (await next_one).size == 8 * PAGE
+    assert file_size(arena) == arena.size
+
+
+async def test_its_memory_lives_on_in_views_after_it_is_closed() -> None:
+    with Arena(PAGE) as arena:
+        block = await arena.take(PAGE)
+        block.memory[:] = 5
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        file_size(arena)
+    assert (block.memory == 5).all()
+
+
+async def test_its_memory_is_unmapped_with_the_last_view() -> None:
+    with Arena(PAGE) as arena:
+        other = map_memory(arena.descriptor, PAGE)
+        mapping = weakref.ref(memoryview(other.base).obj)  # type: ignore[arg-type]
+        view = other[10:20].reshape(2, 5)
+        del other
+        assert mapping() is not None
+        del view
+        assert mapping() is None
+
+
+async def test_it_leaves_no_name_behind() -> None:
+    with Arena(PAGE) as arena:
+        status = os.fstat(arena.descriptor)
+        assert status.st_nlink == 0
+
+
+ANY = st.integers(0, 9)
+"""Which one of several, counted round."""
+
+
+@dataclass
+class Asked:
+    """One who asked: the task that waits, and the mark it wrote into its block."""
+
+    task: asyncio.Task[Block]
+    mark: int = 0
+
+
+class ArenaMachine(RuleBasedStateMachine):
+    """Any order of taking, giving back and cancelling; each block is marked, and its mark is found intact."""
+
+    PAGES = 8
+
+    @initialize()
+    def begin(self) -> None:
+        """A fresh loop and arena, and a second mapping of it."""
+        self.loop = asyncio.new_event_loop()
+        self.arena = Arena(self.PAGES * PAGE)
+        self.other = map_memory(self.arena.descriptor, self.arena.size)
+        self.waiting: list[Asked] = []
+        self.holding: list[Asked] = []
+        self.marks = 0
+
+    def settle(self) -> None:
+        """Let the tasks run; whoever got a block marks it."""
+        self.loop.run_until_complete(settled())
+        served = [each for each in self.waiting if each.task.done()]
+        assert served == self.waiting[: len(served)]  # first come, first served
+        del self.waiting[: len(served)]
+        for each in served:
+            self.marks += 1
+            each.mark = self.marks % 251
+            each.task.result().memory[:] = each.mark
+        self.holding += served
+
+    def give_back(self, which: int) -> None:
+        """One holder ends."""
+        each = self.holding.pop(which % len(self.holding))
+        block = each.task.result()
+        assert (block.memory == each.mark).all()
+        if block.size <= self.arena.size:
+            assert (self.other[block.start : block.start + block.size] == each.mark).all()
+        block.release()
+
+    def cancel_one(self, which: int) -> None:
+        """One who waits is cancelled."""
+        self.waiting.pop(which % len(self.waiting)).task.cancel()
+
+    @rule(size=st.integers(0, 9 * PAGE) | st.sampled_from([8 * PAGE, 8 * PAGE + 1, 20 * PAGE]))
+    def take(self, size: int) -> None:
+        """Ask for a block."""
+        self.waiting.append(Asked(self.loop.create_task(self.arena.take(size))))
+        self.settle()
+
+    @precondition(lambda self: self.holding)
+    @rule(which=ANY)
+    def release(self, which: int) -> None:
+        """Give a block back."""
+        self.give_back(which)
+        self.settle()
+
+    @precondition(lambda self: self.waiting)
+    @rule(which=ANY)
+    def cancel(self, which: int) -> None:
+        """Cancel one who waits."""
+        self.cancel_one(which)
+        self.settle()
+
+    @precondition(lambda self: self.waiting and self.holding)
+    @rule(which=ANY, whom=ANY)
+    def release_and_cancel_at_once(self, which: int, whom: int) -> None:
+        """Give a block back, and cancel one who waits before it can see whether it was served."""
+        self.give_back(which)
+        self.cancel_one(whom)
+        self.settle()
+
+    @invariant()
+    def blocks_are_apart_and_bounded(self) -> None:
+        """No two overlap, each lies in the file, and their bytes are counted right."""
+        blocks = sorted((each.task.result() for each in self.holding), key=lambda block: block.start)
+        ends = [0, *(block.start + block.size for block in blocks)]
+        assert all(block.start >= end for block, end in zip(blocks, ends[:-1], strict=True))
+        total = sum(block.size for block in blocks)
+        assert self.arena.held == total
+        assert total <= self.arena.size or len(blocks) == 1
+        assert file_size(self.arena) == max(self.arena.size, ends[-1])
+
+    @invariant()
+    def nobody_waits_for_nothing(self) -> None:
+        """When all is free, nobody waits."""
+        assert self.holding or not self.waiting
+
+    def teardown(self) -> None:
+        """Once all is given back, it is one piece again."""
+        if not hasattr(self, "loop"):
+            return
+        for each in self.waiting:
+            each.task.cancel()
+        self.loop.run_until_complete(settled())
+        for each in self.holding:
+            each.task.result().release()
+        assert self.arena.held == 0
+        assert self.loop.run_until_complete(whole(self.arena))
+        self.arena.__exit__(None, None, None)
+        self.loop.close()
+
+
+ArenaMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestArenaMachine = ArenaMachine.TestCase
+
+
+async def test_a_block_that_was_given_back_keeps_nothing_mapped() -> None:
+    with Arena(2**16) as arena:
+        block = await arena.take(100)
+        block.release()
+    assert block.memory.size == 0
