@@ -43,7 +43,7 @@ class Lines(logging.Handler):
             file.write(json.dumps([record.name, self.format(record)]) + "\\n")
 
 logging.basicConfig(level=logging.DEBUG, handlers=[Lines()])
-from async_maps.cli import main
+from async_maps.cli.app import main
 main(sys.argv[1:])
 """
 

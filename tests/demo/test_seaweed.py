@@ -192,7 +192,7 @@ def _program(folder: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
     script = f"""
 import signal
 from pathlib import Path
-from async_maps.seaweed import serve
+from async_maps.demo.seaweed import serve
 with serve(Path({str(folder)!r})) as server:
     print(server.pid, flush=True)
     signal.pause()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 import sys
 from dataclasses import replace
 from datetime import UTC, datetime, time, timedelta
@@ -214,12 +213,6 @@ def test_the_masks_of_a_manifest_are_those_of_its_finished_maps(manifest: Path) 
 def test_masks_of_a_manifest_that_is_not_there_are_refused(tmp_path: Path) -> None:
     with pytest.raises(am.ManifestError, match="no such manifest"):
         inference_masks(tmp_path / "m.sqlite")
-
-
-def test_nothing_else_imports_what_is_for_kolena() -> None:
-    package = Path(am.__file__).parent
-    for path in package.rglob("*.py"):
-        assert not re.search(r"^\s*(from|import) async_maps\.kolena\b", path.read_text(), re.MULTILINE), path
 
 
 # Frames --------------------------------------------------------------------------------------------------------------

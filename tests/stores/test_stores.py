@@ -453,7 +453,7 @@ async def test_what_goes_over_the_wire_is_one_plain_signed_put(bucket: str) -> N
     }
     assert sent[0].method == "PUT"
     assert headers["content-type"] == "image/png"
-    assert headers["x-amz-filesystem-class"] == "GLACIER"
+    assert headers["x-amz-storage-class"] == "GLACIER"
     assert headers["x-amz-server-side-encryption"] == "aws:kms"
     assert headers["x-amz-server-side-encryption-aws-kms-key-id"] == "arn:aws:kms:x"
     assert headers["x-amz-checksum-crc32"] == base64.b64encode(zlib.crc32(b"pixels").to_bytes(4, "big")).decode()

@@ -289,7 +289,7 @@ async def test_cancelled_while_it_looks_it_has_changed_nothing_and_lets_go_of_th
 ) -> None:
     await to_thread.run_sync(made, maps, tmp_path / "out", manifest)
     (tmp_path / "out/e.png").unlink()
-    module = "objects" if where == "_files_below" else "verify.reading"
+    module = "filesystems.objects" if where == "_files_below" else "verify.reading"
     original = getattr(importlib.import_module(f"async_maps.{module}"), where)
     looking, go_on = threading.Event(), threading.Event()
 

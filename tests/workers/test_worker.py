@@ -426,10 +426,10 @@ async def test_a_worker_that_does_not_end_when_told_is_killed(monkeypatch: pytes
 
 PARENT = """
 import asyncio, sys
-from async_maps.arena import Arena
-from async_maps.colormap import ColormapJet, color_table
-from async_maps.pool import ProcessWorker
-from async_maps.worker import Recipe, Request
+from async_maps.workers.arena import Arena
+from async_maps.render.colormap import ColormapJet, color_table
+from async_maps.workers.pool import ProcessWorker
+from async_maps.workers.worker import Recipe, Request
 
 async def main():
     arena = Arena(2**16)
