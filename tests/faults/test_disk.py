@@ -403,8 +403,10 @@ _MOVE = "move it away, and run again: all maps are done anew, to the same locato
         (_foreign, "m.sqlite is an SQLite file, but no manifest of ours: name another with --manifest"),
         (
             _newer,
-            "m.sqlite has the manifest schema 99, this version of async-maps reads schema 3: "
-            "name another file with --manifest",
+            (
+                "m.sqlite has the manifest schema 99, this version of async-maps reads schema 3: "
+                "name another file with --manifest"
+            ),
         ),
     ],
     ids=lambda case: case.__name__.strip("_") if callable(case) else "",
