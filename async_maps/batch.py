@@ -1,20 +1,24 @@
-"""A whole batch in one call: from synchronous code, or as a dry run."""
+"""Whole batches in one call: coroutines, and the same from synchronous code."""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterable
 from contextlib import aclosing, suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 from anyio import EndOfStream, WouldBlock, create_memory_object_stream, to_thread
-from anyio.from_thread import start_blocking_portal
 
-from async_maps.concurrency.loop import fastest_loop, run_loop
+from async_maps.concurrency.loop import open_portal, run_blocking
 from async_maps.concurrency.streams import receive, send
 from async_maps.concurrency.tasks import OrderlyTask
+from async_maps.errors import SourceError
 from async_maps.manifest.claims import Claims
 from async_maps.manifest.recorder import open_reader
 from async_maps.outcomes import Failure, Outcome
 from async_maps.pipeline import Pipeline
+from async_maps.progress import reporting
 from async_maps.report import Report
 from async_maps.settings import Settings
 from async_maps.sources.activation_map import ActivationMap
@@ -23,63 +27,113 @@ from async_maps.stores import open_store
 from async_maps.survey import known_range, refuse_one_shot
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import AsyncGenerator, Generator
     from os import PathLike
 
     from async_maps.manifest.manifest import Select
+    from async_maps.progress import OnProgress
     from async_maps.sources.batches import AnySource
+    from async_maps.stores import Destination
 
 _HANDED_OVER = 64
-"""Outcomes given to another thread at once, where so many are there: a hop for each costs as much as a small map."""
+"""Outcomes per hop to another thread: a hop for each costs as much as a small map."""
 
 
-def run(  # noqa: PLR0913  # those of Pipeline.run()
+def run(  # noqa: PLR0913  # those of arun()
     source: AnySource,
-    destination: str | PathLike[str],
+    destination: Destination,
     *,
     settings: Settings | None = None,
     manifest: str | PathLike[str] | None = None,
     select: Select = "changed",
-    report: Report | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Report:
-    """:meth:`Pipeline.run` from synchronous code: opens a pipeline, puts every map, closes it.
+    """Put every map of a source and block until all are done: :func:`arun` for scripts and notebooks.
+
+    Where an event loop runs in this thread (a notebook's), it stands still until this function returns. The pipeline
+    has an event loop in a thread of its own, in which ``on_progress`` and an iterable source are called. Ctrl-C stops
+    the run; what was done is in the manifest.
+
+    Args:
+        source: as for :meth:`Pipeline.run`; no async iterable where an event loop runs in this thread.
+        destination: as for :class:`Pipeline`.
+        settings: the defaults if None.
+        manifest: as for :meth:`Pipeline.run`.
+        select: as for :meth:`Pipeline.run`.
+        on_progress: as for :meth:`Pipeline.run`.
+
+    Returns:
+        The report.
 
     Raises:
-        AsyncMapsError: as ``Pipeline`` and ``Pipeline.run``.
+        AsyncMapsError: as :class:`Pipeline` and :meth:`Pipeline.run`.
     """
+    _refuse_bound(source, "await am.arun(...)")
+    return run_blocking(
+        partial(arun, source, destination, settings=settings, manifest=manifest, select=select, on_progress=on_progress)
+    )
 
-    async def main() -> Report:
-        async with Pipeline(destination, settings=settings) as pipeline:
-            return await pipeline.run(source, manifest=manifest, select=select, report=report)
 
-    return run_loop(main())
+async def arun(  # noqa: PLR0913  # those of Pipeline.run()
+    source: AnySource,
+    destination: Destination,
+    *,
+    settings: Settings | None = None,
+    manifest: str | PathLike[str] | None = None,
+    select: Select = "changed",
+    on_progress: OnProgress | None = None,
+) -> Report:
+    """Open a pipeline, put every map of a source, and close it.
+
+    Args:
+        source: as for :meth:`Pipeline.run`.
+        destination: as for :class:`Pipeline`.
+        settings: the defaults if None.
+        manifest: as for :meth:`Pipeline.run`.
+        select: as for :meth:`Pipeline.run`.
+        on_progress: as for :meth:`Pipeline.run`.
+
+    Returns:
+        The report.
+
+    Raises:
+        AsyncMapsError: as :class:`Pipeline` and :meth:`Pipeline.run`.
+    """
+    async with Pipeline(destination, settings=settings) as pipeline:
+        return await pipeline.run(source, manifest=manifest, select=select, on_progress=on_progress)
 
 
 def stream(
     source: AnySource,
-    destination: str | PathLike[str],
+    destination: Destination,
     *,
     settings: Settings | None = None,
     ordered: bool = False,
 ) -> Generator[Outcome, None, None]:
-    """:meth:`Pipeline.stream` from synchronous code: opens a pipeline, gives each outcome, closes it.
+    """Put every map of a source and yield each outcome: :func:`astream` for synchronous loops.
 
     The pipeline runs in a thread of its own, and an iterable source is advanced in others: what PyTorch keeps for each
     thread, as ``torch.no_grad()`` does, is to be set between two ``yield`` of the source, or by decorating it. The
     source is read as far ahead as :meth:`Pipeline.stream` says, and 128 maps further. Closed early
     (``contextlib.closing``), what is in flight is abandoned.
 
+    Args:
+        source: as for :meth:`Pipeline.stream`; no async iterable where an event loop runs in this thread.
+        destination: as for :class:`Pipeline`.
+        settings: the defaults if None.
+        ordered: as for :meth:`Pipeline.stream`.
+
+    Yields:
+        A receipt or a failure for each map.
+
     Raises:
-        AsyncMapsError: as ``Pipeline`` and ``Pipeline.stream``.
+        AsyncMapsError: as :class:`Pipeline` and :meth:`Pipeline.stream`.
     """
+    _refuse_bound(source, "async for outcome in am.astream(...)")
     give, take = create_memory_object_stream[Outcome](_HANDED_OVER)
 
     async def pump() -> None:
-        async with (
-            give,
-            Pipeline(destination, settings=settings) as pipeline,
-            aclosing(pipeline.stream(source, ordered=ordered)) as outcomes,
-        ):
+        async with give, aclosing(astream(source, destination, settings=settings, ordered=ordered)) as outcomes:
             async for outcome in outcomes:
                 await send(give, outcome)
 
@@ -93,41 +147,111 @@ def stream(
                     outcomes.append(take.receive_nowait())
         return outcomes
 
-    fastest = {"loop_factory": fastest_loop()}
-    # Left by an exception, Ctrl-C among them, the portal cancels what runs there and waits for it.
-    with give, take, start_blocking_portal(backend_options=fastest, name="async-maps") as portal:
+    with give, take, open_portal() as portal:
         pumping = portal.start_task_soon(pump)
         while outcomes := portal.call(come):
             yield from outcomes
         pumping.result()
 
 
-async def dry_run(  # noqa: PLR0913  # those of run()
+async def astream(
     source: AnySource,
-    destination: str | PathLike[str],
+    destination: Destination,
+    *,
+    settings: Settings | None = None,
+    ordered: bool = False,
+) -> AsyncGenerator[Outcome, None]:
+    """Open a pipeline, put every map of a source, yield each outcome, and close the pipeline.
+
+    To leave early, close the generator (``contextlib.aclosing``): what is in flight is abandoned.
+
+    Args:
+        source: as for :meth:`Pipeline.stream`.
+        destination: as for :class:`Pipeline`.
+        settings: the defaults if None.
+        ordered: as for :meth:`Pipeline.stream`.
+
+    Yields:
+        A receipt or a failure for each map.
+
+    Raises:
+        AsyncMapsError: as :class:`Pipeline` and :meth:`Pipeline.stream`.
+    """
+    async with (
+        Pipeline(destination, settings=settings) as pipeline,
+        aclosing(pipeline.stream(source, ordered=ordered)) as outcomes,
+    ):
+        async for outcome in outcomes:
+            yield outcome
+
+
+def dry_run(  # noqa: PLR0913  # those of run()
+    source: AnySource,
+    destination: Destination,
     *,
     settings: Settings | None = None,
     manifest: str | PathLike[str] | None = None,
     select: Select = "changed",
-    report: Report | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Report:
-    """Say what :meth:`Pipeline.run` would do, as far as a listing tells: nothing is read, written or uploaded.
+    """Report what :func:`run` would do, and block until that is known: :func:`adry_run` for scripts and notebooks.
+
+    Args:
+        source: as for :func:`run`.
+        destination: as for :class:`Pipeline`.
+        settings: the defaults if None.
+        manifest: as for :meth:`Pipeline.run`; it is only read.
+        select: as for :meth:`Pipeline.run`.
+        on_progress: as for :meth:`Pipeline.run`.
 
     Returns:
-        a report whose ``planned`` counts the maps that would be done.
+        A report whose ``planned`` counts the maps that would be done.
 
     Raises:
-        AsyncMapsError: as ``Pipeline`` and ``Pipeline.run``.
+        AsyncMapsError: as :class:`Pipeline` and :meth:`Pipeline.run`.
     """
-    settings, filled = settings or Settings(), report or Report()
+    _refuse_bound(source, "await am.adry_run(...)")
+    return run_blocking(
+        partial(
+            adry_run, source, destination, settings=settings, manifest=manifest, select=select, on_progress=on_progress
+        )
+    )
+
+
+async def adry_run(  # noqa: PLR0913  # those of arun()
+    source: AnySource,
+    destination: Destination,
+    *,
+    settings: Settings | None = None,
+    manifest: str | PathLike[str] | None = None,
+    select: Select = "changed",
+    on_progress: OnProgress | None = None,
+) -> Report:
+    """Report what :func:`arun` would do, as far as a listing shows: no map is read, nothing is written or uploaded.
+
+    Args:
+        source: as for :meth:`Pipeline.run`.
+        destination: as for :class:`Pipeline`.
+        settings: the defaults if None.
+        manifest: as for :meth:`Pipeline.run`; it is only read.
+        select: as for :meth:`Pipeline.run`.
+        on_progress: as for :meth:`Pipeline.run`.
+
+    Returns:
+        A report whose ``planned`` counts the maps that would be done.
+
+    Raises:
+        AsyncMapsError: as :class:`Pipeline` and :meth:`Pipeline.run`.
+    """
+    settings, report = settings or Settings(), Report()
     if settings.value_range.kind == "dataset":
         refuse_one_shot(source)
     template = settings.key_template
 
     async def plan() -> None:
-        async with open_store(destination, settings) as store:
+        async with reporting(on_progress, report, source), open_store(destination, settings) as store:
             await store.check()
-            filled.destination = store.destination
+            report.destination = store.destination
             async with open_reader(manifest, store.identity) as recorder:
                 # A range that all maps must be read for is not known here, and none of them done with it.
                 recorder.use(settings, await known_range(settings, recorder, select))
@@ -137,13 +261,34 @@ async def dry_run(  # noqa: PLR0913  # those of run()
                 with claims:
                     if template.may_collide and select != "all":
                         await recorder.load_claims(claims, select)
-                    async with aclosing(recorder.select_maps(listing, select, filled)) as batches:
+                    async with aclosing(recorder.select_maps(listing, select, report)) as batches:
                         async for batch in batches:
                             entries = [with_key(entry, store.prefix, template) for entry in batch]
                             if template.may_collide:
                                 entries = await to_thread.run_sync(claims.check, entries)
-                            filled.count([entry for entry in entries if isinstance(entry, Failure)])
-                            filled.planned += sum(isinstance(entry, ActivationMap) for entry in entries)
+                            report.count([entry for entry in entries if isinstance(entry, Failure)])
+                            report.planned += sum(isinstance(entry, ActivationMap) for entry in entries)
 
     await OrderlyTask(plan).result()
-    return filled
+    return report
+
+
+def _refuse_bound(source: object, instead: str) -> None:
+    """Refuse an async iterable where it may wait for the event loop that the call is about to block.
+
+    Raises:
+        SourceError: the source is one, and an event loop runs in this thread.
+    """
+    if isinstance(source, AsyncIterable) and _in_event_loop():
+        raise SourceError(
+            "the source is an async iterable, and this call blocks the event loop that runs in this thread: "
+            f"use `{instead}`"
+        )
+
+
+def _in_event_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True

@@ -27,11 +27,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from async_maps.outcomes import Failure
 
 
 class AsyncMapsError(Exception):
-    """The root: ``except AsyncMapsError`` catches whatever this package raises on purpose."""
+    """The root: ``except AsyncMapsError`` catches everything that this package raises on purpose.
+
+    Attributes:
+        report: what was done before the error: the :class:`~async_maps.Report` of a run, the
+            :class:`~async_maps.Verification` of a verification or repair, else None.
+    """
+
+    report: Any = None
 
 
 class InputValidationError(AsyncMapsError, ValueError):

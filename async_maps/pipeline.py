@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack, aclosing
 from copy import copy
 from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, get_args
 
 from anyio import (
     BrokenResourceError,
@@ -32,8 +32,10 @@ from async_maps.errors import (
     TooManyFailuresError,
 )
 from async_maps.manifest.claims import Claims
+from async_maps.manifest.manifest import Select
 from async_maps.manifest.recorder import open_recorder
 from async_maps.outcomes import Failure, Outcome, Receipt
+from async_maps.progress import reporting
 from async_maps.report import Report
 from async_maps.settings import Settings
 from async_maps.sources.arrays import size_of
@@ -55,12 +57,13 @@ if TYPE_CHECKING:
 
     from async_maps.concurrency.streams import Lease
     from async_maps.keys import KeyTemplate
-    from async_maps.manifest.manifest import Select
+    from async_maps.manifest.manifest import RepairMode
     from async_maps.manifest.recorder import Recorder
+    from async_maps.progress import OnProgress
     from async_maps.render.ranges import ValueRange
     from async_maps.sources.activation_map import ActivationMap
     from async_maps.sources.batches import AnySource, Entry
-    from async_maps.stores import Store
+    from async_maps.stores import AddressedStore, Destination
 
 T = TypeVar("T")
 
@@ -77,7 +80,8 @@ class Pipeline:
     exception, or cancelled, abandons that. Either way no process, socket or memory is left.
 
     Args:
-        destination: ``s3://bucket/prefix``, ``file:///folder``, a plain path, or ``memory://``.
+        destination: ``s3://bucket/prefix``, ``file:///folder``, a plain path, ``memory://``, or a store
+            (:class:`~async_maps.Store`), which the caller opens and closes.
         settings: the defaults if None.
 
     Raises:
@@ -86,16 +90,16 @@ class Pipeline:
         WorkerError: on entering, a worker process could not be started; later, one could not be started again.
     """
 
-    def __init__(self, destination: str | PathLike[str], *, settings: Settings | None = None) -> None:
+    def __init__(self, destination: Destination, *, settings: Settings | None = None) -> None:
         self.settings = settings or Settings()
         self._template = self.settings.key_template
         self._range = self.settings.value_range
         self._claims: Claims | None = None
         self._warned = False
-        self._place = destination
+        self._destination = destination
         self._draining = self._leaving = False
         self._serving: OrderlyTask[None] | None = None
-        self._store: Store | None = None
+        self._store: AddressedStore | None = None
         self._stages: Stages | None = None
         self._end: AsyncMapsError = PipelineClosedError("the pipeline was closed before this map was through")
         self._callers: set[Callable[[AsyncMapsError], None]] = set()
@@ -111,7 +115,7 @@ class Pipeline:
         """Own everything that must be closed, for as long as the pipeline is open."""
         try:
             async with AsyncExitStack() as stack:
-                store = await stack.enter_async_context(open_store(self._place, self.settings))
+                store = await stack.enter_async_context(open_store(self._destination, self.settings))
                 arena = stack.enter_context(Arena(self.settings.queue_bytes))
                 settings = self.settings
                 recipe = Recipe(settings.table(), settings.png, settings.invalid, settings.max_pixels)
@@ -323,49 +327,80 @@ class Pipeline:
         *,
         manifest: str | PathLike[str] | None = None,
         select: Select = "changed",
-        report: Report | None = None,
+        on_progress: OnProgress | None = None,
     ) -> Report:
         """Put every map of a source, and report.
 
         Args:
             source: as for :meth:`stream`. It is read twice if the range is that of the whole ``dataset``, which the
                 manifest then keeps for later runs.
-            manifest: where each outcome is written down; with it, maps that are done and unchanged are skipped.
-            select: with a manifest, which maps to do: ``changed``, ``failed`` (only those) or ``all``.
-            report: filled while the run goes on, to be watched; a new one if None.
+            manifest: the file to record each outcome in; with it, maps that are done and unchanged are skipped.
+            select: with a manifest, the maps to do: ``changed`` (those not done or changed since), ``failed`` (only
+                those that failed before) or ``all``.
+            on_progress: called with a :class:`~async_maps.Progress` five times a second and at the end, on the event
+                loop, which it must not block. An error that it raises ends the run.
+
+        Returns:
+            The report. If the run ends with an AsyncMapsError, that error's ``report`` has it.
 
         Raises:
             SourceError: the source is not there, or holds no map.
             StoreError: the store refuses all maps, or cannot be reached.
             ManifestError: the manifest cannot be used or written.
-            SettingsError: the range is that of the whole ``dataset``, and the source can be read once only.
+            SettingsError: the range is that of the whole ``dataset``, and the source can be read only once; or
+                ``select`` is none of the three.
             TooManyFailuresError: more maps failed than ``settings.max_failures``.
         """
-        report = report or Report()
-        report.destination = self._opened().destination
-        await OrderlyTask(partial(self._run, source, manifest, select, report)).result()
+        if select not in get_args(Select):
+            raise SettingsError(f"select: expected {', '.join(get_args(Select))}, found {select!r}")
+        report = Report(destination=self._opened().destination)
+
+        async def main() -> None:
+            async with reporting(on_progress, report, source, self.statistics):
+                await self._run(source, manifest, select, report)
+
+        try:
+            await OrderlyTask(main).result()
+        except AsyncMapsError as error:
+            error.report = report
+            raise
+        return report
+
+    async def _repair(
+        self, source: str, manifest: str | PathLike[str], mode: RepairMode, on_outcomes: Callable[[list[Outcome]], None]
+    ) -> Report:
+        """Make again what a verification has marked as broken; for :mod:`async_maps.verify`."""
+        report = Report()
+        await OrderlyTask(partial(self._run, source, manifest, mode, report, on_outcomes)).result()
         return report
 
     async def _run(
-        self, source: AnySource, manifest: str | PathLike[str] | None, select: Select, report: Report
+        self,
+        source: AnySource,
+        manifest: str | PathLike[str] | None,
+        mode: Select | RepairMode,
+        report: Report,
+        on_outcomes: Callable[[list[Outcome]], None] | None = None,
     ) -> None:
         started = monotonic()
         limit = self.settings.max_failures
         async with open_recorder(manifest, self._opened().identity) as recorder:
-            value_range = await self._range_for(source, recorder, select, report)
+            value_range = await self._range_for(source, recorder, mode, report)
             report.survey_s = monotonic() - started if report.surveyed else 0.0
             if value_range is None:
                 report.elapsed_s, report.drained, report.statistics = report.survey_s, True, self.statistics()
                 return
             listing = self._list(source, value_range, recorder)
             if recorder is not None:
-                listing = recorder.select_maps(listing, select, report)
+                listing = recorder.select_maps(listing, mode, report)
                 if self._claims is not None:
-                    await recorder.load_claims(self._claims, select)
+                    await recorder.load_claims(self._claims, mode)
             async with aclosing(self._outcomes(listing, value_range)) as batches:
                 async for outcomes in batches:
                     report.count(outcomes)
                     report.elapsed_s = monotonic() - started
+                    if on_outcomes is not None:
+                        on_outcomes(outcomes)
                     if recorder is not None:
                         await recorder.note(outcomes)
                     if limit is not None and report.failed > limit:
@@ -405,12 +440,12 @@ class Pipeline:
     # From callers to the stages -------------------------------------------------------------------------------------
 
     async def _range_for(
-        self, source: AnySource, recorder: Recorder | None, select: Select, report: Report
+        self, source: AnySource, recorder: Recorder | None, mode: Select | RepairMode, report: Report
     ) -> ValueRange | None:
         """The range of a source's maps, for which all of them may have to be read; None if that was drained."""
         value_range, sketch = self._range, None
         if not value_range.is_known:
-            value_range = await known_range(self.settings, recorder, select)
+            value_range = await known_range(self.settings, recorder, mode)
         if not value_range.is_known:
             refuse_one_shot(source)
             listing = self._list(source, None, recorder)
@@ -543,7 +578,7 @@ class Pipeline:
         error.__cause__ = self._end.__cause__
         return error
 
-    def _opened(self) -> Store:
+    def _opened(self) -> AddressedStore:
         if self._store is None or self._serving is None:
             raise PipelineClosedError("the pipeline is not open; use it inside 'async with'")
         if self._serving.done():
@@ -551,5 +586,5 @@ class Pipeline:
         return self._store
 
 
-def _locator(store: Store, template: KeyTemplate, map_: ActivationMap) -> str:
+def _locator(store: AddressedStore, template: KeyTemplate, map_: ActivationMap) -> str:
     return store.locator(template.key(store.prefix, map_.name, map_.index))

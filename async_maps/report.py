@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from async_maps.outcomes import Receipt
@@ -63,6 +63,10 @@ class Report:
     def seen(self) -> int:
         """Maps that were found in the source."""
         return self.uploaded + self.planned + self.skipped + self.failed
+
+    def copy(self) -> Report:
+        """The report at this moment, which a running run changes no further."""
+        return replace(self, failures=self.failures[:])
 
     def count(self, outcomes: Sequence[Outcome]) -> None:
         """Add these outcomes."""

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from async_maps.concurrency.streams import Lease
-    from async_maps.manifest.manifest import Select
+    from async_maps.manifest.manifest import RepairMode, Select
     from async_maps.manifest.recorder import Recorder
     from async_maps.report import Report
     from async_maps.settings import Settings
@@ -41,7 +41,7 @@ _AT_ONCE = 16
 _logger = logging.getLogger("async_maps")
 
 
-async def known_range(settings: Settings, recorder: Recorder | None, select: Select) -> ValueRange:
+async def known_range(settings: Settings, recorder: Recorder | None, mode: Select | RepairMode) -> ValueRange:
     """The range, as far as can be told without looking at the maps: still a ``dataset`` if they must be.
 
     Raises:
@@ -50,7 +50,7 @@ async def known_range(settings: Settings, recorder: Recorder | None, select: Sel
     wanted = settings.value_range
     if wanted.kind == "from":
         return await to_thread.run_sync(_range_of, wanted.manifest)
-    if wanted.kind == "dataset" and recorder is not None and select != "all":
+    if wanted.kind == "dataset" and recorder is not None and mode != "all":
         # Unless all is done anew: who runs again, for the rest or with maps that were added, gets the same colors.
         sketch = await recorder.sketch(settings.invalid)
         if sketch is not None:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import botocore.session
 import pytest
 
-from async_maps.concurrency.loop import run_loop
 from async_maps.demo import seaweed
 from tests.support.leftovers import leaves_nothing
 
@@ -44,16 +43,6 @@ def service_descriptions_read_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(botocore.session, "create_loader", cache(botocore.session.create_loader))
         yield
-
-
-@pytest.fixture(scope="session", autouse=True)
-def pipe_of_libuv() -> None:
-    """The first process that an uvloop starts makes libuv open a pipe for signals, which it keeps: no leak of ours."""
-
-    async def start_one() -> None:
-        await (await asyncio.create_subprocess_exec("true")).wait()
-
-    run_loop(start_one())
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter, validators
 
+from async_maps.cli.displays import make_display
 from async_maps.cli.options import DONE, SOME_FAILED
 from async_maps.errors import SettingsError
 
@@ -38,4 +39,8 @@ def demo(
 
     if local and serve:
         raise SettingsError("--local and --serve exclude each other: a folder has no server")
-    return DONE if run_demo(out, scenes=scenes, local=local, serve=serve) else SOME_FAILED
+    return (
+        DONE
+        if run_demo(out, scenes=scenes, local=local, serve=serve, on_progress=make_display("auto"))
+        else SOME_FAILED
+    )

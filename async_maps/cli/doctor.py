@@ -11,7 +11,6 @@ from cyclopts import Parameter
 
 from async_maps.cli.console import answer
 from async_maps.cli.options import DONE, SOME_FAILED, UNLISTED_SETTINGS_GROUP
-from async_maps.concurrency.loop import run_loop
 from async_maps.doctor import KOLENA_ORIGINS, diagnose
 from async_maps.settings import Settings
 
@@ -52,11 +51,11 @@ def doctor(  # noqa: PLR0913  # likewise
     display = FindingDisplay(sys.stdout)
     printed = True
 
-    def tell(finding: Finding) -> None:
+    def show(finding: Finding) -> None:
         nonlocal printed
         printed &= answer(json.dumps(finding._asdict()) if as_json else display.render(finding))
 
-    findings = run_loop(diagnose(destination, settings, origins=origin, quick=quick, tell=tell))
+    findings = diagnose(destination, settings, origins=origin, quick=quick, on_finding=show)
     if not as_json:
         printed &= answer(summary(findings))
     return DONE if printed and not any(finding.level == "failure" for finding in findings) else SOME_FAILED

@@ -5,20 +5,22 @@ from __future__ import annotations
 import asyncio
 import signal
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from async_maps.cli.console import answer, check_report, complain, print_failures, print_report, say, write_report
+from async_maps.cli.displays import ProgressKind, make_display
 from async_maps.cli.options import DEFAULT_MANIFEST, DONE, SETTINGS_GROUP, SOME_FAILED, WRONG_USE
-from async_maps.concurrency.loop import run_loop
+from async_maps.concurrency.loop import fastest_loop
 from async_maps.errors import AsyncMapsError, SettingsError, StoreError, TooManyFailuresError
-from async_maps.progress import ProgressKind
+from async_maps.report import Report
 from async_maps.settings import Settings
 
 if TYPE_CHECKING:
+    from async_maps.manifest.manifest import Select
     from async_maps.pipeline import Pipeline
-    from async_maps.report import Report
+    from async_maps.progress import OnProgress, Progress
 
 
 def run(  # noqa: PLR0913  # one argument a flag
@@ -64,27 +66,25 @@ def run(  # noqa: PLR0913  # one argument a flag
     config
         Settings from this TOML file; flags and environment go before it.
     """
-    from async_maps.report import Report
-
     if overwrite and retry_failed:
         raise SettingsError("--overwrite and --retry-failed exclude each other")
     if report is not None:
         check_report(report)
-    select = "all" if overwrite else "failed" if retry_failed else "changed"
-    filled = Report()
-    job = _Job(source, destination, {"manifest": manifest, "select": select}, settings, filled)
+    job = _Job(source, destination, manifest, "all" if overwrite else "failed" if retry_failed else "changed", settings)
+    done = Report()
     try:
-        code = run_loop(job.dry_run() if dry_run else job.run(progress))
+        code, done = job.dry_run() if dry_run else job.run(progress)
     except AsyncMapsError as error:
-        if filled.uploaded or filled.failed:
-            print_report(filled)
+        done = error.report or done
+        if done.uploaded or done.failed:
+            print_report(done)
         complain(error)
         if isinstance(error, StoreError):
             say(f"async-maps doctor {destination} tells what is wrong there")
         # Once the store has taken a map, the command was right, and can be run again for the rest.
-        code = SOME_FAILED if filled.uploaded or isinstance(error, TooManyFailuresError) else WRONG_USE
-    # Whatever becomes of the report: it is no longer the use that was wrong.
-    if report is not None and not write_report(report, filled, code):
+        code = SOME_FAILED if done.uploaded or isinstance(error, TooManyFailuresError) else WRONG_USE
+    # A report that cannot be written is no wrong use any more.
+    if report is not None and not write_report(report, done, code):
         code = code or SOME_FAILED
     return code
 
@@ -92,47 +92,62 @@ def run(  # noqa: PLR0913  # one argument a flag
 class _Job:
     """A run of the command, with its signals."""
 
-    def __init__(
-        self, source: str, destination: str, options: dict[str, Any], settings: Settings, report: Report
-    ) -> None:
+    def __init__(self, source: str, destination: str, manifest: Path, select: Select, settings: Settings) -> None:
         self._source = source
         self._destination = destination
-        self._options = options
+        self._manifest = manifest
+        self._select = select
         self._settings = settings
-        self._report = report
+        self._report = Report()
         self._signal: signal.Signals | None = None
 
-    async def run(self, progress: ProgressKind) -> int:
-        """Do it; the exit code."""
+    def run(self, progress: ProgressKind) -> tuple[int, Report]:
+        """Do it: the exit code, and what was done."""
+        # In this thread, as only the main thread hears signals.
+        with asyncio.Runner(loop_factory=fastest_loop()) as runner:
+            runner.run(self._run(make_display(progress)))
+        printed = print_report(self._report)
+        if self._signal is not None:
+            say(f"interrupted by {self._signal.name}; run the same command again for the rest")
+            return 128 + self._signal, self._report
+        return DONE if printed and not self._report.failed else SOME_FAILED, self._report
+
+    async def _run(self, display: OnProgress | None) -> None:
         from async_maps.pipeline import Pipeline
-        from async_maps.progress import make_display, showing
+
+        def show(progress: Progress) -> None:
+            self._report = progress.report
+            if display is not None:
+                display(progress)
 
         pipeline = Pipeline(self._destination, settings=self._settings)
         self._listen(pipeline)
         try:
-            async with pipeline, showing(make_display(progress), self._report, pipeline.statistics, self._source):
-                await pipeline.run(self._source, report=self._report, **self._options)
+            async with pipeline:
+                self._report = await pipeline.run(
+                    self._source, manifest=self._manifest, select=self._select, on_progress=show
+                )
         except asyncio.CancelledError:
             if self._signal is None:
                 raise
-        printed = print_report(self._report)
-        if self._signal is not None:
-            say(f"interrupted by {self._signal.name}; run the same command again for the rest")
-            return 128 + self._signal
-        return DONE if printed and not self._report.failed else SOME_FAILED
 
-    async def dry_run(self) -> int:
-        """Say what would be done."""
+    def dry_run(self) -> tuple[int, Report]:
+        """Print what would be done: the exit code, and the report."""
         from async_maps.batch import dry_run
 
-        report = self._report
-        await dry_run(self._source, self._destination, settings=self._settings, report=report, **self._options)
+        report = dry_run(
+            self._source,
+            self._destination,
+            settings=self._settings,
+            manifest=self._manifest,
+            select=self._select,
+        )
         print_failures(report)
         printed = answer(
             f"{report.planned:,} maps would be done, {report.skipped:,} skipped, {report.failed:,} would fail; "
             f"destination {report.destination}"
         )
-        return DONE if printed and not report.failed else SOME_FAILED
+        return DONE if printed and not report.failed else SOME_FAILED, report
 
     def _listen(self, pipeline: Pipeline) -> None:
         loop = asyncio.get_running_loop()

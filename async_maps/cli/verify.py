@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from time import monotonic
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from async_maps.cli.console import check_report, complain, note, print_verification, say, write_report
+from async_maps.cli.displays import ProgressKind
 from async_maps.cli.options import DONE, SETTINGS_GROUP, SOME_FAILED, WRONG_USE
-from async_maps.concurrency.loop import run_loop
 from async_maps.errors import AsyncMapsError, SettingsError
-from async_maps.progress import ProgressKind
 from async_maps.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
-
     from async_maps.verify import Verification
 
-_TICK_S = 5.0
+_INTERVAL_S = 5.0
 
 
 def verify(  # noqa: PLR0913  # one argument a flag
@@ -77,44 +74,39 @@ def verify(  # noqa: PLR0913  # one argument a flag
         raise SettingsError(f"{'--delete-foreign' if delete_foreign else '--source'} needs --repair")
     if report is not None:
         check_report(report)
-    filled = Verification()
-    if repair:
-        looking = repair_overlays(
-            manifest, settings=settings, deep=deep, source=source, delete_foreign=delete_foreign, verification=filled
-        )
-    else:
-        looking = verify_locators(manifest, settings=settings, deep=deep, verification=filled)
+    watch = None if progress == "none" else _VerificationDisplay(json_lines=progress == "json")
+    done = Verification()
     try:
-        run_loop(_watched(looking, filled, progress))
-        code = DONE if print_verification(filled) and filled.is_clean else SOME_FAILED
+        if repair:
+            done = repair_overlays(
+                manifest, settings=settings, deep=deep, source=source, delete_foreign=delete_foreign, on_progress=watch
+            )
+        else:
+            done = verify_locators(manifest, settings=settings, deep=deep, on_progress=watch)
+        code = DONE if print_verification(done) and done.is_clean else SOME_FAILED
     except AsyncMapsError as error:
-        if filled.differences:
-            print_verification(filled)
+        done = error.report or done
+        if done.differences:
+            print_verification(done)
         complain(error)
-        code = SOME_FAILED if filled.repaired or filled.differences else WRONG_USE
+        code = SOME_FAILED if done.repaired or done.differences else WRONG_USE
     except KeyboardInterrupt:
         if repair:
             say("the same command once more does the rest")
         raise
-    if report is not None and not write_report(report, filled, code):
+    if report is not None and not write_report(report, done, code):
         code = code or SOME_FAILED
     return code
 
 
-async def _watched(
-    looking: Coroutine[Any, Any, Verification], verification: Verification, progress: ProgressKind
-) -> None:
-    """Wait for a verification, and show meanwhile how far it has come."""
+class _VerificationDisplay:
+    """Writes a line every few seconds."""
 
-    async def tick() -> None:
-        while True:
-            await asyncio.sleep(_TICK_S)
-            note(json.dumps(verification.as_dict()) if progress == "json" else verification.line())
+    def __init__(self, *, json_lines: bool) -> None:
+        self._json_lines = json_lines
+        self._next_at = monotonic() + _INTERVAL_S
 
-    ticking = None if progress == "none" else asyncio.create_task(tick())
-    try:
-        await looking
-    finally:
-        if ticking is not None:
-            ticking.cancel()
-            await asyncio.wait({ticking})
+    def __call__(self, verification: Verification) -> None:
+        if monotonic() >= self._next_at:
+            self._next_at = monotonic() + _INTERVAL_S
+            note(json.dumps(verification.as_dict()) if self._json_lines else verification.line())

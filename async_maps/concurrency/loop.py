@@ -1,4 +1,4 @@
-"""The event loop that a run gets: uvloop's where it is installed (the `uvloop` extra), else asyncio's own."""
+"""Event loops for synchronous callers: uvloop's where it is installed (extra ``uvloop``), else asyncio's own."""
 
 from __future__ import annotations
 
@@ -6,17 +6,31 @@ import asyncio
 import os
 from typing import TYPE_CHECKING, TypeVar
 
+from anyio.from_thread import start_blocking_portal
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
-    from typing import Any
+    from collections.abc import Awaitable, Callable
+    from contextlib import AbstractContextManager
+
+    from anyio.from_thread import BlockingPortal
 
 T = TypeVar("T")
 
 
-def run_loop(main: Coroutine[Any, Any, T]) -> T:
-    """``asyncio.run``, on the fastest loop there is."""
-    with asyncio.Runner(loop_factory=fastest_loop()) as runner:
-        return runner.run(main)
+def run_blocking(function: Callable[[], Awaitable[T]]) -> T:
+    """Call a coroutine function on an event loop of its own and block this thread until it returns.
+
+    Works in a script, in any number of threads at the same time, and in a thread whose own event loop is running (a
+    notebook's): that loop stands still meanwhile. An exception that interrupts the wait (Ctrl-C) cancels the coroutine
+    and waits until it has ended.
+    """
+    with open_portal() as portal:
+        return portal.call(function)
+
+
+def open_portal() -> AbstractContextManager[BlockingPortal]:
+    """An event loop in a thread of its own. Left by an exception, it cancels what runs there and waits for it."""
+    return start_blocking_portal(backend_options={"loop_factory": fastest_loop()}, name="async-maps")
 
 
 def fastest_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:

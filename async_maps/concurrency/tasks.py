@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from anyio import CancelScope
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import AsyncIterator, Callable, Coroutine
     from typing import Any
 
 T = TypeVar("T")
@@ -63,6 +64,43 @@ class OrderlyTask(Generic[T]):
         self.task.add_done_callback(_see)
         with CancelScope(shield=True):
             await asyncio.wait({self.task})
+
+
+@asynccontextmanager
+async def calling_every(interval_s: float, call: Callable[[bool], object]) -> AsyncIterator[None]:
+    """Call a function again and again while the context lasts, and once at its end.
+
+    Args:
+        interval_s: seconds between calls.
+        call: told whether this is the last call; it is made also when the context ends with an error. An error that it
+            raises cancels the context, and is raised in its place.
+    """
+
+    async def tick() -> None:
+        while True:
+            await asyncio.sleep(interval_s)
+            call(False)
+
+    def stop(ticking: asyncio.Task[None]) -> None:
+        if not ticking.cancelled():
+            scope.cancel()
+
+    ticking = asyncio.create_task(tick())
+    failed = False
+    with CancelScope() as scope:
+        # A plain task: a task group around the yield would wrap the context's own errors.
+        ticking.add_done_callback(stop)
+        try:
+            yield
+        finally:
+            failed = ticking.done()
+            ticking.cancel()
+            with CancelScope(shield=True):
+                await asyncio.wait({ticking})
+            if not failed:
+                call(True)
+    if failed:
+        ticking.result()
 
 
 def _see(task: asyncio.Task[Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import os
 import shutil
@@ -13,10 +14,9 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 import numpy as np
-from anyio import to_thread
 from PIL import Image
 
-from async_maps.concurrency.loop import run_loop
+from async_maps.concurrency.loop import run_blocking
 from async_maps.demo import seaweed
 from async_maps.demo.saliency import spectral_residual
 from async_maps.demo.scenes import contact_sheet, scene
@@ -25,12 +25,13 @@ from async_maps.filesystems.objects import Objects
 from async_maps.manifest.export import export_manifest
 from async_maps.manifest.manifest import Manifest
 from async_maps.pipeline import Pipeline
-from async_maps.progress import make_display, showing
 from async_maps.render.colorize import colorize_activation_map
-from async_maps.report import Report
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from async_maps.progress import OnProgress
+    from async_maps.report import Report
 
 _BUCKET = "overlays"
 _MADE = ("scenes", "maps", "overlays", "manifest.sqlite", "locators.csv", "overlays.png")
@@ -39,7 +40,9 @@ _MARK = ".async-maps-demo"
 """Tells a folder that a demo has filled from one of somebody's own."""
 
 
-def run_demo(out: Path, *, scenes: int, local: bool, serve: bool = False) -> bool:
+def run_demo(
+    out: Path, *, scenes: int, local: bool, serve: bool = False, on_progress: OnProgress | None = None
+) -> bool:
     """Make scenes and saliency maps, upload their overlays, read all back and compare, and draw some.
 
     Args:
@@ -47,6 +50,7 @@ def run_demo(out: Path, *, scenes: int, local: bool, serve: bool = False) -> boo
         scenes: how many.
         local: into a folder instead of a SeaweedFS; also where the extra ``demo`` is not installed.
         serve: keep the SeaweedFS until Ctrl-C.
+        on_progress: as for ``run``.
 
     Returns:
         whether every overlay arrived with the right pixels.
@@ -64,20 +68,28 @@ def run_demo(out: Path, *, scenes: int, local: bool, serve: bool = False) -> boo
     _clear(out)
     _make_maps(out, scenes)
     if local:
-        return _do(out, scenes, str(out / "overlays"), None)
+        return _do(out, scenes, str(out / "overlays"), on_progress)
     with (
         tempfile.TemporaryDirectory(prefix="async-maps-demo-") as folder,
         seaweed.serve(Path(folder)) as server,
         seaweed.in_environment(server),
     ):
-        all_right = _do(out, scenes, f"s3://{_BUCKET}/demo", server)
+        asyncio.run(seaweed.create_bucket(server, _BUCKET))
+        _say(f"SeaweedFS answers at {server.endpoint_url}; its data is thrown away at the end")
+        all_right = _do(out, scenes, f"s3://{_BUCKET}/demo", on_progress)
         if serve:
             _keep(server)
     return all_right
 
 
-def _do(out: Path, scenes: int, destination: str, server: seaweed.S3Server | None) -> bool:
-    report, right = run_loop(_upload_and_compare(out, destination, server))
+def _do(out: Path, scenes: int, destination: str, on_progress: OnProgress | None) -> bool:
+
+    async def upload() -> Report:
+        async with Pipeline(destination) as pipeline:
+            return await pipeline.run(out / "maps", manifest=out / "manifest.sqlite", on_progress=on_progress)
+
+    report = run_blocking(upload)
+    right = _compare(out)
     count = export_manifest(out / "manifest.sqlite", out / "locators.csv")
     _draw(out, scenes)
     print(report.summary())  # noqa: T201  # the command's answer
@@ -130,22 +142,6 @@ def _make_maps(out: Path, scenes: int) -> None:
 
 def _name(index: int) -> str:
     return f"{'train' if index % 4 else 'val'}/scene-{index:04}"
-
-
-async def _upload_and_compare(out: Path, destination: str, server: seaweed.S3Server | None) -> tuple[Report, int]:
-    if server is not None:
-        await seaweed.create_bucket(server, _BUCKET)
-        _say(f"SeaweedFS answers at {server.endpoint_url}; its data is thrown away at the end")
-    return await _upload(out, destination), await to_thread.run_sync(_compare, out)
-
-
-async def _upload(out: Path, destination: str) -> Report:
-    report = Report()
-    async with (
-        Pipeline(destination) as pipeline,
-        showing(make_display("auto"), report, pipeline.statistics, out / "maps"),
-    ):
-        return await pipeline.run(out / "maps", manifest=out / "manifest.sqlite", report=report)
 
 
 def _compare(out: Path) -> int:

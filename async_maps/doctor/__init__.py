@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import os
 import re
+from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 from anyio import move_on_after, to_thread
 
+from async_maps.concurrency.loop import run_blocking
 from async_maps.doctor.finding import Finding
 from async_maps.errors import SettingsError
 from async_maps.settings import Settings
@@ -20,7 +22,7 @@ from async_maps.stores import open_store
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["KOLENA_ORIGINS", "Finding", "diagnose"]
+__all__ = ["KOLENA_ORIGINS", "Finding", "adiagnose", "diagnose"]
 
 KOLENA_ORIGINS = ("https://app.kolena.com", "https://app.kolena.io")
 """Where Kolena's Studio runs: pages of these origins read the overlays."""
@@ -29,13 +31,39 @@ _LIMIT_S = 60.0
 """It ends by then, whatever the store does."""
 
 
-async def diagnose(
+def diagnose(
     destination: str | os.PathLike[str],
     settings: Settings | None = None,
     *,
     origins: Sequence[str] = KOLENA_ORIGINS,
     quick: bool = False,
-    tell: Callable[[Finding], None] | None = None,
+    on_finding: Callable[[Finding], object] | None = None,
+) -> list[Finding]:
+    """Diagnose a destination, and block until done: :func:`adiagnose` for scripts and notebooks.
+
+    Args:
+        destination: as for :func:`adiagnose`.
+        settings: as for :func:`adiagnose`.
+        origins: as for :func:`adiagnose`.
+        quick: as for :func:`adiagnose`.
+        on_finding: as for :func:`adiagnose`.
+
+    Returns:
+        The findings, in the order in which they were made.
+
+    Raises:
+        SettingsError: as :func:`adiagnose`.
+    """
+    return run_blocking(partial(adiagnose, destination, settings, origins=origins, quick=quick, on_finding=on_finding))
+
+
+async def adiagnose(
+    destination: str | os.PathLike[str],
+    settings: Settings | None = None,
+    *,
+    origins: Sequence[str] = KOLENA_ORIGINS,
+    quick: bool = False,
+    on_finding: Callable[[Finding], object] | None = None,
 ) -> list[Finding]:
     """Try with a small object of our own, which is removed again, whatever a run and its readers will want.
 
@@ -46,7 +74,10 @@ async def diagnose(
         settings: those of the run to come: its headers, its concurrency, its patience as far as that is short.
         origins: whose pages are to read the overlays in a browser.
         quick: leave out the throughput, which takes two seconds and more.
-        tell: is called with each finding when it is made.
+        on_finding: called with each finding when it is made, on the event loop.
+
+    Returns:
+        The findings, in the order in which they were made.
 
     Raises:
         SettingsError: the destination is of no kind that can be looked at, or incomplete; or that is no origin.
@@ -56,8 +87,8 @@ async def diagnose(
 
     def found(finding: Finding) -> None:
         findings.append(finding)
-        if tell is not None:
-            tell(finding)
+        if on_finding is not None:
+            on_finding(finding)
 
     for origin in origins:
         if not re.fullmatch(r"https?://[^/\s]+", origin):

@@ -28,5 +28,5 @@ class Finding(NamedTuple):
 
 
 if TYPE_CHECKING:
-    Tell: TypeAlias = Callable[[Finding], None]
+    OnFinding: TypeAlias = Callable[[Finding], object]
     """Takes each finding when it is made."""

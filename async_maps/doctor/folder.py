@@ -17,7 +17,7 @@ from async_maps.errors import StoreError
 from async_maps.filesystems.locators import file_path
 
 if TYPE_CHECKING:
-    from async_maps.doctor.finding import Tell
+    from async_maps.doctor.finding import OnFinding
     from async_maps.settings import Settings
     from async_maps.stores.files import FileStore
 
@@ -25,17 +25,17 @@ _FEW_OVERLAYS = 10_000
 _SLOW_FSYNC_S = 0.05
 
 
-async def examine(store: FileStore, settings: Settings, tell: Tell) -> None:
+async def examine(store: FileStore, settings: Settings, on_finding: OnFinding) -> None:
     """Look at the folder of a store, or where it would be made, which is not done here."""
     try:
         await store.check()
     except StoreError as error:
-        tell(Finding("write", "failure", str(error), "choose another folder, or change its owner or permissions"))
+        on_finding(Finding("write", "failure", str(error), "choose another folder, or change its owner or permissions"))
     else:
         # Told together, from the loop: whoever listens need not be safe in threads.
         for finding in await to_thread.run_sync(_try_out, str(file_path(store.destination)), settings):
-            tell(finding)
-    tell(
+            on_finding(finding)
+    on_finding(
         Finding(
             "kolena", "warning", "Kolena cannot read file:// locators",
             "for Kolena, write to s3://bucket/prefix, or copy the overlays there and name that in the locators",

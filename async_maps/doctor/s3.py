@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from types_aiobotocore_s3 import S3Client
 
-    from async_maps.doctor.finding import Tell
+    from async_maps.doctor.finding import OnFinding
     from async_maps.settings import Settings
 
 _ATTEMPTS = 2
@@ -38,14 +38,14 @@ _CONNECT_TIMEOUT_S, _READ_TIMEOUT_S = 3.0, 5.0
 _FIRST_ANSWER_S, _CLEAN_UP_S = 15.0, 10.0
 
 
-async def examine(place: str, settings: Settings, extent: tuple[Sequence[str], bool], tell: Tell) -> None:
+async def examine(place: str, settings: Settings, extent: tuple[Sequence[str], bool], on_finding: OnFinding) -> None:
     """Look at ``s3://bucket/prefix``, each thing in the order in which it is needed.
 
     Args:
         place: the destination.
         settings: those of the run to come.
         extent: the origins of pages that are to read overlays, and whether the throughput is left out.
-        tell: takes the findings.
+        on_finding: takes the findings.
 
     Raises:
         SettingsError: that can be no place for overlays.
@@ -59,13 +59,13 @@ async def examine(place: str, settings: Settings, extent: tuple[Sequence[str], b
             credentials = await find_credentials(session)
             client = await opened.enter_async_context(_open_client(session, settings))
         except (BotoCoreError, ValueError) as error:
-            tell(Finding("configuration", "failure", f"the AWS configuration cannot be used: {error}",
+            on_finding(Finding("configuration", "failure", f"the AWS configuration cannot be used: {error}",
                          "check AWS_PROFILE and the other AWS_ variables, and ~/.aws/config"))  # fmt: skip
             return
-        tell(credentials)
+        on_finding(credentials)
         if credentials.level != "failure":
             mark = f".async-maps-doctor-{uuid4().hex}"
-            await _examine(Target(client, bucket, prefix, mark, settings, tell), *extent)
+            await _examine(Target(client, bucket, prefix, mark, settings, on_finding), *extent)
 
 
 @asynccontextmanager
@@ -100,7 +100,7 @@ async def _examine(target: Target, origins: Sequence[str], quick: bool) -> None:
             await probe.overwrite()
             await probe.create_only()
             if origins:
-                target.tell(await readable_from(target.client, target.bucket, probe.key, origins))
+                target.on_finding(await readable_from(target.client, target.bucket, probe.key, origins))
         await check_versioning(target, seen=probe.versioned)
         await check_encryption(target, seen=probe.encryption)
         if written and await _delete(target, probe):
@@ -150,4 +150,4 @@ async def _measure(target: Target, probe: ProbeObject, quick: bool) -> None:
                    "small ones are; see what lies between here and the store")  # fmt: skip
         return
     for finding in judge(loads, latency_s, len(data), concurrency):
-        target.tell(finding)
+        target.on_finding(finding)

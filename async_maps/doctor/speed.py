@@ -16,7 +16,7 @@ from async_maps.errors import StoreError, TransientError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from async_maps.stores import Store
+    from async_maps.stores import AddressedStore
 
 _LATENCY_PUTS = 9
 _LEVEL_S = 0.8
@@ -47,7 +47,7 @@ def concurrencies(concurrency: int) -> list[int]:
     return [concurrency, *(at_once for at_once in more if at_once <= _MOST)]
 
 
-async def measure_latency(store: Store, key: Callable[[int], str], data: bytes) -> float:
+async def measure_latency(store: AddressedStore, key: Callable[[int], str], data: bytes) -> float:
     """Seconds of a PUT when nothing else is under way: the median of some.
 
     Raises:
@@ -62,7 +62,9 @@ async def measure_latency(store: Store, key: Callable[[int], str], data: bytes) 
     return median(times[1:])
 
 
-async def measure_throughput(store: Store, key: Callable[[int], str], data: bytes, concurrency: int) -> list[Load]:
+async def measure_throughput(
+    store: AddressedStore, key: Callable[[int], str], data: bytes, concurrency: int
+) -> list[Load]:
     """Try the concurrency, then twice as much as long as that pays: each with as many keys as uploads at once."""
     loads: list[Load] = []
     for at_once in concurrencies(concurrency):
@@ -72,7 +74,7 @@ async def measure_throughput(store: Store, key: Callable[[int], str], data: byte
     return loads
 
 
-async def _keep_up(store: Store, key: Callable[[int], str], data: bytes, at_once: int) -> Load:
+async def _keep_up(store: AddressedStore, key: Callable[[int], str], data: bytes, at_once: int) -> Load:
     began = perf_counter()
     counted_from, end = began + _LEVEL_S / 3, began + _LEVEL_S
     taken: list[float] = []

@@ -9,7 +9,7 @@ from async_maps.doctor.finding import Finding
 if TYPE_CHECKING:
     from types_aiobotocore_s3 import S3Client
 
-    from async_maps.doctor.finding import Level, Tell
+    from async_maps.doctor.finding import Level, OnFinding
     from async_maps.settings import Settings
 
 
@@ -22,7 +22,7 @@ class Target(NamedTuple):
         prefix: of all keys, without a slash at its end.
         mark: what the names of our objects start with; nobody else's do.
         settings: those of the run to come.
-        tell: takes the findings.
+        on_finding: takes the findings.
     """
 
     client: S3Client
@@ -30,7 +30,7 @@ class Target(NamedTuple):
     prefix: str
     mark: str
     settings: Settings
-    tell: Tell
+    on_finding: OnFinding
 
     @property
     def stem(self) -> str:
@@ -43,5 +43,5 @@ class Target(NamedTuple):
         return f"s3://{self.bucket}/{self.prefix}"
 
     def say(self, check: str, level: Level, text: str, advice: str = "") -> None:
-        """Tell a finding."""
-        self.tell(Finding(check, level, text, advice))
+        """Report a finding."""
+        self.on_finding(Finding(check, level, text, advice))

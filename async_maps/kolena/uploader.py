@@ -6,8 +6,7 @@ from contextlib import contextmanager
 from os import fspath
 from typing import TYPE_CHECKING, Any
 
-from anyio.from_thread import start_blocking_portal
-
+from async_maps.concurrency.loop import open_portal
 from async_maps.errors import InputValidationError, MapFailedError
 from async_maps.filesystems.locators import bitmap_mask_fields
 from async_maps.kolena.masks import Mask, mask_maker, provenance_fields
@@ -42,7 +41,7 @@ def bitmap_uploader(
         AsyncMapsError: as ``Pipeline``.
     """
     with (
-        start_blocking_portal(name="async-maps") as portal,
+        open_portal() as portal,
         portal.wrap_async_context_manager(_pipeline(destination, settings)) as pipeline,
     ):
         # One name for one thing: this is the function below, bound to its destination.

@@ -32,15 +32,12 @@ if TYPE_CHECKING:
     from os import PathLike
     from types import TracebackType
 
-Select: TypeAlias = Literal["changed", "failed", "all", "broken", "moved"]
-"""Which maps a run does: those not done or changed since, those that failed before, or all.
+Select: TypeAlias = Literal["changed", "failed", "all"]
+"""The maps that a run does: those not done or changed since, those that failed before, or all."""
 
-``broken`` are those alone whose overlay was found broken and that were made from this source with these settings, and
-``moved`` likewise, wherever they were made from: for :func:`~async_maps.verify.repair.repair_overlays`.
-"""
-
-REPAIRS = {"broken", "moved"}
-"""Those of them that leave all else as it is."""
+RepairMode: TypeAlias = Literal["broken", "moved"]
+"""The maps that a repair does: those whose overlay was found broken and that were made with these settings, from this
+source (``broken``) or from any (``moved``). It leaves all other rows as they are."""
 
 _NONE_COUNTED = (None,) * len(MapStatistics._fields)
 
@@ -167,13 +164,13 @@ class Manifest:
             # The names of this run, to tell two maps of one name: on disk where it must be, gone with the connection.
             self._database.execute("CREATE TEMP TABLE seen (name TEXT PRIMARY KEY, source TEXT NOT NULL) WITHOUT ROWID")
 
-    def plan(self, maps: Sequence[ActivationMap], settings: str, select: Select) -> Plan:
+    def plan(self, maps: Sequence[ActivationMap], settings: str, mode: Select | RepairMode) -> Plan:
         """Say which of a batch of maps are to be done.
 
         Args:
             maps: a few hundred at a time.
             settings: the fingerprint of the settings that shape the bytes.
-            select: which ones are asked for.
+            mode: the maps that are asked for.
 
         Raises:
             ManifestError: the manifest cannot be read.
@@ -181,7 +178,7 @@ class Manifest:
         plan = Plan()
         with self._explained("read"), self._transaction("DEFERRED"):
             known = self._rows([map_.name for map_ in maps])
-            refused = self._refused(maps) if select == "failed" else set()
+            refused = self._refused(maps) if mode == "failed" else set()
             taken = self._take_names(maps)
             for map_, is_first in zip(maps, taken, strict=True):
                 if not is_first:
@@ -200,7 +197,7 @@ class Manifest:
                     "broken": broken and row[1] == map_.source,
                     "moved": broken,
                 }
-                if wanted[select]:
+                if wanted[mode]:
                     plan.todo.append(map_)
                 else:
                     plan.skipped += 1

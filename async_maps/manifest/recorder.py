@@ -7,11 +7,11 @@ from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from threading import Lock
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from anyio import CancelScope, CapacityLimiter, to_thread
 
-from async_maps.manifest.manifest import REPAIRS, KeptRun, Manifest, Select
+from async_maps.manifest.manifest import KeptRun, Manifest, RepairMode, Select
 from async_maps.outcomes import Failure, Outcome, Receipt
 from async_maps.sources import place_of
 from async_maps.sources.activation_map import ActivationMap
@@ -103,31 +103,31 @@ class Recorder:
         self._range = value_range, settings.range
         self._run = KeptRun(place_of(source), self._settings, settings.shaping(value_range))
 
-    async def load_claims(self, claims: Claims, select: Select) -> None:
+    async def load_claims(self, claims: Claims, mode: Select | RepairMode) -> None:
         """Let the locators of maps that are done be taken; where all is done anew, forget those who lose theirs.
 
         Raises:
             ManifestError: the manifest cannot be read or written.
         """
-        if select == "all":
+        if mode == "all":
             await self._in_turn(self._manifest.let_locators_move)
         else:
             await self._in_turn(lambda: claims.load(self._manifest.claims()))
 
     async def select_maps(
-        self, listing: AsyncGenerator[list[Entry], None], select: Select, report: Report
+        self, listing: AsyncGenerator[list[Entry], None], mode: Select | RepairMode, report: Report
     ) -> AsyncGenerator[list[Entry], None]:
         """Leave out of a listing what need not be done; the report counts it as skipped.
 
         Raises:
             ManifestError: the manifest cannot be read.
         """
-        self._repairs = select in REPAIRS
+        self._repairs = mode in get_args(RepairMode)
         async with aclosing(listing):
             async for batch in listing:
                 maps = [entry for entry in batch if isinstance(entry, ActivationMap)]
                 refused: list[Entry] = [entry for entry in batch if isinstance(entry, Failure)]
-                plan = await self._in_turn(self._manifest.plan, maps, self._settings, select)
+                plan = await self._in_turn(self._manifest.plan, maps, self._settings, mode)
                 # A source in which a repair finds nothing was not that of anything.
                 if plan.todo or not self._repairs:
                     await self._keep_with_first()

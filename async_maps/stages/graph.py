@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from async_maps.render.ranges import ValueRange
     from async_maps.settings import Settings
     from async_maps.sources.activation_map import ActivationMap
-    from async_maps.stores import Store
+    from async_maps.stores import AddressedStore
     from async_maps.workers.arena import Arena
     from async_maps.workers.pool import Worker
     from async_maps.workers.worker import Recipe
@@ -60,7 +60,7 @@ class Resources(NamedTuple):
         workers: started.
     """
 
-    store: Store
+    store: AddressedStore
     arena: Arena
     recipe: Recipe
     workers: Sequence[Worker]

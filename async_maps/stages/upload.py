@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from async_maps.stages.items import Png
     from async_maps.stages.meters import Meter
     from async_maps.stages.rate_limiter import RateLimiter
-    from async_maps.stores import Store
+    from async_maps.stores import AddressedStore
 
 
 class Uploading(NamedTuple):
@@ -36,7 +36,7 @@ class Uploading(NamedTuple):
         if_exists: what becomes of a map whose key has an object.
     """
 
-    store: Store
+    store: AddressedStore
     template: KeyTemplate
     rate_limiter: RateLimiter
     if_exists: IfExists

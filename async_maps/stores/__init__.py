@@ -1,4 +1,4 @@
-"""Where PNGs go. A store is an async context; one function picks it."""
+"""Where overlays go: what a store is, and how the one at a destination is opened."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import re
 from contextlib import asynccontextmanager
 from importlib import import_module
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from anyio import to_thread
 
@@ -18,59 +18,94 @@ if TYPE_CHECKING:
 
     from async_maps.settings import Settings
 
+    Destination: TypeAlias = str | os.PathLike[str] | "Store"
+
 
 _EXPECTED = "s3://bucket/prefix, file:///folder or a path"
 _MISTYPED = re.compile(r"(s3|file|memory):(?!//)")
 
 
 class Store(Protocol):
-    """What the pipeline asks of a store. One contract, the same tests for each."""
+    """Where overlays go: implement ``put`` and ``check``, and give an instance to ``Pipeline`` as its destination.
 
-    @property
-    def destination(self) -> str:
-        """The bucket and prefix, or folder, as a URL: what every locator starts with."""
+    The caller opens and closes a store that it passes in. Both methods run on the pipeline's event loop and must not
+    block it. ``tests/stores/contract.py`` holds the tests that every store passes.
 
-    @property
-    def identity(self) -> str:
-        """The destination, told apart from one of the same name elsewhere: what a manifest is bound to."""
+    Optional capabilities, used where a store has them:
 
-    @property
-    def prefix(self) -> str:
-        """What every key starts with, without a slash at its end; empty for none."""
-
-    def locator(self, key: str) -> str:
-        """Where an object of that key lies."""
+    - ``destination: str``, the URL that locators start with; by default ``store://`` and the name of the class.
+    - ``prefix: str``, the beginning of every key, without a slash at its end; by default empty.
+    - ``locator(key: str) -> str``, the URL of an object; by default ``destination``, a slash, and the key.
+    - ``identity: str``, the destination told apart from one of the same name elsewhere, to which a manifest is bound;
+      by default ``destination``.
+    """
 
     async def check(self) -> None:
-        """Ask, without writing, whether the store is there.
+        """Check, without writing, that the store can be used.
 
         Raises:
-            StoreError: it is not.
+            StoreError: it cannot.
         """
 
     async def put(self, key: str, data: bytes) -> str | None:
-        """Store the object, once, whole or not at all, over whatever had that key unless that is to be left.
+        """Store an object: whole or not at all.
+
+        A pipeline may put the same bytes under the same key more than once. Where an object of that key must not be
+        replaced, the store raises ExistsError.
+
+        Args:
+            key: the prefix, if there is one, and the object's name: relative, with slashes, at most 1,024 bytes in
+                UTF-8, without empty, ``.`` or ``..`` parts.
+            data: the PNG.
 
         Returns:
-            the store's tag of the object (ETag, without quotes), or None.
+            The store's tag of the object (an ETag, without quotes), or None.
 
         Raises:
-            TransientError: the store cannot take this object now.
+            TransientError: the store cannot take this object now; the pipeline tries again.
             ExistsError: there is an object of that key, and it is left.
-            ObjectError: the store refuses this object.
-            StoreError: the store refuses all of them.
+            ObjectError: the store refuses this object: this map fails. Any other exception counts as one.
+            StoreError: the store refuses all objects: the run ends.
         """
 
 
+class AddressedStore(Store, Protocol):
+    """A store with every capability: what the pipeline works with."""
+
+    @property
+    def destination(self) -> str:
+        """The URL that every locator starts with."""
+
+    @property
+    def identity(self) -> str:
+        """The destination, told apart from one of the same name at another endpoint."""
+
+    @property
+    def prefix(self) -> str:
+        """The beginning of every key, without a slash at its end; empty for none."""
+
+    def locator(self, key: str) -> str:
+        """The URL of an object."""
+
+
 @asynccontextmanager
-async def open_store(destination: str | os.PathLike[str], settings: Settings) -> AsyncIterator[Store]:
-    """The store at ``s3://bucket/prefix``, ``file:///folder``, a plain path, or ``memory://prefix``.
+async def open_store(destination: Destination, settings: Settings) -> AsyncIterator[AddressedStore]:
+    """Open the store at a destination; a store that the caller has passed in is used as it is.
+
+    Args:
+        destination: ``s3://bucket/prefix``, ``file:///folder``, a plain path, ``memory://prefix``, or a store.
+        settings: for the stores opened here.
 
     Raises:
         SettingsError: the destination is of no kind we know, or incomplete.
         StoreError: it cannot be used.
     """
     # Stores come with heavy clients: only the one that is used is imported.
+    if not isinstance(destination, str | os.PathLike):
+        from async_maps.stores.injected import InjectedStore
+
+        yield InjectedStore(destination)
+        return
     place = os.fspath(destination)
     scheme = place.partition("://")[0] if "://" in place else ""
     replace = settings.if_exists == "overwrite"

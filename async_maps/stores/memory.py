@@ -1,4 +1,4 @@
-"""A store in memory, for tests and for trying things out."""
+"""A store in memory."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ from async_maps.errors import ExistsError
 
 
 class MemoryStore:
-    """Keeps the objects in a dictionary.
+    """Keeps overlays in a dictionary: a destination for tests.
+
+    Args:
+        prefix: the beginning of every key.
+        replace: whether an object that is there is replaced; else ExistsError.
 
     Attributes:
-        objects: key to bytes.
+        objects: key to PNG.
     """
 
     def __init__(self, prefix: str = "", *, replace: bool = True) -> None:
@@ -22,17 +26,20 @@ class MemoryStore:
         self.objects: dict[str, bytes] = {}
 
     def locator(self, key: str) -> str:
-        """Where an object of that key lies."""
+        """The URL of an object: ``memory://key``."""
         return f"memory://{key}"
 
     async def check(self) -> None:
-        """It is always there."""
+        """Nothing to check: it is always there."""
 
     async def put(self, key: str, data: bytes) -> str:
-        """Store the object; the tag is its MD5, as S3's is.
+        """Store an object.
+
+        Returns:
+            Its MD5, as S3's tags are.
 
         Raises:
-            ExistsError: there is one, and it is not to be replaced.
+            ExistsError: there is an object of that key, and ``replace`` is false.
         """
         etag = hashlib.md5(data, usedforsecurity=False).hexdigest()
         if not self._replace and key in self.objects:

@@ -7,9 +7,16 @@ mends, and ``verification.py`` is what either ends with.
 
 from __future__ import annotations
 
-from async_maps.verify.check import verify_locators
+from async_maps.verify.check import averify_locators, verify_locators
 from async_maps.verify.comparison import Difference
-from async_maps.verify.repair import repair_overlays
+from async_maps.verify.repair import arepair_overlays, repair_overlays
 from async_maps.verify.verification import Verification
 
-__all__ = ["Difference", "Verification", "repair_overlays", "verify_locators"]
+__all__ = [
+    "Difference",
+    "Verification",
+    "arepair_overlays",
+    "averify_locators",
+    "repair_overlays",
+    "verify_locators",
+]

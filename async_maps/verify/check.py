@@ -9,14 +9,16 @@ from __future__ import annotations
 import re
 import shlex
 from contextlib import closing, suppress
+from functools import partial
 from itertools import islice
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from anyio import to_thread
 
-from async_maps.concurrency.tasks import OrderlyTask
-from async_maps.errors import ManifestError, ObjectError, SettingsError
+from async_maps.concurrency.loop import run_blocking
+from async_maps.concurrency.tasks import OrderlyTask, calling_every
+from async_maps.errors import AsyncMapsError, ManifestError, ObjectError, SettingsError
 from async_maps.filesystems.aws import BUCKET
 from async_maps.filesystems.locators import file_path, s3_place
 from async_maps.filesystems.objects import Objects
@@ -28,22 +30,54 @@ from async_maps.verify.tables import is_results, locators_in
 from async_maps.verify.verification import MAX_LISTED_DIFFERENCES, Verification
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator, Sequence
+    from collections.abc import Callable, Coroutine, Generator, Iterator, Sequence
     from os import PathLike
+    from typing import Any
 
 _AT_ONCE = 1000
 _LOOK_AT_ONCE = 50
 _AT_ENDPOINT = re.compile(r" at https?://\S+$")
 
 
-async def verify_locators(
+OnVerification: TypeAlias = "Callable[[Verification], object]"
+
+_INTERVAL_S = 0.2
+
+
+def verify_locators(
     place: str | PathLike[str],
     *,
     settings: Settings | None = None,
     deep: bool = False,
-    verification: Verification | None = None,
+    on_progress: OnVerification | None = None,
 ) -> Verification:
-    """Say whether every locator of a manifest or a table leads to what was sent.
+    """Verify every locator of a manifest or a table, and block until done: :func:`averify_locators` for scripts.
+
+    Works in a notebook too, whose event loop stands still meanwhile.
+
+    Args:
+        place: as for :func:`averify_locators`.
+        settings: as for :func:`averify_locators`.
+        deep: as for :func:`averify_locators`.
+        on_progress: as for :func:`averify_locators`.
+
+    Returns:
+        The verification: it ``is_clean`` if nothing differs.
+
+    Raises:
+        AsyncMapsError: as :func:`averify_locators`.
+    """
+    return run_blocking(partial(averify_locators, place, settings=settings, deep=deep, on_progress=on_progress))
+
+
+async def averify_locators(
+    place: str | PathLike[str],
+    *,
+    settings: Settings | None = None,
+    deep: bool = False,
+    on_progress: OnVerification | None = None,
+) -> Verification:
+    """Verify that every locator of a manifest or a table leads to the bytes that were uploaded.
 
     What is listed is compared by size and ETag, and a PNG among it that no row knows is foreign. A manifest that a run
     is writing may be verified; what that run writes meanwhile is not judged, but for objects whose rows are still to
@@ -54,7 +88,11 @@ async def verify_locators(
             lies there perhaps: so nothing is foreign to it.
         settings: how patient S3's client is, and how much is read at once (``concurrency``, ``queue_bytes``).
         deep: also read every object, and compare its digest, its type and its size in pixels.
-        verification: filled while it goes on, to be watched; a new one if None.
+        on_progress: called with a copy of the verification five times a second and at the end, on the event loop, which
+            it must not block. An error that it raises ends the verification.
+
+    Returns:
+        The verification: it ``is_clean`` if nothing differs.
 
     Raises:
         ManifestError: the manifest cannot be read.
@@ -62,10 +100,10 @@ async def verify_locators(
         SettingsError: it holds no locator, or a manifest's lie in memory or at another endpoint than is set.
         StoreError: what lies there cannot be listed, or not be reached any more.
     """
-    verification = verification or Verification()
+    verification = Verification()
     settings = settings or Settings()
 
-    async def main() -> None:
+    async def look() -> None:
         with Comparison() as comparison, Objects(settings.s3) as objects:
             check = Check(comparison, objects, settings, verification)
             if is_results(str(place)):
@@ -77,8 +115,27 @@ async def verify_locators(
             await check.finish()
             verification.advice.extend(_advice(verification, deep))
 
-    await OrderlyTask(main).result()
+    await watched(look, verification, on_progress)
     return verification
+
+
+async def watched(
+    work: Callable[[], Coroutine[Any, Any, None]], verification: Verification, on_progress: OnVerification | None
+) -> None:
+    """Do the work that fills a verification, and report its progress."""
+
+    async def main() -> None:
+        if on_progress is None:
+            await work()
+            return
+        async with calling_every(_INTERVAL_S, lambda _: on_progress(verification.copy())):
+            await work()
+
+    try:
+        await OrderlyTask(main).result()
+    except AsyncMapsError as error:
+        error.report = verification
+        raise
 
 
 class Check:

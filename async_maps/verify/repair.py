@@ -15,17 +15,16 @@ from typing import TYPE_CHECKING
 
 from anyio import CancelScope, to_thread
 
-from async_maps.concurrency.tasks import OrderlyTask
+from async_maps.concurrency.loop import run_blocking
 from async_maps.errors import SettingsError, SourceError
 from async_maps.filesystems.objects import Objects
 from async_maps.keys import printable
 from async_maps.manifest.manifest import Manifest
 from async_maps.outcomes import Receipt
 from async_maps.pipeline import Pipeline
-from async_maps.report import Report
 from async_maps.settings import Settings
 from async_maps.sources import place_of
-from async_maps.verify.check import Check, advice_on_foreign, destination_of
+from async_maps.verify.check import Check, advice_on_foreign, destination_of, watched
 from async_maps.verify.comparison import MENDABLE, Comparison
 from async_maps.verify.reading import Reading
 from async_maps.verify.tables import is_results
@@ -35,23 +34,62 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from os import PathLike
 
-    from async_maps.manifest.manifest import KeptRun, Select
+    from async_maps.manifest.manifest import KeptRun, RepairMode
     from async_maps.outcomes import Outcome
+    from async_maps.verify.check import OnVerification
 
 _AT_ONCE = 1000
 _ADVISED = 9
 
 
-async def repair_overlays(  # noqa: PLR0913  # one argument a flag
+def repair_overlays(  # noqa: PLR0913  # one argument a flag
     manifest: str | PathLike[str],
     *,
     settings: Settings | None = None,
     deep: bool = False,
     source: str | PathLike[str] | None = None,
     delete_foreign: bool = False,
-    verification: Verification | None = None,
+    on_progress: OnVerification | None = None,
 ) -> Verification:
-    """:func:`~async_maps.verify.verify_locators`, and make again what is broken: nothing else is uploaded.
+    """Verify, repair broken overlays, and block until done: :func:`arepair_overlays` for scripts and notebooks.
+
+    Args:
+        manifest: as for :func:`arepair_overlays`.
+        settings: as for :func:`arepair_overlays`.
+        deep: as for :func:`arepair_overlays`.
+        source: as for :func:`arepair_overlays`.
+        delete_foreign: as for :func:`arepair_overlays`.
+        on_progress: as for :func:`averify_locators`.
+
+    Returns:
+        The verification after the repair: it ``is_clean`` if everything could be repaired.
+
+    Raises:
+        AsyncMapsError: as :func:`arepair_overlays`.
+    """
+    return run_blocking(
+        partial(
+            arepair_overlays,
+            manifest,
+            settings=settings,
+            deep=deep,
+            source=source,
+            delete_foreign=delete_foreign,
+            on_progress=on_progress,
+        )
+    )
+
+
+async def arepair_overlays(  # noqa: PLR0913  # one argument a flag
+    manifest: str | PathLike[str],
+    *,
+    settings: Settings | None = None,
+    deep: bool = False,
+    source: str | PathLike[str] | None = None,
+    delete_foreign: bool = False,
+    on_progress: OnVerification | None = None,
+) -> Verification:
+    """Verify as :func:`averify_locators` does, and make broken overlays again: nothing else is uploaded.
 
     The rows of what is broken are failed rows (stage ``verify``) before anything is made, so that whatever interrupts
     the repair, the next one, or the next run, does the rest. Maps are read from where their run has read them, and
@@ -64,38 +102,23 @@ async def repair_overlays(  # noqa: PLR0913  # one argument a flag
         deep: also read every object.
         source: where the maps are now, if they have moved.
         delete_foreign: delete each PNG below the destination that no row knows, also another manifest's overlays.
-        verification: filled while it goes on; a new one if None.
+        on_progress: as for :func:`averify_locators`.
 
     Returns:
-        what was found at the end; it is clean if all could be mended.
+        The verification after the repair: it ``is_clean`` if everything could be repaired.
 
     Raises:
-        AsyncMapsError: as ``verify_locators``, and as ``Pipeline.run`` but for sources that are gone: they are named.
+        AsyncMapsError: as ``averify_locators``, and as ``Pipeline.run`` but for sources that are gone: they are named.
     """
     if is_results(str(manifest)):
         raise SettingsError(f"{manifest} is a table, and does not tell how overlays were made: repair with a manifest")
-    repair = _Repair(manifest, settings or Settings(), verification or Verification())
+    repair = _Repair(manifest, settings or Settings(), Verification())
     place = None if source is None else place_of(source)
     if source is not None and place is None:
         raise SettingsError("a repair may read its source more than once: name a place, not standard input")
-    await OrderlyTask(partial(repair.run, place, deep=deep, delete_foreign=delete_foreign)).result()
+    work = partial(repair.run, place, deep=deep, delete_foreign=delete_foreign)
+    await watched(work, repair.verification, on_progress)
     return repair.verification
-
-
-class _RepairReport(Report):
-    """Lets a verification, which is watched, count along."""
-
-    def __init__(self, verification: Verification) -> None:
-        super().__init__()
-        self._verification = verification
-
-    def count(self, outcomes: Sequence[Outcome]) -> None:
-        super().count(outcomes)
-        made = [outcome.locator for outcome in outcomes if isinstance(outcome, Receipt)]
-        self._verification.repaired += len(made)
-        self._verification.first_repaired.extend(
-            made[: MAX_LISTED_DIFFERENCES - len(self._verification.first_repaired)]
-        )
 
 
 class _Repair:
@@ -190,22 +213,25 @@ class _Repair:
             ways[own] = self._settings, [source]
         return list(ways.values())
 
-    async def _make(self, settings: Settings, destination: str, sources: Sequence[str], select: Select) -> None:
+    async def _make(self, settings: Settings, destination: str, sources: Sequence[str], mode: RepairMode) -> None:
         """Make overlays of these settings again, from one source after the other, until none is left."""
-        verification = self.verification
         async with Pipeline(destination, settings=settings) as pipeline:
             for source in sources:
                 if settings.fingerprint() not in await self._broken():
                     return
                 try:
-                    report = await pipeline.run(
-                        source, manifest=self._manifest, select=select, report=_RepairReport(verification)
-                    )
+                    report = await pipeline._repair(source, self._manifest, mode, self._count)
                 except SourceError as error:
                     self._problems.append(f"cannot be made from {printable(source)}: {error}")
                 else:
                     self._problems.extend(f"failed: {failure}" for failure in report.failures)
                 del self._problems[_ADVISED:]
+
+    def _count(self, outcomes: Sequence[Outcome]) -> None:
+        made = [outcome.locator for outcome in outcomes if isinstance(outcome, Receipt)]
+        listed = self.verification.first_repaired
+        self.verification.repaired += len(made)
+        listed.extend(made[: MAX_LISTED_DIFFERENCES - len(listed)])
 
     async def _broken(self) -> dict[str, int]:
         def read() -> dict[str, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -56,6 +56,17 @@ class Verification:
     def is_clean(self) -> bool:
         """Whether nothing differs."""
         return not self.differences
+
+    def copy(self) -> Verification:
+        """The verification at this moment."""
+        return replace(
+            self,
+            folders=self.folders[:],
+            differences=dict(self.differences),
+            advice=self.advice[:],
+            first=self.first[:],
+            first_repaired=self.first_repaired[:],
+        )
 
     def line(self) -> str:
         """How far it has come, as a line of text."""

@@ -13,7 +13,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import signal
+import socket
+import subprocess
 import sys
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING, Protocol
@@ -98,7 +99,11 @@ class ProcessWorker:
             "descriptor": arena.descriptor,
             "size": arena.size,
         }
-        self._process: asyncio.subprocess.Process | None = None
+        self._descriptor = arena.descriptor
+        self._thread = CapacityLimiter(1)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._replies: asyncio.StreamReader
+        self._requests: asyncio.StreamWriter
 
     @property
     def pid(self) -> int | None:
@@ -107,31 +112,23 @@ class ProcessWorker:
 
     @property
     def is_alive(self) -> bool:
-        """Whether its process runs, as far as the event loop has heard."""
-        return self._process is not None and self._process.returncode is None
+        """Whether its process runs."""
+        return self._process is not None and self._process.poll() is None
 
     async def start(self) -> None:
         """Start the interpreter and wait until its kernels are warm."""
-        # Of one that died while nobody spoke to it, the pipes are still open.
+        # Of one that died while nobody spoke to it, the socket is still open.
         await self._kill()
-        # One worker is one core: libraries in it must not start a thread for each of them.
-        single = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
         # Milliseconds; cancelled amid them, there would be a process that nobody knows of.
-        with CancelScope(shield=True), _explained():
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                # The folder it is started in is not searched for modules.
-                "-P",
-                "-c",
-                _BOOT,
-                json.dumps(sys.path),
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                pass_fds=(self._hello["descriptor"],),  # type: ignore[arg-type]
-                env={**os.environ, **single},
-                # Out of the terminal's foreground group: Ctrl-C is for the parent, who drains.
-                start_new_session=True,
-            )
+        with CancelScope(shield=True), _translate_start_errors():
+            ours, theirs = socket.socketpair()
+            with theirs:
+                self._replies, self._requests = await asyncio.open_unix_connection(sock=ours)
+                try:
+                    self._process = await to_thread.run_sync(self._launch, theirs, limiter=self._thread)
+                except BaseException:
+                    self._requests.transport.abort()
+                    raise
         try:
             async with asyncio.timeout(_START_TIMEOUT_S):
                 await self._exchange(self._hello)
@@ -148,22 +145,38 @@ class ProcessWorker:
         """Close its input, upon which it ends; kill it if it does not."""
         if self._process is None:
             return
-        assert self._process.stdin is not None  # noqa: S101  # a pipe, as asked for
-        self._process.stdin.close()
-        with suppress(TimeoutError):
+        with suppress(OSError, TimeoutError):
+            self._requests.write_eof()
             async with asyncio.timeout(_STOP_TIMEOUT_S):
-                await self._process.wait()
+                # Its end of the socket closes with the process.
+                await self._replies.read()
         await self._kill()
 
+    def _launch(self, theirs: socket.socket) -> subprocess.Popen[bytes]:
+        """Start the interpreter, in a thread.
+
+        An event loop could start it too, but two of uvloop's must not do that at the same time ("Racing with another
+        loop to spawn a process"), and who else runs one in this process is unknown.
+        """
+        # One worker is one core: libraries in it must not start a thread for each of them.
+        single = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
+        # The folder it is started in is not searched for modules (-P).
+        return subprocess.Popen(  # noqa: S603  # our own module, in this interpreter
+            [sys.executable, "-P", "-c", _BOOT, json.dumps(sys.path)],
+            stdin=theirs.fileno(),
+            stdout=theirs.fileno(),
+            pass_fds=(self._descriptor,),
+            env={**os.environ, **single},
+            # Out of the terminal's foreground group: Ctrl-C is for the parent, who drains.
+            start_new_session=True,
+        )
+
     async def _exchange(self, message: object) -> Any:
-        assert self._process is not None  # noqa: S101  # started
-        assert self._process.stdin is not None  # noqa: S101  # a pipe, as asked for
-        assert self._process.stdout is not None  # noqa: S101  # likewise
         try:
-            self._process.stdin.write(frame(message))
-            await self._process.stdin.drain()
-            size = int.from_bytes(await self._process.stdout.readexactly(4), "big")
-            reply = json.loads(await self._process.stdout.readexactly(size))
+            self._requests.write(frame(message))
+            await self._requests.drain()
+            size = int.from_bytes(await self._replies.readexactly(4), "big")
+            reply = json.loads(await self._replies.readexactly(size))
         except (OSError, asyncio.IncompleteReadError) as error:
             status = await self._kill()
             raise WorkerError(f"a worker process {_describe(status)}") from error
@@ -174,23 +187,19 @@ class ProcessWorker:
         return reply
 
     async def _kill(self) -> int | None:
-        """End it at once; its exit status."""
+        """End it immediately; its exit status."""
         if self._process is None:
             return None
         process, self._process = self._process, None
+        self._requests.transport.abort()
+        process.kill()
         with CancelScope(shield=True):
-            if process.returncode is None:
-                # Not process.kill(): it looks whether the process has died, and if so takes its status away from the
-                # event loop, which then knows neither that nor why.
-                with suppress(ProcessLookupError):
-                    os.kill(process.pid, signal.SIGKILL)
-            # To the end of its output too, or the pipe would stay open.
-            await process.communicate()
+            await to_thread.run_sync(process.wait, limiter=self._thread)
         return process.returncode
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
+def _translate_start_errors() -> Iterator[None]:
     try:
         yield
     except OSError as error:

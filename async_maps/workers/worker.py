@@ -266,6 +266,6 @@ def main() -> None:
             reply = colorize_chunk(whole[start : start + size], free_from, [Request(*map_) for map_ in maps], recipe)
             del whole
             send_message(replies, reply)
-    except BrokenPipeError:
+    except ConnectionError:
         # The parent is gone; nobody waits for the reply.
         os._exit(1)

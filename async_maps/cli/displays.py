@@ -1,0 +1,106 @@
+"""What a person or a machine sees while a command goes on."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import suppress
+from time import monotonic
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from async_maps.progress import Progress, duration
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import TextIO
+
+    from async_maps.progress import OnProgress
+
+ProgressKind: TypeAlias = Literal["auto", "bar", "log", "json", "none"]
+"""A live bar, a line every few seconds, a JSON object every few seconds, nothing; auto is a bar on a terminal."""
+
+
+_LINE_INTERVAL_S = 5.0
+
+
+class LineDisplay:
+    """Writes a line every few seconds, and one at the end.
+
+    Args:
+        out: the file to write to.
+        render: makes a line of the progress.
+        interval_s: seconds between lines.
+    """
+
+    def __init__(self, out: TextIO, render: Callable[[Progress], str], interval_s: float = _LINE_INTERVAL_S) -> None:
+        self._out = out
+        self._render = render
+        self._interval_s = interval_s
+        self._next_at = monotonic() + interval_s
+
+    def __call__(self, progress: Progress) -> None:
+        """Write a line if it is time."""
+        if not progress.ended and monotonic() < self._next_at:
+            return
+        self._next_at = monotonic() + self._interval_s
+        with suppress(OSError):  # a terminal that is gone is no reason to end the run
+            print(self._render(progress), file=self._out, flush=True)
+
+
+class BarDisplay:
+    """A live bar on a terminal, from the first progress to the last.
+
+    Args:
+        out: the terminal.
+    """
+
+    def __init__(self, out: TextIO) -> None:
+        from rich import progress as rich
+        from rich.console import Console
+        from rich.table import Column
+
+        self._bar = rich.Progress(
+            rich.BarColumn(bar_width=None),  # what the figures leave of the line
+            rich.MofNCompleteColumn(table_column=Column(no_wrap=True)),
+            rich.TextColumn("{task.fields[rates]}"),
+            rich.TextColumn("[red]{task.fields[failed]}"),
+            rich.TextColumn("[dim]{task.fields[queues]}"),
+            console=Console(file=out, force_terminal=True),
+            expand=True,
+        )
+        self._task = self._bar.add_task("", total=None, rates="", failed="", queues="")
+
+    def __call__(self, progress: Progress) -> None:
+        """Move the bar."""
+        report = progress.report
+        rates = (
+            f"{progress.maps_per_s:,.0f} maps/s {progress.mb_per_s:,.1f} MB/s ETA {duration(progress.eta_s)}"
+            f"{progress.slowed}"
+        )
+        levels = "▁▂▃▄▅▆▇█"
+        with suppress(OSError):  # a terminal that is gone is no reason to end the run
+            self._bar.start()
+            self._bar.update(
+                self._task,
+                completed=report.surveyed if progress.is_first_pass else report.seen,
+                total=progress.total,
+                rates="first pass, for the range of all" if progress.is_first_pass else rates,
+                failed=f"{report.failed:,} failed" if report.failed else "",
+                queues="queues " + "".join(levels[round(share * 7)] for share in progress.queues.values()),
+            )
+            if progress.ended:
+                self._bar.stop()
+
+
+def make_display(kind: ProgressKind, out: TextIO | None = None) -> OnProgress | None:
+    """Make the display of a kind, on standard error by default; None for ``none``."""
+    out = out or sys.stderr
+    if kind == "auto":
+        kind = "bar" if out.isatty() else "log"
+    if kind == "bar":
+        return BarDisplay(out)
+    if kind == "log":
+        return LineDisplay(out, Progress.line)
+    if kind == "json":
+        return LineDisplay(out, lambda progress: json.dumps(progress.as_dict()))
+    return None
