@@ -14,9 +14,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import async_maps as am
 from async_maps.metrics import PipelineCollector
-from tests.pipeline.test_pipeline import THREADS, FailingStore, SlowStore, random_map, use_store
-from tests.pipeline.test_put_nowait import until
 from tests.support.leftovers import leaves_nothing
+from tests.support.maps import random_map
+from tests.support.pipelines import THREADS, FailingStore, SlowStore, until, use_store
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

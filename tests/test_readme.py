@@ -14,10 +14,10 @@ import pytest
 
 import async_maps as am
 from async_maps.demo import seaweed
-from tests.cli.test_cli import invoke
-from tests.pipeline.test_pipeline import random_map
+from tests.support.commands import invoke
 from tests.support.kolena_service import serve_kolena
 from tests.support.leftovers import leaves_nothing
+from tests.support.maps import random_map
 
 pytestmark = pytest.mark.usefixtures(leaves_nothing.__name__)
 

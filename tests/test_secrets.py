@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 import async_maps as am
-from tests.pipeline.test_pipeline import random_map
+from tests.support.maps import random_map
 from tests.support.s3_proxy import counting
 
 if TYPE_CHECKING:

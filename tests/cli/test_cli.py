@@ -13,26 +13,25 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import aioboto3
 import numpy as np
 import pytest
 
 import async_maps as am
-from async_maps.cli import app as cli
 from async_maps.cli import run as run_command
 from async_maps.demo import seaweed
 from async_maps.manifest.manifest import Manifest
 from async_maps.render.ranges import ValueRange
 from async_maps.stores.s3 import S3Store
-from tests.pipeline.test_pipeline import decode, random_map
+from tests.support.commands import done_rows, invoke, start
 from tests.support.leftovers import leaves_nothing
+from tests.support.maps import decode, random_map
+from tests.support.s3 import keys, objects
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 pytestmark = pytest.mark.usefixtures(leaves_nothing.__name__)
 
-COMMAND = [sys.executable, "-m", "async_maps"]
 AWKWARD = ["a b", "#1", "100%", "1+1", "what?", "é", "日本", "😀", "a&b=c", "it's (1)!", "~x", "semi;colon"]
 DTYPES = [np.float16, np.float32, np.float64, np.uint8]
 
@@ -40,25 +39,6 @@ DTYPES = [np.float16, np.float32, np.float64, np.uint8]
 @pytest.fixture(autouse=True)
 def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-
-
-def invoke(*arguments: object) -> int:
-    """The command in this process; its exit code."""
-    with pytest.raises(SystemExit) as ended:
-        cli.main([str(argument) for argument in arguments])
-    assert isinstance(ended.value.code, int)
-    return ended.value.code
-
-
-def start(*arguments: object) -> subprocess.Popen[str]:
-    """The command in a process group of its own, as a shell starts it."""
-    return subprocess.Popen(
-        [*COMMAND, *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
 
 
 def mixed_maps(folder: Path, count: int, *, seed: int = 0) -> dict[str, Path]:
@@ -75,24 +55,6 @@ def mixed_maps(folder: Path, count: int, *, seed: int = 0) -> dict[str, Path]:
         np.save(path, (values * 255).astype(dtype) if dtype is np.uint8 else values.astype(dtype))
         made[name] = path
     return made
-
-
-async def keys(bucket: str) -> set[str]:
-    """The keys in a bucket."""
-    async with aioboto3.Session().client("s3") as client:
-        pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket)
-        return {entry["Key"] async for page in pages for entry in page.get("Contents", [])}
-
-
-async def objects(bucket: str) -> dict[str, tuple[bytes, Any]]:
-    """What a bucket holds: key to bytes and time of the last change."""
-    found = {}
-    async with aioboto3.Session().client("s3") as client:
-        async for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket):
-            for entry in page.get("Contents", []):
-                answer = await client.get_object(Bucket=bucket, Key=entry["Key"])
-                found[entry["Key"]] = (await answer["Body"].read(), entry["LastModified"])
-    return found
 
 
 @pytest.mark.parametrize("count", [150, pytest.param(2000, marks=[pytest.mark.slow, pytest.mark.timeout(600)])])
@@ -275,16 +237,6 @@ def test_a_signal_finishes_what_is_in_flight_and_the_next_run_does_the_rest(
 
     assert invoke(*command) == 0
     assert len(asyncio.run(keys(bucket))) == 1200
-
-
-def done_rows(path: str) -> int:
-    if not Path(path).exists():
-        return 0
-    try:
-        with Manifest(path, read_only=True) as manifest:
-            return manifest.counts().get("done", 0)
-    except am.ManifestError:
-        return 0
 
 
 @pytest.mark.slow

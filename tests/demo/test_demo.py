@@ -16,7 +16,7 @@ from async_maps.demo import run as demo
 from async_maps.demo import seaweed
 from async_maps.errors import MissingExtraError, SettingsError
 from async_maps.render.colorize import colorize_activation_map
-from tests.cli.test_cli import COMMAND, invoke, start
+from tests.support.commands import COMMAND, invoke, start
 from tests.support.leftovers import leaves_nothing
 
 if TYPE_CHECKING:

@@ -34,8 +34,9 @@ from async_maps.doctor.target import Target
 from async_maps.errors import StoreError, TransientError
 from async_maps.settings import S3Settings, Settings
 from async_maps.stores.memory import MemoryStore
-from tests.cli.test_cli import invoke, keys
+from tests.support.commands import invoke
 from tests.support.leftovers import leaves_nothing
+from tests.support.s3 import keys
 from tests.support.s3_proxy import counting
 
 if TYPE_CHECKING:

@@ -20,8 +20,9 @@ import async_maps as am
 from async_maps.concurrency.tasks import OrderlyTask
 from async_maps.manifest.manifest import Manifest
 from async_maps.stores.memory import MemoryStore
-from tests.pipeline.test_pipeline import random_map, use_store
 from tests.support.leftovers import children, descriptors, leaves_nothing
+from tests.support.maps import random_map
+from tests.support.pipelines import use_store
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine

@@ -31,8 +31,9 @@ from async_maps.stores.memory import MemoryStore
 from async_maps.workers.arena import Arena
 from async_maps.workers.pool import ProcessWorker
 from async_maps.workers.worker import Recipe
-from tests.pipeline.test_pipeline import decode, random_map, use_store, worker_pids
 from tests.support.leftovers import leaves_nothing
+from tests.support.maps import decode, random_map
+from tests.support.pipelines import use_store, worker_pids
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -23,9 +23,9 @@ from async_maps.errors import ManifestError
 from async_maps.manifest.claims import Claims
 from async_maps.manifest.export import export_manifest
 from async_maps.manifest.manifest import Manifest
-from tests.cli.test_cli import COMMAND, invoke
-from tests.manifest.test_manifest import DESTINATION, SETTINGS, _done, _failed, _map, _rows, _run
+from tests.support.commands import COMMAND, invoke
 from tests.support.leftovers import leaves_nothing
+from tests.support.manifests import DESTINATION, SETTINGS, failure_for, make_map, read_rows, receipt_for, write_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -90,7 +90,7 @@ def said(capsys: pytest.CaptureFixture[str]) -> str:
 
 def whole(manifest: Path, out: Path, names: set[str]) -> None:
     """Rows, objects and maps are the same."""
-    assert {str(row["name"]) for row in _rows(manifest) if row["status"] == "done"} == names
+    assert {str(row["name"]) for row in read_rows(manifest) if row["status"] == "done"} == names
     assert {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()} == {
         f"{name}.png" for name in names
     }
@@ -113,7 +113,7 @@ def test_a_manifest_whose_disk_fills_up_ends_the_run_and_once_there_is_room_the_
         f"the manifest {manifest} cannot be written: its disk is full: make room, and run the same command again"
     )
     # What is committed is whole, and has its object.
-    done = {str(row["name"]) for row in _rows(manifest)}
+    done = {str(row["name"]) for row in read_rows(manifest)}
     stored = {path.stem for path in Path("out/stack").iterdir()}
     assert done <= {f"stack/{stem}" for stem in stored}
     assert len(done) < COUNT
@@ -162,7 +162,7 @@ def test_a_run_that_may_not_write_as_much_as_it_must_is_completed_by_one_that_ma
 
 def test_a_transaction_that_did_not_fit_can_be_repeated_when_there_is_room(disk: Callable[[str], Path]) -> None:
     path = disk("200k") / "m.sqlite"
-    outcomes = [_done(_map(f"{n:04}")) for n in range(200)]
+    outcomes = [receipt_for(make_map(f"{n:04}")) for n in range(200)]
     with Manifest(path) as manifest:
         manifest.begin(DESTINATION)
         filling = fill(path.parent)
@@ -172,7 +172,7 @@ def test_a_transaction_that_did_not_fit_can_be_repeated_when_there_is_room(disk:
             assert manifest.counts() == {}
         filling.unlink()
         manifest.write(outcomes, SETTINGS)
-    assert len(_rows(path)) == 200
+    assert len(read_rows(path)) == 200
 
 
 def test_a_destination_that_fills_up_ends_the_run_without_half_a_file_and_is_completed(
@@ -185,7 +185,7 @@ def test_a_destination_that_fills_up_ends_the_run_without_half_a_file_and_is_com
     assert re.fullmatch(rf"cannot write {out}/stack/\d+\.png: No space left on device", said(capsys))
     assert not list(out.rglob(".*"))
     assert all(path.read_bytes().endswith(b"IEND\xaeB`\x82") for path in out.rglob("*.png"))
-    assert {f"stack/{path.stem}" for path in out.rglob("*.png")} >= {row["name"] for row in _rows(manifest)}
+    assert {f"stack/{path.stem}" for path in out.rglob("*.png")} >= {row["name"] for row in read_rows(manifest)}
     disk("16m")
     assert invoke(*command) == 0
     whole(manifest, out, IN_STACK)
@@ -209,7 +209,7 @@ def test_a_report_that_does_not_fit_is_told_and_the_older_one_stays(
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet", ".jsonl"])
 def test_an_export_that_does_not_fit_is_one_sentence(tmp_path: Path, disk: Callable[[str], Path], suffix: str) -> None:
-    _run(tmp_path / "m.sqlite", [_done(_map(f"{n:04}")) for n in range(2000)])
+    write_run(tmp_path / "m.sqlite", [receipt_for(make_map(f"{n:04}")) for n in range(2000)])
     file = disk("20k") / f"locators{suffix}"
     with pytest.raises(ManifestError, match=rf"^cannot write {file}: .*No space left on device"):
         export_manifest(tmp_path / "m.sqlite", file)
@@ -235,7 +235,7 @@ def test_output_that_goes_to_a_full_disk_costs_no_map(maps: Path, full: str, pro
 
 @pytest.mark.parametrize("record", ["names", "claims"])
 def test_a_full_folder_of_temporary_files_is_one_sentence_that_names_it(tmp_path: Path, record: str) -> None:
-    maps = [_map(f"{n:0300}") for n in range(200)]
+    maps = [make_map(f"{n:0300}") for n in range(200)]
     if record == "names":
         with Manifest(tmp_path / "m.sqlite") as manifest:
             manifest.begin(DESTINATION)
@@ -268,7 +268,7 @@ def test_a_manifest_that_may_not_be_written_is_told_before_anything_is_stored(
     folder.mkdir()
     manifest = folder / "m.sqlite"
     command = ("run", "a.npy", "out", "--manifest", manifest, *QUICK)
-    _run(manifest, [], (unprivileged / "out").as_uri())
+    write_run(manifest, [], (unprivileged / "out").as_uri())
     locked = manifest if what == "file" else folder
     mode = locked.stat().st_mode
     locked.chmod(0o555)
@@ -336,12 +336,12 @@ def test_a_manifest_that_is_gone_in_mid_run_is_told_with_the_next_rows(tmp_path:
     path = tmp_path / "m.sqlite"
     with Manifest(path) as manifest:
         manifest.begin(DESTINATION)
-        manifest.write([_done(_map("a"))], SETTINGS)
+        manifest.write([receipt_for(make_map("a"))], SETTINGS)
         path.unlink()
         if fate == "replaced":
             path.touch()
         with pytest.raises(ManifestError, match=rf"^the manifest {path} was moved, deleted or replaced while"):
-            manifest.write([_done(_map("b"))], SETTINGS)
+            manifest.write([receipt_for(make_map("b"))], SETTINGS)
 
 
 # A file that is damaged ----------------------------------------------------------------------------------------------
@@ -416,7 +416,7 @@ def test_what_is_damaged_or_not_ours_is_told_before_anything_is_stored_and_moved
 ) -> None:
     np.save(maps / "a.npy", np.zeros((4, 4)))
     manifest = Path("m.sqlite")
-    _run(manifest, [_done(_map(name)) for name in sorted(IN_STACK)], Path("out").absolute().as_uri())
+    write_run(manifest, [receipt_for(make_map(name)) for name in sorted(IN_STACK)], Path("out").absolute().as_uri())
     damage(manifest)
     before = manifest.read_bytes()
     command = ("run", maps, "out", "--manifest", manifest, *QUICK)
@@ -476,8 +476,8 @@ def test_the_rows_that_a_torn_log_has_lost_are_done_again(
 @pytest.mark.parametrize("rounds", [60, pytest.param(1000, marks=pytest.mark.slow)])
 def test_whatever_is_damaged_it_is_a_sentence_or_harmless(tmp_path: Path, rounds: int) -> None:
     path, table = tmp_path / "m.sqlite", tmp_path / "table"
-    maps = [_map(f"{n:04}") for n in range(300)]
-    _run(path, [*(_done(map_) for map_ in maps[:200]), *(_failed(map_) for map_ in maps[200:220])])
+    maps = [make_map(f"{n:04}") for n in range(300)]
+    write_run(path, [*(receipt_for(map_) for map_ in maps[:200]), *(failure_for(map_) for map_ in maps[200:220])])
     sound = path.read_bytes()
     rng = random.Random(rounds)  # noqa: S311  # not cryptography
 
@@ -486,7 +486,7 @@ def test_whatever_is_damaged_it_is_a_sentence_or_harmless(tmp_path: Path, rounds
             manifest.begin(DESTINATION)
             manifest.let_locators_move()
             plan = manifest.plan(maps, SETTINGS, "changed")
-            manifest.write([_done(map_) for map_ in plan.todo], SETTINGS)
+            manifest.write([receipt_for(map_) for map_ in plan.todo], SETTINGS)
             list(manifest.claims())
             manifest.complete()
 

@@ -31,9 +31,9 @@ from async_maps.sources.activation_map import ActivationMap
 from async_maps.sources.arrays import array_map
 from async_maps.sources.formats.registry import Readers
 from async_maps.workers.arena import Arena
-from tests.pipeline.test_memory import MIB, held
-from tests.pipeline.test_pipeline import decode, random_map
 from tests.support.leftovers import leaves_nothing
+from tests.support.maps import decode, random_map
+from tests.support.memory import MIB, held
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

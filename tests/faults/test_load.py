@@ -15,9 +15,10 @@ import pytest
 import async_maps as am
 from async_maps.manifest.manifest import Manifest
 from async_maps.stores.memory import MemoryStore
-from tests.pipeline.test_memory import MIB, held
-from tests.pipeline.test_pipeline import decode, use_store
 from tests.support.leftovers import leaves_nothing
+from tests.support.maps import decode
+from tests.support.memory import MIB, held
+from tests.support.pipelines import use_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -14,9 +14,9 @@ from PIL import Image
 
 import async_maps as am
 from async_maps.manifest.manifest import Manifest
-from tests.pipeline.test_pipeline import random_map
 from tests.support.chaos import FAULTS, chaos
 from tests.support.leftovers import leaves_nothing
+from tests.support.maps import random_map
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -25,11 +25,10 @@ from async_maps.kolena import (
     results_frame,
 )
 from async_maps.manifest.manifest import Manifest
-from tests.cli.test_cli import keys
-from tests.kolena.test_tutorial import fetch
-from tests.pipeline.test_pipeline import decode, random_map
 from tests.support.kolena_service import serve_kolena
 from tests.support.leftovers import children, leaves_nothing
+from tests.support.maps import decode, random_map
+from tests.support.s3 import fetch, keys
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -9,17 +9,16 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlparse
 
-import aioboto3
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 import async_maps as am
-from async_maps.filesystems.locators import s3_place
 from async_maps.kolena import bitmap_uploader
-from tests.pipeline.test_pipeline import decode, random_map
 from tests.support.kolena_service import serve_kolena
 from tests.support.leftovers import leaves_nothing
+from tests.support.maps import decode, random_map
+from tests.support.s3 import fetch
 
 pytestmark = pytest.mark.usefixtures(leaves_nothing.__name__)
 
@@ -57,17 +56,6 @@ def as_one_import(bucket: str) -> Iterator[Way]:
     """Steps 1 and 2 as a function that is there already."""
     with bitmap_uploader(f"{bucket}/tutorial/activation_maps") as create_and_upload_bitmap:
         yield create_and_upload_bitmap
-
-
-async def fetch(locators: list[str]) -> list[bytes]:
-    async with aioboto3.Session().client("s3") as client:
-        found = []
-        for locator in locators:
-            place = s3_place(locator)
-            assert place is not None
-            answer = await client.get_object(Bucket=place.bucket, Key=place.key)
-            found.append(await answer["Body"].read())
-        return found
 
 
 @pytest.mark.parametrize("steps_1_and_2", [as_written, as_one_import])

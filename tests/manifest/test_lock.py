@@ -20,9 +20,9 @@ import async_maps as am
 from async_maps.errors import ManifestError
 from async_maps.manifest.lock import RunLock
 from async_maps.manifest.manifest import Manifest
-from tests.cli.test_cli import done_rows, invoke, start
-from tests.pipeline.test_pipeline import random_map
+from tests.support.commands import done_rows, invoke, start
 from tests.support.leftovers import leaves_nothing
+from tests.support.maps import random_map
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -14,7 +14,7 @@ from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -24,24 +24,28 @@ from async_maps.errors import ManifestError
 from async_maps.manifest import recorder as recorder_module
 from async_maps.manifest.manifest import Manifest
 from async_maps.manifest.recorder import Recorder, open_reader, open_recorder
-from async_maps.manifest.schema import COLUMNS
-from async_maps.outcomes import Failure, MapStatistics, Outcome, Receipt
+from async_maps.outcomes import Failure
 from async_maps.render.ranges import UNIT, ValueRange
 from async_maps.render.sketch import QuantileSketch
 from async_maps.report import Report
 from async_maps.settings import Settings
 from async_maps.sources.activation_map import ActivationMap
+from tests.support.manifests import (
+    COUNTED,
+    DESTINATION,
+    SETTINGS,
+    failure_for,
+    make_map,
+    read_rows,
+    receipt_for,
+    write_run,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Iterable
+    from collections.abc import AsyncGenerator
 
     from async_maps.manifest.manifest import Plan, Select
-    from async_maps.outcomes import Stage
     from async_maps.sources.batches import Entry
-
-DESTINATION = "s3://bucket/prefix"
-SETTINGS = Settings().fingerprint()
-_NOON = datetime(2026, 1, 2, 12, 0, 0, 250_000, tzinfo=UTC)
 
 
 @pytest.fixture
@@ -49,38 +53,10 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "manifest.sqlite"
 
 
-def _map(name: str, *, source: str | None = None, fingerprint: str | None = "1-1") -> ActivationMap:
-    return ActivationMap(name, source or f"/maps/{name}.npy", fingerprint, 100)
-
-
-COUNTED = MapStatistics(-1.5, 2.0, 0.25, -1.0, 1.0, 0.5, 7.25, 1.5, 0.5, 3, False)
-
-
-def _done(map_: ActivationMap) -> Receipt:
-    locator = f"{DESTINATION}/{map_.name}.png"
-    return Receipt(map_.name, locator, map_.source, map_.fingerprint, 7, 4, 3, "etag", _NOON, COUNTED, "00c0ffee")
-
-
-def _failed(map_: ActivationMap, stage: Stage = "read") -> Failure:
-    return Failure(map_.name, map_.source, map_.fingerprint, stage, "it is broken")
-
-
-def _run(path: Path, outcomes: Iterable[Outcome], destination: str = DESTINATION) -> None:
-    """A whole run that comes to these outcomes."""
-    with Manifest(path) as manifest:
-        manifest.begin(destination)
-        manifest.write(list(outcomes), SETTINGS)
-
-
-def _plan(path: Path, maps: list[ActivationMap], select: Select = "changed", settings: str = SETTINGS) -> Plan:
+def make_plan(path: Path, maps: list[ActivationMap], select: Select = "changed", settings: str = SETTINGS) -> Plan:
     with Manifest(path) as manifest:
         manifest.begin(DESTINATION)
         return manifest.plan(maps, settings, select)
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    with Manifest(path, read_only=True) as manifest:
-        return [dict(zip(COLUMNS, row, strict=True)) for row in manifest.rows(failed=True)]
 
 
 def _counted(path: Path) -> dict[str, int]:
@@ -93,23 +69,25 @@ def _counted(path: Path) -> dict[str, int]:
 
 
 def test_in_a_new_manifest_everything_is_to_be_done(path: Path) -> None:
-    maps = [_map("a"), _map("b", fingerprint=None)]
-    plan = _plan(path, maps)
+    maps = [make_map("a"), make_map("b", fingerprint=None)]
+    plan = make_plan(path, maps)
     assert (plan.todo, plan.skipped, plan.refused) == (maps, 0, [])
 
 
 def test_what_is_done_and_unchanged_is_skipped_and_all_else_is_done(path: Path) -> None:
-    done, failed, moved, touched, memory = (_map(name) for name in ("done", "failed", "moved", "touched", "memory"))
+    done, failed, moved, touched, memory = (make_map(name) for name in ("done", "failed", "moved", "touched", "memory"))
     memory = replace(memory, fingerprint=None)
-    _run(path, [_done(done), _failed(failed), _done(moved), _done(touched), _done(memory)])
+    write_run(
+        path, [receipt_for(done), failure_for(failed), receipt_for(moved), receipt_for(touched), receipt_for(memory)]
+    )
     todo = [
         failed,
         replace(moved, source="/elsewhere/moved.npy"),
         replace(touched, fingerprint="1-2"),
         memory,
-        _map("new"),
+        make_map("new"),
     ]
-    plan = _plan(path, [done, *todo])
+    plan = make_plan(path, [done, *todo])
     assert (plan.todo, plan.skipped, plan.refused) == (todo, 1, [])
 
 
@@ -119,44 +97,53 @@ def test_what_is_done_and_unchanged_is_skipped_and_all_else_is_done(path: Path) 
 def test_a_repair_does_only_what_was_found_broken_of_the_same_settings_and_source(
     path: Path, select: Select, todo: str
 ) -> None:
-    a, b, c, d = (_done(_map(name)) for name in "abcd")
+    a, b, c, d = (receipt_for(make_map(name)) for name in "abcd")
     with Manifest(path) as manifest:
         manifest.begin(DESTINATION)
-        manifest.write([a, b, d, _failed(_map("f"))], SETTINGS)
+        manifest.write([a, b, d, failure_for(make_map("f"))], SETTINGS)
         manifest.write([c], "other settings")
         manifest.mark_broken((receipt.locator, receipt.name, "missing") for receipt in (a, b, c))
         # Of an overlay that has another locator by now nothing is known.
         manifest.mark_broken([("s3://bucket/elsewhere.png", "d", "missing")])
         assert manifest.broken() == {SETTINGS: 2, "other settings": 1}
-    maps = [_map("a"), _map("b", source="/moved/b.npy"), _map("c"), _map("d"), _map("f"), _map("n")]
-    assert "".join(map_.name for map_ in _plan(path, maps, select).todo) == todo
-    row = _rows(path)[0]
+    maps = [
+        make_map("a"),
+        make_map("b", source="/moved/b.npy"),
+        make_map("c"),
+        make_map("d"),
+        make_map("f"),
+        make_map("n"),
+    ]
+    assert "".join(map_.name for map_ in make_plan(path, maps, select).todo) == todo
+    row = read_rows(path)[0]
     assert (row["status"], row["stage"], row["error"]) == ("failed", "verify", "missing")
     assert (row["locator"], row["etag"], row["crc32"]) == (a.locator, a.etag, a.crc32)
 
 
 def test_other_settings_mean_that_everything_is_done_again(path: Path) -> None:
-    _run(path, [_done(_map("a"))])
-    assert _plan(path, [_map("a")]).skipped == 1
-    assert _plan(path, [_map("a")], settings="other").todo == [_map("a")]
+    write_run(path, [receipt_for(make_map("a"))])
+    assert make_plan(path, [make_map("a")]).skipped == 1
+    assert make_plan(path, [make_map("a")], settings="other").todo == [make_map("a")]
 
 
 @pytest.mark.parametrize(("select", "todo"), [("changed", "bcd"), ("failed", "b"), ("all", "abcd")])
 def test_what_is_asked_for_is_done(path: Path, select: Select, todo: str) -> None:
-    maps = {name: _map(name) for name in "abcd"}
-    _run(path, [_done(maps["a"]), _failed(maps["b"]), _done(replace(maps["c"], fingerprint="0-0"))])
-    plan = _plan(path, list(maps.values()), select)
+    maps = {name: make_map(name) for name in "abcd"}
+    write_run(
+        path, [receipt_for(maps["a"]), failure_for(maps["b"]), receipt_for(replace(maps["c"], fingerprint="0-0"))]
+    )
+    plan = make_plan(path, list(maps.values()), select)
     assert [map_.name for map_ in plan.todo] == list(todo)
     assert plan.skipped == 4 - len(todo)
 
 
 def test_a_second_map_of_one_name_is_refused_with_both_sources_named(path: Path) -> None:
-    first, second = _map("a", source="/maps/a.npy"), _map("a", source="/maps/a.NPY", fingerprint="2-2")
+    first, second = make_map("a", source="/maps/a.npy"), make_map("a", source="/maps/a.NPY", fingerprint="2-2")
     with Manifest(path) as manifest:
         manifest.begin(DESTINATION)
-        assert manifest.plan([first, _map("b")], SETTINGS, "changed").todo == [first, _map("b")]
-        plan = manifest.plan([second, _map("c")], SETTINGS, "changed")
-    assert plan.todo == [_map("c")]
+        assert manifest.plan([first, make_map("b")], SETTINGS, "changed").todo == [first, make_map("b")]
+        plan = manifest.plan([second, make_map("c")], SETTINGS, "changed")
+    assert plan.todo == [make_map("c")]
     (failure,) = plan.refused
     assert (failure.name, failure.source, failure.fingerprint, failure.stage) == ("a", "/maps/a.NPY", "2-2", "source")
     assert failure.reason == "another map of this run has the same name: /maps/a.npy; rename one of them"
@@ -166,25 +153,28 @@ def test_a_second_map_of_one_name_is_refused_with_both_sources_named(path: Path)
 
 @pytest.mark.parametrize("select", ["changed", "failed", "all"])
 def test_a_name_is_taken_also_by_a_map_that_is_skipped(path: Path, select: Select) -> None:
-    _run(path, [_done(_map("a"))])
-    plan = _plan(path, [_map("a"), _map("a", source="/other/a.npy")], select)
+    write_run(path, [receipt_for(make_map("a"))])
+    plan = make_plan(path, [make_map("a"), make_map("a", source="/other/a.npy")], select)
     assert [failure.source for failure in plan.refused] == ["/other/a.npy"]
 
 
 def test_the_next_run_starts_with_all_names_free(path: Path) -> None:
     for _ in range(2):
-        assert _plan(path, [_map("a")]).todo == [_map("a")]
+        assert make_plan(path, [make_map("a")]).todo == [make_map("a")]
 
 
 # Writing -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_row_says_what_became_of_a_map(path: Path) -> None:
-    _run(
+    write_run(
         path,
-        [_done(_map("é/🧠", source="/maps/é.npz[🧠]")), replace(_failed(_map("b")), reason="two\nlines, 'quoted'")],
+        [
+            receipt_for(make_map("é/🧠", source="/maps/é.npz[🧠]")),
+            replace(failure_for(make_map("b")), reason="two\nlines, 'quoted'"),
+        ],
     )
-    failed, done = _rows(path)
+    failed, done = read_rows(path)
     assert done == {
         "name": "é/🧠",
         "locator": "s3://bucket/prefix/é/🧠.png",
@@ -215,15 +205,15 @@ def test_a_row_says_what_became_of_a_map(path: Path) -> None:
 
 
 def test_a_name_has_one_row_however_many_runs_there_were(path: Path) -> None:
-    map_ = _map("a")
+    map_ = make_map("a")
     for outcome, status, locator in (
-        (_failed(map_), "failed", None),
-        (_done(map_), "done", f"{DESTINATION}/a.png"),
-        (_done(map_), "done", f"{DESTINATION}/a.png"),
-        (_failed(map_, "upload"), "failed", None),
+        (failure_for(map_), "failed", None),
+        (receipt_for(map_), "done", f"{DESTINATION}/a.png"),
+        (receipt_for(map_), "done", f"{DESTINATION}/a.png"),
+        (failure_for(map_, "upload"), "failed", None),
     ):
-        _run(path, [outcome])
-        (row,) = _rows(path)
+        write_run(path, [outcome])
+        (row,) = read_rows(path)
         assert (row["status"], row["locator"]) == (status, locator)
         assert (row["error"] is None) == (status == "done")
         assert (row["bytes"] is None) == (status == "failed")
@@ -231,37 +221,37 @@ def test_a_name_has_one_row_however_many_runs_there_were(path: Path) -> None:
 
 def test_a_map_refused_at_the_source_has_no_claim_on_a_name_and_goes_with_the_next_run(path: Path) -> None:
     refused = Failure("a", "/maps/a.NPY", "2-2", "source", "another map of this run has the same name")
-    _run(path, [_done(_map("a")), refused, replace(refused, source="/maps/a.nPy")])
-    assert [(row["status"], row["source"]) for row in _rows(path)] == [
+    write_run(path, [receipt_for(make_map("a")), refused, replace(refused, source="/maps/a.nPy")])
+    assert [(row["status"], row["source"]) for row in read_rows(path)] == [
         ("failed", "/maps/a.NPY"),
         ("failed", "/maps/a.nPy"),
         ("done", "/maps/a.npy"),
     ]
-    plan = _plan(path, [_map("a")])
+    plan = make_plan(path, [make_map("a")])
     assert (plan.skipped, plan.todo) == (1, [])
     # A run that does not come to its end has not seen whether they are still refused.
-    assert len(_rows(path)) == 3
+    assert len(read_rows(path)) == 3
     time.sleep(0.01)
     with Manifest(path) as manifest:
         manifest.begin(DESTINATION)
         manifest.write([refused], SETTINGS)
         manifest.complete()
-    assert [row["source"] for row in _rows(path)] == ["/maps/a.NPY", "/maps/a.npy"]
+    assert [row["source"] for row in read_rows(path)] == ["/maps/a.NPY", "/maps/a.npy"]
 
 
 def test_a_batch_is_written_whole_or_not_at_all(path: Path) -> None:
-    unfit = replace(_done(_map("b")), locator=object())  # type: ignore[arg-type]
+    unfit = replace(receipt_for(make_map("b")), locator=object())  # type: ignore[arg-type]
     with Manifest(path) as manifest:
         manifest.begin(DESTINATION)
         with pytest.raises(ManifestError, match="cannot be written"):
-            manifest.write([_done(_map("a")), unfit], SETTINGS)
+            manifest.write([receipt_for(make_map("a")), unfit], SETTINGS)
         assert manifest.counts() == {}
-        manifest.write([_done(_map("a"))], SETTINGS)
+        manifest.write([receipt_for(make_map("a"))], SETTINGS)
         assert manifest.counts() == {"done": 1}
 
 
 def test_rows_come_in_the_order_of_the_names_with_failures_only_if_asked_for(path: Path) -> None:
-    _run(path, [_done(_map("b")), _failed(_map("c")), _done(_map("a"))])
+    write_run(path, [receipt_for(make_map("b")), failure_for(make_map("c")), receipt_for(make_map("a"))])
     with Manifest(path, read_only=True) as manifest:
         assert [row[0] for row in manifest.rows()] == ["a", "b"]
         assert [row[0] for row in manifest.rows(failed=True)] == ["a", "b", "c"]
@@ -272,8 +262,8 @@ def test_rows_come_in_the_order_of_the_names_with_failures_only_if_asked_for(pat
 
 
 def test_another_destination_is_refused_unless_nothing_was_done_there(path: Path) -> None:
-    _run(path, [])
-    _run(path, [_done(_map("a"))], "s3://second/")
+    write_run(path, [])
+    write_run(path, [receipt_for(make_map("a"))], "s3://second/")
     with Manifest(path) as manifest:
         for prepare in (manifest.begin, manifest.prepare):
             with pytest.raises(ManifestError) as refusal:
@@ -304,7 +294,7 @@ def test_what_is_no_manifest_is_refused_and_stays_as_it_is(path: Path, read_only
 
 @pytest.mark.parametrize("version", [2, 99])
 def test_a_manifest_of_another_schema_is_refused(version: int, path: Path) -> None:
-    _run(path, [_done(_map("a"))])
+    write_run(path, [receipt_for(make_map("a"))])
     with closing(sqlite3.connect(path)) as database:
         database.execute(f"PRAGMA user_version = {version}")
     before = path.read_bytes()
@@ -337,7 +327,7 @@ def test_the_range_and_the_sketch_of_the_last_run_are_kept(path: Path) -> None:
 
 @pytest.mark.parametrize("key", ["sketch", "range"])
 def test_a_damaged_range_is_one_sentence(path: Path, key: str) -> None:
-    _run(path, [])
+    write_run(path, [])
     with closing(sqlite3.connect(path)) as database:
         database.execute("INSERT INTO meta VALUES (?, '[1, 2')", (key,))
         database.commit()
@@ -364,14 +354,14 @@ def test_what_is_not_there_or_cannot_be_made_is_one_sentence(path: Path) -> None
 
 def test_a_file_or_folder_that_may_not_be_written_is_one_sentence(unprivileged: Path) -> None:
     path = unprivileged / "manifest.sqlite"
-    _run(path, [_done(_map("a"))])
+    write_run(path, [receipt_for(make_map("a"))])
     path.chmod(0o444)
     with pytest.raises(ManifestError, match=rf"^the manifest {path} cannot be opened: no permission to write it, or"):
         Manifest(path)
     unprivileged.chmod(0o555)
     with pytest.raises(ManifestError, match="cannot be opened: no permission to write it, or in its folder"):
         Manifest(unprivileged / "new.sqlite")
-    assert [row["name"] for row in _rows(path)] == ["a"]
+    assert [row["name"] for row in read_rows(path)] == ["a"]
     path.chmod(0)
     with pytest.raises(ManifestError, match="cannot be opened: no permission for it"):
         Manifest(path, read_only=True)
@@ -384,7 +374,7 @@ def test_a_file_or_folder_that_may_not_be_written_is_one_sentence(unprivileged: 
 
 
 def test_a_damaged_manifest_is_one_sentence_and_can_be_closed(path: Path) -> None:
-    _run(path, [_done(_map(f"{n:0200}")) for n in range(200)])
+    write_run(path, [receipt_for(make_map(f"{n:0200}")) for n in range(200)])
     content = bytearray(path.read_bytes())
     content[4096:] = b"\xff" * (len(content) - 4096)
     path.write_bytes(content)
@@ -394,16 +384,16 @@ def test_a_damaged_manifest_is_one_sentence_and_can_be_closed(path: Path) -> Non
 
 @pytest.mark.parametrize("name", ["with space.sqlite", "100%41.sqlite", "what?mode=ro#x.sqlite", "é🧠.sqlite"])
 def test_any_file_name_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    _run(tmp_path / name, [_done(_map("a"))])
+    write_run(tmp_path / name, [receipt_for(make_map("a"))])
     assert [file.name for file in tmp_path.iterdir()] == [name]
     monkeypatch.chdir(tmp_path)
-    assert len(_rows(Path(name))) == 1
+    assert len(read_rows(Path(name))) == 1
 
 
 def test_after_a_run_the_manifest_is_a_single_file(path: Path) -> None:
     with Manifest(path) as manifest:
         manifest.begin(DESTINATION)
-        manifest.write([_done(_map("a"))], SETTINGS)
+        manifest.write([receipt_for(make_map("a"))], SETTINGS)
         assert {file.name for file in path.parent.iterdir()} > {path.name}
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
@@ -412,42 +402,43 @@ def test_a_reader_does_not_keep_a_run_from_closing(path: Path) -> None:
     manifest = Manifest(path)
     manifest.begin(DESTINATION)
     with Manifest(path, read_only=True) as reader:
-        manifest.write([_done(_map(f"{n}")) for n in range(10)], SETTINGS)
+        manifest.write([receipt_for(make_map(f"{n}")) for n in range(10)], SETTINGS)
         rows = reader.rows()
         next(rows)
         manifest.close()
         assert len(list(rows)) == 9
-    assert len(_rows(path)) == 10
+    assert len(read_rows(path)) == 10
 
 
 def test_it_can_be_read_while_a_run_writes(path: Path) -> None:
     with Manifest(path) as manifest:
         manifest.begin(DESTINATION)
-        manifest.write([_done(_map("a"))], SETTINGS)
+        manifest.write([receipt_for(make_map("a"))], SETTINGS)
         with Manifest(path, read_only=True) as reader:
             assert reader.counts() == {"done": 1}
             rows = reader.rows()
             assert next(rows)[0] == "a"
-            manifest.write([_done(_map("b"))], SETTINGS)
+            manifest.write([receipt_for(make_map("b"))], SETTINGS)
             assert list(rows) == []  # one moment, from beginning to end
             assert reader.counts() == {"done": 2}
             with pytest.raises(ManifestError, match="cannot be written: no permission"):
-                reader.write([_done(_map("c"))], SETTINGS)
+                reader.write([receipt_for(make_map("c"))], SETTINGS)
 
 
 def test_a_run_killed_in_the_middle_of_a_transaction_leaves_whole_rows_only(path: Path) -> None:
     program = (
         "import os, sys\n"
-        "from tests.manifest.test_manifest import DESTINATION, SETTINGS, Manifest, _done, _map\n"
+        "from async_maps.manifest.manifest import Manifest\n"
+        "from tests.support.manifests import DESTINATION, SETTINGS, make_map, receipt_for\n"
         "manifest = Manifest(sys.argv[1])\n"
         "manifest.begin(DESTINATION)\n"
-        "manifest.write([_done(_map(str(n))) for n in range(1000)], SETTINGS)\n"
+        "manifest.write([receipt_for(make_map(str(n))) for n in range(1000)], SETTINGS)\n"
         # A small cache, so that rows are in the log before they are committed; then the end, some way into the batch.
         "manifest._database.execute('PRAGMA cache_size = 5')\n"
         "steps = iter(range(3000))\n"
         "manifest._database.set_progress_handler(lambda: next(steps, None) is None and os.kill(os.getpid(), 9), 10)\n"
         "print(os.stat(f'{sys.argv[1]}-wal').st_size, flush=True)\n"
-        "manifest.write([_done(_map(str(n), fingerprint='2-2')) for n in range(500, 1500)], SETTINGS)\n"
+        "manifest.write([receipt_for(make_map(str(n), fingerprint='2-2')) for n in range(500, 1500)], SETTINGS)\n"
     )
     root = Path(__file__).parents[2]
     answer = subprocess.run(
@@ -456,16 +447,16 @@ def test_a_run_killed_in_the_middle_of_a_transaction_leaves_whole_rows_only(path
     assert answer.returncode == -signal.SIGKILL, answer.stderr
     assert (path.parent / f"{path.name}-wal").stat().st_size > int(answer.stdout)
     assert _counted(path) == {"done": 1000}
-    assert {row["fingerprint"] for row in _rows(path)} == {"1-1"}
-    plan = _plan(path, [_map(str(n)) for n in range(1500)])
+    assert {row["fingerprint"] for row in read_rows(path)} == {"1-1"}
+    plan = make_plan(path, [make_map(str(n)) for n in range(1500)])
     assert (plan.skipped, len(plan.todo)) == (1000, 500)
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
 @pytest.mark.slow
 def test_planning_many_maps_takes_one_look_a_batch_and_little_memory(path: Path) -> None:
-    maps = [_map(f"{n:06}") for n in range(50_000)]
-    _run(path, [_done(map_) for map_ in maps])
+    maps = [make_map(f"{n:06}") for n in range(50_000)]
+    write_run(path, [receipt_for(map_) for map_ in maps])
     statements: list[str] = []
     with Manifest(path) as manifest:
         manifest.begin(DESTINATION)
@@ -493,7 +484,7 @@ def test_planning_uses_the_index(path: Path) -> None:
         manifest.begin(DESTINATION)
         seen: list[str] = []
         manifest._database.set_trace_callback(seen.append)
-        manifest.plan([_map("a"), _map("b")], SETTINGS, "changed")
+        manifest.plan([make_map("a"), make_map("b")], SETTINGS, "changed")
         manifest._database.set_trace_callback(None)
         (query,) = (statement for statement in seen if statement.startswith("SELECT"))
         how = [row[3] for row in manifest._database.execute(f"EXPLAIN QUERY PLAN {query}")]
@@ -514,15 +505,15 @@ async def _selected(recorder: Recorder, select: Select, report: Report, *batches
 
 
 async def test_a_recorder_leaves_out_what_is_done_and_passes_on_what_was_refused(path: Path) -> None:
-    _run(path, [_done(_map("a"))])
+    write_run(path, [receipt_for(make_map("a"))])
     refused = Failure("../x", "/maps/x.npz[../x]", None, "source", "a '..' part")
     report = Report()
     async with open_recorder(path, DESTINATION) as recorder:
         assert recorder is not None
         first, second = await _selected(
-            recorder, "changed", report, [_map("a"), refused, _map("b")], [_map("b", source="/other/b.npy")]
+            recorder, "changed", report, [make_map("a"), refused, make_map("b")], [make_map("b", source="/other/b.npy")]
         )
-    assert first == [refused, _map("b")]
+    assert first == [refused, make_map("b")]
     (duplicate,) = second
     assert isinstance(duplicate, Failure)
     assert report.skipped == 1
@@ -535,15 +526,17 @@ async def test_without_a_path_there_is_no_recorder() -> None:
 
 async def test_a_dry_run_writes_nothing(path: Path) -> None:
     async with open_reader(path, DESTINATION) as recorder:
-        assert await _selected(recorder, "changed", Report(), [_map("a")]) == [[_map("a")]]
+        assert await _selected(recorder, "changed", Report(), [make_map("a")]) == [[make_map("a")]]
     async with open_reader(None, DESTINATION) as recorder:
-        assert await _selected(recorder, "changed", Report(), [_map("a"), _map("a")]) != [[_map("a"), _map("a")]]
+        assert await _selected(recorder, "changed", Report(), [make_map("a"), make_map("a")]) != [
+            [make_map("a"), make_map("a")]
+        ]
     assert list(path.parent.iterdir()) == []
-    _run(path, [_done(_map("a"))])
+    write_run(path, [receipt_for(make_map("a"))])
     before = path.read_bytes()
     report = Report()
     async with open_reader(path, DESTINATION) as recorder:
-        assert await _selected(recorder, "changed", report, [_map("a"), _map("b")]) == [[_map("b")]]
+        assert await _selected(recorder, "changed", report, [make_map("a"), make_map("b")]) == [[make_map("b")]]
     assert report.skipped == 1
     assert path.read_bytes() == before
     with pytest.raises(ManifestError, match="is the manifest of"):
@@ -553,7 +546,7 @@ async def test_a_dry_run_writes_nothing(path: Path) -> None:
 
 
 async def test_another_destination_is_refused_by_a_recorder_and_its_file_is_closed(path: Path) -> None:
-    _run(path, [_done(_map("a"))])
+    write_run(path, [receipt_for(make_map("a"))])
     with pytest.raises(ManifestError, match="is the manifest of"):
         async with open_recorder(path, "s3://other"):
             pass
@@ -564,11 +557,11 @@ async def test_rows_are_committed_when_there_are_many(path: Path, monkeypatch: p
     monkeypatch.setattr(recorder_module, "_COMMIT_INTERVAL_S", 1000.0)
     async with open_recorder(path, DESTINATION) as recorder:
         assert recorder is not None
-        await recorder.note([_done(_map(str(n))) for n in range(999)])
+        await recorder.note([receipt_for(make_map(str(n))) for n in range(999)])
         assert _counted(path) == {}
-        await recorder.note([_done(_map("last"))])
+        await recorder.note([receipt_for(make_map("last"))])
         assert _counted(path) == {"done": 1000}
-        await recorder.note([_done(_map("next"))])
+        await recorder.note([receipt_for(make_map("next"))])
         assert _counted(path) == {"done": 1000}
     assert _counted(path) == {"done": 1001}
 
@@ -576,11 +569,11 @@ async def test_rows_are_committed_when_there_are_many(path: Path, monkeypatch: p
 async def test_rows_are_committed_after_a_while(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with open_recorder(path, DESTINATION) as recorder:
         assert recorder is not None
-        await recorder.note([_done(_map("a"))])
+        await recorder.note([receipt_for(make_map("a"))])
         assert _counted(path) == {}
         await asyncio.sleep(0.02)
         monkeypatch.setattr(recorder_module, "_COMMIT_INTERVAL_S", 0.01)
-        await recorder.note([_done(_map("b"))])
+        await recorder.note([receipt_for(make_map("b"))])
         assert _counted(path) == {"done": 2}
 
 
@@ -589,7 +582,7 @@ async def test_rows_are_committed_however_the_run_ends(path: Path, end: type[Bas
     try:
         async with open_recorder(path, DESTINATION) as recorder:
             assert recorder is not None
-            await recorder.note([_done(_map("a"))])
+            await recorder.note([receipt_for(make_map("a"))])
             assert _counted(path) == {}
             if end is not None:
                 raise end
@@ -603,7 +596,7 @@ async def test_rows_are_committed_when_the_scope_around_the_run_is_cancelled(pat
     with CancelScope() as scope:
         async with open_recorder(path, DESTINATION) as recorder:
             assert recorder is not None
-            await recorder.note([_done(_map("a"))])
+            await recorder.note([receipt_for(make_map("a"))])
             scope.cancel()
             await asyncio.sleep(30)
     assert scope.cancelled_caught
@@ -619,7 +612,7 @@ async def test_no_row_is_lost_at_whatever_step_of_a_commit_the_run_is_cancelled(
         async with open_recorder(path, DESTINATION) as recorder:
             assert recorder is not None
             noting.set()
-            await recorder.note([_done(_map(str(n))) for n in range(1000)])
+            await recorder.note([receipt_for(make_map(str(n))) for n in range(1000)])
             await asyncio.sleep(30)
 
     running = asyncio.create_task(run())
@@ -654,10 +647,10 @@ async def test_a_commit_under_way_when_the_run_is_cancelled_is_finished_and_not_
 
 
 async def test_a_plan_under_way_when_the_run_is_cancelled_does_not_cost_the_rows(path: Path) -> None:
-    maps: list[Entry] = [_map(str(n)) for n in range(30_000)]
+    maps: list[Entry] = [make_map(str(n)) for n in range(30_000)]
     async with open_recorder(path, DESTINATION) as recorder:
         assert recorder is not None
-        await recorder.note([_done(_map("a"))])
+        await recorder.note([receipt_for(make_map("a"))])
         selecting = asyncio.create_task(_selected(recorder, "changed", Report(), maps))
         await _in_transaction(recorder)
         selecting.cancel()
@@ -671,7 +664,7 @@ async def test_what_could_not_be_written_is_told_and_tried_once_more_at_the_end(
         async with open_recorder(path, DESTINATION) as recorder:
             assert recorder is not None
             recorder._manifest._database.execute("PRAGMA busy_timeout = 10")
-            await recorder.note([_done(_map("a"))])
+            await recorder.note([receipt_for(make_map("a"))])
             other.execute("BEGIN IMMEDIATE")
             with pytest.raises(ManifestError, match="cannot be written: another program has locked it: wait"):
                 await recorder.commit()
@@ -690,7 +683,7 @@ async def test_the_event_loop_goes_on_while_the_manifest_is_written(path: Path) 
 
     async with open_recorder(path, DESTINATION) as recorder:
         assert recorder is not None
-        outcomes = [_done(_map(str(n))) for n in range(20_000)]
+        outcomes = [receipt_for(make_map(str(n))) for n in range(20_000)]
         ticking = asyncio.create_task(tick())
         await recorder.note(outcomes)
         ticking.cancel()

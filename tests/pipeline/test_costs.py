@@ -15,9 +15,9 @@ from async_maps.stages import encode, graph
 from async_maps.workers import pool
 from async_maps.workers.pool import ProcessWorker
 from async_maps.workers.worker import frame
-from tests.pipeline.test_pipeline import random_map
-from tests.stores.test_direct import server
 from tests.support.leftovers import leaves_nothing
+from tests.support.maps import random_map
+from tests.support.scripted_server import server
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from async_maps.stages.items import Bitmap
     from async_maps.workers.arena import Arena
-    from tests.stores.test_direct import Scripted
+    from tests.support.scripted_server import Scripted
 
 __all__ = ["server"]
 

@@ -14,8 +14,9 @@ import pytest
 
 import async_maps as am
 from async_maps import pipeline as pipeline_module
-from tests.pipeline.test_pipeline import THREADS, SlowStore, random_map, use_store
 from tests.support.leftovers import leaves_nothing
+from tests.support.maps import random_map
+from tests.support.pipelines import THREADS, SlowStore, use_store
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator

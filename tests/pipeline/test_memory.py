@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from pathlib import Path
@@ -14,7 +13,7 @@ import zarr
 from numpy.lib.format import open_memmap
 
 import async_maps as am
-from tests.support.leftovers import children
+from tests.support.memory import MIB, held
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,21 +25,6 @@ pytestmark = [
 ]
 
 MAPS = 20_000
-MIB = 2**20
-
-
-def held() -> int:
-    """Bytes that this process and its children hold, what they share counted once."""
-    return sum(pss(process) for process in (os.getpid(), *children()))
-
-
-def pss(process: int) -> int:
-    """Bytes that a process holds, of what it shares its part; 0 if it has ended."""
-    try:
-        lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
-    except (FileNotFoundError, ProcessLookupError, PermissionError):
-        return 0
-    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))
 
 
 def sparse_npy(folder: Path) -> Path:

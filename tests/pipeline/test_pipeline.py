@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import io
 import os
 import signal
 import subprocess
@@ -12,7 +11,7 @@ import sys
 import textwrap
 import threading
 import zipfile
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,79 +19,26 @@ import aioboto3
 import numpy as np
 import pytest
 from anyio import create_task_group, from_thread, to_thread
-from PIL import Image
 
 import async_maps as am
-from async_maps import pipeline as pipeline_module
 from async_maps.manifest.manifest import Manifest
 from async_maps.stages.items import Png
 from async_maps.stores.files import FileStore
-from async_maps.stores.memory import MemoryStore
 from async_maps.stores.s3 import S3Store
 from async_maps.workers.pool import ProcessWorker
 from tests.support.leftovers import leaves_nothing
+from tests.support.maps import decode, random_map
+from tests.support.pipelines import THREADS, FailingStore, SlowStore, use_store, worker_pids
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
     from numpy.typing import NDArray
 
-    from async_maps.stores import Store
     from async_maps.workers.arena import Block
     from async_maps.workers.worker import Reply, Request
 
 pytestmark = pytest.mark.usefixtures(leaves_nothing.__name__)
-
-THREADS = am.Settings(workers=0)
-
-
-def random_map(seed: int, shape: tuple[int, int] = (20, 30)) -> NDArray[np.float32]:
-    return np.random.default_rng(seed).random(shape, np.float32)
-
-
-def decode(png: bytes) -> NDArray[np.uint8]:
-    with Image.open(io.BytesIO(png)) as image:
-        return np.asarray(image.convert("RGBA"))
-
-
-def use_store(monkeypatch: pytest.MonkeyPatch, store: Store) -> None:
-    """Let every pipeline of this test open this store."""
-
-    @asynccontextmanager
-    async def opened(*_: object) -> AsyncIterator[Store]:
-        yield store
-
-    monkeypatch.setattr(pipeline_module, "open_store", opened)
-
-
-class SlowStore(MemoryStore):
-    """Takes an object only when it is let."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.gate = asyncio.Event()
-        self.asked = 0
-
-    async def put(self, key: str, data: bytes) -> str:
-        self.asked += 1
-        await self.gate.wait()
-        return await super().put(key, data)
-
-
-class FailingStore(MemoryStore):
-    """Refuses the keys it is told to, or all of them after a number of objects."""
-
-    def __init__(self, refused: set[str], *, dies_after: int = sys.maxsize) -> None:
-        super().__init__()
-        self.refused = refused
-        self.dies_after = dies_after
-
-    async def put(self, key: str, data: bytes) -> str:
-        if len(self.objects) >= self.dies_after:
-            raise am.StoreError("the store is on fire")
-        if key in self.refused:
-            raise am.ObjectError("not this one")
-        return await super().put(key, data)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -485,17 +431,6 @@ async def test_a_killed_worker_costs_nothing_but_time(maps: Path, tmp_path: Path
     assert killed > 0
     assert report.failed == 0, report.failures
     assert report.uploaded == len(list((tmp_path / "out").glob("*.png"))) == 600
-
-
-def worker_pids() -> list[int]:
-    """The worker processes that this process has."""
-    found = subprocess.run(
-        ["pgrep", "-f", "-P", str(os.getpid()), "async_maps.workers.worker"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return [int(line) for line in found.stdout.split()]
 
 
 @pytest.mark.parametrize("size", [2**50, 2**60])

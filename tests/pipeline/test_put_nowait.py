@@ -17,8 +17,9 @@ import uvloop
 import async_maps as am
 from async_maps.stores.memory import MemoryStore
 from async_maps.workers.pool import ThreadWorker
-from tests.pipeline.test_pipeline import THREADS, FailingStore, SlowStore, decode, random_map, use_store
 from tests.support.leftovers import leaves_nothing
+from tests.support.maps import decode, random_map
+from tests.support.pipelines import THREADS, FailingStore, SlowStore, until, use_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -36,13 +37,6 @@ def nothing_in(pipeline: am.Pipeline) -> bool:
     statistics = pipeline.statistics()
     full = [stage.queue for stage in statistics.stages.values()]
     return (statistics.in_flight, statistics.waiting, max(full)) == (0, 0, 0)
-
-
-async def until(true: Callable[[], bool]) -> None:
-    """Wait for something that nobody announces."""
-    async with asyncio.timeout(10):
-        while not true():  # noqa: ASYNC110
-            await asyncio.sleep(0.002)
 
 
 class Gated(ThreadWorker):

@@ -21,12 +21,12 @@ from aiohttp import web
 
 import async_maps as am
 from async_maps.stores.s3 import S3Store
-from tests.pipeline.test_memory import MIB, pss
-from tests.pipeline.test_pipeline import decode, random_map
-from tests.pipeline.test_put_nowait import until
 from tests.support.burst import Answer, burst
 from tests.support.chaos import chaos
 from tests.support.leftovers import leaves_nothing
+from tests.support.maps import decode, random_map
+from tests.support.memory import MIB, pss
+from tests.support.pipelines import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -17,8 +17,9 @@ from async_maps.errors import SourceError
 from async_maps.outcomes import Failure
 from async_maps.sources import open_source
 from async_maps.sources.activation_map import ActivationMap
-from tests.sources.test_s3_source import npy, upload
 from tests.support.leftovers import leaves_nothing
+from tests.support.maps import npy
+from tests.support.s3 import upload
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
 import threading
 import zipfile
 from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any
 
-import aioboto3
 import numpy as np
 import pytest
 
@@ -23,15 +21,16 @@ from async_maps.sources import open_source
 from async_maps.sources.activation_map import ActivationMap
 from async_maps.sources.formats.registry import FORMATS, Readers
 from tests.support.leftovers import leaves_nothing
+from tests.support.maps import MAP, npy, npz
+from tests.support.s3 import delete, upload
 from tests.support.s3_proxy import Proxy, counting
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
     from typing import BinaryIO
 
     from numpy.typing import NDArray
 
-MAP = np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 4)
 IMPATIENT = S3Settings(max_attempts=1, connect_timeout_s=1.0, read_timeout_s=1.0)
 
 pytestmark = pytest.mark.usefixtures(leaves_nothing.__name__)
@@ -41,40 +40,6 @@ pytestmark = pytest.mark.usefixtures(leaves_nothing.__name__)
 def proxy(s3: seaweed.S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     with counting(s3, monkeypatch) as proxy:
         yield proxy
-
-
-def npy(array: NDArray[Any] = MAP) -> bytes:
-    file = io.BytesIO()
-    np.save(file, array, allow_pickle=False)
-    return file.getvalue()
-
-
-def npz(**arrays: NDArray[Any]) -> bytes:
-    file = io.BytesIO()
-    np.savez(file, **arrays)  # type: ignore[arg-type]  # numpy's stub takes the keywords for its own
-    return file.getvalue()
-
-
-def upload(bucket: str, objects: Mapping[str, bytes]) -> None:
-    async def put_all() -> None:
-        async with aioboto3.Session().client("s3") as client:
-            turn = asyncio.Semaphore(32)
-
-            async def put(key: str, data: bytes) -> None:
-                async with turn:
-                    await client.put_object(Bucket=bucket, Key=key, Body=data)
-
-            await asyncio.gather(*(put(key, data) for key, data in objects.items()))
-
-    asyncio.run(put_all())
-
-
-def delete(bucket: str, key: str) -> None:
-    async def delete_one() -> None:
-        async with aioboto3.Session().client("s3") as client:
-            await client.delete_object(Bucket=bucket, Key=key)
-
-    asyncio.run(delete_one())
 
 
 def listed(place: str, **options: Any) -> list[ActivationMap | Failure]:

@@ -12,7 +12,7 @@ import pytest
 import async_maps as am
 from async_maps.filesystems.s3 import S3Filesystem, split_place
 from async_maps.sources.formats.s3_zarr import S3ZarrStore
-from tests.sources.test_s3_source import upload
+from tests.support.s3 import upload
 from tests.support.s3_proxy import Proxy, counting
 
 if TYPE_CHECKING:

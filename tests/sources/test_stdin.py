@@ -14,10 +14,10 @@ import pytest
 
 from async_maps.errors import SourceError
 from async_maps.sources import open_source
-from tests.cli.test_cli import COMMAND
-from tests.pipeline.test_pipeline import random_map
-from tests.sources.test_s3_source import npy, upload
+from tests.support.commands import COMMAND
 from tests.support.leftovers import leaves_nothing
+from tests.support.maps import npy, random_map
+from tests.support.s3 import upload
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,10 +13,10 @@ import pytest
 
 import async_maps as am
 from async_maps.progress import Snapshot, showing
-from tests.cli.test_cli import invoke, objects
-from tests.pipeline.test_pipeline import decode, random_map
-from tests.sources.test_s3_source import delete, npy, npz, upload
+from tests.support.commands import invoke
 from tests.support.leftovers import leaves_nothing
+from tests.support.maps import decode, npy, npz, random_map
+from tests.support.s3 import delete, objects, upload
 from tests.support.s3_proxy import Proxy, counting
 
 if TYPE_CHECKING:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import os
 import zlib
@@ -24,13 +23,16 @@ from async_maps.settings import S3Settings, Settings
 from async_maps.stores import open_store
 from async_maps.stores.direct import DirectSession, Plan, Signer
 from async_maps.stores.s3 import S3Store, object_headers
-from tests.stores.test_stores import AWKWARD
 from tests.support.leftovers import leaves_nothing
+from tests.support.names import AWKWARD
+from tests.support.scripted_server import Scripted, server
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
     from aiobotocore.credentials import AioCredentials
+
+__all__ = ["server"]
 
 pytestmark = pytest.mark.usefixtures(leaves_nothing.__name__)
 
@@ -161,59 +163,6 @@ def _request(more: Mapping[str, str]) -> Any:
 
 
 # What goes directly, and what does not ------------------------------------------------------------------------------
-
-
-class Scripted:
-    """A server on loopback that answers PUTs as it is told, and with 200 when it was told nothing.
-
-    Attributes:
-        answers: what the next direct requests get: a status, or 0 to hang up.
-        to_all: whether those of the SDK get them, too.
-        direct: the headers of the requests that came directly.
-        sdk: likewise, of those that the SDK sent.
-        bodies: of all, by path.
-    """
-
-    def __init__(self) -> None:
-        self.answers: list[int] = []
-        self.to_all = False
-        self.direct: list[dict[str, str]] = []
-        self.sdk: list[dict[str, str]] = []
-        self.bodies: dict[str, bytes] = {}
-
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while head := await reader.readuntil(b"\r\n\r\n"):
-                lines = head.decode().split("\r\n")
-                headers = dict(line.lower().split(": ", 1) for line in lines[1:] if line)
-                if "expect" in headers:
-                    writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-                body = await reader.readexactly(int(headers.get("content-length", 0)))
-                self.bodies[lines[0].split()[1]] = body
-                mine = "amz-sdk-invocation-id" not in headers
-                (self.direct if mine else self.sdk).append(headers)
-                status = self.answers.pop(0) if (mine or self.to_all) and self.answers else 200
-                if not status:
-                    return
-                writer.write(f'HTTP/1.1 {status} x\r\nETag: "tag"\r\nContent-Length: 0\r\n\r\n'.encode())
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
-        finally:
-            writer.close()
-
-
-@pytest.fixture
-async def server(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Scripted]:
-    scripted = Scripted()
-    async with await asyncio.start_server(scripted.serve, "127.0.0.1", 0, limit=2**24) as listening:
-        for name, value in {
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}",
-            "AWS_ACCESS_KEY_ID": "id",
-            "AWS_SECRET_ACCESS_KEY": "secret",
-            "AWS_REGION": "us-east-1",
-        }.items():
-            monkeypatch.setenv(name, value)
-        yield scripted
 
 
 async def test_all_but_the_first_go_directly_with_one_request_each(server: Scripted) -> None:

@@ -30,6 +30,7 @@ from async_maps.stores import open_store
 from async_maps.stores.files import FileStore
 from async_maps.stores.memory import MemoryStore
 from async_maps.stores.s3 import S3Store
+from tests.support.names import AWKWARD
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -37,12 +38,6 @@ if TYPE_CHECKING:
 
     from async_maps.demo.seaweed import S3Server
     from async_maps.stores import Store
-
-AWKWARD = (
-    *("plain", "with space", " leading blank", "trailing blank ", "a+b", "100%", "%41", "~tilde", "#hash", "why?"),
-    *("a&b", "a=b", "o'clock", "(paren)", "bang!", "star*", "a,b;c:d@e$f", 'quo"te', "back\\slash", "<tag>", "[{|^`"),
-    *("café", "cafe\N{COMBINING ACUTE ACCENT}", "日本語", "🧠🔥", "\xa0", "x.y.z", "..x", "deep/" * 20 + "x"),
-)  # fmt: skip
 
 make_key = KeyTemplate("{name}.png").key
 

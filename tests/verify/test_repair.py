@@ -21,10 +21,11 @@ from async_maps.filesystems.objects import Objects
 from async_maps.manifest.manifest import Manifest
 from async_maps.stores.files import FileStore
 from async_maps.stores.s3 import S3Store
-from tests.cli.test_cli import invoke, objects
-from tests.pipeline.test_pipeline import random_map
+from tests.support.commands import invoke
 from tests.support.leftovers import leaves_nothing
-from tests.verify.test_verify import NAMES, SETTINGS, break_in_s3, flipped, found, made, s3_client
+from tests.support.maps import random_map
+from tests.support.overlays import NAMES, break_in_s3, flipped, found, made
+from tests.support.s3 import objects, s3_client
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from async_maps.demo.seaweed import S3Server
 
 pytestmark = pytest.mark.usefixtures(leaves_nothing.__name__)
+
+SETTINGS = am.Settings(workers=0)
 
 MENDED = {"a/missing", "a/truncated", "b/replaced", "b/flipped", "c/mistyped"}
 

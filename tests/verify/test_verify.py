@@ -6,7 +6,7 @@ import json
 import os
 import sqlite3
 import tracemalloc
-from contextlib import closing, contextmanager
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,9 +27,11 @@ from async_maps.manifest.manifest import Manifest
 from async_maps.outcomes import Failure, Receipt
 from async_maps.verify.comparison import Comparison, Expected
 from async_maps.verify.tables import locators_in
-from tests.cli.test_cli import invoke
-from tests.pipeline.test_pipeline import random_map
+from tests.support.commands import invoke
 from tests.support.leftovers import leaves_nothing
+from tests.support.maps import random_map
+from tests.support.overlays import BROKEN, NAMES, break_in_s3, flipped, found, made
+from tests.support.s3 import s3_client
 from tests.support.s3_proxy import counting
 
 if TYPE_CHECKING:
@@ -40,13 +42,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.usefixtures(leaves_nothing.__name__)
 
 SETTINGS = am.Settings(workers=0)
-NAMES = ("a/missing", "a/truncated", "b/replaced", "b/flipped", "c/mistyped", "d é", "e", "f")
-
-
-@contextmanager
-def s3_client() -> Iterator[Any]:
-    with closing(botocore.session.Session().create_client("s3")) as client:
-        yield client
 
 
 @pytest.fixture
@@ -66,58 +61,6 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.fixture
 def manifest(tmp_path: Path) -> Path:
     return tmp_path / "m.sqlite"
-
-
-def made(maps: Path, destination: object, manifest: Path, **settings: Any) -> None:
-    """A run of maps of these names."""
-    for seed, name in enumerate(NAMES):
-        path = maps / f"{name}.npy"
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            np.save(path, random_map(seed))
-    report = am.run(maps, str(destination), settings=am.Settings(workers=0, **settings), manifest=manifest)
-    assert (report.uploaded, report.failed) == (len(NAMES), 0)
-
-
-def found(verification: am.Verification) -> dict[str, set[str]]:
-    """Which objects differ in what: the last part of their locators."""
-    kinds: dict[str, set[str]] = {}
-    for difference in verification.first:
-        kinds.setdefault(difference.kind, set()).add(difference.locator.rpartition("/")[2].removesuffix(".png"))
-    assert {kind: len(locators) for kind, locators in kinds.items()} == verification.differences
-    return kinds
-
-
-def flipped(data: bytes) -> bytes:
-    """The same but for a byte in the middle."""
-    middle = len(data) // 2
-    return data[:middle] + bytes([data[middle] ^ 0xFF]) + data[middle + 1 :]
-
-
-def break_in_s3(bucket: str, prefix: str) -> None:
-    """Let objects below a prefix, with its slash, differ in every way, and others lie among them and beside them."""
-    with s3_client() as client:
-
-        def put(key: str, data: bytes, content_type: str = "image/png") -> None:
-            client.put_object(Bucket=bucket, Key=key, Body=data, ContentType=content_type)
-
-        def data(name: str) -> bytes:
-            body: bytes = client.get_object(Bucket=bucket, Key=f"{prefix}{name}.png")["Body"].read()
-            return body
-
-        client.delete_object(Bucket=bucket, Key=f"{prefix}a/missing.png")
-        put(f"{prefix}a/truncated.png", data("a/truncated")[:700])
-        put(f"{prefix}b/replaced.png", data("e"))
-        put(f"{prefix}b/flipped.png", flipped(data("b/flipped")))
-        put(f"{prefix}c/mistyped.png", data("c/mistyped"), "text/plain")
-        put(f"{prefix}a/foreign.png", data("f"))
-        put(f"{prefix}report.json", b"{}", "application/json")
-        if prefix:
-            put(f"{prefix[:-1]}-of-somebody-else/g.png", data("f"))
-
-
-BROKEN = {"missing": {"missing"}, "size": {"truncated"}, "etag": {"flipped", "replaced"}, "foreign": {"foreign"}}
-"""What a listing tells, once :func:`break_in_s3` was there."""
 
 
 async def test_each_way_an_object_in_s3_can_differ_is_found_and_named(

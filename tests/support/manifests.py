@@ -1,0 +1,53 @@
+"""Rows of a manifest, made without a run."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from async_maps.manifest.manifest import Manifest
+from async_maps.manifest.schema import COLUMNS
+from async_maps.outcomes import Failure, MapStatistics, Outcome, Receipt
+from async_maps.settings import Settings
+from async_maps.sources.activation_map import ActivationMap
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from async_maps.outcomes import Stage
+
+
+DESTINATION = "s3://bucket/prefix"
+SETTINGS = Settings().fingerprint()
+_NOON = datetime(2026, 1, 2, 12, 0, 0, 250_000, tzinfo=UTC)
+COUNTED = MapStatistics(-1.5, 2.0, 0.25, -1.0, 1.0, 0.5, 7.25, 1.5, 0.5, 3, False)
+
+
+def make_map(name: str, *, source: str | None = None, fingerprint: str | None = "1-1") -> ActivationMap:
+    """A map as a listing gives it."""
+    return ActivationMap(name, source or f"/maps/{name}.npy", fingerprint, 100)
+
+
+def receipt_for(map_: ActivationMap) -> Receipt:
+    """The receipt of an upload of this map."""
+    locator = f"{DESTINATION}/{map_.name}.png"
+    return Receipt(map_.name, locator, map_.source, map_.fingerprint, 7, 4, 3, "etag", _NOON, COUNTED, "00c0ffee")
+
+
+def failure_for(map_: ActivationMap, stage: Stage = "read") -> Failure:
+    """A failure of this map."""
+    return Failure(map_.name, map_.source, map_.fingerprint, stage, "it is broken")
+
+
+def write_run(path: Path, outcomes: Iterable[Outcome], destination: str = DESTINATION) -> None:
+    """A whole run that comes to these outcomes."""
+    with Manifest(path) as manifest:
+        manifest.begin(destination)
+        manifest.write(list(outcomes), SETTINGS)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Every row, column to value."""
+    with Manifest(path, read_only=True) as manifest:
+        return [dict(zip(COLUMNS, row, strict=True)) for row in manifest.rows(failed=True)]

@@ -1,0 +1,24 @@
+"""What processes hold."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from tests.support.leftovers import children
+
+MIB = 2**20
+
+
+def held() -> int:
+    """Bytes that this process and its children hold, what they share counted once."""
+    return sum(pss(process) for process in (os.getpid(), *children()))
+
+
+def pss(process: int) -> int:
+    """Bytes that a process holds, of what it shares its part; 0 if it has ended."""
+    try:
+        lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return 0
+    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))

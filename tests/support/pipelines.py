@@ -1,0 +1,82 @@
+"""Pipelines whose store a test holds in its hands, and waiting for what they do."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import async_maps as am
+from async_maps import pipeline as pipeline_module
+from async_maps.stores.memory import MemoryStore
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    import pytest
+
+    from async_maps.stores import Store
+
+
+THREADS = am.Settings(workers=0)
+
+
+def use_store(monkeypatch: pytest.MonkeyPatch, store: Store) -> None:
+    """Let every pipeline of this test open this store."""
+
+    @asynccontextmanager
+    async def opened(*_: object) -> AsyncIterator[Store]:
+        yield store
+
+    monkeypatch.setattr(pipeline_module, "open_store", opened)
+
+
+class SlowStore(MemoryStore):
+    """Takes an object only when it is let."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = asyncio.Event()
+        self.asked = 0
+
+    async def put(self, key: str, data: bytes) -> str:
+        self.asked += 1
+        await self.gate.wait()
+        return await super().put(key, data)
+
+
+class FailingStore(MemoryStore):
+    """Refuses the keys it is told to, or all of them after a number of objects."""
+
+    def __init__(self, refused: set[str], *, dies_after: int = sys.maxsize) -> None:
+        super().__init__()
+        self.refused = refused
+        self.dies_after = dies_after
+
+    async def put(self, key: str, data: bytes) -> str:
+        if len(self.objects) >= self.dies_after:
+            raise am.StoreError("the store is on fire")
+        if key in self.refused:
+            raise am.ObjectError("not this one")
+        return await super().put(key, data)
+
+
+def worker_pids() -> list[int]:
+    """The worker processes that this process has."""
+    found = subprocess.run(
+        ["pgrep", "-f", "-P", str(os.getpid()), "async_maps.workers.worker"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return [int(line) for line in found.stdout.split()]
+
+
+async def until(true: Callable[[], bool]) -> None:
+    """Wait for something that nobody announces."""
+    async with asyncio.timeout(10):
+        while not true():  # noqa: ASYNC110
+            await asyncio.sleep(0.002)
