@@ -9,8 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from async_maps.batch import dry_run, run, stream
-    from async_maps.doctor import Finding, diagnose
+    from async_maps.batch import adry_run, arun, astream, dry_run, run, stream
+    from async_maps.doctor import Finding, adiagnose, diagnose
     from async_maps.errors import (
         AsyncMapsError,
         ExistsError,
@@ -31,13 +31,23 @@ if TYPE_CHECKING:
     from async_maps.manifest.export import export_manifest
     from async_maps.outcomes import Failure, MapStatistics, Outcome, Receipt
     from async_maps.pipeline import Pipeline
+    from async_maps.progress import Progress
     from async_maps.render.colorize import colorize_activation_map
     from async_maps.render.colormap import Colormap, ColormapJet
     from async_maps.render.png import encode_png
     from async_maps.report import Report
     from async_maps.settings import FilesSettings, S3Settings, Settings, load_settings
     from async_maps.stages.meters import StageStatistics, Statistics
-    from async_maps.verify import Difference, Verification, repair_overlays, verify_locators
+    from async_maps.stores import Store
+    from async_maps.stores.memory import MemoryStore
+    from async_maps.verify import (
+        Difference,
+        Verification,
+        arepair_overlays,
+        averify_locators,
+        repair_overlays,
+        verify_locators,
+    )
 
 __all__ = [
     "AsyncMapsError",
@@ -52,12 +62,14 @@ __all__ = [
     "ManifestError",
     "MapFailedError",
     "MapStatistics",
+    "MemoryStore",
     "MissingExtraError",
     "ObjectError",
     "Outcome",
     "Pipeline",
     "PipelineClosedError",
     "PipelineFullError",
+    "Progress",
     "Receipt",
     "Report",
     "S3Settings",
@@ -66,11 +78,18 @@ __all__ = [
     "SourceError",
     "StageStatistics",
     "Statistics",
+    "Store",
     "StoreError",
     "TooManyFailuresError",
     "TransientError",
     "Verification",
     "WorkerError",
+    "adiagnose",
+    "adry_run",
+    "arepair_overlays",
+    "arun",
+    "astream",
+    "averify_locators",
     "colorize_activation_map",
     "diagnose",
     "dry_run",
@@ -84,8 +103,8 @@ __all__ = [
 ]
 
 _ROOMS = {
-    "batch": ("dry_run", "run", "stream"),
-    "doctor": ("Finding", "diagnose"),
+    "batch": ("adry_run", "arun", "astream", "dry_run", "run", "stream"),
+    "doctor": ("Finding", "adiagnose", "diagnose"),
     "manifest.export": ("export_manifest",),
     "outcomes": ("Failure", "MapStatistics", "Outcome", "Receipt"),
     "pipeline": ("Pipeline",),
@@ -95,7 +114,17 @@ _ROOMS = {
     "report": ("Report",),
     "settings": ("FilesSettings", "S3Settings", "Settings", "load_settings"),
     "stages.meters": ("StageStatistics", "Statistics"),
-    "verify": ("Difference", "Verification", "repair_overlays", "verify_locators"),
+    "progress": ("Progress",),
+    "stores": ("Store",),
+    "stores.memory": ("MemoryStore",),
+    "verify": (
+        "Difference",
+        "Verification",
+        "arepair_overlays",
+        "averify_locators",
+        "repair_overlays",
+        "verify_locators",
+    ),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
 

@@ -157,7 +157,7 @@ async def reporting(
         report.elapsed_s = monotonic() - started
         on_progress(Progress(report.copy(), None if statistics is None else statistics(), count, ended=ended))
 
-    async with calling_every(_INTERVAL_S, show), _counting(count):
+    async with _counting(count), calling_every(_INTERVAL_S, show):
         yield
         if count.total is None and not report.drained:
             count.total = report.seen

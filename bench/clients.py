@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from async_maps.concurrency.loop import run_loop
+from async_maps.concurrency.loop import fastest_loop
 from bench import peers
 from bench.measure import BUCKET, cpu_s, take_turns
 
@@ -180,4 +180,5 @@ async def _main(name: str, kilobytes: str, concurrency: str, seconds: str) -> No
 
 
 if __name__ == "__main__":
-    run_loop(_main(*sys.argv[1:]))
+    with asyncio.Runner(loop_factory=fastest_loop()) as runner:
+        runner.run(_main(*sys.argv[1:]))

@@ -16,7 +16,7 @@ import urllib.request
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypedDict, cast
 
-from async_maps.concurrency.loop import run_loop
+from async_maps.concurrency.loop import fastest_loop
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -164,4 +164,5 @@ async def _serve(delay_s: float) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--delay", type=float, default=0.0, help="seconds before each answer")
-    run_loop(_serve(parser.parse_args().delay))
+    with asyncio.Runner(loop_factory=fastest_loop()) as runner:
+        runner.run(_serve(parser.parse_args().delay))

@@ -109,12 +109,11 @@ async def test_a_run_that_was_stopped_goes_on_with_the_same_colors(maps: Path, t
                     yield item
 
         source = Draining((path.stem, np.load(path)) for path in sorted(maps.iterdir()))
-        await pipeline.run(source, manifest=manifest, report=report)
+        report = await pipeline.run(source, manifest=manifest)
     assert report.drained
     assert report.uploaded < 20
-    again = Report()
     async with am.Pipeline(tmp_path / "out", settings=settings) as pipeline:
-        await pipeline.run([(path.stem, np.load(path)) for path in maps.iterdir()], manifest=manifest, report=again)
+        again = await pipeline.run([(path.stem, np.load(path)) for path in maps.iterdir()], manifest=manifest)
     assert (again.surveyed, again.uploaded) == (0, 20)
     assert spans(manifest) == {(report.range_low, report.range_high)}
 
@@ -322,11 +321,11 @@ def test_a_manifest_that_is_not_there_is_one_sentence(maps: Path, tmp_path: Path
 async def test_a_dry_run_reads_no_map_and_knows_a_range_that_was_found(maps: Path, tmp_path: Path) -> None:
     manifest, out = tmp_path / "m.sqlite", tmp_path / "out"
     settings = am.Settings(range="dataset", **LOCAL)
-    assert (await am.dry_run(maps, out, settings=settings, manifest=manifest)).planned == 20
+    assert (await am.adry_run(maps, out, settings=settings, manifest=manifest)).planned == 20
     assert not manifest.exists()
     async with am.Pipeline(out, settings=settings) as pipeline:
         await pipeline.run(maps, manifest=manifest)
-    report = await am.dry_run(maps, out, settings=settings, manifest=manifest)
+    report = await am.adry_run(maps, out, settings=settings, manifest=manifest)
     assert (report.planned, report.skipped, report.surveyed) == (0, 20, 0)
 
 

@@ -296,9 +296,9 @@ def test_flags_go_before_the_environment_and_that_before_the_file(
     seen: list[am.Settings] = []
     original = run_command._Job.__init__
 
-    def noted(self: Any, source: str, destination: str, options: Any, settings: am.Settings, report: am.Report) -> None:
-        seen.append(settings)
-        original(self, source, destination, options, settings, report)
+    def noted(self: Any, *arguments: Any) -> None:
+        seen.append(arguments[-1])
+        original(self, *arguments)
 
     monkeypatch.setattr(run_command._Job, "__init__", noted)
     monkeypatch.setenv("ASYNC_MAPS_ALPHA", "auto")

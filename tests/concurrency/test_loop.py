@@ -1,33 +1,47 @@
+"""Event loops for synchronous callers."""
+
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import subprocess
 import sys
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
-import uvloop
 
-from async_maps.concurrency.loop import run_loop
+from async_maps.concurrency.loop import run_blocking
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+pytestmark = [pytest.mark.fast]
 
 
 async def _loop() -> asyncio.AbstractEventLoop:
     return asyncio.get_running_loop()
 
 
-def test_it_is_uvloops_where_that_is_installed() -> None:
-    assert isinstance(run_loop(_loop()), uvloop.Loop)
+def test_the_loop_is_uvloops_where_that_is_installed() -> None:
+    uvloop = pytest.importorskip("uvloop")
+    assert isinstance(run_blocking(_loop), uvloop.Loop)
+
+
+def test_the_loop_is_asyncios_without_uvloop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "uvloop", None)
+    loop = run_blocking(_loop)
+    assert type(loop).__module__.startswith("asyncio")
+    assert loop.is_closed()
 
 
 @pytest.mark.parametrize("standard", [0, 1, 2])
-def test_a_standard_file_that_is_closed_is_too_much_for_libuv(standard: int, tmp_path: Path) -> None:
+def test_uvloop_is_not_used_where_a_standard_file_is_closed(standard: int, tmp_path: Path) -> None:
     program = (
-        "import asyncio, sys; from async_maps.concurrency.loop import run_loop\n"
+        "import asyncio, sys; from async_maps.concurrency.loop import run_blocking\n"
         "async def main(): return type(asyncio.get_running_loop()).__module__\n"
-        "name = run_loop(main())\n"
+        "name = run_blocking(main)\n"
         "open(sys.argv[1], 'w').write(name)"
     )
     command = ["/bin/sh", "-c", f'exec "$@" {standard}>&-', "sh", sys.executable, "-c", program, str(tmp_path / "loop")]
@@ -35,8 +49,40 @@ def test_a_standard_file_that_is_closed_is_too_much_for_libuv(standard: int, tmp
     assert (tmp_path / "loop").read_text().startswith("asyncio")
 
 
-def test_without_it_it_is_asyncios_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "uvloop", None)
-    loop = run_loop(_loop())
-    assert not isinstance(loop, uvloop.Loop)
-    assert loop.is_closed()
+def test_a_result_and_an_error_come_back_to_the_caller() -> None:
+    async def fail() -> None:
+        raise LookupError("mine")
+
+    with pytest.raises(LookupError, match="mine"):
+        run_blocking(fail)
+
+
+async def test_it_blocks_a_running_loop_and_uses_another() -> None:
+    ours = asyncio.get_running_loop()
+    ticked = False
+
+    def tick() -> None:
+        nonlocal ticked
+        ticked = True
+
+    ours.call_soon(tick)
+    assert run_blocking(_loop) is not ours
+    assert not ticked
+    await asyncio.sleep(0)
+    assert ticked
+
+
+def test_an_interrupted_wait_cancels_the_coroutine_and_waits_for_its_end() -> None:
+    ended = threading.Event()
+
+    async def work() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0.01)
+            ended.set()
+
+    with pytest.raises(KeyboardInterrupt):
+        run_blocking(work)
+    assert ended.is_set()

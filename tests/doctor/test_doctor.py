@@ -22,7 +22,7 @@ import pytest
 
 from async_maps import doctor
 from async_maps.cli.findings import FindingDisplay
-from async_maps.doctor import Finding, diagnose, speed
+from async_maps.doctor import Finding, adiagnose, speed
 from async_maps.doctor import s3 as s3_doctor
 from async_maps.doctor.advice import iam_policy
 from async_maps.doctor.browser import readable_from
@@ -383,7 +383,7 @@ def test_it_ends_when_its_time_is_up_and_what_it_wrote_is_gone(
 
 async def test_cancelled_it_removes_what_it_wrote(s3: S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with reading_never_ends(s3, monkeypatch) as proxy:
-        task = asyncio.create_task(diagnose(f"s3://{bucket}/x"))
+        task = asyncio.create_task(adiagnose(f"s3://{bucket}/x"))
         while not proxy.under_way:  # noqa: ASYNC110  # counted in a thread of the proxy's
             await asyncio.sleep(0.01)
         assert len(await keys(bucket)) == 1
@@ -420,7 +420,7 @@ async def test_cancelled_under_load_no_put_is_broken_off_that_could_arrive_later
 
 async def test_headers_of_the_settings_are_tried(bucket: str) -> None:
     settings = Settings(s3=S3Settings(storage_class="NO_SUCH_CLASS"))
-    (failure,) = [finding for finding in await diagnose(f"s3://{bucket}/x", settings) if finding.level == "failure"]
+    (failure,) = [finding for finding in await adiagnose(f"s3://{bucket}/x", settings) if finding.level == "failure"]
     assert (failure.check, failure.advice) == ("write", "choose another s3.storage_class")
     assert "InvalidStorageClass" in failure.text
 

@@ -264,12 +264,12 @@ async def test_workers_that_cannot_be_started_again_end_the_run_with_one_sentenc
         np.save(maps / f"{i:04}.npy", random_map(i))
     slowed(monkeypatch, 0.01)
     settings = am.Settings(workers=2, concurrency=4, queue_bytes=50_000)
-    report, manifest = am.Report(), tmp_path / "m.sqlite"
+    manifest = tmp_path / "m.sqlite"
 
     async def run(destination: Path | str) -> None:
         async with am.Pipeline(destination, settings=settings) as pipeline:
-            running = asyncio.create_task(pipeline.run(maps, manifest=manifest, report=report))
-            while not report.uploaded:  # noqa: ASYNC110  # it is counted, not announced
+            running = asyncio.create_task(pipeline.run(maps, manifest=manifest))
+            while not pipeline.statistics().uploaded:  # noqa: ASYNC110  # it is counted, not announced
                 await asyncio.sleep(0.01)
             (tmp_path / "no-memory").touch()
             for worker in worker_pids():
@@ -282,6 +282,7 @@ async def test_workers_that_cannot_be_started_again_end_the_run_with_one_sentenc
         "a worker process was killed by signal 9 (out of memory?) while it was started again, 6 times in a row; "
         "fewer workers take less memory"
     )
+    report = caught.value.report
     # The first two, and six attempts at the most for each of them.
     assert 2 + 6 <= len((tmp_path / "starts").read_text()) <= 2 + 2 * 6
     with Manifest(manifest, read_only=True) as opened:

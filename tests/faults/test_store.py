@@ -121,12 +121,11 @@ async def test_a_store_that_goes_down_ends_the_run_and_the_next_one_completes_it
 ) -> None:
     maps = maps_of(60)
     settings = am.Settings(workers=0, concurrency=8, s3=am.S3Settings(give_up_s=0.8, read_timeout_s=5.0))
-    report = am.Report()
 
     async def source() -> AsyncIterator[tuple[str, NDArray[np.float32]]]:
         for number, pair in enumerate(maps):
             if number == 30:
-                while report.uploaded < 20:  # noqa: ASYNC110  # bounded by the test's time-out
+                while pipeline.statistics().uploaded < 20:  # noqa: ASYNC110  # bounded by the test's time-out
                     await asyncio.sleep(0.01)
                 patch.setattr("async_maps.stores.s3.S3Store._put", refused)
             yield pair
@@ -138,11 +137,11 @@ async def test_a_store_that_goes_down_ends_the_run_and_the_next_one_completes_it
         async with am.Pipeline(f"s3://{bucket}/p", settings=settings) as pipeline:
             started = time.monotonic()
             with pytest.raises(am.StoreError, match=r"has taken nothing for \d s: .*run it again") as raised:
-                await pipeline.run(source(), manifest=tmp_path / "m.sqlite", report=report)
+                await pipeline.run(source(), manifest=tmp_path / "m.sqlite")
             assert time.monotonic() - started < 15
     assert not isinstance(raised.value, am.ObjectError)
     # Not one map is blamed for it.
-    assert report.failed == 0
+    assert raised.value.report.failed == 0
     async with am.Pipeline(f"s3://{bucket}/p", settings=settings) as pipeline:
         again = await pipeline.run(maps, manifest=tmp_path / "m.sqlite")
     assert (again.uploaded, again.failed) == (60, 0)  # arrays have no state to know them by

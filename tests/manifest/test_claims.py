@@ -129,7 +129,7 @@ async def test_positions_may_move_when_all_is_done_anew(maps: Path, tmp_path: Pa
     async with am.Pipeline(out, settings=settings) as pipeline:
         await pipeline.run(maps, manifest=manifest)
     np.save(maps / "a.npy", some_map(0))
-    report = await am.dry_run(maps, out, settings=settings, manifest=manifest, select="all")
+    report = await am.adry_run(maps, out, settings=settings, manifest=manifest, select="all")
     assert (report.planned, report.failed) == (4, 0)
     async with am.Pipeline(out, settings=settings) as pipeline:
         report = await pipeline.run(maps, manifest=manifest, select="all")
@@ -158,7 +158,7 @@ async def test_a_name_may_be_put_again_and_another_one_of_its_key_may_not(tmp_pa
 
 
 async def test_a_dry_run_finds_them_too(nested: Path, tmp_path: Path) -> None:
-    report = await am.dry_run(nested, tmp_path / "out", settings=am.Settings(key="{stem}.png", **LOCAL))
+    report = await am.adry_run(nested, tmp_path / "out", settings=am.Settings(key="{stem}.png", **LOCAL))
     assert (report.planned, report.failed) == (4, 1)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,26 +50,20 @@ def test_a_stack_of_20_000_maps_takes_as_much_memory_at_its_end_as_at_its_beginn
     make: Callable[[Path], Path], value_range: str, tmp_path: Path
 ) -> None:
     source = make(tmp_path)
-    report = am.Report()
     samples: list[tuple[int, int]] = []
     # Of the tests before this one, and of the server that they have started.
     before = held()
-    running = threading.Event()
-    running.set()
 
-    def watch() -> None:
-        while running.is_set():
-            samples.append((report.uploaded, held() - before))
-            time.sleep(0.2)
+    def sample(progress: am.Progress) -> None:
+        samples.append((progress.report.uploaded, held() - before))
 
-    watching = threading.Thread(target=watch)
-    watching.start()
-    try:
-        am.run(source, tmp_path / "out", settings=am.Settings(range=value_range, workers=2), manifest=tmp_path / "m",
-               report=report)  # fmt: skip
-    finally:
-        running.clear()
-        watching.join()
+    report = am.run(
+        source,
+        tmp_path / "out",
+        settings=am.Settings(range=value_range, workers=2),
+        manifest=tmp_path / "m",
+        on_progress=sample,
+    )
     assert (report.uploaded, report.failed) == (MAPS, 0)
     early = max(size for uploaded, size in samples if uploaded < MAPS * 0.3)
     late = max(size for uploaded, size in samples if uploaded > MAPS * 0.7)

@@ -198,11 +198,10 @@ async def test_an_error_of_the_source_loses_nothing_that_came_before_it(
         store.gate.set()
         raise LookupError("mine")
 
-    report = am.Report()
     async with am.Pipeline("memory://", settings=THREADS) as pipeline:
         with pytest.raises(LookupError, match="mine"):
-            await pipeline.run(maps(), manifest=tmp_path / "m.sqlite", report=report)
-    assert report.uploaded == len(store.objects) == 100
+            await pipeline.run(maps(), manifest=tmp_path / "m.sqlite")
+    assert pipeline.statistics().uploaded == len(store.objects) == 100
     with Manifest(tmp_path / "m.sqlite", read_only=True) as manifest:
         assert manifest.counts() == {"done": 100}
 
@@ -538,7 +537,7 @@ async def test_a_dry_run_says_what_a_run_would_do_and_does_nothing(maps: Path, t
     for i in range(10):
         np.save(maps / f"{i}.npy", random_map(i))
     manifest = tmp_path / "m.sqlite"
-    report = await am.dry_run(maps, tmp_path / "out", manifest=manifest)
+    report = await am.adry_run(maps, tmp_path / "out", manifest=manifest)
     assert (report.planned, report.skipped) == (10, 0)
     assert not manifest.exists()
     assert not (tmp_path / "out").exists()
@@ -546,7 +545,7 @@ async def test_a_dry_run_says_what_a_run_would_do_and_does_nothing(maps: Path, t
         await pipeline.run(maps, manifest=manifest)
     np.save(maps / "5.npy", random_map(50))
     before = manifest.read_bytes()
-    report = await am.dry_run(maps, tmp_path / "out", manifest=manifest)
+    report = await am.adry_run(maps, tmp_path / "out", manifest=manifest)
     assert (report.planned, report.skipped) == (1, 9)
     assert manifest.read_bytes() == before
 

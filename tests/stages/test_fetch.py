@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import async_maps as am
-from async_maps.progress import Snapshot, showing
+from async_maps.progress import reporting
 from tests.support.commands import invoke
 from tests.support.leftovers import leaves_nothing
 from tests.support.maps import decode, npy, npz, random_map
@@ -84,7 +84,7 @@ def test_a_dry_run_reads_nothing_that_is_known(bucket: str, proxy: Proxy, tmp_pa
     place, manifest = f"s3://{bucket}/", tmp_path / "m.sqlite"
     am.run(place, tmp_path / "out", settings=THREADS, manifest=manifest)
     before = len(proxy.gets())
-    report = asyncio.run(am.dry_run(place, tmp_path / "out", settings=THREADS, manifest=manifest))
+    report = asyncio.run(am.adry_run(place, tmp_path / "out", settings=THREADS, manifest=manifest))
     assert (report.planned, report.skipped) == (0, 5)
     assert len(proxy.gets()) == before
 
@@ -220,18 +220,12 @@ async def test_a_source_in_s3_is_counted_without_reading_it(
     await asyncio.to_thread(upload, bucket, {"archives/a.npz": npz(x=random_map(0), y=random_map(1))})
     totals = []
 
-    class Display:
-        interval_s = 0.02
-
-        def show(self, snapshot: Snapshot) -> None:
-            totals.append(snapshot.total)
-
-        def close(self) -> None:
-            pass
+    def show(progress: am.Progress) -> None:
+        totals.append(progress.total)
 
     async with am.Pipeline(tmp_path, settings=THREADS) as pipeline:
         for place in ("maps", "archives"):
-            async with showing(Display(), am.Report(), pipeline.statistics, f"s3://{bucket}/{place}/"):
+            async with reporting(show, am.Report(), f"s3://{bucket}/{place}/", pipeline.statistics):
                 await asyncio.sleep(1)
             # The last one is shown at the end, with what the run itself has seen.
             assert totals[-2] == (7 if place == "maps" else None)

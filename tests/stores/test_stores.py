@@ -1,11 +1,10 @@
-"""One contract for every store, and what each has of its own."""
+"""S3 keeps the contract of stores, and what each store has of its own."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
 import errno
-import hashlib
 import os
 import resource
 import signal
@@ -14,10 +13,8 @@ import subprocess
 import sys
 import time
 import zlib
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import unquote, urlsplit
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from aioboto3 import Session
@@ -28,145 +25,40 @@ from async_maps.keys import KeyTemplate
 from async_maps.settings import S3Settings, Settings
 from async_maps.stores import open_store
 from async_maps.stores.files import FileStore
-from async_maps.stores.memory import MemoryStore
 from async_maps.stores.s3 import S3Store
+from tests.stores.contract import Opened, StoreContract
 from tests.support.names import AWKWARD
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
-    from contextlib import AbstractAsyncContextManager
+    from collections.abc import AsyncIterator
 
     from async_maps.demo.seaweed import S3Server
-    from async_maps.stores import Store
 
 make_key = KeyTemplate("{name}.png").key
 
 
-class Opened(NamedTuple):
-    """A store, and a way around it to look at what it holds."""
+class TestS3Store(StoreContract):
+    prefix = "pre/fix"
 
-    store: Store
-    read: Callable[[str], Awaitable[bytes]]
+    @pytest.fixture
+    async def opened(self, bucket: str) -> AsyncIterator[Opened]:
+        async with Session().client("s3") as client, open_store(f"s3://{bucket}/pre/fix/", Settings()) as store:
 
+            async def read(key: str) -> bytes:
+                answer = await client.get_object(Bucket=bucket, Key=key)
+                body: bytes = await answer["Body"].read()
+                return body
 
-@asynccontextmanager
-async def _memory() -> AsyncIterator[Opened]:
-    async with open_store("memory://pre/fix/", Settings()) as store:
-        assert isinstance(store, MemoryStore)
-        objects = store.objects
-
-        async def read(locator: str) -> bytes:
-            return objects[locator.removeprefix("memory://")]
-
-        yield Opened(store, read)
+            yield Opened(store, read)
 
 
-@asynccontextmanager
-async def _files(folder: Path) -> AsyncIterator[Opened]:
-    async def read(locator: str) -> bytes:
-        return Path(unquote(urlsplit(locator).path)).read_bytes()
-
-    async with open_store(folder, Settings()) as store:
-        yield Opened(store, read)
-
-
-@asynccontextmanager
-async def _s3(bucket: str) -> AsyncIterator[Opened]:
-    async with Session().client("s3") as client, open_store(f"s3://{bucket}/pre/fix/", Settings()) as store:
-
-        async def read(locator: str) -> bytes:
-            answer = await client.get_object(Bucket=bucket, Key=locator.removeprefix(f"s3://{bucket}/"))
-            body: bytes = await answer["Body"].read()
-            return body
-
-        yield Opened(store, read)
-
-
-@pytest.fixture(params=["memory", "files", "s3"])
-def place(request: pytest.FixtureRequest) -> AbstractAsyncContextManager[Opened]:
-    if request.param == "memory":
-        return _memory()
-    if request.param == "files":
-        return _files(request.getfixturevalue("tmp_path") / "out folder")
-    return _s3(request.getfixturevalue("bucket"))
-
-
-@pytest.fixture
-async def opened(place: AbstractAsyncContextManager[Opened]) -> AsyncIterator[Opened]:
-    async with place as opened:
-        yield opened
-
-
-# The contract ------------------------------------------------------------------------------------------------------
-
-
-async def test_what_is_put_is_there_whole(opened: Opened) -> None:
-    store, read = opened
-    await store.check()
-    for name, data in (("empty", b""), ("small", b"\x89PNG"), ("large", os.urandom(3 * 2**20))):
-        key = make_key(store.prefix, name)
-        await store.put(key, data)
-        assert await read(store.locator(key)) == data
-
-
-async def test_an_object_is_replaced(opened: Opened) -> None:
-    store, read = opened
-    key = make_key(store.prefix, "a")
-    for data in (b"a longer first version", b"second", b"third!"):
-        await store.put(key, data)
-        assert await read(store.locator(key)) == data
-
-
-async def test_awkward_names_are_kept_apart_and_found_by_their_locators(opened: Opened) -> None:
-    store, read = opened
-    keys = {make_key(store.prefix, name): name.encode() for name in AWKWARD}
-    assert len({store.locator(key) for key in keys}) == len(keys)
-    await asyncio.gather(*(store.put(key, data) for key, data in keys.items()))
-    for key, data in keys.items():
-        assert await read(store.locator(key)) == data, key
-
-
-async def test_a_locator_begins_with_the_destination(opened: Opened) -> None:
-    store, _ = opened
-    for name in AWKWARD:
-        locator = store.locator(make_key(store.prefix, name))
-        assert locator.startswith(f"{store.destination}/")
-        assert locator.endswith(".png")
-
-
-@pytest.mark.slow
-async def test_concurrent_puts_do_not_mix(opened: Opened) -> None:
-    store, read = opened
-    objects = {make_key(store.prefix, f"{n % 7}/{n}"): bytes([n]) * (1000 + n) for n in range(100)}
-    await asyncio.gather(*(store.put(key, data) for key, data in objects.items()))
-    for key, data in objects.items():
-        assert await read(store.locator(key)) == data
-
-
-async def test_concurrent_puts_of_one_key_leave_one_of_them_whole(opened: Opened) -> None:
-    store, read = opened
-    key = make_key(store.prefix, "same")
-    versions = [bytes([n]) * 200_000 for n in range(16)]
-    await asyncio.gather(*(store.put(key, data) for data in versions))
-    assert await read(store.locator(key)) in versions
-
-
-async def test_the_tag_is_the_etag_without_quotes_or_none(opened: Opened) -> None:
-    store, _ = opened
-    tag = await store.put(make_key(store.prefix, "a"), b"pixels")
-    assert tag == (None if isinstance(store, FileStore) else hashlib.md5(b"pixels", usedforsecurity=False).hexdigest())
-
-
-async def test_the_longest_key_is_stored(opened: Opened) -> None:
-    store, read = opened
-    room = 1024 - len(make_key(store.prefix, ""))
-    # Parts, because a file system allows 255 bytes each.
-    name = "/".join(["é" * 100] * 8)[: room // 2 - 10]
-    key = make_key(store.prefix, name)
-    key = make_key(store.prefix, name + "x" * (1024 - len(key.encode())))
-    assert len(key.encode()) == 1024
-    await store.put(key, b"pixels")
-    assert await read(store.locator(key)) == b"pixels"
+@pytest.mark.parametrize("place", ["s3://{bucket}/p", "memory://p", "{tmp_path}"])
+async def test_a_locator_begins_with_the_destination(place: str, s3: S3Server, tmp_path: Path) -> None:
+    async with open_store(place.format(bucket="bucket", tmp_path=tmp_path), Settings()) as store:
+        for name in AWKWARD:
+            locator = store.locator(make_key(store.prefix, name))
+            assert locator.startswith(f"{store.destination}/")
+            assert locator.endswith(".png")
 
 
 @pytest.mark.parametrize(

@@ -134,16 +134,16 @@ async def test_in_a_folder_the_same(tmp_path: Path, maps: Path, manifest: Path, 
         path.touch()
     puts.clear()
     # Without reading, what has its size is taken as it is.
-    verification = await am.repair_overlays(manifest, settings=SETTINGS)
+    verification = await am.arepair_overlays(manifest, settings=SETTINGS)
     assert sorted(puts) == ["a/missing.png", "a/truncated.png"]
     assert (verification.repaired, verification.differences) == (2, {"foreign": 3})
     assert all(path.exists() for path in foreign)
-    verification = await am.repair_overlays(manifest, settings=SETTINGS, deep=True, delete_foreign=True)
+    verification = await am.arepair_overlays(manifest, settings=SETTINGS, deep=True, delete_foreign=True)
     assert (verification.repaired, verification.deleted, verification.right, verification.first) == (1, 3, 8, [])
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
     # Nothing to do: nothing is done.
     puts.clear()
-    assert (await am.repair_overlays(manifest, settings=SETTINGS, deep=True, delete_foreign=True)).is_clean
+    assert (await am.arepair_overlays(manifest, settings=SETTINGS, deep=True, delete_foreign=True)).is_clean
     assert puts == []
 
 
@@ -157,7 +157,7 @@ async def test_foreign_objects_that_cannot_be_deleted_are_named(
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("async_maps.filesystems.objects.os.unlink", refused)
-    verification = await am.repair_overlays(manifest, settings=SETTINGS, delete_foreign=True)
+    verification = await am.arepair_overlays(manifest, settings=SETTINGS, delete_foreign=True)
     assert (verification.deleted, verification.differences) == (0, {"foreign": 1})
     assert verification.advice == [f"not deleted: {(tmp_path / 'out/g.png').as_uri()}: Permission denied"]
 
@@ -178,7 +178,7 @@ async def test_where_s3_deletes_nothing_at_all_what_is_broken_is_mended_all_the_
         return original(self, operation, parameters)
 
     monkeypatch.setattr(botocore.client.BaseClient, "_make_api_call", refused)
-    verification = await am.repair_overlays(manifest, settings=SETTINGS, delete_foreign=True)
+    verification = await am.arepair_overlays(manifest, settings=SETTINGS, delete_foreign=True)
     assert (verification.repaired, verification.deleted, verification.differences) == (1, 0, {"foreign": 1})
     (said,) = verification.advice
     assert said.startswith(f"not deleted: s3://{bucket}/g.png: s3://{bucket}: refused with NotImplemented")
@@ -191,7 +191,7 @@ async def test_maps_and_manifests_that_are_kept_among_overlays_are_left_there(ma
     for name in [*kept, "stale.PNG"]:
         (maps / name).touch()
     (maps / "e.png").unlink()
-    verification = await am.repair_overlays(manifest, settings=SETTINGS, delete_foreign=True)
+    verification = await am.arepair_overlays(manifest, settings=SETTINGS, delete_foreign=True)
     assert (verification.first, verification.repaired, verification.deleted) == ([], 1, 1)
     overlays = [f"{name}{suffix}" for name in NAMES for suffix in (".npy", ".png")]
     left = {str(path.relative_to(maps)) for path in maps.rglob("*") if path.is_file()}
@@ -205,7 +205,7 @@ async def test_a_file_whose_name_is_not_utf_8_is_the_one_that_is_deleted(
     np.save(maps / "\ufffd.npy", random_map(1))
     await to_thread.run_sync(lambda: am.run(maps, out, settings=SETTINGS, manifest=manifest))
     (out / "\udcfe.png").touch()
-    verification = await am.repair_overlays(manifest, settings=SETTINGS, deep=True, delete_foreign=True)
+    verification = await am.arepair_overlays(manifest, settings=SETTINGS, deep=True, delete_foreign=True)
     assert (verification.is_clean, verification.repaired, verification.deleted) == (True, 0, 1)
     assert [path.name for path in out.iterdir()] == ["\ufffd.png"]
 
@@ -223,7 +223,7 @@ async def test_where_names_are_folded_an_overlay_that_is_listed_under_another_is
             yield file._replace(locator=file.locator.replace("d%20%C3%A9.png", listed_as))
 
     monkeypatch.setattr("async_maps.filesystems.objects._files_below", folded)
-    verification = await am.repair_overlays(manifest, settings=SETTINGS, delete_foreign=True)
+    verification = await am.arepair_overlays(manifest, settings=SETTINGS, delete_foreign=True)
     assert (verification.first, verification.deleted, verification.advice) == ([], 0, [])
 
 
@@ -236,7 +236,7 @@ async def test_what_a_link_leads_to_below_the_destination_is_not_deleted(
     (out / "a").symlink_to("elsewhere")
     await to_thread.run_sync(made, maps, out, manifest)
     (out / "elsewhere/stale.png").touch()
-    verification = await am.repair_overlays(manifest, settings=SETTINGS, delete_foreign=True)
+    verification = await am.arepair_overlays(manifest, settings=SETTINGS, delete_foreign=True)
     assert (verification.first, verification.deleted, verification.repaired) == ([], 1, 0)
     assert {path.name for path in (out / "elsewhere").iterdir()} == {"missing.png", "truncated.png"}
 
@@ -246,7 +246,7 @@ async def test_where_not_one_overlay_lies_nothing_is_deleted(tmp_path: Path, map
     await to_thread.run_sync(made, maps, tmp_path / "out", manifest)
     for path in (tmp_path / "out").rglob("*.png"):
         path.rename(path.with_stem(f"{path.stem} of before"))
-    verification = await am.repair_overlays(manifest, settings=SETTINGS, delete_foreign=True)
+    verification = await am.arepair_overlays(manifest, settings=SETTINGS, delete_foreign=True)
     assert verification.advice[0].startswith("nothing was deleted: not one overlay of ")
     assert (verification.deleted, verification.repaired, verification.differences) == (0, 8, {"foreign": 8})
 
@@ -266,14 +266,14 @@ async def test_an_interrupted_repair_is_completed_by_the_next_run_or_repair(
     with monkeypatch.context() as patch:
         patch.setattr(am.Pipeline, "run", interrupted)
         with pytest.raises(asyncio.CancelledError):
-            await am.repair_overlays(manifest, settings=SETTINGS)
+            await am.arepair_overlays(manifest, settings=SETTINGS)
     assert rows(manifest, "name, stage, locator, error", "status = 'failed' ORDER BY name") == [
         ("e", "verify", (out / "e.png").as_uri(), "missing: expected 1,736 bytes, found nothing"),
         ("f", "verify", (out / "f.png").as_uri(), "size: expected 1,736 bytes, found 5 bytes"),
     ]
     # They are no results any more, and no strangers.
     assert am.export_manifest(manifest, tmp_path / "locators.csv") == len(NAMES) - 2
-    verification = await am.verify_locators(manifest, settings=SETTINGS)
+    verification = await am.averify_locators(manifest, settings=SETTINGS)
     assert found(verification) == {"broken": {"e", "f"}}
     assert "missing: expected 1,736 bytes, found nothing" in verification.first[0].found
     puts.clear()
@@ -281,9 +281,9 @@ async def test_an_interrupted_repair_is_completed_by_the_next_run_or_repair(
         report = await to_thread.run_sync(lambda: am.run(maps, out, settings=SETTINGS, manifest=manifest))
         assert (report.uploaded, report.skipped) == (2, len(NAMES) - 2)
     else:
-        assert (await am.repair_overlays(manifest, settings=SETTINGS)).repaired == 2
+        assert (await am.arepair_overlays(manifest, settings=SETTINGS)).repaired == 2
     assert sorted(puts) == ["e.png", "f.png"]
-    assert (await am.verify_locators(manifest, settings=SETTINGS, deep=True)).is_clean
+    assert (await am.averify_locators(manifest, settings=SETTINGS, deep=True)).is_clean
 
 
 @pytest.mark.parametrize("where", ["_files_below", "examine"])
@@ -304,7 +304,7 @@ async def test_cancelled_while_it_looks_it_has_changed_nothing_and_lets_go_of_th
 
     monkeypatch.setattr(f"async_maps.{module}.{where}", slow)
     puts.clear()
-    repairing = asyncio.create_task(am.repair_overlays(manifest, settings=SETTINGS, deep=True))
+    repairing = asyncio.create_task(am.arepair_overlays(manifest, settings=SETTINGS, deep=True))
     await to_thread.run_sync(looking.wait)
     repairing.cancel()
     asyncio.get_running_loop().call_later(0.05, go_on.set)
@@ -336,7 +336,7 @@ async def test_each_overlay_is_made_from_its_own_source_with_its_own_settings(
     for path in out.iterdir():
         path.unlink()
     puts.clear()
-    verification = await am.repair_overlays(manifest, settings=SETTINGS)
+    verification = await am.arepair_overlays(manifest, settings=SETTINGS)
     assert (verification.repaired, verification.first, verification.advice) == (6, [], [])
     assert sorted(puts) == [f"{name}.png" for name in "abcdef"]
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
@@ -357,7 +357,7 @@ async def test_each_overlay_is_told_to_s3_as_its_own_run_has_told_it(
         for name in "abc":
             client.delete_object(Bucket=bucket, Key=f"{name}.png")
         for _ in range(2):
-            assert (await am.repair_overlays(manifest, settings=SETTINGS)).is_clean
+            assert (await am.arepair_overlays(manifest, settings=SETTINGS)).is_clean
             heads = {name: client.head_object(Bucket=bucket, Key=f"{name}.png") for name in "abc"}
             assert {name: head["CacheControl"] for name, head in heads.items()} == {
                 name: f"max-age={ord(name)}" for name in "abc"
@@ -376,10 +376,10 @@ async def test_an_overlay_of_two_maps_is_not_right_as_one_of_them_has_another_no
     before = overlay.read_bytes()
     overlay.write_bytes(flipped(before))
     np.save(maps / "a.npy", random_map(2))
-    verification = await am.repair_overlays(manifest, settings=SETTINGS, deep=True)
+    verification = await am.arepair_overlays(manifest, settings=SETTINGS, deep=True)
     assert (verification.repaired, verification.locators, verification.first) == (2, 2, [])
     assert overlay.read_bytes() == before
-    assert (await am.verify_locators(manifest, settings=SETTINGS, deep=True)).right == 2
+    assert (await am.averify_locators(manifest, settings=SETTINGS, deep=True)).right == 2
 
 
 async def test_of_a_source_that_is_gone_nothing_is_said_where_it_was_not_needed(
@@ -393,7 +393,7 @@ async def test_of_a_source_that_is_gone_nothing_is_said_where_it_was_not_needed(
     for source in ("gone", "gone too"):
         (tmp_path / source).rename(maps / source)
     (out / "there.png").unlink()
-    verification = await am.repair_overlays(manifest, settings=SETTINGS)
+    verification = await am.arepair_overlays(manifest, settings=SETTINGS)
     assert (verification.is_clean, verification.repaired, verification.advice) == (True, 1, [])
 
 
@@ -406,7 +406,7 @@ async def test_maps_that_have_moved_are_found_where_they_are_now(
     maps.rename(moved)
     (out / "e.png").unlink()
     puts.clear()
-    verification = await am.repair_overlays(manifest, settings=SETTINGS)
+    verification = await am.arepair_overlays(manifest, settings=SETTINGS)
     assert found(verification) == {"missing": {"e"}}
     assert verification.advice[0] == f"cannot be made from {maps}: no such file or folder: {maps}"
     assert verification.advice[1].startswith("1 could not be repaired; they count as failed, and a run does them: ")
@@ -414,15 +414,15 @@ async def test_maps_that_have_moved_are_found_where_they_are_now(
     assert puts == []
     (tmp_path / "another").mkdir()
     np.save(tmp_path / "another/x.npy", random_map(1))
-    await am.repair_overlays(manifest, settings=SETTINGS, source=tmp_path / "another")
+    await am.arepair_overlays(manifest, settings=SETTINGS, source=tmp_path / "another")
     with Manifest(manifest, read_only=True) as opened:
         assert [run.source for run in opened.runs()] == [str(maps)]
-    verification = await am.repair_overlays(manifest, settings=SETTINGS, source=moved)
+    verification = await am.arepair_overlays(manifest, settings=SETTINGS, source=moved)
     assert (verification.is_clean, verification.advice, puts) == (True, [], ["e.png"])
     assert (out / "e.png").read_bytes() == before
     # And it is known from now on.
     (out / "e.png").unlink()
-    assert (await am.repair_overlays(manifest, settings=SETTINGS)).repaired == 1
+    assert (await am.arepair_overlays(manifest, settings=SETTINGS)).repaired == 1
 
 
 async def test_a_map_that_was_an_array_is_named_with_what_to_do(tmp_path: Path, maps: Path, manifest: Path) -> None:
@@ -430,11 +430,11 @@ async def test_a_map_that_was_an_array_is_named_with_what_to_do(tmp_path: Path, 
     arrays = [(str(i), random_map(i)) for i in range(3)]
     await to_thread.run_sync(lambda: am.run(arrays, out, settings=SETTINGS, manifest=manifest))
     (out / "1.png").unlink()
-    verification = await am.repair_overlays(manifest, settings=SETTINGS)
+    verification = await am.arepair_overlays(manifest, settings=SETTINGS)
     assert found(verification) == {"missing": {"1"}}
     assert "--retry-failed" in verification.advice[0]
     np.save(maps / "1.npy", random_map(1))
-    assert (await am.repair_overlays(manifest, settings=SETTINGS, source=maps)).is_clean
+    assert (await am.arepair_overlays(manifest, settings=SETTINGS, source=maps)).is_clean
 
 
 async def test_a_map_that_has_changed_gets_what_is_there_now_and_one_that_fails_stays_broken(
@@ -448,13 +448,13 @@ async def test_a_map_that_has_changed_gets_what_is_there_now_and_one_that_fails_
     (maps / "e.npy").write_bytes(b"no map")
     (maps / "f.npy").unlink()
     (maps / "not asked for.npy").write_bytes(b"no map either")
-    verification = await am.repair_overlays(manifest, settings=SETTINGS)
+    verification = await am.arepair_overlays(manifest, settings=SETTINGS)
     assert (verification.repaired, verification.right) == (1, 6)
     assert found(verification) == {"broken": {"e", "f"}}
     assert verification.advice[0].startswith(f"failed: e ({maps / 'e.npy'}): ")
     assert "not asked for" not in str(verification.advice)
     assert sorted(rows(manifest, "name, stage", "status = 'failed'")) == [("e", "verify"), ("f", "verify")]
-    assert (await am.verify_locators(manifest, settings=SETTINGS, deep=True)).right == 6
+    assert (await am.averify_locators(manifest, settings=SETTINGS, deep=True)).right == 6
 
 
 async def test_what_cannot_be_read_is_not_taken_for_broken(
@@ -472,7 +472,7 @@ async def test_what_cannot_be_read_is_not_taken_for_broken(
 
     monkeypatch.setattr(Objects, "read", refused)
     puts.clear()
-    verification = await am.repair_overlays(manifest, settings=SETTINGS, deep=True)
+    verification = await am.arepair_overlays(manifest, settings=SETTINGS, deep=True)
     assert puts == ["f.png"]
     assert found(verification) == {"unreadable": {"e"}}
     assert verification.first[0].found == "refused with AccessDenied: no"

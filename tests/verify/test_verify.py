@@ -67,14 +67,14 @@ async def test_each_way_an_object_in_s3_can_differ_is_found_and_named(
     bucket: str, maps: Path, manifest: Path, calls: list[str]
 ) -> None:
     await to_thread.run_sync(made, maps, f"s3://{bucket}/pre fix", manifest)
-    clean = await am.verify_locators(manifest, settings=SETTINGS, deep=True)
+    clean = await am.averify_locators(manifest, settings=SETTINGS, deep=True)
     assert clean.is_clean
     assert (clean.locators, clean.right, clean.listed, clean.read, clean.doing) == (8, 8, 8, 8, "")
 
     break_in_s3(bucket, "pre fix/")
     before = manifest.read_bytes()
     calls.clear()
-    shallow = await am.verify_locators(manifest, settings=SETTINGS)
+    shallow = await am.averify_locators(manifest, settings=SETTINGS)
     assert calls == ["ListObjectsV2"]
     assert found(shallow) == BROKEN
     assert (shallow.locators, shallow.right, shallow.listed, shallow.read) == (8, 4, 9, 0)
@@ -88,7 +88,7 @@ async def test_each_way_an_object_in_s3_can_differ_is_found_and_named(
     assert named["a/truncated"].found == "700 bytes"
     assert named[""].expected == "no object"
 
-    deep = await am.verify_locators(manifest, settings=SETTINGS, deep=True)
+    deep = await am.averify_locators(manifest, settings=SETTINGS, deep=True)
     assert found(deep) == BROKEN | {"content-type": {"mistyped"}}
     # Of what a listing shows to be another object nothing is read.
     assert (deep.right, deep.read) == (3, 4)
@@ -106,16 +106,16 @@ async def test_in_a_folder_the_same_is_found_and_what_only_reading_shows(
     (out / "x.zarr/c").mkdir(parents=True)
     for name in (".async-maps-0123", "m.sqlite", "locators.csv", "photo.jpg", "x.zarr/c/0.0"):
         (out / name).touch()
-    assert (await am.verify_locators(manifest, settings=SETTINGS, deep=True)).is_clean
+    assert (await am.averify_locators(manifest, settings=SETTINGS, deep=True)).is_clean
 
     (out / "a/missing.png").unlink()
     os.truncate(out / "a/truncated.png", 700)
     (out / "b/replaced.png").write_bytes((out / "f.png").read_bytes())
     (out / "b/flipped.png").write_bytes(flipped((out / "b/flipped.png").read_bytes()))
     (out / "c/foreign.png").touch()
-    shallow = await am.verify_locators(manifest, settings=SETTINGS)
+    shallow = await am.averify_locators(manifest, settings=SETTINGS)
     assert found(shallow) == {"missing": {"missing"}, "size": {"truncated"}, "foreign": {"foreign"}}
-    deep = await am.verify_locators(manifest, settings=SETTINGS, deep=True)
+    deep = await am.averify_locators(manifest, settings=SETTINGS, deep=True)
     assert found(deep) == found(shallow) | {"undecodable": {"flipped"}, "digest": {"flipped", "replaced"}}
     assert (deep.right, deep.read) == (4, 6)
     digest = next(difference for difference in deep.first if difference.kind == "digest")
@@ -138,7 +138,7 @@ async def test_of_a_folder_that_may_not_be_listed_each_file_is_asked_for(
         return original(folder)
 
     monkeypatch.setattr("async_maps.filesystems.objects.os.scandir", refused)
-    verification = await am.verify_locators(manifest, settings=SETTINGS)
+    verification = await am.averify_locators(manifest, settings=SETTINGS)
     assert (found(verification), verification.right, verification.listed) == ({"missing": {"missing"}}, 7, 6)
 
 
@@ -157,8 +157,8 @@ async def test_bytes_and_pixels_are_held_against_what_was_recorded(
     with closing(sqlite3.connect(manifest)) as database:
         database.execute(f"UPDATE maps SET {column} = ? WHERE name = 'e'", (value,))  # noqa: S608  # of this test
         database.commit()
-    assert (await am.verify_locators(manifest, settings=SETTINGS)).is_clean
-    (difference,) = (await am.verify_locators(manifest, settings=SETTINGS, deep=True)).first
+    assert (await am.averify_locators(manifest, settings=SETTINGS)).is_clean
+    (difference,) = (await am.averify_locators(manifest, settings=SETTINGS, deep=True)).first
     assert (difference.kind, difference.name, difference.expected) == (kind, "e", said[0])
     assert difference.found.startswith(said[1])
 
@@ -166,14 +166,14 @@ async def test_bytes_and_pixels_are_held_against_what_was_recorded(
 async def test_a_png_of_more_pixels_than_allowed_is_not_decoded(tmp_path: Path, maps: Path, manifest: Path) -> None:
     await to_thread.run_sync(made, maps, tmp_path / "out", manifest)
     tight = am.Settings(workers=0, max_pixels=599)
-    verification = await am.verify_locators(manifest, settings=tight, deep=True)
+    verification = await am.averify_locators(manifest, settings=tight, deep=True)
     assert verification.differences == {"unreadable": 8}
     assert {difference.found for difference in verification.first} == {
         "30 x 20, more than max_pixels = 599: raise that"
     }
     # Nor is it broken for all that.
-    assert (await am.repair_overlays(manifest, settings=tight, deep=True)).differences == {"unreadable": 8}
-    assert (await am.verify_locators(manifest, settings=SETTINGS, deep=True)).is_clean
+    assert (await am.arepair_overlays(manifest, settings=tight, deep=True)).differences == {"unreadable": 8}
+    assert (await am.averify_locators(manifest, settings=SETTINGS, deep=True)).is_clean
 
 
 async def test_what_is_larger_than_any_overlay_is_not_read(tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ async def test_what_is_larger_than_any_overlay_is_not_read(tmp_path: Path) -> No
     video.touch()
     os.truncate(video, 2**30)
     (tmp_path / "t.csv").write_text(f"locator\n{video.as_uri()}\n")
-    verification = await am.verify_locators(tmp_path / "t.csv", settings=am.Settings(max_pixels=10**6), deep=True)
+    verification = await am.averify_locators(tmp_path / "t.csv", settings=am.Settings(max_pixels=10**6), deep=True)
     assert (verification.read, verification.differences) == (0, {"unreadable": 1})
     assert verification.first[0].found == "1,073,741,824 bytes, more than a PNG of max_pixels = 1,000,000 has"
 
@@ -201,7 +201,7 @@ async def test_an_etag_that_is_no_md5_proves_nothing_about_bytes(
     monkeypatch.setattr("async_maps.filesystems.s3.S3Filesystem.get", lambda *_: range_)
     table = tmp_path / "table.jsonl"
     table.write_text(json.dumps({"locator": place, "etag": etag}))
-    verification = await am.verify_locators(table, settings=SETTINGS, deep=True)
+    verification = await am.averify_locators(table, settings=SETTINGS, deep=True)
     assert verification.read == 1
     assert [difference.kind for difference in verification.first] == kinds
 
@@ -213,14 +213,14 @@ async def test_more_than_a_thousand_objects_take_a_request_for_each_thousand(
     maps = [(f"{i % 7}/{i}", pixel) for i in range(1100)]
     await to_thread.run_sync(lambda: am.run(maps, f"s3://{bucket}/p", settings=SETTINGS, manifest=manifest))
     calls.clear()
-    verification = await am.verify_locators(manifest, settings=SETTINGS)
+    verification = await am.averify_locators(manifest, settings=SETTINGS)
     assert (verification.right, verification.listed, verification.differences) == (1100, 1100, {})
     assert calls == ["ListObjectsV2"] * 2
     # A few of them, which a table names: not all others are listed for their sake.
     table = tmp_path / "few.csv"
     table.write_text(f"locator\ns3://{bucket}/p/0/0.png\ns3://{bucket}/p/6/none.png\n")
     calls.clear()
-    verification = await am.verify_locators(table, settings=SETTINGS)
+    verification = await am.averify_locators(table, settings=SETTINGS)
     assert found(verification) == {"missing": {"none"}}
     assert len(calls) <= 4
 
@@ -256,12 +256,12 @@ async def test_tables_of_results_ours_and_kolenas_are_verified_as_a_manifest_is(
         # All that it tells is where they should be, and that they are PNGs.
         cases.append((tmp_path / f"kolenas{suffix}", known | {"undecodable": {"truncated", "flipped"}}))
     for table, _ in cases[:2]:
-        clean = await am.verify_locators(table, settings=SETTINGS, deep=True)
+        clean = await am.averify_locators(table, settings=SETTINGS, deep=True)
         assert (clean.first, clean.right, clean.read) == ([], 8, 8)
         assert clean.folders == [f"s3://{bucket}/pre fix/"]
     break_in_s3(bucket, "pre fix/")
     for table, expected in cases:
-        broken = await am.verify_locators(table, settings=SETTINGS, deep=True)
+        broken = await am.averify_locators(table, settings=SETTINGS, deep=True)
         assert found(broken) == expected
         assert broken.first[0].name in {"line 1", "line 2", "row 1"}
 
@@ -318,7 +318,7 @@ async def test_locators_of_several_buckets_and_folders_are_each_looked_for(
     gone = [f"s3://{bucket}/y/2.png", f"s3://{other}/x/2.png", (tmp_path / "out/g.png").as_uri()]
     table = tmp_path / "table.csv"
     table.write_text("\n".join(["locator", *there, *gone, "gs://bucket/x.png"]), encoding="utf-8")
-    verification = await am.verify_locators(table, settings=SETTINGS)
+    verification = await am.averify_locators(table, settings=SETTINGS)
     assert {difference.locator for difference in verification.first if difference.kind == "missing"} == set(gone)
     assert verification.differences == {"missing": 3, "unknown": 1}
     assert (verification.locators, verification.right) == (8, 4)
@@ -344,7 +344,7 @@ async def test_what_may_not_be_listed_is_asked_for_one_by_one(
     monkeypatch.setattr(botocore.client.BaseClient, "_make_api_call", refused)
     table = tmp_path / "table.csv"
     table.write_text("locator\n" + "".join(f"s3://{bucket}/x/{name}.png\n" for name in ("there", "gone", "secret")))
-    verification = await am.verify_locators(table, settings=SETTINGS)
+    verification = await am.averify_locators(table, settings=SETTINGS)
     assert found(verification) == {"missing": {"gone"}, "unreadable": {"secret"}}
     assert (verification.right, verification.folders) == (1, [])
 
@@ -355,7 +355,7 @@ async def test_locators_that_lead_nowhere_are_differences_and_no_error(tmp_path:
     odd = ["file:///" + "y" * 300, "file:///%00"]
     table = tmp_path / "table.csv"
     table.write_text("\n".join(["locator", *strange, *gone, *odd]))
-    verification = await am.verify_locators(table, settings=SETTINGS)
+    verification = await am.averify_locators(table, settings=SETTINGS)
     kinds = {difference.locator: difference.kind for difference in verification.first}
     assert kinds == {
         **dict.fromkeys(strange, "unknown"),
@@ -386,9 +386,9 @@ def test_a_table_in_s3_is_verified_by_the_command(bucket: str, capsys: pytest.Ca
 async def test_what_is_no_table_and_no_manifest_is_refused(tmp_path: Path, name: str, text: str, said: str) -> None:
     (tmp_path / name).write_text(text)
     with pytest.raises(am.AsyncMapsError, match=said):
-        await am.verify_locators(tmp_path / name)
+        await am.averify_locators(tmp_path / name)
     with pytest.raises(am.AsyncMapsError, match=r"no such manifest|No such file"):
-        await am.verify_locators(tmp_path / f"no-{name}")
+        await am.averify_locators(tmp_path / f"no-{name}")
 
 
 def test_a_parquet_with_nested_cells_is_read(tmp_path: Path) -> None:
@@ -415,23 +415,23 @@ def recorded(manifest: Path, identity: str) -> None:
 async def test_a_manifest_of_another_endpoint_is_refused(manifest: Path, s3: S3Server) -> None:
     recorded(manifest, "s3://bucket/prefix at http://127.0.0.1:9")
     with pytest.raises(am.SettingsError, match=rf"at http://127.0.0.1:9, and the .* at {s3.endpoint_url}: set AWS_END"):
-        await am.verify_locators(manifest, settings=SETTINGS)
+        await am.averify_locators(manifest, settings=SETTINGS)
 
 
 async def test_what_lay_in_memory_is_gone(manifest: Path) -> None:
     recorded(manifest, "memory://prefix")
     with pytest.raises(am.SettingsError, match="in the memory of a process"):
-        await am.verify_locators(manifest)
+        await am.averify_locators(manifest)
     with Manifest(manifest.with_name("new.sqlite")):
         pass
     with pytest.raises(am.ManifestError, match="is the manifest of no run"):
-        await am.verify_locators(manifest.with_name("new.sqlite"))
+        await am.averify_locators(manifest.with_name("new.sqlite"))
 
 
 async def test_a_bucket_that_is_gone_is_an_error_and_not_a_million_differences(manifest: Path, s3: S3Server) -> None:
     recorded(manifest, f"s3://no-such-bucket/prefix at {s3.endpoint_url}")
     with pytest.raises(am.StoreError, match=r"^s3://no-such-bucket/prefix/: refused .*bucket does not exist"):
-        await am.verify_locators(manifest, settings=SETTINGS)
+        await am.averify_locators(manifest, settings=SETTINGS)
 
 
 async def test_what_the_store_does_not_hand_out_is_unreadable(
@@ -448,7 +448,7 @@ async def test_what_the_store_does_not_hand_out_is_unreadable(
         return original(self, locator)
 
     monkeypatch.setattr(Objects, "read", refused)
-    verification = await am.verify_locators(manifest, settings=SETTINGS, deep=True)
+    verification = await am.averify_locators(manifest, settings=SETTINGS, deep=True)
     assert found(verification) == {"unreadable": {"e"}, "missing": {"f"}}
 
 
@@ -469,10 +469,10 @@ async def test_a_store_that_is_not_reached_any_more_ends_a_look_and_one_bad_answ
     for name, value in (("ENDPOINT_URL", "http://127.0.0.1:9"), ("ACCESS_KEY_ID", "a"), ("SECRET_ACCESS_KEY", "s")):
         monkeypatch.setenv(f"AWS_{name}", value)
     settings = am.Settings(workers=0, concurrency=2)
-    assert found(await am.verify_locators(manifest, settings=settings, deep=True)) == {"unreadable": {"e"}}
+    assert found(await am.averify_locators(manifest, settings=settings, deep=True)) == {"unreadable": {"e"}}
     reached = False
     with pytest.raises(am.StoreError, match=r"^s3://bucket/key: Could not connect"):
-        await am.verify_locators(manifest, settings=settings, deep=True)
+        await am.averify_locators(manifest, settings=settings, deep=True)
 
 
 async def test_an_answer_that_breaks_off_is_asked_for_again(
@@ -482,7 +482,7 @@ async def test_an_answer_that_breaks_off_is_asked_for_again(
         maps = [(name, random_map(1)) for name in "ab"]
         await to_thread.run_sync(lambda: am.run(maps, f"s3://{bucket}", settings=SETTINGS, manifest=manifest))
         proxy.break_off = 2
-        verification = await am.verify_locators(manifest, settings=SETTINGS, deep=True)
+        verification = await am.averify_locators(manifest, settings=SETTINGS, deep=True)
         assert (verification.right, verification.first) == (2, [])
         assert len(proxy.gets()) == 4
 
@@ -503,10 +503,10 @@ async def test_what_a_run_writes_meanwhile_is_not_judged(
 
     monkeypatch.setattr(Objects, "below", with_a_run)
     (out / "f.png").unlink()
-    verification = await am.verify_locators(manifest, settings=SETTINGS)
+    verification = await am.averify_locators(manifest, settings=SETTINGS)
     assert found(verification) == {"missing": {"f"}}
     monkeypatch.undo()
-    assert found(await am.verify_locators(manifest, settings=SETTINGS, deep=True)) == {"missing": {"f"}}
+    assert found(await am.averify_locators(manifest, settings=SETTINGS, deep=True)) == {"missing": {"f"}}
 
 
 async def test_a_manifest_that_a_run_holds_can_be_verified(tmp_path: Path, maps: Path, manifest: Path) -> None:
@@ -514,9 +514,9 @@ async def test_a_manifest_that_a_run_holds_can_be_verified(tmp_path: Path, maps:
     with Manifest(manifest) as held:
         held.begin((tmp_path / "out").as_uri())
         held.write([Failure("g", "/g.npy", None, "read", "no")], "x")
-        verification = await am.verify_locators(manifest, settings=SETTINGS)
+        verification = await am.averify_locators(manifest, settings=SETTINGS)
         with pytest.raises(am.ManifestError, match="is in use by another run"):
-            await am.repair_overlays(manifest, settings=SETTINGS)
+            await am.arepair_overlays(manifest, settings=SETTINGS)
     assert verification.is_clean
     assert (verification.right, verification.failed) == (8, 1)
     assert "1 maps failed in their run" in verification.summary()
@@ -527,11 +527,11 @@ async def test_an_overlay_that_many_rows_name_is_one_and_read_once(tmp_path: Pat
     table = tmp_path / "table.csv"
     locator = (tmp_path / "out/e.png").as_uri()
     table.write_text("locator\n" + f"{locator}\n" * 2500 + "gs://b/x\n" * 2)
-    verification = await am.verify_locators(table, settings=SETTINGS, deep=True)
+    verification = await am.averify_locators(table, settings=SETTINGS, deep=True)
     assert (verification.locators, verification.right, verification.read) == (2, 1, 1)
     assert verification.differences == {"unknown": 1}
     (tmp_path / "out/e.png").write_bytes(b"no PNG")
-    verification = await am.verify_locators(table, settings=SETTINGS, deep=True)
+    verification = await am.averify_locators(table, settings=SETTINGS, deep=True)
     assert (verification.differences, len(verification.first)) == ({"unknown": 1, "undecodable": 1}, 1000)
 
 
@@ -575,7 +575,7 @@ async def test_memory_is_less_than_the_rows_would_take(tmp_path: Path) -> None:
     fill(tmp_path / "out", manifest, count)
     tracemalloc.start()
     try:
-        verification = await am.verify_locators(manifest, settings=SETTINGS)
+        verification = await am.averify_locators(manifest, settings=SETTINGS)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

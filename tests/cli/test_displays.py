@@ -1,0 +1,108 @@
+"""What a terminal, a log or a machine is shown while a command runs."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+from typing import TYPE_CHECKING
+
+import pytest
+
+from async_maps.cli.displays import BarDisplay, LineDisplay, make_display
+from async_maps.report import Report
+from tests.support.progress import make_progress, make_report, make_statistics
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from async_maps.cli.displays import ProgressKind
+
+pytestmark = [pytest.mark.fast]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("kind", "out", "display"),
+    [
+        ("auto", Terminal, BarDisplay),
+        ("auto", io.StringIO, LineDisplay),
+        ("bar", io.StringIO, BarDisplay),
+        ("log", Terminal, LineDisplay),
+        ("json", Terminal, LineDisplay),
+        ("none", Terminal, type(None)),
+    ],
+)
+def test_auto_is_a_bar_on_a_terminal_and_lines_elsewhere(
+    kind: ProgressKind, out: Callable[[], io.StringIO], display: type
+) -> None:
+    made = make_display(kind, out())
+    assert isinstance(made, display)
+
+
+def test_it_goes_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
+    display = make_display("log")
+    assert display is not None
+    display(make_progress(make_report(), make_statistics(), None, ended=True))
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("1,900 maps, ")
+
+
+@pytest.mark.parametrize("kind", ["log", "json"])
+def test_a_line_is_written_when_it_is_time_and_at_the_end(kind: ProgressKind, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("async_maps.cli.displays.monotonic", lambda: now)
+    out = io.StringIO()
+    display = make_display(kind, out)
+    assert display is not None
+    shown = []
+    for now, ended, is_shown in (
+        (101.0, False, False),
+        (105.0, False, True),
+        (109.0, False, False),
+        (109.5, True, True),
+    ):
+        progress = make_progress(make_report(), make_statistics(), 10_000, ended=ended)
+        display(progress)
+        if is_shown:
+            shown.append(progress)
+    assert out.getvalue().endswith("\n")
+    lines = out.getvalue().splitlines()
+    if kind == "json":
+        assert [json.loads(line) for line in lines] == [progress.as_dict() for progress in shown]
+    else:
+        assert lines == [progress.line() for progress in shown]
+
+
+@pytest.mark.parametrize("columns", [80, 200])
+def test_a_bar_draws_what_there_is_and_leaves_the_cursor_visible(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    terminal = Terminal()
+    display = BarDisplay(terminal)
+    for report, total in ((Report(), None), (make_report(), None), (make_report(), 10_000), (make_report(), 0)):
+        for queue in (0.0, 0.49, 1.0):
+            display(make_progress(report, make_statistics(queue, queue, queue), total))
+    report = Report(uploaded=600_000, failed=123, uploaded_bytes=60_000_000_000, elapsed_s=500.0)
+    display(make_progress(report, make_statistics(0.0, 0.5, 1.0), 1_000_000, ended=True))
+    drawn = terminal.getvalue()
+    assert drawn.rfind("\x1b[?25h") > drawn.rfind("\x1b[?25l") >= 0
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", drawn).replace("\n", " ")
+    assert text.strip().endswith("600123/1000000 1,200 maps/s 120.0 MB/s ETA 5:33 123 failed queues ▁▅█")
+    assert "━" in text
+
+
+def test_a_terminal_that_is_gone_does_not_end_the_run() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    out = os.fdopen(writing, "w")
+    display = make_display("log", out)
+    assert display is not None
+    display(make_progress(make_report(), make_statistics(), None, ended=True))
+    with pytest.raises(BrokenPipeError):
+        out.close()
