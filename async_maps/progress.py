@@ -171,7 +171,7 @@ async def _counting(count: SourceCount) -> AsyncIterator[None]:
         await asyncio.sleep(_COUNT_AFTER_S)
         while not count.wanted:  # noqa: ASYNC110  # set in any thread
             await asyncio.sleep(_INTERVAL_S)
-        await to_thread.run_sync(count.run)
+        await to_thread.run_sync(count.run, abandon_on_cancel=True)
 
     if not count.is_possible:
         yield

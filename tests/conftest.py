@@ -6,13 +6,14 @@ import asyncio
 import itertools
 import os
 import tempfile
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import botocore.session
 import pytest
 
+from async_maps.concurrency.loop import run_blocking
 from async_maps.demo import seaweed
 from tests.support.leftovers import leaves_nothing
 
@@ -43,6 +44,12 @@ def service_descriptions_read_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(botocore.session, "create_loader", cache(botocore.session.create_loader))
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def pipe_of_libuv() -> None:
+    """Make the first uvloop: libuv opens a pipe for signals then, and keeps it until the process ends."""
+    run_blocking(partial(asyncio.sleep, 0))
 
 
 @pytest.fixture(scope="session")

@@ -56,13 +56,13 @@ def test_it_goes_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("kind", ["log", "json"])
 def test_a_line_is_written_when_it_is_time_and_at_the_end(kind: ProgressKind, monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 100.0
-    monkeypatch.setattr("async_maps.cli.displays.monotonic", lambda: now)
+    clock = [100.0]
+    monkeypatch.setattr("async_maps.cli.displays.monotonic", lambda: clock[0])
     out = io.StringIO()
     display = make_display(kind, out)
     assert display is not None
     shown = []
-    for now, ended, is_shown in (
+    for clock[0], ended, is_shown in (
         (101.0, False, False),
         (105.0, False, True),
         (109.0, False, False),

@@ -11,6 +11,7 @@ import threading
 from typing import TYPE_CHECKING
 
 import pytest
+from anyio import CancelScope
 
 from async_maps.concurrency.loop import run_blocking
 
@@ -80,7 +81,8 @@ def test_an_interrupted_wait_cancels_the_coroutine_and_waits_for_its_end() -> No
             os.kill(os.getpid(), signal.SIGINT)
             await asyncio.Event().wait()
         finally:
-            await asyncio.sleep(0.01)
+            with CancelScope(shield=True):
+                await asyncio.sleep(0.01)
             ended.set()
 
     with pytest.raises(KeyboardInterrupt):

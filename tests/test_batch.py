@@ -1,0 +1,206 @@
+"""Whole batches from synchronous code: in scripts, in threads, in notebooks, and beside a running event loop."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+import async_maps as am
+from tests.support.leftovers import leaves_nothing
+from tests.support.maps import random_map
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+pytestmark = [pytest.mark.fast, pytest.mark.usefixtures(leaves_nothing.__name__)]
+
+THREADS = am.Settings(workers=0)
+MAPS = [(f"{n}", random_map(n)) for n in range(5)]
+
+
+async def _pairs() -> AsyncIterator[tuple[str, NDArray[Any]]]:
+    for pair in MAPS:
+        yield pair
+
+
+# In a running event loop, as in a notebook ---------------------------------------------------------------------------
+
+
+async def test_run_works_inside_a_coroutine() -> None:
+    store = am.MemoryStore()
+    assert am.run(MAPS, store, settings=THREADS).uploaded == 5
+    assert len(store.objects) == 5
+
+
+async def test_stream_works_inside_a_coroutine() -> None:
+    outcomes = list(am.stream(MAPS, am.MemoryStore(), settings=THREADS, ordered=True))
+    assert [outcome.name for outcome in outcomes] == [name for name, _ in MAPS]
+
+
+async def test_verify_and_repair_work_inside_a_coroutine(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", MAPS[0][1])
+    manifest = tmp_path / "m.sqlite"
+    am.run(tmp_path / "a.npy", tmp_path / "out", settings=THREADS, manifest=manifest)
+    assert am.verify_locators(manifest).is_clean
+    (tmp_path / "out/a.png").unlink()
+    assert not am.verify_locators(manifest).is_clean
+    repaired = am.repair_overlays(manifest, settings=THREADS)
+    assert repaired.is_clean
+    assert repaired.repaired == 1
+    assert all(finding.level != "failure" for finding in am.diagnose(tmp_path / "out", quick=True))
+
+
+@pytest.mark.parametrize(
+    ("call", "instead"),
+    [(am.run, "await am.arun(...)"), (am.dry_run, "await am.adry_run(...)"), (am.stream, "am.astream(...)")],
+)
+async def test_an_async_iterable_is_refused_where_its_loop_would_be_blocked(
+    call: Callable[..., Any], instead: str
+) -> None:
+    source = _pairs()
+    with pytest.raises(am.SourceError) as raised:
+        list(call(source, "memory://", settings=THREADS))
+    assert instead in str(raised.value)
+    await source.aclose()  # type: ignore[attr-defined]
+
+
+def test_an_async_iterable_is_taken_where_no_loop_runs() -> None:
+    assert am.run(_pairs(), "memory://", settings=THREADS).uploaded == 5
+
+
+# Coroutines ----------------------------------------------------------------------------------------------------------
+
+
+async def test_every_coroutine_has_the_prefix_a_and_the_arguments_of_its_twin() -> None:
+    import inspect
+
+    for name in ("run", "dry_run", "stream", "verify_locators", "repair_overlays", "diagnose"):
+        ours, theirs = getattr(am, name), getattr(am, f"a{name}")
+        assert inspect.signature(ours).parameters == inspect.signature(theirs).parameters, name
+        assert not inspect.iscoroutinefunction(ours)
+        assert inspect.iscoroutinefunction(theirs) or inspect.isasyncgenfunction(theirs)
+
+
+async def test_arun_and_astream_take_async_iterables() -> None:
+    store = am.MemoryStore()
+    assert (await am.arun(_pairs(), store, settings=THREADS)).uploaded == 5
+    names = [outcome.name async for outcome in am.astream(_pairs(), store, settings=THREADS, ordered=True)]
+    assert names == [name for name, _ in MAPS]
+
+
+async def test_a_dry_run_counts_and_uploads_nothing() -> None:
+    store = am.MemoryStore()
+    report = await am.adry_run(_pairs(), store, settings=THREADS)
+    assert (report.planned, report.uploaded, report.destination) == (5, 0, "memory://")
+    assert not store.objects
+
+
+# Progress ------------------------------------------------------------------------------------------------------------
+
+
+def test_progress_is_reported_at_the_end_with_the_whole_report() -> None:
+    seen: list[am.Progress] = []
+    report = am.run(MAPS, "memory://", settings=THREADS, on_progress=seen.append)
+    assert [progress.ended for progress in seen].count(True) == 1
+    assert seen[-1].ended
+    assert (seen[-1].report.uploaded, seen[-1].total) == (report.uploaded, 5)
+
+
+def test_an_error_of_the_callback_ends_the_run() -> None:
+    store = am.MemoryStore()
+    gate = threading.Event()
+
+    def maps() -> Iterator[tuple[str, NDArray[Any]]]:
+        yield MAPS[0]
+        gate.wait(60)
+
+    def fail(_: am.Progress) -> None:
+        gate.set()
+        raise LookupError("mine")
+
+    with pytest.raises(LookupError, match="mine"):
+        am.run(maps(), store, settings=THREADS, on_progress=fail)
+
+
+def test_an_error_that_ends_a_run_has_its_report() -> None:
+    bad = [(f"bad-{n}", np.zeros((2, 2, 2))) for n in range(3)]
+    with pytest.raises(am.TooManyFailuresError) as raised:
+        am.run([*MAPS, *bad], "memory://", settings=am.Settings(workers=0, max_failures=0))
+    assert raised.value.report.failed > 0
+
+
+@pytest.mark.parametrize("select", ["broken", "moved", "everything"])
+async def test_select_takes_its_three_values_only(select: Any) -> None:
+    with pytest.raises(am.SettingsError, match=f"select: expected changed, failed, all, found '{select}'"):
+        await am.arun(MAPS, "memory://", settings=THREADS, select=select)
+
+
+# Threads -------------------------------------------------------------------------------------------------------------
+
+
+def test_six_threads_run_at_the_same_time_without_worker_processes() -> None:
+    together = threading.Barrier(6)
+
+    def one(_: int) -> int:
+        together.wait()
+        return am.run(MAPS, am.MemoryStore(), settings=THREADS).uploaded
+
+    with ThreadPoolExecutor(6) as threads:
+        assert list(threads.map(one, range(6))) == [5] * 6
+
+
+# Ctrl-C --------------------------------------------------------------------------------------------------------------
+
+INTERRUPTED = """
+import sys
+import numpy as np
+import async_maps as am
+
+def maps():
+    n = 0
+    while True:
+        yield f"{n}", np.zeros((8, 8), np.uint8)
+        n += 1
+        if n == 5000:  # more than are ever under way
+            print("running", flush=True)
+
+try:
+    am.run(maps(), "memory://", settings=am.Settings(workers=int(sys.argv[1])), manifest=sys.argv[2])
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+"""
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_ctrl_c_ends_a_script_and_what_was_done_is_in_the_manifest(workers: int, tmp_path: Path) -> None:
+    manifest = tmp_path / "m.sqlite"
+    # In the background a shell starts commands that ignore SIGINT.
+    hearing = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    with subprocess.Popen(
+        [sys.executable, "-c", hearing + INTERRUPTED, str(workers), str(manifest)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as script:  # fmt: skip
+        assert script.stdout is not None
+        assert script.stdout.readline() == "running\n"
+        os.kill(script.pid, signal.SIGINT)
+        out, err = script.communicate(timeout=60)
+    assert (script.returncode, out, err) == (0, "interrupted\n", "")
+    assert len(_done(manifest)) > 0
+
+
+def _done(manifest: Path) -> list[str]:
+    from async_maps.manifest.manifest import Manifest
+
+    with Manifest(manifest, read_only=True) as opened:
+        return [str(name) for name, *_ in opened.rows()]
