@@ -85,6 +85,11 @@ def test_an_interrupted_wait_cancels_the_coroutine_and_waits_for_its_end() -> No
                 await asyncio.sleep(0.01)
             ended.set()
 
-    with pytest.raises(KeyboardInterrupt):
-        run_blocking(work)
+    # Commands in the background ignore SIGINT, and so would these tests there.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_blocking(work)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert ended.is_set()

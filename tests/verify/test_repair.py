@@ -264,7 +264,7 @@ async def test_an_interrupted_repair_is_completed_by_the_next_run_or_repair(
         raise asyncio.CancelledError
 
     with monkeypatch.context() as patch:
-        patch.setattr(am.Pipeline, "run", interrupted)
+        patch.setattr(am.Pipeline, "_repair", interrupted)
         with pytest.raises(asyncio.CancelledError):
             await am.arepair_overlays(manifest, settings=SETTINGS)
     assert rows(manifest, "name, stage, locator, error", "status = 'failed' ORDER BY name") == [
