@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeAlias, T
 import numpy as np
 from pydantic import (
     BaseModel,
-    ConfigDict,
     Field,
     NonNegativeInt,
     PositiveFloat,
@@ -49,16 +48,13 @@ _HEADERS = {"cache_control", "metadata", "storage_class", "server_side_encryptio
 """The settings, besides the range, that shape an overlay's bytes or key; and what S3 is told about each object."""
 
 
-class _Model(BaseModel, frozen=True):
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
-
-    if not TYPE_CHECKING:  # which reads the keywords off the fields
-
-        def __init__(self, /, **values):
-            try:
-                super().__init__(**values)
-            except ValidationError as error:
-                raise SettingsError(describe_invalid(error)) from error
+class _Model(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True):
+    # Type checkers take the keywords of each subclass from its fields, as it has no such method of its own.
+    def __init__(self, /, **values: object) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise SettingsError(describe_invalid(error)) from error
 
 
 _Given = TypeVar("_Given")

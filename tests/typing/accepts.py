@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any, assert_never, assert_type
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 import async_maps as am
@@ -181,12 +182,16 @@ async def service(tensor: object) -> None:
 
 def one_by_one(receipt: am.Receipt) -> kolena.Mask:
     with kolena.bitmap_uploader("s3://bucket/prefix", settings=settings) as create_and_upload_bitmap:
-        assert_type(create_and_upload_bitmap, Callable[..., kolena.Mask])
         create_and_upload_bitmap("img-1", np.zeros((2, 2)), layer="layer4")
     kolena.create_and_upload_bitmap("img-1", np.zeros((2, 2)), destination="s3://bucket/prefix", layer="layer4")
     masks = kolena.inference_masks("m.sqlite", provenance=True, model="resnet50")
     assert_type(masks, dict[str, kolena.Mask])
     return kolena.bitmap_mask(receipt, provenance=True)
+
+
+def whole_frames(results: pd.DataFrame) -> pd.DataFrame:
+    kolena.results_frame("m.sqlite", results, on="name", statistics=["high_share"], missing="none")
+    return kolena.results_frame({"layer4": "m.sqlite"}, results, on=lambda row: Path(row["locator"]).stem)
 
 
 # The package ------------------------------------------------------------------------------------------------------

@@ -94,6 +94,12 @@ async def service(pipeline: am.Pipeline) -> None:
     kolena.bitmap_mask(pipeline.put_nowait("img-1", np.zeros((2, 2))))  # type: ignore[arg-type]
 
 
+# Kolena -----------------------------------------------------------------------------------------------------------
+
+with kolena.bitmap_uploader("s3://bucket/prefix") as create_and_upload_bitmap:
+    create_and_upload_bitmap("img-1")  # type: ignore[call-arg]
+    create_and_upload_bitmap(1, np.zeros((2, 2)))  # type: ignore[arg-type]
+
 # The package ------------------------------------------------------------------------------------------------------
 
 _ = am.verison  # type: ignore[attr-defined]
