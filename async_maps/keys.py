@@ -69,9 +69,9 @@ class KeyTemplate:
             )
         if not fields & {"name", "stem", "index", "digest"}:
             raise SettingsError(f"key {template!r} gives all maps of a folder the same key: add {{name}} or {{stem}}")
-        self.needs_index = "index" in fields
-        self.needs_digest = "digest" in fields
-        self.may_collide = not self.needs_digest and [field for field, *_ in parts if field] != ["name"]
+        self.needs_index: bool = "index" in fields
+        self.needs_digest: bool = "digest" in fields
+        self.may_collide: bool = not self.needs_digest and [field for field, *_ in parts if field] != ["name"]
         """Whether two names may come to one key. With a digest they may as well: then their bytes are the same."""
         try:
             for name in ("stem", "parent/stem"):

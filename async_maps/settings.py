@@ -7,12 +7,12 @@ import json
 import os
 import re
 import tomllib
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeAlias, TypeVar
 
 import numpy as np
 from pydantic import (
     BaseModel,
-    ConfigDict,
     Field,
     NonNegativeInt,
     PositiveFloat,
@@ -25,12 +25,11 @@ from pydantic_core import PydanticCustomError
 
 from async_maps.errors import SettingsError
 from async_maps.keys import KeyTemplate
-from async_maps.render.colormap import colormap_table, describe_colormap
+from async_maps.render.colormap import AnyColormap, colormap_table, describe_colormap
 from async_maps.render.quantize import Invalid
 from async_maps.render.ranges import ValueRange, parse_range
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -49,11 +48,35 @@ _HEADERS = {"cache_control", "metadata", "storage_class", "server_side_encryptio
 """The settings, besides the range, that shape an overlay's bytes or key; and what S3 is told about each object."""
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+class _Model(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True):
+    # Type checkers take the keywords of each subclass from its fields, as it has no such method of its own.
+    def __init__(self, /, **values: object) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise SettingsError(describe_invalid(error)) from error
 
 
-class S3Settings(_Model):
+_Given = TypeVar("_Given")
+_Kept = TypeVar("_Kept")
+
+
+class _Converted(Generic[_Given, _Kept]):
+    """The type of a field that takes more than it keeps."""
+
+    if TYPE_CHECKING:  # a keyword has the type that the setter takes
+
+        def __get__(self, settings: object, owner: type | None = None, /) -> _Kept: ...
+
+        def __set__(self, settings: object, value: _Given, /) -> None: ...
+
+    else:  # pydantic and the command line are told what is kept
+
+        def __class_getitem__(cls, types):
+            return types[1]
+
+
+class S3Settings(_Model, frozen=True):
     """What S3 is told about each object, and how patient its client is."""
 
     cache_control: str | None = None
@@ -88,25 +111,25 @@ class S3Settings(_Model):
         return value
 
 
-class FilesSettings(_Model):
+class FilesSettings(_Model, frozen=True):
     """How files are written when the destination is a folder."""
 
     fsync: bool = False
     """Force each file to the disk before it counts as stored."""
 
 
-class Settings(_Model):
+class Settings(_Model, frozen=True):
     """All settings of a pipeline. Construct it with keywords, or with :func:`load_settings` from a TOML file.
 
     Raises:
         SettingsError: a value that makes no sense, or a name that is no setting.
     """
 
-    colormap: str = "jet"
+    colormap: _Converted[AnyColormap, str] = Field(default="jet", validate_default=True)
     """jet (Kolena's), a name of the cmap package (viridis, RdBu_r, ...), or colors (black,red,#ffff0080)."""
     alpha: Literal["auto", "fade", "opaque"] | Annotated[float, Field(ge=0, le=1)] = "auto"
     """fade lets low intensities fade out (Kolena's curve); opaque; 0 to 1 for all; auto is fade unless colors tell."""
-    range: str = "unit"
+    range: _Converted[str | tuple[float, float] | list[float], str] = Field(default="unit", validate_default=True)
     """Values that the colors span: unit (0 to 1), LO,HI (--range=-2,2), per-map, percentile:P,Q (of each map),
     symmetric (0 in the middle), dataset or dataset:P,Q (of all maps, which are read once more), from:MANIFEST."""
     invalid: Invalid = "error"
@@ -140,16 +163,12 @@ class Settings(_Model):
     """End the run when more maps than this have failed; by default it goes on to the end."""
     drain_timeout_s: PositiveFloat = 60.0
     """On the first Ctrl-C, what is in flight has so many seconds to finish."""
-    s3: S3Settings = Field(default_factory=S3Settings)
+    s3: _Converted[S3Settings | Mapping[str, object], S3Settings] = Field(default=S3Settings(), validate_default=True)
     """For S3: the headers are those of destinations, the patience that of sources too."""
-    files: FilesSettings = Field(default_factory=FilesSettings)
+    files: _Converted[FilesSettings | Mapping[str, object], FilesSettings] = Field(
+        default=FilesSettings(), validate_default=True
+    )
     """For destinations on a disk."""
-
-    def __init__(self, /, **values: object) -> None:
-        try:
-            super().__init__(**values)
-        except ValidationError as error:
-            raise SettingsError(describe_invalid(error)) from error
 
     @field_validator("colormap", mode="before")
     @classmethod
@@ -259,16 +278,21 @@ def load_settings(path: str | Path) -> Settings:
 
 def describe_invalid(error: ValidationError) -> str:
     """One line for what pydantic found wrong: each setting, what is wrong with it and what was found."""
-    found = []
+    return "; ".join(dict.fromkeys(_problems(error)))
+
+
+def _problems(error: ValidationError, part: tuple[str | int, ...] = ()) -> Iterator[str]:
     for problem in error.errors(include_url=False):
-        name = ".".join(str(part) for part in problem["loc"] if part not in {"constrained-int", "literal['auto']"})
+        steps = (*part, *problem["loc"])
+        name = ".".join(str(step) for step in steps if step not in {"constrained-int", "literal['auto']"})
+        ours = problem.get("ctx", {}).get("error")
         if problem["type"] == "extra_forbidden":
-            found.append(f"{name} is not a setting")
-        elif isinstance(ours := problem.get("ctx", {}).get("error"), SettingsError):
-            found.append(str(ours))
+            yield f"{name} is not a setting"
+        elif isinstance(ours, SettingsError):
+            inner = ours.__cause__
+            yield from _problems(inner, steps) if isinstance(inner, ValidationError) else [str(ours)]
         else:
-            found.append(f"{name}: {problem['msg'][:1].lower()}{problem['msg'][1:]}, found {problem['input']!r}")
-    return "; ".join(dict.fromkeys(found))
+            yield f"{name}: {problem['msg'][:1].lower()}{problem['msg'][1:]}, found {problem['input']!r}"
 
 
 def _cores() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import inspect
 import shutil
 import subprocess
@@ -26,7 +27,7 @@ def test_every_public_name_is_there_and_documented(name: str) -> None:
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
-        _ = am.nothing
+        _ = am.nothing  # type: ignore[attr-defined]
 
 
 def test_every_error_of_the_tree_is_an_async_maps_error() -> None:
@@ -36,6 +37,17 @@ def test_every_error_of_the_tree_is_an_async_maps_error() -> None:
     tree = inspect.getdoc(errors) or ""
     assert all(error.__name__ in tree for error in classes)
     assert {error.__name__ for error in classes} <= set(am.__all__)
+
+
+def test_the_version_is_that_of_the_metadata() -> None:
+    assert am.__version__ == importlib.metadata.version("async-maps")
+    assert "__version__" in dir(am)
+
+
+def test_a_star_import_gives_the_public_names() -> None:
+    names: dict[str, object] = {}
+    exec("from async_maps import *", names)  # noqa: S102
+    assert names.keys() - {"__builtins__"} == set(am.__all__)
 
 
 def test_importing_the_package_imports_nothing_of_weight() -> None:

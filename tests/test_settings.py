@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 def test_settings_cannot_be_changed() -> None:
     settings = Settings()
     with pytest.raises(ValidationError, match="frozen"):
-        settings.concurrency = 1
+        settings.concurrency = 1  # type: ignore[misc]
     with pytest.raises(ValidationError, match="frozen"):
-        settings.s3.max_attempts = 1
+        settings.s3.max_attempts = 1  # type: ignore[misc]
     assert settings == Settings()
 
 
@@ -112,8 +112,27 @@ def test_a_metadata_key_is_fit_to_name_a_header(key: str) -> None:
 
 
 def test_every_wrong_value_is_named() -> None:
-    with pytest.raises(SettingsError, match=r"png: .*; concurrency: .*; nope is not a setting"):
-        Settings(png="jpg", concurrency=0, nope=1)
+    wrong: dict[str, Any] = {"png": "jpg", "concurrency": 0, "s3": {"max_attempts": 0}, "nope": 1}
+    with pytest.raises(SettingsError, match=r"^png: .*; concurrency: .*; s3\.max_attempts: .*; nope is not a setting$"):
+        Settings(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("part", "values", "sentence"),
+    [
+        (S3Settings, {"max_attempts": 0}, "max_attempts: input should be greater than 0, found 0"),
+        (S3Settings, {"max_attempt": 1}, "max_attempt is not a setting"),
+        (FilesSettings, {"fsync": "perhaps"}, "fsync: input should be a valid boolean"),
+    ],
+)
+def test_a_part_refuses_what_the_settings_refuse(part: type[Any], values: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(SettingsError, match=f"^{sentence}"):
+        part(**values)
+
+
+@pytest.mark.parametrize("given", [(-2, 2), [-2.0, 2.0], "-2,2"])
+def test_a_range_may_be_two_numbers_or_text(given: Any) -> None:
+    assert Settings(range=given).range == "-2.0,2.0"
 
 
 @pytest.mark.parametrize(("cores", "workers", "threads"), [(1, 1, 2), (2, 1, 2), (7, 3, 7)])

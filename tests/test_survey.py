@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from async_maps.render.quantize import Invalid
+
 LOCAL: dict[str, Any] = {"workers": 0}
 
 
@@ -227,7 +229,8 @@ def test_invalid_values_count_as_they_are_shown(maps: Path, tmp_path: Path, inva
 @pytest.mark.usefixtures("stored")
 def test_what_was_counted_with_other_invalid_values_is_counted_anew(maps: Path, tmp_path: Path) -> None:
     manifest = tmp_path / "m.sqlite"
-    for invalid, surveyed in (("error", 20), ("zero", 20), ("zero", 0)):
+    runs: list[tuple[Invalid, int]] = [("error", 20), ("zero", 20), ("zero", 0)]
+    for invalid, surveyed in runs:
         settings = am.Settings(range="dataset", invalid=invalid, **LOCAL)
         assert am.run(maps, tmp_path / "out", settings=settings, manifest=manifest).surveyed == surveyed
 

@@ -10,10 +10,11 @@ from async_maps.filesystems.locators import bitmap_mask_fields
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from kolena.annotation import BitmapMask
+Mask: TypeAlias = Any
+"""Kolena's own ``BitmapMask`` if its client is installed, else the dict that the same mask is in JSON.
 
-Mask: TypeAlias = "BitmapMask | dict[str, Any]"
-"""Kolena's own ``BitmapMask`` where its client is installed; else the dict that the same mask is in JSON."""
+To type checkers it is ``Any``, as it depends on the environment which of the two it is.
+"""
 
 
 def mask_maker(fields: dict[str, Any]) -> Callable[..., Mask]:

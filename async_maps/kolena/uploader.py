@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from os import fspath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from async_maps.concurrency.loop import open_portal
 from async_maps.errors import InputValidationError, MapFailedError
@@ -15,14 +15,18 @@ from async_maps.pipeline import Pipeline
 from async_maps.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from os import PathLike
+
+
+class _CreateAndUpload(Protocol):
+    def __call__(self, filename: str, activation_map: Any, **fields: Any) -> Mask: ...
 
 
 @contextmanager
 def bitmap_uploader(
     destination: str | PathLike[str], *, settings: Settings | None = None
-) -> Iterator[Callable[..., Mask]]:
+) -> Iterator[_CreateAndUpload]:
     """The tutorial's ``create_and_upload_bitmap(filename, activation_map)``, for as long as the context lasts.
 
     For synchronous code that has one map after the other, such as a model's ``infer``: connections stay open between

@@ -6,6 +6,7 @@ An intensity is one byte, so a colormap, whatever it computes, is a table of 256
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from difflib import get_close_matches
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, cast
@@ -16,6 +17,8 @@ from async_maps.errors import InputValidationError, SettingsError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+_INTENSITIES = 256
 
 Alpha: TypeAlias = Literal["auto", "fade", "opaque"] | float
 """The opacity of a colormap; see :func:`colormap_table`."""
@@ -140,7 +143,10 @@ def _tabulate(colormap: SupportsColorize) -> NDArray[np.uint8]:
     return table
 
 
-_INTENSITIES = 256
+AnyColormap: TypeAlias = (
+    "str | SupportsColorize | NDArray[np.uint8] | NDArray[np.floating[Any]] | Sequence[str | Sequence[float]]"
+)
+"""A colormap in one of the forms that :func:`describe_colormap` takes."""
 
 
 def describe_colormap(colormap: object) -> str:
@@ -161,7 +167,7 @@ def describe_colormap(colormap: object) -> str:
         text = _join(color_table(cast("SupportsColorize", colormap)))
     elif isinstance(colormap, np.ndarray):
         text = _join(_check_table(colormap))
-    elif isinstance(colormap, list | tuple) and colormap:
+    elif isinstance(colormap, Sequence) and colormap:
         text = ",".join(_hex(color) for color in colormap)
     else:
         raise SettingsError(

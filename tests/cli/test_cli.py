@@ -163,6 +163,8 @@ def wrong_uses() -> Iterator[Any]:
     yield case("bad key in TOML", "run maps out --config bad.toml", "bad.toml: collormap is not a setting")
     yield case("no TOML", "run maps out --config=none.toml", "cannot read none.toml")
     yield case("bad environment", "run maps out", "concurrency", ASYNC_MAPS_CONCURRENCY="lots")
+    yield case("bad part", "run maps out --s3.max-attempts 0", "error: s3.max_attempts: input should be greater than 0")
+    yield case("bad part in environment", "run maps out", "error: s3.give_up_s: input", ASYNC_MAPS_S3_GIVE_UP_S="-1")
     yield case("both select flags", "run maps out --overwrite --retry-failed", "exclude each other")
     yield case("no manifest", "export none.sqlite x.csv", "no such manifest: none.sqlite")
     yield case(

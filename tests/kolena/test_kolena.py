@@ -193,9 +193,9 @@ def test_an_uploader_says_at_once_that_there_is_no_bucket(s3: object) -> None:
 async def test_what_can_be_no_mask_is_refused_before_anything_is_uploaded(bucket: str, tmp_path: Path) -> None:
     for upload in (create_and_upload_bitmap, acreate_and_upload_bitmap):
         with pytest.raises(am.SettingsError, match="a mask's locator is its own"):
-            await upload("1", random_map(1), destination=f"s3://{bucket}", locator="s3://b/x")  # type: ignore[misc]
+            await upload("1", random_map(1), destination=f"s3://{bucket}", locator="s3://b/x")
         with pytest.raises(am.InputValidationError, match="Kolena reads s3://"):
-            await upload("1", random_map(1), destination=tmp_path / "out")  # type: ignore[misc]
+            await upload("1", random_map(1), destination=tmp_path / "out")
     assert await keys(bucket) == set()
     assert not (tmp_path / "out").exists()
 

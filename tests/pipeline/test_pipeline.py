@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from async_maps.settings import PngKind
     from async_maps.workers.arena import Block
     from async_maps.workers.worker import Reply, Request
 
@@ -44,7 +45,7 @@ pytestmark = pytest.mark.usefixtures(leaves_nothing.__name__)
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("png", ["palette", "rgba"])
 async def test_put_stores_the_map_with_the_pixels_of_colorize_activation_map(
-    tmp_path: Path, workers: int, png: str
+    tmp_path: Path, workers: int, png: PngKind
 ) -> None:
     activation_map = random_map(1)
     async with am.Pipeline(tmp_path / "out", settings=am.Settings(workers=workers, png=png)) as pipeline:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from async_maps.demo.seaweed import S3Server
+    from async_maps.render.colormap import AnyColormap
 
 pytestmark = pytest.mark.usefixtures(leaves_nothing.__name__)
 
@@ -321,9 +322,14 @@ async def test_each_overlay_is_made_from_its_own_source_with_its_own_settings(
     """Two sources with a name in common, four colormaps one after the other, and a table of colors."""
     out = tmp_path / "out"
     colors = np.random.default_rng(0).integers(0, 256, (256, 4), np.uint8)
-    for seed, (source, names, colormap) in enumerate(
-        [("one", "ab", "jet"), ("two", "bc", "jet"), ("two", "cd", "gray"), ("three", "e", colors), ("one", "f", "jet")]
-    ):
+    runs: list[tuple[str, str, AnyColormap]] = [
+        ("one", "ab", "jet"),
+        ("two", "bc", "jet"),
+        ("two", "cd", "gray"),
+        ("three", "e", colors),
+        ("one", "f", "jet"),
+    ]
+    for seed, (source, names, colormap) in enumerate(runs):
         for number, name in enumerate(names):
             (tmp_path / source).mkdir(exist_ok=True)
             np.save(tmp_path / source / f"{name}.npy", random_map(10 * seed + number))
