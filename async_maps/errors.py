@@ -24,6 +24,7 @@ One map's failure is data, a :class:`~async_maps.outcomes.Failure`; what stands 
 
 from __future__ import annotations
 
+import errno
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -145,3 +146,14 @@ def require_extra(what: str, extra: str) -> Iterator[None]:
         yield
     except ImportError:
         raise MissingExtraError(what, extra) from None
+
+
+def translate_os_error(error: Exception) -> str:
+    """Return one sentence for an error of a file, without its path; of another error, its own message."""
+    if isinstance(error, FileNotFoundError):
+        return "the file is not there: it was moved or deleted, or a symbolic link leads nowhere"
+    if isinstance(error, OSError) and error.errno == errno.ELOOP:
+        return "a symbolic link that leads back to itself"
+    if isinstance(error, OSError) and error.strerror:
+        return f"cannot be read: {error.strerror}"
+    return str(error)
