@@ -133,7 +133,7 @@ def test_lines_that_are_no_json_objects_are_problems_of_their_own() -> None:
 
 
 def test_nested_parquet_cells_are_lists_and_dicts() -> None:
-    rows = [{"cams": [{"x": 1}, {"x": 2}]}, {"cams": None}]
+    rows: list[dict[str, Any]] = [{"cams": [{"x": 1}, {"x": 2}]}, {"cams": None}]
     assert [row.values for row in rows_of(".parquet", content(".parquet", rows))] == rows
 
 

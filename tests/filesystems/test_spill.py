@@ -58,7 +58,12 @@ def test_any_other_error_is_told_in_the_words_of_sqlite() -> None:
 
 def test_threads_take_turns() -> None:
     with Spill("the names", SCHEMA, SourceError) as spill:
-        threads = [Thread(target=lambda n=n: [insert(spill, f"{n} {i}") for i in range(100)]) for n in range(4)]
+
+        def insert_many(number: int) -> None:
+            for i in range(100):
+                insert(spill, f"{number} {i}")
+
+        threads = [Thread(target=insert_many, args=(number,)) for number in range(4)]
         with spill.transaction():
             for thread in threads:
                 thread.start()
