@@ -24,9 +24,12 @@ One map's failure is data, a :class:`~async_maps.outcomes.Failure`; what stands 
 
 from __future__ import annotations
 
+import errno
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Any
 
     from async_maps.outcomes import Failure
@@ -126,3 +129,31 @@ class MissingExtraError(AsyncMapsError):
 
     def __init__(self, what: str, extra: str) -> None:
         super().__init__(f"{what} needs the extra {extra!r}: pip install '.[{extra}]' where this package was cloned")
+
+
+@contextmanager
+def require_extra(what: str, extra: str) -> Iterator[None]:
+    """Import an optional dependency in the ``with`` block, or raise an error that names its extra.
+
+    Args:
+        what: the feature that needs it: ``"reading Parquet"``.
+        extra: the extra that installs it: ``"parquet"``.
+
+    Raises:
+        MissingExtraError: the import failed.
+    """
+    try:
+        yield
+    except ImportError:
+        raise MissingExtraError(what, extra) from None
+
+
+def translate_os_error(error: Exception) -> str:
+    """Return one sentence for an error of a file, without its path; of another error, its own message."""
+    if isinstance(error, FileNotFoundError):
+        return "the file is not there: it was moved or deleted, or a symbolic link leads nowhere"
+    if isinstance(error, OSError) and error.errno == errno.ELOOP:
+        return "a symbolic link that leads back to itself"
+    if isinstance(error, OSError) and error.strerror:
+        return f"cannot be read: {error.strerror}"
+    return str(error)

@@ -5,13 +5,11 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from async_maps.errors import MissingExtraError, PipelineClosedError
+from async_maps.errors import PipelineClosedError, require_extra
 
-try:
+with require_extra("figures for Prometheus", "metrics"):
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
     from prometheus_client.registry import Collector
-except ImportError:
-    raise MissingExtraError("figures for Prometheus", "metrics") from None
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

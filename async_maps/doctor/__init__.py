@@ -16,6 +16,7 @@ from anyio import move_on_after, to_thread
 from async_maps.concurrency.loop import run_blocking
 from async_maps.doctor.finding import Finding
 from async_maps.errors import SettingsError
+from async_maps.filesystems.filesystem import is_remote
 from async_maps.settings import Settings
 from async_maps.stores import open_store
 
@@ -95,7 +96,7 @@ async def adiagnose(
             raise SettingsError(f"{origin!r} is no origin; expected https://host, without a slash at its end")
     place = os.fspath(destination)
     with move_on_after(_LIMIT_S) as limit:
-        if place.startswith("s3://"):
+        if is_remote(place):
             # Half a second.
             s3 = await to_thread.run_sync(import_module, "async_maps.doctor.s3")
             await s3.examine(place, settings, (origins, quick), found)

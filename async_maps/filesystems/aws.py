@@ -44,9 +44,6 @@ TRANSIENT_CODES = {
 _SDK_ATTEMPTS = 5
 """Between two attempts the SDK waits for up to 20 s, and for nobody's success: five are patience enough."""
 
-BUCKET = r"[A-Za-z0-9][A-Za-z0-9._:/-]{1,}[A-Za-z0-9]"
-"""What a bucket may be called: also what servers other than Amazon's, and access points, allow."""
-
 
 def client_options(settings: S3Settings, connections: int, attempts: int | None = None) -> dict[str, Any]:
     """The configuration of a client that uses up to so many connections at once.

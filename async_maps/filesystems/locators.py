@@ -7,7 +7,7 @@ import re
 from typing import Any, NamedTuple
 from urllib.parse import unquote_to_bytes
 
-from async_maps.errors import InputValidationError
+from async_maps.errors import AsyncMapsError, InputValidationError, SourceError
 from async_maps.keys import printable
 
 DATA_TYPE = "ANNOTATION/BITMAP_MASK"
@@ -15,25 +15,40 @@ DATA_TYPE = "ANNOTATION/BITMAP_MASK"
 
 _FOR_KOLENA = re.compile(r"(s3|gs|https)://(.+/)+.+")
 """What Kolena's own validators of locators accept; ``BitmapMask`` itself accepts anything."""
+_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{1,}[A-Za-z0-9]")
+"""What a bucket may be called: also what servers other than Amazon's, and access points, allow."""
 _FILE = re.compile(r"file://(?:localhost)?(/.*)", re.DOTALL)
 
 
-class S3Place(NamedTuple):
-    """Where an object lies in S3.
+class S3Address(NamedTuple):
+    """An object in S3, or the prefix that objects share. Its text is ``s3://bucket/key``.
 
     Attributes:
         bucket: the bucket's name.
-        key: the object's key, as it is.
+        key: the object's key, not percent-encoded; or a prefix, which may be empty.
     """
 
     bucket: str
     key: str
 
+    def __str__(self) -> str:
+        return f"s3://{self.bucket}/{self.key}"
 
-def s3_place(locator: str) -> S3Place | None:
-    """The object behind ``s3://bucket/key``; None if the locator is another one."""
-    bucket, slash, key = locator.removeprefix("s3://").partition("/")
-    return S3Place(bucket, key) if locator.startswith("s3://") and bucket and slash and key else None
+
+def parse_s3_address(address: str, error: type[AsyncMapsError] = SourceError) -> S3Address:
+    """Return the bucket and the key of ``s3://bucket/key``.
+
+    Args:
+        address: the text.
+        error: the class of the error.
+
+    Raises:
+        AsyncMapsError: an ``error``: there is no name of a bucket in the text.
+    """
+    bucket, _, key = address.removeprefix("s3://").partition("/")
+    if not (address.startswith("s3://") and _BUCKET.fullmatch(bucket)):
+        raise error(f"{bucket!r} is not the name of a bucket; expected s3://bucket/prefix")
+    return S3Address(bucket, key)
 
 
 def file_path(locator: str) -> str | None:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from async_maps.errors import ObjectError, SourceError, StoreError
-from async_maps.filesystems.filesystem import Filesystems
-from async_maps.filesystems.locators import file_path, s3_place
+from async_maps.filesystems.filesystem import Filesystems, is_remote
+from async_maps.filesystems.locators import file_path, parse_s3_address
 from async_maps.keys import printable
 
 if TYPE_CHECKING:
@@ -79,11 +79,11 @@ class Objects:
         Raises:
             StoreError: the AWS configuration makes no sense.
         """
-        if not folder.startswith("s3://"):
+        if not is_remote(folder):
             return folder
         from async_maps.filesystems.aws import identity
 
-        with _store_error(folder):
+        with _translate_errors(folder):
             return identity(folder, self._filesystems.s3().endpoint())
 
     def below(self, folder: str) -> Generator[ObjectInfo, None, None]:
@@ -96,11 +96,11 @@ class Objects:
             ObjectError: S3 refuses to list it: there is no such bucket, or no permission.
             StoreError: it cannot be listed.
         """
-        with _store_error(folder):
+        with _translate_errors(folder):
             if (path := file_path(folder)) is not None:
                 yield from _files_below(path)
                 return
-            bucket, _, prefix = folder.removeprefix("s3://").partition("/")
+            bucket, prefix = parse_s3_address(folder)
             for found in self._filesystems.s3().objects(bucket, prefix):
                 # What stands for a folder is no object of anybody's.
                 if not found.key.endswith("/"):
@@ -122,7 +122,7 @@ class Objects:
                 reason = getattr(error, "strerror", None) or error
                 raise ObjectError(f"{printable(locator)}: cannot be looked at: {reason}") from error
             return ObjectInfo(locator, status.st_size, None) if stat.S_ISREG(status.st_mode) else None
-        with _store_error(locator):
+        with _translate_errors(locator):
             found = self._filesystems.s3().find(locator)
         return None if found is None else ObjectInfo(locator, found.size, found.etag or None)
 
@@ -138,13 +138,11 @@ class Objects:
         if (path := file_path(locator)) is not None:
             with self._filesystems.of(path).open(path) as file:
                 return Content(file.read())
-        from async_maps.filesystems.s3 import Place, RefusedError
+        from async_maps.filesystems.s3 import RefusedError
 
-        place = s3_place(locator)
-        if place is None:
-            raise SourceError("expected a locator that starts with s3:// or file:///")
+        address = parse_s3_address(locator)
         try:
-            found = self._filesystems.s3().get(Place(*place), 0, _MOST_BYTES)
+            found = self._filesystems.s3().get(address, 0, _MOST_BYTES)
         except RefusedError:
             raise
         except SourceError as error:
@@ -170,11 +168,11 @@ class Objects:
                     os.unlink(path)
                 except OSError as error:
                     kept[locator] = error.strerror or str(error)
-        places = [place for locator in locators if (place := s3_place(locator)) is not None]
-        for bucket, group in groupby(places, lambda place: place.bucket):
-            keys = [place.key for place in group]
+        addresses = [parse_s3_address(locator) for locator in locators if is_remote(locator)]
+        for bucket, group in groupby(addresses, lambda address: address.bucket):
+            keys = [address.key for address in group]
             try:
-                with _store_error(f"s3://{bucket}"):
+                with _translate_errors(f"s3://{bucket}"):
                     refused = self._filesystems.s3().delete(bucket, keys)
             except ObjectError as error:
                 refused = dict.fromkeys(keys, str(error))
@@ -201,7 +199,7 @@ def _files_below(folder: str) -> Iterator[ObjectInfo]:
 
 
 @contextmanager
-def _store_error(place: str) -> Iterator[None]:
+def _translate_errors(place: str) -> Iterator[None]:
     try:
         yield
     except SourceError as error:

@@ -14,7 +14,8 @@ from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
 from async_maps.errors import SettingsError, StoreError
 from async_maps.filesystems.aws import translate_credential_errors, unreachable, url_options
-from async_maps.filesystems.locators import s3_place
+from async_maps.filesystems.filesystem import is_remote
+from async_maps.filesystems.locators import parse_s3_address
 from async_maps.keys import printable
 
 if TYPE_CHECKING:
@@ -62,13 +63,13 @@ def presigning(hours: float) -> Iterator[Callable[[str], str | None]]:
     with closing(client):
 
         def presigned(locator: str) -> str | None:
-            place = s3_place(locator)
-            if place is None:
+            if not is_remote(locator):
                 return None
+            bucket, key = parse_s3_address(locator)
             try:
                 with translate_credential_errors():
                     url: str = client.generate_presigned_url(
-                        "get_object", Params={"Bucket": place.bucket, "Key": place.key}, ExpiresIn=round(hours * 3600)
+                        "get_object", Params={"Bucket": bucket, "Key": key}, ExpiresIn=round(hours * 3600)
                     )
             except (BotoCoreError, ClientError) as error:
                 reason = " ".join(unreachable(error).split())

@@ -9,7 +9,6 @@ import errno
 import hashlib
 import io
 import os
-import re
 from collections import OrderedDict
 from contextlib import closing, contextmanager
 from threading import Lock
@@ -21,13 +20,13 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from async_maps.errors import SourceError
 from async_maps.filesystems.aws import (
-    BUCKET,
     TRANSIENT_STATUSES,
     client_options,
     refusal,
     translate_credential_errors,
     unreachable,
 )
+from async_maps.filesystems.locators import parse_s3_address
 from async_maps.settings import S3Settings
 
 if TYPE_CHECKING:
@@ -35,6 +34,8 @@ if TYPE_CHECKING:
     from typing import Any, BinaryIO
 
     from typing_extensions import Buffer
+
+    from async_maps.filesystems.locators import S3Address
 
 WHOLE_BYTES = 8 * 2**20
 """Objects up to this size are read in one request."""
@@ -45,13 +46,6 @@ _MAX_BLOCK_BYTES = 4 * 2**20
 _CACHE_BYTES = 8 * 2**20
 _PIECE = 2**20
 _CONNECTIONS = 64
-
-
-class Place(NamedTuple):
-    """Where an object lies."""
-
-    bucket: str
-    key: str
 
 
 class Object(NamedTuple):
@@ -65,18 +59,6 @@ class Object(NamedTuple):
     def fingerprint(self) -> str:
         """Changes when the object does."""
         return f"{self.size}-{self.etag}"
-
-
-def split_place(path: str) -> Place:
-    """The bucket and the key of ``s3://bucket/key``; the key may be empty.
-
-    Raises:
-        SourceError: that is no bucket's name.
-    """
-    bucket, _, key = path.removeprefix("s3://").partition("/")
-    if not re.fullmatch(BUCKET, bucket):
-        raise SourceError(f"{bucket!r} is not the name of a bucket; expected s3://bucket/prefix")
-    return Place(bucket, key)
 
 
 class S3Filesystem:
@@ -107,14 +89,16 @@ class S3Filesystem:
 
     def open_object(self, path: str, at_once: int = WHOLE_BYTES) -> S3File:
         """As :meth:`open`, without a buffer, and with what the file is called by :attr:`S3File.fingerprint`."""
-        place = split_place(path)
-        return S3File(self, place, self.get(place, 0, at_once, keep=_HEAD_BYTES))
+        address = parse_s3_address(path)
+        return S3File(self, address, self.get(address, 0, at_once, keep=_HEAD_BYTES))
 
-    def get(self, place: Place, start: int, length: int, etag: str | None = None, keep: int | None = None) -> Range:
+    def get(
+        self, address: S3Address, start: int, length: int, etag: str | None = None, keep: int | None = None
+    ) -> Range:
         """Read a part of an object in one request.
 
         Args:
-            place: the object.
+            address: the object.
             start: the first byte.
             length: how many, at most: it may end before.
             etag: fail if the object is another one by now.
@@ -128,21 +112,21 @@ class S3Filesystem:
         while True:
             attempts -= 1
             try:
-                return self._get(place, start, length, etag, keep)
+                return self._get(address, start, length, etag, keep)
             except _NoRangeError:
-                with _explained():
-                    answer = self._made().head_object(Bucket=place.bucket, Key=place.key)
+                with _translate_errors():
+                    answer = self._made().head_object(Bucket=address.bucket, Key=address.key)
                 return _range(b"", answer["ContentLength"], answer)
             except BotoCoreError as error:
                 # The client itself tries again until it has an answer, but not when the body breaks off.
                 if not attempts:
                     raise SourceError(unreachable(error)) from error
 
-    def _get(self, place: Place, start: int, length: int, etag: str | None, keep: int | None) -> Range:
+    def _get(self, address: S3Address, start: int, length: int, etag: str | None, keep: int | None) -> Range:
         match = {"IfMatch": etag} if etag else {}
-        with _explained():
+        with _translate_errors():
             answer = self._made().get_object(
-                Bucket=place.bucket, Key=place.key, Range=f"bytes={start}-{start + length - 1}", **match
+                Bucket=address.bucket, Key=address.key, Range=f"bytes={start}-{start + length - 1}", **match
             )
         with closing(answer["Body"]) as body:
             if etag and answer["ETag"] != etag:
@@ -161,13 +145,13 @@ class S3Filesystem:
 
     def find(self, path: str) -> Object | None:
         """The object at a path, or None: one request."""
-        place = split_place(path)
+        address = parse_s3_address(path)
         try:
-            with _explained():
-                answer = self._made().head_object(Bucket=place.bucket, Key=place.key)
+            with _translate_errors():
+                answer = self._made().head_object(Bucket=address.bucket, Key=address.key)
         except FileNotFoundError:
             return None
-        return Object(place.key, answer["ContentLength"], answer["ETag"].strip('"'))
+        return Object(address.key, answer["ContentLength"], answer["ETag"].strip('"'))
 
     def objects(self, bucket: str, prefix: str) -> Iterator[Object]:
         """The objects whose keys start with a prefix, in the order of their keys, a page at a time.
@@ -185,7 +169,7 @@ class S3Filesystem:
         Raises:
             SourceError: as :meth:`objects`.
         """
-        with _explained():
+        with _translate_errors():
             pages = self._made().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix, **options)
             yield from pages
 
@@ -198,7 +182,7 @@ class S3Filesystem:
         Raises:
             SourceError: S3 refuses all of them, or cannot be reached.
         """
-        with _explained():
+        with _translate_errors():
             answer = self._made().delete_objects(
                 Bucket=bucket, Delete={"Objects": [{"Key": key} for key in keys], "Quiet": True}
             )
@@ -214,7 +198,7 @@ class S3Filesystem:
 
     def fingerprint_below(self, path: str) -> str | None:
         """A digest over all objects in a folder; None if there are none."""
-        bucket, key = split_place(path)
+        bucket, key = parse_s3_address(path)
         digest = Digest()
         for found in self.objects(bucket, f"{key.rstrip('/')}/"):
             digest.add(found)
@@ -271,14 +255,14 @@ class S3File(io.RawIOBase):
 
     Args:
         filesystem: of the object.
-        place: the object.
+        address: the object.
         head: its beginning.
     """
 
-    def __init__(self, filesystem: S3Filesystem, place: Place, head: Range) -> None:
+    def __init__(self, filesystem: S3Filesystem, address: S3Address, head: Range) -> None:
         super().__init__()
         self._filesystem = filesystem
-        self._place = place
+        self._address = address
         self._head = head
         self._blocks: OrderedDict[int, bytes | bytearray] = OrderedDict()
         self._position = 0
@@ -288,7 +272,7 @@ class S3File(io.RawIOBase):
     @property
     def fingerprint(self) -> str:
         """As that of the object in a listing."""
-        return Object(self._place.key, self._head.size, self._head.etag.strip('"')).fingerprint
+        return Object(self._address.key, self._head.size, self._head.etag.strip('"')).fingerprint
 
     @property
     def size(self) -> int:
@@ -346,7 +330,7 @@ class S3File(io.RawIOBase):
             # Whoever jumps to the very end, to an archive's directory, goes back from there.
             start = max(0, min(position, self.size - length))
         length = min(length, self.size - start)
-        data = self._filesystem.get(self._place, start, length, self._head.etag).data
+        data = self._filesystem.get(self._address, start, length, self._head.etag).data
         self._read_until = start + length
         if wanted < self._step:
             self._blocks[start] = data
@@ -382,7 +366,7 @@ class _NoRangeError(Exception):
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
+def _translate_errors() -> Iterator[None]:
     """Errors of a request as ours: one sentence, without the object's name."""
     try:
         with translate_credential_errors():

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from async_maps.errors import InputValidationError, MissingExtraError, SettingsError
+from async_maps.errors import InputValidationError, SettingsError, require_extra
 from async_maps.keys import printable
 from async_maps.kolena.masks import Mask, mask_maker, provenance_fields
 from async_maps.manifest.manifest import Manifest
@@ -94,10 +94,8 @@ def results_frame(  # noqa: PLR0913  # one argument a choice, all but three with
         SettingsError: a column is not there, is there already, or would be dropped by Kolena, as rows with an index of
             floats would; no such statistic.
     """
-    try:
+    with require_extra("a frame of results", "kolena"):
         import pandas as pd
-    except ImportError:
-        raise MissingExtraError("a frame of results", "kolena") from None
     if missing not in {"error", "none"}:
         raise SettingsError(f"missing: expected 'error' or 'none', found {missing!r}")
     if unknown := set(statistics) - set(MapStatistics._fields):

@@ -2,46 +2,37 @@
 
 from __future__ import annotations
 
-import sqlite3
 from threading import Lock
 from typing import TYPE_CHECKING
 
-from async_maps.manifest.sqlite_errors import translate_sqlite_errors
+from async_maps.errors import ManifestError
+from async_maps.filesystems.spill import Spill
 from async_maps.outcomes import Failure
 from async_maps.sources.activation_map import ActivationMap
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
-    from types import TracebackType
 
-_WHAT = "the record of who has which locator, among the temporary files (TMPDIR says where),"
+_SCHEMA = "CREATE TABLE claims (locator TEXT PRIMARY KEY, name TEXT NOT NULL) WITHOUT ROWID"
 
 
-class Claims:
+class Claims(Spill):
     """The locators that were given out. A map whose locator another name has fails before anything is overwritten.
-
-    It keeps them in a private database, which SQLite spills to a file of its own and deletes: any number will do.
 
     Args:
         locate: the locator of a map.
     """
 
     def __init__(self, locate: Callable[[ActivationMap], str]) -> None:
+        super().__init__("the record of who has which locator", _SCHEMA, ManifestError)
         self._locate = locate
-        self._turn = Lock()
+        self._checking = Lock()
         self._closed = False
-        self._database = sqlite3.connect("", check_same_thread=False, isolation_level=None)
-        self._database.execute("CREATE TABLE claims (locator TEXT PRIMARY KEY, name TEXT NOT NULL) WITHOUT ROWID")
 
-    def __enter__(self) -> Claims:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        with self._turn:
+    def __exit__(self, *error: object) -> None:
+        with self._checking:
             self._closed = True
-            self._database.close()
+            super().__exit__(*error)
 
     def load(self, claims: Iterable[tuple[str, str]]) -> None:
         """Take over claims, each a locator and its name; those that are there already stay as they are.
@@ -49,10 +40,8 @@ class Claims:
         Raises:
             ManifestError: there is no room for them in the folder of temporary files.
         """
-        with self._turn, translate_sqlite_errors(_WHAT, "written"):
-            self._database.execute("BEGIN")
-            self._database.executemany("INSERT OR IGNORE INTO claims VALUES (?, ?)", claims)
-            self._database.execute("COMMIT")
+        with self.transaction() as database:
+            database.executemany("INSERT OR IGNORE INTO claims VALUES (?, ?)", claims)
 
     def check(self, entries: Sequence[ActivationMap | Failure]) -> list[ActivationMap | Failure]:
         """Let each map claim its locator; who comes second is a failure. Once closed, none does: no map is uploaded.
@@ -60,10 +49,11 @@ class Claims:
         Raises:
             ManifestError: there is no room for them in the folder of temporary files.
         """
-        with self._turn, translate_sqlite_errors(_WHAT, "written"):
+        with self._checking:
             if self._closed:
                 return list(entries)
-            return [self._claim(entry) if isinstance(entry, ActivationMap) else entry for entry in entries]
+            with self.transaction():
+                return [self._claim(entry) if isinstance(entry, ActivationMap) else entry for entry in entries]
 
     def _claim(self, map_: ActivationMap) -> ActivationMap | Failure:
         locator = self._locate(map_)

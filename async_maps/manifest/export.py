@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from async_maps.errors import InputValidationError, ManifestError, MissingExtraError, SettingsError
+from async_maps.errors import InputValidationError, ManifestError, SettingsError, require_extra
 from async_maps.filesystems.atomic import replacing
 from async_maps.filesystems.locators import bitmap_mask_fields
 from async_maps.manifest.columns import Column, form_columns, overlay_of
@@ -149,11 +149,9 @@ def _jsonl(path: Path, columns: Sequence[Column], rows: Rows) -> int:
 
 
 def _parquet(path: Path, columns: Sequence[Column], rows: Rows) -> int:
-    try:
+    with require_extra("writing Parquet", "parquet"):
         import pyarrow as pa
         import pyarrow.parquet as pq
-    except ImportError:
-        raise MissingExtraError("writing Parquet", "parquet") from None
     columns = [column.as_json() if column.kind == "mask" else column for column in columns]
     types = {
         "text": pa.string(),

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 from async_maps.errors import SourceError
 from async_maps.filesystems.filesystem import is_remote
 from async_maps.sources import files
+from async_maps.tables import is_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -63,12 +64,12 @@ def open_source(place: str | PathLike[str], *, s3: S3Settings | None = None, kno
     path = fspath(place)
     if is_stdin(path):
         raise SourceError("standard input can be read only once, by a run")
-    # Where it is used: worker processes import this package too.
-    from async_maps.sources.listing import Table, is_table
-
     # A folder may be called like a listing.
     if is_table(path) and (is_remote(path) or isfile(path)):
-        return Table(path, s3, known)
+        # Where it is used: worker processes import this package too.
+        from async_maps.sources.listing import Listing
+
+        return Listing(path, s3, known)
     if is_remote(path):
         from async_maps.sources.s3_objects import S3Objects
 

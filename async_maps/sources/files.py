@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import sqlite3
 import stat
 from contextlib import closing
 from fnmatch import fnmatchcase
@@ -15,12 +13,20 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from async_maps.errors import InputValidationError, MissingExtraError, SourceError
+from async_maps.errors import InputValidationError, MissingExtraError, SourceError, translate_os_error
 from async_maps.filesystems.filesystem import LocalFilesystem, check_regular
+from async_maps.filesystems.spill import Spill
 from async_maps.keys import check_name, printable
 from async_maps.outcomes import Failure
 from async_maps.sources.activation_map import ActivationMap
-from async_maps.sources.formats.registry import FORMATS, ListedMap, is_one_source, open_reader, suffix_of
+from async_maps.sources.formats.registry import (
+    FORMATS,
+    ListedMap,
+    is_one_source,
+    open_reader,
+    suffix_of,
+    without_suffix,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
@@ -101,7 +107,7 @@ class Files:
                     yield from maps_in_file(names[path], path)
 
     def _name(self, path: str) -> str:
-        return path[self._skip : len(path) - len(suffix_of(path) or "")]
+        return without_suffix(path[self._skip :])
 
 
 def known_maps(single: Mapping[T, ActivationMap | Failure | None], known: Known) -> dict[T, ActivationMap]:
@@ -146,7 +152,7 @@ def maps_in_file(name: str, path: str) -> Iterator[ActivationMap | Failure]:
                 yield entry(name, path, found, fingerprint)
     except (OSError, SourceError, MissingExtraError) as error:
         # A file whose extra is missing, perhaps no map's at all, does not keep the others from their run.
-        yield _failure(name, path, explain(error))
+        yield _failure(name, path, translate_os_error(error))
 
 
 def entry(name: str, path: str, found: ListedMap, fingerprint: str | None) -> ActivationMap | Failure:
@@ -161,17 +167,6 @@ def entry(name: str, path: str, found: ListedMap, fingerprint: str | None) -> Ac
         # Names can move from one map of a file to another, by a list beside it, without the file's being touched.
         fingerprint = f"{fingerprint} {found.part}"
     return ActivationMap(name, source, fingerprint, found.max_bytes, path, found.part)
-
-
-def explain(error: Exception) -> str:
-    """One sentence for an error of a file, without its path."""
-    if isinstance(error, FileNotFoundError):
-        return "the file is not there: it was moved or deleted, or a symbolic link leads nowhere"
-    if isinstance(error, OSError) and error.errno == errno.ELOOP:
-        return "a symbolic link that leads back to itself"
-    if isinstance(error, OSError) and error.strerror:
-        return f"cannot be read: {error.strerror}"
-    return str(error)
 
 
 def _split_glob(path: str) -> tuple[str, tuple[str, ...]]:
@@ -205,7 +200,7 @@ def _walk(folder: str, wanted: Patterns | None, above: tuple[tuple[int, int], ..
             else:
                 yield path
     except OSError as error:
-        yield _failure(folder, folder, explain(error))
+        yield _failure(folder, folder, translate_os_error(error))
 
 
 def _listing(folder: str, wanted: Patterns | None) -> Iterator[str]:
@@ -259,9 +254,8 @@ def _sort(names: Iterator[str]) -> Iterator[str]:
     if len(first) < _SORT_IN_MEMORY:
         yield from sorted(first, key=os.fsencode)
         return
-    # "" is a private database that SQLite spills to a file of its own and deletes.
-    with closing(sqlite3.connect("", check_same_thread=False)) as database:
-        database.execute("CREATE TABLE names (name BLOB PRIMARY KEY) WITHOUT ROWID")
+    schema = "CREATE TABLE names (name BLOB PRIMARY KEY) WITHOUT ROWID"
+    with Spill("the names in a folder", schema, SourceError) as spill, spill.transaction() as database:
         for batch in (first, names):
             database.executemany("INSERT INTO names VALUES (?)", ((os.fsencode(name),) for name in batch))
         for (name,) in database.execute("SELECT name FROM names ORDER BY name"):

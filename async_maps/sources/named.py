@@ -10,12 +10,12 @@ from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
-from async_maps.errors import MissingExtraError, SourceError
+from async_maps.errors import MissingExtraError, SourceError, translate_os_error
 from async_maps.filesystems.filesystem import is_remote
 from async_maps.keys import printable
 from async_maps.outcomes import Failure
 from async_maps.sources.activation_map import ActivationMap
-from async_maps.sources.files import entry, explain, known_maps, maps_in_file, whole_file
+from async_maps.sources.files import entry, known_maps, maps_in_file, whole_file
 from async_maps.sources.formats.registry import ListedMap, open_reader, suffix_of
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ def _maps_in(file: NamedFile, opening: Future[tuple[Filesystem, str]]) -> Iterat
             for found in reader.maps():
                 yield _with_row(entry(file.name, file.path, found, fingerprint), file)
     except (OSError, SourceError, MissingExtraError) as error:
-        yield failed(file, explain(error))
+        yield failed(file, translate_os_error(error))
 
 
 def _open_object(file: NamedFile, s3: S3Filesystem, suffix: str) -> tuple[Filesystem, str]:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 from async_maps.errors import SourceError
 from async_maps.filesystems.filesystem import Filesystems
-from async_maps.filesystems.s3 import Digest, split_place
+from async_maps.filesystems.locators import S3Address, parse_s3_address
+from async_maps.filesystems.s3 import Digest
 from async_maps.sources.files import matches
-from async_maps.sources.formats.registry import FORMATS, suffix_of
+from async_maps.sources.formats.registry import FORMATS, suffix_of, without_suffix
 from async_maps.sources.named import NamedFile, maps_in_named
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class S3Objects:
 
     def __init__(self, path: str, settings: S3Settings | None, known: Known | None) -> None:
         self._path = path
-        self._bucket, self._key = split_place(path)
+        self._bucket, self._key = parse_s3_address(path)
         self._settings = settings
         self._known = known
 
@@ -79,7 +80,7 @@ class S3Objects:
         if pattern[-1] == "**":
             pattern = (*pattern, "*")
         for file in self._below(filesystem, fixed, root):
-            if matches(pattern, file.path.removeprefix(f"s3://{self._bucket}/")[len(root) :]):
+            if matches(pattern, parse_s3_address(file.path).key[len(root) :]):
                 yield file
 
     def _below(self, filesystem: S3Filesystem, prefix: str, root: str) -> Iterator[NamedFile]:
@@ -99,8 +100,8 @@ class S3Objects:
             yield self._file(hierarchy, root, digest.fingerprint())
 
     def _file(self, key: str, root: str, fingerprint: str | None, size: int = 0) -> NamedFile:
-        name = key[len(root) :]
-        return NamedFile(name[: -len(suffix_of(name) or "")], f"s3://{self._bucket}/{key}", "", fingerprint, size)
+        path = str(S3Address(self._bucket, key))
+        return NamedFile(without_suffix(key[len(root) :]), path, "", fingerprint, size)
 
 
 def _folder_of(key: str) -> str:

@@ -15,7 +15,7 @@ from anyio import CapacityLimiter, to_thread, wait_readable
 
 from async_maps.errors import SourceError
 from async_maps.filesystems.filesystem import is_remote
-from async_maps.sources.formats.registry import suffix_of
+from async_maps.sources.formats.registry import without_suffix
 from async_maps.sources.named import NamedFile, maps_in_named
 
 if TYPE_CHECKING:
@@ -76,8 +76,5 @@ def _files(lines: Sequence[bytes]) -> Iterator[NamedFile]:
         path = os.fsdecode(line.removesuffix(b"\r"))
         if not path:
             continue
-        if is_remote(path):
-            name, place = path.removeprefix("s3://").partition("/")[2], path
-        else:
-            name, place = re.sub(r"^(?:\.?/+)+", "", path), os.path.abspath(path)
-        yield NamedFile(name[: -len(suffix_of(name) or "")] if suffix_of(name) else name, place)
+        name = re.sub(r"^s3://[^/]*/?|^(?:\.?/+)+", "", path)
+        yield NamedFile(without_suffix(name), path if is_remote(path) else os.path.abspath(path))

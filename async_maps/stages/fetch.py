@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING
 
 from anyio import to_thread
 
-from async_maps.errors import InputValidationError, MissingExtraError, SourceError
+from async_maps.errors import InputValidationError, MissingExtraError, SourceError, translate_os_error
 from async_maps.render.quantize import map_shape
-from async_maps.sources.files import explain
 from async_maps.sources.formats.shared import shares_reads
 
 if TYPE_CHECKING:
@@ -75,7 +74,7 @@ def _fetch(readers: tuple[Readers, SharedReaders], job: Job) -> NDArray[Any] | t
     except InputValidationError as error:
         return "colorize", str(error)
     except (SourceError, OSError, MissingExtraError) as error:
-        return "read", explain(error)
+        return "read", translate_os_error(error)
     except Exception as error:  # noqa: BLE001  # one map's failure is data, whatever a hostile file provokes
         return "read", f"could not be read: {error!r}"
     return array

@@ -33,7 +33,6 @@ from async_maps.errors import (
     TransientError,
 )
 from async_maps.filesystems.aws import (
-    BUCKET,
     SLOW_DOWN_STATUSES,
     STORE_CODES,
     TRANSIENT_CODES,
@@ -71,7 +70,7 @@ async def open_s3(bucket: str, prefix: str, settings: Settings) -> AsyncIterator
         SettingsError: no bucket, or an AWS configuration that makes no sense.
         StoreError: the client cannot be made.
     """
-    check_place(bucket, prefix)
+    check_prefix(prefix)
     direct: list[DirectSession] = []
 
     create_only = settings.if_exists != "overwrite"
@@ -245,14 +244,12 @@ def _md5(data: bytes) -> str:
     return hashlib.md5(data, usedforsecurity=False).hexdigest()
 
 
-def check_place(bucket: str, prefix: str) -> None:
-    """Refuse what can be no place for overlays.
+def check_prefix(prefix: str) -> None:
+    """Refuse a prefix that keys cannot have.
 
     Raises:
-        SettingsError: that is not the name of a bucket, or no prefix of keys.
+        SettingsError: the reason.
     """
-    if not re.fullmatch(BUCKET, bucket):
-        raise SettingsError(f"{bucket!r} is not the name of a bucket; expected s3://bucket/prefix")
     if prefix:
         try:
             check_name(prefix)

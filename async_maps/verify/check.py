@@ -18,15 +18,16 @@ from anyio import to_thread
 
 from async_maps.concurrency.loop import run_blocking
 from async_maps.concurrency.tasks import OrderlyTask, calling_every
-from async_maps.errors import AsyncMapsError, ManifestError, ObjectError, SettingsError
-from async_maps.filesystems.aws import BUCKET
-from async_maps.filesystems.locators import file_path, s3_place
+from async_maps.errors import AsyncMapsError, ManifestError, ObjectError, SettingsError, SourceError
+from async_maps.filesystems.filesystem import is_remote
+from async_maps.filesystems.locators import file_path, parse_s3_address
 from async_maps.filesystems.objects import Objects
 from async_maps.manifest.manifest import Manifest
 from async_maps.settings import Settings
+from async_maps.tables import is_table
 from async_maps.verify.comparison import MENDABLE, Comparison, Difference, Expected
 from async_maps.verify.reading import Reading
-from async_maps.verify.tables import is_results, locators_in
+from async_maps.verify.tables import locators_in
 from async_maps.verify.verification import MAX_LISTED_DIFFERENCES, Verification
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ async def averify_locators(
     async def look() -> None:
         with Comparison() as comparison, Objects(settings.s3) as objects:
             check = Check(comparison, objects, settings, verification)
-            if is_results(str(place)):
+            if is_table(str(place)):
                 await check.table(str(place))
             else:
                 await check.manifest(place)
@@ -189,7 +190,7 @@ class Check:
             listed = False
             # Of a few among millions of others, each is asked for by itself; so is what may be read, but not listed.
             with suppress(ObjectError):
-                listed = folder.startswith("s3://") and await self._list(folder, requests=count)
+                listed = is_remote(folder) and await self._list(folder, requests=count)
             (verification.folders if listed else unlisted).append(folder)
         await self._look_for(lambda locator: locator.startswith(tuple(unlisted)))
         await self._compare()
@@ -303,7 +304,7 @@ class Check:
 def _advice(verification: Verification, deep: bool) -> Iterator[str]:
     """What to do about what differs."""
     found = verification.differences
-    if is_results(verification.place):
+    if is_table(verification.place):
         if "size" in found or "etag" in found:
             yield "a table that is older than the last run tells of overlays that are there no more: export it again"
         return
@@ -329,8 +330,12 @@ def destination_of(identity: str) -> str:
 
 
 def _is_known(locator: str) -> bool:
-    place = s3_place(locator)
-    return file_path(locator) is not None if place is None else re.fullmatch(BUCKET, place.bucket) is not None
+    if not is_remote(locator):
+        return file_path(locator) is not None
+    try:
+        return parse_s3_address(locator).key != ""
+    except SourceError:
+        return False
 
 
 def _destination(path: str | PathLike[str]) -> tuple[str, int]:

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import os
-import sqlite3
 import unicodedata
-from contextlib import contextmanager
 from pathlib import Path
-from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 from urllib.parse import unquote
 
+from async_maps.errors import ManifestError
 from async_maps.filesystems.locators import file_path
-from async_maps.manifest.sqlite_errors import translate_sqlite_errors
+from async_maps.filesystems.spill import Spill
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-    from types import TracebackType
 
     from async_maps.filesystems.objects import ObjectInfo
 
@@ -35,7 +32,6 @@ hand it out, or it has more pixels than may be decoded. ``unknown``: its locator
 MENDABLE: tuple[Kind, ...] = ("missing", "size", "etag", "content-type", "undecodable", "digest")
 """What another upload mends. What cannot be read, during an outage say, is left as it is."""
 
-_WHAT = "the comparison, among the temporary files (TMPDIR says where),"
 _AT_ONCE = 1000
 _SCHEMA = """
 CREATE TABLE expected (
@@ -129,39 +125,24 @@ class Difference(NamedTuple):
         return f"{self.kind}: {self.locator}: expected {self.expected}, found {self.found}"
 
 
-class Comparison:
+class Comparison(Spill):
     """Two lists, of what is expected and of what was found, in any order and of any length.
-
-    It keeps them in a private database, which SQLite spills to a file of its own and deletes. Threads take turns.
 
     Raises:
         ManifestError: in any method, there is no room in the folder of temporary files.
     """
 
     def __init__(self) -> None:
-        self._turn = Lock()
-        self._database = sqlite3.connect("", check_same_thread=False, isolation_level=None)
+        super().__init__("the comparison", _SCHEMA, ManifestError)
         self._database.create_function("folded", 1, _folded)
-        self._database.executescript(_SCHEMA)
-
-    def __enter__(self) -> Comparison:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        with self._turn:
-            self._database.close()
 
     def expect(self, objects: Iterable[Expected]) -> int:
         """Add what should be there; how many rows are new."""
-        with self._writing():
-            return self._insert("INSERT OR IGNORE INTO expected VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", objects)
+        return self._insert("INSERT OR IGNORE INTO expected VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", objects)
 
     def find(self, objects: Iterable[ObjectInfo]) -> int:
         """Add what is there; how many are new."""
-        with self._writing():
-            return self._insert("INSERT OR IGNORE INTO found VALUES (?, ?, ?)", objects)
+        return self._insert("INSERT OR IGNORE INTO found VALUES (?, ?, ?)", objects)
 
     def unlist(self, locators: Iterable[str]) -> None:
         """Let what a listing calls a little differently than these not be foreign: it may be the same object.
@@ -169,26 +150,23 @@ class Comparison:
         So it is where links lead to it, or where a disk or a server knows no case or has its own form of an accent or a
         slash.
         """
-        with self._writing():
-            self._insert("INSERT OR IGNORE INTO unlisted VALUES (folded(?))", ((locator,) for locator in locators))
+        self._insert("INSERT OR IGNORE INTO unlisted VALUES (folded(?))", ((locator,) for locator in locators))
 
     def note(self, differences: Iterable[Difference]) -> None:
         """Add differences that a listing does not show."""
-        with self._writing():
-            self._insert("INSERT INTO differences VALUES (?, ?, ?, ?, ?)", differences)
+        self._insert("INSERT INTO differences VALUES (?, ?, ?, ?, ?)", differences)
 
     def note_read(self, differences: Iterable[Difference]) -> None:
         """Add how objects differ that were read, to every row that expects them."""
-        with self._writing():
-            self._insert(
-                "INSERT INTO differences SELECT ?1, ?2, name, ?4, ?5 FROM expected WHERE locator = ?2", differences
-            )
+        self._insert(
+            "INSERT INTO differences SELECT ?1, ?2, name, ?4, ?5 FROM expected WHERE locator = ?2", differences
+        )
 
     def compare(self) -> None:
         """Note how what was found differs from what was expected, as far as a listing shows."""
-        with self._writing():
-            rows = self._database.execute(_DIFFERENT)
-            self._insert("INSERT INTO differences VALUES (?, ?, ?, ?, ?)", (_difference(row) for row in rows))
+        with self.transaction() as database:
+            rows = database.execute(_DIFFERENT)
+            database.executemany("INSERT INTO differences VALUES (?, ?, ?, ?, ?)", map(_difference, rows))
 
     def forget_changed(self, rows: Iterable[tuple[object, object, object]]) -> None:
         """Do not judge what was written since: each a locator, a name and when that was."""
@@ -196,10 +174,10 @@ class Comparison:
             "WHERE locator = ?1 AND NOT EXISTS ("
             "SELECT 1 FROM expected WHERE locator = ?1 AND name = ?2 AND written_at = ?3)"
         )
-        with self._writing():
+        with self.transaction() as database:
             for row in rows:
-                self._database.execute(f"DELETE FROM differences {since}", row)  # noqa: S608  # a constant
-                self._database.execute(f"DELETE FROM found {since}", row)  # noqa: S608  # likewise
+                for table in ("differences", "found"):
+                    database.execute(f"DELETE FROM {table} {since}", row)  # noqa: S608  # constants
 
     def folders(self) -> list[tuple[str, int]]:
         """The longest folder that all expected objects of a bucket share, with its slash, and how many they are."""
@@ -216,31 +194,31 @@ class Comparison:
 
     def unseen(self, after: str) -> list[str]:
         """Expected locators that were not found, behind one, in their order: up to a thousand."""
-        return [locator for (locator,) in self._rows(_UNSEEN, after, _AT_ONCE)]
+        return [locator for (locator,) in self.rows(_UNSEEN, after, _AT_ONCE)]
 
     def foreign(self, after: str) -> list[tuple[str, int]]:
         """What was found and not expected, each with its size: likewise."""
-        return [(locator, size) for locator, size, _ in self._rows(_FOREIGN, after, _AT_ONCE)]
+        return [(locator, size) for locator, size, _ in self.rows(_FOREIGN, after, _AT_ONCE)]
 
     def to_read(self, after: str, since: str) -> list[Expected]:
         """What differs in nothing so far and was stored then or later, each locator once: likewise.
 
         The sizes are those that were found.
         """
-        return [Expected(*row) for row in self._rows(_TO_READ, after, _AT_ONCE, since)]
+        return [Expected(*row) for row in self.rows(_TO_READ, after, _AT_ONCE, since)]
 
     def differences(self, *kinds: Kind) -> Iterator[Difference]:
         """Those of these kinds, or all; an object may differ in more than one thing."""
         number = 0
         marks = f"kind IN ({', '.join('?' * len(kinds))})" if kinds else "1"
         query = f"SELECT rowid, * FROM differences WHERE rowid > ? AND {marks} ORDER BY rowid LIMIT {_AT_ONCE}"  # noqa: S608  # question marks
-        while rows := self._rows(query, number, *kinds):
+        while rows := self.rows(query, number, *kinds):
             for number, *values in rows:  # noqa: B007  # the last one is where to go on
                 yield Difference(*values)
 
     def counts(self) -> dict[Kind, int]:
         """How many objects differ in each thing."""
-        return dict(self._rows("SELECT kind, count(DISTINCT locator) FROM differences GROUP BY kind"))
+        return dict(self.rows("SELECT kind, count(DISTINCT locator) FROM differences GROUP BY kind"))
 
     def locators(self) -> int:
         """How many different objects are expected, with those that are of an unknown kind."""
@@ -255,26 +233,12 @@ class Comparison:
         return int(self._one(query))
 
     def _insert(self, statement: str, rows: Iterable[tuple[object, ...]]) -> int:
-        return self._database.executemany(statement, rows).rowcount
-
-    def _rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:
-        with self._turn, translate_sqlite_errors(_WHAT, "read"):
-            return self._database.execute(query, values).fetchall()
+        with self.transaction() as database:
+            return database.executemany(statement, rows).rowcount
 
     def _one(self, query: str, *values: object) -> Any:
-        ((value,),) = self._rows(query, *values)
+        ((value,),) = self.rows(query, *values)
         return value
-
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        with self._turn, translate_sqlite_errors(_WHAT, "written"):
-            self._database.execute("BEGIN")
-            try:
-                yield
-            except BaseException:
-                self._database.execute("ROLLBACK")
-                raise
-            self._database.execute("COMMIT")
 
 
 def _difference(row: tuple[Any, ...]) -> Difference:

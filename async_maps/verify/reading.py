@@ -9,8 +9,7 @@ from anyio import CapacityLimiter, create_memory_object_stream, create_task_grou
 
 from async_maps.concurrency.streams import ByteBudget
 from async_maps.concurrency.tasks import first_error
-from async_maps.errors import SourceError, StoreError
-from async_maps.sources.files import explain
+from async_maps.errors import SourceError, StoreError, translate_os_error
 from async_maps.verify.comparison import Comparison, Difference, Expected
 from async_maps.verify.examine import examine
 
@@ -123,6 +122,6 @@ class Reading:
         except FileNotFoundError:
             return Difference("missing", row.locator, row.name, what, "nothing any more")
         except (SourceError, OSError) as error:
-            return Difference("unreadable", row.locator, row.name, what, explain(error))
+            return Difference("unreadable", row.locator, row.name, what, translate_os_error(error))
         self._unreached = 0
         return content

@@ -24,10 +24,10 @@ from async_maps.outcomes import Receipt
 from async_maps.pipeline import Pipeline
 from async_maps.settings import Settings
 from async_maps.sources import place_of
+from async_maps.tables import is_table
 from async_maps.verify.check import Check, advice_on_foreign, destination_of, watched
 from async_maps.verify.comparison import MENDABLE, Comparison
 from async_maps.verify.reading import Reading
-from async_maps.verify.tables import is_results
 from async_maps.verify.verification import MAX_LISTED_DIFFERENCES, Verification
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ async def arepair_overlays(  # noqa: PLR0913  # one argument a flag
     Raises:
         AsyncMapsError: as ``averify_locators``, and as ``Pipeline.run`` but for sources that are gone: they are named.
     """
-    if is_results(str(manifest)):
+    if is_table(str(manifest)):
         raise SettingsError(f"{manifest} is a table, and does not tell how overlays were made: repair with a manifest")
     repair = _Repair(manifest, settings or Settings(), Verification())
     place = None if source is None else place_of(source)

@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-import os
 import re
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
-from async_maps.errors import MissingExtraError, SourceError
+from async_maps.errors import SourceError
 from async_maps.filesystems.filesystem import Filesystems
 from async_maps.filesystems.locators import DATA_TYPE
 from async_maps.keys import printable
+from async_maps.tables import read_table
 from async_maps.verify.comparison import Expected
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator, Mapping
-    from typing import BinaryIO
+    from collections.abc import Generator, Iterator, Mapping
 
     from async_maps.settings import S3Settings
 
-_BATCH_ROWS = 1024
 _CRC32 = re.compile("[0-9a-f]{1,8}")
-
-
-def is_results(path: str) -> bool:
-    """Whether a file is such a table, by its suffix."""
-    return os.path.splitext(path)[1].lower() in _ROWS
 
 
 def locators_in(path: str, s3: S3Settings | None = None) -> Generator[Expected, None, None]:
@@ -46,13 +38,11 @@ def locators_in(path: str, s3: S3Settings | None = None) -> Generator[Expected, 
         SourceError: it cannot be read.
         MissingExtraError: Parquet needs the extra ``parquet``.
     """
-    rows = _ROWS[os.path.splitext(path)[1].lower()]
-    try:
-        with Filesystems(s3) as filesystems, filesystems.of(path).open(path) as file:
-            for where, row in rows(file):
-                yield from _in_row(where, row)
-    except (OSError, SourceError) as error:
-        raise SourceError(f"{printable(path)}: {getattr(error, 'strerror', None) or error}") from error
+    with Filesystems(s3) as filesystems, closing(read_table(path, filesystems.of(path).open)) as rows:
+        for row in rows:
+            if row.problem:
+                raise SourceError(f"{printable(path)}: {row.place}: {row.problem}")
+            yield from _in_row(row.place, row.values)
 
 
 def _in_row(where: str, row: Mapping[str, object]) -> Iterator[Expected]:
@@ -110,52 +100,3 @@ def _number(value: object) -> int | None:
     except (TypeError, ValueError):
         return None
     return int(number) if number.is_integer() else None
-
-
-def _text(file: BinaryIO) -> io.TextIOWrapper:
-    return io.TextIOWrapper(file, "utf-8-sig", "replace", newline="")
-
-
-def _csv_rows(file: BinaryIO) -> Iterator[tuple[str, Mapping[str, object]]]:
-    with _text(file) as text:
-        reader = csv.DictReader(text)
-        try:
-            for row in reader:
-                yield f"line {reader.line_num:,}", row
-        except csv.Error as error:
-            raise SourceError(f"line {reader.line_num:,}: expected a CSV row: {error}") from error
-
-
-def _jsonl_rows(file: BinaryIO) -> Iterator[tuple[str, Mapping[str, object]]]:
-    with _text(file) as text:
-        for number, line in enumerate(text, 1):
-            try:
-                row = json.loads(line) if line.strip() else {}
-            except (ValueError, RecursionError) as error:
-                raise SourceError(f"line {number:,}: expected a JSON object: {error}") from error
-            if not isinstance(row, dict):
-                raise SourceError(f"line {number:,}: expected a JSON object, found {row!r:.80}")
-            yield f"line {number:,}", row
-
-
-def _parquet_rows(file: BinaryIO) -> Iterator[tuple[str, Mapping[str, object]]]:
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError:
-        raise MissingExtraError("reading Parquet", "parquet") from None
-    try:
-        with pq.ParquetFile(file) as table:
-            number = 0
-            for batch in table.iter_batches(_BATCH_ROWS, use_threads=False):
-                for number, row in enumerate(batch.to_pylist(), number + 1):  # noqa: B020  # goes on from there
-                    yield f"row {number:,}", row
-    except (pa.ArrowException, KeyError, UnicodeDecodeError) as error:
-        raise SourceError(f"expected a Parquet file: {error}") from error
-
-
-_ROWS: dict[str, Callable[[BinaryIO], Iterator[tuple[str, Mapping[str, object]]]]] = {
-    ".csv": _csv_rows,
-    ".jsonl": _jsonl_rows,
-    ".parquet": _parquet_rows,
-}

@@ -16,13 +16,12 @@ from typing import IO, TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from async_maps.errors import InputValidationError, SourceError
+from async_maps.errors import InputValidationError, SourceError, translate_os_error
 from async_maps.outcomes import MapStatistics
 from async_maps.render.colorize import look_up, replace
 from async_maps.render.quantize import Invalid, Measured, map_shape, quantize, summarize
 from async_maps.render.ranges import ValueRange
 from async_maps.render.scanlines import scanline_bytes, write_scanlines
-from async_maps.sources.files import explain
 from async_maps.sources.formats.registry import Readers
 from async_maps.workers.arena import map_memory
 
@@ -168,7 +167,7 @@ def _colorize_chunk(
         except InputValidationError as error:
             results.append(failed("colorize", str(error)))
         except (SourceError, OSError) as error:
-            results.append(failed("read", explain(error)))
+            results.append(failed("read", translate_os_error(error)))
         except Exception as error:  # noqa: BLE001  # one map's failure is data, whatever a hostile file provokes
             results.append(failed("read", f"could not be read: {error!r}"))
     return Reply(results, 0)

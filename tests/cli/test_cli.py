@@ -141,7 +141,7 @@ def wrong_uses() -> Iterator[Any]:
     yield case("no folder", "run nowhere out", "no such file or folder: nowhere")
     yield case("no maps", "run empty out", "holds no activation maps")
     yield case("no map", "run bad.toml out", "is not read as activation maps")
-    yield case("no name", "run nameless.csv out", "a listing needs the columns name and path; found id, path")
+    yield case("no name", "run nameless.csv out", "a table needs the columns name and path; found id, path")
     yield case("one name twice", "run twice.csv out", "the name a is in line 2 and in line 3: each map needs its own")
     yield case("no such object", "run s3://{bucket}/nothing/ out", "holds no activation maps")
     yield case("no such bucket to read", "run s3://no-such-bucket/maps/ out", "the bucket does not exist")

@@ -21,14 +21,13 @@ import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from async_maps.errors import ObjectError, SourceError
+from async_maps.errors import ObjectError, SourceError, translate_os_error
 from async_maps.keys import KeyTemplate
 from async_maps.outcomes import Failure
 from async_maps.sources import open_source
 from async_maps.sources.activation_map import ActivationMap
 from async_maps.sources.arrays import array_map
 from async_maps.sources.batches import with_key
-from async_maps.sources.files import explain
 from async_maps.sources.formats.registry import Readers
 from async_maps.stores.files import FileStore
 
@@ -172,7 +171,7 @@ def look(place: Path) -> None:
             try:
                 array = readers.read(entry.path, part)
             except (SourceError, OSError) as error:
-                reason = explain(error)
+                reason = translate_os_error(error)
             else:
                 reason = ""
                 assert array.size <= MAX_PIXELS

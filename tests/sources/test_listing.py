@@ -139,9 +139,7 @@ def test_a_bad_row_fails_alone_and_says_where_it_stands(tmp_path: Path, write: W
 
 def test_columns_that_are_missing_are_told_with_those_that_were_found(tmp_path: Path, write: Write) -> None:
     listing = write(tmp_path, [{"id": "1", "file": "a.npy", "name": "x"}])
-    with pytest.raises(
-        SourceError, match=r"list\.\w+: a listing needs the columns name and path; found id, file, name"
-    ):
+    with pytest.raises(SourceError, match=r"list\.\w+: a table needs the columns name and path; found id, file, name"):
         entries(listing)
 
 
@@ -186,7 +184,7 @@ def test_a_csv_row_that_is_too_long_fails_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["list.csv", "list.jsonl", "list.parquet"])
 def test_what_is_no_listing_is_refused_whatever_its_size(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_bytes(b"\xff\0" * 2**20)
+    (tmp_path / name).write_bytes(b"\xff\0" * 2**22)
     with pytest.raises(SourceError, match=rf"{name}: "):
         entries(tmp_path / name)
 

@@ -88,6 +88,11 @@ def suffix_of(path: str) -> str | None:
     return next((suffix for suffix in COMPRESSED_TARS if lower.endswith(suffix)), None)
 
 
+def without_suffix(path: str) -> str:
+    """The path without the suffix that :func:`suffix_of` knows it by."""
+    return path[: len(path) - len(suffix_of(path) or "")]
+
+
 def is_one_source(folder: str) -> bool:
     """Whether a folder on a disk is one source in many files, not a folder of sources: a Zarr hierarchy."""
     suffix = suffix_of(folder)

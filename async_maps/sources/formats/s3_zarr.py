@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from anyio import to_thread
 from zarr.abc.store import OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
 
-from async_maps.filesystems.s3 import Place
+from async_maps.filesystems.locators import S3Address
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Iterator
@@ -33,21 +33,21 @@ class S3ZarrStore(Store):
     supports_deletes = False
     supports_listing = True
 
-    def __init__(self, filesystem: S3Filesystem, root: Place) -> None:
+    def __init__(self, filesystem: S3Filesystem, root: S3Address) -> None:
         super().__init__(read_only=True)
         self._filesystem = filesystem
-        self._bucket = root.bucket
-        self._prefix = f"{root.key.rstrip('/')}/" if root.key else ""
+        self._root = root._replace(key=f"{root.key.rstrip('/')}/" if root.key else "")
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, S3ZarrStore) and (self._filesystem, self._bucket, self._prefix) == (
-            other._filesystem, other._bucket, other._prefix,
-        )  # fmt: skip
+        return isinstance(other, S3ZarrStore) and (self._filesystem, self._root) == (
+            other._filesystem,
+            other._root,
+        )
 
     __hash__ = None  # type: ignore[assignment]  # as that of zarr's own stores
 
     def __str__(self) -> str:
-        return f"s3://{self._bucket}/{self._prefix}"
+        return str(self._root)
 
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
         """The value of a key, or a part of it; None if there is no such key."""
@@ -70,14 +70,14 @@ class S3ZarrStore(Store):
 
     async def list_prefix(self, prefix: str) -> AsyncIterator[str]:
         """The keys that start with a prefix."""
-        objects = self._filesystem.objects(self._bucket, self._prefix + prefix)
+        objects = self._filesystem.objects(self._root.bucket, self._root.key + prefix)
         async for found in _in_threads(objects):
-            yield found.key[len(self._prefix) :]
+            yield found.key[len(self._root.key) :]
 
     async def list_dir(self, prefix: str) -> AsyncIterator[str]:
         """The names of what lies directly in a folder."""
-        folder = self._prefix + (f"{prefix.rstrip('/')}/" if prefix else "")
-        async for page in _in_threads(self._filesystem.pages(self._bucket, folder, Delimiter="/")):
+        folder = self._root.key + (f"{prefix.rstrip('/')}/" if prefix else "")
+        async for page in _in_threads(self._filesystem.pages(self._root.bucket, folder, Delimiter="/")):
             for entry in page.get("CommonPrefixes", []):
                 yield entry["Prefix"][len(folder) : -1]
             for entry in page.get("Contents", []):
@@ -93,18 +93,18 @@ class S3ZarrStore(Store):
         raise NotImplementedError("the store is read-only")
 
     def _get(self, key: str, wanted: ByteRequest | None) -> bytes | bytearray | None:
-        place = Place(self._bucket, self._prefix + key)
+        address = S3Address(self._root.bucket, self._root.key + key)
         try:
             if isinstance(wanted, RangeByteRequest):
-                return self._filesystem.get(place, wanted.start, wanted.end - wanted.start).data
+                return self._filesystem.get(address, wanted.start, wanted.end - wanted.start).data
             if isinstance(wanted, OffsetByteRequest):
-                return self._filesystem.get(place, wanted.offset, _ALL).data
+                return self._filesystem.get(address, wanted.offset, _ALL).data
             if isinstance(wanted, SuffixByteRequest):
-                found = self._filesystem.find(f"s3://{place.bucket}/{place.key}")
+                found = self._filesystem.find(str(address))
                 if found is None:
                     return None
-                return self._filesystem.get(place, max(0, found.size - wanted.suffix), _ALL).data
-            return self._filesystem.get(place, 0, _ALL).data
+                return self._filesystem.get(address, max(0, found.size - wanted.suffix), _ALL).data
+            return self._filesystem.get(address, 0, _ALL).data
         except FileNotFoundError:
             return None
 

@@ -40,11 +40,12 @@ def open_reader(path: str, filesystem: Filesystem) -> ZarrReader:
     if not is_remote(path):
         return ZarrReader(path)
     # Worker processes read from disks only: they need no S3 client.
-    from async_maps.filesystems.s3 import S3Filesystem, split_place
+    from async_maps.filesystems.locators import parse_s3_address
+    from async_maps.filesystems.s3 import S3Filesystem
     from async_maps.sources.formats.s3_zarr import S3ZarrStore
 
     assert isinstance(filesystem, S3Filesystem)  # noqa: S101  # what lies in S3 is opened by it
-    return ZarrReader(S3ZarrStore(filesystem, split_place(path)))
+    return ZarrReader(S3ZarrStore(filesystem, parse_s3_address(path)))
 
 
 class ZarrReader:

@@ -1,0 +1,142 @@
+"""Tables in files: CSV, JSON lines and Parquet. Rows are streamed; a table is never in memory. It blocks."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from itertools import chain
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from async_maps.errors import SourceError, require_extra, translate_os_error
+from async_maps.keys import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+    from typing import BinaryIO
+
+_MAX_LINE = 4 * 2**20
+"""Characters. A file that is no table may hold no line break at all."""
+_BATCH_ROWS = 1024
+
+
+class Row(NamedTuple):
+    """A row of a table.
+
+    Attributes:
+        place: where it stands: ``line 7`` of a text file, ``row 7`` of a Parquet file.
+        values: by column; empty if there is a problem.
+        problem: why the row cannot be read; empty if it can.
+    """
+
+    place: str
+    values: Mapping[str, Any]
+    problem: str = ""
+
+
+def is_table(path: str) -> bool:
+    """Whether a file is a table, by its suffix."""
+    return _suffix(path) in _FORMATS
+
+
+def read_table(
+    path: str, open_file: Callable[[str], BinaryIO], columns: Sequence[str] = ()
+) -> Generator[Row, None, None]:
+    """Yield the rows of a table. Empty lines are skipped.
+
+    Args:
+        path: the table; its suffix says the format.
+        open_file: opens a path to read bytes.
+        columns: the columns that the table must have; others are not read from CSV and Parquet. None are required, and
+            all are read, if it is empty.
+
+    Raises:
+        SourceError: the file cannot be read, is not of that format, lacks a column, or has a line that is too long.
+        MissingExtraError: Parquet needs the extra ``parquet``.
+    """
+    try:
+        with open_file(path) as file:
+            yield from _FORMATS[_suffix(path)](file, columns)
+    except (OSError, SourceError) as error:
+        raise SourceError(f"{printable(path)}: {translate_os_error(error)}") from error
+
+
+def _suffix(path: str) -> str:
+    return os.path.splitext(path)[1].lower()
+
+
+def _check_columns(columns: Sequence[str], found: Sequence[object]) -> None:
+    if not set(columns).issubset(found):
+        listed = ", ".join(printable(str(column))[:80] for column in found[:20]) or "none"
+        raise SourceError(f"a table needs the columns {' and '.join(columns)}; found {listed}")
+
+
+def _lines(file: BinaryIO) -> Iterator[str]:
+    # Bytes that are not UTF-8 concern their own row only. Excel's byte order mark is not part of a column's name.
+    with io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="") as text:
+        while line := text.readline(_MAX_LINE):
+            if len(line) == _MAX_LINE and not line.endswith(("\n", "\r")):
+                raise SourceError(f"a line of more than {_MAX_LINE:,} characters; is it a table?")
+            yield line
+
+
+def _csv_rows(file: BinaryIO, columns: Sequence[str]) -> Iterator[Row]:
+    reader = csv.reader(_lines(file))
+    positions: dict[str, int] = {}
+    while True:
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            if not positions:
+                raise SourceError(f"expected a CSV file: {error}") from error
+            yield Row(f"line {reader.line_num:,}", {}, f"expected a CSV row: {error}")
+            continue
+        if cells is None:
+            return
+        if cells and not positions:
+            _check_columns(columns, cells)
+            positions = {column: cells.index(column) for column in columns or cells}
+        elif cells:
+            values = {column: cells[at] if at < len(cells) else "" for column, at in positions.items()}
+            yield Row(f"line {reader.line_num:,}", values)
+
+
+def _jsonl_rows(file: BinaryIO, columns: Sequence[str]) -> Iterator[Row]:
+    for number, line in enumerate(_lines(file), 1):
+        if not line.strip():
+            continue
+        values, problem = {}, ""
+        try:
+            found = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            problem = f"expected a JSON object: {error}"
+        else:
+            if isinstance(found, dict):
+                _check_columns(columns, list(found))
+                # Later rows may lack a column.
+                values, columns = found, ()
+            else:
+                problem = f"expected a JSON object, found {found!r:.80}"
+        yield Row(f"line {number:,}", values, problem)
+
+
+def _parquet_rows(file: BinaryIO, columns: Sequence[str]) -> Iterator[Row]:
+    with require_extra("reading Parquet", "parquet"):
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    try:
+        with pq.ParquetFile(file) as table:
+            _check_columns(columns, table.schema_arrow.names)
+            batches = table.iter_batches(_BATCH_ROWS, columns=list(columns) or None, use_threads=False)
+            for number, values in enumerate(chain.from_iterable(batch.to_pylist() for batch in batches), 1):
+                yield Row(f"row {number:,}", values)
+    except (pa.ArrowException, KeyError, UnicodeDecodeError) as error:
+        raise SourceError(f"expected a Parquet file: {error}") from error
+
+
+_FORMATS: dict[str, Callable[[BinaryIO, Sequence[str]], Iterator[Row]]] = {
+    ".csv": _csv_rows,
+    ".jsonl": _jsonl_rows,
+    ".parquet": _parquet_rows,
+}

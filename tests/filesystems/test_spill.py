@@ -1,0 +1,73 @@
+"""A private database: whole transactions, one sentence where it fails, and nothing left behind."""
+
+from __future__ import annotations
+
+import sqlite3
+from threading import Thread
+
+import pytest
+
+from async_maps.errors import ManifestError, SourceError
+from async_maps.filesystems.spill import Spill
+
+SCHEMA = "CREATE TABLE names (name TEXT PRIMARY KEY) WITHOUT ROWID"
+
+
+def insert(spill: Spill, *names: str) -> None:
+    with spill.transaction() as database:
+        database.executemany("INSERT INTO names VALUES (?)", [(name,) for name in names])
+
+
+def test_rows_are_what_was_written() -> None:
+    with Spill("the names", SCHEMA, SourceError) as spill:
+        insert(spill, "b", "a")
+        assert spill.rows("SELECT name FROM names WHERE name > ? ORDER BY name", "") == [("a",), ("b",)]
+
+
+def test_a_transaction_that_fails_leaves_nothing() -> None:
+    with Spill("the names", SCHEMA, SourceError) as spill:
+        with pytest.raises(SourceError):
+            insert(spill, "a", "c", "a")
+        assert spill.rows("SELECT * FROM names") == []
+        insert(spill, "b")
+        assert spill.rows("SELECT * FROM names") == [("b",)]
+
+
+@pytest.mark.parametrize("error", [SourceError, ManifestError])
+def test_a_full_disk_is_one_sentence_of_the_given_class(error: type[SourceError | ManifestError]) -> None:
+    with Spill("the names", SCHEMA, error) as spill:
+        with spill.transaction() as database:
+            database.execute("PRAGMA max_page_count = 2")
+        with pytest.raises(error) as refusal:
+            insert(spill, *(f"{number:0300}" for number in range(200)))
+        assert str(refusal.value) == (
+            "the names, among the temporary files (TMPDIR says where), cannot be written: its disk is full: make room, "
+            "and run the same command again"
+        )
+        assert spill.rows("SELECT * FROM names") == []
+
+
+def test_any_other_error_is_told_in_the_words_of_sqlite() -> None:
+    with (
+        Spill("the names", SCHEMA, SourceError) as spill,
+        pytest.raises(SourceError, match=r"cannot be written: UNIQUE constraint failed: names\.name$") as refusal,
+    ):
+        insert(spill, "a", "a")
+    assert isinstance(refusal.value.__cause__, sqlite3.IntegrityError)
+
+
+def test_threads_take_turns() -> None:
+    with Spill("the names", SCHEMA, SourceError) as spill:
+
+        def insert_many(number: int) -> None:
+            for i in range(100):
+                insert(spill, f"{number} {i}")
+
+        threads = [Thread(target=insert_many, args=(number,)) for number in range(4)]
+        with spill.transaction():
+            for thread in threads:
+                thread.start()
+            assert all(thread.is_alive() for thread in threads)
+        for thread in threads:
+            thread.join()
+        assert spill.rows("SELECT count(*) FROM names") == [(400,)]
