@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import logging
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
+from functools import partial
 from threading import Lock
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
-from anyio import CapacityLimiter, create_memory_object_stream, create_task_group, to_thread
+from anyio import CapacityLimiter, to_thread
 
-from async_maps.concurrency.streams import ByteBudget
-from async_maps.concurrency.tasks import first_error
+from async_maps.concurrency.fan_out import fan_out
 from async_maps.errors import InputValidationError, SettingsError
 from async_maps.filesystems.filesystem import Filesystems, is_remote
 from async_maps.manifest.manifest import Manifest
@@ -24,12 +24,10 @@ from async_maps.sources.formats.registry import Readers
 from async_maps.sources.formats.shared import SharedReaders, shares_reads
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Iterator, Sequence
+    from collections.abc import AsyncGenerator, Sequence
 
-    from anyio.streams.memory import MemoryObjectReceiveStream
     from numpy.typing import NDArray
 
-    from async_maps.concurrency.streams import Lease
     from async_maps.manifest.manifest import RepairMode, Select
     from async_maps.manifest.recorder import Recorder
     from async_maps.report import Report
@@ -82,36 +80,27 @@ async def survey(listing: AsyncGenerator[list[Entry], None], settings: Settings,
     Raises:
         AsyncMapsError: what the listing raises.
     """
-    sending, receiving = create_memory_object_stream[_Piece](1)
-    budget = ByteBudget(settings.queue_bytes)
-    try:
-        with Filesystems(settings.s3) as filesystems, SharedReaders(filesystems, settings.max_pixels) as shared:
-            surveyors = _Surveyors(settings, report, shared)
-            async with create_task_group() as tasks, sending, aclosing(listing):
-                for _ in range(surveyors.count):
-                    readers = Readers(filesystems, settings.max_pixels)
-                    tasks.start_soon(surveyors.run, receiving.clone(), readers)
-                receiving.close()
-                async for batch in listing:
-                    for maps in _pieces(batch):
-                        size = sum(map_.max_bytes for map_ in maps if map_.array is not None or _is_remote(map_))
-                        await sending.send(_Piece(maps, await budget.acquire(min(size, budget.limit))))
-    except BaseExceptionGroup as group:
-        raise first_error(group) from None
+    with Filesystems(settings.s3) as filesystems, ExitStack() as stack:
+        shared = stack.enter_context(SharedReaders(filesystems, settings.max_pixels))
+        surveyors = _Surveyors(settings, report, shared)
+        readers = [Readers(filesystems, settings.max_pixels) for _ in range(surveyors.count)]
+        workers = [partial(surveyors.read, stack.enter_context(own)) for own in readers]
+        await fan_out(_pieces(listing), workers, size=_held_bytes, limit=settings.queue_bytes)
     return surveyors.sketch
 
 
-class _Piece(NamedTuple):
-    """As many maps as a thread reads between two looks at whether it is still wanted, and the bytes that they take."""
+async def _pieces(listing: AsyncGenerator[list[Entry], None]) -> AsyncGenerator[Sequence[ActivationMap], None]:
+    """As many maps as a thread reads between two looks at whether it is still wanted."""
+    async with aclosing(listing):
+        async for batch in listing:
+            maps = [entry for entry in batch if isinstance(entry, ActivationMap)]
+            count = 1 if any(_is_remote(map_) for map_ in maps) else _AT_ONCE
+            for start in range(0, len(maps), count):
+                yield maps[start : start + count]
 
-    maps: Sequence[ActivationMap]
-    lease: Lease
 
-
-def _pieces(batch: Sequence[Entry]) -> Iterator[Sequence[ActivationMap]]:
-    maps = [entry for entry in batch if isinstance(entry, ActivationMap)]
-    size = 1 if any(_is_remote(map_) for map_ in maps) else _AT_ONCE
-    return (maps[start : start + size] for start in range(0, len(maps), size))
+def _held_bytes(maps: Sequence[ActivationMap]) -> int:
+    return sum(map_.max_bytes for map_ in maps if map_.array is not None or _is_remote(map_))
 
 
 def _is_remote(map_: ActivationMap) -> bool:
@@ -136,18 +125,10 @@ class _Surveyors:
         """How many tasks it takes to keep all threads busy."""
         return int(self._local.total_tokens + self._remote.total_tokens)
 
-    async def run(self, pieces: MemoryObjectReceiveStream[_Piece], readers: Readers) -> None:
-        """One task's work."""
-        with readers:
-            async with pieces:
-                async for maps, lease in pieces:
-                    limiter = self._remote if _is_remote(maps[0]) else self._local
-                    try:
-                        await to_thread.run_sync(self._count, maps, readers, limiter=limiter)
-                    finally:
-                        lease.release()
-                    # While it waits for the next ones, it must not keep arrays that nobody counts any more.
-                    del maps
+    async def read(self, readers: Readers, maps: Sequence[ActivationMap]) -> None:
+        """Read maps and count their values."""
+        limiter = self._remote if _is_remote(maps[0]) else self._local
+        await to_thread.run_sync(self._count, maps, readers, limiter=limiter)
 
     def _count(self, maps: Sequence[ActivationMap], readers: Readers) -> None:
         for map_ in maps:

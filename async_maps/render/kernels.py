@@ -10,7 +10,7 @@ The arguments are flat, C-contiguous, aligned and in native byte order; :mod:`as
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar
 
 import numba
 import numpy as np
@@ -25,15 +25,21 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def _kernel(signature: Any, **options: Any) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def _kernel(signature: Any, *, name: str = "", **options: Any) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Compile for one signature, cached on disk where that works and without a cache where it does not.
 
     A signature given ahead makes numba do all its cache work inside this call. So whatever is wrong with the cache (no
     folder that can be written, a full disk, a torn file) ends here, in a compilation that needs no cache; and whatever
     is wrong with the kernel itself is raised by that second compilation.
+
+    Args:
+        signature: numba's types of the arguments and of the result.
+        name: names the kernel, and its files in the cache; the function's own name if empty.
+        options: numba's.
     """
 
     def compile_(function: Callable[P, R]) -> Callable[P, R]:
+        function.__name__ = function.__qualname__ = name or function.__name__
         try:
             compiled: Callable[P, R] = numba.njit(signature, nogil=True, cache=True, **options)(function)
         except Exception:  # noqa: BLE001  # numba raises whatever its cache files make pickle or the file system raise
@@ -43,8 +49,8 @@ def _kernel(signature: Any, **options: Any) -> Callable[[Callable[P, R]], Callab
     return compile_
 
 
-def _input(item: Any) -> Any:
-    return types.Array(item, 1, "C", readonly=True)
+def _input(dtype: Any) -> Any:
+    return types.Array(numba.from_dtype(np.dtype(dtype)), 1, "C", readonly=True)
 
 
 _PLANE = types.Array(types.uint8, 1, "C")
@@ -54,124 +60,88 @@ _SUMS = types.Array(types.uint32, 1, "C")
 _ANY_ORDER: dict[str, Any] = {"fastmath": {"reassoc"}}
 """A sum may be taken in any order, which is what lets it use vector instructions. Nothing else is relaxed."""
 _BLOCK = 4096
-"""So many values are gone over once for each thing to find, while they are in the fastest cache: every loop is then of
-one width of vector, and all of them together take two thirds of what one loop for everything does."""
+"""Values in a block. Each loop goes over a block while it lies in the fastest cache, and has vectors of one width: all
+of them together take two thirds of the time of one loop for everything."""
+
+Quantize: TypeAlias = "Callable[[NDArray[Any], NDArray[Any], NDArray[np.uint8], NDArray[np.int64]], float]"
+Scale: TypeAlias = "Callable[[NDArray[Any], float, float, float, NDArray[np.uint8]], None]"
 
 
-@_kernel(types.float64(_input(types.float32), _input(types.int32), _KEYS), **_ANY_ORDER)
-def measure_float32(values: NDArray[np.float32], bits: NDArray[np.int32], keys: NDArray[np.int64]) -> float:
-    """The sum of the values, in float64, and their extremes as keys.
-
-    A value's key is an integer of the same order: negative values have all bits but the sign inverted. Compared as
-    integers, extremes cost a quarter of what they cost as floats, and NaN shows: it lies beyond infinity. Where no
-    value is negative the keys are the bits themselves; only maps with negative values are gone over once more.
+def _kernels_for(real: Any, integer: Any) -> tuple[Quantize, Scale]:
+    """Compile the kernels that differ only in the dtype of their values.
 
     Args:
-        values: the values.
-        bits: the same, viewed as int32.
-        keys: (2,) receives the smallest and the largest key.
+        real: the dtype of the values.
+        integer: the integer dtype of the same width.
     """
-    low, high, total = np.int32(0x7FFFFFFF), np.int32(-0x80000000), np.float64(0)
-    for start in range(0, values.size, _BLOCK):
-        part, ints = values[start : start + _BLOCK], bits[start : start + _BLOCK]
-        for i in range(part.size):
-            low = min(low, ints[i])
-            high = max(high, ints[i])
-        subtotal = np.float64(0)
-        for i in range(part.size):
-            subtotal += np.float64(part[i])
-        total += subtotal
-    if low < 0:
-        low, high = np.int32(0x7FFFFFFF), np.int32(-0x80000000)
-        for i in range(bits.size):
-            key = np.int32(bits[i] ^ ((bits[i] >> np.int32(31)) & np.int32(0x7FFFFFFF)))
-            low = min(low, key)
-            high = max(high, key)
-    keys[0], keys[1] = low, high
-    return total
+    dtype = np.dtype(real).name
+    most, sign_bit, full = integer(np.iinfo(integer).max), integer(np.iinfo(integer).bits - 1), real(255)
+
+    @_kernel(types.float64(_input(real), _input(integer), _PLANE, _KEYS), name=f"quantize_{dtype}", **_ANY_ORDER)
+    def quantize(values: NDArray[Any], bits: NDArray[Any], plane: NDArray[np.uint8], keys: NDArray[np.int64]) -> float:
+        """Write ``rint(value * 255)``, computed in the values' dtype, and measure the values in the same pass.
+
+        A value's key is an integer of the same order: negative values have all bits but the sign inverted. Compared as
+        integers, extremes cost a quarter of what they cost as floats, and NaN shows: it lies beyond infinity. Where no
+        value is negative the keys are the bits themselves; only maps with negative values are gone over once more.
+
+        Args:
+            values: (n,), one at least.
+            bits: (n,) the same, viewed as integers.
+            plane: (n,) receives the intensities; undefined unless the keys say that every value lies in [0, 1]. If it
+                is empty, the values are only measured.
+            keys: (2,) receives the smallest and the largest key.
+
+        Returns:
+            the sum of the values, in float64.
+        """
+        low = high = bits[0]
+        total = 0.0
+        writes = plane.size > 0
+        for start in range(0, values.size, _BLOCK):
+            part, ints = values[start : start + _BLOCK], bits[start : start + _BLOCK]
+            intensities = plane[start : start + _BLOCK]
+            for i in range(part.size):
+                low = min(low, ints[i])
+                high = max(high, ints[i])
+                if writes:
+                    intensities[i] = np.uint8(np.int32(np.rint(part[i] * full)))
+            subtotal = 0.0
+            for i in range(part.size):
+                subtotal += np.float64(part[i])
+            total += subtotal
+        if low < 0:
+            low = high = integer(low ^ most)
+            for i in range(bits.size):
+                key = integer(bits[i] ^ ((bits[i] >> sign_bit) & most))
+                low = min(low, key)
+                high = max(high, key)
+        keys[0], keys[1] = low, high
+        return total
+
+    @_kernel(types.void(_input(real), types.float64, types.float64, types.float64, _PLANE), name=f"scale_{dtype}")
+    def scale(values: NDArray[Any], unit: float, low: float, factor: float, plane: NDArray[np.uint8]) -> None:
+        """Write ``rint((value * unit - low) * factor)``, clipped to 0 and 255, computed in float64.
+
+        Args:
+            values: finite.
+            unit: a power of two, 1 unless the range is so wide or narrow that its factor would be none.
+            low: the value that becomes 0, times the unit.
+            factor: 255 divided by the width of the range, which is times the unit too.
+            plane: receives the intensities.
+        """
+        for i in range(values.size):
+            intensity = (np.float64(values[i]) * unit - low) * factor
+            plane[i] = np.uint8(np.int32(np.rint(min(max(intensity, 0.0), 255.0))))
+
+    return quantize, scale
 
 
-@_kernel(types.float64(_input(types.float64), _input(types.int64), _KEYS), **_ANY_ORDER)
-def measure_float64(values: NDArray[np.float64], bits: NDArray[np.int64], keys: NDArray[np.int64]) -> float:
-    """As :func:`measure_float32`."""
-    low, high, total = np.int64(0x7FFFFFFFFFFFFFFF), np.int64(-0x7FFFFFFFFFFFFFFF), np.float64(0)
-    for start in range(0, values.size, _BLOCK):
-        part, ints = values[start : start + _BLOCK], bits[start : start + _BLOCK]
-        for i in range(part.size):
-            low = min(low, ints[i])
-            high = max(high, ints[i])
-        subtotal = np.float64(0)
-        for i in range(part.size):
-            subtotal += part[i]
-        total += subtotal
-    if low < 0:
-        low, high = np.int64(0x7FFFFFFFFFFFFFFF), np.int64(-0x7FFFFFFFFFFFFFFF)
-        for i in range(bits.size):
-            key = bits[i] ^ ((bits[i] >> np.int64(63)) & np.int64(0x7FFFFFFFFFFFFFFF))
-            low = min(low, key)
-            high = max(high, key)
-    keys[0], keys[1] = low, high
-    return total
+quantize_float32, scale_float32 = _kernels_for(np.float32, np.int32)
+quantize_float64, scale_float64 = _kernels_for(np.float64, np.int64)
 
 
-@_kernel(types.float64(_input(types.float32), _input(types.int32), _PLANE, _KEYS), **_ANY_ORDER)
-def quantize_float32(
-    values: NDArray[np.float32], bits: NDArray[np.int32], plane: NDArray[np.uint8], keys: NDArray[np.int64]
-) -> float:
-    """Write ``rint(value * 255)``, computed in float32, and measure in the same pass as :func:`measure_float32` does.
-
-    Unless every value lies in [0, 1], which the keys tell, the plane's content is undefined.
-    """
-    low, high, total = np.int32(0x7FFFFFFF), np.int32(-0x80000000), np.float64(0)
-    for start in range(0, values.size, _BLOCK):
-        part, ints = values[start : start + _BLOCK], bits[start : start + _BLOCK]
-        intensities = plane[start : start + _BLOCK]
-        for i in range(part.size):
-            low = min(low, ints[i])
-            high = max(high, ints[i])
-            intensities[i] = np.uint8(np.int32(np.rint(part[i] * np.float32(255))))
-        subtotal = np.float64(0)
-        for i in range(part.size):
-            subtotal += np.float64(part[i])
-        total += subtotal
-    if low < 0:
-        low, high = np.int32(0x7FFFFFFF), np.int32(-0x80000000)
-        for i in range(bits.size):
-            key = np.int32(bits[i] ^ ((bits[i] >> np.int32(31)) & np.int32(0x7FFFFFFF)))
-            low = min(low, key)
-            high = max(high, key)
-    keys[0], keys[1] = low, high
-    return total
-
-
-@_kernel(types.float64(_input(types.float64), _input(types.int64), _PLANE, _KEYS), **_ANY_ORDER)
-def quantize_float64(
-    values: NDArray[np.float64], bits: NDArray[np.int64], plane: NDArray[np.uint8], keys: NDArray[np.int64]
-) -> float:
-    """As :func:`quantize_float32`, computed in float64."""
-    low, high, total = np.int64(0x7FFFFFFFFFFFFFFF), np.int64(-0x7FFFFFFFFFFFFFFF), np.float64(0)
-    for start in range(0, values.size, _BLOCK):
-        part, ints = values[start : start + _BLOCK], bits[start : start + _BLOCK]
-        intensities = plane[start : start + _BLOCK]
-        for i in range(part.size):
-            low = min(low, ints[i])
-            high = max(high, ints[i])
-            intensities[i] = np.uint8(np.int32(np.rint(part[i] * np.float64(255))))
-        subtotal = np.float64(0)
-        for i in range(part.size):
-            subtotal += part[i]
-        total += subtotal
-    if low < 0:
-        low, high = np.int64(0x7FFFFFFFFFFFFFFF), np.int64(-0x7FFFFFFFFFFFFFFF)
-        for i in range(bits.size):
-            key = bits[i] ^ ((bits[i] >> np.int64(63)) & np.int64(0x7FFFFFFFFFFFFFFF))
-            low = min(low, key)
-            high = max(high, key)
-    keys[0], keys[1] = low, high
-    return total
-
-
-@_kernel(types.float64(_input(types.int16), _input(types.uint8), _input(types.float32), _PLANE, _KEYS), **_ANY_ORDER)
+@_kernel(types.float64(_input(np.int16), _input(np.uint8), _input(np.float32), _PLANE, _KEYS), **_ANY_ORDER)
 def quantize_float16(
     bits: NDArray[np.int16],
     intensities: NDArray[np.uint8],
@@ -200,35 +170,7 @@ def quantize_float16(
     return total
 
 
-@_kernel(types.void(_input(types.float32), types.float64, types.float64, types.float64, _PLANE))
-def scale_float32(
-    values: NDArray[np.float32], unit: float, low: float, factor: float, plane: NDArray[np.uint8]
-) -> None:
-    """Write ``rint((value * unit - low) * factor)``, clipped to 0 and 255, computed in float64.
-
-    Args:
-        values: finite.
-        unit: a power of two, 1 unless the range is so wide or narrow that its factor would be none.
-        low: what becomes 0, times the unit.
-        factor: 255 divided by the width of the range, which is times the unit too.
-        plane: receives the intensities.
-    """
-    for i in range(values.size):
-        intensity = (np.float64(values[i]) * unit - low) * factor
-        plane[i] = np.uint8(np.int32(np.rint(min(max(intensity, 0.0), 255.0))))
-
-
-@_kernel(types.void(_input(types.float64), types.float64, types.float64, types.float64, _PLANE))
-def scale_float64(
-    values: NDArray[np.float64], unit: float, low: float, factor: float, plane: NDArray[np.uint8]
-) -> None:
-    """As :func:`scale_float32`."""
-    for i in range(values.size):
-        intensity = (values[i] * unit - low) * factor
-        plane[i] = np.uint8(np.int32(np.rint(min(max(intensity, 0.0), 255.0))))
-
-
-@_kernel(types.void(_input(types.uint8), _COUNTS, _SUMS, _SUMS))
+@_kernel(types.void(_input(np.uint8), _COUNTS, _SUMS, _SUMS))
 def count(
     plane: NDArray[np.uint8], histogram: NDArray[np.int64], columns: NDArray[np.uint32], rows: NDArray[np.uint32]
 ) -> None:
@@ -298,9 +240,9 @@ def describe(
     found[4] = moment_y / total if total else np.nan
 
 
-@_kernel(types.void(_input(types.int64), types.int64, _COUNTS))
+@_kernel(types.void(_input(np.int64), types.int64, _COUNTS))
 def sketch(bits: NDArray[np.int64], shift: int, counts: NDArray[np.int64]) -> None:
-    """Count finite float64 values by the leading bits of their keys (:func:`measure_float32`).
+    """Count finite float64 values by the leading bits of their keys (:func:`quantize_float32`).
 
     Args:
         bits: the values, viewed as int64.
@@ -313,14 +255,14 @@ def sketch(bits: NDArray[np.int64], shift: int, counts: NDArray[np.int64]) -> No
         counts[(key >> shift) + middle] += 1
 
 
-@_kernel(types.void(_input(types.uint8), _PLANE))
+@_kernel(types.void(_input(np.uint8), _PLANE))
 def replace(table: NDArray[np.uint8], plane: NDArray[np.uint8]) -> None:
     """Replace each intensity by what the table, (256,), has for it."""
     for i in range(plane.size):
         plane[i] = table[plane[i]]
 
 
-@_kernel(types.void(_input(types.uint8), _input(types.uint32), types.Array(types.uint32, 1, "C")))
+@_kernel(types.void(_input(np.uint8), _input(np.uint32), types.Array(types.uint32, 1, "C")))
 def look_up(plane: NDArray[np.uint8], table: NDArray[np.uint32], pixels: NDArray[np.uint32]) -> None:
     """Write each intensity's RGBA color, four bytes moved as one word.
 
@@ -333,7 +275,7 @@ def look_up(plane: NDArray[np.uint8], table: NDArray[np.uint32], pixels: NDArray
         pixels[i] = table[plane[i]]
 
 
-@_kernel(types.void(_input(types.uint8), types.int64, _PLANE))
+@_kernel(types.void(_input(np.uint8), types.int64, _PLANE))
 def filter_rows(rows: NDArray[np.uint8], row_bytes: int, scanlines: NDArray[np.uint8]) -> None:
     """Write PNG scanlines, all with filter 2 (up), or all with 0 (none) if that leaves a sample of them more even.
 

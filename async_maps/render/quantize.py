@@ -27,6 +27,7 @@ Invalid: TypeAlias = Literal["error", "transparent", "zero"]
 """What becomes of NaN and infinity: the map fails, the pixel is left out, or it counts as the value 0."""
 
 _WIDE = 2.0**900
+_NOWHERE = np.empty(0, np.uint8)
 
 
 class Measured(NamedTuple):
@@ -194,17 +195,15 @@ def _as_floats(values: NDArray[Any], value_range: ValueRange) -> NDArray[Any]:
 
 
 def _write_unit(flat: NDArray[Any], plane: NDArray[np.uint8]) -> _Extent:
-    """Quantize floats in [0, 1] of whatever width, in their own dtype."""
+    """Quantize floats in [0, 1] of any width, in their own dtype."""
     # numba takes most of a second to import: only those who colorize pay for it.
     from async_maps.render import kernels
 
-    keys = np.empty(2, np.int64)
-    if flat.dtype == np.float32:
-        return _extent(flat, keys, kernels.quantize_float32(flat, flat.view(np.int32), plane, keys))
-    if flat.dtype == np.float64:
-        return _extent(flat, keys, kernels.quantize_float64(flat, flat.view(np.int64), plane, keys))
     if flat.dtype == np.float16:
+        keys = np.empty(2, np.int64)
         return _extent(flat, keys, kernels.quantize_float16(flat.view(np.int16), *_float16_tables(), plane, keys))
+    if flat.itemsize <= 8:
+        return _measure(flat, plane)
     # Wider than float64: what lies outside [0, 1] by less than float64 can tell is moved to where it can.
     with np.errstate(invalid="ignore", over="ignore"):
         plane[:] = np.rint(flat * 255).astype(np.uint8)
@@ -214,14 +213,14 @@ def _write_unit(flat: NDArray[Any], plane: NDArray[np.uint8]) -> _Extent:
     return _measure(narrow)
 
 
-def _measure(flat: NDArray[Any]) -> _Extent:
-    """The extent of float32 or float64 values."""
+def _measure(flat: NDArray[Any], plane: NDArray[np.uint8] = _NOWHERE) -> _Extent:
+    """The extent of float32 or float64 values, which are quantized into the plane, if one is given, on the way."""
     from async_maps.render import kernels
 
     keys = np.empty(2, np.int64)
     if flat.dtype == np.float32:
-        return _extent(flat, keys, kernels.measure_float32(flat, flat.view(np.int32), keys))
-    return _extent(flat, keys, kernels.measure_float64(flat, flat.view(np.int64), keys))
+        return _extent(flat, keys, kernels.quantize_float32(flat, flat.view(np.int32), plane, keys))
+    return _extent(flat, keys, kernels.quantize_float64(flat, flat.view(np.int64), plane, keys))
 
 
 def _extent(flat: NDArray[Any], keys: NDArray[np.int64], total: float) -> _Extent:

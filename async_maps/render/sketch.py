@@ -1,6 +1,6 @@
 """How the values of a whole set are distributed: counted in bounded memory, merged, kept as text.
 
-A value is counted by the leading bits of its key (``kernels.measure_float32``): sign, exponent and the
+A value is counted by the leading bits of its key (``kernels.quantize_float32``): sign, exponent and the
 first ten bits of the mantissa. So a bin is at most 1/1024 of its values wide, wherever they lie; the idea is that of
 HDR histograms and of DDSketch (Masson, Rim, Lee: "DDSketch", VLDB 2019). Adding counts merges two sketches, exactly.
 """

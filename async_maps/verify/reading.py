@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import aclosing
-from typing import TYPE_CHECKING, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING
 
-from anyio import CapacityLimiter, create_memory_object_stream, create_task_group, to_thread
+from anyio import CapacityLimiter, to_thread
 
-from async_maps.concurrency.streams import ByteBudget
-from async_maps.concurrency.tasks import first_error
+from async_maps.concurrency.fan_out import fan_out
 from async_maps.errors import SourceError, StoreError, translate_os_error
 from async_maps.verify.comparison import Comparison, Difference, Expected
 from async_maps.verify.examine import examine
@@ -16,20 +15,12 @@ from async_maps.verify.examine import examine
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from anyio.streams.memory import MemoryObjectReceiveStream
-
-    from async_maps.concurrency.streams import Lease
     from async_maps.filesystems.objects import Content, Objects
     from async_maps.settings import Settings
     from async_maps.verify.verification import Verification
 
 _MOST_PIXEL_BYTES, _BESIDE_PIXELS = 10, 2**20
 """No PNG has more bytes a pixel (of 16 bits a channel, one pixel a scanline, not compressed), and besides."""
-
-
-class _Lent(NamedTuple):
-    row: Expected
-    lease: Lease
 
 
 class Reading:
@@ -58,22 +49,11 @@ class Reading:
             StoreError: S3 cannot be reached any more: so many reads in a row failed as go on at once, and one more.
         """
         self._verification.doing = "reading every object"
-        budget = ByteBudget(self._settings.queue_bytes)
+        settings = self._settings
         # Who waits for the store takes no core; who decodes does.
-        threads = (
-            CapacityLimiter(self._settings.concurrency),
-            CapacityLimiter(self._settings.encode_thread_count),
-        )
-        sending, receiving = create_memory_object_stream[_Lent](0)
-        try:
-            async with create_task_group() as tasks, sending, aclosing(self._to_read(since)) as rows:
-                for _ in range(self._settings.concurrency):
-                    tasks.start_soon(self._read_some, receiving.clone(), threads)
-                receiving.close()
-                async for row in rows:
-                    await sending.send(_Lent(row, await budget.acquire(min(row.size or 0, budget.limit))))
-        except BaseExceptionGroup as group:
-            raise first_error(group) from None
+        threads = CapacityLimiter(settings.concurrency), CapacityLimiter(settings.encode_thread_count)
+        workers = [partial(self._examine, threads)] * settings.concurrency
+        await fan_out(self._to_read(since), workers, size=lambda row: row.size or 0, limit=settings.queue_bytes)
 
     async def _to_read(self, since: str) -> AsyncGenerator[Expected, None]:
         after = ""
@@ -82,28 +62,16 @@ class Reading:
                 yield row
             after = rows[-1].locator
 
-    async def _read_some(
-        self, readings: MemoryObjectReceiveStream[_Lent], threads: tuple[CapacityLimiter, CapacityLimiter]
-    ) -> None:
-        """One of the readers that work side by side."""
-        async with readings:
-            async for row, lease in readings:
-                try:
-                    content = await to_thread.run_sync(self._read, row, limiter=threads[0])
-                    if isinstance(content, Difference):
-                        differences = [content]
-                    else:
-                        self._verification.read += 1
-                        self._verification.read_bytes += len(content.data)
-                        differences = await to_thread.run_sync(
-                            examine, row, content, self._settings.max_pixels, limiter=threads[1]
-                        )
-                finally:
-                    lease.release()
-                # While it waits for the next one, it must not keep bytes that nobody counts any more.
-                del content
-                if differences:
-                    await to_thread.run_sync(self._comparison.note_read, differences)
+    async def _examine(self, threads: tuple[CapacityLimiter, CapacityLimiter], row: Expected) -> None:
+        content = await to_thread.run_sync(self._read, row, limiter=threads[0])
+        if isinstance(content, Difference):
+            differences = [content]
+        else:
+            self._verification.read += 1
+            self._verification.read_bytes += len(content.data)
+            differences = await to_thread.run_sync(examine, row, content, self._settings.max_pixels, limiter=threads[1])
+        if differences:
+            await to_thread.run_sync(self._comparison.note_read, differences)
 
     def _read(self, row: Expected) -> Content | Difference:
         what = "an overlay" if row.size is None else f"{row.size:,} bytes"
