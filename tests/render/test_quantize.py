@@ -90,7 +90,9 @@ def test_any_float_map_is_as_numpy_has_it(dtype: str, value_range: str) -> None:
         np.testing.assert_array_equal(plane, reference(array, parse_range(value_range)))
         assert measured is not None
         assert (measured.minimum, measured.maximum) == (float(array.min()), float(array.max()))
-        assert measured.mean == pytest.approx(float(array.astype(np.float64).mean()), rel=1e-12, abs=1e-12)
+        # Sums are taken in any order: large values that cancel leave the rounding of the large.
+        error = 1e-12 * max(1.0, abs(measured.minimum), abs(measured.maximum))
+        assert measured.mean == pytest.approx(float(array.astype(np.float64).mean()), rel=1e-12, abs=error)
 
     check()
 
@@ -123,7 +125,7 @@ def test_the_whole_of_float64_fits() -> None:
     plane, measured = run(np.array([[-most, -most / 2, 0.0, most / 2, most]]), "per-map")
     assert plane.tolist() == [[0, 64, 128, 191, 255]]
     assert measured is not None
-    assert measured.mean == 0
+    assert abs(measured.mean) <= most * 1e-15
     plane, measured = run(np.full((3, 3), most), "0,1")
     assert (plane == 255).all()
     assert measured is not None
