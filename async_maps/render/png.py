@@ -47,8 +47,15 @@ def encode_png(image: NDArray[Any], mode: str) -> io.BytesIO:
         raise InputValidationError(f"an image must have the shape (h, w) or (h, w, channels); found {image.shape}")
     from PIL import Image
 
+    Image.fromarray(image[:1, :1])  # refuses types that Pillow has no mode for
+    if image.ndim == 3 and mode in {"1", "L", "P", "I", "F"}:
+        raise ValueError("Too many dimensions: 3 > 2.")
+    # Pillow 13 refuses ``fromarray(image, mode)`` where the mode reads the bytes as another type, and PNGs of mode I.
+    picture = Image.frombuffer(mode, image.shape[1::-1], np.ascontiguousarray(image), "raw", mode, 0, 1)
+    if mode == "I":
+        picture = picture.convert("I;16")
     file = io.BytesIO()
-    Image.fromarray(image, mode=mode).save(file, format="png")
+    picture.save(file, format="png")
     file.seek(0)
     return file
 
