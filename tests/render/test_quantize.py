@@ -89,6 +89,8 @@ def test_any_float_map_is_as_numpy_has_it(dtype: str, value_range: str) -> None:
         plane, measured = run(array, value_range)
         np.testing.assert_array_equal(plane, reference(array, parse_range(value_range)))
         assert measured is not None
+        assert measured.minimum is not None
+        assert measured.maximum is not None
         assert (measured.minimum, measured.maximum) == (float(array.min()), float(array.max()))
         # Sums are taken in any order: large values that cancel leave the rounding of the large.
         error = 1e-12 * max(1.0, abs(measured.minimum), abs(measured.maximum))
