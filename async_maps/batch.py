@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterable
 from contextlib import aclosing, suppress
-from functools import partial
 from typing import TYPE_CHECKING
 
 from anyio import EndOfStream, WouldBlock, create_memory_object_stream, to_thread
 
-from async_maps.concurrency.loop import open_portal, run_blocking
+from async_maps.blocking import blocking, refuse_bound
+from async_maps.concurrency.loop import open_portal
 from async_maps.concurrency.streams import receive, send
 from async_maps.concurrency.tasks import OrderlyTask
-from async_maps.errors import SourceError
 from async_maps.manifest.claims import Claims
 from async_maps.manifest.recorder import open_reader
 from async_maps.outcomes import Failure, Outcome
@@ -39,41 +36,6 @@ _HANDED_OVER = 64
 """Outcomes per hop to another thread: a hop for each costs as much as a small map."""
 
 
-def run(  # noqa: PLR0913  # those of arun()
-    source: AnySource,
-    destination: Destination,
-    *,
-    settings: Settings | None = None,
-    manifest: str | PathLike[str] | None = None,
-    select: Select = "changed",
-    on_progress: OnProgress | None = None,
-) -> Report:
-    """Put every map of a source and block until all are done: :func:`arun` for scripts and notebooks.
-
-    Where an event loop runs in this thread (a notebook's), it stands still until this function returns. The pipeline
-    has an event loop in a thread of its own, in which ``on_progress`` and an iterable source are called. Ctrl-C stops
-    the run; what was done is in the manifest.
-
-    Args:
-        source: as for :meth:`Pipeline.run`; no async iterable where an event loop runs in this thread.
-        destination: as for :class:`Pipeline`.
-        settings: the defaults if None.
-        manifest: as for :meth:`Pipeline.run`.
-        select: as for :meth:`Pipeline.run`.
-        on_progress: as for :meth:`Pipeline.run`.
-
-    Returns:
-        The report.
-
-    Raises:
-        AsyncMapsError: as :class:`Pipeline` and :meth:`Pipeline.run`.
-    """
-    _refuse_bound(source, "await am.arun(...)")
-    return run_blocking(
-        partial(arun, source, destination, settings=settings, manifest=manifest, select=select, on_progress=on_progress)
-    )
-
-
 async def arun(  # noqa: PLR0913  # those of Pipeline.run()
     source: AnySource,
     destination: Destination,
@@ -86,7 +48,8 @@ async def arun(  # noqa: PLR0913  # those of Pipeline.run()
     """Open a pipeline, put every map of a source, and close it.
 
     Args:
-        source: as for :meth:`Pipeline.run`.
+        source: as for :meth:`Pipeline.run`. A synchronous call takes no async iterable where an event loop runs in its
+            thread.
         destination: as for :class:`Pipeline`.
         settings: the defaults if None.
         manifest: as for :meth:`Pipeline.run`.
@@ -101,6 +64,9 @@ async def arun(  # noqa: PLR0913  # those of Pipeline.run()
     """
     async with Pipeline(destination, settings=settings) as pipeline:
         return await pipeline.run(source, manifest=manifest, select=select, on_progress=on_progress)
+
+
+run = blocking(arun, "Put every map of a source, and block until all are done.")
 
 
 def stream(
@@ -129,7 +95,7 @@ def stream(
     Raises:
         AsyncMapsError: as :class:`Pipeline` and :meth:`Pipeline.stream`.
     """
-    _refuse_bound(source, "async for outcome in am.astream(...)")
+    refuse_bound(source, "async for outcome in am.astream(...)")
     give, take = create_memory_object_stream[Outcome](_HANDED_OVER)
 
     async def pump() -> None:
@@ -183,39 +149,6 @@ async def astream(
     ):
         async for outcome in outcomes:
             yield outcome
-
-
-def dry_run(  # noqa: PLR0913  # those of run()
-    source: AnySource,
-    destination: Destination,
-    *,
-    settings: Settings | None = None,
-    manifest: str | PathLike[str] | None = None,
-    select: Select = "changed",
-    on_progress: OnProgress | None = None,
-) -> Report:
-    """Report what :func:`run` would do, and block until that is known: :func:`adry_run` for scripts and notebooks.
-
-    Args:
-        source: as for :func:`run`.
-        destination: as for :class:`Pipeline`.
-        settings: the defaults if None.
-        manifest: as for :meth:`Pipeline.run`; it is only read.
-        select: as for :meth:`Pipeline.run`.
-        on_progress: as for :meth:`Pipeline.run`.
-
-    Returns:
-        A report whose ``planned`` counts the maps that would be done.
-
-    Raises:
-        AsyncMapsError: as :class:`Pipeline` and :meth:`Pipeline.run`.
-    """
-    _refuse_bound(source, "await am.adry_run(...)")
-    return run_blocking(
-        partial(
-            adry_run, source, destination, settings=settings, manifest=manifest, select=select, on_progress=on_progress
-        )
-    )
 
 
 async def adry_run(  # noqa: PLR0913  # those of arun()
@@ -273,22 +206,4 @@ async def adry_run(  # noqa: PLR0913  # those of arun()
     return report
 
 
-def _refuse_bound(source: object, instead: str) -> None:
-    """Refuse an async iterable where it may wait for the event loop that the call is about to block.
-
-    Raises:
-        SourceError: the source is one, and an event loop runs in this thread.
-    """
-    if isinstance(source, AsyncIterable) and _in_event_loop():
-        raise SourceError(
-            "the source is an async iterable, and this call blocks the event loop that runs in this thread: "
-            f"use `{instead}`"
-        )
-
-
-def _in_event_loop() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
+dry_run = blocking(adry_run, "Report what ``run`` would do, and block until that is known.")

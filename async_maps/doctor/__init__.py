@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import os
 import re
-from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 from anyio import move_on_after, to_thread
 
-from async_maps.concurrency.loop import run_blocking
+from async_maps.blocking import blocking
 from async_maps.doctor.finding import Finding
 from async_maps.errors import SettingsError
 from async_maps.filesystems.filesystem import is_remote
@@ -30,32 +29,6 @@ KOLENA_ORIGINS = ("https://app.kolena.com", "https://app.kolena.io")
 
 _LIMIT_S = 60.0
 """It ends by then, whatever the store does."""
-
-
-def diagnose(
-    destination: str | os.PathLike[str],
-    settings: Settings | None = None,
-    *,
-    origins: Sequence[str] = KOLENA_ORIGINS,
-    quick: bool = False,
-    on_finding: Callable[[Finding], object] | None = None,
-) -> list[Finding]:
-    """Diagnose a destination, and block until done: :func:`adiagnose` for scripts and notebooks.
-
-    Args:
-        destination: as for :func:`adiagnose`.
-        settings: as for :func:`adiagnose`.
-        origins: as for :func:`adiagnose`.
-        quick: as for :func:`adiagnose`.
-        on_finding: as for :func:`adiagnose`.
-
-    Returns:
-        The findings, in the order in which they were made.
-
-    Raises:
-        SettingsError: as :func:`adiagnose`.
-    """
-    return run_blocking(partial(adiagnose, destination, settings, origins=origins, quick=quick, on_finding=on_finding))
 
 
 async def adiagnose(
@@ -105,6 +78,9 @@ async def adiagnose(
     if limit.cancelled_caught:
         found(Finding("time", "failure", f"not done within {_LIMIT_S:.0f} s", "try again when the store is faster"))
     return findings
+
+
+diagnose = blocking(adiagnose, "Try a destination: can this machine write there, and can a browser read it?")
 
 
 async def _examine_folder(place: str, settings: Settings, found: Callable[[Finding], None]) -> None:

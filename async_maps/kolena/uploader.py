@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from os import fspath
 from typing import TYPE_CHECKING, Any, Protocol
 
+from async_maps.blocking import blocking
 from async_maps.concurrency.loop import open_portal
 from async_maps.errors import InputValidationError, MapFailedError
 from async_maps.filesystems.locators import bitmap_mask_fields
@@ -56,7 +57,7 @@ def bitmap_uploader(
         yield create_and_upload_bitmap
 
 
-def create_and_upload_bitmap(
+async def acreate_and_upload_bitmap(
     filename: str,
     activation_map: Any,
     *,
@@ -66,7 +67,7 @@ def create_and_upload_bitmap(
 ) -> Mask:
     """Colorize, encode and upload one map: the function that step 2 of Kolena's tutorial writes.
 
-    Each call connects anew, which takes a fifth of a second; for more than a few maps take :func:`bitmap_uploader`.
+    Each call connects anew, which takes a fifth of a second; for more than a few maps use :func:`bitmap_uploader`.
 
     Args:
         filename: becomes ``{destination}/{filename}.png``.
@@ -82,27 +83,15 @@ def create_and_upload_bitmap(
         MapFailedError: this map failed.
         AsyncMapsError: as ``Pipeline`` and :func:`bitmap_mask`.
     """
-    with bitmap_uploader(destination, settings=settings) as create_and_upload:
-        return create_and_upload(filename, activation_map, **fields)
-
-
-async def acreate_and_upload_bitmap(
-    filename: str,
-    activation_map: Any,
-    *,
-    destination: str | PathLike[str],
-    settings: Settings | None = None,
-    **fields: Any,
-) -> Mask:
-    """:func:`create_and_upload_bitmap` on the caller's own event loop.
-
-    Raises:
-        MapFailedError: this map failed.
-        AsyncMapsError: as ``Pipeline`` and :func:`bitmap_mask`.
-    """
     mask_maker(fields)  # likewise
     async with _pipeline(destination, settings) as pipeline:
         return bitmap_mask(await pipeline.put(filename, activation_map), **fields)
+
+
+create_and_upload_bitmap = blocking(
+    acreate_and_upload_bitmap,
+    "Colorize, encode and upload one map: the function that step 2 of Kolena's tutorial writes.",
+)
 
 
 def bitmap_mask(receipt: Receipt | Failure, *, provenance: bool = False, **fields: Any) -> Mask:

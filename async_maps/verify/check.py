@@ -9,14 +9,13 @@ from __future__ import annotations
 import re
 import shlex
 from contextlib import closing, suppress
-from functools import partial
 from itertools import islice
 from time import monotonic
 from typing import TYPE_CHECKING, TypeAlias
 
 from anyio import to_thread
 
-from async_maps.concurrency.loop import run_blocking
+from async_maps.blocking import blocking
 from async_maps.concurrency.tasks import OrderlyTask, calling_every
 from async_maps.errors import AsyncMapsError, ManifestError, ObjectError, SettingsError, SourceError
 from async_maps.filesystems.filesystem import is_remote
@@ -43,32 +42,6 @@ _AT_ENDPOINT = re.compile(r" at https?://\S+$")
 OnVerification: TypeAlias = "Callable[[Verification], object]"
 
 _INTERVAL_S = 0.2
-
-
-def verify_locators(
-    place: str | PathLike[str],
-    *,
-    settings: Settings | None = None,
-    deep: bool = False,
-    on_progress: OnVerification | None = None,
-) -> Verification:
-    """Verify every locator of a manifest or a table, and block until done: :func:`averify_locators` for scripts.
-
-    Works in a notebook too, whose event loop stands still meanwhile.
-
-    Args:
-        place: as for :func:`averify_locators`.
-        settings: as for :func:`averify_locators`.
-        deep: as for :func:`averify_locators`.
-        on_progress: as for :func:`averify_locators`.
-
-    Returns:
-        The verification: it ``is_clean`` if nothing differs.
-
-    Raises:
-        AsyncMapsError: as :func:`averify_locators`.
-    """
-    return run_blocking(partial(averify_locators, place, settings=settings, deep=deep, on_progress=on_progress))
 
 
 async def averify_locators(
@@ -118,6 +91,11 @@ async def averify_locators(
 
     await watched(look, verification, on_progress)
     return verification
+
+
+verify_locators = blocking(
+    averify_locators, "Verify that every locator of a manifest or a table leads to the bytes that were uploaded."
+)
 
 
 async def watched(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from anyio import CancelScope, to_thread
 
-from async_maps.concurrency.loop import run_blocking
+from async_maps.blocking import blocking
 from async_maps.errors import SettingsError, SourceError
 from async_maps.filesystems.objects import Objects
 from async_maps.keys import printable
@@ -40,44 +40,6 @@ if TYPE_CHECKING:
 
 _AT_ONCE = 1000
 _ADVISED = 9
-
-
-def repair_overlays(  # noqa: PLR0913  # one argument a flag
-    manifest: str | PathLike[str],
-    *,
-    settings: Settings | None = None,
-    deep: bool = False,
-    source: str | PathLike[str] | None = None,
-    delete_foreign: bool = False,
-    on_progress: OnVerification | None = None,
-) -> Verification:
-    """Verify, repair broken overlays, and block until done: :func:`arepair_overlays` for scripts and notebooks.
-
-    Args:
-        manifest: as for :func:`arepair_overlays`.
-        settings: as for :func:`arepair_overlays`.
-        deep: as for :func:`arepair_overlays`.
-        source: as for :func:`arepair_overlays`.
-        delete_foreign: as for :func:`arepair_overlays`.
-        on_progress: as for :func:`averify_locators`.
-
-    Returns:
-        The verification after the repair: it ``is_clean`` if everything could be repaired.
-
-    Raises:
-        AsyncMapsError: as :func:`arepair_overlays`.
-    """
-    return run_blocking(
-        partial(
-            arepair_overlays,
-            manifest,
-            settings=settings,
-            deep=deep,
-            source=source,
-            delete_foreign=delete_foreign,
-            on_progress=on_progress,
-        )
-    )
 
 
 async def arepair_overlays(  # noqa: PLR0913  # one argument a flag
@@ -119,6 +81,9 @@ async def arepair_overlays(  # noqa: PLR0913  # one argument a flag
     work = partial(repair.run, place, deep=deep, delete_foreign=delete_foreign)
     await watched(work, repair.verification, on_progress)
     return repair.verification
+
+
+repair_overlays = blocking(arepair_overlays, "Verify, and make broken overlays again: nothing else is uploaded.")
 
 
 class _Repair:

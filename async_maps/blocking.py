@@ -1,0 +1,68 @@
+"""Synchronous functions made of coroutines: one scheme for scripts, threads and notebooks."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import AsyncIterable
+from functools import partial, wraps
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
+
+from async_maps.concurrency.loop import run_blocking
+from async_maps.errors import SourceError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+    from typing import Any
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def blocking(function: Callable[P, Coroutine[Any, Any, T]], summary: str) -> Callable[P, T]:
+    """Make the synchronous twin of a coroutine function, whose name is the coroutine's without its prefix ``a``.
+
+    The twin runs the coroutine on an event loop in a thread of its own and blocks until it returns. So it works in a
+    script, in several threads at the same time, and where an event loop runs in the calling thread (a notebook's),
+    which stands still meanwhile. Ctrl-C cancels the coroutine and waits until it has ended.
+
+    Args:
+        function: the coroutine function; its arguments are the twin's.
+        summary: the first line of the twin's docstring.
+
+    Returns:
+        The synchronous function.
+    """
+    name = function.__name__.removeprefix("a")
+    _, _, rest = (inspect.getdoc(function) or "").partition("\n")
+
+    @wraps(function)
+    def twin(*arguments: P.args, **keywords: P.kwargs) -> T:
+        for argument in (*arguments, *keywords.values()):
+            refuse_bound(argument, f"await am.a{name}(...)")
+        return run_blocking(partial(function, *arguments, **keywords))
+
+    twin.__name__ = twin.__qualname__ = name
+    twin.__doc__ = f"{summary}\n\nThe same as the coroutine ``a{name}``, for scripts and notebooks.\n{rest}"
+    return twin
+
+
+def refuse_bound(source: object, instead: str) -> None:
+    """Refuse an async iterable where it may wait for the event loop that the call is about to block.
+
+    Args:
+        source: an argument of the call.
+        instead: the call to make in its place.
+
+    Raises:
+        SourceError: the source is one, and an event loop runs in this thread.
+    """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    if isinstance(source, AsyncIterable):
+        raise SourceError(
+            "the source is an async iterable, and this call blocks the event loop that runs in this thread: "
+            f"use `{instead}`"
+        )
