@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import BinaryIO
 
+pytestmark = [pytest.mark.fast]
+
 KINDS = [".csv", ".jsonl", ".parquet"]
 ROWS = [{"name": "ä", "path": "a.npy", "more": "1"}, {"name": "b", "path": "b,c.npy", "more": ""}]
 

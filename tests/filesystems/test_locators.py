@@ -7,6 +7,8 @@ import pytest
 from async_maps.errors import SettingsError, SourceError
 from async_maps.filesystems.locators import S3Address, parse_s3_address
 
+pytestmark = [pytest.mark.fast]
+
 
 @pytest.mark.parametrize(
     ("address", "bucket", "key"),

@@ -10,6 +10,8 @@ import pytest
 from async_maps.errors import ManifestError, SourceError
 from async_maps.filesystems.spill import Spill
 
+pytestmark = [pytest.mark.fast]
+
 SCHEMA = "CREATE TABLE names (name TEXT PRIMARY KEY) WITHOUT ROWID"
 
 

@@ -787,6 +787,7 @@ def test_a_format_whose_extra_is_missing_says_which_and_the_others_are_read(
     (maps / name).mkdir() if name == "a.zarr" else (maps / name).write_bytes(b"")
     np.save(maps / "b.npy", MAP)
     monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.delitem(sys.modules, f"async_maps.sources.formats.{extra}", raising=False)
     with pytest.raises(MissingExtraError, match=rf"pip install '\.\[{extra}\]'"):
         open_reader(str(maps / name), LocalFilesystem())
     assert _failure(maps).reason.endswith(

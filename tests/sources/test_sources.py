@@ -475,9 +475,9 @@ def test_the_members_of_an_archive_are_named_after_it_and_their_keys(maps: Path,
     for entry, (key, array) in zip(entries, arrays.items(), strict=True):
         assert isinstance(entry, ActivationMap)
         assert entry.source == f"{maps / 'val.npz'}[{key}]"
-        assert entry.part == (key, None)
+        assert entry.part == [key, None]
         assert entry.max_bytes == array.nbytes
-        assert entry.fingerprint == f"{state.st_size}-{state.st_mtime_ns} ({key!r}, None)"
+        assert entry.fingerprint == f"{state.st_size}-{state.st_mtime_ns} [{key!r}, None]"
         assert entry.path is not None
         np.testing.assert_array_equal(read_map(entry.path, entry.part), array)
 

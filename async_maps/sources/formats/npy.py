@@ -17,11 +17,11 @@ from numpy.lib import format as npy_format
 from async_maps.errors import SourceError
 from async_maps.sources.formats.registry import ListedMap
 from async_maps.sources.formats.size import check_size
-from async_maps.sources.formats.stacks import check_position, plane_shape, position_names, read_names, stack_length
+from async_maps.sources.formats.stacks import position_names, read_names, shape_at, stack_length
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-    from typing import IO, Any
+    from typing import IO, Any, Literal
 
     from numpy.typing import NDArray
 
@@ -120,6 +120,26 @@ def maps_in_stream(
             yield ListedMap(name, index, map_bytes)
 
 
+def maps_in_member(name: str, part: list[Any], size: int, open_member: Callable[[], IO[bytes]]) -> Iterator[ListedMap]:
+    """The maps in an ``.npy`` file that is a member of an archive: one, or those of a stack.
+
+    A member that is damaged is listed as one map: whoever reads it gets the reason, and the others are listed.
+
+    Args:
+        name: the member's, without its suffix.
+        part: where the member lies; a map's part ends in its position in the stack, or None.
+        size: how many bytes it has.
+        open_member: opens it at its start.
+    """
+    try:
+        with open_member() as file:
+            for found in maps_in_stream(file, size):
+                full_name = name if found.name is None else f"{name}/{found.name}"
+                yield ListedMap(full_name, [*part, found.part], found.max_bytes)
+    except Exception:  # noqa: BLE001  # libraries differ in what they raise
+        yield ListedMap(name, [*part, None], size)
+
+
 def read_stream(
     file: IO[bytes], size: int, part: int | None = None, max_pixels: int | None = None, *, piece: int = _PIECE
 ) -> NDArray[Any]:
@@ -145,23 +165,38 @@ def read_stream(
     if part is not None:
         shape = _seek_map(file, header, part)
     check_size(shape, header.dtype.itemsize, max_pixels)
-    data = np.empty(math.prod(shape) * header.dtype.itemsize, np.uint8)
+    return read_values(file, shape, header.dtype, "F" if header.fortran else "C", piece)
+
+
+def read_values(
+    file: IO[bytes],
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    order: Literal["C", "F"] = "C",
+    piece: int = sys.maxsize,
+) -> NDArray[Any]:
+    """Read the values of an array from a file that is at their start.
+
+    Raises:
+        SourceError: the file ends before.
+        OSError: it cannot be read.
+    """
+    data = np.empty(math.prod(shape) * dtype.itemsize, np.uint8)
     filled = 0
     while count := file.readinto(data.data[filled : filled + piece]):  # type: ignore[attr-defined]  # binary files have it
         filled += count
     if filled < data.size:
         raise SourceError("truncated while it was read")
-    return data.view(header.dtype).reshape(shape, order="F" if header.fortran else "C")
+    return data.view(dtype).reshape(shape, order=order)
 
 
 def _seek_map(file: IO[bytes], header: Header, index: int) -> tuple[int, ...]:
     """Go to one map of a stack, whose header was just read; its shape."""
-    check_position("the stack", header.shape, index)
+    shape = shape_at("the stack", header.shape, index)
     if header.fortran and header.shape[0] > 1:
         raise SourceError(
             "the maps of a stack in Fortran order cannot be read one by one: save np.ascontiguousarray of it"
         )
-    shape = plane_shape(header.shape)
     file.seek(index * math.prod(shape) * header.dtype.itemsize, os.SEEK_CUR)
     return shape
 

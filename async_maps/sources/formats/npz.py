@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import zipfile
+from functools import partial
 from typing import TYPE_CHECKING
 
 from async_maps.errors import SourceError
 from async_maps.sources.formats import npy
-from async_maps.sources.formats.registry import ListedMap
+from async_maps.sources.formats.registry import translate_format_errors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from async_maps.filesystems.filesystem import Filesystem
+    from async_maps.sources.formats.registry import ListedMap
 
 
 _MAX_RATIOS = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: 1032}
@@ -41,13 +43,11 @@ class NpzReader:
         self._file = file
         try:
             self._size = file.seek(0, os.SEEK_END)
-            self._archive = zipfile.ZipFile(file)
-        except BaseException as error:
+            with translate_format_errors("expected an .npz archive (a zip file)"):
+                self._archive = zipfile.ZipFile(file)
+        except BaseException:
             file.close()
-            if isinstance(error, OSError) or not isinstance(error, Exception):
-                raise
-            # What a damaged archive ends in differs; not one of them may end the listing of the others.
-            raise SourceError(f"expected an .npz archive (a zip file): {error}") from error
+            raise
 
     def maps(self) -> Iterator[ListedMap]:
         """Every array that it holds, in its own order; of a stack, each map."""
@@ -55,33 +55,28 @@ class NpzReader:
         for info in self._archive.infolist():
             if info.filename.endswith(".npy"):
                 empty = False
-                yield from self._maps_in(info)
+                member = info.filename.removesuffix(".npy")
+                yield from npy.maps_in_member(member, [member], info.file_size, partial(self._open, info))
         if empty:
             raise SourceError("the archive holds no arrays (.npy)")
 
-    def read(self, part: tuple[str, int | None], max_pixels: int | None = None) -> NDArray[Any]:
+    def read(self, part: list[Any], max_pixels: int | None = None) -> NDArray[Any]:
         """Read one array, or one map of a stack; never unpickles."""
         member, index = part
         try:
             info = self._archive.getinfo(f"{member}.npy")
         except KeyError:
             raise SourceError(f"the archive holds no array {member!r} any more") from None
-        try:
-            self._check_size(info)
-            with self._archive.open(info) as file:
-                return npy.read_stream(file, info.file_size, index, max_pixels)
-        except (SourceError, OSError):
-            raise
-        except Exception as error:  # what a damaged archive ends in differs from one compression to the next
-            raise SourceError(f"the archive is damaged at {member!r}: {error}") from error
+        with translate_format_errors(f"the archive is damaged at {member!r}"), self._open(info) as file:
+            return npy.read_stream(file, info.file_size, index, max_pixels)
 
     def close(self) -> None:
         """Close the archive."""
         self._archive.close()
         self._file.close()
 
-    def _check_size(self, info: zipfile.ZipInfo) -> None:
-        """Believe a member's size only as far as its bytes could unpack to that: a stack of it is listed map by map.
+    def _open(self, info: zipfile.ZipInfo) -> IO[bytes]:
+        """Open a member whose bytes could unpack to the size that it claims: a stack of it is listed map by map.
 
         Raises:
             SourceError: they could not.
@@ -93,14 +88,4 @@ class NpzReader:
                 f"the archive is damaged at {member!r}: it claims {info.file_size:,} bytes, more than its {packed:,} "
                 "could be unpacked to"
             )
-
-    def _maps_in(self, info: zipfile.ZipInfo) -> Iterator[ListedMap]:
-        member = info.filename.removesuffix(".npy")
-        try:
-            self._check_size(info)
-            with self._archive.open(info) as file:
-                for found in npy.maps_in_stream(file, info.file_size):
-                    name = member if found.name is None else f"{member}/{found.name}"
-                    yield ListedMap(name, (member, found.part), found.max_bytes)
-        except Exception:  # noqa: BLE001  # whatever is wrong with it, who reads it is told; the others are listed
-            yield ListedMap(member, (member, None), info.file_size)
+        return self._archive.open(info)

@@ -135,8 +135,9 @@ def translate_format_errors(what: str) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        # A KeyError comes in quotes.
-        reason = str(error).strip("'\"").partition("\n")[0][:200] or type(error).__name__
+        # The text of a KeyError is the repr of its key.
+        text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+        reason = text.partition("\n")[0][:200] or type(error).__name__
         raise SourceError(f"{what}: {printable(reason)}") from error
 
 

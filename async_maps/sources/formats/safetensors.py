@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from async_maps.errors import SourceError
+from async_maps.sources.formats.npy import read_values
 from async_maps.sources.formats.registry import ListedMap
 from async_maps.sources.formats.size import MAX_DIMENSIONS, check_size
-from async_maps.sources.formats.stacks import check_position, maps_in_array, plane_shape
+from async_maps.sources.formats.stacks import maps_in_array, shape_at
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -109,20 +110,13 @@ class SafetensorsReader:
         tensor = self._tensor(name)
         if tensor.dtype not in _DTYPES:
             raise SourceError(f"NumPy has no dtype {tensor.dtype}: save the tensor as float16, bfloat16 or float32")
-        shape, start, size = tensor.shape, tensor.start, tensor.end - tensor.start
+        shape, start, dtype = tensor.shape, tensor.start, np.dtype(_DTYPES[tensor.dtype])
         if index is not None:
-            check_position(f"the tensor {name!r}", shape, index)
-            shape, size = plane_shape(shape), size // shape[0]
-            start += index * size
-        check_size(shape, np.dtype(_DTYPES[tensor.dtype]).itemsize, max_pixels)
+            shape = shape_at(f"the tensor {name!r}", shape, index)
+            start += index * math.prod(shape) * dtype.itemsize
+        check_size(shape, dtype.itemsize, max_pixels)
         self._file.seek(self._data + start)
-        data = np.empty(size, np.uint8)
-        filled = 0
-        while count := self._file.readinto(data.data[filled:]):  # type: ignore[attr-defined]  # binary files have it
-            filled += count
-        if filled < size:
-            raise SourceError("truncated while it was read")
-        array = data.view(_DTYPES[tensor.dtype]).reshape(shape)
+        array = read_values(self._file, shape, dtype)
         if tensor.dtype == "BF16":
             # A bfloat16 is the upper half of a float32.
             return (array.astype(np.uint32) << 16).view(np.float32)

@@ -43,19 +43,20 @@ def maps_in_array(path: str, shape: tuple[int, ...], size: int) -> Iterator[List
         yield ListedMap(f"{path}/{name}" if path else name, [path, index], size // length)
 
 
-def check_position(what: str, shape: tuple[int, ...], index: int) -> None:
-    """Make sure that a stack, which may have changed since it was listed, holds a map at this position.
+def shape_at(what: str, shape: tuple[int, ...], index: int) -> tuple[int, ...]:
+    """The shape of one map of a stack: without the axes of the stack and of the single channel.
+
+    Args:
+        what: the stack, for the message.
+        shape: of the stack, which may have changed since it was listed.
+        index: the position of the map.
 
     Raises:
-        SourceError: it does not.
+        SourceError: the stack has no such position.
     """
     length = stack_length(shape)
     if length is None or index >= length:
         raise SourceError(f"{what} holds no map {index} any more: its shape is {shape}")
-
-
-def plane_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of one map of a stack of that shape: without the axes of the stack and of the single channel."""
     if len(shape) == 3:
         return shape[1:]
     return shape[2:] if shape[1] == 1 else shape[1:3]

@@ -113,14 +113,8 @@ class TarReader:
         if not member.isreg() or member.issparse():
             yield ListedMap(name, None, 0)
             return
-        offset, size = member.offset_data, member.size
-        try:
-            with self._open(member) as file:
-                for found in npy.maps_in_stream(file, size):
-                    full_name = name if found.name is None else f"{name}/{found.name}"
-                    yield ListedMap(full_name, [offset, size, found.part], found.max_bytes)
-        except Exception:  # noqa: BLE001  # whatever is wrong with it, who reads it is told; the others are listed
-            yield ListedMap(name, [offset, size, None], min(size, self._size))
+        place = [member.offset_data, member.size]
+        yield from npy.maps_in_member(name, place, member.size, lambda: self._open(member))
 
     def _open(self, member: tarfile.TarInfo) -> IO[bytes]:
         file = self._archive.extractfile(member)

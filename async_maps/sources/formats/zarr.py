@@ -1,26 +1,24 @@
-"""Zarr, versions 2 and 3: a folder, whose every array of numbers in two or more dimensions is a map or a stack."""
+"""Zarr, versions 2 and 3: every array of numbers in two or more dimensions is a map or a stack (needs ``zarr``)."""
 
 from __future__ import annotations
 
 import math
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from async_maps.errors import MissingExtraError, SourceError
+from async_maps.errors import SourceError, require_extra
 from async_maps.filesystems.filesystem import is_remote
-from async_maps.sources.formats.registry import ListedMap, translate_format_errors
-from async_maps.sources.formats.size import check_chunk, check_size
-from async_maps.sources.formats.stacks import check_position, maps_in_array, plane_shape
+from async_maps.sources.formats.hierarchy import HierarchyReader, could_be_maps
+from async_maps.sources.formats.registry import translate_format_errors
+
+with require_extra("reading Zarr", "zarr"):
+    import zarr
+    from zarr.core.sync import collect_aiterator
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from typing import Any
 
-    import zarr
-    from numpy.typing import NDArray
-
     from async_maps.filesystems.filesystem import Filesystem
+    from async_maps.sources.formats.hierarchy import Array, Group
 
 _MAX_BLOCK = 256 * 2**20
 
@@ -29,14 +27,9 @@ def open_reader(path: str, filesystem: Filesystem) -> ZarrReader:
     """The reader of a hierarchy.
 
     Raises:
-        MissingExtraError: zarr is not installed.
         SourceError: it is no Zarr hierarchy.
         OSError: it cannot be read.
     """
-    try:
-        import zarr  # noqa: F401
-    except ImportError:
-        raise MissingExtraError("reading Zarr", "zarr") from None
     if not is_remote(path):
         return ZarrReader(path)
     # Worker processes read from disks only: they need no S3 client.
@@ -48,116 +41,64 @@ def open_reader(path: str, filesystem: Filesystem) -> ZarrReader:
     return ZarrReader(S3ZarrStore(filesystem, parse_s3_address(path)))
 
 
-class ZarrReader:
-    """One hierarchy; a map's part is its array's path, and its position if the array is a stack.
+class ZarrReader(HierarchyReader):
+    """One hierarchy.
 
     Maps that share chunks are unpacked together, and the last such block is kept: the next map costs nothing.
     """
 
+    whole, array, group_type = "hierarchy", "array", zarr.Group
+
     def __init__(self, store: Any) -> None:
+        super().__init__()
         self._store = store
-        self._path = ""
-        self._array: zarr.Array[Any] | None = None
         self._start = 0
-        self._block: NDArray[Any] | None = None
-
-    def maps(self) -> Iterator[ListedMap]:
-        """Every map, sorted by the paths of the arrays."""
-        import zarr
-
-        with translate_format_errors("expected a Zarr hierarchy"):
-            try:
-                root = zarr.open(self._store, mode="r")
-            except FileNotFoundError:
-                raise SourceError("expected a Zarr hierarchy, found no zarr.json, .zgroup or .zarray") from None
-        empty = True
-        for path, array in [("", root)] if isinstance(root, zarr.Array) else _arrays(root):
-            if array is None:
-                empty = False
-                yield ListedMap(path, [path, None], 0)
-            elif _could_be_maps(array):
-                empty = False
-                yield from maps_in_array(path, array.shape, math.prod(array.shape) * array.dtype.itemsize)
-        if empty:
-            raise SourceError("the hierarchy holds no array of numbers in two or more dimensions")
-
-    def read(self, part: list[Any], max_pixels: int | None = None) -> NDArray[Any]:
-        """Read one array, or one map of a stack."""
-        path, index = part
-        with translate_format_errors(f"the hierarchy is damaged at {path!r}"):
-            array = self._open(path)
-            shape, itemsize = array.shape, array.dtype.itemsize
-            if index is not None:
-                check_position(f"the array {path!r}", shape, index)
-                shape = plane_shape(shape)
-            check_size(shape, itemsize, max_pixels)
-            check_chunk(array.chunks, itemsize, max_pixels)
-            return np.asarray(array[...]) if index is None else self._map_of(array, index).reshape(shape)
+        self._block: Any = None
 
     def close(self) -> None:
         """Forget the block; nothing is held open."""
         self._array = self._block = None
 
-    def _open(self, path: str) -> zarr.Array[Any]:
-        import zarr
-
-        if self._array is None or path != self._path:
-            self.close()
+    def _root(self) -> Group | Array:
+        with translate_format_errors("expected a Zarr hierarchy"):
             try:
-                array = zarr.open_array(self._store, path=path, mode="r")
+                return zarr.open(self._store, mode="r")
             except FileNotFoundError:
-                raise SourceError(f"the hierarchy holds no array {path!r} any more") from None
-            if not _could_be_maps(array):
-                raise SourceError(f"the array {path!r} holds no numbers in two or more dimensions any more")
-            self._path, self._array = path, array
-        return self._array
+                raise SourceError("expected a Zarr hierarchy, found no zarr.json, .zgroup or .zarray") from None
 
-    def _map_of(self, array: zarr.Array[Any], index: int) -> NDArray[Any]:
+    def _names(self, group: Group) -> list[str]:
+        # Group.members() would open them all at once, and fail over any that is damaged.
+        return list(collect_aiterator(group.store.list_dir(group.path)))
+
+    def _member(self, group: Group, name: str) -> Group | Array | None:
+        try:
+            return group[name]
+        except KeyError:
+            # Nothing of Zarr's: its own metadata, a README, what a file manager leaves behind.
+            return None
+
+    def _identity(self, group: Group) -> object:
+        return group.path
+
+    def _open(self, path: str) -> Array:
+        self._block = None
+        try:
+            array = zarr.open_array(self._store, path=path, mode="r")
+        except FileNotFoundError:
+            raise SourceError(f"the hierarchy holds no array {path!r} any more") from None
+        if not could_be_maps(array):
+            raise SourceError(f"the array {path!r} holds no numbers in two or more dimensions any more")
+        return array
+
+    def _values(self, array: Array, index: int | None) -> Any:
+        if index is None:
+            return array[...]
         rows = array.chunks[0]
         if rows == 1 or rows * math.prod(array.shape[1:]) * array.dtype.itemsize > _MAX_BLOCK:
-            return np.asarray(array[index])
+            return array[index]
         start = index - index % rows
         if self._block is None or start != self._start:
             # Before the next one is read: two would be twice the memory.
             self._block = None
-            self._start, self._block = start, np.asarray(array[start : start + rows])
-        block: NDArray[Any] = self._block[index - start]
-        return block
-
-
-def _arrays(root: zarr.Group) -> Iterator[tuple[str, zarr.Array[Any] | None]]:
-    """The arrays in a group and in those within, with their paths; None for what cannot be opened."""
-    import zarr
-
-    # Not recursion: how deep groups lie in one another is for the hierarchy to say.
-    groups = [("", root, _names_in(root))]
-    while groups:
-        above, group, left = groups[-1]
-        name = next(left, None)
-        if name is None:
-            groups.pop()
-            continue
-        path = f"{above}{name}"
-        try:
-            member = group[name]
-            if isinstance(member, zarr.Group):
-                groups.append((f"{path}/", member, _names_in(member)))
-            else:
-                yield path, member
-        except KeyError:
-            # Nothing of Zarr's: its own metadata, a README, what a file manager leaves behind.
-            continue
-        except Exception:  # noqa: BLE001  # who reads it is told; the others are listed
-            yield path, None
-
-
-def _names_in(group: zarr.Group) -> Iterator[str]:
-    # Group.members() would open them all at once, and fail over any that is damaged.
-    from zarr.core.sync import collect_aiterator
-
-    with translate_format_errors(f"the hierarchy is damaged at {group.path!r}"):
-        return iter(sorted(collect_aiterator(group.store.list_dir(group.path))))
-
-
-def _could_be_maps(array: zarr.Array[Any]) -> bool:
-    return len(array.shape) >= 2 and array.dtype.kind in "biufc"
+            self._start, self._block = start, array[start : start + rows]
+        return self._block[index - start]

@@ -1,0 +1,140 @@
+"""Hierarchies: arrays in groups within groups, as in HDF5 and Zarr."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from async_maps.errors import SourceError
+from async_maps.sources.formats.registry import translate_format_errors
+from async_maps.sources.formats.size import check_chunk, check_size
+from async_maps.sources.formats.stacks import maps_in_array, shape_at
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any, ClassVar, TypeAlias
+
+    from numpy.typing import NDArray
+
+    from async_maps.sources.formats.registry import ListedMap
+
+    Array: TypeAlias = Any
+    Group: TypeAlias = Any
+
+
+class HierarchyReader(ABC):
+    """Reads every array of numbers in two or more dimensions: a map, or a stack of them.
+
+    A map's part is its array's path, and its position if the array is a stack. The array that was read last is kept.
+
+    Attributes:
+        whole: what the format calls a hierarchy, in messages.
+        array: what it calls an array, in messages.
+        group_type: the class of its groups.
+    """
+
+    whole: ClassVar[str]
+    array: ClassVar[str]
+    group_type: ClassVar[type]
+
+    def __init__(self) -> None:
+        self._path = ""
+        self._array: Array = None
+
+    def maps(self) -> Iterator[ListedMap]:
+        """Every map, sorted by the paths of the arrays."""
+        is_empty = True
+        for path, shape, itemsize in self._arrays():
+            is_empty = False
+            yield from maps_in_array(path, shape, math.prod(shape) * itemsize)
+        if is_empty:
+            raise SourceError(f"the {self.whole} holds no {self.array} of numbers in two or more dimensions")
+
+    def read(self, part: list[Any], max_pixels: int | None = None) -> NDArray[Any]:
+        """Read one array, or one map of a stack."""
+        path, index = part
+        with translate_format_errors(f"the {self.whole} is damaged at {path!r}"):
+            if self._array is None or path != self._path:
+                # Before the next one is opened: two would be twice the memory.
+                self._array = None
+                self._path, self._array = path, self._open(path)
+            shape, itemsize = self._array.shape, self._array.dtype.itemsize
+            if index is not None:
+                shape = shape_at(f"the {self.array} {path!r}", shape, index)
+            check_size(shape, itemsize, max_pixels)
+            check_chunk(self._array.chunks or (), itemsize, max_pixels)
+            return np.asarray(self._values(self._array, index)).reshape(shape)
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close the hierarchy."""
+
+    @abstractmethod
+    def _root(self) -> Group | Array:
+        """The outermost group, or the only array."""
+
+    @abstractmethod
+    def _names(self, group: Group) -> list[str]:
+        """The names of the members of a group."""
+
+    @abstractmethod
+    def _member(self, group: Group, name: str) -> Group | Array | None:
+        """The group or the array of a name; None for what is neither."""
+
+    @abstractmethod
+    def _identity(self, group: Group) -> object:
+        """What two names of one group have in common."""
+
+    @abstractmethod
+    def _open(self, path: str) -> Array:
+        """An array, to be read."""
+
+    @abstractmethod
+    def _values(self, array: Array, index: int | None) -> Any:
+        """The values of an array, or of one map of a stack."""
+
+    def _describe(self, array: Array) -> tuple[tuple[int, ...], int]:
+        """The shape of an array, and the bytes of a value."""
+        return array.shape, array.dtype.itemsize
+
+    def _arrays(self) -> Iterator[tuple[str, tuple[int, ...], int]]:
+        """The arrays that could be maps: path, shape, and bytes of a value.
+
+        What cannot be opened is listed as one map of no size: whoever reads it gets the reason.
+        """
+        root = self._root()
+        if not isinstance(root, self.group_type):
+            if could_be_maps(root):
+                yield "", *self._describe(root)
+            return
+        with translate_format_errors(f"the {self.whole} is damaged"):
+            # Not recursion: how deep groups lie in one another is up to the file.
+            groups = [("", root, iter(sorted(self._names(root))))]
+            seen = {self._identity(root)}
+        while groups:
+            above, group, names = groups[-1]
+            name = next(names, None)
+            if name is None:
+                groups.pop()
+                continue
+            path, found = f"{above}{name}", None
+            try:
+                member = self._member(group, name)
+                if not isinstance(member, self.group_type):
+                    found = self._describe(member) if could_be_maps(member) else None
+                # A group with two names, or within itself, is listed once.
+                elif (identity := self._identity(member)) not in seen:
+                    groups.append((f"{path}/", member, iter(sorted(self._names(member)))))
+                    seen.add(identity)
+            except Exception:  # noqa: BLE001  # the errors of these libraries have no root
+                found = (), 0
+            if found is not None:
+                yield path, *found
+
+
+def could_be_maps(array: Array) -> bool:
+    """Whether an array holds numbers in two or more dimensions."""
+    return len(getattr(array, "shape", None) or ()) >= 2 and array.dtype.kind in "biufc"
