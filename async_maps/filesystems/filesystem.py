@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Protocol
 from async_maps.errors import SourceError
 
 if TYPE_CHECKING:
-    from types import TracebackType
     from typing import BinaryIO
 
     from async_maps.filesystems.s3 import S3Filesystem
@@ -55,9 +54,7 @@ class Filesystems:
     def __enter__(self) -> Filesystems:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def of(self, path: str) -> Filesystem:

@@ -16,7 +16,6 @@ from async_maps.keys import printable
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Sequence
-    from types import TracebackType
 
     from async_maps.settings import S3Settings
 
@@ -68,9 +67,7 @@ class Objects:
     def __enter__(self) -> Objects:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._filesystems.close()
 
     def identity(self, folder: str) -> str:

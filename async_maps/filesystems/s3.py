@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from async_maps.filesystems.locators import S3Address
 
-WHOLE_BYTES = 8 * 2**20
+_WHOLE_BYTES = 8 * 2**20
 """Objects up to this size are read in one request."""
 _HEAD_BYTES = 64 * 2**10
 """So much is kept of the beginning of a larger one: what a format has to say about itself is mostly there."""
@@ -74,21 +74,17 @@ class S3Filesystem:
         self._client: Any = None
         self._closed = False
 
-    def open(self, path: str, at_once: int = WHOLE_BYTES) -> BinaryIO:
-        """The object, to be read and sought in.
-
-        Args:
-            path: ``s3://bucket/key``.
-            at_once: an object up to so many bytes is read now, in one request.
+    def open(self, path: str) -> BinaryIO:
+        """Open the object at ``s3://bucket/key``, to be read and sought in.
 
         Raises:
             FileNotFoundError: there is no such object.
             SourceError: S3 refuses it, or cannot be reached.
         """
-        return io.BufferedReader(self.open_object(path, at_once))
+        return io.BufferedReader(self.open_object(path))
 
-    def open_object(self, path: str, at_once: int = WHOLE_BYTES) -> S3File:
-        """As :meth:`open`, without a buffer, and with what the file is called by :attr:`S3File.fingerprint`."""
+    def open_object(self, path: str, at_once: int = _WHOLE_BYTES) -> S3File:
+        """As :meth:`open`, without a buffer; an object of up to ``at_once`` bytes is read now, in one request."""
         address = parse_s3_address(path)
         return S3File(self, address, self.get(address, 0, at_once, keep=_HEAD_BYTES))
 

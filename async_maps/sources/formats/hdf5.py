@@ -10,7 +10,7 @@ import math
 from typing import TYPE_CHECKING
 
 from async_maps.errors import SourceError, require_extra
-from async_maps.sources.formats.hierarchy import HierarchyReader
+from async_maps.sources.formats.hierarchy import HierarchyReader, could_be_maps
 from async_maps.sources.formats.registry import translate_format_errors
 from async_maps.sources.formats.stacks import stack_length
 
@@ -54,36 +54,35 @@ class Hdf5Reader(HierarchyReader):
 
     def close(self) -> None:
         """Close the file."""
-        self._array = None
+        super().close()
         self._file.close()
         self._stream.close()
 
     def _root(self) -> Group:
-        with translate_format_errors("the file is damaged"):
-            return self._file["/"]
+        return self._file["/"]
 
     def _names(self, group: Group) -> list[str]:
         # h5py hands over what is not UTF-8 as bytes.
         return [name.decode("utf-8", "surrogateescape") if isinstance(name, bytes) else name for name in group]
 
-    def _member(self, group: Group, name: str) -> Group | Array | None:
-        return group[name] if isinstance(group.get(name, getlink=True), h5py.HardLink) else None
+    def _member(self, group: Group, name: str) -> Any:
+        if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+            return None
+        member = group[name]
+        if could_be_maps(member):
+            _refuse_outside(member)
+        return member
 
     def _identity(self, group: Group) -> object:
         info = h5py.h5o.get_info(group.id)
         return info.fileno, info.addr
-
-    def _describe(self, array: Array) -> tuple[tuple[int, ...], int]:
-        # One failure, not one for each map.
-        return ((), 0) if _lies_elsewhere(array) else super()._describe(array)
 
     def _open(self, path: str) -> Array:
         """A dataset, with a cache for the chunks that one map crosses: those are the ones that the next map shares."""
         dataset = self._file[path]
         if not isinstance(dataset, h5py.Dataset):
             raise SourceError(f"the file holds no dataset {path!r}: it is gone, or a group that is damaged")
-        if _lies_elsewhere(dataset):
-            raise SourceError("a dataset whose data lie in other files (virtual or external): those are not read")
+        _refuse_outside(dataset)
         chunks = dataset.chunks
         if chunks and stack_length(dataset.shape) and chunks[0] > 1:
             count = math.prod(-(-size // chunk) for size, chunk in zip(dataset.shape[1:], chunks[1:], strict=True))
@@ -100,5 +99,6 @@ class Hdf5Reader(HierarchyReader):
         return array[() if index is None else index]
 
 
-def _lies_elsewhere(dataset: Array) -> bool:
-    return bool(dataset.is_virtual or dataset.external)
+def _refuse_outside(dataset: Array) -> None:
+    if dataset.is_virtual or dataset.external:
+        raise SourceError("a dataset whose data lie in other files (virtual or external): those are not read")

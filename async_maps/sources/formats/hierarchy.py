@@ -68,9 +68,9 @@ class HierarchyReader(ABC):
             check_chunk(self._array.chunks or (), itemsize, max_pixels)
             return np.asarray(self._values(self._array, index)).reshape(shape)
 
-    @abstractmethod
     def close(self) -> None:
-        """Close the hierarchy."""
+        """Forget the array."""
+        self._array = None
 
     @abstractmethod
     def _root(self) -> Group | Array:
@@ -81,8 +81,8 @@ class HierarchyReader(ABC):
         """The names of the members of a group."""
 
     @abstractmethod
-    def _member(self, group: Group, name: str) -> Group | Array | None:
-        """The group or the array of a name; None for what is neither."""
+    def _member(self, group: Group, name: str) -> Any:
+        """The group or the array of a name, or anything else that is passed over; raises if it cannot be read."""
 
     @abstractmethod
     def _identity(self, group: Group) -> object:
@@ -96,21 +96,17 @@ class HierarchyReader(ABC):
     def _values(self, array: Array, index: int | None) -> Any:
         """The values of an array, or of one map of a stack."""
 
-    def _describe(self, array: Array) -> tuple[tuple[int, ...], int]:
-        """The shape of an array, and the bytes of a value."""
-        return array.shape, array.dtype.itemsize
-
     def _arrays(self) -> Iterator[tuple[str, tuple[int, ...], int]]:
         """The arrays that could be maps: path, shape, and bytes of a value.
 
         What cannot be opened is listed as one map of no size: whoever reads it gets the reason.
         """
-        root = self._root()
-        if not isinstance(root, self.group_type):
-            if could_be_maps(root):
-                yield "", *self._describe(root)
-            return
         with translate_format_errors(f"the {self.whole} is damaged"):
+            root = self._root()
+            if not isinstance(root, self.group_type):
+                if could_be_maps(root):
+                    yield "", root.shape, root.dtype.itemsize
+                return
             # Not recursion: how deep groups lie in one another is up to the file.
             groups = [("", root, iter(sorted(self._names(root))))]
             seen = {self._identity(root)}
@@ -123,10 +119,10 @@ class HierarchyReader(ABC):
             path, found = f"{above}{name}", None
             try:
                 member = self._member(group, name)
-                if not isinstance(member, self.group_type):
-                    found = self._describe(member) if could_be_maps(member) else None
+                if could_be_maps(member):
+                    found = member.shape, member.dtype.itemsize
                 # A group with two names, or within itself, is listed once.
-                elif (identity := self._identity(member)) not in seen:
+                elif isinstance(member, self.group_type) and (identity := self._identity(member)) not in seen:
                     groups.append((f"{path}/", member, iter(sorted(self._names(member)))))
                     seen.add(identity)
             except Exception:  # noqa: BLE001  # the errors of these libraries have no root

@@ -21,7 +21,7 @@ from async_maps.sources.formats.stacks import position_names, read_names, shape_
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-    from typing import IO, Any, Literal
+    from typing import IO, Any
 
     from numpy.typing import NDArray
 
@@ -121,15 +121,9 @@ def maps_in_stream(
 
 
 def maps_in_member(name: str, part: list[Any], size: int, open_member: Callable[[], IO[bytes]]) -> Iterator[ListedMap]:
-    """The maps in an ``.npy`` file that is a member of an archive: one, or those of a stack.
+    """The maps in an ``.npy`` file that is a member of an archive; their parts are the member's and a position.
 
     A member that is damaged is listed as one map: whoever reads it gets the reason, and the others are listed.
-
-    Args:
-        name: the member's, without its suffix.
-        part: where the member lies; a map's part ends in its position in the stack, or None.
-        size: how many bytes it has.
-        open_member: opens it at its start.
     """
     try:
         with open_member() as file:
@@ -165,29 +159,23 @@ def read_stream(
     if part is not None:
         shape = _seek_map(file, header, part)
     check_size(shape, header.dtype.itemsize, max_pixels)
-    return read_values(file, shape, header.dtype, "F" if header.fortran else "C", piece)
+    return read_values(file, header._replace(shape=shape), piece)
 
 
-def read_values(
-    file: IO[bytes],
-    shape: tuple[int, ...],
-    dtype: np.dtype[Any],
-    order: Literal["C", "F"] = "C",
-    piece: int = sys.maxsize,
-) -> NDArray[Any]:
-    """Read the values of an array from a file that is at their start.
+def read_values(file: IO[bytes], header: Header, piece: int = sys.maxsize) -> NDArray[Any]:
+    """Read the values that a header describes from a file that is at their start.
 
     Raises:
-        SourceError: the file ends before.
+        SourceError: the file ends before they do.
         OSError: it cannot be read.
     """
-    data = np.empty(math.prod(shape) * dtype.itemsize, np.uint8)
+    data = np.empty(math.prod(header.shape) * header.dtype.itemsize, np.uint8)
     filled = 0
     while count := file.readinto(data.data[filled : filled + piece]):  # type: ignore[attr-defined]  # binary files have it
         filled += count
     if filled < data.size:
         raise SourceError("truncated while it was read")
-    return data.view(dtype).reshape(shape, order=order)
+    return data.view(header.dtype).reshape(header.shape, order="F" if header.fortran else "C")
 
 
 def _seek_map(file: IO[bytes], header: Header, index: int) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from async_maps.errors import SourceError
-from async_maps.sources.formats.npy import read_values
+from async_maps.sources.formats.npy import Header, read_values
 from async_maps.sources.formats.registry import ListedMap
 from async_maps.sources.formats.size import MAX_DIMENSIONS, check_size
 from async_maps.sources.formats.stacks import maps_in_array, shape_at
@@ -116,7 +116,7 @@ class SafetensorsReader:
             start += index * math.prod(shape) * dtype.itemsize
         check_size(shape, dtype.itemsize, max_pixels)
         self._file.seek(self._data + start)
-        array = read_values(self._file, shape, dtype)
+        array = read_values(self._file, Header(shape, fortran=False, dtype=dtype))
         if tensor.dtype == "BF16":
             # A bfloat16 is the upper half of a float32.
             return (array.astype(np.uint32) << 16).view(np.float32)

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from async_maps.sources.formats.registry import FORMATS, Readers, suffix_of
 
 if TYPE_CHECKING:
-    from types import TracebackType
     from typing import Any
 
     from numpy.typing import NDArray
@@ -47,9 +46,7 @@ class SharedReaders:
     def __enter__(self) -> SharedReaders:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         with self._turn:
             self._readers.close()
 

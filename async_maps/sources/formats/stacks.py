@@ -62,18 +62,13 @@ def shape_at(what: str, shape: tuple[int, ...], index: int) -> tuple[int, ...]:
     return shape[2:] if shape[1] == 1 else shape[1:3]
 
 
-def position_name(index: int) -> str:
-    """What a map of a stack is called by its position, the first being ``000000``."""
-    return f"{index:06}"
-
-
 _MAX_LINE = 4096
 """Characters; a key in S3 has 1,024 bytes at most."""
 
 
 def position_names(length: int) -> Iterator[str]:
-    """What the maps of a stack are called by their positions."""
-    return map(position_name, range(length))
+    """What the maps of a stack are called by their positions: ``000000``, ``000001``, ..."""
+    return (f"{index:06}" for index in range(length))
 
 
 def read_names(file: IO[bytes], length: int) -> Iterator[str]:

@@ -70,7 +70,7 @@ class ZarrReader(HierarchyReader):
         # Group.members() would open them all at once, and fail over any that is damaged.
         return list(collect_aiterator(group.store.list_dir(group.path)))
 
-    def _member(self, group: Group, name: str) -> Group | Array | None:
+    def _member(self, group: Group, name: str) -> Any:
         try:
             return group[name]
         except KeyError:
