@@ -51,7 +51,7 @@ class InputValidationError(AsyncMapsError, ValueError):
 
 
 class SettingsError(AsyncMapsError, ValueError):
-    """A setting that makes no sense; the message names the setting, what was found and what is expected."""
+    """A setting, argument, flag or file that cannot be used; the message names it, the value and what is expected."""
 
 
 class SourceError(AsyncMapsError):
@@ -63,15 +63,18 @@ class ManifestError(AsyncMapsError):
 
 
 class StoreError(AsyncMapsError):
-    """The store as a whole refuses or cannot be reached: no bucket, wrong credentials, no connection."""
+    """The store refuses all objects or cannot be reached: no bucket, wrong credentials, no connection."""
 
 
 class ObjectError(StoreError):
-    """The store refuses this one object; others may well pass."""
+    """The store refuses one object, and may take others."""
 
 
 class TransientError(ObjectError):
-    """The store could not take this object now; whoever uploads tries again.
+    """The store cannot take an object now; the upload is retried.
+
+    Args:
+        message: what happened, in one sentence.
 
     Attributes:
         slow_down: whether the store asks for fewer requests.
@@ -83,11 +86,14 @@ class TransientError(ObjectError):
 
 
 class ExistsError(ObjectError):
-    """There is an object of that key already, and it is left as it is.
+    """An object of that key exists already, and is not replaced.
+
+    Args:
+        message: what happened, in one sentence.
 
     Attributes:
-        same: whether it has the bytes that were to be stored.
-        etag: the store's tag of it, without quotes; None if the store gives none.
+        same: whether that object has the bytes that were to be stored.
+        etag: the store's tag of that object, without quotes; None if the store gives none.
     """
 
     def __init__(self, message: str, *, same: bool, etag: str | None) -> None:
@@ -97,10 +103,10 @@ class ExistsError(ObjectError):
 
 
 class MapFailedError(AsyncMapsError):
-    """One map failed, told to the caller that waits for it.
+    """The map that the caller waits for failed; raised by ``Pipeline.put``.
 
     Attributes:
-        failure: the failed map's name, source, stage and reason.
+        failure: the name, source, stage and reason.
     """
 
     def __init__(self, failure: Failure) -> None:
@@ -109,15 +115,15 @@ class MapFailedError(AsyncMapsError):
 
 
 class TooManyFailuresError(AsyncMapsError):
-    """A run that stopped because more maps failed than ``max_failures`` allows."""
+    """A run stopped because more maps failed than ``max_failures`` allows."""
 
 
 class PipelineClosedError(AsyncMapsError):
-    """The pipeline was not open, or was closed before this map was through."""
+    """The pipeline is not open, or was closed before the map was uploaded."""
 
 
 class PipelineFullError(AsyncMapsError):
-    """The pipeline has no room for one more map at this moment; the message names what is full."""
+    """The pipeline has no room for another map now; the message names what is full."""
 
 
 class WorkerError(AsyncMapsError):
@@ -125,7 +131,12 @@ class WorkerError(AsyncMapsError):
 
 
 class MissingExtraError(AsyncMapsError):
-    """An optional dependency is not installed; the message names the extra to install."""
+    """An optional dependency is not installed; the message names the extra to install.
+
+    Args:
+        what: the feature that needs it, as the subject of a sentence.
+        extra: the name of the extra.
+    """
 
     def __init__(self, what: str, extra: str) -> None:
         super().__init__(f"{what} needs the extra {extra!r}: pip install '.[{extra}]' where this package was cloned")

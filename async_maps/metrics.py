@@ -1,4 +1,4 @@
-"""Pipelines' figures for Prometheus (needs the `metrics` extra). Runs in whatever thread a registry is scraped in."""
+"""Metrics of pipelines for Prometheus (extra ``metrics``). Runs in the thread that scrapes the registry."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _OF_A_PIPELINE = (
     (CounterMetricFamily, "uploads", "Maps that the store has answered for.", "uploaded"),
-    (CounterMetricFamily, "failures", "Maps that failed, at whatever stage.", "failed"),
+    (CounterMetricFamily, "failures", "Maps that failed, in any stage.", "failed"),
     (CounterMetricFamily, "shed", "Maps that put_nowait has refused because the pipeline was full.", "shed"),
     (CounterMetricFamily, "uploaded_bytes", "Bytes of the uploaded PNGs.", "uploaded_bytes"),
     (CounterMetricFamily, "upload_retries", "Upload attempts that failed and were retried.", "retries"),
@@ -40,21 +40,25 @@ _OF_A_STAGE = (
 
 
 class PipelineCollector(Collector):
-    """Reads the figures of pipelines when they are asked for: no map costs anything for being counted here.
+    """Collects the metrics of pipelines when they are scraped; there is no cost per map.
 
-    ``REGISTRY.register(PipelineCollector({"overlays": pipeline}))``. All pipelines of a registry belong in one
-    collector, as the text format allows each metric only once.
+    Register it with ``REGISTRY.register(PipelineCollector({"overlays": pipeline}))``. Put all pipelines of a registry
+    into one collector, because the text format allows each metric only once.
 
     Args:
-        pipelines: each under the value of its label ``pipeline``. Looked at anew each time; one that has not been open
-            yet has no figures, one that is closed has its last.
+        pipelines: pipelines by the value of their label ``pipeline``. The mapping is read at each scrape. A pipeline
+            that was never open has no metrics; a closed pipeline keeps its last ones.
     """
 
     def __init__(self, pipelines: Mapping[str, Pipeline]) -> None:
         self._pipelines = pipelines
 
     def collect(self) -> Iterator[Metric]:
-        """The figures at this moment, named as https://prometheus.io/docs/practices/naming/ asks."""
+        """Collect the current metrics, named by https://prometheus.io/docs/practices/naming/.
+
+        Yields:
+            Each metric, with a sample per pipeline, or per pipeline and stage.
+        """
         found: dict[str, Statistics] = {}
         for name, pipeline in list(self._pipelines.items()):
             with suppress(PipelineClosedError):

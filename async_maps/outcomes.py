@@ -1,4 +1,4 @@
-"""What becomes of a map: a receipt or a failure, and what was counted of it. Imports nothing of this package."""
+"""The outcome of a map: a receipt or a failure, with its statistics. Imports nothing of this package."""
 
 from __future__ import annotations
 
@@ -12,19 +12,22 @@ Stage = Literal["source", "read", "colorize", "encode", "upload", "verify"]
 
 
 class MapStatistics(NamedTuple):
-    """What the kernels counted of one map; None where it has no valid value.
+    """The statistics of one map; they are None if it has no valid pixel.
+
+    A pixel is valid if its value is finite. Intensities are the values quantized to 0 to 255 over the value range.
 
     Attributes:
-        minimum: the smallest value, in the map's own units, as are the next four.
-        maximum: the largest.
-        mean: in float64.
-        range_low: the value that the colormap starts at.
-        range_high: the value that it ends at.
-        high_share: share of the pixels in the upper half of the range (intensity 128 and more).
-        entropy: of the intensities, 0 to 8 bits.
-        center_x: center of mass of the intensities, in pixels from the center of the leftmost; None if all are 0.
-        center_y: likewise, from the uppermost.
-        invalid_pixels: how many are NaN or infinite.
+        minimum: the smallest valid value, in the units of the map.
+        maximum: the largest valid value, in the units of the map.
+        mean: the mean of the valid values, computed in float64, in the units of the map.
+        range_low: the value with intensity 0, in the units of the map.
+        range_high: the value with intensity 255, in the units of the map.
+        high_share: the share of the valid pixels with intensity 128 or more, 0 to 1.
+        entropy: the Shannon entropy of the histogram of the intensities, ``-sum(p * log2(p))``, 0 to 8 bits.
+        center_x: the center of mass of the intensities, in pixels to the right of the center of the leftmost column;
+            None if all intensities are 0.
+        center_y: the same, in pixels down from the center of the topmost row.
+        invalid_pixels: the number of pixels that are NaN or infinite.
         constant: whether all valid pixels have the same value.
     """
 
@@ -42,26 +45,26 @@ class MapStatistics(NamedTuple):
 
     @property
     def is_flat(self) -> bool:
-        """Whether the colors tell nothing: one value throughout, or a range that has come to a single value."""
+        """Whether the overlay has one color: the map is constant, or its value range is a single value."""
         return self.constant or (self.range_low is not None and self.range_low == self.range_high)
 
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """Proof of one overlay: the store has answered for exactly these bytes.
+    """Proof of one overlay: the store has confirmed exactly these bytes.
 
     Attributes:
-        name: the map's name.
-        locator: where the PNG lies, ``s3://bucket/key`` or ``file:///path``.
-        source: where the map came from.
-        fingerprint: the source's state when it was read; None if it has none.
-        size: bytes of the PNG.
-        width: pixels.
-        height: pixels.
-        etag: the store's own tag of the object, without quotes; None if the store gives none.
-        stored_at: when the store answered, UTC.
-        statistics: what was counted of the map; None only of receipts that are not the pipeline's.
-        crc32: of the PNG, 8 hexadecimal digits; None only of receipts that are not the pipeline's.
+        name: the name of the map.
+        locator: the URL of the PNG, such as ``s3://bucket/key`` or ``file:///path``.
+        source: where the map was read from.
+        fingerprint: the state of the source when it was read, such as size and time of a file; None for an array.
+        size: the size of the PNG in bytes.
+        width: the width in pixels.
+        height: the height in pixels.
+        etag: the store's tag of the object, without quotes; None if the store gives none.
+        stored_at: when the store answered, in UTC.
+        statistics: the statistics of the map; None only in receipts that no pipeline has made.
+        crc32: the CRC-32 of the PNG in 8 hexadecimal digits; None only in receipts that no pipeline has made.
     """
 
     name: str
@@ -79,15 +82,15 @@ class Receipt:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """One map that did not make it, and why.
+    """One map without an overlay, and the reason.
 
     Attributes:
-        name: the map's name.
-        source: where it came from.
-        fingerprint: the source's state; None if it has none.
-        stage: where it failed. A map refused at ``source`` (a name that cannot be a key, a second map of one name)
-            never entered the pipeline; one at ``verify`` was done, and what lies at its locator is not what it was.
-        reason: one sentence: what was expected, what was found, what to do.
+        name: the name of the map.
+        source: where the map was read from.
+        fingerprint: the state of the source when it was read; None for an array.
+        stage: the stage that failed. ``source``: the map was refused before it was read, because its name cannot be a
+            key or another map has that name. ``verify``: the overlay was uploaded, and is missing or changed now.
+        reason: one sentence: what was found, what was expected, what to do.
     """
 
     name: str
@@ -102,3 +105,4 @@ class Failure:
 
 
 Outcome: TypeAlias = Receipt | Failure
+"""What a map ends with."""

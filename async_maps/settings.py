@@ -1,4 +1,4 @@
-"""The settings: one frozen model. Flags go before the environment, that before a TOML file, that before defaults."""
+"""The settings: one frozen model. Precedence: flags, environment, TOML file, defaults."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ if TYPE_CHECKING:
 MIB = 2**20
 
 IfExists: TypeAlias = Literal["overwrite", "skip", "error"]
-"""What becomes of a map whose key has an object; see :attr:`Settings.if_exists`."""
+"""What to do with a map whose object exists; see :attr:`Settings.if_exists`."""
 
 PngKind: TypeAlias = Literal["palette", "rgba", "compact", "gray"]
-"""How PNGs are written; see :attr:`Settings.png`."""
+"""The kind of PNG; see :attr:`Settings.png`."""
 
 
 _SHAPING = {"colormap", "alpha", "invalid", "png", "png_level", "key"}
 _HEADERS = {"cache_control", "metadata", "storage_class", "server_side_encryption", "kms_key_id"}
-"""The settings, besides the range, that shape an overlay's bytes or key; and what S3 is told about each object."""
+"""The settings, besides the range, that determine an overlay's bytes or key; and the headers of its object in S3."""
 
 
 class _Model(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True):
@@ -77,28 +77,28 @@ class _Converted(Generic[_Given, _Kept]):
 
 
 class S3Settings(_Model, frozen=True):
-    """What S3 is told about each object, and how patient its client is."""
+    """Headers of the objects in S3, and the retries and timeouts of the client."""
 
     cache_control: str | None = None
-    """Cache-Control of each object, such as "public, max-age=86400"."""
+    """Cache-Control header of each object, such as "public, max-age=86400"."""
     metadata: dict[str, str] = Field(default_factory=dict)
     """User metadata of each object."""
     storage_class: str | None = None
-    """Storage class, such as STANDARD_IA."""
+    """Storage class of each object, such as STANDARD_IA."""
     server_side_encryption: Literal["AES256", "aws:kms", "aws:kms:dsse"] | None = None
-    """Server-side encryption."""
+    """Server-side encryption of each object."""
     kms_key_id: str | None = None
-    """The KMS key to encrypt with."""
+    """KMS key to encrypt with."""
     client: Literal["direct", "sdk"] = "direct"
-    """direct sends PUTs like the SDK's own, without most of its work; what goes wrong is the SDK's all the same."""
+    """direct sends the SDK's PUTs with less CPU time, and leaves errors to the SDK; sdk sends all with the SDK."""
     max_attempts: PositiveInt = 10
-    """How often a request is tried in all, while others pass; the waits between grow and are random."""
+    """Maximum number of attempts per request while others succeed; the waits between them grow and are random."""
     give_up_s: PositiveFloat = 300.0
-    """A store that has taken nothing for so many seconds is down: the run ends, to be run again."""
+    """Seconds without a successful request after which the run ends; run it again when the store is back."""
     connect_timeout_s: PositiveFloat = 5.0
     """Seconds to wait for a connection."""
     read_timeout_s: PositiveFloat = 60.0
-    """Seconds to wait for an answer."""
+    """Seconds to wait for a response."""
 
     @field_validator("cache_control", "metadata", "storage_class", "kms_key_id")
     @classmethod
@@ -112,63 +112,73 @@ class S3Settings(_Model, frozen=True):
 
 
 class FilesSettings(_Model, frozen=True):
-    """How files are written when the destination is a folder."""
+    """How files are written if the destination is a folder."""
 
     fsync: bool = False
-    """Force each file to the disk before it counts as stored."""
+    """Flush each file to the disk before it counts as stored."""
 
 
 class Settings(_Model, frozen=True):
-    """All settings of a pipeline. Construct it with keywords, or with :func:`load_settings` from a TOML file.
+    """All settings of a pipeline, read-only.
+
+    Pass them as keywords, or load them from a TOML file with :func:`load_settings`. In Python these types are accepted
+    as well; the attributes hold the same as text or model:
+
+    - ``colormap``: a :class:`~async_maps.Colormap` or another object with a method ``colorize(intensity)``; a table of
+      256 colors, (256, 3) or (256, 4), uint8 or float in [0, 1]; or a list of colors at equal distances, each a name,
+      ``#rrggbb``, ``#rrggbbaa`` or RGB(A) values.
+    - ``range``: a pair of numbers.
+    - ``s3`` and ``files``: a mapping.
 
     Raises:
-        SettingsError: a value that makes no sense, or a name that is no setting.
+        SettingsError: a value is not allowed, or a name is not a setting.
     """
 
     colormap: _Converted[AnyColormap, str] = Field(default="jet", validate_default=True)
     """jet (Kolena's), a name of the cmap package (viridis, RdBu_r, ...), or colors (black,red,#ffff0080)."""
     alpha: Literal["auto", "fade", "opaque"] | Annotated[float, Field(ge=0, le=1)] = "auto"
-    """fade lets low intensities fade out (Kolena's curve); opaque; 0 to 1 for all; auto is fade unless colors tell."""
+    """Opacity: fade (transparent where intensity is low: Kolena's curve), opaque, or 0 to 1 for all pixels.
+    auto is the alpha in the colors (#rrggbbaa), or fade if they have none."""
     range: _Converted[str | tuple[float, float] | list[float], str] = Field(default="unit", validate_default=True)
-    """Values that the colors span: unit (0 to 1), LO,HI (--range=-2,2), per-map, percentile:P,Q (of each map),
-    symmetric (0 in the middle), dataset or dataset:P,Q (of all maps, which are read once more), from:MANIFEST."""
+    """Values that the colors span: unit (0 to 1), LO,HI (--range=-2,2), or from:MANIFEST (those of another run).
+    Of each map: per-map, percentile:P,Q, symmetric (around 0). Of all maps, read twice: dataset, dataset:P,Q."""
     invalid: Invalid = "error"
-    """NaN and infinity: the map fails, the pixel is transparent, or it counts as the value zero."""
+    """NaN and infinity: error (the map fails), transparent (the pixel is), or zero (it counts as the value 0)."""
     png: PngKind = "palette"
-    """palette (small, fast), rgba (the same pixels, for readers that insist), compact (what is invisible, alike) or
-    gray (the intensities themselves, one channel, for readers that color: neither colormap nor alpha applies)."""
+    """palette (small, fast), rgba (the same pixels), or compact (one palette index for all transparent pixels).
+    gray: the intensities in one channel, for readers that color them; colormap and alpha do not apply."""
     key: str = "{name}.png"
-    """Key of an overlay, of {name}, {parent}, {stem}, {index}, {digest} (of the PNG: a changed map has a new key)."""
+    """Key of an overlay, from {name}, {parent}, {stem}, {index}, {digest} (of the PNG: changed maps get new keys)."""
     if_exists: IfExists = "overwrite"
-    """An object that is there: overwrite it, skip the map if its bytes are the same, or error in any case."""
+    """If the object exists: overwrite it, skip the map if the bytes are the same, else fail; or error (fail)."""
     png_level: Annotated[int, Field(ge=0, le=3)] = 1
-    """Effort of compression, 0 to 3."""
+    """Compression level, 0 to 3."""
     workers: NonNegativeInt | Literal["auto"] = "auto"
-    """Processes that read and colorize; 0 does it in threads of this process; auto is one for every two cores."""
+    """Processes that read and colorize; 0 uses threads of this process, auto one process for every two cores."""
     encode_threads: PositiveInt | Literal["auto"] = "auto"
-    """Threads that encode; auto is one for every core, and two at least: while one hands over, another works."""
+    """Threads that encode; auto is one for every core, at least two."""
     concurrency: PositiveInt = 32
-    """Uploads under way at once."""
+    """Maximum number of concurrent uploads."""
     prefetch: PositiveInt = 16
-    """Maps read at once from S3, when the source lies there."""
+    """Maximum number of maps that are read concurrently from S3."""
     chunk_maps: PositiveInt = 256
-    """At most so many maps go to a worker in one call."""
+    """Maximum number of maps in a chunk, which a worker gets in one call."""
     chunk_bytes: PositiveInt = 8 * MIB
-    """A chunk that has reached so many bytes takes no further map."""
+    """Bytes after which a chunk takes no further map."""
     queue_bytes: PositiveInt = 64 * MIB
-    """Bytes that each of the three queues may hold; a single map larger than that passes alone."""
+    """Maximum number of bytes in each of the three queues; a larger map passes alone."""
     max_pixels: PositiveInt = 16_384 * 16_384
-    """A map of more pixels fails before memory is taken for it; the default is 1 GiB of float32, 16,384 by 16,384."""
+    """A map with more pixels fails before memory is allocated; the default is 16,384 x 16,384: 1 GiB of float32."""
     max_failures: NonNegativeInt | None = None
-    """End the run when more maps than this have failed; by default it goes on to the end."""
+    """Stop the run when more maps than this have failed; by default it continues to the end."""
     drain_timeout_s: PositiveFloat = 60.0
-    """On the first Ctrl-C, what is in flight has so many seconds to finish."""
+    """Seconds to finish what is in flight after the first Ctrl-C."""
     s3: _Converted[S3Settings | Mapping[str, object], S3Settings] = Field(default=S3Settings(), validate_default=True)
-    """For S3: the headers are those of destinations, the patience that of sources too."""
+    """S3: headers for destinations, retries and timeouts for sources too."""
     files: _Converted[FilesSettings | Mapping[str, object], FilesSettings] = Field(
         default=FilesSettings(), validate_default=True
     )
-    """For destinations on a disk."""
+    """Folders as destinations."""
 
     @field_validator("colormap", mode="before")
     @classmethod
@@ -206,52 +216,70 @@ class Settings(_Model, frozen=True):
 
     @property
     def value_range(self) -> ValueRange:
-        """The range, parsed."""
+        """The value range, parsed."""
         return parse_range(self.range)
 
     @property
     def key_template(self) -> KeyTemplate:
-        """The key, parsed."""
+        """The template of the keys, parsed."""
         return KeyTemplate(self.key)
 
     @property
     def worker_count(self) -> int:
-        """How many worker processes; 0 for threads."""
+        """The number of worker processes; 0 for threads."""
         return max(1, _cores() // 2) if self.workers == "auto" else self.workers
 
     @property
     def encode_thread_count(self) -> int:
-        """How many encode threads."""
+        """The number of threads that encode."""
         return max(2, _cores()) if self.encode_threads == "auto" else self.encode_threads
 
     def table(self) -> NDArray[np.uint8]:
-        """The colors: (256, 4) uint8, RGBA."""
+        """Compute the color of each intensity.
+
+        Returns:
+            (256, 4) uint8, RGBA.
+        """
         return colormap_table(self.colormap, self.alpha)
 
     def shaping(self, value_range: ValueRange) -> dict[str, Any]:
-        """What makes the same objects of the same maps once more, as plain values: no secret is among them.
+        """Give the settings that determine the objects: with them, the same maps become the same objects.
 
         Args:
-            value_range: what the range of these settings has come to.
+            value_range: the range that a run has used.
+
+        Returns:
+            Plain values, fit for JSON; none is a secret.
         """
         headers = self.s3.model_dump(include=_HEADERS, exclude_defaults=True)
         return self.model_dump(include=_SHAPING) | {"range": str(value_range), "s3": headers}
 
     def shaped_as(self, shaping: Mapping[str, Any]) -> Settings:
-        """These settings, but for what :meth:`shaping` has given of others.
+        """Replace the settings that determine the objects by those of another run.
+
+        Args:
+            shaping: the result of :meth:`shaping` of the other settings.
+
+        Returns:
+            New settings.
 
         Raises:
-            SettingsError: it is not what that has given, or its range has come to a single value.
+            SettingsError: ``shaping`` is no result of :meth:`shaping`, or its range is a single value.
         """
         own = self.model_dump()
         own["s3"] = self.s3.model_dump(exclude=_HEADERS)
         return Settings(**{**own, **shaping, "s3": {**own["s3"], **shaping["s3"]}})
 
     def fingerprint(self, value_range: ValueRange | None = None) -> str:
-        """A digest of all that shapes an overlay's bytes or key: with another one, a finished map must be done again.
+        """Compute a digest of the settings that determine an overlay's bytes or key.
+
+        A map that was done with another digest must be done again.
 
         Args:
-            value_range: what the range of these settings has come to, where that depends on the maps.
+            value_range: the range that a run has used, if it depends on the maps; by default the one of these settings.
+
+        Returns:
+            16 hexadecimal digits.
         """
         value_range = value_range or self.value_range
         colors = "" if self.png == "gray" else hashlib.sha256(self.table().tobytes()).hexdigest()
@@ -260,10 +288,16 @@ class Settings(_Model, frozen=True):
 
 
 def load_settings(path: str | Path) -> Settings:
-    """Settings from a TOML file whose keys are the model's.
+    """Load settings from a TOML file.
+
+    Args:
+        path: a file whose keys are the names of settings; ``configs/default.toml`` explains each.
+
+    Returns:
+        The settings; those that are not in the file have their defaults.
 
     Raises:
-        SettingsError: no such file, no TOML, or a key or value that makes no sense.
+        SettingsError: the file cannot be read or is not TOML, a key is not a setting, or a value is not allowed.
     """
     try:
         with open(path, "rb") as file:
@@ -277,7 +311,7 @@ def load_settings(path: str | Path) -> Settings:
 
 
 def describe_invalid(error: ValidationError) -> str:
-    """One line for what pydantic found wrong: each setting, what is wrong with it and what was found."""
+    """Translate pydantic's error into one line: each setting, what is wrong with it and the value that was found."""
     return "; ".join(dict.fromkeys(_problems(error)))
 
 

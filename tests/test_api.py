@@ -5,15 +5,20 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import inspect
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import pytest
 
 import async_maps as am
+from async_maps import kolena, metrics
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 @pytest.mark.parametrize("name", am.__all__)
@@ -65,3 +70,68 @@ def test_imports_point_one_way() -> None:
 
 def test_the_annotations_of_the_pipeline_can_be_read() -> None:
     assert get_type_hints(am.Receipt, localns={"datetime": object})["size"] is int
+
+
+# Docstrings -------------------------------------------------------------------------------------------------------
+
+
+def public_objects() -> Iterator[tuple[str, Any]]:
+    """Every public class and function, and the methods and properties that our classes define."""
+    for name, value in {name: getattr(module, name) for module, names in PUBLIC for name in names}.items():
+        if inspect.isclass(value):
+            yield name, value
+            for attribute, member in vars(value).items():
+                if not attribute.startswith("_") and (inspect.isfunction(member) or isinstance(member, property)):
+                    yield f"{name}.{attribute}", member
+        elif inspect.isfunction(value):
+            yield name, value
+
+
+PUBLIC = ((am, am.__all__), (kolena, kolena.__all__), (metrics, ["PipelineCollector"]))
+OBJECTS = dict(public_objects())
+
+
+def docstring(value: Any) -> dict[str, str]:
+    """The sections by their titles; what is before the first one under an empty title."""
+    parts = re.split(r"(?m)^(Args|Attributes|Returns|Yields|Raises):\n", inspect.getdoc(value) or "")
+    return {"": parts[0], **dict(zip(parts[1::2], parts[2::2], strict=True))}
+
+
+def described(value: Any) -> set[str]:
+    """The names under Args and Attributes, and pydantic's fields that have a docstring of their own."""
+    sections = docstring(value)
+    names = set(re.findall(r"(?m)^    (\w+): \S", sections.get("Args", "") + sections.get("Attributes", "")))
+    return names | {name for name, field in getattr(value, "model_fields", {}).items() if field.description}
+
+
+def parameters(value: Any) -> set[str]:
+    """The names of a function's parameters, or of a class's; of none that only a foreign base class defines."""
+    ours = {"__init__", "__new__"} & vars(value).keys() if inspect.isclass(value) else inspect.isfunction(value)
+    names = set(inspect.signature(value).parameters) if ours else set(getattr(value, "model_fields", ()))
+    return names - {"self"}
+
+
+def test_every_summary_is_one_sentence() -> None:
+    summaries = {name: (inspect.getdoc(value) or "").partition("\n\n")[0] for name, value in OBJECTS.items()}
+    sentence = re.compile(r"[A-Z`](?:[^.\n]|\.(?! ))*\.")
+    assert {name: text for name, text in summaries.items() if not sentence.fullmatch(text)} == {}
+
+
+def test_every_parameter_is_documented() -> None:
+    missing = {name: parameters(value) - described(value) for name, value in OBJECTS.items()}
+    assert {name: names for name, names in missing.items() if names} == {}
+
+
+def test_no_docstring_describes_a_parameter_that_is_not_there() -> None:
+    functions = {name: value for name, value in OBJECTS.items() if inspect.isfunction(value)}
+    unknown = {name: described(value) - parameters(value) for name, value in functions.items()}
+    assert {name: names for name, names in unknown.items() if names} == {}
+
+
+def test_every_function_says_what_it_returns() -> None:
+    returning = {
+        name
+        for name, value in OBJECTS.items()
+        if inspect.isfunction(value) and value.__annotations__["return"] not in {"None", None}
+    }
+    assert {name for name in returning if not {"Returns", "Yields"} & docstring(OBJECTS[name]).keys()} == set()

@@ -1,9 +1,9 @@
-"""Overlays for Kolena: one map at a time, as its tutorial goes, or the masks of a whole manifest.
+"""Overlays for Kolena: one map at a time, as in its tutorial, or the masks of a whole manifest.
 
-A mask is Kolena's own ``BitmapMask`` where its client is installed; else it is the dict that the same mask is in JSON,
-which the service takes as well. It is made of a receipt or of a manifest's row: it never names what is not there.
+A mask is Kolena's own ``BitmapMask`` if its client is installed. Otherwise it is the dict that this mask is in JSON,
+which the service accepts too. A mask is made from a receipt or a row of a manifest, so its overlay exists.
 
-What Kolena takes is known from its client, 1.69.0, and from "Uploading Activation Maps" in its documentation
+Sources: the client, kolena 1.69.0, and "Uploading Activation Maps" in its documentation
 (``docs/advanced-usage/uploading-activation-maps.md`` of github.com/kolenaIO/kolena).
 """
 

@@ -1,4 +1,4 @@
-"""Masks: what Kolena is told of one overlay. Light, for any thread."""
+"""Masks: what Kolena stores for one overlay. Light, for any thread."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a manifest to Kolena: the masks of all its maps, or a frame of results with theirs. It blocks."""
+"""From a manifest to Kolena: the masks of all maps, or a data frame of results with its masks. It blocks."""
 
 from __future__ import annotations
 
@@ -35,21 +35,24 @@ _LISTED = 5
 
 
 def inference_masks(manifest: str | PathLike[str], *, provenance: bool = False, **fields: Any) -> dict[str, Mask]:
-    """The masks of all maps that are done, by the maps' names; for ``infer`` of a model in a workflow.
+    """Make the masks of all maps that are done, for the ``infer`` of a model in a workflow.
 
-    All are in memory, one object a map. For millions take :func:`results_frame`, which keeps those of its rows only, or
+    All masks are in memory. For millions of maps use :func:`results_frame`, which keeps only the masks of its rows, or
     :func:`async_maps.export_manifest`, which streams.
 
     Args:
-        manifest: what ``async-maps run`` or ``Pipeline.run`` has written.
-        provenance: as for :func:`~async_maps.kolena.bitmap_mask`; and ``colormap`` (None if the manifest does not
-            know).
-        fields: likewise; the same for all.
+        manifest: the path of a manifest that ``async-maps run`` or ``Pipeline.run`` has written.
+        provenance: whether each mask has the fields ``map_name``, ``range_low``, ``range_high`` and ``colormap``; see
+            :func:`~async_maps.kolena.bitmap_mask`. ``colormap`` is None for gray overlays.
+        fields: further fields of each mask.
+
+    Returns:
+        The masks by the names of the maps.
 
     Raises:
         ManifestError: the manifest cannot be read.
-        InputValidationError: the overlays lie where Kolena cannot read them.
-        SettingsError: a field would hide the mask's own.
+        InputValidationError: Kolena cannot read a locator.
+        SettingsError: a field is called ``locator`` or ``data_type``, which are the mask's own.
     """
     return {row["name"]: mask for row, mask in _masks(manifest, provenance, fields)}
 
@@ -65,34 +68,37 @@ def results_frame(  # noqa: PLR0913  # one argument a choice, all but three with
     missing: Literal["error", "none"] = "error",
     provenance: bool = False,
 ) -> pd.DataFrame:
-    """Results with the masks of their overlays, as ``kolena.dataset.upload_results`` takes them.
+    """Add the masks of overlays to results, as ``kolena.dataset.upload_results`` takes them.
 
-    What would break the upload is made plain: NaN and infinity become None, NumPy values and arrays numbers and lists,
-    decimals numbers, times ISO 8601; Kolena's own objects stay. Two rows of one map share its mask.
+    Values that would break the upload are converted: NaN and infinity to None, NumPy values and arrays to numbers and
+    lists, decimals to numbers, times to ISO 8601. Kolena's own objects stay. Two rows of one map share its mask.
 
     Args:
-        manifest: what ``async-maps run`` or ``Pipeline.run`` has written; or, where each layer was a run of its own,
-            one for each: ``{"layer3": "layer3.sqlite", "layer4": "layer4.sqlite"}``.
-        results: one row a datapoint; left as it is.
-        on: the column that holds the maps' names (``val/0001`` of ``val/0001.npy``); or what makes the name out of a
-            row, such as ``lambda row: Path(row["locator"]).stem``. None or NaN is a row without a map; 17.0, which
-            pandas makes of 17 where other rows have none, is the map ``17``.
-        column: the new column.
-        layers: where one run held all layers, the last parts of its names: ``["layer3", "layer4"]`` for
-            ``img-1/layer3`` and ``img-1/layer4``. With layers, of either kind, each row has the list of its masks, in
-            their order, and each mask its field ``layer``.
-        statistics: also these columns of the manifest, names of :class:`~async_maps.MapStatistics`: ``high_share``
-            becomes ``activation_map_high_share``, or ``activation_map_layer3_high_share``.
-        missing: what becomes of a row without an overlay: an ``error`` that counts and names them, or None (with
-            layers, the list of those that are there).
+        manifest: the path of a manifest that ``async-maps run`` or ``Pipeline.run`` has written. If each layer was a
+            run of its own, a mapping: ``{"layer3": "layer3.sqlite", "layer4": "layer4.sqlite"}``.
+        results: one row per datapoint; not changed.
+        on: the column with the names of the maps (``val/0001`` for ``val/0001.npy``), or a function that makes the name
+            from a row, such as ``lambda row: Path(row["locator"]).stem``. None or NaN is a row without a map. 17.0,
+            which pandas makes of 17 in a column with NaN, is the map ``17``.
+        column: the name of the new column.
+        layers: if one run had all layers, the last parts of its names: ``["layer3", "layer4"]`` for ``img-1/layer3``
+            and ``img-1/layer4``. With layers, of either kind, each row has the list of its masks, in the order of the
+            layers, and each mask has a field ``layer``.
+        statistics: fields of :class:`~async_maps.MapStatistics` to add as columns: ``high_share`` becomes
+            ``activation_map_high_share``, or ``activation_map_layer3_high_share`` with layers.
+        missing: what to do if a row has no overlay. ``error``: raise an error that counts and names these rows.
+            ``none``: put None, or with layers the list of the masks that exist.
         provenance: as for :func:`inference_masks`.
+
+    Returns:
+        A new data frame: the columns and the index of ``results``, and the new columns.
 
     Raises:
         MissingExtraError: pandas is not installed.
         ManifestError: a manifest cannot be read.
-        InputValidationError: overlays are missing, or lie where Kolena cannot read them; or a value is none for Kolena.
-        SettingsError: a column is not there, is there already, or would be dropped by Kolena, as rows with an index of
-            floats would; no such statistic.
+        InputValidationError: overlays are missing, Kolena cannot read a locator, or a value has no form in JSON.
+        SettingsError: a column is missing, exists already or would be dropped by Kolena, the index is of floats, whose
+            rows Kolena would drop, or there is no such statistic.
     """
     with require_extra("a frame of results", "kolena"):
         import pandas as pd

@@ -39,29 +39,29 @@ def export_manifest(  # noqa: PLR0913  # one argument a flag
     form: ExportFormat = "plain",
     presign_hours: float | None = None,
 ) -> int:
-    """Write a manifest's rows to a file, by its suffix ``.csv``, ``.parquet`` or ``.jsonl``.
+    """Write the rows of a manifest to a CSV, Parquet or JSON Lines file.
 
     Args:
-        manifest: the manifest.
-        file: replaced if it exists.
-        failed: also the maps that failed, which have no locator, or, in ``plain`` alone, one at which something else
-            lies.
-        columns: which ones, in this order; None for all.
-        form: for whom the table is: ``plain``; ``kolena``, for ``kolena.io.dataframe_from_csv``, ``_from_parquet`` and
-            ``_from_json(lines=True)``, with ``activation_map`` for ``locator``; ``fiftyone``, with ``map_path`` and
-            ``range`` for it (:func:`~async_maps.manifest.columns.form_columns`).
-        presign_hours: 1 to 168: add a last column ``url``, at which each overlay in S3 can be had without credentials
-            for so long, or as long as the credentials of the AWS environment last. It is a password for that object.
+        manifest: the path of the manifest.
+        file: the path to write, ending in ``.csv``, ``.parquet`` or ``.jsonl``. An existing file is replaced.
+        failed: whether to include failed maps. They have no locator, except in ``plain`` the maps that failed at stage
+            ``verify``, whose locator leads to another object now.
+        columns: the names of the columns, in this order; None for all.
+        form: the program that reads the table. ``plain``: any. ``kolena``: ``kolena.io.dataframe_from_csv``,
+            ``_from_parquet`` and ``_from_json(lines=True)``, with a column ``activation_map`` in place of ``locator``.
+            ``fiftyone``: FiftyOne, with columns ``map_path`` and ``range`` in place of ``locator``.
+        presign_hours: 1 to 168 adds a last column ``url``. Anyone can read the overlay at that URL for that many hours,
+            or until the AWS credentials that signed it expire: keep it secret. None adds no column.
 
     Returns:
-        how many rows were written.
+        The number of rows written.
 
     Raises:
         ManifestError: the manifest cannot be read, the file cannot be written, Kolena cannot read the locators, or
-            FiftyOne the colors.
-        MissingExtraError: Parquet needs the extra ``parquet``.
-        SettingsError: another suffix, an unknown column or form, too many hours, or overlays that are not in S3.
-        StoreError: no credentials to presign with.
+            FiftyOne cannot read colored overlays.
+        MissingExtraError: a Parquet file needs the extra ``parquet``.
+        SettingsError: an unknown suffix, column or form, a number of hours outside 1 to 168, or overlays outside S3.
+        StoreError: there are no credentials to sign URLs with.
     """
     target = Path(file)
     writers: dict[str, Writer] = {".csv": _csv, ".parquet": _parquet, ".jsonl": _jsonl}

@@ -20,18 +20,20 @@ _JET = ColormapJet()
 def colorize_activation_map(activation_map: NDArray[Any], colormap: SupportsColorize = _JET) -> NDArray[np.uint8]:
     """Apply a colormap to an activation map: a drop-in for ``kolena.workflow.visualization.colorize_activation_map``.
 
-    The result is byte-equal to Kolena's, over a thousand times sooner.
+    The result is byte-equal to that of kolena 1.69.0, and more than 1,000x faster.
 
     Args:
         activation_map: (h, w) or (h, w, 1), uint8 or any float dtype with every value in [0, 1]. Floats are quantized
-            in their own dtype, as ``rint(value * 255)``.
-        colormap: ours, Kolena's or a subclass of either.
+            in their own dtype, as ``rint(value * 255)``; uint8 values are intensities already.
+        colormap: our :class:`~async_maps.Colormap`, Kolena's, a subclass of either, or any object with a method
+            ``colorize(intensity)``.
 
     Returns:
         (h, w, 4) uint8, RGBA.
 
     Raises:
-        InputValidationError: the array is empty, of another shape or dtype, or holds NaN or a value outside [0, 1].
+        InputValidationError: the array is empty, has another shape or dtype, or holds NaN or a value outside [0, 1];
+            or ``colormap`` has no method ``colorize`` that returns 4 values.
     """
     height, width = map_shape(activation_map)
     plane = np.empty((height, width), np.uint8)

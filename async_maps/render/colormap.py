@@ -25,11 +25,14 @@ Alpha: TypeAlias = Literal["auto", "fade", "opaque"] | float
 
 
 class Colormap(ABC):
-    """Maps a pixel's intensity to RGBA: a drop-in for ``kolena.workflow.visualization.Colormap``.
+    """Maps an intensity to a color: a drop-in for ``kolena.workflow.visualization.Colormap``.
+
+    A subclass defines ``red``, ``green`` and ``blue``. An intensity is one byte, so 256 calls of ``colorize`` give the
+    table with which maps are colorized.
 
     Args:
-        fade_low_activation: let low activations fade out (their alpha goes to zero), so that the overlay shows the
-            important regions only; otherwise every pixel is opaque.
+        fade_low_activation: whether low intensities become transparent (see :meth:`alpha`), so that the overlay shows
+            only the important regions. If false, every pixel is opaque.
     """
 
     fade_low_activation: bool
@@ -39,28 +42,62 @@ class Colormap(ABC):
 
     @abstractmethod
     def red(self, intensity: np.uint8) -> Any:
-        """The intensity's red, 0 to 255."""
+        """Give the red of an intensity.
+
+        Args:
+            intensity: 0 to 255.
+
+        Returns:
+            A number, 0 to 255.
+        """
 
     @abstractmethod
     def green(self, intensity: np.uint8) -> Any:
-        """The intensity's green, 0 to 255."""
+        """Give the green of an intensity.
+
+        Args:
+            intensity: 0 to 255.
+
+        Returns:
+            A number, 0 to 255.
+        """
 
     @abstractmethod
     def blue(self, intensity: np.uint8) -> Any:
-        """The intensity's blue, 0 to 255."""
+        """Give the blue of an intensity.
 
-    def alpha(self, intensity: np.uint8) -> Any:
-        """The intensity's alpha: the logistic curve ``255 / (1 + exp((127.5 - i) / 8))`` with fade, else 255.
+        Args:
+            intensity: 0 to 255.
 
         Returns:
-            a float with fade; :meth:`colorize` truncates it, as Kolena does, so the curve ends at 254.
+            A number, 0 to 255.
+        """
+
+    def alpha(self, intensity: np.uint8) -> Any:
+        """Give the opacity of an intensity.
+
+        With ``fade_low_activation`` it is the logistic curve of Kolena's ``Colormap.alpha`` (kolena 1.69.0):
+        ``255 / (1 + exp((127.5 - intensity) / 8))``. It ends at 254, because :meth:`colorize` truncates it.
+
+        Args:
+            intensity: 0 to 255.
+
+        Returns:
+            A number, 0 to 255; 255 without ``fade_low_activation``.
         """
         if self.fade_low_activation:
             return 255 / (1 + np.exp((255 / 2 - intensity) / 8))
         return np.uint8(255)
 
     def colorize(self, intensity: np.uint8) -> NDArray[np.uint8]:
-        """The intensity's color: (4,) uint8, RGBA, fractions truncated."""
+        """Give the color of an intensity.
+
+        Args:
+            intensity: 0 to 255.
+
+        Returns:
+            (4,) uint8, RGBA; fractions are truncated.
+        """
         return np.array(
             [self.red(intensity), self.green(intensity), self.blue(intensity), self.alpha(intensity)], dtype=np.uint8
         )
@@ -72,20 +109,21 @@ class Colormap(ABC):
 class ColormapJet(Colormap):
     """MATLAB's "jet", from dark blue over cyan, yellow and red to dark red, exactly as Kolena computes it.
 
-    Each channel is one trapezoid ``t``: 0 up to 255/8, rising to 255 at 3*255/8, 255 up to 5*255/8, falling to 0 at
-    7*255/8, then 0. Red is ``t(i - 63.75)``, green ``t(i)``, blue ``t(i + 63.75)``.
+    Each channel is one trapezoid ``t``: 0 up to 255/8, a line up to 255 at 3*255/8, 255 up to 5*255/8, a line down to 0
+    at 7*255/8, then 0. Red is ``t(i - 63.75)``, green ``t(i)`` and blue ``t(i + 63.75)``, rounded as Python's ``round``
+    does (``kolena.workflow.visualization.ColormapJet``, kolena 1.69.0).
+
+    Args:
+        fade_low_activation: as for :class:`Colormap`.
     """
 
-    def red(self, intensity: np.uint8) -> np.uint8:
-        """The intensity's red, 0 to 255."""
+    def red(self, intensity: np.uint8) -> np.uint8:  # noqa: D102  # inherited, as the next two
         return self._trapezoid(float(intensity) - 255 / 4)
 
-    def green(self, intensity: np.uint8) -> np.uint8:
-        """The intensity's green, 0 to 255."""
+    def green(self, intensity: np.uint8) -> np.uint8:  # noqa: D102
         return self._trapezoid(float(intensity))
 
-    def blue(self, intensity: np.uint8) -> np.uint8:
-        """The intensity's blue, 0 to 255."""
+    def blue(self, intensity: np.uint8) -> np.uint8:  # noqa: D102
         return self._trapezoid(float(intensity) + 255 / 4)
 
     def _trapezoid(self, x: float) -> np.uint8:
@@ -103,7 +141,7 @@ class SupportsColorize(Protocol):
     """Any colormap: ours, Kolena's, or a user's subclass of either."""
 
     def colorize(self, intensity: np.uint8) -> Any:
-        """The intensity's color: four values, RGBA."""
+        """Give the color of an intensity: four values, RGBA."""
 
 
 def color_table(colormap: SupportsColorize) -> NDArray[np.uint8]:

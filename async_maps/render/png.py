@@ -29,14 +29,14 @@ def encode_png(image: NDArray[Any], mode: str) -> io.BytesIO:
     """Encode an image with Pillow: a drop-in for ``kolena.workflow.visualization.encode_png``, byte-equal to it.
 
     Args:
-        image: (h, w), (h, w, 2), (h, w, 3) or (h, w, 4), as the mode asks for.
-        mode: any Pillow mode that PNG knows: ``"RGBA"``, ``"L"``, ...
+        image: (h, w), (h, w, 2), (h, w, 3) or (h, w, 4), as the mode requires; uint8 for most modes.
+        mode: a Pillow mode that PNG can store, such as ``"RGBA"`` or ``"L"``.
 
     Returns:
-        the PNG file, at position 0.
+        The PNG file, at position 0.
 
     Raises:
-        InputValidationError: the image is empty or has not 2 or 3 dimensions.
+        InputValidationError: the image is empty or does not have 2 or 3 dimensions.
         ValueError: Pillow does not know the mode.
     """
     if not isinstance(image, np.ndarray):

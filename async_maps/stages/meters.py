@@ -30,10 +30,10 @@ class StageStatistics:
     """One stage at one moment.
 
     Attributes:
-        workers: how many work side by side.
-        busy_s: seconds they have worked, together.
-        maps: how many maps they have done.
-        queue: how full its incoming queue is, 0 to 1: the fuller of its items and its bytes.
+        workers: the number of parallel workers.
+        busy_s: the seconds that all of them together have worked.
+        maps: the number of maps that they have done.
+        queue: how full the incoming queue is, 0 to 1, in items or in bytes, the larger of both.
     """
 
     workers: int
@@ -47,17 +47,18 @@ class Statistics:
     """A pipeline at one moment.
 
     Attributes:
-        fetch: the threads that read what lies in S3.
-        colorize: the worker processes.
-        encode: the threads.
-        upload: the requests.
-        uploaded: maps that the store has answered for.
-        failed: maps that failed, at whatever stage.
-        uploaded_bytes: bytes of their PNGs.
-        upload_limit: so many uploads go at once; less than ``upload.workers`` after the store has asked for less.
-        retries: attempts to upload that failed and were retried.
-        waiting: calls of ``put`` that wait for room, and hold their arrays meanwhile: those are in no queue.
-        in_flight: maps that were taken in and have no outcome yet.
+        fetch: the threads that read maps from S3.
+        colorize: the worker processes (or threads) that read and colorize.
+        encode: the threads that write PNGs.
+        upload: the concurrent uploads.
+        uploaded: maps whose overlay the store has confirmed.
+        failed: maps that failed, in any stage.
+        uploaded_bytes: bytes of the uploaded PNGs.
+        upload_limit: the number of concurrent uploads that is allowed now. It is below ``upload.workers`` after the
+            store has asked for fewer requests.
+        retries: upload attempts that failed and were retried.
+        waiting: calls of ``put`` that wait for room. Their arrays are in no queue.
+        in_flight: maps that were accepted and have no outcome yet.
         shed: maps that ``put_nowait`` has refused because the pipeline was full.
     """
 
@@ -76,7 +77,7 @@ class Statistics:
 
     @property
     def accepted(self) -> int:
-        """Maps that were taken in: those that are through, and those in flight."""
+        """The number of accepted maps: uploaded, failed and in flight."""
         return self.uploaded + self.failed + self.in_flight
 
     @property
@@ -85,7 +86,14 @@ class Statistics:
         return {"fetch": self.fetch, "colorize": self.colorize, "encode": self.encode, "upload": self.upload}
 
     def slowest_stage(self, elapsed_s: float) -> tuple[str, float]:
-        """The stage whose workers were busiest, and how busy (0 to 1), over ``elapsed_s`` seconds."""
+        """Find the stage whose workers were busiest.
+
+        Args:
+            elapsed_s: the seconds in which the work was done.
+
+        Returns:
+            The stage's name, and the share of these seconds that its workers were busy, 0 to 1.
+        """
         share = {name: stage.busy_s / (stage.workers * max(elapsed_s, 1e-9)) for name, stage in self.stages.items()}
         name = max(share, key=lambda stage: share[stage])
         return name, min(share[name], 1.0)
