@@ -91,7 +91,7 @@ class Pipeline:
     """
 
     def __init__(self, destination: Destination, *, settings: Settings | None = None) -> None:
-        self.settings = settings or Settings()
+        self.settings: Settings = settings or Settings()
         self._template = self.settings.key_template
         self._range = self.settings.value_range
         self._claims: Claims | None = None
@@ -210,6 +210,9 @@ class Pipeline:
                 exactly one of these. Three axes of which the last has length 1 are (h, w, 1). uint8 or any float
                 with values in [0, 1]; under another ``settings.range`` than ``unit`` any real numbers.
 
+        Returns:
+            The receipt.
+
         Raises:
             MapFailedError: this map failed.
             SettingsError: its range would be that of a whole ``dataset``, or its key an ``{index}``.
@@ -223,7 +226,7 @@ class Pipeline:
         return await putting
 
     def put_nowait(self, name: str, activation_map: Any) -> asyncio.Task[Receipt]:
-        """:meth:`put` if there is room at this moment, for services that would rather refuse a map than let it wait.
+        """Start to :meth:`put` a map if there is room now, for services that refuse a map rather than let it wait.
 
         The room is taken in the call itself: at most ``chunk_maps`` maps and ``queue_bytes`` of their arrays wait to be
         colorized, or one larger map alone, whatever the number of callers. A tensor is converted later, in a thread.
@@ -306,6 +309,9 @@ class Pipeline:
         Args:
             source: a file, folder or glob, or an iterable or async iterable of ``(name, array)``.
             ordered: in the order of the source. What is through before its turn is held back, as one of the 4,096.
+
+        Yields:
+            A receipt or a failure for each map.
 
         Raises:
             SourceError: it is not there, or holds no map.
@@ -412,7 +418,7 @@ class Pipeline:
         report.statistics = self.statistics()
 
     def statistics(self) -> Statistics:
-        """What the pipeline is doing at this moment, or has done when it is closed; cheap.
+        """Return what the pipeline is doing now, or has done when it is closed; cheap.
 
         Raises:
             PipelineClosedError: it has never been open.

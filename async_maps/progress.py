@@ -31,6 +31,9 @@ _MAX_SIZES = 1000
 class Progress:
     """How far a run has come: what ``on_progress`` is called with.
 
+    Args:
+        count: counts the maps of the source; None if they cannot be counted.
+
     Attributes:
         report: what the run did so far; a copy.
         statistics: what each stage is doing; None for a dry run.
@@ -99,7 +102,7 @@ class Progress:
         return max(self.report.elapsed_s - self.report.survey_s, 1e-9)
 
     def line(self) -> str:
-        """The progress as a line of text."""
+        """Return the progress as a line of text."""
         report = self.report
         of_total = "" if self.total is None else f" of {self.total:,}"
         if self.is_first_pass:
@@ -112,7 +115,7 @@ class Progress:
         )
 
     def as_dict(self) -> dict[str, object]:
-        """The progress for machines: plain values only."""
+        """Return the progress for machines: plain values only."""
         report, found, eta_s = self.report, self.statistics, self.eta_s
         return {
             "elapsed_s": round(report.elapsed_s, 3),

@@ -65,11 +65,15 @@ class Report:
         return self.uploaded + self.planned + self.skipped + self.failed
 
     def copy(self) -> Report:
-        """The report at this moment, which a running run changes no further."""
+        """Return the report of this moment, which the run no longer changes."""
         return replace(self, failures=self.failures[:])
 
     def count(self, outcomes: Sequence[Outcome]) -> None:
-        """Add these outcomes."""
+        """Count outcomes.
+
+        Args:
+            outcomes: those of further maps.
+        """
         for outcome in outcomes:
             if isinstance(outcome, Receipt):
                 self.uploaded += 1
@@ -83,7 +87,7 @@ class Report:
                     self.failures.append(outcome)
 
     def summary(self) -> str:
-        """The report in a few lines, for people; it names the slowest stage."""
+        """Return the report in a few lines, for people; it names the slowest stage."""
         elapsed_s = self.elapsed_s - self.survey_s
         rate = self.uploaded / elapsed_s if elapsed_s > 0 else 0.0
         lines = [
@@ -112,5 +116,5 @@ class Report:
         return "\n".join(lines)
 
     def as_dict(self) -> dict[str, Any]:
-        """The report for machines: every attribute, plain values only."""
+        """Return the report for machines: every attribute, plain values only."""
         return asdict(self)

@@ -235,15 +235,11 @@ class Settings(_Model, frozen=True):
         return max(2, _cores()) if self.encode_threads == "auto" else self.encode_threads
 
     def table(self) -> NDArray[np.uint8]:
-        """Compute the color of each intensity.
-
-        Returns:
-            (256, 4) uint8, RGBA.
-        """
+        """Return the color of each intensity: (256, 4) uint8, RGBA."""
         return colormap_table(self.colormap, self.alpha)
 
     def shaping(self, value_range: ValueRange) -> dict[str, Any]:
-        """Give the settings that determine the objects: with them, the same maps become the same objects.
+        """Return the settings that determine the objects: with them, the same maps become the same objects.
 
         Args:
             value_range: the range that a run has used.

@@ -42,39 +42,30 @@ class Colormap(ABC):
 
     @abstractmethod
     def red(self, intensity: np.uint8) -> Any:
-        """Give the red of an intensity.
+        """Return the red of an intensity, 0 to 255.
 
         Args:
             intensity: 0 to 255.
-
-        Returns:
-            A number, 0 to 255.
         """
 
     @abstractmethod
     def green(self, intensity: np.uint8) -> Any:
-        """Give the green of an intensity.
+        """Return the green of an intensity, 0 to 255.
 
         Args:
             intensity: 0 to 255.
-
-        Returns:
-            A number, 0 to 255.
         """
 
     @abstractmethod
     def blue(self, intensity: np.uint8) -> Any:
-        """Give the blue of an intensity.
+        """Return the blue of an intensity, 0 to 255.
 
         Args:
             intensity: 0 to 255.
-
-        Returns:
-            A number, 0 to 255.
         """
 
     def alpha(self, intensity: np.uint8) -> Any:
-        """Give the opacity of an intensity.
+        """Return the opacity of an intensity.
 
         With ``fade_low_activation`` it is the logistic curve of Kolena's ``Colormap.alpha`` (kolena 1.69.0):
         ``255 / (1 + exp((127.5 - intensity) / 8))``. It ends at 254, because :meth:`colorize` truncates it.
@@ -90,13 +81,10 @@ class Colormap(ABC):
         return np.uint8(255)
 
     def colorize(self, intensity: np.uint8) -> NDArray[np.uint8]:
-        """Give the color of an intensity.
+        """Return the color of an intensity: (4,) uint8, RGBA, with fractions truncated.
 
         Args:
             intensity: 0 to 255.
-
-        Returns:
-            (4,) uint8, RGBA; fractions are truncated.
         """
         return np.array(
             [self.red(intensity), self.green(intensity), self.blue(intensity), self.alpha(intensity)], dtype=np.uint8
@@ -141,7 +129,7 @@ class SupportsColorize(Protocol):
     """Any colormap: ours, Kolena's, or a user's subclass of either."""
 
     def colorize(self, intensity: np.uint8) -> Any:
-        """Give the color of an intensity: four values, RGBA."""
+        """Return the color of an intensity: four values, RGBA."""
 
 
 def color_table(colormap: SupportsColorize) -> NDArray[np.uint8]:

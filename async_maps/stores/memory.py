@@ -26,7 +26,11 @@ class MemoryStore:
         self.objects: dict[str, bytes] = {}
 
     def locator(self, key: str) -> str:
-        """The URL of an object: ``memory://key``."""
+        """Return the URL of an object: ``memory://key``.
+
+        Args:
+            key: the key, prefix included.
+        """
         return f"memory://{key}"
 
     async def check(self) -> None:
@@ -34,6 +38,10 @@ class MemoryStore:
 
     async def put(self, key: str, data: bytes) -> str:
         """Store an object.
+
+        Args:
+            key: the key, prefix included.
+            data: the PNG.
 
         Returns:
             Its MD5, as S3's tags are.

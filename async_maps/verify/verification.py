@@ -58,7 +58,7 @@ class Verification:
         return not self.differences
 
     def copy(self) -> Verification:
-        """The verification at this moment."""
+        """Return the verification of this moment."""
         return replace(
             self,
             folders=self.folders[:],
@@ -69,7 +69,7 @@ class Verification:
         )
 
     def line(self) -> str:
-        """How far it has come, as a line of text."""
+        """Return the progress as a line of text."""
         return (
             f"{self.doing}: {self.locators:,} locators, {self.listed:,} objects listed, "
             f"{self.read:,} read ({self.read_bytes / 1e6:,.1f} MB), {sum(self.differences.values()):,} differences, "
@@ -77,7 +77,7 @@ class Verification:
         )
 
     def summary(self) -> str:
-        """The verification in a few lines, for people."""
+        """Return the verification in a few lines, for people."""
         how = f"{self.read:,} objects read ({self.read_bytes / 1e6:,.1f} MB)" if self.read else "by listing"
         lines = [
             f"{self.right:,} of {self.locators:,} locators are right, {how}",
@@ -92,5 +92,5 @@ class Verification:
         return "\n".join([*lines, *self.advice])
 
     def as_dict(self) -> dict[str, Any]:
-        """The verification for machines: every attribute, plain values only."""
+        """Return the verification for machines: every attribute, plain values only."""
         return asdict(self) | {"first": [difference._asdict() for difference in self.first]}
