@@ -139,7 +139,55 @@ def whole_sources(path: Path) -> None:
     am.run(named_async(), "memory://")
     for outcome in am.stream(named(), "memory://", settings=settings, ordered=True):
         assert_type(outcome, am.Receipt | am.Failure)
+    assert_type(am.dry_run("maps/", "s3://bucket/prefix", manifest="m.sqlite").planned, int)
     assert_type(am.export_manifest("m.sqlite", path / "t.csv", columns=["name"], form="kolena", presign_hours=1), int)
+    verification = am.verify_locators("m.sqlite", settings=settings, deep=True)
+    assert_type(verification, am.Verification)
+    assert_type(verification.is_clean, bool)
+    assert_type(verification.first, list[am.Difference])
+    assert_type(am.repair_overlays(path, source="maps/", delete_foreign=True), am.Verification)
+    assert_type(am.diagnose("s3://bucket/prefix", settings, quick=True), list[am.Finding])
+
+
+def show(progress: am.Progress) -> None:
+    assert_type(progress.report, am.Report)
+    assert_type(progress.statistics, am.Statistics | None)
+    assert_type(progress.total, int | None)
+    assert_type(progress.line(), str)
+
+
+async def coroutines(path: Path) -> None:
+    assert_type(await am.arun(named_async(), path, settings=settings, on_progress=show), am.Report)
+    assert_type(await am.adry_run("maps/", path, on_progress=lambda progress: progress.eta_s), am.Report)
+    async for outcome in am.astream([("a", np.zeros((2, 2)))], path, ordered=True):
+        assert_type(outcome, am.Receipt | am.Failure)
+    assert_type(await am.averify_locators("m.sqlite", on_progress=lambda found: found.line()), am.Verification)
+    assert_type(await am.arepair_overlays("m.sqlite", settings=settings, deep=True), am.Verification)
+    assert_type(await am.adiagnose(path), list[am.Finding])
+
+
+# Stores -----------------------------------------------------------------------------------------------------------
+
+
+class OwnStore:
+    """A store by its two methods, without a base class."""
+
+    async def check(self) -> None:
+        pass
+
+    async def put(self, key: str, data: bytes) -> None:
+        if not data:
+            raise am.TransientError(f"{key} cannot be stored now", slow_down=True)
+
+
+async def stores() -> None:
+    memory = am.MemoryStore("prefix", replace=False)
+    async with am.Pipeline(memory) as pipeline:
+        await pipeline.put("a", np.zeros((2, 2)))
+    assert_type(memory.objects, dict[str, bytes])
+    am.run("maps/", OwnStore())
+    store: am.Store = OwnStore()
+    await am.arun("maps/", store)
 
 
 # Services ---------------------------------------------------------------------------------------------------------

@@ -73,15 +73,40 @@ def outcomes(outcome: am.Outcome, receipt: am.Receipt) -> None:
 # Whole sources ----------------------------------------------------------------------------------------------------
 
 
+def print_report(report: am.Report) -> None:
+    print(report.summary())  # noqa: T201
+
+
 def whole_sources() -> None:
     am.run("maps/")  # type: ignore[call-arg]
     am.run("maps/", "out", workers=1)  # type: ignore[call-arg]
     am.run("maps/", "out", am.Settings())  # type: ignore[call-arg]
     am.run("maps/", "out", settings={"workers": 1})  # type: ignore[arg-type]
     am.run("maps/", "out", select="done")  # type: ignore[arg-type]
+    am.run("maps/", "out", select="broken")  # type: ignore[arg-type]
+    am.run("maps/", "out", on_progress=print_report)  # type: ignore[arg-type]
     am.run([np.zeros((2, 2))], "out")  # type: ignore[arg-type]
+    am.arun("maps/", "out")  # type: ignore[unused-coroutine]
+    am.verify_locators("m.sqlite", depth=True)  # type: ignore[call-arg]
     am.export_manifest("m.sqlite", "t.csv", form="excel")  # type: ignore[arg-type]
 
+
+# Stores -----------------------------------------------------------------------------------------------------------
+
+
+class Unchecked:
+    async def put(self, key: str, data: bytes) -> None:
+        pass
+
+
+class Blocking(am.MemoryStore):
+    def put(self, key: str, data: bytes) -> str:  # type: ignore[override]
+        return f"{key} {len(data)}"
+
+
+am.Pipeline(Unchecked())  # type: ignore[arg-type]
+am.Pipeline(5)  # type: ignore[arg-type]
+am.Store()  # type: ignore[misc]
 
 # Services ---------------------------------------------------------------------------------------------------------
 
