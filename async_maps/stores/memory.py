@@ -21,8 +21,8 @@ class MemoryStore:
     def __init__(self, prefix: str = "", *, replace: bool = True) -> None:
         self._replace = replace
         self.prefix = prefix
-        self.destination = f"memory://{prefix}" if prefix else "memory://"
-        self.identity = self.destination
+        self.destination: str = f"memory://{prefix}" if prefix else "memory://"
+        self.identity: str = self.destination
         self.objects: dict[str, bytes] = {}
 
     def locator(self, key: str) -> str:
