@@ -69,9 +69,9 @@ async def test_an_async_iterable_is_refused_where_its_loop_would_be_blocked(
     call: Callable[..., Any], instead: str
 ) -> None:
     source = _pairs()
-    for given in (lambda: call(source, "memory://"), lambda: call(source=source, destination="memory://")):
+    for arguments, keywords in ((source, "memory://"), {}), ((), {"source": source, "destination": "memory://"}):
         with pytest.raises(am.SourceError) as raised:
-            list(given())
+            list(call(*arguments, **keywords))
         assert instead in str(raised.value)
     await source.aclose()  # type: ignore[attr-defined]
 
