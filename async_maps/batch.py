@@ -66,7 +66,8 @@ async def arun(  # noqa: PLR0913  # those of Pipeline.run()
         return await pipeline.run(source, manifest=manifest, select=select, on_progress=on_progress)
 
 
-run = blocking(arun, "Put every map of a source, and block until all are done.")
+run = blocking(arun)
+"""Put every map of a source, and block until all are done."""
 
 
 def stream(
@@ -206,4 +207,5 @@ async def adry_run(  # noqa: PLR0913  # those of arun()
     return report
 
 
-dry_run = blocking(adry_run, "Report what ``run`` would do, and block until that is known.")
+dry_run = blocking(adry_run)
+"""Report what ``run`` would do, and block until that is known."""

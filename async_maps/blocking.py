@@ -19,7 +19,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def blocking(function: Callable[P, Coroutine[Any, Any, T]], summary: str) -> Callable[P, T]:
+def blocking(function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
     """Make the synchronous twin of a coroutine function, whose name is the coroutine's without its prefix ``a``.
 
     The twin runs the coroutine on an event loop in a thread of its own and blocks until it returns. So it works in a
@@ -28,13 +28,12 @@ def blocking(function: Callable[P, Coroutine[Any, Any, T]], summary: str) -> Cal
 
     Args:
         function: the coroutine function; its arguments are the twin's.
-        summary: the first line of the twin's docstring.
 
     Returns:
         The synchronous function.
     """
     name = function.__name__.removeprefix("a")
-    _, _, rest = (inspect.getdoc(function) or "").partition("\n")
+    summary, _, rest = (inspect.getdoc(function) or "").partition("\n")
 
     @wraps(function)
     def twin(*arguments: P.args, **keywords: P.kwargs) -> T:
@@ -43,7 +42,7 @@ def blocking(function: Callable[P, Coroutine[Any, Any, T]], summary: str) -> Cal
         return run_blocking(partial(function, *arguments, **keywords))
 
     twin.__name__ = twin.__qualname__ = name
-    twin.__doc__ = f"{summary}\n\nThe same as the coroutine ``a{name}``, for scripts and notebooks.\n{rest}"
+    twin.__doc__ = f"{summary}\n\nBlocks until done: :func:`a{name}` for scripts, threads and notebooks.\n{rest}"
     return twin
 
 

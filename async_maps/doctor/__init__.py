@@ -80,7 +80,8 @@ async def adiagnose(
     return findings
 
 
-diagnose = blocking(adiagnose, "Try whether this machine can write to a destination, and a browser can read it.")
+diagnose = blocking(adiagnose)
+"""Try whether this machine can write to a destination, and a browser can read it."""
 
 
 async def _examine_folder(place: str, settings: Settings, found: Callable[[Finding], None]) -> None:

@@ -88,10 +88,8 @@ async def acreate_and_upload_bitmap(
         return bitmap_mask(await pipeline.put(filename, activation_map), **fields)
 
 
-create_and_upload_bitmap = blocking(
-    acreate_and_upload_bitmap,
-    "Colorize, encode and upload one map: the function that step 2 of Kolena's tutorial defines.",
-)
+create_and_upload_bitmap = blocking(acreate_and_upload_bitmap)
+"""Colorize, encode and upload one map: the function that step 2 of Kolena's tutorial defines."""
 
 
 def bitmap_mask(receipt: Receipt | Failure, *, provenance: bool = False, **fields: Any) -> Mask:

@@ -93,9 +93,8 @@ async def averify_locators(
     return verification
 
 
-verify_locators = blocking(
-    averify_locators, "Verify that every locator of a manifest or a table leads to the bytes that were uploaded."
-)
+verify_locators = blocking(averify_locators)
+"""Verify that every locator of a manifest or a table leads to the bytes that were uploaded."""
 
 
 async def watched(

@@ -83,7 +83,8 @@ async def arepair_overlays(  # noqa: PLR0913  # one argument a flag
     return repair.verification
 
 
-repair_overlays = blocking(arepair_overlays, "Verify, and make broken overlays again: nothing else is uploaded.")
+repair_overlays = blocking(arepair_overlays)
+"""Verify, and make broken overlays again: nothing else is uploaded."""
 
 
 class _Repair:
