@@ -84,6 +84,7 @@ def _lines(file: BinaryIO) -> Iterator[str]:
 def _csv_rows(file: BinaryIO, columns: Sequence[str]) -> Iterator[Row]:
     reader = csv.reader(_lines(file))
     positions: dict[str, int] = {}
+    width = 0
     while True:
         try:
             cells = next(reader, None)
@@ -96,10 +97,10 @@ def _csv_rows(file: BinaryIO, columns: Sequence[str]) -> Iterator[Row]:
             return
         if cells and not positions:
             _check_columns(columns, cells)
-            positions = {column: cells.index(column) for column in columns or cells}
+            positions, width = {column: cells.index(column) for column in columns or cells}, len(cells)
         elif cells:
-            values = {column: cells[at] if at < len(cells) else "" for column, at in positions.items()}
-            yield Row(f"line {reader.line_num:,}", values)
+            cells += [""] * (width - len(cells))
+            yield Row(f"line {reader.line_num:,}", {column: cells[at] for column, at in positions.items()})
 
 
 def _jsonl_rows(file: BinaryIO, columns: Sequence[str]) -> Iterator[Row]:
@@ -112,12 +113,14 @@ def _jsonl_rows(file: BinaryIO, columns: Sequence[str]) -> Iterator[Row]:
         except (ValueError, RecursionError) as error:
             problem = f"expected a JSON object: {error}"
         else:
-            if isinstance(found, dict):
-                _check_columns(columns, list(found))
-                # Later rows may lack a column.
-                values, columns = found, ()
-            else:
+            if not isinstance(found, dict):
                 problem = f"expected a JSON object, found {found!r:.80}"
+            else:
+                values = found
+                if columns:
+                    _check_columns(columns, list(values))
+                    # Later rows may lack a column.
+                    columns = ()
         yield Row(f"line {number:,}", values, problem)
 
 

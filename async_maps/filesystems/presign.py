@@ -12,9 +12,8 @@ import botocore.session
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
-from async_maps.errors import SettingsError, StoreError
+from async_maps.errors import SettingsError, SourceError, StoreError
 from async_maps.filesystems.aws import translate_credential_errors, unreachable, url_options
-from async_maps.filesystems.filesystem import is_remote
 from async_maps.filesystems.locators import parse_s3_address
 from async_maps.keys import printable
 
@@ -30,7 +29,7 @@ Parameters")."""
 
 
 @contextmanager
-def presigning(hours: float) -> Iterator[Callable[[str], str | None]]:
+def presigning(hours: float) -> Iterator[Callable[[str], str]]:
     """A function that makes a URL of a locator, with the credentials, endpoint and region of the AWS environment.
 
     The URL answers a GET for so many hours from the moment it is made, or until the credentials themselves expire,
@@ -44,8 +43,7 @@ def presigning(hours: float) -> Iterator[Callable[[str], str | None]]:
         hours: 1 to :data:`MAX_HOURS`.
 
     Yields:
-        the function; None is its answer to a locator that does not lie in S3, StoreError what it raises if it cannot
-        sign.
+        The function, which raises a StoreError if it cannot sign, or the locator does not lie in S3.
 
     Raises:
         SettingsError: another number of hours, or an AWS configuration that makes no sense.
@@ -62,16 +60,14 @@ def presigning(hours: float) -> Iterator[Callable[[str], str | None]]:
         raise SettingsError(f"the AWS configuration cannot be used: {error}") from error
     with closing(client):
 
-        def presigned(locator: str) -> str | None:
-            if not is_remote(locator):
-                return None
-            bucket, key = parse_s3_address(locator)
+        def presigned(locator: str) -> str:
             try:
+                bucket, key = parse_s3_address(locator)
                 with translate_credential_errors():
                     url: str = client.generate_presigned_url(
                         "get_object", Params={"Bucket": bucket, "Key": key}, ExpiresIn=round(hours * 3600)
                     )
-            except (BotoCoreError, ClientError) as error:
+            except (BotoCoreError, ClientError, SourceError) as error:
                 reason = " ".join(unreachable(error).split())
                 raise StoreError(f"cannot presign {printable(locator)}: {reason}") from error
             return url

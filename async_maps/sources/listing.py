@@ -79,7 +79,7 @@ class Listing:
 
     def _file(self, row: Row) -> NamedFile | Failure:
         where = f"{printable(self._path)}, {row.place}"
-        name, path = (row.values.get(column) for column in _COLUMNS)
+        name, path = row.values.get("name"), row.values.get("path")
         if isinstance(name, int) and not isinstance(name, bool):
             name = str(name)
         if problem := row.problem or _problem("name", name) or _problem("path", path):

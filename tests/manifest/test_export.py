@@ -540,7 +540,7 @@ def test_what_cannot_be_signed_is_named(s3: S3Server, tmp_path: Path) -> None:
     with Manifest(tmp_path / "m.sqlite") as opened:
         opened.begin("s3://b")
         opened.write([Receipt("a", "s3://no bucket/a.png", "x", None, 9, 4, 3, None, _NOON)], "s")
-    with pytest.raises(StoreError, match=r"^cannot presign s3://no bucket/a.png: .*Invalid bucket name") as refusal:
+    with pytest.raises(StoreError, match=r"^cannot presign s3://no bucket/a.png: 'no bucket' is not") as refusal:
         export_manifest(tmp_path / "m.sqlite", tmp_path / "a.csv", presign_hours=1)
     assert s3.secret_key not in str(refusal.value)
     assert [path.name for path in tmp_path.iterdir()] == ["m.sqlite"]
