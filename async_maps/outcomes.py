@@ -63,8 +63,8 @@ class Receipt:
         height: the height in pixels.
         etag: the store's tag of the object, without quotes; None if the store gives none.
         stored_at: when the store answered, in UTC.
-        statistics: the statistics of the map; None only in receipts that no pipeline has made.
-        crc32: the CRC-32 of the PNG in 8 hexadecimal digits; None only in receipts that no pipeline has made.
+        statistics: the statistics of the map.
+        crc32: the CRC-32 of the PNG in 8 hexadecimal digits.
     """
 
     name: str
@@ -76,8 +76,8 @@ class Receipt:
     height: int
     etag: str | None
     stored_at: datetime
-    statistics: MapStatistics | None = None
-    crc32: str | None = None
+    statistics: MapStatistics
+    crc32: str
 
 
 @dataclass(frozen=True, slots=True)

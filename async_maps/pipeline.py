@@ -567,7 +567,7 @@ class Pipeline:
         if isinstance(outcome, Receipt):
             self._uploaded += 1
             self._uploaded_bytes += outcome.size
-            if relative and not self._warned and outcome.statistics is not None and outcome.statistics.is_flat:
+            if relative and not self._warned and outcome.statistics.is_flat:
                 self._warned = True
                 _logger.warning(
                     "%s is constant, or all but a few of its values are alike: under range %s it shows one color or "

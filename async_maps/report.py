@@ -78,9 +78,8 @@ class Report:
             if isinstance(outcome, Receipt):
                 self.uploaded += 1
                 self.uploaded_bytes += outcome.size
-                if outcome.statistics is not None:
-                    self.constant += outcome.statistics.constant
-                    self.invalid += outcome.statistics.invalid_pixels > 0
+                self.constant += outcome.statistics.constant
+                self.invalid += outcome.statistics.invalid_pixels > 0
             else:
                 self.failed += 1
                 if len(self.failures) < MAX_LISTED_FAILURES:

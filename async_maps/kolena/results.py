@@ -184,7 +184,7 @@ def _masks(
     """The rows of the maps that are done, with their masks."""
     make = mask_maker(fields)
     with Manifest(manifest, read_only=True) as opened:
-        # Of gray overlays whoever shows them makes the colors; manifests that are older keep none.
+        # Of gray overlays whoever shows them makes the colors.
         kept = opened.runs() if provenance else []
         colormaps = {run.settings: run.shaping["colormap"] for run in kept if run.shaping["png"] != "gray"}
         for values in opened.rows():

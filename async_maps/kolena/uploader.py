@@ -98,7 +98,7 @@ def bitmap_mask(receipt: Receipt | Failure, *, provenance: bool = False, **field
     Args:
         receipt: an outcome of ``Pipeline.put`` or ``Pipeline.stream``.
         provenance: whether the mask has the fields ``map_name``, ``range_low`` and ``range_high``: the name of the map,
-            and the values that its colors span (None if the receipt has no statistics).
+            and the values that its colors span (None if no value is valid).
         fields: further fields of the mask, such as ``layer="layer4"``.
 
     Returns:
@@ -117,8 +117,7 @@ def bitmap_mask(receipt: Receipt | Failure, *, provenance: bool = False, **field
         )
     if provenance:
         counted = receipt.statistics
-        span = (None, None) if counted is None else (counted.range_low, counted.range_high)
-        fields = {**provenance_fields(receipt.name, *span), **fields}
+        fields = {**provenance_fields(receipt.name, counted.range_low, counted.range_high), **fields}
     return mask_maker(fields)(receipt.locator)
 
 

@@ -98,7 +98,7 @@ def _refuse_unreadable(manifest: Manifest) -> None:
 
 
 def _refuse_colored(manifest: Manifest) -> None:
-    """Likewise, overlays that FiftyOne cannot take for a map; of those from older manifests nobody knows."""
+    """Refuse, before anything is written, overlays that FiftyOne cannot take for a map."""
     done = manifest.done()
     shaped = {run.settings: run.shaping["png"] for run in manifest.runs()}
     colored = sum(done.get(settings, 0) for settings, png in shaped.items() if png != "gray")

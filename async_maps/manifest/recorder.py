@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, get_args
 
 from anyio import CancelScope, CapacityLimiter, to_thread
 
-from async_maps.manifest.manifest import KeptRun, Manifest, RepairMode, Select
+from async_maps.manifest.manifest import Manifest, RepairMode, Select
+from async_maps.manifest.metadata import KeptRun
 from async_maps.outcomes import Failure, Outcome, Receipt
 from async_maps.sources import place_of
 from async_maps.sources.activation_map import ActivationMap

@@ -22,7 +22,7 @@ BOOLEANS = {"constant"}
 """The columns that are not text."""
 
 APPLICATION_ID = 0x414D4150  # "AMAP"
-VERSION = 3
+VERSION = 4
 _TYPES = {**dict.fromkeys(INTEGERS | BOOLEANS, "INTEGER"), **dict.fromkeys(FLOATS, "REAL")}
 SCHEMA = f"""
 BEGIN;

@@ -17,7 +17,7 @@ from async_maps.concurrency.streams import send
 from async_maps.errors import WorkerError
 from async_maps.render.scanlines import scanline_bytes
 from async_maps.stages.items import Bitmap
-from async_maps.workers.worker import Request, Result, aligned
+from async_maps.workers.worker import Failed, Request, aligned
 
 if TYPE_CHECKING:
     from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from async_maps.stages.meters import Meter
     from async_maps.workers.arena import Arena, Block
     from async_maps.workers.pool import Worker
+    from async_maps.workers.worker import Result
 
 _START_ATTEMPTS = 6
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 2.0
@@ -191,13 +192,13 @@ class ColorizeStage:
             await send(bitmaps, batches.pop(0))
         return len(reply.results), reply.wanted
 
-    def _batches(self, chunk: list[Job], results: list[Result], block: Block) -> list[list[Bitmap]]:
+    def _batches(self, chunk: list[Job], results: list[Result | Failed], block: Block) -> list[list[Bitmap]]:
         batches: list[list[Bitmap]] = [[]]
         size = 0
         for job, result in zip(chunk, results, strict=False):
             light = job.without_array()
-            if result.failure is not None:
-                light.fail(*result.failure)
+            if isinstance(result, Failed):
+                light.fail(*result)
                 continue
             if size >= _ENCODE_BATCH_BYTES:
                 batches.append([])

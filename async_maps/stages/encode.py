@@ -59,7 +59,7 @@ class _Encoded(NamedTuple):
     crc32: str
     width: int
     height: int
-    statistics: MapStatistics | None
+    statistics: MapStatistics
 
 
 def _encode_batch(batch: Sequence[Bitmap], encoding: Encoding) -> list[_Encoded | str]:

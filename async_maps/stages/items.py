@@ -70,7 +70,7 @@ class Bitmap:
     height: int
     rgba: bool
     transparent: int | None
-    statistics: MapStatistics | None
+    statistics: MapStatistics
     release: Callable[[], None]
 
 
@@ -95,5 +95,5 @@ class Png:
     crc32: str
     width: int
     height: int
-    statistics: MapStatistics | None
+    statistics: MapStatistics
     lease: Lease

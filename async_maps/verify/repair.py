@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from os import PathLike
 
-    from async_maps.manifest.manifest import KeptRun, RepairMode
+    from async_maps.manifest.manifest import RepairMode
+    from async_maps.manifest.metadata import KeptRun
     from async_maps.outcomes import Outcome
     from async_maps.verify.check import OnVerification
 
@@ -59,8 +60,7 @@ async def arepair_overlays(  # noqa: PLR0913  # one argument a flag
 
     Args:
         manifest: no other run may be writing it.
-        settings: as for ``verify_locators``, and for the pipeline all that does not shape overlays. What does counts
-            for rows whose own settings were not kept, if theirs have the same fingerprint.
+        settings: as for ``averify_locators``, and for the pipeline all that does not shape overlays.
         deep: also read every object.
         source: where the maps are now, if they have moved.
         delete_foreign: delete each PNG below the destination that no row knows, also another manifest's overlays.
@@ -164,19 +164,14 @@ class _Repair:
         Two of them may have one fingerprint: they differ in what S3 is told about the objects.
         """
         ways: dict[str, tuple[Settings, list[str]]] = {}
-        known = set()
         for run in runs:
+            place = source or run.source
             with suppress(SettingsError):  # a range that has come to a single value
                 settings = self._settings.shaped_as(run.shaping)
-                known.add(settings.fingerprint())
-                place = source or run.source
                 if place is not None and settings.fingerprint() in broken:
                     _, sources = ways.setdefault(json.dumps(run.shaping), (settings, []))
                     if place not in sources:
                         sources.append(place)
-        own = self._settings.fingerprint() if self._settings.value_range.is_known else ""
-        if source and own in broken.keys() - known:
-            ways[own] = self._settings, [source]
         return list(ways.values())
 
     async def _make(self, settings: Settings, destination: str, sources: Sequence[str], mode: RepairMode) -> None:

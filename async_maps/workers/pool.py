@@ -23,7 +23,7 @@ from anyio import CancelScope, CapacityLimiter, create_task_group, to_thread
 
 from async_maps.errors import WorkerError
 from async_maps.outcomes import MapStatistics
-from async_maps.workers.worker import Recipe, Reply, Request, Result, colorize_chunk, frame
+from async_maps.workers.worker import Failed, Recipe, Reply, Request, Result, colorize_chunk, frame
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -208,10 +208,12 @@ def _translate_start_errors() -> Iterator[None]:
         ) from error
 
 
-def _result(*values: Any) -> Result:
+def _result(*values: Any) -> Result | Failed:
     """A result as it was before JSON made lists of it."""
+    if len(values) == len(Failed._fields):
+        return Failed(*values)
     result = Result(*values)
-    return result if result.statistics is None else result._replace(statistics=MapStatistics(*result.statistics))
+    return result._replace(statistics=MapStatistics(*result.statistics))
 
 
 def _describe(status: int | None) -> str:

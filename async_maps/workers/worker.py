@@ -61,7 +61,7 @@ class Request(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What became of a map.
+    """A map that was colorized.
 
     Attributes:
         offset: where its scanlines lie in the block.
@@ -70,7 +70,6 @@ class Result(NamedTuple):
         rgba: whether the pixels are colors; else they are intensities.
         transparent: the intensity that is transparent in this map, other than the table says; or None.
         statistics: what was counted.
-        failure: why it failed; the rest says nothing then.
     """
 
     offset: int
@@ -78,13 +77,19 @@ class Result(NamedTuple):
     width: int
     rgba: bool
     transparent: int | None
-    statistics: MapStatistics | None
-    failure: tuple[Stage, str] | None
+    statistics: MapStatistics
 
 
-def failed(stage: Stage, reason: str) -> Result:
-    """The result of a map that failed."""
-    return Result(0, 0, 0, False, None, None, (stage, reason))
+class Failed(NamedTuple):
+    """A map that was not, and why.
+
+    Attributes:
+        stage: where it failed.
+        reason: one sentence.
+    """
+
+    stage: Stage
+    reason: str
 
 
 class Reply(NamedTuple):
@@ -95,7 +100,7 @@ class Reply(NamedTuple):
         wanted: bytes that the first map without a result needs; 0 when all have one.
     """
 
-    results: list[Result]
+    results: list[Result | Failed]
     wanted: int
 
 
@@ -154,7 +159,7 @@ def colorize_chunk(block: NDArray[np.uint8], free_from: int, requests: list[Requ
 def _colorize_chunk(
     block: NDArray[np.uint8], free_from: int, requests: list[Request], recipe: Recipe, readers: Readers
 ) -> Reply:
-    results: list[Result] = []
+    results: list[Result | Failed] = []
     offset = free_from
     for request in requests:
         try:
@@ -165,11 +170,11 @@ def _colorize_chunk(
             results.append(result._replace(offset=offset))
             offset = aligned(offset + scanline_bytes(result.height, result.width, 4 if result.rgba else 1))
         except InputValidationError as error:
-            results.append(failed("colorize", str(error)))
+            results.append(Failed("colorize", str(error)))
         except (SourceError, OSError) as error:
-            results.append(failed("read", translate_os_error(error)))
+            results.append(Failed("read", translate_os_error(error)))
         except Exception as error:  # noqa: BLE001  # one map's failure is data, whatever a hostile file provokes
-            results.append(failed("read", f"could not be read: {error!r}"))
+            results.append(Failed("read", f"could not be read: {error!r}"))
     return Reply(results, 0)
 
 
@@ -214,7 +219,7 @@ def _colorize(array: NDArray[Any], room: NDArray[np.uint8], request: Request, re
     elif recipe.png == "compact":
         replace(plane, recipe.collapse)
     write_scanlines(pixels, room[:needed])
-    return Result(0, *shape, rgba, transparent, statistics, None)
+    return Result(0, *shape, rgba, transparent, statistics)
 
 
 def send_message(file: IO[bytes], message: object) -> None:

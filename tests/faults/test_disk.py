@@ -23,6 +23,7 @@ from async_maps.errors import ManifestError
 from async_maps.manifest.claims import Claims
 from async_maps.manifest.export import export_manifest
 from async_maps.manifest.manifest import Manifest
+from async_maps.manifest.schema import VERSION
 from tests.support.commands import COMMAND, invoke
 from tests.support.leftovers import leaves_nothing
 from tests.support.manifests import DESTINATION, SETTINGS, failure_for, make_map, read_rows, receipt_for, write_run
@@ -404,7 +405,7 @@ _MOVE = "move it away, and run again: all maps are done anew, to the same locato
         (
             _newer,
             (
-                "m.sqlite has the manifest schema 99, this version of async-maps reads schema 3: "
+                f"m.sqlite has the manifest schema 99, this version of async-maps reads schema {VERSION}: "
                 "name another file with --manifest"
             ),
         ),

@@ -40,13 +40,13 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.usefixtures(leaves_nothing.__name__)
 
 COUNTED = am.MapStatistics(0.0, 1.0, 0.5, 0.0, 1.0, 0.25, 7.5, 1.0, 2.0, 0, False)
+UNCOUNTED = am.MapStatistics(None, None, None, None, None, None, None, None, None, 600, False)
 TYPED = {"data_type": "ANNOTATION/BITMAP_MASK"}
 
 
-def receipt(name: str, statistics: am.MapStatistics | None = COUNTED) -> am.Receipt:
-    return am.Receipt(
-        name, f"s3://bucket/o/{name}.png", name, None, 100, 30, 20, "tag", datetime(2026, 1, 1, tzinfo=UTC), statistics
-    )
+def receipt(name: str, statistics: am.MapStatistics = COUNTED) -> am.Receipt:
+    noon = datetime(2026, 1, 1, 12, tzinfo=UTC)
+    return am.Receipt(name, f"s3://bucket/o/{name}.png", name, None, 100, 30, 20, "tag", noon, statistics, "00c0ffee")
 
 
 def write_manifest(path: Path, *outcomes: am.Receipt | am.Failure) -> Path:
@@ -60,7 +60,7 @@ def write_manifest(path: Path, *outcomes: am.Receipt | am.Failure) -> Path:
 def manifest(tmp_path: Path) -> Path:
     """Two maps that are done, and one that failed."""
     failed = am.Failure("c", "c.npy", None, "read", "no map")
-    return write_manifest(tmp_path / "m.sqlite", receipt("a"), receipt("b", None), failed)
+    return write_manifest(tmp_path / "m.sqlite", receipt("a"), receipt("b", UNCOUNTED), failed)
 
 
 @pytest.fixture
@@ -119,7 +119,7 @@ def test_a_mask_tells_which_map_it_is_of_and_what_its_colors_span() -> None:
     assert wire(bitmap_mask(spanned, provenance=True)) == mask_at("a", **told)
     assert wire(bitmap_mask(spanned, provenance=True, map_name="mine")) == mask_at("a", **{**told, "map_name": "mine"})
     uncounted = {"map_name": "b", "range_low": None, "range_high": None}
-    assert wire(bitmap_mask(receipt("b", None), provenance=True)) == mask_at("b", **uncounted)
+    assert wire(bitmap_mask(receipt("b", UNCOUNTED), provenance=True)) == mask_at("b", **uncounted)
 
 
 @pytest.mark.usefixtures("either_way")
@@ -299,7 +299,7 @@ def test_what_was_counted_of_the_maps_comes_along_when_asked(pandas: Any, manife
         "image": ["a", "b"],
         "high_share": [1, 2],
         "activation_map_high_share": [0.25, None],
-        "activation_map_constant": [False, None],
+        "activation_map_constant": [False, False],
     }
 
 

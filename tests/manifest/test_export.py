@@ -7,6 +7,7 @@ import os
 import sys
 import urllib.error
 import urllib.request
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
@@ -23,11 +24,13 @@ from async_maps.errors import ManifestError, MissingExtraError, SettingsError, S
 from async_maps.manifest import export
 from async_maps.manifest.export import export_manifest
 from async_maps.manifest.manifest import Manifest
-from async_maps.manifest.schema import COLUMNS
-from async_maps.outcomes import Failure, Receipt
+from async_maps.manifest.schema import BOOLEANS, COLUMNS, FLOATS, INTEGERS
+from async_maps.outcomes import Failure, MapStatistics
 from tests.support.leftovers import leaves_nothing
+from tests.support.manifests import COUNTED, make_map, receipt_for
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from async_maps.demo.seaweed import S3Server
@@ -37,7 +40,7 @@ NAMES = (
     *("plain", "with, comma", 'with "quotes"', "with 'quotes'", "semi;colon", " blanks ", "back\\slash", "=1+1"),
     *("é/ü", "cafe\N{COMBINING ACUTE ACCENT}", "日本語", "🧠🔥", "\u2028", "%41 + ?#&"),
 )  # fmt: skip
-_NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
+UNCOUNTED = MapStatistics(None, None, None, None, None, None, None, None, None, 12, False)
 
 
 @pytest.fixture
@@ -46,8 +49,12 @@ def manifest(tmp_path: Path) -> Path:
     folder.mkdir()
     path = folder / "manifest.sqlite"
     done = [
-        Receipt(
-            name, f"s3://bucket/{name}.png", f"/maps/{name}.npy", "1-1", 2**40 + n, 4, 3, "etag" if n else None, _NOON
+        replace(
+            receipt_for(make_map(name)),
+            locator=f"s3://bucket/{name}.png",
+            size=2**40 + n,
+            etag="etag" if n else None,
+            statistics=UNCOUNTED if n else COUNTED,
         )
         for n, name in enumerate(NAMES)
     ]
@@ -76,11 +83,15 @@ def _read(file: Path) -> list[dict[str, Any]]:
     with file.open(newline="", encoding="utf-8") as opened:
         reader = csv.DictReader(opened)
         assert tuple(reader.fieldnames or ()) == COLUMNS
+        of_text: dict[str, Callable[[str], object]] = {
+            **dict.fromkeys(INTEGERS, int),
+            **dict.fromkeys(FLOATS, float),
+            **dict.fromkeys(BOOLEANS, {"True": True, "False": False}.__getitem__),
+        }
         return [
-            {column: None if text == "" else int(text) if column in {"bytes", "width", "height"} else text
-             for column, text in row.items()}
+            {column: None if text == "" else of_text.get(column, str)(text) for column, text in row.items()}
             for row in reader
-        ]  # fmt: skip
+        ]
 
 
 @pytest.mark.parametrize("suffix", [*SUFFIXES, ".CSV", ".Parquet"])
@@ -321,9 +332,7 @@ def test_a_table_for_kolena_is_as_its_own(kolena: Any, tmp_path: Path, suffix: s
     locators = {"val/a": "s3://b/val/a.png", "0007": "s3://b/0007.png", "1e5": "s3://b/1e5.png"}
     with Manifest(tmp_path / "m.sqlite") as opened:
         opened.begin("s3://b")
-        opened.write(
-            [Receipt(name, locator, "x", None, 9, 4, 3, None, _NOON) for name, locator in locators.items()], "s"
-        )
+        opened.write([replace(receipt_for(make_map(name)), locator=locator) for name, locator in locators.items()], "s")
     ours, theirs = tmp_path / f"ours{suffix}", tmp_path / f"theirs{suffix}"
     export_manifest(tmp_path / "m.sqlite", ours, form="kolena", columns=["name", "locator", "width", "stage"])
     names = sorted(locators)
@@ -539,7 +548,7 @@ def test_credentials_that_have_expired_are_one_sentence(
 def test_what_cannot_be_signed_is_named(s3: S3Server, tmp_path: Path) -> None:
     with Manifest(tmp_path / "m.sqlite") as opened:
         opened.begin("s3://b")
-        opened.write([Receipt("a", "s3://no bucket/a.png", "x", None, 9, 4, 3, None, _NOON)], "s")
+        opened.write([replace(receipt_for(make_map("a")), locator="s3://no bucket/a.png")], "s")
     with pytest.raises(StoreError, match=r"^cannot presign s3://no bucket/a.png: 'no bucket' is not") as refusal:
         export_manifest(tmp_path / "m.sqlite", tmp_path / "a.csv", presign_hours=1)
     assert s3.secret_key not in str(refusal.value)

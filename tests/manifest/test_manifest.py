@@ -24,6 +24,7 @@ from async_maps.errors import ManifestError
 from async_maps.manifest import recorder as recorder_module
 from async_maps.manifest.manifest import Manifest
 from async_maps.manifest.recorder import Recorder, open_reader, open_recorder
+from async_maps.manifest.schema import VERSION
 from async_maps.outcomes import Failure
 from async_maps.render.ranges import UNIT, ValueRange
 from async_maps.render.sketch import QuantileSketch
@@ -292,14 +293,16 @@ def test_what_is_no_manifest_is_refused_and_stays_as_it_is(path: Path, read_only
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
-@pytest.mark.parametrize("version", [2, 99])
+@pytest.mark.parametrize("version", [VERSION - 1, 99])
 def test_a_manifest_of_another_schema_is_refused(version: int, path: Path) -> None:
     write_run(path, [receipt_for(make_map("a"))])
     with closing(sqlite3.connect(path)) as database:
         database.execute(f"PRAGMA user_version = {version}")
     before = path.read_bytes()
     for read_only in (False, True):
-        with pytest.raises(ManifestError, match=f"has the manifest schema {version}, .* reads schema 3: name another"):
+        with pytest.raises(
+            ManifestError, match=f"has the manifest schema {version}, .* reads schema {VERSION}: name another"
+        ):
             Manifest(path, read_only=read_only)
     assert path.read_bytes() == before
 

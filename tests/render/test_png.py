@@ -28,6 +28,7 @@ from async_maps.sources.activation_map import ActivationMap
 from async_maps.stages.encode import Encoding, encode_bitmap, encode_stage
 from async_maps.stages.items import Bitmap, Job, Png
 from async_maps.stages.meters import Meter
+from tests.support.manifests import COUNTED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -259,7 +260,7 @@ def gray(plane: NDArray[np.uint8], level: int) -> bytes:
     scanlines = np.empty(scanline_bytes(height, width, 1), np.uint8)
     write_scanlines(plane, scanlines)
     job = Job(ActivationMap("a", "a.npy", None, 0), lambda _: None, UNIT)
-    return encode_bitmap(Bitmap(job, scanlines, width, height, False, None, None, lambda: None), None, level)
+    return encode_bitmap(Bitmap(job, scanlines, width, height, False, None, COUNTED, lambda: None), None, level)
 
 
 @settings(max_examples=60, deadline=None)
@@ -316,7 +317,7 @@ class Caller:
         view = pixels[:]
         self.alive.append(weakref.ref(view))
         height, width = pixels.shape[:2]
-        return Bitmap(job, view, width, height, pixels.ndim == 3, None, None, lambda: self.releases.append(name))
+        return Bitmap(job, view, width, height, pixels.ndim == 3, None, COUNTED, lambda: self.releases.append(name))
 
 
 class Stage:

@@ -108,8 +108,6 @@ def by_pattern(outcome: am.Outcome) -> float | None:
     match outcome:
         case am.Receipt(statistics=am.MapStatistics(mean=mean)):
             return mean
-        case am.Receipt():
-            return None
         case am.Failure(stage="source" | "read" | "colorize" | "encode" | "upload" | "verify"):
             return None
         case _:
@@ -198,7 +196,7 @@ async def service(tensor: object) -> None:
         assert_type(pipeline, am.Pipeline)
         receipt = await pipeline.put("img-1", np.zeros((2, 2)))
         assert_type(receipt, am.Receipt)
-        assert_type(receipt.statistics, am.MapStatistics | None)
+        assert_type(receipt.statistics, am.MapStatistics)
         await pipeline.put("img-2", tensor)
         await pipeline.put("img-3", [[0.0, 1.0]])
         try:

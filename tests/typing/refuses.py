@@ -66,7 +66,7 @@ am.encode_png(np.zeros((2, 2), np.uint8))  # type: ignore[call-arg]
 def outcomes(outcome: am.Outcome, receipt: am.Receipt) -> None:
     _ = outcome.locator  # type: ignore[union-attr]
     _ = outcome.reason  # type: ignore[union-attr]
-    _ = receipt.statistics.mean  # type: ignore[union-attr]
+    _ = receipt.statistics.mean + 1  # type: ignore[operator]
     receipt.locator = "s3://bucket/key"  # type: ignore[misc]
 
 

@@ -7,7 +7,7 @@ import os
 import sqlite3
 import tracemalloc
 from contextlib import closing
-from datetime import UTC, datetime
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,11 +24,12 @@ import async_maps as am
 from async_maps.filesystems.locators import DATA_TYPE, bitmap_mask_fields
 from async_maps.filesystems.objects import ObjectInfo, Objects
 from async_maps.manifest.manifest import Manifest
-from async_maps.outcomes import Failure, Receipt
+from async_maps.outcomes import Failure
 from async_maps.verify.comparison import Comparison, Expected
 from async_maps.verify.tables import locators_in
 from tests.support.commands import invoke
 from tests.support.leftovers import leaves_nothing
+from tests.support.manifests import make_map, receipt_for
 from tests.support.maps import random_map
 from tests.support.overlays import BROKEN, NAMES, break_in_s3, flipped, found, made
 from tests.support.s3 import s3_client
@@ -409,7 +410,7 @@ def recorded(manifest: Path, identity: str) -> None:
     locator = f"{identity.partition(' at ')[0]}/a.png"
     with Manifest(manifest) as opened:
         opened.begin(identity)
-        opened.write([Receipt("a", locator, "a", None, 7, 4, 3, "tag", datetime(2026, 1, 2, tzinfo=UTC))], "settings")
+        opened.write([replace(receipt_for(make_map("a")), locator=locator)], "settings")
 
 
 async def test_a_manifest_of_another_endpoint_is_refused(manifest: Path, s3: S3Server) -> None:
@@ -554,7 +555,6 @@ def fill(out: Path, manifest: Path, count: int) -> None:
     """A manifest of so many maps, and as many links to one file."""
     out.mkdir()
     (out / "0").write_bytes(b"overlay")
-    noon = datetime(2026, 1, 2, 12, tzinfo=UTC)
     with Manifest(manifest) as opened:
         opened.begin(out.as_uri())
         for start in range(0, count, 1000):
@@ -564,7 +564,7 @@ def fill(out: Path, manifest: Path, count: int) -> None:
             for i in range(start, min(count, start + 1000)):
                 path = folder / f"{i}.png" if start else out / f"{i}.png"
                 os.link(out / "0", path)
-                receipts.append(Receipt(str(i), path.as_uri(), "x", None, 7, 4, 3, None, noon))
+                receipts.append(replace(receipt_for(make_map(str(i))), locator=path.as_uri(), etag=None))
             opened.write(receipts, "settings")
     (out / "0").unlink()
 

@@ -32,7 +32,7 @@ from async_maps.stages.items import Bitmap, Job
 from async_maps.workers import pool, worker
 from async_maps.workers.arena import Arena
 from async_maps.workers.pool import ProcessWorker
-from async_maps.workers.worker import Recipe, Reply, Request, Result, aligned, colorize_chunk, frame
+from async_maps.workers.worker import Failed, Recipe, Reply, Request, Result, aligned, colorize_chunk, frame
 from tests.support.leftovers import leaves_nothing
 
 if TYPE_CHECKING:
@@ -76,7 +76,6 @@ def placed(block: NDArray[np.uint8], offset: int, array: NDArray[Any]) -> Reques
 
 def pixels(block: NDArray[np.uint8], result: Result, recipe: Recipe) -> NDArray[np.uint8]:
     """The pixels whose scanlines a result points at."""
-    assert result.failure is None
     assert result.rgba == (recipe.png == "rgba")
     shape = (result.height, result.width, 4) if result.rgba else (result.height, result.width)
     lines = scanlines(block, result).reshape(result.height, -1)
@@ -88,6 +87,12 @@ def pixels(block: NDArray[np.uint8], result: Result, recipe: Recipe) -> NDArray[
 def scanlines(block: NDArray[np.uint8], result: Result) -> NDArray[np.uint8]:
     size = scanline_bytes(result.height, result.width, 4 if result.rgba else 1)
     return block[result.offset : result.offset + size]
+
+
+def colorized(reply: Reply) -> list[Result]:
+    """The results of a chunk in which no map failed."""
+    assert not [result for result in reply.results if isinstance(result, Failed)]
+    return [result for result in reply.results if isinstance(result, Result)]
 
 
 # A chunk, wherever it is colorized
@@ -112,7 +117,7 @@ def test_maps_in_files_and_in_the_block_are_colorized_alike(tmp_path: Path, dtyp
         reply = colorize_chunk(block, 32_000, requests, recipe)
         assert reply.wanted == 0
         assert len(reply.results) == len(requests)
-        for result in reply.results:
+        for result in colorized(reply):
             np.testing.assert_array_equal(pixels(block, result, recipe), expected)
 
 
@@ -123,7 +128,7 @@ def test_each_map_has_an_aligned_place_of_its_own_behind_the_arrays(recipe: Reci
     requests = [placed(block, index * 512, array) for index, array in enumerate(arrays)]
     reply = colorize_chunk(block, aligned(6 * 512), requests, recipe)
     end = 6 * 512
-    for array, result in zip(arrays, reply.results, strict=True):
+    for array, result in zip(arrays, colorized(reply), strict=True):
         assert result.offset % 64 == 0
         assert result.offset >= end
         end = result.offset + scanline_bytes(result.height, result.width, recipe.channels)
@@ -138,16 +143,16 @@ def test_a_full_block_ends_the_chunk_and_says_what_the_next_map_wants(tmp_path: 
     whole = np.zeros(aligned(sizes[0]) + aligned(sizes[1]) + sizes[2], np.uint8)
 
     reply = colorize_chunk(whole, 0, requests, recipe)
-    assert ([result.width for result in reply.results], reply.wanted) == ([8, 9, 10], sizes[3])
+    assert ([result.width for result in colorized(reply)], reply.wanted) == ([8, 9, 10], sizes[3])
 
     reply = colorize_chunk(whole[:-1], 0, requests, recipe)
-    assert ([result.width for result in reply.results], reply.wanted) == ([8, 9], sizes[2])
+    assert ([result.width for result in colorized(reply)], reply.wanted) == ([8, 9], sizes[2])
 
     reply = colorize_chunk(whole[: sizes[0] - 1], 0, requests, recipe)
     assert reply == Reply([], sizes[0])
 
     reply = colorize_chunk(np.zeros(sizes[0], np.uint8), 0, requests[:1], recipe)
-    assert ([result.width for result in reply.results], reply.wanted) == ([8], 0)
+    assert ([result.width for result in colorized(reply)], reply.wanted) == ([8], 0)
 
 
 def test_nothing_is_written_behind_a_full_block(tmp_path: Path) -> None:
@@ -191,11 +196,12 @@ def test_what_is_wrong_with_a_map_is_its_own_failure_and_the_others_pass(tmp_pat
     assert reply.wanted == 0
     for result, (_, stage, reason) in zip(reply.results, cases, strict=True):
         if stage is None:
+            assert isinstance(result, Result)
             np.testing.assert_array_equal(pixels(block, result, PALETTE), intensities(whole[1]))
         else:
-            assert result.failure is not None
-            assert result.failure[0] == stage
-            assert reason in result.failure[1]
+            assert isinstance(result, Failed)
+            assert result.stage == stage
+            assert reason in result.reason
 
 
 def test_a_map_that_provokes_anything_else_fails_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,19 +216,16 @@ def test_a_map_that_provokes_anything_else_fails_alone(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(Readers, "read", read)
     reply = colorize_chunk(np.zeros(1_000, np.uint8), 0, [good, in_file(tmp_path / "hostile.npy"), good], PALETTE)
-    assert [result.failure for result in reply.results] == [
-        None,
-        ("read", "could not be read: RecursionError('of a kind nobody thought of')"),
-        None,
-    ]
+    assert [type(result) for result in reply.results] == [Result, Failed, Result]
+    assert reply.results[1] == ("read", "could not be read: RecursionError('of a kind nobody thought of')")
 
 
 def test_a_failed_map_takes_no_room(tmp_path: Path) -> None:
     bad = saved(tmp_path / "bad.npy", np.full((8, 8), 2.0))
     good = saved(tmp_path / "good.npy", random_map(8, 8))
     reply = colorize_chunk(np.zeros(scanline_bytes(8, 8, 1), np.uint8), 0, [bad, bad, good], PALETTE)
-    assert [result.failure is None for result in reply.results] == [False, False, True]
-    assert reply.results[2].offset == 0
+    assert [type(result) for result in reply.results] == [Failed, Failed, Result]
+    assert reply.results[2][0] == 0
 
 
 @pytest.mark.parametrize("message", [["text", 1, None, {"é": [True]}], [], "ready", "x" * 70_000])
@@ -281,11 +284,10 @@ async def test_a_process_colorizes_into_shared_memory_until_it_is_stopped(tmp_pa
                 ]
                 reply = await process.colorize(block, size - 2**16, requests)
                 assert reply.wanted == 0
-                for result in reply.results[:2]:
+                assert [type(result) for result in reply.results] == [Result, Result, Failed]
+                for result in colorized(Reply(reply.results[:2], 0)):
                     np.testing.assert_array_equal(pixels(block.memory, result, recipe), expected)
-                failure = reply.results[2].failure
-                assert failure is not None
-                assert failure[0] == "read"
+                assert reply.results[2][0] == "read"
                 block.release()
             block = await arena.take(4_096)
             large = saved(tmp_path / "large.npy", np.zeros((500, 600)))
@@ -306,8 +308,8 @@ async def test_a_worker_outlives_the_signals_that_are_meant_for_its_parent(tmp_p
             os.kill(pid, signal.SIGINT)
             os.kill(pid, signal.SIGTERM)
             reply = await process.colorize(await arena.take(2**16), 0, [saved(tmp_path / "a.npy", random_map(3, 4))])
-            (result,) = reply.results
-            assert (result.offset, result.height, result.width, result.failure) == (0, 3, 4, None)
+            (result,) = colorized(reply)
+            assert (result.offset, result.height, result.width) == (0, 3, 4)
             assert process.pid == pid
 
 
@@ -331,8 +333,8 @@ async def test_what_a_library_prints_goes_to_standard_error_and_not_between_the_
             request = saved(tmp_path / "a.npy", random_map(3, 4))
             block = await arena.take(2**16)
             for _ in range(3):
-                (result,) = (await process.colorize(block, 0, [request])).results
-                assert (result.offset, result.height, result.width, result.failure) == (0, 3, 4, None)
+                (result,) = colorized(await process.colorize(block, 0, [request]))
+                assert (result.offset, result.height, result.width) == (0, 3, 4)
     out, err = capfd.readouterr()
     assert out == ""
     assert err.count("printed") == err.count("written") == 3
@@ -373,8 +375,7 @@ async def test_a_worker_that_was_killed_says_by_which_signal_and_can_be_started_
                 await process.colorize(block, 0, [request])
 
             await process.start()
-            (result,) = (await process.colorize(block, 0, [request])).results
-            assert result.failure is None
+            assert len(colorized(await process.colorize(block, 0, [request]))) == 1
 
 
 @tidy
@@ -486,7 +487,7 @@ def shown(block: NDArray[np.uint8], result: Result, recipe: Recipe) -> NDArray[n
     """A result's RGBA pixels, as its PNG will have them."""
     job = Job(ActivationMap("a", "a", None, 0), lambda _: None, UNIT)
     lines, (width, height) = scanlines(block, result), (result.width, result.height)
-    bitmap = Bitmap(job, lines, width, height, result.rgba, result.transparent, None, lambda: None)
+    bitmap = Bitmap(job, lines, width, height, result.rgba, result.transparent, result.statistics, lambda: None)
     with Image.open(io.BytesIO(encode_bitmap(bitmap, recipe.table, 1))) as image:
         return np.asarray(image.convert("RGBA"))
 
@@ -501,7 +502,7 @@ def test_exactly_the_invalid_pixels_are_transparent_in_every_png(png: Any, alpha
     recipe = Recipe(colormap_table("jet", alpha), png, "transparent")
     block = np.zeros(40_000, np.uint8)
     reply = colorize_chunk(block, 8_192, [placed(block, 0, array)], recipe)
-    (result,) = reply.results
+    (result,) = colorized(reply)
     found = shown(block, result, recipe)
     assert (found[bad, 3] == 0).all()
     expected = recipe.table[np.rint(array[~bad] * 255).astype(int)]
@@ -524,7 +525,7 @@ def test_a_map_that_turns_to_rgba_asks_for_the_room(tmp_path: Path) -> None:
     room = np.zeros(scanline_bytes(height, width, 1), np.uint8)
     assert colorize_chunk(room, 0, requests, recipe) == Reply([], needed)
     block = np.zeros(needed, np.uint8)
-    (result,) = colorize_chunk(block, 0, requests, recipe).results
+    (result,) = colorized(colorize_chunk(block, 0, requests, recipe))
     assert (shown(block, result, recipe)[bad] == 0).all()
 
 
@@ -542,7 +543,7 @@ def test_compact_is_identical_once_composited_over_anything(seed: int, alpha: An
     for png in ("palette", "compact"):
         recipe = Recipe(colormap_table(colormap, alpha), png)
         block = np.zeros(8_192, np.uint8)
-        (result,) = colorize_chunk(block, 6_400, [placed(block, 0, array)], recipe).results
+        (result,) = colorized(colorize_chunk(block, 6_400, [placed(block, 0, array)], recipe))
         pixels_ = shown(block, result, recipe).astype(np.float64)
         share = pixels_[..., 3:] / 255
         composited.append(pixels_[..., :3] * share + background * (1 - share))
@@ -557,7 +558,7 @@ def test_gray_has_the_intensities_whatever_the_colors() -> None:
     for alpha in ("fade", "opaque"):
         recipe = Recipe(colormap_table("jet", alpha), "gray")
         block = np.zeros(8_192, np.uint8)
-        (result,) = colorize_chunk(block, 6_400, [placed(block, 0, array)], recipe).results
+        (result,) = colorized(colorize_chunk(block, 6_400, [placed(block, 0, array)], recipe))
         assert (result.rgba, result.transparent) == (False, None)
         planes.append(pixels(block, result, recipe))
     np.testing.assert_array_equal(planes[0], np.rint(array * 255))
@@ -571,7 +572,7 @@ def test_compact_takes_about_half_the_bytes() -> None:
     for png in ("palette", "compact"):
         recipe = Recipe(TABLE, png)
         block = np.zeros(2**21, np.uint8)
-        (result,) = colorize_chunk(block, 2**20, [placed(block, 0, array)], recipe).results
+        (result,) = colorized(colorize_chunk(block, 2**20, [placed(block, 0, array)], recipe))
         plane = np.ndarray((512, 512), np.uint8, block.data, result.offset)
         sizes[png] = len(encode_palette(plane, TABLE))
     assert sizes["compact"] < 0.6 * sizes["palette"]
@@ -583,7 +584,6 @@ def test_intensities_from_elsewhere_are_taken_as_they_are_with_what_was_seen_of_
     request = placed(block, 0, plane)._replace(
         value_range=("per-map", 0, 1), measured=Measured(-2.0, 7.0, 1.5, -2.0, 7.0)
     )
-    (result,) = colorize_chunk(block, 64, [request], PALETTE).results
+    (result,) = colorized(colorize_chunk(block, 64, [request], PALETTE))
     np.testing.assert_array_equal(pixels(block, result, PALETTE), plane)
-    assert result.statistics is not None
     assert result.statistics[:5] == (-2.0, 7.0, 1.5, -2.0, 7.0)
