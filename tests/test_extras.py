@@ -1,0 +1,114 @@
+"""Without an extra, what needs it names it in one sentence. CI runs this with the wheel alone, where none is there."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+import async_maps as am
+from async_maps.demo import seaweed
+from async_maps.kolena import inference_masks, results_frame
+from tests.support.commands import invoke
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+pytestmark = pytest.mark.fast
+
+S3 = "s3://bucket/maps"
+
+
+class Elsewhere(am.MemoryStore):
+    """A store in memory whose locators are S3's, as Kolena takes them."""
+
+    def locator(self, key: str) -> str:
+        return f"{S3}/{key}"
+
+
+@pytest.fixture(autouse=True)
+def manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The manifest of one map, in the current folder, beside a file of each format that needs an extra."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ASYNC_MAPS_WORKERS", "0")
+    am.run([("a", np.zeros((4, 4)))], Elsewhere(), settings=am.Settings(workers=0), manifest="a.sqlite")
+    for name in ("a.h5", "a.parquet", "a.zarr/zarr.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    return "a.sqlite"
+
+
+def sentence(what: str, extra: str) -> str:
+    return f"{what} needs the extra '{extra}': pip install '.[{extra}]' where this package was cloned"
+
+
+@pytest.mark.parametrize(
+    ("command", "library", "what", "extra"),
+    [
+        ("run a.h5 overlays --progress none", "h5py", "reading HDF5", "hdf5"),
+        ("run a.zarr overlays --progress none", "zarr", "reading Zarr", "zarr"),
+        ("run a.parquet overlays --progress none", "pyarrow", "reading Parquet", "parquet"),
+        ("verify a.parquet --progress none", "pyarrow", "reading Parquet", "parquet"),
+        ("export a.sqlite b.parquet", "pyarrow", "writing Parquet", "parquet"),
+    ],
+)
+def test_a_command_names_the_missing_extra(
+    command: str,
+    library: str,
+    what: str,
+    extra: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(sys.modules, library, None)
+    assert invoke(*command.split()) in {1, 2}
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(f": {sentence(what, extra)}")
+
+
+def test_the_demo_that_stays_names_the_missing_extra(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(seaweed, "_find_weed", lambda: None)
+    assert invoke("demo", "--serve") == 2
+    assert capsys.readouterr().err == f"async-maps: error: {sentence('a server that stays', 'demo')}\n"
+
+
+@pytest.mark.parametrize(
+    ("module", "library", "what", "extra"),
+    [
+        ("async_maps.metrics", "prometheus_client.core", "figures for Prometheus", "metrics"),
+        ("async_maps.examples.gradcam", "torch", "the Grad-CAM example", "examples"),
+    ],
+)
+def test_a_module_names_the_missing_extra(
+    module: str, library: str, what: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(am.MissingExtraError) as refusal:
+        import_module(module)
+    assert str(refusal.value) == sentence(what, extra)
+
+
+def test_a_frame_of_results_names_the_missing_extra(manifest: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    on: Callable[[object], str] = str
+    with pytest.raises(am.MissingExtraError) as refusal:
+        results_frame(manifest, object(), on=on)  # type: ignore[arg-type]
+    assert str(refusal.value) == sentence("a frame of results", "kolena")
+
+
+def test_masks_need_no_extra(manifest: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "kolena.annotation", None)
+    (mask,) = inference_masks(manifest).values()
+    assert mask["locator"] == f"{S3}/a.png"
+
+
+def test_loops_need_no_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "uvloop", None)
+    assert am.run([("a", np.zeros((4, 4)))], am.MemoryStore(), settings=am.Settings(workers=0)).uploaded == 1
