@@ -1025,20 +1025,20 @@ def test_the_members_of_an_archive_are_read_through_one_look_at_its_directory(
     maps: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[str] = []
-    original = npz.open_reader
+    original = npz.NpzReader
 
     def counted(path: str, filesystem: Filesystem) -> npz.NpzReader:
         opened.append(Path(path).name)
         return original(path, filesystem)
 
-    monkeypatch.setattr(npz, "open_reader", counted)
+    monkeypatch.setattr(npz, "NpzReader", counted)
     for name in ("a", "b"):
         arrays: dict[str, Any] = {f"{i}": MAP * (i / 10) for i in range(10)}
         np.savez(maps / f"{name}.npz", **arrays)
     with Readers() as readers:
         for name in ("a", "b"):
             for i in range(10):
-                array = readers.read(str(maps / f"{name}.npz"), (f"{i}", None))
+                array = readers.read(str(maps / f"{name}.npz"), [f"{i}", None])
                 np.testing.assert_array_equal(array, MAP * (i / 10))
     assert opened == ["a.npz", "b.npz"]
 

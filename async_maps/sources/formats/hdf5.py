@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 
 from async_maps.errors import SourceError, require_extra
 from async_maps.sources.formats.hierarchy import HierarchyReader, could_be_maps
-from async_maps.sources.formats.registry import translate_format_errors
+from async_maps.sources.formats.registry import close_on_error, translate_format_errors
 from async_maps.sources.formats.stacks import stack_length
 
 with require_extra("reading HDF5", "hdf5"):
     import h5py
 
 if TYPE_CHECKING:
-    from typing import IO, Any
+    from typing import Any
 
     from async_maps.filesystems.filesystem import Filesystem
     from async_maps.sources.formats.hierarchy import Array, Group
@@ -26,31 +26,16 @@ if TYPE_CHECKING:
 _MAX_CACHE = 256 * 2**20
 
 
-def open_reader(path: str, filesystem: Filesystem) -> Hdf5Reader:
-    """The reader of a file.
-
-    Raises:
-        SourceError: it is no HDF5 file.
-        OSError: it cannot be read.
-    """
-    return Hdf5Reader(filesystem.open(path))
-
-
 class Hdf5Reader(HierarchyReader):
     """One file."""
 
     whole, array, group_type = "file", "dataset", h5py.Group
 
-    def __init__(self, stream: IO[bytes]) -> None:
+    def __init__(self, path: str, filesystem: Filesystem) -> None:
         super().__init__()
-        self._stream = stream
-        try:
+        with close_on_error(filesystem.open(path)) as self._stream, translate_format_errors("expected an HDF5 file"):
             # Through Python's file, HDF5 locks nothing: neither a writer nor we have to wait.
-            with translate_format_errors("expected an HDF5 file"):
-                self._file = h5py.File(stream, "r")
-        except BaseException:
-            stream.close()
-            raise
+            self._file = h5py.File(self._stream, "r")
 
     def close(self) -> None:
         """Close the file."""

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.lib import format as npy_format
 
 from async_maps.errors import SourceError
-from async_maps.sources.formats.registry import ListedMap
+from async_maps.sources.formats.registry import ListedMap, close_on_error
 from async_maps.sources.formats.size import check_size
 from async_maps.sources.formats.stacks import position_names, read_names, shape_at, stack_length
 
@@ -39,23 +39,16 @@ _MAX_HEADER = 10_000
 """NumPy's own limit of what it parses from a file that is not trusted."""
 
 
-def open_reader(path: str, filesystem: Filesystem) -> NpyReader:
-    """The reader of a file; beside ``maps.npy``, ``maps.names.txt`` names the maps of the stack, one a line."""
-    return NpyReader(filesystem.open(path), partial(filesystem.open, f"{path[: -len('.npy')]}.names.txt"))
-
-
 class NpyReader:
     """One file: a map, whose part is None, or a stack, whose parts are positions.
 
-    Args:
-        file: at any position.
-        open_names: opens the list of the names of the stack's maps; raises FileNotFoundError if they have none.
+    Beside ``maps.npy``, ``maps.names.txt`` names the maps of the stack, one a line.
     """
 
-    def __init__(self, file: IO[bytes], open_names: Callable[[], IO[bytes]]) -> None:
-        self._file = file
-        self._open_names = open_names
-        self._size = file.seek(0, os.SEEK_END)
+    def __init__(self, path: str, filesystem: Filesystem) -> None:
+        self._open_names = partial(filesystem.open, f"{path[: -len('.npy')]}.names.txt")
+        with close_on_error(filesystem.open(path)) as self._file:
+            self._size = self._file.seek(0, os.SEEK_END)
 
     def maps(self) -> Iterator[ListedMap]:
         """The map, or those of the stack."""

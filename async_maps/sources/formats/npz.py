@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from async_maps.errors import SourceError
 from async_maps.sources.formats import npy
-from async_maps.sources.formats.registry import translate_format_errors
+from async_maps.sources.formats.registry import close_on_error, translate_format_errors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,28 +26,14 @@ _MAX_RATIO_OTHERS = 2_000_000
 """To how many bytes one can be unpacked at most: a fact of Deflate; more than bzip2 and LZMA make of zeros."""
 
 
-def open_reader(path: str, filesystem: Filesystem) -> NpzReader:
-    """The reader of an archive.
-
-    Raises:
-        SourceError: it is no ``.npz`` archive.
-        OSError: it cannot be read.
-    """
-    return NpzReader(filesystem.open(path))
-
-
 class NpzReader:
     """One archive; a map's part is its key, and its position if the key is a stack's."""
 
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        try:
-            self._size = file.seek(0, os.SEEK_END)
+    def __init__(self, path: str, filesystem: Filesystem) -> None:
+        with close_on_error(filesystem.open(path)) as self._file:
+            self._size = self._file.seek(0, os.SEEK_END)
             with translate_format_errors("expected an .npz archive (a zip file)"):
-                self._archive = zipfile.ZipFile(file)
-        except BaseException:
-            file.close()
-            raise
+                self._archive = zipfile.ZipFile(self._file)
 
     def maps(self) -> Iterator[ListedMap]:
         """Every array that it holds, in its own order; of a stack, each map."""

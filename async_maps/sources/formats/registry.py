@@ -13,6 +13,7 @@ from async_maps.keys import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import IO
 
     from numpy.typing import NDArray
 
@@ -28,7 +29,7 @@ FORMATS = {
     ".zarr": "zarr",
     ".safetensors": "safetensors",
 }
-"""The module of each suffix. It has a function ``open_reader(path, filesystem)`` that gives a :class:`Reader`."""
+"""The module of each suffix. Its class, ``NpyReader(path, filesystem)`` in ``npy``, is a :class:`Reader`."""
 
 COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
 """Listed although nothing reads them: who has a folder of them is told why, not that there is nothing in it."""
@@ -52,6 +53,14 @@ class ListedMap(NamedTuple):
 
 class Reader(Protocol):
     """One open file."""
+
+    def __init__(self, path: str, filesystem: Filesystem) -> None:
+        """Open the file.
+
+        Raises:
+            SourceError: the file is not what its name says.
+            OSError: it cannot be opened.
+        """
 
     def maps(self) -> Iterator[ListedMap]:
         """The maps in it, in a stable order, never the whole list at once where it can be long.
@@ -114,8 +123,20 @@ def open_reader(path: str, filesystem: Filesystem) -> Reader:
     if suffix is None and not is_one_source(path):
         raise SourceError(f"nothing here reads {printable(path)}")
     module = "zarr" if suffix is None else FORMATS[suffix]
-    reader: Reader = import_module(f"async_maps.sources.formats.{module}").open_reader(path, filesystem)
-    return reader
+    reader: type[Reader] = getattr(
+        import_module(f"async_maps.sources.formats.{module}"), f"{module.capitalize()}Reader"
+    )
+    return reader(path, filesystem)
+
+
+@contextmanager
+def close_on_error(file: IO[bytes]) -> Iterator[IO[bytes]]:
+    """Lend a file that is closed if the ``with`` block fails, and only then."""
+    try:
+        yield file
+    except BaseException:
+        file.close()
+        raise
 
 
 @contextmanager

@@ -16,7 +16,7 @@ import numpy as np
 
 from async_maps.errors import SourceError
 from async_maps.sources.formats.npy import Header, read_values
-from async_maps.sources.formats.registry import ListedMap
+from async_maps.sources.formats.registry import ListedMap, close_on_error
 from async_maps.sources.formats.size import MAX_DIMENSIONS, check_size
 from async_maps.sources.formats.stacks import maps_in_array, shape_at
 
@@ -50,16 +50,6 @@ _MAX_HEADER = 100_000_000
 """The library's own limit, in bytes."""
 
 
-def open_reader(path: str, filesystem: Filesystem) -> SafetensorsReader:
-    """The reader of a file.
-
-    Raises:
-        SourceError: it is no safetensors file.
-        OSError: it cannot be read.
-    """
-    return SafetensorsReader(filesystem.open(path))
-
-
 class _Tensor(NamedTuple):
     """What the header says of a tensor; its bytes are counted from the end of the header."""
 
@@ -72,14 +62,10 @@ class _Tensor(NamedTuple):
 class SafetensorsReader:
     """One file; a map's part is its tensor's name, and its position if the tensor is a stack."""
 
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        try:
-            self._size = file.seek(0, os.SEEK_END)
-            self._header, self._data = _read_header(file, self._size)
-        except BaseException:
-            file.close()
-            raise
+    def __init__(self, path: str, filesystem: Filesystem) -> None:
+        with close_on_error(filesystem.open(path)) as self._file:
+            self._size = self._file.seek(0, os.SEEK_END)
+            self._header, self._data = _read_header(self._file, self._size)
 
     def maps(self) -> Iterator[ListedMap]:
         """Every map, in the order of the header."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from async_maps.errors import SourceError
 from async_maps.sources.formats import npy
-from async_maps.sources.formats.registry import ListedMap, translate_format_errors
+from async_maps.sources.formats.registry import ListedMap, close_on_error, translate_format_errors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,16 +27,6 @@ _MAX_READ = 2**20
 """What is read of a member comes in pieces of that; a name or a list of attributes is never as long."""
 
 
-def open_reader(path: str, filesystem: Filesystem) -> TarReader:
-    """The reader of an archive.
-
-    Raises:
-        SourceError: it is no tar archive, or a compressed one.
-        OSError: it cannot be read.
-    """
-    return TarReader(filesystem.open(path))
-
-
 class TarReader:
     """One archive.
 
@@ -44,16 +34,13 @@ class TarReader:
     seek away, however many members there are. The part of a member that is not read is None.
     """
 
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        try:
+    def __init__(self, path: str, filesystem: Filesystem) -> None:
+        with close_on_error(filesystem.open(path)) as file:
+            self._file = file
             self._size = file.seek(0, os.SEEK_END)
             file.seek(0)
             with translate_format_errors("expected a tar archive that is not compressed"):
                 self._archive = tarfile.open(fileobj=_Bounded(file), mode="r:")  # noqa: SIM115  # closed in close()
-        except BaseException:
-            file.close()
-            raise
 
     def maps(self) -> Iterator[ListedMap]:
         """Every map, in the order of the members; their headers are read, and none of their data."""

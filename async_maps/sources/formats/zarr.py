@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from async_maps.errors import SourceError, require_extra
 from async_maps.filesystems.filesystem import is_remote
+from async_maps.filesystems.locators import parse_s3_address
 from async_maps.sources.formats.hierarchy import HierarchyReader, could_be_maps
 from async_maps.sources.formats.registry import translate_format_errors
 
@@ -23,24 +24,6 @@ if TYPE_CHECKING:
 _MAX_BLOCK = 256 * 2**20
 
 
-def open_reader(path: str, filesystem: Filesystem) -> ZarrReader:
-    """The reader of a hierarchy.
-
-    Raises:
-        SourceError: it is no Zarr hierarchy.
-        OSError: it cannot be read.
-    """
-    if not is_remote(path):
-        return ZarrReader(path)
-    # Worker processes read from disks only: they need no S3 client.
-    from async_maps.filesystems.locators import parse_s3_address
-    from async_maps.filesystems.s3 import S3Filesystem
-    from async_maps.sources.formats.s3_zarr import S3ZarrStore
-
-    assert isinstance(filesystem, S3Filesystem)  # noqa: S101  # what lies in S3 is opened by it
-    return ZarrReader(S3ZarrStore(filesystem, parse_s3_address(path)))
-
-
 class ZarrReader(HierarchyReader):
     """One hierarchy.
 
@@ -49,9 +32,16 @@ class ZarrReader(HierarchyReader):
 
     whole, array, group_type = "hierarchy", "array", zarr.Group
 
-    def __init__(self, store: Any) -> None:
+    def __init__(self, path: str, filesystem: Filesystem) -> None:
         super().__init__()
-        self._store = store
+        self._store: Any = path
+        if is_remote(path):
+            # Worker processes read from disks only: they need no S3 client.
+            from async_maps.filesystems.s3 import S3Filesystem
+            from async_maps.sources.formats.s3_zarr import S3ZarrStore
+
+            assert isinstance(filesystem, S3Filesystem)  # noqa: S101  # what lies in S3 is opened by it
+            self._store = S3ZarrStore(filesystem, parse_s3_address(path))
         self._start = 0
         self._block: Any = None
 
