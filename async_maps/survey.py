@@ -20,8 +20,7 @@ from async_maps.render.ranges import ValueRange
 from async_maps.render.sketch import QuantileSketch
 from async_maps.sources import is_stdin
 from async_maps.sources.activation_map import ActivationMap
-from async_maps.sources.formats.registry import Readers
-from async_maps.sources.formats.shared import SharedReaders, shares_reads
+from async_maps.sources.formats.registry import Readers, shares_reads
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
@@ -81,7 +80,7 @@ async def survey(listing: AsyncGenerator[list[Entry], None], settings: Settings,
         AsyncMapsError: what the listing raises.
     """
     with Filesystems(settings.s3) as filesystems, ExitStack() as stack:
-        shared = stack.enter_context(SharedReaders(filesystems, settings.max_pixels))
+        shared = stack.enter_context(Readers(filesystems, settings.max_pixels))
         surveyors = _Surveyors(settings, report, shared)
         readers = [Readers(filesystems, settings.max_pixels) for _ in range(surveyors.count)]
         workers = [partial(surveyors.read, stack.enter_context(own)) for own in readers]
@@ -110,7 +109,7 @@ def _is_remote(map_: ActivationMap) -> bool:
 class _Surveyors:
     """Threads that read maps, and the sketch that all of them add to, in turn."""
 
-    def __init__(self, settings: Settings, report: Report, shared: SharedReaders) -> None:
+    def __init__(self, settings: Settings, report: Report, shared: Readers) -> None:
         self.sketch = QuantileSketch()
         self._invalid = settings.invalid
         self._report = report

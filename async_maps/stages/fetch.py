@@ -13,7 +13,7 @@ from anyio import to_thread
 
 from async_maps.errors import InputValidationError, MissingExtraError, SourceError, translate_os_error
 from async_maps.render.quantize import map_shape
-from async_maps.sources.formats.shared import shares_reads
+from async_maps.sources.formats.registry import shares_reads
 
 if TYPE_CHECKING:
     from typing import Any
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
     from async_maps.outcomes import Stage
     from async_maps.sources.formats.registry import Readers
-    from async_maps.sources.formats.shared import SharedReaders
     from async_maps.stages.items import Job
     from async_maps.stages.meters import Meter
 
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 async def fetch_stage(
     remote: MemoryObjectReceiveStream[Job],
     jobs: MemoryObjectSendStream[Job],
-    readers: tuple[Readers, SharedReaders],
+    readers: tuple[Readers, Readers],
     threads: CapacityLimiter,
     meter: Meter,
 ) -> None:
@@ -65,7 +64,7 @@ async def fetch_stage(
             readers[0].close()
 
 
-def _fetch(readers: tuple[Readers, SharedReaders], job: Job) -> NDArray[Any] | tuple[Stage, str]:
+def _fetch(readers: tuple[Readers, Readers], job: Job) -> NDArray[Any] | tuple[Stage, str]:
     """The map, or where and why it failed. Runs in a thread."""
     assert job.map.path is not None  # noqa: S101  # remote
     try:

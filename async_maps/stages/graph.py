@@ -23,7 +23,6 @@ from async_maps.concurrency.streams import ByteBudget, send
 from async_maps.errors import PipelineFullError
 from async_maps.filesystems.filesystem import Filesystems, is_remote
 from async_maps.sources.formats.registry import Readers
-from async_maps.sources.formats.shared import SharedReaders
 from async_maps.stages.colorize import ColorizeStage
 from async_maps.stages.encode import Encoding, encode_bitmap, encode_stage
 from async_maps.stages.fetch import fetch_stage
@@ -120,7 +119,7 @@ class Stages:
         limit = settings.max_pixels
         with (
             Filesystems(settings.s3) as filesystems,
-            SharedReaders(filesystems, limit) as shared,
+            Readers(filesystems, limit) as shared,
             self._remote,
             self._jobs,
         ):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import contextmanager
 from importlib import import_module
+from threading import RLock
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from async_maps.errors import SourceError
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from async_maps.filesystems.filesystem import Filesystem
-    from async_maps.sources.activation_map import Part
+    from async_maps.sources.activation_map import ActivationMap, Part
 
 FORMATS = {
     ".npy": "npy",
@@ -35,6 +36,9 @@ COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".
 """Listed although nothing reads them: who has a folder of them is told why, not that there is nothing in it."""
 
 _ZARR_MARKS = ("zarr.json", ".zgroup", ".zarray")
+_CHUNKED = {"zarr", "hdf5", "npz"}
+_BLOCK_BYTES = 512 * 2**10
+"""What is smaller comes with its neighbors in one request."""
 
 
 class ListedMap(NamedTuple):
@@ -164,7 +168,7 @@ def translate_format_errors(what: str) -> Iterator[None]:
 class Readers:
     """Reads maps wherever they lie, and keeps the last file open: its next map costs no second look at its directory.
 
-    For one thread at a time.
+    Any number of threads may share it; they take turns.
 
     Args:
         filesystems: where files lie; a disk only if None.
@@ -174,6 +178,7 @@ class Readers:
     def __init__(self, filesystems: Filesystems | None = None, max_pixels: int | None = None) -> None:
         self._filesystems = filesystems or Filesystems()
         self._max_pixels = max_pixels
+        self._turn = RLock()
         self._path = ""
         self._reader: Reader | None = None
 
@@ -191,18 +196,31 @@ class Readers:
                 and what was found.
             OSError: it cannot be read.
         """
-        if self._reader is None or path != self._path:
-            self.close()
-            self._path, self._reader = path, open_reader(path, self._filesystems.of(path))
-        try:
-            return self._reader.read(part, self._max_pixels)
-        except BaseException:
-            # What a damaged file has done to its reader is not for the next map to suffer.
-            self.close()
-            raise
+        with self._turn:
+            if self._reader is None or path != self._path:
+                self.close()
+                self._path, self._reader = path, open_reader(path, self._filesystems.of(path))
+            try:
+                return self._reader.read(part, self._max_pixels)
+            except BaseException:
+                # A damaged file may have left its reader in a state that would spoil the next map.
+                self.close()
+                raise
 
     def close(self) -> None:
         """Close what is open."""
-        reader, self._reader = self._reader, None
-        if reader is not None:
-            reader.close()
+        with self._turn:
+            reader, self._reader = self._reader, None
+            if reader is not None:
+                reader.close()
+
+
+def shares_reads(map_: ActivationMap) -> bool:
+    """Whether reading the map also reads others of its file, so that one ``Readers`` should read them, in turn.
+
+    Maps may be chunks of one Zarr array, or lie side by side in one small block of a tar: each ``Readers`` keeps the
+    file that it has read last, and sixteen of them would fetch the same bytes sixteen times.
+    """
+    if map_.path is None or map_.part is None:
+        return False
+    return map_.max_bytes < _BLOCK_BYTES or FORMATS.get(suffix_of(map_.path) or "", "zarr") in _CHUNKED
