@@ -14,8 +14,9 @@ import numpy as np
 
 import async_maps as am
 from async_maps.render.colorize import look_up, replace
-from async_maps.render.png import encode_palette, encode_rgba
+from async_maps.render.png import write_palette, write_rgba
 from async_maps.render.quantize import quantize
+from async_maps.render.scanlines import scanline_bytes, write_scanlines
 from async_maps.workers.worker import Recipe
 from bench import peers
 from bench.data import KINDS, make_map
@@ -40,13 +41,24 @@ def ours(plane: NDArray[np.uint8], pixels: NDArray[np.uint8]) -> dict[str, Calla
 
     def compact() -> bytes:
         replace(collapsed, recipe.collapse)
-        return encode_palette(collapsed, recipe.table)
+        return palette(collapsed)
+
+    def palette(intensities: NDArray[np.uint8]) -> bytes:
+        return write_palette(scanlines_of(intensities), plane.shape, recipe.table, 1)
 
     return {
-        _PALETTE: lambda: encode_palette(plane, recipe.table),
+        _PALETTE: lambda: palette(plane),
         _COMPACT: compact,
-        _RGBA: lambda: encode_rgba(pixels),
+        _RGBA: lambda: write_rgba(scanlines_of(pixels), plane.shape, 1),
     }
+
+
+def scanlines_of(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Filter the rows of an image."""
+    height, width = pixels.shape[:2]
+    scanlines = np.empty(scanline_bytes(height, width, pixels[0, 0].size), np.uint8)
+    write_scanlines(pixels, scanlines)
+    return scanlines
 
 
 def contenders(values: NDArray[np.float32]) -> dict[str, Callable[[], bytes]]:

@@ -13,7 +13,6 @@ import numpy as np
 from isal import isal_zlib
 
 from async_maps.errors import InputValidationError
-from async_maps.render.scanlines import scanline_bytes, write_scanlines
 
 if TYPE_CHECKING:
     from typing import Any
@@ -60,33 +59,6 @@ def encode_png(image: NDArray[Any], mode: str) -> io.BytesIO:
     return file
 
 
-def encode_palette(plane: NDArray[np.uint8], table: NDArray[np.uint8], level: int = 1) -> bytes:
-    """Encode intensities as an indexed PNG: the same pixels as RGBA from a quarter of the bytes.
-
-    Args:
-        plane: (h, w) uint8, the intensities.
-        table: (256, 4) uint8, RGBA; see :func:`write_palette`.
-        level: ISA-L's compression level, 0 to 3.
-
-    Returns:
-        The PNG file.
-    """
-    return write_palette(_scanlines(plane), plane.shape, table, level)
-
-
-def encode_rgba(pixels: NDArray[np.uint8], level: int = 1) -> bytes:
-    """Encode colors as an RGBA PNG, for readers that insist on it.
-
-    Args:
-        pixels: (h, w, 4) uint8, C-contiguous.
-        level: ISA-L's compression level, 0 to 3.
-
-    Returns:
-        The PNG file.
-    """
-    return write_rgba(_scanlines(pixels), pixels.shape, level)
-
-
 def write_palette(scanlines: NDArray[np.uint8], shape: tuple[int, ...], table: NDArray[np.uint8], level: int) -> bytes:
     """Write an indexed PNG: color type 3, PLTE and tRNS (PNG specification, third edition, 11.2.2 and 11.3.1.1).
 
@@ -112,13 +84,6 @@ def write_rgba(scanlines: NDArray[np.uint8], shape: tuple[int, ...], level: int)
 def write_gray(scanlines: NDArray[np.uint8], shape: tuple[int, ...], level: int) -> bytes:
     """Write a grayscale PNG, color type 0, of filtered scanlines with one byte a pixel."""
     return _write(scanlines, shape, _GRAY, b"", level)
-
-
-def _scanlines(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    height, width = pixels.shape[:2]
-    scanlines = np.empty(scanline_bytes(height, width, pixels[0, 0].size), np.uint8)
-    write_scanlines(pixels, scanlines)
-    return scanlines
 
 
 def _write(scanlines: NDArray[np.uint8], shape: tuple[int, ...], kind: int, colors: bytes, level: int) -> bytes:

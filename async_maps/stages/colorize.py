@@ -203,14 +203,10 @@ class ColorizeStage:
             if size >= _ENCODE_BATCH_BYTES:
                 batches.append([])
                 size = 0
-            height, width, rgba = result.height, result.width, result.rgba
-            end = result.offset + scanline_bytes(height, width, 4 if rgba else 1)
-            scanlines = block.memory[result.offset : end]
-            size += scanlines.nbytes
+            end = result.offset + scanline_bytes(result.height, result.width, 4 if result.rgba else 1)
+            size += end - result.offset
             block.hold()
-            batches[-1].append(
-                Bitmap(light, scanlines, width, height, rgba, result.transparent, result.statistics, block.release)
-            )
+            batches[-1].append(Bitmap(light, block.memory[result.offset : end], result, block.release))
         return [batch for batch in batches if batch]
 
     async def _copy_inputs(self, chunk: list[Job], block: Block, inputs: int) -> list[Request]:

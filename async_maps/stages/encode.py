@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from async_maps.concurrency.streams import ByteBudget
-    from async_maps.outcomes import MapStatistics
     from async_maps.stages.items import Bitmap, Job
     from async_maps.stages.meters import Meter
+    from async_maps.workers.worker import Result
 
 
 def encode_bitmap(bitmap: Bitmap, table: NDArray[np.uint8] | None, level: int) -> bytes:
@@ -35,14 +35,15 @@ def encode_bitmap(bitmap: Bitmap, table: NDArray[np.uint8] | None, level: int) -
         table: (256, 4) uint8, the colors of intensities; None to write intensities as they are, grayscale.
         level: ISA-L's, 0 to 3.
     """
-    shape = (bitmap.height, bitmap.width)
-    if bitmap.rgba:
+    result = bitmap.result
+    shape = (result.height, result.width)
+    if result.rgba:
         return write_rgba(bitmap.scanlines, shape, level)
     if table is None:
         return write_gray(bitmap.scanlines, shape, level)
-    if bitmap.transparent is not None:
+    if result.transparent is not None:
         table = table.copy()
-        table[bitmap.transparent, 3] = 0
+        table[result.transparent, 3] = 0
     return write_palette(bitmap.scanlines, shape, table, level)
 
 
@@ -57,9 +58,7 @@ class _Encoded(NamedTuple):
     data: bytes
     digest: str
     crc32: str
-    width: int
-    height: int
-    statistics: MapStatistics
+    result: Result
 
 
 def _encode_batch(batch: Sequence[Bitmap], encoding: Encoding) -> list[_Encoded | str]:
@@ -70,7 +69,7 @@ def _encode_batch(batch: Sequence[Bitmap], encoding: Encoding) -> list[_Encoded 
             data = encoding.encode(bitmap)
             digest = hashlib.sha256(data).hexdigest() if encoding.digest else ""
             crc32 = f"{isal_zlib.crc32(data):08x}"
-            encoded.append(_Encoded(data, digest, crc32, bitmap.width, bitmap.height, bitmap.statistics))
+            encoded.append(_Encoded(data, digest, crc32, bitmap.result))
         except Exception as error:  # noqa: BLE001  # one map's failure is data, whatever it is
             encoded.append(f"could not be encoded: {error!r}")
     return encoded

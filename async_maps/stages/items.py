@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 
     from async_maps.concurrency.streams import Lease
     from async_maps.errors import AsyncMapsError
-    from async_maps.outcomes import MapStatistics, Outcome, Stage
+    from async_maps.outcomes import Outcome, Stage
     from async_maps.render.ranges import ValueRange
     from async_maps.sources.activation_map import ActivationMap
+    from async_maps.workers.worker import Result
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,21 +57,13 @@ class Bitmap:
     Attributes:
         job: whose it is.
         scanlines: (n,) uint8, the PNG scanlines (:mod:`async_maps.render.scanlines`); a view into a shared block.
-        width: pixels.
-        height: pixels.
-        rgba: whether the pixels are RGBA colors; else they are intensities.
-        transparent: the intensity that this map has transparent, other than the color table says; or None.
-        statistics: what was counted of the map.
+        result: the shape and the kind of the pixels, and what was counted of the map.
         release: gives the view's share of the block back; the scanlines must not be touched after it.
     """
 
     job: Job
     scanlines: NDArray[np.uint8]
-    width: int
-    height: int
-    rgba: bool
-    transparent: int | None
-    statistics: MapStatistics
+    result: Result
     release: Callable[[], None]
 
 
@@ -82,10 +75,8 @@ class Png:
         job: whose it is.
         data: the complete PNG file.
         digest: SHA-256 of it, in hexadecimal; empty if no key asks for it.
-        crc32: likewise, 8 digits.
-        width: pixels.
-        height: pixels.
-        statistics: what was counted of the map.
+        crc32: CRC-32 of it, 8 hexadecimal digits.
+        result: as of its bitmap.
         lease: the bytes it takes until it is uploaded.
     """
 
@@ -93,7 +84,5 @@ class Png:
     data: bytes
     digest: str
     crc32: str
-    width: int
-    height: int
-    statistics: MapStatistics
+    result: Result
     lease: Lease

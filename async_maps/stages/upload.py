@@ -84,11 +84,11 @@ async def _upload(png: Png, uploading: Uploading) -> Receipt:
         source=map_.source,
         fingerprint=map_.fingerprint,
         size=len(png.data),
-        width=png.width,
-        height=png.height,
+        width=png.result.width,
+        height=png.result.height,
         etag=etag,
         stored_at=datetime.now(UTC),
-        statistics=png.statistics,
+        statistics=png.result.statistics,
         crc32=png.crc32,
     )
 

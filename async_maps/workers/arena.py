@@ -18,8 +18,6 @@ from async_maps.concurrency.streams import WaitingLine
 from async_maps.errors import SettingsError
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from numpy.typing import NDArray
 
 _PAGE = mmap.ALLOCATIONGRANULARITY
@@ -89,9 +87,7 @@ class Arena:
     def __enter__(self) -> Arena:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         os.close(self.descriptor)
         self._memory = _NOTHING
 

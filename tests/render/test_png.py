@@ -21,13 +21,14 @@ from async_maps.concurrency.streams import ByteBudget
 from async_maps.errors import AsyncMapsError, InputValidationError
 from async_maps.outcomes import Failure
 from async_maps.render.colormap import ColormapJet, color_table
-from async_maps.render.png import encode_palette, encode_png, encode_rgba
+from async_maps.render.png import encode_png
 from async_maps.render.ranges import UNIT
 from async_maps.render.scanlines import scanline_bytes, write_scanlines
 from async_maps.sources.activation_map import ActivationMap
 from async_maps.stages.encode import Encoding, encode_bitmap, encode_stage
 from async_maps.stages.items import Bitmap, Job, Png
 from async_maps.stages.meters import Meter
+from async_maps.workers.worker import Result
 from tests.support.manifests import COUNTED
 
 if TYPE_CHECKING:
@@ -193,6 +194,27 @@ def decoded_by_opencv(png: bytes) -> NDArray[Any]:
     return bgra[..., [2, 1, 0, 3]]
 
 
+def bitmap_of(pixels: NDArray[np.uint8]) -> Bitmap:
+    """A bitmap of intensities, (h, w), or of RGBA colors, (h, w, 4)."""
+    job = Job(ActivationMap("a", "a.npy", None, 0), lambda _: None, UNIT)
+    (height, width), rgba = pixels.shape[:2], pixels.ndim == 3
+    scanlines = np.empty(scanline_bytes(height, width, 4 if rgba else 1), np.uint8)
+    write_scanlines(pixels, scanlines)
+    return Bitmap(job, scanlines, Result(0, height, width, rgba, None, COUNTED), lambda: None)
+
+
+def encode_palette(plane: NDArray[np.uint8], table: NDArray[np.uint8], level: int = 1) -> bytes:
+    return encode_bitmap(bitmap_of(plane), table, level)
+
+
+def encode_rgba(pixels: NDArray[np.uint8], level: int = 1) -> bytes:
+    return encode_bitmap(bitmap_of(pixels), None, level)
+
+
+def encode_gray(plane: NDArray[np.uint8], level: int = 1) -> bytes:
+    return encode_bitmap(bitmap_of(plane), None, level)
+
+
 PLANES = hnp.arrays(np.uint8, hnp.array_shapes(min_dims=2, max_dims=2, max_side=12))
 TABLES = st.sampled_from([FADED, OPAQUE]) | st.integers(0, 2**32).map(lambda seed: noise(256, 4, seed=seed))
 LEVELS = st.integers(0, 3)
@@ -254,21 +276,12 @@ def test_an_rgba_png_is_built_as_the_specification_says(plane: NDArray[np.uint8]
     np.testing.assert_array_equal(png.rows, pixels.reshape(len(plane), -1))
 
 
-def gray(plane: NDArray[np.uint8], level: int) -> bytes:
-    """The PNG of a bitmap of intensities without a table."""
-    height, width = plane.shape
-    scanlines = np.empty(scanline_bytes(height, width, 1), np.uint8)
-    write_scanlines(plane, scanlines)
-    job = Job(ActivationMap("a", "a.npy", None, 0), lambda _: None, UNIT)
-    return encode_bitmap(Bitmap(job, scanlines, width, height, False, None, COUNTED, lambda: None), None, level)
-
-
 @settings(max_examples=60, deadline=None)
 @given(PLANES, LEVELS)
 def test_a_gray_png_is_built_as_the_specification_says_and_decodes_to_the_intensities(
     plane: NDArray[np.uint8], level: int
 ) -> None:
-    png = gray(plane, level)
+    png = encode_gray(plane, level)
     parts = take_apart(png)
     assert parts.kinds == [b"IHDR", b"IDAT", b"IEND"]
     assert parts.header == (plane.shape[1], plane.shape[0], 8, 0, 0, 0, 0)
@@ -317,7 +330,8 @@ class Caller:
         view = pixels[:]
         self.alive.append(weakref.ref(view))
         height, width = pixels.shape[:2]
-        return Bitmap(job, view, width, height, pixels.ndim == 3, None, COUNTED, lambda: self.releases.append(name))
+        result = Result(0, height, width, pixels.ndim == 3, None, COUNTED)
+        return Bitmap(job, view, result, lambda: self.releases.append(name))
 
 
 class Stage:
@@ -390,7 +404,7 @@ async def test_batches_go_in_and_pngs_come_out_in_order() -> None:
     assert [png.job.map.name for png in pngs] == list(planes)
     for png in pngs:
         plane = planes[png.job.map.name]
-        assert (png.height, png.width) == plane.shape
+        assert (png.result.height, png.result.width) == plane.shape
         np.testing.assert_array_equal(decoded_by_pillow(png.data), FADED[plane])
     assert stage.caller.outcomes == []
 
@@ -399,7 +413,7 @@ async def test_rgba_bitmaps_have_their_size_too() -> None:
     stage = Stage(encode_rgba)
     stage.send(("a", FADED[noise(5, 9)]))
     (png,) = await stage.finish()
-    assert (png.height, png.width) == (5, 9)
+    assert (png.result.height, png.result.width) == (5, 9)
     assert decoded_by_pillow(png.data).shape == (5, 9, 4)
 
 

@@ -21,7 +21,6 @@ from PIL import Image
 from async_maps.errors import WorkerError
 from async_maps.render.colorize import colorize_activation_map
 from async_maps.render.colormap import ColormapJet, color_table, colormap_table
-from async_maps.render.png import encode_palette
 from async_maps.render.quantize import Measured
 from async_maps.render.ranges import UNIT
 from async_maps.render.scanlines import scanline_bytes
@@ -483,12 +482,16 @@ def holes(shape: tuple[int, int] = (40, 50), seed: int = 3) -> tuple[NDArray[np.
     return array, bad
 
 
+def png_of(block: NDArray[np.uint8], result: Result, recipe: Recipe) -> bytes:
+    """The PNG of a result."""
+    job = Job(ActivationMap("a", "a", None, 0), lambda _: None, UNIT)
+    bitmap = Bitmap(job, scanlines(block, result), result, lambda: None)
+    return encode_bitmap(bitmap, recipe.table, 1)
+
+
 def shown(block: NDArray[np.uint8], result: Result, recipe: Recipe) -> NDArray[np.uint8]:
     """A result's RGBA pixels, as its PNG will have them."""
-    job = Job(ActivationMap("a", "a", None, 0), lambda _: None, UNIT)
-    lines, (width, height) = scanlines(block, result), (result.width, result.height)
-    bitmap = Bitmap(job, lines, width, height, result.rgba, result.transparent, result.statistics, lambda: None)
-    with Image.open(io.BytesIO(encode_bitmap(bitmap, recipe.table, 1))) as image:
+    with Image.open(io.BytesIO(png_of(block, result, recipe))) as image:
         return np.asarray(image.convert("RGBA"))
 
 
@@ -573,8 +576,7 @@ def test_compact_takes_about_half_the_bytes() -> None:
         recipe = Recipe(TABLE, png)
         block = np.zeros(2**21, np.uint8)
         (result,) = colorized(colorize_chunk(block, 2**20, [placed(block, 0, array)], recipe))
-        plane = np.ndarray((512, 512), np.uint8, block.data, result.offset)
-        sizes[png] = len(encode_palette(plane, TABLE))
+        sizes[png] = len(png_of(block, result, recipe))
     assert sizes["compact"] < 0.6 * sizes["palette"]
 
 
