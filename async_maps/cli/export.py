@@ -19,7 +19,7 @@ def export(  # noqa: PLR0913  # one argument a flag
     *,
     all: Annotated[bool, Parameter(negative="")] = False,  # noqa: A002  # the flag's name
     columns: str | None = None,
-    form: Annotated[ExportFormat, Parameter(name="--as")] = "plain",
+    export_format: Annotated[ExportFormat, Parameter(name="--as")] = "plain",
     presign: float | None = None,
 ) -> int:
     """Write the locators of a manifest to a table.
@@ -34,7 +34,7 @@ def export(  # noqa: PLR0913  # one argument a flag
         Also the maps that failed, with stage and error: they have no locator, unless verify has found it broken.
     columns
         Only these, in this order: name,locator,maximum.
-    form
+    export_format
         For whom: plain; kolena for kolena.io, with BitmapMasks in the column activation_map; fiftyone with map_path and
         range, for fiftyone.Heatmap, which wants overlays made with --png gray.
     presign
@@ -45,5 +45,7 @@ def export(  # noqa: PLR0913  # one argument a flag
     from async_maps.manifest.export import export_manifest
 
     names = None if columns is None else [name.strip() for name in columns.split(",")]
-    count = export_manifest(manifest, file, failed=all, columns=names, form=form, presign_hours=presign)
+    count = export_manifest(
+        manifest, file, failed=all, columns=names, export_format=export_format, presign_hours=presign
+    )
     return DONE if answer(f"{count:,} rows in {file}") else SOME_FAILED

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     Row = tuple[object, ...]
 
 ExportFormat: TypeAlias = Literal["plain", "kolena", "fiftyone"]
-"""Who reads: any program, ``kolena.io``, or FiftyOne; see :func:`form_columns`."""
+"""Who reads: any program, ``kolena.io``, or FiftyOne; see :func:`export_columns`."""
 
 Kind: TypeAlias = Literal["text", "integer", "float", "boolean", "mask", "range"]
 """What a column's values are; a mask is a dict, a range a list of two numbers."""
@@ -57,7 +57,7 @@ def overlay_of(row: Row) -> str | None:
     return str(row[_LOCATOR]) if row[_STATUS] == "done" else None
 
 
-def form_columns(names: Sequence[str] | None, form: ExportFormat) -> list[Column]:
+def export_columns(names: Sequence[str] | None, export_format: ExportFormat) -> list[Column]:
     """The columns of a table.
 
     ``kolena`` has a ``BitmapMask`` in the column ``activation_map`` in the place of ``locator``, in JSON as Kolena's
@@ -70,13 +70,13 @@ def form_columns(names: Sequence[str] | None, form: ExportFormat) -> list[Column
 
     Args:
         names: which columns of the manifest, in this order; None for all.
-        form: who reads.
+        export_format: who reads.
 
     Raises:
-        SettingsError: there is no such column or form, a column is named twice, or what the form needs is left out.
+        SettingsError: there is an unknown column or format, a column named twice, or a column missing that the format needs.
     """
-    if form not in get_args(ExportFormat):
-        raise SettingsError(f"form: expected {', '.join(get_args(ExportFormat))}, found {form!r}")
+    if export_format not in get_args(ExportFormat):
+        raise SettingsError(f"export_format: expected {', '.join(get_args(ExportFormat))}, found {export_format!r}")
     names = COLUMNS if names is None else names
     if unknown := [name for name in names if name not in COLUMNS]:
         raise SettingsError(f"columns: unknown {', '.join(map(repr, unknown))}; known: {', '.join(COLUMNS)}")
@@ -84,13 +84,13 @@ def form_columns(names: Sequence[str] | None, form: ExportFormat) -> list[Column
         raise SettingsError("columns: expected one at least, found none")
     if len(set(names)) < len(names):
         raise SettingsError(f"columns: each can be named once, found {', '.join(names)}")
-    if form != "plain" and "locator" not in names:
-        made = _OVERLAYS[form][0].name
+    if export_format != "plain" and "locator" not in names:
+        made = _OVERLAYS[export_format][0].name
         raise SettingsError(f"columns: {form} needs locator, of which {made} is made, found {', '.join(names)}")
     columns: list[Column] = []
     for name in names:
-        if name == "locator" and form != "plain":
-            columns += _OVERLAYS[form]
+        if name == "locator" and export_format != "plain":
+            columns += _OVERLAYS[export_format]
         else:
             columns.append(Column(name, _KINDS.get(name, "text"), itemgetter(COLUMNS.index(name))))
     return columns

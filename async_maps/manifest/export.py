@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from async_maps.errors import InputValidationError, ManifestError, SettingsError, require_extra
 from async_maps.filesystems.atomic import replacing
 from async_maps.filesystems.locators import bitmap_mask_fields
-from async_maps.manifest.columns import Column, form_columns, overlay_of
+from async_maps.manifest.columns import Column, export_columns, overlay_of
 from async_maps.manifest.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def export_manifest(  # noqa: PLR0913  # one argument a flag
     *,
     failed: bool = False,
     columns: Sequence[str] | None = None,
-    form: ExportFormat = "plain",
+    export_format: ExportFormat = "plain",
     presign_hours: float | None = None,
 ) -> int:
     """Write the rows of a manifest to a CSV, Parquet or JSON Lines file.
@@ -47,7 +47,7 @@ def export_manifest(  # noqa: PLR0913  # one argument a flag
         failed: whether to include failed maps. They have no locator, except in ``plain`` the maps that failed at stage
             ``verify``, whose locator leads to another object now.
         columns: the names of the columns, in this order; None for all.
-        form: the program that reads the table. ``plain``: any. ``kolena``: ``kolena.io.dataframe_from_csv``,
+        export_format: the program that reads the table. ``plain``: any. ``kolena``: ``kolena.io.dataframe_from_csv``,
             ``_from_parquet`` and ``_from_json(lines=True)``, with a column ``activation_map`` in place of ``locator``.
             ``fiftyone``: FiftyOne, with columns ``map_path`` and ``range`` in place of ``locator``.
         presign_hours: 1 to 168 adds a last column ``url``. Anyone can read the overlay at that URL for that many hours,
@@ -60,7 +60,7 @@ def export_manifest(  # noqa: PLR0913  # one argument a flag
         ManifestError: the manifest cannot be read, the file cannot be written, Kolena cannot read the locators, or
             FiftyOne cannot read colored overlays.
         MissingExtraError: a Parquet file needs the extra ``parquet``.
-        SettingsError: an unknown suffix, column or form, a number of hours outside 1 to 168, or overlays outside S3.
+        SettingsError: an unknown suffix, column or format, a number of hours outside 1 to 168, or overlays outside S3.
         StoreError: there are no credentials to sign URLs with.
     """
     target = Path(file)
@@ -68,17 +68,17 @@ def export_manifest(  # noqa: PLR0913  # one argument a flag
     write = writers.get(target.suffix.lower())
     if write is None:
         raise SettingsError(f"cannot export to {target.name!r}: expected a name ending in {', '.join(writers)}")
-    table = form_columns(columns, form)
+    table = export_columns(columns, export_format)
     with ExitStack() as stack:
         opened = stack.enter_context(Manifest(manifest, read_only=True))
-        if form == "kolena":
+        if export_format == "kolena":
             _refuse_unreadable(opened)
-        if form == "fiftyone":
+        if export_format == "fiftyone":
             _refuse_colored(opened)
         if presign_hours is not None:
             _refuse_outside_s3(opened)
             table.append(_url_column(stack, presign_hours))
-        if form == "kolena" and write is _parquet:
+        if export_format == "kolena" and write is _parquet:
             # So does dataframe_to_parquet, and a name that looks like a number stays a name when it is read.
             table = [column.as_json() if column.kind == "text" else column for column in table]
         try:

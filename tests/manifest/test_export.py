@@ -266,9 +266,15 @@ def test_a_table_has_the_columns_that_are_asked_for_in_their_order(manifest: Pat
         ({"columns": ["name", "color"]}, "columns: unknown 'color'; known: name, locator, status, source"),
         ({"columns": []}, "columns: expected one at least"),
         ({"columns": ["name", "name"]}, "columns: each can be named once, found name, name"),
-        ({"columns": ["name"], "form": "kolena"}, "kolena needs locator, of which activation_map is made, found name"),
-        ({"columns": ["name"], "form": "fiftyone"}, "fiftyone needs locator, of which map_path is made, found name"),
-        ({"form": "excel"}, "form: expected plain, kolena, fiftyone, found 'excel'"),
+        (
+            {"columns": ["name"], "export_format": "kolena"},
+            "kolena needs locator, of which activation_map is made, found name",
+        ),
+        (
+            {"columns": ["name"], "export_format": "fiftyone"},
+            "fiftyone needs locator, of which map_path is made, found name",
+        ),
+        ({"export_format": "excel"}, "export_format: expected plain, kolena, fiftyone, found 'excel'"),
         ({"presign_hours": 0}, "presign: expected 1 to 168 hours, found 0"),
         ({"presign_hours": float("nan")}, "presign: expected 1 to 168 hours, found nan"),
         ({"presign_hours": 169}, "presign: expected 1 to 168 hours, found 169"),
@@ -311,7 +317,7 @@ def test_kolena_reads_bitmap_masks(kolena: Any, manifest: Path, tmp_path: Path, 
     from kolena.annotation import BitmapMask
 
     file = tmp_path / f"a{suffix}"
-    assert export_manifest(manifest, file, failed=True, form="kolena") == len(NAMES) + 2
+    assert export_manifest(manifest, file, failed=True, export_format="kolena") == len(NAMES) + 2
     frame = _read_by_kolena(kolena, file)
     assert list(frame.columns) == ["name", "activation_map", *COLUMNS[2:]]
     masks = dict(zip(frame["name"], frame["activation_map"], strict=True))
@@ -334,7 +340,7 @@ def test_a_table_for_kolena_is_as_its_own(kolena: Any, tmp_path: Path, suffix: s
         opened.begin("s3://b")
         opened.write([replace(receipt_for(make_map(name)), locator=locator) for name, locator in locators.items()], "s")
     ours, theirs = tmp_path / f"ours{suffix}", tmp_path / f"theirs{suffix}"
-    export_manifest(tmp_path / "m.sqlite", ours, form="kolena", columns=["name", "locator", "width", "stage"])
+    export_manifest(tmp_path / "m.sqlite", ours, export_format="kolena", columns=["name", "locator", "width", "stage"])
     names = sorted(locators)
     masks = [BitmapMask(locators[name]) for name in names]
     frame = pd.DataFrame({"name": names, "activation_map": masks, "width": [4] * 3, "stage": [None] * 3})
@@ -359,7 +365,7 @@ def test_locators_that_kolena_cannot_read_are_refused_before_anything_is_written
     file = tmp_path / f"a{suffix}"
     file.write_text("an older table")
     with pytest.raises(ManifestError) as refusal:
-        export_manifest(tmp_path / "m.sqlite", file, form="kolena")
+        export_manifest(tmp_path / "m.sqlite", file, export_format="kolena")
     assert str(refusal.value) == (
         f"the manifest {tmp_path / 'm.sqlite'} cannot be exported for Kolena: Kolena reads s3://, gs:// and https:// "
         f"locators with a bucket and a key; found {(tmp_path / 'out' / 'a.png').as_uri()}"
@@ -372,7 +378,7 @@ def test_readers_are_led_to_no_overlay_that_was_found_broken(manifest: Path, tmp
     with Manifest(manifest) as opened:
         opened.mark_broken([("s3://bucket/plain.png", "plain", "truncated")])
     for form, made in (("plain", None), ("kolena", "activation_map"), ("fiftyone", "map_path")):
-        options: dict[str, Any] = {"form": form, "failed": True, "presign_hours": 1}
+        options: dict[str, Any] = {"export_format": form, "failed": True, "presign_hours": 1}
         export_manifest(manifest, tmp_path / "a.jsonl", **options)
         rows = {row["name"]: row for row in _read_any(tmp_path / "a.jsonl")}
         assert rows["plain"]["url"] is None
@@ -390,7 +396,10 @@ def test_fiftyone_finds_a_path_of_gray_pixels_and_their_range(tmp_path: Path, su
     settings = am.Settings(workers=0, png="gray", range="-2,2")
     manifest, file = tmp_path / "m.sqlite", tmp_path / f"a{suffix}"
     am.run([*maps.items(), ("zz", bad)], tmp_path / "out", settings=settings, manifest=manifest)
-    assert export_manifest(manifest, file, form="fiftyone", columns=["name", "locator", "range_low"], failed=True) == 3
+    assert (
+        export_manifest(manifest, file, export_format="fiftyone", columns=["name", "locator", "range_low"], failed=True)
+        == 3
+    )
     rows = _read_any(file)
     assert [tuple(row) for row in rows] == [("name", "map_path", "range", "range_low")] * 3
     assert list(rows[2].values()) == ["zz", *([""] * 3 if suffix == ".csv" else [None] * 3)]
@@ -409,14 +418,14 @@ def test_what_its_reader_could_not_use_is_refused(tmp_path: Path) -> None:
     maps = {"a": np.zeros((2, 2)), "b": np.ones((2, 2))}
     am.run(maps.items(), tmp_path / "out", settings=am.Settings(workers=0), manifest=manifest)
     with pytest.raises(ManifestError, match=r"for FiftyOne, .*: 2 of its overlays are colored; .* run --png gray"):
-        export_manifest(manifest, file, form="fiftyone")
+        export_manifest(manifest, file, export_format="fiftyone")
     with pytest.raises(SettingsError, match=r"only what lies in S3 has such URLs; these overlays lie in file:"):
         export_manifest(manifest, file, presign_hours=1)
     assert not file.exists()
 
 
 def test_fiftyone_is_told_locators_in_s3_as_they_are(manifest: Path, tmp_path: Path) -> None:
-    export_manifest(manifest, tmp_path / "a.jsonl", form="fiftyone", columns=["name", "locator"])
+    export_manifest(manifest, tmp_path / "a.jsonl", export_format="fiftyone", columns=["name", "locator"])
     rows = _read_any(tmp_path / "a.jsonl")
     assert [row["map_path"] for row in rows] == [f"s3://bucket/{name}.png" for name in sorted(NAMES)]
 
@@ -491,7 +500,7 @@ def test_a_presigned_url_is_for_one_object_and_for_a_while(
 @pytest.mark.usefixtures("s3")
 def test_for_other_readers_the_url_comes_last_too(uploaded: Path, tmp_path: Path, kolena: Any) -> None:
     for form, expected in (("kolena", ["activation_map"]), ("fiftyone", ["map_path", "range"])):
-        export_manifest(uploaded, tmp_path / "a.parquet", columns=["locator"], form=form, presign_hours=1)  # type: ignore[arg-type]
+        export_manifest(uploaded, tmp_path / "a.parquet", columns=["locator"], export_format=form, presign_hours=1)  # type: ignore[arg-type]
         frame = kolena.dataframe_from_parquet(tmp_path / "a.parquet")
         assert list(frame.columns) == [*expected, "url"]
         assert all(_get(url).startswith(b"\x89PNG") for url in frame["url"][:2])
