@@ -73,7 +73,7 @@ def export_columns(names: Sequence[str] | None, export_format: ExportFormat) -> 
         export_format: who reads.
 
     Raises:
-        SettingsError: there is an unknown column or format, a column named twice, or a column missing that the format needs.
+        SettingsError: an unknown column or format, a column named twice, or a column missing that the format needs.
     """
     if export_format not in get_args(ExportFormat):
         raise SettingsError(f"export_format: expected {', '.join(get_args(ExportFormat))}, found {export_format!r}")
@@ -86,7 +86,9 @@ def export_columns(names: Sequence[str] | None, export_format: ExportFormat) -> 
         raise SettingsError(f"columns: each can be named once, found {', '.join(names)}")
     if export_format != "plain" and "locator" not in names:
         made = _OVERLAYS[export_format][0].name
-        raise SettingsError(f"columns: {form} needs locator, of which {made} is made, found {', '.join(names)}")
+        raise SettingsError(
+            f"columns: {export_format} needs locator, of which {made} is made, found {', '.join(names)}"
+        )
     columns: list[Column] = []
     for name in names:
         if name == "locator" and export_format != "plain":

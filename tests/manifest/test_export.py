@@ -268,11 +268,11 @@ def test_a_table_has_the_columns_that_are_asked_for_in_their_order(manifest: Pat
         ({"columns": ["name", "name"]}, "columns: each can be named once, found name, name"),
         (
             {"columns": ["name"], "export_format": "kolena"},
-            "kolena needs locator, of which activation_map is made, found name",
+            "of which activation_map is made, found name",
         ),
         (
             {"columns": ["name"], "export_format": "fiftyone"},
-            "fiftyone needs locator, of which map_path is made, found name",
+            "of which map_path is made, found name",
         ),
         ({"export_format": "excel"}, "export_format: expected plain, kolena, fiftyone, found 'excel'"),
         ({"presign_hours": 0}, "presign: expected 1 to 168 hours, found 0"),

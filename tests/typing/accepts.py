@@ -138,7 +138,9 @@ def whole_sources(path: Path) -> None:
     for outcome in am.stream(named(), "memory://", settings=settings, ordered=True):
         assert_type(outcome, am.Receipt | am.Failure)
     assert_type(am.dry_run("maps/", "s3://bucket/prefix", manifest="m.sqlite").planned, int)
-    assert_type(am.export_manifest("m.sqlite", path / "t.csv", columns=["name"], form="kolena", presign_hours=1), int)
+    assert_type(
+        am.export_manifest("m.sqlite", path / "t.csv", columns=["name"], export_format="kolena", presign_hours=1), int
+    )
     verification = am.verify_locators("m.sqlite", settings=settings, deep=True)
     assert_type(verification, am.Verification)
     assert_type(verification.is_clean, bool)

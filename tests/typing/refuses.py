@@ -88,7 +88,7 @@ def whole_sources() -> None:
     am.run([np.zeros((2, 2))], "out")  # type: ignore[arg-type]
     am.arun("maps/", "out")  # type: ignore[unused-coroutine]
     am.verify_locators("m.sqlite", depth=True)  # type: ignore[call-arg]
-    am.export_manifest("m.sqlite", "t.csv", form="excel")  # type: ignore[arg-type]
+    am.export_manifest("m.sqlite", "t.csv", export_format="excel")  # type: ignore[arg-type]
 
 
 # Stores -----------------------------------------------------------------------------------------------------------
