@@ -1,4 +1,7 @@
-"""A real S3 server for the whole session, and a fresh bucket for each test that asks for one."""
+"""Fixtures for every test, and the choice of files for ``pytest -m fast``.
+
+What a fast test does not need is imported where it is used.
+"""
 
 from __future__ import annotations
 
@@ -6,28 +9,43 @@ import asyncio
 import itertools
 import os
 import tempfile
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import botocore.session
 import pytest
 
-from async_maps.concurrency.loop import run_blocking
-from async_maps.demo import seaweed
-from tests.support.leftovers import leaves_nothing
+from tests.support.leftovers import leaves_nothing, pipe_of_libuv
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["leaves_nothing"]
+    from async_maps.demo.seaweed import S3Server
+
+__all__ = ["leaves_nothing", "pipe_of_libuv"]
 
 _numbers = itertools.count(1)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """A slow test in a file of fast ones is not fast."""
+    if config.option.markexpr == "fast":
+        config.option.markexpr = _ONLY_FAST
+
+
+_ONLY_FAST = "fast and not slow"
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With ``-m fast``, files without fast tests are not even imported."""
+    if config.option.markexpr != _ONLY_FAST or not collection_path.name.startswith("test_"):
+        return None
+    return "pytest.mark.fast" not in collection_path.read_text(encoding="utf-8") or None
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_temporary_folder() -> Iterator[None]:
-    """Temporary files of this session, apart from those of whatever else runs on the machine."""
+    """Temporary files of this session, apart from those of other programs on the machine."""
     before = tempfile.tempdir
     with tempfile.TemporaryDirectory(prefix="tests-") as folder, pytest.MonkeyPatch.context() as patch:
         # For tests that go on as another user, too.
@@ -38,37 +56,39 @@ def own_temporary_folder() -> Iterator[None]:
     tempfile.tempdir = before
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="session")
 def service_descriptions_read_once() -> Iterator[None]:
     """botocore reads the description of S3 anew for each session: a tenth of a second, hundreds of times."""
+    import botocore.session
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(botocore.session, "create_loader", cache(botocore.session.create_loader))
         yield
 
 
-@pytest.fixture(scope="session", autouse=True)
-def pipe_of_libuv() -> None:
-    """Make the first uvloop: libuv opens a pipe for signals then, and keeps it until the process ends."""
-    run_blocking(partial(asyncio.sleep, 0))
-
-
 @pytest.fixture(scope="session")
-def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[seaweed.S3Server]:
+def s3_server(tmp_path_factory: pytest.TempPathFactory, service_descriptions_read_once: None) -> Iterator[S3Server]:
     """SeaweedFS on loopback."""
+    from async_maps.demo import seaweed
+
     with seaweed.serve(tmp_path_factory.mktemp("seaweed")) as server:
         yield server
 
 
 @pytest.fixture
-def s3(s3_server: seaweed.S3Server) -> Iterator[seaweed.S3Server]:
+def s3(s3_server: S3Server) -> Iterator[S3Server]:
     """The server, with the AWS environment of this process pointing at it."""
+    from async_maps.demo import seaweed
+
     with seaweed.in_environment(s3_server):
         yield s3_server
 
 
 @pytest.fixture
-def bucket(s3: seaweed.S3Server) -> str:
+def bucket(s3: S3Server) -> str:
     """A fresh bucket on the server."""
+    from async_maps.demo import seaweed
+
     name = f"bucket-{next(_numbers)}"
     asyncio.run(seaweed.create_bucket(s3, name))
     return name

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import re
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,109 +14,16 @@ import pytest
 
 import async_maps as am
 from async_maps.cli import run as run_command
-from async_maps.demo import seaweed
 from async_maps.manifest.manifest import Manifest
 from async_maps.render.ranges import ValueRange
-from async_maps.stores.s3 import S3Store
-from tests.support.commands import done_rows, invoke, start
+from tests.support.commands import invoke
 from tests.support.leftovers import leaves_nothing
-from tests.support.maps import decode, random_map
-from tests.support.s3 import keys, objects
+from tests.support.maps import random_map
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 pytestmark = pytest.mark.usefixtures(leaves_nothing.__name__)
-
-AWKWARD = ["a b", "#1", "100%", "1+1", "what?", "é", "日本", "😀", "a&b=c", "it's (1)!", "~x", "semi;colon"]
-DTYPES = [np.float16, np.float32, np.float64, np.uint8]
-
-
-@pytest.fixture(autouse=True)
-def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
-def mixed_maps(folder: Path, count: int, *, seed: int = 0) -> dict[str, Path]:
-    """Maps of many sizes and dtypes in nested folders under awkward names: name to file."""
-    rng = np.random.default_rng(seed)
-    made = {}
-    for i in range(count):
-        name = f"{AWKWARD[i % 3]}/{AWKWARD[i % 7]}/{AWKWARD[i % len(AWKWARD)]} {i}"
-        side = int(7 * (1024 / 7) ** rng.random() ** 3)
-        values = rng.random((side, max(7, side // 2)))
-        dtype = DTYPES[i % 4]
-        path = folder / f"{name}.npy"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.save(path, (values * 255).astype(dtype) if dtype is np.uint8 else values.astype(dtype))
-        made[name] = path
-    return made
-
-
-@pytest.mark.parametrize("count", [150, pytest.param(2000, marks=[pytest.mark.slow, pytest.mark.timeout(600)])])
-def test_a_folder_of_anything_becomes_exactly_its_overlays_and_a_second_run_does_nothing(
-    count: int, bucket: str, maps: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    puts = 0
-    original = S3Store.put
-
-    async def counted(self: S3Store, key: str, data: bytes) -> str | None:
-        nonlocal puts
-        puts += 1
-        return await original(self, key, data)
-
-    monkeypatch.setattr(S3Store, "put", counted)
-    made = mixed_maps(maps, count)
-    command = ("run", maps, f"s3://{bucket}/pre fix", "--progress", "none")
-
-    assert invoke(*command) == 0
-    assert puts == count
-    stored = asyncio.run(objects(bucket))
-    assert set(stored) == {f"pre fix/{name}.png" for name in made}
-    for name, path in made.items():
-        expected = am.colorize_activation_map(np.load(path))
-        assert np.array_equal(decode(stored[f"pre fix/{name}.png"][0]), expected), name
-    with Manifest("async-maps.sqlite", read_only=True) as manifest:
-        assert {row[1] for row in manifest.rows()} == {f"s3://{bucket}/pre fix/{name}.png" for name in made}
-
-    assert invoke(*command) == 0
-    assert puts == count
-    assert asyncio.run(objects(bucket)) == stored
-
-    touched = list(made.values())[:10]
-    for path in touched:
-        os.utime(path)
-    assert invoke(*command) == 0
-    assert puts == count + 10
-
-
-def test_bad_files_among_good_ones_are_named_and_the_rest_arrives(
-    maps: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for i in range(95):
-        np.save(maps / f"good{i}.npy", random_map(i))
-    (maps / "empty.npy").touch()
-    (maps / "text.npy").write_text("this is no array at all")
-    np.save(maps / "pickled.npy", np.array([{}, None]))
-    np.save(maps / "nan.npy", np.full((4, 5), np.nan))
-    np.save(maps / "volume.npy", np.zeros((3, 4, 5, 6)))
-    assert invoke("run", maps, "out", "--progress", "none", "--report", "report.json") == 1
-    out, err = capsys.readouterr()
-    assert "95 uploaded, 0 skipped, 5 failed" in out
-    reasons = {
-        "empty.npy": "read: expected an .npy file, found an empty one",
-        "text.npy": "read: expected an .npy file",
-        "pickled.npy": "pickled Python objects, which are never read",
-        "nan.npy": "every value must lie in [0, 1]; found NaN at index (0, 0)",
-        "volume.npy": "must have the shape (h, w) or (h, w, 1); found (3, 4, 5, 6)",
-    }
-    for file, reason in reasons.items():
-        (line,) = [line for line in err.splitlines() if f"{maps}/{file}" in line]
-        assert reason in line
-    report = json.loads(Path("report.json").read_text())
-    assert (report["uploaded"], report["failed"], report["exit_code"]) == (95, 5, 1)
-    assert {failure["name"] for failure in report["failures"]} == {file.removesuffix(".npy") for file in reasons}
-    assert len(list(Path("out").glob("*.png"))) == 95
 
 
 def wrong_uses() -> Iterator[Any]:
@@ -207,89 +110,6 @@ def test_a_wrong_use_is_one_clear_sentence_and_exit_2(
     assert os.environ["AWS_SECRET_ACCESS_KEY"] not in out + err
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-@pytest.mark.slow
-def test_a_signal_finishes_what_is_in_flight_and_the_next_run_does_the_rest(
-    number: signal.Signals, code: int, bucket: str, maps: Path
-) -> None:
-    for i in range(1200):
-        np.save(maps / f"{i:04}.npy", random_map(i, (64, 64)))
-    command = ("run", maps, f"s3://{bucket}/x", "--progress", "none", "--manifest", "m.sqlite", "--concurrency", 4,
-               "--chunk-maps", 16, "--queue-bytes", 65_536)  # fmt: skip  # so that little is in flight
-    running = start(*command)
-    while not done_rows("m.sqlite"):
-        assert running.poll() is None
-        time.sleep(0.02)
-    workers = worker_pids_of(running.pid)
-    # As the terminal does: to every process of the group.
-    os.killpg(running.pid, number)
-    out, err = running.communicate(timeout=60)
-    assert running.returncode == code, err
-    assert f"{number.name}: finishing what is in flight" in err
-    assert "run the same command again" in err
-    with Manifest("m.sqlite", read_only=True) as manifest:
-        locators = {str(row[1]) for row in manifest.rows()}
-        assert manifest.counts() == {"done": len(locators)}
-    assert 0 < len(locators) < 1200
-    assert {f"s3://{bucket}/{key}" for key in asyncio.run(keys(bucket))} == locators
-    assert f"{len(locators):,} uploaded" in out
-    assert not Path("m.sqlite-wal").exists()
-    assert workers
-    assert not any(alive(pid) for pid in workers)
-
-    assert invoke(*command) == 0
-    assert len(asyncio.run(keys(bucket))) == 1200
-
-
-@pytest.mark.slow
-def test_a_second_signal_ends_at_once(maps: Path) -> None:
-    for i in range(4000):
-        np.save(maps / f"{i:04}.npy", random_map(i, (32, 32)))
-    running = start("run", maps, "out", "--progress", "none", "--files.fsync")
-    while not done_rows("async-maps.sqlite"):
-        assert running.poll() is None
-        time.sleep(0.02)
-    os.kill(running.pid, signal.SIGINT)
-    os.kill(running.pid, signal.SIGTERM)
-    running.communicate(timeout=20)
-    assert running.returncode in {130, 143}
-    with Manifest("async-maps.sqlite", read_only=True) as manifest:
-        done = {str(row[0]) for row in manifest.rows()}
-    assert done <= {path.stem for path in Path("out").glob("*.png")}
-    assert not list(Path("out").glob(".async-maps-*"))
-
-
-@pytest.mark.slow
-def test_workers_end_when_their_parent_is_killed(maps: Path) -> None:
-    for i in range(3000):
-        np.save(maps / f"{i:04}.npy", random_map(i, (64, 64)))
-    running = start("run", maps, "out", "--progress", "none", "--workers", 2)
-    while not done_rows("async-maps.sqlite"):
-        assert running.poll() is None
-        time.sleep(0.02)
-    workers = worker_pids_of(running.pid)
-    assert len(workers) == 2
-    running.kill()
-    running.communicate()
-    deadline = time.monotonic() + 10
-    while any(alive(pid) for pid in workers):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    assert invoke("run", maps, "out", "--progress", "none") == 0
-    assert len(list(Path("out").glob("*.png"))) == 3000
-
-
-def worker_pids_of(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
 def test_flags_go_before_the_environment_and_that_before_the_file(
     maps: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -342,13 +162,6 @@ def test_redo_flags_do_what_they_say(maps: Path, capsys: pytest.CaptureFixture[s
     assert "3 uploaded, 0 skipped, 0 failed" in capsys.readouterr().out
 
 
-def test_too_many_failures_end_the_run_with_exit_1(maps: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for i in range(50):
-        np.save(maps / f"{i}.npy", np.full((3, 3), 7.0))
-    assert invoke("run", maps, "out", "--progress", "none", "--max-failures", 5) == 1
-    assert "more than max_failures = 5" in capsys.readouterr().err
-
-
 def test_export_writes_the_locators(maps: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for i in range(5):
         np.save(maps / f"{i}.npy", random_map(i))
@@ -361,24 +174,6 @@ def test_export_writes_the_locators(maps: Path, capsys: pytest.CaptureFixture[st
     assert rows[1].startswith(f"0,{Path('out').absolute().as_uri()}/0.png,done,")
     assert len(rows) == 6
     assert [json.loads(line)["status"] for line in Path("all.jsonl").read_text().splitlines()].count("failed") == 1
-
-
-def test_export_writes_the_columns_that_are_asked_for_as_a_reader_wants_them(bucket: str, maps: Path) -> None:
-    np.save(maps / "a.npy", random_map(1))
-    assert invoke("run", maps, f"s3://{bucket}/x", "--progress", "none", "--workers", 0, "--png", "gray") == 0
-    for form, heading, row in (
-        ("plain", "name,locator,url", f"a,s3://{bucket}/x/a.png,"),
-        ("kolena", "name,activation_map,url", f'a,"{{""locator"": ""s3://{bucket}/x/a.png"", '),
-        ("fiftyone", "name,map_path,range,url", f'a,s3://{bucket}/x/a.png,"[0, 255]",'),
-    ):
-        flags = ("--columns", "name, locator", "--as", form, "--presign", 1.5)
-        assert invoke("export", "async-maps.sqlite", "a.csv", *flags) == 0
-        first, second = Path("a.csv").read_text().splitlines()
-        assert first == heading
-        assert second.startswith(row)
-        assert f"{os.environ['AWS_ENDPOINT_URL']}/{bucket}/x/a.png?X-Amz-Algorithm=AWS4-HMAC-SHA256" in second
-        assert "&X-Amz-Expires=5400&" in second
-        assert os.environ["AWS_SECRET_ACCESS_KEY"] not in second
 
 
 @pytest.mark.parametrize("kind", ["log", "json", "bar", "auto"])
@@ -418,18 +213,6 @@ def test_what_failed_before_it_had_a_name_is_retried_too(maps: Path, capsys: pyt
         assert manifest.counts() == {"done": 3}
 
 
-def test_a_manifest_of_one_server_is_refused_for_another(
-    bucket: str, maps: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    np.save(maps / "a.npy", random_map(1))
-    command = ("run", maps, f"s3://{bucket}/x", "--progress", "none", "--workers", 0)
-    assert invoke(*command) == 0
-    with seaweed.serve(tmp_path / "other") as other, seaweed.in_environment(other):
-        asyncio.run(seaweed.create_bucket(other, bucket))
-        assert invoke(*command) == 2
-        assert f"this run goes to s3://{bucket}/x at {other.endpoint_url}" in capsys.readouterr().err
-
-
 def test_a_variable_of_the_environment_cannot_overwrite(maps: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.save(maps / "a.npy", random_map(1))
     assert invoke("run", maps, "out", "--progress", "none", "--workers", 0) == 0
@@ -460,16 +243,3 @@ def test_help_teaches(command: list[str], capsys: pytest.CaptureFixture[str]) ->
         assert "treat it as a password" in " ".join(text.replace("│", " ").split())
     if not command:
         assert "Exit codes: 0 all is well, 1 something failed or differs, 2 wrong use" in text
-
-
-def test_help_loads_nothing_heavy() -> None:
-    code = (
-        "import sys\n"
-        "from async_maps.cli.app import main\n"
-        "try: main(['--help'])\n"
-        "except SystemExit: pass\n"
-        "heavy = {'numba', 'aioboto3', 'botocore', 'PIL', 'pyarrow', 'async_maps.pipeline'} & set(sys.modules)\n"
-        "assert not heavy, heavy\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr

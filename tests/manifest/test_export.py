@@ -1,71 +1,28 @@
 from __future__ import annotations
 
-import asyncio
-import csv
 import json
 import os
 import sys
-import urllib.error
-import urllib.request
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qs, urlsplit
 
-import botocore.auth
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 import async_maps as am
-from async_maps.demo import seaweed
-from async_maps.errors import ManifestError, MissingExtraError, SettingsError, StoreError
+from async_maps.errors import ManifestError, MissingExtraError, SettingsError
 from async_maps.manifest import export
 from async_maps.manifest.export import export_manifest
 from async_maps.manifest.manifest import Manifest
-from async_maps.manifest.schema import BOOLEANS, COLUMNS, FLOATS, INTEGERS
-from async_maps.outcomes import Failure, MapStatistics
-from tests.support.leftovers import leaves_nothing
-from tests.support.manifests import COUNTED, make_map, receipt_for
+from async_maps.manifest.schema import COLUMNS
+from async_maps.outcomes import Failure
+from tests.support.exports import EXPORTED_NAMES, SUFFIXES, read_any, read_exported
+from tests.support.manifests import make_map, receipt_for
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
-
-    from async_maps.demo.seaweed import S3Server
-
-SUFFIXES = (".csv", ".parquet", ".jsonl")
-NAMES = (
-    *("plain", "with, comma", 'with "quotes"', "with 'quotes'", "semi;colon", " blanks ", "back\\slash", "=1+1"),
-    *("é/ü", "cafe\N{COMBINING ACUTE ACCENT}", "日本語", "🧠🔥", "\u2028", "%41 + ?#&"),
-)  # fmt: skip
-UNCOUNTED = MapStatistics(None, None, None, None, None, None, None, None, None, 12, False)
-
-
-@pytest.fixture
-def manifest(tmp_path: Path) -> Path:
-    folder = tmp_path / "run"
-    folder.mkdir()
-    path = folder / "manifest.sqlite"
-    done = [
-        replace(
-            receipt_for(make_map(name)),
-            locator=f"s3://bucket/{name}.png",
-            size=2**40 + n,
-            etag="etag" if n else None,
-            statistics=UNCOUNTED if n else COUNTED,
-        )
-        for n, name in enumerate(NAMES)
-    ]
-    failed = [
-        Failure("broken", "/maps/broken.npy", None, "read", 'two\nlines\r\nand "quotes", é 🧠'),
-        Failure(r"caf\udce9", r"/maps/caf\udce9.npy", "1-1", "source", "is not UTF-8"),
-    ]
-    with Manifest(path) as opened:
-        opened.begin("s3://bucket")
-        opened.write([*done, *failed], "settings")
-    return path
 
 
 def _expected(manifest: Path, *, failed: bool) -> list[dict[str, Any]]:
@@ -73,42 +30,21 @@ def _expected(manifest: Path, *, failed: bool) -> list[dict[str, Any]]:
         return [dict(zip(COLUMNS, row, strict=True)) for row in opened.rows(failed=failed)]
 
 
-def _read(file: Path) -> list[dict[str, Any]]:
-    """The rows as another program reads them."""
-    if file.suffix.lower() == ".parquet":
-        rows: list[dict[str, Any]] = pq.read_table(file).to_pylist()
-        return rows
-    if file.suffix.lower() == ".jsonl":
-        return [json.loads(line) for line in file.read_bytes().split(b"\n") if line]
-    with file.open(newline="", encoding="utf-8") as opened:
-        reader = csv.DictReader(opened)
-        assert tuple(reader.fieldnames or ()) == COLUMNS
-        of_text: dict[str, Callable[[str], object]] = {
-            **dict.fromkeys(INTEGERS, int),
-            **dict.fromkeys(FLOATS, float),
-            **dict.fromkeys(BOOLEANS, {"True": True, "False": False}.__getitem__),
-        }
-        return [
-            {column: None if text == "" else of_text.get(column, str)(text) for column, text in row.items()}
-            for row in reader
-        ]
-
-
 @pytest.mark.parametrize("suffix", [*SUFFIXES, ".CSV", ".Parquet"])
 @pytest.mark.parametrize("failed", [False, True])
 def test_a_table_holds_every_row_as_it_is(manifest: Path, tmp_path: Path, suffix: str, failed: bool) -> None:
     file = tmp_path / f"locators{suffix}"
     expected = _expected(manifest, failed=failed)
-    assert export_manifest(manifest, file, failed=failed) == len(expected) == len(NAMES) + 2 * failed
-    assert _read(file) == expected
-    assert {row["name"] for row in expected} >= set(NAMES)
+    assert export_manifest(manifest, file, failed=failed) == len(expected) == len(EXPORTED_NAMES) + 2 * failed
+    assert read_exported(file) == expected
+    assert {row["name"] for row in expected} >= set(EXPORTED_NAMES)
     assert ("broken" in {row["name"] for row in expected}) == failed
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_paths_may_be_strings(manifest: Path, tmp_path: Path, suffix: str) -> None:
-    assert export_manifest(str(manifest), str(tmp_path / f"a{suffix}")) == len(NAMES)
-    assert len(_read(tmp_path / f"a{suffix}")) == len(NAMES)
+    assert export_manifest(str(manifest), str(tmp_path / f"a{suffix}")) == len(EXPORTED_NAMES)
+    assert len(read_exported(tmp_path / f"a{suffix}")) == len(EXPORTED_NAMES)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -117,7 +53,7 @@ def test_a_manifest_without_rows_is_a_table_without_rows(tmp_path: Path, suffix:
         pass
     file = tmp_path / f"a{suffix}"
     assert export_manifest(tmp_path / "m.sqlite", file) == 0
-    assert _read(file) == []
+    assert read_exported(file) == []
     if suffix == ".parquet":
         assert tuple(pq.read_schema(file).names) == COLUMNS
 
@@ -138,14 +74,14 @@ def test_columns_have_the_same_types_whatever_the_rows_hold(manifest: Path, tmp_
     }
 
 
-@pytest.mark.parametrize("batch", [1, 3, len(NAMES) - 1, len(NAMES)])
+@pytest.mark.parametrize("batch", [1, 3, len(EXPORTED_NAMES) - 1, len(EXPORTED_NAMES)])
 def test_rows_beyond_a_batch_are_there_too(
     manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: int
 ) -> None:
     monkeypatch.setattr(export, "_BATCH", batch)
     file = tmp_path / "a.parquet"
-    assert export_manifest(manifest, file) == len(NAMES)
-    assert _read(file) == _expected(manifest, failed=False)
+    assert export_manifest(manifest, file) == len(EXPORTED_NAMES)
+    assert read_exported(file) == _expected(manifest, failed=False)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -157,7 +93,7 @@ def test_an_older_table_is_replaced_in_one_step_and_nothing_else_stays(
     with file.open() as reader:
         export_manifest(manifest, file)
         assert reader.read() == "an older table"
-    assert len(_read(file)) == len(NAMES)
+    assert len(read_exported(file)) == len(EXPORTED_NAMES)
     assert sorted(path.name for path in tmp_path.iterdir()) == [file.name, "run"]
     assert [path.name for path in manifest.parent.iterdir()] == [manifest.name]
 
@@ -206,7 +142,7 @@ def test_without_pyarrow_the_extra_is_named(manifest: Path, tmp_path: Path, monk
         == "writing Parquet needs the extra 'parquet': pip install '.[parquet]' where this package was cloned"
     )
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
-    assert export_manifest(manifest, tmp_path / "a.csv") == len(NAMES)
+    assert export_manifest(manifest, tmp_path / "a.csv") == len(EXPORTED_NAMES)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -234,7 +170,7 @@ def test_what_a_run_has_written_is_exported_with_what_was_counted(tmp_path: Path
     manifest, file = tmp_path / "m.sqlite", tmp_path / f"table{suffix}"
     am.run(maps, tmp_path / "out", settings=am.Settings(workers=0), manifest=manifest)
     assert am.export_manifest(manifest, file, failed=True) == 3
-    a, b, c = _read(file)
+    a, b, c = read_exported(file)
     assert [float(a[column]) for column in ("minimum", "maximum", "mean", "range_low", "range_high")] == [
         0,
         1,
@@ -254,10 +190,12 @@ def test_what_a_run_has_written_is_exported_with_what_was_counted(tmp_path: Path
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_a_table_has_the_columns_that_are_asked_for_in_their_order(manifest: Path, tmp_path: Path, suffix: str) -> None:
     file = tmp_path / f"a{suffix}"
-    assert export_manifest(manifest, file, columns=("status", "locator", "name")) == len(NAMES)
-    rows = _read_any(file)
+    assert export_manifest(manifest, file, columns=("status", "locator", "name")) == len(EXPORTED_NAMES)
+    rows = read_any(file)
     assert {tuple(row) for row in rows} == {("status", "locator", "name")}
-    assert rows == [{"status": "done", "locator": f"s3://bucket/{name}.png", "name": name} for name in sorted(NAMES)]
+    assert rows == [
+        {"status": "done", "locator": f"s3://bucket/{name}.png", "name": name} for name in sorted(EXPORTED_NAMES)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -266,14 +204,8 @@ def test_a_table_has_the_columns_that_are_asked_for_in_their_order(manifest: Pat
         ({"columns": ["name", "color"]}, "columns: unknown 'color'; known: name, locator, status, source"),
         ({"columns": []}, "columns: expected one at least"),
         ({"columns": ["name", "name"]}, "columns: each can be named once, found name, name"),
-        (
-            {"columns": ["name"], "export_format": "kolena"},
-            "of which activation_map is made, found name",
-        ),
-        (
-            {"columns": ["name"], "export_format": "fiftyone"},
-            "of which map_path is made, found name",
-        ),
+        ({"columns": ["name"], "export_format": "kolena"}, "of which activation_map is made, found name"),
+        ({"columns": ["name"], "export_format": "fiftyone"}, "of which map_path is made, found name"),
         ({"export_format": "excel"}, "export_format: expected plain, kolena, fiftyone, found 'excel'"),
         ({"presign_hours": 0}, "presign: expected 1 to 168 hours, found 0"),
         ({"presign_hours": float("nan")}, "presign: expected 1 to 168 hours, found nan"),
@@ -289,21 +221,7 @@ def test_what_makes_no_table_is_one_sentence(
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-def _read_any(file: Path) -> list[dict[str, Any]]:
-    """The rows of a table with any columns; in CSV, all of them are text."""
-    if file.suffix != ".csv":
-        return _read(file)
-    with file.open(newline="", encoding="utf-8") as opened:
-        return list(csv.DictReader(opened))
-
-
 # For Kolena
-
-
-@pytest.fixture(scope="module")
-def kolena() -> Any:
-    """Its own reader of tables."""
-    return pytest.importorskip("kolena.io")
 
 
 def _read_by_kolena(kolena: Any, file: Path) -> Any:
@@ -317,16 +235,16 @@ def test_kolena_reads_bitmap_masks(kolena: Any, manifest: Path, tmp_path: Path, 
     from kolena.annotation import BitmapMask
 
     file = tmp_path / f"a{suffix}"
-    assert export_manifest(manifest, file, failed=True, export_format="kolena") == len(NAMES) + 2
+    assert export_manifest(manifest, file, failed=True, export_format="kolena") == len(EXPORTED_NAMES) + 2
     frame = _read_by_kolena(kolena, file)
     assert list(frame.columns) == ["name", "activation_map", *COLUMNS[2:]]
     masks = dict(zip(frame["name"], frame["activation_map"], strict=True))
     assert masks.pop("broken") is None
     assert masks.pop(r"caf\udce9" if suffix != ".parquet" else r"caf\\udce9") is None
     # Its reader of Parquet takes quotes away, and leaves what was escaped between them.
-    escaped = {name for name in NAMES if suffix == ".parquet" and set(name) & {'"', "\\"}}
-    assert len(masks) == len(NAMES)
-    for name in set(NAMES) - escaped:
+    escaped = {name for name in EXPORTED_NAMES if suffix == ".parquet" and set(name) & {'"', "\\"}}
+    assert len(masks) == len(EXPORTED_NAMES)
+    for name in set(EXPORTED_NAMES) - escaped:
         assert masks[name] == BitmapMask(f"s3://bucket/{name}.png")
 
 
@@ -373,19 +291,6 @@ def test_locators_that_kolena_cannot_read_are_refused_before_anything_is_written
     assert file.read_text() == "an older table"
 
 
-@pytest.mark.usefixtures("s3")
-def test_readers_are_led_to_no_overlay_that_was_found_broken(manifest: Path, tmp_path: Path) -> None:
-    with Manifest(manifest) as opened:
-        opened.mark_broken([("s3://bucket/plain.png", "plain", "truncated")])
-    for form, made in (("plain", None), ("kolena", "activation_map"), ("fiftyone", "map_path")):
-        options: dict[str, Any] = {"export_format": form, "failed": True, "presign_hours": 1}
-        export_manifest(manifest, tmp_path / "a.jsonl", **options)
-        rows = {row["name"]: row for row in _read_any(tmp_path / "a.jsonl")}
-        assert rows["plain"]["url"] is None
-        assert rows["=1+1"]["url"]
-        assert rows["plain"]["locator"] == "s3://bucket/plain.png" if made is None else rows["plain"][made] is None
-
-
 # For FiftyOne
 
 
@@ -400,7 +305,7 @@ def test_fiftyone_finds_a_path_of_gray_pixels_and_their_range(tmp_path: Path, su
         export_manifest(manifest, file, export_format="fiftyone", columns=["name", "locator", "range_low"], failed=True)
         == 3
     )
-    rows = _read_any(file)
+    rows = read_any(file)
     assert [tuple(row) for row in rows] == [("name", "map_path", "range", "range_low")] * 3
     assert list(rows[2].values()) == ["zz", *([""] * 3 if suffix == ".csv" else [None] * 3)]
     for row in rows[:2]:
@@ -426,139 +331,5 @@ def test_what_its_reader_could_not_use_is_refused(tmp_path: Path) -> None:
 
 def test_fiftyone_is_told_locators_in_s3_as_they_are(manifest: Path, tmp_path: Path) -> None:
     export_manifest(manifest, tmp_path / "a.jsonl", export_format="fiftyone", columns=["name", "locator"])
-    rows = _read_any(tmp_path / "a.jsonl")
-    assert [row["map_path"] for row in rows] == [f"s3://bucket/{name}.png" for name in sorted(NAMES)]
-
-
-# URLs
-
-
-def _get(url: str) -> bytes:
-    with urllib.request.urlopen(url, timeout=10) as answer:  # noqa: S310  # a loopback server's
-        body: bytes = answer.read()
-    return body
-
-
-def _refused(url: str) -> int:
-    with pytest.raises(urllib.error.HTTPError) as refusal:
-        _get(url)
-    refusal.value.close()
-    return refusal.value.code
-
-
-_KEYS = ("plain", "a b", "é/日本", "plus+and&=", "100%41", "why?#", "~tilde'(1)")
-
-
-@pytest.fixture(scope="module")
-def uploaded(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The manifest of a run into a real server, with one map that failed; the same maps are in a folder beside it."""
-    folder = tmp_path_factory.mktemp("uploaded")
-    maps = [*((name, np.full((3, 3), n / 10)) for n, name in enumerate(_KEYS)), ("bad", np.full((3, 3), np.nan))]
-    settings = am.Settings(workers=0, png="gray")
-    with seaweed.in_environment(s3_server):
-        asyncio.run(seaweed.create_bucket(s3_server, "uploaded"))
-        am.run(maps, "s3://uploaded/p", settings=settings, manifest=folder / "m.sqlite")
-    am.run(maps, folder / "local", settings=settings, manifest=folder / "local.sqlite")
-    return folder / "m.sqlite"
-
-
-@pytest.mark.usefixtures(leaves_nothing.__name__)
-@pytest.mark.parametrize("suffix", SUFFIXES)
-def test_a_presigned_url_is_the_object_without_credentials(
-    uploaded: Path, s3: S3Server, tmp_path: Path, suffix: str
-) -> None:
-    file = tmp_path / f"a{suffix}"
-    columns = ["name", "locator"]
-    assert export_manifest(uploaded, file, columns=columns, presign_hours=168, failed=True) == len(_KEYS) + 1
-    rows = {row["name"]: row for row in _read_any(file)}
-    assert not rows.pop("bad")["url"]
-    assert set(rows) == set(_KEYS)
-    for name, row in rows.items():
-        assert tuple(row) == ("name", "locator", "url")
-        assert _get(row["url"]) == (uploaded.parent / "local" / f"{name}.png").read_bytes()
-        assert parse_qs(urlsplit(row["url"]).query)["X-Amz-Expires"] == [str(7 * 24 * 3600)]
-    assert s3.secret_key.encode() not in file.read_bytes()
-
-
-@pytest.mark.usefixtures("s3")
-def test_a_presigned_url_is_for_one_object_and_for_a_while(
-    uploaded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = tmp_path / "a.jsonl"
-    export_manifest(uploaded, file, presign_hours=1)
-    urls = {row["name"]: urlsplit(row["url"]) for row in _read_any(file)}
-    assert _refused(urls["plain"]._replace(query="").geturl()) == 403
-    assert _refused(urls["plain"]._replace(path=urls["a b"].path).geturl()) == 403
-    now = datetime.now(UTC)
-    for hours, is_over in ((2, False), (1, True)):
-        monkeypatch.setattr(botocore.auth, "get_current_datetime", lambda: now - timedelta(hours=1, minutes=5))
-        export_manifest(uploaded, file, presign_hours=hours)
-        (url,) = (row["url"] for row in _read_any(file) if row["name"] == "plain")
-        assert (_refused(url) == 403) if is_over else _get(url).startswith(b"\x89PNG")
-
-
-@pytest.mark.usefixtures("s3")
-def test_for_other_readers_the_url_comes_last_too(uploaded: Path, tmp_path: Path, kolena: Any) -> None:
-    for form, expected in (("kolena", ["activation_map"]), ("fiftyone", ["map_path", "range"])):
-        export_manifest(uploaded, tmp_path / "a.parquet", columns=["locator"], export_format=form, presign_hours=1)  # type: ignore[arg-type]
-        frame = kolena.dataframe_from_parquet(tmp_path / "a.parquet")
-        assert list(frame.columns) == [*expected, "url"]
-        assert all(_get(url).startswith(b"\x89PNG") for url in frame["url"][:2])
-
-
-@pytest.mark.usefixtures("s3", leaves_nothing.__name__)
-def test_without_credentials_nothing_is_presigned(
-    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.delenv(name)
-    for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
-        monkeypatch.setenv(name, str(tmp_path / "none"))
-    with pytest.raises(StoreError, match=r"^cannot presign: no AWS credentials found: set AWS_PROFILE, or "):
-        export_manifest(manifest, tmp_path / "a.csv", presign_hours=1)
-    monkeypatch.setenv("AWS_PROFILE", "nobody")
-    with pytest.raises(SettingsError, match=r"the AWS configuration cannot be used: .*nobody"):
-        export_manifest(manifest, tmp_path / "a.csv", presign_hours=1)
-    assert [path.name for path in tmp_path.iterdir()] == ["run"]
-
-
-@pytest.mark.parametrize(
-    ("config", "place"),
-    [
-        ("", "bucket.s3.eu-south-1.amazonaws.com/plain.png"),
-        ("s3 =\n  addressing_style = path\n", "s3.eu-south-1.amazonaws.com/bucket/plain.png"),
-        ("s3 =\n  use_dualstack_endpoint = true\n", "bucket.s3.dualstack.eu-south-1.amazonaws.com/plain.png"),
-    ],
-)
-@pytest.mark.usefixtures("s3")
-def test_on_aws_a_url_leads_to_the_region(
-    config: str, place: str, manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "config").write_text(f"[default]\n{config}")
-    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-south-1")
-    monkeypatch.delenv("AWS_ENDPOINT_URL")
-    export_manifest(manifest, tmp_path / "a.jsonl", presign_hours=1)
-    (url,) = (row["url"] for row in _read_any(tmp_path / "a.jsonl") if row["name"] == "plain")
-    assert url.startswith(f"https://{place}?X-Amz-Algorithm=AWS4-HMAC-SHA256&")
-    assert "%2Feu-south-1%2Fs3%2Faws4_request" in url
-
-
-@pytest.mark.usefixtures("s3")
-def test_credentials_that_have_expired_are_one_sentence(
-    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("AWS_SESSION_TOKEN", "t")
-    monkeypatch.setenv("AWS_CREDENTIAL_EXPIRATION", "2020-01-02T03:04:05Z")
-    with pytest.raises(StoreError, match=r"^cannot presign .* they have expired; sign in again, or set new ones"):
-        export_manifest(manifest, tmp_path / "a.csv", presign_hours=1)
-
-
-def test_what_cannot_be_signed_is_named(s3: S3Server, tmp_path: Path) -> None:
-    with Manifest(tmp_path / "m.sqlite") as opened:
-        opened.begin("s3://b")
-        opened.write([replace(receipt_for(make_map("a")), locator="s3://no bucket/a.png")], "s")
-    with pytest.raises(StoreError, match=r"^cannot presign s3://no bucket/a.png: 'no bucket' is not") as refusal:
-        export_manifest(tmp_path / "m.sqlite", tmp_path / "a.csv", presign_hours=1)
-    assert s3.secret_key not in str(refusal.value)
-    assert [path.name for path in tmp_path.iterdir()] == ["m.sqlite"]
+    rows = read_any(tmp_path / "a.jsonl")
+    assert [row["map_path"] for row in rows] == [f"s3://bucket/{name}.png" for name in sorted(EXPORTED_NAMES)]

@@ -1,10 +1,5 @@
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,57 +19,10 @@ KERNELS = (
     "quantize_float32", "quantize_float64", "quantize_float16",
     "scale_float32", "scale_float64", "count", "describe", "sketch", "look_up", "replace", "filter_rows",
 )  # fmt: skip
-SOURCE = Path(kernels.__file__)
 
 needs_compiler = pytest.mark.skipif(
     not hasattr(kernels.count, "signatures"), reason="NUMBA_DISABLE_JIT is set: the kernels are plain Python"
 )
-
-# Run beside a copy of kernels.py. Says how each kernel came to be: hits and misses of its cache, or "none" without one.
-PROGRAM = """
-import sys
-import numpy as np
-import numba
-
-if "together" in sys.argv:
-    print("ready", flush=True)
-    sys.stdin.readline()
-import kernels
-
-keys = np.empty(2, np.int64)
-for dtype, bits, quantize in (("f4", "i4", kernels.quantize_float32), ("f8", "i8", kernels.quantize_float64)):
-    values = np.linspace(0, 1, 10_007, dtype=dtype)
-    plane = np.empty(values.size, np.uint8)
-    total = quantize(values, values.view(bits), plane, keys)
-    assert (plane == np.rint(values * 255).astype(np.uint8)).all()
-    assert abs(total - values.sum(dtype="f8")) < 1e-6
-    assert (keys == values[[0, -1]].view(bits)).all()
-bits = np.arange(1_000, dtype=np.int16)
-intensities = (np.arange(65_536) % 256).astype(np.uint8)
-kernels.quantize_float16(bits, intensities, np.zeros(65_536, np.float32), plane[:1_000], keys)
-assert (plane[:1_000] == (bits % 256).astype(np.uint8)).all()
-table = np.arange(256, dtype=np.uint32) * 65_537
-pixels = np.empty(1_000, np.uint32)
-kernels.look_up(plane[:1_000], table, pixels)
-assert (pixels == table[plane[:1_000]]).all()
-
-for name, kernel in vars(kernels).items():
-    if not hasattr(kernel, "stats"):
-        continue
-    hits, misses = (sum(counts.values()) for counts in (kernel.stats.cache_hits, kernel.stats.cache_misses))
-    print(name, "none" if kernel.stats.cache_path is None else f"{hits}-{misses}")
-"""
-
-FULL_DISK = """
-import errno
-from numba.core import caching
-
-def full(self, path):
-    raise OSError(errno.ENOSPC, "No space left on device")
-
-assert callable(caching.IndexDataCacheFile._open_for_write)
-caching.IndexDataCacheFile._open_for_write = full
-"""
 
 
 # What they compute
@@ -239,125 +187,3 @@ def test_a_kernel_has_one_signature_and_never_compiles_another(name: str) -> Non
 def test_every_kernel_is_tested_here() -> None:
     found = {name for name in vars(kernels) if hasattr(getattr(kernels, name), "signatures")}
     assert found == set(KERNELS)
-
-
-# Their cache on disk, which may be in any state
-
-
-class Place:
-    """A copy of the kernels, and processes that use it with a cache folder of their own."""
-
-    def __init__(self, folder: Path, code: Path | None = None) -> None:
-        self.cache = folder / "cache"
-        self.code = code or folder / "code"
-        if code is None:
-            self.code.mkdir()
-            shutil.copy(SOURCE, self.code / "kernels.py")
-            (self.code / "program.py").write_text(PROGRAM)
-        self.environment = {
-            **{name: value for name, value in os.environ.items() if not name.startswith(("NUMBA_", "PYTHON", "COV"))},
-            "NUMBA_CACHE_DIR": str(self.cache),
-            "PYTHONWARNINGS": "error",
-            "PYTHONDONTWRITEBYTECODE": "1",
-        }
-
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        """Start a process that imports the kernels, checks each and prints what its cache did."""
-        return subprocess.Popen(
-            [sys.executable, "program.py", *arguments],
-            cwd=self.code,
-            env=self.environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def run(self) -> dict[str, str]:
-        """One such process, from start to end."""
-        return finish(self.start())
-
-    def files(self, suffix: str) -> list[Path]:
-        """The cache's files: ``.nbi`` is an index, ``.nbc`` machine code."""
-        return sorted(self.cache.rglob(f"*{suffix}"))
-
-
-def finish(process: subprocess.Popen[str]) -> dict[str, str]:
-    """What a process printed, once it has ended well."""
-    out, err = process.communicate(input="go\n", timeout=100)
-    assert (process.returncode, err) == (0, "")
-    return dict(line.split() for line in out.splitlines() if line != "ready")
-
-
-@pytest.fixture(scope="module")
-def filled(tmp_path_factory: pytest.TempPathFactory) -> Place:
-    """A place whose cache has been filled; not to be changed."""
-    place = Place(tmp_path_factory.mktemp("filled"))
-    assert place.run() == dict.fromkeys(KERNELS, "0-1")
-    return place
-
-
-@pytest.fixture
-def place(filled: Place, tmp_path: Path) -> Place:
-    """The same code, with a copy of its filled cache."""
-    copy = Place(tmp_path, filled.code)
-    shutil.copytree(filled.cache, copy.cache)
-    return copy
-
-
-def test_kernels_come_from_the_cache_the_second_time(filled: Place) -> None:
-    assert len(filled.files(".nbi")) == len(filled.files(".nbc")) == len(KERNELS)
-    assert filled.run() == dict.fromkeys(KERNELS, "1-0")
-
-
-@pytest.mark.parametrize(
-    ("suffix", "damage"), [(".nbi", "empty"), (".nbi", "garbage"), (".nbc", "torn"), (".nbc", "garbage")]
-)
-@pytest.mark.slow
-def test_a_damaged_cache_is_no_hindrance(place: Place, suffix: str, damage: str) -> None:
-    files = place.files(suffix)
-    assert len(files) == len(KERNELS)
-    rubbish = np.random.default_rng(1).bytes(2**20)
-    for file in files:
-        whole = file.read_bytes()
-        file.write_bytes({"empty": b"", "torn": whole[: len(whole) // 2], "garbage": rubbish[: len(whole)]}[damage])
-    assert place.run() == dict.fromkeys(KERNELS, "none")
-
-
-@pytest.mark.slow
-def test_a_cache_that_no_file_can_be_put_into_is_no_hindrance(tmp_path: Path) -> None:
-    # Permissions stop no root. Below a plain file, nobody makes a folder: so for all of numba's places.
-    place = Place(tmp_path)
-    obstacle = tmp_path / "obstacle"
-    obstacle.touch()
-    (place.code / "__pycache__").touch()
-    place.environment |= {
-        "NUMBA_CACHE_DIR": str(obstacle / "cache"),
-        "HOME": str(obstacle / "home"),
-        "XDG_CACHE_HOME": str(obstacle / "xdg"),
-    }
-    assert place.run() == dict.fromkeys(KERNELS, "none")
-
-
-@pytest.mark.slow
-def test_a_cache_that_fills_the_disk_is_no_hindrance(tmp_path: Path) -> None:
-    place = Place(tmp_path)
-    # The folder can be written to when numba tries it, and every file that it then writes fails.
-    (place.code / "program.py").write_text(FULL_DISK + PROGRAM)
-    assert place.run() == dict.fromkeys(KERNELS, "none")
-
-
-@pytest.mark.slow
-def test_processes_that_fill_one_cache_at_once_all_get_the_right_kernels(tmp_path: Path) -> None:
-    place = Place(tmp_path)
-    processes = [place.start("together") for _ in range(4)]
-    for process in processes:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    found = [finish(process) for process in processes]
-    assert all(each.keys() == set(KERNELS) and set(each.values()) <= {"0-1", "1-0"} for each in found)
-    assert place.run() == dict.fromkeys(KERNELS, "1-0")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from async_maps.outcomes import Stage
-
 
 DESTINATION = "s3://bucket/prefix"
 SETTINGS = Settings().fingerprint()
@@ -51,3 +52,9 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """Every row, column to value."""
     with Manifest(path, read_only=True) as manifest:
         return [dict(zip(COLUMNS, row, strict=True)) for row in manifest.rows(failed=True)]
+
+
+def rows(manifest: Path, what: str, where: str = "1") -> list[Any]:
+    """Columns of the rows as another program reads them; of one column, the values."""
+    with closing(sqlite3.connect(f"{manifest.as_uri()}?mode=ro", uri=True)) as database:
+        return [row if len(row) > 1 else row[0] for row in database.execute(f"SELECT {what} FROM maps WHERE {where}")]  # noqa: S608

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 import async_maps as am
+from async_maps.manifest.manifest import Manifest
+from tests.support.manifests import make_map, receipt_for
 from tests.support.maps import random_map
 from tests.support.s3 import s3_client
+
+if TYPE_CHECKING:
+    pass
 
 NAMES = ("a/missing", "a/truncated", "b/replaced", "b/flipped", "c/mistyped", "d é", "e", "f")
 
@@ -64,3 +70,11 @@ def break_in_s3(bucket: str, prefix: str) -> None:
 
 BROKEN = {"missing": {"missing"}, "size": {"truncated"}, "etag": {"flipped", "replaced"}, "foreign": {"foreign"}}
 """What a listing tells, once :func:`break_in_s3` was there."""
+
+
+def recorded(manifest: Path, identity: str) -> None:
+    """A manifest of a run into a store of that identity."""
+    locator = f"{identity.partition(' at ')[0]}/a.png"
+    with Manifest(manifest) as opened:
+        opened.begin(identity)
+        opened.write([replace(receipt_for(make_map("a")), locator=locator)], "settings")

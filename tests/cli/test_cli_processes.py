@@ -1,0 +1,113 @@
+"""The command with worker processes, and how signals end it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from async_maps.manifest.manifest import Manifest
+from tests.support.commands import done_rows, invoke, start
+from tests.support.leftovers import leaves_nothing
+from tests.support.maps import random_map
+from tests.support.processes import alive, worker_pids_of
+
+if TYPE_CHECKING:
+    pass
+
+pytestmark = pytest.mark.usefixtures(leaves_nothing.__name__)
+
+
+def test_bad_files_among_good_ones_are_named_and_the_rest_arrives(
+    maps: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for i in range(95):
+        np.save(maps / f"good{i}.npy", random_map(i))
+    (maps / "empty.npy").touch()
+    (maps / "text.npy").write_text("this is no array at all")
+    np.save(maps / "pickled.npy", np.array([{}, None]))
+    np.save(maps / "nan.npy", np.full((4, 5), np.nan))
+    np.save(maps / "volume.npy", np.zeros((3, 4, 5, 6)))
+    assert invoke("run", maps, "out", "--progress", "none", "--report", "report.json") == 1
+    out, err = capsys.readouterr()
+    assert "95 uploaded, 0 skipped, 5 failed" in out
+    reasons = {
+        "empty.npy": "read: expected an .npy file, found an empty one",
+        "text.npy": "read: expected an .npy file",
+        "pickled.npy": "pickled Python objects, which are never read",
+        "nan.npy": "every value must lie in [0, 1]; found NaN at index (0, 0)",
+        "volume.npy": "must have the shape (h, w) or (h, w, 1); found (3, 4, 5, 6)",
+    }
+    for file, reason in reasons.items():
+        (line,) = [line for line in err.splitlines() if f"{maps}/{file}" in line]
+        assert reason in line
+    report = json.loads(Path("report.json").read_text())
+    assert (report["uploaded"], report["failed"], report["exit_code"]) == (95, 5, 1)
+    assert {failure["name"] for failure in report["failures"]} == {file.removesuffix(".npy") for file in reasons}
+    assert len(list(Path("out").glob("*.png"))) == 95
+
+
+@pytest.mark.slow
+def test_a_second_signal_ends_at_once(maps: Path) -> None:
+    for i in range(4000):
+        np.save(maps / f"{i:04}.npy", random_map(i, (32, 32)))
+    running = start("run", maps, "out", "--progress", "none", "--files.fsync")
+    while not done_rows("async-maps.sqlite"):
+        assert running.poll() is None
+        time.sleep(0.02)
+    os.kill(running.pid, signal.SIGINT)
+    os.kill(running.pid, signal.SIGTERM)
+    running.communicate(timeout=20)
+    assert running.returncode in {130, 143}
+    with Manifest("async-maps.sqlite", read_only=True) as manifest:
+        done = {str(row[0]) for row in manifest.rows()}
+    assert done <= {path.stem for path in Path("out").glob("*.png")}
+    assert not list(Path("out").glob(".async-maps-*"))
+
+
+@pytest.mark.slow
+def test_workers_end_when_their_parent_is_killed(maps: Path) -> None:
+    for i in range(3000):
+        np.save(maps / f"{i:04}.npy", random_map(i, (64, 64)))
+    running = start("run", maps, "out", "--progress", "none", "--workers", 2)
+    while not done_rows("async-maps.sqlite"):
+        assert running.poll() is None
+        time.sleep(0.02)
+    workers = worker_pids_of(running.pid)
+    assert len(workers) == 2
+    running.kill()
+    running.communicate()
+    deadline = time.monotonic() + 10
+    while any(alive(pid) for pid in workers):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert invoke("run", maps, "out", "--progress", "none") == 0
+    assert len(list(Path("out").glob("*.png"))) == 3000
+
+
+def test_too_many_failures_end_the_run_with_exit_1(maps: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for i in range(50):
+        np.save(maps / f"{i}.npy", np.full((3, 3), 7.0))
+    assert invoke("run", maps, "out", "--progress", "none", "--max-failures", 5) == 1
+    assert "more than max_failures = 5" in capsys.readouterr().err
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = (
+        "import sys\n"
+        "from async_maps.cli.app import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'numba', 'aioboto3', 'botocore', 'PIL', 'pyarrow', 'async_maps.pipeline'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

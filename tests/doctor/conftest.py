@@ -1,0 +1,37 @@
+"""The doctor, asked through its command."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from async_maps.doctor import Finding
+
+
+@pytest.fixture
+def ask(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The command in this process: its exit code, and its findings by what was asked, in their order."""
+    from async_maps.doctor import Finding, speed
+    from async_maps.doctor import s3 as s3_doctor
+    from tests.support.commands import invoke
+
+    # Between two attempts lies up to a second; and here it matters that there are figures, not which.
+    monkeypatch.setattr(s3_doctor, "_ATTEMPTS", 1)
+    monkeypatch.setattr(speed, "_LATENCY_PUTS", 2)
+    monkeypatch.setattr(speed, "_LEVEL_S", 0.2)
+
+    def command(*arguments: object) -> tuple[int, dict[str, Finding]]:
+        code = invoke("doctor", *arguments, "--json")
+        out, err = capsys.readouterr()
+        secret = os.environ.get("AWS_SECRET_ACCESS_KEY")
+        assert secret is None or secret not in out + err
+        findings = [Finding(**json.loads(line)) for line in out.splitlines()]
+        found = {finding.check: finding for finding in findings}
+        assert len(found) == len(findings)
+        return code, found
+
+    return command

@@ -1,0 +1,361 @@
+"""The findings about an S3 destination: one of each kind."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shlex
+import socket
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import aioboto3
+import botocore.auth
+import pytest
+
+from async_maps import doctor
+from async_maps.doctor import Finding, adiagnose
+from async_maps.doctor import s3 as s3_doctor
+from async_maps.doctor.bucket import find_bucket
+from async_maps.doctor.probe import ProbeObject
+from async_maps.doctor.target import Target
+from async_maps.settings import S3Settings, Settings
+from tests.support.commands import invoke
+from tests.support.findings import levels
+from tests.support.leftovers import leaves_nothing
+from tests.support.s3 import keys
+from tests.support.s3_proxy import counting
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from async_maps.demo.seaweed import S3Server
+
+pytestmark = pytest.mark.usefixtures(leaves_nothing.__name__)
+
+COM, IO = doctor.KOLENA_ORIGINS
+
+
+def on_bucket(name: str, bucket: str, **arguments: Any) -> Any:
+    """One request to the server, as its owner."""
+
+    async def request() -> Any:
+        async with aioboto3.Session().client("s3") as client:
+            return await getattr(client, name)(Bucket=bucket, **arguments)
+
+    return asyncio.run(request())
+
+
+def deny(bucket: str, *actions: str) -> None:
+    places = [f"arn:aws:s3:::{bucket}", f"arn:aws:s3:::{bucket}/*"]
+    statement = {"Effect": "Deny", "Principal": "*", "Action": actions, "Resource": places}
+    on_bucket("put_bucket_policy", bucket, Policy=json.dumps({"Version": "2012-10-17", "Statement": [statement]}))
+
+
+def test_of_a_bucket_that_is_as_it_should_be_everything_is_ok_and_nothing_is_left(bucket: str, ask: Any) -> None:
+    code, found = ask(f"s3://{bucket}/pre fix", "--concurrency", 4)
+    # How many uploads at once are enough, the load of this machine decides.
+    assert (code, levels(found).keys() - {"concurrency"}) == (0, set())
+    assert list(found) == [
+        "credentials", "clock", "bucket", "list", "write", "read back", "content type", "overwrite", "create only",
+        "browser", "versioning", "encryption", "delete", "latency", "throughput", "concurrency",
+    ]  # fmt: skip
+    assert found["credentials"].text.startswith("from the environment, access key ...")
+    assert found["browser"].text == f"pages of {COM} and {IO} may read overlays"
+    assert "PUTs/s" in found["throughput"].text
+    assert "Little's law: " in found["concurrency"].text
+    assert asyncio.run(keys(bucket)) == set()
+
+
+@pytest.mark.parametrize(
+    ("environment", "check", "said", "advice"),
+    [
+        ({"AWS_ACCESS_KEY_ID": "nobody"}, "bucket", "access key is not known", "AWS_ACCESS_KEY_ID"),
+        ({"AWS_SECRET_ACCESS_KEY": "other"}, "bucket", "secret key is wrong", "AWS_SECRET"),
+        ({"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "endpoint", "127.0.0.1:9", "AWS_ENDPOINT_URL"),
+        ({"AWS_ACCESS_KEY_ID": "", "AWS_PROFILE": "none"}, "configuration", "(none)", "AWS_PROFILE"),
+        ({"AWS_ACCESS_KEY_ID": ""}, "credentials", "no AWS credentials found", "AWS_PROFILE"),
+        ({"AWS_SESSION_TOKEN": "t", "AWS_CREDENTIAL_EXPIRATION": "2020-01-02T03:04:05Z"}, "credentials",
+         "they have expired", "sign in again"),
+    ],
+    ids=["unknown key", "wrong secret", "nobody listens", "no such profile", "no credentials", "expired"],
+)  # fmt: skip
+def test_who_cannot_come_in_is_told_why_and_nothing_else_is_asked(
+    environment: dict[str, str], check: str, said: str, advice: str, bucket: str, ask: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name)
+    code, found = ask(f"s3://{bucket}/x")
+    assert (code, levels(found), list(found)[-1]) == (1, {check: "failure"}, check)
+    assert said in found[check].text
+    assert advice in found[check].advice
+
+
+def test_a_bucket_that_is_not_there_is_named_with_the_command_that_makes_it(s3: S3Server, ask: Any) -> None:
+    code, found = ask("s3://no-such-bucket/x")
+    assert (code, levels(found)) == (1, {"bucket": "failure"})
+    assert found["bucket"].text == "no-such-bucket: the bucket does not exist"
+    assert found["bucket"].advice == "create it: aws s3 mb s3://no-such-bucket"
+
+
+def test_a_store_that_never_answers_is_a_failure_in_bounded_time(s3: S3Server, ask: Any) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        code, found = ask("s3://bucket/x", "--s3.read-timeout-s", 0.2)
+    assert (code, levels(found)) == (1, {"endpoint": "failure"})
+    assert "Read timeout" in found["endpoint"].text
+
+
+def test_who_may_only_read_gets_the_policy_that_is_missing(bucket: str, ask: Any) -> None:
+    deny(bucket, "s3:PutObject", "s3:DeleteObject")
+    code, found = ask(f"s3://{bucket}/pre/fix")
+    assert (code, levels(found)) == (1, {"write": "failure"})
+    assert "AccessDenied" in found["write"].text
+    said, _, policy = found["write"].advice.partition("\n")
+    assert "allow s3:PutObject" in said
+    write, listing = json.loads(policy)["Statement"]
+    assert write["Resource"] == f"arn:aws:s3:::{bucket}/pre/fix/*"
+    assert "s3:PutObject" in write["Action"]
+    assert (listing["Action"], listing["Resource"]) == (["s3:ListBucket"], f"arn:aws:s3:::{bucket}")
+    assert list(found)[-3:] == ["write", "versioning", "encryption"]
+
+
+def test_what_may_not_be_asked_for_is_no_failure_and_what_needs_it_is_left_out(bucket: str, ask: Any) -> None:
+    deny(bucket, "s3:ListBucket", "s3:GetObject", "s3:GetBucketVersioning", "s3:GetEncryptionConfiguration")
+    code, found = ask(f"s3://{bucket}/x", "--quick")
+    assert (code, levels(found)) == (
+        0,
+        {
+            "bucket": "unknown",
+            "list": "warning",
+            "read back": "warning",
+            "versioning": "unknown",
+            "encryption": "unknown",
+        },
+    )
+    for check, action in [
+        ("bucket", "ListBucket"),
+        ("list", "ListBucket"),
+        ("read back", "GetObject"),
+        ("versioning", "GetBucketVersioning"),
+        ("encryption", "GetEncryptionConfiguration"),
+    ]:
+        assert f"s3:{action}" in found[check].advice
+    assert not {"overwrite", "create only", "browser", "throughput"} & set(found)
+    on_bucket("delete_bucket_policy", bucket)
+    assert asyncio.run(keys(bucket)) == set()
+
+
+def test_what_cannot_be_removed_is_named_and_no_more_is_written(bucket: str, ask: Any) -> None:
+    deny(bucket, "s3:DeleteObject")
+    code, found = ask(f"s3://{bucket}/x")
+    assert (code, levels(found)) == (0, {"delete": "warning"})
+    assert "latency" not in found
+    (left,) = asyncio.run(keys(bucket))
+    assert f"s3://{bucket}/{left.removesuffix('.png')}*: DeleteObject is refused" in found["delete"].text
+    said, _, command = found["delete"].advice.partition("\n")
+    assert "s3:DeleteObject" in said
+    mark = Path(left).stem
+    assert command == f"aws s3 rm s3://{bucket}/x/ --recursive --exclude '*' --include '{mark}*'"
+
+
+def test_versions_are_warned_of_and_none_of_ours_stays(bucket: str, ask: Any) -> None:
+    on_bucket("put_bucket_versioning", bucket, VersioningConfiguration={"Status": "Enabled"})
+    code, found = ask(f"s3://{bucket}", "--quick")
+    assert (code, levels(found)) == (0, {"versioning": "warning"})
+    assert "overwritten stay as old versions" in found["versioning"].text
+    left = on_bucket("list_object_versions", bucket)
+    assert not left.get("Versions")
+    assert not left.get("DeleteMarkers")
+
+
+def test_versions_that_may_not_be_removed_are_hidden_at_least(bucket: str, ask: Any) -> None:
+    on_bucket("put_bucket_versioning", bucket, VersioningConfiguration={"Status": "Enabled"})
+    deny(bucket, "s3:DeleteObjectVersion", "s3:ListBucketVersions")
+    code, found = ask(f"s3://{bucket}/x")
+    assert (code, levels(found)) == (0, {"versioning": "warning", "delete": "warning"})
+    assert "ListObjectVersions is refused" in found["delete"].text
+    assert "allow s3:DeleteObjectVersion and s3:ListBucketVersions" in found["delete"].advice
+    assert asyncio.run(keys(bucket)) == set()
+
+
+async def test_on_aws_the_browser_is_led_to_the_region(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-south-1")
+    async with s3_doctor._open_client(aioboto3.Session(), Settings()) as client:
+        url = await client.generate_presigned_url("get_object", {"Bucket": bucket, "Key": "k"})
+    assert url.startswith(f"https://{bucket}.s3.eu-south-1.amazonaws.com/k?")
+
+
+@pytest.mark.parametrize(("region", "level"), [("us-east-1", "ok"), ("eu-west-3", "warning")])
+async def test_where_no_region_is_set_the_sdk_s_own_is_compared(
+    region: str, level: str, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def head_bucket(**_: object) -> Any:
+        return {"ResponseMetadata": {"HTTPHeaders": {"x-amz-bucket-region": region}}}
+
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    monkeypatch.delenv("AWS_DEFAULT_REGION")
+    findings: list[Finding] = []
+    async with s3_doctor._open_client(aioboto3.Session(), Settings()) as client:
+        monkeypatch.setattr(client, "head_bucket", head_bucket)
+        assert await find_bucket(Target(client, bucket, "", "", Settings(), findings.append))
+    assert (findings[-1].check, findings[-1].level) == ("bucket", level)
+
+
+@pytest.mark.parametrize("allowed", [[], pytest.param([COM], marks=pytest.mark.slow)])
+def test_the_command_that_is_printed_lets_the_browser_in_and_keeps_other_rules(
+    allowed: list[str], bucket: str, ask: Any
+) -> None:
+    others = [{"AllowedMethods": ["GET"], "AllowedOrigins": ["https://example.com", *allowed]}]
+    on_bucket("put_bucket_cors", bucket, CORSConfiguration={"CORSRules": others})
+    code, found = ask(f"s3://{bucket}/x", "--quick")
+    denied = [origin for origin in (COM, IO) if origin not in allowed]
+    assert (code, levels(found)) == (0, {"browser": "warning"}) if allowed else (1, {"browser": "failure"})
+    assert f"pages of {' and '.join(denied)} may not read overlays" in found["browser"].text
+
+    said, _, command = found["browser"].advice.partition("\n")
+    assert "keeps the rules that are there" in said
+    *start, rules = shlex.split(command)
+    assert start == ["aws", "s3api", "put-bucket-cors", "--bucket", bucket, "--cors-configuration"]
+    on_bucket("put_bucket_cors", bucket, CORSConfiguration=json.loads(rules))
+    code, found = ask(f"s3://{bucket}/x", "--quick", "--origin", COM, "--origin", IO, "--origin", "https://example.com")
+    assert (code, levels(found)) == (0, {})
+
+
+def test_what_lies_between_is_seen_in_what_comes_back(
+    s3: S3Server, bucket: str, ask: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with counting(s3, monkeypatch) as proxy:
+        proxy.headers = {
+            "Access-Control-Allow-Origin": None, "Content-Type": "text/plain", "x-amz-bucket-region": "eu-west-3",
+            "x-amz-server-side-encryption": "aws:kms",
+        }  # fmt: skip
+        proxy.statuses = {412: 200}
+        code, found = ask(f"s3://{bucket}/x", "--quick")
+        assert (code, levels(found)) == (
+            1, {"bucket": "warning", "content type": "warning", "create only": "warning", "browser": "failure",
+                "encryption": "warning"}
+        )  # fmt: skip
+        assert found["bucket"].advice.startswith("set AWS_DEFAULT_REGION=eu-west-3")
+        assert "comes back as text/plain" in found["content type"].text
+        assert "ignores If-None-Match: --if-exists skip and error cannot be relied on" in found["create only"].text
+        assert "the bucket has no rules of its own yet" in found["browser"].advice
+        assert "kms:Decrypt" in found["encryption"].advice
+        code, found = ask(f"s3://{bucket}/x", "--quick", "--if-exists", "skip")
+        assert found["create only"].level == "failure"
+        assert asyncio.run(keys(bucket)) == set()
+
+
+@pytest.mark.parametrize(
+    ("give", "expected", "said"),
+    [
+        (lambda seen: seen[-1][:-1], {"read back": "failure", "overwrite": "warning"}, "other bytes come back"),
+        (lambda seen: seen[0], {"overwrite": "warning"}, "the old object comes back after it was replaced"),
+    ],
+    ids=["cut short", "out of a cache"],
+)
+def test_what_is_given_back_is_compared(
+    give: Any, expected: dict[str, str], said: str, bucket: str, ask: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    get, seen = ProbeObject._get, []
+
+    async def get_otherwise(probe: ProbeObject) -> tuple[bytes, str]:
+        data, content_type = await get(probe)
+        seen.append(data)
+        return give(seen), content_type
+
+    monkeypatch.setattr(ProbeObject, "_get", get_otherwise)
+    code, found = ask(f"s3://{bucket}/x", "--quick")
+    assert (code, levels(found)) == (int("failure" in expected.values()), expected)
+    assert said in found[next(iter(expected))].text
+
+
+@pytest.mark.parametrize(
+    ("minutes", "level", "said"),
+    [
+        (20, "failure", "20 min behind the store's; S3 allows 15"),
+        pytest.param(-5, "warning", "5 min ahead of the store's", marks=pytest.mark.slow),
+    ],
+)
+def test_a_clock_that_is_off_is_measured(
+    minutes: int, level: str, said: str, s3: S3Server, bucket: str, ask: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with counting(s3, monkeypatch) as proxy:
+        proxy.headers = {"Date": format_datetime(datetime.now(UTC) + timedelta(minutes=minutes), usegmt=True)}
+        code, found = ask(f"s3://{bucket}/x", "--quick")
+    assert (code, levels(found)) == (int(level == "failure"), {"clock": level})
+    assert said in found["clock"].text
+    assert "set this machine's clock" in found["clock"].advice
+
+
+def test_a_server_that_refuses_the_time_is_understood(bucket: str, ask: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def late() -> datetime:
+        return datetime.now(UTC) - timedelta(minutes=20)
+
+    monkeypatch.setattr(botocore.auth, "get_current_datetime", late)
+    code, found = ask(f"s3://{bucket}/x")
+    assert (code, levels(found)) == (1, {"bucket": "failure"})
+    assert "this machine's clock is wrong" in found["bucket"].text
+
+
+@contextmanager
+def reading_never_ends(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    with counting(s3, monkeypatch) as proxy:
+        proxy.gate.clear()
+        yield proxy
+
+
+def test_it_ends_when_its_time_is_up_and_what_it_wrote_is_gone(
+    s3: S3Server, bucket: str, ask: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "_LIMIT_S", 0.7)
+    with reading_never_ends(s3, monkeypatch) as proxy:
+        code, found = ask(f"s3://{bucket}/x")
+        assert (code, levels(found)) == (1, {"time": "failure"})
+        assert [asked.method for asked in proxy.asked][-2:] == ["PUT", "DELETE"]
+        assert asyncio.run(keys(bucket)) == set()
+
+
+async def test_cancelled_it_removes_what_it_wrote(s3: S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with reading_never_ends(s3, monkeypatch) as proxy:
+        task = asyncio.create_task(adiagnose(f"s3://{bucket}/x"))
+        while not proxy.under_way:  # noqa: ASYNC110  # counted in a thread of the proxy's
+            await asyncio.sleep(0.01)
+        assert len(await keys(bucket)) == 1
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert await keys(bucket) == set()
+
+
+async def test_headers_of_the_settings_are_tried(bucket: str) -> None:
+    settings = Settings(s3=S3Settings(storage_class="NO_SUCH_CLASS"))
+    (failure,) = [finding for finding in await adiagnose(f"s3://{bucket}/x", settings) if finding.level == "failure"]
+    assert (failure.check, failure.advice) == ("write", "choose another s3.storage_class")
+    assert "InvalidStorageClass" in failure.text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("gs://bucket/x", "unknown destination"),
+        ("memory://x", "nothing can be found out about 'memory://x'"),
+        ("s3://", "'' is not the name of a bucket"),
+        ("s3://bucket/../x", "the prefix cannot be used"),
+        ("out --origin https://app.kolena.com/", "is no origin; expected https://host, without a slash"),
+        ("out --concurrency many", "concurrency"),
+        ("", "DESTINATION"),
+    ],
+)
+def test_a_wrong_use_is_one_sentence_and_exit_2(
+    arguments: str, said: str, s3: S3Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert invoke("doctor", *arguments.split()) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert said in err

@@ -1,0 +1,141 @@
+"""Safetensors files, read without their library."""
+
+from __future__ import annotations
+
+import json
+import struct
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from hypothesis import given
+from hypothesis import strategies as st
+
+from async_maps.sources import open_source
+from async_maps.sources.formats.registry import Readers
+from tests.support.entries import (
+    CHANGES,
+    STACK,
+    assert_same,
+    damaged,
+    kinds_of_numbers,
+    names_of,
+    only_failure,
+    plane_by_plane,
+    quickly,
+    read_all,
+    try_to_read,
+    why_not,
+)
+from tests.support.maps import MAP
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_the_tensors_of_a_safetensors_file_are_maps_and_stacks(maps: Path) -> None:
+    # The library's own writer swaps what is big-endian.
+    arrays = {name: array for name, array in kinds_of_numbers().items() if not name.endswith("be")}
+    arrays |= {"layer.4/stack": STACK, "one": MAP[..., None]}
+    others = {"bias": np.ones(3, "f4"), "step": np.array(7)}
+    safetensors.numpy.save_file(arrays | {"channel": STACK[:, None]} | others, maps / "a.safetensors", {"made": "here"})
+    written: dict[str, Any] = {f"a/{name}": array for name, array in arrays.items() if name != "layer.4/stack"}
+    written |= plane_by_plane("a/layer.4/stack", STACK) | plane_by_plane("a/channel", STACK)
+    read = read_all(maps)
+    assert_same({name: read[name] for name in sorted(read)}, {name: written[name] for name in sorted(written)})
+    assert list(read_all(maps)) == list(read)
+
+
+def _save_raw(path: Path, header: dict[str, Any] | bytes, data: bytes) -> Path:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+    return path
+
+
+def test_bfloat16_becomes_float32_value_for_value(maps: Path) -> None:
+    values = np.array([[0, 1, 0.5], [0.333984375, 2**-126, 255]], np.float32)
+    bits = (values.view(np.uint32) >> 16).astype("<u2")
+    _save_raw(
+        maps / "a.safetensors", {"x": {"dtype": "BF16", "shape": [2, 3], "data_offsets": [0, 12]}}, bits.tobytes()
+    )
+    assert_same(read_all(maps), {"a/x": values})
+
+
+def test_a_tensor_of_a_dtype_that_numpy_lacks_fails_alone(maps: Path) -> None:
+    header = {
+        "x": {"dtype": "F8_E4M3", "shape": [5, 3, 5], "data_offsets": [0, 75]},
+        "y": {"dtype": "U8", "shape": [3, 4], "data_offsets": [75, 87]},
+    }
+    _save_raw(maps / "a.safetensors", header, bytes(87))
+    x, y = open_source(maps)
+    assert why_not(x) == "NumPy has no dtype F8_E4M3: save the tensor as float16, bfloat16 or float32"
+    assert y.name == "a/y"
+
+
+def test_a_truncated_safetensors_file_loses_only_what_was_cut_off(maps: Path) -> None:
+    safetensors.numpy.save_file({"a": MAP, "b": MAP, "c": MAP}, maps / "a.safetensors")
+    content = (maps / "a.safetensors").read_bytes()
+    (maps / "a.safetensors").write_bytes(content[:-1])
+    entries = list(open_source(maps))
+    assert names_of(entries) == ["a/a", "a/b", "a/c"]
+    assert why_not(entries[2]).startswith("truncated: the tensor 'c' ends at byte")
+    with Readers() as readers:
+        np.testing.assert_array_equal(readers.read(str(maps / "a.safetensors"), ["b", None]), MAP)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"dtype": None},
+        {"dtype": 7},
+        {"shape": [3, -4]},
+        {"shape": [3, 4.0]},
+        {"shape": 12},
+        {"shape": [2**40, 2**40]},
+        {"data_offsets": [0, 47]},
+        {"data_offsets": [48, 0]},
+        {"data_offsets": [-48, 0]},
+        {"data_offsets": [0]},
+        {"data_offsets": ["0", "48"]},
+    ],
+)
+def test_a_tensor_that_cannot_be_fails_alone(maps: Path, change: dict[str, Any]) -> None:
+    sound = {"dtype": "F32", "shape": [3, 4], "data_offsets": [0, 48]}
+    _save_raw(maps / "a.safetensors", {"x": sound | change, "y": sound, "z": 7}, MAP.tobytes())
+    x, y, z = open_source(maps)
+    assert why_not(x) == "the header is damaged at the tensor 'x'"
+    assert y.name == "a/y"
+    assert why_not(z) == "the header is damaged at the tensor 'z'"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"short",
+        b"\xff" * 100,
+        struct.pack("<Q", 3) + b"{{{",
+        struct.pack("<Q", 2) + b"[]",
+        struct.pack("<Q", 100_000) + b"[" * 100_000,
+        struct.pack("<Q", 2) + b"\xff\xff",
+    ],
+)
+def test_what_is_no_safetensors_file_is_a_failure_of_its_own(maps: Path, content: bytes) -> None:
+    (maps / "a.safetensors").write_bytes(content)
+    assert only_failure(maps).reason.startswith("expected a safetensors file: ")
+
+
+def test_a_safetensors_file_without_maps_is_a_failure(maps: Path) -> None:
+    safetensors.numpy.save_file({"bias": np.ones(3, "f4")}, maps / "a.safetensors")
+    assert only_failure(maps).reason == "the file holds no tensor of two or more dimensions"
+
+
+@quickly
+@given(changes=CHANGES, cut=st.sampled_from([0, 0, 0, 1, 100, 300]))
+def test_no_damage_to_a_safetensors_file_ends_in_anything_but_maps_and_failures(
+    maps: Path, changes: list[tuple[int, int]], cut: int
+) -> None:
+    content = safetensors.numpy.save({"é": MAP, "stack": STACK, "bias": np.ones(3)})
+    (maps / "a.safetensors").write_bytes(damaged(content, changes, cut))
+    try_to_read(maps)

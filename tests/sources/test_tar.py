@@ -1,0 +1,197 @@
+"""Tar archives as WebDataset makes them."""
+
+from __future__ import annotations
+
+import tarfile
+import tracemalloc
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from async_maps.outcomes import Failure
+from async_maps.sources import open_source
+from async_maps.sources.activation_map import ActivationMap
+from tests.support.entries import (
+    CHANGES,
+    STACK,
+    add_member,
+    assert_same,
+    damaged,
+    kinds_of_numbers,
+    names_of,
+    only_failure,
+    plane_by_plane,
+    quickly,
+    read_all,
+    save_tar,
+    try_to_read,
+    why_not,
+)
+from tests.support.maps import MAP, npy
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.mark.parametrize("kind", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_the_arrays_of_a_webdataset_are_maps_and_what_lies_beside_them_is_not(maps: Path, kind: int) -> None:
+    samples = kinds_of_numbers()
+    members: dict[str, bytes] = {}
+    for name, array in samples.items():
+        members |= {f"{name}.jpg": b"an image", f"{name}.cam.npy": npy(array), f"{name}.json": b"{}"}
+    members |= {"deep/er/x.NPY": npy(MAP), "stack.npy": npy(STACK), "channel.npy": npy(STACK[:, None])}
+    save_tar(maps / "shard-000.tar", members, kind)
+    written = {f"{name}.cam": array for name, array in samples.items()} | {"deep/er/x": MAP}
+    written |= plane_by_plane("stack", STACK) | plane_by_plane("channel", STACK)
+    assert_same(read_all(maps), {f"shard-000/{name}": array for name, array in written.items()})
+
+
+def test_an_entry_of_a_tar_says_where_its_bytes_lie(maps: Path) -> None:
+    save_tar(maps / "a.tar", {"1.cls": b"7", "1.npy": npy(MAP), "2.npy": npy(STACK)})
+    entries = list(open_source(maps))
+    first, second = entries[0], entries[1]
+    assert isinstance(first, ActivationMap)
+    assert isinstance(second, ActivationMap)
+    assert (first.source, first.max_bytes) == (f"{maps / 'a.tar'}[1]", MAP.nbytes)
+    assert (second.source, second.max_bytes) == (f"{maps / 'a.tar'}[2/000000]", STACK[0].nbytes)
+    offset, size, index = first.part
+    assert (maps / "a.tar").read_bytes()[offset : offset + size] == npy(MAP)
+    assert index is None
+    assert len({str(entry.fingerprint).partition(" ")[0] for entry in entries}) == 1
+
+
+def test_long_names_and_those_under_a_dot_are_told(maps: Path) -> None:
+    long = "x" * 150
+    for kind in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+        save_tar(maps / "a.tar", {"./1.npy": npy(MAP), f"{long}/é.npy": npy(MAP)}, kind)
+        assert_same(read_all(maps), {"a/1": MAP, f"a/{long}/é": MAP})
+
+
+@pytest.mark.parametrize("name", ["../../x", "/x", "a/../x", "a\nb", ""])
+def test_a_member_of_a_tar_cannot_leave_its_place(maps: Path, name: str) -> None:
+    save_tar(maps / "a.tar", {f"{name}.npy": npy(MAP), "z.npy": npy(MAP)})
+    assert "part" in only_failure(maps).reason or "control character" in only_failure(maps).reason
+    assert names_of(open_source(maps)) == ["a/z"]
+
+
+def test_no_link_in_a_tar_is_followed(maps: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "secret.npy", MAP)
+    with tarfile.open(maps / "a.tar", "w") as archive:
+        add_member(archive, "real.npy", npy(MAP))
+        kinds = {"soft": tarfile.SYMTYPE, "hard": tarfile.LNKTYPE, "device": tarfile.CHRTYPE, "pipe": tarfile.FIFOTYPE}
+        for name, kind in kinds.items():
+            member = tarfile.TarInfo(f"{name}.npy")
+            member.type, member.linkname = kind, str(tmp_path / "secret.npy") if name == "soft" else "real.npy"
+            archive.addfile(member)
+        folder = tarfile.TarInfo("folder.npy")
+        folder.type = tarfile.DIRTYPE
+        archive.addfile(folder)
+    real, *others = open_source(maps)
+    assert real.name == "a/real"
+    assert [entry.name for entry in others] == ["a/soft", "a/hard", "a/device", "a/pipe"]
+    for entry in others:
+        assert why_not(entry) == "in the archive it is a link, a device or a sparse file: only plain files are read"
+
+
+def test_a_damaged_array_in_a_tar_fails_alone(maps: Path) -> None:
+    content = {"1.npy": npy(MAP), "2.npy": b"no array", "3.npy": b"", "4.npy": npy(MAP)[:-1], "5.npy": npy(MAP)}
+    save_tar(maps / "a.tar", content)
+    entries = list(open_source(maps))
+    assert names_of(entries) == [f"a/{number}" for number in range(1, 6)]
+    assert why_not(entries[1]).startswith("expected an .npy file: ")
+    assert why_not(entries[2]) == "expected an .npy file, found an empty one"
+    assert why_not(entries[3]).startswith("truncated: its header promises 48 bytes")
+
+
+@pytest.mark.parametrize("cut_at", ["a header", "data", "between two members"])
+def test_what_comes_before_the_cut_of_a_tar_is_listed_and_the_cut_is_told(maps: Path, cut_at: str) -> None:
+    path = save_tar(maps / "a.tar", {f"{number}.npy": npy(MAP) for number in range(10)})
+    # Each member takes a block of 512 bytes for its header and one for its array.
+    path.write_bytes(path.read_bytes()[: 5 * 1024 + {"a header": 100, "data": 600, "between two members": 0}[cut_at]])
+    *entries, failure = open_source(maps)
+    assert isinstance(failure, Failure)
+    assert failure.name == "a"
+    whole = {"data": "5,720"}.get(cut_at, "5,120")
+    assert failure.reason.startswith(f"the archive is cut off or damaged after {whole} bytes: ")
+    assert names_of(entries)[:5] == [f"a/{number}" for number in range(5)]
+    if cut_at == "data":
+        # Its header is whole, and so it is known by name.
+        assert why_not(entries[5]).startswith("truncated: ")
+    else:
+        assert len(entries) == 5
+
+
+def test_a_damaged_header_in_a_tar_is_told_with_what_comes_before(maps: Path) -> None:
+    path = save_tar(maps / "a.tar", {f"{number}.npy": npy(MAP) for number in range(10)})
+    content = bytearray(path.read_bytes())
+    content[5 * 1024 + 10] ^= 1
+    path.write_bytes(content)
+    assert names_of(open_source(maps)) == [f"a/{number}" for number in range(5)]
+    assert (
+        only_failure(maps).reason == "the archive is cut off or damaged after 5,120 bytes: what follows is not listed"
+    )
+
+
+def test_a_member_of_negative_size_does_not_keep_the_listing_for_ever(maps: Path) -> None:
+    path = save_tar(maps / "a.tar", {"0.npy": npy(MAP), "1.npy": npy(MAP)})
+    content = bytearray(path.read_bytes())
+    header = content[1024:1536]
+    # In base 256, two's complement; then the checksum, taken as if it were spaces.
+    header[124:136] = (-1024).to_bytes(12, "big", signed=True)
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    content[1024:1536] = header
+    path.write_bytes(content)
+    assert names_of(open_source(maps)) == ["a/0"]
+    assert only_failure(maps).reason == "the archive is damaged after 1,024 bytes: a member of negative size"
+
+
+@pytest.mark.parametrize("content", [b"", b"no archive", b"no archive" * 1000, b"\x1f\x8b\x08\x00" + bytes(2000)])
+def test_what_is_no_tar_is_a_failure_of_its_own(maps: Path, content: bytes) -> None:
+    (maps / "a.tar").write_bytes(content)
+    save_tar(maps / "b.tar", {"x.npy": npy(MAP)})
+    assert only_failure(maps).reason.startswith("expected a tar archive that is not compressed: ")
+    assert names_of(open_source(maps)) == ["b/x"]
+
+
+def test_a_tar_without_arrays_is_a_failure(maps: Path) -> None:
+    save_tar(maps / "a.tar", {"1.jpg": b"an image"})
+    assert only_failure(maps).reason == "the archive holds no arrays (.npy)"
+
+
+@pytest.mark.parametrize("name", ["a.tar.gz", "a.TGZ", "a.tar.xz", "a.tar.bz2"])
+def test_a_compressed_tar_is_refused_with_what_to_do(maps: Path, name: str) -> None:
+    save_tar(maps / name, {"x.npy": npy(MAP)})
+    for place in (maps, maps / name):
+        failure = only_failure(place)
+        assert failure.name == "a"
+        assert failure.reason.endswith("decompress it first")
+
+
+def test_the_memory_of_listing_a_tar_does_not_grow_with_its_members(maps: Path) -> None:
+    content = npy(MAP)
+    save_tar(maps / "a.tar", {f"{'x' * 80}{number}.npy": content for number in range(2000)})
+    peaks = []
+    for last in (500, 2000):
+        tracemalloc.start()
+        try:
+            listing = iter(open_source(maps))
+            assert sum(1 for _, _ in zip(range(last), listing, strict=False)) == last
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+    # The members alone would be over a megabyte more.
+    assert peaks[1] < peaks[0] + 300_000
+
+
+@quickly
+@given(changes=CHANGES, cut=st.sampled_from([0, 0, 0, 1, 700, 6000, 9500]))
+def test_no_damage_to_a_tar_ends_in_anything_but_maps_and_failures(
+    maps: Path, changes: list[tuple[int, int]], cut: int
+) -> None:
+    path = save_tar(maps / "a.tar", {"é" * 60 + ".npy": npy(MAP), "1.json": b"{}", "2.npy": npy(STACK)})
+    path.write_bytes(damaged(path.read_bytes(), changes, cut))
+    try_to_read(maps)

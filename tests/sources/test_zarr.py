@@ -1,0 +1,196 @@
+"""Zarr hierarchies on a disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import zarr
+
+from async_maps.outcomes import Failure
+from async_maps.sources import open_source
+from async_maps.sources.formats import zarr as zarr_source
+from tests.support.entries import (
+    STACK,
+    assert_same,
+    kinds_of_numbers,
+    names_of,
+    only_failure,
+    plane_by_plane,
+    read_all,
+    why_not,
+)
+from tests.support.maps import MAP
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_the_arrays_of_a_zarr_hierarchy_are_maps_and_stacks_sorted_by_their_paths(maps: Path, version: Any) -> None:
+    arrays = kinds_of_numbers()
+    root = zarr.open_group(maps / "a.zarr", mode="w", zarr_format=version)
+    for name, array in arrays.items():
+        root.create_array(name, data=array)
+    root.create_array("z/deep/stack", data=STACK, chunks=(2, 3, 2))
+    root.create_array("z/channel", data=STACK[:, None])
+    root.create_array("labels", data=np.arange(5))
+    root.create_array("a/one", data=MAP[..., None])
+    written: dict[str, Any] = {"a/a/one": MAP[..., None]} | {f"a/{name}": arrays[name] for name in sorted(arrays)}
+    written |= plane_by_plane("a/z/channel", STACK) | plane_by_plane("a/z/deep/stack", STACK)
+    for place in (maps, maps / "a.zarr", maps / "*.zarr"):
+        assert_same(read_all(place), written)
+
+
+@pytest.mark.parametrize("version", [2, 3])
+@pytest.mark.parametrize("name", ["a.zarr", "A.ZARR", "a"])
+def test_a_zarr_array_is_named_by_its_folder(maps: Path, version: Any, name: str) -> None:
+    zarr.create_array(maps / name, data=STACK, chunks=(2, 3, 5), zarr_format=version)
+    zarr.create_array(maps / "deep" / "one.zarr", data=MAP, zarr_format=version)
+    np.save(maps / "z.npy", MAP)
+    stem = name.partition(".")[0]
+    for place in (maps, maps / "**"):
+        assert_same(read_all(place), plane_by_plane(stem, STACK) | {"deep/one": MAP, "z": MAP})
+    assert_same(read_all(maps / name), plane_by_plane(stem, STACK))
+    assert_same(read_all(maps / "deep" / "one.zarr"), {"one": MAP})
+
+
+def test_a_zarr_folder_is_found_from_within(maps: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    zarr.create_array(maps / "a.zarr", data=MAP)
+    monkeypatch.chdir(maps / "a.zarr")
+    for place in (".", "../a.zarr/"):
+        assert names_of(open_source(place)) == ["a"]
+
+
+@pytest.mark.parametrize("pattern", ["*/c", "*/*.npy", "*/*/*/*", "x*.zarr"])
+def test_no_glob_looks_for_maps_within_a_zarr_folder(maps: Path, pattern: str) -> None:
+    zarr.create_array(maps / "a.zarr", data=STACK)
+    np.save(maps / "a.zarr" / "not ours.npy", MAP)
+    assert list(open_source(maps / pattern)) == []
+
+
+def test_sharded_arrays_and_chunks_that_were_never_written_are_read(maps: Path) -> None:
+    sharded = zarr.create_array(
+        maps / "s.zarr", shape=(10, 3, 5), chunks=(2, 3, 5), shards=(4, 3, 5), dtype="f4", fill_value=0.25
+    )
+    written = np.full((10, 3, 5), 0.25, "f4")
+    written[5] = STACK[1]
+    sharded[5] = STACK[1]
+    zarr.create_array(maps / "v.zarr", shape=(3, 3, 5), chunks=(1, 3, 5), dtype="u1", fill_value=9, zarr_format=2)
+    assert_same(read_all(maps), plane_by_plane("s", written) | plane_by_plane("v", np.full((3, 3, 5), 9, "u1")))
+
+
+def _count_chunk_reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    reads: list[str] = []
+    get = zarr.storage.LocalStore.get
+
+    async def counted(self: Any, key: str, *arguments: Any, **options: Any) -> Any:
+        if "/c/" in f"/{key}":
+            reads.append(key)
+        return await get(self, key, *arguments, **options)
+
+    monkeypatch.setattr(zarr.storage.LocalStore, "get", counted)
+    return reads
+
+
+def test_maps_that_share_a_zarr_chunk_are_unpacked_once(maps: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stack = np.random.default_rng(1).random((20, 6, 6))
+    zarr.create_array(maps / "a.zarr", data=stack, chunks=(8, 4, 6))
+    reads = _count_chunk_reads(monkeypatch)
+    assert_same(read_all(maps), plane_by_plane("a", stack))
+    assert len(reads) == len(set(reads)) == 3 * 2
+
+
+def test_a_block_of_chunks_too_large_to_keep_is_read_map_by_map(maps: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zarr_source, "_MAX_BLOCK", STACK[:2].nbytes - 1)
+    zarr.create_array(maps / "a.zarr", data=STACK, chunks=(2, 3, 5))
+    reads = _count_chunk_reads(monkeypatch)
+    assert_same(read_all(maps), plane_by_plane("a", STACK))
+    assert len(reads) == len(STACK)
+
+
+def test_the_fingerprint_of_a_zarr_folder_changes_with_any_of_its_files(maps: Path) -> None:
+    array = zarr.create_array(maps / "a.zarr", data=STACK, chunks=(1, 3, 5))
+
+    def fingerprint() -> str | None:
+        (mark,) = {str(entry.fingerprint).partition(" ")[0] for entry in open_source(maps)}
+        return mark
+
+    seen = [fingerprint()]
+    assert fingerprint() == seen[0]
+    array[3] = 0.5
+    seen.append(fingerprint())
+    chunk = next(path for path in (maps / "a.zarr").rglob("*") if path.is_file() and path.name != "zarr.json")
+    os.utime(chunk, ns=(0, chunk.stat().st_mtime_ns + 1))
+    seen.append(fingerprint())
+    chunk.rename(chunk.with_name("99"))
+    seen.append(fingerprint())
+    chunk.with_name("99").unlink()
+    seen.append(fingerprint())
+    assert len(set(seen)) == 5
+
+
+def test_links_within_a_zarr_folder_that_lead_back_are_a_failure(maps: Path) -> None:
+    zarr.open_group(maps / "a.zarr", mode="w").create_array("x", data=MAP)
+    (maps / "a.zarr" / "loop").symlink_to(maps)
+    assert only_failure(maps).reason == "a symbolic link in it leads back to a folder above"
+
+
+def test_a_folder_that_is_no_zarr_hierarchy_and_a_file_that_is_no_folder_are_failures(maps: Path) -> None:
+    (maps / "a.zarr").mkdir()
+    (maps / "b.zarr").mkdir()
+    (maps / "b.zarr" / "zarr.json").write_text("{")
+    (maps / "c.zarr").write_bytes(b"")
+    zarr.create_array(maps / "d.zarr", data=np.arange(5))
+    reasons = {entry.name: entry.reason for entry in open_source(maps) if isinstance(entry, Failure)}
+    assert list(reasons) == ["a", "b", "c", "d"]
+    assert reasons["a"] == "expected a Zarr hierarchy, found no zarr.json, .zgroup or .zarray"
+    assert reasons["b"].startswith("expected a Zarr hierarchy: ")
+    assert reasons["c"] == "expected a folder, found a regular file"
+    assert reasons["d"] == "the hierarchy holds no array of numbers in two or more dimensions"
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_what_is_damaged_in_a_zarr_hierarchy_fails_alone_and_stray_files_do_no_harm(maps: Path, version: Any) -> None:
+    root = zarr.open_group(maps / "a.zarr", mode="w", zarr_format=version)
+    for name in ("a", "b", "c"):
+        root.create_array(name, data=MAP)
+    (maps / "a.zarr" / "b" / ("zarr.json" if version == 3 else ".zarray")).write_text('{"shape": 7')
+    chunk = maps / "a.zarr" / "c" / ("c/0/0" if version == 3 else "0.0")
+    chunk.write_bytes(b"damaged" * 5)
+    (maps / "a.zarr" / "README.md").write_text("no array")
+    (maps / "a.zarr" / "folder").mkdir()
+    entries = list(open_source(maps))
+    assert names_of(entries) == ["a/a", "a/b", "a/c"]
+    assert why_not(entries[1]).startswith("the hierarchy is damaged at 'b': ")
+    assert why_not(entries[2]).startswith("the hierarchy is damaged at 'c': ")
+
+
+class _Payload:
+    def __init__(self, evidence: Path) -> None:
+        self._evidence = evidence
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self._evidence),)
+
+
+@pytest.mark.parametrize("codecs", [{"compressor": {"id": "pickle"}}, {"filters": [{"id": "pickle"}]}])
+def test_pickles_in_a_zarr_hierarchy_are_never_executed(maps: Path, tmp_path: Path, codecs: dict[str, Any]) -> None:
+    evidence = tmp_path / "executed"
+    chunk = pickle.dumps(_Payload(evidence))
+    root = zarr.open_group(maps / "a.zarr", mode="w", zarr_format=2)
+    for name, kind in (("numbers", "<f4"), ("objects", "|O")):
+        root.create_array(name, data=MAP, compressors=None)
+        description = json.loads((maps / "a.zarr" / name / ".zarray").read_text()) | codecs | {"dtype": kind}
+        (maps / "a.zarr" / name / ".zarray").write_text(json.dumps(description))
+        (maps / "a.zarr" / name / "0.0").write_bytes(chunk)
+    for entry in open_source(maps):
+        assert why_not(entry).startswith("the hierarchy is damaged at ")
+    assert not evidence.exists()
+    # The bait was live.
+    pickle.loads(chunk)  # noqa: S301  # our own
+    assert evidence.exists()

@@ -1,0 +1,66 @@
+"""Chunks of maps as a worker gets them, and the pixels in its answer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from async_maps.render.colormap import ColormapJet, color_table
+from async_maps.render.scanlines import scanline_bytes
+from async_maps.workers.worker import Failed, Recipe, Reply, Request, Result
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+TABLE = color_table(ColormapJet())
+PALETTE, RGBA = Recipe(TABLE), Recipe(TABLE, "rgba")
+
+
+def random_array(*shape: int, dtype: Any = np.float32, seed: int = 0) -> NDArray[Any]:
+    """Values from 0 to 1, the same for the same seed."""
+    return np.random.default_rng(seed).random(shape).astype(dtype)
+
+
+def intensities(array: NDArray[Any]) -> NDArray[np.uint8]:
+    """What a palette bitmap of it holds."""
+    return array if array.dtype == np.uint8 else np.rint(array * 255).astype(np.uint8)
+
+
+def in_file(path: Path, member: str | None = None) -> Request:
+    """A map in a file."""
+    return Request(str(path), None if member is None else (member, None), 0, (), "")
+
+
+def saved(path: Path, array: NDArray[Any]) -> Request:
+    """A map in a file that is written now."""
+    np.save(path, array)
+    return in_file(path)
+
+
+def placed(block: NDArray[np.uint8], offset: int, array: NDArray[Any]) -> Request:
+    """A map in a block, where it is written now."""
+    np.ndarray(array.shape, array.dtype, block.data, offset)[...] = array
+    return Request(None, None, offset, array.shape, array.dtype.str)
+
+
+def pixels(block: NDArray[np.uint8], result: Result, recipe: Recipe) -> NDArray[np.uint8]:
+    """The pixels whose scanlines a result points at."""
+    assert result.rgba == (recipe.png == "rgba")
+    shape = (result.height, result.width, 4) if result.rgba else (result.height, result.width)
+    lines = scanlines(block, result).reshape(result.height, -1)
+    assert set(lines[:, 0].tolist()) in ({0}, {2})
+    rows = np.cumsum(lines[:, 1:], 0, np.uint8) if lines[0, 0] else lines[:, 1:]
+    return rows.reshape(shape)
+
+
+def scanlines(block: NDArray[np.uint8], result: Result) -> NDArray[np.uint8]:
+    size = scanline_bytes(result.height, result.width, 4 if result.rgba else 1)
+    return block[result.offset : result.offset + size]
+
+
+def colorized(reply: Reply) -> list[Result]:
+    """The results of a chunk in which no map failed."""
+    assert not [result for result in reply.results if isinstance(result, Failed)]
+    return [result for result in reply.results if isinstance(result, Result)]

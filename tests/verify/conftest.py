@@ -1,0 +1,32 @@
+"""The manifest of a test, and what is put."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture
+def puts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The keys that are put from now on."""
+    from async_maps.stores.files import FileStore
+    from async_maps.stores.s3 import S3Store
+
+    keys: list[str] = []
+    for store in (S3Store, FileStore):
+
+        async def put(self: Any, key: str, data: bytes, original: Any = store.put) -> Any:
+            keys.append(key)
+            return await original(self, key, data)
+
+        monkeypatch.setattr(store, "put", put)
+    return keys
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Path:
+    return tmp_path / "m.sqlite"

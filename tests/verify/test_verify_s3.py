@@ -1,0 +1,215 @@
+"""Overlays in S3 that differ from what was sent."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import botocore.client
+import botocore.session
+import numpy as np
+import pytest
+from anyio import to_thread
+from botocore.exceptions import ClientError
+
+import async_maps as am
+from async_maps.filesystems.locators import bitmap_mask_fields
+from tests.support.commands import invoke
+from tests.support.leftovers import leaves_nothing
+from tests.support.maps import random_map
+from tests.support.overlays import BROKEN, NAMES, break_in_s3, found, made, recorded
+from tests.support.s3 import s3_client
+from tests.support.s3_proxy import counting
+
+if TYPE_CHECKING:
+    from async_maps.demo.seaweed import S3Server
+
+pytestmark = pytest.mark.usefixtures(leaves_nothing.__name__)
+
+SETTINGS = am.Settings(workers=0)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The operations that botocore's clients are asked for from now on."""
+    made: list[str] = []
+    original = botocore.client.BaseClient._make_api_call  # type: ignore[attr-defined]  # the one place they all pass
+
+    def counted(self: Any, operation: str, parameters: Any) -> Any:
+        made.append(operation)
+        return original(self, operation, parameters)
+
+    monkeypatch.setattr(botocore.client.BaseClient, "_make_api_call", counted)
+    return made
+
+
+async def test_each_way_an_object_in_s3_can_differ_is_found_and_named(
+    bucket: str, maps: Path, manifest: Path, calls: list[str]
+) -> None:
+    await to_thread.run_sync(made, maps, f"s3://{bucket}/pre fix", manifest)
+    clean = await am.averify_locators(manifest, settings=SETTINGS, deep=True)
+    assert clean.is_clean
+    assert (clean.locators, clean.right, clean.listed, clean.read, clean.doing) == (8, 8, 8, 8, "")
+
+    break_in_s3(bucket, "pre fix/")
+    before = manifest.read_bytes()
+    calls.clear()
+    shallow = await am.averify_locators(manifest, settings=SETTINGS)
+    assert calls == ["ListObjectsV2"]
+    assert found(shallow) == BROKEN
+    assert (shallow.locators, shallow.right, shallow.listed, shallow.read) == (8, 4, 9, 0)
+    assert [advice.partition(f": async-maps verify {manifest} ")[2] for advice in shallow.advice] == [
+        "--repair",
+        "--repair --delete-foreign",
+    ]
+    named = {difference.name: difference for difference in shallow.first}
+    assert str(named["a/missing"]).startswith(f"missing: s3://{bucket}/pre fix/a/missing.png: expected 1,7")
+    assert named["a/missing"].found == "nothing"
+    assert named["a/truncated"].found == "700 bytes"
+    assert named[""].expected == "no object"
+
+    deep = await am.averify_locators(manifest, settings=SETTINGS, deep=True)
+    assert found(deep) == BROKEN | {"content-type": {"mistyped"}}
+    # Of what a listing shows to be another object nothing is read.
+    assert (deep.right, deep.read) == (3, 4)
+    assert manifest.read_bytes() == before
+
+
+async def test_more_than_a_thousand_objects_take_a_request_for_each_thousand(
+    bucket: str, manifest: Path, tmp_path: Path, calls: list[str]
+) -> None:
+    pixel = np.zeros((1, 1), np.float32)
+    maps = [(f"{i % 7}/{i}", pixel) for i in range(1100)]
+    await to_thread.run_sync(lambda: am.run(maps, f"s3://{bucket}/p", settings=SETTINGS, manifest=manifest))
+    calls.clear()
+    verification = await am.averify_locators(manifest, settings=SETTINGS)
+    assert (verification.right, verification.listed, verification.differences) == (1100, 1100, {})
+    assert calls == ["ListObjectsV2"] * 2
+    # A few of them, which a table names: not all others are listed for their sake.
+    table = tmp_path / "few.csv"
+    table.write_text(f"locator\ns3://{bucket}/p/0/0.png\ns3://{bucket}/p/6/none.png\n")
+    calls.clear()
+    verification = await am.averify_locators(table, settings=SETTINGS)
+    assert found(verification) == {"missing": {"none"}}
+    assert len(calls) <= 4
+
+
+# Tables ------------------------------------------------------------------------------------------------------------
+
+
+def as_kolena(path: Path, rows: list[dict[str, Any]]) -> None:
+    """What Kolena's own client writes of rows whose cells are masks and lists of them."""
+    pd = pytest.importorskip("pandas")
+    io = pytest.importorskip("kolena.io")
+    frame = pd.DataFrame(rows)
+    if path.suffix == ".csv":
+        io.dataframe_to_csv(frame, path, index=False)
+    elif path.suffix == ".parquet":
+        io.dataframe_to_parquet(frame, path)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+async def test_tables_of_results_ours_and_kolenas_are_verified_as_a_manifest_is(
+    bucket: str, maps: Path, manifest: Path, tmp_path: Path
+) -> None:
+    await to_thread.run_sync(made, maps, f"s3://{bucket}/pre fix", manifest)
+    masks = [bitmap_mask_fields(f"s3://{bucket}/pre fix/{name}.png", label="cam") for name in NAMES]
+    rows = [{"id": 1, "score": 0.5, "cam": masks[0], "more": masks[1:4]}, {"id": 2, "cam": masks[4], "more": masks[5:]}]
+    known = {"missing": {"missing"}, "content-type": {"mistyped"}}
+    cases = []
+    for suffix in (".csv", ".parquet", ".jsonl"):
+        am.export_manifest(manifest, tmp_path / f"ours{suffix}")
+        cases.append((tmp_path / f"ours{suffix}", known | {kind: BROKEN[kind] for kind in ("size", "etag")}))
+        as_kolena(tmp_path / f"kolenas{suffix}", rows)
+        # All that it tells is where they should be, and that they are PNGs.
+        cases.append((tmp_path / f"kolenas{suffix}", known | {"undecodable": {"truncated", "flipped"}}))
+    for table, _ in cases[:2]:
+        clean = await am.averify_locators(table, settings=SETTINGS, deep=True)
+        assert (clean.first, clean.right, clean.read) == ([], 8, 8)
+        assert clean.folders == [f"s3://{bucket}/pre fix/"]
+    break_in_s3(bucket, "pre fix/")
+    for table, expected in cases:
+        broken = await am.averify_locators(table, settings=SETTINGS, deep=True)
+        assert found(broken) == expected
+        assert broken.first[0].name in {"line 1", "line 2", "row 1"}
+
+
+async def test_locators_of_several_buckets_and_folders_are_each_looked_for(
+    bucket: str, tmp_path: Path, maps: Path, manifest: Path
+) -> None:
+    other = f"{bucket}-other"
+    with s3_client() as client:
+        client.create_bucket(Bucket=other)
+        client.put_object(Bucket=other, Key="x/1.png", Body=b"1")
+        client.put_object(Bucket=bucket, Key="x/1.png", Body=b"1")
+    await to_thread.run_sync(made, maps, tmp_path / "out", manifest)
+    there = [f"s3://{bucket}/x/1.png", f"s3://{other}/x/1.png", *((tmp_path / f"out/{n}.png").as_uri() for n in "ef")]
+    gone = [f"s3://{bucket}/y/2.png", f"s3://{other}/x/2.png", (tmp_path / "out/g.png").as_uri()]
+    table = tmp_path / "table.csv"
+    table.write_text("\n".join(["locator", *there, *gone, "gs://bucket/x.png"]), encoding="utf-8")
+    verification = await am.averify_locators(table, settings=SETTINGS)
+    assert {difference.locator for difference in verification.first if difference.kind == "missing"} == set(gone)
+    assert verification.differences == {"missing": 3, "unknown": 1}
+    assert (verification.locators, verification.right) == (8, 4)
+    assert sorted(verification.folders) == [f"s3://{other}/x/", f"s3://{bucket}/"]
+
+
+async def test_what_may_not_be_listed_is_asked_for_one_by_one(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with s3_client() as client:
+        client.put_object(Bucket=bucket, Key="x/there.png", Body=b"1")
+    original = botocore.client.BaseClient._make_api_call  # type: ignore[attr-defined]  # as above
+
+    def refused(self: Any, operation: str, parameters: Any) -> Any:
+        if operation == "ListObjectsV2" or parameters["Key"].endswith("secret.png"):
+            answer: Any = {
+                "Error": {"Code": "AccessDenied", "Message": "no"},
+                "ResponseMetadata": {"HTTPStatusCode": 403},
+            }
+            raise ClientError(answer, operation)
+        return original(self, operation, parameters)
+
+    monkeypatch.setattr(botocore.client.BaseClient, "_make_api_call", refused)
+    table = tmp_path / "table.csv"
+    table.write_text("locator\n" + "".join(f"s3://{bucket}/x/{name}.png\n" for name in ("there", "gone", "secret")))
+    verification = await am.averify_locators(table, settings=SETTINGS)
+    assert found(verification) == {"missing": {"gone"}, "unreadable": {"secret"}}
+    assert (verification.right, verification.folders) == (1, [])
+
+
+def test_a_table_in_s3_is_verified_by_the_command(bucket: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with s3_client() as client:
+        client.put_object(Bucket=bucket, Key="x/1.png", Body=b"1")
+        client.put_object(Bucket=bucket, Key="t.csv", Body=f"locator\ns3://{bucket}/x/1.png\n".encode())
+    assert invoke("verify", f"s3://{bucket}/t.csv", "--progress", "none") == 0
+    assert capsys.readouterr().out.startswith("1 of 1 locators are right")
+
+
+# Around it ---------------------------------------------------------------------------------------------------------
+
+
+async def test_a_manifest_of_another_endpoint_is_refused(manifest: Path, s3: S3Server) -> None:
+    recorded(manifest, "s3://bucket/prefix at http://127.0.0.1:9")
+    with pytest.raises(am.SettingsError, match=rf"at http://127.0.0.1:9, and the .* at {s3.endpoint_url}: set AWS_END"):
+        await am.averify_locators(manifest, settings=SETTINGS)
+
+
+async def test_a_bucket_that_is_gone_is_an_error_and_not_a_million_differences(manifest: Path, s3: S3Server) -> None:
+    recorded(manifest, f"s3://no-such-bucket/prefix at {s3.endpoint_url}")
+    with pytest.raises(am.StoreError, match=r"^s3://no-such-bucket/prefix/: refused .*bucket does not exist"):
+        await am.averify_locators(manifest, settings=SETTINGS)
+
+
+async def test_an_answer_that_breaks_off_is_asked_for_again(
+    bucket: str, manifest: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with counting(s3, monkeypatch) as proxy:
+        maps = [(name, random_map(1)) for name in "ab"]
+        await to_thread.run_sync(lambda: am.run(maps, f"s3://{bucket}", settings=SETTINGS, manifest=manifest))
+        proxy.break_off = 2
+        verification = await am.averify_locators(manifest, settings=SETTINGS, deep=True)
+        assert (verification.right, verification.first) == (2, [])
+        assert len(proxy.gets()) == 4
