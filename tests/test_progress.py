@@ -14,7 +14,7 @@ from async_maps import progress
 from async_maps.outcomes import Failure
 from async_maps.progress import Progress, reporting
 from async_maps.report import Report
-from async_maps.sources import files
+from async_maps.sources import files, named
 from async_maps.sources.formats import registry as formats
 from async_maps.stages.meters import StageStatistics
 from tests.support.progress import make_progress, make_report, make_statistics
@@ -150,8 +150,8 @@ async def test_files_are_opened_to_be_counted_only_if_none_of_their_size_was(
         opened.append(path)
         return formats.open_reader(path, filesystem)
 
-    monkeypatch.setattr(files, "open_reader", opening)
-    monkeypatch.setattr(files, "_ASK_AT_ONCE", 1)
+    monkeypatch.setattr(named, "open_reader", opening)
+    monkeypatch.setattr(named, "_BATCH", 1)
     display = _Recording()
     async with reporting(display, Report(), tmp_path, make_statistics):
         await display.showed((0, 9))
@@ -226,7 +226,7 @@ async def test_counting_a_long_source_ends_with_the_run(place: Path, monkeypatch
             yield path
 
     monkeypatch.setattr(files, "_walk", slow)
-    monkeypatch.setattr(files, "_ASK_AT_ONCE", 1)
+    monkeypatch.setattr(named, "_BATCH", 1)
     async with reporting(_Recording(), Report(), place, make_statistics):
         assert await asyncio.to_thread(entered.wait, 5)
     may_go_on.set()

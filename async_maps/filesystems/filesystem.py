@@ -5,12 +5,15 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from hashlib import blake2b
 from threading import Lock
 from typing import TYPE_CHECKING, Protocol
 
 from async_maps.errors import SourceError
+from async_maps.keys import printable
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import BinaryIO
 
     from async_maps.filesystems.s3 import S3Filesystem
@@ -94,6 +97,48 @@ def check_regular(mode: int, folder: bool = False) -> None:
     if not (stat.S_ISDIR if folder else stat.S_ISREG)(mode):
         expected = "a folder" if folder else "a regular file"
         raise SourceError(f"expected {expected}, found {_kind(mode)}")
+
+
+def file_fingerprint(status: os.stat_result) -> str:
+    """What changes when a file does: its size and time."""
+    return f"{status.st_size}-{status.st_mtime_ns}"
+
+
+def folder_fingerprint(folder: str) -> str:
+    """What changes when any file in a folder does: a digest over their paths, sizes and times.
+
+    Raises:
+        SourceError: a symbolic link in it leads back to a folder above, or what lies in it is no plain file.
+        OSError: it cannot be read.
+    """
+    # A sum does not depend on the order in which files come, and so none has to be remembered to be sorted.
+    total = 0
+    for line in _states(folder):
+        total += int.from_bytes(blake2b(line, digest_size=16).digest(), "big")
+    return f"{total % 2**128:032x}"
+
+
+def _states(folder: str) -> Iterator[bytes]:
+    """Path, size and time of every file below a folder, in no particular order."""
+    left: list[tuple[str, tuple[tuple[int, int], ...]]] = [("", ())]
+    while left:
+        path, above = left.pop()
+        status = os.stat(os.path.join(folder, path))
+        identity = (status.st_dev, status.st_ino)
+        if identity in above:
+            raise SourceError("a symbolic link in it leads back to a folder above")
+        with os.scandir(os.path.join(folder, path)) as children:
+            for child in children:
+                below = os.path.join(path, child.name)
+                if child.is_dir():
+                    left.append((below, (*above, identity)))
+                else:
+                    status = child.stat()
+                    try:
+                        check_regular(status.st_mode)
+                    except SourceError as error:
+                        raise SourceError(f"at {printable(below)}: {error}") from None
+                    yield os.fsencode(f"{below}\0{status.st_size}-{status.st_mtime_ns}")
 
 
 def is_remote(path: str) -> bool:

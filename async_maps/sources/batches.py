@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from async_maps.keys import KeyTemplate
     from async_maps.render.ranges import ValueRange
     from async_maps.settings import S3Settings
-    from async_maps.sources.files import Known
+    from async_maps.sources.named import Known
 
     Named: TypeAlias = tuple[str, Any]
     """A name, and an array of any library."""

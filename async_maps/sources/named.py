@@ -1,33 +1,41 @@
-"""Files that come one by one with a name: rows of a listing, lines of standard input, objects in S3. In a thread."""
+"""Files with a name of their own, wherever they were found, and the maps in them. Runs in a thread."""
 
 from __future__ import annotations
 
 import io
+import os
+import stat
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
-from async_maps.errors import MissingExtraError, SourceError, translate_os_error
-from async_maps.filesystems.filesystem import is_remote
-from async_maps.keys import printable
+from async_maps.errors import InputValidationError, MissingExtraError, SourceError, translate_os_error
+from async_maps.filesystems.filesystem import (
+    LocalFilesystem,
+    check_regular,
+    file_fingerprint,
+    folder_fingerprint,
+    is_remote,
+)
+from async_maps.keys import check_name, printable
 from async_maps.outcomes import Failure
 from async_maps.sources.activation_map import ActivationMap
-from async_maps.sources.files import entry, known_maps, maps_in_file, whole_file
-from async_maps.sources.formats.registry import ListedMap, open_reader, suffix_of
+from async_maps.sources.formats.registry import ListedMap, is_one_source, open_reader, suffix_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-    from concurrent.futures import Future
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
     from typing import BinaryIO
 
     from async_maps.filesystems.filesystem import Filesystem, Filesystems
     from async_maps.filesystems.s3 import S3File, S3Filesystem
-    from async_maps.sources.files import Known
 
     Entry: TypeAlias = ActivationMap | Failure
+    Known: TypeAlias = Callable[[Sequence[ActivationMap]], Collection[str]]
+    """Says the names of those maps that are known, from an earlier run, to be all there is in their unchanged file."""
 
 _BATCH = 256
 _AHEAD = 16
@@ -66,43 +74,66 @@ def maps_in_named(
         known: what need not be looked into.
     """
     files = iter(files)
-    pending: deque[Iterator[Entry]] = deque()
+    pending: deque[tuple[bool, Iterator[Entry]]] = deque()
     with _Lookers(filesystems) as lookers:
-        while batch := list(islice(files, _BATCH)):
-            single = {}
-            if known is not None:
-                single = known_maps({file: _whole(file) for file in batch if isinstance(file, NamedFile)}, known)
+        # Without anyone to ask, none waits for others.
+        while batch := list(islice(files, _BATCH if known else 1)):
+            single = _known_maps(batch, known) if known else {}
             for file in batch:
                 if isinstance(file, Failure):
-                    pending.append(iter([file]))
+                    pending.append((False, iter([file])))
                 elif file in single:
-                    pending.append(iter([single[file]]))
-                elif not is_remote(file.path):
-                    pending.append(_maps_on_disk(file))
+                    pending.append((False, iter([single[file]])))
+                elif is_remote(file.path):
+                    pending.append((True, lookers.look(file)))
                 else:
-                    pending.append(lookers.look(file))
-                if len(pending) > _AHEAD:
-                    yield from pending.popleft()
-        while pending:
-            yield from pending.popleft()
+                    pending.append((False, _maps_in(file, partial(_open_on_disk, file.path))))
+                while pending and (len(pending) > _AHEAD or not pending[0][0]):
+                    yield from pending.popleft()[1]
+        for _, maps in pending:
+            yield from maps
+
+
+def _known_maps(files: Iterable[NamedFile | Failure], known: Known) -> dict[NamedFile, ActivationMap]:
+    """Those files that are known, from an earlier run, to be one map each, and are unchanged."""
+    maps: dict[NamedFile, ActivationMap] = {}
+    for file in files:
+        if isinstance(file, NamedFile) and isinstance(map_ := _whole(file), ActivationMap):
+            maps[file] = map_
+    names = known(list(maps.values())) if maps else ()
+    return {file: map_ for file, map_ in maps.items() if map_.name in names}
 
 
 def _whole(file: NamedFile) -> Entry | None:
-    """The map that a file is if it is one map; None if that cannot be told."""
+    """The map that a file is if it is one map; None if that cannot be told without opening it."""
     if is_remote(file.path):
-        return entry(file.name, file.path, ListedMap(None, None, file.size), file.fingerprint)
-    return None if "\0" in file.path else whole_file(file.name, file.path)
+        return _entry(file.name, file.path, ListedMap(None, None, file.size), file.fingerprint)
+    if not file.path.endswith(".npy"):
+        return None
+    try:
+        status = os.stat(file.path)
+    except (OSError, ValueError):
+        return None
+    if not stat.S_ISREG(status.st_mode):
+        return None
+    return _entry(file.name, file.path, ListedMap(None, None, status.st_size), file_fingerprint(status))
 
 
-def _maps_on_disk(file: NamedFile) -> Iterator[Entry]:
-    if "\0" in file.path:
-        yield failed(file, "the path has a null byte")
-        return
-    for found in maps_in_file(file.name, file.path):
-        yield _with_row(found, file)
+def _entry(name: str, path: str, found: ListedMap, fingerprint: str | None) -> ActivationMap | Failure:
+    """A map that was found in a file, or why it cannot enter."""
+    source = printable(path if found.name is None else f"{path}[{found.name}]")
+    name = name if found.name is None else f"{name}/{found.name}"
+    try:
+        check_name(name)
+    except InputValidationError as error:
+        return Failure(printable(name), source, fingerprint, "source", str(error))
+    if fingerprint is not None and found.part is not None:
+        # Names can move from one map of a file to another, by a list beside it, without the file's being touched.
+        fingerprint = f"{fingerprint} {found.part}"
+    return ActivationMap(name, source, fingerprint, found.max_bytes, path, found.part)
 
 
-def failed(file: NamedFile, reason: str) -> Failure:
+def _failed(file: NamedFile, reason: str) -> Failure:
     """The failure of a whole file; it says where the file was named."""
     if file.row:
         reason = f"{reason} ({file.row})"
@@ -131,23 +162,38 @@ class _Lookers:
         """The maps in an object, which is being opened from now on."""
         suffix = suffix_of(file.path)
         if suffix is None:
-            return iter([failed(file, f"nothing here reads {printable(file.path)}")])
+            return iter([_failed(file, f"nothing here reads {printable(file.path)}")])
         if self._threads is None:
             self._threads = ThreadPoolExecutor(_AHEAD, "async-maps-look")
         s3 = self._filesystems.s3()
         if suffix == ".zarr":
-            return _maps_in(file, self._threads.submit(_open_folder, file, s3))
-        return _maps_in(file, self._threads.submit(_open_object, file, s3, suffix))
+            return _maps_in(file, self._threads.submit(_open_folder, file, s3).result)
+        return _maps_in(file, self._threads.submit(_open_object, file, s3, suffix).result)
 
 
-def _maps_in(file: NamedFile, opening: Future[tuple[Filesystem, str]]) -> Iterator[Entry]:
+def _maps_in(file: NamedFile, look: Callable[[], tuple[Filesystem, str]]) -> Iterator[Entry]:
+    """The maps in a file.
+
+    Args:
+        file: its name is the map's, or what the names of the maps in it begin with.
+        look: gives the file's filesystem and its fingerprint.
+    """
     try:
-        filesystem, fingerprint = opening.result()
+        filesystem, fingerprint = look()
         with closing(open_reader(file.path, filesystem)) as reader:
             for found in reader.maps():
-                yield _with_row(entry(file.name, file.path, found, fingerprint), file)
+                yield _with_row(_entry(file.name, file.path, found, fingerprint), file)
     except (OSError, SourceError, MissingExtraError) as error:
-        yield failed(file, translate_os_error(error))
+        # A file whose extra is missing, perhaps no map's at all, does not keep the others from their run.
+        yield _failed(file, translate_os_error(error))
+
+
+def _open_on_disk(path: str) -> tuple[Filesystem, str]:
+    if "\0" in path:
+        raise SourceError("the path has a null byte")
+    status, is_folder = os.stat(path), is_one_source(path)
+    check_regular(status.st_mode, is_folder)
+    return LocalFilesystem(), folder_fingerprint(path) if is_folder else file_fingerprint(status)
 
 
 def _open_object(file: NamedFile, s3: S3Filesystem, suffix: str) -> tuple[Filesystem, str]:

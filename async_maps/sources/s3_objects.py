@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from async_maps.outcomes import Failure
     from async_maps.settings import S3Settings
     from async_maps.sources.activation_map import ActivationMap
-    from async_maps.sources.files import Known
+    from async_maps.sources.named import Known
 
 
 class S3Objects:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from async_maps.filesystems.filesystem import Filesystems
     from async_maps.outcomes import Failure
     from async_maps.sources.activation_map import ActivationMap
-    from async_maps.sources.files import Known
+    from async_maps.sources.named import Known
 
 _READ_BYTES = 2**16
 _MAX_LINE = 2**16

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.lib import format as npy_format
 
 from async_maps.errors import SourceError
-from async_maps.sources.formats.registry import ListedMap, close_on_error
+from async_maps.sources.formats.registry import ListedMap
 from async_maps.sources.formats.size import check_size
 from async_maps.sources.formats.stacks import position_names, read_names, shape_at, stack_length
 
@@ -47,8 +47,8 @@ class NpyReader:
 
     def __init__(self, path: str, filesystem: Filesystem) -> None:
         self._open_names = partial(filesystem.open, f"{path[: -len('.npy')]}.names.txt")
-        with close_on_error(filesystem.open(path)) as self._file:
-            self._size = self._file.seek(0, os.SEEK_END)
+        self._file = filesystem.open(path)
+        self._size = self._file.seek(0, os.SEEK_END)
 
     def maps(self) -> Iterator[ListedMap]:
         """The map, or those of the stack."""
