@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 from anyio import to_thread
 
-from async_maps.errors import InputValidationError, MissingExtraError, SourceError, translate_os_error
 from async_maps.render.quantize import map_shape
 from async_maps.sources.formats.registry import shares_reads
+from async_maps.workers.worker import Failed
 
 if TYPE_CHECKING:
     from typing import Any
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
     from numpy.typing import NDArray
 
-    from async_maps.outcomes import Stage
     from async_maps.sources.formats.registry import Readers
     from async_maps.stages.items import Job
     from async_maps.stages.meters import Meter
@@ -52,7 +51,7 @@ async def fetch_stage(
                 started = perf_counter()
                 result = await to_thread.run_sync(_fetch, readers, job, limiter=threads)
                 meter.worked(perf_counter() - started, 1)
-                if isinstance(result, tuple):
+                if isinstance(result, Failed):
                     if job.lease is not None:
                         job.lease.release()
                     job.fail(*result)
@@ -64,16 +63,12 @@ async def fetch_stage(
             readers[0].close()
 
 
-def _fetch(readers: tuple[Readers, Readers], job: Job) -> NDArray[Any] | tuple[Stage, str]:
-    """The map, or where and why it failed. Runs in a thread."""
+def _fetch(readers: tuple[Readers, Readers], job: Job) -> NDArray[Any] | Failed:
+    """Read a map. Runs in a thread."""
     assert job.map.path is not None  # noqa: S101  # remote
     try:
         array = readers[shares_reads(job.map)].read(job.map.path, job.map.part)
         map_shape(array, job.value_range)
-    except InputValidationError as error:
-        return "colorize", str(error)
-    except (SourceError, OSError, MissingExtraError) as error:
-        return "read", translate_os_error(error)
-    except Exception as error:  # noqa: BLE001  # one map's failure is data, whatever a hostile file provokes
-        return "read", f"could not be read: {error!r}"
+    except Exception as error:  # noqa: BLE001  # one map's failure is data, and a hostile file provokes anything
+        return Failed.by(error)
     return array

@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from async_maps.errors import InputValidationError, SourceError, translate_os_error
+from async_maps.errors import InputValidationError, MissingExtraError, SourceError, translate_os_error
 from async_maps.outcomes import MapStatistics
 from async_maps.render.colorize import look_up, replace
 from async_maps.render.quantize import Invalid, Measured, map_shape, quantize, summarize
@@ -90,6 +90,15 @@ class Failed(NamedTuple):
 
     stage: Stage
     reason: str
+
+    @classmethod
+    def by(cls, error: Exception) -> Failed:
+        """Say where and why a map failed that could not be read or colorized."""
+        if isinstance(error, InputValidationError):
+            return cls("colorize", str(error))
+        if isinstance(error, SourceError | OSError | MissingExtraError):
+            return cls("read", translate_os_error(error))
+        return cls("read", f"could not be read: {error!r}")
 
 
 class Reply(NamedTuple):
@@ -169,12 +178,8 @@ def _colorize_chunk(
                 return Reply(results, result)
             results.append(result._replace(offset=offset))
             offset = aligned(offset + scanline_bytes(result.height, result.width, 4 if result.rgba else 1))
-        except InputValidationError as error:
-            results.append(Failed("colorize", str(error)))
-        except (SourceError, OSError) as error:
-            results.append(Failed("read", translate_os_error(error)))
-        except Exception as error:  # noqa: BLE001  # one map's failure is data, whatever a hostile file provokes
-            results.append(Failed("read", f"could not be read: {error!r}"))
+        except Exception as error:  # noqa: BLE001  # one map's failure is data, and a hostile file provokes anything
+            results.append(Failed.by(error))
     return Reply(results, 0)
 
 
