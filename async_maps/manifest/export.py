@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from async_maps.errors import InputValidationError, ManifestError, SettingsError, require_extra
 from async_maps.filesystems.atomic import replacing
+from async_maps.filesystems.filesystem import is_remote
 from async_maps.filesystems.locators import bitmap_mask_fields
 from async_maps.manifest.columns import Column, export_columns, overlay_of
 from async_maps.manifest.manifest import Manifest
@@ -112,7 +113,7 @@ def _refuse_colored(manifest: Manifest) -> None:
 
 def _refuse_outside_s3(manifest: Manifest) -> None:
     place = manifest.destination()
-    if place is not None and not place.startswith("s3://"):
+    if place is not None and not is_remote(place):
         raise SettingsError(f"presign: only what lies in S3 has such URLs; these overlays lie in {place}")
 
 
