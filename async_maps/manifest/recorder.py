@@ -71,13 +71,13 @@ class Recorder:
     ) -> None:
         """Say how the maps to come are colorized, and write it down.
 
-        The sketch is written at once, the rest with the first maps: a source that is not there has none.
+        The sketch is written now, the rest with the first maps: a source that is not there has none.
 
         Args:
             settings: the run's.
             value_range: what their range has come to.
             source: where the maps come from, as the caller has named it.
-            sketch: what the range was told from, if it was found anew.
+            sketch: of all values, if they were surveyed for the range.
         """
         self.use(settings, value_range)
         if sketch is not None:
