@@ -39,7 +39,7 @@ _logger = logging.getLogger("async_maps")
 
 
 async def known_range(settings: Settings, recorder: Recorder | None, mode: Select | RepairMode) -> ValueRange:
-    """The range, as far as can be told without looking at the maps: still a ``dataset`` if they must be.
+    """The range, as far as it is known without reading the maps: still a ``dataset`` if they must be read.
 
     Raises:
         ManifestError: the other run's manifest cannot be read or has no range.
@@ -73,7 +73,7 @@ async def survey(listing: AsyncGenerator[list[Entry], None], settings: Settings,
 
     Args:
         listing: the maps, with arrays as they are.
-        settings: how invalid values are taken, and how much is read at once.
+        settings: how invalid values are taken, and how much is read concurrently.
         report: its ``surveyed`` and ``unsurveyed`` are kept up to date.
 
     Raises:
@@ -137,7 +137,7 @@ class _Surveyors:
                 values = self._values(map_, readers)
             except InputValidationError:
                 pass
-            except Exception:  # noqa: BLE001  # as in the worker: whatever a hostile file provokes, its own run will say
+            except Exception:  # noqa: BLE001  # as in the worker; the run that follows names the error
                 unread = True
             with self._turn:
                 self._report.surveyed += 1

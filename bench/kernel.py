@@ -87,7 +87,7 @@ def contenders(values: NDArray[np.float32]) -> dict[str, _Work]:
     quantize(values, plane)
     own_plane = plane.copy()
 
-    def quantised_and_looked_up() -> None:
+    def quantized_and_looked_up() -> None:
         quantize(values, own_plane)
         look_up(own_plane, table, pixels)
 
@@ -104,7 +104,7 @@ def contenders(values: NDArray[np.float32]) -> dict[str, _Work]:
         "OpenCV applyColorMap": _Work("bytes to BGR", lambda: cv2.applyColorMap(plane, cv2.COLORMAP_JET)),
         "OpenCV applyColorMap, cvtColor, alpha": _Work("bytes to BGRA", lambda: peers.opencv_bgra(plane)),
         "matplotlib jet(bytes=True)": _Work("bytes to RGBA", lambda: jet(plane, bytes=True)),
-        "async_maps quantize, look_up": _Work("floats to RGBA", quantised_and_looked_up),
+        "async_maps quantize, look_up": _Work("floats to RGBA", quantized_and_looked_up),
         "async_maps colorize_activation_map": _Work("floats to RGBA", lambda: am.colorize_activation_map(values)),
     }
     if peers.HAS_KOLENA:

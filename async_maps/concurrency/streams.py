@@ -117,7 +117,7 @@ class _Place(Generic[T]):
 
 
 class ByteBudget:
-    """So many bytes may be held at once.
+    """A limit on the bytes that are held at the same time.
 
     A lease larger than the whole budget is given when nothing else is held: one huge item runs alone instead of never.
     So at most ``max(limit, the largest single lease)`` bytes are held.

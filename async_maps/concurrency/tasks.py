@@ -25,7 +25,7 @@ def first_error(error: BaseException) -> BaseException:
 class OrderlyTask(Generic[T]):
     """Runs a coroutine in a task of its own and cancels it by a scope.
 
-    ``asyncio.Task.cancel`` interrupts whatever the task awaits, also what stands behind anyio's shields: a thread that
+    ``asyncio.Task.cancel`` interrupts any wait of the task, also one that stands behind anyio's shields: a thread that
     is writing the manifest, a process that is being waited for. The scope's cancellation respects them, so what was
     begun there is finished, and what was opened is closed, before the task ends.
 
@@ -45,7 +45,7 @@ class OrderlyTask(Generic[T]):
         raise asyncio.CancelledError
 
     def done(self) -> bool:
-        """Whether it has ended, in whatever way."""
+        """Whether it has ended: with a result, an error or a cancellation."""
         return self.task.done()
 
     async def result(self) -> T:
@@ -72,7 +72,7 @@ async def calling_every(interval_s: float, call: Callable[[bool], object]) -> As
 
     Args:
         interval_s: seconds between calls.
-        call: told whether this is the last call; it is made also when the context ends with an error. An error that it
+        call: gets whether this is the last call; it is made also when the context ends with an error. An error that it
             raises cancels the context, and is raised in its place.
     """
 

@@ -1,7 +1,7 @@
 """A real S3 server on this machine's loopback, for the demo, the tests and the benches (needs the `demo` extra).
 
 SeaweedFS is one binary that checks signatures, checksums and conditional writes as S3 does. It runs as a process of
-its own, which ends with the ``with`` block that started it, or with this process, whatever kills it.
+its own, which ends with the ``with`` block that started it, or with this process, also if that is killed.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _POLL_S = 0.05
 # The watcher waits on our pipe for a byte or for its end, which comes even when we are SIGKILLed, and then kills the
 # server: `exec` keeps the shell's pid, so `$$` is the server's. The descriptor 3 is there because a shell gives its
 # background jobs /dev/null to read. Only the watcher holds the output pipe, so the end of that one says that it is
-# through. Whatever TMPDIR says, SeaweedFS puts its sockets in /tmp; killed, it leaves them there.
+# through. SeaweedFS ignores TMPDIR and puts its sockets in /tmp; killed, it leaves them there.
 _LAUNCH = f"""
 exec 3<&0
 {{ read -r _; kill -9 $$; for port in $PORTS; do rm -f /tmp/seaweedfs-*-$port.sock; done; }} <&3 3<&- 2>/dev/null &
@@ -107,7 +107,7 @@ def serve(folder: Path, *, start_timeout_s: float = 30.0) -> Iterator[S3Server]:
         raise MissingExtraError("the local S3 server", "demo")
     folder.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + start_timeout_s
-    # A port can be taken between our probe and the server's own bind; the server dies of it at once.
+    # A port can be taken between our probe and the server's own bind; the server then dies.
     for _ in range(_ATTEMPTS):
         with _launched(weed, folder) as (process, server):
             while process.poll() is None and time.monotonic() < deadline:
@@ -143,7 +143,7 @@ async def create_bucket(server: S3Server, bucket: str) -> None:
         bucket: its name, of at least 3 characters.
 
     Raises:
-        botocore.exceptions.ClientError: there is such a bucket, or the name is not allowed.
+        botocore.exceptions.ClientError: the bucket exists, or the name is not allowed.
     """
     from aioboto3 import Session
 

@@ -21,6 +21,9 @@ class Claims(Spill):
 
     Args:
         locate: the locator of a map.
+
+    Raises:
+        ManifestError: in any method, there is no room in the folder of temporary files.
     """
 
     def __init__(self, locate: Callable[[ActivationMap], str]) -> None:
@@ -35,20 +38,12 @@ class Claims(Spill):
             super().__exit__(*error)
 
     def load(self, claims: Iterable[tuple[str, str]]) -> None:
-        """Take over claims, each a locator and its name; those that are there already stay as they are.
-
-        Raises:
-            ManifestError: there is no room for them in the folder of temporary files.
-        """
+        """Take over claims, each a locator and its name; those that are there already stay as they are."""
         with self.transaction() as database:
             database.executemany("INSERT OR IGNORE INTO claims VALUES (?, ?)", claims)
 
     def check(self, entries: Sequence[ActivationMap | Failure]) -> list[ActivationMap | Failure]:
-        """Let each map claim its locator; who comes second is a failure. Once closed, none does: no map is uploaded.
-
-        Raises:
-            ManifestError: there is no room for them in the folder of temporary files.
-        """
+        """Let each map claim its locator; who comes second is a failure. Once closed, none does: no map is uploaded."""
         with self._checking:
             if self._closed:
                 return list(entries)

@@ -66,7 +66,7 @@ def export_columns(names: Sequence[str] | None, export_format: ExportFormat) -> 
     ``fiftyone`` has the fields of ``fiftyone.Heatmap`` there (``fiftyone/core/labels.py``, FiftyOne 1.22.1):
     ``map_path``, "the absolute path to the heatmap image on disk", or an s3:// locator, which FiftyOne Enterprise reads
     (its documentation, "Cloud-Backed Media"); and ``range``, "[min, max] range of the map's values": of the pixels,
-    0 to 255, whatever values the maps had. It colors a single channel itself, so the overlays should be gray PNGs.
+    0 to 255, not of the maps. It colors a single channel itself, so the overlays should be gray PNGs.
 
     Args:
         names: which columns of the manifest, in this order; None for all.

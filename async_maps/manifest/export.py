@@ -114,7 +114,7 @@ def _refuse_colored(manifest: Manifest) -> None:
 def _refuse_outside_s3(manifest: Manifest) -> None:
     place = manifest.destination()
     if place is not None and not is_remote(place):
-        raise SettingsError(f"presign: only what lies in S3 has such URLs; these overlays lie in {place}")
+        raise SettingsError(f"presign: only objects in S3 have presigned URLs; these overlays lie in {place}")
 
 
 def _url_column(stack: ExitStack, hours: float) -> Column:
@@ -168,7 +168,7 @@ def _parquet(path: Path, columns: Sequence[Column], rows: Rows) -> int:
             try:
                 arrays = [pa.array([column.value(row) for row in batch], types[column.kind]) for column in columns]
             except pa.ArrowException as error:
-                # SQLite keeps what it is given, and what a damaged page says, of whatever type.
+                # SQLite keeps values of any type, and a damaged page may hold any.
                 raise ManifestError(f"the manifest cannot be exported: it is damaged ({error})") from error
             writer.write_table(pa.table(arrays, schema=schema))
             count += len(batch)

@@ -35,7 +35,7 @@ class RunLock:
     """
 
     def __init__(self, manifest: Path) -> None:
-        # By whatever name, through whatever link the manifest was reached: one file, one lock.
+        # One file has one lock, under every name and through every link.
         self._path = f"{os.path.realpath(manifest)}-lock"
         while True:
             self._file: BinaryIO = open(self._path, "a+b", buffering=0)  # noqa: SIM115  # held open

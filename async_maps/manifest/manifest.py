@@ -45,7 +45,11 @@ class Plan:
 
 
 class Manifest(ManifestMetadata):
-    """A manifest, opened for a run or to read: one row a map, and what is kept of the runs."""
+    """A manifest, opened for a run or to read: one row a map, and what is kept of the runs.
+
+    Raises:
+        ManifestError: in any method, the file cannot be read or written.
+    """
 
     _begun_at = ""
     _locators_move = False
@@ -61,11 +65,7 @@ class Manifest(ManifestMetadata):
         self._begun_at = _now()
 
     def complete(self) -> None:
-        """The run has seen its whole source: forget what was refused in earlier runs and not in this one.
-
-        Raises:
-            ManifestError: it cannot be written.
-        """
+        """The run has seen its whole source: forget what was refused in earlier runs and not in this one."""
         with self._writing() as database:
             database.execute("DELETE FROM maps WHERE stage = 'source' AND time < ?", (self._begun_at,))
 
@@ -92,9 +92,6 @@ class Manifest(ManifestMetadata):
             maps: a few hundred at a time.
             settings: the fingerprint of the settings that shape the bytes.
             mode: the maps that are asked for.
-
-        Raises:
-            ManifestError: the manifest cannot be read.
         """
         plan = Plan()
         with self._reading() as database, database:
@@ -126,11 +123,7 @@ class Manifest(ManifestMetadata):
         return plan
 
     def known(self, maps: Sequence[ActivationMap]) -> set[str]:
-        """The names of those maps that an earlier run has met under the same name, in the same file and state.
-
-        Raises:
-            ManifestError: the manifest cannot be read.
-        """
+        """The names of those maps that an earlier run has met under the same name, in the same file and state."""
         with self._reading():
             rows = self._rows([map_.name for map_ in maps])
         return {
@@ -140,11 +133,7 @@ class Manifest(ManifestMetadata):
         }
 
     def write(self, outcomes: Sequence[Outcome], settings: str) -> None:
-        """Write the rows of a batch, all or none.
-
-        Raises:
-            ManifestError: it cannot be written.
-        """
+        """Write the rows of a batch, all or none."""
         with self._writing() as database:
             # What was refused at its source has no name that a newer row could replace, but it has its source.
             database.executemany(
@@ -170,9 +159,6 @@ class Manifest(ManifestMetadata):
 
         Args:
             found: of each the locator, the name, and what was found.
-
-        Raises:
-            ManifestError: it cannot be written.
         """
         with self._writing() as database:
             database.executemany(
@@ -182,11 +168,7 @@ class Manifest(ManifestMetadata):
             )
 
     def let_locators_move(self) -> None:
-        """From now on, a map whose locator another one gets is forgotten: what lies there is not its own any more.
-
-        Raises:
-            ManifestError: it cannot be written.
-        """
+        """From now on, a map whose locator another one gets is forgotten: what lies there is not its own any more."""
         with self._writing() as database:
             database.execute("CREATE INDEX IF NOT EXISTS maps_locator ON maps (locator)")
         self._locators_move = True

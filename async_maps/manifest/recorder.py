@@ -19,6 +19,7 @@ from async_maps.sources.activation_map import ActivationMap
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+    from contextlib import AbstractAsyncContextManager
     from os import PathLike
     from typing import ParamSpec, TypeVar
 
@@ -41,6 +42,9 @@ class Recorder:
 
     Args:
         manifest: open; :meth:`close` closes it.
+
+    Raises:
+        ManifestError: in any method, the manifest cannot be read or written.
     """
 
     def __init__(self, manifest: Manifest) -> None:
@@ -54,28 +58,8 @@ class Recorder:
         self._pending: list[Outcome] = []
         self._committed_at = monotonic()
 
-    async def begin(self, destination: str) -> None:
-        """Begin a run into a destination.
-
-        Raises:
-            ManifestError: the manifest belongs to another destination, or cannot be written.
-        """
-        await self._in_turn(self._manifest.begin, destination)
-
-    async def prepare(self, destination: str) -> None:
-        """Prepare to select as a run into a destination would.
-
-        Raises:
-            ManifestError: the manifest belongs to another destination.
-        """
-        await self._in_turn(self._manifest.prepare, destination)
-
     async def sketch(self, invalid: str) -> QuantileSketch | None:
-        """What an earlier run over a whole ``dataset`` found, if it counted invalid values in this way.
-
-        Raises:
-            ManifestError: the manifest cannot be read.
-        """
+        """What an earlier run over a whole ``dataset`` found, if it counted invalid values in this way."""
         return await self._in_turn(self._manifest.sketch, invalid)
 
     def use(self, settings: Settings, value_range: ValueRange) -> None:
@@ -87,16 +71,13 @@ class Recorder:
     ) -> None:
         """Say how the maps to come are colorized, and write it down.
 
-        The sketch is written at once, the rest with the first maps: a source that is not there has none.
+        The sketch is written now, the rest with the first maps: a source that is not there has none.
 
         Args:
             settings: the run's.
             value_range: what their range has come to.
             source: where the maps come from, as the caller has named it.
-            sketch: what the range was told from, if it was found anew.
-
-        Raises:
-            ManifestError: the manifest cannot be written.
+            sketch: of all values, if they were surveyed for the range.
         """
         self.use(settings, value_range)
         if sketch is not None:
@@ -105,11 +86,7 @@ class Recorder:
         self._run = KeptRun(place_of(source), self._settings, settings.shaping(value_range))
 
     async def load_claims(self, claims: Claims, mode: Select | RepairMode) -> None:
-        """Let the locators of maps that are done be taken; where all is done anew, forget those who lose theirs.
-
-        Raises:
-            ManifestError: the manifest cannot be read or written.
-        """
+        """Let the locators of maps that are done be taken; where all is done anew, forget those who lose theirs."""
         if mode == "all":
             await self._in_turn(self._manifest.let_locators_move)
         else:
@@ -118,11 +95,7 @@ class Recorder:
     async def select_maps(
         self, listing: AsyncGenerator[list[Entry], None], mode: Select | RepairMode, report: Report
     ) -> AsyncGenerator[list[Entry], None]:
-        """Leave out of a listing what need not be done; the report counts it as skipped.
-
-        Raises:
-            ManifestError: the manifest cannot be read.
-        """
+        """Leave out of a listing what need not be done; the report counts it as skipped."""
         self._repairs = mode in get_args(RepairMode)
         async with aclosing(listing):
             async for batch in listing:
@@ -137,51 +110,31 @@ class Recorder:
                 yield [*plan.todo] if self._repairs else [*refused, *plan.refused, *plan.todo]
 
     def known(self, maps: Sequence[ActivationMap]) -> set[str]:
-        """:meth:`Manifest.known`, for the thread that lists.
-
-        Raises:
-            ManifestError: the manifest cannot be read.
-        """
+        """:meth:`Manifest.known`, for the thread that lists."""
         with self._turn:
             return self._manifest.known(maps)
 
     async def note(self, outcomes: Sequence[Outcome]) -> None:
-        """Write outcomes down, at the latest with the first ones that come half a second later.
-
-        Raises:
-            ManifestError: the manifest cannot be written.
-        """
+        """Write outcomes down, at the latest with the first ones that come half a second later."""
         # What a repair cannot make again is still what was found broken.
         self._pending.extend(outcome for outcome in outcomes if isinstance(outcome, Receipt) or not self._repairs)
         if len(self._pending) >= _COMMIT_ROWS or monotonic() - self._committed_at >= _COMMIT_INTERVAL_S:
             await self.commit()
 
     async def commit(self) -> None:
-        """Write down what is pending.
-
-        Raises:
-            ManifestError: the manifest cannot be written.
-        """
+        """Write down what is pending."""
         if self._pending:
             await self._in_turn(self._write)
         self._committed_at = monotonic()
 
     async def complete(self) -> None:
-        """The run has seen its whole source: write down what is pending, and forget what no longer is.
-
-        Raises:
-            ManifestError: the manifest cannot be written.
-        """
+        """The run has seen its whole source: write down what is pending, and forget what no longer is."""
         await self.commit()
         if not self._repairs:
             await self._in_turn(self._manifest.complete)
 
     async def close(self) -> None:
-        """Write down what is pending, and close the manifest, also when cancelled.
-
-        Raises:
-            ManifestError: the manifest cannot be written.
-        """
+        """Write down what is pending, and close the manifest, also when cancelled."""
         with CancelScope(shield=True):
             await self._in_turn(self._close)
 
@@ -224,26 +177,32 @@ async def open_recorder(path: str | PathLike[str] | None, destination: str) -> A
     if path is None:
         yield None
         return
-    recorder = Recorder(await to_thread.run_sync(Manifest, path))
-    try:
-        await recorder.begin(destination)
+    async with _opened(partial(Manifest, path), Manifest.begin, destination) as recorder:
         yield recorder
-    finally:
-        await recorder.close()
 
 
-@asynccontextmanager
-async def open_reader(path: str | PathLike[str] | None, destination: str) -> AsyncIterator[Recorder]:
+def open_reader(path: str | PathLike[str] | None, destination: str) -> AbstractAsyncContextManager[Recorder]:
     """A recorder that selects as a run would and writes nothing; a manifest that does not exist is taken as empty.
 
     Raises:
-        ManifestError: the manifest cannot be read, or belongs to another destination.
+        ManifestError: on entering, the manifest cannot be read, or belongs to another destination.
     """
-    exists = path is not None and await to_thread.run_sync(os.path.exists, path)
-    opening = partial(Manifest, path, read_only=True) if path is not None and exists else partial(Manifest, ":memory:")
-    recorder = Recorder(await to_thread.run_sync(opening))
+
+    def open_manifest() -> Manifest:
+        is_there = path is not None and os.path.exists(path)
+        return Manifest(path, read_only=True) if path is not None and is_there else Manifest(":memory:")
+
+    return _opened(open_manifest, Manifest.prepare, destination)
+
+
+@asynccontextmanager
+async def _opened(
+    open_manifest: Callable[[], Manifest], prepare: Callable[[Manifest, str], None], destination: str
+) -> AsyncIterator[Recorder]:
+    manifest = await to_thread.run_sync(open_manifest)
+    recorder = Recorder(manifest)
     try:
-        await recorder.prepare(destination)
+        await to_thread.run_sync(prepare, manifest, destination)
         yield recorder
     finally:
         await recorder.close()

@@ -1,6 +1,6 @@
 """Colormaps: how an intensity becomes a color. Light (NumPy only), for any process and thread.
 
-An intensity is one byte, so a colormap, whatever it computes, is a table of 256 RGBA rows.
+An intensity is one byte, so every colormap is a table of 256 RGBA rows.
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ AnyColormap: TypeAlias = (
 
 
 def describe_colormap(colormap: object) -> str:
-    """Any colormap as the text that settings hold: a name, or colors such as ``#000080,red,#ffff0080``.
+    """Any colormap as the text that settings hold: a name, or colors: ``#000080,red,#ffff0080``.
 
     Args:
         colormap: a name; colors in a text, separated by commas; a list of colors, each a name, ``#rrggbb``,
@@ -216,7 +216,7 @@ def colormap_table(colormap: str, alpha: Alpha = "auto") -> NDArray[np.uint8]:
         (256, 4) uint8, RGBA.
 
     Raises:
-        SettingsError: no such colormap or color.
+        SettingsError: there is no colormap or color of this name.
     """
     colors, stated = _colors(colormap)
     table = np.empty((_INTENSITIES, 4), np.uint8)

@@ -2,8 +2,8 @@
 
 Every kernel has exactly one signature and is compiled, or read from numba's cache on disk, when this module is
 imported: importing it *is* the warm-up. One signature a function also makes the cache safe to share. numba's index
-file is read, changed and written without a lock, so of two processes that compile different signatures at once one
-can end up with the other's code; with a single signature both write the same thing.
+file is read, changed and written without a lock, so of two processes that compile different signatures at the same time
+one can end up with the other's code; with a single signature both write the same thing.
 
 The arguments are flat, C-contiguous, aligned and in native byte order; :mod:`async_maps.render.colorize` sees to that.
 """
@@ -28,9 +28,9 @@ R = TypeVar("R")
 def _kernel(signature: Any, *, name: str = "", **options: Any) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Compile for one signature, cached on disk where that works and without a cache where it does not.
 
-    A signature given ahead makes numba do all its cache work inside this call. So whatever is wrong with the cache (no
-    folder that can be written, a full disk, a torn file) ends here, in a compilation that needs no cache; and whatever
-    is wrong with the kernel itself is raised by that second compilation.
+    A signature given ahead makes numba do all its cache work inside this call. So every fault of the cache (no folder
+    that can be written, a full disk, a torn file) ends here, in a compilation that needs no cache; and a fault of the
+    kernel itself is raised by that second compilation.
 
     Args:
         signature: numba's types of the arguments and of the result.
@@ -42,7 +42,7 @@ def _kernel(signature: Any, *, name: str = "", **options: Any) -> Callable[[Call
         function.__name__ = function.__qualname__ = name or function.__name__
         try:
             compiled: Callable[P, R] = numba.njit(signature, nogil=True, cache=True, **options)(function)
-        except Exception:  # noqa: BLE001  # numba raises whatever its cache files make pickle or the file system raise
+        except Exception:  # noqa: BLE001  # pickle and the file system raise anything over a damaged cache
             compiled = numba.njit(signature, nogil=True, **options)(function)
         return compiled
 

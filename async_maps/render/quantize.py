@@ -177,7 +177,7 @@ def _quantize_rest(flat: NDArray[Any], plane: NDArray[np.uint8], value_range: Va
         quantize(zeroed.reshape(plane.shape), plane, value_range)
     else:
         assert measured.low is not None  # noqa: S101  # there are valid values
-        assert measured.high is not None  # noqa: S101  # likewise
+        assert measured.high is not None  # noqa: S101  # there are valid values
         _write_scaled(zeroed, plane.reshape(-1), measured.low, measured.high)
     plane[hidden] = 0
     return measured._replace(invalid=count, hidden=hidden)

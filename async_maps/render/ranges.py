@@ -27,7 +27,7 @@ class ValueRange:
             ``dataset``: the percentiles ``low`` and ``high`` of all values of all maps.
             ``from``: the range of another run, which its manifest holds.
         low: a value, or a percentile; see ``kind``.
-        high: likewise.
+        high: a value, or a percentile.
         manifest: the other run's.
     """
 

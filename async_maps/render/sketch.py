@@ -25,7 +25,7 @@ _BINS = 2 ** (64 - _SHIFT)
 
 
 class QuantileSketch:
-    """Counts of values, from which percentiles are told with an error of 1/2048 of their magnitude at most.
+    """Counts of values, which give percentiles with an error of 1/2048 of their magnitude at most.
 
     It takes 32 MiB at most, and as much of that as its values are diverse.
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _START_ATTEMPTS = 6
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 2.0
-"""Between two attempts: whatever took a worker's memory may be over in a moment."""
+"""Waits between two attempts: a lack of memory may be over in a moment."""
 _COPY_ON_LOOP_BYTES = 64 * 1024
 _ENCODE_BATCH_BYTES = 1024 * 1024
 """Bitmaps go to the encoders in batches of about this many bytes: large enough to be worth a hop between threads,
@@ -46,8 +46,8 @@ class ColorizeStage:
 
     Args:
         arena: where pixels lie until they are encoded.
-        chunk_maps: at most so many maps a chunk.
-        chunk_bytes: a chunk that takes so many bytes of a block takes no further map.
+        chunk_maps: the maximum number of maps in a chunk.
+        chunk_bytes: bytes of a block after which a chunk takes no further map.
         channels: bytes of a colorized pixel.
         meter: the stage's.
     """
@@ -124,7 +124,7 @@ class ColorizeStage:
                         job.without_array().fail("colorize", f"{error} over this map, time and again")
 
     async def _start_again(self, worker: Worker) -> None:
-        """Replace a worker that died; whatever killed it may kill its successor too, but not for ever.
+        """Replace a worker that died; the cause may kill its successor too, but not for ever.
 
         While other workers get on, it is tried without end: those may well do all there is to do.
 

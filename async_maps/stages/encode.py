@@ -70,7 +70,7 @@ def _encode_batch(batch: Sequence[Bitmap], encoding: Encoding) -> list[_Encoded 
             digest = hashlib.sha256(data).hexdigest() if encoding.digest else ""
             crc32 = f"{isal_zlib.crc32(data):08x}"
             encoded.append(_Encoded(data, digest, crc32, bitmap.result))
-        except Exception as error:  # noqa: BLE001  # one map's failure is data, whatever it is
+        except Exception as error:  # noqa: BLE001  # one map's failure is data
             encoded.append(f"could not be encoded: {error!r}")
     return encoded
 

@@ -1,4 +1,4 @@
-"""The fetch stage: reads maps that lie in S3, many at once, so that the workers never wait for a round trip.
+"""The fetch stage: reads maps that lie in S3 concurrently, so that the workers never wait for a round trip.
 
 The reading is done in threads; they wait for the network, and share one client.
 """
@@ -42,7 +42,7 @@ async def fetch_stage(
         remote: maps to read, each with a lease for its array; ends the stage when it ends.
         jobs: closed when the stage ends.
         readers: this fetcher's own, which it closes, and those that all fetchers share.
-        threads: how many read at once.
+        threads: limits how many read concurrently.
         meter: the stage's.
     """
     async with remote, jobs:

@@ -19,7 +19,7 @@ class Flow:
     is slow to look. For one event loop, one feeder and one collector.
 
     Args:
-        window: at most so many maps are under way or have an outcome that nobody has collected.
+        window: the maximum number of maps that are under way or have an outcome that nobody has collected.
         ordered: give outcomes in the order in which their maps were admitted. One that comes before its turn is held
             back, and takes its place in the window: the map whose turn it is has been let in before all that wait
             for it, so that it needs no further place.

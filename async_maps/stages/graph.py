@@ -147,7 +147,7 @@ class Stages:
                 running.set()
 
     def reserve(self, size: int) -> Lease:
-        """Take room for one map in memory, at once: a place among the jobs, and its bytes.
+        """Take room for one map in memory without waiting: a place among the jobs, and its bytes.
 
         Args:
             size: of its array, in bytes.

@@ -1,4 +1,4 @@
-"""The pace of uploads: how many go at once, how long a failed one waits, and when the store counts as down.
+"""The rate of uploads: how many run concurrently, how long a failed one waits, and when the store counts as down.
 
 One place owns all three, for every upload of a pipeline; stores try once. Runs on the event loop.
 """
@@ -27,7 +27,7 @@ class RateLimiter:
     (Chiu and Jain, "Analysis of the increase and decrease algorithms for congestion avoidance", 1989.)
 
     Args:
-        concurrency: at most so many uploads at once.
+        concurrency: the maximum number of concurrent uploads.
         max_attempts: so often an object is tried while the store takes others.
         give_up_s: a store that has taken nothing for so long, while it was asked, is down.
         clock: seconds, monotonic.
@@ -57,12 +57,12 @@ class RateLimiter:
 
     @property
     def limit(self) -> int:
-        """So many uploads may go at once at this moment."""
+        """The number of concurrent uploads that are allowed at this moment."""
         return int(self._limit)
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
-        """One of the uploads that go at once."""
+        """Wait for a turn among the concurrent uploads, and hold it."""
         await self._line.wait(1)
         try:
             yield

@@ -1,4 +1,4 @@
-"""The upload stage: so many requests at once, each turning a PNG into a receipt, in as many attempts as it takes.
+"""The upload stage: concurrent requests, each turning a PNG into a receipt, in as many attempts as it takes.
 
 Runs on the event loop.
 """
@@ -32,7 +32,7 @@ class Uploading(NamedTuple):
     Attributes:
         store: open.
         template: what keys are made by.
-        rate_limiter: how many go at once, and how often each is tried.
+        rate_limiter: how many run concurrently, and how often each is tried.
         if_exists: what becomes of a map whose key has an object.
     """
 

@@ -23,7 +23,7 @@ Kind: TypeAlias = Literal[
 """How an object differs from what it should be.
 
 ``missing``: there is none. ``size``: it has other bytes, as many as are named. ``etag``: another object lies there.
-``content-type``: browsers are told that it is no PNG. ``undecodable``: it is no PNG, a damaged one, or one of another
+``content-type``: its content type is not that of a PNG. ``undecodable``: it is no PNG, a damaged one, or one of another
 width or height. ``digest``: its bytes are not those that were sent. ``broken``: it was found so before, and not made
 again since. ``foreign``: a PNG that lies among the overlays and is none of them. ``unreadable``: the store does not
 hand it out, or it has more pixels than may be decoded. ``unknown``: its locator is of a kind that is not read here.
@@ -197,11 +197,11 @@ class Comparison(Spill):
         return [locator for (locator,) in self.rows(_UNSEEN, after, _AT_ONCE)]
 
     def foreign(self, after: str) -> list[tuple[str, int]]:
-        """What was found and not expected, each with its size: likewise."""
+        """What was found and not expected, with its size, behind a locator, in their order: up to a thousand."""
         return [(locator, size) for locator, size, _ in self.rows(_FOREIGN, after, _AT_ONCE)]
 
     def to_read(self, after: str, since: str) -> list[Expected]:
-        """What differs in nothing so far and was stored then or later, each locator once: likewise.
+        """What differs in nothing so far and was stored then or later, each locator once: up to a thousand.
 
         The sizes are those that were found.
         """

@@ -63,6 +63,6 @@ def _problem(data: bytes | bytearray, row: Expected, max_pixels: int) -> tuple[K
         with PngImagePlugin.PngImageFile(io.BytesIO(data)) as image:
             # Checksums, which are not looked at while it is decoded.
             image.verify()
-    except Exception as error:  # noqa: BLE001  # whatever a damaged file provokes
+    except Exception as error:  # noqa: BLE001  # a damaged file provokes any error
         return "undecodable", f"{len(data):,} bytes that do not decode ({printable(str(error))})"
     return None

@@ -29,7 +29,7 @@ class Reading:
     Args:
         comparison: both its lists are complete; it gets what differs after all.
         objects: open.
-        settings: how much is read at once.
+        settings: how much is read concurrently.
         verification: counts along.
     """
 
@@ -46,7 +46,7 @@ class Reading:
         """Read what was stored then or later.
 
         Raises:
-            StoreError: S3 cannot be reached any more: so many reads in a row failed as go on at once, and one more.
+            StoreError: S3 cannot be reached any more: more reads in a row failed than run concurrently.
         """
         self._verification.doing = "reading every object"
         settings = self._settings

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from async_maps.verify.comparison import Difference, Kind
 
 MAX_LISTED_DIFFERENCES = 1000
-"""So many differences, and repaired overlays, are listed in a verification."""
+"""The maximum number of differences, and of repaired overlays, that a verification lists."""
 
 
 @dataclass(slots=True)
@@ -21,7 +21,7 @@ class Verification:
         folders: what was listed.
         locators: how many objects should be there.
         right: how many of them are, and are as they should be.
-        listed: objects that a listing has told of.
+        listed: objects in the listings.
         read: objects that were read, with ``deep``.
         read_bytes: their bytes.
         failed: maps that have no overlay, as they failed.

@@ -53,7 +53,7 @@ class Block:
         """One holder less; the last one gives the block back, and no view of it may be touched any more."""
         self._holders -= 1
         if self._holders == 0:
-            # Whoever still knows of the block, such as the traceback of an error, must not keep the memory mapped.
+            # What still refers to the block, the traceback of an error perhaps, must not keep the memory mapped.
             self.memory = _NOTHING
             self._arena.give_back(self)
 
@@ -67,7 +67,7 @@ class Arena:
         size: bytes.
 
     Raises:
-        SettingsError: the system does not give so many.
+        SettingsError: the system does not give that much memory.
     """
 
     def __init__(self, size: int) -> None:

@@ -224,7 +224,7 @@ def _describe(status: int | None) -> str:
 
 @asynccontextmanager
 async def started_workers(recipe: Recipe, count: int, arena: Arena) -> AsyncIterator[list[Worker]]:
-    """So many worker processes, started side by side; one worker in a thread if there are to be none.
+    """Start worker processes side by side, or one worker in a thread if the count is 0.
 
     Raises:
         WorkerError: one could not be started.

@@ -46,7 +46,7 @@ class Request(NamedTuple):
         part: where in the file.
         offset: where in the block.
         shape: of the array there.
-        dtype: likewise.
+        dtype: of the array there.
         value_range: a known one, as its kind, low and high.
         measured: what was seen of its values if they are intensities already; else None.
     """
@@ -253,7 +253,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     requests = sys.stdin.buffer
-    # Whatever a library prints must not end up between the messages.
+    # What a library prints must not end up between the messages.
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
 

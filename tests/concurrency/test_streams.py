@@ -86,7 +86,7 @@ async def test_one_release_serves_as_many_as_fit() -> None:
     await cancel(tasks[3])
 
 
-async def test_a_loan_larger_than_the_budget_is_given_alone() -> None:
+async def test_a_lease_larger_than_the_budget_is_given_alone() -> None:
     budget = ByteBudget(100)
     small = await budget.acquire(1)
     huge, after = ask(budget, 1_000, 1)
@@ -113,7 +113,7 @@ async def test_nothing_takes_no_room() -> None:
     assert budget.held == 100
 
 
-async def test_a_loan_released_twice_is_given_back_once() -> None:
+async def test_a_lease_released_twice_is_given_back_once() -> None:
     budget = ByteBudget(100)
     lease, other = await budget.acquire(60), await budget.acquire(40)
     lease.release()
@@ -193,7 +193,7 @@ async def test_at_once_is_lent_what_is_free_and_nothing_while_others_wait() -> N
     assert budget.held == 50
 
 
-async def test_a_loan_may_turn_out_smaller_or_larger() -> None:
+async def test_a_lease_may_turn_out_smaller_or_larger() -> None:
     budget = ByteBudget(100)
     lease = await budget.acquire(80)
     (waiting,) = ask(budget, 50)

@@ -324,7 +324,7 @@ def test_what_its_reader_could_not_use_is_refused(tmp_path: Path) -> None:
     am.run(maps.items(), tmp_path / "out", settings=am.Settings(workers=0), manifest=manifest)
     with pytest.raises(ManifestError, match=r"for FiftyOne, .*: 2 of its overlays are colored; .* run --png gray"):
         export_manifest(manifest, file, export_format="fiftyone")
-    with pytest.raises(SettingsError, match=r"only what lies in S3 has such URLs; these overlays lie in file:"):
+    with pytest.raises(SettingsError, match=r"only objects in S3 have presigned URLs; these overlays lie in file:"):
         export_manifest(manifest, file, presign_hours=1)
     assert not file.exists()
 

@@ -438,7 +438,7 @@ async def test_a_bitmap_that_cannot_be_encoded_is_a_failure_and_the_others_pass(
     assert stage.budget.held == sum(len(png.data) for png in pngs)
 
 
-async def test_each_png_holds_a_loan_of_its_size() -> None:
+async def test_each_png_holds_a_lease_of_its_size() -> None:
     stage = Stage(faded)
     stage.send(*named("a", "b", "c"))
     pngs = await stage.finish()
