@@ -33,7 +33,7 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.markexpr = _ONLY_FAST
 
 
-_ONLY_FAST = "fast and not slow"
+_ONLY_FAST = "fast and not slow and not long"
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

@@ -20,6 +20,8 @@ from async_maps import kolena, metrics
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+pytestmark = pytest.mark.fast
+
 
 @pytest.mark.parametrize("name", am.__all__)
 def test_every_public_name_is_there_and_documented(name: str) -> None:

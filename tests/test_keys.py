@@ -12,6 +12,8 @@ from async_maps.errors import InputValidationError
 from async_maps.keys import MAX_KEY_BYTES, KeyTemplate, check_name, printable
 from async_maps.stores.files import FileStore
 
+pytestmark = pytest.mark.fast
+
 DEFAULT = KeyTemplate("{name}.png")
 
 # Any text, surrogates too (undecodable bytes of file names), and more often than chance what paths are made of.

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from async_maps.filesystems.filesystem import Filesystem
     from async_maps.sources.formats.registry import Reader
 
+pytestmark = pytest.mark.fast
+
 
 class _Recording:
     """Keeps what it is called with."""

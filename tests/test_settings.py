@@ -13,6 +13,8 @@ from async_maps.settings import FilesSettings, S3Settings, Settings, load_settin
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.fast
+
 
 def test_settings_cannot_be_changed() -> None:
     settings = Settings()

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from async_maps.render.quantize import Invalid
 
+pytestmark = pytest.mark.fast
+
 LOCAL: dict[str, Any] = {"workers": 0}
 
 

@@ -7,7 +7,6 @@ import os
 import signal
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -16,14 +15,11 @@ import async_maps as am
 from async_maps.demo import seaweed
 from async_maps.manifest.manifest import Manifest
 from async_maps.stores.s3 import S3Store
-from tests.support.commands import done_rows, invoke, start
+from tests.support.commands import done_rows, invoke, only_error, start
 from tests.support.leftovers import leaves_nothing
 from tests.support.maps import decode, random_map
 from tests.support.processes import alive, worker_pids_of
 from tests.support.s3 import keys, objects
-
-if TYPE_CHECKING:
-    pass
 
 pytestmark = pytest.mark.usefixtures(leaves_nothing.__name__)
 
@@ -82,6 +78,44 @@ def test_a_folder_of_anything_becomes_exactly_its_overlays_and_a_second_run_does
         os.utime(path)
     assert invoke(*command) == 0
     assert puts == count + 10
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said", "environment"),
+    [
+        pytest.param("run maps s3://no-such-bucket/x", "the bucket does not exist", {}, id="no bucket"),
+        pytest.param(
+            "run maps s3://{bucket}/x",
+            "secret key is wrong",
+            {"AWS_SECRET_ACCESS_KEY": "my-hidden-word"},
+            id="wrong secret",
+        ),
+        pytest.param(
+            "run maps s3://{bucket}/x", "access key is not known", {"AWS_ACCESS_KEY_ID": "nobody"}, id="unknown key"
+        ),
+        pytest.param(
+            "run maps s3://bucket/x --s3.max-attempts 2",
+            "127.0.0.1:9",
+            {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"},
+            id="nobody listens",
+        ),
+        pytest.param("run s3://{bucket}/nothing/ out", "holds no activation maps", {}, id="no such object"),
+        pytest.param("run s3://no-such-bucket/maps/ out", "the bucket does not exist", {}, id="no bucket to read"),
+    ],
+)
+def test_a_store_that_cannot_be_used_is_one_clear_sentence_and_exit_2(
+    arguments: str, said: str, environment: dict[str, str], bucket: str, maps: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    np.save(maps / "a.npy", random_map(1))
+    for name, value in ({"ASYNC_MAPS_WORKERS": "0"} | environment).items():
+        monkeypatch.setenv(name, value)
+    assert invoke(*arguments.format(bucket=bucket).split()) == 2
+    output = capsys.readouterr()
+    assert said in only_error(output)
+    assert os.environ["AWS_SECRET_ACCESS_KEY"] not in output.out + output.err
+    # The doctor can tell more about a destination.
+    assert ("async-maps doctor s3://no-such-bucket/x tells" in output.err) == ("s3://no-such-bucket/x" in arguments)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

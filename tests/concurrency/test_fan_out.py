@@ -13,6 +13,8 @@ from async_maps.concurrency.fan_out import fan_out
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 
+pytestmark = pytest.mark.fast
+
 
 class Producer:
     """Gives numbers, and says how far it has come and whether it was closed."""

@@ -16,6 +16,8 @@ from async_maps.concurrency.streams import ByteBudget, WaitingLine, receive, sen
 if TYPE_CHECKING:
     from async_maps.concurrency.streams import Lease
 
+pytestmark = pytest.mark.fast
+
 
 async def settled() -> None:
     """Every task has gone as far as it can without us."""

@@ -11,6 +11,8 @@ from async_maps.demo.scenes import contact_sheet, scene
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+pytestmark = pytest.mark.fast
+
 THEMES = 8
 
 

@@ -31,7 +31,7 @@ from tests.support.leftovers import leaves_nothing
 if TYPE_CHECKING:
     pass
 
-pytestmark = pytest.mark.usefixtures(leaves_nothing.__name__)
+pytestmark = [pytest.mark.fast, pytest.mark.usefixtures(leaves_nothing.__name__)]
 
 COM, IO = doctor.KOLENA_ORIGINS
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from tests.support.kolena_service import KolenaService
 
-pytestmark = pytest.mark.usefixtures(leaves_nothing.__name__)
+pytestmark = [pytest.mark.fast, pytest.mark.usefixtures(leaves_nothing.__name__)]
 
 
 @pytest.fixture(params=["with kolena", "without kolena"])

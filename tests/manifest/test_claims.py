@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+pytestmark = pytest.mark.fast
+
 LOCAL: dict[str, Any] = {"workers": 0}
 
 

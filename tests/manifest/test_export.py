@@ -24,6 +24,8 @@ from tests.support.manifests import make_map, receipt_for
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.fast
+
 
 def _expected(manifest: Path, *, failed: bool) -> list[dict[str, Any]]:
     with Manifest(manifest, read_only=True) as opened:

@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from async_maps.manifest.manifest import Plan, Select
     from async_maps.sources.batches import Entry
 
+pytestmark = pytest.mark.fast
+
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-pytestmark = pytest.mark.usefixtures(leaves_nothing.__name__)
+pytestmark = [pytest.mark.fast, pytest.mark.usefixtures(leaves_nothing.__name__)]
 
 WINDOW, LISTED, HANDED_OVER = 64, 256, 128
 """Of a stream: made smaller here, as 4,096 maps are many; of a listing; and between two threads."""

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-pytestmark = pytest.mark.usefixtures(leaves_nothing.__name__)
+pytestmark = [pytest.mark.fast, pytest.mark.usefixtures(leaves_nothing.__name__)]
 
 
 async def test_a_bad_map_fails_its_own_caller_only(tmp_path: Path) -> None:

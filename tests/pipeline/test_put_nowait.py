@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-pytestmark = pytest.mark.usefixtures(leaves_nothing.__name__)
+pytestmark = [pytest.mark.fast, pytest.mark.usefixtures(leaves_nothing.__name__)]
 
 SMALL = am.Settings(workers=0, encode_threads=1, concurrency=1, chunk_maps=4)
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+pytestmark = pytest.mark.fast
+
 FLOATS: list[Any] = [np.float16, np.float32, np.float64, np.longdouble]
 DTYPES: list[Any] = [np.uint8, *FLOATS]
 

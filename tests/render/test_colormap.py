@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+pytestmark = pytest.mark.fast
+
 INTENSITIES = np.arange(256, dtype=np.uint8)
 
 # From Kolena 1.69.0, so that what we equal is known where its client cannot be installed (Python 3.13 and later).

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+pytestmark = pytest.mark.fast
+
 KERNELS = (
     "quantize_float32", "quantize_float64", "quantize_float16",
     "scale_float32", "scale_float64", "count", "describe", "sketch", "look_up", "replace", "filter_rows",

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
     from async_maps.outcomes import Outcome
 
+pytestmark = pytest.mark.fast
+
 FADED, OPAQUE = color_table(ColormapJet()), color_table(ColormapJet(fade_low_activation=False))
 
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from async_maps.render.quantize import Invalid, Measured
 
+pytestmark = pytest.mark.fast
+
 RANGES = (
     *("unit", "0,1", "-2,2", "-1e-3,1e300", "per-map", "symmetric"),
     *("percentile:0,100", "percentile:1,99", "percentile:12.5,50", "percentile:99,99.9"),

@@ -15,6 +15,8 @@ from async_maps.render.sketch import QuantileSketch
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+pytestmark = pytest.mark.fast
+
 PERCENTILES = (0, 0.1, 1, 10, 25, 50, 75, 99, 99.9, 100)
 
 

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
     from async_maps.sources.batches import AnySource, Entry
 
+pytestmark = pytest.mark.fast
+
 
 async def test_places_sources_and_iterables_are_all_listed(maps: Path) -> None:
     for number in range(600):

@@ -22,6 +22,8 @@ from tests.support.maps import MAP
 if TYPE_CHECKING:
     from async_maps.sources.batches import AnySource, Entry
 
+pytestmark = pytest.mark.fast
+
 
 # Listing a folder --------------------------------------------------------------------------------------------------
 

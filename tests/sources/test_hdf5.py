@@ -28,6 +28,8 @@ from tests.support.maps import MAP
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.fast
+
 
 def test_the_datasets_of_an_hdf5_file_are_maps_and_stacks_sorted_by_their_paths(maps: Path) -> None:
     arrays = kinds_of_numbers()

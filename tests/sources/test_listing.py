@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 MAP = np.linspace(0, 1, 48, dtype=np.float32).reshape(6, 8)
 
-pytestmark = pytest.mark.usefixtures(leaves_nothing.__name__)
+pytestmark = [pytest.mark.fast, pytest.mark.usefixtures(leaves_nothing.__name__)]
 
 
 def write_csv(folder: Path, rows: Sequence[dict[str, Any]]) -> Path:

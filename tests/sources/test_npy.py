@@ -21,6 +21,8 @@ from tests.support.maps import MAP
 if TYPE_CHECKING:
     pass
 
+pytestmark = pytest.mark.fast
+
 
 @pytest.mark.parametrize("dtype", ["u1", "<f2", ">f2", "<f4", ">f4", "<f8", ">f8", "g", "i8", "?", "c8"])
 @pytest.mark.parametrize("order", ["C", "F"])

@@ -29,6 +29,8 @@ from tests.support.maps import MAP, npy
 if TYPE_CHECKING:
     from async_maps.filesystems.filesystem import Filesystem
 
+pytestmark = pytest.mark.fast
+
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_the_members_of_an_archive_are_named_after_it_and_their_keys(maps: Path, save: Any) -> None:

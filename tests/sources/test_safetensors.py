@@ -33,6 +33,8 @@ from tests.support.maps import MAP
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.fast
+
 
 def test_the_tensors_of_a_safetensors_file_are_maps_and_stacks(maps: Path) -> None:
     # The library's own writer swaps what is big-endian.

@@ -17,6 +17,8 @@ from tests.support.maps import MAP
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.fast
+
 
 # The names of a stack ----------------------------------------------------------------------------------------------
 

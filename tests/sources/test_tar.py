@@ -35,6 +35,8 @@ from tests.support.maps import MAP, npy
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.fast
+
 
 @pytest.mark.parametrize("kind", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_the_arrays_of_a_webdataset_are_maps_and_what_lies_beside_them_is_not(maps: Path, kind: int) -> None:

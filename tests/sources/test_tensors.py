@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+pytestmark = pytest.mark.fast
+
 RANGES = ("unit", "-2,2", "per-map", "percentile:1,99", "percentile:12.5,50", "symmetric")
 
 

@@ -29,6 +29,8 @@ from tests.support.maps import MAP
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.fast
+
 
 @pytest.mark.parametrize("version", [2, 3])
 def test_the_arrays_of_a_zarr_hierarchy_are_maps_and_stacks_sorted_by_their_paths(maps: Path, version: Any) -> None:

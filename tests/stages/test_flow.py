@@ -9,6 +9,8 @@ from async_maps.errors import PipelineClosedError, StoreError
 from async_maps.outcomes import Failure, Outcome
 from async_maps.stages.flow import Flow
 
+pytestmark = pytest.mark.fast
+
 
 def outcome(name: str) -> Failure:
     """Some outcome, told by its name."""

@@ -7,6 +7,8 @@ import pytest
 from async_maps.errors import ObjectError, StoreError, TransientError
 from async_maps.stages.rate_limiter import RateLimiter
 
+pytestmark = pytest.mark.fast
+
 BUSY = TransientError("s3://bucket: refused with SlowDown", slow_down=True)
 RESET = TransientError("s3://bucket: connection reset")
 

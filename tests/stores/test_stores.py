@@ -23,6 +23,8 @@ from async_maps.stores.files import FileStore
 if TYPE_CHECKING:
     pass
 
+pytestmark = pytest.mark.fast
+
 
 async def test_a_relative_folder_is_relative_to_where_we_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -5,12 +5,16 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 import async_maps as am
 from async_maps.cli import app as cli
 from async_maps.manifest.manifest import Manifest
+
+if TYPE_CHECKING:
+    from _pytest.capture import CaptureResult
 
 COMMAND = [sys.executable, "-m", "async_maps"]
 
@@ -21,6 +25,13 @@ def invoke(*arguments: object) -> int:
         cli.main([str(argument) for argument in arguments])
     assert isinstance(ended.value.code, int)
     return ended.value.code
+
+
+def only_error(output: CaptureResult[str]) -> str:
+    """The one error that the command has printed, without a traceback."""
+    (line,) = (line for line in output.err.splitlines() if line.startswith("async-maps: error: "))
+    assert "Traceback" not in output.err
+    return line
 
 
 def start(*arguments: object) -> subprocess.Popen[str]:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-pytestmark = pytest.mark.usefixtures(leaves_nothing.__name__)
+pytestmark = [pytest.mark.fast, pytest.mark.usefixtures(leaves_nothing.__name__)]
 
 SETTINGS = am.Settings(workers=0)
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from async_maps.workers.arena import Block
 
+pytestmark = pytest.mark.fast
+
 PAGE = mmap.ALLOCATIONGRANULARITY
 
 
