@@ -21,20 +21,14 @@ if TYPE_CHECKING:
 _LATENCY_PUTS = 9
 _LEVEL_S = 0.8
 """So long each number of uploads at once is kept up; in the first third connections are made."""
-_LEVELS, _MOST = 3, 256
+_MOST = 256
 _OVERRUN_S = 5.0
 _GAIN = 1.15
 """Twice the uploads at once that take less than this much more have passed the knee."""
 
 
 class Load(NamedTuple):
-    """What came of so many uploads at once.
-
-    Attributes:
-        at_once: how many.
-        puts_per_s: objects taken a second.
-        error: what ended it, if anything did.
-    """
+    """How many objects were taken a second with so many uploads at once, and the error that ended it, if one did."""
 
     at_once: int
     puts_per_s: float
@@ -43,16 +37,13 @@ class Load(NamedTuple):
 
 def concurrencies(concurrency: int) -> list[int]:
     """How many uploads at once are tried: as many as configured, and more, but not as many as a store could resent."""
-    more = [concurrency * 2**level for level in range(1, _LEVELS)]
-    return [concurrency, *(at_once for at_once in more if at_once <= _MOST)]
+    return [
+        at_once for at_once in (concurrency, 2 * concurrency, 4 * concurrency) if at_once <= max(_MOST, concurrency)
+    ]
 
 
 async def measure_latency(store: AddressedStore, key: Callable[[int], str], data: bytes) -> float:
-    """Seconds of a PUT when nothing else is under way: the median of some.
-
-    Raises:
-        StoreError: the store did not take them.
-    """
+    """Seconds of a PUT when nothing else is under way: the median of some."""
     times = []
     # The first one teaches the store what the others look like.
     for _ in range(1 + _LATENCY_PUTS):
@@ -103,12 +94,6 @@ def judge(loads: list[Load], latency_s: float, size: int, concurrency: int) -> l
     By Little's law, as many uploads are under way as are taken a second times the seconds that each takes; at the
     fastest rate seen and the latency of a lone PUT that is the knee: fewer leave the link idle, more only wait.
     (Little, "A proof for the queuing formula L = λW", 1961; Kleinrock, "Power and deterministic rules of thumb", 1979.)
-
-    Args:
-        loads: of :func:`measure_throughput`.
-        latency_s: of :func:`measure_latency`.
-        size: bytes of each object.
-        concurrency: what is configured.
     """
     failed = loads[-1].error
     best = max(loads, key=lambda load: load.puts_per_s)

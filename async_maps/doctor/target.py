@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from botocore.exceptions import ClientError
 
 from async_maps.doctor.finding import Finding
+from async_maps.filesystems.aws import refusal
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
     from types_aiobotocore_s3 import S3Client
 
     from async_maps.doctor.finding import Level, OnFinding
@@ -14,16 +19,7 @@ if TYPE_CHECKING:
 
 
 class Target(NamedTuple):
-    """What every check of S3 needs.
-
-    Attributes:
-        client: open.
-        bucket: the bucket's name.
-        prefix: of all keys, without a slash at its end.
-        mark: what the names of our objects start with; nobody else's do.
-        settings: those of the run to come.
-        on_finding: takes the findings.
-    """
+    """What every check of S3 needs; only the names of our own objects start with the mark."""
 
     client: S3Client
     bucket: str
@@ -45,3 +41,11 @@ class Target(NamedTuple):
     def say(self, check: str, level: Level, text: str, advice: str = "") -> None:
         """Report a finding."""
         self.on_finding(Finding(check, level, text, advice))
+
+
+async def ask(request: Awaitable[Any]) -> tuple[Any, str]:
+    """The answer and no code, or no answer and the code of the refusal."""
+    try:
+        return await request, ""
+    except ClientError as error:
+        return {}, refusal(error)[0]

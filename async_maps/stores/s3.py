@@ -169,7 +169,7 @@ class S3Store:
             ObjectError: the store refuses this object.
             StoreError: it refuses all of them.
         """
-        checksum = base64.b64encode(isal_zlib.crc32(data).to_bytes(4, "big")).decode()
+        checksum = crc32(data)
         try:
             with translate_credential_errors():
                 headers = await self._put(key, data, checksum)
@@ -238,6 +238,11 @@ class S3Store:
         what = "the same object" if same else "another object"
         text = f"{self.destination}: {what} is there already, and is left as it is"
         return ExistsError(text, same=same, etag=found["ETag"].strip('"'))
+
+
+def crc32(data: bytes) -> str:
+    """The checksum of an object, in base 64, as the header has it."""
+    return base64.b64encode(isal_zlib.crc32(data).to_bytes(4, "big")).decode()
 
 
 def _md5(data: bytes) -> str:
