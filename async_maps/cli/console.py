@@ -8,6 +8,7 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from async_maps.cli.options import SOME_FAILED
 from async_maps.errors import SettingsError
 from async_maps.filesystems.atomic import replacing
 
@@ -48,12 +49,14 @@ def print_failures(report: Report) -> None:
         say(f"... and {report.failed - _LISTED:,} more: async-maps export MANIFEST failures.csv --all")
 
 
-def check_report(path: Path) -> None:
+def check_report(path: Path | None) -> None:
     """Refuse before a run what can be known to fail after it.
 
     Raises:
         SettingsError: no report can be written there.
     """
+    if path is None:
+        return
     # Not Path.is_dir and its like, which raise where they may not look.
     takes_place = os.path.isfile(path) or not os.path.exists(path)
     if not os.path.isdir(path.parent):
@@ -67,15 +70,18 @@ def check_report(path: Path) -> None:
     raise SettingsError(f"cannot write the report to {path}: {reason}")
 
 
-def write_report(path: Path, report: Report | Verification, code: int) -> bool:
-    """Write a report, as JSON; whether that was possible: if not, it was said."""
+def write_report(path: Path | None, report: Report | Verification, code: int) -> int:
+    """Write a report, as JSON, if one was asked for: the exit code, which tells of a report that cannot be written."""
+    if path is None:
+        return code
     try:
         with replacing(path) as temporary:
             temporary.write_text(json.dumps({**report.as_dict(), "exit_code": code}, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         complain(f"cannot write the report to {path}: {error.strerror}")
-        return False
-    return True
+        # No wrong use any more.
+        return code or SOME_FAILED
+    return code
 
 
 def complain(error: object) -> None:
@@ -85,14 +91,9 @@ def complain(error: object) -> None:
 
 def say(text: str) -> None:
     """Say something to the person at the terminal."""
-    note(f"async-maps: {text}")
-
-
-def note(text: str) -> None:
-    """Say it as it is: a line of progress."""
     # Nobody listens to a terminal that is gone, or on a disk that is full; the exit code still tells.
     with suppress(OSError):
-        print(text, file=sys.stderr, flush=True)  # noqa: T201  # that is where it belongs
+        print(f"async-maps: {text}", file=sys.stderr, flush=True)  # noqa: T201  # that is where it belongs
 
 
 def answer(text: str) -> bool:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated, TypeAlias
 
-from cyclopts import Group
+from cyclopts import Group, Parameter
 
 DONE, SOME_FAILED, WRONG_USE = 0, 1, 2
 """Exit codes."""
+
+Flag: TypeAlias = Annotated[bool, Parameter(negative="")]
+"""An option that is given or not."""
 
 DEFAULT_MANIFEST = Path("async-maps.sqlite")
 
