@@ -72,17 +72,9 @@ class Store(Protocol):
 class AddressedStore(Store, Protocol):
     """A store with every capability: what the pipeline works with."""
 
-    @property
-    def destination(self) -> str:
-        """The URL that every locator starts with."""
-
-    @property
-    def identity(self) -> str:
-        """The destination, told apart from one of the same name at another endpoint."""
-
-    @property
-    def prefix(self) -> str:
-        """The beginning of every key, without a slash at its end; empty for none."""
+    destination: str
+    prefix: str
+    identity: str
 
     def locator(self, key: str) -> str:
         """The URL of an object."""
@@ -91,10 +83,6 @@ class AddressedStore(Store, Protocol):
 @asynccontextmanager
 async def open_store(destination: Destination, settings: Settings) -> AsyncIterator[AddressedStore]:
     """Open the store at a destination; a store that the caller has passed in is used as it is.
-
-    Args:
-        destination: ``s3://bucket/prefix``, ``file:///folder``, a plain path, ``memory://prefix``, or a store.
-        settings: for the stores opened here.
 
     Raises:
         SettingsError: the destination is of no kind we know, or incomplete.
@@ -125,12 +113,7 @@ async def open_store(destination: Destination, settings: Settings) -> AsyncItera
         folder = file_path(place) if scheme else place
         if folder is None:
             raise SettingsError(f"{place!r} names a host or no folder; expected file:///folder")
-        yield FileStore(
-            folder,
-            replace=replace,
-            fsync=settings.files.fsync,
-            concurrency=settings.concurrency,
-        )
+        yield FileStore(folder, replace=replace, fsync=settings.files.fsync, concurrency=settings.concurrency)
     elif scheme == "memory":
         from async_maps.stores.memory import MemoryStore
 

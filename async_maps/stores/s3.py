@@ -9,7 +9,7 @@ import asyncio
 import base64
 import hashlib
 import re
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, cast
 
 import aioboto3
@@ -72,7 +72,6 @@ async def open_s3(bucket: str, prefix: str, settings: Settings) -> AsyncIterator
     """
     check_prefix(prefix)
     direct: list[DirectSession] = []
-
     create_only = settings.if_exists != "overwrite"
 
     def http_session(*arguments: Any, **options: Any) -> DirectSession:
@@ -83,20 +82,16 @@ async def open_s3(bucket: str, prefix: str, settings: Settings) -> AsyncIterator
     # Who uploads tries again, and nobody else: two layers of retries multiply.
     options = client_options(settings.s3, settings.concurrency, attempts=1)
     options["http_session_cls"] = http_session
-    try:
-        session = aioboto3.Session()
-        context = session.client("s3", config=AioConfig(**options))
-        client = await context.__aenter__()
-    except (BotoCoreError, ValueError) as error:
-        raise SettingsError(f"the AWS configuration cannot be used: {error}") from error
-    try:
+    async with AsyncExitStack() as opened:
+        try:
+            session = aioboto3.Session()
+            client = await opened.enter_async_context(session.client("s3", config=AioConfig(**options)))
+        except (BotoCoreError, ValueError) as error:
+            raise SettingsError(f"the AWS configuration cannot be used: {error}") from error
         # The stubs take it for boto3's, which does not wait.
         credentials = await cast("Awaitable[AioCredentials | None]", session.get_credentials())
         found = (direct[0], credentials) if settings.s3.client == "direct" and credentials else None
-        headers = object_headers(settings.s3, create_only=create_only)
-        yield S3Store(client, bucket, prefix, headers, found)
-    finally:
-        await context.__aexit__(None, None, None)
+        yield S3Store(client, bucket, prefix, object_headers(settings.s3, create_only=create_only), found)
 
 
 class S3Store:
@@ -105,8 +100,8 @@ class S3Store:
     Args:
         client: an open aioboto3 client, which the caller closes.
         bucket: the bucket's name.
-        prefix: what keys start with, without a slash at its end.
-        headers: what PutObject is told about each object.
+        prefix: as in :class:`~async_maps.stores.Store`.
+        headers: the arguments of every PutObject.
         direct: the client's HTTP session and its credentials, to send PUTs without the client where that is possible.
     """
 
@@ -135,9 +130,6 @@ class S3Store:
         """Ask with HeadBucket whether the bucket is there.
 
         A 403 passes: who may only write objects gets that answer too, and wrong keys show at the first object.
-
-        Raises:
-            StoreError: no such bucket, no credentials, no connection.
         """
         for wait_s in (*_CHECK_WAITS_S, None):
             try:
@@ -161,13 +153,8 @@ class S3Store:
     async def put(self, key: str, data: bytes) -> str:
         """Store the object with PutObject, once; the server checks its CRC32, and its answer is checked.
 
-        A 401 or 403 before the first object was accepted is taken to be the store's refusal of all.
-
-        Raises:
-            TransientError: the store is busy, or gave no answer, or one that does not prove that it has these bytes.
-            ExistsError: there is an object of that key, and it is not to be overwritten.
-            ObjectError: the store refuses this object.
-            StoreError: it refuses all of them.
+        A 401 or 403 before the first object was accepted is taken to be the store's refusal of all. An answer that does
+        not prove that the store has these bytes is a TransientError.
         """
         checksum = crc32(data)
         try:
