@@ -52,14 +52,7 @@ class ServerError(AsyncMapsError):
 
 @dataclass(frozen=True, slots=True)
 class S3Server:
-    """A running server: where it listens, and the only credentials that it accepts, new in every run.
-
-    Attributes:
-        endpoint_url: ``http://127.0.0.1:<port>``.
-        access_key: the access key id.
-        secret_key: the secret access key.
-        pid: the server's process id.
-    """
+    """A running server: where it listens, and the only credentials that it accepts, new in every run."""
 
     endpoint_url: str
     access_key: str
@@ -137,10 +130,6 @@ def in_environment(server: S3Server) -> Iterator[None]:
 
 async def create_bucket(server: S3Server, bucket: str) -> None:
     """Create a bucket on the server.
-
-    Args:
-        server: from :func:`serve`.
-        bucket: its name, of at least 3 characters.
 
     Raises:
         botocore.exceptions.ClientError: there is such a bucket, or the name is not allowed.

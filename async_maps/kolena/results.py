@@ -132,9 +132,6 @@ def results_frame(  # noqa: PLR0913  # one argument a choice, all but three with
     return pd.DataFrame(columns, results.index)
 
 
-# Manifests -----------------------------------------------------------------------------------------------------------
-
-
 class _Overlay(NamedTuple):
     mask: Mask
     statistics: MapStatistics
@@ -195,9 +192,6 @@ def _masks(
                     told = provenance_fields(row["name"], row["range_low"], row["range_high"])
                     told["colormap"] = colormaps.get(row["settings"])
                 yield row, make(row["locator"], **told)
-
-
-# Frames --------------------------------------------------------------------------------------------------------------
 
 
 def _refuse_columns(results: pd.DataFrame, on: On, new: list[str]) -> None:
