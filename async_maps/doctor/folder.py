@@ -117,16 +117,14 @@ def _rename(path: Path, other: Path) -> _Answer:
 
 def _create_only(path: Path, other: Path, *, required: bool) -> _Answer:
     other.write_bytes(b"another")
-    level: Level = "warning"
-    text = "a hard link has replaced a file there"
     try:
         os.link(other, path)
     except FileExistsError:
         return "ok", "a file that is there can be left, for --if-exists skip and error", ""
     except OSError as error:
-        level = "failure" if required else "warning"
         text = f"no hard links there ({error.strerror}), so --if-exists skip and error cannot work"
-    return level, text, "use --if-exists overwrite"
+        return "failure" if required else "warning", text, "use --if-exists overwrite"
+    return "warning", "a hard link has replaced a file there", "use --if-exists overwrite"
 
 
 def _fsync(path: Path, overlay: bytes, *, wanted: bool) -> _Answer:

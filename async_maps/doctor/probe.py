@@ -12,7 +12,7 @@ from botocore.exceptions import ClientError
 
 from async_maps.doctor.advice import for_code, iam_policy
 from async_maps.doctor.pngs import tiny_png
-from async_maps.doctor.unbroken import unbroken
+from async_maps.doctor.target import unbroken
 from async_maps.filesystems.aws import STORE_CODES, refusal, unreachable
 from async_maps.stores.s3 import NO_ANSWER, crc32, object_headers
 

@@ -20,11 +20,10 @@ from async_maps.doctor.pngs import overlay_sized_png
 from async_maps.doctor.probe import ProbeObject
 from async_maps.doctor.speed import concurrencies, judge, measure_latency, measure_throughput
 from async_maps.doctor.target import Target
-from async_maps.errors import SettingsError, StoreError
+from async_maps.errors import StoreError
 from async_maps.filesystems.aws import client_options, refusal, unreachable, url_options
-from async_maps.filesystems.locators import parse_s3_address
 from async_maps.stores import open_store
-from async_maps.stores.s3 import NO_ANSWER, check_prefix
+from async_maps.stores.s3 import NO_ANSWER, parse_destination
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -47,9 +46,7 @@ async def examine(place: str, settings: Settings, extent: tuple[Sequence[str], b
     Raises:
         SettingsError: that can be no place for overlays.
     """
-    bucket, key = parse_s3_address(place, SettingsError)
-    prefix = key.strip("/")
-    check_prefix(prefix)
+    bucket, prefix = parse_destination(place)
     async with AsyncExitStack() as opened:
         try:
             session = aioboto3.Session()

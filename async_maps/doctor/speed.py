@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from anyio import create_task_group, move_on_after
 
 from async_maps.doctor.finding import Finding
-from async_maps.doctor.unbroken import unbroken
+from async_maps.doctor.target import unbroken
 from async_maps.errors import StoreError, TransientError
 
 if TYPE_CHECKING:
@@ -108,12 +108,10 @@ def judge(loads: list[Load], latency_s: float, size: int, concurrency: int) -> l
                         "a run takes long over this link; see s3.read_timeout_s")]  # fmt: skip
     under_way = rate * latency_s
     law = f"Little's law: {rate:,.0f}/s x {latency_s * 1e3:.1f} ms = {under_way:.1f} under way"
-    findings = [Finding("throughput", "ok", text)]
+    enough = Finding("concurrency", "ok", f"{concurrency} at once are enough ({law})")
     if under_way > concurrency and rate >= _GAIN * loads[0].puts_per_s:
         # A power of two above it, so that bursts find some room; but no more than was tried.
         suggested = min(2 ** math.ceil(math.log2(under_way)), loads[-1].at_once)
-        findings.append(Finding("concurrency", "warning", f"{concurrency} at once do not fill this link ({law})",
-                                f"use --concurrency {suggested}"))  # fmt: skip
-    else:
-        findings.append(Finding("concurrency", "ok", f"{concurrency} at once are enough ({law})"))
-    return findings
+        enough = Finding("concurrency", "warning", f"{concurrency} at once do not fill this link ({law})",
+                         f"use --concurrency {suggested}")  # fmt: skip
+    return [Finding("throughput", "ok", text), enough]

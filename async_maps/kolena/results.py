@@ -187,10 +187,8 @@ def _masks(
         for values in opened.rows():
             if is_wanted(str(values[_NAME])):
                 row: dict[str, Any] = dict(zip(COLUMNS, values, strict=True))
-                told: dict[str, Any] = {}
-                if provenance:
-                    told = provenance_fields(row["name"], row["range_low"], row["range_high"])
-                    told["colormap"] = colormaps.get(row["settings"])
+                spanned = provenance_fields(row["name"], row["range_low"], row["range_high"])
+                told = {**spanned, "colormap": colormaps.get(row["settings"])} if provenance else {}
                 yield row, make(row["locator"], **told)
 
 

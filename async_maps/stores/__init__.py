@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 from anyio import to_thread
 
 from async_maps.errors import SettingsError
-from async_maps.filesystems.locators import file_path, parse_s3_address
+from async_maps.filesystems.locators import file_path
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -100,8 +100,7 @@ async def open_store(destination: Destination, settings: Settings) -> AsyncItera
     if scheme == "s3":
         # Half a second, which the worker processes use to start.
         s3_module = await to_thread.run_sync(import_module, "async_maps.stores.s3")
-        bucket, key = parse_s3_address(place, SettingsError)
-        async with s3_module.open_s3(bucket, key.strip("/"), settings) as s3:
+        async with s3_module.open_s3(place, settings) as s3:
             yield s3
     elif scheme in {"", "file"}:
         from async_maps.stores.files import FileStore

@@ -43,6 +43,7 @@ from async_maps.filesystems.aws import (
     translate_credential_errors,
     unreachable,
 )
+from async_maps.filesystems.locators import S3Address, parse_s3_address
 from async_maps.keys import check_name
 from async_maps.stores.direct import DirectSession
 
@@ -63,14 +64,14 @@ _MD5 = re.compile("[0-9a-f]{32}")
 
 
 @asynccontextmanager
-async def open_s3(bucket: str, prefix: str, settings: Settings) -> AsyncIterator[S3Store]:
+async def open_s3(destination: str, settings: Settings) -> AsyncIterator[S3Store]:
     """One client for the whole run.
 
     Raises:
         SettingsError: no bucket, or an AWS configuration that makes no sense.
         StoreError: the client cannot be made.
     """
-    check_prefix(prefix)
+    bucket, prefix = parse_destination(destination)
     direct: list[DirectSession] = []
     create_only = settings.if_exists != "overwrite"
 
@@ -236,17 +237,20 @@ def _md5(data: bytes) -> str:
     return hashlib.md5(data, usedforsecurity=False).hexdigest()
 
 
-def check_prefix(prefix: str) -> None:
-    """Refuse a prefix that keys cannot have.
+def parse_destination(destination: str) -> S3Address:
+    """The bucket of ``s3://bucket/prefix``, and the prefix, without a slash at its end.
 
     Raises:
-        SettingsError: the reason.
+        SettingsError: there is no bucket, or a prefix that keys cannot have.
     """
+    address = parse_s3_address(destination, SettingsError)
+    prefix = address.key.strip("/")
     if prefix:
         try:
             check_name(prefix)
         except InputValidationError as error:
             raise SettingsError(f"the prefix cannot be used: {error}") from error
+    return address._replace(key=prefix)
 
 
 def object_headers(settings: S3Settings, *, create_only: bool = False) -> dict[str, Any]:
