@@ -60,14 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         # The parser takes a lone hyphen for an option.
         tokens = [STDIN_FILE if text == "-" else text for text in tokens]
         code = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
-    except cyclopts.CycloptsError as error:
-        complain(_usage_error(error))
-        code = WRONG_USE
-    except ValidationError as error:
-        complain(describe_invalid(error))
-        code = WRONG_USE
-    except AsyncMapsError as error:
-        complain(error)
+    except (cyclopts.CycloptsError, ValidationError, AsyncMapsError) as error:
+        complain(_describe(error))
         code = WRONG_USE
     except KeyboardInterrupt:
         say("interrupted")
@@ -92,10 +86,12 @@ def _file_settings(tokens: Sequence[str]) -> list[Any]:
     return []
 
 
-def _usage_error(error: cyclopts.CycloptsError) -> str:
-    cause = error.__cause__
-    if isinstance(cause, ValidationError):
-        return describe_invalid(cause)
+def _describe(error: Exception) -> str:
+    if isinstance(error, AsyncMapsError):
+        return str(error)
+    for invalid in (error, error.__cause__):
+        if isinstance(invalid, ValidationError):
+            return describe_invalid(invalid)
     if isinstance(error, cyclopts.UnusedCliTokensError) and error.unused_tokens:
         more = f" and {len(error.unused_tokens) - 1:,} more" if len(error.unused_tokens) > 1 else ""
         return f"unexpected {error.unused_tokens[0]!r}{more}: a glob must be in quotes, such as 'maps/*.npy'"

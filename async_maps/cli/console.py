@@ -8,6 +8,7 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from async_maps.cli.options import SOME_FAILED
 from async_maps.errors import SettingsError
 from async_maps.filesystems.atomic import replacing
 
@@ -23,14 +24,10 @@ _LISTED = 20
 
 def print_verification(verification: Verification) -> bool:
     """Print the first differences and the summary; whether that was possible."""
-    # More than one row may name an object.
-    for text in list(dict.fromkeys(map(str, verification.first)))[:_LISTED]:
-        say(text)
     total, kept = sum(verification.differences.values()), len(verification.first)
-    if total > _LISTED:
-        say(
-            f"... and {total - _LISTED:,} more: --report FILE lists {'all' if kept >= total else f'the first {kept:,}'}"
-        )
+    listed = "all" if kept >= total else f"the first {kept:,}"
+    # More than one row may name an object.
+    _say_first(list(dict.fromkeys(map(str, verification.first))), total, f"--report FILE lists {listed}")
     return answer(verification.summary())
 
 
@@ -42,18 +39,25 @@ def print_report(report: Report) -> bool:
 
 def print_failures(report: Report) -> None:
     """Print the first failures."""
-    for failure in report.failures[:_LISTED]:
-        say(f"failed: {failure}")
-    if report.failed > _LISTED:
-        say(f"... and {report.failed - _LISTED:,} more: async-maps export MANIFEST failures.csv --all")
+    lines = [f"failed: {failure}" for failure in report.failures]
+    _say_first(lines, report.failed, "async-maps export MANIFEST failures.csv --all")
 
 
-def check_report(path: Path) -> None:
+def _say_first(lines: list[str], total: int, where: str) -> None:
+    for line in lines[:_LISTED]:
+        say(line)
+    if total > _LISTED:
+        say(f"... and {total - _LISTED:,} more: {where}")
+
+
+def check_report(path: Path | None) -> None:
     """Refuse before a run what can be known to fail after it.
 
     Raises:
         SettingsError: no report can be written there.
     """
+    if path is None:
+        return
     # Not Path.is_dir and its like, which raise where they may not look.
     takes_place = os.path.isfile(path) or not os.path.exists(path)
     if not os.path.isdir(path.parent):
@@ -67,15 +71,18 @@ def check_report(path: Path) -> None:
     raise SettingsError(f"cannot write the report to {path}: {reason}")
 
 
-def write_report(path: Path, report: Report | Verification, code: int) -> bool:
-    """Write a report, as JSON; whether that was possible: if not, it was said."""
+def write_report(path: Path | None, report: Report | Verification, code: int) -> int:
+    """Write a report, as JSON, if one was asked for: the exit code, which tells of a report that cannot be written."""
+    if path is None:
+        return code
     try:
         with replacing(path) as temporary:
             temporary.write_text(json.dumps({**report.as_dict(), "exit_code": code}, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         complain(f"cannot write the report to {path}: {error.strerror}")
-        return False
-    return True
+        # No wrong use any more.
+        return code or SOME_FAILED
+    return code
 
 
 def complain(error: object) -> None:
@@ -85,14 +92,9 @@ def complain(error: object) -> None:
 
 def say(text: str) -> None:
     """Say something to the person at the terminal."""
-    note(f"async-maps: {text}")
-
-
-def note(text: str) -> None:
-    """Say it as it is: a line of progress."""
     # Nobody listens to a terminal that is gone, or on a disk that is full; the exit code still tells.
     with suppress(OSError):
-        print(text, file=sys.stderr, flush=True)  # noqa: T201  # that is where it belongs
+        print(f"async-maps: {text}", file=sys.stderr, flush=True)  # noqa: T201  # that is where it belongs
 
 
 def answer(text: str) -> bool:

@@ -8,7 +8,7 @@ from typing import Annotated
 from cyclopts import Parameter, validators
 
 from async_maps.cli.displays import make_display
-from async_maps.cli.options import DONE, SOME_FAILED
+from async_maps.cli.options import DONE, SOME_FAILED, Flag
 from async_maps.errors import SettingsError
 
 
@@ -16,8 +16,8 @@ def demo(
     *,
     out: Path = Path("async-maps-demo"),
     scenes: Annotated[int, Parameter(validator=validators.Number(gte=1))] = 240,
-    local: Annotated[bool, Parameter(negative="")] = False,
-    serve: Annotated[bool, Parameter(negative="")] = False,
+    local: Flag = False,
+    serve: Flag = False,
 ) -> int:
     """Do the whole job on this machine, without an account: scenes, their saliency maps, a real S3 server, overlays.
 
@@ -39,8 +39,5 @@ def demo(
 
     if local and serve:
         raise SettingsError("--local and --serve exclude each other: a folder has no server")
-    return (
-        DONE
-        if run_demo(out, scenes=scenes, local=local, serve=serve, on_progress=make_display("auto"))
-        else SOME_FAILED
-    )
+    all_right = run_demo(out, scenes=scenes, local=local, serve=serve, on_progress=make_display("auto"))
+    return DONE if all_right else SOME_FAILED

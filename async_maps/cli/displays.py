@@ -11,48 +11,37 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 from async_maps.progress import Progress, duration
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from typing import TextIO
 
     from async_maps.progress import OnProgress
+    from async_maps.verify import Verification
 
 ProgressKind: TypeAlias = Literal["auto", "bar", "log", "json", "none"]
 """A live bar, a line every few seconds, a JSON object every few seconds, nothing; auto is a bar on a terminal."""
-
 
 _LINE_INTERVAL_S = 5.0
 
 
 class LineDisplay:
-    """Writes a line every few seconds, and one at the end.
+    """Writes a line every few seconds, and one at the end of a run."""
 
-    Args:
-        out: the file to write to.
-        render: makes a line of the progress.
-        interval_s: seconds between lines.
-    """
-
-    def __init__(self, out: TextIO, render: Callable[[Progress], str], interval_s: float = _LINE_INTERVAL_S) -> None:
+    def __init__(self, out: TextIO, *, as_json: bool) -> None:
         self._out = out
-        self._render = render
-        self._interval_s = interval_s
-        self._next_at = monotonic() + interval_s
+        self._as_json = as_json
+        self._next_at = monotonic() + _LINE_INTERVAL_S
 
-    def __call__(self, progress: Progress) -> None:
+    def __call__(self, progress: Progress | Verification) -> None:
         """Write a line if it is time."""
-        if not progress.ended and monotonic() < self._next_at:
+        ended = isinstance(progress, Progress) and progress.ended
+        if not ended and monotonic() < self._next_at:
             return
-        self._next_at = monotonic() + self._interval_s
+        self._next_at = monotonic() + _LINE_INTERVAL_S
         with suppress(OSError):  # a terminal that is gone is no reason to end the run
-            print(self._render(progress), file=self._out, flush=True)
+            print(json.dumps(progress.as_dict()) if self._as_json else progress.line(), file=self._out, flush=True)
 
 
 class BarDisplay:
-    """A live bar on a terminal, from the first progress to the last.
-
-    Args:
-        out: the terminal.
-    """
+    """A live bar on a terminal, from the first progress to the last."""
 
     def __init__(self, out: TextIO) -> None:
         from rich import progress as rich
@@ -99,8 +88,4 @@ def make_display(kind: ProgressKind, out: TextIO | None = None) -> OnProgress | 
         kind = "bar" if out.isatty() else "log"
     if kind == "bar":
         return BarDisplay(out)
-    if kind == "log":
-        return LineDisplay(out, Progress.line)
-    if kind == "json":
-        return LineDisplay(out, lambda progress: json.dumps(progress.as_dict()))
-    return None
+    return None if kind == "none" else LineDisplay(out, as_json=kind == "json")

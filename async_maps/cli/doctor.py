@@ -4,29 +4,36 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from async_maps.cli.console import answer
-from async_maps.cli.options import DONE, SOME_FAILED, UNLISTED_SETTINGS_GROUP
+from async_maps.cli.options import DONE, SETTINGS_GROUP, SOME_FAILED, Flag
 from async_maps.doctor import KOLENA_ORIGINS, diagnose
 from async_maps.settings import Settings
 
 if TYPE_CHECKING:
-    from async_maps.doctor import Finding
+    from typing import TextIO
+
+    from rich.console import Console
+
+    from async_maps.doctor.finding import Finding, Level
+
+_STYLES: dict[Level, str] = {"ok": "green", "warning": "yellow", "failure": "bold red", "unknown": "cyan"}
 
 
-def doctor(  # noqa: PLR0913  # likewise
+def doctor(  # noqa: PLR0913  # one argument a flag
     destination: str,
     /,
     *,
     origin: Annotated[tuple[str, ...], Parameter(negative="")] = KOLENA_ORIGINS,
-    quick: Annotated[bool, Parameter(negative="")] = False,
+    quick: Flag = False,
     as_json: Annotated[bool, Parameter("--json", negative="")] = False,
     config: Path | None = None,
-    settings: Annotated[Settings, Parameter(name="*", group=UNLISTED_SETTINGS_GROUP)] = Settings(),  # noqa: B008  # frozen
+    settings: Annotated[Settings, Parameter(name="*", group=SETTINGS_GROUP, show=False)] = Settings(),  # noqa: B008  # frozen
 ) -> int:
     """Can this machine write there, and can a browser read it? Each answer says what to do.
 
@@ -46,16 +53,49 @@ def doctor(  # noqa: PLR0913  # likewise
     config
         Settings from this TOML file; flags and environment go before it.
     """
-    from async_maps.cli.findings import FindingDisplay, summary
-
     display = FindingDisplay(sys.stdout)
-    printed = True
+    printed: list[bool] = []
 
     def show(finding: Finding) -> None:
-        nonlocal printed
-        printed &= answer(json.dumps(finding._asdict()) if as_json else display.render(finding))
+        printed.append(answer(json.dumps(finding._asdict()) if as_json else display.render(finding)))
 
     findings = diagnose(destination, settings, origins=origin, quick=quick, on_finding=show)
     if not as_json:
-        printed &= answer(summary(findings))
-    return DONE if printed and not any(finding.level == "failure" for finding in findings) else SOME_FAILED
+        counts = Counter(finding.level for finding in findings)
+        printed.append(answer(", ".join(f"{counts[level]} {level}" for level in _STYLES if counts[level])))
+    return DONE if all(printed) and not any(finding.level == "failure" for finding in findings) else SOME_FAILED
+
+
+class FindingDisplay:
+    """Renders one finding after the other, for the place where the text will be written."""
+
+    def __init__(self, out: TextIO) -> None:
+        from rich.console import Console
+
+        self._console = Console(file=out, highlight=False) if out.isatty() else None
+
+    def render(self, finding: Finding) -> str:
+        """The finding as text: a line, the advice below it, and then what is to be copied, unbroken."""
+        advice, _, to_copy = finding.advice.partition("\n")
+        if self._console:
+            lines = _row(self._console, finding, advice)
+        else:
+            lines = f"{finding.level:8} {finding.check:13} {finding.text}" + (f"\n{'':22} {advice}" if advice else "")
+        return f"{lines}\n{to_copy}" if to_copy else lines
+
+
+def _row(console: Console, finding: Finding, advice: str) -> str:
+    """A row of the table that a terminal shows."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, 2), expand=True)
+    table.add_column(width=7)
+    table.add_column(width=13)
+    table.add_column(ratio=1)
+    table.add_row(Text(finding.level, _STYLES[finding.level]), finding.check, Text(finding.text))
+    if advice:
+        table.add_row("", "", Text(advice, "dim"))
+    with console.capture() as captured:
+        console.print(table)
+    return "\n".join(line.rstrip() for line in captured.get().splitlines())

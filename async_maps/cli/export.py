@@ -8,7 +8,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from async_maps.cli.console import answer
-from async_maps.cli.options import DONE, SOME_FAILED
+from async_maps.cli.options import DONE, SOME_FAILED, Flag
 from async_maps.manifest.columns import ExportFormat
 
 
@@ -17,7 +17,7 @@ def export(  # noqa: PLR0913  # one argument a flag
     file: Path,
     /,
     *,
-    all: Annotated[bool, Parameter(negative="")] = False,  # noqa: A002  # the flag's name
+    all: Flag = False,  # noqa: A002  # the flag's name
     columns: str | None = None,
     export_format: Annotated[ExportFormat, Parameter(name="--as")] = "plain",
     presign: float | None = None,

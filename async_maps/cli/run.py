@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,7 +12,7 @@ from cyclopts import Parameter
 
 from async_maps.cli.console import answer, check_report, complain, print_failures, print_report, say, write_report
 from async_maps.cli.displays import ProgressKind, make_display
-from async_maps.cli.options import DEFAULT_MANIFEST, DONE, SETTINGS_GROUP, SOME_FAILED, WRONG_USE
+from async_maps.cli.options import DEFAULT_MANIFEST, DONE, SETTINGS_GROUP, SOME_FAILED, WRONG_USE, Flag
 from async_maps.concurrency.loop import fastest_loop
 from async_maps.errors import AsyncMapsError, SettingsError, StoreError, TooManyFailuresError
 from async_maps.report import Report
@@ -29,9 +30,9 @@ def run(  # noqa: PLR0913  # one argument a flag
     /,
     *,
     manifest: Path = DEFAULT_MANIFEST,
-    overwrite: Annotated[bool, Parameter(negative="")] = False,
-    retry_failed: Annotated[bool, Parameter(negative="")] = False,
-    dry_run: Annotated[bool, Parameter(negative="")] = False,
+    overwrite: Flag = False,
+    retry_failed: Flag = False,
+    dry_run: Flag = False,
     progress: ProgressKind = "auto",
     report: Path | None = None,
     config: Path | None = None,
@@ -68,14 +69,13 @@ def run(  # noqa: PLR0913  # one argument a flag
     """
     if overwrite and retry_failed:
         raise SettingsError("--overwrite and --retry-failed exclude each other")
-    if report is not None:
-        check_report(report)
+    check_report(report)
     job = _Job(source, destination, manifest, "all" if overwrite else "failed" if retry_failed else "changed", settings)
-    done = Report()
     try:
-        code, done = job.dry_run() if dry_run else job.run(progress)
+        code = job.dry_run() if dry_run else job.run(progress)
+        done = job.report
     except AsyncMapsError as error:
-        done = error.report or done
+        done = error.report or Report()
         if done.uploaded or done.failed:
             print_report(done)
         complain(error)
@@ -83,71 +83,64 @@ def run(  # noqa: PLR0913  # one argument a flag
             say(f"async-maps doctor {destination} tells what is wrong there")
         # Once the store has taken a map, the command was right, and can be run again for the rest.
         code = SOME_FAILED if done.uploaded or isinstance(error, TooManyFailuresError) else WRONG_USE
-    # A report that cannot be written is no wrong use any more.
-    if report is not None and not write_report(report, done, code):
-        code = code or SOME_FAILED
-    return code
+    return write_report(report, done, code)
 
 
+@dataclass
 class _Job:
     """A run of the command, with its signals."""
 
-    def __init__(self, source: str, destination: str, manifest: Path, select: Select, settings: Settings) -> None:
-        self._source = source
-        self._destination = destination
-        self._manifest = manifest
-        self._select = select
-        self._settings = settings
-        self._report = Report()
-        self._signal: signal.Signals | None = None
+    source: str
+    destination: str
+    manifest: Path
+    select: Select
+    settings: Settings
+    report: Report = field(default_factory=Report)
+    interrupted_by: signal.Signals | None = None
 
-    def run(self, progress: ProgressKind) -> tuple[int, Report]:
-        """Do it: the exit code, and what was done."""
+    def run(self, progress: ProgressKind) -> int:
+        """Do it: the exit code."""
         # In this thread, as only the main thread hears signals.
         with asyncio.Runner(loop_factory=fastest_loop()) as runner:
             runner.run(self._run(make_display(progress)))
-        printed = print_report(self._report)
-        if self._signal is not None:
-            say(f"interrupted by {self._signal.name}; run the same command again for the rest")
-            return 128 + self._signal, self._report
-        return DONE if printed and not self._report.failed else SOME_FAILED, self._report
+        printed = print_report(self.report)
+        if self.interrupted_by is not None:
+            say(f"interrupted by {self.interrupted_by.name}; run the same command again for the rest")
+            return 128 + self.interrupted_by
+        return DONE if printed and not self.report.failed else SOME_FAILED
 
     async def _run(self, display: OnProgress | None) -> None:
         from async_maps.pipeline import Pipeline
 
         def show(progress: Progress) -> None:
-            self._report = progress.report
+            self.report = progress.report
             if display is not None:
                 display(progress)
 
-        pipeline = Pipeline(self._destination, settings=self._settings)
+        pipeline = Pipeline(self.destination, settings=self.settings)
         self._listen(pipeline)
         try:
             async with pipeline:
-                self._report = await pipeline.run(
-                    self._source, manifest=self._manifest, select=self._select, on_progress=show
+                self.report = await pipeline.run(
+                    self.source, manifest=self.manifest, select=self.select, on_progress=show
                 )
         except asyncio.CancelledError:
-            if self._signal is None:
+            if self.interrupted_by is None:
                 raise
 
-    def dry_run(self) -> tuple[int, Report]:
-        """Print what would be done: the exit code, and the report."""
+    def dry_run(self) -> int:
+        """Print what would be done: the exit code."""
         from async_maps.batch import dry_run
 
-        report = dry_run(
-            self._source,
-            self._destination,
-            settings=self._settings,
-            manifest=self._manifest,
-            select=self._select,
+        self.report = report = dry_run(
+            self.source, self.destination, settings=self.settings, manifest=self.manifest, select=self.select
         )
         print_failures(report)
         printed = answer(
             f"{report.planned:,} maps would be done, {report.skipped:,} skipped, {report.failed:,} would fail; "
             f"destination {report.destination}"
         )
-        return DONE if printed and not report.failed else SOME_FAILED, report
+        return DONE if printed and not report.failed else SOME_FAILED
 
     def _listen(self, pipeline: Pipeline) -> None:
         loop = asyncio.get_running_loop()
@@ -155,10 +148,10 @@ class _Job:
         assert task is not None  # noqa: S101  # inside asyncio.run
 
         def heard(number: signal.Signals) -> None:
-            first, self._signal = self._signal is None, number
+            first, self.interrupted_by = self.interrupted_by is None, number
             if first and pipeline.is_open:
                 pipeline.drain()
-                loop.call_later(self._settings.drain_timeout_s, task.cancel)
+                loop.call_later(self.settings.drain_timeout_s, task.cancel)
                 say(f"{number.name}: finishing what is in flight; once more to stop at once")
             else:
                 task.cancel()

@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-import json
+import sys
 from pathlib import Path
-from time import monotonic
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from cyclopts import Parameter
 
-from async_maps.cli.console import check_report, complain, note, print_verification, say, write_report
-from async_maps.cli.displays import ProgressKind
-from async_maps.cli.options import DONE, SETTINGS_GROUP, SOME_FAILED, WRONG_USE
+from async_maps.cli.console import check_report, complain, print_verification, say, write_report
+from async_maps.cli.displays import LineDisplay, ProgressKind
+from async_maps.cli.options import DONE, SETTINGS_GROUP, SOME_FAILED, WRONG_USE, Flag
 from async_maps.errors import AsyncMapsError, SettingsError
 from async_maps.settings import Settings
-
-if TYPE_CHECKING:
-    from async_maps.verify import Verification
-
-_INTERVAL_S = 5.0
 
 
 def verify(  # noqa: PLR0913  # one argument a flag
     manifest: str,
     /,
     *,
-    deep: Annotated[bool, Parameter(negative="")] = False,
-    repair: Annotated[bool, Parameter(negative="")] = False,
+    deep: Flag = False,
+    repair: Flag = False,
     source: str | None = None,
-    delete_foreign: Annotated[bool, Parameter(negative="")] = False,
+    delete_foreign: Flag = False,
     progress: ProgressKind = "auto",
     report: Path | None = None,
     config: Path | None = None,
@@ -72,9 +66,8 @@ def verify(  # noqa: PLR0913  # one argument a flag
 
     if not repair and (delete_foreign or source is not None):
         raise SettingsError(f"{'--delete-foreign' if delete_foreign else '--source'} needs --repair")
-    if report is not None:
-        check_report(report)
-    watch = None if progress == "none" else _VerificationDisplay(json_lines=progress == "json")
+    check_report(report)
+    watch = None if progress == "none" else LineDisplay(sys.stderr, as_json=progress == "json")
     done = Verification()
     try:
         if repair:
@@ -94,19 +87,4 @@ def verify(  # noqa: PLR0913  # one argument a flag
         if repair:
             say("the same command once more does the rest")
         raise
-    if report is not None and not write_report(report, done, code):
-        code = code or SOME_FAILED
-    return code
-
-
-class _VerificationDisplay:
-    """Writes a line every few seconds."""
-
-    def __init__(self, *, json_lines: bool) -> None:
-        self._json_lines = json_lines
-        self._next_at = monotonic() + _INTERVAL_S
-
-    def __call__(self, verification: Verification) -> None:
-        if monotonic() >= self._next_at:
-            self._next_at = monotonic() + _INTERVAL_S
-            note(json.dumps(verification.as_dict()) if self._json_lines else verification.line())
+    return write_report(report, done, code)

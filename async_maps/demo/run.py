@@ -28,8 +28,6 @@ from async_maps.pipeline import Pipeline
 from async_maps.render.colorize import colorize_activation_map
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from async_maps.progress import OnProgress
     from async_maps.report import Report
 
@@ -45,12 +43,7 @@ def run_demo(
 ) -> bool:
     """Make scenes and saliency maps, upload their overlays, read all back and compare, and draw some.
 
-    Args:
-        out: the folder for everything; what an earlier demo made there is replaced, other files are left alone.
-        scenes: how many.
-        local: into a folder instead of a SeaweedFS; also where the extra ``demo`` is not installed.
-        serve: keep the SeaweedFS until Ctrl-C.
-        on_progress: as for ``run``.
+    The arguments are those of the command. Files that no earlier demo has made in ``out`` are left alone.
 
     Returns:
         whether every overlay arrived with the right pixels.
@@ -147,27 +140,20 @@ def _name(index: int) -> str:
 def _compare(out: Path) -> int:
     """Read every overlay back by its locator; how many have the pixels they should."""
     right = 0
-    with Manifest(out / "manifest.sqlite", read_only=True) as manifest:
-        rows = {str(locator): str(source) for _, locator, _, source, *_ in manifest.rows()}
-    with Objects() as objects:
-        for locator, source in rows.items():
-            with Image.open(io.BytesIO(objects.read(locator).data)) as image:
-                found = np.asarray(image.convert("RGBA"))
-            right += np.array_equal(found, colorize_activation_map(np.load(source, allow_pickle=False)))
+    with Manifest(out / "manifest.sqlite", read_only=True) as manifest, Objects() as objects:
+        for _, locator, _, source, *_ in manifest.rows():
+            image = Image.open(io.BytesIO(objects.read(str(locator)).data))
+            expected = colorize_activation_map(np.load(str(source), allow_pickle=False))
+            right += np.array_equal(np.asarray(image.convert("RGBA")), expected)
     return right
 
 
 def _draw(out: Path, scenes: int) -> None:
     images, overlays = [], []
     for index in np.unique(np.linspace(0, scenes - 1, _SHOWN).astype(int)):
-        images.append(_image(out / "scenes" / f"{_name(index)}.jpg"))
+        images.append(np.asarray(Image.open(out / "scenes" / f"{_name(index)}.jpg")))
         overlays.append(colorize_activation_map(np.load(out / "maps" / f"{_name(index)}.npy", allow_pickle=False)))
     contact_sheet(images, overlays).save(out / "overlays.png")
-
-
-def _image(path: Path) -> NDArray[np.uint8]:
-    with Image.open(path) as image:
-        return np.asarray(image)
 
 
 def _say(text: str) -> None:

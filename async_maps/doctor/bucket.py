@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from botocore.exceptions import ClientError
 
 from async_maps.doctor.advice import for_code
+from async_maps.doctor.target import ask
 from async_maps.filesystems.aws import STORE_CODES, TRANSIENT_STATUSES, refusal
 
 if TYPE_CHECKING:
@@ -60,11 +61,7 @@ async def find_bucket(target: Target) -> bool:
 
 async def _why(target: Target) -> str:
     """The code behind a refusal of HeadBucket; empty if listing is allowed."""
-    try:
-        await target.client.list_objects_v2(Bucket=target.bucket, Prefix=target.stem, MaxKeys=1)
-    except ClientError as error:
-        return refusal(error)[0]
-    return ""
+    return (await ask(target.client.list_objects_v2(Bucket=target.bucket, Prefix=target.stem, MaxKeys=1)))[1]
 
 
 def _compare_clocks(target: Target, date: str, asked_at: datetime) -> None:
@@ -87,56 +84,34 @@ async def check_listing(target: Target) -> None:
     """Whether objects can be listed below the prefix."""
     code = await _why(target)
     if code:
-        target.say(
-            "list", "warning", f"objects may not be listed ({code})", "allow s3:ListBucket, for async-maps verify"
-        )
+        target.say("list", "warning", f"objects may not be listed ({code})",
+                   "allow s3:ListBucket, for async-maps verify")  # fmt: skip
     else:
         target.say("list", "ok", "objects can be listed")
 
 
 async def check_versioning(target: Target, *, seen: bool) -> None:
-    """Whether what is overwritten stays.
-
-    Args:
-        target: the bucket.
-        seen: whether an object that was put has got a version.
-    """
-    status: str
-    try:
-        status = (await target.client.get_bucket_versioning(Bucket=target.bucket)).get("Status", "")
-    except ClientError as error:
-        status = "Enabled" if seen else refusal(error)[0]
-    if status == "Enabled":
+    """Whether what is overwritten stays; it does if an object that was put has been seen to get a version."""
+    answer, code = await ask(target.client.get_bucket_versioning(Bucket=target.bucket))
+    if answer.get("Status") == "Enabled" or (code and seen):
         target.say("versioning", "warning", "on: overlays that are overwritten stay as old versions, and cost",
                    "add a lifecycle rule with NoncurrentVersionExpiration")  # fmt: skip
-    elif status in {"", "Suspended"}:
-        target.say("versioning", "ok", "off")
+    elif code:
+        target.say("versioning", "unknown", f"may not be asked for ({code})", "allow s3:GetBucketVersioning")
     else:
-        target.say("versioning", "unknown", f"may not be asked for ({status})", "allow s3:GetBucketVersioning")
+        target.say("versioning", "ok", "off")
 
 
 async def check_encryption(target: Target, *, seen: str) -> None:
-    """How objects are encrypted.
-
-    Args:
-        target: the bucket.
-        seen: what the answer to a PUT has said of it.
-    """
-    kind = seen
+    """How objects are encrypted: as the answer to a PUT was seen to say, else as the bucket does by default."""
+    kind, code = seen, ""
     if not kind:
-        try:
-            answer = await target.client.get_bucket_encryption(Bucket=target.bucket)
-            rules = answer["ServerSideEncryptionConfiguration"]["Rules"]
-            kind = next((rule["ApplyServerSideEncryptionByDefault"]["SSEAlgorithm"] for rule in rules), "none")
-        except ClientError as error:
-            code = refusal(error)[0]
-            if code != "ServerSideEncryptionConfigurationNotFoundError":
-                target.say(
-                    "encryption", "unknown", f"may not be asked for ({code})", "allow s3:GetEncryptionConfiguration"
-                )
-                return
-            kind = "none"
-    if kind.startswith("aws:kms"):
+        answer, code = await ask(target.client.get_bucket_encryption(Bucket=target.bucket))
+        rules = answer.get("ServerSideEncryptionConfiguration", {}).get("Rules", [])
+        kind = next((rule["ApplyServerSideEncryptionByDefault"]["SSEAlgorithm"] for rule in rules), "none")
+    if code not in {"", "ServerSideEncryptionConfigurationNotFoundError"}:
+        target.say("encryption", "unknown", f"may not be asked for ({code})", "allow s3:GetEncryptionConfiguration")
+    elif kind.startswith("aws:kms"):
         target.say("encryption", "warning", f"{kind}: ETags are no MD5, and who reads overlays needs the key",
                    "allow kms:Decrypt for that key to Kolena's integration and other readers")  # fmt: skip
     else:

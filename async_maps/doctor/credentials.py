@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     import aioboto3
     from aiobotocore.credentials import AioCredentials
 
-    from async_maps.doctor.finding import Level
-
 _KINDS = {
     "env": "from the environment",
     "shared-credentials-file": "from profile {profile} of the credentials file",
@@ -53,16 +51,12 @@ async def find_credentials(session: aioboto3.Session) -> Finding:
     text = f"{kind}, access key ...{frozen.access_key[-4:]}"
     # botocore has no public name for it.
     expiry: datetime | None = getattr(credentials, "_expiry_time", None)
-    if expiry is not None and credentials.method != "env":
-        return Finding("credentials", "ok", f"{text}, until {_moment(expiry)}, and renewed by then")
-    if expiry is not None:
-        left_s = (expiry - datetime.now(UTC)).total_seconds()
-        level: Level = "ok" if left_s > _TOO_SHORT_S else "warning"
-        return Finding("credentials", level, f"{text}, until {_moment(expiry)}, and not renewed", _REFRESH)
-    if frozen.token:
+    if expiry is None and not frozen.token:
+        return Finding("credentials", "ok", text)
+    if expiry is None:
         return Finding("credentials", "warning", f"{text}, temporary, and nothing says until when", _REFRESH)
-    return Finding("credentials", "ok", text)
-
-
-def _moment(moment: datetime) -> str:
-    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+    text += f", until {expiry.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+    if credentials.method != "env":
+        return Finding("credentials", "ok", f"{text}, and renewed by then")
+    left_s = (expiry - datetime.now(UTC)).total_seconds()
+    return Finding("credentials", "ok" if left_s > _TOO_SHORT_S else "warning", f"{text}, and not renewed", _REFRESH)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from collections.abc import Callable
+from typing import Literal, NamedTuple, TypeAlias
 
 Level: TypeAlias = Literal["ok", "warning", "failure", "unknown"]
 """Fine; works, but look at it; a run or its readers will fail; could not be asked."""
@@ -27,6 +25,5 @@ class Finding(NamedTuple):
     advice: str = ""
 
 
-if TYPE_CHECKING:
-    OnFinding: TypeAlias = Callable[[Finding], object]
-    """Takes each finding when it is made."""
+OnFinding: TypeAlias = Callable[[Finding], object]
+"""Takes each finding when it is made."""

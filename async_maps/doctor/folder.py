@@ -1,4 +1,4 @@
-"""A folder: can files be written there, how many, and in one step? Runs in a thread."""
+"""A folder: can files be written there, how many, and in one step? Disks are asked in a thread."""
 
 from __future__ import annotations
 
@@ -13,67 +13,86 @@ from anyio import to_thread
 
 from async_maps.doctor.finding import Finding
 from async_maps.doctor.pngs import overlay_sized_png, tiny_png
-from async_maps.errors import StoreError
+from async_maps.errors import SettingsError, StoreError
 from async_maps.filesystems.locators import file_path
+from async_maps.stores import open_store
+from async_maps.stores.files import FileStore
 
 if TYPE_CHECKING:
-    from async_maps.doctor.finding import OnFinding
+    from collections.abc import Callable
+
+    from async_maps.doctor.finding import Level, OnFinding
     from async_maps.settings import Settings
-    from async_maps.stores.files import FileStore
+
+    _Answer = tuple[Level, str, str]
 
 _FEW_OVERLAYS = 10_000
 _SLOW_FSYNC_S = 0.05
 
 
-async def examine(store: FileStore, settings: Settings, on_finding: OnFinding) -> None:
-    """Look at the folder of a store, or where it would be made, which is not done here."""
-    try:
-        await store.check()
-    except StoreError as error:
-        on_finding(Finding("write", "failure", str(error), "choose another folder, or change its owner or permissions"))
-    else:
-        # Told together, from the loop: whoever listens need not be safe in threads.
-        for finding in await to_thread.run_sync(_try_out, str(file_path(store.destination)), settings):
-            on_finding(finding)
-    on_finding(
-        Finding(
-            "kolena", "warning", "Kolena cannot read file:// locators",
-            "for Kolena, write to s3://bucket/prefix, or copy the overlays there and name that in the locators",
-        )
-    )  # fmt: skip
+async def examine(place: str, settings: Settings, on_finding: OnFinding) -> None:
+    """Look at a folder, or where it would be made, which is not done here.
+
+    Raises:
+        SettingsError: that is no folder.
+    """
+    async with open_store(place, settings) as store:
+        if not isinstance(store, FileStore):
+            raise SettingsError(f"nothing can be found out about {place!r}; expected s3://bucket/prefix or a folder")
+        try:
+            await store.check()
+        except StoreError as error:
+            findings = [
+                Finding("write", "failure", str(error), "choose another folder, or change its owner or permissions")
+            ]
+        else:
+            findings = await to_thread.run_sync(_try_out, Path(str(file_path(store.destination))), settings)
+    findings.append(Finding("kolena", "warning", "Kolena cannot read file:// locators",
+                            "for Kolena, write to s3://bucket/prefix, or copy the overlays there and name that in the "
+                            "locators"))  # fmt: skip
+    # Told together, from the loop: whoever listens need not be safe in threads.
+    for finding in findings:
+        on_finding(finding)
 
 
-def _try_out(folder: str, settings: Settings) -> list[Finding]:
-    existing = Path(folder)
+def _try_out(folder: Path, settings: Settings) -> list[Finding]:
+    existing = folder
     while not existing.exists():
         existing = existing.parent
     path = existing / f".async-maps-doctor-{uuid4().hex}.png"
     other = path.with_suffix(".tmp")
-    tiny, overlay = tiny_png(settings), overlay_sized_png()
+    overlay = overlay_sized_png()
+    checks: dict[str, Callable[[], _Answer]] = {
+        "write": lambda: _write(path, tiny_png(settings), folder),
+        "space": lambda: _space(existing, len(overlay)),
+        "rename": lambda: _rename(path, other),
+        "create only": lambda: _create_only(path, other, required=settings.if_exists != "overwrite"),
+        "fsync": lambda: _fsync(path, overlay, wanted=settings.files.fsync),
+    }
     findings = []
-    check = "write"
     try:
-        path.write_bytes(tiny)
-        same = path.read_bytes() == tiny
-        made = "" if existing == Path(folder) else f", and {folder} is made when the first comes"
-        text = f"{existing} takes files{made}" if same else f"other bytes come back than were written to {existing}"
-        findings.append(Finding(check, "ok" if same else "failure", text, "" if same else "check that disk"))
-        check = "space"
-        findings.append(_space(existing, len(overlay)))
-        check = "rename"
-        findings.append(_rename(path, other))
-        check = "create only"
-        findings.append(_create_only(path, other, required=settings.if_exists != "overwrite"))
-        check = "fsync"
-        findings.append(_fsync(path, overlay, wanted=settings.files.fsync))
+        for check, answer in checks.items():
+            findings.append(Finding(check, *answer()))
     except OSError as error:
         findings.append(Finding(check, "failure", f"{existing}: {error.strerror}", "choose another folder or disk"))
     finally:
-        findings += [left for file in (path, other) if (left := _remove(file)) is not None]
+        for file in (path, other):
+            try:
+                file.unlink(missing_ok=True)
+            except OSError as error:
+                findings.append(Finding("delete", "warning", f"{file} is left: {error.strerror}", "remove it"))
     return findings
 
 
-def _space(folder: Path, overlay_bytes: int) -> Finding:
+def _write(path: Path, data: bytes, folder: Path) -> _Answer:
+    path.write_bytes(data)
+    if path.read_bytes() != data:
+        return "failure", f"other bytes come back than were written to {path.parent}", "check that disk"
+    made = "" if path.parent == folder else f", and {folder} is made when the first comes"
+    return "ok", f"{path.parent} takes files{made}", ""
+
+
+def _space(folder: Path, overlay_bytes: int) -> _Answer:
     disk = os.statvfs(folder)
     free = disk.f_bavail * disk.f_frsize
     # Some file systems make inodes as they are needed, and count none.
@@ -81,12 +100,10 @@ def _space(folder: Path, overlay_bytes: int) -> Finding:
     fit = min(free // overlay_bytes, free if inodes is None else inodes)
     files = "" if inodes is None else f" and {inodes:,} files"
     text = f"{free / 1e9:,.1f} GB{files} free: some {fit:,} overlays of {overlay_bytes / 1e3:.0f} KB"
-    if fit < _FEW_OVERLAYS:
-        return Finding("space", "warning", text, "make room, or choose another disk")
-    return Finding("space", "ok", text)
+    return ("warning", text, "make room, or choose another disk") if fit < _FEW_OVERLAYS else ("ok", text, "")
 
 
-def _rename(path: Path, other: Path) -> Finding:
+def _rename(path: Path, other: Path) -> _Answer:
     """A reader of the old file goes on with it, and the next one finds the new file whole (POSIX, "rename")."""
     before = path.read_bytes()
     with open(path, "rb") as reader:
@@ -94,25 +111,23 @@ def _rename(path: Path, other: Path) -> Finding:
         os.replace(other, path)
         whole = reader.read() == before and path.read_bytes() == b"another"
     if whole:
-        return Finding("rename", "ok", "a file is replaced in one step: readers see the old one or the new one")
-    return Finding(
-        "rename", "warning", "replacing a file is not one step there", "let nobody read overlays during a run"
-    )
+        return "ok", "a file is replaced in one step: readers see the old one or the new one", ""
+    return "warning", "replacing a file is not one step there", "let nobody read overlays during a run"
 
 
-def _create_only(path: Path, other: Path, *, required: bool) -> Finding:
+def _create_only(path: Path, other: Path, *, required: bool) -> _Answer:
     other.write_bytes(b"another")
     try:
         os.link(other, path)
     except FileExistsError:
-        return Finding("create only", "ok", "a file that is there can be left, for --if-exists skip and error")
+        return "ok", "a file that is there can be left, for --if-exists skip and error", ""
     except OSError as error:
         text = f"no hard links there ({error.strerror}), so --if-exists skip and error cannot work"
-        return Finding("create only", "failure" if required else "warning", text, "use --if-exists overwrite")
-    return Finding("create only", "warning", "a hard link has replaced a file there", "use --if-exists overwrite")
+        return "failure" if required else "warning", text, "use --if-exists overwrite"
+    return "warning", "a hard link has replaced a file there", "use --if-exists overwrite"
 
 
-def _fsync(path: Path, overlay: bytes, *, wanted: bool) -> Finding:
+def _fsync(path: Path, overlay: bytes, *, wanted: bool) -> _Answer:
     times = []
     for _ in range(5):
         with open(path, "wb") as file:
@@ -123,14 +138,5 @@ def _fsync(path: Path, overlay: bytes, *, wanted: bool) -> Finding:
             times.append(time.perf_counter() - started)
     text = f"{median(times) * 1e3:.1f} ms to force an overlay to the disk (median of {len(times)})"
     if wanted and median(times) > _SLOW_FSYNC_S:
-        return Finding("fsync", "warning", text, "without files.fsync a run is faster, and a power cut may cost files")
-    return Finding("fsync", "ok", text)
-
-
-def _remove(path: Path) -> Finding | None:
-    """What is to be said if it cannot be removed."""
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        return Finding("delete", "warning", f"{path} is left: {error.strerror}", "remove it")
-    return None
+        return "warning", text, "without files.fsync a run is faster, and a power cut may cost files"
+    return "ok", text, ""

@@ -15,12 +15,7 @@ _NOISE_SIDE = 310
 
 
 def tiny_png(settings: Settings, *, turned: bool = False) -> bytes:
-    """A PNG of a few hundred bytes with all colors of the settings.
-
-    Args:
-        settings: whose colors.
-        turned: another one, with other bytes.
-    """
+    """A PNG of a few hundred bytes with all colors of the settings; turned, it has other bytes."""
     square = np.arange(256, dtype=np.uint8).reshape(16, 16)
     # With Pillow: our own writers would compile their kernels first, where nobody has yet.
     return encode_png(settings.table()[square.T if turned else square], "RGBA").getvalue()

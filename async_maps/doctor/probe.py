@@ -3,35 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import shlex
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from anyio import move_on_after
 from botocore.exceptions import ClientError
-from isal import isal_zlib
 
 from async_maps.doctor.advice import for_code, iam_policy
 from async_maps.doctor.pngs import tiny_png
-from async_maps.doctor.unbroken import unbroken
+from async_maps.doctor.target import unbroken
 from async_maps.filesystems.aws import STORE_CODES, refusal, unreachable
-from async_maps.stores.s3 import NO_ANSWER, object_headers
+from async_maps.stores.s3 import NO_ANSWER, crc32, object_headers
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Iterable
-
     from async_maps.doctor.finding import Level
     from async_maps.doctor.target import Target
+
+_CLEAN_UP_S = 10.0
 
 
 class ProbeObject:
     """An object that is written to see what becomes of it, and the others that were written beside it.
 
-    Args:
-        target: where.
-
     Attributes:
-        key: its key.
         versioned: whether the bucket has given it a version.
         encryption: what the bucket has said of its encryption.
     """
@@ -44,11 +39,6 @@ class ProbeObject:
         self._client = target.client
         self._may_exist: set[str] = set()
         self._overwrites = target.settings.if_exists == "overwrite"
-
-    @property
-    def may_be_left(self) -> bool:
-        """Whether something of ours may still lie there."""
-        return bool(self._may_exist)
 
     def sibling(self, number: int) -> str:
         """The key of another object, which is removed with this one."""
@@ -74,24 +64,22 @@ class ProbeObject:
 
     async def read(self) -> bool:
         """Whether it can be read."""
-        say = self._target.say
+        say, useless = self._target.say, "do not use that store"
         try:
             data, content_type = await self._get()
         except ClientError as error:
             _, status, reason = refusal(error)
-            if status != 403:
-                say("read back", "failure", f"what was written does not come back: GetObject is {reason}",
-                    "do not use that store")  # fmt: skip
-                return False
-            advice = "allow s3:GetObject, for --if-exists skip, async-maps verify and readers"
-            if "kms" in f"{reason} {self.encryption}".lower():
-                advice += ", and kms:Decrypt for its key"
-            say("read back", "warning", f"GetObject is {reason}", advice)
+            if status == 403:
+                kms = ", and kms:Decrypt for its key" if "kms" in f"{reason} {self.encryption}".lower() else ""
+                say("read back", "warning", f"GetObject is {reason}",
+                    f"allow s3:GetObject, for --if-exists skip, async-maps verify and readers{kms}")  # fmt: skip
+            else:
+                say("read back", "failure", f"what was written does not come back: GetObject is {reason}", useless)
             return False
         if data == tiny_png(self._target.settings):
             say("read back", "ok", "the same bytes come back")
         else:
-            say("read back", "failure", "other bytes come back than were written", "do not use that store")
+            say("read back", "failure", "other bytes come back than were written", useless)
         if content_type == "image/png":
             say("content type", "ok", "it comes back as image/png")
         else:
@@ -130,24 +118,48 @@ class ProbeObject:
             found = f"a PUT with If-None-Match is {reason}"
         self._target.say("create only", level, found, "use --if-exists overwrite")
 
-    async def remove(self) -> str:
-        """Remove whatever of ours may lie there; why something is left, if it is."""
+    async def remove(self) -> bool:
+        """Whether all that was written is gone now; it is removed even if this task is cancelled."""
+        if not self._may_exist:
+            return True
+        reason = "not removed in time"
+        with move_on_after(_CLEAN_UP_S, shield=True):
+            reason = await self._try_to_remove()
+        self._may_exist.clear()
+        if reason:
+            self._say_left(reason)
+        return not reason
+
+    async def _try_to_remove(self) -> str:
+        """Why something is left, if it is."""
         try:
-            await (self._remove_versions() if self.versioned else self._remove_keys())
+            await self._delete(versions=self.versioned)
         except ClientError as error:
             if self.versioned:
                 # So that at least no reader sees them.
                 with suppress(ClientError, *NO_ANSWER):
-                    await self._remove_keys()
+                    await self._delete(versions=False)
             return f"{error.operation_name} is {refusal(error)[2]}"
         except NO_ANSWER as error:
             return unreachable(error)
-        self._may_exist.clear()
         return ""
 
-    def say_left(self, reason: str) -> None:
-        """Tell that something of ours is left."""
-        self._may_exist.clear()
+    async def _delete(self, *, versions: bool) -> None:
+        objects: list[dict[str, Any]] = [{"Key": key} for key in self._may_exist]
+        if versions:
+            pages = self._client.get_paginator("list_object_versions")
+            objects = [
+                {"Key": one["Key"], "VersionId": one["VersionId"]}
+                async for page in pages.paginate(Bucket=self._target.bucket, Prefix=self._target.stem)
+                for one in (*page.get("Versions", []), *page.get("DeleteMarkers", []))
+            ]
+        requests = (self._client.delete_object(Bucket=self._target.bucket, **one) for one in objects)
+        # All are waited for before the first error is raised.
+        for result in await asyncio.gather(*requests, return_exceptions=True):
+            if isinstance(result, BaseException):
+                raise result
+
+    def _say_left(self, reason: str) -> None:
         text = f"what was written is left, s3://{self._target.bucket}/{self._target.stem}*: {reason}"
         advice = "runs delete nothing, but this does: allow "
         if self.versioned:
@@ -161,28 +173,15 @@ class ProbeObject:
 
     async def _put(self, data: bytes, *, create_only: bool = False) -> Any:
         self._may_exist.add(self.key)
-        checksum = base64.b64encode(isal_zlib.crc32(data).to_bytes(4, "big")).decode()
         headers = object_headers(self._target.settings.s3, create_only=create_only)
         request = self._client.put_object(
-            Bucket=self._target.bucket, Key=self.key, Body=data, ChecksumCRC32=checksum, **headers
+            Bucket=self._target.bucket, Key=self.key, Body=data, ChecksumCRC32=crc32(data), **headers
         )
         return await unbroken(request)
 
     async def _get(self) -> tuple[bytes, str]:
         answer = await self._client.get_object(Bucket=self._target.bucket, Key=self.key)
         return await answer["Body"].read(), answer.get("ContentType", "")
-
-    async def _remove_keys(self) -> None:
-        await _all(self._client.delete_object(Bucket=self._target.bucket, Key=key) for key in self._may_exist)
-
-    async def _remove_versions(self) -> None:
-        pages = self._client.get_paginator("list_object_versions")
-        async for page in pages.paginate(Bucket=self._target.bucket, Prefix=self._target.stem):
-            versions: list[Any] = [*page.get("Versions", []), *page.get("DeleteMarkers", [])]
-            await _all(
-                self._client.delete_object(Bucket=self._target.bucket, Key=one["Key"], VersionId=one["VersionId"])
-                for one in versions
-            )
 
     def _needed(self, reason: str) -> str:
         """What to allow."""
@@ -192,10 +191,3 @@ class ProbeObject:
         policy = iam_policy(self._target.bucket, self._target.prefix, partition=partition, kms_key=kms)
         of_kms = ", kms:GenerateDataKey, kms:Decrypt" if kms else ""
         return f"allow s3:PutObject, and s3:GetObject, s3:DeleteObject, s3:ListBucket{of_kms} for the rest:\n{policy}"
-
-
-async def _all(requests: Iterable[Awaitable[object]]) -> None:
-    """Wait for all, then raise what the first failed one has raised."""
-    for result in await asyncio.gather(*requests, return_exceptions=True):
-        if isinstance(result, BaseException):
-            raise result

@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import aioboto3
 from aiobotocore.config import AioConfig
-from anyio import fail_after, move_on_after
+from anyio import fail_after
 from botocore.exceptions import BotoCoreError, ClientError
 
 from async_maps.doctor.advice import for_code
@@ -20,11 +20,10 @@ from async_maps.doctor.pngs import overlay_sized_png
 from async_maps.doctor.probe import ProbeObject
 from async_maps.doctor.speed import concurrencies, judge, measure_latency, measure_throughput
 from async_maps.doctor.target import Target
-from async_maps.errors import SettingsError, StoreError
+from async_maps.errors import StoreError
 from async_maps.filesystems.aws import client_options, refusal, unreachable, url_options
-from async_maps.filesystems.locators import parse_s3_address
 from async_maps.stores import open_store
-from async_maps.stores.s3 import NO_ANSWER, check_prefix
+from async_maps.stores.s3 import NO_ANSWER, parse_destination
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -36,24 +35,18 @@ if TYPE_CHECKING:
 
 _ATTEMPTS = 2
 _CONNECT_TIMEOUT_S, _READ_TIMEOUT_S = 3.0, 5.0
-_FIRST_ANSWER_S, _CLEAN_UP_S = 15.0, 10.0
+_FIRST_ANSWER_S = 15.0
 
 
 async def examine(place: str, settings: Settings, extent: tuple[Sequence[str], bool], on_finding: OnFinding) -> None:
     """Look at ``s3://bucket/prefix``, each thing in the order in which it is needed.
 
-    Args:
-        place: the destination.
-        settings: those of the run to come.
-        extent: the origins of pages that are to read overlays, and whether the throughput is left out.
-        on_finding: takes the findings.
+    The extent is the origins of pages that are to read overlays, and whether the throughput is left out.
 
     Raises:
         SettingsError: that can be no place for overlays.
     """
-    bucket, key = parse_s3_address(place, SettingsError)
-    prefix = key.strip("/")
-    check_prefix(prefix)
+    bucket, prefix = parse_destination(place)
     async with AsyncExitStack() as opened:
         try:
             session = aioboto3.Session()
@@ -104,7 +97,9 @@ async def _examine(target: Target, origins: Sequence[str], quick: bool) -> None:
                 target.on_finding(await readable_from(target.client, target.bucket, probe.key, origins))
         await check_versioning(target, seen=probe.versioned)
         await check_encryption(target, seen=probe.encryption)
-        if written and await _delete(target, probe):
+        if written and await probe.remove():
+            versions = ", with all its versions" if probe.versioned else ""
+            target.say("delete", "ok", f"what was written is gone{versions}")
             await _measure(target, probe, quick)
     except NO_ANSWER as error:
         target.say("endpoint", "failure", f"no answer from {target.client.meta.endpoint_url}: {unreachable(error)}",
@@ -113,23 +108,7 @@ async def _examine(target: Target, origins: Sequence[str], quick: bool) -> None:
         code, _, reason = refusal(error)
         target.say("store", "failure", f"{error.operation_name} is {reason}", for_code(code))
     finally:
-        if probe.may_be_left:
-            reason = "not removed in time"
-            with move_on_after(_CLEAN_UP_S, shield=True):
-                reason = await probe.remove()
-            if reason:
-                probe.say_left(reason)
-
-
-async def _delete(target: Target, probe: ProbeObject) -> bool:
-    """Whether what was written is gone."""
-    reason = await probe.remove()
-    if reason:
-        probe.say_left(reason)
-        return False
-    target.say("delete", "ok", "what was written is gone, with all its versions" if probe.versioned
-               else "what was written is gone")  # fmt: skip
-    return True
+        await probe.remove()
 
 
 async def _measure(target: Target, probe: ProbeObject, quick: bool) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from anyio import create_task_group, move_on_after
 
 from async_maps.doctor.finding import Finding
-from async_maps.doctor.unbroken import unbroken
+from async_maps.doctor.target import unbroken
 from async_maps.errors import StoreError, TransientError
 
 if TYPE_CHECKING:
@@ -21,20 +21,14 @@ if TYPE_CHECKING:
 _LATENCY_PUTS = 9
 _LEVEL_S = 0.8
 """So long each number of uploads at once is kept up; in the first third connections are made."""
-_LEVELS, _MOST = 3, 256
+_MOST = 256
 _OVERRUN_S = 5.0
 _GAIN = 1.15
 """Twice the uploads at once that take less than this much more have passed the knee."""
 
 
 class Load(NamedTuple):
-    """What came of so many uploads at once.
-
-    Attributes:
-        at_once: how many.
-        puts_per_s: objects taken a second.
-        error: what ended it, if anything did.
-    """
+    """How many objects were taken a second with so many uploads at once, and the error that ended it, if one did."""
 
     at_once: int
     puts_per_s: float
@@ -43,16 +37,13 @@ class Load(NamedTuple):
 
 def concurrencies(concurrency: int) -> list[int]:
     """How many uploads at once are tried: as many as configured, and more, but not as many as a store could resent."""
-    more = [concurrency * 2**level for level in range(1, _LEVELS)]
-    return [concurrency, *(at_once for at_once in more if at_once <= _MOST)]
+    return [
+        at_once for at_once in (concurrency, 2 * concurrency, 4 * concurrency) if at_once <= max(_MOST, concurrency)
+    ]
 
 
 async def measure_latency(store: AddressedStore, key: Callable[[int], str], data: bytes) -> float:
-    """Seconds of a PUT when nothing else is under way: the median of some.
-
-    Raises:
-        StoreError: the store did not take them.
-    """
+    """Seconds of a PUT when nothing else is under way: the median of some."""
     times = []
     # The first one teaches the store what the others look like.
     for _ in range(1 + _LATENCY_PUTS):
@@ -103,12 +94,6 @@ def judge(loads: list[Load], latency_s: float, size: int, concurrency: int) -> l
     By Little's law, as many uploads are under way as are taken a second times the seconds that each takes; at the
     fastest rate seen and the latency of a lone PUT that is the knee: fewer leave the link idle, more only wait.
     (Little, "A proof for the queuing formula L = λW", 1961; Kleinrock, "Power and deterministic rules of thumb", 1979.)
-
-    Args:
-        loads: of :func:`measure_throughput`.
-        latency_s: of :func:`measure_latency`.
-        size: bytes of each object.
-        concurrency: what is configured.
     """
     failed = loads[-1].error
     best = max(loads, key=lambda load: load.puts_per_s)
@@ -123,12 +108,10 @@ def judge(loads: list[Load], latency_s: float, size: int, concurrency: int) -> l
                         "a run takes long over this link; see s3.read_timeout_s")]  # fmt: skip
     under_way = rate * latency_s
     law = f"Little's law: {rate:,.0f}/s x {latency_s * 1e3:.1f} ms = {under_way:.1f} under way"
-    findings = [Finding("throughput", "ok", text)]
+    enough = Finding("concurrency", "ok", f"{concurrency} at once are enough ({law})")
     if under_way > concurrency and rate >= _GAIN * loads[0].puts_per_s:
         # A power of two above it, so that bursts find some room; but no more than was tried.
         suggested = min(2 ** math.ceil(math.log2(under_way)), loads[-1].at_once)
-        findings.append(Finding("concurrency", "warning", f"{concurrency} at once do not fill this link ({law})",
-                                f"use --concurrency {suggested}"))  # fmt: skip
-    else:
-        findings.append(Finding("concurrency", "ok", f"{concurrency} at once are enough ({law})"))
-    return findings
+        enough = Finding("concurrency", "warning", f"{concurrency} at once do not fill this link ({law})",
+                         f"use --concurrency {suggested}")  # fmt: skip
+    return [Finding("throughput", "ok", text), enough]

@@ -7,7 +7,6 @@ ahead than there is room for maps; the event loop stays free.
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from operator import itemgetter
 from pathlib import Path
@@ -80,12 +79,6 @@ def grad_cams(model: nn.Sequential, images: Tensor, classes: Tensor) -> Iterator
                 yield f"{index:04}/{label}-{target}", cam
 
 
-async def upload(cams: Iterator[tuple[str, Tensor]], destination: str, manifest: Path) -> am.Report:
-    """Put each map once it is computed: ``per-map``, as its scale is its own; no workers: the model has the cores."""
-    async with am.Pipeline(destination, settings=am.Settings(range="per-map", workers=0)) as pipeline:
-        return await pipeline.run(cams, manifest=manifest)
-
-
 def draw(model: nn.Sequential, images: Tensor, classes: Tensor) -> Image.Image:
     """Eight images that the model gets right, and four that it does not under the Grad-CAMs of both classes."""
     wrong = model(images).argmax(1) != classes
@@ -120,7 +113,9 @@ def main(destination: str | None = None, /, *, out: Path = Path("async-maps-grad
     right = (model(images).argmax(1) == classes).float().mean().item()
     print(f"{right:.1%} of {len(images):,} test images are classified right")
     cams, manifest = grad_cams(model, images, classes), out / "manifest.sqlite"
-    report = asyncio.run(upload(cams, destination or str(out / "overlays"), manifest))
+    # per-map, as the scale of a map is its own; no workers, as the model has the cores.
+    settings = am.Settings(range="per-map", workers=0)
+    report = am.run(cams, destination or str(out / "overlays"), settings=settings, manifest=manifest)
     count = am.export_manifest(manifest, out / "locators.csv")
     draw(model, images, classes).save(out / "overlays.png")
     print(f"{report.summary()}\n{count:,} locators in {out / 'locators.csv'}, look at {out / 'overlays.png'}")

@@ -18,14 +18,9 @@ To type checkers it is ``Any``, as it depends on the environment which of the tw
 
 
 def mask_maker(fields: dict[str, Any]) -> Callable[..., Mask]:
-    """Find out what a mask is here.
+    """Find out what a mask is here, and make masks with these fields beside the locator, and more for each mask.
 
-    Args:
-        fields: what the masks are to tell beside their locators.
-
-    Returns:
-        ``make(locator, **more)``, whose masks have more fields, and these before them; it refuses a locator that Kolena
-        cannot read.
+    The maker refuses a locator that Kolena cannot read.
 
     Raises:
         SettingsError: a field would hide the mask's own.

@@ -132,9 +132,6 @@ def results_frame(  # noqa: PLR0913  # one argument a choice, all but three with
     return pd.DataFrame(columns, results.index)
 
 
-# Manifests -----------------------------------------------------------------------------------------------------------
-
-
 class _Overlay(NamedTuple):
     mask: Mask
     statistics: MapStatistics
@@ -190,14 +187,9 @@ def _masks(
         for values in opened.rows():
             if is_wanted(str(values[_NAME])):
                 row: dict[str, Any] = dict(zip(COLUMNS, values, strict=True))
-                told: dict[str, Any] = {}
-                if provenance:
-                    told = provenance_fields(row["name"], row["range_low"], row["range_high"])
-                    told["colormap"] = colormaps.get(row["settings"])
+                spanned = provenance_fields(row["name"], row["range_low"], row["range_high"])
+                told = {**spanned, "colormap": colormaps.get(row["settings"])} if provenance else {}
                 yield row, make(row["locator"], **told)
-
-
-# Frames --------------------------------------------------------------------------------------------------------------
 
 
 def _refuse_columns(results: pd.DataFrame, on: On, new: list[str]) -> None:

@@ -45,10 +45,7 @@ def bitmap_uploader(
     Raises:
         AsyncMapsError: as :class:`~async_maps.Pipeline`.
     """
-    with (
-        open_portal() as portal,
-        portal.wrap_async_context_manager(_pipeline(destination, settings)) as pipeline,
-    ):
+    with open_portal() as portal, portal.wrap_async_context_manager(_pipeline(destination, settings)) as pipeline:
         # The function below, bound to its destination.
         def create_and_upload_bitmap(filename: str, activation_map: Any, **fields: Any) -> Mask:
             mask_maker(fields)  # refuses them before anything is uploaded

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 from anyio import to_thread
 
 from async_maps.errors import SettingsError
-from async_maps.filesystems.locators import file_path, parse_s3_address
+from async_maps.filesystems.locators import file_path
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -72,17 +72,9 @@ class Store(Protocol):
 class AddressedStore(Store, Protocol):
     """A store with every capability: what the pipeline works with."""
 
-    @property
-    def destination(self) -> str:
-        """The URL that every locator starts with."""
-
-    @property
-    def identity(self) -> str:
-        """The destination, told apart from one of the same name at another endpoint."""
-
-    @property
-    def prefix(self) -> str:
-        """The beginning of every key, without a slash at its end; empty for none."""
+    destination: str
+    prefix: str
+    identity: str
 
     def locator(self, key: str) -> str:
         """The URL of an object."""
@@ -91,10 +83,6 @@ class AddressedStore(Store, Protocol):
 @asynccontextmanager
 async def open_store(destination: Destination, settings: Settings) -> AsyncIterator[AddressedStore]:
     """Open the store at a destination; a store that the caller has passed in is used as it is.
-
-    Args:
-        destination: ``s3://bucket/prefix``, ``file:///folder``, a plain path, ``memory://prefix``, or a store.
-        settings: for the stores opened here.
 
     Raises:
         SettingsError: the destination is of no kind we know, or incomplete.
@@ -112,8 +100,7 @@ async def open_store(destination: Destination, settings: Settings) -> AsyncItera
     if scheme == "s3":
         # Half a second, which the worker processes use to start.
         s3_module = await to_thread.run_sync(import_module, "async_maps.stores.s3")
-        bucket, key = parse_s3_address(place, SettingsError)
-        async with s3_module.open_s3(bucket, key.strip("/"), settings) as s3:
+        async with s3_module.open_s3(place, settings) as s3:
             yield s3
     elif scheme in {"", "file"}:
         from async_maps.stores.files import FileStore
@@ -125,12 +112,7 @@ async def open_store(destination: Destination, settings: Settings) -> AsyncItera
         folder = file_path(place) if scheme else place
         if folder is None:
             raise SettingsError(f"{place!r} names a host or no folder; expected file:///folder")
-        yield FileStore(
-            folder,
-            replace=replace,
-            fsync=settings.files.fsync,
-            concurrency=settings.concurrency,
-        )
+        yield FileStore(folder, replace=replace, fsync=settings.files.fsync, concurrency=settings.concurrency)
     elif scheme == "memory":
         from async_maps.stores.memory import MemoryStore
 

@@ -53,9 +53,6 @@ class Plan(NamedTuple):
     Attributes:
         base: the URL up to the key, percent-encoded.
         query: of the URL, with its question mark; mostly empty.
-        headers: those that are always the same.
-        region: to sign for.
-        service: likewise.
         signs_payload: whether the body's SHA-256 is signed; over TLS a checksum is enough.
     """
 
@@ -93,13 +90,7 @@ class Plan(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What a server said.
-
-    Attributes:
-        status: of HTTP.
-        headers: whatever the case of their names.
-        body: an error in XML, or nothing.
-    """
+    """The response of a server; the body is an error in XML, or empty."""
 
     status: int
     headers: Mapping[str, str]
@@ -111,10 +102,6 @@ class Signer:
 
     What is signed is text of which little changes from one request to the next: botocore writes it once, with marks in
     it where something does.
-
-    Args:
-        plan: the plan.
-        credentials: frozen.
     """
 
     def __init__(self, plan: Plan, credentials: ReadOnlyCredentials) -> None:
@@ -136,14 +123,7 @@ class Signer:
         )
 
     def sign(self, key: str, data: bytes, checksum: str, timestamp: str) -> tuple[str, dict[str, str]]:
-        """The URL and the headers of a PUT.
-
-        Args:
-            key: the object's.
-            data: its bytes.
-            checksum: their CRC32, in base 64.
-            timestamp: when it is sent, ``20261125T120000Z``.
-        """
+        """The URL and the headers of a PUT that is sent at a time such as ``20261125T120000Z``."""
         quoted = _quote(key)
         payload = hashlib.sha256(data).hexdigest() if self.plan.signs_payload else UNSIGNED_PAYLOAD
         canonical = (
@@ -208,16 +188,7 @@ class DirectSession(AIOHTTPSession):
             self._plans += 1
 
     async def put(self, key: str, data: bytes, checksum: str, credentials: AioCredentials) -> Answer | None:
-        """Put an object directly, once.
-
-        Args:
-            key: its key.
-            data: its bytes.
-            checksum: their CRC32, in base 64.
-            credentials: the client's, which refresh themselves.
-
-        Returns:
-            the answer; None if nothing was sent, as nothing is known yet of how, or not any more.
+        """Put an object directly, once: the answer; None if nothing was sent, as nothing is known of how.
 
         Raises:
             BotoCoreError: the credentials could not be refreshed.

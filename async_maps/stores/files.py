@@ -29,11 +29,7 @@ _LASTING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 class FileStore:
     """Keeps each object as a file below a folder, which is made when the first one comes.
 
-    Args:
-        folder: where.
-        concurrency: so many files are written at once.
-        replace: whether a file that is there is replaced; else it is left.
-        fsync: force each file and its name to the disk before it counts: survives a power cut, at a price.
+    With ``fsync`` each file and its name are forced to the disk before it counts: it survives a power cut, at a price.
     """
 
     prefix = ""
@@ -53,21 +49,11 @@ class FileStore:
         return (self._folder / key).as_uri()
 
     async def check(self) -> None:
-        """Ask whether the folder, or where it would be made, can be written.
-
-        Raises:
-            StoreError: it cannot.
-        """
+        """Ask whether the folder, or where it would be made, can be written."""
         await to_thread.run_sync(self._check, limiter=self._threads)
 
     async def put(self, key: str, data: bytes) -> None:
-        """Write the file; another of that key is replaced in one step, or left.
-
-        Raises:
-            ExistsError: it is left.
-            ObjectError: it cannot be written.
-            StoreError: nothing can be written any more.
-        """
+        """Write the file; another of that key is replaced in one step, or left."""
         try:
             await to_thread.run_sync(self._write, key, data, limiter=self._threads)
         except OSError as error:

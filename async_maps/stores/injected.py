@@ -13,8 +13,7 @@ if TYPE_CHECKING:
 class InjectedStore:
     """Completes a store (see :class:`~async_maps.stores.Store` for its capabilities and their defaults).
 
-    Args:
-        store: the caller's.
+    An exception of no kind that the contract knows is a StoreError of ``check``, and fails the object of ``put``.
 
     Raises:
         SettingsError: it has no ``put`` or no ``check``.
@@ -38,11 +37,7 @@ class InjectedStore:
         return str(locate(key)) if locate is not None else f"{self.destination.rstrip('/')}/{key}"
 
     async def check(self) -> None:
-        """Ask the store. An exception of no kind that the contract knows is a StoreError.
-
-        Raises:
-            StoreError: it cannot be used.
-        """
+        """Ask the store."""
         try:
             await self._store.check()
         except AsyncMapsError:
@@ -51,12 +46,7 @@ class InjectedStore:
             raise StoreError(f"the store {self._name} cannot be used: {error!r}") from error
 
     async def put(self, key: str, data: bytes) -> str | None:
-        """Store an object. An exception of no kind that the contract knows fails this object.
-
-        Raises:
-            ObjectError: the store refuses this object.
-            StoreError: the store refuses all objects.
-        """
+        """Store an object."""
         try:
             return await self._store.put(key, data)
         except AsyncMapsError:

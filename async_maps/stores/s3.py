@@ -9,7 +9,7 @@ import asyncio
 import base64
 import hashlib
 import re
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, cast
 
 import aioboto3
@@ -43,6 +43,7 @@ from async_maps.filesystems.aws import (
     translate_credential_errors,
     unreachable,
 )
+from async_maps.filesystems.locators import S3Address, parse_s3_address
 from async_maps.keys import check_name
 from async_maps.stores.direct import DirectSession
 
@@ -63,16 +64,15 @@ _MD5 = re.compile("[0-9a-f]{32}")
 
 
 @asynccontextmanager
-async def open_s3(bucket: str, prefix: str, settings: Settings) -> AsyncIterator[S3Store]:
+async def open_s3(destination: str, settings: Settings) -> AsyncIterator[S3Store]:
     """One client for the whole run.
 
     Raises:
         SettingsError: no bucket, or an AWS configuration that makes no sense.
         StoreError: the client cannot be made.
     """
-    check_prefix(prefix)
+    bucket, prefix = parse_destination(destination)
     direct: list[DirectSession] = []
-
     create_only = settings.if_exists != "overwrite"
 
     def http_session(*arguments: Any, **options: Any) -> DirectSession:
@@ -83,20 +83,16 @@ async def open_s3(bucket: str, prefix: str, settings: Settings) -> AsyncIterator
     # Who uploads tries again, and nobody else: two layers of retries multiply.
     options = client_options(settings.s3, settings.concurrency, attempts=1)
     options["http_session_cls"] = http_session
-    try:
-        session = aioboto3.Session()
-        context = session.client("s3", config=AioConfig(**options))
-        client = await context.__aenter__()
-    except (BotoCoreError, ValueError) as error:
-        raise SettingsError(f"the AWS configuration cannot be used: {error}") from error
-    try:
+    async with AsyncExitStack() as opened:
+        try:
+            session = aioboto3.Session()
+            client = await opened.enter_async_context(session.client("s3", config=AioConfig(**options)))
+        except (BotoCoreError, ValueError) as error:
+            raise SettingsError(f"the AWS configuration cannot be used: {error}") from error
         # The stubs take it for boto3's, which does not wait.
         credentials = await cast("Awaitable[AioCredentials | None]", session.get_credentials())
         found = (direct[0], credentials) if settings.s3.client == "direct" and credentials else None
-        headers = object_headers(settings.s3, create_only=create_only)
-        yield S3Store(client, bucket, prefix, headers, found)
-    finally:
-        await context.__aexit__(None, None, None)
+        yield S3Store(client, bucket, prefix, object_headers(settings.s3, create_only=create_only), found)
 
 
 class S3Store:
@@ -105,8 +101,8 @@ class S3Store:
     Args:
         client: an open aioboto3 client, which the caller closes.
         bucket: the bucket's name.
-        prefix: what keys start with, without a slash at its end.
-        headers: what PutObject is told about each object.
+        prefix: as in :class:`~async_maps.stores.Store`.
+        headers: the arguments of every PutObject.
         direct: the client's HTTP session and its credentials, to send PUTs without the client where that is possible.
     """
 
@@ -135,9 +131,6 @@ class S3Store:
         """Ask with HeadBucket whether the bucket is there.
 
         A 403 passes: who may only write objects gets that answer too, and wrong keys show at the first object.
-
-        Raises:
-            StoreError: no such bucket, no credentials, no connection.
         """
         for wait_s in (*_CHECK_WAITS_S, None):
             try:
@@ -161,15 +154,10 @@ class S3Store:
     async def put(self, key: str, data: bytes) -> str:
         """Store the object with PutObject, once; the server checks its CRC32, and its answer is checked.
 
-        A 401 or 403 before the first object was accepted is taken to be the store's refusal of all.
-
-        Raises:
-            TransientError: the store is busy, or gave no answer, or one that does not prove that it has these bytes.
-            ExistsError: there is an object of that key, and it is not to be overwritten.
-            ObjectError: the store refuses this object.
-            StoreError: it refuses all of them.
+        A 401 or 403 before the first object was accepted is taken to be the store's refusal of all. An answer that does
+        not prove that the store has these bytes is a TransientError.
         """
-        checksum = base64.b64encode(isal_zlib.crc32(data).to_bytes(4, "big")).decode()
+        checksum = crc32(data)
         try:
             with translate_credential_errors():
                 headers = await self._put(key, data, checksum)
@@ -240,21 +228,29 @@ class S3Store:
         return ExistsError(text, same=same, etag=found["ETag"].strip('"'))
 
 
+def crc32(data: bytes) -> str:
+    """The checksum of an object, in base 64, as the header has it."""
+    return base64.b64encode(isal_zlib.crc32(data).to_bytes(4, "big")).decode()
+
+
 def _md5(data: bytes) -> str:
     return hashlib.md5(data, usedforsecurity=False).hexdigest()
 
 
-def check_prefix(prefix: str) -> None:
-    """Refuse a prefix that keys cannot have.
+def parse_destination(destination: str) -> S3Address:
+    """The bucket of ``s3://bucket/prefix``, and the prefix, without a slash at its end.
 
     Raises:
-        SettingsError: the reason.
+        SettingsError: there is no bucket, or a prefix that keys cannot have.
     """
+    address = parse_s3_address(destination, SettingsError)
+    prefix = address.key.strip("/")
     if prefix:
         try:
             check_name(prefix)
         except InputValidationError as error:
             raise SettingsError(f"the prefix cannot be used: {error}") from error
+    return address._replace(key=prefix)
 
 
 def object_headers(settings: S3Settings, *, create_only: bool = False) -> dict[str, Any]:

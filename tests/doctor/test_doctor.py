@@ -16,7 +16,7 @@ import aioboto3
 import pytest
 
 from async_maps import doctor
-from async_maps.cli.findings import FindingDisplay
+from async_maps.cli.doctor import FindingDisplay
 from async_maps.doctor import Finding, speed
 from async_maps.doctor.advice import iam_policy
 from async_maps.doctor.browser import readable_from

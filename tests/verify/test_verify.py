@@ -448,7 +448,7 @@ def test_a_long_look_says_how_far_it_has_come(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     made(maps, tmp_path / "out", manifest)
-    monkeypatch.setattr("async_maps.cli.verify._INTERVAL_S", 0.001)
+    monkeypatch.setattr("async_maps.cli.displays._LINE_INTERVAL_S", 0.001)
     assert invoke("verify", manifest, "--deep", "--progress", kind) == 0
     lines = capsys.readouterr().err.splitlines()
     assert lines
