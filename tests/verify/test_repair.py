@@ -190,7 +190,7 @@ async def test_cancelled_while_it_looks_it_has_changed_nothing_and_lets_go_of_th
     monkeypatch.setattr(f"async_maps.{module}.{where}", slow)
     puts.clear()
     repairing = asyncio.create_task(am.arepair_overlays(manifest, settings=SETTINGS, deep=True))
-    await to_thread.run_sync(looking.wait)
+    assert await to_thread.run_sync(looking.wait, 60)
     repairing.cancel()
     asyncio.get_running_loop().call_later(0.05, go_on.set)
     with pytest.raises(asyncio.CancelledError):
