@@ -162,9 +162,9 @@ class Manifest(ManifestMetadata):
         """
         with self._writing() as database:
             database.executemany(
-                "UPDATE maps SET status = 'failed', stage = 'verify', error = ?3, time = ?4 "
-                "WHERE name = ?2 AND locator = ?1 AND status = 'done'",
-                ((*row, _now()) for row in found),
+                "UPDATE maps SET status = 'failed', stage = 'verify', error = ?, time = ? "
+                "WHERE name = ? AND locator = ? AND status = 'done'",
+                ((error, _now(), name, locator) for locator, name, error in found),
             )
 
     def let_locators_move(self) -> None:

@@ -51,23 +51,28 @@ WHERE (
 ORDER BY expected.locator
 """
 _UNSEEN = """
-SELECT DISTINCT locator FROM expected WHERE locator > ?1 AND NOT EXISTS (
+SELECT DISTINCT locator FROM expected WHERE locator > ? AND NOT EXISTS (
     SELECT 1 FROM found WHERE found.locator = expected.locator
-) ORDER BY locator LIMIT ?2
+) ORDER BY locator LIMIT ?
 """
 _FOREIGN = """
-SELECT * FROM found WHERE locator > ?1 AND CASE
+SELECT * FROM found WHERE locator > ? AND CASE
     -- One after the other: folding asks the disk.
     WHEN EXISTS (SELECT 1 FROM expected WHERE expected.locator = found.locator) THEN 0
     ELSE folded(locator) NOT IN (SELECT folded FROM unlisted)
-END ORDER BY locator LIMIT ?2
+END ORDER BY locator LIMIT ?
 """
 _TO_READ = """
 SELECT locator, min(name), found.size, expected.etag, crc32, width, height, is_overlay, written_at, broken
 FROM expected JOIN found USING (locator)
-WHERE locator > ?1 AND is_overlay AND written_at >= ?3 AND NOT EXISTS (
+WHERE locator > ? AND is_overlay AND written_at >= ? AND NOT EXISTS (
     SELECT 1 FROM differences WHERE differences.locator = expected.locator
-) GROUP BY locator ORDER BY locator LIMIT ?2
+) GROUP BY locator ORDER BY locator LIMIT ?
+"""
+_FORGET = """
+DELETE FROM {0} WHERE locator = ? AND NOT EXISTS (
+    SELECT 1 FROM expected WHERE locator = {0}.locator AND name = ? AND written_at = ?
+)
 """
 _LOCATORS = """
 SELECT count(*) FROM (SELECT locator FROM expected UNION SELECT locator FROM differences WHERE kind = 'unknown')
@@ -159,7 +164,8 @@ class Comparison(Spill):
     def note_read(self, differences: Iterable[Difference]) -> None:
         """Add how objects differ that were read, to every row that expects them."""
         self._insert(
-            "INSERT INTO differences SELECT ?1, ?2, name, ?4, ?5 FROM expected WHERE locator = ?2", differences
+            "INSERT INTO differences SELECT ?, locator, name, ?, ? FROM expected WHERE locator = ?",
+            ((kind, expected, found, locator) for kind, locator, _, expected, found in differences),
         )
 
     def compare(self) -> None:
@@ -170,14 +176,10 @@ class Comparison(Spill):
 
     def forget_changed(self, rows: Iterable[tuple[object, object, object]]) -> None:
         """Do not judge what was written since: each a locator, a name and when that was."""
-        since = (
-            "WHERE locator = ?1 AND NOT EXISTS ("
-            "SELECT 1 FROM expected WHERE locator = ?1 AND name = ?2 AND written_at = ?3)"
-        )
         with self.transaction() as database:
             for row in rows:
                 for table in ("differences", "found"):
-                    database.execute(f"DELETE FROM {table} {since}", row)  # noqa: S608  # constants
+                    database.execute(_FORGET.format(table), row)
 
     def folders(self) -> list[tuple[str, int]]:
         """The longest folder that all expected objects of a bucket share, with its slash, and how many they are."""
@@ -205,7 +207,7 @@ class Comparison(Spill):
 
         The sizes are those that were found.
         """
-        return [Expected(*row) for row in self.rows(_TO_READ, after, _AT_ONCE, since)]
+        return [Expected(*row) for row in self.rows(_TO_READ, after, since, _AT_ONCE)]
 
     def differences(self, *kinds: Kind) -> Iterator[Difference]:
         """Those of these kinds, or all; an object may differ in more than one thing."""
