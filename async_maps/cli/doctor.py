@@ -18,8 +18,6 @@ from async_maps.settings import Settings
 if TYPE_CHECKING:
     from typing import TextIO
 
-    from rich.console import Console
-
     from async_maps.doctor.finding import Finding, Level
 
 _STYLES: dict[Level, str] = {"ok": "green", "warning": "yellow", "failure": "bold red", "unknown": "cyan"}
@@ -53,11 +51,10 @@ def doctor(  # noqa: PLR0913  # one argument a flag
     config
         Settings from this TOML file; flags and environment go before it.
     """
-    display = FindingDisplay(sys.stdout)
     printed: list[bool] = []
 
     def show(finding: Finding) -> None:
-        printed.append(answer(json.dumps(finding._asdict()) if as_json else display.render(finding)))
+        printed.append(answer(json.dumps(finding._asdict()) if as_json else render(finding, sys.stdout)))
 
     findings = diagnose(destination, settings, origins=origin, quick=quick, on_finding=show)
     if not as_json:
@@ -66,26 +63,19 @@ def doctor(  # noqa: PLR0913  # one argument a flag
     return DONE if all(printed) and not any(finding.level == "failure" for finding in findings) else SOME_FAILED
 
 
-class FindingDisplay:
-    """Renders one finding after the other, for the place where the text will be written."""
-
-    def __init__(self, out: TextIO) -> None:
-        from rich.console import Console
-
-        self._console = Console(file=out, highlight=False) if out.isatty() else None
-
-    def render(self, finding: Finding) -> str:
-        """The finding as text: a line, the advice below it, and then what is to be copied, unbroken."""
-        advice, _, to_copy = finding.advice.partition("\n")
-        if self._console:
-            lines = _row(self._console, finding, advice)
-        else:
-            lines = f"{finding.level:8} {finding.check:13} {finding.text}" + (f"\n{'':22} {advice}" if advice else "")
-        return f"{lines}\n{to_copy}" if to_copy else lines
+def render(finding: Finding, out: TextIO) -> str:
+    """The finding as text: a line, the advice below it, and then what is to be copied, unbroken."""
+    advice, _, to_copy = finding.advice.partition("\n")
+    if out.isatty():
+        lines = _row(finding, advice, out)
+    else:
+        lines = f"{finding.level:8} {finding.check:13} {finding.text}" + (f"\n{'':22} {advice}" if advice else "")
+    return f"{lines}\n{to_copy}" if to_copy else lines
 
 
-def _row(console: Console, finding: Finding, advice: str) -> str:
+def _row(finding: Finding, advice: str, out: TextIO) -> str:
     """A row of the table that a terminal shows."""
+    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -96,6 +86,7 @@ def _row(console: Console, finding: Finding, advice: str) -> str:
     table.add_row(Text(finding.level, _STYLES[finding.level]), finding.check, Text(finding.text))
     if advice:
         table.add_row("", "", Text(advice, "dim"))
+    console = Console(file=out, highlight=False)
     with console.capture() as captured:
         console.print(table)
     return "\n".join(line.rstrip() for line in captured.get().splitlines())

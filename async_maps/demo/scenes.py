@@ -5,9 +5,8 @@ A scene is a backdrop and one to three things on it. Each function is pure, and 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import ceil, cos, pi, sin
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
@@ -94,8 +93,7 @@ def contact_sheet(
     return sheet
 
 
-@dataclass(frozen=True, slots=True)
-class _Theme:
+class _Theme(NamedTuple):
     """One kind of scene.
 
     Attributes:

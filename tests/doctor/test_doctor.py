@@ -16,7 +16,7 @@ import aioboto3
 import pytest
 
 from async_maps import doctor
-from async_maps.cli.doctor import FindingDisplay
+from async_maps.cli.doctor import render
 from async_maps.doctor import Finding, speed
 from async_maps.doctor.advice import iam_policy
 from async_maps.doctor.browser import readable_from
@@ -211,7 +211,7 @@ def test_a_terminal_gets_columns_and_what_is_to_be_copied_unbroken() -> None:
             return True
 
     finding = Finding("browser", "failure", "long words " * 20, "do this:\naws " + "long command " * 30)
-    *table, command = FindingDisplay(Terminal()).render(finding).splitlines()
+    *table, command = render(finding, Terminal()).splitlines()
     assert command == "aws " + "long command " * 30
     assert len(table) > 3
     assert all("failure" in line for line in table[:1])
