@@ -14,15 +14,9 @@ from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, TypeVar, get_args
 
-from anyio import (
-    BrokenResourceError,
-    CancelScope,
-    ClosedResourceError,
-    create_task_group,
-    to_thread,
-)
+from anyio import BrokenResourceError, CancelScope, ClosedResourceError, create_task_group, to_thread
 
-from async_maps.concurrency.tasks import OrderlyTask, first_error
+from async_maps.concurrency.tasks import OrderlyTask, first_error, see_error
 from async_maps.errors import (
     AsyncMapsError,
     MapFailedError,
@@ -41,7 +35,7 @@ from async_maps.settings import Settings
 from async_maps.sources.arrays import size_of
 from async_maps.sources.batches import list_maps, numbered, take_array, with_key
 from async_maps.stages.flow import Flow
-from async_maps.stages.graph import Resources, Stages
+from async_maps.stages.graph import Stages
 from async_maps.stages.meters import Statistics
 from async_maps.stores import open_store
 from async_maps.survey import known_range, range_of_all, refuse_one_shot, survey
@@ -56,14 +50,12 @@ if TYPE_CHECKING:
     from typing import Any
 
     from async_maps.concurrency.streams import Lease
-    from async_maps.keys import KeyTemplate
     from async_maps.manifest.manifest import RepairMode
     from async_maps.manifest.recorder import Recorder
     from async_maps.progress import OnProgress
     from async_maps.render.ranges import ValueRange
-    from async_maps.sources.activation_map import ActivationMap
     from async_maps.sources.batches import AnySource, Entry
-    from async_maps.stores import AddressedStore, Destination
+    from async_maps.stores import Destination
 
 T = TypeVar("T")
 
@@ -99,7 +91,6 @@ class Pipeline:
         self._destination = destination
         self._draining = self._leaving = False
         self._serving: OrderlyTask[None] | None = None
-        self._store: AddressedStore | None = None
         self._stages: Stages | None = None
         self._end: AsyncMapsError = PipelineClosedError("the pipeline was closed before this map was through")
         self._callers: set[Callable[[AsyncMapsError], None]] = set()
@@ -117,17 +108,16 @@ class Pipeline:
             async with AsyncExitStack() as stack:
                 store = await stack.enter_async_context(open_store(self._destination, self.settings))
                 arena = stack.enter_context(Arena(self.settings.queue_bytes))
-                settings = self.settings
+                settings, template = self.settings, self._template
                 recipe = Recipe(settings.table(), settings.png, settings.invalid, settings.max_pixels)
-                self._range = await known_range(self.settings, None, "changed")
-                if self._template.may_collide:
-                    self._claims = stack.enter_context(Claims(partial(_locator, store, self._template)))
+                self._range = await known_range(settings, None, "changed")
+                if template.may_collide:
+                    claims = Claims(lambda map_: store.locator(template.key(store.prefix, map_.name, map_.index)))
+                    self._claims = stack.enter_context(claims)
                 async with create_task_group() as opening:
                     opening.start_soon(store.check)
-                    workers = await stack.enter_async_context(
-                        started_workers(recipe, self.settings.worker_count, arena)
-                    )
-                self._stages, self._store = Stages(self.settings, Resources(store, arena, recipe, workers)), store
+                    workers = await stack.enter_async_context(started_workers(recipe, settings.worker_count, arena))
+                self._stages = Stages(settings, store, arena, recipe, workers)
                 await self._stages.run(opened)
         except BaseExceptionGroup as group:
             error = first_error(group)
@@ -166,8 +156,7 @@ class Pipeline:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self._serving is not None  # noqa: S101  # entered
-        assert self._stages is not None  # noqa: S101  # likewise
+        assert self._serving is not None and self._stages is not None  # noqa: S101, PT018  # entered
         self.drain()
         self._leaving = True
         if kind is not None:
@@ -185,7 +174,7 @@ class Pipeline:
     @property
     def is_open(self) -> bool:
         """Whether maps can be put."""
-        return self._store is not None and self._serving is not None and not self._serving.done()
+        return self._stages is not None and self._serving is not None and not self._serving.done()
 
     def drain(self) -> None:
         """Let running batches and streams read no further; what they have taken in is finished and reported."""
@@ -199,7 +188,7 @@ class Pipeline:
         """Colorize, encode and upload one map, and wait until the store has it.
 
         Concurrent callers share a chunk; a lone one does not wait for company. Where there is no room, it waits in line
-        and holds its array meanwhile, outside all bounds: who has any number of callers uses :meth:`put_nowait`.
+        and holds its array meanwhile, outside all bounds: for an unbounded number of callers use :meth:`put_nowait`.
         Cancelled (``asyncio.timeout``), this map may or may not be uploaded, and no other is concerned. The array must
         not be changed meanwhile.
 
@@ -237,7 +226,7 @@ class Pipeline:
 
         Returns:
             the map on its way, to be awaited for its receipt; raises what :meth:`put` raises. Cancelling it abandons
-            this map only. It may be dropped as well: the map goes on, and nobody is told how it ends.
+            this map only. It may be dropped as well: the map goes on, and its outcome is not reported.
 
         Raises:
             PipelineFullError: there is no room, or others wait for it, a running :meth:`stream` among them.
@@ -256,9 +245,8 @@ class Pipeline:
         def end(_: object) -> None:
             self._accepted.discard(task)
             stages.withdraw(lease)
-            if not task.cancelled():
-                # Whoever has dropped it is not to hear from the loop that nobody saw its error.
-                task.exception()
+            # The caller may have dropped it.
+            see_error(task)
 
         self._accepted.add(task)
         task.add_done_callback(end)
@@ -269,14 +257,12 @@ class Pipeline:
         if not self._range.is_known or self._template.needs_index:
             what = "key is to hold an {index}" if self._template.needs_index else f"range is {self._range}"
             raise SettingsError(f"a single map has none: the {what}; put whole sources with stream() or run()")
-        self._opened()
-        assert self._serving is not None  # noqa: S101  # opened
-        assert self._stages is not None  # noqa: S101  # likewise
-        if self._serving.task.get_loop() is not asyncio.get_running_loop():
+        serving, stages = self._opened()
+        if serving.task.get_loop() is not asyncio.get_running_loop():
             raise PipelineClosedError("the pipeline is open in another event loop; put maps there")
         if self._leaving:
             raise PipelineClosedError("the pipeline is being closed and takes no more maps")
-        return self._stages
+        return stages
 
     async def _put(self, name: str, activation_map: Any, lease: Lease | None = None) -> Receipt:
         waiting: asyncio.Future[Outcome | AsyncMapsError] = asyncio.get_running_loop().create_future()
@@ -300,7 +286,7 @@ class Pipeline:
         raise MapFailedError(outcome) if isinstance(outcome, Failure) else outcome
 
     async def stream(self, source: AnySource, *, ordered: bool = False) -> AsyncGenerator[Outcome, None]:
-        """Put every map of a source; give each outcome as it comes, in no particular order if not told otherwise.
+        """Put every map of a source; yield each outcome as it comes, in no particular order unless ``ordered``.
 
         The source is read no faster than the outcomes are taken: at most 4,096 maps are under way or through, as many
         outcomes lie here to be given, and up to 256 maps are listed ahead. To leave early, close the generator
@@ -359,7 +345,8 @@ class Pipeline:
         """
         if select not in get_args(Select):
             raise SettingsError(f"select: expected {', '.join(get_args(Select))}, found {select!r}")
-        report = Report(destination=self._opened().destination)
+        _, stages = self._opened()
+        report = Report(destination=stages.store.destination)
 
         async def main() -> None:
             async with reporting(on_progress, report, source, self.statistics):
@@ -390,7 +377,8 @@ class Pipeline:
     ) -> None:
         started = monotonic()
         limit = self.settings.max_failures
-        async with open_recorder(manifest, self._opened().identity) as recorder:
+        _, stages = self._opened()
+        async with open_recorder(manifest, stages.store.identity) as recorder:
             value_range = await self._range_for(source, recorder, mode, report)
             report.survey_s = monotonic() - started if report.surveyed else 0.0
             if value_range is None:
@@ -425,6 +413,8 @@ class Pipeline:
         """
         if self._stages is None:
             raise PipelineClosedError("the pipeline has not been open yet; use it inside 'async with'")
+        # Read in another thread, the three need not be of one moment.
+        in_flight = len(self._stages.reserved) + len(self._submitted) - self._stages.waiting
         return Statistics(
             **self._stages.statistics(),
             uploaded=self._uploaded,
@@ -433,15 +423,9 @@ class Pipeline:
             upload_limit=self._stages.rate_limiter.limit,
             retries=self._stages.rate_limiter.retries,
             waiting=self._stages.waiting,
-            in_flight=self._in_flight(self._stages),
+            in_flight=max(0, in_flight) if self.is_open else 0,
             shed=self._shed,
         )
-
-    def _in_flight(self, stages: Stages) -> int:
-        if self._serving is None or self._serving.done():
-            return 0
-        # Read in another thread, the three need not be of one moment.
-        return max(0, len(stages.reserved) + len(self._submitted) - stages.waiting)
 
     # From callers to the stages -------------------------------------------------------------------------------------
 
@@ -524,8 +508,8 @@ class Pipeline:
 
     async def _claimed(self, entries: list[Entry]) -> list[Entry]:
         """The maps, less those whose overlay would overwrite another map's."""
-        prefix = self._opened().prefix
-        entries = [with_key(entry, prefix, self._template) for entry in entries]
+        _, stages = self._opened()
+        entries = [with_key(entry, stages.store.prefix, self._template) for entry in entries]
         return entries if self._claims is None else await to_thread.run_sync(self._claims.check, entries)
 
     async def _submit(
@@ -536,21 +520,20 @@ class Pipeline:
         lease: Lease | None = None,
     ) -> None:
         """Let one map into the stages, when there is room or with what was reserved; ``settle`` gets its outcome."""
-        self._opened()
-        assert self._stages is not None  # noqa: S101  # opened
+        serving, stages = self._opened()
         if isinstance(entry, Failure):
             if lease is not None:
-                self._stages.withdraw(lease)
+                stages.withdraw(lease)
             self._settle(settle, value_range.is_relative, entry)
             return
         self._submitted.add(settle)
         try:
-            await self._stages.submit(entry, partial(self._settle, settle, value_range.is_relative), value_range, lease)
+            await stages.submit(entry, partial(self._settle, settle, value_range.is_relative), value_range, lease)
         except (BrokenResourceError, ClosedResourceError) as error:
             self._submitted.discard(settle)
-            if isinstance(error, BrokenResourceError) and self._serving is not None:
+            if isinstance(error, BrokenResourceError):
                 # The stages are gone, and what made them go is about to be known.
-                await asyncio.wait({self._serving.task})
+                await asyncio.wait({serving.task})
             raise self._ended() from None
         except BaseException:
             # Cancelled at the very moment in which it got its place, it goes on all the same, and is settled once more.
@@ -584,13 +567,9 @@ class Pipeline:
         error.__cause__ = self._end.__cause__
         return error
 
-    def _opened(self) -> AddressedStore:
-        if self._store is None or self._serving is None:
+    def _opened(self) -> tuple[OrderlyTask[None], Stages]:
+        if self._stages is None or self._serving is None:
             raise PipelineClosedError("the pipeline is not open; use it inside 'async with'")
         if self._serving.done():
             raise PipelineClosedError("the pipeline is not open any more") from self._end
-        return self._store
-
-
-def _locator(store: AddressedStore, template: KeyTemplate, map_: ActivationMap) -> str:
-    return store.locator(template.key(store.prefix, map_.name, map_.index))
+        return self._serving, self._stages

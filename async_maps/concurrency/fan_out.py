@@ -27,14 +27,9 @@ async def fan_out(
 ) -> None:
     """Give each item to the next free worker, and wait until all are done.
 
-    The first error, of the generator or of a worker, cancels the others and is raised. However it ends, the generator
-    is closed and no worker is left running.
-
-    Args:
-        items: the producer. At most two items wait for a worker; then no more are asked for.
-        workers: each takes one item at a time.
-        size: bytes that an item takes until its worker is done; 0 if it need not be counted.
-        limit: bytes that all items under way may take together. A larger item passes alone.
+    At most two items wait for a worker. All items under way take at most ``limit`` bytes together, where ``size`` is
+    what each takes until its worker is done; a larger item passes alone. The first error, of the generator or of a
+    worker, cancels the others and is raised. However it ends, the generator is closed and no worker is left running.
     """
     budget = ByteBudget(limit)
     sending, receiving = create_memory_object_stream[tuple[T, "Lease"]](1)

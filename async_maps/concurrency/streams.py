@@ -20,12 +20,7 @@ T = TypeVar("T")
 
 
 async def send(stream: MemoryObjectSendStream[T], item: T) -> None:
-    """Send an item, without a turn of the event loop where there is room for it.
-
-    Raises:
-        ClosedResourceError: this end is closed.
-        BrokenResourceError: nobody receives.
-    """
+    """Send an item, without a turn of the event loop where there is room for it."""
     try:
         stream.send_nowait(item)
     except WouldBlock:
@@ -47,11 +42,10 @@ async def receive(stream: MemoryObjectReceiveStream[T]) -> T | None:
 
 
 class WaitingLine(Generic[T]):
-    """Those who want a share of something that may not be free yet, first come, first served. For one event loop.
+    """Hands out shares of something that may not be free yet, first come, first served. For one event loop.
 
-    Args:
-        take: hands out a share of a size, or None while it cannot.
-        give_back: takes back a share that was handed to somebody who was cancelled at that moment.
+    ``take`` gives a share of a size, or None while it cannot; ``give_back`` takes back one whose receiver was cancelled
+    at the moment in which it was handed out.
     """
 
     def __init__(self, take: Callable[[int], T | None], give_back: Callable[[T], None]) -> None:
@@ -61,11 +55,7 @@ class WaitingLine(Generic[T]):
         self._closed = False
 
     async def wait(self, size: int) -> T:
-        """Wait for a share of that size. Cancelled, nothing was taken.
-
-        Raises:
-            BrokenResourceError: the line is closed.
-        """
+        """Wait for a share of that size; BrokenResourceError if the line is closed. Cancelled, nothing was taken."""
         if self._closed:
             raise BrokenResourceError
         if (share := self.take_nowait(size)) is not None:
@@ -121,9 +111,6 @@ class ByteBudget:
 
     A lease larger than the whole budget is given when nothing else is held: one huge item runs alone instead of never.
     So at most ``max(limit, the largest single lease)`` bytes are held.
-
-    Args:
-        limit: bytes.
     """
 
     def __init__(self, limit: int) -> None:

@@ -22,16 +22,18 @@ def first_error(error: BaseException) -> BaseException:
     return error
 
 
+def see_error(task: asyncio.Task[Any]) -> None:
+    """Keep the event loop from complaining that nobody saw the error of a task that has ended."""
+    if not task.cancelled():
+        task.exception()
+
+
 class OrderlyTask(Generic[T]):
-    """Runs a coroutine in a task of its own and cancels it by a scope.
+    """Runs a coroutine function in a task of its own and cancels it by a scope.
 
     ``asyncio.Task.cancel`` interrupts any wait of the task, also one that stands behind anyio's shields: a thread that
     is writing the manifest, a process that is being waited for. The scope's cancellation respects them, so what was
     begun there is finished, and what was opened is closed, before the task ends.
-
-    Args:
-        function: makes the coroutine.
-        name: of the task.
     """
 
     def __init__(self, function: Callable[[], Coroutine[Any, Any, T]], name: str | None = None) -> None:
@@ -61,19 +63,17 @@ class OrderlyTask(Generic[T]):
         """Cancel it and wait until it has ended; its own error is not raised."""
         self._scope.cancel()
         # Also if we are cancelled once more and do not wait: the loop need not complain that nobody saw its error.
-        self.task.add_done_callback(_see)
+        self.task.add_done_callback(see_error)
         with CancelScope(shield=True):
             await asyncio.wait({self.task})
 
 
 @asynccontextmanager
 async def calling_every(interval_s: float, call: Callable[[bool], object]) -> AsyncIterator[None]:
-    """Call a function again and again while the context lasts, and once at its end.
+    """Call a function again and again while the context lasts, and once at its end, also if that is an error.
 
-    Args:
-        interval_s: seconds between calls.
-        call: gets whether this is the last call; it is made also when the context ends with an error. An error that it
-            raises cancels the context, and is raised in its place.
+    The function gets whether this is the last call. An error that it raises cancels the context, and is raised in its
+    place.
     """
 
     async def tick() -> None:
@@ -101,8 +101,3 @@ async def calling_every(interval_s: float, call: Callable[[bool], object]) -> As
                 call(True)
     if failed:
         ticking.result()
-
-
-def _see(task: asyncio.Task[Any]) -> None:
-    if not task.cancelled():
-        task.exception()

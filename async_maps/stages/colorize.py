@@ -42,14 +42,10 @@ class _DiedOverItError(Exception):
 
 
 class ColorizeStage:
-    """What the workers' tasks share: the memory, the bounds, the meter.
+    """What the workers' tasks share: the memory in which pixels lie until they are encoded, the bounds, the meter.
 
-    Args:
-        arena: where pixels lie until they are encoded.
-        chunk_maps: the maximum number of maps in a chunk.
-        chunk_bytes: bytes of a block after which a chunk takes no further map.
-        channels: bytes of a colorized pixel.
-        meter: the stage's.
+    A chunk has at most ``chunk_maps`` maps, and takes no further one after ``chunk_bytes`` of a block. ``channels`` is
+    the number of bytes of a colorized pixel.
     """
 
     def __init__(self, arena: Arena, *, chunk_maps: int, chunk_bytes: int, channels: int, meter: Meter) -> None:
@@ -69,12 +65,8 @@ class ColorizeStage:
     ) -> None:
         """One worker's task: gathers what waits into a chunk, has it colorized, sends the bitmaps on in batches.
 
-        A lone map never waits for company: a chunk is what lies in the stream at that moment.
-
-        Args:
-            worker: started.
-            jobs: ends the stage when it ends.
-            bitmaps: closed when the stage ends.
+        A lone map never waits for company: a chunk is what lies in the stream at that moment. The end of the jobs ends
+        the stage, which closes its bitmaps.
         """
         async with jobs, bitmaps:
             async for first in jobs:
@@ -126,10 +118,8 @@ class ColorizeStage:
     async def _start_again(self, worker: Worker) -> None:
         """Replace a worker that died; the cause may kill its successor too, but not for ever.
 
-        While other workers get on, it is tried without end: those may well do all there is to do.
-
-        Raises:
-            WorkerError: none would start, and nobody got on.
+        While other workers get on, it is tried without end: those may well do all there is to do. Raises WorkerError
+        if none would start while no other got on.
         """
         attempts, maps = 0, self._meter.maps
         while True:
@@ -150,14 +140,8 @@ class ColorizeStage:
     ) -> tuple[int, int]:
         """Colorize as many maps as fit into a block, and send them on.
 
-        Args:
-            worker: started.
-            chunk: the maps.
-            wanted: bytes that the first one is known to need, if it did not fit before.
-            bitmaps: gets them.
-
-        Returns:
-            how many maps are done, and how many bytes the next one wants.
+        ``wanted`` is the number of bytes that the first map is known to need, if it did not fit before. Returned are
+        the number of maps done, and the bytes that the next one wants.
 
         Raises:
             _DiedOverItError: the worker died; nothing was sent on.

@@ -28,12 +28,9 @@ if TYPE_CHECKING:
 
 
 def encode_bitmap(bitmap: Bitmap, table: NDArray[np.uint8] | None, level: int) -> bytes:
-    """Write a bitmap's PNG: RGBA if it holds colors; if it holds intensities, indexed or grayscale.
+    """Write a bitmap's PNG: RGBA if it holds colors; if it holds intensities, indexed, or grayscale without a table.
 
-    Args:
-        bitmap: colorized.
-        table: (256, 4) uint8, the colors of intensities; None to write intensities as they are, grayscale.
-        level: ISA-L's, 0 to 3.
+    The table is (256, 4) uint8, the level ISA-L's, 0 to 3.
     """
     result = bitmap.result
     shape = (result.height, result.width)
@@ -84,14 +81,8 @@ async def encode_stage(
 ) -> None:
     """One encoder: takes batches of bitmaps, encodes each batch in one call of a thread, sends the PNGs on.
 
-    Cancelled, it still waits for its thread (milliseconds a batch), because the thread reads a shared block.
-
-    Args:
-        bitmaps: ends the stage when it ends.
-        pngs: closed when the stage ends.
-        encoding: how a bitmap becomes a PNG.
-        bounds: how many threads, and how many bytes of PNGs may wait or be under way, until they are uploaded.
-        meter: the stage's.
+    Cancelled, it still waits for its thread (milliseconds a batch), because the thread reads a shared block. The end of
+    the bitmaps ends the stage, which closes its PNGs. The budget bounds the bytes of PNGs until they are uploaded.
     """
     threads, budget = bounds
     async with bitmaps, pngs:

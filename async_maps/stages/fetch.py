@@ -34,16 +34,10 @@ async def fetch_stage(
     threads: CapacityLimiter,
     meter: Meter,
 ) -> None:
-    """One of the fetchers that work side by side: takes a map, reads it, sends it on as an array.
+    """One of the concurrent fetchers: takes a map, which has a lease for its array, reads it, sends it on as an array.
 
-    Cancelled, it still waits for its thread: S3's answer, or the end of its patience.
-
-    Args:
-        remote: maps to read, each with a lease for its array; ends the stage when it ends.
-        jobs: closed when the stage ends.
-        readers: this fetcher's own, which it closes, and those that all fetchers share.
-        threads: limits how many read concurrently.
-        meter: the stage's.
+    Cancelled, it still waits for its thread: S3's answer, or the end of its patience. The end of the maps ends the
+    stage, which closes its jobs, and its own readers, the first; the second are shared by all fetchers.
     """
     async with remote, jobs:
         try:

@@ -15,14 +15,11 @@ if TYPE_CHECKING:
 class Flow:
     """One caller's maps between entering the pipeline and being taken note of.
 
-    An outcome always finds room, because a map is only let in when there is: the pipeline never waits for a caller who
-    is slow to look. For one event loop, one feeder and one collector.
+    At most ``window`` maps are under way or have an outcome that was not collected yet. So an outcome always finds
+    room, and the pipeline never waits for a slow caller. For one event loop, one feeder and one collector.
 
-    Args:
-        window: the maximum number of maps that are under way or have an outcome that nobody has collected.
-        ordered: give outcomes in the order in which their maps were admitted. One that comes before its turn is held
-            back, and takes its place in the window: the map whose turn it is has been let in before all that wait
-            for it, so that it needs no further place.
+    If ``ordered``, outcomes come in the order in which their maps were admitted. One that comes before its turn is held
+    back, and takes its place in the window: the map whose turn it is was admitted before, and needs no further place.
     """
 
     def __init__(self, window: int, *, ordered: bool = False) -> None:
@@ -46,12 +43,7 @@ class Flow:
         return next(self._numbers)
 
     def settle(self, outcome: Outcome | AsyncMapsError, number: int = 0) -> None:
-        """An admitted map has its outcome; an error ends the flow.
-
-        Args:
-            outcome: the map's.
-            number: of its admission; only an ordered flow asks for it.
-        """
+        """An admitted map has its outcome; an error ends the flow. Only an ordered flow needs the map's number."""
         self._under_way -= 1
         if isinstance(outcome, AsyncMapsError):
             self.abort(outcome)
@@ -87,10 +79,9 @@ class Flow:
             self.abort(error)
 
     async def collect(self) -> list[Outcome]:
-        """All outcomes since the last call, at least one; none at all when the flow is closed and every map is through.
+        """All outcomes since the last call, at least one; none if the flow is closed and every map is through.
 
-        Raises:
-            AsyncMapsError: what ended the flow.
+        Raises the error that ended the flow.
         """
         while not self._outcomes:
             if self._error is not None:

@@ -15,7 +15,7 @@ stage. Everything here runs on the event loop and hands its work to where the di
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from anyio import CapacityLimiter, create_memory_object_stream, create_task_group
 
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Sequence
 
-    from anyio.streams.memory import MemoryObjectStreamStatistics
-
     from async_maps.concurrency.streams import Lease
     from async_maps.errors import AsyncMapsError
     from async_maps.outcomes import Outcome
@@ -49,37 +47,17 @@ if TYPE_CHECKING:
     from async_maps.workers.worker import Recipe
 
 
-class Resources(NamedTuple):
-    """What the stages work with; whoever opened it closes it, after them.
-
-    Attributes:
-        store: where PNGs go.
-        arena: the memory that the workers share.
-        recipe: how the workers make pixels.
-        workers: started.
-    """
-
-    store: AddressedStore
-    arena: Arena
-    recipe: Recipe
-    workers: Sequence[Worker]
-
-
 class Stages:
-    """Everything between a job and its outcome.
+    """Everything between a job and its outcome. Its caller opens and closes what it is given."""
 
-    Args:
-        settings: how wide each stage is, and how much may wait before it.
-        resources: open for as long as the stages run.
-
-    Attributes:
-        rate_limiter: of the uploads.
-        reserved: what was taken by :meth:`reserve`, until the map is submitted or withdrawn.
-    """
-
-    def __init__(self, settings: Settings, resources: Resources) -> None:
+    def __init__(
+        self, settings: Settings, store: AddressedStore, arena: Arena, recipe: Recipe, workers: Sequence[Worker]
+    ) -> None:
+        self.store = store
         self._settings = settings
-        self._resources = resources
+        self._arena = arena
+        self._recipe = recipe
+        self._workers = workers
         threads = settings.encode_thread_count
         self._remote, self._remote_out = create_memory_object_stream[Job](settings.prefetch)
         self._jobs, self._jobs_out = create_memory_object_stream[Job](settings.chunk_maps)
@@ -88,24 +66,21 @@ class Stages:
         self._array_bytes = ByteBudget(settings.queue_bytes)
         self._png_bytes = ByteBudget(settings.queue_bytes)
         self._fetching = Meter(settings.prefetch)
-        self._colorizing = Meter(len(resources.workers))
+        self._colorizing = Meter(len(workers))
         self._encoding = Meter(threads)
         self._uploading = Meter(settings.concurrency)
         self.reserved: set[Lease] = set()
+        """What was taken by :meth:`reserve`, until the map is submitted or withdrawn."""
         self.rate_limiter = RateLimiter(
             settings.concurrency, max_attempts=settings.s3.max_attempts, give_up_s=settings.s3.give_up_s
         )
 
     async def run(self, running: asyncio.Event) -> None:
-        """Run the stages until :meth:`close` was called and every job is through.
-
-        Args:
-            running: set when jobs can be submitted.
-        """
-        settings, (store, arena, recipe, workers) = self._settings, self._resources
-        template = settings.key_template
+        """Run the stages until :meth:`close` and the last job. Jobs can come once it has set ``running``."""
+        settings, recipe = self._settings, self._recipe
+        limit, template = settings.max_pixels, settings.key_template
         colorize = ColorizeStage(
-            arena,
+            self._arena,
             chunk_maps=settings.chunk_maps,
             chunk_bytes=settings.chunk_bytes,
             channels=recipe.channels,
@@ -113,23 +88,17 @@ class Stages:
         )
         table = None if recipe.png == "gray" else recipe.table
         encoding = Encoding(partial(encode_bitmap, table=table, level=settings.png_level), template.needs_digest)
-        uploading = Uploading(store, template, self.rate_limiter, settings.if_exists)
+        uploading = Uploading(self.store, template, self.rate_limiter, settings.if_exists)
         fetchers, encoders = CapacityLimiter(settings.prefetch), CapacityLimiter(self._encoding.workers)
         # The first to be entered is the last to be closed: the jobs' end, when the stages are through or cancelled.
-        limit = settings.max_pixels
-        with (
-            Filesystems(settings.s3) as filesystems,
-            Readers(filesystems, limit) as shared,
-            self._remote,
-            self._jobs,
-        ):
+        with Filesystems(settings.s3) as filesystems, Readers(filesystems, limit) as shared, self._remote, self._jobs:
             async with create_task_group() as stages, self._bitmaps, self._pngs:
                 for _ in range(settings.prefetch):
                     readers = (Readers(filesystems, limit), shared)
                     stages.start_soon(
                         fetch_stage, self._remote_out.clone(), self._jobs.clone(), readers, fetchers, self._fetching
                     )
-                for worker in workers:
+                for worker in self._workers:
                     stages.start_soon(colorize.run, worker, self._jobs_out.clone(), self._bitmaps.clone())
                 for _ in range(self._encoding.workers):
                     stages.start_soon(
@@ -147,13 +116,9 @@ class Stages:
                 running.set()
 
     def reserve(self, size: int) -> Lease:
-        """Take room for one map in memory without waiting: a place among the jobs, and its bytes.
+        """Take room for one map in memory without waiting: a place among the jobs, and the bytes of its array.
 
-        Args:
-            size: of its array, in bytes.
-
-        Raises:
-            PipelineFullError: there is no room, or others wait for it.
+        Raises PipelineFullError if there is no room, or others wait for it.
         """
         jobs, arrays = self._jobs.statistics(), self._array_bytes
         taken = jobs.current_buffer_used + len(self.reserved)
@@ -181,13 +146,7 @@ class Stages:
         value_range: ValueRange,
         lease: Lease | None = None,
     ) -> None:
-        """Let one map in, when there is room.
-
-        Args:
-            map_: the map.
-            settle: gets its outcome.
-            value_range: which values its colors span.
-            lease: what was reserved for it.
+        """Let one map in, when there is room, or with what was reserved for it; ``settle`` gets its outcome.
 
         Raises:
             ClosedResourceError: :meth:`close` was called.
@@ -226,20 +185,16 @@ class Stages:
 
     def statistics(self) -> dict[str, StageStatistics]:
         """Each stage at this moment."""
-        arrays, bitmaps, pngs = self._array_bytes, self._resources.arena, self._png_bytes
-        queues = {
+        arrays, bitmaps, pngs = self._array_bytes, self._arena, self._png_bytes
+        stages = {
             "fetch": (self._fetching, self._remote_out, 0.0),
             "colorize": (self._colorizing, self._jobs_out, arrays.held / arrays.limit),
             "encode": (self._encoding, self._bitmaps_out, bitmaps.held / bitmaps.size),
             "upload": (self._uploading, self._pngs_out, pngs.held / pngs.limit),
         }
-        return {
-            name: StageStatistics(
-                meter.workers, meter.busy_s, meter.maps, queue=min(1.0, max(_fullness(queue.statistics()), in_bytes))
-            )
-            for name, (meter, queue, in_bytes) in queues.items()
-        }
-
-
-def _fullness(queue: MemoryObjectStreamStatistics) -> float:
-    return queue.current_buffer_used / queue.max_buffer_size
+        found = {}
+        for name, (meter, incoming, in_bytes) in stages.items():
+            queue = incoming.statistics()
+            fullness = min(1.0, max(queue.current_buffer_used / queue.max_buffer_size, in_bytes))
+            found[name] = StageStatistics(meter.workers, meter.busy_s, meter.maps, fullness)
+        return found

@@ -23,19 +23,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Job:
-    """A map inside the pipeline, and who waits for it.
-
-    Attributes:
-        map: the map.
-        settle: takes its outcome, or the error that ends more than this map; called exactly once, on the event loop.
-        value_range: which values its colors span; a known one.
-        lease: the bytes that its array takes while it waits; None if it lies in a file.
-    """
+    """A map inside the pipeline, with its range, a known one."""
 
     map: ActivationMap
     settle: Callable[[Outcome | AsyncMapsError], None]
+    """Takes its outcome, or the error that ends more than this map; called exactly once, on the event loop."""
     value_range: ValueRange
     lease: Lease | None = None
+    """The bytes that its array takes while it waits; None if it lies in a file."""
 
     def without_array(self) -> Job:
         """The same job once its array is not needed any more: let go of, and no longer counted."""
@@ -52,37 +47,25 @@ class Job:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Bitmap:
-    """A colorized map, ready to be deflated.
-
-    Attributes:
-        job: whose it is.
-        scanlines: (n,) uint8, the PNG scanlines (:mod:`async_maps.render.scanlines`); a view into a shared block.
-        result: the shape and the kind of the pixels, and what was counted of the map.
-        release: gives the view's share of the block back; the scanlines must not be touched after it.
-    """
+    """A colorized map, ready to be deflated."""
 
     job: Job
     scanlines: NDArray[np.uint8]
+    """(n,), the PNG scanlines (:mod:`async_maps.render.scanlines`); a view into a shared block."""
     result: Result
     release: Callable[[], None]
+    """Gives the view's share of the block back; the scanlines must not be touched after it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Png:
-    """An encoded bitmap.
-
-    Attributes:
-        job: whose it is.
-        data: the complete PNG file.
-        digest: SHA-256 of it, in hexadecimal; empty if no key asks for it.
-        crc32: CRC-32 of it, 8 hexadecimal digits.
-        result: as of its bitmap.
-        lease: the bytes it takes until it is uploaded.
-    """
+    """An encoded bitmap: a complete PNG file, and the lease of the bytes that it takes until it is uploaded."""
 
     job: Job
     data: bytes
     digest: str
+    """SHA-256 in hexadecimal; empty if no key asks for it."""
     crc32: str
+    """8 hexadecimal digits."""
     result: Result
     lease: Lease

@@ -7,13 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class Meter:
-    """One stage's counters. Written by its workers on the event loop.
-
-    Attributes:
-        workers: how many work side by side.
-        busy_s: seconds they worked, together.
-        maps: how many maps they did.
-    """
+    """One stage's counters, as in :class:`StageStatistics`. Written by its workers on the event loop."""
 
     workers: int
     busy_s: float = 0.0

@@ -26,12 +26,8 @@ class RateLimiter:
 
     (Chiu and Jain, "Analysis of the increase and decrease algorithms for congestion avoidance", 1989.)
 
-    Args:
-        concurrency: the maximum number of concurrent uploads.
-        max_attempts: so often an object is tried while the store takes others.
-        give_up_s: a store that has taken nothing for so long, while it was asked, is down.
-        clock: seconds, monotonic.
-        share: a random share of a wait, 0 to 1.
+    An object fails after ``max_attempts`` while the store takes others. A store that has taken nothing for
+    ``give_up_s``, while it was asked, is down. ``share`` is the random share of a wait, 0 to 1.
     """
 
     def __init__(
@@ -77,17 +73,10 @@ class RateLimiter:
             self._line.serve()
 
     def failed(self, error: TransientError, attempts: int, began_at: float, tried_at: float) -> float:
-        """An attempt has failed in a way that may pass.
+        """An attempt has failed in a way that may pass: the seconds to wait before the next one.
 
-        Args:
-            error: how.
-            attempts: how many of this object there were.
-            began_at: when the first of them began.
-            tried_at: when this one did.
-
-        Returns:
-            seconds to wait before the next: a random share of twice as long each time, so that those who failed
-            together do not come back together.
+        They are a random share of twice as long each time, so that uploads that failed together do not come back
+        together. The first attempt at this object began at ``began_at``, this one at ``tried_at``.
 
         Raises:
             ObjectError: this object was tried often enough while the store took others.

@@ -27,14 +27,7 @@ if TYPE_CHECKING:
 
 
 class Uploading(NamedTuple):
-    """What the uploads share.
-
-    Attributes:
-        store: open.
-        template: what keys are made by.
-        rate_limiter: how many run concurrently, and how often each is tried.
-        if_exists: what becomes of a map whose key has an object.
-    """
+    """What the uploads share."""
 
     store: AddressedStore
     template: KeyTemplate
@@ -43,14 +36,9 @@ class Uploading(NamedTuple):
 
 
 async def upload_stage(pngs: MemoryObjectReceiveStream[Png], uploading: Uploading, meter: Meter) -> None:
-    """One of the uploads that run side by side: takes a PNG, stores it, settles its job.
+    """One of the concurrent uploads: takes a PNG, stores it, settles its job, until the PNGs end.
 
     Cancelled in mid-request, the object may or may not be there; its map has no receipt either way.
-
-    Args:
-        pngs: ends the stage when it ends.
-        uploading: what all of them share.
-        meter: the stage's.
     """
     async with pngs:
         while (png := await receive(pngs)) is not None:
@@ -101,6 +89,8 @@ async def _put(key: str, data: bytes, uploading: Uploading) -> str | None:
             tried_at = monotonic()
             try:
                 etag = await uploading.store.put(key, data)
+                rate_limiter.taken()
+                return etag
             except TransientError as error:
                 wait_s = rate_limiter.failed(error, attempts, began_at, tried_at)
             except ExistsError as error:
@@ -109,8 +99,5 @@ async def _put(key: str, data: bytes, uploading: Uploading) -> str | None:
                     raise
                 rate_limiter.taken()
                 return error.etag
-            else:
-                rate_limiter.taken()
-                return etag
         await asyncio.sleep(wait_s)
     raise AssertionError  # count() does not end

@@ -30,14 +30,10 @@ def map_memory(descriptor: int, size: int) -> NDArray[np.uint8]:
 
 
 class Block:
-    """A contiguous piece of an arena, shared by the bitmaps of a chunk.
-
-    Attributes:
-        start: its offset in the arena's file, in bytes.
-        memory: (size,) uint8, its bytes.
-    """
+    """A contiguous piece of an arena, at ``start`` in its file, shared by the bitmaps of a chunk."""
 
     memory: NDArray[np.uint8]
+    """(size,), its bytes."""
 
     def __init__(self, arena: Arena, start: int, size: int) -> None:
         self.start = start
@@ -59,15 +55,10 @@ class Block:
 
 
 class Arena:
-    """Hands out blocks of a fixed amount of shared memory; who asks for more than is free waits.
+    """Hands out blocks of ``size`` bytes of shared memory; a request for more than is free waits.
 
     A block larger than the whole arena is handed out when nothing else is: the file grows for it and shrinks after it.
-
-    Args:
-        size: bytes.
-
-    Raises:
-        SettingsError: the system does not give that much memory.
+    Raises SettingsError if the system does not give that much memory.
     """
 
     def __init__(self, size: int) -> None:
@@ -94,8 +85,7 @@ class Arena:
     async def take(self, size: int) -> Block:
         """Wait for a block of at least ``size`` bytes, held once. Cancelled, nothing was taken.
 
-        Raises:
-            OSError: the block is larger than the arena, and the system does not give that much; nothing was taken.
+        Raises OSError, with nothing taken, if the block is larger than the arena and the system does not give so much.
         """
         block = await self._line.wait(_round_up(max(size, 1)))
         if block.size > self.size:
@@ -108,7 +98,7 @@ class Arena:
         return block
 
     def give_back(self, block: Block) -> None:
-        """Take a block back; :meth:`Block.release` does it."""
+        """Take a block back; called by :meth:`Block.release`."""
         self.held -= block.size
         if block.size > self.size:
             os.ftruncate(self.descriptor, self.size)
@@ -127,8 +117,7 @@ class Arena:
             return Block(self, 0, size)
         for index, (start, length) in enumerate(self._free):
             if length >= size:
-                rest = [(start + size, length - size)] if length > size else []
-                self._free[index : index + 1] = rest
+                self._free[index : index + 1] = [(start + size, length - size)] if length > size else []
                 self.held += size
                 block = Block(self, start, size)
                 block.memory = self._memory[start : start + size]
@@ -155,7 +144,7 @@ def _round_up(size: int) -> int:
 
 
 def _merge(pieces: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The free pieces in order, neighbours joined."""
+    """The free pieces in order, neighbors joined."""
     merged: list[tuple[int, int]] = []
     for start, length in sorted(pieces):
         if merged and sum(merged[-1]) == start:

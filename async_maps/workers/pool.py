@@ -16,7 +16,7 @@ import os
 import socket
 import subprocess
 import sys
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Protocol
 
 from anyio import CancelScope, CapacityLimiter, create_task_group, to_thread
@@ -26,7 +26,7 @@ from async_maps.outcomes import MapStatistics
 from async_maps.workers.worker import Failed, Recipe, Reply, Request, Result, colorize_chunk, frame
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator
     from typing import Any
 
     from async_maps.workers.arena import Arena, Block
@@ -119,16 +119,21 @@ class ProcessWorker:
         """Start the interpreter and wait until its kernels are warm."""
         # Of one that died while nobody spoke to it, the socket is still open.
         await self._kill()
-        # Milliseconds; cancelled amid them, there would be a process that nobody knows of.
-        with CancelScope(shield=True), _translate_start_errors():
-            ours, theirs = socket.socketpair()
-            with theirs:
-                self._replies, self._requests = await asyncio.open_unix_connection(sock=ours)
-                try:
-                    self._process = await to_thread.run_sync(self._launch, theirs, limiter=self._thread)
-                except BaseException:
-                    self._requests.transport.abort()
-                    raise
+        try:
+            # Milliseconds; cancelled amid them, there would be a process that nobody knows of.
+            with CancelScope(shield=True):
+                ours, theirs = socket.socketpair()
+                with theirs:
+                    self._replies, self._requests = await asyncio.open_unix_connection(sock=ours)
+                    try:
+                        self._process = await to_thread.run_sync(self._launch, theirs, limiter=self._thread)
+                    except BaseException:
+                        self._requests.transport.abort()
+                        raise
+        except OSError as error:
+            raise WorkerError(
+                f"a worker process cannot be started: {error.strerror}; with workers = 0 none is needed"
+            ) from error
         try:
             async with asyncio.timeout(_START_TIMEOUT_S):
                 await self._exchange(self._hello)
@@ -198,16 +203,6 @@ class ProcessWorker:
         return process.returncode
 
 
-@contextmanager
-def _translate_start_errors() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise WorkerError(
-            f"a worker process cannot be started: {error.strerror}; with workers = 0 none is needed"
-        ) from error
-
-
 def _result(*values: Any) -> Result | Failed:
     """A result as it was before JSON made lists of it."""
     if len(values) == len(Failed._fields):
@@ -224,13 +219,11 @@ def _describe(status: int | None) -> str:
 
 @asynccontextmanager
 async def started_workers(recipe: Recipe, count: int, arena: Arena) -> AsyncIterator[list[Worker]]:
-    """Start worker processes side by side, or one worker in a thread if the count is 0.
+    """Start worker processes concurrently, or one worker in a thread if the count is 0.
 
-    Raises:
-        WorkerError: one could not be started.
+    Raises WorkerError if one could not be started.
     """
-    workers: list[Worker] = [ProcessWorker(recipe, arena) for _ in range(count)]
-    workers = workers or [ThreadWorker(recipe)]
+    workers: list[Worker] = [ProcessWorker(recipe, arena) for _ in range(count)] or [ThreadWorker(recipe)]
     try:
         async with create_task_group() as starting:
             for worker in workers:

@@ -41,14 +41,7 @@ _ALIGNMENT = 64
 class Request(NamedTuple):
     """A map to colorize: in a file (``path``, ``part``), or in the block (``offset``, ``shape``, ``dtype``).
 
-    Attributes:
-        path: the file, or None.
-        part: where in the file.
-        offset: where in the block.
-        shape: of the array there.
-        dtype: of the array there.
-        value_range: a known one, as its kind, low and high.
-        measured: what was seen of its values if they are intensities already; else None.
+    The range is a known one, as its kind, low and high. ``measured`` is None unless the values are intensities already.
     """
 
     path: str | None
@@ -61,15 +54,9 @@ class Request(NamedTuple):
 
 
 class Result(NamedTuple):
-    """A map that was colorized.
+    """A map that was colorized: its scanlines begin at the offset in the block; without ``rgba`` they are intensities.
 
-    Attributes:
-        offset: where its scanlines lie in the block.
-        height: pixels.
-        width: pixels.
-        rgba: whether the pixels are colors; else they are intensities.
-        transparent: the intensity that is transparent in this map, other than the table says; or None.
-        statistics: what was counted.
+    ``transparent`` is an intensity that is transparent in this map, other than the table says.
     """
 
     offset: int
@@ -81,12 +68,7 @@ class Result(NamedTuple):
 
 
 class Failed(NamedTuple):
-    """A map that was not, and why.
-
-    Attributes:
-        stage: where it failed.
-        reason: one sentence.
-    """
+    """A map that was not colorized: the stage in which it failed, and why."""
 
     stage: Stage
     reason: str
@@ -102,11 +84,9 @@ class Failed(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """What became of a chunk.
+    """The results of a chunk, in the order of its requests: fewer if the block was full.
 
-    Attributes:
-        results: in the order of the requests; shorter when the block was full.
-        wanted: bytes that the first map without a result needs; 0 when all have one.
+    Then ``wanted`` is the number of bytes that the first map without a result needs; else it is 0.
     """
 
     results: list[Result | Failed]
@@ -115,14 +95,11 @@ class Reply(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Recipe:
-    """How pixels are made.
+    """How pixels are made from the colors, (256, 4) uint8.
 
-    Attributes:
-        table: (256, 4) uint8, the colors.
-        png: ``rgba`` to write the colors; otherwise intensities, whose colors are the PNG's palette, or which have
-            none (``gray``); ``compact`` makes all that are fully transparent the first that is.
-        invalid: what becomes of NaN and infinity.
-        max_pixels: refuse maps in files that have more; None for none.
+    ``rgba`` writes colors; other PNGs hold intensities, whose colors are the palette, or which have none (``gray``).
+    ``compact`` replaces every fully transparent intensity by the first one. Maps in files are refused beyond
+    ``max_pixels``.
     """
 
     table: NDArray[np.uint8]
@@ -153,14 +130,7 @@ def aligned(offset: int) -> int:
 
 
 def colorize_chunk(block: NDArray[np.uint8], free_from: int, requests: list[Request], recipe: Recipe) -> Reply:
-    """Colorize maps into a block, as many as fit.
-
-    Args:
-        block: (size,) uint8, shared memory.
-        free_from: where the scanlines may begin; maps handed over in the block lie before.
-        requests: the maps.
-        recipe: how.
-    """
+    """Colorize maps into a block, as many as fit behind the arrays, which lie before ``free_from``."""
     with Readers(max_pixels=recipe.max_pixels) as readers:
         return _colorize_chunk(block, free_from, requests, recipe, readers)
 
