@@ -12,7 +12,7 @@ from async_maps.outcomes import Failure
 from async_maps.render.quantize import map_shape
 from async_maps.render.ranges import ValueRange
 from async_maps.sources.activation_map import ActivationMap
-from async_maps.sources.formats.size import too_large
+from async_maps.sources.formats.size import check_size
 
 if TYPE_CHECKING:
     from typing import Any
@@ -45,8 +45,7 @@ def array_map(
         check_name(name)
         if isinstance(array, list | tuple):
             array = _only_one(array)
-        if reason := too_large(_shape_of(array), 1, max_pixels):
-            raise InputValidationError(reason)
+        check_size(_shape_of(array), 1, max_pixels, InputValidationError)
         if not isinstance(array, np.ndarray):
             array, measured = _converted(array, value_range)
         if array.ndim > 2:

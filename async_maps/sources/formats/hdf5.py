@@ -1,7 +1,7 @@
 """HDF5: every dataset of numbers in two or more dimensions is a map or a stack of them (needs the ``hdf5`` extra).
 
-What a map is not, labels and texts and settings, lies in the same files: it is passed over. So are soft and external
-links, because what they lead to is listed where it lies, if it is in this file at all.
+Other datasets (labels, texts, settings) are passed over. So are soft and external links: their targets are listed where
+they lie, if they are in this file.
 """
 
 from __future__ import annotations
@@ -38,7 +38,6 @@ class Hdf5Reader(HierarchyReader):
             self._file = h5py.File(self._stream, "r")
 
     def close(self) -> None:
-        """Close the file."""
         super().close()
         self._file.close()
         self._stream.close()

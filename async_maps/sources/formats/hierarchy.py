@@ -28,12 +28,9 @@ if TYPE_CHECKING:
 class HierarchyReader(ABC):
     """Reads every array of numbers in two or more dimensions: a map, or a stack of them.
 
-    A map's part is its array's path, and its position if the array is a stack. The array that was read last is kept.
-
-    Attributes:
-        whole: what the format calls a hierarchy, in messages.
-        array: what it calls an array, in messages.
-        group_type: the class of its groups.
+    A map's part is its array's path, and its position if the array is a stack. Maps are sorted by the paths of their
+    arrays. The array that was read last is kept. ``whole`` and ``array`` are the format's words for a hierarchy and an
+    array, for messages.
     """
 
     whole: ClassVar[str]
@@ -45,7 +42,6 @@ class HierarchyReader(ABC):
         self._array: Array = None
 
     def maps(self) -> Iterator[ListedMap]:
-        """Every map, sorted by the paths of the arrays."""
         is_empty = True
         for path, shape, itemsize in self._arrays():
             is_empty = False
@@ -54,7 +50,6 @@ class HierarchyReader(ABC):
             raise SourceError(f"the {self.whole} holds no {self.array} of numbers in two or more dimensions")
 
     def read(self, part: list[Any], max_pixels: int | None = None) -> NDArray[Any]:
-        """Read one array, or one map of a stack."""
         path, index = part
         with translate_format_errors(f"the {self.whole} is damaged at {path!r}"):
             if self._array is None or path != self._path:
@@ -69,7 +64,6 @@ class HierarchyReader(ABC):
             return np.asarray(self._values(self._array, index)).reshape(shape)
 
     def close(self) -> None:
-        """Forget the array."""
         self._array = None
 
     @abstractmethod
@@ -86,7 +80,7 @@ class HierarchyReader(ABC):
 
     @abstractmethod
     def _identity(self, group: Group) -> object:
-        """What two names of one group have in common."""
+        """Equal for two names of one group."""
 
     @abstractmethod
     def _open(self, path: str) -> Array:
@@ -99,7 +93,7 @@ class HierarchyReader(ABC):
     def _arrays(self) -> Iterator[tuple[str, tuple[int, ...], int]]:
         """The arrays that could be maps: path, shape, and bytes of a value.
 
-        What cannot be opened is listed as one map of no size: whoever reads it gets the reason.
+        What cannot be opened is listed as one map of no size: reading it gives the reason.
         """
         with translate_format_errors(f"the {self.whole} is damaged"):
             root = self._root()

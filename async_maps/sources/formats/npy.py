@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 _DAMAGE = (
     ValueError, TypeError, LookupError, ArithmeticError, SyntaxError, TokenError, RecursionError, MemoryError, Warning,
 )  # fmt: skip
-"""NumPy evaluates a header as a Python literal: a damaged one can end in any of these. Of some it only warns, which is
-an error for those who have set it so."""
+"""NumPy evaluates a header as a Python literal: a damaged one can raise any of these. Some are warnings, which a filter
+may turn into errors."""
 
 _PIECE = 2**20
 _MAX_HEADER = 10_000
@@ -51,17 +51,14 @@ class NpyReader:
         self._size = self._file.seek(0, os.SEEK_END)
 
     def maps(self) -> Iterator[ListedMap]:
-        """The map, or those of the stack."""
         self._file.seek(0)
         yield from maps_in_stream(self._file, self._size, self._names)
 
     def read(self, part: int | None, max_pixels: int | None = None) -> NDArray[Any]:
-        """Read the map, or one of the stack."""
         self._file.seek(0)
         return read_stream(self._file, self._size, part, max_pixels, piece=sys.maxsize)
 
     def close(self) -> None:
-        """Close the file."""
         self._file.close()
 
     def _names(self, length: int) -> Iterator[str]:
@@ -94,12 +91,8 @@ def maps_in_stream(
 ) -> Iterator[ListedMap]:
     """The maps in an ``.npy`` file of ``size`` bytes that is at its start: one without a name, or those of a stack.
 
-    A file whose header cannot be read is listed as one map: who reads it is told why.
-
-    Args:
-        file: the file.
-        size: how many bytes it has.
-        names: gives the names of a stack's maps, of which there are so many.
+    A file whose header cannot be read is listed as one map: reading it gives the reason. ``names`` takes the number of
+    maps in a stack and gives their names.
     """
     length, map_bytes = None, size
     with suppress(SourceError):
@@ -116,7 +109,7 @@ def maps_in_stream(
 def maps_in_member(name: str, part: list[Any], size: int, open_member: Callable[[], IO[bytes]]) -> Iterator[ListedMap]:
     """The maps in an ``.npy`` file that is a member of an archive; their parts are the member's and a position.
 
-    A member that is damaged is listed as one map: whoever reads it gets the reason, and the others are listed.
+    A member that is damaged is listed as one map: reading it gives the reason, and the others are listed.
     """
     try:
         with open_member() as file:
@@ -133,35 +126,21 @@ def read_stream(
     """Read the array, or one map of the stack, from a file of ``size`` bytes that is at its start; never unpickles.
 
     The header is checked against the size before any memory is taken, so a header of 200 bytes that claims a terabyte
-    costs nothing.
-
-    Args:
-        file: binary.
-        size: bytes.
-        part: the position in a stack.
-        max_pixels: refuse a map that has more.
-        piece: so many bytes are read at a time, because a member of an archive reads into memory of its own first; a
-            file that is no member is asked for all at once, which in S3 is a request.
+    costs nothing. Reads have ``piece`` bytes at most, because a member of an archive copies each through memory of its
+    own; a file that is no member is read whole, which in S3 is one request.
 
     Raises:
         SourceError: no ``.npy`` file, pickled objects, shorter than its header says, or too large.
-        OSError: it cannot be read.
     """
     header = _read_header(file, size)
-    shape = header.shape
     if part is not None:
-        shape = _seek_map(file, header, part)
-    check_size(shape, header.dtype.itemsize, max_pixels)
-    return read_values(file, header._replace(shape=shape), piece)
+        header = _seek_map(file, header, part)
+    check_size(header.shape, header.dtype.itemsize, max_pixels)
+    return read_values(file, header, piece)
 
 
 def read_values(file: IO[bytes], header: Header, piece: int = sys.maxsize) -> NDArray[Any]:
-    """Read the values that a header describes from a file that is at their start.
-
-    Raises:
-        SourceError: the file ends before they do.
-        OSError: it cannot be read.
-    """
+    """Read the values that a header describes from a file that is at their start."""
     data = np.empty(math.prod(header.shape) * header.dtype.itemsize, np.uint8)
     filled = 0
     while count := file.readinto(data.data[filled : filled + piece]):  # type: ignore[attr-defined]  # binary files have it
@@ -171,23 +150,19 @@ def read_values(file: IO[bytes], header: Header, piece: int = sys.maxsize) -> ND
     return data.view(header.dtype).reshape(header.shape, order="F" if header.fortran else "C")
 
 
-def _seek_map(file: IO[bytes], header: Header, index: int) -> tuple[int, ...]:
-    """Go to one map of a stack, whose header was just read; its shape."""
+def _seek_map(file: IO[bytes], header: Header, index: int) -> Header:
+    """Go to one map of a stack, whose header was just read; returns a header for the map alone."""
     shape = shape_at("the stack", header.shape, index)
     if header.fortran and header.shape[0] > 1:
         raise SourceError(
             "the maps of a stack in Fortran order cannot be read one by one: save np.ascontiguousarray of it"
         )
     file.seek(index * math.prod(shape) * header.dtype.itemsize, os.SEEK_CUR)
-    return shape
+    return header._replace(shape=shape)
 
 
 def _read_header(file: IO[bytes], size: int) -> Header:
-    """Read a header, and check it against the size.
-
-    Raises:
-        SourceError: as :func:`read_stream`.
-    """
+    """Read a header, and check it against the size."""
     if size == 0:
         raise SourceError("expected an .npy file, found an empty one")
     try:

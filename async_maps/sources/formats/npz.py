@@ -27,7 +27,7 @@ _MAX_RATIO_OTHERS = 2_000_000
 
 
 class NpzReader:
-    """One archive; a map's part is its key, and its position if the key is a stack's."""
+    """One archive, in its own order; a map's part is its key, and its position if the key is a stack's."""
 
     def __init__(self, path: str, filesystem: Filesystem) -> None:
         with close_on_error(filesystem.open(path)) as self._file:
@@ -36,7 +36,6 @@ class NpzReader:
                 self._archive = zipfile.ZipFile(self._file)
 
     def maps(self) -> Iterator[ListedMap]:
-        """Every array that it holds, in its own order; of a stack, each map."""
         empty = True
         for info in self._archive.infolist():
             if info.filename.endswith(".npy"):
@@ -47,7 +46,6 @@ class NpzReader:
             raise SourceError("the archive holds no arrays (.npy)")
 
     def read(self, part: list[Any], max_pixels: int | None = None) -> NDArray[Any]:
-        """Read one array, or one map of a stack; never unpickles."""
         member, index = part
         try:
             info = self._archive.getinfo(f"{member}.npy")
@@ -57,19 +55,14 @@ class NpzReader:
             return npy.read_stream(file, info.file_size, index, max_pixels)
 
     def close(self) -> None:
-        """Close the archive."""
         self._archive.close()
         self._file.close()
 
     def _open(self, info: zipfile.ZipInfo) -> IO[bytes]:
-        """Open a member whose bytes could unpack to the size that it claims: a stack of it is listed map by map.
-
-        Raises:
-            SourceError: they could not.
-        """
-        member = info.filename.removesuffix(".npy")
+        """Open a member, unless its bytes cannot unpack to the size that it claims: a stack is listed map by map."""
         packed = min(info.compress_size, self._size)
         if info.file_size > packed * _MAX_RATIOS.get(info.compress_type, _MAX_RATIO_OTHERS):
+            member = info.filename.removesuffix(".npy")
             raise SourceError(
                 f"the archive is damaged at {member!r}: it claims {info.file_size:,} bytes, more than its {packed:,} "
                 "could be unpacked to"

@@ -33,7 +33,7 @@ FORMATS = {
 """The module of each suffix. Its class, ``NpyReader(path, filesystem)`` in ``npy``, is a :class:`Reader`."""
 
 COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
-"""Listed although nothing reads them: who has a folder of them is told why, not that there is nothing in it."""
+"""Listed although nothing reads them, so that a folder of them fails with the reason, not as empty."""
 
 _ZARR_MARKS = ("zarr.json", ".zgroup", ".zarray")
 _CHUNKED = {"zarr", "hdf5", "npz"}
@@ -45,9 +45,9 @@ class ListedMap(NamedTuple):
     """A map in a file, listed but not read.
 
     Attributes:
-        name: what is added to the file's name; None if the file is the map.
-        part: where in the file it lies.
-        max_bytes: at most so many bytes it has as a plain array, in its own dtype.
+        name: added to the file's name; None if the file is the map.
+        part: its place in the file.
+        max_bytes: the most bytes that it can have as a plain array, in its own dtype.
     """
 
     name: str | None
@@ -56,35 +56,23 @@ class ListedMap(NamedTuple):
 
 
 class Reader(Protocol):
-    """One open file."""
+    """One open file.
 
-    def __init__(self, path: str, filesystem: Filesystem) -> None:
-        """Open the file.
+    Raises:
+        SourceError: the file is not what its name says, holds no map, or one that is too large; the message says what
+            was expected and what was found. The methods raise it, too.
+        OSError: it cannot be read; the methods raise it, too.
+    """
 
-        Raises:
-            SourceError: the file is not what its name says.
-            OSError: it cannot be opened.
-        """
+    def __init__(self, path: str, filesystem: Filesystem) -> None: ...
 
     def maps(self) -> Iterator[ListedMap]:
-        """The maps in it, in a stable order, never the whole list at once where it can be long.
-
-        Raises:
-            SourceError: the file is not what its name says, or holds no map.
-            OSError: it cannot be read.
-        """
+        """The maps in it, in a stable order; where the list can be long, it is never held as a whole."""
 
     def read(self, part: Part, max_pixels: int | None = None) -> NDArray[Any]:
-        """Read one of them: any array; whether it is an activation map is for colorize to say.
+        """Read one of them, without unpickling: any array, colorize checks whether it is an activation map.
 
-        Args:
-            part: which.
-            max_pixels: refuse one that has more, before any memory is taken for it.
-
-        Raises:
-            SourceError: the file is not what its name says; the message says what was expected and what was found. Or
-                the map is too large.
-            OSError: it cannot be read.
+        A map of more than ``max_pixels`` is refused before any memory is taken for it.
         """
 
     def close(self) -> None:
@@ -114,13 +102,7 @@ def is_one_source(folder: str) -> bool:
 
 
 def open_reader(path: str, filesystem: Filesystem) -> Reader:
-    """The reader of a file.
-
-    Raises:
-        SourceError: nothing here reads such a file, or it is not what its name says.
-        MissingExtraError: its format needs an extra.
-        OSError: it cannot be opened.
-    """
+    """The reader of a file; raises as :class:`Reader`, and a MissingExtraError if the format needs an extra."""
     suffix = suffix_of(path)
     if suffix in COMPRESSED_TARS:
         raise SourceError("no map in a compressed tar can be read without unpacking all before it: decompress it first")
@@ -143,36 +125,37 @@ def close_on_error(file: IO[bytes]) -> Iterator[IO[bytes]]:
         raise
 
 
-@contextmanager
-def translate_format_errors(what: str) -> Iterator[None]:
-    """Turn whatever a format's library ends in over a damaged file into a SourceError of one line.
+class translate_format_errors:  # noqa: N801  # a context manager, in lower case as contextlib's
+    """Turn any error that a format's library raises over a damaged file into a SourceError of one line.
 
-    An OSError of the system passes as it is; some libraries raise OSErrors of their own, which have no number.
+    An OSError of the system passes as it is; some libraries raise OSErrors of their own, which have no number. A class,
+    because every read of a member enters one, and a generator takes three times as long.
 
     Args:
         what: what is wrong, in our words; the library's reason follows.
     """
-    try:
-        yield
-    except SourceError:
-        raise
-    except Exception as error:
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if not isinstance(error, Exception) or isinstance(error, SourceError):
+            return
         if isinstance(error, OSError) and error.errno is not None:
-            raise
+            return
         # The text of a KeyError is the repr of its key.
         text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
         reason = text.partition("\n")[0][:200] or type(error).__name__
-        raise SourceError(f"{what}: {printable(reason)}") from error
+        raise SourceError(f"{self._what}: {printable(reason)}") from error
 
 
 class Readers:
-    """Reads maps wherever they lie, and keeps the last file open: its next map costs no second look at its directory.
+    """Reads maps on a disk or in S3, and keeps the last file open: its next map costs no second look at its directory.
 
-    Any number of threads may share it; they take turns.
-
-    Args:
-        filesystems: where files lie; a disk only if None.
-        max_pixels: refuse maps that have more; None for none.
+    Any number of threads may share it; they take turns. Without ``filesystems`` it reads from disks only.
     """
 
     def __init__(self, filesystems: Filesystems | None = None, max_pixels: int | None = None) -> None:
@@ -189,13 +172,7 @@ class Readers:
         self.close()
 
     def read(self, path: str, part: Part) -> NDArray[Any]:
-        """Read one listed map.
-
-        Raises:
-            SourceError: the file is not what its name says, or the map is too large; the message says what was expected
-                and what was found.
-            OSError: it cannot be read.
-        """
+        """Read one listed map; raises as :class:`Reader`."""
         with self._turn:
             if self._reader is None or path != self._path:
                 self.close()

@@ -22,12 +22,7 @@ _ALL = 2**62
 
 
 class S3ZarrStore(Store):
-    """The objects below a folder; requests block, so each runs in a thread.
-
-    Args:
-        filesystem: of the objects.
-        root: the folder.
-    """
+    """The objects below a folder; requests block, so each runs in a thread."""
 
     supports_writes = False
     supports_deletes = False
@@ -39,10 +34,7 @@ class S3ZarrStore(Store):
         self._root = root._replace(key=f"{root.key.rstrip('/')}/" if root.key else "")
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, S3ZarrStore) and (self._filesystem, self._root) == (
-            other._filesystem,
-            other._root,
-        )
+        return isinstance(other, S3ZarrStore) and self._filesystem is other._filesystem and self._root == other._root
 
     __hash__ = None  # type: ignore[assignment]  # as that of zarr's own stores
 
@@ -50,32 +42,26 @@ class S3ZarrStore(Store):
         return str(self._root)
 
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
-        """The value of a key, or a part of it; None if there is no such key."""
         data = await to_thread.run_sync(self._get, key, byte_range)
         return None if data is None else prototype.buffer.from_bytes(bytes(data))
 
     async def get_partial_values(
         self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
     ) -> list[Buffer | None]:
-        """Parts of several values."""
         return [await self.get(key, prototype, byte_range) for key, byte_range in key_ranges]
 
     async def exists(self, key: str) -> bool:
-        """Whether there is such a key."""
         return await to_thread.run_sync(self._filesystem.find, str(self) + key) is not None
 
     def list(self) -> AsyncIterator[str]:
-        """All keys."""
         return self.list_prefix("")
 
     async def list_prefix(self, prefix: str) -> AsyncIterator[str]:
-        """The keys that start with a prefix."""
         objects = self._filesystem.objects(self._root.bucket, self._root.key + prefix)
         async for found in _in_threads(objects):
             yield found.key[len(self._root.key) :]
 
     async def list_dir(self, prefix: str) -> AsyncIterator[str]:
-        """The names of what lies directly in a folder."""
         folder = self._root.key + (f"{prefix.rstrip('/')}/" if prefix else "")
         async for page in _in_threads(self._filesystem.pages(self._root.bucket, folder, Delimiter="/")):
             for entry in page.get("CommonPrefixes", []):
@@ -85,11 +71,9 @@ class S3ZarrStore(Store):
                     yield entry["Key"][len(folder) :]
 
     async def set(self, key: str, value: Buffer) -> NoReturn:
-        """Never."""
         raise NotImplementedError("the store is read-only")
 
     async def delete(self, key: str) -> NoReturn:
-        """Never."""
         raise NotImplementedError("the store is read-only")
 
     def _get(self, key: str, wanted: ByteRequest | None) -> bytes | bytearray | None:

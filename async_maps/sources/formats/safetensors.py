@@ -60,7 +60,10 @@ class _Tensor(NamedTuple):
 
 
 class SafetensorsReader:
-    """One file; a map's part is its tensor's name, and its position if the tensor is a stack."""
+    """One file, in the order of its header; a map's part is its tensor's name, and its position if that is a stack.
+
+    bfloat16 is read as float32, which holds each of its values.
+    """
 
     def __init__(self, path: str, filesystem: Filesystem) -> None:
         with close_on_error(filesystem.open(path)) as self._file:
@@ -68,13 +71,12 @@ class SafetensorsReader:
             self._header, self._data = _read_header(self._file, self._size)
 
     def maps(self) -> Iterator[ListedMap]:
-        """Every map, in the order of the header."""
         empty = True
         for name in self._header:
             try:
                 tensor = self._tensor(name)
             except SourceError:
-                # Who reads it is told why; the others are listed.
+                # Reading it gives the reason; the others are listed.
                 empty = False
                 yield ListedMap(name, [name, None], 0)
                 continue
@@ -91,7 +93,6 @@ class SafetensorsReader:
             raise SourceError("the file holds no tensor of two or more dimensions")
 
     def read(self, part: list[Any], max_pixels: int | None = None) -> NDArray[Any]:
-        """Read one tensor, or one map of a stack; bfloat16 becomes float32, which holds each of its values."""
         name, index = part
         tensor = self._tensor(name)
         if tensor.dtype not in _DTYPES:
@@ -109,15 +110,10 @@ class SafetensorsReader:
         return array
 
     def close(self) -> None:
-        """Close the file."""
         self._file.close()
 
     def _tensor(self, name: str) -> _Tensor:
-        """What the header says of a tensor, made sure of.
-
-        Raises:
-            SourceError: it is not there, or what is said cannot be.
-        """
+        """The header's entry for a tensor, checked."""
         entry = self._header.get(name)
         if entry is None:
             raise SourceError(f"the file holds no tensor {name!r} any more")
@@ -140,12 +136,7 @@ class SafetensorsReader:
 
 
 def _read_header(file: IO[bytes], size: int) -> tuple[dict[str, Any], int]:
-    """The header, and where the tensors' bytes begin.
-
-    Raises:
-        SourceError: it is none.
-        OSError: it cannot be read.
-    """
+    """The header, and where the tensors' bytes begin."""
     file.seek(0)
     length = int.from_bytes(file.read(8), "little")
     if not 2 <= length <= min(size - 8, _MAX_HEADER):

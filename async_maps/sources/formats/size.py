@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 
-from async_maps.errors import SourceError
+from async_maps.errors import AsyncMapsError, SourceError
 
 _WIDEST = 16
 """Bytes of the widest real number, a longdouble; a value of an array of anything else may have any number of them."""
@@ -15,47 +15,29 @@ MAX_DIMENSIONS = 64
 """NumPy's own limit."""
 
 
-def too_large(shape: tuple[int, ...], itemsize: int, max_pixels: int | None) -> str | None:
-    """Why an array is not to be read, or None if its size is no reason.
-
-    Args:
-        shape: as its header claims.
-        itemsize: bytes of a value.
-        max_pixels: so many values it may have at most; None for any number.
-    """
+def check_size(
+    shape: tuple[int, ...], itemsize: int, max_pixels: int | None, error: type[AsyncMapsError] = SourceError
+) -> None:
+    """Raise ``error`` if an array of that shape is too large: as its header claims, with ``itemsize`` bytes a value."""
     if len(shape) > MAX_DIMENSIONS:
-        return f"expected an array of up to {MAX_DIMENSIONS} dimensions, found {len(shape):,}"
+        raise error(f"expected an array of up to {MAX_DIMENSIONS} dimensions, found {len(shape):,}")
     pixels = math.prod(shape)
     if max_pixels is not None and pixels > max_pixels:
-        return (
+        raise error(
             f"too large: its shape is {_shown(shape)}, and max_pixels allows {max_pixels:,} pixels: scale it down, or "
             "raise --max-pixels"
         )
     if max_pixels is not None and pixels * itemsize > max_pixels * _WIDEST:
-        return f"too large: {itemsize:,} bytes for each value, which is no real number"
+        raise error(f"too large: {itemsize:,} bytes for each value, which is no real number")
     # Also of an empty one, for NumPy.
     if math.prod(size or 1 for size in shape) * itemsize > sys.maxsize:
-        return f"its shape is {_shown(shape)}, which no array can have"
-    return None
-
-
-def check_size(shape: tuple[int, ...], itemsize: int, max_pixels: int | None) -> None:
-    """Refuse an array by its size.
-
-    Raises:
-        SourceError: as :func:`too_large` says.
-    """
-    if reason := too_large(shape, itemsize, max_pixels):
-        raise SourceError(reason)
+        raise error(f"its shape is {_shown(shape)}, which no array can have")
 
 
 def check_chunk(shape: tuple[int, ...], itemsize: int, max_pixels: int | None) -> None:
     """Refuse an array by the size of its chunks: one is unpacked whole, however little of it is asked for.
 
-    A chunk of several maps may be as large as what readers keep for the next one.
-
-    Raises:
-        SourceError: a chunk is too large.
+    A chunk of several maps may be as large as the block that readers keep for the next one.
     """
     if max_pixels is not None and math.prod(shape) * itemsize > max(max_pixels * itemsize, _LARGE_CHUNK):
         raise SourceError(

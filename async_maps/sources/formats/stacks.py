@@ -28,12 +28,9 @@ def stack_length(shape: tuple[int, ...]) -> int | None:
 
 
 def maps_in_array(path: str, shape: tuple[int, ...], size: int) -> Iterator[ListedMap]:
-    """The map that an array in a file is, or those of the stack; their parts are the array's path and a position.
+    """The map that an array of ``size`` bytes is, or those of the stack; their parts are its path and a position.
 
-    Args:
-        path: of the array in its file; empty if the file is the array.
-        shape: of the array.
-        size: bytes of all of it.
+    The path is empty if the file is the array.
     """
     length = stack_length(shape)
     if length is None:
@@ -46,13 +43,7 @@ def maps_in_array(path: str, shape: tuple[int, ...], size: int) -> Iterator[List
 def shape_at(what: str, shape: tuple[int, ...], index: int) -> tuple[int, ...]:
     """The shape of one map of a stack: without the axes of the stack and of the single channel.
 
-    Args:
-        what: the stack, for the message.
-        shape: of the stack, which may have changed since it was listed.
-        index: the position of the map.
-
-    Raises:
-        SourceError: the stack has no such position.
+    Refuses an index beyond the stack, which may have changed since it was listed; ``what`` names it in the message.
     """
     length = stack_length(shape)
     if length is None or index >= length:
@@ -74,13 +65,8 @@ def position_names(length: int) -> Iterator[str]:
 def read_names(file: IO[bytes], length: int) -> Iterator[str]:
     """The names of a stack's maps from a list of them, one a line, held one at a time; two may be equal.
 
-    Args:
-        file: the list, at any position.
-        length: how many maps the stack has.
-
     Raises:
-        SourceError: the list is not UTF-8, has an empty line, or not as many lines as the stack has maps.
-        OSError: it cannot be read.
+        SourceError: the list is not UTF-8, has an empty line, or not as many lines as the stack has maps (``length``).
     """
     file.seek(0)
     # Editors begin a file with a byte order mark and end lines in CR LF; neither is part of a name.

@@ -31,7 +31,7 @@ class TarReader:
     """One archive.
 
     A map's part is where its member's data begin, how long they are, and its position if the member is a stack: one
-    seek away, however many members there are. The part of a member that is not read is None.
+    seek away, however many members there are. The part of a member that is not read is None. Listing reads no data.
     """
 
     def __init__(self, path: str, filesystem: Filesystem) -> None:
@@ -43,7 +43,6 @@ class TarReader:
                 self._archive = tarfile.open(fileobj=_Bounded(file), mode="r:")  # noqa: SIM115  # closed in close()
 
     def maps(self) -> Iterator[ListedMap]:
-        """Every map, in the order of the members; their headers are read, and none of their data."""
         empty = True
         for member in self._members():
             if member.name.lower().endswith(_SUFFIX) and not member.isdir():
@@ -53,7 +52,6 @@ class TarReader:
             raise SourceError("the archive holds no arrays (.npy)")
 
     def read(self, part: list[Any] | None, max_pixels: int | None = None) -> NDArray[Any]:
-        """Read one array, or one map of a stack; never unpickles."""
         if part is None:
             raise SourceError("in the archive it is a link, a device or a sparse file: only plain files are read")
         offset, size, index = part
@@ -65,16 +63,11 @@ class TarReader:
             return npy.read_stream(file, member.size, index, max_pixels)
 
     def close(self) -> None:
-        """Close the archive."""
         self._archive.close()
         self._file.close()
 
     def _members(self) -> Iterator[tarfile.TarInfo]:
-        """Every member, one at a time.
-
-        Raises:
-            SourceError: what follows cannot be told any more, because the archive is cut off or damaged.
-        """
+        """Every member, one at a time; an error if the archive is cut off or damaged."""
         self._file.seek(0)
         end = 0
         with tarfile.open(fileobj=_Bounded(self._file), mode="r:") as archive:
@@ -89,7 +82,7 @@ class TarReader:
                     raise SourceError(f"the archive is damaged after {end:,} bytes: a member of negative size")
                 end = archive.offset
                 yield member
-        # tarfile ends at whatever is no header; an archive that is whole ends in a block of zeros.
+        # tarfile ends at anything that is no header; an archive that is whole ends in a block of zeros.
         self._file.seek(end)
         if self._file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
             raise SourceError(f"the archive is cut off or damaged after {end:,} bytes: what follows is not listed")
@@ -111,29 +104,21 @@ class TarReader:
 
 
 class _Bounded(io.BufferedIOBase):
-    """A file as tarfile sees it: tarfile reads a member's name at once, however many gigabytes that claims to have."""
+    """A file whose large reads fail: tarfile reads a member's name in one piece, however many gigabytes it claims."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
 
     def seekable(self) -> bool:
-        """Yes."""
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Go to a position."""
         return self._file.seek(offset, whence)
 
     def tell(self) -> int:
-        """The position."""
         return self._file.tell()
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """Some bytes.
-
-        Raises:
-            SourceError: they are more than any part of an archive should have.
-        """
         if size is None or not 0 <= size <= _MAX_READ:
             raise SourceError(f"the archive is damaged: a name or attributes of {size:,} bytes")
         return self._file.read(size)

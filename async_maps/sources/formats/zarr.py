@@ -46,7 +46,6 @@ class ZarrReader(HierarchyReader):
         self._block: Any = None
 
     def close(self) -> None:
-        """Forget the block; nothing is held open."""
         self._array = self._block = None
 
     def _root(self) -> Group | Array:
@@ -64,7 +63,7 @@ class ZarrReader(HierarchyReader):
         try:
             return group[name]
         except KeyError:
-            # Nothing of Zarr's: its own metadata, a README, what a file manager leaves behind.
+            # No node of the hierarchy: Zarr's own metadata, a README, a file manager's files.
             return None
 
     def _identity(self, group: Group) -> object:
