@@ -19,11 +19,7 @@ _SCHEMA = "CREATE TABLE claims (locator TEXT PRIMARY KEY, name TEXT NOT NULL) WI
 class Claims(Spill):
     """The locators that were given out. A map whose locator another name has fails before anything is overwritten.
 
-    Args:
-        locate: the locator of a map.
-
-    Raises:
-        ManifestError: in any method, there is no room in the folder of temporary files.
+    Every method raises ManifestError if there is no room in the folder of temporary files.
     """
 
     def __init__(self, locate: Callable[[ActivationMap], str]) -> None:
@@ -43,7 +39,7 @@ class Claims(Spill):
             database.executemany("INSERT OR IGNORE INTO claims VALUES (?, ?)", claims)
 
     def check(self, entries: Sequence[ActivationMap | Failure]) -> list[ActivationMap | Failure]:
-        """Let each map claim its locator; who comes second is a failure. Once closed, none does: no map is uploaded."""
+        """Let each map claim its locator; the second to do so fails. Once closed, none does: no map is uploaded."""
         with self._checking:
             if self._closed:
                 return list(entries)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, TypeVar, get_args
 
 from async_maps.errors import SettingsError
 from async_maps.filesystems.locators import bitmap_mask_fields, file_path
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     Row = tuple[object, ...]
+
+T = TypeVar("T")
 
 ExportFormat: TypeAlias = Literal["plain", "kolena", "fiftyone"]
 """Who reads: any program, ``kolena.io``, or FiftyOne; see :func:`export_columns`."""
@@ -30,13 +32,7 @@ _LOCATOR, _STATUS = COLUMNS.index("locator"), COLUMNS.index("status")
 
 
 class Column(NamedTuple):
-    """A column of a table.
-
-    Attributes:
-        name: its heading.
-        kind: what its values are; any may be null.
-        value: takes it from a manifest's row.
-    """
+    """A column of a table: its heading, the kind of its values (any may be null), and how a row gives one."""
 
     name: str
     kind: Kind
@@ -52,9 +48,9 @@ class Column(NamedTuple):
         return Column(self.name, "text", text)
 
 
-def overlay_of(row: Row) -> str | None:
-    """The locator of a map's overlay; None of a map that failed, even where something else lies at its locator."""
-    return str(row[_LOCATOR]) if row[_STATUS] == "done" else None
+def of_overlay(make: Callable[[str], T]) -> Callable[[Row], T | None]:
+    """Make values of overlays' locators; None of a map that failed, even where something else lies at its locator."""
+    return lambda row: make(str(row[_LOCATOR])) if row[_STATUS] == "done" else None
 
 
 def export_columns(names: Sequence[str] | None, export_format: ExportFormat) -> list[Column]:
@@ -68,12 +64,7 @@ def export_columns(names: Sequence[str] | None, export_format: ExportFormat) -> 
     (its documentation, "Cloud-Backed Media"); and ``range``, "[min, max] range of the map's values": of the pixels,
     0 to 255, not of the maps. It colors a single channel itself, so the overlays should be gray PNGs.
 
-    Args:
-        names: which columns of the manifest, in this order; None for all.
-        export_format: who reads.
-
-    Raises:
-        SettingsError: an unknown column or format, a column named twice, or a column missing that the format needs.
+    Raises SettingsError for an unknown column or format, a column named twice, or a missing one that the format needs.
     """
     if export_format not in get_args(ExportFormat):
         raise SettingsError(f"export_format: expected {', '.join(get_args(ExportFormat))}, found {export_format!r}")
@@ -98,21 +89,10 @@ def export_columns(names: Sequence[str] | None, export_format: ExportFormat) -> 
     return columns
 
 
-def _mask(row: Row) -> dict[str, Any] | None:
-    locator = overlay_of(row)
-    return None if locator is None else bitmap_mask_fields(locator)
-
-
-def _map_path(row: Row) -> str | None:
-    locator = overlay_of(row)
-    return None if locator is None else file_path(locator) or locator
-
-
-def _range(row: Row) -> list[int] | None:
-    return None if overlay_of(row) is None else [0, 255]
-
-
 _OVERLAYS: dict[ExportFormat, tuple[Column, ...]] = {
-    "kolena": (Column("activation_map", "mask", _mask),),
-    "fiftyone": (Column("map_path", "text", _map_path), Column("range", "range", _range)),
+    "kolena": (Column("activation_map", "mask", of_overlay(bitmap_mask_fields)),),
+    "fiftyone": (
+        Column("map_path", "text", of_overlay(lambda locator: file_path(locator) or locator)),
+        Column("range", "range", of_overlay(lambda _: [0, 255])),
+    ),
 }

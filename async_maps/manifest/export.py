@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import json
 from contextlib import ExitStack
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ from async_maps.errors import InputValidationError, ManifestError, SettingsError
 from async_maps.filesystems.atomic import replacing
 from async_maps.filesystems.filesystem import is_remote
 from async_maps.filesystems.locators import bitmap_mask_fields
-from async_maps.manifest.columns import Column, export_columns, overlay_of
+from async_maps.manifest.columns import Column, export_columns, of_overlay
 from async_maps.manifest.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from async_maps.manifest.columns import ExportFormat, Row
 
     Rows = Iterator[Row]
-    Writer = Callable[[Path, Sequence[Column], Rows], int]
+    Writer = Callable[[Path, Sequence[Column], Rows], None]
 
 _BATCH = 10_000
 
@@ -84,7 +84,9 @@ def export_manifest(  # noqa: PLR0913  # one argument a flag
             table = [column.as_json() if column.kind == "text" else column for column in table]
         try:
             with replacing(target) as temporary:
-                return write(temporary, table, opened.rows(failed=failed))
+                written = count()
+                write(temporary, table, (row for row, _ in zip(opened.rows(failed=failed), written, strict=False)))
+            return next(written)
         except OSError as error:
             raise ManifestError(f"cannot write {target}: {error.strerror or error}") from error
 
@@ -120,36 +122,25 @@ def _refuse_outside_s3(manifest: Manifest) -> None:
 def _url_column(stack: ExitStack, hours: float) -> Column:
     from async_maps.filesystems.presign import presigning
 
-    presigned = stack.enter_context(presigning(hours))
-
-    def url(row: Row) -> str | None:
-        locator = overlay_of(row)
-        return None if locator is None else presigned(locator)
-
-    return Column("url", "text", url)
+    return Column("url", "text", of_overlay(stack.enter_context(presigning(hours))))
 
 
-def _csv(path: Path, columns: Sequence[Column], rows: Rows) -> int:
+def _csv(path: Path, columns: Sequence[Column], rows: Rows) -> None:
     columns = [column.as_json() if column.kind in {"mask", "range"} else column for column in columns]
     values = [column.value for column in columns]
-    count = 0
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(column.name for column in columns)
-        for count, row in enumerate(rows, 1):  # noqa: B007  # the last one is returned
-            writer.writerow([value(row) for value in values])
-    return count
+        writer.writerows([value(row) for value in values] for row in rows)
 
 
-def _jsonl(path: Path, columns: Sequence[Column], rows: Rows) -> int:
-    count = 0
+def _jsonl(path: Path, columns: Sequence[Column], rows: Rows) -> None:
     with path.open("w", encoding="utf-8") as file:
-        for count, row in enumerate(rows, 1):  # noqa: B007  # the last one is returned
+        for row in rows:
             file.write(json.dumps({column.name: column.value(row) for column in columns}, ensure_ascii=False) + "\n")
-    return count
 
 
-def _parquet(path: Path, columns: Sequence[Column], rows: Rows) -> int:
+def _parquet(path: Path, columns: Sequence[Column], rows: Rows) -> None:
     with require_extra("writing Parquet", "parquet"):
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -162,7 +153,6 @@ def _parquet(path: Path, columns: Sequence[Column], rows: Rows) -> int:
         "range": pa.list_(pa.float64()),
     }
     schema = pa.schema([(column.name, types[column.kind]) for column in columns])
-    count = 0
     with pq.ParquetWriter(path, schema) as writer:
         while batch := list(islice(rows, _BATCH)):
             try:
@@ -171,5 +161,3 @@ def _parquet(path: Path, columns: Sequence[Column], rows: Rows) -> int:
                 # SQLite keeps values of any type, and a damaged page may hold any.
                 raise ManifestError(f"the manifest cannot be exported: it is damaged ({error})") from error
             writer.write_table(pa.table(arrays, schema=schema))
-            count += len(batch)
-    return count

@@ -27,12 +27,9 @@ _NO_FILE = ":memory:"
 class ManifestFile:
     """An SQLite file with the tables of a manifest. It locks out other writers while it is open to be written.
 
-    Args:
-        path: the file, made if it does not exist; ":memory:" for none.
-        read_only: the file must exist, and stays as it is.
-
-    Raises:
-        ManifestError: it cannot be opened or made, is no manifest of ours, or another run is writing it.
+    It is made if it does not exist, or must exist and stays as it is if ``read_only``; the path ":memory:" is no file.
+    Raises ManifestError if it cannot be opened or made, is no manifest of ours, or another run is writing it; every
+    method does if the file cannot be read or written.
     """
 
     def __init__(self, path: str | PathLike[str], *, read_only: bool = False) -> None:

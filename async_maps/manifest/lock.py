@@ -24,14 +24,9 @@ _MOST_SAID = 300
 
 
 class RunLock:
-    """Held from its making until it is released.
+    """Held from its making until it is released; its manifest need not exist.
 
-    Args:
-        manifest: the file that it stands for, which need not exist.
-
-    Raises:
-        ManifestError: another run holds it.
-        OSError: the file beside it cannot be made, or its disk knows no locks.
+    Raises ManifestError if another run holds it, and OSError if its file cannot be made or the disk knows no locks.
     """
 
     def __init__(self, manifest: Path) -> None:
@@ -73,7 +68,7 @@ class RunLock:
                 return
 
     def _introduce(self) -> None:
-        """Say in the file who holds it, for whom it is refused to."""
+        """Write the holder's pid and host into the file, for the message to others."""
         holder = f"process {os.getpid()} on {socket.gethostname()}, since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
         try:
             self._file.truncate(0)

@@ -31,35 +31,22 @@ source (``broken``) or from any (``moved``). It leaves all other rows as they ar
 
 @dataclass(slots=True)
 class Plan:
-    """What is to be done of a batch of maps.
-
-    Attributes:
-        todo: maps to do.
-        skipped: how many are left out: done already, or not asked for.
-        refused: maps whose name another map of this run has already.
-    """
+    """What is to be done of a batch of maps; skipped are those done already, or not asked for."""
 
     todo: list[ActivationMap] = field(default_factory=list)
     skipped: int = 0
     refused: list[Failure] = field(default_factory=list)
+    """Maps whose name another map of this run has already."""
 
 
 class Manifest(ManifestMetadata):
-    """A manifest, opened for a run or to read: one row a map, and what is kept of the runs.
-
-    Raises:
-        ManifestError: in any method, the file cannot be read or written.
-    """
+    """A manifest, opened for a run or to read: one row a map, and what is kept of the runs."""
 
     _begun_at = ""
     _locators_move = False
 
     def begin(self, destination: str) -> None:
-        """Begin a run into a destination.
-
-        Raises:
-            ManifestError: the manifest holds another destination's maps, or cannot be written.
-        """
+        """Begin a run into a destination; a ManifestError if the manifest holds another destination's maps."""
         self.prepare(destination)
         self.keep_destination(destination)
         self._begun_at = _now()
@@ -70,11 +57,7 @@ class Manifest(ManifestMetadata):
             database.execute("DELETE FROM maps WHERE stage = 'source' AND time < ?", (self._begun_at,))
 
     def prepare(self, destination: str) -> None:
-        """Prepare to plan a run into a destination, without writing anything.
-
-        Raises:
-            ManifestError: the manifest holds another destination's maps.
-        """
+        """As :meth:`begin`, to plan a run without writing anything."""
         known = self.destination()
         with self._reading() as database:
             if known and known != destination and database.execute("SELECT 1 FROM maps LIMIT 1").fetchone():
@@ -86,13 +69,7 @@ class Manifest(ManifestMetadata):
             database.execute("CREATE TEMP TABLE seen (name TEXT PRIMARY KEY, source TEXT NOT NULL) WITHOUT ROWID")
 
     def plan(self, maps: Sequence[ActivationMap], settings: str, mode: Select | RepairMode) -> Plan:
-        """Say which of a batch of maps are to be done.
-
-        Args:
-            maps: a few hundred at a time.
-            settings: the fingerprint of the settings that shape the bytes.
-            mode: the maps that are asked for.
-        """
+        """Say which of a batch of a few hundred maps are to be done, under the fingerprint of the settings."""
         plan = Plan()
         with self._reading() as database, database:
             database.execute("BEGIN")
@@ -157,8 +134,7 @@ class Manifest(ManifestMetadata):
     def mark_broken(self, found: Iterable[tuple[str, str, str]]) -> None:
         """Let maps that are done count as failed, so that the next run does them again; all or none.
 
-        Args:
-            found: of each the locator, the name, and what was found.
+        Each is given by its locator, its name, and what was found.
         """
         with self._writing() as database:
             database.executemany(
@@ -183,11 +159,7 @@ class Manifest(ManifestMetadata):
         return self._counted("SELECT status, count(*) FROM maps GROUP BY status")
 
     def rows(self, *, failed: bool = False) -> Iterator[tuple[object, ...]]:
-        """The rows, in the order of the names; each has the values of :data:`COLUMNS`.
-
-        Args:
-            failed: also those of maps that failed.
-        """
+        """The rows, in the order of the names; each has the values of :data:`COLUMNS`. ``failed`` adds failed maps."""
         return self._select("" if failed else "WHERE status = 'done'")
 
     def located(self) -> Iterator[dict[str, Any]]:

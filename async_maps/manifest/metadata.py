@@ -17,25 +17,18 @@ if TYPE_CHECKING:
 
 
 class KeptRun(NamedTuple):
-    """What it takes to make overlays of a manifest once more.
-
-    Attributes:
-        source: where their maps came from; None if that was no place.
-        settings: the fingerprint of the settings that shaped them, as in the rows.
-        shaping: those settings, for :meth:`~async_maps.settings.Settings.shaped_as`.
-    """
+    """What it takes to make overlays of a manifest once more."""
 
     source: str | None
+    """Where their maps came from; None if that was no place."""
     settings: str
+    """The fingerprint of the settings that shaped them, as in the rows."""
     shaping: dict[str, Any]
+    """Those settings, for :meth:`~async_maps.settings.Settings.shaped_as`."""
 
 
 class ManifestMetadata(ManifestFile):
-    """The destination of a manifest, and the range, the value sketch and the settings of its runs.
-
-    Raises:
-        ManifestError: in any method, the file cannot be read or written.
-    """
+    """The destination of a manifest, and the range, the value sketch and the settings of its runs."""
 
     def keep_destination(self, destination: str) -> None:
         """Write down the identity of the store that the maps go to."""
@@ -46,21 +39,12 @@ class ManifestMetadata(ManifestFile):
         return next(self._kept("destination"), None)
 
     def keep_range(self, value_range: ValueRange, setting: str) -> None:
-        """Write down which range the run's colors span, for other runs.
-
-        Args:
-            value_range: the run's, a known one.
-            setting: how it was asked for.
-        """
+        """Write down which range the run's colors span, a known one, and the setting that asked for it."""
         span = None if value_range.is_relative else [value_range.low, value_range.high]
         self._keep("range", [setting, value_range.kind, span])
 
     def value_range(self) -> ValueRange:
-        """The range of the last run, as one that another run can take over.
-
-        Raises:
-            ManifestError: it has none.
-        """
+        """The range of the last run, as one that another run can take over; a ManifestError if it has none."""
         with self._reading():
             setting, kind, span = next(self._kept("range"), (None, None, None))
         if kind == "unit":
@@ -80,12 +64,7 @@ class ManifestMetadata(ManifestFile):
         return [KeptRun(*run) for run in self._kept("run *")]
 
     def keep_sketch(self, invalid: str, sketch: QuantileSketch) -> None:
-        """Write down what the whole set was found to hold, for later runs.
-
-        Args:
-            invalid: how invalid values were counted.
-            sketch: all values.
-        """
+        """Write down what the whole set was found to hold, with invalid values counted in this way."""
         self._keep("sketch", [invalid, sketch.dump()])
 
     def sketch(self, invalid: str) -> QuantileSketch | None:

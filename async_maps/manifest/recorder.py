@@ -38,20 +38,15 @@ _COMMIT_INTERVAL_S = 0.5
 
 
 class Recorder:
-    """Asks a manifest what is to be done, and writes down what was.
+    """Asks an open manifest, which it closes, what is to be done, and writes down what was.
 
-    Args:
-        manifest: open; :meth:`close` closes it.
-
-    Raises:
-        ManifestError: in any method, the manifest cannot be read or written.
+    Every method raises ManifestError if the manifest cannot be read or written.
     """
 
     def __init__(self, manifest: Manifest) -> None:
         self._manifest = manifest
         self._settings = ""
-        self._range: tuple[ValueRange, str] | None = None
-        self._run: KeptRun | None = None
+        self._unkept: tuple[KeptRun, ValueRange, str] | None = None
         self._repairs = False
         self._turn = Lock()
         self._threads = CapacityLimiter(2)
@@ -71,22 +66,17 @@ class Recorder:
     ) -> None:
         """Say how the maps to come are colorized, and write it down.
 
-        The sketch is written now, the rest with the first maps: a source that is not there has none.
-
-        Args:
-            settings: the run's.
-            value_range: what their range has come to.
-            source: where the maps come from, as the caller has named it.
-            sketch: of all values, if they were surveyed for the range.
+        The sketch of all values, if they were surveyed, is written now, the rest with the first maps: a source that is
+        not there has none.
         """
         self.use(settings, value_range)
         if sketch is not None:
             await self._in_turn(self._manifest.keep_sketch, settings.invalid, sketch)
-        self._range = value_range, settings.range
-        self._run = KeptRun(place_of(source), self._settings, settings.shaping(value_range))
+        run = KeptRun(place_of(source), self._settings, settings.shaping(value_range))
+        self._unkept = run, value_range, settings.range
 
     async def load_claims(self, claims: Claims, mode: Select | RepairMode) -> None:
-        """Let the locators of maps that are done be taken; where all is done anew, forget those who lose theirs."""
+        """Let the locators of done maps be taken; where all is done anew, forget maps that lose theirs."""
         if mode == "all":
             await self._in_turn(self._manifest.let_locators_move)
         else:
@@ -103,8 +93,12 @@ class Recorder:
                 refused: list[Entry] = [entry for entry in batch if isinstance(entry, Failure)]
                 plan = await self._in_turn(self._manifest.plan, maps, self._settings, mode)
                 # A source in which a repair finds nothing was not that of anything.
-                if plan.todo or not self._repairs:
-                    await self._keep_with_first()
+                if self._unkept is not None and (plan.todo or not self._repairs):
+                    run, value_range, setting = self._unkept
+                    self._unkept = None
+                    await self._in_turn(self._manifest.keep_run, run)
+                    if not self._repairs:
+                        await self._in_turn(self._manifest.keep_range, value_range, setting)
                 report.skipped += plan.skipped
                 # A repair has nothing to say about what it was not asked for.
                 yield [*plan.todo] if self._repairs else [*refused, *plan.refused, *plan.todo]
@@ -138,13 +132,6 @@ class Recorder:
         with CancelScope(shield=True):
             await self._in_turn(self._close)
 
-    async def _keep_with_first(self) -> None:
-        if self._run is not None:
-            await self._in_turn(self._manifest.keep_run, self._run)
-        if self._range is not None and not self._repairs:
-            await self._in_turn(self._manifest.keep_range, *self._range)
-        self._run = self._range = None
-
     async def _in_turn(self, work: Callable[P, T], *arguments: P.args, **keywords: P.kwargs) -> T:
         def with_turn() -> T:
             # The thread itself waits and holds on: cancelled, we leave while it is still at work.
@@ -171,8 +158,7 @@ class Recorder:
 async def open_recorder(path: str | PathLike[str] | None, destination: str) -> AsyncIterator[Recorder | None]:
     """The recorder of a run, or None without a path. However the run ends, what it has receipts for is committed.
 
-    Raises:
-        ManifestError: the manifest cannot be opened or written, or belongs to another destination.
+    A ManifestError if the manifest belongs to another destination.
     """
     if path is None:
         yield None
@@ -182,15 +168,10 @@ async def open_recorder(path: str | PathLike[str] | None, destination: str) -> A
 
 
 def open_reader(path: str | PathLike[str] | None, destination: str) -> AbstractAsyncContextManager[Recorder]:
-    """A recorder that selects as a run would and writes nothing; a manifest that does not exist is taken as empty.
-
-    Raises:
-        ManifestError: on entering, the manifest cannot be read, or belongs to another destination.
-    """
+    """A recorder that selects as a run would and writes nothing; a manifest that does not exist is taken as empty."""
 
     def open_manifest() -> Manifest:
-        is_there = path is not None and os.path.exists(path)
-        return Manifest(path, read_only=True) if path is not None and is_there else Manifest(":memory:")
+        return Manifest(":memory:") if path is None or not os.path.exists(path) else Manifest(path, read_only=True)
 
     return _opened(open_manifest, Manifest.prepare, destination)
 

@@ -36,15 +36,7 @@ _SYSTEM_REASONS = {
 
 @contextmanager
 def translate_sqlite_errors(what: str, doing: Doing) -> Iterator[None]:
-    """Let what goes wrong with a database be a ManifestError.
-
-    Args:
-        what: the database, and its path.
-        doing: what was tried.
-
-    Raises:
-        ManifestError: with the reason, and what to do about it.
-    """
+    """Turn what goes wrong with a database into a ManifestError: with the reason, and what to do about it."""
     try:
         yield
     except (sqlite3.Error, OSError, ValueError) as error:
