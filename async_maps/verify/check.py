@@ -80,12 +80,7 @@ async def averify_locators(
     async def look() -> None:
         with Comparison() as comparison, Objects(settings.s3) as objects:
             check = Check(comparison, objects, settings, verification)
-            if is_table(str(place)):
-                await check.table(str(place))
-            else:
-                await check.manifest(place)
-            if deep:
-                await Reading(comparison, objects, settings, verification).run()
+            await check.look(place, deep=deep)
             await check.finish()
             verification.advice.extend(_advice(verification, deep))
 
@@ -116,26 +111,19 @@ async def watched(
         raise
 
 
-class Check:
-    """One look at all that should be there.
+class Check(Reading):
+    """One look at all that should be there; it fills the comparison and the verification."""
 
-    Args:
-        comparison: empty.
-        objects: open.
-        settings: how much is done at once.
-        verification: filled.
-    """
+    _began_at = 0.0
 
-    def __init__(
-        self, comparison: Comparison, objects: Objects, settings: Settings, verification: Verification
-    ) -> None:
-        self._comparison = comparison
-        self._objects = objects
-        self._settings = settings
-        self._verification = verification
+    async def look(self, place: str | PathLike[str], *, deep: bool, since: str = "") -> None:
+        """Compare what should be there with what is; if ``deep``, also read what was stored ``since``, or all."""
         self._began_at = monotonic()
+        await (self._table(str(place)) if is_table(str(place)) else self._manifest(place))
+        if deep:
+            await self.read(since)
 
-    async def manifest(self, path: str | PathLike[str]) -> None:
+    async def _manifest(self, path: str | PathLike[str]) -> None:
         """Compare what a manifest knows with what lies at its destination, by listing that."""
         verification = self._verification
         verification.place, verification.doing = str(path), "reading the manifest"
@@ -153,7 +141,7 @@ class Check:
         await self._compare()
         await self._name_foreign(path)
 
-    async def table(self, path: str) -> None:
+    async def _table(self, path: str) -> None:
         """Compare what a table knows with what lies at its locators, by listing the folders that they share."""
         verification = self._verification
         verification.place, verification.doing = path, "reading the table"

@@ -80,31 +80,25 @@ SELECT count(*) FROM (SELECT locator FROM expected UNION SELECT locator FROM dif
 
 
 class Expected(NamedTuple):
-    """What should lie at a locator; what is None is not known, and not compared.
-
-    Attributes:
-        locator: where.
-        name: the map's; of a table, which row.
-        size: bytes.
-        etag: without quotes.
-        crc32: 8 hexadecimal digits.
-        width: pixels.
-        height: pixels.
-        is_overlay: whether it should be a PNG.
-        written_at: when it was stored, UTC in ISO 8601; empty if that is not known.
-        broken: what an earlier look has found instead; None if it was right.
-    """
+    """What should lie at a locator; what is None is not known, and not compared."""
 
     locator: str
     name: str
+    """The map's; of a table, which row."""
     size: int | None = None
+    """Bytes."""
     etag: str | None = None
+    """Without quotes."""
     crc32: str | None = None
+    """8 hexadecimal digits."""
     width: int | None = None
     height: int | None = None
     is_overlay: bool = True
+    """Whether it should be a PNG."""
     written_at: str = ""
+    """When it was stored, UTC in ISO 8601; empty if that is not known."""
     broken: str | None = None
+    """What an earlier look has found instead; None if it was right."""
 
 
 class Difference(NamedTuple):
@@ -133,8 +127,7 @@ class Difference(NamedTuple):
 class Comparison(Spill):
     """Two lists, of what is expected and of what was found, in any order and of any length.
 
-    Raises:
-        ManifestError: in any method, there is no room in the folder of temporary files.
+    Every method raises ManifestError if there is no room in the folder of temporary files.
     """
 
     def __init__(self) -> None:

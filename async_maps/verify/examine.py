@@ -20,13 +20,7 @@ _MD5 = re.compile("[0-9a-f]{32}")
 
 
 def examine(row: Expected, content: Content, max_pixels: int) -> list[Difference]:
-    """How an object that was read differs from what it should be.
-
-    Args:
-        row: what it should be.
-        content: what it is.
-        max_pixels: a PNG that claims more is not decoded.
-    """
+    """How an object that was read differs from what it should be. A PNG that claims more pixels is not decoded."""
     wrong: list[tuple[Kind, str, str]] = []
     data = content.data
     if content.content_type not in {None, "image/png"}:

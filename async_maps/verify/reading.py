@@ -24,14 +24,7 @@ _MOST_PIXEL_BYTES, _BESIDE_PIXELS = 10, 2**20
 
 
 class Reading:
-    """Reads what a comparison has found to be right so far.
-
-    Args:
-        comparison: both its lists are complete; it gets what differs after all.
-        objects: open.
-        settings: how much is read concurrently.
-        verification: counts along.
-    """
+    """Reads what a comparison of complete lists has found to be right so far; it gets what differs after all."""
 
     def __init__(
         self, comparison: Comparison, objects: Objects, settings: Settings, verification: Verification
@@ -42,15 +35,14 @@ class Reading:
         self._verification = verification
         self._unreached = 0
 
-    async def run(self, since: str = "") -> None:
+    async def read(self, since: str) -> None:
         """Read what was stored then or later.
 
-        Raises:
-            StoreError: S3 cannot be reached any more: more reads in a row failed than run concurrently.
+        Raises StoreError if S3 cannot be reached any more: more reads in a row failed than run concurrently.
         """
         self._verification.doing = "reading every object"
         settings = self._settings
-        # Who waits for the store takes no core; who decodes does.
+        # Waiting for the store takes no core; decoding does.
         threads = CapacityLimiter(settings.concurrency), CapacityLimiter(settings.encode_thread_count)
         workers = [partial(self._examine, threads)] * settings.concurrency
         await fan_out(self._to_read(since), workers, size=lambda row: row.size or 0, limit=settings.queue_bytes)

@@ -27,7 +27,6 @@ from async_maps.sources import place_of
 from async_maps.tables import is_table
 from async_maps.verify.check import Check, advice_on_foreign, destination_of, watched
 from async_maps.verify.comparison import MENDABLE, Comparison
-from async_maps.verify.reading import Reading
 from async_maps.verify.verification import MAX_LISTED_DIFFERENCES, Verification
 
 if TYPE_CHECKING:
@@ -102,9 +101,7 @@ class _Repair:
             opened = await to_thread.run_sync(_open, self._manifest)
             try:
                 check = Check(before, objects, self._settings, verification)
-                await check.manifest(self._manifest)
-                if deep:
-                    await Reading(before, objects, self._settings, verification).run()
+                await check.look(self._manifest, deep=deep)
                 await check.finish()
                 verification.doing = "marking what is broken"
                 await to_thread.run_sync(_mark, opened, before)
@@ -122,9 +119,7 @@ class _Repair:
             if verification.repaired or verification.deleted:
                 verification.locators = verification.right = verification.listed = 0
                 check = Check(after, objects, self._settings, verification)
-                await check.manifest(self._manifest)
-                if deep:
-                    await Reading(after, objects, self._settings, verification).run(since)
+                await check.look(self._manifest, deep=deep, since=since)
                 # These were not read once more.
                 await to_thread.run_sync(after.note, before.differences("unreadable"))
                 await check.finish()
@@ -148,8 +143,8 @@ class _Repair:
         def delete() -> int:
             locators = [difference.locator for difference in islice(named, _AT_ONCE)]
             kept = objects.delete(locators)
-            told = islice(kept.items(), max(0, _ADVISED - len(verification.advice)))
-            verification.advice.extend(f"not deleted: {locator}: {reason}" for locator, reason in told)
+            listed = islice(kept.items(), max(0, _ADVISED - len(verification.advice)))
+            verification.advice.extend(f"not deleted: {locator}: {reason}" for locator, reason in listed)
             verification.deleted += len(locators) - len(kept)
             return len(locators)
 
@@ -159,7 +154,7 @@ class _Repair:
     def _ways(
         self, runs: list[KeptRun], broken: dict[str, int], source: str | None
     ) -> list[tuple[Settings, list[str]]]:
-        """The settings behind the fingerprints of what is broken, as far as they can be told, and sources for each.
+        """The settings behind the fingerprints of what is broken, as far as they are known, and sources for each.
 
         Two of them may have one fingerprint: they differ in what S3 is told about the objects.
         """

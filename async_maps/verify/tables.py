@@ -30,10 +30,6 @@ def locators_in(path: str, s3: S3Settings | None = None) -> Generator[Expected, 
     that is an object ``{"locator": ..., "data_type": ...}``, a list of them, or the JSON of either. In a row that has
     cells of that form the column ``locator`` names what is overlaid, which need not be a PNG.
 
-    Args:
-        path: the table, on a disk or ``s3://bucket/key``.
-        s3: how patient the client of S3 is.
-
     Raises:
         SourceError: it cannot be read.
         MissingExtraError: Parquet needs the extra ``parquet``.
@@ -47,9 +43,7 @@ def locators_in(path: str, s3: S3Settings | None = None) -> Generator[Expected, 
 
 def _in_row(where: str, row: Mapping[str, object]) -> Iterator[Expected]:
     masks = [mask for column, value in row.items() if column != "locator" for mask in _in_cell(value)]
-    for mask in masks:
-        yield _expected(where, mask, is_overlay=mask.get("data_type") == DATA_TYPE)
-    for mask in _in_cell(row.get("locator")):
+    for mask in (*masks, *_in_cell(row.get("locator"))):
         yield _expected(where, mask, is_overlay=mask.get("data_type") == DATA_TYPE)
     if isinstance(locator := row.get("locator"), str) and "://" in locator[:10]:
         yield _expected(where, row, is_overlay=not masks)
@@ -96,7 +90,7 @@ def _plain(text: str) -> str:
 def _number(value: object) -> int | None:
     """A whole number; also of a program that takes all numbers for fractions."""
     try:
-        number = float(value)  # type: ignore[arg-type]  # whatever it is
+        number = float(value)  # type: ignore[arg-type]  # TypeError says so
     except (TypeError, ValueError):
         return None
     return int(number) if number.is_integer() else None
