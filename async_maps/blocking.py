@@ -25,12 +25,6 @@ def blocking(function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
     The twin runs the coroutine on an event loop in a thread of its own and blocks until it returns. So it works in a
     script, in several threads at the same time, and where an event loop runs in the calling thread (a notebook's),
     which stands still meanwhile. Ctrl-C cancels the coroutine and waits until it has ended.
-
-    Args:
-        function: the coroutine function; its arguments are the twin's.
-
-    Returns:
-        The synchronous function.
     """
     name = function.__name__.removeprefix("a")
     summary, _, rest = (inspect.getdoc(function) or "").partition("\n")
@@ -47,14 +41,9 @@ def blocking(function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
 
 
 def refuse_bound(source: object, instead: str) -> None:
-    """Refuse an async iterable where it may wait for the event loop that the call is about to block.
+    """Refuse an async iterable where it may wait for the event loop of this thread, which the call is about to block.
 
-    Args:
-        source: an argument of the call.
-        instead: the call to make in its place.
-
-    Raises:
-        SourceError: the source is one, and an event loop runs in this thread.
+    The error names the call to make ``instead``.
     """
     try:
         asyncio.get_running_loop()

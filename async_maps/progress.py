@@ -141,14 +141,9 @@ async def reporting(
     source: object,
     statistics: Callable[[], Statistics] | None = None,
 ) -> AsyncIterator[None]:
-    """Report a run's progress while the context lasts, five times a second and once at its end.
+    """Report a run's progress while the context lasts, five times a second and once at its end, on the event loop.
 
-    Args:
-        on_progress: called on the event loop; nothing happens without it. An error that it raises cancels the run, and
-            is raised in its place.
-        report: the run's, which it fills.
-        source: the run's.
-        statistics: the pipeline's; None for a dry run.
+    An error that ``on_progress`` raises cancels the run, and is raised in its place. A dry run has no statistics.
     """
     if on_progress is None:
         yield
@@ -176,7 +171,7 @@ async def _counting(count: SourceCount) -> AsyncIterator[None]:
             await asyncio.sleep(_INTERVAL_S)
         await to_thread.run_sync(count.run, abandon_on_cancel=True)
 
-    if not count.is_possible:
+    if count.place is None:
         yield
         return
     counting = OrderlyTask(count_later)
@@ -194,20 +189,16 @@ class SourceCount:
         self.total: int | None = None
         self.wanted = False
         self.stopped = False
-        self._source = source
+        self.place = place_of(source)
+        """None if the source cannot be listed a second time."""
         self._countable = True
         self._sizes: set[str] = set()
-
-    @property
-    def is_possible(self) -> bool:
-        """Whether the source can be listed a second time."""
-        return place_of(self._source) is not None
 
     def run(self) -> None:
         """Count."""
         total = 0
         try:
-            for entry in open_source(place_of(self._source) or "", known=self._suppose):
+            for entry in open_source(self.place or "", known=self._suppose):
                 total += 1
                 if self.stopped:
                     return
@@ -220,9 +211,9 @@ class SourceCount:
             self.total = total
 
     def _suppose(self, maps: Sequence[ActivationMap]) -> set[str]:
-        """That an .npy file is one map if another one of its size was, and in S3, where each look is a request, anyway.
+        """Suppose that an .npy file is one map: in S3, where each look is a request, or if another of its size was one.
 
-        Of archives in S3 there is no telling.
+        The number of maps in an archive in S3 is unknown.
         """
         remote = [map_ for map_ in maps if map_.path is not None and is_remote(map_.path)]
         self._countable &= all(map_.source.lower().endswith(".npy") for map_ in remote)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from async_maps.stages.meters import Statistics
 
 MAX_LISTED_FAILURES = 1000
-"""So many failures are listed in a report; the manifest has every one."""
+"""The maximum number of failures that a report lists; the manifest has every one."""
 
 
 @dataclass(slots=True)

@@ -41,14 +41,13 @@ _logger = logging.getLogger("async_maps")
 async def known_range(settings: Settings, recorder: Recorder | None, mode: Select | RepairMode) -> ValueRange:
     """The range, as far as it is known without reading the maps: still a ``dataset`` if they must be read.
 
-    Raises:
-        ManifestError: the other run's manifest cannot be read or has no range.
+    A ManifestError if the other run's manifest cannot be read or has no range.
     """
     wanted = settings.value_range
     if wanted.kind == "from":
         return await to_thread.run_sync(_range_of, wanted.manifest)
     if wanted.kind == "dataset" and recorder is not None and mode != "all":
-        # Unless all is done anew: who runs again, for the rest or with maps that were added, gets the same colors.
+        # Unless all is done anew: a further run, for the rest or with maps that were added, gives the same colors.
         sketch = await recorder.sketch(settings.invalid)
         if sketch is not None:
             return await range_of_all(sketch, wanted)
@@ -69,15 +68,9 @@ async def range_of_all(sketch: QuantileSketch, wanted: ValueRange) -> ValueRange
 
 
 async def survey(listing: AsyncGenerator[list[Entry], None], settings: Settings, report: Report) -> QuantileSketch:
-    """Read every map and count its values. A map that will fail counts for nothing; the run will say why it does.
+    """Read every map and count its values; the report's ``surveyed`` and ``unsurveyed`` are kept up to date.
 
-    Args:
-        listing: the maps, with arrays as they are.
-        settings: how invalid values are taken, and how much is read concurrently.
-        report: its ``surveyed`` and ``unsurveyed`` are kept up to date.
-
-    Raises:
-        AsyncMapsError: what the listing raises.
+    A map that will fail counts for nothing; the run will say why it does.
     """
     with Filesystems(settings.s3) as filesystems, ExitStack() as stack:
         shared = stack.enter_context(Readers(filesystems, settings.max_pixels))
@@ -116,7 +109,7 @@ class _Surveyors:
         self._shared = shared
         self._turn = Lock()
         self._local = CapacityLimiter(settings.worker_count + settings.encode_thread_count)
-        # Who waits for S3 takes no core.
+        # Waiting for S3 takes no core.
         self._remote = CapacityLimiter(settings.prefetch)
 
     @property
@@ -162,11 +155,7 @@ class _Surveyors:
 
 
 def refuse_one_shot(source: object) -> None:
-    """Refuse a source that can be read once only, where the range asks for two passes.
-
-    Raises:
-        SettingsError: it is an iterator, or standard input.
-    """
+    """Refuse a source that can be read only once (an iterator, standard input), where the range asks for two passes."""
     if is_stdin(source) or hasattr(source, "__anext__") or hasattr(source, "__next__"):
         raise SettingsError(
             "range dataset reads all maps before it colors the first, so their source must be one that can be read "
