@@ -1,7 +1,7 @@
 """The pipeline, as callers see it: opened once, used by any number of tasks, closed in order.
 
 Here a source becomes a stream of maps (listed, surveyed for its range, selected, let in as there is room), and outcomes
-come back to who waits for them. What happens between is in :mod:`async_maps.stages`. All of it runs on the event loop.
+come back to their callers. What happens between is in :mod:`async_maps.stages`. All of it runs on the event loop.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ _WINDOW = 4096
 class Pipeline:
     """Colorizes, encodes and uploads activation maps; open while its ``async with`` lasts.
 
-    Any number of tasks may use it at once. Leaving the context finishes what was accepted; leaving it with an
+    Any number of tasks may use it concurrently. Leaving the context finishes what was accepted; leaving it with an
     exception, or cancelled, abandons that. Either way no process, socket or memory is left.
 
     Args:
@@ -218,7 +218,7 @@ class Pipeline:
         """Start to :meth:`put` a map if there is room now, for services that refuse a map rather than let it wait.
 
         The room is taken in the call itself: at most ``chunk_maps`` maps and ``queue_bytes`` of their arrays wait to be
-        colorized, or one larger map alone, whatever the number of callers. A tensor is converted later, in a thread.
+        colorized, or one larger map alone, for any number of callers. A tensor is converted later, in a thread.
 
         Args:
             name: as for :meth:`put`.
@@ -489,7 +489,7 @@ class Pipeline:
                         except BaseException:
                             flow.withdraw()
                             raise
-        except Exception as error:  # noqa: BLE001  # whatever a caller's own iterable raises is for that caller to see
+        except Exception as error:  # noqa: BLE001  # what a caller's own iterable raises is for that caller to see
             flow.close(error)
         finally:
             flow.close()

@@ -47,7 +47,7 @@ async def known_range(settings: Settings, recorder: Recorder | None, mode: Selec
     if wanted.kind == "from":
         return await to_thread.run_sync(_range_of, wanted.manifest)
     if wanted.kind == "dataset" and recorder is not None and mode != "all":
-        # Unless all is done anew: a further run, for the rest or with maps that were added, gives the same colors.
+        # Unless all is done again: a further run, for the rest or with maps that were added, gives the same colors.
         sketch = await recorder.sketch(settings.invalid)
         if sketch is not None:
             return await range_of_all(sketch, wanted)

@@ -93,7 +93,7 @@ class WaitingLine(Generic[T]):
             place.served.set()
 
     def close(self) -> None:
-        """Nothing will be given back any more: send those who wait away."""
+        """Nothing will be given back any more: end every wait with a BrokenResourceError."""
         self._closed = True
         while self._waiting:
             self._waiting.popleft().served.set()
@@ -132,7 +132,7 @@ class ByteBudget:
         return self._line.length
 
     def close(self) -> None:
-        """Send those who wait away with a BrokenResourceError."""
+        """End every wait with a BrokenResourceError."""
         self._line.close()
 
     def _lease(self, size: int) -> Lease | None:
@@ -147,7 +147,7 @@ class ByteBudget:
 
 
 class Lease:
-    """Bytes taken from a budget. Giving them back twice is harmless: a cancellation can leave it open who must."""
+    """Bytes taken from a budget. Giving them back twice is harmless: after a cancellation, two places may do it."""
 
     __slots__ = ("_budget", "_size")
 

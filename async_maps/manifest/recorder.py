@@ -76,7 +76,7 @@ class Recorder:
         self._unkept = run, value_range, settings.range
 
     async def load_claims(self, claims: Claims, mode: Select | RepairMode) -> None:
-        """Let the locators of done maps be taken; where all is done anew, forget maps that lose theirs."""
+        """Let the locators of done maps be taken; where all is done again, forget maps that lose theirs."""
         if mode == "all":
             await self._in_turn(self._manifest.let_locators_move)
         else:

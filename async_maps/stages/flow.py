@@ -1,4 +1,4 @@
-"""Between one caller and the shared pipeline: who asked for which maps, and a bounded place for their outcomes."""
+"""Between one caller and the shared pipeline: its maps under way, and a bounded place for their outcomes."""
 
 from __future__ import annotations
 

@@ -175,7 +175,7 @@ class Stages:
         self._jobs.close()
 
     def abandon(self) -> None:
-        """The stages are gone: send those away who wait for room."""
+        """The stages are gone: end every wait for room."""
         self._array_bytes.close()
 
     @property

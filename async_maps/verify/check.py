@@ -1,6 +1,6 @@
 """Is every locator really there, whole, and what was sent? By listing, and where that is asked for by reading all.
 
-On the event loop; what blocks goes to threads. Memory is bounded, whatever the number of objects: both lists are
+On the event loop; what blocks goes to threads. Memory is bounded for any number of objects: both lists are
 compared on disk.
 """
 
@@ -60,7 +60,7 @@ async def averify_locators(
     Args:
         place: a manifest; or a table of results (``.csv``, ``.jsonl``, ``.parquet``), ours or Kolena's, a part of what
             lies there perhaps: so nothing is foreign to it.
-        settings: how patient S3's client is, and how much is read at once (``concurrency``, ``queue_bytes``).
+        settings: how patient S3's client is, and how much is read concurrently (``concurrency``, ``queue_bytes``).
         deep: also read every object, and compare its digest, its type and its size in pixels.
         on_progress: called with a copy of the verification five times a second and at the end, on the event loop, which
             it must not block. An error that it raises ends the verification.
@@ -184,7 +184,7 @@ class Check(Reading):
                 self._verification.locators += count
 
     async def _list(self, folder: str, requests: int | None = None) -> bool:
-        """List a folder; whether that came to its end within so many requests."""
+        """List a folder; whether that came to its end within this number of requests."""
         self._verification.doing = f"listing {folder}"
         listing = self._objects.below(folder)
 
@@ -203,7 +203,7 @@ class Check(Reading):
         return True
 
     async def _look_for(self, wanted: Callable[[str], bool]) -> None:
-        """Ask for each of those by itself that no listing has told of, if it is wanted."""
+        """Ask for each wanted object that no listing has shown, by itself."""
         self._verification.doing = "looking for what was not listed"
 
         def look(locators: Sequence[str]) -> None:

@@ -53,8 +53,8 @@ async def arepair_overlays(  # noqa: PLR0913  # one argument a flag
 ) -> Verification:
     """Verify as :func:`averify_locators` does, and make broken overlays again: nothing else is uploaded.
 
-    The rows of what is broken are failed rows (stage ``verify``) before anything is made, so that whatever interrupts
-    the repair, the next one, or the next run, does the rest. Maps are read from where their run has read them, and
+    The rows of what is broken are failed rows (stage ``verify``) before anything is made: if the repair is interrupted,
+    the next one, or the next run, does the rest. Maps are read from where their run has read them, and
     colorized with its settings, as the manifest has kept both; a map that has changed since gets what is there now.
 
     Args:
@@ -156,7 +156,7 @@ class _Repair:
     ) -> list[tuple[Settings, list[str]]]:
         """The settings behind the fingerprints of what is broken, as far as they are known, and sources for each.
 
-        Two of them may have one fingerprint: they differ in what S3 is told about the objects.
+        Two of them may have one fingerprint: they differ in the headers of the objects in S3.
         """
         ways: dict[str, tuple[Settings, list[str]]] = {}
         for run in runs:

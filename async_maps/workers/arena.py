@@ -89,7 +89,7 @@ class Arena:
         """
         block = await self._line.wait(_round_up(max(size, 1)))
         if block.size > self.size:
-            # Grown here and not when it was served: what goes wrong concerns who asked, not who made room.
+            # Grown here and not when it was served: an error concerns the task that asked, not the one that made room.
             try:
                 block.memory = self._grow(block.size)
             except BaseException:

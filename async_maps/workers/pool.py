@@ -120,7 +120,7 @@ class ProcessWorker:
         # Of one that died while nobody spoke to it, the socket is still open.
         await self._kill()
         try:
-            # Milliseconds; cancelled amid them, there would be a process that nobody knows of.
+            # Milliseconds; cancelled meanwhile, there would be a process that nobody knows of.
             with CancelScope(shield=True):
                 ours, theirs = socket.socketpair()
                 with theirs:
@@ -161,7 +161,7 @@ class ProcessWorker:
         """Start the interpreter, in a thread.
 
         An event loop could start it too, but two of uvloop's must not do that at the same time ("Racing with another
-        loop to spawn a process"), and who else runs one in this process is unknown.
+        loop to spawn a process"), and others may run one in this process.
         """
         # One worker is one core: libraries in it must not start a thread for each of them.
         single = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
@@ -172,7 +172,7 @@ class ProcessWorker:
             stdout=theirs.fileno(),
             pass_fds=(self._descriptor,),
             env={**os.environ, **single},
-            # Out of the terminal's foreground group: Ctrl-C is for the parent, who drains.
+            # Out of the terminal's foreground group: Ctrl-C is for the parent, which drains.
             start_new_session=True,
         )
 

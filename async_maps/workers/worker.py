@@ -210,7 +210,7 @@ def frame(message: object) -> bytes:
 
 
 def _receive(file: IO[bytes]) -> Any:
-    """The next message; None when no whole one comes any more, as its sender has stopped or died amid it."""
+    """The next message; None when no whole one comes any more, as its sender has stopped or died meanwhile."""
     head = file.read(4)
     size = int.from_bytes(head, "big")
     body = file.read(size) if len(head) == 4 else b""
