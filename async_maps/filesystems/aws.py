@@ -36,7 +36,7 @@ SLOW_DOWN_STATUSES = {429, 503}
 TRANSIENT_CODES = {
     "SlowDown", "Throttling", "ThrottlingException", "TooManyRequests", "RequestLimitExceeded", "ServiceUnavailable",
     "InternalError", "OperationAborted", "ConditionalRequestConflict",
-    # What arrived is not what was sent.
+    # The bytes that arrived differ from those that were sent.
     "RequestTimeout", "IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch",
 }  # fmt: skip
 """Codes after which the same request may pass, with any status."""

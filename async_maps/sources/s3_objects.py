@@ -42,7 +42,7 @@ class S3Objects:
             with Filesystems(self._settings) as filesystems:
                 yield from maps_in_named(self._files(filesystems.s3()), filesystems, self._known)
         except SourceError as error:
-            # A connection is closed when nobody refers to the client any more; the frames of a kept error would.
+            # A connection is closed when the last reference to the client is gone; the frames of a kept error hold one.
             kept: BaseException | None = error
             while kept is not None:
                 clear_frames(kept.__traceback__)
