@@ -1,4 +1,4 @@
-"""What can go wrong, as a tree.
+"""The errors of this package, as a tree.
 
 ::
 
@@ -19,7 +19,7 @@
     ├── ServerError                              the demo's S3 server did not start (in :mod:`async_maps.demo.seaweed`)
     └── MissingExtraError                        an optional dependency that is not installed
 
-One map's failure is data, a :class:`~async_maps.outcomes.Failure`; what stands here ends a call or a run.
+One map's failure is data, a :class:`~async_maps.outcomes.Failure`; an error ends a call or a run.
 """
 
 from __future__ import annotations
@@ -144,15 +144,7 @@ class MissingExtraError(AsyncMapsError):
 
 @contextmanager
 def require_extra(what: str, extra: str) -> Iterator[None]:
-    """Import an optional dependency in the ``with`` block, or raise an error that names its extra.
-
-    Args:
-        what: the feature that needs it: ``"reading Parquet"``.
-        extra: the extra that installs it: ``"parquet"``.
-
-    Raises:
-        MissingExtraError: the import failed.
-    """
+    """Import an optional dependency in the ``with`` block, or raise a MissingExtraError of these arguments."""
     try:
         yield
     except ImportError:

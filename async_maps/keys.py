@@ -1,4 +1,4 @@
-"""What a map may be called. A name becomes a key in a store and a path on a disk, and must stay under its prefix."""
+"""Names and keys. A map's name becomes a key in a store and a path on a disk, and must stay under its prefix."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MAX_KEY_BYTES = 1024
 """S3's own limit of a key's length in UTF-8 (Amazon S3 user guide, "Naming Amazon S3 objects")."""
 
 _FIELDS = {"name": "", "digest": r"(\.(1[6-9]|[2-9]\d))?", "stem": "", "parent": "", "index": r"(0\d{1,2})?"}
-"""What a key is made of, and how each may be formatted."""
+"""The fields of a key, and the format specifications that each may have."""
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
@@ -38,17 +38,14 @@ def check_name(name: str) -> None:
 
 
 class KeyTemplate:
-    """How the key of an overlay is made: ``{name}.png``, or whatever else the fields come to.
+    """The pattern of the keys of overlays, such as ``{name}.png``.
 
-    ``{name}`` is the map's name, ``{parent}`` and ``{stem}`` are what is before and behind its last slash, ``{index}``
-    is its position in its source (``{index:06}`` to fill it up), ``{digest}`` is the SHA-256 of the PNG, in hexadecimal
+    ``{name}`` is the map's name, ``{parent}`` and ``{stem}`` are its parts before and after its last slash, ``{index}``
+    is its position in its source (``{index:06}`` pads it), ``{digest}`` is the SHA-256 of the PNG, in hexadecimal
     (``{digest:.16}`` for the first 16 digits).
 
-    Args:
-        template: the text.
-
     Raises:
-        SettingsError: it has other fields, or none that tells maps apart, or cannot be a key.
+        SettingsError: it has other fields, or none that distinguishes maps, or cannot be a key.
     """
 
     def __init__(self, template: str) -> None:
@@ -72,7 +69,7 @@ class KeyTemplate:
         self.needs_index: bool = "index" in fields
         self.needs_digest: bool = "digest" in fields
         self.may_collide: bool = not self.needs_digest and [field for field, *_ in parts if field] != ["name"]
-        """Whether two names may come to one key. With a digest they may as well: then their bytes are the same."""
+        """Whether two names may give one key to different bytes."""
         try:
             for name in ("stem", "parent/stem"):
                 self.key("", name)

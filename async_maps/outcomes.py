@@ -105,4 +105,4 @@ class Failure:
 
 
 Outcome: TypeAlias = Receipt | Failure
-"""What a map ends with."""
+"""The end of a map."""

@@ -22,12 +22,9 @@ _BATCH_ROWS = 1024
 
 
 class Row(NamedTuple):
-    """A row of a table.
+    """A row of a table: values by column, or the reason why it cannot be read.
 
-    Attributes:
-        place: where it stands: ``line 7`` of a text file, ``row 7`` of a Parquet file.
-        values: by column; empty if there is a problem.
-        problem: why the row cannot be read; empty if it can.
+    ``place`` is ``line 7`` of a text file, or ``row 7`` of a Parquet file.
     """
 
     place: str
@@ -43,13 +40,9 @@ def is_table(path: str) -> bool:
 def read_table(
     path: str, open_file: Callable[[str], BinaryIO], columns: Sequence[str] = ()
 ) -> Generator[Row, None, None]:
-    """Yield the rows of a table. Empty lines are skipped.
+    """Yield the rows of a table, whose suffix says the format. Empty lines are skipped.
 
-    Args:
-        path: the table; its suffix says the format.
-        open_file: opens a path to read bytes.
-        columns: the columns that the table must have; others are not read from CSV and Parquet. None are required, and
-            all are read, if it is empty.
+    The table must have the columns; others are not read from CSV and Parquet. Without columns, all are read.
 
     Raises:
         SourceError: the file cannot be read, is not of that format, lacks a column, or has a line that is too long.
@@ -73,7 +66,7 @@ def _check_columns(columns: Sequence[str], found: Sequence[object]) -> None:
 
 
 def _lines(file: BinaryIO) -> Iterator[str]:
-    # Bytes that are not UTF-8 concern their own row only. Excel's byte order mark is not part of a column's name.
+    # Bytes that are not UTF-8 spoil their own row only. Excel's byte order mark is not part of a column's name.
     with io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="") as text:
         while line := text.readline(_MAX_LINE):
             if len(line) == _MAX_LINE and not line.endswith(("\n", "\r")):

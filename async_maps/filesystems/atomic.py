@@ -1,4 +1,4 @@
-"""A file of ours, written whole or not at all: until it is, and after a disk was full, the older one is there."""
+"""Files that are written whole or not at all: until then, and after a full disk, the older file is in place."""
 
 from __future__ import annotations
 
@@ -14,18 +14,14 @@ if TYPE_CHECKING:
 
 @contextmanager
 def replacing(target: Path) -> Iterator[Path]:
-    """Where to write: what is there when the context ends without an error takes the target's place in one step.
+    """Where to write: the file there replaces the target in one step when the context ends without an error.
 
-    Args:
-        target: the file; a pipe or a terminal, whose place nothing can take, is written to directly.
-
-    Raises:
-        OSError: it cannot take that place.
+    A pipe or a terminal, which nothing can replace, is written to directly.
     """
     if target.exists() and not (target.is_file() or target.is_dir()):
         yield target
         return
-    # Through links: what they lead to is replaced, they stay.
+    # Through links: their targets are replaced, they stay.
     target = Path(os.path.realpath(target))
     # Beside the target, so that the rename at the end is one step.
     temporary = target.with_name(f".async-maps-{uuid4().hex}")

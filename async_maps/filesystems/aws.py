@@ -1,4 +1,4 @@
-"""What the clients of Amazon's library are told, and what its errors mean: the same for sources and destinations."""
+"""The configuration and the errors of the AWS SDK's clients: the same for sources and destinations."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ STORE_CODES = {
     "AuthorizationHeaderMalformed": "the bucket lies in another region",
     "AccountProblem": "there is a problem with the account",
 }
-"""Error codes that speak of the store, not of one object (Amazon S3 API reference, "Error responses")."""
+"""Error codes that concern the store, not one object (Amazon S3 API reference, "Error responses")."""
 
 TRANSIENT_STATUSES = {408, 429, 500, 502, 503, 504}
 SLOW_DOWN_STATUSES = {429, 503}
@@ -36,29 +36,26 @@ SLOW_DOWN_STATUSES = {429, 503}
 TRANSIENT_CODES = {
     "SlowDown", "Throttling", "ThrottlingException", "TooManyRequests", "RequestLimitExceeded", "ServiceUnavailable",
     "InternalError", "OperationAborted", "ConditionalRequestConflict",
-    # What arrived is not what was sent.
+    # The bytes that arrived differ from those that were sent.
     "RequestTimeout", "IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch",
 }  # fmt: skip
-"""Likewise, whatever the status."""
+"""Codes after which the same request may pass, with any status."""
 
 _SDK_ATTEMPTS = 5
-"""Between two attempts the SDK waits for up to 20 s, and for nobody's success: five are patience enough."""
+"""Between two attempts the SDK waits for up to 20 s, and ignores successes elsewhere: more attempts take minutes."""
 
 
 def client_options(settings: S3Settings, connections: int, attempts: int | None = None) -> dict[str, Any]:
-    """The configuration of a client that uses up to so many connections at once.
+    """The configuration of a client with a maximum number of connections.
 
-    Args:
-        settings: how patient it is.
-        connections: at most so many.
-        attempts: how often it tries; if None, as the settings say, but not for minutes.
+    Without ``attempts`` it has those of the settings, :data:`_SDK_ATTEMPTS` at most.
     """
     return {
         "max_pool_connections": connections,
         "connect_timeout": settings.connect_timeout_s,
         "read_timeout": settings.read_timeout_s,
         "retries": {"mode": "standard", "total_max_attempts": attempts or min(settings.max_attempts, _SDK_ATTEMPTS)},
-        # Trailing checksums break several S3-compatible stores; whoever puts sends a checksum in a header.
+        # Trailing checksums break several S3-compatible stores; our PUTs have a checksum in a header.
         "request_checksum_calculation": "when_required",
         "response_checksum_validation": "when_required",
         "parameter_validation": False,
@@ -80,11 +77,7 @@ def url_options(client: Any) -> dict[str, Any] | None:
 
 @contextmanager
 def translate_credential_errors() -> Iterator[None]:
-    """Make one of botocore's own errors of the bare RuntimeError that it raises for credentials that have expired.
-
-    Raises:
-        CredentialRetrievalError: they have, and nothing renews them.
-    """
+    """Turn the bare RuntimeError that botocore raises for expired credentials into a CredentialRetrievalError."""
     try:
         yield
     except RuntimeError as error:
@@ -96,8 +89,8 @@ def translate_credential_errors() -> Iterator[None]:
 
 
 def identity(destination: str, endpoint: str) -> str:
-    """A bucket and prefix, told apart from those of the same name at another endpoint."""
-    # AWS is one place, whatever the region's host is; any other server is another, if its buckets are named alike.
+    """A bucket and prefix, distinct from those of the same name at another endpoint."""
+    # The hosts of AWS's regions share their buckets; any other server has its own.
     return destination if "amazonaws.com" in endpoint else f"{destination} at {endpoint}"
 
 
@@ -110,7 +103,7 @@ def refusal(error: ClientError) -> tuple[str, int, str]:
 
 
 def unreachable(error: Exception) -> str:
-    """A sentence for what kept a request from being answered."""
+    """A sentence for the error of a request that got no answer."""
     if isinstance(error, NoCredentialsError):
         return "no AWS credentials found: set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
     return str(error) or type(error).__name__

@@ -1,4 +1,4 @@
-"""Where files lie: on a disk, or in S3. Readers see a file as a seekable stream of bytes, wherever it comes from."""
+"""Disks and S3 behind one protocol: readers see every file as a seekable stream of bytes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Filesystem(Protocol):
-    """What a reader asks of the place where its file lies. Safe to share between threads."""
+    """The place where a reader's file lies. Safe to share between threads."""
 
     def open(self, path: str) -> BinaryIO:
         """The file, seekable, at its start.
@@ -37,15 +37,11 @@ class LocalFilesystem:
 
     def open(self, path: str) -> BinaryIO:
         """The file, open; a pipe or a device, whose bytes may never come, is refused even if it was a file before."""
-        return open(path, "rb", opener=_open_at_once)
+        return open(path, "rb", opener=_open_without_waiting)
 
 
 class Filesystems:
-    """The filesystem of each path; safe to share between threads.
-
-    Args:
-        s3: how patient the client of S3 is, if there is anything in S3.
-    """
+    """The filesystem of each path; safe to share between threads."""
 
     def __init__(self, s3: S3Settings | None = None) -> None:
         self._disk = LocalFilesystem()
@@ -65,7 +61,7 @@ class Filesystems:
         return self.s3() if is_remote(path) else self._disk
 
     def s3(self) -> S3Filesystem:
-        """S3, made when it is first asked for."""
+        """S3, made at the first call."""
         # Its client takes a while to import, and most sources lie on a disk.
         from async_maps.filesystems.s3 import S3Filesystem
 
@@ -85,33 +81,20 @@ class Filesystems:
 
 
 def check_regular(mode: int, folder: bool = False) -> None:
-    """Refuse what is no plain file, or no folder.
-
-    Args:
-        mode: as ``os.stat`` tells it.
-        folder: whether a folder is expected.
-
-    Raises:
-        SourceError: it is something else.
-    """
+    """Refuse anything but a plain file, or a folder, by its ``st_mode``."""
     if not (stat.S_ISDIR if folder else stat.S_ISREG)(mode):
         expected = "a folder" if folder else "a regular file"
         raise SourceError(f"expected {expected}, found {_kind(mode)}")
 
 
 def file_fingerprint(status: os.stat_result) -> str:
-    """What changes when a file does: its size and time."""
+    """Changes when a file does: its size and time."""
     return f"{status.st_size}-{status.st_mtime_ns}"
 
 
 def folder_fingerprint(folder: str) -> str:
-    """What changes when any file in a folder does: a digest over their paths, sizes and times.
-
-    Raises:
-        SourceError: a symbolic link in it leads back to a folder above, or what lies in it is no plain file.
-        OSError: it cannot be read.
-    """
-    # A sum does not depend on the order in which files come, and so none has to be remembered to be sorted.
+    """Changes when any file in a folder does: a digest over their paths, sizes and times."""
+    # A sum does not depend on the order of the files, so they need not be kept to be sorted.
     total = 0
     for line in _states(folder):
         total += int.from_bytes(blake2b(line, digest_size=16).digest(), "big")
@@ -142,12 +125,12 @@ def _states(folder: str) -> Iterator[bytes]:
 
 
 def is_remote(path: str) -> bool:
-    """Whether a file lies in S3: then threads of this process read it, many at once, instead of worker processes."""
+    """Whether a file lies in S3: then threads of this process read it, instead of worker processes."""
     return path.startswith("s3://")
 
 
-def _open_at_once(path: str, flags: int) -> int:
-    # Else the opening of a pipe waits until somebody writes into it.
+def _open_without_waiting(path: str, flags: int) -> int:
+    # Else the opening of a pipe waits for a writer.
     descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         mode = os.fstat(descriptor).st_mode

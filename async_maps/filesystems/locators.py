@@ -1,4 +1,4 @@
-"""Locators: where an overlay lies, as text. The stores make them; here they are taken apart, and told to Kolena."""
+"""Locators: where an overlay lies, as text. The stores make them; here they are parsed, and made JSON for Kolena."""
 
 from __future__ import annotations
 
@@ -11,21 +11,19 @@ from async_maps.errors import AsyncMapsError, InputValidationError, SourceError
 from async_maps.keys import printable
 
 DATA_TYPE = "ANNOTATION/BITMAP_MASK"
-"""What Kolena calls a ``BitmapMask`` in JSON (kolena 1.69.0)."""
+"""The type of a ``BitmapMask`` in JSON (kolena 1.69.0)."""
 
 _FOR_KOLENA = re.compile(r"(s3|gs|https)://(.+/)+.+")
-"""What Kolena's own validators of locators accept; ``BitmapMask`` itself accepts anything."""
+"""The locators that Kolena's own validators accept; ``BitmapMask`` itself accepts anything."""
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{1,}[A-Za-z0-9]")
-"""What a bucket may be called: also what servers other than Amazon's, and access points, allow."""
+"""A bucket's name: also those that servers other than Amazon's, and access points, allow."""
 _FILE = re.compile(r"file://(?:localhost)?(/.*)", re.DOTALL)
 
 
 class S3Address(NamedTuple):
-    """An object in S3, or the prefix that objects share. Its text is ``s3://bucket/key``.
+    """An object in S3, or the prefix that objects share, which may be empty. Its text is ``s3://bucket/key``.
 
-    Attributes:
-        bucket: the bucket's name.
-        key: the object's key, not percent-encoded; or a prefix, which may be empty.
+    The key is not percent-encoded.
     """
 
     bucket: str
@@ -36,15 +34,7 @@ class S3Address(NamedTuple):
 
 
 def parse_s3_address(address: str, error: type[AsyncMapsError] = SourceError) -> S3Address:
-    """Return the bucket and the key of ``s3://bucket/key``.
-
-    Args:
-        address: the text.
-        error: the class of the error.
-
-    Raises:
-        AsyncMapsError: an ``error``: there is no name of a bucket in the text.
-    """
+    """Return the bucket and the key of ``s3://bucket/key``; raise ``error`` if the text has no name of a bucket."""
     bucket, _, key = address.removeprefix("s3://").partition("/")
     if not (address.startswith("s3://") and _BUCKET.fullmatch(bucket)):
         raise error(f"{bucket!r} is not the name of a bucket; expected s3://bucket/prefix")
@@ -59,14 +49,10 @@ def file_path(locator: str) -> str | None:
 
 
 def bitmap_mask_fields(locator: str, **fields: Any) -> dict[str, Any]:
-    """What Kolena's ``BitmapMask(locator)`` is in JSON, which its service takes as well.
-
-    Args:
-        locator: where the overlay lies.
-        fields: whatever else the mask is to tell.
+    """Kolena's ``BitmapMask(locator, **fields)`` in JSON, which its service takes as well.
 
     Raises:
-        InputValidationError: Kolena cannot read what lies there.
+        InputValidationError: Kolena cannot read such a locator.
     """
     if not _FOR_KOLENA.fullmatch(locator):
         raise InputValidationError(

@@ -1,4 +1,4 @@
-"""What lies at locators, in S3 and in folders: listed, read and deleted. It blocks: call it in a thread."""
+"""The objects at locators, in S3 and in folders: listed, read and deleted. It blocks: call it in a thread."""
 
 from __future__ import annotations
 
@@ -20,19 +20,13 @@ if TYPE_CHECKING:
     from async_maps.settings import S3Settings
 
 _MOST_BYTES = 2**40
-"""No object that one PUT has made is larger."""
+"""No object of one PUT is larger."""
 _TEMPORARY = ".async-maps-"
-"""What the names of files start with that somebody of ours is writing at this moment, or was when it was killed."""
+"""The start of the names of files that this package is writing, or was when it was killed."""
 
 
 class ObjectInfo(NamedTuple):
-    """An object as a listing tells of it.
-
-    Attributes:
-        locator: where it lies.
-        size: bytes.
-        etag: without quotes; None of a file.
-    """
+    """An object's entry in a listing; the size is in bytes, the ETag without quotes, and None for a file."""
 
     locator: str
     size: int
@@ -40,13 +34,10 @@ class ObjectInfo(NamedTuple):
 
 
 class Content(NamedTuple):
-    """An object that was read.
+    """An object that was read; a file has no content type.
 
-    Attributes:
-        data: all of it.
-        content_type: as it is told to browsers; None of a file.
-        etag_is_md5: whether its ETag can be the MD5 of its bytes (Amazon S3 API reference, "Object": not of what KMS
-            encrypts).
+    ``etag_is_md5`` says whether its ETag can be the MD5 of its bytes (Amazon S3 API reference, "Object": not if KMS
+    encrypts it).
     """
 
     data: bytes | bytearray
@@ -57,8 +48,8 @@ class Content(NamedTuple):
 class Objects:
     """Everything that a locator can lead to. Any number of threads may share it.
 
-    Args:
-        s3: how patient the client of S3 is.
+    Its methods raise an ObjectError where S3 or the disk refuses something, such as for lack of permission, and a
+    StoreError where S3 cannot be reached or the AWS configuration cannot be used.
     """
 
     def __init__(self, s3: S3Settings | None = None) -> None:
@@ -71,11 +62,7 @@ class Objects:
         self._filesystems.close()
 
     def identity(self, folder: str) -> str:
-        """What a manifest would be bound to whose run went to that folder: as ``Store.identity``.
-
-        Raises:
-            StoreError: the AWS configuration makes no sense.
-        """
+        """The ``Store.identity`` of a run to that folder."""
         if not is_remote(folder):
             return folder
         from async_maps.filesystems.aws import identity
@@ -84,14 +71,9 @@ class Objects:
             return identity(folder, self._filesystems.s3().endpoint())
 
     def below(self, folder: str) -> Generator[ObjectInfo, None, None]:
-        """What lies below a folder, in no particular order: a thousand objects a request, or as the disk has them.
+        """The objects below a folder, in no particular order: a thousand a request, or as the disk has them.
 
-        Args:
-            folder: ``s3://bucket/prefix/`` or ``file:///folder/``, with its slash at the end.
-
-        Raises:
-            ObjectError: S3 refuses to list it: there is no such bucket, or no permission.
-            StoreError: it cannot be listed.
+        The folder ends in a slash: ``s3://bucket/prefix/`` or ``file:///folder/``.
         """
         with _translate_errors(folder):
             if (path := file_path(folder)) is not None:
@@ -99,17 +81,12 @@ class Objects:
                 return
             bucket, prefix = parse_s3_address(folder)
             for found in self._filesystems.s3().objects(bucket, prefix):
-                # What stands for a folder is no object of anybody's.
+                # An object that stands for a folder is no overlay.
                 if not found.key.endswith("/"):
                     yield ObjectInfo(f"s3://{bucket}/{found.key}", found.size, found.etag or None)
 
     def find(self, locator: str) -> ObjectInfo | None:
-        """One object, as :meth:`below` would tell of it; None if there is none.
-
-        Raises:
-            ObjectError: S3 refuses to tell, or the disk does.
-            StoreError: S3 cannot be asked.
-        """
+        """One object, as :meth:`below` lists it; None if there is none."""
         if (path := file_path(locator)) is not None:
             try:
                 status = os.stat(path)
@@ -127,8 +104,7 @@ class Objects:
         """All of an object, in one request.
 
         Raises:
-            FileNotFoundError: there is none.
-            OSError: the file cannot be read.
+            OSError: it cannot be read, or (FileNotFoundError) there is none.
             SourceError: S3 refuses it.
             StoreError: S3 cannot be reached.
         """
@@ -147,16 +123,10 @@ class Objects:
         return Content(found.data, found.content_type, not found.encryption.startswith("aws:kms"))
 
     def delete(self, locators: Sequence[str]) -> dict[str, str]:
-        """Delete objects: all of a bucket in one request.
-
-        Args:
-            locators: up to a thousand, sorted.
+        """Delete up to a thousand objects, sorted: all of a bucket in one request.
 
         Returns:
-            those that could not be deleted, and why.
-
-        Raises:
-            StoreError: S3 cannot be reached.
+            the reasons of those that could not be deleted.
         """
         kept = {}
         for locator in locators:
@@ -183,11 +153,11 @@ def _files_below(folder: str) -> Iterator[ObjectInfo]:
         try:
             entries = os.scandir(waiting.pop())
         except (FileNotFoundError, PermissionError):
-            # Nothing was written there, or it is gone by now; or it may not be listed, and each file is asked for.
+            # Nothing was written there, or it is gone by now; or it may not be listed, and each file is looked up.
             continue
         with entries:
             for entry in entries:
-                # Links to folders are not followed: what is behind them is not below this one.
+                # Links to folders are not followed: their files are not below this one.
                 if entry.is_dir(follow_symlinks=False):
                     waiting.append(entry.path)
                 elif entry.is_file() and not entry.name.startswith(_TEMPORARY):

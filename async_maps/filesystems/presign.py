@@ -1,4 +1,4 @@
-"""Presigned URLs: one object of a private bucket, for whoever has the URL. They are made here, without a request.
+"""Presigned URLs: one object of a private bucket, for anyone with the URL. They are made here, without a request.
 
 Credentials may have to be fetched or renewed, which blocks: call it in a thread.
 """
@@ -32,21 +32,15 @@ Parameters")."""
 def presigning(hours: float) -> Iterator[Callable[[str], str]]:
     """A function that makes a URL of a locator, with the credentials, endpoint and region of the AWS environment.
 
-    The URL answers a GET for so many hours from the moment it is made, or until the credentials themselves expire,
-    whichever is sooner. It holds the access key's id, of temporary credentials the session token, and a signature for
-    this one object, never the secret key.
+    The URL answers a GET for 1 to :data:`MAX_HOURS` hours, or until the credentials themselves expire, whichever is
+    sooner. It holds the access key's id, the session token of temporary credentials, and a signature for this one
+    object, never the secret key. The function raises a StoreError if it cannot sign, or the locator is not in S3.
 
-    The region, AWS_DEFAULT_REGION or the profile's, must be the bucket's own, as nobody is asked for it. Some 2,000
-    URLs are made in a second; most of it is spent in the SDK's rules for endpoints.
-
-    Args:
-        hours: 1 to :data:`MAX_HOURS`.
-
-    Yields:
-        The function, which raises a StoreError if it cannot sign, or the locator does not lie in S3.
+    The region, AWS_DEFAULT_REGION or the profile's, must be the bucket's own, as no request is made. About 2,000 URLs
+    are made in a second; most of it is spent in the SDK's rules for endpoints.
 
     Raises:
-        SettingsError: another number of hours, or an AWS configuration that makes no sense.
+        SettingsError: the number of hours or the AWS configuration cannot be used.
         StoreError: no credentials.
     """
     if not 1 <= hours <= MAX_HOURS:

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 _WHOLE_BYTES = 8 * 2**20
 """Objects up to this size are read in one request."""
 _HEAD_BYTES = 64 * 2**10
-"""So much is kept of the beginning of a larger one: what a format has to say about itself is mostly there."""
+"""The beginning of a larger one that is kept: it mostly holds the format's header."""
 _BLOCK_BYTES = 512 * 2**10
 _MAX_BLOCK_BYTES = 4 * 2**20
 _CACHE_BYTES = 8 * 2**20
@@ -49,7 +49,7 @@ _CONNECTIONS = 64
 
 
 class Object(NamedTuple):
-    """An object as a listing tells of it; the tag is without quotes."""
+    """An object's entry in a listing; the tag is without quotes."""
 
     key: str
     size: int
@@ -64,8 +64,9 @@ class Object(NamedTuple):
 class S3Filesystem:
     """Opens objects; makes its one client when it is first used.
 
-    Args:
-        settings: how patient the client is.
+    Raises:
+        SourceError: S3 refuses a request or cannot be reached, or the AWS configuration cannot be used; all methods
+            raise it.
     """
 
     def __init__(self, settings: S3Settings | None = None) -> None:
@@ -75,34 +76,25 @@ class S3Filesystem:
         self._closed = False
 
     def open(self, path: str) -> BinaryIO:
-        """Open the object at ``s3://bucket/key``, to be read and sought in.
-
-        Raises:
-            FileNotFoundError: there is no such object.
-            SourceError: S3 refuses it, or cannot be reached.
-        """
+        """Open the object at ``s3://bucket/key``, to be read and sought in; a FileNotFoundError if there is none."""
         return io.BufferedReader(self.open_object(path))
 
-    def open_object(self, path: str, at_once: int = _WHOLE_BYTES) -> S3File:
-        """As :meth:`open`, without a buffer; an object of up to ``at_once`` bytes is read now, in one request."""
+    def open_object(self, path: str, whole_bytes: int = _WHOLE_BYTES) -> S3File:
+        """As :meth:`open`, without a buffer; an object of up to ``whole_bytes`` is read now, in one request."""
         address = parse_s3_address(path)
-        return S3File(self, address, self.get(address, 0, at_once, keep=_HEAD_BYTES))
+        return S3File(self, address, self.get(address, 0, whole_bytes, keep=_HEAD_BYTES))
 
     def get(
         self, address: S3Address, start: int, length: int, etag: str | None = None, keep: int | None = None
     ) -> Range:
-        """Read a part of an object in one request.
+        """Read a part of an object in one request; a FileNotFoundError if there is no such object.
 
         Args:
             address: the object.
             start: the first byte.
-            length: how many, at most: it may end before.
-            etag: fail if the object is another one by now.
-            keep: read only so many if the object does not end with them.
-
-        Raises:
-            FileNotFoundError: there is no such object.
-            SourceError: S3 refuses it, or cannot be reached, or the object has changed.
+            length: in bytes, at most: the object may end before.
+            etag: fail if the object has another one by now.
+            keep: the number of bytes to read if the object does not end within ``length``.
         """
         attempts = self._settings.max_attempts
         while True:
@@ -150,21 +142,13 @@ class S3Filesystem:
         return Object(address.key, answer["ContentLength"], answer["ETag"].strip('"'))
 
     def objects(self, bucket: str, prefix: str) -> Iterator[Object]:
-        """The objects whose keys start with a prefix, in the order of their keys, a page at a time.
-
-        Raises:
-            SourceError: no such bucket, S3 refuses to list it, or cannot be reached.
-        """
+        """The objects whose keys start with a prefix, in the order of their keys, a page at a time."""
         for page in self.pages(bucket, prefix):
             for entry in page.get("Contents", []):
                 yield Object(entry["Key"], entry["Size"], entry.get("ETag", "").strip('"'))
 
     def pages(self, bucket: str, prefix: str, **options: Any) -> Iterator[dict[str, Any]]:
-        """The answers to ListObjectsV2.
-
-        Raises:
-            SourceError: as :meth:`objects`.
-        """
+        """The answers to ListObjectsV2."""
         with _translate_errors():
             pages = self._made().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix, **options)
             yield from pages
@@ -173,10 +157,7 @@ class S3Filesystem:
         """Delete up to a thousand objects in one request.
 
         Returns:
-            the keys of those that could not be deleted, and why.
-
-        Raises:
-            SourceError: S3 refuses all of them, or cannot be reached.
+            the keys of those that could not be deleted, and the reasons.
         """
         with _translate_errors():
             answer = self._made().delete_objects(
@@ -185,11 +166,7 @@ class S3Filesystem:
         return {error["Key"]: f"refused with {error['Code']}" for error in answer.get("Errors", [])}
 
     def endpoint(self) -> str:
-        """Where requests go.
-
-        Raises:
-            SourceError: the AWS configuration makes no sense.
-        """
+        """The URL of the server."""
         return str(self._made().meta.endpoint_url)
 
     def fingerprint_below(self, path: str) -> str | None:
@@ -201,7 +178,7 @@ class S3Filesystem:
         return digest.fingerprint()
 
     def close(self) -> None:
-        """Close the connections, for good: a thread that comes too late opens none again."""
+        """Close the connections, for good: a thread that is late cannot open one again."""
         with self._making:
             self._closed = True
             client, self._client = self._client, None
@@ -222,14 +199,9 @@ class S3Filesystem:
 
 
 class Range(NamedTuple):
-    """A part of an object.
+    """A part of an object; ``size`` is that of the whole object.
 
-    Attributes:
-        data: its bytes.
-        size: of the whole object.
-        etag: with its quotes.
-        content_type: of the whole object, as it was told when it was put.
-        encryption: how the server keeps it, such as ``aws:kms``; empty if it does not say.
+    The ETag has its quotes. ``encryption`` is the server's, such as ``aws:kms``; empty if it does not say.
     """
 
     data: bytes | bytearray
@@ -246,13 +218,8 @@ def _range(data: bytes | bytearray, size: int, answer: dict[str, Any]) -> Range:
 class S3File(io.RawIOBase):
     """An object as a file: ranges of one state of it, the last ones kept.
 
-    What is read in large pieces is asked for as it is; what is read in small ones, in blocks that grow as long as the
-    reading goes forward.
-
-    Args:
-        filesystem: of the object.
-        address: the object.
-        head: its beginning.
+    Large reads are requests of their own; small ones are served from blocks that grow as long as reading goes forward.
+    ``head`` is the object's beginning.
     """
 
     def __init__(self, filesystem: S3Filesystem, address: S3Address, head: Range) -> None:
@@ -270,40 +237,25 @@ class S3File(io.RawIOBase):
         """As that of the object in a listing."""
         return Object(self._address.key, self._head.size, self._head.etag.strip('"')).fingerprint
 
-    @property
-    def size(self) -> int:
-        """Bytes."""
-        return self._head.size
-
-    def readable(self) -> bool:
-        """Yes."""
+    def readable(self) -> bool:  # noqa: D102  # inherited, as the next four
         return True
 
-    def seekable(self) -> bool:
-        """Yes."""
+    def seekable(self) -> bool:  # noqa: D102
         return True
 
-    def tell(self) -> int:
-        """The position."""
+    def tell(self) -> int:  # noqa: D102
         return self._position
 
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Go to a position."""
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size}[whence]
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:  # noqa: D102
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._head.size}[whence]
         if base + offset < 0:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         self._position = base + offset
         return self._position
 
-    def readinto(self, buffer: Buffer, /) -> int:
-        """Fill a buffer, unless the object ends before.
-
-        Raises:
-            FileNotFoundError: the object is not there any more.
-            SourceError: it has changed, S3 refuses it, or cannot be reached.
-        """
+    def readinto(self, buffer: Buffer, /) -> int:  # noqa: D102
         view = memoryview(buffer).cast("B")
-        view = view[: max(0, self.size - self._position)]
+        view = view[: max(0, self._head.size - self._position)]
         filled = 0
         while filled < len(view):
             data = self._at(self._position + filled, len(view) - filled)
@@ -313,7 +265,7 @@ class S3File(io.RawIOBase):
         return filled
 
     def _at(self, position: int, wanted: int) -> memoryview:
-        """Some of what is wanted from a position on, at least a byte of it."""
+        """Up to the wanted number of bytes from a position on, at least one."""
         for start, data in ((0, self._head.data), *self._blocks.items()):
             if start <= position < start + len(data):
                 if start in self._blocks:
@@ -323,9 +275,9 @@ class S3File(io.RawIOBase):
         self._step = min(2 * self._step, _MAX_BLOCK_BYTES) if forward else _BLOCK_BYTES
         start, length = position, max(wanted, self._step)
         if wanted < self._step and not forward:
-            # Whoever jumps to the very end, to an archive's directory, goes back from there.
-            start = max(0, min(position, self.size - length))
-        length = min(length, self.size - start)
+            # A reader that jumps to the very end, to an archive's directory, goes back from there.
+            start = max(0, min(position, self._head.size - length))
+        length = min(length, self._head.size - start)
         data = self._filesystem.get(self._address, start, length, self._head.etag).data
         self._read_until = start + length
         if wanted < self._step:
@@ -336,14 +288,14 @@ class S3File(io.RawIOBase):
 
 
 class Digest:
-    """The state of a folder: one fingerprint for all that lies below it."""
+    """The state of a folder: one fingerprint for all objects below it."""
 
     def __init__(self) -> None:
         self._hash = hashlib.sha256()
         self._size = self._count = 0
 
     def add(self, found: Object) -> None:
-        """Count an object in."""
+        """Include an object."""
         self._hash.update(f"{found.key}\0{found.size}\0{found.etag}\n".encode(errors="surrogatepass"))
         self._size += found.size
         self._count += 1
@@ -354,7 +306,7 @@ class Digest:
 
 
 class RefusedError(SourceError):
-    """S3 has answered, and will answer so again: no permission, say."""
+    """S3 refuses the request, and will again: no permission, for instance."""
 
 
 class _NoRangeError(Exception):

@@ -1,4 +1,4 @@
-"""What may not fit into memory, in a private SQLite database. It blocks: call it in a thread."""
+"""Data that may not fit into memory, in a private SQLite database. It blocks: call it in a thread."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Spill:
     """A database that SQLite spills to a temporary file of its own and deletes. Threads take turns.
 
     Args:
-        what: what it holds, for messages: ``"the comparison"``.
+        what: its content, for messages: ``"the comparison"``.
         schema: the statements that make its tables.
-        error: what its methods raise when it fails: the folder of temporary files has no room, for instance.
+        error: raised by its methods when it fails: the folder of temporary files has no room, for instance.
     """
 
     def __init__(self, what: str, schema: str, error: type[AsyncMapsError]) -> None:
@@ -41,7 +41,7 @@ class Spill:
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """Lend the database to this thread; what the ``with`` block writes is kept whole, or not at all."""
+        """Lend the database to this thread; the ``with`` block's writes are kept whole, or not at all."""
         with self._turn:
             try:
                 with self._database:

@@ -44,12 +44,9 @@ def colorize_activation_map(activation_map: NDArray[Any], colormap: SupportsColo
 
 
 def look_up(plane: NDArray[np.uint8], table: NDArray[np.uint8], pixels: NDArray[np.uint8]) -> None:
-    """Write the color of each intensity.
+    """Write the color of each intensity of a plane, (h, w) uint8, into the pixels.
 
-    Args:
-        plane: (h, w) uint8, C-contiguous.
-        table: (256, 4) uint8.
-        pixels: (h, w, 4) uint8, C-contiguous and aligned to 4 bytes; receives the colors.
+    The table is (256, 4) uint8, the pixels are (h, w, 4) uint8 and aligned to 4 bytes. All are C-contiguous.
     """
     from async_maps.render import kernels
 
@@ -57,7 +54,7 @@ def look_up(plane: NDArray[np.uint8], table: NDArray[np.uint8], pixels: NDArray[
 
 
 def replace(plane: NDArray[np.uint8], table: NDArray[np.uint8]) -> None:
-    """Replace each intensity of a plane, (h, w) uint8 and C-contiguous, by what the table, (256,) uint8, has for it."""
+    """Replace each intensity of a plane, (h, w) uint8 and C-contiguous, by its entry in a table, (256,) uint8."""
     from async_maps.render import kernels
 
     kernels.replace(table, plane.reshape(-1))

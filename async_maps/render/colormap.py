@@ -133,13 +133,7 @@ class SupportsColorize(Protocol):
 
 
 def color_table(colormap: SupportsColorize) -> NDArray[np.uint8]:
-    """The colormap as a table.
-
-    Args:
-        colormap: asked for each of the 256 intensities, as an ``np.uint8``.
-
-    Returns:
-        (256, 4) uint8, RGBA.
+    """The colormap as a table, (256, 4) uint8, RGBA; ``colorize`` is called with each intensity as an ``np.uint8``.
 
     Raises:
         InputValidationError: it has no ``colorize``, or a color that is not four values.
@@ -147,7 +141,7 @@ def color_table(colormap: SupportsColorize) -> NDArray[np.uint8]:
     if not callable(getattr(colormap, "colorize", None)):
         raise InputValidationError(f"a colormap must have a method colorize(intensity); found {colormap!r}")
     if type(colormap) is ColormapJet and vars(colormap).keys() == {"fade_low_activation"}:
-        # The 256 calls take longer than to colorize a map, and nearly everybody asks for these colors.
+        # The 256 calls take longer than colorizing a map, and most runs use these colors.
         return _jet_table(bool(colormap.fade_low_activation)).copy()
     return _tabulate(colormap)
 
@@ -178,14 +172,13 @@ AnyColormap: TypeAlias = (
 def describe_colormap(colormap: object) -> str:
     """Any colormap as the text that settings hold: a name, or colors: ``#000080,red,#ffff0080``.
 
-    Args:
-        colormap: a name; colors in a text, separated by commas; a list of colors, each a name, ``#rrggbb``,
-            ``#rrggbbaa`` or RGB(A) values; a table, (256, 3) or (256, 4) uint8 or float in [0, 1]; or an object with
-            ``colorize(intensity)``, ours or Kolena's. A table and an object state the color of each intensity; other
-            colors lie at equal distances.
+    A colormap is a name; colors in a text, separated by commas; a list of colors, each a name, ``#rrggbb``,
+    ``#rrggbbaa`` or RGB(A) values; a table, (256, 3) or (256, 4) uint8 or float in [0, 1]; or an object with
+    ``colorize(intensity)``, ours or Kolena's. A table and an object state the color of each intensity; other colors lie
+    at equal distances.
 
     Raises:
-        SettingsError: it is none of them.
+        SettingsError: it has another form.
     """
     if isinstance(colormap, str):
         text = colormap
@@ -205,15 +198,12 @@ def describe_colormap(colormap: object) -> str:
 
 
 def colormap_table(colormap: str, alpha: Alpha = "auto") -> NDArray[np.uint8]:
-    """The colors of a colormap, with their opacity.
+    """The colors of a colormap, as :func:`describe_colormap` gives it, with their opacity: (256, 4) uint8, RGBA.
 
     Args:
-        colormap: as :func:`describe_colormap` gives it.
-        alpha: "fade", Kolena's logistic curve; "opaque"; a share of 1 for every intensity; or "auto", which is what the
-            colors state (``#rrggbbaa``), and fade where they state none.
-
-    Returns:
-        (256, 4) uint8, RGBA.
+        colormap: a name or colors.
+        alpha: "fade", Kolena's logistic curve; "opaque"; a share of 1 for every intensity; or "auto", the alpha that
+            the colors state (``#rrggbbaa``), and fade where they state none.
 
     Raises:
         SettingsError: there is no colormap or color of this name.
@@ -256,7 +246,7 @@ def _colors(colormap: str) -> tuple[NDArray[np.uint8], bool]:
 
 
 def _spread(colors: list[str]) -> NDArray[np.uint8]:
-    """Colors at equal distances, and all between them."""
+    """(256, 4) uint8: the colors at equal distances, interpolated linearly."""
     import cmap
 
     values = np.array([tuple(cmap.Color(color)) for color in colors])

@@ -30,12 +30,7 @@ def _kernel(signature: Any, *, name: str = "", **options: Any) -> Callable[[Call
 
     A signature given ahead makes numba do all its cache work inside this call. So every fault of the cache (no folder
     that can be written, a full disk, a torn file) ends here, in a compilation that needs no cache; and a fault of the
-    kernel itself is raised by that second compilation.
-
-    Args:
-        signature: numba's types of the arguments and of the result.
-        name: names the kernel, and its files in the cache; the function's own name if empty.
-        options: numba's.
+    kernel itself is raised by that second compilation. ``name`` replaces the function's own name, also in the cache.
     """
 
     def compile_(function: Callable[P, R]) -> Callable[P, R]:
@@ -68,12 +63,7 @@ Scale: TypeAlias = "Callable[[NDArray[Any], float, float, float, NDArray[np.uint
 
 
 def _kernels_for(real: Any, integer: Any) -> tuple[Quantize, Scale]:
-    """Compile the kernels that differ only in the dtype of their values.
-
-    Args:
-        real: the dtype of the values.
-        integer: the integer dtype of the same width.
-    """
+    """Compile the kernels that differ only in the dtype of their values; ``integer`` has the same width."""
     dtype = np.dtype(real).name
     most, sign_bit, full = integer(np.iinfo(integer).max), integer(np.iinfo(integer).bits - 1), real(255)
 
@@ -210,14 +200,10 @@ def count(
 def describe(
     histogram: NDArray[np.int64], columns: NDArray[np.uint32], rows: NDArray[np.uint32], found: NDArray[np.float64]
 ) -> None:
-    """What a histogram and the sums of columns and rows come to.
+    """Compute statistics of a histogram, (256,), and of the sums of columns, (w,), and rows, (h,), of a plane.
 
-    Args:
-        histogram: (256,), hidden pixels left out.
-        columns: (w,) the sum of each column.
-        rows: (h,) the sum of each row.
-        found: (5,) receives how many pixels count, how many of them have intensity 128 or more, the entropy in bits,
-            and the center of mass in pixels, x and y; it is NaN if all intensities are 0.
+    ``found``, (5,), receives the number of pixels in the histogram, the number of them with intensity 128 or more, the
+    entropy in bits, and the center of mass in pixels, x and y; it is NaN if all intensities are 0.
     """
     valid, high = np.int64(0), np.int64(0)
     for intensity in range(256):
@@ -257,7 +243,7 @@ def sketch(bits: NDArray[np.int64], shift: int, counts: NDArray[np.int64]) -> No
 
 @_kernel(types.void(_input(np.uint8), _PLANE))
 def replace(table: NDArray[np.uint8], plane: NDArray[np.uint8]) -> None:
-    """Replace each intensity by what the table, (256,), has for it."""
+    """Replace each intensity by its entry in the table, (256,)."""
     for i in range(plane.size):
         plane[i] = table[plane[i]]
 
@@ -277,7 +263,7 @@ def look_up(plane: NDArray[np.uint8], table: NDArray[np.uint32], pixels: NDArray
 
 @_kernel(types.void(_input(np.uint8), types.int64, _PLANE))
 def filter_rows(rows: NDArray[np.uint8], row_bytes: int, scanlines: NDArray[np.uint8]) -> None:
-    """Write PNG scanlines, all with filter 2 (up), or all with 0 (none) if that leaves a sample of them more even.
+    """Write PNG scanlines, all with filter 2 (up), or all with 0 (none) if a sample of them has less entropy with it.
 
     Args:
         rows: the image's bytes, row by row.
@@ -285,7 +271,7 @@ def filter_rows(rows: NDArray[np.uint8], row_bytes: int, scanlines: NDArray[np.u
         scanlines: (rows.size + number of rows,) receives each row after the number of its filter.
     """
     height = rows.size // row_bytes
-    # How many bits a byte takes with and without, in 16 rows at most: what is more even has more.
+    # The sum of n log2 n, negative, orders the two as their entropies do; in 16 rows at most.
     step = max(height // 16, 1)
     counts = np.zeros((2, 256), np.int64)
     for y in range(step, height, step):

@@ -68,9 +68,6 @@ def write_palette(scanlines: NDArray[np.uint8], shape: tuple[int, ...], table: N
         table: (256, 4) uint8, RGBA. All of its alpha is written, also where it is opaque throughout, so that every
             reader sees four channels.
         level: ISA-L's compression level, 0 to 3.
-
-    Returns:
-        The PNG file.
     """
     colors = _chunk(b"PLTE", table[:, :3].tobytes()) + _chunk(b"tRNS", table[:, 3].tobytes())
     return _write(scanlines, shape, _PALETTE, colors, level)

@@ -1,4 +1,4 @@
-"""From values to intensities: validation, value ranges, invalid values, and what is counted on the way.
+"""From values to intensities: validation, value ranges, invalid values and statistics.
 
 Runs where it is called: a worker process, a thread, a script.
 """
@@ -24,22 +24,22 @@ if TYPE_CHECKING:
     from async_maps.render.ranges import ValueRange
 
 Invalid: TypeAlias = Literal["error", "transparent", "zero"]
-"""What becomes of NaN and infinity: the map fails, the pixel is left out, or it counts as the value 0."""
+"""The treatment of NaN and infinity: the map fails, the pixel is left out, or it counts as the value 0."""
 
 _WIDE = 2.0**900
 _NOWHERE = np.empty(0, np.uint8)
 
 
 class Measured(NamedTuple):
-    """What was seen of a map's values while they became intensities; None where there is no valid value.
+    """The statistics of a map's valid values, from quantizing them; None where there is no valid value.
 
     Attributes:
-        minimum: the smallest valid value.
+        minimum: the smallest.
         maximum: the largest.
-        mean: their mean, in float64.
-        low: the value that intensity 0 stands for.
-        high: the value that 255 stands for.
-        invalid: how many values were NaN or infinite.
+        mean: in float64.
+        low: the value with intensity 0.
+        high: the value with intensity 255.
+        invalid: the number of values that are NaN or infinite.
         hidden: (h, w) bool, the pixels to leave out; None if there are none.
     """
 
@@ -63,7 +63,7 @@ class _Extent(NamedTuple):
 
 
 def map_shape(activation_map: NDArray[Any], value_range: ValueRange = UNIT) -> tuple[int, int]:
-    """The height and width of what can be colorized, by its shape and dtype alone.
+    """The height and width of an activation map, which is checked by its shape and dtype alone.
 
     Raises:
         InputValidationError: it is no array, empty, or of another shape or dtype than (h, w) or (h, w, 1) and uint8 or
@@ -76,28 +76,19 @@ def map_shape(activation_map: NDArray[Any], value_range: ValueRange = UNIT) -> t
             "an activation map must have a value everywhere; found a masked array: fill it first"
         )
     check_shape(activation_map.shape)
-    check_dtype(activation_map.dtype, value_range)
+    _check_dtype(activation_map.dtype, value_range)
     return activation_map.shape[0], activation_map.shape[1]
 
 
 def check_shape(shape: tuple[int, ...]) -> None:
-    """Refuse what is no activation map by its shape.
-
-    Raises:
-        InputValidationError: as :func:`map_shape`.
-    """
+    """Refuse an array that is no activation map by its shape."""
     if 0 in shape:
         raise InputValidationError(f"the activation map is empty: its shape is {shape}")
     if len(shape) not in {2, 3} or (len(shape) == 3 and shape[2] != 1):
         raise InputValidationError(f"an activation map must have the shape (h, w) or (h, w, 1); found {shape}")
 
 
-def check_dtype(dtype: np.dtype[Any], value_range: ValueRange = UNIT) -> None:
-    """Refuse what is no activation map by its dtype.
-
-    Raises:
-        InputValidationError: as :func:`map_shape`.
-    """
+def _check_dtype(dtype: np.dtype[Any], value_range: ValueRange) -> None:
     if dtype.kind not in "fiub":
         raise InputValidationError(f"an activation map must be of real numbers; found {dtype}")
     if value_range.kind == "unit" and dtype.kind != "f" and dtype != np.uint8:
@@ -124,10 +115,10 @@ def quantize(
         activation_map: an array that passed :func:`map_shape`; any layout and byte order, and it may be read-only.
         plane: (h, w) uint8, C-contiguous; receives the intensities; hidden pixels become 0.
         value_range: a known one (``ValueRange.is_known``).
-        invalid: what to do with NaN and infinity.
+        invalid: the treatment of NaN and infinity.
 
     Returns:
-        what was seen; None for uint8 under ``unit``, whose intensities are its values.
+        The statistics; None for uint8 under ``unit``, whose intensities are its values.
 
     Raises:
         InputValidationError: a value is NaN or infinite, or outside [0, 1] under ``unit``; ``plane`` then holds nothing
@@ -170,7 +161,7 @@ def _quantize_rest(flat: NDArray[Any], plane: NDArray[np.uint8], value_range: Va
     if not valid.size:
         plane[:] = 0
         return Measured(None, None, None, None, None, count, hidden)
-    # The valid ones alone say what the range is; in their places they are quantized by it.
+    # The valid values alone determine the range, by which all are quantized in their places.
     measured = quantize(valid.reshape(1, -1), np.empty((1, valid.size), np.uint8), value_range)
     assert measured is not None  # noqa: S101  # floats
     if value_range.kind == "unit":
@@ -190,13 +181,13 @@ def _as_floats(values: NDArray[Any], value_range: ValueRange) -> NDArray[Any]:
         dtype = np.dtype(np.float32 if np.can_cast(dtype, np.float32) else np.float64)
     if values.dtype == dtype and values.dtype.isnative and values.flags.carray:
         return values.reshape(-1)
-    with np.errstate(over="ignore"):  # a longdouble may be beyond float64: infinite, then
+    with np.errstate(over="ignore"):  # a longdouble beyond float64 becomes infinite
         return np.require(values, dtype, ["C", "A"]).reshape(-1)
 
 
 def _write_unit(flat: NDArray[Any], plane: NDArray[np.uint8]) -> _Extent:
     """Quantize floats in [0, 1] of any width, in their own dtype."""
-    # numba takes most of a second to import: only those who colorize pay for it.
+    # numba takes most of a second to import.
     from async_maps.render import kernels
 
     if flat.dtype == np.float16:
@@ -204,7 +195,7 @@ def _write_unit(flat: NDArray[Any], plane: NDArray[np.uint8]) -> _Extent:
         return _extent(flat, keys, kernels.quantize_float16(flat.view(np.int16), *_float16_tables(), plane, keys))
     if flat.itemsize <= 8:
         return _measure(flat, plane)
-    # Wider than float64: what lies outside [0, 1] by less than float64 can tell is moved to where it can.
+    # Wider than float64: values outside [0, 1] that float64 would round into it are moved further out.
     with np.errstate(invalid="ignore", over="ignore"):
         plane[:] = np.rint(flat * 255).astype(np.uint8)
         narrow = flat.astype(np.float64)
@@ -250,11 +241,7 @@ def _limits(flat: NDArray[Any], extent: _Extent, value_range: ValueRange) -> tup
 def percentiles(size: int, low: float, high: float, pick: Callable[[list[int]], list[float]]) -> tuple[float, float]:
     """Two percentiles, exact, interpolated linearly as by ``numpy.percentile`` of the values in float64.
 
-    Args:
-        size: how many values there are.
-        low: the lower percentile, 0 to 100.
-        high: the higher.
-        pick: the values at these places of the sorted values.
+    There are ``size`` values; ``pick`` returns those at the given places in their sorted order.
     """
     ranks = [percentile / 100 * (size - 1) for percentile in (low, high)]
     found = pick([place for rank in ranks for place in (int(rank), min(int(rank) + 1, size - 1))])
@@ -263,7 +250,7 @@ def percentiles(size: int, low: float, high: float, pick: Callable[[list[int]], 
 
 
 def interpolate(below: float, above: float, share: float) -> float:
-    """The value so far between two others; the operations are those of NumPy's percentiles, and so is the rounding."""
+    """The value at a share, 0 to 1, between two others; operations and rounding are those of NumPy's percentiles."""
     width = above - below
     if not math.isfinite(width):
         return below * (1 - share) + above * share
@@ -293,7 +280,7 @@ def scale_unit(low: float, high: float) -> float:
 
 @cache
 def _float16_tables() -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """What each of the 65,536 float16 bit patterns becomes, computed in float16 (0 outside [0, 1]), and its value."""
+    """The intensity of each float16 bit pattern, computed in float16 (0 outside [0, 1]), and its value; (65536,)."""
     values = np.arange(65_536, dtype=np.uint16).view(np.float16)
     with np.errstate(all="ignore"):
         intensities = np.where((values >= 0) & (values <= 1), np.rint(values * 255), 0)
@@ -312,14 +299,7 @@ def _describe_bad_value(
     value_range: ValueRange,
     counted: NDArray[np.bool_] | None = None,
 ) -> str:
-    """Why a map fails: its first bad value.
-
-    Args:
-        activation_map: as it was given.
-        flat: its values as they were looked at.
-        value_range: the range.
-        counted: which of them count; None for all.
-    """
+    """The message about the first bad value of ``flat``, which holds the map's values; ``counted`` masks some."""
     unit = value_range.kind == "unit"
     bad = _outside_unit(flat) if unit else ~np.isfinite(flat)
     if counted is not None:
@@ -339,14 +319,9 @@ def _describe_bad_value(
 
 
 def summarize(plane: NDArray[np.uint8], measured: Measured | None) -> tuple[MapStatistics, NDArray[np.int64]]:
-    """The statistics of a map, and how often each intensity occurs in it, hidden pixels left out.
+    """The statistics of a map, and the histogram of its intensities, (256,) int64, without hidden pixels.
 
-    Args:
-        plane: (h, w) uint8, C-contiguous, the intensities.
-        measured: what :func:`quantize` has returned.
-
-    Returns:
-        the statistics, and (256,) int64.
+    The plane, (h, w) uint8 and C-contiguous, holds the intensities that :func:`quantize` wrote with ``measured``.
     """
     from async_maps.render import kernels
 

@@ -16,7 +16,7 @@ _EXPECTED = "unit, LO,HI, per-map, percentile:P,Q, symmetric, dataset, dataset:P
 
 @dataclass(frozen=True, slots=True)
 class ValueRange:
-    """Which values the colormap spans.
+    """The values that the colormap spans.
 
     Attributes:
         kind: ``unit``: 0 to 1, as Kolena, and a value outside is an error; uint8 are intensities already.
@@ -43,11 +43,11 @@ class ValueRange:
 
     @property
     def is_known(self) -> bool:
-        """Whether a map can be colorized without anything else being looked at."""
+        """Whether a map can be colorized without a look at other maps or a manifest."""
         return self.kind not in {"dataset", "from"}
 
     def span(self, minimum: float, maximum: float) -> tuple[float, float]:
-        """The values that intensities 0 and 255 stand for in a map of these extremes; not for percentiles."""
+        """The values with intensities 0 and 255 in a map of these extremes; not for percentiles."""
         if self.kind == "per-map":
             return minimum, maximum
         if self.kind == "symmetric":
@@ -69,11 +69,7 @@ UNIT = ValueRange("unit")
 
 
 def parse_range(text: str) -> ValueRange:
-    """The range of a setting.
-
-    Raises:
-        SettingsError: it makes no sense.
-    """
+    """The range of a setting; a SettingsError if the text is none."""
     name, colon, rest = text.strip().partition(":")
     if not colon and name in _PLAIN:
         return ValueRange(_PLAIN[name], 0, 100) if name == "dataset" else ValueRange(_PLAIN[name])

@@ -17,12 +17,9 @@ def scanline_bytes(height: int, width: int, channels: int) -> int:
 def write_scanlines(pixels: NDArray[np.uint8], scanlines: NDArray[np.uint8]) -> None:
     """Filter an image so that it deflates well (PNG specification, third edition, 7.3 and 9).
 
-    The filter is up for all rows, or none for all where a few rows tell that their bytes are more even without:
-    in noise, a difference is noisier than a value.
-
-    Args:
-        pixels: (h, w) or (h, w, channels) uint8, C-contiguous.
-        scanlines: (:func:`scanline_bytes`,) uint8, receives them.
+    All rows have the filter "up", or "none" if the bytes of a sample of rows have less entropy without: in noise, a
+    difference is noisier than a value. Pixels are (h, w) or (h, w, channels) uint8, C-contiguous, and scanlines
+    (:func:`scanline_bytes`,) uint8.
     """
     from async_maps.render import kernels
 

@@ -1,4 +1,4 @@
-"""How the values of a whole set are distributed: counted in bounded memory, merged, kept as text.
+"""The distribution of the values of a whole set: counted in bounded memory, merged, kept as text.
 
 A value is counted by the leading bits of its key (``kernels.quantize_float32``): sign, exponent and the
 first ten bits of the mantissa. So a bin is at most 1/1024 of its values wide, wherever they lie; the idea is that of
@@ -27,10 +27,10 @@ _BINS = 2 ** (64 - _SHIFT)
 class QuantileSketch:
     """Counts of values, which give percentiles with an error of 1/2048 of their magnitude at most.
 
-    It takes 32 MiB at most, and as much of that as its values are diverse.
+    It takes 32 MiB at most, less where its values share bins.
 
     Attributes:
-        count: how many values there are.
+        count: the number of values.
         minimum: the smallest, exactly; infinity if there is none.
         maximum: the largest, exactly; minus infinity if there is none.
     """
@@ -42,11 +42,7 @@ class QuantileSketch:
         self._counts = np.zeros(_BINS, np.int64)
 
     def add(self, values: NDArray[np.float64]) -> None:
-        """Count values.
-
-        Args:
-            values: (n,) finite, contiguous.
-        """
+        """Count values: (n,) finite, contiguous."""
         from async_maps.render import kernels
 
         if not values.size:
@@ -57,8 +53,8 @@ class QuantileSketch:
         self.maximum = max(self.maximum, float(values.max()))
 
     def merge(self, other: QuantileSketch) -> None:
-        """Add what another one has counted."""
-        self._counts += other._counts  # of our own kind
+        """Add the counts of another sketch."""
+        self._counts += other._counts
         self.count += other.count
         self.minimum = min(self.minimum, other.minimum)
         self.maximum = max(self.maximum, other.maximum)
@@ -89,11 +85,7 @@ class QuantileSketch:
 
     @classmethod
     def load(cls, text: str) -> QuantileSketch:
-        """What :meth:`dump` gave.
-
-        Raises:
-            ValueError: it is something else.
-        """
+        """The sketch of a :meth:`dump`; a ValueError if the text is none."""
         sketch = cls()
         try:
             sketch.count, sketch.minimum, sketch.maximum, packed = json.loads(text)
@@ -104,13 +96,12 @@ class QuantileSketch:
         return sketch
 
     def _value(self, totals: NDArray[np.int64], place: int) -> float:
-        """About the value at a place of the sorted values: the middle of its bin."""
+        """The approximate value at a place of the sorted values: the middle of its bin."""
         if place in {0, self.count - 1}:
             return self.maximum if place else self.minimum
         key = (int(np.searchsorted(totals, place, "right")) - _BINS // 2) << _SHIFT
         keys = np.array([key, key + (1 << _SHIFT) - 1])
         edges = np.where(keys < 0, keys ^ np.iinfo(np.int64).max, keys).view(np.float64)
-        # Zeros are many in most sets, and stay what they are. Halved before they are added, for together the edges may
-        # be beyond float64.
+        # Zeros are frequent in most sets, and stay exact. Halved before they are added: the edges' sum may overflow.
         middle = 0.0 if key in {0, -1 << _SHIFT} else float(edges[0] / 2 + edges[1] / 2)
         return min(max(middle, self.minimum), self.maximum)

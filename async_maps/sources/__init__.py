@@ -1,4 +1,4 @@
-"""Where maps come from. Listing runs in a thread; reading in a worker process, or from S3 in threads. A file a format.
+"""Where maps come from. Listing runs in a thread; reading in a worker process, or from S3 in threads.
 
 A source is an iterable of :class:`~async_maps.sources.activation_map.ActivationMap` in a stable order, and of a
 :class:`~async_maps.outcomes.Failure` for each map that cannot enter. It may be iterated more than once, and never holds
@@ -41,7 +41,7 @@ def is_stdin(place: object) -> bool:
 
 
 def place_of(source: object) -> str | None:
-    """Where a source lies, whatever the current folder is by then; None if it is no place that can be read again."""
+    """The absolute path or the address of a source; None if it can be read only once."""
     if not isinstance(source, str | PathLike) or is_stdin(source):
         return None
     place = str(fspath(source))
@@ -54,12 +54,12 @@ def open_source(place: str | PathLike[str], *, s3: S3Settings | None = None, kno
     Args:
         place: a file, a folder (recursive, sorted) or a glob (``maps/**/cam_*.npy``), each on a disk or in S3
             (``s3://bucket/prefix/``), or a listing (``.csv``, ``.parquet``, ``.jsonl``).
-        s3: how patient the client of S3 is.
-        known: what need not be looked into to tell how many maps it holds: each look opens a file, or is a request.
+        s3: the timeouts and attempts of the client.
+        known: the files that need not be opened to count their maps; each opening may be a request.
 
     Raises:
-        SourceError: there is nothing, or nothing that is read as a map; standard input, which can be iterated only
-            once, is for :func:`async_maps.sources.batches.list_maps`. S3 is asked when the source is iterated.
+        SourceError: there is nothing, or nothing that is read as a map; or the place is standard input, which
+            :func:`async_maps.sources.batches.list_maps` reads. S3 is asked when the source is iterated.
     """
     path = fspath(place)
     if is_stdin(path):

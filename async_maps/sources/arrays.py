@@ -1,4 +1,4 @@
-"""Arrays already in memory, each with a name: NumPy's, PyTorch's, whatever can be made NumPy's, and one in a list."""
+"""Arrays in memory, each with a name: NumPy's, PyTorch's, any that NumPy can convert, and one in a list."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ def array_map(
 ) -> ActivationMap | Failure:
     """A map that lies in memory, or why it cannot enter.
 
-    Anything but a NumPy array is converted, which may take its time: call it in a thread then.
+    Anything but a NumPy array is converted, which may take long: call it in a thread then.
 
     Args:
         name: the map's.
-        array: a NumPy array, a ``torch.Tensor`` on any device, what has ``__array__`` or ``__dlpack__``, or a list of
-            exactly one of these; of a shape that :func:`_map_shape` takes.
-        value_range: a known one: tensors are quantized by it where they lie, and a byte a pixel is copied; without it
+        array: a NumPy array, a ``torch.Tensor`` on any device, an object with ``__array__`` or ``__dlpack__``, or a
+            list with one of them; of a shape that :func:`_map_shape` takes.
+        value_range: a known one: tensors are quantized by it on their device, and a byte a pixel is copied; without it
             they are copied as they are.
-        max_pixels: refuse one that has more, before it is copied from where it lies; None for none.
+        max_pixels: an array with more is refused before it is copied.
     """
     measured = None
     try:
@@ -58,9 +58,9 @@ def array_map(
 
 
 def _only_one(arrays: list[Any] | tuple[Any, ...]) -> Any:
-    """The array in a list of one, as CAM libraries give a list with an entry for each layer they look at."""
+    """The array in a list of one, as CAM libraries give a list with an entry for each layer."""
     if not arrays or not (hasattr(arrays[0], "__array__") or hasattr(arrays[0], "__dlpack__")):
-        return arrays  # numbers, perhaps: it is said later that this is no array
+        return arrays  # numbers, perhaps: refused later as no array
     if len(arrays) > 1:
         raise InputValidationError(
             f"one activation map at a time; found a {type(arrays).__name__} of {len(arrays):,}: {_ONE_BY_ONE}"
@@ -69,13 +69,10 @@ def _only_one(arrays: list[Any] | tuple[Any, ...]) -> Any:
 
 
 def _map_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """What an array's shape is without the axes of a batch and of channels, where each has a length of one.
+    """An array's shape without the axes of a batch and of channels, where each has a length of one.
 
-    (h, w, 1) stays what it is for Kolena, a channel last, even if h is 1. Else leading axes of length one are dropped
-    down to (h, w): so (1, h, w) and (1, 1, h, w) are, too, and (1, h, w, 1) is (h, w, 1).
-
-    Raises:
-        InputValidationError: there is more than one map in it.
+    (h, w, 1) stays, with its channel last, as it is for Kolena, even if h is 1. Else leading axes of length one are
+    dropped: (1, h, w) and (1, 1, h, w) become (h, w), and (1, h, w, 1) becomes (h, w, 1).
     """
     found = shape
     if len(shape) != 3 or shape[2] != 1:
@@ -90,24 +87,24 @@ def _map_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def size_of(array: Any) -> int:
-    """The bytes of an array of any library, or of the one in a list, as it says itself; 0 if it does not."""
+    """The ``nbytes`` of an array of any library, or of the one in a list; 0 if it has none."""
     if isinstance(array, list | tuple) and len(array) == 1:
         array = array[0]
-    size = _told(array, "nbytes")
+    size = _attribute(array, "nbytes")
     return size if isinstance(size, int) else 0
 
 
 def _shape_of(array: Any) -> tuple[int, ...]:
-    """The shape, as every library calls it; empty where that is something else: it is said later why it is no array."""
-    shape = _told(array, "shape")
+    """The ``shape``; empty where that is no tuple of integers: such an object is refused later as no array."""
+    shape = _attribute(array, "shape")
     return shape if isinstance(shape, tuple) and all(isinstance(size, int) for size in shape) else ()
 
 
-def _told(array: Any, what: str) -> Any:
-    """An attribute of an array; None if it has none, or will not say: PyTorch's sparse and nested tensors raise."""
+def _attribute(array: Any, name: str) -> Any:
+    """An attribute of an array; None if it has none, or raises, as PyTorch's sparse and nested tensors do."""
     try:
-        return getattr(array, what, None)
-    except Exception:  # noqa: BLE001  # whatever another library raises
+        return getattr(array, name, None)
+    except Exception:  # noqa: BLE001  # another library may raise anything
         return None
 
 
@@ -123,7 +120,7 @@ def _converted(array: Any, value_range: ValueRange | None) -> tuple[NDArray[Any]
             return np.from_dlpack(array), None
     except InputValidationError:
         raise
-    except Exception as error:  # whatever another library raises where its array cannot be copied
+    except Exception as error:  # another library may raise anything where its array cannot be copied
         raise InputValidationError(
             f"the {type(array).__name__} cannot be made a NumPy array; copy it to the CPU first: {error}"
         ) from error

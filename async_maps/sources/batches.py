@@ -51,18 +51,17 @@ async def list_maps(
     known: Known | None = None,
     max_pixels: int | None = None,
 ) -> AsyncGenerator[list[Entry], None]:
-    """The maps of a source, as many at a time as are there at once.
+    """The maps of a source, as many at a time as are available.
 
     Args:
-        source: a place for :func:`open_source`, ``-`` for the paths on standard input, what ``open_source`` gives, or
-            an iterable or async iterable of ``(name, array)``. What is not async is advanced in a thread, one batch
-            ahead of what is asked for at most.
-        value_range: a known one, by which tensors are quantized where they lie; without it arrays stay as they are.
-        s3: how patient the client of S3 is.
+        source: a place for :func:`open_source`, ``-`` for the paths on standard input, a :class:`Source`, or an
+            iterable or async iterable of ``(name, array)``. Iterables that are not async are advanced in a thread.
+        value_range: as for :func:`~async_maps.sources.arrays.array_map`.
+        s3: as for :func:`open_source`.
         known: as for :func:`open_source`.
         max_pixels: an array in memory that has more is a failure; one in a file is refused when it is read.
 
-    The iterator is closed afterwards, if it can be: at once, or when its thread comes back from it.
+    The iterator is closed afterwards, if it can be: immediately, or when its thread comes back from it.
 
     Raises:
         SourceError: the place is not there, or holds no map at all.
@@ -108,11 +107,7 @@ async def take_array(name: str, array: Any, value_range: ValueRange | None, max_
 
 
 def _pair(item: Any) -> tuple[str, Any]:
-    """A name and an array, as an iterable should give them.
-
-    Raises:
-        SourceError: it gives something else.
-    """
+    """A name and an array, as an iterable should give them."""
     if not isinstance(item, tuple | list) or len(item) != 2:
         raise SourceError(f"a source in memory must give pairs (name, array); found {type(item).__name__}")
     return item[0], item[1]
@@ -153,10 +148,7 @@ async def _in_thread(
 
 
 def _take(entries: Iterator[Any], take_array: Callable[[str, Any], Entry]) -> tuple[list[Entry], Exception | None]:
-    """What comes at once, and the error that ended it.
-
-    Bounded in items, in bytes of arrays, and in time, so as not to wait for a slow source.
-    """
+    """A batch, and the error that ended it; bounded in items, in bytes of arrays, and in time for slow sources."""
     batch: list[Entry] = []
     size, until = 0, monotonic() + _BATCH_S
     try:

@@ -29,19 +29,11 @@ if TYPE_CHECKING:
     """Globs relative to a folder, each as its parts: a path below it is wanted if any of them matches."""
 
 _SORT_IN_MEMORY = 10_000
-"""So many names are sorted as a list; a longer listing is sorted by SQLite, on disk where it must be."""
+"""Names; a longer listing is sorted by SQLite, on disk where it must be."""
 
 
 def open_files(place: str | os.PathLike[str], known: Known | None = None) -> Files:
-    """The maps at a path or a glob.
-
-    Args:
-        place: the path or the glob.
-        known: what need not be looked into.
-
-    Raises:
-        SourceError: nothing is there, or a file of a kind that is not read.
-    """
+    """The maps at a path or a glob; a SourceError if nothing is there, or a file of a kind that is not read."""
     path = os.fspath(place)
     if os.path.isdir(path):
         if is_one_source(path):
@@ -63,12 +55,9 @@ def open_files(place: str | os.PathLike[str], known: Known | None = None) -> Fil
 
 
 class Files:
-    """The maps in a listing of paths, named relative to a root.
+    """The maps in a listing of paths, in its order, named relative to a root.
 
-    Args:
-        root: the folder that names are relative to.
-        find: lists the files anew, absolute and below the root; a failure is passed on.
-        known: what need not be looked into.
+    ``find`` lists the files anew for each iteration, absolute and below the root; its failures are passed on.
     """
 
     def __init__(self, root: str, find: Callable[[], Iterable[str | Failure]], known: Known | None = None) -> None:
@@ -77,7 +66,6 @@ class Files:
         self._known = known
 
     def __iter__(self) -> Iterator[ActivationMap | Failure]:
-        """The maps, in the order of their paths."""
         return maps_in_named(map(self._named, self._find()), Filesystems(), self._known)
 
     def _named(self, path: str | Failure) -> NamedFile | Failure:
@@ -95,12 +83,8 @@ def _split_glob(path: str) -> tuple[str, tuple[str, ...]]:
 def _walk(folder: str, wanted: Patterns | None, above: tuple[tuple[int, int], ...] = ()) -> Iterator[str | Failure]:
     """Every wanted file below a folder, sorted, one folder's listing at a time.
 
-    Symbolic links are followed, loops are not.
-
-    Args:
-        folder: absolute.
-        wanted: None for everything, hidden files and folders too.
-        above: the folders that led here.
+    Symbolic links are followed, loops are not. Without patterns everything is wanted, hidden files and folders too.
+    ``above`` are the folders that led here: device and inode.
     """
     try:
         status = os.stat(folder)
@@ -134,12 +118,12 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
     except OSError:
-        # A link to what cannot be looked at: going on as with what its name says tells the reason.
+        # A link to a file or folder that cannot be looked at: opening it as its name says gives the reason.
         return suffix_of(entry.name) is None
 
 
 def _behind(patterns: Patterns | None, name: str) -> Patterns | None:
-    """What is left of the patterns behind a name: an empty one if the name itself is wanted."""
+    """The rest of each pattern behind a name: an empty one if the name itself is wanted."""
     if patterns is None:
         return None
     return {left for pattern in patterns for left in _left_of(pattern, name)}

@@ -29,16 +29,9 @@ _NAMES = "CREATE TABLE names (name BLOB PRIMARY KEY, place TEXT) WITHOUT ROWID"
 
 
 class Listing:
-    """The maps in the files that a listing names.
+    """The maps in the files that a listing, on a disk or in S3, names; in the order of its rows.
 
-    Args:
-        path: the listing, on a disk or ``s3://bucket/key``.
-        settings: how patient the client of S3 is.
-        known: what need not be looked into.
-
-    Raises:
-        SourceError: on iterating, the listing cannot be read, has no column ``name`` or ``path``, or a name twice.
-        MissingExtraError: on iterating, Parquet needs the extra ``parquet``.
+    Iterating raises a SourceError if the listing cannot be read, has no column ``name`` or ``path``, or a name twice.
     """
 
     def __init__(self, path: str, settings: S3Settings | None, known: Known | None) -> None:
@@ -47,7 +40,6 @@ class Listing:
         self._known = known
 
     def __iter__(self) -> Iterator[ActivationMap | Failure]:
-        """The maps, in the order of the rows."""
         with Filesystems(self._settings) as filesystems:
             # A list that names two maps alike is wrong as a whole: better found before the first of a million is done.
             with closing(self._rows(filesystems)) as rows:
@@ -59,11 +51,7 @@ class Listing:
         return read_table(self._path, filesystems.of(self._path).open, _COLUMNS)
 
     def _check_names(self, rows: Iterator[Row]) -> None:
-        """Refuse a listing in which a name occurs twice.
-
-        Raises:
-            SourceError: it does; both rows are named. Or there is no room for the names.
-        """
+        """Refuse a listing in which a name occurs twice."""
         with Spill("the names of a listing", _NAMES, SourceError) as names, names.transaction() as database:
             for row in rows:
                 name = row.values.get("name")

@@ -1,4 +1,4 @@
-"""Files with a name of their own, wherever they were found, and the maps in them. Runs in a thread."""
+"""Named files on a disk or in S3, and the maps in them. Runs in a thread."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ if TYPE_CHECKING:
 
     Entry: TypeAlias = ActivationMap | Failure
     Known: TypeAlias = Callable[[Sequence[ActivationMap]], Collection[str]]
-    """Says the names of those maps that are known, from an earlier run, to be all there is in their unchanged file."""
+    """Gives the names of the maps that an earlier run found to be the only map of their file, which is unchanged."""
 
 _BATCH = 256
 _AHEAD = 16
-"""So many objects are looked into at once: each takes a round trip."""
+"""Objects that are opened concurrently: each takes a round trip."""
 _LOOK_BYTES = {".npy": 16 * 2**10}
-"""Of a format whose head tells all, no more is read to look into it."""
+"""The first read of a format whose header suffices to list its maps."""
 _LOOK_BYTES_OTHERS = 2**20
 
 
@@ -49,11 +49,11 @@ class NamedFile(NamedTuple):
     """A file and its name.
 
     Attributes:
-        name: the file's own; what it holds more than one map of is named below it.
+        name: the file's own; the maps of a file that holds several are named below it.
         path: absolute, or ``s3://bucket/key``.
-        row: where it was named, for people: ``list.csv, line 7``.
-        fingerprint: its state, if that is known already.
-        size: bytes, if that is known already.
+        row: where it was named, for messages: ``list.csv, line 7``.
+        fingerprint: its state, if a listing has it; else None.
+        size: in bytes, if a listing has it; else 0.
     """
 
     name: str
@@ -66,24 +66,18 @@ class NamedFile(NamedTuple):
 def maps_in_named(
     files: Iterable[NamedFile | Failure], filesystems: Filesystems, known: Known | None = None
 ) -> Iterator[Entry]:
-    """The maps in files, in the order of the files. Those in S3 are looked into several at a time, a little ahead.
+    """The maps in files, in the order of the files; failures are passed on, and known files are not opened.
 
-    Args:
-        files: a failure is passed on.
-        filesystems: where they lie.
-        known: what need not be looked into.
+    Files in S3 are opened several at a time, a little ahead.
     """
     files = iter(files)
     pending: deque[tuple[bool, Iterator[Entry]]] = deque()
     with _Lookers(filesystems) as lookers:
         # Without anyone to ask, none waits for others.
         while batch := list(islice(files, _BATCH if known else 1)):
-            single = _known_maps(batch, known) if known else {}
-            for file in batch:
-                if isinstance(file, Failure):
-                    pending.append((False, iter([file])))
-                elif file in single:
-                    pending.append((False, iter([single[file]])))
+            for file in _with_known(batch, known) if known else batch:
+                if not isinstance(file, NamedFile):
+                    pending.append((False, iter((file,))))
                 elif is_remote(file.path):
                     pending.append((True, lookers.look(file)))
                 else:
@@ -94,18 +88,17 @@ def maps_in_named(
             yield from maps
 
 
-def _known_maps(files: Iterable[NamedFile | Failure], known: Known) -> dict[NamedFile, ActivationMap]:
-    """Those files that are known, from an earlier run, to be one map each, and are unchanged."""
-    maps: dict[NamedFile, ActivationMap] = {}
-    for file in files:
-        if isinstance(file, NamedFile) and isinstance(map_ := _whole(file), ActivationMap):
-            maps[file] = map_
-    names = known(list(maps.values())) if maps else ()
-    return {file: map_ for file, map_ in maps.items() if map_.name in names}
+def _with_known(files: Sequence[NamedFile | Failure], known: Known) -> Iterator[NamedFile | Entry]:
+    """The files, each that an earlier run knows to be one map, and that is unchanged, as that map."""
+    wholes = [_whole(file) if isinstance(file, NamedFile) else None for file in files]
+    maps = [whole for whole in wholes if isinstance(whole, ActivationMap)]
+    names = known(maps) if maps else ()
+    for file, whole in zip(files, wholes, strict=True):
+        yield whole if isinstance(whole, ActivationMap) and whole.name in names else file
 
 
 def _whole(file: NamedFile) -> Entry | None:
-    """The map that a file is if it is one map; None if that cannot be told without opening it."""
+    """The map that a file is if it is one map; None if the file must be opened to know."""
     if is_remote(file.path):
         return _entry(file.name, file.path, ListedMap(None, None, file.size), file.fingerprint)
     if not file.path.endswith(".npy"):
@@ -128,7 +121,7 @@ def _entry(name: str, path: str, found: ListedMap, fingerprint: str | None) -> A
     except InputValidationError as error:
         return Failure(printable(name), source, fingerprint, "source", str(error))
     if fingerprint is not None and found.part is not None:
-        # Names can move from one map of a file to another, by a list beside it, without the file's being touched.
+        # A list of names beside the file can give its maps other names while the file stays as it is.
         fingerprint = f"{fingerprint} {found.part}"
     return ActivationMap(name, source, fingerprint, found.max_bytes, path, found.part)
 
@@ -145,7 +138,7 @@ def _with_row(found: Entry, file: NamedFile) -> Entry:
 
 
 class _Lookers:
-    """Threads that open objects in S3 ahead of whoever goes through the maps in them."""
+    """Threads that open objects in S3 before their maps are asked for."""
 
     def __init__(self, filesystems: Filesystems) -> None:
         self._filesystems = filesystems
@@ -159,7 +152,7 @@ class _Lookers:
             self._threads.shutdown(cancel_futures=True)
 
     def look(self, file: NamedFile) -> Iterator[Entry]:
-        """The maps in an object, which is being opened from now on."""
+        """The maps in an object; starts to open it."""
         suffix = suffix_of(file.path)
         if suffix is None:
             return iter([_failed(file, f"nothing here reads {printable(file.path)}")])
@@ -172,19 +165,14 @@ class _Lookers:
 
 
 def _maps_in(file: NamedFile, look: Callable[[], tuple[Filesystem, str]]) -> Iterator[Entry]:
-    """The maps in a file.
-
-    Args:
-        file: its name is the map's, or what the names of the maps in it begin with.
-        look: gives the file's filesystem and its fingerprint.
-    """
+    """The maps in a file; ``look`` gives its filesystem and its fingerprint."""
     try:
         filesystem, fingerprint = look()
         with closing(open_reader(file.path, filesystem)) as reader:
             for found in reader.maps():
                 yield _with_row(_entry(file.name, file.path, found, fingerprint), file)
     except (OSError, SourceError, MissingExtraError) as error:
-        # A file whose extra is missing, perhaps no map's at all, does not keep the others from their run.
+        # A missing extra fails its own file only, which may hold no map.
         yield _failed(file, translate_os_error(error))
 
 

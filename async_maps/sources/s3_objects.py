@@ -28,15 +28,7 @@ if TYPE_CHECKING:
 class S3Objects:
     """The maps in the objects at ``s3://bucket/prefix/``, ``s3://bucket/key.npy`` or ``s3://bucket/maps/*.npy``.
 
-    S3 is asked when it is iterated.
-
-    Args:
-        path: the place.
-        settings: how patient the client is.
-        known: what need not be looked into.
-
-    Raises:
-        SourceError: the bucket cannot be; on iterating, it does not exist, refuses to be listed or cannot be reached.
+    Requests are made when it is iterated. Names are relative to the prefix, in the order of the keys.
     """
 
     def __init__(self, path: str, settings: S3Settings | None, known: Known | None) -> None:
@@ -46,12 +38,11 @@ class S3Objects:
         self._known = known
 
     def __iter__(self) -> Iterator[ActivationMap | Failure]:
-        """The maps, in the order of the keys; named relative to the prefix."""
         try:
             with Filesystems(self._settings) as filesystems:
                 yield from maps_in_named(self._files(filesystems.s3()), filesystems, self._known)
         except SourceError as error:
-            # A connection is closed when nobody refers to the client any more; the frames of a kept error would.
+            # A connection is closed when the last reference to the client is gone; the frames of a kept error hold one.
             kept: BaseException | None = error
             while kept is not None:
                 clear_frames(kept.__traceback__)
@@ -67,7 +58,7 @@ class S3Objects:
                 yield self._file(found.key, _folder_of(found.key), found.fingerprint, found.size)
                 return
             folder = f"{self._key.rstrip('/')}/" if self._key else ""
-            # A Zarr hierarchy that is named itself is one, and not a folder of whatever lies in it.
+            # A Zarr hierarchy that is named itself is one source, not a folder of its files.
             root = _folder_of(folder[:-1]) if folder and _zarr_root(folder) == folder[:-1] else folder
             yield from self._below(filesystem, folder, root)
         except SourceError as error:

@@ -1,6 +1,6 @@
-"""Standard input as a source: one path a line. It is waited for on the event loop, never in a thread.
+"""Standard input as a source: one path a line. The event loop waits for it, never a thread.
 
-A thread that waits in a read cannot be called back, and Python's own end would wait for it.
+A thread that waits in a read cannot be interrupted, and Python's exit would wait for it.
 """
 
 from __future__ import annotations
@@ -31,11 +31,7 @@ _MAX_LINE = 2**16
 
 
 async def stdin_lines() -> AsyncGenerator[list[bytes], None]:
-    """The lines of standard input without their ends, as many at a time as have come.
-
-    Raises:
-        SourceError: it is closed, cannot be read, or is no text.
-    """
+    """The lines of standard input without their ends, as many at a time as have come."""
     try:
         descriptor = sys.stdin.fileno()
     except (AttributeError, OSError, ValueError):

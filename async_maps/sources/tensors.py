@@ -17,18 +17,10 @@ if TYPE_CHECKING:
 
 
 def take(tensor: Any, shape: tuple[int, ...], value_range: ValueRange | None) -> tuple[NDArray[Any], Measured | None]:
-    """A tensor as a NumPy array: its intensities and what was seen of its values, or the values themselves.
+    """A tensor as a NumPy array of a shape, (h, w) or (h, w, 1): its intensities and statistics, or its values.
 
-    The values are copied where there is no range to quantize by, and where a value is invalid or out of range: what to
-    do about it, and what to say, is the same for all arrays then. bfloat16, which NumPy lacks, is float32 here.
-
-    Args:
-        tensor: on any device.
-        shape: (h, w) or (h, w, 1): what it is taken as.
-        value_range: a known one, or None.
-
-    Raises:
-        InputValidationError: another shape.
+    The values are copied where there is no known range to quantize by, and where a value is invalid or out of range, to
+    be handled as in any other array. bfloat16, which NumPy lacks, becomes float32.
     """
     import torch
 
@@ -38,7 +30,7 @@ def take(tensor: Any, shape: tuple[int, ...], value_range: ValueRange | None) ->
         values = values.float()
     signed = values.dtype in {torch.int8, torch.int16, torch.int32, torch.int64}
     if value_range is not None and (values.dtype.is_floating_point or (signed and value_range.kind != "unit")):
-        # What a device cannot compute is computed here.
+        # What the device cannot compute is computed from the copied values.
         with torch.no_grad(), suppress(RuntimeError):
             found = _quantized(values.reshape(shape[:2]), value_range)
             if found is not None:
@@ -47,7 +39,7 @@ def take(tensor: Any, shape: tuple[int, ...], value_range: ValueRange | None) ->
 
 
 def _quantized(values: Any, value_range: ValueRange) -> tuple[Any, Measured] | None:
-    """The intensities, on the device; None if the values are not all finite and in range, or the device is too simple.
+    """The intensities, on the device; None if a value is not finite or out of range, or the device lacks float64.
 
     Operation for operation what :func:`async_maps.render.quantize.quantize` does.
     """

@@ -46,7 +46,7 @@ class Hdf5Reader(HierarchyReader):
         return self._file["/"]
 
     def _names(self, group: Group) -> list[str]:
-        # h5py hands over what is not UTF-8 as bytes.
+        # h5py returns names that are not UTF-8 as bytes.
         return [name.decode("utf-8", "surrogateescape") if isinstance(name, bytes) else name for name in group]
 
     def _member(self, group: Group, name: str) -> Any:

@@ -38,7 +38,7 @@ COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".
 _ZARR_MARKS = ("zarr.json", ".zgroup", ".zarray")
 _CHUNKED = {"zarr", "hdf5", "npz"}
 _BLOCK_BYTES = 512 * 2**10
-"""What is smaller comes with its neighbors in one request."""
+"""Smaller maps come with their neighbors in one request."""
 
 
 class ListedMap(NamedTuple):
@@ -132,7 +132,7 @@ class translate_format_errors:  # noqa: N801  # a context manager, in lower case
     because every read of a member enters one, and a generator takes three times as long.
 
     Args:
-        what: what is wrong, in our words; the library's reason follows.
+        what: the start of the message; the library's reason follows.
     """
 
     def __init__(self, what: str) -> None:
@@ -185,7 +185,7 @@ class Readers:
                 raise
 
     def close(self) -> None:
-        """Close what is open."""
+        """Close the file."""
         with self._turn:
             reader, self._reader = self._reader, None
             if reader is not None:

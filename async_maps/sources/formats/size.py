@@ -1,4 +1,4 @@
-"""How large a map may be: told from its shape, before any memory is taken for it. Runs wherever maps are read."""
+"""Limits of a map's size, checked by its shape before any memory is taken for it."""
 
 from __future__ import annotations
 

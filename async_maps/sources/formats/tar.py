@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _SUFFIX = ".npy"
 _MAX_READ = 2**20
-"""What is read of a member comes in pieces of that; a name or a list of attributes is never as long."""
+"""Bytes. Members are read in pieces of at most this size; a name or a list of attributes is shorter."""
 
 
 class TarReader:
@@ -76,7 +76,7 @@ class TarReader:
                     member = archive.next()
                 if member is None:
                     break
-                # tarfile remembers every member, for those who look one up by name.
+                # tarfile keeps every member, to look them up by name.
                 archive.members.clear()  # type: ignore[attr-defined]  # missing in its types
                 if archive.offset <= end:
                     raise SourceError(f"the archive is damaged after {end:,} bytes: a member of negative size")

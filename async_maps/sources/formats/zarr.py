@@ -56,7 +56,7 @@ class ZarrReader(HierarchyReader):
                 raise SourceError("expected a Zarr hierarchy, found no zarr.json, .zgroup or .zarray") from None
 
     def _names(self, group: Group) -> list[str]:
-        # Group.members() would open them all at once, and fail over any that is damaged.
+        # Group.members() would open all of them, and fail over any that is damaged.
         return list(collect_aiterator(group.store.list_dir(group.path)))
 
     def _member(self, group: Group, name: str) -> Any:
