@@ -9,16 +9,18 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, get_type_hints
 
 import pytest
 
 import async_maps as am
-from async_maps import kolena, metrics
+from async_maps import kolena
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from types import ModuleType
 
 pytestmark = pytest.mark.fast
 
@@ -89,7 +91,9 @@ def public_objects() -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
-PUBLIC = ((am, am.__all__), (kolena, kolena.__all__), (metrics, ["PipelineCollector"]))
+PUBLIC: list[tuple[ModuleType, list[str]]] = [(am, am.__all__), (kolena, kolena.__all__)]
+with suppress(am.MissingExtraError):
+    PUBLIC.append((importlib.import_module("async_maps.metrics"), ["PipelineCollector"]))
 OBJECTS = dict(public_objects())
 
 

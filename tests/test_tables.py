@@ -13,6 +13,7 @@ import pytest
 from async_maps import tables
 from async_maps.errors import MissingExtraError, SourceError
 from async_maps.tables import Row, is_table, read_table
+from tests.support.installed import needs_parquet
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -143,8 +144,8 @@ def test_nested_parquet_cells_are_lists_and_dicts() -> None:
     ("suffix", "data", "said"),
     [
         (".csv", b"y" * 200_000, "expected a CSV file: field larger"),
-        (".parquet", b"no Parquet", "expected a Parquet file: "),
-        (".parquet", b"", "expected a Parquet file: "),
+        pytest.param(".parquet", b"no Parquet", "expected a Parquet file: ", marks=needs_parquet),
+        pytest.param(".parquet", b"", "expected a Parquet file: ", marks=needs_parquet),
     ],
 )
 def test_a_file_of_another_format_is_refused(suffix: str, data: bytes, said: str) -> None:

@@ -19,6 +19,7 @@ from async_maps.kolena import (
     inference_masks,
     results_frame,
 )
+from tests.support.installed import kolena_client
 from tests.support.leftovers import leaves_nothing
 from tests.support.manifests import COUNTED
 from tests.support.masks import TYPED, UNCOUNTED, receipt, wire, write_manifest
@@ -35,7 +36,7 @@ pytestmark = [pytest.mark.fast, pytest.mark.usefixtures(leaves_nothing.__name__)
 def either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once with Kolena's client, and once as where it is not installed."""
     if request.param == "with kolena":
-        pytest.importorskip("kolena.annotation")
+        kolena_client("kolena.annotation")
     else:
         monkeypatch.setitem(sys.modules, "kolena.annotation", None)
 
@@ -52,7 +53,7 @@ def mask_at(name: str, **fields: object) -> dict[str, object]:
 
 
 def test_a_mask_is_kolenas_own_where_kolena_is_installed() -> None:
-    annotation = pytest.importorskip("kolena.annotation")
+    annotation = kolena_client("kolena.annotation")
     assert bitmap_mask(receipt("a"), layer="layer4") == annotation.BitmapMask("s3://bucket/o/a.png", layer="layer4")
 
 
@@ -214,7 +215,7 @@ def test_columns_and_choices_that_make_no_sense_are_refused(
 
 
 def test_what_json_does_not_have_is_made_plain(pandas: Any, manifest: Path) -> None:
-    BoundingBox = pytest.importorskip("kolena.annotation").BoundingBox  # noqa: N806  # a class
+    BoundingBox = kolena_client("kolena.annotation").BoundingBox  # noqa: N806  # a class
     cells: dict[str, list[Any]] = {
         "image": ["a", "b"],
         "whole": [1, 2],
@@ -309,7 +310,7 @@ def test_the_stand_in_tells_what_the_service_would_not_take(pandas: Any, service
 
 
 def test_a_frame_survives_kolenas_own_files(pandas: Any, manifest: Path, tmp_path: Path) -> None:
-    io = pytest.importorskip("kolena.io")
+    io = kolena_client("kolena.io")
     frame = results_frame(manifest, pandas.DataFrame({"image": ["a", "b"], "score": [None, 0.5]}), on="image")
     io.dataframe_to_csv(frame, tmp_path / "r.csv", index=False)
     assert masks_of(io.dataframe_from_csv(tmp_path / "r.csv")) == [mask_at("a"), mask_at("b")]

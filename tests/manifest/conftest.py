@@ -10,6 +10,7 @@ import pytest
 from async_maps.manifest.manifest import Manifest
 from async_maps.outcomes import Failure, MapStatistics
 from tests.support.exports import EXPORTED_NAMES
+from tests.support.installed import kolena_client
 from tests.support.manifests import COUNTED, make_map, receipt_for
 
 if TYPE_CHECKING:
@@ -47,4 +48,4 @@ def manifest(tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def kolena() -> Any:
     """Its own reader of tables."""
-    return pytest.importorskip("kolena.io")
+    return kolena_client("kolena.io")

@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -19,6 +18,7 @@ from async_maps.manifest.manifest import Manifest
 from async_maps.manifest.schema import COLUMNS
 from async_maps.outcomes import Failure
 from tests.support.exports import EXPORTED_NAMES, SUFFIXES, read_any, read_exported
+from tests.support.installed import needs_parquet
 from tests.support.manifests import make_map, receipt_for
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def _expected(manifest: Path, *, failed: bool) -> list[dict[str, Any]]:
         return [dict(zip(COLUMNS, row, strict=True)) for row in opened.rows(failed=failed)]
 
 
-@pytest.mark.parametrize("suffix", [*SUFFIXES, ".CSV", ".Parquet"])
+@pytest.mark.parametrize("suffix", [*SUFFIXES, ".CSV", pytest.param(".Parquet", marks=needs_parquet)])
 @pytest.mark.parametrize("failed", [False, True])
 def test_a_table_holds_every_row_as_it_is(manifest: Path, tmp_path: Path, suffix: str, failed: bool) -> None:
     file = tmp_path / f"locators{suffix}"
@@ -57,10 +57,13 @@ def test_a_manifest_without_rows_is_a_table_without_rows(tmp_path: Path, suffix:
     assert export_manifest(tmp_path / "m.sqlite", file) == 0
     assert read_exported(file) == []
     if suffix == ".parquet":
+        import pyarrow.parquet as pq
+
         assert tuple(pq.read_schema(file).names) == COLUMNS
 
 
 def test_columns_have_the_same_types_whatever_the_rows_hold(manifest: Path, tmp_path: Path) -> None:
+    pq = pytest.importorskip("pyarrow.parquet")
     with Manifest(tmp_path / "failed.sqlite") as opened:
         opened.begin("s3://bucket")
         opened.write([Failure("a", "/maps/a.npy", None, "read", "no")], "settings")
@@ -76,6 +79,7 @@ def test_columns_have_the_same_types_whatever_the_rows_hold(manifest: Path, tmp_
     }
 
 
+@needs_parquet
 @pytest.mark.parametrize("batch", [1, 3, len(EXPORTED_NAMES) - 1, len(EXPORTED_NAMES)])
 def test_rows_beyond_a_batch_are_there_too(
     manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: int
@@ -268,6 +272,8 @@ def test_a_table_for_kolena_is_as_its_own(kolena: Any, tmp_path: Path, suffix: s
         kolena.dataframe_to_csv(frame, theirs, index=False)
         assert ours.read_bytes().replace(b"\r\n", b"\n") == theirs.read_bytes()
     elif suffix == ".parquet":
+        import pyarrow.parquet as pq
+
         kolena.dataframe_to_parquet(frame, theirs)
         read = _read_by_kolena(kolena, ours)
         assert read.equals(_read_by_kolena(kolena, theirs))

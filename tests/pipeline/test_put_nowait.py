@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import numpy as np
 import pytest
-import uvloop
 
 import async_maps as am
 from async_maps.stores.memory import MemoryStore
@@ -391,9 +390,9 @@ async def test_from_another_threads_loop_it_says_so_and_nothing_is_kept(tmp_path
         assert (await pipeline.put_nowait("x", random_map(1))).name == "x"
 
 
-@pytest.mark.parametrize("loop", [asyncio.SelectorEventLoop, uvloop.new_event_loop])
+@pytest.mark.parametrize("library", ["asyncio", "uvloop"])
 @pytest.mark.parametrize("groups", ["asyncio", "anyio"])
-def test_it_works_in_task_groups_on_any_loop(loop: Callable[[], Any], groups: str, tmp_path: Path) -> None:
+def test_it_works_in_task_groups_on_any_loop(library: str, groups: str, tmp_path: Path) -> None:
     async def serve() -> None:
         async with am.Pipeline(tmp_path, settings=THREADS) as pipeline:
 
@@ -411,6 +410,6 @@ def test_it_works_in_task_groups_on_any_loop(loop: Callable[[], Any], groups: st
                     for number in range(20):
                         asyncios.create_task(request(number))
 
-    with asyncio.Runner(loop_factory=loop) as runner:
+    with asyncio.Runner(loop_factory=pytest.importorskip(library).new_event_loop) as runner:
         runner.run(serve())
     assert len(list(tmp_path.iterdir())) == 20

@@ -15,6 +15,7 @@ from async_maps.render import kernels
 from async_maps.render.colorize import colorize_activation_map, look_up
 from async_maps.render.colormap import Colormap, ColormapJet, color_table
 from async_maps.render.quantize import map_shape, quantize
+from tests.support.installed import kolena_client
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,7 +32,7 @@ DTYPES: list[Any] = [np.uint8, *FLOATS]
 @pytest.fixture(scope="module")
 def kolena() -> Any:
     """The client that we are a drop-in for. It runs Python for each pixel: about 50,000 of them a second."""
-    return pytest.importorskip("kolena.workflow.visualization")
+    return kolena_client("kolena.workflow.visualization")
 
 
 def values(shape: tuple[int, ...], dtype: Any, seed: int = 0) -> NDArray[Any]:

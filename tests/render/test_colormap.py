@@ -11,6 +11,7 @@ import pytest
 
 from async_maps.errors import AsyncMapsError, InputValidationError, SettingsError
 from async_maps.render.colormap import Colormap, ColormapJet, color_table, colormap_table, describe_colormap
+from tests.support.installed import kolena_client
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,7 +41,7 @@ TABLES = {
 @pytest.fixture(scope="module")
 def kolena() -> Any:
     """The client that we are a drop-in for."""
-    return pytest.importorskip("kolena.workflow.visualization")
+    return kolena_client("kolena.workflow.visualization")
 
 
 class Ramp(Colormap):

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from async_maps.render.png import encode_png
+from tests.support.installed import kolena_client
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -68,6 +69,6 @@ def test_encode_png_refuses_channels_in_a_mode_of_one(mode: str) -> None:
     ("mode", "dtype"), [("L", "bool"), ("LA", "<u2"), ("RGBA", "<f4"), ("I", "<i4"), ("I;16", "<u2"), ("1", "<f8")]
 )
 def test_encode_png_reads_the_bytes_as_kolena_does(mode: str, dtype: str) -> None:
-    kolena = pytest.importorskip("kolena.workflow.visualization", reason="no Kolena client for this Python or Pillow")
+    kolena = kolena_client("kolena.workflow.visualization")
     image = map_of(dtype, 5, 7)
     assert encode_png(image, mode).getvalue() == kolena.encode_png(image, mode).getvalue()

@@ -29,6 +29,7 @@ from async_maps.stages.encode import Encoding, encode_bitmap, encode_stage
 from async_maps.stages.items import Bitmap, Job, Png
 from async_maps.stages.meters import Meter
 from async_maps.workers.worker import Result
+from tests.support.installed import kolena_client
 from tests.support.manifests import COUNTED
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ FADED, OPAQUE = color_table(ColormapJet()), color_table(ColormapJet(fade_low_act
 @pytest.fixture(scope="module")
 def kolena() -> Any:
     """The client that we are a drop-in for."""
-    return pytest.importorskip("kolena.workflow.visualization")
+    return kolena_client("kolena.workflow.visualization")
 
 
 def noise(*shape: int, dtype: Any = np.uint8, seed: int = 0) -> NDArray[Any]:

@@ -6,9 +6,12 @@ import io
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
-import h5py
 import numpy as np
 import pytest
+
+pytest.importorskip("h5py")
+
+import h5py
 
 from async_maps.filesystems.filesystem import LocalFilesystem
 from async_maps.sources import open_source

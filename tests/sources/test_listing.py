@@ -17,6 +17,7 @@ from async_maps.errors import SourceError
 from async_maps.outcomes import Failure
 from async_maps.sources import open_source
 from async_maps.sources.activation_map import ActivationMap
+from tests.support.installed import needs_parquet
 from tests.support.leftovers import leaves_nothing
 from tests.support.maps import npy
 from tests.support.s3 import upload
@@ -182,7 +183,7 @@ def test_a_csv_row_that_is_too_long_fails_alone(tmp_path: Path) -> None:
     assert "field larger than field limit" in failure.reason
 
 
-@pytest.mark.parametrize("name", ["list.csv", "list.jsonl", "list.parquet"])
+@pytest.mark.parametrize("name", ["list.csv", "list.jsonl", pytest.param("list.parquet", marks=needs_parquet)])
 def test_what_is_no_listing_is_refused_whatever_its_size(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"\xff\0" * 2**22)
     with pytest.raises(SourceError, match=rf"{name}: "):

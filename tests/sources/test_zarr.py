@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+
+pytest.importorskip("zarr")
+
 import zarr
 
 from async_maps.outcomes import Failure

@@ -6,13 +6,16 @@ import csv
 import json
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from async_maps.manifest.schema import BOOLEANS, COLUMNS, FLOATS, INTEGERS
+from tests.support.installed import needs_parquet
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-SUFFIXES = (".csv", ".parquet", ".jsonl")
+SUFFIXES = (".csv", pytest.param(".parquet", marks=needs_parquet), ".jsonl")
 EXPORTED_NAMES = (
     *("plain", "with, comma", 'with "quotes"', "with 'quotes'", "semi;colon", " blanks ", "back\\slash", "=1+1"),
     *("é/ü", "cafe\N{COMBINING ACUTE ACCENT}", "日本語", "🧠🔥", "\u2028", "%41 + ?#&"),

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.support.installed import kolena_client
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -136,7 +138,7 @@ def _refuse_constant(text: str) -> None:
 @contextmanager
 def serve_kolena() -> Iterator[KolenaService]:
     """The service, with the client of this process pointing at it and at nothing else."""
-    state = pytest.importorskip("kolena._utils.state")
+    state = kolena_client("kolena._utils.state")
     service = KolenaService()
 
     class Handler(BaseHTTPRequestHandler):

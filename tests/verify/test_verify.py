@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from anyio import to_thread
 
@@ -25,6 +23,7 @@ from async_maps.outcomes import Failure
 from async_maps.verify.comparison import Comparison, Expected
 from async_maps.verify.tables import locators_in
 from tests.support.commands import invoke
+from tests.support.installed import needs_parquet
 from tests.support.leftovers import leaves_nothing
 from tests.support.manifests import make_map, receipt_for
 from tests.support.maps import random_map
@@ -214,7 +213,7 @@ async def test_locators_that_lead_nowhere_are_differences_and_no_error(tmp_path:
         ("a.csv", 'locator\n"s3://b/' + "x" * 140_000 + '"\n', "line 2: expected a CSV row"),
         ("a.jsonl", "{}\n{", "line 2: expected a JSON object"),
         ("a.jsonl", "[]", r"line 1: expected a JSON object, found \[\]"),
-        ("a.parquet", "text", "expected a Parquet file"),
+        pytest.param("a.parquet", "text", "expected a Parquet file", marks=needs_parquet),
         ("a.sqlite", "", "no manifest of ours"),
     ],
 )
@@ -227,6 +226,7 @@ async def test_what_is_no_table_and_no_manifest_is_refused(tmp_path: Path, name:
 
 
 def test_a_parquet_with_nested_cells_is_read(tmp_path: Path) -> None:
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     cell = [{"locator": "s3://b/1.png", "data_type": DATA_TYPE}, {"locator": "s3://b/2.png", "data_type": DATA_TYPE}]
     pq.write_table(pa.table({"cams": [cell, None, cell[:1]]}), tmp_path / "t.parquet")
     assert [(row.locator, row.name) for row in locators_in(str(tmp_path / "t.parquet"))] == [

@@ -16,6 +16,7 @@ from botocore.exceptions import ClientError
 import async_maps as am
 from async_maps.filesystems.locators import bitmap_mask_fields
 from tests.support.commands import invoke
+from tests.support.installed import kolena_client
 from tests.support.leftovers import leaves_nothing
 from tests.support.maps import random_map
 from tests.support.overlays import BROKEN, NAMES, break_in_s3, found, made, recorded
@@ -101,7 +102,7 @@ async def test_more_than_a_thousand_objects_take_a_request_for_each_thousand(
 def as_kolena(path: Path, rows: list[dict[str, Any]]) -> None:
     """What Kolena's own client writes of rows whose cells are masks and lists of them."""
     pd = pytest.importorskip("pandas")
-    io = pytest.importorskip("kolena.io")
+    io = kolena_client("kolena.io")
     frame = pd.DataFrame(rows)
     if path.suffix == ".csv":
         io.dataframe_to_csv(frame, path, index=False)

@@ -1,0 +1,16 @@
+"""Libraries that not every environment has. CI runs the fast tests without the extras, too."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Any
+
+import pytest
+
+needs_parquet = pytest.mark.skipif(find_spec("pyarrow") is None, reason="pyarrow is not installed")
+
+
+def kolena_client(module: str) -> Any:
+    """A module of Kolena's client; a test is skipped without it."""
+    reason = "Kolena's client is not installed: it has no release for Python 3.13 and allows no Pillow 13"
+    return pytest.importorskip(module, reason=reason)
