@@ -46,8 +46,10 @@ async def test_places_sources_and_iterables_are_all_listed(maps: Path) -> None:
     for source in ([(name, MAP) for name in names], dict.fromkeys(names, MAP).items(), pairs()):
         entries = await _listed(source)
         assert [entry.name for entry in entries] == names
-        assert entries[0].array is MAP
-        assert replace(entries[0], array=None) == ActivationMap("000", "000", None, MAP.nbytes)
+        first = entries[0]
+        assert isinstance(first, ActivationMap)
+        assert first.array is MAP
+        assert replace(first, array=None) == ActivationMap("000", "000", None, MAP.nbytes)
 
 
 async def test_arrays_that_are_no_maps_become_failures_and_the_others_go_on() -> None:
