@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support import properties
 from tests.support.leftovers import leaves_nothing, pipe_of_libuv
 
 if TYPE_CHECKING:
@@ -25,15 +26,14 @@ if TYPE_CHECKING:
 __all__ = ["leaves_nothing", "pipe_of_libuv"]
 
 _numbers = itertools.count(1)
+_ONLY_FAST = "fast and not slow and not long"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """A slow test in a file of fast ones is not fast."""
-    if config.option.markexpr == "fast":
+    """Leave slow tests in files of fast ones out of a fast run, and try each property less often."""
+    if config.option.markexpr in {"fast", _ONLY_FAST}:
         config.option.markexpr = _ONLY_FAST
-
-
-_ONLY_FAST = "fast and not slow and not long"
+        properties.share = 0.2
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

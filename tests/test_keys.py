@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from async_maps.errors import InputValidationError
 from async_maps.keys import MAX_KEY_BYTES, KeyTemplate, check_name, printable
 from async_maps.stores.files import FileStore
+from tests.support.properties import examples
 
 pytestmark = pytest.mark.fast
 
@@ -23,6 +24,7 @@ _TEXTS = st.text() | st.lists(st.sampled_from(["..", ".", "", "a", "b c", "é", 
 _PREFIXES = st.sampled_from(["", "p", "maps/v1", "a b/é"])
 
 
+@examples(100)
 @given(prefix=_PREFIXES, name=_TEXTS | st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]), min_size=1))
 @example(prefix="p", name="../other/x")
 @example(prefix="p", name="a/../../x")
@@ -99,6 +101,7 @@ def test_a_key_may_be_as_long_as_s3_allows_and_no_longer(letter: str) -> None:
     assert len(str(refusal.value)) < 200
 
 
+@examples(100)
 @given(_TEXTS)
 @example("line\nbreak \udce9 é 🧠")
 @example("\u2028\u200b\xa0")

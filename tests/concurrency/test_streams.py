@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from async_maps.concurrency.streams import ByteBudget, WaitingLine, receive, send
+from tests.support.properties import examples
 
 if TYPE_CHECKING:
     from async_maps.concurrency.streams import Lease
@@ -351,7 +352,7 @@ class BudgetMachine(RuleBasedStateMachine):
         self.loop.close()
 
 
-BudgetMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+BudgetMachine.TestCase.settings = settings(examples(60), stateful_step_count=30)
 TestBudgetMachine = BudgetMachine.TestCase
 
 

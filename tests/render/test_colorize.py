@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -16,6 +16,7 @@ from async_maps.render.colorize import colorize_activation_map, look_up
 from async_maps.render.colormap import Colormap, ColormapJet, color_table
 from async_maps.render.quantize import map_shape, quantize
 from tests.support.installed import kolena_client
+from tests.support.properties import examples
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,7 +72,7 @@ def test_random_values_are_as_kolenas(kolena: Any, dtype: Any, fade: bool) -> No
     assert_as_kolenas(kolena, array, ColormapJet(fade), kolena.ColormapJet(fade))
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(60)
 @given(data=st.data())
 def test_any_small_map_is_as_kolenas(kolena: Any, data: st.DataObject) -> None:
     dtype = data.draw(st.sampled_from([np.uint8, np.float16, np.float32, np.float64]))

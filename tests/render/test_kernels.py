@@ -4,11 +4,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from async_maps.render import kernels
+from tests.support.properties import examples
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,7 +43,7 @@ def _arrays(dtype: str, elements: st.SearchStrategy[float]) -> st.SearchStrategy
 
 @pytest.mark.parametrize(("dtype", "kernel"), [("f4", kernels.quantize_float32), ("f8", kernels.quantize_float64)])
 def test_values_in_range_are_quantized_as_numpy_does_in_their_dtype(dtype: str, kernel: Callable[..., float]) -> None:
-    @settings(max_examples=60, deadline=None)
+    @examples(60)
     @given(_arrays(dtype, st.floats(0, 1, width=8 * int(dtype[1]))))  # type: ignore[arg-type]
     def check(values: NDArray[Any]) -> None:
         plane, keys = np.full(values.size, 99, np.uint8), np.empty(2, np.int64)
@@ -58,7 +59,7 @@ def test_values_in_range_are_quantized_as_numpy_does_in_their_dtype(dtype: str, 
 def test_extremes_are_told_whatever_the_values_and_nan_lies_beyond_infinity(
     dtype: str, kernel: Callable[..., float]
 ) -> None:
-    @settings(max_examples=100, deadline=None)
+    @examples(100)
     @given(_arrays(dtype, st.floats(width=8 * int(dtype[1]))))  # type: ignore[arg-type]
     def check(values: NDArray[Any]) -> None:
         keys = np.empty(2, np.int64)
@@ -84,7 +85,7 @@ def test_float16_bits_become_what_the_tables_say() -> None:
 
 @pytest.mark.parametrize(("dtype", "kernel"), [("f4", kernels.scale_float32), ("f8", kernels.scale_float64)])
 def test_values_are_scaled_and_clipped_in_float64(dtype: str, kernel: Callable[..., None]) -> None:
-    @settings(max_examples=60, deadline=None)
+    @examples(60)
     @given(_arrays(dtype, st.floats(-4, 4, width=8 * int(dtype[1]))), st.floats(-3, 0), st.floats(0.1, 3))  # type: ignore[arg-type]
     def check(values: NDArray[Any], low: float, high: float) -> None:
         plane, factor = np.empty(values.size, np.uint8), 255 / (high - low)

@@ -12,7 +12,7 @@ import anyio
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
@@ -31,6 +31,7 @@ from async_maps.stages.meters import Meter
 from async_maps.workers.worker import Result
 from tests.support.installed import kolena_client
 from tests.support.manifests import COUNTED
+from tests.support.properties import examples
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -223,7 +224,7 @@ TABLES = st.sampled_from([FADED, OPAQUE]) | st.integers(0, 2**32).map(lambda see
 LEVELS = st.integers(0, 3)
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(PLANES, TABLES, LEVELS)
 def test_palette_and_rgba_decode_to_the_colors_of_the_table(
     plane: NDArray[np.uint8], table: NDArray[np.uint8], level: int
@@ -254,7 +255,7 @@ def test_a_smooth_map_of_many_pixels_decodes_alike() -> None:
         np.testing.assert_array_equal(decoded_by_pillow(png), FADED[plane])
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(PLANES, TABLES, LEVELS)
 def test_a_palette_png_is_built_as_the_specification_says(
     plane: NDArray[np.uint8], table: NDArray[np.uint8], level: int
@@ -268,7 +269,7 @@ def test_a_palette_png_is_built_as_the_specification_says(
     np.testing.assert_array_equal(png.rows, plane)
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(PLANES, LEVELS)
 def test_an_rgba_png_is_built_as_the_specification_says(plane: NDArray[np.uint8], level: int) -> None:
     pixels = FADED[plane]
@@ -279,7 +280,7 @@ def test_an_rgba_png_is_built_as_the_specification_says(plane: NDArray[np.uint8]
     np.testing.assert_array_equal(png.rows, pixels.reshape(len(plane), -1))
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(PLANES, LEVELS)
 def test_a_gray_png_is_built_as_the_specification_says_and_decodes_to_the_intensities(
     plane: NDArray[np.uint8], level: int

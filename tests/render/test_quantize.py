@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from async_maps.errors import InputValidationError, SettingsError
 from async_maps.render.quantize import map_shape, quantize, summarize
 from async_maps.render.ranges import UNIT, ValueRange, parse_range
+from tests.support.properties import examples
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -85,7 +86,7 @@ def test_any_float_map_is_as_numpy_has_it(dtype: str, value_range: str) -> None:
     if value_range == "unit":
         elements = elements.map(abs)
 
-    @settings(max_examples=20, deadline=None)
+    @examples(20)
     @given(arrays(dtype, elements))
     def check(array: NDArray[Any]) -> None:
         plane, measured = run(array, value_range)
@@ -104,7 +105,7 @@ def test_any_float_map_is_as_numpy_has_it(dtype: str, value_range: str) -> None:
 @pytest.mark.parametrize("value_range", RANGES[1:])
 @pytest.mark.parametrize("dtype", OTHERS)
 def test_bool_and_every_integer_work_under_an_explicit_range(dtype: str, value_range: str) -> None:
-    @settings(max_examples=10, deadline=None)
+    @examples(10)
     @given(hnp.arrays(np.dtype(dtype), hnp.array_shapes(min_dims=2, max_dims=2, max_side=6)))
     def check(array: NDArray[Any]) -> None:
         plane, _ = run(array, value_range)
@@ -179,7 +180,7 @@ def test_invalid_values_are_zero_or_left_out_and_the_others_are_as_without_them(
     bound = 1.0 if value_range == "unit" else 100.0
     valid = floats(dtype, bound).map(abs if value_range == "unit" else float)
 
-    @settings(max_examples=12, deadline=None)
+    @examples(12)
     @given(arrays(dtype, valid | st.sampled_from([np.nan, np.inf, -np.inf])))
     @example(np.full((2, 3), np.nan, dtype))
     def check(array: NDArray[Any]) -> None:
@@ -238,7 +239,7 @@ def test_what_is_no_real_number_is_an_error_under_any_range(dtype: str, value_ra
 
 @pytest.mark.parametrize("invalid", ["zero", "transparent"])
 def test_the_statistics_are_those_of_numpy(invalid: Invalid) -> None:
-    @settings(max_examples=60, deadline=None)
+    @examples(60)
     @given(arrays("f4", floats("f4", 50.0) | st.just(np.nan)))
     def check(array: NDArray[Any]) -> None:
         plane, measured = run(array, "-10,40", invalid)
@@ -303,6 +304,7 @@ def test_a_range_is_shown_as_it_can_be_asked_for(text: str, shown: str) -> None:
     assert parse_range(shown) == parse_range(text)
 
 
+@examples(100)
 @given(st.text())
 def test_any_other_text_is_a_range_or_a_settings_error(text: str) -> None:
     with suppress(SettingsError):

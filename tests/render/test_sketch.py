@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from async_maps.render.sketch import QuantileSketch
+from tests.support.properties import examples
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -38,7 +39,7 @@ def assert_within_the_error(sketch: QuantileSketch, values: NDArray[np.float64])
     assert (sketch.percentile(0), sketch.percentile(100)) == (order[0], order[-1])
 
 
-@pytest.mark.parametrize("scale", [1e-320, 1e-300, 1e-5, 1.0, 1e5, 1e300])
+@pytest.mark.parametrize("scale", [1e-320, 1e-300, 1.0, 1e300])
 @pytest.mark.parametrize("kind", ["normal", "exponential", "uniform", "sparse", "wide", "constant"])
 def test_every_percentile_is_within_the_stated_error(kind: str, scale: float) -> None:
     rng = np.random.default_rng(len(kind))
@@ -53,7 +54,7 @@ def test_every_percentile_is_within_the_stated_error(kind: str, scale: float) ->
     assert_within_the_error(sketch_of(values), values)
 
 
-@settings(max_examples=8, deadline=None)
+@examples(8)
 @given(st.lists(st.floats(-1e300, 1e300), min_size=1, max_size=60))
 def test_any_values_are_within_the_stated_error(values: list[float]) -> None:
     array = np.array(values)

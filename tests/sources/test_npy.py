@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from async_maps.errors import SourceError
 from tests.support.entries import BYTES, HEADER, read_map, save_map, with_header
 from tests.support.maps import MAP
+from tests.support.properties import examples
 
 if TYPE_CHECKING:
     pass
@@ -160,7 +161,7 @@ _NPY = b"\x93NUMPY\x01\x00v\x00" + HEADER.ljust(117).encode() + b"\n" + MAP.toby
 _CHANGES = st.lists(st.tuples(st.integers(0, 10_000), BYTES), max_size=6)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(300)
 @given(changes=_CHANGES)
 @example(changes=[])
 def test_no_damage_to_a_file_ends_in_anything_but_an_array_or_a_source_error(

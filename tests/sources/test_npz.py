@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from async_maps.errors import SourceError
@@ -25,6 +25,7 @@ from async_maps.sources.formats import npz
 from async_maps.sources.formats.registry import Readers
 from tests.support.entries import BYTES, HEADER, failures_of, read_map, save_map, with_header
 from tests.support.maps import MAP, npy
+from tests.support.properties import examples
 
 if TYPE_CHECKING:
     from async_maps.filesystems.filesystem import Filesystem
@@ -190,7 +191,7 @@ def test_an_archive_that_lies_about_a_huge_member_is_refused_without_touching_me
 _CHANGES = st.lists(st.tuples(st.integers(0, 10_000), BYTES), max_size=6)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(300)
 @given(changes=_CHANGES, compressed=st.booleans())
 def test_no_damage_to_an_archive_ends_in_anything_but_maps_and_failures(
     maps: Path, changes: list[tuple[int, int]], compressed: bool

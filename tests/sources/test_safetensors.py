@@ -23,12 +23,12 @@ from tests.support.entries import (
     names_of,
     only_failure,
     plane_by_plane,
-    quickly,
     read_all,
     try_to_read,
     why_not,
 )
 from tests.support.maps import MAP
+from tests.support.properties import examples
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -133,7 +133,7 @@ def test_a_safetensors_file_without_maps_is_a_failure(maps: Path) -> None:
     assert only_failure(maps).reason == "the file holds no tensor of two or more dimensions"
 
 
-@quickly
+@examples(150)
 @given(changes=CHANGES, cut=st.sampled_from([0, 0, 0, 1, 100, 300]))
 def test_no_damage_to_a_safetensors_file_ends_in_anything_but_maps_and_failures(
     maps: Path, changes: list[tuple[int, int]], cut: int

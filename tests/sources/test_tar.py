@@ -24,13 +24,13 @@ from tests.support.entries import (
     names_of,
     only_failure,
     plane_by_plane,
-    quickly,
     read_all,
     save_tar,
     try_to_read,
     why_not,
 )
 from tests.support.maps import MAP, npy
+from tests.support.properties import examples
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -189,7 +189,7 @@ def test_the_memory_of_listing_a_tar_does_not_grow_with_its_members(maps: Path) 
     assert peaks[1] < peaks[0] + 300_000
 
 
-@quickly
+@examples(150)
 @given(changes=CHANGES, cut=st.sampled_from([0, 0, 0, 1, 700, 6000, 9500]))
 def test_no_damage_to_a_tar_ends_in_anything_but_maps_and_failures(
     maps: Path, changes: list[tuple[int, int]], cut: int

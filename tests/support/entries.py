@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from async_maps.errors import SourceError
@@ -112,9 +111,6 @@ def add_member(archive: tarfile.TarFile, name: str, content: bytes) -> None:
 
 
 CHANGES = st.lists(st.tuples(st.integers(0, 100_000), st.integers(0, 255)), max_size=6)
-
-
-quickly = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def failures_of(source: Iterable[Entry]) -> list[Failure]:

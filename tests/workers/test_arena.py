@@ -15,6 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from async_maps.errors import SettingsError
 from async_maps.workers.arena import Arena, map_memory
+from tests.support.properties import examples
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -345,7 +346,7 @@ class ArenaMachine(RuleBasedStateMachine):
         self.loop.close()
 
 
-ArenaMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+ArenaMachine.TestCase.settings = settings(examples(60), stateful_step_count=30)
 TestArenaMachine = ArenaMachine.TestCase
 
 

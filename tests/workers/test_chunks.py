@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from hypothesis import given
-from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -37,6 +36,7 @@ from tests.support.chunks import (
     saved,
     scanlines,
 )
+from tests.support.properties import examples
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -255,7 +255,7 @@ def test_a_map_that_turns_to_rgba_asks_for_the_room(tmp_path: Path) -> None:
     st.sampled_from(["fade", "auto"]),
     st.sampled_from(["jet", "viridis_r", "#ff000000,#ff0000ff"]),
 )
-@hypothesis_settings(max_examples=25, deadline=None)
+@examples(25)
 def test_compact_is_identical_once_composited_over_anything(seed: int, alpha: Any, colormap: str) -> None:
     rng = np.random.default_rng(seed)
     array = rng.random((30, 20)) ** rng.integers(1, 9)
