@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
-from importlib import import_module
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -135,10 +133,3 @@ async def test_pipelines_in_one_registry_are_told_apart_and_those_not_open_yet_a
     assert value(text, "uploads_total", pipeline="overlays") == 1
     assert value(text, "uploads_total", pipeline='of "masks"\n') == 3
     assert "never" not in text
-
-
-def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "async_maps.metrics")
-    monkeypatch.setitem(sys.modules, "prometheus_client.core", None)
-    with pytest.raises(am.MissingExtraError, match=r"pip install '\.\[metrics\]'"):
-        import_module("async_maps.metrics")

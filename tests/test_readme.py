@@ -85,11 +85,28 @@ def test_the_code_runs(code: str, capsys: pytest.CaptureFixture[str]) -> None:
         assert locators == {f"val/{i:04}": f"s3://my-bucket/overlays/val/{i:04}.png" for i in range(5)}
 
 
-def test_every_link_leads_somewhere() -> None:
-    for target in re.findall(r"\]\(([^)]+)\)", README):
+PAGES = sorted(
+    page.relative_to(ROOT).as_posix()
+    for pattern in ("*.md", ".github/*.md", "*/README.md", "async_maps/*/README.md")
+    for page in ROOT.glob(pattern)
+)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_leads_somewhere(page: str) -> None:
+    text = (ROOT / page).read_text()
+    # As GitHub makes them of headings.
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    for target in re.findall(r"\]\(([^)]+)\)", text):
         if target.startswith("#"):
-            # As GitHub makes them of headings.
-            headings = re.findall(r"^#+ (.*)$", README, re.MULTILINE)
-            assert target[1:] in {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+            assert target[1:] in anchors
         else:
-            assert target.startswith("https://") or (ROOT / target).exists(), target
+            assert target.startswith("https://") or (ROOT / page).parent.joinpath(target).exists(), target
+
+
+def test_every_path_that_contributors_are_led_to_is_there() -> None:
+    text = (ROOT / ".github" / "CONTRIBUTING.md").read_text()
+    paths = re.findall(r"`((?:async_maps|tests|bench|\.ci)/[\w./]*)`", text)
+    assert len(paths) > 5
+    assert [path for path in paths if not (ROOT / path).exists()] == []

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import io
 import json
-import sys
 import tracemalloc
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from async_maps import tables
-from async_maps.errors import MissingExtraError, SourceError
+from async_maps.errors import SourceError
 from async_maps.tables import Row, is_table, read_table
 from tests.support.installed import needs_parquet
 
@@ -184,9 +183,3 @@ def test_memory_does_not_grow_with_the_rows(suffix: str) -> None:
     assert count == 30_000
     # The values alone are over 5 MB.
     assert peak < len(data) + 1_500_000
-
-
-def test_parquet_without_its_extra_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(MissingExtraError, match=r"^reading Parquet needs the extra 'parquet'"):
-        rows_of(".parquet", b"")

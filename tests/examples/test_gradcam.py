@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import csv
-import importlib
 import io
-import sys
 from contextlib import redirect_stdout
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,7 +12,6 @@ import pytest
 from PIL import Image
 
 import async_maps as am
-from tests.support.leftovers import leaves_nothing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -125,11 +122,3 @@ def test_the_sheet_shows_eight_that_are_right_and_four_that_are_wrong_twice(ran:
             # The image is gray; its overlay is not.
             assert not saturated[top : top + 160, left : left + 160].any()
             assert saturated[top + 160 : top + 320, left : left + 160].mean() > 0.02
-
-
-@pytest.mark.usefixtures(leaves_nothing.__name__)
-def test_without_its_extra_the_example_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, EXAMPLE, raising=False)
-    monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(am.MissingExtraError, match=r"the Grad-CAM example needs .*: pip install '\.\[examples\]'"):
-        importlib.import_module(EXAMPLE)

@@ -276,12 +276,6 @@ def test_an_index_of_which_kolenas_client_would_lose_rows_is_refused(
     assert service.results[0]["rows"] == []
 
 
-def test_a_frame_without_pandas_names_the_extra(manifest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pandas", None)
-    with pytest.raises(am.MissingExtraError, match=r"\.\[kolena\]"):
-        results_frame(manifest, object(), on="image")  # type: ignore[arg-type]
-
-
 # Kolena's own client -------------------------------------------------------------------------------------------------
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
 import tracemalloc
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -219,13 +218,6 @@ def test_listings_in_a_folder_are_not_opened(maps: Path) -> None:
     np.save(maps / "a.npy", MAP)
     write_csv(maps, [{"name": "b", "path": "a.npy"}])
     assert set(maps_of(entries(maps))) == {"a"}
-
-
-def test_parquet_without_its_extra_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    listing = write_parquet(tmp_path, [{"name": "a", "path": "a.npy"}])
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(am.MissingExtraError, match=r"reading Parquet needs .*\.\[parquet\]"):
-        entries(listing)
 
 
 @pytest.mark.slow
