@@ -67,10 +67,13 @@ def service_descriptions_read_once() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def s3_server(tmp_path_factory: pytest.TempPathFactory, service_descriptions_read_once: None) -> Iterator[S3Server]:
+def s3_server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, service_descriptions_read_once: None
+) -> Iterator[S3Server]:
     """SeaweedFS on loopback."""
     from async_maps.demo import seaweed
 
+    assert request.config.option.markexpr != _ONLY_FAST, "a fast test asks for the server: move it to another file"
     with seaweed.serve(tmp_path_factory.mktemp("seaweed")) as server:
         yield server
 

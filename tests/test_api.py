@@ -6,11 +6,9 @@ import importlib
 import importlib.metadata
 import inspect
 import re
-import shutil
 import subprocess
 import sys
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, get_type_hints
 
 import pytest
@@ -62,14 +60,6 @@ def test_a_star_import_gives_the_public_names() -> None:
 def test_importing_the_package_imports_nothing_of_weight() -> None:
     code = "import sys, async_maps; assert not {'numpy', 'numba', 'anyio', 'pydantic', 'PIL'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_imports_point_one_way() -> None:
-    lint_imports = shutil.which("lint-imports", path=Path(sys.executable).parent)
-    if lint_imports is None:
-        pytest.skip("import-linter is not installed (extra lint)")
-    root = Path(__file__).parent.parent
-    subprocess.run([lint_imports, "--config", root / "pyproject.toml", "--no-cache"], cwd=root, check=True)
 
 
 def test_the_annotations_of_the_pipeline_can_be_read() -> None:

@@ -1,9 +1,11 @@
-"""What pyproject.toml says of our dependencies is true."""
+"""What pyproject.toml says of dependencies and imports is true."""
 
 from __future__ import annotations
 
 import ast
 import re
+import shutil
+import subprocess
 import sys
 import tomllib
 from functools import cache
@@ -13,8 +15,6 @@ from pathlib import Path
 import pytest
 
 import async_maps
-
-pytestmark = pytest.mark.fast
 
 PROJECT = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
 OURS = Path(async_maps.__file__).parent
@@ -68,3 +68,11 @@ def test_pythons_that_are_declared_are_those_that_ci_tests() -> None:
     workflow = (Path(__file__).parent.parent / ".github" / "workflows" / "ci.yml").read_text()
     assert sorted(declared_minors) == sorted({int(minor) for minor in re.findall(r"\b3\.(\d+)\b", workflow)})
     assert PROJECT["requires-python"] == f">=3.{min(declared_minors)}"
+
+
+def test_imports_point_one_way() -> None:
+    lint_imports = shutil.which("lint-imports", path=Path(sys.executable).parent)
+    if lint_imports is None:
+        pytest.skip("import-linter is not installed (extra lint)")
+    root = Path(__file__).parent.parent
+    subprocess.run([lint_imports, "--config", root / "pyproject.toml", "--no-cache"], cwd=root, check=True)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import subprocess
 import sys
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import async_maps as am
 from async_maps import pipeline as pipeline_module
 from async_maps.stores.memory import MemoryStore
+from tests.support.leftovers import children
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -66,13 +66,12 @@ class FailingStore(MemoryStore):
 
 def worker_pids() -> list[int]:
     """The worker processes that this process has."""
-    found = subprocess.run(
-        ["pgrep", "-f", "-P", str(os.getpid()), "async_maps.workers.worker"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return [int(line) for line in found.stdout.split()]
+    found = []
+    for pid in children():
+        with suppress(OSError):  # it has just ended
+            if b"async_maps.workers.worker" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.append(pid)
+    return found
 
 
 async def until(true: Callable[[], bool]) -> None:
