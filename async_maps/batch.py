@@ -11,7 +11,9 @@ from async_maps.blocking import blocking, refuse_bound
 from async_maps.concurrency.loop import open_portal
 from async_maps.concurrency.streams import receive, send
 from async_maps.concurrency.tasks import OrderlyTask
+from async_maps.errors import AsyncMapsError
 from async_maps.manifest.claims import Claims
+from async_maps.manifest.manifest import check_select
 from async_maps.manifest.recorder import open_reader
 from async_maps.outcomes import Failure, Outcome
 from async_maps.pipeline import Pipeline
@@ -177,6 +179,7 @@ async def adry_run(  # noqa: PLR0913  # those of arun()
     Raises:
         AsyncMapsError: as :class:`Pipeline` and :meth:`Pipeline.run`.
     """
+    check_select(select)
     settings, report = settings or Settings(), Report()
     if settings.value_range.kind == "dataset":
         refuse_one_shot(source)
@@ -203,7 +206,11 @@ async def adry_run(  # noqa: PLR0913  # those of arun()
                             report.count([entry for entry in entries if isinstance(entry, Failure)])
                             report.planned += sum(isinstance(entry, ActivationMap) for entry in entries)
 
-    await OrderlyTask(plan).result()
+    try:
+        await OrderlyTask(plan).result()
+    except AsyncMapsError as error:
+        error.report = report
+        raise
     return report
 
 

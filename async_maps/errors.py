@@ -45,6 +45,10 @@ class AsyncMapsError(Exception):
 
     report: Any = None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Copied and unpickled without a call of __init__, whose arguments a subclass chooses.
+        return _rebuilt, (type(self), self.args), self.__dict__
+
 
 class InputValidationError(AsyncMapsError, ValueError):
     """An array that is no activation map; the message names the cause and the first bad index."""
@@ -160,3 +164,7 @@ def translate_os_error(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"cannot be read: {error.strerror}"
     return str(error)
+
+
+def _rebuilt(kind: type[AsyncMapsError], arguments: tuple[Any, ...]) -> AsyncMapsError:
+    return kind.__new__(kind, *arguments)

@@ -12,21 +12,22 @@ from contextlib import AsyncExitStack, aclosing
 from copy import copy
 from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING, TypeVar, get_args
+from typing import TYPE_CHECKING, TypeVar
 
 from anyio import BrokenResourceError, CancelScope, ClosedResourceError, create_task_group, to_thread
 
-from async_maps.concurrency.tasks import OrderlyTask, first_error, see_error
+from async_maps.concurrency.tasks import OrderlyTask, first_error, raise_if_cancelled, see_error
 from async_maps.errors import (
     AsyncMapsError,
     MapFailedError,
     PipelineClosedError,
     PipelineFullError,
     SettingsError,
+    SourceError,
     TooManyFailuresError,
 )
 from async_maps.manifest.claims import Claims
-from async_maps.manifest.manifest import Select
+from async_maps.manifest.manifest import check_select
 from async_maps.manifest.recorder import open_recorder
 from async_maps.outcomes import Failure, Outcome, Receipt
 from async_maps.progress import reporting
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from async_maps.concurrency.streams import Lease
-    from async_maps.manifest.manifest import RepairMode
+    from async_maps.manifest.manifest import RepairMode, Select
     from async_maps.manifest.recorder import Recorder
     from async_maps.progress import OnProgress
     from async_maps.render.ranges import ValueRange
@@ -343,8 +344,7 @@ class Pipeline:
                 ``select`` is none of the three.
             TooManyFailuresError: more maps failed than ``settings.max_failures``.
         """
-        if select not in get_args(Select):
-            raise SettingsError(f"select: expected {', '.join(get_args(Select))}, found {select!r}")
+        check_select(select)
         _, stages = self._opened()
         report = Report(destination=stages.store.destination)
 
@@ -489,6 +489,9 @@ class Pipeline:
                         except BaseException:
                             flow.withdraw()
                             raise
+        except asyncio.CancelledError as error:
+            raise_if_cancelled(error)
+            flow.close(SourceError("the source raised CancelledError: a task or scope of its own was cancelled"))
         except Exception as error:  # noqa: BLE001  # what a caller's own iterable raises is for that caller to see
             flow.close(error)
         finally:

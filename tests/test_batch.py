@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import copy
+import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -137,10 +140,49 @@ def test_an_error_that_ends_a_run_has_its_report() -> None:
     assert raised.value.report.failed > 0
 
 
+async def _cancelling() -> AsyncIterator[tuple[str, NDArray[Any]]]:
+    yield MAPS[0]
+    inner = asyncio.create_task(asyncio.Event().wait())
+    inner.cancel()
+    await inner
+    yield MAPS[1]
+
+
+def _cancelling_in_a_thread() -> Iterator[tuple[str, NDArray[Any]]]:
+    yield MAPS[0]
+    raise asyncio.CancelledError
+
+
+@pytest.mark.parametrize("source", [_cancelling, _cancelling_in_a_thread])
+async def test_a_source_that_raises_cancelled_error_does_not_look_complete(source: Callable[[], Any]) -> None:
+    store = am.MemoryStore()
+    with pytest.raises(am.SourceError, match="the source raised CancelledError"):
+        await am.arun(source(), store, settings=THREADS)
+    assert list(store.objects) == ["0.png"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        am.ExistsError("there", same=True, etag="tag"),
+        am.MissingExtraError("zstd", "zstd"),
+        am.TransientError("busy", slow_down=True),
+        am.MapFailedError(am.Failure("a", "a", None, "read", "no")),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_errors_survive_pickle_and_copy(error: am.AsyncMapsError) -> None:
+    for again in (pickle.loads(pickle.dumps(error)), copy.copy(error)):  # noqa: S301  # our own bytes
+        assert type(again) is type(error)
+        assert (str(again), vars(again)) == (str(error), vars(error))
+
+
 @pytest.mark.parametrize("select", ["broken", "moved", "everything"])
 async def test_select_takes_its_three_values_only(select: Any) -> None:
     with pytest.raises(am.SettingsError, match=f"select: expected changed, failed, all, found '{select}'"):
         await am.arun(MAPS, "memory://", settings=THREADS, select=select)
+    with pytest.raises(am.SettingsError, match="select: expected changed"):
+        await am.adry_run(MAPS, "memory://", settings=THREADS, select=select)
 
 
 # Threads -------------------------------------------------------------------------------------------------------------

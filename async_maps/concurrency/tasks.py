@@ -15,6 +15,13 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+def raise_if_cancelled(error: BaseException) -> None:
+    """Raise a CancelledError that cancels this task; one that other code let out is an error like others."""
+    task = asyncio.current_task()
+    if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+        raise error
+
+
 def first_error(error: BaseException) -> BaseException:
     """The first error in nested groups: the one that made the others be cancelled."""
     while isinstance(error, BaseExceptionGroup):

@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
-from async_maps.errors import ManifestError
+from async_maps.errors import ManifestError, SettingsError
 from async_maps.keys import printable
 from async_maps.manifest.metadata import ManifestMetadata
 from async_maps.manifest.schema import BOOLEANS, COLUMNS, UPSERT
@@ -23,6 +23,17 @@ if TYPE_CHECKING:
 
 Select: TypeAlias = Literal["changed", "failed", "all"]
 """The maps that a run does: those not done or changed since, those that failed before, or all."""
+
+
+def check_select(select: str) -> None:
+    """Refuse what is none of :data:`Select`.
+
+    Raises:
+        SettingsError: it is not.
+    """
+    if select not in get_args(Select):
+        raise SettingsError(f"select: expected {', '.join(get_args(Select))}, found {select!r}")
+
 
 RepairMode: TypeAlias = Literal["broken", "moved"]
 """The maps that a repair does: those whose overlay was found broken and that were made with these settings, from this

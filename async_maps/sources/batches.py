@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterable
 from contextlib import aclosing
 from dataclasses import replace
@@ -158,6 +159,9 @@ def _take(entries: Iterator[Any], take_array: Callable[[str, Any], Entry]) -> tu
                 size += batch[-1].max_bytes
             if size >= _BATCH_BYTES or monotonic() >= until:
                 break
+    except asyncio.CancelledError:
+        # In a thread it is no cancellation of ours, and raised on the event loop it would be taken for one.
+        return batch, SourceError("the source raised CancelledError: a task or scope of its own was cancelled")
     except Exception as error:  # noqa: BLE001  # raised to the caller once what came before it is handed over
         return batch, error
     return batch, None

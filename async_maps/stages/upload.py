@@ -65,10 +65,11 @@ async def _settle(png: Png, uploading: Uploading) -> None:
 async def _upload(png: Png, uploading: Uploading) -> Receipt:
     map_, store = png.job.map, uploading.store
     key = uploading.template.key(store.prefix, map_.name, map_.index, png.digest)
+    locator = store.locator(key)
     etag = await _put(key, png.data, uploading)
     return Receipt(
         name=map_.name,
-        locator=store.locator(key),
+        locator=locator,
         source=map_.source,
         fingerprint=map_.fingerprint,
         size=len(png.data),

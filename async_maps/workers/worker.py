@@ -223,9 +223,13 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     requests = sys.stdin.buffer
+    try:
+        os.fstat(2)
+    except OSError:  # closed, as daemons have it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     # What a library prints must not end up between the messages.
-    replies = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    replies = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
 
     hello = _receive(requests)
     if hello is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -184,3 +185,82 @@ async def test_memory_keeps_what_is_there_if_it_must_not_be_replaced() -> None:
         await store.put("a", b"first")
     assert raised.value.same
     assert store.objects == {"a": b"first"}
+
+
+class Refusing(Minimal):
+    """Raises an error in ``put`` for one map, or in ``check``."""
+
+    def __init__(self, error: BaseException, *, in_check: bool = False) -> None:
+        super().__init__()
+        self.error = error
+        self.in_check = in_check
+
+    async def check(self) -> None:
+        if self.in_check:
+            raise self.error
+
+    async def put(self, key: str, data: bytes) -> str | None:
+        if key == "1.png":
+            raise self.error
+        return await super().put(key, data)
+
+
+class OwnError(am.AsyncMapsError):
+    def __init__(self, status: int, body: str) -> None:
+        super().__init__(f"{status}: {body}")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        am.InputValidationError("not this one"),
+        am.MissingExtraError("zstd", "zstd"),
+        OwnError(418, "teapot"),
+        asyncio.CancelledError(),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+async def test_only_a_store_error_of_put_concerns_more_than_its_map(error: BaseException) -> None:
+    store = Refusing(error)
+    report = await am.arun([(f"{n}", random_map(n)) for n in range(3)], store, settings=THREADS)
+    assert (report.uploaded, report.failed) == (2, 1)
+    assert report.failures[0].reason == f"the store Refusing failed: {error!r}"
+
+
+@pytest.mark.parametrize("error", [am.SettingsError("no"), asyncio.CancelledError()], ids=lambda e: type(e).__name__)
+async def test_any_other_error_of_check_is_a_store_error(error: BaseException) -> None:
+    with pytest.raises(am.StoreError, match="the store Refusing cannot be used"):
+        await am.arun([("a", random_map(1))], Refusing(error, in_check=True), settings=THREADS)
+
+
+@pytest.mark.parametrize("prefix", ["/p", "p/", "p//q", "../x", "a\0b", "\ud800", None, 7])
+async def test_a_prefix_that_keys_could_leave_is_refused(prefix: Any) -> None:
+    store = Minimal()
+    store.prefix = prefix  # type: ignore[attr-defined]
+    with pytest.raises(am.SettingsError, match="prefix of the store Minimal"):
+        await am.arun([("a", random_map(1))], store, settings=THREADS)
+    assert not store.objects
+
+
+@pytest.mark.parametrize("locator", [None, b"a", LookupError("no shelf")])
+async def test_a_map_without_a_locator_fails_before_it_is_stored(locator: Any) -> None:
+    class Unlocated(Minimal):
+        def locator(self, _: str) -> Any:
+            if isinstance(locator, Exception):
+                raise locator
+            return locator
+
+    store = Unlocated()
+    report = await am.arun([("a", random_map(1))], store, settings=THREADS)
+    assert report.failed == 1
+    assert "locator" in report.failures[0].reason
+    assert not store.objects
+
+
+async def test_a_tag_that_is_no_text_fails_its_map() -> None:
+    class Tagged(Minimal):
+        async def put(self, key: str, data: bytes) -> Any:
+            return b"tag"
+
+    report = await am.arun([("a", random_map(1))], Tagged(), settings=THREADS)
+    assert report.failures[0].reason == "a tag of the store Tagged must be text or None; found bytes"

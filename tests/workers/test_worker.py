@@ -265,3 +265,16 @@ def test_a_worker_ends_itself_when_its_parent_was_killed(tmp_path: Path, busy: b
     assert time.monotonic() - began < 10
     assert err == ""
     assert parent.returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("closed", ["2>&-", "<&- >&- 2>&-"])
+def test_workers_start_where_standard_files_are_closed(closed: str, tmp_path: Path) -> None:
+    program = (
+        "import sys, numpy as np, async_maps as am\n"
+        "maps = [('a', np.zeros((4, 4), np.uint8))]\n"
+        "report = am.run(maps, 'memory://', settings=am.Settings(workers=1))\n"
+        "open(sys.argv[1], 'w').write(str(report.uploaded))"
+    )
+    command = ["/bin/sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-c", program, str(tmp_path / "uploaded")]
+    assert subprocess.run(command, check=False).returncode == 0
+    assert (tmp_path / "uploaded").read_text() == "1"
