@@ -17,6 +17,7 @@ from async_maps.report import Report
 from async_maps.sources import files, named
 from async_maps.sources.formats import registry as formats
 from async_maps.stages.meters import StageStatistics
+from tests.support.pipelines import until
 from tests.support.progress import make_progress, make_report, make_statistics
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ async def test_a_run_that_is_soon_through_is_not_counted(place: Path, monkeypatc
     monkeypatch.setattr(progress, "_COUNT_AFTER_S", 30)
     display = _Recording()
     async with reporting(display, Report(), place, make_statistics):
-        await asyncio.sleep(0.05)
+        await until(lambda: len(display.shown) > 5)
     assert {total for _, total in display.shown[:-1]} == {None}
     assert display.shown[-1] == (0, 0)  # as many as were seen
 
@@ -190,7 +191,7 @@ async def test_the_runs_own_error_comes_through_as_it_is(place: Path, error: typ
     own = error("theirs")
     with pytest.raises(error) as raised:  # noqa: PT012
         async with reporting(display, Report(), place, make_statistics):
-            await asyncio.sleep(0.01)
+            await until(lambda: bool(display.shown))
             raise own
     assert raised.value is own
     assert raised.value.__cause__ is None
@@ -207,7 +208,7 @@ async def test_a_cancelled_run_is_cancelled_and_its_display_closed(place: Path) 
             await asyncio.sleep(30)
 
     running = asyncio.create_task(run())
-    await asyncio.sleep(0.01)
+    await until(lambda: bool(display.shown))
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
@@ -224,13 +225,13 @@ async def test_counting_a_long_source_ends_with_the_run(place: Path, monkeypatch
         for path in walk(*arguments):  # type: ignore[arg-type]
             listed.append(path)
             entered.set()
-            assert may_go_on.wait(10)
+            assert may_go_on.wait(60)
             yield path
 
     monkeypatch.setattr(files, "_walk", slow)
     monkeypatch.setattr(named, "_BATCH", 1)
     async with reporting(_Recording(), Report(), place, make_statistics):
-        assert await asyncio.to_thread(entered.wait, 5)
+        assert await asyncio.to_thread(entered.wait, 60)
     may_go_on.set()
     await asyncio.sleep(0.1)
     assert len(listed) == 1
@@ -240,7 +241,7 @@ async def test_counting_a_long_source_ends_with_the_run(place: Path, monkeypatch
 async def test_a_source_that_cannot_be_counted_is_for_the_run_to_complain_about(tmp_path: Path, kind: str) -> None:
     display = _Recording()
     async with reporting(display, Report(), tmp_path / ("none" if kind == "missing" else ""), make_statistics):
-        await asyncio.sleep(0.05)
+        await until(lambda: len(display.shown) > 5)
     assert {total for _, total in display.shown[:-1]} <= {None, 0}
 
 

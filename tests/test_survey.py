@@ -187,8 +187,8 @@ async def test_the_first_pass_holds_no_more_than_a_queue(tmp_path: Path) -> None
     settings = am.Settings(queue_bytes=4 * 2**20, prefetch=16, **LOCAL)
     sketch = await survey(list_maps(Maps()), settings, Report())
     assert sketch.count == 120 * 512 * 512
-    # A queue, a listed batch (16 MiB) and one more on its way.
-    assert most <= 4 + 2 * 17
+    # A queue, a listed batch (16 MiB), one more on its way, and one that a thread has counted and is about to drop.
+    assert most <= 4 + 3 * 17
 
 
 @pytest.mark.parametrize("kind", ["flat", "sparse"])

@@ -65,7 +65,7 @@ def test_a_second_signal_ends_at_once(maps: Path) -> None:
         time.sleep(0.02)
     os.kill(running.pid, signal.SIGINT)
     os.kill(running.pid, signal.SIGTERM)
-    running.communicate(timeout=20)
+    running.communicate(timeout=60)
     assert running.returncode in {130, 143}
     with Manifest("async-maps.sqlite", read_only=True) as manifest:
         done = {str(row[0]) for row in manifest.rows()}
@@ -85,7 +85,7 @@ def test_workers_end_when_their_parent_is_killed(maps: Path) -> None:
     assert len(workers) == 2
     running.kill()
     running.communicate()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while any(alive(pid) for pid in workers):
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -115,7 +115,7 @@ def test_the_server_stays_until_ctrl_c_for_who_wants_to_go_on(tmp_path: Path) ->
     ):
         subprocess.run([*COMMAND, *map(str, arguments)], env=os.environ | environment, check=True, capture_output=True)
     os.killpg(running.pid, signal.SIGINT)
-    _, err = running.communicate(timeout=30)
+    _, err = running.communicate(timeout=60)
     assert running.returncode == 0, err
     assert "Traceback" not in err
 
@@ -128,6 +128,6 @@ def test_a_signal_ends_the_demo_and_its_server(tmp_path: Path, number: signal.Si
     while "SeaweedFS answers" not in running.stdout.readline():
         assert running.poll() is None
     os.killpg(running.pid, number)
-    _, err = running.communicate(timeout=30)
+    _, err = running.communicate(timeout=60)
     assert running.returncode == 128 + number, err
     assert "Traceback" not in err

@@ -27,6 +27,7 @@ from async_maps.stores.memory import MemoryStore
 from tests.support.commands import invoke
 from tests.support.findings import levels
 from tests.support.leftovers import leaves_nothing
+from tests.support.pipelines import until
 
 if TYPE_CHECKING:
     pass
@@ -62,11 +63,12 @@ async def test_the_url_that_a_browser_is_given_is_in_no_finding() -> None:
 @pytest.mark.parametrize("measure", ["latency", "throughput"])
 async def test_cancelled_under_load_no_put_is_broken_off_that_could_arrive_later(measure: str) -> None:
     began, ended = set(), set()
+    gate = asyncio.Event()
 
     class Slow(MemoryStore):
         async def put(self, key: str, data: bytes) -> str:
             began.add(key)
-            await asyncio.sleep(0.1)
+            await gate.wait()
             ended.add(key)
             return "etag"
 
@@ -75,9 +77,11 @@ async def test_cancelled_under_load_no_put_is_broken_off_that_could_arrive_later
         speed.measure_latency(store, str, b"") if measure == "latency" else speed.measure_throughput(store, str, b"", 8)
     )
     task = asyncio.ensure_future(request)
-    await asyncio.sleep(0.05)
-    assert not ended
+    await until(lambda: len(began) == (1 if measure == "latency" else 8))
     task.cancel()
+    await asyncio.sleep(0)
+    assert not task.done()
+    gate.set()
     with pytest.raises(asyncio.CancelledError):
         await task
     assert ended == began

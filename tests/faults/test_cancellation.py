@@ -77,7 +77,7 @@ async def cancelled(moments: list[int], operation: Coroutine[Any, Any, Any]) -> 
     assert isinstance(loop, CountingLoop)
     count, task = len(moments), asyncio.create_task(operation)
     loop.cancel_before(moments, task)
-    await asyncio.wait({task}, timeout=20)
+    await asyncio.wait({task}, timeout=60)
     loop.spare()
     assert task.done(), "it hangs"
     if not task.cancelled():
@@ -98,7 +98,7 @@ def swept(sweep: Coroutine[Any, Any, int]) -> int:
 
 async def ends(tasks: set[asyncio.Task[Any]], processes: set[int]) -> None:
     """Wait until nothing runs but these: what a cancelled operation had handed over may still be on its way."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while asyncio.all_tasks() != tasks or children() != processes:  # noqa: ASYNC110  # nobody announces it
             await asyncio.sleep(0.001)
 
@@ -193,12 +193,12 @@ def test_cancelled_before_any_step_an_operation_leaves_the_pipeline_to_the_next(
                 ended_itself = await cancelled([steps, *again], begun)
                 if locators := done(manifest):
                     assert locators <= await stored()
-                receipt = await asyncio.wait_for(pipeline.put(f"after {steps}", random_map(2)), 10)
+                receipt = await asyncio.wait_for(pipeline.put(f"after {steps}", random_map(2)), 60)
                 assert receipt.locator in await stored()
                 await ends(tasks, processes)
                 if ended_itself:
                     break
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 while pipeline.statistics().in_flight:  # noqa: ASYNC110  # nobody announces it
                     await asyncio.sleep(0.001)
             assert pipeline.statistics().waiting == 0
@@ -246,7 +246,7 @@ def test_cancelled_before_any_step_of_its_life_a_pipeline_is_closed_and_nothing_
                 # Cancelled once, it has ended all that is its own before it ends itself.
                 assert children() == processes
             await ends(tasks, processes)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 while len(descriptors()) > open_:
                     # The tracebacks of cancelled stages are cycles, and some know of the shared memory; a thread that
                     # was left, cancelled twice, may still be closing its file.

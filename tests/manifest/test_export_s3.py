@@ -49,7 +49,7 @@ def test_readers_are_led_to_no_overlay_that_was_found_broken(manifest: Path, tmp
 
 
 def _get(url: str) -> bytes:
-    with urllib.request.urlopen(url, timeout=10) as answer:  # noqa: S310  # a loopback server's
+    with urllib.request.urlopen(url, timeout=60) as answer:  # noqa: S310  # a loopback server's
         body: bytes = answer.read()
     return body
 

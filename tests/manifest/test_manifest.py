@@ -572,18 +572,21 @@ async def test_rows_are_committed_when_there_are_many(path: Path, monkeypatch: p
 
 
 async def test_rows_are_committed_after_a_while(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorder_module, "_COMMIT_INTERVAL_S", 1000.0)
     async with open_recorder(path, DESTINATION) as recorder:
         assert recorder is not None
         await recorder.note([receipt_for(make_map("a"))])
         assert _counted(path) == {}
-        await asyncio.sleep(0.02)
-        monkeypatch.setattr(recorder_module, "_COMMIT_INTERVAL_S", 0.01)
+        monkeypatch.setattr(recorder_module, "_COMMIT_INTERVAL_S", 0.0)
         await recorder.note([receipt_for(make_map("b"))])
         assert _counted(path) == {"done": 2}
 
 
 @pytest.mark.parametrize("end", [None, RuntimeError, asyncio.CancelledError, KeyboardInterrupt])
-async def test_rows_are_committed_however_the_run_ends(path: Path, end: type[BaseException] | None) -> None:
+async def test_rows_are_committed_however_the_run_ends(
+    path: Path, end: type[BaseException] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorder_module, "_COMMIT_INTERVAL_S", 1000.0)
     try:
         async with open_recorder(path, DESTINATION) as recorder:
             assert recorder is not None

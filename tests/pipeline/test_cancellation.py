@@ -48,7 +48,7 @@ async def test_a_put_cancelled_after_any_number_of_steps_leaves_the_pipeline_usa
             results = await asyncio.gather(*puts, return_exceptions=True)
             assert all(isinstance(result, am.Receipt) for result in results[1::2])
             assert all(isinstance(result, am.Receipt | asyncio.CancelledError) for result in results)
-        receipt = await asyncio.wait_for(pipeline.put("last", array), 10)
+        receipt = await asyncio.wait_for(pipeline.put("last", array), 60)
     assert receipt.name == "last"
 
 
@@ -95,9 +95,9 @@ async def test_an_error_in_the_body_ends_everything_at_once(tmp_path: Path, work
             raise LookupError("mine")
 
     with pytest.raises(LookupError, match="mine"):
-        await asyncio.wait_for(work(), 5)
+        await asyncio.wait_for(work(), 60)
     with pytest.raises(am.PipelineClosedError):
-        await asyncio.wait_for(runs[0], 5)
+        await asyncio.wait_for(runs[0], 60)
 
 
 async def test_entering_cancelled_after_any_time_leaves_nothing(tmp_path: Path) -> None:
@@ -130,8 +130,8 @@ async def test_leaving_cancelled_ends_at_once_though_maps_are_in_flight(tmp_path
     await leaving.wait()
     working.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await asyncio.wait_for(working, 5)
-    results = await asyncio.wait_for(asyncio.gather(*puts, return_exceptions=True), 5)
+        await asyncio.wait_for(working, 60)
+    results = await asyncio.wait_for(asyncio.gather(*puts, return_exceptions=True), 60)
     assert any(isinstance(result, am.PipelineClosedError) for result in results)
     assert all(isinstance(result, am.Receipt | am.PipelineClosedError) for result in results)
 

@@ -62,7 +62,7 @@ def settled(source: Source) -> int:
 
 def came_true(what: Callable[[], bool]) -> bool:
     """Whether it did, in time."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not what() and time.monotonic() < deadline:
         time.sleep(0.01)
     return what()
@@ -80,8 +80,8 @@ def test_the_source_is_never_read_further_ahead_than_the_window(ordered: bool, t
             # What collect() gave at once has left the window, but is not taken yet.
             assert source.read - taken <= 2 * WINDOW + LISTED + HANDED_OVER
             if taken in {1, 300}:
-                ahead = settled(source) - taken
-                assert WINDOW <= ahead <= 2 * WINDOW + LISTED + HANDED_OVER
+                assert came_true(lambda taken=taken: source.read - taken >= WINDOW)  # type: ignore[misc]
+                assert settled(source) - taken <= 2 * WINDOW + LISTED + HANDED_OVER
             if taken == 400:
                 break
     assert 400 <= len(list(tmp_path.iterdir())) <= source.read

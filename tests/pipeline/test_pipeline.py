@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from anyio import to_thread
 
 import async_maps as am
 from async_maps.manifest.manifest import Manifest
@@ -19,7 +20,7 @@ from async_maps.stages.items import Png
 from async_maps.stores.files import FileStore
 from tests.support.leftovers import leaves_nothing
 from tests.support.maps import decode, random_map
-from tests.support.pipelines import THREADS, FailingStore, SlowStore, use_store
+from tests.support.pipelines import THREADS, FailingStore, SlowStore, until, use_store
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -77,18 +78,19 @@ async def test_an_error_of_the_callers_own_iterable_reaches_the_caller(tmp_path:
 
 
 async def test_a_run_over_an_iterable_that_never_answers_can_be_cancelled(tmp_path: Path) -> None:
-    answer = threading.Event()
+    asked, answer = threading.Event(), threading.Event()
 
     def maps() -> Iterator[tuple[str, NDArray[Any]]]:
         yield "first", random_map(1)
+        asked.set()
         answer.wait()
 
     async with am.Pipeline(tmp_path, settings=THREADS) as pipeline:
         running = asyncio.create_task(pipeline.run(maps()))
-        await asyncio.sleep(0.2)
+        assert await to_thread.run_sync(asked.wait, 60)
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
-            await asyncio.wait_for(running, 5)
+            await asyncio.wait_for(running, 60)
         answer.set()
 
 
@@ -122,7 +124,7 @@ async def test_draining_ends_a_run_whose_source_is_waiting(tmp_path: Path) -> No
         while pipeline.statistics().uploaded < 1:  # noqa: ASYNC110  # it is counted, not announced
             await asyncio.sleep(0.01)
         pipeline.drain()
-        report = await asyncio.wait_for(running, 5)
+        report = await asyncio.wait_for(running, 60)
     assert (report.uploaded, report.drained) == (1, True)
 
 
@@ -151,21 +153,24 @@ async def test_idle_uploads_hold_no_png(tmp_path: Path) -> None:
 
 async def test_a_stream_left_early_stops_reading_and_leaves_the_pipeline_usable(tmp_path: Path) -> None:
     read = 0
+    closed = threading.Event()
 
     def maps() -> Iterator[tuple[str, NDArray[Any]]]:
         nonlocal read
-        for i in range(100_000):
-            read += 1
-            yield f"{i}", random_map(i, (4, 4))
+        try:
+            for i in range(100_000):
+                read += 1
+                yield f"{i}", random_map(i, (4, 4))
+        finally:
+            closed.set()
 
     async with am.Pipeline(tmp_path, settings=THREADS) as pipeline:
         async with aclosing(pipeline.stream(maps())) as stream:
             async for _ in stream:
                 break
-        await asyncio.sleep(0.2)
-        after = read
-        await pipeline.put("after", random_map(1))
-        assert read == after < 10_000
+        assert await to_thread.run_sync(closed.wait, 60)
+        assert read < 10_000
+        assert (await pipeline.put("after", random_map(1))).name == "after"
 
 
 async def test_a_store_that_stalls_stops_the_reading_at_the_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,15 +188,14 @@ async def test_a_store_that_stalls_stops_the_reading_at_the_bounds(monkeypatch: 
     settings = am.Settings(workers=0, concurrency=4, queue_bytes=40 * size, chunk_maps=16, encode_threads=1)
     async with am.Pipeline("memory://", settings=settings) as pipeline:
         running = asyncio.create_task(pipeline.run(maps()))
+        await until(lambda: store.asked == 4 and pipeline.statistics().upload.queue > 0.5)
         before = -1
         while read != before:
             before = read
             await asyncio.sleep(0.3)
-        statistics = pipeline.statistics()
         assert store.asked == 4
         # Arrays waiting (40 maps' bytes), one listing batch of 256 at most, blocks and PNGs of at most 40 maps' bytes.
         assert read < 40 + 256 + 16 + 5 * 40
-        assert statistics.upload.queue > 0.5
         store.gate.set()
         report = await running
     assert report.uploaded == len(store.objects) == 3000

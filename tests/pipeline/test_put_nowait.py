@@ -397,7 +397,7 @@ def test_it_works_in_task_groups_on_any_loop(library: str, groups: str, tmp_path
         async with am.Pipeline(tmp_path, settings=THREADS) as pipeline:
 
             async def request(number: int) -> None:
-                with anyio.fail_after(10):
+                with anyio.fail_after(60):
                     way = pipeline.put_nowait if number % 2 else pipeline.put
                     assert (await way(f"{number}", random_map(number))).name == f"{number}"
 

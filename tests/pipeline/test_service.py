@@ -151,7 +151,7 @@ async def test_past_its_deadline_a_request_is_told_so_and_the_next_is_served(
         return await original(self, key, data)
 
     monkeypatch.setattr(S3Store, "put", put)
-    async with serving(f"s3://{bucket}", deadline_s=1.0) as (runner, url), aiohttp.ClientSession() as session:
+    async with serving(f"s3://{bucket}", deadline_s=3.0) as (runner, url), aiohttp.ClientSession() as session:
         pipeline = runner.app[PIPELINE]
         # The first object of a bucket takes its time.
         await pipeline.put("first", random_map(1))

