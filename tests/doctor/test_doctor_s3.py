@@ -313,7 +313,7 @@ def reading_never_ends(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterato
 def test_it_ends_when_its_time_is_up_and_what_it_wrote_is_gone(
     s3: S3Server, bucket: str, ask: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor, "_LIMIT_S", 0.7)
+    monkeypatch.setattr(doctor, "_LIMIT_S", 2.5)
     with reading_never_ends(s3, monkeypatch) as proxy:
         code, found = ask(f"s3://{bucket}/x")
         assert (code, levels(found)) == (1, {"time": "failure"})

@@ -178,7 +178,7 @@ class Tensor:
 
     def __array__(self, dtype: Any = None, copy: Any = None) -> NDArray[Any]:
         self.thread = threading.current_thread().name
-        assert self.gate.wait(10)
+        assert self.gate.wait(60)
         return self._array
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING
 
@@ -126,9 +128,14 @@ def test_no_more_maps_are_read_at_once_than_the_setting_says(bucket: str, proxy:
 
     upload(bucket, {f"{i:03}.npy": npy(random_map(i)) for i in range(60)})
     listed = list(open_source(f"s3://{bucket}/"))
-    proxy.most_at_once, proxy.delay_s = 0, 0.02
-    report = am.run(listed, tmp_path, settings=am.Settings(workers=0, prefetch=4))
-    assert report.uploaded == 60
+    proxy.most_at_once = 0
+    proxy.gate.clear()
+    with ThreadPoolExecutor(1) as thread:
+        running = thread.submit(am.run, listed, tmp_path, settings=am.Settings(workers=0, prefetch=4))
+        while proxy.under_way < 4:
+            time.sleep(0.005)
+        proxy.gate.set()
+        assert running.result().uploaded == 60
     assert proxy.most_at_once == 4
 
 
