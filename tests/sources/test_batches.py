@@ -153,9 +153,11 @@ async def test_an_error_of_the_iterables_own_is_passed_through(kind: str) -> Non
 @pytest.mark.parametrize("kind", ["iterable", "async iterable"])
 @pytest.mark.parametrize("end", ["exhausted", "left early", "cancelled"])
 async def test_a_generator_is_closed_afterwards(kind: str, end: str) -> None:
-    closed = threading.Event()
+    # One that was never started has nothing to end.
+    started, closed = threading.Event(), threading.Event()
 
     def pairs() -> Iterator[tuple[str, NDArray[Any]]]:
+        started.set()
         try:
             for number in range(3 if end == "exhausted" else 100_000):
                 yield str(number), MAP
@@ -163,6 +165,7 @@ async def test_a_generator_is_closed_afterwards(kind: str, end: str) -> None:
             closed.set()
 
     async def async_pairs() -> AsyncIterator[tuple[str, NDArray[Any]]]:
+        started.set()
         try:
             for number in range(3 if end == "exhausted" else 100_000):
                 await asyncio.sleep(0)
@@ -173,7 +176,7 @@ async def test_a_generator_is_closed_afterwards(kind: str, end: str) -> None:
     source = pairs() if kind == "iterable" else async_pairs()
     taking = asyncio.create_task(_listed(source, first=10 if end == "left early" else None))
     if end == "cancelled":
-        await asyncio.sleep(0.01)
+        assert await asyncio.to_thread(started.wait, 60)
         taking.cancel()
     await asyncio.wait({taking})
     assert taking.cancelled() == (end == "cancelled")
