@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
-import re
 import tempfile
 import threading
 import time
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 
 _GRACE_S = 30.0
 """For a busy machine; where nothing is left, nothing waits."""
-_SHARED = re.compile(r"\d+ +(?:/memfd:async-maps|/dev/shm/psm_).*")
+_SHARED = ("/memfd:async-maps", "/dev/shm/psm_")
 
 
 def children() -> set[int]:
@@ -46,7 +45,8 @@ def descriptors() -> dict[str, str]:
 
 def shared_memory() -> set[str]:
     """The shared memory that this process has mapped: inode and file."""
-    return set(_SHARED.findall(Path("/proc/self/maps").read_text()))
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    return {line.split(maxsplit=4)[4] for line in lines if any(name in line for name in _SHARED)}
 
 
 def _state() -> dict[str, set[object]]:
