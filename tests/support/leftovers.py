@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _GRACE_S = 30.0
 """For a busy machine; where nothing is left, nothing waits."""
-_SHARED = ("/memfd:async-maps", "/dev/shm/psm_")
+_SHARED = ("/memfd:async-maps", "/dev/shm/psm_")  # noqa: S108  # as /proc names them
 
 
 def children() -> set[int]:
