@@ -7,16 +7,19 @@ import json
 import os
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeAlias, TypeVar
 
 import numpy as np
 from pydantic import (
     BaseModel,
+    ByteSize,
     Field,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    TypeAdapter,
     ValidationError,
     field_validator,
     model_validator,
@@ -46,6 +49,24 @@ PngKind: TypeAlias = Literal["palette", "rgba", "compact", "gray"]
 _SHAPING = {"colormap", "alpha", "invalid", "png", "png_level", "key"}
 _HEADERS = {"cache_control", "metadata", "storage_class", "server_side_encryption", "kms_key_id"}
 """The settings, besides the range, that determine an overlay's bytes or key; and the headers of its object in S3."""
+
+
+_AWS = {
+    "endpoint": "AWS_ENDPOINT_URL",
+    "endpoint_url": "AWS_ENDPOINT_URL",
+    "region": "AWS_DEFAULT_REGION",
+    "region_name": "AWS_DEFAULT_REGION",
+    "profile": "AWS_PROFILE",
+    "profile_name": "AWS_PROFILE",
+    "access_key": "AWS_ACCESS_KEY_ID",
+    "access_key_id": "AWS_ACCESS_KEY_ID",
+    "secret_key": "AWS_SECRET_ACCESS_KEY",
+    "secret_access_key": "AWS_SECRET_ACCESS_KEY",
+    "session_token": "AWS_SESSION_TOKEN",
+    "ca_bundle": "AWS_CA_BUNDLE",
+    "verify": "AWS_CA_BUNDLE",
+}
+"""The variables of the AWS SDK for what people look for among the settings."""
 
 
 class _Model(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True):
@@ -128,6 +149,7 @@ class Settings(_Model, frozen=True):
       256 colors, (256, 3) or (256, 4), uint8 or float in [0, 1]; or a list of colors at equal distances, each a name,
       ``#rrggbb``, ``#rrggbbaa`` or RGB(A) values.
     - ``range``: a pair of numbers.
+    - ``chunk_bytes``, ``queue_bytes``: a size such as "64MB" or "1GiB".
     - ``s3`` and ``files``: a mapping.
 
     Raises:
@@ -163,10 +185,10 @@ class Settings(_Model, frozen=True):
     """Maximum number of maps that are read concurrently from S3."""
     chunk_maps: PositiveInt = 256
     """Maximum number of maps in a chunk, which a worker gets in one call."""
-    chunk_bytes: PositiveInt = 8 * MIB
-    """Bytes after which a chunk takes no further map."""
-    queue_bytes: PositiveInt = 64 * MIB
-    """Maximum number of bytes in each of the three queues; a larger map passes alone."""
+    chunk_bytes: _Converted[int | str, PositiveInt] = Field(default=8 * MIB, validate_default=True)
+    """Size of a chunk, in bytes or with a unit (8MiB), after which it takes no further map."""
+    queue_bytes: _Converted[int | str, PositiveInt] = Field(default=64 * MIB, validate_default=True)
+    """Maximum size of each of the three queues, in bytes or with a unit (64MB, 1GiB); a larger map passes alone."""
     max_pixels: PositiveInt = 16_384 * 16_384
     """A map with more pixels fails before memory is allocated; the default is 16,384 x 16,384: 1 GiB of float32."""
     max_failures: NonNegativeInt | None = None
@@ -202,6 +224,18 @@ class Settings(_Model, frozen=True):
     @classmethod
     def _known_range(cls, value: object) -> str:
         return str(parse_range(",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)))
+
+    @field_validator("chunk_bytes", "queue_bytes", mode="before")
+    @classmethod
+    def _size(cls, value: object) -> object:
+        if not isinstance(value, str) or re.fullmatch(r"\s*[+-]?\d+\s*", value):
+            return value
+        try:
+            return int(TypeAdapter(ByteSize).validate_python(value.strip()))
+        except (ValidationError, OverflowError):
+            raise PydanticCustomError(
+                "size", "input should be a number of bytes, or a size such as 64MB or 1GiB"
+            ) from None
 
     @field_validator("key")
     @classmethod
@@ -306,23 +340,55 @@ def load_settings(path: str | Path) -> Settings:
         raise SettingsError(f"{path}: {error}") from error
 
 
-def describe_invalid(error: ValidationError) -> str:
-    """Translate pydantic's error into one line: each setting, what is wrong with it and the value that was found."""
-    return "; ".join(dict.fromkeys(_problems(error)))
+def setting_names() -> Iterator[str]:
+    """Iterate over the names of all settings, parts included: ``png``, ``s3.give_up_s``."""
+    for name, field in Settings.model_fields.items():
+        part = field.annotation
+        if isinstance(part, type) and issubclass(part, BaseModel):
+            yield from (f"{name}.{inner}" for inner in part.model_fields)
+        else:
+            yield name
 
 
-def _problems(error: ValidationError, part: tuple[str | int, ...] = ()) -> Iterator[str]:
+def aws_variable(name: str) -> str | None:
+    """Return the variable of the AWS SDK that does what someone expects of a setting, such as ``s3.endpoint_url``."""
+    return _AWS.get(re.sub(r"^(s3|aws)[._]|^aws_", "", name.lower().replace("-", "_")))
+
+
+def describe_invalid(error: ValidationError, name_of: Callable[[str], str] = str) -> str:
+    """Translate pydantic's error into one line: each setting, what is wrong with it and the value that was found.
+
+    Args:
+        error: the error.
+        name_of: how the user knows a setting; its flag, for example.
+    """
+    return "; ".join(dict.fromkeys(_problems(error, name_of)))
+
+
+def _problems(error: ValidationError, name_of: Callable[[str], str], part: tuple[str | int, ...] = ()) -> Iterator[str]:
     for problem in error.errors(include_url=False):
         steps = (*part, *problem["loc"])
         name = ".".join(str(step) for step in steps if step not in {"constrained-int", "literal['auto']"})
         ours = problem.get("ctx", {}).get("error")
         if problem["type"] == "extra_forbidden":
-            yield f"{name} is not a setting"
+            yield f"{name} is not a setting{_instead_of(name)}"
         elif isinstance(ours, SettingsError):
             inner = ours.__cause__
-            yield from _problems(inner, steps) if isinstance(inner, ValidationError) else [str(ours)]
+            if isinstance(inner, ValidationError):
+                yield from _problems(inner, name_of, steps)
+            else:
+                known_as = name_of(name) if name else ""
+                yield str(ours) if known_as == name else f"{known_as}: {str(ours).removeprefix(f'{name}: ')}"
         else:
-            yield f"{name}: {problem['msg'][:1].lower()}{problem['msg'][1:]}, found {problem['input']!r}"
+            yield f"{name_of(name)}: {problem['msg'][:1].lower()}{problem['msg'][1:]}, found {problem['input']!r}"
+
+
+def _instead_of(name: str) -> str:
+    """What to use instead of a name that is not a setting, as the end of a sentence."""
+    if variable := aws_variable(name):
+        return f"; set {variable} in the environment"
+    near = get_close_matches(name, list(setting_names()), n=1, cutoff=0.75)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _cores() -> int:

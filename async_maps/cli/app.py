@@ -10,7 +10,8 @@ import cyclopts
 from cyclopts import App, ArgumentCollection, Parameter
 from pydantic import ValidationError
 
-from async_maps.cli.console import complain, say
+from async_maps.cli import usage
+from async_maps.cli.console import complain, messages, say
 from async_maps.cli.demo import demo
 from async_maps.cli.doctor import doctor
 from async_maps.cli.export import export
@@ -18,26 +19,30 @@ from async_maps.cli.options import DONE, WRONG_USE
 from async_maps.cli.run import run
 from async_maps.cli.verify import verify
 from async_maps.errors import AsyncMapsError
-from async_maps.settings import describe_invalid, load_settings
+from async_maps.settings import load_settings
 from async_maps.sources import STDIN_FILE
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 app = App(
     name="async-maps",
-    help="Activation maps in, Kolena-ready PNG overlays in an object store out, with a locator for every one.",
+    help="Turn activation maps into PNG overlays in an object store, with a locator for each.\n\n"
+    "```\nasync-maps demo\nasync-maps run maps/ s3://my-bucket/overlays\n```\n\n"
+    "Each command has its own help: `async-maps run --help`.",
     help_epilogue=(
-        "Exit codes: 0 all is well, 1 something failed or differs, 2 wrong use, settings or a store that refuses, "
-        "130/143 interrupted (run it again).\n\n"
+        "Exit codes: 0 done, 1 some maps failed or something differs, 2 wrong use, wrong settings or a store that "
+        "refuses, 130/143 interrupted (run it again).\n\n"
         "S3 endpoint, region, profile and credentials come from the AWS environment and files, as for every AWS tool."
     ),
     default_parameter=Parameter(show_env_var=False),
-    help_format="plaintext",
+    help_format="markdown",
     suppress_keyboard_interrupt=False,
 )
-for command in (run, demo, export, verify, doctor):
-    app.command(command)
+_COMMANDS: tuple[Callable[..., int], ...] = (run, export, verify, doctor, demo)
+for _place, _command in enumerate(_COMMANDS):
+    app.command(_command, sort_key=_place)
+app.register_install_completion_command(help="Install completion for this shell (bash, zsh or fish).")
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -55,24 +60,27 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         signal.raise_signal(signal.SIGINT)
 
     signal.signal(signal.SIGTERM, terminate)
-    try:
-        app.config = [_settings_from_environment, *_file_settings(tokens)]
-        # The parser takes a lone hyphen for an option.
-        tokens = [STDIN_FILE if text == "-" else text for text in tokens]
-        code = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
-    except (cyclopts.CycloptsError, ValidationError, AsyncMapsError) as error:
-        complain(_describe(error))
-        code = WRONG_USE
-    except KeyboardInterrupt:
-        say("interrupted")
-        code = 128 + interrupted_by
+    with messages():
+        try:
+            app.config = [_settings_from_environment, *_file_settings(tokens)]
+            # The parser takes a lone hyphen for an option.
+            tokens = [STDIN_FILE if text == "-" else text for text in tokens]
+            code = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+        except (cyclopts.CycloptsError, ValidationError, AsyncMapsError) as error:
+            complain(usage.describe(error, app, tokens))
+            code = WRONG_USE
+        except KeyboardInterrupt:
+            say("interrupted")
+            code = 128 + interrupted_by
     sys.exit(code or DONE)
 
 
-def _settings_from_environment(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+def _settings_from_environment(command: App, names: tuple[str, ...], arguments: ArgumentCollection) -> None:
     """ASYNC_MAPS_PNG and the like: settings only. A variable that lingers must not, say, overwrite a million maps."""
-    settings = ArgumentCollection([argument for argument in arguments if argument.keys])  # type: ignore[no-untyped-call]
-    cyclopts.config.Env("ASYNC_MAPS_", command=False)(app, commands, settings)
+    if settings := [argument for argument in arguments if argument.keys]:
+        usage.check_environment(app)
+        from_environment = cyclopts.config.Env(usage.VARIABLE_PREFIX, command=False)
+        from_environment(command, names, ArgumentCollection(settings))  # type: ignore[no-untyped-call]
 
 
 def _file_settings(tokens: Sequence[str]) -> list[Any]:
@@ -84,16 +92,3 @@ def _file_settings(tokens: Sequence[str]) -> list[Any]:
             given = load_settings(path).model_dump(exclude_unset=True)
             return [cyclopts.config.Dict(given, source=path, use_commands_as_keys=False)]
     return []
-
-
-def _describe(error: Exception) -> str:
-    if isinstance(error, AsyncMapsError):
-        return str(error)
-    for invalid in (error, error.__cause__):
-        if isinstance(invalid, ValidationError):
-            return describe_invalid(invalid)
-    if isinstance(error, cyclopts.UnusedCliTokensError) and error.unused_tokens:
-        more = f" and {len(error.unused_tokens) - 1:,} more" if len(error.unused_tokens) > 1 else ""
-        return f"unexpected {error.unused_tokens[0]!r}{more}: a glob must be in quotes, such as 'maps/*.npy'"
-    hint = " (write a value that begins with a hyphen as --range=-2,2)" if "requires an argument" in str(error) else ""
-    return " ".join(str(error).split()) + hint

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from async_maps.cli.options import SOME_FAILED
@@ -13,10 +14,13 @@ from async_maps.errors import SettingsError
 from async_maps.filesystems.atomic import replacing
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from async_maps.report import Report
     from async_maps.verify import Verification
+
+_logger = logging.getLogger("async_maps.cli")
 
 _LISTED = 20
 """So many failures or differences are printed; the report and the manifest have more."""
@@ -85,16 +89,53 @@ def write_report(path: Path | None, report: Report | Verification, code: int) ->
     return code
 
 
+@contextmanager
+def messages() -> Iterator[None]:
+    """Print messages of the command, and warnings of the package, on standard error."""
+    package = logging.getLogger("async_maps")
+    handler = _Stderr()
+    package.addHandler(handler)
+    try:
+        set_verbosity()
+        yield
+    finally:
+        package.removeHandler(handler)
+
+
+def set_verbosity(*, verbose: bool = False, quiet: bool = False) -> None:
+    """Choose which messages are printed.
+
+    Args:
+        verbose: also what the package logs for debugging.
+        quiet: errors only.
+
+    Raises:
+        SettingsError: both are given.
+    """
+    if verbose and quiet:
+        raise SettingsError("--verbose and --quiet exclude each other")
+    logging.getLogger("async_maps").setLevel(logging.DEBUG if verbose else logging.ERROR if quiet else logging.NOTSET)
+    _logger.setLevel(logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO)
+
+
+class _Stderr(logging.Handler):
+    """Writes each message on a line of standard error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        label = "warning: " if record.levelno == logging.WARNING else ""
+        # Nobody reads a terminal that is gone, or a disk that is full; the exit code still tells.
+        with suppress(OSError):
+            print(f"async-maps: {label}{record.getMessage()}", file=sys.stderr, flush=True)  # noqa: T201  # its place
+
+
 def complain(error: object) -> None:
-    """Say what is wrong."""
-    say(f"error: {error}")
+    """Print an error."""
+    _logger.error("error: %s", error)
 
 
 def say(text: str) -> None:
-    """Say something to the person at the terminal."""
-    # Nobody listens to a terminal that is gone, or on a disk that is full; the exit code still tells.
-    with suppress(OSError):
-        print(f"async-maps: {text}", file=sys.stderr, flush=True)  # noqa: T201  # that is where it belongs
+    """Print a message, unless --quiet was given."""
+    _logger.info("%s", text)
 
 
 def answer(text: str) -> bool:

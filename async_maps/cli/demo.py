@@ -7,37 +7,49 @@ from typing import Annotated
 
 from cyclopts import Parameter, validators
 
+from async_maps.cli.console import set_verbosity
 from async_maps.cli.displays import make_display
-from async_maps.cli.options import DONE, SOME_FAILED, Flag
+from async_maps.cli.options import DONE, SOME_FAILED, Flag, Quiet, Verbose
 from async_maps.errors import SettingsError
 
 
-def demo(
+def demo(  # noqa: PLR0913  # one argument per option
     *,
     out: Path = Path("async-maps-demo"),
     scenes: Annotated[int, Parameter(validator=validators.Number(gte=1))] = 240,
     local: Flag = False,
     serve: Flag = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
 ) -> int:
-    """Do the whole job on this machine, without an account: scenes, their saliency maps, a real S3 server, overlays.
+    """Do the whole job on this machine, without an account.
 
-    Makes a few hundred scenes and a saliency map of each, starts SeaweedFS on loopback, uploads their overlays as
-    async-maps run does, reads every object back and compares its pixels, exports the locators, and draws overlays.png.
+    ```
+    async-maps demo
+    async-maps demo --serve
+    ```
+
+    Draws a few hundred scenes with a saliency map each, starts an S3 server (SeaweedFS) on loopback, uploads the
+    overlays as `async-maps run` does, reads each object back and compares its pixels. Writes locators.csv and
+    overlays.png.
 
     Parameters
     ----------
     out
-        The folder for everything it makes; a demo found there is replaced.
+        Folder for all files; an earlier demo in it is replaced.
     scenes
-        How many.
+        Number of scenes.
     local
-        Into a folder instead of an S3 server; also what happens where the extra "demo" is not installed.
+        Upload into a folder instead of an S3 server. Without the extra "demo", this is the default.
     serve
-        Keep the server until Ctrl-C, and print what leads other commands in other terminals to it.
+        Keep the server running until Ctrl-C and print the environment variables to reach it.
     """
+    set_verbosity(verbose=verbose, quiet=quiet)
     from async_maps.demo.run import run_demo
 
     if local and serve:
         raise SettingsError("--local and --serve exclude each other: a folder has no server")
-    all_right = run_demo(out, scenes=scenes, local=local, serve=serve, on_progress=make_display("auto"))
+    all_right = run_demo(
+        out, scenes=scenes, local=local, serve=serve, on_progress=make_display("none" if quiet else "auto")
+    )
     return DONE if all_right else SOME_FAILED

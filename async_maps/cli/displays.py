@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from contextlib import suppress
 from time import monotonic
@@ -54,7 +55,7 @@ class BarDisplay:
             rich.TextColumn("{task.fields[rates]}"),
             rich.TextColumn("[red]{task.fields[failed]}"),
             rich.TextColumn("[dim]{task.fields[queues]}"),
-            console=Console(file=out, force_terminal=True),
+            console=Console(file=out),
             expand=True,
         )
         self._task = self._bar.add_task("", total=None, rates="", failed="", queues="")
@@ -82,10 +83,10 @@ class BarDisplay:
 
 
 def make_display(kind: ProgressKind, out: TextIO | None = None) -> OnProgress | None:
-    """Make the display of a kind, on standard error by default; None for ``none``."""
+    """Make a display, on standard error by default; None for ``none``. Without a terminal, a bar becomes lines."""
     out = out or sys.stderr
-    if kind == "auto":
-        kind = "bar" if out.isatty() else "log"
+    if kind in {"auto", "bar"}:
+        kind = "bar" if out.isatty() and os.environ.get("TERM") != "dumb" else "log"
     if kind == "bar":
         return BarDisplay(out)
     return None if kind == "none" else LineDisplay(out, as_json=kind == "json")

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from async_maps.cli.console import answer
-from async_maps.cli.options import DONE, SETTINGS_GROUP, SOME_FAILED, Flag
+from async_maps.cli.console import answer, set_verbosity
+from async_maps.cli.options import DONE, OUTPUT, SOME_FAILED, WHAT, Flag, GroupedSettings, Quiet, Verbose
 from async_maps.doctor import KOLENA_ORIGINS, diagnose
-from async_maps.settings import Settings
 
 if TYPE_CHECKING:
     from typing import TextIO
@@ -27,34 +26,44 @@ def doctor(  # noqa: PLR0913  # one argument a flag
     destination: str,
     /,
     *,
-    origin: Annotated[tuple[str, ...], Parameter(negative="")] = KOLENA_ORIGINS,
-    quick: Flag = False,
-    as_json: Annotated[bool, Parameter("--json", negative="")] = False,
-    config: Path | None = None,
-    settings: Annotated[Settings, Parameter(name="*", group=SETTINGS_GROUP, show=False)] = Settings(),  # noqa: B008  # frozen
+    origin: Annotated[tuple[str, ...], Parameter(negative="", group=WHAT)] = KOLENA_ORIGINS,
+    quick: Annotated[Flag, Parameter(group=WHAT)] = False,
+    config: Annotated[Path | None, Parameter(group=WHAT)] = None,
+    as_json: Annotated[Flag, Parameter("--json", group=OUTPUT)] = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+    settings: Annotated[GroupedSettings, Parameter(name="*", show=False)] = GroupedSettings(),  # noqa: B008  # frozen
 ) -> int:
-    """Can this machine write there, and can a browser read it? Each answer says what to do.
+    """Check whether this machine can write to a destination and browsers can read it.
 
-    Tries with small objects of its own, and removes them. Takes every setting that async-maps run takes, too, as flag,
-    variable or file. Exit codes: 0 nothing failed (there may be warnings), 1 a failure, 2 wrong use.
+    ```
+    async-maps doctor s3://my-bucket/overlays
+    async-maps doctor s3://my-bucket/overlays --quick --json
+    ```
+
+    Writes a few small objects and deletes them again. Each finding says what to do.
+
+    All settings of `async-maps run` can be given: `--concurrency`, `--s3.kms-key-id`, `--if-exists`.
 
     Parameters
     ----------
     destination
-        s3://bucket/prefix, file:///folder or a plain path.
+        s3://bucket/prefix, file:///folder or a path.
     origin
-        Pages of this origin, such as https://app.kolena.com, are to read the overlays; may be repeated.
+        Origin of web pages that read the overlays, such as https://app.kolena.com; may be repeated.
     quick
-        Leave out the throughput.
-    as_json
-        A JSON object a line.
+        Do not measure the throughput.
     config
-        Settings from this TOML file; flags and environment go before it.
+        TOML file with settings; options and environment variables take precedence.
+    as_json
+        Print one JSON object a line.
     """
+    set_verbosity(verbose=verbose, quiet=quiet)
     printed: list[bool] = []
 
     def show(finding: Finding) -> None:
-        printed.append(answer(json.dumps(finding._asdict()) if as_json else render(finding, sys.stdout)))
+        if not quiet or finding.level == "failure":
+            printed.append(answer(json.dumps(finding._asdict()) if as_json else render(finding, sys.stdout)))
 
     findings = diagnose(destination, settings, origins=origin, quick=quick, on_finding=show)
     if not as_json:

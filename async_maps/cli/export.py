@@ -7,8 +7,8 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from async_maps.cli.console import answer
-from async_maps.cli.options import DONE, SOME_FAILED, Flag
+from async_maps.cli.console import answer, set_verbosity
+from async_maps.cli.options import DONE, SOME_FAILED, Flag, Quiet, Verbose
 from async_maps.manifest.columns import ExportFormat
 
 
@@ -21,28 +21,37 @@ def export(  # noqa: PLR0913  # one argument a flag
     columns: str | None = None,
     export_format: Annotated[ExportFormat, Parameter(name="--as")] = "plain",
     presign: float | None = None,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
 ) -> int:
-    """Write the locators of a manifest to a table.
+    """Write the locators in a manifest to a table.
+
+    ```
+    async-maps export async-maps.sqlite locators.csv
+    async-maps export async-maps.sqlite masks.csv --as kolena
+    ```
 
     Parameters
     ----------
     manifest
-        The SQLite file that async-maps run has written.
+        Manifest of a run.
     file
-        Its suffix says what: .csv, .parquet (extra "parquet") or .jsonl.
+        Table to write: .csv, .jsonl or .parquet (extra "parquet").
     all
-        Also the maps that failed, with stage and error: they have no locator, unless verify has found it broken.
+        Also the maps that failed, with stage and error. They have no locator, unless verify has found it broken.
     columns
-        Only these, in this order: name,locator,maximum.
+        Columns to write, in this order: name,locator,maximum.
     export_format
-        For whom: plain; kolena for kolena.io, with BitmapMasks in the column activation_map; fiftyone with map_path and
-        range, for fiftyone.Heatmap, which wants overlays made with --png gray.
+        plain; kolena: for kolena.io, with a BitmapMask in the column activation_map; fiftyone: map_path and range for
+        fiftyone.Heatmap, for overlays made with --png gray.
     presign
-        Add the column url: for so many hours, 1 to 168 (or until the AWS credentials expire, if that is sooner), it
-        opens the overlay in S3 without credentials. Whoever has it can read that object: treat it as a password. On AWS
-        AWS_DEFAULT_REGION, or the profile's region, must be the bucket's.
+        Add a column url that opens the overlay in S3 without credentials, for this number of hours (1 to 168, or until
+        the AWS credentials expire). Anyone who has the URL can read the object: treat it as a password. On AWS,
+        AWS_DEFAULT_REGION or the profile's region must be the region of the bucket.
     """
     from async_maps.manifest.export import export_manifest
+
+    set_verbosity(verbose=verbose, quiet=quiet)
 
     names = None if columns is None else [name.strip() for name in columns.split(",")]
     count = export_manifest(

@@ -1,20 +1,61 @@
-"""What the commands share: exit codes, and how settings become flags."""
+"""Options that commands share, their groups in ``--help``, and the exit codes."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 from cyclopts import Group, Parameter
+from pydantic import create_model
+
+from async_maps.settings import MIB, Settings
 
 DONE, SOME_FAILED, WRONG_USE = 0, 1, 2
 """Exit codes."""
 
-Flag: TypeAlias = Annotated[bool, Parameter(negative="")]
+WHAT = Group("What to do", sort_key=1)
+OUTPUT = Group("What is printed", sort_key=2)
+_LOOKS = Group("How it looks", sort_key=3)
+_SPEED = Group("Speed", help="The defaults suit most machines.", sort_key=4)
+_S3 = Group(
+    "S3",
+    help="Endpoint, region, profile and credentials come from the AWS environment and files: AWS_ENDPOINT_URL, "
+    "AWS_DEFAULT_REGION, AWS_PROFILE.",
+    sort_key=5,
+)
+_ADVANCED = Group("Advanced", sort_key=6)
+
+_GROUPS = {
+    **dict.fromkeys(("colormap", "alpha", "range", "invalid", "png"), _LOOKS),
+    **dict.fromkeys(("workers", "encode_threads", "concurrency", "prefetch", "queue_bytes", "png_level"), _SPEED),
+    "s3": _S3,
+}
+
+Flag: TypeAlias = Annotated[bool, Parameter(negative="", show_default=False)]
 """An option that is given or not."""
+
+Verbose: TypeAlias = Annotated[
+    Flag, Parameter(("--verbose", "-v"), help="Print each failure as it happens, and other log messages.", group=OUTPUT)
+]
+Quiet: TypeAlias = Annotated[Flag, Parameter(("--quiet", "-q"), help="Print errors and the result only.", group=OUTPUT)]
+
+
+def _parameter(setting: str) -> Parameter:
+    show_default = (lambda size: f"{size // MIB}MiB") if setting.endswith("_bytes") else None
+    return Parameter(group=_GROUPS.get(setting, _ADVANCED), show_default=show_default)
+
 
 DEFAULT_MANIFEST = Path("async-maps.sqlite")
 
-SETTINGS_GROUP = Group(
-    "Settings", help="Each is also a key of the TOML file and an environment variable: ASYNC_MAPS_PNG=rgba.", sort_key=2
-)
+if TYPE_CHECKING:
+    GroupedSettings: TypeAlias = Settings
+else:
+    GroupedSettings = create_model(
+        "Settings",
+        __base__=Settings,
+        **{
+            name: (Annotated[field.annotation, *field.metadata, _parameter(name)], field)
+            for name, field in Settings.model_fields.items()
+        },
+    )
+    """The settings, whose options have their groups."""

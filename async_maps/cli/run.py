@@ -10,9 +10,30 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from async_maps.cli.console import answer, check_report, complain, print_failures, print_report, say, write_report
+from async_maps.cli.console import (
+    answer,
+    check_report,
+    complain,
+    print_failures,
+    print_report,
+    say,
+    set_verbosity,
+    write_report,
+)
 from async_maps.cli.displays import ProgressKind, make_display
-from async_maps.cli.options import DEFAULT_MANIFEST, DONE, SETTINGS_GROUP, SOME_FAILED, WRONG_USE, Flag
+from async_maps.cli.options import (
+    DEFAULT_MANIFEST,
+    DONE,
+    OUTPUT,
+    SOME_FAILED,
+    WHAT,
+    WRONG_USE,
+    Flag,
+    GroupedSettings,
+    Quiet,
+    Verbose,
+)
+from async_maps.cli.usage import MANIFEST_VARIABLE
 from async_maps.concurrency.loop import fastest_loop
 from async_maps.errors import AsyncMapsError, SettingsError, StoreError, TooManyFailuresError
 from async_maps.report import Report
@@ -29,50 +50,61 @@ def run(  # noqa: PLR0913  # one argument a flag
     destination: str,
     /,
     *,
-    manifest: Path = DEFAULT_MANIFEST,
-    overwrite: Flag = False,
-    retry_failed: Flag = False,
-    dry_run: Flag = False,
-    progress: ProgressKind = "auto",
-    report: Path | None = None,
-    config: Path | None = None,
-    settings: Annotated[Settings, Parameter(name="*", group=SETTINGS_GROUP)] = Settings(),  # noqa: B008  # frozen
+    manifest: Annotated[Path, Parameter(group=WHAT, env_var=MANIFEST_VARIABLE, show_env_var=True)] = DEFAULT_MANIFEST,
+    dry_run: Annotated[Flag, Parameter(group=WHAT)] = False,
+    retry_failed: Annotated[Flag, Parameter(group=WHAT)] = False,
+    overwrite: Annotated[Flag, Parameter(group=WHAT)] = False,
+    config: Annotated[Path | None, Parameter(group=WHAT)] = None,
+    progress: Annotated[ProgressKind, Parameter(group=OUTPUT)] = "auto",
+    report: Annotated[Path | None, Parameter(group=OUTPUT)] = None,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+    settings: Annotated[GroupedSettings, Parameter(name="*")] = GroupedSettings(),  # noqa: B008  # frozen
 ) -> int:
-    """Turn activation maps into PNG overlays in a store; run it again to resume.
+    """Turn activation maps into PNG overlays in a store. Run it again to resume.
 
-    Maps that the manifest knows as done and unchanged are skipped without a request; the others are done.
+    ```
+    async-maps run maps/ s3://my-bucket/overlays
+    async-maps run 'maps/*.npy' overlays --colormap viridis --range per-map
+    ```
 
-    Ctrl-C (or SIGTERM) finishes what is in flight and ends; a second one ends at once. Nothing is lost either way.
+    Unchanged maps that are in the manifest as done are skipped without a request.
+
+    Ctrl-C (or SIGTERM) finishes what is in flight; a second one stops immediately. Run the same command again for the
+    rest.
+
+    Each setting is also an environment variable (`ASYNC_MAPS_PNG=rgba`) and a key of the TOML file (`png = "rgba"`).
 
     Parameters
     ----------
     source
-        A folder (searched recursively), a file or a quoted glob, of .npy, .npz, .zarr, .h5, .safetensors or .tar; the
+        A folder (searched recursively), a file or a quoted glob of .npy, .npz, .zarr, .h5, .safetensors or .tar; the
         same in s3://bucket/prefix/; a .csv, .jsonl or .parquet with the columns name and path; - for paths on standard
         input.
     destination
-        s3://bucket/prefix, file:///folder or a plain path.
+        s3://bucket/prefix, file:///folder or a path.
     manifest
-        The record of every map, an SQLite file; made if it does not exist.
-    overwrite
-        Do every map, also those that are done.
-    retry_failed
-        Do only the maps that failed before.
+        SQLite file with a row for each map; created if it does not exist.
     dry_run
-        Count what would be done, and do nothing.
-    progress
-        A live bar, a line or a JSON object every few seconds, or none; auto is a bar on a terminal, else lines.
-    report
-        Write what the run did to this file, as JSON.
+        Count what the run would do, without reading values or writing anything.
+    retry_failed
+        Try only the maps that failed before.
+    overwrite
+        Do all maps, also those that are done.
     config
-        Settings from this TOML file; flags and environment go before it.
+        TOML file with settings; options and environment variables take precedence.
+    progress
+        A live bar, a line or a JSON object every few seconds, or none. auto is a bar on a terminal, else lines.
+    report
+        JSON file for the result of the run.
     """
+    set_verbosity(verbose=verbose, quiet=quiet)
     if overwrite and retry_failed:
         raise SettingsError("--overwrite and --retry-failed exclude each other")
     check_report(report)
     job = _Job(source, destination, manifest, "all" if overwrite else "failed" if retry_failed else "changed", settings)
     try:
-        code = job.dry_run() if dry_run else job.run(progress)
+        code = job.dry_run() if dry_run else job.run("none" if quiet else progress)
         done = job.report
     except AsyncMapsError as error:
         done = error.report or Report()

@@ -8,66 +8,69 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from async_maps.cli.console import check_report, complain, print_verification, say, write_report
+from async_maps.cli.console import check_report, complain, print_verification, say, set_verbosity, write_report
 from async_maps.cli.displays import LineDisplay, ProgressKind
-from async_maps.cli.options import DONE, SETTINGS_GROUP, SOME_FAILED, WRONG_USE, Flag
+from async_maps.cli.options import DONE, OUTPUT, SOME_FAILED, WHAT, WRONG_USE, Flag, GroupedSettings, Quiet, Verbose
 from async_maps.errors import AsyncMapsError, SettingsError
-from async_maps.settings import Settings
 
 
 def verify(  # noqa: PLR0913  # one argument a flag
     manifest: str,
     /,
     *,
-    deep: Flag = False,
-    repair: Flag = False,
-    source: str | None = None,
-    delete_foreign: Flag = False,
-    progress: ProgressKind = "auto",
-    report: Path | None = None,
-    config: Path | None = None,
-    settings: Annotated[Settings, Parameter(name="*", group=SETTINGS_GROUP, show=False)] = Settings(),  # noqa: B008  # frozen
+    deep: Annotated[Flag, Parameter(group=WHAT)] = False,
+    repair: Annotated[Flag, Parameter(group=WHAT)] = False,
+    source: Annotated[str | None, Parameter(group=WHAT)] = None,
+    delete_foreign: Annotated[Flag, Parameter(group=WHAT)] = False,
+    config: Annotated[Path | None, Parameter(group=WHAT)] = None,
+    progress: Annotated[ProgressKind, Parameter(group=OUTPUT)] = "auto",
+    report: Annotated[Path | None, Parameter(group=OUTPUT)] = None,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+    settings: Annotated[GroupedSettings, Parameter(name="*", show=False)] = GroupedSettings(),  # noqa: B008  # frozen
 ) -> int:
-    """Say whether every locator is really there, whole, and what was sent: exit code 0 if so, 1 if anything differs.
+    """Check that each locator leads to the overlay that was uploaded. Repair what is not.
 
-    Lists what lies at the destination, a thousand objects a request, and compares sizes and ETags with the manifest.
+    ```
+    async-maps verify async-maps.sqlite
+    async-maps verify async-maps.sqlite --deep --repair
+    ```
 
-    Names what is missing, truncated or another object, and PNGs among the overlays that no row knows ("foreign").
+    Lists the destination, a thousand objects a request, and compares sizes and ETags with the manifest. Reports
+    overlays that are missing, truncated or replaced, and PNGs below the destination that the manifest does not list
+    ("foreign").
 
-    --repair makes what is broken again, from the maps and with the settings of its run, and uploads nothing else.
-
-    A map that has changed since gets the overlay of what is there now. An interrupted repair is completed by the next.
-
-    All settings of async-maps run can be given here too: --concurrency, --s3.max-attempts, --workers and so on.
+    All settings of `async-maps run` can be given: `--concurrency`, `--workers`, `--s3.max-attempts`.
 
     Parameters
     ----------
     manifest
-        The SQLite file that async-maps run has written; or a table of results, .csv, .jsonl or .parquet (extra
-        "parquet"), with a column locator or Kolena's cells {"locator": ..., "data_type": ...}. To a table nothing is
-        foreign, and it cannot be repaired.
+        Manifest of a run; or a table, .csv, .jsonl or .parquet (extra "parquet"), with a column locator or Kolena's
+        cells {"locator": ..., "data_type": ...}. A table has no foreign objects and cannot be repaired.
     deep
-        Also read every object: does it decode, has it the right bytes, size in pixels and Content-Type?
+        Also read each object and check its bytes, its size in pixels and its Content-Type.
     repair
-        Make what is broken again, then look again.
+        Upload broken overlays again, from their maps and with the settings of their run; then verify again. A map that
+        has changed since its run gets an overlay of the map as it is now.
     source
         Where the maps are now, for --repair; by default where their run has read them.
     delete_foreign
-        With --repair: delete the foreign objects: whatever is called .png anywhere below the destination, also
-        overlays of another manifest, images, and overlays of maps that have failed in a later run.
+        With --repair: delete foreign objects, which are all objects named .png below the destination that this
+        manifest does not list: overlays of other manifests, and other images. Run without it first to list them.
+    config
+        TOML file with settings; options and environment variables take precedence.
     progress
         A line or a JSON object every few seconds, or none; auto and bar are lines.
     report
-        Write what was found to this file, as JSON.
-    config
-        Settings from this TOML file; flags and environment go before it.
+        JSON file for the result.
     """
+    set_verbosity(verbose=verbose, quiet=quiet)
     from async_maps.verify import Verification, repair_overlays, verify_locators
 
     if not repair and (delete_foreign or source is not None):
         raise SettingsError(f"{'--delete-foreign' if delete_foreign else '--source'} needs --repair")
     check_report(report)
-    watch = None if progress == "none" else LineDisplay(sys.stderr, as_json=progress == "json")
+    watch = None if quiet or progress == "none" else LineDisplay(sys.stderr, as_json=progress == "json")
     done = Verification()
     try:
         if repair:

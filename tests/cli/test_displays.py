@@ -32,7 +32,8 @@ class Terminal(io.StringIO):
     [
         ("auto", Terminal, BarDisplay),
         ("auto", io.StringIO, LineDisplay),
-        ("bar", io.StringIO, BarDisplay),
+        ("bar", Terminal, BarDisplay),
+        ("bar", io.StringIO, LineDisplay),
         ("log", Terminal, LineDisplay),
         ("json", Terminal, LineDisplay),
         ("none", Terminal, type(None)),
