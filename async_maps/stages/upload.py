@@ -6,6 +6,7 @@ Runs on the event loop.
 from __future__ import annotations
 
 import asyncio
+import logging
 from datetime import UTC, datetime
 from itertools import count
 from time import monotonic, perf_counter
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from async_maps.stages.meters import Meter
     from async_maps.stages.rate_limiter import RateLimiter
     from async_maps.stores import AddressedStore
+
+_logger = logging.getLogger("async_maps")
 
 
 class Uploading(NamedTuple):
@@ -94,6 +97,7 @@ async def _put(key: str, data: bytes, uploading: Uploading) -> str | None:
                 return etag
             except TransientError as error:
                 wait_s = rate_limiter.failed(error, attempts, began_at, tried_at)
+                _logger.debug("%s: attempt %d failed, the next follows in %.1f s: %s", key, attempts, wait_s, error)
             except ExistsError as error:
                 # An attempt that seemed to fail may have stored it all the same: then what is there is ours.
                 if not error.same or (uploading.if_exists == "error" and attempts == 1):

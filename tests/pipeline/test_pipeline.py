@@ -146,9 +146,8 @@ async def test_idle_uploads_hold_no_png(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).random((500, 500))
     async with am.Pipeline(tmp_path, settings=THREADS) as pipeline:
         await asyncio.gather(*(pipeline.put(f"{i}", noise) for i in range(40)))
-        gc.collect()
-        held = [value for value in gc.get_objects() if isinstance(value, Png)]
-        assert not held
+        # A busy machine lets the frames of a stage live on for a moment.
+        await until(lambda: gc.collect() >= 0 and not any(isinstance(value, Png) for value in gc.get_objects()))
 
 
 async def test_a_stream_left_early_stops_reading_and_leaves_the_pipeline_usable(tmp_path: Path) -> None:
