@@ -50,6 +50,7 @@ def test_parts_may_be_given_as_models_or_as_mappings() -> None:
         ({"range": "percentile:99,1"}, "percentiles must lie in 0 to 100, the first below the second"),
         ({"range": "dataset:-1,99"}, "percentiles must lie in 0 to 100"),
         ({"range": "percentile:1"}, "unknown range 'percentile:1'"),
+        ({"range": "percent:1,99"}, "unknown range 'percent:1,99'"),
         ({"range": "from:"}, "unknown range 'from:'"),
         ({"range": "2,1"}, "range '2,1': the first value must be below the second"),
         ({"range": "nan,1"}, "range 'nan,1': the values must be finite"),

@@ -95,3 +95,4 @@ def test_its_size_does_not_grow_with_the_values() -> None:
         sketch.add(rng.random(500_000))
         sizes.append(len(sketch.dump()))
     assert sizes[-1] < 1.5 * sizes[0] < 200_000
+    assert sketch._counts.nbytes == 32 * 2**20

@@ -175,6 +175,39 @@ async def test_a_store_that_raises_transient_errors_is_tried_again() -> None:
     assert pipeline.statistics().retries == 2
 
 
+@pytest.mark.parametrize(
+    ("if_exists", "attempts_before", "same", "stored"),
+    [
+        ("skip", 0, True, True),
+        ("skip", 0, False, False),
+        ("error", 0, True, False),
+        # An attempt that seemed to fail may have stored the object.
+        ("error", 1, True, True),
+        ("error", 1, False, False),
+    ],
+)
+async def test_an_existing_object_counts_only_if_it_is_ours(
+    if_exists: Any, attempts_before: int, same: bool, stored: bool
+) -> None:
+    class Kept(Minimal):
+        attempts = 0
+
+        async def put(self, key: str, data: bytes) -> str | None:
+            self.attempts += 1
+            if self.attempts <= attempts_before:
+                raise am.TransientError("no answer")
+            raise am.ExistsError("it is there", same=same, etag="tag")
+
+    store = Kept()
+    async with am.Pipeline(store, settings=Settings(workers=0, if_exists=if_exists)) as pipeline:
+        if stored:
+            assert (await pipeline.put("a", random_map(1))).etag == "tag"
+        else:
+            with pytest.raises(am.MapFailedError, match="it is there"):
+                await pipeline.put("a", random_map(1))
+    assert store.attempts == attempts_before + 1
+
+
 async def test_memory_keeps_what_is_there_if_it_must_not_be_replaced() -> None:
     store = am.MemoryStore(replace=False)
     assert await store.put("a", b"first") == "8b04d5e3775d298e78455efc5ca404d5"

@@ -95,6 +95,22 @@ async def test_a_file_whose_name_is_not_utf_8_is_the_one_that_is_deleted(
     assert [path.name for path in out.iterdir()] == ["\ufffd.png"]
 
 
+async def test_repair_leaves_foreign_objects_and_names_the_command(tmp_path: Path, maps: Path, manifest: Path) -> None:
+    await to_thread.run_sync(made, maps, tmp_path / "out", manifest)
+    (tmp_path / "out/strange.png").touch()
+    verification = await am.arepair_overlays(manifest, settings=SETTINGS)
+    assert (verification.differences, verification.deleted, verification.repaired) == ({"foreign": 1}, 0, 0)
+    (advice,) = verification.advice
+    assert "--repair --delete-foreign" in advice
+    assert (tmp_path / "out/strange.png").exists()
+
+
+async def test_repair_of_nothing_deletes_nothing(tmp_path: Path, maps: Path, manifest: Path) -> None:
+    await to_thread.run_sync(made, maps, tmp_path / "out", manifest)
+    verification = await am.arepair_overlays(manifest, settings=SETTINGS, delete_foreign=True)
+    assert (verification.is_clean, verification.deleted, verification.advice) == (True, 0, [])
+
+
 @pytest.mark.parametrize("listed_as", ["D%20E%CC%81.png", "d%20%C3%89.PNG"])
 async def test_where_names_are_folded_an_overlay_that_is_listed_under_another_is_not_deleted(
     listed_as: str, tmp_path: Path, maps: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch

@@ -20,7 +20,7 @@ from async_maps.filesystems.locators import DATA_TYPE
 from async_maps.filesystems.objects import ObjectInfo, Objects
 from async_maps.manifest.manifest import Manifest
 from async_maps.outcomes import Failure
-from async_maps.verify.comparison import Comparison, Expected
+from async_maps.verify.comparison import Comparison, Expected, _common_folder
 from async_maps.verify.tables import locators_in
 from tests.support.commands import invoke
 from tests.support.installed import needs_parquet
@@ -312,6 +312,12 @@ async def test_what_a_run_writes_meanwhile_is_not_judged(
     assert found(await am.averify_locators(manifest, settings=SETTINGS, deep=True)) == {"missing": {"f"}}
 
 
+async def test_healthy_overlays_get_no_advice(tmp_path: Path, maps: Path, manifest: Path) -> None:
+    await to_thread.run_sync(made, maps, tmp_path / "out", manifest)
+    verification = await am.averify_locators(manifest, settings=SETTINGS, deep=True)
+    assert (verification.is_clean, verification.advice, verification.failed) == (True, [], 0)
+
+
 async def test_a_manifest_that_a_run_holds_can_be_verified(tmp_path: Path, maps: Path, manifest: Path) -> None:
     await to_thread.run_sync(made, maps, tmp_path / "out", manifest)
     with Manifest(manifest) as held:
@@ -336,6 +342,19 @@ async def test_an_overlay_that_many_rows_name_is_one_and_read_once(tmp_path: Pat
     (tmp_path / "out/e.png").write_bytes(b"no PNG")
     verification = await am.averify_locators(table, settings=SETTINGS, deep=True)
     assert (verification.differences, len(verification.first)) == ({"unknown": 1, "undecodable": 1}, 1000)
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "folder"),
+    [
+        ("s3://b/p/a.png", "s3://b/p/c.png", "s3://b/p/"),
+        ("s3://b/p/a.png", "s3://b/p/a.png/b.png", "s3://b/p/"),
+        ("s3://b/a/1.png", "s3://b/b/1.png", "s3://b/"),
+        ("file:///out/a.png", "file:///out/a.png", "file:///out/"),
+    ],
+)
+def test_the_folder_that_is_listed_holds_all_objects(first: str, last: str, folder: str) -> None:
+    assert _common_folder(first, last) == folder
 
 
 def test_lists_in_any_order_are_compared() -> None:
