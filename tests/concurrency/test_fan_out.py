@@ -17,7 +17,7 @@ pytestmark = pytest.mark.fast
 
 
 class Producer:
-    """Gives numbers, and says how far it has come and whether it was closed."""
+    """Yields numbers; records which were yielded and whether it was closed."""
 
     def __init__(self, numbers: Iterable[int]) -> None:
         self.given: list[int] = []
@@ -34,7 +34,7 @@ class Producer:
 
 
 async def settled() -> None:
-    """Every task has gone as far as it can without us."""
+    """Let every task run until it waits."""
     for _ in range(20):
         await asyncio.sleep(0)
 
@@ -42,7 +42,7 @@ async def settled() -> None:
 def sharing(
     producer: Producer, work: Callable[[int], Awaitable[None]], *, workers: int = 3, limit: int = 100
 ) -> asyncio.Task[None]:
-    """A running fan-out, in which each number is its own size."""
+    """Start a fan-out in which each number is its own size."""
     return asyncio.create_task(fan_out(producer.items(), [work] * workers, size=lambda number: number, limit=limit))
 
 
@@ -63,7 +63,7 @@ async def test_each_item_goes_to_one_worker() -> None:
     assert producer.is_closed
 
 
-async def test_workers_work_side_by_side_and_the_producer_is_one_item_ahead() -> None:
+async def test_workers_run_concurrently_one_item_behind_the_producer() -> None:
     under_way: list[int] = []
     finish = asyncio.Event()
 
@@ -75,7 +75,7 @@ async def test_workers_work_side_by_side_and_the_producer_is_one_item_ahead() ->
     task = sharing(producer, work, workers=3)
     await settled()
     assert len(under_way) == 3
-    # One waits in the stream, one in the producer's hands.
+    # One waits in the stream, one in the producer.
     assert len(producer.given) == 5
     finish.set()
     await task
@@ -85,7 +85,7 @@ async def test_workers_work_side_by_side_and_the_producer_is_one_item_ahead() ->
 @pytest.mark.parametrize(
     ("sizes", "most"), [([40, 60, 1], 2), ([60, 60], 1), ([500, 1], 1), ([500, 0], 2), ([1, 500], 1), ([0] * 3, 3)]
 )
-async def test_items_under_way_take_no_more_bytes_than_the_limit(sizes: list[int], most: int) -> None:
+async def test_items_in_progress_stay_within_the_byte_limit(sizes: list[int], most: int) -> None:
     under_way: list[int] = []
     finish = asyncio.Event()
 
@@ -101,7 +101,7 @@ async def test_items_under_way_take_no_more_bytes_than_the_limit(sizes: list[int
     assert sorted(under_way) == sorted(sizes)
 
 
-async def test_an_error_of_the_producer_cancels_the_workers() -> None:
+async def test_a_producer_error_cancels_the_workers() -> None:
     cancelled = []
 
     async def work(number: int) -> None:
@@ -119,7 +119,7 @@ async def test_an_error_of_the_producer_cancels_the_workers() -> None:
     assert sorted(cancelled) == [1, 2]
 
 
-async def test_an_error_of_a_worker_cancels_the_others_and_closes_the_producer() -> None:
+async def test_a_worker_error_cancels_the_others_and_closes_the_producer() -> None:
     cancelled = []
 
     async def work(number: int) -> None:
@@ -138,7 +138,7 @@ async def test_an_error_of_a_worker_cancels_the_others_and_closes_the_producer()
     assert len(producer.given) <= 5
 
 
-async def test_an_error_of_a_worker_ends_a_producer_that_waits_for_bytes() -> None:
+async def test_a_worker_error_ends_a_producer_that_waits_for_bytes() -> None:
     fail = asyncio.Event()
 
     async def work(_: int) -> None:
@@ -155,7 +155,7 @@ async def test_an_error_of_a_worker_ends_a_producer_that_waits_for_bytes() -> No
     assert producer.is_closed
 
 
-async def test_cancelled_it_leaves_no_worker_and_closes_the_producer() -> None:
+async def test_cancelling_stops_the_workers_and_closes_the_producer() -> None:
     cancelled = []
 
     async def work(number: int) -> None:
@@ -174,7 +174,7 @@ async def test_cancelled_it_leaves_no_worker_and_closes_the_producer() -> None:
     assert producer.is_closed
 
 
-async def test_an_item_that_is_done_is_not_kept() -> None:
+async def test_a_finished_item_is_not_kept_alive() -> None:
     class Item:
         pass
 

@@ -25,12 +25,12 @@ async def _loop() -> asyncio.AbstractEventLoop:
     return asyncio.get_running_loop()
 
 
-def test_the_loop_is_uvloops_where_that_is_installed() -> None:
+def test_the_loop_is_uvloop_when_installed() -> None:
     uvloop = pytest.importorskip("uvloop")
     assert isinstance(run_blocking(_loop), uvloop.Loop)
 
 
-def test_the_loop_is_asyncios_without_uvloop(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_loop_is_asyncio_without_uvloop(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "uvloop", None)
     loop = run_blocking(_loop)
     assert type(loop).__module__.startswith("asyncio")
@@ -38,7 +38,7 @@ def test_the_loop_is_asyncios_without_uvloop(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("standard", [0, 1, 2])
-def test_uvloop_is_not_used_where_a_standard_file_is_closed(standard: int, tmp_path: Path) -> None:
+def test_uvloop_is_not_used_when_a_standard_file_is_closed(standard: int, tmp_path: Path) -> None:
     program = (
         "import asyncio, sys; from async_maps.concurrency.loop import run_blocking\n"
         "async def main(): return type(asyncio.get_running_loop()).__module__\n"
@@ -50,7 +50,7 @@ def test_uvloop_is_not_used_where_a_standard_file_is_closed(standard: int, tmp_p
     assert (tmp_path / "loop").read_text().startswith("asyncio")
 
 
-def test_a_result_and_an_error_come_back_to_the_caller() -> None:
+def test_an_error_is_raised_in_the_caller() -> None:
     async def fail() -> None:
         raise LookupError("mine")
 
@@ -58,7 +58,7 @@ def test_a_result_and_an_error_come_back_to_the_caller() -> None:
         run_blocking(fail)
 
 
-async def test_it_blocks_a_running_loop_and_uses_another() -> None:
+async def test_run_blocking_uses_another_loop_and_blocks_the_running_one() -> None:
     ours = asyncio.get_running_loop()
     ticked = False
 
@@ -73,7 +73,7 @@ async def test_it_blocks_a_running_loop_and_uses_another() -> None:
     assert ticked
 
 
-def test_an_interrupted_wait_cancels_the_coroutine_and_waits_for_its_end() -> None:
+def test_an_interrupt_cancels_the_coroutine_and_waits_for_its_end() -> None:
     ended = threading.Event()
 
     async def work() -> None:
@@ -85,7 +85,7 @@ def test_an_interrupted_wait_cancels_the_coroutine_and_waits_for_its_end() -> No
                 await asyncio.sleep(0.01)
             ended.set()
 
-    # Commands in the background ignore SIGINT, and so would these tests there.
+    # A shell starts background commands with SIGINT ignored.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):

@@ -21,34 +21,34 @@ pytestmark = pytest.mark.fast
 
 
 async def settled() -> None:
-    """Every task has gone as far as it can without us."""
+    """Let every task run until it waits."""
     for _ in range(10):
         await asyncio.sleep(0)
 
 
 def ask(budget: ByteBudget, *sizes: int) -> list[asyncio.Task[Lease]]:
-    """Tasks that each want a lease, in this order."""
+    """Start one task per size, in this order, that acquires a lease."""
     return [asyncio.create_task(budget.acquire(size)) for size in sizes]
 
 
 async def cancel(*tasks: asyncio.Task[Lease]) -> None:
-    """Cancel tasks, and see that they are."""
+    """Cancel the tasks and check that they are cancelled."""
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     assert all(task.cancelled() for task in tasks)
 
 
-async def test_what_is_free_is_lent_at_once() -> None:
+async def test_acquire_does_not_wait_when_bytes_are_free() -> None:
     budget = ByteBudget(100)
     first, second = budget.acquire(60), budget.acquire(40)
     for coroutine in (first, second):
         with pytest.raises(StopIteration):
-            coroutine.send(None)  # it never waits
+            coroutine.send(None)  # StopIteration: it never waits
     assert budget.held == 100
 
 
-async def test_no_more_is_lent_than_the_limit() -> None:
+async def test_leases_stay_within_the_limit() -> None:
     budget = ByteBudget(100)
     tasks = ask(budget, 60, 41)
     await settled()
@@ -60,7 +60,7 @@ async def test_no_more_is_lent_than_the_limit() -> None:
     assert budget.held == 41
 
 
-async def test_first_come_first_served_even_where_a_later_one_would_fit() -> None:
+async def test_a_small_request_does_not_overtake_a_large_one() -> None:
     budget = ByteBudget(100)
     lease = await budget.acquire(60)
     large, small = ask(budget, 70, 1)
@@ -78,7 +78,7 @@ async def test_first_come_first_served_even_where_a_later_one_would_fit() -> Non
     assert budget.held == 72
 
 
-async def test_one_release_serves_as_many_as_fit() -> None:
+async def test_one_release_serves_every_waiter_that_fits() -> None:
     budget = ByteBudget(100)
     lease = await budget.acquire(100)
     tasks = ask(budget, 30, 30, 40, 1)
@@ -106,7 +106,7 @@ async def test_a_lease_larger_than_the_budget_is_given_alone() -> None:
     assert budget.held == 1
 
 
-async def test_nothing_takes_no_room() -> None:
+async def test_an_empty_lease_never_waits() -> None:
     budget = ByteBudget(100)
     await budget.acquire(100)
     empty = ask(budget, 0)[0]
@@ -116,7 +116,7 @@ async def test_nothing_takes_no_room() -> None:
     assert budget.held == 100
 
 
-async def test_a_lease_released_twice_is_given_back_once() -> None:
+async def test_releasing_a_lease_twice_returns_its_bytes_once() -> None:
     budget = ByteBudget(100)
     lease, other = await budget.acquire(60), await budget.acquire(40)
     lease.release()
@@ -126,7 +126,7 @@ async def test_a_lease_released_twice_is_given_back_once() -> None:
     assert budget.held == 0
 
 
-async def test_who_is_cancelled_while_waiting_has_taken_nothing() -> None:
+async def test_a_cancelled_waiter_holds_nothing() -> None:
     budget = ByteBudget(100)
     lease = await budget.acquire(100)
     tasks = ask(budget, 50, 50, 50)
@@ -140,7 +140,7 @@ async def test_who_is_cancelled_while_waiting_has_taken_nothing() -> None:
     assert budget.held == 100
 
 
-async def test_those_behind_a_cancelled_one_are_served_when_there_is_room_for_them() -> None:
+async def test_cancelling_a_waiter_serves_those_behind_it() -> None:
     budget = ByteBudget(100)
     await budget.acquire(60)
     head, behind = ask(budget, 50, 40)
@@ -152,13 +152,13 @@ async def test_those_behind_a_cancelled_one_are_served_when_there_is_room_for_th
     assert budget.held == 100
 
 
-async def test_who_is_cancelled_in_the_moment_it_is_served_has_taken_nothing() -> None:
+async def test_a_waiter_cancelled_while_it_is_served_holds_nothing() -> None:
     budget = ByteBudget(100)
     lease = await budget.acquire(100)
     served, next_one = ask(budget, 100, 100)
     await settled()
     lease.release()
-    assert budget.held == 100  # it is served, and does not know it yet
+    assert budget.held == 100  # served, but its task has not run yet
     await cancel(served)
     await settled()
     assert next_one.done()
@@ -167,7 +167,7 @@ async def test_who_is_cancelled_in_the_moment_it_is_served_has_taken_nothing() -
     assert budget.held == 0
 
 
-async def test_a_time_out_while_waiting_takes_nothing() -> None:
+async def test_a_waiter_that_times_out_holds_nothing() -> None:
     budget = ByteBudget(10)
     lease = await budget.acquire(10)
     with pytest.raises(TimeoutError):
@@ -177,7 +177,7 @@ async def test_a_time_out_while_waiting_takes_nothing() -> None:
     assert budget.held == 0
 
 
-async def test_at_once_is_lent_what_is_free_and_nothing_while_others_wait() -> None:
+async def test_acquire_nowait_returns_none_without_room_or_behind_waiters() -> None:
     budget = ByteBudget(100)
     lease = budget.acquire_nowait(60)
     assert lease is not None
@@ -196,7 +196,7 @@ async def test_at_once_is_lent_what_is_free_and_nothing_while_others_wait() -> N
     assert budget.held == 50
 
 
-async def test_a_lease_may_turn_out_smaller_or_larger() -> None:
+async def test_a_lease_can_be_resized() -> None:
     budget = ByteBudget(100)
     lease = await budget.acquire(80)
     (waiting,) = ask(budget, 50)
@@ -212,7 +212,7 @@ async def test_a_lease_may_turn_out_smaller_or_larger() -> None:
     assert budget.held == 0
 
 
-async def test_who_waits_for_a_budget_that_is_closed_is_sent_away_and_who_comes_later_too() -> None:
+async def test_closing_a_budget_refuses_waiters_and_later_requests() -> None:
     budget = ByteBudget(100)
     lease = await budget.acquire(100)
     tasks = ask(budget, 1, 100)
@@ -228,7 +228,7 @@ async def test_who_waits_for_a_budget_that_is_closed_is_sent_away_and_who_comes_
     assert budget.held == 0
 
 
-async def test_who_was_served_in_the_moment_of_the_closing_has_its_lease() -> None:
+async def test_a_waiter_served_before_the_close_keeps_its_lease() -> None:
     budget = ByteBudget(100)
     lease = await budget.acquire(100)
     served, waiting = ask(budget, 100, 1)
@@ -241,7 +241,7 @@ async def test_who_was_served_in_the_moment_of_the_closing_has_its_lease() -> No
     assert budget.held == 0
 
 
-async def test_who_is_cancelled_in_the_moment_of_the_closing_is_cancelled() -> None:
+async def test_waiters_cancelled_during_the_close_are_cancelled() -> None:
     budget = ByteBudget(100)
     await budget.acquire(100)
     tasks = ask(budget, 1, 1)
@@ -251,7 +251,7 @@ async def test_who_is_cancelled_in_the_moment_of_the_closing_is_cancelled() -> N
     assert budget.held == 100
 
 
-async def test_a_line_hands_on_whatever_it_is_given_shares_of() -> None:
+async def test_a_waiting_line_works_with_any_kind_of_share() -> None:
     free = ["a", "b"]
     line: WaitingLine[str] = WaitingLine(lambda _size: free.pop(0) if free else None, free.append)
     assert [await line.wait(1), await line.wait(1)] == ["a", "b"]
@@ -263,54 +263,54 @@ async def test_a_line_hands_on_whatever_it_is_given_shares_of() -> None:
 
 
 ANY = st.integers(0, 9)
-"""Which one of several, counted round."""
+"""An index into a list, modulo its length."""
 
 
 @dataclass
 class Asked:
-    """One who asked: the size, and the task that waits."""
+    """A request for a lease: its size and the task that waits for it."""
 
     size: int
     task: asyncio.Task[Lease]
 
 
 class BudgetMachine(RuleBasedStateMachine):
-    """Any order of asking, giving back and cancelling, beside a model that counts."""
+    """Acquire, release and cancel in any order, compared with a model that counts."""
 
     LIMIT = 10
 
     @initialize()
     def begin(self) -> None:
-        """A fresh loop and budget."""
+        """Create a loop and a budget."""
         self.loop = asyncio.new_event_loop()
         self.budget = ByteBudget(self.LIMIT)
         self.waiting: list[Asked] = []
         self.holding: list[Asked] = []
 
     def settle(self) -> None:
-        """Let the tasks run, and let the model serve its line as the budget should."""
+        """Let the tasks run and serve the model's waiting line as the budget should."""
         self.loop.run_until_complete(settled())
         while self.waiting and self.fits(self.waiting[0].size):
             self.holding.append(self.waiting.pop(0))
 
     def held(self) -> int:
-        """What the model holds."""
+        """Return the bytes that the model holds."""
         return sum(each.size for each in self.holding)
 
     def fits(self, size: int) -> bool:
-        """Whether there is room."""
+        """Return whether there is room for a lease of this size."""
         return not self.held() or self.held() + size <= self.LIMIT
 
     @rule(size=st.integers(1, 14))
     def acquire(self, size: int) -> None:
-        """Ask for a lease."""
+        """Request a lease."""
         self.waiting.append(Asked(size, self.loop.create_task(self.budget.acquire(size))))
         self.settle()
 
     @precondition(lambda self: self.holding)
     @rule(which=ANY, times=st.integers(1, 2))
     def release(self, which: int, times: int) -> None:
-        """Give a lease back, once or twice."""
+        """Release a lease, once or twice."""
         lease = self.holding.pop(which % len(self.holding)).task.result()
         for _ in range(times):
             lease.release()
@@ -319,28 +319,28 @@ class BudgetMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.waiting)
     @rule(which=ANY)
     def cancel(self, which: int) -> None:
-        """Cancel one who waits."""
+        """Cancel a request that waits."""
         self.waiting.pop(which % len(self.waiting)).task.cancel()
         self.settle()
 
     @precondition(lambda self: self.waiting and self.holding)
     @rule(which=ANY, whom=ANY)
-    def release_and_cancel_at_once(self, which: int, whom: int) -> None:
-        """Give a lease back, and cancel one who waits before it can see whether it was served."""
+    def release_and_cancel(self, which: int, whom: int) -> None:
+        """Release a lease and cancel a waiting request before its task runs."""
         self.holding.pop(which % len(self.holding)).task.result().release()
         self.waiting.pop(whom % len(self.waiting)).task.cancel()
         self.settle()
 
     @invariant()
-    def as_the_model(self) -> None:
-        """The same ones hold and wait, and the bytes are counted right."""
+    def matches_the_model(self) -> None:
+        """Check that the same requests hold and wait, and the bytes held are equal."""
         assert self.budget.held == self.held()
         assert self.held() <= max(self.LIMIT, *(each.size for each in self.holding), 0)
         assert all(each.task.done() for each in self.holding)
         assert not any(each.task.done() for each in self.waiting)
 
     def teardown(self) -> None:
-        """All is given back."""
+        """Release every lease and check that the budget holds nothing."""
         if not hasattr(self, "loop"):
             return
         for each in self.waiting:
@@ -356,10 +356,10 @@ BudgetMachine.TestCase.settings = settings(examples(60), stateful_step_count=30)
 TestBudgetMachine = BudgetMachine.TestCase
 
 
-# The quick way through a stream -------------------------------------------------------------------------------------
+# send() and receive() ------------------------------------------------------------------------------------------------
 
 
-async def test_what_has_room_or_is_there_passes_without_a_turn_of_the_loop() -> None:
+async def test_send_and_receive_do_not_yield_when_they_need_not_wait() -> None:
     into, out = anyio.create_memory_object_stream[int](2)
     with into, out:
         turned = False
@@ -375,7 +375,7 @@ async def test_what_has_room_or_is_there_passes_without_a_turn_of_the_loop() -> 
         assert not turned
 
 
-async def test_what_has_no_room_waits_and_what_is_not_there_is_waited_for() -> None:
+async def test_send_waits_for_room_and_receive_for_an_item() -> None:
     into, out = anyio.create_memory_object_stream[int](1)
     with into, out:
         await send(into, 1)
@@ -390,7 +390,7 @@ async def test_what_has_no_room_waits_and_what_is_not_there_is_waited_for() -> N
         assert await receiving == 3
 
 
-async def test_the_end_is_none_whether_it_is_there_or_waited_for() -> None:
+async def test_receive_returns_none_at_the_end() -> None:
     into, out = anyio.create_memory_object_stream[int](1)
     with out:
         waiting = asyncio.create_task(receive(out))
@@ -400,7 +400,7 @@ async def test_the_end_is_none_whether_it_is_there_or_waited_for() -> None:
         assert await receive(out) is None
 
 
-async def test_an_item_is_not_lost_with_a_receiver_who_is_cancelled() -> None:
+async def test_a_cancelled_receiver_loses_no_item() -> None:
     into, out = anyio.create_memory_object_stream[int](1)
     with into, out:
         waiting = asyncio.create_task(receive(out))
