@@ -32,12 +32,12 @@ DTYPES: list[Any] = [np.uint8, *FLOATS]
 
 @pytest.fixture(scope="module")
 def kolena() -> Any:
-    """The client that we are a drop-in for. It runs Python for each pixel: about 50,000 of them a second."""
+    """Kolena's client, which our functions replace. It colorizes about 50,000 pixels a second."""
     return kolena_client("kolena.workflow.visualization")
 
 
 def values(shape: tuple[int, ...], dtype: Any, seed: int = 0) -> NDArray[Any]:
-    """Random values that an activation map may have, its ends among them."""
+    """Return random values in the range of a map, including both ends."""
     rng = np.random.default_rng(seed)
     if dtype == np.uint8:
         array = rng.integers(0, 256, shape).astype(np.uint8)
@@ -47,8 +47,8 @@ def values(shape: tuple[int, ...], dtype: Any, seed: int = 0) -> NDArray[Any]:
     return array
 
 
-def assert_as_kolenas(kolena: Any, array: NDArray[Any], colormap: Any = None, theirs: Any = None) -> None:
-    """Ours is what Kolena's function makes of the same array, and leaves the array alone."""
+def assert_equals_kolenas(kolena: Any, array: NDArray[Any], colormap: Any = None, theirs: Any = None) -> None:
+    """Check that our pixels equal Kolena's and that the array is not changed."""
     before = array.tobytes()
     pixels = colorize_activation_map(array, ColormapJet() if colormap is None else colormap)
     assert array.tobytes() == before
@@ -61,39 +61,39 @@ def assert_as_kolenas(kolena: Any, array: NDArray[Any], colormap: Any = None, th
 # Values
 
 
-def test_every_intensity_is_as_kolenas(kolena: Any) -> None:
-    assert_as_kolenas(kolena, np.arange(256, dtype=np.uint8).reshape(16, 16))
+def test_every_intensity_equals_kolenas(kolena: Any) -> None:
+    assert_equals_kolenas(kolena, np.arange(256, dtype=np.uint8).reshape(16, 16))
 
 
 @pytest.mark.parametrize("fade", [True, False])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_random_values_are_as_kolenas(kolena: Any, dtype: Any, fade: bool) -> None:
+def test_random_values_equal_kolenas(kolena: Any, dtype: Any, fade: bool) -> None:
     array = values((40, 50), dtype)
-    assert_as_kolenas(kolena, array, ColormapJet(fade), kolena.ColormapJet(fade))
+    assert_equals_kolenas(kolena, array, ColormapJet(fade), kolena.ColormapJet(fade))
 
 
 @examples(60)
 @given(data=st.data())
-def test_any_small_map_is_as_kolenas(kolena: Any, data: st.DataObject) -> None:
+def test_any_small_map_equals_kolenas(kolena: Any, data: st.DataObject) -> None:
     dtype = data.draw(st.sampled_from([np.uint8, np.float16, np.float32, np.float64]))
     shape = data.draw(hnp.array_shapes(min_dims=2, max_dims=2, max_side=6) | st.just((2, 3, 1)))
     elements = None if dtype is np.uint8 else st.floats(0, 1, width=8 * np.dtype(dtype).itemsize)  # type: ignore[arg-type]
-    assert_as_kolenas(kolena, data.draw(hnp.arrays(dtype, shape, elements=elements)))
+    assert_equals_kolenas(kolena, data.draw(hnp.arrays(dtype, shape, elements=elements)))
 
 
 def ties(dtype: Any) -> NDArray[Any]:
-    """Every value that is half-way between two intensities, as near as the dtype can say it, and its two neighbours."""
+    """Return every value half-way between two intensities, rounded to the dtype, and its two neighbors."""
     middle = ((np.arange(255) + np.longdouble(0.5)) / 255).astype(dtype)
     return np.stack([np.nextafter(middle, dtype(0)), middle, np.nextafter(middle, dtype(1))])
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-def test_every_rounding_tie_is_as_kolenas(kolena: Any, dtype: Any) -> None:
-    assert_as_kolenas(kolena, ties(dtype))
+def test_every_rounding_tie_equals_kolenas(kolena: Any, dtype: Any) -> None:
+    assert_equals_kolenas(kolena, ties(dtype))
 
 
 @pytest.mark.parametrize("narrow", [np.float16, np.float32])
-def test_values_are_quantized_in_their_own_dtype_and_not_in_a_wider_one(narrow: Any) -> None:
+def test_values_are_quantized_in_their_own_dtype(narrow: Any) -> None:
     array = ties(narrow)
     own = np.empty(array.shape, np.uint8)
     wide = np.empty(array.shape, np.uint8)
@@ -103,29 +103,29 @@ def test_values_are_quantized_in_their_own_dtype_and_not_in_a_wider_one(narrow: 
     assert (own != wide).any()
 
 
-def test_every_float16_that_is_a_map_value_is_as_kolenas(kolena: Any) -> None:
+def test_every_float16_in_range_equals_kolenas(kolena: Any) -> None:
     every = np.arange(65_536, dtype=np.uint16).view(np.float16)
     with np.errstate(invalid="ignore"):
         good = every[(every >= 0) & (every <= 1)]
     assert good.size == 15_362  # 0 to 1, and -0
-    assert_as_kolenas(kolena, good[:, np.newaxis])
+    assert_equals_kolenas(kolena, good[:, np.newaxis])
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-def test_the_smallest_values_and_minus_zero_are_as_kolenas(kolena: Any, dtype: Any) -> None:
+def test_the_smallest_values_and_minus_zero_equal_kolenas(kolena: Any, dtype: Any) -> None:
     zero, one = dtype(0), dtype(1)
     denormal = np.nextafter(zero, one)
     normal = np.finfo(dtype).tiny
     array = np.array([[-zero, zero, denormal, normal - denormal, normal, np.nextafter(one, zero), one]], dtype)
     assert np.signbit(array[0, 0])
-    assert_as_kolenas(kolena, array)
+    assert_equals_kolenas(kolena, array)
 
 
 # Layouts
 
 
 def unaligned(array: NDArray[Any]) -> NDArray[Any]:
-    """The same values at an odd address."""
+    """Return the same values at an odd address."""
     raw = bytearray(1 + array.nbytes)
     raw[1:] = array.tobytes()
     moved = np.frombuffer(raw, np.uint8)[1:].view(array.dtype).reshape(array.shape)
@@ -134,7 +134,7 @@ def unaligned(array: NDArray[Any]) -> NDArray[Any]:
 
 
 def read_only(array: NDArray[Any]) -> NDArray[Any]:
-    """The same values, not to be changed."""
+    """Make the array read-only and return it."""
     array.flags.writeable = False
     return array
 
@@ -168,25 +168,25 @@ LAYOUTS: dict[str, Callable[[NDArray[Any]], NDArray[Any]]] = {
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_any_layout_is_as_kolenas(kolena: Any, layout: str, dtype: Any) -> None:
-    assert_as_kolenas(kolena, LAYOUTS[layout](values((7, 11), dtype, seed=3)))
+def test_any_layout_equals_kolenas(kolena: Any, layout: str, dtype: Any) -> None:
+    assert_equals_kolenas(kolena, LAYOUTS[layout](values((7, 11), dtype, seed=3)))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_memory_mapped_file_is_as_kolenas(kolena: Any, dtype: Any, tmp_path: Path) -> None:
+def test_a_memory_mapped_file_equals_kolenas(kolena: Any, dtype: Any, tmp_path: Path) -> None:
     np.save(tmp_path / "map.npy", values((7, 11), dtype))
-    assert_as_kolenas(kolena, np.load(tmp_path / "map.npy", mmap_mode="r"))
+    assert_equals_kolenas(kolena, np.load(tmp_path / "map.npy", mmap_mode="r"))
 
 
 @pytest.mark.filterwarnings("ignore:the matrix subclass:PendingDeprecationWarning")
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_matrix_is_as_the_array_of_its_values(dtype: Any) -> None:
-    # Not always as Kolena's: a matrix times a number is a float64 matrix, so there it is quantized in float64.
+def test_a_matrix_is_colorized_like_an_array(dtype: Any) -> None:
+    # Kolena's result can differ: a matrix times a number is a float64 matrix, so Kolena quantizes it in float64.
     array = values((7, 11), dtype)
     np.testing.assert_array_equal(colorize_activation_map(np.matrix(array)), colorize_activation_map(array))
 
 
-def test_the_pixels_are_new_and_can_be_changed() -> None:
+def test_the_pixels_are_a_new_writable_array() -> None:
     array = values((5, 6), np.float32)
     pixels = colorize_activation_map(array)
     assert pixels.flags.c_contiguous
@@ -195,7 +195,7 @@ def test_the_pixels_are_new_and_can_be_changed() -> None:
     assert not np.shares_memory(pixels, array)
 
 
-def test_a_map_of_many_pixels_is_right_everywhere() -> None:
+def test_every_pixel_of_a_large_map_is_right() -> None:
     array = values((1_000, 1_003), np.float32)
     table = color_table(ColormapJet())
     np.testing.assert_array_equal(colorize_activation_map(array), table[np.rint(array * 255).astype(np.uint8)])
@@ -205,7 +205,7 @@ def test_a_map_of_many_pixels_is_right_everywhere() -> None:
 
 
 def subclasses(base: Any) -> list[Any]:
-    """What a user may have written on top of a Colormap, theirs or ours."""
+    """Return subclasses of Kolena's or our Colormap, as a user may write them."""
 
     class Numbers(base):  # type: ignore[misc]
         def red(self, intensity: np.uint8) -> Any:
@@ -238,14 +238,14 @@ def subclasses(base: Any) -> list[Any]:
 
 @pytest.mark.parametrize("fade", [True, False])
 @pytest.mark.parametrize("index", range(5))
-def test_a_users_own_colormap_is_as_kolenas(kolena: Any, index: int, fade: bool) -> None:
+def test_a_custom_colormap_equals_kolenas(kolena: Any, index: int, fade: bool) -> None:
     array = np.arange(256, dtype=np.uint8).reshape(8, 32)
     theirs = subclasses(kolena.Colormap)[index](fade)
-    assert_as_kolenas(kolena, array, colormap=theirs, theirs=theirs)
-    assert_as_kolenas(kolena, array, colormap=subclasses(Colormap)[index](fade), theirs=theirs)
+    assert_equals_kolenas(kolena, array, colormap=theirs, theirs=theirs)
+    assert_equals_kolenas(kolena, array, colormap=subclasses(Colormap)[index](fade), theirs=theirs)
 
 
-def test_a_users_own_jet_is_as_kolenas(kolena: Any) -> None:
+def test_a_subclass_of_jet_equals_kolenas(kolena: Any) -> None:
     def inverted(base: Any) -> Any:
         class Inverted(base):  # type: ignore[misc]
             def red(self, intensity: np.uint8) -> Any:
@@ -258,17 +258,17 @@ def test_a_users_own_jet_is_as_kolenas(kolena: Any) -> None:
 
     array = np.arange(256, dtype=np.uint8).reshape(8, 32)
     theirs = inverted(kolena.ColormapJet)
-    assert_as_kolenas(kolena, array, colormap=theirs, theirs=theirs)
-    assert_as_kolenas(kolena, array, colormap=inverted(ColormapJet), theirs=theirs)
+    assert_equals_kolenas(kolena, array, colormap=theirs, theirs=theirs)
+    assert_equals_kolenas(kolena, array, colormap=inverted(ColormapJet), theirs=theirs)
 
 
 @pytest.mark.parametrize("fade", [True, False])
-def test_our_colormap_works_in_kolenas_function(kolena: Any, fade: bool) -> None:
+def test_our_colormap_works_in_kolenas_function_and_theirs_in_ours(kolena: Any, fade: bool) -> None:
     array = np.arange(256, dtype=np.uint8).reshape(8, 32)
-    assert_as_kolenas(kolena, array, colormap=kolena.ColormapJet(fade), theirs=ColormapJet(fade))
+    assert_equals_kolenas(kolena, array, colormap=kolena.ColormapJet(fade), theirs=ColormapJet(fade))
 
 
-def test_a_colormap_is_asked_anew_each_time() -> None:
+def test_a_changed_colormap_changes_the_colors() -> None:
     array = values((3, 4), np.uint8)
     colormap = ColormapJet()
     faded = colorize_activation_map(array, colormap)
@@ -278,7 +278,7 @@ def test_a_colormap_is_asked_anew_each_time() -> None:
     assert not (faded[..., 3] == 255).any()
 
 
-def test_what_is_no_colormap_is_refused() -> None:
+def test_a_colormap_without_colorize_is_refused() -> None:
     with pytest.raises(InputValidationError, match="a colormap must have a method colorize"):
         colorize_activation_map(np.zeros((2, 2)), "jet")  # type: ignore[arg-type]
 
@@ -287,7 +287,7 @@ def test_what_is_no_colormap_is_refused() -> None:
 
 
 def with_value(value: Any, dtype: Any = np.float32, shape: tuple[int, ...] = (3, 4)) -> NDArray[Any]:
-    """A good map with one bad value at row 1, column 2."""
+    """Return a good map with one bad value at row 1, column 2."""
     array = np.full(shape, 0.5, dtype)
     array[1, 2] = value
     return array
@@ -347,7 +347,7 @@ def assert_refused_by_both(kolena: Any, array: Any) -> None:
 
 
 @pytest.mark.parametrize("case", BAD_SHAPES)
-def test_a_bad_shape_is_refused_as_kolena_does(kolena: Any, case: str) -> None:
+def test_both_refuse_a_bad_shape(kolena: Any, case: str) -> None:
     assert_refused_by_both(kolena, BAD_SHAPES[case][0])
 
 
@@ -359,7 +359,7 @@ def test_a_bad_shape_is_named(case: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", BAD_DTYPES, ids=str)
-def test_a_bad_dtype_is_refused_as_kolena_does(kolena: Any, dtype: Any) -> None:
+def test_both_refuse_a_bad_dtype(kolena: Any, dtype: Any) -> None:
     assert_refused_by_both(kolena, np.zeros((2, 3), dtype))
 
 
@@ -372,7 +372,7 @@ def test_a_bad_dtype_is_named(dtype: Any) -> None:
 
 
 @pytest.mark.parametrize("case", BAD_VALUES)
-def test_a_bad_value_is_refused_as_kolena_does(kolena: Any, case: str) -> None:
+def test_both_refuse_a_bad_value(kolena: Any, case: str) -> None:
     assert_refused_by_both(kolena, BAD_VALUES[case][0])
 
 
@@ -388,7 +388,7 @@ def test_a_bad_value_is_named_with_its_index(case: str) -> None:
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("order", ["C", "F"])
-def test_the_first_of_many_bad_values_is_named_row_by_row(dtype: Any, order: Any) -> None:
+def test_the_first_bad_value_in_row_order_is_named(dtype: Any, order: Any) -> None:
     array = np.full((1_000, 3), 0.5, dtype, order=order)
     array[2, 0], array[1, 2], array[2:, 1:] = np.nan, -0.25, 7
     expected = r"found -0\.25 at index \(1, 2\) \(1,998 of 3,000 values"
@@ -396,7 +396,7 @@ def test_the_first_of_many_bad_values_is_named_row_by_row(dtype: Any, order: Any
         colorize_activation_map(array)
 
 
-def test_the_index_is_one_of_the_array_that_was_given() -> None:
+def test_the_index_has_the_dimensions_of_the_array() -> None:
     with pytest.raises(InputValidationError, match=r"found NaN at index \(1, 2, 0\) \(1 of 12 values"):
         colorize_activation_map(with_value(np.nan)[..., np.newaxis])
 
@@ -404,14 +404,14 @@ def test_the_index_is_one_of_the_array_that_was_given() -> None:
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("position", [0, 1, 30, 63, 64, 65, 511, 1_022])
 @pytest.mark.parametrize("others", [0, 0.5, 1])
-def test_one_bad_value_is_found_wherever_it_is(dtype: Any, position: int, others: float) -> None:
+def test_one_bad_value_is_found_at_any_position(dtype: Any, position: int, others: float) -> None:
     array = np.full((1, 1_023), others, dtype)
     array[0, position] = np.nan
     with pytest.raises(InputValidationError, match=rf"found NaN at index \(0, {position}\)"):
         colorize_activation_map(array)
 
 
-def test_a_bad_array_is_left_alone() -> None:
+def test_a_refused_array_is_not_changed() -> None:
     array = with_value(np.nan)
     before = array.tobytes()
     with pytest.raises(InputValidationError):
@@ -422,13 +422,13 @@ def test_a_bad_array_is_left_alone() -> None:
 @pytest.mark.parametrize(
     "what", [[[0.5]], 0.5, None, "map.npy", b"\0", memoryview(b"\0")], ids=lambda what: type(what).__name__
 )
-def test_what_is_no_array_is_refused_by_its_type(what: Any) -> None:
+def test_the_type_of_a_non_array_is_named(what: Any) -> None:
     with pytest.raises(InputValidationError, match=f"must be a NumPy array; found {type(what).__name__}"):
         colorize_activation_map(what)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
-def test_a_masked_array_is_refused_for_it_lacks_values(dtype: Any) -> None:
+def test_a_masked_array_is_refused(dtype: Any) -> None:
     array = np.ma.masked_array(values((2, 3), dtype), mask=[[False, False, True], [False] * 3])
     with pytest.raises(InputValidationError, match="masked array: fill it first"):
         colorize_activation_map(array)
@@ -438,7 +438,7 @@ def test_a_masked_array_is_refused_for_it_lacks_values(dtype: Any) -> None:
 # The parts that the workers use
 
 
-def test_the_signature_is_kolenas(kolena: Any) -> None:
+def test_the_signature_equals_kolenas(kolena: Any) -> None:
     ours = inspect.signature(colorize_activation_map).parameters
     theirs = inspect.signature(kolena.colorize_activation_map).parameters
     assert list(ours) == list(theirs)
@@ -448,12 +448,12 @@ def test_the_signature_is_kolenas(kolena: Any) -> None:
     assert ours["activation_map"].default is theirs["activation_map"].default is inspect.Parameter.empty
 
 
-def test_the_shape_is_told_without_looking_at_a_value() -> None:
+def test_map_shape_does_not_check_values() -> None:
     assert map_shape(np.full((3, 5, 1), np.nan)) == (3, 5)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_intensities_and_colors_can_be_written_where_they_are_wanted(dtype: Any) -> None:
+def test_quantize_and_look_up_write_only_to_the_given_memory(dtype: Any) -> None:
     array = values((5, 6), dtype)
     memory = np.full(5 * 6 * 5 + 64, 99, np.uint8)
     plane, pixels = memory[:30].reshape(5, 6), memory[32:152].reshape(5, 6, 4)
@@ -467,7 +467,9 @@ def test_intensities_and_colors_can_be_written_where_they_are_wanted(dtype: Any)
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_kernel_gets_what_it_may_assume(monkeypatch: pytest.MonkeyPatch, layout: str, dtype: Any) -> None:
+def test_a_kernel_gets_aligned_contiguous_native_values(
+    monkeypatch: pytest.MonkeyPatch, layout: str, dtype: Any
+) -> None:
     name = f"quantize_{np.dtype(dtype).name}"
     kernel, seen = getattr(kernels, name), []
 

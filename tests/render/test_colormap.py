@@ -22,7 +22,7 @@ pytestmark = pytest.mark.fast
 
 INTENSITIES = np.arange(256, dtype=np.uint8)
 
-# From Kolena 1.69.0, so that what we equal is known where its client cannot be installed (Python 3.13 and later).
+# From Kolena 1.69.0: its client cannot be installed on Python 3.13 and later.
 POINTS = {
     0: (0, 0, 128, 0),
     32: (0, 0, 255, 0),
@@ -40,12 +40,12 @@ TABLES = {
 
 @pytest.fixture(scope="module")
 def kolena() -> Any:
-    """The client that we are a drop-in for."""
+    """Kolena's client, which our functions replace."""
     return kolena_client("kolena.workflow.visualization")
 
 
 class Ramp(Colormap):
-    """A user's own, as short as it can be."""
+    """A user's colormap with the three methods it must have."""
 
     def red(self, intensity: np.uint8) -> int:
         return int(intensity)
@@ -58,7 +58,7 @@ class Ramp(Colormap):
 
 
 @pytest.mark.parametrize("fade", [True, False])
-def test_every_color_is_kolenas(kolena: Any, fade: bool) -> None:
+def test_every_color_equals_kolenas(kolena: Any, fade: bool) -> None:
     theirs, ours = kolena.ColormapJet(fade), ColormapJet(fade)
     expected = np.array([theirs.colorize(intensity) for intensity in INTENSITIES])
     np.testing.assert_array_equal(color_table(ours), expected)
@@ -67,7 +67,7 @@ def test_every_color_is_kolenas(kolena: Any, fade: bool) -> None:
 
 @pytest.mark.parametrize("channel", ["red", "green", "blue", "alpha"])
 @pytest.mark.parametrize("fade", [True, False])
-def test_every_channel_is_kolenas_before_it_is_truncated(kolena: Any, channel: str, fade: bool) -> None:
+def test_every_channel_equals_kolenas_before_truncation(kolena: Any, channel: str, fade: bool) -> None:
     theirs, ours = getattr(kolena.ColormapJet(fade), channel), getattr(ColormapJet(fade), channel)
     for intensity in INTENSITIES:
         assert ours(intensity) == theirs(intensity)
@@ -75,7 +75,7 @@ def test_every_channel_is_kolenas_before_it_is_truncated(kolena: Any, channel: s
 
 
 @pytest.mark.parametrize(("intensity", "color"), POINTS.items())
-def test_known_colors_with_fade(intensity: int, color: tuple[int, ...]) -> None:
+def test_known_colors_have_the_fade(intensity: int, color: tuple[int, ...]) -> None:
     assert tuple(ColormapJet().colorize(np.uint8(intensity))) == color
     assert tuple(color_table(ColormapJet())[intensity]) == color
 
@@ -86,11 +86,11 @@ def test_known_colors_without_fade_are_the_same_and_opaque(intensity: int, color
 
 
 @pytest.mark.parametrize("fade", [True, False])
-def test_the_whole_table_is_known(fade: bool) -> None:
+def test_the_table_has_a_known_checksum(fade: bool) -> None:
     assert hashlib.sha256(color_table(ColormapJet(fade)).tobytes()).hexdigest() == TABLES[fade]
 
 
-def test_the_fade_is_truncated_and_so_ends_at_254() -> None:
+def test_the_fade_ends_at_254() -> None:
     alpha = color_table(ColormapJet())[:, 3]
     assert alpha.max() == 254
     assert (alpha[:84] == 0).all()
@@ -98,7 +98,7 @@ def test_the_fade_is_truncated_and_so_ends_at_254() -> None:
     assert (np.diff(alpha.astype(int)) >= 0).all()
 
 
-def test_a_table_is_256_rows_of_rgba_bytes() -> None:
+def test_a_color_table_is_256_rows_of_rgba_bytes() -> None:
     table = color_table(ColormapJet())
     assert table.shape == (256, 4)
     assert table.dtype == np.uint8
@@ -107,7 +107,7 @@ def test_a_table_is_256_rows_of_rgba_bytes() -> None:
 
 @pytest.mark.parametrize("name", ["Colormap", "ColormapJet"])
 @pytest.mark.parametrize("method", ["__init__", "red", "green", "blue", "alpha", "colorize", "_interpolate"])
-def test_the_signatures_are_kolenas(kolena: Any, name: str, method: str) -> None:
+def test_signatures_equal_kolenas(kolena: Any, name: str, method: str) -> None:
     def parameters(function: Callable[..., Any]) -> list[tuple[str, object, object]]:
         return [(each.name, each.kind, each.default) for each in inspect.signature(function).parameters.values()]
 
@@ -115,7 +115,7 @@ def test_the_signatures_are_kolenas(kolena: Any, name: str, method: str) -> None
     assert parameters(getattr(ours, method)) == parameters(getattr(theirs, method))
 
 
-def test_the_public_methods_are_kolenas(kolena: Any) -> None:
+def test_public_methods_equal_kolenas(kolena: Any) -> None:
     def public(colormap: type) -> set[str]:
         return {name for name in dir(colormap) if not name.startswith("_")}
 
@@ -123,12 +123,12 @@ def test_the_public_methods_are_kolenas(kolena: Any) -> None:
     assert Colormap.__abstractmethods__ == kolena.Colormap.__abstractmethods__
 
 
-def test_a_colormap_without_its_colors_cannot_be_made() -> None:
+def test_a_colormap_without_channels_is_abstract() -> None:
     with pytest.raises(TypeError, match="abstract"):
         Colormap()  # type: ignore[abstract]
 
 
-def test_a_subclass_gets_the_fade_and_the_truncation() -> None:
+def test_a_subclass_inherits_the_fade_and_the_truncation() -> None:
     table = color_table(Ramp())
     np.testing.assert_array_equal(table[:, 0], INTENSITIES)
     np.testing.assert_array_equal(table[:, 1], (0.999 * np.arange(256)).astype(np.uint8))
@@ -137,7 +137,7 @@ def test_a_subclass_gets_the_fade_and_the_truncation() -> None:
     assert (color_table(Ramp(fade_low_activation=False))[:, 3] == 255).all()
 
 
-def test_a_colormap_is_asked_with_bytes_each_once_in_order() -> None:
+def test_colorize_is_called_once_per_intensity_in_order() -> None:
     asked: list[np.uint8] = []
 
     class Listening(Ramp):
@@ -160,7 +160,7 @@ def test_any_four_numbers_are_a_color(color: Any) -> None:
 
 
 @pytest.mark.parametrize("color", [(1, 2, 3), (1, 2, 3, 4, 5), 7, [[1, 2, 3, 4]], (), None])
-def test_a_color_of_another_shape_is_refused_by_the_colormaps_name(color: Any) -> None:
+def test_a_color_of_another_shape_is_refused(color: Any) -> None:
     class Wrong:
         def colorize(self, intensity: np.uint8) -> Any:
             return color
@@ -170,18 +170,18 @@ def test_a_color_of_another_shape_is_refused_by_the_colormaps_name(color: Any) -
 
 
 @pytest.mark.parametrize("colormap", ["jet", None, 3, lambda intensity: (0, 0, 0, 0)])
-def test_what_cannot_colorize_is_refused(colormap: Any) -> None:
+def test_an_object_without_colorize_is_refused(colormap: Any) -> None:
     with pytest.raises(InputValidationError, match="a colormap must have a method colorize"):
         color_table(colormap)
 
 
-# Any colormap, as settings take it
+# Colormaps in settings
 
 
 FADE = color_table(ColormapJet())[:, 3]
 
 
-def test_jet_is_kolenas_and_reversed_it_keeps_its_fade() -> None:
+def test_jet_equals_kolenas_and_jet_r_keeps_the_fade() -> None:
     jet = color_table(ColormapJet())
     np.testing.assert_array_equal(colormap_table("jet"), jet)
     np.testing.assert_array_equal(colormap_table("jet_r")[:, :3], jet[::-1, :3])
@@ -191,7 +191,7 @@ def test_jet_is_kolenas_and_reversed_it_keeps_its_fade() -> None:
 @pytest.mark.parametrize(
     "name", ["viridis", "magma_r", "RdBu_r", "coolwarm", "fire", "matlab:jet", "tab10", "cubehelix"]
 )
-def test_every_name_of_the_cmap_package_is_known(name: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_names_of_the_cmap_package_are_known(name: str, capfd: pytest.CaptureFixture[str]) -> None:
     table = colormap_table(name)
     logging.disable()
     theirs = cmap.Colormap(name)(np.linspace(0, 1, 256))
@@ -204,12 +204,12 @@ def test_every_name_of_the_cmap_package_is_known(name: str, capfd: pytest.Captur
 @pytest.mark.parametrize(
     ("alpha", "expected"), [("fade", FADE), ("opaque", 255), (0, 0), (0.5, 128), (1, 255), ("auto", FADE)]
 )
-def test_alpha_is_for_any_colormap(alpha: Any, expected: Any) -> None:
+def test_alpha_applies_to_any_colormap(alpha: Any, expected: Any) -> None:
     for colormap in ("jet", "viridis", "red,blue"):
         assert (colormap_table(colormap, alpha)[:, 3] == expected).all()
 
 
-def test_colors_lie_at_equal_distances_and_their_alpha_is_theirs() -> None:
+def test_listed_colors_are_evenly_spaced_and_keep_their_alpha() -> None:
     table = colormap_table(describe_colormap(["#0000ff", (255, 255, 255, 0.0), "red"]))
     assert table[0].tolist() == [0, 0, 255, 255]
     assert table[-1].tolist() == [255, 0, 0, 255]
@@ -223,7 +223,7 @@ def test_colors_lie_at_equal_distances_and_their_alpha_is_theirs() -> None:
 
 @pytest.mark.parametrize("channels", [3, 4])
 @pytest.mark.parametrize("kind", [np.uint8, np.float32])
-def test_a_table_states_the_color_of_each_intensity(channels: int, kind: Any) -> None:
+def test_an_array_is_the_color_table(channels: int, kind: Any) -> None:
     table = np.random.default_rng(channels).integers(0, 256, (256, channels), np.uint8)
     given = table if kind is np.uint8 else (table / 255).astype(kind)
     found = colormap_table(describe_colormap(given))
@@ -233,7 +233,7 @@ def test_a_table_states_the_color_of_each_intensity(channels: int, kind: Any) ->
 
 
 @pytest.mark.parametrize("fade", [True, False])
-def test_an_object_states_the_color_of_each_intensity(fade: bool) -> None:
+def test_a_described_object_keeps_its_colors(fade: bool) -> None:
     class Own(ColormapJet):
         def blue(self, intensity: np.uint8) -> np.uint8:
             return np.uint8(intensity // 2)
@@ -263,7 +263,7 @@ def test_describing_a_description_changes_nothing() -> None:
         (np.zeros((256, 3), int), r"must be uint8, or float in \[0, 1\]; found int64"),
     ],
 )
-def test_what_is_no_colormap_is_told_in_one_sentence(colormap: Any, sentence: str) -> None:
+def test_an_invalid_colormap_is_refused_with_a_reason(colormap: Any, sentence: str) -> None:
     with pytest.raises(SettingsError, match=sentence) as caught:
         describe_colormap(colormap)
     assert isinstance(caught.value, AsyncMapsError)

@@ -1,4 +1,4 @@
-"""Compiled kernels are kept on disk, and no state of that cache does harm."""
+"""Compiled kernels are cached on disk, and work in every state of that cache."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ KERNELS = (
 SOURCE = Path(kernels.__file__)
 
 
-# Run beside a copy of kernels.py. Says how each kernel came to be: hits and misses of its cache, or "none" without one.
+# Runs beside a copy of kernels.py. Prints the cache hits and misses of each kernel, or "none" without a cache.
 PROGRAM = """
 import sys
 import numpy as np
@@ -72,7 +72,7 @@ caching.IndexDataCacheFile._open_for_write = full
 
 
 class Place:
-    """A copy of the kernels, and processes that use it with a cache folder of their own."""
+    """A copy of the kernels and a cache folder, for processes that use both."""
 
     def __init__(self, folder: Path, code: Path | None = None) -> None:
         self.cache = folder / "cache"
@@ -89,7 +89,7 @@ class Place:
         }
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
-        """Start a process that imports the kernels, checks each and prints what its cache did."""
+        """Start a process that imports the kernels, checks each and prints its cache hits and misses."""
         return subprocess.Popen(
             [sys.executable, "program.py", *arguments],
             cwd=self.code,
@@ -101,16 +101,16 @@ class Place:
         )
 
     def run(self) -> dict[str, str]:
-        """One such process, from start to end."""
+        """Run one process to its end."""
         return finish(self.start())
 
     def files(self, suffix: str) -> list[Path]:
-        """The cache's files: ``.nbi`` is an index, ``.nbc`` machine code."""
+        """Return the cache's files: ``.nbi`` is an index, ``.nbc`` machine code."""
         return sorted(self.cache.rglob(f"*{suffix}"))
 
 
 def finish(process: subprocess.Popen[str]) -> dict[str, str]:
-    """What a process printed, once it has ended well."""
+    """Wait until the process succeeds and return the kernels and their cache counts."""
     out, err = process.communicate(input="go\n", timeout=100)
     assert (process.returncode, err) == (0, "")
     return dict(line.split() for line in out.splitlines() if line != "ready")
@@ -118,7 +118,7 @@ def finish(process: subprocess.Popen[str]) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def filled(tmp_path_factory: pytest.TempPathFactory) -> Place:
-    """A place whose cache has been filled; not to be changed."""
+    """A place with a full cache; tests must not change it."""
     place = Place(tmp_path_factory.mktemp("filled"))
     assert place.run() == dict.fromkeys(KERNELS, "0-1")
     return place
@@ -132,7 +132,7 @@ def place(filled: Place, tmp_path: Path) -> Place:
     return copy
 
 
-def test_kernels_come_from_the_cache_the_second_time(filled: Place) -> None:
+def test_a_second_process_loads_the_kernels_from_the_cache(filled: Place) -> None:
     assert len(filled.files(".nbi")) == len(filled.files(".nbc")) == len(KERNELS)
     assert filled.run() == dict.fromkeys(KERNELS, "1-0")
 
@@ -141,7 +141,7 @@ def test_kernels_come_from_the_cache_the_second_time(filled: Place) -> None:
     ("suffix", "damage"), [(".nbi", "empty"), (".nbi", "garbage"), (".nbc", "torn"), (".nbc", "garbage")]
 )
 @pytest.mark.slow
-def test_a_damaged_cache_is_no_hindrance(place: Place, suffix: str, damage: str) -> None:
+def test_kernels_work_with_a_damaged_cache(place: Place, suffix: str, damage: str) -> None:
     files = place.files(suffix)
     assert len(files) == len(KERNELS)
     rubbish = np.random.default_rng(1).bytes(2**20)
@@ -152,8 +152,8 @@ def test_a_damaged_cache_is_no_hindrance(place: Place, suffix: str, damage: str)
 
 
 @pytest.mark.slow
-def test_a_cache_that_no_file_can_be_put_into_is_no_hindrance(tmp_path: Path) -> None:
-    # Permissions stop no root. Below a plain file, nobody makes a folder: so for all of numba's places.
+def test_kernels_work_without_a_writable_cache_folder(tmp_path: Path) -> None:
+    # Permissions do not stop root, but nobody can create a folder below a plain file.
     place = Place(tmp_path)
     obstacle = tmp_path / "obstacle"
     obstacle.touch()
@@ -167,15 +167,15 @@ def test_a_cache_that_no_file_can_be_put_into_is_no_hindrance(tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_a_cache_that_fills_the_disk_is_no_hindrance(tmp_path: Path) -> None:
+def test_kernels_work_when_the_cache_disk_is_full(tmp_path: Path) -> None:
     place = Place(tmp_path)
-    # The folder can be written to when numba tries it, and every file that it then writes fails.
+    # numba's check of the folder succeeds; each file that it writes later fails.
     (place.code / "program.py").write_text(FULL_DISK + PROGRAM)
     assert place.run() == dict.fromkeys(KERNELS, "none")
 
 
 @pytest.mark.slow
-def test_processes_that_fill_one_cache_at_once_all_get_the_right_kernels(tmp_path: Path) -> None:
+def test_concurrent_processes_can_fill_one_cache(tmp_path: Path) -> None:
     place = Place(tmp_path)
     processes = [place.start("together") for _ in range(4)]
     for process in processes:

@@ -28,11 +28,11 @@ needs_compiler = pytest.mark.skipif(
 )
 
 
-# What they compute
+# Results
 
 
 def _key(value: float, dtype: str) -> int:
-    """An integer that is ordered as floats are, minus zero before zero."""
+    """Return an integer that sorts as the float does, with -0 before 0."""
     bits = int(np.array(value, dtype).view(f"i{dtype[1]}"))
     return bits if bits >= 0 else bits ^ (2 ** (8 * int(dtype[1]) - 1) - 1)
 
@@ -42,7 +42,7 @@ def _arrays(dtype: str, elements: st.SearchStrategy[float]) -> st.SearchStrategy
 
 
 @pytest.mark.parametrize(("dtype", "kernel"), [("f4", kernels.quantize_float32), ("f8", kernels.quantize_float64)])
-def test_values_in_range_are_quantized_as_numpy_does_in_their_dtype(dtype: str, kernel: Callable[..., float]) -> None:
+def test_values_are_quantized_like_numpy_in_their_dtype(dtype: str, kernel: Callable[..., float]) -> None:
     @examples(60)
     @given(_arrays(dtype, st.floats(0, 1, width=8 * int(dtype[1]))))  # type: ignore[arg-type]
     def check(values: NDArray[Any]) -> None:
@@ -56,9 +56,7 @@ def test_values_in_range_are_quantized_as_numpy_does_in_their_dtype(dtype: str, 
 
 
 @pytest.mark.parametrize(("dtype", "kernel"), [("f4", kernels.quantize_float32), ("f8", kernels.quantize_float64)])
-def test_extremes_are_told_whatever_the_values_and_nan_lies_beyond_infinity(
-    dtype: str, kernel: Callable[..., float]
-) -> None:
+def test_extremes_are_exact_and_nan_sorts_beyond_infinity(dtype: str, kernel: Callable[..., float]) -> None:
     @examples(100)
     @given(_arrays(dtype, st.floats(width=8 * int(dtype[1]))))  # type: ignore[arg-type]
     def check(values: NDArray[Any]) -> None:
@@ -72,7 +70,7 @@ def test_extremes_are_told_whatever_the_values_and_nan_lies_beyond_infinity(
     check()
 
 
-def test_float16_bits_become_what_the_tables_say() -> None:
+def test_float16_bits_are_looked_up_in_the_tables() -> None:
     bits = np.random.default_rng(1).permutation(65_536).astype(np.uint16).view(np.int16)
     table = np.random.default_rng(2).integers(0, 256, 65_536).astype(np.uint8)
     values = np.random.default_rng(3).random(65_536, np.float32)
@@ -97,7 +95,7 @@ def test_values_are_scaled_and_clipped_in_float64(dtype: str, kernel: Callable[.
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 300), (300, 1), (3, 4), (17, 33)])
-def test_intensities_are_counted_added_up_and_replaced(shape: tuple[int, int]) -> None:
+def test_intensities_are_counted_summed_and_replaced(shape: tuple[int, int]) -> None:
     plane = np.random.default_rng(1).integers(0, 256, shape).astype(np.uint8)
     histogram = np.ones(256, np.int64)
     columns, rows = np.zeros(shape[1], np.uint32), np.full(shape[0], 9, np.uint32)
@@ -111,7 +109,7 @@ def test_intensities_are_counted_added_up_and_replaced(shape: tuple[int, int]) -
     np.testing.assert_array_equal(replaced, table[plane.reshape(-1)])
 
 
-def test_a_histogram_and_sums_are_described_as_numpy_does() -> None:
+def test_describe_equals_numpy() -> None:
     plane = np.random.default_rng(1).integers(0, 256, (17, 33))
     histogram = np.bincount(plane.reshape(-1), minlength=256)
     found = np.empty(5)
@@ -154,7 +152,7 @@ def test_inputs_may_be_read_only() -> None:
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (9, 1), (40, 33)])
 @pytest.mark.parametrize("noisy", [True, False])
-def test_rows_are_filtered_up_unless_they_are_noise(shape: tuple[int, int], noisy: bool) -> None:
+def test_rows_get_the_up_filter_unless_they_are_noise(shape: tuple[int, int], noisy: bool) -> None:
     rng = np.random.default_rng(1)
     # Noise of few values: differences of it have more. A ramp has the same difference throughout.
     ramp = (np.arange(shape[0])[:, None] * 3 + np.arange(shape[1])) % 256
@@ -167,7 +165,7 @@ def test_rows_are_filtered_up_unless_they_are_noise(shape: tuple[int, int], nois
     np.testing.assert_array_equal(unfiltered, rows)
 
 
-# How they are compiled
+# Compilation
 
 
 @needs_compiler
@@ -178,7 +176,7 @@ def test_a_kernel_releases_the_interpreter_lock(name: str) -> None:
 
 @needs_compiler
 @pytest.mark.parametrize("name", KERNELS)
-def test_a_kernel_has_one_signature_and_never_compiles_another(name: str) -> None:
+def test_a_kernel_never_compiles_a_second_signature(name: str) -> None:
     kernel = getattr(kernels, name)
     assert len(kernel.signatures) == 1
     with pytest.raises(TypeError, match="No matching definition"):

@@ -1,4 +1,4 @@
-"""``encode_png`` gives the same under Pillow 12 and 13: CI runs this under both."""
+"""``encode_png`` gives the same result with Pillow 12 and 13. CI runs this file with both."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def map_of(dtype: str, *shape: int) -> NDArray[Any]:
 
 @pytest.mark.parametrize("mode", CHANNELS)
 @pytest.mark.parametrize("dtype", ["bool", "i1", "<u2", ">u2", "<i2", "<i4", "<f4", "<f8"])
-def test_encode_png_reads_the_bytes_as_the_mode_says(dtype: str, mode: str) -> None:
+def test_encode_png_interprets_the_bytes_by_mode(dtype: str, mode: str) -> None:
     image = map_of(dtype, 5, 7)
     if image.itemsize < CHANNELS[mode]:
         with pytest.raises(ValueError, match=r"not enough image data|buffer is not large enough"):
@@ -53,13 +53,13 @@ def test_encode_png_clips_integers_to_16_bits_of_gray() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["<u8", "<c8", "<f2"])
-def test_encode_png_refuses_types_that_pillow_lacks(dtype: str) -> None:
+def test_encode_png_refuses_dtypes_that_pillow_lacks(dtype: str) -> None:
     with pytest.raises(TypeError, match="Cannot handle this data type"):
         encode_png(np.zeros((5, 7), dtype), "L")
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "I", "F"])
-def test_encode_png_refuses_channels_in_a_mode_of_one(mode: str) -> None:
+def test_encode_png_refuses_channels_in_a_single_channel_mode(mode: str) -> None:
     with pytest.raises(ValueError, match="Too many dimensions: 3 > 2"):
         encode_png(np.zeros((5, 7, 4), np.uint8), mode)
 
@@ -68,7 +68,7 @@ def test_encode_png_refuses_channels_in_a_mode_of_one(mode: str) -> None:
 @pytest.mark.parametrize(
     ("mode", "dtype"), [("L", "bool"), ("LA", "<u2"), ("RGBA", "<f4"), ("I", "<i4"), ("I;16", "<u2"), ("1", "<f8")]
 )
-def test_encode_png_reads_the_bytes_as_kolena_does(mode: str, dtype: str) -> None:
+def test_encode_png_equals_kolenas_for_any_mode_and_dtype(mode: str, dtype: str) -> None:
     kolena = kolena_client("kolena.workflow.visualization")
     image = map_of(dtype, 5, 7)
     assert encode_png(image, mode).getvalue() == kolena.encode_png(image, mode).getvalue()

@@ -48,12 +48,12 @@ FADED, OPAQUE = color_table(ColormapJet()), color_table(ColormapJet(fade_low_act
 
 @pytest.fixture(scope="module")
 def kolena() -> Any:
-    """The client that we are a drop-in for."""
+    """Kolena's client, which our functions replace."""
     return kolena_client("kolena.workflow.visualization")
 
 
 def noise(*shape: int, dtype: Any = np.uint8, seed: int = 0) -> NDArray[Any]:
-    """Random bytes, seen as any dtype."""
+    """Return random bytes, viewed as the dtype."""
     data = np.random.default_rng(seed).bytes(int(np.prod(shape)) * np.dtype(dtype).itemsize)
     return np.frombuffer(data, dtype).reshape(shape)
 
@@ -72,7 +72,7 @@ def noise(*shape: int, dtype: Any = np.uint8, seed: int = 0) -> NDArray[Any]:
         "1": noise(7, 9) > 100,
     }.items(),
 )
-def test_encode_png_is_kolenas_byte_for_byte(kolena: Any, mode: str, image: NDArray[Any]) -> None:
+def test_encode_png_equals_kolenas_byte_for_byte(kolena: Any, mode: str, image: NDArray[Any]) -> None:
     ours, theirs = encode_png(image, mode), kolena.encode_png(image, mode)
     assert type(ours) is type(theirs) is io.BytesIO
     assert ours.tell() == theirs.tell() == 0
@@ -80,14 +80,14 @@ def test_encode_png_is_kolenas_byte_for_byte(kolena: Any, mode: str, image: NDAr
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 4), (1, 50, 4), (50, 1, 4), (64, 64, 4)])
-def test_encode_png_takes_any_size_and_layout_as_kolena_does(kolena: Any, shape: tuple[int, ...]) -> None:
+def test_encode_png_equals_kolenas_for_any_size_and_layout(kolena: Any, shape: tuple[int, ...]) -> None:
     image = noise(*shape)
     for view in (image, image[::-1, ::-1], np.asfortranarray(image), image[::2, ::3]):
         assert encode_png(view, "RGBA").getvalue() == kolena.encode_png(view, "RGBA").getvalue()
 
 
 @pytest.mark.parametrize(("mode", "channels"), [("RGBA", 4), ("RGB", 3), ("LA", 2), ("L", 0)])
-def test_encode_png_loses_nothing(mode: str, channels: int) -> None:
+def test_encode_png_is_lossless(mode: str, channels: int) -> None:
     image = noise(7, 9, channels) if channels else noise(7, 9)
     decoded = Image.open(encode_png(image, mode))
     assert (decoded.format, decoded.mode) == ("PNG", mode)
@@ -97,7 +97,7 @@ def test_encode_png_loses_nothing(mode: str, channels: int) -> None:
 @pytest.mark.parametrize(
     "image", [np.zeros(0), np.zeros((0, 4)), np.zeros((3, 0, 4)), np.array(1), np.zeros(5), np.zeros((1, 2, 3, 4))]
 )
-def test_encode_png_refuses_a_bad_shape_as_kolena_does(kolena: Any, image: NDArray[Any]) -> None:
+def test_encode_png_refuses_the_shapes_that_kolena_refuses(kolena: Any, image: NDArray[Any]) -> None:
     with pytest.raises(sys.modules["kolena.errors"].InputValidationError):
         kolena.encode_png(image, "RGBA")
     with pytest.raises(InputValidationError, match=r"is empty: its shape is|must have the shape") as caught:
@@ -120,13 +120,11 @@ def test_encode_png_refuses_a_bad_shape_as_kolena_does(kolena: Any, image: NDArr
         ("RGBA", np.zeros((3, 4, 4))),
     ],
 )
-def test_encode_png_refuses_what_pillow_does_with_the_same_error_as_kolena(
-    kolena: Any, mode: str, image: NDArray[Any]
-) -> None:
+def test_encode_png_raises_the_errors_that_kolena_raises(kolena: Any, mode: str, image: NDArray[Any]) -> None:
     def outcome(encode: Callable[..., io.BytesIO]) -> object:
         try:
             return encode(image, mode).getvalue()
-        except Exception as error:  # noqa: BLE001  # whatever it is, it is the same for both
+        except Exception as error:  # noqa: BLE001  # any error must be the same for both
             return type(error), str(error)
 
     assert outcome(encode_png) == outcome(kolena.encode_png)
@@ -138,7 +136,7 @@ def test_encode_png_refuses_an_unknown_mode() -> None:
         encode_png(noise(3, 4), "NOPE")
 
 
-def test_encode_png_refuses_what_is_no_array() -> None:
+def test_encode_png_refuses_a_list() -> None:
     with pytest.raises(InputValidationError, match="must be a NumPy array; found list"):
         encode_png([[1]], "L")  # type: ignore[arg-type]
 
@@ -147,7 +145,7 @@ def test_encode_png_refuses_what_is_no_array() -> None:
 
 
 class PngFile(NamedTuple):
-    """A PNG taken apart by a second pair of eyes: this test's, not a library's."""
+    """A PNG parsed by this test, independent of any library."""
 
     kinds: list[bytes]
     header: tuple[int, ...]
@@ -158,7 +156,7 @@ class PngFile(NamedTuple):
 
 
 def take_apart(png: bytes) -> PngFile:
-    """Read each chunk, check its checksum, undo deflate and the filter, "up" or none."""
+    """Read each chunk, check its checksum, and undo deflate and the filter, "up" or none."""
     assert png[:8] == b"\x89PNG\r\n\x1a\n"
     chunks: dict[bytes, bytes] = {}
     kinds: list[bytes] = []
@@ -195,12 +193,12 @@ def decoded_by_opencv(png: bytes) -> NDArray[Any]:
     bgra: NDArray[Any] | None = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)
     assert bgra is not None
     assert bgra.ndim == 3
-    assert bgra.shape[2] == 4  # palettes that are opaque throughout too
+    assert bgra.shape[2] == 4  # also for a fully opaque palette
     return bgra[..., [2, 1, 0, 3]]
 
 
 def bitmap_of(pixels: NDArray[np.uint8]) -> Bitmap:
-    """A bitmap of intensities, (h, w), or of RGBA colors, (h, w, 4)."""
+    """Return a bitmap of intensities, (h, w), or of RGBA colors, (h, w, 4)."""
     job = Job(ActivationMap("a", "a.npy", None, 0), lambda _: None, UNIT)
     (height, width), rgba = pixels.shape[:2], pixels.ndim == 3
     scanlines = np.empty(scanline_bytes(height, width, 4 if rgba else 1), np.uint8)
@@ -239,7 +237,7 @@ def test_palette_and_rgba_decode_to_the_colors_of_the_table(
 @pytest.mark.parametrize("level", range(4))
 @pytest.mark.parametrize("table", [FADED, OPAQUE], ids=["faded", "opaque"])
 @pytest.mark.parametrize("shape", [(1, 1), (1, 3_000), (3_000, 1), (257, 509), (600, 700)])
-def test_maps_of_any_size_decode_alike_at_every_level(
+def test_maps_of_any_size_decode_to_the_same_pixels_at_every_level(
     shape: tuple[int, int], table: NDArray[np.uint8], level: int
 ) -> None:
     plane = noise(*shape)
@@ -249,7 +247,7 @@ def test_maps_of_any_size_decode_alike_at_every_level(
         np.testing.assert_array_equal(decoded_by_opencv(png), expected)
 
 
-def test_a_smooth_map_of_many_pixels_decodes_alike() -> None:
+def test_a_large_smooth_map_compresses_and_decodes_exactly() -> None:
     plane = np.hypot(*np.indices((1_100, 1_200))).astype(np.uint8)
     for png in (encode_palette(plane, FADED), encode_rgba(FADED[plane])):
         assert len(png) < plane.size / 2
@@ -258,7 +256,7 @@ def test_a_smooth_map_of_many_pixels_decodes_alike() -> None:
 
 @examples(40)
 @given(PLANES, TABLES, LEVELS)
-def test_a_palette_png_is_built_as_the_specification_says(
+def test_a_palette_png_follows_the_specification(
     plane: NDArray[np.uint8], table: NDArray[np.uint8], level: int
 ) -> None:
     png = take_apart(encode_palette(plane, table, level))
@@ -272,7 +270,7 @@ def test_a_palette_png_is_built_as_the_specification_says(
 
 @examples(40)
 @given(PLANES, LEVELS)
-def test_an_rgba_png_is_built_as_the_specification_says(plane: NDArray[np.uint8], level: int) -> None:
+def test_an_rgba_png_follows_the_specification(plane: NDArray[np.uint8], level: int) -> None:
     pixels = FADED[plane]
     png = take_apart(encode_rgba(pixels, level))
     assert png.kinds == [b"IHDR", b"IDAT", b"IEND"]
@@ -283,9 +281,7 @@ def test_an_rgba_png_is_built_as_the_specification_says(plane: NDArray[np.uint8]
 
 @examples(60)
 @given(PLANES, LEVELS)
-def test_a_gray_png_is_built_as_the_specification_says_and_decodes_to_the_intensities(
-    plane: NDArray[np.uint8], level: int
-) -> None:
+def test_a_gray_png_follows_the_specification(plane: NDArray[np.uint8], level: int) -> None:
     png = encode_gray(plane, level)
     parts = take_apart(png)
     assert parts.kinds == [b"IHDR", b"IDAT", b"IEND"]
@@ -301,18 +297,18 @@ def test_a_gray_png_is_built_as_the_specification_says_and_decodes_to_the_intens
     np.testing.assert_array_equal(found, plane)  # (h, w): one channel
 
 
-def test_the_same_map_gives_the_same_bytes() -> None:
+def test_equal_maps_give_equal_bytes() -> None:
     plane = noise(50, 60)
     assert encode_palette(plane, FADED) == encode_palette(plane.copy(), FADED.copy())
 
 
-def test_the_palette_of_a_map_is_smaller_than_its_rgba() -> None:
+def test_a_palette_png_is_half_the_size_of_an_rgba_png() -> None:
     plane = np.hypot(*np.indices((200, 200))).astype(np.uint8)
     assert len(encode_palette(plane, FADED)) < len(encode_rgba(FADED[plane])) / 2
 
 
-def test_the_writers_take_read_only_pixels_and_leave_them_alone() -> None:
-    plane = noise(9, 8)  # of bytes, so read-only
+def test_the_writers_accept_read_only_pixels_and_do_not_change_them() -> None:
+    plane = noise(9, 8)  # read-only, as it is a view of bytes
     before = plane.tobytes()
     encode_palette(plane, FADED)
     encode_rgba(noise(9, 8, 4))
@@ -323,7 +319,7 @@ def test_the_writers_take_read_only_pixels_and_leave_them_alone() -> None:
 
 
 class Caller:
-    """Who waits for the maps, and holds the blocks of their bitmaps."""
+    """Receives the outcomes and owns the blocks of the bitmaps."""
 
     def __init__(self) -> None:
         self.outcomes: list[Outcome | AsyncMapsError] = []
@@ -331,7 +327,7 @@ class Caller:
         self.alive: list[weakref.ref[NDArray[np.uint8]]] = []
 
     def bitmap(self, name: str, pixels: NDArray[np.uint8]) -> Bitmap:
-        """A bitmap of its own view, so that it can be told when nobody holds that view any more."""
+        """Return a bitmap with a view of its own, so that a weak reference shows when the view is freed."""
         job = Job(ActivationMap(name, f"{name}.npy", "1-2", pixels.nbytes), self.outcomes.append, UNIT)
         view = pixels[:]
         self.alive.append(weakref.ref(view))
@@ -354,21 +350,21 @@ class Stage:
         self.encoding = Encoding(lambda bitmap: encode(bitmap.scanlines))
 
     async def run(self) -> None:
-        """The stage itself."""
+        """Run the stage."""
         bounds = (anyio.CapacityLimiter(1), self.budget)
         await encode_stage(self._incoming, self._outgoing, self.encoding, bounds, self.meter)
 
     async def close(self) -> None:
-        """Close our ends."""
+        """Close the test's ends of the streams."""
         self.bitmaps.close()
         self.pngs.close()
 
     def send(self, *batch: tuple[str, NDArray[np.uint8]]) -> None:
-        """Put a batch in, keeping no view of it."""
+        """Send a batch without keeping a view of it."""
         self.bitmaps.send_nowait([self.caller.bitmap(name, pixels) for name, pixels in batch])
 
     async def finish(self) -> list[Png]:
-        """End the incoming stream, run to the end, and take what came out."""
+        """End the incoming stream, run the stage to its end, and return the PNGs."""
         self.bitmaps.close()
         await self.run()
         received = [png async for png in self.pngs]
@@ -377,29 +373,29 @@ class Stage:
 
 
 def faded(plane: NDArray[np.uint8]) -> bytes:
-    """How these tests encode."""
+    """Encode a palette PNG with the fade."""
     return encode_palette(plane, FADED)
 
 
-def picky(plane: NDArray[np.uint8]) -> bytes:
-    """An encoder that fails over some."""
+def encode_unless_13(plane: NDArray[np.uint8]) -> bytes:
+    """Encode, but fail if the first pixel is 13."""
     if plane[0, 0] == 13:
         raise MemoryError("no room for 13")
     return faded(plane)
 
 
 async def settled() -> None:
-    """Every task has gone as far as it can without us."""
+    """Let every task run until it waits."""
     for _ in range(30):
         await anyio.sleep(0.002)
 
 
 def named(*names: str, value: int = 7) -> list[tuple[str, NDArray[np.uint8]]]:
-    """Small planes."""
+    """Return a small plane per name."""
     return [(name, np.full((4, 3 + index), value, np.uint8)) for index, name in enumerate(names)]
 
 
-async def test_batches_go_in_and_pngs_come_out_in_order() -> None:
+async def test_pngs_come_out_in_the_order_of_the_batches() -> None:
     stage = Stage(faded)
     planes = {str(index): noise(5 + index, 9, seed=index) for index in range(7)}
     items = list(planes.items())
@@ -415,7 +411,7 @@ async def test_batches_go_in_and_pngs_come_out_in_order() -> None:
     assert stage.caller.outcomes == []
 
 
-async def test_rgba_bitmaps_have_their_size_too() -> None:
+async def test_an_rgba_bitmap_has_its_size() -> None:
     stage = Stage(encode_rgba)
     stage.send(("a", FADED[noise(5, 9)]))
     (png,) = await stage.finish()
@@ -424,15 +420,15 @@ async def test_rgba_bitmaps_have_their_size_too() -> None:
 
 
 async def test_each_block_is_released_exactly_once() -> None:
-    stage = Stage(picky)
+    stage = Stage(encode_unless_13)
     stage.send(*named("a", "b", "c"))
     stage.send(*named("d", "e", value=13))
     await stage.finish()
     assert sorted(stage.caller.releases) == ["a", "b", "c", "d", "e"]
 
 
-async def test_a_bitmap_that_cannot_be_encoded_is_a_failure_and_the_others_pass() -> None:
-    stage = Stage(picky)
+async def test_a_bitmap_that_cannot_be_encoded_becomes_a_failure() -> None:
+    stage = Stage(encode_unless_13)
     stage.send(*named("a"), *named("bad", value=13), *named("c"))
     stage.send(*named("d"))
     pngs = await stage.finish()
@@ -456,7 +452,7 @@ async def test_each_png_holds_a_lease_of_its_size() -> None:
     assert held == [sum(sizes), sum(sizes[1:]), sizes[2], 0]
 
 
-async def test_pngs_beyond_the_budget_wait_until_others_are_uploaded() -> None:
+async def test_pngs_beyond_the_budget_wait_for_a_released_lease() -> None:
     size = len(faded(np.full((4, 3), 7, np.uint8)))
     stage = Stage(faded, budget=2 * size)
     names = [str(index) for index in range(5)]
@@ -466,7 +462,7 @@ async def test_pngs_beyond_the_budget_wait_until_others_are_uploaded() -> None:
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(stage.run)
         for already in range(4):
-            # Two are out at any time: those not yet released.
+            # The budget has room for two that are not released.
             while len(received) < 2 + already:
                 received.append(await stage.pngs.receive())
             await settled()
@@ -496,7 +492,7 @@ async def test_a_png_larger_than_the_budget_passes_alone() -> None:
     await stage.close()
 
 
-async def test_no_view_of_a_block_is_left_while_its_pngs_wait() -> None:
+async def test_no_view_of_a_block_is_kept_while_its_pngs_wait() -> None:
     stage = Stage(faded, budget=1)
     stage.send(*named("a", "b", "c"))
     async with anyio.create_task_group() as tasks:
@@ -509,7 +505,7 @@ async def test_no_view_of_a_block_is_left_while_its_pngs_wait() -> None:
     await stage.close()
 
 
-async def test_cancelled_while_it_encodes_it_waits_for_its_thread_and_then_releases_each_block_once() -> None:
+async def test_cancelling_waits_for_the_encoder_thread_before_releasing() -> None:
     entered, go_on = threading.Event(), threading.Event()
 
     def slow(plane: NDArray[np.uint8]) -> bytes:
@@ -533,11 +529,11 @@ async def test_cancelled_while_it_encodes_it_waits_for_its_thread_and_then_relea
         await anyio.to_thread.run_sync(entered.wait, 60)
         tasks.cancel_scope.cancel()
     await stage.close()
-    assert seen == [[]]  # the thread still read them
+    assert seen == [[]]  # nothing is released while the thread reads
     assert sorted(stage.caller.releases) == ["a", "b"]
 
 
-async def test_cancelled_while_it_waits_for_the_budget_it_takes_nothing() -> None:
+async def test_cancelling_while_waiting_for_the_budget_takes_nothing() -> None:
     stage = Stage(faded, budget=10)
     lease = await stage.budget.acquire(10)
     stage.send(*named("a", "b"))
@@ -553,7 +549,7 @@ async def test_cancelled_while_it_waits_for_the_budget_it_takes_nothing() -> Non
 
 
 async def test_the_meter_counts_maps_and_seconds() -> None:
-    stage = Stage(picky)
+    stage = Stage(encode_unless_13)
     stage.send(*named("a", "b"))
     stage.send(*named("c", value=13))
     await stage.finish()
@@ -561,7 +557,7 @@ async def test_the_meter_counts_maps_and_seconds() -> None:
     assert 0 < stage.meter.busy_s < 20
 
 
-async def test_several_encoders_share_the_work_and_the_last_ends_the_stream() -> None:
+async def test_the_last_of_several_encoders_ends_the_stream() -> None:
     first = Stage(faded)
     outgoing, incoming = first._outgoing.clone(), first._incoming.clone()
     for index in range(20):

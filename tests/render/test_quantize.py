@@ -1,4 +1,4 @@
-"""Values to intensities under every range, held against NumPy as one would write it down; and what is counted."""
+"""Values become intensities in every range, compared with plain NumPy; the statistics too."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ OTHERS = ("?", "i1", "u1", "i2", ">u2", "i4", "u4", "i8", "u8")
 
 
 def reference(array: NDArray[Any], value_range: ValueRange) -> NDArray[np.uint8]:
-    """Straightforward NumPy: what the range says, and nothing about speed."""
+    """Return the intensities, computed with plain NumPy."""
     if value_range.kind == "unit":
         return array if array.dtype == np.uint8 else np.rint(array * array.dtype.type(255)).astype(np.uint8)
     values = array.astype(np.float64)
@@ -71,7 +71,7 @@ def arrays(dtype: str, elements: st.SearchStrategy[Any]) -> st.SearchStrategy[ND
 def floats(dtype: str, bound: float) -> st.SearchStrategy[float]:
     width = {2: 16, 4: 32}.get(np.dtype(dtype).itemsize, 64)
     limit = min(bound, 60_000.0 if width == 16 else bound)
-    # 255 divided by a range below 1e-300 overflows, in the reference: those have a test of their own.
+    # In the reference, 255 divided by a range below 1e-300 overflows. Another test covers these ranges.
     return st.floats(-limit, limit, width=width).map(lambda value: value if abs(value) > 1e-290 else 0.0)  # type: ignore[arg-type]
 
 
@@ -80,7 +80,7 @@ def floats(dtype: str, bound: float) -> st.SearchStrategy[float]:
 
 @pytest.mark.parametrize("value_range", RANGES)
 @pytest.mark.parametrize("dtype", FLOATS)
-def test_any_float_map_is_as_numpy_has_it(dtype: str, value_range: str) -> None:
+def test_any_float_map_equals_the_numpy_reference(dtype: str, value_range: str) -> None:
     bound = 1.0 if value_range == "unit" else 2.0**20
     elements = floats(dtype, bound) | st.sampled_from([0.0, -0.0, 1.0, 0.5])
     if value_range == "unit":
@@ -95,7 +95,7 @@ def test_any_float_map_is_as_numpy_has_it(dtype: str, value_range: str) -> None:
         assert measured.minimum is not None
         assert measured.maximum is not None
         assert (measured.minimum, measured.maximum) == (float(array.min()), float(array.max()))
-        # Sums are taken in any order: large values that cancel leave the rounding of the large.
+        # Sums are taken in any order, so large values that cancel leave their rounding error.
         error = 1e-12 * max(1.0, abs(measured.minimum), abs(measured.maximum))
         assert measured.mean == pytest.approx(float(array.astype(np.float64).mean()), rel=1e-12, abs=error)
 
@@ -104,7 +104,7 @@ def test_any_float_map_is_as_numpy_has_it(dtype: str, value_range: str) -> None:
 
 @pytest.mark.parametrize("value_range", RANGES[1:])
 @pytest.mark.parametrize("dtype", OTHERS)
-def test_bool_and_every_integer_work_under_an_explicit_range(dtype: str, value_range: str) -> None:
+def test_bool_and_integers_equal_the_reference_in_an_explicit_range(dtype: str, value_range: str) -> None:
     @examples(10)
     @given(hnp.arrays(np.dtype(dtype), hnp.array_shapes(min_dims=2, max_dims=2, max_side=6)))
     def check(array: NDArray[Any]) -> None:
@@ -116,7 +116,7 @@ def test_bool_and_every_integer_work_under_an_explicit_range(dtype: str, value_r
 
 @pytest.mark.parametrize("scale", [5e-324, 1e-310, 1e-300, 1e-30, 1.0, 1e30, 1e300, np.finfo(float).max / 4])
 @pytest.mark.parametrize("value_range", ["per-map", "symmetric", "percentile:0,100"])
-def test_huge_and_tiny_ranges_are_as_exact_arithmetic_has_them(scale: float, value_range: str) -> None:
+def test_huge_and_tiny_ranges_match_exact_arithmetic(scale: float, value_range: str) -> None:
     array = np.array([[-4.0, -1.0, 0.0], [1.5, 2.0, 4.0]]) * scale
     low, high = Fraction(float(array.min())), Fraction(float(array.max()))
     plane, _ = run(array, value_range)
@@ -125,7 +125,7 @@ def test_huge_and_tiny_ranges_are_as_exact_arithmetic_has_them(scale: float, val
         assert abs(exact - intensity) <= Fraction(1, 2) + Fraction(1, 10**9)
 
 
-def test_the_whole_of_float64_fits() -> None:
+def test_a_range_can_span_all_of_float64() -> None:
     most = np.finfo(np.float64).max
     plane, measured = run(np.array([[-most, -most / 2, 0.0, most / 2, most]]), "per-map")
     assert plane.tolist() == [[0, 64, 128, 191, 255]]
@@ -137,14 +137,14 @@ def test_the_whole_of_float64_fits() -> None:
     assert measured.mean == pytest.approx(most)
 
 
-def test_values_beyond_a_fixed_range_are_clipped_however_far() -> None:
+def test_values_outside_a_fixed_range_are_clipped() -> None:
     most = np.finfo(np.float64).max
     plane, _ = run(np.array([[-most, -1.0, 0.0, 5e-324, most]]), ValueRange("fixed", 0.0, 5e-324))
     assert plane.tolist() == [[0, 0, 0, 255, 255]]
 
 
 @pytest.mark.parametrize("dtype", ["f4", "f8"])
-def test_denormals_are_values_as_any_other(dtype: str) -> None:
+def test_denormals_are_quantized_like_other_values(dtype: str) -> None:
     tiny = np.finfo(dtype).smallest_subnormal
     plane, _ = run(np.array([[0, 1, 2, 3, 4]], dtype) * tiny, "per-map")
     assert plane.tolist() == [[0, 64, 128, 191, 255]]
@@ -153,7 +153,9 @@ def test_denormals_are_values_as_any_other(dtype: str) -> None:
 @pytest.mark.parametrize("value", [-3.0, -0.0, 0.0, 1e-320, 7.5])
 @pytest.mark.parametrize("value_range", ["per-map", "percentile:1,99", "symmetric"])
 @pytest.mark.parametrize("shape", [(1, 1), (4, 7)])
-def test_a_constant_map_is_defined_and_flagged(value: float, value_range: str, shape: tuple[int, int]) -> None:
+def test_a_constant_map_has_a_defined_intensity_and_a_flag(
+    value: float, value_range: str, shape: tuple[int, int]
+) -> None:
     plane, measured = run(np.full(shape, value), value_range)
     expected = 0
     if value_range == "symmetric":
@@ -162,7 +164,7 @@ def test_a_constant_map_is_defined_and_flagged(value: float, value_range: str, s
     assert summarize(plane, measured)[0].constant
 
 
-def test_a_map_of_zeros_with_a_few_spikes_shows_the_spikes() -> None:
+def test_a_map_of_zeros_with_a_spike_shows_the_spike() -> None:
     array = np.zeros((20, 20))
     array[3, 4] = 9
     plane, measured = run(array, "percentile:1,99")
@@ -176,7 +178,7 @@ def test_a_map_of_zeros_with_a_few_spikes_shows_the_spikes() -> None:
 
 @pytest.mark.parametrize("value_range", RANGES)
 @pytest.mark.parametrize("dtype", ["f2", "f4", "f8", "g"])
-def test_invalid_values_are_zero_or_left_out_and_the_others_are_as_without_them(dtype: str, value_range: str) -> None:
+def test_invalid_values_do_not_change_the_valid_ones(dtype: str, value_range: str) -> None:
     bound = 1.0 if value_range == "unit" else 100.0
     valid = floats(dtype, bound).map(abs if value_range == "unit" else float)
 
@@ -216,29 +218,29 @@ def test_the_first_invalid_value_is_named() -> None:
 
 
 @pytest.mark.parametrize("invalid", ["transparent", "zero"])
-def test_values_outside_unit_are_an_error_whatever_becomes_of_invalid_ones(invalid: Invalid) -> None:
+def test_values_outside_unit_are_refused_for_any_invalid_setting(invalid: Invalid) -> None:
     with pytest.raises(InputValidationError, match=r"must lie in \[0, 1\]; found 1\.5 at index \(0, 2\) \(1 of 3"):
         run(np.array([[0.5, np.nan, 1.5]]), "unit", invalid)
 
 
 @pytest.mark.skipif(np.finfo(np.longdouble).max == np.finfo(np.float64).max, reason="no wider float here")
-def test_a_value_beyond_float64_is_named_as_it_is() -> None:
+def test_a_value_beyond_float64_is_named() -> None:
     with pytest.raises(InputValidationError, match=r"must be finite; found 1e\+400 at index \(0, 1\) \(1 of 2"):
         run(np.array([["0.5", "1e400"]], np.longdouble), "0,1")
 
 
 @pytest.mark.parametrize("dtype", ["c8", "O", "U3", "M8[s]", "m8[s]", "V4"])
 @pytest.mark.parametrize("value_range", ["unit", "per-map", "0,1"])
-def test_what_is_no_real_number_is_an_error_under_any_range(dtype: str, value_range: str) -> None:
+def test_dtypes_that_are_not_real_are_refused_in_any_range(dtype: str, value_range: str) -> None:
     with pytest.raises(InputValidationError, match="must be of real numbers; found"):
         map_shape(np.zeros((2, 2), dtype), parse_range(value_range))
 
 
-# What is counted
+# Statistics
 
 
 @pytest.mark.parametrize("invalid", ["zero", "transparent"])
-def test_the_statistics_are_those_of_numpy(invalid: Invalid) -> None:
+def test_the_statistics_equal_numpys(invalid: Invalid) -> None:
     @examples(60)
     @given(arrays("f4", floats("f4", 50.0) | st.just(np.nan)))
     def check(array: NDArray[Any]) -> None:
@@ -272,7 +274,7 @@ def test_the_statistics_are_those_of_numpy(invalid: Invalid) -> None:
     check()
 
 
-def test_intensities_have_statistics_too() -> None:
+def test_a_uint8_map_has_statistics() -> None:
     array = np.array([[0, 255, 255], [10, 128, 0]], np.uint8)
     plane, measured = run(array, UNIT)
     found, _ = summarize(plane, measured)
@@ -288,7 +290,7 @@ def test_half_of_the_range_counts_as_high() -> None:
         assert summarize(*run(array[:, :1], "unit"))[0].high_share == 1.0
 
 
-# What ranges can be asked for
+# The text of a range
 
 
 @pytest.mark.parametrize(
@@ -299,13 +301,13 @@ def test_half_of_the_range_counts_as_high() -> None:
         ("-2,2", "-2.0,2.0"), ("1e-3, 5", "0.001,5.0"), ("from:a:b.sqlite", "from:a:b.sqlite"),
     ],
 )  # fmt: skip
-def test_a_range_is_shown_as_it_can_be_asked_for(text: str, shown: str) -> None:
+def test_the_text_of_a_range_parses_to_the_same_range(text: str, shown: str) -> None:
     assert str(parse_range(text)) == shown
     assert parse_range(shown) == parse_range(text)
 
 
 @examples(100)
 @given(st.text())
-def test_any_other_text_is_a_range_or_a_settings_error(text: str) -> None:
+def test_any_text_is_a_range_or_a_settings_error(text: str) -> None:
     with suppress(SettingsError):
         str(parse_range(text))

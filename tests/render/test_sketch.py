@@ -1,4 +1,4 @@
-"""Percentiles of any number of values, in bounded memory, within the error that is stated."""
+"""Percentiles of any number of values, in bounded memory, within the stated error."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def sketch_of(*parts: NDArray[np.float64]) -> QuantileSketch:
 
 
 def assert_within_the_error(sketch: QuantileSketch, values: NDArray[np.float64]) -> None:
-    """What :meth:`QuantileSketch.percentile` promises."""
+    """Check the error that :meth:`QuantileSketch.percentile` states."""
     order = np.sort(values)
     for percentile in PERCENTILES:
         below = int(percentile / 100 * (values.size - 1))
@@ -56,12 +56,12 @@ def test_every_percentile_is_within_the_stated_error(kind: str, scale: float) ->
 
 @examples(8)
 @given(st.lists(st.floats(-1e300, 1e300), min_size=1, max_size=60))
-def test_any_values_are_within_the_stated_error(values: list[float]) -> None:
+def test_percentiles_of_any_values_are_within_the_stated_error(values: list[float]) -> None:
     array = np.array(values)
     assert_within_the_error(sketch_of(array), array)
 
 
-def test_merged_parts_are_as_the_whole() -> None:
+def test_merged_sketches_equal_the_sketch_of_all_values() -> None:
     values = np.random.default_rng(0).standard_normal(9_000)
     whole, first, second = sketch_of(values), sketch_of(values[:1], values[1:4_000]), sketch_of(values[4_000:])
     first.merge(second)
@@ -69,7 +69,7 @@ def test_merged_parts_are_as_the_whole() -> None:
     assert first.count == 9_000
 
 
-def test_what_is_dumped_can_be_loaded() -> None:
+def test_a_dumped_sketch_can_be_loaded() -> None:
     values = np.random.default_rng(0).standard_normal(5_000) * 1e200
     sketch = sketch_of(values, np.array([-0.0, 0.0]))
     loaded = QuantileSketch.load(sketch.dump())
@@ -82,12 +82,12 @@ def test_what_is_dumped_can_be_loaded() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "7", "[1, 2, 3]", '[1, 2, 3, "!!"]', '[1, 2, 3, "AAAA"]'])
-def test_what_is_no_sketch_is_refused(text: str) -> None:
+def test_loading_an_invalid_sketch_is_refused(text: str) -> None:
     with pytest.raises(ValueError):  # noqa: PT011  # json's own, or ours
         QuantileSketch.load(text)
 
 
-def test_its_size_does_not_grow_with_the_values() -> None:
+def test_the_sketch_size_does_not_grow_with_the_values() -> None:
     rng = np.random.default_rng(0)
     sketch = QuantileSketch()
     sizes = []
