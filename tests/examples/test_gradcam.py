@@ -1,4 +1,4 @@
-"""The examples do what they say: a real model, its real Grad-CAMs, and every overlay as Kolena would color it."""
+"""The Grad-CAM example: a trained model, its Grad-CAMs, and every overlay in Kolena's colors."""
 
 from __future__ import annotations
 
@@ -24,31 +24,31 @@ EXAMPLE = "async_maps.examples.gradcam"
 
 
 class Ran(NamedTuple):
-    """What ``python -m async_maps.examples.gradcam`` has made and said.
+    """The results of ``python -m async_maps.examples.gradcam``.
 
     Attributes:
         folder: its ``--out``.
-        said: what it printed.
-        cams: what its model gave the pipeline, by name, (40, 40) float32.
+        output: what it printed.
+        cams: the maps that it gave the pipeline, by name, (40, 40) float32.
         images: the test images, (40, 40) float32 each.
     """
 
     folder: Path
-    said: str
+    output: str
     cams: dict[str, NDArray[np.float32]]
     images: list[NDArray[np.float32]]
 
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
-    """The example, run once as it stands, with a look at the maps on their way."""
+    """Run the example once and record the maps that it uploads."""
     for package in ("torch", "captum", "sklearn"):
         pytest.importorskip(package)
     import torch
 
     from async_maps.examples import gradcam
 
-    folder, said, threads = tmp_path_factory.mktemp("gradcam"), io.StringIO(), torch.get_num_threads()
+    folder, output, threads = tmp_path_factory.mktemp("gradcam"), io.StringIO(), torch.get_num_threads()
     original = gradcam.grad_cams
     calls: list[tuple[Any, dict[str, NDArray[np.float32]]]] = []
 
@@ -60,23 +60,23 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
             seen[name] = cam.detach().numpy()[0].copy()
             yield name, cam
 
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(said):
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(output):
         patch.setattr(gradcam, "grad_cams", watched)
         assert gradcam.main(out=folder) == 0
     torch.set_num_threads(threads)
     images, cams = calls[0]
-    return Ran(folder, said.getvalue(), cams, [image.numpy() for image in images[:, 0]])
+    return Ran(folder, output.getvalue(), cams, [image.numpy() for image in images[:, 0]])
 
 
 def intensities(cam: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Those of a map between its own extremes."""
+    """Return the intensities of a map between its own minimum and maximum."""
     low, high = float(cam.min()), float(cam.max())
     return np.rint((cam.astype(np.float64) - low) * (255 / (high - low))).astype(np.uint8)
 
 
 @pytest.mark.slow
-def test_the_model_of_the_grad_cam_example_has_learnt_its_digits(ran: Ran) -> None:
-    accuracy, _, rest = ran.said.partition("%")
+def test_the_model_of_the_example_classifies_90_percent(ran: Ran) -> None:
+    accuracy, _, rest = ran.output.partition("%")
     assert float(accuracy) >= 90
     assert rest.startswith(
         f" of {TESTED} test images are classified right\n{2 * TESTED:,} uploaded, 0 skipped, 0 failed"
@@ -84,7 +84,7 @@ def test_the_model_of_the_grad_cam_example_has_learnt_its_digits(ran: Ran) -> No
 
 
 @pytest.mark.slow
-def test_every_grad_cam_has_its_overlay_in_kolenas_colors_and_its_locator(ran: Ran) -> None:
+def test_every_grad_cam_has_an_overlay_in_kolenas_colors(ran: Ran) -> None:
     with (ran.folder / "locators.csv").open(newline="") as file:
         rows = {row["name"]: row for row in csv.DictReader(file)}
     assert set(rows) == set(ran.cams)
@@ -102,7 +102,7 @@ def test_every_grad_cam_has_its_overlay_in_kolenas_colors_and_its_locator(ran: R
 
 
 @pytest.mark.slow
-def test_what_is_hot_for_the_predicted_class_lies_on_the_digit(ran: Ran) -> None:
+def test_high_activations_of_the_predicted_class_lie_on_the_digit(ran: Ran) -> None:
     on_digit = 0
     for name, cam in ran.cams.items():
         if "predicted" in name:
@@ -112,7 +112,7 @@ def test_what_is_hot_for_the_predicted_class_lies_on_the_digit(ran: Ran) -> None
 
 
 @pytest.mark.slow
-def test_the_sheet_shows_eight_that_are_right_and_four_that_are_wrong_twice(ran: Ran) -> None:
+def test_the_sheet_has_16_gray_images_with_colored_overlays(ran: Ran) -> None:
     with Image.open(ran.folder / "overlays.png") as sheet:
         assert sheet.size == (8 * 172 + 12, 2 * 332 + 12)
         saturated = np.ptp(np.asarray(sheet, np.int16), axis=2) > 100

@@ -1,4 +1,4 @@
-"""Addresses in S3, taken apart in one place."""
+"""Addresses in S3 are parsed into bucket and key."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_an_address_has_a_bucket_and_a_key(address: str, bucket: str, key: str) 
 @pytest.mark.parametrize(
     "address", ["s3://", "s3:///key", "s3://$b/x", "s3://b/x", "bucket/key", "gs://bucket/key", ""]
 )
-def test_an_address_without_the_name_of_a_bucket_is_refused(address: str) -> None:
+def test_an_address_without_a_bucket_name_is_refused(address: str) -> None:
     for error in (SourceError, SettingsError):
         with pytest.raises(error, match="is not the name of a bucket; expected s3://bucket/prefix"):
             parse_s3_address(address, error)

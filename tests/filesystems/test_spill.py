@@ -1,4 +1,4 @@
-"""A private database: whole transactions, one sentence where it fails, and nothing left behind."""
+"""A temporary database: atomic transactions and one clear error message."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def insert(spill: Spill, *names: str) -> None:
         database.executemany("INSERT INTO names VALUES (?)", [(name,) for name in names])
 
 
-def test_rows_are_what_was_written() -> None:
+def test_rows_returns_the_written_rows() -> None:
     with Spill("the names", SCHEMA, SourceError) as spill:
         insert(spill, "b", "a")
         assert spill.rows("SELECT name FROM names WHERE name > ? ORDER BY name", "") == [("a",), ("b",)]
 
 
-def test_a_transaction_that_fails_leaves_nothing() -> None:
+def test_a_failed_transaction_leaves_no_rows() -> None:
     with Spill("the names", SCHEMA, SourceError) as spill:
         with pytest.raises(SourceError):
             insert(spill, "a", "c", "a")
@@ -36,7 +36,7 @@ def test_a_transaction_that_fails_leaves_nothing() -> None:
 
 
 @pytest.mark.parametrize("error", [SourceError, ManifestError])
-def test_a_full_disk_is_one_sentence_of_the_given_class(error: type[SourceError | ManifestError]) -> None:
+def test_a_full_disk_raises_the_given_error_class(error: type[SourceError | ManifestError]) -> None:
     with Spill("the names", SCHEMA, error) as spill:
         with spill.transaction() as database:
             database.execute("PRAGMA max_page_count = 2")
@@ -49,7 +49,7 @@ def test_a_full_disk_is_one_sentence_of_the_given_class(error: type[SourceError 
         assert spill.rows("SELECT * FROM names") == []
 
 
-def test_any_other_error_is_told_in_the_words_of_sqlite() -> None:
+def test_other_errors_quote_sqlites_message() -> None:
     with (
         Spill("the names", SCHEMA, SourceError) as spill,
         pytest.raises(SourceError, match=r"cannot be written: UNIQUE constraint failed: names\.name$") as refusal,

@@ -1,4 +1,4 @@
-"""What users write, and the types that they get. Type checkers find no error in this file; it is not run."""
+"""Code as users write it, and the types that they get. Type checkers find no error here; the file is not run."""
 
 from __future__ import annotations
 

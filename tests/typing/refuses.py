@@ -1,4 +1,4 @@
-"""What users get wrong. Each marked line is an error in mypy and in pyright; both refuse a mark without an error."""
+"""Mistakes that users make. Each marked line is an error in mypy and pyright; both refuse a mark without an error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""mypy and pyright see the public API as ``accepts.py`` and ``refuses.py`` say: strict, and without any plugin."""
+"""mypy and pyright accept ``accepts.py`` and find every mistake in ``refuses.py``, without plugins."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
     ("checker", "arguments"),
     [("mypy", [FOLDER]), ("pyright", ["--project", FOLDER, "--pythonpath", sys.executable])],
 )
-def test_type_checkers_accept_right_use_and_refuse_mistakes(checker: str, arguments: list[str | Path]) -> None:
+def test_type_checkers_accept_correct_code_and_refuse_mistakes(checker: str, arguments: list[str | Path]) -> None:
     if find_spec(checker) is None:
         pytest.skip(f"{checker} is not installed (extra lint)")
     checked = subprocess.run(
