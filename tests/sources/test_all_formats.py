@@ -1,4 +1,4 @@
-"""All formats beside each other, as a run takes them."""
+"""All formats in one source."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 @pytest.mark.parametrize(
     ("name", "module", "extra"), [("a.h5", "h5py", "hdf5"), ("a.hdf5", "h5py", "hdf5"), ("a.zarr", "zarr", "zarr")]
 )
-def test_a_format_whose_extra_is_missing_says_which_and_the_others_are_read(
+def test_a_missing_extra_is_named_and_other_formats_are_read(
     maps: Path, monkeypatch: pytest.MonkeyPatch, name: str, module: str, extra: str
 ) -> None:
     (maps / name).mkdir() if name == "a.zarr" else (maps / name).write_bytes(b"")
@@ -44,7 +44,7 @@ def test_a_format_whose_extra_is_missing_says_which_and_the_others_are_read(
     assert names_of(open_source(maps)) == ["b"]
 
 
-def test_listing_and_reading_without_the_extras_imports_none_of_their_libraries(maps: Path) -> None:
+def test_other_formats_import_no_library_of_an_extra(maps: Path) -> None:
     np.save(maps / "a.npy", MAP)
     save_tar(maps / "b.tar", {"x.npy": npy(MAP)})
     safetensors.numpy.save_file({"x": MAP}, maps / "c.safetensors")

@@ -1,4 +1,4 @@
-"""Sources as the pipeline lists them: in batches that are bounded."""
+"""Sources are listed in bounded batches."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.fast
 
 
-async def test_places_sources_and_iterables_are_all_listed(maps: Path) -> None:
+async def test_paths_sources_and_iterables_are_listed(maps: Path) -> None:
     for number in range(600):
         os.link(maps / "000.npy", maps / f"{number:03}.npy") if number else save_map(maps / "000.npy")
     names = [f"{number:03}" for number in range(600)]
@@ -52,7 +52,7 @@ async def test_places_sources_and_iterables_are_all_listed(maps: Path) -> None:
         assert replace(first, array=None) == ActivationMap("000", "000", None, MAP.nbytes)
 
 
-async def test_arrays_that_are_no_maps_become_failures_and_the_others_go_on() -> None:
+async def test_invalid_arrays_fail_alone() -> None:
     source: list[tuple[str, Any]] = [
         ("good", MAP),
         ("wrong dtype", MAP.astype(complex)),
@@ -79,12 +79,12 @@ async def test_arrays_that_are_no_maps_become_failures_and_the_others_go_on() ->
 
 
 @pytest.mark.parametrize("source", [np.zeros((2, 3, 4)), {"a": MAP}, [("a", MAP, 7)]], ids=["array", "dict", "triple"])
-async def test_what_gives_no_pairs_is_told_what_to_give(source: Any) -> None:
+async def test_an_iterable_without_pairs_is_refused(source: Any) -> None:
     with pytest.raises(SourceError, match=r"must give pairs \(name, array\); found (ndarray|str|tuple)"):
         await _listed(source)
 
 
-async def test_a_slow_iterable_is_not_waited_for_to_fill_a_batch() -> None:
+async def test_a_batch_does_not_wait_for_a_slow_iterable() -> None:
     may_go_on = threading.Event()
 
     def slow() -> Iterator[tuple[str, NDArray[Any]]]:
@@ -96,7 +96,7 @@ async def test_a_slow_iterable_is_not_waited_for_to_fill_a_batch() -> None:
 
     seen: list[str] = []
     async with aclosing(list_maps(slow())) as batches:
-        # It stands still before its third map, and the second comes nevertheless.
+        # The generator waits before its third map, and the second arrives nevertheless.
         while "second" not in seen:
             seen += [entry.name for entry in await anext(batches)]
         may_go_on.set()
@@ -104,7 +104,7 @@ async def test_a_slow_iterable_is_not_waited_for_to_fill_a_batch() -> None:
     assert seen == ["first", "second", "third"]
 
 
-async def test_the_event_loop_goes_on_while_an_iterable_blocks() -> None:
+async def test_a_blocking_iterable_does_not_block_the_event_loop() -> None:
     inside, ticked = threading.Event(), threading.Event()
 
     async def tick() -> None:
@@ -122,7 +122,7 @@ async def test_the_event_loop_goes_on_while_an_iterable_blocks() -> None:
     await ticking
 
 
-async def test_a_batch_is_bounded_in_items_and_in_bytes() -> None:
+async def test_a_batch_is_bounded_in_items_and_bytes() -> None:
     large = np.zeros((2**20, 5), np.uint8)
     async with aclosing(list_maps((str(number), large) for number in range(20))) as batches:
         sizes = [sum(entry.max_bytes for entry in batch if isinstance(entry, ActivationMap)) async for batch in batches]
@@ -137,7 +137,7 @@ class _OwnError(Exception):
 
 
 @pytest.mark.parametrize("kind", ["iterable", "async iterable"])
-async def test_an_error_of_the_iterables_own_is_passed_through(kind: str) -> None:
+async def test_an_error_of_the_iterable_is_raised_unchanged(kind: str) -> None:
     def pairs() -> Iterator[tuple[str, NDArray[Any]]]:
         yield "a", MAP
         raise _OwnError("theirs")
@@ -153,7 +153,7 @@ async def test_an_error_of_the_iterables_own_is_passed_through(kind: str) -> Non
 @pytest.mark.parametrize("kind", ["iterable", "async iterable"])
 @pytest.mark.parametrize("end", ["exhausted", "left early", "cancelled"])
 async def test_a_generator_is_closed_afterwards(kind: str, end: str) -> None:
-    # One that was never started has nothing to end.
+    # A generator that never started has nothing to close.
     started, closed = threading.Event(), threading.Event()
 
     def pairs() -> Iterator[tuple[str, NDArray[Any]]]:
@@ -180,11 +180,11 @@ async def test_a_generator_is_closed_afterwards(kind: str, end: str) -> None:
         taking.cancel()
     await asyncio.wait({taking})
     assert taking.cancelled() == (end == "cancelled")
-    # Cancelled, its thread may be on its way back. `source` still lives: it is not the garbage collector that closes.
+    # After a cancel the thread may still run. `source` is alive, so the garbage collector did not close it.
     assert await asyncio.to_thread(closed.wait, 60), source
 
 
-async def test_a_generator_that_blocks_does_not_keep_a_cancelled_task_and_is_closed_when_it_comes_back() -> None:
+async def test_a_blocked_generator_is_closed_after_the_cancel() -> None:
     inside, may_go_on, closed = threading.Event(), threading.Event(), threading.Event()
 
     def blocking() -> Iterator[tuple[str, NDArray[Any]]]:
@@ -207,7 +207,7 @@ async def test_a_generator_that_blocks_does_not_keep_a_cancelled_task_and_is_clo
     assert await asyncio.to_thread(closed.wait, 60), source
 
 
-async def test_an_iterator_without_close_is_left_as_it_is() -> None:
+async def test_an_iterator_without_close_is_listed() -> None:
     iterator = iter([("a", MAP), ("b", MAP)])
     assert [entry.name for entry in await _listed(iterator)] == ["a", "b"]
 
@@ -222,7 +222,7 @@ async def _listed(source: AnySource, first: int | None = None) -> list[Entry]:
     return entries
 
 
-async def test_what_came_before_an_iterables_error_is_handed_over_first() -> None:
+async def test_items_before_an_iterables_error_come_first() -> None:
     def pairs() -> Iterator[tuple[str, NDArray[Any]]]:
         yield "a", MAP
         yield "b", MAP

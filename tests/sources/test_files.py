@@ -1,4 +1,4 @@
-"""Listing, in threads, and reading, in workers: what real files and hostile ones come to."""
+"""Folders, files and globs as sources, with valid and with hostile files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.fast
 # Listing a folder --------------------------------------------------------------------------------------------------
 
 
-def test_a_folder_is_listed_with_all_below_it_in_the_order_of_the_paths(maps: Path) -> None:
+def test_a_folder_is_listed_recursively_in_path_order(maps: Path) -> None:
     paths = ["b.npy", "a/z.npy", "a/b/c.npy", "a.npy", "a-b.npy", "ab/c.npy", "Z.npy", "é.npy", "10.npy", "9.npy"]
     for path in paths:
         save_map(maps / path)
@@ -36,12 +36,12 @@ def test_a_folder_is_listed_with_all_below_it_in_the_order_of_the_paths(maps: Pa
     (maps / "npy").write_text("no map")
     (maps / "empty").mkdir()
     listed = only_names(open_source(maps))
-    # By bytes, and as if a folder's name ended in its slash: so it is the order of the keys in the store, too.
+    # By bytes, with the slash after a folder's name: the order of the keys in the store.
     assert listed == [path.removesuffix(".npy") for path in sorted(paths, key=os.fsencode)]
     assert only_names(open_source(str(maps) + "/")) == listed
 
 
-def test_an_entry_says_where_its_map_lies_how_large_it_is_and_what_state_it_is_in(maps: Path) -> None:
+def test_an_entry_has_the_path_size_and_fingerprint_of_its_file(maps: Path) -> None:
     path = save_map(maps / "val" / "0001.npy")
     os.utime(path, ns=(0, 1_700_000_000_123_456_789))
     (entry,) = open_source(maps)
@@ -64,7 +64,7 @@ def test_the_fingerprint_changes_when_the_file_does(maps: Path) -> None:
     assert len({before.fingerprint, touched.fingerprint, resized.fingerprint}) == 3
 
 
-def test_a_source_can_be_iterated_again_and_sees_what_is_new(maps: Path) -> None:
+def test_a_second_iteration_lists_new_files(maps: Path) -> None:
     save_map(maps / "a.npy")
     sources = [open_source(maps), open_source(str(maps / "*.npy"))]
     assert [only_names(source) for source in sources] == [["a"], ["a"]]
@@ -89,7 +89,7 @@ def test_a_suffix_may_be_upper_case(maps: Path, name: str) -> None:
         *("é", "e\N{COMBINING ACUTE ACCENT}", "日本", "🧠🔥", "x.y.z", "..x", "x..", "~", "-r", "\xa0", "x.npz"),
     ],
 )  # fmt: skip
-def test_awkward_names_are_kept_as_they_are(maps: Path, name: str) -> None:
+def test_special_characters_in_names_are_kept(maps: Path, name: str) -> None:
     path = save_map(maps / name / f"{name}.npy")
     assert only_names(open_source(maps)) == [f"{name}/{name}"]
     assert only_names(open_source(path)) == [name]
@@ -110,9 +110,7 @@ def test_awkward_names_are_kept_as_they_are(maps: Path, name: str) -> None:
         (b"...npy", "..", "has an empty, '.' or '..' part"),
     ],
 )
-def test_a_name_that_cannot_be_a_key_is_a_failure_that_can_be_printed_and_stored(
-    maps: Path, name: bytes, shown: str, reason: str
-) -> None:
+def test_an_invalid_name_is_a_printable_failure(maps: Path, name: bytes, shown: str, reason: str) -> None:
     path = save_map(maps / os.fsdecode(name))
     save_map(maps / "z.npy")
     failure, other = open_source(maps)
@@ -122,11 +120,11 @@ def test_a_name_that_cannot_be_a_key_is_a_failure_that_can_be_printed_and_stored
     assert reason in failure.reason
     assert f"{failure.name}{failure.source}{failure.reason}".isprintable()
     assert other.name == "z"
-    # Named alone, it fares no better.
+    # As a source of its own it is the same failure.
     assert [failure] == list(open_source(path))
 
 
-def test_an_undecodable_folder_above_the_source_does_no_harm(tmp_path: Path) -> None:
+def test_an_undecodable_folder_above_the_source_is_accepted(tmp_path: Path) -> None:
     path = save_map(tmp_path / os.fsdecode(b"caf\xe9") / "a.npy")
     (entry,) = open_source(path.parent)
     assert isinstance(entry, ActivationMap)
@@ -136,7 +134,7 @@ def test_an_undecodable_folder_above_the_source_does_no_harm(tmp_path: Path) -> 
     np.testing.assert_array_equal(read_map(entry.path, None), MAP)
 
 
-# Links and what is no file -----------------------------------------------------------------------------------------
+# Links and special files -------------------------------------------------------------------------------------------
 
 
 def test_symbolic_links_to_files_and_folders_are_followed(maps: Path, tmp_path: Path) -> None:
@@ -148,7 +146,7 @@ def test_symbolic_links_to_files_and_folders_are_followed(maps: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("pattern", ["", "**/*.npy"])
-def test_links_that_lead_back_to_a_folder_above_are_failures(maps: Path, pattern: str) -> None:
+def test_links_to_a_parent_folder_are_failures(maps: Path, pattern: str) -> None:
     save_map(maps / "a" / "x.npy")
     (maps / "a" / "back").symlink_to(maps)
     (maps / "a" / "self").symlink_to(".")
@@ -164,7 +162,7 @@ def test_links_that_lead_back_to_a_folder_above_are_failures(maps: Path, pattern
 
 
 @pytest.mark.parametrize("name", ["loop", "loop.npy", "loop.npz"])
-def test_a_link_to_itself_takes_nothing_else_with_it(maps: Path, name: str) -> None:
+def test_a_link_to_itself_fails_alone(maps: Path, name: str) -> None:
     save_map(maps / "a.npy")
     save_map(maps / "z.npy")
     (maps / name).symlink_to(name)
@@ -175,7 +173,7 @@ def test_a_link_to_itself_takes_nothing_else_with_it(maps: Path, name: str) -> N
     assert failure.reason == "a symbolic link that leads back to itself"
 
 
-def test_a_link_to_nowhere_is_a_failure_if_it_is_called_a_map(maps: Path) -> None:
+def test_a_dangling_link_with_a_map_suffix_is_a_failure(maps: Path) -> None:
     (maps / "gone.npy").symlink_to("nowhere")
     (maps / "gone.npz").symlink_to("nowhere")
     (maps / "gone").symlink_to("nowhere")
@@ -188,7 +186,7 @@ def test_a_link_to_nowhere_is_a_failure_if_it_is_called_a_map(maps: Path) -> Non
     assert failure.reason == "the file is not there: it was moved or deleted, or a symbolic link leads nowhere"
 
 
-def test_a_pipe_called_a_map_is_a_failure_and_nobody_waits_for_it(maps: Path) -> None:
+def test_a_pipe_with_a_map_suffix_is_a_failure(maps: Path) -> None:
     os.mkfifo(maps / "x.npy")
     (failure,) = open_source(maps)
     assert isinstance(failure, Failure)
@@ -196,11 +194,11 @@ def test_a_pipe_called_a_map_is_a_failure_and_nobody_waits_for_it(maps: Path) ->
     assert list(open_source(maps / "x.npy")) == [failure]
 
 
-def test_devices_and_sockets_called_maps_are_failures(maps: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_devices_and_sockets_with_a_map_suffix_are_failures(maps: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import socket
 
     (maps / "null.npy").symlink_to(os.devnull)
-    monkeypatch.chdir(maps)  # a socket's path is short
+    monkeypatch.chdir(maps)  # the path of a socket must be short
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind("sock.npy")
         assert [failure.reason for failure in failures_of(open_source(maps))] == [
@@ -210,13 +208,13 @@ def test_devices_and_sockets_called_maps_are_failures(maps: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize("pattern", ["", "**/*.npy", "*/*"])
-def test_a_folder_called_a_map_is_a_folder(maps: Path, pattern: str) -> None:
+def test_a_folder_with_a_map_suffix_is_listed_as_a_folder(maps: Path, pattern: str) -> None:
     save_map(maps / "x.npy" / "y.npy")
     assert only_names(open_source(maps / pattern)) == ["x.npy/y"]
 
 
 @pytest.mark.parametrize("pattern", ["", "**", "*/*.npy"])
-def test_a_folder_that_may_not_be_read_is_a_failure(unprivileged: Path, pattern: str) -> None:
+def test_an_unreadable_folder_is_a_failure(unprivileged: Path, pattern: str) -> None:
     save_map(unprivileged / "a" / "x.npy")
     save_map(unprivileged / "secret" / "x.npy")
     (unprivileged / "secret").chmod(0)
@@ -230,7 +228,7 @@ def test_a_folder_that_may_not_be_read_is_a_failure(unprivileged: Path, pattern:
         (unprivileged / "secret").chmod(0o755)
 
 
-def test_a_link_into_a_folder_that_may_not_be_searched_is_a_failure(unprivileged: Path) -> None:
+def test_a_link_into_an_unreadable_folder_is_a_failure(unprivileged: Path) -> None:
     save_map(unprivileged / "maps" / "a.npy")
     save_map(unprivileged / "secret" / "more" / "x.npy")
     (unprivileged / "maps" / "link").symlink_to(unprivileged / "secret" / "more")
@@ -245,10 +243,10 @@ def test_a_link_into_a_folder_that_may_not_be_searched_is_a_failure(unprivileged
         (unprivileged / "secret").chmod(0o755)
 
 
-# A file, and nothing -----------------------------------------------------------------------------------------------
+# A single file, a missing one --------------------------------------------------------------------------------------
 
 
-def test_a_file_is_named_by_itself(maps: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_single_file_is_named_by_its_stem(maps: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_map(maps / "deep" / "x.npy")
     assert only_names(open_source(maps / "deep" / "x.npy")) == ["x"]
     monkeypatch.chdir(maps / "deep")
@@ -260,7 +258,7 @@ def test_a_file_is_named_by_itself(maps: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("place", ["none", "none/", "none.npy", "none/*.npy", "", "no\nne"])
-def test_a_place_where_nothing_is_is_refused(maps: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+def test_a_missing_source_is_refused(maps: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
     monkeypatch.chdir(maps)
     with pytest.raises(SourceError, match=r"no such file or folder: ") as refusal:
         open_source(place)
@@ -268,7 +266,7 @@ def test_a_place_where_nothing_is_is_refused(maps: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "npy", "x.npy.gz", "x.png"])
-def test_a_file_of_another_kind_is_refused(maps: Path, name: str) -> None:
+def test_a_file_with_another_suffix_is_refused(maps: Path, name: str) -> None:
     (maps / name).write_bytes(b"")
     with pytest.raises(
         SourceError, match=r"is not read as activation maps; expected a file ending in \.npy, \.npz, \.tar, "
@@ -313,16 +311,14 @@ async def test_a_source_without_maps_is_refused(maps: Path) -> None:
         ("*.txt", []),
     ],
 )
-def test_a_glob_is_named_relative_to_its_fixed_part_and_sorted_and_each_file_comes_once(
-    maps: Path, pattern: str, names: list[str]
-) -> None:
+def test_a_glob_lists_each_match_once_in_order(maps: Path, pattern: str, names: list[str]) -> None:
     for name in ["x", "cam_1", "a/x", "a/cam_2", "b/cam_3", "a/deep/er/cam_4", ".hidden/x", "a/.hidden"]:
         save_map(maps / f"{name}.npy")
     (maps / "cam_notes.txt").write_text("no map")
     assert only_names(open_source(maps / pattern)) == names
 
 
-def test_the_fixed_part_of_a_glob_reaches_to_the_first_wildcard(maps: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_are_relative_to_the_first_wildcard_of_a_glob(maps: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_map(maps / "val" / "resnet" / "1.npy")
     assert only_names(open_source(maps / "val" / "resnet" / "*.npy")) == ["1"]
     assert only_names(open_source(maps / "val" / "*" / "1.npy")) == ["resnet/1"]
@@ -332,14 +328,14 @@ def test_the_fixed_part_of_a_glob_reaches_to_the_first_wildcard(maps: Path, monk
     assert only_names(open_source("../v*/*/*.npy")) == ["val/resnet/1"]
 
 
-def test_a_file_whose_name_looks_like_a_glob_is_a_file(maps: Path) -> None:
+def test_an_existing_file_is_not_treated_as_a_glob(maps: Path) -> None:
     save_map(maps / "[1].npy")
     save_map(maps / "1.npy")
     assert only_names(open_source(maps / "[1].npy")) == ["[1]"]
     assert only_names(open_source(maps / "[[]1].npy")) == ["[1]"]
 
 
-def test_many_looping_links_do_not_keep_a_glob_busy_for_ever(maps: Path) -> None:
+def test_a_glob_ends_despite_looping_links(maps: Path) -> None:
     save_map(maps / "x.npy")
     for number in range(8):
         (maps / f"loop{number}").symlink_to(".")
@@ -348,12 +344,12 @@ def test_many_looping_links_do_not_keep_a_glob_busy_for_ever(maps: Path) -> None
     assert len(entries) == 9
 
 
-def test_a_glob_looks_into_no_folder_that_cannot_match(maps: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_glob_reads_only_folders_that_can_match(maps: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for folder in ("a", "b", "a/deep"):
         save_map(maps / folder / "x.npy")
-    looked_into = _watched_scandir(monkeypatch)
+    scanned = _record_scandir(monkeypatch)
     assert only_names(open_source(maps / "a*" / "x.npy")) == ["a/x"]
-    assert looked_into == [str(maps), str(maps / "a")]
+    assert scanned == [str(maps), str(maps / "a")]
 
 
 # Large listings ----------------------------------------------------------------------------------------------------
@@ -372,7 +368,7 @@ def test_a_long_listing_sorted_on_disk_has_the_same_order(
         assert list(open_source(maps / pattern)) == in_memory
 
 
-def test_undecodable_names_survive_the_sort_on_disk(maps: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_undecodable_name_is_kept_by_the_sort_on_disk(maps: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "_SORT_IN_MEMORY", 1)
     save_map(maps / os.fsdecode(b"caf\xe9.npy"))
     (failure,) = open_source(maps)
@@ -380,25 +376,21 @@ def test_undecodable_names_survive_the_sort_on_disk(maps: Path, monkeypatch: pyt
     assert failure.name == r"caf\udce9"
 
 
-def test_the_first_map_comes_before_the_other_folders_were_looked_into(
-    maps: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_first_map_comes_before_other_folders_are_read(maps: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(50):
         save_map(maps / f"{number:02}" / "x.npy")
-    looked_into = _watched_scandir(monkeypatch)
+    scanned = _record_scandir(monkeypatch)
     listing = iter(open_source(maps))
     assert next(listing).name == "00/x"
-    assert looked_into == [str(maps), str(maps / "00")]
+    assert scanned == [str(maps), str(maps / "00")]
     assert len(list(listing)) == 49
 
 
 @pytest.mark.parametrize("pattern", ["", "*.npy"])
 @pytest.mark.slow
-def test_the_memory_of_a_listing_does_not_grow_with_the_folder(
-    maps: Path, monkeypatch: pytest.MonkeyPatch, pattern: str
-) -> None:
+def test_memory_does_not_grow_with_the_folder(maps: Path, monkeypatch: pytest.MonkeyPatch, pattern: str) -> None:
     monkeypatch.setattr(files, "_SORT_IN_MEMORY", 100)
-    # Hard links: files are dear, names are cheap.
+    # Hard links are quicker to create than files.
     first = save_map(maps / f"{'x' * 100}-0.npy")
     for number in range(1, 5000):
         os.link(first, maps / f"{'x' * 100}-{number}.npy")
@@ -414,7 +406,7 @@ def test_the_memory_of_a_listing_does_not_grow_with_the_folder(
     assert peak < 300_000
 
 
-def test_a_file_that_may_not_be_read_is_a_failure(unprivileged: Path) -> None:
+def test_an_unreadable_file_is_a_failure(unprivileged: Path) -> None:
     save_map(unprivileged / "a.npy").chmod(0)
     save_map(unprivileged / "b.npy")
     failure, other = open_source(unprivileged)
@@ -436,13 +428,13 @@ async def _listed(source: AnySource, first: int | None = None) -> list[Entry]:
     return entries
 
 
-def _watched_scandir(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    looked_into: list[str] = []
+def _record_scandir(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    scanned: list[str] = []
     scandir = os.scandir
 
     def watched(folder: str) -> Any:
-        looked_into.append(folder)
+        scanned.append(folder)
         return scandir(folder)
 
     monkeypatch.setattr(os, "scandir", watched)
-    return looked_into
+    return scanned

@@ -1,4 +1,4 @@
-"""HDF5 files: what is read, what is passed over, and what damage costs."""
+"""HDF5 files: datasets that are read, objects that are ignored, and damage."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.fast
 
 
-def test_the_datasets_of_an_hdf5_file_are_maps_and_stacks_sorted_by_their_paths(maps: Path) -> None:
+def test_datasets_become_maps_and_stacks_in_path_order(maps: Path) -> None:
     arrays = kinds_of_numbers()
     with h5py.File(maps / "a.h5", "w") as file:
         for name, array in arrays.items():
@@ -50,7 +50,7 @@ def test_the_datasets_of_an_hdf5_file_are_maps_and_stacks_sorted_by_their_paths(
     assert read["a/f64be"].dtype == np.dtype(">f8")
 
 
-def test_what_is_no_map_in_an_hdf5_file_is_passed_over(maps: Path, tmp_path: Path) -> None:
+def test_objects_that_are_not_maps_are_ignored(maps: Path, tmp_path: Path) -> None:
     with h5py.File(tmp_path / "other.h5", "w") as other:
         other["secret"] = MAP
     with h5py.File(maps / "a.hdf5", "w") as file:
@@ -69,7 +69,7 @@ def test_what_is_no_map_in_an_hdf5_file_is_passed_over(maps: Path, tmp_path: Pat
     assert_same(read_all(maps), {"a/cam": MAP})
 
 
-def test_data_that_lie_in_other_files_than_the_hdf5_file_are_not_read(maps: Path, tmp_path: Path) -> None:
+def test_external_and_virtual_datasets_are_not_read(maps: Path, tmp_path: Path) -> None:
     (tmp_path / "raw").write_bytes(MAP.tobytes())
     with h5py.File(tmp_path / "other.h5", "w") as other:
         other["stack"] = STACK
@@ -94,10 +94,10 @@ def test_a_chunked_and_compressed_stack_is_read_map_by_map(maps: Path, chunks: t
     assert_same(read_all(maps), plane_by_plane("a/x", STACK))
 
 
-def test_maps_that_share_a_chunk_of_an_hdf5_file_are_unpacked_once(maps: Path) -> None:
+def test_a_chunk_shared_by_maps_is_read_once(maps: Path) -> None:
     stack = np.random.default_rng(1).random((36, 256, 256)).astype(np.float32)
     with h5py.File(maps / "a.h5", "w") as file:
-        # One chunk: 9 MiB, more than HDF5 keeps by itself.
+        # One chunk of 9 MiB, larger than HDF5's default cache.
         file.create_dataset("x", data=stack, chunks=stack.shape, compression="gzip", compression_opts=1)
     unpacked = 0
 
@@ -120,7 +120,7 @@ def test_maps_that_share_a_chunk_of_an_hdf5_file_are_unpacked_once(maps: Path) -
 
 
 @pytest.mark.parametrize("cut", [0, 1, 100, 3000])
-def test_a_damaged_hdf5_file_is_told_in_one_sentence(maps: Path, cut: int) -> None:
+def test_a_damaged_file_is_a_failure_with_a_short_reason(maps: Path, cut: int) -> None:
     with h5py.File(maps / "a.h5", "w") as file:
         file["x"] = np.zeros((40, 40))
     content = (maps / "a.h5").read_bytes()
@@ -131,7 +131,7 @@ def test_a_damaged_hdf5_file_is_told_in_one_sentence(maps: Path, cut: int) -> No
     assert len(failure.reason) < 300
 
 
-def test_a_damaged_dataset_of_an_hdf5_file_fails_alone(maps: Path) -> None:
+def test_a_damaged_dataset_fails_alone(maps: Path) -> None:
     with h5py.File(maps / "a.h5", "w", libver="latest") as file:
         for name in ("a", "b", "c"):
             file.create_dataset(name, data=STACK, chunks=STACK.shape, compression="gzip", fletcher32=True)
@@ -149,13 +149,13 @@ def test_a_damaged_dataset_of_an_hdf5_file_fails_alone(maps: Path) -> None:
     assert why_not(entries[6]).startswith("the file is damaged at 'c': ")
 
 
-def test_an_hdf5_file_without_maps_is_a_failure(maps: Path) -> None:
+def test_a_file_without_maps_is_a_failure(maps: Path) -> None:
     with h5py.File(maps / "a.h5", "w") as file:
         file["labels"] = np.arange(5)
     assert only_failure(maps).reason == "the file holds no dataset of numbers in two or more dimensions"
 
 
-def test_a_dataset_that_has_shrunk_is_told(maps: Path) -> None:
+def test_a_dataset_that_shrank_is_a_failure(maps: Path) -> None:
     with h5py.File(maps / "a.h5", "w") as file:
         file["x"] = STACK
         file["y"] = STACK

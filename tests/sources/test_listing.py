@@ -1,4 +1,4 @@
-"""Listings as sources: which rows become maps, and what is said of those that do not."""
+"""Listings as sources: which rows become maps, and the failures of the others."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def failures_of(found: Sequence[ActivationMap | Failure]) -> list[Failure]:
     return [entry for entry in found if isinstance(entry, Failure)]
 
 
-def test_each_row_gives_a_file_its_name(tmp_path: Path, write: Write) -> None:
+def test_each_row_names_the_maps_of_its_file(tmp_path: Path, write: Write) -> None:
     (tmp_path / "deep").mkdir()
     np.save(tmp_path / "a.npy", MAP)
     np.save(tmp_path / "deep" / "b.npy", MAP)
@@ -95,7 +95,7 @@ def test_each_row_gives_a_file_its_name(tmp_path: Path, write: Write) -> None:
     }
 
 
-def test_a_bad_row_fails_alone_and_says_where_it_stands(tmp_path: Path, write: Write) -> None:
+def test_a_bad_row_fails_alone_and_names_its_line(tmp_path: Path, write: Write) -> None:
     np.save(tmp_path / "a.npy", MAP)
     (tmp_path / "folder").mkdir()
     (tmp_path / "notes.txt").write_text("no map")
@@ -133,24 +133,24 @@ def test_a_bad_row_fails_alone_and_says_where_it_stands(tmp_path: Path, write: W
         assert failure.stage == "source"
         assert reason in failure.reason
         assert f"{listing}, {kind} {first + index}" in str(failure)
-    # Where it can be told, the file is the source: so it is known again when it has been repaired.
+    # The file is the source where it is known, so that a later run recognizes the repaired file.
     assert failures[0].source == str(tmp_path / "gone.npy")
 
 
-def test_columns_that_are_missing_are_told_with_those_that_were_found(tmp_path: Path, write: Write) -> None:
+def test_missing_columns_are_named_with_the_columns_found(tmp_path: Path, write: Write) -> None:
     listing = write(tmp_path, [{"id": "1", "file": "a.npy", "name": "x"}])
     with pytest.raises(SourceError, match=r"list\.\w+: a table needs the columns name and path; found id, file, name"):
         entries(listing)
 
 
-def test_a_listing_without_rows_holds_no_maps(tmp_path: Path) -> None:
+def test_a_listing_without_rows_is_refused(tmp_path: Path) -> None:
     for name, text in (("a.csv", ""), ("b.csv", "name,path\r\n"), ("c.jsonl", ""), ("d.jsonl", "\n\n")):
         (tmp_path / name).write_text(text)
         with pytest.raises(SourceError, match="holds no activation maps"):
             am.run(tmp_path / name, "memory://", settings=am.Settings(workers=0))
 
 
-def test_a_listing_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_listing_is_named(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"no such file or folder: .*none\.csv"):
         open_source(tmp_path / "none.csv")
 
@@ -183,13 +183,13 @@ def test_a_csv_row_that_is_too_long_fails_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["list.csv", "list.jsonl", pytest.param("list.parquet", marks=needs_parquet)])
-def test_what_is_no_listing_is_refused_whatever_its_size(tmp_path: Path, name: str) -> None:
+def test_a_binary_file_is_refused_as_a_listing(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"\xff\0" * 2**22)
     with pytest.raises(SourceError, match=rf"{name}: "):
         entries(tmp_path / name)
 
 
-def test_lines_that_are_no_json_objects_fail_alone(tmp_path: Path) -> None:
+def test_invalid_json_lines_fail_alone(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", MAP)
     lines = [
         '{"name": "x"',
@@ -237,7 +237,7 @@ def test_the_memory_of_a_listing_does_not_grow_with_its_rows(tmp_path: Path, wri
     assert peak < 4 * 2**20
 
 
-def test_a_name_that_occurs_twice_is_found_before_anything_is_done(tmp_path: Path, write: Write) -> None:
+def test_a_duplicate_name_is_refused_before_any_upload(tmp_path: Path, write: Write) -> None:
     for name in "abc":
         np.save(tmp_path / f"{name}.npy", MAP)
     rows = [{"name": "y", "path": "c.npy"}, {"name": "x", "path": "a.npy"}, {"name": "x", "path": "b.npy"}]
@@ -247,7 +247,7 @@ def test_a_name_that_occurs_twice_is_found_before_anything_is_done(tmp_path: Pat
     assert not (tmp_path / "out").exists()
 
 
-def test_a_second_run_skips(tmp_path: Path, write: Write) -> None:
+def test_a_second_run_skips_unchanged_maps(tmp_path: Path, write: Write) -> None:
     for name in "ab":
         np.save(tmp_path / f"{name}.npy", MAP)
     listing = write(tmp_path, [{"name": "x", "path": "a.npy"}, {"name": "y", "path": "b.npy"}])
@@ -260,7 +260,7 @@ def test_a_second_run_skips(tmp_path: Path, write: Write) -> None:
 
 
 @pytest.mark.slow
-def test_rows_lead_into_s3_and_a_listing_may_lie_there(tmp_path: Path, bucket: str, write: Write) -> None:
+def test_rows_and_listings_can_be_in_s3(tmp_path: Path, bucket: str, write: Write) -> None:
     np.save(tmp_path / "here.npy", MAP)
     upload(bucket, {"maps/a.npy": npy(), "maps/deep/b.npy": npy(np.stack([MAP, MAP]))})
     rows = [

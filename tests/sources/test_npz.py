@@ -34,7 +34,7 @@ pytestmark = pytest.mark.fast
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-def test_the_members_of_an_archive_are_named_after_it_and_their_keys(maps: Path, save: Any) -> None:
+def test_members_are_named_by_the_archive_and_their_keys(maps: Path, save: Any) -> None:
     arrays = {"cam": MAP, "layer4/2": MAP[:2], "with space é": MAP[1:]}
     save(maps / "val.npz", **arrays)
     entries, state = list(open_source(maps)), (maps / "val.npz").stat()
@@ -50,7 +50,7 @@ def test_the_members_of_an_archive_are_named_after_it_and_their_keys(maps: Path,
 
 
 @pytest.mark.parametrize("key", ["../../etc/passwd", "/etc/passwd", "a/../../b", "a\nb", "", "a//b"])
-def test_a_member_cannot_leave_its_place(maps: Path, key: str) -> None:
+def test_a_member_name_cannot_escape_the_prefix(maps: Path, key: str) -> None:
     with zipfile.ZipFile(maps / "evil.npz", "w") as archive:
         archive.writestr(f"{key}.npy", npy(MAP))
         archive.writestr("good.npy", npy(MAP))
@@ -61,7 +61,7 @@ def test_a_member_cannot_leave_its_place(maps: Path, key: str) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x03\x04 cut off", b"PK\x05\x06" + b"\xff" * 18])
-def test_what_is_no_archive_is_a_failure_of_its_own(maps: Path, content: bytes) -> None:
+def test_an_invalid_archive_is_a_failure(maps: Path, content: bytes) -> None:
     (maps / "broken.npz").write_bytes(content)
     save_map(maps / "z.npy")
     failure, other = open_source(maps)
@@ -71,7 +71,7 @@ def test_what_is_no_archive_is_a_failure_of_its_own(maps: Path, content: bytes) 
     assert other.name == "z"
 
 
-def test_a_damaged_name_in_an_archive_is_a_failure_of_that_archive(maps: Path) -> None:
+def test_a_damaged_member_name_fails_the_archive(maps: Path) -> None:
     np.savez(maps / "a.npz", é=MAP)
     content = (maps / "a.npz").read_bytes()
     (maps / "a.npz").write_bytes(content.replace("é".encode(), b"\xff\xff"))
@@ -88,7 +88,7 @@ def test_an_archive_without_arrays_is_a_failure(maps: Path) -> None:
     assert [failure.reason for failure in failures_of(open_source(maps))] == ["the archive holds no arrays (.npy)"]
 
 
-def test_a_member_that_is_gone_is_said_to_be(maps: Path) -> None:
+def test_a_missing_member_is_named(maps: Path) -> None:
     np.savez(maps / "a.npz", kept=MAP)
     with pytest.raises(SourceError, match="the archive holds no array 'gone' any more"):
         read_map(str(maps / "a.npz"), "gone")
@@ -97,7 +97,7 @@ def test_a_member_that_is_gone_is_said_to_be(maps: Path) -> None:
         read_map(str(maps / "a.npz"), "kept")
 
 
-def test_a_damaged_member_is_found_by_its_checksum(maps: Path) -> None:
+def test_a_wrong_checksum_is_a_damaged_member(maps: Path) -> None:
     np.savez(maps / "a.npz", x=MAP)
     content = bytearray((maps / "a.npz").read_bytes())
     content[content.index(MAP.tobytes()) + 5] ^= 1
@@ -106,7 +106,7 @@ def test_a_damaged_member_is_found_by_its_checksum(maps: Path) -> None:
         read_map(str(maps / "a.npz"), "x")
 
 
-def test_a_member_whose_compressed_data_are_damaged_is_said_to_be(maps: Path) -> None:
+def test_damaged_compressed_data_are_a_damaged_member(maps: Path) -> None:
     np.savez_compressed(maps / "a.npz", x=np.random.default_rng(1).random((64, 64)))
     content = bytearray((maps / "a.npz").read_bytes())
     content[40:3000] = bytes(2960)
@@ -116,7 +116,7 @@ def test_a_member_whose_compressed_data_are_damaged_is_said_to_be(maps: Path) ->
 
 
 @pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_whatever_zipfile_unpacks_is_read_and_its_damage_is_a_source_error(maps: Path, compression: int) -> None:
+def test_every_compression_of_zipfile_is_read(maps: Path, compression: int) -> None:
     path = maps / "a.npz"
     array = np.random.default_rng(1).random((32, 32))
     with zipfile.ZipFile(path, "w", compression) as archive:
@@ -133,9 +133,7 @@ def test_whatever_zipfile_unpacks_is_read_and_its_damage_is_a_source_error(maps:
     ("offset", "value", "reason"),
     [(8, 1, "is encrypted, password required"), (10, 99, "compression method is not supported")],
 )
-def test_encrypted_members_and_unknown_compressions_are_said_to_be(
-    maps: Path, offset: int, value: int, reason: str
-) -> None:
+def test_encrypted_members_and_unknown_compressions_are_named(maps: Path, offset: int, value: int, reason: str) -> None:
     np.savez(maps / "a.npz", x=MAP)
     content = bytearray((maps / "a.npz").read_bytes())
     central = content.index(b"PK\x01\x02")
@@ -148,7 +146,7 @@ def test_encrypted_members_and_unknown_compressions_are_said_to_be(
         read_map(str(maps / "a.npz"), "x")
 
 
-def test_a_member_is_not_held_twice_while_it_is_read(maps: Path) -> None:
+def test_a_member_is_read_without_a_second_copy(maps: Path) -> None:
     array = np.random.default_rng(1).integers(0, 256, (4096, 4096)).astype(np.uint8)
     np.savez(maps / "a.npz", x=array)
     tracemalloc.start()
@@ -161,7 +159,7 @@ def test_a_member_is_not_held_twice_while_it_is_read(maps: Path) -> None:
     assert peak < 1.3 * array.nbytes
 
 
-def test_an_archive_that_lies_about_a_huge_member_is_refused_without_touching_memory(maps: Path) -> None:
+def test_a_huge_claimed_member_is_refused_without_allocating(maps: Path) -> None:
     claimed = 2 * 2**30
     header = with_header(HEADER.replace("<f4", "|u1").replace("3, 4", f"{claimed},"))
     with zipfile.ZipFile(maps / "a.npz", "w", zipfile.ZIP_DEFLATED) as archive:
@@ -170,7 +168,7 @@ def test_an_archive_that_lies_about_a_huge_member_is_refused_without_touching_me
     for start in (22, content.index(b"PK\x01\x02") + 24):
         content[start : start + 4] = struct.pack("<I", claimed + len(header))
     (maps / "a.npz").write_bytes(content)
-    # In a process of its own, because a peak of memory never goes down again.
+    # In a separate process, because ru_maxrss never decreases.
     program = (
         "import resource, sys\n"
         "from async_maps.sources.formats.registry import Readers; from async_maps.errors import SourceError\n"
@@ -193,7 +191,7 @@ _CHANGES = st.lists(st.tuples(st.integers(0, 10_000), BYTES), max_size=6)
 
 @examples(300)
 @given(changes=_CHANGES, compressed=st.booleans())
-def test_no_damage_to_an_archive_ends_in_anything_but_maps_and_failures(
+def test_a_damaged_archive_gives_only_maps_and_failures(
     maps: Path, changes: list[tuple[int, int]], compressed: bool
 ) -> None:
     buffer = io.BytesIO()
@@ -209,9 +207,7 @@ def test_no_damage_to_an_archive_ends_in_anything_but_maps_and_failures(
                 read_map(entry.path, entry.part)
 
 
-def test_the_members_of_an_archive_are_read_through_one_look_at_its_directory(
-    maps: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_archive_is_opened_once_for_all_its_members(maps: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[str] = []
     original = npz.NpzReader
 

@@ -1,4 +1,4 @@
-"""Sources in S3, against a real server: what is listed, what is read, with how many requests, and what goes wrong."""
+"""Sources in S3, on a real server: listing, reading, the number of requests, and errors."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def opened(filesystem: S3Filesystem, path: str) -> BinaryIO:
 # Listing ------------------------------------------------------------------------------------------------------------
 
 
-def test_all_below_a_prefix_is_listed_in_the_order_of_the_keys_and_named_relative_to_it(bucket: str) -> None:
+def test_a_prefix_is_listed_in_key_order_with_relative_names(bucket: str) -> None:
     keys = ["maps/a.npy", "maps/b/c d.npy", "maps/b/é.NPY", "maps/z/y/x.npy", "maps/10.npy", "maps/9.npy"]
     others = ["maps.npy", "mapsy/a.npy", "maps/notes.txt", "other/a.npy"]
     upload(bucket, {key: npy() for key in (*keys, *others)})
@@ -84,7 +84,7 @@ def test_all_below_a_prefix_is_listed_in_the_order_of_the_keys_and_named_relativ
     assert len(names(f"s3://{bucket}")) == len(names(f"s3://{bucket}/")) == len(keys) + 3
 
 
-def test_an_entry_says_where_its_map_lies_how_large_it_is_and_what_state_it_is_in(bucket: str) -> None:
+def test_an_entry_has_the_path_size_and_etag_of_its_object(bucket: str) -> None:
     upload(bucket, {"maps/a.npy": npy()})
     (entry,) = listed(f"s3://{bucket}/maps/")
     with closing(S3Filesystem()) as filesystem:
@@ -98,7 +98,7 @@ def test_an_entry_says_where_its_map_lies_how_large_it_is_and_what_state_it_is_i
     assert changed.fingerprint != entry.fingerprint
 
 
-def test_one_object_is_a_source_and_named_by_the_last_part_of_its_key(bucket: str) -> None:
+def test_a_single_object_is_named_by_the_end_of_its_key(bucket: str) -> None:
     upload(bucket, {"deep/down/a.npy": npy(), "deep/down/two.npz": npz(x=MAP, y=MAP / 2)})
     (entry,) = listed(f"s3://{bucket}/deep/down/a.npy")
     assert entry.name == "a"
@@ -108,12 +108,12 @@ def test_one_object_is_a_source_and_named_by_the_last_part_of_its_key(bucket: st
     np.testing.assert_array_equal(read(y), MAP / 2)
 
 
-def test_a_prefix_that_ends_like_a_file_is_a_folder_if_there_is_no_such_object(bucket: str) -> None:
+def test_a_prefix_may_end_with_a_map_suffix(bucket: str) -> None:
     upload(bucket, {"run.npy/a.npy": npy()})
     assert names(f"s3://{bucket}/run.npy") == ["a"]
 
 
-def test_a_stack_is_as_many_maps_as_it_holds(bucket: str) -> None:
+def test_a_stack_becomes_its_maps(bucket: str) -> None:
     stack = np.random.default_rng(0).random((3, 8, 8), np.float32)
     upload(bucket, {"stack.npy": npy(stack)})
     entries = listed(f"s3://{bucket}/stack.npy")
@@ -135,7 +135,9 @@ def test_a_stack_is_as_many_maps_as_it_holds(bucket: str) -> None:
     ],
 )
 @pytest.mark.slow
-def test_a_glob_matches_as_it_does_on_a_disk(bucket: str, pattern: str, expected: list[str], tmp_path: Any) -> None:
+def test_a_glob_matches_the_same_names_as_on_disk(
+    bucket: str, pattern: str, expected: list[str], tmp_path: Any
+) -> None:
     keys = ["maps/a.npy", "maps/cam_1.npy", "maps/.hidden.npy", "maps/val/cam_2.npy", "maps/val/deep/cam_3.npy"]
     upload(bucket, {key: npy() for key in keys})
     for key in keys:
@@ -146,13 +148,13 @@ def test_a_glob_matches_as_it_does_on_a_disk(bucket: str, pattern: str, expected
 
 
 @pytest.mark.slow
-def test_a_prefix_with_a_wildcard_in_its_own_name_is_that_prefix(bucket: str) -> None:
+def test_an_existing_prefix_is_not_treated_as_a_glob(bucket: str) -> None:
     upload(bucket, {"run[1]/a.npy": npy(), "run1/b.npy": npy()})
     assert names(f"s3://{bucket}/run[1]/") == ["a"]
 
 
 @pytest.mark.slow
-def test_a_listing_goes_on_from_page_to_page_and_asks_for_none_before_its_time(bucket: str, proxy: Proxy) -> None:
+def test_each_page_is_requested_when_it_is_needed(bucket: str, proxy: Proxy) -> None:
     upload(bucket, {f"maps/{i:05}.npy": b"" for i in range(2300)})
     entries = iter(open_source(f"s3://{bucket}/maps/", known=lambda maps: {map_.name for map_ in maps}))
     names = [next(entries).name]
@@ -163,7 +165,7 @@ def test_a_listing_goes_on_from_page_to_page_and_asks_for_none_before_its_time(b
     assert not proxy.gets()
 
 
-def test_names_that_cannot_be_keys_are_refused_alone(bucket: str) -> None:
+def test_an_invalid_name_fails_alone(bucket: str) -> None:
     upload(bucket, {"maps/a.npy": npy(), "maps/b\tc.npy": npy(), "maps/d.npy": npy()})
     entries = listed(f"s3://{bucket}/maps/")
     assert [entry.name for entry in entries if isinstance(entry, ActivationMap)] == ["a", "d"]
@@ -172,7 +174,7 @@ def test_names_that_cannot_be_keys_are_refused_alone(bucket: str) -> None:
     assert "control character" in failure.reason
 
 
-def test_an_object_that_is_not_what_its_name_says_fails_alone(bucket: str) -> None:
+def test_an_object_with_other_content_fails_alone(bucket: str) -> None:
     upload(
         bucket, {"a.npy": npy(), "bad.npz": b"no archive", "c.npz": npz(x=MAP), "empty.npy": b"", "text.npy": b"x" * 99}
     )
@@ -186,7 +188,7 @@ def test_an_object_that_is_not_what_its_name_says_fails_alone(bucket: str) -> No
             read(map_)
 
 
-def test_what_is_known_to_be_one_map_is_not_looked_into(bucket: str, proxy: Proxy) -> None:
+def test_an_object_known_to_be_one_map_is_not_opened(bucket: str, proxy: Proxy) -> None:
     upload(bucket, {f"{i}.npy": npy() for i in range(20)})
     place = f"s3://{bucket}/"
     first = listed(place)
@@ -204,21 +206,21 @@ def test_what_is_known_to_be_one_map_is_not_looked_into(bucket: str, proxy: Prox
 
 
 @pytest.mark.slow
-def test_objects_are_looked_into_several_at_a_time(bucket: str, proxy: Proxy) -> None:
+def test_objects_are_opened_concurrently_within_the_limit(bucket: str, proxy: Proxy) -> None:
     upload(bucket, {f"{i:03}.npy": npy() for i in range(64)})
     proxy.gate.clear()
     with ThreadPoolExecutor(1) as thread:
         listing = thread.submit(names, f"s3://{bucket}/")
         while proxy.under_way < 4:
             time.sleep(0.005)
-        time.sleep(0.2)  # in which a 17th would come
+        time.sleep(0.2)  # time for a 17th to arrive
         proxy.gate.set()
         assert listing.result() == [f"{i:03}" for i in range(64)]
     assert proxy.most_at_once <= 16
 
 
 @pytest.mark.slow
-def test_a_listing_that_is_left_early_stops_asking(bucket: str, proxy: Proxy) -> None:
+def test_closing_a_listing_early_ends_its_requests_and_threads(bucket: str, proxy: Proxy) -> None:
     upload(bucket, {f"{i:03}.npy": npy() for i in range(200)})
     with closing(iter(open_source(f"s3://{bucket}/"))) as entries:  # type: ignore[type-var]
         next(entries)
@@ -235,12 +237,12 @@ def test_a_bucket_that_does_not_exist_is_named(s3: seaweed.S3Server) -> None:
 
 
 @pytest.mark.parametrize("place", ["s3://", "s3:///maps", "s3://a b/maps"])
-def test_what_cannot_be_a_bucket_is_refused_at_once(place: str) -> None:
+def test_an_invalid_bucket_name_is_refused(place: str) -> None:
     with pytest.raises(SourceError, match="is not the name of a bucket"):
         open_source(place)
 
 
-def test_wrong_credentials_are_a_sentence_without_them(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_credentials_are_reported_without_their_values(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong-and-private")
     with pytest.raises(SourceError, match="the secret key is wrong") as refusal:
         listed(f"s3://{bucket}/maps/")
@@ -250,27 +252,27 @@ def test_wrong_credentials_are_a_sentence_without_them(bucket: str, monkeypatch:
         listed(f"s3://{bucket}/maps/")
 
 
-def test_no_credentials_at_all_are_a_sentence(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_credentials_are_reported(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     with pytest.raises(SourceError, match="no AWS credentials found"):
         listed(f"s3://{bucket}/maps/")
 
 
-def test_credentials_that_have_expired_are_a_sentence(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_expired_credentials_are_reported(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SESSION_TOKEN", "token")
     monkeypatch.setenv("AWS_CREDENTIAL_EXPIRATION", "2020-01-02T03:04:05Z")
     with pytest.raises(SourceError, match="they have expired; sign in again, or set new ones"):
         listed(f"s3://{bucket}/maps/")
 
 
-def test_a_server_that_is_not_there_is_a_sentence(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_server_is_reported(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(SourceError, match="Could not connect"):
         listed(f"s3://{bucket}/maps/", s3=IMPATIENT)
 
 
-def test_a_configuration_that_makes_no_sense_is_a_sentence(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_aws_profile_is_reported(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_PROFILE", "nobody")
     with pytest.raises(SourceError, match=r"the AWS configuration cannot be used: .*nobody"):
         listed(f"s3://{bucket}/maps/")
@@ -281,7 +283,7 @@ def test_a_configuration_that_makes_no_sense_is_a_sentence(bucket: str, monkeypa
 
 @pytest.mark.parametrize("size", [0, 1, 65_536, 8 * 2**20, 8 * 2**20 + 1, 9 * 2**20 + 77])
 @pytest.mark.slow
-def test_an_object_is_a_file_like_any_other(bucket: str, filesystem: S3Filesystem, size: int) -> None:
+def test_an_object_reads_like_a_local_file(bucket: str, filesystem: S3Filesystem, size: int) -> None:
     data = np.random.default_rng(size).bytes(size)
     upload(bucket, {"file.bin": data})
     local = io.BytesIO(data)
@@ -303,7 +305,7 @@ def test_an_object_is_a_file_like_any_other(bucket: str, filesystem: S3Filesyste
             file.seek(-1)
 
 
-def test_an_object_of_up_to_8_mib_is_one_request_however_it_is_read(bucket: str, proxy: Proxy) -> None:
+def test_an_object_of_up_to_8_mib_takes_one_request(bucket: str, proxy: Proxy) -> None:
     rng = np.random.default_rng(0)
     upload(bucket, {"archive.npz": npz(**{f"m{i}": rng.random((256, 256), np.float32) for i in range(25)})})
     entries = listed(f"s3://{bucket}/archive.npz")
@@ -316,7 +318,7 @@ def test_an_object_of_up_to_8_mib_is_one_request_however_it_is_read(bucket: str,
     assert len(proxy.gets()) - before == 1
 
 
-def test_a_map_of_a_large_stack_is_one_request_of_its_own_bytes(bucket: str, proxy: Proxy) -> None:
+def test_a_map_of_a_large_stack_takes_one_request_of_its_bytes(bucket: str, proxy: Proxy) -> None:
     stack = np.random.default_rng(0).random((20, 512, 512), np.float32)
     upload(bucket, {"stack.npy": npy(stack)})
     entries = listed(f"s3://{bucket}/stack.npy")
@@ -326,7 +328,7 @@ def test_a_map_of_a_large_stack_is_one_request_of_its_own_bytes(bucket: str, pro
             entry = entries[i]
             assert isinstance(entry, ActivationMap)
             np.testing.assert_array_equal(readers.read(str(entry.path), entry.part), stack[i])
-    # The head once, then each map.
+    # One request for the header, then one for each map.
     gets = proxy.gets(of="stack.npy")[1:]
     assert len(gets) == 6
     assert sum(asked.size for asked in gets[1:]) < 5.1 * stack[0].nbytes
@@ -349,7 +351,7 @@ def test_a_large_archive_is_listed_and_read_with_few_requests(bucket: str, proxy
 
 
 @pytest.mark.slow
-def test_a_compressed_member_in_the_middle_is_read_whole(bucket: str) -> None:
+def test_compressed_members_of_a_large_archive_are_read(bucket: str) -> None:
     rng = np.random.default_rng(0)
     arrays = {f"m{i}": rng.random((600, 600), np.float32) for i in range(10)}
     file = io.BytesIO()
@@ -361,9 +363,7 @@ def test_a_compressed_member_in_the_middle_is_read_whole(bucket: str) -> None:
         np.testing.assert_array_equal(read(entry), arrays[entry.name.removeprefix("archive/")])
 
 
-def test_an_object_that_is_replaced_while_it_is_read_is_an_error_and_no_mixture(
-    bucket: str, filesystem: S3Filesystem
-) -> None:
+def test_an_object_replaced_while_it_is_read_is_an_error(bucket: str, filesystem: S3Filesystem) -> None:
     upload(bucket, {"file.bin": b"a" * 9 * 2**20})
     with opened(filesystem, f"s3://{bucket}/file.bin") as file:
         assert file.read(10) == b"a" * 10
@@ -374,7 +374,7 @@ def test_an_object_that_is_replaced_while_it_is_read_is_an_error_and_no_mixture(
 
 
 @pytest.mark.slow
-def test_an_object_that_is_deleted_while_it_is_read_is_not_there(bucket: str, filesystem: S3Filesystem) -> None:
+def test_an_object_deleted_while_it_is_read_is_not_found(bucket: str, filesystem: S3Filesystem) -> None:
     upload(bucket, {"file.bin": b"a" * 9 * 2**20})
     with opened(filesystem, f"s3://{bucket}/file.bin") as file:
         delete(bucket, "file.bin")
@@ -385,7 +385,7 @@ def test_an_object_that_is_deleted_while_it_is_read_is_not_there(bucket: str, fi
         opened(filesystem, f"s3://{bucket}/file.bin")
 
 
-def test_an_answer_that_breaks_off_is_asked_for_again(bucket: str, proxy: Proxy) -> None:
+def test_a_truncated_response_is_requested_again(bucket: str, proxy: Proxy) -> None:
     upload(bucket, {"a.npy": npy()})
     proxy.break_off = 2
     with (
@@ -399,14 +399,14 @@ def test_an_answer_that_breaks_off_is_asked_for_again(bucket: str, proxy: Proxy)
 
 
 @pytest.mark.slow
-def test_an_answer_that_never_comes_is_waited_for_as_long_as_the_settings_say(bucket: str, proxy: Proxy) -> None:
+def test_a_missing_response_times_out(bucket: str, proxy: Proxy) -> None:
     upload(bucket, {"a.npy": npy()})
     proxy.gate.clear()
     with closing(S3Filesystem(IMPATIENT)) as filesystem, pytest.raises(SourceError, match=r"[Tt]imeout"):
         opened(filesystem, f"s3://{bucket}/a.npy")
 
 
-def test_a_closed_storage_opens_no_connection_again(bucket: str) -> None:
+def test_a_closed_filesystem_refuses_to_open_files(bucket: str) -> None:
     upload(bucket, {"a.npy": npy()})
     filesystems = Filesystems()
     filesystems.s3().open(f"s3://{bucket}/a.npy").close()
@@ -420,7 +420,7 @@ def test_a_closed_storage_opens_no_connection_again(bucket: str) -> None:
 
 
 @pytest.mark.slow
-def test_threads_share_a_storage(bucket: str, filesystem: S3Filesystem) -> None:
+def test_threads_can_share_a_filesystem(bucket: str, filesystem: S3Filesystem) -> None:
     stack = np.random.default_rng(0).random((32, 256, 256), np.float32)
     upload(bucket, {"stack.npy": npy(stack)})
     wrong: list[int] = []
@@ -471,6 +471,6 @@ def test_the_objects_of_a_zarr_hierarchy_are_one_file(bucket: str, monkeypatch: 
     assert [second[0], *second[2:]] == [first[0], *first[2:]]
 
 
-def test_no_connection_outlives_a_listing_that_failed(s3: seaweed.S3Server) -> None:
+def test_a_failed_listing_leaves_no_connection(s3: seaweed.S3Server) -> None:
     with suppress(SourceError):
         listed("s3://no-such-bucket/")

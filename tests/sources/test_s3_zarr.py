@@ -1,4 +1,4 @@
-"""A Zarr hierarchy in S3, through the zarr library, whose own loop and threads stay for the life of the process."""
+"""A Zarr hierarchy in S3. The zarr library keeps its event loop and threads until the process ends."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_zarr_hierarchy_is_read_by_the_zarr_library(bucket: str, filesystem: S
 
     remote = zarr.open(S3ZarrStore(filesystem, parse_s3_address(f"s3://{bucket}/runs/maps.zarr")), mode="r")
     np.testing.assert_array_equal(remote["val/cams"][:], array)
-    # A shard is read in parts.
+    # Only a part of the shard is read.
     np.testing.assert_array_equal(remote["packed"][3, 11:19, 11:19], array[3, 11:19, 11:19])
     assert sorted(remote.group_keys()) == ["val"]
     assert sorted(remote.array_keys()) == ["packed"]
@@ -57,7 +57,7 @@ def test_a_zarr_hierarchy_is_read_by_the_zarr_library(bucket: str, filesystem: S
         remote["val/cams"][0] = 0
 
 
-async def test_the_zarr_store_has_what_the_objects_say(s3: seaweed.S3Server, bucket: str) -> None:
+async def test_the_zarr_store_lists_and_reads_the_objects(s3: seaweed.S3Server, bucket: str) -> None:
     store_api = pytest.importorskip("zarr.abc.store")
     prototype = pytest.importorskip("zarr.core.buffer").default_buffer_prototype()
     await asyncio.to_thread(
@@ -91,7 +91,7 @@ async def test_the_zarr_store_has_what_the_objects_say(s3: seaweed.S3Server, buc
 
 
 @pytest.mark.parametrize("value_range", ["unit", "dataset"])
-def test_maps_that_share_a_chunk_are_mostly_fetched_with_it_once(
+def test_a_chunk_shared_by_maps_is_mostly_fetched_once(
     bucket: str, proxy: Proxy, tmp_path: Path, value_range: str
 ) -> None:
     array: Any = zarr.create_array(tmp_path / "stack.zarr", shape=(64, 32, 32), chunks=(16, 32, 32), dtype="f4")
@@ -103,5 +103,5 @@ def test_maps_that_share_a_chunk_are_mostly_fetched_with_it_once(
     report = am.run(f"s3://{bucket}/maps/", tmp_path / "out", settings=settings)
     assert (report.uploaded, report.failed) == (64, 0)
     chunks = [asked for asked in proxy.gets() if "/c/" in asked.path]
-    # Four a pass at best; each fetcher on its own would make it sixty-four.
+    # At best 4 requests a pass; without sharing, 64.
     assert len(chunks) < (32 if value_range == "unit" else 64)

@@ -37,8 +37,8 @@ pytestmark = pytest.mark.fast
 safetensors = pytest.importorskip("safetensors.numpy")
 
 
-def test_the_tensors_of_a_safetensors_file_are_maps_and_stacks(maps: Path) -> None:
-    # The library's own writer swaps what is big-endian.
+def test_tensors_of_a_safetensors_file_become_maps_and_stacks(maps: Path) -> None:
+    # The library's own writer swaps the bytes of big-endian arrays.
     arrays = {name: array for name, array in kinds_of_numbers().items() if not name.endswith("be")}
     arrays |= {"layer.4/stack": STACK, "one": MAP[..., None]}
     others = {"bias": np.ones(3, "f4"), "step": np.array(7)}
@@ -56,7 +56,7 @@ def _save_raw(path: Path, header: dict[str, Any] | bytes, data: bytes) -> Path:
     return path
 
 
-def test_bfloat16_becomes_float32_value_for_value(maps: Path) -> None:
+def test_bfloat16_is_read_as_float32_exactly(maps: Path) -> None:
     values = np.array([[0, 1, 0.5], [0.333984375, 2**-126, 255]], np.float32)
     bits = (values.view(np.uint32) >> 16).astype("<u2")
     _save_raw(
@@ -65,7 +65,7 @@ def test_bfloat16_becomes_float32_value_for_value(maps: Path) -> None:
     assert_same(read_all(maps), {"a/x": values})
 
 
-def test_a_tensor_of_a_dtype_that_numpy_lacks_fails_alone(maps: Path) -> None:
+def test_a_tensor_with_a_dtype_that_numpy_lacks_fails_alone(maps: Path) -> None:
     header = {
         "x": {"dtype": "F8_E4M3", "shape": [5, 3, 5], "data_offsets": [0, 75]},
         "y": {"dtype": "U8", "shape": [3, 4], "data_offsets": [75, 87]},
@@ -76,7 +76,7 @@ def test_a_tensor_of_a_dtype_that_numpy_lacks_fails_alone(maps: Path) -> None:
     assert y.name == "a/y"
 
 
-def test_a_truncated_safetensors_file_loses_only_what_was_cut_off(maps: Path) -> None:
+def test_a_truncated_file_loses_only_the_tensors_cut_off(maps: Path) -> None:
     safetensors.save_file({"a": MAP, "b": MAP, "c": MAP}, maps / "a.safetensors")
     content = (maps / "a.safetensors").read_bytes()
     (maps / "a.safetensors").write_bytes(content[:-1])
@@ -103,7 +103,7 @@ def test_a_truncated_safetensors_file_loses_only_what_was_cut_off(maps: Path) ->
         {"data_offsets": ["0", "48"]},
     ],
 )
-def test_a_tensor_that_cannot_be_fails_alone(maps: Path, change: dict[str, Any]) -> None:
+def test_an_invalid_tensor_description_fails_alone(maps: Path, change: dict[str, Any]) -> None:
     sound = {"dtype": "F32", "shape": [3, 4], "data_offsets": [0, 48]}
     _save_raw(maps / "a.safetensors", {"x": sound | change, "y": sound, "z": 7}, MAP.tobytes())
     x, y, z = open_source(maps)
@@ -124,7 +124,7 @@ def test_a_tensor_that_cannot_be_fails_alone(maps: Path, change: dict[str, Any])
         struct.pack("<Q", 2) + b"\xff\xff",
     ],
 )
-def test_what_is_no_safetensors_file_is_a_failure_of_its_own(maps: Path, content: bytes) -> None:
+def test_an_invalid_safetensors_file_is_a_failure(maps: Path, content: bytes) -> None:
     (maps / "a.safetensors").write_bytes(content)
     assert only_failure(maps).reason.startswith("expected a safetensors file: ")
 
@@ -136,9 +136,7 @@ def test_a_safetensors_file_without_maps_is_a_failure(maps: Path) -> None:
 
 @examples(150)
 @given(changes=CHANGES, cut=st.sampled_from([0, 0, 0, 1, 100, 300]))
-def test_no_damage_to_a_safetensors_file_ends_in_anything_but_maps_and_failures(
-    maps: Path, changes: list[tuple[int, int]], cut: int
-) -> None:
+def test_a_damaged_file_gives_only_maps_and_failures(maps: Path, changes: list[tuple[int, int]], cut: int) -> None:
     content = safetensors.save({"é": MAP, "stack": STACK, "bias": np.ones(3)})
     (maps / "a.safetensors").write_bytes(damaged(content, changes, cut))
     try_to_read(maps)

@@ -1,4 +1,4 @@
-"""The formats beyond NumPy's own, each written by its own library; and a stack's list of names."""
+"""A names file beside a stack."""
 
 from __future__ import annotations
 
@@ -20,11 +20,8 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.fast
 
 
-# The names of a stack ----------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("end", ["\n", "", "\r\n"])
-def test_a_list_of_names_beside_a_stack_names_its_maps(maps: Path, end: str) -> None:
+def test_a_names_file_names_the_maps_of_a_stack(maps: Path, end: str) -> None:
     np.save(maps / "cams.npy", STACK)
     names = ["dog 1", "b/c", "é", "000001", "x.y"]
     separator = end or "\n"
@@ -33,13 +30,13 @@ def test_a_list_of_names_beside_a_stack_names_its_maps(maps: Path, end: str) -> 
     assert_same(read_all(maps / "cams.npy"), {f"cams/{name}": plane for name, plane in zip(names, STACK, strict=True)})
 
 
-def test_a_list_of_names_that_an_editor_marked_as_utf_8_is_read(maps: Path) -> None:
+def test_a_names_file_may_start_with_a_byte_order_mark(maps: Path) -> None:
     np.save(maps / "a.npy", STACK[:2])
     (maps / "a.names.txt").write_text("x\ny\n", "utf-8-sig")
     assert names_of(open_source(maps)) == ["a/x", "a/y"]
 
 
-def test_a_map_that_is_no_stack_needs_no_list_of_names(maps: Path) -> None:
+def test_a_names_file_beside_a_single_map_is_ignored(maps: Path) -> None:
     np.save(maps / "a.npy", MAP)
     (maps / "a.names.txt").write_text("x\ny\n")
     assert names_of(open_source(maps)) == ["a"]
@@ -57,7 +54,7 @@ def test_a_map_that_is_no_stack_needs_no_list_of_names(maps: Path) -> None:
         (b"a\n" + b"x" * 10_000, "line 2 of its list of names is 4,096 characters long or more"),
     ],
 )
-def test_a_list_of_names_that_does_not_fit_is_one_failure(maps: Path, content: bytes, reason: str) -> None:
+def test_a_names_file_that_does_not_fit_is_one_failure(maps: Path, content: bytes, reason: str) -> None:
     np.save(maps / "a.npy", STACK)
     (maps / "a.names.txt").write_bytes(content)
     (failure,) = open_source(maps)
@@ -65,14 +62,14 @@ def test_a_list_of_names_that_does_not_fit_is_one_failure(maps: Path, content: b
     assert (failure.name, failure.reason) == ("a", reason)
 
 
-def test_a_name_of_a_list_that_cannot_be_a_key_fails_alone(maps: Path) -> None:
+def test_an_invalid_name_in_a_names_file_fails_alone(maps: Path) -> None:
     np.save(maps / "a.npy", STACK[:2])
     (maps / "a.names.txt").write_text("../../x\ny\n")
     assert "'..' part" in only_failure(maps).reason
     assert names_of(open_source(maps)) == ["a/y"]
 
 
-def test_the_memory_of_a_list_of_names_does_not_grow_with_it(maps: Path) -> None:
+def test_memory_does_not_grow_with_the_names_file(maps: Path) -> None:
     np.save(maps / "a.npy", np.zeros((20_000, 1, 5), np.uint8))
     (maps / "a.names.txt").write_text("".join(f"{'x' * 50}{number}\n" for number in range(20_000)))
     tracemalloc.start()
@@ -86,10 +83,7 @@ def test_the_memory_of_a_list_of_names_does_not_grow_with_it(maps: Path) -> None
     assert peak < 300_000
 
 
-# All of them -------------------------------------------------------------------------------------------------------
-
-
-def test_names_that_change_places_mean_that_their_maps_are_done_again(tmp_path: Path) -> None:
+def test_swapped_names_upload_their_maps_again(tmp_path: Path) -> None:
     maps, out, manifest = tmp_path / "maps", tmp_path / "out", tmp_path / "m.sqlite"
     maps.mkdir()
     np.save(maps / "s.npy", np.random.default_rng(0).random((2, 8, 9)))

@@ -1,4 +1,4 @@
-"""Paths on standard input: the command at the end of a pipe."""
+"""Paths on standard input, as at the end of a pipe."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def run(text: bytes, *options: str) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(arguments(*options), input=text, capture_output=True, timeout=60, check=False)
 
 
-def made() -> list[str]:
+def overlays() -> list[str]:
     return sorted(str(path.relative_to("out")) for path in Path("out").rglob("*.png"))
 
 
 @pytest.fixture
 def slow_producer() -> Iterator[subprocess.Popen[bytes]]:
-    """The command, waiting for what is written to it."""
+    """The command with an open pipe as its standard input."""
     with subprocess.Popen(
         arguments(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
     ) as process:
@@ -73,7 +73,7 @@ def test_each_line_is_a_file_named_by_its_path(tmp_path: Path) -> None:
     done = run(f"a.npy\n./deep/b c.npy\r\n\n{absolute}\n.//two.npz".encode())
     assert done.returncode == 0, done.stderr
     inside = str(tmp_path).lstrip("/")
-    assert made() == sorted(["a.png", "deep/b c.png", f"{inside}/elsewhere/é.png", "two/x.png", "two/y.png"])
+    assert overlays() == sorted(["a.png", "deep/b c.png", f"{inside}/elsewhere/é.png", "two/x.png", "two/y.png"])
     again = run(f"a.npy\n{absolute}\n".encode())
     assert again.returncode == 0
     assert b"2 skipped" in again.stdout
@@ -87,7 +87,7 @@ def test_a_bad_line_fails_alone(tmp_path: Path) -> None:
         b"gone.npy\nfolder\n../" + tmp_path.name.encode() + b"/up/x.npy\nnotes.txt\n\xff.npy\nnull\0.npy\ngood.npy\n"
     )
     assert done.returncode == 1
-    assert made() == ["good.png"]
+    assert overlays() == ["good.png"]
     for reason in (
         "the file is not there", "found a folder", "'..' part", "notes.txt", "\\udcff", "the path has a null byte",
     ):  # fmt: skip
@@ -95,13 +95,13 @@ def test_a_bad_line_fails_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_file_may_be_standard_input_as_well_as_nothing() -> None:
+def test_standard_input_may_be_a_file_empty_or_closed() -> None:
     save("a.npy")
     Path("list.txt").write_text("a.npy\n")
     with open("list.txt", "rb") as file:
         done = subprocess.run(arguments(), stdin=file, capture_output=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
-    assert made() == ["a.png"]
+    assert overlays() == ["a.png"]
     empty = subprocess.run(arguments(), stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=False)
     assert empty.returncode == 2
     assert b"standard input holds no activation maps" in empty.stderr
@@ -113,13 +113,13 @@ def test_a_file_may_be_standard_input_as_well_as_nothing() -> None:
 
 
 @pytest.mark.slow
-def test_what_is_no_list_of_paths_is_refused() -> None:
+def test_a_very_long_line_is_refused() -> None:
     done = run(b"x" * 2**20)
     assert done.returncode == 2
     assert b"a line of more than" in done.stderr
 
 
-def test_a_dry_run_reads_it_too() -> None:
+def test_a_dry_run_reads_standard_input() -> None:
     save("a.npy")
     done = run(b"a.npy\ngone.npy\n", "--dry-run")
     assert done.returncode == 1
@@ -128,16 +128,16 @@ def test_a_dry_run_reads_it_too() -> None:
 
 
 @pytest.mark.slow
-def test_more_lines_than_a_pipe_holds_all_arrive() -> None:
+def test_more_lines_than_a_pipe_holds_are_read() -> None:
     save("a.npy")
     count = 5000
     done = run(b"".join(b"./gone/%060d.npy\n" % i for i in range(count)) + b"a.npy\n")
     assert done.returncode == 1
     assert b"5,000 failed" in done.stdout
-    assert made() == ["a.png"]
+    assert overlays() == ["a.png"]
 
 
-def test_maps_of_a_slow_producer_start_at_once(slow_producer: subprocess.Popen[bytes]) -> None:
+def test_maps_are_uploaded_while_the_producer_still_writes(slow_producer: subprocess.Popen[bytes]) -> None:
     assert slow_producer.stdin is not None
     for name in ("first", "second"):
         slow_producer.stdin.write(save(f"{name}.npy").encode() + b"\n")
@@ -146,10 +146,10 @@ def test_maps_of_a_slow_producer_start_at_once(slow_producer: subprocess.Popen[b
     slow_producer.stdin.write(save("third.npy").encode())
     slow_producer.stdin.close()
     assert slow_producer.wait(60) == 0
-    assert made() == ["first.png", "second.png", "third.png"]
+    assert overlays() == ["first.png", "second.png", "third.png"]
 
 
-def test_one_interrupt_ends_it_though_the_producer_hangs(slow_producer: subprocess.Popen[bytes]) -> None:
+def test_one_interrupt_ends_a_run_whose_producer_hangs(slow_producer: subprocess.Popen[bytes]) -> None:
     assert slow_producer.stdin is not None
     slow_producer.stdin.write(save("first.npy").encode() + b"\nhalf a li")
     slow_producer.stdin.flush()
@@ -161,15 +161,15 @@ def test_one_interrupt_ends_it_though_the_producer_hangs(slow_producer: subproce
 
 
 @pytest.mark.slow
-def test_paths_may_lead_into_s3(bucket: str) -> None:
+def test_paths_may_be_in_s3(bucket: str) -> None:
     upload(bucket, {"maps/a.npy": npy(), "maps/b.npy": npy()})
     save("here.npy")
     done = run(f"s3://{bucket}/maps/a.npy\nhere.npy\ns3://{bucket}/maps/b.npy\ns3://{bucket}/gone.npy\n".encode())
     assert done.returncode == 1
-    assert made() == ["here.png", "maps/a.png", "maps/b.png"]
+    assert overlays() == ["here.png", "maps/a.png", "maps/b.png"]
 
 
-def test_standard_input_is_no_source_that_could_be_read_twice() -> None:
+def test_open_source_refuses_standard_input() -> None:
     with pytest.raises(SourceError, match="only once"):
         open_source("-")
     with pytest.raises(SourceError, match="no such file"):

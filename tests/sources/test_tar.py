@@ -1,4 +1,4 @@
-"""Tar archives as WebDataset makes them."""
+"""Tar archives in the layout of WebDataset."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ pytestmark = pytest.mark.fast
 
 
 @pytest.mark.parametrize("kind", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_the_arrays_of_a_webdataset_are_maps_and_what_lies_beside_them_is_not(maps: Path, kind: int) -> None:
+def test_arrays_of_a_webdataset_become_maps(maps: Path, kind: int) -> None:
     samples = kinds_of_numbers()
     members: dict[str, bytes] = {}
     for name, array in samples.items():
@@ -51,7 +51,7 @@ def test_the_arrays_of_a_webdataset_are_maps_and_what_lies_beside_them_is_not(ma
     assert_same(read_all(maps), {f"shard-000/{name}": array for name, array in written.items()})
 
 
-def test_an_entry_of_a_tar_says_where_its_bytes_lie(maps: Path) -> None:
+def test_an_entry_has_the_offset_and_size_of_its_member(maps: Path) -> None:
     save_tar(maps / "a.tar", {"1.cls": b"7", "1.npy": npy(MAP), "2.npy": npy(STACK)})
     entries = list(open_source(maps))
     first, second = entries[0], entries[1]
@@ -65,7 +65,7 @@ def test_an_entry_of_a_tar_says_where_its_bytes_lie(maps: Path) -> None:
     assert len({str(entry.fingerprint).partition(" ")[0] for entry in entries}) == 1
 
 
-def test_long_names_and_those_under_a_dot_are_told(maps: Path) -> None:
+def test_long_names_and_a_leading_dot_are_read(maps: Path) -> None:
     long = "x" * 150
     for kind in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
         save_tar(maps / "a.tar", {"./1.npy": npy(MAP), f"{long}/é.npy": npy(MAP)}, kind)
@@ -73,13 +73,13 @@ def test_long_names_and_those_under_a_dot_are_told(maps: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["../../x", "/x", "a/../x", "a\nb", ""])
-def test_a_member_of_a_tar_cannot_leave_its_place(maps: Path, name: str) -> None:
+def test_a_member_name_cannot_escape_the_prefix(maps: Path, name: str) -> None:
     save_tar(maps / "a.tar", {f"{name}.npy": npy(MAP), "z.npy": npy(MAP)})
     assert "part" in only_failure(maps).reason or "control character" in only_failure(maps).reason
     assert names_of(open_source(maps)) == ["a/z"]
 
 
-def test_no_link_in_a_tar_is_followed(maps: Path, tmp_path: Path) -> None:
+def test_links_and_devices_in_a_tar_are_failures(maps: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "secret.npy", MAP)
     with tarfile.open(maps / "a.tar", "w") as archive:
         add_member(archive, "real.npy", npy(MAP))
@@ -109,7 +109,7 @@ def test_a_damaged_array_in_a_tar_fails_alone(maps: Path) -> None:
 
 
 @pytest.mark.parametrize("cut_at", ["a header", "data", "between two members"])
-def test_what_comes_before_the_cut_of_a_tar_is_listed_and_the_cut_is_told(maps: Path, cut_at: str) -> None:
+def test_a_truncated_tar_lists_the_members_before_the_cut(maps: Path, cut_at: str) -> None:
     path = save_tar(maps / "a.tar", {f"{number}.npy": npy(MAP) for number in range(10)})
     # Each member takes a block of 512 bytes for its header and one for its array.
     path.write_bytes(path.read_bytes()[: 5 * 1024 + {"a header": 100, "data": 600, "between two members": 0}[cut_at]])
@@ -120,13 +120,13 @@ def test_what_comes_before_the_cut_of_a_tar_is_listed_and_the_cut_is_told(maps: 
     assert failure.reason.startswith(f"the archive is cut off or damaged after {whole} bytes: ")
     assert names_of(entries)[:5] == [f"a/{number}" for number in range(5)]
     if cut_at == "data":
-        # Its header is whole, and so it is known by name.
+        # Its header is complete, so its name is known.
         assert why_not(entries[5]).startswith("truncated: ")
     else:
         assert len(entries) == 5
 
 
-def test_a_damaged_header_in_a_tar_is_told_with_what_comes_before(maps: Path) -> None:
+def test_a_damaged_header_lists_the_members_before_it(maps: Path) -> None:
     path = save_tar(maps / "a.tar", {f"{number}.npy": npy(MAP) for number in range(10)})
     content = bytearray(path.read_bytes())
     content[5 * 1024 + 10] ^= 1
@@ -137,11 +137,11 @@ def test_a_damaged_header_in_a_tar_is_told_with_what_comes_before(maps: Path) ->
     )
 
 
-def test_a_member_of_negative_size_does_not_keep_the_listing_for_ever(maps: Path) -> None:
+def test_a_member_of_negative_size_ends_the_listing(maps: Path) -> None:
     path = save_tar(maps / "a.tar", {"0.npy": npy(MAP), "1.npy": npy(MAP)})
     content = bytearray(path.read_bytes())
     header = content[1024:1536]
-    # In base 256, two's complement; then the checksum, taken as if it were spaces.
+    # The size is base 256, two's complement. The checksum is computed with spaces in its own field.
     header[124:136] = (-1024).to_bytes(12, "big", signed=True)
     header[148:156] = b" " * 8
     header[148:156] = b"%06o\0 " % sum(header)
@@ -152,7 +152,7 @@ def test_a_member_of_negative_size_does_not_keep_the_listing_for_ever(maps: Path
 
 
 @pytest.mark.parametrize("content", [b"", b"no archive", b"no archive" * 1000, b"\x1f\x8b\x08\x00" + bytes(2000)])
-def test_what_is_no_tar_is_a_failure_of_its_own(maps: Path, content: bytes) -> None:
+def test_an_invalid_tar_is_a_failure(maps: Path, content: bytes) -> None:
     (maps / "a.tar").write_bytes(content)
     save_tar(maps / "b.tar", {"x.npy": npy(MAP)})
     assert only_failure(maps).reason.startswith("expected a tar archive that is not compressed: ")
@@ -165,7 +165,7 @@ def test_a_tar_without_arrays_is_a_failure(maps: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.tar.gz", "a.TGZ", "a.tar.xz", "a.tar.bz2"])
-def test_a_compressed_tar_is_refused_with_what_to_do(maps: Path, name: str) -> None:
+def test_a_compressed_tar_is_refused_with_advice(maps: Path, name: str) -> None:
     save_tar(maps / name, {"x.npy": npy(MAP)})
     for place in (maps, maps / name):
         failure = only_failure(place)
@@ -173,7 +173,7 @@ def test_a_compressed_tar_is_refused_with_what_to_do(maps: Path, name: str) -> N
         assert failure.reason.endswith("decompress it first")
 
 
-def test_the_memory_of_listing_a_tar_does_not_grow_with_its_members(maps: Path) -> None:
+def test_memory_does_not_grow_with_the_members(maps: Path) -> None:
     content = npy(MAP)
     save_tar(maps / "a.tar", {f"{'x' * 80}{number}.npy": content for number in range(2000)})
     peaks = []
@@ -185,15 +185,13 @@ def test_the_memory_of_listing_a_tar_does_not_grow_with_its_members(maps: Path) 
             peaks.append(tracemalloc.get_traced_memory()[1])
         finally:
             tracemalloc.stop()
-    # The members alone would be over a megabyte more.
+    # Keeping the members would take over a megabyte more.
     assert peaks[1] < peaks[0] + 300_000
 
 
 @examples(150)
 @given(changes=CHANGES, cut=st.sampled_from([0, 0, 0, 1, 700, 6000, 9500]))
-def test_no_damage_to_a_tar_ends_in_anything_but_maps_and_failures(
-    maps: Path, changes: list[tuple[int, int]], cut: int
-) -> None:
+def test_a_damaged_tar_gives_only_maps_and_failures(maps: Path, changes: list[tuple[int, int]], cut: int) -> None:
     path = save_tar(maps / "a.tar", {"é" * 60 + ".npy": npy(MAP), "1.json": b"{}", "2.npy": npy(STACK)})
     path.write_bytes(damaged(path.read_bytes(), changes, cut))
     try_to_read(maps)

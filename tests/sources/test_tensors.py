@@ -1,11 +1,11 @@
-"""PyTorch's tensors are quantized where they lie, and come to what NumPy comes to; so do arrays of any library.
+"""PyTorch tensors are quantized on their device with the same result as NumPy; arrays of other libraries are accepted.
 
-What CAM libraries return for a batch of b images was looked at by hand, with PyTorch 2.14.1:
+CAM libraries return the following for a batch of b images (checked by hand with PyTorch 2.14.1):
 
-- grad-cam 1.5.7, ``GradCAM(...)(input_tensor, targets)``: a NumPy array, (b, h, w) float32, 0 to 1, as large as the
+- grad-cam 1.5.7, ``GradCAM(...)(input_tensor, targets)``: a NumPy array, (b, h, w) float32, 0 to 1, in the size of the
   image.
-- captum 0.9.0, ``LayerGradCam(...).attribute(inputs, target)``: a tensor of the model's dtype, (b, 1, h', w'), as large
-  as the layer's output; signed, of any scale, and it requires a gradient. ``interpolate`` makes it larger.
+- captum 0.9.0, ``LayerGradCam(...).attribute(inputs, target)``: a tensor of the model's dtype, (b, 1, h', w'), in the
+  size of the layer's output; signed, of any scale, and it requires a gradient. ``interpolate`` makes it larger.
 - torchcam 0.5.0, ``GradCAM(...)(class_idx, scores)``: a list with a tensor of the model's dtype, (b, h', w'), for each
   layer, 0 to 1; of any scale with ``normalized=False``. NaN in the layer counts as 0.
 """
@@ -38,7 +38,7 @@ RANGES = ("unit", "-2,2", "per-map", "percentile:1,99", "percentile:12.5,50", "s
 
 
 class Converted:
-    """What has ``__array__``, as JAX and TensorFlow do."""
+    """An array with ``__array__``, as in JAX and TensorFlow."""
 
     def __init__(self, array: NDArray[Any]) -> None:
         self._array = array
@@ -48,7 +48,7 @@ class Converted:
 
 
 class Exchanged:
-    """What has DLPack's protocol only."""
+    """An array with DLPack's protocol only."""
 
     def __init__(self, array: NDArray[Any]) -> None:
         self._array = array
@@ -61,14 +61,14 @@ class Exchanged:
 
 
 class Elsewhere:
-    """What refuses to be copied, as CuPy's arrays do."""
+    """An array that refuses implicit copies, as CuPy's do."""
 
     def __array__(self, dtype: Any = None, copy: Any = None) -> NDArray[Any]:
         raise TypeError("implicit conversion is not allowed")
 
 
 @pytest.mark.parametrize("kind", [Converted, Exchanged])
-def test_arrays_of_other_libraries_are_taken(kind: Any) -> None:
+def test_arrays_of_other_libraries_are_read(kind: Any) -> None:
     array = np.random.default_rng(0).random((3, 4))
     entry = array_map("a", kind(array))
     assert isinstance(entry, ActivationMap)
@@ -76,7 +76,7 @@ def test_arrays_of_other_libraries_are_taken(kind: Any) -> None:
     np.testing.assert_array_equal(entry.array, array)
 
 
-def test_an_array_that_cannot_be_copied_says_what_to_do() -> None:
+def test_an_array_on_another_device_is_refused_with_advice() -> None:
     entry = array_map("a", Elsewhere())
     assert isinstance(entry, Failure)
     assert entry.reason == (
@@ -85,14 +85,14 @@ def test_an_array_that_cannot_be_copied_says_what_to_do() -> None:
 
 
 @pytest.mark.parametrize("what", [[[0.5]], 0.5, None, "text"])
-def test_what_is_no_array_is_named_by_its_type(what: Any) -> None:
+def test_the_type_of_a_non_array_is_named(what: Any) -> None:
     entry = array_map("a", what)
     assert isinstance(entry, Failure)
     assert entry.reason == f"an activation map must be a NumPy array or a tensor; found {type(what).__name__}"
 
 
 @pytest.mark.parametrize(
-    ("shape", "taken"),
+    ("shape", "expected_shape"),
     [
         ((1, 3, 4), (3, 4)),
         ((1, 1, 3, 4), (3, 4)),
@@ -102,7 +102,7 @@ def test_what_is_no_array_is_named_by_its_type(what: Any) -> None:
         ((1, 1, 3, 1), (3, 1)),
         ((3, 4), (3, 4)),
         ((1, 4), (1, 4)),
-        # A channel last, as Kolena takes it.
+        # Kolena accepts a channel as the last axis.
         ((3, 4, 1), (3, 4, 1)),
         ((1, 4, 1), (1, 4, 1)),
         ((1, 3, 4, 1), (3, 4, 1)),
@@ -112,20 +112,20 @@ def test_what_is_no_array_is_named_by_its_type(what: Any) -> None:
     "kind", [np.asarray, np.asfortranarray, Converted, lambda array: [array], lambda array: (array,)]
 )
 def test_leading_axes_of_length_one_are_dropped_without_a_copy(
-    kind: Any, shape: tuple[int, ...], taken: tuple[int, ...]
+    kind: Any, shape: tuple[int, ...], expected_shape: tuple[int, ...]
 ) -> None:
     array = np.random.default_rng(0).random(shape).astype(np.float32)
     entry = array_map("a", kind(array))
     assert isinstance(entry, ActivationMap), entry
     assert entry.array is not None
-    assert entry.array.shape == taken
+    assert entry.array.shape == expected_shape
     np.testing.assert_array_equal(entry.array.ravel(), array.ravel())
     if kind is not np.asfortranarray:
         assert np.shares_memory(entry.array, array)
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 4), (3, 1, 7, 7), (1, 2, 3, 4), (2, 3, 4, 1), (1, 2, 1, 3, 4)])
-def test_a_batch_of_more_than_one_map_says_to_put_each_by_itself(shape: tuple[int, ...]) -> None:
+def test_a_batch_of_several_maps_is_refused_with_advice(shape: tuple[int, ...]) -> None:
     entry = array_map("a", np.zeros(shape, np.float32))
     assert isinstance(entry, Failure)
     assert entry.reason == (
@@ -134,7 +134,7 @@ def test_a_batch_of_more_than_one_map_says_to_put_each_by_itself(shape: tuple[in
     )
 
 
-def test_a_list_of_the_maps_of_two_layers_says_to_put_each_by_itself() -> None:
+def test_a_list_of_two_maps_is_refused_with_advice() -> None:
     entry = array_map("a", [np.zeros((1, 14, 14)), np.zeros((1, 7, 7))])
     assert isinstance(entry, Failure)
     assert entry.reason == (
@@ -144,20 +144,20 @@ def test_a_list_of_the_maps_of_two_layers_says_to_put_each_by_itself() -> None:
 
 
 @pytest.mark.parametrize("what", [[], (), [0.5], [[0.5, 0.2], [0.1, 0.3]], [[np.zeros((2, 2))]]])
-def test_any_other_list_is_no_array(what: Any) -> None:
+def test_other_lists_are_refused(what: Any) -> None:
     entry = array_map("a", what)
     assert isinstance(entry, Failure)
     assert entry.reason == f"an activation map must be a NumPy array or a tensor; found {type(what).__name__}"
 
 
-def test_a_batch_of_none_is_empty() -> None:
+def test_an_empty_batch_is_refused() -> None:
     entry = array_map("a", np.zeros((0, 1, 7, 7), np.float32))
     assert isinstance(entry, Failure)
     assert entry.reason == "the activation map is empty: its shape is (0, 1, 7, 7)"
 
 
 @pytest.mark.usefixtures(leaves_nothing.__name__)
-async def test_what_grad_cam_and_torchcam_return_goes_the_whole_way(tmp_path: Path) -> None:
+async def test_arrays_as_grad_cam_and_torchcam_return_them_are_uploaded(tmp_path: Path) -> None:
     cams = np.random.default_rng(0).random((3, 20, 30)).astype(np.float32)
     names = ("a", "b", "c")
     async with am.Pipeline(tmp_path, settings=am.Settings(workers=0)) as pipeline:
@@ -176,11 +176,11 @@ async def test_what_grad_cam_and_torchcam_return_goes_the_whole_way(tmp_path: Pa
             np.testing.assert_array_equal(np.asarray(image.convert("RGBA")), am.colorize_activation_map(cam))
 
 
-# PyTorch is large: CI installs it for the slow tests.
+# PyTorch is large, so CI installs it for the slow tests only.
 
 
-def agree(tensor: Any, array: NDArray[Any], value_range: ValueRange) -> None:
-    """A tensor's intensities and statistics are those of the array."""
+def assert_equals_array(tensor: Any, array: NDArray[Any], value_range: ValueRange) -> None:
+    """Check that the tensor's intensities and statistics equal the array's."""
     entry = array_map("a", tensor, value_range)
     assert isinstance(entry, ActivationMap), entry
     assert entry.array is not None
@@ -199,7 +199,7 @@ def agree(tensor: Any, array: NDArray[Any], value_range: ValueRange) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("value_range", RANGES)
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
-def test_a_tensors_intensities_are_those_of_its_array(dtype: str, value_range: str) -> None:
+def test_intensities_of_a_float_tensor_equal_its_arrays(dtype: str, value_range: str) -> None:
     torch = pytest.importorskip("torch")
     for seed, shape in enumerate([(1, 1), (7, 9), (64, 33), (5, 6, 1), (1, 5, 6), (1, 1, 5, 6)]):
         generator = torch.Generator().manual_seed(seed)
@@ -209,31 +209,31 @@ def test_a_tensors_intensities_are_those_of_its_array(dtype: str, value_range: s
         tensor = values.to(getattr(torch, dtype)).requires_grad_()
         plain = tensor.detach().float() if dtype == "bfloat16" else tensor.detach()
         array = plain.numpy()
-        agree(tensor, array.reshape(5, 6) if array.ndim > 2 else array, parse_range(value_range))
-        agree([tensor], array.reshape(5, 6) if array.ndim > 2 else array, parse_range(value_range))
+        assert_equals_array(tensor, array.reshape(5, 6) if array.ndim > 2 else array, parse_range(value_range))
+        assert_equals_array([tensor], array.reshape(5, 6) if array.ndim > 2 else array, parse_range(value_range))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("value_range", RANGES[1:])
 @pytest.mark.parametrize("dtype", ["int8", "int16", "int32", "int64"])
-def test_integer_tensors_too(dtype: str, value_range: str) -> None:
+def test_intensities_of_an_integer_tensor_equal_its_arrays(dtype: str, value_range: str) -> None:
     torch = pytest.importorskip("torch")
     tensor = torch.arange(-40, 44).reshape(7, 12).to(getattr(torch, dtype))
-    agree(tensor, tensor.numpy(), parse_range(value_range))
+    assert_equals_array(tensor, tensor.numpy(), parse_range(value_range))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("value", [0.0, -3.0, 1e-300, 1e300])
 @pytest.mark.parametrize("value_range", ["per-map", "symmetric", "percentile:1,99"])
-def test_a_constant_tensor_too(value: float, value_range: str) -> None:
+def test_intensities_of_a_constant_tensor_equal_its_arrays(value: float, value_range: str) -> None:
     torch = pytest.importorskip("torch")
     tensor = torch.full((3, 4), value, dtype=torch.float64)
-    agree(tensor, tensor.numpy(), parse_range(value_range))
+    assert_equals_array(tensor, tensor.numpy(), parse_range(value_range))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["uint8", "bool", "uint16", "uint32", "uint64"])
-def test_tensors_that_torch_cannot_compute_with_are_copied(dtype: str) -> None:
+def test_tensors_of_dtypes_without_torch_arithmetic_are_copied(dtype: str) -> None:
     torch = pytest.importorskip("torch")
     tensor = torch.arange(12).reshape(3, 4).to(getattr(torch, dtype))
     entry = array_map("a", tensor, parse_range("per-map"))
@@ -243,11 +243,11 @@ def test_tensors_that_torch_cannot_compute_with_are_copied(dtype: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_tensor_of_a_class_of_ones_own_is_a_tensor() -> None:
+def test_a_tensor_subclass_is_quantized_as_a_tensor() -> None:
     torch = pytest.importorskip("torch")
 
     class Own(torch.Tensor):  # type: ignore[misc,name-defined]
-        """As MONAI's MetaTensor is."""
+        """A subclass, as MONAI's MetaTensor is."""
 
     tensor = torch.rand(3, 4).as_subclass(Own).requires_grad_()
     entry = array_map("a", tensor, parse_range("unit"))
@@ -256,7 +256,7 @@ def test_a_tensor_of_a_class_of_ones_own_is_a_tensor() -> None:
 
 
 @pytest.mark.slow
-def test_a_tensor_with_invalid_values_or_without_a_range_is_copied_as_it_is() -> None:
+def test_a_tensor_with_invalid_values_or_no_range_is_copied() -> None:
     torch = pytest.importorskip("torch")
     tensor = torch.rand(3, 4)
     tensor[1, 2] = torch.nan
@@ -274,7 +274,7 @@ def test_a_tensor_with_invalid_values_or_without_a_range_is_copied_as_it_is() ->
 
 
 @pytest.mark.slow
-async def test_tensors_go_the_whole_way(tmp_path: Path) -> None:
+async def test_tensors_and_arrays_give_equal_overlays(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     maps = [torch.randn(20, 30, generator=torch.Generator().manual_seed(seed)) for seed in range(12)]
     settings = am.Settings(range="per-map", workers=1)
@@ -290,8 +290,8 @@ async def test_tensors_go_the_whole_way(tmp_path: Path) -> None:
         assert (tmp_path / "a" / f"{i}.png").read_bytes() == (tmp_path / "b" / f"{i}.png").read_bytes()
 
 
-def translate_sqlite_errors(library: str, images: int) -> tuple[Any, NDArray[np.float32]]:
-    """What a CAM library returns for a model and so many images, and the maps in it, (images, h, w)."""
+def cams_of_library(library: str, images: int) -> tuple[Any, NDArray[np.float32]]:
+    """Return a CAM library's result for a model and that number of images, and its maps, (images, h, w)."""
     torch = pytest.importorskip("torch")
     cam = pytest.importorskip(library)
     torch.manual_seed(0)
@@ -314,9 +314,9 @@ def translate_sqlite_errors(library: str, images: int) -> tuple[Any, NDArray[np.
 
 @pytest.mark.slow
 @pytest.mark.parametrize("library", ["captum", "pytorch_grad_cam", "torchcam"])
-async def test_what_a_cam_library_returns_goes_in_as_it_comes(library: str, tmp_path: Path) -> None:
-    one, (expected,) = translate_sqlite_errors(library, 1)
-    several, planes = translate_sqlite_errors(library, 3)
+async def test_results_of_cam_libraries_are_accepted_unchanged(library: str, tmp_path: Path) -> None:
+    one, (expected,) = cams_of_library(library, 1)
+    several, planes = cams_of_library(library, 3)
     assert planes.shape == ((3, 18, 26) if library == "pytorch_grad_cam" else (3, 16, 24))
     batch = several[0] if isinstance(several, list) else several
     async with am.Pipeline(tmp_path, settings=am.Settings(range="per-map", workers=0)) as pipeline:

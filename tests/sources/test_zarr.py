@@ -1,4 +1,4 @@
-"""Zarr hierarchies on a disk."""
+"""Zarr hierarchies on disk."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ pytestmark = pytest.mark.fast
 
 
 @pytest.mark.parametrize("version", [2, 3])
-def test_the_arrays_of_a_zarr_hierarchy_are_maps_and_stacks_sorted_by_their_paths(maps: Path, version: Any) -> None:
+def test_arrays_of_a_hierarchy_become_maps_in_path_order(maps: Path, version: Any) -> None:
     arrays = kinds_of_numbers()
     root = zarr.open_group(maps / "a.zarr", mode="w", zarr_format=version)
     for name, array in arrays.items():
@@ -64,7 +64,7 @@ def test_a_zarr_array_is_named_by_its_folder(maps: Path, version: Any, name: str
     assert_same(read_all(maps / "deep" / "one.zarr"), {"one": MAP})
 
 
-def test_a_zarr_folder_is_found_from_within(maps: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_zarr_folder_may_be_the_working_folder(maps: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     zarr.create_array(maps / "a.zarr", data=MAP)
     monkeypatch.chdir(maps / "a.zarr")
     for place in (".", "../a.zarr/"):
@@ -72,13 +72,13 @@ def test_a_zarr_folder_is_found_from_within(maps: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("pattern", ["*/c", "*/*.npy", "*/*/*/*", "x*.zarr"])
-def test_no_glob_looks_for_maps_within_a_zarr_folder(maps: Path, pattern: str) -> None:
+def test_a_glob_does_not_match_inside_a_zarr_folder(maps: Path, pattern: str) -> None:
     zarr.create_array(maps / "a.zarr", data=STACK)
     np.save(maps / "a.zarr" / "not ours.npy", MAP)
     assert list(open_source(maps / pattern)) == []
 
 
-def test_sharded_arrays_and_chunks_that_were_never_written_are_read(maps: Path) -> None:
+def test_sharded_and_unwritten_chunks_are_read(maps: Path) -> None:
     sharded = zarr.create_array(
         maps / "s.zarr", shape=(10, 3, 5), chunks=(2, 3, 5), shards=(4, 3, 5), dtype="f4", fill_value=0.25
     )
@@ -102,7 +102,7 @@ def _count_chunk_reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return reads
 
 
-def test_maps_that_share_a_zarr_chunk_are_unpacked_once(maps: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_chunk_shared_by_maps_is_read_once(maps: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stack = np.random.default_rng(1).random((20, 6, 6))
     zarr.create_array(maps / "a.zarr", data=stack, chunks=(8, 4, 6))
     reads = _count_chunk_reads(monkeypatch)
@@ -110,7 +110,7 @@ def test_maps_that_share_a_zarr_chunk_are_unpacked_once(maps: Path, monkeypatch:
     assert len(reads) == len(set(reads)) == 3 * 2
 
 
-def test_a_block_of_chunks_too_large_to_keep_is_read_map_by_map(maps: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_block_of_chunks_above_the_limit_is_read_map_by_map(maps: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(zarr_source, "_MAX_BLOCK", STACK[:2].nbytes - 1)
     zarr.create_array(maps / "a.zarr", data=STACK, chunks=(2, 3, 5))
     reads = _count_chunk_reads(monkeypatch)
@@ -118,7 +118,7 @@ def test_a_block_of_chunks_too_large_to_keep_is_read_map_by_map(maps: Path, monk
     assert len(reads) == len(STACK)
 
 
-def test_the_fingerprint_of_a_zarr_folder_changes_with_any_of_its_files(maps: Path) -> None:
+def test_the_fingerprint_changes_with_any_file_of_the_folder(maps: Path) -> None:
     array = zarr.create_array(maps / "a.zarr", data=STACK, chunks=(1, 3, 5))
 
     def fingerprint() -> str | None:
@@ -139,13 +139,13 @@ def test_the_fingerprint_of_a_zarr_folder_changes_with_any_of_its_files(maps: Pa
     assert len(set(seen)) == 5
 
 
-def test_links_within_a_zarr_folder_that_lead_back_are_a_failure(maps: Path) -> None:
+def test_a_link_loop_inside_a_zarr_folder_is_a_failure(maps: Path) -> None:
     zarr.open_group(maps / "a.zarr", mode="w").create_array("x", data=MAP)
     (maps / "a.zarr" / "loop").symlink_to(maps)
     assert only_failure(maps).reason == "a symbolic link in it leads back to a folder above"
 
 
-def test_a_folder_that_is_no_zarr_hierarchy_and_a_file_that_is_no_folder_are_failures(maps: Path) -> None:
+def test_an_invalid_hierarchy_is_a_failure(maps: Path) -> None:
     (maps / "a.zarr").mkdir()
     (maps / "b.zarr").mkdir()
     (maps / "b.zarr" / "zarr.json").write_text("{")
@@ -160,7 +160,7 @@ def test_a_folder_that_is_no_zarr_hierarchy_and_a_file_that_is_no_folder_are_fai
 
 
 @pytest.mark.parametrize("version", [2, 3])
-def test_what_is_damaged_in_a_zarr_hierarchy_fails_alone_and_stray_files_do_no_harm(maps: Path, version: Any) -> None:
+def test_a_damaged_array_fails_alone_and_stray_files_are_ignored(maps: Path, version: Any) -> None:
     root = zarr.open_group(maps / "a.zarr", mode="w", zarr_format=version)
     for name in ("a", "b", "c"):
         root.create_array(name, data=MAP)
