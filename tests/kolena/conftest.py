@@ -1,4 +1,4 @@
-"""A manifest, and what Kolena has on its side."""
+"""A manifest, and a stand-in for Kolena's service."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def manifest(tmp_path: Path) -> Path:
-    """Two maps that are done, and one that failed."""
+    """A manifest of two uploaded maps and one failed map."""
     failed = am.Failure("c", "c.npy", None, "read", "no map")
     return write_manifest(tmp_path / "m.sqlite", receipt("a"), receipt("b", UNCOUNTED), failed)
 

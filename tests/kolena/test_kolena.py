@@ -1,4 +1,4 @@
-"""Masks and results for Kolena: made of what is there, taken by Kolena's own client, and found where they say."""
+"""Masks and results for Kolena, checked with Kolena's own client."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ pytestmark = [pytest.mark.fast, pytest.mark.usefixtures(leaves_nothing.__name__)
 
 
 @pytest.fixture(params=["with kolena", "without kolena"])
-def either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Once with Kolena's client, and once as where it is not installed."""
+def with_and_without_kolena(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the test with Kolena's client and as if it were not installed."""
     if request.param == "with kolena":
         kolena_client("kolena.annotation")
     else:
@@ -52,29 +52,29 @@ def mask_at(name: str, **fields: object) -> dict[str, object]:
 # Masks ---------------------------------------------------------------------------------------------------------------
 
 
-def test_a_mask_is_kolenas_own_where_kolena_is_installed() -> None:
+def test_a_mask_is_kolenas_bitmap_mask_when_installed() -> None:
     annotation = kolena_client("kolena.annotation")
     assert bitmap_mask(receipt("a"), layer="layer4") == annotation.BitmapMask("s3://bucket/o/a.png", layer="layer4")
 
 
-@pytest.mark.usefixtures("either_way")
-def test_a_mask_is_the_same_in_json_without_kolena() -> None:
+@pytest.mark.usefixtures("with_and_without_kolena")
+def test_a_mask_has_the_same_json_without_kolena() -> None:
     assert wire(bitmap_mask(receipt("a"))) == mask_at("a")
     assert wire(bitmap_mask(receipt("a"), layer="layer4")) == mask_at("a", layer="layer4")
 
 
-@pytest.mark.usefixtures("either_way")
-def test_a_mask_tells_which_map_it_is_of_and_what_its_colors_span() -> None:
-    told = {"map_name": "a", "range_low": -2.0, "range_high": 2.0}
+@pytest.mark.usefixtures("with_and_without_kolena")
+def test_provenance_adds_the_map_name_and_the_range() -> None:
+    added = {"map_name": "a", "range_low": -2.0, "range_high": 2.0}
     spanned = receipt("a", COUNTED._replace(range_low=-2.0, range_high=2.0))
-    assert wire(bitmap_mask(spanned, provenance=True)) == mask_at("a", **told)
-    assert wire(bitmap_mask(spanned, provenance=True, map_name="mine")) == mask_at("a", **{**told, "map_name": "mine"})
+    assert wire(bitmap_mask(spanned, provenance=True)) == mask_at("a", **added)
+    assert wire(bitmap_mask(spanned, provenance=True, map_name="mine")) == mask_at("a", **{**added, "map_name": "mine"})
     uncounted = {"map_name": "b", "range_low": None, "range_high": None}
     assert wire(bitmap_mask(receipt("b", UNCOUNTED), provenance=True)) == mask_at("b", **uncounted)
 
 
-@pytest.mark.usefixtures("either_way")
-def test_there_is_no_mask_of_what_is_not_there() -> None:
+@pytest.mark.usefixtures("with_and_without_kolena")
+def test_a_mask_of_a_failure_or_a_local_file_is_refused() -> None:
     with pytest.raises(am.MapFailedError, match=r"c \(c\.npy\): read: no map"):
         bitmap_mask(am.Failure("c", "c.npy", None, "read", "no map"))
     with pytest.raises(am.InputValidationError, match=r"made of a Receipt, .*found str"):
@@ -87,8 +87,8 @@ def test_there_is_no_mask_of_what_is_not_there() -> None:
         bitmap_mask(receipt("a"), data_type="ANNOTATION/POLYGON")
 
 
-@pytest.mark.usefixtures("either_way")
-def test_the_masks_of_a_manifest_are_those_of_its_finished_maps(manifest: Path) -> None:
+@pytest.mark.usefixtures("with_and_without_kolena")
+def test_inference_masks_are_those_of_finished_maps(manifest: Path) -> None:
     masks = inference_masks(manifest, provenance=True, layer="layer4")
     assert {name: wire(mask) for name, mask in masks.items()} == {
         "a": mask_at("a", layer="layer4", map_name="a", range_low=0.0, range_high=1.0, colormap=None),
@@ -96,7 +96,7 @@ def test_the_masks_of_a_manifest_are_those_of_its_finished_maps(manifest: Path) 
     }
 
 
-def test_masks_of_a_manifest_that_is_not_there_are_refused(tmp_path: Path) -> None:
+def test_inference_masks_refuse_a_missing_manifest(tmp_path: Path) -> None:
     with pytest.raises(am.ManifestError, match="no such manifest"):
         inference_masks(tmp_path / "m.sqlite")
 
@@ -104,8 +104,8 @@ def test_masks_of_a_manifest_that_is_not_there_are_refused(tmp_path: Path) -> No
 # Frames --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("either_way")
-def test_each_row_gets_the_mask_of_its_map_and_the_results_are_left_alone(pandas: Any, manifest: Path) -> None:
+@pytest.mark.usefixtures("with_and_without_kolena")
+def test_each_row_gets_its_mask_and_the_input_is_unchanged(pandas: Any, manifest: Path) -> None:
     results = pandas.DataFrame({"image": ["b", "a", "b"], "score": [0.5, np.nan, 1.0]}, index=[7, 7, 3])
     before = results.copy(deep=True)
     frame = results_frame(manifest, results, on="image")
@@ -119,7 +119,7 @@ def test_each_row_gets_the_mask_of_its_map_and_the_results_are_left_alone(pandas
     pandas.testing.assert_frame_equal(results, before)
 
 
-def test_a_function_can_make_the_name_out_of_a_row(pandas: Any, manifest: Path) -> None:
+def test_a_function_can_compute_the_name_from_a_row(pandas: Any, manifest: Path) -> None:
     results = pandas.DataFrame({"locator": ["s3://images/a.jpg", "s3://images/b.jpg"], "set": [1, 2]})
     frame = results_frame(manifest, results, on=lambda row: Path(row["locator"]).stem, column="cam", provenance=True)
     assert [mask["map_name"] for mask in masks_of(frame, "cam")] == ["a", "b"]
@@ -127,23 +127,21 @@ def test_a_function_can_make_the_name_out_of_a_row(pandas: Any, manifest: Path) 
 
 @pytest.mark.parametrize("on", ["id", lambda row: row["id"]])
 @pytest.mark.parametrize("dtype", ["object", "float64", "float32", "Int64", "Float64", "category"])
-def test_names_that_are_numbers_are_found_whatever_pandas_makes_of_them(
-    pandas: Any, tmp_path: Path, dtype: str, on: Any
-) -> None:
+def test_numeric_names_match_in_any_pandas_dtype(pandas: Any, tmp_path: Path, dtype: str, on: Any) -> None:
     path = write_manifest(tmp_path / "m.sqlite", *map(receipt, ["17", "nan", "None", "<NA>"]))
     results = pandas.DataFrame({"id": pandas.Series([17, None]).astype(dtype)})
     assert masks_of(results_frame(path, results, on=on, missing="none")) == [mask_at("17"), None]
 
 
-def test_a_column_may_be_called_by_a_number(pandas: Any, manifest: Path) -> None:
+def test_a_column_may_be_named_by_a_number(pandas: Any, manifest: Path) -> None:
     frame = results_frame(manifest, pandas.DataFrame({0: ["a"], 1: [2]}), on="0")
     assert list(frame.columns) == ["0", "1", "activation_map"]
     assert masks_of(frame) == [mask_at("a")]
 
 
 @pytest.mark.parametrize("how", ["one manifest", "a manifest for each"])
-@pytest.mark.usefixtures("either_way")
-def test_layers_are_a_list_of_masks_in_their_order(pandas: Any, tmp_path: Path, how: str) -> None:
+@pytest.mark.usefixtures("with_and_without_kolena")
+def test_layers_become_a_list_of_masks_in_order(pandas: Any, tmp_path: Path, how: str) -> None:
     if how == "one manifest":
         names = ["a/layer3", "a/layer4", "b/layer4", "b/player4"]
         given: Any = write_manifest(tmp_path / "m.sqlite", *map(receipt, names))
@@ -170,7 +168,7 @@ def test_layers_are_a_list_of_masks_in_their_order(pandas: Any, tmp_path: Path, 
         results_frame(given, results, on="image", **options)
 
 
-def test_rows_without_an_overlay_are_counted_and_named_or_none(pandas: Any, manifest: Path) -> None:
+def test_rows_without_an_overlay_are_an_error_or_none(pandas: Any, manifest: Path) -> None:
     results = pandas.DataFrame({"image": ["a", "c", None, *"defgh"]})
     with pytest.raises(
         am.InputValidationError, match=r"7 of 8 overlays .*: c, a row without a name, d, e, f, \.\.\.; .*missing='none'"
@@ -179,7 +177,7 @@ def test_rows_without_an_overlay_are_counted_and_named_or_none(pandas: Any, mani
     assert masks_of(results_frame(manifest, results, on="image", missing="none")) == [mask_at("a"), *[None] * 7]
 
 
-def test_what_was_counted_of_the_maps_comes_along_when_asked(pandas: Any, manifest: Path) -> None:
+def test_statistics_are_added_on_request(pandas: Any, manifest: Path) -> None:
     results = pandas.DataFrame({"image": ["a", "b"], "high_share": [1, 2]})
     frame = results_frame(manifest, results, on="image", statistics=["high_share", "constant"])
     assert frame.drop(columns="activation_map").to_dict("list") == {
@@ -206,7 +204,7 @@ def test_what_was_counted_of_the_maps_comes_along_when_asked(pandas: Any, manife
         (["image"], {"manifest": {"layer4": "m.sqlite"}, "layers": ["layer4"]}, "not by both"),
     ],
 )
-def test_columns_and_choices_that_make_no_sense_are_refused(
+def test_invalid_columns_and_options_are_refused(
     pandas: Any, manifest: Path, columns: list[str], options: dict[str, Any], message: str
 ) -> None:
     results = pandas.DataFrame([["a"] * len(columns)], columns=columns)
@@ -214,7 +212,7 @@ def test_columns_and_choices_that_make_no_sense_are_refused(
         results_frame(**{"manifest": manifest, "results": results, "on": "image", **options})
 
 
-def test_what_json_does_not_have_is_made_plain(pandas: Any, manifest: Path) -> None:
+def test_values_are_converted_to_json(pandas: Any, manifest: Path) -> None:
     BoundingBox = kolena_client("kolena.annotation").BoundingBox  # noqa: N806  # a class
     cells: dict[str, list[Any]] = {
         "image": ["a", "b"],
@@ -257,15 +255,13 @@ def test_what_json_does_not_have_is_made_plain(pandas: Any, manifest: Path) -> N
 
 
 @pytest.mark.parametrize("value", [b"x", {1}, Path("x"), timedelta(1), np.timedelta64(1, "ns"), 1j, {(1, 2): 3}])
-def test_what_cannot_be_made_plain_is_refused_with_its_column(pandas: Any, manifest: Path, value: object) -> None:
+def test_values_without_a_json_form_are_refused_with_their_column(pandas: Any, manifest: Path, value: object) -> None:
     results = pandas.DataFrame({"image": ["a"], "odd": pandas.Series([[value]], dtype=object)})
     with pytest.raises(am.InputValidationError, match=r"^column 'odd': .*; make it numbers, text or a list of them$"):
         results_frame(manifest, results, on="image")
 
 
-def test_an_index_of_which_kolenas_client_would_lose_rows_is_refused(
-    pandas: Any, service: KolenaService, manifest: Path
-) -> None:
+def test_a_float_index_is_refused_as_kolena_loses_its_rows(pandas: Any, service: KolenaService, manifest: Path) -> None:
     from kolena.dataset import upload_results
 
     results = pandas.DataFrame({"image": ["a", "b"], "score": [1, 2]}, index=[10.0, 20.0])
@@ -279,7 +275,7 @@ def test_an_index_of_which_kolenas_client_would_lose_rows_is_refused(
 # Kolena's own client -------------------------------------------------------------------------------------------------
 
 
-def test_what_arrives_is_the_same_without_bitmap_masks(
+def test_uploaded_results_are_equal_without_bitmap_masks(
     pandas: Any, service: KolenaService, manifest: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from kolena.dataset import upload_results
@@ -294,7 +290,7 @@ def test_what_arrives_is_the_same_without_bitmap_masks(
     assert first[0]["result"] == {"activation_map": [mask_at("a", layer="layer3"), mask_at("a", layer="layer4")]}
 
 
-def test_the_stand_in_tells_what_the_service_would_not_take(pandas: Any, service: KolenaService) -> None:
+def test_the_stand_in_refuses_nan(pandas: Any, service: KolenaService) -> None:
     from kolena.dataset import upload_results
     from kolena.errors import IncorrectUsageError
 
@@ -303,7 +299,7 @@ def test_the_stand_in_tells_what_the_service_would_not_take(pandas: Any, service
     assert not service.results
 
 
-def test_a_frame_survives_kolenas_own_files(pandas: Any, manifest: Path, tmp_path: Path) -> None:
+def test_a_frame_survives_kolenas_csv_and_parquet(pandas: Any, manifest: Path, tmp_path: Path) -> None:
     io = kolena_client("kolena.io")
     frame = results_frame(manifest, pandas.DataFrame({"image": ["a", "b"], "score": [None, 0.5]}), on="image")
     io.dataframe_to_csv(frame, tmp_path / "r.csv", index=False)

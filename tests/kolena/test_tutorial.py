@@ -1,6 +1,6 @@
-"""Kolena's tutorial "Uploading Activation Maps", steps 1 to 3, with our names where it imports its own."""
+"""Kolena's tutorial "Uploading Activation Maps", steps 1 to 3, with our functions instead of its own."""
 
-# No annotations from the future: Kolena's workflows look at the types of fields, and take no text for them.
+# No ``from __future__ import annotations``: Kolena's workflows read the types of fields and refuse strings.
 
 import asyncio
 from collections.abc import Callable, Iterator
@@ -27,7 +27,7 @@ Way = Callable[[str, NDArray[Any]], Any]
 
 @contextmanager
 def as_written(bucket: str) -> Iterator[Way]:
-    """Steps 1 and 2 with functions as the tutorial writes them: colors and PNGs come from us, boto3 stays."""
+    """Steps 1 and 2 with the tutorial's functions: we make the PNGs, boto3 uploads them."""
     import boto3
     from kolena.workflow.annotation import BitmapMask
 
@@ -53,17 +53,17 @@ def as_written(bucket: str) -> Iterator[Way]:
 
 @contextmanager
 def as_one_import(bucket: str) -> Iterator[Way]:
-    """Steps 1 and 2 as a function that is there already."""
+    """Steps 1 and 2 with our uploader."""
     with bitmap_uploader(f"{bucket}/tutorial/activation_maps") as create_and_upload_bitmap:
         yield create_and_upload_bitmap
 
 
 @pytest.mark.parametrize("steps_1_and_2", [as_written, as_one_import])
-def test_the_tutorial_ends_with_overlays_in_s3_and_their_locators_at_kolena(steps_1_and_2: Any, bucket: str) -> None:
-    """The tutorial's names, calls and arguments, in its order and our words, with its placeholders filled in.
+def test_the_tutorial_uploads_overlays_and_their_locators(steps_1_and_2: Any, bucket: str) -> None:
+    """Follow the tutorial's names, calls and arguments in its order.
 
-    Its text is ``docs/advanced-usage/uploading-activation-maps.md`` of github.com/kolenaIO/kolena (commit 5c64ee7),
-    which for the run of step 3 refers to "Building a Workflow", ``docs/building-a-workflow.md``.
+    Its text is ``docs/advanced-usage/uploading-activation-maps.md`` of github.com/kolenaIO/kolena (commit 5c64ee7).
+    For the run of step 3, it refers to "Building a Workflow", ``docs/building-a-workflow.md``.
     """
     with serve_kolena() as service, steps_1_and_2(f"s3://{bucket}") as create_and_upload_bitmap:
         from kolena.workflow import GroundTruth, Image, define_workflow, test

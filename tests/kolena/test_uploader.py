@@ -1,4 +1,4 @@
-"""Masks whose overlays lie in S3."""
+"""Masks with overlays in S3."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures(leaves_nothing.__name__)
 # Masks ---------------------------------------------------------------------------------------------------------------
 
 
-def test_one_map_becomes_a_mask_and_no_process_is_started(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_map_becomes_a_mask_without_worker_processes(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("a process")
 
@@ -45,31 +45,31 @@ def test_one_map_becomes_a_mask_and_no_process_is_started(bucket: str, monkeypat
     assert decode(png).shape == (20, 30, 4)
 
 
-async def test_the_synchronous_form_works_under_a_running_loop_as_in_a_notebook(bucket: str) -> None:
+async def test_the_synchronous_function_works_in_a_running_loop(bucket: str) -> None:
     mask = create_and_upload_bitmap("1", random_map(1), destination=f"s3://{bucket}")
-    mask_of_the_other = await acreate_and_upload_bitmap("2", random_map(1), destination=f"s3://{bucket}", layer="x")
-    assert wire(mask_of_the_other) == {"locator": f"s3://{bucket}/2.png", "layer": "x", **TYPED}
-    first, second = await fetch([wire(mask)["locator"], wire(mask_of_the_other)["locator"]])
+    other_mask = await acreate_and_upload_bitmap("2", random_map(1), destination=f"s3://{bucket}", layer="x")
+    assert wire(other_mask) == {"locator": f"s3://{bucket}/2.png", "layer": "x", **TYPED}
+    first, second = await fetch([wire(mask)["locator"], wire(other_mask)["locator"]])
     assert first == second
     np.testing.assert_array_equal(decode(first), am.colorize_activation_map(random_map(1)))
 
 
-def test_an_uploader_goes_on_after_a_map_that_failed_and_serves_any_thread(bucket: str) -> None:
+def test_an_uploader_survives_a_failed_map_and_serves_threads(bucket: str) -> None:
     before = children()
-    made: list[Any] = []
+    uploaded: list[Any] = []
     with bitmap_uploader(f"s3://{bucket}") as upload:
         with pytest.raises(am.MapFailedError, match="colorize"):
             upload("bad", np.full((2, 2), np.nan))
-        threads = [Thread(target=lambda i=i: made.append(upload(f"{i}", random_map(i)))) for i in range(4)]
+        threads = [Thread(target=lambda i=i: uploaded.append(upload(f"{i}", random_map(i)))) for i in range(4)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
         assert children() == before
-    assert sorted(wire(mask)["locator"] for mask in made) == [f"s3://{bucket}/{i}.png" for i in range(4)]
+    assert sorted(wire(mask)["locator"] for mask in uploaded) == [f"s3://{bucket}/{i}.png" for i in range(4)]
 
 
-def test_an_uploader_that_is_left_by_an_error_leaves_nothing(bucket: str) -> None:
+def test_an_uploader_left_by_an_error_leaves_nothing(bucket: str) -> None:
     def fail() -> None:
         with bitmap_uploader(f"s3://{bucket}") as upload:
             upload("1", random_map(1))
@@ -79,13 +79,13 @@ def test_an_uploader_that_is_left_by_an_error_leaves_nothing(bucket: str) -> Non
         fail()
 
 
-def test_an_uploader_says_at_once_that_there_is_no_bucket(s3: object) -> None:
+def test_an_uploader_refuses_a_missing_bucket_on_entry(s3: object) -> None:
     del s3
     with pytest.raises(am.StoreError, match="no-such-bucket"), bitmap_uploader("s3://no-such-bucket"):
         pytest.fail("it was opened")
 
 
-async def test_what_can_be_no_mask_is_refused_before_anything_is_uploaded(bucket: str, tmp_path: Path) -> None:
+async def test_an_invalid_mask_is_refused_before_the_upload(bucket: str, tmp_path: Path) -> None:
     for upload in (create_and_upload_bitmap, acreate_and_upload_bitmap):
         with pytest.raises(am.SettingsError, match="a mask's locator is its own"):
             await upload("1", random_map(1), destination=f"s3://{bucket}", locator="s3://b/x")
@@ -98,7 +98,7 @@ async def test_what_can_be_no_mask_is_refused_before_anything_is_uploaded(bucket
 # Kolena's own client -------------------------------------------------------------------------------------------------
 
 
-def test_kolenas_client_uploads_the_results_and_the_overlays_are_where_they_say(
+def test_kolenas_client_uploads_results_with_valid_locators(
     pandas: Any, service: KolenaService, bucket: str, tmp_path: Path
 ) -> None:
     from kolena.dataset import upload_results

@@ -1,4 +1,4 @@
-"""A manifest of a run with awkward names and failures."""
+"""A manifest of a run with unusual names and with failures."""
 
 from __future__ import annotations
 
@@ -47,5 +47,5 @@ def manifest(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def kolena() -> Any:
-    """Its own reader of tables."""
+    """Kolena's own reader of tables."""
     return kolena_client("kolena.io")

@@ -1,4 +1,4 @@
-"""Keys by template, and that two maps never come to one: found before the first overlay overwrites another's."""
+"""Keys by template. Two maps with one key are found before one overlay overwrites the other."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def keys(folder: Path) -> list[str]:
 
 @pytest.fixture
 def nested(maps: Path) -> Path:
-    """Two folders, in which the same names occur."""
+    """A source with two folders that contain equal names."""
     for seed, name in enumerate(["a/1.npy", "a/2.npy", "b/2.npy", "b/3.npy", "top.npy"]):
         (maps / name).parent.mkdir(exist_ok=True)
         np.save(maps / name, some_map(seed))
@@ -53,7 +53,7 @@ def nested(maps: Path) -> Path:
         ("{name}", ["a/1", "a/2", "b/2", "b/3", "top"]),
     ],
 )  # fmt: skip
-def test_keys_are_what_the_template_says(nested: Path, tmp_path: Path, template: str, expected: list[str]) -> None:
+def test_keys_follow_the_template(nested: Path, tmp_path: Path, template: str, expected: list[str]) -> None:
     out = tmp_path / "out"
     report = am.run(nested, out, settings=am.Settings(key=template, **LOCAL), manifest=tmp_path / "m.sqlite")
     assert (report.uploaded, report.failed) == (5, 0)
@@ -61,9 +61,7 @@ def test_keys_are_what_the_template_says(nested: Path, tmp_path: Path, template:
 
 
 @pytest.mark.parametrize("template", ["{digest}.png", "{name}.{digest:.16}.png"])
-def test_a_digest_is_that_of_the_png_and_a_changed_map_has_a_new_locator(
-    nested: Path, tmp_path: Path, template: str
-) -> None:
+def test_a_digest_key_changes_with_the_png(nested: Path, tmp_path: Path, template: str) -> None:
     out, manifest = tmp_path / "out", tmp_path / "m.sqlite"
     settings = am.Settings(key=template, **LOCAL)
     am.run(nested, out, settings=settings, manifest=manifest)
@@ -77,7 +75,7 @@ def test_a_digest_is_that_of_the_png_and_a_changed_map_has_a_new_locator(
         assert key.removesuffix(".png").split(".")[-1] in {digest, digest[:16]}
 
 
-def test_maps_of_the_same_bytes_share_what_their_digest_names(maps: Path, tmp_path: Path) -> None:
+def test_equal_maps_share_the_object_of_their_digest(maps: Path, tmp_path: Path) -> None:
     for name in "abc":
         np.save(maps / f"{name}.npy", some_map(0))
     report = am.run(maps, tmp_path / "out", settings=am.Settings(key="{digest}.png", **LOCAL))
@@ -86,9 +84,7 @@ def test_maps_of_the_same_bytes_share_what_their_digest_names(maps: Path, tmp_pa
 
 
 @pytest.mark.parametrize("with_manifest", [True, False])
-def test_two_maps_of_one_key_are_found_before_one_overwrites_the_other(
-    nested: Path, tmp_path: Path, with_manifest: bool
-) -> None:
+def test_a_second_map_with_the_same_key_fails(nested: Path, tmp_path: Path, with_manifest: bool) -> None:
     out = tmp_path / "out"
     manifest = tmp_path / "m.sqlite" if with_manifest else None
     report = am.run(nested, out, settings=am.Settings(key="{stem}.png", **LOCAL), manifest=manifest)
@@ -104,7 +100,7 @@ def test_two_maps_of_one_key_are_found_before_one_overwrites_the_other(
     assert (out / "2.png").read_bytes() == (alone / "2.png").read_bytes()
 
 
-def test_what_an_earlier_run_has_uploaded_is_not_overwritten_by_another_map(maps: Path, tmp_path: Path) -> None:
+def test_an_earlier_runs_overlay_is_not_overwritten_by_another_map(maps: Path, tmp_path: Path) -> None:
     out, manifest = tmp_path / "out", tmp_path / "m.sqlite"
     settings = am.Settings(key="{stem}.png", **LOCAL)
     for folder in ("a", "b"):
@@ -113,17 +109,17 @@ def test_what_an_earlier_run_has_uploaded_is_not_overwritten_by_another_map(maps
     assert am.run(maps / "a" / "..", out, settings=settings, manifest=manifest).failed == 1
     before = (out / "1.png").read_bytes()
     (maps / "a" / "1.npy").unlink()
-    # Its overlay is still named by the row of a/1.
+    # The row of a/1 still names this overlay.
     assert am.run(maps, out, settings=settings, manifest=manifest).failed == 1
     assert (out / "1.png").read_bytes() == before
-    # Unless all is done anew: then that row goes, as what lies there is not what it says.
+    # select="all" deletes that row, because its overlay is replaced.
     assert am.run(maps, out, settings=settings, manifest=manifest, select="all").uploaded == 1
     assert (out / "1.png").read_bytes() != before
     with Manifest(manifest, read_only=True) as opened:
         assert [row[0] for row in opened.rows()] == ["b/1"]
 
 
-async def test_positions_may_move_when_all_is_done_anew(maps: Path, tmp_path: Path) -> None:
+async def test_indexes_may_change_with_select_all(maps: Path, tmp_path: Path) -> None:
     out, manifest = tmp_path / "out", tmp_path / "m.sqlite"
     settings = am.Settings(key="{index:03}.png", **LOCAL)
     for name in "bcd":
@@ -144,12 +140,12 @@ async def test_positions_may_move_when_all_is_done_anew(maps: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     "template", ["{parent}../{stem}.png", "{index:6}.png", "{index:{name}}{index}", "{name}/../x.png"]
 )
-def test_a_key_that_could_leave_its_prefix_or_is_none_is_refused(template: str) -> None:
+def test_an_invalid_key_template_is_refused(template: str) -> None:
     with pytest.raises(am.SettingsError):
         am.Settings(key=template)
 
 
-async def test_a_name_may_be_put_again_and_another_one_of_its_key_may_not(tmp_path: Path) -> None:
+async def test_put_accepts_a_name_again_but_not_another_with_its_key(tmp_path: Path) -> None:
     async with am.Pipeline(tmp_path, settings=am.Settings(key="{stem}.png", **LOCAL)) as pipeline:
         await pipeline.put("a/1", some_map(0))
         await pipeline.put("a/1", some_map(1))
@@ -159,12 +155,12 @@ async def test_a_name_may_be_put_again_and_another_one_of_its_key_may_not(tmp_pa
     assert sorted(type(outcome).__name__ for outcome in outcomes) == ["Failure", "Receipt"]
 
 
-async def test_a_dry_run_finds_them_too(nested: Path, tmp_path: Path) -> None:
+async def test_a_dry_run_finds_equal_keys(nested: Path, tmp_path: Path) -> None:
     report = await am.adry_run(nested, tmp_path / "out", settings=am.Settings(key="{stem}.png", **LOCAL))
     assert (report.planned, report.failed) == (4, 1)
 
 
-def test_many_claims_take_little_memory_and_are_remembered() -> None:
+def test_claims_are_remembered_on_disk() -> None:
     template = KeyTemplate("{stem}.png")
     with Claims(lambda map_: template.key("", map_.name)) as claims:
         claims.load((f"{n}.png", f"a/{n}") for n in range(50_000))

@@ -34,7 +34,7 @@ def _expected(manifest: Path, *, failed: bool) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("suffix", [*SUFFIXES, ".CSV", pytest.param(".Parquet", marks=needs_parquet)])
 @pytest.mark.parametrize("failed", [False, True])
-def test_a_table_holds_every_row_as_it_is(manifest: Path, tmp_path: Path, suffix: str, failed: bool) -> None:
+def test_a_table_has_every_row_unchanged(manifest: Path, tmp_path: Path, suffix: str, failed: bool) -> None:
     file = tmp_path / f"locators{suffix}"
     expected = _expected(manifest, failed=failed)
     assert export_manifest(manifest, file, failed=failed) == len(expected) == len(EXPORTED_NAMES) + 2 * failed
@@ -50,7 +50,7 @@ def test_paths_may_be_strings(manifest: Path, tmp_path: Path, suffix: str) -> No
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_a_manifest_without_rows_is_a_table_without_rows(tmp_path: Path, suffix: str) -> None:
+def test_an_empty_manifest_gives_an_empty_table(tmp_path: Path, suffix: str) -> None:
     with Manifest(tmp_path / "m.sqlite"):
         pass
     file = tmp_path / f"a{suffix}"
@@ -62,7 +62,7 @@ def test_a_manifest_without_rows_is_a_table_without_rows(tmp_path: Path, suffix:
         assert tuple(pq.read_schema(file).names) == COLUMNS
 
 
-def test_columns_have_the_same_types_whatever_the_rows_hold(manifest: Path, tmp_path: Path) -> None:
+def test_column_types_do_not_depend_on_the_rows(manifest: Path, tmp_path: Path) -> None:
     pq = pytest.importorskip("pyarrow.parquet")
     with Manifest(tmp_path / "failed.sqlite") as opened:
         opened.begin("s3://bucket")
@@ -81,7 +81,7 @@ def test_columns_have_the_same_types_whatever_the_rows_hold(manifest: Path, tmp_
 
 @needs_parquet
 @pytest.mark.parametrize("batch", [1, 3, len(EXPORTED_NAMES) - 1, len(EXPORTED_NAMES)])
-def test_rows_beyond_a_batch_are_there_too(
+def test_rows_are_exported_in_batches_of_any_size(
     manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: int
 ) -> None:
     monkeypatch.setattr(export, "_BATCH", batch)
@@ -91,9 +91,7 @@ def test_rows_beyond_a_batch_are_there_too(
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_an_older_table_is_replaced_in_one_step_and_nothing_else_stays(
-    manifest: Path, tmp_path: Path, suffix: str
-) -> None:
+def test_an_older_table_is_replaced_atomically(manifest: Path, tmp_path: Path, suffix: str) -> None:
     file = tmp_path / f"a{suffix}"
     file.write_text("an older table")
     with file.open() as reader:
@@ -105,7 +103,7 @@ def test_an_older_table_is_replaced_in_one_step_and_nothing_else_stays(
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_an_export_that_fails_leaves_the_older_table_and_nothing_else(tmp_path: Path, suffix: str) -> None:
+def test_a_failed_export_keeps_the_older_table(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / "m.sqlite"
     with Manifest(path) as opened:
         opened.begin("s3://bucket")
@@ -122,7 +120,7 @@ def test_an_export_that_fails_leaves_the_older_table_and_nothing_else(tmp_path: 
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
-def test_who_may_read_a_table_is_for_the_umask_to_say(manifest: Path, tmp_path: Path, umask: int, mode: int) -> None:
+def test_the_umask_sets_the_mode_of_a_table(manifest: Path, tmp_path: Path, umask: int, mode: int) -> None:
     before = os.umask(umask)
     try:
         export_manifest(manifest, tmp_path / "a.csv")
@@ -152,7 +150,7 @@ def test_without_pyarrow_the_extra_is_named(manifest: Path, tmp_path: Path, monk
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_a_place_that_cannot_be_written_is_one_sentence(manifest: Path, tmp_path: Path, suffix: str) -> None:
+def test_an_unwritable_path_is_reported(manifest: Path, tmp_path: Path, suffix: str) -> None:
     missing, folder = tmp_path / "none" / f"a{suffix}", tmp_path / f"folder{suffix}"
     folder.mkdir()
     for file, reason in ((missing, "No such file or directory"), (folder, "Is a directory")):
@@ -161,7 +159,7 @@ def test_a_place_that_cannot_be_written_is_one_sentence(manifest: Path, tmp_path
     assert sorted(path.name for path in tmp_path.iterdir()) == [folder.name, "run"]
 
 
-def test_a_manifest_that_is_not_there_or_is_none_is_refused(tmp_path: Path) -> None:
+def test_a_missing_or_invalid_manifest_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match="no such manifest"):
         export_manifest(tmp_path / "none.sqlite", tmp_path / "a.csv")
     (tmp_path / "m.sqlite").write_bytes(b"")
@@ -171,7 +169,7 @@ def test_a_manifest_that_is_not_there_or_is_none_is_refused(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_what_a_run_has_written_is_exported_with_what_was_counted(tmp_path: Path, suffix: str) -> None:
+def test_the_statistics_of_a_run_are_exported(tmp_path: Path, suffix: str) -> None:
     maps = [("a", np.array([[0.0, 0.5, 1.0]])), ("b", np.full((2, 2), 0.25)), ("c", np.array([[np.nan]]))]
     manifest, file = tmp_path / "m.sqlite", tmp_path / f"table{suffix}"
     am.run(maps, tmp_path / "out", settings=am.Settings(workers=0), manifest=manifest)
@@ -190,11 +188,11 @@ def test_what_a_run_has_written_is_exported_with_what_was_counted(tmp_path: Path
     assert c["constant"] in {None, ""}
 
 
-# Which columns
+# Columns
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_a_table_has_the_columns_that_are_asked_for_in_their_order(manifest: Path, tmp_path: Path, suffix: str) -> None:
+def test_a_table_has_the_requested_columns_in_order(manifest: Path, tmp_path: Path, suffix: str) -> None:
     file = tmp_path / f"a{suffix}"
     assert export_manifest(manifest, file, columns=("status", "locator", "name")) == len(EXPORTED_NAMES)
     rows = read_any(file)
@@ -218,7 +216,7 @@ def test_a_table_has_the_columns_that_are_asked_for_in_their_order(manifest: Pat
         ({"presign_hours": 169}, "presign: expected 1 to 168 hours, found 169"),
     ],
 )
-def test_what_makes_no_table_is_one_sentence(
+def test_invalid_export_options_are_refused(
     manifest: Path, tmp_path: Path, options: dict[str, Any], sentence: str
 ) -> None:
     with pytest.raises(SettingsError) as refusal:
@@ -247,7 +245,7 @@ def test_kolena_reads_bitmap_masks(kolena: Any, manifest: Path, tmp_path: Path, 
     masks = dict(zip(frame["name"], frame["activation_map"], strict=True))
     assert masks.pop("broken") is None
     assert masks.pop(r"caf\udce9" if suffix != ".parquet" else r"caf\\udce9") is None
-    # Its reader of Parquet takes quotes away, and leaves what was escaped between them.
+    # Kolena's reader of Parquet removes quotes but keeps the escapes between them.
     escaped = {name for name in EXPORTED_NAMES if suffix == ".parquet" and set(name) & {'"', "\\"}}
     assert len(masks) == len(EXPORTED_NAMES)
     for name in set(EXPORTED_NAMES) - escaped:
@@ -255,7 +253,7 @@ def test_kolena_reads_bitmap_masks(kolena: Any, manifest: Path, tmp_path: Path, 
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_a_table_for_kolena_is_as_its_own(kolena: Any, tmp_path: Path, suffix: str) -> None:
+def test_a_table_for_kolena_equals_kolenas_own(kolena: Any, tmp_path: Path, suffix: str) -> None:
     import pandas as pd
     from kolena.annotation import BitmapMask
 
@@ -286,7 +284,7 @@ def test_a_table_for_kolena_is_as_its_own(kolena: Any, tmp_path: Path, suffix: s
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_locators_that_kolena_cannot_read_are_refused_before_anything_is_written(tmp_path: Path, suffix: str) -> None:
+def test_locators_that_kolena_cannot_read_are_refused(tmp_path: Path, suffix: str) -> None:
     am.run([("a", np.zeros((2, 2)))], tmp_path / "out", settings=am.Settings(workers=0), manifest=tmp_path / "m.sqlite")
     file = tmp_path / f"a{suffix}"
     file.write_text("an older table")
@@ -303,7 +301,7 @@ def test_locators_that_kolena_cannot_read_are_refused_before_anything_is_written
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_fiftyone_finds_a_path_of_gray_pixels_and_their_range(tmp_path: Path, suffix: str) -> None:
+def test_a_table_for_fiftyone_has_gray_paths_and_their_range(tmp_path: Path, suffix: str) -> None:
     maps = {name: np.random.default_rng(len(name)).normal(size=(5, 7)) for name in ("a", "b +%/é c")}
     bad = np.full((2, 2), np.nan)
     settings = am.Settings(workers=0, png="gray", range="-2,2")
@@ -326,7 +324,7 @@ def test_fiftyone_finds_a_path_of_gray_pixels_and_their_range(tmp_path: Path, su
             assert np.abs(np.asarray(image) - expected).max() <= 1
 
 
-def test_what_its_reader_could_not_use_is_refused(tmp_path: Path) -> None:
+def test_colored_overlays_and_local_urls_are_refused(tmp_path: Path) -> None:
     manifest, file = tmp_path / "m.sqlite", tmp_path / "a.jsonl"
     maps = {"a": np.zeros((2, 2)), "b": np.ones((2, 2))}
     am.run(maps.items(), tmp_path / "out", settings=am.Settings(workers=0), manifest=manifest)
@@ -337,7 +335,7 @@ def test_what_its_reader_could_not_use_is_refused(tmp_path: Path) -> None:
     assert not file.exists()
 
 
-def test_fiftyone_is_told_locators_in_s3_as_they_are(manifest: Path, tmp_path: Path) -> None:
+def test_a_table_for_fiftyone_keeps_s3_locators(manifest: Path, tmp_path: Path) -> None:
     export_manifest(manifest, tmp_path / "a.jsonl", export_format="fiftyone", columns=["name", "locator"])
     rows = read_any(tmp_path / "a.jsonl")
     assert [row["map_path"] for row in rows] == [f"s3://bucket/{name}.png" for name in sorted(EXPORTED_NAMES)]

@@ -1,4 +1,4 @@
-"""Locators as URLs that open without credentials."""
+"""Presigned URLs, which open without credentials."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.usefixtures("s3")
-def test_readers_are_led_to_no_overlay_that_was_found_broken(manifest: Path, tmp_path: Path) -> None:
+def test_a_broken_overlay_has_no_url_in_any_format(manifest: Path, tmp_path: Path) -> None:
     with Manifest(manifest) as opened:
         opened.mark_broken([("s3://bucket/plain.png", "plain", "truncated")])
     for form, made in (("plain", None), ("kolena", "activation_map"), ("fiftyone", "map_path")):
@@ -66,7 +66,7 @@ _KEYS = ("plain", "a b", "é/日本", "plus+and&=", "100%41", "why?#", "~tilde'(
 
 @pytest.fixture(scope="module")
 def uploaded(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The manifest of a run into a real server, with one map that failed; the same maps are in a folder beside it."""
+    """The manifest of a run to a real server with one failed map. The same overlays are in the folder ``local``."""
     folder = tmp_path_factory.mktemp("uploaded")
     maps = [*((name, np.full((3, 3), n / 10)) for n, name in enumerate(_KEYS)), ("bad", np.full((3, 3), np.nan))]
     settings = am.Settings(workers=0, png="gray")
@@ -79,7 +79,7 @@ def uploaded(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.mark.usefixtures(leaves_nothing.__name__)
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_a_presigned_url_is_the_object_without_credentials(
+def test_a_presigned_url_returns_the_object_without_credentials(
     uploaded: Path, s3: S3Server, tmp_path: Path, suffix: str
 ) -> None:
     file = tmp_path / f"a{suffix}"
@@ -96,7 +96,7 @@ def test_a_presigned_url_is_the_object_without_credentials(
 
 
 @pytest.mark.usefixtures("s3")
-def test_a_presigned_url_is_for_one_object_and_for_a_while(
+def test_a_presigned_url_is_limited_to_one_object_and_time(
     uploaded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "a.jsonl"
@@ -113,7 +113,7 @@ def test_a_presigned_url_is_for_one_object_and_for_a_while(
 
 
 @pytest.mark.usefixtures("s3")
-def test_for_other_readers_the_url_comes_last_too(uploaded: Path, tmp_path: Path, kolena: Any) -> None:
+def test_the_url_is_the_last_column_in_every_format(uploaded: Path, tmp_path: Path, kolena: Any) -> None:
     for form, expected in (("kolena", ["activation_map"]), ("fiftyone", ["map_path", "range"])):
         export_manifest(uploaded, tmp_path / "a.parquet", columns=["locator"], export_format=form, presign_hours=1)  # type: ignore[arg-type]
         frame = kolena.dataframe_from_parquet(tmp_path / "a.parquet")
@@ -122,9 +122,7 @@ def test_for_other_readers_the_url_comes_last_too(uploaded: Path, tmp_path: Path
 
 
 @pytest.mark.usefixtures("s3", leaves_nothing.__name__)
-def test_without_credentials_nothing_is_presigned(
-    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_credentials_are_reported(manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
@@ -146,7 +144,7 @@ def test_without_credentials_nothing_is_presigned(
     ],
 )
 @pytest.mark.usefixtures("s3")
-def test_on_aws_a_url_leads_to_the_region(
+def test_a_url_on_aws_names_the_region(
     config: str, place: str, manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "config").write_text(f"[default]\n{config}")
@@ -160,16 +158,14 @@ def test_on_aws_a_url_leads_to_the_region(
 
 
 @pytest.mark.usefixtures("s3")
-def test_credentials_that_have_expired_are_one_sentence(
-    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_expired_credentials_are_reported(manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SESSION_TOKEN", "t")
     monkeypatch.setenv("AWS_CREDENTIAL_EXPIRATION", "2020-01-02T03:04:05Z")
     with pytest.raises(StoreError, match=r"^cannot presign .* they have expired; sign in again, or set new ones"):
         export_manifest(manifest, tmp_path / "a.csv", presign_hours=1)
 
 
-def test_what_cannot_be_signed_is_named(s3: S3Server, tmp_path: Path) -> None:
+def test_an_invalid_bucket_is_named(s3: S3Server, tmp_path: Path) -> None:
     with Manifest(tmp_path / "m.sqlite") as opened:
         opened.begin("s3://b")
         opened.write([replace(receipt_for(make_map("a")), locator="s3://no bucket/a.png")], "s")

@@ -1,4 +1,4 @@
-"""One run at a time on a manifest: the second is told who has it, and a run that was killed has nothing."""
+"""One run at a time uses a manifest. A second run is told which process holds it; a killed run holds nothing."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def _held(manifest: Path, pid: int) -> str:
-    """What the second run is told."""
+    """Return a pattern of the error that a second run gets."""
     since = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC"
     return (
         rf"^the manifest {re.escape(str(manifest))} is in use by another run "
@@ -53,14 +53,14 @@ def _held(manifest: Path, pid: int) -> str:
     )
 
 
-def test_a_second_writer_is_refused_and_readers_are_not(path: Path) -> None:
+def test_a_second_writer_is_refused_but_not_a_reader(path: Path) -> None:
     with Manifest(path) as first:
         first.begin("s3://bucket")
         with pytest.raises(ManifestError, match=_held(path, os.getpid())):
             Manifest(path)
         with Manifest(path, read_only=True) as reader:
             assert reader.counts() == {}
-        # Refused twice: the first refusal has not taken the lock away.
+        # The first refusal does not release the lock.
         with pytest.raises(ManifestError, match="in use by another run"):
             Manifest(path)
     with Manifest(path):
@@ -68,7 +68,7 @@ def test_a_second_writer_is_refused_and_readers_are_not(path: Path) -> None:
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_one_file_has_one_lock_by_whatever_name(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_file_has_one_lock_under_every_name(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "elsewhere").mkdir()
     link = tmp_path / "elsewhere" / "link.sqlite"
     link.symlink_to(path)
@@ -81,12 +81,12 @@ def test_one_file_has_one_lock_by_whatever_name(path: Path, tmp_path: Path, monk
         Manifest(path)
 
 
-def test_in_memory_there_is_nothing_to_lock() -> None:
+def test_manifests_in_memory_are_not_locked() -> None:
     with Manifest(":memory:"), Manifest(":memory:"):
         pass
 
 
-def test_another_process_is_named_and_killed_it_holds_nothing(path: Path) -> None:
+def test_a_killed_process_releases_its_lock(path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", HOLD, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         assert holder.stdout is not None
         holder.stdout.readline()
@@ -99,17 +99,17 @@ def test_another_process_is_named_and_killed_it_holds_nothing(path: Path) -> Non
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_what_is_left_in_the_file_is_no_lock_and_is_not_said_of_the_next_run(path: Path) -> None:
+def test_a_stale_lock_file_is_overwritten(path: Path) -> None:
     path.with_name("m.sqlite-lock").write_text(f"process 1 on a host of old, {'since ' * 100}")
     with Manifest(path), pytest.raises(ManifestError, match=_held(path, os.getpid())):
         Manifest(path)
 
 
-def test_of_many_who_want_it_one_has_it(path: Path) -> None:
+def test_only_one_of_many_threads_holds_the_lock(path: Path) -> None:
     turn = Lock()
     holders = most = taken = 0
 
-    def want() -> None:
+    def acquire_repeatedly() -> None:
         nonlocal holders, most, taken
         while taken < 60:
             try:
@@ -125,7 +125,7 @@ def test_of_many_who_want_it_one_has_it(path: Path) -> None:
                 holders -= 1
             lock.release()
 
-    threads = [Thread(target=want) for _ in range(8)]
+    threads = [Thread(target=acquire_repeatedly) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -134,7 +134,7 @@ def test_of_many_who_want_it_one_has_it(path: Path) -> None:
     assert list(path.parent.iterdir()) == []
 
 
-async def test_of_two_runs_of_one_pipeline_the_second_is_refused_and_the_first_completes(path: Path) -> None:
+async def test_a_second_run_of_one_pipeline_is_refused(path: Path) -> None:
     began, refused = anyio.Event(), anyio.Event()
 
     async def maps() -> AsyncIterator[tuple[str, NDArray[np.floating[Any]]]]:
@@ -160,7 +160,7 @@ async def test_of_two_runs_of_one_pipeline_the_second_is_refused_and_the_first_c
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_a_second_command_is_refused_at_once_and_after_kill_9_it_does_the_rest(
+def test_a_second_command_is_refused_until_the_first_is_killed(
     maps: Path, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -170,12 +170,12 @@ def test_a_second_command_is_refused_at_once_and_after_kill_9_it_does_the_rest(
     try:
         while not done_rows(str(path)):
             assert running.poll() is None
-        # Whatever it is doing: a laptop that is closed goes on later.
+        # A stopped process keeps its lock: a closed laptop resumes later.
         os.kill(running.pid, signal.SIGSTOP)
         assert invoke(*command, "--workers", 0) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert re.match(_held(path, running.pid), line.removeprefix("async-maps: error: "))
-        # It may read meanwhile.
+        # A dry run and an export only read.
         assert invoke(*command, "--dry-run") == 0
         assert invoke("export", path, "locators.csv") == 0
     finally:

@@ -1,4 +1,4 @@
-"""The record of a job: what is planned from it, what is written to it, and that nothing tears it."""
+"""The manifest of a job: planning from it, writing to it, and its consistency."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def make_plan(path: Path, maps: list[ActivationMap], select: Select = "changed",
 
 
 def _counted(path: Path) -> dict[str, int]:
-    """What another program sees."""
+    """Return the number of rows by status, as another program reads them."""
     with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as database:
         return dict(database.execute("SELECT status, count(*) FROM maps GROUP BY status"))
 
@@ -71,13 +71,13 @@ def _counted(path: Path) -> dict[str, int]:
 # Planning ----------------------------------------------------------------------------------------------------------
 
 
-def test_in_a_new_manifest_everything_is_to_be_done(path: Path) -> None:
+def test_a_new_manifest_plans_every_map(path: Path) -> None:
     maps = [make_map("a"), make_map("b", fingerprint=None)]
     plan = make_plan(path, maps)
     assert (plan.todo, plan.skipped, plan.refused) == (maps, 0, [])
 
 
-def test_what_is_done_and_unchanged_is_skipped_and_all_else_is_done(path: Path) -> None:
+def test_done_and_unchanged_maps_are_skipped(path: Path) -> None:
     done, failed, moved, touched, memory = (make_map(name) for name in ("done", "failed", "moved", "touched", "memory"))
     memory = replace(memory, fingerprint=None)
     write_run(
@@ -97,16 +97,14 @@ def test_what_is_done_and_unchanged_is_skipped_and_all_else_is_done(path: Path) 
 @pytest.mark.parametrize(
     ("select", "todo"), [("broken", "a"), ("moved", "ab"), ("failed", "abcf"), ("changed", "abcfn")]
 )
-def test_a_repair_does_only_what_was_found_broken_of_the_same_settings_and_source(
-    path: Path, select: Select, todo: str
-) -> None:
+def test_a_repair_selects_broken_maps_of_the_same_settings(path: Path, select: Select, todo: str) -> None:
     a, b, c, d = (receipt_for(make_map(name)) for name in "abcd")
     with Manifest(path) as manifest:
         manifest.begin(DESTINATION)
         manifest.write([a, b, d, failure_for(make_map("f"))], SETTINGS)
         manifest.write([c], "other settings")
         manifest.mark_broken((receipt.locator, receipt.name, "missing") for receipt in (a, b, c))
-        # Of an overlay that has another locator by now nothing is known.
+        # A row with another locator now is not marked.
         manifest.mark_broken([("s3://bucket/elsewhere.png", "d", "missing")])
         assert manifest.broken() == {SETTINGS: 2, "other settings": 1}
     maps = [
@@ -123,14 +121,14 @@ def test_a_repair_does_only_what_was_found_broken_of_the_same_settings_and_sourc
     assert (row["locator"], row["etag"], row["crc32"]) == (a.locator, a.etag, a.crc32)
 
 
-def test_other_settings_mean_that_everything_is_done_again(path: Path) -> None:
+def test_other_settings_plan_every_map_again(path: Path) -> None:
     write_run(path, [receipt_for(make_map("a"))])
     assert make_plan(path, [make_map("a")]).skipped == 1
     assert make_plan(path, [make_map("a")], settings="other").todo == [make_map("a")]
 
 
 @pytest.mark.parametrize(("select", "todo"), [("changed", "bcd"), ("failed", "b"), ("all", "abcd")])
-def test_what_is_asked_for_is_done(path: Path, select: Select, todo: str) -> None:
+def test_select_chooses_the_planned_maps(path: Path, select: Select, todo: str) -> None:
     maps = {name: make_map(name) for name in "abcd"}
     write_run(
         path, [receipt_for(maps["a"]), failure_for(maps["b"]), receipt_for(replace(maps["c"], fingerprint="0-0"))]
@@ -140,7 +138,7 @@ def test_what_is_asked_for_is_done(path: Path, select: Select, todo: str) -> Non
     assert plan.skipped == 4 - len(todo)
 
 
-def test_a_second_map_of_one_name_is_refused_with_both_sources_named(path: Path) -> None:
+def test_a_duplicate_name_is_refused_with_both_sources(path: Path) -> None:
     first, second = make_map("a", source="/maps/a.npy"), make_map("a", source="/maps/a.NPY", fingerprint="2-2")
     with Manifest(path) as manifest:
         manifest.begin(DESTINATION)
@@ -155,13 +153,13 @@ def test_a_second_map_of_one_name_is_refused_with_both_sources_named(path: Path)
 
 
 @pytest.mark.parametrize("select", ["changed", "failed", "all"])
-def test_a_name_is_taken_also_by_a_map_that_is_skipped(path: Path, select: Select) -> None:
+def test_a_skipped_map_keeps_its_name(path: Path, select: Select) -> None:
     write_run(path, [receipt_for(make_map("a"))])
     plan = make_plan(path, [make_map("a"), make_map("a", source="/other/a.npy")], select)
     assert [failure.source for failure in plan.refused] == ["/other/a.npy"]
 
 
-def test_the_next_run_starts_with_all_names_free(path: Path) -> None:
+def test_the_next_run_may_use_the_same_names(path: Path) -> None:
     for _ in range(2):
         assert make_plan(path, [make_map("a")]).todo == [make_map("a")]
 
@@ -169,7 +167,7 @@ def test_the_next_run_starts_with_all_names_free(path: Path) -> None:
 # Writing -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_row_says_what_became_of_a_map(path: Path) -> None:
+def test_a_row_has_the_outcome_of_its_map(path: Path) -> None:
     write_run(
         path,
         [
@@ -207,7 +205,7 @@ def test_a_row_says_what_became_of_a_map(path: Path) -> None:
     }
 
 
-def test_a_name_has_one_row_however_many_runs_there_were(path: Path) -> None:
+def test_a_name_has_one_row_after_several_runs(path: Path) -> None:
     map_ = make_map("a")
     for outcome, status, locator in (
         (failure_for(map_), "failed", None),
@@ -222,7 +220,7 @@ def test_a_name_has_one_row_however_many_runs_there_were(path: Path) -> None:
         assert (row["bytes"] is None) == (status == "failed")
 
 
-def test_a_map_refused_at_the_source_has_no_claim_on_a_name_and_goes_with_the_next_run(path: Path) -> None:
+def test_a_map_refused_at_the_source_is_dropped_by_the_next_run(path: Path) -> None:
     refused = Failure("a", "/maps/a.NPY", "2-2", "source", "another map of this run has the same name")
     write_run(path, [receipt_for(make_map("a")), refused, replace(refused, source="/maps/a.nPy")])
     assert [(row["status"], row["source"]) for row in read_rows(path)] == [
@@ -232,7 +230,7 @@ def test_a_map_refused_at_the_source_has_no_claim_on_a_name_and_goes_with_the_ne
     ]
     plan = make_plan(path, [make_map("a")])
     assert (plan.skipped, plan.todo) == (1, [])
-    # A run that does not come to its end has not seen whether they are still refused.
+    # A run that is not complete does not know whether they are still refused.
     assert len(read_rows(path)) == 3
     time.sleep(0.01)
     with Manifest(path) as manifest:
@@ -242,7 +240,7 @@ def test_a_map_refused_at_the_source_has_no_claim_on_a_name_and_goes_with_the_ne
     assert [row["source"] for row in read_rows(path)] == ["/maps/a.NPY", "/maps/a.npy"]
 
 
-def test_a_batch_is_written_whole_or_not_at_all(path: Path) -> None:
+def test_a_batch_is_written_atomically(path: Path) -> None:
     unfit = replace(receipt_for(make_map("b")), locator=object())  # type: ignore[arg-type]
     with Manifest(path) as manifest:
         manifest.begin(DESTINATION)
@@ -253,7 +251,7 @@ def test_a_batch_is_written_whole_or_not_at_all(path: Path) -> None:
         assert manifest.counts() == {"done": 1}
 
 
-def test_rows_come_in_the_order_of_the_names_with_failures_only_if_asked_for(path: Path) -> None:
+def test_rows_are_ordered_by_name_and_failures_are_optional(path: Path) -> None:
     write_run(path, [receipt_for(make_map("b")), failure_for(make_map("c")), receipt_for(make_map("a"))])
     with Manifest(path, read_only=True) as manifest:
         assert [row[0] for row in manifest.rows()] == ["a", "b"]
@@ -264,7 +262,7 @@ def test_rows_come_in_the_order_of_the_names_with_failures_only_if_asked_for(pat
 # The file ----------------------------------------------------------------------------------------------------------
 
 
-def test_another_destination_is_refused_unless_nothing_was_done_there(path: Path) -> None:
+def test_another_destination_is_refused_once_maps_are_done(path: Path) -> None:
     write_run(path, [])
     write_run(path, [receipt_for(make_map("a"))], "s3://second/")
     with Manifest(path) as manifest:
@@ -279,7 +277,7 @@ def test_another_destination_is_refused_unless_nothing_was_done_there(path: Path
 
 
 @pytest.mark.parametrize("read_only", [False, True])
-def test_what_is_no_manifest_is_refused_and_stays_as_it_is(path: Path, read_only: bool) -> None:
+def test_another_file_is_refused_and_not_changed(path: Path, read_only: bool) -> None:
     path.write_bytes(b"no database, but long enough to be looked at " * 100)
     before = path.read_bytes()
     with pytest.raises(ManifestError, match=rf"^the manifest {path} cannot be opened: it is no SQLite file, or"):
@@ -323,7 +321,7 @@ def test_the_range_and_the_sketch_of_the_last_run_are_kept(path: Path) -> None:
         assert found is not None
         assert found.dump() == sketch.dump()
         assert manifest.sketch("zero") is None
-        # A run that needs none keeps the sketch of the last one that did.
+        # A run without a sketch keeps the last one.
         manifest.keep_range(ValueRange("per-map"), "per-map")
         assert manifest.sketch("error") is not None
         with pytest.raises(ManifestError, match=r"has no range to take over: it was made with range per-map"):
@@ -331,7 +329,7 @@ def test_the_range_and_the_sketch_of_the_last_run_are_kept(path: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["sketch", "range"])
-def test_a_damaged_range_is_one_sentence(path: Path, key: str) -> None:
+def test_a_damaged_range_or_sketch_is_reported(path: Path, key: str) -> None:
     write_run(path, [])
     with closing(sqlite3.connect(path)) as database:
         database.execute("INSERT INTO meta VALUES (?, '[1, 2')", (key,))
@@ -340,7 +338,7 @@ def test_a_damaged_range_is_one_sentence(path: Path, key: str) -> None:
         _ = manifest.sketch("error") if key == "sketch" else manifest.value_range()
 
 
-def test_what_is_not_there_or_cannot_be_made_is_one_sentence(path: Path) -> None:
+def test_a_missing_manifest_or_an_invalid_path_is_reported(path: Path) -> None:
     with pytest.raises(ManifestError, match=rf"^no such manifest: {path}$"):
         Manifest(path, read_only=True)
     fifo = path.parent / "fifo"
@@ -357,7 +355,7 @@ def test_what_is_not_there_or_cannot_be_made_is_one_sentence(path: Path) -> None
     assert list(path.parent.iterdir()) == [fifo]
 
 
-def test_a_file_or_folder_that_may_not_be_written_is_one_sentence(unprivileged: Path) -> None:
+def test_a_manifest_without_permission_is_reported(unprivileged: Path) -> None:
     path = unprivileged / "manifest.sqlite"
     write_run(path, [receipt_for(make_map("a"))])
     path.chmod(0o444)
@@ -370,7 +368,7 @@ def test_a_file_or_folder_that_may_not_be_written_is_one_sentence(unprivileged: 
     path.chmod(0)
     with pytest.raises(ManifestError, match="cannot be opened: no permission for it"):
         Manifest(path, read_only=True)
-    # Where one may not even look.
+    # The folder may not be searched.
     unprivileged.chmod(0)
     for read_only in (False, True):
         with pytest.raises(ManifestError, match=rf"^(no such manifest: {path}|the manifest {path} cannot be opened: )"):
@@ -378,7 +376,7 @@ def test_a_file_or_folder_that_may_not_be_written_is_one_sentence(unprivileged: 
     unprivileged.chmod(0o755)
 
 
-def test_a_damaged_manifest_is_one_sentence_and_can_be_closed(path: Path) -> None:
+def test_a_damaged_manifest_is_reported_and_can_be_closed(path: Path) -> None:
     write_run(path, [receipt_for(make_map(f"{n:0200}")) for n in range(200)])
     content = bytearray(path.read_bytes())
     content[4096:] = b"\xff" * (len(content) - 4096)
@@ -388,14 +386,14 @@ def test_a_damaged_manifest_is_one_sentence_and_can_be_closed(path: Path) -> Non
 
 
 @pytest.mark.parametrize("name", ["with space.sqlite", "100%41.sqlite", "what?mode=ro#x.sqlite", "é🧠.sqlite"])
-def test_any_file_name_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_a_manifest_may_have_any_file_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     write_run(tmp_path / name, [receipt_for(make_map("a"))])
     assert [file.name for file in tmp_path.iterdir()] == [name]
     monkeypatch.chdir(tmp_path)
     assert len(read_rows(Path(name))) == 1
 
 
-def test_after_a_run_the_manifest_is_a_single_file(path: Path) -> None:
+def test_a_closed_manifest_is_a_single_file(path: Path) -> None:
     with Manifest(path) as manifest:
         manifest.begin(DESTINATION)
         manifest.write([receipt_for(make_map("a"))], SETTINGS)
@@ -415,7 +413,7 @@ def test_a_reader_does_not_keep_a_run_from_closing(path: Path) -> None:
     assert len(read_rows(path)) == 10
 
 
-def test_it_can_be_read_while_a_run_writes(path: Path) -> None:
+def test_a_reader_sees_one_snapshot_while_a_run_writes(path: Path) -> None:
     with Manifest(path) as manifest:
         manifest.begin(DESTINATION)
         manifest.write([receipt_for(make_map("a"))], SETTINGS)
@@ -424,13 +422,13 @@ def test_it_can_be_read_while_a_run_writes(path: Path) -> None:
             rows = reader.rows()
             assert next(rows)[0] == "a"
             manifest.write([receipt_for(make_map("b"))], SETTINGS)
-            assert list(rows) == []  # one moment, from beginning to end
+            assert list(rows) == []  # a snapshot
             assert reader.counts() == {"done": 2}
             with pytest.raises(ManifestError, match="cannot be written: no permission"):
                 reader.write([receipt_for(make_map("c"))], SETTINGS)
 
 
-def test_a_run_killed_in_the_middle_of_a_transaction_leaves_whole_rows_only(path: Path) -> None:
+def test_a_run_killed_inside_a_transaction_leaves_the_old_rows(path: Path) -> None:
     program = (
         "import os, sys\n"
         "from async_maps.manifest.manifest import Manifest\n"
@@ -438,7 +436,7 @@ def test_a_run_killed_in_the_middle_of_a_transaction_leaves_whole_rows_only(path
         "manifest = Manifest(sys.argv[1])\n"
         "manifest.begin(DESTINATION)\n"
         "manifest.write([receipt_for(make_map(str(n))) for n in range(1000)], SETTINGS)\n"
-        # A small cache, so that rows are in the log before they are committed; then the end, some way into the batch.
+        # With a small cache, rows reach the log before the commit. The process dies inside the batch.
         "manifest._database.execute('PRAGMA cache_size = 5')\n"
         "steps = iter(range(3000))\n"
         "manifest._database.set_progress_handler(lambda: next(steps, None) is None and os.kill(os.getpid(), 9), 10)\n"
@@ -459,7 +457,7 @@ def test_a_run_killed_in_the_middle_of_a_transaction_leaves_whole_rows_only(path
 
 
 @pytest.mark.slow
-def test_planning_many_maps_takes_one_look_a_batch_and_little_memory(path: Path) -> None:
+def test_planning_takes_one_query_a_batch_and_little_memory(path: Path) -> None:
     maps = [make_map(f"{n:06}") for n in range(50_000)]
     write_run(path, [receipt_for(map_) for map_ in maps])
     statements: list[str] = []
@@ -479,7 +477,7 @@ def test_planning_many_maps_takes_one_look_a_batch_and_little_memory(path: Path)
     assert skipped == 50_000
     batches = -(-50_000 // 256)
     assert statements.count("SELECT") == batches
-    # And of each: BEGIN, SELECT, SAVEPOINT, RELEASE, COMMIT.
+    # Each batch adds BEGIN, SELECT, SAVEPOINT, RELEASE and COMMIT.
     assert len(statements) == 50_000 + 5 * batches
     assert peak < 2**20
 
@@ -509,7 +507,7 @@ async def _selected(recorder: Recorder, select: Select, report: Report, *batches
     return [batch async for batch in recorder.select_maps(_batches(*batches), select, report)]
 
 
-async def test_a_recorder_leaves_out_what_is_done_and_passes_on_what_was_refused(path: Path) -> None:
+async def test_a_recorder_skips_done_maps_and_keeps_failures(path: Path) -> None:
     write_run(path, [receipt_for(make_map("a"))])
     refused = Failure("../x", "/maps/x.npz[../x]", None, "source", "a '..' part")
     report = Report()
@@ -524,7 +522,7 @@ async def test_a_recorder_leaves_out_what_is_done_and_passes_on_what_was_refused
     assert report.skipped == 1
 
 
-async def test_without_a_path_there_is_no_recorder() -> None:
+async def test_there_is_no_recorder_without_a_path() -> None:
     async with open_recorder(None, DESTINATION) as recorder:
         assert recorder is None
 
@@ -550,7 +548,7 @@ async def test_a_dry_run_writes_nothing(path: Path) -> None:
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
-async def test_another_destination_is_refused_by_a_recorder_and_its_file_is_closed(path: Path) -> None:
+async def test_a_recorder_refuses_another_destination_and_closes_its_file(path: Path) -> None:
     write_run(path, [receipt_for(make_map("a"))])
     with pytest.raises(ManifestError, match="is the manifest of"):
         async with open_recorder(path, "s3://other"):
@@ -558,7 +556,7 @@ async def test_another_destination_is_refused_by_a_recorder_and_its_file_is_clos
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
-async def test_rows_are_committed_when_there_are_many(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_rows_are_committed_every_thousand(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recorder_module, "_COMMIT_INTERVAL_S", 1000.0)
     async with open_recorder(path, DESTINATION) as recorder:
         assert recorder is not None
@@ -571,7 +569,7 @@ async def test_rows_are_committed_when_there_are_many(path: Path, monkeypatch: p
     assert _counted(path) == {"done": 1001}
 
 
-async def test_rows_are_committed_after_a_while(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_rows_are_committed_after_the_interval(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recorder_module, "_COMMIT_INTERVAL_S", 1000.0)
     async with open_recorder(path, DESTINATION) as recorder:
         assert recorder is not None
@@ -583,7 +581,7 @@ async def test_rows_are_committed_after_a_while(path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("end", [None, RuntimeError, asyncio.CancelledError, KeyboardInterrupt])
-async def test_rows_are_committed_however_the_run_ends(
+async def test_rows_are_committed_at_any_end_of_the_run(
     path: Path, end: type[BaseException] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(recorder_module, "_COMMIT_INTERVAL_S", 1000.0)
@@ -600,7 +598,7 @@ async def test_rows_are_committed_however_the_run_ends(
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
-async def test_rows_are_committed_when_the_scope_around_the_run_is_cancelled(path: Path) -> None:
+async def test_rows_are_committed_when_the_outer_scope_is_cancelled(path: Path) -> None:
     with CancelScope() as scope:
         async with open_recorder(path, DESTINATION) as recorder:
             assert recorder is not None
@@ -613,7 +611,7 @@ async def test_rows_are_committed_when_the_scope_around_the_run_is_cancelled(pat
 
 
 @pytest.mark.parametrize("steps", range(1, 10))
-async def test_no_row_is_lost_at_whatever_step_of_a_commit_the_run_is_cancelled(path: Path, steps: int) -> None:
+async def test_a_cancel_during_a_commit_loses_no_row(path: Path, steps: int) -> None:
     noting = asyncio.Event()
 
     async def run() -> None:
@@ -634,8 +632,8 @@ async def test_no_row_is_lost_at_whatever_step_of_a_commit_the_run_is_cancelled(
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
-async def test_a_commit_under_way_when_the_run_is_cancelled_is_finished_and_not_done_twice(path: Path) -> None:
-    # Refused at the source: these have no name to be recognised by when they come a second time.
+async def test_a_cancelled_run_finishes_its_commit_once(path: Path) -> None:
+    # Maps refused at the source have no unique name, so a second commit would add rows.
     refused = [Failure(str(n), f"/maps/{n}.npy", None, "source", "no") for n in range(30_000)]
     opened: asyncio.Future[Recorder] = asyncio.get_running_loop().create_future()
 
@@ -654,7 +652,7 @@ async def test_a_commit_under_way_when_the_run_is_cancelled_is_finished_and_not_
     assert _counted(path) == {"failed": 30_000}
 
 
-async def test_a_plan_under_way_when_the_run_is_cancelled_does_not_cost_the_rows(path: Path) -> None:
+async def test_a_cancelled_plan_keeps_the_noted_rows(path: Path) -> None:
     maps: list[Entry] = [make_map(str(n)) for n in range(30_000)]
     async with open_recorder(path, DESTINATION) as recorder:
         assert recorder is not None
@@ -667,7 +665,7 @@ async def test_a_plan_under_way_when_the_run_is_cancelled_does_not_cost_the_rows
     assert _counted(path) == {"done": 1}
 
 
-async def test_what_could_not_be_written_is_told_and_tried_once_more_at_the_end(path: Path) -> None:
+async def test_a_failed_commit_is_reported_and_retried_at_the_end(path: Path) -> None:
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         async with open_recorder(path, DESTINATION) as recorder:
             assert recorder is not None
@@ -680,7 +678,7 @@ async def test_what_could_not_be_written_is_told_and_tried_once_more_at_the_end(
     assert _counted(path) == {"done": 1}
 
 
-async def test_the_event_loop_goes_on_while_the_manifest_is_written(path: Path) -> None:
+async def test_writing_does_not_block_the_event_loop(path: Path) -> None:
     ticks = 0
 
     async def tick() -> None:
@@ -699,6 +697,6 @@ async def test_the_event_loop_goes_on_while_the_manifest_is_written(path: Path) 
 
 
 async def _in_transaction(recorder: Recorder) -> None:
-    """Wait until a thread is at work in the recorder's manifest."""
+    """Wait until a thread has begun a transaction in the recorder's manifest."""
     while not recorder._manifest._database.in_transaction:  # noqa: ASYNC110  # SQLite tells nobody
         await asyncio.sleep(0)
