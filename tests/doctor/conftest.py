@@ -1,4 +1,4 @@
-"""The doctor, asked through its command."""
+"""The doctor's command as a fixture."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def ask(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The command in this process: its exit code, and its findings by what was asked, in their order."""
+    """Run the command in this process. Returns its exit code, and its findings by name in their order."""
     from async_maps.doctor import Finding, speed
     from async_maps.doctor import s3 as s3_doctor
     from tests.support.commands import invoke
 
-    # Between two attempts lies up to a second; and here it matters that there are figures, not which.
+    # A retry waits up to a second, and the measured values do not matter here.
     monkeypatch.setattr(s3_doctor, "_ATTEMPTS", 1)
     monkeypatch.setattr(speed, "_LATENCY_PUTS", 2)
     monkeypatch.setattr(speed, "_LEVEL_S", 0.2)

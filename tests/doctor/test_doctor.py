@@ -1,4 +1,4 @@
-"""What the doctor finds in real buckets and folders, broken in one way after the other, and that nothing is left."""
+"""The doctor's findings about folders, credentials and load, and its output."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ pytestmark = [pytest.mark.fast, pytest.mark.usefixtures(leaves_nothing.__name__)
 COM, IO = doctor.KOLENA_ORIGINS
 
 
-def test_the_policy_names_the_key_where_one_encrypts() -> None:
+def test_the_iam_policy_names_the_kms_key() -> None:
     key = "arn:aws-cn:kms:cn-north-1:1:key/k"
     statements = json.loads(iam_policy("arn:aws:s3:eu-west-1:1:accesspoint:name", "", kms_key=key))["Statement"]
     assert statements[0]["Resource"] == "arn:aws:s3:eu-west-1:1:accesspoint:name/object/*"
     assert statements[2] == {"Effect": "Allow", "Action": ["kms:GenerateDataKey", "kms:Decrypt"], "Resource": key}
 
 
-async def test_the_url_that_a_browser_is_given_is_in_no_finding() -> None:
+async def test_no_finding_contains_the_presigned_url() -> None:
     async def talk_nonsense(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"nonsense\r\n\r\n")
         writer.close()
@@ -61,7 +61,7 @@ async def test_the_url_that_a_browser_is_given_is_in_no_finding() -> None:
 
 
 @pytest.mark.parametrize("measure", ["latency", "throughput"])
-async def test_cancelled_under_load_no_put_is_broken_off_that_could_arrive_later(measure: str) -> None:
+async def test_cancelling_a_measurement_waits_for_its_puts(measure: str) -> None:
     began, ended = set(), set()
     gate = asyncio.Event()
 
@@ -98,7 +98,7 @@ async def test_cancelled_under_load_no_put_is_broken_off_that_could_arrive_later
         ({"AWS_ACCESS_KEY_ID": "", "AWS_PROFILE": "mine"}, "ok", "from profile mine of the credentials file"),
     ],
 )  # fmt: skip
-async def test_it_says_where_credentials_come_from_and_until_when_they_last(
+async def test_the_source_and_expiry_of_credentials_are_reported(
     environment: dict[str, str], level: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     soon = (datetime.now(UTC) + timedelta(minutes=30)).isoformat()
@@ -116,14 +116,14 @@ async def test_it_says_where_credentials_come_from_and_until_when_they_last(
 @pytest.mark.parametrize(
     ("rates", "latency_s", "level", "said", "advice"),
     [
-        # 64 of 100 ms each are under way at 640 a second: 32 are too few.
+        # At 640 a second and 100 ms each, 64 are in flight: 32 are too few.
         ({32: 320, 64: 640, 128: 650}, 0.1, "warning", "65.0 under way", "use --concurrency 128"),
         ({32: 320, 64: 640, 128: 600}, 0.1, "warning", "64.0 under way", "use --concurrency 64"),
         ({32: 500, 64: 510}, 0.004, "ok", "32 at once are enough (Little's law: 510/s x 4.0 ms = 2.0 under way)", ""),
         ({32: 500, 64: 550}, 0.1, "ok", "32 at once are enough", ""),
     ],
 )
-def test_the_concurrency_is_what_little_s_law_says(
+def test_the_advised_concurrency_follows_littles_law(
     rates: dict[int, float], latency_s: float, level: str, said: str, advice: str
 ) -> None:
     throughput, concurrency = judge([Load(*load, None) for load in rates.items()], latency_s, 100_000, 32)
@@ -136,14 +136,14 @@ def test_the_concurrency_is_what_little_s_law_says(
     ("error", "advice"),
     [(TransientError("SlowDown", slow_down=True), "slows down by itself"), (StoreError("gone"), "tries again")],
 )
-def test_a_store_that_asks_for_less_is_a_warning(error: StoreError, advice: str) -> None:
+def test_a_store_that_fails_under_load_is_a_warning(error: StoreError, advice: str) -> None:
     (finding,) = judge([Load(32, 900, None), Load(64, 10, error)], 0.01, 100_000, 32)
     assert finding.level == "warning"
     assert "900 PUTs/s, 90.0 MB/s, with 32 at once; with 64 at once: " in finding.text
     assert advice in finding.advice
 
 
-def test_a_folder_is_tried_and_left_as_it_was_and_kolena_cannot_read_it(tmp_path: Path, ask: Any) -> None:
+def test_a_folder_is_checked_and_left_unchanged(tmp_path: Path, ask: Any) -> None:
     code, found = ask(tmp_path / "none" / "yet", "--files.fsync")
     assert (code, levels(found)) == (0, {"kolena": "warning"})
     assert list(found) == ["write", "space", "rename", "create only", "fsync", "kolena"]
@@ -164,7 +164,7 @@ def refuse_links(*_: object) -> None:
         ("link", refuse_links, "create only", "no hard links there (Operation not permitted)"),
     ],
 )
-def test_a_folder_that_does_not_keep_to_posix_is_found_out(
+def test_a_folder_without_posix_semantics_is_a_warning(
     call: str, instead: Any, check: str, said: str, tmp_path: Path, ask: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, call, instead)
@@ -174,7 +174,7 @@ def test_a_folder_that_does_not_keep_to_posix_is_found_out(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_hard_links_are_needed_where_objects_are_to_be_left(
+def test_missing_hard_links_are_a_failure_with_if_exists_skip(
     tmp_path: Path, ask: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "link", refuse_links)
@@ -182,7 +182,7 @@ def test_hard_links_are_needed_where_objects_are_to_be_left(
     assert (code, found["create only"].level) == (1, "failure")
 
 
-def test_a_folder_with_little_room_is_warned_of(tmp_path: Path, ask: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_with_little_space_is_a_warning(tmp_path: Path, ask: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     disk = os.statvfs(tmp_path)
 
     class Full:
@@ -202,14 +202,14 @@ def test_a_folder_that_cannot_be_written_is_a_failure(unprivileged: Path, ask: A
     assert f"no permission for {closed}" in found["write"].text
 
 
-def test_people_get_lines_and_a_sum(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_lines_and_a_total(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert invoke("doctor", tmp_path) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"ok       write         {tmp_path} takes files"
     assert lines[-1] == "5 ok, 1 warning"
 
 
-def test_a_terminal_gets_columns_and_what_is_to_be_copied_unbroken() -> None:
+def test_a_terminal_gets_columns_and_an_unbroken_command() -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True
@@ -222,7 +222,7 @@ def test_a_terminal_gets_columns_and_what_is_to_be_copied_unbroken() -> None:
     assert "do this:" in table[-1]
 
 
-def test_help_says_what_it_is_for_and_how_it_ends(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_names_the_options_and_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     assert invoke("doctor", "--help") == 0
     text = " ".join(capsys.readouterr().out.split())
     for word in ("browsers can read it", "--origin", "--quick", "--json", "Exit codes: 0 done"):

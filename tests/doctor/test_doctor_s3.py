@@ -1,4 +1,4 @@
-"""The findings about an S3 destination: one of each kind."""
+"""The doctor's findings about an S3 destination."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ COM, IO = doctor.KOLENA_ORIGINS
 
 
 def on_bucket(name: str, bucket: str, **arguments: Any) -> Any:
-    """One request to the server, as its owner."""
+    """Send one request to the server as the owner of the bucket."""
 
     async def request() -> Any:
         async with aioboto3.Session().client("s3") as client:
@@ -55,9 +55,9 @@ def deny(bucket: str, *actions: str) -> None:
     on_bucket("put_bucket_policy", bucket, Policy=json.dumps({"Version": "2012-10-17", "Statement": [statement]}))
 
 
-def test_of_a_bucket_that_is_as_it_should_be_everything_is_ok_and_nothing_is_left(bucket: str, ask: Any) -> None:
+def test_a_good_bucket_has_only_ok_findings_and_no_leftovers(bucket: str, ask: Any) -> None:
     code, found = ask(f"s3://{bucket}/pre fix", "--concurrency", 4)
-    # How many uploads at once are enough, the load of this machine decides.
+    # The concurrency that is enough depends on the load of this machine.
     assert (code, levels(found).keys() - {"concurrency"}) == (0, set())
     assert list(found) == [
         "credentials", "clock", "bucket", "list", "write", "read back", "content type", "overwrite", "create only",
@@ -83,7 +83,7 @@ def test_of_a_bucket_that_is_as_it_should_be_everything_is_ok_and_nothing_is_lef
     ],
     ids=["unknown key", "wrong secret", "nobody listens", "no such profile", "no credentials", "expired"],
 )  # fmt: skip
-def test_who_cannot_come_in_is_told_why_and_nothing_else_is_asked(
+def test_a_failed_connection_is_the_last_finding(
     environment: dict[str, str], check: str, said: str, advice: str, bucket: str, ask: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -95,7 +95,7 @@ def test_who_cannot_come_in_is_told_why_and_nothing_else_is_asked(
     assert advice in found[check].advice
 
 
-def test_a_bucket_that_is_not_there_is_named_with_the_command_that_makes_it(s3: S3Server, ask: Any) -> None:
+def test_a_missing_bucket_is_named_with_the_command_to_create_it(s3: S3Server, ask: Any) -> None:
     code, found = ask("s3://no-such-bucket/x")
     assert (code, levels(found)) == (1, {"bucket": "failure"})
     assert found["bucket"].text == "no-such-bucket: the bucket does not exist"
@@ -110,7 +110,7 @@ def test_a_store_that_never_answers_is_a_failure_in_bounded_time(s3: S3Server, a
     assert "Read timeout" in found["endpoint"].text
 
 
-def test_who_may_only_read_gets_the_policy_that_is_missing(bucket: str, ask: Any) -> None:
+def test_a_denied_write_is_answered_with_the_missing_policy(bucket: str, ask: Any) -> None:
     deny(bucket, "s3:PutObject", "s3:DeleteObject")
     code, found = ask(f"s3://{bucket}/pre/fix")
     assert (code, levels(found)) == (1, {"write": "failure"})
@@ -124,7 +124,7 @@ def test_who_may_only_read_gets_the_policy_that_is_missing(bucket: str, ask: Any
     assert list(found)[-3:] == ["write", "versioning", "encryption"]
 
 
-def test_what_may_not_be_asked_for_is_no_failure_and_what_needs_it_is_left_out(bucket: str, ask: Any) -> None:
+def test_denied_reads_are_warnings_and_skip_dependent_checks(bucket: str, ask: Any) -> None:
     deny(bucket, "s3:ListBucket", "s3:GetObject", "s3:GetBucketVersioning", "s3:GetEncryptionConfiguration")
     code, found = ask(f"s3://{bucket}/x", "--quick")
     assert (code, levels(found)) == (
@@ -150,7 +150,7 @@ def test_what_may_not_be_asked_for_is_no_failure_and_what_needs_it_is_left_out(b
     assert asyncio.run(keys(bucket)) == set()
 
 
-def test_what_cannot_be_removed_is_named_and_no_more_is_written(bucket: str, ask: Any) -> None:
+def test_an_object_that_cannot_be_deleted_is_named(bucket: str, ask: Any) -> None:
     deny(bucket, "s3:DeleteObject")
     code, found = ask(f"s3://{bucket}/x")
     assert (code, levels(found)) == (0, {"delete": "warning"})
@@ -163,7 +163,7 @@ def test_what_cannot_be_removed_is_named_and_no_more_is_written(bucket: str, ask
     assert command == f"aws s3 rm s3://{bucket}/x/ --recursive --exclude '*' --include '{mark}*'"
 
 
-def test_versions_are_warned_of_and_none_of_ours_stays(bucket: str, ask: Any) -> None:
+def test_versioning_is_a_warning_and_no_version_is_left(bucket: str, ask: Any) -> None:
     on_bucket("put_bucket_versioning", bucket, VersioningConfiguration={"Status": "Enabled"})
     code, found = ask(f"s3://{bucket}", "--quick")
     assert (code, levels(found)) == (0, {"versioning": "warning"})
@@ -173,7 +173,7 @@ def test_versions_are_warned_of_and_none_of_ours_stays(bucket: str, ask: Any) ->
     assert not left.get("DeleteMarkers")
 
 
-def test_versions_that_may_not_be_removed_are_hidden_at_least(bucket: str, ask: Any) -> None:
+def test_versions_that_cannot_be_deleted_get_a_delete_marker(bucket: str, ask: Any) -> None:
     on_bucket("put_bucket_versioning", bucket, VersioningConfiguration={"Status": "Enabled"})
     deny(bucket, "s3:DeleteObjectVersion", "s3:ListBucketVersions")
     code, found = ask(f"s3://{bucket}/x")
@@ -183,7 +183,7 @@ def test_versions_that_may_not_be_removed_are_hidden_at_least(bucket: str, ask: 
     assert asyncio.run(keys(bucket)) == set()
 
 
-async def test_on_aws_the_browser_is_led_to_the_region(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_presigned_url_on_aws_names_the_region(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_ENDPOINT_URL")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-south-1")
     async with s3_doctor._open_client(aioboto3.Session(), Settings()) as client:
@@ -192,7 +192,7 @@ async def test_on_aws_the_browser_is_led_to_the_region(bucket: str, monkeypatch:
 
 
 @pytest.mark.parametrize(("region", "level"), [("us-east-1", "ok"), ("eu-west-3", "warning")])
-async def test_where_no_region_is_set_the_sdk_s_own_is_compared(
+async def test_the_bucket_region_is_compared_with_the_sdks_default(
     region: str, level: str, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def head_bucket(**_: object) -> Any:
@@ -208,9 +208,7 @@ async def test_where_no_region_is_set_the_sdk_s_own_is_compared(
 
 
 @pytest.mark.parametrize("allowed", [[], pytest.param([COM], marks=pytest.mark.slow)])
-def test_the_command_that_is_printed_lets_the_browser_in_and_keeps_other_rules(
-    allowed: list[str], bucket: str, ask: Any
-) -> None:
+def test_the_printed_cors_command_works_and_keeps_other_rules(allowed: list[str], bucket: str, ask: Any) -> None:
     others = [{"AllowedMethods": ["GET"], "AllowedOrigins": ["https://example.com", *allowed]}]
     on_bucket("put_bucket_cors", bucket, CORSConfiguration={"CORSRules": others})
     code, found = ask(f"s3://{bucket}/x", "--quick")
@@ -227,9 +225,7 @@ def test_the_command_that_is_printed_lets_the_browser_in_and_keeps_other_rules(
     assert (code, levels(found)) == (0, {})
 
 
-def test_what_lies_between_is_seen_in_what_comes_back(
-    s3: S3Server, bucket: str, ask: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_changes_by_a_proxy_are_found(s3: S3Server, bucket: str, ask: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with counting(s3, monkeypatch) as proxy:
         proxy.headers = {
             "Access-Control-Allow-Origin": None, "Content-Type": "text/plain", "x-amz-bucket-region": "eu-west-3",
@@ -259,7 +255,7 @@ def test_what_lies_between_is_seen_in_what_comes_back(
     ],
     ids=["cut short", "out of a cache"],
 )
-def test_what_is_given_back_is_compared(
+def test_the_object_read_back_is_compared(
     give: Any, expected: dict[str, str], said: str, bucket: str, ask: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     get, seen = ProbeObject._get, []
@@ -282,7 +278,7 @@ def test_what_is_given_back_is_compared(
         pytest.param(-5, "warning", "5 min ahead of the store's", marks=pytest.mark.slow),
     ],
 )
-def test_a_clock_that_is_off_is_measured(
+def test_a_wrong_clock_is_measured(
     minutes: int, level: str, said: str, s3: S3Server, bucket: str, ask: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with counting(s3, monkeypatch) as proxy:
@@ -293,7 +289,7 @@ def test_a_clock_that_is_off_is_measured(
     assert "set this machine's clock" in found["clock"].advice
 
 
-def test_a_server_that_refuses_the_time_is_understood(bucket: str, ask: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refusal_for_the_clock_is_recognized(bucket: str, ask: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def late() -> datetime:
         return datetime.now(UTC) - timedelta(minutes=20)
 
@@ -304,25 +300,27 @@ def test_a_server_that_refuses_the_time_is_understood(bucket: str, ask: Any, mon
 
 
 @contextmanager
-def reading_never_ends(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def hanging_reads(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     with counting(s3, monkeypatch) as proxy:
         proxy.gate.clear()
         yield proxy
 
 
-def test_it_ends_when_its_time_is_up_and_what_it_wrote_is_gone(
+def test_the_doctor_ends_at_its_time_limit_and_deletes_its_object(
     s3: S3Server, bucket: str, ask: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(doctor, "_LIMIT_S", 2.5)
-    with reading_never_ends(s3, monkeypatch) as proxy:
+    with hanging_reads(s3, monkeypatch) as proxy:
         code, found = ask(f"s3://{bucket}/x")
         assert (code, levels(found)) == (1, {"time": "failure"})
         assert [asked.method for asked in proxy.asked][-2:] == ["PUT", "DELETE"]
         assert asyncio.run(keys(bucket)) == set()
 
 
-async def test_cancelled_it_removes_what_it_wrote(s3: S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with reading_never_ends(s3, monkeypatch) as proxy:
+async def test_a_cancelled_doctor_deletes_its_object(
+    s3: S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with hanging_reads(s3, monkeypatch) as proxy:
         task = asyncio.create_task(adiagnose(f"s3://{bucket}/x"))
         while not proxy.under_way:  # noqa: ASYNC110  # counted in a thread of the proxy's
             await asyncio.sleep(0.01)
@@ -333,7 +331,7 @@ async def test_cancelled_it_removes_what_it_wrote(s3: S3Server, bucket: str, mon
         assert await keys(bucket) == set()
 
 
-async def test_headers_of_the_settings_are_tried(bucket: str) -> None:
+async def test_headers_of_the_settings_are_checked(bucket: str) -> None:
     settings = Settings(s3=S3Settings(storage_class="NO_SUCH_CLASS"))
     (failure,) = [finding for finding in await adiagnose(f"s3://{bucket}/x", settings) if finding.level == "failure"]
     assert (failure.check, failure.advice) == ("write", "choose another s3.storage_class")
@@ -352,7 +350,7 @@ async def test_headers_of_the_settings_are_tried(bucket: str) -> None:
         ("", "DESTINATION"),
     ],
 )
-def test_a_wrong_use_is_one_sentence_and_exit_2(
+def test_wrong_arguments_exit_with_2(
     arguments: str, said: str, s3: S3Server, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert invoke("doctor", *arguments.split()) == 2

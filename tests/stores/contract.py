@@ -1,4 +1,4 @@
-"""The tests that every store passes. A new store runs them by subclassing :class:`StoreContract`::
+"""The tests that every store passes. To run them for a new store, subclass :class:`StoreContract`::
 
 class TestMyStore(StoreContract):
     @pytest.fixture
@@ -28,66 +28,66 @@ make_key = KeyTemplate("{name}.png").key
 
 
 class Opened(NamedTuple):
-    """A store, and a way around it to read the object at a key."""
+    """A store, and a function that reads the object at a key without the store."""
 
     store: am.Store
     read: Callable[[str], Awaitable[bytes]]
 
 
 class StoreContract:
-    """What a pipeline relies on."""
+    """The behavior that a pipeline relies on."""
 
     prefix = ""
-    """The store's prefix, as the keys of these tests begin with it."""
+    """The store's prefix, with which the keys of these tests begin."""
 
     @pytest.fixture
     def opened(self) -> Opened:
-        """Override: an empty store."""
+        """Return an empty store. Subclasses override this."""
         raise NotImplementedError
 
     def key(self, name: str) -> str:
         return make_key(self.prefix, name)
 
-    async def test_an_object_is_stored_whole(self, opened: Opened) -> None:
+    async def test_put_stores_the_whole_object(self, opened: Opened) -> None:
         store, read = opened
         await store.check()
         for name, data in (("empty", b""), ("small", b"\x89PNG"), ("large", os.urandom(3 * 2**20))):
             await store.put(self.key(name), data)
             assert await read(self.key(name)) == data
 
-    async def test_an_object_is_replaced(self, opened: Opened) -> None:
+    async def test_put_replaces_an_object(self, opened: Opened) -> None:
         store, read = opened
         for data in (b"a longer first version", b"second", b"third!"):
             await store.put(self.key("a"), data)
             assert await read(self.key("a")) == data
 
-    async def test_awkward_names_are_kept_apart(self, opened: Opened) -> None:
+    async def test_special_names_are_distinct_objects(self, opened: Opened) -> None:
         store, read = opened
         keys = {self.key(name): name.encode() for name in AWKWARD}
         await asyncio.gather(*(store.put(key, data) for key, data in keys.items()))
         for key, data in keys.items():
             assert await read(key) == data, key
 
-    async def test_concurrent_puts_of_one_key_leave_one_of_them_whole(self, opened: Opened) -> None:
+    async def test_concurrent_puts_of_one_key_leave_one_whole_object(self, opened: Opened) -> None:
         store, read = opened
         versions = [bytes([n]) * 200_000 for n in range(16)]
         await asyncio.gather(*(store.put(self.key("same"), data) for data in versions))
         assert await read(self.key("same")) in versions
 
-    async def test_the_tag_is_a_string_without_quotes_or_none(self, opened: Opened) -> None:
+    async def test_the_etag_is_the_md5_or_none(self, opened: Opened) -> None:
         tag = await opened.store.put(self.key("a"), b"pixels")
         assert tag is None or tag == hashlib.md5(b"pixels", usedforsecurity=False).hexdigest()
 
-    async def test_the_longest_key_is_stored(self, opened: Opened) -> None:
+    async def test_a_key_of_1024_bytes_is_stored(self, opened: Opened) -> None:
         store, read = opened
-        # Parts, because a file system allows 255 bytes each.
+        # Several parts, because a file system allows 255 bytes in each.
         name = "/".join(["é" * 100] * 8)[: (1024 - len(self.key(""))) // 2 - 10]
         key = self.key(name + "x" * (1024 - len(self.key(name).encode())))
         assert len(key.encode()) == 1024
         await store.put(key, b"pixels")
         assert await read(key) == b"pixels"
 
-    async def test_a_pipeline_puts_overlays_into_it(self, opened: Opened) -> None:
+    async def test_a_pipeline_uploads_overlays(self, opened: Opened) -> None:
         store, read = opened
         activation_map = random_map(1)
         async with am.Pipeline(store, settings=am.Settings(workers=0)) as pipeline:

@@ -1,4 +1,4 @@
-"""The stores that need no server keep the contract, and so does one with nothing but ``put`` and ``check``."""
+"""Stores without a server pass the contract, including one with only ``put`` and ``check``."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ THREADS = Settings(workers=0)
 
 
 class Minimal:
-    """No capability that is optional."""
+    """A store without any optional method."""
 
     def __init__(self) -> None:
         self.objects: dict[str, bytes] = {}
@@ -73,10 +73,10 @@ class TestFileStore(StoreContract):
             yield Opened(store, read)
 
 
-# What a store lacks -------------------------------------------------------------------------------------------------
+# Optional methods ---------------------------------------------------------------------------------------------------
 
 
-async def test_a_store_without_an_address_gets_one_of_its_class() -> None:
+async def test_a_store_without_a_destination_is_named_by_its_class() -> None:
     store = Minimal()
     async with am.Pipeline(store, settings=THREADS) as pipeline:
         receipt = await pipeline.put("a/b", random_map(1))
@@ -87,7 +87,7 @@ async def test_a_store_without_an_address_gets_one_of_its_class() -> None:
     assert store.checked == 1
 
 
-async def test_a_store_with_every_capability_is_asked_for_each() -> None:
+async def test_a_store_can_define_its_locator_and_prefix() -> None:
     class Addressed(Minimal):
         destination = "https://example.com/overlays"
         identity = "https://example.com/overlays at night"
@@ -110,7 +110,7 @@ def test_a_manifest_is_bound_to_the_identity_of_a_store(tmp_path: Path) -> None:
         am.run([("a", random_map(1))], am.MemoryStore("y"), settings=THREADS, manifest=manifest)
 
 
-def test_every_function_with_a_destination_takes_a_store() -> None:
+def test_every_function_with_a_destination_accepts_a_store() -> None:
     store = am.MemoryStore()
     maps = [(f"{n}", random_map(n)) for n in range(3)]
     assert am.dry_run(maps, store, settings=THREADS).planned == 3
@@ -121,16 +121,16 @@ def test_every_function_with_a_destination_takes_a_store() -> None:
 
 
 @pytest.mark.parametrize("lacking", [object(), 7, None])
-async def test_what_is_no_store_is_refused_with_what_it_lacks(lacking: Any) -> None:
+async def test_an_object_without_put_and_check_is_refused(lacking: Any) -> None:
     with pytest.raises(am.SettingsError, match="without put and check; expected a string, a path, or a store"):
         async with am.Pipeline(lacking):
             pass
 
 
-# A store that fails -------------------------------------------------------------------------------------------------
+# Errors of a store --------------------------------------------------------------------------------------------------
 
 
-async def test_an_unknown_error_of_put_fails_its_map_and_no_other() -> None:
+async def test_an_unknown_error_of_put_fails_only_its_map() -> None:
     class Flawed(Minimal):
         async def put(self, key: str, data: bytes) -> str | None:
             if key == "1.png":
@@ -156,7 +156,7 @@ async def test_an_unknown_error_of_check_refuses_the_pipeline() -> None:
             pass
 
 
-async def test_a_store_that_raises_transient_errors_is_tried_again() -> None:
+async def test_transient_errors_of_a_store_are_retried() -> None:
     class Busy(Minimal):
         def __init__(self) -> None:
             super().__init__()
@@ -208,7 +208,7 @@ async def test_an_existing_object_counts_only_if_it_is_ours(
     assert store.attempts == attempts_before + 1
 
 
-async def test_memory_keeps_what_is_there_if_it_must_not_be_replaced() -> None:
+async def test_a_memory_store_without_replace_keeps_its_objects() -> None:
     store = am.MemoryStore(replace=False)
     assert await store.put("a", b"first") == "8b04d5e3775d298e78455efc5ca404d5"
     with pytest.raises(am.ExistsError, match="another object is there already") as raised:
@@ -253,7 +253,7 @@ class OwnError(am.AsyncMapsError):
     ],
     ids=lambda error: type(error).__name__,
 )
-async def test_only_a_store_error_of_put_concerns_more_than_its_map(error: BaseException) -> None:
+async def test_other_errors_of_put_fail_only_their_map(error: BaseException) -> None:
     store = Refusing(error)
     report = await am.arun([(f"{n}", random_map(n)) for n in range(3)], store, settings=THREADS)
     assert (report.uploaded, report.failed) == (2, 1)
@@ -267,7 +267,7 @@ async def test_any_other_error_of_check_is_a_store_error(error: BaseException) -
 
 
 @pytest.mark.parametrize("prefix", ["/p", "p/", "p//q", "../x", "a\0b", "\ud800", None, 7])
-async def test_a_prefix_that_keys_could_leave_is_refused(prefix: Any) -> None:
+async def test_an_invalid_prefix_of_a_store_is_refused(prefix: Any) -> None:
     store = Minimal()
     store.prefix = prefix  # type: ignore[attr-defined]
     with pytest.raises(am.SettingsError, match="prefix of the store Minimal"):
@@ -276,7 +276,7 @@ async def test_a_prefix_that_keys_could_leave_is_refused(prefix: Any) -> None:
 
 
 @pytest.mark.parametrize("locator", [None, b"a", LookupError("no shelf")])
-async def test_a_map_without_a_locator_fails_before_it_is_stored(locator: Any) -> None:
+async def test_a_map_without_a_locator_fails_before_the_upload(locator: Any) -> None:
     class Unlocated(Minimal):
         def locator(self, _: str) -> Any:
             if isinstance(locator, Exception):
@@ -290,7 +290,7 @@ async def test_a_map_without_a_locator_fails_before_it_is_stored(locator: Any) -
     assert not store.objects
 
 
-async def test_a_tag_that_is_no_text_fails_its_map() -> None:
+async def test_an_etag_that_is_not_text_fails_its_map() -> None:
     class Tagged(Minimal):
         async def put(self, key: str, data: bytes) -> Any:
             return b"tag"

@@ -1,4 +1,4 @@
-"""The hot path of the PUT: the same request as the SDK's own, and the SDK's whenever anything is unusual."""
+"""The direct PUT sends the same request as the SDK, and leaves unusual cases to the SDK."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def checksum(data: bytes) -> str:
 
 
 class Silent:
-    """An answer of 200 without a server."""
+    """The body of an answer without a server."""
 
     async def read(self) -> bytes:
         return b""
@@ -71,7 +71,7 @@ class Sent(NamedTuple):
 async def sdk(
     monkeypatch: pytest.MonkeyPatch, bucket: str, settings: S3Settings, **options: Any
 ) -> AsyncIterator[tuple[DirectSession, Any]]:
-    """The session of a real client, and what puts an object with it; nothing leaves this process."""
+    """Yield the session of a real client and a function that puts with it. Nothing is sent over the network."""
     sessions: list[DirectSession] = []
     sent: list[Sent] = []
 
@@ -90,7 +90,7 @@ async def sdk(
     given: dict[str, Any] = {**client_options(settings, 4), "http_session_cls": session, "s3": options.pop("s3", None)}
     config = AioConfig(**given)
     async with Session().client("s3", config=config, **options) as client:
-        # What the SDK counts its own attempts by is no part of the request proper.
+        # The headers in which the SDK counts its attempts are not compared.
         client.meta.events.unregister("request-created", add_retry_headers)
 
         async def put(key: str, data: bytes) -> Sent:
@@ -118,7 +118,7 @@ PLACES: dict[str, tuple[str, dict[str, Any]]] = {
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("token", [None, "a/token+="])
 @pytest.mark.parametrize("settings", [S3Settings(), HEADERS], ids=["plain", "all headers"])
-async def test_url_headers_and_signature_are_those_of_the_sdks_own_request(
+async def test_the_signed_request_equals_the_sdks(
     place: str, token: str | None, settings: S3Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bucket, options = PLACES[place]
@@ -134,13 +134,13 @@ async def test_url_headers_and_signature_are_those_of_the_sdks_own_request(
             theirs = await put(key, data)
             url, ours = signer.sign(key, data, checksum(data), theirs.headers["X-Amz-Date"])
             assert url == theirs.url
-            # The length is the HTTP client's to say, and ours does not ask before it sends a body of bytes.
+            # The HTTP client adds the length, and sends no "Expect" for a body of bytes.
             expected = {n: v for n, v in theirs.headers.items() if n not in {"Content-Length", "Expect"}}
             assert {n.lower(): v for n, v in ours.items()} == {n.lower(): v for n, v in expected.items()}, key
             assert theirs.body == data
 
 
-def test_what_is_signed_or_sent_in_another_way_is_left_to_the_sdk() -> None:
+def test_other_kinds_of_requests_are_left_to_the_sdk() -> None:
     for name, value in (("x-amz-s3session-token", "t"), ("Transfer-Encoding", "chunked"), ("x-amz-trailer", "x")):
         request = _request({name: value})
         assert Plan.of(request, "a.png") is None
@@ -162,10 +162,10 @@ def _request(more: Mapping[str, str]) -> Any:
     return Request()
 
 
-# What goes directly, and what does not ------------------------------------------------------------------------------
+# Direct or by the SDK -----------------------------------------------------------------------------------------------
 
 
-async def test_all_but_the_first_go_directly_with_one_request_each(server: Scripted) -> None:
+async def test_every_put_after_the_first_is_one_direct_request(server: Scripted) -> None:
     async with open_store("s3://bucket/p", Settings()) as store:
         for i in range(20):
             assert await store.put(f"p/{i}.png", b"x" * i) == "tag"
@@ -173,14 +173,14 @@ async def test_all_but_the_first_go_directly_with_one_request_each(server: Scrip
     assert server.bodies == {f"/bucket/p/{i}.png": b"x" * i for i in range(20)}
 
 
-async def test_with_the_sdk_as_client_none_does(server: Scripted) -> None:
+async def test_client_sdk_sends_no_direct_request(server: Scripted) -> None:
     async with open_store("s3://bucket/p", Settings(s3=S3Settings(client="sdk"))) as store:
         for i in range(3):
             await store.put(f"p/{i}.png", b"x")
     assert (len(server.sdk), len(server.direct)) == (3, 0)
 
 
-async def test_nor_does_it_through_a_proxy(server: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_proxy_is_left_to_the_sdk(server: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "botocore.httpsession.ProxyConfiguration.proxy_url_for", lambda *_: None if not server.sdk else "http://proxy"
     )
@@ -192,7 +192,7 @@ async def test_nor_does_it_through_a_proxy(server: Scripted, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("answer", [204, 301, 307, 400, 403, 404, 409])
-async def test_what_is_refused_the_sdk_does_again(answer: int, server: Scripted) -> None:
+async def test_a_refused_direct_put_is_repeated_by_the_sdk(answer: int, server: Scripted) -> None:
     async with open_store("s3://bucket/p", Settings()) as store:
         await store.put("p/first.png", b"x")
         server.answers = [answer]
@@ -205,12 +205,10 @@ async def test_what_is_refused_the_sdk_does_again(answer: int, server: Scripted)
 
 @pytest.mark.parametrize("answer", [0, 408, 429, 500, 502, 503, 504])
 @pytest.mark.parametrize("client", ["direct", "sdk"])
-async def test_what_may_pass_another_time_is_tried_once_and_left_to_who_uploads(
-    answer: int, client: Any, server: Scripted
-) -> None:
+async def test_a_transient_answer_is_raised_after_one_attempt(answer: int, client: Any, server: Scripted) -> None:
     async with open_store("s3://bucket/p", Settings(s3=S3Settings(client=client))) as store:
         await store.put("p/first.png", b"x")
-        # A kept connection that the server has closed meanwhile is no failure yet: the HTTP client opens another.
+        # If the server closed a kept connection, the HTTP client opens another one before it fails.
         server.to_all, server.answers = True, [answer] if answer else [0, 0]
         tried = len(server.answers)
         with pytest.raises(TransientError) as raised:
@@ -220,17 +218,17 @@ async def test_what_may_pass_another_time_is_tried_once_and_left_to_who_uploads(
         assert await store.put("p/a.png", b"whole") == "tag"
 
 
-async def test_a_server_that_refuses_all_that_comes_directly_is_soon_not_asked_any_more(server: Scripted) -> None:
+async def test_direct_puts_stop_after_repeated_refusals(server: Scripted) -> None:
     server.answers = [403] * 100
     async with open_store("s3://bucket/p", Settings()) as store:
         for i in range(40):
             await store.put(f"p/{i}.png", b"x")
     assert len(server.sdk) == 40
-    # Three plans, of which each was refused four times.
+    # Three plans, each refused four times.
     assert len(server.direct) == 12
 
 
-async def test_refreshed_credentials_are_used_from_the_next_request_on(server: Scripted) -> None:
+async def test_refreshed_credentials_are_used_by_the_next_request(server: Scripted) -> None:
     class Refreshing:
         frozen = ReadOnlyCredentials("first", "secret", "token-1", None)
 
@@ -252,7 +250,7 @@ async def test_refreshed_credentials_are_used_from_the_next_request_on(server: S
     assert "credential=second/" in server.direct[-1]["authorization"]
 
 
-async def test_a_large_object_is_sent_in_pieces(server: Scripted) -> None:
+async def test_a_large_object_is_sent_directly(server: Scripted) -> None:
     data = bytes(range(256)) * (3 * MIB // 256)
     async with open_store("s3://bucket/p", Settings()) as store:
         await store.put("p/first.png", b"x")
@@ -261,9 +259,7 @@ async def test_a_large_object_is_sent_in_pieces(server: Scripted) -> None:
     assert (len(server.sdk), len(server.direct)) == (1, 1)
 
 
-async def test_a_real_server_takes_what_goes_directly_and_checks_it(
-    bucket: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_real_server_accepts_and_checks_direct_puts(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async with open_store(f"s3://{bucket}/p", Settings(s3=S3Settings(metadata={"run": "7"}))) as store:
         assert isinstance(store, S3Store)
         assert store._direct is not None
@@ -274,7 +270,7 @@ async def test_a_real_server_takes_what_goes_directly_and_checks_it(
             answer = await session.put(key, key.encode(), checksum(key.encode()), credentials)
             assert answer is not None
             assert answer.status == 200, key
-        # A body that is not what the checksum says is not taken; the SDK, which gets the right one, mends that.
+        # The server refuses a body that does not match its checksum.
         tampered = await session.put("p/tampered.png", b"pixelz", checksum(b"pixels"), credentials)
         assert tampered is not None
         assert tampered.status == 400
@@ -288,9 +284,7 @@ async def test_a_real_server_takes_what_goes_directly_and_checks_it(
         assert "p/tampered.png" not in [o["Key"] for o in (await client.list_objects_v2(Bucket=bucket))["Contents"]]
 
 
-async def test_an_object_that_is_refused_for_good_is_told_by_the_sdk(
-    bucket: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_permanent_refusal_is_an_object_error(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async with open_store(f"s3://{bucket}", Settings(s3=S3Settings(max_attempts=1))) as store:
         assert isinstance(store, S3Store)
         await store.put("first.png", b"pixels")

@@ -1,4 +1,4 @@
-"""What is particular to the store in S3."""
+"""Behavior of the S3 store only."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ async def _head(bucket: str, key: str) -> dict[str, Any]:
         return dict(await client.head_object(Bucket=bucket, Key=key))
 
 
-async def test_an_object_is_a_png_and_by_default_nothing_more(bucket: str) -> None:
+async def test_an_object_has_only_the_png_content_type_by_default(bucket: str) -> None:
     async with open_store(f"s3://{bucket}", Settings()) as store:
         await store.put("a.png", b"pixels")
     head = await _head(bucket, "a.png")
@@ -92,7 +92,7 @@ async def test_an_object_is_a_png_and_by_default_nothing_more(bucket: str) -> No
     assert head["ContentLength"] == 6
     assert head["Metadata"] == {}
     assert "CacheControl" not in head
-    # What trailing checksums leave behind on some stores.
+    # Trailing checksums leave "aws-chunked" here on some stores.
     assert "ContentEncoding" not in head
 
 
@@ -115,7 +115,7 @@ async def test_the_headers_of_the_settings_are_sent(bucket: str) -> None:
     assert head["StorageClass"] == "STANDARD_IA"
 
 
-async def test_what_goes_over_the_wire_is_one_plain_signed_put(bucket: str) -> None:
+async def test_an_upload_is_one_signed_put_without_a_trailer(bucket: str) -> None:
     settings = Settings(
         s3={
             "server_side_encryption": "aws:kms",
@@ -146,9 +146,7 @@ async def test_what_goes_over_the_wire_is_one_plain_signed_put(bucket: str) -> N
     assert "async-maps" in headers["user-agent"]
 
 
-async def test_the_server_refuses_bytes_that_are_not_those_we_sent(
-    bucket: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_the_server_refuses_a_body_with_another_checksum(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async with open_store(f"s3://{bucket}", Settings(s3=S3Settings(client="sdk"))) as store:
         assert isinstance(store, S3Store)
         await store.put("first.png", b"pixels")
@@ -164,7 +162,7 @@ async def test_the_server_refuses_bytes_that_are_not_those_we_sent(
         await _head(bucket, "a.png")
 
 
-async def test_a_bucket_that_does_not_exist_is_told_before_the_first_put(s3: S3Server) -> None:
+async def test_check_reports_a_missing_bucket(s3: S3Server) -> None:
     async with open_store("s3://no-such-bucket/p", Settings()) as store:
         with pytest.raises(StoreError, match=r"^s3://no-such-bucket/p: the bucket does not exist$"):
             await store.check()
@@ -179,7 +177,7 @@ async def test_a_bucket_that_does_not_exist_is_told_before_the_first_put(s3: S3S
         ("AWS_ACCESS_KEY_ID", "refused with InvalidAccessKeyId: the access key is not known there"),
     ],
 )
-async def test_wrong_credentials_are_told_at_the_first_put(
+async def test_the_first_put_reports_wrong_credentials(
     bucket: str, monkeypatch: pytest.MonkeyPatch, variable: str, sentence: str
 ) -> None:
     monkeypatch.setenv(variable, "wrong" * 8)
@@ -191,7 +189,7 @@ async def test_wrong_credentials_are_told_at_the_first_put(
     assert not isinstance(refusal.value, ObjectError)
 
 
-async def test_no_credentials_at_all_are_told_with_what_to_set(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_missing_credentials_are_reported_with_advice(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     expected = "no AWS credentials found: set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
@@ -202,9 +200,7 @@ async def test_no_credentials_at_all_are_told_with_what_to_set(bucket: str, monk
             assert not isinstance(refusal.value, ObjectError)
 
 
-async def test_credentials_that_have_expired_are_told_with_what_to_do(
-    bucket: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_expired_credentials_are_reported_with_advice(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("async_maps.stores.s3._CHECK_WAITS_S", ())
     monkeypatch.setenv("AWS_SESSION_TOKEN", "token")
     monkeypatch.setenv("AWS_CREDENTIAL_EXPIRATION", "2020-01-02T03:04:05Z")
@@ -214,9 +210,7 @@ async def test_credentials_that_have_expired_are_told_with_what_to_do(
                 await attempt
 
 
-async def test_half_of_the_credentials_are_told_with_the_missing_half(
-    bucket: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_missing_secret_key_is_named(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     with pytest.raises(SettingsError, match=r"^the AWS configuration cannot be used: .*missing: AWS_SECRET_ACCESS_KEY"):
         async with open_store(f"s3://{bucket}", Settings()):
@@ -230,7 +224,7 @@ async def test_half_of_the_credentials_are_told_with_the_missing_half(
         ("AWS_ENDPOINT_URL", "no url", "Invalid endpoint: no url"),
     ],
 )
-async def test_an_aws_configuration_that_makes_no_sense_is_told_at_once(
+async def test_an_invalid_aws_configuration_is_refused_on_open(
     bucket: str, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, sentence: str
 ) -> None:
     monkeypatch.setenv(variable, value)
@@ -240,7 +234,7 @@ async def test_an_aws_configuration_that_makes_no_sense_is_told_at_once(
     assert str(refusal.value) == f"the AWS configuration cannot be used: {sentence}"
 
 
-async def test_a_refused_connection_is_told(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_refused_connection_is_reported(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound and not listening: refuses
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{taken.getsockname()[1]}")
@@ -250,9 +244,7 @@ async def test_a_refused_connection_is_told(s3: S3Server, monkeypatch: pytest.Mo
                     await attempt
 
 
-async def test_an_answer_that_does_not_come_is_not_waited_for_for_ever(
-    s3: S3Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_check_ends_at_the_read_timeout(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     async def never(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await gone.wait()
         writer.close()
@@ -268,9 +260,7 @@ async def test_an_answer_that_does_not_come_is_not_waited_for_for_ever(
         gone.set()
 
 
-async def test_after_the_first_success_a_refusal_is_one_objects_and_bad_credentials_are_everyones(
-    bucket: str, s3: S3Server
-) -> None:
+async def test_a_refusal_after_a_success_concerns_one_object(bucket: str, s3: S3Server) -> None:
     async with open_store(f"s3://{bucket}", Settings(s3={"max_attempts": 1})) as store:
         await store.put("a.png", b"pixels")
         with pytest.raises(ObjectError, match=rf"^s3://{bucket}: refused with "):
@@ -285,7 +275,7 @@ async def test_after_the_first_success_a_refusal_is_one_objects_and_bad_credenti
         assert not isinstance(refusal.value, ObjectError)
 
 
-async def test_the_endpoint_and_profile_of_the_aws_files_are_honoured(
+async def test_the_endpoint_of_an_aws_profile_is_used(
     bucket: str, s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for variable in ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):

@@ -1,4 +1,4 @@
-"""S3 keeps the contract of stores, and what each store has of its own."""
+"""Destinations, and behavior of the file store only."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.fast
 
 
-async def test_a_relative_folder_is_relative_to_where_we_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_relative_destination_is_below_the_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     async with open_store("out", Settings()) as store:
         assert store.destination == (tmp_path / "out").as_uri()
@@ -49,7 +51,7 @@ async def test_a_relative_folder_is_relative_to_where_we_are(tmp_path: Path, mon
         ("s3://my_bucket?/prefix", "'my_bucket?' is not the name of a bucket"),
     ],
 )
-async def test_a_destination_that_makes_no_sense_is_one_sentence(place: str | Path, sentence: str) -> None:
+async def test_an_invalid_destination_is_refused(place: str | Path, sentence: str) -> None:
     with pytest.raises(SettingsError) as refusal:
         async with open_store(place, Settings()):
             pass
@@ -59,7 +61,7 @@ async def test_a_destination_that_makes_no_sense_is_one_sentence(place: str | Pa
 # Files -------------------------------------------------------------------------------------------------------------
 
 
-async def test_a_folder_is_made_when_the_first_file_comes(tmp_path: Path) -> None:
+async def test_the_first_put_creates_the_folder(tmp_path: Path) -> None:
     store = FileStore(tmp_path / "a" / "b")
     await store.check()
     assert list(tmp_path.iterdir()) == []
@@ -68,7 +70,7 @@ async def test_a_folder_is_made_when_the_first_file_comes(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("fsync", [False, True])
-async def test_nothing_but_the_file_stays(tmp_path: Path, fsync: bool) -> None:
+async def test_a_put_leaves_only_its_file(tmp_path: Path, fsync: bool) -> None:
     async with open_store(tmp_path, Settings(files={"fsync": fsync})) as store:
         await store.put("a.png", b"first")
         await store.put("a.png", b"second")
@@ -76,9 +78,7 @@ async def test_nothing_but_the_file_stays(tmp_path: Path, fsync: bool) -> None:
 
 
 @pytest.mark.parametrize("fsync", [False, True])
-async def test_files_and_their_folder_are_forced_to_the_disk_only_if_asked_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fsync: bool
-) -> None:
+async def test_fsync_is_called_only_if_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fsync: bool) -> None:
     forced: list[str] = []
     force = os.fsync
 
@@ -92,7 +92,7 @@ async def test_files_and_their_folder_are_forced_to_the_disk_only_if_asked_for(
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
-async def test_who_may_read_the_files_is_for_the_umask_to_say(tmp_path: Path, umask: int, mode: int) -> None:
+async def test_the_umask_sets_the_modes_of_files_and_folders(tmp_path: Path, umask: int, mode: int) -> None:
     before = os.umask(umask)
     try:
         await FileStore(tmp_path / "out").put("a.png", b"pixels")
@@ -102,7 +102,7 @@ async def test_who_may_read_the_files_is_for_the_umask_to_say(tmp_path: Path, um
     assert (tmp_path / "out").stat().st_mode & 0o777 == 0o777 & ~umask
 
 
-async def test_a_reader_never_sees_half_a_file(tmp_path: Path) -> None:
+async def test_a_reader_never_sees_a_partial_file(tmp_path: Path) -> None:
     store = FileStore(tmp_path)
     versions = [bytes([n]) * 500_000 for n in range(2)]
     await store.put("a.png", versions[0])
@@ -121,7 +121,7 @@ async def test_a_reader_never_sees_half_a_file(tmp_path: Path) -> None:
     assert seen <= set(versions)
 
 
-async def test_a_write_that_fails_half_way_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+async def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
     store = FileStore(tmp_path)
     await store.put("a.png", b"old")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -139,21 +139,21 @@ async def test_a_write_that_fails_half_way_leaves_the_old_file_and_nothing_else(
     assert (tmp_path / "a.png").read_bytes() == b"old"
 
 
-async def test_a_cancelled_put_leaves_a_whole_file_or_none(tmp_path: Path) -> None:
+async def test_a_cancelled_put_leaves_a_whole_file_or_nothing(tmp_path: Path) -> None:
     store = FileStore(tmp_path)
     data = bytes(20_000_000)
     putting = asyncio.create_task(store.put("a.png", data))
     await asyncio.sleep(0.002)
     putting.cancel()
     await asyncio.wait({putting})
-    # Its thread finishes what it has begun.
+    # The thread finishes the write that it began.
     async with asyncio.timeout(60):
         while any(path.name.startswith(".") for path in tmp_path.iterdir()):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     assert [path.stat().st_size for path in tmp_path.iterdir()] in ([], [len(data)])
 
 
-async def test_what_is_in_the_way_of_a_file_is_that_objects_failure(tmp_path: Path) -> None:
+async def test_an_obstacle_in_the_path_is_an_object_error(tmp_path: Path) -> None:
     store = FileStore(tmp_path)
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "file").write_text("")
@@ -169,10 +169,10 @@ async def test_what_is_in_the_way_of_a_file_is_that_objects_failure(tmp_path: Pa
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
-async def test_a_full_or_read_only_disk_is_the_stores_failure(
+async def test_a_full_or_read_only_disk_is_a_store_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
-    # A full disk cannot be had here without privileges.
+    # A really full disk would need privileges.
     def refuse(*_: object) -> None:
         raise OSError(code, os.strerror(code))
 
@@ -183,7 +183,7 @@ async def test_a_full_or_read_only_disk_is_the_stores_failure(
     assert list(tmp_path.iterdir()) == []
 
 
-async def test_a_file_in_the_way_of_the_folder_is_told_before_the_first_put(tmp_path: Path) -> None:
+async def test_check_reports_a_file_in_the_way_of_the_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "link").symlink_to("nowhere")
     for name in ("file", "link"):
@@ -192,7 +192,7 @@ async def test_a_file_in_the_way_of_the_folder_is_told_before_the_first_put(tmp_
                 await FileStore(folder).check()
 
 
-async def test_a_folder_that_may_not_be_written_is_told_before_the_first_put(unprivileged: Path) -> None:
+async def test_check_reports_a_folder_without_permission(unprivileged: Path) -> None:
     locked = unprivileged / "locked"
     (locked / "inside").mkdir(parents=True)
     for mode, folders in (
@@ -208,7 +208,7 @@ async def test_a_folder_that_may_not_be_written_is_told_before_the_first_put(unp
     locked.chmod(0o755)
 
 
-async def test_an_undecodable_folder_makes_messages_that_can_be_stored(tmp_path: Path) -> None:
+async def test_messages_about_an_undecodable_folder_can_be_encoded(tmp_path: Path) -> None:
     folder = tmp_path / os.fsdecode(b"caf\xe9")
     (folder / "a.png").mkdir(parents=True)
     store = FileStore(folder)
@@ -218,7 +218,7 @@ async def test_an_undecodable_folder_makes_messages_that_can_be_stored(tmp_path:
     str(refusal.value).encode()
 
 
-# S3 ----------------------------------------------------------------------------------------------------------------
+# Processes ---------------------------------------------------------------------------------------------------------
 
 
 def test_only_the_store_that_is_used_is_imported(tmp_path: Path) -> None:
@@ -235,7 +235,7 @@ def test_only_the_store_that_is_used_is_imported(tmp_path: Path) -> None:
     assert answer.stdout.strip() == "[]"
 
 
-def test_what_a_killed_process_has_left_is_gone_when_its_file_is_written_again(tmp_path: Path) -> None:
+def test_an_old_partial_file_is_deleted_by_the_next_put(tmp_path: Path) -> None:
     program = (
         "import os, sys; from async_maps.stores.files import FileStore; os.replace = lambda *_: os._exit(9); "
         "FileStore(sys.argv[1])._write('a.png', b'half')"
@@ -244,7 +244,7 @@ def test_what_a_killed_process_has_left_is_gone_when_its_file_is_written_again(t
     (left,) = tmp_path.iterdir()
     store = FileStore(tmp_path)
     asyncio.run(store.put("a.png", b"pixels"))
-    # It may be somebody's who is at work.
+    # A recent file may belong to a running process.
     assert set(tmp_path.iterdir()) == {left, tmp_path / "a.png"}
     os.utime(left, (1, 1))
     asyncio.run(store.put("a.png", b"pixels"))

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 NAMES = ("a/missing", "a/truncated", "b/replaced", "b/flipped", "c/mistyped", "d é", "e", "f")
 
 
-def made(maps: Path, destination: object, manifest: Path, **settings: Any) -> None:
+def upload_overlays(maps: Path, destination: object, manifest: Path, **settings: Any) -> None:
     """A run of maps of these names."""
     for seed, name in enumerate(NAMES):
         path = maps / f"{name}.npy"

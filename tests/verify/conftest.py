@@ -1,4 +1,4 @@
-"""The manifest of a test, and what is put."""
+"""The manifest of a test, and a record of uploads."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def puts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The keys that are put from now on."""
+    """The keys that are uploaded from now on."""
     from async_maps.stores.files import FileStore
     from async_maps.stores.s3 import S3Store
 

@@ -1,4 +1,4 @@
-"""Broken overlays are repaired, with the settings and from the maps of before, and nothing else is touched."""
+"""Broken overlays are repaired with their original settings and maps; nothing else changes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from async_maps.manifest.manifest import Manifest
 from tests.support.leftovers import leaves_nothing
 from tests.support.manifests import rows
 from tests.support.maps import random_map
-from tests.support.overlays import NAMES, flipped, found, made
+from tests.support.overlays import NAMES, flipped, found, upload_overlays
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,9 +29,9 @@ pytestmark = [pytest.mark.fast, pytest.mark.usefixtures(leaves_nothing.__name__)
 SETTINGS = am.Settings(workers=0)
 
 
-async def test_in_a_folder_the_same(tmp_path: Path, maps: Path, manifest: Path, puts: list[str]) -> None:
+async def test_overlays_in_a_folder_are_repaired(tmp_path: Path, maps: Path, manifest: Path, puts: list[str]) -> None:
     out = tmp_path / "out"
-    await to_thread.run_sync(made, maps, out, manifest)
+    await to_thread.run_sync(upload_overlays, maps, out, manifest)
     before = {path: path.read_bytes() for path in out.rglob("*.png")}
     (out / "a/missing.png").unlink()
     (out / "a/truncated.png").write_bytes(b"")
@@ -40,7 +40,7 @@ async def test_in_a_folder_the_same(tmp_path: Path, maps: Path, manifest: Path, 
     for path in foreign:
         path.touch()
     puts.clear()
-    # Without reading, what has its size is taken as it is.
+    # Without deep, an object of the right size counts as right.
     verification = await am.arepair_overlays(manifest, settings=SETTINGS)
     assert sorted(puts) == ["a/missing.png", "a/truncated.png"]
     assert (verification.repaired, verification.differences) == (2, {"foreign": 3})
@@ -48,7 +48,6 @@ async def test_in_a_folder_the_same(tmp_path: Path, maps: Path, manifest: Path, 
     verification = await am.arepair_overlays(manifest, settings=SETTINGS, deep=True, delete_foreign=True)
     assert (verification.repaired, verification.deleted, verification.right, verification.first) == (1, 3, 8, [])
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
-    # Nothing to do: nothing is done.
     puts.clear()
     assert (await am.arepair_overlays(manifest, settings=SETTINGS, deep=True, delete_foreign=True)).is_clean
     assert puts == []
@@ -57,7 +56,7 @@ async def test_in_a_folder_the_same(tmp_path: Path, maps: Path, manifest: Path, 
 async def test_foreign_objects_that_cannot_be_deleted_are_named(
     tmp_path: Path, maps: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await to_thread.run_sync(made, maps, tmp_path / "out", manifest)
+    await to_thread.run_sync(upload_overlays, maps, tmp_path / "out", manifest)
     (tmp_path / "out/g.png").touch()
 
     def refused(path: str) -> None:
@@ -69,9 +68,9 @@ async def test_foreign_objects_that_cannot_be_deleted_are_named(
     assert verification.advice == [f"not deleted: {(tmp_path / 'out/g.png').as_uri()}: Permission denied"]
 
 
-async def test_maps_and_manifests_that_are_kept_among_overlays_are_left_there(maps: Path) -> None:
+async def test_maps_and_manifests_beside_overlays_are_not_deleted(maps: Path) -> None:
     manifest = maps / "manifest.db"
-    await to_thread.run_sync(made, maps, maps, manifest)
+    await to_thread.run_sync(upload_overlays, maps, maps, manifest)
     kept = ["x.h5", "x.names.txt", "report.json", "notes.txt", "photo.jpg", "model.ckpt", "other.db"]
     for name in [*kept, "stale.PNG"]:
         (maps / name).touch()
@@ -83,9 +82,7 @@ async def test_maps_and_manifests_that_are_kept_among_overlays_are_left_there(ma
     assert left == {"manifest.db", *kept, *overlays}
 
 
-async def test_a_file_whose_name_is_not_utf_8_is_the_one_that_is_deleted(
-    tmp_path: Path, maps: Path, manifest: Path
-) -> None:
+async def test_a_foreign_file_with_an_undecodable_name_is_deleted(tmp_path: Path, maps: Path, manifest: Path) -> None:
     out = tmp_path / "out \udcff"
     np.save(maps / "\ufffd.npy", random_map(1))
     await to_thread.run_sync(lambda: am.run(maps, out, settings=SETTINGS, manifest=manifest))
@@ -112,11 +109,11 @@ async def test_repair_of_nothing_deletes_nothing(tmp_path: Path, maps: Path, man
 
 
 @pytest.mark.parametrize("listed_as", ["D%20E%CC%81.png", "d%20%C3%89.PNG"])
-async def test_where_names_are_folded_an_overlay_that_is_listed_under_another_is_not_deleted(
+async def test_an_overlay_listed_in_another_case_is_not_deleted(
     listed_as: str, tmp_path: Path, maps: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on a disk that knows no case, or has its own form of an accent."""
-    await to_thread.run_sync(made, maps, tmp_path / "out", manifest)
+    """As on a disk that ignores case or changes the Unicode form of an accent."""
+    await to_thread.run_sync(upload_overlays, maps, tmp_path / "out", manifest)
     original = importlib.import_module("async_maps.filesystems.objects")._files_below
 
     def folded(folder: str) -> Any:
@@ -128,23 +125,21 @@ async def test_where_names_are_folded_an_overlay_that_is_listed_under_another_is
     assert (verification.first, verification.deleted, verification.advice) == ([], 0, [])
 
 
-async def test_what_a_link_leads_to_below_the_destination_is_not_deleted(
-    tmp_path: Path, maps: Path, manifest: Path
-) -> None:
+async def test_overlays_behind_a_link_are_not_deleted(tmp_path: Path, maps: Path, manifest: Path) -> None:
     out = tmp_path / "out"
     (tmp_path / "disk/elsewhere").mkdir(parents=True)
     out.symlink_to(tmp_path / "disk")
     (out / "a").symlink_to("elsewhere")
-    await to_thread.run_sync(made, maps, out, manifest)
+    await to_thread.run_sync(upload_overlays, maps, out, manifest)
     (out / "elsewhere/stale.png").touch()
     verification = await am.arepair_overlays(manifest, settings=SETTINGS, delete_foreign=True)
     assert (verification.first, verification.deleted, verification.repaired) == ([], 1, 0)
     assert {path.name for path in (out / "elsewhere").iterdir()} == {"missing.png", "truncated.png"}
 
 
-async def test_where_not_one_overlay_lies_nothing_is_deleted(tmp_path: Path, maps: Path, manifest: Path) -> None:
-    """As when a manifest is not that of what lies there."""
-    await to_thread.run_sync(made, maps, tmp_path / "out", manifest)
+async def test_nothing_is_deleted_if_no_overlay_is_there(tmp_path: Path, maps: Path, manifest: Path) -> None:
+    """The manifest may belong to another destination."""
+    await to_thread.run_sync(upload_overlays, maps, tmp_path / "out", manifest)
     for path in (tmp_path / "out").rglob("*.png"):
         path.rename(path.with_stem(f"{path.stem} of before"))
     verification = await am.arepair_overlays(manifest, settings=SETTINGS, delete_foreign=True)
@@ -153,11 +148,11 @@ async def test_where_not_one_overlay_lies_nothing_is_deleted(tmp_path: Path, map
 
 
 @pytest.mark.parametrize("then", ["run", "repair"])
-async def test_an_interrupted_repair_is_completed_by_the_next_run_or_repair(
+async def test_an_interrupted_repair_is_completed_by_the_next_command(
     then: str, tmp_path: Path, maps: Path, manifest: Path, puts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
-    await to_thread.run_sync(made, maps, out, manifest)
+    await to_thread.run_sync(upload_overlays, maps, out, manifest)
     (out / "e.png").unlink()
     (out / "f.png").write_bytes(b"short")
 
@@ -172,7 +167,7 @@ async def test_an_interrupted_repair_is_completed_by_the_next_run_or_repair(
         ("e", "verify", (out / "e.png").as_uri(), "missing: expected 1,736 bytes, found nothing"),
         ("f", "verify", (out / "f.png").as_uri(), "size: expected 1,736 bytes, found 5 bytes"),
     ]
-    # They are no results any more, and no strangers.
+    # Broken overlays are not exported and not foreign.
     assert am.export_manifest(manifest, tmp_path / "locators.csv") == len(NAMES) - 2
     verification = await am.averify_locators(manifest, settings=SETTINGS)
     assert found(verification) == {"broken": {"e", "f"}}
@@ -188,17 +183,16 @@ async def test_an_interrupted_repair_is_completed_by_the_next_run_or_repair(
 
 
 @pytest.mark.parametrize("where", ["_files_below", "examine"])
-async def test_cancelled_while_it_looks_it_has_changed_nothing_and_lets_go_of_the_manifest(
+async def test_a_cancelled_verification_changes_nothing(
     where: str, tmp_path: Path, maps: Path, manifest: Path, puts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await to_thread.run_sync(made, maps, tmp_path / "out", manifest)
+    await to_thread.run_sync(upload_overlays, maps, tmp_path / "out", manifest)
     (tmp_path / "out/e.png").unlink()
     module = "filesystems.objects" if where == "_files_below" else "verify.reading"
     original = getattr(importlib.import_module(f"async_maps.{module}"), where)
     looking, go_on = threading.Event(), threading.Event()
 
     def slow(*arguments: Any) -> Any:
-        # In a thread.
         looking.set()
         go_on.wait()
         return original(*arguments)
@@ -216,10 +210,10 @@ async def test_cancelled_while_it_looks_it_has_changed_nothing_and_lets_go_of_th
     assert puts == []
 
 
-async def test_each_overlay_is_made_from_its_own_source_with_its_own_settings(
+async def test_each_overlay_is_repaired_with_its_own_source_and_settings(
     tmp_path: Path, manifest: Path, puts: list[str]
 ) -> None:
-    """Two sources with a name in common, four colormaps one after the other, and a table of colors."""
+    """Two sources share a name; runs use two colormaps and a table of colors."""
     out = tmp_path / "out"
     colors = np.random.default_rng(0).integers(0, 256, (256, 4), np.uint8)
     runs: list[tuple[str, str, AnyColormap]] = [
@@ -248,9 +242,7 @@ async def test_each_overlay_is_made_from_its_own_source_with_its_own_settings(
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
-async def test_an_overlay_of_two_maps_is_not_right_as_one_of_them_has_another_now(
-    tmp_path: Path, maps: Path, manifest: Path
-) -> None:
+async def test_a_shared_overlay_is_repaired_if_one_map_changed(tmp_path: Path, maps: Path, manifest: Path) -> None:
     out, settings = tmp_path / "out", am.Settings(workers=0, key="{digest}.png")
     for name in "ab":
         np.save(maps / f"{name}.npy", random_map(1))
@@ -265,9 +257,7 @@ async def test_an_overlay_of_two_maps_is_not_right_as_one_of_them_has_another_no
     assert (await am.averify_locators(manifest, settings=SETTINGS, deep=True)).right == 2
 
 
-async def test_of_a_source_that_is_gone_nothing_is_said_where_it_was_not_needed(
-    tmp_path: Path, maps: Path, manifest: Path
-) -> None:
+async def test_a_missing_source_that_is_not_needed_is_not_reported(tmp_path: Path, maps: Path, manifest: Path) -> None:
     out = tmp_path / "out"
     for source in ("gone", "there", "gone too"):
         (tmp_path / source).mkdir()
@@ -280,18 +270,18 @@ async def test_of_a_source_that_is_gone_nothing_is_said_where_it_was_not_needed(
     assert (verification.is_clean, verification.repaired, verification.advice) == (True, 1, [])
 
 
-async def test_maps_that_have_moved_are_found_where_they_are_now(
+async def test_moved_maps_are_repaired_from_the_given_source(
     tmp_path: Path, maps: Path, manifest: Path, puts: list[str]
 ) -> None:
     out, moved = tmp_path / "out", tmp_path / "moved"
-    await to_thread.run_sync(made, maps, out, manifest)
+    await to_thread.run_sync(upload_overlays, maps, out, manifest)
     before = (out / "e.png").read_bytes()
     maps.rename(moved)
     (out / "e.png").unlink()
     puts.clear()
     verification = await am.arepair_overlays(manifest, settings=SETTINGS)
     assert found(verification) == {"missing": {"e"}}
-    assert verification.advice[0] == f"cannot be made from {maps}: no such file or folder: {maps}"
+    assert verification.advice[0] == f"cannot be upload_overlays from {maps}: no such file or folder: {maps}"
     assert verification.advice[1].startswith("1 could not be repaired; they count as failed, and a run does them: ")
     assert f"--manifest {manifest} --retry-failed" in verification.advice[1]
     assert puts == []
@@ -303,12 +293,12 @@ async def test_maps_that_have_moved_are_found_where_they_are_now(
     verification = await am.arepair_overlays(manifest, settings=SETTINGS, source=moved)
     assert (verification.is_clean, verification.advice, puts) == (True, [], ["e.png"])
     assert (out / "e.png").read_bytes() == before
-    # And it is known from now on.
+    # The manifest keeps the new source.
     (out / "e.png").unlink()
     assert (await am.arepair_overlays(manifest, settings=SETTINGS)).repaired == 1
 
 
-async def test_a_map_that_was_an_array_is_named_with_what_to_do(tmp_path: Path, maps: Path, manifest: Path) -> None:
+async def test_an_overlay_of_an_array_is_named_with_advice(tmp_path: Path, maps: Path, manifest: Path) -> None:
     out = tmp_path / "out"
     arrays = [(str(i), random_map(i)) for i in range(3)]
     await to_thread.run_sync(lambda: am.run(arrays, out, settings=SETTINGS, manifest=manifest))
@@ -320,11 +310,11 @@ async def test_a_map_that_was_an_array_is_named_with_what_to_do(tmp_path: Path, 
     assert (await am.arepair_overlays(manifest, settings=SETTINGS, source=maps)).is_clean
 
 
-async def test_a_map_that_has_changed_gets_what_is_there_now_and_one_that_fails_stays_broken(
+async def test_a_changed_map_is_repaired_and_a_failed_one_stays_broken(
     tmp_path: Path, maps: Path, manifest: Path
 ) -> None:
     out = tmp_path / "out"
-    await to_thread.run_sync(made, maps, out, manifest)
+    await to_thread.run_sync(upload_overlays, maps, out, manifest)
     for name in ("d é", "e", "f"):
         (out / f"{name}.png").unlink()
     np.save(maps / "d é.npy", random_map(99))
@@ -340,11 +330,11 @@ async def test_a_map_that_has_changed_gets_what_is_there_now_and_one_that_fails_
     assert (await am.averify_locators(manifest, settings=SETTINGS, deep=True)).right == 6
 
 
-async def test_what_cannot_be_read_is_not_taken_for_broken(
+async def test_an_unreadable_overlay_is_not_repaired(
     tmp_path: Path, maps: Path, manifest: Path, puts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
-    await to_thread.run_sync(made, maps, out, manifest)
+    await to_thread.run_sync(upload_overlays, maps, out, manifest)
     (out / "f.png").unlink()
     original = Objects.read
 
@@ -371,7 +361,7 @@ async def test_what_cannot_be_read_is_not_taken_for_broken(
         am.Settings(s3=am.S3Settings(cache_control="no-cache", metadata={"a": "b"}, storage_class="STANDARD_IA")),
     ],
 )
-def test_settings_are_the_same_once_they_were_kept(settings: am.Settings) -> None:
+def test_settings_are_equal_after_a_round_trip(settings: am.Settings) -> None:
     others = am.Settings(workers=3, concurrency=7, s3=am.S3Settings(max_attempts=3, kms_key_id="other"))
     again = others.shaped_as(settings.shaping(settings.value_range))
     assert again.fingerprint() == settings.fingerprint()

@@ -18,7 +18,7 @@ from tests.support.commands import invoke
 from tests.support.leftovers import leaves_nothing
 from tests.support.manifests import rows
 from tests.support.maps import random_map
-from tests.support.overlays import break_in_s3, made
+from tests.support.overlays import break_in_s3, upload_overlays
 from tests.support.s3 import objects, s3_client
 
 if TYPE_CHECKING:
@@ -30,10 +30,10 @@ pytestmark = pytest.mark.usefixtures(leaves_nothing.__name__)
 
 SETTINGS = am.Settings(workers=0)
 
-MENDED = {"a/missing", "a/truncated", "b/replaced", "b/flipped", "c/mistyped"}
+REPAIRED = {"a/missing", "a/truncated", "b/replaced", "b/flipped", "c/mistyped"}
 
 
-def test_in_s3_all_that_is_broken_is_mended_and_nothing_else_is_uploaded(
+def test_only_broken_overlays_in_s3_are_uploaded(
     bucket: str,
     maps: Path,
     manifest: Path,
@@ -44,8 +44,8 @@ def test_in_s3_all_that_is_broken_is_mended_and_nothing_else_is_uploaded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    # The source relative to where that run began, and a range that only the whole set tells.
-    made(
+    # A source relative to the working folder, and a range over the whole set.
+    upload_overlays(
         maps.relative_to(tmp_path),
         f"s3://{bucket}/pre fix",
         manifest,
@@ -63,8 +63,8 @@ def test_in_s3_all_that_is_broken_is_mended_and_nothing_else_is_uploaded(
 
     assert invoke(*command, "--report", tmp_path / "report.json") == 1
     report = json.loads((tmp_path / "report.json").read_text())
-    assert sorted(report["first_repaired"]) == sorted(f"s3://{bucket}/pre fix/{name}.png" for name in MENDED)
-    assert sorted(puts) == sorted(f"pre fix/{name}.png" for name in MENDED)
+    assert sorted(report["first_repaired"]) == sorted(f"s3://{bucket}/pre fix/{name}.png" for name in REPAIRED)
+    assert sorted(puts) == sorted(f"pre fix/{name}.png" for name in REPAIRED)
     out, error = capsys.readouterr()
     assert "5 repaired, 0 foreign deleted\ndifferent: 1 foreign\n" in out
     assert out.endswith(f": async-maps verify {manifest} --deep --repair --delete-foreign\n")
@@ -92,10 +92,10 @@ def test_in_s3_all_that_is_broken_is_mended_and_nothing_else_is_uploaded(
     assert invoke("verify", manifest, "--deep", "--workers", 0) == 0
 
 
-async def test_where_s3_deletes_nothing_at_all_what_is_broken_is_mended_all_the_same(
+async def test_overlays_are_repaired_if_the_store_cannot_delete(
     bucket: str, maps: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await to_thread.run_sync(made, maps, f"s3://{bucket}", manifest)
+    await to_thread.run_sync(upload_overlays, maps, f"s3://{bucket}", manifest)
     with s3_client() as client:
         client.copy_object(Bucket=bucket, Key="g.png", CopySource=f"{bucket}/e.png")
         client.delete_object(Bucket=bucket, Key="e.png")
@@ -114,10 +114,10 @@ async def test_where_s3_deletes_nothing_at_all_what_is_broken_is_mended_all_the_
     assert said.startswith(f"not deleted: s3://{bucket}/g.png: s3://{bucket}: refused with NotImplemented")
 
 
-async def test_each_overlay_is_told_to_s3_as_its_own_run_has_told_it(
+async def test_each_overlay_is_repaired_with_the_headers_of_its_run(
     bucket: str, tmp_path: Path, manifest: Path
 ) -> None:
-    """Bytes that are shaped alike, headers that are not."""
+    """The runs have equal bytes and different headers."""
     for name in "abc":
         (tmp_path / name).mkdir()
         np.save(tmp_path / name / f"{name}.npy", random_map(1))

@@ -1,4 +1,4 @@
-"""Whether what lies at locators is what was sent: every way in which it may not be is found, and named."""
+"""``verify`` finds and names every difference between stored objects and uploaded overlays."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.support.installed import needs_parquet
 from tests.support.leftovers import leaves_nothing
 from tests.support.manifests import make_map, receipt_for
 from tests.support.maps import random_map
-from tests.support.overlays import flipped, found, made, recorded
+from tests.support.overlays import flipped, found, recorded, upload_overlays
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,12 +38,10 @@ pytestmark = [pytest.mark.fast, pytest.mark.usefixtures(leaves_nothing.__name__)
 SETTINGS = am.Settings(workers=0)
 
 
-async def test_in_a_folder_the_same_is_found_and_what_only_reading_shows(
-    tmp_path: Path, maps: Path, manifest: Path
-) -> None:
+async def test_differences_in_a_folder_are_found(tmp_path: Path, maps: Path, manifest: Path) -> None:
     out = tmp_path / "out put"
-    await to_thread.run_sync(made, maps, out, out.parent / "m.sqlite")
-    # A folder that lies elsewhere, and what is kept among overlays.
+    await to_thread.run_sync(upload_overlays, maps, out, out.parent / "m.sqlite")
+    # A linked folder, and other files beside the overlays.
     (out / "a").rename(tmp_path / "elsewhere")
     (out / "a").symlink_to(tmp_path / "elsewhere")
     (out / "x.zarr/c").mkdir(parents=True)
@@ -66,12 +64,12 @@ async def test_in_a_folder_the_same_is_found_and_what_only_reading_shows(
     assert digest.expected != digest.found
 
 
-async def test_of_a_folder_that_may_not_be_listed_each_file_is_asked_for(
+async def test_files_of_a_folder_that_cannot_be_listed_are_checked_singly(
     tmp_path: Path, maps: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As a file system's own lost+found may not be, or with the permissions --x."""
+    """Such a folder is a file system's lost+found, or one with the permissions --x."""
     out = tmp_path / "out"
-    await to_thread.run_sync(made, maps, out, manifest)
+    await to_thread.run_sync(upload_overlays, maps, out, manifest)
     (out / "a/missing.png").unlink()
     original = os.scandir
 
@@ -93,10 +91,10 @@ async def test_of_a_folder_that_may_not_be_listed_each_file_is_asked_for(
         ("height", 21, "undecodable", ("a PNG of 30 x 21", "30 x 20")),
     ],
 )
-async def test_bytes_and_pixels_are_held_against_what_was_recorded(
+async def test_bytes_and_size_are_compared_with_the_manifest(
     column: str, value: object, kind: str, said: tuple[str, str], tmp_path: Path, maps: Path, manifest: Path
 ) -> None:
-    await to_thread.run_sync(made, maps, tmp_path / "out", manifest)
+    await to_thread.run_sync(upload_overlays, maps, tmp_path / "out", manifest)
     with closing(sqlite3.connect(manifest)) as database:
         database.execute(f"UPDATE maps SET {column} = ? WHERE name = 'e'", (value,))  # noqa: S608  # of this test
         database.commit()
@@ -106,20 +104,20 @@ async def test_bytes_and_pixels_are_held_against_what_was_recorded(
     assert difference.found.startswith(said[1])
 
 
-async def test_a_png_of_more_pixels_than_allowed_is_not_decoded(tmp_path: Path, maps: Path, manifest: Path) -> None:
-    await to_thread.run_sync(made, maps, tmp_path / "out", manifest)
+async def test_a_png_above_max_pixels_is_not_decoded(tmp_path: Path, maps: Path, manifest: Path) -> None:
+    await to_thread.run_sync(upload_overlays, maps, tmp_path / "out", manifest)
     tight = am.Settings(workers=0, max_pixels=599)
     verification = await am.averify_locators(manifest, settings=tight, deep=True)
     assert verification.differences == {"unreadable": 8}
     assert {difference.found for difference in verification.first} == {
         "30 x 20, more than max_pixels = 599: raise that"
     }
-    # Nor is it broken for all that.
+    # It is not repaired either.
     assert (await am.arepair_overlays(manifest, settings=tight, deep=True)).differences == {"unreadable": 8}
     assert (await am.averify_locators(manifest, settings=SETTINGS, deep=True)).is_clean
 
 
-async def test_what_is_larger_than_any_overlay_is_not_read(tmp_path: Path) -> None:
+async def test_an_object_larger_than_any_overlay_is_not_read(tmp_path: Path) -> None:
     video = tmp_path / "video.mp4"
     video.touch()
     os.truncate(video, 2**30)
@@ -133,10 +131,10 @@ async def test_what_is_larger_than_any_overlay_is_not_read(tmp_path: Path) -> No
     ("etag", "encryption", "kinds"),
     [("0" * 32, "", ["digest"]), ("0" * 32, "aws:kms", []), (f"{'0' * 32}-2", "", []), (None, "", [])],
 )
-async def test_an_etag_that_is_no_md5_proves_nothing_about_bytes(
+async def test_an_etag_that_is_not_an_md5_is_not_compared_with_bytes(
     etag: str | None, encryption: str, kinds: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a table without CRC32s; the store lists the same ETag as the table has."""
+    """The table has no CRC32, and the store lists the ETag of the table."""
     png = am.encode_png(am.colorize_activation_map(random_map(0)), "RGBA").getvalue()
     place = "s3://bucket/a.png"
     monkeypatch.setattr(Objects, "below", lambda *_: (found for found in [ObjectInfo(place, len(png), etag)]))
@@ -152,7 +150,7 @@ async def test_an_etag_that_is_no_md5_proves_nothing_about_bytes(
 # Tables ------------------------------------------------------------------------------------------------------------
 
 
-def test_every_form_of_a_locator_in_a_table_is_seen(tmp_path: Path) -> None:
+def test_every_form_of_a_locator_in_a_table_is_found(tmp_path: Path) -> None:
     mask = {
         "locator": "s3://b/m.png",
         "data_type": DATA_TYPE,
@@ -191,7 +189,7 @@ def test_every_form_of_a_locator_in_a_table_is_seen(tmp_path: Path) -> None:
     assert (plain.size, plain.crc32, plain.width, plain.height) == (None, "00001234", None, None)
 
 
-async def test_locators_that_lead_nowhere_are_differences_and_no_error(tmp_path: Path) -> None:
+async def test_invalid_locators_are_differences(tmp_path: Path) -> None:
     strange = ["http://[x/y.png", "s3://$b/x.png", "s3://bucket", "file://host/x.png", "FILE:///x.png"]
     gone = [f"file:///{tmp_path}/none/x.png", "file:///dev/null/x.png"]
     odd = ["file:///" + "y" * 300, "file:///%00"]
@@ -217,7 +215,7 @@ async def test_locators_that_lead_nowhere_are_differences_and_no_error(tmp_path:
         ("a.sqlite", "", "no manifest of ours"),
     ],
 )
-async def test_what_is_no_table_and_no_manifest_is_refused(tmp_path: Path, name: str, text: str, said: str) -> None:
+async def test_an_invalid_table_or_manifest_is_refused(tmp_path: Path, name: str, text: str, said: str) -> None:
     (tmp_path / name).write_text(text)
     with pytest.raises(am.AsyncMapsError, match=said):
         await am.averify_locators(tmp_path / name)
@@ -236,10 +234,10 @@ def test_a_parquet_with_nested_cells_is_read(tmp_path: Path) -> None:
     ]
 
 
-# Around it ---------------------------------------------------------------------------------------------------------
+# The store and the manifest ----------------------------------------------------------------------------------------
 
 
-async def test_what_lay_in_memory_is_gone(manifest: Path) -> None:
+async def test_a_manifest_of_a_memory_store_is_refused(manifest: Path) -> None:
     recorded(manifest, "memory://prefix")
     with pytest.raises(am.SettingsError, match="in the memory of a process"):
         await am.averify_locators(manifest)
@@ -249,10 +247,10 @@ async def test_what_lay_in_memory_is_gone(manifest: Path) -> None:
         await am.averify_locators(manifest.with_name("new.sqlite"))
 
 
-async def test_what_the_store_does_not_hand_out_is_unreadable(
+async def test_a_denied_object_is_unreadable_and_a_deleted_one_missing(
     tmp_path: Path, maps: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await to_thread.run_sync(made, maps, tmp_path / "out", manifest)
+    await to_thread.run_sync(upload_overlays, maps, tmp_path / "out", manifest)
     original = Objects.read
 
     def refused(self: Objects, locator: str) -> Any:
@@ -267,10 +265,10 @@ async def test_what_the_store_does_not_hand_out_is_unreadable(
     assert found(verification) == {"unreadable": {"e"}, "missing": {"f"}}
 
 
-async def test_a_store_that_is_not_reached_any_more_ends_a_look_and_one_bad_answer_does_not(
+async def test_verify_stops_when_the_store_is_unreachable(
     tmp_path: Path, maps: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await to_thread.run_sync(made, maps, tmp_path / "out", manifest)
+    await to_thread.run_sync(upload_overlays, maps, tmp_path / "out", manifest)
     original = Objects.read
     reached = True
 
@@ -290,15 +288,15 @@ async def test_a_store_that_is_not_reached_any_more_ends_a_look_and_one_bad_answ
         await am.averify_locators(manifest, settings=settings, deep=True)
 
 
-async def test_what_a_run_writes_meanwhile_is_not_judged(
+async def test_overlays_written_during_a_verification_are_ignored(
     tmp_path: Path, maps: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
-    await to_thread.run_sync(made, maps, out, manifest)
+    await to_thread.run_sync(upload_overlays, maps, out, manifest)
     original = Objects.below
 
     def with_a_run(self: Objects, folder: str) -> Iterator[ObjectInfo]:
-        # The rows are read by now.
+        # The verification has read the rows before it lists objects.
         np.save(maps / "new.npy", random_map(9))
         np.save(maps / "e.npy", random_map(10, (21, 30)))
         am.run(maps, out, settings=SETTINGS, manifest=manifest)
@@ -313,13 +311,13 @@ async def test_what_a_run_writes_meanwhile_is_not_judged(
 
 
 async def test_healthy_overlays_get_no_advice(tmp_path: Path, maps: Path, manifest: Path) -> None:
-    await to_thread.run_sync(made, maps, tmp_path / "out", manifest)
+    await to_thread.run_sync(upload_overlays, maps, tmp_path / "out", manifest)
     verification = await am.averify_locators(manifest, settings=SETTINGS, deep=True)
     assert (verification.is_clean, verification.advice, verification.failed) == (True, [], 0)
 
 
-async def test_a_manifest_that_a_run_holds_can_be_verified(tmp_path: Path, maps: Path, manifest: Path) -> None:
-    await to_thread.run_sync(made, maps, tmp_path / "out", manifest)
+async def test_a_manifest_in_use_can_be_verified_but_not_repaired(tmp_path: Path, maps: Path, manifest: Path) -> None:
+    await to_thread.run_sync(upload_overlays, maps, tmp_path / "out", manifest)
     with Manifest(manifest) as held:
         held.begin((tmp_path / "out").as_uri())
         held.write([Failure("g", "/g.npy", None, "read", "no")], "x")
@@ -331,8 +329,8 @@ async def test_a_manifest_that_a_run_holds_can_be_verified(tmp_path: Path, maps:
     assert "1 maps failed in their run" in verification.summary()
 
 
-async def test_an_overlay_that_many_rows_name_is_one_and_read_once(tmp_path: Path, maps: Path, manifest: Path) -> None:
-    await to_thread.run_sync(made, maps, tmp_path / "out", manifest)
+async def test_an_overlay_named_by_many_rows_is_read_once(tmp_path: Path, maps: Path, manifest: Path) -> None:
+    await to_thread.run_sync(upload_overlays, maps, tmp_path / "out", manifest)
     table = tmp_path / "table.csv"
     locator = (tmp_path / "out/e.png").as_uri()
     table.write_text("locator\n" + f"{locator}\n" * 2500 + "gs://b/x\n" * 2)
@@ -373,7 +371,7 @@ def test_lists_in_any_order_are_compared() -> None:
 
 
 def fill(out: Path, manifest: Path, count: int) -> None:
-    """A manifest of so many maps, and as many links to one file."""
+    """Write a manifest of ``count`` maps, with hard links to one file as their overlays."""
     out.mkdir()
     (out / "0").write_bytes(b"overlay")
     with Manifest(manifest) as opened:
@@ -391,7 +389,7 @@ def fill(out: Path, manifest: Path, count: int) -> None:
 
 
 @pytest.mark.slow
-async def test_memory_is_less_than_the_rows_would_take(tmp_path: Path) -> None:
+async def test_a_verification_takes_less_memory_than_its_rows(tmp_path: Path) -> None:
     count, manifest = 30_000, tmp_path / "m.sqlite"
     fill(tmp_path / "out", manifest, count)
     tracemalloc.start()
@@ -401,18 +399,18 @@ async def test_memory_is_less_than_the_rows_would_take(tmp_path: Path) -> None:
     finally:
         tracemalloc.stop()
     assert (verification.right, verification.differences) == (count, {})
-    # Of these rows each takes some 500 bytes as Python keeps them.
+    # In Python, each of these rows takes about 500 bytes.
     assert peak < 200 * count
 
 
 # The command -------------------------------------------------------------------------------------------------------
 
 
-def test_the_command_says_what_differs_and_ends_accordingly(
+def test_the_command_prints_the_differences_and_exits_with_1(
     tmp_path: Path, maps: Path, manifest: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    made(maps, "out", manifest)
+    upload_overlays(maps, "out", manifest)
     assert invoke("verify", manifest, "--deep", "--progress", "none") == 0
     out, error = capsys.readouterr()
     assert out.startswith("8 of 8 locators are right, 8 objects read (")
@@ -444,7 +442,7 @@ def test_the_command_says_what_differs_and_ends_accordingly(
         (("m.sqlite", "--repair", "--source", "-"), "name a place, not standard input"),
     ],
 )
-def test_wrong_use_is_one_sentence(
+def test_wrong_arguments_exit_with_2(
     arguments: tuple[str, ...],
     said: str,
     tmp_path: Path,
@@ -458,7 +456,7 @@ def test_wrong_use_is_one_sentence(
 
 
 @pytest.mark.parametrize("kind", ["log", "json"])
-def test_a_long_look_says_how_far_it_has_come(
+def test_a_long_verification_prints_its_progress(
     kind: str,
     tmp_path: Path,
     maps: Path,
@@ -466,7 +464,7 @@ def test_a_long_look_says_how_far_it_has_come(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    made(maps, tmp_path / "out", manifest)
+    upload_overlays(maps, tmp_path / "out", manifest)
     monkeypatch.setattr("async_maps.cli.displays._LINE_INTERVAL_S", 0.001)
     assert invoke("verify", manifest, "--deep", "--progress", kind) == 0
     lines = capsys.readouterr().err.splitlines()

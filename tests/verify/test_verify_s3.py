@@ -1,4 +1,4 @@
-"""Overlays in S3 that differ from what was sent."""
+"""Overlays in S3 that differ from the uploaded ones."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.commands import invoke
 from tests.support.installed import kolena_client
 from tests.support.leftovers import leaves_nothing
 from tests.support.maps import random_map
-from tests.support.overlays import BROKEN, NAMES, break_in_s3, found, made, recorded
+from tests.support.overlays import BROKEN, NAMES, break_in_s3, found, recorded, upload_overlays
 from tests.support.s3 import s3_client
 from tests.support.s3_proxy import counting
 
@@ -33,22 +33,20 @@ SETTINGS = am.Settings(workers=0)
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The operations that botocore's clients are asked for from now on."""
-    made: list[str] = []
+    """The operations of botocore's clients from now on."""
+    operations: list[str] = []
     original = botocore.client.BaseClient._make_api_call  # type: ignore[attr-defined]  # the one place they all pass
 
     def counted(self: Any, operation: str, parameters: Any) -> Any:
-        made.append(operation)
+        operations.append(operation)
         return original(self, operation, parameters)
 
     monkeypatch.setattr(botocore.client.BaseClient, "_make_api_call", counted)
-    return made
+    return operations
 
 
-async def test_each_way_an_object_in_s3_can_differ_is_found_and_named(
-    bucket: str, maps: Path, manifest: Path, calls: list[str]
-) -> None:
-    await to_thread.run_sync(made, maps, f"s3://{bucket}/pre fix", manifest)
+async def test_differences_in_s3_are_found(bucket: str, maps: Path, manifest: Path, calls: list[str]) -> None:
+    await to_thread.run_sync(upload_overlays, maps, f"s3://{bucket}/pre fix", manifest)
     clean = await am.averify_locators(manifest, settings=SETTINGS, deep=True)
     assert clean.is_clean
     assert (clean.locators, clean.right, clean.listed, clean.read, clean.doing) == (8, 8, 8, 8, "")
@@ -72,12 +70,12 @@ async def test_each_way_an_object_in_s3_can_differ_is_found_and_named(
 
     deep = await am.averify_locators(manifest, settings=SETTINGS, deep=True)
     assert found(deep) == BROKEN | {"content-type": {"mistyped"}}
-    # Of what a listing shows to be another object nothing is read.
+    # An object that the listing shows to differ is not read.
     assert (deep.right, deep.read) == (3, 4)
     assert manifest.read_bytes() == before
 
 
-async def test_more_than_a_thousand_objects_take_a_request_for_each_thousand(
+async def test_a_listing_takes_one_request_for_each_thousand_objects(
     bucket: str, manifest: Path, tmp_path: Path, calls: list[str]
 ) -> None:
     pixel = np.zeros((1, 1), np.float32)
@@ -87,7 +85,7 @@ async def test_more_than_a_thousand_objects_take_a_request_for_each_thousand(
     verification = await am.averify_locators(manifest, settings=SETTINGS)
     assert (verification.right, verification.listed, verification.differences) == (1100, 1100, {})
     assert calls == ["ListObjectsV2"] * 2
-    # A few of them, which a table names: not all others are listed for their sake.
+    # A table with few locators does not list the whole prefix.
     table = tmp_path / "few.csv"
     table.write_text(f"locator\ns3://{bucket}/p/0/0.png\ns3://{bucket}/p/6/none.png\n")
     calls.clear()
@@ -99,8 +97,8 @@ async def test_more_than_a_thousand_objects_take_a_request_for_each_thousand(
 # Tables ------------------------------------------------------------------------------------------------------------
 
 
-def as_kolena(path: Path, rows: list[dict[str, Any]]) -> None:
-    """What Kolena's own client writes of rows whose cells are masks and lists of them."""
+def write_as_kolena(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write rows with masks and lists of masks as Kolena's own client does."""
     pd = pytest.importorskip("pandas")
     io = kolena_client("kolena.io")
     frame = pd.DataFrame(rows)
@@ -112,10 +110,8 @@ def as_kolena(path: Path, rows: list[dict[str, Any]]) -> None:
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-async def test_tables_of_results_ours_and_kolenas_are_verified_as_a_manifest_is(
-    bucket: str, maps: Path, manifest: Path, tmp_path: Path
-) -> None:
-    await to_thread.run_sync(made, maps, f"s3://{bucket}/pre fix", manifest)
+async def test_tables_of_ours_and_kolenas_are_verified(bucket: str, maps: Path, manifest: Path, tmp_path: Path) -> None:
+    await to_thread.run_sync(upload_overlays, maps, f"s3://{bucket}/pre fix", manifest)
     masks = [bitmap_mask_fields(f"s3://{bucket}/pre fix/{name}.png", label="cam") for name in NAMES]
     rows = [{"id": 1, "score": 0.5, "cam": masks[0], "more": masks[1:4]}, {"id": 2, "cam": masks[4], "more": masks[5:]}]
     known = {"missing": {"missing"}, "content-type": {"mistyped"}}
@@ -123,8 +119,8 @@ async def test_tables_of_results_ours_and_kolenas_are_verified_as_a_manifest_is(
     for suffix in (".csv", ".parquet", ".jsonl"):
         am.export_manifest(manifest, tmp_path / f"ours{suffix}")
         cases.append((tmp_path / f"ours{suffix}", known | {kind: BROKEN[kind] for kind in ("size", "etag")}))
-        as_kolena(tmp_path / f"kolenas{suffix}", rows)
-        # All that it tells is where they should be, and that they are PNGs.
+        write_as_kolena(tmp_path / f"kolenas{suffix}", rows)
+        # Kolena's table only says where the overlays are and that they are PNGs.
         cases.append((tmp_path / f"kolenas{suffix}", known | {"undecodable": {"truncated", "flipped"}}))
     for table, _ in cases[:2]:
         clean = await am.averify_locators(table, settings=SETTINGS, deep=True)
@@ -137,7 +133,7 @@ async def test_tables_of_results_ours_and_kolenas_are_verified_as_a_manifest_is(
         assert broken.first[0].name in {"line 1", "line 2", "row 1"}
 
 
-async def test_locators_of_several_buckets_and_folders_are_each_looked_for(
+async def test_locators_in_several_buckets_and_folders_are_verified(
     bucket: str, tmp_path: Path, maps: Path, manifest: Path
 ) -> None:
     other = f"{bucket}-other"
@@ -145,7 +141,7 @@ async def test_locators_of_several_buckets_and_folders_are_each_looked_for(
         client.create_bucket(Bucket=other)
         client.put_object(Bucket=other, Key="x/1.png", Body=b"1")
         client.put_object(Bucket=bucket, Key="x/1.png", Body=b"1")
-    await to_thread.run_sync(made, maps, tmp_path / "out", manifest)
+    await to_thread.run_sync(upload_overlays, maps, tmp_path / "out", manifest)
     there = [f"s3://{bucket}/x/1.png", f"s3://{other}/x/1.png", *((tmp_path / f"out/{n}.png").as_uri() for n in "ef")]
     gone = [f"s3://{bucket}/y/2.png", f"s3://{other}/x/2.png", (tmp_path / "out/g.png").as_uri()]
     table = tmp_path / "table.csv"
@@ -157,7 +153,7 @@ async def test_locators_of_several_buckets_and_folders_are_each_looked_for(
     assert sorted(verification.folders) == [f"s3://{other}/x/", f"s3://{bucket}/"]
 
 
-async def test_what_may_not_be_listed_is_asked_for_one_by_one(
+async def test_objects_that_cannot_be_listed_are_checked_singly(
     bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with s3_client() as client:
@@ -189,7 +185,7 @@ def test_a_table_in_s3_is_verified_by_the_command(bucket: str, capsys: pytest.Ca
     assert capsys.readouterr().out.startswith("1 of 1 locators are right")
 
 
-# Around it ---------------------------------------------------------------------------------------------------------
+# The store ---------------------------------------------------------------------------------------------------------
 
 
 async def test_a_manifest_of_another_endpoint_is_refused(manifest: Path, s3: S3Server) -> None:
@@ -198,13 +194,13 @@ async def test_a_manifest_of_another_endpoint_is_refused(manifest: Path, s3: S3S
         await am.averify_locators(manifest, settings=SETTINGS)
 
 
-async def test_a_bucket_that_is_gone_is_an_error_and_not_a_million_differences(manifest: Path, s3: S3Server) -> None:
+async def test_a_missing_bucket_is_an_error(manifest: Path, s3: S3Server) -> None:
     recorded(manifest, f"s3://no-such-bucket/prefix at {s3.endpoint_url}")
     with pytest.raises(am.StoreError, match=r"^s3://no-such-bucket/prefix/: refused .*bucket does not exist"):
         await am.averify_locators(manifest, settings=SETTINGS)
 
 
-async def test_an_answer_that_breaks_off_is_asked_for_again(
+async def test_a_truncated_response_is_requested_again(
     bucket: str, manifest: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with counting(s3, monkeypatch) as proxy:
