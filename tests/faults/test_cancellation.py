@@ -1,7 +1,7 @@
-"""Cancelled before any step of the event loop: nothing leaks, what is recorded is true, and the next caller is served.
+"""A cancel before any step of the event loop leaks nothing, records nothing false and does not affect the next caller.
 
-The sweeps cancel an operation before the first, the second, ... the n-th callback that the loop is given, until the
-operation ends uncancelled: so it is met at every place where it awaits anything, however long that takes.
+The sweeps cancel an operation before the first, the second, ... the n-th callback that is given to the loop, until the
+operation ends without a cancel. So each place where the operation awaits is cancelled once.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Ts = TypeVarTuple("Ts")
 
 
 class CountingLoop(asyncio.SelectorEventLoop):
-    """Cancels a task before it takes on the n-th callback from now, and perhaps once more so many after that."""
+    """Cancels a task before the n-th callback from now, and optionally again after further callbacks."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class CountingLoop(asyncio.SelectorEventLoop):
         self.complaints: list[dict[str, Any]] = []
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
-        """Of errors that nobody has seen, and the like."""
+        """Record the errors that asyncio reports, such as exceptions that were never retrieved."""
         self.complaints.append(context)
 
     def cancel_before(self, moments: list[int], victim: asyncio.Task[Any]) -> None:
@@ -72,7 +72,7 @@ class CountingLoop(asyncio.SelectorEventLoop):
 
 
 async def cancelled(moments: list[int], operation: Coroutine[Any, Any, Any]) -> bool:
-    """Run an operation and cancel it at these moments; whether it ended before the first of them."""
+    """Run an operation and cancel it at these moments. Returns: True if it ended before the first of them."""
     loop = asyncio.get_running_loop()
     assert isinstance(loop, CountingLoop)
     count, task = len(moments), asyncio.create_task(operation)
@@ -81,13 +81,13 @@ async def cancelled(moments: list[int], operation: Coroutine[Any, Any, Any]) -> 
     loop.spare()
     assert task.done(), "it hangs"
     if not task.cancelled():
-        # Cancelled amid its last step, an operation may as well end well; it never ends with another error.
+        # An operation that is cancelled in its last step may succeed, but never ends with another error.
         await task
     return len(moments) == count
 
 
 def swept(sweep: Coroutine[Any, Any, int]) -> int:
-    """Run a sweep; how often it has cancelled. The loop has nothing to complain about."""
+    """Run a sweep and check that asyncio reports no error. Returns the number of cancels."""
     loop = CountingLoop()
     with asyncio.Runner(loop_factory=lambda: loop) as runner:
         cancels = runner.run(sweep)
@@ -97,7 +97,7 @@ def swept(sweep: Coroutine[Any, Any, int]) -> int:
 
 
 async def ends(tasks: set[asyncio.Task[Any]], processes: set[int]) -> None:
-    """Wait until nothing runs but these: what a cancelled operation had handed over may still be on its way."""
+    """Wait until only these tasks and processes are left; parts of a cancelled operation may still run."""
     async with asyncio.timeout(60):
         while asyncio.all_tasks() != tasks or children() != processes:  # noqa: ASYNC110  # nobody announces it
             await asyncio.sleep(0.001)
@@ -126,7 +126,7 @@ OPERATIONS = {"put": put_in, "put_nowait": put_nowait_in, "stream": stream_in, "
 
 
 def done(manifest: Path) -> set[str]:
-    """The locators that a manifest, if there is one, says are done; no map has failed."""
+    """Return the locators of done maps, and check that no map failed; empty without a manifest."""
     if not manifest.exists():
         return set()
     with Manifest(manifest, read_only=True) as opened:
@@ -139,7 +139,7 @@ def done(manifest: Path) -> set[str]:
 async def listing(
     destination: str, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Callable[[], Awaitable[set[str]]]]:
-    """Gives what lies in a destination, to the moment."""
+    """Yield a function that lists the locators in a destination."""
     if destination == "memory://":
         store = MemoryStore()
         use_store(monkeypatch, store)
@@ -172,7 +172,7 @@ async def listing(
         pytest.param("s3", 0, 4, [5], id="S3, and once more", marks=pytest.mark.slow),
     ],
 )
-def test_cancelled_before_any_step_an_operation_leaves_the_pipeline_to_the_next(
+def test_a_cancel_before_any_step_leaves_the_pipeline_usable(
     operation: str, where: str, workers: int, stride: int, again: list[int], bucket: str, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -230,7 +230,7 @@ async def whole_life(destination: str, settings: am.Settings, manifest: Path) ->
         pytest.param("s3", 0, 12, [], id="S3, finer", marks=pytest.mark.slow),
     ],
 )
-def test_cancelled_before_any_step_of_its_life_a_pipeline_is_closed_and_nothing_is_left(
+def test_a_cancel_at_any_step_of_a_pipeline_leaves_nothing(
     where: str, workers: int, stride: int, again: list[int], bucket: str, tmp_path: Path
 ) -> None:
     settings = am.Settings(workers=workers, concurrency=2, encode_threads=1)
@@ -243,13 +243,13 @@ def test_cancelled_before_any_step_of_its_life_a_pipeline_is_closed_and_nothing_
             )
             ended_itself = await cancelled([count * stride, *again], life)
             if not again:
-                # Cancelled once, it has ended all that is its own before it ends itself.
+                # After a single cancel, the pipeline ends its processes before it ends itself.
                 assert children() == processes
             await ends(tasks, processes)
             async with asyncio.timeout(60):
                 while len(descriptors()) > open_:
-                    # The tracebacks of cancelled stages are cycles, and some know of the shared memory; a thread that
-                    # was left, cancelled twice, may still be closing its file.
+                    # Tracebacks of cancelled stages are reference cycles, some with the shared memory. After two
+                    # cancels, a thread may still close its file.
                     gc.collect()
                     await asyncio.sleep(0.001)
             if ended_itself:
@@ -261,7 +261,7 @@ def test_cancelled_before_any_step_of_its_life_a_pipeline_is_closed_and_nothing_
     assert cancels >= 4
 
 
-def test_what_fails_while_it_is_cancelled_is_no_news_though_whoever_waited_was_cancelled_twice() -> None:
+def test_a_failure_after_two_cancels_is_not_reported_to_the_loop() -> None:
     async def fails_at_its_end() -> None:
         try:
             await asyncio.sleep(100)

@@ -1,4 +1,4 @@
-"""Deaths, of the whole process and of its workers: at any moment, and nothing is lost, torn or left behind."""
+"""Killing the process or its workers at any moment loses no map, leaves no partial object and no leftovers."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.usefixtures(leaves_nothing.__name__)
 
 
-# Of the whole process
+# The whole process
 
 KILLS = 25
 CHAIN = 5
-"""So many kills of one job, then a run that is let be."""
+"""The number of kills of one job, before a run without a kill."""
 
 
 class KilledJob:
-    """One job of the command, killed and run again: a folder of maps into a prefix of a bucket, with its manifest."""
+    """A job of the command that is killed and run again: a folder of maps, a prefix of a bucket, a manifest."""
 
     def __init__(self, maps: Path, bucket: str, folder: Path, *options: object) -> None:
         folder.mkdir()
@@ -64,7 +64,7 @@ class KilledJob:
         ]
 
     def run(self, kill_after: float | None = None) -> int:
-        """Run the command, killed after so many seconds if it still runs then; its exit status."""
+        """Run the command, kill it after ``kill_after`` seconds, and return its exit status."""
         running = subprocess.Popen(
             [str(argument) for argument in self._command],
             stdout=subprocess.PIPE,
@@ -76,14 +76,14 @@ class KilledJob:
             running.wait(kill_after)
         except subprocess.TimeoutExpired:
             running.kill()
-        # Its workers hold its standard error: that ends when the last of them is gone.
+        # The workers inherit its standard error, so this waits until the last of them ends.
         _, err = running.communicate(timeout=60)
         assert err == ""
         assert os.listdir(self._temporary) == []
         return running.returncode
 
     def recorded(self) -> dict[str, tuple[str, int]]:
-        """What the manifest says lies in the bucket: each locator's name and size. The manifest itself is sound."""
+        """Return name and size by locator, from the manifest, and check that the manifest is intact."""
         if not self.manifest.exists():
             return {}
         with closing(sqlite3.connect(self.manifest)) as database:
@@ -94,20 +94,20 @@ class KilledJob:
         return {locator: (name, size) for locator, name, size in rows}
 
     async def sizes(self) -> dict[str, int]:
-        """What lies in the bucket: each locator's size."""
+        """Return the sizes of the objects in the bucket by locator."""
         async with aioboto3.Session().client("s3") as client:
             pages = client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=f"{self._prefix}/")
             entries = [entry async for page in pages for entry in page.get("Contents", [])]
         return {f"s3://{self._bucket}/{entry['Key']}": entry["Size"] for entry in entries}
 
     async def overlays(self) -> dict[str, NDArray[np.uint8]]:
-        """The decoded pixels of all that lies in the bucket, by name."""
+        """Return the decoded pixels of the objects in the bucket by name."""
         found: dict[str, NDArray[np.uint8]] = {}
-        at_once = CapacityLimiter(10)
+        limiter = CapacityLimiter(10)
         async with aioboto3.Session().client("s3") as client:
 
             async def fetch(key: str) -> None:
-                async with at_once:
+                async with limiter:
                     answer = await client.get_object(Bucket=self._bucket, Key=key)
                     found[key.removeprefix(f"{self._prefix}/").removesuffix(".png")] = decode(
                         await answer["Body"].read()
@@ -121,22 +121,20 @@ class KilledJob:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_a_job_killed_at_any_moment_and_run_again_ends_with_every_map_whole(
-    bucket: str, maps: Path, tmp_path: Path
-) -> None:
+def test_a_job_killed_at_any_moment_can_be_completed(bucket: str, maps: Path, tmp_path: Path) -> None:
     expected = {}
     for i in range(300):
         array = random_map(i, (24 + i % 40, 30))
         np.save(maps / f"{i:03}.npy", array)
         expected[f"{i:03}"] = am.colorize_activation_map(array)
-    # One upload at a time makes the time in which most can be torn the longer part of a run.
+    # With one upload at a time, uploads take the longer part of a run.
     options = ("--concurrency", 1, "--chunk-maps", 8)
     whole = KilledJob(maps, bucket, tmp_path / "whole", *options)
     began = time.monotonic()
     assert whole.run() == 0
     life = time.monotonic() - began
     assert whole.run() == 0
-    # What a run takes that finds nothing to do.
+    # The duration of a run that skips every map.
     start = time.monotonic() - began - life
 
     rng = random.Random(5)  # noqa: S311  # seeded on purpose
@@ -147,7 +145,7 @@ def test_a_job_killed_at_any_moment_and_run_again_ends_with_every_map_whole(
         sizes: dict[str, int] = {}
         for _ in range(CHAIN):
             left = 1 - len(sizes) / len(expected)
-            # Seldom beyond the end of the run, which would be no kill.
+            # A moment after the end of the run would not be a kill.
             status = job.run(rng.uniform(0, 0.85 * (start + (life - start) * left)))
             recorded, sizes = job.recorded(), asyncio.run(job.sizes())
             assert {locator: size for locator, (_, size) in recorded.items()}.items() <= sizes.items()
@@ -164,21 +162,21 @@ def test_a_job_killed_at_any_moment_and_run_again_ends_with_every_map_whole(
         assert overlays.keys() == expected.keys()
         assert all(np.array_equal(overlays[name], expected[name]) for name in expected)
         assert not [path.name for path in job.manifest.parent.iterdir() if path.name not in {"tmp", "m.sqlite"}]
-    # The moments did fall into all of a run's life.
+    # Some kills hit a run during its uploads.
     assert torn >= 3
     print(  # noqa: T201  # README's
         f"{kills} kills in {jobs} jobs, {torn} amid the uploads, {time.monotonic() - began:.0f} s; maps lost: 0"
     )
 
 
-# Of a worker
+# Workers
 
 
 WORKER_KILLS = 12
 
 
 def slowed(monkeypatch: pytest.MonkeyPatch, seconds: float) -> MemoryStore:
-    """Let the pipelines of this test put into a store that takes so long for each object."""
+    """Let the pipelines of this test use a store that takes ``seconds`` for each object."""
 
     class Slow(MemoryStore):
         async def put(self, key: str, data: bytes) -> str:
@@ -191,7 +189,7 @@ def slowed(monkeypatch: pytest.MonkeyPatch, seconds: float) -> MemoryStore:
 
 
 @pytest.mark.slow
-async def test_workers_killed_at_random_lose_none_of_3_000_maps(maps: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_workers_killed_at_random_lose_no_map(maps: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for i in range(3000):
         np.save(maps / f"{i:04}.npy", random_map(i, (12, 16)))
     store = slowed(monkeypatch, 0.01)
@@ -201,7 +199,7 @@ async def test_workers_killed_at_random_lose_none_of_3_000_maps(maps: Path, monk
         running = asyncio.create_task(pipeline.run(maps))
         while not running.done():
             if kills < WORKER_KILLS and (alive := sorted(worker_pids())):
-                # Whichever it is: one at work, one that waits, one that is just being started again.
+                # The worker may be busy, idle or just starting.
                 os.kill(rng.choice(alive), signal.SIGKILL)
                 kills += 1
             await asyncio.wait({running}, timeout=0.3)
@@ -216,14 +214,14 @@ async def test_workers_killed_at_random_lose_none_of_3_000_maps(maps: Path, monk
 
 
 def hook(folder: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
-    """Let every interpreter that is started from now on begin with this code."""
+    """Let every interpreter that starts from now on run this code first."""
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(code)
     monkeypatch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
 
 
 @pytest.mark.slow
-async def test_a_file_whose_reading_kills_is_one_failure_and_all_around_it_arrive(
+async def test_a_file_that_kills_its_reader_fails_alone(
     maps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hook(
@@ -247,10 +245,10 @@ async def test_a_file_whose_reading_kills_is_one_failure_and_all_around_it_arriv
 
 
 @pytest.mark.slow
-async def test_workers_that_cannot_be_started_again_end_the_run_with_one_sentence_and_the_next_does_the_rest(
+async def test_workers_that_cannot_restart_end_the_run(
     maps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # As the kernel does that has no memory left.
+    # The kernel kills processes like this when memory runs out.
     hook(
         tmp_path / "hook",
         monkeypatch,
@@ -283,7 +281,7 @@ async def test_workers_that_cannot_be_started_again_end_the_run_with_one_sentenc
         "fewer workers take less memory"
     )
     report = caught.value.report
-    # The first two, and six attempts at the most for each of them.
+    # Two workers start, and each is restarted at most six times.
     assert 2 + 6 <= len((tmp_path / "starts").read_text()) <= 2 + 2 * 6
     with Manifest(manifest, read_only=True) as opened:
         assert opened.counts() == {"done": report.uploaded}
@@ -295,7 +293,7 @@ async def test_workers_that_cannot_be_started_again_end_the_run_with_one_sentenc
     assert (rest.uploaded, rest.skipped, rest.failed) == (2000 - report.uploaded, report.uploaded, 0)
 
 
-async def test_a_map_is_not_blamed_for_a_worker_that_died_while_the_map_waited_for_room() -> None:
+async def test_a_map_is_not_blamed_if_its_worker_dies_while_it_waits() -> None:
     failures: list[object] = []
     received: list[Bitmap] = []
     jobs, jobs_out = create_memory_object_stream[Job](1)
@@ -319,7 +317,7 @@ async def test_a_map_is_not_blamed_for_a_worker_that_died_while_the_map_waited_f
             await jobs.send(Job(ActivationMap("a", "a", None, 0, array=random_map(1)), failures.append, UNIT))
             await until(lambda: arena._line.length == 1)
             while not received and not failures:
-                # It dies while its map is in the line for a block, behind all of the memory and before all of it.
+                # The worker dies while its map waits for a block, between two requests for the whole arena.
                 after_it = asyncio.create_task(arena.take(arena.size))
                 await asyncio.sleep(0)
                 assert worker.pid is not None
@@ -327,7 +325,7 @@ async def test_a_map_is_not_blamed_for_a_worker_that_died_while_the_map_waited_f
                 await asyncio.sleep(0.05)
                 all_of_it.release()
                 all_of_it = await after_it
-                # Until the worker runs again and the map is in the line once more, or through.
+                # Wait until the worker runs again and the map waits again or is done.
                 await until(lambda: bool(received or failures) or (worker.pid is not None and arena._line.length == 1))
             all_of_it.release()
             jobs.close()
@@ -337,7 +335,7 @@ async def test_a_map_is_not_blamed_for_a_worker_that_died_while_the_map_waited_f
 
 
 @pytest.mark.parametrize("heard", [b"", b"\0\0", b"\0\0\1\0{"], ids=["nothing", "half a length", "half a message"])
-def test_a_worker_whose_parent_died_while_it_started_ends_without_a_word(heard: bytes) -> None:
+def test_a_worker_without_a_parent_ends_silently(heard: bytes) -> None:
     done = subprocess.run(
         [sys.executable, "-c", "from async_maps.workers.worker import main; main()"],
         input=heard, capture_output=True, timeout=60, check=False,

@@ -1,6 +1,4 @@
-"""Disks that are full, read-only or damaged, under the whole command: one sentence, no PUT more than need be, and once
-the disk is mended the next run comes to rows = objects = maps.
-"""
+"""Full, read-only and damaged disks end the command with one message. The next run on a good disk uploads every map."""
 
 from __future__ import annotations
 
@@ -34,7 +32,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.usefixtures(leaves_nothing.__name__)
 
 COUNT = 1200
-"""Their rows take some 400 KiB."""
+"""The number of maps; their rows take about 400 KiB."""
 QUICK = ("--progress", "none", "--workers", "0")
 
 
@@ -45,14 +43,14 @@ def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def stack(maps: Path) -> Path:
-    """Many maps in one file."""
+    """A folder with many maps in one file."""
     np.save(maps / "stack.npy", np.random.default_rng(1).random((COUNT, 6, 6)))
     return maps
 
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """A disk of its own; called with a size, it has that one."""
+    """A function that sets the size of a separate disk and returns its folder."""
     folder = tmp_path / "disk"
     folder.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "none", folder], capture_output=True, check=False).returncode:
@@ -69,7 +67,7 @@ def disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
 
 
 def fill(folder: Path) -> Path:
-    """Nothing more fits on that disk until this file is gone."""
+    """Fill the disk. Returns the file to delete to make room again."""
     filling = folder / "filling"
     with filling.open("wb", buffering=0) as file:
         try:
@@ -79,8 +77,8 @@ def fill(folder: Path) -> Path:
             return filling
 
 
-def said(capsys: pytest.CaptureFixture[str]) -> str:
-    """The one sentence that the command ended with, but for where to ask."""
+def error_message(capsys: pytest.CaptureFixture[str]) -> str:
+    """Return the command's one error message, without the hint to the doctor."""
     err = capsys.readouterr().err
     assert "Traceback" not in err
     line, *hint = err.splitlines()
@@ -90,7 +88,7 @@ def said(capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def whole(manifest: Path, out: Path, names: set[str]) -> None:
-    """Rows, objects and maps are the same."""
+    """Check that each of these maps has its row and its object, and nothing else has."""
     assert {str(row["name"]) for row in read_rows(manifest) if row["status"] == "done"} == names
     assert {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()} == {
         f"{name}.png" for name in names
@@ -101,19 +99,19 @@ def whole(manifest: Path, out: Path, names: set[str]) -> None:
 IN_STACK = {f"stack/{index:06}" for index in range(COUNT)}
 
 
-# A disk that is full -------------------------------------------------------------------------------------------------
+# Full disks ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_manifest_whose_disk_fills_up_ends_the_run_and_once_there_is_room_the_next_one_completes(
+def test_a_full_manifest_disk_ends_the_run_and_the_next_completes(
     stack: Path, disk: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     manifest = disk("200k") / "m.sqlite"
     command = ("run", stack, "out", "--manifest", manifest, *QUICK)
     assert invoke(*command) == 1
-    assert said(capsys) == (
+    assert error_message(capsys) == (
         f"the manifest {manifest} cannot be written: its disk is full: make room, and run the same command again"
     )
-    # What is committed is whole, and has its object.
+    # Each committed row has its object.
     done = {str(row["name"]) for row in read_rows(manifest)}
     stored = {path.stem for path in Path("out/stack").iterdir()}
     assert done <= {f"stack/{stem}" for stem in stored}
@@ -123,14 +121,16 @@ def test_a_manifest_whose_disk_fills_up_ends_the_run_and_once_there_is_room_the_
     whole(manifest, Path("out"), IN_STACK)
 
 
-def test_a_disk_that_is_full_from_the_beginning_is_told_before_anything_is_stored(
+def test_a_full_manifest_disk_is_reported_before_any_upload(
     stack: Path, disk: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     manifest = disk("64k") / "m.sqlite"
     filling = fill(manifest.parent)
     command = ("run", stack, "out", "--manifest", manifest, *QUICK)
     assert invoke(*command) == 2
-    assert re.fullmatch(rf"the manifest {manifest} cannot be \w+: its disk is full: make room, .*", said(capsys))
+    assert re.fullmatch(
+        rf"the manifest {manifest} cannot be \w+: its disk is full: make room, .*", error_message(capsys)
+    )
     assert not Path("out").exists()
     filling.unlink()
     disk("8m")
@@ -139,12 +139,10 @@ def test_a_disk_that_is_full_from_the_beginning_is_told_before_anything_is_store
 
 
 @pytest.mark.slow
-def test_a_run_that_may_not_write_as_much_as_it_must_is_completed_by_one_that_may(
-    stack: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_that_hits_a_file_size_limit_can_be_completed(stack: Path, capsys: pytest.CaptureFixture[str]) -> None:
     manifest = Path("m.sqlite").absolute()
     command = ("run", stack, "out", "--manifest", manifest, *QUICK, "--queue-bytes", 2**16)
-    # A quota, which takes no root: no file may be larger.
+    # A limit of the file size needs no root.
     program = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)); "
         "from async_maps.cli.app import main; main(sys.argv[1:])"
@@ -161,7 +159,7 @@ def test_a_run_that_may_not_write_as_much_as_it_must_is_completed_by_one_that_ma
     whole(manifest, Path("out"), IN_STACK)
 
 
-def test_a_transaction_that_did_not_fit_can_be_repeated_when_there_is_room(disk: Callable[[str], Path]) -> None:
+def test_a_transaction_on_a_full_disk_can_be_repeated(disk: Callable[[str], Path]) -> None:
     path = disk("200k") / "m.sqlite"
     outcomes = [receipt_for(make_map(f"{n:04}")) for n in range(200)]
     with Manifest(path) as manifest:
@@ -176,14 +174,14 @@ def test_a_transaction_that_did_not_fit_can_be_repeated_when_there_is_room(disk:
     assert len(read_rows(path)) == 200
 
 
-def test_a_destination_that_fills_up_ends_the_run_without_half_a_file_and_is_completed(
+def test_a_full_destination_ends_the_run_without_partial_files(
     stack: Path, disk: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = disk("1m") / "out"
     manifest = Path("m.sqlite")
     command = ("run", stack, out, "--manifest", manifest, *QUICK)
     assert invoke(*command) == 1
-    assert re.fullmatch(rf"cannot write {out}/stack/\d+\.png: No space left on device", said(capsys))
+    assert re.fullmatch(rf"cannot write {out}/stack/\d+\.png: No space left on device", error_message(capsys))
     assert not list(out.rglob(".*"))
     assert all(path.read_bytes().endswith(b"IEND\xaeB`\x82") for path in out.rglob("*.png"))
     assert {f"stack/{path.stem}" for path in out.rglob("*.png")} >= {row["name"] for row in read_rows(manifest)}
@@ -192,7 +190,7 @@ def test_a_destination_that_fills_up_ends_the_run_without_half_a_file_and_is_com
     whole(manifest, out, IN_STACK)
 
 
-def test_a_report_that_does_not_fit_is_told_and_the_older_one_stays(
+def test_a_report_on_a_full_disk_keeps_the_older_one(
     maps: Path, disk: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     np.save(maps / "a.npy", np.zeros((4, 4)))
@@ -203,13 +201,13 @@ def test_a_report_that_does_not_fit_is_told_and_the_older_one_stays(
     assert json.loads(before)["uploaded"] == 1
     filling = fill(report.parent)
     assert invoke(*command) == 1
-    assert said(capsys) == f"cannot write the report to {report}: No space left on device"
+    assert error_message(capsys) == f"cannot write the report to {report}: No space left on device"
     assert report.read_text() == before
     assert {path.name for path in report.parent.iterdir()} == {report.name, filling.name}
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet", ".jsonl"])
-def test_an_export_that_does_not_fit_is_one_sentence(tmp_path: Path, disk: Callable[[str], Path], suffix: str) -> None:
+def test_an_export_to_a_full_disk_leaves_no_file(tmp_path: Path, disk: Callable[[str], Path], suffix: str) -> None:
     write_run(tmp_path / "m.sqlite", [receipt_for(make_map(f"{n:04}")) for n in range(2000)])
     file = disk("20k") / f"locators{suffix}"
     with pytest.raises(ManifestError, match=rf"^cannot write {file}: .*No space left on device"):
@@ -221,7 +219,7 @@ def test_an_export_that_does_not_fit_is_one_sentence(tmp_path: Path, disk: Calla
 @pytest.mark.parametrize(
     ("full", "progress", "code"), [("stdout", "none", 1), pytest.param("stderr", "bar", 0, marks=pytest.mark.slow)]
 )
-def test_output_that_goes_to_a_full_disk_costs_no_map(maps: Path, full: str, progress: str, code: int) -> None:
+def test_output_to_a_full_disk_loses_no_map(maps: Path, full: str, progress: str, code: int) -> None:
     np.save(maps / "a.npy", np.zeros((4, 4)))
     with open("/dev/full", "w") as nowhere:
         channels = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, full: nowhere}
@@ -235,7 +233,7 @@ def test_output_that_goes_to_a_full_disk_costs_no_map(maps: Path, full: str, pro
 
 
 @pytest.mark.parametrize("record", ["names", "claims"])
-def test_a_full_folder_of_temporary_files_is_one_sentence_that_names_it(tmp_path: Path, record: str) -> None:
+def test_a_full_temporary_folder_is_named(tmp_path: Path, record: str) -> None:
     maps = [make_map(f"{n:0300}") for n in range(200)]
     if record == "names":
         with Manifest(tmp_path / "m.sqlite") as manifest:
@@ -256,11 +254,11 @@ def test_a_full_folder_of_temporary_files_is_one_sentence_that_names_it(tmp_path
             claims.load((map_.name, map_.name) for map_ in maps)
 
 
-# A file that cannot be written ---------------------------------------------------------------------------------------
+# Files that cannot be written ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("what", ["file", "folder"])
-def test_a_manifest_that_may_not_be_written_is_told_before_anything_is_stored(
+def test_an_unwritable_manifest_is_reported_before_any_upload(
     unprivileged: Path, what: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(unprivileged)
@@ -274,7 +272,7 @@ def test_a_manifest_that_may_not_be_written_is_told_before_anything_is_stored(
     mode = locked.stat().st_mode
     locked.chmod(0o555)
     assert invoke(*command) == 2
-    assert said(capsys) == (
+    assert error_message(capsys) == (
         f"the manifest {manifest} cannot be opened: no permission to write it, or in its folder, or the disk is "
         "read-only: name another file with --manifest"
     )
@@ -284,7 +282,7 @@ def test_a_manifest_that_may_not_be_written_is_told_before_anything_is_stored(
     whole(manifest, Path("out"), {"a"})
 
 
-def test_a_report_that_could_not_be_written_is_told_before_anything_is_stored(
+def test_an_unwritable_report_is_reported_before_any_upload(
     unprivileged: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(unprivileged)
@@ -298,23 +296,21 @@ def test_a_report_that_could_not_be_written_is_told_before_anything_is_stored(
         ("closed/closed/report.json", "there is no such folder"),
     ):
         assert invoke("run", "a.npy", "out", *QUICK, "--report", report) == 2
-        assert said(capsys) == f"cannot write the report to {report}: {reason}"
+        assert error_message(capsys) == f"cannot write the report to {report}: {reason}"
     assert not Path("out").exists()
 
 
-def test_a_report_may_go_to_a_pipe(maps: Path) -> None:
+def test_a_report_may_be_written_to_a_pipe(maps: Path) -> None:
     np.save(maps / "a.npy", np.zeros((4, 4)))
     out, into = os.pipe()
-    with open(out) as told:
+    with open(out) as reader:
         with open(into, "w"):
             assert invoke("run", maps, "out", *QUICK, "--report", f"/dev/fd/{into}") == 0
-        assert json.load(told)["uploaded"] == 1
+        assert json.load(reader)["uploaded"] == 1
 
 
 @pytest.mark.slow
-def test_a_manifest_that_another_program_locks_is_told_after_a_while(
-    maps: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_manifest_locked_by_another_program_is_reported(maps: Path, capsys: pytest.CaptureFixture[str]) -> None:
     np.save(maps / "a.npy", np.zeros((4, 4)))
     command = ("run", maps, "out", *QUICK)
     assert invoke(*command) == 0
@@ -323,7 +319,7 @@ def test_a_manifest_that_another_program_locks_is_told_after_a_while(
         for begin in ("BEGIN IMMEDIATE", "BEGIN; SELECT * FROM maps"):
             other.executescript(begin)
             assert invoke(*command) == 2
-            assert said(capsys) == (
+            assert error_message(capsys) == (
                 "the manifest async-maps.sqlite cannot be opened: another program has locked it: wait until that has "
                 "ended, and run the same command again"
             )
@@ -333,7 +329,7 @@ def test_a_manifest_that_another_program_locks_is_told_after_a_while(
 
 
 @pytest.mark.parametrize("fate", ["deleted", "replaced"])
-def test_a_manifest_that_is_gone_in_mid_run_is_told_with_the_next_rows(tmp_path: Path, fate: str) -> None:
+def test_a_manifest_deleted_during_a_run_is_reported(tmp_path: Path, fate: str) -> None:
     path = tmp_path / "m.sqlite"
     with Manifest(path) as manifest:
         manifest.begin(DESTINATION)
@@ -345,7 +341,7 @@ def test_a_manifest_that_is_gone_in_mid_run_is_told_with_the_next_rows(tmp_path:
             manifest.write([receipt_for(make_map("b"))], SETTINGS)
 
 
-# A file that is damaged ----------------------------------------------------------------------------------------------
+# Damaged files -------------------------------------------------------------------------------------------------------
 
 
 def _header(path: Path) -> None:
@@ -412,7 +408,7 @@ _MOVE = "move it away, and run again: all maps are done anew, to the same locato
     ],
     ids=lambda case: case.__name__.strip("_") if callable(case) else "",
 )
-def test_what_is_damaged_or_not_ours_is_told_before_anything_is_stored_and_moved_away_all_is_done(
+def test_a_damaged_manifest_is_reported_before_any_upload(
     damage: Callable[[Path], None], reason: str, maps: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     np.save(maps / "a.npy", np.zeros((4, 4)))
@@ -422,10 +418,10 @@ def test_what_is_damaged_or_not_ours_is_told_before_anything_is_stored_and_moved
     before = manifest.read_bytes()
     command = ("run", maps, "out", "--manifest", manifest, *QUICK)
     assert invoke(*command) == 2
-    assert re.fullmatch(rf"(the manifest m.sqlite cannot be (opened|read|written): )?{reason}", said(capsys))
+    assert re.fullmatch(rf"(the manifest m.sqlite cannot be (opened|read|written): )?{reason}", error_message(capsys))
     for reading in ((*command, "--dry-run"), ("export", manifest, "locators.csv")):
         assert invoke(*reading) == 2
-        said(capsys)
+        error_message(capsys)
     assert {path.name for path in Path().iterdir()} == {"maps", manifest.name}
     if damage in {_header, _text, _foreign, _newer}:
         assert manifest.read_bytes() == before
@@ -435,14 +431,12 @@ def test_what_is_damaged_or_not_ours_is_told_before_anything_is_stored_and_moved
 
 
 @pytest.mark.parametrize("torn", ["cut", "tail", "head"])
-def test_the_rows_that_a_torn_log_has_lost_are_done_again(
-    torn: str, maps: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_rows_lost_in_a_torn_log_are_uploaded_again(torn: str, maps: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = {f"stack/{index:06}" for index in range(400)}
     np.save(maps / "stack.npy", np.random.default_rng(1).random((400, 6, 6)))
     command = ("run", maps, "out", "--manifest", "m.sqlite", *QUICK)
     assert invoke(*command) == 0
-    # As of a run that was killed: half of the rows in the file, of the other half what is left in the log.
+    # As after a kill: half of the rows are in the file, the other half in the log.
     program = (
         "import os\n"
         "from async_maps.manifest.manifest import Manifest\n"
@@ -475,7 +469,7 @@ def test_the_rows_that_a_torn_log_has_lost_are_done_again(
 
 
 @pytest.mark.parametrize("rounds", [60, pytest.param(1000, marks=pytest.mark.slow)])
-def test_whatever_is_damaged_it_is_a_sentence_or_harmless(tmp_path: Path, rounds: int) -> None:
+def test_random_damage_is_a_manifest_error_or_harmless(tmp_path: Path, rounds: int) -> None:
     path, table = tmp_path / "m.sqlite", tmp_path / "table"
     maps = [make_map(f"{n:04}") for n in range(300)]
     write_run(path, [*(receipt_for(map_) for map_ in maps[:200]), *(failure_for(map_) for map_ in maps[200:220])])
@@ -495,7 +489,7 @@ def test_whatever_is_damaged_it_is_a_sentence_or_harmless(tmp_path: Path, rounds
         for suffix in (".csv", ".parquet"):
             export_manifest(path, table.with_suffix(suffix), failed=True)
 
-    told: list[str] = []
+    messages: list[str] = []
     for _ in range(rounds):
         damaged = bytearray(sound)
         start = rng.randrange(rng.choice([200, len(sound)]))
@@ -505,9 +499,9 @@ def test_whatever_is_damaged_it_is_a_sentence_or_harmless(tmp_path: Path, rounds
             try:
                 work()
             except ManifestError as error:
-                told.append(str(error))
+                messages.append(str(error))
         for beside in tmp_path.glob("m.sqlite-*"):
             assert beside.suffix != ".sqlite-lock"
             beside.unlink()
-    assert len(told) > rounds // 2
-    assert all(sentence.isprintable() for sentence in told)
+    assert len(messages) > rounds // 2
+    assert all(sentence.isprintable() for sentence in messages)

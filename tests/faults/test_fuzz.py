@@ -1,4 +1,4 @@
-"""Random and mutated bytes under every reader, and random names: arrays and failures come out, or a clean error."""
+"""Every reader turns random and mutated bytes into maps and failures; random names stay below the destination."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ MIB = 2**20
 MAX_PIXELS = 10**6
 
 _ENTRIES = 300
-"""A stack of more maps than that is listed one by one for as long as anyone asks: no damage, and no memory."""
+"""The most entries to list; a damaged header may claim any number of maps."""
 
 
 @contextmanager
 def little_memory() -> Iterator[None]:
-    """Fails if this process takes more than 100 MiB on top of what it holds; asks Linux, and elsewhere nobody."""
+    """Check that this process takes at most 100 MiB more than before; on Linux only."""
 
     def resident(line: str) -> int:
         lines = Path("/proc/self/status").read_text().splitlines()
@@ -61,7 +61,7 @@ def little_memory() -> Iterator[None]:
     assert resident("VmHWM:") - before < 100 * MIB
 
 
-# What is mutated
+# Files to mutate
 
 
 def _npy(array: Any = MAP) -> bytes:
@@ -100,7 +100,7 @@ _PACKED = {"chunks": (2, 3, 5), "compression": "gzip", "fletcher32": True}
 
 @cache
 def originals(suffix: str) -> list[bytes]:
-    """Whole files of a format, of each kind that its writers make."""
+    """Return valid files of a format, one of each kind that its writers make."""
     match suffix:
         case ".npy":
             return [_npy(), _npy(STACK), _npy(MAP.T), _npy(np.zeros(3, [("a", "f4")]))]
@@ -116,7 +116,7 @@ def originals(suffix: str) -> list[bytes]:
 
 @cache
 def hierarchies(version: Any) -> dict[str, bytes]:
-    """The files of a Zarr hierarchy."""
+    """Return the files of a Zarr hierarchy by name."""
     store: dict[str, Any] = {}
     root = zarr.open_group(store, mode="w", zarr_format=version)
     for name, array in {"a": MAP, "g/s": STACK}.items():
@@ -138,7 +138,7 @@ _MUTATIONS = st.lists(
 
 
 def mutated(content: bytes, mutations: list[tuple[str, int, Any]]) -> bytes:
-    """What is left of a file."""
+    """Return the content after the mutations."""
     changed = bytearray(content)
     for kind, place, value in mutations:
         at = place % max(len(changed), 1)
@@ -156,8 +156,8 @@ def mutated(content: bytes, mutations: list[tuple[str, int, Any]]) -> bytes:
     return bytes(changed)
 
 
-def look(place: Path) -> None:
-    """List and read whatever is there, as a run does; only errors that a run tells as a map's failure may come."""
+def list_and_read(place: Path) -> None:
+    """List and read everything at the place as a run does. Errors other than a map's failure are raised."""
     with Readers(max_pixels=MAX_PIXELS) as readers:
         for entry in islice(open_source(place), _ENTRIES):
             if isinstance(entry, Failure):
@@ -166,7 +166,7 @@ def look(place: Path) -> None:
                 entry.reason.encode()
                 continue
             assert entry.path is not None
-            # As it travels to a worker.
+            # Parts are sent to workers as JSON.
             part = json.loads(json.dumps(entry.part))
             try:
                 array = readers.read(entry.path, part)
@@ -191,14 +191,14 @@ def _fuzz(cases: int) -> settings:
 
 @pytest.mark.parametrize("cases", _BUDGETS)
 @pytest.mark.parametrize("suffix", _FORMATS)
-def test_mutated_files_are_maps_and_failures(suffix: str, cases: int, maps: Path) -> None:
+def test_mutated_files_give_only_maps_and_failures(suffix: str, cases: int, maps: Path) -> None:
     @_fuzz(cases)
     @given(original=st.sampled_from(originals(suffix)), mutations=_MUTATIONS)
     def check(original: bytes, mutations: list[tuple[str, int, Any]]) -> None:
         (maps / f"x{suffix}").write_bytes(mutated(original, mutations))
-        look(maps)
+        list_and_read(maps)
 
-    look(maps)
+    list_and_read(maps)
     with little_memory():
         check()
 
@@ -214,12 +214,12 @@ _MAGIC = {
 
 @pytest.mark.parametrize("cases", _BUDGETS)
 @pytest.mark.parametrize("suffix", _FORMATS)
-def test_random_bytes_are_failures(suffix: str, cases: int, maps: Path) -> None:
+def test_random_bytes_give_only_maps_and_failures(suffix: str, cases: int, maps: Path) -> None:
     @_fuzz(cases)
     @given(content=st.binary(max_size=3_000), magic=st.booleans())
     def check(content: bytes, magic: bool) -> None:
         (maps / f"x{suffix}").write_bytes((_MAGIC[suffix] if magic else b"") + content)
-        look(maps)
+        list_and_read(maps)
 
     with little_memory():
         check()
@@ -233,7 +233,7 @@ _DESCR = st.sampled_from(
 
 
 @pytest.mark.parametrize("cases", [150, pytest.param(2_000, marks=pytest.mark.slow)])
-def test_headers_that_claim_anything_are_maps_and_failures(cases: int, maps: Path) -> None:
+def test_random_headers_give_only_maps_and_failures(cases: int, maps: Path) -> None:
     @_fuzz(cases)
     @given(
         shape=_SHAPES, descr=_DESCR, fortran=st.booleans(), data=st.binary(max_size=300), how=st.sampled_from("ntzs")
@@ -257,9 +257,9 @@ def test_headers_that_claim_anything_are_maps_and_failures(cases: int, maps: Pat
             case "s":
                 dtype = {"<f4": "F32", "|u1": "U8", "<f2": "F16", "<c16": "BF16"}.get(descr, "F64")
                 tensor = {"dtype": dtype, "shape": shape, "data_offsets": [0, len(data)]}
-                said = json.dumps({"a": tensor}).encode()
-                (maps / "x.safetensors").write_bytes(len(said).to_bytes(8, "little") + said + data)
-        look(maps)
+                header_json = json.dumps({"a": tensor}).encode()
+                (maps / "x.safetensors").write_bytes(len(header_json).to_bytes(8, "little") + header_json + data)
+        list_and_read(maps)
 
     with little_memory():
         check()
@@ -267,7 +267,7 @@ def test_headers_that_claim_anything_are_maps_and_failures(cases: int, maps: Pat
 
 @pytest.mark.parametrize("cases", [15, pytest.param(100, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("version", [2, 3])
-def test_mutated_zarr_hierarchies_are_maps_and_failures(version: Any, cases: int, maps: Path) -> None:
+def test_mutated_zarr_hierarchies_give_only_maps_and_failures(version: Any, cases: int, maps: Path) -> None:
     files = hierarchies(version)
 
     @_fuzz(cases)
@@ -277,7 +277,7 @@ def test_mutated_zarr_hierarchies_are_maps_and_failures(version: Any, cases: int
             path = maps / "x.zarr" / file
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(mutated(content, mutations) if file == name else content)
-        look(maps)
+        list_and_read(maps)
 
     with little_memory():
         check()
@@ -294,7 +294,7 @@ _TEMPLATES = st.sampled_from(["{name}.png", "{parent}/{stem}.png", "a/{stem}/{in
 
 
 @pytest.mark.parametrize("cases", [50, pytest.param(2_000, marks=pytest.mark.slow)])
-def test_whatever_a_map_is_called_its_overlay_lies_below_the_destination(cases: int, tmp_path: Path) -> None:
+def test_random_names_stay_below_the_destination(cases: int, tmp_path: Path) -> None:
     folder = tmp_path / "above" / "out"
     folder.mkdir(parents=True)
     store = FileStore(folder)

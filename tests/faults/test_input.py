@@ -1,4 +1,4 @@
-"""Bad input: what is no map is told in one sentence, takes nothing else with it, no memory and no time."""
+"""Bad input fails alone with a short reason, in bounded memory and time."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SMALL = 1_000
-"""Pixels."""
+"""The largest number of pixels in these tests."""
 THREADS = am.Settings(workers=0, max_pixels=SMALL)
 TOO_LARGE = "and max_pixels allows 1,000 pixels: scale it down, or raise --max-pixels"
 TOO_LARGE_BY_DEFAULT = TOO_LARGE.replace("1,000", "268,435,456")
@@ -53,7 +53,7 @@ def npy_bytes(array: Any) -> bytes:
 
 
 def claim(shape: tuple[int, ...], descr: str = "<f4") -> bytes:
-    """An ``.npy`` file of a header, and nothing behind it."""
+    """Return the header of an ``.npy`` file without data."""
     header = repr({"descr": descr, "fortran_order": False, "shape": shape}).encode()
     return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
 
@@ -71,7 +71,7 @@ def reasons(entries: Any) -> list[str]:
 
 
 def why_not(path: Path, part: Any = None, max_pixels: int | None = SMALL) -> str:
-    """Why a map cannot be read, without memory being taken for it."""
+    """Return the reason why a map cannot be read, and check that reading takes little memory."""
     tracemalloc.start()
     try:
         with Readers(max_pixels=max_pixels) as readers, pytest.raises(SourceError) as refusal:
@@ -86,7 +86,7 @@ def why_not(path: Path, part: Any = None, max_pixels: int | None = SMALL) -> str
 
 
 def large_files(folder: Path) -> None:
-    """In each format a map of 40x30 and one of 20x30, the latter within bounds; and their stacks, within bounds too."""
+    """Save in each format a map above SMALL (40x30), one below (20x30), and a stack of small ones."""
     large, small = random_map(1, (40, 30)), random_map(2, (20, 30))
     arrays = {"large": large, "small": small, "stack": np.stack([small, small])}
     np.save(folder / "npy.npy", large)
@@ -103,9 +103,7 @@ def large_files(folder: Path) -> None:
 LARGE = {"npy", *(f"{file}/large" for file in ("npz", "tar", "safe", "zarr", "h5"))}
 
 
-async def test_a_map_of_more_pixels_than_allowed_fails_in_every_format_and_its_neighbours_pass(
-    maps: Path, tmp_path: Path
-) -> None:
+async def test_a_map_above_max_pixels_fails_alone_in_every_format(maps: Path, tmp_path: Path) -> None:
     large_files(maps)
     settings = am.Settings(workers=1, max_pixels=SMALL)
     async with am.Pipeline(tmp_path / "out", settings=settings) as pipeline:
@@ -116,14 +114,14 @@ async def test_a_map_of_more_pixels_than_allowed_fails_in_every_format_and_its_n
         assert (failure.stage, failure.reason) == ("read", f"too large: its shape is (40, 30), {TOO_LARGE}")
 
 
-async def test_a_map_of_as_many_pixels_as_allowed_passes(tmp_path: Path) -> None:
+async def test_a_map_of_exactly_max_pixels_passes(tmp_path: Path) -> None:
     source = [("just", random_map(1, (25, 40))), ("over", random_map(1, (7, 143)))]
     async with am.Pipeline(tmp_path / "out", settings=THREADS) as pipeline:
         report = await pipeline.run(source)
     assert (report.uploaded, [failure.name for failure in report.failures]) == (1, ["over"])
 
 
-async def test_large_maps_in_s3_fail_before_they_are_fetched(bucket: str, maps: Path, tmp_path: Path) -> None:
+async def test_maps_above_max_pixels_in_s3_fail_before_the_download(bucket: str, maps: Path, tmp_path: Path) -> None:
     import boto3
 
     large_files(maps)
@@ -140,7 +138,7 @@ async def test_large_maps_in_s3_fail_before_they_are_fetched(bucket: str, maps: 
 
 
 class Untouchable:
-    """An array elsewhere whose copy would be too large."""
+    """An array of another library whose copy would be too large."""
 
     shape = (10**6, 10**6)
 
@@ -148,7 +146,7 @@ class Untouchable:
         raise AssertionError
 
 
-async def test_a_large_array_in_memory_is_refused_before_it_is_copied(tmp_path: Path) -> None:
+async def test_an_array_above_max_pixels_is_refused_before_the_copy(tmp_path: Path) -> None:
     failure = array_map("a", Untouchable(), None, SMALL)
     assert isinstance(failure, Failure)
     assert failure.stage == "source"
@@ -161,7 +159,7 @@ async def test_a_large_array_in_memory_is_refused_before_it_is_copied(tmp_path: 
     assert (report.uploaded, report.failed) == (1, 1)
 
 
-async def test_the_first_pass_of_a_dataset_range_reads_no_large_map_either(maps: Path, tmp_path: Path) -> None:
+async def test_the_first_pass_of_a_dataset_range_skips_large_maps(maps: Path, tmp_path: Path) -> None:
     np.save(maps / "a.npy", random_map(1))
     np.save(maps / "large.npy", np.full((40, 30), 77.0, np.float32))
     settings = am.Settings(workers=0, range="dataset", max_pixels=SMALL)
@@ -173,7 +171,7 @@ async def test_the_first_pass_of_a_dataset_range_reads_no_large_map_either(maps:
 
 
 def terabytes(folder: Path) -> Iterator[tuple[Path, Any]]:
-    """Small files whose headers are true, or at least cannot be called a lie: what they claim is all zeros."""
+    """Yield small files that contain terabytes of zeros, and a part of each."""
     shape = (500_000, 500_000)
     with h5py.File(folder / "h5.h5", "w") as file:
         file.create_dataset("x", shape, "f4", chunks=(1000, 1000))
@@ -196,7 +194,7 @@ def terabytes(folder: Path) -> Iterator[tuple[Path, Any]]:
     yield folder / "sparse.npy", None
 
 
-def test_a_small_file_that_truly_holds_a_terabyte_is_refused_without_taking_memory(maps: Path) -> None:
+def test_a_sparse_terabyte_is_refused_without_allocating(maps: Path) -> None:
     for path, part in terabytes(maps):
         reason = why_not(path, part, 2**24)
         if part is not None and part[0] == "c":
@@ -208,7 +206,7 @@ def test_a_small_file_that_truly_holds_a_terabyte_is_refused_without_taking_memo
             assert reason.startswith("too large: its shape is (500,000, 500,000), and max_pixels allows 16,777,216 ")
 
 
-def test_values_of_any_width_are_no_way_around_the_bound(maps: Path) -> None:
+def test_very_wide_values_are_refused(maps: Path) -> None:
     with (maps / "a.npy").open("wb") as sparse:
         sparse.write(claim((30, 30), "|V1000000000"))
         sparse.truncate(10**12)
@@ -223,17 +221,17 @@ def test_values_of_any_width_are_no_way_around_the_bound(maps: Path) -> None:
         ((10**40, 0), "its shape is (about 2^132, 0), which no array can have"),
     ],
 )
-def test_a_shape_that_no_array_can_have_is_told(shape: tuple[int, ...], reason: str, maps: Path) -> None:
+def test_an_impossible_shape_is_refused(shape: tuple[int, ...], reason: str, maps: Path) -> None:
     (maps / "a.npy").write_bytes(claim(shape, "|u1") + b"x")
     assert why_not(maps / "a.npy") == reason
 
 
 def zip_bomb(path: Path, shape: tuple[int, int]) -> None:
-    """An archive of some kilobytes that inflates to gigabytes of zeros; only its checksum is wrong."""
+    """Write a small archive that inflates to gigabytes of zeros; only its checksum is wrong."""
     header = claim(shape)
     deflate = zlib.compressobj(9, zlib.DEFLATED, -15)
     start = deflate.compress(header) + deflate.flush(zlib.Z_FULL_FLUSH)
-    # After a full flush nothing refers to what was before: the same bytes again are the same zeros again.
+    # After a full flush, a block does not refer to earlier ones, so the same bytes can be repeated.
     zeros = deflate.compress(bytes(MIB)) + deflate.flush(zlib.Z_FULL_FLUSH)
     size = shape[0] * shape[1] * 4
     body = start + zeros * (size // MIB) + deflate.compress(bytes(size % MIB)) + deflate.flush()
@@ -247,7 +245,7 @@ def zip_bomb(path: Path, shape: tuple[int, int]) -> None:
     path.write_bytes(content)
 
 
-def test_a_zip_bomb_is_refused_by_its_pixels_or_found_out_in_bounded_memory(maps: Path) -> None:
+def test_a_zip_bomb_is_refused_in_bounded_memory(maps: Path) -> None:
     zip_bomb(maps / "a.npz", (30_000, 30_000))
     assert (maps / "a.npz").stat().st_size < 5 * MIB
     (entry,) = open_source(maps)
@@ -256,7 +254,7 @@ def test_a_zip_bomb_is_refused_by_its_pixels_or_found_out_in_bounded_memory(maps
         "too large: its shape is (30,000, 30,000), and max_pixels allows 268,435,456 pixels: scale it down, or raise "
         "--max-pixels"
     )
-    # What lies behind a map that is small itself is not unpacked.
+    # Bytes after a small map are not unpacked.
     with zipfile.ZipFile(maps / "b.npz", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("x.npy", claim((5, 5)) + bytes(64 * MIB))
     tracemalloc.start()
@@ -268,7 +266,7 @@ def test_a_zip_bomb_is_refused_by_its_pixels_or_found_out_in_bounded_memory(maps
         tracemalloc.stop()
 
 
-def test_a_stack_that_an_archive_cannot_hold_is_one_failure_and_not_a_billion(maps: Path) -> None:
+def test_a_stack_larger_than_its_archive_is_one_failure(maps: Path) -> None:
     header = claim((10**9, 1, 1, 1), "|u1")
     for name, compression in (("stored", zipfile.ZIP_STORED), ("packed", zipfile.ZIP_DEFLATED)):
         path = maps / f"{name}.npz"
@@ -284,13 +282,13 @@ def test_a_stack_that_an_archive_cannot_hold_is_one_failure_and_not_a_billion(ma
 
 
 @pytest.mark.parametrize("shape", [(10**12, 0, 5), (10**12, 5, 0), (10**12, 1, 0, 5), (0, 5, 5)])
-def test_a_stack_of_maps_without_a_pixel_is_one_failure_and_not_a_trillion(shape: tuple[int, ...], maps: Path) -> None:
+def test_a_stack_of_empty_maps_is_one_failure(shape: tuple[int, ...], maps: Path) -> None:
     (maps / "a.npy").write_bytes(claim(shape))
     with zipfile.ZipFile(maps / "b.npz", "w") as archive:
         archive.writestr("x.npy", claim(shape))
     tar_with(maps / "c.tar", {"x.npy": claim(shape)})
-    said = json.dumps({"x": {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}}).encode()
-    (maps / "d.safetensors").write_bytes(len(said).to_bytes(8, "little") + said)
+    header_json = json.dumps({"x": {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}}).encode()
+    (maps / "d.safetensors").write_bytes(len(header_json).to_bytes(8, "little") + header_json)
     with h5py.File(maps / "e.h5", "w") as file:
         file.create_dataset("x", shape, "f4")
     assert [entry.name for entry in open_source(maps)] == ["a", "b/x", "c/x", "d/x", "e/x"]
@@ -299,12 +297,12 @@ def test_a_stack_of_maps_without_a_pixel_is_one_failure_and_not_a_trillion(shape
     assert {failure.reason for failure in report.failures} == {f"the activation map is empty: its shape is {shape}"}
 
 
-def test_a_name_of_gigabytes_in_a_tar_is_not_read(maps: Path) -> None:
+def test_a_name_of_gigabytes_in_a_tar_is_refused(maps: Path) -> None:
     tar_with(maps / "a.tar", {"x.npy": npy_bytes(random_map(1))})
     long = tarfile.TarInfo("././@LongLink")
     long.type, long.size = tarfile.GNUTYPE_LONGNAME, 3 * 2**30
     with (maps / "a.tar").open("r+b") as archive:
-        archive.seek(1024 * 3)  # behind the member, a header and 2,528 bytes
+        archive.seek(1024 * 3)  # after the member: a header and 2,528 bytes
         archive.write(long.tobuf(tarfile.GNU_FORMAT))
         archive.truncate(4 * 2**30)
     tracemalloc.start()
@@ -319,9 +317,9 @@ def test_a_name_of_gigabytes_in_a_tar_is_not_read(maps: Path) -> None:
 
 
 @pytest.mark.timeout(60)
-def test_a_tensor_of_a_million_dimensions_costs_no_time(maps: Path) -> None:
-    said = json.dumps({"x": {"dtype": "F32", "shape": [10**300] * 10**5, "data_offsets": [0, 0]}}).encode()
-    (maps / "a.safetensors").write_bytes(len(said).to_bytes(8, "little") + said)
+def test_a_tensor_of_100_000_dimensions_is_refused_quickly(maps: Path) -> None:
+    header_json = json.dumps({"x": {"dtype": "F32", "shape": [10**300] * 10**5, "data_offsets": [0, 0]}}).encode()
+    (maps / "a.safetensors").write_bytes(len(header_json).to_bytes(8, "little") + header_json)
     with Readers() as readers, pytest.raises(SourceError, match="the header is damaged at the tensor 'x'"):
         readers.read(str(maps / "a.safetensors"), ["x", None])
 
@@ -332,7 +330,7 @@ def test_a_tensor_of_a_million_dimensions_costs_no_time(maps: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="asks Linux for the memory of a process")
 @pytest.mark.usefixtures(leaves_nothing.__name__)
-def test_a_huge_map_among_small_ones_runs_alone_and_the_memory_stays_in_its_bound(maps: Path, tmp_path: Path) -> None:
+def test_a_huge_map_among_small_ones_stays_within_the_memory_bound(maps: Path, tmp_path: Path) -> None:
     side, queue = 6_000, 2 * MIB
     for number in range(60):
         np.save(maps / f"{number:02}.npy", random_map(number, (100, 100)))
@@ -342,12 +340,12 @@ def test_a_huge_map_among_small_ones_runs_alone_and_the_memory_stays_in_its_boun
     huge[:] = np.linspace(0, 1, side, dtype=np.float32)
     huge.flush()
     del huge
-    held_at_once: list[tuple[int, int]] = []
+    blocks_held: list[tuple[int, int]] = []
     original = Arena.take
 
     async def watched(arena: Any, size: int) -> Any:
         block = await original(arena, size)
-        held_at_once.append((block.size, arena.held))
+        blocks_held.append((block.size, arena.held))
         return block
 
     with pytest.MonkeyPatch.context() as patch:
@@ -356,15 +354,15 @@ def test_a_huge_map_among_small_ones_runs_alone_and_the_memory_stays_in_its_boun
     assert len(list((tmp_path / "out").glob("*.png"))) == 61
     pixels = decode((tmp_path / "out" / "30x.png").read_bytes())
     assert pixels.shape == (side, side, 4)
-    assert max(size for size, _ in held_at_once) in range(side * side, side * (side + 1) + 2**16)
-    assert all(held == size if size > queue else held <= queue for size, held in held_at_once)
-    # What README says a worker and an encode thread hold of a map: its array and its intensities; pixels and PNG.
+    assert max(size for size, _ in blocks_held) in range(side * side, side * (side + 1) + 2**16)
+    assert all(held == size if size > queue else held <= queue for size, held in blocks_held)
+    # README's formula: a worker holds a map's array and intensities, an encode thread its pixels and PNG.
     array, plane = side * side * 4, side * side
     assert with_huge - without < array + 4 * plane + 30 * MIB
 
 
 def _peak(work: Callable[[], object]) -> int:
-    """Bytes that all processes hold together while it runs, at their most, beyond what they held before."""
+    """Return the most bytes that all processes together hold during the work, above those held before."""
     before, samples, running = held(), [0], threading.Event()
 
     def watch() -> None:
@@ -381,11 +379,11 @@ def _peak(work: Callable[[], object]) -> int:
     return max(samples)
 
 
-# What is not what it was when it was listed
+# Files that change after the listing
 
 
 class Listed:
-    """A folder that changes after it was listed."""
+    """A source that lists a folder and then changes it."""
 
     def __init__(self, folder: Path, change: Callable[[], None]) -> None:
         self._folder = folder
@@ -399,9 +397,7 @@ class Listed:
 
 @pytest.mark.timeout(60)
 @pytest.mark.usefixtures(leaves_nothing.__name__)
-async def test_what_changes_between_listing_and_reading_is_told_and_never_waited_for(
-    maps: Path, tmp_path: Path
-) -> None:
+async def test_files_changed_after_the_listing_are_failures(maps: Path, tmp_path: Path) -> None:
     for name in ("good", "vanishes", "shrinks", "folder", "pipe", "device", "link", "text", "larger"):
         np.save(maps / f"{name}.npy", random_map(1))
     for name in ("member", "archive"):
@@ -444,7 +440,7 @@ async def test_what_changes_between_listing_and_reading_is_told_and_never_waited
 
 
 @pytest.mark.timeout(60)
-def test_a_pipe_beside_a_stack_or_within_a_hierarchy_is_told_and_nobody_waits_for_it(maps: Path) -> None:
+def test_a_pipe_beside_a_stack_or_in_a_hierarchy_is_a_failure(maps: Path) -> None:
     np.save(maps / "a.npy", np.zeros((3, 5, 5), np.float32))
     os.mkfifo(maps / "a.names.txt")
     zarr.create_array(maps / "b.zarr", data=np.ones((5, 5), np.float32))
@@ -459,18 +455,18 @@ def test_a_pipe_beside_a_stack_or_within_a_hierarchy_is_told_and_nobody_waits_fo
 
 
 @pytest.mark.parametrize("character", [*map(chr, range(0x80, 0xA0))])
-def test_a_name_that_would_command_a_terminal_is_refused_and_shown_escaped(character: str, maps: Path) -> None:
+def test_a_name_with_terminal_controls_is_refused_and_escaped(character: str, maps: Path) -> None:
     np.save(maps / f"a{character}31m.npy", random_map(1))
     (failure,) = open_source(maps)
     assert isinstance(failure, Failure)
     assert failure.reason == f"the name a\\x{ord(character):x}31m has a control character: rename the file"
 
 
-# All of it at once
+# Every kind of bad input
 
 
 def everything_bad(folder: Path, evidence: Path) -> dict[str, tuple[str, str]]:
-    """A file of each kind; the source of each failure to its stage and reason."""
+    """Write a bad file of each kind. Returns stage and reason by source."""
 
     class Payload:
         def __reduce__(self) -> tuple[Any, ...]:
@@ -601,9 +597,7 @@ def tree(folder: Path) -> set[Path]:
 
 
 @pytest.mark.timeout(100)
-async def test_one_of_each_among_twenty_good_maps_is_a_row_that_says_why_and_the_twenty_arrive(
-    maps: Path, tmp_path: Path
-) -> None:
+async def test_every_kind_of_bad_input_fails_alone(maps: Path, tmp_path: Path) -> None:
     evidence, out = tmp_path / "executed", tmp_path / "above" / "out"
     expected = everything_bad(maps, evidence)
     good = {f"good/{number}": random_map(number) for number in range(17)}
@@ -626,7 +620,7 @@ async def test_one_of_each_among_twenty_good_maps_is_a_row_that_says_why_and_the
         assert failed[source][0] == stage, source
         assert failed[source][1].startswith(reason), source
         assert failed[source][1].isprintable()
-    # What it wrote lies where it may write, and nothing was executed.
+    # Nothing was executed, and nothing was written outside the destination.
     assert not evidence.exists()
     new = tree(tmp_path) - before - {out.parent, out} - set(tmp_path.glob("manifest.sqlite*"))
     assert {str(path.relative_to(out)) for path in new if path.is_file()} == {f"{name}.png" for name in arrived}
@@ -634,7 +628,7 @@ async def test_one_of_each_among_twenty_good_maps_is_a_row_that_says_why_and_the
         assert np.array_equal(decode((out / f"{name}.png").read_bytes()), am.colorize_activation_map(array))
 
 
-def test_the_command_names_what_is_bad_in_whole_lines_and_exits_with_1(
+def test_the_command_names_bad_input_and_exits_with_1(
     maps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)

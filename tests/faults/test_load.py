@@ -1,4 +1,4 @@
-"""Load: a store that is slow or stalls, and very many maps. What is held stays within the README's formula."""
+"""A slow or stalled store and very many maps: memory stays within README's formula."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ pytestmark = [
 SIDE = 512
 QUEUE = 16 * MIB
 BATCH = 16 * MIB
-"""What a listing hands over at a time: README."""
+"""The largest batch of a listing, from README."""
 
 
 class CheckingStore(MemoryStore):
-    """Takes its time for each object, and keeps of it only whether its pixels are right.
+    """Delays each object and records only whether its pixels are right.
 
     Args:
-        delay: how long to take for the n-th object.
+        delay: the seconds for the n-th object.
         expected: the pixels of a key.
     """
 
@@ -60,7 +60,7 @@ class CheckingStore(MemoryStore):
 
 
 def large_map(number: int) -> NDArray[np.float32]:
-    """One MiB that compresses badly, of few kinds so that their pixels need not be computed anew each time."""
+    """Return a map of one MiB that compresses badly. Four different maps are enough to know their pixels."""
     return np.random.default_rng(number % 4).random((SIDE, SIDE), np.float32)
 
 
@@ -68,12 +68,12 @@ def large_map(number: int) -> NDArray[np.float32]:
 @pytest.mark.parametrize(
     ("workers", "delay"),
     [
-        # A map of this size takes a kernel 0.13 ms.
+        # The kernel takes 0.13 ms for a map of this size.
         pytest.param(2, lambda _: 0.013, id="100 times slower than the kernels"),
         pytest.param(0, lambda number: 2.0 if number == 20 else 0.0, id="stalls and goes on"),
     ],
 )
-async def test_what_is_held_for_a_slow_store_stays_within_the_formula(
+async def test_memory_for_a_slow_store_stays_within_the_formula(
     workers: int, delay: Callable[[int], float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     count = 250
@@ -106,22 +106,20 @@ async def test_what_is_held_for_a_slow_store_stays_within_the_formula(
     assert store.right == {f"{i}.png" for i in range(count)}
     print(f"{most_ahead} maps ahead, {most_held / MIB:.0f} MiB held at the most")  # noqa: T201  # README's
     assert fullest == 1.0
-    # Arrays that wait, one listed batch, and blocks of an array and its scanlines each; then those in the hands of the
-    # two encoders (a batch is a MiB of scanlines), of the reader, and of the upload, before which another one waits.
+    # Waiting arrays, one listed batch, and blocks of an array and its scanlines each. Then those of the two encoders
+    # (a batch is a MiB of scanlines), of the reader, and of the upload, before which one more waits.
     assert most_ahead <= QUEUE // MIB + BATCH // MIB + QUEUE // (MIB + MIB // 4) + 2 * 5 + 3
-    # Three queues, a batch, and some MiB that two workers, two encoders and the allocator have in their hands.
+    # Three queues, a batch, and some MiB for two workers, two encoders and the allocator.
     assert most_held <= 3 * QUEUE + BATCH + 32 * MIB
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-async def test_100_000_maps_through_a_slow_store_leave_memory_flat(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_100_000_maps_to_a_slow_store_keep_memory_flat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     count = 100_000
 
     class Counting(MemoryStore):
-        """Waits for each object as for a network, and keeps none."""
+        """Waits for each object like a network, and keeps none."""
 
         taken = size = 0
 

@@ -1,4 +1,4 @@
-"""Nothing is lost between us and a store that fails: everything arrives, or the run says what did not and why."""
+"""With a store that fails, every map is uploaded, or the run reports which was not and why."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def maps_of(count: int) -> list[tuple[str, NDArray[np.float32]]]:
 
 
 async def objects_of(bucket: str, endpoint: str) -> dict[str, bytes]:
-    """Every object of a bucket, read past the proxy."""
+    """Return every object of a bucket, read without the proxy."""
     found: dict[str, bytes] = {}
     async with aioboto3.Session().client("s3", endpoint_url=endpoint) as client:
         keys: list[str] = []
@@ -64,7 +64,7 @@ async def assert_all_there(maps: list[tuple[str, NDArray[np.float32]]], bucket: 
     "count",
     [200, pytest.param(5000, marks=[pytest.mark.slow, pytest.mark.timeout(400)])],
 )
-async def test_a_quarter_of_all_puts_broken_in_every_way_costs_no_map(
+async def test_faults_in_a_quarter_of_all_puts_lose_no_map(
     count: int, bucket: str, s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     maps = maps_of(count)
@@ -85,7 +85,7 @@ async def test_a_quarter_of_all_puts_broken_in_every_way_costs_no_map(
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", FAULTS)
 @pytest.mark.parametrize("client", ["direct", "sdk"])
-async def test_each_fault_alone_is_survived_by_either_client(
+async def test_each_fault_is_survived_by_both_clients(
     kind: str, client: Any, bucket: str, s3: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     maps = maps_of(12)
@@ -99,7 +99,7 @@ async def test_each_fault_alone_is_survived_by_either_client(
 
 
 @pytest.mark.parametrize("if_exists", ["skip", "error"])
-async def test_an_attempt_that_stored_its_object_unheard_does_not_find_itself_in_the_way(
+async def test_a_retry_accepts_the_object_of_its_lost_attempt(
     if_exists: Any, bucket: str, s3: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     maps = maps_of(30)
@@ -115,7 +115,7 @@ async def test_an_attempt_that_stored_its_object_unheard_does_not_find_itself_in
 # A store that is down -----------------------------------------------------------------------------------------------
 
 
-async def test_a_store_that_goes_down_ends_the_run_and_the_next_one_completes_it(
+async def test_a_store_that_goes_down_ends_the_run(
     bucket: str, s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     maps = maps_of(60)
@@ -137,19 +137,19 @@ async def test_a_store_that_goes_down_ends_the_run_and_the_next_one_completes_it
             with pytest.raises(am.StoreError, match=r"has taken nothing for \d s: .*run it again") as raised:
                 await pipeline.run(source(), manifest=tmp_path / "m.sqlite")
     assert not isinstance(raised.value, am.ObjectError)
-    # Not one map is blamed for it.
+    # The failure of the store is not a failure of any map.
     assert raised.value.report.failed == 0
     async with am.Pipeline(f"s3://{bucket}/p", settings=settings) as pipeline:
         again = await pipeline.run(maps, manifest=tmp_path / "m.sqlite")
-    assert (again.uploaded, again.failed) == (60, 0)  # arrays have no state to know them by
+    assert (again.uploaded, again.failed) == (60, 0)  # arrays have no fingerprint, so none is skipped
     await assert_all_there(maps, bucket, s3)
 
 
-# What is there already ----------------------------------------------------------------------------------------------
+# Existing objects ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("place", ["s3", "files", "memory"])
-async def test_what_is_there_is_left_when_it_is_to_be(place: str, bucket: str, tmp_path: Path) -> None:
+async def test_if_exists_skip_and_error_keep_existing_objects(place: str, bucket: str, tmp_path: Path) -> None:
     destination: str | Path = {"s3": f"s3://{bucket}/p", "files": tmp_path / "out", "memory": "memory://p"}[place]  # type: ignore[assignment]
     first, second = maps_of(4), [(name, 1 - array) for name, array in maps_of(2)]
     async with am.Pipeline(destination, settings=am.Settings(workers=0, if_exists="skip")) as pipeline:
@@ -160,7 +160,7 @@ async def test_what_is_there_is_left_when_it_is_to_be(place: str, bucket: str, t
         assert (other.uploaded, other.failed) == (0, 2)
         assert all("another" in failure.reason and "left as it is" in failure.reason for failure in other.failures)
     if place == "memory":
-        return  # each has its own
+        return  # each pipeline has a memory of its own
     async with am.Pipeline(destination, settings=am.Settings(workers=0, if_exists="error")) as pipeline:
         report = await pipeline.run(first)
         assert (report.uploaded, report.failed) == (0, 4)
@@ -169,7 +169,7 @@ async def test_what_is_there_is_left_when_it_is_to_be(place: str, bucket: str, t
         assert (await pipeline.run(second)).uploaded == 2
 
 
-async def test_of_many_who_create_one_object_one_wins(bucket: str) -> None:
+async def test_one_of_many_concurrent_creates_succeeds(bucket: str) -> None:
     settings = am.Settings(workers=0, if_exists="error")
     async with am.Pipeline(f"s3://{bucket}/p", settings=settings) as pipeline:
         await pipeline.put("first", random_map(0))
@@ -183,10 +183,10 @@ async def test_of_many_who_create_one_object_one_wins(bucket: str) -> None:
 # Credentials --------------------------------------------------------------------------------------------------------
 
 
-async def test_credentials_that_expire_in_mid_run_are_refreshed(
+async def test_credentials_that_expire_during_a_run_are_refreshed(
     bucket: str, s3: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    # A credential process of the user's, whose keys are good for seconds; each call of it is counted.
+    # A credential process whose keys expire after seconds; each call is counted.
     calls = tmp_path / "calls"
     script = tmp_path / "credentials.sh"
     script.write_text(
@@ -214,7 +214,7 @@ async def test_credentials_that_expire_in_mid_run_are_refreshed(
         ("SignatureDoesNotMatch", "the secret key is wrong"),
     ],
 )
-async def test_what_no_map_can_help_ends_the_run_with_its_name(
+async def test_a_refusal_that_concerns_every_map_ends_the_run(
     code: str, said: str, bucket: str, s3: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from botocore.exceptions import ClientError
