@@ -1,4 +1,4 @@
-"""Cancelling at any moment: nothing hangs, nothing is left behind, and what is recorded is true."""
+"""A cancel at any moment hangs nothing, leaves nothing behind and records nothing false."""
 
 from __future__ import annotations
 
@@ -34,9 +34,7 @@ async def steps(count: int) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-async def test_a_put_cancelled_after_any_number_of_steps_leaves_the_pipeline_usable(
-    tmp_path: Path, workers: int
-) -> None:
+async def test_a_put_cancelled_at_any_step_leaves_the_pipeline_usable(tmp_path: Path, workers: int) -> None:
     array = next(random_maps(1))[1]
     settings = am.Settings(workers=workers, queue_bytes=10_000, chunk_maps=2, concurrency=2)
     async with am.Pipeline(tmp_path, settings=settings) as pipeline:
@@ -52,7 +50,7 @@ async def test_a_put_cancelled_after_any_number_of_steps_leaves_the_pipeline_usa
     assert receipt.name == "last"
 
 
-async def test_all_bytes_are_given_back_after_cancelled_puts(tmp_path: Path) -> None:
+async def test_cancelled_puts_release_all_bytes(tmp_path: Path) -> None:
     array = next(random_maps(1))[1]
     async with am.Pipeline(tmp_path, settings=am.Settings(workers=0, queue_bytes=5_000, chunk_maps=1)) as pipeline:
         for count in range(40):
@@ -67,7 +65,7 @@ async def test_all_bytes_are_given_back_after_cancelled_puts(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
-async def test_a_run_cancelled_at_any_time_has_recorded_nothing_but_the_truth(tmp_path: Path, workers: int) -> None:
+async def test_a_cancelled_run_records_only_stored_maps(tmp_path: Path, workers: int) -> None:
     for moment, seconds in enumerate((0.0, 0.01, 0.03, 0.1, 0.2)):
         manifest = tmp_path / f"{moment}.sqlite"
         async with am.Pipeline(tmp_path / f"{moment}", settings=am.Settings(workers=workers)) as pipeline:
@@ -85,7 +83,7 @@ async def test_a_run_cancelled_at_any_time_has_recorded_nothing_but_the_truth(tm
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-async def test_an_error_in_the_body_ends_everything_at_once(tmp_path: Path, workers: int) -> None:
+async def test_an_error_in_the_body_closes_the_pipeline_and_its_runs(tmp_path: Path, workers: int) -> None:
     runs: list[asyncio.Task[am.Report]] = []
 
     async def work() -> None:
@@ -100,7 +98,7 @@ async def test_an_error_in_the_body_ends_everything_at_once(tmp_path: Path, work
         await asyncio.wait_for(runs[0], 60)
 
 
-async def test_entering_cancelled_after_any_time_leaves_nothing(tmp_path: Path) -> None:
+async def test_a_cancel_while_entering_leaves_no_process(tmp_path: Path) -> None:
     before = children()
     for seconds in (0.0, 0.001, 0.01, 0.05, 0.2, 0.5):
 
@@ -116,7 +114,7 @@ async def test_entering_cancelled_after_any_time_leaves_nothing(tmp_path: Path) 
     assert children() == before
 
 
-async def test_leaving_cancelled_ends_at_once_though_maps_are_in_flight(tmp_path: Path) -> None:
+async def test_a_cancel_while_leaving_ends_with_maps_in_flight(tmp_path: Path) -> None:
     puts: list[asyncio.Task[am.Receipt]] = []
     leaving = asyncio.Event()
 
@@ -136,7 +134,7 @@ async def test_leaving_cancelled_ends_at_once_though_maps_are_in_flight(tmp_path
     assert all(isinstance(result, am.Receipt | am.PipelineClosedError) for result in results)
 
 
-async def test_leaving_finishes_what_was_accepted(tmp_path: Path) -> None:
+async def test_leaving_finishes_accepted_maps(tmp_path: Path) -> None:
     async with am.Pipeline(tmp_path, settings=am.Settings(workers=1)) as pipeline:
         puts = [asyncio.create_task(pipeline.put(name, array)) for name, array in random_maps(100)]
         await steps(20)
@@ -145,7 +143,7 @@ async def test_leaving_finishes_what_was_accepted(tmp_path: Path) -> None:
     assert len(receipts) == len(list(tmp_path.glob("*.png"))) == 100
 
 
-async def test_a_stream_cancelled_in_its_consumer_leaves_no_feeder(tmp_path: Path) -> None:
+async def test_a_cancelled_stream_leaves_no_task(tmp_path: Path) -> None:
     async def consume() -> None:
         async with aclosing(pipeline.stream(random_maps(100_000))) as stream:
             async for _ in stream:

@@ -1,4 +1,4 @@
-"""What a map costs on the default path, in things that can be counted: requests, copies, messages, hops."""
+"""The cost of a map on the default path, in requests, copies, messages and calls."""
 
 from __future__ import annotations
 
@@ -43,16 +43,16 @@ def source(maps: Path) -> Path:
     return maps
 
 
-async def test_a_map_is_one_request_and_a_run_one_more(source: Path, server: Scripted) -> None:
+async def test_a_run_takes_one_request_a_map_and_one_for_the_bucket(source: Path, server: Scripted) -> None:
     async with am.Pipeline("s3://bucket/p") as pipeline:
         report = await pipeline.run(source)
     assert report.uploaded == MAPS
-    # Asked first whether the bucket is there.
+    # The first request checks the bucket.
     assert len(server.sdk) + len(server.direct) == MAPS + 1
     assert len([body for body in server.bodies.values() if body]) == MAPS
 
 
-async def test_a_resumed_run_asks_for_nothing_but_the_bucket(source: Path, server: Scripted, tmp_path: Path) -> None:
+async def test_a_resumed_run_takes_one_request(source: Path, server: Scripted, tmp_path: Path) -> None:
     for asked in (MAPS + 1, MAPS + 2):
         async with am.Pipeline("s3://bucket/p") as pipeline:
             await pipeline.run(source, manifest=tmp_path / "m.sqlite")
@@ -64,7 +64,7 @@ async def test_pixels_are_never_copied_between_the_processes(source: Path, monke
     lines: list[NDArray[np.uint8]] = []
     encode_bitmap = encode.encode_bitmap
 
-    def looked_at(bitmap: Bitmap, table: NDArray[np.uint8], level: int) -> bytes:
+    def checked(bitmap: Bitmap, table: NDArray[np.uint8], level: int) -> bytes:
         assert np.shares_memory(bitmap.scanlines, arenas[0]._memory)
         lines.append(bitmap.scanlines)
         return encode_bitmap(bitmap, table, level)
@@ -73,7 +73,7 @@ async def test_pixels_are_never_copied_between_the_processes(source: Path, monke
         arenas.append(arena)
         return colorize_stage.ColorizeStage(arena, **options)
 
-    monkeypatch.setattr(graph, "encode_bitmap", looked_at)
+    monkeypatch.setattr(graph, "encode_bitmap", checked)
     monkeypatch.setattr(graph, "ColorizeStage", kept)
     async with am.Pipeline("memory://") as pipeline:
         assert (await pipeline.run(source)).uploaded == MAPS
@@ -81,7 +81,7 @@ async def test_pixels_are_never_copied_between_the_processes(source: Path, monke
 
 
 @pytest.mark.parametrize("in_memory", [False, True])
-async def test_an_array_in_memory_is_copied_once_and_one_in_a_file_never(
+async def test_an_array_in_memory_is_copied_once_and_a_file_never(
     in_memory: bool, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copied: list[int] = []
@@ -98,7 +98,7 @@ async def test_an_array_in_memory_is_copied_once_and_one_in_a_file_never(
     assert copied == ([SIDE * SIDE * 4] * MAPS if in_memory else [])
 
 
-async def test_between_the_processes_pass_a_few_hundred_bytes_a_map(
+async def test_messages_between_processes_take_a_few_hundred_bytes_a_map(
     source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     passed: list[int] = []
@@ -120,7 +120,7 @@ async def test_between_the_processes_pass_a_few_hundred_bytes_a_map(
     assert 100 * MAPS < sum(passed) < (600 + length) * MAPS
 
 
-async def test_a_chunk_is_one_hop_to_a_worker_and_one_to_an_encoder_for_each_batch(
+async def test_a_chunk_takes_one_worker_call_and_one_encoder_call_a_batch(
     source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     colorized: list[int] = []
@@ -141,7 +141,7 @@ async def test_a_chunk_is_one_hop_to_a_worker_and_one_to_an_encoder_for_each_bat
     async with am.Pipeline("memory://", settings=settings) as pipeline:
         assert (await pipeline.run(source)).uploaded == MAPS
     assert sum(colorized) == sum(encoded) == MAPS
-    # The first chunks are what has been listed by then; those that follow are full.
+    # The first chunks hold the maps listed by then; later ones are full.
     assert len(colorized) <= 2 * MAPS / 32 + 2
     batch = math.ceil(colorize_stage._ENCODE_BATCH_BYTES / SCANLINES)
     assert max(encoded) <= batch

@@ -1,4 +1,4 @@
-"""Synchronous code feeds a pipeline and gets its outcomes back: nothing runs away, whoever stops first."""
+"""``am.stream`` for synchronous code: reading ahead is bounded, and either side may stop first."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.fast, pytest.mark.usefixtures(leaves_nothing.__name__)]
 
 WINDOW, LISTED, HANDED_OVER = 64, 256, 128
-"""Of a stream: made smaller here, as 4,096 maps are many; of a listing; and between two threads."""
+"""Items in a stream's window (smaller here than the default 4,096), in a listing, and between two threads."""
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def window(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Source:
-    """Gives maps for ever, and counts them."""
+    """An endless source that counts its maps."""
 
     def __init__(self) -> None:
         self.read = 0
@@ -52,7 +52,7 @@ class Source:
 
 
 def settled(source: Source) -> int:
-    """How far it has been read when it is read no further."""
+    """Return the number of maps read once reading has stopped."""
     before = -1
     while source.read != before:
         before = source.read
@@ -61,7 +61,7 @@ def settled(source: Source) -> int:
 
 
 def came_true(what: Callable[[], bool]) -> bool:
-    """Whether it did, in time."""
+    """Wait for the condition. Returns: whether it became true in time."""
     deadline = time.monotonic() + 60
     while not what() and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -70,14 +70,14 @@ def came_true(what: Callable[[], bool]) -> bool:
 
 @pytest.mark.parametrize("ordered", [True, False])
 @pytest.mark.usefixtures("window")
-def test_the_source_is_never_read_further_ahead_than_the_window(ordered: bool, tmp_path: Path) -> None:
+def test_the_source_is_read_ahead_only_within_the_window(ordered: bool, tmp_path: Path) -> None:
     source = Source()
     with closing(am.stream(source, tmp_path, settings=THREADS, ordered=ordered)) as outcomes:
         # Nothing is read before the first outcome is asked for.
         assert source.read == 0
         for taken, outcome in enumerate(outcomes, 1):
             assert isinstance(outcome, am.Receipt)
-            # What collect() gave at once has left the window, but is not taken yet.
+            # Outcomes of one collect() have left the window, but not all are taken yet.
             assert source.read - taken <= 2 * WINDOW + LISTED + HANDED_OVER
             if taken in {1, 300}:
                 assert came_true(lambda taken=taken: source.read - taken >= WINDOW)  # type: ignore[misc]
@@ -89,7 +89,7 @@ def test_the_source_is_never_read_further_ahead_than_the_window(ordered: bool, t
 
 
 @pytest.mark.usefixtures("window")
-async def test_in_order_what_is_held_back_counts_as_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_outcomes_held_back_for_the_order_count_in_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
     class FirstIsSlow(SlowStore):
         async def put(self, key: str, data: bytes) -> str:
             if key != "1.png":
@@ -105,7 +105,7 @@ async def test_in_order_what_is_held_back_counts_as_ahead(monkeypatch: pytest.Mo
         while len(store.objects) < WINDOW - 1:  # noqa: ASYNC110  # nobody announces it
             await asyncio.sleep(0.01)
         await asyncio.sleep(0.1)
-        # All but the first of the window are through; no other is let in.
+        # All but the first of the window are stored; no other may enter.
         assert len(store.objects) == WINDOW - 1
         assert not first.done()
         assert source.read <= WINDOW + LISTED
@@ -120,7 +120,7 @@ async def test_in_order_what_is_held_back_counts_as_ahead(monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
-def test_in_order_means_that_of_the_source_failures_included(workers: int, tmp_path: Path) -> None:
+def test_ordered_outcomes_and_failures_follow_the_source(workers: int, tmp_path: Path) -> None:
     def maps() -> Iterator[tuple[str, NDArray[Any]]]:
         for i in range(700):
             array = np.full((2, 2), np.nan) if i % 7 == 3 else random_map(i, (1 + i % 50, 1 + i * 13 % 80))
@@ -149,7 +149,7 @@ def test_errors_of_the_source_and_of_the_pipeline_reach_the_caller(tmp_path: Pat
         list(am.stream([], tmp_path, settings=THREADS))
 
 
-def test_left_early_it_closes_the_pipeline_and_its_thread(tmp_path: Path) -> None:
+def test_closing_a_stream_early_ends_its_pipeline_and_thread(tmp_path: Path) -> None:
     source = Source()
     outcomes = am.stream(source, tmp_path, settings=THREADS)
     next(outcomes)
@@ -159,7 +159,7 @@ def test_left_early_it_closes_the_pipeline_and_its_thread(tmp_path: Path) -> Non
     assert "async-maps" not in {thread.name for thread in threading.enumerate()}
 
 
-def test_ctrl_c_ends_it_while_it_waits_for_a_source_that_does_not_answer(tmp_path: Path) -> None:
+def test_ctrl_c_ends_a_stream_that_waits_for_its_source(tmp_path: Path) -> None:
     answer = threading.Event()
 
     def maps() -> Iterator[tuple[str, NDArray[Any]]]:
@@ -168,7 +168,7 @@ def test_ctrl_c_ends_it_while_it_waits_for_a_source_that_does_not_answer(tmp_pat
         answer.wait()
 
     outcomes = am.stream(maps(), tmp_path, settings=THREADS, ordered=True)
-    # A shell lets what it puts into the background ignore Ctrl-C.
+    # A shell starts background commands with SIGINT ignored.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):
@@ -179,7 +179,7 @@ def test_ctrl_c_ends_it_while_it_waits_for_a_source_that_does_not_answer(tmp_pat
     answer.set()
 
 
-async def test_an_async_source_is_put_in_order_too(tmp_path: Path) -> None:
+async def test_an_async_source_can_be_ordered(tmp_path: Path) -> None:
     async def maps() -> AsyncIterator[tuple[str, NDArray[Any]]]:
         for i in range(50):
             yield f"{i}", random_map(i, (1 + i % 9, 50))

@@ -1,4 +1,4 @@
-"""Large stacks go through in little memory: what all processes hold together, whatever the size of the source."""
+"""The memory of all processes does not grow with the size of a stack."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MAPS = 20_000
 
 
 def sparse_npy(folder: Path) -> Path:
-    """A file of 5 GB of which little is on the disk."""
+    """Write a sparse file of 5 GB."""
     path = folder / "stack.npy"
     stack = open_memmap(path, mode="w+", dtype=np.float32, shape=(MAPS, 256, 256))
     stack[::1000, ::8, ::8] = np.random.default_rng(0).random((20, 32, 32))
@@ -35,7 +35,7 @@ def sparse_npy(folder: Path) -> Path:
 
 
 def one_zarr_array(folder: Path) -> Path:
-    """All maps in one array, 64 a chunk."""
+    """Write one array of all maps with 64 maps in each chunk."""
     path = folder / "stack.zarr"
     array: Any = zarr.create_array(path, shape=(MAPS, 64, 64), chunks=(64, 64, 64), dtype="f4")
     for start in range(0, MAPS, 64):
@@ -46,12 +46,12 @@ def one_zarr_array(folder: Path) -> Path:
 
 @pytest.mark.parametrize("make", [sparse_npy, one_zarr_array])
 @pytest.mark.parametrize("value_range", ["unit", "dataset:1,99"])
-def test_a_stack_of_20_000_maps_takes_as_much_memory_at_its_end_as_at_its_beginning(
+def test_memory_stays_flat_through_a_stack_of_20_000_maps(
     make: Callable[[Path], Path], value_range: str, tmp_path: Path
 ) -> None:
     source = make(tmp_path)
     samples: list[tuple[int, int]] = []
-    # Of the tests before this one, and of the server that they have started.
+    # Held by earlier tests and the server that they started.
     before = held()
 
     def sample(progress: am.Progress) -> None:

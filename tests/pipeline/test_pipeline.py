@@ -1,4 +1,4 @@
-"""The pipeline as a whole: what goes in comes out, bounded, in the store and in the manifest, whatever fails."""
+"""The whole pipeline: every map ends in the store or as a failure, within the bounds, and in the manifest."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ async def test_a_bad_map_fails_its_own_caller_only(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "/etc/passwd", "../x", "a//b", "a/../b", "a\nb", "x/", "x" * 1021, "\udcff"])
-async def test_a_name_that_makes_no_key_is_refused_before_anything_is_done(tmp_path: Path, name: str) -> None:
+async def test_an_invalid_name_is_refused_before_the_upload(tmp_path: Path, name: str) -> None:
     async with am.Pipeline(tmp_path / "out", settings=THREADS) as pipeline:
         with pytest.raises(am.MapFailedError) as caught:
             await pipeline.put(name, random_map(1))
@@ -54,7 +54,7 @@ async def test_a_name_that_makes_no_key_is_refused_before_anything_is_done(tmp_p
     assert not (tmp_path / "out").exists()
 
 
-async def test_stream_takes_an_async_iterable(tmp_path: Path) -> None:
+async def test_stream_accepts_an_async_iterable(tmp_path: Path) -> None:
     async def maps() -> AsyncIterator[tuple[str, NDArray[Any]]]:
         for i in range(20):
             await asyncio.sleep(0)
@@ -65,7 +65,7 @@ async def test_stream_takes_an_async_iterable(tmp_path: Path) -> None:
     assert sorted(names, key=int) == [f"{i}" for i in range(20)]
 
 
-async def test_an_error_of_the_callers_own_iterable_reaches_the_caller(tmp_path: Path) -> None:
+async def test_an_error_of_the_iterable_reaches_the_caller(tmp_path: Path) -> None:
     def maps() -> Iterator[tuple[str, NDArray[Any]]]:
         yield "first", random_map(1)
         raise LookupError("mine")
@@ -77,7 +77,7 @@ async def test_an_error_of_the_callers_own_iterable_reaches_the_caller(tmp_path:
         assert (await pipeline.put("after", random_map(2))).name == "after"
 
 
-async def test_a_run_over_an_iterable_that_never_answers_can_be_cancelled(tmp_path: Path) -> None:
+async def test_a_run_over_a_blocked_iterable_can_be_cancelled(tmp_path: Path) -> None:
     asked, answer = threading.Event(), threading.Event()
 
     def maps() -> Iterator[tuple[str, NDArray[Any]]]:
@@ -94,9 +94,7 @@ async def test_a_run_over_an_iterable_that_never_answers_can_be_cancelled(tmp_pa
         answer.set()
 
 
-async def test_an_error_of_the_source_loses_nothing_that_came_before_it(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+async def test_maps_before_an_error_of_the_source_are_uploaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     store = SlowStore()
     use_store(monkeypatch, store)
 
@@ -150,7 +148,7 @@ async def test_idle_uploads_hold_no_png(tmp_path: Path) -> None:
         await until(lambda: gc.collect() >= 0 and not any(isinstance(value, Png) for value in gc.get_objects()))
 
 
-async def test_a_stream_left_early_stops_reading_and_leaves_the_pipeline_usable(tmp_path: Path) -> None:
+async def test_a_stream_left_early_stops_reading(tmp_path: Path) -> None:
     read = 0
     closed = threading.Event()
 
@@ -172,7 +170,7 @@ async def test_a_stream_left_early_stops_reading_and_leaves_the_pipeline_usable(
         assert (await pipeline.put("after", random_map(1))).name == "after"
 
 
-async def test_a_store_that_stalls_stops_the_reading_at_the_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_stalled_store_bounds_the_maps_read_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     store = SlowStore()
     use_store(monkeypatch, store)
     read = 0
@@ -193,14 +191,14 @@ async def test_a_store_that_stalls_stops_the_reading_at_the_bounds(monkeypatch: 
             before = read
             await asyncio.sleep(0.3)
         assert store.asked == 4
-        # Arrays waiting (40 maps' bytes), one listing batch of 256 at most, blocks and PNGs of at most 40 maps' bytes.
+        # Waiting arrays (the bytes of 40 maps), one listed batch (up to 256 maps), blocks and PNGs (40 maps' bytes).
         assert read < 40 + 256 + 16 + 5 * 40
         store.gate.set()
         report = await running
     assert report.uploaded == len(store.objects) == 3000
 
 
-async def test_a_run_with_a_manifest_does_again_only_what_is_not_done(maps: Path, tmp_path: Path) -> None:
+async def test_a_resumed_run_uploads_only_changed_and_failed_maps(maps: Path, tmp_path: Path) -> None:
     for i in range(100):
         np.save(maps / f"{i:03}.npy", random_map(i))
     for i in (10, 11, 12, 13, 14):
@@ -230,7 +228,7 @@ async def test_a_run_with_a_manifest_does_again_only_what_is_not_done(maps: Path
     assert all(row[10] == "read" and "expected an .npy file" in str(row[11]) for row in failed)
 
 
-async def test_two_maps_of_one_name_are_told_apart_before_one_overwrites_the_other(maps: Path, tmp_path: Path) -> None:
+async def test_a_second_map_with_the_same_name_fails(maps: Path, tmp_path: Path) -> None:
     (maps / "a").mkdir()
     np.save(maps / "a" / "x.npy", random_map(1))
     np.savez(maps / "a.npz", x=random_map(2))
@@ -240,7 +238,7 @@ async def test_two_maps_of_one_name_are_told_apart_before_one_overwrites_the_oth
     assert "another map of this run has the same name" in report.failures[0].reason
 
 
-async def test_a_refused_object_fails_its_map_and_a_dead_store_ends_the_run(
+async def test_a_refused_object_fails_alone_and_a_dead_store_ends_the_run(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     use_store(monkeypatch, FailingStore({"7.png"}))
@@ -259,7 +257,7 @@ async def test_a_refused_object_fails_its_map_and_a_dead_store_ends_the_run(
         assert opened.counts() == {"done": len(store.objects)} == {"done": 20}
 
 
-async def test_put_tells_its_caller_that_the_store_is_dead_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_put_raises_the_error_of_a_dead_store_and_recovers(monkeypatch: pytest.MonkeyPatch) -> None:
     store = FailingStore(set(), dies_after=0)
     use_store(monkeypatch, store)
     async with am.Pipeline("memory://", settings=THREADS) as pipeline:
@@ -269,14 +267,14 @@ async def test_put_tells_its_caller_that_the_store_is_dead_and_goes_on(monkeypat
         assert (await pipeline.put("x", random_map(1))).name == "x"
 
 
-async def test_a_run_ends_when_more_maps_failed_than_allowed(tmp_path: Path) -> None:
+async def test_a_run_ends_above_max_failures(tmp_path: Path) -> None:
     settings = am.Settings(workers=0, max_failures=3)
     with pytest.raises(am.TooManyFailuresError, match="more than max_failures = 3"):
         async with am.Pipeline(tmp_path, settings=settings) as pipeline:
             await pipeline.run((f"{i}", np.full((2, 2), np.inf)) for i in range(1000))
 
 
-async def test_the_pipeline_is_refused_where_it_is_not_open(tmp_path: Path) -> None:
+async def test_a_pipeline_that_is_not_open_is_refused(tmp_path: Path) -> None:
     pipeline = am.Pipeline(tmp_path, settings=THREADS)
     with pytest.raises(am.PipelineClosedError):
         await pipeline.put("x", random_map(1))
@@ -289,7 +287,7 @@ async def test_the_pipeline_is_refused_where_it_is_not_open(tmp_path: Path) -> N
         await pipeline.__aenter__()
 
 
-async def test_draining_reads_no_further_and_finishes_what_was_taken_in(tmp_path: Path) -> None:
+async def test_draining_stops_reading_and_finishes_accepted_maps(tmp_path: Path) -> None:
     read = 0
 
     def maps() -> Iterator[tuple[str, NDArray[Any]]]:
@@ -310,7 +308,7 @@ async def test_draining_reads_no_further_and_finishes_what_was_taken_in(tmp_path
         assert manifest.counts() == {"done": report.uploaded}
 
 
-async def test_a_dry_run_says_what_a_run_would_do_and_does_nothing(maps: Path, tmp_path: Path) -> None:
+async def test_a_dry_run_counts_maps_and_writes_nothing(maps: Path, tmp_path: Path) -> None:
     for i in range(10):
         np.save(maps / f"{i}.npy", random_map(i))
     manifest = tmp_path / "m.sqlite"
@@ -336,7 +334,7 @@ async def test_statistics_count_every_stage(tmp_path: Path) -> None:
     assert statistics.uploaded_bytes == sum(path.stat().st_size for path in tmp_path.glob("*.png"))
 
 
-async def test_files_are_stored_by_many_uploads_at_once_and_left_whole(tmp_path: Path) -> None:
+async def test_concurrent_puts_of_one_file_leave_one_whole_file(tmp_path: Path) -> None:
     async with am.Pipeline(tmp_path, settings=am.Settings(workers=0, files=am.FilesSettings(fsync=True))) as pipeline:
         await asyncio.gather(*(pipeline.put("same", random_map(i)) for i in range(40)))
     assert [path.name for path in tmp_path.iterdir()] == ["same.png"]

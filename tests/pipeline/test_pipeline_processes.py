@@ -36,9 +36,7 @@ pytestmark = pytest.mark.usefixtures(leaves_nothing.__name__)
 
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("png", ["palette", "rgba"])
-async def test_put_stores_the_map_with_the_pixels_of_colorize_activation_map(
-    tmp_path: Path, workers: int, png: PngKind
-) -> None:
+async def test_put_stores_the_pixels_of_colorize_activation_map(tmp_path: Path, workers: int, png: PngKind) -> None:
     activation_map = random_map(1)
     async with am.Pipeline(tmp_path / "out", settings=am.Settings(workers=workers, png=png)) as pipeline:
         receipt = await pipeline.put("val/0001", activation_map)
@@ -51,7 +49,7 @@ async def test_put_stores_the_map_with_the_pixels_of_colorize_activation_map(
 
 @pytest.mark.parametrize("dtype", ["<f2", ">f2", "<f4", ">f4", "<f8", ">f8", "u1", np.longdouble])
 @pytest.mark.slow
-async def test_every_dtype_layout_and_shape_goes_through_the_shared_memory(tmp_path: Path, dtype: str) -> None:
+async def test_every_dtype_layout_and_shape_passes_the_shared_memory(tmp_path: Path, dtype: str) -> None:
     values = random_map(3, (17, 23)).astype(np.float64)
     array = (values * 255).astype("u1") if dtype == "u1" else values.astype(dtype)
     shapes = {
@@ -70,7 +68,7 @@ async def test_every_dtype_layout_and_shape_goes_through_the_shared_memory(tmp_p
         )
 
 
-async def test_concurrent_puts_share_chunks_and_a_lone_one_does_not_wait(
+async def test_concurrent_puts_share_chunks_and_a_lone_put_does_not_wait(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chunks: list[int] = []
@@ -104,7 +102,7 @@ async def test_stream_gives_each_outcome_once(tmp_path: Path) -> None:
     assert failed == {f"m{i}" for i in range(500) if i % 50 == 7}
 
 
-async def test_callers_in_all_of_anyios_threads_do_not_stop_the_pipeline(tmp_path: Path) -> None:
+async def test_callers_in_all_of_anyios_threads_do_not_block_the_pipeline(tmp_path: Path) -> None:
     large = np.zeros((200, 200), np.float32)
     async with am.Pipeline(tmp_path, settings=am.Settings(workers=1)) as pipeline, create_task_group() as tasks:
         for i in range(40):
@@ -112,16 +110,14 @@ async def test_callers_in_all_of_anyios_threads_do_not_stop_the_pipeline(tmp_pat
     assert len(list(tmp_path.glob("*.png"))) == 40
 
 
-async def test_a_system_that_starts_no_process_is_told_in_one_sentence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_worker_that_cannot_start_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", str(tmp_path / "no-python"))
     with pytest.raises(am.WorkerError, match="cannot be started: No such file or directory; with workers = 0"):
         async with am.Pipeline(tmp_path, settings=am.Settings(workers=1)):
             pytest.fail("entered")
 
 
-async def test_a_map_larger_than_every_bound_passes_alone(tmp_path: Path) -> None:
+async def test_a_map_larger_than_every_bound_is_uploaded(tmp_path: Path) -> None:
     settings = am.Settings(workers=1, queue_bytes=100_000, chunk_bytes=10_000)
     large = random_map(1, (700, 900))
     np.save(tmp_path / "large.npy", (large * 255).astype(np.uint8))
@@ -135,7 +131,7 @@ async def test_a_map_larger_than_every_bound_passes_alone(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("queue_bytes", [pytest.param(20_000, marks=pytest.mark.slow), 2**26])
-async def test_a_killed_worker_costs_nothing_but_time(maps: Path, tmp_path: Path, queue_bytes: int) -> None:
+async def test_a_killed_worker_loses_no_map(maps: Path, tmp_path: Path, queue_bytes: int) -> None:
     for i in range(600):
         np.save(maps / f"{i}.npy", random_map(i, (60, 60)))
     killed = 0
@@ -143,7 +139,7 @@ async def test_a_killed_worker_costs_nothing_but_time(maps: Path, tmp_path: Path
     async with am.Pipeline(tmp_path / "out", settings=settings) as pipeline:
         running = asyncio.create_task(pipeline.run(maps))
         while not running.done():
-            # A map that is hit twice would be blamed: by the next time, those of the last time are mostly through.
+            # A map that is hit twice would fail. 150 maps later, most maps of the last kill are done.
             if killed < 3 and pipeline.statistics().uploaded >= 150 * killed and (pids := worker_pids()):
                 os.kill(pids[0], signal.SIGKILL)
                 killed += 1
@@ -155,7 +151,7 @@ async def test_a_killed_worker_costs_nothing_but_time(maps: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("size", [2**50, 2**60])
-async def test_an_archive_that_lies_about_its_size_fails_alone(maps: Path, tmp_path: Path, size: int) -> None:
+async def test_a_wrong_size_in_an_archive_fails_alone(maps: Path, tmp_path: Path, size: int) -> None:
     np.save(maps / "a.npy", random_map(1))
     np.savez(maps / "lying.npz", x=random_map(2))
     with zipfile.ZipFile(maps / "lying.npz", "a") as archive:
@@ -170,7 +166,7 @@ async def test_an_archive_that_lies_about_its_size_fails_alone(maps: Path, tmp_p
 
 
 @pytest.mark.slow
-async def test_a_map_that_kills_its_worker_twice_fails_and_the_others_of_its_chunk_arrive(
+async def test_a_map_that_kills_its_worker_twice_fails_alone(
     maps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = ProcessWorker.colorize
@@ -193,14 +189,14 @@ async def test_a_map_that_kills_its_worker_twice_fails_and_the_others_of_its_chu
     assert receipt.name == "array"
 
 
-async def test_the_context_may_be_left_in_another_task_than_it_was_entered_in(tmp_path: Path) -> None:
+async def test_the_context_may_be_left_in_another_task(tmp_path: Path) -> None:
     pipeline = am.Pipeline(tmp_path, settings=am.Settings(workers=1))
     await asyncio.create_task(pipeline.__aenter__())
     assert (await pipeline.put("x", random_map(1))).name == "x"
     await asyncio.create_task(pipeline.__aexit__(None, None, None))
 
 
-def test_run_works_in_a_plain_script_without_a_main_guard(maps: Path, tmp_path: Path) -> None:
+def test_run_works_in_a_script_without_a_main_guard(maps: Path, tmp_path: Path) -> None:
     for i in range(5):
         np.save(maps / f"{i}.npy", random_map(i))
     script = tmp_path / "script.py"

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.usefixtures(leaves_nothing.__name__)
 
 
-async def test_put_into_s3_gives_the_locator_of_an_object_with_these_bytes(bucket: str) -> None:
+async def test_put_returns_the_locator_and_etag_of_the_object(bucket: str) -> None:
     activation_map = random_map(2)
     async with am.Pipeline(f"s3://{bucket}/some/prefix/") as pipeline:
         receipt = await pipeline.put("a b/ü+%?#.cam", activation_map)
@@ -32,9 +32,7 @@ async def test_put_into_s3_gives_the_locator_of_an_object_with_these_bytes(bucke
     assert np.array_equal(decode(data), am.colorize_activation_map(activation_map))
 
 
-async def test_one_refused_object_does_not_end_a_run_that_nothing_else_stops(
-    bucket: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_one_refused_object_does_not_end_a_run(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     original = S3Store.put
 
     async def refused(self: S3Store, key: str, data: bytes) -> str | None:
@@ -60,9 +58,7 @@ async def test_one_refused_object_does_not_end_a_run_that_nothing_else_stops(
     ],
 )
 @pytest.mark.usefixtures("s3")
-async def test_a_destination_that_cannot_be_used_is_refused_on_entering(
-    destination: str, error: type[Exception]
-) -> None:
+async def test_an_unusable_destination_is_refused_on_entering(destination: str, error: type[Exception]) -> None:
     with pytest.raises(error) as caught:
         async with am.Pipeline(destination, settings=am.Settings(workers=1)):
             pytest.fail("entered")

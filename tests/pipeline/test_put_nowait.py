@@ -1,4 +1,4 @@
-"""Maps are refused rather than kept waiting, a deadline concerns one map only, and closing is orderly."""
+"""``put_nowait`` refuses maps instead of waiting; a deadline affects one map; closing is orderly."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ SMALL = am.Settings(workers=0, encode_threads=1, concurrency=1, chunk_maps=4)
 
 
 def nothing_in(pipeline: am.Pipeline) -> bool:
-    """Whether every queue is empty and nothing is under way."""
+    """Return whether every queue is empty and no map is in flight."""
     statistics = pipeline.statistics()
     full = [stage.queue for stage in statistics.stages.values()]
     return (statistics.in_flight, statistics.waiting, max(full)) == (0, 0, 0)
 
 
 class Gated(ThreadWorker):
-    """Colorizes only when it is let."""
+    """A worker that waits for a gate before it colorizes."""
 
     gate: asyncio.Event
     chunks: list[int]
@@ -52,16 +52,16 @@ class Gated(ThreadWorker):
 
 @pytest.fixture
 def gated(monkeypatch: pytest.MonkeyPatch) -> type[Gated]:
-    """What all workers of this test are."""
+    """Make all workers of this test gated."""
     Gated.gate, Gated.chunks = asyncio.Event(), []
     monkeypatch.setattr("async_maps.workers.pool.ThreadWorker", Gated)
     return Gated
 
 
-# Room or none --------------------------------------------------------------------------------------------------------
+# Room ----------------------------------------------------------------------------------------------------------------
 
 
-async def test_a_map_that_finds_room_is_stored_like_any_other(tmp_path: Path) -> None:
+async def test_put_nowait_stores_a_map(tmp_path: Path) -> None:
     activation_map = random_map(1)
     async with am.Pipeline(tmp_path, settings=THREADS) as pipeline:
         receipt = await pipeline.put_nowait("val/1", activation_map)
@@ -70,14 +70,14 @@ async def test_a_map_that_finds_room_is_stored_like_any_other(tmp_path: Path) ->
     assert np.array_equal(decode(path.read_bytes()), am.colorize_activation_map(activation_map))
 
 
-async def test_of_a_burst_as_many_maps_are_taken_as_may_wait_and_all_of_those_arrive(
+async def test_a_burst_is_accepted_up_to_the_bound(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     store = SlowStore()
     use_store(monkeypatch, store)
     async with am.Pipeline("memory://", settings=SMALL) as pipeline:
         taken = [pipeline.put_nowait(f"{i}", random_map(i)) for i in range(4)]
-        # At once, before any of them has moved on.
+        # Before any of them has been colorized.
         with pytest.raises(am.PipelineFullError, match="full: 4 maps wait to be colorized, as many as ch"):
             pipeline.put_nowait("4", random_map(4))
         statistics = pipeline.statistics()
@@ -92,7 +92,7 @@ async def test_of_a_burst_as_many_maps_are_taken_as_may_wait_and_all_of_those_ar
     assert (statistics.accepted, statistics.uploaded, statistics.in_flight, statistics.shed) == (5, 5, 0, 1)
 
 
-async def test_a_store_that_stalls_fills_the_pipeline_up_to_its_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_stalled_store_fills_the_pipeline_to_its_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     store = SlowStore()
     use_store(monkeypatch, store)
     taken: list[asyncio.Task[am.Receipt]] = []
@@ -105,7 +105,7 @@ async def test_a_store_that_stalls_fills_the_pipeline_up_to_its_bounds(monkeypat
                 shed += 1
             await asyncio.sleep(0.002)
         assert pipeline.statistics().in_flight == len(taken)
-        # Four wait, four are a chunk whose bitmaps find no room, two batches of them lie before the encoder ...
+        # Four wait, four are a chunk without room for bitmaps, two batches wait for the encoder ...
         assert 4 < len(taken) < 40
         store.gate.set()
         await asyncio.gather(*taken)
@@ -113,7 +113,7 @@ async def test_a_store_that_stalls_fills_the_pipeline_up_to_its_bounds(monkeypat
     assert pipeline.statistics().shed == shed
 
 
-async def test_what_is_full_may_be_the_bytes(gated: type[Gated], tmp_path: Path) -> None:
+async def test_put_nowait_is_bounded_by_bytes(gated: type[Gated], tmp_path: Path) -> None:
     size = random_map(0).nbytes
     settings = am.Settings(workers=0, queue_bytes=3 * size)
     async with am.Pipeline(tmp_path, settings=settings) as pipeline:
@@ -122,12 +122,12 @@ async def test_what_is_full_may_be_the_bytes(gated: type[Gated], tmp_path: Path)
             pipeline.put_nowait("3", random_map(3))
         gated.gate.set()
         await asyncio.gather(*taken)
-        # One that is larger than the whole queue passes when nothing else waits.
+        # A map larger than the whole queue passes when no other waits.
         assert (await pipeline.put_nowait("large", random_map(4, (100, 100)))).width == 100
         assert nothing_in(pipeline)
 
 
-async def test_nobody_overtakes_those_who_wait_in_line(gated: type[Gated], tmp_path: Path) -> None:
+async def test_put_nowait_does_not_overtake_waiting_puts(gated: type[Gated], tmp_path: Path) -> None:
     size = random_map(0).nbytes
     async with am.Pipeline(tmp_path, settings=am.Settings(workers=0, queue_bytes=3 * size)) as pipeline:
         first = pipeline.put_nowait("first", random_map(0))
@@ -142,7 +142,7 @@ async def test_nobody_overtakes_those_who_wait_in_line(gated: type[Gated], tmp_p
 
 
 @pytest.mark.parametrize("way", [am.Pipeline.put, am.Pipeline.put_nowait])
-async def test_an_array_is_let_go_of_when_it_is_colorized(
+async def test_an_array_is_released_when_it_is_colorized(
     way: Callable[..., Coroutine[Any, Any, am.Receipt]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = SlowStore()
@@ -154,7 +154,7 @@ async def test_an_array_is_let_go_of_when_it_is_colorized(
         del array
         assert there() is not None
         await until(lambda: store.asked == 1)
-        # The frames of a stage that waits for its next map may still know this one.
+        # The frames of a stage that waits for its next map may still refer to this one.
         gc.collect()
         assert there() is None
         store.gate.set()
@@ -162,10 +162,10 @@ async def test_an_array_is_let_go_of_when_it_is_colorized(
 
 
 class Tensor:
-    """An array of another library, which takes a thread to convert and is smaller then.
+    """An array of another library, which is converted in a thread and is smaller afterwards.
 
     Args:
-        array: what it becomes.
+        array: the array after the conversion.
     """
 
     nbytes = 2_000
@@ -182,7 +182,7 @@ class Tensor:
         return self._array
 
 
-async def test_a_tensor_takes_its_room_at_once_and_is_converted_in_a_thread(gated: type[Gated], tmp_path: Path) -> None:
+async def test_a_tensor_reserves_its_bytes_and_is_converted_in_a_thread(gated: type[Gated], tmp_path: Path) -> None:
     tensor = Tensor(np.zeros((20, 30), np.uint8))
     async with am.Pipeline(tmp_path, settings=am.Settings(workers=0, queue_bytes=4_000)) as pipeline:
         converting = pipeline.put_nowait("tensor", tensor)
@@ -200,7 +200,7 @@ async def test_a_tensor_takes_its_room_at_once_and_is_converted_in_a_thread(gate
 
 
 class Sparse:
-    """What will not say how large it is, as some of PyTorch's tensors."""
+    """An array that does not tell its size, as PyTorch's sparse tensors."""
 
     @property
     def nbytes(self) -> int:
@@ -210,7 +210,7 @@ class Sparse:
 
 
 @pytest.mark.parametrize("what", ["text", None, [[0.5]], Sparse(), np.full((2, 2), np.nan), np.zeros((2, 3, 4))])
-async def test_what_is_no_map_fails_when_it_is_awaited_and_takes_no_room(what: Any, tmp_path: Path) -> None:
+async def test_an_invalid_map_fails_when_awaited_and_takes_no_room(what: Any, tmp_path: Path) -> None:
     async with am.Pipeline(tmp_path, settings=SMALL) as pipeline:
         for _ in range(6):
             with pytest.raises(am.MapFailedError):
@@ -219,7 +219,7 @@ async def test_what_is_no_map_fails_when_it_is_awaited_and_takes_no_room(what: A
         assert pipeline.statistics().failed == pipeline.statistics().accepted == 6
 
 
-# One map, and no other ------------------------------------------------------------------------------------------------
+# Deadlines ------------------------------------------------------------------------------------------------------------
 
 
 async def put(pipeline: am.Pipeline, name: str, activation_map: Any) -> am.Receipt:
@@ -231,27 +231,27 @@ async def put_nowait(pipeline: am.Pipeline, name: str, activation_map: Any) -> a
 
 
 @pytest.mark.parametrize("way", [put, put_nowait])
-async def test_a_deadline_ends_one_call_and_its_neighbours_in_the_chunk_arrive(
+async def test_a_deadline_does_not_affect_other_maps_of_the_chunk(
     way: Callable[..., Coroutine[Any, Any, am.Receipt]], gated: type[Gated], tmp_path: Path
 ) -> None:
     settings = am.Settings(workers=0, chunk_maps=8)
     async with am.Pipeline(tmp_path, settings=settings) as pipeline:
         first = asyncio.create_task(way(pipeline, "first", random_map(0)))
         await until(lambda: gated.chunks == [1])
-        neighbours = [asyncio.create_task(way(pipeline, f"{i}", random_map(i))) for i in range(4)]
+        neighbors = [asyncio.create_task(way(pipeline, f"{i}", random_map(i))) for i in range(4)]
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.1):
                 await way(pipeline, "late", random_map(9))
         gated.gate.set()
-        receipts = await asyncio.gather(first, *neighbours)
+        receipts = await asyncio.gather(first, *neighbors)
         await until(lambda: nothing_in(pipeline))
     assert [receipt.name for receipt in receipts] == ["first", "0", "1", "2", "3"]
     assert {f"{receipt.name}.png" for receipt in receipts} <= {path.name for path in tmp_path.iterdir()}
-    # All five were one chunk, the late one among them.
+    # All five, including the late one, were one chunk.
     assert gated.chunks == [1, 5]
 
 
-async def test_a_deadline_while_it_waits_for_room_takes_none(gated: type[Gated], tmp_path: Path) -> None:
+async def test_a_deadline_while_waiting_for_room_takes_none(gated: type[Gated], tmp_path: Path) -> None:
     settings = am.Settings(workers=0, queue_bytes=random_map(0).nbytes)
     async with am.Pipeline(tmp_path, settings=settings) as pipeline:
         first = pipeline.put_nowait("first", random_map(0))
@@ -266,9 +266,7 @@ async def test_a_deadline_while_it_waits_for_room_takes_none(gated: type[Gated],
     assert {path.name for path in tmp_path.iterdir()} == {"first.png", "next.png"}
 
 
-async def test_a_deadline_at_the_moment_in_which_room_is_found_leaves_the_counts_right(
-    gated: type[Gated], tmp_path: Path
-) -> None:
+async def test_a_deadline_while_room_is_granted_keeps_the_counts_right(gated: type[Gated], tmp_path: Path) -> None:
     settings = am.Settings(workers=0, chunk_maps=1)
     async with am.Pipeline(tmp_path, settings=settings) as pipeline:
         others = [asyncio.create_task(pipeline.put(f"{i}", random_map(i))) for i in range(2)]
@@ -289,7 +287,7 @@ async def test_a_deadline_at_the_moment_in_which_room_is_found_leaves_the_counts
         assert pipeline.statistics().accepted == 3
 
 
-async def test_a_map_that_is_abandoned_before_it_began_gives_its_room_back(tmp_path: Path) -> None:
+async def test_a_map_cancelled_before_it_starts_releases_its_room(tmp_path: Path) -> None:
     async with am.Pipeline(tmp_path, settings=SMALL) as pipeline:
         for _ in range(3):
             taken = [pipeline.put_nowait(f"{i}", random_map(i)) for i in range(4)]
@@ -301,7 +299,7 @@ async def test_a_map_that_is_abandoned_before_it_began_gives_its_room_back(tmp_p
         await asyncio.gather(*(pipeline.put_nowait(f"{i}", random_map(i)) for i in range(4)))
 
 
-async def test_a_receipt_that_nobody_waits_for_is_no_news_whatever_became_of_the_map(
+async def test_an_unawaited_task_reports_no_error_to_the_loop(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     store = FailingStore({"bad.png"})
@@ -322,7 +320,7 @@ async def test_a_receipt_that_nobody_waits_for_is_no_news_whatever_became_of_the
 # Closing --------------------------------------------------------------------------------------------------------------
 
 
-async def test_leaving_the_context_finishes_what_was_taken_and_takes_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_leaving_finishes_accepted_maps_and_refuses_new_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     store = SlowStore()
     use_store(monkeypatch, store)
     tensor = Tensor(np.zeros((2, 2), np.uint8))
@@ -345,7 +343,7 @@ async def test_leaving_the_context_finishes_what_was_taken_and_takes_no_more(mon
     assert pipeline.statistics().shed == 0
 
 
-async def test_a_pipeline_that_is_abandoned_tells_all_who_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_leaving_with_an_error_ends_all_waiting_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     use_store(monkeypatch, SlowStore())
     pipeline = am.Pipeline("memory://", settings=THREADS)
     await pipeline.__aenter__()
@@ -359,7 +357,7 @@ async def test_a_pipeline_that_is_abandoned_tells_all_who_wait(monkeypatch: pyte
     assert pipeline.statistics().in_flight == 0
 
 
-async def test_after_a_pipeline_has_died_each_caller_is_told_of_what(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_each_call_after_an_internal_error_names_its_cause(monkeypatch: pytest.MonkeyPatch) -> None:
     class Broken(MemoryStore):
         async def put(self, key: str, data: bytes) -> str:
             raise LookupError("a bug")
@@ -379,7 +377,7 @@ async def test_after_a_pipeline_has_died_each_caller_is_told_of_what(monkeypatch
         await pipeline.__aexit__(None, None, None)
 
 
-async def test_from_another_threads_loop_it_says_so_and_nothing_is_kept(tmp_path: Path) -> None:
+async def test_a_call_from_another_event_loop_is_refused(tmp_path: Path) -> None:
     async with am.Pipeline(tmp_path, settings=THREADS) as pipeline:
         for way in (put, put_nowait):
             with pytest.raises(am.PipelineClosedError, match="open in another event loop"):
@@ -392,7 +390,7 @@ async def test_from_another_threads_loop_it_says_so_and_nothing_is_kept(tmp_path
 
 @pytest.mark.parametrize("library", ["asyncio", "uvloop"])
 @pytest.mark.parametrize("groups", ["asyncio", "anyio"])
-def test_it_works_in_task_groups_on_any_loop(library: str, groups: str, tmp_path: Path) -> None:
+def test_puts_work_in_task_groups_on_any_loop(library: str, groups: str, tmp_path: Path) -> None:
     async def serve() -> None:
         async with am.Pipeline(tmp_path, settings=THREADS) as pipeline:
 

@@ -1,4 +1,4 @@
-"""The pipeline in a real HTTP service: every request has an answer, a crowd is shed, shutdown loses nothing it took."""
+"""The pipeline in a real HTTP service: each request is answered, overload is refused, shutdown loses no accepted map."""
 
 from __future__ import annotations
 
@@ -43,18 +43,18 @@ SETTINGS = am.Settings(workers=0, encode_threads=1, concurrency=64, queue_bytes=
 SIDE = 64
 MAP_BYTES = 16 * SIDE * SIDE * 4
 REQUEST_BYTES = SIDE * SIDE * 4 + 32 * 1024
-"""What the HTTP server holds for a request: its body, and the connection."""
+"""The memory that the HTTP server holds for a request: its body and the connection."""
 
 
 async def post_map(request: web.Request) -> web.Response:
-    """Take a map in or refuse it, and answer when it is stored."""
+    """Answer when the map is stored or refused."""
     try:
         async with asyncio.timeout(request.app[DEADLINE_S]):
             # Not request.read(), which keeps the body for as long as the request.
             cam = np.lib.format.read_array(io.BytesIO(await request.content.read()), allow_pickle=False)
             receipt = await request.app[PIPELINE].put_nowait(request.match_info["name"], as_large_as_the_image(cam))
     except (am.PipelineFullError, am.PipelineClosedError) as error:
-        # Returned, not raised: the traceback of what is raised keeps the array until the answer is sent.
+        # Returned, not raised: a traceback keeps the array until the answer is sent.
         return web.Response(status=503, text=str(error), headers={"Retry-After": "1"})
     except TimeoutError:
         return web.Response(status=504, text="not stored in time")
@@ -64,7 +64,7 @@ async def post_map(request: web.Request) -> web.Response:
 
 
 def as_large_as_the_image(cam: NDArray[Any]) -> NDArray[Any]:
-    """(h, w) to (4h, 4w): sixteen times the bytes."""
+    """Enlarge a map from (h, w) to (4h, 4w), 16 times the bytes."""
     return cam.repeat(4, 0).repeat(4, 1)
 
 
@@ -72,7 +72,7 @@ def as_large_as_the_image(cam: NDArray[Any]) -> NDArray[Any]:
 async def serving(
     destination: str, settings: am.Settings = SETTINGS, deadline_s: float = 60.0
 ) -> AsyncIterator[tuple[web.AppRunner, str]]:
-    """The service, and where it listens."""
+    """Run the service. Yields its runner and its URL."""
 
     async def pipeline(app: web.Application) -> AsyncIterator[None]:
         async with am.Pipeline(destination, settings=settings) as app[PIPELINE]:
@@ -98,13 +98,13 @@ def npy(array: NDArray[np.generic]) -> bytes:
 
 
 async def objects(bucket: str) -> dict[str, int]:
-    """The keys in a bucket, and the sizes of what lies there."""
+    """Return the sizes of the objects in a bucket by key."""
     async with aioboto3.Session().client("s3") as client:
         pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket)
         return {entry["Key"]: entry["Size"] async for page in pages for entry in page.get("Contents", [])}
 
 
-async def test_a_map_is_answered_with_its_locator_and_lies_there(bucket: str) -> None:
+async def test_a_map_is_stored_and_answered_with_its_locator(bucket: str) -> None:
     cam = random_map(1)
     async with (
         serving(f"s3://{bucket}/overlays") as (_, url),
@@ -119,7 +119,7 @@ async def test_a_map_is_answered_with_its_locator_and_lies_there(bucket: str) ->
     assert np.array_equal(decode(data), am.colorize_activation_map(as_large_as_the_image(cam)))
 
 
-async def test_what_is_no_map_is_answered_so_and_the_service_goes_on(bucket: str) -> None:
+async def test_an_invalid_map_is_answered_with_422(bucket: str) -> None:
     nan, pickled = np.full((3, 3), np.nan), io.BytesIO()
     np.save(pickled, np.array([{"a": 1}], object), allow_pickle=True)
     bad = {
@@ -140,9 +140,7 @@ async def test_what_is_no_map_is_answered_so_and_the_service_goes_on(bucket: str
     assert set(await objects(bucket)) == {"good.png"}
 
 
-async def test_past_its_deadline_a_request_is_told_so_and_the_next_is_served(
-    bucket: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_request_past_its_deadline_is_answered_with_504(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     gate, original = asyncio.Event(), S3Store.put
 
     async def put(self: S3Store, key: str, data: bytes) -> str | None:
@@ -153,22 +151,20 @@ async def test_past_its_deadline_a_request_is_told_so_and_the_next_is_served(
     monkeypatch.setattr(S3Store, "put", put)
     async with serving(f"s3://{bucket}", deadline_s=3.0) as (runner, url), aiohttp.ClientSession() as session:
         pipeline = runner.app[PIPELINE]
-        # The first object of a bucket takes its time.
+        # The first object of a bucket takes longer.
         await pipeline.put("first", random_map(1))
         async with session.post(f"{url}/slow", data=npy(random_map(1))) as answer:
             assert answer.status == 504
         async with session.post(f"{url}/next", data=npy(random_map(1))) as answer:
             assert answer.status == 200
-        # What its caller has given up is through in its own time, and in nobody's way.
+        # The abandoned map is still uploaded, and does not block others.
         assert pipeline.statistics().in_flight == 1
         gate.set()
         await until(lambda: pipeline.statistics().in_flight == 0)
         assert pipeline.statistics().uploaded == 3
 
 
-async def test_shutdown_finishes_what_was_accepted_and_refuses_the_rest(
-    bucket: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_shutdown_finishes_accepted_maps_and_refuses_others(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     gate, original = asyncio.Event(), S3Store.put
 
     async def put(self: S3Store, key: str, data: bytes) -> str | None:
@@ -197,8 +193,8 @@ async def test_shutdown_finishes_what_was_accepted_and_refuses_the_rest(
     assert set(await objects(bucket)) == {f"{i}.png" for i in range(20)}
 
 
-async def each_is_answered(answers: list[Answer], count: int, bucket: str, shed: int) -> None:
-    """Stored, or refused with when to come back; and what is said to be stored lies there, and nothing else."""
+async def assert_all_answered(answers: list[Answer], count: int, bucket: str, shed: int) -> None:
+    """Check that each answer is 200, or 503 with Retry-After, and that the bucket has exactly the answered locators."""
     statuses = Counter(answer.status for answer in answers)
     assert set(statuses) == {200, 503}
     assert statuses.total() == count
@@ -209,17 +205,19 @@ async def each_is_answered(answers: list[Answer], count: int, bucket: str, shed:
     assert {f"s3://{bucket}/{key}" for key in await objects(bucket)} == locators
 
 
-async def test_of_a_crowd_each_has_an_answer(bucket: str, s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_each_of_100_concurrent_requests_is_answered(
+    bucket: str, s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = SETTINGS.model_copy(update={"queue_bytes": 2 * MAP_BYTES})
     with chaos(s3, monkeypatch, seed=1, rate=1.0, kinds=("latency",)):
         async with serving(f"s3://{bucket}", settings) as (runner, url):
             answers = await burst(url, 100, SIDE)
             shed = runner.app[PIPELINE].statistics().shed
-    await each_is_answered(answers, 100, bucket, shed)
+    await assert_all_answered(answers, 100, bucket, shed)
 
 
 async def crowd(url: str, count: int) -> tuple[list[Answer], int]:
-    """What :mod:`tests.support.burst` prints, and how many bytes this process has held at the most meanwhile."""
+    """Return the answers that :mod:`tests.support.burst` gets, and the peak memory of this process meanwhile."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "tests.support.burst", url, f"{count}", f"{SIDE}", stdout=asyncio.subprocess.PIPE
     )
@@ -233,7 +231,7 @@ async def crowd(url: str, count: int) -> tuple[list[Answer], int]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="asks Linux for the memory of a process")
-async def test_what_is_held_for_a_crowd_of_2000_stays_within_the_formula(
+async def test_memory_for_2000_concurrent_requests_stays_in_the_formula(
     bucket: str, s3: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     count = 2_000
@@ -244,11 +242,11 @@ async def test_what_is_held_for_a_crowd_of_2000_stays_within_the_formula(
             before = pss(os.getpid())
             answers, most = await crowd(url, count)
             shed = runner.app[PIPELINE].statistics().shed
-    await each_is_answered(answers, count, bucket, shed)
+    await assert_all_answered(answers, count, bucket, shed)
     for status in (200, 503):
         seconds = [answer.seconds for answer in answers if answer.status == status]
         p50, p99 = np.percentile(seconds, [50, 99])
         print(f"{len(seconds):,} of {count:,} answered {status}, p50 {p50:.2f} s, p99 {p99:.2f} s")  # noqa: T201  # README's
     print(f"{(most - before) / MIB:.0f} MiB held at the most, for {count * MAP_BYTES / MIB:.0f} MiB of maps")  # noqa: T201
-    # README's formula, and what encoder, uploads and allocator have in their hands.
+    # README's formula, and some MiB for encoder, uploads and allocator.
     assert most - before <= 3 * SETTINGS.queue_bytes + 32 * MIB + count * REQUEST_BYTES < count * MAP_BYTES / 2

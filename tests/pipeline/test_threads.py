@@ -1,4 +1,4 @@
-"""Runs in several threads at the same time, each with an event loop and worker processes of its own."""
+"""Runs in several threads at the same time, each with its own event loop and worker processes."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ RUNS = 6
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("rounds", [1, pytest.param(20, marks=pytest.mark.slow)])
-def test_six_threads_start_worker_processes_at_the_same_time(rounds: int) -> None:
-    # Two of uvloop's event loops that start a process at the same moment fail: "Racing with another loop".
+def test_six_threads_can_start_workers_at_the_same_time(rounds: int) -> None:
+    # Two uvloop event loops that start a process at the same moment fail: "Racing with another loop".
     pytest.importorskip("uvloop")
     together = threading.Barrier(RUNS)
     maps = [(f"{n}", random_map(n)) for n in range(5)]

@@ -1,4 +1,4 @@
-"""Maps in S3 through the whole pipeline: read ahead within bounds, skipped without a look, failed one by one."""
+"""Maps in S3 through the whole pipeline: reading ahead is bounded, known maps are skipped, bad ones fail alone."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_maps_go_from_s3_to_s3(bucket: str, workers: int) -> None:
         assert np.array_equal(decode(stored[f"overlays/{name}.png"][0]), expected), name
 
 
-def test_what_is_done_and_unchanged_is_skipped_without_reading_it(bucket: str, proxy: Proxy, tmp_path: Path) -> None:
+def test_unchanged_objects_are_skipped_without_a_request(bucket: str, proxy: Proxy, tmp_path: Path) -> None:
     upload(bucket, {f"{i}.npy": npy(random_map(i)) for i in range(30)})
     upload(bucket, {"bad.npy": b"no array"})
 
@@ -66,7 +66,7 @@ def test_what_is_done_and_unchanged_is_skipped_without_reading_it(bucket: str, p
     first = run()
     assert (first.uploaded, first.failed, first.skipped) == (30, 1, 0)
     before = len(proxy.gets())
-    # A look and the reading.
+    # The listing opens each object, and the run reads it.
     assert before == 62
     upload(bucket, {"7.npy": npy(random_map(77))})
     second = run()
@@ -80,7 +80,7 @@ def test_what_is_done_and_unchanged_is_skipped_without_reading_it(bucket: str, p
 
 
 @pytest.mark.slow
-def test_a_dry_run_reads_nothing_that_is_known(bucket: str, proxy: Proxy, tmp_path: Path) -> None:
+def test_a_dry_run_does_not_read_known_objects(bucket: str, proxy: Proxy, tmp_path: Path) -> None:
     upload(bucket, {f"{i}.npy": npy(random_map(i)) for i in range(5)})
     place, manifest = f"s3://{bucket}/", tmp_path / "m.sqlite"
     am.run(place, tmp_path / "out", settings=THREADS, manifest=manifest)
@@ -90,7 +90,7 @@ def test_a_dry_run_reads_nothing_that_is_known(bucket: str, proxy: Proxy, tmp_pa
     assert len(proxy.gets()) == before
 
 
-def test_one_bad_object_among_many_fails_alone(bucket: str, tmp_path: Path) -> None:
+def test_bad_objects_among_many_fail_alone(bucket: str, tmp_path: Path) -> None:
     upload(bucket, {f"{i}.npy": npy(random_map(i)) for i in range(50)})
     bad = {
         "nan": (npy(np.full((4, 4), np.nan, np.float32)), "colorize", "found NaN"),
@@ -123,7 +123,7 @@ def test_an_object_deleted_between_listing_and_reading_fails_alone(bucket: str, 
     assert "not there" in report.failures[0].reason
 
 
-def test_no_more_maps_are_read_at_once_than_the_setting_says(bucket: str, proxy: Proxy, tmp_path: Path) -> None:
+def test_concurrent_reads_are_bounded_by_prefetch(bucket: str, proxy: Proxy, tmp_path: Path) -> None:
     from async_maps.sources import open_source
 
     upload(bucket, {f"{i:03}.npy": npy(random_map(i)) for i in range(60)})
@@ -134,14 +134,14 @@ def test_no_more_maps_are_read_at_once_than_the_setting_says(bucket: str, proxy:
         running = thread.submit(am.run, listed, tmp_path, settings=am.Settings(workers=0, prefetch=4))
         while proxy.under_way < 4:
             time.sleep(0.005)
-        time.sleep(0.2)  # in which a fifth would come
+        time.sleep(0.2)  # time for a fifth to arrive
         proxy.gate.set()
         assert running.result().uploaded == 60
     assert proxy.most_at_once == 4
 
 
 @pytest.mark.slow
-async def test_no_more_bytes_are_read_ahead_than_the_queue_may_hold(bucket: str, proxy: Proxy, tmp_path: Path) -> None:
+async def test_bytes_read_ahead_are_bounded_by_queue_bytes(bucket: str, proxy: Proxy, tmp_path: Path) -> None:
     from async_maps.sources import open_source
 
     arrays = {f"{i:03}.npy": npy(random_map(i, (100, 100))) for i in range(12)}
@@ -151,7 +151,7 @@ async def test_no_more_bytes_are_read_ahead_than_the_queue_may_hold(bucket: str,
     settings = am.Settings(workers=0, queue_bytes=2 * 40_000)
     async with am.Pipeline(tmp_path, settings=settings) as pipeline:
         report = await pipeline.run(listed)
-    # Also the one that is larger than the whole budget passes.
+    # A map larger than the whole budget passes too.
     assert report.uploaded == 13
     assert proxy.most_at_once <= 2
     assert pipeline.statistics().colorize.queue == 0
@@ -159,13 +159,15 @@ async def test_no_more_bytes_are_read_ahead_than_the_queue_may_hold(bucket: str,
 
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.slow
-async def test_cancelled_amid_reading_nothing_is_left(bucket: str, proxy: Proxy, tmp_path: Path, workers: int) -> None:
+async def test_a_run_cancelled_while_it_reads_leaves_nothing(
+    bucket: str, proxy: Proxy, tmp_path: Path, workers: int
+) -> None:
     from async_maps.sources import open_source
 
     await asyncio.to_thread(upload, bucket, {f"{i:03}.npy": npy(random_map(i)) for i in range(60)})
     listed = await asyncio.to_thread(lambda: list(open_source(f"s3://{bucket}/")))
     patience = am.S3Settings(read_timeout_s=1.0, max_attempts=1)
-    for at_once in (True, False):
+    for soon in (True, False):
         proxy.gate.set()
         running = threading.active_count()
 
@@ -177,17 +179,17 @@ async def test_cancelled_amid_reading_nothing_is_left(bucket: str, proxy: Proxy,
         proxy.gate.clear()
         working = asyncio.create_task(work())
         async with asyncio.timeout(60):
-            while proxy.under_way < (1 if at_once else 8):  # noqa: ASYNC110  # threads of the proxy
+            while proxy.under_way < (1 if soon else 8):  # noqa: ASYNC110  # threads of the proxy
                 await asyncio.sleep(0.005)
         working.cancel()
-        # No answer comes: it ends when the time is over that S3 is given for one.
+        # No answer comes, so the run ends at the read timeout.
         with pytest.raises(asyncio.CancelledError):
             await working
         assert threading.active_count() <= running + 20
     proxy.gate.set()
 
 
-async def test_a_stream_that_is_left_early_leaves_nothing(bucket: str, tmp_path: Path) -> None:
+async def test_a_stream_left_early_leaves_nothing(bucket: str, tmp_path: Path) -> None:
     await asyncio.to_thread(upload, bucket, {f"{i:03}.npy": npy(random_map(i)) for i in range(60)})
     async with am.Pipeline(tmp_path, settings=THREADS) as pipeline:
         async with aclosing(pipeline.stream(f"s3://{bucket}/")) as outcomes:
@@ -198,9 +200,7 @@ async def test_a_stream_that_is_left_early_leaves_nothing(bucket: str, tmp_path:
 
 
 @pytest.mark.slow
-async def test_a_run_cancelled_while_objects_are_listed_leaves_nothing(
-    bucket: str, proxy: Proxy, tmp_path: Path
-) -> None:
+async def test_a_run_cancelled_while_it_lists_leaves_nothing(bucket: str, proxy: Proxy, tmp_path: Path) -> None:
     await asyncio.to_thread(upload, bucket, {f"{i:03}.npy": npy(random_map(i)) for i in range(60)})
     proxy.gate.clear()
     settings = am.Settings(workers=0, s3=am.S3Settings(read_timeout_s=1.0, max_attempts=1))
@@ -232,13 +232,13 @@ async def test_a_source_in_s3_is_counted_without_reading_it(
         for place in ("maps", "archives"):
             async with reporting(show, am.Report(), f"s3://{bucket}/{place}/", pipeline.statistics):
                 await asyncio.sleep(1)
-            # The last one is shown at the end, with what the run itself has seen.
+            # The last progress is shown at the end, with the run's own count.
             assert totals[-2] == (7 if place == "maps" else None)
     assert not proxy.gets()
 
 
 @pytest.mark.slow
-def test_the_command_takes_sources_in_s3_and_names_what_is_wrong_with_them(
+def test_the_command_reads_from_s3_and_names_its_errors(
     bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)

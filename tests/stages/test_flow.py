@@ -13,29 +13,29 @@ pytestmark = pytest.mark.fast
 
 
 def outcome(name: str) -> Failure:
-    """Some outcome, told by its name."""
+    """Return an outcome with this name."""
     return Failure(name, name, None, "colorize", "a test")
 
 
 def names(outcomes: list[Outcome]) -> list[str]:
-    """Theirs."""
+    """Return the names of the outcomes."""
     return [each.name for each in outcomes]
 
 
 async def settled() -> None:
-    """Every task has gone as far as it can without us."""
+    """Let every task run until it waits."""
     for _ in range(10):
         await asyncio.sleep(0)
 
 
 async def admitted(flow: Flow, count: int) -> None:
-    """Let in so many."""
+    """Admit ``count`` maps."""
     async with asyncio.timeout(5):
         for _ in range(count):
             await flow.admit()
 
 
-async def test_a_full_window_lets_nobody_in_until_outcomes_are_collected() -> None:
+async def test_admit_waits_while_the_window_is_full() -> None:
     flow = Flow(3)
     await admitted(flow, 3)
     feeder = asyncio.create_task(admitted(flow, 1))
@@ -44,7 +44,7 @@ async def test_a_full_window_lets_nobody_in_until_outcomes_are_collected() -> No
     flow.settle(outcome("a"))
     flow.settle(outcome("b"))
     await settled()
-    assert not feeder.done()  # an outcome that nobody has looked at still takes its place
+    assert not feeder.done()  # an outcome that is not collected still counts
     assert names(await flow.collect()) == ["a", "b"]
     await feeder
     await admitted(flow, 1)
@@ -54,7 +54,7 @@ async def test_a_full_window_lets_nobody_in_until_outcomes_are_collected() -> No
     feeder.cancel()
 
 
-async def test_collecting_gives_all_outcomes_since_the_last_time_in_their_order() -> None:
+async def test_collect_returns_new_outcomes_in_order() -> None:
     flow = Flow(10)
     await admitted(flow, 4)
     for name in ("b", "a", "c"):
@@ -64,7 +64,7 @@ async def test_collecting_gives_all_outcomes_since_the_last_time_in_their_order(
     assert names(await flow.collect()) == ["d"]
 
 
-async def test_collecting_waits_for_an_outcome() -> None:
+async def test_collect_waits_for_an_outcome() -> None:
     flow = Flow(10)
     await admitted(flow, 1)
     collector = asyncio.create_task(flow.collect())
@@ -74,7 +74,7 @@ async def test_collecting_waits_for_an_outcome() -> None:
     assert names(await collector) == ["a"]
 
 
-async def test_a_closed_flow_ends_when_every_map_is_through() -> None:
+async def test_a_closed_flow_ends_after_its_last_outcome() -> None:
     flow = Flow(10)
     await admitted(flow, 2)
     flow.close()
@@ -89,7 +89,7 @@ async def test_a_closed_flow_ends_when_every_map_is_through() -> None:
     assert await flow.collect() == []
 
 
-async def test_a_collector_that_waits_is_told_that_the_flow_is_closed() -> None:
+async def test_closing_a_flow_ends_a_waiting_collect() -> None:
     flow = Flow(10)
     collector = asyncio.create_task(flow.collect())
     await settled()
@@ -98,7 +98,7 @@ async def test_a_collector_that_waits_is_told_that_the_flow_is_closed() -> None:
     assert await collector == []
 
 
-async def test_an_error_is_seen_after_the_outcomes_that_came_before_it_and_from_then_on() -> None:
+async def test_collect_raises_an_error_after_earlier_outcomes() -> None:
     flow = Flow(10)
     await admitted(flow, 3)
     flow.settle(outcome("a"))
@@ -110,7 +110,7 @@ async def test_an_error_is_seen_after_the_outcomes_that_came_before_it_and_from_
             await flow.collect()
 
 
-async def test_a_collector_that_waits_is_told_of_an_error() -> None:
+async def test_an_error_ends_a_waiting_collect() -> None:
     flow = Flow(10)
     await admitted(flow, 1)
     collector = asyncio.create_task(flow.collect())
@@ -120,7 +120,7 @@ async def test_a_collector_that_waits_is_told_of_an_error() -> None:
         await collector
 
 
-async def test_the_first_error_is_the_one_that_is_seen() -> None:
+async def test_collect_raises_the_first_error() -> None:
     flow = Flow(10)
     flow.abort(StoreError("the cause"))
     flow.abort(PipelineClosedError("what came of it"))
@@ -138,7 +138,7 @@ async def test_a_map_settled_with_an_error_ends_the_flow() -> None:
         await flow.collect()
 
 
-async def test_a_closed_flow_with_an_error_does_not_end_as_if_all_were_well() -> None:
+async def test_a_closed_flow_still_raises_its_error() -> None:
     flow = Flow(2)
     await admitted(flow, 1)
     flow.close()
@@ -161,7 +161,7 @@ async def test_a_cancelled_feeder_or_collector_takes_nothing() -> None:
     await admitted(flow, 1)
 
 
-async def test_a_collector_cancelled_in_the_moment_of_an_outcome_loses_none() -> None:
+async def test_a_collect_cancelled_with_an_outcome_loses_none() -> None:
     flow = Flow(1)
     await admitted(flow, 1)
     collector = asyncio.create_task(flow.collect())
@@ -176,9 +176,7 @@ async def test_a_collector_cancelled_in_the_moment_of_an_outcome_loses_none() ->
 @pytest.mark.parametrize("ordered", [False, True])
 @pytest.mark.parametrize("window", [1, 2, 7])
 @pytest.mark.parametrize("seed", range(5))
-async def test_every_map_is_collected_once_and_never_more_than_the_window_are_in(
-    window: int, seed: int, ordered: bool
-) -> None:
+async def test_every_map_is_collected_once_within_the_window(window: int, seed: int, ordered: bool) -> None:
     rng = random.Random(seed)  # noqa: S311  # a test's dice
     flow = Flow(window, ordered=ordered)
     inside = 0
@@ -222,7 +220,7 @@ async def test_every_map_is_collected_once_and_never_more_than_the_window_are_in
     assert most == window
 
 
-async def test_the_end_of_the_pipeline_is_an_error_only_for_what_is_not_through() -> None:
+async def test_end_is_an_error_only_for_an_unfinished_flow() -> None:
     through, waiting = Flow(10), Flow(10)
     for flow in (through, waiting):
         assert await flow.admit()
@@ -246,7 +244,7 @@ async def test_the_error_of_the_source_comes_after_the_last_outcome() -> None:
         await flow.collect()
 
 
-async def test_in_order_an_outcome_waits_for_those_before_it() -> None:
+async def test_an_ordered_outcome_waits_for_earlier_ones() -> None:
     flow = Flow(10, ordered=True)
     numbers = [await flow.admit() for _ in range(5)]
     assert numbers == [1, 2, 3, 4, 5]
@@ -265,7 +263,7 @@ async def test_in_order_an_outcome_waits_for_those_before_it() -> None:
     assert await flow.collect() == []
 
 
-async def test_in_order_what_is_held_back_takes_its_place_in_the_window() -> None:
+async def test_ordered_outcomes_held_back_count_in_the_window() -> None:
     flow = Flow(3, ordered=True)
     await admitted(flow, 3)
     flow.settle(outcome("2"), 2)
@@ -280,7 +278,7 @@ async def test_in_order_what_is_held_back_takes_its_place_in_the_window() -> Non
     await feeder
 
 
-async def test_in_order_an_error_comes_after_what_was_before_it() -> None:
+async def test_an_ordered_error_comes_after_earlier_outcomes() -> None:
     flow = Flow(5, ordered=True)
     await admitted(flow, 4)
     flow.settle(outcome("4"), 4)
@@ -291,7 +289,7 @@ async def test_in_order_an_error_comes_after_what_was_before_it() -> None:
         await flow.collect()
 
 
-async def test_in_order_a_map_that_did_not_enter_after_all_holds_nobody_up() -> None:
+async def test_a_withdrawn_map_does_not_block_ordered_outcomes() -> None:
     flow = Flow(5, ordered=True)
     await admitted(flow, 2)
     flow.withdraw()

@@ -28,7 +28,7 @@ def paced(concurrency: int = 8, *, max_attempts: int = 3, give_up_s: float = 60.
     ), clock  # fmt: skip
 
 
-def test_waits_double_and_have_an_end() -> None:
+def test_waits_double_up_to_ten_seconds() -> None:
     rate_limiter, _ = paced(max_attempts=100)
     waits = [rate_limiter.failed(RESET, attempts, 100.0, 100.0) for attempts in range(1, 12)]
     assert waits[:5] == [0.2, 0.4, 0.8, 1.6, 3.2]
@@ -36,14 +36,14 @@ def test_waits_double_and_have_an_end() -> None:
     assert rate_limiter.retries == 11
 
 
-def test_waits_are_random_shares() -> None:
+def test_waits_are_random() -> None:
     rate_limiter = RateLimiter(1, max_attempts=10, give_up_s=60.0)
     assert len({rate_limiter.failed(RESET, 1, 0.0, 0.0) for _ in range(20)}) > 10
 
 
-def test_who_asks_for_less_gets_half_once_a_round_and_then_one_more_a_round() -> None:
+def test_slow_down_halves_the_limit_and_successes_restore_it() -> None:
     rate_limiter, clock = paced(8)
-    for _ in range(5):  # all were under way when the first was refused
+    for _ in range(5):  # all were in flight at the first refusal
         rate_limiter.failed(BUSY, 1, 90.0, 100.0)
         clock.now += 0.01
     assert rate_limiter.limit == 4
@@ -57,7 +57,7 @@ def test_who_asks_for_less_gets_half_once_a_round_and_then_one_more_a_round() ->
     assert rate_limiter.limit == 8
 
 
-def test_it_never_stops_altogether_and_other_failures_slow_nothing_down() -> None:
+def test_the_limit_is_at_least_one_and_other_failures_keep_it() -> None:
     rate_limiter, clock = paced(8, max_attempts=100)
     rate_limiter.failed(RESET, 1, 100.0, 100.0)
     assert rate_limiter.limit == 8
@@ -67,7 +67,7 @@ def test_it_never_stops_altogether_and_other_failures_slow_nothing_down() -> Non
     assert rate_limiter.limit == 1
 
 
-async def test_so_many_go_at_once_and_those_who_wait_go_in_order() -> None:
+async def test_uploads_within_the_limit_start_in_order() -> None:
     rate_limiter, clock = paced(4)
     clock.now += 1
     rate_limiter.failed(BUSY, 2, 90.0, clock.now)
@@ -88,7 +88,7 @@ async def test_so_many_go_at_once_and_those_who_wait_go_in_order() -> None:
     assert entered == [0, 1, 3, 4]
 
 
-async def test_room_that_comes_back_is_used_at_once() -> None:
+async def test_a_raised_limit_starts_a_waiting_upload() -> None:
     rate_limiter, clock = paced(2)
     rate_limiter.failed(BUSY, 2, 90.0, clock.now)
     assert rate_limiter.limit == 1
@@ -100,7 +100,7 @@ async def test_room_that_comes_back_is_used_at_once() -> None:
         await asyncio.wait_for(waiting, 60)
 
 
-def test_an_object_is_given_up_only_while_the_store_takes_others() -> None:
+def test_an_object_is_given_up_only_if_the_store_accepts_others() -> None:
     rate_limiter, clock = paced(max_attempts=3)
     rate_limiter.taken()
     clock.now += 1
@@ -116,7 +116,7 @@ def test_an_object_is_given_up_only_while_the_store_takes_others() -> None:
     assert not isinstance(raised.value, TransientError)
 
 
-def test_a_store_that_has_taken_nothing_for_long_is_down_until_it_takes_something() -> None:
+def test_a_store_is_down_after_give_up_s_without_a_success() -> None:
     rate_limiter, clock = paced(give_up_s=60.0)
     rate_limiter.taken()
     clock.now += 1000  # nobody asked
@@ -132,7 +132,7 @@ def test_a_store_that_has_taken_nothing_for_long_is_down_until_it_takes_somethin
     rate_limiter.failed(RESET, 1, clock.now, clock.now)
 
 
-def test_a_store_that_never_took_anything_is_not_waited_for() -> None:
+def test_a_store_without_any_success_is_down_after_max_attempts() -> None:
     rate_limiter, clock = paced(max_attempts=3, give_up_s=1e6)
     rate_limiter.failed(RESET, 1, clock.now, clock.now)
     rate_limiter.failed(RESET, 2, clock.now, clock.now)
