@@ -1,4 +1,4 @@
-"""Each test of the command runs in a folder of its own."""
+"""Each test of the command runs in its own folder."""
 
 from __future__ import annotations
 

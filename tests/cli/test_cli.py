@@ -1,4 +1,4 @@
-"""The command as a person uses it: what it says, what it does, how it ends."""
+"""The command: its output, its effects and its exit codes."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def wrong_uses() -> Iterator[Any]:
 
 
 @pytest.mark.parametrize(("arguments", "said", "environment"), list(wrong_uses()))
-def test_a_wrong_use_is_one_clear_sentence_and_exit_2(
+def test_wrong_use_exits_with_2_and_one_message(
     arguments: str, said: str, environment: dict[str, str], maps: Path,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
@@ -90,7 +90,7 @@ def test_a_wrong_use_is_one_clear_sentence_and_exit_2(
     assert said in only_error(capsys.readouterr())
 
 
-def test_flags_go_before_the_environment_and_that_before_the_file(
+def test_flags_override_the_environment_and_that_the_file(
     maps: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     np.save(maps / "a.npy", random_map(1))
@@ -129,7 +129,7 @@ def test_a_dry_run_counts_and_writes_nothing(maps: Path, capsys: pytest.CaptureF
     assert json.loads(Path("r.json").read_text())["planned"] == 12
 
 
-def test_redo_flags_do_what_they_say(maps: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_retry_failed_and_overwrite_select_maps(maps: Path, capsys: pytest.CaptureFixture[str]) -> None:
     np.save(maps / "good.npy", random_map(1))
     np.save(maps / "bad.npy", np.full((3, 3), 7.0))
     assert invoke("run", maps, "out", "--progress", "none", "--workers", 0) == 1
@@ -157,9 +157,7 @@ def test_export_writes_the_locators(maps: Path, capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.parametrize("kind", ["log", "json", "bar", "auto"])
-def test_progress_is_shown_and_the_summary_names_the_slowest_stage(
-    kind: str, maps: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_progress_and_the_slowest_stage_are_printed(kind: str, maps: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for i in range(30):
         np.save(maps / f"{i}.npy", random_map(i))
     assert invoke("run", maps, "out", "--progress", kind, "--workers", 0) == 0
@@ -176,7 +174,7 @@ def test_progress_is_shown_and_the_summary_names_the_slowest_stage(
     assert "\r" not in out + err
 
 
-def test_what_failed_before_it_had_a_name_is_retried_too(maps: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_failures_without_a_name_are_retried(maps: Path, capsys: pytest.CaptureFixture[str]) -> None:
     np.save(maps / "good.npy", random_map(1))
     (maps / "link.npy").symlink_to(maps / "target")
     (maps / "damaged.npz").write_bytes(b"PK")
@@ -204,7 +202,7 @@ def test_a_variable_of_the_environment_cannot_overwrite(maps: Path, monkeypatch:
 
 
 @pytest.mark.parametrize("command", [[], ["run"], ["demo"], ["export"], ["verify"], ["doctor"]])
-def test_help_teaches(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_has_the_usage_and_key_facts(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert invoke(*command, "--help") == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "Usage: async-maps" in text
@@ -220,7 +218,7 @@ def test_help_teaches(command: list[str], capsys: pytest.CaptureFixture[str]) ->
         ):
             assert word in text
     if command == ["export"]:
-        # The frame's lines are between the words.
+        # Lines of the frame separate the words.
         assert "treat it as a password" in " ".join(text.replace("│", " ").split())
     if not command:
         assert "Exit codes: 0 done, 1 some maps failed or something differs, 2 wrong use" in text

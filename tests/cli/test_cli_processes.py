@@ -26,9 +26,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.usefixtures(leaves_nothing.__name__)
 
 
-def test_bad_files_among_good_ones_are_named_and_the_rest_arrives(
-    maps: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bad_files_among_good_ones_fail_alone(maps: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for i in range(95):
         np.save(maps / f"good{i}.npy", random_map(i))
     (maps / "empty.npy").touch()
@@ -56,7 +54,7 @@ def test_bad_files_among_good_ones_are_named_and_the_rest_arrives(
 
 
 @pytest.mark.slow
-def test_a_second_signal_ends_at_once(maps: Path) -> None:
+def test_a_second_signal_leaves_a_consistent_manifest(maps: Path) -> None:
     for i in range(4000):
         np.save(maps / f"{i:04}.npy", random_map(i, (32, 32)))
     running = start("run", maps, "out", "--progress", "none", "--files.fsync")
@@ -100,7 +98,7 @@ def test_too_many_failures_end_the_run_with_exit_1(maps: Path, capsys: pytest.Ca
     assert "more than max_failures = 5" in capsys.readouterr().err
 
 
-def test_help_loads_nothing_heavy() -> None:
+def test_help_does_not_import_heavy_libraries() -> None:
     code = (
         "import sys\n"
         "from async_maps.cli.app import main\n"

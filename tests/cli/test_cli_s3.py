@@ -28,7 +28,7 @@ DTYPES = [np.float16, np.float32, np.float64, np.uint8]
 
 
 def mixed_maps(folder: Path, count: int, *, seed: int = 0) -> dict[str, Path]:
-    """Maps of many sizes and dtypes in nested folders under awkward names: name to file."""
+    """Save maps of many sizes and dtypes in nested folders with special names. Returns the files by name."""
     rng = np.random.default_rng(seed)
     made = {}
     for i in range(count):
@@ -44,7 +44,7 @@ def mixed_maps(folder: Path, count: int, *, seed: int = 0) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize("count", [150, pytest.param(2000, marks=[pytest.mark.slow, pytest.mark.timeout(600)])])
-def test_a_folder_of_anything_becomes_exactly_its_overlays_and_a_second_run_does_nothing(
+def test_a_folder_becomes_its_overlays_and_a_second_run_skips_all(
     count: int, bucket: str, maps: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     puts = 0
@@ -103,7 +103,7 @@ def test_a_folder_of_anything_becomes_exactly_its_overlays_and_a_second_run_does
         pytest.param("run s3://no-such-bucket/maps/ out", "the bucket does not exist", {}, id="no bucket to read"),
     ],
 )
-def test_a_store_that_cannot_be_used_is_one_clear_sentence_and_exit_2(
+def test_an_unusable_store_exits_with_2_and_one_message(
     arguments: str, said: str, environment: dict[str, str], bucket: str, maps: Path,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
@@ -114,13 +114,13 @@ def test_a_store_that_cannot_be_used_is_one_clear_sentence_and_exit_2(
     output = capsys.readouterr()
     assert said in only_error(output)
     assert os.environ["AWS_SECRET_ACCESS_KEY"] not in output.out + output.err
-    # The doctor can tell more about a destination.
+    # The hint to the doctor is only for destinations.
     assert ("async-maps doctor s3://no-such-bucket/x tells" in output.err) == ("s3://no-such-bucket/x" in arguments)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.slow
-def test_a_signal_finishes_what_is_in_flight_and_the_next_run_does_the_rest(
+def test_a_signal_finishes_maps_in_flight_and_the_run_can_resume(
     number: signal.Signals, code: int, bucket: str, maps: Path
 ) -> None:
     for i in range(1200):
@@ -132,7 +132,7 @@ def test_a_signal_finishes_what_is_in_flight_and_the_next_run_does_the_rest(
         assert running.poll() is None
         time.sleep(0.02)
     workers = worker_pids_of(running.pid)
-    # As the terminal does: to every process of the group.
+    # To every process of the group, as a terminal does.
     os.killpg(running.pid, number)
     out, err = running.communicate(timeout=60)
     assert running.returncode == code, err
@@ -152,7 +152,7 @@ def test_a_signal_finishes_what_is_in_flight_and_the_next_run_does_the_rest(
     assert len(asyncio.run(keys(bucket))) == 1200
 
 
-def test_export_writes_the_columns_that_are_asked_for_as_a_reader_wants_them(bucket: str, maps: Path) -> None:
+def test_export_writes_columns_and_urls_in_every_format(bucket: str, maps: Path) -> None:
     np.save(maps / "a.npy", random_map(1))
     assert invoke("run", maps, f"s3://{bucket}/x", "--progress", "none", "--workers", 0, "--png", "gray") == 0
     for form, heading, row in (

@@ -1,4 +1,4 @@
-"""What a terminal, a log or a machine is shown while a command runs."""
+"""The progress display of commands on a terminal, in a log and as JSON."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_auto_is_a_bar_on_a_terminal_and_lines_elsewhere(
     assert isinstance(made, display)
 
 
-def test_it_goes_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_goes_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
     display = make_display("log")
     assert display is not None
     display(make_progress(make_report(), make_statistics(), None, ended=True))
@@ -56,7 +56,7 @@ def test_it_goes_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("kind", ["log", "json"])
-def test_a_line_is_written_when_it_is_time_and_at_the_end(kind: ProgressKind, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_line_is_written_at_each_interval_and_at_the_end(kind: ProgressKind, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [100.0]
     monkeypatch.setattr("async_maps.cli.displays.monotonic", lambda: clock[0])
     out = io.StringIO()
@@ -82,7 +82,7 @@ def test_a_line_is_written_when_it_is_time_and_at_the_end(kind: ProgressKind, mo
 
 
 @pytest.mark.parametrize("columns", [80, 200])
-def test_a_bar_draws_what_there_is_and_leaves_the_cursor_visible(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+def test_a_bar_draws_any_progress_and_shows_the_cursor_again(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
     terminal = Terminal()
     display = BarDisplay(terminal)
@@ -98,7 +98,7 @@ def test_a_bar_draws_what_there_is_and_leaves_the_cursor_visible(monkeypatch: py
     assert "━" in text
 
 
-def test_a_terminal_that_is_gone_does_not_end_the_run() -> None:
+def test_a_closed_terminal_does_not_end_the_run() -> None:
     reading, writing = os.pipe()
     os.close(reading)
     out = os.fdopen(writing, "w")

@@ -1,4 +1,4 @@
-"""async-maps demo: the whole job, with and without the S3 server."""
+"""``async-maps demo`` with and without the S3 server."""
 
 from __future__ import annotations
 
@@ -32,9 +32,7 @@ def locators(out: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_the_demo_ends_with_locators_in_a_real_s3_and_a_picture(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_demo_writes_locators_in_s3_and_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "demo"
     assert invoke("demo", "--out", out, "--scenes", 40) == 0
     said = capsys.readouterr().out
@@ -48,7 +46,7 @@ def test_the_demo_ends_with_locators_in_a_real_s3_and_a_picture(
 
 
 @pytest.mark.slow
-def test_without_the_server_the_demo_does_the_same_into_a_folder(
+def test_the_demo_without_a_server_uses_a_folder(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(seaweed, "is_installed", lambda: False)
@@ -75,7 +73,7 @@ def test_a_wrong_pixel_fails_the_demo(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("name", ["maps", "overlays", "manifest.sqlite"])
-def test_what_no_demo_has_made_is_not_replaced(tmp_path: Path, name: str) -> None:
+def test_files_of_others_are_not_replaced(tmp_path: Path, name: str) -> None:
     own = tmp_path / name / "own.npy" if "." not in name else tmp_path / name
     own.parent.mkdir(exist_ok=True)
     own.write_bytes(b"precious")
@@ -85,21 +83,21 @@ def test_what_no_demo_has_made_is_not_replaced(tmp_path: Path, name: str) -> Non
     assert sorted(path.name for path in tmp_path.iterdir()) == [name]
 
 
-def test_where_there_is_no_server_none_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_serve_without_the_server_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(seaweed, "is_installed", lambda: False)
     with pytest.raises(MissingExtraError, match=r"a server that stays needs the extra 'demo'"):
         demo.run_demo(tmp_path / "demo", scenes=1, local=False, serve=True)
     assert not (tmp_path / "demo").exists()
 
 
-def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(SettingsError, match="cannot make the folder"):
         demo.run_demo(tmp_path / "file", scenes=1, local=True)
 
 
 @pytest.mark.slow
-def test_the_server_stays_until_ctrl_c_for_who_wants_to_go_on(tmp_path: Path) -> None:
+def test_serve_keeps_the_server_until_ctrl_c(tmp_path: Path) -> None:
     running = start("demo", "--out", tmp_path / "demo", "--scenes", 2, "--serve")
     assert running.stdout is not None
     environment = {}

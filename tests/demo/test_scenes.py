@@ -17,7 +17,7 @@ THEMES = 8
 
 
 @pytest.mark.parametrize("index", range(THEMES))
-def test_a_scene_depends_on_index_and_seed_only(index: int) -> None:
+def test_a_scene_depends_only_on_index_and_seed(index: int) -> None:
     np.testing.assert_array_equal(scene(index), scene(index))
     assert not np.array_equal(scene(index), scene(index, seed=1))
     assert not np.array_equal(scene(index), scene(index + 1))
@@ -26,7 +26,7 @@ def test_a_scene_depends_on_index_and_seed_only(index: int) -> None:
 
 @pytest.mark.parametrize("index", range(THEMES))
 @pytest.mark.parametrize("size", [(288, 384), (96, 64), (480, 640)])
-def test_a_scene_is_rgb_bytes_of_the_size_asked_for(index: int, size: tuple[int, int]) -> None:
+def test_a_scene_is_rgb_bytes_of_the_requested_size(index: int, size: tuple[int, int]) -> None:
     image = scene(index, size=size)
     assert image.shape == (*size, 3)
     assert image.dtype == np.uint8
@@ -35,7 +35,7 @@ def test_a_scene_is_rgb_bytes_of_the_size_asked_for(index: int, size: tuple[int,
 
 
 @pytest.mark.parametrize("index", range(2 * THEMES))
-def test_a_scenes_map_uses_the_whole_range_and_points_at_little_of_it(index: int) -> None:
+def test_the_map_of_a_scene_is_high_in_a_small_part(index: int) -> None:
     image = scene(index)
     saliency = spectral_residual(image)
     assert saliency.shape == image.shape[:2]
@@ -46,7 +46,7 @@ def test_a_scenes_map_uses_the_whole_range_and_points_at_little_of_it(index: int
 
 
 @pytest.mark.parametrize("value", [0, 1, 77, 255])
-def test_nothing_stands_out_of_one_color(value: int) -> None:
+def test_the_saliency_of_one_color_is_zero(value: int) -> None:
     image = np.full((90, 120, 3), (value, 255 - value, 13), np.uint8)
     saliency = spectral_residual(image)
     assert saliency.dtype == np.float32
@@ -56,7 +56,7 @@ def test_nothing_stands_out_of_one_color(value: int) -> None:
 @pytest.mark.parametrize("shape", [(240, 320), (320, 240)])
 @pytest.mark.parametrize("center", [(0.25, 0.3), (0.5, 0.5), (0.7, 0.8)])
 @pytest.mark.parametrize("color", [(250, 240, 200), (190, 70, 125)], ids=["brighter", "same luminance"])
-def test_a_disc_stands_out_of_a_texture(
+def test_the_saliency_of_a_disc_on_a_texture_is_high(
     shape: tuple[int, int], center: tuple[float, float], color: tuple[int, int, int]
 ) -> None:
     disc = _disc(shape, center)
@@ -67,7 +67,7 @@ def test_a_disc_stands_out_of_a_texture(
     assert saliency[disc].mean() > 4 * saliency[~disc].mean()
 
 
-def test_opposite_borders_that_differ_are_no_object() -> None:
+def test_different_opposite_borders_have_low_saliency() -> None:
     shape = (240, 320)
     disc = _disc(shape, (0.5, 0.5))
     ramp = np.broadcast_to(np.linspace(0, 255, 240)[:, None, None], (*shape, 3)).astype(np.uint8)
@@ -76,7 +76,7 @@ def test_opposite_borders_that_differ_are_no_object() -> None:
     assert saliency[[0, -1]].max() < 0.2
 
 
-def test_a_contact_sheet_lays_the_pairs_out_in_rows_on_white() -> None:
+def test_a_contact_sheet_has_rows_of_pairs_on_white() -> None:
     images = [_flat(30 * number) for number in range(5)]
     sheet = contact_sheet(images, [_overlay(0)] * 5, columns=3, tile_width=60, margin=7)
     pixels = np.asarray(sheet)
@@ -91,9 +91,7 @@ def test_a_contact_sheet_lays_the_pairs_out_in_rows_on_white() -> None:
 
 
 @pytest.mark.parametrize(("alpha", "expected"), [(0, (100, 100, 100)), (255, (0, 200, 50)), (127, (50, 150, 75))])
-def test_a_contact_sheet_shows_the_image_above_and_the_overlay_on_it_below(
-    alpha: int, expected: tuple[int, int, int]
-) -> None:
+def test_a_contact_sheet_has_the_image_above_its_overlay(alpha: int, expected: tuple[int, int, int]) -> None:
     pixels = np.asarray(contact_sheet([_flat(100)], [_overlay(alpha)], tile_width=120, margin=0)).astype(int)
     assert pixels.shape == (180, 120, 3)
     assert (pixels[:90] == 100).all()

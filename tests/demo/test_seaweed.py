@@ -36,7 +36,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 
 @pytest.fixture
 def install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], None]:
-    """Make a shell script the only ``weed`` there is."""
+    """Return a function that installs a shell script as the only ``weed``."""
 
     def write(script: str) -> None:
         weed = tmp_path / "bin" / "weed"
@@ -49,7 +49,7 @@ def install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], 
     return write
 
 
-async def test_what_is_put_can_be_got(server: S3Server) -> None:
+async def test_an_object_can_be_put_and_read(server: S3Server) -> None:
     await create_bucket(server, "round-trip")
     async with _client(server) as client:
         await client.put_object(Bucket="round-trip", Key="a/b c+ü.png", Body=b"pixels", ContentType="image/png")
@@ -58,7 +58,7 @@ async def test_what_is_put_can_be_got(server: S3Server) -> None:
         assert answer["ContentType"] == "image/png"
 
 
-async def test_a_bucket_is_there_only_after_it_was_created(server: S3Server) -> None:
+async def test_a_bucket_exists_only_after_its_creation(server: S3Server) -> None:
     async with _client(server) as client:
         with pytest.raises(ClientError, match="NoSuchBucket"):
             await client.put_object(Bucket="not-created", Key="key", Body=b"")
@@ -77,7 +77,7 @@ async def test_wrong_credentials_are_refused(server: S3Server, field: str) -> No
     assert refusal.value.response["ResponseMetadata"]["HTTPStatusCode"] == 403
 
 
-async def test_the_environment_alone_leads_a_client_to_the_server(
+async def test_environment_variables_connect_a_client_to_the_server(
     server: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in server.environment().items():
@@ -93,7 +93,7 @@ def test_the_secret_is_not_in_the_repr(server: S3Server) -> None:
 
 
 @linux_only
-def test_it_listens_on_loopback_only(server: S3Server) -> None:
+def test_the_server_listens_on_loopback_only(server: S3Server) -> None:
     listening = _listening(server.pid)
     assert _port(server) in {port for _, port in listening}
     assert {address for address, _ in listening} == {_LOOPBACK}
@@ -102,7 +102,7 @@ def test_it_listens_on_loopback_only(server: S3Server) -> None:
 @linux_only
 @pytest.mark.parametrize("error", [None, RuntimeError, KeyboardInterrupt])
 @pytest.mark.slow
-def test_nothing_runs_and_no_socket_stays_after_the_block(tmp_path: Path, error: type[BaseException] | None) -> None:
+def test_no_process_or_socket_is_left_after_the_block(tmp_path: Path, error: type[BaseException] | None) -> None:
     try:
         with serve(tmp_path) as server:
             ports = [port for _, port in _listening(server.pid)]
@@ -116,7 +116,7 @@ def test_nothing_runs_and_no_socket_stays_after_the_block(tmp_path: Path, error:
 
 
 @linux_only
-def test_it_is_stopped_even_if_its_watcher_was_killed(tmp_path: Path) -> None:
+def test_the_server_is_stopped_if_its_watcher_was_killed(tmp_path: Path) -> None:
     with serve(tmp_path) as server:
         ports = [port for _, port in _listening(server.pid)]
         (watcher,) = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()
@@ -128,7 +128,7 @@ def test_it_is_stopped_even_if_its_watcher_was_killed(tmp_path: Path) -> None:
 
 @linux_only
 @pytest.mark.slow
-def test_it_dies_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+def test_the_server_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
     with _program(tmp_path) as (program, server_pid):
         ports = [port for _, port in _listening(server_pid)]
         assert _sockets(ports)
@@ -136,7 +136,7 @@ def test_it_dies_with_a_parent_that_is_killed(tmp_path: Path) -> None:
         _eventually(lambda: not _is_alive(server_pid) and not _sockets(ports))
 
 
-def test_ctrl_c_in_the_terminal_does_not_reach_it(server: S3Server) -> None:
+def test_ctrl_c_in_the_terminal_does_not_reach_the_server(server: S3Server) -> None:
     assert os.getpgid(server.pid) != os.getpgid(0)
     assert os.getsid(server.pid) != os.getsid(0)
 
@@ -147,16 +147,14 @@ def test_a_server_that_cannot_start_shows_the_end_of_its_log(install: Callable[[
         pytest.fail("it cannot have started")
 
 
-def test_a_server_that_never_answers_is_stopped_and_told(install: Callable[[str], None], tmp_path: Path) -> None:
+def test_a_server_that_never_answers_is_stopped(install: Callable[[str], None], tmp_path: Path) -> None:
     install("echo $$ > pid; echo thinking; exec /bin/sleep 60")
     with pytest.raises(ServerError, match=r"not ready in time(?s:.*)thinking"), serve(tmp_path, start_timeout_s=2.0):
         pytest.fail("it cannot have started")
     assert not _is_alive(int((tmp_path / "pid").read_text()))
 
 
-def test_a_server_that_lost_its_port_at_the_start_is_started_again(
-    install: Callable[[str], None], tmp_path: Path
-) -> None:
+def test_a_server_that_lost_its_port_is_restarted(install: Callable[[str], None], tmp_path: Path) -> None:
     real = seaweed._find_weed()
     install(f"[ -e lost ] || {{ : > lost; echo address in use; exit 1; }}\nexec '{real}' \"$@\"")
     with serve(tmp_path) as server:
@@ -164,7 +162,7 @@ def test_a_server_that_lost_its_port_at_the_start_is_started_again(
     assert (tmp_path / "lost").exists()
 
 
-def test_without_the_binary_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_missing_binary_names_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert is_installed()
     _hide_weed(monkeypatch)
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -188,7 +186,7 @@ def _hide_weed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextmanager
 def _program(folder: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """A program that serves until it is killed; and its server's pid."""
+    """Run a program that serves until it is killed. Yields it and its server's pid."""
     script = f"""
 import signal
 from pathlib import Path
@@ -212,7 +210,7 @@ def _port(server: S3Server) -> int:
 
 
 def _listening(pid: int) -> list[tuple[str, int]]:
-    """The process's listening TCP sockets, as (address in /proc's hexadecimal, port)."""
+    """Return the listening TCP sockets of a process, as (hexadecimal address of /proc, port)."""
     inodes = {os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir() if fd.is_symlink()}
     rows = [
         row.split() for table in ("tcp", "tcp6") for row in Path(f"/proc/{pid}/net/{table}").read_text().split("\n")

@@ -29,29 +29,29 @@ PAGE = mmap.ALLOCATIONGRANULARITY
 
 @pytest.fixture
 def arena() -> Iterator[Arena]:
-    """Of eight pages."""
+    """An arena of eight pages."""
     with Arena(8 * PAGE) as arena:
         yield arena
 
 
 async def settled() -> None:
-    """Every task has gone as far as it can without us."""
+    """Let every task run until it waits."""
     for _ in range(10):
         await asyncio.sleep(0)
 
 
 def ask(arena: Arena, *pages: int) -> list[asyncio.Task[Block]]:
-    """Tasks that each want a block, in this order."""
+    """Start one task per size, in this order, that takes a block."""
     return [asyncio.create_task(arena.take(count * PAGE)) for count in pages]
 
 
 def file_size(arena: Arena) -> int:
-    """As the system sees it."""
+    """Return the size of the arena's file."""
     return os.fstat(arena.descriptor).st_size
 
 
 async def whole(arena: Arena) -> bool:
-    """Whether all of it is free and in one piece."""
+    """Return whether the whole arena is free, in one piece."""
     try:
         async with asyncio.timeout(0.05):
             block = await arena.take(arena.size)
@@ -62,19 +62,19 @@ async def whole(arena: Arena) -> bool:
 
 
 @pytest.mark.parametrize("size", [2**50, 2**62])
-def test_more_than_the_system_has_is_one_sentence_and_leaves_nothing_open(size: int) -> None:
+def test_an_arena_above_the_systems_memory_is_refused(size: int) -> None:
     before = len(os.listdir("/proc/self/fd"))
     with pytest.raises(SettingsError, match=rf"^queue_bytes: the system gives no {size:,} bytes to share: "):
         Arena(size)
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_its_size_is_whole_pages() -> None:
+def test_the_size_is_whole_pages() -> None:
     with Arena(3 * PAGE + 1) as arena:
         assert arena.size == file_size(arena) == 4 * PAGE
 
 
-async def test_a_block_is_at_least_as_large_as_asked_for(arena: Arena) -> None:
+async def test_a_block_has_at_least_the_requested_size(arena: Arena) -> None:
     for size, pages in ((0, 1), (1, 1), (PAGE, 1), (PAGE + 1, 2)):
         block = await arena.take(size)
         assert block.size == block.memory.size == pages * PAGE
@@ -83,7 +83,7 @@ async def test_a_block_is_at_least_as_large_as_asked_for(arena: Arena) -> None:
         block.release()
 
 
-async def test_a_block_is_seen_at_its_offset_through_another_mapping(arena: Arena) -> None:
+async def test_another_mapping_sees_a_block_at_its_offset(arena: Arena) -> None:
     other = map_memory(arena.descriptor, arena.size)
     blocks = [await arena.take(2 * PAGE) for _ in range(3)]
     for value, block in enumerate(blocks, start=1):
@@ -95,7 +95,7 @@ async def test_a_block_is_seen_at_its_offset_through_another_mapping(arena: Aren
     assert (other[6 * PAGE :] == 0).all()
 
 
-async def test_a_block_goes_back_with_its_last_holder(arena: Arena) -> None:
+async def test_a_block_is_released_by_its_last_holder(arena: Arena) -> None:
     block = await arena.take(8 * PAGE)
     block.hold()
     block.hold()
@@ -108,7 +108,7 @@ async def test_a_block_goes_back_with_its_last_holder(arena: Arena) -> None:
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 2, 1, 0), (0, 2, 1, 3), (1, 3, 0, 2)])
-async def test_pieces_given_back_in_any_order_join(arena: Arena, order: tuple[int, ...]) -> None:
+async def test_blocks_released_in_any_order_join(arena: Arena, order: tuple[int, ...]) -> None:
     blocks = [await arena.take(2 * PAGE) for _ in range(4)]
     for index in order:
         assert not await whole(arena)
@@ -116,7 +116,7 @@ async def test_pieces_given_back_in_any_order_join(arena: Arena, order: tuple[in
     assert await whole(arena)
 
 
-async def test_memory_once_touched_is_used_again(arena: Arena) -> None:
+async def test_touched_memory_is_reused(arena: Arena) -> None:
     starts = set()
     for _ in range(10):
         block = await arena.take(2 * PAGE)
@@ -125,7 +125,7 @@ async def test_memory_once_touched_is_used_again(arena: Arena) -> None:
     assert starts == {0}
 
 
-async def test_who_asks_for_more_than_one_free_piece_waits_for_a_piece_that_is_large_enough(arena: Arena) -> None:
+async def test_take_waits_for_a_piece_that_is_large_enough(arena: Arena) -> None:
     blocks = [await arena.take(2 * PAGE) for _ in range(4)]
     blocks[0].release()
     blocks[2].release()
@@ -137,7 +137,7 @@ async def test_who_asks_for_more_than_one_free_piece_waits_for_a_piece_that_is_l
     assert (block.start, block.size) == (0, 3 * PAGE)
 
 
-async def test_first_come_first_served_even_where_a_later_one_would_fit(arena: Arena) -> None:
+async def test_a_small_request_does_not_overtake_a_large_one(arena: Arena) -> None:
     block = await arena.take(6 * PAGE)
     large, small = ask(arena, 3, 1)
     await settled()
@@ -147,7 +147,7 @@ async def test_first_come_first_served_even_where_a_later_one_would_fit(arena: A
     assert ((await large).start, (await small).start) == (0, 3 * PAGE)
 
 
-async def test_who_is_cancelled_while_waiting_has_taken_nothing(arena: Arena) -> None:
+async def test_a_cancelled_waiter_holds_nothing(arena: Arena) -> None:
     block = await arena.take(8 * PAGE)
     first, second = ask(arena, 8, 1)
     await settled()
@@ -160,12 +160,12 @@ async def test_who_is_cancelled_while_waiting_has_taken_nothing(arena: Arena) ->
 
 
 @pytest.mark.parametrize("pages", [8, 20])
-async def test_who_is_cancelled_in_the_moment_it_is_served_has_taken_nothing(arena: Arena, pages: int) -> None:
+async def test_a_waiter_cancelled_while_it_is_served_holds_nothing(arena: Arena, pages: int) -> None:
     block = await arena.take(8 * PAGE)
     served, next_one = ask(arena, pages, 8)
     await settled()
     block.release()
-    assert arena.held == pages * PAGE  # it is served, and does not know it yet
+    assert arena.held == pages * PAGE  # served, but its task has not run yet
     served.cancel()
     await settled()
     assert served.cancelled()
@@ -175,7 +175,7 @@ async def test_who_is_cancelled_in_the_moment_it_is_served_has_taken_nothing(are
     assert await whole(arena)
 
 
-async def test_a_block_larger_than_the_arena_waits_until_it_is_alone_and_the_file_grows_for_it(arena: Arena) -> None:
+async def test_a_block_larger_than_the_arena_waits_and_grows_the_file(arena: Arena) -> None:
     small = await arena.take(1)
     huge, after = ask(arena, 20, 1)
     await settled()
@@ -195,21 +195,19 @@ async def test_a_block_larger_than_the_arena_waits_until_it_is_alone_and_the_fil
 
 
 @pytest.mark.parametrize("size", [1 << 48, 1 << 62, 1 << 80])
-async def test_more_than_the_system_can_give_is_refused_to_who_asked_and_the_arena_serves_on(
-    arena: Arena, size: int
-) -> None:
+async def test_a_block_above_the_systems_memory_fails_alone(arena: Arena, size: int) -> None:
     block = await arena.take(1)
     greedy = asyncio.create_task(arena.take(size))
     (next_one,) = ask(arena, 8)
     await settled()
-    block.release()  # and not to who makes room
+    block.release()  # does not raise the other task's error
     with pytest.raises(OSError, match="bytes of shared memory are to be had"):
         await greedy
     assert (await next_one).size == 8 * PAGE
     assert file_size(arena) == arena.size
 
 
-async def test_its_memory_lives_on_in_views_after_it_is_closed() -> None:
+async def test_views_stay_valid_after_the_arena_is_closed() -> None:
     with Arena(PAGE) as arena:
         block = await arena.take(PAGE)
         block.memory[:] = 5
@@ -218,7 +216,7 @@ async def test_its_memory_lives_on_in_views_after_it_is_closed() -> None:
     assert (block.memory == 5).all()
 
 
-async def test_its_memory_is_unmapped_with_the_last_view() -> None:
+async def test_memory_is_unmapped_with_the_last_view() -> None:
     with Arena(PAGE) as arena:
         other = map_memory(arena.descriptor, PAGE)
         mapping = weakref.ref(memoryview(other.base).obj)  # type: ignore[arg-type]
@@ -229,32 +227,32 @@ async def test_its_memory_is_unmapped_with_the_last_view() -> None:
         assert mapping() is None
 
 
-async def test_it_leaves_no_name_behind() -> None:
+async def test_the_shared_memory_has_no_name() -> None:
     with Arena(PAGE) as arena:
         status = os.fstat(arena.descriptor)
         assert status.st_nlink == 0
 
 
 ANY = st.integers(0, 9)
-"""Which one of several, counted round."""
+"""An index into a list, modulo its length."""
 
 
 @dataclass
 class Asked:
-    """One who asked: the task that waits, and the mark it wrote into its block."""
+    """A request for a block: the task that waits, and the mark in its block."""
 
     task: asyncio.Task[Block]
     mark: int = 0
 
 
 class ArenaMachine(RuleBasedStateMachine):
-    """Any order of taking, giving back and cancelling; each block is marked, and its mark is found intact."""
+    """Take, release and cancel in any order. Each block gets a mark, which must stay intact."""
 
     PAGES = 8
 
     @initialize()
     def begin(self) -> None:
-        """A fresh loop and arena, and a second mapping of it."""
+        """Create a loop, an arena and a second mapping of it."""
         self.loop = asyncio.new_event_loop()
         self.arena = Arena(self.PAGES * PAGE)
         self.other = map_memory(self.arena.descriptor, self.arena.size)
@@ -263,7 +261,7 @@ class ArenaMachine(RuleBasedStateMachine):
         self.marks = 0
 
     def settle(self) -> None:
-        """Let the tasks run; whoever got a block marks it."""
+        """Let the tasks run and mark the new blocks."""
         self.loop.run_until_complete(settled())
         served = [each for each in self.waiting if each.task.done()]
         assert served == self.waiting[: len(served)]  # first come, first served
@@ -275,7 +273,7 @@ class ArenaMachine(RuleBasedStateMachine):
         self.holding += served
 
     def give_back(self, which: int) -> None:
-        """One holder ends."""
+        """Release a block after a check of its mark."""
         each = self.holding.pop(which % len(self.holding))
         block = each.task.result()
         assert (block.memory == each.mark).all()
@@ -284,40 +282,40 @@ class ArenaMachine(RuleBasedStateMachine):
         block.release()
 
     def cancel_one(self, which: int) -> None:
-        """One who waits is cancelled."""
+        """Cancel a request that waits, without a settle."""
         self.waiting.pop(which % len(self.waiting)).task.cancel()
 
     @rule(size=st.integers(0, 9 * PAGE) | st.sampled_from([8 * PAGE, 8 * PAGE + 1, 20 * PAGE]))
     def take(self, size: int) -> None:
-        """Ask for a block."""
+        """Request a block."""
         self.waiting.append(Asked(self.loop.create_task(self.arena.take(size))))
         self.settle()
 
     @precondition(lambda self: self.holding)
     @rule(which=ANY)
     def release(self, which: int) -> None:
-        """Give a block back."""
+        """Release a block."""
         self.give_back(which)
         self.settle()
 
     @precondition(lambda self: self.waiting)
     @rule(which=ANY)
     def cancel(self, which: int) -> None:
-        """Cancel one who waits."""
+        """Cancel a request that waits."""
         self.cancel_one(which)
         self.settle()
 
     @precondition(lambda self: self.waiting and self.holding)
     @rule(which=ANY, whom=ANY)
-    def release_and_cancel_at_once(self, which: int, whom: int) -> None:
-        """Give a block back, and cancel one who waits before it can see whether it was served."""
+    def release_and_cancel(self, which: int, whom: int) -> None:
+        """Release a block and cancel a waiting request before its task runs."""
         self.give_back(which)
         self.cancel_one(whom)
         self.settle()
 
     @invariant()
-    def blocks_are_apart_and_bounded(self) -> None:
-        """No two overlap, each lies in the file, and their bytes are counted right."""
+    def blocks_do_not_overlap(self) -> None:
+        """Check that no two blocks overlap, each is in the file, and the bytes held are equal."""
         blocks = sorted((each.task.result() for each in self.holding), key=lambda block: block.start)
         ends = [0, *(block.start + block.size for block in blocks)]
         assert all(block.start >= end for block, end in zip(blocks, ends[:-1], strict=True))
@@ -327,12 +325,12 @@ class ArenaMachine(RuleBasedStateMachine):
         assert file_size(self.arena) == max(self.arena.size, ends[-1])
 
     @invariant()
-    def nobody_waits_for_nothing(self) -> None:
-        """When all is free, nobody waits."""
+    def nothing_waits_when_all_is_free(self) -> None:
+        """Check that nothing waits when everything is free."""
         assert self.holding or not self.waiting
 
     def teardown(self) -> None:
-        """Once all is given back, it is one piece again."""
+        """Release every block and check that the arena is one piece again."""
         if not hasattr(self, "loop"):
             return
         for each in self.waiting:
@@ -350,7 +348,7 @@ ArenaMachine.TestCase.settings = settings(examples(60), stateful_step_count=30)
 TestArenaMachine = ArenaMachine.TestCase
 
 
-async def test_a_block_that_was_given_back_keeps_nothing_mapped() -> None:
+async def test_a_released_block_maps_no_memory() -> None:
     with Arena(2**16) as arena:
         block = await arena.take(100)
         block.release()

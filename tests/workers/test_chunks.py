@@ -46,11 +46,8 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.fast
 
 
-# A chunk, wherever it is colorized
-
-
 @pytest.mark.parametrize("dtype", [np.uint8, np.float16, np.float32, np.float64, np.longdouble, ">f4"])
-def test_maps_in_files_and_in_the_block_are_colorized_alike(tmp_path: Path, dtype: Any) -> None:
+def test_maps_in_files_and_in_the_block_get_equal_pixels(tmp_path: Path, dtype: Any) -> None:
     array = random_array(7, 9, dtype=dtype)
     if dtype is np.uint8:
         array = np.arange(63, dtype=np.uint8).reshape(7, 9)
@@ -73,7 +70,7 @@ def test_maps_in_files_and_in_the_block_are_colorized_alike(tmp_path: Path, dtyp
 
 
 @pytest.mark.parametrize("recipe", [PALETTE, RGBA], ids=["palette", "rgba"])
-def test_each_map_has_an_aligned_place_of_its_own_behind_the_arrays(recipe: Recipe) -> None:
+def test_each_result_has_an_aligned_place_after_the_arrays(recipe: Recipe) -> None:
     block = np.zeros(20_000, np.uint8)
     arrays = [random_array(5, 5 + index, seed=index) for index in range(6)]
     requests = [placed(block, index * 512, array) for index, array in enumerate(arrays)]
@@ -88,7 +85,7 @@ def test_each_map_has_an_aligned_place_of_its_own_behind_the_arrays(recipe: Reci
 
 
 @pytest.mark.parametrize("recipe", [PALETTE, RGBA], ids=["palette", "rgba"])
-def test_a_full_block_ends_the_chunk_and_says_what_the_next_map_wants(tmp_path: Path, recipe: Recipe) -> None:
+def test_a_full_block_ends_the_chunk_with_the_size_to_request(tmp_path: Path, recipe: Recipe) -> None:
     requests = [saved(tmp_path / f"{index}.npy", random_array(8, 8 + index)) for index in range(4)]
     sizes = [scanline_bytes(8, 8 + index, recipe.channels) for index in range(4)]
     whole = np.zeros(aligned(sizes[0]) + aligned(sizes[1]) + sizes[2], np.uint8)
@@ -106,7 +103,7 @@ def test_a_full_block_ends_the_chunk_and_says_what_the_next_map_wants(tmp_path: 
     assert ([result.width for result in colorized(reply)], reply.wanted) == ([8], 0)
 
 
-def test_nothing_is_written_behind_a_full_block(tmp_path: Path) -> None:
+def test_nothing_is_written_outside_the_block(tmp_path: Path) -> None:
     memory = np.full(1_000, 99, np.uint8)
     requests = [saved(tmp_path / f"{index}.npy", np.zeros((8, 8), np.float32)) for index in range(5)]
     colorize_chunk(memory[64:400], 0, requests, PALETTE)
@@ -114,7 +111,7 @@ def test_nothing_is_written_behind_a_full_block(tmp_path: Path) -> None:
     assert (memory[400:] == 99).all()
 
 
-def test_what_is_wrong_with_a_map_is_its_own_failure_and_the_others_pass(tmp_path: Path) -> None:
+def test_a_bad_map_of_a_chunk_fails_alone(tmp_path: Path) -> None:
     nan = random_array(3, 4)
     nan[1, 2] = np.nan
     np.savez(tmp_path / "some.npz", here=random_array(3, 4))
@@ -155,7 +152,7 @@ def test_what_is_wrong_with_a_map_is_its_own_failure_and_the_others_pass(tmp_pat
             assert reason in result.reason
 
 
-def test_a_map_that_provokes_anything_else_fails_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_map_with_an_unexpected_error_fails_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     good = saved(tmp_path / "good.npy", random_array(3, 4))
 
     original = Readers.read
@@ -189,11 +186,11 @@ def test_a_message_is_its_length_and_json(message: Any) -> None:
     assert file.getvalue() == sent
 
 
-# What is transparent
+# Transparency
 
 
 def holes(shape: tuple[int, int] = (40, 50), seed: int = 3) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """A map that uses all 256 intensities, with invalid values here and there."""
+    """Return a map with all 256 intensities and 10% invalid values, and a mask of the invalid ones."""
     array = np.linspace(0, 1, shape[0] * shape[1], dtype=np.float32).reshape(shape)
     bad = np.random.default_rng(seed).random(shape) < 0.1
     array[bad] = np.nan
@@ -201,14 +198,14 @@ def holes(shape: tuple[int, int] = (40, 50), seed: int = 3) -> tuple[NDArray[np.
 
 
 def png_of(block: NDArray[np.uint8], result: Result, recipe: Recipe) -> bytes:
-    """The PNG of a result."""
+    """Return the PNG of a result."""
     job = Job(ActivationMap("a", "a", None, 0), lambda _: None, UNIT)
     bitmap = Bitmap(job, scanlines(block, result), result, lambda: None)
     return encode_bitmap(bitmap, recipe.table, 1)
 
 
 def shown(block: NDArray[np.uint8], result: Result, recipe: Recipe) -> NDArray[np.uint8]:
-    """A result's RGBA pixels, as its PNG will have them."""
+    """Return the RGBA pixels of a result's PNG."""
     with Image.open(io.BytesIO(png_of(block, result, recipe))) as image:
         return np.asarray(image.convert("RGBA"))
 
@@ -216,7 +213,7 @@ def shown(block: NDArray[np.uint8], result: Result, recipe: Recipe) -> NDArray[n
 @pytest.mark.parametrize("png", ["palette", "compact", "rgba"])
 @pytest.mark.parametrize("alpha", ["fade", "opaque", 0.5])
 @pytest.mark.parametrize("values", ["all intensities", "few intensities"])
-def test_exactly_the_invalid_pixels_are_transparent_in_every_png(png: Any, alpha: Any, values: str) -> None:
+def test_only_invalid_pixels_become_transparent(png: Any, alpha: Any, values: str) -> None:
     array, bad = holes()
     if values == "few intensities":
         array = np.round(array, 1)
@@ -233,11 +230,11 @@ def test_exactly_the_invalid_pixels_are_transparent_in_every_png(png: Any, alpha
         assert (found[~bad][~seen, 3] == 0).all()
     else:
         np.testing.assert_array_equal(found[~bad], expected)
-    # Only a palette that has no room left gives way to RGBA.
+    # Only a full palette is replaced by RGBA.
     assert result.rgba == (png == "rgba" or (alpha != "fade" and values == "all intensities"))
 
 
-def test_a_map_that_turns_to_rgba_asks_for_the_room(tmp_path: Path) -> None:
+def test_a_map_that_needs_rgba_requests_the_larger_size(tmp_path: Path) -> None:
     array, bad = holes()
     recipe = Recipe(colormap_table("jet", "opaque"), "palette", "transparent")
     requests = [saved(tmp_path / "a.npy", array)]
@@ -256,7 +253,7 @@ def test_a_map_that_turns_to_rgba_asks_for_the_room(tmp_path: Path) -> None:
     st.sampled_from(["jet", "viridis_r", "#ff000000,#ff0000ff"]),
 )
 @examples(25)
-def test_compact_is_identical_once_composited_over_anything(seed: int, alpha: Any, colormap: str) -> None:
+def test_compact_and_palette_are_equal_when_composited(seed: int, alpha: Any, colormap: str) -> None:
     rng = np.random.default_rng(seed)
     array = rng.random((30, 20)) ** rng.integers(1, 9)
     background = rng.integers(0, 256, (30, 20, 3)).astype(np.float64)
@@ -273,7 +270,7 @@ def test_compact_is_identical_once_composited_over_anything(seed: int, alpha: An
     assert sizes[1] <= sizes[0]
 
 
-def test_gray_has_the_intensities_whatever_the_colors() -> None:
+def test_gray_stores_the_intensities_for_any_colormap() -> None:
     array = np.random.default_rng(0).random((30, 20))
     planes = []
     for alpha in ("fade", "opaque"):
@@ -298,7 +295,7 @@ def test_compact_takes_about_half_the_bytes() -> None:
     assert sizes["compact"] < 0.6 * sizes["palette"]
 
 
-def test_intensities_from_elsewhere_are_taken_as_they_are_with_what_was_seen_of_their_values() -> None:
+def test_measured_intensities_are_kept_with_their_statistics() -> None:
     block = np.zeros(8_192, np.uint8)
     plane = np.arange(12, dtype=np.uint8).reshape(3, 4)
     request = placed(block, 0, plane)._replace(

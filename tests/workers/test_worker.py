@@ -1,4 +1,4 @@
-"""Worker processes: how they start, work, die and are stopped."""
+"""Worker processes: start, work, death and stop."""
 
 from __future__ import annotations
 
@@ -29,15 +29,12 @@ if TYPE_CHECKING:
 
 
 tidy = pytest.mark.usefixtures(leaves_nothing.__name__)
-"""It looks at all of memory: for the tests that start processes."""
-
-
-# In a process of its own
+"""Only for tests that start processes, because the check reads all memory maps."""
 
 
 @asynccontextmanager
 async def started(arena: Arena, recipe: Recipe = PALETTE) -> AsyncIterator[ProcessWorker]:
-    """A worker, stopped afterwards."""
+    """Start a worker and stop it afterwards."""
     process = ProcessWorker(recipe, arena)
     await process.start()
     try:
@@ -47,7 +44,7 @@ async def started(arena: Arena, recipe: Recipe = PALETTE) -> AsyncIterator[Proce
 
 
 def is_alive(pid: int | None) -> bool:
-    """Whether there is such a process."""
+    """Return whether the process exists."""
     assert pid is not None
     try:
         os.kill(pid, 0)
@@ -58,7 +55,7 @@ def is_alive(pid: int | None) -> bool:
 
 @pytest.mark.parametrize("recipe", [PALETTE, RGBA], ids=["palette", "rgba"])
 @tidy
-async def test_a_process_colorizes_into_shared_memory_until_it_is_stopped(tmp_path: Path, recipe: Recipe) -> None:
+async def test_a_worker_colorizes_into_shared_memory_until_stopped(tmp_path: Path, recipe: Recipe) -> None:
     array = random_array(50, 60)
     expected = colorize_activation_map(array) if recipe.png == "rgba" else intensities(array)
     with Arena(2**20) as arena:
@@ -66,7 +63,7 @@ async def test_a_process_colorizes_into_shared_memory_until_it_is_stopped(tmp_pa
             pid = process.pid
             assert pid != os.getpid()
             assert is_alive(pid)
-            before = await arena.take(1)  # so that the next one does not begin where the arena does
+            before = await arena.take(1)  # so that the next block does not start at offset 0
             for size in (2**17, 2**22):  # the second is larger than the arena
                 if size > arena.size:
                     before.release()
@@ -89,16 +86,16 @@ async def test_a_process_colorizes_into_shared_memory_until_it_is_stopped(tmp_pa
             block.release()
         assert process.pid is None
         assert not is_alive(pid)
-        await process.stop()  # once more is harmless
+        await process.stop()  # a second stop is harmless
 
 
 @tidy
-async def test_a_worker_outlives_the_signals_that_are_meant_for_its_parent(tmp_path: Path) -> None:
+async def test_a_worker_ignores_sigint_and_sigterm(tmp_path: Path) -> None:
     with Arena(2**16) as arena:
         async with started(arena) as process:
             pid = process.pid
             assert pid is not None
-            assert os.getsid(pid) == pid  # Ctrl-C in a terminal does not even reach it
+            assert os.getsid(pid) == pid  # Ctrl-C in a terminal does not reach it
             os.kill(pid, signal.SIGINT)
             os.kill(pid, signal.SIGTERM)
             reply = await process.colorize(await arena.take(2**16), 0, [saved(tmp_path / "a.npy", random_array(3, 4))])
@@ -108,7 +105,7 @@ async def test_a_worker_outlives_the_signals_that_are_meant_for_its_parent(tmp_p
 
 
 @tidy
-async def test_what_a_library_prints_goes_to_standard_error_and_not_between_the_messages(
+async def test_output_of_libraries_goes_to_standard_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "sitecustomize.py").write_text(
@@ -135,13 +132,13 @@ async def test_what_a_library_prints_goes_to_standard_error_and_not_between_the_
 
 
 def seconds_of_work(folder: Path) -> list[Request]:
-    """A chunk that keeps a worker busy for a second on any machine: each image is read before it is refused."""
+    """Return a chunk that keeps a worker busy for a second: each image is read before it is refused."""
     return [saved(folder / "large.npy", np.zeros((2_000, 2_000, 3)))] * 50
 
 
 @tidy
 @pytest.mark.slow
-async def test_a_worker_that_was_killed_says_by_which_signal_and_can_be_started_again(tmp_path: Path) -> None:
+async def test_a_killed_worker_names_the_signal_and_can_restart(tmp_path: Path) -> None:
     with Arena(2**16) as arena:
         async with started(arena) as process:
             block = await arena.take(2**16)
@@ -186,7 +183,7 @@ async def test_a_cancelled_chunk_kills_its_process(tmp_path: Path) -> None:
 
 
 @tidy
-async def test_a_worker_that_ends_while_it_starts_says_with_which_status(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_worker_that_ends_while_it_starts_names_its_status(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool, "_BOOT", "raise SystemExit(3)")
     with Arena(2**16) as arena:
         process = ProcessWorker(PALETTE, arena)
@@ -196,7 +193,7 @@ async def test_a_worker_that_ends_while_it_starts_says_with_which_status(monkeyp
 
 
 @tidy
-async def test_a_worker_that_never_gets_ready_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_worker_that_is_never_ready_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool, "_BOOT", "import time; time.sleep(100)")
     monkeypatch.setattr(pool, "_START_TIMEOUT_S", 0.2)
     with Arena(2**16) as arena:
@@ -207,7 +204,7 @@ async def test_a_worker_that_never_gets_ready_is_killed(monkeypatch: pytest.Monk
 
 
 @tidy
-async def test_a_worker_that_does_not_end_when_told_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_worker_that_does_not_stop_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     with Arena(2**16) as arena:
         process = ProcessWorker(PALETTE, arena)
         await process.start()
@@ -243,7 +240,7 @@ asyncio.run(main())
 
 @pytest.mark.parametrize("busy", [False, True], ids=["idle", "busy"])
 @tidy
-def test_a_worker_ends_itself_when_its_parent_was_killed(tmp_path: Path, busy: bool) -> None:
+def test_a_worker_ends_when_its_parent_is_killed(tmp_path: Path, busy: bool) -> None:
     arguments = []
     if busy:
         arguments = [str(request.path) for request in seconds_of_work(tmp_path)]
@@ -256,16 +253,16 @@ def test_a_worker_ends_itself_when_its_parent_was_killed(tmp_path: Path, busy: b
     parent.send_signal(signal.SIGKILL)
     parent.wait(60)
     if busy:
-        # It looks up when its chunk is done.
+        # The worker notices after its chunk.
         assert is_alive(pid)
-    # The worker holds its parent's standard error: that ends when both are gone.
+    # The worker inherits its parent's standard error, so this waits for both.
     _, err = parent.communicate(timeout=100)
     assert err == ""
     assert parent.returncode == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("closed", ["2>&-", "<&- >&- 2>&-"])
-def test_workers_start_where_standard_files_are_closed(closed: str, tmp_path: Path) -> None:
+def test_workers_start_with_closed_standard_files(closed: str, tmp_path: Path) -> None:
     program = (
         "import sys, numpy as np, async_maps as am\n"
         "maps = [('a', np.zeros((4, 4), np.uint8))]\n"
