@@ -1,6 +1,6 @@
 """Fixtures for every test, and the choice of files for ``pytest -m fast``.
 
-What a fast test does not need is imported where it is used.
+Imports that fast tests do not need are inside functions.
 """
 
 from __future__ import annotations
@@ -31,31 +31,31 @@ _ONLY_FAST = "fast and not slow and not long"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Leave slow tests in files of fast ones out of a fast run, and try each property less often."""
+    """In a fast run, leave out slow tests of fast files and try fewer examples of each property."""
     if config.option.markexpr in {"fast", _ONLY_FAST}:
         config.option.markexpr = _ONLY_FAST
         properties.share = 0.2
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """With ``-m fast``, files without fast tests are not even imported."""
+    """With ``-m fast``, do not import files without fast tests."""
     if config.option.markexpr != _ONLY_FAST or not collection_path.name.startswith("test_"):
         return None
     return "pytest.mark.fast" not in collection_path.read_text(encoding="utf-8") or None
 
 
 def pytest_collection_finish() -> None:
-    """Spare later collections of garbage the modules and tests, which stay until the end."""
+    """Exclude modules and tests from garbage collection, as they stay until the end."""
     gc.collect()
     gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
 def own_temporary_folder() -> Iterator[None]:
-    """Temporary files of this session, apart from those of other programs on the machine."""
+    """Keep the temporary files of this session apart from those of other programs."""
     before = tempfile.tempdir
     with tempfile.TemporaryDirectory(prefix="tests-") as folder, pytest.MonkeyPatch.context() as patch:
-        # For tests that go on as another user, too.
+        # Some tests continue as another user.
         os.chmod(folder, 0o755)  # noqa: S103
         patch.setenv("TMPDIR", folder)
         tempfile.tempdir = folder
@@ -65,7 +65,7 @@ def own_temporary_folder() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def service_descriptions_read_once() -> Iterator[None]:
-    """botocore reads the description of S3 anew for each session: a tenth of a second, hundreds of times."""
+    """Cache botocore's description of S3, which it reads for each session in 0.1 s."""
     import botocore.session
 
     with pytest.MonkeyPatch.context() as patch:
@@ -77,7 +77,7 @@ def service_descriptions_read_once() -> Iterator[None]:
 def s3_server(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, service_descriptions_read_once: None
 ) -> Iterator[S3Server]:
-    """SeaweedFS on loopback."""
+    """A SeaweedFS server on loopback."""
     from async_maps.demo import seaweed
 
     assert request.config.option.markexpr != _ONLY_FAST, "a fast test asks for the server: move it to another file"
@@ -87,7 +87,7 @@ def s3_server(
 
 @pytest.fixture
 def s3(s3_server: S3Server) -> Iterator[S3Server]:
-    """The server, with the AWS environment of this process pointing at it."""
+    """The server, with this process's AWS environment variables set to it."""
     from async_maps.demo import seaweed
 
     with seaweed.in_environment(s3_server):
@@ -96,7 +96,7 @@ def s3(s3_server: S3Server) -> Iterator[S3Server]:
 
 @pytest.fixture
 def bucket(s3: S3Server) -> str:
-    """A fresh bucket on the server."""
+    """A new bucket on the server."""
     from async_maps.demo import seaweed
 
     name = f"bucket-{next(_numbers)}"
@@ -114,9 +114,9 @@ def maps(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def unprivileged() -> Iterator[Path]:
-    """A folder of a user whom permissions bind, and this process as that user: root is told no nowhere."""
+    """A folder of a user without root's permissions; the process runs as this user during the test."""
     nobody = 65534
-    # Not tmp_path, which lies in a folder that only root may enter.
+    # Not tmp_path, which is in a folder that only root may enter.
     with tempfile.TemporaryDirectory(prefix="unprivileged-") as folder:
         if os.geteuid() != 0:
             yield Path(folder)

@@ -1,4 +1,4 @@
-"""The public names: there, typed, documented, and light to import."""
+"""The public names exist, are documented and are light to import."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.fast
 
 
 @pytest.mark.parametrize("name", am.__all__)
-def test_every_public_name_is_there_and_documented(name: str) -> None:
+def test_every_public_name_exists_and_is_documented(name: str) -> None:
     value = getattr(am, name)
     if inspect.isclass(value) or inspect.isfunction(value):
         assert value.__module__.startswith("async_maps.")
@@ -37,7 +37,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         _ = am.nothing  # type: ignore[attr-defined]
 
 
-def test_every_error_of_the_tree_is_an_async_maps_error() -> None:
+def test_every_error_is_an_async_maps_error_in_the_tree() -> None:
     errors = importlib.import_module("async_maps.errors")
     classes = [value for value in vars(errors).values() if inspect.isclass(value) and issubclass(value, Exception)]
     assert all(issubclass(error, am.AsyncMapsError) for error in classes)
@@ -46,7 +46,7 @@ def test_every_error_of_the_tree_is_an_async_maps_error() -> None:
     assert {error.__name__ for error in classes} <= set(am.__all__)
 
 
-def test_the_version_is_that_of_the_metadata() -> None:
+def test_the_version_equals_the_metadata() -> None:
     assert am.__version__ == importlib.metadata.version("async-maps")
     assert "__version__" in dir(am)
 
@@ -57,12 +57,12 @@ def test_a_star_import_gives_the_public_names() -> None:
     assert names.keys() - {"__builtins__"} == set(am.__all__)
 
 
-def test_importing_the_package_imports_nothing_of_weight() -> None:
+def test_the_package_imports_no_heavy_library() -> None:
     code = "import sys, async_maps; assert not {'numpy', 'numba', 'anyio', 'pydantic', 'PIL'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_the_annotations_of_the_pipeline_can_be_read() -> None:
+def test_the_annotations_of_receipt_can_be_resolved() -> None:
     assert get_type_hints(am.Receipt, localns={"datetime": object})["size"] is int
 
 
@@ -70,7 +70,7 @@ def test_the_annotations_of_the_pipeline_can_be_read() -> None:
 
 
 def public_objects() -> Iterator[tuple[str, Any]]:
-    """Every public class and function, and the methods and properties that our classes define."""
+    """Yield every public class and function, and the methods and properties that our classes define."""
     for name, value in {name: getattr(module, name) for module, names in PUBLIC for name in names}.items():
         if inspect.isclass(value) and value is not Any:
             yield name, value
@@ -88,20 +88,20 @@ OBJECTS = dict(public_objects())
 
 
 def docstring(value: Any) -> dict[str, str]:
-    """The sections by their titles; what is before the first one under an empty title."""
+    """Return the sections by title; the text before the first section has an empty title."""
     parts = re.split(r"(?m)^(Args|Attributes|Returns|Yields|Raises):\n", inspect.getdoc(value) or "")
     return {"": parts[0], **dict(zip(parts[1::2], parts[2::2], strict=True))}
 
 
 def described(value: Any) -> set[str]:
-    """The names under Args and Attributes, and pydantic's fields that have a docstring of their own."""
+    """Return the names under Args and Attributes, and pydantic's fields with a docstring."""
     sections = docstring(value)
     names = set(re.findall(r"(?m)^    (\w+): \S", sections.get("Args", "") + sections.get("Attributes", "")))
     return names | {name for name, field in getattr(value, "model_fields", {}).items() if field.description}
 
 
 def parameters(value: Any) -> set[str]:
-    """The names of the parameters of a function or class; none if only a foreign base class defines them."""
+    """Return the parameters of a function or class; none if only a foreign base class defines them."""
     if inspect.isclass(value) and (not {"__init__", "__new__"} & vars(value).keys() or Protocol in value.__bases__):
         return set(getattr(value, "model_fields", ()))
     return set() if isinstance(value, property) else set(inspect.signature(value).parameters) - {"self"}
@@ -118,13 +118,13 @@ def test_every_parameter_is_documented() -> None:
     assert {name: names for name, names in missing.items() if names} == {}
 
 
-def test_no_docstring_describes_a_parameter_that_is_not_there() -> None:
+def test_no_docstring_describes_a_missing_parameter() -> None:
     functions = {name: value for name, value in OBJECTS.items() if inspect.isfunction(value)}
     unknown = {name: described(value) - parameters(value) for name, value in functions.items()}
     assert {name: names for name, names in unknown.items() if names} == {}
 
 
-def test_every_function_says_what_it_returns() -> None:
+def test_every_function_documents_its_result() -> None:
     functions = {name: value for name, value in OBJECTS.items() if inspect.isfunction(value)}
     silent = {
         name

@@ -1,4 +1,4 @@
-"""Whole batches from synchronous code: in scripts, in threads, in notebooks, and beside a running event loop."""
+"""Whole batches from synchronous code: in scripts, threads and notebooks, and with a running event loop."""
 
 from __future__ import annotations
 
@@ -64,9 +64,7 @@ async def test_verify_and_repair_work_inside_a_coroutine(tmp_path: Path) -> None
     ("call", "instead"),
     [(am.run, "await am.arun(...)"), (am.dry_run, "await am.adry_run(...)"), (am.stream, "am.astream(...)")],
 )
-async def test_an_async_iterable_is_refused_where_its_loop_would_be_blocked(
-    call: Callable[..., Any], instead: str
-) -> None:
+async def test_an_async_iterable_is_refused_in_a_running_loop(call: Callable[..., Any], instead: str) -> None:
     source = _pairs()
     for arguments, keywords in ((source, "memory://"), {}), ((), {"source": source, "destination": "memory://"}):
         with pytest.raises(am.SourceError) as raised:
@@ -75,14 +73,14 @@ async def test_an_async_iterable_is_refused_where_its_loop_would_be_blocked(
     await source.aclose()  # type: ignore[attr-defined]
 
 
-def test_an_async_iterable_is_taken_where_no_loop_runs() -> None:
+def test_an_async_iterable_is_accepted_without_a_running_loop() -> None:
     assert am.run(_pairs(), "memory://", settings=THREADS).uploaded == 5
 
 
 # Coroutines ----------------------------------------------------------------------------------------------------------
 
 
-async def test_every_coroutine_has_the_prefix_a_and_the_arguments_of_its_twin() -> None:
+async def test_every_coroutine_has_the_arguments_of_its_synchronous_twin() -> None:
     import inspect
 
     for name in ("run", "dry_run", "stream", "verify_locators", "repair_overlays", "diagnose"):
@@ -92,7 +90,7 @@ async def test_every_coroutine_has_the_prefix_a_and_the_arguments_of_its_twin() 
         assert inspect.iscoroutinefunction(theirs) or inspect.isasyncgenfunction(theirs)
 
 
-async def test_arun_and_astream_take_async_iterables() -> None:
+async def test_arun_and_astream_accept_async_iterables() -> None:
     store = am.MemoryStore()
     assert (await am.arun(_pairs(), store, settings=THREADS)).uploaded == 5
     names = [outcome.name async for outcome in am.astream(_pairs(), store, settings=THREADS, ordered=True)]
@@ -109,7 +107,7 @@ async def test_a_dry_run_counts_and_uploads_nothing() -> None:
 # Progress ------------------------------------------------------------------------------------------------------------
 
 
-def test_progress_is_reported_at_the_end_with_the_whole_report() -> None:
+def test_the_last_progress_has_the_whole_report() -> None:
     seen: list[am.Progress] = []
     report = am.run(MAPS, "memory://", settings=THREADS, on_progress=seen.append)
     assert [progress.ended for progress in seen].count(True) == 1
@@ -154,7 +152,7 @@ def _cancelling_in_a_thread() -> Iterator[tuple[str, NDArray[Any]]]:
 
 
 @pytest.mark.parametrize("source", [_cancelling, _cancelling_in_a_thread])
-async def test_a_source_that_raises_cancelled_error_does_not_look_complete(source: Callable[[], Any]) -> None:
+async def test_a_source_that_raises_cancelled_error_is_a_source_error(source: Callable[[], Any]) -> None:
     store = am.MemoryStore()
     with pytest.raises(am.SourceError, match="the source raised CancelledError"):
         await am.arun(source(), store, settings=THREADS)
@@ -178,7 +176,7 @@ def test_errors_survive_pickle_and_copy(error: am.AsyncMapsError) -> None:
 
 
 @pytest.mark.parametrize("select", ["broken", "moved", "everything"])
-async def test_select_takes_its_three_values_only(select: Any) -> None:
+async def test_select_accepts_only_its_three_values(select: Any) -> None:
     with pytest.raises(am.SettingsError, match=f"select: expected changed, failed, all, found '{select}'"):
         await am.arun(MAPS, "memory://", settings=THREADS, select=select)
     with pytest.raises(am.SettingsError, match="select: expected changed"):
@@ -188,7 +186,7 @@ async def test_select_takes_its_three_values_only(select: Any) -> None:
 # Threads -------------------------------------------------------------------------------------------------------------
 
 
-def test_six_threads_run_at_the_same_time_without_worker_processes() -> None:
+def test_six_threads_can_run_at_the_same_time() -> None:
     together = threading.Barrier(6)
 
     def one(_: int) -> int:

@@ -1,4 +1,4 @@
-"""configs/: the default is every setting at its default, and each file loads and works."""
+"""configs/: default.toml has every setting at its default, and each file loads and works."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def test_default_toml_shows_every_setting_at_its_default() -> None:
+def test_default_toml_has_every_setting_at_its_default() -> None:
     text = (CONFIGS / "default.toml").read_text()
     shown = flat(tomllib.loads(text))
     defaults = flat(am.Settings().model_dump())
     assert shown == {name: value for name, value in defaults.items() if value is not None}
-    # What has no default is there too, as a comment that would load.
+    # Settings without a default are in the file as comments that can be loaded.
     everything = flat(tomllib.loads(re.sub(r"(?m)^# (\w+ = )", r"\1", text)))
     assert set(everything) == set(fields(am.Settings))
     assert am.Settings(**tomllib.loads(re.sub(r"(?m)^# (\w+ = )", r"\1", text))).max_failures == 100
@@ -68,7 +68,7 @@ def test_each_config_runs(config: str, maps: Path, tmp_path: Path) -> None:
 # The recipes ------------------------------------------------------------------------------------------------------
 
 
-def test_every_recipe_is_tried_here() -> None:
+def test_every_config_file_is_tested() -> None:
     recipes = {"gradcam.toml", "signed-saliency.toml", "segmentation-probability.toml", "compare-models.toml"}
     assert {path.name for path in CONFIGS.glob("*.toml")} == {*GENERAL, *recipes}
 
@@ -79,7 +79,7 @@ def overlay(folder: Path, name: str) -> NDArray[np.uint8]:
         return np.asarray(image.convert("RGBA"))
 
 
-def test_gradcam_shows_where_in_each_image_whatever_the_scale(maps: Path, tmp_path: Path) -> None:
+def test_gradcam_colors_do_not_depend_on_the_scale(maps: Path, tmp_path: Path) -> None:
     cam = np.maximum(np.random.default_rng(0).standard_normal((7, 9)), 0)
     spoilt = cam.astype(np.float16)
     spoilt[0, 0] = np.inf
@@ -96,7 +96,7 @@ def test_gradcam_shows_where_in_each_image_whatever_the_scale(maps: Path, tmp_pa
     assert overlay(out, "c")[0, 0, 3] == 0
 
 
-def test_signed_saliency_shows_both_signs_and_hides_what_is_neither(maps: Path, tmp_path: Path) -> None:
+def test_signed_saliency_shows_both_signs_and_hides_zero(maps: Path, tmp_path: Path) -> None:
     saliency = np.array([[-3.0, -1.5, 0.0], [1.5, 3.0, np.nan]], np.float32)
     np.save(maps / "a.npy", saliency)
     np.save(maps / "b.npy", saliency * 1e6)
@@ -113,7 +113,7 @@ def test_signed_saliency_shows_both_signs_and_hides_what_is_neither(maps: Path, 
     assert shown[1, 0, 0] > shown[1, 0, 2]
 
 
-def test_segmentation_probabilities_get_a_new_locator_when_they_change(maps: Path, tmp_path: Path) -> None:
+def test_changed_segmentation_probabilities_get_a_new_locator(maps: Path, tmp_path: Path) -> None:
     settings = am.load_settings(CONFIGS / "segmentation-probability.toml")
     out = tmp_path / "out"
     for i in range(2):
@@ -129,7 +129,7 @@ def test_segmentation_probabilities_get_a_new_locator_when_they_change(maps: Pat
         assert (np.asarray(image.convert("RGBA"))[..., 3] == round(0.6 * 255)).all()
 
 
-def test_two_models_are_compared_in_the_same_colors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_models_are_colored_by_the_same_range(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     for model, scale in (("model-a", 5.0), ("model-b", 8.0)):
@@ -141,7 +141,7 @@ def test_two_models_are_compared_in_the_same_colors(tmp_path: Path, monkeypatch:
     np.save("model-b/both.npy", both)
     config = (CONFIGS / "compare-models.toml").read_text()
     for model in ("model-a", "model-b"):
-        # As the recipe's own comment says.
+        # The command in the recipe's comment.
         (command,) = re.findall(rf"^#   async-maps (run {model}/ .*)$", config, re.MULTILINE)
         command = command.replace("configs/", f"{CONFIGS}/").replace("s3://bucket/", "out/")
         with pytest.raises(SystemExit) as ended:

@@ -1,4 +1,4 @@
-"""Ctrl-C in a script: the run ends, and what was done is in the manifest."""
+"""Ctrl-C in a script ends the run; the manifest has the uploaded maps."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def maps():
     while True:
         yield f"{n}", np.zeros((8, 8), np.uint8)
         n += 1
-        if n == 5000:  # more than are ever under way
+        if n == 5000:  # more than can be in flight
             print("running", flush=True)
 
 try:
@@ -40,9 +40,9 @@ except KeyboardInterrupt:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_ctrl_c_ends_a_script_and_what_was_done_is_in_the_manifest(workers: int, tmp_path: Path) -> None:
+def test_ctrl_c_ends_a_script_and_keeps_the_manifest(workers: int, tmp_path: Path) -> None:
     manifest = tmp_path / "m.sqlite"
-    # In the background a shell starts commands that ignore SIGINT.
+    # A shell starts background commands with SIGINT ignored.
     hearing = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     with subprocess.Popen(
         [sys.executable, "-c", hearing + INTERRUPTED, str(workers), str(manifest)],

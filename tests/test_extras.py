@@ -1,4 +1,4 @@
-"""Without an extra, what needs it names it in one sentence. CI runs this with the wheel alone, where none is there."""
+"""A feature without its extra names the extra in its error. CI runs this file with the wheel without any extra."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ S3 = "s3://bucket/maps"
 
 
 class Elsewhere(am.MemoryStore):
-    """A store in memory whose locators are S3's, as Kolena takes them."""
+    """A store in memory with locators in S3, as Kolena needs them."""
 
     def locator(self, key: str) -> str:
         return f"{S3}/{key}"
@@ -32,7 +32,7 @@ class Elsewhere(am.MemoryStore):
 
 @pytest.fixture(autouse=True)
 def manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The manifest of one map, in the current folder, beside a file of each format that needs an extra."""
+    """The manifest of one map in the working folder, beside a file of each format that needs an extra."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ASYNC_MAPS_WORKERS", "0")
     am.run([("a", np.zeros((4, 4)))], Elsewhere(), settings=am.Settings(workers=0), manifest="a.sqlite")
@@ -65,14 +65,14 @@ def test_a_command_names_the_missing_extra(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setitem(sys.modules, library, None)
-    # A reader that an earlier test has used has its library already.
+    # A reader that an earlier test used has already imported its library.
     monkeypatch.delitem(sys.modules, f"async_maps.sources.formats.{extra}", raising=False)
     assert invoke(*command.split()) in {1, 2}
     (line,) = capsys.readouterr().err.splitlines()
     assert line.endswith(f": {sentence(what, extra)}")
 
 
-def test_the_demo_that_stays_names_the_missing_extra(
+def test_demo_serve_names_the_missing_extra(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(seaweed, "_find_weed", lambda: None)

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.fast
 
 DEFAULT = KeyTemplate("{name}.png")
 
-# Any text, surrogates too (undecodable bytes of file names), and more often than chance what paths are made of.
+# Any text, including surrogates (undecodable bytes of file names), and often the parts of paths.
 _TEXTS = st.text() | st.lists(st.sampled_from(["..", ".", "", "a", "b c", "é", "~", "\\", "%2e%2e", "x.npy"])).map(
     "/".join
 )
@@ -73,7 +73,7 @@ def test_odd_names_are_accepted(name: str) -> None:
 @pytest.mark.parametrize(
     "name", ["", "/", "/a", "a/", "a//b", ".", "..", "../a", "a/..", "a/../b", "./a", "a/.", "a/./b", "//server/share"]
 )
-def test_names_that_are_no_relative_path_are_refused(name: str) -> None:
+def test_names_that_are_not_a_relative_path_are_refused(name: str) -> None:
     with pytest.raises(InputValidationError, match=r"empty, starts or ends with a slash|'\.\.' part"):
         check_name(name)
 
@@ -91,7 +91,7 @@ def test_undecodable_bytes_are_refused_and_shown_escaped() -> None:
 
 
 @pytest.mark.parametrize("letter", ["a", "é", "🧠"])
-def test_a_key_may_be_as_long_as_s3_allows_and_no_longer(letter: str) -> None:
+def test_a_key_longer_than_s3_allows_is_refused(letter: str) -> None:
     room = MAX_KEY_BYTES - len("prefix/.png")
     longest = letter * (room // len(letter.encode()))
     longest += "a" * (room - len(longest.encode()))

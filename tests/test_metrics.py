@@ -1,4 +1,4 @@
-"""Prometheus sees pipelines as they are, by its own naming, in text that its own parser reads."""
+"""Prometheus metrics of pipelines: values and names, read with Prometheus' own parser."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def scraped(pipelines: Mapping[str, am.Pipeline]) -> str:
 
 
 def families(text: str) -> dict[str, Metric]:
-    """By their names; a name comes once."""
+    """Return the metrics by name, and check that each name occurs once."""
     found = list(text_string_to_metric_families(text))
     assert len({family.name for family in found}) == len(found)
     return {family.name: family for family in found}
 
 
 def value(text: str, name: str, **labels: str) -> float:
-    """Of the one sample of that name and those labels."""
+    """Return the value of the only sample with this name and these labels."""
     (found,) = [
         sample.value
         for family in families(text).values()
@@ -52,7 +52,7 @@ def value(text: str, name: str, **labels: str) -> float:
     return found
 
 
-async def test_what_a_scrape_says_is_what_the_pipeline_did(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_scrape_has_the_counts_of_the_pipeline(monkeypatch: pytest.MonkeyPatch) -> None:
     store = FailingStore({"refused.png"})
     use_store(monkeypatch, store)
     async with am.Pipeline("memory://", settings=am.Settings(workers=0, chunk_maps=2)) as pipeline:
@@ -78,12 +78,12 @@ async def test_what_a_scrape_says_is_what_the_pipeline_did(monkeypatch: pytest.M
     assert 0 < value(text, "stage_busy_seconds_total", stage="colorize") < 60
     assert value(text, "stage_workers", stage="upload") == pipeline.settings.concurrency
     assert value(text, "stage_queue_ratio", stage="colorize") > 0
-    # Closed, it keeps its last figures, as what was counted must not go down.
+    # A closed pipeline keeps its values, as counters must not decrease.
     text = scraped({"overlays": pipeline})
     assert (value(text, "uploads_total"), value(text, "in_flight")) == (4, 0)
 
 
-async def test_callers_in_line_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_waiting_callers_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     store = SlowStore()
     use_store(monkeypatch, store)
     array = random_map(1)
@@ -91,7 +91,7 @@ async def test_callers_in_line_are_seen(monkeypatch: pytest.MonkeyPatch) -> None
     async with am.Pipeline("memory://", settings=settings) as pipeline:
         puts = [asyncio.create_task(pipeline.put(f"{i}", array)) for i in range(50)]
         await until(lambda: store.asked == 1)
-        # Who has just been given room is nowhere until it has its turn.
+        # A caller that was just given room is in neither count until its task runs.
         await until(lambda: pipeline.statistics().waiting + pipeline.statistics().in_flight == 50)
         text = scraped({"": pipeline})
         assert value(text, "waiting") + value(text, "in_flight") == 50
@@ -101,7 +101,7 @@ async def test_callers_in_line_are_seen(monkeypatch: pytest.MonkeyPatch) -> None
         assert (value(scraped({"": pipeline}), "waiting"), value(scraped({"": pipeline}), "in_flight")) == (0, 0)
 
 
-async def test_names_types_and_units_are_prometheus_own(tmp_path: Path) -> None:
+async def test_names_types_and_units_follow_prometheus(tmp_path: Path) -> None:
     async with am.Pipeline(tmp_path, settings=THREADS) as pipeline:
         found = families(scraped({"a": pipeline}))
     assert len(found) == 12
@@ -119,7 +119,7 @@ async def test_names_types_and_units_are_prometheus_own(tmp_path: Path) -> None:
     assert units == {"bytes", "seconds", "ratio"}
 
 
-async def test_pipelines_in_one_registry_are_told_apart_and_those_not_open_yet_are_left_out(tmp_path: Path) -> None:
+async def test_each_open_pipeline_of_a_registry_has_its_samples(tmp_path: Path) -> None:
     pipelines = {name: am.Pipeline(tmp_path / name, settings=THREADS) for name in ("overlays", 'of "masks"\n')}
     registry = CollectorRegistry()
     registry.register(PipelineCollector(pipelines))

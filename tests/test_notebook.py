@@ -1,4 +1,4 @@
-"""In a real notebook: ``ipykernel``'s event loop runs in the thread that calls us."""
+"""A real notebook, where ``ipykernel``'s event loop runs in the calling thread."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def endless():
     while True:
         yield f"{n}", np.full((8, 8), 7, np.uint8)
         n += 1
-        if n == 5000:  # more than are ever under way
+        if n == 5000:  # more than can be in flight
             pathlib.Path("running").touch()
 
 am.run(endless(), am.MemoryStore(), manifest="endless.sqlite")
@@ -61,7 +61,7 @@ def text_of(cell: Any) -> str:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-async def test_a_notebook_runs_all_of_it_and_an_interrupt_stops_a_run(tmp_path: Path) -> None:
+async def test_a_notebook_can_run_and_interrupt(tmp_path: Path) -> None:
     cells = [nbformat.v4.new_code_cell(source) for source in (RUN, COROUTINES, FOREVER, AFTER)]
     notebook = nbformat.v4.new_notebook(cells=cells)
     client = nbclient.NotebookClient(notebook, timeout=110, resources={"metadata": {"path": str(tmp_path)}})

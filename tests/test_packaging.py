@@ -1,4 +1,4 @@
-"""What pyproject.toml says of dependencies and imports is true."""
+"""pyproject.toml declares the dependencies, Python versions and import rules of the package."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import async_maps
 
 PROJECT = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
 OURS = Path(async_maps.__file__).parent
-# Where a library is not installed, its distribution is taken to be called as the module is; this one is not.
+# The distribution of a library that is not installed is assumed to have the module's name, except for this one.
 DISTRIBUTIONS = {"sklearn": ["scikit-learn"], **packages_distributions()}
 
 
@@ -35,7 +35,7 @@ def declared(*extras: str) -> set[str]:
 
 @cache
 def imported() -> dict[str, set[str]]:
-    """Each library that the package imports, and the files that import it."""
+    """Return the files that import a library, by library."""
     files: dict[str, set[str]] = {}
     for path in OURS.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -53,7 +53,7 @@ def imported() -> dict[str, set[str]]:
     return files
 
 
-def test_every_library_that_is_imported_is_declared() -> None:
+def test_every_imported_library_is_declared() -> None:
     known = declared(*PROJECT["optional-dependencies"])
     assert {library: files for library, files in imported().items() if library not in known} == {}
 
@@ -62,7 +62,7 @@ def test_every_dependency_is_imported() -> None:
     assert declared() - imported().keys() == set()
 
 
-def test_pythons_that_are_declared_are_those_that_ci_tests() -> None:
+def test_ci_tests_the_declared_python_versions() -> None:
     prefix = "Programming Language :: Python :: 3."
     declared_minors = [int(line.removeprefix(prefix)) for line in PROJECT["classifiers"] if line.startswith(prefix)]
     workflow = (Path(__file__).parent.parent / ".github" / "workflows" / "ci.yml").read_text()

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.fast
 
 
 class _Recording:
-    """Keeps what it is called with."""
+    """A display that records its calls."""
 
     def __init__(self) -> None:
         self.shown: list[tuple[int, int | None]] = []
@@ -54,7 +54,7 @@ def place(maps: Path) -> Path:
 # Progress ---------------------------------------------------------------------------------------------------------
 
 
-def test_rates_are_of_what_this_run_has_uploaded() -> None:
+def test_rates_count_uploads_of_this_run() -> None:
     progress_ = make_progress(make_report(), make_statistics(), 10_000)
     assert progress_.maps_per_s == 15
     assert progress_.mb_per_s == 1.5
@@ -65,24 +65,22 @@ def test_rates_are_of_what_this_run_has_uploaded() -> None:
     [
         (10_000, 8100 * 20 / 400),  # 1,900 seen; 400 done in 20 s; skipping takes no time
         (1900, 0.0),
-        (1000, 0.0),  # files came in while it was counted
+        (1000, 0.0),  # files were added while the source was counted
         (None, None),
     ],
 )
-def test_the_time_left_follows_from_what_was_done_and_not_from_what_was_skipped(
-    total: int | None, eta_s: float | None
-) -> None:
+def test_the_eta_follows_from_done_maps_without_skipped_ones(total: int | None, eta_s: float | None) -> None:
     assert make_progress(make_report(), make_statistics(), total).eta_s == eta_s
 
 
 @pytest.mark.parametrize("report", [Report(), Report(skipped=5), Report(skipped=5, elapsed_s=1.0)])
-def test_before_the_first_map_is_done_no_time_left_is_known(report: Report) -> None:
+def test_the_eta_is_unknown_before_the_first_map(report: Report) -> None:
     progress_ = make_progress(report, make_statistics(), 10)
     assert (progress_.eta_s, progress_.maps_per_s, progress_.mb_per_s) == (None, 0, 0)
     assert "ETA --" in progress_.line()
 
 
-def test_a_line_tells_it_all() -> None:
+def test_a_line_has_counts_rates_eta_and_queues() -> None:
     assert make_progress(make_report(), make_statistics(0.0, 0.5, 1.0), 10_000).line() == (
         "1,900 of 10,000 maps, 100 failed, 1,500 skipped, 15 maps/s, 1.5 MB/s, ETA 6:45, "
         "queues: colorize 0% encode 50% upload 100%"
@@ -97,7 +95,7 @@ def test_durations_are_minutes_or_hours(left: int, shown: str) -> None:
     assert f"ETA {shown}, " in make_progress(make_report(), make_statistics(), 1900 + left).line()
 
 
-def test_for_machines_it_is_plain_values() -> None:
+def test_as_dict_returns_plain_values() -> None:
     values = make_progress(make_report(), make_statistics(0.1234, 0.5, 1.0), 10_000).as_dict()
     assert json.loads(json.dumps(values)) == {
         "elapsed_s": 20.0,
@@ -117,33 +115,31 @@ def test_for_machines_it_is_plain_values() -> None:
     assert make_progress(make_report(), make_statistics(), None).as_dict()["eta_s"] is None
 
 
-def test_it_shows_that_the_store_has_asked_for_less() -> None:
+def test_a_line_shows_the_reduced_upload_limit() -> None:
     slowed = replace(make_statistics(), upload=StageStatistics(32, 0.0, 0, 0.0), upload_limit=8)
     assert make_progress(make_report(), slowed, None).line().endswith(", 8 of 32 concurrent uploads")
     assert "uploads" not in make_progress(make_report(), make_statistics(), None).line()
 
 
-# While a run goes on -----------------------------------------------------------------------------------------------
+# During a run ------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(autouse=True)
-def counted_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def count_immediately(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "_COUNT_AFTER_S", 0)
     monkeypatch.setattr(progress, "_INTERVAL_S", 0.001)
 
 
-async def test_a_run_that_is_soon_through_is_not_counted(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_source_of_a_short_run_is_not_counted(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "_COUNT_AFTER_S", 30)
     display = _Recording()
     async with reporting(display, Report(), place, make_statistics):
         await until(lambda: len(display.shown) > 5)
     assert {total for _, total in display.shown[:-1]} == {None}
-    assert display.shown[-1] == (0, 0)  # as many as were seen
+    assert display.shown[-1] == (0, 0)  # the total is the number of maps seen
 
 
-async def test_files_are_opened_to_be_counted_only_if_none_of_their_size_was(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_counting_opens_one_file_of_each_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for i in range(6):
         np.save(tmp_path / f"{i}.npy", np.zeros((4, 4 + i // 5)))
     np.save(tmp_path / "7-stack.npy", np.zeros((3, 5, 6)))
@@ -161,7 +157,7 @@ async def test_files_are_opened_to_be_counted_only_if_none_of_their_size_was(
     assert [Path(path).name for path in opened] == ["0.npy", "5.npy", "7-stack.npy"]
 
 
-async def test_a_run_is_shown_again_and_again_and_once_at_its_end(place: Path) -> None:
+async def test_progress_is_shown_repeatedly_and_once_at_the_end(place: Path) -> None:
     display = _Recording()
     report = Report()
     tasks, threads = len(asyncio.all_tasks()), threading.active_count()
@@ -177,7 +173,7 @@ async def test_a_run_is_shown_again_and_again_and_once_at_its_end(place: Path) -
     assert display.ended.count(True) == 1
     assert report.elapsed_s > 0
     assert len(asyncio.all_tasks()) == tasks
-    # The counter is through; at most a worker thread idles in anyio's pool.
+    # Counting has ended; at most a worker thread idles in anyio's pool.
     assert threading.active_count() <= threads + 1
 
 
@@ -186,7 +182,7 @@ class _OwnError(Exception):
 
 
 @pytest.mark.parametrize("error", [_OwnError, asyncio.CancelledError, KeyboardInterrupt])
-async def test_the_runs_own_error_comes_through_as_it_is(place: Path, error: type[BaseException]) -> None:
+async def test_an_error_of_the_run_is_raised_unchanged(place: Path, error: type[BaseException]) -> None:
     display = _Recording()
     own = error("theirs")
     with pytest.raises(error) as raised:  # noqa: PT012
@@ -200,7 +196,7 @@ async def test_the_runs_own_error_comes_through_as_it_is(place: Path, error: typ
     assert len(asyncio.all_tasks()) == 1
 
 
-async def test_a_cancelled_run_is_cancelled_and_its_display_closed(place: Path) -> None:
+async def test_a_cancelled_run_closes_its_display(place: Path) -> None:
     display = _Recording()
 
     async def run() -> None:
@@ -238,21 +234,21 @@ async def test_counting_a_long_source_ends_with_the_run(place: Path, monkeypatch
 
 
 @pytest.mark.parametrize("kind", ["missing", "empty"])
-async def test_a_source_that_cannot_be_counted_is_for_the_run_to_complain_about(tmp_path: Path, kind: str) -> None:
+async def test_a_source_that_cannot_be_counted_is_not_an_error(tmp_path: Path, kind: str) -> None:
     display = _Recording()
     async with reporting(display, Report(), tmp_path / ("none" if kind == "missing" else ""), make_statistics):
         await until(lambda: len(display.shown) > 5)
     assert {total for _, total in display.shown[:-1]} <= {None, 0}
 
 
-async def test_without_a_display_nothing_is_watched(place: Path) -> None:
+async def test_without_a_display_no_task_runs(place: Path) -> None:
     report = Report()
     async with reporting(None, report, place, make_statistics):
         assert len(asyncio.all_tasks()) == 1
     assert report.elapsed_s == 0
 
 
-async def test_the_source_is_counted_only_once_the_total_is_asked_for(place: Path) -> None:
+async def test_the_source_is_counted_only_if_the_total_is_read(place: Path) -> None:
     seen: list[Progress] = []
     async with reporting(seen.append, Report(), place, make_statistics):
         while len(seen) < 10:  # noqa: ASYNC110  # bounded by the test's time-out

@@ -1,7 +1,7 @@
-"""What must be kept out of all that we write, at debug level too: secret keys, session tokens, signatures.
+"""Secret keys, session tokens and signatures are in no file, message or log that we write, at debug level too.
 
-botocore, which signs, has debug loggers of its own: they print session tokens, what is signed and signatures, for
-whoever switches them on. We never switch a logger on, and ours say none of it; the secret key is in nobody's log.
+botocore's own debug loggers print session tokens, signed strings and signatures if a user switches them on. We never
+switch a logger on, and our loggers print none of these. The secret key is in no log at all.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ TOKEN = "A-SESSION-TOKEN/TO-BE+RECOGNISED=="
 WRONG_KEY = "A/SECRET+KEY/TO-BE-RECOGNISED"
 _SIGNATURE = re.compile(r"Signature=|AWS4-HMAC-SHA256")
 
-# The command, with every logger at debug level; each line of the log with its logger.
+# The command with every logger at debug level, and a log of each record with its logger.
 _PROGRAM = """
 import json, logging, sys
 
@@ -56,7 +56,7 @@ def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def few(maps: Path) -> Path:
-    """Maps, one of them bad."""
+    """A folder with 12 good maps and a bad one."""
     for i in range(12):
         np.save(maps / f"{i}.npy", random_map(i))
     np.save(maps / "bad.npy", np.full((3, 3), 7.0))
@@ -64,14 +64,14 @@ def few(maps: Path) -> Path:
 
 
 def command(*arguments: object) -> int:
-    """The command in a process of its own, which leaves what it says in files; its exit code."""
+    """Run the command in a process that writes its output to files. Returns its exit code."""
     with open("out", "a") as out, open("err", "a") as err:
         line = [sys.executable, "-c", _PROGRAM, *map(str, arguments)]
         return subprocess.run(line, stdout=out, stderr=err, check=False).returncode
 
 
-def look(*secrets: str, keys: tuple[str, ...], without: Path) -> None:
-    """Neither the secrets nor the keys are in anything that was left, but for the maps that were there before."""
+def assert_no_secret(*secrets: str, keys: tuple[str, ...], without: Path) -> None:
+    """Check that no secret and no key is in any file in the folder, except below ``without``."""
     left = [path for path in Path().rglob("*") if path.is_file() and without not in path.absolute().parents]
     assert {"out", "err", "log.jsonl"} <= {path.name for path in left}
     lines = [json.loads(line) for line in Path("log.jsonl").read_text().splitlines()]
@@ -89,10 +89,10 @@ def look(*secrets: str, keys: tuple[str, ...], without: Path) -> None:
 
 @contextmanager
 def answering(monkeypatch: pytest.MonkeyPatch, *, expired_after: int = 10**9) -> Iterator[list[str]]:
-    """A server that takes every object, and after so many says that the token has expired, as Amazon's does.
+    """Run a server that accepts ``expired_after`` objects and then answers that the token has expired, as AWS does.
 
     Yields:
-        the signatures that it was sent.
+        the signatures that it received.
     """
     seen: list[str] = []
 
@@ -135,7 +135,7 @@ def answering(monkeypatch: pytest.MonkeyPatch, *, expired_after: int = 10**9) ->
 
 
 @pytest.mark.parametrize("client", ["direct", pytest.param("sdk", marks=pytest.mark.slow)])
-def test_a_run_and_all_that_it_leaves_say_no_secret(
+def test_a_run_writes_no_secret(
     client: str, s3: S3Server, bucket: str, few: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with counting(s3, monkeypatch) as proxy:
@@ -146,7 +146,7 @@ def test_a_run_and_all_that_it_leaves_say_no_secret(
     assert json.loads(Path("report.json").read_text())["uploaded"] == 12
     signatures = [authorization.partition("Signature=")[2] for authorization in proxy.authorizations]
     assert len(signatures) > 12
-    look(*signatures, keys=(s3.secret_key,), without=few)
+    assert_no_secret(*signatures, keys=(s3.secret_key,), without=few)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_a_run_and_all_that_it_leaves_say_no_secret(
         pytest.param("nobody there", "127.0.0.1:9", marks=pytest.mark.slow),
     ],
 )
-def test_a_run_that_the_store_refuses_says_no_secret(
+def test_a_refused_run_writes_no_secret(
     fault: str, said: str, s3: S3Server, bucket: str, few: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if fault == "wrong key":
@@ -170,11 +170,11 @@ def test_a_run_that_the_store_refuses_says_no_secret(
     destination = "s3://no-such-bucket/x" if fault == "no bucket" else f"s3://{bucket}/x"
     assert command("run", few, destination, "--workers", 0, "--report", "report.json", "--s3.max-attempts", 1) != 0
     assert said in Path("err").read_text()
-    look(TOKEN, keys=(s3.secret_key, WRONG_KEY), without=few)
+    assert_no_secret(TOKEN, keys=(s3.secret_key, WRONG_KEY), without=few)
 
 
 @pytest.mark.parametrize("expired_after", [pytest.param(n, marks=pytest.mark.slow) for n in (0, 5, 10**9)])
-def test_a_session_token_is_not_said_whether_it_is_good_or_expires(
+def test_a_valid_or_expired_session_token_is_not_written(
     expired_after: int, few: Path, monkeypatch: pytest.MonkeyPatch, s3: S3Server
 ) -> None:
     with answering(monkeypatch, expired_after=expired_after) as signatures:
@@ -184,16 +184,16 @@ def test_a_session_token_is_not_said_whether_it_is_good_or_expires(
     assert code != 0  # one map is bad, or the token
     assert ("the session token has expired" in err) == (expired_after < 100)
     assert signatures
-    look(TOKEN, *signatures, keys=(s3.secret_key,), without=few)
+    assert_no_secret(TOKEN, *signatures, keys=(s3.secret_key,), without=few)
 
 
-async def test_none_of_our_objects_shows_a_secret(s3: S3Server, few: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_no_object_shows_a_secret_in_its_repr(s3: S3Server, few: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[str] = []
     settings = am.Settings(workers=0)
 
     async def run() -> None:
         async with am.Pipeline("s3://bucket/x", settings=settings) as pipeline:
-            # The second one goes the direct way.
+            # The second put is a direct one.
             for name in ("a", "b"):
                 await pipeline.put(name, random_map(1))
             for thing in [pipeline, *gc.get_objects()]:

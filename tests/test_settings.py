@@ -25,7 +25,7 @@ def test_settings_cannot_be_changed() -> None:
     assert settings == Settings()
 
 
-def test_parts_may_be_given_as_models_or_as_mappings() -> None:
+def test_parts_may_be_models_or_mappings() -> None:
     as_models = Settings(s3=S3Settings(cache_control="no-cache"), files=FilesSettings(fsync=True))
     assert as_models == Settings(s3={"cache_control": "no-cache"}, files={"fsync": True})
     assert as_models.s3.cache_control == "no-cache"
@@ -90,7 +90,7 @@ def test_parts_may_be_given_as_models_or_as_mappings() -> None:
         ({"files": {"fsync": "perhaps"}}, "files.fsync: input should be a valid boolean"),
     ],
 )
-def test_a_value_that_makes_no_sense_is_one_clear_sentence(values: dict[str, Any], sentence: str) -> None:
+def test_an_invalid_value_is_refused_with_one_message(values: dict[str, Any], sentence: str) -> None:
     with pytest.raises(SettingsError) as refusal:
         Settings(**values)
     assert sentence in str(refusal.value)
@@ -101,7 +101,7 @@ def test_a_value_that_makes_no_sense_is_one_clear_sentence(values: dict[str, Any
 
 @pytest.mark.parametrize("name", ["cache_control", "storage_class", "kms_key_id"])
 @pytest.mark.parametrize("text", ["a\nb", "a\r\nX-Evil: 1", "café", "\x00"])
-def test_what_becomes_an_http_header_is_one_line_of_ascii(name: str, text: str) -> None:
+def test_http_header_values_must_be_one_line_of_ascii(name: str, text: str) -> None:
     with pytest.raises(SettingsError, match=rf"s3\.{name}: input should be printable ASCII"):
         Settings(s3={name: text})
     with pytest.raises(SettingsError, match=r"s3\.metadata: input should be printable ASCII"):
@@ -109,7 +109,7 @@ def test_what_becomes_an_http_header_is_one_line_of_ascii(name: str, text: str) 
 
 
 @pytest.mark.parametrize("key", ["", "a b", "a:b", "é", "a\nb"])
-def test_a_metadata_key_is_fit_to_name_a_header(key: str) -> None:
+def test_metadata_keys_must_be_header_names(key: str) -> None:
     with pytest.raises(SettingsError, match=r"s3\.metadata: names should be of letters"):
         Settings(s3={"metadata": {key: "value"}})
 
@@ -128,7 +128,7 @@ def test_every_wrong_value_is_named() -> None:
         (FilesSettings, {"fsync": "perhaps"}, "fsync: input should be a valid boolean"),
     ],
 )
-def test_a_part_refuses_what_the_settings_refuse(part: type[Any], values: dict[str, Any], sentence: str) -> None:
+def test_a_part_refuses_invalid_values_too(part: type[Any], values: dict[str, Any], sentence: str) -> None:
     with pytest.raises(SettingsError, match=f"^{sentence}"):
         part(**values)
 
@@ -139,14 +139,14 @@ def test_a_range_may_be_two_numbers_or_text(given: Any) -> None:
 
 
 @pytest.mark.parametrize(("cores", "workers", "threads"), [(1, 1, 2), (2, 1, 2), (7, 3, 7)])
-def test_auto_goes_by_the_cores(cores: int, workers: int, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_depends_on_the_cores(cores: int, workers: int, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)), raising=False)
     assert (Settings().worker_count, Settings().encode_thread_count) == (workers, threads)
     given = Settings(workers=0, encode_threads=7)
     assert (given.worker_count, given.encode_thread_count) == (0, 7)
 
 
-def test_the_table_is_that_of_the_colormap() -> None:
+def test_table_returns_the_colors_of_the_colormap() -> None:
     np.testing.assert_array_equal(Settings().table(), color_table(ColormapJet()))
     opaque = Settings(alpha="opaque").table()
     np.testing.assert_array_equal(opaque[:, :3], color_table(ColormapJet())[:, :3])
@@ -180,36 +180,36 @@ _OTHER: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", _SHAPING)
-def test_the_fingerprint_changes_with_what_shapes_the_bytes(name: str) -> None:
+def test_the_fingerprint_changes_with_settings_that_shape_the_png(name: str) -> None:
     assert Settings(**{name: _SHAPING[name]}).fingerprint() != Settings().fingerprint()
 
 
-def test_colors_shape_nothing_that_is_gray() -> None:
+def test_the_fingerprint_of_gray_ignores_colors() -> None:
     gray = Settings(png="gray").fingerprint()
     assert Settings(png="gray", colormap="viridis", alpha=0.5).fingerprint() == gray
     assert Settings(png="gray", range="per-map").fingerprint() != gray
 
 
-def test_what_is_gray_hides_nothing() -> None:
+def test_gray_with_transparent_invalid_values_is_refused() -> None:
     with pytest.raises(SettingsError, match=r"^png gray has no transparent pixels: set invalid to zero or error, or "):
         Settings(png="gray", invalid="transparent")
     assert Settings(png="gray", invalid="zero").png == "gray"
 
 
 @pytest.mark.parametrize("name", _OTHER)
-def test_the_fingerprint_changes_with_nothing_else(name: str) -> None:
+def test_the_fingerprint_ignores_other_settings(name: str) -> None:
     changed = Settings(**{name: _OTHER[name]})
     assert changed != Settings()
     assert changed.fingerprint() == Settings().fingerprint()
 
 
-def test_every_setting_is_known_to_shape_the_bytes_or_not() -> None:
-    # "colormap" shapes them too, but there is no second one without an extra.
+def test_every_setting_is_in_the_tests_of_the_fingerprint() -> None:
+    # "colormap" is in _SHAPING too.
     assert set(Settings.model_fields) == {*_SHAPING, *_OTHER, "colormap"}
 
 
-def test_the_fingerprint_stays_the_same_from_release_to_release() -> None:
-    # Another one makes every finished map of every user be done again: then this is changed on purpose.
+def test_the_default_fingerprint_does_not_change() -> None:
+    # Another fingerprint makes every user upload every map again. Change it only on purpose.
     assert Settings().fingerprint() == "b171ce930735a58f"
 
 
@@ -236,7 +236,7 @@ def test_settings_are_loaded_from_toml(tmp_path: Path) -> None:
         (b"drain_timeout_s = inf", "{file}: drain_timeout_s: input should be a finite number"),
     ],
 )
-def test_a_file_that_makes_no_sense_is_named(tmp_path: Path, content: bytes, sentence: str) -> None:
+def test_an_invalid_settings_file_is_named(tmp_path: Path, content: bytes, sentence: str) -> None:
     file = tmp_path / "settings.toml"
     file.write_bytes(content)
     with pytest.raises(SettingsError) as refusal:
@@ -244,7 +244,7 @@ def test_a_file_that_makes_no_sense_is_named(tmp_path: Path, content: bytes, sen
     assert str(refusal.value).startswith(sentence.format(file=file))
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_settings_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"cannot read .*/none\.toml: No such file or directory"):
         load_settings(tmp_path / "none.toml")
     with pytest.raises(SettingsError, match=r"cannot read .*: Is a directory"):

@@ -1,4 +1,4 @@
-"""One range for a whole set: found in a first pass, kept in the manifest, taken over by other runs."""
+"""One range for a whole set: found in a first pass, kept in the manifest, used by other runs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def logits(seed: int, scale: float = 4.0) -> NDArray[np.float32]:
 
 @pytest.fixture
 def stored(maps: Path) -> NDArray[np.float64]:
-    """Twenty maps in the folder; all their values."""
+    """All values of the twenty maps in the folder."""
     arrays = [logits(seed, 1 + seed / 5) for seed in range(20)]
     for index, array in enumerate(arrays):
         np.save(maps / f"{index:02}.npy", array)
@@ -49,13 +49,13 @@ def plane_of(path: Path) -> NDArray[np.uint8]:
 
 
 def spans(manifest: Path) -> set[tuple[float, float]]:
-    """The ranges that the maps of a manifest were colorized by."""
+    """Return the value ranges of the maps of a manifest."""
     table = manifest.with_suffix(".jsonl")
     am.export_manifest(manifest, table)
     return {(row["range_low"], row["range_high"]) for row in map(json.loads, table.read_text().splitlines())}
 
 
-def test_all_maps_span_the_values_of_all(maps: Path, stored: NDArray[np.float64], tmp_path: Path) -> None:
+def test_a_dataset_range_spans_the_values_of_all_maps(maps: Path, stored: NDArray[np.float64], tmp_path: Path) -> None:
     report = am.run(maps, tmp_path / "out", settings=am.Settings(range="dataset", **LOCAL))
     assert (report.surveyed, report.uploaded) == (20, 20)
     low, high = stored.min(), stored.max()
@@ -75,7 +75,7 @@ def test_percentiles_of_all_maps_are_within_the_stated_error(
 
 
 @pytest.mark.usefixtures("stored")
-def test_a_later_run_colors_alike_and_looks_at_nothing_twice(maps: Path, tmp_path: Path) -> None:
+def test_a_later_run_keeps_the_range_without_a_first_pass(maps: Path, tmp_path: Path) -> None:
     manifest, out = tmp_path / "m.sqlite", tmp_path / "out"
     settings = am.Settings(range="dataset:1,99", **LOCAL)
     first = am.run(maps, out, settings=settings, manifest=manifest)
@@ -83,10 +83,10 @@ def test_a_later_run_colors_alike_and_looks_at_nothing_twice(maps: Path, tmp_pat
     second = am.run(maps, out, settings=settings, manifest=manifest)
     assert (second.surveyed, second.uploaded, second.skipped) == (0, 1, 20)
     assert spans(manifest) == {(first.range_low, first.range_high)}
-    # Other percentiles of the same values need no second look either.
+    # Other percentiles of the same values need no first pass either.
     third = am.run(maps, out, settings=am.Settings(range="dataset", **LOCAL), manifest=manifest)
     assert (third.surveyed, third.uploaded) == (0, 21)
-    # Unless all is asked for anew: then the new map counts.
+    # select="all" makes another first pass, which includes the new map.
     fourth = am.run(maps, out, settings=settings, manifest=manifest, select="all")
     assert (fourth.surveyed, fourth.uploaded) == (21, 21)
     assert len(spans(manifest)) == 1
@@ -94,14 +94,14 @@ def test_a_later_run_colors_alike_and_looks_at_nothing_twice(maps: Path, tmp_pat
 
 
 @pytest.mark.usefixtures("stored")
-async def test_a_run_that_was_stopped_goes_on_with_the_same_colors(maps: Path, tmp_path: Path) -> None:
+async def test_a_drained_run_resumes_with_the_same_range(maps: Path, tmp_path: Path) -> None:
     manifest = tmp_path / "m.sqlite"
     settings = am.Settings(range="dataset", chunk_maps=1, **LOCAL)
     report = Report()
     async with am.Pipeline(tmp_path / "out", settings=settings) as pipeline:
 
         class Draining(list[Any]):
-            """Stops the run once it has given some maps for the second time."""
+            """A source that drains the run during its second iteration."""
 
             passes = 0
 
@@ -123,7 +123,7 @@ async def test_a_run_that_was_stopped_goes_on_with_the_same_colors(maps: Path, t
 
 
 @pytest.mark.usefixtures("stored")
-async def test_the_first_pass_can_be_stopped_and_leaves_no_range(maps: Path, tmp_path: Path) -> None:
+async def test_a_drained_first_pass_leaves_no_range(maps: Path, tmp_path: Path) -> None:
     manifest = tmp_path / "m.sqlite"
     async with am.Pipeline(tmp_path / "out", settings=am.Settings(range="dataset", **LOCAL)) as pipeline:
 
@@ -138,7 +138,7 @@ async def test_the_first_pass_can_be_stopped_and_leaves_no_range(maps: Path, tmp
         opened.value_range()
 
 
-def test_what_could_not_be_read_does_not_shape_the_colors_of_later_runs(maps: Path, tmp_path: Path) -> None:
+def test_an_unreadable_map_causes_another_first_pass(maps: Path, tmp_path: Path) -> None:
     manifest, settings = tmp_path / "m.sqlite", am.Settings(range="dataset", **LOCAL)
     np.save(maps / "a.npy", np.full((2, 2), 10.0))
     np.save(maps / "b.npy", np.array([[40.0, 20.0]]))
@@ -154,7 +154,7 @@ def test_what_could_not_be_read_does_not_shape_the_colors_of_later_runs(maps: Pa
 
 
 @pytest.mark.parametrize("what", ["nowhere", "empty"])
-def test_a_wrong_source_is_one_sentence_and_leaves_the_range_as_it_was(maps: Path, tmp_path: Path, what: str) -> None:
+def test_an_invalid_source_keeps_the_earlier_range(maps: Path, tmp_path: Path, what: str) -> None:
     manifest, settings = tmp_path / "m.sqlite", am.Settings(range="dataset", **LOCAL)
     np.save(maps / "a.npy", logits(1))
     kept = am.run(maps, tmp_path / "out", settings=settings, manifest=manifest).range_high
@@ -168,12 +168,12 @@ def test_a_wrong_source_is_one_sentence_and_leaves_the_range_as_it_was(maps: Pat
         assert opened.value_range().high == kept
 
 
-async def test_the_first_pass_holds_no_more_than_a_queue(tmp_path: Path) -> None:
+async def test_the_first_pass_is_bounded_by_queue_bytes(tmp_path: Path) -> None:
     alive: set[int] = set()
     most = 0
 
     class Maps:
-        """Arrays that say when they are gone."""
+        """A source that tracks which of its arrays are alive."""
 
         def __iter__(self) -> Iterator[tuple[str, Any]]:
             nonlocal most
@@ -187,12 +187,12 @@ async def test_the_first_pass_holds_no_more_than_a_queue(tmp_path: Path) -> None
     settings = am.Settings(queue_bytes=4 * 2**20, prefetch=16, **LOCAL)
     sketch = await survey(list_maps(Maps()), settings, Report())
     assert sketch.count == 120 * 512 * 512
-    # A queue, a listed batch (16 MiB), one more on its way, and one that a thread has counted and is about to drop.
+    # A queue, a listed batch (16 MiB), the next batch, and one that a thread has counted but not yet released.
     assert most <= 4 + 3 * 17
 
 
 @pytest.mark.parametrize("kind", ["flat", "sparse"])
-def test_a_range_that_comes_to_one_value_is_warned_of(
+def test_a_range_of_a_single_value_is_warned_about(
     maps: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str
 ) -> None:
     sparse = np.zeros((40, 40))
@@ -209,14 +209,14 @@ def test_a_range_that_comes_to_one_value_is_warned_of(
         assert said in caplog.text
 
 
-def test_rates_are_those_of_the_second_pass() -> None:
+def test_rates_exclude_the_first_pass() -> None:
     report = Report(uploaded=1_000, surveyed=1_000, survey_s=3_600, elapsed_s=3_605)
     assert "200 maps/s" in report.summary()
     assert "first pass: 1,000 maps in 3600.0 s" in report.summary()
 
 
 @pytest.mark.parametrize(("invalid", "low"), [("transparent", 1.0), ("zero", 0.0), ("error", 3.0)])
-def test_invalid_values_count_as_they_are_shown(maps: Path, tmp_path: Path, invalid: Any, low: float) -> None:
+def test_invalid_values_count_in_the_range_as_set(maps: Path, tmp_path: Path, invalid: Any, low: float) -> None:
     np.save(maps / "whole.npy", np.array([[3.0, 4.0]]))
     np.save(maps / "holes.npy", np.array([[1.0, np.nan, np.inf]]))
     np.save(maps / "flags.npy", np.array([["no", "map"]]))
@@ -229,7 +229,7 @@ def test_invalid_values_count_as_they_are_shown(maps: Path, tmp_path: Path, inva
 
 
 @pytest.mark.usefixtures("stored")
-def test_what_was_counted_with_other_invalid_values_is_counted_anew(maps: Path, tmp_path: Path) -> None:
+def test_another_invalid_setting_causes_another_first_pass(maps: Path, tmp_path: Path) -> None:
     manifest = tmp_path / "m.sqlite"
     runs: list[tuple[Invalid, int]] = [("error", 20), ("zero", 20), ("zero", 0)]
     for invalid, surveyed in runs:
@@ -237,14 +237,14 @@ def test_what_was_counted_with_other_invalid_values_is_counted_anew(maps: Path, 
         assert am.run(maps, tmp_path / "out", settings=settings, manifest=manifest).surveyed == surveyed
 
 
-def test_a_set_without_a_valid_value_still_says_what_is_wrong(maps: Path, tmp_path: Path) -> None:
+def test_a_set_without_valid_values_names_the_failure(maps: Path, tmp_path: Path) -> None:
     np.save(maps / "a.npy", np.full((2, 2), np.nan))
     report = am.run(maps, tmp_path / "out", settings=am.Settings(range="dataset", **LOCAL))
     assert (report.uploaded, report.failed) == (0, 1)
     assert "found NaN at index (0, 0)" in report.failures[0].reason
 
 
-async def test_a_first_pass_goes_over_any_format_and_any_iterable(maps: Path) -> None:
+async def test_the_first_pass_reads_stacks_and_archives(maps: Path) -> None:
     np.save(maps / "stack.npy", np.arange(60.0).reshape(2, 5, 6))
     np.savez(maps / "some.npz", a=np.full((2, 2), -5), b=np.full((2, 2), 99, np.uint8))
     sketch = await survey(list_maps(maps), am.Settings(), Report())
@@ -256,7 +256,7 @@ async def once() -> AsyncIterator[tuple[str, Any]]:
 
 
 @pytest.mark.parametrize("source", ["iterator", "async iterator", "stdin"])
-async def test_a_source_that_can_be_read_once_is_refused_before_it_is_read(tmp_path: Path, source: str) -> None:
+async def test_a_source_that_can_be_read_only_once_is_refused(tmp_path: Path, source: str) -> None:
     given: Any = {"iterator": iter([("a", logits(1))]), "async iterator": once(), "stdin": "-"}[source]
     async with am.Pipeline(tmp_path, settings=am.Settings(range="dataset", **LOCAL)) as pipeline:
         with pytest.raises(am.SettingsError, match="must be one that can be read twice"):
@@ -269,7 +269,7 @@ async def test_a_source_that_can_be_read_once_is_refused_before_it_is_read(tmp_p
         await given.aclose()
 
 
-async def test_a_single_map_has_no_dataset_and_no_index(tmp_path: Path) -> None:
+async def test_put_refuses_a_dataset_range_and_an_index(tmp_path: Path) -> None:
     for settings, what in (
         (am.Settings(range="dataset:1,99", **LOCAL), "range is dataset:1,99"),
         (am.Settings(key="{index:06}.png", **LOCAL), "key is to hold an {index}"),
@@ -286,7 +286,7 @@ async def test_a_single_map_has_no_dataset_and_no_index(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("setting", ["dataset:1,99", "-3,5", "unit"])
 @pytest.mark.usefixtures("stored")
-async def test_another_runs_range_is_taken_over(maps: Path, tmp_path: Path, setting: str) -> None:
+async def test_a_run_can_take_the_range_of_another_manifest(maps: Path, tmp_path: Path, setting: str) -> None:
     if setting == "unit":
         for path in maps.iterdir():
             np.save(path, np.random.default_rng(0).random((4, 4)))
@@ -306,7 +306,9 @@ async def test_another_runs_range_is_taken_over(maps: Path, tmp_path: Path, sett
     [("per-map", "it was made with range per-map"), ("symmetric", "symmetric"), ("percentile:1,99", "percentile:1,99")],
 )
 @pytest.mark.usefixtures("stored")
-def test_a_run_without_a_range_has_none_to_take_over(maps: Path, tmp_path: Path, setting: str, reason: str) -> None:
+def test_a_manifest_without_a_range_is_refused_as_its_source(
+    maps: Path, tmp_path: Path, setting: str, reason: str
+) -> None:
     manifest = tmp_path / "a.sqlite"
     am.run(maps, tmp_path / "a", settings=am.Settings(range=setting, **LOCAL), manifest=manifest)
     with pytest.raises(am.ManifestError, match=rf"has no range to take over: .*{reason}; make it with --range dataset"):
@@ -314,7 +316,7 @@ def test_a_run_without_a_range_has_none_to_take_over(maps: Path, tmp_path: Path,
     assert not (tmp_path / "b").exists()
 
 
-def test_a_manifest_that_is_not_there_is_one_sentence(maps: Path, tmp_path: Path) -> None:
+def test_a_missing_manifest_is_refused_as_the_source_of_a_range(maps: Path, tmp_path: Path) -> None:
     with pytest.raises(am.ManifestError, match="no such manifest"):
         am.run(maps, tmp_path / "out", settings=am.Settings(range=f"from:{tmp_path}/none.sqlite", **LOCAL))
 
@@ -323,7 +325,7 @@ def test_a_manifest_that_is_not_there_is_one_sentence(maps: Path, tmp_path: Path
 
 
 @pytest.mark.usefixtures("stored")
-async def test_a_dry_run_reads_no_map_and_knows_a_range_that_was_found(maps: Path, tmp_path: Path) -> None:
+async def test_a_dry_run_has_no_first_pass_and_knows_a_found_range(maps: Path, tmp_path: Path) -> None:
     manifest, out = tmp_path / "m.sqlite", tmp_path / "out"
     settings = am.Settings(range="dataset", **LOCAL)
     assert (await am.adry_run(maps, out, settings=settings, manifest=manifest)).planned == 20
@@ -335,7 +337,7 @@ async def test_a_dry_run_reads_no_map_and_knows_a_range_that_was_found(maps: Pat
 
 
 @pytest.mark.parametrize(("setting", "warnings"), [("per-map", 1), ("symmetric", 1), ("unit", 0), ("0,1", 0)])
-def test_constant_maps_under_a_relative_range_are_warned_of_once(
+def test_constant_maps_in_a_relative_range_are_warned_about_once(
     maps: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, setting: str, warnings: int
 ) -> None:
     for index in range(5):

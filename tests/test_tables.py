@@ -1,4 +1,4 @@
-"""Rows of CSV, JSON lines and Parquet: the same reader for listings and for tables of results."""
+"""Rows of CSV, JSON lines and Parquet, read for listings and for tables of results."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def rows_of(suffix: str, data: bytes, columns: Sequence[str] = ()) -> list[Row]:
 
 
 @pytest.mark.parametrize("suffix", KINDS)
-def test_rows_come_with_their_values_and_their_place(suffix: str) -> None:
+def test_rows_have_their_values_and_their_place(suffix: str) -> None:
     found = rows_of(suffix, content(suffix, ROWS))
     assert [row.values for row in found] == ROWS
     assert [row.problem for row in found] == ["", ""]
@@ -93,7 +93,7 @@ def test_a_file_that_cannot_be_opened_is_named(suffix: str) -> None:
         list(read_table(f"t{suffix}", refuse))
 
 
-def test_the_byte_order_mark_of_excel_is_no_part_of_a_column() -> None:
+def test_a_byte_order_mark_is_not_part_of_a_column() -> None:
     assert rows_of(".csv", b"\xef\xbb\xbfname,path\r\nx,y\r\n")[0].values == {"name": "x", "path": "y"}
     assert rows_of(".jsonl", b'\xef\xbb\xbf{"name": "x"}')[0].values == {"name": "x"}
 
@@ -109,7 +109,7 @@ def test_short_and_long_csv_rows_keep_their_columns() -> None:
 
 
 @pytest.mark.parametrize("columns", [(), ("a", "b")])
-def test_of_two_csv_columns_of_one_name_the_first_counts(columns: Sequence[str]) -> None:
+def test_the_first_of_two_equal_csv_columns_counts(columns: Sequence[str]) -> None:
     assert rows_of(".csv", b"a,b,a\n1,2,3\n", columns)[0].values == {"a": "1", "b": "2"}
 
 
@@ -118,14 +118,14 @@ def test_bytes_that_are_not_utf8_reach_their_row() -> None:
     assert row.values["path"].encode("utf-8", "surrogateescape") == b"\xff.npy"
 
 
-def test_a_csv_row_with_a_huge_cell_is_a_problem_of_its_own() -> None:
+def test_a_csv_row_with_a_huge_cell_is_one_problem() -> None:
     huge, good = rows_of(".csv", b"a,b\n1," + b"y" * 200_000 + b"\n3,4\n")
     assert (huge.place, dict(huge.values)) == ("line 2", {})
     assert huge.problem.startswith("expected a CSV row: field larger")
     assert (good.values, good.problem) == ({"a": "3", "b": "4"}, "")
 
 
-def test_lines_that_are_no_json_objects_are_problems_of_their_own() -> None:
+def test_each_invalid_json_line_is_one_problem() -> None:
     lines = ["{", "[1, 2]", "[" * 100_000, "", '{"a": 1}', '{"b": 2}']
     found = rows_of(".jsonl", "\n".join(lines).encode(), ["a"])
     assert [row.place for row in found] == ["line 1", "line 2", "line 3", "line 5", "line 6"]
@@ -153,7 +153,7 @@ def test_a_file_of_another_format_is_refused(suffix: str, data: bytes, said: str
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
-def test_a_line_without_end_is_refused_with_bounded_memory(suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endless_line_is_refused_in_bounded_memory(suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tables, "_MAX_LINE", 1000)
     exact = b'{"a": "' + b"x" * 990 + b'"}\n'
     assert len(exact) == 1000
