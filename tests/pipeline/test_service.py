@@ -1,4 +1,4 @@
-"""The pipeline in a real HTTP service: each request is answered, overload is refused, shutdown loses no accepted map."""
+"""The pipeline in a real HTTP service: each request is answered, overload is refused, shutdown loses no map."""
 
 from __future__ import annotations
 
