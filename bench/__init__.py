@@ -1,1 +1,1 @@
-"""Benches: one file a question, each with its peers beside us. ``python -m bench`` runs all of them."""
+"""Benchmarks, one file for each question. ``python -m bench`` runs all of them."""

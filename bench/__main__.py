@@ -1,4 +1,4 @@
-"""``python -m bench [NAME] [OPTIONS]``: one bench, or all of them."""
+"""``python -m bench [NAME] [OPTIONS]`` runs one benchmark or all of them."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from bench.tables import machine, results
 BENCHES = {
     "kernel": "intensities, statistics and colors of a map, against NumPy, OpenCV, matplotlib, Kolena and a copy",
     "encode": "PNGs in time and bytes, against Pillow and OpenCV; in threads",
-    "upload": "a PUT's CPU time and how many a second, against boto3, aioboto3, obstore, fast-s3 and s5cmd",
-    "job": "the whole job from files to a store, against the scripts that people have",
+    "upload": "CPU time of a PUT and PUTs per second, against boto3, aioboto3, obstore, fast-s3 and s5cmd",
+    "job": "the whole job from files to a store, against the usual scripts",
     "scale": "time, memory and manifest of up to 200,000 maps, and resuming",
     "service": "callers of Pipeline.put: throughput, latency, stalls of the event loop",
     "start": "from launch to the help and to the first PUT",
 }
 PICTURE = "colors"
-"""It draws a picture of the README, and measures nothing."""
+"""Draws the picture of the README and measures nothing."""
 
 
 def run_all(*, quick: bool) -> None:
-    """Run every bench, each in a process of its own, and keep all tables in one file."""
+    """Run every benchmark in its own process and write all tables to one file."""
     started = time.monotonic()
     for name in BENCHES:
         began = time.monotonic()
@@ -44,18 +44,20 @@ def run_all(*, quick: bool) -> None:
 
 
 def main() -> None:
-    """The command."""
+    """Run ``python -m bench``."""
     parser = argparse.ArgumentParser(
         prog="python -m bench",
-        description="Measure one thing; or, without a name, all of them. What is found is kept in bench/results/.",
+        description="Run one benchmark, or all of them without a name. The results are written to bench/results/.",
         epilog="\n".join([*(f"  {name:9}{what}" for name, what in BENCHES.items()),
-                          f"  {PICTURE:9}draws the README's picture into a file; not one of all"]),
+                          f"  {PICTURE:9}draws the README's picture into a file; not part of all"]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("name", nargs="?", choices=[*BENCHES, PICTURE], metavar="NAME", help="one of those below")
-    parser.add_argument("--quick", action="store_true", help="to see that they run; no figures to quote")
+    parser.add_argument("name", nargs="?", choices=[*BENCHES, PICTURE], metavar="NAME", help="one of the names below")
+    parser.add_argument(
+        "--quick", action="store_true", help="a short run to see that it works; do not quote its figures"
+    )
     if sys.argv[1:2] and sys.argv[1] in {*BENCHES, PICTURE}:
-        # Its options are its own.
+        # Each benchmark parses its own options.
         import_module(f"bench.{sys.argv[1]}").main(sys.argv[2:])
     else:
         run_all(quick=parser.parse_args().quick)

@@ -1,7 +1,7 @@
 """The S3 clients of ``bench upload``, each a process: ``python -m bench.clients NAME KILOBYTES CONCURRENCY SECONDS``.
 
-In its turn a client puts the same bytes under new keys until the time is up, and says how many a second it has put and
-with how much CPU time, its children's included. All that run on asyncio's loop run on the same, the fastest installed.
+In its turn, a client puts the same bytes under new keys until the time is up. It prints its PUTs per second and its CPU
+time, including its children's. All asyncio clients run on the same loop, the fastest one installed.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _numbers = itertools.count()
 
 
 class Load(NamedTuple):
-    """What a client is to put in its turn: these bytes, so many times at once, for so long."""
+    """The work of a client's turn: the bytes to put, the concurrent PUTs and the seconds."""
 
     data: bytes
     concurrency: int
@@ -50,7 +50,7 @@ class Load(NamedTuple):
 
 @asynccontextmanager
 async def with_async_maps(load: Load, client: Literal["direct", "sdk"]) -> AsyncIterator[Turn]:
-    """Our store, as the pipeline has it."""
+    """Our store, with the settings of the pipeline."""
     import async_maps as am
     from async_maps.stores import open_store
 
@@ -82,7 +82,7 @@ async def with_boto3(load: Load) -> AsyncIterator[Turn]:
 
 @asynccontextmanager
 async def with_aioboto3(load: Load) -> AsyncIterator[Turn]:
-    """The defaults of aioboto3, but for a connection for each PUT under way."""
+    """The defaults of aioboto3, but with one connection for each concurrent PUT."""
     from aioboto3 import Session
     from aiobotocore.config import AioConfig
 
@@ -113,7 +113,7 @@ async def with_fast_s3(load: Load) -> AsyncIterator[Turn]:
 
 @asynccontextmanager
 async def with_s5cmd(load: Load) -> AsyncIterator[Turn]:
-    """The command s5cmd, whose start is a part of its turn, and which puts a folder, however long that takes."""
+    """The command s5cmd. Its turn includes its start and puts a whole folder without a time limit."""
     binary = next(
         file.locate() for file in distribution("s5cmd").files or [] if file.parts[-3:] == ("s5cmd", "bin", "s5cmd")
     )
@@ -172,10 +172,10 @@ async def _main(name: str, kilobytes: str, concurrency: str, seconds: str) -> No
     data = np.random.default_rng(0).bytes(1000 * int(kilobytes))
     load = Load(data, int(concurrency), float(seconds))
     async with CLIENTS[name](load) as turn:
-        # Connections are made, and what is learned from the first requests is.
+        # The first turn opens connections and is not measured.
         await turn()
         await take_turns(partial(_measured, turn))
-    # obstore has been seen to abort when the interpreter ends, with everything acknowledged.
+    # obstore sometimes aborts when the interpreter ends, although every PUT was acknowledged.
     os._exit(0)
 
 

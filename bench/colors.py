@@ -1,4 +1,4 @@
-"""The README's picture: one map under six colormaps, and under each kind of range; all made by ``async_maps.run``."""
+"""The README's picture: one map in six colormaps and in each kind of range, all made by ``async_maps.run``."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _RANGES: tuple[dict[str, Any], ...] = (
 
 
 def overlay(folder: Path, maps: dict[str, NDArray[Any]], settings: dict[str, Any]) -> Image.Image:
-    """The overlay of the first of these maps, colorized as part of all."""
+    """Return the overlay of the first map, colorized in one run with the others."""
     out = folder / "-".join(str(value) for value in settings.values()).replace("/", "-")
     am.run(list(maps.items()), out, settings=am.Settings(workers=0, **settings))
     with Image.open(out / f"{next(iter(maps))}.png") as image:
@@ -49,13 +49,13 @@ def overlay(folder: Path, maps: dict[str, NDArray[Any]], settings: dict[str, Any
 
 
 def main(arguments: Sequence[str]) -> None:
-    """``python -m bench colors``."""
+    """Run ``python -m bench colors``."""
     parser = argparse.ArgumentParser(prog="python -m bench colors", description=__doc__)
     parser.add_argument("file", type=Path, help="the picture to write")
     options = parser.parse_args(arguments)
     pixels = scene(_SCENE)
     saliency = spectral_residual(pixels)
-    # As attributions are: signed, of no scale. Another map of the set is stronger.
+    # Signed values of no fixed scale, as in attributions. Another map of the set is stronger.
     signed = (saliency - np.float32(0.3)) * 6
     every = {"map": signed, "stronger": signed * 1.6}
     with tempfile.TemporaryDirectory() as name:

@@ -1,4 +1,4 @@
-"""Seeded activation maps of the three kinds that users have."""
+"""Seeded activation maps of three common kinds."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ KINDS = ("cam", "segmentation", "saliency")
 
 
 def make_map(index: int, size: int) -> NDArray[np.float32]:
-    """A map of (size, size) float32 in [0, 1]: by turns a CAM, a segmentation's probability, a noisy saliency."""
+    """Return a map, (size, size) float32 in [0, 1]: in turn a CAM, a segmentation probability or a noisy saliency."""
     rng = np.random.default_rng(index)
     kind = KINDS[index % len(KINDS)]
     values: NDArray[np.floating[Any]]
@@ -32,20 +32,20 @@ def make_map(index: int, size: int) -> NDArray[np.float32]:
 
 
 def write_maps(folder: Path, count: int, size: int) -> None:
-    """``count`` maps as .npy files."""
+    """Write ``count`` maps as .npy files."""
     folder.mkdir(parents=True, exist_ok=True)
     for index in range(count):
         np.save(folder / f"{index:06}.npy", make_map(index, size))
 
 
 def link_maps(files: Path, folder: Path, count: int, *, per_folder: int = 10_000) -> None:
-    """``count`` maps that are hard links to a few files, by turns: as many as are wanted, in no time and no space.
+    """Create ``count`` maps as hard links to a few files, which takes little time and space.
 
     Args:
-        files: a folder of :func:`write_maps`.
-        folder: made.
-        count: how many.
-        per_folder: so many in a folder of their own, below it.
+        files: a folder written by :func:`write_maps`.
+        folder: the folder to create.
+        count: the number of maps.
+        per_folder: the number of maps in each subfolder.
     """
     sources = sorted(files.iterdir())
     for index in range(count):

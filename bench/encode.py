@@ -1,7 +1,7 @@
 """What does a PNG cost in time and bytes, and do two threads make twice as many?
 
-Each contender gets the pixels as it wants them, and makes the file in memory. The peers' defaults are what scripts use;
-Pillow's level 1 is the fastest it has.
+Each encoder gets the pixels in its own layout and makes the file in memory. The peers' defaults are those that scripts
+use. Level 1 is Pillow's fastest.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _PILLOW, _OPENCV = "Pillow RGBA, default", "OpenCV imencode RGBA, default"
 
 
 def ours(plane: NDArray[np.uint8], pixels: NDArray[np.uint8]) -> dict[str, Callable[[], bytes]]:
-    """Our three kinds of PNG, of intensities and of RGBA pixels."""
+    """Return our three kinds of PNG, from intensities and from RGBA pixels."""
     recipe = Recipe(am.Settings().table(), "compact")
     collapsed = plane.copy()
 
@@ -54,7 +54,7 @@ def ours(plane: NDArray[np.uint8], pixels: NDArray[np.uint8]) -> dict[str, Calla
 
 
 def scanlines_of(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Filter the rows of an image."""
+    """Return the filtered rows of an image."""
     height, width = pixels.shape[:2]
     scanlines = np.empty(scanline_bytes(height, width, pixels[0, 0].size), np.uint8)
     write_scanlines(pixels, scanlines)
@@ -62,7 +62,7 @@ def scanlines_of(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def contenders(values: NDArray[np.float32]) -> dict[str, Callable[[], bytes]]:
-    """Ours and the others, for one map."""
+    """Return our encoders and the others for one map."""
     table = am.Settings().table()
     plane, pixels = np.empty(values.shape, np.uint8), np.empty((*values.shape, 4), np.uint8)
     quantize(values, plane)
@@ -78,7 +78,7 @@ def contenders(values: NDArray[np.float32]) -> dict[str, Callable[[], bytes]]:
 
 
 def against_peers(bench: Bench, rounds: int) -> None:
-    """The first table: time and bytes for each kind of map, and their means."""
+    """Make the first table: time and bytes for each kind of map, and their means."""
     columns = {"": "", **{f"{kind}, ms": ".2f" for kind in KINDS}, "mean ms": ".2f", "x palette": ".1f",
                "x rgba": ".1f", **{f"{kind}, KB": ",.0f" for kind in KINDS}, "mean KB": ",.0f",
                "bytes / Pillow's": ".2f"}  # fmt: skip
@@ -104,7 +104,7 @@ def against_peers(bench: Bench, rounds: int) -> None:
 
 
 def in_threads(bench: Bench, rounds: int, seconds: float) -> None:
-    """The second table: whether threads scale, or the interpreter lock holds them."""
+    """Make the second table: whether threads scale, or the interpreter lock stops them."""
     columns = {"": "", **{f"PNG/s, threads: {count}": ",.0f" for count in _THREADS}, "x one": ".2f"}
     table = bench.table(f"PNGs of {_SIZE}x{_SIZE} in threads, kinds by turns, {rounds} rounds", columns)
     works = [contenders(make_map(index, _SIZE)) for index in range(len(KINDS))]
@@ -123,7 +123,7 @@ def in_threads(bench: Bench, rounds: int, seconds: float) -> None:
 
 
 def _rate(works: Sequence[Callable[[], bytes]], threads: int, seconds: float) -> float:
-    """Calls per second of so many threads together."""
+    """Return the calls per second of all threads together."""
     deadline = time.perf_counter() + seconds
 
     def one(_: int) -> float:
@@ -138,7 +138,7 @@ def _rate(works: Sequence[Callable[[], bytes]], threads: int, seconds: float) ->
 
 
 def main(arguments: Sequence[str]) -> None:
-    """``python -m bench encode``."""
+    """Run ``python -m bench encode``."""
     options = parser("encode", __doc__).parse_args(arguments)
     bench = Bench("encode", options.quick)
     against_peers(bench, 1 if options.quick else 5)

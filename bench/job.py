@@ -1,8 +1,8 @@
 """How long does the whole job take, from .npy files to the store, and what does it cost in CPU time, memory and bytes?
 
-Each contender is a whole process, from before the interpreter starts until it has ended; CPU and memory include its
-children's and not the server's. Slow ones get fewer maps; the same command for one map of 32x32 is a contender's start,
-and "net" is without it. Files are in the page cache: each is one of a few hundred, under several names.
+Each contender is a whole process, measured from before the interpreter starts until it has ended. CPU time and memory
+include its children's but not the server's. Slow contenders get fewer maps. The same command for one map of 32x32 is a
+contender's start; "net" figures exclude it. Files are in the page cache: they are hard links to a few hundred maps.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ _COLUMNS = {
 
 
 class Amounts(NamedTuple):
-    """How many maps each contender gets, and how often.
+    """The number of maps of each contender, and of rounds. A contender with 0 maps does not run.
 
     Attributes:
         size: pixels a side.
         files: different maps.
-        default: maps of the default command.
-        ours: maps of the other commands of ours.
-        scripts: maps of the scripts; a contender that gets none does not run.
-        kolena: maps of Kolena's example, which runs in the first round only.
-        rounds: how often.
+        default: maps for our default command.
+        ours: maps for our other commands.
+        scripts: maps for the scripts.
+        kolena: maps for Kolena's example, which runs in the first round only.
+        rounds: the number of rounds.
     """
 
     size: int
@@ -62,13 +62,13 @@ class Amounts(NamedTuple):
     rounds: int
 
     def of(self, name: str) -> int:
-        """How many maps this contender gets."""
+        """Return the number of maps of a contender."""
         if name in SCRIPTS:
             return self.kolena if name.startswith("Kolena") else self.scripts
         return self.ours if _OURS[name] else self.default
 
     def names(self, turn: int) -> list[str]:
-        """Who runs in this round."""
+        """Return the contenders of a round."""
         every = [name for name in (*_OURS, *SCRIPTS) if self.of(name)]
         return [name for name in every if turn == 0 or not name.startswith("Kolena")]
 
@@ -80,11 +80,11 @@ _QUICK_REAL = Amounts(224, 12, 96, 0, 24, 0, 1)
 
 
 class _Contest:
-    """Every contender by turns.
+    """Runs every contender in turn.
 
     Args:
-        place: a folder for the maps and what commands write beside them.
-        amounts: how many maps there are, and how large.
+        place: a folder for the maps and the manifests.
+        amounts: the number and size of the maps.
     """
 
     def __init__(self, place: Path, amounts: Amounts) -> None:
@@ -95,13 +95,13 @@ class _Contest:
 
     def start(self, amounts: Amounts, environment: Mapping[str, str]) -> None:
         """Measure how long each contender takes to start."""
-        # Of two, the last counts: what is read from the disk for the first time, and compiled, is nobody's share.
+        # The last of two counts, so that reading files from disk and compiling is not measured.
         for _ in range(2):
             for name in amounts.names(0):
                 self._starts[name] = self._run(name, self._place / "start", environment)
 
     def run(self, amounts: Amounts, environment: Mapping[str, str], server: sink.Sink | None = None) -> list[Row]:
-        """Run all rounds; a row for each contender."""
+        """Run all rounds. Returns a row for each contender."""
         figures: dict[str, list[Figures]] = {}
         for turn in range(amounts.rounds):
             for name in amounts.names(turn):
@@ -145,7 +145,7 @@ class _Contest:
 
 
 def _net(all_s: float, start_s: float) -> float:
-    """Seconds without the start; nan where that took longer, alone, than all: the machine had other things to do."""
+    """Return the seconds without the start; nan if the start alone took longer, because the machine was busy."""
     return all_s - start_s if all_s > start_s else math.nan
 
 
@@ -157,7 +157,7 @@ def _kilobytes(before: Counts, after: Counts, count: int) -> float:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """``python -m bench job``."""
+    """Run ``python -m bench job``."""
     options = parser("job", __doc__).parse_args(arguments)
     amounts, fewer = (_QUICK, _QUICK_REAL) if options.quick else (_SINK, _REAL)
     bench = Bench("job", options.quick)

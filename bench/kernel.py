@@ -1,7 +1,7 @@
-"""What does it cost to make intensities, statistics and colors of a map, and how far is that from copying its bytes?
+"""What do a map's intensities, statistics and colors cost, compared with a copy of its bytes?
 
-The second table has every kind of range: ours with what is counted, ours that only quantizes ("bare"), and NumPy for
-the same results. One thread each; our kernels and OpenCV's would share the other cores with other maps.
+The second table has every kind of range: our kernel with statistics, our kernel that only quantizes ("bare"), and NumPy
+for the same results. Each uses one thread, because other maps use the other cores.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ _KOLENA_SIZE = 48
 
 
 class _Work(NamedTuple):
-    """What one contender does with a map.
+    """The work of one contender with a map.
 
     Attributes:
-        task: what comes of it.
-        call: does it once.
-        share: how many of the map's pixels that is; the time is divided by it.
+        task: the result.
+        call: the function to measure.
+        share: the share of the map's pixels that it processes; the time is divided by it.
     """
 
     task: str
@@ -53,12 +53,12 @@ def _bare(values: Any, low: Any, factor: Any, plane: Any) -> None:
 
 
 def bare(values: NDArray[np.float32], plane: NDArray[np.uint8]) -> None:
-    """Only quantize."""
+    """Quantize without statistics."""
     _bare(values.reshape(-1), np.float32(0), np.float32(255), plane.reshape(-1))
 
 
 def with_numpy(values: NDArray[np.float32], value_range: str) -> None:
-    """The same intensities and statistics, as NumPy users write them."""
+    """Compute the same intensities and statistics, as NumPy users write them."""
     wide = values.astype(np.float64)
     low, high = 0.0, 1.0
     if value_range == "per-map":
@@ -76,7 +76,7 @@ def with_numpy(values: NDArray[np.float32], value_range: str) -> None:
 
 
 def contenders(values: NDArray[np.float32]) -> dict[str, _Work]:
-    """Ours and the others, for one map."""
+    """Return our kernels and the others for one map."""
     import cv2
     from matplotlib import colormaps
 
@@ -118,7 +118,7 @@ def contenders(values: NDArray[np.float32]) -> dict[str, _Work]:
 
 
 def against_peers(bench: Bench, rounds: int) -> None:
-    """The first table: milliseconds at each size, and how many times a copy that is."""
+    """Make the first table: milliseconds at each size, and the ratio to a copy."""
     times: dict[int, dict[str, list[float]]] = {}
     tasks: dict[str, str] = {}
     for size in _SIZES:
@@ -144,7 +144,7 @@ def against_peers(bench: Bench, rounds: int) -> None:
 
 
 def each_range(bench: Bench, rounds: int) -> None:
-    """The second table: every kind of map and of range."""
+    """Make the second table: every kind of map and of range."""
     columns = {"": "", "range": "", "bare": ".3f", "quantize": ".3f", "count": ".3f", "both": ".3f", "NumPy": ".2f",
                "times": ".1f"}  # fmt: skip
     table = bench.table(f"ms for a {_MAIN_SIZE}x{_MAIN_SIZE} float32 map under each range, {rounds} rounds", columns)
@@ -170,7 +170,7 @@ def _in_range(values: NDArray[np.float32], name: str, rounds: int) -> dict[str, 
 
 
 def main(arguments: Sequence[str]) -> None:
-    """``python -m bench kernel``."""
+    """Run ``python -m bench kernel``."""
     options = parser("kernel", __doc__).parse_args(arguments)
     bench = Bench("kernel", options.quick)
     against_peers(bench, 2 if options.quick else 5)

@@ -1,7 +1,7 @@
-"""How it is measured: contenders by turns, whole processes with their children, memory.
+"""Measurements: contenders in turn, whole processes with their children, memory.
 
-A contender that is a process of its own runs whole (:func:`run_process`), or waits for its turns (:func:`by_turns`,
-and :func:`take_turns` on its side), so that starting it is not measured and rounds of all of them can be interleaved.
+A contender in a separate process runs as a whole (:func:`run_process`) or waits for its turns (:func:`by_turns`, with
+:func:`take_turns` on its side). With turns, its start is not measured and the rounds of all contenders are interleaved.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ if TYPE_CHECKING:
 Figures = dict[str, float]
 
 BUCKET = "bench"
-"""The bucket of all servers."""
+"""The bucket on all servers."""
 
 _SAMPLE_S = 0.05
 _TURN_MS = 3.0
 _USER_TIME, _CHILD_SYSTEM_TIME = 11, 14
-"""Where they stand behind the name in /proc/PID/stat: utime, stime, cutime and cstime; see proc(5)."""
+"""The fields utime, stime, cutime and cstime after the name in /proc/PID/stat; see proc(5)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a process and its children took.
+    """The resources that a process and its children used.
 
     Attributes:
-        wall_s: from before its start until it had ended.
-        cpu_s: user and system time, its children's included.
-        peak_bytes: the most memory (PSS) all of them held at once; 0 where the system does not tell.
-        output: what it wrote to its standard output.
-        started: when it was started, on the monotonic clock.
+        wall_s: seconds from before its start until its end.
+        cpu_s: user and system time, including its children's.
+        peak_bytes: the peak of their memory (PSS) together; 0 if the system does not tell.
+        output: its standard output.
+        started: the time of its start on the monotonic clock.
     """
 
     wall_s: float
@@ -56,17 +56,19 @@ class Usage:
 
 
 def parser(name: str, question: str | None) -> argparse.ArgumentParser:
-    """The options that every bench has."""
+    """Return a parser with the options that every benchmark has."""
     options = argparse.ArgumentParser(prog=f"python -m bench {name}", description=question)
-    options.add_argument("--quick", action="store_true", help="a few seconds, to see that it runs; no figures to quote")
+    options.add_argument(
+        "--quick", action="store_true", help="a few seconds to see that it works; do not quote its figures"
+    )
     return options
 
 
 def interleaved(contenders: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Milliseconds of a call, the contenders by turns.
+    """Return the milliseconds of a call in each round, for contenders in turn.
 
-    A turn begins with a call that is not counted, as the others have had the caches meanwhile, then has as many as fit
-    into a few milliseconds, at least one; their median is the turn's figure.
+    A turn begins with a call that is not counted, because the other contenders have replaced the CPU caches. Then it
+    makes as many calls as fit into a few milliseconds, at least one. Their median is the turn's figure.
     """
     times: dict[str, list[float]] = {name: [] for name in contenders}
     collecting = gc.isenabled()
@@ -82,12 +84,12 @@ def interleaved(contenders: Mapping[str, Callable[[], object]], rounds: int) -> 
 
 
 def mean_of(contests: Sequence[Sequence[float]]) -> list[float]:
-    """Round by round, the mean of several contests."""
+    """Return the mean of several contests for each round."""
     return [sum(figures) / len(figures) for figures in zip(*contests, strict=True)]
 
 
 def ratio_of(above: Sequence[float], below: Sequence[float]) -> list[float]:
-    """Round by round, one divided by the other."""
+    """Return the ratio of two contenders for each round."""
     return [first / second for first, second in zip(above, below, strict=True)]
 
 
@@ -95,7 +97,7 @@ def run_process(*arguments: str, environment: Mapping[str, str] | None = None) -
     """Run ``python ARGUMENTS`` to its end.
 
     Raises:
-        RuntimeError: it failed.
+        RuntimeError: the process failed.
     """
     started = time.monotonic()
     process = _launch(arguments, environment)
@@ -116,14 +118,14 @@ def run_command(
     """Run ``async-maps run FOLDER s3://bench/run FLAGS`` to its end.
 
     Args:
-        folder: of the maps.
-        manifest: a new one, in place of what was there, unless the run is to resume.
-        flags: of the command.
-        environment: leads to the server.
-        resume: go on from the manifest.
+        folder: the folder of the maps.
+        manifest: the manifest; an existing file is deleted first unless ``resume`` is set.
+        flags: the flags of the command.
+        environment: the environment variables of the server.
+        resume: keep the manifest and continue from it.
 
     Raises:
-        RuntimeError: it failed.
+        RuntimeError: the command failed.
     """
     if not resume:
         manifest.unlink(missing_ok=True)
@@ -134,18 +136,18 @@ def run_command(
 def by_turns(
     contenders: Mapping[str, Sequence[str]], rounds: int, environment: Mapping[str, str] | None = None
 ) -> dict[str, dict[str, list[float]]]:
-    """Let processes that :func:`take_turns` have theirs, one after the other, round by round.
+    """Run processes that call :func:`take_turns` one after the other, round by round.
 
     Args:
-        contenders: the arguments of Python for each.
-        rounds: how many turns each has.
-        environment: of all of them.
+        contenders: the arguments of Python for each contender.
+        rounds: the number of turns of each contender.
+        environment: the environment variables of all contenders.
 
     Returns:
-        for each contender, the figures of all rounds.
+        the figures of all rounds for each contender.
 
     Raises:
-        RuntimeError: one of them failed.
+        RuntimeError: a contender failed.
     """
     found: dict[str, dict[str, list[float]]] = {name: {} for name in contenders}
     with ExitStack() as stack:
@@ -163,14 +165,14 @@ def by_turns(
 
 
 async def take_turns(turn: Callable[[], Awaitable[Figures]]) -> None:
-    """The contender's side of :func:`by_turns`: measure when it is told to, until its input ends."""
+    """Measure a turn for each line of standard input, as the contender's side of :func:`by_turns`."""
     print(json.dumps({}), flush=True)
     while await asyncio.to_thread(sys.stdin.readline):
         print(json.dumps(await turn()), flush=True)
 
 
 def cpu_s() -> float:
-    """Seconds of CPU time that this process and all below it have taken, those that still run and those that ended."""
+    """Return the CPU seconds of this process and all its descendants, running or ended."""
     ended = resource.getrusage(resource.RUSAGE_CHILDREN)
     seconds = time.process_time() + ended.ru_utime + ended.ru_stime
     for process in _family(os.getpid())[1:]:
@@ -181,7 +183,7 @@ def cpu_s() -> float:
 
 
 def memory(pid: int) -> int:
-    """Bytes (PSS) that a process and all below it hold, what they share counted once; 0 where nobody tells."""
+    """Return the memory (PSS) of a process and its descendants in bytes; 0 if the system does not tell."""
     total = 0
     for process in _family(pid):
         with suppress(OSError):  # it has ended
@@ -202,7 +204,7 @@ def _turn(work: Callable[[], object]) -> float:
 
 
 def _launch(arguments: Sequence[str], environment: Mapping[str, str] | None) -> subprocess.Popen[str]:
-    # No account of the user's; and modules compiled once, as an installed package has them.
+    # Without the user's AWS account, and with compiled modules like those of an installed package.
     kept = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
     nowhere = {"AWS_CONFIG_FILE": os.devnull, "AWS_SHARED_CREDENTIALS_FILE": os.devnull}
     return subprocess.Popen(
@@ -217,7 +219,7 @@ def _waiting(arguments: Sequence[str], environment: Mapping[str, str] | None) ->
     try:
         yield process
     finally:
-        process.communicate()  # the end of its input ends it
+        process.communicate()  # closes its input, which ends it
 
 
 def _answer(name: str, process: subprocess.Popen[str]) -> Figures:
@@ -229,13 +231,13 @@ def _answer(name: str, process: subprocess.Popen[str]) -> Figures:
 
 
 def _pipe(stream: IO[str] | None) -> IO[str]:
-    assert stream is not None  # noqa: S101  # a pipe, as asked for
+    assert stream is not None  # noqa: S101  # for mypy: it is a pipe
     return stream
 
 
 @contextmanager
 def watched(pid: int) -> Iterator[list[int]]:
-    """The peak of the memory of a process and all below it, in bytes, while the context lasts."""
+    """Yield a list with the peak memory of a process and its descendants during the context, in bytes."""
     peak, ended = [0], threading.Event()
 
     def watch() -> None:

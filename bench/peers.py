@@ -1,4 +1,4 @@
-"""What others use to colorize, to encode and to upload, by their own documentation: what several benches call."""
+"""Other libraries to colorize, encode and upload, used as their documentation says."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ if TYPE_CHECKING:
     from obstore.store import S3Store
 
 HAS_KOLENA = find_spec("kolena") is not None
-"""Its client has no release for Python 3.13 yet."""
+"""Kolena's client has no release for Python 3.13 yet."""
 _FADE = (255 / (1 + np.exp((127.5 - np.arange(256)) / 8))).astype(np.uint8)
 
 
 def numpy_intensities(values: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Floats in [0, 1] as bytes, with nothing checked and nothing counted."""
+    """Return floats in [0, 1] as bytes, without checks and statistics."""
     return np.rint(values * 255).astype(np.uint8)
 
 
 def opencv_bgra(plane: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """OpenCV's jet, with Kolena's opacity."""
+    """Return OpenCV's jet colors with Kolena's opacity."""
     import cv2
 
     pixels = cv2.cvtColor(cv2.applyColorMap(plane, cv2.COLORMAP_JET), cv2.COLOR_BGR2BGRA)
@@ -33,21 +33,21 @@ def opencv_bgra(plane: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def opencv_png(pixels: NDArray[np.uint8]) -> bytes:
-    """OpenCV's PNG of BGRA pixels, by its defaults."""
+    """Return OpenCV's PNG of BGRA pixels, with its defaults."""
     import cv2
 
     return cv2.imencode(".png", pixels)[1].tobytes()
 
 
 def pillow_rgba_png(pixels: NDArray[np.uint8], level: int) -> bytes:
-    """Pillow's PNG of RGBA pixels."""
+    """Return Pillow's PNG of RGBA pixels."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG", compress_level=level)
     return file.getvalue()
 
 
 def pillow_palette_png(plane: NDArray[np.uint8], table: NDArray[np.uint8], level: int) -> bytes:
-    """Pillow's indexed PNG, with the opacity of each color."""
+    """Return Pillow's indexed PNG with the opacity of each color."""
     image = Image.fromarray(plane)
     image.putpalette(table[:, :3].tobytes())
     file = io.BytesIO()
@@ -56,7 +56,7 @@ def pillow_palette_png(plane: NDArray[np.uint8], table: NDArray[np.uint8], level
 
 
 def boto3_client(connections: int) -> Any:
-    """A client of boto3, with a connection for each of its callers, else it opens one for each request."""
+    """Return a boto3 client with a connection for each caller; with fewer, it opens one for each request."""
     import boto3
     from botocore.config import Config
 
@@ -64,7 +64,7 @@ def boto3_client(connections: int) -> Any:
 
 
 def obstore_store(bucket: str) -> S3Store:
-    """A store of obstore, as the AWS environment has it."""
+    """Return an obstore store with the AWS environment variables."""
     from obstore.store import S3Store
 
     return S3Store(bucket, client_options={"allow_http": True})

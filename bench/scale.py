@@ -1,8 +1,7 @@
-"""Do the time and memory of a map stay the same when there are many, and how soon is a finished run known to be one?
+"""Do the time and memory of a map stay the same with many maps, and how long does a finished run take to resume?
 
-Tiny maps, so that all counts that is not their pixels: listing, handing over, signing, the manifest. Each number of
-maps is one run of the command, with a manifest, into a sink; then the same command again, which has nothing to do.
-The plot is ``bench/results/scale.png``.
+The maps are tiny, so that listing, messages, signing and the manifest take most of the time. For each number of maps,
+the command runs with a manifest to a sink, then again with nothing to do. The plot is ``bench/results/scale.png``.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ _COLUMNS = {
 
 
 def main(arguments: Sequence[str]) -> None:
-    """``python -m bench scale``."""
+    """Run ``python -m bench scale``."""
     options = parser("scale", __doc__).parse_args(arguments)
     bench = Bench("scale", options.quick)
     table = bench.table(f"Maps of {_SIZE}x{_SIZE} float32 from .npy files to a sink, with a manifest", _COLUMNS)

@@ -1,4 +1,4 @@
-"""The scripts that people have for the whole job: ``python -m bench.scripts NAME FOLDER BUCKET [COUNT]``."""
+"""The usual scripts for the whole job: ``python -m bench.scripts NAME FOLDER BUCKET [COUNT]``."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ _THREADS = 16
 
 
 def opencv_boto3(paths: Sequence[Path], bucket: str) -> None:
-    """OpenCV's jet and PNG encoder, boto3's upload_fileobj, in threads."""
+    """Use OpenCV's jet and PNG encoder and boto3's upload_fileobj, in threads."""
     client = peers.boto3_client(_THREADS)
     _in_threads(paths, lambda path: client.upload_fileobj(io.BytesIO(_opencv_overlay(path)), bucket, _key(path)))
 
 
 def opencv_obstore(paths: Sequence[Path], bucket: str) -> None:
-    """OpenCV's jet and PNG encoder, obstore's put, in threads."""
+    """Use OpenCV's jet and PNG encoder and obstore's put, in threads."""
     store = peers.obstore_store(bucket)
     _in_threads(paths, lambda path: store.put(_key(path), _opencv_overlay(path)))
 
 
 def kolena_example(paths: Sequence[Path], bucket: str) -> None:
-    """The tutorial's steps 1 and 2, one map after the other."""
+    """Follow steps 1 and 2 of Kolena's tutorial, one map after the other."""
     from kolena.workflow.visualization import colorize_activation_map, encode_png
 
     client = peers.boto3_client(1)
@@ -66,7 +66,7 @@ def _key(path: Path) -> str:
 
 def _main(name: str, folder: str, bucket: str, count: str | None = None) -> None:
     SCRIPTS[name](sorted(Path(folder).glob("*.npy"))[: int(count) if count else None], bucket)
-    # obstore has been seen to abort when the interpreter ends, with everything acknowledged.
+    # obstore sometimes aborts when the interpreter ends, although every PUT was acknowledged.
     os._exit(0)
 
 

@@ -1,4 +1,4 @@
-"""The real S3 server of the benches: SeaweedFS on loopback, with a bucket."""
+"""The real S3 server of the benchmarks: SeaweedFS on loopback, with a bucket."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def real_server() -> Iterator[dict[str, str]]:
-    """A server for the length of the ``with`` block: the environment variables that lead any AWS client to it."""
+    """Run a server during the ``with`` block. Yields the environment variables for AWS clients."""
     with (
         tempfile.TemporaryDirectory(prefix="async-maps-bench-") as folder,
         seaweed.serve(Path(folder)) as server,

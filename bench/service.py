@@ -1,10 +1,10 @@
-"""In a service: how many maps a second, how long does a caller wait, and for how long does the event loop stand still?
+"""In a service: how many maps a second, how long does a caller wait, and for how long is the event loop blocked?
 
-Sixteen callers put maps from memory, one after the other each, into a sink, on an event loop that also has a call due
-every millisecond: how late that comes is what every other request of the service would feel. Loops wait in whole
-milliseconds, so that an idle one is late by up to one, too. Then a crowd: 2,000 callers at once, each with a map of its
-own, who wait in ``put`` or are shed by ``put_nowait``. Each row is a process of its own, all by turns:
-``python -m bench.service LOOP WORKERS SIZE SECONDS``, ``python -m bench.service WAY``.
+Each of 16 callers puts maps from memory to a sink, one after the other. The event loop also has a call due every
+millisecond; its delay is the delay of every other request of the service. Loops wait in whole milliseconds, so an idle
+loop is also up to 1 ms late. Then 2,000 concurrent callers, each with its own map, wait in ``put`` or are refused by
+``put_nowait``. Each row is a separate process, and all rows take turns: ``python -m bench.service LOOP WORKERS SIZE
+SECONDS`` and ``python -m bench.service WAY``.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _COLUMNS = {
 
 
 class Ticks:
-    """A call that is due every millisecond, and how late each one was, in seconds."""
+    """A call that is due every millisecond. Records the delay of each call in seconds."""
 
     def __init__(self) -> None:
         self.late: list[float] = []
@@ -65,7 +65,7 @@ class Ticks:
         self._arm()
 
     def stop(self) -> list[float]:
-        """End it; what was seen."""
+        """Stop, and return the delays."""
         self._handle.cancel()
         return self.late
 
@@ -74,8 +74,8 @@ class Service:
     """A pipeline and its callers.
 
     Args:
-        pipeline: open.
-        size: of the square maps, in pixels.
+        pipeline: an open pipeline.
+        size: the side of the square maps in pixels.
         seconds: the length of a turn.
     """
 
@@ -115,11 +115,11 @@ class Service:
 
 
 class Crowd:
-    """Callers who all come at once, each with a map of its own.
+    """Concurrent callers, each with its own map.
 
     Args:
-        pipeline: open.
-        way: they put their maps by that name.
+        pipeline: an open pipeline.
+        way: the method of the pipeline that they call.
     """
 
     def __init__(self, pipeline: am.Pipeline, way: str) -> None:
@@ -127,7 +127,7 @@ class Crowd:
         self._maps = [make_map(index, _SIZES[0]) for index in range(_MAPS)]
 
     async def turn(self) -> Figures:
-        """Measure one crowd."""
+        """Measure one turn of all callers."""
         latencies: list[float] = []
         with watched(os.getpid()) as peak:
             async with asyncio.TaskGroup() as callers:
@@ -175,7 +175,7 @@ def _run_on(loop: str, main: Coroutine[Any, Any, None]) -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """``python -m bench service``."""
+    """Run ``python -m bench service``."""
     options = parser("service", __doc__).parse_args(arguments)
     bench = Bench("service", options.quick)
     rounds, seconds = (1, 0.3) if options.quick else (3, 0.6)
@@ -189,7 +189,8 @@ def main(arguments: Sequence[str]) -> None:
         loop, workers, size = row
         table.add(**{"": loop, "workers": workers, "size": size, **found[str(row)]})
     bench.publish()
-    crowd = bench.table(f"{_CROWD:,} callers at once, {_SIZES[0]}x{_SIZES[0]}, a sink, {rounds} rounds", _CROWD_COLUMNS)
+    title = f"{_CROWD:,} concurrent callers, {_SIZES[0]}x{_SIZES[0]}, a sink, {rounds} rounds"
+    crowd = bench.table(title, _CROWD_COLUMNS)
     with sink.serve() as server:
         found = by_turns({way: ("-m", "bench.service", way) for way in _WAYS}, rounds, server.environment())
     for way in _WAYS:

@@ -1,7 +1,7 @@
-"""A server that takes PUTs and keeps nothing: what is measured against it is the client.
+"""A server that accepts PUTs and keeps nothing, to measure the client alone.
 
-It reads bodies of a stated length, answers ``Expect: 100-continue``, and says 200 to everything. It is a process of
-its own on loopback, so that its CPU time (0.03 to 0.05 ms a PUT) is nobody else's.
+It reads bodies of a stated length, answers ``Expect: 100-continue`` and returns 200 to every request. It is a separate
+process on loopback, so that its CPU time (0.03 to 0.05 ms a PUT) does not count as the client's.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class _Connection(asyncio.Protocol):
         self._missing = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's transports are no subclass of asyncio's.
+        # uvloop's transports are not subclasses of asyncio's.
         self._transport = cast("asyncio.Transport", transport)
         self._counts.connections += 1
 
@@ -95,9 +95,9 @@ class _Connection(asyncio.Protocol):
 
 
 class Counts(TypedDict):
-    """What has arrived: requests, PUTs among them and the bytes of their bodies, and when the last one was whole.
+    """The number of requests, of PUTs and of bytes in their bodies, and the time when the last PUT was complete.
 
-    The time is the monotonic clock's, which all processes of a machine share.
+    The time is that of the monotonic clock, which all processes of a machine share.
     """
 
     requests: int
@@ -111,20 +111,20 @@ class Sink:
     """A running sink.
 
     Attributes:
-        url: where it listens.
+        url: the address of the sink.
     """
 
     def __init__(self, url: str) -> None:
         self.url = url
 
     def counts(self) -> Counts:
-        """What has arrived so far."""
+        """Return the counts so far."""
         with urllib.request.urlopen(f"{self.url}/-/counts") as answer:  # noqa: S310  # our own, on loopback
             found: Counts = json.load(answer)
         return found
 
     def environment(self) -> dict[str, str]:
-        """The environment variables that lead any AWS client to it."""
+        """Return the environment variables for AWS clients."""
         return {
             "AWS_ENDPOINT_URL": self.url,
             "AWS_ACCESS_KEY_ID": "sink",
@@ -137,20 +137,20 @@ class Sink:
 
 @contextmanager
 def serve(delay_s: float = 0.0) -> Iterator[Sink]:
-    """A sink for the length of the ``with`` block.
+    """Run a sink during the ``with`` block.
 
     Args:
-        delay_s: it waits so long before each answer.
+        delay_s: the seconds to wait before each answer.
     """
     process = subprocess.Popen(
         [sys.executable, "-m", "bench.sink", "--delay", str(delay_s)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
-        assert process.stdout is not None  # noqa: S101  # a pipe, as asked for
+        assert process.stdout is not None  # noqa: S101  # for mypy: it is a pipe
         yield Sink(process.stdout.readline().strip())
     finally:
-        process.communicate()  # the end of its input ends it
+        process.communicate()  # closes its input, which ends it
 
 
 async def _serve(delay_s: float) -> None:

@@ -1,7 +1,7 @@
-"""How soon does the command answer, and how soon is the first overlay in the store, kernels compiled before or not?
+"""How long does the command take to answer, and to the first PUT, with and without compiled kernels?
 
-Whole processes. The first PUT is timed by the sink, which has the whole of it; the command ends a little later. A cold
-cache is numba's: an empty folder, as on a machine where the command has never run.
+Each row is a whole process. The sink takes the time when the first PUT is complete; the command ends a little later. A
+cold cache is an empty folder for numba, as on a machine where the command has never run.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class _Launcher:
 
     Args:
         place: a folder for the map, the manifest and numba's caches.
-        server: where it goes.
+        server: the sink that gets the overlay.
     """
 
     def __init__(self, place: Path, server: sink.Sink) -> None:
@@ -39,12 +39,12 @@ class _Launcher:
         write_maps(place / "maps", 1, _SIZE)
 
     def cold(self) -> Figures:
-        """With the kernels to be compiled."""
+        """Run with an empty cache of kernels."""
         self._cache = Path(tempfile.mkdtemp(dir=self._place))
         return self.warm()
 
     def warm(self) -> Figures:
-        """With the kernels that the last cold start has compiled."""
+        """Run with the kernels that the last cold start compiled."""
         environment = {**self._server.environment(), "NUMBA_CACHE_DIR": str(self._cache)}
         usage = run_command(self._place / "maps", self._place / "start.sqlite", environment=environment)
         return {**_figures(usage), "first PUT s": self._server.counts()["last_put"] - usage.started}
@@ -59,7 +59,7 @@ def _figures(usage: Usage) -> Figures:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """``python -m bench start``."""
+    """Run ``python -m bench start``."""
     options = parser("start", __doc__).parse_args(arguments)
     bench = Bench("start", options.quick)
     rounds, cold_rounds = (1, 1) if options.quick else (4, 1)

@@ -1,4 +1,4 @@
-"""What a bench found: tables to read, the same as Markdown, and JSON with machine, commit, versions and spread."""
+"""The results of a benchmark: tables as text and Markdown, and JSON with machine, commit, versions and spread."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ PACKAGES = (
 
 @dataclass(slots=True)
 class Table:
-    """One table of a bench.
+    """One table of a benchmark.
 
     Attributes:
-        title: what was measured, with sizes, counts and rounds.
-        columns: which figures are printed, and how: ``{"maps/s": ",.0f"}``. Of a list, the median is printed.
-        rows: one dictionary for each line; a list of numbers is the figures of all rounds.
+        title: the measurement, with sizes, counts and rounds.
+        columns: the figures to print and their formats: ``{"maps/s": ",.0f"}``. For a list, the median is printed.
+        rows: one dictionary for each line; a list of numbers has the figures of all rounds.
     """
 
     title: str
@@ -42,20 +42,20 @@ class Table:
         self.rows.append(row)
 
     def cells(self) -> list[list[str]]:
-        """The lines, the first with the names of the columns."""
+        """Return the lines, the first with the names of the columns."""
         return [
             [*self.columns],
             *([_cell(row.get(name), form) for name, form in self.columns.items()] for row in self.rows),
         ]
 
     def text(self) -> str:
-        """The table for a terminal."""
+        """Return the table for a terminal."""
         lines = self.cells()
         widths = [max(len(line[column]) for line in lines) for column in range(len(self.columns))]
         return "\n".join([f"\n{self.title}", *("  " + _justified(line, widths).rstrip() for line in lines)])
 
     def markdown(self) -> str:
-        """The table for a README."""
+        """Return the table for a README."""
         head, *body = self.cells()
         aligned = ["---", *("---:" for _ in head[1:])]
         return "\n".join([f"{self.title}:\n", *(f"| {' | '.join(line)} |" for line in [head, aligned, *body])])
@@ -63,12 +63,12 @@ class Table:
 
 @dataclass(slots=True)
 class Bench:
-    """The tables of one bench, and the files that keep them.
+    """The tables of one benchmark and their files.
 
     Attributes:
-        name: of the bench, and of its files.
-        quick: whether it only shows that it runs; then its files lie apart from those worth keeping.
-        tables: all so far.
+        name: the name of the benchmark and of its files.
+        quick: whether this is a short run without figures to quote; its files are in a separate folder.
+        tables: the tables so far.
     """
 
     name: str
@@ -76,12 +76,12 @@ class Bench:
     tables: list[Table] = field(default_factory=list)
 
     def table(self, title: str, columns: Mapping[str, str]) -> Table:
-        """Begin a table."""
+        """Add a new table and return it."""
         self.tables.append(Table(title, columns))
         return self.tables[-1]
 
     def publish(self) -> None:
-        """Print the last table, and write all of them."""
+        """Print the last table and write all tables to files."""
         print(self.tables[-1].text(), flush=True)
         tables = [{"title": table.title, "rows": [*map(_spread, table.rows)]} for table in self.tables]
         document = {"bench": self.name, "quick": self.quick, **machine(), "tables": tables}
@@ -92,12 +92,12 @@ class Bench:
 
 
 def results(*, quick: bool) -> Path:
-    """The folder of the files."""
+    """Return the folder of the result files."""
     return RESULTS / "quick" if quick else RESULTS
 
 
 def machine() -> dict[str, Any]:
-    """Where and with what it was measured."""
+    """Return the machine, the commit and the versions of a measurement."""
     describe = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     git = subprocess.run(describe, capture_output=True, text=True, check=False)
     return {

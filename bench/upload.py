@@ -1,7 +1,7 @@
-"""What does a PUT cost the client, and how many a second does one process make?
+"""What does a PUT cost the client, and how many does one process make per second?
 
-Every client is a process of its own that measures itself around its PUTs, not its start (but s5cmd's is in its figures:
-it is a command). The sink keeps nothing and takes little; SeaweedFS is a real store, and has its share of the cores.
+Every client is a separate process that measures its PUTs without its start, except for s5cmd, which is a command. The
+sink keeps nothing and uses little CPU time. SeaweedFS is a real store and uses part of the cores.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _COLUMNS = {"": "", "KB": "", "CPU ms/PUT": ".3f", "x our CPU": ".2f", "PUT/s": 
 
 
 class _Effort(NamedTuple):
-    """How long it is measured: so many turns of so many seconds."""
+    """The number of turns of a measurement, and the seconds of each turn."""
 
     rounds: int
     seconds: float
@@ -42,19 +42,19 @@ def main(arguments: Sequence[str]) -> None:
     options = parser("upload", __doc__).parse_args(arguments)
     bench = Bench("upload", options.quick)
     effort = _Effort(1, 0.1) if options.quick else _Effort(3, 0.3)
-    at_once = f"{_CONCURRENCY} at once"
+    concurrent = f"{_CONCURRENCY} concurrent"
     with sink.serve() as server:
-        table = bench.table(f"PUTs to a sink, {at_once} (boto3: {_BOTO3_THREADS} threads), {effort}", _COLUMNS)
+        table = bench.table(f"PUTs to a sink, {concurrent} (boto3: {_BOTO3_THREADS} threads), {effort}", _COLUMNS)
         for kilobytes in (_MAIN_KB,) if options.quick else _SIZES_KB:
             _compare(table, server.environment(), kilobytes, effort, boto3_threads=_BOTO3_THREADS)
         bench.publish()
     with sink.serve(_DELAY_S) as server:
-        title = f"PUTs to a sink that waits {1000 * _DELAY_S:.0f} ms before it answers, {at_once}, {effort}"
+        title = f"PUTs to a sink that waits {1000 * _DELAY_S:.0f} ms before it answers, {concurrent}, {effort}"
         table = bench.table(title, _COLUMNS)
         _compare(table, server.environment(), _MAIN_KB, effort)
         bench.publish()
     with real_server() as environment:
-        table = bench.table(f"PUTs to SeaweedFS on the same machine, {at_once}, {effort}", _COLUMNS)
+        table = bench.table(f"PUTs to SeaweedFS on the same machine, {concurrent}, {effort}", _COLUMNS)
         _compare(table, environment, _MAIN_KB, effort)
         bench.publish()
 

@@ -216,7 +216,7 @@ def test_objects_are_opened_concurrently_within_the_limit(bucket: str, proxy: Pr
         time.sleep(0.2)  # time for a 17th to arrive
         proxy.gate.set()
         assert listing.result() == [f"{i:03}" for i in range(64)]
-    assert proxy.most_at_once <= 16
+    assert proxy.most_concurrent <= 16
 
 
 @pytest.mark.slow

@@ -128,7 +128,7 @@ def test_concurrent_reads_are_bounded_by_prefetch(bucket: str, proxy: Proxy, tmp
 
     upload(bucket, {f"{i:03}.npy": npy(random_map(i)) for i in range(60)})
     listed = list(open_source(f"s3://{bucket}/"))
-    proxy.most_at_once = 0
+    proxy.most_concurrent = 0
     proxy.gate.clear()
     with ThreadPoolExecutor(1) as thread:
         running = thread.submit(am.run, listed, tmp_path, settings=am.Settings(workers=0, prefetch=4))
@@ -137,7 +137,7 @@ def test_concurrent_reads_are_bounded_by_prefetch(bucket: str, proxy: Proxy, tmp
         time.sleep(0.2)  # time for a fifth to arrive
         proxy.gate.set()
         assert running.result().uploaded == 60
-    assert proxy.most_at_once == 4
+    assert proxy.most_concurrent == 4
 
 
 @pytest.mark.slow
@@ -147,13 +147,13 @@ async def test_bytes_read_ahead_are_bounded_by_queue_bytes(bucket: str, proxy: P
     arrays = {f"{i:03}.npy": npy(random_map(i, (100, 100))) for i in range(12)}
     await asyncio.to_thread(upload, bucket, arrays | {"large.npy": npy(random_map(0, (400, 400)))})
     listed = await asyncio.to_thread(lambda: list(open_source(f"s3://{bucket}/")))
-    proxy.most_at_once, proxy.delay_s = 0, 0.05
+    proxy.most_concurrent, proxy.delay_s = 0, 0.05
     settings = am.Settings(workers=0, queue_bytes=2 * 40_000)
     async with am.Pipeline(tmp_path, settings=settings) as pipeline:
         report = await pipeline.run(listed)
     # A map larger than the whole budget passes too.
     assert report.uploaded == 13
-    assert proxy.most_at_once <= 2
+    assert proxy.most_concurrent <= 2
     assert pipeline.statistics().colorize.queue == 0
 
 

@@ -1,6 +1,6 @@
-"""A crowd of HTTP clients, all at once: a process of its own, so that what they hold is not the service's memory.
+"""Concurrent HTTP clients in a separate process, so that their memory is not counted as the service's.
 
-``python -m tests.support.burst URL COUNT SIDE`` posts so many maps to ``URL/burst/NUMBER``, and prints what came back.
+``python -m tests.support.burst URL COUNT SIDE`` posts COUNT maps to ``URL/burst/NUMBER`` and prints the answers.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import numpy as np
 
 
 class Answer(NamedTuple):
-    """What one of them got.
+    """The answer to one request.
 
     Attributes:
-        name: of the map.
-        status: of the answer.
-        retry_after: its header of that name; None if it has none.
+        name: the name of the map.
+        status: the HTTP status.
+        retry_after: the header Retry-After; None without it.
         text: the body.
-        seconds: from when all began.
+        seconds: the time since the start of the burst.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Answer(NamedTuple):
 
 
 async def burst(url: str, count: int, side: int) -> list[Answer]:
-    """Post them all at once, each over a connection of its own."""
+    """Post all maps concurrently, each over its own connection."""
     bodies = []
     for kind in range(4):
         body = io.BytesIO()
@@ -56,4 +56,4 @@ async def burst(url: str, count: int, side: int) -> list[Answer]:
 
 if __name__ == "__main__":
     _, url, count, side = sys.argv
-    print(json.dumps(asyncio.run(burst(url, int(count), int(side)))))  # noqa: T201  # for who started it
+    print(json.dumps(asyncio.run(burst(url, int(count), int(side)))))  # noqa: T201  # for the parent process

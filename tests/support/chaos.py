@@ -1,6 +1,6 @@
-"""A proxy between the client and the real S3 server that breaks a share of the PUTs, each in a way of its own.
+"""A proxy between the client and the real S3 server that breaks a share of the PUTs in several ways.
 
-It is a process of its own on loopback (``python -m tests.support.chaos``), seeded, and counts what it did.
+It is a separate process on loopback (``python -m tests.support.chaos``). Its faults are seeded and counted.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class _Request(NamedTuple):
 
 
 class _BrokenError(Exception):
-    """The connection ends here."""
+    """Ends the connection."""
 
 
 class _Proxy:
@@ -104,7 +104,7 @@ class _Proxy:
         elif kind == "200 without a proof":
             writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
         else:
-            etag = "d41d8cd98f00b204e9800998ecf8427e"  # of nothing
+            etag = "d41d8cd98f00b204e9800998ecf8427e"  # the MD5 of no bytes
             writer.write(f'HTTP/1.1 200 OK\r\nETag: "{etag}"\r\nContent-Length: 0\r\n\r\n'.encode())
         await writer.drain()
 
@@ -119,7 +119,7 @@ async def _requests(reader: asyncio.StreamReader) -> AsyncIterator[_Request]:
 
 
 async def _ask(upstream: tuple[asyncio.StreamReader, asyncio.StreamWriter], request: _Request, body: bytes) -> bytes:
-    """The server's whole answer."""
+    """Return the server's whole answer."""
     reader, writer = upstream
     lines = [line for line in request.head[:-4].split(b"\r\n") if not line.lower().startswith(b"expect:")]
     writer.write(b"\r\n".join(lines) + b"\r\n\r\n" + body)
@@ -142,21 +142,21 @@ def _error(status: int, code: str, message: str) -> bytes:
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:
-    """Close so that the other side gets a reset, not an end."""
+    """Make the close send a reset instead of an end."""
     connection = writer.get_extra_info("socket")
     with suppress(OSError):
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 class Chaos:
-    """A running proxy; after the ``with`` block, ``counts`` has how often it did what, "none" for nothing."""
+    """A running proxy. After the ``with`` block, ``counts`` has the requests by fault; "none" is without one."""
 
     def __init__(self) -> None:
         self.counts: dict[str, int] = {}
 
     @property
     def faults(self) -> int:
-        """How many PUTs it broke."""
+        """The number of broken PUTs."""
         return sum(count for kind, count in self.counts.items() if kind != "none")
 
 
@@ -164,7 +164,7 @@ class Chaos:
 def chaos(
     server: S3Server, monkeypatch: pytest.MonkeyPatch, *, seed: int, rate: float, kinds: tuple[str, ...] = FAULTS
 ) -> Iterator[Chaos]:
-    """A proxy that every AWS client of this process uses, for the length of the ``with`` block."""
+    """Run a proxy that every AWS client of this process uses during the ``with`` block."""
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.support.chaos", server.endpoint_url, str(seed), str(rate), *kinds],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
@@ -184,9 +184,9 @@ async def _main(upstream: str, seed: int, rate: float, kinds: list[str]) -> None
     host, _, port = upstream.removeprefix("http://").partition(":")
     proxy = _Proxy((host, int(port)), seed, rate, kinds)
     async with await asyncio.start_server(proxy.serve, "127.0.0.1", 0, limit=2**20) as listening:
-        print(f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}", flush=True)  # noqa: T201  # for who started it
+        print(f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}", flush=True)  # noqa: T201  # for the parent
         await asyncio.to_thread(sys.stdin.read)
-    print(json.dumps(proxy.counts))  # noqa: T201  # likewise
+    print(json.dumps(proxy.counts))  # noqa: T201  # for the parent
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Chunks of maps as a worker gets them, and the pixels in its answer."""
+"""Requests of a worker's chunk, and the pixels of its results."""
 
 from __future__ import annotations
 
@@ -19,34 +19,34 @@ PALETTE, RGBA = Recipe(TABLE), Recipe(TABLE, "rgba")
 
 
 def random_array(*shape: int, dtype: Any = np.float32, seed: int = 0) -> NDArray[Any]:
-    """Values from 0 to 1, the same for the same seed."""
+    """Return values from 0 to 1, equal for equal seeds."""
     return np.random.default_rng(seed).random(shape).astype(dtype)
 
 
 def intensities(array: NDArray[Any]) -> NDArray[np.uint8]:
-    """What a palette bitmap of it holds."""
+    """Return the intensities of a map."""
     return array if array.dtype == np.uint8 else np.rint(array * 255).astype(np.uint8)
 
 
 def in_file(path: Path, member: str | None = None) -> Request:
-    """A map in a file."""
+    """Return the request of a map in a file."""
     return Request(str(path), None if member is None else (member, None), 0, (), "")
 
 
 def saved(path: Path, array: NDArray[Any]) -> Request:
-    """A map in a file that is written now."""
+    """Save a map to a file and return its request."""
     np.save(path, array)
     return in_file(path)
 
 
 def placed(block: NDArray[np.uint8], offset: int, array: NDArray[Any]) -> Request:
-    """A map in a block, where it is written now."""
+    """Write a map into a block and return its request."""
     np.ndarray(array.shape, array.dtype, block.data, offset)[...] = array
     return Request(None, None, offset, array.shape, array.dtype.str)
 
 
 def pixels(block: NDArray[np.uint8], result: Result, recipe: Recipe) -> NDArray[np.uint8]:
-    """The pixels whose scanlines a result points at."""
+    """Return the pixels of a result."""
     assert result.rgba == (recipe.png == "rgba")
     shape = (result.height, result.width, 4) if result.rgba else (result.height, result.width)
     lines = scanlines(block, result).reshape(result.height, -1)
@@ -61,6 +61,6 @@ def scanlines(block: NDArray[np.uint8], result: Result) -> NDArray[np.uint8]:
 
 
 def colorized(reply: Reply) -> list[Result]:
-    """The results of a chunk in which no map failed."""
+    """Return the results of a chunk, and check that no map failed."""
     assert not [result for result in reply.results if isinstance(result, Failed)]
     return [result for result in reply.results if isinstance(result, Result)]

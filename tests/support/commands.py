@@ -1,4 +1,4 @@
-"""The command, in this process and in one of its own."""
+"""Run the command, in this process or a separate one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COMMAND = [sys.executable, "-m", "async_maps"]
 
 
 def invoke(*arguments: object) -> int:
-    """The command in this process; its exit code."""
+    """Run the command in this process and return its exit code."""
     with pytest.raises(SystemExit) as ended:
         cli.main([str(argument) for argument in arguments])
     assert isinstance(ended.value.code, int)
@@ -28,14 +28,14 @@ def invoke(*arguments: object) -> int:
 
 
 def only_error(output: CaptureResult[str]) -> str:
-    """The one error that the command has printed, without a traceback."""
+    """Return the only error of the command, and check that there is no traceback."""
     (line,) = (line for line in output.err.splitlines() if line.startswith("async-maps: error: "))
     assert "Traceback" not in output.err
     return line
 
 
 def start(*arguments: object) -> subprocess.Popen[str]:
-    """The command in a process group of its own, as a shell starts it."""
+    """Start the command in its own process group, as a shell does."""
     return subprocess.Popen(
         [*COMMAND, *map(str, arguments)],
         stdout=subprocess.PIPE,
@@ -46,7 +46,7 @@ def start(*arguments: object) -> subprocess.Popen[str]:
 
 
 def done_rows(path: str) -> int:
-    """How many maps a manifest lists as done; 0 while there is no manifest that can be read."""
+    """Return the number of done maps in a manifest; 0 without a readable manifest."""
     if not Path(path).exists():
         return 0
     try:

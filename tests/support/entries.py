@@ -1,4 +1,4 @@
-"""What a source lists, and what is read of it."""
+"""List sources and read their maps."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ STACK = np.linspace(0, 1, 75, dtype=np.float32).reshape(5, 3, 5)
 
 
 def read_all(place: Path) -> dict[str, NDArray[Any]]:
-    """Every map of a place that has no failures, by name, in the order of the listing."""
+    """Return every map of a source by name, in the order of the listing. A failure fails the test."""
     arrays = {}
     with Readers() as readers:
         for entry in open_source(place):
             assert isinstance(entry, ActivationMap), entry
             assert entry.path is not None
-            # As it travels to a worker.
+            # Parts are sent to workers as JSON.
             array = readers.read(entry.path, json.loads(json.dumps(entry.part)))
             assert entry.name not in arrays
             assert array.nbytes <= max(entry.max_bytes, array.size * 4)
@@ -63,7 +63,7 @@ def only_failure(place: Path) -> Failure:
 
 
 def why_not(entry: Entry) -> str:
-    """Why a listed map cannot be read."""
+    """Return the reason why a listed map cannot be read."""
     assert isinstance(entry, ActivationMap)
     assert entry.path is not None
     with Readers() as readers, pytest.raises(SourceError) as refusal:

@@ -1,4 +1,4 @@
-"""Exported tables, read as other programs read them."""
+"""Read exported tables as other programs do."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ EXPORTED_NAMES = (
 
 
 def read_exported(file: Path) -> list[dict[str, Any]]:
-    """The rows as another program reads them."""
+    """Return the rows of a table with all columns."""
     if file.suffix.lower() == ".parquet":
         import pyarrow.parquet as pq
 
@@ -46,7 +46,7 @@ def read_exported(file: Path) -> list[dict[str, Any]]:
 
 
 def read_any(file: Path) -> list[dict[str, Any]]:
-    """The rows of a table with any columns; in CSV, all of them are text."""
+    """Return the rows of a table with any columns; in CSV, all values are text."""
     if file.suffix != ".csv":
         return read_exported(file)
     with file.open(newline="", encoding="utf-8") as opened:

@@ -1,4 +1,4 @@
-"""What a doctor has found."""
+"""Findings of the doctor."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ if TYPE_CHECKING:
 
 
 def levels(found: dict[str, Finding]) -> dict[str, str]:
-    """What is not as it should be."""
+    """Return the levels of all findings that are not "ok"."""
     return {check: finding.level for check, finding in found.items() if finding.level != "ok"}

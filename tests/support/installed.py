@@ -1,4 +1,4 @@
-"""Libraries that not every environment has. CI runs the fast tests without the extras, too."""
+"""Libraries that are not in every environment. CI runs the fast tests also without the extras."""
 
 from __future__ import annotations
 
@@ -11,6 +11,6 @@ needs_parquet = pytest.mark.skipif(find_spec("pyarrow") is None, reason="pyarrow
 
 
 def kolena_client(module: str) -> Any:
-    """A module of Kolena's client; a test is skipped without it."""
+    """Return a module of Kolena's client. Without it, the test is skipped."""
     reason = "Kolena's client is not installed: it has no release for Python 3.13 and allows no Pillow 13"
     return pytest.importorskip(module, reason=reason)

@@ -1,4 +1,4 @@
-"""A stand-in for Kolena's service on loopback: answers its client 1.69.0, and keeps what arrives."""
+"""A stand-in for Kolena's service on loopback. It answers the client 1.69.0 and records its uploads."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ _LOOPBACK = {"127.0.0.1", "::1"}
 
 @dataclass
 class KolenaService:
-    """What the service knows.
+    """The state of the service.
 
     Attributes:
-        url: where it listens.
-        id_fields: of every dataset.
+        url: the address of the service.
+        id_fields: the id fields of every dataset.
         asked: the requests in their order, as method and path.
-        results: of each upload of results: the request's fields and, as ``rows``, the rows with what was JSON in them.
-        inferences: of each upload of inferences, its rows.
+        results: for each upload of results, the fields of the request and, as ``rows``, the decoded rows.
+        inferences: for each upload of inferences, its rows.
     """
 
     url: str = ""
@@ -48,7 +48,7 @@ class KolenaService:
     _numbers: Iterator[int] = field(default_factory=lambda: count(1))
 
     def answer(self, method: str, path: str, body: bytes) -> Any:
-        """The answer to a request: what becomes JSON, bytes as they are, or None for what is not there."""
+        """Return the answer to a request: a value for JSON, bytes, or None for 404."""
         self.asked.append((method, path))
         if path.startswith("/signed/"):
             self._uploads[path.removeprefix("/signed/")].append(body)
@@ -124,7 +124,7 @@ class KolenaService:
             {
                 key: json.loads(cell, parse_constant=_refuse_constant)
                 for key, cell in row.items()
-                # pandas keeps an index of text as another column.
+                # pandas writes an index of text as another column.
                 if isinstance(cell, str) and not key.startswith("__index_level_")
             }
             for row in rows
@@ -137,7 +137,7 @@ def _refuse_constant(text: str) -> None:
 
 @contextmanager
 def serve_kolena() -> Iterator[KolenaService]:
-    """The service, with the client of this process pointing at it and at nothing else."""
+    """Run the service for the client of this process, which may connect to no other host."""
     state = kolena_client("kolena._utils.state")
     service = KolenaService()
 
@@ -164,7 +164,7 @@ def serve_kolena() -> Iterator[KolenaService]:
 
     def connect_here(self: socket.socket, address: Any) -> None:
         if not isinstance(address, str) and address[0] not in _LOOPBACK:
-            # The client takes errors of its telemetry lightly: they are told at the end.
+            # The client ignores errors of its telemetry, so the test fails at the end.
             elsewhere.append(address)
             raise ConnectionRefusedError
         connect(self, address)
@@ -174,17 +174,17 @@ def serve_kolena() -> Iterator[KolenaService]:
         pytest.MonkeyPatch.context() as patch,
         warnings.catch_warnings(),
     ):
-        # pandas' of NumPy's array_split of a frame, which the client makes.
+        # The client calls NumPy's array_split on a frame, which makes pandas warn.
         warnings.filterwarnings("ignore", "'DataFrame.swapaxes'", FutureWarning)
         service.url = f"http://127.0.0.1:{server.server_port}"
         patch.setenv("KOLENA_API_URL", service.url)
         patch.setenv("KOLENA_TOKEN", TOKEN)
         patch.setenv("NO_PROXY", "127.0.0.1")
-        # The variable is read once, when the client is imported, and the session lasts until the process ends.
+        # The client reads the variable only at its import, and its session lasts until the process ends.
         patch.setattr(state._client_state, "base_url", service.url)
         patch.setattr(state._client_state, "jwt_token", None)
         patch.setattr(socket.socket, "connect", connect_here)
-        # Its progress bars leave a thread behind.
+        # The client's progress bars leave a thread behind.
         patch.setattr("tqdm.tqdm.monitor_interval", 0)
         serving = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, name="kolena")
         serving.start()

@@ -1,4 +1,4 @@
-"""What must not be left behind: processes, descriptors, threads of ours, shared memory, temporary files."""
+"""The check that a test leaves no process, descriptor, thread, shared memory or temporary file behind."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _GRACE_S = 30.0
-"""For a busy machine; where nothing is left, nothing waits."""
+"""The time to wait for leftovers to disappear on a busy machine."""
 _SHARED = ("/memfd:async-maps", "/dev/shm/psm_")  # noqa: S108  # as /proc names them
 
 
 def children() -> set[int]:
-    """The processes that this one has started and that still are, zombies too."""
+    """Return the child processes of this process, including zombies."""
     found: set[int] = set()
     for task in Path("/proc/self/task").iterdir():
         with suppress(OSError):  # a thread that has just ended
@@ -33,7 +33,7 @@ def children() -> set[int]:
 
 
 def descriptors() -> dict[str, str]:
-    """What this process has open, but for anyio's and asyncio's own machinery."""
+    """Return the targets of the open descriptors of this process, by number."""
     found = {}
     for entry in Path("/proc/self/fd").iterdir():
         try:
@@ -44,18 +44,17 @@ def descriptors() -> dict[str, str]:
 
 
 def shared_memory() -> set[str]:
-    """The shared memory that this process has mapped: inode and file."""
+    """Return the shared memory that this process has mapped, as inode and file."""
     lines = Path("/proc/self/maps").read_text().splitlines()
     return {line.split(maxsplit=4)[4] for line in lines if any(name in line for name in _SHARED)}
 
 
 def _state() -> dict[str, set[object]]:
-    """What is this process's own: nothing that another program on the machine makes or removes."""
+    """Return the resources of this process by kind; other programs do not change them."""
     return {
         "processes": set(children()),
         "shared memory": set(shared_memory()),
         "descriptors": set(descriptors().items()),
-        # In the folder of this session.
         "temporary files": {name for name in os.listdir(tempfile.gettempdir()) if "async-maps" in name},
         "threads": {thread.name for thread in threading.enumerate() if "AnyIO" not in thread.name},
     }
@@ -63,7 +62,7 @@ def _state() -> dict[str, set[object]]:
 
 @pytest.fixture(scope="session")
 def pipe_of_libuv() -> None:
-    """Make the first uvloop: libuv opens a pipe for signals then, and keeps it until the process ends."""
+    """Create the first uvloop, because libuv then opens a signal pipe that it keeps until the process ends."""
     from async_maps.concurrency.loop import run_blocking
 
     run_blocking(partial(asyncio.sleep, 0))
@@ -71,7 +70,7 @@ def pipe_of_libuv() -> None:
 
 @pytest.fixture
 def leaves_nothing(pipe_of_libuv: None) -> Iterator[None]:
-    """Fails the test that leaves something behind."""
+    """Fail the test if it leaves something behind."""
     before = _state()
     yield
     deadline = time.monotonic() + _GRACE_S

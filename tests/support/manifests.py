@@ -1,4 +1,4 @@
-"""Rows of a manifest, made without a run."""
+"""Rows of a manifest, written without a run."""
 
 from __future__ import annotations
 
@@ -26,35 +26,35 @@ COUNTED = MapStatistics(-1.5, 2.0, 0.25, -1.0, 1.0, 0.5, 7.25, 1.5, 0.5, 3, Fals
 
 
 def make_map(name: str, *, source: str | None = None, fingerprint: str | None = "1-1") -> ActivationMap:
-    """A map as a listing gives it."""
+    """Return a listed map."""
     return ActivationMap(name, source or f"/maps/{name}.npy", fingerprint, 100)
 
 
 def receipt_for(map_: ActivationMap) -> Receipt:
-    """The receipt of an upload of this map."""
+    """Return a receipt for this map."""
     locator = f"{DESTINATION}/{map_.name}.png"
     return Receipt(map_.name, locator, map_.source, map_.fingerprint, 7, 4, 3, "etag", _NOON, COUNTED, "00c0ffee")
 
 
 def failure_for(map_: ActivationMap, stage: Stage = "read") -> Failure:
-    """A failure of this map."""
+    """Return a failure of this map."""
     return Failure(map_.name, map_.source, map_.fingerprint, stage, "it is broken")
 
 
 def write_run(path: Path, outcomes: Iterable[Outcome], destination: str = DESTINATION) -> None:
-    """A whole run that comes to these outcomes."""
+    """Write a run with these outcomes."""
     with Manifest(path) as manifest:
         manifest.begin(destination)
         manifest.write(list(outcomes), SETTINGS)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Every row, column to value."""
+    """Return every row, as values by column."""
     with Manifest(path, read_only=True) as manifest:
         return [dict(zip(COLUMNS, row, strict=True)) for row in manifest.rows(failed=True)]
 
 
 def rows(manifest: Path, what: str, where: str = "1") -> list[Any]:
-    """Columns of the rows as another program reads them; of one column, the values."""
+    """Return columns of the rows as another program reads them; for one column, its values."""
     with closing(sqlite3.connect(f"{manifest.as_uri()}?mode=ro", uri=True)) as database:
         return [row if len(row) > 1 else row[0] for row in database.execute(f"SELECT {what} FROM maps WHERE {where}")]  # noqa: S608

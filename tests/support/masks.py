@@ -1,4 +1,4 @@
-"""Masks as JSON, and manifests to make them of."""
+"""Masks as JSON, and manifests for them."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ TYPED = {"data_type": "ANNOTATION/BITMAP_MASK"}
 
 
 def receipt(name: str, statistics: am.MapStatistics = COUNTED) -> am.Receipt:
-    """The receipt of an overlay of that name."""
+    """Return the receipt of an overlay."""
     noon = datetime(2026, 1, 1, 12, tzinfo=UTC)
     return am.Receipt(name, f"s3://bucket/o/{name}.png", name, None, 100, 30, 20, "tag", noon, statistics, "00c0ffee")
 
 
 def write_manifest(path: Path, *outcomes: am.Receipt | am.Failure) -> Path:
-    """A manifest of these outcomes; its path."""
+    """Write a manifest of these outcomes and return its path."""
     with Manifest(path) as manifest:
         manifest.begin("s3://bucket/o")
         manifest.write(outcomes, "settings")
@@ -31,7 +31,7 @@ def write_manifest(path: Path, *outcomes: am.Receipt | am.Failure) -> Path:
 
 
 def wire(mask: Any) -> Any:
-    """What a mask, a list of them or None is in JSON."""
+    """Return the JSON of a mask, a list of masks or None."""
     if isinstance(mask, list):
         return [wire(part) for part in mask]
     return dict(mask) if isinstance(mask, dict) else mask and dict(mask._to_dict())

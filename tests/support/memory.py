@@ -1,4 +1,4 @@
-"""What processes hold."""
+"""The memory of processes."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ MIB = 2**20
 
 
 def held() -> int:
-    """Bytes that this process and its children hold, what they share counted once."""
+    """Return the bytes that this process and its children hold; shared memory counts once."""
     return sum(pss(process) for process in (os.getpid(), *children()))
 
 
 def pss(process: int) -> int:
-    """Bytes that a process holds, of what it shares its part; 0 if it has ended."""
+    """Return the proportional set size of a process in bytes; 0 if it has ended."""
     try:
         lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
     except (FileNotFoundError, ProcessLookupError, PermissionError):

@@ -1,4 +1,4 @@
-"""Names that are hard to make keys and URLs of."""
+"""Names with characters that are special in keys and URLs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Overlays in a bucket or a folder, and all the ways in which they may differ from their manifest."""
+"""Overlays in a bucket or a folder, and every difference from their manifest."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NAMES = ("a/missing", "a/truncated", "b/replaced", "b/flipped", "c/mistyped", "d
 
 
 def upload_overlays(maps: Path, destination: object, manifest: Path, **settings: Any) -> None:
-    """A run of maps of these names."""
+    """Save maps with the names in NAMES and upload their overlays."""
     for seed, name in enumerate(NAMES):
         path = maps / f"{name}.npy"
         if not path.exists():
@@ -32,7 +32,7 @@ def upload_overlays(maps: Path, destination: object, manifest: Path, **settings:
 
 
 def found(verification: am.Verification) -> dict[str, set[str]]:
-    """Which objects differ in what: the last part of their locators."""
+    """Return the ends of the differing locators by kind of difference."""
     kinds: dict[str, set[str]] = {}
     for difference in verification.first:
         kinds.setdefault(difference.kind, set()).add(difference.locator.rpartition("/")[2].removesuffix(".png"))
@@ -41,13 +41,13 @@ def found(verification: am.Verification) -> dict[str, set[str]]:
 
 
 def flipped(data: bytes) -> bytes:
-    """The same but for a byte in the middle."""
+    """Return the data with one changed byte in the middle."""
     middle = len(data) // 2
     return data[:middle] + bytes([data[middle] ^ 0xFF]) + data[middle + 1 :]
 
 
 def break_in_s3(bucket: str, prefix: str) -> None:
-    """Let objects below a prefix, with its slash, differ in every way, and others lie among them and beside them."""
+    """Change objects below a prefix (with its slash) in every way, and add objects below it and beside it."""
     with s3_client() as client:
 
         def put(key: str, data: bytes, content_type: str = "image/png") -> None:
@@ -69,11 +69,11 @@ def break_in_s3(bucket: str, prefix: str) -> None:
 
 
 BROKEN = {"missing": {"missing"}, "size": {"truncated"}, "etag": {"flipped", "replaced"}, "foreign": {"foreign"}}
-"""What a listing tells, once :func:`break_in_s3` was there."""
+"""The differences that a listing shows after :func:`break_in_s3`."""
 
 
 def recorded(manifest: Path, identity: str) -> None:
-    """A manifest of a run into a store of that identity."""
+    """Write a manifest of a run to a store with this identity."""
     locator = f"{identity.partition(' at ')[0]}/a.png"
     with Manifest(manifest) as opened:
         opened.begin(identity)

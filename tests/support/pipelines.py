@@ -1,4 +1,4 @@
-"""Pipelines whose store a test holds in its hands, and waiting for what they do."""
+"""Pipelines with a store that the test controls, and waiting for conditions."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def use_store(monkeypatch: pytest.MonkeyPatch, store: Store) -> None:
 
 
 class SlowStore(MemoryStore):
-    """Takes an object only when it is let."""
+    """A store that waits for its gate before it stores an object."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class SlowStore(MemoryStore):
 
 
 class FailingStore(MemoryStore):
-    """Refuses the keys it is told to, or all of them after a number of objects."""
+    """A store that refuses given keys, or every key after a number of objects."""
 
     def __init__(self, refused: set[str], *, dies_after: int = sys.maxsize) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class FailingStore(MemoryStore):
 
 
 def worker_pids() -> list[int]:
-    """The worker processes that this process has."""
+    """Return the pids of the worker processes of this process."""
     found = []
     for pid in children():
         with suppress(OSError):  # it has just ended
@@ -75,7 +75,7 @@ def worker_pids() -> list[int]:
 
 
 async def until(true: Callable[[], bool]) -> None:
-    """Wait for something that nobody announces."""
+    """Poll until a condition is true, for at most 60 s."""
     async with asyncio.timeout(60):
         while not true():  # noqa: ASYNC110
             await asyncio.sleep(0.002)

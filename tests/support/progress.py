@@ -1,4 +1,4 @@
-"""Progress as a run in its midst has it."""
+"""Progress of a run that is under way."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How often Hypothesis tries a property."""
+"""The number of examples that Hypothesis tries."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ if TYPE_CHECKING:
     from hypothesis import settings
 
 share = 1.0
-"""Of the examples; conftest.py lowers it for ``pytest -m fast``."""
+"""The share of examples to try; conftest.py lowers it for ``pytest -m fast``."""
 
 
 def examples(count: int) -> settings:
-    """Settings for at most ``count`` examples. A busy machine may take any time for one of them."""
+    """Return settings for at most ``count`` examples, without a deadline for busy machines."""
     from hypothesis import HealthCheck, settings
 
     return settings(

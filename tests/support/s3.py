@@ -1,4 +1,4 @@
-"""Objects in a bucket, put, read and deleted without the package."""
+"""Put, read and delete objects in a bucket without the package."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def upload(bucket: str, objects: Mapping[str, bytes]) -> None:
-    """Put objects, key to bytes."""
+    """Put objects, given as bytes by key."""
 
     async def put_all() -> None:
         async with aioboto3.Session().client("s3") as client:
@@ -42,14 +42,14 @@ def delete(bucket: str, key: str) -> None:
 
 
 async def keys(bucket: str) -> set[str]:
-    """The keys in a bucket."""
+    """Return the keys in a bucket."""
     async with aioboto3.Session().client("s3") as client:
         pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket)
         return {entry["Key"] async for page in pages for entry in page.get("Contents", [])}
 
 
 async def objects(bucket: str) -> dict[str, tuple[bytes, Any]]:
-    """What a bucket holds: key to bytes and time of the last change."""
+    """Return the bytes and the time of the last change of each object, by key."""
     found = {}
     async with aioboto3.Session().client("s3") as client:
         async for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket):
@@ -60,7 +60,7 @@ async def objects(bucket: str) -> dict[str, tuple[bytes, Any]]:
 
 
 async def fetch(locators: list[str]) -> list[bytes]:
-    """The bytes of the objects at these locators."""
+    """Return the bytes of the objects at these locators."""
     async with aioboto3.Session().client("s3") as client:
         found = []
         for locator in locators:
@@ -72,6 +72,6 @@ async def fetch(locators: list[str]) -> list[bytes]:
 
 @contextmanager
 def s3_client() -> Iterator[Any]:
-    """A synchronous client, closed at the end."""
+    """Open a synchronous client and close it at the end."""
     with closing(botocore.session.Session().create_client("s3")) as client:
         yield client

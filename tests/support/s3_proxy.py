@@ -1,4 +1,4 @@
-"""What a test puts between the AWS clients and the real S3 server: it counts requests, and can hold their answers."""
+"""A proxy between the AWS clients and the real S3 server that counts requests and can delay and change answers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Asked(NamedTuple):
-    """A request, and how many bytes its answer has."""
+    """A request and the size of its answer in bytes."""
 
     method: str
     path: str
@@ -32,15 +32,15 @@ class Proxy:
     """Passes requests on to a server.
 
     Attributes:
-        asked: the requests that were answered.
-        authorizations: their headers of that name.
-        delay_s: how long each GET of an object waits.
+        asked: the answered requests.
+        authorizations: the Authorization headers of the requests.
+        delay_s: the delay of each GET of an object.
         gate: GETs of objects wait until it is set.
-        most_at_once: of GETs of objects.
-        under_way: at this moment.
-        break_off: so many answers to GETs of objects are broken off in the middle.
-        headers: what answers have instead of the server's own; without those that are None.
-        statuses: what is said instead of a status, with nothing else.
+        most_concurrent: the highest number of concurrent GETs of objects.
+        under_way: the current number of GETs of objects.
+        break_off: the number of answers to GETs of objects to truncate in the middle.
+        headers: headers that replace the server's; those with None are removed.
+        statuses: statuses that replace the server's, with an empty body.
     """
 
     def __init__(self) -> None:
@@ -49,25 +49,25 @@ class Proxy:
         self.delay_s = 0.0
         self.gate = threading.Event()
         self.gate.set()
-        self.most_at_once = self.under_way = self.break_off = 0
+        self.most_concurrent = self.under_way = self.break_off = 0
         self.headers: dict[str, str | None] = {}
         self.statuses: dict[int, int] = {}
         self.lock = threading.Lock()
 
     def gets(self, *, of: str = "") -> list[Asked]:
-        """The GETs of objects: not those that list."""
+        """Return the GETs of objects, without listings."""
         return [asked for asked in self.asked if asked.method == "GET" and not asked.query and of in asked.path]
 
 
 @contextmanager
 def counting(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    """A proxy that every AWS client of this process uses."""
+    """Run a proxy that every AWS client of this process uses."""
     proxy = Proxy()
     upstream = urlsplit(server.endpoint_url).netloc
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
-        # Heads and bodies are written apart: Nagle's algorithm would hold the second back.
+        # Headers and bodies are separate writes, and Nagle's algorithm would delay the second.
         disable_nagle_algorithm = True
 
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002
@@ -80,7 +80,7 @@ def counting(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Prox
             reading = self.command == "GET" and not query
             with proxy.lock:
                 proxy.under_way += reading
-                proxy.most_at_once = max(proxy.most_at_once, proxy.under_way)
+                proxy.most_concurrent = max(proxy.most_concurrent, proxy.under_way)
             try:
                 if reading:
                     time.sleep(proxy.delay_s)

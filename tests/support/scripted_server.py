@@ -1,4 +1,4 @@
-"""A server on loopback that answers as a test says."""
+"""A server on loopback with answers set by the test."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
 
 class Scripted:
-    """A server on loopback that answers PUTs as it is told, and with 200 when it was told nothing.
+    """A server that answers PUTs with the given statuses, then with 200.
 
     Attributes:
-        answers: what the next direct requests get: a status, or 0 to hang up.
-        to_all: whether those of the SDK get them, too.
-        direct: the headers of the requests that came directly.
-        sdk: likewise, of those that the SDK sent.
-        bodies: of all, by path.
+        answers: the statuses of the next direct requests; 0 closes the connection.
+        to_all: whether requests of the SDK get these statuses too.
+        direct: the headers of the direct requests.
+        sdk: the headers of the SDK's requests.
+        bodies: the bodies of all requests by path.
     """
 
     def __init__(self) -> None:
