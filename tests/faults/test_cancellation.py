@@ -72,7 +72,7 @@ class CountingLoop(asyncio.SelectorEventLoop):
 
 
 async def cancelled(moments: list[int], operation: Coroutine[Any, Any, Any]) -> bool:
-    """Run an operation and cancel it at these moments. Returns: True if it ended before the first of them."""
+    """Run an operation and cancel it at these moments. Returns whether it ended before the first of them."""
     loop = asyncio.get_running_loop()
     assert isinstance(loop, CountingLoop)
     count, task = len(moments), asyncio.create_task(operation)
@@ -99,7 +99,7 @@ def swept(sweep: Coroutine[Any, Any, int]) -> int:
 async def ends(tasks: set[asyncio.Task[Any]], processes: set[int]) -> None:
     """Wait until only these tasks and processes are left; parts of a cancelled operation may still run."""
     async with asyncio.timeout(60):
-        while asyncio.all_tasks() != tasks or children() != processes:  # noqa: ASYNC110  # nobody announces it
+        while asyncio.all_tasks() != tasks or children() != processes:  # noqa: ASYNC110  # no event to wait for
             await asyncio.sleep(0.001)
 
 
@@ -199,7 +199,7 @@ def test_a_cancel_before_any_step_leaves_the_pipeline_usable(
                 if ended_itself:
                     break
             async with asyncio.timeout(60):
-                while pipeline.statistics().in_flight:  # noqa: ASYNC110  # nobody announces it
+                while pipeline.statistics().in_flight:  # noqa: ASYNC110  # no event to wait for
                     await asyncio.sleep(0.001)
             assert pipeline.statistics().waiting == 0
         statistics = pipeline.statistics()

@@ -127,7 +127,7 @@ def test_a_job_killed_at_any_moment_can_be_completed(bucket: str, maps: Path, tm
         array = random_map(i, (24 + i % 40, 30))
         np.save(maps / f"{i:03}.npy", array)
         expected[f"{i:03}"] = am.colorize_activation_map(array)
-    # With one upload at a time, uploads take the longer part of a run.
+    # With one upload at a time, most kills hit a run during its uploads.
     options = ("--concurrency", 1, "--chunk-maps", 8)
     whole = KilledJob(maps, bucket, tmp_path / "whole", *options)
     began = time.monotonic()

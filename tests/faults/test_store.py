@@ -160,7 +160,7 @@ async def test_if_exists_skip_and_error_keep_existing_objects(place: str, bucket
         assert (other.uploaded, other.failed) == (0, 2)
         assert all("another" in failure.reason and "left as it is" in failure.reason for failure in other.failures)
     if place == "memory":
-        return  # each pipeline has a memory of its own
+        return  # each pipeline has its own memory
     async with am.Pipeline(destination, settings=am.Settings(workers=0, if_exists="error")) as pipeline:
         report = await pipeline.run(first)
         assert (report.uploaded, report.failed) == (0, 4)

@@ -1,4 +1,4 @@
-"""One run at a time uses a manifest. A second run is told which process holds it; a killed run holds nothing."""
+"""One run at a time uses a manifest. The error of a second run names the first; a killed run holds nothing."""
 
 from __future__ import annotations
 

@@ -698,5 +698,5 @@ async def test_writing_does_not_block_the_event_loop(path: Path) -> None:
 
 async def _in_transaction(recorder: Recorder) -> None:
     """Wait until a thread has begun a transaction in the recorder's manifest."""
-    while not recorder._manifest._database.in_transaction:  # noqa: ASYNC110  # SQLite tells nobody
+    while not recorder._manifest._database.in_transaction:  # noqa: ASYNC110  # no event to wait for
         await asyncio.sleep(0)

@@ -60,8 +60,8 @@ def settled(source: Source) -> int:
     return before
 
 
-def came_true(what: Callable[[], bool]) -> bool:
-    """Wait for the condition. Returns: whether it became true in time."""
+def becomes_true(what: Callable[[], bool]) -> bool:
+    """Wait for the condition for up to 60 s. Returns whether it became true."""
     deadline = time.monotonic() + 60
     while not what() and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -80,12 +80,12 @@ def test_the_source_is_read_ahead_only_within_the_window(ordered: bool, tmp_path
             # Outcomes of one collect() have left the window, but not all are taken yet.
             assert source.read - taken <= 2 * WINDOW + LISTED + HANDED_OVER
             if taken in {1, 300}:
-                assert came_true(lambda taken=taken: source.read - taken >= WINDOW)  # type: ignore[misc]
+                assert becomes_true(lambda taken=taken: source.read - taken >= WINDOW)  # type: ignore[misc]
                 assert settled(source) - taken <= 2 * WINDOW + LISTED + HANDED_OVER
             if taken == 400:
                 break
     assert 400 <= len(list(tmp_path.iterdir())) <= source.read
-    assert came_true(lambda: source.closed)
+    assert becomes_true(lambda: source.closed)
 
 
 @pytest.mark.usefixtures("window")
@@ -102,7 +102,7 @@ async def test_outcomes_held_back_for_the_order_count_in_the_window(monkeypatch:
     async with am.Pipeline("memory://", settings=THREADS) as pipeline:
         outcomes = pipeline.stream(source, ordered=True)
         first = asyncio.ensure_future(anext(outcomes))
-        while len(store.objects) < WINDOW - 1:  # noqa: ASYNC110  # nobody announces it
+        while len(store.objects) < WINDOW - 1:  # noqa: ASYNC110  # no event to wait for
             await asyncio.sleep(0.01)
         await asyncio.sleep(0.1)
         # All but the first of the window are stored; no other may enter.
@@ -155,7 +155,7 @@ def test_closing_a_stream_early_ends_its_pipeline_and_thread(tmp_path: Path) -> 
     next(outcomes)
     assert "async-maps" in {thread.name for thread in threading.enumerate()}
     outcomes.close()
-    assert came_true(lambda: source.closed)
+    assert becomes_true(lambda: source.closed)
     assert "async-maps" not in {thread.name for thread in threading.enumerate()}
 
 

@@ -327,7 +327,7 @@ class Caller:
         self.alive: list[weakref.ref[NDArray[np.uint8]]] = []
 
     def bitmap(self, name: str, pixels: NDArray[np.uint8]) -> Bitmap:
-        """Return a bitmap with a view of its own, so that a weak reference shows when the view is freed."""
+        """Return a bitmap with its own view, so that a weak reference shows when the view is freed."""
         job = Job(ActivationMap(name, f"{name}.npy", "1-2", pixels.nbytes), self.outcomes.append, UNIT)
         view = pixels[:]
         self.alive.append(weakref.ref(view))

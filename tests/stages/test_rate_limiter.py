@@ -108,7 +108,7 @@ def test_an_object_is_given_up_only_if_the_store_accepts_others() -> None:
     for attempts in range(1, 10):
         rate_limiter.failed(
             RESET, attempts, began, clock.now
-        )  # nobody else passes either: that is not this object's fault
+        )  # no other object is stored either, so this one is not given up
     clock.now += 1
     rate_limiter.taken()
     with pytest.raises(ObjectError, match=r"connection reset \(the last of 10 attempts\)") as raised:
@@ -119,7 +119,7 @@ def test_an_object_is_given_up_only_if_the_store_accepts_others() -> None:
 def test_a_store_is_down_after_give_up_s_without_a_success() -> None:
     rate_limiter, clock = paced(give_up_s=60.0)
     rate_limiter.taken()
-    clock.now += 1000  # nobody asked
+    clock.now += 1000  # without a request
     rate_limiter.failed(RESET, 1, clock.now, clock.now)
     clock.now += 59
     rate_limiter.failed(RESET, 2, clock.now, clock.now)
