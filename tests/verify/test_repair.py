@@ -93,7 +93,7 @@ async def test_a_foreign_file_with_an_undecodable_name_is_deleted(tmp_path: Path
 
 
 async def test_repair_leaves_foreign_objects_and_names_the_command(tmp_path: Path, maps: Path, manifest: Path) -> None:
-    await to_thread.run_sync(made, maps, tmp_path / "out", manifest)
+    await to_thread.run_sync(upload_overlays, maps, tmp_path / "out", manifest)
     (tmp_path / "out/strange.png").touch()
     verification = await am.arepair_overlays(manifest, settings=SETTINGS)
     assert (verification.differences, verification.deleted, verification.repaired) == ({"foreign": 1}, 0, 0)
@@ -103,7 +103,7 @@ async def test_repair_leaves_foreign_objects_and_names_the_command(tmp_path: Pat
 
 
 async def test_repair_of_nothing_deletes_nothing(tmp_path: Path, maps: Path, manifest: Path) -> None:
-    await to_thread.run_sync(made, maps, tmp_path / "out", manifest)
+    await to_thread.run_sync(upload_overlays, maps, tmp_path / "out", manifest)
     verification = await am.arepair_overlays(manifest, settings=SETTINGS, delete_foreign=True)
     assert (verification.is_clean, verification.deleted, verification.advice) == (True, 0, [])
 
