@@ -281,7 +281,7 @@ async def test_moved_maps_are_repaired_from_the_given_source(
     puts.clear()
     verification = await am.arepair_overlays(manifest, settings=SETTINGS)
     assert found(verification) == {"missing": {"e"}}
-    assert verification.advice[0] == f"cannot be upload_overlays from {maps}: no such file or folder: {maps}"
+    assert verification.advice[0] == f"cannot be made from {maps}: no such file or folder: {maps}"
     assert verification.advice[1].startswith("1 could not be repaired; they count as failed, and a run does them: ")
     assert f"--manifest {manifest} --retry-failed" in verification.advice[1]
     assert puts == []
