@@ -130,7 +130,8 @@ class _Stderr(logging.Handler):
 
 def complain(error: object) -> None:
     """Print an error."""
-    _logger.error("error: %s", error)
+    # As text: a log record that is kept would keep the error's traceback, and all that its frames hold.
+    _logger.error("error: %s", str(error))
 
 
 def say(text: str) -> None:

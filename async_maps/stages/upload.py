@@ -97,7 +97,9 @@ async def _put(key: str, data: bytes, uploading: Uploading) -> str | None:
                 return etag
             except TransientError as error:
                 wait_s = rate_limiter.failed(error, attempts, began_at, tried_at)
-                _logger.debug("%s: attempt %d failed, the next follows in %.1f s: %s", key, attempts, wait_s, error)
+                _logger.debug(
+                    "%s: attempt %d failed, the next follows in %.1f s: %s", key, attempts, wait_s, str(error)
+                )
             except ExistsError as error:
                 # An attempt that seemed to fail may have stored it all the same: then what is there is ours.
                 if not error.same or (uploading.if_exists == "error" and attempts == 1):

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -19,9 +18,6 @@ from tests.support.commands import done_rows, invoke, start
 from tests.support.leftovers import leaves_nothing
 from tests.support.maps import random_map
 from tests.support.processes import alive, worker_pids_of
-
-if TYPE_CHECKING:
-    pass
 
 pytestmark = pytest.mark.usefixtures(leaves_nothing.__name__)
 

@@ -10,7 +10,7 @@ import os
 import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import aioboto3
 import pytest
@@ -28,9 +28,6 @@ from tests.support.commands import invoke
 from tests.support.findings import levels
 from tests.support.leftovers import leaves_nothing
 from tests.support.pipelines import until
-
-if TYPE_CHECKING:
-    pass
 
 pytestmark = [pytest.mark.fast, pytest.mark.usefixtures(leaves_nothing.__name__)]
 

@@ -213,7 +213,7 @@ def test_the_printed_cors_command_works_and_keeps_other_rules(allowed: list[str]
     on_bucket("put_bucket_cors", bucket, CORSConfiguration={"CORSRules": others})
     code, found = ask(f"s3://{bucket}/x", "--quick")
     denied = [origin for origin in (COM, IO) if origin not in allowed]
-    assert (code, levels(found)) == (0, {"browser": "warning"}) if allowed else (1, {"browser": "failure"})
+    assert (code, levels(found)) == ((0, {"browser": "warning"}) if allowed else (1, {"browser": "failure"}))
     assert f"pages of {' and '.join(denied)} may not read overlays" in found["browser"].text
 
     said, _, command = found["browser"].advice.partition("\n")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import aioboto3
 import numpy as np
 import pytest
@@ -12,9 +10,6 @@ import async_maps as am
 from async_maps.stores.s3 import S3Store
 from tests.support.leftovers import leaves_nothing
 from tests.support.maps import decode, random_map
-
-if TYPE_CHECKING:
-    pass
 
 pytestmark = pytest.mark.usefixtures(leaves_nothing.__name__)
 

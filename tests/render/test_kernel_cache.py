@@ -7,15 +7,11 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
 from async_maps.render import kernels
-
-if TYPE_CHECKING:
-    pass
 
 KERNELS = (
     "quantize_float32", "quantize_float64", "quantize_float16",

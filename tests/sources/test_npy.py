@@ -7,7 +7,7 @@ import pickle
 import tracemalloc
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,9 +18,6 @@ from async_maps.errors import SourceError
 from tests.support.entries import BYTES, HEADER, read_map, save_map, with_header
 from tests.support.maps import MAP
 from tests.support.properties import examples
-
-if TYPE_CHECKING:
-    pass
 
 pytestmark = pytest.mark.fast
 

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -18,9 +17,6 @@ from async_maps.errors import ObjectError, SettingsError, StoreError
 from async_maps.settings import Settings
 from async_maps.stores import open_store
 from async_maps.stores.files import FileStore
-
-if TYPE_CHECKING:
-    pass
 
 pytestmark = pytest.mark.fast
 

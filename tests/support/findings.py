@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from async_maps.doctor import Finding
-
-if TYPE_CHECKING:
-    pass
 
 
 def levels(found: dict[str, Finding]) -> dict[str, str]:

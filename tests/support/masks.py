@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import async_maps as am
 from async_maps.manifest.manifest import Manifest
 
-if TYPE_CHECKING:
-    pass
 COUNTED = am.MapStatistics(0.0, 1.0, 0.5, 0.0, 1.0, 0.25, 7.5, 1.0, 2.0, 0, False)
 UNCOUNTED = am.MapStatistics(None, None, None, None, None, None, None, None, None, 600, False)
 TYPED = {"data_type": "ANNOTATION/BITMAP_MASK"}

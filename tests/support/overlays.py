@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -13,9 +13,6 @@ from async_maps.manifest.manifest import Manifest
 from tests.support.manifests import make_map, receipt_for
 from tests.support.maps import random_map
 from tests.support.s3 import s3_client
-
-if TYPE_CHECKING:
-    pass
 
 NAMES = ("a/missing", "a/truncated", "b/replaced", "b/flipped", "c/mistyped", "d é", "e", "f")
 
