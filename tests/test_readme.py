@@ -1,32 +1,59 @@
-"""The README's commands and code run as they stand there; those that install or measure are run by .ci/run."""
+"""The commands and the code of every README.md run as they stand; .ci/run runs those that install or measure."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import re
-import shlex
-from contextlib import nullcontext
+import sqlite3
+import subprocess
+import tomllib
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 import aioboto3
 import numpy as np
 import pytest
+import yaml
 
 import async_maps as am
 from async_maps.demo import seaweed
+from async_maps.filesystems.objects import Objects
 from tests.support.commands import invoke
+from tests.support.documents import (
+    PAGES,
+    READMES,
+    ROOT,
+    anchors,
+    blocks,
+    check_command,
+    commands,
+    languages,
+    links,
+    ours_within,
+    read,
+    unknown_variables,
+)
 from tests.support.kolena_service import serve_kolena
 from tests.support.leftovers import leaves_nothing
 from tests.support.maps import random_map
 
 pytestmark = pytest.mark.usefixtures(leaves_nothing.__name__)
 
-ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
+LANGUAGES = {"bash", "console", "json", "py", "python", "sql", "text", "toml", "yaml"}
+"""``py`` is for signatures and fragments, and ``text`` for output: neither is run."""
+
+OUTSIDE = {"configs/README.md": {"aws", "docker", "export", "kubectl"}}
+"""The pages with ``console`` blocks, which are parsed and not run, and the programs that they need."""
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def in_pages(language: str) -> list[object]:
+    """A parameter for each block of a language."""
+    return [
+        pytest.param(page, text, id=f"{page}: {text.splitlines()[-1][:40]}")
+        for page in READMES
+        for text in blocks(page, language)
+    ]
 
 
 async def buckets() -> set[str]:
@@ -36,10 +63,15 @@ async def buckets() -> set[str]:
 
 @pytest.fixture
 def folder(tmp_path: Path, s3: seaweed.S3Server, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with maps/, configs/ and results.csv in it, and the README's bucket."""
-    if "my-bucket" not in asyncio.run(buckets()):
+    """The working directory of all pages: maps/, configs/, results.csv, an empty bucket."""
+    if "my-bucket" in asyncio.run(buckets()):
+        with Objects() as objects:
+            objects.delete([found.locator for found in objects.below("s3://my-bucket/")])
+    else:
         asyncio.run(seaweed.create_bucket(s3, "my-bucket"))
     monkeypatch.chdir(tmp_path)
+    # Worker processes, a second each time, are for other tests.
+    monkeypatch.setenv("ASYNC_MAPS_WORKERS", "0")
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     for i in range(5):
         path = tmp_path / "maps" / "val" / f"{i:04}.npy"
@@ -50,32 +82,55 @@ def folder(tmp_path: Path, s3: seaweed.S3Server, monkeypatch: pytest.MonkeyPatch
     return tmp_path
 
 
-def test_every_shell_command_runs_here_or_in_ci(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Worker processes, a second each time, are for other tests.
-    monkeypatch.setenv("ASYNC_MAPS_WORKERS", "0")
-    commands = [line for block in blocks("bash") for line in block.splitlines() if line]
-    ours = [command for command in commands if command.startswith("async-maps ")]
-    for command in ours:
-        assert invoke(*shlex.split(command)[1:]) == 0, command
-    assert (folder / "locators.csv").exists()
-    assert (folder / "report.json").exists()
-    ci = (ROOT / ".ci" / "run").read_text()
-    patterns = re.findall(r"\breadme '(.*?)'", ci)
-    assert len(patterns) == len(commands) - len(ours)
-    for command in set(commands) - set(ours):
-        assert any(re.search(pattern, command) for pattern in patterns), command
+@pytest.fixture
+def manifest(folder: Path) -> Path:
+    """async-maps.sqlite, as the first command of the top README leaves it."""
+    am.run("maps", "s3://my-bucket/overlays", settings=am.Settings(workers=0), manifest="async-maps.sqlite")
+    return folder / "async-maps.sqlite"
 
 
-@pytest.mark.parametrize("code", blocks("python"), ids=lambda code: code.splitlines()[-1][:40])
-@pytest.mark.usefixtures("folder")
-def test_the_code_runs(code: str, capsys: pytest.CaptureFixture[str]) -> None:
-    if "async-maps.sqlite" in code:
-        # As the commands above it leave it.
-        settings = am.Settings(workers=0)
-        am.run("maps", "s3://my-bucket/overlays", settings=settings, manifest="async-maps.sqlite")
+@pytest.mark.parametrize("page", READMES)
+def test_every_block_names_a_known_language(page: str) -> None:
+    assert set(languages(page)) <= LANGUAGES
+
+
+@pytest.mark.parametrize("page", [page for page in READMES if blocks(page, "bash")])
+def test_bash_blocks_run(page: str, manifest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for command in commands("\n".join(blocks(page, "bash"))):
+        if command.is_ours:
+            with monkeypatch.context() as patch:
+                for name, value in command.environment.items():
+                    patch.setenv(name, value)
+                assert invoke(*command.words[1:]) == 0, command.line
+                for name in command.words[2:]:
+                    if name.endswith((".csv", ".json", ".jsonl", ".parquet")):
+                        assert Path(name).exists(), f"{command.line} has not written {name}"
+
+
+def test_ci_runs_every_other_command() -> None:
+    lines = {
+        re.sub(r"\s+#.*", "", line)
+        for page in READMES
+        for block in blocks(page, "bash")
+        for line in block.splitlines()
+        if any(not command.is_ours for command in commands(line))
+    }
+    patterns = set(re.findall(r"\breadme '(.*?)'", read(".ci/run")))
+    assert {line for line in lines if not any(re.search(pattern, line) for pattern in patterns)} == set()
+    # As many as one line is what .ci/run takes.
+    assert {pattern: sum(bool(re.search(pattern, line)) for line in lines) for pattern in patterns} == dict.fromkeys(
+        patterns, 1
+    )
+
+
+@pytest.mark.parametrize(("page", "code"), in_pages("python"))
+def test_python_blocks_run(
+    page: str, code: str, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    request.getfixturevalue("manifest" if "async-maps.sqlite" in code else "folder")
     with serve_kolena() if "from kolena" in code else nullcontext() as service:
-        exec(compile(code, "README.md", "exec", dont_inherit=True), {"__name__": "readme"})  # noqa: S102  # our own README
-    if "print" in code:
+        exec(compile(code, page, "exec", dont_inherit=True), {"__name__": "readme"})  # noqa: S102  # our own README
+    if re.search(r"^print", code, re.MULTILINE):
         assert capsys.readouterr().out
     if service is not None and "upload_results(" in code:
         (upload,) = service.results
@@ -85,28 +140,75 @@ def test_the_code_runs(code: str, capsys: pytest.CaptureFixture[str]) -> None:
         assert locators == {f"val/{i:04}": f"s3://my-bucket/overlays/val/{i:04}.png" for i in range(5)}
 
 
-PAGES = sorted(
-    page.relative_to(ROOT).as_posix()
-    for pattern in ("*.md", ".github/*.md", "*/README.md", "async_maps/*/README.md")
-    for page in ROOT.glob(pattern)
-)
+@pytest.mark.parametrize(("page", "query"), in_pages("sql"))
+def test_sql_blocks_find_something_in_a_manifest(page: str, query: str, folder: Path) -> None:
+    np.save("maps/val/flat.npy", np.full((8, 8), 0.5))
+    np.save("maps/val/invalid.npy", np.full((8, 8), np.nan))
+    am.run("maps", "overlays", settings=am.Settings(workers=0), manifest="async-maps.sqlite")
+    with closing(sqlite3.connect("async-maps.sqlite")) as database:
+        rows = database.execute(query).fetchall()
+    if into := re.search(r"INTO '(.*)'", query):
+        assert am.export_manifest(into[1], "copy.csv", failed=True) == 7
+    else:
+        assert rows
+
+
+@pytest.mark.parametrize(("page", "text"), in_pages("json"))
+def test_json_blocks_parse(page: str, text: str) -> None:
+    json.loads(text)
+
+
+@pytest.mark.parametrize(("page", "text"), in_pages("toml"))
+def test_toml_blocks_are_settings(page: str, text: str) -> None:
+    assert am.Settings(**tomllib.loads(text)) != am.Settings()
+
+
+@pytest.mark.parametrize(("page", "text"), in_pages("yaml"))
+def test_yaml_blocks_parse(page: str, text: str) -> None:
+    assert all(yaml.safe_load_all(text))
+
+
+def test_console_blocks_are_listed_here() -> None:
+    found = {
+        page: {command.words[0] for block in blocks(page, "console") for command in commands(block)} - {"async-maps"}
+        for page in READMES
+        if blocks(page, "console")
+    }
+    # Variables that are exported are no program.
+    assert found == OUTSIDE
+
+
+@pytest.mark.parametrize(("page", "text"), in_pages("console"))
+def test_console_blocks_parse(page: str, text: str) -> None:
+    subprocess.run(["bash", "-n"], input=text, text=True, check=True)
+    for command in commands(text):
+        for arguments in ours_within(command.words):
+            check_command(arguments)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_variable_of_ours_exists(page: str) -> None:
+    assert unknown_variables(read(page)) == set()
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_link_leads_somewhere(page: str) -> None:
-    text = (ROOT / page).read_text()
-    # As GitHub makes them of headings.
-    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
-    anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
-    for target in re.findall(r"\]\(([^)]+)\)", text):
-        if target.startswith("#"):
-            assert target[1:] in anchors
-        else:
-            assert target.startswith("https://") or (ROOT / page).parent.joinpath(target).exists(), target
+    for target in links(page):
+        if target.startswith("https://"):
+            continue
+        path, _, anchor = target.partition("#")
+        to = ((ROOT / page).parent / path).resolve() if path else ROOT / page
+        assert to.exists(), target
+        if anchor:
+            assert anchor in anchors(to.relative_to(ROOT).as_posix()), target
 
 
 def test_every_path_that_contributors_are_led_to_is_there() -> None:
-    text = (ROOT / ".github" / "CONTRIBUTING.md").read_text()
+    text = read(".github/CONTRIBUTING.md")
     paths = re.findall(r"`((?:async_maps|tests|bench|\.ci)/[\w./]*)`", text)
     assert len(paths) > 5
     assert [path for path in paths if not (ROOT / path).exists()] == []
+    # A page of ours names tests by their place below tests/.
+    tests = re.findall(r"`((?:\w+/)*test_\w+\.py)`", read("tests/README.md"))
+    assert len(tests) > 10
+    assert [path for path in tests if not (ROOT / "tests" / path).exists()] == []

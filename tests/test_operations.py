@@ -1,0 +1,271 @@
+"""configs/README.md and its example files agree with the settings, the command line and the code."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from pydantic import ByteSize, TypeAdapter
+
+import async_maps as am
+from async_maps.cli import app as cli
+from async_maps.cli.options import DONE, SOME_FAILED, WRONG_USE
+from async_maps.doctor.advice import iam_policy
+from async_maps.manifest.schema import COLUMNS
+from async_maps.metrics import PipelineCollector
+from async_maps.progress import Progress
+from tests.support.documents import (
+    ROOT,
+    blocks,
+    check_command,
+    commands,
+    defaults,
+    ours_within,
+    read,
+    table,
+    unknown_variables,
+    variable,
+)
+from tests.support.memory import MIB, pss
+
+CONFIGS = ROOT / "configs"
+PAGE = "configs/README.md"
+EXAMPLES = ("Dockerfile", "kubernetes-job.yaml", "async-maps.service", "async-maps.timer", "crontab")
+
+
+def as_written(default: object) -> str:
+    """A default as the table of settings has it."""
+    if default is None or default == {}:
+        return "none"
+    return str(default).lower() if isinstance(default, bool) else str(default)
+
+
+def test_the_table_of_settings_is_complete_and_true() -> None:
+    rows = table(PAGE, "Flag")
+    flags = [argument.name for argument in cli.app["run"].assemble_argument_collection() if argument.keys]
+    found = {}
+    for flag, key, name, default, values in rows:
+        plain = key.removesuffix(".NAME")
+        assert flag.removesuffix(".NAME") in flags
+        assert (flag, name) == (f"--{key.replace('_', '-')}", variable(key))
+        assert values
+        is_size = re.fullmatch(r"\d+MiB", default)
+        found[plain] = str(int(TypeAdapter(ByteSize).validate_python(default))) if is_size else default
+    assert found == {key: as_written(default) for key, default in defaults().items()}
+    assert len(rows) == len(found)
+
+
+# AWS --------------------------------------------------------------------------------------------------------------
+
+
+def requests_of_the_code() -> set[str]:
+    """The operations of S3 that the code calls, as AWS names them."""
+    pattern = re.compile(
+        r"(?:client|_made\(\))\.((?:get|put|head|list|delete|copy|create|upload|complete)_\w+)\("
+        r"|get_paginator\(\"(\w+)\"\)"
+    )
+    text = "\n".join(
+        path.read_text()
+        for folder in ("stores", "filesystems", "doctor", "verify", "sources", "manifest")
+        for path in (ROOT / "async_maps" / folder).rglob("*.py")
+    )
+    names = {next(filter(None, groups)) for groups in pattern.findall(text)} - {"get_paginator"}
+    return {"".join(part.title() for part in name.split("_")) for name in names}
+
+
+def test_the_table_of_permissions_has_every_request_and_no_other() -> None:
+    rows = table(PAGE, "Action")
+    documented = {request for row in rows for request in row[1].split(", ")}
+    assert documented == requests_of_the_code()
+    assert all(all(row) for row in rows)
+
+
+def test_the_policy_is_the_one_of_doctor_and_in_the_table() -> None:
+    (policy,) = (json.loads(text) for text in blocks(PAGE, "json") if "Statement" in text)
+    ours: Any = json.loads(iam_policy("my-bucket", "overlays", kms_key="1234abcd-12ab-34cd-56ef-1234567890ab"))
+
+    def actions(statements: list[dict[str, Any]]) -> set[tuple[str, str]]:
+        return {
+            (action, re.sub(r"(arn:aws:kms):[^:]*:[^:]*:", r"\1:*:*:", statement["Resource"]))
+            for statement in statements
+            for action in statement["Action"]
+        }
+
+    assert actions(policy["Statement"]) == actions(ours["Statement"])
+    listed = {row[0] for row in table(PAGE, "Action")}
+    assert {action for action, _ in actions(policy["Statement"])} <= listed
+
+
+# The example files ------------------------------------------------------------------------------------------------
+
+
+def test_every_example_is_linked_and_looked_at_here() -> None:
+    files = {path.name for path in CONFIGS.iterdir() if path.suffix not in {".toml", ".md"}}
+    assert files == set(EXAMPLES)
+    assert [name for name in EXAMPLES if f"]({name})" not in read(PAGE)] == []
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_every_variable_in_an_example_exists(name: str) -> None:
+    assert unknown_variables((CONFIGS / name).read_text()) == set()
+
+
+def test_the_kubernetes_job_resumes_stops_and_ends() -> None:
+    claim, job = yaml.safe_load_all((CONFIGS / "kubernetes-job.yaml").read_text())
+    assert (claim["kind"], job["kind"]) == ("PersistentVolumeClaim", "Job")
+    pod = job["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    check_command(container["args"])
+    assert container["command"] == ["async-maps"]
+    # The manifest, the cache and temporary files lie where the pod may write.
+    assert container["securityContext"]["readOnlyRootFilesystem"] is True
+    writable = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    (manifest,) = (text.partition("=")[2] for text in container["args"] if text.startswith("--manifest="))
+    environment = {entry["name"]: entry["value"] for entry in container["env"]}
+    for path in (manifest, environment["NUMBA_CACHE_DIR"], environment["TMPDIR"]):
+        assert path.startswith(tuple(writable.values()))
+    (volume,) = (volume for volume in pod["volumes"] if manifest.startswith(writable[volume["name"]]))
+    assert volume["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
+    assert pod["terminationGracePeriodSeconds"] > float(environment["ASYNC_MAPS_DRAIN_TIMEOUT_S"])
+    # One pod writes the manifest, and no other starts beside it.
+    assert (job["spec"]["parallelism"], pod["restartPolicy"]) == (1, "Never")
+    rules = [rule for rule in job["spec"]["podFailurePolicy"]["rules"] if "onExitCodes" in rule]
+    actions = {code: rule["action"] for rule in rules for code in rule["onExitCodes"]["values"]}
+    assert actions == {WRONG_USE: "FailJob", 130: "Ignore", 143: "Ignore"}
+    assert {rule["onExitCodes"]["containerName"] for rule in rules} == {container["name"]}
+
+
+def test_the_units_of_systemd_resume_and_stop() -> None:
+    lines = (CONFIGS / "async-maps.service").read_text().splitlines()
+    unit = dict(line.split("=", 1) for line in lines if re.match(r"\w+=", line))
+    (arguments,) = ours_within(unit["ExecStart"].split())
+    check_command(arguments)
+    (manifest,) = (text.partition("=")[2] for text in arguments if text.startswith("--manifest="))
+    assert manifest.startswith(f"/var/lib/{unit['StateDirectory']}/")
+    drain = re.search(r"ASYNC_MAPS_DRAIN_TIMEOUT_S=(\d+)", "\n".join(lines))
+    assert drain is not None
+    assert int(unit["TimeoutStopSec"]) > int(drain[1])
+    assert unit["RestartPreventExitStatus"] == str(WRONG_USE)
+    assert unit["SuccessExitStatus"] == "143"
+    timer = (CONFIGS / "async-maps.timer").read_text()
+    assert "OnCalendar=" in timer
+
+
+def test_the_lines_of_the_crontab_are_commands() -> None:
+    found = []
+    for line in (CONFIGS / "crontab").read_text().splitlines():
+        if line.startswith("#") or re.match(r"\w+=", line):
+            continue
+        *when, command = line.split(maxsplit=5)
+        assert len(when) == 5
+        assert all(re.fullmatch(r"\*|\d+", field) for field in when)
+        # Cron ends a command there.
+        assert "%" not in command
+        found += [arguments for words in commands(command) for arguments in ours_within(words.words)]
+    assert [arguments[0] for arguments in found] == ["run", "verify"]
+    for arguments in found:
+        check_command(arguments)
+
+
+def test_the_dockerfile_runs_the_command_as_nobody_special() -> None:
+    text = (CONFIGS / "Dockerfile").read_text()
+    assert 'ENTRYPOINT ["async-maps"]' in text
+    assert re.search(r"^USER \d+:\d+$", text, re.MULTILINE)
+    (extras,) = re.findall(r"/src\[([\w,]+)\]", text)
+    known = tomllib.loads(read("pyproject.toml"))["project"]["optional-dependencies"]
+    assert set(extras.split(",")) <= set(known)
+
+
+# What is documented to be watched ---------------------------------------------------------------------------------
+
+
+def test_exit_codes_are_those_of_the_command() -> None:
+    codes = [int(code) for row in table(PAGE, "Code") for code in row[0].split(", ")]
+    assert codes[:3] == [DONE, SOME_FAILED, WRONG_USE]
+
+
+def test_the_progress_object_has_the_fields_that_are_shown() -> None:
+    (shown,) = (json.loads(text) for text in blocks(PAGE, "json") if "elapsed_s" in text)
+    progress = Progress(am.Report(), None, None)
+    assert list(shown) == list(progress.as_dict())
+
+
+async def test_the_table_of_metrics_is_complete(tmp_path: Path) -> None:
+    async with am.Pipeline(tmp_path, settings=am.Settings(workers=0)) as pipeline:
+        metrics = list(PipelineCollector({"x": pipeline}).collect())
+    names = [f"{metric.name}{'_total' if metric.type == 'counter' else ''}" for metric in metrics]
+    assert sorted(row[0] for row in table(PAGE, "Metric, with the label `pipeline`")) == sorted(names)
+
+
+def test_the_table_of_the_manifest_has_every_column() -> None:
+    documented = [name for row in table(PAGE, "Column of the table `maps`") for name in row[0].split(", ")]
+    assert sorted(documented) == sorted(COLUMNS)
+
+
+# Memory -----------------------------------------------------------------------------------------------------------
+
+
+def bound(maps: str, workers: int, threads: int, queue: float, png: str) -> float:
+    """The formula of the page, in MiB."""
+    shape = re.search(r"(\d+)x(\d+) float32", maps)
+    assert shape is not None
+    area = int(shape[1]) * int(shape[2]) / MIB
+    array, pixels = 4 * area, area * (5 if png == "rgba" else 1)
+    queues, prefetch = (3, 16 * 8) if "S3" in maps else (2, 0)
+    encoding = threads * 2 * max(1, pixels)
+    return 160 + workers * (80 + 2 * array + pixels) + encoding + queues * queue + prefetch
+
+
+def test_the_memory_table_follows_from_the_formula() -> None:
+    (formula,) = (text for text in blocks(PAGE, "text") if text.startswith("160"))
+    assert formula.strip() == (
+        "160 + workers x (80 + 2 x array + pixels) + encode_threads x 2 x max(1, pixels) + queues x queue_bytes"
+    )
+    rows = table(PAGE, "Maps")
+    for maps, workers, threads, queue, png, most in rows:
+        expected = bound(maps, int(workers), int(threads), float(queue.removesuffix("MiB")), png)
+        assert int(most) == round(expected), maps
+    assert {(row[0].split()[0], row[1]) for row in rows} >= {("2048x2048", "16")}
+
+
+def family(pid: int) -> list[int]:
+    """A process and all below it."""
+    found = [pid]
+    for process in found:
+        for children in Path(f"/proc/{process}/task").glob("*/children"):
+            try:
+                found += map(int, children.read_text().split())
+            except OSError:
+                continue
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="asks Linux for the memory of a process")
+@pytest.mark.parametrize("png", ["palette", "rgba"])
+def test_a_run_stays_below_the_formula(png: str, tmp_path: Path) -> None:
+    (tmp_path / "maps").mkdir()
+    first = tmp_path / "maps" / "00.npy"
+    np.save(first, np.random.default_rng(0).random((2048, 2048), np.float32))
+    for i in range(1, 40):
+        os.link(first, first.with_name(f"{i:02}.npy"))
+    flags = ["--workers=3", "--encode-threads=2", f"--png={png}", "--progress=none", "--manifest=m.sqlite"]
+    process = subprocess.Popen([sys.executable, "-m", "async_maps", "run", "maps", "out", *flags], cwd=tmp_path)
+    peak = 0
+    while process.poll() is None:
+        peak = max(peak, sum(map(pss, family(process.pid))))
+        time.sleep(0.05)
+    assert process.returncode == 0
+    assert peak / MIB < bound("2048x2048 float32", 3, 2, 64, png)
+    # Not by an order of magnitude, which would help nobody.
+    assert peak / MIB > bound("2048x2048 float32", 3, 2, 64, png) / 3
