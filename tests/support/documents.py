@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from async_maps.cli import app as cli
 from async_maps.settings import Settings
+from async_maps.sources import STDIN_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,14 +52,14 @@ def read(page: str) -> str:
     return (ROOT / page).read_text(encoding="utf-8")
 
 
-def languages(page: str) -> list[str]:
-    """The languages of a page's blocks."""
-    return [language for language, _ in _BLOCK.findall(read(page))]
+def code(page: str) -> list[tuple[str, str]]:
+    """The blocks of a page, each with its language."""
+    return _BLOCK.findall(read(page))
 
 
 def blocks(page: str, language: str) -> list[str]:
     """The blocks of a page in a language."""
-    return [text for found, text in _BLOCK.findall(read(page)) if found == language]
+    return [text for found, text in code(page) if found == language]
 
 
 def anchors(page: str) -> set[str]:
@@ -104,7 +105,9 @@ def ours_within(words: list[str]) -> Iterator[list[str]]:
 
 def check_command(arguments: list[str]) -> None:
     """Parse arguments as the command does, and run nothing; an error of the parser if it refuses them."""
-    cli.app.parse_args(arguments, exit_on_error=False, print_error=False)
+    cli.app.parse_args(
+        [STDIN_FILE if text == "-" else text for text in arguments], exit_on_error=False, print_error=False
+    )
 
 
 def defaults(model: type[BaseModel] = Settings, prefix: str = "") -> dict[str, object]:
