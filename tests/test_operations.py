@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -9,8 +10,9 @@ import subprocess
 import sys
 import time
 import tomllib
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from pydantic import ByteSize, TypeAdapter
 import async_maps as am
 from async_maps.cli import app as cli
 from async_maps.cli.options import DONE, SOME_FAILED, WRONG_USE
+from async_maps.demo import seaweed
 from async_maps.doctor.advice import iam_policy
 from async_maps.manifest.schema import COLUMNS
 from async_maps.metrics import PipelineCollector
@@ -37,6 +40,9 @@ from tests.support.documents import (
     variable,
 )
 from tests.support.memory import MIB, pss
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 CONFIGS = ROOT / "configs"
 PAGE = "configs/README.md"
@@ -91,7 +97,7 @@ def test_the_table_of_permissions_has_every_request_and_no_other() -> None:
 
 
 def test_the_policy_is_the_one_of_doctor_and_in_the_table() -> None:
-    (policy,) = (json.loads(text) for text in blocks(PAGE, "json") if "Statement" in text)
+    least, policy = (json.loads(text) for text in blocks(PAGE, "json") if "Statement" in text)
     ours: Any = json.loads(iam_policy("my-bucket", "overlays", kms_key="1234abcd-12ab-34cd-56ef-1234567890ab"))
 
     def actions(statements: list[dict[str, Any]]) -> set[tuple[str, str]]:
@@ -102,8 +108,43 @@ def test_the_policy_is_the_one_of_doctor_and_in_the_table() -> None:
         }
 
     assert actions(policy["Statement"]) == actions(ours["Statement"])
+    assert actions(least["Statement"]) == {("s3:PutObject", "arn:aws:s3:::my-bucket/overlays/*")}
     listed = {row[0] for row in table(PAGE, "Action")}
     assert {action for action, _ in actions(policy["Statement"])} <= listed
+
+
+@contextmanager
+def user_who_may(server: seaweed.S3Server, actions: str) -> Iterator[None]:
+    """Make a user of SeaweedFS with these actions on my-bucket, and be that user."""
+    weed, *flags = Path(f"/proc/{server.pid}/cmdline").read_text().split("\0")
+    ports = dict(flag.removeprefix("-").split(".port=") for flag in flags if ".port=" in flag)
+    name = actions.replace(",", "").lower()
+    configure = f"s3.configure -user={name} -access_key={name} -secret_key=secret -buckets=my-bucket"
+    shell = [weed, "shell", f"-master=127.0.0.1:{ports['master']}", f"-filer=127.0.0.1:{ports['filer']}"]
+    subprocess.run(shell, input=f"{configure} -actions={actions} -apply\n", text=True, check=True, capture_output=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ACCESS_KEY_ID", name)
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        yield
+
+
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="asks Linux for the ports of the server")
+def test_each_command_needs_no_more_than_the_table_says(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.random.default_rng(0).random((8, 8)))
+    manifest, settings = tmp_path / "m.sqlite", am.Settings(workers=0)
+    # A server of its own, as its users stay.
+    with seaweed.serve(tmp_path / "server") as server, seaweed.in_environment(server):
+        asyncio.run(seaweed.create_bucket(server, "my-bucket"))
+        with user_who_may(server, "Write"):
+            report = am.run(tmp_path / "a.npy", "s3://my-bucket/overlays", settings=settings, manifest=manifest)
+            assert (report.uploaded, report.failed) == (1, 0)
+            with pytest.raises(am.AsyncMapsError, match="AccessDenied"):
+                am.verify_locators(manifest)
+        with user_who_may(server, "List"):
+            assert am.verify_locators(manifest).is_clean
+            assert am.verify_locators(manifest, deep=True).differences == {"unreadable": 1}
+        with user_who_may(server, "List,Read"):
+            assert am.verify_locators(manifest, deep=True).is_clean
 
 
 # The example files ------------------------------------------------------------------------------------------------
@@ -141,7 +182,8 @@ def test_the_kubernetes_job_resumes_stops_and_ends() -> None:
     assert (job["spec"]["parallelism"], pod["restartPolicy"]) == (1, "Never")
     rules = [rule for rule in job["spec"]["podFailurePolicy"]["rules"] if "onExitCodes" in rule]
     actions = {code: rule["action"] for rule in rules for code in rule["onExitCodes"]["values"]}
-    assert actions == {WRONG_USE: "FailJob", 130: "Ignore", 143: "Ignore"}
+    assert actions == {130: "Ignore", 143: "Ignore"}
+    assert job["spec"]["backoffLimit"] > 0
     assert {rule["onExitCodes"]["containerName"] for rule in rules} == {container["name"]}
 
 
@@ -155,7 +197,7 @@ def test_the_units_of_systemd_resume_and_stop() -> None:
     drain = re.search(r"ASYNC_MAPS_DRAIN_TIMEOUT_S=(\d+)", "\n".join(lines))
     assert drain is not None
     assert int(unit["TimeoutStopSec"]) > int(drain[1])
-    assert unit["RestartPreventExitStatus"] == str(WRONG_USE)
+    assert unit["Restart"] == "on-failure"
     assert unit["SuccessExitStatus"] == "143"
     timer = (CONFIGS / "async-maps.timer").read_text()
     assert "OnCalendar=" in timer
