@@ -29,4 +29,5 @@ def test_mannered_words_are_rare() -> None:
         for match in pattern.finditer(text):
             start, end = max(0, match.start() - 40), match.end() + 40
             found.append(f"{path.relative_to(ROOT)}: ...{' '.join(text[start:end].split())}...")
-    assert len(found) <= ALLOWED, "\n".join([f"{len(found)} found, {ALLOWED} allowed; write them plainly:", *found])
+    count = len(found)
+    assert count <= ALLOWED, "\n".join([f"{count} found, {ALLOWED} allowed; write them plainly:", *found])
