@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import tomllib
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import yaml
 from botocore import xform_name
+from botocore.exceptions import ClientError
 from pydantic import ByteSize, TypeAdapter
 
 import async_maps as am
@@ -44,7 +45,7 @@ from tests.support.documents import (
 from tests.support.memory import MIB, pss
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 CONFIGS = ROOT / "configs"
 PAGE = "configs/README.md"
@@ -120,7 +121,20 @@ def user_who_may(server: seaweed.S3Server, actions: str) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_ACCESS_KEY_ID", name)
         patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        with closing(botocore.session.Session().create_client("s3")) as client:
+            # The server hears of the user from another of its parts.
+            while code_of(client.list_objects_v2, Bucket="my-bucket") == "InvalidAccessKeyId":
+                time.sleep(0.05)
         yield
+
+
+def code_of(request: Callable[..., object], **arguments: str) -> str:
+    """The code of the error that a request ends with, or an empty one."""
+    try:
+        request(**arguments)
+    except ClientError as error:
+        return str(error.response["Error"]["Code"])
+    return ""
 
 
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="asks Linux for the ports of the server")
