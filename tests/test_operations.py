@@ -121,7 +121,8 @@ def user_who_may(server: seaweed.S3Server, actions: str) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_ACCESS_KEY_ID", name)
         patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-        with closing(botocore.session.Session().create_client("s3")) as client:
+        client: Any = botocore.session.Session().create_client("s3")
+        with closing(client):
             # The server hears of the user from another of its parts.
             while code_of(client.list_objects_v2, Bucket="my-bucket") == "InvalidAccessKeyId":
                 time.sleep(0.05)
