@@ -50,12 +50,13 @@ OUTSIDE = {
 """The pages with ``console`` blocks, which are parsed and not run, and the first words of their commands."""
 
 
-def in_pages(language: str) -> list[object]:
-    """A parameter for each block of a language."""
+def in_pages(*languages: str) -> list[object]:
+    """A parameter for each block of some languages."""
     return [
-        pytest.param(page, text, id=f"{page}: {text.splitlines()[-1][:40]}")
+        pytest.param(page, text, id=f"{page}: {text.splitlines()[0][:40]}")
         for page in READMES
-        for text in blocks(page, language)
+        for language, text in code(page)
+        if language in languages
     ]
 
 
@@ -172,19 +173,15 @@ def test_sql_blocks_find_something_in_a_manifest(page: str, query: str, folder: 
         assert rows
 
 
-@pytest.mark.parametrize(("page", "text"), in_pages("json"))
-def test_json_blocks_parse(page: str, text: str) -> None:
-    json.loads(text)
-
-
-@pytest.mark.parametrize(("page", "text"), in_pages("toml"))
-def test_toml_blocks_are_settings(page: str, text: str) -> None:
-    assert am.Settings(**tomllib.loads(text)) != am.Settings()
-
-
-@pytest.mark.parametrize(("page", "text"), in_pages("yaml"))
-def test_yaml_blocks_parse(page: str, text: str) -> None:
-    assert all(yaml.safe_load_all(text))
+@pytest.mark.parametrize(("page", "text"), in_pages("json", "toml", "yaml"))
+def test_data_blocks_parse(page: str, text: str) -> None:
+    language = next(language for language, found in code(page) if found == text)
+    if language == "json":
+        json.loads(text)
+    elif language == "yaml":
+        assert all(yaml.safe_load_all(text))
+    else:
+        assert am.Settings(**tomllib.loads(text)) != am.Settings()
 
 
 def test_console_blocks_are_listed_here() -> None:
