@@ -24,6 +24,7 @@ from async_maps.errors import StoreError as StoreError
 from async_maps.errors import TooManyFailuresError as TooManyFailuresError
 from async_maps.errors import TransientError as TransientError
 from async_maps.errors import WorkerError as WorkerError
+from async_maps.failure_groups import FailureGroup as FailureGroup
 from async_maps.manifest.export import export_manifest as export_manifest
 from async_maps.outcomes import Failure as Failure
 from async_maps.outcomes import MapStatistics as MapStatistics

@@ -21,7 +21,8 @@ from async_maps.progress import reporting
 from async_maps.report import Report
 from async_maps.settings import Settings
 from async_maps.sources.activation_map import ActivationMap
-from async_maps.sources.batches import list_maps, numbered, with_key
+from async_maps.sources.batches import check_limit, list_maps, numbered, with_key
+from async_maps.sources.headers import known_failure
 from async_maps.stores import open_store
 from async_maps.survey import known_range, refuse_one_shot
 
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
 
     from async_maps.manifest.manifest import Select
     from async_maps.progress import OnProgress
-    from async_maps.sources.batches import AnySource
+    from async_maps.render.ranges import ValueRange
+    from async_maps.sources.batches import AnySource, Entry
     from async_maps.stores import Destination
 
 _HANDED_OVER = 64
@@ -45,6 +47,7 @@ async def arun(  # noqa: PLR0913  # those of Pipeline.run()
     settings: Settings | None = None,
     manifest: str | PathLike[str] | None = None,
     select: Select = "changed",
+    limit: int | None = None,
     on_progress: OnProgress | None = None,
 ) -> Report:
     """Open a pipeline, put every map of a source, and close it.
@@ -56,6 +59,7 @@ async def arun(  # noqa: PLR0913  # those of Pipeline.run()
         settings: the defaults if None.
         manifest: as for :meth:`Pipeline.run`.
         select: as for :meth:`Pipeline.run`.
+        limit: as for :meth:`Pipeline.run`.
         on_progress: as for :meth:`Pipeline.run`.
 
     Returns:
@@ -65,7 +69,7 @@ async def arun(  # noqa: PLR0913  # those of Pipeline.run()
         AsyncMapsError: as :class:`Pipeline` and :meth:`Pipeline.run`.
     """
     async with Pipeline(destination, settings=settings) as pipeline:
-        return await pipeline.run(source, manifest=manifest, select=select, on_progress=on_progress)
+        return await pipeline.run(source, manifest=manifest, select=select, limit=limit, on_progress=on_progress)
 
 
 run = blocking(arun)
@@ -78,6 +82,7 @@ def stream(
     *,
     settings: Settings | None = None,
     ordered: bool = False,
+    limit: int | None = None,
 ) -> Generator[Outcome, None, None]:
     """Put every map of a source and yield each outcome: :func:`astream` for synchronous loops.
 
@@ -91,6 +96,7 @@ def stream(
         destination: as for :class:`Pipeline`.
         settings: the defaults if None.
         ordered: as for :meth:`Pipeline.stream`.
+        limit: as for :meth:`Pipeline.run`.
 
     Yields:
         A receipt or a failure for each map.
@@ -102,7 +108,8 @@ def stream(
     give, take = create_memory_object_stream[Outcome](_HANDED_OVER)
 
     async def pump() -> None:
-        async with give, aclosing(astream(source, destination, settings=settings, ordered=ordered)) as outcomes:
+        outcomes = astream(source, destination, settings=settings, ordered=ordered, limit=limit)
+        async with give, aclosing(outcomes):
             async for outcome in outcomes:
                 await send(give, outcome)
 
@@ -129,6 +136,7 @@ async def astream(
     *,
     settings: Settings | None = None,
     ordered: bool = False,
+    limit: int | None = None,
 ) -> AsyncGenerator[Outcome, None]:
     """Open a pipeline, put every map of a source, yield each outcome, and close the pipeline.
 
@@ -139,6 +147,7 @@ async def astream(
         destination: as for :class:`Pipeline`.
         settings: the defaults if None.
         ordered: as for :meth:`Pipeline.stream`.
+        limit: as for :meth:`Pipeline.run`.
 
     Yields:
         A receipt or a failure for each map.
@@ -148,7 +157,7 @@ async def astream(
     """
     async with (
         Pipeline(destination, settings=settings) as pipeline,
-        aclosing(pipeline.stream(source, ordered=ordered)) as outcomes,
+        aclosing(pipeline.stream(source, ordered=ordered, limit=limit)) as outcomes,
     ):
         async for outcome in outcomes:
             yield outcome
@@ -161,9 +170,13 @@ async def adry_run(  # noqa: PLR0913  # those of arun()
     settings: Settings | None = None,
     manifest: str | PathLike[str] | None = None,
     select: Select = "changed",
+    limit: int | None = None,
     on_progress: OnProgress | None = None,
 ) -> Report:
-    """Report what :func:`arun` would do, as far as a listing shows: no map is read, nothing is written or uploaded.
+    """Report what :func:`arun` would do, from listings and headers: nothing is written or uploaded.
+
+    The report is exact for names, counts and selection. Values are not read, so a map that is ``planned`` may still
+    fail. Maps that are already known to fail are failures, with the stage and the reason of a run.
 
     Args:
         source: as for :meth:`Pipeline.run`.
@@ -171,16 +184,18 @@ async def adry_run(  # noqa: PLR0913  # those of arun()
         settings: the defaults if None.
         manifest: as for :meth:`Pipeline.run`; it is only read.
         select: as for :meth:`Pipeline.run`.
+        limit: as for :meth:`Pipeline.run`.
         on_progress: as for :meth:`Pipeline.run`.
 
     Returns:
-        A report whose ``planned`` counts the maps that would be done.
+        A report whose ``planned`` counts the maps that would be done, and whose ``dry_run`` is true.
 
     Raises:
         AsyncMapsError: as :class:`Pipeline` and :meth:`Pipeline.run`.
     """
     check_select(select)
-    settings, report = settings or Settings(), Report()
+    check_limit(limit)
+    settings, report = settings or Settings(), Report(dry_run=True, limit=limit)
     if settings.value_range.kind == "dataset":
         refuse_one_shot(source)
     template = settings.key_template
@@ -191,20 +206,32 @@ async def adry_run(  # noqa: PLR0913  # those of arun()
             report.destination = store.destination
             async with open_reader(manifest, store.identity) as recorder:
                 # A range that all maps must be read for is not known here, and none of them done with it.
-                recorder.use(settings, await known_range(settings, recorder, select))
-                listing = list_maps(source, s3=settings.s3, known=recorder.known, max_pixels=settings.max_pixels)
+                value_range = await known_range(settings, recorder, select)
+                recorder.use(settings, value_range)
+                # A map that is to be done is opened although an earlier run knows it: its header may say that it fails.
+                listing = list_maps(
+                    source,
+                    s3=settings.s3,
+                    known=None if select == "all" else recorder.known_done,
+                    max_pixels=settings.max_pixels,
+                    limit=limit,
+                    pass_over=report.pass_over,
+                )
                 listing = numbered(listing) if template.needs_index else listing
                 claims = Claims(lambda map_: store.locator(template.key(store.prefix, map_.name, map_.index)))
                 with claims:
                     if template.may_collide and select != "all":
                         await recorder.load_claims(claims, select)
-                    async with aclosing(recorder.select_maps(listing, select, report)) as batches:
+                    if manifest is not None:
+                        listing = recorder.select_maps(listing, select, report)
+                    async with aclosing(listing) as batches:
                         async for batch in batches:
                             entries = [with_key(entry, store.prefix, template) for entry in batch]
                             if template.may_collide:
                                 entries = await to_thread.run_sync(claims.check, entries)
-                            report.count([entry for entry in entries if isinstance(entry, Failure)])
-                            report.planned += sum(isinstance(entry, ActivationMap) for entry in entries)
+                            checked = [_checked(entry, value_range, settings.max_pixels) for entry in entries]
+                            report.count([entry for entry in checked if isinstance(entry, Failure)])
+                            report.planned += sum(isinstance(entry, ActivationMap) for entry in checked)
 
     try:
         await OrderlyTask(plan).result()
@@ -212,6 +239,11 @@ async def adry_run(  # noqa: PLR0913  # those of arun()
         error.report = report
         raise
     return report
+
+
+def _checked(entry: Entry, value_range: ValueRange, max_pixels: int | None) -> Entry:
+    found = known_failure(entry, value_range, max_pixels) if isinstance(entry, ActivationMap) else None
+    return found or entry
 
 
 dry_run = blocking(adry_run)

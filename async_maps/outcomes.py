@@ -100,8 +100,12 @@ class Failure:
     reason: str
 
     def __str__(self) -> str:
-        where = self.source if self.source == self.name else f"{self.name} ({self.source})"
-        return f"{where}: {self.stage}: {self.reason}"
+        return f"{self.where}: {self.stage}: {self.reason}"
+
+    @property
+    def where(self) -> str:
+        """The name, and the source if that is another text."""
+        return self.source if self.source == self.name else f"{self.name} ({self.source})"
 
 
 Outcome: TypeAlias = Receipt | Failure

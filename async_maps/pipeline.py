@@ -34,7 +34,7 @@ from async_maps.progress import reporting
 from async_maps.report import Report
 from async_maps.settings import Settings
 from async_maps.sources.arrays import size_of
-from async_maps.sources.batches import list_maps, numbered, take_array, with_key
+from async_maps.sources.batches import check_limit, list_maps, numbered, take_array, with_key
 from async_maps.stages.flow import Flow
 from async_maps.stages.graph import Stages
 from async_maps.stages.meters import Statistics
@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from async_maps.progress import OnProgress
     from async_maps.render.ranges import ValueRange
     from async_maps.sources.batches import AnySource, Entry
+    from async_maps.sources.named import PassOver
     from async_maps.stores import Destination
 
 T = TypeVar("T")
@@ -286,7 +287,9 @@ class Pipeline:
             return outcome
         raise MapFailedError(outcome) if isinstance(outcome, Failure) else outcome
 
-    async def stream(self, source: AnySource, *, ordered: bool = False) -> AsyncGenerator[Outcome, None]:
+    async def stream(
+        self, source: AnySource, *, ordered: bool = False, limit: int | None = None
+    ) -> AsyncGenerator[Outcome, None]:
         """Put every map of a source; yield each outcome as it comes, in no particular order unless ``ordered``.
 
         The source is read no faster than the outcomes are taken: at most 4,096 maps are under way or through, as many
@@ -296,6 +299,7 @@ class Pipeline:
         Args:
             source: a file, folder or glob, or an iterable or async iterable of ``(name, array)``.
             ordered: in the order of the source. What is through before its turn is held back, as one of the 4,096.
+            limit: as for :meth:`run`.
 
         Yields:
             A receipt or a failure for each map.
@@ -303,13 +307,16 @@ class Pipeline:
         Raises:
             SourceError: it is not there, or holds no map.
             StoreError: the store refuses all maps, or cannot be reached.
-            SettingsError: the range is that of the whole ``dataset``, and the source can be read once only.
+            SettingsError: the range is that of the whole ``dataset``, and the source can be read once only; or
+                ``limit`` is not positive.
         """
+        check_limit(limit)
         self._opened()
         value_range = await self._range_for(source, None, "changed", Report())
         if value_range is None:
             return
-        async with aclosing(self._outcomes(self._list(source, value_range, None), value_range, ordered)) as batches:
+        listing = self._list(source, value_range, None, limit)
+        async with aclosing(self._outcomes(listing, value_range, ordered)) as batches:
             async for outcomes in batches:
                 for outcome in outcomes:
                     yield outcome
@@ -320,6 +327,7 @@ class Pipeline:
         *,
         manifest: str | PathLike[str] | None = None,
         select: Select = "changed",
+        limit: int | None = None,
         on_progress: OnProgress | None = None,
     ) -> Report:
         """Put every map of a source, and report.
@@ -330,6 +338,9 @@ class Pipeline:
             manifest: the file to record each outcome in; with it, maps that are done and unchanged are skipped.
             select: with a manifest, the maps to do: ``changed`` (those not done or changed since), ``failed`` (only
                 those that failed before) or ``all``.
+            limit: try only the first maps of the source, this many, in its order; maps that are skipped count, too. A
+                later run without it does the rest. The range of the whole ``dataset`` is still that of all maps, which
+                are all read for it: a trial has the colors of the whole.
             on_progress: called with a :class:`~async_maps.Progress` five times a second and at the end, on the event
                 loop, which it must not block. An error that it raises ends the run.
 
@@ -341,15 +352,16 @@ class Pipeline:
             StoreError: the store refuses all maps, or cannot be reached.
             ManifestError: the manifest cannot be used or written.
             SettingsError: the range is that of the whole ``dataset``, and the source can be read only once; or
-                ``select`` is none of the three.
+                ``select`` is none of the three; or ``limit`` is not positive.
             TooManyFailuresError: more maps failed than ``settings.max_failures``.
         """
         check_select(select)
+        check_limit(limit)
         _, stages = self._opened()
-        report = Report(destination=stages.store.destination)
+        report = Report(destination=stages.store.destination, limit=limit)
 
         async def main() -> None:
-            async with reporting(on_progress, report, source, self.statistics):
+            async with reporting(on_progress, report, source, self.statistics, reads_all=not self._range.is_known):
                 await self._run(source, manifest, select, report)
 
         try:
@@ -384,7 +396,7 @@ class Pipeline:
             if value_range is None:
                 report.elapsed_s, report.drained, report.statistics = report.survey_s, True, self.statistics()
                 return
-            listing = self._list(source, value_range, recorder)
+            listing = self._list(source, value_range, recorder, report.limit, report.pass_over)
             if recorder is not None:
                 listing = recorder.select_maps(listing, mode, report)
                 if self._claims is not None:
@@ -399,7 +411,8 @@ class Pipeline:
                         await recorder.note(outcomes)
                     if limit is not None and report.failed > limit:
                         raise TooManyFailuresError(f"{report.failed:,} maps failed, more than max_failures = {limit:,}")
-            if recorder is not None and not self._draining:
+            # With a limit it has not seen the whole source.
+            if recorder is not None and not self._draining and report.limit is None:
                 await recorder.complete()
         report.elapsed_s = monotonic() - started
         report.drained = self._draining
@@ -453,11 +466,23 @@ class Pipeline:
         return value_range
 
     def _list(
-        self, source: AnySource, value_range: ValueRange | None, recorder: Recorder | None
+        self,
+        source: AnySource,
+        value_range: ValueRange | None,
+        recorder: Recorder | None,
+        limit: int | None = None,
+        pass_over: PassOver = lambda _: None,
     ) -> AsyncGenerator[list[Entry], None]:
         known = recorder.known if recorder is not None else None
-        limit = self.settings.max_pixels
-        listing = list_maps(source, value_range, s3=self.settings.s3, known=known, max_pixels=limit)
+        listing = list_maps(
+            source,
+            value_range,
+            s3=self.settings.s3,
+            known=known,
+            max_pixels=self.settings.max_pixels,
+            limit=limit,
+            pass_over=pass_over,
+        )
         return numbered(listing) if self._template.needs_index else listing
 
     async def _outcomes(

@@ -50,14 +50,15 @@ class Progress:
 
     @property
     def total(self) -> int | None:
-        """The number of maps in the source; None while it is unknown.
+        """The number of maps in the source, or the run's ``limit`` if that is less; None while it is unknown.
 
         The source is counted, in a thread, once this was asked for and the run takes longer than 5 seconds.
         """
         if self._count is None:
             return None
         self._count.wanted = True
-        return self._count.total
+        total, limit = self._count.total, self.report.limit
+        return total if total is None or limit is None or self.is_first_pass else min(total, limit)
 
     @property
     def is_first_pass(self) -> bool:
@@ -140,15 +141,18 @@ async def reporting(
     report: Report,
     source: object,
     statistics: Callable[[], Statistics] | None = None,
+    *,
+    reads_all: bool = False,
 ) -> AsyncIterator[None]:
     """Report a run's progress while the context lasts, five times a second and once at its end, on the event loop.
 
-    An error that ``on_progress`` raises cancels the run, and is raised in its place. A dry run has no statistics.
+    An error that ``on_progress`` raises cancels the run, and is raised in its place. A dry run has no statistics. A run
+    that first reads all maps has a total for that, beyond its limit.
     """
     if on_progress is None:
         yield
         return
-    count = SourceCount(source)
+    count = SourceCount(source, None if reads_all else report.limit)
     started = monotonic()
 
     def show(ended: bool) -> None:
@@ -185,12 +189,13 @@ async def _counting(count: SourceCount) -> AsyncIterator[None]:
 class SourceCount:
     """The number of maps in a source, counted in a thread of its own while the run lists them at its own pace."""
 
-    def __init__(self, source: object) -> None:
+    def __init__(self, source: object, limit: int | None = None) -> None:
         self.total: int | None = None
         self.wanted = False
         self.stopped = False
         self.place = place_of(source)
         """None if the source cannot be listed a second time."""
+        self._limit = limit
         self._countable = True
         self._sizes: set[str] = set()
 
@@ -202,6 +207,8 @@ class SourceCount:
                 total += 1
                 if self.stopped:
                     return
+                if total == self._limit:
+                    break
                 if isinstance(entry, ActivationMap) and entry.part is None and len(self._sizes) < _MAX_SIZES:
                     self._sizes.add(_size(entry))
         except AsyncMapsError:

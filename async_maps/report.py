@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from async_maps.failure_groups import FailureGroup, FailureGroups
 from async_maps.outcomes import Receipt
 
 if TYPE_CHECKING:
@@ -15,18 +16,24 @@ if TYPE_CHECKING:
 
 MAX_LISTED_FAILURES = 1000
 """The maximum number of failures that a report lists; the manifest has every one."""
+MAX_SUFFIXES = 30
+"""The maximum number of suffixes by which files that are no maps are counted; ``others`` is one of them."""
 
 
 @dataclass(slots=True)
 class Report:
-    """What a run did.
+    """What a run did, or a dry run found.
 
     Attributes:
+        dry_run: whether nothing was to be done: ``planned`` counts in place of ``uploaded``.
         destination: where the overlays went.
+        limit: the number of maps of the source that the run was limited to; None for all.
         uploaded: maps that the store has answered for in this run.
-        planned: maps that a dry run says would be done.
-        skipped: maps that were left out: done before and unchanged, or not asked for.
-        failed: maps that failed in this run.
+        planned: maps that a dry run found nothing wrong with in names and headers; their values are not read yet.
+        skipped: maps that were left out: done before and unchanged, or not selected.
+        unselected: skipped maps that ``select="failed"`` left out because they had not failed before.
+        passed_over: files of the source that are no maps, by suffix (``{".jpg": 5}``); ``""`` for files without one.
+        failed: maps that failed in this run; in a dry run, maps that are already known to fail.
         surveyed: maps that were looked at for the range of the whole set.
         unsurveyed: those of them that could not be read.
         survey_s: seconds that took, which are part of ``elapsed_s``.
@@ -37,14 +44,18 @@ class Report:
         uploaded_bytes: bytes of the PNGs.
         elapsed_s: seconds it took.
         drained: whether it was stopped before the end of the source.
-        failures: the first failures.
+        failures: the first 1,000 failures.
         statistics: what each stage did; None for a dry run.
     """
 
+    dry_run: bool = False
     destination: str = ""
+    limit: int | None = None
     uploaded: int = 0
     planned: int = 0
     skipped: int = 0
+    unselected: int = 0
+    passed_over: dict[str, int] = field(default_factory=dict)
     failed: int = 0
     surveyed: int = 0
     unsurveyed: int = 0
@@ -58,6 +69,17 @@ class Report:
     drained: bool = False
     failures: list[Failure] = field(default_factory=list)
     statistics: Statistics | None = None
+    _groups: FailureGroups = field(default_factory=FailureGroups, init=False, repr=False, compare=False)
+
+    @property
+    def failure_groups(self) -> list[FailureGroup]:
+        """The failures by reason: at most 50 groups, in the order of their first failures."""
+        return self._groups.groups()
+
+    @property
+    def ungrouped(self) -> int:
+        """The number of failures in none of the groups."""
+        return self._groups.rest
 
     @property
     def seen(self) -> int:
@@ -66,7 +88,9 @@ class Report:
 
     def copy(self) -> Report:
         """Return the report of this moment, which the run no longer changes."""
-        return replace(self, failures=self.failures[:])
+        copied = replace(self, failures=self.failures[:], passed_over=self.passed_over.copy())
+        copied._groups = self._groups.copy()
+        return copied
 
     def count(self, outcomes: Sequence[Outcome]) -> None:
         """Count outcomes.
@@ -82,17 +106,32 @@ class Report:
                 self.invalid += outcome.statistics.invalid_pixels > 0
             else:
                 self.failed += 1
+                self._groups.add(outcome)
                 if len(self.failures) < MAX_LISTED_FAILURES:
                     self.failures.append(outcome)
 
+    def pass_over(self, suffix: str) -> None:
+        """Count a file of the source that is no map.
+
+        Args:
+            suffix: of its name, with the dot; empty if it has none.
+        """
+        if suffix not in self.passed_over and len(self.passed_over) >= MAX_SUFFIXES - 1:
+            suffix = "others"
+        self.passed_over[suffix] = self.passed_over.get(suffix, 0) + 1
+
     def summary(self) -> str:
         """Return the report in a few lines, for people; it names the slowest stage."""
+        if self.dry_run:
+            return self._plan()
         elapsed_s = self.elapsed_s - self.survey_s
         rate = self.uploaded / elapsed_s if elapsed_s > 0 else 0.0
         lines = [
             f"{self.uploaded:,} uploaded, {self.skipped:,} skipped, {self.failed:,} failed",
             f"{self.elapsed_s:.1f} s, {rate:,.0f} maps/s, {self.uploaded_bytes / 1e6:,.1f} MB to {self.destination}",
         ]
+        if self.passed_over:
+            lines.append(self._passed_over())
         if self.range_low is not None:
             lines.append(f"colors span {self.range_low:.6g} to {self.range_high:.6g}")
         if self.surveyed:
@@ -109,6 +148,8 @@ class Report:
             lines.append(f"retried uploads: {self.statistics.retries:,}")
         if self.drained:
             lines.append("stopped before the end of the source; run it again for the rest")
+        if self.limit is not None and self.seen >= self.limit:
+            lines.append(self._limited())
         if self.statistics is not None and self.uploaded:
             stage, share = self.statistics.slowest_stage(elapsed_s)
             lines.append(f"slowest stage: {stage}, busy {share:.0%} of the time")
@@ -116,4 +157,33 @@ class Report:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the report for machines: every attribute, plain values only."""
-        return asdict(self)
+        values = asdict(self)
+        del values["_groups"]
+        groups = [asdict(group) for group in self.failure_groups]
+        return {**values, "failure_groups": groups, "ungrouped": self.ungrouped}
+
+    def _plan(self) -> str:
+        skipped = f"{self.skipped - self.unselected:,} skipped as unchanged"
+        if self.unselected:
+            skipped = f"{self.skipped:,} skipped because they did not fail before"
+        listed = f"{_counted(self.seen, 'map')} listed: {self.planned:,} would be done, {skipped}"
+        unread = f"the values of {_counted(self.planned, 'map')} are not read yet"
+        lines = [f"{listed}, {self.failed:,} already known to fail; {unread}; destination {self.destination}"]
+        if self.passed_over:
+            lines.append(self._passed_over())
+        if self.limit is not None and self.seen >= self.limit:
+            lines.append(self._limited())
+        return "\n".join(lines)
+
+    def _passed_over(self) -> str:
+        found = sorted(self.passed_over.items(), key=lambda item: -item[1])
+        return "passed over: " + ", ".join(f"{count:,} {suffix or 'without a suffix'}" for suffix, count in found)
+
+    def _limited(self) -> str:
+        return (
+            f"limited to the first {_counted(self.limit or 0, 'map')} of the source; run without the limit for the rest"
+        )
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

@@ -68,8 +68,9 @@ def test_a_command_names_the_missing_extra(
     # A reader that an earlier test used has already imported its library.
     monkeypatch.delitem(sys.modules, f"async_maps.sources.formats.{extra}", raising=False)
     assert invoke(*command.split()) in {1, 2}
-    (line,) = capsys.readouterr().err.splitlines()
+    line, *more = capsys.readouterr().err.splitlines()
     assert line.endswith(f": {sentence(what, extra)}")
+    assert all("to list the failure: async-maps export " in text for text in more)
 
 
 def test_demo_serve_names_the_missing_extra(

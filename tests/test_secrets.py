@@ -142,7 +142,7 @@ def test_a_run_writes_no_secret(
         run = ("run", few, f"s3://{bucket}/x", "--workers", 1, "--progress", "json", "--report", "report.json")
         assert command(*run, "--s3.client", client) == 1  # one map is bad
         for suffix in ("csv", "jsonl", "parquet"):
-            am.export_manifest("async-maps.sqlite", f"table.{suffix}", failed=True)
+            am.export_manifest("async-maps.sqlite", f"table.{suffix}", rows="all")
     assert json.loads(Path("report.json").read_text())["uploaded"] == 12
     signatures = [authorization.partition("Signature=")[2] for authorization in proxy.authorizations]
     assert len(signatures) > 12

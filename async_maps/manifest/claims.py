@@ -53,7 +53,7 @@ class Claims(Spill):
         if name == map_.name:
             return map_
         reason = (
-            f"{locator} is the overlay of {name}: let the key hold {{name}} or {{digest}} to tell them apart; "
+            f"{locator!r} is the overlay of {name!r}: let the key hold {{name}} or {{digest}} to tell them apart; "
             "if that one is gone, do all anew with --overwrite"
         )
         return Failure(map_.name, map_.source, map_.fingerprint, "source", reason)

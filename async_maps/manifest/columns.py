@@ -20,6 +20,9 @@ T = TypeVar("T")
 ExportFormat: TypeAlias = Literal["plain", "kolena", "fiftyone"]
 """Who reads: any program, ``kolena.io``, or FiftyOne; see :func:`export_columns`."""
 
+ExportRows: TypeAlias = Literal["done", "failed", "all"]
+"""The maps to export: those with an overlay, those that failed, or both."""
+
 Kind: TypeAlias = Literal["text", "integer", "float", "boolean", "mask", "range"]
 """What a column's values are; a mask is a dict, a range a list of two numbers."""
 
@@ -28,6 +31,9 @@ _KINDS: dict[str, Kind] = {
     **dict.fromkeys(FLOATS, "float"),
     **dict.fromkeys(BOOLEANS, "boolean"),
 }
+_ALIASES = {"reason": "error"}
+"""Further headings of columns: ``Failure`` calls it the reason."""
+_OF_FAILURES = ("name", "stage", "reason", "source")
 _LOCATOR, _STATUS = COLUMNS.index("locator"), COLUMNS.index("status")
 
 
@@ -53,8 +59,8 @@ def of_overlay(make: Callable[[str], T]) -> Callable[[Row], T | None]:
     return lambda row: make(str(row[_LOCATOR])) if row[_STATUS] == "done" else None
 
 
-def export_columns(names: Sequence[str] | None, export_format: ExportFormat) -> list[Column]:
-    """The columns of a table.
+def export_columns(names: Sequence[str] | None, export_format: ExportFormat, rows: ExportRows = "done") -> list[Column]:
+    """The columns of a table: of failures, which have no overlay, only those that say why, unless others are named.
 
     ``kolena`` has a ``BitmapMask`` in the column ``activation_map`` in the place of ``locator``, in JSON as Kolena's
     client makes it (``kolena.io``, kolena 1.69.0).
@@ -68,9 +74,15 @@ def export_columns(names: Sequence[str] | None, export_format: ExportFormat) -> 
     """
     if export_format not in get_args(ExportFormat):
         raise SettingsError(f"export_format: expected {', '.join(get_args(ExportFormat))}, found {export_format!r}")
-    names = COLUMNS if names is None else names
-    if unknown := [name for name in names if name not in COLUMNS]:
-        raise SettingsError(f"columns: unknown {', '.join(map(repr, unknown))}; known: {', '.join(COLUMNS)}")
+    if rows not in get_args(ExportRows):
+        raise SettingsError(f"rows: expected {', '.join(get_args(ExportRows))}, found {rows!r}")
+    if rows == "failed" and export_format != "plain":
+        raise SettingsError(f"failed maps have no overlays for {export_format}: export them as plain")
+    if names is None:
+        names = _OF_FAILURES if rows == "failed" else COLUMNS
+    known = (*COLUMNS, *_ALIASES)
+    if unknown := [name for name in names if name not in known]:
+        raise SettingsError(f"columns: unknown {', '.join(map(repr, unknown))}; known: {', '.join(known)}")
     if not names:
         raise SettingsError("columns: expected one at least, found none")
     if len(set(names)) < len(names):
@@ -85,7 +97,7 @@ def export_columns(names: Sequence[str] | None, export_format: ExportFormat) -> 
         if name == "locator" and export_format != "plain":
             columns += _OVERLAYS[export_format]
         else:
-            columns.append(Column(name, _KINDS.get(name, "text"), itemgetter(COLUMNS.index(name))))
+            columns.append(Column(name, _KINDS.get(name, "text"), itemgetter(COLUMNS.index(_ALIASES.get(name, name)))))
     return columns
 
 

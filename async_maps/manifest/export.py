@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from itertools import count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,8 +22,9 @@ from async_maps.manifest.manifest import Manifest
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from os import PathLike
+    from typing import TextIO
 
-    from async_maps.manifest.columns import ExportFormat, Row
+    from async_maps.manifest.columns import ExportFormat, ExportRows, Row
 
     Rows = Iterator[Row]
     Writer = Callable[[Path, Sequence[Column], Rows], None]
@@ -35,7 +36,7 @@ def export_manifest(  # noqa: PLR0913  # one argument a flag
     manifest: str | PathLike[str],
     file: str | PathLike[str],
     *,
-    failed: bool = False,
+    rows: ExportRows = "done",
     columns: Sequence[str] | None = None,
     export_format: ExportFormat = "plain",
     presign_hours: float | None = None,
@@ -45,9 +46,11 @@ def export_manifest(  # noqa: PLR0913  # one argument a flag
     Args:
         manifest: the path of the manifest.
         file: the path to write, ending in ``.csv``, ``.parquet`` or ``.jsonl``. An existing file is replaced.
-        failed: whether to include failed maps. They have no locator, except in ``plain`` the maps that failed at stage
-            ``verify``, whose locator leads to another object now.
-        columns: the names of the columns, in this order; None for all.
+        rows: ``done``: maps with an overlay. ``failed``: only maps that failed. ``all``: both. Failed maps have no
+            locator, except in ``plain`` the maps that failed at stage ``verify``, whose locator leads to another object
+            now.
+        columns: the names of the columns, in this order; None for all, and with ``rows="failed"`` for ``name``,
+            ``stage``, ``reason`` and ``source``. ``reason`` is another heading of the column ``error``.
         export_format: the program that reads the table. ``plain``: any. ``kolena``: ``kolena.io.dataframe_from_csv``,
             ``_from_parquet`` and ``_from_json(lines=True)``, with a column ``activation_map`` in place of ``locator``.
             ``fiftyone``: FiftyOne, with columns ``map_path`` and ``range`` in place of ``locator``.
@@ -61,7 +64,8 @@ def export_manifest(  # noqa: PLR0913  # one argument a flag
         ManifestError: the manifest cannot be read, the file cannot be written, Kolena cannot read the locators, or
             FiftyOne cannot read colored overlays.
         MissingExtraError: a Parquet file needs the extra ``parquet``.
-        SettingsError: an unknown suffix, column or format, a number of hours outside 1 to 168, or overlays outside S3.
+        SettingsError: an unknown suffix, column, format or choice of rows, a number of hours outside 1 to 168, or
+            overlays outside S3; or failed maps for a program that reads overlays, or with URLs.
         StoreError: there are no credentials to sign URLs with.
     """
     target = Path(file)
@@ -69,7 +73,51 @@ def export_manifest(  # noqa: PLR0913  # one argument a flag
     write = writers.get(target.suffix.lower())
     if write is None:
         raise SettingsError(f"cannot export to {target.name!r}: expected a name ending in {', '.join(writers)}")
-    table = export_columns(columns, export_format)
+    with _exporting(manifest, rows, columns, export_format, presign_hours) as (plain, found):
+        table = plain
+        if export_format == "kolena" and write is _parquet:
+            # So does dataframe_to_parquet, and a name that looks like a number stays a name when it is read.
+            table = [column.as_json() if column.kind == "text" else column for column in plain]
+        written = count()
+        try:
+            with replacing(target) as temporary:
+                write(temporary, table, (row for row, _ in zip(found, written, strict=False)))
+        except OSError as error:
+            raise ManifestError(f"cannot write {target}: {error.strerror or error}") from error
+        return next(written)
+
+
+def write_csv(  # noqa: PLR0913  # one argument a flag
+    manifest: str | PathLike[str],
+    out: TextIO,
+    *,
+    rows: ExportRows = "done",
+    columns: Sequence[str] | None = None,
+    export_format: ExportFormat = "plain",
+    presign_hours: float | None = None,
+) -> int:
+    """:func:`export_manifest` as CSV to a text stream, with lines as other commands write them: the number of rows.
+
+    Raises OSError if the stream cannot be written.
+    """
+    with _exporting(manifest, rows, columns, export_format, presign_hours) as (table, found):
+        written = count()
+        _write_csv(out, table, (row for row, _ in zip(found, written, strict=False)), "\n")
+        return next(written)
+
+
+@contextmanager
+def _exporting(
+    manifest: str | PathLike[str],
+    rows: ExportRows,
+    columns: Sequence[str] | None,
+    export_format: ExportFormat,
+    presign_hours: float | None,
+) -> Iterator[tuple[list[Column], Rows]]:
+    """The columns and the rows of a table, after all that can be refused before anything is written."""
+    table = export_columns(columns, export_format, rows)
+    if rows == "failed" and presign_hours is not None:
+        raise SettingsError("presign: failed maps have no overlays, so there is nothing to sign URLs of")
     with ExitStack() as stack:
         opened = stack.enter_context(Manifest(manifest, read_only=True))
         if export_format == "kolena":
@@ -79,16 +127,7 @@ def export_manifest(  # noqa: PLR0913  # one argument a flag
         if presign_hours is not None:
             _refuse_outside_s3(opened)
             table.append(_url_column(stack, presign_hours))
-        if export_format == "kolena" and write is _parquet:
-            # So does dataframe_to_parquet, and a name that looks like a number stays a name when it is read.
-            table = [column.as_json() if column.kind == "text" else column for column in table]
-        try:
-            with replacing(target) as temporary:
-                written = count()
-                write(temporary, table, (row for row, _ in zip(opened.rows(failed=failed), written, strict=False)))
-            return next(written)
-        except OSError as error:
-            raise ManifestError(f"cannot write {target}: {error.strerror or error}") from error
+        yield table, opened.failures() if rows == "failed" else opened.rows(failed=rows == "all")
 
 
 def _refuse_unreadable(manifest: Manifest) -> None:
@@ -126,12 +165,16 @@ def _url_column(stack: ExitStack, hours: float) -> Column:
 
 
 def _csv(path: Path, columns: Sequence[Column], rows: Rows) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        _write_csv(file, columns, rows)
+
+
+def _write_csv(out: TextIO, columns: Sequence[Column], rows: Rows, line_end: str = "\r\n") -> None:
     columns = [column.as_json() if column.kind in {"mask", "range"} else column for column in columns]
     values = [column.value for column in columns]
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(column.name for column in columns)
-        writer.writerows([value(row) for value in values] for row in rows)
+    writer = csv.writer(out, lineterminator=line_end)
+    writer.writerow(column.name for column in columns)
+    writer.writerows([value(row) for value in values] for row in rows)
 
 
 def _jsonl(path: Path, columns: Sequence[Column], rows: Rows) -> None:

@@ -110,10 +110,15 @@ class Manifest(ManifestMetadata):
                     plan.skipped += 1
         return plan
 
-    def known(self, maps: Sequence[ActivationMap]) -> set[str]:
-        """The names of those maps that an earlier run has met under the same name, in the same file and state."""
+    def known(self, maps: Sequence[ActivationMap], *, done_with: str | None = None) -> set[str]:
+        """The names of those maps that an earlier run has met under the same name, in the same file and state.
+
+        With the fingerprint of settings, only maps that are done with them.
+        """
         with self._reading():
             rows = self._rows([map_.name for map_ in maps])
+        if done_with is not None:
+            rows = {name: row for name, row in rows.items() if row[0] == "done" and row[3] == done_with}
         return {
             map_.name
             for map_ in maps
@@ -173,6 +178,10 @@ class Manifest(ManifestMetadata):
         """The rows, in the order of the names; each has the values of :data:`COLUMNS`. ``failed`` adds failed maps."""
         return self._select("" if failed else "WHERE status = 'done'")
 
+    def failures(self) -> Iterator[tuple[object, ...]]:
+        """The rows of failed maps, as :meth:`rows` gives them."""
+        return self._select("WHERE status = 'failed'")
+
     def located(self) -> Iterator[dict[str, Any]]:
         """The rows that have a locator, by column: those of maps that are done, and of those found broken since."""
         for row in self._select("WHERE locator IS NOT NULL"):
@@ -221,7 +230,7 @@ class Manifest(ManifestMetadata):
 
     def _duplicate(self, map_: ActivationMap) -> Failure:
         (first,) = self._database.execute("SELECT source FROM seen WHERE name = ?", (map_.name,)).fetchone()
-        reason = f"another map of this run has the same name: {first}; rename one of them"
+        reason = f"another map of this run has the same name: {first!r}; rename one of them"
         return Failure(map_.name, map_.source, map_.fingerprint, "source", reason)
 
 

@@ -100,6 +100,7 @@ class Recorder:
                     if not self._repairs:
                         await self._in_turn(self._manifest.keep_range, value_range, setting)
                 report.skipped += plan.skipped
+                report.unselected += plan.skipped if mode == "failed" else 0
                 # A repair has nothing to say about what it was not asked for.
                 yield [*plan.todo] if self._repairs else [*refused, *plan.refused, *plan.todo]
 
@@ -107,6 +108,11 @@ class Recorder:
         """:meth:`Manifest.known`, for the thread that lists."""
         with self._turn:
             return self._manifest.known(maps)
+
+    def known_done(self, maps: Sequence[ActivationMap]) -> set[str]:
+        """Those of :meth:`known` that are done with these settings."""
+        with self._turn:
+            return self._manifest.known(maps, done_with=self._settings)
 
     async def note(self, outcomes: Sequence[Outcome]) -> None:
         """Write outcomes down, at the latest with the first ones that come half a second later."""

@@ -76,7 +76,7 @@ def map_shape(activation_map: NDArray[Any], value_range: ValueRange = UNIT) -> t
             "an activation map must have a value everywhere; found a masked array: fill it first"
         )
     check_shape(activation_map.shape)
-    _check_dtype(activation_map.dtype, value_range)
+    check_dtype(activation_map.dtype, value_range)
     return activation_map.shape[0], activation_map.shape[1]
 
 
@@ -88,7 +88,8 @@ def check_shape(shape: tuple[int, ...]) -> None:
         raise InputValidationError(f"an activation map must have the shape (h, w) or (h, w, 1); found {shape}")
 
 
-def _check_dtype(dtype: np.dtype[Any], value_range: ValueRange) -> None:
+def check_dtype(dtype: np.dtype[Any], value_range: ValueRange) -> None:
+    """Refuse an array that is no activation map by its dtype."""
     if dtype.kind not in "fiub":
         raise InputValidationError(f"an activation map must be of real numbers; found {dtype}")
     if value_range.kind == "unit" and dtype.kind != "f" and dtype != np.uint8:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from async_maps.outcomes import Failure
     from async_maps.settings import S3Settings
     from async_maps.sources.activation_map import ActivationMap
-    from async_maps.sources.named import Known
+    from async_maps.sources.named import Known, PassOver
 
 
 STDIN_FILE = "/dev/stdin"
@@ -48,7 +48,13 @@ def place_of(source: object) -> str | None:
     return place if is_remote(place) else abspath(place)
 
 
-def open_source(place: str | PathLike[str], *, s3: S3Settings | None = None, known: Known | None = None) -> Source:
+def open_source(
+    place: str | PathLike[str],
+    *,
+    s3: S3Settings | None = None,
+    known: Known | None = None,
+    pass_over: PassOver = lambda _: None,
+) -> Source:
     """The source at a place.
 
     Args:
@@ -56,6 +62,7 @@ def open_source(place: str | PathLike[str], *, s3: S3Settings | None = None, kno
             (``s3://bucket/prefix/``), or a listing (``.csv``, ``.parquet``, ``.jsonl``).
         s3: the timeouts and attempts of the client.
         known: the files that need not be opened to count their maps; each opening may be a request.
+        pass_over: called with the suffix of each file that is no map, in the thread that iterates the source.
 
     Raises:
         SourceError: there is nothing, or nothing that is read as a map; or the place is standard input, which
@@ -73,5 +80,5 @@ def open_source(place: str | PathLike[str], *, s3: S3Settings | None = None, kno
     if is_remote(path):
         from async_maps.sources.s3_objects import S3Objects
 
-        return S3Objects(path, s3, known)
-    return files.open_files(path, known)
+        return S3Objects(path, s3, known, pass_over)
+    return files.open_files(path, known, pass_over)

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
     from async_maps.render.quantize import Measured
 
 Part: TypeAlias = Any
 """A map's place in its file: any value of JSON, which the format's reader defines."""
+
+
+class ArrayHeader(NamedTuple):
+    """What a file says of a map before its values are read.
+
+    Attributes:
+        shape: of the map, as it will be read.
+        dtype: of its values, as they will be read.
+        chunks: the shape of the pieces in which the values are packed; empty if they are not.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    chunks: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +43,8 @@ class ActivationMap:
         array: the map itself, or None.
         measured: the statistics of the map's values, if ``array`` holds its intensities already; else None.
         index: its position in its source, from 0.
+        header: what its file says of it, for a dry run; None where the listing did not look.
+        problem: the reason for which reading it fails, if the listing met one; else empty.
     """
 
     name: str
@@ -39,3 +56,5 @@ class ActivationMap:
     array: NDArray[Any] | None = None
     measured: Measured | None = None
     index: int = 0
+    header: ArrayHeader | None = field(default=None, compare=False)
+    problem: str = field(default="", compare=False)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 from anyio import CapacityLimiter, to_thread
 
-from async_maps.errors import InputValidationError, SourceError
+from async_maps.errors import InputValidationError, SettingsError, SourceError
 from async_maps.filesystems.filesystem import Filesystems
 from async_maps.outcomes import Failure
 from async_maps.sources import Source, is_stdin, open_source
@@ -26,13 +26,13 @@ from async_maps.sources.formats.registry import FORMATS
 from async_maps.sources.stdin import maps_in_lines, stdin_lines
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator
     from typing import Any
 
     from async_maps.keys import KeyTemplate
     from async_maps.render.ranges import ValueRange
     from async_maps.settings import S3Settings
-    from async_maps.sources.named import Known
+    from async_maps.sources.named import Known, PassOver
 
     Named: TypeAlias = tuple[str, Any]
     """A name, and an array of any library."""
@@ -44,13 +44,15 @@ _BATCH_BYTES = 16 * 2**20
 _BATCH_S = 0.02
 
 
-async def list_maps(
+async def list_maps(  # noqa: PLR0913  # one argument a choice
     source: AnySource,
     value_range: ValueRange | None = None,
     *,
     s3: S3Settings | None = None,
     known: Known | None = None,
     max_pixels: int | None = None,
+    limit: int | None = None,
+    pass_over: PassOver = lambda _: None,
 ) -> AsyncGenerator[list[Entry], None]:
     """The maps of a source, as many at a time as are available.
 
@@ -61,43 +63,73 @@ async def list_maps(
         s3: as for :func:`open_source`.
         known: as for :func:`open_source`.
         max_pixels: an array in memory that has more is a failure; one in a file is refused when it is read.
+        limit: the number of maps after which the list ends; no further item is taken from an iterable. None for all.
+        pass_over: as for :func:`open_source`.
 
     The iterator is closed afterwards, if it can be: immediately, or when its thread comes back from it.
 
     Raises:
         SourceError: the place is not there, or holds no map at all.
     """
-    found = False
+    take = partial(array_map, value_range=value_range, max_pixels=max_pixels)
     if isinstance(source, AsyncIterable):
-        pairs = aiter(source)
-        try:
-            async for pair in pairs:
-                found = True
-                yield [await take_array(*_pair(pair), value_range, max_pixels)]
-        finally:
-            if hasattr(pairs, "aclose"):
-                await pairs.aclose()
+        batches = _of_pairs(aiter(source), value_range, max_pixels, limit)
     elif is_stdin(source):
-        with Filesystems(s3) as filesystems:
-            async with aclosing(stdin_lines()) as blocks:
-                async for lines in blocks:
-                    async with aclosing(_in_thread(maps_in_lines(lines, filesystems, known), array_map)) as batches:
-                        async for batch in batches:
-                            found = True
-                            yield batch
+        batches = _of_stdin(s3, known, limit)
     else:
-        opening = partial(open_source, s3=s3, known=known)
+        opening = partial(open_source, s3=s3, known=known, pass_over=pass_over)
         opened = source if not isinstance(source, str | PathLike) else await to_thread.run_sync(opening, source)
-        take = partial(array_map, value_range=value_range, max_pixels=max_pixels)
-        async with aclosing(_in_thread(iter(opened), take)) as batches:
-            async for batch in batches:
-                found = True
-                yield batch
+        batches = _in_thread(iter(opened), take, limit)
+    found = False
+    async with aclosing(batches):
+        async for batch in batches:
+            found = True
+            yield batch
     if not found:
         place = "the source"
         if isinstance(source, str | PathLike):
             place = "standard input" if is_stdin(source) else fspath(source)
         raise SourceError(f"{place} holds no activation maps ({', '.join(FORMATS)})")
+
+
+async def _of_pairs(
+    pairs: AsyncIterator[Any], value_range: ValueRange | None, max_pixels: int | None, limit: int | None
+) -> AsyncGenerator[list[Entry], None]:
+    given = 0
+    try:
+        async for pair in pairs:
+            yield [await take_array(*_pair(pair), value_range, max_pixels)]
+            given += 1
+            if given == limit:
+                return
+    finally:
+        if hasattr(pairs, "aclose"):
+            await pairs.aclose()
+
+
+async def _of_stdin(s3: S3Settings | None, known: Known | None, limit: int | None) -> AsyncGenerator[list[Entry], None]:
+    given = 0
+    with Filesystems(s3) as filesystems:
+        async with aclosing(stdin_lines()) as blocks:
+            async for lines in blocks:
+                maps = maps_in_lines(lines, filesystems, known)
+                left = None if limit is None else limit - given
+                async with aclosing(_in_thread(maps, array_map, left)) as batches:
+                    async for batch in batches:
+                        given += len(batch)
+                        yield batch
+                if given == limit:
+                    return
+
+
+def check_limit(limit: int | None) -> None:
+    """Refuse a number of maps that is not positive.
+
+    Raises:
+        SettingsError: it is not.
+    """
+    if limit is not None and limit < 1:
+        raise SettingsError(f"limit: expected 1 or more maps, found {limit!r}")
 
 
 async def take_array(name: str, array: Any, value_range: ValueRange | None, max_pixels: int | None = None) -> Entry:
@@ -115,9 +147,9 @@ def _pair(item: Any) -> tuple[str, Any]:
 
 
 async def _in_thread(
-    entries: Iterator[Any], take_array: Callable[[str, Any], Entry]
+    entries: Iterator[Any], take_array: Callable[[str, Any], Entry], limit: int | None
 ) -> AsyncGenerator[list[Entry], None]:
-    turn, thread = Lock(), CapacityLimiter(1)
+    turn, thread, given = Lock(), CapacityLimiter(1), 0
     left = False
 
     def close_if_idle() -> None:
@@ -128,7 +160,7 @@ async def _in_thread(
     def take() -> tuple[list[Entry], Exception | None]:
         try:
             with turn:
-                return _take(entries, take_array)
+                return _take(entries, take_array, _BATCH if limit is None else min(_BATCH, limit - given))
         finally:
             if left:
                 close_if_idle()
@@ -137,23 +169,26 @@ async def _in_thread(
         while True:
             # Abandoned when cancelled: the iterable may be waiting for something that never comes.
             batch, error = await to_thread.run_sync(take, abandon_on_cancel=True, limiter=thread)
+            given += len(batch)
             if batch:
                 yield batch
             if error is not None:
                 raise error
-            if not batch:
+            if not batch or given == limit:
                 return
     finally:
         left = True
         close_if_idle()
 
 
-def _take(entries: Iterator[Any], take_array: Callable[[str, Any], Entry]) -> tuple[list[Entry], Exception | None]:
+def _take(
+    entries: Iterator[Any], take_array: Callable[[str, Any], Entry], most: int
+) -> tuple[list[Entry], Exception | None]:
     """A batch, and the error that ended it; bounded in items, in bytes of arrays, and in time for slow sources."""
     batch: list[Entry] = []
     size, until = 0, monotonic() + _BATCH_S
     try:
-        for entry in islice(entries, _BATCH):
+        for entry in islice(entries, most):
             batch.append(entry if isinstance(entry, ActivationMap | Failure) else take_array(*_pair(entry)))
             if isinstance(batch[-1], ActivationMap) and batch[-1].array is not None:
                 size += batch[-1].max_bytes

@@ -23,23 +23,26 @@ if TYPE_CHECKING:
     from typing import TypeAlias
 
     from async_maps.sources.activation_map import ActivationMap
-    from async_maps.sources.named import Known
+    from async_maps.sources.named import Known, PassOver
 
     Patterns: TypeAlias = Set[tuple[str, ...]]
     """Globs relative to a folder, each as its parts: a path below it is wanted if any of them matches."""
 
+_LONGEST_SUFFIX = 12
 _SORT_IN_MEMORY = 10_000
 """Names; a longer listing is sorted by SQLite, on disk where it must be."""
 
 
-def open_files(place: str | os.PathLike[str], known: Known | None = None) -> Files:
+def open_files(
+    place: str | os.PathLike[str], known: Known | None = None, pass_over: PassOver = lambda _: None
+) -> Files:
     """The maps at a path or a glob; a SourceError if nothing is there, or a file of a kind that is not read."""
     path = os.fspath(place)
     if os.path.isdir(path):
         if is_one_source(path):
             folder = os.path.abspath(path)
             return Files(os.path.dirname(folder), lambda: [folder], known)
-        return Files(path, partial(_walk, os.path.abspath(path), None), known)
+        return Files(path, partial(_walk, os.path.abspath(path), None, pass_over), known)
     if os.path.lexists(path):
         if suffix_of(path) is None:
             raise SourceError(
@@ -49,7 +52,7 @@ def open_files(place: str | os.PathLike[str], known: Known | None = None) -> Fil
     if has_magic(path):
         folder, pattern = _split_glob(path)
         if os.path.isdir(folder):
-            return Files(folder, partial(_walk, os.path.abspath(folder), {pattern}), known)
+            return Files(folder, partial(_walk, os.path.abspath(folder), {pattern}, pass_over), known)
         path = folder
     raise SourceError(f"no such file or folder: {printable(path)}")
 
@@ -80,7 +83,9 @@ def _split_glob(path: str) -> tuple[str, tuple[str, ...]]:
     return str(Path(*parts[:fixed])), (*pattern, "*") if pattern[-1] == "**" else pattern
 
 
-def _walk(folder: str, wanted: Patterns | None, above: tuple[tuple[int, int], ...] = ()) -> Iterator[str | Failure]:
+def _walk(
+    folder: str, wanted: Patterns | None, pass_over: PassOver, above: tuple[tuple[int, int], ...] = ()
+) -> Iterator[str | Failure]:
     """Every wanted file below a folder, sorted, one folder's listing at a time.
 
     Symbolic links are followed, loops are not. Without patterns everything is wanted, hidden files and folders too.
@@ -92,17 +97,17 @@ def _walk(folder: str, wanted: Patterns | None, above: tuple[tuple[int, int], ..
         if identity in above:
             yield _failure(folder, "a symbolic link that leads back to a folder above it")
             return
-        for entry in _sort(_listing(folder, wanted)):
+        for entry in _sort(_listing(folder, wanted, pass_over)):
             path = os.path.join(folder, entry)
             if entry.endswith("/"):
-                yield from _walk(path[:-1], _behind(wanted, entry[:-1]), (*above, identity))
+                yield from _walk(path[:-1], _behind(wanted, entry[:-1]), pass_over, (*above, identity))
             else:
                 yield path
     except OSError as error:
         yield _failure(folder, translate_os_error(error))
 
 
-def _listing(folder: str, wanted: Patterns | None) -> Iterator[str]:
+def _listing(folder: str, wanted: Patterns | None, pass_over: PassOver) -> Iterator[str]:
     """The names in a folder, as they come; those of folders end in a slash."""
     with os.scandir(folder) as children:
         for entry in children:
@@ -110,8 +115,22 @@ def _listing(folder: str, wanted: Patterns | None) -> Iterator[str]:
             if _is_folder(entry) and not is_one_source(entry.path):
                 if left is None or left - {()}:
                     yield f"{entry.name}/"
-            elif (left is None or () in left) and (suffix_of(entry.name) or _is_folder(entry)):
-                yield entry.name
+            elif left is None or () in left:
+                if suffix_of(entry.name) or _is_folder(entry):
+                    yield entry.name
+                elif not is_list_of_names(entry.name):
+                    pass_over(shown_suffix(entry.name))
+
+
+def is_list_of_names(path: str) -> bool:
+    """Whether a file names the maps of a stack beside it."""
+    return path.lower().endswith(".names.txt")
+
+
+def shown_suffix(path: str) -> str:
+    """The suffix of a file that is no map, for a count by suffix; empty if it has none."""
+    suffix = os.path.splitext(path)[1].lower()
+    return suffix if len(suffix) <= _LONGEST_SUFFIX and suffix[1:].isalnum() else ""
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     Known: TypeAlias = Callable[[Sequence[ActivationMap]], Collection[str]]
     """Gives the names of the maps that an earlier run found to be the only map of their file, which is unchanged."""
 
+    PassOver: TypeAlias = Callable[[str], object]
+    """Told of each file in a folder that is no map, by its suffix."""
+
 _BATCH = 256
 _AHEAD = 16
 """Objects that are opened concurrently: each takes a round trip."""
@@ -123,7 +126,9 @@ def _entry(name: str, path: str, found: ListedMap, fingerprint: str | None) -> A
     if fingerprint is not None and found.part is not None:
         # A list of names beside the file can give its maps other names while the file stays as it is.
         fingerprint = f"{fingerprint} {found.part}"
-    return ActivationMap(name, source, fingerprint, found.max_bytes, path, found.part)
+    return ActivationMap(
+        name, source, fingerprint, found.max_bytes, path, found.part, header=found.header, problem=found.problem
+    )
 
 
 def _failed(file: NamedFile, reason: str) -> Failure:

@@ -11,18 +11,18 @@ from async_maps.errors import SourceError
 from async_maps.filesystems.filesystem import Filesystems
 from async_maps.filesystems.locators import S3Address, parse_s3_address
 from async_maps.filesystems.s3 import Digest
-from async_maps.sources.files import matches
+from async_maps.sources.files import is_list_of_names, matches, shown_suffix
 from async_maps.sources.formats.registry import FORMATS, suffix_of, without_suffix
 from async_maps.sources.named import NamedFile, maps_in_named
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from async_maps.filesystems.s3 import S3Filesystem
     from async_maps.outcomes import Failure
     from async_maps.settings import S3Settings
     from async_maps.sources.activation_map import ActivationMap
-    from async_maps.sources.named import Known
+    from async_maps.sources.named import Known, PassOver
 
 
 class S3Objects:
@@ -31,11 +31,14 @@ class S3Objects:
     Requests are made when it is iterated. Names are relative to the prefix, in the order of the keys.
     """
 
-    def __init__(self, path: str, settings: S3Settings | None, known: Known | None) -> None:
+    def __init__(
+        self, path: str, settings: S3Settings | None, known: Known | None, pass_over: PassOver = lambda _: None
+    ) -> None:
         self._path = path
         self._bucket, self._key = parse_s3_address(path)
         self._settings = settings
         self._known = known
+        self._pass_over = pass_over
 
     def __iter__(self) -> Iterator[ActivationMap | Failure]:
         try:
@@ -70,24 +73,28 @@ class S3Objects:
         pattern = tuple(self._key[len(root) :].split("/"))
         if pattern[-1] == "**":
             pattern = (*pattern, "*")
-        for file in self._below(filesystem, fixed, root):
-            if matches(pattern, parse_s3_address(file.path).key[len(root) :]):
-                yield file
+        yield from self._below(filesystem, fixed, root, lambda key: matches(pattern, key[len(root) :]))
 
-    def _below(self, filesystem: S3Filesystem, prefix: str, root: str) -> Iterator[NamedFile]:
-        """The files whose keys start with a prefix; the objects of a Zarr hierarchy are one."""
+    def _below(
+        self, filesystem: S3Filesystem, prefix: str, root: str, wanted: Callable[[str], bool] = lambda _: True
+    ) -> Iterator[NamedFile]:
+        """The wanted files whose keys start with a prefix; the objects of a Zarr hierarchy are one."""
         hierarchy, digest = "", Digest()
         for found in filesystem.objects(self._bucket, prefix):
             top = _zarr_root(found.key, len(root))
             if top != hierarchy:
-                if hierarchy:
+                if hierarchy and wanted(hierarchy):
                     yield self._file(hierarchy, root, digest.fingerprint())
                 hierarchy, digest = top, Digest()
             if hierarchy:
                 digest.add(found)
+            elif not wanted(found.key):
+                continue
             elif suffix_of(found.key):
                 yield self._file(found.key, root, found.fingerprint, found.size)
-        if hierarchy:
+            elif not found.key.endswith("/") and not is_list_of_names(found.key):
+                self._pass_over(shown_suffix(found.key))
+        if hierarchy and wanted(hierarchy):
             yield self._file(hierarchy, root, digest.fingerprint())
 
     def _file(self, key: str, root: str, fingerprint: str | None, size: int = 0) -> NamedFile:

@@ -575,7 +575,7 @@ def everything_bad(folder: Path, evidence: Path) -> dict[str, tuple[str, str]]:
         )),
         "a.zarr": ("source", "expected a folder, found a regular file"),
         "folder.zarr": ("source", "expected a Zarr hierarchy, found no zarr.json, .zgroup or .zarray"),
-        "twin/NPY.npy": ("source", f"{another}: {folder}/twin.npz[NPY]; rename one of them"),
+        "twin/NPY.npy": ("source", f"{another}: '{folder}/twin.npz[NPY]'; rename one of them"),
         "caf\\udce9.npy": ("source", "the name caf\\udce9 is not UTF-8: rename the file"),
         "a\\nb.npy": ("source", "the name a\\nb has a control character: rename the file"),
         "...npy": ("source", f"the name .. {parts}"),
@@ -628,6 +628,18 @@ async def test_every_kind_of_bad_input_fails_alone(maps: Path, tmp_path: Path) -
         assert np.array_equal(decode((out / f"{name}.png").read_bytes()), am.colorize_activation_map(array))
 
 
+@pytest.mark.parametrize("with_manifest", [True, False])
+def test_a_dry_run_knows_all_failures_but_those_of_values(maps: Path, tmp_path: Path, with_manifest: bool) -> None:
+    everything_bad(maps, tmp_path / "executed")
+    settings, manifest = am.Settings(workers=0, max_pixels=1000), tmp_path / "m.sqlite" if with_manifest else None
+    planned, done = (do(maps, tmp_path / "out", settings=settings, manifest=manifest) for do in (am.dry_run, am.run))
+    assert set(planned.failures) < set(done.failures)
+    assert planned.seen == done.seen
+    unknown = set(done.failures) - set(planned.failures)
+    assert len(unknown) == 3
+    assert all(failure.reason.startswith("every value must lie in [0, 1]; found") for failure in unknown)
+
+
 def test_the_command_names_bad_input_and_exits_with_1(
     maps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -639,7 +651,8 @@ def test_the_command_names_bad_input_and_exits_with_1(
     out, err = capsys.readouterr()
     assert f"2 uploaded, 0 skipped, {len(expected)} failed" in out
     assert all(line.isprintable() for line in err.splitlines())
-    assert f"... and {len(expected) - 20} more: async-maps export MANIFEST failures.csv --all" in err
+    command = f"async-maps export {tmp_path}/async-maps.sqlite failures.csv --failed"
+    assert f"to list the {len(expected)} failures: {command}" in err
     report = json.loads(Path("report.json").read_text())
     assert report["exit_code"] == 1
     found = {failure["source"]: failure["reason"] for failure in report["failures"]}

@@ -37,7 +37,11 @@ def _expected(manifest: Path, *, failed: bool) -> list[dict[str, Any]]:
 def test_a_table_has_every_row_unchanged(manifest: Path, tmp_path: Path, suffix: str, failed: bool) -> None:
     file = tmp_path / f"locators{suffix}"
     expected = _expected(manifest, failed=failed)
-    assert export_manifest(manifest, file, failed=failed) == len(expected) == len(EXPORTED_NAMES) + 2 * failed
+    assert (
+        export_manifest(manifest, file, rows="all" if failed else "done")
+        == len(expected)
+        == len(EXPORTED_NAMES) + 2 * failed
+    )
     assert read_exported(file) == expected
     assert {row["name"] for row in expected} >= set(EXPORTED_NAMES)
     assert ("broken" in {row["name"] for row in expected}) == failed
@@ -68,7 +72,7 @@ def test_column_types_do_not_depend_on_the_rows(manifest: Path, tmp_path: Path) 
         opened.begin("s3://bucket")
         opened.write([Failure("a", "/maps/a.npy", None, "read", "no")], "settings")
     export_manifest(manifest, tmp_path / "a.parquet")
-    export_manifest(tmp_path / "failed.sqlite", tmp_path / "b.parquet", failed=True)
+    export_manifest(tmp_path / "failed.sqlite", tmp_path / "b.parquet", rows="all")
     schemas = [pq.read_schema(tmp_path / name) for name in ("a.parquet", "b.parquet")]
     assert schemas[0] == schemas[1]
     assert {name: str(schemas[0].field(name).type) for name in ("name", "bytes", "width", "height")} == {
@@ -114,7 +118,7 @@ def test_a_failed_export_keeps_the_older_table(tmp_path: Path, suffix: str) -> N
     file = tmp_path / f"a{suffix}"
     file.write_text("an older table")
     with pytest.raises(ManifestError, match=rf"^the manifest {path} cannot be read: "):
-        export_manifest(path, file, failed=True)
+        export_manifest(path, file, rows="all")
     assert file.read_text() == "an older table"
     assert sorted(entry.name for entry in tmp_path.iterdir()) == [file.name, "m.sqlite"]
 
@@ -173,7 +177,7 @@ def test_the_statistics_of_a_run_are_exported(tmp_path: Path, suffix: str) -> No
     maps = [("a", np.array([[0.0, 0.5, 1.0]])), ("b", np.full((2, 2), 0.25)), ("c", np.array([[np.nan]]))]
     manifest, file = tmp_path / "m.sqlite", tmp_path / f"table{suffix}"
     am.run(maps, tmp_path / "out", settings=am.Settings(workers=0), manifest=manifest)
-    assert am.export_manifest(manifest, file, failed=True) == 3
+    assert am.export_manifest(manifest, file, rows="all") == 3
     a, b, c = read_exported(file)
     assert [float(a[column]) for column in ("minimum", "maximum", "mean", "range_low", "range_high")] == [
         0,
@@ -211,6 +215,13 @@ def test_a_table_has_the_requested_columns_in_order(manifest: Path, tmp_path: Pa
         ({"columns": ["name"], "export_format": "kolena"}, "of which activation_map is made, found name"),
         ({"columns": ["name"], "export_format": "fiftyone"}, "of which map_path is made, found name"),
         ({"export_format": "excel"}, "export_format: expected plain, kolena, fiftyone, found 'excel'"),
+        ({"rows": "broken"}, "rows: expected done, failed, all, found 'broken'"),
+        (
+            {"rows": "failed", "export_format": "kolena"},
+            "failed maps have no overlays for kolena: export them as plain",
+        ),
+        ({"rows": "failed", "presign_hours": 1}, "presign: failed maps have no overlays, so there is nothing to sign"),
+        ({"columns": ["reason", "reason"]}, "columns: each can be named once, found reason, reason"),
         ({"presign_hours": 0}, "presign: expected 1 to 168 hours, found 0"),
         ({"presign_hours": float("nan")}, "presign: expected 1 to 168 hours, found nan"),
         ({"presign_hours": 169}, "presign: expected 1 to 168 hours, found 169"),
@@ -223,6 +234,27 @@ def test_invalid_export_options_are_refused(
         export_manifest(manifest, tmp_path / "a.csv", **options)
     assert sentence in str(refusal.value)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+FAILURES = [
+    {"name": "broken", "stage": "read", "reason": 'two\nlines\r\nand "quotes", é 🧠', "source": "/maps/broken.npy"},
+    {"name": r"caf\udce9", "stage": "source", "reason": "is not UTF-8", "source": r"/maps/caf\udce9.npy"},
+]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_failures_alone_have_the_columns_that_say_why(manifest: Path, tmp_path: Path, suffix: str) -> None:
+    file = tmp_path / f"failures{suffix}"
+    assert export_manifest(manifest, file, rows="failed") == 2
+    rows = read_any(file)
+    assert [tuple(row) for row in rows] == [("name", "stage", "reason", "source")] * 2
+    assert rows == FAILURES
+
+
+def test_failures_have_other_columns_when_asked(manifest: Path, tmp_path: Path) -> None:
+    file = tmp_path / "failures.jsonl"
+    assert export_manifest(manifest, file, rows="failed", columns=["error", "reason", "locator"]) == 2
+    assert read_any(file) == [{"error": row["reason"], "reason": row["reason"], "locator": None} for row in FAILURES]
 
 
 # For Kolena
@@ -239,7 +271,7 @@ def test_kolena_reads_bitmap_masks(kolena: Any, manifest: Path, tmp_path: Path, 
     from kolena.annotation import BitmapMask
 
     file = tmp_path / f"a{suffix}"
-    assert export_manifest(manifest, file, failed=True, export_format="kolena") == len(EXPORTED_NAMES) + 2
+    assert export_manifest(manifest, file, rows="all", export_format="kolena") == len(EXPORTED_NAMES) + 2
     frame = _read_by_kolena(kolena, file)
     assert list(frame.columns) == ["name", "activation_map", *COLUMNS[2:]]
     masks = dict(zip(frame["name"], frame["activation_map"], strict=True))
@@ -308,7 +340,7 @@ def test_a_table_for_fiftyone_has_gray_paths_and_their_range(tmp_path: Path, suf
     manifest, file = tmp_path / "m.sqlite", tmp_path / f"a{suffix}"
     am.run([*maps.items(), ("zz", bad)], tmp_path / "out", settings=settings, manifest=manifest)
     assert (
-        export_manifest(manifest, file, export_format="fiftyone", columns=["name", "locator", "range_low"], failed=True)
+        export_manifest(manifest, file, export_format="fiftyone", columns=["name", "locator", "range_low"], rows="all")
         == 3
     )
     rows = read_any(file)

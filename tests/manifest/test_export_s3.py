@@ -37,7 +37,7 @@ def test_a_broken_overlay_has_no_url_in_any_format(manifest: Path, tmp_path: Pat
     with Manifest(manifest) as opened:
         opened.mark_broken([("s3://bucket/plain.png", "plain", "truncated")])
     for form, made in (("plain", None), ("kolena", "activation_map"), ("fiftyone", "map_path")):
-        options: dict[str, Any] = {"export_format": form, "failed": True, "presign_hours": 1}
+        options: dict[str, Any] = {"export_format": form, "rows": "all", "presign_hours": 1}
         export_manifest(manifest, tmp_path / "a.jsonl", **options)
         rows = {row["name"]: row for row in read_any(tmp_path / "a.jsonl")}
         assert rows["plain"]["url"] is None
@@ -84,7 +84,7 @@ def test_a_presigned_url_returns_the_object_without_credentials(
 ) -> None:
     file = tmp_path / f"a{suffix}"
     columns = ["name", "locator"]
-    assert export_manifest(uploaded, file, columns=columns, presign_hours=168, failed=True) == len(_KEYS) + 1
+    assert export_manifest(uploaded, file, columns=columns, presign_hours=168, rows="all") == len(_KEYS) + 1
     rows = {row["name"]: row for row in read_any(file)}
     assert not rows.pop("bad")["url"]
     assert set(rows) == set(_KEYS)

@@ -6,6 +6,7 @@ import io
 import threading
 import time
 import zipfile
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any
@@ -67,8 +68,26 @@ def filesystem() -> Iterator[S3Filesystem]:
         yield filesystem
 
 
+def passed_over(place: str) -> dict[str, int]:
+    suffixes: list[str] = []
+    list(open_source(place, pass_over=suffixes.append))
+    return Counter(suffixes)
+
+
 def opened(filesystem: S3Filesystem, path: str) -> BinaryIO:
     return filesystem.open(path)
+
+
+# Passed over ---------------------------------------------------------------------------------------------------------
+
+
+def test_objects_that_are_no_maps_are_passed_over_by_suffix(bucket: str) -> None:
+    stack = npy(np.zeros((2, 3, 5)))
+    objects = {"m/a.npy": npy(MAP), "m/s.npy": stack, "m/s.names.txt": b"x\ny\n", "m/a.jpg": b"", "m/deep/B.JPG": b""}
+    upload(bucket, {**objects, "m/README": b"", "m/c.pkl": b"", "other.jpg": b""})
+    assert passed_over(f"s3://{bucket}/m/") == {".jpg": 2, "": 1, ".pkl": 1}
+    assert passed_over(f"s3://{bucket}/m/*") == {".jpg": 1, "": 1, ".pkl": 1}
+    assert passed_over(f"s3://{bucket}/m/*.npy") == {}
 
 
 # Listing ------------------------------------------------------------------------------------------------------------

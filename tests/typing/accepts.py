@@ -130,17 +130,21 @@ def whole_sources(path: Path) -> None:
     assert_type(report, am.Report)
     assert_type(report.uploaded, int)
     assert_type(report.failures, list[am.Failure])
+    assert_type(report.failure_groups, list[am.FailureGroup])
+    assert_type(report.failure_groups[0].examples, list[am.Failure])
+    assert_type(report.passed_over, dict[str, int])
     assert_type(report.statistics, am.Statistics | None)
-    am.run(path, path / "out", settings=settings, manifest="m.sqlite", select="failed")
+    am.run(path, path / "out", settings=settings, manifest="m.sqlite", select="failed", limit=100)
     am.run([("a", np.zeros((2, 2)))], "memory://")
     am.run(named(), "memory://")
     am.run(named_async(), "memory://")
-    for outcome in am.stream(named(), "memory://", settings=settings, ordered=True):
+    for outcome in am.stream(named(), "memory://", settings=settings, ordered=True, limit=100):
         assert_type(outcome, am.Receipt | am.Failure)
     assert_type(am.dry_run("maps/", "s3://bucket/prefix", manifest="m.sqlite").planned, int)
     assert_type(
         am.export_manifest("m.sqlite", path / "t.csv", columns=["name"], export_format="kolena", presign_hours=1), int
     )
+    assert_type(am.export_manifest("m.sqlite", "failures.csv", rows="failed"), int)
     verification = am.verify_locators("m.sqlite", settings=settings, deep=True)
     assert_type(verification, am.Verification)
     assert_type(verification.is_clean, bool)

@@ -89,6 +89,8 @@ def whole_sources() -> None:
     am.arun("maps/", "out")  # type: ignore[unused-coroutine]
     am.verify_locators("m.sqlite", depth=True)  # type: ignore[call-arg]
     am.export_manifest("m.sqlite", "t.csv", export_format="excel")  # type: ignore[arg-type]
+    am.export_manifest("m.sqlite", "t.csv", rows="broken")  # type: ignore[arg-type]
+    am.run("maps/", "out", limit="100")  # type: ignore[arg-type]
 
 
 # Stores -----------------------------------------------------------------------------------------------------------

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from async_maps.errors import SourceError
-from async_maps.sources.formats.registry import translate_format_errors
+from async_maps.errors import SourceError, translate_os_error
+from async_maps.sources.activation_map import ArrayHeader
+from async_maps.sources.formats.registry import ListedMap, translate_format_errors
 from async_maps.sources.formats.size import check_chunk, check_size
 from async_maps.sources.formats.stacks import maps_in_array, shape_at
 
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     from typing import Any, ClassVar, TypeAlias
 
     from numpy.typing import NDArray
-
-    from async_maps.sources.formats.registry import ListedMap
 
     Array: TypeAlias = Any
     Group: TypeAlias = Any
@@ -43,9 +42,12 @@ class HierarchyReader(ABC):
 
     def maps(self) -> Iterator[ListedMap]:
         is_empty = True
-        for path, shape, itemsize in self._arrays():
+        for path, found in self._arrays():
             is_empty = False
-            yield from maps_in_array(path, shape, math.prod(shape) * itemsize)
+            if isinstance(found, ArrayHeader):
+                yield from maps_in_array(path, found, math.prod(found.shape) * found.dtype.itemsize)
+            else:
+                yield ListedMap(path, [path, None], 0, None, found)
         if is_empty:
             raise SourceError(f"the {self.whole} holds no {self.array} of numbers in two or more dimensions")
 
@@ -90,16 +92,13 @@ class HierarchyReader(ABC):
     def _values(self, array: Array, index: int | None) -> Any:
         """The values of an array, or of one map of a stack."""
 
-    def _arrays(self) -> Iterator[tuple[str, tuple[int, ...], int]]:
-        """The arrays that could be maps: path, shape, and bytes of a value.
-
-        What cannot be opened is listed as one map of no size: reading it gives the reason.
-        """
+    def _arrays(self) -> Iterator[tuple[str, ArrayHeader | str]]:
+        """The paths of the arrays that could be maps, each with its header or the reason why it cannot be opened."""
         with translate_format_errors(f"the {self.whole} is damaged"):
             root = self._root()
             if not isinstance(root, self.group_type):
                 if could_be_maps(root):
-                    yield "", root.shape, root.dtype.itemsize
+                    yield "", _header(root)
                 return
             # Not recursion: how deep groups lie in one another is up to the file.
             groups = [("", root, iter(sorted(self._names(root))))]
@@ -110,19 +109,33 @@ class HierarchyReader(ABC):
             if name is None:
                 groups.pop()
                 continue
-            path, found = f"{above}{name}", None
+            path = f"{above}{name}"
+            found: ArrayHeader | str | None = None
             try:
                 member = self._member(group, name)
                 if could_be_maps(member):
-                    found = member.shape, member.dtype.itemsize
+                    found = _header(member)
                 # A group with two names, or within itself, is listed once.
                 elif isinstance(member, self.group_type) and (identity := self._identity(member)) not in seen:
                     groups.append((f"{path}/", member, iter(sorted(self._names(member)))))
                     seen.add(identity)
             except Exception:  # noqa: BLE001  # the errors of these libraries have no root
-                found = (), 0
+                found = self._problem(path)
             if found is not None:
-                yield path, *found
+                yield path, found
+
+    def _problem(self, path: str) -> str:
+        """The reason for which reading an array fails; empty if it can be opened after all."""
+        try:
+            with translate_format_errors(f"the {self.whole} is damaged at {path!r}"):
+                self._open(path)
+        except (SourceError, OSError) as error:
+            return translate_os_error(error)
+        return ""
+
+
+def _header(array: Array) -> ArrayHeader:
+    return ArrayHeader(tuple(array.shape), array.dtype, tuple(array.chunks or ()))
 
 
 def could_be_maps(array: Array) -> bool:

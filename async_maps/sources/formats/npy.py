@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import sys
-from contextlib import suppress
 from functools import lru_cache, partial
 from io import BytesIO
 from tokenize import TokenError
@@ -14,8 +13,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.lib import format as npy_format
 
-from async_maps.errors import SourceError
-from async_maps.sources.formats.registry import ListedMap
+from async_maps.errors import SourceError, translate_os_error
+from async_maps.sources.activation_map import ArrayHeader
+from async_maps.sources.formats.registry import ListedMap, translate_format_errors
 from async_maps.sources.formats.size import check_size
 from async_maps.sources.formats.stacks import position_names, read_names, shape_at, stack_length
 
@@ -34,6 +34,7 @@ _DAMAGE = (
 """NumPy evaluates a header as a Python literal: a damaged one can raise any of these. Some are warnings, which a filter
 may turn into errors."""
 
+_FORTRAN_STACK = "the maps of a stack in Fortran order cannot be read one by one: save np.ascontiguousarray of it"
 _PIECE = 2**20
 _MAX_HEADER = 10_000
 """NumPy's own limit of what it parses from a file that is not trusted."""
@@ -94,30 +95,37 @@ def maps_in_stream(
     A file whose header cannot be read is listed as one map: reading it gives the reason. ``names`` takes the number of
     maps in a stack and gives their names.
     """
-    length, map_bytes = None, size
-    with suppress(SourceError):
+    try:
         header = _read_header(file, size)
-        length = stack_length(header.shape)
-        map_bytes = math.prod(header.shape) * header.dtype.itemsize // (length or 1)
+    except SourceError as error:
+        yield ListedMap(None, None, size, None, str(error))
+        return
+    length = stack_length(header.shape)
+    map_bytes = math.prod(header.shape) * header.dtype.itemsize // (length or 1)
     if length is None:
-        yield ListedMap(None, None, map_bytes)
-    else:
-        for index, name in enumerate(names(length)):
-            yield ListedMap(name, index, map_bytes)
+        yield ListedMap(None, None, map_bytes, ArrayHeader(header.shape, header.dtype))
+        return
+    found = ArrayHeader(shape_at("the stack", header.shape, 0), header.dtype)
+    problem = _FORTRAN_STACK if _is_fortran_stack(header) else ""
+    for index, name in enumerate(names(length)):
+        yield ListedMap(name, index, map_bytes, found, problem)
 
 
-def maps_in_member(name: str, part: list[Any], size: int, open_member: Callable[[], IO[bytes]]) -> Iterator[ListedMap]:
+def maps_in_member(
+    name: str, part: list[Any], size: int, open_member: Callable[[], IO[bytes]], damaged: str
+) -> Iterator[ListedMap]:
     """The maps in an ``.npy`` file that is a member of an archive; their parts are the member's and a position.
 
-    A member that is damaged is listed as one map: reading it gives the reason, and the others are listed.
+    A member that is damaged is listed as one map: reading it gives the reason, and the others are listed. ``damaged``
+    begins the reason.
     """
     try:
-        with open_member() as file:
+        with translate_format_errors(damaged), open_member() as file:
             for found in maps_in_stream(file, size):
                 full_name = name if found.name is None else f"{name}/{found.name}"
-                yield ListedMap(full_name, [*part, found.part], found.max_bytes)
-    except Exception:  # noqa: BLE001  # libraries differ in what they raise
-        yield ListedMap(name, [*part, None], size)
+                yield found._replace(name=full_name, part=[*part, found.part])
+    except (SourceError, OSError) as error:
+        yield ListedMap(name, [*part, None], size, None, translate_os_error(error))
 
 
 def read_stream(
@@ -153,12 +161,14 @@ def read_values(file: IO[bytes], header: Header, piece: int = sys.maxsize) -> ND
 def _seek_map(file: IO[bytes], header: Header, index: int) -> Header:
     """Go to one map of a stack, whose header was just read; returns a header for the map alone."""
     shape = shape_at("the stack", header.shape, index)
-    if header.fortran and header.shape[0] > 1:
-        raise SourceError(
-            "the maps of a stack in Fortran order cannot be read one by one: save np.ascontiguousarray of it"
-        )
+    if _is_fortran_stack(header):
+        raise SourceError(_FORTRAN_STACK)
     file.seek(index * math.prod(shape) * header.dtype.itemsize, os.SEEK_CUR)
     return header._replace(shape=shape)
+
+
+def _is_fortran_stack(header: Header) -> bool:
+    return header.fortran and header.shape[0] > 1
 
 
 def _read_header(file: IO[bytes], size: int) -> Header:

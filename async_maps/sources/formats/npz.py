@@ -41,7 +41,8 @@ class NpzReader:
             if info.filename.endswith(".npy"):
                 empty = False
                 member = info.filename.removesuffix(".npy")
-                yield from npy.maps_in_member(member, [member], info.file_size, partial(self._open, info))
+                open_member, damaged = partial(self._open, info), f"the archive is damaged at {member!r}"
+                yield from npy.maps_in_member(member, [member], info.file_size, open_member, damaged)
         if empty:
             raise SourceError("the archive holds no arrays (.npy)")
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from async_maps.filesystems.filesystem import Filesystem
-    from async_maps.sources.activation_map import ActivationMap, Part
+    from async_maps.sources.activation_map import ActivationMap, ArrayHeader, Part
 
 FORMATS = {
     ".npy": "npy",
@@ -48,11 +48,15 @@ class ListedMap(NamedTuple):
         name: added to the file's name; None if the file is the map.
         part: its place in the file.
         max_bytes: the most bytes that it can have as a plain array, in its own dtype.
+        header: as :class:`~async_maps.sources.activation_map.ActivationMap` has it.
+        problem: as :class:`~async_maps.sources.activation_map.ActivationMap` has it.
     """
 
     name: str | None
     part: Part
     max_bytes: int
+    header: ArrayHeader | None = None
+    problem: str = ""
 
 
 class Reader(Protocol):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from async_maps.errors import SourceError
+from async_maps.sources.activation_map import ArrayHeader
 from async_maps.sources.formats.npy import Header, read_values
 from async_maps.sources.formats.registry import ListedMap, close_on_error
 from async_maps.sources.formats.size import MAX_DIMENSIONS, check_size
@@ -75,20 +76,21 @@ class SafetensorsReader:
         for name in self._header:
             try:
                 tensor = self._tensor(name)
-            except SourceError:
-                # Reading it gives the reason; the others are listed.
+            except SourceError as error:
+                # The others are listed.
                 empty = False
-                yield ListedMap(name, [name, None], 0)
+                yield ListedMap(name, [name, None], 0, None, str(error))
                 continue
             if len(tensor.shape) < 2:
                 continue
             empty = False
             size = tensor.end - tensor.start
             if tensor.dtype in _DTYPES:
-                yield from maps_in_array(name, tensor.shape, size)
+                dtype = "<f4" if tensor.dtype == "BF16" else _DTYPES[tensor.dtype]
+                yield from maps_in_array(name, ArrayHeader(tensor.shape, np.dtype(dtype)), size)
             else:
                 # A dtype that is not read is one failure, not one for each map.
-                yield ListedMap(name, [name, None], size)
+                yield ListedMap(name, [name, None], size, None, _no_dtype(tensor))
         if empty:
             raise SourceError("the file holds no tensor of two or more dimensions")
 
@@ -96,7 +98,7 @@ class SafetensorsReader:
         name, index = part
         tensor = self._tensor(name)
         if tensor.dtype not in _DTYPES:
-            raise SourceError(f"NumPy has no dtype {tensor.dtype}: save the tensor as float16, bfloat16 or float32")
+            raise SourceError(_no_dtype(tensor))
         shape, start, dtype = tensor.shape, tensor.start, np.dtype(_DTYPES[tensor.dtype])
         if index is not None:
             shape = shape_at(f"the tensor {name!r}", shape, index)
@@ -133,6 +135,10 @@ class SafetensorsReader:
                 f"truncated: the tensor {name!r} ends at byte {self._data + end:,}, the file at {self._size:,}"
             )
         return _Tensor(dtype, tuple(shape), start, end)
+
+
+def _no_dtype(tensor: _Tensor) -> str:
+    return f"NumPy has no dtype {tensor.dtype}: save the tensor as float16, bfloat16 or float32"
 
 
 def _read_header(file: IO[bytes], size: int) -> tuple[dict[str, Any], int]:

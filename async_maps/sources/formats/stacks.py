@@ -6,6 +6,7 @@ import io
 from typing import TYPE_CHECKING
 
 from async_maps.errors import SourceError
+from async_maps.sources.activation_map import ArrayHeader
 from async_maps.sources.formats.registry import ListedMap
 
 if TYPE_CHECKING:
@@ -27,17 +28,18 @@ def stack_length(shape: tuple[int, ...]) -> int | None:
     return shape[0] if stack and 0 not in shape else None
 
 
-def maps_in_array(path: str, shape: tuple[int, ...], size: int) -> Iterator[ListedMap]:
+def maps_in_array(path: str, header: ArrayHeader, size: int) -> Iterator[ListedMap]:
     """The map that an array of ``size`` bytes is, or those of the stack; their parts are its path and a position.
 
     The path is empty if the file is the array.
     """
-    length = stack_length(shape)
+    length = stack_length(header.shape)
     if length is None:
-        yield ListedMap(path or None, [path, None], size)
+        yield ListedMap(path or None, [path, None], size, header)
         return
+    header = header._replace(shape=shape_at("the stack", header.shape, 0))
     for index, name in enumerate(position_names(length)):
-        yield ListedMap(f"{path}/{name}" if path else name, [path, index], size // length)
+        yield ListedMap(f"{path}/{name}" if path else name, [path, index], size // length, header)
 
 
 def shape_at(what: str, shape: tuple[int, ...], index: int) -> tuple[int, ...]:

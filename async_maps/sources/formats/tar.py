@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from async_maps.filesystems.filesystem import Filesystem
 
 _SUFFIX = ".npy"
+_DAMAGED = "the archive is damaged"
+_NO_FILE = "in the archive it is a link, a device or a sparse file: only plain files are read"
 _MAX_READ = 2**20
 """Bytes. Members are read in pieces of at most this size; a name or a list of attributes is shorter."""
 
@@ -53,13 +55,11 @@ class TarReader:
 
     def read(self, part: list[Any] | None, max_pixels: int | None = None) -> NDArray[Any]:
         if part is None:
-            raise SourceError("in the archive it is a link, a device or a sparse file: only plain files are read")
+            raise SourceError(_NO_FILE)
         offset, size, index = part
-        if offset + size > self._size:
-            raise SourceError(f"truncated: its data end at byte {offset + size:,}, the archive at {self._size:,}")
         member = tarfile.TarInfo()
         member.offset_data, member.size = offset, size
-        with translate_format_errors("the archive is damaged"), self._open(member) as file:
+        with translate_format_errors(_DAMAGED), self._open(member) as file:
             return npy.read_stream(file, member.size, index, max_pixels)
 
     def close(self) -> None:
@@ -91,12 +91,15 @@ class TarReader:
         # "tar -C folder ." has it before every name.
         name = member.name.removeprefix("./")[: -len(_SUFFIX)]
         if not member.isreg() or member.issparse():
-            yield ListedMap(name, None, 0)
+            yield ListedMap(name, None, 0, None, _NO_FILE)
             return
         place = [member.offset_data, member.size]
-        yield from npy.maps_in_member(name, place, member.size, lambda: self._open(member))
+        yield from npy.maps_in_member(name, place, member.size, lambda: self._open(member), _DAMAGED)
 
     def _open(self, member: tarfile.TarInfo) -> IO[bytes]:
+        end = member.offset_data + member.size
+        if end > self._size:
+            raise SourceError(f"truncated: its data end at byte {end:,}, the archive at {self._size:,}")
         file = self._archive.extractfile(member)
         if file is None:
             raise SourceError("in the archive it is no file")
