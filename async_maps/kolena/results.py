@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 
 from async_maps.errors import InputValidationError, SettingsError, require_extra
-from async_maps.keys import printable
 from async_maps.kolena.masks import Mask, mask_maker, provenance_fields
+from async_maps.kolena.missing import describe_missing, listed
 from async_maps.manifest.manifest import Manifest
 from async_maps.manifest.schema import COLUMNS
 from async_maps.outcomes import MapStatistics
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 _DROPPED = "data_type"
 """Columns whose names end like this are gone when results are downloaded (``kolena.dataset`` 1.69.0)."""
 _NAME = COLUMNS.index("name")
-_LISTED = 5
-"""So many missing overlays are named in an error."""
 
 
 def inference_masks(manifest: str | PathLike[str], *, provenance: bool = False, **fields: Any) -> dict[str, Mask]:
@@ -86,8 +84,9 @@ def results_frame(  # noqa: PLR0913  # one argument a choice, all but three with
             layers, and each mask has a field ``layer``.
         statistics: fields of :class:`~async_maps.MapStatistics` to add as columns: ``high_share`` becomes
             ``activation_map_high_share``, or ``activation_map_layer3_high_share`` with layers.
-        missing: what to do if a row has no overlay. ``error``: raise an error that counts and names these rows.
-            ``none``: put None, or with layers the list of the masks that exist.
+        missing: what to do if a row has no overlay. ``error``: raise an error that counts and names these rows, says
+            which of their maps failed and why, and how the other names differ from the manifest's. ``none``: put None,
+            or with layers the list of the masks that exist.
         provenance: as for :func:`inference_masks`.
 
     Returns:
@@ -116,7 +115,7 @@ def results_frame(  # noqa: PLR0913  # one argument a choice, all but three with
     wanted = {name for name in names if name is not None}
     found = {layer: layer.overlays(wanted, provenance) for layer in sets}
     if missing == "error":
-        _refuse_missing(names, found)
+        _refuse_missing(names, found, on)
     masks: list[Any] = [
         [overlays[name].mask for overlays in found.values() if name in overlays] or None for name in names
     ]
@@ -148,13 +147,14 @@ class _Layer(NamedTuple):
         """Those of the datapoints of these names, by name; no more than these are in memory."""
         fields = {} if self.label is None else {"layer": self.label}
         found: Overlays = {}
-        for row, mask in _masks(self.manifest, provenance, fields, lambda name: self._datapoint(name) in datapoints):
-            found[self._datapoint(row["name"])] = _Overlay(
+        for row, mask in _masks(self.manifest, provenance, fields, lambda name: self.datapoint(name) in datapoints):
+            found[self.datapoint(row["name"])] = _Overlay(
                 mask, MapStatistics(*(row[field] for field in MapStatistics._fields))
             )
         return found
 
-    def _datapoint(self, name: str) -> str | None:
+    def datapoint(self, name: str) -> str | None:
+        """The name of a map without the layer; None if it is of another layer."""
         return name.removesuffix(self.suffix) if name.endswith(self.suffix) else None
 
 
@@ -220,20 +220,24 @@ def _name(value: Any) -> str | None:
     return str(int(value)) if isinstance(value, float | np.floating) and float(value).is_integer() else str(value)
 
 
-def _refuse_missing(names: list[str | None], found: dict[_Layer, Overlays]) -> None:
-    lacking = [
-        ("a row without a name" if name is None else printable(name)) + (f" ({layer.label})" if layer.label else "")
-        for name in names
-        for layer, overlays in found.items()
-        if name not in overlays
-    ]
-    if lacking:
-        listed = ", ".join([*lacking[:_LISTED], *(["..."] if len(lacking) > _LISTED else [])])
-        manifests = ", ".join(dict.fromkeys(str(layer.manifest) for layer in found))
-        raise InputValidationError(
-            f"{len(lacking):,} of {len(names) * len(found):,} overlays are not in {manifests}: {listed}; "
-            "run async-maps again, or let them be None with missing='none'"
-        )
+def _refuse_missing(names: list[str | None], found: dict[_Layer, Overlays], on: On) -> None:
+    wanted = {name for name in names if name is not None}
+    unnamed = sum(name is None for name in names)
+    count = sum(name not in overlays for name in names for overlays in found.values())
+    if not count:
+        return
+    manifests = ", ".join(dict.fromkeys(str(layer.manifest) for layer in found))
+    sentences = [f"{count:,} of {len(names) * len(found):,} overlays are not in {manifests}"]
+    if unnamed:
+        sentences.append(f"{unnamed:,} {'row has' if unnamed == 1 else 'rows have'} no name")
+    column = on if isinstance(on, str) else None
+    for layer, overlays in found.items():
+        lacking = dict.fromkeys(name for name in names if name is not None and name not in overlays)
+        if lacking:
+            of_layer = f" of {layer.label}" if layer.label else ""
+            sentences.append(f"missing{of_layer}: {listed(lacking, len(lacking))}")
+            sentences += describe_missing(layer, wanted, lacking, column)
+    raise InputValidationError("\n".join([*sentences, "missing='none' puts None where an overlay is missing"]))
 
 
 def _plain_column(title: str, values: pd.Series[Any]) -> pd.Series[Any]:

@@ -163,17 +163,26 @@ def test_layers_become_a_list_of_masks_in_order(pandas: Any, tmp_path: Path, how
     assert list(frame["activation_map_layer4_mean"]) == [0.5, 0.5, None]
     assert list(frame["activation_map_layer3_mean"]) == [0.5, None, None]
     with pytest.raises(
-        am.InputValidationError, match=r"^3 of 6 overlays .*: b \(layer3\), d \(layer4\), d \(layer3\);"
+        am.InputValidationError,
+        match=r"^3 of 6 overlays are not in (?s:.*)\nmissing of layer4: 'd'\n(?s:.*)\n"
+        "missing of layer3: 'b', 'd'\n",
     ):
         results_frame(given, results, on="image", **options)
 
 
 def test_rows_without_an_overlay_are_an_error_or_none(pandas: Any, manifest: Path) -> None:
     results = pandas.DataFrame({"image": ["a", "c", None, *"defgh"]})
-    with pytest.raises(
-        am.InputValidationError, match=r"7 of 8 overlays .*: c, a row without a name, d, e, f, \.\.\.; .*missing='none'"
-    ):
+    with pytest.raises(am.InputValidationError) as raised:
         results_frame(manifest, results, on="image")
+    assert str(raised.value).split("\n") == [
+        f"7 of 8 overlays are not in {manifest}",
+        "1 row has no name",
+        "missing: 'c', 'd', 'e', 'f', 'g', ...",
+        "1 failed: 'c' (read: no map); run them again (--retry-failed, select='failed')",
+        "the manifest has other names: 'b'",
+        "5 names are not in the manifest: run async-maps on the maps",
+        "missing='none' puts None where an overlay is missing",
+    ]
     assert masks_of(results_frame(manifest, results, on="image", missing="none")) == [mask_at("a"), *[None] * 7]
 
 
