@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 import sys
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from async_maps.cli.options import SOME_FAILED
@@ -23,7 +25,9 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("async_maps.cli")
 
 _LISTED = 20
-"""So many failures or differences are printed; the report and the manifest have more."""
+"""The maximum number of differences that are printed; the report has more."""
+_LISTED_REASONS = 10
+"""The maximum number of reasons that are printed; the manifest has all failures."""
 
 
 def print_verification(verification: Verification) -> bool:
@@ -35,16 +39,60 @@ def print_verification(verification: Verification) -> bool:
     return answer(verification.summary())
 
 
-def print_report(report: Report) -> bool:
-    """Print the first failures and the summary; whether that was possible."""
-    print_failures(report)
+def print_report(report: Report, manifest: Path | None, *, as_json: bool = False) -> bool:
+    """Print the failures by reason and the summary; whether that was possible; see :func:`print_failures`."""
+    print_failures(report, manifest, as_json=as_json)
     return answer(report.summary())
 
 
-def print_failures(report: Report) -> None:
-    """Print the first failures."""
-    lines = [f"failed: {failure}" for failure in report.failures]
-    _say_first(lines, report.failed, "async-maps export MANIFEST failures.csv --all")
+def print_failures(report: Report, manifest: Path | None, *, as_json: bool = False) -> None:
+    """Print the failures by reason: how many there are, two examples, and the command that lists all.
+
+    Args:
+        report: of a run or a dry run.
+        manifest: the file that has all failures; None if none has.
+        as_json: whether standard error is a stream of JSON objects.
+    """
+    if report.failed:
+        command = "" if manifest is None else _export_command(manifest)
+        tell = _tell_failures if as_json else _say_failures
+        tell(report, command)
+
+
+def _export_command(manifest: Path) -> str:
+    return f"async-maps export {shlex.quote(os.path.abspath(manifest))} failures.csv --failed"
+
+
+def _say_failures(report: Report, command: str) -> None:
+    groups = sorted(report.failure_groups, key=lambda group: -group.count)
+    failed = "would fail" if report.dry_run else "failed"
+    for group in groups[:_LISTED_REASONS]:
+        if group.count == 1:
+            say(f"{failed}: {group.examples[0]}")
+        else:
+            say(f"{group.count:,} maps {failed} at {group.stage}{', such as' if group.count > 2 else ''}:")
+            for failure in group.examples:
+                say(f"  {failure}")
+    rest = report.ungrouped + sum(group.count for group in groups[_LISTED_REASONS:])
+    if rest:
+        say(f"{rest:,} more {failed} for other reasons")
+    if command:
+        say(f"to list {'the failure' if report.failed == 1 else f'the {report.failed:,} failures'}: {command}")
+    elif report.failed > sum(len(group.examples) for group in groups[:_LISTED_REASONS]):
+        listed = "all" if len(report.failures) == report.failed else "the first"
+        say(f"--report FILE lists {listed} {len(report.failures):,} of them")
+
+
+def _tell_failures(report: Report, command: str) -> None:
+    for group in report.failure_groups:
+        _tell({"event": "failures", **asdict(group)})
+    _tell({"event": "failed", "count": report.failed, "command": command or None})
+
+
+def _tell(event: dict[str, object]) -> None:
+    """Write a JSON object to standard error, which is a stream of them."""
+    with suppress(OSError):
+        print(json.dumps(event), file=sys.stderr, flush=True)  # noqa: T201  # that is where it belongs
 
 
 def _say_first(lines: list[str], total: int, where: str) -> None:
@@ -145,7 +193,14 @@ def answer(text: str) -> bool:
         print(text, flush=True)  # noqa: T201  # the command's answer
     except OSError as error:
         complain(f"cannot write to standard output: {error.strerror}")
-        # What is still in its buffer would fail once more when the interpreter ends, with an exit code of its own.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_output()
         return False
     return True
+
+
+def discard_output() -> None:
+    """Drop what is written to standard output from now on.
+
+    What is still in its buffer would fail once more when the interpreter ends, with an exit code of its own.
+    """
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

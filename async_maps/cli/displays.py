@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from contextlib import suppress
+from dataclasses import asdict
 from time import monotonic
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -14,6 +15,7 @@ from async_maps.progress import Progress, duration
 if TYPE_CHECKING:
     from typing import TextIO
 
+    from async_maps.outcomes import Failure
     from async_maps.progress import OnProgress
     from async_maps.verify import Verification
 
@@ -23,31 +25,55 @@ ProgressKind: TypeAlias = Literal["auto", "bar", "log", "json", "none"]
 _LINE_INTERVAL_S = 5.0
 
 
+class _NewReasons:
+    """Finds the first failure for each reason; at the end of a run all reasons are printed anyway."""
+
+    def __init__(self) -> None:
+        self._told = 0
+
+    def __call__(self, progress: Progress) -> list[Failure]:
+        groups = progress.report.failure_groups
+        new = [] if progress.ended else groups[self._told :]
+        self._told = len(groups)
+        return [group.examples[0] for group in new]
+
+
 class LineDisplay:
-    """Writes a line every few seconds, and one at the end of a run."""
+    """Writes a line every few seconds, one for each new reason for which maps fail, and one at the end of a run."""
 
     def __init__(self, out: TextIO, *, as_json: bool) -> None:
         self._out = out
         self._as_json = as_json
+        self._new_reasons = _NewReasons()
         self._next_at = monotonic() + _LINE_INTERVAL_S
 
     def __call__(self, progress: Progress | Verification) -> None:
-        """Write a line if it is time."""
+        """Write a line if it is time, or if maps fail for a new reason."""
+        for failure in self._new_reasons(progress) if isinstance(progress, Progress) else ():
+            self._print(json.dumps({"event": "new_reason", **asdict(failure)}) if self._as_json else _told(failure))
         ended = isinstance(progress, Progress) and progress.ended
         if not ended and monotonic() < self._next_at:
             return
         self._next_at = monotonic() + _LINE_INTERVAL_S
+        self._print(json.dumps(progress.as_dict()) if self._as_json else progress.line())
+
+    def _print(self, line: str) -> None:
         with suppress(OSError):  # a terminal that is gone is no reason to end the run
-            print(json.dumps(progress.as_dict()) if self._as_json else progress.line(), file=self._out, flush=True)
+            print(line, file=self._out, flush=True)
+
+
+def _told(failure: Failure) -> str:
+    return f"async-maps: failed (first for this reason): {failure}"
 
 
 class BarDisplay:
-    """A live bar on a terminal, from the first progress to the last."""
+    """A live bar on a terminal, from the first progress to the last; above it a line for each new reason to fail."""
 
     def __init__(self, out: TextIO) -> None:
         from rich import progress as rich
         from rich.console import Console
         from rich.table import Column
+        from rich.text import Text
 
         self._bar = rich.Progress(
             rich.BarColumn(bar_width=None),  # what the figures leave of the line
@@ -58,6 +84,8 @@ class BarDisplay:
             console=Console(file=out),
             expand=True,
         )
+        self._text = Text
+        self._new_reasons = _NewReasons()
         self._task = self._bar.add_task("", total=None, rates="", failed="", queues="")
 
     def __call__(self, progress: Progress) -> None:
@@ -70,6 +98,8 @@ class BarDisplay:
         levels = "▁▂▃▄▅▆▇█"
         with suppress(OSError):  # a terminal that is gone is no reason to end the run
             self._bar.start()
+            for failure in self._new_reasons(progress):
+                self._bar.console.print(self._text(_told(failure)), soft_wrap=True)
             self._bar.update(
                 self._task,
                 completed=report.surveyed if progress.is_first_pass else report.seen,

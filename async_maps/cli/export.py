@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import signal
+import sys
+from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from async_maps.cli.console import answer, set_verbosity
+from async_maps.cli.console import answer, complain, discard_output, say, set_verbosity
 from async_maps.cli.options import DONE, SOME_FAILED, Flag, Quiet, Verbose
+from async_maps.errors import SettingsError
 from async_maps.manifest.columns import ExportFormat
+from async_maps.sources import is_stdin
+
+if TYPE_CHECKING:
+    from async_maps.manifest.columns import ExportRows
 
 
 def export(  # noqa: PLR0913  # one argument a flag
@@ -18,6 +26,7 @@ def export(  # noqa: PLR0913  # one argument a flag
     /,
     *,
     all: Flag = False,  # noqa: A002  # the flag's name
+    failed: Flag = False,
     columns: str | None = None,
     export_format: Annotated[ExportFormat, Parameter(name="--as")] = "plain",
     presign: float | None = None,
@@ -28,7 +37,7 @@ def export(  # noqa: PLR0913  # one argument a flag
 
     ```
     async-maps export async-maps.sqlite locators.csv
-    async-maps export async-maps.sqlite masks.csv --as kolena
+    async-maps export async-maps.sqlite failures.csv --failed
     ```
 
     Parameters
@@ -36,9 +45,11 @@ def export(  # noqa: PLR0913  # one argument a flag
     manifest
         Manifest of a run.
     file
-        Table to write: .csv, .jsonl or .parquet (extra "parquet").
+        Table to write: .csv, .jsonl or .parquet (extra "parquet"); - for CSV on standard output.
     all
         Also the maps that failed, with stage and error. They have no locator, unless verify has found it broken.
+    failed
+        Only the maps that failed: name, stage, reason and source.
     columns
         Columns to write, in this order: name,locator,maximum.
     export_format
@@ -52,9 +63,44 @@ def export(  # noqa: PLR0913  # one argument a flag
     from async_maps.manifest.export import export_manifest
 
     set_verbosity(verbose=verbose, quiet=quiet)
+    if all and failed:
+        raise SettingsError("--all and --failed exclude each other")
+    rows: ExportRows = "all" if all else "failed" if failed else "done"
+    options: dict[str, Any] = {
+        "rows": rows,
+        "columns": None if columns is None else [name.strip() for name in columns.split(",")],
+        "export_format": export_format,
+        "presign_hours": presign,
+    }
+    # The lone hyphen has been spelled as a file, which the parser takes for no option.
+    if is_stdin(str(file)):
+        return _to_standard_output(manifest, options)
+    count = export_manifest(manifest, file, **options)
+    return DONE if answer(f"{_counted(count)} in {file}") else SOME_FAILED
 
-    names = None if columns is None else [name.strip() for name in columns.split(",")]
-    count = export_manifest(
-        manifest, file, failed=all, columns=names, export_format=export_format, presign_hours=presign
-    )
-    return DONE if answer(f"{count:,} rows in {file}") else SOME_FAILED
+
+def _to_standard_output(manifest: Path, options: dict[str, Any]) -> int:
+    from async_maps.manifest.export import write_csv
+
+    if sys.stdout is None:
+        complain("cannot write to standard output: it is closed")
+        return SOME_FAILED
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8", newline="")
+    try:
+        count = write_csv(manifest, sys.stdout, **options)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader has enough, as head has: end as other commands do.
+        discard_output()
+        return 128 + signal.SIGPIPE
+    except OSError as error:
+        complain(f"cannot write to standard output: {error.strerror}")
+        discard_output()
+        return SOME_FAILED
+    say(_counted(count))
+    return DONE
+
+
+def _counted(count: int) -> str:
+    return f"{count:,} {'row' if count == 1 else 'rows'}"

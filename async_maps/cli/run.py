@@ -10,16 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from async_maps.cli.console import (
-    answer,
-    check_report,
-    complain,
-    print_failures,
-    print_report,
-    say,
-    set_verbosity,
-    write_report,
-)
+from async_maps.cli.console import check_report, complain, print_report, say, set_verbosity, write_report
 from async_maps.cli.displays import ProgressKind, make_display
 from async_maps.cli.options import (
     DEFAULT_MANIFEST,
@@ -52,6 +43,7 @@ def run(  # noqa: PLR0913  # one argument a flag
     *,
     manifest: Annotated[Path, Parameter(group=WHAT, env_var=MANIFEST_VARIABLE, show_env_var=True)] = DEFAULT_MANIFEST,
     dry_run: Annotated[Flag, Parameter(group=WHAT)] = False,
+    limit: Annotated[int | None, Parameter(group=WHAT)] = None,
     retry_failed: Annotated[Flag, Parameter(group=WHAT)] = False,
     overwrite: Annotated[Flag, Parameter(group=WHAT)] = False,
     config: Annotated[Path | None, Parameter(group=WHAT)] = None,
@@ -86,7 +78,10 @@ def run(  # noqa: PLR0913  # one argument a flag
     manifest
         SQLite file with a row for each map; created if it does not exist.
     dry_run
-        Count what the run would do, without reading values or writing anything.
+        Say what the run would do, from names and headers, without reading values or writing anything.
+    limit
+        Try only the first N maps of the source. A later run without it does the rest. --range dataset still reads all
+        maps for the range.
     retry_failed
         Try only the maps that failed before.
     overwrite
@@ -102,14 +97,16 @@ def run(  # noqa: PLR0913  # one argument a flag
     if overwrite and retry_failed:
         raise SettingsError("--overwrite and --retry-failed exclude each other")
     check_report(report)
-    job = _Job(source, destination, manifest, "all" if overwrite else "failed" if retry_failed else "changed", settings)
+    select: Select = "all" if overwrite else "failed" if retry_failed else "changed"
+    job = _Job(source, destination, manifest, select, limit, settings)
+    as_json = progress == "json" and not quiet
     try:
-        code = job.dry_run() if dry_run else job.run("none" if quiet else progress)
+        code = job.dry_run(as_json=as_json) if dry_run else job.run("none" if quiet else progress)
         done = job.report
     except AsyncMapsError as error:
         done = error.report or Report()
         if done.uploaded or done.failed:
-            print_report(done)
+            print_report(done, None if dry_run else manifest, as_json=as_json)
         complain(error)
         if isinstance(error, StoreError):
             say(f"async-maps doctor {destination} tells what is wrong there")
@@ -126,6 +123,7 @@ class _Job:
     destination: str
     manifest: Path
     select: Select
+    limit: int | None
     settings: Settings
     report: Report = field(default_factory=Report)
     interrupted_by: signal.Signals | None = None
@@ -135,7 +133,7 @@ class _Job:
         # In this thread, as only the main thread hears signals.
         with asyncio.Runner(loop_factory=fastest_loop()) as runner:
             runner.run(self._run(make_display(progress)))
-        printed = print_report(self.report)
+        printed = print_report(self.report, self.manifest, as_json=progress == "json")
         if self.interrupted_by is not None:
             say(f"interrupted by {self.interrupted_by.name}; run the same command again for the rest")
             return 128 + self.interrupted_by
@@ -154,25 +152,26 @@ class _Job:
         try:
             async with pipeline:
                 self.report = await pipeline.run(
-                    self.source, manifest=self.manifest, select=self.select, on_progress=show
+                    self.source, manifest=self.manifest, select=self.select, limit=self.limit, on_progress=show
                 )
         except asyncio.CancelledError:
             if self.interrupted_by is None:
                 raise
 
-    def dry_run(self) -> int:
+    def dry_run(self, *, as_json: bool) -> int:
         """Print what would be done: the exit code."""
         from async_maps.batch import dry_run
 
-        self.report = report = dry_run(
-            self.source, self.destination, settings=self.settings, manifest=self.manifest, select=self.select
+        self.report = dry_run(
+            self.source,
+            self.destination,
+            settings=self.settings,
+            manifest=self.manifest,
+            select=self.select,
+            limit=self.limit,
         )
-        print_failures(report)
-        printed = answer(
-            f"{report.planned:,} maps would be done, {report.skipped:,} skipped, {report.failed:,} would fail; "
-            f"destination {report.destination}"
-        )
-        return DONE if printed and not report.failed else SOME_FAILED
+        printed = print_report(self.report, None, as_json=as_json)
+        return DONE if printed and not self.report.failed else SOME_FAILED
 
     def _listen(self, pipeline: Pipeline) -> None:
         loop = asyncio.get_running_loop()

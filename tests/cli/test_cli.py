@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ import pytest
 
 import async_maps as am
 from async_maps.cli import run as run_command
+from async_maps.cli.console import messages, print_report
 from async_maps.manifest.manifest import Manifest
 from async_maps.render.ranges import ValueRange
 from tests.support.commands import invoke, only_error
@@ -123,7 +125,10 @@ def test_a_dry_run_counts_and_writes_nothing(maps: Path, capsys: pytest.CaptureF
     for i in range(12):
         np.save(maps / f"{i}.npy", random_map(i))
     assert invoke("run", maps, "out", "--dry-run", "--report", "r.json") == 0
-    assert "12 maps would be done, 0 skipped, 0 would fail" in capsys.readouterr().out
+    assert capsys.readouterr().out == (
+        "12 maps listed: 12 would be done, 0 skipped as unchanged, 0 already known to fail; the values of "
+        f"12 maps are not read yet; destination {(maps.parent / 'out').as_uri()}\n"
+    )
     assert not Path("out").exists()
     assert not Path("async-maps.sqlite").exists()
     assert json.loads(Path("r.json").read_text())["planned"] == 12
@@ -140,6 +145,56 @@ def test_retry_failed_and_overwrite_select_maps(maps: Path, capsys: pytest.Captu
     assert "1 uploaded, 2 skipped, 0 failed" in capsys.readouterr().out
     assert invoke("run", maps, "out", "--progress", "none", "--workers", 0, "--overwrite") == 0
     assert "3 uploaded, 0 skipped, 0 failed" in capsys.readouterr().out
+
+
+def test_failures_are_listed_by_reason_with_the_command_that_lists_all(
+    maps: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for i in range(4):
+        np.save(maps / f"out-{i}.npy", np.full((3, 4), 2.0 + i))
+    for i in range(2):
+        (maps / f"empty-{i}.npy").touch()
+    (maps / "text.npy").write_text("not an array")
+    manifest = Path("a folder/m.sqlite")
+    manifest.parent.mkdir()
+    arguments = ("run", maps, "out", "--manifest", manifest, "--workers", 0)
+    assert invoke(*arguments, "--progress", "none") == 1
+    command = f"async-maps export '{manifest.absolute()}' failures.csv --failed"
+    text_reason = "expected an .npy file: the magic string is not correct; expected b'\\x93NUMPY', got b'not an'"
+    value = "every value must lie in [0, 1]; found {} at index (0, 0) (12 of 12 values are NaN or out of range): "
+    advice = "a range says what other values span (--range per-map, --range symmetric or --range LO,HI)"
+    said = capsys.readouterr().err.splitlines()
+    assert [line.removeprefix("async-maps: ") for line in said] == [
+        "4 maps failed at colorize, such as:",
+        f"  out-0 ({maps}/out-0.npy): colorize: {value.format('2.0')}{advice}",
+        f"  out-1 ({maps}/out-1.npy): colorize: {value.format('3.0')}{advice}",
+        "2 maps failed at read:",
+        f"  empty-0 ({maps}/empty-0.npy): read: expected an .npy file, found an empty one",
+        f"  empty-1 ({maps}/empty-1.npy): read: expected an .npy file, found an empty one",
+        f"failed: text ({maps}/text.npy): read: {text_reason}",
+        f"to list the 7 failures: {command}",
+    ]
+    assert invoke(*shlex.split(command)[1:]) == 0
+    assert len(Path("failures.csv").read_text().splitlines()) == 1 + 7
+    capsys.readouterr()
+    assert invoke(*arguments, "--progress", "json") == 1
+    events = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [event["count"] for event in events if event.get("event") == "failures"] == [2, 4, 1]
+    assert events[-1] == {"event": "failed", "count": 7, "command": command}
+
+
+def test_many_reasons_are_listed_in_part(maps: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = am.Report()
+    for word in ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"):
+        report.count([am.Failure(str(n), str(n), None, "read", word) for n in range(2)])
+    with messages():
+        print_report(report, Path("m.sqlite"))
+    said = capsys.readouterr().err.splitlines()
+    assert said[-2:] == [
+        "async-maps: 4 more failed for other reasons",
+        f"async-maps: to list the 24 failures: async-maps export {Path('m.sqlite').absolute()} failures.csv --failed",
+    ]
+    assert len(said) == 10 * 3 + 2
 
 
 def test_export_writes_the_locators(maps: Path, capsys: pytest.CaptureFixture[str]) -> None:

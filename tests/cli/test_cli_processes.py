@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from async_maps.manifest.manifest import Manifest
-from tests.support.commands import done_rows, invoke, start
+from tests.support.commands import COMMAND, done_rows, invoke, start
 from tests.support.leftovers import leaves_nothing
 from tests.support.maps import random_map
 from tests.support.processes import alive, worker_pids_of
@@ -85,6 +85,30 @@ def test_workers_end_when_their_parent_is_killed(maps: Path) -> None:
         time.sleep(0.05)
     assert invoke("run", maps, "out", "--progress", "none") == 0
     assert len(list(Path("out").glob("*.png"))) == 3000
+
+
+@pytest.mark.parametrize("kind", ["json", "log"])
+def test_a_new_reason_is_told_while_the_run_goes_on(maps: Path, kind: str) -> None:
+    for name in ("a", "b", "c"):
+        np.save(maps / f"{name}.npy", np.zeros((2, 3, 3 + ord(name) % 2)))
+    (maps / "empty.npy").touch()
+    command = [*COMMAND, "run", "-", "out", "--workers", "0", "--progress", kind]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        assert running.stdin is not None
+        assert running.stderr is not None
+        for names, reason in (("a", "shape"), ("b\nc\nempty", "empty one")):
+            running.stdin.write("".join(f"{maps}/{name}.npy\n" for name in names.split()))
+            running.stdin.flush()
+            # The source has not ended.
+            while "first for this reason" not in (line := running.stderr.readline()) and "new_reason" not in line:
+                assert line
+            assert reason in line
+        running.stdin.close()
+        rest = running.stderr.read()
+    assert running.returncode == 1
+    assert "first for this reason" not in rest
+    if kind == "json":
+        assert [json.loads(line) for line in rest.splitlines()][-1]["count"] == 4
 
 
 def test_too_many_failures_end_the_run_with_exit_1(maps: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from async_maps.cli.displays import BarDisplay, LineDisplay, make_display
+from async_maps.outcomes import Failure
 from async_maps.report import Report
 from tests.support.progress import make_progress, make_report, make_statistics
 
@@ -96,6 +97,47 @@ def test_a_bar_draws_any_progress_and_shows_the_cursor_again(monkeypatch: pytest
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", drawn).replace("\n", " ")
     assert text.strip().endswith("600123/1000000 1,200 maps/s 120.0 MB/s ETA 5:33 123 failed queues ▁▅█")
     assert "━" in text
+
+
+def failing(report: Report, *reasons: str) -> Report:
+    report.count(
+        [Failure(f"{number}", f"/maps/{number}.npy", None, "read", reason) for number, reason in enumerate(reasons)]
+    )
+    return report.copy()
+
+
+NEW_REASONS = [
+    "0 (/maps/0.npy): read: found 1",
+    "1 (/maps/1.npy): read: it is [gone]",
+    "2 (/maps/2.npy): read: it is new",
+]
+
+
+@pytest.mark.parametrize("kind", ["log", "json", "bar"])
+def test_each_new_reason_is_told_once_while_the_run_goes_on(
+    kind: ProgressKind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    out, report = Terminal(), Report()
+    display = make_display(kind, out)
+    assert display is not None
+    for reasons in ([], ["found 1", "it is [gone]", "found 2"], ["found 3"] * 100, ["found 4", "found 5", "it is new"]):
+        display(make_progress(failing(report, *reasons), make_statistics(), 10_000))
+    display(make_progress(failing(report, "at the end"), make_statistics(), 10_000, ended=True))
+    # What the bar had drawn on a line is erased before another text is written there.
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", re.sub(r"[^\n]*\r\x1b\[2K", "", out.getvalue()))
+    if kind == "json":
+        events = [json.loads(line) for line in text.splitlines()]
+        told = [event for event in events if event.get("event") == "new_reason"]
+        assert told[0] == {
+            "event": "new_reason", "name": "0", "source": "/maps/0.npy", "fingerprint": None, "stage": "read",
+            "reason": "found 1",
+        }  # fmt: skip
+        assert [event["reason"] for event in told] == ["found 1", "it is [gone]", "it is new"]
+    else:
+        said = "async-maps: failed (first for this reason): "
+        # In one piece each, on a line of its own, however narrow the terminal is.
+        assert [line for line in text.splitlines() if said in line] == [said + failure for failure in NEW_REASONS]
 
 
 def test_a_closed_terminal_does_not_end_the_run() -> None:

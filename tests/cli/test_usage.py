@@ -151,6 +151,9 @@ def test_quiet_prints_the_result_only(maps: Path, capsys: pytest.CaptureFixture[
     out, err = capsys.readouterr()
     assert "1 uploaded, 0 skipped, 1 failed" in out
     assert err == ""
+    for arguments in ("--quiet", "--progress", "json"), ("--quiet", "--dry-run"):
+        invoke("run", maps, "out", "--workers", 0, *arguments)
+        assert capsys.readouterr().err == ""
     assert invoke("run", maps, "out", "--bogus", "-q") == 2
     assert "--bogus" in only_error(capsys.readouterr())
 

@@ -1,0 +1,125 @@
+"""``async-maps export``: failures alone, and tables on standard output."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from async_maps.outcomes import Failure
+from tests.support.commands import COMMAND, invoke, only_error
+from tests.support.leftovers import leaves_nothing
+from tests.support.manifests import make_map, receipt_for, write_run
+
+if TYPE_CHECKING:
+    from async_maps.outcomes import Outcome
+
+pytestmark = [pytest.mark.fast, pytest.mark.usefixtures(leaves_nothing.__name__)]
+
+NAMES = ["a", "b, c", 'd "e"', "é 🧠"]
+FAILURES = [Failure(f"x{n}", f"/maps/x{n}.npy", None, "read", f"found {n},\nnothing else") for n in range(3)]
+
+
+@pytest.fixture
+def manifest() -> Path:
+    done: list[Outcome] = [receipt_for(make_map(name)) for name in NAMES]
+    write_run(Path("m.sqlite"), [*done, *FAILURES])
+    return Path("m.sqlite")
+
+
+def rows_of(text: str) -> list[list[str]]:
+    return list(csv.reader(text.splitlines(keepends=True)))
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_failed_writes_the_failures_alone(manifest: Path, suffix: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert invoke("export", manifest, f"failures.{suffix}", "--failed") == 0
+    assert capsys.readouterr().out == f"3 rows in failures.{suffix}\n"
+    text = Path(f"failures.{suffix}").read_text()
+    if suffix == "csv":
+        assert rows_of(text)[0] == ["name", "stage", "reason", "source"]
+        assert rows_of(text)[1] == ["x0", "read", "found 0,\nnothing else", "/maps/x0.npy"]
+    assert "/maps/a.npy" not in text
+
+
+def test_a_hyphen_is_standard_output(manifest: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert invoke("export", manifest, "-", "--columns", "name,locator") == 0
+    captured = capsys.readouterr()
+    assert rows_of(captured.out) == [["name", "locator"], *([name, f"s3://bucket/prefix/{name}.png"] for name in NAMES)]
+    assert "\r" not in captured.out
+    assert captured.err == "async-maps: 4 rows\n"
+    assert invoke("export", manifest, "-", "--failed") == 0
+    captured = capsys.readouterr()
+    assert [row[0] for row in rows_of(captured.out)] == ["name", "x0", "x1", "x2"]
+    assert captured.err == "async-maps: 3 rows\n"
+    assert invoke("export", manifest, "-", "--as", "kolena", "--columns", "name,locator") == 0
+    assert rows_of(capsys.readouterr().out)[0] == ["name", "activation_map"]
+    assert [path.name for path in Path().iterdir()] == ["m.sqlite"]
+
+
+def test_names_in_any_script_are_utf_8_on_standard_output(manifest: Path) -> None:
+    done = subprocess.run(
+        [*COMMAND, "export", str(manifest), "-", "--columns", "name"],
+        env=os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "LC_ALL": "C"},
+        capture_output=True,
+        check=True,
+    )
+    assert [row[0] for row in rows_of(done.stdout.decode("utf-8"))] == ["name", *NAMES]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("m.sqlite", "-", "--all", "--failed"), "--all and --failed exclude each other"),
+        (("m.sqlite", "x.csv", "--failed", "--as", "kolena"), "failed maps have no overlays for kolena"),
+        (("m.sqlite", "x.csv", "--failed", "--presign", "1"), "failed maps have no overlays"),
+        (("m.sqlite", "-", "--columns", "color"), "columns: unknown 'color'"),
+        (("none.sqlite", "-"), "no such manifest: none.sqlite"),
+    ],
+)
+@pytest.mark.usefixtures("manifest")
+def test_what_makes_no_table_is_an_error_and_no_output(
+    arguments: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert invoke("export", *arguments) == 2
+    captured = capsys.readouterr()
+    assert said in only_error(captured)
+    assert captured.out == ""
+
+
+def test_a_reader_that_has_enough_ends_it_quietly() -> None:
+    write_run(Path("large.sqlite"), [receipt_for(make_map(f"{n:06}")) for n in range(20_000)])
+    export = subprocess.Popen([*COMMAND, "export", "large.sqlite", "-"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert export.stdout is not None
+    assert export.stderr is not None
+    assert export.stdout.readline().startswith(b"name,locator")
+    export.stdout.close()
+    assert export.stderr.read() == b""
+    export.stderr.close()
+    assert export.wait() == 128 + 13
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
+@pytest.mark.parametrize("count", [1, 20_000])
+def test_a_full_disk_is_one_sentence(count: int) -> None:
+    write_run(Path("m.sqlite"), [receipt_for(make_map(f"{n:06}")) for n in range(count)])
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run([*COMMAND, "export", "m.sqlite", "-"], stdout=full, stderr=subprocess.PIPE, check=False)
+    assert done.returncode == 1
+    assert done.stderr == b"async-maps: error: cannot write to standard output: No space left on device\n"
+
+
+def test_closed_standard_output_is_one_sentence(manifest: Path) -> None:
+    program = (
+        "import os, sys; os.close(1); os.execv(sys.executable, [sys.executable, '-m', 'async_maps', *sys.argv[1:]])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, "export", str(manifest.absolute()), "-"], stderr=subprocess.PIPE, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr == b"async-maps: error: cannot write to standard output: it is closed\n"
