@@ -405,6 +405,10 @@ class Pipeline:
                 async for outcomes in batches:
                     report.count(outcomes)
                     report.elapsed_s = monotonic() - started
+                    if _logger.isEnabledFor(logging.DEBUG):
+                        for outcome in outcomes:
+                            if isinstance(outcome, Failure):
+                                _logger.debug("failed: %s", outcome)
                     if on_outcomes is not None:
                         on_outcomes(outcomes)
                     if recorder is not None:

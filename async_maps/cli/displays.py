@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 from contextlib import suppress
@@ -26,14 +27,18 @@ _LINE_INTERVAL_S = 5.0
 
 
 class _NewReasons:
-    """Finds the first failure for each reason; at the end of a run all reasons are printed anyway."""
+    """Finds the first failure for each reason, if --verbose does not print each failure.
+
+    At the end of a run, all reasons are printed anyway.
+    """
 
     def __init__(self) -> None:
         self._told = 0
 
     def __call__(self, progress: Progress) -> list[Failure]:
         groups = progress.report.failure_groups
-        new = [] if progress.ended else groups[self._told :]
+        is_told = progress.ended or logging.getLogger("async_maps").isEnabledFor(logging.DEBUG)
+        new = [] if is_told else groups[self._told :]
         self._told = len(groups)
         return [group.examples[0] for group in new]
 

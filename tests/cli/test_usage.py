@@ -158,6 +158,16 @@ def test_quiet_prints_the_result_only(maps: Path, capsys: pytest.CaptureFixture[
     assert "--bogus" in only_error(capsys.readouterr())
 
 
+def test_verbose_prints_each_failure(maps: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for i in range(5):
+        np.save(maps / f"{i}.npy", np.full((3, 3), 7.0))
+    assert invoke("run", maps, "out", "--workers", 0, "--verbose", "--progress", "log") == 1
+    err = capsys.readouterr().err
+    assert len(re.findall(r"(?m)^async-maps: failed: \d \(", err)) == 5
+    assert invoke("run", maps, "out", "--workers", 0, "--progress", "none", "--retry-failed") == 1
+    assert "async-maps: failed: " not in capsys.readouterr().err
+
+
 def test_help_has_groups_in_the_order_of_need(capsys: pytest.CaptureFixture[str]) -> None:
     assert invoke("run", "--help") == 0
     text = capsys.readouterr().out
