@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,7 +9,7 @@ import pytest
 
 import async_maps as am
 from async_maps.progress import SourceCount
-from tests.support.commands import COMMAND, invoke
+from tests.support.commands import invoke
 from tests.support.leftovers import leaves_nothing
 from tests.support.manifests import read_rows
 from tests.support.maps import random_map
@@ -149,14 +148,3 @@ def test_the_command_has_the_limit(
     assert "17 uploaded, 3 skipped, 0 failed" in capsys.readouterr().out
     assert invoke(*arguments, "--limit", 0) == 2
     assert "error: limit: expected 1 or more maps, found 0" in capsys.readouterr().err
-
-
-async def test_standard_input_is_limited(twenty: Path, tmp_path: Path) -> None:
-    command = (*COMMAND, "run", "-", str(tmp_path / "out"), "--workers", "0", "--limit", "3", "--progress", "none")
-    process = await asyncio.create_subprocess_exec(
-        *command, cwd=tmp_path, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
-    )
-    lines = "".join(f"{path}\n" for path in sorted(twenty.iterdir()))
-    out, _ = await process.communicate(lines.encode())
-    assert process.returncode == 0
-    assert b"3 uploaded" in out
