@@ -1,7 +1,7 @@
-"""Activation maps in, Kolena-ready PNG overlays in an object store out, with a locator for every one.
+"""Turns activation maps into PNG overlays for Kolena in an object store, with a locator for each.
 
-The public names are listed in ``__init__.pyi``, which type checkers and this module read. Each is imported when it is
-first used, because every worker process imports this package, and ``--help`` does.
+The public names are listed in ``__init__.pyi``, which type checkers and this module read. Each is imported at its first
+use, to keep the start of worker processes and of ``--help`` fast.
 """
 
 from importlib import import_module

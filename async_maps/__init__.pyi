@@ -1,4 +1,4 @@
-"""The public names, one a line: ``from MODULE import NAME as NAME``. The package reads them here, too."""
+"""The public names, one per line: ``from MODULE import NAME as NAME``. ``__init__.py`` reads this file."""
 
 from async_maps.batch import adry_run as adry_run
 from async_maps.batch import arun as arun

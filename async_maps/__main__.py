@@ -1,4 +1,4 @@
-"""``python -m async_maps``: the same as the command ``async-maps``."""
+"""``python -m async_maps`` is the command ``async-maps``."""
 
 from async_maps.cli.app import main
 

@@ -1,4 +1,4 @@
-"""Whole batches in one call: coroutines, and the same from synchronous code."""
+"""Whole runs in one call: coroutines, and their synchronous versions."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from async_maps.sources.batches import AnySource, Entry
     from async_maps.stores import Destination
 
-_HANDED_OVER = 64
-"""Outcomes per hop to another thread: a hop for each costs as much as a small map."""
+_BATCH_OUTCOMES = 64
+"""Outcomes per switch between threads; a switch takes as long as a small map."""
 
 
 async def arun(  # noqa: PLR0913  # those of Pipeline.run()
@@ -53,8 +53,8 @@ async def arun(  # noqa: PLR0913  # those of Pipeline.run()
     """Open a pipeline, put every map of a source, and close it.
 
     Args:
-        source: as for :meth:`Pipeline.run`. A synchronous call takes no async iterable where an event loop runs in its
-            thread.
+        source: as for :meth:`Pipeline.run`. A synchronous call does not accept an async iterable if an event loop runs
+            in its thread.
         destination: as for :class:`Pipeline`.
         settings: the defaults if None.
         manifest: as for :meth:`Pipeline.run`.
@@ -86,13 +86,13 @@ def stream(
 ) -> Generator[Outcome, None, None]:
     """Put every map of a source and yield each outcome: :func:`astream` for synchronous loops.
 
-    The pipeline runs in a thread of its own, and an iterable source is advanced in others: what PyTorch keeps for each
-    thread, as ``torch.no_grad()`` does, is to be set between two ``yield`` of the source, or by decorating it. The
-    source is read as far ahead as :meth:`Pipeline.stream` says, and 128 maps further. Closed early
-    (``contextlib.closing``), what is in flight is abandoned.
+    The pipeline runs in another thread, and an iterable source is advanced in further threads. So set the state that
+    PyTorch keeps per thread, such as ``torch.no_grad()``, inside the source or by decorating it. The source is read
+    128 maps further ahead than by :meth:`Pipeline.stream`. To stop early, close the generator
+    (``contextlib.closing``); maps in flight are abandoned.
 
     Args:
-        source: as for :meth:`Pipeline.stream`; no async iterable where an event loop runs in this thread.
+        source: as for :meth:`Pipeline.stream`; not an async iterable if an event loop runs in this thread.
         destination: as for :class:`Pipeline`.
         settings: the defaults if None.
         ordered: as for :meth:`Pipeline.stream`.
@@ -105,7 +105,7 @@ def stream(
         AsyncMapsError: as :class:`Pipeline` and :meth:`Pipeline.stream`.
     """
     refuse_bound(source, "async for outcome in am.astream(...)")
-    give, take = create_memory_object_stream[Outcome](_HANDED_OVER)
+    give, take = create_memory_object_stream[Outcome](_BATCH_OUTCOMES)
 
     async def pump() -> None:
         outcomes = astream(source, destination, settings=settings, ordered=ordered, limit=limit)
@@ -113,19 +113,19 @@ def stream(
             async for outcome in outcomes:
                 await send(give, outcome)
 
-    async def come() -> list[Outcome]:
-        """What has come since the last call, at least one; none at the end."""
+    async def collect() -> list[Outcome]:
+        """Wait for and return all new outcomes; [] at the end."""
         outcomes = []
         if (outcome := await receive(take)) is not None:
             outcomes.append(outcome)
             with suppress(WouldBlock, EndOfStream):
-                while len(outcomes) < _HANDED_OVER:
+                while len(outcomes) < _BATCH_OUTCOMES:
                     outcomes.append(take.receive_nowait())
         return outcomes
 
     with give, take, open_portal() as portal:
         pumping = portal.start_task_soon(pump)
-        while outcomes := portal.call(come):
+        while outcomes := portal.call(collect):
             yield from outcomes
         pumping.result()
 
@@ -140,7 +140,7 @@ async def astream(
 ) -> AsyncGenerator[Outcome, None]:
     """Open a pipeline, put every map of a source, yield each outcome, and close the pipeline.
 
-    To leave early, close the generator (``contextlib.aclosing``): what is in flight is abandoned.
+    To stop early, close the generator (``contextlib.aclosing``); maps in flight are abandoned.
 
     Args:
         source: as for :meth:`Pipeline.stream`.
@@ -208,7 +208,7 @@ async def adry_run(  # noqa: PLR0913  # those of arun()
                 # A range that all maps must be read for is not known here, and none of them done with it.
                 value_range = await known_range(settings, recorder, select)
                 recorder.use(settings, value_range)
-                # A map that is to be done is opened although an earlier run knows it: its header may say that it fails.
+                # Files of maps to do are opened even if an earlier run knows them: the header may show a failure.
                 listing = list_maps(
                     source,
                     s3=settings.s3,

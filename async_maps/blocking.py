@@ -1,4 +1,4 @@
-"""Synchronous functions made of coroutines: one scheme for scripts, threads and notebooks."""
+"""Synchronous versions of coroutine functions, for scripts, threads and notebooks."""
 
 from __future__ import annotations
 
@@ -20,11 +20,9 @@ T = TypeVar("T")
 
 
 def blocking(function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
-    """Make the synchronous twin of a coroutine function, whose name is the coroutine's without its prefix ``a``.
+    """Make the synchronous twin of a coroutine function ``aname``, called ``name``.
 
-    The twin runs the coroutine on an event loop in a thread of its own and blocks until it returns. So it works in a
-    script, in several threads at the same time, and where an event loop runs in the calling thread (a notebook's),
-    which stands still meanwhile. Ctrl-C cancels the coroutine and waits until it has ended.
+    The twin runs the coroutine by :func:`~async_maps.concurrency.loop.run_blocking`.
     """
     name = function.__name__.removeprefix("a")
     summary, _, rest = (inspect.getdoc(function) or "").partition("\n")
@@ -41,9 +39,9 @@ def blocking(function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
 
 
 def refuse_bound(source: object, instead: str) -> None:
-    """Refuse an async iterable where it may wait for the event loop of this thread, which the call is about to block.
+    """Refuse an async iterable if an event loop runs in this thread: the call blocks the loop that the iterable needs.
 
-    The error names the call to make ``instead``.
+    Raises SourceError, which recommends the call ``instead``.
     """
     try:
         asyncio.get_running_loop()
@@ -51,6 +49,5 @@ def refuse_bound(source: object, instead: str) -> None:
         return
     if isinstance(source, AsyncIterable):
         raise SourceError(
-            "the source is an async iterable, and this call blocks the event loop that runs in this thread: "
-            f"use `{instead}`"
+            f"the source is an async iterable, and this call blocks the event loop that it runs on: use `{instead}`"
         )

@@ -3,23 +3,23 @@
 ::
 
     AsyncMapsError
-    ├── InputValidationError (also ValueError)   an array that is no activation map
-    ├── SettingsError (also ValueError)          a setting, flag or file that makes no sense
-    ├── SourceError                              a source that is not there or holds no maps
-    ├── ManifestError                            a manifest that cannot be read, written or used here
-    ├── StoreError                               the store refuses or cannot be reached: the run ends
-    │   └── ObjectError                          the store refuses one object: that map fails, the run goes on
-    │       ├── TransientError                   ... now; it may take it later
-    │       └── ExistsError                      ... because there is one of that key
-    ├── MapFailedError                           raised by ``Pipeline.put``: carries the ``Failure``
-    ├── TooManyFailuresError                     a run that passed ``max_failures``
-    ├── PipelineClosedError                      the pipeline is closed, or was closed under the caller
-    ├── PipelineFullError                        ``Pipeline.put_nowait`` finds no room at this moment
-    ├── WorkerError                              a worker process could not start or died
-    ├── ServerError                              the demo's S3 server did not start (in :mod:`async_maps.demo.seaweed`)
-    └── MissingExtraError                        an optional dependency that is not installed
+    ├── InputValidationError (also ValueError)   the array is not an activation map
+    ├── SettingsError (also ValueError)          a setting, option or settings file is invalid
+    ├── SourceError                              the source does not exist, or contains no maps
+    ├── ManifestError                            the manifest cannot be read, written or used here
+    ├── StoreError                               the store refuses all objects or cannot be reached; the run ends
+    │   └── ObjectError                          the store refuses one object; that map fails, the run continues
+    │       ├── TransientError                   the refusal may be temporary
+    │       └── ExistsError                      an object with that key exists
+    ├── MapFailedError                           raised by ``Pipeline.put``; has the ``Failure``
+    ├── TooManyFailuresError                     a run exceeded ``max_failures``
+    ├── PipelineClosedError                      the pipeline is not open, or was closed during the call
+    ├── PipelineFullError                        ``Pipeline.put_nowait`` found no room
+    ├── WorkerError                              a worker process could not start, or died
+    ├── ServerError                              the demo's S3 server did not start (:mod:`async_maps.demo.seaweed`)
+    └── MissingExtraError                        an optional dependency is not installed
 
-One map's failure is data, a :class:`~async_maps.outcomes.Failure`; an error ends a call or a run.
+The failure of one map is data, a :class:`~async_maps.outcomes.Failure`; an error ends a call or a run.
 """
 
 from __future__ import annotations
@@ -36,34 +36,34 @@ if TYPE_CHECKING:
 
 
 class AsyncMapsError(Exception):
-    """The root: ``except AsyncMapsError`` catches everything that this package raises on purpose.
+    """The base class of all errors that this package raises on purpose.
 
     Attributes:
-        report: what was done before the error: the :class:`~async_maps.Report` of a run, the
-            :class:`~async_maps.Verification` of a verification or repair, else None.
+        report: the progress before the error: the :class:`~async_maps.Report` of a run, or the
+            :class:`~async_maps.Verification` of a verification or repair; else None.
     """
 
     report: Any = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Copied and unpickled without a call of __init__, whose arguments a subclass chooses.
+        # Subclasses have other arguments of __init__: copy and unpickle without calling it.
         return _rebuilt, (type(self), self.args), self.__dict__
 
 
 class InputValidationError(AsyncMapsError, ValueError):
-    """An array that is no activation map; the message names the cause and the first bad index."""
+    """An array is not an activation map; the message names the cause and the first bad index."""
 
 
 class SettingsError(AsyncMapsError, ValueError):
-    """A setting, argument, flag or file that cannot be used; the message names it, the value and what is expected."""
+    """A setting, argument, option or settings file is invalid; the message has its name, value and the valid values."""
 
 
 class SourceError(AsyncMapsError):
-    """A source that does not exist, cannot be listed or holds no activation map."""
+    """A source does not exist, cannot be listed, or contains no activation map."""
 
 
 class ManifestError(AsyncMapsError):
-    """A manifest that cannot be opened, belongs to something else, or can no longer be written."""
+    """A manifest cannot be opened or written, or belongs to another destination."""
 
 
 class StoreError(AsyncMapsError):
@@ -71,11 +71,11 @@ class StoreError(AsyncMapsError):
 
 
 class ObjectError(StoreError):
-    """The store refuses one object, and may take others."""
+    """The store refuses one object, and may accept others."""
 
 
 class TransientError(ObjectError):
-    """The store cannot take an object now; the upload is retried.
+    """The store cannot accept an object now; the upload is retried.
 
     Args:
         message: what happened, in one sentence.
@@ -90,14 +90,14 @@ class TransientError(ObjectError):
 
 
 class ExistsError(ObjectError):
-    """An object of that key exists already, and is not replaced.
+    """An object with that key exists, and is not replaced.
 
     Args:
         message: what happened, in one sentence.
 
     Attributes:
-        same: whether that object has the bytes that were to be stored.
-        etag: the store's tag of that object, without quotes; None if the store gives none.
+        same: whether that object has the same bytes.
+        etag: the store's tag of that object, without quotes; None if the store has none.
     """
 
     def __init__(self, message: str, *, same: bool, etag: str | None) -> None:
@@ -107,7 +107,7 @@ class ExistsError(ObjectError):
 
 
 class MapFailedError(AsyncMapsError):
-    """The map that the caller waits for failed; raised by ``Pipeline.put``.
+    """The map failed; raised by ``Pipeline.put``.
 
     Attributes:
         failure: the name, source, stage and reason.
@@ -148,7 +148,7 @@ class MissingExtraError(AsyncMapsError):
 
 @contextmanager
 def require_extra(what: str, extra: str) -> Iterator[None]:
-    """Import an optional dependency in the ``with`` block, or raise a MissingExtraError of these arguments."""
+    """Turn an ImportError in the ``with`` block into a MissingExtraError with these arguments."""
     try:
         yield
     except ImportError:
@@ -156,11 +156,11 @@ def require_extra(what: str, extra: str) -> Iterator[None]:
 
 
 def translate_os_error(error: Exception) -> str:
-    """Return one sentence for an error of a file, without its path; of another error, its own message."""
+    """Return one sentence for an operating system error, without the path; for other errors, their own message."""
     if isinstance(error, FileNotFoundError):
-        return "the file is not there: it was moved or deleted, or a symbolic link leads nowhere"
+        return "the file does not exist: it was moved or deleted, or it is a broken symbolic link"
     if isinstance(error, OSError) and error.errno == errno.ELOOP:
-        return "a symbolic link that leads back to itself"
+        return "a symbolic link points back to itself"
     if isinstance(error, OSError) and error.strerror:
         return f"cannot be read: {error.strerror}"
     return str(error)

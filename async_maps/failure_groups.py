@@ -1,4 +1,4 @@
-"""Failures by reason, in bounded memory."""
+"""Groups failures by reason, in bounded memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _FOLDED = "*"
 _QUOTED = re.compile(r"""(?<!\w)(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|`[^`]*`)(?!\w)""")
 _WORD = re.compile(r"[^\s()\[\]{},;]+")
 _VARIABLE = re.compile(r"\d|/|\.\.\.$|^\W*(?:nan|inf)\W*$", re.IGNORECASE)
-"""Found in a word that is a number, a path, a name with digits or a text that was cut short."""
+"""Matches in words that are a number, a path, a name with digits or a truncated text."""
 _SEVERAL = re.compile(r"\*(?:,?\s*\*)*,?")
 _MAX_REASON = 2000
 
@@ -28,9 +28,9 @@ class FailureGroup:
 
     Attributes:
         stage: the stage that failed.
-        reason: the reason of the first of them.
-        count: how many maps failed so.
-        examples: the first two.
+        reason: the reason of the first failure.
+        count: the number of failures.
+        examples: the first two failures.
     """
 
     stage: Stage
@@ -64,22 +64,22 @@ class FailureGroups:
             group.examples.append(failure)
 
     def copy(self) -> FailureGroups:
-        """The groups of this moment."""
+        """Return a copy of the current state."""
         copied = FailureGroups()
         copied.rest = self.rest
         copied._groups = dict(zip(self._groups, self.groups(), strict=True))
         return copied
 
     def groups(self) -> list[FailureGroup]:
-        """Copies of the groups."""
+        """Return copies of the groups."""
         return [replace(group, examples=group.examples[:]) for group in self._groups.values()]
 
 
 def pattern_of(failure: Failure) -> str:
-    """The reason without what differs from map to map: the map's name and source, quoted values, numbers and paths."""
+    """Replace the parts of a reason that differ between maps: name, source, quoted values, numbers and paths."""
     reason = failure.reason[:_MAX_REASON]
     for own in sorted((failure.name, failure.source), key=len, reverse=True):
-        # A map may be called "shape", and a reason may say "shape".
+        # Not plain words: a map may be called "shape", which is also a word in reasons.
         if len(own) >= _SHORTEST_NAME and not own.isalpha():
             reason = reason.replace(own, _FOLDED)
     return _SEVERAL.sub(_FOLDED, _WORD.sub(_folded, _QUOTED.sub(_FOLDED, reason)))

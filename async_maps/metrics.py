@@ -1,4 +1,4 @@
-"""Metrics of pipelines for Prometheus (extra ``metrics``). Runs in the thread that scrapes the registry."""
+"""Metrics of pipelines for Prometheus (extra ``metrics``). Called in the thread that scrapes the registry."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from async_maps.errors import PipelineClosedError, require_extra
 
-with require_extra("figures for Prometheus", "metrics"):
+with require_extra("async_maps.metrics", "metrics"):
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
     from prometheus_client.registry import Collector
 
@@ -20,23 +20,23 @@ if TYPE_CHECKING:
     from async_maps.stages.meters import Statistics
 
 
-_OF_A_PIPELINE = (
-    (CounterMetricFamily, "uploads", "Maps that the store has answered for.", "uploaded"),
+_PIPELINE_METRICS = (
+    (CounterMetricFamily, "uploads", "Maps whose overlay the store has confirmed.", "uploaded"),
     (CounterMetricFamily, "failures", "Maps that failed, in any stage.", "failed"),
-    (CounterMetricFamily, "shed", "Maps that put_nowait has refused because the pipeline was full.", "shed"),
+    (CounterMetricFamily, "shed", "Maps that put_nowait refused because the pipeline was full.", "shed"),
     (CounterMetricFamily, "uploaded_bytes", "Bytes of the uploaded PNGs.", "uploaded_bytes"),
     (CounterMetricFamily, "upload_retries", "Upload attempts that failed and were retried.", "retries"),
-    (GaugeMetricFamily, "upload_limit", "Uploads that may go at once, as the store allows.", "upload_limit"),
-    (GaugeMetricFamily, "in_flight", "Maps that were taken in and have no outcome yet.", "in_flight"),
+    (GaugeMetricFamily, "upload_limit", "Current maximum number of concurrent uploads.", "upload_limit"),
+    (GaugeMetricFamily, "in_flight", "Maps that were accepted and have no outcome yet.", "in_flight"),
     (GaugeMetricFamily, "waiting", "Calls of put that wait for room.", "waiting"),
 )
-_OF_A_STAGE = (
+_STAGE_METRICS = (
     (CounterMetricFamily, "stage_maps", "Maps that the stage has done.", "maps"),
-    (CounterMetricFamily, "stage_busy_seconds", "Seconds that the stage's workers have worked, together.", "busy_s"),
-    (GaugeMetricFamily, "stage_workers", "Workers of the stage, side by side.", "workers"),
+    (CounterMetricFamily, "stage_busy_seconds", "Total working time of the stage's workers in seconds.", "busy_s"),
+    (GaugeMetricFamily, "stage_workers", "Parallel workers of the stage.", "workers"),
     (GaugeMetricFamily, "stage_queue_ratio", "How full the stage's incoming queue is, 0 to 1.", "queue"),
 )
-"""What each metric is, its name without ``async_maps_`` and ``_total``, its help, and the attribute that has it."""
+"""For each metric: its class, its name without ``async_maps_`` and ``_total``, its help, and its attribute."""
 
 
 class PipelineCollector(Collector):
@@ -46,8 +46,8 @@ class PipelineCollector(Collector):
     into one collector, because the text format allows each metric only once.
 
     Args:
-        pipelines: pipelines by the value of their label ``pipeline``. The mapping is read at each scrape. A pipeline
-            that was never open has no metrics; a closed pipeline keeps its last ones.
+        pipelines: the pipelines, by the value of their label ``pipeline``. The mapping is read at each scrape. A
+            pipeline that was never open has no metrics; a closed pipeline keeps its last ones.
     """
 
     def __init__(self, pipelines: Mapping[str, Pipeline]) -> None:
@@ -63,12 +63,12 @@ class PipelineCollector(Collector):
         for name, pipeline in list(self._pipelines.items()):
             with suppress(PipelineClosedError):
                 found[name] = pipeline.statistics()
-        for kind, name, text, attribute in _OF_A_PIPELINE:
+        for kind, name, text, attribute in _PIPELINE_METRICS:
             metric = kind(f"async_maps_{name}", text, labels=("pipeline",))
             for pipeline_name, statistics in found.items():
                 metric.add_metric((pipeline_name,), getattr(statistics, attribute))
             yield metric
-        for kind, name, text, attribute in _OF_A_STAGE:
+        for kind, name, text, attribute in _STAGE_METRICS:
             metric = kind(f"async_maps_{name}", text, labels=("pipeline", "stage"))
             for pipeline_name, statistics in found.items():
                 for stage, figures in statistics.stages.items():

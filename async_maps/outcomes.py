@@ -1,4 +1,4 @@
-"""The outcome of a map: a receipt or a failure, with its statistics. Imports nothing of this package."""
+"""The outcome of a map: a receipt with statistics, or a failure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Stage = Literal["source", "read", "colorize", "encode", "upload", "verify"]
 
 
 class MapStatistics(NamedTuple):
-    """The statistics of one map; they are None if it has no valid pixel.
+    """The statistics of one map; those without a value are None, for instance if the map has no valid pixel.
 
     A pixel is valid if its value is finite. Intensities are the values quantized to 0 to 255 over the value range.
 
@@ -51,18 +51,18 @@ class MapStatistics(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """Proof of one overlay: the store has confirmed exactly these bytes.
+    """The proof of one upload: the store has confirmed exactly these bytes.
 
     Attributes:
         name: the name of the map.
         locator: the URL of the PNG, such as ``s3://bucket/key`` or ``file:///path``.
         source: where the map was read from.
-        fingerprint: the state of the source when it was read, such as size and time of a file; None for an array.
+        fingerprint: the state of the source when it was listed, such as size and time of a file; None for an array.
         size: the size of the PNG in bytes.
         width: the width in pixels.
         height: the height in pixels.
-        etag: the store's tag of the object, without quotes; None if the store gives none.
-        stored_at: when the store answered, in UTC.
+        etag: the store's tag of the object, without quotes; None if the store has none.
+        stored_at: the time of the store's answer, in UTC.
         statistics: the statistics of the map.
         crc32: the CRC-32 of the PNG in 8 hexadecimal digits.
     """
@@ -87,9 +87,9 @@ class Failure:
     Attributes:
         name: the name of the map.
         source: where the map was read from.
-        fingerprint: the state of the source when it was read; None for an array.
+        fingerprint: the state of the source when it was listed; None for an array.
         stage: the stage that failed. ``source``: the map was refused before it was read, because its name cannot be a
-            key or another map has that name. ``verify``: the overlay was uploaded, and is missing or changed now.
+            key or another map has that name. ``verify``: the overlay was uploaded, but is missing or changed now.
         reason: one sentence: what was found, what was expected, what to do.
     """
 
@@ -109,4 +109,4 @@ class Failure:
 
 
 Outcome: TypeAlias = Receipt | Failure
-"""The end of a map."""
+"""The result of processing one map."""

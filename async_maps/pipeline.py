@@ -1,7 +1,8 @@
-"""The pipeline, as callers see it: opened once, used by any number of tasks, closed in order.
+"""The pipeline, the interface to the stages: open it once, use it in any number of tasks, close it.
 
-Here a source becomes a stream of maps (listed, surveyed for its range, selected, let in as there is room), and outcomes
-come back to their callers. What happens between is in :mod:`async_maps.stages`. All of it runs on the event loop.
+This module turns a source into maps for the stages and returns the outcomes to the callers: it lists the source, reads
+it for the value range if necessary, selects the maps to do, and waits for room. The processing itself is in
+:mod:`async_maps.stages`. Everything here runs on the event loop.
 """
 
 from __future__ import annotations
@@ -64,24 +65,24 @@ T = TypeVar("T")
 _logger = logging.getLogger("async_maps")
 
 _WINDOW = 4096
-"""Maps of one caller under way, or with an outcome not yet looked at (some 600 bytes each)."""
+"""The maximum number of one caller's maps that are in flight or have an outcome to collect (about 600 bytes each)."""
 
 
 class Pipeline:
-    """Colorizes, encodes and uploads activation maps; open while its ``async with`` lasts.
+    """Colorizes, encodes and uploads activation maps inside its ``async with`` block.
 
-    Any number of tasks may use it concurrently. Leaving the context finishes what was accepted; leaving it with an
-    exception, or cancelled, abandons that. Either way no process, socket or memory is left.
+    Any number of tasks may use it concurrently. The end of the block waits until all accepted maps are done; an
+    exception or a cancellation abandons them. In both cases no process, socket or memory is left.
 
     Args:
         destination: ``s3://bucket/prefix``, ``file:///folder``, a plain path, ``memory://``, or a store
             (:class:`~async_maps.Store`), which the caller opens and closes.
-        settings: the defaults if None.
+        settings: the settings; the defaults if None.
 
     Raises:
-        SettingsError: on entering, the destination makes no sense.
+        SettingsError: on entering, the destination is not valid.
         StoreError: on entering, the bucket does not exist or the store cannot be reached.
-        WorkerError: on entering, a worker process could not be started; later, one could not be started again.
+        WorkerError: on entering, a worker process cannot be started; later, one cannot be restarted.
     """
 
     def __init__(self, destination: Destination, *, settings: Settings | None = None) -> None:
@@ -94,7 +95,7 @@ class Pipeline:
         self._draining = self._leaving = False
         self._serving: OrderlyTask[None] | None = None
         self._stages: Stages | None = None
-        self._end: AsyncMapsError = PipelineClosedError("the pipeline was closed before this map was through")
+        self._end: AsyncMapsError = PipelineClosedError("the pipeline was closed before this map was uploaded")
         self._callers: set[Callable[[AsyncMapsError], None]] = set()
         self._feeders: set[OrderlyTask[None]] = set()
         self._accepted: set[asyncio.Task[Receipt]] = set()
@@ -105,7 +106,6 @@ class Pipeline:
     # The stages -----------------------------------------------------------------------------------------------------
 
     async def _serve(self, opened: asyncio.Event) -> None:
-        """Own everything that must be closed, for as long as the pipeline is open."""
         try:
             async with AsyncExitStack() as stack:
                 store = await stack.enter_async_context(open_store(self._destination, self.settings))
@@ -138,10 +138,10 @@ class Pipeline:
 
     async def __aenter__(self) -> Pipeline:
         if self._serving is not None:
-            raise PipelineClosedError("a pipeline is entered once; make another")
+            raise PipelineClosedError("a pipeline can be entered only once; create a new Pipeline")
         opened = asyncio.Event()
-        # A task of its own, so that the context may be left in another task than it was entered in (fixtures and
-        # frameworks do that), and so that a stage's failure never cancels the task that merely holds the pipeline.
+        # In a separate task, so that the block may be left in another task than it was entered in (test fixtures and
+        # frameworks do that), and so that the failure of a stage does not cancel the caller's task.
         self._serving = OrderlyTask(partial(self._serve, opened), "async-maps")
         opening = asyncio.create_task(opened.wait())
         try:
@@ -175,68 +175,68 @@ class Pipeline:
 
     @property
     def is_open(self) -> bool:
-        """Whether maps can be put."""
+        """Whether the pipeline accepts maps."""
         return self._stages is not None and self._serving is not None and not self._serving.done()
 
     def drain(self) -> None:
-        """Let running batches and streams read no further; what they have taken in is finished and reported."""
+        """Stop reading the sources of all runs and streams; the maps that were read are finished and reported."""
         self._draining = True
         for waiting in self._until_drain:
             waiting.cancel()
 
-    # What callers do ------------------------------------------------------------------------------------------------
+    # For callers ----------------------------------------------------------------------------------------------------
 
     async def put(self, name: str, activation_map: Any) -> Receipt:
-        """Colorize, encode and upload one map, and wait until the store has it.
+        """Colorize, encode and upload one map, and wait until the store has confirmed it.
 
-        Concurrent callers share a chunk; a lone one does not wait for company. Where there is no room, it waits in line
-        and holds its array meanwhile, outside all bounds: for an unbounded number of callers use :meth:`put_nowait`.
-        Cancelled (``asyncio.timeout``), this map may or may not be uploaded, and no other is concerned. The array must
-        not be changed meanwhile.
+        Maps of concurrent callers are processed in chunks; a single map is processed immediately. If there is no room,
+        the call waits. No memory bound counts the array of a waiting call, so use :meth:`put_nowait` if the number of
+        callers is unbounded. If the call is cancelled (``asyncio.timeout``), its map may or may not be uploaded. Do not
+        change the array before the call returns.
 
         Args:
-            name: what its locator is made of: ``{prefix}/{name}.png``.
-            activation_map: (h, w) or (h, w, 1), or with leading axes of length 1, as a model's batch of one has them; a
-                NumPy array, a ``torch.Tensor`` on any device, what has ``__array__`` or ``__dlpack__``, or a list of
-                exactly one of these. Three axes of which the last has length 1 are (h, w, 1). uint8 or any float
-                with values in [0, 1]; under another ``settings.range`` than ``unit`` any real numbers.
+            name: the name of the map; the key of its overlay is ``{prefix}/{name}.png``.
+            activation_map: (h, w) or (h, w, 1), or such a shape with leading axes of length 1. If the last of three
+                axes has length 1, they are (h, w, 1). A NumPy array, a ``torch.Tensor`` on any device, an object with
+                ``__array__`` or ``__dlpack__``, or a list of exactly one of these. uint8, or any float with values in
+                [0, 1]; if ``settings.range`` is not ``unit``, any real numbers.
 
         Returns:
             The receipt.
 
         Raises:
             MapFailedError: this map failed.
-            SettingsError: its range would be that of a whole ``dataset``, or its key an ``{index}``.
+            SettingsError: ``settings.range`` is ``dataset``, or ``settings.key`` has an ``{index}``.
             StoreError: the store refuses all maps, or cannot be reached.
-            PipelineClosedError: the pipeline is not open in this event loop, or was closed meanwhile.
+            PipelineClosedError: the pipeline is not open in this event loop, or was closed during the call.
         """
-        self._stages_for_one()
+        self._check_single()
         putting = self._put(name, activation_map)
-        # It is there that the array is held, for as long as it must be.
+        # Only the coroutine must hold the array: it releases it as soon as possible.
         del activation_map
         return await putting
 
     def put_nowait(self, name: str, activation_map: Any) -> asyncio.Task[Receipt]:
-        """Start to :meth:`put` a map if there is room now, for services that refuse a map rather than let it wait.
+        """Start to :meth:`put` a map if there is room now; for services that refuse requests rather than let them wait.
 
-        The room is taken in the call itself: at most ``chunk_maps`` maps and ``queue_bytes`` of their arrays wait to be
-        colorized, or one larger map alone, for any number of callers. A tensor is converted later, in a thread.
+        The call itself takes the room. For any number of callers, at most ``chunk_maps`` maps and ``queue_bytes`` of
+        arrays wait to be colorized, or one larger map alone. A tensor is converted later, in a thread.
 
         Args:
             name: as for :meth:`put`.
-            activation_map: as for :meth:`put`. Its ``nbytes`` tell how much room it takes.
+            activation_map: as for :meth:`put`. It takes the room of its ``nbytes``.
 
         Returns:
-            the map on its way, to be awaited for its receipt; raises what :meth:`put` raises. Cancelling it abandons
-            this map only. It may be dropped as well: the map goes on, and its outcome is not reported.
+            A task; await it for the receipt or the errors of :meth:`put`. Cancelling it abandons only this map. If the
+            task is not awaited, the map is uploaded, but its outcome is not reported.
 
         Raises:
-            PipelineFullError: there is no room, or others wait for it, a running :meth:`stream` among them.
+            PipelineFullError: there is no room, or other calls, such as a :meth:`stream`, wait for room.
             SettingsError: as for :meth:`put`.
             PipelineClosedError: the pipeline is not open in this event loop, or is being closed.
             RuntimeError: there is no event loop in this thread.
         """
-        stages = self._stages_for_one()
+        stages = self._check_single()
         try:
             lease = stages.reserve(size_of(activation_map))
         except PipelineFullError:
@@ -247,23 +247,22 @@ class Pipeline:
         def end(_: object) -> None:
             self._accepted.discard(task)
             stages.withdraw(lease)
-            # The caller may have dropped it.
+            # The caller may not await the task.
             see_error(task)
 
         self._accepted.add(task)
         task.add_done_callback(end)
         return task
 
-    def _stages_for_one(self) -> Stages:
-        """The stages, if they can be given a single map now."""
+    def _check_single(self) -> Stages:
         if not self._range.is_known or self._template.needs_index:
-            what = "key is to hold an {index}" if self._template.needs_index else f"range is {self._range}"
-            raise SettingsError(f"a single map has none: the {what}; put whole sources with stream() or run()")
+            what = "an {index} in the key" if self._template.needs_index else f"range {self._range}"
+            raise SettingsError(f"{what} needs a whole source: use stream() or run() instead of put()")
         serving, stages = self._opened()
         if serving.task.get_loop() is not asyncio.get_running_loop():
             raise PipelineClosedError("the pipeline is open in another event loop; put maps there")
         if self._leaving:
-            raise PipelineClosedError("the pipeline is being closed and takes no more maps")
+            raise PipelineClosedError("the pipeline is being closed and accepts no more maps")
         return stages
 
     async def _put(self, name: str, activation_map: Any, lease: Lease | None = None) -> Receipt:
@@ -278,7 +277,7 @@ class Pipeline:
             entry = await take_array(name, activation_map, self._range, self.settings.max_pixels)
             (entry,) = await self._claimed([entry])
             await self._submit(entry, settle, self._range, lease)
-            # From when it is colorized, nobody counts the array any more.
+            # The array's lease is released when it is colorized: do not keep the array in memory longer.
             del entry, activation_map
             outcome = await waiting
         finally:
@@ -290,25 +289,25 @@ class Pipeline:
     async def stream(
         self, source: AnySource, *, ordered: bool = False, limit: int | None = None
     ) -> AsyncGenerator[Outcome, None]:
-        """Put every map of a source; yield each outcome as it comes, in no particular order unless ``ordered``.
+        """Put every map of a source, and yield the outcomes as they come.
 
-        The source is read no faster than the outcomes are taken: at most 4,096 maps are under way or through, as many
-        outcomes lie here to be given, and up to 256 maps are listed ahead. To leave early, close the generator
-        (``contextlib.aclosing``).
+        The source is read no faster than the outcomes are taken. At most 4,096 maps are in flight or wait for their
+        turn, at most 4,096 outcomes wait to be taken, and up to 256 maps are listed ahead. To stop early, close the
+        generator with ``contextlib.aclosing``.
 
         Args:
             source: a file, folder or glob, or an iterable or async iterable of ``(name, array)``.
-            ordered: in the order of the source. What is through before its turn is held back, as one of the 4,096.
+            ordered: yield in the order of the source, instead of as they come. An early outcome waits for its turn.
             limit: as for :meth:`run`.
 
         Yields:
             A receipt or a failure for each map.
 
         Raises:
-            SourceError: it is not there, or holds no map.
+            SourceError: the source does not exist, or contains no map.
             StoreError: the store refuses all maps, or cannot be reached.
-            SettingsError: the range is that of the whole ``dataset``, and the source can be read once only; or
-                ``limit`` is not positive.
+            SettingsError: ``settings.range`` is ``dataset``, and the source can be read only once; or ``limit`` is not
+                positive.
         """
         check_limit(limit)
         self._opened()
@@ -330,29 +329,29 @@ class Pipeline:
         limit: int | None = None,
         on_progress: OnProgress | None = None,
     ) -> Report:
-        """Put every map of a source, and report.
+        """Put every map of a source, and return a report.
 
         Args:
-            source: as for :meth:`stream`. It is read twice if the range is that of the whole ``dataset``, which the
-                manifest then keeps for later runs.
-            manifest: the file to record each outcome in; with it, maps that are done and unchanged are skipped.
-            select: with a manifest, the maps to do: ``changed`` (those not done or changed since), ``failed`` (only
-                those that failed before) or ``all``.
-            limit: try only the first maps of the source, this many, in its order; maps that are skipped count, too. A
-                later run without it does the rest. The range of the whole ``dataset`` is still that of all maps, which
-                are all read for it: a trial has the colors of the whole.
+            source: as for :meth:`stream`. If ``settings.range`` is ``dataset``, it is read twice, and the manifest
+                keeps the range for later runs.
+            manifest: the file that records each outcome; with it, maps that are done and unchanged are skipped.
+            select: with a manifest, the maps to do: ``changed`` (not done, or changed since), ``failed`` (failed in an
+                earlier run) or ``all``.
+            limit: try only this number of maps, the first of the source; skipped maps count, too. A later run without
+                it does the rest. If ``settings.range`` is ``dataset``, all maps are still read for the range, so that
+                the colors are the same.
             on_progress: called with a :class:`~async_maps.Progress` five times a second and at the end, on the event
                 loop, which it must not block. An error that it raises ends the run.
 
         Returns:
-            The report. If the run ends with an AsyncMapsError, that error's ``report`` has it.
+            The report. If the run ends with an AsyncMapsError, the report is that error's ``report``.
 
         Raises:
-            SourceError: the source is not there, or holds no map.
+            SourceError: the source does not exist, or contains no map.
             StoreError: the store refuses all maps, or cannot be reached.
             ManifestError: the manifest cannot be used or written.
-            SettingsError: the range is that of the whole ``dataset``, and the source can be read only once; or
-                ``select`` is none of the three; or ``limit`` is not positive.
+            SettingsError: ``settings.range`` is ``dataset``, and the source can be read only once; ``select`` has
+                another value; or ``limit`` is not positive.
             TooManyFailuresError: more maps failed than ``settings.max_failures``.
         """
         check_select(select)
@@ -374,7 +373,6 @@ class Pipeline:
     async def _repair(
         self, source: str, manifest: str | PathLike[str], mode: RepairMode, on_outcomes: Callable[[list[Outcome]], None]
     ) -> Report:
-        """Make again what a verification has marked as broken; for :mod:`async_maps.verify`."""
         report = Report()
         await OrderlyTask(partial(self._run, source, manifest, mode, report, on_outcomes)).result()
         return report
@@ -423,14 +421,14 @@ class Pipeline:
         report.statistics = self.statistics()
 
     def statistics(self) -> Statistics:
-        """Return what the pipeline is doing now, or has done when it is closed; cheap.
+        """Return the current statistics, or the final ones of a closed pipeline; cheap.
 
         Raises:
-            PipelineClosedError: it has never been open.
+            PipelineClosedError: the pipeline has never been open.
         """
         if self._stages is None:
             raise PipelineClosedError("the pipeline has not been open yet; use it inside 'async with'")
-        # Read in another thread, the three need not be of one moment.
+        # Another thread may call this, so the three numbers may be of different moments.
         in_flight = len(self._stages.reserved) + len(self._submitted) - self._stages.waiting
         return Statistics(
             **self._stages.statistics(),
@@ -449,7 +447,7 @@ class Pipeline:
     async def _range_for(
         self, source: AnySource, recorder: Recorder | None, mode: Select | RepairMode, report: Report
     ) -> ValueRange | None:
-        """The range of a source's maps, for which all of them may have to be read; None if that was drained."""
+        """Return the value range, for which all maps may have to be read; None if :meth:`drain` stopped that."""
         value_range, sketch = self._range, None
         if not value_range.is_known:
             value_range = await known_range(self.settings, recorder, mode)
@@ -461,7 +459,7 @@ class Pipeline:
                 return None
             value_range = await range_of_all(sketch, value_range)
             if report.unsurveyed or not sketch.count:
-                # An outage, perhaps: what it left out is not to shape the colors of every later run.
+                # Perhaps because of an outage: do not keep the incomplete range for later runs.
                 sketch = None
         if recorder is not None:
             await recorder.keep(self.settings, value_range, source, sketch)
@@ -492,7 +490,7 @@ class Pipeline:
     async def _outcomes(
         self, listing: AsyncGenerator[list[Entry], None], value_range: ValueRange, ordered: bool = False
     ) -> AsyncGenerator[list[Outcome], None]:
-        """Feed a listing to the stages, and give its outcomes, as many at a time as there are."""
+        """Pass a listing to the stages, and yield lists of all outcomes that are ready."""
         flow = Flow(_WINDOW, ordered=ordered)
         self._callers.add(flow.end)
         feeder = OrderlyTask(partial(self._feed, listing, flow, value_range))
@@ -508,7 +506,7 @@ class Pipeline:
     async def _feed(self, listing: AsyncGenerator[list[Entry], None], flow: Flow, value_range: ValueRange) -> None:
         try:
             async with aclosing(listing):
-                # A batch may well be empty: of 256 maps that are all done, none is left to do.
+                # A batch is empty if all of its maps were skipped.
                 while (batch := await self._until_drained(partial(anext, listing, None))) is not None:
                     for entry in await self._claimed(batch):
                         if (number := await self._until_drained(flow.admit)) is None:
@@ -520,14 +518,14 @@ class Pipeline:
                             raise
         except asyncio.CancelledError as error:
             raise_if_cancelled(error)
-            flow.close(SourceError("the source raised CancelledError: a task or scope of its own was cancelled"))
-        except Exception as error:  # noqa: BLE001  # what a caller's own iterable raises is for that caller to see
+            flow.close(SourceError("the source raised CancelledError: one of its tasks or scopes was cancelled"))
+        except Exception as error:  # noqa: BLE001  # raised in the caller, whose iterable may raise anything
             flow.close(error)
         finally:
             flow.close()
 
     async def _until_drained(self, wait: Callable[[], Awaitable[T]]) -> T | None:
-        """What is waited for, or None if the pipeline is drained first."""
+        """Return the result of ``wait``, or None if the pipeline is drained first."""
         if self._draining:
             return None
         with CancelScope() as waiting:
@@ -539,7 +537,7 @@ class Pipeline:
         return None
 
     async def _claimed(self, entries: list[Entry]) -> list[Entry]:
-        """The maps, less those whose overlay would overwrite another map's."""
+        """Turn maps whose overlay would overwrite another map's into failures."""
         _, stages = self._opened()
         entries = [with_key(entry, stages.store.prefix, self._template) for entry in entries]
         return entries if self._claims is None else await to_thread.run_sync(self._claims.check, entries)
@@ -551,7 +549,7 @@ class Pipeline:
         value_range: ValueRange,
         lease: Lease | None = None,
     ) -> None:
-        """Let one map into the stages, when there is room or with what was reserved; ``settle`` gets its outcome."""
+        """Pass one map to the stages, when there is room or with its reservation; ``settle`` gets its outcome."""
         serving, stages = self._opened()
         if isinstance(entry, Failure):
             if lease is not None:
@@ -564,11 +562,11 @@ class Pipeline:
         except (BrokenResourceError, ClosedResourceError) as error:
             self._submitted.discard(settle)
             if isinstance(error, BrokenResourceError):
-                # The stages are gone, and what made them go is about to be known.
+                # The stages have ended; wait for the reason.
                 await asyncio.wait({serving.task})
             raise self._ended() from None
         except BaseException:
-            # Cancelled at the very moment in which it got its place, it goes on all the same, and is settled once more.
+            # If the cancellation came when the map had already got its place, the map goes on and is settled later.
             self._submitted.discard(settle)
             raise
 
@@ -585,8 +583,8 @@ class Pipeline:
             if relative and not self._warned and outcome.statistics.is_flat:
                 self._warned = True
                 _logger.warning(
-                    "%s is constant, or all but a few of its values are alike: under range %s it shows one color or "
-                    "two, as all such maps will (see the columns constant, range_low, range_high; this is said once)",
+                    "map %s is constant, or almost all of its values are equal: with range %s its overlay has one or "
+                    "two colors (columns constant, range_low, range_high of the manifest; other maps are not reported)",
                     outcome.name, self.settings.range,
                 )  # fmt: skip
         else:
@@ -594,7 +592,7 @@ class Pipeline:
         settle(outcome)
 
     def _ended(self) -> AsyncMapsError:
-        """Why the pipeline takes no maps: a new error for each caller, as each adds its own traceback to it."""
+        """Return why the pipeline has ended: a new error for each caller, because each adds its own traceback."""
         error = copy(self._end)
         error.__cause__ = self._end.__cause__
         return error
@@ -603,5 +601,5 @@ class Pipeline:
         if self._stages is None or self._serving is None:
             raise PipelineClosedError("the pipeline is not open; use it inside 'async with'")
         if self._serving.done():
-            raise PipelineClosedError("the pipeline is not open any more") from self._end
+            raise PipelineClosedError("the pipeline is not open anymore") from self._end
         return self._serving, self._stages

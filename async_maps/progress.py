@@ -1,4 +1,4 @@
-"""How far a run has come: what its callback is given. Runs on the event loop, and counts the source in a thread."""
+"""The progress of a run. Runs on the event loop, and counts the source in a thread."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ _MAX_SIZES = 1000
 
 
 class Progress:
-    """How far a run has come: what ``on_progress`` is called with.
+    """The progress of a run, the argument of ``on_progress``.
 
     Args:
         count: counts the maps of the source; None if they cannot be counted.
 
     Attributes:
-        report: what the run did so far; a copy.
-        statistics: what each stage is doing; None for a dry run.
-        ended: whether this is the last call, made also when the run ends with an error.
+        report: a copy of the run's report so far.
+        statistics: the state of the pipeline; None for a dry run.
+        ended: whether this is the last call, which is also made when the run ends with an error.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Progress:
     def total(self) -> int | None:
         """The number of maps in the source, or the run's ``limit`` if that is less; None while it is unknown.
 
-        The source is counted, in a thread, once this was asked for and the run takes longer than 5 seconds.
+        A thread counts the source, once this property was read and the run takes longer than 5 seconds.
         """
         if self._count is None:
             return None
@@ -62,7 +62,7 @@ class Progress:
 
     @property
     def is_first_pass(self) -> bool:
-        """Whether the maps are being read for the range of the whole set, before the first is colorized."""
+        """Whether the run reads all maps for ``range = "dataset"``, before it colorizes the first one."""
         return self.report.surveyed > 0 and not self.report.seen
 
     @property
@@ -92,7 +92,7 @@ class Progress:
 
     @property
     def slowed(self) -> str:
-        """A note that the store has asked for fewer requests; empty if it has not."""
+        """A note if the upload rate is reduced because the store asked for fewer requests; else empty."""
         found = self.statistics
         if found is None or found.upload_limit >= found.upload.workers:
             return ""
@@ -107,7 +107,7 @@ class Progress:
         report = self.report
         of_total = "" if self.total is None else f" of {self.total:,}"
         if self.is_first_pass:
-            return f"first pass, for the range of all: {report.surveyed:,}{of_total} maps"
+            return f"first pass, for range dataset: {report.surveyed:,}{of_total} maps"
         queues = " ".join(f"{name} {share:.0%}" for name, share in self.queues.items())
         return (
             f"{report.seen:,}{of_total} maps, {report.failed:,} failed, {report.skipped:,} skipped, "
@@ -116,7 +116,7 @@ class Progress:
         )
 
     def as_dict(self) -> dict[str, object]:
-        """Return the progress for machines: plain values only."""
+        """Return the progress as a dict of plain values, for JSON."""
         report, found, eta_s = self.report, self.statistics, self.eta_s
         return {
             "elapsed_s": round(report.elapsed_s, 3),
@@ -144,10 +144,10 @@ async def reporting(
     *,
     reads_all: bool = False,
 ) -> AsyncIterator[None]:
-    """Report a run's progress while the context lasts, five times a second and once at its end, on the event loop.
+    """Call ``on_progress`` on the event loop inside the ``with`` block, five times a second and once at its end.
 
-    An error that ``on_progress`` raises cancels the run, and is raised in its place. A dry run has no statistics. A run
-    that first reads all maps has a total for that, beyond its limit.
+    An error of ``on_progress`` cancels the run and replaces its error. A dry run has no statistics. If the run
+    ``reads_all`` maps for the range first, the total of that pass ignores the limit.
     """
     if on_progress is None:
         yield
@@ -167,7 +167,7 @@ async def reporting(
 
 @asynccontextmanager
 async def _counting(count: SourceCount) -> AsyncIterator[None]:
-    """Count the source beside a run, once that is asked for: a run that ends soon does not list it twice."""
+    """Count the source during a run, on demand and with a delay: a short run does not list its source twice."""
 
     async def count_later() -> None:
         await asyncio.sleep(_COUNT_AFTER_S)
@@ -187,23 +187,23 @@ async def _counting(count: SourceCount) -> AsyncIterator[None]:
 
 
 class SourceCount:
-    """The number of maps in a source, counted in a thread of its own while the run lists them at its own pace."""
+    """Counts the maps of a source in a thread, while the run lists the source more slowly."""
 
     def __init__(self, source: object, limit: int | None = None) -> None:
         self.total: int | None = None
         self.wanted = False
         self.stopped = False
         self.place = place_of(source)
-        """None if the source cannot be listed a second time."""
+        """None if the source cannot be listed twice."""
         self._limit = limit
         self._countable = True
         self._sizes: set[str] = set()
 
     def run(self) -> None:
-        """Count."""
+        """Count the maps, and set ``total``."""
         total = 0
         try:
-            for entry in open_source(self.place or "", known=self._suppose):
+            for entry in open_source(self.place or "", known=self._assume_single):
                 total += 1
                 if self.stopped:
                     return
@@ -212,15 +212,16 @@ class SourceCount:
                 if isinstance(entry, ActivationMap) and entry.part is None and len(self._sizes) < _MAX_SIZES:
                     self._sizes.add(_size(entry))
         except AsyncMapsError:
-            # The run itself lists the same source, and says what is wrong with it.
+            # The run lists the same source, and reports the error.
             return
         if self._countable:
             self.total = total
 
-    def _suppose(self, maps: Sequence[ActivationMap]) -> set[str]:
-        """Suppose that an .npy file is one map: in S3, where each look is a request, or if another of its size was one.
+    def _assume_single(self, maps: Sequence[ActivationMap]) -> set[str]:
+        """Return the names of the .npy files that are assumed to be one map, so that they are not opened.
 
-        The number of maps in an archive in S3 is unknown.
+        These are all files in S3, where each look is a request, and the local files with the size of a known single
+        map. If there are other formats in S3, the total stays unknown.
         """
         remote = [map_ for map_ in maps if map_.path is not None and is_remote(map_.path)]
         self._countable &= all(map_.source.lower().endswith(".npy") for map_ in remote)
@@ -228,12 +229,12 @@ class SourceCount:
 
 
 def _size(map_: ActivationMap) -> str:
-    """Of the file, as its fingerprint has it."""
+    # A fingerprint starts with the size of the file.
     return (map_.fingerprint or "").partition("-")[0]
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds as ``m:ss`` or ``h:mm:ss``; ``--`` if unknown."""
+    """Format seconds as ``m:ss`` or ``h:mm:ss``; ``--`` if unknown."""
     if seconds is None:
         return "--"
     minutes, seconds = divmod(round(seconds), 60)

@@ -1,4 +1,4 @@
-"""What a run ends with."""
+"""The result of a run."""
 
 from __future__ import annotations
 
@@ -17,35 +17,35 @@ if TYPE_CHECKING:
 MAX_LISTED_FAILURES = 1000
 """The maximum number of failures that a report lists; the manifest has every one."""
 MAX_SUFFIXES = 30
-"""The maximum number of suffixes by which files that are no maps are counted; ``others`` is one of them."""
+"""The maximum number of suffixes in ``passed_over``, including ``others``."""
 
 
 @dataclass(slots=True)
 class Report:
-    """What a run did, or a dry run found.
+    """The result of a run or a dry run.
 
     Attributes:
-        dry_run: whether nothing was to be done: ``planned`` counts in place of ``uploaded``.
-        destination: where the overlays went.
+        dry_run: whether this was a dry run: ``planned`` counts maps instead of ``uploaded``.
+        destination: the destination of the overlays.
         limit: the number of maps of the source that the run was limited to; None for all.
-        uploaded: maps that the store has answered for in this run.
-        planned: maps that a dry run found nothing wrong with in names and headers; their values are not read yet.
-        skipped: maps that were left out: done before and unchanged, or not selected.
-        unselected: skipped maps that ``select="failed"`` left out because they had not failed before.
-        passed_over: files of the source that are no maps, by suffix (``{".jpg": 5}``); ``""`` for files without one.
+        uploaded: maps whose overlay the store has confirmed in this run.
+        planned: maps that a dry run would do; their names and headers are valid, their values are not read yet.
+        skipped: maps that were skipped: done before and unchanged, or not selected.
+        unselected: skipped maps that had not failed before, with ``select="failed"``.
+        passed_over: files of the source that are not maps, by suffix (``{".jpg": 5}``); ``""`` for files without one.
         failed: maps that failed in this run; in a dry run, maps that are already known to fail.
-        surveyed: maps that were looked at for the range of the whole set.
-        unsurveyed: those of them that could not be read.
-        survey_s: seconds that took, which are part of ``elapsed_s``.
-        range_low: the value that the colors start at; None where each map has its own, and for unit.
-        range_high: the value that they end at.
-        constant: uploaded maps that have one value throughout.
-        invalid: uploaded maps with NaN or infinity in them.
-        uploaded_bytes: bytes of the PNGs.
-        elapsed_s: seconds it took.
+        surveyed: maps that were read for the range of the whole set.
+        unsurveyed: surveyed maps that could not be read.
+        survey_s: the seconds of the survey, a part of ``elapsed_s``.
+        range_low: the value with intensity 0; None if each map has its own range, and for ``unit``.
+        range_high: the value with intensity 255; None as for ``range_low``.
+        constant: uploaded maps whose values are all the same.
+        invalid: uploaded maps with NaN or infinite values.
+        uploaded_bytes: bytes of the uploaded PNGs.
+        elapsed_s: the duration in seconds.
         drained: whether it was stopped before the end of the source.
         failures: the first 1,000 failures.
-        statistics: what each stage did; None for a dry run.
+        statistics: the statistics of the pipeline; None for a dry run.
     """
 
     dry_run: bool = False
@@ -78,16 +78,16 @@ class Report:
 
     @property
     def ungrouped(self) -> int:
-        """The number of failures in none of the groups."""
+        """The number of failures that are not in a group."""
         return self._groups.rest
 
     @property
     def seen(self) -> int:
-        """Maps that were found in the source."""
+        """The number of maps found in the source."""
         return self.uploaded + self.planned + self.skipped + self.failed
 
     def copy(self) -> Report:
-        """Return the report of this moment, which the run no longer changes."""
+        """Return a copy, which the run does not change."""
         copied = replace(self, failures=self.failures[:], passed_over=self.passed_over.copy())
         copied._groups = self._groups.copy()
         return copied
@@ -96,7 +96,7 @@ class Report:
         """Count outcomes.
 
         Args:
-            outcomes: those of further maps.
+            outcomes: the outcomes of further maps.
         """
         for outcome in outcomes:
             if isinstance(outcome, Receipt):
@@ -111,10 +111,10 @@ class Report:
                     self.failures.append(outcome)
 
     def pass_over(self, suffix: str) -> None:
-        """Count a file of the source that is no map.
+        """Count a file of the source that is not a map.
 
         Args:
-            suffix: of its name, with the dot; empty if it has none.
+            suffix: the suffix of the file, with the dot; empty if it has none.
         """
         if suffix not in self.passed_over and len(self.passed_over) >= MAX_SUFFIXES - 1:
             suffix = "others"
@@ -137,13 +137,12 @@ class Report:
         if self.surveyed:
             lines.append(f"first pass: {self.surveyed:,} maps in {self.survey_s:.1f} s")
         if self.unsurveyed:
-            lines.append(
-                f"{self.unsurveyed:,} maps could not be read for the range of all: the next run looks at all again"
-            )
+            unread = _counted(self.unsurveyed, "map")
+            lines.append(f"{unread} could not be read for the range: the next run computes it again")
         if self.constant:
-            lines.append(f"constant, of a single color: {self.constant:,}")
+            lines.append(f"constant maps, with one color: {self.constant:,}")
         if self.invalid:
-            lines.append(f"with NaN or infinity in them: {self.invalid:,}")
+            lines.append(f"maps with NaN or infinity: {self.invalid:,}")
         if self.statistics is not None and self.statistics.retries:
             lines.append(f"retried uploads: {self.statistics.retries:,}")
         if self.drained:
@@ -156,7 +155,7 @@ class Report:
         return "\n".join(lines)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the report for machines: every attribute, plain values only."""
+        """Return all attributes as a dict of plain values, for JSON."""
         values = asdict(self)
         del values["_groups"]
         groups = [asdict(group) for group in self.failure_groups]

@@ -1,4 +1,4 @@
-"""The settings: one frozen model. Precedence: flags, environment, TOML file, defaults."""
+"""The settings: one frozen model. Precedence: options, environment variables, TOML file, defaults."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ PngKind: TypeAlias = Literal["palette", "rgba", "compact", "gray"]
 
 _SHAPING = {"colormap", "alpha", "invalid", "png", "png_level", "key"}
 _HEADERS = {"cache_control", "metadata", "storage_class", "server_side_encryption", "kms_key_id"}
-"""The settings, besides the range, that determine an overlay's bytes or key; and the headers of its object in S3."""
+"""The settings, besides the range, that affect an overlay's bytes or key; and those for the headers of S3 objects."""
 
 
 _AWS = {
@@ -66,11 +66,11 @@ _AWS = {
     "ca_bundle": "AWS_CA_BUNDLE",
     "verify": "AWS_CA_BUNDLE",
 }
-"""The variables of the AWS SDK for what people look for among the settings."""
+"""The variables of the AWS SDK for names that users may try as settings."""
 
 
 class _Model(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True):
-    # Type checkers take the keywords of each subclass from its fields, as it has no such method of its own.
+    # Type checkers still derive the keywords of subclasses from their fields.
     def __init__(self, /, **values: object) -> None:
         try:
             super().__init__(**values)
@@ -83,15 +83,15 @@ _Kept = TypeVar("_Kept")
 
 
 class _Converted(Generic[_Given, _Kept]):
-    """The type of a field that takes more than it keeps."""
+    """The type of a field that accepts more types than it stores."""
 
-    if TYPE_CHECKING:  # a keyword has the type that the setter takes
+    if TYPE_CHECKING:  # type checkers use the setter's type for the keyword
 
         def __get__(self, settings: object, owner: type | None = None, /) -> _Kept: ...
 
         def __set__(self, settings: object, value: _Given, /) -> None: ...
 
-    else:  # pydantic and the command line are told what is kept
+    else:  # pydantic and the command line use the stored type
 
         def __class_getitem__(cls, types):
             return types[1]
@@ -126,9 +126,9 @@ class S3Settings(_Model, frozen=True):
     def _fit_for_headers(cls, value: str | dict[str, str] | None) -> str | dict[str, str] | None:
         names, texts = (value.keys(), value.values()) if isinstance(value, dict) else ((), (value or "",))
         if not all(re.fullmatch(r"[\w.-]+", name, re.ASCII) for name in names):
-            raise PydanticCustomError("header", "names should be of letters, digits, '.', '_' and '-', as HTTP headers")
+            raise PydanticCustomError("header", "names should be letters, digits, '.', '_' and '-', as in HTTP headers")
         if not all(text.isascii() and text.isprintable() for text in texts):
-            raise PydanticCustomError("header", "input should be printable ASCII, as it becomes an HTTP header")
+            raise PydanticCustomError("header", "input should be printable ASCII, because it becomes an HTTP header")
         return value
 
 
@@ -273,19 +273,19 @@ class Settings(_Model, frozen=True):
         return colormap_table(self.colormap, self.alpha)
 
     def shaping(self, value_range: ValueRange) -> dict[str, Any]:
-        """Return the settings that determine the objects: with them, the same maps become the same objects.
+        """Return the settings that affect the uploaded objects.
 
         Args:
-            value_range: the range that a run has used.
+            value_range: the range of the run.
 
         Returns:
-            Plain values, fit for JSON; none is a secret.
+            Plain values for JSON, without secrets.
         """
         headers = self.s3.model_dump(include=_HEADERS, exclude_defaults=True)
         return self.model_dump(include=_SHAPING) | {"range": str(value_range), "s3": headers}
 
     def shaped_as(self, shaping: Mapping[str, Any]) -> Settings:
-        """Replace the settings that determine the objects by those of another run.
+        """Replace the settings that affect the uploaded objects by those of another run.
 
         Args:
             shaping: the result of :meth:`shaping` of the other settings.
@@ -294,19 +294,19 @@ class Settings(_Model, frozen=True):
             New settings.
 
         Raises:
-            SettingsError: ``shaping`` is no result of :meth:`shaping`, or its range is a single value.
+            SettingsError: ``shaping`` is not a result of :meth:`shaping`, or its range is a single value.
         """
         own = self.model_dump()
         own["s3"] = self.s3.model_dump(exclude=_HEADERS)
         return Settings(**{**own, **shaping, "s3": {**own["s3"], **shaping["s3"]}})
 
     def fingerprint(self, value_range: ValueRange | None = None) -> str:
-        """Compute a digest of the settings that determine an overlay's bytes or key.
+        """Compute a digest of the settings that affect an overlay's bytes or key.
 
-        A map that was done with another digest must be done again.
+        A map that was done with another digest must be uploaded again.
 
         Args:
-            value_range: the range that a run has used, if it depends on the maps; by default the one of these settings.
+            value_range: the range of the run, if it depends on the maps; by default the range of these settings.
 
         Returns:
             16 hexadecimal digits.
@@ -351,16 +351,16 @@ def setting_names() -> Iterator[str]:
 
 
 def aws_variable(name: str) -> str | None:
-    """Return the variable of the AWS SDK that does what someone expects of a setting, such as ``s3.endpoint_url``."""
+    """Return the variable of the AWS SDK to use instead of a name such as ``s3.endpoint_url``, or None."""
     return _AWS.get(re.sub(r"^(s3|aws)[._]|^aws_", "", name.lower().replace("-", "_")))
 
 
 def describe_invalid(error: ValidationError, name_of: Callable[[str], str] = str) -> str:
-    """Translate pydantic's error into one line: each setting, what is wrong with it and the value that was found.
+    """Translate pydantic's error into one line: each setting, its problem and its value.
 
     Args:
         error: the error.
-        name_of: how the user knows a setting; its flag, for example.
+        name_of: returns the name of a setting for the message, such as its option.
     """
     return "; ".join(dict.fromkeys(_problems(error, name_of)))
 
@@ -384,7 +384,6 @@ def _problems(error: ValidationError, name_of: Callable[[str], str], part: tuple
 
 
 def _instead_of(name: str) -> str:
-    """What to use instead of a name that is not a setting, as the end of a sentence."""
     if variable := aws_variable(name):
         return f"; set {variable} in the environment"
     near = get_close_matches(name, list(setting_names()), n=1, cutoff=0.75)

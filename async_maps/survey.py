@@ -1,4 +1,4 @@
-"""The first pass over a whole set, for the range that its colors span: every map is read, in threads, and counted."""
+"""The first pass of ``range = "dataset"``: reads every map, in threads, to find the value range of the whole set."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ if TYPE_CHECKING:
     from async_maps.settings import Settings
     from async_maps.sources.batches import Entry
 
-_AT_ONCE = 16
+_BATCH_MAPS = 16
 
 _logger = logging.getLogger("async_maps")
 
 
 async def known_range(settings: Settings, recorder: Recorder | None, mode: Select | RepairMode) -> ValueRange:
-    """The range, as far as it is known without reading the maps: still a ``dataset`` if they must be read.
+    """Return the value range if it is known without reading the maps; else the ``dataset`` range unchanged.
 
-    A ManifestError if the other run's manifest cannot be read or has no range.
+    Raises ManifestError if the manifest of ``from:MANIFEST`` cannot be read, or has no range.
     """
     wanted = settings.value_range
     if wanted.kind == "from":
         return await to_thread.run_sync(_range_of, wanted.manifest)
     if wanted.kind == "dataset" and recorder is not None and mode != "all":
-        # Unless all is done again: a further run, for the rest or with maps that were added, gives the same colors.
+        # A later run of the remaining or added maps uses the same colors; select="all" surveys again.
         sketch = await recorder.sketch(settings.invalid)
         if sketch is not None:
             return await range_of_all(sketch, wanted)
@@ -55,22 +55,24 @@ async def known_range(settings: Settings, recorder: Recorder | None, mode: Selec
 
 
 async def range_of_all(sketch: QuantileSketch, wanted: ValueRange) -> ValueRange:
-    """What a ``dataset`` range comes to."""
+    """Return the fixed value range of a ``dataset`` range, from the sketch of all values."""
     if not sketch.count:
-        # Not one map can be colorized, and each will say why.
+        # No map can be colorized: each one fails with its own reason.
         return ValueRange("fixed")
-    # In a thread: there are millions of counts to be added up.
+    # In a thread: this sums millions of counts.
     low = await to_thread.run_sync(sketch.percentile, wanted.low)
     high = await to_thread.run_sync(sketch.percentile, wanted.high)
     if low == high:
-        _logger.warning("range %s comes to the single value %g: what is above it shows as one color", wanted, low)
+        _logger.warning(
+            "range %s is the single value %g: all values above it get the same color; set a wider range", wanted, low
+        )
     return ValueRange("fixed", low, high)
 
 
 async def survey(listing: AsyncGenerator[list[Entry], None], settings: Settings, report: Report) -> QuantileSketch:
-    """Read every map and count its values; the report's ``surveyed`` and ``unsurveyed`` are kept up to date.
+    """Read every map and count its values; keep the report's ``surveyed`` and ``unsurveyed`` up to date.
 
-    A map that will fail counts for nothing; the run will say why it does.
+    Maps that cannot be colorized are left out; the run that follows reports them.
     """
     with Filesystems(settings.s3) as filesystems, ExitStack() as stack:
         shared = stack.enter_context(Readers(filesystems, settings.max_pixels))
@@ -82,11 +84,11 @@ async def survey(listing: AsyncGenerator[list[Entry], None], settings: Settings,
 
 
 async def _pieces(listing: AsyncGenerator[list[Entry], None]) -> AsyncGenerator[Sequence[ActivationMap], None]:
-    """As many maps as a thread reads between two looks at whether it is still wanted."""
+    """Batches of maps. A thread reads one batch before it can be cancelled."""
     async with aclosing(listing):
         async for batch in listing:
             maps = [entry for entry in batch if isinstance(entry, ActivationMap)]
-            count = 1 if any(_is_remote(map_) for map_ in maps) else _AT_ONCE
+            count = 1 if any(_is_remote(map_) for map_ in maps) else _BATCH_MAPS
             for start in range(0, len(maps), count):
                 yield maps[start : start + count]
 
@@ -100,25 +102,22 @@ def _is_remote(map_: ActivationMap) -> bool:
 
 
 class _Surveyors:
-    """Threads that read maps, and the sketch that all of them add to, in turn."""
-
     def __init__(self, settings: Settings, report: Report, shared: Readers) -> None:
         self.sketch = QuantileSketch()
         self._invalid = settings.invalid
         self._report = report
         self._shared = shared
-        self._turn = Lock()
+        self._lock = Lock()
         self._local = CapacityLimiter(settings.worker_count + settings.encode_thread_count)
-        # Waiting for S3 takes no core.
+        # Threads that wait for S3 use no core.
         self._remote = CapacityLimiter(settings.prefetch)
 
     @property
     def count(self) -> int:
-        """How many tasks it takes to keep all threads busy."""
+        """The number of tasks that keeps all threads busy."""
         return int(self._local.total_tokens + self._remote.total_tokens)
 
     async def read(self, readers: Readers, maps: Sequence[ActivationMap]) -> None:
-        """Read maps and count their values."""
         limiter = self._remote if _is_remote(maps[0]) else self._local
         await to_thread.run_sync(self._count, maps, readers, limiter=limiter)
 
@@ -130,9 +129,9 @@ class _Surveyors:
                 values = self._values(map_, readers)
             except InputValidationError:
                 pass
-            except Exception:  # noqa: BLE001  # as in the worker; the run that follows names the error
+            except Exception:  # noqa: BLE001  # as in the worker; the run that follows reports the error
                 unread = True
-            with self._turn:
+            with self._lock:
                 self._report.surveyed += 1
                 self._report.unsurveyed += unread
                 if values is not None:
@@ -142,7 +141,7 @@ class _Surveyors:
         array = map_.array
         if map_.path is not None:
             array = (self._shared if shares_reads(map_) else readers).read(map_.path, map_.part)
-        assert array is not None  # noqa: S101  # one or the other
+        assert array is not None  # noqa: S101  # a map has a path or an array
         map_shape(array, ValueRange("dataset"))
         with np.errstate(over="ignore"):
             values = np.asarray(array, np.float64).reshape(-1)
@@ -155,11 +154,11 @@ class _Surveyors:
 
 
 def refuse_one_shot(source: object) -> None:
-    """Refuse a source that can be read only once (an iterator, standard input), where the range asks for two passes."""
+    """Raise SettingsError if a source can be read only once (an iterator, standard input): ``dataset`` reads twice."""
     if is_stdin(source) or hasattr(source, "__anext__") or hasattr(source, "__next__"):
         raise SettingsError(
-            "range dataset reads all maps before it colors the first, so their source must be one that can be read "
-            "twice: a place or a list, no iterator and no standard input"
+            "range dataset reads all maps before it colorizes the first: pass a source that can be read twice, such "
+            "as a path or a list, not an iterator or standard input"
         )
 
 

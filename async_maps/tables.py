@@ -1,4 +1,4 @@
-"""Tables in files: CSV, JSON lines and Parquet. Rows are streamed; a table is never in memory. It blocks."""
+"""Reading of CSV, JSON lines and Parquet tables, row by row. Everything here blocks."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from typing import BinaryIO
 
 _MAX_LINE = 4 * 2**20
-"""Characters. A file that is no table may hold no line break at all."""
+"""In characters. A binary file may have no line break."""
 _BATCH_ROWS = 1024
 
 
 class Row(NamedTuple):
-    """A row of a table: values by column, or the reason why it cannot be read.
+    """A row of a table: values by column, or the problem that makes it unreadable.
 
-    ``place`` is ``line 7`` of a text file, or ``row 7`` of a Parquet file.
+    ``place`` is for messages: ``line 7`` of a text file, ``row 7`` of a Parquet file.
     """
 
     place: str
@@ -33,20 +33,20 @@ class Row(NamedTuple):
 
 
 def is_table(path: str) -> bool:
-    """Whether a file is a table, by its suffix."""
+    """Whether the path has the suffix of a table."""
     return _suffix(path) in _FORMATS
 
 
 def read_table(
     path: str, open_file: Callable[[str], BinaryIO], columns: Sequence[str] = ()
 ) -> Generator[Row, None, None]:
-    """Yield the rows of a table, whose suffix says the format. Empty lines are skipped.
+    """Yield the rows of a table; its suffix decides the format. Empty lines are skipped.
 
-    The table must have the columns; others are not read from CSV and Parquet. Without columns, all are read.
+    The columns are required; others of CSV and Parquet are not read. Without columns, all are read.
 
     Raises:
-        SourceError: the file cannot be read, is not of that format, lacks a column, or has a line that is too long.
-        MissingExtraError: Parquet needs the extra ``parquet``.
+        SourceError: the file cannot be read, has another format, lacks a column, or has a line that is too long.
+        MissingExtraError: the extra ``parquet`` is not installed.
     """
     try:
         with open_file(path) as file:
@@ -62,15 +62,16 @@ def _suffix(path: str) -> str:
 def _check_columns(columns: Sequence[str], found: Sequence[object]) -> None:
     if not set(columns).issubset(found):
         listed = ", ".join(printable(str(column))[:80] for column in found[:20]) or "none"
-        raise SourceError(f"a table needs the columns {' and '.join(columns)}; found {listed}")
+        word = "column" if len(columns) == 1 else "columns"
+        raise SourceError(f"the table needs the {word} {' and '.join(columns)}; found {listed}")
 
 
 def _lines(file: BinaryIO) -> Iterator[str]:
-    # Bytes that are not UTF-8 spoil their own row only. Excel's byte order mark is not part of a column's name.
+    # surrogateescape: invalid UTF-8 affects only its own row. utf-8-sig: Excel writes a byte order mark.
     with io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="") as text:
         while line := text.readline(_MAX_LINE):
             if len(line) == _MAX_LINE and not line.endswith(("\n", "\r")):
-                raise SourceError(f"a line of more than {_MAX_LINE:,} characters; is it a table?")
+                raise SourceError(f"a line has more than {_MAX_LINE:,} characters; is the file a table?")
             yield line
 
 

@@ -78,13 +78,13 @@ def test_demo_serve_names_the_missing_extra(
 ) -> None:
     monkeypatch.setattr(seaweed, "_find_weed", lambda: None)
     assert invoke("demo", "--serve") == 2
-    assert capsys.readouterr().err == f"async-maps: error: {sentence('a server that stays', 'demo')}\n"
+    assert capsys.readouterr().err == f"async-maps: error: {sentence('--serve', 'demo')}\n"
 
 
 @pytest.mark.parametrize(
     ("module", "library", "what", "extra"),
     [
-        ("async_maps.metrics", "prometheus_client.core", "figures for Prometheus", "metrics"),
+        ("async_maps.metrics", "prometheus_client.core", "async_maps.metrics", "metrics"),
         ("async_maps.examples.gradcam", "torch", "the Grad-CAM example", "examples"),
     ],
 )

@@ -74,7 +74,7 @@ def test_odd_names_are_accepted(name: str) -> None:
     "name", ["", "/", "/a", "a/", "a//b", ".", "..", "../a", "a/..", "a/../b", "./a", "a/.", "a/./b", "//server/share"]
 )
 def test_names_that_are_not_a_relative_path_are_refused(name: str) -> None:
-    with pytest.raises(InputValidationError, match=r"empty, starts or ends with a slash|'\.\.' part"):
+    with pytest.raises(InputValidationError, match=r"the name '.*': (empty parts are|'\.\.?' is) not allowed"):
         check_name(name)
 
 
@@ -96,7 +96,7 @@ def test_a_key_longer_than_s3_allows_is_refused(letter: str) -> None:
     longest = letter * (room // len(letter.encode()))
     longest += "a" * (room - len(longest.encode()))
     assert len(DEFAULT.key("prefix", longest).encode()) == MAX_KEY_BYTES
-    with pytest.raises(InputValidationError, match=r"the key would be 1,025 bytes long; S3 allows 1,024") as refusal:
+    with pytest.raises(InputValidationError, match=r"the key is 1,025 bytes long, and S3 allows 1,024") as refusal:
         DEFAULT.key("prefix", longest + "a")
     assert len(str(refusal.value)) < 200
 

@@ -38,7 +38,7 @@ def test_parts_may_be_models_or_mappings() -> None:
         ({"nope": 1}, "nope is not a setting"),
         ({"s3": {"nope": 1}}, "s3.nope is not a setting"),
         ({"self": 1}, "self is not a setting"),
-        ({"colormap": "virdis"}, "unknown colormap 'virdis'; near to it: viridis, "),
+        ({"colormap": "virdis"}, "unknown colormap 'virdis'; similar names: viridis, "),
         ({"colormap": "no such thing at all"}, "expected jet or a name of the cmap package"),
         ({"colormap": 5}, "a colormap must be a name, a list of colors, a 256x3 or 256x4 array"),
         ({"colormap": ["black", "nocolor"]}, "'nocolor' is not a color; expected a name, #rrggbb"),
@@ -60,11 +60,11 @@ def test_parts_may_be_models_or_mappings() -> None:
         ({"key": "all.png"}, "key 'all.png' gives all maps of a folder the same key: add {name} or {stem}"),
         ({"key": "{parent}.png"}, "gives all maps of a folder the same key"),
         ({"key": "{name"}, "key '{name': expected '}' before end of string"),
-        ({"key": "{name!r}"}, "only {index:06}, a width, and {digest:.16}, 16 digits or more, can be formatted"),
+        ({"key": "{name!r}"}, "only {index} can have a width ({index:06}), and only {digest} a precision"),
         ({"key": "{name.__class__}"}, "unknown field {name.__class__}"),
-        ({"key": "{digest:.8}"}, "only {index:06}, a width, and {digest:.16}, 16 digits or more, can be formatted"),
-        ({"key": "{index:x}"}, "can be formatted"),
-        ({"key": "../{name}.png"}, "key '../{name}.png': the name ../stem.png is empty"),
+        ({"key": "{digest:.8}"}, "only {digest} a precision of at least 16 ({digest:.16})"),
+        ({"key": "{index:x}"}, "only {index} can have a width"),
+        ({"key": "../{name}.png"}, "key '../{name}.png': the name '../stem.png': '..' is not allowed"),
         ({"key": ""}, "gives all maps of a folder the same key"),
         ({"png": "jpg"}, "png: input should be 'palette', 'rgba', 'compact' or 'gray', found 'jpg'"),
         ({"png_level": 4}, "png_level: input should be less than or equal to 3, found 4"),
@@ -110,7 +110,7 @@ def test_http_header_values_must_be_one_line_of_ascii(name: str, text: str) -> N
 
 @pytest.mark.parametrize("key", ["", "a b", "a:b", "é", "a\nb"])
 def test_metadata_keys_must_be_header_names(key: str) -> None:
-    with pytest.raises(SettingsError, match=r"s3\.metadata: names should be of letters"):
+    with pytest.raises(SettingsError, match=r"s3\.metadata: names should be letters"):
         Settings(s3={"metadata": {key: "value"}})
 
 

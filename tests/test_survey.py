@@ -134,7 +134,7 @@ async def test_a_drained_first_pass_leaves_no_range(maps: Path, tmp_path: Path) 
 
         report = await pipeline.run(Draining([("a", logits(1))]), manifest=manifest)
     assert (report.drained, report.uploaded) == (True, 0)
-    with Manifest(manifest, read_only=True) as opened, pytest.raises(am.ManifestError, match="says nothing of one"):
+    with Manifest(manifest, read_only=True) as opened, pytest.raises(am.ManifestError, match="it has no run yet"):
         opened.value_range()
 
 
@@ -146,7 +146,7 @@ def test_an_unreadable_map_causes_another_first_pass(maps: Path, tmp_path: Path)
     (maps / "b.npy").write_bytes(whole[:-1])
     first = am.run(maps, tmp_path / "out", settings=settings, manifest=manifest)
     assert (first.surveyed, first.unsurveyed, first.range_high) == (2, 1, 10)
-    assert "1 maps could not be read for the range of all" in first.summary()
+    assert "1 map could not be read for the range" in first.summary()
     (maps / "b.npy").write_bytes(whole)
     second = am.run(maps, tmp_path / "out", settings=settings, manifest=manifest)
     assert (second.surveyed, second.unsurveyed, second.uploaded) == (2, 0, 2)
@@ -200,8 +200,8 @@ def test_a_range_of_a_single_value_is_warned_about(
     for index in range(3):
         np.save(maps / f"{index}.npy", sparse if kind == "sparse" else np.zeros((3, 3)))
     for setting, said in (
-        ("percentile:1,99", "is constant, or all but"),
-        ("dataset:1,99", "comes to the single value 0"),
+        ("percentile:1,99", "is constant, or almost all"),
+        ("dataset:1,99", "is the single value 0"),
     ):
         caplog.clear()
         am.run(maps, tmp_path / "out", settings=am.Settings(range=setting, **LOCAL))
@@ -259,9 +259,9 @@ async def once() -> AsyncIterator[tuple[str, Any]]:
 async def test_a_source_that_can_be_read_only_once_is_refused(tmp_path: Path, source: str) -> None:
     given: Any = {"iterator": iter([("a", logits(1))]), "async iterator": once(), "stdin": "-"}[source]
     async with am.Pipeline(tmp_path, settings=am.Settings(range="dataset", **LOCAL)) as pipeline:
-        with pytest.raises(am.SettingsError, match="must be one that can be read twice"):
+        with pytest.raises(am.SettingsError, match="pass a source that can be read twice"):
             await pipeline.run(given)
-        with pytest.raises(am.SettingsError, match="must be one that can be read twice"):
+        with pytest.raises(am.SettingsError, match="pass a source that can be read twice"):
             await anext(pipeline.stream(given))
     if source == "iterator":
         assert next(given)[0] == "a"
@@ -271,8 +271,8 @@ async def test_a_source_that_can_be_read_only_once_is_refused(tmp_path: Path, so
 
 async def test_put_refuses_a_dataset_range_and_an_index(tmp_path: Path) -> None:
     for settings, what in (
-        (am.Settings(range="dataset:1,99", **LOCAL), "range is dataset:1,99"),
-        (am.Settings(key="{index:06}.png", **LOCAL), "key is to hold an {index}"),
+        (am.Settings(range="dataset:1,99", **LOCAL), "range dataset:1,99 needs a whole source"),
+        (am.Settings(key="{index:06}.png", **LOCAL), "an {index} in the key needs a whole source"),
     ):
         async with am.Pipeline(tmp_path, settings=settings) as pipeline:
             with pytest.raises(am.SettingsError, match=what):
@@ -303,7 +303,7 @@ async def test_a_run_can_take_the_range_of_another_manifest(maps: Path, tmp_path
 
 @pytest.mark.parametrize(
     ("setting", "reason"),
-    [("per-map", "it was made with range per-map"), ("symmetric", "symmetric"), ("percentile:1,99", "percentile:1,99")],
+    [("per-map", "its run used range per-map"), ("symmetric", "symmetric"), ("percentile:1,99", "percentile:1,99")],
 )
 @pytest.mark.usefixtures("stored")
 def test_a_manifest_without_a_range_is_refused_as_its_source(
@@ -311,7 +311,7 @@ def test_a_manifest_without_a_range_is_refused_as_its_source(
 ) -> None:
     manifest = tmp_path / "a.sqlite"
     am.run(maps, tmp_path / "a", settings=am.Settings(range=setting, **LOCAL), manifest=manifest)
-    with pytest.raises(am.ManifestError, match=rf"has no range to take over: .*{reason}; make it with --range dataset"):
+    with pytest.raises(am.ManifestError, match=rf"has no range for other runs: .*{reason}; run it with range dataset"):
         am.run(maps, tmp_path / "b", settings=am.Settings(range=f"from:{manifest}", **LOCAL))
     assert not (tmp_path / "b").exists()
 
@@ -346,4 +346,4 @@ def test_constant_maps_in_a_relative_range_are_warned_about_once(
         report = am.run(maps, tmp_path / "out", settings=am.Settings(range=setting, **LOCAL))
     assert len(caplog.records) == warnings
     assert report.constant == 5
-    assert "constant, of a single color: 5" in report.summary()
+    assert "constant maps, with one color: 5" in report.summary()

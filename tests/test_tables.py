@@ -63,7 +63,7 @@ def test_chosen_columns_are_the_only_ones_read(suffix: str) -> None:
 def test_missing_columns_are_named_with_those_found(suffix: str) -> None:
     with pytest.raises(SourceError) as refusal:
         rows_of(suffix, content(suffix, ROWS), ["name", "file"])
-    assert str(refusal.value) == f"t{suffix}: a table needs the columns name and file; found name, path, more"
+    assert str(refusal.value) == f"t{suffix}: the table needs the columns name and file; found name, path, more"
 
 
 @pytest.mark.parametrize("suffix", KINDS)
@@ -161,7 +161,7 @@ def test_an_endless_line_is_refused_in_bounded_memory(suffix: str, monkeypatch: 
     endless = b"\0" * 2**20
     tracemalloc.start()
     try:
-        with pytest.raises(SourceError, match=r"a line of more than 1,000 characters; is it a table\?"):
+        with pytest.raises(SourceError, match=r"a line has more than 1,000 characters; is the file a table\?"):
             rows_of(suffix, endless)
         peak = tracemalloc.get_traced_memory()[1]
     finally:

@@ -46,16 +46,16 @@ app.register_install_completion_command(help="Install completion for this shell 
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """The command ``async-maps``: parse, run, exit."""
+    """Run the command ``async-maps``, and exit."""
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     interrupted_by = signal.SIGINT
 
     def terminate(number: int, _: object) -> None:
-        # As Ctrl-C does, it unwinds what is open, the demo's server and folders too; else the process would be gone.
+        # Turn SIGTERM into a KeyboardInterrupt, so that context managers are closed, such as the demo's server.
         nonlocal interrupted_by
         interrupted_by = signal.Signals(number)
         if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-            # So a shell starts what it puts into the background.
+            # A shell starts background processes with SIGINT ignored.
             signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.raise_signal(signal.SIGINT)
 
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     with messages():
         try:
             app.config = [_settings_from_environment, *_file_settings(tokens)]
-            # The parser takes a lone hyphen for an option.
+            # The parser would read "-" as an option.
             tokens = [STDIN_FILE if text == "-" else text for text in tokens]
             code = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
         except (cyclopts.CycloptsError, ValidationError, AsyncMapsError) as error:
@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _settings_from_environment(command: App, names: tuple[str, ...], arguments: ArgumentCollection) -> None:
-    """ASYNC_MAPS_PNG and the like: settings only. A variable that lingers must not, say, overwrite a million maps."""
+    """Read settings such as ASYNC_MAPS_PNG, but no other options: a forgotten variable must not overwrite all maps."""
     if settings := [argument for argument in arguments if argument.keys]:
         usage.check_environment(app)
         from_environment = cyclopts.config.Env(usage.VARIABLE_PREFIX, command=False)
@@ -84,7 +84,7 @@ def _settings_from_environment(command: App, names: tuple[str, ...], arguments: 
 
 
 def _file_settings(tokens: Sequence[str]) -> list[Any]:
-    """The file behind ``--config``, checked, for cyclopts to put below flags and environment."""
+    """Load the file of ``--config``; options and environment variables take precedence over it."""
     for index, token in enumerate(tokens):
         name, equals, value = token.partition("=")
         if name == "--config" and (equals or index + 1 < len(tokens)):

@@ -1,4 +1,4 @@
-"""What the commands say: answers on standard output, all else on standard error, reports into files."""
+"""The output of the commands: results on standard output, messages on standard error, reports in files."""
 
 from __future__ import annotations
 
@@ -31,32 +31,32 @@ _LISTED_REASONS = 10
 
 
 def print_verification(verification: Verification) -> bool:
-    """Print the first differences and the summary; whether that was possible."""
+    """Print the first differences and the summary; return False if standard output failed."""
     total, kept = sum(verification.differences.values()), len(verification.first)
     listed = "all" if kept >= total else f"the first {kept:,}"
-    # More than one row may name an object.
+    # Several rows may have the same object.
     _say_first(list(dict.fromkeys(map(str, verification.first))), total, f"--report FILE lists {listed}")
     return answer(verification.summary())
 
 
 def print_report(report: Report, manifest: Path | None, *, as_json: bool = False) -> bool:
-    """Print the failures by reason and the summary; whether that was possible; see :func:`print_failures`."""
+    """Print the failures by reason (:func:`print_failures`) and the summary; return False if standard output failed."""
     print_failures(report, manifest, as_json=as_json)
     return answer(report.summary())
 
 
 def print_failures(report: Report, manifest: Path | None, *, as_json: bool = False) -> None:
-    """Print the failures by reason: how many there are, two examples, and the command that lists all.
+    """Print the failures by reason: their number, two examples, and the command that lists all.
 
     Args:
-        report: of a run or a dry run.
-        manifest: the file that has all failures; None if none has.
-        as_json: whether standard error is a stream of JSON objects.
+        report: the report of a run or a dry run.
+        manifest: the manifest that has all failures; None if there is none.
+        as_json: whether to write JSON objects.
     """
     if report.failed:
         command = "" if manifest is None else _export_command(manifest)
-        tell = _tell_failures if as_json else _say_failures
-        tell(report, command)
+        write = _write_failure_events if as_json else _say_failures
+        write(report, command)
 
 
 def _export_command(manifest: Path) -> str:
@@ -83,16 +83,15 @@ def _say_failures(report: Report, command: str) -> None:
         say(f"--report FILE lists {listed} {len(report.failures):,} of them")
 
 
-def _tell_failures(report: Report, command: str) -> None:
+def _write_failure_events(report: Report, command: str) -> None:
     for group in report.failure_groups:
-        _tell({"event": "failures", **asdict(group)})
-    _tell({"event": "failed", "count": report.failed, "command": command or None})
+        _write_event({"event": "failures", **asdict(group)})
+    _write_event({"event": "failed", "count": report.failed, "command": command or None})
 
 
-def _tell(event: dict[str, object]) -> None:
-    """Write a JSON object to standard error, which is a stream of them."""
+def _write_event(event: dict[str, object]) -> None:
     with suppress(OSError):
-        print(json.dumps(event), file=sys.stderr, flush=True)  # noqa: T201  # that is where it belongs
+        print(json.dumps(event), file=sys.stderr, flush=True)  # noqa: T201  # the output of the command
 
 
 def _say_first(lines: list[str], total: int, where: str) -> None:
@@ -103,20 +102,20 @@ def _say_first(lines: list[str], total: int, where: str) -> None:
 
 
 def check_report(path: Path | None) -> None:
-    """Refuse before a run what can be known to fail after it.
+    """Check before a run that its report can be written.
 
     Raises:
-        SettingsError: no report can be written there.
+        SettingsError: the report cannot be written.
     """
     if path is None:
         return
-    # Not Path.is_dir and its like, which raise where they may not look.
-    takes_place = os.path.isfile(path) or not os.path.exists(path)
+    # Not Path.is_dir, which raises a PermissionError in a folder that cannot be read.
+    is_replaced = os.path.isfile(path) or not os.path.exists(path)
     if not os.path.isdir(path.parent):
-        reason = "there is no such folder"
+        reason = "the folder does not exist"
     elif os.path.isdir(path):
         reason = "it is a folder"
-    elif not (os.access(path.parent, os.W_OK | os.X_OK) if takes_place else os.access(path, os.W_OK)):
+    elif not (os.access(path.parent, os.W_OK | os.X_OK) if is_replaced else os.access(path, os.W_OK)):
         reason = "no permission"
     else:
         return
@@ -124,7 +123,7 @@ def check_report(path: Path | None) -> None:
 
 
 def write_report(path: Path | None, report: Report | Verification, code: int) -> int:
-    """Write a report, as JSON, if one was asked for: the exit code, which tells of a report that cannot be written."""
+    """Write a report as JSON, if there is a path; return the exit code, which changes if that fails."""
     if path is None:
         return code
     try:
@@ -132,7 +131,6 @@ def write_report(path: Path | None, report: Report | Verification, code: int) ->
             temporary.write_text(json.dumps({**report.as_dict(), "exit_code": code}, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         complain(f"cannot write the report to {path}: {error.strerror}")
-        # No wrong use any more.
         return code or SOME_FAILED
     return code
 
@@ -167,18 +165,16 @@ def set_verbosity(*, verbose: bool = False, quiet: bool = False) -> None:
 
 
 class _Stderr(logging.Handler):
-    """Writes each message on a line of standard error."""
-
     def emit(self, record: logging.LogRecord) -> None:
         label = "warning: " if record.levelno == logging.WARNING else ""
-        # Nobody reads a terminal that is gone, or a disk that is full; the exit code still tells.
+        # The terminal may be closed, or the disk full; the exit code still shows errors.
         with suppress(OSError):
             print(f"async-maps: {label}{record.getMessage()}", file=sys.stderr, flush=True)  # noqa: T201  # its place
 
 
 def complain(error: object) -> None:
     """Print an error."""
-    # As text: a log record that is kept would keep the error's traceback, and all that its frames hold.
+    # As text, because a log record may be kept, and with it the frames of the error's traceback.
     _logger.error("error: %s", str(error))
 
 
@@ -188,9 +184,9 @@ def say(text: str) -> None:
 
 
 def answer(text: str) -> bool:
-    """Print what the command was asked for; whether that was possible."""
+    """Print the result; return False if standard output failed."""
     try:
-        print(text, flush=True)  # noqa: T201  # the command's answer
+        print(text, flush=True)  # noqa: T201  # the output of the command
     except OSError as error:
         complain(f"cannot write to standard output: {error.strerror}")
         discard_output()
@@ -199,8 +195,8 @@ def answer(text: str) -> bool:
 
 
 def discard_output() -> None:
-    """Drop what is written to standard output from now on.
+    """Discard what is written to standard output from now on.
 
-    What is still in its buffer would fail once more when the interpreter ends, with an exit code of its own.
+    Otherwise the interpreter writes the buffer at its end, which fails again and changes the exit code.
     """
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,4 +1,4 @@
-"""What a person or a machine sees while a command goes on."""
+"""The progress of a command: a live bar, lines or JSON objects."""
 
 from __future__ import annotations
 
@@ -27,24 +27,21 @@ _LINE_INTERVAL_S = 5.0
 
 
 class _NewReasons:
-    """Finds the first failure for each reason, if --verbose does not print each failure.
-
-    At the end of a run, all reasons are printed anyway.
-    """
+    """Finds the first failure of each new reason, unless --verbose prints all, or the run has ended and prints all."""
 
     def __init__(self) -> None:
-        self._told = 0
+        self._printed = 0
 
     def __call__(self, progress: Progress) -> list[Failure]:
         groups = progress.report.failure_groups
-        is_told = progress.ended or logging.getLogger("async_maps").isEnabledFor(logging.DEBUG)
-        new = [] if is_told else groups[self._told :]
-        self._told = len(groups)
+        prints_all = progress.ended or logging.getLogger("async_maps").isEnabledFor(logging.DEBUG)
+        new = [] if prints_all else groups[self._printed :]
+        self._printed = len(groups)
         return [group.examples[0] for group in new]
 
 
 class LineDisplay:
-    """Writes a line every few seconds, one for each new reason for which maps fail, and one at the end of a run."""
+    """Writes a line every few seconds, one for each new reason of failures, and one at the end of a run."""
 
     def __init__(self, out: TextIO, *, as_json: bool) -> None:
         self._out = out
@@ -55,7 +52,7 @@ class LineDisplay:
     def __call__(self, progress: Progress | Verification) -> None:
         """Write a line if it is time, or if maps fail for a new reason."""
         for failure in self._new_reasons(progress) if isinstance(progress, Progress) else ():
-            self._print(json.dumps({"event": "new_reason", **asdict(failure)}) if self._as_json else _told(failure))
+            self._print(json.dumps({"event": "new_reason", **asdict(failure)}) if self._as_json else _describe(failure))
         ended = isinstance(progress, Progress) and progress.ended
         if not ended and monotonic() < self._next_at:
             return
@@ -67,12 +64,12 @@ class LineDisplay:
             print(line, file=self._out, flush=True)
 
 
-def _told(failure: Failure) -> str:
+def _describe(failure: Failure) -> str:
     return f"async-maps: failed (first for this reason): {failure}"
 
 
 class BarDisplay:
-    """A live bar on a terminal, from the first progress to the last; above it a line for each new reason to fail."""
+    """A live bar on a terminal; above it a line for each new reason of failures."""
 
     def __init__(self, out: TextIO) -> None:
         from rich import progress as rich
@@ -81,7 +78,7 @@ class BarDisplay:
         from rich.text import Text
 
         self._bar = rich.Progress(
-            rich.BarColumn(bar_width=None),  # what the figures leave of the line
+            rich.BarColumn(bar_width=None),  # the rest of the line
             rich.MofNCompleteColumn(table_column=Column(no_wrap=True)),
             rich.TextColumn("{task.fields[rates]}"),
             rich.TextColumn("[red]{task.fields[failed]}"),
@@ -104,12 +101,12 @@ class BarDisplay:
         with suppress(OSError):  # a terminal that is gone is no reason to end the run
             self._bar.start()
             for failure in self._new_reasons(progress):
-                self._bar.console.print(self._text(_told(failure)), soft_wrap=True)
+                self._bar.console.print(self._text(_describe(failure)), soft_wrap=True)
             self._bar.update(
                 self._task,
                 completed=report.surveyed if progress.is_first_pass else report.seen,
                 total=progress.total,
-                rates="first pass, for the range of all" if progress.is_first_pass else rates,
+                rates="first pass, for range dataset" if progress.is_first_pass else rates,
                 failed=f"{report.failed:,} failed" if report.failed else "",
                 queues="queues " + "".join(levels[round(share * 7)] for share in progress.queues.values()),
             )

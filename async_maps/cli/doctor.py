@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _STYLES: dict[Level, str] = {"ok": "green", "warning": "yellow", "failure": "bold red", "unknown": "cyan"}
 
 
-def doctor(  # noqa: PLR0913  # one argument a flag
+def doctor(  # noqa: PLR0913  # one argument per option
     destination: str,
     /,
     *,
@@ -56,7 +56,7 @@ def doctor(  # noqa: PLR0913  # one argument a flag
     config
         TOML file with settings; options and environment variables take precedence.
     as_json
-        Print one JSON object a line.
+        Print one JSON object per line.
     """
     set_verbosity(verbose=verbose, quiet=quiet)
     printed: list[bool] = []
@@ -73,7 +73,7 @@ def doctor(  # noqa: PLR0913  # one argument a flag
 
 
 def render(finding: Finding, out: TextIO) -> str:
-    """The finding as text: a line, the advice below it, and then what is to be copied, unbroken."""
+    """Format a finding: a line, the advice, and then the text to copy, which is not wrapped."""
     advice, _, to_copy = finding.advice.partition("\n")
     if out.isatty():
         lines = _row(finding, advice, out)
@@ -83,7 +83,6 @@ def render(finding: Finding, out: TextIO) -> str:
 
 
 def _row(finding: Finding, advice: str, out: TextIO) -> str:
-    """A row of the table that a terminal shows."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from async_maps.manifest.columns import ExportRows
 
 
-def export(  # noqa: PLR0913  # one argument a flag
+def export(  # noqa: PLR0913  # one argument per option
     manifest: Path,
     file: Path,
     /,
     *,
-    all: Flag = False,  # noqa: A002  # the flag's name
+    all: Flag = False,  # noqa: A002  # the name of the option
     failed: Flag = False,
     columns: str | None = None,
     export_format: Annotated[ExportFormat, Parameter(name="--as")] = "plain",
@@ -72,7 +72,7 @@ def export(  # noqa: PLR0913  # one argument a flag
         "export_format": export_format,
         "presign_hours": presign,
     }
-    # The lone hyphen has been spelled as a file, which the parser takes for no option.
+    # main() has replaced "-" by /dev/stdin, because the parser would read it as an option.
     if is_stdin(str(file)):
         return _to_standard_output(manifest, options)
     count = export_manifest(manifest, file, **options)
@@ -91,7 +91,7 @@ def _to_standard_output(manifest: Path, options: dict[str, Any]) -> int:
         count = write_csv(manifest, sys.stdout, **options)
         sys.stdout.flush()
     except BrokenPipeError:
-        # The reader has enough, as head has: end as other commands do.
+        # The reader has closed the pipe, like head: exit as other commands do.
         discard_output()
         return 128 + signal.SIGPIPE
     except OSError as error:

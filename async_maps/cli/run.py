@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from async_maps.progress import OnProgress, Progress
 
 
-def run(  # noqa: PLR0913  # one argument a flag
+def run(  # noqa: PLR0913  # one argument per option
     source: str,
     destination: str,
     /,
@@ -109,8 +109,8 @@ def run(  # noqa: PLR0913  # one argument a flag
             print_report(done, None if dry_run else manifest, as_json=as_json)
         complain(error)
         if isinstance(error, StoreError):
-            say(f"async-maps doctor {destination} tells what is wrong there")
-        # Once the store has taken a map, the command was right, and can be run again for the rest.
+            say(f"to find the problem, run: async-maps doctor {destination}")
+        # If a map was uploaded, the command was used correctly, and can be run again for the rest.
         code = SOME_FAILED if done.uploaded or isinstance(error, TooManyFailuresError) else WRONG_USE
     return write_report(report, done, code)
 
@@ -129,8 +129,8 @@ class _Job:
     interrupted_by: signal.Signals | None = None
 
     def run(self, progress: ProgressKind) -> int:
-        """Do it: the exit code."""
-        # In this thread, as only the main thread hears signals.
+        """Run the pipeline; return the exit code."""
+        # In this thread, because only the main thread gets signals.
         with asyncio.Runner(loop_factory=fastest_loop()) as runner:
             runner.run(self._run(make_display(progress)))
         printed = print_report(self.report, self.manifest, as_json=progress == "json")
@@ -159,7 +159,7 @@ class _Job:
                 raise
 
     def dry_run(self, *, as_json: bool) -> int:
-        """Print what would be done: the exit code."""
+        """Print what would be done; return the exit code."""
         from async_maps.batch import dry_run
 
         self.report = dry_run(
@@ -178,14 +178,14 @@ class _Job:
         task = asyncio.current_task()
         assert task is not None  # noqa: S101  # inside asyncio.run
 
-        def heard(number: signal.Signals) -> None:
+        def on_signal(number: signal.Signals) -> None:
             first, self.interrupted_by = self.interrupted_by is None, number
             if first and pipeline.is_open:
                 pipeline.drain()
                 loop.call_later(self.settings.drain_timeout_s, task.cancel)
-                say(f"{number.name}: finishing what is in flight; once more to stop at once")
+                say(f"{number.name}: finishing the maps in flight; repeat it to stop immediately")
             else:
                 task.cancel()
 
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, heard, number)
+            loop.add_signal_handler(number, on_signal, number)

@@ -14,7 +14,7 @@ from async_maps.cli.options import DONE, OUTPUT, SOME_FAILED, WHAT, WRONG_USE, F
 from async_maps.errors import AsyncMapsError, SettingsError
 
 
-def verify(  # noqa: PLR0913  # one argument a flag
+def verify(  # noqa: PLR0913  # one argument per option
     manifest: str,
     /,
     *,
@@ -29,14 +29,14 @@ def verify(  # noqa: PLR0913  # one argument a flag
     quiet: Quiet = False,
     settings: Annotated[GroupedSettings, Parameter(name="*", show=False)] = GroupedSettings(),  # noqa: B008  # frozen
 ) -> int:
-    """Check that each locator leads to the overlay that was uploaded. Repair what is not.
+    """Check that each overlay exists and is unchanged. Repair those that are not.
 
     ```
     async-maps verify async-maps.sqlite
     async-maps verify async-maps.sqlite --deep --repair
     ```
 
-    Lists the destination, a thousand objects a request, and compares sizes and ETags with the manifest. Reports
+    Lists the destination, 1,000 objects per request, and compares sizes and ETags with the manifest. Reports
     overlays that are missing, truncated or replaced, and PNGs below the destination that the manifest does not list
     ("foreign").
 
@@ -51,9 +51,9 @@ def verify(  # noqa: PLR0913  # one argument a flag
         Also read each object and check its bytes, its size in pixels and its Content-Type.
     repair
         Upload broken overlays again, from their maps and with the settings of their run; then verify again. A map that
-        has changed since its run gets an overlay of the map as it is now.
+        has changed since its run gets an overlay of its new values.
     source
-        Where the maps are now, for --repair; by default where their run has read them.
+        The current place of the maps, for --repair; by default the source of their run.
     delete_foreign
         With --repair: delete foreign objects, which are all objects named .png below the destination that this
         manifest does not list: overlays of other manifests, and other images. Run without it first to list them.
@@ -88,6 +88,6 @@ def verify(  # noqa: PLR0913  # one argument a flag
         code = SOME_FAILED if done.repaired or done.differences else WRONG_USE
     except KeyboardInterrupt:
         if repair:
-            say("the same command once more does the rest")
+            say("run the same command again for the rest")
         raise
     return write_report(report, done, code)

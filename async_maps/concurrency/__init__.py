@@ -1,1 +1,1 @@
-"""Bounded streams, byte budgets, orderly tasks and the event loop. Knows nothing of maps."""
+"""Bounded streams, byte budgets, task cancellation and the event loop. Independent of the rest of the package."""

@@ -1,4 +1,4 @@
-"""One producer and many workers: items go to the next free worker, bounded in bytes."""
+"""One producer, many workers: each item goes to the next free worker; the bytes in flight are bounded."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ async def fan_out(
 ) -> None:
     """Give each item to the next free worker, and wait until all are done.
 
-    At most two items wait for a worker. All items under way take at most ``limit`` bytes together, where ``size`` is
-    what each takes until its worker is done; a larger item passes alone. The first error, of the generator or of a
-    worker, cancels the others and is raised. However it ends, the generator is closed and no worker is left running.
+    At most two items wait for a worker. All items in flight occupy at most ``limit`` bytes, where ``size`` returns the
+    bytes of one; a larger item runs alone. The first error of the generator or of a worker cancels the others and is
+    raised. The generator is always closed, and no worker is left running.
     """
     budget = ByteBudget(limit)
     sending, receiving = create_memory_object_stream[tuple[T, "Lease"]](1)
@@ -40,7 +40,7 @@ async def fan_out(
                 await worker(item)
             finally:
                 lease.release()
-            # While it waits for the next one, it must not keep an item that is not counted any more.
+            # The lease is released: do not keep the item in memory while waiting for the next one.
             del item
 
     try:

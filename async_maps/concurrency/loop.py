@@ -1,4 +1,4 @@
-"""Event loops for synchronous callers: uvloop's where it is installed (extra ``uvloop``), else asyncio's own."""
+"""Event loops for synchronous callers: uvloop if it is installed (extra ``uvloop``), else asyncio."""
 
 from __future__ import annotations
 
@@ -18,29 +18,28 @@ T = TypeVar("T")
 
 
 def run_blocking(function: Callable[[], Awaitable[T]]) -> T:
-    """Call a coroutine function on an event loop of its own and block this thread until it returns.
+    """Call a coroutine function on a new event loop in another thread, and block until it returns.
 
-    Works in a script, in any number of threads at the same time, and in a thread whose own event loop is running (a
-    notebook's): that loop stands still meanwhile. An exception that interrupts the wait (Ctrl-C) cancels the coroutine
-    and waits until it has ended.
+    Works in scripts, in several threads concurrently, and in a thread with a running event loop (a notebook), which is
+    blocked until then. An exception that interrupts the wait (Ctrl-C) cancels the coroutine and waits for its end.
     """
     with open_portal() as portal:
         return portal.call(function)
 
 
 def open_portal() -> AbstractContextManager[BlockingPortal]:
-    """An event loop in a thread of its own. Left by an exception, it cancels what runs there and waits for it."""
+    """Start an event loop in another thread. Leaving by an exception cancels its tasks and waits for their end."""
     return start_blocking_portal(backend_options={"loop_factory": fastest_loop()}, name="async-maps")
 
 
 def fastest_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """What makes uvloop's loop, or None for asyncio's own."""
+    """Return uvloop's loop factory, or None for asyncio's default."""
     try:
         import uvloop
 
         for standard in range(3):
             os.fstat(standard)
     except (ImportError, OSError):
-        # Where a standard file is closed, one of ours gets its number, and libuv aborts when it is to close that one.
+        # If stdin, stdout or stderr is closed, a file of ours gets that number; libuv aborts when it closes it.
         return None
     return uvloop.new_event_loop

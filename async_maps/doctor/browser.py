@@ -1,4 +1,4 @@
-"""Would a browser let a page of another origin read an overlay? A presigned GET with Origin tells."""
+"""Checks by presigned GETs whether browsers let pages of other origins read an overlay (CORS)."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ _URL_LASTS_S = 60
 
 
 async def readable_from(client: S3Client, bucket: str, key: str, origins: Sequence[str]) -> Finding:
-    """Whether pages of these origins may read the object.
+    """Check whether pages of these origins may read the object.
 
-    No preflight precedes a plain GET; the browser hands the answer to the page if its Access-Control-Allow-Origin is
-    the page's own origin or ``*`` (Fetch standard, "CORS check").
+    A plain GET needs no preflight. The browser gives the answer to the page if its Access-Control-Allow-Origin is the
+    page's origin or ``*`` (Fetch standard, "CORS check").
     """
     url = await client.generate_presigned_url("get_object", {"Bucket": bucket, "Key": key}, _URL_LASTS_S)
     try:
         answers = await _get_from(url, origins)
     except (aiohttp.ClientError, OSError, TimeoutError) as error:
-        # Not its text: the URL may be in it, and in that the session token.
-        return Finding("browser", "unknown", f"no answer to a presigned GET, without the SDK ({type(error).__name__})",
-                       "see what lies between here and the store: proxies, certificates (AWS_CA_BUNDLE)")  # fmt: skip
+        # Not its text, which may contain the URL with the session token.
+        return Finding("browser", "unknown", f"no answer to a presigned GET ({type(error).__name__})",
+                       "check the proxies and certificates (AWS_CA_BUNDLE) between here and the store")  # fmt: skip
     refused = next((status for status, _ in answers.values() if status != 200), None)
     if refused is not None:
-        return Finding("browser", "failure", f"a presigned GET is answered with {refused}: nobody can read overlays so",
-                       "allow s3:GetObject to those who presign; Kolena does it with its own integration")  # fmt: skip
+        return Finding("browser", "failure", f"a presigned GET is refused ({refused}): browsers cannot read overlays",
+                       "allow s3:GetObject to the role that presigns; Kolena uses its integration's")  # fmt: skip
     may = [origin for origin, (_, allowed) in answers.items() if allowed in {origin, "*"}]
     denied = [origin for origin in origins if origin not in may]
     if not denied:
@@ -49,16 +49,15 @@ async def readable_from(client: S3Client, bucket: str, key: str, origins: Sequen
         text += f"; those of {' and '.join(may)} may"
     answer, code = await ask(client.get_bucket_cors(Bucket=bucket))
     rules = answer.get("CORSRules", [])
-    keeps = "this keeps the rules that are there" if rules else "the bucket has no rules of its own yet"
+    keeps = "this keeps the bucket's existing rules" if rules else "the bucket has no rules yet"
     if code not in {"", "NoSuchCORSConfiguration"}:
-        keeps = "this replaces whatever rules are there, which may not be read (s3:GetBucketCORS)"
-    advice = f"let them in; {keeps}:\n{put_cors_command(bucket, rules, denied)}"
+        keeps = "this replaces all existing rules, because there is no permission to read them (s3:GetBucketCORS)"
+    advice = f"allow these origins; {keeps}:\n{put_cors_command(bucket, rules, denied)}"
     return Finding("browser", "warning" if may else "failure", text, advice)
 
 
 async def _get_from(url: str, origins: Sequence[str]) -> dict[str, tuple[int, str | None]]:
-    """The status, and the origin that is allowed, by the origin of the page that asks."""
-    # As botocore does for its own requests.
+    # The same certificates as botocore uses.
     authorities = os.environ.get("AWS_CA_BUNDLE")
     trusted = await to_thread.run_sync(lambda: ssl.create_default_context(cafile=authorities))
     answers = {}

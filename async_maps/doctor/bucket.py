@@ -1,4 +1,4 @@
-"""The bucket itself: is it there and where, is the clock right, and how does it keep what it is given?"""
+"""Checks of the bucket: existence, region, clock, listing, versioning and encryption."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _SKEW_NOTED_S = 60.0
 
 
 async def find_bucket(target: Target) -> bool:
-    """Ask for the bucket; whether it makes sense to go on.
+    """Check the bucket and the clock; return whether further checks make sense.
 
     Raises:
-        ClientError: a refusal that may pass.
+        ClientError: the refusal may be temporary.
     """
     code, reason = "", ""
     asked_at = datetime.now(UTC)
@@ -36,7 +36,7 @@ async def find_bucket(target: Target) -> bool:
         _, status, _ = refusal(error)
         if status in TRANSIENT_STATUSES:
             raise
-        # An answer to HEAD has no body, so no code.
+        # The answer to HEAD has no body, so no error code: find it by another request.
         code = "NoSuchBucket" if status == 404 else await _why(target)
         reason = STORE_CODES.get(code, "")
     headers = answer["ResponseMetadata"]["HTTPHeaders"]
@@ -48,29 +48,29 @@ async def find_bucket(target: Target) -> bool:
         advice = create if code == "NoSuchBucket" else for_code(code)
         target.say("bucket", "failure", f"{target.bucket}{where}: {reason}", advice)
     elif code:
-        # Whoever may only write objects is told so.
-        target.say("bucket", "unknown", f"{target.bucket}{where} may not be asked for ({code})",
+        # Credentials that may only write objects get this answer.
+        target.say("bucket", "unknown", f"no permission to check {target.bucket}{where} ({code})",
                    "allow s3:ListBucket")  # fmt: skip
     elif region and region != ours:
-        target.say("bucket", "warning", f"{target.bucket} lies in {region}, and this machine asks {ours}",
-                   f"set AWS_DEFAULT_REGION={region}: requests are redirected meanwhile")  # fmt: skip
+        target.say("bucket", "warning", f"{target.bucket} is in {region}, but this machine is set to {ours}",
+                   f"set AWS_DEFAULT_REGION={region} to avoid redirects")  # fmt: skip
     else:
-        target.say("bucket", "ok", f"{target.bucket} is there{where}")
+        target.say("bucket", "ok", f"{target.bucket} exists{where}")
     return not reason
 
 
 async def _why(target: Target) -> str:
-    """The code behind a refusal of HeadBucket; empty if listing is allowed."""
+    """Return the error code of a listing; empty if it is allowed."""
     return (await ask(target.client.list_objects_v2(Bucket=target.bucket, Prefix=target.stem, MaxKeys=1)))[1]
 
 
 def _compare_clocks(target: Target, date: str, asked_at: datetime) -> None:
-    """The Date of an answer, in whole seconds, with the moment between request and answer."""
+    """Compare the Date of an answer, in whole seconds, with the middle between request and answer."""
     now = datetime.now(UTC)
     try:
         ahead_s = (asked_at + (now - asked_at) / 2 - parsedate_to_datetime(date)).total_seconds()
     except (ValueError, TypeError):
-        target.say("clock", "unknown", "the store does not say what time it is")
+        target.say("clock", "unknown", "the store's answers have no date")
         return
     if abs(ahead_s) < _SKEW_NOTED_S:
         target.say("clock", "ok", "within a minute of the store's")
@@ -81,38 +81,38 @@ def _compare_clocks(target: Target, date: str, asked_at: datetime) -> None:
 
 
 async def check_listing(target: Target) -> None:
-    """Whether objects can be listed below the prefix."""
+    """Check whether objects below the prefix can be listed."""
     code = await _why(target)
     if code:
-        target.say("list", "warning", f"objects may not be listed ({code})",
+        target.say("list", "warning", f"no permission to list objects ({code})",
                    "allow s3:ListBucket, for async-maps verify")  # fmt: skip
     else:
         target.say("list", "ok", "objects can be listed")
 
 
 async def check_versioning(target: Target, *, seen: bool) -> None:
-    """Whether what is overwritten stays; it does if an object that was put has been seen to get a version."""
+    """Check whether old versions are kept; ``seen`` if an upload got a version id."""
     answer, code = await ask(target.client.get_bucket_versioning(Bucket=target.bucket))
     if answer.get("Status") == "Enabled" or (code and seen):
-        target.say("versioning", "warning", "on: overlays that are overwritten stay as old versions, and cost",
+        target.say("versioning", "warning", "on: overwritten overlays are kept as old versions, which cost storage",
                    "add a lifecycle rule with NoncurrentVersionExpiration")  # fmt: skip
     elif code:
-        target.say("versioning", "unknown", f"may not be asked for ({code})", "allow s3:GetBucketVersioning")
+        target.say("versioning", "unknown", f"no permission to check ({code})", "allow s3:GetBucketVersioning")
     else:
         target.say("versioning", "ok", "off")
 
 
 async def check_encryption(target: Target, *, seen: str) -> None:
-    """How objects are encrypted: as the answer to a PUT was seen to say, else as the bucket does by default."""
+    """Check the encryption of objects, by the answer to an upload (``seen``), else by the bucket's default."""
     kind, code = seen, ""
     if not kind:
         answer, code = await ask(target.client.get_bucket_encryption(Bucket=target.bucket))
         rules = answer.get("ServerSideEncryptionConfiguration", {}).get("Rules", [])
         kind = next((rule["ApplyServerSideEncryptionByDefault"]["SSEAlgorithm"] for rule in rules), "none")
     if code not in {"", "ServerSideEncryptionConfigurationNotFoundError"}:
-        target.say("encryption", "unknown", f"may not be asked for ({code})", "allow s3:GetEncryptionConfiguration")
+        target.say("encryption", "unknown", f"no permission to check ({code})", "allow s3:GetEncryptionConfiguration")
     elif kind.startswith("aws:kms"):
-        target.say("encryption", "warning", f"{kind}: ETags are no MD5, and who reads overlays needs the key",
+        target.say("encryption", "warning", f"{kind}: ETags are not MD5s, and readers of overlays need the key",
                    "allow kms:Decrypt for that key to Kolena's integration and other readers")  # fmt: skip
     else:
         target.say("encryption", "ok", {"AES256": "with keys of S3 (AES256)"}.get(kind, kind))

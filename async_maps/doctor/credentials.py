@@ -1,4 +1,4 @@
-"""The credentials that the AWS tools find on this machine: of which kind, and for how long. Never the secret."""
+"""Checks the AWS credentials of this machine: their source and their expiry. Never shows a secret."""
 
 from __future__ import annotations
 
@@ -26,37 +26,37 @@ _KINDS = {
     "sso": "a role, by the single sign-on of profile {profile}",
     "iam-role": "the role of this machine",
     "container-role": "the role of this container",
-    "custom-process": "from the process that profile {profile} names",
+    "custom-process": "from the process in profile {profile}",
 }
-"""How botocore names where credentials come from, and in words."""
+"""The text for each of botocore's credential providers."""
 _TOO_SHORT_S = 3600.0
 _TIMEOUT_S = 10.0
-_REFRESH = "sign in again before a long run, or use a role or single sign-on, which are renewed during it"
+_REFRESH = "sign in again before a long run, or use a role or single sign-on, which are renewed during a run"
 
 
 async def find_credentials(session: aioboto3.Session) -> Finding:
-    """What credentials there are, and whether they last."""
+    """Check which credentials there are, and when they expire."""
     try:
-        # The stubs take it for boto3's, which does not wait.
+        # The stubs declare boto3's method, which is not a coroutine.
         with fail_after(_TIMEOUT_S), translate_credential_errors():
             credentials = await cast("Awaitable[AioCredentials | None]", session.get_credentials())
             frozen = None if credentials is None else await credentials.get_frozen_credentials()
     except NO_ANSWER as error:
-        return Finding("credentials", "failure", f"found, but not to be had: {unreachable(error)}",
+        return Finding("credentials", "failure", f"found, but cannot be loaded: {unreachable(error)}",
                        "sign in again, or correct the profile")  # fmt: skip
     if credentials is None or frozen is None or frozen.access_key is None:
         return Finding("credentials", "failure", "no AWS credentials found",
                        "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")  # fmt: skip
     kind = _KINDS.get(credentials.method, credentials.method).format(profile=session.profile_name)
     text = f"{kind}, access key ...{frozen.access_key[-4:]}"
-    # botocore has no public name for it.
+    # botocore has no public attribute for it.
     expiry: datetime | None = getattr(credentials, "_expiry_time", None)
     if expiry is None and not frozen.token:
         return Finding("credentials", "ok", text)
     if expiry is None:
-        return Finding("credentials", "warning", f"{text}, temporary, and nothing says until when", _REFRESH)
+        return Finding("credentials", "warning", f"{text}, temporary, expiry unknown", _REFRESH)
     text += f", until {expiry.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
     if credentials.method != "env":
-        return Finding("credentials", "ok", f"{text}, and renewed by then")
+        return Finding("credentials", "ok", f"{text}, renewed automatically")
     left_s = (expiry - datetime.now(UTC)).total_seconds()
-    return Finding("credentials", "ok" if left_s > _TOO_SHORT_S else "warning", f"{text}, and not renewed", _REFRESH)
+    return Finding("credentials", "ok" if left_s > _TOO_SHORT_S else "warning", f"{text}, not renewed", _REFRESH)

@@ -1,4 +1,4 @@
-"""What is found out, one thing at a time."""
+"""The result of one check."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ from collections.abc import Callable
 from typing import Literal, NamedTuple, TypeAlias
 
 Level: TypeAlias = Literal["ok", "warning", "failure", "unknown"]
-"""Fine; works, but look at it; a run or its readers will fail; could not be asked."""
+"""``ok``; ``warning``: it works, with a problem; ``failure``: a run or its readers will fail; ``unknown``: the check
+was not possible."""
 
 
 class Finding(NamedTuple):
-    """The answer to one question.
+    """The result of one check.
 
     Attributes:
-        check: what was asked, in a word or two.
-        level: how it stands.
-        text: what was found.
-        advice: what to do, if anything; lines after the first are to be copied as they are.
+        check: the name of the check.
+        level: the severity.
+        text: the result.
+        advice: what to do, or empty; the lines after the first are to be copied, such as a command.
     """
 
     check: str
@@ -26,4 +27,4 @@ class Finding(NamedTuple):
 
 
 OnFinding: TypeAlias = Callable[[Finding], object]
-"""Takes each finding when it is made."""
+"""Called with each finding."""

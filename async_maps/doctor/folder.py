@@ -1,4 +1,4 @@
-"""A folder: can files be written there, how many, and in one step? Disks are asked in a thread."""
+"""Checks of a folder, in a thread: writing, space, atomic renames, hard links and fsync."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ _SLOW_FSYNC_S = 0.05
 
 
 async def examine(place: str, settings: Settings, on_finding: OnFinding) -> None:
-    """Look at a folder, or where it would be made, which is not done here.
+    """Check a folder, or the existing folder in which it would be created.
 
     Raises:
-        SettingsError: that is no folder.
+        SettingsError: the place is not a folder.
     """
     async with open_store(place, settings) as store:
         if not isinstance(store, FileStore):
-            raise SettingsError(f"nothing can be found out about {place!r}; expected s3://bucket/prefix or a folder")
+            raise SettingsError(f"{place!r} cannot be checked; expected s3://bucket/prefix or a folder")
         try:
             await store.check()
         except StoreError as error:
@@ -48,9 +48,9 @@ async def examine(place: str, settings: Settings, on_finding: OnFinding) -> None
         else:
             findings = await to_thread.run_sync(_try_out, Path(str(file_path(store.destination))), settings)
     findings.append(Finding("kolena", "warning", "Kolena cannot read file:// locators",
-                            "for Kolena, write to s3://bucket/prefix, or copy the overlays there and name that in the "
+                            "for Kolena, write to s3://bucket/prefix, or copy the overlays there and change the "
                             "locators"))  # fmt: skip
-    # Told together, from the loop: whoever listens need not be safe in threads.
+    # Reported together, on the event loop, because the callback need not be thread-safe.
     for finding in findings:
         on_finding(finding)
 
@@ -80,39 +80,39 @@ def _try_out(folder: Path, settings: Settings) -> list[Finding]:
             try:
                 file.unlink(missing_ok=True)
             except OSError as error:
-                findings.append(Finding("delete", "warning", f"{file} is left: {error.strerror}", "remove it"))
+                findings.append(Finding("delete", "warning", f"{file} was not deleted: {error.strerror}", "delete it"))
     return findings
 
 
 def _write(path: Path, data: bytes, folder: Path) -> _Answer:
     path.write_bytes(data)
     if path.read_bytes() != data:
-        return "failure", f"other bytes come back than were written to {path.parent}", "check that disk"
-    made = "" if path.parent == folder else f", and {folder} is made when the first comes"
-    return "ok", f"{path.parent} takes files{made}", ""
+        return "failure", f"a file in {path.parent} has other bytes than were written", "check that disk"
+    made = "" if path.parent == folder else f"; {folder} will be created with the first file"
+    return "ok", f"{path.parent} is writable{made}", ""
 
 
 def _space(folder: Path, overlay_bytes: int) -> _Answer:
     disk = os.statvfs(folder)
     free = disk.f_bavail * disk.f_frsize
-    # Some file systems make inodes as they are needed, and count none.
+    # Some file systems create inodes on demand, and report 0.
     inodes = disk.f_favail if disk.f_files else None
     fit = min(free // overlay_bytes, free if inodes is None else inodes)
     files = "" if inodes is None else f" and {inodes:,} files"
-    text = f"{free / 1e9:,.1f} GB{files} free: some {fit:,} overlays of {overlay_bytes / 1e3:.0f} KB"
-    return ("warning", text, "make room, or choose another disk") if fit < _FEW_OVERLAYS else ("ok", text, "")
+    text = f"{free / 1e9:,.1f} GB{files} free: about {fit:,} overlays of {overlay_bytes / 1e3:.0f} KB"
+    return ("warning", text, "free some space, or choose another disk") if fit < _FEW_OVERLAYS else ("ok", text, "")
 
 
 def _rename(path: Path, other: Path) -> _Answer:
-    """A reader of the old file goes on with it, and the next one finds the new file whole (POSIX, "rename")."""
+    """Check that an open reader keeps the old file, and the next one gets the new file (POSIX, "rename")."""
     before = path.read_bytes()
     with open(path, "rb") as reader:
         other.write_bytes(b"another")
         os.replace(other, path)
         whole = reader.read() == before and path.read_bytes() == b"another"
     if whole:
-        return "ok", "a file is replaced in one step: readers see the old one or the new one", ""
-    return "warning", "replacing a file is not one step there", "let nobody read overlays during a run"
+        return "ok", "files are replaced atomically: readers see the old or the new one", ""
+    return "warning", "files are not replaced atomically", "do not read overlays during a run"
 
 
 def _create_only(path: Path, other: Path, *, required: bool) -> _Answer:
@@ -120,11 +120,11 @@ def _create_only(path: Path, other: Path, *, required: bool) -> _Answer:
     try:
         os.link(other, path)
     except FileExistsError:
-        return "ok", "a file that is there can be left, for --if-exists skip and error", ""
+        return "ok", "--if-exists skip and error work", ""
     except OSError as error:
-        text = f"no hard links there ({error.strerror}), so --if-exists skip and error cannot work"
+        text = f"no hard links ({error.strerror}), which --if-exists skip and error need"
         return "failure" if required else "warning", text, "use --if-exists overwrite"
-    return "warning", "a hard link has replaced a file there", "use --if-exists overwrite"
+    return "warning", "a hard link replaced an existing file", "use --if-exists overwrite"
 
 
 def _fsync(path: Path, overlay: bytes, *, wanted: bool) -> _Answer:
@@ -136,7 +136,7 @@ def _fsync(path: Path, overlay: bytes, *, wanted: bool) -> _Answer:
             started = time.perf_counter()
             os.fsync(file.fileno())
             times.append(time.perf_counter() - started)
-    text = f"{median(times) * 1e3:.1f} ms to force an overlay to the disk (median of {len(times)})"
+    text = f"{median(times) * 1e3:.1f} ms to flush an overlay to the disk (median of {len(times)})"
     if wanted and median(times) > _SLOW_FSYNC_S:
-        return "warning", text, "without files.fsync a run is faster, and a power cut may cost files"
+        return "warning", text, "a run without files.fsync is faster, but a power failure may lose files"
     return "ok", text, ""

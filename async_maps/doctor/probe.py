@@ -1,4 +1,4 @@
-"""A small object of ours: is it taken, given back, replaced, left where it is to be left, and removed?"""
+"""Checks with a small object: write, read, overwrite, create only and delete."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _CLEAN_UP_S = 10.0
 
 
 class ProbeObject:
-    """An object that is written to see what becomes of it, and the others that were written beside it.
+    """The object that the checks write, and its siblings for the throughput.
 
     Attributes:
-        versioned: whether the bucket has given it a version.
-        encryption: what the bucket has said of its encryption.
+        versioned: whether the object got a version id.
+        encryption: the server-side encryption of the object, according to the answer.
     """
 
     def __init__(self, target: Target) -> None:
@@ -41,13 +41,13 @@ class ProbeObject:
         self._overwrites = target.settings.if_exists == "overwrite"
 
     def sibling(self, number: int) -> str:
-        """The key of another object, which is removed with this one."""
+        """Return the key of another object, which is deleted with this one."""
         key = f"{self._target.stem}-{number}.png"
         self._may_exist.add(key)
         return key
 
     async def write(self) -> bool:
-        """Whether it is there now."""
+        """Check that the object can be written; return whether it was."""
         try:
             answer = await self._put(tiny_png(self._target.settings))
         except ClientError as error:
@@ -59,11 +59,11 @@ class ProbeObject:
             return False
         self.versioned = "VersionId" in answer
         self.encryption = answer.get("ServerSideEncryption", "")
-        self._target.say("write", "ok", f"{self._target.url} takes objects")
+        self._target.say("write", "ok", f"{self._target.url} is writable")
         return True
 
     async def read(self) -> bool:
-        """Whether it can be read."""
+        """Check that the object can be read, with the same bytes and content type; return whether it was."""
         say, useless = self._target.say, "do not use that store"
         try:
             data, content_type = await self._get()
@@ -74,21 +74,22 @@ class ProbeObject:
                 say("read back", "warning", f"GetObject is {reason}",
                     f"allow s3:GetObject, for --if-exists skip, async-maps verify and readers{kms}")  # fmt: skip
             else:
-                say("read back", "failure", f"what was written does not come back: GetObject is {reason}", useless)
+                say("read back", "failure", f"the object that was written cannot be read: GetObject is {reason}",
+                    useless)  # fmt: skip
             return False
         if data == tiny_png(self._target.settings):
-            say("read back", "ok", "the same bytes come back")
+            say("read back", "ok", "the object has the bytes that were written")
         else:
-            say("read back", "failure", "other bytes come back than were written", useless)
+            say("read back", "failure", "the object has other bytes than were written", useless)
         if content_type == "image/png":
-            say("content type", "ok", "it comes back as image/png")
+            say("content type", "ok", "image/png")
         else:
-            say("content type", "warning", f"it comes back as {content_type or 'nothing'}, not as image/png",
-                "see what lies between here and the store: browsers go by it")  # fmt: skip
+            say("content type", "warning", f"{content_type or 'none'}, not image/png",
+                "browsers need it; check the proxies between here and the store")  # fmt: skip
         return True
 
     async def overwrite(self) -> None:
-        """Whether it can be replaced, and is at once."""
+        """Check that the object can be replaced, and that the next GET returns the new one."""
         turned = tiny_png(self._target.settings, turned=True)
         try:
             await self._put(turned)
@@ -96,33 +97,33 @@ class ProbeObject:
         except ClientError as error:
             level: Level = "failure" if self._overwrites else "warning"
             self._target.say("overwrite", level, f"a second {error.operation_name} is {refusal(error)[2]}",
-                             "a run that is repeated overwrites; see the bucket's policy and object lock")  # fmt: skip
+                             "repeated runs overwrite objects; check the bucket's policy and object lock")  # fmt: skip
             return
         if data == turned:
-            self._target.say("overwrite", "ok", "an object is replaced at once")
+            self._target.say("overwrite", "ok", "a replaced object is visible immediately")
         else:
-            self._target.say("overwrite", "warning", "the old object comes back after it was replaced",
-                             "a cache lies between; a key with {digest} changes when the map does")  # fmt: skip
+            self._target.say("overwrite", "warning", "a GET after the overwrite returns the old object",
+                             "there is a cache; use a key with {digest}, which changes with the map")  # fmt: skip
 
     async def create_only(self) -> None:
-        """Whether it is left where only a new object may be made."""
+        """Check that a create-only PUT does not replace the object."""
         level: Level = "warning" if self._overwrites else "failure"
-        found = "the store ignores If-None-Match: --if-exists skip and error cannot be relied on"
+        found = "the store ignores If-None-Match, which --if-exists skip and error need"
         try:
             await self._put(tiny_png(self._target.settings), create_only=True)
         except ClientError as error:
             _, status, reason = refusal(error)
             if status == 412:
-                self._target.say("create only", "ok", "an object that is there can be left: --if-exists skip and error")
+                self._target.say("create only", "ok", "--if-exists skip and error work")
                 return
             found = f"a PUT with If-None-Match is {reason}"
         self._target.say("create only", level, found, "use --if-exists overwrite")
 
     async def remove(self) -> bool:
-        """Whether all that was written is gone now; it is removed even if this task is cancelled."""
+        """Delete all written objects, even if this task is cancelled; return whether that succeeded."""
         if not self._may_exist:
             return True
-        reason = "not removed in time"
+        reason = "not deleted in time"
         with move_on_after(_CLEAN_UP_S, shield=True):
             reason = await self._try_to_remove()
         self._may_exist.clear()
@@ -131,12 +132,11 @@ class ProbeObject:
         return not reason
 
     async def _try_to_remove(self) -> str:
-        """Why something is left, if it is."""
         try:
             await self._delete(versions=self.versioned)
         except ClientError as error:
             if self.versioned:
-                # So that at least no reader sees them.
+                # A plain delete at least hides them from readers.
                 with suppress(ClientError, *NO_ANSWER):
                     await self._delete(versions=False)
             return f"{error.operation_name} is {refusal(error)[2]}"
@@ -154,20 +154,20 @@ class ProbeObject:
                 for one in (*page.get("Versions", []), *page.get("DeleteMarkers", []))
             ]
         requests = (self._client.delete_object(Bucket=self._target.bucket, **one) for one in objects)
-        # All are waited for before the first error is raised.
+        # Wait for all requests before the first error is raised.
         for result in await asyncio.gather(*requests, return_exceptions=True):
             if isinstance(result, BaseException):
                 raise result
 
     def _say_left(self, reason: str) -> None:
-        text = f"what was written is left, s3://{self._target.bucket}/{self._target.stem}*: {reason}"
-        advice = "runs delete nothing, but this does: allow "
+        text = f"the written objects were not deleted, s3://{self._target.bucket}/{self._target.stem}*: {reason}"
+        advice = "only these checks delete objects, runs do not; allow "
         if self.versioned:
-            advice += "s3:DeleteObjectVersion and s3:ListBucketVersions; old versions go by a lifecycle rule with "
-            advice += "NoncurrentVersionExpiration, locked ones when their lock ends"
+            advice += "s3:DeleteObjectVersion and s3:ListBucketVersions, or delete old versions by a lifecycle rule "
+            advice += "with NoncurrentVersionExpiration; locked ones stay until their lock ends"
         else:
             folder = f"{self._target.url}/" if self._target.prefix else self._target.url
-            advice += "s3:DeleteObject, or remove it:\n"
+            advice += "s3:DeleteObject, or delete them:\n"
             advice += f"aws s3 rm {shlex.quote(folder)} --recursive --exclude '*' --include '{self._target.mark}*'"
         self._target.say("delete", "warning", text, advice)
 
@@ -184,10 +184,9 @@ class ProbeObject:
         return await answer["Body"].read(), answer.get("ContentType", "")
 
     def _needed(self, reason: str) -> str:
-        """What to allow."""
         s3 = self._target.settings.s3
         kms = s3.kms_key_id or ("*" if "kms" in f"{reason} {s3.server_side_encryption}".lower() else None)
         partition = self._client.meta.partition
         policy = iam_policy(self._target.bucket, self._target.prefix, partition=partition, kms_key=kms)
         of_kms = ", kms:GenerateDataKey, kms:Decrypt" if kms else ""
-        return f"allow s3:PutObject, and s3:GetObject, s3:DeleteObject, s3:ListBucket{of_kms} for the rest:\n{policy}"
+        return f"allow s3:PutObject, and for all checks s3:GetObject, s3:DeleteObject, s3:ListBucket{of_kms}:\n{policy}"

@@ -1,4 +1,4 @@
-"""A bucket in S3, asked with the requests that a run, its readers and ``--if-exists`` make. Runs on the event loop."""
+"""Checks of an S3 bucket, by the requests of a run, its readers and ``--if-exists``. Runs on the event loop."""
 
 from __future__ import annotations
 
@@ -39,12 +39,9 @@ _FIRST_ANSWER_S = 15.0
 
 
 async def examine(place: str, settings: Settings, extent: tuple[Sequence[str], bool], on_finding: OnFinding) -> None:
-    """Look at ``s3://bucket/prefix``, each thing in the order in which it is needed.
+    """Check ``s3://bucket/prefix``; raise SettingsError if it is not valid.
 
-    The extent is the origins of pages that are to read overlays, and whether the throughput is left out.
-
-    Raises:
-        SettingsError: that can be no place for overlays.
+    ``extent`` has the origins of web pages that will read the overlays, and whether to skip the throughput.
     """
     bucket, prefix = parse_destination(place)
     async with AsyncExitStack() as opened:
@@ -64,13 +61,13 @@ async def examine(place: str, settings: Settings, extent: tuple[Sequence[str], b
 
 @asynccontextmanager
 async def _open_client(session: aioboto3.Session, settings: Settings) -> AsyncIterator[S3Client]:
-    """A client of little patience: whoever asks wants to hear soon of a store that does not answer."""
-    patience = {
+    """Open a client with short time-outs, so that a store that does not answer is reported soon."""
+    timeouts = {
         "connect_timeout_s": min(settings.s3.connect_timeout_s, _CONNECT_TIMEOUT_S),
         "read_timeout_s": min(settings.s3.read_timeout_s, _READ_TIMEOUT_S),
     }
-    options = client_options(settings.s3.model_copy(update=patience), settings.concurrency, attempts=_ATTEMPTS)
-    # For URLs botocore would choose the second version of signatures, which many stores and regions refuse.
+    options = client_options(settings.s3.model_copy(update=timeouts), settings.concurrency, attempts=_ATTEMPTS)
+    # By default botocore signs URLs with version 2, which many stores and regions refuse.
     options["signature_version"] = "s3v4"
     async with AsyncExitStack() as opened:
         client = await opened.enter_async_context(session.client("s3", config=AioConfig(**options)))
@@ -83,7 +80,7 @@ async def _open_client(session: aioboto3.Session, settings: Settings) -> AsyncIt
 async def _examine(target: Target, origins: Sequence[str], quick: bool) -> None:
     probe = ProbeObject(target)
     try:
-        # Name servers that are silent keep to no time-out of the client's.
+        # The client's time-outs do not apply to DNS.
         with fail_after(_FIRST_ANSWER_S):
             found = await find_bucket(target)
         if not found:
@@ -99,7 +96,7 @@ async def _examine(target: Target, origins: Sequence[str], quick: bool) -> None:
         await check_encryption(target, seen=probe.encryption)
         if written and await probe.remove():
             versions = ", with all its versions" if probe.versioned else ""
-            target.say("delete", "ok", f"what was written is gone{versions}")
+            target.say("delete", "ok", f"the written objects were deleted{versions}")
             await _measure(target, probe, quick)
     except NO_ANSWER as error:
         target.say("endpoint", "failure", f"no answer from {target.client.meta.endpoint_url}: {unreachable(error)}",
@@ -114,7 +111,7 @@ async def _examine(target: Target, origins: Sequence[str], quick: bool) -> None:
 async def _measure(target: Target, probe: ProbeObject, quick: bool) -> None:
     data = overlay_sized_png()
     concurrency = target.settings.concurrency
-    # As a run puts, but over what it has put before.
+    # Like a run, but it overwrites its own objects.
     settings = target.settings.model_copy(
         update={"if_exists": "overwrite", "concurrency": concurrencies(concurrency)[-1]}
     )
@@ -126,8 +123,8 @@ async def _measure(target: Target, probe: ProbeObject, quick: bool) -> None:
                 return
             loads = await measure_throughput(store, probe.sibling, data, concurrency)
     except StoreError as error:
-        target.say("latency", "warning", f"overlays of {len(data) / 1e3:.0f} KB are not taken: {error}",
-                   "small ones are; see what lies between here and the store")  # fmt: skip
+        target.say("latency", "warning", f"overlays of {len(data) / 1e3:.0f} KB are refused: {error}",
+                   "smaller ones are accepted; check the proxies between here and the store")  # fmt: skip
         return
     for finding in judge(loads, latency_s, len(data), concurrency):
         target.on_finding(finding)

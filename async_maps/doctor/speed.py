@@ -1,4 +1,4 @@
-"""How fast this link takes overlays, and how many uploads at once that needs: PUTs as a run makes them."""
+"""Measures the throughput to the store, and the number of concurrent uploads that it needs."""
 
 from __future__ import annotations
 
@@ -20,32 +20,31 @@ if TYPE_CHECKING:
 
 _LATENCY_PUTS = 9
 _LEVEL_S = 0.8
-"""So long each number of uploads at once is kept up; in the first third connections are made."""
-_MOST = 256
+"""The duration of a measurement; its first third, in which connections are opened, does not count."""
+_MAX_CONCURRENCY = 256
 _OVERRUN_S = 5.0
 _GAIN = 1.15
-"""Twice the uploads at once that take less than this much more have passed the knee."""
+"""If twice the concurrency is less than this much faster, the link is saturated."""
 
 
 class Load(NamedTuple):
-    """How many objects were taken a second with so many uploads at once, and the error that ended it, if one did."""
+    """The rate with a number of concurrent uploads, and the error that ended the measurement, or None."""
 
-    at_once: int
+    concurrency: int
     puts_per_s: float
     error: StoreError | None
 
 
 def concurrencies(concurrency: int) -> list[int]:
-    """How many uploads at once are tried: as many as configured, and more, but not as many as a store could resent."""
-    return [
-        at_once for at_once in (concurrency, 2 * concurrency, 4 * concurrency) if at_once <= max(_MOST, concurrency)
-    ]
+    """Return the numbers of concurrent uploads to measure: the configured one, and up to four times as many."""
+    most = max(_MAX_CONCURRENCY, concurrency)
+    return [uploads for uploads in (concurrency, 2 * concurrency, 4 * concurrency) if uploads <= most]
 
 
 async def measure_latency(store: AddressedStore, key: Callable[[int], str], data: bytes) -> float:
-    """Seconds of a PUT when nothing else is under way: the median of some."""
+    """Return the median seconds of a PUT without concurrent ones."""
     times = []
-    # The first one teaches the store what the others look like.
+    # The first PUT is slower, because the SDK sends it, and does not count.
     for _ in range(1 + _LATENCY_PUTS):
         started = perf_counter()
         await unbroken(store.put(key(0), data))
@@ -56,22 +55,22 @@ async def measure_latency(store: AddressedStore, key: Callable[[int], str], data
 async def measure_throughput(
     store: AddressedStore, key: Callable[[int], str], data: bytes, concurrency: int
 ) -> list[Load]:
-    """Try the concurrency, then twice as much as long as that pays: each with as many keys as uploads at once."""
+    """Measure the configured concurrency, then twice as much while that is faster; each upload has its own key."""
     loads: list[Load] = []
-    for at_once in concurrencies(concurrency):
-        loads.append(await _keep_up(store, key, data, at_once))
+    for uploads in concurrencies(concurrency):
+        loads.append(await _measure(store, key, data, uploads))
         if loads[-1].error or (len(loads) > 1 and loads[-1].puts_per_s < _GAIN * loads[-2].puts_per_s):
             break
     return loads
 
 
-async def _keep_up(store: AddressedStore, key: Callable[[int], str], data: bytes, at_once: int) -> Load:
+async def _measure(store: AddressedStore, key: Callable[[int], str], data: bytes, concurrency: int) -> Load:
     began = perf_counter()
     counted_from, end = began + _LEVEL_S / 3, began + _LEVEL_S
     taken: list[float] = []
     errors: list[StoreError] = []
 
-    async def put_again_and_again(lane: int) -> None:
+    async def put_repeatedly(lane: int) -> None:
         while perf_counter() < end and not errors:
             try:
                 await unbroken(store.put(key(lane), data))
@@ -82,36 +81,36 @@ async def _keep_up(store: AddressedStore, key: Callable[[int], str], data: bytes
 
     with move_on_after(_LEVEL_S + _OVERRUN_S):
         async with create_task_group() as lanes:
-            for lane in range(at_once):
-                lanes.start_soon(put_again_and_again, lane)
+            for lane in range(concurrency):
+                lanes.start_soon(put_repeatedly, lane)
     counted = sum(counted_from <= moment < end for moment in taken)
-    return Load(at_once, counted / (end - counted_from), errors[0] if errors else None)
+    return Load(concurrency, counted / (end - counted_from), errors[0] if errors else None)
 
 
 def judge(loads: list[Load], latency_s: float, size: int, concurrency: int) -> list[Finding]:
-    """What the measurements say about the link and the concurrency.
+    """Return findings about the throughput and the concurrency.
 
-    By Little's law, as many uploads are under way as are taken a second times the seconds that each takes; at the
-    fastest rate seen and the latency of a lone PUT that is the knee: fewer leave the link idle, more only wait.
-    (Little, "A proof for the queuing formula L = λW", 1961; Kleinrock, "Power and deterministic rules of thumb", 1979.)
+    By Little's law, the number of uploads in flight is the rate times the latency. At the highest rate and the latency
+    of a single PUT, fewer uploads leave the link idle, and more only wait. (Little, "A proof for the queuing formula
+    L = λW", 1961; Kleinrock, "Power and deterministic rules of thumb", 1979.) ``size`` is that of an object in bytes.
     """
     failed = loads[-1].error
     best = max(loads, key=lambda load: load.puts_per_s)
     rate = best.puts_per_s
-    text = f"{rate:,.0f} PUTs/s, {rate * size / 1e6:,.1f} MB/s, with {best.at_once} at once"
+    text = f"{rate:,.0f} PUTs/s, {rate * size / 1e6:,.1f} MB/s, with {best.concurrency} concurrent uploads"
     if failed is not None:
         slow_down = isinstance(failed, TransientError) and failed.slow_down
-        advice = "a run slows down by itself" if slow_down else "a run tries again; try with less --concurrency"
-        return [Finding("throughput", "warning", f"{text}; with {loads[-1].at_once} at once: {failed}", advice)]
+        advice = "a run slows down automatically" if slow_down else "a run retries; try a lower --concurrency"
+        return [Finding("throughput", "warning", f"{text}; with {loads[-1].concurrency}: {failed}", advice)]
     if rate == 0:
         return [Finding("throughput", "warning", f"no PUT of {size / 1e3:.0f} KB was done in {_LEVEL_S} s",
-                        "a run takes long over this link; see s3.read_timeout_s")]  # fmt: skip
-    under_way = rate * latency_s
-    law = f"Little's law: {rate:,.0f}/s x {latency_s * 1e3:.1f} ms = {under_way:.1f} under way"
-    enough = Finding("concurrency", "ok", f"{concurrency} at once are enough ({law})")
-    if under_way > concurrency and rate >= _GAIN * loads[0].puts_per_s:
-        # A power of two above it, so that bursts find some room; but no more than was tried.
-        suggested = min(2 ** math.ceil(math.log2(under_way)), loads[-1].at_once)
-        enough = Finding("concurrency", "warning", f"{concurrency} at once do not fill this link ({law})",
+                        "a run over this link is slow; raise s3.read_timeout_s")]  # fmt: skip
+    in_flight = rate * latency_s
+    law = f"Little's law: {rate:,.0f}/s x {latency_s * 1e3:.1f} ms = {in_flight:.1f} in flight"
+    enough = Finding("concurrency", "ok", f"{concurrency} concurrent uploads are enough ({law})")
+    if in_flight > concurrency and rate >= _GAIN * loads[0].puts_per_s:
+        # The next power of two, for bursts; but not more than was measured.
+        suggested = min(2 ** math.ceil(math.log2(in_flight)), loads[-1].concurrency)
+        enough = Finding("concurrency", "warning", f"{concurrency} concurrent uploads do not fill this link ({law})",
                          f"use --concurrency {suggested}")  # fmt: skip
     return [Finding("throughput", "ok", text), enough]

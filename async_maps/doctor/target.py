@@ -1,4 +1,4 @@
-"""The bucket that is looked at, the keys below its prefix that are used for it, and requests to it."""
+"""The bucket to check, the keys that the checks use, and requests."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from async_maps.doctor.finding import Level, OnFinding
     from async_maps.settings import Settings
 
-_PATIENCE_S = 5.0
+_GRACE_S = 5.0
 
 
 class Target(NamedTuple):
-    """What every check of S3 needs; only the names of our own objects start with the mark."""
+    """The parameters of all S3 checks. Only the names of our objects start with ``mark``."""
 
     client: S3Client
     bucket: str
@@ -34,7 +34,7 @@ class Target(NamedTuple):
 
     @property
     def stem(self) -> str:
-        """What the keys of our objects start with."""
+        """The start of the keys of our objects."""
         return f"{self.prefix}/{self.mark}" if self.prefix else self.mark
 
     @property
@@ -48,7 +48,7 @@ class Target(NamedTuple):
 
 
 async def ask(request: Awaitable[Any]) -> tuple[Any, str]:
-    """The answer and no code, or no answer and the code of the refusal."""
+    """Return the answer and no error code, or no answer and the error code."""
     try:
         return await request, ""
     except ClientError as error:
@@ -56,16 +56,16 @@ async def ask(request: Awaitable[Any]) -> tuple[Any, str]:
 
 
 async def unbroken(request: Coroutine[Any, Any, Any]) -> Any:
-    """Wait for the request; who is cancelled meanwhile still waits for it, if it does not take long.
+    """Wait for a request; on cancellation, wait a few more seconds for it.
 
-    A PUT that is broken off may arrive after its object was removed, and then it stays.
+    The server may process a cancelled PUT after its object was deleted, and then the object would stay.
     """
     task = asyncio.create_task(request)
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
         with CancelScope(shield=True):
-            await asyncio.wait({task}, timeout=_PATIENCE_S)
+            await asyncio.wait({task}, timeout=_GRACE_S)
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
         raise

@@ -1,1 +1,1 @@
-"""Whole programs to run, read and copy: each needs ``pip install '.[examples]'``; nothing imports them."""
+"""Complete programs to run, read and copy (extra ``examples``). The package does not import them."""

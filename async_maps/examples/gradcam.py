@@ -1,8 +1,7 @@
 """Grad-CAMs of a small CNN, uploaded while they are computed: ``python -m async_maps.examples.gradcam [DESTINATION]``.
 
-A CNN learns scikit-learn's digits (8x8, shipped with it) on a CPU in seconds; captum explains the true and the
-predicted class of each test image. The model runs in the thread in which the pipeline advances an iterable, no further
-ahead than there is room for maps; the event loop stays free.
+A CNN learns the 8x8 digits of scikit-learn on a CPU in seconds. captum explains the true and the predicted class of
+each test image. The pipeline advances the iterator, and so the model, in a thread, only when there is room for maps.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ _TILE = (160, 160)
 
 
 def digits() -> tuple[Tensor, Tensor]:
-    """1,797 images, (n, 1, 40, 40) float32 from 0 to 1, shuffled, and their classes, (n,) int64."""
+    """Return 1,797 shuffled images, (n, 1, 40, 40) float32 from 0 to 1, and their classes, (n,) int64."""
     found = load_digits()
     small = functional.pad(torch.from_numpy(found.images).float()[:, None] / 16, (1, 1, 1, 1))
     images = functional.interpolate(small, scale_factor=4, mode="bicubic").clamp(0, 1)
@@ -50,7 +49,7 @@ def digits() -> tuple[Tensor, Tensor]:
 
 
 def train(images: Tensor, classes: Tensor, epochs: int = 6) -> nn.Sequential:
-    """A CNN that knows these images; the end of its first part, (n, 64, 10, 10), is what Grad-CAM looks at."""
+    """Train a CNN; the output of its first module, (n, 64, 10, 10), is the layer for Grad-CAM."""
     features: list[nn.Module] = []
     for channels, filters, size, stride in ((1, 16, 5, 2), (16, 32, 3, 2), (32, 64, 3, 1)):
         features += [nn.Conv2d(channels, filters, size, stride, size // 2), nn.BatchNorm2d(filters), nn.ReLU()]
@@ -68,7 +67,7 @@ def train(images: Tensor, classes: Tensor, epochs: int = 6) -> nn.Sequential:
 
 
 def grad_cams(model: nn.Sequential, images: Tensor, classes: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """A name and a Grad-CAM, (1, 40, 40), twice for each image: ``0007/true-3`` and ``0007/predicted-8``."""
+    """Yield names and Grad-CAMs, (1, 40, 40), two for each image: ``0007/true-3`` and ``0007/predicted-8``."""
     explainer = LayerGradCam(model, model[0])
     for start in range(0, len(images), _BATCH):
         batch = images[start : start + _BATCH]
@@ -80,13 +79,13 @@ def grad_cams(model: nn.Sequential, images: Tensor, classes: Tensor) -> Iterator
 
 
 def draw(model: nn.Sequential, images: Tensor, classes: Tensor) -> Image.Image:
-    """Eight images that the model gets right, and four that it does not under the Grad-CAMs of both classes."""
+    """Draw eight correctly classified images, and four others with the Grad-CAMs of both classes."""
     wrong = model(images).argmax(1) != classes
     chosen = torch.cat([(~wrong).nonzero()[:8, 0], wrong.nonzero()[:4, 0]])
     tiles, overlays = [], []
     for name, cam in sorted(grad_cams(model, images[chosen], classes[chosen]), key=itemgetter(0)):
         index, label = name.split("/")
-        if int(index) >= 8 or label.startswith("predicted"):  # the others' two are alike
+        if int(index) >= 8 or label.startswith("predicted"):  # else both are equal
             pixels = (255 * images[chosen[int(index)], 0]).byte().numpy()
             tile = Image.fromarray(pixels).resize(_TILE, Image.Resampling.BICUBIC).convert("RGB")
             ImageDraw.Draw(tile).text((2, 0), label)
@@ -101,24 +100,24 @@ def main(destination: str | None = None, /, *, out: Path = Path("async-maps-grad
     """Train a small CNN on digits, and upload its Grad-CAMs while they are computed.
 
     Args:
-        destination: s3://bucket/prefix, file:///folder or a plain path; by default a folder in what --out says.
-        out: the folder for the manifest, locators.csv and overlays.png; another destination wants another one.
+        destination: s3://bucket/prefix, file:///folder or a plain path; by default the folder overlays in --out.
+        out: the folder for the manifest, locators.csv and overlays.png; use one folder per destination.
     """
     torch.manual_seed(0)
-    torch.set_num_threads(1)  # more would wait for each other longer than so small a model takes
+    torch.set_num_threads(1)  # the model is too small for more threads
     out.mkdir(parents=True, exist_ok=True)
     images, classes = digits()
     model = train(images[:_TRAINED], classes[:_TRAINED])
     images, classes = images[_TRAINED:], classes[_TRAINED:]
     right = (model(images).argmax(1) == classes).float().mean().item()
-    print(f"{right:.1%} of {len(images):,} test images are classified right")
+    print(f"{right:.1%} of {len(images):,} test images are classified correctly")
     cams, manifest = grad_cams(model, images, classes), out / "manifest.sqlite"
-    # per-map, as the scale of a map is its own; no workers, as the model has the cores.
+    # per-map, because each map has its own scale; workers=0, because the model uses the cores.
     settings = am.Settings(range="per-map", workers=0)
     report = am.run(cams, destination or str(out / "overlays"), settings=settings, manifest=manifest)
     count = am.export_manifest(manifest, out / "locators.csv")
     draw(model, images, classes).save(out / "overlays.png")
-    print(f"{report.summary()}\n{count:,} locators in {out / 'locators.csv'}, look at {out / 'overlays.png'}")
+    print(f"{report.summary()}\n{count:,} locators in {out / 'locators.csv'}, see {out / 'overlays.png'}")
     return 1 if report.failed else 0
 
 

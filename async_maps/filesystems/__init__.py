@@ -1,1 +1,1 @@
-"""Disks and S3 to read, list and delete; addresses and locators."""
+"""Reading, listing and deleting files on disks and in S3; addresses and locators."""

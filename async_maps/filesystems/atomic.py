@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all: until then, and after a full disk, the older file is in place."""
+"""Atomic writes of files: the old file stays in place until the new one is complete."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ if TYPE_CHECKING:
 
 @contextmanager
 def replacing(target: Path) -> Iterator[Path]:
-    """Where to write: the file there replaces the target in one step when the context ends without an error.
+    """Yield a temporary path whose file replaces the target when the ``with`` block ends without an error.
 
-    A pipe or a terminal, which nothing can replace, is written to directly.
+    A pipe or a terminal cannot be replaced: then the target itself is yielded.
     """
     if target.exists() and not (target.is_file() or target.is_dir()):
         yield target
         return
-    # Through links: their targets are replaced, they stay.
+    # If the target is a symbolic link, replace the file that it points to, not the link.
     target = Path(os.path.realpath(target))
-    # Beside the target, so that the rename at the end is one step.
+    # In the same folder, because a rename is atomic only within one filesystem.
     temporary = target.with_name(f".async-maps-{uuid4().hex}")
     try:
         yield temporary

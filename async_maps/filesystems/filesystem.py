@@ -1,4 +1,4 @@
-"""Disks and S3 behind one protocol: readers see every file as a seekable stream of bytes."""
+"""Local files and S3 objects behind one protocol: readers get a seekable binary file."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ if TYPE_CHECKING:
 
 
 class Filesystem(Protocol):
-    """The place where a reader's file lies. Safe to share between threads."""
+    """Opens files for readers. Thread-safe."""
 
     def open(self, path: str) -> BinaryIO:
-        """The file, seekable, at its start.
+        """Open a seekable file at its start.
 
         Raises:
-            OSError: it cannot be opened.
-            SourceError: the same, in a sentence.
+            OSError: the file cannot be opened.
+            SourceError: the file cannot be opened, with a reason of this package.
         """
 
 
 class LocalFilesystem:
-    """Files on a disk of this machine."""
+    """Opens local files."""
 
     def open(self, path: str) -> BinaryIO:
-        """The file, open; a pipe or a device, whose bytes may never come, is refused even if it was a file before."""
+        """Open a file; refuse a pipe or a device, because reading it may block forever."""
         return open(path, "rb", opener=_open_without_waiting)
 
 
 class Filesystems:
-    """The filesystem of each path; safe to share between threads."""
+    """Finds the filesystem of a path. Thread-safe."""
 
     def __init__(self, s3: S3Settings | None = None) -> None:
         self._disk = LocalFilesystem()
@@ -57,12 +57,12 @@ class Filesystems:
         self.close()
 
     def of(self, path: str) -> Filesystem:
-        """Where the file at that path lies."""
+        """Return the filesystem of a path."""
         return self.s3() if is_remote(path) else self._disk
 
     def s3(self) -> S3Filesystem:
-        """S3, made at the first call."""
-        # Its client takes a while to import, and most sources lie on a disk.
+        """Return the S3 filesystem, which is created at the first call."""
+        # The client is slow to import, and most sources are on disk.
         from async_maps.filesystems.s3 import S3Filesystem
 
         with self._making:
@@ -73,7 +73,7 @@ class Filesystems:
             return self._s3
 
     def close(self) -> None:
-        """Close the connections, for good."""
+        """Close the connections permanently."""
         with self._making:
             self._closed = True
             if self._s3 is not None:
@@ -81,20 +81,20 @@ class Filesystems:
 
 
 def check_regular(mode: int, folder: bool = False) -> None:
-    """Refuse anything but a plain file, or a folder, by its ``st_mode``."""
+    """Refuse anything but a regular file, or a folder, by its ``st_mode``."""
     if not (stat.S_ISDIR if folder else stat.S_ISREG)(mode):
         expected = "a folder" if folder else "a regular file"
         raise SourceError(f"expected {expected}, found {_kind(mode)}")
 
 
 def file_fingerprint(status: os.stat_result) -> str:
-    """Changes when a file does: its size and time."""
+    """Return the size and modification time of a file, as text; they change when the file does."""
     return f"{status.st_size}-{status.st_mtime_ns}"
 
 
 def folder_fingerprint(folder: str) -> str:
-    """Changes when any file in a folder does: a digest over their paths, sizes and times."""
-    # A sum does not depend on the order of the files, so they need not be kept to be sorted.
+    """Return a digest of the paths, sizes and times of all files in a folder."""
+    # A sum is independent of the order: no list of all files has to be sorted in memory.
     total = 0
     for line in _states(folder):
         total += int.from_bytes(blake2b(line, digest_size=16).digest(), "big")
@@ -102,14 +102,13 @@ def folder_fingerprint(folder: str) -> str:
 
 
 def _states(folder: str) -> Iterator[bytes]:
-    """Path, size and time of every file below a folder, in no particular order."""
     left: list[tuple[str, tuple[tuple[int, int], ...]]] = [("", ())]
     while left:
         path, above = left.pop()
         status = os.stat(os.path.join(folder, path))
         identity = (status.st_dev, status.st_ino)
         if identity in above:
-            raise SourceError("a symbolic link in it leads back to a folder above")
+            raise SourceError("a symbolic link in it points to a folder above it")
         with os.scandir(os.path.join(folder, path)) as children:
             for child in children:
                 below = os.path.join(path, child.name)
@@ -125,12 +124,12 @@ def _states(folder: str) -> Iterator[bytes]:
 
 
 def is_remote(path: str) -> bool:
-    """Whether a file lies in S3: then threads of this process read it, instead of worker processes."""
+    """Whether a file is in S3. Threads of the main process read those, not the worker processes."""
     return path.startswith("s3://")
 
 
 def _open_without_waiting(path: str, flags: int) -> int:
-    # Else the opening of a pipe waits for a writer.
+    # Without O_NONBLOCK, opening a pipe waits for a writer.
     descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         mode = os.fstat(descriptor).st_mode

@@ -1,4 +1,4 @@
-"""Locators: where an overlay lies, as text. The stores make them; here they are parsed, and made JSON for Kolena."""
+"""Parsing of locators (the URLs of overlays), and their JSON for Kolena."""
 
 from __future__ import annotations
 
@@ -16,15 +16,12 @@ DATA_TYPE = "ANNOTATION/BITMAP_MASK"
 _FOR_KOLENA = re.compile(r"(s3|gs|https)://(.+/)+.+")
 """The locators that Kolena's own validators accept; ``BitmapMask`` itself accepts anything."""
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{1,}[A-Za-z0-9]")
-"""A bucket's name: also those that servers other than Amazon's, and access points, allow."""
+"""A bucket's name, including access points and names that only other servers than AWS allow."""
 _FILE = re.compile(r"file://(?:localhost)?(/.*)", re.DOTALL)
 
 
 class S3Address(NamedTuple):
-    """An object in S3, or the prefix that objects share, which may be empty. Its text is ``s3://bucket/key``.
-
-    The key is not percent-encoded.
-    """
+    """A bucket and a key, or a bucket and a prefix, which may be empty. The key is not percent-encoded."""
 
     bucket: str
     key: str
@@ -34,25 +31,25 @@ class S3Address(NamedTuple):
 
 
 def parse_s3_address(address: str, error: type[AsyncMapsError] = SourceError) -> S3Address:
-    """Return the bucket and the key of ``s3://bucket/key``; raise ``error`` if the text has no name of a bucket."""
+    """Return the bucket and the key of ``s3://bucket/key``; raise ``error`` if the bucket's name is not valid."""
     bucket, _, key = address.removeprefix("s3://").partition("/")
     if not (address.startswith("s3://") and _BUCKET.fullmatch(bucket)):
-        raise error(f"{bucket!r} is not the name of a bucket; expected s3://bucket/prefix")
+        raise error(f"{bucket!r} is not a valid bucket name; expected s3://bucket/prefix")
     return S3Address(bucket, key)
 
 
 def file_path(locator: str) -> str | None:
-    """The file behind ``file:///path``; None if the locator is another one."""
+    """Return the path of a ``file:///path`` locator; None for other locators."""
     found = _FILE.fullmatch(locator)
-    # The bytes of a name need not be UTF-8; replaced, they would be those of another file.
+    # File names may have bytes that are not UTF-8; keep them.
     return None if found is None else os.fsdecode(unquote_to_bytes(os.fsencode(found[1])))
 
 
 def bitmap_mask_fields(locator: str, **fields: Any) -> dict[str, Any]:
-    """Kolena's ``BitmapMask(locator, **fields)`` in JSON, which its service takes as well.
+    """Return ``BitmapMask(locator, **fields)`` as the JSON object that Kolena's service accepts.
 
     Raises:
-        InputValidationError: Kolena cannot read such a locator.
+        InputValidationError: Kolena cannot read this kind of locator.
     """
     if not _FOR_KOLENA.fullmatch(locator):
         raise InputValidationError(

@@ -1,4 +1,4 @@
-"""The objects at locators, in S3 and in folders: listed, read and deleted. It blocks: call it in a thread."""
+"""Listing, reading and deleting objects by locator, in S3 and in folders. Everything here blocks."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from async_maps.settings import S3Settings
 
 _MOST_BYTES = 2**40
-"""No object of one PUT is larger."""
+"""More than the largest object of one PUT, 5 GiB."""
 _TEMPORARY = ".async-maps-"
-"""The start of the names of files that this package is writing, or was when it was killed."""
+"""The prefix of this package's temporary files (:mod:`async_maps.filesystems.atomic`)."""
 
 
 class ObjectInfo(NamedTuple):
-    """An object's entry in a listing; the size is in bytes, the ETag without quotes, and None for a file."""
+    """An object in a listing: its size in bytes, and its ETag without quotes, which is None for a file."""
 
     locator: str
     size: int
@@ -34,10 +34,10 @@ class ObjectInfo(NamedTuple):
 
 
 class Content(NamedTuple):
-    """An object that was read; a file has no content type.
+    """The content of an object. A file has no content type.
 
-    ``etag_is_md5`` says whether its ETag can be the MD5 of its bytes (Amazon S3 API reference, "Object": not if KMS
-    encrypts it).
+    ``etag_is_md5`` is False if the ETag cannot be the MD5 of the bytes, because KMS encrypts the object (Amazon S3 API
+    reference, "Object").
     """
 
     data: bytes | bytearray
@@ -46,10 +46,11 @@ class Content(NamedTuple):
 
 
 class Objects:
-    """Everything that a locator can lead to. Any number of threads may share it.
+    """Finds, lists, reads and deletes objects by locator. Thread-safe.
 
-    Its methods raise an ObjectError where S3 or the disk refuses something, such as for lack of permission, and a
-    StoreError where S3 cannot be reached or the AWS configuration cannot be used.
+    Raises:
+        ObjectError: all methods raise it if S3 or the disk refuses a request, for instance for lack of permission.
+        StoreError: all methods raise it if S3 cannot be reached, or the AWS configuration cannot be used.
     """
 
     def __init__(self, s3: S3Settings | None = None) -> None:
@@ -62,7 +63,7 @@ class Objects:
         self._filesystems.close()
 
     def identity(self, folder: str) -> str:
-        """The ``Store.identity`` of a run to that folder."""
+        """Return the ``Store.identity`` of a run to that folder."""
         if not is_remote(folder):
             return folder
         from async_maps.filesystems.aws import identity
@@ -71,9 +72,9 @@ class Objects:
             return identity(folder, self._filesystems.s3().endpoint())
 
     def below(self, folder: str) -> Generator[ObjectInfo, None, None]:
-        """The objects below a folder, in no particular order: a thousand a request, or as the disk has them.
+        """Yield the objects below a folder, in no particular order.
 
-        The folder ends in a slash: ``s3://bucket/prefix/`` or ``file:///folder/``.
+        The folder ends in a slash: ``s3://bucket/prefix/`` or ``file:///folder/``. One request lists 1,000 objects.
         """
         with _translate_errors(folder):
             if (path := file_path(folder)) is not None:
@@ -81,12 +82,12 @@ class Objects:
                 return
             bucket, prefix = parse_s3_address(folder)
             for found in self._filesystems.s3().objects(bucket, prefix):
-                # An object that stands for a folder is no overlay.
+                # Some tools create an object "folder/" for a folder; it is not an overlay.
                 if not found.key.endswith("/"):
                     yield ObjectInfo(f"s3://{bucket}/{found.key}", found.size, found.etag or None)
 
     def find(self, locator: str) -> ObjectInfo | None:
-        """One object, as :meth:`below` lists it; None if there is none."""
+        """Return one object as :meth:`below` lists it, or None if it does not exist."""
         if (path := file_path(locator)) is not None:
             try:
                 status = os.stat(path)
@@ -94,18 +95,18 @@ class Objects:
                 return None
             except (OSError, ValueError) as error:
                 reason = getattr(error, "strerror", None) or error
-                raise ObjectError(f"{printable(locator)}: cannot be looked at: {reason}") from error
+                raise ObjectError(f"{printable(locator)}: cannot be read: {reason}") from error
             return ObjectInfo(locator, status.st_size, None) if stat.S_ISREG(status.st_mode) else None
         with _translate_errors(locator):
             found = self._filesystems.s3().find(locator)
         return None if found is None else ObjectInfo(locator, found.size, found.etag or None)
 
     def read(self, locator: str) -> Content:
-        """All of an object, in one request.
+        """Read a whole object in one request.
 
         Raises:
-            OSError: it cannot be read, or (FileNotFoundError) there is none.
-            SourceError: S3 refuses it.
+            OSError: the object cannot be read, or does not exist (FileNotFoundError).
+            SourceError: S3 refuses the request.
             StoreError: S3 cannot be reached.
         """
         if (path := file_path(locator)) is not None:
@@ -123,10 +124,10 @@ class Objects:
         return Content(found.data, found.content_type, not found.encryption.startswith("aws:kms"))
 
     def delete(self, locators: Sequence[str]) -> dict[str, str]:
-        """Delete up to a thousand objects, sorted: all of a bucket in one request.
+        """Delete up to 1,000 objects, with one request per bucket. The locators must be sorted.
 
         Returns:
-            the reasons of those that could not be deleted.
+            The objects that could not be deleted, with the reasons.
         """
         kept = {}
         for locator in locators:
@@ -153,15 +154,15 @@ def _files_below(folder: str) -> Iterator[ObjectInfo]:
         try:
             entries = os.scandir(waiting.pop())
         except (FileNotFoundError, PermissionError):
-            # Nothing was written there, or it is gone by now; or it may not be listed, and each file is looked up.
+            # Missing: nothing was written, or it was deleted. No permission: the caller looks up each file.
             continue
         with entries:
             for entry in entries:
-                # Links to folders are not followed: their files are not below this one.
+                # Links to folders are not followed: their files are in another folder.
                 if entry.is_dir(follow_symlinks=False):
                     waiting.append(entry.path)
                 elif entry.is_file() and not entry.name.startswith(_TEMPORARY):
-                    with suppress(FileNotFoundError):  # gone by now
+                    with suppress(FileNotFoundError):  # deleted meanwhile
                         yield ObjectInfo(Path(entry.path).as_uri(), entry.stat().st_size, None)
 
 
@@ -176,4 +177,4 @@ def _translate_errors(place: str) -> Iterator[None]:
         raise kind(f"{printable(place)}: {error}") from error
     except OSError as error:
         where = printable(str(error.filename or place))
-        raise StoreError(f"{where}: cannot be looked at: {error.strerror or error}") from error
+        raise StoreError(f"{where}: cannot be listed: {error.strerror or error}") from error

@@ -1,6 +1,6 @@
-"""Objects in S3, as files. Blocks: call it in a thread; any number of threads may share a filesystem.
+"""Reading S3 objects as files. Blocking and thread-safe.
 
-Credentials, region, endpoint, proxies and certificates come from the AWS environment and files, as for every AWS tool.
+Credentials, region, endpoint, proxies and certificates come from the AWS environment variables and files.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 _WHOLE_BYTES = 8 * 2**20
 """Objects up to this size are read in one request."""
 _HEAD_BYTES = 64 * 2**10
-"""The beginning of a larger one that is kept: it mostly holds the format's header."""
+"""Of a larger object, this many bytes at its start are read and kept; they usually contain the format's header."""
 _BLOCK_BYTES = 512 * 2**10
 _MAX_BLOCK_BYTES = 4 * 2**20
 _CACHE_BYTES = 8 * 2**20
@@ -49,7 +49,7 @@ _CONNECTIONS = 64
 
 
 class Object(NamedTuple):
-    """An object's entry in a listing; the tag is without quotes."""
+    """An object in a listing. The size is in bytes, the ETag without quotes."""
 
     key: str
     size: int
@@ -57,16 +57,16 @@ class Object(NamedTuple):
 
     @property
     def fingerprint(self) -> str:
-        """Changes when the object does."""
+        """The size and ETag, as text; they change when the object does."""
         return f"{self.size}-{self.etag}"
 
 
 class S3Filesystem:
-    """Opens objects; makes its one client when it is first used.
+    """Reads, lists and deletes objects with one client, which is created at the first use.
 
     Raises:
-        SourceError: S3 refuses a request or cannot be reached, or the AWS configuration cannot be used; all methods
-            raise it.
+        SourceError: all methods raise it if S3 refuses a request or cannot be reached, or the AWS configuration cannot
+            be used.
     """
 
     def __init__(self, settings: S3Settings | None = None) -> None:
@@ -76,25 +76,25 @@ class S3Filesystem:
         self._closed = False
 
     def open(self, path: str) -> BinaryIO:
-        """Open the object at ``s3://bucket/key``, to be read and sought in; a FileNotFoundError if there is none."""
+        """Open ``s3://bucket/key`` as a seekable file; raise FileNotFoundError if the object does not exist."""
         return io.BufferedReader(self.open_object(path))
 
     def open_object(self, path: str, whole_bytes: int = _WHOLE_BYTES) -> S3File:
-        """As :meth:`open`, without a buffer; an object of up to ``whole_bytes`` is read now, in one request."""
+        """Open an object unbuffered; one of up to ``whole_bytes`` is read immediately, in one request."""
         address = parse_s3_address(path)
         return S3File(self, address, self.get(address, 0, whole_bytes, keep=_HEAD_BYTES))
 
     def get(
         self, address: S3Address, start: int, length: int, etag: str | None = None, keep: int | None = None
     ) -> Range:
-        """Read a part of an object in one request; a FileNotFoundError if there is no such object.
+        """Read a part of an object in one request; raise FileNotFoundError if the object does not exist.
 
         Args:
             address: the object.
-            start: the first byte.
-            length: in bytes, at most: the object may end before.
-            etag: fail if the object has another one by now.
-            keep: the number of bytes to read if the object does not end within ``length``.
+            start: the offset of the first byte.
+            length: the maximum number of bytes; the object may end earlier.
+            etag: the expected ETag; raise SourceError if the object has another one.
+            keep: the number of bytes to read if the object is longer than ``start + length``.
         """
         attempts = self._settings.max_attempts
         while True:
@@ -103,17 +103,17 @@ class S3Filesystem:
                 return self._get(address, start, length, etag, keep)
             except _NoRangeError:
                 with _translate_errors():
-                    answer = self._made().head_object(Bucket=address.bucket, Key=address.key)
+                    answer = self._get_client().head_object(Bucket=address.bucket, Key=address.key)
                 return _range(b"", answer["ContentLength"], answer)
             except BotoCoreError as error:
-                # The client itself tries again until it has an answer, but not when the body breaks off.
+                # The client retries until it has a response, but not if the body of the response is interrupted.
                 if not attempts:
                     raise SourceError(unreachable(error)) from error
 
     def _get(self, address: S3Address, start: int, length: int, etag: str | None, keep: int | None) -> Range:
         match = {"IfMatch": etag} if etag else {}
         with _translate_errors():
-            answer = self._made().get_object(
+            answer = self._get_client().get_object(
                 Bucket=address.bucket, Key=address.key, Range=f"bytes={start}-{start + length - 1}", **match
             )
         with closing(answer["Body"]) as body:
@@ -132,45 +132,45 @@ class S3Filesystem:
         return _range(data, size, answer)
 
     def find(self, path: str) -> Object | None:
-        """The object at a path, or None: one request."""
+        """Return the object at a path, or None if it does not exist, by one request."""
         address = parse_s3_address(path)
         try:
             with _translate_errors():
-                answer = self._made().head_object(Bucket=address.bucket, Key=address.key)
+                answer = self._get_client().head_object(Bucket=address.bucket, Key=address.key)
         except FileNotFoundError:
             return None
         return Object(address.key, answer["ContentLength"], answer["ETag"].strip('"'))
 
     def objects(self, bucket: str, prefix: str) -> Iterator[Object]:
-        """The objects whose keys start with a prefix, in the order of their keys, a page at a time."""
+        """Yield the objects whose keys start with the prefix, in the order of their keys."""
         for page in self.pages(bucket, prefix):
             for entry in page.get("Contents", []):
                 yield Object(entry["Key"], entry["Size"], entry.get("ETag", "").strip('"'))
 
     def pages(self, bucket: str, prefix: str, **options: Any) -> Iterator[dict[str, Any]]:
-        """The answers to ListObjectsV2."""
+        """Yield the responses of ListObjectsV2."""
         with _translate_errors():
-            pages = self._made().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix, **options)
-            yield from pages
+            paginator = self._get_client().get_paginator("list_objects_v2")
+            yield from paginator.paginate(Bucket=bucket, Prefix=prefix, **options)
 
     def delete(self, bucket: str, keys: Sequence[str]) -> dict[str, str]:
-        """Delete up to a thousand objects in one request.
+        """Delete up to 1,000 objects in one request.
 
         Returns:
-            the keys of those that could not be deleted, and the reasons.
+            The keys of the objects that could not be deleted, with the reasons.
         """
         with _translate_errors():
-            answer = self._made().delete_objects(
+            answer = self._get_client().delete_objects(
                 Bucket=bucket, Delete={"Objects": [{"Key": key} for key in keys], "Quiet": True}
             )
         return {error["Key"]: f"refused with {error['Code']}" for error in answer.get("Errors", [])}
 
     def endpoint(self) -> str:
         """The URL of the server."""
-        return str(self._made().meta.endpoint_url)
+        return str(self._get_client().meta.endpoint_url)
 
     def fingerprint_below(self, path: str) -> str | None:
-        """A digest over all objects in a folder; None if there are none."""
+        """Return the fingerprint of all objects in a folder (:class:`Digest`); None if there are none."""
         bucket, key = parse_s3_address(path)
         digest = Digest()
         for found in self.objects(bucket, f"{key.rstrip('/')}/"):
@@ -178,14 +178,14 @@ class S3Filesystem:
         return digest.fingerprint()
 
     def close(self) -> None:
-        """Close the connections, for good: a thread that is late cannot open one again."""
+        """Close the connections permanently: no thread can open one later."""
         with self._making:
             self._closed = True
             client, self._client = self._client, None
         if client is not None:
             client.close()
 
-    def _made(self) -> Any:
+    def _get_client(self) -> Any:
         with self._making:
             if self._closed:
                 raise SourceError("the source is closed")
@@ -199,9 +199,10 @@ class S3Filesystem:
 
 
 class Range(NamedTuple):
-    """A part of an object; ``size`` is that of the whole object.
+    """A part of an object.
 
-    The ETag has its quotes. ``encryption`` is the server's, such as ``aws:kms``; empty if it does not say.
+    ``size`` is the size of the whole object in bytes. The ETag includes its quotes. ``encryption`` is the server-side
+    encryption, such as ``aws:kms``; empty if the response does not say.
     """
 
     data: bytes | bytearray
@@ -216,10 +217,10 @@ def _range(data: bytes | bytearray, size: int, answer: dict[str, Any]) -> Range:
 
 
 class S3File(io.RawIOBase):
-    """An object as a file: ranges of one state of it, the last ones kept.
+    """An object as a seekable file. It reads ranges of one version of the object and caches the last ones.
 
-    Large reads are requests of their own; small ones are served from blocks that grow as long as reading goes forward.
-    ``head`` is the object's beginning.
+    A large read is one request. Small reads are served from cached blocks, whose size grows while the reads are
+    sequential. ``head`` is the start of the object.
     """
 
     def __init__(self, filesystem: S3Filesystem, address: S3Address, head: Range) -> None:
@@ -234,7 +235,7 @@ class S3File(io.RawIOBase):
 
     @property
     def fingerprint(self) -> str:
-        """As that of the object in a listing."""
+        """The same fingerprint as in a listing."""
         return Object(self._address.key, self._head.size, self._head.etag.strip('"')).fingerprint
 
     def readable(self) -> bool:  # noqa: D102  # inherited, as the next four
@@ -265,7 +266,6 @@ class S3File(io.RawIOBase):
         return filled
 
     def _at(self, position: int, wanted: int) -> memoryview:
-        """Up to the wanted number of bytes from a position on, at least one."""
         for start, data in ((0, self._head.data), *self._blocks.items()):
             if start <= position < start + len(data):
                 if start in self._blocks:
@@ -275,7 +275,7 @@ class S3File(io.RawIOBase):
         self._step = min(2 * self._step, _MAX_BLOCK_BYTES) if forward else _BLOCK_BYTES
         start, length = position, max(wanted, self._step)
         if wanted < self._step and not forward:
-            # A reader that jumps to the very end, to an archive's directory, goes back from there.
+            # Readers of archives jump to the directory at the end, and then read backwards from there.
             start = max(0, min(position, self._head.size - length))
         length = min(length, self._head.size - start)
         data = self._filesystem.get(self._address, start, length, self._head.etag).data
@@ -288,34 +288,34 @@ class S3File(io.RawIOBase):
 
 
 class Digest:
-    """The state of a folder: one fingerprint for all objects below it."""
+    """One fingerprint for all objects in a folder; add them in the order of their keys."""
 
     def __init__(self) -> None:
         self._hash = hashlib.sha256()
         self._size = self._count = 0
 
     def add(self, found: Object) -> None:
-        """Include an object."""
+        """Add an object."""
         self._hash.update(f"{found.key}\0{found.size}\0{found.etag}\n".encode(errors="surrogatepass"))
         self._size += found.size
         self._count += 1
 
     def fingerprint(self) -> str | None:
-        """Changes when any object does, comes or goes; None if there is none."""
+        """Return the total size and a hash, as text; None if there are no objects."""
         return f"{self._size}-{self._hash.hexdigest()[:32]}" if self._count else None
 
 
 class RefusedError(SourceError):
-    """S3 refuses the request, and will again: no permission, for instance."""
+    """S3 refuses the request permanently, for instance for lack of permission."""
 
 
 class _NoRangeError(Exception):
-    """The object ends before: an empty one has no range at all."""
+    """The range starts behind the object's end; in an empty object, every range does."""
 
 
 @contextmanager
 def _translate_errors() -> Iterator[None]:
-    """Errors of a request as ours: one sentence, without the object's name."""
+    """Turn the SDK's errors into SourceErrors of one sentence, without the object's name."""
     try:
         with translate_credential_errors():
             yield
@@ -324,7 +324,7 @@ def _translate_errors() -> Iterator[None]:
         if status == 416:
             raise _NoRangeError from error
         if status == 404 and code != "NoSuchBucket":
-            raise FileNotFoundError(errno.ENOENT, "there is no such object") from error
+            raise FileNotFoundError(errno.ENOENT, "the object does not exist") from error
         if status == 412:
             raise SourceError("the object was replaced while it was read") from error
         raise (SourceError if status in TRANSIENT_STATUSES else RefusedError)(reason) from error

@@ -1,4 +1,4 @@
-"""Data that may not fit into memory, in a private SQLite database. It blocks: call it in a thread."""
+"""A private SQLite database for data that may not fit into memory. Everything here blocks."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
 
 
 class Spill:
-    """A database that SQLite spills to a temporary file of its own and deletes. Threads take turns.
+    """A database in memory that SQLite spills to a temporary file and deletes at the end. Thread-safe.
 
     Args:
-        what: its content, for messages: ``"the comparison"``.
-        schema: the statements that make its tables.
-        error: raised by its methods when it fails: the folder of temporary files has no room, for instance.
+        what: the content for messages, such as ``"the comparison"``.
+        schema: the statements that create the tables.
+        error: the class of the errors that the methods raise, for instance when the disk is full.
     """
 
     def __init__(self, what: str, schema: str, error: type[AsyncMapsError]) -> None:
         self._what = what
         self._error = error
-        self._turn = Lock()
+        self._lock = Lock()
         self._database = sqlite3.connect("", check_same_thread=False, isolation_level=None)
         self._database.executescript(schema)
 
@@ -36,22 +36,22 @@ class Spill:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with self._turn:
+        with self._lock:
             self._database.close()
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """Lend the database to this thread; the ``with`` block's writes are kept whole, or not at all."""
-        with self._turn:
+        """Give this thread the database for one transaction: the ``with`` block."""
+        with self._lock:
             try:
                 with self._database:
                     self._database.execute("BEGIN")
                     yield self._database
             except sqlite3.Error as error:
                 is_full = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
-                reason = "its disk is full: make room, and run the same command again"
+                reason = "the disk is full: free some space, and run the same command again"
                 raise self._error(
-                    f"{self._what}, among the temporary files (TMPDIR says where), cannot be written: "
+                    f"the temporary file of {self._what} (in TMPDIR) cannot be written: "
                     f"{reason if is_full else printable(str(error))}"
                 ) from error
 

@@ -1,7 +1,7 @@
 """Overlays for Kolena: one map at a time, as in its tutorial, or the masks of a whole manifest.
 
-A mask is Kolena's own ``BitmapMask`` if its client is installed. Otherwise it is the dict that this mask is in JSON,
-which the service accepts too. A mask is made from a receipt or a row of a manifest, so its overlay exists.
+A mask is Kolena's ``BitmapMask`` if its client is installed. Otherwise it is the same mask as a dict for JSON, which
+the service accepts too. A mask is made from a receipt or a row of a manifest, so its overlay exists.
 
 Sources: the client, kolena 1.69.0, and "Uploading Activation Maps" in its documentation
 (``docs/advanced-usage/uploading-activation-maps.md`` of github.com/kolenaIO/kolena).

@@ -1,4 +1,4 @@
-"""Masks: what Kolena stores for one overlay. Light, for any thread."""
+"""Masks: the objects that Kolena stores for overlays."""
 
 from __future__ import annotations
 
@@ -11,34 +11,32 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 Mask: TypeAlias = Any
-"""Kolena's own ``BitmapMask`` if its client is installed, else the dict that the same mask is in JSON.
+"""Kolena's ``BitmapMask`` if its client is installed, else the same mask as a dict for JSON.
 
-To type checkers it is ``Any``, as it depends on the environment which of the two it is.
+For type checkers it is ``Any``, because the type depends on the environment.
 """
 
 
 def mask_maker(fields: dict[str, Any]) -> Callable[..., Mask]:
-    """Find out what a mask is here, and make masks with these fields beside the locator, and more for each mask.
+    """Return a function that makes a mask from a locator and more fields, all with the given fields.
 
-    The maker refuses a locator that Kolena cannot read.
-
-    Raises:
-        SettingsError: a field would hide the mask's own.
+    The function raises InputValidationError for a locator that Kolena cannot read. Raises SettingsError if a field has
+    the name of an attribute of the mask.
     """
     if hidden := fields.keys() & {"locator", "data_type"}:
-        raise SettingsError(f"a mask's {min(hidden)} is its own: no field may have that name")
+        raise SettingsError(f"a field cannot be called {min(hidden)!r}, which is an attribute of every mask: rename it")
     try:
         from kolena.annotation import BitmapMask
     except ImportError:
         return lambda locator, **more: bitmap_mask_fields(locator, **{**more, **fields})
 
     def make(locator: str, **more: Any) -> Mask:
-        bitmap_mask_fields(locator)  # BitmapMask takes any text
+        bitmap_mask_fields(locator)  # BitmapMask accepts any text
         return BitmapMask(locator, **{**more, **fields})
 
     return make
 
 
 def provenance_fields(name: str, low: float | None, high: float | None) -> dict[str, Any]:
-    """What a mask tells of the map it was made of: its name, and the values that its colors span."""
+    """Return fields for the name of the map and its value range."""
     return {"map_name": name, "range_low": low, "range_high": high}

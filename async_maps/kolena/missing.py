@@ -1,4 +1,4 @@
-"""Why rows of results have no overlay: what the error of :func:`async_maps.kolena.results_frame` says. It blocks."""
+"""Explains why rows of results have no overlay, for the error of :func:`async_maps.kolena.results_frame`. Blocks."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 
 _LISTED = 5
 _COMPARED = 100
-"""Pairs of names; more of them tell nothing new."""
+"""The maximum number of pairs of names to compare."""
 _NAME, _STATUS, _STAGE, _ERROR = (COLUMNS.index(column) for column in ("name", "status", "stage", "error"))
 _EXTENSION = re.compile(r"\.[A-Za-z][A-Za-z0-9]{0,4}$")
 
 
 class Layer(Protocol):
-    """A manifest, and which of its maps are one layer.
+    """One layer of maps in a manifest.
 
     Attributes:
-        manifest: its path.
+        manifest: the path of the manifest.
         suffix: the end of the layer's names in the manifest; empty for all names.
     """
 
@@ -38,16 +38,16 @@ class Layer(Protocol):
     def suffix(self) -> str: ...  # noqa: D102  # above
 
     def datapoint(self, name: str) -> str | None:
-        """The name in the results of a name in the manifest; None if that is of another layer."""
+        """Return the name in the results for a name in the manifest; None if it belongs to another layer."""
 
 
 def describe_missing(layer: Layer, wanted: Collection[str], lacking: Collection[str], on: str | None) -> list[str]:
-    """Sentences on the names that have no overlay: which of them failed and why, and how the others differ.
+    """Return sentences about names without an overlay: which failed and why, and how the others differ.
 
     Args:
-        layer: it lacks them.
+        layer: the layer.
         wanted: all names of the results.
-        lacking: those without an overlay.
+        lacking: the names without an overlay.
         on: the column of the names; None if a function makes them.
     """
     compared = _Compared(lacking)
@@ -61,7 +61,7 @@ def describe_missing(layer: Layer, wanted: Collection[str], lacking: Collection[
                 compared.failed[name] = f"{row[_STAGE]}: {row[_ERROR]}"
             elif name not in wanted:
                 compared.add(name)
-    # What is advised must not part names that match.
+    # The advice must not change names that match already.
     matched = list(islice((name for name in wanted if name not in lacking), _COMPARED))
     return list(compared.sentences(layer.suffix, on, matched))
 
@@ -83,13 +83,13 @@ class _First:
 
 
 def listed(names: Iterable[str], count: int) -> str:
-    """The first names, quoted, with dots if there are more."""
+    """List the first names, quoted, with dots if there are more."""
     shown = [repr(printable(name)) for name in islice(names, _LISTED)]
     return ", ".join([*shown, *(["..."] if count > len(shown) else [])])
 
 
 class _Compared:
-    """Names of the results that have no overlay, beside the names in the manifest that no row has."""
+    """Compares names of the results without an overlay with names of the manifest that no row has."""
 
     def __init__(self, lacking: Collection[str]) -> None:
         self.failed: dict[str, str] = {}
@@ -100,13 +100,13 @@ class _Compared:
         self._pairs: list[tuple[str, str]] = []
 
     def add(self, known: str) -> None:
-        """Note a name of the manifest that no row has."""
+        """Add a name of the manifest that no row has."""
         self._unmatched.add(known)
         if len(self._pairs) < _COMPARED and (result := self._forms.get(_form(known, _ALL))) is not None:
             self._pairs.append((result, known))
 
     def sentences(self, suffix: str, on: str | None, matched: list[str]) -> Iterator[str]:
-        """What to say of them."""
+        """Yield the sentences."""
         if self.failed:
             reasons = [f"{printable(name)!r} ({reason})" for name, reason in islice(self.failed.items(), _LISTED)]
             more = ", ..." if len(self.failed) > _LISTED else ""
@@ -130,7 +130,7 @@ class _Compared:
 
 
 class _Trait(NamedTuple):
-    """Something in which two names can differ: what it is called, how it is left out, and what a name has of it."""
+    """A part in which two names can differ: its title, a function that removes it, and one that returns it."""
 
     title: str
     without: Callable[[str], str]
@@ -148,14 +148,14 @@ _ALL = tuple(range(len(_TRAITS)))
 
 
 def _form(name: str, traits: tuple[int, ...]) -> str:
-    """A name without some traits; slashes first, as folders end in them."""
+    """Return a name without some traits; slashes are first, because folders end in them."""
     for trait in reversed(traits):
         name = _TRAITS[trait].without(name)
     return name
 
 
 def _differing(result: str, known: str) -> tuple[int, ...]:
-    """The fewest traits in which two names differ that are alike without all of them."""
+    """Return the fewest traits without which two names are equal."""
     for count in range(1, len(_TRAITS)):
         for traits in combinations(_ALL, count):
             if _form(result, traits) == _form(known, traits):
@@ -168,15 +168,15 @@ def _difference(pairs: list[tuple[str, str]], on: str | None, matched: list[str]
     ((traits, _),) = Counter(kinds).most_common(1)
     alike = [pair for pair, kind in zip(pairs, kinds, strict=True) if kind == traits]
     result, known = alike[0]
-    told = " and ".join(_told(_TRAITS[trait], result, known) for trait in traits)
-    advice = "let `on` be a function that makes the manifest's name from a row"
+    differences = " and ".join(_describe(_TRAITS[trait], result, known) for trait in traits)
+    advice = "pass a function as `on` that makes the manifest's name from a row"
     if on is not None and (expression := _expression([*alike, *zip(matched, matched, strict=True)], on)) is not None:
         advice = f"pass on=lambda row: {expression}"
-    # Two forms of an accent look alike.
-    return f"{result!a} in the results looks like {known!a} in the manifest, but for {told}: {advice}"
+    # ASCII, because two Unicode forms of an accent look the same.
+    return f"{result!a} in the results looks like {known!a} in the manifest, except {differences}: {advice}"
 
 
-def _told(trait: _Trait, result: str, known: str) -> str:
+def _describe(trait: _Trait, result: str, known: str) -> str:
     if trait.of is None:
         return trait.title
     ours, theirs = (trait.of(name) for name in (result, known))
@@ -186,7 +186,7 @@ def _told(trait: _Trait, result: str, known: str) -> str:
 
 
 def _expression(pairs: list[tuple[str, str]], on: str) -> str | None:
-    """Python that makes the manifest's names of all these pairs; None if nothing simple does."""
+    """Return Python code that makes the manifest's names in all pairs; None if there is no simple one."""
     folder = "".join(pairs[0][1].rpartition("/")[:2])
     row = f"row[{on!r}]"
     if any(result.isdigit() for result, _ in pairs):

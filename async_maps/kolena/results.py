@@ -1,4 +1,4 @@
-"""From a manifest to Kolena: the masks of all maps, or a data frame of results with its masks. It blocks."""
+"""Masks for Kolena from a manifest: all masks, or a data frame of results with masks. Everything here blocks."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     Overlays = dict[str | None, "_Overlay"]
 
 _DROPPED = "data_type"
-"""Columns whose names end like this are gone when results are downloaded (``kolena.dataset`` 1.69.0)."""
+"""Kolena drops columns whose names end like this when results are downloaded (``kolena.dataset`` 1.69.0)."""
 _NAME = COLUMNS.index("name")
 
 
@@ -50,7 +50,7 @@ def inference_masks(manifest: str | PathLike[str], *, provenance: bool = False, 
     Raises:
         ManifestError: the manifest cannot be read.
         InputValidationError: Kolena cannot read a locator.
-        SettingsError: a field is called ``locator`` or ``data_type``, which are the mask's own.
+        SettingsError: a field is called ``locator`` or ``data_type``, which every mask has.
     """
     return {row["name"]: mask for row, mask in _masks(manifest, provenance, fields)}
 
@@ -66,18 +66,18 @@ def results_frame(  # noqa: PLR0913  # one argument a choice, all but three with
     missing: Literal["error", "none"] = "error",
     provenance: bool = False,
 ) -> pd.DataFrame:
-    """Add the masks of overlays to results, as ``kolena.dataset.upload_results`` takes them.
+    """Add the masks of overlays to results, for ``kolena.dataset.upload_results``.
 
     Values that would break the upload are converted: NaN and infinity to None, NumPy values and arrays to numbers and
-    lists, decimals to numbers, times to ISO 8601. Kolena's own objects stay. Two rows of one map share its mask.
+    lists, decimals to numbers, times to ISO 8601. Kolena's objects are not changed. Two rows of one map share its mask.
 
     Args:
-        manifest: the path of a manifest that ``async-maps run`` or ``Pipeline.run`` has written. If each layer was a
-            run of its own, a mapping: ``{"layer3": "layer3.sqlite", "layer4": "layer4.sqlite"}``.
+        manifest: the path of a manifest that ``async-maps run`` or ``Pipeline.run`` has written. If each layer has its
+            own run, a mapping: ``{"layer3": "layer3.sqlite", "layer4": "layer4.sqlite"}``.
         results: one row per datapoint; not changed.
         on: the column with the names of the maps (``val/0001`` for ``val/0001.npy``), or a function that makes the name
-            from a row, such as ``lambda row: Path(row["locator"]).stem``. None or NaN is a row without a map. 17.0,
-            which pandas makes of 17 in a column with NaN, is the map ``17``.
+            from a row, such as ``lambda row: Path(row["locator"]).stem``. A row with None or NaN has no map. 17.0 means
+            the map ``17``, because pandas converts 17 to 17.0 in a column with NaN.
         column: the name of the new column.
         layers: if one run had all layers, the last parts of its names: ``["layer3", "layer4"]`` for ``img-1/layer3``
             and ``img-1/layer4``. With layers, of either kind, each row has the list of its masks, in the order of the
@@ -96,8 +96,8 @@ def results_frame(  # noqa: PLR0913  # one argument a choice, all but three with
         MissingExtraError: pandas is not installed.
         ManifestError: a manifest cannot be read.
         InputValidationError: overlays are missing, Kolena cannot read a locator, or a value has no form in JSON.
-        SettingsError: a column is missing, exists already or would be dropped by Kolena, the index is of floats, whose
-            rows Kolena would drop, or there is no such statistic.
+        SettingsError: a column is missing, exists already or would be dropped by Kolena; the index is of floats, whose
+            rows Kolena would drop; or a statistic is unknown.
     """
     with require_extra("a frame of results", "kolena"):
         import pandas as pd
@@ -137,14 +137,14 @@ class _Overlay(NamedTuple):
 
 
 class _Layer(NamedTuple):
-    """One overlay of each datapoint: the manifest that knows it, and the end of its name there."""
+    """One overlay of each datapoint: its manifest, and the end of its name there."""
 
     label: str | None
     manifest: str | PathLike[str]
     suffix: str = ""
 
     def overlays(self, datapoints: Collection[str], provenance: bool) -> Overlays:
-        """Those of the datapoints of these names, by name; no more than these are in memory."""
+        """Return the overlays of the datapoints by name; others are not kept in memory."""
         fields = {} if self.label is None else {"layer": self.label}
         found: Overlays = {}
         for row, mask in _masks(self.manifest, provenance, fields, lambda name: self.datapoint(name) in datapoints):
@@ -154,7 +154,7 @@ class _Layer(NamedTuple):
         return found
 
     def datapoint(self, name: str) -> str | None:
-        """The name of a map without the layer; None if it is of another layer."""
+        """Return the name of a map without the layer; None if it belongs to another layer."""
         return name.removesuffix(self.suffix) if name.endswith(self.suffix) else None
 
 
@@ -168,7 +168,7 @@ def _layers(manifest: AnyManifest, layers: Sequence[str] | None) -> list[_Layer]
     else:
         found = [_Layer(name, path) for name, path in manifest.items()]
     if not found:
-        raise SettingsError("there are no layers: name one at least")
+        raise SettingsError("there are no layers: pass at least one")
     return found
 
 
@@ -178,36 +178,34 @@ def _masks(
     fields: dict[str, Any],
     is_wanted: Callable[[str], bool] = lambda _: True,
 ) -> Iterator[tuple[dict[str, Any], Mask]]:
-    """The rows of the maps that are done, with their masks."""
     make = mask_maker(fields)
     with Manifest(manifest, read_only=True) as opened:
-        # Of gray overlays whoever shows them makes the colors.
+        # Gray overlays have no colormap: the viewer colors them.
         kept = opened.runs() if provenance else []
         colormaps = {run.settings: run.shaping["colormap"] for run in kept if run.shaping["png"] != "gray"}
         for values in opened.rows():
             if is_wanted(str(values[_NAME])):
                 row: dict[str, Any] = dict(zip(COLUMNS, values, strict=True))
                 spanned = provenance_fields(row["name"], row["range_low"], row["range_high"])
-                told = {**spanned, "colormap": colormaps.get(row["settings"])} if provenance else {}
-                yield row, make(row["locator"], **told)
+                origin = {**spanned, "colormap": colormaps.get(row["settings"])} if provenance else {}
+                yield row, make(row["locator"], **origin)
 
 
 def _refuse_columns(results: pd.DataFrame, on: On, new: list[str]) -> None:
     there = [str(title) for title in results.columns]
     if results.index.dtype.kind == "f":
-        # It cuts the frame into batches by labels then (``kolena._utils.batched_load`` 1.69.0).
-        raise SettingsError("Kolena's client loses rows of an index of floats: take results.reset_index()")
+        # It splits such a frame into batches by labels (``kolena._utils.batched_load`` 1.69.0).
+        raise SettingsError("Kolena's client loses rows of an index of floats: use results.reset_index()")
     if isinstance(on, str) and on not in there:
-        raise SettingsError(f"on: the results have no column {on!r}; there are {', '.join(there)}")
+        raise SettingsError(f"on: the results have no column {on!r}; they have {', '.join(there)}")
     for title in [*there, *new]:
         if title.endswith(_DROPPED):
             raise SettingsError(f"Kolena drops columns whose names end in {_DROPPED!r}: rename {title!r}")
         if [*there, *new].count(title) > 1:
-            raise SettingsError(f"there would be two columns {title!r}: drop one, or name another with column=")
+            raise SettingsError(f"there would be two columns {title!r}: drop one, or choose another name with column=")
 
 
 def _names(results: pd.DataFrame, on: On) -> list[str | None]:
-    """The map's name of each row; None for a row without."""
     titles = [str(title) for title in results.columns]
     if isinstance(on, str):
         return [_name(value) for value in results.iloc[:, titles.index(on)]]
@@ -249,13 +247,13 @@ def _plain_column(title: str, values: pd.Series[Any]) -> pd.Series[Any]:
     try:
         return pd.Series([_plain(value) for value in values], values.index, dtype=object)
     except TypeError as error:
-        raise InputValidationError(f"column {title!r}: {error}; make it numbers, text or a list of them") from error
+        raise InputValidationError(f"column {title!r}: {error}; convert it to numbers, text or lists") from error
 
 
 def _plain(value: Any) -> Any:
-    """What JSON has for it: the client's encoder knows no NumPy, and writes NaN in a way that JSON has not."""
+    """Convert a value for JSON: the client's encoder does not support NumPy, and writes NaN, which is not JSON."""
     if isinstance(value, np.ndarray | np.generic):
-        # Of nanoseconds NumPy would make integers.
+        # NumPy would convert nanoseconds to integers.
         value = (value.astype(f"{value.dtype.kind}8[us]") if value.dtype.kind in "mM" else value).tolist()
     if isinstance(value, str | int):
         return value
@@ -269,13 +267,12 @@ def _plain(value: Any) -> Any:
         value = None
     elif isinstance(value, date | time):
         value = value.isoformat()
-    elif not hasattr(value, "_to_dict"):  # as Kolena's own objects have, for the upload
-        raise TypeError(f"Kolena takes no {type(value).__name__}")
+    elif not hasattr(value, "_to_dict"):  # Kolena's objects have it, for the upload
+        raise TypeError(f"Kolena does not accept {type(value).__name__}")
     return value
 
 
 def _is_missing(value: Any) -> bool:
-    """In one of the ways in which pandas says that nothing is there."""
     import pandas as pd
 
     return bool(pd.api.types.is_scalar(value) and pd.isna(value))

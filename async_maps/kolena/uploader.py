@@ -31,24 +31,24 @@ def bitmap_uploader(
     """Open a destination for the tutorial's ``create_and_upload_bitmap(filename, activation_map)``.
 
     Use it in synchronous code that has one map after the other, such as the ``infer`` of a model: connections stay open
-    between maps. It works in notebooks, because its event loop runs in a thread of its own. For a whole set of maps,
+    between maps. It works in notebooks, because its event loop runs in another thread. For a whole set of maps,
     :func:`async_maps.run` is faster. In asynchronous code use :class:`~async_maps.Pipeline` and :func:`bitmap_mask`.
 
     Args:
         destination: ``s3://bucket/prefix``.
-        settings: the defaults if None. ``workers`` does not apply: single maps cannot keep worker processes busy.
+        settings: the settings; the defaults if None. ``workers`` is ignored: single maps cannot keep processes busy.
 
     Yields:
         The function :func:`create_and_upload_bitmap` without its arguments ``destination`` and ``settings``. Any
         thread may call it.
 
     Raises:
-        AsyncMapsError: as :class:`~async_maps.Pipeline`.
+        AsyncMapsError: as for :class:`~async_maps.Pipeline`.
     """
     with open_portal() as portal, portal.wrap_async_context_manager(_pipeline(destination, settings)) as pipeline:
-        # The function below, bound to its destination.
+
         def create_and_upload_bitmap(filename: str, activation_map: Any, **fields: Any) -> Mask:
-            mask_maker(fields)  # refuses them before anything is uploaded
+            mask_maker(fields)  # raises for invalid fields before the upload
             return bitmap_mask(portal.call(pipeline.put, filename, activation_map), **fields)
 
         yield create_and_upload_bitmap
@@ -62,7 +62,7 @@ async def acreate_and_upload_bitmap(
     settings: Settings | None = None,
     **fields: Any,
 ) -> Mask:
-    """Colorize, encode and upload one map: the function that step 2 of Kolena's tutorial defines.
+    """Colorize, encode and upload one map, like the function in step 2 of Kolena's tutorial.
 
     Each call opens new connections, which takes about 0.2 s. Use :func:`bitmap_uploader` for more than a few maps.
 
@@ -70,7 +70,7 @@ async def acreate_and_upload_bitmap(
         filename: the name of the map. The overlay goes to ``{destination}/{filename}.png``.
         activation_map: (h, w) or (h, w, 1), uint8 or float with values in [0, 1], as for ``Pipeline.put``.
         destination: ``s3://bucket/prefix``; a constant in the tutorial.
-        settings: the defaults if None. ``workers`` does not apply.
+        settings: the settings; the defaults if None. ``workers`` is ignored.
         fields: further fields of the mask, such as ``layer="layer4"``.
 
     Returns:
@@ -78,15 +78,15 @@ async def acreate_and_upload_bitmap(
 
     Raises:
         MapFailedError: this map failed.
-        AsyncMapsError: as :class:`~async_maps.Pipeline` and :func:`bitmap_mask`.
+        AsyncMapsError: as for :class:`~async_maps.Pipeline` and :func:`bitmap_mask`.
     """
-    mask_maker(fields)  # refuses them before anything is uploaded
+    mask_maker(fields)  # raises for invalid fields before the upload
     async with _pipeline(destination, settings) as pipeline:
         return bitmap_mask(await pipeline.put(filename, activation_map), **fields)
 
 
 create_and_upload_bitmap = blocking(acreate_and_upload_bitmap)
-"""Colorize, encode and upload one map: the function that step 2 of Kolena's tutorial defines."""
+"""Colorize, encode and upload one map, like the function in step 2 of Kolena's tutorial."""
 
 
 def bitmap_mask(receipt: Receipt | Failure, *, provenance: bool = False, **fields: Any) -> Mask:
@@ -95,7 +95,7 @@ def bitmap_mask(receipt: Receipt | Failure, *, provenance: bool = False, **field
     Args:
         receipt: an outcome of ``Pipeline.put`` or ``Pipeline.stream``.
         provenance: whether the mask has the fields ``map_name``, ``range_low`` and ``range_high``: the name of the map,
-            and the values that its colors span (None if no value is valid).
+            and its value range (None if no value is valid).
         fields: further fields of the mask, such as ``layer="layer4"``.
 
     Returns:
@@ -103,14 +103,14 @@ def bitmap_mask(receipt: Receipt | Failure, *, provenance: bool = False, **field
 
     Raises:
         MapFailedError: the outcome is a failure, which has no overlay.
-        InputValidationError: ``receipt`` is no outcome, or Kolena cannot read its locator.
-        SettingsError: a field is called ``locator`` or ``data_type``, which are the mask's own.
+        InputValidationError: ``receipt`` is not an outcome, or Kolena cannot read its locator.
+        SettingsError: a field is called ``locator`` or ``data_type``, which every mask has.
     """
     if isinstance(receipt, Failure):
         raise MapFailedError(receipt)
     if not isinstance(receipt, Receipt):
         raise InputValidationError(
-            f"a mask is made of a Receipt, which proves that its overlay is there; found {type(receipt).__name__}"
+            f"expected a Receipt, which proves that the overlay exists; found {type(receipt).__name__}"
         )
     if provenance:
         counted = receipt.statistics
@@ -119,5 +119,5 @@ def bitmap_mask(receipt: Receipt | Failure, *, provenance: bool = False, **field
 
 
 def _pipeline(destination: str | PathLike[str], settings: Settings | None) -> Pipeline:
-    bitmap_mask_fields(f"{fspath(destination)}/name.png")  # refuses what Kolena cannot read before anything is there
+    bitmap_mask_fields(f"{fspath(destination)}/name.png")  # raises if Kolena cannot read it
     return Pipeline(destination, settings=(settings or Settings()).model_copy(update={"workers": 0}))

@@ -1,1 +1,1 @@
-"""The record of every map, an SQLite file, and what is exported from it."""
+"""The manifest: an SQLite file with a row for each map, and the export of tables from it."""

@@ -1,4 +1,4 @@
-"""Who has which locator, where two names may come to the same one. It blocks: call it in a thread."""
+"""Detects maps with the same locator, if the key template allows that. Everything here blocks."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _SCHEMA = "CREATE TABLE claims (locator TEXT PRIMARY KEY, name TEXT NOT NULL) WI
 
 
 class Claims(Spill):
-    """The locators that were given out. A map whose locator another name has fails before anything is overwritten.
+    """The locators of a run, and the map of each. A second map with the same locator fails before it is uploaded.
 
-    Every method raises ManifestError if there is no room in the folder of temporary files.
+    All methods raise ManifestError if the disk of temporary files is full.
     """
 
     def __init__(self, locate: Callable[[ActivationMap], str]) -> None:
-        super().__init__("the record of who has which locator", _SCHEMA, ManifestError)
+        super().__init__("the list of locators", _SCHEMA, ManifestError)
         self._locate = locate
         self._checking = Lock()
         self._closed = False
@@ -34,14 +34,14 @@ class Claims(Spill):
             super().__exit__(*error)
 
     def load(self, claims: Iterable[tuple[str, str]]) -> None:
-        """Take over claims, each a locator and its name; those that are there already stay as they are."""
+        """Add claims of earlier runs, each a locator and a name; existing claims are not changed."""
         with self.transaction() as database:
             database.executemany("INSERT OR IGNORE INTO claims VALUES (?, ?)", claims)
 
     def check(self, entries: Sequence[ActivationMap | Failure]) -> list[ActivationMap | Failure]:
-        """Let each map claim its locator; the second to do so fails. Once closed, none does: no map is uploaded."""
+        """Claim the locator of each map; replace a map whose locator is already claimed by its failure."""
         with self._checking:
-            if self._closed:
+            if self._closed:  # none of them will be uploaded
                 return list(entries)
             with self.transaction():
                 return [self._claim(entry) if isinstance(entry, ActivationMap) else entry for entry in entries]
@@ -53,7 +53,7 @@ class Claims(Spill):
         if name == map_.name:
             return map_
         reason = (
-            f"{locator!r} is the overlay of {name!r}: let the key hold {{name}} or {{digest}} to tell them apart; "
-            "if that one is gone, do all anew with --overwrite"
+            f"{locator!r} is the overlay of another map, {name!r}: add {{name}} or {{digest}} to the key; if that map "
+            "no longer exists, run again with --overwrite"
         )
         return Failure(map_.name, map_.source, map_.fingerprint, "source", reason)

@@ -1,4 +1,4 @@
-"""The columns of an exported table, as the program that is to read it wants them."""
+"""The columns of an exported table, in the format of the program that reads it."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 ExportFormat: TypeAlias = Literal["plain", "kolena", "fiftyone"]
-"""Who reads: any program, ``kolena.io``, or FiftyOne; see :func:`export_columns`."""
+"""The program that reads the table: any, ``kolena.io``, or FiftyOne; see :func:`export_columns`."""
 
 ExportRows: TypeAlias = Literal["done", "failed", "all"]
 """The maps to export: those with an overlay, those that failed, or both."""
 
 Kind: TypeAlias = Literal["text", "integer", "float", "boolean", "mask", "range"]
-"""What a column's values are; a mask is a dict, a range a list of two numbers."""
+"""The type of a column's values; a mask is a dict, a range a list of two numbers."""
 
 _KINDS: dict[str, Kind] = {
     **dict.fromkeys(INTEGERS, "integer"),
@@ -38,14 +38,14 @@ _LOCATOR, _STATUS = COLUMNS.index("locator"), COLUMNS.index("status")
 
 
 class Column(NamedTuple):
-    """A column of a table: its heading, the kind of its values (any may be null), and how a row gives one."""
+    """A column: its name, the type of its values, which may be null, and a function from a row to its value."""
 
     name: str
     kind: Kind
     value: Callable[[Row], Any]
 
     def as_json(self) -> Column:
-        """The same values as text, in JSON; null stays null."""
+        """Return a column with the same values as JSON text; null stays null."""
 
         def text(row: Row) -> str | None:
             value = self.value(row)
@@ -55,22 +55,23 @@ class Column(NamedTuple):
 
 
 def of_overlay(make: Callable[[str], T]) -> Callable[[Row], T | None]:
-    """Make values of overlays' locators; None of a map that failed, even where something else lies at its locator."""
+    """Return a function from a row to ``make(locator)``, or to None if the map failed."""
     return lambda row: make(str(row[_LOCATOR])) if row[_STATUS] == "done" else None
 
 
 def export_columns(names: Sequence[str] | None, export_format: ExportFormat, rows: ExportRows = "done") -> list[Column]:
-    """The columns of a table: of failures, which have no overlay, only those that say why, unless others are named.
+    """Return the columns of a table; by default all, or for failed maps those of the failure.
 
-    ``kolena`` has a ``BitmapMask`` in the column ``activation_map`` in the place of ``locator``, in JSON as Kolena's
-    client makes it (``kolena.io``, kolena 1.69.0).
+    The format ``kolena`` replaces ``locator`` by ``activation_map``, a ``BitmapMask`` in JSON as Kolena's client writes
+    it (``kolena.io``, kolena 1.69.0).
 
-    ``fiftyone`` has the fields of ``fiftyone.Heatmap`` there (``fiftyone/core/labels.py``, FiftyOne 1.22.1):
-    ``map_path``, "the absolute path to the heatmap image on disk", or an s3:// locator, which FiftyOne Enterprise reads
-    (its documentation, "Cloud-Backed Media"); and ``range``, "[min, max] range of the map's values": of the pixels,
-    0 to 255, not of the maps. It colors a single channel itself, so the overlays should be gray PNGs.
+    The format ``fiftyone`` replaces it by the fields of ``fiftyone.Heatmap`` (``fiftyone/core/labels.py``, FiftyOne
+    1.22.1). ``map_path`` is "the absolute path to the heatmap image on disk", or an s3:// locator, which FiftyOne
+    Enterprise can read (its documentation, "Cloud-Backed Media"). ``range``, "[min, max] range of the map's values", is
+    that of the pixels, 0 to 255. FiftyOne colors a single channel itself, so the overlays should be gray PNGs.
 
-    Raises SettingsError for an unknown column or format, a column named twice, or a missing one that the format needs.
+    Raises:
+        SettingsError: a column or the format is unknown, or a column is named twice or missing for the format.
     """
     if export_format not in get_args(ExportFormat):
         raise SettingsError(f"export_format: expected {', '.join(get_args(ExportFormat))}, found {export_format!r}")
@@ -84,13 +85,13 @@ def export_columns(names: Sequence[str] | None, export_format: ExportFormat, row
     if unknown := [name for name in names if name not in known]:
         raise SettingsError(f"columns: unknown {', '.join(map(repr, unknown))}; known: {', '.join(known)}")
     if not names:
-        raise SettingsError("columns: expected one at least, found none")
+        raise SettingsError("columns: expected at least one, found none")
     if len(set(names)) < len(names):
-        raise SettingsError(f"columns: each can be named once, found {', '.join(names)}")
+        raise SettingsError(f"columns: name each column only once, found {', '.join(names)}")
     if export_format != "plain" and "locator" not in names:
         made = _OVERLAYS[export_format][0].name
         raise SettingsError(
-            f"columns: {export_format} needs locator, of which {made} is made, found {', '.join(names)}"
+            f"columns: {export_format} needs locator, from which {made} is made, found {', '.join(names)}"
         )
     columns: list[Column] = []
     for name in names:

@@ -1,7 +1,4 @@
-"""A manifest as a table for other programs: CSV, Parquet or JSON lines.
-
-Rows are streamed; the file appears whole or not at all. It blocks: call it in a thread.
-"""
+"""Exports a manifest as CSV, Parquet or JSON lines. Rows are streamed; files are written atomically. Blocks."""
 
 from __future__ import annotations
 
@@ -32,7 +29,7 @@ if TYPE_CHECKING:
 _BATCH = 10_000
 
 
-def export_manifest(  # noqa: PLR0913  # one argument a flag
+def export_manifest(  # noqa: PLR0913  # one argument per option
     manifest: str | PathLike[str],
     file: str | PathLike[str],
     *,
@@ -47,15 +44,14 @@ def export_manifest(  # noqa: PLR0913  # one argument a flag
         manifest: the path of the manifest.
         file: the path to write, ending in ``.csv``, ``.parquet`` or ``.jsonl``. An existing file is replaced.
         rows: ``done``: maps with an overlay. ``failed``: only maps that failed. ``all``: both. Failed maps have no
-            locator, except in ``plain`` the maps that failed at stage ``verify``, whose locator leads to another object
-            now.
+            locator, except in ``plain`` the maps that failed at stage ``verify``, whose overlay is broken.
         columns: the names of the columns, in this order; None for all, and with ``rows="failed"`` for ``name``,
             ``stage``, ``reason`` and ``source``. ``reason`` is another heading of the column ``error``.
         export_format: the program that reads the table. ``plain``: any. ``kolena``: ``kolena.io.dataframe_from_csv``,
             ``_from_parquet`` and ``_from_json(lines=True)``, with a column ``activation_map`` in place of ``locator``.
             ``fiftyone``: FiftyOne, with columns ``map_path`` and ``range`` in place of ``locator``.
-        presign_hours: 1 to 168 adds a last column ``url``. Anyone can read the overlay at that URL for that many hours,
-            or until the AWS credentials that signed it expire: keep it secret. None adds no column.
+        presign_hours: 1 to 168 adds a last column ``url``. Anyone can read the overlay at that URL for this number of
+            hours, or until the AWS credentials that signed it expire: keep it secret. None adds no column.
 
     Returns:
         The number of rows written.
@@ -76,7 +72,7 @@ def export_manifest(  # noqa: PLR0913  # one argument a flag
     with _exporting(manifest, rows, columns, export_format, presign_hours) as (plain, found):
         table = plain
         if export_format == "kolena" and write is _parquet:
-            # So does dataframe_to_parquet, and a name that looks like a number stays a name when it is read.
+            # Like dataframe_to_parquet; otherwise names that look like numbers become numbers when they are read.
             table = [column.as_json() if column.kind == "text" else column for column in plain]
         written = count()
         try:
@@ -87,7 +83,7 @@ def export_manifest(  # noqa: PLR0913  # one argument a flag
         return next(written)
 
 
-def write_csv(  # noqa: PLR0913  # one argument a flag
+def write_csv(  # noqa: PLR0913  # one argument per option
     manifest: str | PathLike[str],
     out: TextIO,
     *,
@@ -96,7 +92,7 @@ def write_csv(  # noqa: PLR0913  # one argument a flag
     export_format: ExportFormat = "plain",
     presign_hours: float | None = None,
 ) -> int:
-    """:func:`export_manifest` as CSV to a text stream, with lines as other commands write them: the number of rows.
+    """Write CSV like :func:`export_manifest`, but to a text stream and with LF line ends; return the number of rows.
 
     Raises OSError if the stream cannot be written.
     """
@@ -114,10 +110,10 @@ def _exporting(
     export_format: ExportFormat,
     presign_hours: float | None,
 ) -> Iterator[tuple[list[Column], Rows]]:
-    """The columns and the rows of a table, after all that can be refused before anything is written."""
+    """Check all arguments, and yield the columns and the rows of a table."""
     table = export_columns(columns, export_format, rows)
     if rows == "failed" and presign_hours is not None:
-        raise SettingsError("presign: failed maps have no overlays, so there is nothing to sign URLs of")
+        raise SettingsError("presign: failed maps have no overlays to sign URLs for")
     with ExitStack() as stack:
         opened = stack.enter_context(Manifest(manifest, read_only=True))
         if export_format == "kolena":
@@ -131,7 +127,7 @@ def _exporting(
 
 
 def _refuse_unreadable(manifest: Manifest) -> None:
-    """Refuse, before anything is written, locators that are none for Kolena."""
+    """Raise ManifestError if Kolena cannot read a locator."""
     for locator, _ in manifest.claims():
         try:
             bitmap_mask_fields(str(locator))
@@ -140,14 +136,14 @@ def _refuse_unreadable(manifest: Manifest) -> None:
 
 
 def _refuse_colored(manifest: Manifest) -> None:
-    """Refuse, before anything is written, overlays that FiftyOne cannot take for a map."""
+    """Raise ManifestError if FiftyOne cannot read an overlay as a map."""
     done = manifest.done()
     shaped = {run.settings: run.shaping["png"] for run in manifest.runs()}
     colored = sum(done.get(settings, 0) for settings, png in shaped.items() if png != "gray")
     if colored:
         raise ManifestError(
             f"the manifest {manifest.path} cannot be exported for FiftyOne, which colors one channel itself: "
-            f"{colored:,} of its overlays are colored; make gray ones, in a manifest and a place of their own, with "
+            f"{colored:,} of its overlays are colored; make gray ones, with another manifest and destination, by "
             "async-maps run --png gray"
         )
 

@@ -1,4 +1,4 @@
-"""The file of a manifest: found, locked, opened, read and written. It blocks: call it in a thread."""
+"""Opens, locks, reads and writes the file of a manifest. Everything here blocks."""
 
 from __future__ import annotations
 
@@ -25,11 +25,13 @@ _NO_FILE = ":memory:"
 
 
 class ManifestFile:
-    """An SQLite file with the tables of a manifest. It locks out other writers while it is open to be written.
+    """An SQLite file with the tables of a manifest. While it is open for writing, other writers are locked out.
 
-    It is made if it does not exist, or must exist and stays as it is if ``read_only``; the path ":memory:" is no file.
-    Raises ManifestError if it cannot be opened or made, is no manifest of ours, or another run is writing it; every
-    method does if the file cannot be read or written.
+    The file is created if it does not exist, unless ``read_only``. The path ":memory:" is a database without a file.
+
+    Raises:
+        ManifestError: the file cannot be opened or created, is not a manifest, or another run is writing it. All
+            methods raise it if the file cannot be read or written.
     """
 
     def __init__(self, path: str | PathLike[str], *, read_only: bool = False) -> None:
@@ -43,7 +45,7 @@ class ManifestFile:
         with self._translated("opened"), ExitStack() as opened:
             if path != _NO_FILE and not read_only:
                 opened.callback(RunLock(self.path).release)
-            # Threads take turns: each call is awaited before the next.
+            # Several threads use it, but one at a time: each call is awaited before the next.
             self._database = sqlite3.connect(place, uri=True, check_same_thread=False, isolation_level=None)
             opened.callback(self._database.close)
             self._prepare()
@@ -58,22 +60,20 @@ class ManifestFile:
         self.close()
 
     def close(self) -> None:
-        """Close the file, and leave it as one: without the files beside it that a write-ahead log has."""
+        """Close the file, and merge the write-ahead log into it, so that one file is left."""
         with self._opened:
             if not self._read_only:
-                # Somebody reads it, or its disk is full: then they stay until it is closed again.
+                # Fails if a reader has it open or the disk is full; then the log stays until the next close.
                 with suppress(sqlite3.Error):
                     self._database.execute("PRAGMA journal_mode = DELETE")
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
-        """Lend the database, to be read."""
         with self._translated("read"):
             yield self._database
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
-        """Lend the database; what the ``with`` block writes is kept whole, or not at all."""
         with self._translated("written"):
             self._refuse_other_file()
             with self._database:
@@ -83,16 +83,16 @@ class ManifestFile:
     def _prepare(self) -> None:
         ours = self._pragma("application_id") == APPLICATION_ID
         if not ours and (self._read_only or self._database.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone()):
-            raise ManifestError(f"{self.path} is an SQLite file, but no manifest of ours: name another with --manifest")
+            raise ManifestError(f"{self.path} is an SQLite file, but not a manifest: choose another manifest file")
         if ours and (version := self._pragma("user_version")) != VERSION:
             raise ManifestError(
-                f"{self.path} has the manifest schema {version}, this version of async-maps reads schema {VERSION}: "
-                "name another file with --manifest"
+                f"{self.path} has manifest schema {version}, but this version of async-maps reads schema {VERSION}: "
+                "choose another manifest file"
             )
         if self._read_only:
             return
         self._database.execute("PRAGMA journal_mode = WAL")
-        # With WAL a crash of the process loses nothing; a power cut may lose the last commits, whose maps are redone.
+        # With WAL, a crash loses nothing; a power failure may lose the last commits, whose maps the next run repeats.
         self._database.execute("PRAGMA synchronous = NORMAL")
         if not ours:
             self._database.executescript(SCHEMA)
@@ -101,16 +101,18 @@ class ManifestFile:
         return int(self._database.execute(f"PRAGMA {name}").fetchone()[0])
 
     def _refuse_place(self) -> None:
-        """Refuse what SQLite would take for a manifest, or would not explain."""
+        """Refuse paths for which SQLite has no clear error."""
         if self._read_only and not os.path.exists(self.path):
             raise ManifestError(f"no such manifest: {self.path}")
         if not os.path.isdir(self.path.absolute().parent):
-            raise ManifestError(f"the manifest {self.path} cannot be opened: there is no folder {self.path.parent}")
+            raise ManifestError(
+                f"the manifest {self.path} cannot be opened: the folder {self.path.parent} does not exist"
+            )
         if os.path.exists(self.path) and not os.path.isfile(self.path):
             raise ManifestError(f"the manifest {self.path} cannot be opened: it is not a file")
 
     def _refuse_other_file(self) -> None:
-        """SQLite would go on writing to a file that nobody will find again."""
+        """Raise ManifestError if the file was replaced: SQLite would write to a file that has no name anymore."""
         if self._file is None:
             return
         try:
@@ -119,8 +121,8 @@ class ManifestFile:
             is_there = False
         if not is_there:
             raise ManifestError(
-                f"the manifest {self.path} was moved, deleted or replaced while it was in use: run again to do what it "
-                "does not know as done"
+                f"the manifest {self.path} was moved, deleted or replaced while it was in use: run again to upload the "
+                "maps that it does not list as done"
             )
 
     def _translated(self, doing: Doing) -> AbstractContextManager[None]:

@@ -1,8 +1,8 @@
-"""The lock that a run holds on its manifest, so that no second one writes it. It blocks: call it in a thread.
+"""The lock of a manifest, which only one run can write. Readers do not need it. Everything here blocks.
 
-It is a file beside the manifest that the kernel locks for as long as the run has it open: however the run ends, kill -9
-too, the lock is gone with it, and what may be left of the file is no lock. It is not on the manifest itself, as a
-process that closes any descriptor of an SQLite file loses SQLite's own locks on it. Readers do not ask for it.
+It is a kernel lock (flock) on a file next to the manifest. The kernel releases it when the run ends, even by kill -9; a
+file that is left is not a lock. It is not on the manifest itself: when a process closes any descriptor of an SQLite
+file, it loses SQLite's own locks on it.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import BinaryIO
 
-_MOST_SAID = 300
+_MAX_HOLDER_BYTES = 300
 
 
 class RunLock:
-    """Held from its making until it is released; its manifest need not exist.
+    """A lock that is held from its creation to its release. The manifest need not exist.
 
-    Raises ManifestError if another run holds it, and OSError if its file cannot be made or the disk knows no locks.
+    Raises ManifestError if another run holds it, and OSError if its file cannot be created or locked.
     """
 
     def __init__(self, manifest: Path) -> None:
-        # One file has one lock, under every name and through every link.
+        # realpath: a manifest has one lock, even through symbolic links.
         self._path = f"{os.path.realpath(manifest)}-lock"
         while True:
             self._file: BinaryIO = open(self._path, "a+b", buffering=0)  # noqa: SIM115  # held open
@@ -42,43 +42,43 @@ class RunLock:
             except BaseException:
                 self._file.close()
                 raise
-            # Whoever had it may have removed it after we opened it: then it locks nothing.
+            # The previous holder may have deleted the file after this opened it: then open the new one.
             if self._is_there():
                 break
             self._file.close()
         if not is_ours:
             with self._file:
                 self._file.seek(0)
-                holder = printable(self._file.read(_MOST_SAID).decode(errors="replace").strip())
+                holder = printable(self._file.read(_MAX_HOLDER_BYTES).decode(errors="replace").strip())
             raise ManifestError(
                 f"the manifest {manifest} is in use by another run{f' ({holder})' if holder else ''}: "
-                "wait until that one has ended, or name another file with --manifest"
+                "wait until it has ended, or choose another manifest file"
             )
-        self._introduce()
+        self._write_holder()
 
     def release(self) -> None:
-        """Let others have it, and leave no file."""
+        """Release the lock, and delete its file."""
         with self._file:
             try:
-                # While it is still locked: nobody else's can be removed.
+                # Deleted before the unlock, so that it cannot be the file of the next holder.
                 if self._is_there():
                     os.unlink(self._path)
             except OSError:
-                # It stays, and locks nothing.
+                # The file stays, but is not locked.
                 return
 
-    def _introduce(self) -> None:
-        """Write the holder's pid and host into the file, for the message to others."""
+    def _write_holder(self) -> None:
+        """Write the holder's pid and host into the file, for the error message of other runs."""
         holder = f"process {os.getpid()} on {socket.gethostname()}, since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
         try:
             self._file.truncate(0)
             self._file.write(holder.encode())
         except OSError:
-            # On a full disk it is locked without a word.
+            # The disk is full: the lock works without the text.
             return
 
     def _is_there(self) -> bool:
-        """Whether the file that is open is the one that others would open."""
+        """Whether the open file still has its name, so that other runs open the same file."""
         try:
             return os.path.samestat(os.fstat(self._file.fileno()), os.stat(self._path))
         except FileNotFoundError:

@@ -1,7 +1,6 @@
-"""The manifest: one SQLite row for every map of a job, written after its receipt. It blocks: call it in a thread.
+"""The manifest: one SQLite row for each map, written after its receipt. Everything here blocks.
 
-What a run left is what the next one reads: a map that is done and unchanged is not done again. One run writes at a
-time, and a second one is refused (:mod:`async_maps.manifest.lock`).
+The next run skips maps that are done and unchanged. Only one run at a time can write it (:mod:`.lock`).
 """
 
 from __future__ import annotations
@@ -22,65 +21,61 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
 Select: TypeAlias = Literal["changed", "failed", "all"]
-"""The maps that a run does: those not done or changed since, those that failed before, or all."""
+"""The maps that a run does: ``changed`` (not done, or changed since), ``failed`` (failed before), or ``all``."""
 
 
 def check_select(select: str) -> None:
-    """Refuse what is none of :data:`Select`.
-
-    Raises:
-        SettingsError: it is not.
-    """
+    """Raise SettingsError if a value is not one of :data:`Select`."""
     if select not in get_args(Select):
         raise SettingsError(f"select: expected {', '.join(get_args(Select))}, found {select!r}")
 
 
 RepairMode: TypeAlias = Literal["broken", "moved"]
-"""The maps that a repair does: those whose overlay was found broken and that were made with these settings, from this
-source (``broken``) or from any (``moved``). It leaves all other rows as they are."""
+"""The maps that a repair does: those whose overlay is marked as broken and was made with these settings, from this
+source (``broken``) or from any source (``moved``). Other rows are not changed."""
 
 
 @dataclass(slots=True)
 class Plan:
-    """What is to be done of a batch of maps; skipped are those done already, or not asked for."""
+    """The maps of a batch to do, the number of maps to skip, and the refused maps."""
 
     todo: list[ActivationMap] = field(default_factory=list)
     skipped: int = 0
     refused: list[Failure] = field(default_factory=list)
-    """Maps whose name another map of this run has already."""
+    """Maps with the name of another map of this run."""
 
 
 class Manifest(ManifestMetadata):
-    """A manifest, opened for a run or to read: one row a map, and what is kept of the runs."""
+    """An open manifest: a row for each map, and the data of its runs."""
 
     _begun_at = ""
     _locators_move = False
 
     def begin(self, destination: str) -> None:
-        """Begin a run into a destination; a ManifestError if the manifest holds another destination's maps."""
+        """Begin a run; raise ManifestError if the manifest has maps of another destination."""
         self.prepare(destination)
         self.keep_destination(destination)
         self._begun_at = _now()
 
     def complete(self) -> None:
-        """The run has seen its whole source: forget what was refused in earlier runs and not in this one."""
+        """End a run that listed its whole source: delete rows that were refused only in earlier runs."""
         with self._writing() as database:
             database.execute("DELETE FROM maps WHERE stage = 'source' AND time < ?", (self._begun_at,))
 
     def prepare(self, destination: str) -> None:
-        """As :meth:`begin`, to plan a run without writing anything."""
+        """Do the checks of :meth:`begin`, and prepare :meth:`plan`, without writing to the manifest."""
         known = self.destination()
         with self._reading() as database:
             if known and known != destination and database.execute("SELECT 1 FROM maps LIMIT 1").fetchone():
                 raise ManifestError(
-                    f"{self.path} is the manifest of {known}, this run goes to {destination}: "
-                    "name another file with --manifest"
+                    f"{self.path} is the manifest of {known}, but this run writes to {destination}: "
+                    "choose another manifest file"
                 )
-            # The names of this run, to tell two maps of one name: on disk where it must be, gone with the connection.
+            # The names of this run, to find duplicates. SQLite spills it to disk, and deletes it at the close.
             database.execute("CREATE TEMP TABLE seen (name TEXT PRIMARY KEY, source TEXT NOT NULL) WITHOUT ROWID")
 
     def plan(self, maps: Sequence[ActivationMap], settings: str, mode: Select | RepairMode) -> Plan:
-        """Say which of a batch of a few hundred maps are to be done, under the fingerprint of the settings."""
+        """Decide which maps of a batch (a few hundred) to do with settings that have this fingerprint."""
         plan = Plan()
         with self._reading() as database, database:
             database.execute("BEGIN")
@@ -111,9 +106,9 @@ class Manifest(ManifestMetadata):
         return plan
 
     def known(self, maps: Sequence[ActivationMap], *, done_with: str | None = None) -> set[str]:
-        """The names of those maps that an earlier run has met under the same name, in the same file and state.
+        """Return the names of the maps that an earlier run saw with the same name, file and fingerprint.
 
-        With the fingerprint of settings, only maps that are done with them.
+        With the fingerprint of settings in ``done_with``, only maps that are done with these settings.
         """
         with self._reading():
             rows = self._rows([map_.name for map_ in maps])
@@ -126,9 +121,9 @@ class Manifest(ManifestMetadata):
         }
 
     def write(self, outcomes: Sequence[Outcome], settings: str) -> None:
-        """Write the rows of a batch, all or none."""
+        """Write the rows of a batch in one transaction."""
         with self._writing() as database:
-            # What was refused at its source has no name that a newer row could replace, but it has its source.
+            # Rows that were refused at their source are not unique by name, so the upsert does not replace them.
             database.executemany(
                 "DELETE FROM maps WHERE stage = 'source' AND source = ?", [(outcome.source,) for outcome in outcomes]
             )
@@ -140,17 +135,17 @@ class Manifest(ManifestMetadata):
             database.executemany(UPSERT, [_row(outcome, settings) for outcome in outcomes])
 
     def done(self) -> dict[str, int]:
-        """How many maps are done, by the fingerprint of their settings."""
+        """Return the number of done maps by the fingerprint of their settings."""
         return self._counted("SELECT settings, count(*) FROM maps WHERE status = 'done' GROUP BY settings")
 
     def broken(self) -> dict[str, int]:
-        """How many maps there are whose overlay was found broken, by the fingerprint of their settings."""
+        """Return the number of maps with a broken overlay by the fingerprint of their settings."""
         return self._counted("SELECT settings, count(*) FROM maps WHERE stage = 'verify' GROUP BY settings")
 
     def mark_broken(self, found: Iterable[tuple[str, str, str]]) -> None:
-        """Let maps that are done count as failed, so that the next run does them again; all or none.
+        """Mark done maps as failed, in one transaction, so that the next run repeats them.
 
-        Each is given by its locator, its name, and what was found.
+        Each item is a locator, a name, and the reason.
         """
         with self._writing() as database:
             database.executemany(
@@ -160,30 +155,30 @@ class Manifest(ManifestMetadata):
             )
 
     def let_locators_move(self) -> None:
-        """From now on, a map whose locator another one gets is forgotten: what lies there is not its own any more."""
+        """From now on, delete the row of a map when another map overwrites its overlay, at the same locator."""
         with self._writing() as database:
             database.execute("CREATE INDEX IF NOT EXISTS maps_locator ON maps (locator)")
         self._locators_move = True
 
     def claims(self) -> Iterator[tuple[str, str]]:
-        """The locators that maps have, and the name of each."""
+        """Yield the locator and the name of each done map."""
         with self._reading() as database:
             yield from database.execute("SELECT locator, name FROM maps WHERE status = 'done'")
 
     def counts(self) -> dict[str, int]:
-        """How many maps there are of each status."""
+        """Return the number of maps by status."""
         return self._counted("SELECT status, count(*) FROM maps GROUP BY status")
 
     def rows(self, *, failed: bool = False) -> Iterator[tuple[object, ...]]:
-        """The rows, in the order of the names; each has the values of :data:`COLUMNS`. ``failed`` adds failed maps."""
+        """Yield the rows of done maps, or of all with ``failed``, by name; each has the values of :data:`COLUMNS`."""
         return self._select("" if failed else "WHERE status = 'done'")
 
     def failures(self) -> Iterator[tuple[object, ...]]:
-        """The rows of failed maps, as :meth:`rows` gives them."""
+        """Yield the rows of failed maps, like :meth:`rows`."""
         return self._select("WHERE status = 'failed'")
 
     def located(self) -> Iterator[dict[str, Any]]:
-        """The rows that have a locator, by column: those of maps that are done, and of those found broken since."""
+        """Yield the rows with a locator, as dicts: maps that are done, or whose overlay was found broken later."""
         for row in self._select("WHERE locator IS NOT NULL"):
             yield dict(zip(COLUMNS, row, strict=True))
 
@@ -210,20 +205,20 @@ class Manifest(ManifestMetadata):
         return {name: tuple(row) for name, *row in self._database.execute(query, names)}
 
     def _take_names(self, maps: Sequence[ActivationMap]) -> list[bool]:
-        """Note the names of a batch as taken; False for each that another map has taken before."""
+        """Record the names of a batch; return False for each name that was already recorded."""
         take = "INSERT OR IGNORE INTO seen VALUES (?, ?)"
         self._database.execute("SAVEPOINT batch")
         if self._database.executemany(take, ((map_.name, map_.source) for map_ in maps)).rowcount == len(maps):
             self._database.execute("RELEASE batch")
             return [True] * len(maps)
-        # Seldom: then each is asked for itself.
+        # There is a duplicate: insert the names one by one to find it.
         self._database.execute("ROLLBACK TO batch")
         first = [self._database.execute(take, (map_.name, map_.source)).rowcount == 1 for map_ in maps]
         self._database.execute("RELEASE batch")
         return first
 
     def _refused(self, maps: Sequence[ActivationMap]) -> set[str]:
-        """Which of the maps' sources, archives and folders are known as refused."""
+        """Return those of the maps' sources, files and folders that were refused in an earlier run."""
         places = sorted({place for map_ in maps for place in _places(map_)})
         query = f"SELECT source FROM maps WHERE stage = 'source' AND source IN ({', '.join('?' * len(places))})"  # noqa: S608
         return {source for (source,) in self._database.execute(query, places)}
@@ -248,7 +243,6 @@ def _row(outcome: Outcome, settings: str) -> tuple[object, ...]:
 
 
 def _places(map_: ActivationMap) -> list[str]:
-    """Where a map lies, from itself outwards: its source, its file, and the folders above."""
     if map_.path is None:
         return [map_.source]
     path = Path(map_.path)

@@ -1,4 +1,4 @@
-"""What a manifest tells of its runs, beside the rows of their maps. It blocks: call it in a thread."""
+"""The data of the runs in a manifest, such as destination and settings. Everything here blocks."""
 
 from __future__ import annotations
 
@@ -17,58 +17,58 @@ if TYPE_CHECKING:
 
 
 class KeptRun(NamedTuple):
-    """What it takes to make overlays of a manifest once more."""
+    """The data of a run that are needed to repair its overlays."""
 
     source: str | None
-    """Where their maps came from; None if that was no place."""
+    """The source of the maps; None if it cannot be read again."""
     settings: str
-    """The fingerprint of the settings that shaped them, as in the rows."""
+    """The fingerprint of the settings, as in the rows."""
     shaping: dict[str, Any]
-    """Those settings, for :meth:`~async_maps.settings.Settings.shaped_as`."""
+    """The settings that affect overlays, for :meth:`~async_maps.settings.Settings.shaped_as`."""
 
 
 class ManifestMetadata(ManifestFile):
     """The destination of a manifest, and the range, the value sketch and the settings of its runs."""
 
     def keep_destination(self, destination: str) -> None:
-        """Write down the identity of the store that the maps go to."""
+        """Save the identity of the store of the run."""
         self._keep("destination", destination)
 
     def destination(self) -> str | None:
-        """The identity of the store that its maps went to; None if no run has begun."""
+        """Return the identity of the store of the last run; None if there was no run."""
         return next(self._kept("destination"), None)
 
     def keep_range(self, value_range: ValueRange, setting: str) -> None:
-        """Write down which range the run's colors span, a known one, and the setting that asked for it."""
+        """Save the value range of the run, a known one, and the setting that it comes from."""
         span = None if value_range.is_relative else [value_range.low, value_range.high]
         self._keep("range", [setting, value_range.kind, span])
 
     def value_range(self) -> ValueRange:
-        """The range of the last run, as one that another run can take over; a ManifestError if it has none."""
+        """Return the value range of the last run; raise ManifestError if it was not the same for all maps."""
         with self._reading():
             setting, kind, span = next(self._kept("range"), (None, None, None))
         if kind == "unit":
             return UNIT
         if span is None:
-            was = f"it was made with range {setting}" if setting else "it says nothing of one"
-            raise ManifestError(f"{self.path} has no range to take over: {was}; make it with --range dataset")
+            was = f"its run used range {setting}" if setting else "it has no run yet"
+            raise ManifestError(f"{self.path} has no range for other runs: {was}; run it with range dataset")
         return ValueRange("fixed", *span)
 
     def keep_run(self, run: KeptRun) -> None:
-        """Write down what it takes to do maps of a run once more; of two that are alike, the later one stays."""
+        """Save the data for a repair; replace those of an earlier run with the same source and fingerprint."""
         digest = hashlib.sha256(os.fsencode(run.source or "")).hexdigest()[:32]
         self._keep(f"run {run.settings} {digest}", run)
 
     def runs(self) -> list[KeptRun]:
-        """The different runs that were kept."""
+        """Return all runs that were saved."""
         return [KeptRun(*run) for run in self._kept("run *")]
 
     def keep_sketch(self, invalid: str, sketch: QuantileSketch) -> None:
-        """Write down what the whole set was found to hold, with invalid values counted in this way."""
+        """Save the sketch of all values, and how invalid values were treated."""
         self._keep("sketch", [invalid, sketch.dump()])
 
     def sketch(self, invalid: str) -> QuantileSketch | None:
-        """What the last run over a whole ``dataset`` found, if it counted invalid values in this way."""
+        """Return the sketch of the last ``dataset`` run, if it treated invalid values in the same way."""
         with self._reading():
             counted, dumped = next(self._kept("sketch"), (None, ""))
             return QuantileSketch.load(dumped) if counted == invalid else None
@@ -78,7 +78,7 @@ class ManifestMetadata(ManifestFile):
             database.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, json.dumps(value)))
 
     def _kept(self, keys: str) -> Iterator[Any]:
-        """The values of the keys that match a pattern (``run *``), in the order of the keys."""
+        """Return the values of the keys that match a pattern (``run *``), in the order of the keys."""
         with self._reading() as database:
             rows = database.execute("SELECT value FROM meta WHERE key GLOB ? ORDER BY key", (keys,)).fetchall()
             return iter([json.loads(value) for (value,) in rows])

@@ -1,4 +1,4 @@
-"""A run's manifest on the event loop: each call goes to a thread, one at a time, and rows are committed in batches."""
+"""Runs the manifest's methods in a thread, one at a time, and commits its rows in batches."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ _COMMIT_INTERVAL_S = 0.5
 
 
 class Recorder:
-    """Asks an open manifest, which it closes, what is to be done, and writes down what was.
+    """Selects the maps to do by an open manifest, records outcomes in it, and closes it.
 
-    Every method raises ManifestError if the manifest cannot be read or written.
+    All methods raise ManifestError if the manifest cannot be read or written.
     """
 
     def __init__(self, manifest: Manifest) -> None:
@@ -48,26 +48,26 @@ class Recorder:
         self._settings = ""
         self._unkept: tuple[KeptRun, ValueRange, str] | None = None
         self._repairs = False
-        self._turn = Lock()
+        self._lock = Lock()
         self._threads = CapacityLimiter(2)
         self._pending: list[Outcome] = []
         self._committed_at = monotonic()
 
     async def sketch(self, invalid: str) -> QuantileSketch | None:
-        """What an earlier run over a whole ``dataset`` found, if it counted invalid values in this way."""
+        """Return the sketch of the last ``dataset`` run, if it treated invalid values in the same way."""
         return await self._in_turn(self._manifest.sketch, invalid)
 
     def use(self, settings: Settings, value_range: ValueRange) -> None:
-        """Say how the maps to come would be colorized; nothing is written down."""
+        """Set the settings of the following maps, without writing to the manifest."""
         self._settings = settings.fingerprint(value_range)
 
     async def keep(
         self, settings: Settings, value_range: ValueRange, source: object, sketch: QuantileSketch | None = None
     ) -> None:
-        """Say how the maps to come are colorized, and write it down.
+        """Set the settings of the following maps, and save them in the manifest.
 
-        The sketch of all values, if they were surveyed, is written now, the rest with the first maps: a source that is
-        not there has none.
+        The sketch, if there is one, is saved now, the rest with the first maps, so that nothing is saved for a source
+        that does not exist.
         """
         self.use(settings, value_range)
         if sketch is not None:
@@ -76,7 +76,7 @@ class Recorder:
         self._unkept = run, value_range, settings.range
 
     async def load_claims(self, claims: Claims, mode: Select | RepairMode) -> None:
-        """Let the locators of done maps be taken; where all is done again, forget maps that lose theirs."""
+        """Load the locators of done maps as claims; with mode ``all``, let new maps take them over instead."""
         if mode == "all":
             await self._in_turn(self._manifest.let_locators_move)
         else:
@@ -85,14 +85,14 @@ class Recorder:
     async def select_maps(
         self, listing: AsyncGenerator[list[Entry], None], mode: Select | RepairMode, report: Report
     ) -> AsyncGenerator[list[Entry], None]:
-        """Leave out of a listing what need not be done; the report counts it as skipped."""
+        """Remove maps from a listing that need not be done; count them as skipped in the report."""
         self._repairs = mode in get_args(RepairMode)
         async with aclosing(listing):
             async for batch in listing:
                 maps = [entry for entry in batch if isinstance(entry, ActivationMap)]
                 refused: list[Entry] = [entry for entry in batch if isinstance(entry, Failure)]
                 plan = await self._in_turn(self._manifest.plan, maps, self._settings, mode)
-                # A source in which a repair finds nothing was not that of anything.
+                # A repair saves a source only if it has maps to repair.
                 if self._unkept is not None and (plan.todo or not self._repairs):
                     run, value_range, setting = self._unkept
                     self._unkept = None
@@ -101,47 +101,47 @@ class Recorder:
                         await self._in_turn(self._manifest.keep_range, value_range, setting)
                 report.skipped += plan.skipped
                 report.unselected += plan.skipped if mode == "failed" else 0
-                # A repair has nothing to say about what it was not asked for.
+                # A repair does not report maps that were refused.
                 yield [*plan.todo] if self._repairs else [*refused, *plan.refused, *plan.todo]
 
     def known(self, maps: Sequence[ActivationMap]) -> set[str]:
-        """:meth:`Manifest.known`, for the thread that lists."""
-        with self._turn:
+        """Call :meth:`Manifest.known`, in the thread that lists."""
+        with self._lock:
             return self._manifest.known(maps)
 
     def known_done(self, maps: Sequence[ActivationMap]) -> set[str]:
-        """Those of :meth:`known` that are done with these settings."""
-        with self._turn:
+        """Call :meth:`Manifest.known`, in the thread that lists, for maps that are done with these settings."""
+        with self._lock:
             return self._manifest.known(maps, done_with=self._settings)
 
     async def note(self, outcomes: Sequence[Outcome]) -> None:
-        """Write outcomes down, at the latest with the first ones that come half a second later."""
-        # What a repair cannot make again is still what was found broken.
+        """Add outcomes; commit when 1,000 are pending or the last commit is half a second ago."""
+        # If a repair fails, the row keeps the difference that the verification found.
         self._pending.extend(outcome for outcome in outcomes if isinstance(outcome, Receipt) or not self._repairs)
         if len(self._pending) >= _COMMIT_ROWS or monotonic() - self._committed_at >= _COMMIT_INTERVAL_S:
             await self.commit()
 
     async def commit(self) -> None:
-        """Write down what is pending."""
+        """Write the pending outcomes."""
         if self._pending:
             await self._in_turn(self._write)
         self._committed_at = monotonic()
 
     async def complete(self) -> None:
-        """The run has seen its whole source: write down what is pending, and forget what no longer is."""
+        """End a run that listed its whole source: commit, and delete rows of maps that are no longer refused."""
         await self.commit()
         if not self._repairs:
             await self._in_turn(self._manifest.complete)
 
     async def close(self) -> None:
-        """Write down what is pending, and close the manifest, also when cancelled."""
+        """Write the pending outcomes, and close the manifest, even when cancelled."""
         with CancelScope(shield=True):
             await self._in_turn(self._close)
 
     async def _in_turn(self, work: Callable[P, T], *arguments: P.args, **keywords: P.kwargs) -> T:
         def with_turn() -> T:
-            # The thread itself waits and holds on: cancelled, we leave while it is still at work.
-            with self._turn:
+            # The thread holds the lock, because a cancelled task leaves while the thread is still working.
+            with self._lock:
                 return work(*arguments, **keywords)
 
         return await to_thread.run_sync(with_turn, limiter=self._threads)
@@ -156,15 +156,15 @@ class Recorder:
         outcomes = self._pending[:]
         if outcomes:
             self._manifest.write(outcomes, self._settings)
-        # Only now: what could not be written is still pending. Others may have been added meanwhile.
+        # After the write, so that outcomes stay pending if it fails. Others may have been added meanwhile.
         del self._pending[: len(outcomes)]
 
 
 @asynccontextmanager
 async def open_recorder(path: str | PathLike[str] | None, destination: str) -> AsyncIterator[Recorder | None]:
-    """The recorder of a run, or None without a path. However the run ends, what it has receipts for is committed.
+    """Open the recorder of a run, or None without a path. At the end, even after an error, receipts are committed.
 
-    A ManifestError if the manifest belongs to another destination.
+    Raises ManifestError if the manifest belongs to another destination.
     """
     if path is None:
         yield None
@@ -174,7 +174,7 @@ async def open_recorder(path: str | PathLike[str] | None, destination: str) -> A
 
 
 def open_reader(path: str | PathLike[str] | None, destination: str) -> AbstractAsyncContextManager[Recorder]:
-    """A recorder that selects as a run would and writes nothing; a manifest that does not exist is taken as empty."""
+    """Open a recorder that selects maps but writes nothing; a manifest that does not exist counts as empty."""
 
     def open_manifest() -> Manifest:
         return Manifest(":memory:") if path is None or not os.path.exists(path) else Manifest(path, read_only=True)

@@ -1,4 +1,4 @@
-"""The table of a manifest: its columns, their types, and how it is made."""
+"""The schema of a manifest."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ COLUMNS = (
 )  # fmt: skip
 """The columns of the table ``maps``.
 
-``locator``, ``bytes``, ``width``, ``height``, ``etag``, ``crc32`` and those of
-:class:`~async_maps.MapStatistics` are null unless ``status`` is ``done``, or ``stage`` is ``verify``: then they
-are of what should lie there. ``stage`` and ``error`` are null unless ``status`` is ``failed``. ``time`` is UTC in ISO
-8601. ``fingerprint`` is the source's state, ``settings`` that of the settings which shape the bytes.
+``locator``, ``bytes``, ``width``, ``height``, ``etag``, ``crc32`` and the columns of
+:class:`~async_maps.MapStatistics` are null unless ``status`` is ``done`` or ``stage`` is ``verify``; in the latter case
+they describe the expected overlay. ``stage`` and ``error`` are null unless ``status`` is ``failed``. ``time`` is UTC in
+ISO 8601. ``fingerprint`` is the state of the source, ``settings`` the fingerprint of the settings that affect overlays.
 """
 
 INTEGERS = {"bytes", "width", "height", "invalid_pixels"}
@@ -44,7 +44,7 @@ CREATE TABLE maps (
     settings TEXT NOT NULL,
     {", ".join(f"{column} {_TYPES[column]}" for column in MapStatistics._fields)}
 );
--- A map refused at its source (a second one of the same name, say) has no claim on the name.
+-- Not unique for maps that were refused at their source, such as a second map with the same name.
 CREATE UNIQUE INDEX maps_name ON maps (name) WHERE stage IS NOT 'source';
 CREATE INDEX maps_refused ON maps (source) WHERE stage = 'source';
 PRAGMA application_id = {APPLICATION_ID};

@@ -1,1 +1,1 @@
-"""From values to intensities, colors and PNG bytes. Pure functions: no asyncio, no I/O."""
+"""Pure functions that turn values into intensities, colors and PNG bytes, without asyncio and I/O."""

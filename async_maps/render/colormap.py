@@ -1,7 +1,4 @@
-"""Colormaps: how an intensity becomes a color. Light (NumPy only), for any process and thread.
-
-An intensity is one byte, so every colormap is a table of 256 RGBA rows.
-"""
+"""Colormaps. An intensity is one byte, so every colormap is a table of 256 RGBA rows."""
 
 from __future__ import annotations
 
@@ -25,14 +22,13 @@ Alpha: TypeAlias = Literal["auto", "fade", "opaque"] | float
 
 
 class Colormap(ABC):
-    """Maps an intensity to a color: a drop-in for ``kolena.workflow.visualization.Colormap``.
+    """Maps an intensity to a color; a drop-in replacement for ``kolena.workflow.visualization.Colormap``.
 
-    A subclass defines ``red``, ``green`` and ``blue``. An intensity is one byte, so 256 calls of ``colorize`` give the
-    table with which maps are colorized.
+    A subclass defines ``red``, ``green`` and ``blue``. ``colorize`` is called 256 times, once for each intensity.
 
     Args:
-        fade_low_activation: whether low intensities become transparent (see :meth:`alpha`), so that the overlay shows
-            only the important regions. If false, every pixel is opaque.
+        fade_low_activation: whether low intensities are transparent (see :meth:`alpha`), so that the overlay shows only
+            the important regions. If false, every pixel is opaque.
     """
 
     fade_low_activation: bool
@@ -68,7 +64,7 @@ class Colormap(ABC):
         """Return the opacity of an intensity.
 
         With ``fade_low_activation`` it is the logistic curve of Kolena's ``Colormap.alpha`` (kolena 1.69.0):
-        ``255 / (1 + exp((127.5 - intensity) / 8))``. It ends at 254, because :meth:`colorize` truncates it.
+        ``255 / (1 + exp((127.5 - intensity) / 8))``. Its maximum is 254, because :meth:`colorize` truncates it.
 
         Args:
             intensity: 0 to 255.
@@ -97,9 +93,9 @@ class Colormap(ABC):
 class ColormapJet(Colormap):
     """MATLAB's "jet", from dark blue over cyan, yellow and red to dark red, exactly as Kolena computes it.
 
-    Each channel is one trapezoid ``t``: 0 up to 255/8, a line up to 255 at 3*255/8, 255 up to 5*255/8, a line down to 0
-    at 7*255/8, then 0. Red is ``t(i - 63.75)``, green ``t(i)`` and blue ``t(i + 63.75)``, rounded as Python's ``round``
-    does (``kolena.workflow.visualization.ColormapJet``, kolena 1.69.0).
+    Each channel is the trapezoid ``t``: 0 up to 255/8, a line up to 255 at 3*255/8, 255 up to 5*255/8, a line down to 0
+    at 7*255/8, then 0. Red is ``t(i - 63.75)``, green ``t(i)`` and blue ``t(i + 63.75)``, rounded by Python's ``round``
+    (``kolena.workflow.visualization.ColormapJet``, kolena 1.69.0).
 
     Args:
         fade_low_activation: as for :class:`Colormap`.
@@ -126,22 +122,25 @@ class ColormapJet(Colormap):
 
 
 class SupportsColorize(Protocol):
-    """Any colormap: ours, Kolena's, or a user's subclass of either."""
+    """Any colormap object: ours, Kolena's, or a subclass of either."""
 
     def colorize(self, intensity: np.uint8) -> Any:
         """Return the color of an intensity: four values, RGBA."""
 
 
 def color_table(colormap: SupportsColorize) -> NDArray[np.uint8]:
-    """The colormap as a table, (256, 4) uint8, RGBA; ``colorize`` is called with each intensity as an ``np.uint8``.
+    """Call ``colorize`` with each intensity, an ``np.uint8``, and return the colors as a table.
+
+    Returns:
+        (256, 4) uint8, RGBA.
 
     Raises:
-        InputValidationError: it has no ``colorize``, or a color that is not four values.
+        InputValidationError: there is no method ``colorize``, or it does not return 4 values.
     """
     if not callable(getattr(colormap, "colorize", None)):
         raise InputValidationError(f"a colormap must have a method colorize(intensity); found {colormap!r}")
     if type(colormap) is ColormapJet and vars(colormap).keys() == {"fade_low_activation"}:
-        # The 256 calls take longer than colorizing a map, and most runs use these colors.
+        # The 256 calls take longer than colorizing a map, and most runs use jet.
         return _jet_table(bool(colormap.fade_low_activation)).copy()
     return _tabulate(colormap)
 
@@ -166,19 +165,20 @@ def _tabulate(colormap: SupportsColorize) -> NDArray[np.uint8]:
 AnyColormap: TypeAlias = (
     "str | SupportsColorize | NDArray[np.uint8] | NDArray[np.floating[Any]] | Sequence[str | Sequence[float]]"
 )
-"""A colormap in one of the forms that :func:`describe_colormap` takes."""
+"""A colormap in one of the forms that :func:`describe_colormap` accepts."""
 
 
 def describe_colormap(colormap: object) -> str:
-    """Any colormap as the text that settings hold: a name, or colors: ``#000080,red,#ffff0080``.
+    """Return a colormap as text for settings: a name, or colors such as ``#000080,red,#ffff0080``.
 
-    A colormap is a name; colors in a text, separated by commas; a list of colors, each a name, ``#rrggbb``,
-    ``#rrggbbaa`` or RGB(A) values; a table, (256, 3) or (256, 4) uint8 or float in [0, 1]; or an object with
-    ``colorize(intensity)``, ours or Kolena's. A table and an object state the color of each intensity; other colors lie
-    at equal distances.
+    Args:
+        colormap: a name; colors separated by commas; a list of colors, each a name, ``#rrggbb``, ``#rrggbbaa`` or
+            RGB(A) values; a table, (256, 3) or (256, 4), uint8 or float in [0, 1]; or an object with
+            ``colorize(intensity)``. A table or an object defines the color of each intensity. A list of colors is
+            spread evenly over the intensities and interpolated.
 
     Raises:
-        SettingsError: it has another form.
+        SettingsError: the colormap has another form.
     """
     if isinstance(colormap, str):
         text = colormap
@@ -198,12 +198,15 @@ def describe_colormap(colormap: object) -> str:
 
 
 def colormap_table(colormap: str, alpha: Alpha = "auto") -> NDArray[np.uint8]:
-    """The colors of a colormap, as :func:`describe_colormap` gives it, with their opacity: (256, 4) uint8, RGBA.
+    """Return the RGBA colors of a colormap.
 
     Args:
-        colormap: a name or colors.
-        alpha: "fade", Kolena's logistic curve; "opaque"; a share of 1 for every intensity; or "auto", the alpha that
-            the colors state (``#rrggbbaa``), and fade where they state none.
+        colormap: a name or colors, as :func:`describe_colormap` returns them.
+        alpha: the opacity. "fade" is Kolena's logistic curve; "opaque" is 1; a number is the opacity of every
+            intensity, 0 to 1; "auto" is the alpha of the colors if any has one (``#rrggbbaa``), else "fade".
+
+    Returns:
+        (256, 4) uint8.
 
     Raises:
         SettingsError: there is no colormap or color of this name.
@@ -221,7 +224,7 @@ def colormap_table(colormap: str, alpha: Alpha = "auto") -> NDArray[np.uint8]:
 
 
 def _colors(colormap: str) -> tuple[NDArray[np.uint8], bool]:
-    """The colors, (256, 4), and whether their alpha is stated."""
+    """Return the colors, (256, 4) uint8, and whether any of them has an alpha."""
     name, reverse = colormap.removesuffix("_r"), colormap.endswith("_r")
     if name == "jet":
         # Kolena's, which differs from matplotlib's.
@@ -234,11 +237,11 @@ def _colors(colormap: str) -> tuple[NDArray[np.uint8], bool]:
 
     catalog = cmap.Catalog()
     try:
-        # By its full name: a short one may stand for several, of which cmap warns.
+        # Use the full name: cmap warns about ambiguous short names.
         known = cmap.Colormap(catalog.resolve(name) + "_r" * reverse)
     except (KeyError, ValueError):
         near = get_close_matches(colormap, list(dict.fromkeys(["jet", *catalog])))
-        hint = f"; near to it: {', '.join(near)}" if near else ""
+        hint = f"; similar names: {', '.join(near)}" if near else ""
         raise SettingsError(
             f"unknown colormap {colormap!r}{hint}; expected jet or a name of the cmap package"
         ) from None
@@ -246,7 +249,6 @@ def _colors(colormap: str) -> tuple[NDArray[np.uint8], bool]:
 
 
 def _spread(colors: list[str]) -> NDArray[np.uint8]:
-    """(256, 4) uint8: the colors at equal distances, interpolated linearly."""
     import cmap
 
     values = np.array([tuple(cmap.Color(color)) for color in colors])
@@ -261,7 +263,6 @@ def _bytes(colors: Any) -> NDArray[np.uint8]:
 
 
 def _hex(color: Any) -> str:
-    """A color as ``#rrggbb``, or as ``#rrggbbaa`` if it states an alpha."""
     import cmap
 
     try:

@@ -1,11 +1,10 @@
-"""The numba kernels. They run in worker processes, or in threads if there are none, and release the interpreter lock.
+"""The numba kernels, which release the interpreter lock.
 
-Every kernel has exactly one signature and is compiled, or read from numba's cache on disk, when this module is
-imported: importing it *is* the warm-up. One signature a function also makes the cache safe to share. numba's index
-file is read, changed and written without a lock, so of two processes that compile different signatures at the same time
-one can end up with the other's code; with a single signature both write the same thing.
+Importing this module compiles every kernel, or loads it from numba's cache on disk. Each kernel has exactly one
+signature, so that processes can share the cache. numba reads, changes and writes its index file without a lock. Two
+processes that compile different signatures concurrently can mix up their code; with one signature, both write the same.
 
-The arguments are flat, C-contiguous, aligned and in native byte order; :mod:`async_maps.render.colorize` sees to that.
+All array arguments are flat, C-contiguous, aligned and in native byte order; the callers in this package ensure that.
 """
 
 from __future__ import annotations
@@ -26,18 +25,18 @@ R = TypeVar("R")
 
 
 def _kernel(signature: Any, *, name: str = "", **options: Any) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Compile for one signature, cached on disk where that works and without a cache where it does not.
+    """Compile a function for one signature, with numba's cache on disk if possible, else without.
 
-    A signature given ahead makes numba do all its cache work inside this call. So every fault of the cache (no folder
-    that can be written, a full disk, a torn file) ends here, in a compilation that needs no cache; and a fault of the
-    kernel itself is raised by that second compilation. ``name`` replaces the function's own name, also in the cache.
+    Because the signature is given, numba uses its cache only inside this call. Every error of the cache (no writable
+    folder, a full disk, a damaged file) leads to a second compilation without the cache, which raises the errors of the
+    kernel itself. ``name`` replaces the function's name, also in the cache.
     """
 
     def compile_(function: Callable[P, R]) -> Callable[P, R]:
         function.__name__ = function.__qualname__ = name or function.__name__
         try:
             compiled: Callable[P, R] = numba.njit(signature, nogil=True, cache=True, **options)(function)
-        except Exception:  # noqa: BLE001  # pickle and the file system raise anything over a damaged cache
+        except Exception:  # noqa: BLE001  # a damaged cache can cause any error
             compiled = numba.njit(signature, nogil=True, **options)(function)
         return compiled
 
@@ -53,37 +52,36 @@ _KEYS = types.Array(types.int64, 1, "C")
 _COUNTS = types.Array(types.int64, 1, "C")
 _SUMS = types.Array(types.uint32, 1, "C")
 _ANY_ORDER: dict[str, Any] = {"fastmath": {"reassoc"}}
-"""A sum may be taken in any order, which is what lets it use vector instructions. Nothing else is relaxed."""
+"""Allow any order of additions, which vector instructions need; no other floating-point rule is relaxed."""
 _BLOCK = 4096
-"""Values in a block. Each loop goes over a block while it lies in the fastest cache, and has vectors of one width: all
-of them together take two thirds of the time of one loop for everything."""
+"""Values per block. Two simple loops over a block in the first-level cache take two thirds of the time of one loop that
+does everything, because each loop has vectors of one width."""
 
 Quantize: TypeAlias = "Callable[[NDArray[Any], NDArray[Any], NDArray[np.uint8], NDArray[np.int64]], float]"
 Scale: TypeAlias = "Callable[[NDArray[Any], float, float, float, NDArray[np.uint8]], None]"
 
 
 def _kernels_for(real: Any, integer: Any) -> tuple[Quantize, Scale]:
-    """Compile the kernels that differ only in the dtype of their values; ``integer`` has the same width."""
+    """Compile the kernels for one dtype of values; ``integer`` has the same width as ``real``."""
     dtype = np.dtype(real).name
     most, sign_bit, full = integer(np.iinfo(integer).max), integer(np.iinfo(integer).bits - 1), real(255)
 
     @_kernel(types.float64(_input(real), _input(integer), _PLANE, _KEYS), name=f"quantize_{dtype}", **_ANY_ORDER)
     def quantize(values: NDArray[Any], bits: NDArray[Any], plane: NDArray[np.uint8], keys: NDArray[np.int64]) -> float:
-        """Write ``rint(value * 255)``, computed in the values' dtype, and measure the values in the same pass.
+        """Write ``rint(value * 255)``, computed in the values' dtype, and find sum and extremes in the same pass.
 
-        A value's key is an integer of the same order: negative values have all bits but the sign inverted. Compared as
-        integers, extremes cost a quarter of what they cost as floats, and NaN shows: it lies beyond infinity. Where no
-        value is negative the keys are the bits themselves; only maps with negative values are gone over once more.
+        The key of a value is an integer with the same order: the bits of the value, where negative values have all bits
+        but the sign inverted. Comparing integers takes a quarter of the time of comparing floats, and detects NaN,
+        whose key is beyond that of infinity. Only maps with negative values need a second pass over the keys.
 
         Args:
-            values: (n,), one at least.
-            bits: (n,) the same, viewed as integers.
-            plane: (n,) receives the intensities; undefined unless the keys say that every value lies in [0, 1]. If it
-                is empty, the values are only measured.
-            keys: (2,) receives the smallest and the largest key.
+            values: (n,), n >= 1.
+            bits: (n,) the same values, viewed as integers.
+            plane: (n,) uint8, the output, valid only if all values are in [0, 1]; if empty, nothing is written.
+            keys: (2,) output: the smallest and the largest key.
 
         Returns:
-            the sum of the values, in float64.
+            The sum of the values, in float64.
         """
         low = high = bits[0]
         total = 0.0
@@ -114,11 +112,11 @@ def _kernels_for(real: Any, integer: Any) -> tuple[Quantize, Scale]:
         """Write ``rint((value * unit - low) * factor)``, clipped to 0 and 255, computed in float64.
 
         Args:
-            values: finite.
-            unit: a power of two, 1 unless the range is so wide or narrow that its factor would be none.
-            low: the value that becomes 0, times the unit.
-            factor: 255 divided by the width of the range, which is times the unit too.
-            plane: receives the intensities.
+            values: (n,) finite.
+            unit: a power of two, see :func:`async_maps.render.quantize.scale_unit`.
+            low: the value that becomes 0, times ``unit``.
+            factor: 255 divided by the width of the range times ``unit``.
+            plane: (n,) uint8, the output.
         """
         for i in range(values.size):
             intensity = (np.float64(values[i]) * unit - low) * factor
@@ -139,14 +137,14 @@ def quantize_float16(
     plane: NDArray[np.uint8],
     keys: NDArray[np.int64],
 ) -> float:
-    """As :func:`quantize_float32` for float16, which numba does not have: by its 65,536 bit patterns.
+    """Do the same as :func:`quantize_float32` for float16, by tables, because numba does not support float16.
 
     Args:
-        bits: the values, viewed as int16.
-        intensities: (65536,) the intensity of each bit pattern, taken as uint16.
-        values: (65536,) its value.
-        plane: receives the intensities.
-        keys: (2,) receives the smallest and the largest key.
+        bits: (n,) the values, viewed as int16.
+        intensities: (65536,) the intensity of each bit pattern, as uint16.
+        values: (65536,) the value of each bit pattern.
+        plane: (n,) uint8, the output.
+        keys: (2,) output: the smallest and the largest key.
     """
     low, high, total = np.int16(0x7FFF), np.int16(-0x8000), np.float64(0)
     for i in range(bits.size):
@@ -164,15 +162,15 @@ def quantize_float16(
 def count(
     plane: NDArray[np.uint8], histogram: NDArray[np.int64], columns: NDArray[np.uint32], rows: NDArray[np.uint32]
 ) -> None:
-    """Count each intensity, and add up those of each column and of each row.
+    """Count each intensity, and sum the intensities of each column and of each row.
 
     Args:
-        plane: the intensities, row by row; no side is longer than 16 million pixels, or its sums overflow.
-        histogram: (256,) added to.
-        columns: (w,) added to.
-        rows: (h,) receives the sum of each row.
+        plane: (h * w,) the intensities. The sums overflow if h or w is more than 16 million.
+        histogram: (256,) output, added to.
+        columns: (w,) output, added to.
+        rows: (h,) output: the sum of each row.
     """
-    # Of neighbours, which are often equal, each counts in a table of its own: none waits for the one before.
+    # Neighbors are often equal: four tables avoid that each increment waits for the one before.
     tables = np.zeros((4, 256), np.uint32)
     width = columns.size
     whole = width - width % 4
@@ -200,10 +198,14 @@ def count(
 def describe(
     histogram: NDArray[np.int64], columns: NDArray[np.uint32], rows: NDArray[np.uint32], found: NDArray[np.float64]
 ) -> None:
-    """Compute statistics of a histogram, (256,), and of the sums of columns, (w,), and rows, (h,), of a plane.
+    """Compute statistics from the results of :func:`count`.
 
-    ``found``, (5,), receives the number of pixels in the histogram, the number of them with intensity 128 or more, the
-    entropy in bits, and the center of mass in pixels, x and y; it is NaN if all intensities are 0.
+    Args:
+        histogram: (256,) the number of pixels with each intensity.
+        columns: (w,) the sum of each column.
+        rows: (h,) the sum of each row.
+        found: (5,) output: the number of pixels; the number of those with intensity 128 or more; the entropy in bits;
+            the center of mass x and y in pixels, NaN if all intensities are 0.
     """
     valid, high = np.int64(0), np.int64(0)
     for intensity in range(256):
@@ -231,9 +233,9 @@ def sketch(bits: NDArray[np.int64], shift: int, counts: NDArray[np.int64]) -> No
     """Count finite float64 values by the leading bits of their keys (:func:`quantize_float32`).
 
     Args:
-        bits: the values, viewed as int64.
-        shift: how many bits of a key are left out.
-        counts: (2**(64 - shift),) added to; its middle is the key 0.
+        bits: (n,) the values, viewed as int64.
+        shift: the number of trailing bits of a key that are ignored.
+        counts: (2**(64 - shift),) output, added to; key 0 is in the middle.
     """
     middle = counts.size // 2
     for i in range(bits.size):
@@ -250,12 +252,12 @@ def replace(table: NDArray[np.uint8], plane: NDArray[np.uint8]) -> None:
 
 @_kernel(types.void(_input(np.uint8), _input(np.uint32), types.Array(types.uint32, 1, "C")))
 def look_up(plane: NDArray[np.uint8], table: NDArray[np.uint32], pixels: NDArray[np.uint32]) -> None:
-    """Write each intensity's RGBA color, four bytes moved as one word.
+    """Write each intensity's RGBA color, as one 32-bit word.
 
     Args:
-        plane: the intensities.
-        table: (256,) the 256x4 uint8 color table, viewed as uint32.
-        pixels: receives the colors; viewed as uint8 they are R, G, B, A in memory order on any machine.
+        plane: (n,) the intensities.
+        table: (256,) the (256, 4) uint8 color table, viewed as uint32.
+        pixels: (n,) output; viewed as uint8, the colors are R, G, B, A on any machine.
     """
     for i in range(plane.size):
         pixels[i] = table[plane[i]]
@@ -263,15 +265,15 @@ def look_up(plane: NDArray[np.uint8], table: NDArray[np.uint32], pixels: NDArray
 
 @_kernel(types.void(_input(np.uint8), types.int64, _PLANE))
 def filter_rows(rows: NDArray[np.uint8], row_bytes: int, scanlines: NDArray[np.uint8]) -> None:
-    """Write PNG scanlines, all with filter 2 (up), or all with 0 (none) if a sample of them has less entropy with it.
+    """Write PNG scanlines with filter 2 (up), or with filter 0 (none) if a sample of rows has a lower entropy with it.
 
     Args:
-        rows: the image's bytes, row by row.
-        row_bytes: of one row.
-        scanlines: (rows.size + number of rows,) receives each row after the number of its filter.
+        rows: the bytes of all rows.
+        row_bytes: the bytes of one row.
+        scanlines: (rows.size + number of rows,) output: each row, after the number of its filter.
     """
     height = rows.size // row_bytes
-    # The sum of n log2 n, negative, orders the two as their entropies do; in 16 rows at most.
+    # Minus the sum of n log2 n has the same order as the entropy. About 16 rows are sampled.
     step = max(height // 16, 1)
     counts = np.zeros((2, 256), np.int64)
     for y in range(step, height, step):

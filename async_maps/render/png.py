@@ -1,7 +1,4 @@
-"""PNG: the drop-in for Kolena's encoder, and our own writers.
-
-What takes the time (deflate, checksum) releases the interpreter lock.
-"""
+"""PNG encoding: the replacement of Kolena's encoder, and our own writers, which release the interpreter lock."""
 
 from __future__ import annotations
 
@@ -25,7 +22,7 @@ _RGBA, _PALETTE, _GRAY = 6, 3, 0
 
 
 def encode_png(image: NDArray[Any], mode: str) -> io.BytesIO:
-    """Encode an image with Pillow: a drop-in for ``kolena.workflow.visualization.encode_png``, byte-equal to it.
+    """Encode an image with Pillow, byte-equal to ``kolena.workflow.visualization.encode_png``.
 
     Args:
         image: (h, w), (h, w, 2), (h, w, 3) or (h, w, 4), as the mode requires; uint8 for most modes.
@@ -46,10 +43,10 @@ def encode_png(image: NDArray[Any], mode: str) -> io.BytesIO:
         raise InputValidationError(f"an image must have the shape (h, w) or (h, w, channels); found {image.shape}")
     from PIL import Image
 
-    Image.fromarray(image[:1, :1])  # refuses types that Pillow has no mode for
+    Image.fromarray(image[:1, :1])  # raises for dtypes that Pillow does not support
     if image.ndim == 3 and mode in {"1", "L", "P", "I", "F"}:
         raise ValueError("Too many dimensions: 3 > 2.")
-    # Pillow 13 refuses ``fromarray(image, mode)`` where the mode reads the bytes as another type, and PNGs of mode I.
+    # Pillow 13 refuses ``fromarray(image, mode)`` if the mode has another type than the image, and PNGs of mode I.
     picture = Image.frombuffer(mode, image.shape[1::-1], np.ascontiguousarray(image), "raw", mode, 0, 1)
     if mode == "I":
         picture = picture.convert("I;16")
@@ -63,10 +60,9 @@ def write_palette(scanlines: NDArray[np.uint8], shape: tuple[int, ...], table: N
     """Write an indexed PNG: color type 3, PLTE and tRNS (PNG specification, third edition, 11.2.2 and 11.3.1.1).
 
     Args:
-        scanlines: (n,) uint8, filtered (:mod:`async_maps.render.scanlines`), one byte a pixel.
+        scanlines: (n,) uint8, filtered (:mod:`async_maps.render.scanlines`), one byte per pixel.
         shape: (h, w).
-        table: (256, 4) uint8, RGBA. All of its alpha is written, also where it is opaque throughout, so that every
-            reader sees four channels.
+        table: (256, 4) uint8, RGBA. The alpha is always written, so that every reader gets four channels.
         level: ISA-L's compression level, 0 to 3.
     """
     colors = _chunk(b"PLTE", table[:, :3].tobytes()) + _chunk(b"tRNS", table[:, 3].tobytes())
@@ -74,12 +70,12 @@ def write_palette(scanlines: NDArray[np.uint8], shape: tuple[int, ...], table: N
 
 
 def write_rgba(scanlines: NDArray[np.uint8], shape: tuple[int, ...], level: int) -> bytes:
-    """Write an RGBA PNG, color type 6, of filtered scanlines with four bytes a pixel."""
+    """Write an RGBA PNG, color type 6, from filtered scanlines with four bytes per pixel."""
     return _write(scanlines, shape, _RGBA, b"", level)
 
 
 def write_gray(scanlines: NDArray[np.uint8], shape: tuple[int, ...], level: int) -> bytes:
-    """Write a grayscale PNG, color type 0, of filtered scanlines with one byte a pixel."""
+    """Write a grayscale PNG, color type 0, from filtered scanlines with one byte per pixel."""
     return _write(scanlines, shape, _GRAY, b"", level)
 
 

@@ -1,7 +1,4 @@
-"""From values to intensities: validation, value ranges, invalid values and statistics.
-
-Runs where it is called: a worker process, a thread, a script.
-"""
+"""Turns values into intensities: validation, value ranges, invalid values and statistics."""
 
 from __future__ import annotations
 
@@ -24,23 +21,23 @@ if TYPE_CHECKING:
     from async_maps.render.ranges import ValueRange
 
 Invalid: TypeAlias = Literal["error", "transparent", "zero"]
-"""The treatment of NaN and infinity: the map fails, the pixel is left out, or it counts as the value 0."""
+"""How NaN and infinity are treated: the map fails, the pixel is transparent, or the value is 0."""
 
 _WIDE = 2.0**900
 _NOWHERE = np.empty(0, np.uint8)
 
 
 class Measured(NamedTuple):
-    """The statistics of a map's valid values, from quantizing them; None where there is no valid value.
+    """The statistics of a map's valid values. They are None if there is no valid value.
 
     Attributes:
-        minimum: the smallest.
-        maximum: the largest.
-        mean: in float64.
+        minimum: the smallest value.
+        maximum: the largest value.
+        mean: the mean, computed in float64.
         low: the value with intensity 0.
         high: the value with intensity 255.
         invalid: the number of values that are NaN or infinite.
-        hidden: (h, w) bool, the pixels to leave out; None if there are none.
+        hidden: (h, w) bool, the transparent pixels; None if there are none.
     """
 
     minimum: float | None
@@ -63,17 +60,17 @@ class _Extent(NamedTuple):
 
 
 def map_shape(activation_map: NDArray[Any], value_range: ValueRange = UNIT) -> tuple[int, int]:
-    """The height and width of an activation map, which is checked by its shape and dtype alone.
+    """Check the shape and dtype of an activation map, not its values; return its height and width.
 
     Raises:
-        InputValidationError: it is no array, empty, or of another shape or dtype than (h, w) or (h, w, 1) and uint8 or
-            float; under another range than ``unit`` bool and every integer will do, too.
+        InputValidationError: it is not an array, is empty, does not have the shape (h, w) or (h, w, 1), or is not
+            uint8 or float. Other ranges than ``unit`` also allow bool and all integers.
     """
     if not isinstance(activation_map, np.ndarray):
         raise InputValidationError(f"an activation map must be a NumPy array; found {type(activation_map).__name__}")
     if isinstance(activation_map, np.ma.MaskedArray):
         raise InputValidationError(
-            "an activation map must have a value everywhere; found a masked array: fill it first"
+            "an activation map must be a plain array; found a masked array: call its method filled() first"
         )
     check_shape(activation_map.shape)
     check_dtype(activation_map.dtype, value_range)
@@ -81,7 +78,7 @@ def map_shape(activation_map: NDArray[Any], value_range: ValueRange = UNIT) -> t
 
 
 def check_shape(shape: tuple[int, ...]) -> None:
-    """Refuse an array that is no activation map by its shape."""
+    """Raise InputValidationError if an activation map cannot have this shape."""
     if 0 in shape:
         raise InputValidationError(f"the activation map is empty: its shape is {shape}")
     if len(shape) not in {2, 3} or (len(shape) == 3 and shape[2] != 1):
@@ -91,11 +88,11 @@ def check_shape(shape: tuple[int, ...]) -> None:
 def check_dtype(dtype: np.dtype[Any], value_range: ValueRange) -> None:
     """Refuse an array that is no activation map by its dtype."""
     if dtype.kind not in "fiub":
-        raise InputValidationError(f"an activation map must be of real numbers; found {dtype}")
+        raise InputValidationError(f"the values of an activation map must be real numbers; found {dtype}")
     if value_range.kind == "unit" and dtype.kind != "f" and dtype != np.uint8:
         raise InputValidationError(
-            "an activation map must be uint8, or float with values in [0, 1], unless a range says what its values span "
-            f"(--range LO,HI); found {dtype}"
+            f"an activation map must be uint8, or float with values in [0, 1]; found {dtype}: for other values, set "
+            "range to per-map, symmetric or LO,HI"
         )
 
 
@@ -105,25 +102,24 @@ def quantize(
     value_range: ValueRange = UNIT,
     invalid: Invalid = "error",
 ) -> Measured | None:
-    """Validate the values, and write each as an intensity.
+    """Validate the values, and write their intensities.
 
-    Under ``unit`` that is ``rint(value * 255)`` in the map's own dtype, as Kolena computes it; else
-    ``rint(clip((value - low) * (255 / (high - low)), 0, 255))`` in float64. Where a relative range comes to a single
-    value (a constant map), what lies above it becomes 255 and all else 0; a map of zeros under ``symmetric`` becomes
-    128, the middle.
+    With the range ``unit``, an intensity is ``rint(value * 255)`` in the map's dtype, as Kolena computes it. With other
+    ranges it is ``rint(clip((value - low) * (255 / (high - low)), 0, 255))`` in float64. If ``low`` equals ``high`` (a
+    constant map), values above it become 255 and all others 0. A map of zeros becomes 128 with ``symmetric``.
 
     Args:
-        activation_map: an array that passed :func:`map_shape`; any layout and byte order, and it may be read-only.
-        plane: (h, w) uint8, C-contiguous; receives the intensities; hidden pixels become 0.
-        value_range: a known one (``ValueRange.is_known``).
-        invalid: the treatment of NaN and infinity.
+        activation_map: an array that passed :func:`map_shape`, in any layout and byte order; it may be read-only.
+        plane: (h, w) uint8, C-contiguous; the output. Hidden pixels become 0.
+        value_range: a known range (``ValueRange.is_known``).
+        invalid: how NaN and infinity are treated.
 
     Returns:
-        The statistics; None for uint8 under ``unit``, whose intensities are its values.
+        The statistics; None for uint8 values with ``unit``, which are intensities already.
 
     Raises:
-        InputValidationError: a value is NaN or infinite, or outside [0, 1] under ``unit``; ``plane`` then holds nothing
-            of use.
+        InputValidationError: a value is NaN or infinite, or outside [0, 1] with ``unit``. The content of ``plane`` is
+            then undefined.
     """
     values = np.asarray(activation_map).reshape(plane.shape)
     if value_range.kind == "unit" and values.dtype == np.uint8:
@@ -149,7 +145,6 @@ def quantize(
 
 
 def _quantize_rest(flat: NDArray[Any], plane: NDArray[np.uint8], value_range: ValueRange, invalid: Invalid) -> Measured:
-    """Quantize a map in which some values are invalid and may be."""
     bad = ~np.isfinite(flat)
     count = int(np.count_nonzero(bad))
     zeroed = np.where(bad, flat.dtype.type(0), flat)
@@ -162,7 +157,7 @@ def _quantize_rest(flat: NDArray[Any], plane: NDArray[np.uint8], value_range: Va
     if not valid.size:
         plane[:] = 0
         return Measured(None, None, None, None, None, count, hidden)
-    # The valid values alone determine the range, by which all are quantized in their places.
+    # Only the valid values determine the range; then the whole map is quantized with it.
     measured = quantize(valid.reshape(1, -1), np.empty((1, valid.size), np.uint8), value_range)
     assert measured is not None  # noqa: S101  # floats
     if value_range.kind == "unit":
@@ -176,7 +171,7 @@ def _quantize_rest(flat: NDArray[Any], plane: NDArray[np.uint8], value_range: Va
 
 
 def _as_floats(values: NDArray[Any], value_range: ValueRange) -> NDArray[Any]:
-    """The values, flat, contiguous and in native byte order; under ``unit`` in their dtype, else float32 or float64."""
+    """Return the values flat, contiguous and in native byte order: with ``unit`` in their dtype, else as floats."""
     dtype = values.dtype.newbyteorder("=")
     if value_range.kind != "unit":
         dtype = np.dtype(np.float32 if np.can_cast(dtype, np.float32) else np.float64)
@@ -188,7 +183,7 @@ def _as_floats(values: NDArray[Any], value_range: ValueRange) -> NDArray[Any]:
 
 def _write_unit(flat: NDArray[Any], plane: NDArray[np.uint8]) -> _Extent:
     """Quantize floats in [0, 1] of any width, in their own dtype."""
-    # numba takes most of a second to import.
+    # Imported late, because numba takes most of a second.
     from async_maps.render import kernels
 
     if flat.dtype == np.float16:
@@ -196,7 +191,7 @@ def _write_unit(flat: NDArray[Any], plane: NDArray[np.uint8]) -> _Extent:
         return _extent(flat, keys, kernels.quantize_float16(flat.view(np.int16), *_float16_tables(), plane, keys))
     if flat.itemsize <= 8:
         return _measure(flat, plane)
-    # Wider than float64: values outside [0, 1] that float64 would round into it are moved further out.
+    # longdouble: move values slightly outside [0, 1] further out, so that rounding to float64 does not hide them.
     with np.errstate(invalid="ignore", over="ignore"):
         plane[:] = np.rint(flat * 255).astype(np.uint8)
         narrow = flat.astype(np.float64)
@@ -206,7 +201,7 @@ def _write_unit(flat: NDArray[Any], plane: NDArray[np.uint8]) -> _Extent:
 
 
 def _measure(flat: NDArray[Any], plane: NDArray[np.uint8] = _NOWHERE) -> _Extent:
-    """The extent of float32 or float64 values, which are quantized into the plane, if one is given, on the way."""
+    """Return the extent of float32 or float64 values; quantize them into ``plane``, if it is given."""
     from async_maps.render import kernels
 
     keys = np.empty(2, np.int64)
@@ -223,7 +218,7 @@ def _extent(flat: NDArray[Any], keys: NDArray[np.int64], total: float) -> _Exten
     minimum, maximum = (value + 0.0 for value in integers.view(flat.dtype).tolist())
     mean = total / flat.size
     if math.isfinite(minimum) and math.isfinite(maximum) and not math.isfinite(mean):
-        # Only the sum is beyond float64.
+        # The sum overflowed, but the mean does not.
         mean = float((flat * 2.0**-64).sum()) / flat.size * 2.0**64
     return _Extent(minimum, maximum, mean)
 
@@ -240,9 +235,9 @@ def _limits(flat: NDArray[Any], extent: _Extent, value_range: ValueRange) -> tup
 
 
 def percentiles(size: int, low: float, high: float, pick: Callable[[list[int]], list[float]]) -> tuple[float, float]:
-    """Two percentiles, exact, interpolated linearly as by ``numpy.percentile`` of the values in float64.
+    """Return two exact percentiles of ``size`` values, interpolated linearly like ``numpy.percentile`` in float64.
 
-    There are ``size`` values; ``pick`` returns those at the given places in their sorted order.
+    ``pick`` returns the values at the given indices of the sorted values.
     """
     ranks = [percentile / 100 * (size - 1) for percentile in (low, high)]
     found = pick([place for rank in ranks for place in (int(rank), min(int(rank) + 1, size - 1))])
@@ -251,7 +246,7 @@ def percentiles(size: int, low: float, high: float, pick: Callable[[list[int]], 
 
 
 def interpolate(below: float, above: float, share: float) -> float:
-    """The value at a share, 0 to 1, between two others; operations and rounding are those of NumPy's percentiles."""
+    """Interpolate linearly at a share, 0 to 1, with the same operations and rounding as ``numpy.percentile``."""
     width = above - below
     if not math.isfinite(width):
         return below * (1 - share) + above * share
@@ -270,9 +265,9 @@ def _write_scaled(flat: NDArray[Any], plane: NDArray[np.uint8], low: float, high
 
 
 def scale_unit(low: float, high: float) -> float:
-    """The power of two by which values and their range are multiplied first.
+    """Return the power of two by which to multiply values and range before scaling.
 
-    It is 1 for all ranges but the widest, whose width overflows, and the narrowest, whose inverse does.
+    It is 1, except for ranges so wide that their width overflows, or so narrow that the inverse of the width does.
     """
     if 1 / _WIDE < high - low < _WIDE:
         return 1.0
@@ -281,7 +276,7 @@ def scale_unit(low: float, high: float) -> float:
 
 @cache
 def _float16_tables() -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """The intensity of each float16 bit pattern, computed in float16 (0 outside [0, 1]), and its value; (65536,)."""
+    """Return the intensity of each float16 bit pattern (0 outside [0, 1]), and its value; both (65536,)."""
     values = np.arange(65_536, dtype=np.uint16).view(np.float16)
     with np.errstate(all="ignore"):
         intensities = np.where((values >= 0) & (values <= 1), np.rint(values * 255), 0)
@@ -300,7 +295,7 @@ def _describe_bad_value(
     value_range: ValueRange,
     counted: NDArray[np.bool_] | None = None,
 ) -> str:
-    """The message about the first bad value of ``flat``, which holds the map's values; ``counted`` masks some."""
+    """Describe the first bad value of ``flat``, the map's values; ``counted`` limits the values that can be bad."""
     unit = value_range.kind == "unit"
     bad = _outside_unit(flat) if unit else ~np.isfinite(flat)
     if counted is not None:
@@ -311,7 +306,7 @@ def _describe_bad_value(
     found = "NaN" if np.isnan(value) else f"{value!s}"
     advice = ""
     if np.isfinite(value):
-        advice = ": a range says what other values span (--range per-map, --range symmetric or --range LO,HI)"
+        advice = ": for other values, set range to per-map, symmetric or LO,HI"
     return (
         f"every value must {'lie in [0, 1]' if unit else 'be finite'}; found {found} at index {index} "
         f"({int(np.count_nonzero(bad)):,} of {bad.size:,} values are NaN or {'out of range' if unit else 'infinite'})"
@@ -320,9 +315,10 @@ def _describe_bad_value(
 
 
 def summarize(plane: NDArray[np.uint8], measured: Measured | None) -> tuple[MapStatistics, NDArray[np.int64]]:
-    """The statistics of a map, and the histogram of its intensities, (256,) int64, without hidden pixels.
+    """Compute the statistics of a map from the plane and the result of :func:`quantize`.
 
-    The plane, (h, w) uint8 and C-contiguous, holds the intensities that :func:`quantize` wrote with ``measured``.
+    Returns:
+        The statistics, and the histogram of the intensities, (256,) int64, without hidden pixels.
     """
     from async_maps.render import kernels
 

@@ -1,4 +1,4 @@
-"""Value ranges: which value becomes intensity 0 and which 255. Light, for any process and thread."""
+"""Value ranges: the values that become intensity 0 and 255."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ class ValueRange:
     """The values that the colormap spans.
 
     Attributes:
-        kind: ``unit``: 0 to 1, as Kolena, and a value outside is an error; uint8 are intensities already.
-            ``fixed``: ``low`` to ``high``, and values outside are clipped to it, as they are for all that follow.
-            ``per-map``: each map's smallest value to its largest.
-            ``percentile``: each map's percentiles ``low`` and ``high``.
-            ``symmetric``: each map's largest magnitude, negative, to the same, positive: 0 is in the middle.
-            ``dataset``: the percentiles ``low`` and ``high`` of all values of all maps.
-            ``from``: the range of another run, which its manifest holds.
-        low: a value, or a percentile; see ``kind``.
-        high: a value, or a percentile.
-        manifest: the other run's.
+        kind: ``unit``: 0 to 1 as in Kolena; a value outside is an error, and uint8 values are intensities already. All
+            other kinds clip values outside the range.
+            ``fixed``: ``low`` to ``high``.
+            ``per-map``: the smallest to the largest value of each map.
+            ``percentile``: the percentiles ``low`` to ``high`` of each map.
+            ``symmetric``: -m to m, where m is the largest magnitude in each map.
+            ``dataset``: the percentiles ``low`` to ``high`` of all values of all maps.
+            ``from``: the range in the manifest of another run.
+        low: a value or a percentile, see ``kind``.
+        high: a value or a percentile.
+        manifest: the path of the other run's manifest.
     """
 
     kind: RangeKind
@@ -38,16 +39,16 @@ class ValueRange:
 
     @property
     def is_relative(self) -> bool:
-        """Whether it depends on the map: the same value may have another color in another map."""
+        """Whether the range depends on the map, so that the same value has other colors in other maps."""
         return self.kind in {"per-map", "percentile", "symmetric"}
 
     @property
     def is_known(self) -> bool:
-        """Whether a map can be colorized without a look at other maps or a manifest."""
+        """Whether a map can be colorized without reading other maps or a manifest."""
         return self.kind not in {"dataset", "from"}
 
     def span(self, minimum: float, maximum: float) -> tuple[float, float]:
-        """The values with intensities 0 and 255 in a map of these extremes; not for percentiles."""
+        """Return the values with intensity 0 and 255 in a map with these extremes; not for percentiles."""
         if self.kind == "per-map":
             return minimum, maximum
         if self.kind == "symmetric":
@@ -69,7 +70,7 @@ UNIT = ValueRange("unit")
 
 
 def parse_range(text: str) -> ValueRange:
-    """The range of a setting; a SettingsError if the text is none."""
+    """Parse the setting ``range``; raise SettingsError if the text is not a range."""
     name, colon, rest = text.strip().partition(":")
     if not colon and name in _PLAIN:
         return ValueRange(_PLAIN[name], 0, 100) if name == "dataset" else ValueRange(_PLAIN[name])

@@ -1,4 +1,4 @@
-"""PNG scanlines: the rows of an image, each after the number of its filter. Runs where it is called."""
+"""PNG scanlines: the rows of an image, each after the number of its filter."""
 
 from __future__ import annotations
 
@@ -10,16 +10,15 @@ if TYPE_CHECKING:
 
 
 def scanline_bytes(height: int, width: int, channels: int) -> int:
-    """Bytes of an image's scanlines: one for the filter of each row."""
+    """Return the bytes of an image's scanlines, including one byte per row for the filter."""
     return height * (1 + width * channels)
 
 
 def write_scanlines(pixels: NDArray[np.uint8], scanlines: NDArray[np.uint8]) -> None:
-    """Filter an image so that it deflates well (PNG specification, third edition, 7.3 and 9).
+    """Filter an image so that it compresses well (PNG specification, third edition, 7.3 and 9).
 
-    All rows have the filter "up", or "none" if the bytes of a sample of rows have less entropy without: in noise, a
-    difference is noisier than a value. Pixels are (h, w) or (h, w, channels) uint8, C-contiguous, and scanlines
-    (:func:`scanline_bytes`,) uint8.
+    All rows get the filter "up", or "none" if a sample of rows has a lower entropy without it, as in noise. Pixels are
+    (h, w) or (h, w, channels) uint8, C-contiguous; scanlines, the output, are (:func:`scanline_bytes`,) uint8.
     """
     from async_maps.render import kernels
 

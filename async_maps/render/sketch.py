@@ -1,8 +1,8 @@
-"""The distribution of the values of a whole set: counted in bounded memory, merged, kept as text.
+"""Quantile sketch: the approximate distribution of the values of a whole set, in bounded memory.
 
-A value is counted by the leading bits of its key (``kernels.quantize_float32``): sign, exponent and the
-first ten bits of the mantissa. So a bin is at most 1/1024 of its values wide, wherever they lie; the idea is that of
-HDR histograms and of DDSketch (Masson, Rim, Lee: "DDSketch", VLDB 2019). Adding counts merges two sketches, exactly.
+A value is counted in the bin of the leading bits of its key (``kernels.quantize_float32``): sign, exponent and the
+first ten bits of the mantissa. So the width of a bin is at most 1/1024 of its values, as in HDR histograms and DDSketch
+(Masson, Rim, Lee: "DDSketch", VLDB 2019). Two sketches are merged exactly by adding their counts.
 """
 
 from __future__ import annotations
@@ -25,14 +25,12 @@ _BINS = 2 ** (64 - _SHIFT)
 
 
 class QuantileSketch:
-    """Counts of values, which give percentiles with an error of 1/2048 of their magnitude at most.
-
-    It takes 32 MiB at most, less where its values share bins.
+    """Counts values, for percentiles with a relative error of at most 1/2048. It occupies at most 32 MiB.
 
     Attributes:
         count: the number of values.
-        minimum: the smallest, exactly; infinity if there is none.
-        maximum: the largest, exactly; minus infinity if there is none.
+        minimum: the exact smallest value; infinity if there is none.
+        maximum: the exact largest value; minus infinity if there is none.
     """
 
     def __init__(self) -> None:
@@ -42,7 +40,7 @@ class QuantileSketch:
         self._counts = np.zeros(_BINS, np.int64)
 
     def add(self, values: NDArray[np.float64]) -> None:
-        """Count values: (n,) finite, contiguous."""
+        """Count values, (n,), finite and contiguous."""
         from async_maps.render import kernels
 
         if not values.size:
@@ -60,24 +58,24 @@ class QuantileSketch:
         self.maximum = max(self.maximum, other.maximum)
 
     def percentile(self, percentile: float) -> float:
-        """The percentile, 0 to 100, interpolated linearly as ``numpy.percentile`` does.
+        """Return a percentile, 0 to 100, interpolated linearly like ``numpy.percentile``.
 
-        0 and 100 are exact. Any other is off by at most 1/2048 of the magnitude of the larger of the two values that it
-        lies between (or by 3e-311, where values are subnormal).
+        Percentiles 0 and 100 are exact. For others, the error is at most 1/2048 of the larger magnitude of the two
+        values that are interpolated; for subnormal values it is at most 3e-311.
 
         Raises:
-            ValueError: nothing was counted.
+            ValueError: the sketch has no values.
         """
         if not self.count:
             raise ValueError("an empty sketch has no percentiles")
         rank = percentile / 100 * (self.count - 1)
         below = int(rank)
         totals = np.cumsum(self._counts)
-        neighbour = self._value(totals, min(below + 1, self.count - 1))
-        return interpolate(self._value(totals, below), neighbour, rank - below)
+        neighbor = self._value(totals, min(below + 1, self.count - 1))
+        return interpolate(self._value(totals, below), neighbor, rank - below)
 
     def dump(self) -> str:
-        """All of it, as text."""
+        """Return the whole sketch as text."""
         bins = np.flatnonzero(self._counts)
         gaps = np.diff(bins, prepend=0).astype("<i8")
         packed = zlib.compress(gaps.tobytes() + self._counts[bins].astype("<i8").tobytes())
@@ -85,23 +83,23 @@ class QuantileSketch:
 
     @classmethod
     def load(cls, text: str) -> QuantileSketch:
-        """The sketch of a :meth:`dump`; a ValueError if the text is none."""
+        """Restore a sketch from the text of :meth:`dump`; raise ValueError for other texts."""
         sketch = cls()
         try:
             sketch.count, sketch.minimum, sketch.maximum, packed = json.loads(text)
             gaps, counts = np.split(np.frombuffer(zlib.decompress(base64.b64decode(packed)), "<i8"), 2)
             sketch._counts[np.cumsum(gaps)] = counts
         except (TypeError, LookupError, zlib.error) as error:
-            raise ValueError(f"no sketch: {error}") from error
+            raise ValueError(f"not a sketch: {error}") from error
         return sketch
 
     def _value(self, totals: NDArray[np.int64], place: int) -> float:
-        """The approximate value at a place of the sorted values: the middle of its bin."""
+        """Return the approximate value at an index of the sorted values: the middle of its bin."""
         if place in {0, self.count - 1}:
             return self.maximum if place else self.minimum
         key = (int(np.searchsorted(totals, place, "right")) - _BINS // 2) << _SHIFT
         keys = np.array([key, key + (1 << _SHIFT) - 1])
         edges = np.where(keys < 0, keys ^ np.iinfo(np.int64).max, keys).view(np.float64)
-        # Zeros are frequent in most sets, and stay exact. Halved before they are added: the edges' sum may overflow.
+        # Zeros are frequent, and stay exact. Each edge is halved before the addition, because the sum may overflow.
         middle = 0.0 if key in {0, -1 << _SHIFT} else float(edges[0] / 2 + edges[1] / 2)
         return min(max(middle, self.minimum), self.maximum)

@@ -1,8 +1,8 @@
-"""Where maps come from. Listing runs in a thread; reading in a worker process, or from S3 in threads.
+"""Where maps come from. A thread lists them; worker processes read them, or threads if they are in S3.
 
-A source is an iterable of :class:`~async_maps.sources.activation_map.ActivationMap` in a stable order, and of a
-:class:`~async_maps.outcomes.Failure` for each map that cannot enter. It may be iterated more than once, and never holds
-more of its list in memory than it is about to hand out.
+A source is an iterable of :class:`~async_maps.sources.activation_map.ActivationMap` in a stable order, with a
+:class:`~async_maps.outcomes.Failure` for each map that is refused. It can be iterated several times, and never has its
+whole list in memory.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ STDIN_FILE = "/dev/stdin"
 
 
 class Source(Protocol):
-    """What :func:`open_source` gives; iterate it in a thread."""
+    """The maps of a source; iterate it in a thread."""
 
     def __iter__(self) -> Iterator[ActivationMap | Failure]:
-        """The maps, listed but not read."""
+        """Yield the maps, listed but not read."""
 
 
 def is_stdin(place: object) -> bool:
-    """Whether a source is standard input: ``-``, as for every command, or by its name as a file."""
+    """Whether a source is standard input: ``-`` or ``/dev/stdin``."""
     return isinstance(place, str) and place in {"-", STDIN_FILE}
 
 
 def place_of(source: object) -> str | None:
-    """The absolute path or the address of a source; None if it can be read only once."""
+    """Return the absolute path or the address of a source; None if it can be read only once."""
     if not isinstance(source, str | PathLike) or is_stdin(source):
         return None
     place = str(fspath(source))
@@ -55,25 +55,25 @@ def open_source(
     known: Known | None = None,
     pass_over: PassOver = lambda _: None,
 ) -> Source:
-    """The source at a place.
+    """Open the source at a path or address.
 
     Args:
         place: a file, a folder (recursive, sorted) or a glob (``maps/**/cam_*.npy``), each on a disk or in S3
             (``s3://bucket/prefix/``), or a listing (``.csv``, ``.parquet``, ``.jsonl``).
-        s3: the timeouts and attempts of the client.
-        known: the files that need not be opened to count their maps; each opening may be a request.
-        pass_over: called with the suffix of each file that is no map, in the thread that iterates the source.
+        s3: the time-outs and attempts of the client.
+        known: decides which files are a single map and need not be opened.
+        pass_over: called with the suffix of each file that is not a map, in the thread that iterates the source.
 
     Raises:
-        SourceError: there is nothing, or nothing that is read as a map; or the place is standard input, which
-            :func:`async_maps.sources.batches.list_maps` reads. S3 is asked when the source is iterated.
+        SourceError: the place does not exist, or is not a file of a supported format; or it is standard input, which
+            :func:`async_maps.sources.batches.list_maps` reads. For S3, iterating the source raises the error.
     """
     path = fspath(place)
     if is_stdin(path):
         raise SourceError("standard input can be read only once, by a run")
-    # A folder may be called like a listing.
+    # A folder may have the suffix of a listing.
     if is_table(path) and (is_remote(path) or isfile(path)):
-        # Where it is used: worker processes import this package too.
+        # Imported late, because worker processes import this package too.
         from async_maps.sources.listing import Listing
 
         return Listing(path, s3, known)

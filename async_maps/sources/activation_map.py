@@ -1,4 +1,4 @@
-"""A map on its way in."""
+"""A listed map, before it is colorized."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ if TYPE_CHECKING:
     from async_maps.render.quantize import Measured
 
 Part: TypeAlias = Any
-"""A map's place in its file: any value of JSON, which the format's reader defines."""
+"""The position of a map in its file: a JSON value that the format's reader defines."""
 
 
 class ArrayHeader(NamedTuple):
-    """What a file says of a map before its values are read.
+    """The shape and dtype of a map in a file, known before its values are read.
 
     Attributes:
-        shape: of the map, as it will be read.
-        dtype: of its values, as they will be read.
-        chunks: the shape of the pieces in which the values are packed; empty if they are not.
+        shape: the shape of the map when it is read.
+        dtype: the dtype of the map when it is read.
+        chunks: the shape of the compressed chunks; empty if there are none.
     """
 
     shape: tuple[int, ...]
@@ -31,20 +31,20 @@ class ArrayHeader(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ActivationMap:
-    """A map on its way in: a name, and either an array or the file where a worker will read it.
+    """A map: its name, and either its array or the file to read it from.
 
     Attributes:
-        name: ``val/0001`` becomes ``{prefix}/val/0001.png``.
-        source: its origin, for messages and the manifest.
+        name: the name; ``val/0001`` becomes ``{prefix}/val/0001.png``.
+        source: the origin, for messages and the manifest.
         fingerprint: changes when the source does; None for an array in memory.
-        max_bytes: the most bytes that it can have as a plain array, in its own dtype.
+        max_bytes: the maximum number of bytes as an array in its own dtype.
         path: the file to read, or None.
-        part: see :data:`Part`.
-        array: the map itself, or None.
-        measured: the statistics of the map's values, if ``array`` holds its intensities already; else None.
-        index: its position in its source, from 0.
-        header: what its file says of it, for a dry run; None where the listing did not look.
-        problem: the reason for which reading it fails, if the listing met one; else empty.
+        part: the position in the file, see :data:`Part`.
+        array: the array, or None.
+        measured: the statistics of the values, if ``array`` contains intensities; else None.
+        index: the position in the source, from 0.
+        header: the shape and dtype, for a dry run; None if the listing did not open the file.
+        problem: the reason why reading will fail, if the listing found one; else empty.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Arrays in memory, each with a name: NumPy's, PyTorch's, any that NumPy can convert, and one in a list."""
+"""Maps from named arrays in memory, of NumPy, PyTorch or any library that NumPy can convert."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ if TYPE_CHECKING:
     from async_maps.render.quantize import Measured
 
 _ANY = ValueRange("dataset")
-_ONE_BY_ONE = "put each map under a name of its own (for name, cam in zip(names, cams))"
+_ONE_BY_ONE = "put each map with its own name (for name, cam in zip(names, cams))"
 
 
 def array_map(
     name: str, array: Any, value_range: ValueRange | None = None, max_pixels: int | None = None
 ) -> ActivationMap | Failure:
-    """A map that lies in memory, or why it cannot enter.
+    """Return a map in memory, or the failure of an array that is not a map.
 
-    Anything but a NumPy array is converted, which may take long: call it in a thread then.
+    Converting another array than NumPy's may take long: then call this in a thread.
 
     Args:
-        name: the map's.
+        name: the name of the map.
         array: a NumPy array, a ``torch.Tensor`` on any device, an object with ``__array__`` or ``__dlpack__``, or a
-            list with one of them; of a shape that :func:`_map_shape` takes.
-        value_range: a known one: tensors are quantized by it on their device, and a byte a pixel is copied; without it
-            they are copied as they are.
-        max_pixels: an array with more is refused before it is copied.
+            list with one of them; the shape is (h, w) or (h, w, 1), with leading axes of length 1.
+        value_range: a known range: tensors are quantized on their device, and one byte per pixel is copied. If None,
+            their values are copied.
+        max_pixels: an array with more pixels is refused before it is copied.
     """
     measured = None
     try:
@@ -58,21 +58,21 @@ def array_map(
 
 
 def _only_one(arrays: list[Any] | tuple[Any, ...]) -> Any:
-    """The array in a list of one, as CAM libraries give a list with an entry for each layer."""
+    """Return the only array of a list: CAM libraries return a list with an array per layer."""
     if not arrays or not (hasattr(arrays[0], "__array__") or hasattr(arrays[0], "__dlpack__")):
-        return arrays  # numbers, perhaps: refused later as no array
+        return arrays  # for instance numbers; refused later
     if len(arrays) > 1:
         raise InputValidationError(
-            f"one activation map at a time; found a {type(arrays).__name__} of {len(arrays):,}: {_ONE_BY_ONE}"
+            f"expected one activation map, found a {type(arrays).__name__} of {len(arrays):,}: {_ONE_BY_ONE}"
         )
     return arrays[0]
 
 
 def _map_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """An array's shape without the axes of a batch and of channels, where each has a length of one.
+    """Return the shape without leading axes of length 1, such as those of a batch or a channel.
 
-    (h, w, 1) stays, with its channel last, as it is for Kolena, even if h is 1. Else leading axes of length one are
-    dropped: (1, h, w) and (1, 1, h, w) become (h, w), and (1, h, w, 1) becomes (h, w, 1).
+    (1, h, w) and (1, 1, h, w) become (h, w), and (1, h, w, 1) becomes (h, w, 1). (h, w, 1) is not changed, even if h is
+    1, because its last axis is the channel, as in Kolena.
     """
     found = shape
     if len(shape) != 3 or shape[2] != 1:
@@ -87,7 +87,7 @@ def _map_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def size_of(array: Any) -> int:
-    """The ``nbytes`` of an array of any library, or of the one in a list; 0 if it has none."""
+    """Return the ``nbytes`` of an array of any library, or of the only one in a list; 0 if it has none."""
     if isinstance(array, list | tuple) and len(array) == 1:
         array = array[0]
     size = _attribute(array, "nbytes")
@@ -95,13 +95,13 @@ def size_of(array: Any) -> int:
 
 
 def _shape_of(array: Any) -> tuple[int, ...]:
-    """The ``shape``; empty where that is no tuple of integers: such an object is refused later as no array."""
+    """Return the ``shape``, or () if it is not a tuple of integers; then the object is refused later."""
     shape = _attribute(array, "shape")
     return shape if isinstance(shape, tuple) and all(isinstance(size, int) for size in shape) else ()
 
 
 def _attribute(array: Any, name: str) -> Any:
-    """An attribute of an array; None if it has none, or raises, as PyTorch's sparse and nested tensors do."""
+    """Return an attribute; None if it is missing or raises, as in PyTorch's sparse and nested tensors."""
     try:
         return getattr(array, name, None)
     except Exception:  # noqa: BLE001  # another library may raise anything
@@ -120,8 +120,8 @@ def _converted(array: Any, value_range: ValueRange | None) -> tuple[NDArray[Any]
             return np.from_dlpack(array), None
     except InputValidationError:
         raise
-    except Exception as error:  # another library may raise anything where its array cannot be copied
+    except Exception as error:  # another library may raise anything
         raise InputValidationError(
-            f"the {type(array).__name__} cannot be made a NumPy array; copy it to the CPU first: {error}"
+            f"the {type(array).__name__} cannot be converted to a NumPy array; copy it to the CPU first: {error}"
         ) from error
     raise InputValidationError(f"an activation map must be a NumPy array or a tensor; found {type(array).__name__}")

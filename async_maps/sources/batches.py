@@ -1,4 +1,4 @@
-"""Any source as batches of maps, without blocking the event loop."""
+"""Lists any source in batches of maps, without blocking the event loop."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from async_maps.sources.named import Known, PassOver
 
     Named: TypeAlias = tuple[str, Any]
-    """A name, and an array of any library."""
+    """A name and an array of any library."""
     AnySource: TypeAlias = str | PathLike[str] | Source | Iterable[Named] | AsyncIterable[Named]
     Entry: TypeAlias = ActivationMap | Failure
 
@@ -54,7 +54,10 @@ async def list_maps(  # noqa: PLR0913  # one argument a choice
     limit: int | None = None,
     pass_over: PassOver = lambda _: None,
 ) -> AsyncGenerator[list[Entry], None]:
-    """The maps of a source, as many at a time as are available.
+    """Yield the maps of a source, in batches of those that are available.
+
+    An iterator of the source is closed at the end, if it has a method ``close`` or ``aclose``: immediately, or when its
+    thread returns from it.
 
     Args:
         source: a place for :func:`open_source`, ``-`` for the paths on standard input, a :class:`Source`, or an
@@ -62,14 +65,12 @@ async def list_maps(  # noqa: PLR0913  # one argument a choice
         value_range: as for :func:`~async_maps.sources.arrays.array_map`.
         s3: as for :func:`open_source`.
         known: as for :func:`open_source`.
-        max_pixels: an array in memory that has more is a failure; one in a file is refused when it is read.
-        limit: the number of maps after which the list ends; no further item is taken from an iterable. None for all.
+        max_pixels: an array in memory with more pixels is a failure; one in a file is refused when it is read.
+        limit: the maximum number of maps; no further item is taken from an iterable. None for all.
         pass_over: as for :func:`open_source`.
 
-    The iterator is closed afterwards, if it can be: immediately, or when its thread comes back from it.
-
     Raises:
-        SourceError: the place is not there, or holds no map at all.
+        SourceError: the place does not exist, or contains no map.
     """
     take = partial(array_map, value_range=value_range, max_pixels=max_pixels)
     if isinstance(source, AsyncIterable):
@@ -89,7 +90,7 @@ async def list_maps(  # noqa: PLR0913  # one argument a choice
         place = "the source"
         if isinstance(source, str | PathLike):
             place = "standard input" if is_stdin(source) else fspath(source)
-        raise SourceError(f"{place} holds no activation maps ({', '.join(FORMATS)})")
+        raise SourceError(f"{place} contains no activation maps ({', '.join(FORMATS)})")
 
 
 async def _of_pairs(
@@ -123,26 +124,21 @@ async def _of_stdin(s3: S3Settings | None, known: Known | None, limit: int | Non
 
 
 def check_limit(limit: int | None) -> None:
-    """Refuse a number of maps that is not positive.
-
-    Raises:
-        SettingsError: it is not.
-    """
+    """Raise SettingsError if a limit is not positive."""
     if limit is not None and limit < 1:
         raise SettingsError(f"limit: expected 1 or more maps, found {limit!r}")
 
 
 async def take_array(name: str, array: Any, value_range: ValueRange | None, max_pixels: int | None = None) -> Entry:
-    """:func:`~async_maps.sources.arrays.array_map`, without blocking the event loop."""
+    """Call :func:`~async_maps.sources.arrays.array_map` without blocking the event loop."""
     if isinstance(array, np.ndarray):
         return array_map(name, array, value_range, max_pixels)
     return await to_thread.run_sync(array_map, name, array, value_range, max_pixels)
 
 
 def _pair(item: Any) -> tuple[str, Any]:
-    """A name and an array, as an iterable should give them."""
     if not isinstance(item, tuple | list) or len(item) != 2:
-        raise SourceError(f"a source in memory must give pairs (name, array); found {type(item).__name__}")
+        raise SourceError(f"a source in memory must yield pairs (name, array); found {type(item).__name__}")
     return item[0], item[1]
 
 
@@ -153,7 +149,8 @@ async def _in_thread(
     left = False
 
     def close_if_idle() -> None:
-        # Cancelled, we leave while a thread may still be inside; then it closes. Never released: once is enough.
+        # After a cancellation the thread may still be in the iterator; then the thread closes it. The lock stays held,
+        # so that it is closed only once.
         if turn.acquire(blocking=False) and hasattr(entries, "close"):
             entries.close()
 
@@ -167,7 +164,7 @@ async def _in_thread(
 
     try:
         while True:
-            # Abandoned when cancelled: the iterable may be waiting for something that never comes.
+            # Do not wait for the thread on cancellation: the iterable may block forever.
             batch, error = await to_thread.run_sync(take, abandon_on_cancel=True, limiter=thread)
             given += len(batch)
             if batch:
@@ -184,7 +181,7 @@ async def _in_thread(
 def _take(
     entries: Iterator[Any], take_array: Callable[[str, Any], Entry], most: int
 ) -> tuple[list[Entry], Exception | None]:
-    """A batch, and the error that ended it; bounded in items, in bytes of arrays, and in time for slow sources."""
+    """Return a batch, and the error that ended it. A batch is bounded in items, bytes of arrays, and time."""
     batch: list[Entry] = []
     size, until = 0, monotonic() + _BATCH_S
     try:
@@ -195,15 +192,15 @@ def _take(
             if size >= _BATCH_BYTES or monotonic() >= until:
                 break
     except asyncio.CancelledError:
-        # In a thread it is no cancellation of ours, and raised on the event loop it would be taken for one.
-        return batch, SourceError("the source raised CancelledError: a task or scope of its own was cancelled")
-    except Exception as error:  # noqa: BLE001  # raised to the caller once what came before it is handed over
+        # Raised on the event loop, it would look like a cancellation of this task.
+        return batch, SourceError("the source raised CancelledError: one of its tasks or scopes was cancelled")
+    except Exception as error:  # noqa: BLE001  # raised to the caller after this batch
         return batch, error
     return batch, None
 
 
 async def numbered(listing: AsyncGenerator[list[Entry], None]) -> AsyncGenerator[list[Entry], None]:
-    """The maps of a listing with their positions in it."""
+    """Set the ``index`` of each map to its position in the listing."""
     positions = count()
     async with aclosing(listing):
         async for batch in listing:
@@ -214,7 +211,7 @@ async def numbered(listing: AsyncGenerator[list[Entry], None]) -> AsyncGenerator
 
 
 def with_key(entry: Entry, prefix: str, template: KeyTemplate) -> Entry:
-    """The map if its name makes a key under the prefix; else its failure."""
+    """Return the map if its key is valid; else its failure."""
     if isinstance(entry, ActivationMap):
         try:
             template.key(prefix, entry.name, entry.index)

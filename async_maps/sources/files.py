@@ -1,4 +1,4 @@
-"""Files on a disk: one, a folder of them, or a glob. Runs in a thread."""
+"""Local files as a source: one file, a folder or a glob. Runs in a thread."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ if TYPE_CHECKING:
     from async_maps.sources.named import Known, PassOver
 
     Patterns: TypeAlias = Set[tuple[str, ...]]
-    """Globs relative to a folder, each as its parts: a path below it is wanted if any of them matches."""
+    """Globs relative to a folder, each split into parts. A path is selected if any of them matches."""
 
 _LONGEST_SUFFIX = 12
 _SORT_IN_MEMORY = 10_000
-"""Names; a longer listing is sorted by SQLite, on disk where it must be."""
+"""Number of names; a longer listing is sorted by SQLite, on disk if necessary."""
 
 
 def open_files(
     place: str | os.PathLike[str], known: Known | None = None, pass_over: PassOver = lambda _: None
 ) -> Files:
-    """The maps at a path or a glob; a SourceError if nothing is there, or a file of a kind that is not read."""
+    """Return the maps at a path or a glob; raise SourceError if nothing is there, or the format is not supported."""
     path = os.fspath(place)
     if os.path.isdir(path):
         if is_one_source(path):
@@ -46,7 +46,7 @@ def open_files(
     if os.path.lexists(path):
         if suffix_of(path) is None:
             raise SourceError(
-                f"{printable(path)} is not read as activation maps; expected a file ending in {', '.join(FORMATS)}"
+                f"{printable(path)} is not a file of activation maps; expected a name that ends in {', '.join(FORMATS)}"
             )
         return Files(os.path.dirname(path), lambda: [os.path.abspath(path)], known)
     if has_magic(path):
@@ -58,9 +58,9 @@ def open_files(
 
 
 class Files:
-    """The maps in a listing of paths, in its order, named relative to a root.
+    """The maps in the files that ``find`` lists, named relative to a root folder.
 
-    ``find`` lists the files anew for each iteration, absolute and below the root; its failures are passed on.
+    Each iteration calls ``find``, which returns absolute paths below the root, and failures.
     """
 
     def __init__(self, root: str, find: Callable[[], Iterable[str | Failure]], known: Known | None = None) -> None:
@@ -76,7 +76,6 @@ class Files:
 
 
 def _split_glob(path: str) -> tuple[str, tuple[str, ...]]:
-    """The folder above the first wildcard, and the rest as parts."""
     parts = Path(path).parts
     fixed = next(index for index, part in enumerate(parts) if has_magic(part))
     pattern = parts[fixed:]
@@ -86,16 +85,16 @@ def _split_glob(path: str) -> tuple[str, tuple[str, ...]]:
 def _walk(
     folder: str, wanted: Patterns | None, pass_over: PassOver, above: tuple[tuple[int, int], ...] = ()
 ) -> Iterator[str | Failure]:
-    """Every wanted file below a folder, sorted, one folder's listing at a time.
+    """Yield every selected file below a folder, sorted, one folder's listing at a time.
 
-    Symbolic links are followed, loops are not. Without patterns everything is wanted, hidden files and folders too.
-    ``above`` are the folders that led here: device and inode.
+    Symbolic links are followed, except loops. Without patterns all files are selected, even hidden ones. ``above`` has
+    the device and inode of each folder above this one.
     """
     try:
         status = os.stat(folder)
         identity = (status.st_dev, status.st_ino)
         if identity in above:
-            yield _failure(folder, "a symbolic link that leads back to a folder above it")
+            yield _failure(folder, "a symbolic link points to a folder above it")
             return
         for entry in _sort(_listing(folder, wanted, pass_over)):
             path = os.path.join(folder, entry)
@@ -108,7 +107,7 @@ def _walk(
 
 
 def _listing(folder: str, wanted: Patterns | None, pass_over: PassOver) -> Iterator[str]:
-    """The names in a folder, as they come; those of folders end in a slash."""
+    """Yield the selected names in a folder, unsorted; those of folders end in a slash."""
     with os.scandir(folder) as children:
         for entry in children:
             left = _behind(wanted, entry.name)
@@ -137,19 +136,19 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
     except OSError:
-        # A link to a file or folder that cannot be looked at: opening it as its name says gives the reason.
+        # A broken link: the suffix decides; opening it will fail with the reason.
         return suffix_of(entry.name) is None
 
 
 def _behind(patterns: Patterns | None, name: str) -> Patterns | None:
-    """The rest of each pattern behind a name: an empty one if the name itself is wanted."""
+    """Return the rest of each pattern that matches a name; () if the name itself is selected."""
     if patterns is None:
         return None
     return {left for pattern in patterns for left in _left_of(pattern, name)}
 
 
 def matches(pattern: tuple[str, ...], path: str) -> bool:
-    """Whether a glob matches a path with slashes, as it would in a walk; both relative to the same folder."""
+    """Whether a glob, split into parts, matches a path; both are relative to the same folder."""
     left: Patterns | None = {pattern}
     for part in path.split("/"):
         left = _behind(left, part)
@@ -162,7 +161,7 @@ def _left_of(pattern: tuple[str, ...], name: str) -> Iterator[tuple[str, ...]]:
     first, rest = pattern[0], pattern[1:]
     if first == "**":
         yield from _left_of(rest, name)
-    # As in a shell, a wildcard does not match a dot at the start.
+    # As in a shell, a wildcard does not match a leading dot.
     if fnmatchcase(name, first) and (first.startswith(".") or not name.startswith(".")):
         yield pattern if first == "**" else rest
 

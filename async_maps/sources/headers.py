@@ -1,4 +1,4 @@
-"""What is known of a map before its values are read: for dry runs."""
+"""Checks of maps by their headers, for dry runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def known_failure(map_: ActivationMap, value_range: ValueRange, max_pixels: int | None) -> Failure | None:
-    """The failure that a run comes to for a map, if its header or its array's shape and dtype tell; else None."""
+    """Return the failure of a map that its header, or its array's shape and dtype, shows; None if there is none."""
     try:
         if map_.problem:
             raise SourceError(map_.problem)

@@ -29,9 +29,10 @@ _NAMES = "CREATE TABLE names (name BLOB PRIMARY KEY, place TEXT) WITHOUT ROWID"
 
 
 class Listing:
-    """The maps in the files that a listing, on a disk or in S3, names; in the order of its rows.
+    """The maps in the files of a listing on disk or in S3, in the order of its rows.
 
-    Iterating raises a SourceError if the listing cannot be read, has no column ``name`` or ``path``, or a name twice.
+    Raises:
+        SourceError: in the iteration, if the listing cannot be read, lacks a column, or has a name twice.
     """
 
     def __init__(self, path: str, settings: S3Settings | None, known: Known | None) -> None:
@@ -41,7 +42,7 @@ class Listing:
 
     def __iter__(self) -> Iterator[ActivationMap | Failure]:
         with Filesystems(self._settings) as filesystems:
-            # A list that names two maps alike is wrong as a whole: better found before the first of a million is done.
+            # In a separate pass, so that a duplicate name is found before the first of a million maps is uploaded.
             with closing(self._rows(filesystems)) as rows:
                 self._check_names(rows)
             with closing(self._rows(filesystems)) as rows:
@@ -51,7 +52,6 @@ class Listing:
         return read_table(self._path, filesystems.of(self._path).open, _COLUMNS)
 
     def _check_names(self, rows: Iterator[Row]) -> None:
-        """Refuse a listing in which a name occurs twice."""
         with Spill("the names of a listing", _NAMES, SourceError) as names, names.transaction() as database:
             for row in rows:
                 name = row.values.get("name")
@@ -61,8 +61,8 @@ class Listing:
                 if not database.execute("INSERT OR IGNORE INTO names VALUES (?, ?)", (key, row.place)).rowcount:
                     (first,) = database.execute("SELECT place FROM names WHERE name = ?", (key,)).fetchone()
                     raise SourceError(
-                        f"{printable(self._path)}: the name {printable(str(name))} is in {first} and in {row.place}: "
-                        "each map needs its own"
+                        f"{printable(self._path)}: the name {printable(str(name))!r} is in {first} and in {row.place}; "
+                        "give each map its own name"
                     )
 
     def _file(self, row: Row) -> NamedFile | Failure:
@@ -86,4 +86,4 @@ class Listing:
 def _problem(column: str, value: object) -> str:
     if value is None or value == "":
         return f"the row has no {column}"
-    return "" if isinstance(value, str) else f"the row's {column} should be text, found {value!r:.80}"
+    return "" if isinstance(value, str) else f"the row's {column} must be text, found {value!r:.80}"

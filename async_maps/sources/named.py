@@ -1,4 +1,4 @@
-"""Named files on a disk or in S3, and the maps in them. Runs in a thread."""
+"""The maps in named files, on disk or in S3. Runs in a thread."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ if TYPE_CHECKING:
 
     Entry: TypeAlias = ActivationMap | Failure
     Known: TypeAlias = Callable[[Sequence[ActivationMap]], Collection[str]]
-    """Gives the names of the maps that an earlier run found to be the only map of their file, which is unchanged."""
+    """Returns the names of those maps that are the only map of their unchanged file, according to an earlier run."""
 
     PassOver: TypeAlias = Callable[[str], object]
     """Told of each file in a folder that is no map, by its suffix."""
 
 _BATCH = 256
 _AHEAD = 16
-"""Objects that are opened concurrently: each takes a round trip."""
+"""The number of objects that are opened concurrently, because each takes a round trip."""
 _LOOK_BYTES = {".npy": 16 * 2**10}
-"""The first read of a format whose header suffices to list its maps."""
+"""The size of the first read, for formats whose header suffices to list the maps."""
 _LOOK_BYTES_OTHERS = 2**20
 
 
@@ -52,11 +52,11 @@ class NamedFile(NamedTuple):
     """A file and its name.
 
     Attributes:
-        name: the file's own; the maps of a file that holds several are named below it.
-        path: absolute, or ``s3://bucket/key``.
-        row: where it was named, for messages: ``list.csv, line 7``.
-        fingerprint: its state, if a listing has it; else None.
-        size: in bytes, if a listing has it; else 0.
+        name: the name of the file; the maps of a file with several are named below it.
+        path: an absolute path, or ``s3://bucket/key``.
+        row: the row that lists the file, for messages: ``list.csv, line 7``.
+        fingerprint: the state of the file, if the listing has it; else None.
+        size: the size in bytes, if the listing has it; else 0.
     """
 
     name: str
@@ -69,20 +69,20 @@ class NamedFile(NamedTuple):
 def maps_in_named(
     files: Iterable[NamedFile | Failure], filesystems: Filesystems, known: Known | None = None
 ) -> Iterator[Entry]:
-    """The maps in files, in the order of the files; failures are passed on, and known files are not opened.
+    """Yield the maps in files, in the order of the files; failures are passed on.
 
-    Files in S3 are opened several at a time, a little ahead.
+    Known files are not opened. Files in S3 are opened concurrently and ahead.
     """
     files = iter(files)
     pending: deque[tuple[bool, Iterator[Entry]]] = deque()
-    with _Lookers(filesystems) as lookers:
-        # Without anyone to ask, none waits for others.
+    with _Openers(filesystems) as openers:
+        # Batches are only for known().
         while batch := list(islice(files, _BATCH if known else 1)):
             for file in _with_known(batch, known) if known else batch:
                 if not isinstance(file, NamedFile):
                     pending.append((False, iter((file,))))
                 elif is_remote(file.path):
-                    pending.append((True, lookers.look(file)))
+                    pending.append((True, openers.maps_in(file)))
                 else:
                     pending.append((False, _maps_in(file, partial(_open_on_disk, file.path))))
                 while pending and (len(pending) > _AHEAD or not pending[0][0]):
@@ -92,7 +92,7 @@ def maps_in_named(
 
 
 def _with_known(files: Sequence[NamedFile | Failure], known: Known) -> Iterator[NamedFile | Entry]:
-    """The files, each that an earlier run knows to be one map, and that is unchanged, as that map."""
+    """Replace each unchanged file that is a single map, according to an earlier run, by its map."""
     wholes = [_whole(file) if isinstance(file, NamedFile) else None for file in files]
     maps = [whole for whole in wholes if isinstance(whole, ActivationMap)]
     names = known(maps) if maps else ()
@@ -101,7 +101,7 @@ def _with_known(files: Sequence[NamedFile | Failure], known: Known) -> Iterator[
 
 
 def _whole(file: NamedFile) -> Entry | None:
-    """The map that a file is if it is one map; None if the file must be opened to know."""
+    """Return the map of a file, assuming that it has only one; None if the file must be opened."""
     if is_remote(file.path):
         return _entry(file.name, file.path, ListedMap(None, None, file.size), file.fingerprint)
     if not file.path.endswith(".npy"):
@@ -116,7 +116,7 @@ def _whole(file: NamedFile) -> Entry | None:
 
 
 def _entry(name: str, path: str, found: ListedMap, fingerprint: str | None) -> ActivationMap | Failure:
-    """A map that was found in a file, or why it cannot enter."""
+    """Return a map that was found in a file, or the failure of a map with an invalid name."""
     source = printable(path if found.name is None else f"{path}[{found.name}]")
     name = name if found.name is None else f"{name}/{found.name}"
     try:
@@ -124,7 +124,7 @@ def _entry(name: str, path: str, found: ListedMap, fingerprint: str | None) -> A
     except InputValidationError as error:
         return Failure(printable(name), source, fingerprint, "source", str(error))
     if fingerprint is not None and found.part is not None:
-        # A list of names beside the file can give its maps other names while the file stays as it is.
+        # The list of names beside a file can change while the file does not.
         fingerprint = f"{fingerprint} {found.part}"
     return ActivationMap(
         name, source, fingerprint, found.max_bytes, path, found.part, header=found.header, problem=found.problem
@@ -132,7 +132,6 @@ def _entry(name: str, path: str, found: ListedMap, fingerprint: str | None) -> A
 
 
 def _failed(file: NamedFile, reason: str) -> Failure:
-    """The failure of a whole file; it says where the file was named."""
     if file.row:
         reason = f"{reason} ({file.row})"
     return Failure(printable(file.name), printable(file.path), file.fingerprint, "source", reason)
@@ -142,42 +141,40 @@ def _with_row(found: Entry, file: NamedFile) -> Entry:
     return replace(found, reason=f"{found.reason} ({file.row})") if file.row and isinstance(found, Failure) else found
 
 
-class _Lookers:
-    """Threads that open objects in S3 before their maps are asked for."""
-
+class _Openers:
     def __init__(self, filesystems: Filesystems) -> None:
         self._filesystems = filesystems
         self._threads: ThreadPoolExecutor | None = None
 
-    def __enter__(self) -> _Lookers:
+    def __enter__(self) -> _Openers:
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._threads is not None:
             self._threads.shutdown(cancel_futures=True)
 
-    def look(self, file: NamedFile) -> Iterator[Entry]:
-        """The maps in an object; starts to open it."""
+    def maps_in(self, file: NamedFile) -> Iterator[Entry]:
+        """Start to open an object; return an iterator of its maps."""
         suffix = suffix_of(file.path)
         if suffix is None:
-            return iter([_failed(file, f"nothing here reads {printable(file.path)}")])
+            return iter([_failed(file, f"{printable(file.path)} is not a file of activation maps")])
         if self._threads is None:
-            self._threads = ThreadPoolExecutor(_AHEAD, "async-maps-look")
+            self._threads = ThreadPoolExecutor(_AHEAD, "async-maps-open")
         s3 = self._filesystems.s3()
         if suffix == ".zarr":
             return _maps_in(file, self._threads.submit(_open_folder, file, s3).result)
         return _maps_in(file, self._threads.submit(_open_object, file, s3, suffix).result)
 
 
-def _maps_in(file: NamedFile, look: Callable[[], tuple[Filesystem, str]]) -> Iterator[Entry]:
-    """The maps in a file; ``look`` gives its filesystem and its fingerprint."""
+def _maps_in(file: NamedFile, open_file: Callable[[], tuple[Filesystem, str]]) -> Iterator[Entry]:
+    """Yield the maps in a file; ``open_file`` returns its filesystem and its fingerprint."""
     try:
-        filesystem, fingerprint = look()
+        filesystem, fingerprint = open_file()
         with closing(open_reader(file.path, filesystem)) as reader:
             for found in reader.maps():
                 yield _with_row(_entry(file.name, file.path, found, fingerprint), file)
     except (OSError, SourceError, MissingExtraError) as error:
-        # A missing extra fails its own file only, which may hold no map.
+        # A missing extra affects only files of its format.
         yield _failed(file, translate_os_error(error))
 
 
@@ -197,18 +194,16 @@ def _open_object(file: NamedFile, s3: S3Filesystem, suffix: str) -> tuple[Filesy
 def _open_folder(file: NamedFile, s3: S3Filesystem) -> tuple[Filesystem, str]:
     fingerprint = file.fingerprint or s3.fingerprint_below(file.path)
     if fingerprint is None:
-        raise SourceError("there is nothing in that folder")
+        raise SourceError("the folder is empty")
     return s3, fingerprint
 
 
 class _Opened:
-    """S3, where one file is open already."""
-
     def __init__(self, s3: S3Filesystem, path: str, file: S3File) -> None:
         self._s3 = s3
         self._path = path
         self._file = file
 
     def open(self, path: str) -> BinaryIO:
-        """That file, or another one beside it."""
+        """Return the open file, or open another one."""
         return io.BufferedReader(self._file) if path == self._path else self._s3.open(path)

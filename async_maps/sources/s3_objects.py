@@ -1,4 +1,4 @@
-"""Objects in S3 as a source: one, all below a prefix, or a glob of them. Runs in a thread."""
+"""S3 objects as a source: one object, all below a prefix, or a glob. Runs in a thread."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 class S3Objects:
     """The maps in the objects at ``s3://bucket/prefix/``, ``s3://bucket/key.npy`` or ``s3://bucket/maps/*.npy``.
 
-    Requests are made when it is iterated. Names are relative to the prefix, in the order of the keys.
+    Iterating it sends the requests. Names are relative to the prefix, in the order of the keys.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class S3Objects:
             with Filesystems(self._settings) as filesystems:
                 yield from maps_in_named(self._files(filesystems.s3()), filesystems, self._known)
         except SourceError as error:
-            # A connection is closed when the last reference to the client is gone; the frames of a kept error hold one.
+            # The frames of the error refer to the client, and its connections stay open until no reference is left.
             kept: BaseException | None = error
             while kept is not None:
                 clear_frames(kept.__traceback__)
@@ -61,7 +61,7 @@ class S3Objects:
                 yield self._file(found.key, _folder_of(found.key), found.fingerprint, found.size)
                 return
             folder = f"{self._key.rstrip('/')}/" if self._key else ""
-            # A Zarr hierarchy that is named itself is one source, not a folder of its files.
+            # If the path itself is a Zarr hierarchy, it is one source, not a folder of files.
             root = _folder_of(folder[:-1]) if folder and _zarr_root(folder) == folder[:-1] else folder
             yield from self._below(filesystem, folder, root)
         except SourceError as error:
@@ -78,7 +78,7 @@ class S3Objects:
     def _below(
         self, filesystem: S3Filesystem, prefix: str, root: str, wanted: Callable[[str], bool] = lambda _: True
     ) -> Iterator[NamedFile]:
-        """The wanted files whose keys start with a prefix; the objects of a Zarr hierarchy are one."""
+        """Yield the wanted files whose keys start with a prefix; all objects of a Zarr hierarchy are one file."""
         hierarchy, digest = "", Digest()
         for found in filesystem.objects(self._bucket, prefix):
             top = _zarr_root(found.key, len(root))
@@ -103,11 +103,10 @@ class S3Objects:
 
 
 def _folder_of(key: str) -> str:
-    """The folder that a key lies in, with its slash; empty at the top."""
     return key[: key.rfind("/") + 1]
 
 
 def _zarr_root(key: str, start: int = 0) -> str:
-    """The key of the outermost Zarr hierarchy that an object lies in; empty if it lies in none."""
+    """Return the key of the outermost Zarr hierarchy that contains an object; empty if there is none."""
     end = key.lower().find(".zarr/", start)
     return key[: end + len(".zarr")] if end >= 0 and ".zarr" in FORMATS else ""

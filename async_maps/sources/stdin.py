@@ -1,6 +1,7 @@
-"""Standard input as a source: one path a line. The event loop waits for it, never a thread.
+"""Standard input as a source: one path per line.
 
-A thread that waits in a read cannot be interrupted, and Python's exit would wait for it.
+The event loop waits for the input, not a thread: a thread that waits in a read cannot be interrupted, and Python's exit
+would wait for it.
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ _MAX_LINE = 2**16
 
 
 async def stdin_lines() -> AsyncGenerator[list[bytes], None]:
-    """The lines of standard input without their ends, as many at a time as have come."""
+    """Yield the lines of standard input without their ends, in lists of all that are available."""
     try:
         descriptor = sys.stdin.fileno()
     except (AttributeError, OSError, ValueError):
-        raise SourceError("standard input is closed; expected one path a line") from None
+        raise SourceError("standard input is closed; expected one path per line") from None
     thread = CapacityLimiter(1)
     rest = b""
     try:
@@ -43,7 +44,7 @@ async def stdin_lines() -> AsyncGenerator[list[bytes], None]:
             *lines, rest = (rest + data).split(b"\n")
             if len(rest) > _MAX_LINE:
                 raise SourceError(
-                    f"standard input has a line of more than {_MAX_LINE:,} bytes; expected one path a line"
+                    f"standard input has a line of more than {_MAX_LINE:,} bytes; expected one path per line"
                 )
             if lines:
                 yield lines
@@ -54,7 +55,7 @@ async def stdin_lines() -> AsyncGenerator[list[bytes], None]:
 
 
 async def _read(descriptor: int, thread: CapacityLimiter) -> bytes:
-    # What cannot be waited for, a file on a disk, need not be.
+    # epoll refuses regular files with a PermissionError; they are always ready.
     with suppress(PermissionError):
         await wait_readable(descriptor)
     return await to_thread.run_sync(os.read, descriptor, _READ_BYTES, limiter=thread)
@@ -63,7 +64,7 @@ async def _read(descriptor: int, thread: CapacityLimiter) -> bytes:
 def maps_in_lines(
     lines: Sequence[bytes], filesystems: Filesystems, known: Known | None = None
 ) -> Iterator[ActivationMap | Failure]:
-    """The maps in the files that lines name, relative to the current folder."""
+    """Yield the maps in the files of the lines, whose paths are relative to the current folder."""
     return maps_in_named(_files(lines), filesystems, known)
 
 

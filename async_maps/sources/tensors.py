@@ -1,4 +1,4 @@
-"""PyTorch tensors: quantized where they lie, so that a byte a pixel leaves the device instead of a float."""
+"""PyTorch tensors: they are quantized on their device, so that one byte per pixel is copied instead of a float."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 def take(tensor: Any, shape: tuple[int, ...], value_range: ValueRange | None) -> tuple[NDArray[Any], Measured | None]:
-    """A tensor as a NumPy array of a shape, (h, w) or (h, w, 1): its intensities and statistics, or its values.
+    """Copy a tensor into a NumPy array: its intensities, with their statistics, or its values.
 
-    The values are copied where there is no known range to quantize by, and where a value is invalid or out of range, to
-    be handled as in any other array. bfloat16, which NumPy lacks, becomes float32.
+    The values are copied if there is no known range, or if a value is invalid or out of range; then they are handled
+    like any other array. bfloat16 becomes float32, because NumPy does not support it. The shape is (h, w) or (h, w, 1).
     """
     import torch
 
@@ -30,7 +30,7 @@ def take(tensor: Any, shape: tuple[int, ...], value_range: ValueRange | None) ->
         values = values.float()
     signed = values.dtype in {torch.int8, torch.int16, torch.int32, torch.int64}
     if value_range is not None and (values.dtype.is_floating_point or (signed and value_range.kind != "unit")):
-        # What the device cannot compute is computed from the copied values.
+        # If the device does not support an operation, the values are copied.
         with torch.no_grad(), suppress(RuntimeError):
             found = _quantized(values.reshape(shape[:2]), value_range)
             if found is not None:
@@ -39,9 +39,9 @@ def take(tensor: Any, shape: tuple[int, ...], value_range: ValueRange | None) ->
 
 
 def _quantized(values: Any, value_range: ValueRange) -> tuple[Any, Measured] | None:
-    """The intensities, on the device; None if a value is not finite or out of range, or the device lacks float64.
+    """Return the intensities on the device; None if a value is not finite or out of range, or there is no float64.
 
-    Operation for operation what :func:`async_maps.render.quantize.quantize` does.
+    The operations are the same as in :func:`async_maps.render.quantize.quantize`.
     """
     import torch
 
@@ -53,7 +53,7 @@ def _quantized(values: Any, value_range: ValueRange) -> tuple[Any, Measured] | N
         wide = values.double()
     smallest, largest = torch.aminmax(values)
     mean = values.mean(dtype=torch.float32 if values.device.type == "mps" else torch.float64)
-    # One wait for the device. Zeros are made positive, as they are for arrays.
+    # One synchronization with the device. Adding 0.0 turns -0.0 into 0.0, as for arrays.
     minimum, maximum, average = (torch.stack([smallest.to(mean.dtype), largest.to(mean.dtype), mean]) + 0.0).tolist()
     if not (math.isfinite(minimum) and math.isfinite(maximum) and math.isfinite(average)):
         return None

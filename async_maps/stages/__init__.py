@@ -1,1 +1,1 @@
-"""The stages of the pipeline and the graph that joins them."""
+"""The stages of the pipeline, and the graph that connects them."""

@@ -1,6 +1,6 @@
-"""The colorize stage: gathers maps into chunks, has a worker colorize each into a block, sends the bitmaps on.
+"""The colorize stage: gathers maps into chunks, lets a worker colorize each chunk, and sends the bitmaps on.
 
-It runs on the event loop; the work is done by the workers of :mod:`async_maps.workers.pool`.
+Runs on the event loop; the workers are those of :mod:`async_maps.workers.pool`.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ if TYPE_CHECKING:
 
 _START_ATTEMPTS = 6
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 2.0
-"""Waits between two attempts: a lack of memory may be over in a moment."""
+"""The waits between two attempts to start a worker: a lack of memory may be brief."""
 _COPY_ON_LOOP_BYTES = 64 * 1024
 _ENCODE_BATCH_BYTES = 1024 * 1024
-"""Bitmaps go to the encoders in batches of about this many bytes: large enough to be worth a hop between threads,
-small enough to share a chunk among several of them."""
+"""The approximate size of a batch of bitmaps for an encoder thread. Larger batches cost fewer switches of threads;
+smaller ones spread a chunk over more threads."""
 
 
-class _DiedOverItError(Exception):
-    """A worker died while it had a chunk."""
+class _WorkerDiedError(Exception):
+    pass
 
 
 class ColorizeStage:
-    """What the workers' tasks share: the memory in which pixels lie until they are encoded, the bounds, the meter.
+    """The state that the tasks of all workers share.
 
-    A chunk has at most ``chunk_maps`` maps, and takes no further one after ``chunk_bytes`` of a block. ``channels`` is
+    A chunk has at most ``chunk_maps`` maps; no map is added to one that has ``chunk_bytes`` or more. ``channels`` is
     the number of bytes of a colorized pixel.
     """
 
@@ -54,7 +54,7 @@ class ColorizeStage:
         self._chunk_bytes = chunk_bytes
         self._channels = channels
         self._meter = meter
-        # Of our own: callers in threads may hold all of the default limiter's while they wait for us.
+        # Not the default limiter: the caller's threads may hold all of its tokens while they wait for this pipeline.
         self._copiers = CapacityLimiter(meter.workers)
 
     async def run(
@@ -63,10 +63,10 @@ class ColorizeStage:
         jobs: MemoryObjectReceiveStream[Job],
         bitmaps: MemoryObjectSendStream[list[Bitmap]],
     ) -> None:
-        """One worker's task: gathers what waits into a chunk, has it colorized, sends the bitmaps on in batches.
+        """Run the task of one worker: gather waiting jobs into a chunk, colorize it, send the bitmaps on in batches.
 
-        A lone map never waits for company: a chunk is what lies in the stream at that moment. The end of the jobs ends
-        the stage, which closes its bitmaps.
+        A chunk has the jobs that are waiting at that moment, so a single map is never delayed. The task ends at the end
+        of the jobs.
         """
         async with jobs, bitmaps:
             async for first in jobs:
@@ -76,8 +76,8 @@ class ColorizeStage:
                 while chunk:
                     try:
                         done, wanted = await self._colorize(worker, chunk, wanted, bitmaps)
-                    except _DiedOverItError:
-                        await self._start_again(worker)
+                    except _WorkerDiedError:
+                        await self._restart(worker)
                         await self._colorize_singly(worker, chunk, bitmaps)
                         done = len(chunk)
                     chunk = chunk[done:]
@@ -91,18 +91,18 @@ class ColorizeStage:
         return chunk
 
     def _pixels(self, job: Job) -> int:
-        """Bytes that a map's scanlines probably take: exact for arrays, for files as of square float32 maps."""
+        """Return the bytes of a map's scanlines: exact for an array; a file is assumed to be a square float32 map."""
         array = job.map.array
         if array is not None:
             return aligned(scanline_bytes(array.shape[0], array.shape[1], self._channels))
         side = isqrt(job.map.max_bytes // 4) + 1
-        # A claim beyond the arena is not believed: the worker will say what the map really wants.
+        # The header may be wrong: take no more than the arena; the worker returns the size that it really needs.
         return aligned(min(scanline_bytes(side, side, self._channels), self._arena.size))
 
     async def _colorize_singly(
         self, worker: Worker, chunk: list[Job], bitmaps: MemoryObjectSendStream[list[Bitmap]]
     ) -> None:
-        """Colorize the maps of a chunk over which the worker died: each alone; the one that kills it twice fails."""
+        """Colorize each map of a chunk alone, after the worker died; a map with which it dies twice fails."""
         for job in chunk:
             for last in (False, True):
                 done = wanted = 0
@@ -110,17 +110,13 @@ class ColorizeStage:
                     while not done:
                         done, wanted = await self._colorize(worker, [job], wanted, bitmaps)
                     break
-                except _DiedOverItError as error:
-                    await self._start_again(worker)
+                except _WorkerDiedError as error:
+                    await self._restart(worker)
                     if last:
-                        job.without_array().fail("colorize", f"{error} over this map, time and again")
+                        job.without_array().fail("colorize", f"{error} each time it processed this map")
 
-    async def _start_again(self, worker: Worker) -> None:
-        """Replace a worker that died; the cause may kill its successor too, but not for ever.
-
-        While other workers get on, it is tried without end: those may well do all there is to do. Raises WorkerError
-        if none would start while no other got on.
-        """
+    async def _restart(self, worker: Worker) -> None:
+        """Restart a worker that died; raise WorkerError if that fails often and no other worker makes progress."""
         attempts, maps = 0, self._meter.maps
         while True:
             try:
@@ -131,7 +127,8 @@ class ColorizeStage:
                 attempts += 1
                 if attempts == _START_ATTEMPTS:
                     raise WorkerError(
-                        f"{error} while it was started again, {attempts} times in a row; fewer workers take less memory"
+                        f"{error} when it was restarted, {attempts} times in a row; use fewer workers, which need less "
+                        "memory"
                     ) from error
             await sleep(min(_FIRST_WAIT_S * 2 ** (attempts - 1), _LONGEST_WAIT_S))
 
@@ -140,34 +137,34 @@ class ColorizeStage:
     ) -> tuple[int, int]:
         """Colorize as many maps as fit into a block, and send them on.
 
-        ``wanted`` is the number of bytes that the first map is known to need, if it did not fit before. Returned are
-        the number of maps done, and the bytes that the next one wants.
+        ``wanted`` is the number of bytes that the first map needs, if it did not fit before. Returns the number of maps
+        done, and the bytes that the next map needs, if it did not fit.
 
         Raises:
-            _DiedOverItError: the worker died; nothing was sent on.
-            WorkerError: it had died before, and could not be started again.
+            _WorkerDiedError: the worker died; nothing was sent on.
+            WorkerError: the worker had died before, and could not be restarted.
         """
         pixels = [self._pixels(job) for job in chunk]
         need = sum(pixels)
         if wanted:
-            # The guess was wrong for the first; it is probably wrong in the same way for those that follow.
+            # The estimate was wrong for the first map: scale it for the others by the same factor.
             need = max(wanted, min(need * wanted // max(pixels[0], 1), self._chunk_bytes))
         inputs = sum(_input_bytes(job) for job in chunk)
         try:
             block = await self._arena.take(inputs + need)
         except OSError as error:
-            chunk[0].without_array().fail("colorize", f"is too large: {error}")
+            chunk[0].without_array().fail("colorize", f"the map is too large: {error}")
             return 1, 0
         try:
             requests = await self._copy_inputs(chunk, block, inputs)
             if not worker.is_alive:
-                # While it waited, of nothing that these maps have done.
-                await self._start_again(worker)
+                # It died while it was idle, so these maps are not the cause.
+                await self._restart(worker)
             started = perf_counter()
             try:
                 reply = await worker.colorize(block, inputs, requests)
             except WorkerError as error:
-                raise _DiedOverItError(str(error)) from error
+                raise _WorkerDiedError(str(error)) from error
             self._meter.worked(perf_counter() - started, len(reply.results))
             batches = self._batches(chunk, reply.results, block)
         finally:
@@ -194,8 +191,6 @@ class ColorizeStage:
         return [batch for batch in batches if batch]
 
     async def _copy_inputs(self, chunk: list[Job], block: Block, inputs: int) -> list[Request]:
-        """Say where each map is to be found; arrays in memory are copied to the beginning of the block."""
-
         def copy() -> None:
             for array, request in copies:
                 np.copyto(np.ndarray(array.shape, request.dtype, block.memory.data, request.offset), array)
@@ -218,5 +213,4 @@ class ColorizeStage:
 
 
 def _input_bytes(job: Job) -> int:
-    """Bytes that a map takes in the block before it is colorized: none if it lies in a file."""
     return 0 if job.map.array is None else aligned(job.map.array.nbytes)

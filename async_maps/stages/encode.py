@@ -1,4 +1,4 @@
-"""The stage that encodes bitmaps as PNGs, in threads. The event loop drives it."""
+"""The encode stage: writes bitmaps as PNGs, in threads. Runs on the event loop."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
 
 def encode_bitmap(bitmap: Bitmap, table: NDArray[np.uint8] | None, level: int) -> bytes:
-    """Write a bitmap's PNG: RGBA if it holds colors; if it holds intensities, indexed, or grayscale without a table.
+    """Encode a bitmap as a PNG: RGBA from colors; from intensities indexed, or grayscale if there is no table.
 
-    The table is (256, 4) uint8, the level ISA-L's, 0 to 3.
+    The table has RGBA colors, (256, 4) uint8; the level is ISA-L's, 0 to 3.
     """
     result = bitmap.result
     shape = (result.height, result.width)
@@ -45,7 +45,7 @@ def encode_bitmap(bitmap: Bitmap, table: NDArray[np.uint8] | None, level: int) -
 
 
 class Encoding(NamedTuple):
-    """How bitmaps become PNGs: with ``encode``, and with the digest of each if ``digest`` says so."""
+    """How to encode bitmaps, and whether to compute the SHA-256 of each PNG."""
 
     encode: Callable[[Bitmap], bytes]
     digest: bool = False
@@ -59,7 +59,6 @@ class _Encoded(NamedTuple):
 
 
 def _encode_batch(batch: Sequence[Bitmap], encoding: Encoding) -> list[_Encoded | str]:
-    """Encode each bitmap, or say why not. Runs in a thread."""
     encoded: list[_Encoded | str] = []
     for bitmap in batch:
         try:
@@ -79,10 +78,10 @@ async def encode_stage(
     bounds: tuple[CapacityLimiter, ByteBudget],
     meter: Meter,
 ) -> None:
-    """One encoder: takes batches of bitmaps, encodes each batch in one call of a thread, sends the PNGs on.
+    """Run one encoder until the end of the bitmaps: encode each batch in a thread, and send the PNGs on.
 
-    Cancelled, it still waits for its thread (milliseconds a batch), because the thread reads a shared block. The end of
-    the bitmaps ends the stage, which closes its PNGs. The budget bounds the bytes of PNGs until they are uploaded.
+    ``bounds`` has the threads, and the budget for the bytes of PNGs until they are uploaded. On cancellation the task
+    waits for its thread (milliseconds), because the thread reads a shared block.
     """
     threads, budget = bounds
     async with bitmaps, pngs:
@@ -92,11 +91,11 @@ async def encode_stage(
             try:
                 encoded = await to_thread.run_sync(_encode_batch, batch, encoding, limiter=threads)
             finally:
-                # No view may outlive its share of the block.
+                # A view of the block must not exist after the block's release.
                 while batch:
                     batch.pop().release()
             meter.worked(perf_counter() - started, len(jobs))
-            # Taken off the lists one by one: what is sent on, or waits for the next batch, is counted elsewhere.
+            # Remove each PNG from the list as it is sent: the next stage counts and frees it.
             encoded.reverse()
             for job in jobs:
                 await _send(job, encoded.pop(), pngs, budget)

@@ -1,7 +1,4 @@
-"""The fetch stage: reads maps that lie in S3 concurrently, so that the workers never wait for a round trip.
-
-The reading is done in threads; they wait for the network, and share one client.
-"""
+"""The fetch stage: reads maps from S3 concurrently, in threads that share one client."""
 
 from __future__ import annotations
 
@@ -34,10 +31,10 @@ async def fetch_stage(
     threads: CapacityLimiter,
     meter: Meter,
 ) -> None:
-    """One of the concurrent fetchers: takes a map, which has a lease for its array, reads it, sends it on as an array.
+    """Run one of the concurrent fetchers until the end of the maps: read each map, and send it on as an array.
 
-    Cancelled, it still waits for its thread: S3's answer, or the end of its patience. The end of the maps ends the
-    stage, which closes its jobs, and its own readers, the first; the second are shared by all fetchers.
+    Each job has a lease for its array. ``readers`` are this fetcher's, which it closes, and those that all share. On
+    cancellation the task waits for its thread, at most until the request times out.
     """
     async with remote, jobs:
         try:
@@ -51,18 +48,17 @@ async def fetch_stage(
                     job.fail(*result)
                 else:
                     await jobs.send(replace(job, map=replace(job.map, array=result)))
-                # While it waits for the next one, it must not keep an array that nobody counts any more.
+                # Do not keep the array in memory while waiting for the next one: its lease may be released.
                 del job, result
         finally:
             readers[0].close()
 
 
 def _fetch(readers: tuple[Readers, Readers], job: Job) -> NDArray[Any] | Failed:
-    """Read a map. Runs in a thread."""
     assert job.map.path is not None  # noqa: S101  # remote
     try:
         array = readers[shares_reads(job.map)].read(job.map.path, job.map.part)
         map_shape(array, job.value_range)
-    except Exception as error:  # noqa: BLE001  # one map's failure is data, and a hostile file provokes anything
+    except Exception as error:  # noqa: BLE001  # one map's failure is data; a malicious file can cause any error
         return Failed.by(error)
     return array

@@ -1,4 +1,4 @@
-"""Between one caller and the shared pipeline: its maps under way, and a bounded place for their outcomes."""
+"""The maps of one caller in the shared pipeline, and the outcomes that the caller has not taken yet."""
 
 from __future__ import annotations
 
@@ -13,13 +13,11 @@ if TYPE_CHECKING:
 
 
 class Flow:
-    """One caller's maps between entering the pipeline and being taken note of.
+    """Limits the maps of one caller that are in flight, or whose outcome was not collected yet.
 
-    At most ``window`` maps are under way or have an outcome that was not collected yet. So an outcome always finds
-    room, and the pipeline never waits for a slow caller. For one event loop, one feeder and one collector.
-
-    If ``ordered``, outcomes come in the order in which their maps were admitted. One that comes before its turn is held
-    back, and takes its place in the window: the map whose turn it is was admitted before, and needs no further place.
+    There is always room for an outcome, so the pipeline never waits for a slow caller. If ``ordered``, outcomes are
+    collected in the order in which the maps were admitted; an early one waits in the window. This cannot deadlock,
+    because the map that it waits for was admitted before. For one event loop, one feeder and one collector.
     """
 
     def __init__(self, window: int, *, ordered: bool = False) -> None:
@@ -31,19 +29,19 @@ class Flow:
         self._under_way = 0
         self._outcomes: list[Outcome] = []
         self._error: BaseException | None = None
-        self._last_words: BaseException | None = None
+        self._final_error: BaseException | None = None
         self._closed = False
         self._changed = asyncio.Event()
 
     async def admit(self) -> int:
-        """Wait for room for one more map, and take it; its number, from 1, when it is taken."""
+        """Wait for room for one map, take it, and return the map's number, from 1."""
         while self._under_way + len(self._outcomes) + len(self._held_back) >= self._window:
             await self._change()
         self._under_way += 1
         return next(self._numbers)
 
     def settle(self, outcome: Outcome | AsyncMapsError, number: int = 0) -> None:
-        """An admitted map has its outcome; an error ends the flow. Only an ordered flow needs the map's number."""
+        """Add the outcome of an admitted map; an error ends the flow. Only an ordered flow needs the number."""
         self._under_way -= 1
         if isinstance(outcome, AsyncMapsError):
             self.abort(outcome)
@@ -58,41 +56,38 @@ class Flow:
         self._changed.set()
 
     def withdraw(self) -> None:
-        """An admitted map did not enter the pipeline after all."""
+        """Give back the room of an admitted map that did not enter the pipeline."""
         self._under_way -= 1
         self._changed.set()
 
     def close(self, error: BaseException | None = None) -> None:
-        """No further map will be admitted; the collector sees the error, if any, once every admitted one is through."""
+        """Admit no more maps; raise the error, if any, in the collector after the outcomes of all admitted maps."""
         self._closed = True
-        self._last_words = self._last_words or error
+        self._final_error = self._final_error or error
         self._changed.set()
 
     def abort(self, error: BaseException) -> None:
-        """Let the collector see this error, after the outcomes that came before it."""
+        """Raise the error in the collector after the outcomes that are already there."""
         self._error = self._error or error
         self._changed.set()
 
     def end(self, error: BaseException) -> None:
-        """The pipeline is gone: what is not through by now will never be."""
+        """Abort the flow if it has maps in flight or is still open; called when the pipeline ends."""
         if self._under_way or not self._closed:
             self.abort(error)
 
     async def collect(self) -> list[Outcome]:
-        """All outcomes since the last call, at least one; none if the flow is closed and every map is through.
-
-        Raises the error that ended the flow.
-        """
+        """Return all new outcomes, after waiting for at least one, or [] at the end; raise the flow's error."""
         while not self._outcomes:
             if self._error is not None:
                 raise self._error
             if self._closed and not self._under_way:
-                if self._last_words is not None:
-                    raise self._last_words
+                if self._final_error is not None:
+                    raise self._final_error
                 return []
             await self._change()
         outcomes, self._outcomes = self._outcomes, []
-        # Room for the feeder.
+        # The feeder has room again.
         self._changed.set()
         return outcomes
 

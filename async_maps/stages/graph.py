@@ -1,4 +1,4 @@
-"""The stages, joined: the way of a map from its job to its outcome. The only file that sees every stage.
+"""The graph of the stages: the path of a map from its job to its outcome.
 
 ::
 
@@ -7,9 +7,9 @@
     source --[jobs]--> colorize --[bitmaps]--> encode --[pngs]--> upload --[outcomes]--> manifest
     thread             processes               threads            asyncio                thread
 
-Every arrow is bounded in items (a stream's buffer) and in bytes (a budget, or the arena). A stage's concurrency is the
-number of its tasks; each waits for its input, works, and waits for room for its output. Closing the sending end ends a
-stage. Everything here runs on the event loop and hands its work to where the diagram says.
+Every arrow is bounded in items (a stream's buffer) and in bytes (a budget, or the arena). A stage runs one task for
+each concurrent item. Closing the sending end of a stream ends the stage that receives from it. Everything here runs on
+the event loop; the work is done where the diagram says.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 
 class Stages:
-    """Everything between a job and its outcome. Its caller opens and closes what it is given."""
+    """All stages. The caller opens and closes the store, the arena and the workers."""
 
     def __init__(
         self, settings: Settings, store: AddressedStore, arena: Arena, recipe: Recipe, workers: Sequence[Worker]
@@ -70,13 +70,13 @@ class Stages:
         self._encoding = Meter(threads)
         self._uploading = Meter(settings.concurrency)
         self.reserved: set[Lease] = set()
-        """What was taken by :meth:`reserve`, until the map is submitted or withdrawn."""
+        """The leases of :meth:`reserve`, until their map is submitted or withdrawn."""
         self.rate_limiter = RateLimiter(
             settings.concurrency, max_attempts=settings.s3.max_attempts, give_up_s=settings.s3.give_up_s
         )
 
     async def run(self, running: asyncio.Event) -> None:
-        """Run the stages until :meth:`close` and the last job. Jobs can come once it has set ``running``."""
+        """Run the stages until :meth:`close` was called and the last job is done; set ``running`` when they run."""
         settings, recipe = self._settings, self._recipe
         limit, template = settings.max_pixels, settings.key_template
         colorize = ColorizeStage(
@@ -90,7 +90,7 @@ class Stages:
         encoding = Encoding(partial(encode_bitmap, table=table, level=settings.png_level), template.needs_digest)
         uploading = Uploading(self.store, template, self.rate_limiter, settings.if_exists)
         fetchers, encoders = CapacityLimiter(settings.prefetch), CapacityLimiter(self._encoding.workers)
-        # The first to be entered is the last to be closed: the jobs' end, when the stages are through or cancelled.
+        # Entered first, so closed last: the streams of jobs must stay open until the stages have ended.
         with Filesystems(settings.s3) as filesystems, Readers(filesystems, limit) as shared, self._remote, self._jobs:
             async with create_task_group() as stages, self._bitmaps, self._pngs:
                 for _ in range(settings.prefetch):
@@ -116,25 +116,22 @@ class Stages:
                 running.set()
 
     def reserve(self, size: int) -> Lease:
-        """Take room for one map in memory without waiting: a place among the jobs, and the bytes of its array.
-
-        Raises PipelineFullError if there is no room, or others wait for it.
-        """
+        """Take room for one array without waiting; raise PipelineFullError if there is none, or others wait for it."""
         jobs, arrays = self._jobs.statistics(), self._array_bytes
         taken = jobs.current_buffer_used + len(self.reserved)
         if others := arrays.waiting + jobs.tasks_waiting_send:
-            what = f"there is a line for room, {others:,} long"
+            what = f"{others:,} other {'maps wait' if others > 1 else 'map waits'} for room"
         elif taken >= jobs.max_buffer_size:
-            what = f"{taken:,} maps wait to be colorized, as many as chunk_maps allows"
+            what = f"{taken:,} {'maps wait' if taken > 1 else 'map waits'} to be colorized, the limit of chunk_maps"
         elif (lease := arrays.acquire_nowait(size)) is None:
-            what = f"{arrays.held:,} bytes of arrays wait, and queue_bytes = {arrays.limit:,} takes no {size:,} more"
+            what = f"{arrays.held:,} bytes of arrays wait, and {size:,} more exceed queue_bytes = {arrays.limit:,}"
         else:
             self.reserved.add(lease)
             return lease
         raise PipelineFullError(f"the pipeline is full: {what}; try again later")
 
     def withdraw(self, lease: Lease) -> None:
-        """Give back what was reserved for a map, if it was not submitted."""
+        """Give back a reservation, if its map was not submitted."""
         if lease in self.reserved:
             self.reserved.remove(lease)
             lease.release()
@@ -146,11 +143,11 @@ class Stages:
         value_range: ValueRange,
         lease: Lease | None = None,
     ) -> None:
-        """Let one map in, when there is room, or with what was reserved for it; ``settle`` gets its outcome.
+        """Wait for room, unless ``lease`` is a reservation, and pass the map to the stages.
 
         Raises:
             ClosedResourceError: :meth:`close` was called.
-            BrokenResourceError: the stages have ended otherwise.
+            BrokenResourceError: the stages have ended for another reason.
         """
         stream = self._jobs
         if lease is not None:
@@ -159,7 +156,7 @@ class Stages:
         elif map_.array is not None:
             lease = await self._array_bytes.acquire(map_.array.nbytes)
         elif map_.path is not None and is_remote(map_.path):
-            # A header can claim anything: what is larger than the whole budget is read when nothing else is held.
+            # The header may be wrong: a map that seems larger than the whole budget is read when nothing else is held.
             lease = await self._array_bytes.acquire(min(map_.max_bytes, self._array_bytes.limit))
             stream = self._remote
         try:
@@ -170,21 +167,21 @@ class Stages:
             raise
 
     def close(self) -> None:
-        """No job will be submitted any more: the stages end when those that were are through."""
+        """Accept no more jobs; the stages end when all submitted jobs are done."""
         self._remote.close()
         self._jobs.close()
 
     def abandon(self) -> None:
-        """The stages are gone: end every wait for room."""
+        """End every wait for room; called when the stages have ended."""
         self._array_bytes.close()
 
     @property
     def waiting(self) -> int:
-        """Maps that wait for room outside, in the hands of their callers."""
+        """The number of maps that wait for room and are still held by their callers."""
         return self._array_bytes.waiting
 
     def statistics(self) -> dict[str, StageStatistics]:
-        """Each stage at this moment."""
+        """Return the statistics of each stage now."""
         arrays, bitmaps, pngs = self._array_bytes, self._arena, self._png_bytes
         stages = {
             "fetch": (self._fetching, self._remote_out, 0.0),

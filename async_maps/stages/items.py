@@ -1,4 +1,4 @@
-"""The values that travel through the pipeline, in the order of the journey."""
+"""The items that the stages pass on, in the order of the stages."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Job:
-    """A map inside the pipeline, with its range, a known one."""
+    """A map inside the pipeline, with its value range, whose kind is never ``dataset`` or ``from``."""
 
     map: ActivationMap
     settle: Callable[[Outcome | AsyncMapsError], None]
-    """Takes its outcome, or the error that ends more than this map; called exactly once, on the event loop."""
+    """Called exactly once, on the event loop, with the outcome, or with the error that ends the whole run."""
     value_range: ValueRange
     lease: Lease | None = None
-    """The bytes that its array takes while it waits; None if it lies in a file."""
+    """The bytes of the waiting array; None if the map is in a local file."""
 
     def without_array(self) -> Job:
-        """The same job once its array is not needed any more: let go of, and no longer counted."""
+        """Release the lease, and return the job without its array."""
         if self.map.array is None:
             return self
         if self.lease is not None:
@@ -47,24 +47,24 @@ class Job:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Bitmap:
-    """A colorized map, ready to be deflated."""
+    """A colorized map."""
 
     job: Job
     scanlines: NDArray[np.uint8]
-    """(n,), the PNG scanlines (:mod:`async_maps.render.scanlines`); a view into a shared block."""
+    """(n,) uint8, the PNG scanlines (:mod:`async_maps.render.scanlines`); a view into a shared block."""
     result: Result
     release: Callable[[], None]
-    """Gives the view's share of the block back; the scanlines must not be touched after it."""
+    """Releases the block; the scanlines must not be used afterwards."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Png:
-    """An encoded bitmap: a complete PNG file, and the lease of the bytes that it takes until it is uploaded."""
+    """A complete PNG file, and the lease of its bytes until it is uploaded."""
 
     job: Job
     data: bytes
     digest: str
-    """SHA-256 in hexadecimal; empty if no key asks for it."""
+    """SHA-256 in hexadecimal; empty if the key template does not use it."""
     crc32: str
     """8 hexadecimal digits."""
     result: Result

@@ -1,4 +1,4 @@
-"""What the stages count while they work, and the snapshot that progress, reports and services read."""
+"""The counters of the stages, and the snapshot of them that progress, reports and services read."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class Meter:
-    """One stage's counters, as in :class:`StageStatistics`. Written by its workers on the event loop."""
+    """The counters of one stage, as in :class:`StageStatistics`. Updated on the event loop."""
 
     workers: int
     busy_s: float = 0.0
     maps: int = 0
 
     def worked(self, seconds: float, maps: int) -> None:
-        """Count a piece of work."""
+        """Add the seconds and maps of one piece of work."""
         self.busy_s += seconds
         self.maps += maps
 
 
 @dataclass(frozen=True, slots=True)
 class StageStatistics:
-    """One stage at one moment.
+    """The state of one stage at one moment.
 
     Attributes:
         workers: the number of parallel workers.
-        busy_s: the seconds that all of them together have worked.
-        maps: the number of maps that they have done.
-        queue: how full the incoming queue is, 0 to 1, in items or in bytes, the larger of both.
+        busy_s: the total working time of all workers, in seconds.
+        maps: the number of maps done.
+        queue: how full the incoming queue is, 0 to 1; the larger of its shares in items and in bytes.
     """
 
     workers: int
@@ -38,22 +38,22 @@ class StageStatistics:
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """A pipeline at one moment.
+    """The state of a pipeline at one moment.
 
     Attributes:
         fetch: the threads that read maps from S3.
-        colorize: the worker processes (or threads) that read and colorize.
+        colorize: the worker processes, or the worker thread, that read and colorize maps.
         encode: the threads that write PNGs.
         upload: the concurrent uploads.
         uploaded: maps whose overlay the store has confirmed.
         failed: maps that failed, in any stage.
         uploaded_bytes: bytes of the uploaded PNGs.
-        upload_limit: the number of concurrent uploads that is allowed now. It is below ``upload.workers`` after the
-            store has asked for fewer requests.
+        upload_limit: the current maximum number of concurrent uploads. It is below ``upload.workers`` after the store
+            has asked for fewer requests.
         retries: upload attempts that failed and were retried.
-        waiting: calls of ``put`` that wait for room. Their arrays are in no queue.
+        waiting: calls of ``put`` that wait for room. No queue counts their arrays.
         in_flight: maps that were accepted and have no outcome yet.
-        shed: maps that ``put_nowait`` has refused because the pipeline was full.
+        shed: maps that ``put_nowait`` refused because the pipeline was full.
     """
 
     fetch: StageStatistics
@@ -83,10 +83,10 @@ class Statistics:
         """Find the stage whose workers were busiest.
 
         Args:
-            elapsed_s: the seconds in which the work was done.
+            elapsed_s: the duration of the run in seconds.
 
         Returns:
-            The stage's name, and the share of these seconds that its workers were busy, 0 to 1.
+            The stage's name, and the share of the time that its workers were busy, 0 to 1.
         """
         share = {name: stage.busy_s / (stage.workers * max(elapsed_s, 1e-9)) for name, stage in self.stages.items()}
         name = max(share, key=lambda stage: share[stage])

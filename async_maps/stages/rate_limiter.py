@@ -1,6 +1,6 @@
-"""The rate of uploads: how many run concurrently, how long a failed one waits, and when the store counts as down.
+"""Retries and rate of the uploads: how many run concurrently, how long to wait for a retry, when a store is down.
 
-One place owns all three, for every upload of a pipeline; stores try once. Runs on the event loop.
+It applies to all uploads of a pipeline; the stores themselves never retry. Runs on the event loop.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 10.0
 
 
 class RateLimiter:
-    """Additive increase, multiplicative decrease: a store that asks for less gets half, and then one more a round.
+    """Limits concurrent uploads by additive increase, multiplicative decrease.
 
-    (Chiu and Jain, "Analysis of the increase and decrease algorithms for congestion avoidance", 1989.)
+    When the store asks for fewer requests, the limit is halved; then it grows by one per round of uploads (Chiu and
+    Jain, "Analysis of the increase and decrease algorithms for congestion avoidance", 1989).
 
-    An object fails after ``max_attempts`` while the store takes others. A store that has taken nothing for
-    ``give_up_s``, while it was asked, is down. ``share`` is the random share of a wait, 0 to 1.
+    An object fails after ``max_attempts`` if the store accepts others. The store counts as down when all attempts
+    failed for ``give_up_s`` seconds. ``share`` returns the random share of a wait, 0 to 1.
     """
 
     def __init__(
@@ -53,12 +54,12 @@ class RateLimiter:
 
     @property
     def limit(self) -> int:
-        """The number of concurrent uploads that are allowed at this moment."""
+        """The current maximum number of concurrent uploads."""
         return int(self._limit)
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
-        """Wait for a turn among the concurrent uploads, and hold it."""
+        """Wait until the limit allows one more upload, which runs in the ``with`` block."""
         await self._line.wait(1)
         try:
             yield
@@ -66,35 +67,38 @@ class RateLimiter:
             self._leave()
 
     def taken(self) -> None:
-        """The store has taken an object."""
+        """Record that the store accepted an object."""
         self._taken_at, self._failing_since = self._clock(), None
         if self._limit < self._concurrency:
             self._limit = min(self._limit + 1 / self._limit, self._concurrency)
             self._line.serve()
 
     def failed(self, error: TransientError, attempts: int, began_at: float, tried_at: float) -> float:
-        """An attempt has failed in a way that may pass: the seconds to wait before the next one.
+        """Record a failed attempt that can be retried, and return the seconds to wait for the retry.
 
-        They are a random share of twice as long each time, so that uploads that failed together do not come back
-        together. The first attempt at this object began at ``began_at``, this one at ``tried_at``.
+        The wait is a random share of an interval that doubles with each attempt ("full jitter"), so that uploads that
+        failed together are not retried together. ``began_at`` is the time of the first of the object's ``attempts``,
+        ``tried_at`` that of the last.
 
         Raises:
-            ObjectError: this object was tried often enough while the store took others.
-            StoreError: the store takes nothing, and has not for long enough.
+            ObjectError: all attempts for this object failed while the store accepted others.
+            StoreError: the store has accepted nothing for ``give_up_s``, or nothing at all in ``max_attempts``.
         """
         now = self._clock()
         if self._failing_since is None:
             self._failing_since = now
         if error.slow_down and tried_at > self._slowed_at:
-            # What was under way already when it was slowed down says nothing about the new rate.
+            # Uploads that started before the limit was reduced say nothing about the new limit.
             self._limit, self._slowed_at = max(1.0, self._limit / 2), now
         silent_s = now - self._failing_since
         never = self._taken_at < 0
         if silent_s >= self._give_up_s or (never and attempts >= self._max_attempts):
             since = f"in {attempts} attempts" if never else f"for {silent_s:.0f} s"
-            raise StoreError(f"the store has taken nothing {since}: {error}; run it again when the store is back")
+            raise StoreError(
+                f"the store has accepted nothing {since}: {error}; run the same command again when the store is back"
+            )
         if attempts >= self._max_attempts and self._taken_at > began_at:
-            raise ObjectError(f"{error} (the last of {attempts} attempts)")
+            raise ObjectError(f"{error} (after {attempts} attempts)")
         self.retries += 1
         return self._share() * min(_FIRST_WAIT_S * 2.0**attempts, _LONGEST_WAIT_S)
 

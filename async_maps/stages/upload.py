@@ -1,7 +1,4 @@
-"""The upload stage: concurrent requests, each turning a PNG into a receipt, in as many attempts as it takes.
-
-Runs on the event loop.
-"""
+"""The upload stage: uploads PNGs concurrently, with retries, and creates their receipts. Runs on the event loop."""
 
 from __future__ import annotations
 
@@ -30,7 +27,7 @@ _logger = logging.getLogger("async_maps")
 
 
 class Uploading(NamedTuple):
-    """What the uploads share."""
+    """The parameters that all uploads share."""
 
     store: AddressedStore
     template: KeyTemplate
@@ -39,15 +36,15 @@ class Uploading(NamedTuple):
 
 
 async def upload_stage(pngs: MemoryObjectReceiveStream[Png], uploading: Uploading, meter: Meter) -> None:
-    """One of the concurrent uploads: takes a PNG, stores it, settles its job, until the PNGs end.
+    """Run one of the concurrent uploads: store each PNG and settle its job, until the end of the PNGs.
 
-    Cancelled in mid-request, the object may or may not be there; its map has no receipt either way.
+    If a request is cancelled, the object may or may not be stored; its map has no receipt in either case.
     """
     async with pngs:
         while (png := await receive(pngs)) is not None:
             started = perf_counter()
             await _settle(png, uploading)
-            # While it waits for the next one, it must not keep bytes that nobody counts any more.
+            # The lease is released: do not keep the PNG in memory while waiting for the next one.
             del png
             meter.worked(perf_counter() - started, 1)
 
@@ -86,7 +83,6 @@ async def _upload(png: Png, uploading: Uploading) -> Receipt:
 
 
 async def _put(key: str, data: bytes, uploading: Uploading) -> str | None:
-    """Store an object, in as many attempts as it takes; its tag."""
     rate_limiter, began_at = uploading.rate_limiter, monotonic()
     for attempts in count(1):
         async with rate_limiter.turn():
@@ -101,7 +97,7 @@ async def _put(key: str, data: bytes, uploading: Uploading) -> str | None:
                     "%s: attempt %d failed, the next follows in %.1f s: %s", key, attempts, wait_s, str(error)
                 )
             except ExistsError as error:
-                # An attempt that seemed to fail may have stored it all the same: then what is there is ours.
+                # An earlier attempt that seemed to fail may have stored the object.
                 if not error.same or (uploading.if_exists == "error" and attempts == 1):
                     raise
                 rate_limiter.taken()

@@ -1,4 +1,4 @@
-"""Where overlays go: what a store is, and how the one at a destination is opened."""
+"""Where overlays go: the protocol of stores, and opening the store at a destination."""
 
 from __future__ import annotations
 
@@ -26,69 +26,68 @@ _MISTYPED = re.compile(r"(s3|file|memory):(?!//)")
 
 
 class Store(Protocol):
-    """Where overlays go: implement ``put`` and ``check``, and give an instance to ``Pipeline`` as its destination.
+    """The protocol of a destination for ``Pipeline``; implement ``put`` and ``check``.
 
-    The caller opens and closes a store that it passes in. Both methods run on the pipeline's event loop and must not
-    block it. ``tests/stores/contract.py`` holds the tests that every store passes.
+    The caller opens and closes the store. Both methods run on the pipeline's event loop and must not block it.
+    ``tests/stores/contract.py`` has the tests that every store must pass.
 
-    Optional capabilities, used where a store has them:
+    Optional attributes:
 
-    - ``destination: str``, the URL that locators start with; by default ``store://`` and the name of the class.
-    - ``prefix: str``, the beginning of every key, without a slash at its end; by default empty.
+    - ``destination: str``, the start of all locators; by default ``store://`` and the name of the class.
+    - ``prefix: str``, the start of all keys, without a slash at its end; by default empty.
     - ``locator(key: str) -> str``, the URL of an object; by default ``destination``, a slash, and the key.
-    - ``identity: str``, the destination told apart from one of the same name elsewhere, to which a manifest is bound;
-      by default ``destination``.
+    - ``identity: str``, the destination that a manifest is bound to, distinct from equally named ones on other
+      servers; by default ``destination``.
     """
 
     async def check(self) -> None:
         """Check, without writing, that the store can be used.
 
         Raises:
-            StoreError: it cannot.
+            StoreError: the store cannot be used.
         """
 
     async def put(self, key: str, data: bytes) -> str | None:
-        """Store an object: whole or not at all.
+        """Store an object, atomically.
 
-        A pipeline may put the same bytes under the same key more than once. Where an object of that key must not be
-        replaced, the store raises ExistsError.
+        A pipeline may put the same bytes under the same key several times.
 
         Args:
-            key: the prefix, if there is one, and the object's name: relative, with slashes, at most 1,024 bytes in
-                UTF-8, without empty, ``.`` or ``..`` parts.
+            key: the prefix, if there is one, and the object's name: a relative path with slashes, at most 1,024 bytes
+                in UTF-8, without empty, ``.`` or ``..`` parts.
             data: the PNG.
 
         Returns:
             The store's tag of the object (an ETag, without quotes), or None.
 
         Raises:
-            TransientError: the store cannot take this object now; the pipeline tries again.
-            ExistsError: there is an object of that key, and it is left.
-            ObjectError: the store refuses this object: this map fails. Any other exception counts as one.
-            StoreError: the store refuses all objects: the run ends.
+            TransientError: the store cannot accept this object now; the pipeline retries.
+            ExistsError: an object with that key exists and must not be replaced.
+            ObjectError: the store refuses this object, so its map fails. Any other exception has the same effect.
+            StoreError: the store refuses all objects, so the run ends.
         """
 
 
 class AddressedStore(Store, Protocol):
-    """A store with every capability: what the pipeline works with."""
+    """A store with all optional attributes, as the pipeline uses it."""
 
     destination: str
     prefix: str
     identity: str
 
     def locator(self, key: str) -> str:
-        """The URL of an object."""
+        """Return the URL of an object."""
 
 
 @asynccontextmanager
 async def open_store(destination: Destination, settings: Settings) -> AsyncIterator[AddressedStore]:
-    """Open the store at a destination; a store that the caller has passed in is used as it is.
+    """Open the store at a destination; a store from the caller is neither opened nor closed.
 
     Raises:
-        SettingsError: the destination is of no kind we know, or incomplete.
-        StoreError: it cannot be used.
+        SettingsError: the destination is unknown or incomplete.
+        StoreError: the store cannot be used.
     """
-    # Stores come with heavy clients: only the one that is used is imported.
+    # Import only the store that is used, because the clients are large.
     if not isinstance(destination, str | os.PathLike):
         from async_maps.stores.injected import InjectedStore
 
@@ -98,7 +97,7 @@ async def open_store(destination: Destination, settings: Settings) -> AsyncItera
     scheme = place.partition("://")[0] if "://" in place else ""
     replace = settings.if_exists == "overwrite"
     if scheme == "s3":
-        # Half a second, which the worker processes use to start.
+        # In a thread: the import takes half a second, in which the worker processes start.
         s3_module = await to_thread.run_sync(import_module, "async_maps.stores.s3")
         async with s3_module.open_s3(place, settings) as s3:
             yield s3
@@ -108,10 +107,12 @@ async def open_store(destination: Destination, settings: Settings) -> AsyncItera
         if not place:
             raise SettingsError(f"the destination is empty; expected {_EXPECTED}")
         if _MISTYPED.match(place):
-            raise SettingsError(f"{place!r} lacks a slash, as pathlib leaves it; expected {_EXPECTED}")
+            raise SettingsError(
+                f"{place!r} has one slash instead of two (pathlib.Path removes one); expected {_EXPECTED}"
+            )
         folder = file_path(place) if scheme else place
         if folder is None:
-            raise SettingsError(f"{place!r} names a host or no folder; expected file:///folder")
+            raise SettingsError(f"{place!r} has a host, or no folder; expected file:///folder")
         yield FileStore(folder, replace=replace, fsync=settings.files.fsync, concurrency=settings.concurrency)
     elif scheme == "memory":
         from async_maps.stores.memory import MemoryStore

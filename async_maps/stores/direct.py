@@ -1,10 +1,10 @@
-"""The hot path of the PUT: requests like the SDK's own, signed by botocore, without the SDK's milliseconds around them.
+"""Fast PUTs: the same requests as the SDK's, signed by botocore, without the milliseconds that the SDK needs for each.
 
-The SDK sends the first object. From that request, once it was answered 200, is learned what the others look like: where
-the bucket lies (virtual host, path style, dual-stack, FIPS, a custom endpoint), every header, region and payload
-signing; all of that stays the SDK's business. The others differ in key, body, checksum and time only. They go over the
-SDK's own aiohttp pool, so that time-outs, certificates and the number of connections are the client's, too. A refusal
-is for the SDK to do again, which owns redirects, expired tokens and what errors are called. Runs on the event loop.
+The SDK sends the first object. After its answer 200, that request is the template of the others: host and path style
+(dual-stack, FIPS, custom endpoint), headers, region and payload signing. The others differ only in key, body, checksum
+and time. They use the SDK's aiohttp pool, so time-outs, certificates and the number of connections are the client's.
+The caller repeats a refused request with the SDK, which handles redirects, expired tokens and the names of errors.
+Runs on the event loop.
 """
 
 from __future__ import annotations
@@ -33,26 +33,26 @@ if TYPE_CHECKING:
 _CHECKSUM = "x-amz-checksum-crc32"
 _PER_REQUEST = {
     _CHECKSUM, "authorization", "x-amz-date", "x-amz-content-sha256", "x-amz-security-token", "content-length", "host",
-    # The SDK asks first whether it may send a body that it would have to read again; ours is bytes, and lies there.
+    # The SDK asks the server before it sends a body; ours is in memory, so that is not needed.
     "expect",
-    # Which attempt of which call this is, for the SDK's own retries.
+    # The number of the call and of the attempt, for the SDK's retries.
     "amz-sdk-invocation-id", "amz-sdk-request",
 }  # fmt: skip
-"""Headers of the SDK's request that another one has with other values, or not at all."""
+"""Headers of the SDK's request that are different, or left out, in the others."""
 _NOT_PLAIN = {"transfer-encoding", "x-amz-trailer", "x-amz-s3session-token", "content-encoding"}
-_AT_ONCE_BYTES = 2**20
+_WHOLE_BYTES = 2**20
 _NO_REFUSALS = {408, 412, 429}
-"""Answers of the range of refusals that say nothing against how we ask: too slow, there already, too often."""
+"""4xx statuses that are no problem of the request's form: time-out, object exists, too many requests."""
 _REFUSALS, _PLANS = 4, 3
-"""After so many refusals in a row the plan is forgotten, and after so many plans no other is made."""
+"""The plan is discarded after this many refusals in a row; at most this many plans are made."""
 
 
 class Plan(NamedTuple):
-    """What PutObject requests to one bucket have in common.
+    """The common parts of all PutObject requests to one bucket.
 
     Attributes:
         base: the URL up to the key, percent-encoded.
-        query: of the URL, with its question mark; mostly empty.
+        query: the query of the URL, with its question mark; mostly empty.
         signs_payload: whether the body's SHA-256 is signed; over TLS a checksum is enough.
     """
 
@@ -65,7 +65,7 @@ class Plan(NamedTuple):
 
     @classmethod
     def of(cls, request: AWSPreparedRequest, key: str) -> Plan | None:
-        """The plan behind a request of the SDK that put that key; None if its kind cannot be had directly."""
+        """Derive a plan from the SDK's PUT of a key; None if this kind of request is not supported."""
         headers = {name: _text(value) for name, value in request.headers.items()}
         present = {name.lower() for name in headers}
         scheme, _, credential = headers.get("Authorization", "").partition(" Credential=")
@@ -90,7 +90,7 @@ class Plan(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """The response of a server; the body is an error in XML, or empty."""
+    """The response of the server; the body is an XML error, or empty."""
 
     status: int
     headers: Mapping[str, str]
@@ -98,10 +98,9 @@ class Answer(NamedTuple):
 
 
 class Signer:
-    """Makes the requests of a plan with one set of credentials.
+    """Signs the requests of a plan with one set of credentials.
 
-    What is signed is text of which little changes from one request to the next: botocore writes it once, with marks in
-    it where something does.
+    Most of the text to sign is the same in all requests. botocore writes it once, with marks for the parts that change.
     """
 
     def __init__(self, plan: Plan, credentials: ReadOnlyCredentials) -> None:
@@ -123,7 +122,7 @@ class Signer:
         )
 
     def sign(self, key: str, data: bytes, checksum: str, timestamp: str) -> tuple[str, dict[str, str]]:
-        """The URL and the headers of a PUT that is sent at a time such as ``20261125T120000Z``."""
+        """Return the URL and the headers of a PUT; the timestamp has the form ``20261125T120000Z``."""
         quoted = _quote(key)
         payload = hashlib.sha256(data).hexdigest() if self.plan.signs_payload else UNSIGNED_PAYLOAD
         canonical = (
@@ -146,13 +145,13 @@ class Signer:
 
 
 class DirectSession(AIOHTTPSession):
-    """The HTTP session of an S3 client, over which PUTs can also be sent directly.
+    """The HTTP session of an S3 client that can also send PUTs directly.
 
-    It is the client's: give it as ``http_session_cls`` of its configuration, by way of a function that keeps it.
+    Pass a function that returns it as ``http_session_cls`` of the client's configuration.
 
     Attributes:
-        may_repeat: whether aiohttp itself may send a request once more whose connection broke. Where an object is to be
-            created and not replaced, it must not: the first may have been heard.
+        may_repeat: whether aiohttp may repeat a request whose connection broke. It must be False for create-only
+            uploads, because the server may have stored the object.
     """
 
     may_repeat = True
@@ -173,22 +172,25 @@ class DirectSession(AIOHTTPSession):
         return session
 
     async def send(self, request: Any) -> Any:
-        """Send a request of the SDK, and remember a PUT that was answered 200."""
+        """Send a request of the SDK; keep a PUT that was answered with 200."""
         response = await super().send(request)
         if self._plan is None and request.method == "PUT" and response.status_code == 200:
             self._last = request
         return response
 
     def learn(self, key: str) -> None:
-        """The SDK has put an object: let the next ones go as it did, if that can be."""
+        """Make a plan from the SDK's last PUT, which stored this key, if that is possible."""
         request, self._last = self._last, None
-        # Proxies are the SDK's business, too.
+        # Requests through a proxy are left to the SDK.
         if self._plan is None and self._plans < _PLANS and request is not None:
             self._plan = None if self._proxy_config.proxy_url_for(request.url) else Plan.of(request, key)
             self._plans += 1
 
     async def put(self, key: str, data: bytes, checksum: str, credentials: AioCredentials) -> Answer | None:
-        """Put an object directly, once: the answer; None if nothing was sent, as nothing is known of how.
+        """Send one PUT directly.
+
+        Returns:
+            The answer; None if there is no plan, and nothing was sent.
 
         Raises:
             BotoCoreError: the credentials could not be refreshed.
@@ -203,14 +205,14 @@ class DirectSession(AIOHTTPSession):
             signer = self._signer = Signer(plan, frozen)
         url, headers = signer.sign(key, data, checksum, datetime.now(UTC).strftime(SIGV4_TIMESTAMP))
         session = await self._get_session(None)
-        # Written in pieces, between which the loop turns.
-        body = data if len(data) <= _AT_ONCE_BYTES else BytesIO(data)
+        # aiohttp writes a file in pieces, and lets other tasks run between them.
+        body = data if len(data) <= _WHOLE_BYTES else BytesIO(data)
         async with session.put(URL(url, encoded=True), data=body, headers=headers, allow_redirects=False) as answer:
             found = Answer(answer.status, answer.headers, await answer.read())
         if found.status == 200:
             self._refusals = 0
         elif 300 <= found.status < 500 and found.status not in _NO_REFUSALS and plan is self._plan:
-            # What the SDK can do and we cannot: something has changed since it was learned.
+            # Something has changed since the plan was made; the SDK may be able to handle it.
             self._refusals += 1
             if self._refusals >= _REFUSALS:
                 self._plan, self._refusals = None, 0

@@ -1,4 +1,4 @@
-"""A folder as a store. Files are written in threads, each to a temporary file that is renamed: whole or not at all."""
+"""A folder as a store. Files are written atomically, in threads: each to a temporary file that is renamed."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
     from typing import BinaryIO
 
 _LEFT_OVER_S = 60.0
-"""A temporary file that nothing was written to for so long was left by a process that is gone."""
+"""A temporary file that is older than this, in seconds, was left by a killed process."""
 
 _LASTING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
-"""No space, no quota, read-only: the next file would fare no better."""
+"""Errors that every further file would have: no space, no quota, a read-only disk."""
 
 
 class FileStore:
-    """Keeps each object as a file below a folder, which is made when the first one comes.
+    """Stores each object as a file in a folder, which is created with the first file.
 
-    With ``fsync`` each file and its name are forced to the disk before it counts: it survives a power cut, at a price.
+    With ``fsync`` each file and its folder are flushed to the disk, so that it survives a power failure; this is slow.
     """
 
     prefix = ""
@@ -45,15 +45,15 @@ class FileStore:
         self._threads = CapacityLimiter(concurrency)
 
     def locator(self, key: str) -> str:
-        """The file's URL: ``file:///folder/key``, percent-encoded."""
+        """Return the file's URL, ``file:///folder/key``, percent-encoded."""
         return (self._folder / key).as_uri()
 
     async def check(self) -> None:
-        """Ask whether the folder, or where it would be made, can be written."""
+        """Check that the folder, or the one in which it would be created, can be written."""
         await to_thread.run_sync(self._check, limiter=self._threads)
 
     async def put(self, key: str, data: bytes) -> None:
-        """Write the file; another of that key is replaced in one step, or left."""
+        """Write a file atomically; an existing one is replaced, or raises ExistsError without ``replace``."""
         try:
             await to_thread.run_sync(self._write, key, data, limiter=self._threads)
         except OSError as error:
@@ -62,7 +62,7 @@ class FileStore:
 
     def _check(self) -> None:
         existing = self._folder
-        # Not Path.exists, which raises where it may not look.
+        # Not Path.exists, which raises a PermissionError in a folder that cannot be read.
         while not os.path.lexists(existing):
             existing = existing.parent
         if not os.path.isdir(existing):
@@ -90,7 +90,7 @@ class FileStore:
             same = path.read_bytes() == data
             what = "the same file" if same else "another file"
             raise ExistsError(
-                f"{what} is there already, and is left as it is: {printable(str(path))}", same=same, etag=None
+                f"{what} already exists, and is not replaced: {printable(str(path))}", same=same, etag=None
             ) from None
         except BaseException:
             temporary.unlink(missing_ok=True)
@@ -104,14 +104,14 @@ class FileStore:
 
 
 def _create_beside(path: Path) -> tuple[Path, BinaryIO]:
-    """A new file beside another, under a hidden name that tells whose it is to become.
+    """Create a hidden temporary file in the same folder, whose name depends on the name of the final file.
 
-    So what a killed process has left is found when its map is done again, and is gone then. Somebody else may be
-    writing that very file at this moment: what is young is theirs, and ours gets a name that nobody else has.
+    So a file that a killed process left is found and deleted when its map is processed again. A young file may belong
+    to another process that is writing the same object; then the name is random.
     """
     digest = blake2b(os.fsencode(path.name), digest_size=12).hexdigest()
     temporary = path.parent / f".async-maps-{digest}"
-    # Not from tempfile, whose files only their owner may read: who may read these is for the umask to say.
+    # Not by tempfile, whose files only the owner can read: the umask must decide who can read overlays.
     with suppress(FileExistsError):
         return temporary, open(temporary, "xb")
     with suppress(FileNotFoundError):

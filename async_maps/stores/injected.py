@@ -1,4 +1,4 @@
-"""A store that the caller has passed in, with defaults for the capabilities that it lacks."""
+"""A store from the caller, with defaults for its optional attributes."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 
 class InjectedStore:
-    """Completes a store (see :class:`~async_maps.stores.Store` for its capabilities and their defaults).
+    """Adds the defaults of the optional attributes (see :class:`~async_maps.stores.Store`).
 
-    An exception of no kind that the contract knows is a StoreError of ``check``, and fails the object of ``put``.
+    An unexpected exception of ``check`` becomes a StoreError, one of ``put`` an ObjectError.
 
     Raises:
-        SettingsError: it has no ``put`` or no ``check``.
+        SettingsError: the store has no ``put`` or no ``check``, or an attribute is invalid.
     """
 
     def __init__(self, store: Store) -> None:
@@ -37,7 +37,7 @@ class InjectedStore:
             try:
                 check_name(self.prefix)
             except InputValidationError as error:
-                raise SettingsError(f"the prefix of the store {self._name} cannot begin a key: {error}") from error
+                raise SettingsError(f"the prefix of the store {self._name} is not valid: {error}") from error
 
     def _text(self, capability: str, default: str) -> str:
         value = getattr(self._store, capability, default)
@@ -46,7 +46,7 @@ class InjectedStore:
         return value
 
     def locator(self, key: str) -> str:
-        """The URL of an object: the store's own, or the destination and the key."""
+        """Return the store's URL of an object, or the destination and the key."""
         locate = getattr(self._store, "locator", None)
         if locate is None:
             return f"{self.destination.rstrip('/')}/{key}"
@@ -59,7 +59,7 @@ class InjectedStore:
         return found
 
     async def check(self) -> None:
-        """Ask the store."""
+        """Check the store."""
         try:
             await self._store.check()
         except StoreError:

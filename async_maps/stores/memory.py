@@ -8,14 +8,14 @@ from async_maps.errors import ExistsError
 
 
 class MemoryStore:
-    """Keeps overlays in a dictionary: a destination for tests.
+    """Keeps overlays in a dictionary; a destination for tests.
 
     Args:
-        prefix: the beginning of every key.
-        replace: whether an object that is there is replaced; else ExistsError.
+        prefix: the start of all keys.
+        replace: whether an existing object is replaced; if false, ``put`` raises ExistsError.
 
     Attributes:
-        objects: key to PNG.
+        objects: the PNGs by key.
     """
 
     def __init__(self, prefix: str = "", *, replace: bool = True) -> None:
@@ -26,7 +26,7 @@ class MemoryStore:
         self.objects: dict[str, bytes] = {}
 
     def locator(self, key: str) -> str:
-        """Return the URL of an object: ``memory://key``.
+        """Return the URL of an object, ``memory://key``.
 
         Args:
             key: the key, prefix included.
@@ -34,7 +34,7 @@ class MemoryStore:
         return f"memory://{key}"
 
     async def check(self) -> None:
-        """Nothing to check: it is always there."""
+        """Do nothing: this store can always be used."""
 
     async def put(self, key: str, data: bytes) -> str:
         """Store an object.
@@ -44,15 +44,15 @@ class MemoryStore:
             data: the PNG.
 
         Returns:
-            Its MD5, as S3's tags are.
+            The MD5 of the PNG, like an ETag of S3.
 
         Raises:
-            ExistsError: there is an object of that key, and ``replace`` is false.
+            ExistsError: an object with that key exists, and ``replace`` is false.
         """
         etag = hashlib.md5(data, usedforsecurity=False).hexdigest()
         if not self._replace and key in self.objects:
             same = self.objects[key] == data
             what = "the same object" if same else "another object"
-            raise ExistsError(f"{what} is there already, and is left as it is", same=same, etag=etag)
+            raise ExistsError(f"{what} already exists, and is not replaced", same=same, etag=etag)
         self.objects[key] = data
         return etag

@@ -1,6 +1,6 @@
-"""S3, and whatever speaks its protocol, through aioboto3. Runs on the event loop.
+"""S3 and compatible servers as a store, through aioboto3. Runs on the event loop.
 
-Credentials, region, endpoint, proxies and certificates come from the AWS environment and files, as for every AWS tool.
+Credentials, region, endpoint, proxies and certificates come from the AWS environment variables and files.
 """
 
 from __future__ import annotations
@@ -58,18 +58,17 @@ if TYPE_CHECKING:
 
 
 NO_ANSWER = (BotoCoreError, AiohttpError, OSError, TimeoutError)
-"""What a request ends in that was not answered, or not by HTTP."""
+"""The errors of a request that got no HTTP answer."""
 _CHECK_WAITS_S = (0.2, 0.8)
 _MD5 = re.compile("[0-9a-f]{32}")
 
 
 @asynccontextmanager
 async def open_s3(destination: str, settings: Settings) -> AsyncIterator[S3Store]:
-    """One client for the whole run.
+    """Open a store with one client for the whole run.
 
     Raises:
-        SettingsError: no bucket, or an AWS configuration that makes no sense.
-        StoreError: the client cannot be made.
+        SettingsError: the destination has no bucket, or the AWS configuration is not valid.
     """
     bucket, prefix = parse_destination(destination)
     direct: list[DirectSession] = []
@@ -80,7 +79,7 @@ async def open_s3(destination: str, settings: Settings) -> AsyncIterator[S3Store
         direct[-1].may_repeat = not create_only
         return direct[-1]
 
-    # Who uploads tries again, and nobody else: two layers of retries multiply.
+    # One attempt: only the upload stage retries, because the attempts of two layers multiply.
     options = client_options(settings.s3, settings.concurrency, attempts=1)
     options["http_session_cls"] = http_session
     async with AsyncExitStack() as opened:
@@ -89,21 +88,21 @@ async def open_s3(destination: str, settings: Settings) -> AsyncIterator[S3Store
             client = await opened.enter_async_context(session.client("s3", config=AioConfig(**options)))
         except (BotoCoreError, ValueError) as error:
             raise SettingsError(f"the AWS configuration cannot be used: {error}") from error
-        # The stubs take it for boto3's, which does not wait.
+        # The stubs declare boto3's method, which is not a coroutine.
         credentials = await cast("Awaitable[AioCredentials | None]", session.get_credentials())
         found = (direct[0], credentials) if settings.s3.client == "direct" and credentials else None
         yield S3Store(client, bucket, prefix, object_headers(settings.s3, create_only=create_only), found)
 
 
 class S3Store:
-    """Puts objects under a prefix of a bucket.
+    """Stores objects under a prefix of a bucket.
 
     Args:
         client: an open aioboto3 client, which the caller closes.
         bucket: the bucket's name.
         prefix: as in :class:`~async_maps.stores.Store`.
-        headers: the arguments of every PutObject.
-        direct: the client's HTTP session and its credentials, to send PUTs without the client where that is possible.
+        headers: the arguments of all PutObject requests.
+        direct: the client's HTTP session and its credentials, to send PUTs without the client if possible.
     """
 
     def __init__(
@@ -124,13 +123,14 @@ class S3Store:
         self.identity = identity(self.destination, client.meta.endpoint_url)
 
     def locator(self, key: str) -> str:
-        """``s3://bucket/key``, the key as it is, not percent-encoded: what Kolena reads."""
+        """Return ``s3://bucket/key``; the key is not percent-encoded, as Kolena expects."""
         return f"s3://{self._bucket}/{key}"
 
     async def check(self) -> None:
-        """Ask with HeadBucket whether the bucket is there.
+        """Check with HeadBucket that the bucket exists.
 
-        A 403 passes: who may only write objects gets that answer too, and wrong keys show at the first object.
+        A 403 is accepted, because it is also the answer to credentials that may only write objects. The first object
+        shows whether they are wrong.
         """
         for wait_s in (*_CHECK_WAITS_S, None):
             try:
@@ -152,10 +152,10 @@ class S3Store:
             await asyncio.sleep(wait_s)
 
     async def put(self, key: str, data: bytes) -> str:
-        """Store the object with PutObject, once; the server checks its CRC32, and its answer is checked.
+        """Store the object by one PutObject. The server checks the CRC32, and this checks the answer.
 
-        A 401 or 403 before the first object was accepted is taken to be the store's refusal of all. An answer that does
-        not prove that the store has these bytes is a TransientError.
+        A 401 or 403 before the first accepted object counts as a refusal of all objects. An answer that does not prove
+        that the store has these bytes raises a TransientError.
         """
         checksum = crc32(data)
         try:
@@ -178,7 +178,7 @@ class S3Store:
         return etag
 
     async def _put(self, key: str, data: bytes, checksum: str) -> Mapping[str, str]:
-        """The headers of an answer of 200."""
+        """Return the headers of an answer with status 200."""
         if self._direct is not None:
             session, credentials = self._direct
             answer = await session.put(key, data, checksum, credentials)
@@ -203,33 +203,32 @@ class S3Store:
         return TransientError(f"{self.destination}: {reason}", slow_down=status in SLOW_DOWN_STATUSES)
 
     def _proof(self, headers: Mapping[str, str], data: bytes, checksum: str) -> str:
-        """The ETag of an answer that proves that the store has these bytes.
+        """Return the ETag of an answer, after checking that it proves that the store has these bytes.
 
-        Its checksum does, which the server has computed; an ETag does where it is the body's MD5 (Amazon S3 API
-        reference, "Object": not of what KMS encrypts).
+        The proof is the checksum that the server has computed, or an ETag that is the MD5 of the body. With KMS it is
+        not an MD5 (Amazon S3 API reference, "Object").
         """
         etag = headers.get("etag", "").strip('"')
         echoed = headers.get("x-amz-checksum-crc32")
         by_md5 = not echoed and _MD5.fullmatch(etag) and "kms" not in headers.get("x-amz-server-side-encryption", "")
         if not etag or (echoed and echoed != checksum) or (by_md5 and etag != _md5(data)):
-            raise self._transient("its answer does not prove that it has these bytes")
+            raise self._transient("the answer does not prove that the store has these bytes")
         return etag
 
     async def _exists(self, key: str, data: bytes) -> ExistsError:
-        """What is there instead."""
         try:
             found = await self._client.get_object(Bucket=self._bucket, Key=key)
             there = await found["Body"].read()
         except (ClientError, *NO_ANSWER) as error:
-            raise self._transient("an object is there that cannot be read") from error
+            raise self._transient("an object with that key exists, but cannot be read") from error
         same = there == data
         what = "the same object" if same else "another object"
-        text = f"{self.destination}: {what} is there already, and is left as it is"
+        text = f"{self.destination}: {what} already exists, and is not replaced"
         return ExistsError(text, same=same, etag=found["ETag"].strip('"'))
 
 
 def crc32(data: bytes) -> str:
-    """The checksum of an object, in base 64, as the header has it."""
+    """Return the CRC-32 in base 64, as in the header of a request."""
     return base64.b64encode(isal_zlib.crc32(data).to_bytes(4, "big")).decode()
 
 
@@ -238,10 +237,10 @@ def _md5(data: bytes) -> str:
 
 
 def parse_destination(destination: str) -> S3Address:
-    """The bucket of ``s3://bucket/prefix``, and the prefix, without a slash at its end.
+    """Return the bucket and the prefix, without a slash at its end, of ``s3://bucket/prefix``.
 
     Raises:
-        SettingsError: there is no bucket, or a prefix that keys cannot have.
+        SettingsError: there is no bucket, or the prefix is not valid in a key.
     """
     address = parse_s3_address(destination, SettingsError)
     prefix = address.key.strip("/")
@@ -249,12 +248,12 @@ def parse_destination(destination: str) -> S3Address:
         try:
             check_name(prefix)
         except InputValidationError as error:
-            raise SettingsError(f"the prefix cannot be used: {error}") from error
+            raise SettingsError(f"the prefix is not valid: {error}") from error
     return address._replace(key=prefix)
 
 
 def object_headers(settings: S3Settings, *, create_only: bool = False) -> dict[str, Any]:
-    """What PutObject is told about every object."""
+    """Return the arguments that all PutObject requests share."""
     headers = {
         "ContentType": "image/png",
         "CacheControl": settings.cache_control,

@@ -1,8 +1,8 @@
-"""Is every locator really there, whole, and what was sent? And if not: make it so.
+"""Verifies that every locator has the bytes that were uploaded, and repairs broken overlays.
 
-``check.py`` lists what lies at the locators of a manifest, or of one of the ``tables.py``, and ``comparison.py`` holds
-that against what should be there; ``reading.py`` reads it, and ``examine.py`` says what one object is; ``repair.py``
-mends, and ``verification.py`` is what either ends with.
+``check.py`` lists the objects at the locators of a manifest or of a table (``tables.py``). ``comparison.py`` compares
+them with the expected ones. ``reading.py`` reads objects, and ``examine.py`` checks the bytes of one. ``repair.py``
+repairs, and ``verification.py`` is the result of both.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""Is every locator really there, whole, and what was sent? By listing, and where that is asked for by reading all.
+"""Verifies locators by listing their folders and, with ``deep``, by reading all objects.
 
-On the event loop; what blocks goes to threads. Memory is bounded for any number of objects: both lists are
-compared on disk.
+Runs on the event loop, and in threads. Memory is bounded for any number of objects, because both lists are on disk.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from async_maps.filesystems.objects import Objects
 from async_maps.manifest.manifest import Manifest
 from async_maps.settings import Settings
 from async_maps.tables import is_table
-from async_maps.verify.comparison import MENDABLE, Comparison, Difference, Expected
+from async_maps.verify.comparison import REPAIRABLE, Comparison, Difference, Expected
 from async_maps.verify.reading import Reading
 from async_maps.verify.tables import locators_in
 from async_maps.verify.verification import MAX_LISTED_DIFFERENCES, Verification
@@ -34,8 +33,8 @@ if TYPE_CHECKING:
     from os import PathLike
     from typing import Any
 
-_AT_ONCE = 1000
-_LOOK_AT_ONCE = 50
+_BATCH_ROWS = 1000
+_BATCH_REQUESTS = 50
 _AT_ENDPOINT = re.compile(r" at https?://\S+$")
 
 
@@ -51,28 +50,29 @@ async def averify_locators(
     deep: bool = False,
     on_progress: OnVerification | None = None,
 ) -> Verification:
-    """Verify that every locator of a manifest or a table leads to the bytes that were uploaded.
+    """Verify that every locator of a manifest or a table has the bytes that were uploaded.
 
-    What is listed is compared by size and ETag, and a PNG among it that no row knows is foreign. A manifest that a run
-    is writing may be verified; what that run writes meanwhile is not judged, but for objects whose rows are still to
-    come: they are foreign.
+    Listed objects are compared by size and ETag. A PNG under the destination that is not in the manifest is reported as
+    foreign. You can verify a manifest while a run writes it: rows that the run changes meanwhile are not reported, but
+    objects without a row yet are reported as foreign.
 
     Args:
-        place: a manifest; or a table of results (``.csv``, ``.jsonl``, ``.parquet``), ours or Kolena's, a part of what
-            lies there perhaps: so nothing is foreign to it.
-        settings: how patient S3's client is, and how much is read concurrently (``concurrency``, ``queue_bytes``).
-        deep: also read every object, and compare its digest, its type and its size in pixels.
+        place: a manifest; or a table of results (``.csv``, ``.jsonl``, ``.parquet``), ours or Kolena's. A table may
+            list only some of the overlays, so no object is foreign to it.
+        settings: the time-outs and attempts of S3, and the limits of concurrent reads (``concurrency``,
+            ``queue_bytes``).
+        deep: also read every object, and compare its digest, its content type and its size in pixels.
         on_progress: called with a copy of the verification five times a second and at the end, on the event loop, which
             it must not block. An error that it raises ends the verification.
 
     Returns:
-        The verification: it ``is_clean`` if nothing differs.
+        The verification; its ``is_clean`` is true if nothing differs.
 
     Raises:
         ManifestError: the manifest cannot be read.
         SourceError: the table cannot be read.
-        SettingsError: it holds no locator, or a manifest's lie in memory or at another endpoint than is set.
-        StoreError: what lies there cannot be listed, or not be reached any more.
+        SettingsError: the table has no locator; or the manifest's overlays were in memory, or are at another endpoint.
+        StoreError: the folder cannot be listed, or the store cannot be reached.
     """
     verification = Verification()
     settings = settings or Settings()
@@ -89,13 +89,13 @@ async def averify_locators(
 
 
 verify_locators = blocking(averify_locators)
-"""Verify that every locator of a manifest or a table leads to the bytes that were uploaded."""
+"""Verify that every locator of a manifest or a table has the bytes that were uploaded."""
 
 
 async def watched(
     work: Callable[[], Coroutine[Any, Any, None]], verification: Verification, on_progress: OnVerification | None
 ) -> None:
-    """Do the work that fills a verification, and report its progress."""
+    """Run ``work``, which fills the verification, and report its progress."""
 
     async def main() -> None:
         if on_progress is None:
@@ -112,27 +112,26 @@ async def watched(
 
 
 class Check(Reading):
-    """One look at all that should be there; it fills the comparison and the verification."""
+    """Compares the expected objects with the existing ones; fills the comparison and the verification."""
 
     _began_at = 0.0
 
     async def look(self, place: str | PathLike[str], *, deep: bool, since: str = "") -> None:
-        """Compare what should be there with what is; if ``deep``, also read what was stored ``since``, or all."""
+        """Compare the listings; with ``deep``, also read the objects that were stored at or after ``since``."""
         self._began_at = monotonic()
         await (self._table(str(place)) if is_table(str(place)) else self._manifest(place))
         if deep:
             await self.read(since)
 
     async def _manifest(self, path: str | PathLike[str]) -> None:
-        """Compare what a manifest knows with what lies at its destination, by listing that."""
         verification = self._verification
         verification.place, verification.doing = str(path), "reading the manifest"
         identity, verification.failed = await to_thread.run_sync(_destination, path)
         destination = destination_of(identity)
-        # That of the whole disk has one already.
+        # file:/// already ends in a slash.
         folder = destination if destination.endswith("/") else f"{destination}/"
         if folder.startswith("memory:"):
-            raise SettingsError(f"the overlays of {path} were in the memory of a process: nothing is left to verify")
+            raise SettingsError(f"the overlays of {path} were in the memory of a process, and cannot be verified")
         await self._refuse_other_endpoint(path, identity)
         await self._expect(_rows_of(path))
         verification.folders = [folder]
@@ -142,18 +141,17 @@ class Check(Reading):
         await self._name_foreign(path)
 
     async def _table(self, path: str) -> None:
-        """Compare what a table knows with what lies at its locators, by listing the folders that they share."""
         verification = self._verification
         verification.place, verification.doing = path, "reading the table"
         await self._expect(locators_in(path, self._settings.s3))
         if not verification.locators:
             raise SettingsError(
-                f'{path} holds no locator; expected a column locator, or cells as Kolena\'s: {{"locator": ...}}'
+                f'{path} has no locator; expected a column "locator", or cells such as Kolena\'s {{"locator": ...}}'
             )
         unlisted: list[str] = []
         for folder, count in await to_thread.run_sync(self._comparison.folders):
             listed = False
-            # Of a few among millions of others, each is asked for by itself; so is what may be read, but not listed.
+            # Objects are looked up one by one if there are few among millions, or if the folder may not be listed.
             with suppress(ObjectError):
                 listed = is_remote(folder) and await self._list(folder, requests=count)
             (verification.folders if listed else unlisted).append(folder)
@@ -161,21 +159,21 @@ class Check(Reading):
         await self._compare()
 
     async def finish(self) -> None:
-        """Count what was found."""
+        """Count the differences, and end the progress."""
         await to_thread.run_sync(self._count)
         self._verification.doing = ""
         self._verification.elapsed_s = monotonic() - self._began_at
 
     async def _expect(self, rows: Generator[Expected, None, None]) -> None:
         def take() -> tuple[int, bool]:
-            batch = list(islice(rows, _AT_ONCE))
-            strange = [row for row in batch if not _is_known(row.locator)]
+            batch = list(islice(rows, _BATCH_ROWS))
+            unknown = [row for row in batch if not _is_known(row.locator)]
             self._comparison.note(
                 Difference("unknown", row.locator, row.name, "s3://bucket/key or file:///path", "another locator")
-                for row in strange
+                for row in unknown
             )
-            known = set(batch).difference(strange) if strange else batch
-            return self._comparison.expect(known) + len(strange), bool(batch)
+            known = set(batch).difference(unknown) if unknown else batch
+            return self._comparison.expect(known) + len(unknown), bool(batch)
 
         with closing(rows):
             more = True
@@ -184,12 +182,12 @@ class Check(Reading):
                 self._verification.locators += count
 
     async def _list(self, folder: str, requests: int | None = None) -> bool:
-        """List a folder; whether that came to its end within this number of requests."""
+        """List a folder; return False if that needs more than this number of requests."""
         self._verification.doing = f"listing {folder}"
         listing = self._objects.below(folder)
 
         def take() -> int:
-            batch = list(islice(listing, _AT_ONCE))
+            batch = list(islice(listing, _BATCH_ROWS))
             self._comparison.find(batch)
             return len(batch)
 
@@ -203,8 +201,8 @@ class Check(Reading):
         return True
 
     async def _look_for(self, wanted: Callable[[str], bool]) -> None:
-        """Ask for each wanted object that no listing has shown, by itself."""
-        self._verification.doing = "looking for what was not listed"
+        """Look up, one by one, the wanted objects that were not listed."""
+        self._verification.doing = "looking up objects that were not listed"
 
         def look(locators: Sequence[str]) -> None:
             for locator in locators:
@@ -220,8 +218,8 @@ class Check(Reading):
             after = locators[-1]
             await to_thread.run_sync(self._comparison.unlist, locators)
             asked = [locator for locator in locators if wanted(locator)]
-            for start in range(0, len(asked), _LOOK_AT_ONCE):
-                await to_thread.run_sync(look, asked[start : start + _LOOK_AT_ONCE])
+            for start in range(0, len(asked), _BATCH_REQUESTS):
+                await to_thread.run_sync(look, asked[start : start + _BATCH_REQUESTS])
 
     async def _compare(self) -> None:
         self._verification.doing = "comparing"
@@ -234,7 +232,7 @@ class Check(Reading):
             self._comparison.note(
                 Difference("foreign", locator, "", "no object", f"{size:,} bytes")
                 for locator, size in found
-                # Whatever else is kept among overlays, maps and manifests say, is none of them.
+                # Other files, such as maps and manifests, may be kept in the same folder.
                 if locator.lower().endswith(".png")
             )
             return found[-1][0] if found else ""
@@ -246,7 +244,7 @@ class Check(Reading):
         after = ""
         strangers = await to_thread.run_sync(self._comparison.foreign, after)
         if strangers or self._verification.differences:
-            # A run may have written rows, and objects, since these were read.
+            # A run may have written rows and objects since these rows were read.
             await to_thread.run_sync(forget)
         while after := await to_thread.run_sync(note):
             pass
@@ -255,8 +253,8 @@ class Check(Reading):
         here = await to_thread.run_sync(self._objects.identity, destination_of(identity))
         if here != identity:
             raise SettingsError(
-                f"{path} is the manifest of {identity}, and the environment leads to {here}: set AWS_ENDPOINT_URL as "
-                "it was for the run"
+                f"{path} is the manifest of {identity}, but the AWS environment points to {here}: set AWS_ENDPOINT_URL "
+                "to the endpoint of the run"
             )
 
     def _count(self) -> None:
@@ -267,22 +265,21 @@ class Check(Reading):
 
 
 def _advice(verification: Verification, deep: bool) -> Iterator[str]:
-    """What to do about what differs."""
     found = verification.differences
     if is_table(verification.place):
         if "size" in found or "etag" in found:
-            yield "a table that is older than the last run tells of overlays that are there no more: export it again"
+            yield "if a run has replaced overlays since the table was exported, export it again"
         return
-    if found.keys() & {*MENDABLE, "broken"}:
-        yield f"to make again what is broken: {_repair_command(verification, deep)}"
+    if found.keys() & {*REPAIRABLE, "broken"}:
+        yield f"to repair the broken overlays, run: {_repair_command(verification, deep)}"
     yield from advice_on_foreign(verification, deep)
 
 
 def advice_on_foreign(verification: Verification, deep: bool) -> Iterator[str]:
-    """What to do about foreign objects, if there are any."""
+    """Yield a sentence that says how to delete foreign objects, if there are any."""
     if "foreign" in verification.differences:
         how = f"{_repair_command(verification, deep)} --delete-foreign"
-        yield f"to delete what is foreign, after a look at what that is: {how}"
+        yield f"to delete the foreign objects, check their list, then run: {how}"
 
 
 def _repair_command(verification: Verification, deep: bool) -> str:
@@ -290,7 +287,7 @@ def _repair_command(verification: Verification, deep: bool) -> str:
 
 
 def destination_of(identity: str) -> str:
-    """Where a store is, without the endpoint that its identity names."""
+    """Return the destination of a store's identity, without the endpoint."""
     return _AT_ENDPOINT.sub("", identity)
 
 
@@ -304,12 +301,11 @@ def _is_known(locator: str) -> bool:
 
 
 def _destination(path: str | PathLike[str]) -> tuple[str, int]:
-    """The identity of the store that a manifest is bound to, and how many of its maps failed in their run."""
     with Manifest(path, read_only=True) as opened:
         identity = opened.destination()
         failed = opened.counts().get("failed", 0) - sum(opened.broken().values())
     if identity is None:
-        raise ManifestError(f"{path} is the manifest of no run: there is nothing to verify")
+        raise ManifestError(f"{path} has no run yet: there is nothing to verify")
     return identity, failed
 
 

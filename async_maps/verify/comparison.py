@@ -1,4 +1,4 @@
-"""What should lie at locators beside what does, and how they differ. It blocks: call it in a thread."""
+"""The comparison of expected and existing objects, in SQLite. Everything here blocks."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
 Kind: TypeAlias = Literal[
     "missing", "size", "etag", "content-type", "undecodable", "digest", "broken", "foreign", "unreadable", "unknown"
 ]
-"""How an object differs from what it should be.
+"""How an object differs from the expected one.
 
-``missing``: there is none. ``size``: it has other bytes, as many as are named. ``etag``: another object lies there.
-``content-type``: its content type is not that of a PNG. ``undecodable``: it is no PNG, a damaged one, or one of another
-width or height. ``digest``: its bytes are not those that were sent. ``broken``: it was found so before, and not made
-again since. ``foreign``: a PNG that lies among the overlays and is none of them. ``unreadable``: the store does not
-hand it out, or it has more pixels than may be decoded. ``unknown``: its locator is of a kind that is not read here.
+``missing``: it does not exist. ``size``: its size differs. ``etag``: its ETag differs. ``content-type``: its content
+type is not that of a PNG. ``undecodable``: it is not a PNG, or a damaged one, or its width or height differs.
+``digest``: its bytes differ from those that were uploaded. ``broken``: an earlier verification found it broken, and it
+was not repaired since. ``foreign``: a PNG under the destination that is not in the manifest. ``unreadable``: the store
+does not return it, or it has more pixels than ``max_pixels``. ``unknown``: the kind of its locator is not supported.
 """
 
-MENDABLE: tuple[Kind, ...] = ("missing", "size", "etag", "content-type", "undecodable", "digest")
-"""What another upload mends. What cannot be read, during an outage say, is left as it is."""
+REPAIRABLE: tuple[Kind, ...] = ("missing", "size", "etag", "content-type", "undecodable", "digest")
+"""The differences that another upload repairs. Unreadable objects are not repaired: there may be an outage."""
 
-_AT_ONCE = 1000
+_BATCH_ROWS = 1000
 _SCHEMA = """
 CREATE TABLE expected (
     locator TEXT, name TEXT, size INTEGER, etag TEXT, crc32 TEXT, width INTEGER, height INTEGER, is_overlay INTEGER,
@@ -57,7 +57,7 @@ SELECT DISTINCT locator FROM expected WHERE locator > ? AND NOT EXISTS (
 """
 _FOREIGN = """
 SELECT * FROM found WHERE locator > ? AND CASE
-    -- One after the other: folding asks the disk.
+    -- CASE evaluates in this order, because folded() may read the disk.
     WHEN EXISTS (SELECT 1 FROM expected WHERE expected.locator = found.locator) THEN 0
     ELSE folded(locator) NOT IN (SELECT folded FROM unlisted)
 END ORDER BY locator LIMIT ?
@@ -80,13 +80,13 @@ SELECT count(*) FROM (SELECT locator FROM expected UNION SELECT locator FROM dif
 
 
 class Expected(NamedTuple):
-    """What should lie at a locator; what is None is not known, and not compared."""
+    """The expected object at a locator. Attributes that are None are unknown, and not compared."""
 
     locator: str
     name: str
-    """The map's; of a table, which row."""
+    """The name of the map; in a table, the row."""
     size: int | None = None
-    """Bytes."""
+    """In bytes."""
     etag: str | None = None
     """Without quotes."""
     crc32: str | None = None
@@ -94,22 +94,22 @@ class Expected(NamedTuple):
     width: int | None = None
     height: int | None = None
     is_overlay: bool = True
-    """Whether it should be a PNG."""
+    """Whether the object must be a PNG."""
     written_at: str = ""
-    """When it was stored, UTC in ISO 8601; empty if that is not known."""
+    """The time of the upload, UTC in ISO 8601; empty if unknown."""
     broken: str | None = None
-    """What an earlier look has found instead; None if it was right."""
+    """The difference that an earlier verification found; None if there was none."""
 
 
 class Difference(NamedTuple):
-    """One object that is not as it should be.
+    """One difference of one object.
 
     Attributes:
-        kind: in what.
-        locator: where it lies.
-        name: of its map; of a table, which row; empty if nobody knows it.
-        expected: what should be there.
-        found: what is.
+        kind: the kind of difference, see :data:`~async_maps.verify.comparison.Kind`.
+        locator: the URL of the object.
+        name: the name of the map; in a table, the row; empty for a foreign object.
+        expected: the expected state, as text.
+        found: the found state, as text.
     """
 
     kind: Kind
@@ -120,14 +120,14 @@ class Difference(NamedTuple):
 
     def __str__(self) -> str:
         if self.kind == "foreign":
-            return f"foreign: {self.locator}: {self.found} that no row knows"
+            return f"foreign: {self.locator}: {self.found}, not in the manifest"
         return f"{self.kind}: {self.locator}: expected {self.expected}, found {self.found}"
 
 
 class Comparison(Spill):
-    """Two lists, of what is expected and of what was found, in any order and of any length.
+    """Compares two lists, of expected and of existing objects, in any order and of any length.
 
-    Every method raises ManifestError if there is no room in the folder of temporary files.
+    All methods raise ManifestError if the disk of temporary files is full.
     """
 
     def __init__(self) -> None:
@@ -135,52 +135,51 @@ class Comparison(Spill):
         self._database.create_function("folded", 1, _folded)
 
     def expect(self, objects: Iterable[Expected]) -> int:
-        """Add what should be there; how many rows are new."""
+        """Add expected objects; return the number of new rows."""
         return self._insert("INSERT OR IGNORE INTO expected VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", objects)
 
     def find(self, objects: Iterable[ObjectInfo]) -> int:
-        """Add what is there; how many are new."""
+        """Add existing objects; return the number of new rows."""
         return self._insert("INSERT OR IGNORE INTO found VALUES (?, ?, ?)", objects)
 
     def unlist(self, locators: Iterable[str]) -> None:
-        """Let what a listing calls a little differently than these not be foreign: it may be the same object.
+        """Do not report objects as foreign that differ from these only in case, Unicode form, slashes or a symlink.
 
-        So it is where links lead to it, or where a disk or a server knows no case or has its own form of an accent or a
-        slash.
+        They may be the same objects, under the name that a file system or a server uses.
         """
         self._insert("INSERT OR IGNORE INTO unlisted VALUES (folded(?))", ((locator,) for locator in locators))
 
     def note(self, differences: Iterable[Difference]) -> None:
-        """Add differences that a listing does not show."""
+        """Add differences that the listings do not show."""
         self._insert("INSERT INTO differences VALUES (?, ?, ?, ?, ?)", differences)
 
     def note_read(self, differences: Iterable[Difference]) -> None:
-        """Add how objects differ that were read, to every row that expects them."""
+        """Add differences of objects that were read, for each row with that locator."""
         self._insert(
             "INSERT INTO differences SELECT ?, locator, name, ?, ? FROM expected WHERE locator = ?",
             ((kind, expected, found, locator) for kind, locator, _, expected, found in differences),
         )
 
     def compare(self) -> None:
-        """Note how what was found differs from what was expected, as far as a listing shows."""
+        """Add the differences between the expected and the existing objects."""
         with self.transaction() as database:
             rows = database.execute(_DIFFERENT)
             database.executemany("INSERT INTO differences VALUES (?, ?, ?, ?, ?)", map(_difference, rows))
 
     def forget_changed(self, rows: Iterable[tuple[object, object, object]]) -> None:
-        """Do not judge what was written since: each a locator, a name and when that was."""
+        """Forget the objects that were written since; each row is a locator, a name and the time of the upload."""
         with self.transaction() as database:
             for row in rows:
                 for table in ("differences", "found"):
                     database.execute(_FORGET.format(table), row)
 
     def folders(self) -> list[tuple[str, int]]:
-        """The longest folder that all expected objects of a bucket share, with its slash, and how many they are."""
+        """Return, for each bucket, the longest common folder of the expected objects, and their number."""
         folders = []
         after = ""
         while (first := self._one("SELECT min(locator) FROM expected WHERE locator >= ?", after)) is not None:
             bucket = _bucket(first)
-            # What follows a slash in the order of bytes.
+            # "0" follows "/" in the order of bytes.
             after = f"{bucket[:-1]}0"
             last = self._one("SELECT max(locator) FROM expected WHERE locator < ?", after)
             count = self._one("SELECT count(*) FROM expected WHERE locator >= ? AND locator < ?", first, after)
@@ -188,39 +187,39 @@ class Comparison(Spill):
         return folders
 
     def unseen(self, after: str) -> list[str]:
-        """Expected locators that were not found, behind one, in their order: up to a thousand."""
-        return [locator for (locator,) in self.rows(_UNSEEN, after, _AT_ONCE)]
+        """Return up to 1,000 expected locators behind ``after`` that were not found, sorted."""
+        return [locator for (locator,) in self.rows(_UNSEEN, after, _BATCH_ROWS)]
 
     def foreign(self, after: str) -> list[tuple[str, int]]:
-        """What was found and not expected, with its size, behind a locator, in their order: up to a thousand."""
-        return [(locator, size) for locator, size, _ in self.rows(_FOREIGN, after, _AT_ONCE)]
+        """Return up to 1,000 existing objects behind ``after`` that were not expected, with their sizes, sorted."""
+        return [(locator, size) for locator, size, _ in self.rows(_FOREIGN, after, _BATCH_ROWS)]
 
     def to_read(self, after: str, since: str) -> list[Expected]:
-        """What differs in nothing so far and was stored then or later, each locator once: up to a thousand.
+        """Return up to 1,000 objects behind ``after`` that do not differ so far and were stored at or after ``since``.
 
-        The sizes are those that were found.
+        Each locator comes once. The sizes are those that were found.
         """
-        return [Expected(*row) for row in self.rows(_TO_READ, after, since, _AT_ONCE)]
+        return [Expected(*row) for row in self.rows(_TO_READ, after, since, _BATCH_ROWS)]
 
     def differences(self, *kinds: Kind) -> Iterator[Difference]:
-        """Those of these kinds, or all; an object may differ in more than one thing."""
+        """Yield the differences of these kinds, or all; an object can have several."""
         number = 0
         marks = f"kind IN ({', '.join('?' * len(kinds))})" if kinds else "1"
-        query = f"SELECT rowid, * FROM differences WHERE rowid > ? AND {marks} ORDER BY rowid LIMIT {_AT_ONCE}"  # noqa: S608  # question marks
+        query = f"SELECT rowid, * FROM differences WHERE rowid > ? AND {marks} ORDER BY rowid LIMIT {_BATCH_ROWS}"  # noqa: S608  # question marks
         while rows := self.rows(query, number, *kinds):
-            for number, *values in rows:  # noqa: B007  # the last one is where to go on
+            for number, *values in rows:  # noqa: B007  # the next query continues after the last number
                 yield Difference(*values)
 
     def counts(self) -> dict[Kind, int]:
-        """How many objects differ in each thing."""
+        """Return the number of objects with each kind of difference."""
         return dict(self.rows("SELECT kind, count(DISTINCT locator) FROM differences GROUP BY kind"))
 
     def locators(self) -> int:
-        """How many different objects are expected, with those that are of an unknown kind."""
+        """Return the number of distinct expected locators, including unknown ones."""
         return int(self._one(_LOCATORS))
 
     def right(self) -> int:
-        """How many expected objects differ in nothing."""
+        """Return the number of expected objects without a difference."""
         query = (
             "SELECT count(DISTINCT locator) FROM expected "
             "WHERE NOT EXISTS (SELECT 1 FROM differences WHERE differences.locator = expected.locator)"
@@ -237,12 +236,12 @@ class Comparison(Spill):
 
 
 def _difference(row: tuple[Any, ...]) -> Difference:
-    """What a row of both lists differs in: the first thing that shows."""
+    """Return the first difference in a row of the join."""
     expected, (locator, size, etag) = Expected(*row[:-3]), row[-3:]
     what = "an overlay" if expected.size is None else f"{expected.size:,} bytes"
     about = expected.locator, expected.name
     if expected.broken is not None:
-        return Difference("broken", *about, what, f"it broken before ({expected.broken}), and was not repaired since")
+        return Difference("broken", *about, what, f"it was broken before ({expected.broken}), and not repaired since")
     if locator is None:
         return Difference("missing", *about, what, "nothing")
     if expected.size not in {None, size}:
@@ -253,13 +252,12 @@ def _difference(row: tuple[Any, ...]) -> Difference:
 def _folded(locator: str) -> str:
     path = file_path(locator)
     if path is not None and "\0" not in path:
-        # Through links: what is listed in one folder may be what is expected in another.
+        # Resolve links: a listed file and an expected one in another folder may be the same.
         locator = Path(os.path.realpath(path)).as_uri()
     return unicodedata.normalize("NFC", unquote(locator).casefold()).replace("\\", "/")
 
 
 def _bucket(locator: str) -> str:
-    """``s3://bucket/`` of a locator; ``file:///`` of a file's."""
     return locator[: locator.index("/", locator.index("://") + 3) + 1]
 
 

@@ -1,4 +1,4 @@
-"""An object that was read, beside what was sent: its type, its pixels, its bytes. Runs in a thread."""
+"""Compares the content of an object with the upload: content type, pixels and bytes. Runs in a thread."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MD5 = re.compile("[0-9a-f]{32}")
 
 
 def examine(row: Expected, content: Content, max_pixels: int) -> list[Difference]:
-    """How an object that was read differs from what it should be. A PNG that claims more pixels is not decoded."""
+    """Return how an object differs from the expected one. A PNG of more than ``max_pixels`` is not decoded."""
     wrong: list[tuple[Kind, str, str]] = []
     data = content.data
     if content.content_type not in {None, "image/png"}:
@@ -42,21 +42,21 @@ def examine(row: Expected, content: Content, max_pixels: int) -> list[Difference
 
 
 def _problem(data: bytes | bytearray, row: Expected, max_pixels: int) -> tuple[Kind, str] | None:
-    """Why an object is not the PNG that it should be, or is not known to be; None if it is."""
+    """Return why an object is not the expected PNG, or was not decoded; None if it is."""
     from PIL import PngImagePlugin
 
     try:
-        # Not Image.open, whose own bound on pixels is below ours.
+        # Not Image.open, which has a lower limit on pixels.
         with PngImagePlugin.PngImageFile(io.BytesIO(data)) as image:
             width, height = image.size
             if row.width not in {None, width} or row.height not in {None, height}:
                 return "undecodable", f"{width:,} x {height:,}"
             if width * height > max_pixels:
-                return "unreadable", f"{width:,} x {height:,}, more than max_pixels = {max_pixels:,}: raise that"
+                return "unreadable", f"{width:,} x {height:,}, more than max_pixels = {max_pixels:,}: raise max_pixels"
             image.load()
         with PngImagePlugin.PngImageFile(io.BytesIO(data)) as image:
-            # Checksums, which are not looked at while it is decoded.
+            # Checks the checksums, which decoding does not.
             image.verify()
-    except Exception as error:  # noqa: BLE001  # a damaged file provokes any error
-        return "undecodable", f"{len(data):,} bytes that do not decode ({printable(str(error))})"
+    except Exception as error:  # noqa: BLE001  # a damaged file can cause any error
+        return "undecodable", f"{len(data):,} bytes that cannot be decoded ({printable(str(error))})"
     return None

@@ -1,4 +1,4 @@
-"""Every object of a comparison is read, and held against what was sent. On the event loop; what blocks, in threads."""
+"""Reads the objects of a comparison, and compares them with the uploads. Runs on the event loop, and in threads."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from async_maps.verify.verification import Verification
 
 _MOST_PIXEL_BYTES, _BESIDE_PIXELS = 10, 2**20
-"""No PNG has more bytes a pixel (of 16 bits a channel, one pixel a scanline, not compressed), and besides."""
+"""The maximum bytes of a PNG per pixel (16-bit RGBA, one pixel per scanline, uncompressed), and for the rest."""
 
 
 class Reading:
-    """Reads what a comparison of complete lists has found to be right so far; it gets what differs after all."""
+    """Reads the objects that do not differ in the listings, and adds their differences to the comparison."""
 
     def __init__(
         self, comparison: Comparison, objects: Objects, settings: Settings, verification: Verification
@@ -36,13 +36,13 @@ class Reading:
         self._unreached = 0
 
     async def read(self, since: str) -> None:
-        """Read what was stored then or later.
+        """Read the objects that were stored at or after ``since``.
 
-        Raises StoreError if S3 cannot be reached any more: more reads in a row failed than run concurrently.
+        Raises StoreError if more reads fail in a row than run concurrently, so S3 cannot be reached anymore.
         """
         self._verification.doing = "reading every object"
         settings = self._settings
-        # Waiting for the store takes no core; decoding does.
+        # Threads that wait for the store use no core; those that decode do.
         threads = CapacityLimiter(settings.concurrency), CapacityLimiter(settings.encode_thread_count)
         workers = [partial(self._examine, threads)] * settings.concurrency
         await fan_out(self._to_read(since), workers, size=lambda row: row.size or 0, limit=settings.queue_bytes)
@@ -69,18 +69,18 @@ class Reading:
         what = "an overlay" if row.size is None else f"{row.size:,} bytes"
         max_pixels = self._settings.max_pixels
         if (row.size or 0) > _MOST_PIXEL_BYTES * max_pixels + _BESIDE_PIXELS:
-            found = f"{row.size:,} bytes, more than a PNG of max_pixels = {max_pixels:,} has"
+            found = f"{row.size:,} bytes, more than a PNG of max_pixels = {max_pixels:,} can have"
             return Difference("unreadable", row.locator, row.name, "an overlay", found)
         try:
             content = self._objects.read(row.locator)
         except StoreError as error:
             self._unreached += 1
             if self._unreached > self._settings.concurrency:
-                # Else each of a million would be waited for.
+                # Do not wait for a time-out of each of a million objects.
                 raise
             return Difference("unreadable", row.locator, row.name, what, str(error))
         except FileNotFoundError:
-            return Difference("missing", row.locator, row.name, what, "nothing any more")
+            return Difference("missing", row.locator, row.name, what, "nothing anymore")
         except (SourceError, OSError) as error:
             return Difference("unreadable", row.locator, row.name, what, translate_os_error(error))
         self._unreached = 0

@@ -1,6 +1,6 @@
-"""Broken overlays, repaired: found by a look at all, marked in the manifest, done by the pipeline, looked at again.
+"""Repairs broken overlays: verifies all, marks the broken rows, uploads their overlays again, and verifies these.
 
-On the event loop; what blocks goes to threads.
+Runs on the event loop, and in threads.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from async_maps.settings import Settings
 from async_maps.sources import place_of
 from async_maps.tables import is_table
 from async_maps.verify.check import Check, advice_on_foreign, destination_of, watched
-from async_maps.verify.comparison import MENDABLE, Comparison
+from async_maps.verify.comparison import REPAIRABLE, Comparison
 from async_maps.verify.verification import MAX_LISTED_DIFFERENCES, Verification
 
 if TYPE_CHECKING:
@@ -38,11 +38,11 @@ if TYPE_CHECKING:
     from async_maps.outcomes import Outcome
     from async_maps.verify.check import OnVerification
 
-_AT_ONCE = 1000
-_ADVISED = 9
+_BATCH_ROWS = 1000
+_MAX_ADVICE = 9
 
 
-async def arepair_overlays(  # noqa: PLR0913  # one argument a flag
+async def arepair_overlays(  # noqa: PLR0913  # one argument per option
     manifest: str | PathLike[str],
     *,
     settings: Settings | None = None,
@@ -51,39 +51,40 @@ async def arepair_overlays(  # noqa: PLR0913  # one argument a flag
     delete_foreign: bool = False,
     on_progress: OnVerification | None = None,
 ) -> Verification:
-    """Verify as :func:`averify_locators` does, and make broken overlays again: nothing else is uploaded.
+    """Verify like :func:`averify_locators`, and upload only broken overlays again.
 
-    The rows of what is broken are failed rows (stage ``verify``) before anything is made: if the repair is interrupted,
-    the next one, or the next run, does the rest. Maps are read from where their run has read them, and
-    colorized with its settings, as the manifest has kept both; a map that has changed since gets what is there now.
+    First, the rows of broken overlays become failed rows (stage ``verify``). So if the repair is interrupted, the next
+    repair or run does the rest. The maps are read from the sources of their run, and colorized with its settings; the
+    manifest has both. A map that has changed since gets an overlay of its new values.
 
     Args:
-        manifest: no other run may be writing it.
-        settings: as for ``averify_locators``, and for the pipeline all that does not shape overlays.
+        manifest: the manifest; no run may be writing it.
+        settings: as for ``averify_locators``; also those settings of the pipeline that do not affect the overlays.
         deep: also read every object.
-        source: where the maps are now, if they have moved.
-        delete_foreign: delete each PNG below the destination that no row knows, also another manifest's overlays.
+        source: the current place of the maps, if they have moved.
+        delete_foreign: delete all foreign PNGs under the destination, even overlays of another manifest.
         on_progress: as for :func:`averify_locators`.
 
     Returns:
-        The verification after the repair: it ``is_clean`` if everything could be repaired.
+        The verification after the repair; its ``is_clean`` is true if everything was repaired.
 
     Raises:
-        AsyncMapsError: as ``averify_locators``, and as ``Pipeline.run`` but for sources that are gone: they are named.
+        AsyncMapsError: as for ``averify_locators`` and ``Pipeline.run``; but a source that does not exist is reported
+            in the ``advice``.
     """
     if is_table(str(manifest)):
-        raise SettingsError(f"{manifest} is a table, and does not tell how overlays were made: repair with a manifest")
+        raise SettingsError(f"{manifest} is a table, which has no settings to repair overlays with: pass a manifest")
     repair = _Repair(manifest, settings or Settings(), Verification())
     place = None if source is None else place_of(source)
     if source is not None and place is None:
-        raise SettingsError("a repair may read its source more than once: name a place, not standard input")
+        raise SettingsError("a repair may read its source more than once: pass a path, not standard input")
     work = partial(repair.run, place, deep=deep, delete_foreign=delete_foreign)
     await watched(work, repair.verification, on_progress)
     return repair.verification
 
 
 repair_overlays = blocking(arepair_overlays)
-"""Verify, and make broken overlays again: nothing else is uploaded."""
+"""Verify, and upload only broken overlays again."""
 
 
 class _Repair:
@@ -97,13 +98,13 @@ class _Repair:
         verification = self.verification
         began_at = monotonic()
         with Objects(self._settings.s3) as objects, Comparison() as before, Comparison() as after:
-            # Locked until all that is broken is marked: the rows that were read are those that are written.
+            # Keep the lock until all broken rows are marked, so that no run changes them in between.
             opened = await to_thread.run_sync(_open, self._manifest)
             try:
                 check = Check(before, objects, self._settings, verification)
                 await check.look(self._manifest, deep=deep)
                 await check.finish()
-                verification.doing = "marking what is broken"
+                verification.doing = "marking broken overlays"
                 await to_thread.run_sync(_mark, opened, before)
                 if delete_foreign:
                     await self._delete_foreign(before, objects)
@@ -112,15 +113,15 @@ class _Repair:
             finally:
                 with CancelScope(shield=True):
                     await to_thread.run_sync(opened.close)
-            verification.doing = f"making {sum(broken.values()):,} overlays again"
+            verification.doing = f"repairing {sum(broken.values()):,} overlays"
             since = datetime.now(UTC).isoformat(timespec="milliseconds")
-            for settings, sources in self._ways(runs, broken, source):
+            for settings, sources in self._plan(runs, broken, source):
                 await self._make(settings, destination, sources, "moved" if source else "broken")
             if verification.repaired or verification.deleted:
                 verification.locators = verification.right = verification.listed = 0
                 check = Check(after, objects, self._settings, verification)
                 await check.look(self._manifest, deep=deep, since=since)
-                # These were not read once more.
+                # The second verification does not read these.
                 await to_thread.run_sync(after.note, before.differences("unreadable"))
                 await check.finish()
             await self._advise()
@@ -133,17 +134,17 @@ class _Repair:
         foreign = verification.differences.get("foreign", 0)
         if foreign and not verification.right:
             verification.advice.append(
-                f"nothing was deleted: not one overlay of {self._manifest} lies there, only {foreign:,} others; is it "
-                "the right manifest?"
+                f"nothing was deleted: no overlay of {self._manifest} exists there, only {foreign:,} foreign "
+                f"{'object' if foreign == 1 else 'objects'}; is this the right manifest?"
             )
             return
         verification.doing = f"deleting {foreign:,} foreign objects"
         named = comparison.differences("foreign")
 
         def delete() -> int:
-            locators = [difference.locator for difference in islice(named, _AT_ONCE)]
+            locators = [difference.locator for difference in islice(named, _BATCH_ROWS)]
             kept = objects.delete(locators)
-            listed = islice(kept.items(), max(0, _ADVISED - len(verification.advice)))
+            listed = islice(kept.items(), max(0, _MAX_ADVICE - len(verification.advice)))
             verification.advice.extend(f"not deleted: {locator}: {reason}" for locator, reason in listed)
             verification.deleted += len(locators) - len(kept)
             return len(locators)
@@ -151,17 +152,17 @@ class _Repair:
         while await to_thread.run_sync(delete):
             pass
 
-    def _ways(
+    def _plan(
         self, runs: list[KeptRun], broken: dict[str, int], source: str | None
     ) -> list[tuple[Settings, list[str]]]:
-        """The settings behind the fingerprints of what is broken, as far as they are known, and sources for each.
+        """Return the known settings of broken overlays, each with the sources of their maps.
 
-        Two of them may have one fingerprint: they differ in the headers of the objects in S3.
+        Two settings can have the same fingerprint, if they differ only in the headers of S3 objects.
         """
         ways: dict[str, tuple[Settings, list[str]]] = {}
         for run in runs:
             place = source or run.source
-            with suppress(SettingsError):  # a range that has come to a single value
+            with suppress(SettingsError):  # a dataset range of a single value
                 settings = self._settings.shaped_as(run.shaping)
                 if place is not None and settings.fingerprint() in broken:
                     _, sources = ways.setdefault(json.dumps(run.shaping), (settings, []))
@@ -170,7 +171,6 @@ class _Repair:
         return list(ways.values())
 
     async def _make(self, settings: Settings, destination: str, sources: Sequence[str], mode: RepairMode) -> None:
-        """Make overlays of these settings again, from one source after the other, until none is left."""
         async with Pipeline(destination, settings=settings) as pipeline:
             for source in sources:
                 if settings.fingerprint() not in await self._broken():
@@ -178,10 +178,10 @@ class _Repair:
                 try:
                     report = await pipeline._repair(source, self._manifest, mode, self._count)
                 except SourceError as error:
-                    self._problems.append(f"cannot be made from {printable(source)}: {error}")
+                    self._problems.append(f"cannot be repaired from {printable(source)}: {error}")
                 else:
                     self._problems.extend(f"failed: {failure}" for failure in report.failures)
-                del self._problems[_ADVISED:]
+                del self._problems[_MAX_ADVICE:]
 
     def _count(self, outcomes: Sequence[Outcome]) -> None:
         made = [outcome.locator for outcome in outcomes if isinstance(outcome, Receipt)]
@@ -201,15 +201,16 @@ class _Repair:
         if left:
             self.verification.advice.extend(self._problems)
             self.verification.advice.append(
-                f"{left:,} could not be repaired; they count as failed, and a run does them: async-maps run SOURCE "
-                f"DESTINATION --manifest {self._manifest} --retry-failed, with the settings of before. If their maps "
-                "lie elsewhere now, repair with --source"
+                f"{left:,} {'overlay' if left == 1 else 'overlays'} could not be repaired. To upload them by a run "
+                "with the same settings: "
+                f"async-maps run SOURCE DESTINATION --manifest {self._manifest} --retry-failed. "
+                "If the maps have moved, repair with --source"
             )
 
 
 def _open(path: str | PathLike[str]) -> Manifest:
     with Manifest(path, read_only=True):
-        # Else it would be made.
+        # Raises an error if it does not exist; the next line would create it.
         pass
     return Manifest(path)
 
@@ -217,5 +218,5 @@ def _open(path: str | PathLike[str]) -> Manifest:
 def _mark(manifest: Manifest, comparison: Comparison) -> None:
     manifest.mark_broken(
         (found.locator, found.name, f"{found.kind}: expected {found.expected}, found {found.found}")
-        for found in comparison.differences(*MENDABLE)
+        for found in comparison.differences(*REPAIRABLE)
     )

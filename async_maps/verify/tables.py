@@ -1,4 +1,4 @@
-"""The locators in a table of results: ``.csv``, ``.jsonl`` or ``.parquet``, ours or Kolena's. Blocks, and streams."""
+"""The locators in a table of results: ``.csv``, ``.jsonl`` or ``.parquet``, ours or Kolena's. Blocks; row by row."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ _CRC32 = re.compile("[0-9a-f]{1,8}")
 
 
 def locators_in(path: str, s3: S3Settings | None = None) -> Generator[Expected, None, None]:
-    """Every locator of a table, in the order of its rows.
+    """Yield every locator of a table, in the order of its rows.
 
-    In the column ``locator``, with ``bytes``, ``etag``, ``crc32``, ``width`` and ``height`` where there are such
-    columns; and, as Kolena writes ``BitmapMask`` and all else that has a locator (``kolena.io``, 1.69.0), in every cell
-    that is an object ``{"locator": ..., "data_type": ...}``, a list of them, or the JSON of either. In a row that has
-    cells of that form the column ``locator`` names what is overlaid, which need not be a PNG.
+    Locators are in the column ``locator``, with the columns ``bytes``, ``etag``, ``crc32``, ``width`` and ``height`` if
+    they exist. They are also in each cell that is an object ``{"locator": ..., "data_type": ...}``, a list of objects,
+    or the JSON of either; Kolena writes ``BitmapMask`` in this form (``kolena.io``, 1.69.0). In a row with such cells,
+    the column ``locator`` is the image below the overlay, which need not be a PNG.
 
     Raises:
-        SourceError: it cannot be read.
-        MissingExtraError: Parquet needs the extra ``parquet``.
+        SourceError: the table cannot be read.
+        MissingExtraError: the extra ``parquet`` is not installed.
     """
     with Filesystems(s3) as filesystems, closing(read_table(path, filesystems.of(path).open)) as rows:
         for row in rows:
@@ -50,7 +50,6 @@ def _in_row(where: str, row: Mapping[str, object]) -> Iterator[Expected]:
 
 
 def _in_cell(value: object) -> Iterator[Mapping[str, Any]]:
-    """The objects with a locator in a cell, at any depth."""
     waiting = [value]
     while waiting:
         value = waiting.pop()
@@ -74,7 +73,7 @@ def _expected(where: str, fields: Mapping[str, Any], *, is_overlay: bool) -> Exp
         name=where,
         size=_number(fields.get("bytes")),
         etag=_plain(etag) if isinstance(etag, str) and etag else None,
-        # Programs that take it for a number drop its zeros.
+        # Programs that read it as a number drop leading zeros.
         crc32=crc32.zfill(8) if _CRC32.fullmatch(crc32) else None,
         width=_number(fields.get("width")),
         height=_number(fields.get("height")),
@@ -83,12 +82,12 @@ def _expected(where: str, fields: Mapping[str, Any], *, is_overlay: bool) -> Exp
 
 
 def _plain(text: str) -> str:
-    """The text, as SQLite takes it: without halves of characters."""
+    """Replace lone surrogates, which SQLite refuses."""
     return text.encode("utf-8", "replace").decode()
 
 
 def _number(value: object) -> int | None:
-    """A whole number; also of a program that takes all numbers for fractions."""
+    """Parse a whole number, also if it was written as a float."""
     try:
         number = float(value)  # type: ignore[arg-type]  # TypeError says so
     except (TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""What a look at all locators ends with."""
+"""The result of a verification or repair."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ MAX_LISTED_DIFFERENCES = 1000
 
 @dataclass(slots=True)
 class Verification:
-    """What was found.
+    """The result of a verification or repair.
 
     Attributes:
         place: the manifest or the table.
-        folders: what was listed.
-        locators: how many objects should be there.
-        right: how many of them are, and are as they should be.
-        listed: objects in the listings.
-        read: objects that were read, with ``deep``.
-        read_bytes: their bytes.
-        failed: maps that have no overlay, as they failed.
-        differences: how many there are of each kind (:data:`~async_maps.verify.comparison.Kind`).
-        repaired: overlays that were uploaded again.
-        deleted: foreign objects that were deleted.
-        elapsed_s: seconds it took.
-        doing: what it is doing at this moment; empty at the end.
-        advice: what is to be done about what differs.
+        folders: the folders that were listed.
+        locators: the number of expected objects.
+        right: the number of expected objects that exist and do not differ.
+        listed: the number of objects in the listings.
+        read: the number of objects that were read, with ``deep``.
+        read_bytes: the bytes that were read.
+        failed: the number of maps that failed in their run, and have no overlay.
+        differences: the number of objects by the kind of difference (:data:`~async_maps.verify.comparison.Kind`).
+        repaired: the number of overlays that were uploaded again.
+        deleted: the number of foreign objects that were deleted.
+        elapsed_s: the duration in seconds.
+        doing: the current step; empty at the end.
+        advice: sentences that say how to fix the differences.
         first: the first differences.
         first_repaired: the locators of the first repaired overlays.
     """
@@ -58,7 +58,7 @@ class Verification:
         return not self.differences
 
     def copy(self) -> Verification:
-        """Return the verification of this moment."""
+        """Return a copy of the current state."""
         return replace(
             self,
             folders=self.folders[:],
@@ -88,9 +88,10 @@ class Verification:
         if self.differences:
             lines.append("different: " + ", ".join(f"{count:,} {kind}" for kind, count in self.differences.items()))
         if self.failed:
-            lines.append(f"{self.failed:,} maps failed in their run, and have no locator")
+            maps = "1 map failed in its run and has" if self.failed == 1 else f"{self.failed:,} maps failed and have"
+            lines.append(f"{maps} no locator")
         return "\n".join([*lines, *self.advice])
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the verification for machines: every attribute, plain values only."""
+        """Return all attributes as a dict of plain values, for JSON."""
         return asdict(self) | {"first": [difference._asdict() for difference in self.first]}

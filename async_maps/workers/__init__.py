@@ -1,1 +1,1 @@
-"""The worker processes, and the memory they share with the main process."""
+"""The worker processes, and the memory that they share with the main process."""

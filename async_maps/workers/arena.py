@@ -1,7 +1,7 @@
-"""The shared memory in which pixels come back from the worker processes. Used on the event loop; workers map it too.
+"""The shared memory through which worker processes return pixels. Managed on the event loop; the workers map it.
 
-It is one anonymous file in memory, whose descriptor the workers inherit. It has no name: there is nothing in /dev/shm
-to leave behind, however the processes end, and the small /dev/shm of a container does not bound it.
+It is one anonymous file in memory, whose descriptor the workers inherit. It needs no /dev/shm: nothing is left there
+after a crash, and the small /dev/shm of a container is no limit.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ _NOTHING = np.empty(0, np.uint8)
 
 
 def map_memory(descriptor: int, size: int) -> NDArray[np.uint8]:
-    """The first ``size`` bytes of an arena's file; unmapped when the last view of them is gone."""
+    """Map the first ``size`` bytes of an arena's file; they are unmapped with their last view."""
     return np.frombuffer(mmap.mmap(descriptor, size), np.uint8)
 
 
 class Block:
-    """A contiguous piece of an arena, at ``start`` in its file, shared by the bitmaps of a chunk."""
+    """A contiguous range of an arena, shared by the bitmaps of a chunk; ``start`` is its offset in the file."""
 
     memory: NDArray[np.uint8]
-    """(size,), its bytes."""
+    """(size,) uint8."""
 
     def __init__(self, arena: Arena, start: int, size: int) -> None:
         self.start = start
@@ -42,23 +42,23 @@ class Block:
         self._holders = 1
 
     def hold(self) -> None:
-        """One more holds it; each calls :meth:`release` once."""
+        """Add a holder, which must call :meth:`release` once."""
         self._holders += 1
 
     def release(self) -> None:
-        """One holder less; the last one gives the block back, and no view of it may be touched any more."""
+        """Remove a holder; the last one gives the block back, and its views must not be used afterwards."""
         self._holders -= 1
         if self._holders == 0:
-            # What still refers to the block, the traceback of an error perhaps, must not keep the memory mapped.
+            # A traceback may still refer to this block: do not keep the memory mapped.
             self.memory = _NOTHING
             self._arena.give_back(self)
 
 
 class Arena:
-    """Hands out blocks of ``size`` bytes of shared memory; a request for more than is free waits.
+    """Shared memory of ``size`` bytes that is handed out in blocks; a request for more than is free waits.
 
-    A block larger than the whole arena is handed out when nothing else is: the file grows for it and shrinks after it.
-    Raises SettingsError if the system does not give that much memory.
+    A block larger than the whole arena is handed out when no other is held: the file grows for it and shrinks again.
+    Raises SettingsError if the system does not provide that much memory.
     """
 
     def __init__(self, size: int) -> None:
@@ -71,7 +71,9 @@ class Arena:
         except (OSError, OverflowError) as error:
             os.close(self.descriptor)
             reason = error.strerror if isinstance(error, OSError) else error
-            raise SettingsError(f"queue_bytes: the system gives no {size:,} bytes to share: {reason}") from error
+            raise SettingsError(
+                f"queue_bytes: the system cannot provide {size:,} bytes of shared memory: {reason}"
+            ) from error
         self._free = [(0, self.size)]
         self._line: WaitingLine[Block] = WaitingLine(self._carve, self.give_back)
 
@@ -83,13 +85,13 @@ class Arena:
         self._memory = _NOTHING
 
     async def take(self, size: int) -> Block:
-        """Wait for a block of at least ``size`` bytes, held once. Cancelled, nothing was taken.
+        """Wait for a block of at least ``size`` bytes, with one holder; if the wait is cancelled, nothing is taken.
 
-        Raises OSError, with nothing taken, if the block is larger than the arena and the system does not give so much.
+        Raises OSError if it is larger than the arena, and the system does not provide that much memory.
         """
         block = await self._line.wait(_round_up(max(size, 1)))
         if block.size > self.size:
-            # Grown here and not when it was served: an error concerns the task that asked, not the one that made room.
+            # Not in _carve: the error belongs to this task, not to the task that released memory and called _carve.
             try:
                 block.memory = self._grow(block.size)
             except BaseException:
@@ -108,7 +110,7 @@ class Arena:
         self._line.serve()
 
     def _carve(self, size: int) -> Block | None:
-        """The first free piece that is large enough, so that memory once touched is used again."""
+        """Take the first free range that is large enough, so that the same memory is reused."""
         if size > self.size:
             if self.held:
                 return None
@@ -129,7 +131,7 @@ class Arena:
             os.ftruncate(self.descriptor, size)
             return map_memory(self.descriptor, size)
         except (OSError, OverflowError) as error:
-            raise OSError(errno.ENOMEM, f"no {size:,} bytes of shared memory are to be had") from error
+            raise OSError(errno.ENOMEM, f"{size:,} bytes of shared memory are not available") from error
 
 
 def _anonymous_file() -> int:
@@ -144,7 +146,6 @@ def _round_up(size: int) -> int:
 
 
 def _merge(pieces: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The free pieces in order, neighbors joined."""
     merged: list[tuple[int, int]] = []
     for start, length in sorted(pieces):
         if merged and sum(merged[-1]) == start:

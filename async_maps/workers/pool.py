@@ -1,11 +1,10 @@
-"""The worker processes, seen from the event loop.
+"""The worker processes, as the event loop controls them.
 
-Each worker is a fresh interpreter (never a fork) that one task of the colorize stage owns: the task hands it a chunk
-and waits. So nothing is ever submitted ahead of a free worker, one worker's death concerns one chunk, and cancelling
-the task kills its process. ``concurrent.futures`` has none of the three: its executor prefetches, breaks as a whole,
-joins its processes in a way that blocks the loop, and leaves them alive when the parent is killed. It also imports the
-caller's ``__main__`` again in every worker, which a plain script without an ``if __name__ == "__main__"`` does not
-survive.
+Each worker is a new interpreter, not a fork. One task of the colorize stage owns it and hands it one chunk at a time.
+So nothing is queued behind a busy worker, the death of a worker affects one chunk, and cancelling the task kills the
+process. ``concurrent.futures`` is not used: its executor prefetches, breaks completely when one process dies, blocks
+the loop when it joins its processes, and leaves them running when the parent is killed. It also imports the caller's
+``__main__`` in every worker, which fails for scripts without ``if __name__ == "__main__"``.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
 
 _BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from async_maps.workers.worker import main; main()"
 _START_TIMEOUT_S = 120.0
-"""A cold start compiles the kernels, on a machine that may be busy with other things."""
+"""The first start compiles the kernels, possibly on a busy machine."""
 _STOP_TIMEOUT_S = 5.0
 
 
@@ -42,22 +41,22 @@ class Worker(Protocol):
 
     @property
     def is_alive(self) -> bool:
-        """Whether it can be given a chunk, as far as is known."""
+        """Whether the worker can process a chunk, as far as is known."""
 
     async def start(self) -> None:
-        """Make it ready, also again when it has died: kernels warm. Raises WorkerError if it cannot be."""
+        """Start or restart the worker, and load its kernels; raise WorkerError if that fails."""
 
     async def colorize(self, block: Block, free_from: int, requests: list[Request]) -> Reply:
-        """Colorize maps into a block. Raises WorkerError if the worker dies over it."""
+        """Colorize maps into the block from the offset ``free_from`` on; raise WorkerError if the worker dies."""
 
     async def stop(self) -> None:
-        """End it, and wait until it has ended."""
+        """Stop the worker, and wait until it has ended."""
 
 
 class ThreadWorker:
-    """A worker in a thread of this process, for places where no process may be started.
+    """A worker in a thread of this process, for environments where no process may be started.
 
-    Cancelled, it waits for its thread to finish the chunk, because the thread writes into the block.
+    On cancellation it waits until the thread has finished the chunk, because the thread writes into the block.
     """
 
     def __init__(self, recipe: Recipe) -> None:
@@ -66,11 +65,11 @@ class ThreadWorker:
 
     @property
     def is_alive(self) -> bool:
-        """Always: a thread cannot be killed."""
+        """Always True: a thread cannot be killed."""
         return True
 
     async def start(self) -> None:
-        """Warm the kernels."""
+        """Load the kernels."""
 
         def warm() -> None:
             from async_maps.render import kernels  # noqa: F401
@@ -84,11 +83,11 @@ class ThreadWorker:
         )
 
     async def stop(self) -> None:
-        """Its thread ends with its last chunk."""
+        """Do nothing: the thread ends with its last chunk."""
 
 
 class ProcessWorker:
-    """A worker in a process of its own. Cancelled, or when it dies, its process is killed and its chunk abandoned."""
+    """A worker in another process, which is killed when a call is cancelled or fails."""
 
     def __init__(self, recipe: Recipe, arena: Arena) -> None:
         self._hello = {
@@ -107,20 +106,20 @@ class ProcessWorker:
 
     @property
     def pid(self) -> int | None:
-        """The process's number, while it runs."""
+        """The id of the running process; None if there is none."""
         return self._process.pid if self._process else None
 
     @property
     def is_alive(self) -> bool:
-        """Whether its process runs."""
+        """Whether the process is running."""
         return self._process is not None and self._process.poll() is None
 
     async def start(self) -> None:
-        """Start the interpreter and wait until its kernels are warm."""
-        # Of one that died while nobody spoke to it, the socket is still open.
+        """Start the interpreter and wait until its kernels are loaded."""
+        # A worker that died while it was idle still has an open socket.
         await self._kill()
         try:
-            # Milliseconds; cancelled meanwhile, there would be a process that nobody knows of.
+            # Shielded, because a cancellation between fork and return would leave an unknown process; milliseconds.
             with CancelScope(shield=True):
                 ours, theirs = socket.socketpair()
                 with theirs:
@@ -132,7 +131,7 @@ class ProcessWorker:
                         raise
         except OSError as error:
             raise WorkerError(
-                f"a worker process cannot be started: {error.strerror}; with workers = 0 none is needed"
+                f"a worker process cannot be started: {error.strerror}; set workers = 0 to use a thread instead"
             ) from error
         try:
             async with asyncio.timeout(_START_TIMEOUT_S):
@@ -147,32 +146,32 @@ class ProcessWorker:
         return Reply([_result(*result) for result in results], wanted)
 
     async def stop(self) -> None:
-        """Close its input, upon which it ends; kill it if it does not."""
+        """Close the worker's input, which ends it; kill it after a time-out."""
         if self._process is None:
             return
         with suppress(OSError, TimeoutError):
             self._requests.write_eof()
             async with asyncio.timeout(_STOP_TIMEOUT_S):
-                # Its end of the socket closes with the process.
+                # Ends when the process does: its end of the socket is closed.
                 await self._replies.read()
         await self._kill()
 
     def _launch(self, theirs: socket.socket) -> subprocess.Popen[bytes]:
         """Start the interpreter, in a thread.
 
-        An event loop could start it too, but two of uvloop's must not do that at the same time ("Racing with another
-        loop to spawn a process"), and others may run one in this process.
+        Not by the event loop: two uvloops of this process must not start a process concurrently ("Racing with another
+        loop to spawn a process").
         """
-        # One worker is one core: libraries in it must not start a thread for each of them.
+        # A worker uses one core: its libraries must not start a thread for each core.
         single = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
-        # The folder it is started in is not searched for modules (-P).
+        # -P: do not import modules from the current folder.
         return subprocess.Popen(  # noqa: S603  # our own module, in this interpreter
             [sys.executable, "-P", "-c", _BOOT, json.dumps(sys.path)],
             stdin=theirs.fileno(),
             stdout=theirs.fileno(),
             pass_fds=(self._descriptor,),
             env={**os.environ, **single},
-            # Out of the terminal's foreground group: Ctrl-C is for the parent, which drains.
+            # Not in the terminal's foreground group: only the parent gets Ctrl-C, and drains.
             start_new_session=True,
         )
 
@@ -186,13 +185,12 @@ class ProcessWorker:
             status = await self._kill()
             raise WorkerError(f"a worker process {_describe(status)}") from error
         except BaseException:
-            # Half a conversation cannot be taken up again, and the worker may still write into the block.
+            # An interrupted exchange cannot be resumed, and the worker may still write into the block.
             await self._kill()
             raise
         return reply
 
     async def _kill(self) -> int | None:
-        """End it immediately; its exit status."""
         if self._process is None:
             return None
         process, self._process = self._process, None
@@ -204,7 +202,7 @@ class ProcessWorker:
 
 
 def _result(*values: Any) -> Result | Failed:
-    """A result as it was before JSON made lists of it."""
+    """Restore a result from JSON, which turns named tuples into lists."""
     if len(values) == len(Failed._fields):
         return Failed(*values)
     result = Result(*values)
@@ -219,9 +217,9 @@ def _describe(status: int | None) -> str:
 
 @asynccontextmanager
 async def started_workers(recipe: Recipe, count: int, arena: Arena) -> AsyncIterator[list[Worker]]:
-    """Start worker processes concurrently, or one worker in a thread if the count is 0.
+    """Start worker processes concurrently, or one worker in a thread if the count is 0; stop them at the end.
 
-    Raises WorkerError if one could not be started.
+    Raises WorkerError if a worker cannot be started.
     """
     workers: list[Worker] = [ProcessWorker(recipe, arena) for _ in range(count)] or [ThreadWorker(recipe)]
     try:

@@ -1,7 +1,7 @@
-"""What a worker does with a chunk of maps: read, quantize, colorize. Runs in a worker process, or in a thread.
+"""The work on a chunk of maps: read, quantize, colorize. Runs in a worker process, or in a thread.
 
-The process speaks JSON over its standard input and output, each message after its length in four bytes; pixels never
-pass there, they stay in the arena. It ends itself when its input ends, which it does when the parent dies, however.
+The process exchanges JSON messages over its standard input and output, each after its length in four bytes. Pixels stay
+in the arena. The process ends when its input does, so also when the parent is killed.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _ALIGNMENT = 64
 class Request(NamedTuple):
     """A map to colorize: in a file (``path``, ``part``), or in the block (``offset``, ``shape``, ``dtype``).
 
-    The range is a known one, as its kind, low and high. ``measured`` is None unless the values are intensities already.
+    ``value_range`` has the fields of a ValueRange. ``measured`` is None unless the values are intensities already.
     """
 
     path: str | None
@@ -54,9 +54,9 @@ class Request(NamedTuple):
 
 
 class Result(NamedTuple):
-    """A map that was colorized: its scanlines begin at the offset in the block; without ``rgba`` they are intensities.
+    """A colorized map. Its scanlines start at ``offset`` in the block; they are RGBA colors or intensities.
 
-    ``transparent`` is an intensity that is transparent in this map, other than the table says.
+    ``transparent`` is the intensity that is transparent in this map only, despite the table; or None.
     """
 
     offset: int
@@ -68,14 +68,14 @@ class Result(NamedTuple):
 
 
 class Failed(NamedTuple):
-    """A map that was not colorized: the stage in which it failed, and why."""
+    """A map that was not colorized: the stage that failed, and the reason."""
 
     stage: Stage
     reason: str
 
     @classmethod
     def by(cls, error: Exception) -> Failed:
-        """Say where and why a map failed that could not be read or colorized."""
+        """Return the stage and the reason for an error of reading or colorizing."""
         if isinstance(error, InputValidationError):
             return cls("colorize", str(error))
         if isinstance(error, SourceError | OSError | MissingExtraError):
@@ -84,9 +84,9 @@ class Failed(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """The results of a chunk, in the order of its requests: fewer if the block was full.
+    """The results of a chunk, in the order of its requests; fewer if the block was full.
 
-    Then ``wanted`` is the number of bytes that the first map without a result needs; else it is 0.
+    ``wanted`` is the number of bytes that the first map without a result needs; 0 if all have a result.
     """
 
     results: list[Result | Failed]
@@ -95,11 +95,10 @@ class Reply(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Recipe:
-    """How pixels are made from the colors, (256, 4) uint8.
+    """How to colorize maps; ``table`` has the RGBA colors of the intensities, (256, 4) uint8.
 
-    ``rgba`` writes colors; other PNGs hold intensities, whose colors are the palette, or which have none (``gray``).
-    ``compact`` replaces every fully transparent intensity by the first one. Maps in files are refused beyond
-    ``max_pixels``.
+    ``rgba`` writes colors, other kinds of PNG write intensities. ``compact`` replaces each fully transparent intensity
+    by the first one. Maps in files with more than ``max_pixels`` are refused.
     """
 
     table: NDArray[np.uint8]
@@ -109,28 +108,28 @@ class Recipe:
 
     @property
     def channels(self) -> int:
-        """Bytes of a pixel."""
+        """The bytes of a pixel."""
         return 4 if self.png == "rgba" else 1
 
     @cached_property
     def transparent(self) -> int | None:
-        """The first intensity that is fully transparent, if there is one."""
+        """The first fully transparent intensity; None if there is none."""
         return next(iter(np.flatnonzero(self.table[:, 3] == 0).tolist()), None)
 
     @cached_property
     def collapse(self) -> NDArray[np.uint8]:
-        """What each intensity becomes under ``compact``: (256,) uint8."""
+        """The intensity that replaces each intensity under ``compact``, (256,) uint8."""
         intensities = np.arange(256, dtype=np.uint8)
         return np.where(self.table[:, 3] == 0, self.transparent or 0, intensities).astype(np.uint8)
 
 
 def aligned(offset: int) -> int:
-    """The next offset at which any array may start."""
+    """Round an offset up to the alignment of arrays."""
     return -(-offset // _ALIGNMENT) * _ALIGNMENT
 
 
 def colorize_chunk(block: NDArray[np.uint8], free_from: int, requests: list[Request], recipe: Recipe) -> Reply:
-    """Colorize maps into a block, as many as fit behind the arrays, which lie before ``free_from``."""
+    """Colorize maps into a block, until it is full, from the offset ``free_from`` on; the arrays are before it."""
     with Readers(max_pixels=recipe.max_pixels) as readers:
         return _colorize_chunk(block, free_from, requests, recipe, readers)
 
@@ -148,7 +147,7 @@ def _colorize_chunk(
                 return Reply(results, result)
             results.append(result._replace(offset=offset))
             offset = aligned(offset + scanline_bytes(result.height, result.width, 4 if result.rgba else 1))
-        except Exception as error:  # noqa: BLE001  # one map's failure is data, and a hostile file provokes anything
+        except Exception as error:  # noqa: BLE001  # one map's failure is data; a malicious file can cause any error
             results.append(Failed.by(error))
     return Reply(results, 0)
 
@@ -160,7 +159,7 @@ def _get(block: NDArray[np.uint8], request: Request, readers: Readers) -> NDArra
 
 
 def _colorize(array: NDArray[Any], room: NDArray[np.uint8], request: Request, recipe: Recipe) -> Result | int:
-    """Write a map's scanlines at the beginning of the room; if it is too small, say how many bytes are needed."""
+    """Write a map's scanlines at the start of ``room``; if it is too small, return the number of bytes needed."""
     value_range = ValueRange(*request.value_range)
     shape = map_shape(array, value_range)
     needed = scanline_bytes(*shape, recipe.channels)
@@ -178,7 +177,7 @@ def _colorize(array: NDArray[Any], room: NDArray[np.uint8], request: Request, re
     if hidden is not None and not rgba:
         transparent = recipe.transparent
         if transparent is None:
-            # An intensity that this map does not use will do; if it uses all 256, a palette has no room for one more.
+            # Use an intensity that this map does not have; if it has all 256, write RGBA instead of a palette.
             transparent = next(iter(np.flatnonzero(histogram == 0).tolist()), None)
         rgba = transparent is None
         needed = scanline_bytes(*shape, 4 if rgba else 1)
@@ -198,19 +197,19 @@ def _colorize(array: NDArray[Any], room: NDArray[np.uint8], request: Request, re
 
 
 def send_message(file: IO[bytes], message: object) -> None:
-    """Write a message and its length."""
+    """Write a message, and flush it."""
     file.write(frame(message))
     file.flush()
 
 
 def frame(message: object) -> bytes:
-    """A message as it is sent: four bytes of length, then JSON."""
+    """Return a message as bytes: its length in four bytes, then JSON."""
     body = json.dumps(message).encode()
     return len(body).to_bytes(4, "big") + body
 
 
 def _receive(file: IO[bytes]) -> Any:
-    """The next message; None when no whole one comes any more, as its sender has stopped or died meanwhile."""
+    """Read a message; return None if the input ended, even inside a message."""
     head = file.read(4)
     size = int.from_bytes(head, "big")
     body = file.read(size) if len(head) == 4 else b""
@@ -218,16 +217,16 @@ def _receive(file: IO[bytes]) -> Any:
 
 
 def main() -> None:
-    """Serve one parent until it closes our input. First message: the recipe and the arena; then chunks."""
-    # Ctrl-C, and a service manager's SIGTERM, reach every process of a group: when to stop is the parent's to say.
+    """Run a worker process until its input is closed. The first message is the recipe and the arena; then chunks."""
+    # Service managers send SIGTERM to all processes of a service; only the parent decides when to stop.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     requests = sys.stdin.buffer
     try:
         os.fstat(2)
-    except OSError:  # closed, as daemons have it
+    except OSError:  # closed, as in daemons
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    # What a library prints must not end up between the messages.
+    # Libraries that print must not write between the messages: send their output to standard error.
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
 
@@ -237,18 +236,18 @@ def main() -> None:
     table = np.frombuffer(bytes.fromhex(hello["table"]), np.uint8).reshape(256, 4)
     recipe = Recipe(table, hello["png"], hello["invalid"], hello["max_pixels"])
     memory = map_memory(hello["descriptor"], hello["size"])
-    # Importing the kernels compiles them or reads them from numba's cache: the warm-up.
+    # This import compiles the kernels or loads them from numba's cache.
     from async_maps.render import kernels  # noqa: F401
 
     try:
         send_message(replies, "ready")
         while (chunk := _receive(requests)) is not None:
             start, size, free_from, maps = chunk
-            # A block beyond the arena is the one for which its file has grown.
+            # A block that is larger than the arena: the file has grown.
             whole = memory if start + size <= memory.size else map_memory(hello["descriptor"], start + size)
             reply = colorize_chunk(whole[start : start + size], free_from, [Request(*map_) for map_ in maps], recipe)
             del whole
             send_message(replies, reply)
     except ConnectionError:
-        # The parent is gone; nobody waits for the reply.
+        # The parent has died.
         os._exit(1)

@@ -31,16 +31,16 @@ def wrong_uses() -> Iterator[Any]:
         return pytest.param(arguments, said, environment, id=name)
 
     yield case("no folder", "run nowhere out", "no such file or folder: nowhere")
-    yield case("no maps", "run empty out", "holds no activation maps")
-    yield case("no map", "run bad.toml out", "is not read as activation maps")
-    yield case("no name", "run nameless.csv out", "a table needs the columns name and path; found id, path")
-    yield case("one name twice", "run twice.csv out", "the name a is in line 2 and in line 3: each map needs its own")
-    yield case("no range there", "run maps out --range from:relative.sqlite", "it was made with range per-map; make it")
+    yield case("no maps", "run empty out", "contains no activation maps")
+    yield case("no map", "run bad.toml out", "is not a file of activation maps")
+    yield case("no name", "run nameless.csv out", "the table needs the columns name and path; found id, path")
+    yield case("one name twice", "run twice.csv out", "the name 'a' is in line 2 and in line 3; give")
+    yield case("no range there", "run maps out --range from:relative.sqlite", "its run used range per-map; run it")
     yield case("bad flag", "run maps out --bogus", "--bogus")
     yield case("bad value", "run maps out --workers many", "workers: input should be a valid integer")
     yield case("bad choice", "run maps out --png gif", "png: input should be 'palette', 'rgba', 'compact' or 'gray'")
     yield case("gray and clear", "run maps out --png gray --invalid transparent", "png gray has no transparent pixels")
-    yield case("bad colormap", "run maps out --colormap virdis", "unknown colormap 'virdis'; near to it: viridis")
+    yield case("bad colormap", "run maps out --colormap virdis", "unknown colormap 'virdis'; similar names: viridis")
     yield case("a hyphen first", "run maps out --range -2,2", "write a value that begins with a hyphen as --range=-2,2")
     yield case(
         "glob without quotes", "run maps/a.npy maps/b.npy out x", "DESTINATION; a glob must be in quotes, such as"
@@ -68,7 +68,7 @@ def wrong_uses() -> Iterator[Any]:
     yield case("too many hours", "export relative.sqlite x.csv --presign 169", "expected 1 to 168 hours, found 169")
     yield case("foreign manifest", "run maps out --manifest bad.toml", "bad.toml")
     yield case("unknown scheme", "run maps gs://bucket/x", "unknown destination")
-    yield case("no folder for the report", "run maps out --report none/r.json", "no such folder")
+    yield case("no folder for the report", "run maps out --report none/r.json", "the folder does not exist")
     yield case("nothing", "run", "SOURCE")
     yield case("no scenes", "demo --scenes 0", "--scenes")
     yield case("a folder served", "demo --local --serve", "--local and --serve exclude each other")
@@ -162,7 +162,7 @@ def test_failures_are_listed_by_reason_with_the_command_that_lists_all(
     command = f"async-maps export '{manifest.absolute()}' failures.csv --failed"
     text_reason = "expected an .npy file: the magic string is not correct; expected b'\\x93NUMPY', got b'not an'"
     value = "every value must lie in [0, 1]; found {} at index (0, 0) (12 of 12 values are NaN or out of range): "
-    advice = "a range says what other values span (--range per-map, --range symmetric or --range LO,HI)"
+    advice = "for other values, set range to per-map, symmetric or LO,HI"
     said = capsys.readouterr().err.splitlines()
     assert [line.removeprefix("async-maps: ") for line in said] == [
         "4 maps failed at colorize, such as:",

@@ -91,7 +91,7 @@ def test_a_folder_becomes_its_overlays_and_a_second_run_skips_all(
             id="wrong secret",
         ),
         pytest.param(
-            "run maps s3://{bucket}/x", "access key is not known", {"AWS_ACCESS_KEY_ID": "nobody"}, id="unknown key"
+            "run maps s3://{bucket}/x", "access key does not exist", {"AWS_ACCESS_KEY_ID": "nobody"}, id="unknown key"
         ),
         pytest.param(
             "run maps s3://bucket/x --s3.max-attempts 2",
@@ -99,7 +99,7 @@ def test_a_folder_becomes_its_overlays_and_a_second_run_skips_all(
             {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"},
             id="nobody listens",
         ),
-        pytest.param("run s3://{bucket}/nothing/ out", "holds no activation maps", {}, id="no such object"),
+        pytest.param("run s3://{bucket}/nothing/ out", "contains no activation maps", {}, id="no such object"),
         pytest.param("run s3://no-such-bucket/maps/ out", "the bucket does not exist", {}, id="no bucket to read"),
     ],
 )
@@ -115,7 +115,7 @@ def test_an_unusable_store_exits_with_2_and_one_message(
     assert said in only_error(output)
     assert os.environ["AWS_SECRET_ACCESS_KEY"] not in output.out + output.err
     # The hint to the doctor is only for destinations.
-    assert ("async-maps doctor s3://no-such-bucket/x tells" in output.err) == ("s3://no-such-bucket/x" in arguments)
+    assert ("run: async-maps doctor s3://no-such-bucket/x" in output.err) == ("s3://no-such-bucket/x" in arguments)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -136,7 +136,7 @@ def test_a_signal_finishes_maps_in_flight_and_the_run_can_resume(
     os.killpg(running.pid, number)
     out, err = running.communicate(timeout=60)
     assert running.returncode == code, err
-    assert f"{number.name}: finishing what is in flight" in err
+    assert f"{number.name}: finishing the maps in flight" in err
     assert "run the same command again" in err
     with Manifest("m.sqlite", read_only=True) as manifest:
         locators = {str(row[1]) for row in manifest.rows()}
@@ -179,4 +179,4 @@ def test_a_manifest_of_one_server_is_refused_for_another(
     with seaweed.serve(tmp_path / "other") as other, seaweed.in_environment(other):
         asyncio.run(seaweed.create_bucket(other, bucket))
         assert invoke(*command) == 2
-        assert f"this run goes to s3://{bucket}/x at {other.endpoint_url}" in capsys.readouterr().err
+        assert f"but this run writes to s3://{bucket}/x at {other.endpoint_url}" in capsys.readouterr().err

@@ -85,14 +85,14 @@ def test_files_of_others_are_not_replaced(tmp_path: Path, name: str) -> None:
 
 def test_serve_without_the_server_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(seaweed, "is_installed", lambda: False)
-    with pytest.raises(MissingExtraError, match=r"a server that stays needs the extra 'demo'"):
+    with pytest.raises(MissingExtraError, match=r"--serve needs the extra 'demo'"):
         demo.run_demo(tmp_path / "demo", scenes=1, local=False, serve=True)
     assert not (tmp_path / "demo").exists()
 
 
 def test_a_folder_that_cannot_be_created_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(SettingsError, match="cannot make the folder"):
+    with pytest.raises(SettingsError, match="cannot create the folder"):
         demo.run_demo(tmp_path / "file", scenes=1, local=True)
 
 
@@ -123,7 +123,7 @@ def test_serve_keeps_the_server_until_ctrl_c(tmp_path: Path) -> None:
 def test_a_signal_ends_the_demo_and_its_server(tmp_path: Path, number: signal.Signals) -> None:
     running = start("demo", "--out", tmp_path / "demo", "--scenes", 150)
     assert running.stdout is not None
-    while "SeaweedFS answers" not in running.stdout.readline():
+    while "SeaweedFS runs" not in running.stdout.readline():
         assert running.poll() is None
     os.killpg(running.pid, number)
     _, err = running.communicate(timeout=60)

@@ -89,9 +89,9 @@ async def test_cancelling_a_measurement_waits_for_its_puts(measure: str) -> None
     ("environment", "level", "said"),
     [
         ({}, "ok", "from the environment, access key ...SIBL"),
-        ({"AWS_SESSION_TOKEN": "t"}, "warning", "temporary, and nothing says until when"),
+        ({"AWS_SESSION_TOKEN": "t"}, "warning", "temporary, expiry unknown"),
         ({"AWS_SESSION_TOKEN": "t", "AWS_CREDENTIAL_EXPIRATION": "2999-01-02T03:04:05Z"}, "ok", "until 2999-01-02"),
-        ({"AWS_SESSION_TOKEN": "t", "AWS_CREDENTIAL_EXPIRATION": "soon"}, "warning", "and not renewed"),
+        ({"AWS_SESSION_TOKEN": "t", "AWS_CREDENTIAL_EXPIRATION": "soon"}, "warning", "not renewed"),
         ({"AWS_ACCESS_KEY_ID": "", "AWS_PROFILE": "mine"}, "ok", "from profile mine of the credentials file"),
     ],
 )  # fmt: skip
@@ -114,10 +114,16 @@ async def test_the_source_and_expiry_of_credentials_are_reported(
     ("rates", "latency_s", "level", "said", "advice"),
     [
         # At 640 a second and 100 ms each, 64 are in flight: 32 are too few.
-        ({32: 320, 64: 640, 128: 650}, 0.1, "warning", "65.0 under way", "use --concurrency 128"),
-        ({32: 320, 64: 640, 128: 600}, 0.1, "warning", "64.0 under way", "use --concurrency 64"),
-        ({32: 500, 64: 510}, 0.004, "ok", "32 at once are enough (Little's law: 510/s x 4.0 ms = 2.0 under way)", ""),
-        ({32: 500, 64: 550}, 0.1, "ok", "32 at once are enough", ""),
+        ({32: 320, 64: 640, 128: 650}, 0.1, "warning", "65.0 in flight", "use --concurrency 128"),
+        ({32: 320, 64: 640, 128: 600}, 0.1, "warning", "64.0 in flight", "use --concurrency 64"),
+        (
+            {32: 500, 64: 510},
+            0.004,
+            "ok",
+            "32 concurrent uploads are enough (Little's law: 510/s x 4.0 ms = 2.0 in flight)",
+            "",
+        ),
+        ({32: 500, 64: 550}, 0.1, "ok", "32 concurrent uploads are enough", ""),
     ],
 )
 def test_the_advised_concurrency_follows_littles_law(
@@ -131,12 +137,12 @@ def test_the_advised_concurrency_follows_littles_law(
 
 @pytest.mark.parametrize(
     ("error", "advice"),
-    [(TransientError("SlowDown", slow_down=True), "slows down by itself"), (StoreError("gone"), "tries again")],
+    [(TransientError("SlowDown", slow_down=True), "slows down automatically"), (StoreError("gone"), "retries")],
 )
 def test_a_store_that_fails_under_load_is_a_warning(error: StoreError, advice: str) -> None:
     (finding,) = judge([Load(32, 900, None), Load(64, 10, error)], 0.01, 100_000, 32)
     assert finding.level == "warning"
-    assert "900 PUTs/s, 90.0 MB/s, with 32 at once; with 64 at once: " in finding.text
+    assert "900 PUTs/s, 90.0 MB/s, with 32 concurrent uploads; with 64: " in finding.text
     assert advice in finding.advice
 
 
@@ -144,7 +150,7 @@ def test_a_folder_is_checked_and_left_unchanged(tmp_path: Path, ask: Any) -> Non
     code, found = ask(tmp_path / "none" / "yet", "--files.fsync")
     assert (code, levels(found)) == (0, {"kolena": "warning"})
     assert list(found) == ["write", "space", "rename", "create only", "fsync", "kolena"]
-    assert found["write"].text == f"{tmp_path} takes files, and {tmp_path}/none/yet is made when the first comes"
+    assert found["write"].text == f"{tmp_path} is writable; {tmp_path}/none/yet will be created with the first file"
     assert "cannot read file://" in found["kolena"].text
     assert list(tmp_path.iterdir()) == []
 
@@ -156,9 +162,9 @@ def refuse_links(*_: object) -> None:
 @pytest.mark.parametrize(
     ("call", "instead", "check", "said"),
     [
-        ("replace", shutil.copyfile, "rename", "replacing a file is not one step there"),
-        ("link", shutil.copyfile, "create only", "a hard link has replaced a file there"),
-        ("link", refuse_links, "create only", "no hard links there (Operation not permitted)"),
+        ("replace", shutil.copyfile, "rename", "files are not replaced atomically"),
+        ("link", shutil.copyfile, "create only", "a hard link replaced an existing file"),
+        ("link", refuse_links, "create only", "no hard links (Operation not permitted)"),
     ],
 )
 def test_a_folder_without_posix_semantics_is_a_warning(
@@ -188,7 +194,7 @@ def test_a_folder_with_little_space_is_a_warning(tmp_path: Path, ask: Any, monke
     monkeypatch.setattr(os, "statvfs", lambda _: Full)
     code, found = ask(tmp_path)
     assert (code, found["space"].level) == (0, "warning")
-    assert "some 0 overlays" in found["space"].text
+    assert "about 0 overlays" in found["space"].text
 
 
 def test_a_folder_that_cannot_be_written_is_a_failure(unprivileged: Path, ask: Any) -> None:
@@ -202,7 +208,7 @@ def test_a_folder_that_cannot_be_written_is_a_failure(unprivileged: Path, ask: A
 def test_the_command_prints_lines_and_a_total(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert invoke("doctor", tmp_path) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == f"ok       write         {tmp_path} takes files"
+    assert lines[0] == f"ok       write         {tmp_path} is writable"
     assert lines[-1] == "5 ok, 1 warning"
 
 

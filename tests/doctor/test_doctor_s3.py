@@ -73,7 +73,7 @@ def test_a_good_bucket_has_only_ok_findings_and_no_leftovers(bucket: str, ask: A
 @pytest.mark.parametrize(
     ("environment", "check", "said", "advice"),
     [
-        ({"AWS_ACCESS_KEY_ID": "nobody"}, "bucket", "access key is not known", "AWS_ACCESS_KEY_ID"),
+        ({"AWS_ACCESS_KEY_ID": "nobody"}, "bucket", "access key does not exist", "AWS_ACCESS_KEY_ID"),
         ({"AWS_SECRET_ACCESS_KEY": "other"}, "bucket", "secret key is wrong", "AWS_SECRET"),
         ({"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "endpoint", "127.0.0.1:9", "AWS_ENDPOINT_URL"),
         ({"AWS_ACCESS_KEY_ID": "", "AWS_PROFILE": "none"}, "configuration", "(none)", "AWS_PROFILE"),
@@ -167,7 +167,7 @@ def test_versioning_is_a_warning_and_no_version_is_left(bucket: str, ask: Any) -
     on_bucket("put_bucket_versioning", bucket, VersioningConfiguration={"Status": "Enabled"})
     code, found = ask(f"s3://{bucket}", "--quick")
     assert (code, levels(found)) == (0, {"versioning": "warning"})
-    assert "overwritten stay as old versions" in found["versioning"].text
+    assert "overwritten overlays are kept as old versions" in found["versioning"].text
     left = on_bucket("list_object_versions", bucket)
     assert not left.get("Versions")
     assert not left.get("DeleteMarkers")
@@ -217,7 +217,7 @@ def test_the_printed_cors_command_works_and_keeps_other_rules(allowed: list[str]
     assert f"pages of {' and '.join(denied)} may not read overlays" in found["browser"].text
 
     said, _, command = found["browser"].advice.partition("\n")
-    assert "keeps the rules that are there" in said
+    assert "keeps the bucket's existing rules" in said
     *start, rules = shlex.split(command)
     assert start == ["aws", "s3api", "put-bucket-cors", "--bucket", bucket, "--cors-configuration"]
     on_bucket("put_bucket_cors", bucket, CORSConfiguration=json.loads(rules))
@@ -238,9 +238,9 @@ def test_changes_by_a_proxy_are_found(s3: S3Server, bucket: str, ask: Any, monke
                 "encryption": "warning"}
         )  # fmt: skip
         assert found["bucket"].advice.startswith("set AWS_DEFAULT_REGION=eu-west-3")
-        assert "comes back as text/plain" in found["content type"].text
-        assert "ignores If-None-Match: --if-exists skip and error cannot be relied on" in found["create only"].text
-        assert "the bucket has no rules of its own yet" in found["browser"].advice
+        assert "text/plain, not image/png" in found["content type"].text
+        assert "ignores If-None-Match, which --if-exists skip and error need" in found["create only"].text
+        assert "the bucket has no rules yet" in found["browser"].advice
         assert "kms:Decrypt" in found["encryption"].advice
         code, found = ask(f"s3://{bucket}/x", "--quick", "--if-exists", "skip")
         assert found["create only"].level == "failure"
@@ -250,8 +250,8 @@ def test_changes_by_a_proxy_are_found(s3: S3Server, bucket: str, ask: Any, monke
 @pytest.mark.parametrize(
     ("give", "expected", "said"),
     [
-        (lambda seen: seen[-1][:-1], {"read back": "failure", "overwrite": "warning"}, "other bytes come back"),
-        (lambda seen: seen[0], {"overwrite": "warning"}, "the old object comes back after it was replaced"),
+        (lambda seen: seen[-1][:-1], {"read back": "failure", "overwrite": "warning"}, "the object has other bytes"),
+        (lambda seen: seen[0], {"overwrite": "warning"}, "a GET after the overwrite returns the old object"),
     ],
     ids=["cut short", "out of a cache"],
 )
@@ -342,10 +342,10 @@ async def test_headers_of_the_settings_are_checked(bucket: str) -> None:
     ("arguments", "said"),
     [
         ("gs://bucket/x", "unknown destination"),
-        ("memory://x", "nothing can be found out about 'memory://x'"),
-        ("s3://", "'' is not the name of a bucket"),
-        ("s3://bucket/../x", "the prefix cannot be used"),
-        ("out --origin https://app.kolena.com/", "is no origin; expected https://host, without a slash"),
+        ("memory://x", "'memory://x' cannot be checked"),
+        ("s3://", "'' is not a valid bucket name"),
+        ("s3://bucket/../x", "the prefix is not valid"),
+        ("out --origin https://app.kolena.com/", "is not an origin; expected https://host, without a slash"),
         ("out --concurrency many", "concurrency"),
         ("", "DESTINATION"),
     ],

@@ -79,7 +79,7 @@ def test_the_model_of_the_example_classifies_90_percent(ran: Ran) -> None:
     accuracy, _, rest = ran.output.partition("%")
     assert float(accuracy) >= 90
     assert rest.startswith(
-        f" of {TESTED} test images are classified right\n{2 * TESTED:,} uploaded, 0 skipped, 0 failed"
+        f" of {TESTED} test images are classified correctly\n{2 * TESTED:,} uploaded, 0 skipped, 0 failed"
     )
 
 

@@ -240,7 +240,7 @@ async def test_a_file_that_kills_its_reader_fails_alone(
     assert (report.uploaded, report.failed) == (299, 1)
     failure = report.failures[0]
     assert (failure.name, failure.stage) == ("150", "colorize")
-    assert failure.reason == "a worker process was killed by signal 9 (out of memory?) over this map, time and again"
+    assert failure.reason == "a worker process was killed by signal 9 (out of memory?) each time it processed this map"
     assert len(list((tmp_path / "out").glob("*.png"))) == 299
 
 
@@ -277,8 +277,8 @@ async def test_workers_that_cannot_restart_end_the_run(
     with pytest.raises(am.WorkerError) as caught:
         await asyncio.wait_for(run("memory://"), 100)
     assert str(caught.value) == (
-        "a worker process was killed by signal 9 (out of memory?) while it was started again, 6 times in a row; "
-        "fewer workers take less memory"
+        "a worker process was killed by signal 9 (out of memory?) when it was restarted, 6 times in a row; "
+        "use fewer workers, which need less memory"
     )
     report = caught.value.report
     # Two workers start, and each is restarted at most six times.

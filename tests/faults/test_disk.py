@@ -82,7 +82,7 @@ def error_message(capsys: pytest.CaptureFixture[str]) -> str:
     err = capsys.readouterr().err
     assert "Traceback" not in err
     line, *hint = err.splitlines()
-    assert all(text.startswith("async-maps: async-maps doctor ") for text in hint)
+    assert all(text.startswith("async-maps: to find the problem, run: async-maps doctor ") for text in hint)
     assert line.startswith("async-maps: error: ")
     return line.removeprefix("async-maps: error: ")
 
@@ -109,7 +109,7 @@ def test_a_full_manifest_disk_ends_the_run_and_the_next_completes(
     command = ("run", stack, "out", "--manifest", manifest, *QUICK)
     assert invoke(*command) == 1
     assert error_message(capsys) == (
-        f"the manifest {manifest} cannot be written: its disk is full: make room, and run the same command again"
+        f"the manifest {manifest} cannot be written: the disk is full: free some space, and run the same command again"
     )
     # Each committed row has its object.
     done = {str(row["name"]) for row in read_rows(manifest)}
@@ -129,7 +129,7 @@ def test_a_full_manifest_disk_is_reported_before_any_upload(
     command = ("run", stack, "out", "--manifest", manifest, *QUICK)
     assert invoke(*command) == 2
     assert re.fullmatch(
-        rf"the manifest {manifest} cannot be \w+: its disk is full: make room, .*", error_message(capsys)
+        rf"the manifest {manifest} cannot be \w+: the disk is full: free some space, .*", error_message(capsys)
     )
     assert not Path("out").exists()
     filling.unlink()
@@ -152,9 +152,9 @@ def test_a_run_that_hits_a_file_size_limit_can_be_completed(stack: Path, capsys:
     assert limited.returncode == 1, limited.stderr
     (line,) = limited.stderr.splitlines()
     assert line.startswith(
-        f"async-maps: error: the manifest {manifest} cannot be written: its disk fails (disk I/O error"
+        f"async-maps: error: the manifest {manifest} cannot be written: the disk failed (disk I/O error"
     )
-    assert line.endswith("once that is mended, run the same command again")
+    assert line.endswith("run the same command again when it works")
     assert invoke(*command) == 0
     whole(manifest, Path("out"), IN_STACK)
 
@@ -166,7 +166,7 @@ def test_a_transaction_on_a_full_disk_can_be_repeated(disk: Callable[[str], Path
         manifest.begin(DESTINATION)
         filling = fill(path.parent)
         for _ in range(2):
-            with pytest.raises(ManifestError, match="cannot be written: its disk is full"):
+            with pytest.raises(ManifestError, match="cannot be written: the disk is full"):
                 manifest.write(outcomes, SETTINGS)
             assert manifest.counts() == {}
         filling.unlink()
@@ -239,17 +239,17 @@ def test_a_full_temporary_folder_is_named(tmp_path: Path, record: str) -> None:
         with Manifest(tmp_path / "m.sqlite") as manifest:
             manifest.begin(DESTINATION)
             manifest._database.execute("PRAGMA temp.max_page_count = 2")
-            with pytest.raises(ManifestError, match="the disk of temporary files is full: let TMPDIR name another"):
+            with pytest.raises(ManifestError, match="the disk of temporary files is full: set TMPDIR to another"):
                 manifest.plan(maps, SETTINGS, "changed")
         return
     with Claims(lambda map_: map_.name) as claims:
         claims._database.execute("PRAGMA max_page_count = 2")
         with pytest.raises(
-            ManifestError, match=r"among the temporary files \(TMPDIR .*cannot be written: its disk is full"
+            ManifestError, match=r"the temporary file of .* \(in TMPDIR\) cannot be written: the disk is full"
         ):
             claims.check(maps)
         with pytest.raises(
-            ManifestError, match=r"among the temporary files \(TMPDIR .*cannot be written: its disk is full"
+            ManifestError, match=r"the temporary file of .* \(in TMPDIR\) cannot be written: the disk is full"
         ):
             claims.load((map_.name, map_.name) for map_ in maps)
 
@@ -273,8 +273,8 @@ def test_an_unwritable_manifest_is_reported_before_any_upload(
     locked.chmod(0o555)
     assert invoke(*command) == 2
     assert error_message(capsys) == (
-        f"the manifest {manifest} cannot be opened: no permission to write it, or in its folder, or the disk is "
-        "read-only: name another file with --manifest"
+        f"the manifest {manifest} cannot be opened: no permission to write to the file or its folder, or "
+        "the disk is read-only: choose another manifest file"
     )
     assert not Path("out").exists()
     locked.chmod(mode)
@@ -293,7 +293,7 @@ def test_an_unwritable_report_is_reported_before_any_upload(
         ("folder", "it is a folder"),
         ("folder/report.json", "no permission"),
         ("closed/report.json", "no permission"),
-        ("closed/closed/report.json", "there is no such folder"),
+        ("closed/closed/report.json", "the folder does not exist"),
     ):
         assert invoke("run", "a.npy", "out", *QUICK, "--report", report) == 2
         assert error_message(capsys) == f"cannot write the report to {report}: {reason}"
@@ -385,24 +385,24 @@ def _text(path: Path) -> None:
     path.write_text("[settings]\npng = 'rgba'\n" * 100)
 
 
-_MOVE = "move it away, and run again: all maps are done anew, to the same locators"
+_MOVE = "move it away, and run again: all maps are uploaded again, to the same locators"
 
 
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        (_header, "it is no SQLite file, or its beginning is damaged: name another, or move it away"),
-        (_page_size, "it is no SQLite file, or its beginning is damaged: name another, or move it away"),
+        (_header, "it is not an SQLite file, or is damaged: choose another manifest file, or move it away"),
+        (_page_size, "it is not an SQLite file, or is damaged: choose another manifest file, or move it away"),
         (_middle, rf"it is damaged \(.*\): {_MOVE}"),
         (_cut, rf"it is damaged \(database disk image is malformed\): {_MOVE}"),
         (_without_tables, rf"it is damaged \(no such table: maps\): {_MOVE}"),
-        (_text, "it is no SQLite file, or its beginning is damaged: name another, or move it away"),
-        (_foreign, "m.sqlite is an SQLite file, but no manifest of ours: name another with --manifest"),
+        (_text, "it is not an SQLite file, or is damaged: choose another manifest file, or move it away"),
+        (_foreign, "m.sqlite is an SQLite file, but not a manifest: choose another manifest file"),
         (
             _newer,
             (
-                f"m.sqlite has the manifest schema 99, this version of async-maps reads schema {VERSION}: "
-                "name another file with --manifest"
+                f"m.sqlite has manifest schema 99, but this version of async-maps reads schema {VERSION}: "
+                "choose another manifest file"
             ),
         ),
     ],

@@ -134,7 +134,9 @@ async def test_a_store_that_goes_down_ends_the_run(
 
     with monkeypatch.context() as patch:
         async with am.Pipeline(f"s3://{bucket}/p", settings=settings) as pipeline:
-            with pytest.raises(am.StoreError, match=r"has taken nothing for \d s: .*run it again") as raised:
+            with pytest.raises(
+                am.StoreError, match=r"has accepted nothing for \d s: .*run the same command again"
+            ) as raised:
                 await pipeline.run(source(), manifest=tmp_path / "m.sqlite")
     assert not isinstance(raised.value, am.ObjectError)
     # The failure of the store is not a failure of any map.
@@ -158,13 +160,13 @@ async def test_if_exists_skip_and_error_keep_existing_objects(place: str, bucket
         assert (same.uploaded, same.failed) == (4, 0)
         other = await pipeline.run(second)
         assert (other.uploaded, other.failed) == (0, 2)
-        assert all("another" in failure.reason and "left as it is" in failure.reason for failure in other.failures)
+        assert all("another" in failure.reason and "not replaced" in failure.reason for failure in other.failures)
     if place == "memory":
         return  # each pipeline has its own memory
     async with am.Pipeline(destination, settings=am.Settings(workers=0, if_exists="error")) as pipeline:
         report = await pipeline.run(first)
         assert (report.uploaded, report.failed) == (0, 4)
-        assert all("is there already" in failure.reason for failure in report.failures)
+        assert all("already exists" in failure.reason for failure in report.failures)
     async with am.Pipeline(destination, settings=am.Settings(workers=0)) as pipeline:
         assert (await pipeline.run(second)).uploaded == 2
 
@@ -209,7 +211,7 @@ async def test_credentials_that_expire_during_a_run_are_refreshed(
 @pytest.mark.parametrize(
     ("code", "said"),
     [
-        ("ExpiredToken", "the session token has expired; run it again with a new one"),
+        ("ExpiredToken", "the session token has expired; run the command again with a new one"),
         ("RequestTimeTooSkewed", "this machine's clock is wrong"),
         ("SignatureDoesNotMatch", "the secret key is wrong"),
     ],

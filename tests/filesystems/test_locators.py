@@ -36,5 +36,5 @@ def test_an_address_has_a_bucket_and_a_key(address: str, bucket: str, key: str) 
 )
 def test_an_address_without_a_bucket_name_is_refused(address: str) -> None:
     for error in (SourceError, SettingsError):
-        with pytest.raises(error, match="is not the name of a bucket; expected s3://bucket/prefix"):
+        with pytest.raises(error, match="is not a valid bucket name; expected s3://bucket/prefix"):
             parse_s3_address(address, error)

@@ -43,8 +43,8 @@ def test_a_full_disk_raises_the_given_error_class(error: type[SourceError | Mani
         with pytest.raises(error) as refusal:
             insert(spill, *(f"{number:0300}" for number in range(200)))
         assert str(refusal.value) == (
-            "the names, among the temporary files (TMPDIR says where), cannot be written: its disk is full: make room, "
-            "and run the same command again"
+            "the temporary file of the names (in TMPDIR) cannot be written: the disk is full: free some space, and run "
+            "the same command again"
         )
         assert spill.rows("SELECT * FROM names") == []
 

@@ -77,13 +77,13 @@ def test_provenance_adds_the_map_name_and_the_range() -> None:
 def test_a_mask_of_a_failure_or_a_local_file_is_refused() -> None:
     with pytest.raises(am.MapFailedError, match=r"c \(c\.npy\): read: no map"):
         bitmap_mask(am.Failure("c", "c.npy", None, "read", "no map"))
-    with pytest.raises(am.InputValidationError, match=r"made of a Receipt, .*found str"):
+    with pytest.raises(am.InputValidationError, match=r"expected a Receipt, .*found str"):
         bitmap_mask("s3://bucket/o/a.png")  # type: ignore[arg-type]
     with pytest.raises(am.InputValidationError, match="Kolena reads s3://"):
         bitmap_mask(replace(receipt("a"), locator="file:///o/a.png"))
-    with pytest.raises(am.SettingsError, match="a mask's locator is its own"):
+    with pytest.raises(am.SettingsError, match="a field cannot be called 'locator'"):
         bitmap_mask(receipt("a"), locator="s3://bucket/o/b.png")
-    with pytest.raises(am.SettingsError, match="a mask's data_type is its own"):
+    with pytest.raises(am.SettingsError, match="a field cannot be called 'data_type'"):
         bitmap_mask(receipt("a"), data_type="ANNOTATION/POLYGON")
 
 
@@ -200,7 +200,7 @@ def test_statistics_are_added_on_request(pandas: Any, manifest: Path) -> None:
 @pytest.mark.parametrize(
     ("columns", "options", "message"),
     [
-        (["image"], {"on": "name"}, "on: the results have no column 'name'; there are image"),
+        (["image"], {"on": "name"}, "on: the results have no column 'name'; they have image"),
         (["image", "activation_map"], {}, "two columns 'activation_map'"),
         (["image", "x", "x"], {}, "two columns 'x'"),
         (["image", "box.data_type"], {}, "Kolena drops columns whose names end in 'data_type': rename 'box.data_type'"),
@@ -266,7 +266,7 @@ def test_values_are_converted_to_json(pandas: Any, manifest: Path) -> None:
 @pytest.mark.parametrize("value", [b"x", {1}, Path("x"), timedelta(1), np.timedelta64(1, "ns"), 1j, {(1, 2): 3}])
 def test_values_without_a_json_form_are_refused_with_their_column(pandas: Any, manifest: Path, value: object) -> None:
     results = pandas.DataFrame({"image": ["a"], "odd": pandas.Series([[value]], dtype=object)})
-    with pytest.raises(am.InputValidationError, match=r"^column 'odd': .*; make it numbers, text or a list of them$"):
+    with pytest.raises(am.InputValidationError, match=r"^column 'odd': .*; convert it to numbers, text or lists$"):
         results_frame(manifest, results, on="image")
 
 
@@ -274,7 +274,7 @@ def test_a_float_index_is_refused_as_kolena_loses_its_rows(pandas: Any, service:
     from kolena.dataset import upload_results
 
     results = pandas.DataFrame({"image": ["a", "b"], "score": [1, 2]}, index=[10.0, 20.0])
-    with pytest.raises(am.SettingsError, match=r"index of floats: take results\.reset_index\(\)"):
+    with pytest.raises(am.SettingsError, match=r"index of floats: use results\.reset_index\(\)"):
         results_frame(manifest, results, on="image")
     with pytest.warns(FutureWarning, match="float-dtype index"):
         upload_results("a dataset", "a model", results)

@@ -72,7 +72,7 @@ def test_an_evident_difference_is_told_with_the_function_that_heals_it(
     tmp_path: Path, known: list[str], results: list[Any], told: str, advice: str
 ) -> None:
     said = message(tmp_path, known, results)
-    assert f"but for {told}: pass on=lambda row: {advice}\n" in said
+    assert f"except {told}: pass on=lambda row: {advice}\n" in said
     assert f"{str(results[0])!r} in the results looks like {known[0]!r} in the manifest" in said
     frame = pandas.DataFrame({"image": results})
     on = eval(f"lambda row: {advice}")  # noqa: S307  # what the message advises must work
@@ -92,7 +92,7 @@ def test_an_evident_difference_is_told_with_the_function_that_heals_it(
 def test_what_no_simple_step_heals_is_told_without_one(tmp_path: Path, known: list[str], results: list[str]) -> None:
     said = message(tmp_path, known, results)
     assert f"{results[0]!a} in the results looks like {known[0]!a} in the manifest" in said
-    assert "let `on` be a function that makes the manifest's name from a row" in said
+    assert "pass a function as `on` that makes the manifest's name from a row" in said
 
 
 def test_names_of_both_sides_are_told_where_nothing_looks_alike(tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_layers_that_are_not_there_are_told(tmp_path: Path) -> None:
 
 def test_a_function_that_makes_the_names_gets_no_other_one(tmp_path: Path) -> None:
     said = message(tmp_path, ["a"], ["a.png"], on=lambda row: row["image"])
-    assert "the extension ('.png' in the results, none there): let `on` be a function" in said
+    assert "the extension ('.png' in the results, none there): pass a function as `on`" in said
 
 
 def test_many_names_are_told_in_little_text(tmp_path: Path) -> None:

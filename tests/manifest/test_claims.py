@@ -92,8 +92,8 @@ def test_a_second_map_with_the_same_key_fails(nested: Path, tmp_path: Path, with
     (failure,) = report.failures
     assert (failure.name, failure.stage) == ("b/2", "source")
     assert failure.reason == (
-        f"'file://{out}/2.png' is the overlay of 'a/2': let the key hold {{name}} or {{digest}} to tell them apart; "
-        "if that one is gone, do all anew with --overwrite"
+        f"'file://{out}/2.png' is the overlay of another map, 'a/2': add {{name}} or {{digest}} to the key; "
+        "if that map no longer exists, run again with --overwrite"
     )
     alone = tmp_path / "alone"
     am.run([("2", np.load(nested / "a" / "2.npy"))], alone, settings=am.Settings(**LOCAL))
@@ -149,7 +149,7 @@ async def test_put_accepts_a_name_again_but_not_another_with_its_key(tmp_path: P
     async with am.Pipeline(tmp_path, settings=am.Settings(key="{stem}.png", **LOCAL)) as pipeline:
         await pipeline.put("a/1", some_map(0))
         await pipeline.put("a/1", some_map(1))
-        with pytest.raises(am.MapFailedError, match="is the overlay of 'a/1'"):
+        with pytest.raises(am.MapFailedError, match="is the overlay of another map, 'a/1'"):
             await pipeline.put("b/1", some_map(2))
         outcomes = [outcome async for outcome in pipeline.stream([("c/1", some_map(3)), ("c/2", some_map(4))])]
     assert sorted(type(outcome).__name__ for outcome in outcomes) == ["Failure", "Receipt"]

@@ -167,7 +167,7 @@ def test_a_missing_or_invalid_manifest_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match="no such manifest"):
         export_manifest(tmp_path / "none.sqlite", tmp_path / "a.csv")
     (tmp_path / "m.sqlite").write_bytes(b"")
-    with pytest.raises(ManifestError, match="no manifest of ours"):
+    with pytest.raises(ManifestError, match="not a manifest"):
         export_manifest(tmp_path / "m.sqlite", tmp_path / "a.csv")
     assert [path.name for path in tmp_path.iterdir()] == ["m.sqlite"]
 
@@ -210,18 +210,18 @@ def test_a_table_has_the_requested_columns_in_order(manifest: Path, tmp_path: Pa
     ("options", "sentence"),
     [
         ({"columns": ["name", "color"]}, "columns: unknown 'color'; known: name, locator, status, source"),
-        ({"columns": []}, "columns: expected one at least"),
-        ({"columns": ["name", "name"]}, "columns: each can be named once, found name, name"),
-        ({"columns": ["name"], "export_format": "kolena"}, "of which activation_map is made, found name"),
-        ({"columns": ["name"], "export_format": "fiftyone"}, "of which map_path is made, found name"),
+        ({"columns": []}, "columns: expected at least one"),
+        ({"columns": ["name", "name"]}, "columns: name each column only once, found name, name"),
+        ({"columns": ["name"], "export_format": "kolena"}, "from which activation_map is made, found name"),
+        ({"columns": ["name"], "export_format": "fiftyone"}, "from which map_path is made, found name"),
         ({"export_format": "excel"}, "export_format: expected plain, kolena, fiftyone, found 'excel'"),
         ({"rows": "broken"}, "rows: expected done, failed, all, found 'broken'"),
         (
             {"rows": "failed", "export_format": "kolena"},
             "failed maps have no overlays for kolena: export them as plain",
         ),
-        ({"rows": "failed", "presign_hours": 1}, "presign: failed maps have no overlays, so there is nothing to sign"),
-        ({"columns": ["reason", "reason"]}, "columns: each can be named once, found reason, reason"),
+        ({"rows": "failed", "presign_hours": 1}, "presign: failed maps have no overlays to sign"),
+        ({"columns": ["reason", "reason"]}, "columns: name each column only once, found reason, reason"),
         ({"presign_hours": 0}, "presign: expected 1 to 168 hours, found 0"),
         ({"presign_hours": float("nan")}, "presign: expected 1 to 168 hours, found nan"),
         ({"presign_hours": 169}, "presign: expected 1 to 168 hours, found 169"),

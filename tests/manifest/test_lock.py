@@ -48,8 +48,8 @@ def _held(manifest: Path, pid: int) -> str:
     since = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC"
     return (
         rf"^the manifest {re.escape(str(manifest))} is in use by another run "
-        rf"\(process {pid} on {re.escape(socket.gethostname())}, since {since}\): wait until that one has ended, "
-        r"or name another file with --manifest$"
+        rf"\(process {pid} on {re.escape(socket.gethostname())}, since {since}\): wait until it has ended, "
+        r"or choose another manifest file$"
     )
 
 

@@ -270,8 +270,8 @@ def test_another_destination_is_refused_once_maps_are_done(path: Path) -> None:
             with pytest.raises(ManifestError) as refusal:
                 prepare(DESTINATION)
             assert str(refusal.value) == (
-                f"{path} is the manifest of s3://second/, this run goes to {DESTINATION}: "
-                "name another file with --manifest"
+                f"{path} is the manifest of s3://second/, but this run writes to {DESTINATION}: "
+                "choose another manifest file"
             )
         manifest.begin("s3://second/")
 
@@ -280,14 +280,14 @@ def test_another_destination_is_refused_once_maps_are_done(path: Path) -> None:
 def test_another_file_is_refused_and_not_changed(path: Path, read_only: bool) -> None:
     path.write_bytes(b"no database, but long enough to be looked at " * 100)
     before = path.read_bytes()
-    with pytest.raises(ManifestError, match=rf"^the manifest {path} cannot be opened: it is no SQLite file, or"):
+    with pytest.raises(ManifestError, match=rf"^the manifest {path} cannot be opened: it is not an SQLite file, or"):
         Manifest(path, read_only=read_only)
     assert path.read_bytes() == before
     path.unlink()
     with closing(sqlite3.connect(path)) as foreign:
         foreign.execute("CREATE TABLE maps (name)")
     before = path.read_bytes()
-    with pytest.raises(ManifestError, match=rf"^{path} is an SQLite file, but no manifest of ours: name another with"):
+    with pytest.raises(ManifestError, match=rf"^{path} is an SQLite file, but not a manifest: choose another"):
         Manifest(path, read_only=read_only)
     assert path.read_bytes() == before
     assert [file.name for file in path.parent.iterdir()] == [path.name]
@@ -301,7 +301,7 @@ def test_a_manifest_of_another_schema_is_refused(version: int, path: Path) -> No
     before = path.read_bytes()
     for read_only in (False, True):
         with pytest.raises(
-            ManifestError, match=f"has the manifest schema {version}, .* reads schema {VERSION}: name another"
+            ManifestError, match=f"has manifest schema {version}, .* reads schema {VERSION}: choose another"
         ):
             Manifest(path, read_only=read_only)
     assert path.read_bytes() == before
@@ -324,7 +324,7 @@ def test_the_range_and_the_sketch_of_the_last_run_are_kept(path: Path) -> None:
         # A run without a sketch keeps the last one.
         manifest.keep_range(ValueRange("per-map"), "per-map")
         assert manifest.sketch("error") is not None
-        with pytest.raises(ManifestError, match=r"has no range to take over: it was made with range per-map"):
+        with pytest.raises(ManifestError, match=r"has no range for other runs: its run used range per-map"):
             manifest.value_range()
 
 
@@ -345,7 +345,7 @@ def test_a_missing_manifest_or_an_invalid_path_is_reported(path: Path) -> None:
     os.mkfifo(fifo)
     missing = path.parent / "none" / "m.sqlite"
     for impossible, reason in (
-        (missing, f"there is no folder {missing.parent}"),
+        (missing, f"the folder {missing.parent} does not exist"),
         (path.parent, "it is not a file"),
         (fifo, "it is not a file"),
         (Path("/dev/null"), "it is not a file"),
@@ -359,14 +359,14 @@ def test_a_manifest_without_permission_is_reported(unprivileged: Path) -> None:
     path = unprivileged / "manifest.sqlite"
     write_run(path, [receipt_for(make_map("a"))])
     path.chmod(0o444)
-    with pytest.raises(ManifestError, match=rf"^the manifest {path} cannot be opened: no permission to write it, or"):
+    with pytest.raises(ManifestError, match=rf"^the manifest {path} cannot be opened: no permission to write to the"):
         Manifest(path)
     unprivileged.chmod(0o555)
-    with pytest.raises(ManifestError, match="cannot be opened: no permission to write it, or in its folder"):
+    with pytest.raises(ManifestError, match="cannot be opened: no permission to write to the file or its folder"):
         Manifest(unprivileged / "new.sqlite")
     assert [row["name"] for row in read_rows(path)] == ["a"]
     path.chmod(0)
-    with pytest.raises(ManifestError, match="cannot be opened: no permission for it"):
+    with pytest.raises(ManifestError, match="cannot be opened: no permission for the file"):
         Manifest(path, read_only=True)
     # The folder may not be searched.
     unprivileged.chmod(0)

@@ -112,7 +112,7 @@ async def test_callers_in_all_of_anyios_threads_do_not_block_the_pipeline(tmp_pa
 
 async def test_a_worker_that_cannot_start_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", str(tmp_path / "no-python"))
-    with pytest.raises(am.WorkerError, match="cannot be started: No such file or directory; with workers = 0"):
+    with pytest.raises(am.WorkerError, match="cannot be started: No such file or directory; set workers = 0"):
         async with am.Pipeline(tmp_path, settings=am.Settings(workers=1)):
             pytest.fail("entered")
 

@@ -78,7 +78,7 @@ async def test_a_burst_is_accepted_up_to_the_bound(
     async with am.Pipeline("memory://", settings=SMALL) as pipeline:
         taken = [pipeline.put_nowait(f"{i}", random_map(i)) for i in range(4)]
         # Before any of them has been colorized.
-        with pytest.raises(am.PipelineFullError, match="full: 4 maps wait to be colorized, as many as ch"):
+        with pytest.raises(am.PipelineFullError, match="full: 4 maps wait to be colorized, the limit of ch"):
             pipeline.put_nowait("4", random_map(4))
         statistics = pipeline.statistics()
         assert (statistics.accepted, statistics.in_flight, statistics.shed) == (4, 4, 1)
@@ -118,7 +118,9 @@ async def test_put_nowait_is_bounded_by_bytes(gated: type[Gated], tmp_path: Path
     settings = am.Settings(workers=0, queue_bytes=3 * size)
     async with am.Pipeline(tmp_path, settings=settings) as pipeline:
         taken = [pipeline.put_nowait(f"{i}", random_map(i)) for i in range(3)]
-        with pytest.raises(am.PipelineFullError, match=f"7,200 bytes of arrays wait, .* takes no {size:,} more"):
+        with pytest.raises(
+            am.PipelineFullError, match=f"7,200 bytes of arrays wait, and {size:,} more exceed queue_bytes"
+        ):
             pipeline.put_nowait("3", random_map(3))
         gated.gate.set()
         await asyncio.gather(*taken)
@@ -134,7 +136,7 @@ async def test_put_nowait_does_not_overtake_waiting_puts(gated: type[Gated], tmp
         await until(lambda: gated.chunks == [1])
         waiting = asyncio.create_task(pipeline.put("waiting", random_map(1, (100, 100))))
         await until(lambda: pipeline.statistics().waiting == 1)
-        with pytest.raises(am.PipelineFullError, match="full: there is a line for room, 1 long"):
+        with pytest.raises(am.PipelineFullError, match="full: 1 other map waits for room"):
             pipeline.put_nowait("small", random_map(2, (1, 1)))
         gated.gate.set()
         await asyncio.gather(first, waiting)
@@ -330,7 +332,7 @@ async def test_leaving_finishes_accepted_maps_and_refuses_new_ones(monkeypatch: 
     leaving = asyncio.create_task(pipeline.__aexit__(None, None, None))
     await asyncio.sleep(0.02)
     for way in (put, put_nowait):
-        with pytest.raises(am.PipelineClosedError, match="is being closed and takes no more maps"):
+        with pytest.raises(am.PipelineClosedError, match="is being closed and accepts no more maps"):
             await way(pipeline, "late", random_map(9))
     assert not leaving.done()
     tensor.gate.set()
@@ -368,7 +370,7 @@ async def test_each_call_after_an_internal_error_names_its_cause(monkeypatch: py
     with pytest.raises(am.PipelineClosedError, match="was closed before"):
         await pipeline.put_nowait("first", random_map(1))
     for way in (put, put_nowait):
-        with pytest.raises(am.PipelineClosedError, match="not open any more") as caught:
+        with pytest.raises(am.PipelineClosedError, match="not open anymore") as caught:
             await way(pipeline, "later", random_map(1))
         assert caught.value.__cause__ is not None
         assert isinstance(caught.value.__cause__.__cause__, LookupError)

@@ -366,9 +366,9 @@ def test_both_refuse_a_bad_dtype(kolena: Any, dtype: Any) -> None:
 @pytest.mark.parametrize("dtype", BAD_DTYPES, ids=str)
 def test_a_bad_dtype_is_named(dtype: Any) -> None:
     array = np.zeros((2, 3), dtype)
-    with pytest.raises(InputValidationError, match=r"an activation map must be .*; found") as caught:
+    with pytest.raises(InputValidationError, match=r"activation map must be .*; found") as caught:
         colorize_activation_map(array)
-    assert str(caught.value).endswith(f"found {array.dtype}")
+    assert f"found {array.dtype}" in str(caught.value)
 
 
 @pytest.mark.parametrize("case", BAD_VALUES)
@@ -430,7 +430,7 @@ def test_the_type_of_a_non_array_is_named(what: Any) -> None:
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
 def test_a_masked_array_is_refused(dtype: Any) -> None:
     array = np.ma.masked_array(values((2, 3), dtype), mask=[[False, False, True], [False] * 3])
-    with pytest.raises(InputValidationError, match="masked array: fill it first"):
+    with pytest.raises(InputValidationError, match="masked array: call its method filled"):
         colorize_activation_map(array)
     assert colorize_activation_map(array.filled(0)).shape == (2, 3, 4)
 

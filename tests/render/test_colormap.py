@@ -251,8 +251,11 @@ def test_describing_a_description_changes_nothing() -> None:
 @pytest.mark.parametrize(
     ("colormap", "sentence"),
     [
-        ("virdis", r"unknown colormap 'virdis'; near to it: viridis, .*; expected jet or a name of the cmap package"),
-        ("jett", "near to it: jet"),
+        (
+            "virdis",
+            r"unknown colormap 'virdis'; similar names: viridis, .*; expected jet or a name of the cmap pack",
+        ),
+        ("jett", "similar names: jet"),
         ("", "unknown colormap ''"),
         ("viridis_r_r", "unknown colormap 'viridis_r_r'"),
         ("red,,blue", "'' is not a color"),

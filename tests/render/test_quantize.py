@@ -232,7 +232,7 @@ def test_a_value_beyond_float64_is_named() -> None:
 @pytest.mark.parametrize("dtype", ["c8", "O", "U3", "M8[s]", "m8[s]", "V4"])
 @pytest.mark.parametrize("value_range", ["unit", "per-map", "0,1"])
 def test_dtypes_that_are_not_real_are_refused_in_any_range(dtype: str, value_range: str) -> None:
-    with pytest.raises(InputValidationError, match="must be of real numbers; found"):
+    with pytest.raises(InputValidationError, match="must be real numbers; found"):
         map_shape(np.zeros((2, 2), dtype), parse_range(value_range))
 
 

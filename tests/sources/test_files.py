@@ -105,9 +105,9 @@ def test_special_characters_in_names_are_kept(maps: Path, name: str) -> None:
         (b"caf\xe9.npy", r"caf\udce9", "is not UTF-8: rename the file"),
         (b"a\nb.npy", r"a\nb", "has a control character: rename the file"),
         (b"\x1b[31m.npy", r"\x1b[31m", "has a control character: rename the file"),
-        (b".npy", "", "is empty, starts or ends with a slash"),
-        (b"..npy", ".", "has an empty, '.' or '..' part"),
-        (b"...npy", "..", "has an empty, '.' or '..' part"),
+        (b".npy", "", "empty parts are not allowed"),
+        (b"..npy", ".", "'.' is not allowed"),
+        (b"...npy", "..", "'..' is not allowed"),
     ],
 )
 def test_an_invalid_name_is_a_printable_failure(maps: Path, name: bytes, shown: str, reason: str) -> None:
@@ -155,7 +155,7 @@ def test_links_to_a_parent_folder_are_failures(maps: Path, pattern: str) -> None
     assert [entry.name for entry in entries if isinstance(entry, ActivationMap)] == ["a/x", "b/x"]
     failures = failures_of(entries)
     assert len(failures) == 4
-    assert {failure.reason for failure in failures} == {"a symbolic link that leads back to a folder above it"}
+    assert {failure.reason for failure in failures} == {"a symbolic link points to a folder above it"}
     assert {failure.source for failure in failures} == {
         str(maps / folder / link) for folder in "ab" for link in ("back", "self")
     }
@@ -170,7 +170,7 @@ def test_a_link_to_itself_fails_alone(maps: Path, name: str) -> None:
     assert (first.name, last.name) == ("a", "z")
     assert isinstance(failure, Failure)
     assert failure.source == str(maps / name)
-    assert failure.reason == "a symbolic link that leads back to itself"
+    assert failure.reason == "a symbolic link points back to itself"
 
 
 def test_a_dangling_link_with_a_map_suffix_is_a_failure(maps: Path) -> None:
@@ -183,7 +183,7 @@ def test_a_dangling_link_with_a_map_suffix_is_a_failure(maps: Path) -> None:
     }
     (failure,) = open_source(maps / "gone.npy")
     assert isinstance(failure, Failure)
-    assert failure.reason == "the file is not there: it was moved or deleted, or a symbolic link leads nowhere"
+    assert failure.reason == "the file does not exist: it was moved or deleted, or it is a broken symbolic link"
 
 
 def test_a_pipe_with_a_map_suffix_is_a_failure(maps: Path) -> None:
@@ -269,7 +269,7 @@ def test_a_missing_source_is_refused(maps: Path, monkeypatch: pytest.MonkeyPatch
 def test_a_file_with_another_suffix_is_refused(maps: Path, name: str) -> None:
     (maps / name).write_bytes(b"")
     with pytest.raises(
-        SourceError, match=r"is not read as activation maps; expected a file ending in \.npy, \.npz, \.tar, "
+        SourceError, match=r"is not a file of activation maps; expected a name that ends in \.npy, \.npz, \.tar, "
     ):
         open_source(maps / name)
 
@@ -277,9 +277,9 @@ def test_a_file_with_another_suffix_is_refused(maps: Path, name: str) -> None:
 async def test_a_source_without_maps_is_refused(maps: Path) -> None:
     (maps / "notes.txt").write_text("no map")
     for place in (maps, maps / "*.npy"):
-        with pytest.raises(SourceError, match=f"^{place}".replace("*", r"\*") + r" holds no activation maps"):
+        with pytest.raises(SourceError, match=f"^{place}".replace("*", r"\*") + r" contains no activation maps"):
             await _listed(place)
-    with pytest.raises(SourceError, match="holds no activation maps"):
+    with pytest.raises(SourceError, match="contains no activation maps"):
         await _listed([])
     with pytest.raises(SourceError, match="no such file or folder"):
         await _listed(maps / "none")

@@ -82,7 +82,7 @@ def test_external_and_virtual_datasets_are_not_read(maps: Path, tmp_path: Path) 
     entries = list(open_source(maps))
     assert names_of(entries) == ["a/external", "a/virtual"]
     for entry in entries:
-        assert "whose data lie in other files (virtual or external)" in why_not(entry)
+        assert "of a virtual or external dataset are in other files" in why_not(entry)
 
 
 @pytest.mark.parametrize("chunks", [None, (1, 3, 5), (2, 2, 3), (5, 3, 5)])
@@ -152,7 +152,7 @@ def test_a_damaged_dataset_fails_alone(maps: Path) -> None:
 def test_a_file_without_maps_is_a_failure(maps: Path) -> None:
     with h5py.File(maps / "a.h5", "w") as file:
         file["labels"] = np.arange(5)
-    assert only_failure(maps).reason == "the file holds no dataset of numbers in two or more dimensions"
+    assert only_failure(maps).reason == "the file contains no dataset of numbers with two or more dimensions"
 
 
 def test_a_dataset_that_shrank_is_a_failure(maps: Path) -> None:
@@ -162,5 +162,5 @@ def test_a_dataset_that_shrank_is_a_failure(maps: Path) -> None:
     *_, last_x, _, _, _, _, last_y = open_source(maps)
     with h5py.File(maps / "a.h5", "w") as file:
         file["x"] = STACK[:3]
-    assert why_not(last_x) == "the dataset 'x' holds no map 4 any more: its shape is (3, 3, 5)"
+    assert why_not(last_x) == "the dataset 'x' has no map 4 anymore: its shape is (3, 3, 5)"
     assert "'y'" in why_not(last_y)

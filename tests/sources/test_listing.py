@@ -118,14 +118,14 @@ def test_a_bad_row_fails_alone_and_names_its_line(tmp_path: Path, write: Write) 
     first = 2 if listing.suffix == ".csv" else 1
     kind = "row" if listing.suffix == ".parquet" else "line"
     expected = {
-        1: "the file is not there",
+        1: "the file does not exist",
         2: "the row has no name",
         3: "the row has no path",
-        4: "nothing here reads",
+        4: "is not a file of activation maps",
         5: "the path has a null byte",
         6: "found a folder",
         7: "expected an .npz archive",
-        8: "'..' part",
+        8: "'..' is not allowed",
     }
     failures = failures_of(found)
     assert len(failures) == len(expected)
@@ -139,14 +139,16 @@ def test_a_bad_row_fails_alone_and_names_its_line(tmp_path: Path, write: Write) 
 
 def test_missing_columns_are_named_with_the_columns_found(tmp_path: Path, write: Write) -> None:
     listing = write(tmp_path, [{"id": "1", "file": "a.npy", "name": "x"}])
-    with pytest.raises(SourceError, match=r"list\.\w+: a table needs the columns name and path; found id, file, name"):
+    with pytest.raises(
+        SourceError, match=r"list\.\w+: the table needs the columns name and path; found id, file, name"
+    ):
         entries(listing)
 
 
 def test_a_listing_without_rows_is_refused(tmp_path: Path) -> None:
     for name, text in (("a.csv", ""), ("b.csv", "name,path\r\n"), ("c.jsonl", ""), ("d.jsonl", "\n\n")):
         (tmp_path / name).write_text(text)
-        with pytest.raises(SourceError, match="holds no activation maps"):
+        with pytest.raises(SourceError, match="contains no activation maps"):
             am.run(tmp_path / name, "memory://", settings=am.Settings(workers=0))
 
 
@@ -167,7 +169,7 @@ def test_a_csv_file_from_excel_is_read(tmp_path: Path) -> None:
     two, unread, short = failures_of(found)
     assert "control character" in two.reason
     assert f"{listing}, line 5" in two.reason
-    assert "not there" in unread.reason
+    assert "does not exist" in unread.reason
     assert short.source == f"{listing}, line 7"
 
 
@@ -242,7 +244,7 @@ def test_a_duplicate_name_is_refused_before_any_upload(tmp_path: Path, write: Wr
         np.save(tmp_path / f"{name}.npy", MAP)
     rows = [{"name": "y", "path": "c.npy"}, {"name": "x", "path": "a.npy"}, {"name": "x", "path": "b.npy"}]
     listing = write(tmp_path, rows)
-    with pytest.raises(am.SourceError, match=r"the name x is in (line|row) \d and in (line|row) \d: each map needs"):
+    with pytest.raises(am.SourceError, match=r"the name 'x' is in (line|row) \d and in (line|row) \d; give each map"):
         am.run(listing, tmp_path / "out", settings=am.Settings(workers=0), manifest=tmp_path / "manifest.sqlite")
     assert not (tmp_path / "out").exists()
 
@@ -283,5 +285,5 @@ def test_rows_and_listings_can_be_in_s3(tmp_path: Path, bucket: str, write: Writ
         "y/000000": f"s3://{bucket}/maps/deep/b.npy",
         "y/000001": f"s3://{bucket}/maps/deep/b.npy",
     }
-    with pytest.raises(SourceError, match=rf"s3://{bucket}/maps/none{relative.suffix}: the file is not there"):
+    with pytest.raises(SourceError, match=rf"s3://{bucket}/maps/none{relative.suffix}: the file does not exist"):
         entries(f"s3://{bucket}/maps/none{relative.suffix}")

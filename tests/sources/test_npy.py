@@ -63,7 +63,7 @@ def test_bytes_after_the_array_are_ignored(maps: Path) -> None:
         (b"\x93NUMPY\x09\x09" + bytes(100), "expected an .npy file: version (9, 9) of the format"),
         (
             b"\x93NUMPY\x01\x00\xff\xff" + b" " * 0xFFFF,
-            "expected an .npy file: its header claims 65,535 bytes",
+            "expected an .npy file: the header claims 65,535 bytes",
         ),
         ("{'descr': '<f4'", "expected an .npy file: "),
         ("'descr': '<f4'}", "expected an .npy file: "),
@@ -72,11 +72,11 @@ def test_bytes_after_the_array_are_ignored(maps: Path) -> None:
         ("{'descr': (), 'fortran_order': False, 'shape': (3, 4), }", "expected an .npy file: "),
         (HEADER.replace("False", "7"), "expected an .npy file: fortran_order is not a valid bool: 7"),
         (HEADER.replace("<f4", "no such"), "expected an .npy file: "),
-        (HEADER.replace("3, 4", "-3, 4"), "expected an array of numbers, found the shape (-3, 4) of float32"),
-        (HEADER.replace("3, 4", "-3, -4"), "expected an array of numbers, found the shape (-3, -4) of float32"),
-        (HEADER.replace("3, 4", "0, -4"), "expected an array of numbers, found the shape (0, -4) of float32"),
-        (HEADER.replace("<f4", "S0"), "expected an array of numbers, found the shape (3, 4) of |S0"),
-        (HEADER.replace("'<f4'", "('<f4', (2,))"), "expected an array of numbers, found the shape (3, 4) of ("),
+        (HEADER.replace("3, 4", "-3, 4"), "expected an array of numbers, found shape (-3, 4) and dtype float32"),
+        (HEADER.replace("3, 4", "-3, -4"), "expected an array of numbers, found shape (-3, -4) and dtype float32"),
+        (HEADER.replace("3, 4", "0, -4"), "expected an array of numbers, found shape (0, -4) and dtype float32"),
+        (HEADER.replace("<f4", "S0"), "expected an array of numbers, found shape (3, 4) and dtype |S0"),
+        (HEADER.replace("'<f4'", "('<f4', (2,))"), "expected an array of numbers, found shape (3, 4) and dtype ("),
         (HEADER, "truncated: its header promises 48 bytes of data (shape (3, 4), float32), found 0"),
         (HEADER.replace("<f4", "|O"), "pickled Python objects, which are never read"),
     ],
@@ -152,7 +152,7 @@ def test_a_huge_claimed_shape_is_refused_without_allocating(maps: Path, shape: s
 
 
 def test_an_unknown_file_type_is_refused(maps: Path) -> None:
-    with pytest.raises(SourceError, match=r"nothing here reads a\.txt"):
+    with pytest.raises(SourceError, match=r"a\.txt is not a file of activation maps"):
         read_map("a.txt", None)
 
 

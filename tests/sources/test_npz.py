@@ -56,7 +56,7 @@ def test_a_member_name_cannot_escape_the_prefix(maps: Path, key: str) -> None:
         archive.writestr("good.npy", npy(MAP))
     failure, good = open_source(maps)
     assert isinstance(failure, Failure)
-    assert "has an empty, '.' or '..' part" in failure.reason or "control character" in failure.reason
+    assert "not allowed" in failure.reason or "control character" in failure.reason
     assert good.name == "evil/good"
 
 
@@ -85,12 +85,12 @@ def test_a_damaged_member_name_fails_the_archive(maps: Path) -> None:
 def test_an_archive_without_arrays_is_a_failure(maps: Path) -> None:
     with zipfile.ZipFile(maps / "a.npz", "w") as archive:
         archive.writestr("readme.txt", "no map")
-    assert [failure.reason for failure in failures_of(open_source(maps))] == ["the archive holds no arrays (.npy)"]
+    assert [failure.reason for failure in failures_of(open_source(maps))] == ["the archive contains no arrays (.npy)"]
 
 
 def test_a_missing_member_is_named(maps: Path) -> None:
     np.savez(maps / "a.npz", kept=MAP)
-    with pytest.raises(SourceError, match="the archive holds no array 'gone' any more"):
+    with pytest.raises(SourceError, match="the archive has no array 'gone' anymore"):
         read_map(str(maps / "a.npz"), "gone")
     (maps / "a.npz").unlink()
     with pytest.raises(FileNotFoundError):
@@ -182,7 +182,7 @@ def test_a_huge_claimed_member_is_refused_without_allocating(maps: Path) -> None
     )
     reason, grown_kib = answer.stdout.splitlines()
     assert reason.startswith("the archive is damaged at 'x': it claims 2,147,483,7")
-    assert reason.endswith("could be unpacked to")
+    assert reason.endswith("compressed bytes can contain")
     assert int(grown_kib) < 50 * 1024
 
 

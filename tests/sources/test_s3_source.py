@@ -257,7 +257,7 @@ def test_a_bucket_that_does_not_exist_is_named(s3: seaweed.S3Server) -> None:
 
 @pytest.mark.parametrize("place", ["s3://", "s3:///maps", "s3://a b/maps"])
 def test_an_invalid_bucket_name_is_refused(place: str) -> None:
-    with pytest.raises(SourceError, match="is not the name of a bucket"):
+    with pytest.raises(SourceError, match="is not a valid bucket name"):
         open_source(place)
 
 
@@ -267,7 +267,7 @@ def test_wrong_credentials_are_reported_without_their_values(bucket: str, monkey
         listed(f"s3://{bucket}/maps/")
     assert "wrong-and-private" not in str(refusal.value)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "unknown")
-    with pytest.raises(SourceError, match="the access key is not known there"):
+    with pytest.raises(SourceError, match="the access key does not exist there"):
         listed(f"s3://{bucket}/maps/")
 
 

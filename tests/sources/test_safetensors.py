@@ -82,7 +82,7 @@ def test_a_truncated_file_loses_only_the_tensors_cut_off(maps: Path) -> None:
     (maps / "a.safetensors").write_bytes(content[:-1])
     entries = list(open_source(maps))
     assert names_of(entries) == ["a/a", "a/b", "a/c"]
-    assert why_not(entries[2]).startswith("truncated: the tensor 'c' ends at byte")
+    assert why_not(entries[2]).startswith("truncated: tensor 'c' ends at byte")
     with Readers() as readers:
         np.testing.assert_array_equal(readers.read(str(maps / "a.safetensors"), ["b", None]), MAP)
 
@@ -131,7 +131,7 @@ def test_an_invalid_safetensors_file_is_a_failure(maps: Path, content: bytes) ->
 
 def test_a_safetensors_file_without_maps_is_a_failure(maps: Path) -> None:
     safetensors.save_file({"bias": np.ones(3, "f4")}, maps / "a.safetensors")
-    assert only_failure(maps).reason == "the file holds no tensor of two or more dimensions"
+    assert only_failure(maps).reason == "the file contains no tensor of two or more dimensions"
 
 
 @examples(150)

@@ -75,7 +75,7 @@ def test_long_names_and_a_leading_dot_are_read(maps: Path) -> None:
 @pytest.mark.parametrize("name", ["../../x", "/x", "a/../x", "a\nb", ""])
 def test_a_member_name_cannot_escape_the_prefix(maps: Path, name: str) -> None:
     save_tar(maps / "a.tar", {f"{name}.npy": npy(MAP), "z.npy": npy(MAP)})
-    assert "part" in only_failure(maps).reason or "control character" in only_failure(maps).reason
+    assert "not allowed" in only_failure(maps).reason or "control character" in only_failure(maps).reason
     assert names_of(open_source(maps)) == ["a/z"]
 
 
@@ -95,7 +95,7 @@ def test_links_and_devices_in_a_tar_are_failures(maps: Path, tmp_path: Path) -> 
     assert real.name == "a/real"
     assert [entry.name for entry in others] == ["a/soft", "a/hard", "a/device", "a/pipe"]
     for entry in others:
-        assert why_not(entry) == "in the archive it is a link, a device or a sparse file: only plain files are read"
+        assert why_not(entry) == "the member is a link, a device or a sparse file; only plain files are read"
 
 
 def test_a_damaged_array_in_a_tar_fails_alone(maps: Path) -> None:
@@ -117,7 +117,7 @@ def test_a_truncated_tar_lists_the_members_before_the_cut(maps: Path, cut_at: st
     assert isinstance(failure, Failure)
     assert failure.name == "a"
     whole = {"data": "5,720"}.get(cut_at, "5,120")
-    assert failure.reason.startswith(f"the archive is cut off or damaged after {whole} bytes: ")
+    assert failure.reason.startswith(f"the archive is truncated or damaged after {whole} bytes")
     assert names_of(entries)[:5] == [f"a/{number}" for number in range(5)]
     if cut_at == "data":
         # Its header is complete, so its name is known.
@@ -132,9 +132,8 @@ def test_a_damaged_header_lists_the_members_before_it(maps: Path) -> None:
     content[5 * 1024 + 10] ^= 1
     path.write_bytes(content)
     assert names_of(open_source(maps)) == [f"a/{number}" for number in range(5)]
-    assert (
-        only_failure(maps).reason == "the archive is cut off or damaged after 5,120 bytes: what follows is not listed"
-    )
+    expected = "the archive is truncated or damaged after 5,120 bytes; later members are not listed"
+    assert only_failure(maps).reason == expected
 
 
 def test_a_member_of_negative_size_ends_the_listing(maps: Path) -> None:
@@ -161,7 +160,7 @@ def test_an_invalid_tar_is_a_failure(maps: Path, content: bytes) -> None:
 
 def test_a_tar_without_arrays_is_a_failure(maps: Path) -> None:
     save_tar(maps / "a.tar", {"1.jpg": b"an image"})
-    assert only_failure(maps).reason == "the archive holds no arrays (.npy)"
+    assert only_failure(maps).reason == "the archive contains no arrays (.npy)"
 
 
 @pytest.mark.parametrize("name", ["a.tar.gz", "a.TGZ", "a.tar.xz", "a.tar.bz2"])

@@ -80,7 +80,8 @@ def test_an_array_on_another_device_is_refused_with_advice() -> None:
     entry = array_map("a", Elsewhere())
     assert isinstance(entry, Failure)
     assert entry.reason == (
-        "the Elsewhere cannot be made a NumPy array; copy it to the CPU first: implicit conversion is not allowed"
+        "the Elsewhere cannot be converted to a NumPy array; copy it to the CPU first: implicit conversion is not "
+        "allowed"
     )
 
 
@@ -130,7 +131,7 @@ def test_a_batch_of_several_maps_is_refused_with_advice(shape: tuple[int, ...]) 
     assert isinstance(entry, Failure)
     assert entry.reason == (
         "an activation map must have the shape (h, w) or (h, w, 1), or that with leading axes of length 1; found "
-        f"{shape}: put each map under a name of its own (for name, cam in zip(names, cams))"
+        f"{shape}: put each map with its own name (for name, cam in zip(names, cams))"
     )
 
 
@@ -138,7 +139,7 @@ def test_a_list_of_two_maps_is_refused_with_advice() -> None:
     entry = array_map("a", [np.zeros((1, 14, 14)), np.zeros((1, 7, 7))])
     assert isinstance(entry, Failure)
     assert entry.reason == (
-        "one activation map at a time; found a list of 2: put each map under a name of its own "
+        "expected one activation map, found a list of 2: put each map with its own name "
         "(for name, cam in zip(names, cams))"
     )
 
@@ -164,11 +165,9 @@ async def test_arrays_as_grad_cam_and_torchcam_return_them_are_uploaded(tmp_path
         await pipeline.put("one", cams[:1])
         await pipeline.put("listed", [cams[1:2]])
         report = await pipeline.run(zip(names, cams, strict=True))
-        with pytest.raises(am.MapFailedError, match=r"found \(3, 20, 30\): put each map under a name of its own"):
+        with pytest.raises(am.MapFailedError, match=r"found \(3, 20, 30\): put each map with its own name"):
             await pipeline.put("batch", cams)
-        with pytest.raises(
-            am.MapFailedError, match=r"found -0\.5 at index \(0, 1\).*--range per-map, --range symmetric"
-        ):
+        with pytest.raises(am.MapFailedError, match=r"found -0\.5 at index \(0, 1\).*set range to per-map, symmetric"):
             await pipeline.put("signed", np.array([[[0.5, -0.5]]], np.float32))
     assert (report.uploaded, report.failed) == (3, 0)
     for name, cam in zip((*names, "one", "listed"), (*cams, cams[0], cams[1]), strict=True):
@@ -322,7 +321,7 @@ async def test_results_of_cam_libraries_are_accepted_unchanged(library: str, tmp
     async with am.Pipeline(tmp_path, settings=am.Settings(range="per-map", workers=0)) as pipeline:
         receipt = await pipeline.put("one", one)
         report = await pipeline.run(zip("abc", batch, strict=True))
-        with pytest.raises(am.MapFailedError, match="put each map under a name of its own"):
+        with pytest.raises(am.MapFailedError, match="put each map with its own name"):
             await pipeline.put("several", several)
     assert report.uploaded == 3
     for name, array in zip(("one", *"abc"), (expected, *planes), strict=True):

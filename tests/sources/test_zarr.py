@@ -142,7 +142,7 @@ def test_the_fingerprint_changes_with_any_file_of_the_folder(maps: Path) -> None
 def test_a_link_loop_inside_a_zarr_folder_is_a_failure(maps: Path) -> None:
     zarr.open_group(maps / "a.zarr", mode="w").create_array("x", data=MAP)
     (maps / "a.zarr" / "loop").symlink_to(maps)
-    assert only_failure(maps).reason == "a symbolic link in it leads back to a folder above"
+    assert only_failure(maps).reason == "a symbolic link in it points to a folder above it"
 
 
 def test_an_invalid_hierarchy_is_a_failure(maps: Path) -> None:
@@ -156,7 +156,7 @@ def test_an_invalid_hierarchy_is_a_failure(maps: Path) -> None:
     assert reasons["a"] == "expected a Zarr hierarchy, found no zarr.json, .zgroup or .zarray"
     assert reasons["b"].startswith("expected a Zarr hierarchy: ")
     assert reasons["c"] == "expected a folder, found a regular file"
-    assert reasons["d"] == "the hierarchy holds no array of numbers in two or more dimensions"
+    assert reasons["d"] == "the hierarchy contains no array of numbers with two or more dimensions"
 
 
 @pytest.mark.parametrize("version", [2, 3])

@@ -251,8 +251,8 @@ def test_the_command_reads_from_s3_and_names_its_errors(
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.png"]
     for place, reason in (
         ("s3://no-such-bucket/maps", "the bucket does not exist"),
-        (f"s3://{bucket}/none/", "holds no activation maps"),
-        (f"s3://{bucket}/notes.txt", "holds no activation maps"),
+        (f"s3://{bucket}/none/", "contains no activation maps"),
+        (f"s3://{bucket}/notes.txt", "contains no activation maps"),
     ):
         capsys.readouterr()
         assert invoke("run", place, "out", "--progress", "none", "--workers", "0") == 2

@@ -111,7 +111,7 @@ def test_an_object_is_given_up_only_if_the_store_accepts_others() -> None:
         )  # no other object is stored either, so this one is not given up
     clock.now += 1
     rate_limiter.taken()
-    with pytest.raises(ObjectError, match=r"connection reset \(the last of 10 attempts\)") as raised:
+    with pytest.raises(ObjectError, match=r"connection reset \(after 10 attempts\)") as raised:
         rate_limiter.failed(RESET, 10, began, clock.now)
     assert not isinstance(raised.value, TransientError)
 
@@ -125,7 +125,7 @@ def test_a_store_is_down_after_give_up_s_without_a_success() -> None:
     rate_limiter.failed(RESET, 2, clock.now, clock.now)
     clock.now += 1
     for _ in range(2):
-        with pytest.raises(StoreError, match=r"has taken nothing for 60 s: .* run it again") as raised:
+        with pytest.raises(StoreError, match=r"has accepted nothing for 60 s: .* run the same command again") as raised:
             rate_limiter.failed(RESET, 3, clock.now, clock.now)
         assert not isinstance(raised.value, ObjectError)
     rate_limiter.taken()
@@ -136,5 +136,5 @@ def test_a_store_without_any_success_is_down_after_max_attempts() -> None:
     rate_limiter, clock = paced(max_attempts=3, give_up_s=1e6)
     rate_limiter.failed(RESET, 1, clock.now, clock.now)
     rate_limiter.failed(RESET, 2, clock.now, clock.now)
-    with pytest.raises(StoreError, match="has taken nothing in 3 attempts"):
+    with pytest.raises(StoreError, match="has accepted nothing in 3 attempts"):
         rate_limiter.failed(RESET, 3, clock.now, clock.now)

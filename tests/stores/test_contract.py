@@ -106,7 +106,7 @@ async def test_a_store_can_define_its_locator_and_prefix() -> None:
 def test_a_manifest_is_bound_to_the_identity_of_a_store(tmp_path: Path) -> None:
     manifest = tmp_path / "m.sqlite"
     assert am.run([("a", random_map(1))], am.MemoryStore("x"), settings=THREADS, manifest=manifest).uploaded == 1
-    with pytest.raises(am.ManifestError, match=r"is the manifest of memory://x, this run goes to memory://y"):
+    with pytest.raises(am.ManifestError, match=r"is the manifest of memory://x, but this run writes to memory://y"):
         am.run([("a", random_map(1))], am.MemoryStore("y"), settings=THREADS, manifest=manifest)
 
 
@@ -211,10 +211,10 @@ async def test_an_existing_object_counts_only_if_it_is_ours(
 async def test_a_memory_store_without_replace_keeps_its_objects() -> None:
     store = am.MemoryStore(replace=False)
     assert await store.put("a", b"first") == "8b04d5e3775d298e78455efc5ca404d5"
-    with pytest.raises(am.ExistsError, match="another object is there already") as raised:
+    with pytest.raises(am.ExistsError, match="another object already exists") as raised:
         await store.put("a", b"second")
     assert (raised.value.same, raised.value.etag) == (False, "a9f0e61a137d86aa9db53465e0801612")
-    with pytest.raises(am.ExistsError, match="the same object is there already") as raised:
+    with pytest.raises(am.ExistsError, match="the same object already exists") as raised:
         await store.put("a", b"first")
     assert raised.value.same
     assert store.objects == {"a": b"first"}

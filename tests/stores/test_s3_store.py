@@ -174,7 +174,7 @@ async def test_check_reports_a_missing_bucket(s3: S3Server) -> None:
     ("variable", "sentence"),
     [
         ("AWS_SECRET_ACCESS_KEY", "refused with SignatureDoesNotMatch: the secret key is wrong"),
-        ("AWS_ACCESS_KEY_ID", "refused with InvalidAccessKeyId: the access key is not known there"),
+        ("AWS_ACCESS_KEY_ID", "refused with InvalidAccessKeyId: the access key does not exist there"),
     ],
 )
 async def test_the_first_put_reports_wrong_credentials(

@@ -143,7 +143,7 @@ async def test_nothing_is_deleted_if_no_overlay_is_there(tmp_path: Path, maps: P
     for path in (tmp_path / "out").rglob("*.png"):
         path.rename(path.with_stem(f"{path.stem} of before"))
     verification = await am.arepair_overlays(manifest, settings=SETTINGS, delete_foreign=True)
-    assert verification.advice[0].startswith("nothing was deleted: not one overlay of ")
+    assert verification.advice[0].startswith("nothing was deleted: no overlay of ")
     assert (verification.deleted, verification.repaired, verification.differences) == (0, 8, {"foreign": 8})
 
 
@@ -281,8 +281,8 @@ async def test_moved_maps_are_repaired_from_the_given_source(
     puts.clear()
     verification = await am.arepair_overlays(manifest, settings=SETTINGS)
     assert found(verification) == {"missing": {"e"}}
-    assert verification.advice[0] == f"cannot be made from {maps}: no such file or folder: {maps}"
-    assert verification.advice[1].startswith("1 could not be repaired; they count as failed, and a run does them: ")
+    assert verification.advice[0] == f"cannot be repaired from {maps}: no such file or folder: {maps}"
+    assert verification.advice[1].startswith("1 overlay could not be repaired. To upload them by a run")
     assert f"--manifest {manifest} --retry-failed" in verification.advice[1]
     assert puts == []
     (tmp_path / "another").mkdir()

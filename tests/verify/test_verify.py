@@ -110,7 +110,7 @@ async def test_a_png_above_max_pixels_is_not_decoded(tmp_path: Path, maps: Path,
     verification = await am.averify_locators(manifest, settings=tight, deep=True)
     assert verification.differences == {"unreadable": 8}
     assert {difference.found for difference in verification.first} == {
-        "30 x 20, more than max_pixels = 599: raise that"
+        "30 x 20, more than max_pixels = 599: raise max_pixels"
     }
     # It is not repaired either.
     assert (await am.arepair_overlays(manifest, settings=tight, deep=True)).differences == {"unreadable": 8}
@@ -124,7 +124,7 @@ async def test_an_object_larger_than_any_overlay_is_not_read(tmp_path: Path) -> 
     (tmp_path / "t.csv").write_text(f"locator\n{video.as_uri()}\n")
     verification = await am.averify_locators(tmp_path / "t.csv", settings=am.Settings(max_pixels=10**6), deep=True)
     assert (verification.read, verification.differences) == (0, {"unreadable": 1})
-    assert verification.first[0].found == "1,073,741,824 bytes, more than a PNG of max_pixels = 1,000,000 has"
+    assert verification.first[0].found == "1,073,741,824 bytes, more than a PNG of max_pixels = 1,000,000 can have"
 
 
 @pytest.mark.parametrize(
@@ -207,19 +207,19 @@ async def test_invalid_locators_are_differences(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
-        ("a.csv", "a,b\n1,2\n", "holds no locator"),
+        ("a.csv", "a,b\n1,2\n", "has no locator"),
         ("a.csv", 'locator\n"s3://b/' + "x" * 140_000 + '"\n', "line 2: expected a CSV row"),
         ("a.jsonl", "{}\n{", "line 2: expected a JSON object"),
         ("a.jsonl", "[]", r"line 1: expected a JSON object, found \[\]"),
         pytest.param("a.parquet", "text", "expected a Parquet file", marks=needs_parquet),
-        ("a.sqlite", "", "no manifest of ours"),
+        ("a.sqlite", "", "not a manifest"),
     ],
 )
 async def test_an_invalid_table_or_manifest_is_refused(tmp_path: Path, name: str, text: str, said: str) -> None:
     (tmp_path / name).write_text(text)
     with pytest.raises(am.AsyncMapsError, match=said):
         await am.averify_locators(tmp_path / name)
-    with pytest.raises(am.AsyncMapsError, match=r"no such manifest|the file is not there"):
+    with pytest.raises(am.AsyncMapsError, match=r"no such manifest|the file does not exist"):
         await am.averify_locators(tmp_path / f"no-{name}")
 
 
@@ -243,7 +243,7 @@ async def test_a_manifest_of_a_memory_store_is_refused(manifest: Path) -> None:
         await am.averify_locators(manifest)
     with Manifest(manifest.with_name("new.sqlite")):
         pass
-    with pytest.raises(am.ManifestError, match="is the manifest of no run"):
+    with pytest.raises(am.ManifestError, match="has no run yet"):
         await am.averify_locators(manifest.with_name("new.sqlite"))
 
 
@@ -326,7 +326,7 @@ async def test_a_manifest_in_use_can_be_verified_but_not_repaired(tmp_path: Path
             await am.arepair_overlays(manifest, settings=SETTINGS)
     assert verification.is_clean
     assert (verification.right, verification.failed) == (8, 1)
-    assert "1 maps failed in their run" in verification.summary()
+    assert "1 map failed in its run" in verification.summary()
 
 
 async def test_an_overlay_named_by_many_rows_is_read_once(tmp_path: Path, maps: Path, manifest: Path) -> None:
@@ -424,7 +424,7 @@ def test_the_command_prints_the_differences_and_exits_with_1(
     assert "different: 8 missing" in out
     assert error.count("async-maps: missing: file:///") == 5
     assert "... and 3 more: --report FILE lists all" in error
-    assert f"to make again what is broken: async-maps verify {manifest} --repair\n" in out
+    assert f"to repair the broken overlays, run: async-maps verify {manifest} --repair\n" in out
     report = json.loads((tmp_path / "report.json").read_text())
     assert (report["locators"], report["differences"], report["exit_code"]) == (8, {"missing": 8}, 1)
     assert {"kind", "locator", "name", "expected", "found"} == set(report["first"][0])
@@ -438,8 +438,8 @@ def test_the_command_prints_the_differences_and_exits_with_1(
         (("m.sqlite", "--delete-foreign"), "--delete-foreign needs --repair"),
         (("m.csv", "--repair"), "m.csv is a table"),
         (("m.sqlite", "--repair"), "no such manifest: m.sqlite"),
-        (("m.sqlite", "--report", "none/report.json"), "there is no such folder"),
-        (("m.sqlite", "--repair", "--source", "-"), "name a place, not standard input"),
+        (("m.sqlite", "--report", "none/report.json"), "the folder does not exist"),
+        (("m.sqlite", "--repair", "--source", "-"), "pass a path, not standard input"),
     ],
 )
 def test_wrong_arguments_exit_with_2(

@@ -64,7 +64,9 @@ async def whole(arena: Arena) -> bool:
 @pytest.mark.parametrize("size", [2**50, 2**62])
 def test_an_arena_above_the_systems_memory_is_refused(size: int) -> None:
     before = len(os.listdir("/proc/self/fd"))
-    with pytest.raises(SettingsError, match=rf"^queue_bytes: the system gives no {size:,} bytes to share: "):
+    with pytest.raises(
+        SettingsError, match=rf"^queue_bytes: the system cannot provide {size:,} bytes of shared memory: "
+    ):
         Arena(size)
     assert len(os.listdir("/proc/self/fd")) == before
 
@@ -201,7 +203,7 @@ async def test_a_block_above_the_systems_memory_fails_alone(arena: Arena, size: 
     (next_one,) = ask(arena, 8)
     await settled()
     block.release()  # does not raise the other task's error
-    with pytest.raises(OSError, match="bytes of shared memory are to be had"):
+    with pytest.raises(OSError, match="bytes of shared memory are not available"):
         await greedy
     assert (await next_one).size == 8 * PAGE
     assert file_size(arena) == arena.size

@@ -129,7 +129,7 @@ def test_a_bad_map_of_a_chunk_fails_alone(tmp_path: Path) -> None:
         (saved(tmp_path / "rgb.npy", random_array(3, 4, 3)), "colorize", "found (3, 4, 3)"),
         (saved(tmp_path / "int.npy", np.zeros((3, 4), np.int64)), "colorize", "found int64"),
         (saved(tmp_path / "void.npy", np.zeros((0, 4))), "colorize", "is empty"),
-        (in_file(tmp_path / "missing.npy"), "read", "the file is not there"),
+        (in_file(tmp_path / "missing.npy"), "read", "the file does not exist"),
         (in_file(tmp_path / "text.npy"), "read", "expected an .npy file"),
         (in_file(tmp_path / "empty.npy"), "read", "found an empty one"),
         (in_file(tmp_path / "torn.npy"), "read", "truncated"),

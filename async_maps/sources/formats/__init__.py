@@ -1,1 +1,1 @@
-"""One module per file format that holds activation maps, picked by the registry."""
+"""One module per file format; the registry selects them."""

@@ -1,7 +1,7 @@
-"""HDF5: every dataset of numbers in two or more dimensions is a map or a stack of them (needs the ``hdf5`` extra).
+"""HDF5: every dataset of numbers with two or more dimensions is a map or a stack of maps (extra ``hdf5``).
 
-Other datasets (labels, texts, settings) are passed over. So are soft and external links: their targets are listed where
-they lie, if they are in this file.
+Other datasets, such as labels, are skipped. So are soft and external links; targets in this file are listed at their
+own path.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _MAX_CACHE = 256 * 2**20
 
 
 class Hdf5Reader(HierarchyReader):
-    """One file."""
+    """Reads the maps of an HDF5 file."""
 
     whole, array, group_type = "file", "dataset", h5py.Group
 
     def __init__(self, path: str, filesystem: Filesystem) -> None:
         super().__init__()
         with close_on_error(filesystem.open(path)) as self._stream, translate_format_errors("expected an HDF5 file"):
-            # Through Python's file, HDF5 locks nothing: neither a writer nor we have to wait.
+            # HDF5 does not lock a Python file object, so writers and this reader do not block each other.
             self._file = h5py.File(self._stream, "r")
 
     def close(self) -> None:
@@ -62,19 +62,19 @@ class Hdf5Reader(HierarchyReader):
         return info.fileno, info.addr
 
     def _open(self, path: str) -> Array:
-        """A dataset, with a cache for the chunks that one map crosses: those are the ones that the next map shares."""
+        """Open a dataset with a cache for the chunks of one map, because the next map may be in the same chunks."""
         dataset = self._file[path]
         if not isinstance(dataset, h5py.Dataset):
-            raise SourceError(f"the file holds no dataset {path!r}: it is gone, or a group that is damaged")
+            raise SourceError(f"the file has no dataset {path!r} anymore, or its group is damaged")
         _refuse_outside(dataset)
         chunks = dataset.chunks
         if chunks and stack_length(dataset.shape) and chunks[0] > 1:
             count = math.prod(-(-size // chunk) for size, chunk in zip(dataset.shape[1:], chunks[1:], strict=True))
             cache = min(count * math.prod(chunks) * dataset.dtype.itemsize, _MAX_CACHE)
             access = dataset.id.get_access_plist()
-            # HDF5's advice is some hundred slots a chunk. 1: chunks that were read to their end go first.
+            # HDF5 recommends about 100 slots per chunk. 1.0: evict completely read chunks first.
             access.set_chunk_cache(max(521, min(100 * count, 100_003)), max(cache, 2**20), 1.0)
-            # The cache belongs to a dataset's first opening.
+            # Only the first opening of a dataset sets its cache.
             del dataset
             dataset = h5py.Dataset(h5py.h5d.open(self._file.id, path.encode("utf-8", "surrogateescape"), access))
         return dataset
@@ -85,4 +85,4 @@ class Hdf5Reader(HierarchyReader):
 
 def _refuse_outside(dataset: Array) -> None:
     if dataset.is_virtual or dataset.external:
-        raise SourceError("a dataset whose data lie in other files (virtual or external): those are not read")
+        raise SourceError("the data of a virtual or external dataset are in other files, which are not read")

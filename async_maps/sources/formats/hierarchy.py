@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 
 class HierarchyReader(ABC):
-    """Reads every array of numbers in two or more dimensions: a map, or a stack of them.
+    """Reads every array of numbers with two or more dimensions, as a map or a stack of maps.
 
-    A map's part is its array's path, and its position if the array is a stack. Maps are sorted by the paths of their
-    arrays. The array that was read last is kept. ``whole`` and ``array`` are the format's words for a hierarchy and an
-    array, for messages.
+    The part of a map is the path of its array, and its index in a stack. Maps are sorted by the paths of their arrays.
+    The last array stays open. ``whole`` and ``array`` are the format's words for a hierarchy and an array, for
+    messages.
     """
 
     whole: ClassVar[str]
@@ -49,13 +49,13 @@ class HierarchyReader(ABC):
             else:
                 yield ListedMap(path, [path, None], 0, None, found)
         if is_empty:
-            raise SourceError(f"the {self.whole} holds no {self.array} of numbers in two or more dimensions")
+            raise SourceError(f"the {self.whole} contains no {self.array} of numbers with two or more dimensions")
 
     def read(self, part: list[Any], max_pixels: int | None = None) -> NDArray[Any]:
         path, index = part
         with translate_format_errors(f"the {self.whole} is damaged at {path!r}"):
             if self._array is None or path != self._path:
-                # Before the next one is opened: two would be twice the memory.
+                # Free the old array before the next one is opened, to save memory.
                 self._array = None
                 self._path, self._array = path, self._open(path)
             shape, itemsize = self._array.shape, self._array.dtype.itemsize
@@ -70,37 +70,37 @@ class HierarchyReader(ABC):
 
     @abstractmethod
     def _root(self) -> Group | Array:
-        """The outermost group, or the only array."""
+        """Return the outermost group, or the only array."""
 
     @abstractmethod
     def _names(self, group: Group) -> list[str]:
-        """The names of the members of a group."""
+        """Return the names of the members of a group."""
 
     @abstractmethod
     def _member(self, group: Group, name: str) -> Any:
-        """The group or the array of a name, or anything else that is passed over; raises if it cannot be read."""
+        """Return a group, an array, or anything else, which is skipped; raise an error if it cannot be read."""
 
     @abstractmethod
     def _identity(self, group: Group) -> object:
-        """Equal for two names of one group."""
+        """Return a value that is equal for two names of the same group."""
 
     @abstractmethod
     def _open(self, path: str) -> Array:
-        """An array, to be read."""
+        """Return the array at a path."""
 
     @abstractmethod
     def _values(self, array: Array, index: int | None) -> Any:
-        """The values of an array, or of one map of a stack."""
+        """Read an array, or one map of a stack."""
 
     def _arrays(self) -> Iterator[tuple[str, ArrayHeader | str]]:
-        """The paths of the arrays that could be maps, each with its header or the reason why it cannot be opened."""
+        """Yield the path of each array that can be a map, with its header, or the reason why it cannot be opened."""
         with translate_format_errors(f"the {self.whole} is damaged"):
             root = self._root()
             if not isinstance(root, self.group_type):
                 if could_be_maps(root):
                     yield "", _header(root)
                 return
-            # Not recursion: how deep groups lie in one another is up to the file.
+            # Not recursive, because a file can nest groups to any depth.
             groups = [("", root, iter(sorted(self._names(root))))]
             seen = {self._identity(root)}
         while groups:
@@ -115,17 +115,17 @@ class HierarchyReader(ABC):
                 member = self._member(group, name)
                 if could_be_maps(member):
                     found = _header(member)
-                # A group with two names, or within itself, is listed once.
+                # A group with two names, or inside itself, is listed once.
                 elif isinstance(member, self.group_type) and (identity := self._identity(member)) not in seen:
                     groups.append((f"{path}/", member, iter(sorted(self._names(member)))))
                     seen.add(identity)
-            except Exception:  # noqa: BLE001  # the errors of these libraries have no root
+            except Exception:  # noqa: BLE001  # the errors of these libraries have no common class
                 found = self._problem(path)
             if found is not None:
                 yield path, found
 
     def _problem(self, path: str) -> str:
-        """The reason for which reading an array fails; empty if it can be opened after all."""
+        """Return why an array cannot be opened; empty if it can."""
         try:
             with translate_format_errors(f"the {self.whole} is damaged at {path!r}"):
                 self._open(path)
@@ -139,5 +139,5 @@ def _header(array: Array) -> ArrayHeader:
 
 
 def could_be_maps(array: Array) -> bool:
-    """Whether an array holds numbers in two or more dimensions."""
+    """Whether an array has numbers and two or more dimensions."""
     return len(getattr(array, "shape", None) or ()) >= 2 and array.dtype.kind in "biufc"

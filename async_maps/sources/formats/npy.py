@@ -1,4 +1,4 @@
-"""NumPy's ``.npy``: a map or a stack of them a file."""
+"""NumPy's ``.npy``: each file is a map or a stack of maps."""
 
 from __future__ import annotations
 
@@ -31,19 +31,21 @@ if TYPE_CHECKING:
 _DAMAGE = (
     ValueError, TypeError, LookupError, ArithmeticError, SyntaxError, TokenError, RecursionError, MemoryError, Warning,
 )  # fmt: skip
-"""NumPy evaluates a header as a Python literal: a damaged one can raise any of these. Some are warnings, which a filter
-may turn into errors."""
+"""NumPy evaluates a header as a Python literal, so a damaged one can raise any of these. Some are warnings, which a
+filter may turn into errors."""
 
-_FORTRAN_STACK = "the maps of a stack in Fortran order cannot be read one by one: save np.ascontiguousarray of it"
+_FORTRAN_STACK = (
+    "the maps of a stack in Fortran order cannot be read one by one: save np.ascontiguousarray(stack) instead"
+)
 _PIECE = 2**20
 _MAX_HEADER = 10_000
-"""NumPy's own limit of what it parses from a file that is not trusted."""
+"""NumPy's limit for the header of an untrusted file, in bytes."""
 
 
 class NpyReader:
-    """One file: a map, whose part is None, or a stack, whose parts are positions.
+    """Reads a map, whose part is None, or a stack, where the parts are indices.
 
-    Beside ``maps.npy``, ``maps.names.txt`` names the maps of the stack, one a line.
+    The names of the maps of a stack ``maps.npy`` are the lines of ``maps.names.txt``, if that file exists.
     """
 
     def __init__(self, path: str, filesystem: Filesystem) -> None:
@@ -69,18 +71,18 @@ class NpyReader:
             yield from position_names(length)
             return
         except OSError as error:
-            raise SourceError(f"its list of names cannot be read: {error.strerror}") from error
+            raise SourceError(f"the list of names cannot be read: {error.strerror}") from error
         except SourceError as error:
-            raise SourceError(f"its list of names cannot be read: {error}") from None
+            raise SourceError(f"the list of names cannot be read: {error}") from None
         with file:
-            # A list that does not fit names not one map: its errors come before its names.
+            # Check the whole list before the first name is used.
             for _ in read_names(file, length):
                 pass
             yield from read_names(file, length)
 
 
 class Header(NamedTuple):
-    """What the header of an ``.npy`` file says."""
+    """The header of an ``.npy`` file; ``fortran`` is the order of the data."""
 
     shape: tuple[int, ...]
     fortran: bool
@@ -90,10 +92,10 @@ class Header(NamedTuple):
 def maps_in_stream(
     file: IO[bytes], size: int, names: Callable[[int], Iterable[str]] = position_names
 ) -> Iterator[ListedMap]:
-    """The maps in an ``.npy`` file of ``size`` bytes that is at its start: one without a name, or those of a stack.
+    """Yield the maps in an ``.npy`` file: one without a name, or those of a stack.
 
-    A file whose header cannot be read is listed as one map: reading it gives the reason. ``names`` takes the number of
-    maps in a stack and gives their names.
+    A file whose header cannot be read is listed as one map; reading it raises the reason. ``file`` is at its start, and
+    has ``size`` bytes. ``names`` returns the names of the maps of a stack with the given length.
     """
     try:
         header = _read_header(file, size)
@@ -114,10 +116,9 @@ def maps_in_stream(
 def maps_in_member(
     name: str, part: list[Any], size: int, open_member: Callable[[], IO[bytes]], damaged: str
 ) -> Iterator[ListedMap]:
-    """The maps in an ``.npy`` file that is a member of an archive; their parts are the member's and a position.
+    """Yield the maps in an ``.npy`` file in an archive; each part is ``[*part, index]``.
 
-    A member that is damaged is listed as one map: reading it gives the reason, and the others are listed. ``damaged``
-    begins the reason.
+    A damaged member is listed as one map with the reason, which starts with ``damaged``.
     """
     try:
         with translate_format_errors(damaged), open_member() as file:
@@ -131,14 +132,14 @@ def maps_in_member(
 def read_stream(
     file: IO[bytes], size: int, part: int | None = None, max_pixels: int | None = None, *, piece: int = _PIECE
 ) -> NDArray[Any]:
-    """Read the array, or one map of the stack, from a file of ``size`` bytes that is at its start; never unpickles.
+    """Read the array, or one map of a stack, without unpickling.
 
-    The header is checked against the size before any memory is taken, so a header of 200 bytes that claims a terabyte
-    costs nothing. Reads have ``piece`` bytes at most, because a member of an archive copies each through memory of its
-    own; a file that is no member is read whole, which in S3 is one request.
+    The header is checked against the file's ``size`` before memory is allocated, because a header of 200 bytes can
+    claim a terabyte. One read has at most ``piece`` bytes, because a member of an archive copies each read; other files
+    are read by one call, which for S3 is one request.
 
     Raises:
-        SourceError: no ``.npy`` file, pickled objects, shorter than its header says, or too large.
+        SourceError: the file is not an ``.npy`` file, has pickled objects, is truncated, or is too large.
     """
     header = _read_header(file, size)
     if part is not None:
@@ -148,7 +149,7 @@ def read_stream(
 
 
 def read_values(file: IO[bytes], header: Header, piece: int = sys.maxsize) -> NDArray[Any]:
-    """Read the values that a header describes from a file that is at their start."""
+    """Read the values from a file that is positioned behind its header."""
     data = np.empty(math.prod(header.shape) * header.dtype.itemsize, np.uint8)
     filled = 0
     while count := file.readinto(data.data[filled : filled + piece]):  # type: ignore[attr-defined]  # binary files have it
@@ -159,7 +160,6 @@ def read_values(file: IO[bytes], header: Header, piece: int = sys.maxsize) -> ND
 
 
 def _seek_map(file: IO[bytes], header: Header, index: int) -> Header:
-    """Go to one map of a stack, whose header was just read; returns a header for the map alone."""
     shape = shape_at("the stack", header.shape, index)
     if _is_fortran_stack(header):
         raise SourceError(_FORTRAN_STACK)
@@ -172,19 +172,18 @@ def _is_fortran_stack(header: Header) -> bool:
 
 
 def _read_header(file: IO[bytes], size: int) -> Header:
-    """Read a header, and check it against the size."""
     if size == 0:
         raise SourceError("expected an .npy file, found an empty one")
     try:
         shape, fortran, dtype = _parse_header(file)
     except _DAMAGE as error:
-        # NumPy may quote the header, and goes on with advice to trust the file.
+        # Only the first line: NumPy adds advice to trust the file.
         reason = str(error).partition("\n")[0][:200]
         raise SourceError(f"expected an .npy file: {reason}") from error
     if dtype.hasobject:
         raise SourceError("expected an array of numbers, found pickled Python objects, which are never read")
     if dtype.subdtype is not None or not dtype.itemsize or min(shape, default=0) < 0:
-        raise SourceError(f"expected an array of numbers, found the shape {shape} of {dtype}")
+        raise SourceError(f"expected an array of numbers, found shape {shape} and dtype {dtype}")
     expected, found = math.prod(shape) * dtype.itemsize, size - file.tell()
     if found < expected:
         raise SourceError(
@@ -196,18 +195,18 @@ def _read_header(file: IO[bytes], size: int) -> Header:
 def _parse_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     version = npy_format.read_magic(file)
     if version not in {(1, 0), (2, 0)}:
-        # Version 3 differs from 2 in the encoding of field names only, and maps have no fields.
-        raise ValueError(f"version {version} of the format is for structured arrays, found in no activation map")
+        # Version 3 differs from 2 only in the encoding of field names, and maps have no fields.
+        raise ValueError(f"version {version} of the format is for structured arrays, not activation maps")
     prefix = file.read(2 if version == (1, 0) else 4)
     length = int.from_bytes(prefix, "little")
     if length > _MAX_HEADER:
-        raise ValueError(f"its header claims {length:,} bytes, found in no activation map")
+        raise ValueError(f"the header claims {length:,} bytes, more than an activation map needs")
     return _parsed(version, prefix + file.read(length))
 
 
 @lru_cache(maxsize=256)
 def _parsed(version: tuple[int, int], header: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """NumPy compiles each header as a Python literal, and most files of a set have the same one."""
+    # Cached: NumPy parses each header as a Python literal, and most files of a set have the same header.
     file = BytesIO(header)
     parsed: tuple[tuple[int, ...], bool, np.dtype[Any]] = (
         npy_format.read_array_header_1_0(file) if version == (1, 0) else npy_format.read_array_header_2_0(file)

@@ -1,4 +1,4 @@
-"""NumPy's ``.npz``: a zip archive of ``.npy`` files, a map or a stack of them a member."""
+"""NumPy's ``.npz``: a zip archive of ``.npy`` files; each is a map or a stack of maps."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 _MAX_RATIOS = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: 1032}
 _MAX_RATIO_OTHERS = 2_000_000
-"""To how many bytes one can be unpacked at most: a fact of Deflate; more than bzip2 and LZMA make of zeros."""
+"""The maximum ratio of compression: a property of Deflate; for bzip2 and LZMA more than zeros reach."""
 
 
 class NpzReader:
-    """One archive, in its own order; a map's part is its key, and its position if the key is a stack's."""
+    """Reads the maps in the order of the archive; a part is the key, and the index in a stack."""
 
     def __init__(self, path: str, filesystem: Filesystem) -> None:
         with close_on_error(filesystem.open(path)) as self._file:
@@ -44,14 +44,14 @@ class NpzReader:
                 open_member, damaged = partial(self._open, info), f"the archive is damaged at {member!r}"
                 yield from npy.maps_in_member(member, [member], info.file_size, open_member, damaged)
         if empty:
-            raise SourceError("the archive holds no arrays (.npy)")
+            raise SourceError("the archive contains no arrays (.npy)")
 
     def read(self, part: list[Any], max_pixels: int | None = None) -> NDArray[Any]:
         member, index = part
         try:
             info = self._archive.getinfo(f"{member}.npy")
         except KeyError:
-            raise SourceError(f"the archive holds no array {member!r} any more") from None
+            raise SourceError(f"the archive has no array {member!r} anymore") from None
         with translate_format_errors(f"the archive is damaged at {member!r}"), self._open(info) as file:
             return npy.read_stream(file, info.file_size, index, max_pixels)
 
@@ -60,12 +60,12 @@ class NpzReader:
         self._file.close()
 
     def _open(self, info: zipfile.ZipInfo) -> IO[bytes]:
-        """Open a member, unless its bytes cannot unpack to the size that it claims: a stack is listed map by map."""
+        """Open a member, unless it claims a size that its bytes cannot unpack to, which would list too many maps."""
         packed = min(info.compress_size, self._size)
         if info.file_size > packed * _MAX_RATIOS.get(info.compress_type, _MAX_RATIO_OTHERS):
             member = info.filename.removesuffix(".npy")
             raise SourceError(
                 f"the archive is damaged at {member!r}: it claims {info.file_size:,} bytes, more than its {packed:,} "
-                "could be unpacked to"
+                "compressed bytes can contain"
             )
         return self._archive.open(info)

@@ -1,4 +1,4 @@
-"""The file formats that hold maps: a module for each, picked by the file's suffix."""
+"""The supported file formats: the suffix of a file selects its module."""
 
 from __future__ import annotations
 
@@ -30,26 +30,26 @@ FORMATS = {
     ".zarr": "zarr",
     ".safetensors": "safetensors",
 }
-"""The module of each suffix. Its class, ``NpyReader(path, filesystem)`` in ``npy``, is a :class:`Reader`."""
+"""The module of each suffix. It has a :class:`Reader`, such as ``NpyReader(path, filesystem)`` in ``npy``."""
 
 COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
-"""Listed although nothing reads them, so that a folder of them fails with the reason, not as empty."""
+"""Not supported, but listed, so that they fail with a reason instead of being skipped."""
 
 _ZARR_MARKS = ("zarr.json", ".zgroup", ".zarray")
 _CHUNKED = {"zarr", "hdf5", "npz"}
 _BLOCK_BYTES = 512 * 2**10
-"""Smaller maps come with their neighbors in one request."""
+"""Smaller maps are read together with their neighbors, in one request."""
 
 
 class ListedMap(NamedTuple):
     """A map in a file, listed but not read.
 
     Attributes:
-        name: added to the file's name; None if the file is the map.
-        part: its place in the file.
-        max_bytes: the most bytes that it can have as a plain array, in its own dtype.
-        header: as :class:`~async_maps.sources.activation_map.ActivationMap` has it.
-        problem: as :class:`~async_maps.sources.activation_map.ActivationMap` has it.
+        name: appended to the name of the file; None if the file is the map.
+        part: the position in the file.
+        max_bytes: the maximum number of bytes as an array in its own dtype.
+        header: as in :class:`~async_maps.sources.activation_map.ActivationMap`.
+        problem: as in :class:`~async_maps.sources.activation_map.ActivationMap`.
     """
 
     name: str | None
@@ -60,23 +60,22 @@ class ListedMap(NamedTuple):
 
 
 class Reader(Protocol):
-    """One open file.
+    """An open file of one format. The constructor and all methods raise the same errors.
 
     Raises:
-        SourceError: the file is not what its name says, holds no map, or one that is too large; the message says what
-            was expected and what was found. The methods raise it, too.
-        OSError: it cannot be read; the methods raise it, too.
+        SourceError: the file has another format, is damaged, contains no map, or a map is too large.
+        OSError: the file cannot be read.
     """
 
     def __init__(self, path: str, filesystem: Filesystem) -> None: ...
 
     def maps(self) -> Iterator[ListedMap]:
-        """The maps in it, in a stable order; where the list can be long, it is never held as a whole."""
+        """Yield the maps in a stable order, without having a long list in memory."""
 
     def read(self, part: Part, max_pixels: int | None = None) -> NDArray[Any]:
-        """Read one of them, without unpickling: any array, colorize checks whether it is an activation map.
+        """Read one map without unpickling; return any array, because the colorize stage checks shape and dtype.
 
-        A map of more than ``max_pixels`` is refused before any memory is taken for it.
+        A map of more than ``max_pixels`` is refused before memory is allocated.
         """
 
     def close(self) -> None:
@@ -84,7 +83,7 @@ class Reader(Protocol):
 
 
 def suffix_of(path: str) -> str | None:
-    """The suffix by which a file is read or refused, as :data:`FORMATS` has it; None if nothing here knows it."""
+    """Return the suffix of :data:`FORMATS` or :data:`COMPRESSED_TARS`; None if the path has none of them."""
     suffix = path[path.rfind(".") :].lower()
     if suffix in FORMATS:
         return suffix
@@ -93,12 +92,12 @@ def suffix_of(path: str) -> str | None:
 
 
 def without_suffix(path: str) -> str:
-    """The path without the suffix that :func:`suffix_of` knows it by."""
+    """Return the path without the suffix of :func:`suffix_of`."""
     return path[: len(path) - len(suffix_of(path) or "")]
 
 
 def is_one_source(folder: str) -> bool:
-    """Whether a folder on a disk is one source in many files, not a folder of sources: a Zarr hierarchy."""
+    """Whether a local folder is a Zarr hierarchy, so one source in many files."""
     suffix = suffix_of(folder)
     if suffix is None:
         return any(os.path.lexists(os.path.join(folder, mark)) for mark in _ZARR_MARKS)
@@ -106,12 +105,12 @@ def is_one_source(folder: str) -> bool:
 
 
 def open_reader(path: str, filesystem: Filesystem) -> Reader:
-    """The reader of a file; raises as :class:`Reader`, and a MissingExtraError if the format needs an extra."""
+    """Return a reader for a file; raise the errors of :class:`Reader`, or MissingExtraError."""
     suffix = suffix_of(path)
     if suffix in COMPRESSED_TARS:
-        raise SourceError("no map in a compressed tar can be read without unpacking all before it: decompress it first")
+        raise SourceError("a compressed tar has no random access: decompress it first")
     if suffix is None and not is_one_source(path):
-        raise SourceError(f"nothing here reads {printable(path)}")
+        raise SourceError(f"{printable(path)} is not a file of activation maps")
     module = "zarr" if suffix is None else FORMATS[suffix]
     reader: type[Reader] = getattr(
         import_module(f"async_maps.sources.formats.{module}"), f"{module.capitalize()}Reader"
@@ -121,7 +120,7 @@ def open_reader(path: str, filesystem: Filesystem) -> Reader:
 
 @contextmanager
 def close_on_error(file: IO[bytes]) -> Iterator[IO[bytes]]:
-    """Lend a file that is closed if the ``with`` block fails, and only then."""
+    """Close the file if the ``with`` block fails, and only then."""
     try:
         yield file
     except BaseException:
@@ -130,10 +129,10 @@ def close_on_error(file: IO[bytes]) -> Iterator[IO[bytes]]:
 
 
 class translate_format_errors:  # noqa: N801  # a context manager, in lower case as contextlib's
-    """Turn any error that a format's library raises over a damaged file into a SourceError of one line.
+    """Turn any error of a format's library into a SourceError of one line.
 
-    An OSError of the system passes as it is; some libraries raise OSErrors of their own, which have no number. A class,
-    because every read of a member enters one, and a generator takes three times as long.
+    An OSError with an error number comes from the system and is not changed. This is a class because every read of a
+    member enters one, and ``contextlib.contextmanager`` takes three times as long.
 
     Args:
         what: the start of the message; the library's reason follows.
@@ -157,15 +156,15 @@ class translate_format_errors:  # noqa: N801  # a context manager, in lower case
 
 
 class Readers:
-    """Reads maps on a disk or in S3, and keeps the last file open: its next map costs no second look at its directory.
+    """Reads maps from files, and keeps the last file open for the next map. Thread-safe, one read at a time.
 
-    Any number of threads may share it; they take turns. Without ``filesystems`` it reads from disks only.
+    Without ``filesystems`` it reads only local files.
     """
 
     def __init__(self, filesystems: Filesystems | None = None, max_pixels: int | None = None) -> None:
         self._filesystems = filesystems or Filesystems()
         self._max_pixels = max_pixels
-        self._turn = RLock()
+        self._lock = RLock()
         self._path = ""
         self._reader: Reader | None = None
 
@@ -176,31 +175,31 @@ class Readers:
         self.close()
 
     def read(self, path: str, part: Part) -> NDArray[Any]:
-        """Read one listed map; raises as :class:`Reader`."""
-        with self._turn:
+        """Read one listed map; for the errors see :class:`Reader`."""
+        with self._lock:
             if self._reader is None or path != self._path:
                 self.close()
                 self._path, self._reader = path, open_reader(path, self._filesystems.of(path))
             try:
                 return self._reader.read(part, self._max_pixels)
             except BaseException:
-                # A damaged file may have left its reader in a state that would spoil the next map.
+                # After an error the reader may be in a bad state for the next map.
                 self.close()
                 raise
 
     def close(self) -> None:
         """Close the file."""
-        with self._turn:
+        with self._lock:
             reader, self._reader = self._reader, None
             if reader is not None:
                 reader.close()
 
 
 def shares_reads(map_: ActivationMap) -> bool:
-    """Whether reading the map also reads others of its file, so that one ``Readers`` should read them, in turn.
+    """Whether reading a map also reads other maps of its file, so that one shared ``Readers`` should read them all.
 
-    Maps may be chunks of one Zarr array, or lie side by side in one small block of a tar: each ``Readers`` keeps the
-    file that it has read last, and sixteen of them would fetch the same bytes sixteen times.
+    Maps can share a chunk of a Zarr array, or a block of a tar. Sixteen ``Readers`` would read the same bytes sixteen
+    times.
     """
     if map_.path is None or map_.part is None:
         return False

@@ -1,4 +1,4 @@
-"""A folder of objects in S3 as a store of the zarr library (needs the ``zarr`` extra); read-only."""
+"""A read-only store for the zarr library (extra ``zarr``): the objects in an S3 folder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _ALL = 2**62
 
 
 class S3ZarrStore(Store):
-    """The objects below a folder; requests block, so each runs in a thread."""
+    """The objects in a folder. Each request runs in a thread, because it blocks."""
 
     supports_writes = False
     supports_deletes = False
@@ -36,7 +36,7 @@ class S3ZarrStore(Store):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, S3ZarrStore) and self._filesystem is other._filesystem and self._root == other._root
 
-    __hash__ = None  # type: ignore[assignment]  # as that of zarr's own stores
+    __hash__ = None  # type: ignore[assignment]  # as in zarr's own stores
 
     def __str__(self) -> str:
         return str(self._root)
@@ -94,7 +94,6 @@ class S3ZarrStore(Store):
 
 
 async def _in_threads(items: Iterator[Any]) -> AsyncIterator[Any]:
-    """Advance an iterator that blocks, an item at a time, in threads."""
     end = object()
     while (item := await to_thread.run_sync(next, items, end)) is not end:
         yield item

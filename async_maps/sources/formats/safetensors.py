@@ -1,8 +1,8 @@
-"""Safetensors: every tensor of two or more dimensions is a map or a stack of them.
+"""Safetensors: every tensor of two or more dimensions is a map or a stack of maps.
 
-The library is not used, nor needed: for NumPy it gives no bfloat16, which is what models are run in, it reads from
-paths only, and it maps the file into memory, where one that is cut off while it is read kills the process. The format
-is a length, a JSON header and the tensors' bytes.
+The library ``safetensors`` is not used. For NumPy it does not support bfloat16, in which many models run; it reads only
+from paths; and it maps the file into memory, so that a truncation during a read kills the process. The format is a
+length, a JSON header and the bytes of the tensors.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ _DTYPES = {
     "F64": "<f8",
     "C64": "<c8",
 }
-"""What NumPy calls each dtype; bfloat16 is read as its bits."""
+"""The NumPy dtype of each dtype; bfloat16 is read as its bits."""
 
 _MAX_HEADER = 100_000_000
-"""The library's own limit, in bytes."""
+"""The limit of the library ``safetensors``, in bytes."""
 
 
 class _Tensor(NamedTuple):
-    """What the header says of a tensor; its bytes are counted from the end of the header."""
+    """A tensor in the header; ``start`` and ``end`` are byte offsets from the end of the header."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -61,9 +61,9 @@ class _Tensor(NamedTuple):
 
 
 class SafetensorsReader:
-    """One file, in the order of its header; a map's part is its tensor's name, and its position if that is a stack.
+    """Reads the maps in the order of the header; a part is the name of the tensor, and the index in a stack.
 
-    bfloat16 is read as float32, which holds each of its values.
+    bfloat16 is read as float32, which has all of its values.
     """
 
     def __init__(self, path: str, filesystem: Filesystem) -> None:
@@ -77,7 +77,6 @@ class SafetensorsReader:
             try:
                 tensor = self._tensor(name)
             except SourceError as error:
-                # The others are listed.
                 empty = False
                 yield ListedMap(name, [name, None], 0, None, str(error))
                 continue
@@ -89,10 +88,10 @@ class SafetensorsReader:
                 dtype = "<f4" if tensor.dtype == "BF16" else _DTYPES[tensor.dtype]
                 yield from maps_in_array(name, ArrayHeader(tensor.shape, np.dtype(dtype)), size)
             else:
-                # A dtype that is not read is one failure, not one for each map.
+                # An unsupported dtype is one failure, not one per map.
                 yield ListedMap(name, [name, None], size, None, _no_dtype(tensor))
         if empty:
-            raise SourceError("the file holds no tensor of two or more dimensions")
+            raise SourceError("the file contains no tensor of two or more dimensions")
 
     def read(self, part: list[Any], max_pixels: int | None = None) -> NDArray[Any]:
         name, index = part
@@ -115,13 +114,12 @@ class SafetensorsReader:
         self._file.close()
 
     def _tensor(self, name: str) -> _Tensor:
-        """The header's entry for a tensor, checked."""
         entry = self._header.get(name)
         if entry is None:
-            raise SourceError(f"the file holds no tensor {name!r} any more")
+            raise SourceError(f"the file has no tensor {name!r} anymore")
         try:
             dtype, shape, (start, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
-            # A header has room for millions of dimensions: too many to be multiplied.
+            # A malicious header can have millions of dimensions: do not multiply them.
             sound = isinstance(dtype, str) and len(shape) <= MAX_DIMENSIONS
             sound = sound and all(type(number) is int and number >= 0 for number in (*shape, start))
             size = math.prod(shape) * np.dtype(_DTYPES[dtype]).itemsize if sound and dtype in _DTYPES else end - start
@@ -132,7 +130,7 @@ class SafetensorsReader:
             raise SourceError(f"the header is damaged at the tensor {name!r}")
         if end > self._size - self._data:
             raise SourceError(
-                f"truncated: the tensor {name!r} ends at byte {self._data + end:,}, the file at {self._size:,}"
+                f"truncated: tensor {name!r} ends at byte {self._data + end:,}, but the file at byte {self._size:,}"
             )
         return _Tensor(dtype, tuple(shape), start, end)
 
@@ -142,7 +140,6 @@ def _no_dtype(tensor: _Tensor) -> str:
 
 
 def _read_header(file: IO[bytes], size: int) -> tuple[dict[str, Any], int]:
-    """The header, and where the tensors' bytes begin."""
     file.seek(0)
     length = int.from_bytes(file.read(8), "little")
     if not 2 <= length <= min(size - 8, _MAX_HEADER):
@@ -150,8 +147,8 @@ def _read_header(file: IO[bytes], size: int) -> tuple[dict[str, Any], int]:
     try:
         header = json.loads(file.read(length))
     except (ValueError, RecursionError) as error:
-        raise SourceError("expected a safetensors file: its header is no JSON") from error
+        raise SourceError("expected a safetensors file: its header is not JSON") from error
     if not isinstance(header, dict):
-        raise SourceError("expected a safetensors file: its header is no JSON object")
+        raise SourceError("expected a safetensors file: its header is not a JSON object")
     header.pop("__metadata__", None)
     return header, 8 + length

@@ -17,21 +17,21 @@ _CHANNELS = {1, 2, 3, 4}
 
 
 def stack_length(shape: tuple[int, ...]) -> int | None:
-    """How many maps an array of that shape holds; None if it is no stack.
+    """Return the number of maps in an array of this shape; None if it is not a stack.
 
-    ``(h, w, 1)`` is one map, as it is for Kolena, and what looks like an image with channels, ``(h, w, 3)``, is for
-    colorize to refuse, not hundreds of maps that are three pixels wide.
+    ``(h, w, 1)`` is one map, as in Kolena. ``(h, w, 3)`` is probably an image with channels, not a stack of maps that
+    are three pixels wide; the colorize stage refuses it.
     """
     stack = len(shape) == 3 and shape[2] not in _CHANNELS
     stack |= len(shape) == 4 and 1 in {shape[1], shape[3]}
-    # Of maps without a pixel there may be any number in a file of no bytes: one failure says it all.
+    # A file without data can claim any number of empty maps: list it as one failure.
     return shape[0] if stack and 0 not in shape else None
 
 
 def maps_in_array(path: str, header: ArrayHeader, size: int) -> Iterator[ListedMap]:
-    """The map that an array of ``size`` bytes is, or those of the stack; their parts are its path and a position.
+    """Yield the map, or the maps of the stack, in an array of ``size`` bytes; each part is the path and the index.
 
-    The path is empty if the file is the array.
+    The path is empty if the array is the whole file.
     """
     length = stack_length(header.shape)
     if length is None:
@@ -43,35 +43,35 @@ def maps_in_array(path: str, header: ArrayHeader, size: int) -> Iterator[ListedM
 
 
 def shape_at(what: str, shape: tuple[int, ...], index: int) -> tuple[int, ...]:
-    """The shape of one map of a stack: without the axes of the stack and of the single channel.
+    """Return the shape of one map of a stack, without the axes of the stack and of the single channel.
 
-    Refuses an index beyond the stack, which may have changed since it was listed; ``what`` names it in the message.
+    Raises SourceError if the index is too large, because the stack, ``what`` in the message, has changed.
     """
     length = stack_length(shape)
     if length is None or index >= length:
-        raise SourceError(f"{what} holds no map {index} any more: its shape is {shape}")
+        raise SourceError(f"{what} has no map {index} anymore: its shape is {shape}")
     if len(shape) == 3:
         return shape[1:]
     return shape[2:] if shape[1] == 1 else shape[1:3]
 
 
 _MAX_LINE = 4096
-"""Characters; a key in S3 has 1,024 bytes at most."""
+"""In characters; a key in S3 has at most 1,024 bytes."""
 
 
 def position_names(length: int) -> Iterator[str]:
-    """What the maps of a stack are called by their positions: ``000000``, ``000001``, ..."""
+    """Return the default names of the maps of a stack: ``000000``, ``000001``, ..."""
     return (f"{index:06}" for index in range(length))
 
 
 def read_names(file: IO[bytes], length: int) -> Iterator[str]:
-    """The names of a stack's maps from a list of them, one a line, held one at a time; two may be equal.
+    """Yield the names of the maps of a stack from a file with one name per line; duplicates are not checked.
 
     Raises:
-        SourceError: the list is not UTF-8, has an empty line, or not as many lines as the stack has maps (``length``).
+        SourceError: the file is not UTF-8, has an empty or too long line, or does not have ``length`` lines.
     """
     file.seek(0)
-    # Editors begin a file with a byte order mark and end lines in CR LF; neither is part of a name.
+    # Some editors write a byte order mark and CR LF; neither is part of a name.
     text = io.TextIOWrapper(file, "utf-8-sig")
     count = 0
     try:
@@ -79,14 +79,15 @@ def read_names(file: IO[bytes], length: int) -> Iterator[str]:
             count += 1
             name = line.removesuffix("\n")
             if not name:
-                raise SourceError(f"line {count:,} of its list of names is empty")
+                raise SourceError(f"line {count:,} of the list of names is empty")
             if len(line) == _MAX_LINE:
-                raise SourceError(f"line {count:,} of its list of names is {_MAX_LINE:,} characters long or more")
+                raise SourceError(f"line {count:,} of the list of names has {_MAX_LINE:,} or more characters")
             if count <= length:
                 yield name
     except UnicodeDecodeError:
-        raise SourceError(f"its list of names is not UTF-8 after line {count:,}") from None
+        raise SourceError(f"the list of names is not UTF-8 after line {count:,}") from None
     finally:
         text.detach()
     if count != length:
-        raise SourceError(f"its list of names has {count:,} lines, the stack has {length:,} maps")
+        lines, maps = ("line" if count == 1 else "lines"), ("map" if length == 1 else "maps")
+        raise SourceError(f"the list of names has {count:,} {lines}, but the stack has {length:,} {maps}")

@@ -1,6 +1,6 @@
-"""Tar archives, as WebDataset lays them out: the members that end in ``.npy`` are maps or stacks of them.
+"""Tar archives, as in WebDataset: each member that ends in ``.npy`` is a map or a stack of maps.
 
-Other members, the images and labels of the same samples, are passed over.
+Other members, such as images and labels, are skipped.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
 
 _SUFFIX = ".npy"
 _DAMAGED = "the archive is damaged"
-_NO_FILE = "in the archive it is a link, a device or a sparse file: only plain files are read"
+_NO_FILE = "the member is a link, a device or a sparse file; only plain files are read"
 _MAX_READ = 2**20
-"""Bytes. Members are read in pieces of at most this size; a name or a list of attributes is shorter."""
+"""In bytes. Members are read in pieces of at most this size; names and attributes must be shorter."""
 
 
 class TarReader:
-    """One archive.
+    """Reads the maps of an archive. Listing reads only headers.
 
-    A map's part is where its member's data begin, how long they are, and its position if the member is a stack: one
-    seek away, however many members there are. The part of a member that is not read is None. Listing reads no data.
+    The part of a map is the offset of its member's data, their size, and the index in a stack. So reading needs one
+    seek. The part of a member that is not a plain file is None.
     """
 
     def __init__(self, path: str, filesystem: Filesystem) -> None:
@@ -51,7 +51,7 @@ class TarReader:
                 empty = False
                 yield from self._maps_in(member)
         if empty:
-            raise SourceError("the archive holds no arrays (.npy)")
+            raise SourceError("the archive contains no arrays (.npy)")
 
     def read(self, part: list[Any] | None, max_pixels: int | None = None) -> NDArray[Any]:
         if part is None:
@@ -67,28 +67,29 @@ class TarReader:
         self._file.close()
 
     def _members(self) -> Iterator[tarfile.TarInfo]:
-        """Every member, one at a time; an error if the archive is cut off or damaged."""
+        """Yield every member; raise SourceError if the archive is truncated or damaged."""
         self._file.seek(0)
         end = 0
         with tarfile.open(fileobj=_Bounded(self._file), mode="r:") as archive:
             while True:
-                with translate_format_errors(f"the archive is cut off or damaged after {min(end, self._size):,} bytes"):
+                reached = min(end, self._size)
+                with translate_format_errors(f"the archive is truncated or damaged after {reached:,} bytes"):
                     member = archive.next()
                 if member is None:
                     break
-                # tarfile keeps every member, to look them up by name.
+                # tarfile keeps all members in memory, to find them by name.
                 archive.members.clear()  # type: ignore[attr-defined]  # missing in its types
                 if archive.offset <= end:
                     raise SourceError(f"the archive is damaged after {end:,} bytes: a member of negative size")
                 end = archive.offset
                 yield member
-        # tarfile ends at anything that is no header; an archive that is whole ends in a block of zeros.
+        # tarfile stops at any invalid header; a complete archive ends with a block of zeros.
         self._file.seek(end)
         if self._file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-            raise SourceError(f"the archive is cut off or damaged after {end:,} bytes: what follows is not listed")
+            raise SourceError(f"the archive is truncated or damaged after {end:,} bytes; later members are not listed")
 
     def _maps_in(self, member: tarfile.TarInfo) -> Iterator[ListedMap]:
-        # "tar -C folder ." has it before every name.
+        # "tar -C folder ." writes "./" before every name.
         name = member.name.removeprefix("./")[: -len(_SUFFIX)]
         if not member.isreg() or member.issparse():
             yield ListedMap(name, None, 0, None, _NO_FILE)
@@ -99,15 +100,15 @@ class TarReader:
     def _open(self, member: tarfile.TarInfo) -> IO[bytes]:
         end = member.offset_data + member.size
         if end > self._size:
-            raise SourceError(f"truncated: its data end at byte {end:,}, the archive at {self._size:,}")
+            raise SourceError(f"truncated: its data end at byte {end:,}, but the archive at byte {self._size:,}")
         file = self._archive.extractfile(member)
         if file is None:
-            raise SourceError("in the archive it is no file")
+            raise SourceError("the member is not a file")
         return file
 
 
 class _Bounded(io.BufferedIOBase):
-    """A file whose large reads fail: tarfile reads a member's name in one piece, however many gigabytes it claims."""
+    """A file that refuses large reads: tarfile reads a name in one piece, even if it claims gigabytes."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file

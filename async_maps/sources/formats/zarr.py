@@ -1,4 +1,4 @@
-"""Zarr, versions 2 and 3: every array of numbers in two or more dimensions is a map or a stack (needs ``zarr``)."""
+"""Zarr 2 and 3: every array of numbers with two or more dimensions is a map or a stack of maps (extra ``zarr``)."""
 
 from __future__ import annotations
 
@@ -25,10 +25,7 @@ _MAX_BLOCK = 256 * 2**20
 
 
 class ZarrReader(HierarchyReader):
-    """One hierarchy.
-
-    Maps that share chunks are unpacked together, and the last such block is kept: the next map costs nothing.
-    """
+    """Reads the maps of a hierarchy. Maps that share chunks are unpacked together and kept until another block."""
 
     whole, array, group_type = "hierarchy", "array", zarr.Group
 
@@ -36,11 +33,11 @@ class ZarrReader(HierarchyReader):
         super().__init__()
         self._store: Any = path
         if is_remote(path):
-            # Worker processes read from disks only: they need no S3 client.
+            # Imported late, because worker processes read only local files.
             from async_maps.filesystems.s3 import S3Filesystem
             from async_maps.sources.formats.s3_zarr import S3ZarrStore
 
-            assert isinstance(filesystem, S3Filesystem)  # noqa: S101  # what lies in S3 is opened by it
+            assert isinstance(filesystem, S3Filesystem)  # noqa: S101  # is_remote(path)
             self._store = S3ZarrStore(filesystem, parse_s3_address(path))
         self._start = 0
         self._block: Any = None
@@ -56,14 +53,14 @@ class ZarrReader(HierarchyReader):
                 raise SourceError("expected a Zarr hierarchy, found no zarr.json, .zgroup or .zarray") from None
 
     def _names(self, group: Group) -> list[str]:
-        # Group.members() would open all of them, and fail over any that is damaged.
+        # Group.members() opens all members, and fails if one is damaged.
         return list(collect_aiterator(group.store.list_dir(group.path)))
 
     def _member(self, group: Group, name: str) -> Any:
         try:
             return group[name]
         except KeyError:
-            # No node of the hierarchy: Zarr's own metadata, a README, a file manager's files.
+            # Not a node of the hierarchy, for instance Zarr's metadata or a README.
             return None
 
     def _identity(self, group: Group) -> object:
@@ -74,9 +71,9 @@ class ZarrReader(HierarchyReader):
         try:
             array = zarr.open_array(self._store, path=path, mode="r")
         except FileNotFoundError:
-            raise SourceError(f"the hierarchy holds no array {path!r} any more") from None
+            raise SourceError(f"the hierarchy has no array {path!r} anymore") from None
         if not could_be_maps(array):
-            raise SourceError(f"the array {path!r} holds no numbers in two or more dimensions any more")
+            raise SourceError(f"the array {path!r} no longer has numbers in two or more dimensions")
         return array
 
     def _values(self, array: Array, index: int | None) -> Any:
@@ -87,7 +84,7 @@ class ZarrReader(HierarchyReader):
             return array[index]
         start = index - index % rows
         if self._block is None or start != self._start:
-            # Before the next one is read: two would be twice the memory.
+            # Free the old block before the next one is read, to save memory.
             self._block = None
             self._start, self._block = start, array[start : start + rows]
         return self._block[index - start]
