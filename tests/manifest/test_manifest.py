@@ -138,6 +138,17 @@ def test_select_chooses_the_planned_maps(path: Path, select: Select, todo: str) 
     assert plan.skipped == 4 - len(todo)
 
 
+def test_known_maps_have_the_same_source_and_state(path: Path) -> None:
+    done, failed, changed, arrays = (make_map(name) for name in ("done", "failed", "changed", "arrays"))
+    arrays = replace(arrays, fingerprint=None)
+    write_run(path, [receipt_for(done), failure_for(failed), receipt_for(changed), receipt_for(arrays)])
+    listed = [done, failed, replace(changed, fingerprint="2-2"), arrays, make_map("new")]
+    with Manifest(path, read_only=True) as manifest:
+        assert manifest.known(listed) == {"done", "failed"}
+        assert manifest.known(listed, done_with=SETTINGS) == {"done"}
+        assert manifest.known(listed, done_with="others") == set()
+
+
 def test_a_duplicate_name_is_refused_with_both_sources(path: Path) -> None:
     first, second = make_map("a", source="/maps/a.npy"), make_map("a", source="/maps/a.NPY", fingerprint="2-2")
     with Manifest(path) as manifest:
