@@ -19,7 +19,7 @@ from async_maps.outcomes import Failure, Outcome
 from async_maps.pipeline import Pipeline
 from async_maps.progress import reporting
 from async_maps.report import Report
-from async_maps.settings import Settings
+from async_maps.settings import Settings, given_or_default
 from async_maps.sources.activation_map import ActivationMap
 from async_maps.sources.batches import check_limit, list_maps, numbered, with_key
 from async_maps.sources.headers import known_failure
@@ -195,7 +195,7 @@ async def adry_run(  # noqa: PLR0913  # those of arun()
     """
     check_select(select)
     check_limit(limit)
-    settings, report = settings or Settings(), Report(dry_run=True, limit=limit)
+    settings, report = given_or_default(settings), Report(dry_run=True, limit=limit)
     if settings.value_range.kind == "dataset":
         refuse_one_shot(source)
     template = settings.key_template

@@ -33,7 +33,7 @@ from async_maps.manifest.recorder import open_recorder
 from async_maps.outcomes import Failure, Outcome, Receipt
 from async_maps.progress import reporting
 from async_maps.report import Report
-from async_maps.settings import Settings
+from async_maps.settings import Settings, given_or_default
 from async_maps.sources.arrays import size_of
 from async_maps.sources.batches import check_limit, list_maps, numbered, take_array, with_key
 from async_maps.stages.flow import Flow
@@ -86,7 +86,7 @@ class Pipeline:
     """
 
     def __init__(self, destination: Destination, *, settings: Settings | None = None) -> None:
-        self.settings: Settings = settings or Settings()
+        self.settings: Settings = given_or_default(settings)
         self._template = self.settings.key_template
         self._range = self.settings.value_range
         self._claims: Claims | None = None

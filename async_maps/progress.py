@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from contextlib import asynccontextmanager
 from time import monotonic
 from typing import TYPE_CHECKING, TypeAlias
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from anyio import to_thread
 
 from async_maps.concurrency.tasks import OrderlyTask, calling_every
-from async_maps.errors import AsyncMapsError
+from async_maps.errors import AsyncMapsError, SettingsError
 from async_maps.filesystems.filesystem import is_remote
 from async_maps.sources import open_source, place_of
 from async_maps.sources.activation_map import ActivationMap
@@ -152,6 +153,8 @@ async def reporting(
     if on_progress is None:
         yield
         return
+    if inspect.iscoroutinefunction(on_progress):
+        raise SettingsError("on_progress must be a function; found a coroutine function")
     count = SourceCount(source, None if reads_all else report.limit)
     started = monotonic()
 

@@ -26,7 +26,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from async_maps.errors import SettingsError
+from async_maps.errors import AsyncMapsError, SettingsError
 from async_maps.keys import KeyTemplate
 from async_maps.render.colormap import AnyColormap, colormap_table, describe_colormap
 from async_maps.render.quantize import Invalid
@@ -76,6 +76,8 @@ class _Model(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False, use_at
             super().__init__(**values)
         except ValidationError as error:
             raise SettingsError(describe_invalid(error)) from error
+        except TypeError as error:  # names that are not strings
+            raise SettingsError(str(error)) from error
 
 
 _Given = TypeVar("_Given")
@@ -340,6 +342,19 @@ def load_settings(path: str | Path) -> Settings:
         raise SettingsError(f"{path}: {error}") from error
 
 
+def given_or_default(settings: Settings | None) -> Settings:
+    """Return the settings that a caller passed, or the defaults for None.
+
+    Raises:
+        SettingsError: they are neither.
+    """
+    if settings is None:
+        return Settings()
+    if not isinstance(settings, Settings):
+        raise SettingsError(f"settings: expected async_maps.Settings(...), found {settings!r}")
+    return settings
+
+
 def setting_names() -> Iterator[str]:
     """Iterate over the names of all settings, parts included: ``png``, ``s3.give_up_s``."""
     for name, field in Settings.model_fields.items():
@@ -372,7 +387,7 @@ def _problems(error: ValidationError, name_of: Callable[[str], str], part: tuple
         ours = problem.get("ctx", {}).get("error")
         if problem["type"] == "extra_forbidden":
             yield f"{name} is not a setting{_instead_of(name)}"
-        elif isinstance(ours, SettingsError):
+        elif isinstance(ours, AsyncMapsError):
             inner = ours.__cause__
             if isinstance(inner, ValidationError):
                 yield from _problems(inner, name_of, steps)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import pickle
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -195,3 +196,28 @@ def test_six_threads_can_run_at_the_same_time() -> None:
 
     with ThreadPoolExecutor(6) as threads:
         assert list(threads.map(one, range(6))) == [5] * 6
+
+
+async def _coroutine(_: object) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        ((5, "out"), {}, "a source is a path or an iterable of pairs (name, array); found 5"),
+        (([], 5), {}, "the destination is a int"),
+        (
+            ([], "out"),
+            {"settings": {"png": "rgba"}},
+            "settings: expected async_maps.Settings(...), found {'png': 'rgba'}",
+        ),
+        (([("a", np.zeros((3, 3)))], "out"), {"on_progress": _coroutine}, "on_progress must be a function"),
+        (([("a", np.zeros((3, 3)))], "memory://../x"), {}, "'..' is not allowed"),
+    ],
+)
+def test_arguments_of_the_wrong_type_are_refused(
+    arguments: Any, options: Any, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(am.AsyncMapsError, match=re.escape(message)):
+        am.run(*arguments, **options)

@@ -32,6 +32,11 @@ def test_parts_may_be_models_or_mappings() -> None:
     assert as_models.files.fsync
 
 
+class Bright:
+    def colorize(self, intensity: int) -> tuple[int, int, int, int]:
+        return 300, 0, 0, 255
+
+
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
@@ -50,6 +55,9 @@ def test_parts_may_be_models_or_mappings() -> None:
         ({"range": "percentile:99,1"}, "percentiles must lie in 0 to 100, the first below the second"),
         ({"range": "dataset:-1,99"}, "percentiles must lie in 0 to 100"),
         ({"range": "percentile:1"}, "unknown range 'percentile:1'"),
+        ({"colormap": ColormapJet}, "a colormap must be an object; found the class ColormapJet: call it"),
+        ({"colormap": Bright()}, "Bright.colorize(0) must return values from 0 to 255; found [300   0   0 255]"),
+        ({"s3": {1: 2}}, "keywords must be strings"),
         ({"range": "percent:1,99"}, "unknown range 'percent:1,99'"),
         ({"range": "from:"}, "unknown range 'from:'"),
         ({"range": "2,1"}, "range '2,1': the first value must be below the second"),

@@ -16,7 +16,7 @@ from async_maps.blocking import blocking
 from async_maps.doctor.finding import Finding, OnFinding
 from async_maps.errors import SettingsError
 from async_maps.filesystems.filesystem import is_remote
-from async_maps.settings import Settings
+from async_maps.settings import Settings, given_or_default
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,7 +55,7 @@ async def adiagnose(
     Raises:
         SettingsError: the destination is unknown or incomplete, or an origin is not valid.
     """
-    settings = settings or Settings()
+    settings = given_or_default(settings)
     findings: list[Finding] = []
 
     def found(finding: Finding) -> None:

@@ -13,7 +13,7 @@ from async_maps.filesystems.locators import bitmap_mask_fields
 from async_maps.kolena.masks import Mask, mask_maker, provenance_fields
 from async_maps.outcomes import Failure, Receipt
 from async_maps.pipeline import Pipeline
-from async_maps.settings import Settings
+from async_maps.settings import Settings, given_or_default
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -120,4 +120,4 @@ def bitmap_mask(receipt: Receipt | Failure, *, provenance: bool = False, **field
 
 def _pipeline(destination: str | PathLike[str], settings: Settings | None) -> Pipeline:
     bitmap_mask_fields(f"{fspath(destination)}/name.png")  # raises if Kolena cannot read it
-    return Pipeline(destination, settings=(settings or Settings()).model_copy(update={"workers": 0}))
+    return Pipeline(destination, settings=given_or_default(settings).model_copy(update={"workers": 0}))

@@ -151,12 +151,18 @@ def _jet_table(fade: bool) -> NDArray[np.uint8]:
 
 
 def _tabulate(colormap: SupportsColorize) -> NDArray[np.uint8]:
+    if isinstance(colormap, type):
+        raise InputValidationError(f"a colormap must be an object; found the class {colormap.__name__}: call it")
     table = np.empty((256, 4), np.uint8)
     for intensity in range(256):
         color = np.asarray(colormap.colorize(np.uint8(intensity)))
         if color.shape != (4,):
             raise InputValidationError(
                 f"{type(colormap).__name__}.colorize({intensity}) must return 4 values, RGBA; found {color.shape}"
+            )
+        if not ((color >= 0) & (color <= 255)).all():
+            raise InputValidationError(
+                f"{type(colormap).__name__}.colorize({intensity}) must return values from 0 to 255; found {color}"
             )
         table[intensity] = color.astype(np.uint8)
     return table

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable
+from collections.abc import AsyncIterable, Iterable
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
@@ -80,6 +80,8 @@ async def list_maps(  # noqa: PLR0913  # one argument a choice
     else:
         opening = partial(open_source, s3=s3, known=known, pass_over=pass_over)
         opened = source if not isinstance(source, str | PathLike) else await to_thread.run_sync(opening, source)
+        if not isinstance(opened, Iterable):
+            raise SourceError(f"a source is a path or an iterable of pairs (name, array); found {opened!r}")
         batches = _in_thread(iter(opened), take, limit)
     found = False
     async with aclosing(batches):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 
 from async_maps.errors import ExistsError
+from async_maps.keys import check_name
 
 
 class MemoryStore:
@@ -16,9 +17,14 @@ class MemoryStore:
 
     Attributes:
         objects: the PNGs by key.
+
+    Raises:
+        InputValidationError: the prefix is not a relative path.
     """
 
     def __init__(self, prefix: str = "", *, replace: bool = True) -> None:
+        if prefix:
+            check_name(prefix)
         self._replace = replace
         self.prefix = prefix
         self.destination: str = f"memory://{prefix}" if prefix else "memory://"

@@ -21,7 +21,7 @@ from async_maps.filesystems.filesystem import is_remote
 from async_maps.filesystems.locators import file_path, parse_s3_address
 from async_maps.filesystems.objects import Objects
 from async_maps.manifest.manifest import Manifest
-from async_maps.settings import Settings
+from async_maps.settings import Settings, given_or_default
 from async_maps.tables import is_table
 from async_maps.verify.comparison import REPAIRABLE, Comparison, Difference, Expected
 from async_maps.verify.reading import Reading
@@ -75,7 +75,7 @@ async def averify_locators(
         StoreError: the folder cannot be listed, or the store cannot be reached.
     """
     verification = Verification()
-    settings = settings or Settings()
+    settings = given_or_default(settings)
 
     async def look() -> None:
         with Comparison() as comparison, Objects(settings.s3) as objects:

@@ -22,7 +22,7 @@ from async_maps.keys import printable
 from async_maps.manifest.manifest import Manifest
 from async_maps.outcomes import Receipt
 from async_maps.pipeline import Pipeline
-from async_maps.settings import Settings
+from async_maps.settings import Settings, given_or_default
 from async_maps.sources import place_of
 from async_maps.tables import is_table
 from async_maps.verify.check import Check, advice_on_foreign, destination_of, watched
@@ -74,7 +74,7 @@ async def arepair_overlays(  # noqa: PLR0913  # one argument per option
     """
     if is_table(str(manifest)):
         raise SettingsError(f"{manifest} is a table, which has no settings to repair overlays with: pass a manifest")
-    repair = _Repair(manifest, settings or Settings(), Verification())
+    repair = _Repair(manifest, given_or_default(settings), Verification())
     place = None if source is None else place_of(source)
     if source is not None and place is None:
         raise SettingsError("a repair may read its source more than once: pass a path, not standard input")
