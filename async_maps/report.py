@@ -167,7 +167,7 @@ class Report:
             skipped = f"{self.skipped:,} skipped because they did not fail before"
         listed = f"{_counted(self.seen, 'map')} listed: {self.planned:,} would be done, {skipped}"
         unread = f"the values of {_counted(self.planned, 'map')} are not read yet"
-        lines = [f"{listed}, {self.failed:,} already known to fail; {unread}; destination {self.destination}"]
+        lines = [f"{listed}, {self.failed:,} would fail by name or header; {unread}; destination {self.destination}"]
         if self.passed_over:
             lines.append(self._passed_over())
         if self.limit is not None and self.seen >= self.limit:

@@ -146,8 +146,8 @@ def test_values_are_not_read_and_the_report_says_so(maps: Path, monkeypatch: pyt
     assert report.dry_run
     assert (report.planned, report.failed) == (3, 0)
     assert report.summary() == (
-        "3 maps listed: 3 would be done, 0 skipped as unchanged, 0 already known to fail; the values of 3 maps are not "
-        "read yet; destination memory://"
+        "3 maps listed: 3 would be done, 0 skipped as unchanged, 0 would fail by name or header; the values of 3 maps "
+        "are not read yet; destination memory://"
     )
 
 
@@ -159,8 +159,11 @@ def test_what_selection_leaves_out_is_counted_and_named(maps: Path, tmp_path: Pa
     am.run(maps, tmp_path / "out", settings=THREADS, manifest=manifest)
     save_good(maps, 3)
     expected: dict[Any, tuple[tuple[int, ...], str]] = {
-        "changed": ((2, 2, 0, 1), "5 maps listed: 2 would be done, 2 skipped as unchanged, 1 already known to fail; "),
-        "failed": ((1, 3, 3, 1), "1 would be done, 3 skipped because they did not fail before, 1 already known"),
+        "changed": (
+            (2, 2, 0, 1),
+            "5 maps listed: 2 would be done, 2 skipped as unchanged, 1 would fail by name or header; ",
+        ),
+        "failed": ((1, 3, 3, 1), "1 would be done, 3 skipped because they did not fail before, 1 would fail"),
         "all": ((4, 0, 0, 1), "4 would be done, 0 skipped as unchanged"),
     }
     for select, (counts, said) in expected.items():
@@ -207,7 +210,7 @@ def test_the_command_says_what_is_known_and_what_is_not(
     (maps / "image.jpg").touch()
     assert invoke("run", maps, "out", "--dry-run", "--report", "r.json") == 1
     said = capsys.readouterr()
-    assert "4 maps listed: 3 would be done, 0 skipped as unchanged, 1 already known to fail" in said.out
+    assert "4 maps listed: 3 would be done, 0 skipped as unchanged, 1 would fail by name or header" in said.out
     assert "passed over: 1 .jpg" in said.out
     where = f"integers ({maps / 'integers.npy'})"
     assert f"async-maps: would fail: {where}: colorize: an activation map must be uint8, or float" in said.err

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.fast
 
-OUT_OF_RANGE = "every value must lie in [0, 1]; found {} at index {} ({} of {} values are NaN or out of range)"
+OUT_OF_RANGE = "every value must lie in [0, 1]; found {} at index {} (NaN or out of range: {} of {} values)"
 
 
 def failure(reason: str, name: str = "val/0001", stage: Stage = "read", source: str = "") -> am.Failure:

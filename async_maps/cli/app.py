@@ -25,23 +25,28 @@ from async_maps.sources import STDIN_FILE
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+_AWS = "S3 endpoint, region, profile and credentials come from the AWS environment and files, as for every AWS tool."
+
 app = App(
     name="async-maps",
     help="Turn activation maps into PNG overlays in an object store, with a locator for each.\n\n"
     "```\nasync-maps demo\nasync-maps run maps/ s3://my-bucket/overlays\n```\n\n"
     "Each command has its own help: `async-maps run --help`.",
-    help_epilogue=(
-        "Exit codes: 0 done, 1 some maps failed or something differs, 2 wrong use, wrong settings or a store that "
-        "refuses, 130/143 interrupted (run it again).\n\n"
-        "S3 endpoint, region, profile and credentials come from the AWS environment and files, as for every AWS tool."
-    ),
+    help_epilogue=_AWS,
     default_parameter=Parameter(show_env_var=False),
     help_format="markdown",
     suppress_keyboard_interrupt=False,
 )
-_COMMANDS: tuple[Callable[..., int], ...] = (run, export, verify, doctor, demo)
-for _place, _command in enumerate(_COMMANDS):
-    app.command(_command, sort_key=_place)
+_EXIT_CODES: dict[Callable[..., int], str] = {
+    run: "0 all selected maps are done; 1 some maps failed, or the run ended early; 2 the run did not start: wrong "
+    "use, wrong settings, or the store refuses; 130/143 interrupted: run it again",
+    export: "0 the table is written; 1 standard output cannot be written; 2 wrong use",
+    verify: "0 nothing differs; 1 something differs, or a repair failed; 2 wrong use; 130/143 interrupted",
+    doctor: "0 no check failed; 1 a check failed; 2 wrong use",
+    demo: "0 all overlays are right; 1 they are not; 2 wrong use",
+}
+for _place, (_command, _codes) in enumerate(_EXIT_CODES.items()):
+    app.command(_command, sort_key=_place, help_epilogue=f"Exit codes: {_codes}.\n\n{_AWS}")
 app.register_install_completion_command(help="Install completion for this shell (bash, zsh or fish).")
 
 

@@ -53,8 +53,10 @@ class LineDisplay:
         """Write a line if it is time, or if maps fail for a new reason."""
         for failure in self._new_reasons(progress) if isinstance(progress, Progress) else ():
             self._print(json.dumps({"event": "new_reason", **asdict(failure)}) if self._as_json else _describe(failure))
-        ended = isinstance(progress, Progress) and progress.ended
-        if not ended and monotonic() < self._next_at:
+        if isinstance(progress, Progress) and progress.ended:
+            if not (progress.report.seen or progress.report.surveyed or self._as_json):
+                return  # The error that ended the run before its first map is printed.
+        elif monotonic() < self._next_at:
             return
         self._next_at = monotonic() + _LINE_INTERVAL_S
         self._print(json.dumps(progress.as_dict()) if self._as_json else progress.line())

@@ -57,7 +57,7 @@ def run(  # noqa: PLR0913  # one argument per option
 
     ```
     async-maps run maps/ s3://my-bucket/overlays
-    async-maps run 'maps/*.npy' overlays --colormap viridis --range per-map
+    async-maps run maps/ overlays --colormap viridis --range per-map
     ```
 
     Unchanged maps that are in the manifest as done are skipped without a request.

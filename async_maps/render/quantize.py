@@ -304,12 +304,13 @@ def _describe_bad_value(
     index = tuple(int(i) for i in np.unravel_index(int(np.argmax(bad)), array.shape))
     value = array[index]
     found = "NaN" if np.isnan(value) else f"{value!s}"
-    advice = ""
     if np.isfinite(value):
-        advice = ": for other values, set range to per-map, symmetric or LO,HI"
+        advice = "for other values, set range to per-map, symmetric or LO,HI"
+    else:
+        advice = "to accept NaN and infinity, set invalid to transparent or zero"
     return (
         f"every value must {'lie in [0, 1]' if unit else 'be finite'}; found {found} at index {index} "
-        f"({int(np.count_nonzero(bad)):,} of {bad.size:,} values are NaN or {'out of range' if unit else 'infinite'})"
+        f"(NaN or {'out of range' if unit else 'infinite'}: {int(np.count_nonzero(bad)):,} of {bad.size:,} values); "
         f"{advice}"
     )
 

@@ -530,7 +530,7 @@ def everything_bad(folder: Path, evidence: Path) -> dict[str, tuple[str, str]]:
 
     def bad_value(value: str) -> tuple[str, str]:
         return "colorize", (
-            f"every value must lie in [0, 1]; found {value} at index (3, 4) (1 of 600 values are NaN or out of range)"
+            f"every value must lie in [0, 1]; found {value} at index (3, 4) (NaN or out of range: 1 of 600 values)"
         )
 
     pickles = "read", "expected an array of numbers, found pickled Python objects, which are never read"

@@ -380,7 +380,7 @@ def test_both_refuse_a_bad_value(kolena: Any, case: str) -> None:
 def test_a_bad_value_is_named_with_its_index(case: str) -> None:
     array, message = BAD_VALUES[case]
     expected = (
-        rf"every value must lie in \[0, 1\]; {message}.* at index \(1, 2\) \(1 of 12 values are NaN or out of range\)"
+        rf"every value must lie in \[0, 1\]; {message}.* at index \(1, 2\) \(NaN or out of range: 1 of 12 values\)"
     )
     with pytest.raises(InputValidationError, match=expected):
         colorize_activation_map(array)
@@ -391,13 +391,15 @@ def test_a_bad_value_is_named_with_its_index(case: str) -> None:
 def test_the_first_bad_value_in_row_order_is_named(dtype: Any, order: Any) -> None:
     array = np.full((1_000, 3), 0.5, dtype, order=order)
     array[2, 0], array[1, 2], array[2:, 1:] = np.nan, -0.25, 7
-    expected = r"found -0\.25 at index \(1, 2\) \(1,998 of 3,000 values"
+    expected = r"found -0\.25 at index \(1, 2\) \(NaN or out of range: 1,998 of 3,000 values"
     with pytest.raises(InputValidationError, match=expected):
         colorize_activation_map(array)
 
 
 def test_the_index_has_the_dimensions_of_the_array() -> None:
-    with pytest.raises(InputValidationError, match=r"found NaN at index \(1, 2, 0\) \(1 of 12 values"):
+    with pytest.raises(
+        InputValidationError, match=r"found NaN at index \(1, 2, 0\) \(NaN or out of range: 1 of 12 values"
+    ):
         colorize_activation_map(with_value(np.nan)[..., np.newaxis])
 
 

@@ -213,19 +213,25 @@ def test_invalid_values_do_not_change_the_valid_ones(dtype: str, value_range: st
 
 def test_the_first_invalid_value_is_named() -> None:
     array = np.array([[5.0, np.inf], [np.nan, -7.0]])
-    with pytest.raises(InputValidationError, match=r"must be finite; found inf at index \(0, 1\) \(2 of 4 values"):
+    with pytest.raises(
+        InputValidationError, match=r"must be finite; found inf at index \(0, 1\) \(NaN or infinite: 2 of 4 values"
+    ):
         run(array, "per-map")
 
 
 @pytest.mark.parametrize("invalid", ["transparent", "zero"])
 def test_values_outside_unit_are_refused_for_any_invalid_setting(invalid: Invalid) -> None:
-    with pytest.raises(InputValidationError, match=r"must lie in \[0, 1\]; found 1\.5 at index \(0, 2\) \(1 of 3"):
+    with pytest.raises(
+        InputValidationError, match=r"must lie in \[0, 1\]; found 1\.5 at index \(0, 2\) \(NaN or out of range: 1 of 3"
+    ):
         run(np.array([[0.5, np.nan, 1.5]]), "unit", invalid)
 
 
 @pytest.mark.skipif(np.finfo(np.longdouble).max == np.finfo(np.float64).max, reason="no wider float here")
 def test_a_value_beyond_float64_is_named() -> None:
-    with pytest.raises(InputValidationError, match=r"must be finite; found 1e\+400 at index \(0, 1\) \(1 of 2"):
+    with pytest.raises(
+        InputValidationError, match=r"must be finite; found 1e\+400 at index \(0, 1\) \(NaN or infinite: 1 of 2"
+    ):
         run(np.array([["0.5", "1e400"]], np.longdouble), "0,1")
 
 

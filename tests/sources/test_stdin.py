@@ -125,7 +125,7 @@ def test_a_dry_run_reads_standard_input() -> None:
     save("a.npy")
     done = run(b"a.npy\ngone.npy\n", "--dry-run")
     assert done.returncode == 1
-    assert b"2 maps listed: 1 would be done, 0 skipped as unchanged, 1 already known to fail" in done.stdout
+    assert b"2 maps listed: 1 would be done, 0 skipped as unchanged, 1 would fail by name or header" in done.stdout
     assert not Path("out").exists()
 
 
