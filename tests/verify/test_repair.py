@@ -14,6 +14,7 @@ from anyio import to_thread
 import async_maps as am
 from async_maps.filesystems.objects import Objects
 from async_maps.manifest.manifest import Manifest
+from async_maps.outcomes import Failure
 from tests.support.leftovers import leaves_nothing
 from tests.support.manifests import rows
 from tests.support.maps import random_map
@@ -100,6 +101,17 @@ async def test_repair_leaves_foreign_objects_and_names_the_command(tmp_path: Pat
     (advice,) = verification.advice
     assert "--repair --delete-foreign" in advice
     assert (tmp_path / "out/strange.png").exists()
+
+
+async def test_repair_keeps_failures_of_maps_it_does_not_read(tmp_path: Path, maps: Path, manifest: Path) -> None:
+    await to_thread.run_sync(upload_overlays, maps, tmp_path / "out", manifest)
+    with Manifest(manifest) as opened:
+        opened.begin((tmp_path / "out").as_uri())
+        opened.write([Failure("twice", "/twice.npy", None, "source", "another map has this name")], "x")
+    (tmp_path / "out/e.png").unlink()
+    verification = await am.arepair_overlays(manifest, settings=SETTINGS)
+    assert (verification.repaired, verification.failed) == (1, 1)
+    assert rows(manifest, "name", "status = 'failed'") == ["twice"]
 
 
 async def test_repair_of_nothing_deletes_nothing(tmp_path: Path, maps: Path, manifest: Path) -> None:
