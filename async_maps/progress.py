@@ -221,14 +221,14 @@ class SourceCount:
             self.total = total
 
     def _assume_single(self, maps: Sequence[ActivationMap]) -> set[str]:
-        """Return the names of the .npy files that are assumed to be one map, so that they are not opened.
+        """Return the sources that are assumed to be one map, so that they are not opened.
 
         These are all files in S3, where each look is a request, and the local files with the size of a known single
         map. If there are other formats in S3, the total stays unknown.
         """
         remote = [map_ for map_ in maps if map_.path is not None and is_remote(map_.path)]
         self._countable &= all(map_.source.lower().endswith(".npy") for map_ in remote)
-        return {map_.name for map_ in remote} | {map_.name for map_ in maps if _size(map_) in self._sizes}
+        return {map_.source for map_ in remote} | {map_.source for map_ in maps if _size(map_) in self._sizes}
 
 
 def _size(map_: ActivationMap) -> str:

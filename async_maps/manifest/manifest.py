@@ -106,7 +106,7 @@ class Manifest(ManifestMetadata):
         return plan
 
     def known(self, maps: Sequence[ActivationMap], *, done_with: str | None = None) -> set[str]:
-        """Return the names of the maps that an earlier run saw with the same name, file and fingerprint.
+        """Return the sources of the maps that an earlier run saw with the same name, source and fingerprint.
 
         With the fingerprint of settings in ``done_with``, only maps that are done with these settings.
         """
@@ -115,7 +115,7 @@ class Manifest(ManifestMetadata):
         if done_with is not None:
             rows = {name: row for name, row in rows.items() if row[0] == "done" and row[3] == done_with}
         return {
-            map_.name
+            map_.source
             for map_ in maps
             if map_.fingerprint is not None and rows.get(map_.name, ())[1:3] == (map_.source, map_.fingerprint)
         }

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     Entry: TypeAlias = ActivationMap | Failure
     Known: TypeAlias = Callable[[Sequence[ActivationMap]], Collection[str]]
-    """Returns the names of those maps that are the only map of their unchanged file, according to an earlier run."""
+    """Returns the sources of those maps that are the only map of their unchanged file, according to an earlier run."""
 
     PassOver: TypeAlias = Callable[[str], object]
     """Told of each file in a folder that is no map, by its suffix."""
@@ -95,9 +95,9 @@ def _with_known(files: Sequence[NamedFile | Failure], known: Known) -> Iterator[
     """Replace each unchanged file that is a single map, according to an earlier run, by its map."""
     wholes = [_whole(file) if isinstance(file, NamedFile) else None for file in files]
     maps = [whole for whole in wholes if isinstance(whole, ActivationMap)]
-    names = known(maps) if maps else ()
+    sources = known(maps) if maps else ()
     for file, whole in zip(files, wholes, strict=True):
-        yield whole if isinstance(whole, ActivationMap) and whole.name in names else file
+        yield whole if isinstance(whole, ActivationMap) and whole.source in sources else file
 
 
 def _whole(file: NamedFile) -> Entry | None:

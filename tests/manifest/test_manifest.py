@@ -144,8 +144,8 @@ def test_known_maps_have_the_same_source_and_state(path: Path) -> None:
     write_run(path, [receipt_for(done), failure_for(failed), receipt_for(changed), receipt_for(arrays)])
     listed = [done, failed, replace(changed, fingerprint="2-2"), arrays, make_map("new")]
     with Manifest(path, read_only=True) as manifest:
-        assert manifest.known(listed) == {"done", "failed"}
-        assert manifest.known(listed, done_with=SETTINGS) == {"done"}
+        assert manifest.known(listed) == {done.source, failed.source}
+        assert manifest.known(listed, done_with=SETTINGS) == {done.source}
         assert manifest.known(listed, done_with="others") == set()
 
 

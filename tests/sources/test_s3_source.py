@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+import async_maps as am
 from async_maps.demo import seaweed
 from async_maps.errors import SourceError
 from async_maps.filesystems.filesystem import Filesystems
@@ -24,12 +25,13 @@ from async_maps.sources import open_source
 from async_maps.sources.activation_map import ActivationMap
 from async_maps.sources.formats.registry import FORMATS, Readers
 from tests.support.leftovers import leaves_nothing
-from tests.support.maps import MAP, npy, npz
+from tests.support.maps import MAP, npy, npz, random_map
 from tests.support.s3 import delete, upload
 from tests.support.s3_proxy import Proxy, counting
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
     from typing import BinaryIO
 
     from numpy.typing import NDArray
@@ -175,7 +177,7 @@ def test_an_existing_prefix_is_not_treated_as_a_glob(bucket: str) -> None:
 @pytest.mark.slow
 def test_each_page_is_requested_when_it_is_needed(bucket: str, proxy: Proxy) -> None:
     upload(bucket, {f"maps/{i:05}.npy": b"" for i in range(2300)})
-    entries = iter(open_source(f"s3://{bucket}/maps/", known=lambda maps: {map_.name for map_ in maps}))
+    entries = iter(open_source(f"s3://{bucket}/maps/", known=lambda maps: {map_.source for map_ in maps}))
     names = [next(entries).name]
     assert len([asked for asked in proxy.asked if asked.query]) == 1
     names += [entry.name for entry in entries]
@@ -216,12 +218,26 @@ def test_an_object_known_to_be_one_map_is_not_opened(bucket: str, proxy: Proxy) 
 
     def known(maps: Any) -> set[str]:
         asked.extend((map_.name, map_.fingerprint) for map_ in maps)
-        return {map_.name for map_ in maps if map_.name != "7"}
+        return {map_.source for map_ in maps if map_.name != "7"}
 
     second = listed(place, known=known)
     assert len(proxy.gets()) == 21
     assert [(entry.name, entry.fingerprint) for entry in second] == asked
     assert asked == [(entry.name, entry.fingerprint) for entry in first]
+
+
+def test_objects_that_differ_only_in_format_are_listed_by_every_run(bucket: str, tmp_path: Path) -> None:
+    settings = am.Settings(workers=0)
+
+    def run() -> tuple[int, int, int]:
+        report = am.run(f"s3://{bucket}/", tmp_path / "out", settings=settings, manifest=tmp_path / "m.sqlite")
+        return report.uploaded, report.skipped, report.failed
+
+    upload(bucket, {"q.npy": npy(), "q.npz": npz(a=random_map(1), b=random_map(2))})
+    assert run() == (3, 0, 0)
+    assert run() == (0, 3, 0)
+    upload(bucket, {"q.npz": npz(a=random_map(3), b=random_map(4))})
+    assert run() == (2, 1, 0)
 
 
 @pytest.mark.slow
