@@ -180,7 +180,7 @@ class Report:
 
     def _limited(self) -> str:
         return (
-            f"limited to the first {_counted(self.limit or 0, 'map')} of the source; run without the limit for the rest"
+            f"limited to the first {_counted(self.limit or 0, 'map')} of the source; run without the limit for all maps"
         )
 
 

@@ -233,7 +233,9 @@ class Settings(_Model, frozen=True):
         if not isinstance(value, str) or re.fullmatch(r"\s*[+-]?\d+\s*", value):
             return value
         try:
-            return int(TypeAdapter(ByteSize).validate_python(value.strip()))
+            if size := int(TypeAdapter(ByteSize).validate_python(value.strip())):
+                return size
+            raise PydanticCustomError("size", "input should be greater than 0")
         except (ValidationError, OverflowError):
             raise PydanticCustomError(
                 "size", "input should be a number of bytes, or a size such as 64MB or 1GiB"

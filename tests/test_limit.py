@@ -102,10 +102,10 @@ def test_a_trial_has_the_range_of_the_whole_dataset(twenty: Path, tmp_path: Path
     assert (rest.surveyed, rest.uploaded, rest.skipped, rest.range_high) == (0, 19, 2, 50.0)
 
 
-@pytest.mark.parametrize("limit", [0, -1])
+@pytest.mark.parametrize("limit", [0, -1, 1.5, "3", True])
 def test_a_limit_that_is_not_positive_is_refused(limit: int) -> None:
     for do in (am.run, am.dry_run):
-        with pytest.raises(am.SettingsError, match=f"limit: expected 1 or more maps, found {limit}"):
+        with pytest.raises(am.SettingsError, match=f"limit: expected 1 or more maps, found {limit!r}"):
             do([("a", random_map(1))], "memory://", settings=THREADS, limit=limit)
     with pytest.raises(am.SettingsError, match="limit"):
         list(am.stream([("a", random_map(1))], "memory://", settings=THREADS, limit=limit))
@@ -143,7 +143,7 @@ def test_the_command_has_the_limit(
     assert invoke(*arguments, "--limit", 3) == 0
     said = capsys.readouterr().out
     assert "3 uploaded, 0 skipped, 0 failed" in said
-    assert "limited to the first 3 maps of the source; run without the limit for the rest" in said
+    assert "limited to the first 3 maps of the source; run without the limit for all maps" in said
     assert invoke(*arguments) == 0
     assert "17 uploaded, 3 skipped, 0 failed" in capsys.readouterr().out
     assert invoke(*arguments, "--limit", 0) == 2

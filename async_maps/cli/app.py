@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import signal
 import sys
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import cyclopts
 from cyclopts import App, ArgumentCollection, Parameter
 from pydantic import ValidationError
 
 from async_maps.cli import usage
-from async_maps.cli.console import complain, messages, say
+from async_maps.cli.console import complain, discard_output, messages, say
 from async_maps.cli.demo import demo
 from async_maps.cli.doctor import doctor
 from async_maps.cli.export import export
-from async_maps.cli.options import DONE, WRONG_USE
+from async_maps.cli.options import DONE, SOME_FAILED, WRONG_USE
 from async_maps.cli.run import run
 from async_maps.cli.verify import verify
 from async_maps.errors import AsyncMapsError
@@ -23,7 +23,7 @@ from async_maps.settings import load_settings
 from async_maps.sources import STDIN_FILE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 _AWS = "S3 endpoint, region, profile and credentials come from the AWS environment and files, as for every AWS tool."
 
@@ -67,9 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     signal.signal(signal.SIGTERM, terminate)
     with messages():
         try:
-            app.config = [_settings_from_environment, *_file_settings(tokens)]
-            # The parser would read "-" as an option.
-            tokens = [STDIN_FILE if text == "-" else text for text in tokens]
+            app.config = [_settings_from_environment, _settings_from_file]
+            tokens = list(_with_standard_streams(tokens))
             code = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
         except (cyclopts.CycloptsError, ValidationError, AsyncMapsError) as error:
             complain(usage.describe(error, app, tokens))
@@ -77,6 +76,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         except KeyboardInterrupt:
             say("interrupted")
             code = 128 + interrupted_by
+        except OSError as error:  # of the parser: it prints help, and installs completion
+            complain(error)
+            discard_output()
+            code = SOME_FAILED
     sys.exit(code or DONE)
 
 
@@ -88,12 +91,21 @@ def _settings_from_environment(command: App, names: tuple[str, ...], arguments: 
         from_environment(command, names, ArgumentCollection(settings))  # type: ignore[no-untyped-call]
 
 
-def _file_settings(tokens: Sequence[str]) -> list[Any]:
+def _settings_from_file(command: App, names: tuple[str, ...], arguments: ArgumentCollection) -> None:
     """Load the file of ``--config``; options and environment variables take precedence over it."""
-    for index, token in enumerate(tokens):
-        name, equals, value = token.partition("=")
-        if name == "--config" and (equals or index + 1 < len(tokens)):
-            path = value if equals else tokens[index + 1]
+    for argument in arguments:
+        if "--config" in argument.names and argument.tokens:
+            path = argument.tokens[0].value
             given = load_settings(path).model_dump(exclude_unset=True)
-            return [cyclopts.config.Dict(given, source=path, use_commands_as_keys=False)]
-    return []
+            cyclopts.config.Dict(given, source=path, use_commands_as_keys=False)(command, names, arguments)
+
+
+def _with_standard_streams(tokens: Sequence[str]) -> Iterator[str]:
+    """Replace "-", which the parser would read as an option, where it is an argument and not the value of an option."""
+    known = app[tokens[0]].assemble_argument_collection() if tokens and tokens[0] in usage.commands(app) else ()
+    flags = {name for argument in known if argument.token_count()[0] == 0 for name in argument.names}
+    previous = ""
+    for text in tokens:
+        is_argument = not previous.startswith("-") or "=" in previous or previous in flags
+        yield STDIN_FILE if text == "-" and is_argument else text
+        previous = text

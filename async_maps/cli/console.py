@@ -18,6 +18,7 @@ from async_maps.filesystems.atomic import replacing
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+    from typing import TextIO
 
     from async_maps.report import Report
     from async_maps.verify import Verification
@@ -169,7 +170,8 @@ class _Stderr(logging.Handler):
         label = "warning: " if record.levelno == logging.WARNING else ""
         # The terminal may be closed, or the disk full; the exit code still shows errors.
         with suppress(OSError):
-            print(f"async-maps: {label}{record.getMessage()}", file=sys.stderr, flush=True)  # noqa: T201  # its place
+            text = _fit(f"async-maps: {label}{record.getMessage()}", sys.stderr)
+            print(text, file=sys.stderr, flush=True)  # noqa: T201  # its place
 
 
 def complain(error: object) -> None:
@@ -186,12 +188,23 @@ def say(text: str) -> None:
 def answer(text: str) -> bool:
     """Print the result; return False if standard output failed."""
     try:
-        print(text, flush=True)  # noqa: T201  # the output of the command
+        print(_fit(text, sys.stdout), flush=True)  # noqa: T201  # the output of the command
     except OSError as error:
         complain(f"cannot write to standard output: {error.strerror}")
         discard_output()
         return False
     return True
+
+
+def _fit(text: str, out: TextIO) -> str:
+    """Escape what the stream cannot encode, and control characters (of file names) if it is not a terminal."""
+    if not out.isatty():
+        text = "".join(
+            char if char.isprintable() or char == "\n" else char.encode("unicode_escape", "surrogatepass").decode()
+            for char in text
+        )
+    encoding = out.encoding or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def discard_output() -> None:

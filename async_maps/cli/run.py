@@ -29,6 +29,7 @@ from async_maps.concurrency.loop import fastest_loop
 from async_maps.errors import AsyncMapsError, SettingsError, StoreError, TooManyFailuresError
 from async_maps.report import Report
 from async_maps.settings import Settings
+from async_maps.sources import is_stdin
 
 if TYPE_CHECKING:
     from async_maps.manifest.manifest import Select
@@ -97,6 +98,10 @@ def run(  # noqa: PLR0913  # one argument per option
     if overwrite and retry_failed:
         raise SettingsError("--overwrite and --retry-failed exclude each other")
     check_report(report)
+    if manifest == Path():
+        raise SettingsError(f"the name of the manifest is empty: give --manifest FILE, or unset {MANIFEST_VARIABLE}")
+    if is_stdin(destination):
+        raise SettingsError("the destination is s3://bucket/prefix or a folder, not standard output")
     select: Select = "all" if overwrite else "failed" if retry_failed else "changed"
     job = _Job(source, destination, manifest, select, limit, settings)
     as_json = progress == "json" and not quiet
@@ -171,6 +176,8 @@ class _Job:
             limit=self.limit,
         )
         printed = print_report(self.report, None, as_json=as_json)
+        if self.settings.if_exists != "overwrite":
+            say(f"objects that exist at the destination are not looked up (if_exists: {self.settings.if_exists})")
         return DONE if printed and not self.report.failed else SOME_FAILED
 
     def _listen(self, pipeline: Pipeline) -> None:

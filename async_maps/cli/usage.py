@@ -36,6 +36,7 @@ def check_environment(app: App) -> None:
         SettingsError: a variable ``ASYNC_MAPS_...`` is not a setting.
     """
     known = [MANIFEST_VARIABLE, *map(variable, setting_names())]
+    options = {name for argument in _arguments(app["run"]) if not argument.keys for name in argument.names}
     for name in sorted(os.environ):
         is_metadata = name.startswith(variable("s3.metadata") + "_")
         if not name.startswith(VARIABLE_PREFIX) or name in known or is_metadata or _OF_KUBERNETES.fullmatch(name):
@@ -43,7 +44,9 @@ def check_environment(app: App) -> None:
         lower = name.removeprefix(VARIABLE_PREFIX).lower()
         if aws := aws_variable(lower):
             instead = f"set {aws}"
-        elif option(lower) in _options(app["run"]):
+        elif name.upper() in known:
+            instead = f"did you mean {name.upper()}?"
+        elif option(lower) in options:
             instead = f"it can only be given as an option, {option(lower)}"
         elif near := _nearest(lower, [setting.removeprefix(VARIABLE_PREFIX).lower() for setting in known]):
             instead = f"did you mean {variable(near)}?"
@@ -103,7 +106,7 @@ def _unknown_option(error: cyclopts.UnknownOptionError, app: App) -> str:
     command = " ".join(("async-maps", *(error.command_chain or ())))
     if aws := aws_variable(found.lstrip("-")):
         return f"unknown option {found}: set {aws} in the environment"
-    if owners := [name for name in _commands(app) if found in _options(app[name])]:
+    if owners := [name for name in commands(app) if found in _options(app[name])]:
         return f"{found} is an option of async-maps {' and '.join(owners)}, not of {command}"
     names = {name for argument in error.argument_collection for name in argument.names} - _DESTRUCTIVE
     near = _nearest(found.lstrip("-"), [name.lstrip("-") for name in names if name.startswith("--")])
@@ -113,13 +116,14 @@ def _unknown_option(error: cyclopts.UnknownOptionError, app: App) -> str:
 
 def _missing(error: cyclopts.MissingArgumentError, app: App, tokens: Sequence[str]) -> str:
     assert error.argument is not None  # noqa: S101  # cyclopts sets it
+    command = (error.command_chain or ("",))[0]
     if error.argument.field_info.is_keyword:
         name = error.keyword or error.argument.name
         following = tokens[tokens.index(name) + 1 :] if name in tokens else ()
-        if following and following[0].startswith("-"):
+        is_option = following and following[0].partition("=")[0] in _options(app[command])
+        if following and following[0].startswith("-") and not is_option:
             return f"{name} needs a value; write a value that begins with a hyphen as {name}={following[0]}"
         return f"{name} needs a value"
-    command = (error.command_chain or ("",))[0]
     names = [argument.name for argument in _positional(app[command])]
     missing = names[names.index(error.argument.name) :]
     verb = "is" if len(missing) == 1 else "are"
@@ -135,7 +139,7 @@ def _unexpected(tokens: Sequence[str], chain: Sequence[str], app: App) -> str:
 
 
 def _unknown_command(tokens: Sequence[str], app: App) -> str:
-    found, names = tokens[0], _commands(app)
+    found, names = tokens[0], commands(app)
     if found.startswith("-"):
         return f"unknown option {found}: options come after the command; commands: {', '.join(names)}"
     if near := _nearest(found, names, cutoff=0.6):
@@ -148,14 +152,18 @@ def _nearest(name: str, known: Iterable[str], cutoff: float = 0.75) -> str | Non
     return next(iter(get_close_matches(name, sorted(known), n=1, cutoff=cutoff)), None)
 
 
-def _commands(app: App) -> list[str]:
+def commands(app: App) -> list[str]:
+    """Return the names of the commands."""
     return [name for name in app if not name.startswith("-")]
 
 
 def _options(command: App) -> set[str]:
-    return {name for argument in command.assemble_argument_collection() for name in argument.names}
+    return {name for argument in _arguments(command) for name in argument.names}
 
 
 def _positional(command: App) -> list[Argument]:
-    arguments: Iterable[Argument] = command.assemble_argument_collection()
-    return [argument for argument in arguments if not argument.field_info.is_keyword]
+    return [argument for argument in _arguments(command) if not argument.field_info.is_keyword]
+
+
+def _arguments(command: App) -> Iterable[Argument]:
+    return command.assemble_argument_collection()

@@ -125,9 +125,9 @@ async def _of_stdin(s3: S3Settings | None, known: Known | None, limit: int | Non
                     return
 
 
-def check_limit(limit: int | None) -> None:
-    """Raise SettingsError if a limit is not positive."""
-    if limit is not None and limit < 1:
+def check_limit(limit: object) -> None:
+    """Raise SettingsError if a limit is not a positive integer."""
+    if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
         raise SettingsError(f"limit: expected 1 or more maps, found {limit!r}")
 
 

@@ -52,6 +52,13 @@ pytestmark = [pytest.mark.fast, pytest.mark.usefixtures(leaves_nothing.__name__)
         ("run maps out --queue-bytes 64XB", "--queue-bytes: input should be a number of bytes, or a size such as 64MB"),
         ("run maps out -v -q", "--verbose and --quiet exclude each other"),
         ("run maps out --config endpoint.toml", "s3.endpoint_url is not a setting; set AWS_ENDPOINT_URL"),
+        ("run maps out --manifest --overwrite", "--manifest needs a value"),
+        ("run maps out --report -", "--report needs a value"),
+        ("run maps -", "the destination is s3://bucket/prefix or a folder, not standard output"),
+        ("run maps out --manifest=", "the name of the manifest is empty"),
+        ("run maps out --queue-bytes 0.5", "--queue-bytes: input should be greater than 0, found '0.5'"),
+        ("export m.sqlite x.csv --config typo.toml", "--config is an option of async-maps run and verify and doctor"),
+        ("run maps out --key --config nope.toml", "--key needs a value"),
         ("run maps out --config typo.toml", "collormap is not a setting; did you mean colormap?"),
     ],
 )
@@ -89,6 +96,8 @@ def test_no_suggestion_is_destructive(command: str, option: str, capsys: pytest.
         ("ASYNC_MAPS_MANIFESTS", "x", "did you mean ASYNC_MAPS_MANIFEST?"),
         ("ASYNC_MAPS_S3_ENDPOINT_URL", "http://localhost", "is not a setting: set AWS_ENDPOINT_URL"),
         ("ASYNC_MAPS_OVERWRITE", "true", "it can only be given as an option, --overwrite"),
+        ("ASYNC_MAPS_png", "rgba", "did you mean ASYNC_MAPS_PNG?"),
+        ("ASYNC_MAPS_S3", "x", "ASYNC_MAPS_S3 is not a setting"),
         ("ASYNC_MAPS_ZZZ", "1", "ASYNC_MAPS_ZZZ is not a setting: unset it"),
     ],
 )
@@ -166,6 +175,18 @@ def test_verbose_prints_each_failure(maps: Path, capsys: pytest.CaptureFixture[s
     assert len(re.findall(r"(?m)^async-maps: failed: \d \(", err)) == 5
     assert invoke("run", maps, "out", "--workers", 0, "--progress", "none", "--retry-failed") == 1
     assert "async-maps: failed: " not in capsys.readouterr().err
+
+
+def test_help_is_printed_before_a_configuration_is_read(capsys: pytest.CaptureFixture[str]) -> None:
+    assert invoke("run", "--help", "--config", "nope.toml") == 0
+    assert "SOURCE" in capsys.readouterr().out
+
+
+def test_control_characters_are_escaped_without_a_terminal(maps: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("s.toml").write_text('"k\\u001b[31m" = 1\n')
+    for arguments in (["no\x1b[31m.npy", "out"], [maps, "out", "--config", "s.toml"], [maps, "out", "--b\x1b[0m"]):
+        assert invoke("run", *arguments) == 2
+        assert "\\x1b[" in only_error(capsys.readouterr())
 
 
 def test_help_has_groups_in_the_order_of_need(capsys: pytest.CaptureFixture[str]) -> None:

@@ -101,7 +101,7 @@ def test_serve_keeps_the_server_until_ctrl_c(tmp_path: Path) -> None:
     running = start("demo", "--out", tmp_path / "demo", "--scenes", 2, "--serve")
     assert running.stdout is not None
     environment = {}
-    while not (line := running.stdout.readline()).startswith("then,"):
+    while not (line := running.stdout.readline()).startswith("then run"):
         assert running.poll() is None
         if line.startswith("export "):
             name, _, value = line.removeprefix("export ").strip().partition("=")

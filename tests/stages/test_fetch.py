@@ -124,7 +124,7 @@ def test_an_object_deleted_between_listing_and_reading_fails_alone(bucket: str, 
     report = am.run(listed, tmp_path, settings=THREADS)
     assert (report.uploaded, report.failed) == (9, 1)
     assert (report.failures[0].name, report.failures[0].stage) == ("4", "read")
-    assert "not there" in report.failures[0].reason
+    assert "does not exist" in report.failures[0].reason
 
 
 def test_concurrent_reads_are_bounded_by_prefetch(bucket: str, proxy: Proxy, tmp_path: Path) -> None:
