@@ -120,6 +120,8 @@ def _missing(error: cyclopts.MissingArgumentError, app: App, tokens: Sequence[st
     if error.argument.field_info.is_keyword:
         name = error.keyword or error.argument.name
         following = tokens[tokens.index(name) + 1 :] if name in tokens else ()
+        if following and following[0] == "-":
+            return f"{name} reads and writes no standard stream: pass a path"
         is_option = following and following[0].partition("=")[0] in _options(app[command])
         if following and following[0].startswith("-") and not is_option:
             return f"{name} needs a value; write a value that begins with a hyphen as {name}={following[0]}"

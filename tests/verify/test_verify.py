@@ -439,7 +439,7 @@ def test_the_command_prints_the_differences_and_exits_with_1(
         (("m.csv", "--repair"), "m.csv is a table"),
         (("m.sqlite", "--repair"), "no such manifest: m.sqlite"),
         (("m.sqlite", "--report", "none/report.json"), "the folder does not exist"),
-        (("m.sqlite", "--repair", "--source", "-"), "pass a path, not standard input"),
+        (("m.sqlite", "--repair", "--source", "-"), "no standard stream: pass a path"),
     ],
 )
 def test_wrong_arguments_exit_with_2(
