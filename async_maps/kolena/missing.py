@@ -5,22 +5,41 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from itertools import combinations, islice
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from itertools import combinations, islice, product
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from async_maps.keys import printable
 from async_maps.manifest.manifest import Manifest
 from async_maps.manifest.schema import COLUMNS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
     from os import PathLike
 
 _LISTED = 5
-_COMPARED = 100
-"""The maximum number of pairs of names to compare."""
+_SAMPLED = 100
+"""The maximum number of names whose differences are compared; the advice is checked with all names."""
+_ALIKE = 10
+"""The maximum number of sampled names that are equal without all traits, such as ``a/1`` and ``b/1``."""
+_COMPARISONS = 10_000
+"""The maximum number of comparisons of sampled names, for manifests in which most names are alike."""
 _NAME, _STATUS, _STAGE, _ERROR = (COLUMNS.index(column) for column in ("name", "status", "stage", "error"))
 _EXTENSION = re.compile(r"\.[A-Za-z][A-Za-z0-9]{0,4}$")
+_FUNCTION = "pass a function as `on` that makes the manifest's name from a row"
+
+
+class Column(NamedTuple):
+    """The column of results with the names of the maps.
+
+    Attributes:
+        title: the title of the column.
+        values: the value of each row.
+        names: the name in each row, None if the row has no name.
+    """
+
+    title: str
+    values: Sequence[Any]
+    names: Sequence[str | None]
 
 
 class Layer(Protocol):
@@ -41,29 +60,34 @@ class Layer(Protocol):
         """Return the name in the results for a name in the manifest; None if it belongs to another layer."""
 
 
-def describe_missing(layer: Layer, wanted: Collection[str], lacking: Collection[str], on: str | None) -> list[str]:
+def describe_missing(
+    layer: Layer, wanted: Collection[str], lacking: Collection[str], column: Column | None
+) -> list[str]:
     """Return sentences about names without an overlay: which failed and why, and how the others differ.
 
     Args:
         layer: the layer.
         wanted: all names of the results.
         lacking: the names without an overlay.
-        on: the column of the names; None if a function makes them.
+        column: the column of the names; None if no code is to be recommended, as when a function makes the names.
     """
-    compared = _Compared(lacking)
+    missing = _Missing(wanted, lacking)
     with Manifest(layer.manifest, read_only=True) as opened:
         for row in opened.rows(failed=True):
             known = str(row[_NAME])
             name = layer.datapoint(known)
             if name is None:
-                compared.others.add(known)
-            elif row[_STATUS] == "failed" and name in lacking:
-                compared.failed[name] = f"{row[_STAGE]}: {row[_ERROR]}"
-            elif name not in wanted:
-                compared.add(name)
-    # The advice must not change names that match already.
-    matched = list(islice((name for name in wanted if name not in lacking), _COMPARED))
-    return list(compared.sentences(layer.suffix, on, matched))
+                missing.others.add(known)
+            else:
+                missing.add(name, f"{row[_STAGE]}: {row[_ERROR]}" if row[_STATUS] == "failed" else None)
+        traits = missing.traits()
+        matches = _Matches((name for name in lacking if name not in missing.failed), traits)
+        if traits:
+            for row in opened.rows(failed=True):
+                name = layer.datapoint(str(row[_NAME]))
+                if name is not None:
+                    matches.add(name)
+    return [*missing.sentences(layer.suffix), *matches.sentences(wanted, column)]
 
 
 class _First:
@@ -88,42 +112,118 @@ def listed(names: Iterable[str], count: int) -> str:
     return ", ".join([*shown, *(["..."] if count > len(shown) else [])])
 
 
-class _Compared:
-    """Compares names of the results without an overlay with names of the manifest that no row has."""
+class _Missing:
+    """Compares names without an overlay with the names of the manifest."""
 
-    def __init__(self, lacking: Collection[str]) -> None:
+    def __init__(self, wanted: Collection[str], lacking: Collection[str]) -> None:
         self.failed: dict[str, str] = {}
         self.others = _First()
+        self._wanted = wanted
         self._lacking = lacking
         self._unmatched = _First()
-        self._forms = {_form(name, _ALL): name for name in lacking}
-        self._pairs: list[tuple[str, str]] = []
+        self._differences: dict[str, tuple[int, ...]] = {}
+        self._comparisons = 0
+        self._alike: dict[str, list[str]] = {}
+        for name in lacking:
+            alike = self._alike.setdefault(_form(name, _ALL), [])
+            if len(alike) < _ALIKE:
+                alike.append(name)
 
-    def add(self, known: str) -> None:
-        """Add a name of the manifest that no row has."""
-        self._unmatched.add(known)
-        if len(self._pairs) < _COMPARED and (result := self._forms.get(_form(known, _ALL))) is not None:
-            self._pairs.append((result, known))
+    def add(self, known: str, failure: str | None) -> None:
+        """Add a name of the manifest; ``failure`` is the reason if the map failed."""
+        if known not in self._wanted:
+            self._unmatched.add(known)
+            self._compare(known)
+        elif failure is not None and known in self._lacking:
+            self.failed[known] = failure
 
-    def sentences(self, suffix: str, on: str | None, matched: list[str]) -> Iterator[str]:
+    def _compare(self, known: str) -> None:
+        for result in self._alike.get(_form(known, _ALL), ()):
+            before = self._differences.get(result)
+            if self._comparisons < _COMPARISONS and (before or len(self._differences) < _SAMPLED):
+                self._comparisons += 1
+                traits = _differing(result, known)
+                if before is None or len(traits) < len(before):
+                    self._differences[result] = traits
+
+    def traits(self) -> tuple[int, ...]:
+        """Return the traits in which most of the sampled names differ; empty if no names look alike."""
+        kinds = Counter(traits for name, traits in self._differences.items() if name not in self.failed)
+        return kinds.most_common(1)[0][0] if kinds else ()
+
+    def sentences(self, suffix: str) -> Iterator[str]:
         """Yield the sentences."""
         if self.failed:
             reasons = [f"{printable(name)!r} ({reason})" for name, reason in islice(self.failed.items(), _LISTED)]
             more = ", ..." if len(self.failed) > _LISTED else ""
-            again = "run them again (--retry-failed, select='failed')"
-            yield f"{len(self.failed):,} failed: {', '.join(reasons)}{more}; {again}"
-        unknown = len(self._lacking) - len(self.failed)
-        if not unknown:
+            maps, them = ("map", "it") if len(self.failed) == 1 else ("maps", "them")
+            again = f"run {them} again with select='failed' (in the command: --retry-failed)"
+            yield f"{len(self.failed):,} {maps} failed: {', '.join(reasons)}{more}; {again}"
+        if len(self.failed) == len(self._lacking):
             return
         if self._unmatched.count:
             yield f"the manifest has other names: {self._unmatched}"
         elif self.others.count:
             yield f"no name in the manifest ends in {suffix!r}; it has {self.others}"
-        if self._pairs:
-            yield _difference(self._pairs, on, matched)
-        else:
-            names = "1 name is" if unknown == 1 else f"{unknown:,} names are"
-            yield f"{names} not in the manifest: run async-maps on the maps"
+
+
+class _Matches:
+    """Matches names of the results with all names of the manifest that are equal without some traits.
+
+    The memory is that of the results' names; two names of the manifest are kept for each.
+    """
+
+    def __init__(self, lacking: Iterable[str], traits: tuple[int, ...]) -> None:
+        self._traits = traits
+        self._forms = {name: _form(name, traits) for name in lacking}
+        self._known: dict[str, list[str]] = {form: [] for form in self._forms.values()}
+
+    def add(self, known: str) -> None:
+        """Add a name of the manifest."""
+        kept = self._known.get(_form(known, self._traits))
+        # A manifest can have a name twice: the second map with it was refused.
+        if kept is not None and len(kept) < 2 and known not in kept:
+            kept.append(known)
+
+    def sentences(self, wanted: Collection[str], column: Column | None) -> Iterator[str]:
+        """Yield how the names differ, and code that makes the manifest's names if each name has exactly one match."""
+        single: dict[str, str] = {}
+        absent, ambiguous = _First(), _First()
+        # A name of the results that is in the manifest has that map for itself.
+        owners: dict[str, str] = {}
+        shared: tuple[str, str, str] | None = None
+        for name, form in self._forms.items():
+            known = self._known[form]
+            if len(known) == 1:
+                single[name] = known[0]
+                owner = known[0] if known[0] in wanted else owners.setdefault(known[0], name)
+                if owner != name:
+                    shared = shared or (owner, name, known[0])
+            else:
+                (ambiguous if known else absent).add(name)
+
+        if single:
+            clear = not (absent.count or ambiguous.count or shared)
+            yield self._difference(*next(iter(single.items())), _expression(single, column) if clear else None)
+        if ambiguous.count:
+            name = ambiguous.names[0]
+            one, other = self._known[self._forms[name]]
+            names = "1 name is" if ambiguous.count == 1 else f"{ambiguous.count:,} names are"
+            yield f"{names} ambiguous: {name!a} looks like both {one!a} and {other!a} in the manifest; {_FUNCTION}"
+        if shared:
+            one, other, known_name = shared
+            yield f"{one!a} and {other!a} in the results both look like {known_name!a} in the manifest: {_FUNCTION}"
+        if absent.count:
+            names = "1 name is" if absent.count == 1 else f"{absent.count:,} names are"
+            examples = f" ({absent})" if single or ambiguous.count else ""
+            yield f"{names} not in the manifest{examples}: run async-maps on the maps"
+
+    def _difference(self, result: str, known: str, expression: str | None) -> str:
+        # Of the traits, the first pair can differ in fewer than most do.
+        differences = " and ".join(_describe(_TRAITS[trait], result, known) for trait in _differing(result, known))
+        advice = f"pass on=lambda row: {expression}" if expression else _FUNCTION
+        # ASCII, because two Unicode forms of an accent look the same.
+        return f"{result!a} in the results looks like {known!a} in the manifest, except {differences}: {advice}"
 
 
 # How two names differ ------------------------------------------------------------------------------------------------
@@ -163,19 +263,6 @@ def _differing(result: str, known: str) -> tuple[int, ...]:
     return _ALL
 
 
-def _difference(pairs: list[tuple[str, str]], on: str | None, matched: list[str]) -> str:
-    kinds = [_differing(*pair) for pair in pairs]
-    ((traits, _),) = Counter(kinds).most_common(1)
-    alike = [pair for pair, kind in zip(pairs, kinds, strict=True) if kind == traits]
-    result, known = alike[0]
-    differences = " and ".join(_describe(_TRAITS[trait], result, known) for trait in traits)
-    advice = "pass a function as `on` that makes the manifest's name from a row"
-    if on is not None and (expression := _expression([*alike, *zip(matched, matched, strict=True)], on)) is not None:
-        advice = f"pass on=lambda row: {expression}"
-    # ASCII, because two Unicode forms of an accent look the same.
-    return f"{result!a} in the results looks like {known!a} in the manifest, except {differences}: {advice}"
-
-
 def _describe(trait: _Trait, result: str, known: str) -> str:
     if trait.of is None:
         return trait.title
@@ -185,26 +272,79 @@ def _describe(trait: _Trait, result: str, known: str) -> str:
     )
 
 
-def _expression(pairs: list[tuple[str, str]], on: str) -> str | None:
-    """Return Python code that makes the manifest's names in all pairs; None if there is no simple one."""
-    folder = "".join(pairs[0][1].rpartition("/")[:2])
-    row = f"row[{on!r}]"
-    if any(result.isdigit() for result, _ in pairs):
-        row = f"str({row})"
-    cut = (lambda name: name.rsplit(".", 1)[0]), ".rsplit('.', 1)[0]"
-    last = (lambda name: name.rsplit("/", 1)[-1]), ".rsplit('/', 1)[-1]"
-    lower = str.lower, ".lower()"
-    steps = (cut, last, lower)
-    for count in range(len(steps) + 1):
-        for chosen in combinations(steps, count):
-            code = row + "".join(text for _, text in chosen)
-            for prefix in dict.fromkeys(("", folder)):
-                if all(_applied(result, chosen, prefix) == known for result, known in pairs):
-                    return f"{prefix!r} + {code}" if prefix else code
+# Code that makes the names -------------------------------------------------------------------------------------------
+
+
+class _Step(NamedTuple):
+    """A part of the recommended code: its text, with ``{}`` for the text before it, and its function."""
+
+    text: str
+    apply: Callable[[Any], Any]
+
+
+_BASES = (
+    _Step("{}", lambda value: value),
+    _Step("str({})", str),
+    _Step("str(int({}))", lambda value: str(int(value))),
+)
+_STEPS = (
+    _Step("{}.rsplit('.', 1)[0]", lambda name: name.rsplit(".", 1)[0]),
+    _Step("{}.rsplit('/', 1)[-1]", lambda name: name.rsplit("/", 1)[-1]),
+    _Step("{}.lower()", lambda name: name.lower()),
+)
+_GUARDS = (
+    _Step("", lambda _: True),
+    _Step("isinstance({}, str)", lambda value: isinstance(value, str)),
+    _Step("str({}).isdigit()", lambda value: str(value).isdigit()),
+    _Step("isinstance({}, float)", lambda value: isinstance(value, float)),
+    _Step("{} >= 0", lambda value: value >= 0),  # NaN is not
+    _Step("{} is not None", lambda value: value is not None),
+)
+_CHAINS = [steps for count in range(len(_STEPS) + 1) for steps in combinations(_STEPS, count)]
+
+
+def _expression(renamed: dict[str, str], column: Column | None) -> str | None:
+    """Return Python code that makes the right name from the value of each row; None if there is no simple code.
+
+    Args:
+        renamed: the manifest's names for the names that differ; the code must keep all other names.
+        column: the column of the names.
+    """
+    if column is None:
+        return None
+    cells = [(value, name and renamed.get(name, name)) for value, name in zip(column.values, column.names, strict=True)]
+    example, known = next((value, renamed[name]) for value, name in zip(*column[1:], strict=True) if name in renamed)
+    cell = f"row[{column.title!r}]"
+    for guard, chain, base in product(_GUARDS, _CHAINS, _BASES):
+        steps = (base, *chain)
+        made = _made(example, steps)
+        if not made or not known.endswith(made):
+            continue
+        prefix = known.removesuffix(made)
+        if all(_makes(name, value, guard, prefix, steps) for value, name in cells):
+            code = cell
+            for step in steps:
+                code = step.text.format(code)
+            code = f"{prefix!r} + {code}" if prefix else code
+            return f"{code} if {guard.text.format(cell)} else None" if guard.text else code
     return None
 
 
-def _applied(name: str, steps: Iterable[tuple[Callable[[str], str], str]], prefix: str) -> str:
-    for step, _ in steps:
-        name = step(name)
-    return prefix + name
+def _made(value: Any, steps: Iterable[_Step]) -> str:
+    """Return the name that the steps make of a value; empty if they fail or do not make text."""
+    try:
+        for step in steps:
+            value = step.apply(value)
+    except (AttributeError, TypeError, ValueError, ArithmeticError):
+        return ""
+    return value if isinstance(value, str) else ""
+
+
+def _makes(name: str | None, value: Any, guard: _Step, prefix: str, steps: Iterable[_Step]) -> bool:
+    """Return whether the code makes the name of a value; a value that the guard rejects has no name."""
+    try:
+        accepted = bool(guard.apply(value))
+    except (TypeError, ValueError):
+        return False
+    made = _made(value, steps) if accepted else ""
+    return prefix + made == name if made else name is None and not accepted

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import date, time
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -12,7 +12,7 @@ import numpy as np
 
 from async_maps.errors import InputValidationError, SettingsError, require_extra
 from async_maps.kolena.masks import Mask, mask_maker, provenance_fields
-from async_maps.kolena.missing import describe_missing, listed
+from async_maps.kolena.missing import Column, describe_missing, listed
 from async_maps.manifest.manifest import Manifest
 from async_maps.manifest.schema import COLUMNS
 from async_maps.outcomes import MapStatistics
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     AnyManifest = str | PathLike[str] | Mapping[str, str | PathLike[str]]
-    On = str | Callable[[dict[str, Any]], str | None]
+    On = str | int | Callable[[dict[str, Any]], str | None]
     Overlays = dict[str | None, "_Overlay"]
 
 _DROPPED = "data_type"
@@ -62,7 +62,7 @@ def results_frame(  # noqa: PLR0913  # one argument a choice, all but three with
     on: On,
     column: str = "activation_map",
     layers: Sequence[str] | None = None,
-    statistics: Sequence[str] = (),
+    statistics: str | Sequence[str] = (),
     missing: Literal["error", "none"] = "error",
     provenance: bool = False,
 ) -> pd.DataFrame:
@@ -77,13 +77,14 @@ def results_frame(  # noqa: PLR0913  # one argument a choice, all but three with
         results: one row per datapoint; not changed.
         on: the column with the names of the maps (``val/0001`` for ``val/0001.npy``), or a function that makes the name
             from a row, such as ``lambda row: Path(row["locator"]).stem``. A row with None or NaN has no map. 17.0 means
-            the map ``17``, because pandas converts 17 to 17.0 in a column with NaN.
+            the map ``17``, because pandas converts 17 to 17.0 in a column with NaN. A column can be named by a number:
+            ``on=0``.
         column: the name of the new column.
         layers: if one run had all layers, the last parts of its names: ``["layer3", "layer4"]`` for ``img-1/layer3``
             and ``img-1/layer4``. With layers, of either kind, each row has the list of its masks, in the order of the
             layers, and each mask has a field ``layer``.
-        statistics: fields of :class:`~async_maps.MapStatistics` to add as columns: ``high_share`` becomes
-            ``activation_map_high_share``, or ``activation_map_layer3_high_share`` with layers.
+        statistics: one field of :class:`~async_maps.MapStatistics`, or several, to add as columns: ``high_share``
+            becomes ``activation_map_high_share``, or ``activation_map_layer3_high_share`` with layers.
         missing: what to do if a row has no overlay. ``error``: raise an error that counts and names these rows, says
             which of their maps failed and why, and how the other names differ from the manifest's. ``none``: put None,
             or with layers the list of the masks that exist.
@@ -103,19 +104,17 @@ def results_frame(  # noqa: PLR0913  # one argument a choice, all but three with
         import pandas as pd
     if missing not in {"error", "none"}:
         raise SettingsError(f"missing: expected 'error' or 'none', found {missing!r}")
-    if unknown := set(statistics) - set(MapStatistics._fields):
-        raise SettingsError(f"statistics: there is no {min(unknown)!r}; known: {', '.join(MapStatistics._fields)}")
     sets = _layers(manifest, layers)
-    titles = {
-        (layer, name): "_".join(filter(None, (column, layer.label, name))) for layer in sets for name in statistics
-    }
+    chosen = _statistics(statistics)
+    titles = {(layer, name): "_".join(filter(None, (column, layer.label, name))) for layer in sets for name in chosen}
     _refuse_columns(results, on, [column, *titles.values()])
 
-    names = _names(results, on)
+    named = _names(results, on)
+    names = named.names
     wanted = {name for name in names if name is not None}
     found = {layer: layer.overlays(wanted, provenance) for layer in sets}
     if missing == "error":
-        _refuse_missing(names, found, on)
+        _refuse_missing(named, found, None if callable(on) else named)
     masks: list[Any] = [
         [overlays[name].mask for overlays in found.values() if name in overlays] or None for name in names
     ]
@@ -172,6 +171,16 @@ def _layers(manifest: AnyManifest, layers: Sequence[str] | None) -> list[_Layer]
     return found
 
 
+def _statistics(given: str | Sequence[str]) -> list[str]:
+    if not isinstance(given, Iterable):
+        raise SettingsError(f"statistics: expected a list of names, found {given!r}")
+    names = [given] if isinstance(given, str) else list(given)
+    for name in names:
+        if name not in MapStatistics._fields:
+            raise SettingsError(f"statistics: there is no {name!r}; known: {', '.join(MapStatistics._fields)}")
+    return names
+
+
 def _masks(
     manifest: str | PathLike[str],
     provenance: bool,
@@ -196,7 +205,7 @@ def _refuse_columns(results: pd.DataFrame, on: On, new: list[str]) -> None:
     if results.index.dtype.kind == "f":
         # It splits such a frame into batches by labels (``kolena._utils.batched_load`` 1.69.0).
         raise SettingsError("Kolena's client loses rows of an index of floats: use results.reset_index()")
-    if isinstance(on, str) and on not in there:
+    if not callable(on) and str(on) not in there:
         raise SettingsError(f"on: the results have no column {on!r}; they have {', '.join(there)}")
     for title in [*there, *new]:
         if title.endswith(_DROPPED):
@@ -205,11 +214,13 @@ def _refuse_columns(results: pd.DataFrame, on: On, new: list[str]) -> None:
             raise SettingsError(f"there would be two columns {title!r}: drop one, or choose another name with column=")
 
 
-def _names(results: pd.DataFrame, on: On) -> list[str | None]:
+def _names(results: pd.DataFrame, on: On) -> Column:
     titles = [str(title) for title in results.columns]
-    if isinstance(on, str):
-        return [_name(value) for value in results.iloc[:, titles.index(on)]]
-    return [_name(on(dict(zip(titles, row, strict=True)))) for row in results.itertuples(index=False, name=None)]
+    if callable(on):
+        values = [on(dict(zip(titles, row, strict=True))) for row in results.itertuples(index=False, name=None)]
+    else:
+        values = list(results.iloc[:, titles.index(str(on))])
+    return Column(str(on), values, [_name(value) for value in values])
 
 
 def _name(value: Any) -> str | None:
@@ -218,23 +229,26 @@ def _name(value: Any) -> str | None:
     return str(int(value)) if isinstance(value, float | np.floating) and float(value).is_integer() else str(value)
 
 
-def _refuse_missing(names: list[str | None], found: dict[_Layer, Overlays], on: On) -> None:
+def _refuse_missing(named: Column, found: dict[_Layer, Overlays], column: Column | None) -> None:
+    names = named.names
     wanted = {name for name in names if name is not None}
     unnamed = sum(name is None for name in names)
     count = sum(name not in overlays for name in names for overlays in found.values())
     if not count:
         return
     manifests = ", ".join(dict.fromkeys(str(layer.manifest) for layer in found))
-    sentences = [f"{count:,} of {len(names) * len(found):,} overlays are not in {manifests}"]
+    of = "1 overlay is" if len(names) * len(found) == 1 else f"{len(names) * len(found):,} overlays are"
+    sentences = [f"{count:,} of {of} missing; manifest: {manifests}"]
     if unnamed:
         sentences.append(f"{unnamed:,} {'row has' if unnamed == 1 else 'rows have'} no name")
-    column = on if isinstance(on, str) else None
     for layer, overlays in found.items():
         lacking = dict.fromkeys(name for name in names if name is not None and name not in overlays)
         if lacking:
             of_layer = f" of {layer.label}" if layer.label else ""
             sentences.append(f"missing{of_layer}: {listed(lacking, len(lacking))}")
-            sentences += describe_missing(layer, wanted, lacking, column)
+            # A function that changes a name for this layer would lose its overlay of another layer.
+            used = any(name in others for others in found.values() for name in lacking)
+            sentences += describe_missing(layer, wanted, lacking, None if used else column)
     raise InputValidationError("\n".join([*sentences, "missing='none' puts None where an overlay is missing"]))
 
 

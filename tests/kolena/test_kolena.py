@@ -133,8 +133,9 @@ def test_numeric_names_match_in_any_pandas_dtype(pandas: Any, tmp_path: Path, dt
     assert masks_of(results_frame(path, results, on=on, missing="none")) == [mask_at("17"), None]
 
 
-def test_a_column_may_be_named_by_a_number(pandas: Any, manifest: Path) -> None:
-    frame = results_frame(manifest, pandas.DataFrame({0: ["a"], 1: [2]}), on="0")
+@pytest.mark.parametrize("on", [0, "0", np.int64(0)])
+def test_a_column_may_be_named_by_a_number(pandas: Any, manifest: Path, on: Any) -> None:
+    frame = results_frame(manifest, pandas.DataFrame({0: ["a"], 1: [2]}), on=on)
     assert list(frame.columns) == ["0", "1", "activation_map"]
     assert masks_of(frame) == [mask_at("a")]
 
@@ -164,7 +165,7 @@ def test_layers_become_a_list_of_masks_in_order(pandas: Any, tmp_path: Path, how
     assert list(frame["activation_map_layer3_mean"]) == [0.5, None, None]
     with pytest.raises(
         am.InputValidationError,
-        match=r"^3 of 6 overlays are not in (?s:.*)\nmissing of layer4: 'd'\n(?s:.*)\n"
+        match=r"^3 of 6 overlays are missing; manifest: (?s:.*)\nmissing of layer4: 'd'\n(?s:.*)\n"
         "missing of layer3: 'b', 'd'\n",
     ):
         results_frame(given, results, on="image", **options)
@@ -175,10 +176,10 @@ def test_rows_without_an_overlay_are_an_error_or_none(pandas: Any, manifest: Pat
     with pytest.raises(am.InputValidationError) as raised:
         results_frame(manifest, results, on="image")
     assert str(raised.value).split("\n") == [
-        f"7 of 8 overlays are not in {manifest}",
+        f"7 of 8 overlays are missing; manifest: {manifest}",
         "1 row has no name",
         "missing: 'c', 'd', 'e', 'f', 'g', ...",
-        "1 failed: 'c' (read: no map); run them again (--retry-failed, select='failed')",
+        "1 map failed: 'c' (read: no map); run it again with select='failed' (in the command: --retry-failed)",
         "the manifest has other names: 'b'",
         "5 names are not in the manifest: run async-maps on the maps",
         "missing='none' puts None where an overlay is missing",
@@ -197,15 +198,31 @@ def test_statistics_are_added_on_request(pandas: Any, manifest: Path) -> None:
     }
 
 
+def test_one_statistic_is_a_column(pandas: Any, manifest: Path) -> None:
+    frame = results_frame(manifest, pandas.DataFrame({"image": ["a"]}), on="image", statistics="high_share")
+    assert list(frame.columns) == ["image", "activation_map", "activation_map_high_share"]
+
+
+def test_statistics_may_be_an_iterator(pandas: Any, manifest: Path) -> None:
+    chosen: Any = iter(["mean"])
+    frame = results_frame(manifest, pandas.DataFrame({"image": ["a"]}), on="image", statistics=chosen)
+    assert list(frame["activation_map_mean"]) == [0.5]
+
+
 @pytest.mark.parametrize(
     ("columns", "options", "message"),
     [
         (["image"], {"on": "name"}, "on: the results have no column 'name'; they have image"),
+        (["image"], {"on": 0}, "on: the results have no column 0; they have image"),
+        (["image"], {"on": None}, "on: the results have no column None; they have image"),
         (["image", "activation_map"], {}, "two columns 'activation_map'"),
         (["image", "x", "x"], {}, "two columns 'x'"),
         (["image", "box.data_type"], {}, "Kolena drops columns whose names end in 'data_type': rename 'box.data_type'"),
         (["image"], {"column": "data_type"}, "rename 'data_type'"),
         (["image"], {"statistics": ["size"]}, "no 'size'; known: minimum, "),
+        (["image"], {"statistics": "size"}, "no 'size'; known: minimum, "),
+        (["image"], {"statistics": 5}, "statistics: expected a list of names, found 5"),
+        (["image"], {"statistics": [["mean"], 5]}, r"there is no \['mean'\]; known: minimum, "),
         (["image", "activation_map_mean"], {"statistics": ["mean"]}, "two columns 'activation_map_mean'"),
         (["image"], {"missing": "skip"}, "expected 'error' or 'none', found 'skip'"),
         (["image"], {"layers": []}, "there are no layers"),
