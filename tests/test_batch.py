@@ -220,4 +220,4 @@ def test_arguments_of_the_wrong_type_are_refused(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(am.AsyncMapsError, match=re.escape(message)):
-        am.run(*arguments, **options)
+        am.run(*arguments, **({"settings": THREADS} | options))

@@ -68,7 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     with messages():
         try:
             app.config = [_settings_from_environment, _settings_from_file]
-            tokens = list(_with_standard_streams(tokens))
+            if "-" in tokens:
+                tokens = list(_with_standard_streams(tokens))
             code = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
         except (cyclopts.CycloptsError, ValidationError, AsyncMapsError) as error:
             complain(usage.describe(error, app, tokens))

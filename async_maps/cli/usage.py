@@ -36,7 +36,6 @@ def check_environment(app: App) -> None:
         SettingsError: a variable ``ASYNC_MAPS_...`` is not a setting.
     """
     known = [MANIFEST_VARIABLE, *map(variable, setting_names())]
-    options = {name for argument in _arguments(app["run"]) if not argument.keys for name in argument.names}
     for name in sorted(os.environ):
         is_metadata = name.startswith(variable("s3.metadata") + "_")
         if not name.startswith(VARIABLE_PREFIX) or name in known or is_metadata or _OF_KUBERNETES.fullmatch(name):
@@ -46,13 +45,18 @@ def check_environment(app: App) -> None:
             instead = f"set {aws}"
         elif name.upper() in known:
             instead = f"did you mean {name.upper()}?"
-        elif option(lower) in options:
+        elif option(lower) in _options_of_run(app):
             instead = f"it can only be given as an option, {option(lower)}"
         elif near := _nearest(lower, [setting.removeprefix(VARIABLE_PREFIX).lower() for setting in known]):
             instead = f"did you mean {variable(near)}?"
         else:
             instead = "unset it"
         raise SettingsError(f"the environment variable {name} is not a setting: {instead}")
+
+
+def _options_of_run(app: App) -> set[str]:
+    """Return the options of ``run`` that are not settings."""
+    return {name for argument in _arguments(app["run"]) if not argument.keys for name in argument.names}
 
 
 def variable(name: str) -> str:
