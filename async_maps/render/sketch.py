@@ -70,9 +70,10 @@ class QuantileSketch:
             raise ValueError("an empty sketch has no percentiles")
         rank = percentile / 100 * (self.count - 1)
         below = int(rank)
-        totals = np.cumsum(self._counts)
-        neighbor = self._value(totals, min(below + 1, self.count - 1))
-        return interpolate(self._value(totals, below), neighbor, rank - below)
+        bins = np.flatnonzero(self._counts)
+        totals = np.cumsum(self._counts[bins])
+        neighbor = self._value(bins, totals, min(below + 1, self.count - 1))
+        return interpolate(self._value(bins, totals, below), neighbor, rank - below)
 
     def dump(self) -> str:
         """Return the whole sketch as text."""
@@ -93,11 +94,11 @@ class QuantileSketch:
             raise ValueError(f"not a sketch: {error}") from error
         return sketch
 
-    def _value(self, totals: NDArray[np.int64], place: int) -> float:
+    def _value(self, bins: NDArray[np.intp], totals: NDArray[np.int64], place: int) -> float:
         """Return the approximate value at an index of the sorted values: the middle of its bin."""
         if place in {0, self.count - 1}:
             return self.maximum if place else self.minimum
-        key = (int(np.searchsorted(totals, place, "right")) - _BINS // 2) << _SHIFT
+        key = (int(bins[np.searchsorted(totals, place, "right")]) - _BINS // 2) << _SHIFT
         keys = np.array([key, key + (1 << _SHIFT) - 1])
         edges = np.where(keys < 0, keys ^ np.iinfo(np.int64).max, keys).view(np.float64)
         # Zeros are frequent, and stay exact. Each edge is halved before the addition, because the sum may overflow.
