@@ -6,7 +6,6 @@ Imports that fast tests do not need are inside functions.
 from __future__ import annotations
 
 import asyncio
-import gc
 import itertools
 import os
 import tempfile
@@ -42,12 +41,6 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     if config.option.markexpr != _ONLY_FAST or not collection_path.name.startswith("test_"):
         return None
     return "pytest.mark.fast" not in collection_path.read_text(encoding="utf-8") or None
-
-
-def pytest_collection_finish() -> None:
-    """Exclude modules and tests from garbage collection, as they stay until the end."""
-    gc.collect()
-    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
