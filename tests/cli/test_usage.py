@@ -22,7 +22,8 @@ from tests.support.maps import random_map
 if TYPE_CHECKING:
     from typing import Any
 
-pytestmark = [pytest.mark.fast, pytest.mark.usefixtures(leaves_nothing.__name__)]
+# Not among the fast tests: for each mistake the parser assembles the options of several commands.
+pytestmark = pytest.mark.usefixtures(leaves_nothing.__name__)
 
 
 @pytest.mark.parametrize(
