@@ -187,6 +187,8 @@ def say(text: str) -> None:
 
 def answer(text: str) -> bool:
     """Print the result; return False if standard output failed."""
+    if sys.stdout is None:  # closed, as in a daemon, where nobody expects the result
+        return True
     try:
         print(_fit(text, sys.stdout), flush=True)  # noqa: T201  # the output of the command
     except OSError as error:

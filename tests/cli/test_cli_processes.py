@@ -129,3 +129,16 @@ def test_help_does_not_import_heavy_libraries() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("closed", [[1], [2], [1, 2]])
+def test_closed_standard_streams_change_no_result(maps: Path, closed: list[int]) -> None:
+    np.save(maps / "a.npy", random_map(1))
+    program = (
+        "import os, sys; [os.close(int(fd)) for fd in sys.argv[1].split(',')]; "
+        "os.execv(sys.executable, [sys.executable, '-m', 'async_maps', *sys.argv[2:]])"
+    )
+    command = [sys.executable, "-c", program, ",".join(map(str, closed)), "run"]
+    assert subprocess.run([*command, str(maps), "out", "--workers", "0"], check=False).returncode == 0
+    assert Path("out/a.png").exists()
+    assert subprocess.run([*command, "nowhere", "out"], check=False).returncode == 2
