@@ -72,10 +72,10 @@ def doctor(  # noqa: PLR0913  # one argument per option
     return DONE if all(printed) and not any(finding.level == "failure" for finding in findings) else SOME_FAILED
 
 
-def render(finding: Finding, out: TextIO) -> str:
+def render(finding: Finding, out: TextIO | None) -> str:
     """Format a finding: a line, the advice, and then the text to copy, which is not wrapped."""
     advice, _, to_copy = finding.advice.partition("\n")
-    if out.isatty():
+    if out is not None and out.isatty():
         lines = _row(finding, advice, out)
     else:
         lines = f"{finding.level:8} {finding.check:13} {finding.text}" + (f"\n{'':22} {advice}" if advice else "")
