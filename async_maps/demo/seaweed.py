@@ -101,6 +101,7 @@ def serve(folder: Path, *, start_timeout_s: float = 30.0) -> Iterator[S3Server]:
     folder.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + start_timeout_s
     # Another process can take a port after the probe; then the server dies, and is started with other ports.
+    fate = "died at its start"
     for _ in range(_ATTEMPTS):
         with _launched(weed, folder) as (process, server):
             while process.poll() is None and time.monotonic() < deadline:
@@ -108,7 +109,9 @@ def serve(folder: Path, *, start_timeout_s: float = 30.0) -> Iterator[S3Server]:
                     yield server
                     return
                 time.sleep(_POLL_S)
-    fate = "was not ready in time" if time.monotonic() >= deadline else "died at its start"
+        if time.monotonic() >= deadline:
+            fate = "was not ready in time"
+            break
     log = (folder / _LOG).read_text(errors="replace").strip()
     raise ServerError(f"the local S3 server {fate} ({weed}); the end of {folder / _LOG}:\n{log[-2000:]}")
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import Mock
 from urllib.parse import urlsplit
 
 import pytest
@@ -147,10 +148,15 @@ def test_a_server_that_cannot_start_shows_the_end_of_its_log(install: Callable[[
         pytest.fail("it cannot have started")
 
 
-def test_a_server_that_never_answers_is_stopped(install: Callable[[str], None], tmp_path: Path) -> None:
+def test_a_server_that_never_answers_is_stopped(
+    install: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    launched = Mock(wraps=seaweed._launched)
+    monkeypatch.setattr(seaweed, "_launched", launched)
     install("echo $$ > pid; echo thinking; exec /bin/sleep 60")
     with pytest.raises(ServerError, match=r"not ready in time(?s:.*)thinking"), serve(tmp_path, start_timeout_s=2.0):
         pytest.fail("it cannot have started")
+    assert launched.call_count == 1
     assert not _is_alive(int((tmp_path / "pid").read_text()))
 
 
