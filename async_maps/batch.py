@@ -211,9 +211,8 @@ async def adry_run(  # noqa: PLR0913  # those of arun()
                 # Files of maps to do are opened even if an earlier run knows them: the header may show a failure.
                 listing = list_maps(
                     source,
-                    s3=settings.s3,
+                    settings=settings,
                     known=None if select == "all" else recorder.known_done,
-                    max_pixels=settings.max_pixels,
                     limit=limit,
                     pass_over=report.pass_over,
                 )

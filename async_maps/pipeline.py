@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     from async_maps.progress import OnProgress
     from async_maps.render.ranges import ValueRange
     from async_maps.sources.batches import AnySource, Entry
-    from async_maps.sources.named import PassOver
+    from async_maps.sources.options import PassOver
     from async_maps.stores import Destination
 
 T = TypeVar("T")
@@ -413,8 +413,9 @@ class Pipeline:
                         await recorder.note(outcomes)
                     if limit is not None and report.failed > limit:
                         raise TooManyFailuresError(f"{report.failed:,} maps failed, more than max_failures = {limit:,}")
-            # With a limit it has not seen the whole source.
-            if recorder is not None and not self._draining and report.limit is None:
+            # With a limit or a filter it has not seen the whole source.
+            is_whole = report.limit is None and not self.settings.include and not self.settings.exclude
+            if recorder is not None and not self._draining and is_whole:
                 await recorder.complete()
         report.elapsed_s = monotonic() - started
         report.drained = self._draining
@@ -479,9 +480,8 @@ class Pipeline:
         listing = list_maps(
             source,
             value_range,
-            s3=self.settings.s3,
+            settings=self.settings,
             known=known,
-            max_pixels=self.settings.max_pixels,
             limit=limit,
             pass_over=pass_over,
         )

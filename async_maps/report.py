@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from async_maps.failure_groups import FailureGroup, FailureGroups
 from async_maps.outcomes import Receipt
+from async_maps.sources.options import shown_passed_over
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,7 +33,8 @@ class Report:
         planned: maps that a dry run would do; their names and headers are valid, their values are not read yet.
         skipped: maps that were skipped: done before and unchanged, or not selected.
         unselected: skipped maps that had not failed before, with ``select="failed"``.
-        passed_over: files of the source that are not maps, by suffix (``{".jpg": 5}``); ``""`` for files without one.
+        passed_over: files and arrays of the source that are no maps: files by suffix (``{".jpg": 5}``, ``""`` without
+            one), others by what they are (``{"arrays below two dimensions": 3}``).
         failed: maps that failed in this run; in a dry run, maps that are already known to fail.
         surveyed: maps that were read for the range of the whole set.
         unsurveyed: surveyed maps that could not be read.
@@ -110,15 +112,15 @@ class Report:
                 if len(self.failures) < MAX_LISTED_FAILURES:
                     self.failures.append(outcome)
 
-    def pass_over(self, suffix: str) -> None:
-        """Count a file of the source that is not a map.
+    def pass_over(self, what: str) -> None:
+        """Count a file or an array of the source that is no map.
 
         Args:
-            suffix: the suffix of the file, with the dot; empty if it has none.
+            what: the suffix of a file, with the dot, empty if it has none; or what it is.
         """
-        if suffix not in self.passed_over and len(self.passed_over) >= MAX_SUFFIXES - 1:
-            suffix = "others"
-        self.passed_over[suffix] = self.passed_over.get(suffix, 0) + 1
+        if what not in self.passed_over and len(self.passed_over) >= MAX_SUFFIXES - 1:
+            what = "others"
+        self.passed_over[what] = self.passed_over.get(what, 0) + 1
 
     def summary(self) -> str:
         """Return the report in a few lines, for people; it names the slowest stage."""
@@ -131,7 +133,7 @@ class Report:
             f"{self.elapsed_s:.1f} s, {rate:,.0f} maps/s, {self.uploaded_bytes / 1e6:,.1f} MB to {self.destination}",
         ]
         if self.passed_over:
-            lines.append(self._passed_over())
+            lines.append(shown_passed_over(self.passed_over))
         if self.range_low is not None:
             lines.append(f"colors span {self.range_low:.6g} to {self.range_high:.6g}")
         if self.surveyed:
@@ -169,14 +171,10 @@ class Report:
         unread = f"the values of {_counted(self.planned, 'map')} are not read yet"
         lines = [f"{listed}, {self.failed:,} would fail by name or header; {unread}; destination {self.destination}"]
         if self.passed_over:
-            lines.append(self._passed_over())
+            lines.append(shown_passed_over(self.passed_over))
         if self.limit is not None and self.seen >= self.limit:
             lines.append(self._limited())
         return "\n".join(lines)
-
-    def _passed_over(self) -> str:
-        found = sorted(self.passed_over.items(), key=lambda item: -item[1])
-        return "passed over: " + ", ".join(f"{count:,} {suffix or 'without a suffix'}" for suffix, count in found)
 
     def _limited(self) -> str:
         return (

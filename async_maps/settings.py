@@ -7,7 +7,7 @@ import json
 import os
 import re
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeAlias, TypeVar
 
@@ -45,8 +45,10 @@ IfExists: TypeAlias = Literal["overwrite", "skip", "error"]
 PngKind: TypeAlias = Literal["palette", "rgba", "compact", "gray"]
 """The kind of PNG; see :attr:`Settings.png`."""
 
+Channels: TypeAlias = Literal["none", "sum", "norm", "maxabs", "mean"]
+"""How the channels of a map become one; see :attr:`Settings.channels`."""
 
-_SHAPING = {"colormap", "alpha", "invalid", "png", "png_level", "key"}
+_SHAPING = {"colormap", "alpha", "invalid", "channels", "column", "png", "png_level", "key"}
 _HEADERS = {"cache_control", "metadata", "storage_class", "server_side_encryption", "kms_key_id"}
 """The settings, besides the range, that affect an overlay's bytes or key; and those for the headers of S3 objects."""
 
@@ -151,6 +153,7 @@ class Settings(_Model, frozen=True):
       256 colors, (256, 3) or (256, 4), uint8 or float in [0, 1]; or a list of colors at equal distances, each a name,
       ``#rrggbb``, ``#rrggbbaa`` or RGB(A) values.
     - ``range``: a pair of numbers.
+    - ``include``, ``exclude``: one glob or several.
     - ``chunk_bytes``, ``queue_bytes``: a size such as "64MB" or "1GiB".
     - ``s3`` and ``files``: a mapping.
 
@@ -166,6 +169,15 @@ class Settings(_Model, frozen=True):
     range: _Converted[str | tuple[float, float] | list[float], str] = Field(default="unit", validate_default=True)
     """Values that the colors span: unit (0 to 1), LO,HI (--range=-2,2), or from:MANIFEST (those of another run).
     Of each map: per-map, percentile:P,Q, symmetric (around 0). Of all maps, read twice: dataset, dataset:P,Q."""
+    channels: Channels = "none"
+    """How the channels of (c,h,w), (n,c,h,w) and (h,w,3) become one: sum, norm, maxabs (largest magnitude), mean.
+    none: (c,h,w) is a stack of c maps."""
+    include: _Converted[str | Sequence[str], tuple[str, ...]] = Field(default=(), validate_default=True)
+    """Only maps whose name, or a folder in it, or file matches this glob; repeatable."""
+    exclude: _Converted[str | Sequence[str], tuple[str, ...]] = Field(default=(), validate_default=True)
+    """No maps whose name, or a folder in it, or file matches this glob; repeatable."""
+    column: str | None = None
+    """The column of arrays in a table, if there are several."""
     invalid: Invalid = "error"
     """NaN and infinity: error (the map fails), transparent (the pixel is), or zero (it counts as the value 0)."""
     png: PngKind = "palette"
@@ -226,6 +238,11 @@ class Settings(_Model, frozen=True):
     @classmethod
     def _known_range(cls, value: object) -> str:
         return str(parse_range(",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)))
+
+    @field_validator("include", "exclude", mode="before")
+    @classmethod
+    def _globs(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
 
     @field_validator("chunk_bytes", "queue_bytes", mode="before")
     @classmethod
@@ -317,7 +334,8 @@ class Settings(_Model, frozen=True):
         """
         value_range = value_range or self.value_range
         colors = "" if self.png == "gray" else hashlib.sha256(self.table().tobytes()).hexdigest()
-        shape = [self.png, self.png_level, colors, str(value_range), self.invalid, self.key]
+        read = [self.channels, self.column]
+        shape = [self.png, self.png_level, colors, str(value_range), self.invalid, self.key, *read]
         return hashlib.sha256(json.dumps(shape).encode()).hexdigest()[:16]
 
 

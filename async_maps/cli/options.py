@@ -14,18 +14,20 @@ DONE, SOME_FAILED, WRONG_USE = 0, 1, 2
 """Exit codes."""
 
 WHAT = Group("What to do", sort_key=1)
-OUTPUT = Group("What is printed", sort_key=2)
-_LOOKS = Group("How it looks", sort_key=3)
-_SPEED = Group("Speed", help="The defaults suit most machines.", sort_key=4)
+OUTPUT = Group("What is printed", sort_key=3)
+_LOOKS = Group("How it looks", sort_key=4)
+_SPEED = Group("Speed", help="The defaults suit most machines.", sort_key=5)
 _S3 = Group(
     "S3",
     help="Endpoint, region, profile and credentials come from the AWS environment and files: AWS_ENDPOINT_URL, "
     "AWS_DEFAULT_REGION, AWS_PROFILE.",
-    sort_key=5,
+    sort_key=6,
 )
-_ADVANCED = Group("Advanced", sort_key=6)
+_ADVANCED = Group("Advanced", sort_key=7)
 
+_MAPS = Group("What is a map", sort_key=2)
 _GROUPS = {
+    **dict.fromkeys(("channels", "include", "exclude", "column"), _MAPS),
     **dict.fromkeys(("colormap", "alpha", "range", "invalid", "png"), _LOOKS),
     **dict.fromkeys(("workers", "encode_threads", "concurrency", "prefetch", "queue_bytes", "png_level"), _SPEED),
     "s3": _S3,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 from async_maps.errors import SourceError
 from async_maps.filesystems.filesystem import is_remote
 from async_maps.sources import files
+from async_maps.sources.options import Scan, SourceOptions
 from async_maps.tables import is_table
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from async_maps.outcomes import Failure
     from async_maps.settings import S3Settings
     from async_maps.sources.activation_map import ActivationMap
-    from async_maps.sources.named import Known, PassOver
+    from async_maps.sources.options import Known, PassOver
 
 
 STDIN_FILE = "/dev/stdin"
@@ -54,6 +55,7 @@ def open_source(
     s3: S3Settings | None = None,
     known: Known | None = None,
     pass_over: PassOver = lambda _: None,
+    options: SourceOptions | None = None,
 ) -> Source:
     """Open the source at a path or address.
 
@@ -62,13 +64,14 @@ def open_source(
             (``s3://bucket/prefix/``), or a listing (``.csv``, ``.parquet``, ``.jsonl``).
         s3: the time-outs and attempts of the client.
         known: decides which files are a single map and need not be opened.
-        pass_over: called with the suffix of each file that is not a map, in the thread that iterates the source.
+        pass_over: called for each file or array that is no map, in the thread that iterates the source.
+        options: which parts of the source are maps; the defaults if None.
 
     Raises:
         SourceError: the place does not exist, or is not a file of a supported format; or it is standard input, which
             :func:`async_maps.sources.batches.list_maps` reads. For S3, iterating the source raises the error.
     """
-    path = fspath(place)
+    path, scan = fspath(place), Scan(known, pass_over, options or SourceOptions())
     if is_stdin(path):
         raise SourceError("standard input can be read only once, by a run")
     # A folder may have the suffix of a listing.
@@ -76,9 +79,9 @@ def open_source(
         # Imported late, because worker processes import this package too.
         from async_maps.sources.listing import Listing
 
-        return Listing(path, s3, known)
+        return Listing(path, s3, scan)
     if is_remote(path):
         from async_maps.sources.s3_objects import S3Objects
 
-        return S3Objects(path, s3, known, pass_over)
-    return files.open_files(path, known, pass_over)
+        return S3Objects(path, s3, scan)
+    return files.open_files(path, scan)

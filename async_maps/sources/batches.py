@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterable, Iterable
 from contextlib import aclosing
 from dataclasses import replace
@@ -19,10 +20,12 @@ from anyio import CapacityLimiter, to_thread
 from async_maps.errors import InputValidationError, SettingsError, SourceError
 from async_maps.filesystems.filesystem import Filesystems
 from async_maps.outcomes import Failure
+from async_maps.settings import Settings
 from async_maps.sources import Source, is_stdin, open_source
 from async_maps.sources.activation_map import ActivationMap
 from async_maps.sources.arrays import array_map
 from async_maps.sources.formats.registry import FORMATS
+from async_maps.sources.options import Scan, SourceOptions, shown_passed_over
 from async_maps.sources.stdin import maps_in_lines, stdin_lines
 
 if TYPE_CHECKING:
@@ -32,7 +35,7 @@ if TYPE_CHECKING:
     from async_maps.keys import KeyTemplate
     from async_maps.render.ranges import ValueRange
     from async_maps.settings import S3Settings
-    from async_maps.sources.named import Known, PassOver
+    from async_maps.sources.options import Known, PassOver
 
     Named: TypeAlias = tuple[str, Any]
     """A name and an array of any library."""
@@ -48,9 +51,8 @@ async def list_maps(  # noqa: PLR0913  # one argument a choice
     source: AnySource,
     value_range: ValueRange | None = None,
     *,
-    s3: S3Settings | None = None,
+    settings: Settings | None = None,
     known: Known | None = None,
-    max_pixels: int | None = None,
     limit: int | None = None,
     pass_over: PassOver = lambda _: None,
 ) -> AsyncGenerator[list[Entry], None]:
@@ -63,26 +65,38 @@ async def list_maps(  # noqa: PLR0913  # one argument a choice
         source: a place for :func:`open_source`, ``-`` for the paths on standard input, a :class:`Source`, or an
             iterable or async iterable of ``(name, array)``. Iterables that are not async are advanced in a thread.
         value_range: as for :func:`~async_maps.sources.arrays.array_map`.
-        s3: as for :func:`open_source`.
+        settings: those of the pipeline. An array in memory with more than ``max_pixels`` is a failure; one in a file is
+            refused when it is read.
         known: as for :func:`open_source`.
-        max_pixels: an array in memory with more pixels is a failure; one in a file is refused when it is read.
         limit: the maximum number of maps; no further item is taken from an iterable. None for all.
         pass_over: as for :func:`open_source`.
 
     Raises:
         SourceError: the place does not exist, or contains no map.
     """
-    take = partial(array_map, value_range=value_range, max_pixels=max_pixels)
+    settings = settings or Settings()
+    options, passed_over = SourceOptions.of(settings), Counter[str]()
+
+    def count(what: str) -> None:
+        passed_over[what] += 1
+        pass_over(what)
+
+    def take(name: str, array: Any) -> Entry:
+        return array_map(name, array, value_range, settings.max_pixels)
+
     if isinstance(source, AsyncIterable):
-        batches = _of_pairs(aiter(source), value_range, max_pixels, limit)
+        wanted = options.filter(count)
+        batches = _of_pairs(aiter(source), wanted, value_range, settings.max_pixels, limit)
     elif is_stdin(source):
-        batches = _of_stdin(s3, known, limit)
+        batches = _of_stdin(settings.s3, Scan(known, count, options), limit)
     else:
-        opening = partial(open_source, s3=s3, known=known, pass_over=pass_over)
+        opening = partial(open_source, s3=settings.s3, known=known, pass_over=count, options=options)
         opened = source if not isinstance(source, str | PathLike) else await to_thread.run_sync(opening, source)
         if not isinstance(opened, Iterable):
             raise SourceError(f"a source is a path or an iterable of pairs (name, array); found {opened!r}")
-        batches = _in_thread(iter(opened), take, limit)
+        is_place = isinstance(source, str | PathLike)
+        entries = iter(opened) if is_place else _wanted(iter(opened), options.filter(count))
+        batches = _in_thread(entries, take, limit)
     found = False
     async with aclosing(batches):
         async for batch in batches:
@@ -92,16 +106,25 @@ async def list_maps(  # noqa: PLR0913  # one argument a choice
         place = "the source"
         if isinstance(source, str | PathLike):
             place = "standard input" if is_stdin(source) else fspath(source)
-        raise SourceError(f"{place} contains no activation maps ({', '.join(FORMATS)})")
+        seen = f"; {shown_passed_over(passed_over)}" if passed_over else ""
+        raise SourceError(f"{place} contains no activation maps ({', '.join(FORMATS)}){seen}")
 
 
 async def _of_pairs(
-    pairs: AsyncIterator[Any], value_range: ValueRange | None, max_pixels: int | None, limit: int | None
+    pairs: AsyncIterator[Any],
+    wanted: Callable[[str], bool] | None,
+    value_range: ValueRange | None,
+    max_pixels: int | None,
+    limit: int | None,
 ) -> AsyncGenerator[list[Entry], None]:
     given = 0
     try:
         async for pair in pairs:
-            yield [await take_array(*_pair(pair), value_range, max_pixels)]
+            name, array = _pair(pair)
+            if wanted is not None and not wanted(str(name)):
+                continue
+            yield [await take_array(name, array, value_range, max_pixels)]
+            del pair, array
             given += 1
             if given == limit:
                 return
@@ -110,12 +133,12 @@ async def _of_pairs(
             await pairs.aclose()
 
 
-async def _of_stdin(s3: S3Settings | None, known: Known | None, limit: int | None) -> AsyncGenerator[list[Entry], None]:
+async def _of_stdin(s3: S3Settings, scan: Scan, limit: int | None) -> AsyncGenerator[list[Entry], None]:
     given = 0
     with Filesystems(s3) as filesystems:
         async with aclosing(stdin_lines()) as blocks:
             async for lines in blocks:
-                maps = maps_in_lines(lines, filesystems, known)
+                maps = maps_in_lines(lines, filesystems, scan)
                 left = None if limit is None else limit - given
                 async with aclosing(_in_thread(maps, array_map, left)) as batches:
                     async for batch in batches:
@@ -123,6 +146,23 @@ async def _of_stdin(s3: S3Settings | None, known: Known | None, limit: int | Non
                         yield batch
                 if given == limit:
                     return
+
+
+def _wanted(entries: Iterator[Any], wanted: Callable[[str], bool] | None) -> Iterator[Any]:
+    """Leave out pairs whose names are not wanted."""
+    if wanted is None:
+        return entries
+
+    def filtered() -> Iterator[Any]:
+        try:
+            for entry in entries:
+                if isinstance(entry, ActivationMap | Failure) or wanted(str(_pair(entry)[0])):
+                    yield entry
+        finally:
+            if hasattr(entries, "close"):
+                entries.close()
+
+    return filtered()
 
 
 def check_limit(limit: object) -> None:

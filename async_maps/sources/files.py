@@ -15,44 +15,50 @@ from async_maps.filesystems.filesystem import Filesystems
 from async_maps.filesystems.spill import Spill
 from async_maps.keys import printable
 from async_maps.outcomes import Failure
-from async_maps.sources.formats.registry import FORMATS, is_one_source, suffix_of, without_suffix
+from async_maps.sources.formats.registry import (
+    FORMATS,
+    HIDDEN,
+    is_hidden,
+    is_one_source,
+    shown_suffix,
+    suffix_of,
+    without_suffix,
+)
 from async_maps.sources.named import NamedFile, maps_in_named
+from async_maps.sources.options import Scan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Set
     from typing import TypeAlias
 
     from async_maps.sources.activation_map import ActivationMap
-    from async_maps.sources.named import Known, PassOver
+    from async_maps.sources.options import PassOver
 
     Patterns: TypeAlias = Set[tuple[str, ...]]
     """Globs relative to a folder, each split into parts. A path is selected if any of them matches."""
 
-_LONGEST_SUFFIX = 12
 _SORT_IN_MEMORY = 10_000
 """Number of names; a longer listing is sorted by SQLite, on disk if necessary."""
 
 
-def open_files(
-    place: str | os.PathLike[str], known: Known | None = None, pass_over: PassOver = lambda _: None
-) -> Files:
+def open_files(place: str | os.PathLike[str], scan: Scan) -> Files:
     """Return the maps at a path or a glob; raise SourceError if nothing is there, or the format is not supported."""
     path = os.fspath(place)
     if os.path.isdir(path):
         if is_one_source(path):
             folder = os.path.abspath(path)
-            return Files(os.path.dirname(folder), lambda: [folder], known)
-        return Files(path, partial(_walk, os.path.abspath(path), None, pass_over), known)
+            return Files(os.path.dirname(folder), lambda: [folder], scan)
+        return Files(path, partial(_walk, os.path.abspath(path), None, scan.pass_over), scan)
     if os.path.lexists(path):
         if suffix_of(path) is None:
             raise SourceError(
                 f"{printable(path)} is not a file of activation maps; expected a name that ends in {', '.join(FORMATS)}"
             )
-        return Files(os.path.dirname(path), lambda: [os.path.abspath(path)], known)
+        return Files(os.path.dirname(path), lambda: [os.path.abspath(path)], scan)
     if has_magic(path):
         folder, pattern = _split_glob(path)
         if os.path.isdir(folder):
-            return Files(folder, partial(_walk, os.path.abspath(folder), {pattern}, pass_over), known)
+            return Files(folder, partial(_walk, os.path.abspath(folder), {pattern}, scan.pass_over), scan)
         path = folder
     raise SourceError(f"no such file or folder: {printable(path)}")
 
@@ -63,13 +69,13 @@ class Files:
     Each iteration calls ``find``, which returns absolute paths below the root, and failures.
     """
 
-    def __init__(self, root: str, find: Callable[[], Iterable[str | Failure]], known: Known | None = None) -> None:
+    def __init__(self, root: str, find: Callable[[], Iterable[str | Failure]], scan: Scan) -> None:
         self._skip = len(os.path.join(os.path.abspath(root), ""))
         self._find = find
-        self._known = known
+        self._scan = scan
 
     def __iter__(self) -> Iterator[ActivationMap | Failure]:
-        return maps_in_named(map(self._named, self._find()), Filesystems(), self._known)
+        return maps_in_named(map(self._named, self._find()), Filesystems(), self._scan)
 
     def _named(self, path: str | Failure) -> NamedFile | Failure:
         return path if isinstance(path, Failure) else NamedFile(without_suffix(path[self._skip :]), path)
@@ -87,8 +93,8 @@ def _walk(
 ) -> Iterator[str | Failure]:
     """Yield every selected file below a folder, sorted, one folder's listing at a time.
 
-    Symbolic links are followed, except loops. Without patterns all files are selected, even hidden ones. ``above`` has
-    the device and inode of each folder above this one.
+    Symbolic links are followed, except loops. Without patterns all files are selected, but no hidden ones. ``above``
+    has the device and inode of each folder above this one.
     """
     try:
         status = os.stat(folder)
@@ -111,7 +117,9 @@ def _listing(folder: str, wanted: Patterns | None, pass_over: PassOver) -> Itera
     with os.scandir(folder) as children:
         for entry in children:
             left = _behind(wanted, entry.name)
-            if _is_folder(entry) and not is_one_source(entry.path):
+            if left is None and is_hidden(entry.name):
+                pass_over(HIDDEN)
+            elif _is_folder(entry) and not is_one_source(entry.path):
                 if left is None or left - {()}:
                     yield f"{entry.name}/"
             elif left is None or () in left:
@@ -124,12 +132,6 @@ def _listing(folder: str, wanted: Patterns | None, pass_over: PassOver) -> Itera
 def is_list_of_names(path: str) -> bool:
     """Whether a file names the maps of a stack beside it."""
     return path.lower().endswith(".names.txt")
-
-
-def shown_suffix(path: str) -> str:
-    """The suffix of a file that is no map, for a count by suffix; empty if it has none."""
-    suffix = os.path.splitext(path)[1].lower()
-    return suffix if len(suffix) <= _LONGEST_SUFFIX and suffix[1:].isalnum() else ""
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from async_maps.settings import S3Settings
     from async_maps.sources.activation_map import ActivationMap
-    from async_maps.sources.named import Known
+    from async_maps.sources.options import Scan
     from async_maps.tables import Row
 
 _COLUMNS = ("name", "path")
@@ -35,10 +35,10 @@ class Listing:
         SourceError: in the iteration, if the listing cannot be read, lacks a column, or has a name twice.
     """
 
-    def __init__(self, path: str, settings: S3Settings | None, known: Known | None) -> None:
+    def __init__(self, path: str, settings: S3Settings | None, scan: Scan) -> None:
         self._path = path if is_remote(path) else os.path.abspath(path)
         self._settings = settings
-        self._known = known
+        self._scan = scan
 
     def __iter__(self) -> Iterator[ActivationMap | Failure]:
         with Filesystems(self._settings) as filesystems:
@@ -46,7 +46,7 @@ class Listing:
             with closing(self._rows(filesystems)) as rows:
                 self._check_names(rows)
             with closing(self._rows(filesystems)) as rows:
-                yield from maps_in_named(map(self._file, rows), filesystems, self._known)
+                yield from maps_in_named(map(self._file, rows), filesystems, self._scan)
 
     def _rows(self, filesystems: Filesystems) -> Generator[Row, None, None]:
         return read_table(self._path, filesystems.of(self._path).open, _COLUMNS)

@@ -24,28 +24,26 @@ from async_maps.filesystems.filesystem import (
 from async_maps.keys import check_name, printable
 from async_maps.outcomes import Failure
 from async_maps.sources.activation_map import ActivationMap
-from async_maps.sources.formats.registry import ListedMap, is_one_source, open_reader, suffix_of
+from async_maps.sources.contents import ListedMap, maps_in_reader
+from async_maps.sources.formats.registry import HIDDEN, is_one_source, open_reader, suffix_of, without_suffix
+from async_maps.sources.options import LEFT_OUT, Scan
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from typing import BinaryIO
 
     from async_maps.filesystems.filesystem import Filesystem, Filesystems
     from async_maps.filesystems.s3 import S3File, S3Filesystem
+    from async_maps.sources.options import Known
 
     Entry: TypeAlias = ActivationMap | Failure
-    Known: TypeAlias = Callable[[Sequence[ActivationMap]], Collection[str]]
-    """Returns the sources of those maps that are the only map of their unchanged file, according to an earlier run."""
-
-    PassOver: TypeAlias = Callable[[str], object]
-    """Told of each file in a folder that is no map, by its suffix."""
-
 _BATCH = 256
 _AHEAD = 16
 """The number of objects that are opened concurrently, because each takes a round trip."""
 _LOOK_BYTES = {".npy": 16 * 2**10}
 """The size of the first read, for formats whose header suffices to list the maps."""
 _LOOK_BYTES_OTHERS = 2**20
+_APPLE_DOUBLE = bytes.fromhex("00051607")
 
 
 class NamedFile(NamedTuple):
@@ -65,26 +63,31 @@ class NamedFile(NamedTuple):
     fingerprint: str | None = None
     size: int = 0
 
+    @property
+    def with_suffix(self) -> str:
+        """The name with the suffix of the file."""
+        return self.name + self.path[len(without_suffix(self.path)) :]
 
-def maps_in_named(
-    files: Iterable[NamedFile | Failure], filesystems: Filesystems, known: Known | None = None
-) -> Iterator[Entry]:
+
+def maps_in_named(files: Iterable[NamedFile | Failure], filesystems: Filesystems, scan: Scan) -> Iterator[Entry]:
     """Yield the maps in files, in the order of the files; failures are passed on.
 
     Known files are not opened. Files in S3 are opened concurrently and ahead.
     """
     files = iter(files)
     pending: deque[tuple[bool, Iterator[Entry]]] = deque()
-    with _Openers(filesystems) as openers:
+    with _Openers(filesystems, scan) as openers:
         # Batches are only for known().
-        while batch := list(islice(files, _BATCH if known else 1)):
-            for file in _with_known(batch, known) if known else batch:
+        while batch := list(islice(files, _BATCH if scan.known else 1)):
+            for file in _with_known(batch, scan.known) if scan.known else batch:
                 if not isinstance(file, NamedFile):
                     pending.append((False, iter((file,))))
+                elif scan.options.leaves_out(file.name, file.with_suffix):
+                    scan.pass_over(LEFT_OUT)
                 elif is_remote(file.path):
                     pending.append((True, openers.maps_in(file)))
                 else:
-                    pending.append((False, _maps_in(file, partial(_open_on_disk, file.path))))
+                    pending.append((False, _maps_in(file, partial(_open_on_disk, file.path), scan)))
                 while pending and (len(pending) > _AHEAD or not pending[0][0]):
                     yield from pending.popleft()[1]
         for _, maps in pending:
@@ -119,6 +122,8 @@ def _entry(name: str, path: str, found: ListedMap, fingerprint: str | None) -> A
     """Return a map that was found in a file, or the failure of a map with an invalid name."""
     source = printable(path if found.name is None else f"{path}[{found.name}]")
     name = name if found.name is None else f"{name}/{found.name}"
+    if found.refusal:
+        return Failure(printable(name), f"{source}, at {found.part}", fingerprint, "source", found.refusal)
     try:
         check_name(name)
     except InputValidationError as error:
@@ -142,8 +147,9 @@ def _with_row(found: Entry, file: NamedFile) -> Entry:
 
 
 class _Openers:
-    def __init__(self, filesystems: Filesystems) -> None:
+    def __init__(self, filesystems: Filesystems, scan: Scan) -> None:
         self._filesystems = filesystems
+        self._scan = scan
         self._threads: ThreadPoolExecutor | None = None
 
     def __enter__(self) -> _Openers:
@@ -162,20 +168,52 @@ class _Openers:
             self._threads = ThreadPoolExecutor(_AHEAD, "async-maps-open")
         s3 = self._filesystems.s3()
         if suffix == ".zarr":
-            return _maps_in(file, self._threads.submit(_open_folder, file, s3).result)
-        return _maps_in(file, self._threads.submit(_open_object, file, s3, suffix).result)
+            return _maps_in(file, self._threads.submit(_open_folder, file, s3).result, self._scan)
+        return _maps_in(file, self._threads.submit(_open_object, file, s3, suffix).result, self._scan)
 
 
-def _maps_in(file: NamedFile, open_file: Callable[[], tuple[Filesystem, str]]) -> Iterator[Entry]:
+def _maps_in(file: NamedFile, open_file: Callable[[], tuple[Filesystem, str]], scan: Scan) -> Iterator[Entry]:
     """Yield the maps in a file; ``open_file`` returns its filesystem and its fingerprint."""
+    opened: Filesystem | None = None
     try:
-        filesystem, fingerprint = open_file()
-        with closing(open_reader(file.path, filesystem)) as reader:
-            for found in reader.maps():
-                yield _with_row(_entry(file.name, file.path, found, fingerprint), file)
+        opened, fingerprint = open_file()
+        with closing(open_reader(file.path, opened)) as reader:
+            for found in maps_in_reader(reader, scan.options, scan.pass_over, partial(_open_names, file.path, opened)):
+                if found.problem and found.name is None and _is_apple_double(file.path, opened):
+                    scan.pass_over(HIDDEN)
+                    return
+                entry = _entry(file.name, file.path, found, fingerprint)
+                if scan.options.wants(entry.name, file.with_suffix):
+                    yield _with_row(entry, file)
+                else:
+                    scan.pass_over(LEFT_OUT)
     except (OSError, SourceError, MissingExtraError) as error:
+        if opened is not None and _is_apple_double(file.path, opened):
+            scan.pass_over(HIDDEN)
+            return
         # A missing extra affects only files of its format.
         yield _failed(file, translate_os_error(error))
+
+
+def _is_apple_double(path: str, filesystem: Filesystem) -> bool:
+    """Whether a file has what macOS keeps beside a file of another name: ``._x.npy`` beside ``x.npy``."""
+    try:
+        with filesystem.open(path) as file:
+            return file.read(4) == _APPLE_DOUBLE
+    except (OSError, SourceError):
+        return False
+
+
+def _open_names(path: str, filesystem: Filesystem) -> BinaryIO | None:
+    """Open the list of names beside a file; None if there is none."""
+    try:
+        return filesystem.open(f"{without_suffix(path)}.names.txt")
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise SourceError(f"the list of names cannot be read: {error.strerror}") from error
+    except SourceError as error:
+        raise SourceError(f"the list of names cannot be read: {error}") from None
 
 
 def _open_on_disk(path: str) -> tuple[Filesystem, str]:

@@ -11,8 +11,8 @@ from async_maps.errors import SourceError
 from async_maps.filesystems.filesystem import Filesystems
 from async_maps.filesystems.locators import S3Address, parse_s3_address
 from async_maps.filesystems.s3 import Digest
-from async_maps.sources.files import is_list_of_names, matches, shown_suffix
-from async_maps.sources.formats.registry import FORMATS, suffix_of, without_suffix
+from async_maps.sources.files import is_list_of_names, matches
+from async_maps.sources.formats.registry import FORMATS, HIDDEN, is_hidden, shown_suffix, suffix_of, without_suffix
 from async_maps.sources.named import NamedFile, maps_in_named
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from async_maps.outcomes import Failure
     from async_maps.settings import S3Settings
     from async_maps.sources.activation_map import ActivationMap
-    from async_maps.sources.named import Known, PassOver
+    from async_maps.sources.options import Scan
 
 
 class S3Objects:
@@ -31,19 +31,16 @@ class S3Objects:
     Iterating it sends the requests. Names are relative to the prefix, in the order of the keys.
     """
 
-    def __init__(
-        self, path: str, settings: S3Settings | None, known: Known | None, pass_over: PassOver = lambda _: None
-    ) -> None:
+    def __init__(self, path: str, settings: S3Settings | None, scan: Scan) -> None:
         self._path = path
         self._bucket, self._key = parse_s3_address(path)
         self._settings = settings
-        self._known = known
-        self._pass_over = pass_over
+        self._scan = scan
 
     def __iter__(self) -> Iterator[ActivationMap | Failure]:
         try:
             with Filesystems(self._settings) as filesystems:
-                yield from maps_in_named(self._files(filesystems.s3()), filesystems, self._known)
+                yield from maps_in_named(self._files(filesystems.s3()), filesystems, self._scan)
         except SourceError as error:
             # The frames of the error refer to the client, and its connections stay open until no reference is left.
             kept: BaseException | None = error
@@ -76,9 +73,21 @@ class S3Objects:
         yield from self._below(filesystem, fixed, root, lambda key: matches(pattern, key[len(root) :]))
 
     def _below(
-        self, filesystem: S3Filesystem, prefix: str, root: str, wanted: Callable[[str], bool] = lambda _: True
+        self, filesystem: S3Filesystem, prefix: str, root: str, selects: Callable[[str], bool] | None = None
     ) -> Iterator[NamedFile]:
-        """Yield the wanted files whose keys start with a prefix; all objects of a Zarr hierarchy are one file."""
+        """Yield the files whose keys start with a prefix; all objects of a Zarr hierarchy are one file.
+
+        ``selects`` decides which; by default all but hidden ones.
+        """
+
+        def wanted(key: str) -> bool:
+            if selects is not None:
+                return selects(key)
+            if is_hidden(key[len(root) :]):
+                self._scan.pass_over(HIDDEN)
+                return False
+            return True
+
         hierarchy, digest = "", Digest()
         for found in filesystem.objects(self._bucket, prefix):
             top = _zarr_root(found.key, len(root))
@@ -88,12 +97,12 @@ class S3Objects:
                 hierarchy, digest = top, Digest()
             if hierarchy:
                 digest.add(found)
-            elif not wanted(found.key):
+            elif found.key.endswith("/") or is_list_of_names(found.key) or not wanted(found.key):
                 continue
             elif suffix_of(found.key):
                 yield self._file(found.key, root, found.fingerprint, found.size)
-            elif not found.key.endswith("/") and not is_list_of_names(found.key):
-                self._pass_over(shown_suffix(found.key))
+            else:
+                self._scan.pass_over(shown_suffix(found.key))
         if hierarchy and wanted(hierarchy):
             yield self._file(hierarchy, root, digest.fingerprint())
 

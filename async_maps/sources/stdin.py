@@ -18,6 +18,7 @@ from async_maps.errors import SourceError
 from async_maps.filesystems.filesystem import is_remote
 from async_maps.sources.formats.registry import without_suffix
 from async_maps.sources.named import NamedFile, maps_in_named
+from async_maps.sources.options import Scan
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator, Sequence
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from async_maps.filesystems.filesystem import Filesystems
     from async_maps.outcomes import Failure
     from async_maps.sources.activation_map import ActivationMap
-    from async_maps.sources.named import Known
 
 _READ_BYTES = 2**16
 _MAX_LINE = 2**16
@@ -61,11 +61,9 @@ async def _read(descriptor: int, thread: CapacityLimiter) -> bytes:
     return await to_thread.run_sync(os.read, descriptor, _READ_BYTES, limiter=thread)
 
 
-def maps_in_lines(
-    lines: Sequence[bytes], filesystems: Filesystems, known: Known | None = None
-) -> Iterator[ActivationMap | Failure]:
+def maps_in_lines(lines: Sequence[bytes], filesystems: Filesystems, scan: Scan) -> Iterator[ActivationMap | Failure]:
     """Yield the maps in the files of the lines, whose paths are relative to the current folder."""
-    return maps_in_named(_files(lines), filesystems, known)
+    return maps_in_named(_files(lines), filesystems, scan)
 
 
 def _files(lines: Sequence[bytes]) -> Iterator[NamedFile]:

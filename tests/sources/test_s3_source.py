@@ -478,6 +478,7 @@ def test_threads_can_share_a_filesystem(bucket: str, filesystem: S3Filesystem) -
 
 
 def test_the_objects_of_a_zarr_hierarchy_are_one_file(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from async_maps.sources.options import Scan
     from async_maps.sources.s3_objects import S3Objects
 
     monkeypatch.setitem(FORMATS, ".zarr", "zarr")
@@ -486,7 +487,7 @@ def test_the_objects_of_a_zarr_hierarchy_are_one_file(bucket: str, monkeypatch: 
 
     def files(place: str) -> list[tuple[str, str, str | None]]:
         with closing(S3Filesystem()) as filesystem:
-            found = S3Objects(place, None, None)._files(filesystem)
+            found = S3Objects(place, None, Scan())._files(filesystem)
             return [(file.name, file.path, file.fingerprint) for file in found]
 
     root = f"s3://{bucket}/maps"

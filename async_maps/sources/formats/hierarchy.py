@@ -10,9 +10,9 @@ import numpy as np
 
 from async_maps.errors import SourceError, translate_os_error
 from async_maps.sources.activation_map import ArrayHeader
-from async_maps.sources.formats.registry import ListedMap, translate_format_errors
+from async_maps.sources.formats.registry import ListedArray, PassedOver, translate_format_errors
 from async_maps.sources.formats.size import check_chunk, check_size
-from async_maps.sources.formats.stacks import maps_in_array, shape_at
+from async_maps.sources.formats.stacks import not_a_map, shape_at
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 class HierarchyReader(ABC):
     """Reads every array of numbers with two or more dimensions, as a map or a stack of maps.
 
-    The part of a map is the path of its array, and its index in a stack. Maps are sorted by the paths of their arrays.
+    The part of an array is its path. Arrays are sorted by their paths.
     The last array stays open. ``whole`` and ``array`` are the format's words for a hierarchy and an array, for
     messages.
     """
@@ -40,19 +40,24 @@ class HierarchyReader(ABC):
         self._path = ""
         self._array: Array = None
 
-    def maps(self) -> Iterator[ListedMap]:
+    def arrays(self) -> Iterator[ListedArray | PassedOver]:
         is_empty = True
         for path, found in self._arrays():
             is_empty = False
             if isinstance(found, ArrayHeader):
-                yield from maps_in_array(path, found, math.prod(found.shape) * found.dtype.itemsize)
+                yield ListedArray(path, path, math.prod(found.shape) * found.dtype.itemsize, found)
+            elif isinstance(found, PassedOver):
+                yield found
             else:
-                yield ListedMap(path, [path, None], 0, None, found)
+                yield ListedArray(path, path, 0, None, found)
         if is_empty:
-            raise SourceError(f"the {self.whole} contains no {self.array} of numbers with two or more dimensions")
+            raise SourceError(f"the {self.whole} contains no {self.array}")
 
-    def read(self, part: list[Any], max_pixels: int | None = None) -> NDArray[Any]:
-        path, index = part
+    def names(self, array: ListedArray, length: int) -> None:
+        return None
+
+    def read(self, part: str, index: int | None, max_pixels: int | None = None) -> NDArray[Any]:
+        path = part
         with translate_format_errors(f"the {self.whole} is damaged at {path!r}"):
             if self._array is None or path != self._path:
                 # Free the old array before the next one is opened, to save memory.
@@ -92,13 +97,12 @@ class HierarchyReader(ABC):
     def _values(self, array: Array, index: int | None) -> Any:
         """Read an array, or one map of a stack."""
 
-    def _arrays(self) -> Iterator[tuple[str, ArrayHeader | str]]:
-        """Yield the path of each array that can be a map, with its header, or the reason why it cannot be opened."""
+    def _arrays(self) -> Iterator[tuple[str, ArrayHeader | PassedOver | str]]:
+        """Yield the path of each array, with its header or what it is; or the reason why it cannot be opened."""
         with translate_format_errors(f"the {self.whole} is damaged"):
             root = self._root()
             if not isinstance(root, self.group_type):
-                if could_be_maps(root):
-                    yield "", _header(root)
+                yield "", _listed(root)
                 return
             # Not recursive, because a file can nest groups to any depth.
             groups = [("", root, iter(sorted(self._names(root))))]
@@ -110,11 +114,11 @@ class HierarchyReader(ABC):
                 groups.pop()
                 continue
             path = f"{above}{name}"
-            found: ArrayHeader | str | None = None
+            found: ArrayHeader | PassedOver | str | None = None
             try:
                 member = self._member(group, name)
-                if could_be_maps(member):
-                    found = _header(member)
+                if _is_array(member):
+                    found = _listed(member)
                 # A group with two names, or inside itself, is listed once.
                 elif isinstance(member, self.group_type) and (identity := self._identity(member)) not in seen:
                     groups.append((f"{path}/", member, iter(sorted(self._names(member)))))
@@ -134,10 +138,16 @@ class HierarchyReader(ABC):
         return ""
 
 
-def _header(array: Array) -> ArrayHeader:
+def _listed(array: Array) -> ArrayHeader | PassedOver:
+    if what := not_a_map(tuple(array.shape or ()), array.dtype):
+        return PassedOver(what)
     return ArrayHeader(tuple(array.shape), array.dtype, tuple(array.chunks or ()))
 
 
 def could_be_maps(array: Array) -> bool:
-    """Whether an array has numbers and two or more dimensions."""
-    return len(getattr(array, "shape", None) or ()) >= 2 and array.dtype.kind in "biufc"
+    """Whether an object is an array of numbers with two or more dimensions."""
+    return _is_array(array) and not not_a_map(tuple(array.shape or ()), array.dtype)
+
+
+def _is_array(member: Any) -> bool:
+    return hasattr(member, "shape") and hasattr(member, "dtype")

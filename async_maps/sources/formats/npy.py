@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sys
-from functools import lru_cache, partial
+from functools import lru_cache
 from io import BytesIO
 from tokenize import TokenError
 from typing import TYPE_CHECKING, NamedTuple
@@ -15,17 +15,18 @@ from numpy.lib import format as npy_format
 
 from async_maps.errors import SourceError, translate_os_error
 from async_maps.sources.activation_map import ArrayHeader
-from async_maps.sources.formats.registry import ListedMap, translate_format_errors
+from async_maps.sources.formats.registry import ListedArray, translate_format_errors
 from async_maps.sources.formats.size import check_size
-from async_maps.sources.formats.stacks import position_names, read_names, shape_at, stack_length
+from async_maps.sources.formats.stacks import shape_at, stack_length
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
     from typing import IO, Any
 
     from numpy.typing import NDArray
 
     from async_maps.filesystems.filesystem import Filesystem
+    from async_maps.sources.activation_map import Part
 
 
 _DAMAGE = (
@@ -34,6 +35,7 @@ _DAMAGE = (
 """NumPy evaluates a header as a Python literal, so a damaged one can raise any of these. Some are warnings, which a
 filter may turn into errors."""
 
+PICKLED = "expected an array of numbers, found pickled Python objects, which are never read"
 _FORTRAN_STACK = (
     "the maps of a stack in Fortran order cannot be read one by one: save np.ascontiguousarray(stack) instead"
 )
@@ -43,42 +45,27 @@ _MAX_HEADER = 10_000
 
 
 class NpyReader:
-    """Reads a map, whose part is None, or a stack, where the parts are indices.
-
-    The names of the maps of a stack ``maps.npy`` are the lines of ``maps.names.txt``, if that file exists.
-    """
+    """Reads the only array of a file."""
 
     def __init__(self, path: str, filesystem: Filesystem) -> None:
-        self._open_names = partial(filesystem.open, f"{path[: -len('.npy')]}.names.txt")
         self._file = filesystem.open(path)
         self._size = self._file.seek(0, os.SEEK_END)
 
-    def maps(self) -> Iterator[ListedMap]:
+    def arrays(self) -> Iterator[ListedArray]:
         self._file.seek(0)
-        yield from maps_in_stream(self._file, self._size, self._names)
+        found = array_in_stream("", None, self._file, self._size)
+        pickled = found.header is not None and found.header.dtype.hasobject
+        yield found._replace(header=None, problem=PICKLED) if pickled else found
 
-    def read(self, part: int | None, max_pixels: int | None = None) -> NDArray[Any]:
+    def names(self, array: ListedArray, length: int) -> None:
+        return None
+
+    def read(self, part: None, index: int | None, max_pixels: int | None = None) -> NDArray[Any]:
         self._file.seek(0)
-        return read_stream(self._file, self._size, part, max_pixels, piece=sys.maxsize)
+        return read_stream(self._file, self._size, index, max_pixels, piece=sys.maxsize)
 
     def close(self) -> None:
         self._file.close()
-
-    def _names(self, length: int) -> Iterator[str]:
-        try:
-            file = self._open_names()
-        except FileNotFoundError:
-            yield from position_names(length)
-            return
-        except OSError as error:
-            raise SourceError(f"the list of names cannot be read: {error.strerror}") from error
-        except SourceError as error:
-            raise SourceError(f"the list of names cannot be read: {error}") from None
-        with file:
-            # Check the whole list before the first name is used.
-            for _ in read_names(file, length):
-                pass
-            yield from read_names(file, length)
 
 
 class Header(NamedTuple):
@@ -89,48 +76,36 @@ class Header(NamedTuple):
     dtype: np.dtype[Any]
 
 
-def maps_in_stream(
-    file: IO[bytes], size: int, names: Callable[[int], Iterable[str]] = position_names
-) -> Iterator[ListedMap]:
-    """Yield the maps in an ``.npy`` file: one without a name, or those of a stack.
+def array_in_stream(name: str, part: Part, file: IO[bytes], size: int) -> ListedArray:
+    """Return the array of an ``.npy`` file of ``size`` bytes, which is at its start.
 
-    A file whose header cannot be read is listed as one map; reading it raises the reason. ``file`` is at its start, and
-    has ``size`` bytes. ``names`` returns the names of the maps of a stack with the given length.
+    If its header cannot be read, reading the array raises the reason.
     """
     try:
         header = _read_header(file, size)
     except SourceError as error:
-        yield ListedMap(None, None, size, None, str(error))
-        return
-    length = stack_length(header.shape)
-    map_bytes = math.prod(header.shape) * header.dtype.itemsize // (length or 1)
-    if length is None:
-        yield ListedMap(None, None, map_bytes, ArrayHeader(header.shape, header.dtype))
-        return
-    found = ArrayHeader(shape_at("the stack", header.shape, 0), header.dtype)
+        return ListedArray(name, part, size, None, str(error))
     problem = _FORTRAN_STACK if _is_fortran_stack(header) else ""
-    for index, name in enumerate(names(length)):
-        yield ListedMap(name, index, map_bytes, found, problem)
+    array_bytes = math.prod(header.shape) * header.dtype.itemsize
+    return ListedArray(name, part, array_bytes, ArrayHeader(header.shape, header.dtype), problem)
 
 
-def maps_in_member(
-    name: str, part: list[Any], size: int, open_member: Callable[[], IO[bytes]], damaged: str
-) -> Iterator[ListedMap]:
-    """Yield the maps in an ``.npy`` file in an archive; each part is ``[*part, index]``.
+def array_in_member(
+    name: str, part: Part, size: int, open_member: Callable[[], IO[bytes]], damaged: str
+) -> ListedArray:
+    """Return the array of an ``.npy`` file in an archive.
 
-    A damaged member is listed as one map with the reason, which starts with ``damaged``.
+    A damaged member has a problem, which starts with ``damaged``.
     """
     try:
         with translate_format_errors(damaged), open_member() as file:
-            for found in maps_in_stream(file, size):
-                full_name = name if found.name is None else f"{name}/{found.name}"
-                yield found._replace(name=full_name, part=[*part, found.part])
+            return array_in_stream(name, part, file, size)
     except (SourceError, OSError) as error:
-        yield ListedMap(name, [*part, None], size, None, translate_os_error(error))
+        return ListedArray(name, part, size, None, translate_os_error(error))
 
 
 def read_stream(
-    file: IO[bytes], size: int, part: int | None = None, max_pixels: int | None = None, *, piece: int = _PIECE
+    file: IO[bytes], size: int, index: int | None = None, max_pixels: int | None = None, *, piece: int = _PIECE
 ) -> NDArray[Any]:
     """Read the array, or one map of a stack, without unpickling.
 
@@ -142,8 +117,10 @@ def read_stream(
         SourceError: the file is not an ``.npy`` file, has pickled objects, is truncated, or is too large.
     """
     header = _read_header(file, size)
-    if part is not None:
-        header = _seek_map(file, header, part)
+    if header.dtype.hasobject:
+        raise SourceError(PICKLED)
+    if index is not None:
+        header = _seek_map(file, header, index)
     check_size(header.shape, header.dtype.itemsize, max_pixels)
     return read_values(file, header, piece)
 
@@ -168,7 +145,7 @@ def _seek_map(file: IO[bytes], header: Header, index: int) -> Header:
 
 
 def _is_fortran_stack(header: Header) -> bool:
-    return header.fortran and header.shape[0] > 1
+    return header.fortran and header.shape[0] > 1 and stack_length(header.shape) is not None
 
 
 def _read_header(file: IO[bytes], size: int) -> Header:
@@ -181,7 +158,7 @@ def _read_header(file: IO[bytes], size: int) -> Header:
         reason = str(error).partition("\n")[0][:200]
         raise SourceError(f"expected an .npy file: {reason}") from error
     if dtype.hasobject:
-        raise SourceError("expected an array of numbers, found pickled Python objects, which are never read")
+        return Header(shape, fortran, dtype)
     if dtype.subdtype is not None or not dtype.itemsize or min(shape, default=0) < 0:
         raise SourceError(f"expected an array of numbers, found shape {shape} and dtype {dtype}")
     expected, found = math.prod(shape) * dtype.itemsize, size - file.tell()

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import os
 import zipfile
+from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING
 
 from async_maps.errors import SourceError
 from async_maps.sources.formats import npy
-from async_maps.sources.formats.registry import close_on_error, translate_format_errors
+from async_maps.sources.formats.registry import (
+    HIDDEN,
+    SAME_NAME,
+    ListedArray,
+    PassedOver,
+    close_on_error,
+    is_hidden,
+    shown_suffix,
+    translate_format_errors,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,16 +28,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from async_maps.filesystems.filesystem import Filesystem
-    from async_maps.sources.formats.registry import ListedMap
-
-
+_SUFFIX = ".npy"
 _MAX_RATIOS = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: 1032}
 _MAX_RATIO_OTHERS = 2_000_000
 """The maximum ratio of compression: a property of Deflate; for bzip2 and LZMA more than zeros reach."""
 
 
 class NpzReader:
-    """Reads the maps in the order of the archive; a part is the key, and the index in a stack."""
+    """Reads the arrays in the order of the archive; a part is the key of an array."""
 
     def __init__(self, path: str, filesystem: Filesystem) -> None:
         with close_on_error(filesystem.open(path)) as self._file:
@@ -35,24 +43,33 @@ class NpzReader:
             with translate_format_errors("expected an .npz archive (a zip file)"):
                 self._archive = zipfile.ZipFile(self._file)
 
-    def maps(self) -> Iterator[ListedMap]:
-        empty = True
-        for info in self._archive.infolist():
-            if info.filename.endswith(".npy"):
-                empty = False
-                member = info.filename.removesuffix(".npy")
-                open_member, damaged = partial(self._open, info), f"the archive is damaged at {member!r}"
-                yield from npy.maps_in_member(member, [member], info.file_size, open_member, damaged)
-        if empty:
+    def arrays(self) -> Iterator[ListedArray | PassedOver]:
+        infos = self._archive.infolist()
+        if not any(info.filename.endswith(_SUFFIX) for info in infos):
             raise SourceError("the archive contains no arrays (.npy)")
+        names = Counter(info.filename for info in infos)
+        for info in infos:
+            if info.filename.endswith("/"):
+                continue
+            if not info.filename.endswith(_SUFFIX):
+                yield PassedOver(shown_suffix(info.filename))
+            elif is_hidden(info.filename):
+                yield PassedOver(HIDDEN)
+            else:
+                member = info.filename.removesuffix(_SUFFIX)
+                open_member, damaged = partial(self._open, info), f"the archive is damaged at {member!r}"
+                array = npy.array_in_member(member, member, info.file_size, open_member, damaged)
+                yield array if names[info.filename] == 1 else array._replace(refusal=SAME_NAME)
 
-    def read(self, part: list[Any], max_pixels: int | None = None) -> NDArray[Any]:
-        member, index = part
+    def names(self, array: ListedArray, length: int) -> None:
+        return None
+
+    def read(self, part: str, index: int | None, max_pixels: int | None = None) -> NDArray[Any]:
         try:
-            info = self._archive.getinfo(f"{member}.npy")
+            info = self._archive.getinfo(f"{part}{_SUFFIX}")
         except KeyError:
-            raise SourceError(f"the archive has no array {member!r} anymore") from None
-        with translate_format_errors(f"the archive is damaged at {member!r}"), self._open(info) as file:
+            raise SourceError(f"the archive has no array {part!r} anymore") from None
+        with translate_format_errors(f"the archive is damaged at {part!r}"), self._open(info) as file:
             return npy.read_stream(file, info.file_size, index, max_pixels)
 
     def close(self) -> None:

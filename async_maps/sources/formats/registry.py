@@ -13,7 +13,7 @@ from async_maps.filesystems.filesystem import Filesystems
 from async_maps.keys import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from typing import IO
 
     from numpy.typing import NDArray
@@ -35,47 +35,66 @@ FORMATS = {
 COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
 """Not supported, but listed, so that they fail with a reason instead of being skipped."""
 
+_LONGEST_SUFFIX = 12
 _ZARR_MARKS = ("zarr.json", ".zgroup", ".zarray")
 _CHUNKED = {"zarr", "hdf5", "npz"}
 _BLOCK_BYTES = 512 * 2**10
 """Smaller maps are read together with their neighbors, in one request."""
 
 
-class ListedMap(NamedTuple):
-    """A map in a file, listed but not read.
+HIDDEN = "hidden files"
+SAME_NAME = "another map of the same file has the same name; rename one of them"
+
+
+class ListedArray(NamedTuple):
+    """An array in a file, listed but not read: one map, or a stack of maps.
 
     Attributes:
-        name: appended to the name of the file; None if the file is the map.
-        part: the position in the file.
-        max_bytes: the maximum number of bytes as an array in its own dtype.
-        header: as in :class:`~async_maps.sources.activation_map.ActivationMap`.
-        problem: as in :class:`~async_maps.sources.activation_map.ActivationMap`.
+        name: its path in the file; empty if the file is the array.
+        part: its position in the file.
+        size: the maximum number of bytes of the whole array in its own dtype.
+        header: its shape and dtype; None if the listing cannot know them, then it is one map.
+        problem: the reason why it cannot be read, if the listing found one; else empty.
+        rows: the number of maps in a column of a table, where ``header`` is that of one map; else None.
+        refusal: the reason why it is not a map of its name, for instance because another has the same; else empty.
     """
 
-    name: str | None
+    name: str
     part: Part
-    max_bytes: int
+    size: int
     header: ArrayHeader | None = None
     problem: str = ""
+    rows: int | None = None
+    refusal: str = ""
+
+
+class PassedOver(NamedTuple):
+    """Something in a file that is no map; ``what`` is the text by which the report counts it."""
+
+    what: str
 
 
 class Reader(Protocol):
     """An open file of one format. The constructor and all methods raise the same errors.
 
     Raises:
-        SourceError: the file has another format, is damaged, contains no map, or a map is too large.
+        SourceError: the file has another format, is damaged, contains nothing, or a map is too large.
         OSError: the file cannot be read.
     """
 
     def __init__(self, path: str, filesystem: Filesystem) -> None: ...
 
-    def maps(self) -> Iterator[ListedMap]:
-        """Yield the maps in a stable order, without having a long list in memory."""
+    def arrays(self) -> Iterator[ListedArray | PassedOver]:
+        """Yield the arrays in a stable order, without having a long list in memory."""
 
-    def read(self, part: Part, max_pixels: int | None = None) -> NDArray[Any]:
-        """Read one map without unpickling; return any array, because the colorize stage checks shape and dtype.
+    def names(self, array: ListedArray, length: int) -> Iterable[str] | None:
+        """Return the names of the maps of a stack, if the file has them; None if they are numbered."""
 
-        A map of more than ``max_pixels`` is refused before memory is allocated.
+    def read(self, part: Part, index: int | None, max_pixels: int | None = None) -> NDArray[Any]:
+        """Read an array, or one map of a stack, without unpickling.
+
+        Returns any array, because the colorize stage checks shape and dtype. A map of more than ``max_pixels`` is
+        refused before memory is allocated.
         """
 
     def close(self) -> None:
@@ -89,6 +108,18 @@ def suffix_of(path: str) -> str | None:
         return suffix
     lower = path.lower()
     return next((suffix for suffix in COMPRESSED_TARS if lower.endswith(suffix)), None)
+
+
+def is_hidden(path: str) -> bool:
+    """Whether a relative path is hidden, or was added by macOS: ``.git/x``, ``._x.npy``, ``__MACOSX/x``."""
+    parts = without_suffix(path).split("/")
+    return any(part == "__MACOSX" or (part.startswith(".") and part not in {".", ".."}) for part in parts)
+
+
+def shown_suffix(path: str) -> str:
+    """Return the suffix of a file that is no map, for a count by suffix; empty if it has none."""
+    suffix = os.path.splitext(path)[1].lower()
+    return suffix if len(suffix) <= _LONGEST_SUFFIX and suffix[1:].isalnum() else ""
 
 
 def without_suffix(path: str) -> str:
@@ -181,7 +212,8 @@ class Readers:
                 self.close()
                 self._path, self._reader = path, open_reader(path, self._filesystems.of(path))
             try:
-                return self._reader.read(part, self._max_pixels)
+                place, index = part or (None, None)
+                return self._reader.read(place, index, self._max_pixels)
             except BaseException:
                 # After an error the reader may be in a bad state for the next map.
                 self.close()

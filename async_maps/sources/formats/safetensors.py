@@ -17,9 +17,9 @@ import numpy as np
 from async_maps.errors import SourceError
 from async_maps.sources.activation_map import ArrayHeader
 from async_maps.sources.formats.npy import Header, read_values
-from async_maps.sources.formats.registry import ListedMap, close_on_error
+from async_maps.sources.formats.registry import ListedArray, close_on_error
 from async_maps.sources.formats.size import MAX_DIMENSIONS, check_size
-from async_maps.sources.formats.stacks import maps_in_array, shape_at
+from async_maps.sources.formats.stacks import shape_at
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -61,7 +61,7 @@ class _Tensor(NamedTuple):
 
 
 class SafetensorsReader:
-    """Reads the maps in the order of the header; a part is the name of the tensor, and the index in a stack.
+    """Reads the tensors in the order of the header; a part is the name of a tensor.
 
     bfloat16 is read as float32, which has all of its values.
     """
@@ -71,30 +71,28 @@ class SafetensorsReader:
             self._size = self._file.seek(0, os.SEEK_END)
             self._header, self._data = _read_header(self._file, self._size)
 
-    def maps(self) -> Iterator[ListedMap]:
-        empty = True
+    def arrays(self) -> Iterator[ListedArray]:
+        if not self._header:
+            raise SourceError("the file contains no tensor")
         for name in self._header:
             try:
                 tensor = self._tensor(name)
             except SourceError as error:
-                empty = False
-                yield ListedMap(name, [name, None], 0, None, str(error))
+                yield ListedArray(name, name, 0, None, str(error))
                 continue
-            if len(tensor.shape) < 2:
-                continue
-            empty = False
-            size = tensor.end - tensor.start
-            if tensor.dtype in _DTYPES:
-                dtype = "<f4" if tensor.dtype == "BF16" else _DTYPES[tensor.dtype]
-                yield from maps_in_array(name, ArrayHeader(tensor.shape, np.dtype(dtype)), size)
-            else:
-                # An unsupported dtype is one failure, not one per map.
-                yield ListedMap(name, [name, None], size, None, _no_dtype(tensor))
-        if empty:
-            raise SourceError("the file contains no tensor of two or more dimensions")
+            dtype = np.dtype("<f4" if tensor.dtype == "BF16" else _DTYPES.get(tensor.dtype, "u1"))
+            header: ArrayHeader | None = ArrayHeader(tensor.shape, dtype)
+            problem = ""
+            if tensor.dtype not in _DTYPES and len(tensor.shape) >= 2:
+                # One failure, not one per map.
+                header, problem = None, _no_dtype(tensor)
+            yield ListedArray(name, name, tensor.end - tensor.start, header, problem)
 
-    def read(self, part: list[Any], max_pixels: int | None = None) -> NDArray[Any]:
-        name, index = part
+    def names(self, array: ListedArray, length: int) -> None:
+        return None
+
+    def read(self, part: str, index: int | None, max_pixels: int | None = None) -> NDArray[Any]:
+        name = part
         tensor = self._tensor(name)
         if tensor.dtype not in _DTYPES:
             raise SourceError(_no_dtype(tensor))

@@ -6,53 +6,60 @@ import io
 from typing import TYPE_CHECKING
 
 from async_maps.errors import SourceError
-from async_maps.sources.activation_map import ArrayHeader
-from async_maps.sources.formats.registry import ListedMap
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from typing import IO
+    from typing import IO, Any
+
+    import numpy as np
+
+    from async_maps.settings import Channels
 
 _CHANNELS = {1, 2, 3, 4}
 
+BELOW_TWO_DIMENSIONS = "arrays below two dimensions"
+TEXT = "arrays of text"
+OBJECTS = "arrays of objects"
+NO_NUMBERS = "arrays that are not numbers"
 
-def stack_length(shape: tuple[int, ...]) -> int | None:
+
+def not_a_map(shape: tuple[int, ...], dtype: np.dtype[Any]) -> str:
+    """Return what an array is that is never a map, such as labels, for the counts of the report; else empty."""
+    if dtype.kind in "SUT":
+        return TEXT
+    if dtype.hasobject:
+        return OBJECTS
+    if dtype.kind in "mM" or dtype.names is not None:
+        return NO_NUMBERS
+    return BELOW_TWO_DIMENSIONS if len(shape) < 2 else ""
+
+
+def stack_length(shape: tuple[int, ...], channels: Channels = "none") -> int | None:
     """Return the number of maps in an array of this shape; None if it is not a stack.
 
     ``(h, w, 1)`` is one map, as in Kolena. ``(h, w, 3)`` is probably an image with channels, not a stack of maps that
-    are three pixels wide; the colorize stage refuses it.
+    are three pixels wide; the colorize stage refuses it. If the channels are reduced, ``(c, h, w)`` and ``(h, w, c)``
+    are one map, and ``(n, c, h, w)`` and ``(n, h, w, c)`` are stacks.
     """
-    stack = len(shape) == 3 and shape[2] not in _CHANNELS
-    stack |= len(shape) == 4 and 1 in {shape[1], shape[3]}
+    if channels == "none":
+        stack = len(shape) == 3 and shape[2] not in _CHANNELS
+        stack |= len(shape) == 4 and 1 in {shape[1], shape[3]}
+    else:
+        stack = len(shape) == 4
     # A file without data can claim any number of empty maps: list it as one failure.
     return shape[0] if stack and 0 not in shape else None
 
 
-def maps_in_array(path: str, header: ArrayHeader, size: int) -> Iterator[ListedMap]:
-    """Yield the map, or the maps of the stack, in an array of ``size`` bytes; each part is the path and the index.
-
-    The path is empty if the array is the whole file.
-    """
-    length = stack_length(header.shape)
-    if length is None:
-        yield ListedMap(path or None, [path, None], size, header)
-        return
-    header = header._replace(shape=shape_at("the stack", header.shape, 0))
-    for index, name in enumerate(position_names(length)):
-        yield ListedMap(f"{path}/{name}" if path else name, [path, index], size // length, header)
-
-
 def shape_at(what: str, shape: tuple[int, ...], index: int) -> tuple[int, ...]:
-    """Return the shape of one map of a stack, without the axes of the stack and of the single channel.
+    """Return the shape of one map of a stack, without the axes of the stack and of a single channel.
 
     Raises SourceError if the index is too large, because the stack, ``what`` in the message, has changed.
     """
-    length = stack_length(shape)
-    if length is None or index >= length:
+    if len(shape) not in {3, 4} or index >= shape[0]:
         raise SourceError(f"{what} has no map {index} anymore: its shape is {shape}")
     if len(shape) == 3:
         return shape[1:]
-    return shape[2:] if shape[1] == 1 else shape[1:3]
+    return shape[2:] if shape[1] == 1 else shape[1:3] if shape[3] == 1 else shape[1:]
 
 
 _MAX_LINE = 4096

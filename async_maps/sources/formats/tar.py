@@ -8,11 +8,24 @@ from __future__ import annotations
 import io
 import os
 import tarfile
+from array import array
+from contextlib import suppress
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from async_maps.errors import SourceError
 from async_maps.sources.formats import npy
-from async_maps.sources.formats.registry import ListedMap, close_on_error, translate_format_errors
+from async_maps.sources.formats.registry import (
+    HIDDEN,
+    SAME_NAME,
+    ListedArray,
+    PassedOver,
+    close_on_error,
+    is_hidden,
+    shown_suffix,
+    translate_format_errors,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,8 +45,8 @@ _MAX_READ = 2**20
 class TarReader:
     """Reads the maps of an archive. Listing reads only headers.
 
-    The part of a map is the offset of its member's data, their size, and the index in a stack. So reading needs one
-    seek. The part of a member that is not a plain file is None.
+    The part of an array is the offset of its member's data and their size. So reading needs one seek. The part of a
+    member that is not a plain file is None.
     """
 
     def __init__(self, path: str, filesystem: Filesystem) -> None:
@@ -44,21 +57,32 @@ class TarReader:
             with translate_format_errors("expected a tar archive that is not compressed"):
                 self._archive = tarfile.open(fileobj=_Bounded(file), mode="r:")  # noqa: SIM115  # closed in close()
 
-    def maps(self) -> Iterator[ListedMap]:
+    def arrays(self) -> Iterator[ListedArray | PassedOver]:
+        repeated = self._repeated()
         empty = True
         for member in self._members():
-            if member.name.lower().endswith(_SUFFIX) and not member.isdir():
+            if member.isdir():
+                continue
+            name = _path(member)
+            if is_hidden(name):
+                yield PassedOver(HIDDEN)
+            elif not name.lower().endswith(_SUFFIX):
+                yield PassedOver(shown_suffix(name))
+            else:
                 empty = False
-                yield from self._maps_in(member)
+                listed = self._array(member, name[: -len(_SUFFIX)])
+                yield listed._replace(refusal=SAME_NAME) if hash(name) in repeated else listed
         if empty:
             raise SourceError("the archive contains no arrays (.npy)")
 
-    def read(self, part: list[Any] | None, max_pixels: int | None = None) -> NDArray[Any]:
+    def names(self, array: ListedArray, length: int) -> None:
+        return None
+
+    def read(self, part: list[int] | None, index: int | None, max_pixels: int | None = None) -> NDArray[Any]:
         if part is None:
             raise SourceError(_NO_FILE)
-        offset, size, index = part
         member = tarfile.TarInfo()
-        member.offset_data, member.size = offset, size
+        member.offset_data, member.size = part
         with translate_format_errors(_DAMAGED), self._open(member) as file:
             return npy.read_stream(file, member.size, index, max_pixels)
 
@@ -88,14 +112,19 @@ class TarReader:
         if self._file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
             raise SourceError(f"the archive is truncated or damaged after {end:,} bytes; later members are not listed")
 
-    def _maps_in(self, member: tarfile.TarInfo) -> Iterator[ListedMap]:
-        # "tar -C folder ." writes "./" before every name.
-        name = member.name.removeprefix("./")[: -len(_SUFFIX)]
+    def _repeated(self) -> set[int]:
+        """Return the hashes of the names that several arrays have."""
+        hashes = array("q")
+        with suppress(SourceError):  # the listing raises it again
+            hashes.extend(hash(_path(member)) for member in self._members() if not member.isdir())
+        ordered = np.sort(np.array(hashes, np.int64))
+        return set(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
+
+    def _array(self, member: tarfile.TarInfo, name: str) -> ListedArray:
         if not member.isreg() or member.issparse():
-            yield ListedMap(name, None, 0, None, _NO_FILE)
-            return
+            return ListedArray(name, None, 0, None, _NO_FILE)
         place = [member.offset_data, member.size]
-        yield from npy.maps_in_member(name, place, member.size, lambda: self._open(member), _DAMAGED)
+        return npy.array_in_member(name, place, member.size, lambda: self._open(member), _DAMAGED)
 
     def _open(self, member: tarfile.TarInfo) -> IO[bytes]:
         end = member.offset_data + member.size
@@ -105,6 +134,11 @@ class TarReader:
         if file is None:
             raise SourceError("the member is not a file")
         return file
+
+
+def _path(member: tarfile.TarInfo) -> str:
+    # "tar -C folder ." writes "./" before every name.
+    return member.name.removeprefix("./")
 
 
 class _Bounded(io.BufferedIOBase):

@@ -1,0 +1,93 @@
+"""Which parts of a source are maps: channels, a column of a table, patterns of names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+
+    from async_maps.settings import Channels, Settings
+    from async_maps.sources.activation_map import ActivationMap
+
+    Known: TypeAlias = Callable[[Sequence[ActivationMap]], Collection[str]]
+    """Returns the sources of those maps that are the only map of their unchanged file, according to an earlier run."""
+
+    PassOver: TypeAlias = Callable[[str], object]
+    """Told of each file or array that is no map: by the suffix of the file, or a text such as "arrays of text"."""
+
+LEFT_OUT = "maps left out by include or exclude"
+
+
+@dataclass(frozen=True, slots=True)
+class SourceOptions:
+    """The settings that decide which parts of a source are maps; each attribute is as in ``Settings``."""
+
+    channels: Channels = "none"
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    column: str | None = None
+
+    @classmethod
+    def of(cls, settings: Settings) -> SourceOptions:
+        """Return the options of settings."""
+        return cls(settings.channels, settings.include, settings.exclude, settings.column)
+
+    def wants(self, name: str, file: str = "") -> bool:
+        """Whether a map is neither left out by ``exclude`` nor missing in ``include``.
+
+        ``file`` is the path of its file below the source, with the suffix; empty if it is not in a file.
+        """
+        included = not self.include or _matches(self.include, name, file)
+        return included and not self.leaves_out(name, file)
+
+    def filter(self, pass_over: PassOver) -> Callable[[str], bool] | None:
+        """Return a function that tells which names are wanted, and counts the others; None if all are."""
+        if not self.include and not self.exclude:
+            return None
+
+        def wanted(name: str) -> bool:
+            if self.wants(name):
+                return True
+            pass_over(LEFT_OUT)
+            return False
+
+        return wanted
+
+    def leaves_out(self, name: str, file: str = "") -> bool:
+        """Whether ``exclude`` leaves out a map, or a file with all of its maps."""
+        return bool(self.exclude) and _matches(self.exclude, name, file)
+
+
+def shown_passed_over(counts: Mapping[str, int]) -> str:
+    """Return the counts of what was passed over, by suffix or text, as a line for people."""
+    found = sorted(counts.items(), key=lambda item: -item[1])
+    return "passed over: " + ", ".join(f"{count:,} {what or 'without a suffix'}" for what, count in found)
+
+
+class Scan(NamedTuple):
+    """How a source is listed.
+
+    Attributes:
+        known: decides which files are a single map and need not be opened; None to open all.
+        pass_over: called for each file or array that is no map, in the thread that iterates the source.
+        options: which parts of the source are maps.
+    """
+
+    known: Known | None = None
+    pass_over: PassOver = lambda _: None
+    options: SourceOptions = SourceOptions()
+
+
+def _matches(patterns: Iterable[str], name: str, file: str) -> bool:
+    """Whether a pattern matches the name, a folder above it, the file, or, without a slash, any part of the name."""
+    parts = name.split("/")
+    candidates = ["/".join(parts[: count + 1]) for count in range(len(parts))] + ([file] if file else [])
+    file_parts = file.split("/")
+    for pattern in patterns:
+        texts = candidates if "/" in pattern else [*candidates, *parts, *file_parts]
+        if any(fnmatchcase(text, pattern) for text in texts if text):
+            return True
+    return False
