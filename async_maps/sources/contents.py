@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from async_maps.sources.formats.registry import Reader
     from async_maps.sources.options import SourceOptions
 
-_BATCH_NAMES = 1000
+_BATCH_NAMES = 256
 _SCHEMA = "CREATE TABLE names (name BLOB PRIMARY KEY, count INTEGER NOT NULL DEFAULT 1) WITHOUT ROWID"
 _COUNT = "INSERT INTO names (name) VALUES (?) ON CONFLICT (name) DO UPDATE SET count = count + 1"
 

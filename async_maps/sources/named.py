@@ -240,8 +240,11 @@ class _Opened:
     def __init__(self, s3: S3Filesystem, path: str, file: S3File) -> None:
         self._s3 = s3
         self._path = path
-        self._file = file
+        self._file: S3File | None = file
 
     def open(self, path: str) -> BinaryIO:
-        """Return the open file, or open another one."""
-        return io.BufferedReader(self._file) if path == self._path else self._s3.open(path)
+        """Return the open file at the first call; else open one."""
+        if path != self._path or self._file is None:
+            return self._s3.open(path)
+        file, self._file = self._file, None
+        return io.BufferedReader(file)

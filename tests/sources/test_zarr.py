@@ -150,13 +150,13 @@ def test_an_invalid_hierarchy_is_a_failure(maps: Path) -> None:
     (maps / "b.zarr").mkdir()
     (maps / "b.zarr" / "zarr.json").write_text("{")
     (maps / "c.zarr").write_bytes(b"")
-    zarr.create_array(maps / "d.zarr", data=np.arange(5))
+    zarr.open_group(maps / "d.zarr", mode="w")
     reasons = {entry.name: entry.reason for entry in open_source(maps) if isinstance(entry, Failure)}
     assert list(reasons) == ["a", "b", "c", "d"]
     assert reasons["a"] == "expected a Zarr hierarchy, found no zarr.json, .zgroup or .zarray"
     assert reasons["b"].startswith("expected a Zarr hierarchy: ")
     assert reasons["c"] == "expected a folder, found a regular file"
-    assert reasons["d"] == "the hierarchy contains no array of numbers with two or more dimensions"
+    assert reasons["d"] == "the hierarchy contains no array"
 
 
 @pytest.mark.parametrize("version", [2, 3])
