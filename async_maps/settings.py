@@ -334,8 +334,9 @@ class Settings(_Model, frozen=True):
         """
         value_range = value_range or self.value_range
         colors = "" if self.png == "gray" else hashlib.sha256(self.table().tobytes()).hexdigest()
-        read = [self.channels, self.column]
-        shape = [self.png, self.png_level, colors, str(value_range), self.invalid, self.key, *read]
+        shape = [self.png, self.png_level, colors, str(value_range), self.invalid, self.key]
+        if (self.channels, self.column) != ("none", None):
+            shape += [self.channels, self.column]
         return hashlib.sha256(json.dumps(shape).encode()).hexdigest()[:16]
 
 

@@ -169,6 +169,8 @@ _SHAPING: dict[str, Any] = {
     "png": "rgba",
     "png_level": 2,
     "key": "{stem}.png",
+    "channels": "sum",
+    "column": "cam",
 }
 _OTHER: dict[str, Any] = {
     "workers": 3,
@@ -181,6 +183,8 @@ _OTHER: dict[str, Any] = {
     "max_pixels": 99,
     "max_failures": 3,
     "if_exists": "skip",
+    "include": "cam",
+    "exclude": ("onehot", "boxes"),
     "drain_timeout_s": 3.0,
     "s3": {"cache_control": "no-cache", "max_attempts": 1},
     "files": {"fsync": True},

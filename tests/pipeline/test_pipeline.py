@@ -234,8 +234,7 @@ async def test_a_resumed_run_uploads_only_changed_and_failed_maps(maps: Path, tm
 
 
 async def test_a_second_map_with_the_same_name_fails(maps: Path, tmp_path: Path) -> None:
-    (maps / "a").mkdir()
-    np.save(maps / "a" / "x.npy", random_map(1))
+    np.save(maps / "a.npy", random_map(1))
     np.savez(maps / "a.npz", x=random_map(2))
     async with am.Pipeline(tmp_path / "out", settings=THREADS) as pipeline:
         report = await pipeline.run(maps, manifest=tmp_path / "manifest.sqlite")
