@@ -334,7 +334,7 @@ class Settings(_Model, frozen=True):
         """
         value_range = value_range or self.value_range
         colors = "" if self.png == "gray" else hashlib.sha256(self.table().tobytes()).hexdigest()
-        shape = [self.png, self.png_level, colors, str(value_range), self.invalid, self.key]
+        shape: list[object] = [self.png, self.png_level, colors, str(value_range), self.invalid, self.key]
         if (self.channels, self.column) != ("none", None):
             shape += [self.channels, self.column]
         return hashlib.sha256(json.dumps(shape).encode()).hexdigest()[:16]

@@ -56,6 +56,8 @@ def as_written(default: object) -> str:
     """A default as the table of settings has it."""
     if default is None or default == {}:
         return "none"
+    if default == ():
+        return "none"
     return str(default).lower() if isinstance(default, bool) else str(default)
 
 

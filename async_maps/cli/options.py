@@ -44,6 +44,8 @@ Quiet: TypeAlias = Annotated[Flag, Parameter(("--quiet", "-q"), help="Print erro
 
 def _parameter(setting: str) -> Parameter:
     show_default = (lambda size: f"{size // MIB}MiB") if setting.endswith("_bytes") else None
+    if setting in {"include", "exclude"}:
+        return Parameter(group=_MAPS, show_default=False, negative_iterable=())
     return Parameter(group=_GROUPS.get(setting, _ADVANCED), show_default=show_default)
 
 

@@ -63,8 +63,11 @@ class SourceOptions:
 
 def shown_passed_over(counts: Mapping[str, int]) -> str:
     """Return the counts of what was passed over, by suffix or text, as a line for people."""
-    found = sorted(counts.items(), key=lambda item: -item[1])
-    return "passed over: " + ", ".join(f"{count:,} {what or 'without a suffix'}" for what, count in found)
+    found = sorted(counts.items(), key=lambda item: (" " in item[0], -item[1]))
+    shown = (
+        f"{what}: {count:,}" if " " in what else f"{count:,} {what or 'without a suffix'}" for what, count in found
+    )
+    return f"passed over: {', '.join(shown)}"
 
 
 class Scan(NamedTuple):

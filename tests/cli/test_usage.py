@@ -202,7 +202,16 @@ def test_help_has_groups_in_the_order_of_need(capsys: pytest.CaptureFixture[str]
     assert invoke("run", "--help") == 0
     text = capsys.readouterr().out
     groups = re.findall(r"^╭─ (.*?) ─", text, re.MULTILINE)
-    assert groups == ["Arguments", "What to do", "What is printed", "How it looks", "Speed", "S3", "Advanced"]
+    assert groups == [
+        "Arguments",
+        "What to do",
+        "What is a map",
+        "What is printed",
+        "How it looks",
+        "Speed",
+        "S3",
+        "Advanced",
+    ]
     assert "\x1b" not in text
     for name in setting_names():
         assert "--" + name.replace("_", "-") in text

@@ -59,7 +59,7 @@ def test_side_data_in_a_tar_or_a_file_are_passed_over(maps: Path, name: str) -> 
 def test_a_source_of_side_data_alone_says_what_was_found(maps: Path, tmp_path: Path) -> None:
     np.savez(maps / "a.npz", labels=np.arange(5), names=np.array(["a", "b"]))
     (maps / "b.jpg").write_bytes(b"")
-    with pytest.raises(am.SourceError, match=r"passed over: (1 .jpg, )?1 arrays below two dimensions, 1 arrays of tex"):
+    with pytest.raises(am.SourceError, match=r"passed over: 1 \.jpg, arrays below two dim.*: 1, arrays of text: 1"):
         am.run(maps, tmp_path / "out", settings=am.Settings(workers=0))
 
 
