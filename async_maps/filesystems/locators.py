@@ -17,6 +17,10 @@ _FOR_KOLENA = re.compile(r"(s3|gs|https)://(.+/)+.+")
 """The locators that Kolena's own validators accept; ``BitmapMask`` itself accepts anything."""
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{1,}[A-Za-z0-9]")
 """A bucket's name, including access points and names that only other servers than AWS allow."""
+_SCHEMES = {"s3", "file", "memory"}
+_WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")
+EXPECTED = "s3://bucket/prefix, file:///folder or a path"
+"""The places that people can name."""
 _FILE = re.compile(r"file://(?:localhost)?(/.*)", re.DOTALL)
 
 
@@ -43,6 +47,29 @@ def file_path(locator: str) -> str | None:
     found = _FILE.fullmatch(locator)
     # File names may have bytes that are not UTF-8; keep them.
     return None if found is None else os.fsdecode(unquote_to_bytes(os.fsencode(found[1])))
+
+
+def place_at(address: str, error: type[AsyncMapsError] = SourceError) -> str:
+    """Return the local path or the ``s3://`` address that a text means: ``file:///folder`` and ``~`` are local.
+
+    Raises ``error`` if it is neither, or mistyped.
+    """
+    scheme, _, rest = address.partition(":")
+    known, shown = scheme.lower(), printable(address)
+    if known in _SCHEMES and not rest.startswith("//") and address != scheme:
+        raise error(f"{shown!r} has one slash instead of two (pathlib.Path removes one); expected {EXPECTED}")
+    if known == "s3":
+        return f"s3:{rest}" if rest else address
+    if known == "file" and rest:
+        path = file_path(f"file:{rest}")
+        if path is None:
+            raise error(f"{shown!r} has a host, or no folder; expected file:///folder")
+        return path
+    if rest.startswith("//") and re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme):
+        raise error(f"unknown address {shown!r}; expected {EXPECTED}")
+    if _WINDOWS.match(address) and os.sep == "/" and not os.path.lexists(address):
+        raise error(f"{shown!r} is a path of Windows; write it as this machine has it, with /")
+    return os.path.expanduser(address)
 
 
 def bitmap_mask_fields(locator: str, **fields: Any) -> dict[str, Any]:

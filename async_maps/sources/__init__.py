@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from async_maps.errors import SourceError
 from async_maps.filesystems.filesystem import is_remote
+from async_maps.filesystems.locators import place_at
 from async_maps.sources import files
 from async_maps.sources.options import Scan, SourceOptions
 from async_maps.tables import is_table
@@ -45,7 +46,7 @@ def place_of(source: object) -> str | None:
     """Return the absolute path or the address of a source; None if it can be read only once."""
     if not isinstance(source, str | PathLike) or is_stdin(source):
         return None
-    place = str(fspath(source))
+    place = place_at(str(fspath(source)))
     return place if is_remote(place) else abspath(place)
 
 
@@ -71,7 +72,7 @@ def open_source(
         SourceError: the place does not exist, or is not a file of a supported format; or it is standard input, which
             :func:`async_maps.sources.batches.list_maps` reads. For S3, iterating the source raises the error.
     """
-    path, scan = fspath(place), Scan(known, pass_over, options or SourceOptions())
+    path, scan = place_at(fspath(place)), Scan(known, pass_over, options or SourceOptions())
     if is_stdin(path):
         raise SourceError("standard input can be read only once, by a run")
     # A folder may have the suffix of a listing.

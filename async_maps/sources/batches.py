@@ -24,6 +24,7 @@ from async_maps.settings import Settings
 from async_maps.sources import Source, is_stdin, open_source
 from async_maps.sources.activation_map import ActivationMap
 from async_maps.sources.arrays import array_map
+from async_maps.sources.formats.others import advice_for
 from async_maps.sources.formats.registry import FORMATS
 from async_maps.sources.options import Scan, SourceOptions, shown_passed_over
 from async_maps.sources.stdin import maps_in_lines, stdin_lines
@@ -107,7 +108,10 @@ async def list_maps(  # noqa: PLR0913  # one argument a choice
         if isinstance(source, str | PathLike):
             place = "standard input" if is_stdin(source) else fspath(source)
         seen = f"; {shown_passed_over(passed_over)}" if passed_over else ""
-        raise SourceError(f"{place} contains no activation maps ({', '.join(FORMATS)}){seen}")
+        advice = next(filter(None, (advice_for(what) for what, _ in passed_over.most_common())), "")
+        raise SourceError(
+            f"{place} contains no activation maps ({', '.join(FORMATS)}){seen}{'. ' if advice else ''}{advice}"
+        )
 
 
 async def _of_pairs(

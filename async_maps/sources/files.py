@@ -16,10 +16,10 @@ from async_maps.filesystems.spill import Spill
 from async_maps.keys import printable
 from async_maps.outcomes import Failure
 from async_maps.sources.formats.registry import (
-    FORMATS,
     HIDDEN,
     is_hidden,
     is_one_source,
+    not_read,
     shown_suffix,
     suffix_of,
     without_suffix,
@@ -51,9 +51,7 @@ def open_files(place: str | os.PathLike[str], scan: Scan) -> Files:
         return Files(path, partial(_walk, os.path.abspath(path), None, scan.pass_over), scan)
     if os.path.lexists(path):
         if suffix_of(path) is None:
-            raise SourceError(
-                f"{printable(path)} is not a file of activation maps; expected a name that ends in {', '.join(FORMATS)}"
-            )
+            raise SourceError(not_read(path))
         return Files(os.path.dirname(path), lambda: [os.path.abspath(path)], scan)
     if has_magic(path):
         folder, pattern = _split_glob(path)

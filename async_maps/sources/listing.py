@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from async_maps.errors import SourceError
 from async_maps.filesystems.filesystem import Filesystems, is_remote
-from async_maps.filesystems.locators import S3Address, parse_s3_address
+from async_maps.filesystems.locators import S3Address, parse_s3_address, place_at
 from async_maps.filesystems.spill import Spill
 from async_maps.keys import printable
 from async_maps.outcomes import Failure
@@ -72,9 +72,13 @@ class Listing:
             name = str(name)
         if problem := row.problem or _problem("name", name) or _problem("path", path):
             return Failure(printable(name) if name and isinstance(name, str) else where, where, None, "source", problem)
-        return NamedFile(str(name), self._absolute(str(path)), where)
+        try:
+            return NamedFile(str(name), self._absolute(str(path)), where)
+        except SourceError as error:
+            return Failure(printable(str(name)), where, None, "source", str(error))
 
     def _absolute(self, path: str) -> str:
+        path = place_at(path)
         if is_remote(path) or os.path.isabs(path):
             return path
         if is_remote(self._path):

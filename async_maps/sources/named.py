@@ -25,7 +25,7 @@ from async_maps.keys import check_name, printable
 from async_maps.outcomes import Failure
 from async_maps.sources.activation_map import ActivationMap
 from async_maps.sources.contents import ListedMap, maps_in_reader
-from async_maps.sources.formats.registry import HIDDEN, is_one_source, open_reader, suffix_of, without_suffix
+from async_maps.sources.formats.registry import HIDDEN, is_one_source, not_read, open_reader, suffix_of, without_suffix
 from async_maps.sources.options import LEFT_OUT, Scan
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ class _Openers:
         """Start to open an object; return an iterator of its maps."""
         suffix = suffix_of(file.path)
         if suffix is None:
-            return iter([_failed(file, f"{printable(file.path)} is not a file of activation maps")])
+            return iter([_failed(file, not_read(file.path))])
         if self._threads is None:
             self._threads = ThreadPoolExecutor(_AHEAD, "async-maps-open")
         s3 = self._filesystems.s3()

@@ -16,6 +16,9 @@ from anyio import CapacityLimiter, to_thread, wait_readable
 
 from async_maps.errors import SourceError
 from async_maps.filesystems.filesystem import is_remote
+from async_maps.filesystems.locators import place_at
+from async_maps.keys import printable
+from async_maps.outcomes import Failure
 from async_maps.sources.formats.registry import without_suffix
 from async_maps.sources.named import NamedFile, maps_in_named
 from async_maps.sources.options import Scan
@@ -24,7 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator, Sequence
 
     from async_maps.filesystems.filesystem import Filesystems
-    from async_maps.outcomes import Failure
     from async_maps.sources.activation_map import ActivationMap
 
 _READ_BYTES = 2**16
@@ -66,10 +68,15 @@ def maps_in_lines(lines: Sequence[bytes], filesystems: Filesystems, scan: Scan) 
     return maps_in_named(_files(lines), filesystems, scan)
 
 
-def _files(lines: Sequence[bytes]) -> Iterator[NamedFile]:
+def _files(lines: Sequence[bytes]) -> Iterator[NamedFile | Failure]:
     for line in lines:
         path = os.fsdecode(line.removesuffix(b"\r"))
         if not path:
+            continue
+        try:
+            path = place_at(path)
+        except SourceError as error:
+            yield Failure(printable(path), printable(path), None, "source", str(error))
             continue
         name = re.sub(r"^s3://[^/]*/?|^(?:\.?/+)+", "", path)
         yield NamedFile(without_suffix(name), path if is_remote(path) else os.path.abspath(path))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from contextlib import asynccontextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, Protocol, TypeAlias
@@ -11,7 +10,8 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 from anyio import to_thread
 
 from async_maps.errors import SettingsError
-from async_maps.filesystems.locators import file_path
+from async_maps.filesystems.filesystem import is_remote
+from async_maps.filesystems.locators import EXPECTED, place_at
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -19,10 +19,6 @@ if TYPE_CHECKING:
     from async_maps.settings import Settings
 
     Destination: TypeAlias = str | os.PathLike[str] | "Store"
-
-
-_EXPECTED = "s3://bucket/prefix, file:///folder or a path"
-_MISTYPED = re.compile(r"(s3|file|memory):(?!//)")
 
 
 class Store(Protocol):
@@ -94,29 +90,21 @@ async def open_store(destination: Destination, settings: Settings) -> AsyncItera
         yield InjectedStore(destination)
         return
     place = os.fspath(destination)
-    scheme = place.partition("://")[0] if "://" in place else ""
+    if not place:
+        raise SettingsError(f"the destination is empty; expected {EXPECTED}")
+    if not place.startswith("memory://"):
+        place = place_at(place, SettingsError)
     replace = settings.if_exists == "overwrite"
-    if scheme == "s3":
+    if is_remote(place):
         # In a thread: the import takes half a second, in which the worker processes start.
         s3_module = await to_thread.run_sync(import_module, "async_maps.stores.s3")
         async with s3_module.open_s3(place, settings) as s3:
             yield s3
-    elif scheme in {"", "file"}:
-        from async_maps.stores.files import FileStore
-
-        if not place:
-            raise SettingsError(f"the destination is empty; expected {_EXPECTED}")
-        if _MISTYPED.match(place):
-            raise SettingsError(
-                f"{place!r} has one slash instead of two (pathlib.Path removes one); expected {_EXPECTED}"
-            )
-        folder = file_path(place) if scheme else place
-        if folder is None:
-            raise SettingsError(f"{place!r} has a host, or no folder; expected file:///folder")
-        yield FileStore(folder, replace=replace, fsync=settings.files.fsync, concurrency=settings.concurrency)
-    elif scheme == "memory":
+    elif place.startswith("memory://"):
         from async_maps.stores.memory import MemoryStore
 
         yield MemoryStore(place.removeprefix("memory://").strip("/"), replace=replace)
     else:
-        raise SettingsError(f"unknown destination {place!r}; expected {_EXPECTED}")
+        from async_maps.stores.files import FileStore
+
+        yield FileStore(place, replace=replace, fsync=settings.files.fsync, concurrency=settings.concurrency)

@@ -35,7 +35,6 @@ _DAMAGE = (
 """NumPy evaluates a header as a Python literal, so a damaged one can raise any of these. Some are warnings, which a
 filter may turn into errors."""
 
-PICKLED = "expected an array of numbers, found pickled Python objects, which are never read"
 _FORTRAN_STACK = (
     "the maps of a stack in Fortran order cannot be read one by one: save np.ascontiguousarray(stack) instead"
 )
@@ -54,8 +53,9 @@ class NpyReader:
     def arrays(self) -> Iterator[ListedArray]:
         self._file.seek(0)
         found = array_in_stream("", None, self._file, self._size)
-        pickled = found.header is not None and found.header.dtype.hasobject
-        yield found._replace(header=None, problem=PICKLED) if pickled else found
+        if found.header is not None and found.header.dtype.hasobject:
+            found = found._replace(header=None, problem=_pickled(found.header.shape))
+        yield found
 
     def names(self, array: ListedArray, length: int) -> None:
         return None
@@ -66,6 +66,16 @@ class NpyReader:
 
     def close(self) -> None:
         self._file.close()
+
+
+def _pickled(shape: tuple[int, ...]) -> str:
+    load = 'numpy.load("FILE", allow_pickle=True)'
+    pairs = f"{load}.item().items()" if not shape else f'((f"{{i:06}}", cam) for i, cam in enumerate({load}))'
+    return (
+        "expected an array of numbers, found pickled Python objects, which are never read, because that runs the code in "
+        "them. If you trust the file: "
+        f'import numpy, async_maps as am; am.run({pairs}, "DESTINATION")'
+    )
 
 
 class Header(NamedTuple):
@@ -118,7 +128,7 @@ def read_stream(
     """
     header = _read_header(file, size)
     if header.dtype.hasobject:
-        raise SourceError(PICKLED)
+        raise SourceError(_pickled(header.shape))
     if index is not None:
         header = _seek_map(file, header, index)
     check_size(header.shape, header.dtype.itemsize, max_pixels)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from async_maps.errors import SourceError
 from async_maps.filesystems.filesystem import Filesystems
 from async_maps.keys import printable
+from async_maps.sources.formats.others import advice_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -135,13 +136,19 @@ def is_one_source(folder: str) -> bool:
     return FORMATS.get(suffix) == "zarr"
 
 
+def not_read(path: str) -> str:
+    """Return why a file is not read, and what to do with it."""
+    advice = advice_for(path) or f"expected a name that ends in {', '.join(FORMATS)}"
+    return f"{printable(path)} is not a file of activation maps: {advice}"
+
+
 def open_reader(path: str, filesystem: Filesystem) -> Reader:
     """Return a reader for a file; raise the errors of :class:`Reader`, or MissingExtraError."""
     suffix = suffix_of(path)
     if suffix in COMPRESSED_TARS:
         raise SourceError("a compressed tar has no random access: decompress it first")
     if suffix is None and not is_one_source(path):
-        raise SourceError(f"{printable(path)} is not a file of activation maps")
+        raise SourceError(not_read(path))
     module = "zarr" if suffix is None else FORMATS[suffix]
     reader: type[Reader] = getattr(
         import_module(f"async_maps.sources.formats.{module}"), f"{module.capitalize()}Reader"
