@@ -107,7 +107,7 @@ def test_a_place_may_begin_with_the_home_folder_or_file(monkeypatch: pytest.Monk
     report = am.run("~/list.csv", "~/out", settings=settings)
     assert report.uploaded == 1
     nowhere, windows = sorted(report.failures, key=lambda failure: failure.name)
-    assert "No such file" in nowhere.reason
+    assert "the file does not exist" in nowhere.reason
     assert "is a path of Windows" in windows.reason
 
 

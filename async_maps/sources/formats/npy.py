@@ -72,7 +72,7 @@ def _pickled(shape: tuple[int, ...]) -> str:
     load = 'numpy.load("FILE", allow_pickle=True)'
     pairs = f"{load}.item().items()" if not shape else f'((f"{{i:06}}", cam) for i, cam in enumerate({load}))'
     return (
-        "expected an array of numbers, found pickled Python objects, which are never read, because that runs code in them. "
+        "expected an array of numbers, found pickled Python objects, which are never read: that would run code. "
         "If you trust the file: "
         f'import numpy, async_maps as am; am.run({pairs}, "DESTINATION")'
     )
