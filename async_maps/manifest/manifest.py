@@ -105,6 +105,17 @@ class Manifest(ManifestMetadata):
                     plan.skipped += 1
         return plan
 
+    def renamed(self, maps: Sequence[ActivationMap]) -> list[tuple[ActivationMap, str]]:
+        """Return the maps that are done only under other names, each with one of these; reads all rows."""
+        with self._reading() as database:
+            known = self._rows([map_.name for map_ in maps])
+            new = {map_.source: map_ for map_ in maps if map_.name not in known}
+            query = (
+                "SELECT source, min(name) FROM maps WHERE status = 'done' "  # noqa: S608  # question marks
+                f"AND source IN ({', '.join('?' * len(new))}) GROUP BY source"
+            )
+            return [(new[source], name) for source, name in database.execute(query, list(new))] if new else []
+
     def known(self, maps: Sequence[ActivationMap], *, done_with: str | None = None) -> set[str]:
         """Return the sources of the maps that an earlier run saw with the same name, source and fingerprint.
 

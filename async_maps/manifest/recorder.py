@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
     P = ParamSpec("P")
     T = TypeVar("T")
+
+_logger = logging.getLogger("async_maps")
 
 _COMMIT_ROWS = 1000
 _COMMIT_INTERVAL_S = 0.5
@@ -87,10 +90,14 @@ class Recorder:
     ) -> AsyncGenerator[list[Entry], None]:
         """Remove maps from a listing that need not be done; count them as skipped in the report."""
         self._repairs = mode in get_args(RepairMode)
+        is_first = not self._repairs
         async with aclosing(listing):
             async for batch in listing:
                 maps = [entry for entry in batch if isinstance(entry, ActivationMap)]
                 refused: list[Entry] = [entry for entry in batch if isinstance(entry, Failure)]
+                if is_first and maps:
+                    is_first = False
+                    self._notice_renamed(await self._in_turn(self._manifest.renamed, maps))
                 plan = await self._in_turn(self._manifest.plan, maps, self._settings, mode)
                 # A repair saves a source only if it has maps to repair.
                 if self._unkept is not None and (plan.todo or not self._repairs):
@@ -103,6 +110,15 @@ class Recorder:
                 report.unselected += plan.skipped if mode == "failed" else 0
                 # A repair does not report maps that were refused.
                 yield [*plan.todo] if self._repairs else [*refused, *plan.refused, *plan.todo]
+
+    def _notice_renamed(self, renamed: Sequence[tuple[ActivationMap, str]]) -> None:
+        if renamed:
+            map_, name = renamed[0]
+            _logger.warning(
+                "maps of this source are in the manifest under other names, such as %s: %r there, %r now. They get new "
+                "overlays, and the others stay. For the same names, run with the same source as before",
+                map_.source, name, map_.name,
+            )  # fmt: skip
 
     def known(self, maps: Sequence[ActivationMap]) -> set[str]:
         """Call :meth:`Manifest.known`, in the thread that lists."""
