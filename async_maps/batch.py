@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from async_maps.render.ranges import ValueRange
     from async_maps.sources.batches import AnySource, Entry
     from async_maps.stores import Destination
+
+_logger = logging.getLogger("async_maps")
 
 _BATCH_OUTCOMES = 64
 """Outcomes per switch between threads; a switch takes as long as a small map."""
@@ -231,6 +234,9 @@ async def adry_run(  # noqa: PLR0913  # those of arun()
                             checked = [_checked(entry, value_range, settings.max_pixels) for entry in entries]
                             report.count([entry for entry in checked if isinstance(entry, Failure)])
                             report.planned += sum(isinstance(entry, ActivationMap) for entry in checked)
+                            if _logger.isEnabledFor(logging.DEBUG):
+                                for entry in checked:
+                                    _log(entry)
 
     try:
         await OrderlyTask(plan).result()
@@ -243,6 +249,13 @@ async def adry_run(  # noqa: PLR0913  # those of arun()
 def _checked(entry: Entry, value_range: ValueRange, max_pixels: int | None) -> Entry:
     found = known_failure(entry, value_range, max_pixels) if isinstance(entry, ActivationMap) else None
     return found or entry
+
+
+def _log(entry: Entry) -> None:
+    if isinstance(entry, Failure):
+        _logger.debug("would fail: %s", entry)
+    else:
+        _logger.debug("would be done: %s (%s)", entry.name, entry.source)
 
 
 dry_run = blocking(adry_run)

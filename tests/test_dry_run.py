@@ -228,3 +228,14 @@ def test_a_map_that_was_repaired_is_looked_at_again(maps: Path, tmp_path: Path) 
     assert (again.planned, again.failed) == (0, 1)
     np.save(maps / "a.npy", MAP)
     assert am.dry_run(maps, tmp_path / "out", settings=THREADS, manifest=manifest).planned == 1
+
+
+def test_verbose_names_each_map(maps: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    save_good(maps, 1, 1)
+    np.save(maps / "bad.npy", np.zeros((2, 2, 3), "f4"))
+    with caplog.at_level("DEBUG", logger="async_maps"):
+        am.dry_run(maps, tmp_path / "out", settings=THREADS)
+    planned = [record.message for record in caplog.records if record.message.startswith("would")]
+    assert len(planned) == 2
+    assert any(line.startswith(f"would fail: bad ({maps / 'bad.npy'}): colorize: ") for line in planned)
+    assert any(line.startswith("would be done: ") for line in planned)
