@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 _PIPELINE_METRICS = (
     (CounterMetricFamily, "uploads", "Maps whose overlay the store has confirmed.", "uploaded"),
+    (CounterMetricFamily, "transparent_overlays", "Uploaded overlays that are fully transparent.", "transparent"),
+    (CounterMetricFamily, "faint_overlays", "Uploaded overlays that are nearly invisible.", "faint"),
     (CounterMetricFamily, "failures", "Maps that failed, in any stage.", "failed"),
     (CounterMetricFamily, "shed", "Maps that put_nowait refused because the pipeline was full.", "shed"),
     (CounterMetricFamily, "uploaded_bytes", "Bytes of the uploaded PNGs.", "uploaded_bytes"),

@@ -29,6 +29,10 @@ class MapStatistics(NamedTuple):
         center_y: the same, in pixels down from the center of the topmost row.
         invalid_pixels: the number of pixels that are NaN or infinite.
         constant: whether all valid pixels have the same value.
+        transparent: whether the overlay is fully transparent: every pixel of the PNG has alpha 0.
+        faint: whether the overlay is nearly invisible, but not fully transparent: its highest alpha is less than 2% of
+            255, or the largest value is less than 2% of the way from ``range_low`` to ``range_high``. The second
+            condition does not apply if other intensities are more transparent than 0.
     """
 
     minimum: float | None
@@ -42,6 +46,8 @@ class MapStatistics(NamedTuple):
     center_y: float | None
     invalid_pixels: int
     constant: bool
+    transparent: bool
+    faint: bool
 
     @property
     def is_flat(self) -> bool:

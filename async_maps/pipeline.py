@@ -27,6 +27,7 @@ from async_maps.errors import (
     SourceError,
     TooManyFailuresError,
 )
+from async_maps.invisible import InvisibleMaps
 from async_maps.manifest.claims import Claims
 from async_maps.manifest.manifest import check_select
 from async_maps.manifest.recorder import open_recorder
@@ -102,6 +103,7 @@ class Pipeline:
         self._until_drain: set[CancelScope] = set()
         self._submitted: set[Callable[[Outcome | AsyncMapsError], None]] = set()
         self._uploaded = self._failed = self._uploaded_bytes = self._shed = 0
+        self._transparent = self._faint = 0
 
     # The stages -----------------------------------------------------------------------------------------------------
 
@@ -358,16 +360,21 @@ class Pipeline:
         check_limit(limit)
         _, stages = self._opened()
         report = Report(destination=stages.store.destination, limit=limit)
+        invisible = InvisibleMaps()
 
         async def main() -> None:
             async with reporting(on_progress, report, source, self.statistics, reads_all=not self._range.is_known):
-                await self._run(source, manifest, select, report)
+                await self._run(source, manifest, select, report, invisible.count)
 
         try:
             await OrderlyTask(main).result()
         except AsyncMapsError as error:
             error.report = report
             raise
+        finally:
+            if warning := invisible.warning(self.settings, report.uploaded):
+                report.warnings.append(warning)
+                _logger.warning("%s", warning)
         return report
 
     async def _repair(
@@ -441,6 +448,8 @@ class Pipeline:
             waiting=self._stages.waiting,
             in_flight=max(0, in_flight) if self.is_open else 0,
             shed=self._shed,
+            transparent=self._transparent,
+            faint=self._faint,
         )
 
     # From callers to the stages -------------------------------------------------------------------------------------
@@ -580,6 +589,8 @@ class Pipeline:
         if isinstance(outcome, Receipt):
             self._uploaded += 1
             self._uploaded_bytes += outcome.size
+            self._transparent += outcome.statistics.transparent
+            self._faint += outcome.statistics.faint
             if relative and not self._warned and outcome.statistics.is_flat:
                 self._warned = True
                 _logger.warning(

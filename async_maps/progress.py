@@ -125,6 +125,8 @@ class Progress:
             "uploaded": report.uploaded,
             "skipped": report.skipped,
             "failed": report.failed,
+            "transparent": report.transparent,
+            "faint": report.faint,
             "total": self.total,
             "uploaded_bytes": report.uploaded_bytes,
             "maps_per_s": round(self.maps_per_s, 1),

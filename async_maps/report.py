@@ -43,10 +43,14 @@ class Report:
         range_high: the value with intensity 255; None as for ``range_low``.
         constant: uploaded maps whose values are all the same.
         invalid: uploaded maps with NaN or infinite values.
+        transparent: uploaded maps whose overlay is fully transparent.
+        faint: uploaded maps whose overlay is nearly invisible, but not fully transparent; see
+            :class:`~async_maps.MapStatistics`.
         uploaded_bytes: bytes of the uploaded PNGs.
         elapsed_s: the duration in seconds.
         drained: whether it was stopped before the end of the source.
         failures: the first 1,000 failures.
+        warnings: what to check after the run, such as overlays that cannot be seen; also logged.
         statistics: the statistics of the pipeline; None for a dry run.
     """
 
@@ -66,10 +70,13 @@ class Report:
     range_high: float | None = None
     constant: int = 0
     invalid: int = 0
+    transparent: int = 0
+    faint: int = 0
     uploaded_bytes: int = 0
     elapsed_s: float = 0.0
     drained: bool = False
     failures: list[Failure] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     statistics: Statistics | None = None
     _groups: FailureGroups = field(default_factory=FailureGroups, init=False, repr=False, compare=False)
 
@@ -90,7 +97,9 @@ class Report:
 
     def copy(self) -> Report:
         """Return a copy, which the run does not change."""
-        copied = replace(self, failures=self.failures[:], passed_over=self.passed_over.copy())
+        copied = replace(
+            self, failures=self.failures[:], passed_over=self.passed_over.copy(), warnings=self.warnings[:]
+        )
         copied._groups = self._groups.copy()
         return copied
 
@@ -106,6 +115,8 @@ class Report:
                 self.uploaded_bytes += outcome.size
                 self.constant += outcome.statistics.constant
                 self.invalid += outcome.statistics.invalid_pixels > 0
+                self.transparent += outcome.statistics.transparent
+                self.faint += outcome.statistics.faint
             else:
                 self.failed += 1
                 self._groups.add(outcome)
@@ -141,12 +152,14 @@ class Report:
         if self.unsurveyed:
             unread = _counted(self.unsurveyed, "map")
             lines.append(f"{unread} could not be read for the range: the next run computes it again")
-        if self.constant:
-            lines.append(f"constant maps, with one color: {self.constant:,}")
-        if self.invalid:
-            lines.append(f"maps with NaN or infinity: {self.invalid:,}")
-        if self.statistics is not None and self.statistics.retries:
-            lines.append(f"retried uploads: {self.statistics.retries:,}")
+        counts = {
+            "constant maps, with one color": self.constant,
+            "maps with NaN or infinity": self.invalid,
+            "fully transparent overlays": self.transparent,
+            "nearly invisible overlays": self.faint,
+            "retried uploads": 0 if self.statistics is None else self.statistics.retries,
+        }
+        lines += [f"{what}: {count:,}" for what, count in counts.items() if count]
         if self.drained:
             lines.append("stopped before the end of the source; run it again for the rest")
         if self.limit is not None and self.seen >= self.limit:

@@ -103,6 +103,8 @@ def test_as_dict_returns_plain_values() -> None:
         "uploaded": 300,
         "skipped": 1500,
         "failed": 100,
+        "transparent": 0,
+        "faint": 0,
         "total": 10_000,
         "uploaded_bytes": 30_000_000,
         "maps_per_s": 15.0,

@@ -162,7 +162,7 @@ def test_ci_runs_every_other_command() -> None:
 @pytest.mark.parametrize(("page", "query"), in_pages("sql"))
 def test_sql_blocks_find_something_in_a_manifest(page: str, query: str, folder: Path) -> None:
     (folder / "async-maps.sqlite").unlink()
-    np.save("maps/val/flat.npy", np.full((8, 8), 0.5))
+    np.save("maps/val/flat.npy", np.full((8, 8), 0.2))
     np.save("maps/val/invalid.npy", np.full((8, 8), np.nan))
     am.run("maps", "overlays", settings=am.Settings(workers=0), manifest="async-maps.sqlite")
     with closing(sqlite3.connect("async-maps.sqlite")) as database:

@@ -146,6 +146,7 @@ def messages() -> Iterator[None]:
         set_verbosity()
         yield
     finally:
+        set_verbosity()
         package.removeHandler(handler)
 
 

@@ -18,11 +18,11 @@ ISO 8601. ``fingerprint`` is the state of the source, ``settings`` the fingerpri
 
 INTEGERS = {"bytes", "width", "height", "invalid_pixels"}
 FLOATS = {"minimum", "maximum", "mean", "range_low", "range_high", "high_share", "entropy", "center_x", "center_y"}
-BOOLEANS = {"constant"}
+BOOLEANS = {"constant", "transparent", "faint"}
 """The columns that are not text."""
 
 APPLICATION_ID = 0x414D4150  # "AMAP"
-VERSION = 4
+VERSION = 5
 _TYPES = {**dict.fromkeys(INTEGERS | BOOLEANS, "INTEGER"), **dict.fromkeys(FLOATS, "REAL")}
 SCHEMA = f"""
 BEGIN;

@@ -194,9 +194,13 @@ def count(
             histogram[intensity] += tables[lane, intensity]
 
 
-@_kernel(types.void(_KEYS, _SUMS, _SUMS, types.Array(types.float64, 1, "C")))
+@_kernel(types.void(_KEYS, _SUMS, _SUMS, _input(np.uint8), types.Array(types.float64, 1, "C")))
 def describe(
-    histogram: NDArray[np.int64], columns: NDArray[np.uint32], rows: NDArray[np.uint32], found: NDArray[np.float64]
+    histogram: NDArray[np.int64],
+    columns: NDArray[np.uint32],
+    rows: NDArray[np.uint32],
+    opacities: NDArray[np.uint8],
+    found: NDArray[np.float64],
 ) -> None:
     """Compute statistics from the results of :func:`count`.
 
@@ -204,17 +208,19 @@ def describe(
         histogram: (256,) the number of pixels with each intensity.
         columns: (w,) the sum of each column.
         rows: (h,) the sum of each row.
-        found: (5,) output: the number of pixels; the number of those with intensity 128 or more; the entropy in bits;
-            the center of mass x and y in pixels, NaN if all intensities are 0.
+        opacities: (256,) the alpha of each intensity.
+        found: (6,) output: the number of pixels; the number of those with intensity 128 or more; the entropy in bits;
+            the center of mass x and y in pixels, NaN if all intensities are 0; the highest alpha, 0 without pixels.
     """
     valid, high = np.int64(0), np.int64(0)
     for intensity in range(256):
         valid += histogram[intensity]
         if intensity >= 128:
             high += histogram[intensity]
-    entropy = 0.0
+    entropy, highest = 0.0, np.uint8(0)
     for intensity in range(256):
         if histogram[intensity]:
+            highest = max(highest, opacities[intensity])
             share = histogram[intensity] / valid
             entropy -= share * np.log2(share)
     total, moment_x, moment_y = 0.0, 0.0, 0.0
@@ -226,6 +232,7 @@ def describe(
     found[0], found[1], found[2] = valid, high, entropy
     found[3] = moment_x / total if total else np.nan
     found[4] = moment_y / total if total else np.nan
+    found[5] = highest
 
 
 @_kernel(types.void(_input(np.int64), types.int64, _COUNTS))

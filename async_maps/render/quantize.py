@@ -23,8 +23,13 @@ if TYPE_CHECKING:
 Invalid: TypeAlias = Literal["error", "transparent", "zero"]
 """How NaN and infinity are treated: the map fails, the pixel is transparent, or the value is 0."""
 
+FAINT_SHARE = 0.02
+"""An overlay is nearly invisible if it reaches less than this share of the full alpha, or of its value range."""
+
 _WIDE = 2.0**900
 _NOWHERE = np.empty(0, np.uint8)
+_OPAQUE = np.full(256, 255, np.uint8)
+_OPAQUE.flags.writeable = False
 
 
 class Measured(NamedTuple):
@@ -315,8 +320,15 @@ def _describe_bad_value(
     )
 
 
-def summarize(plane: NDArray[np.uint8], measured: Measured | None) -> tuple[MapStatistics, NDArray[np.int64]]:
-    """Compute the statistics of a map from the plane and the result of :func:`quantize`.
+def summarize(
+    plane: NDArray[np.uint8], measured: Measured | None, opacities: NDArray[np.uint8] = _OPAQUE
+) -> tuple[MapStatistics, NDArray[np.int64]]:
+    """Compute the statistics of a map.
+
+    Args:
+        plane: (h, w) uint8, the intensities.
+        measured: the result of :func:`quantize`.
+        opacities: (256,) uint8, the alpha of each intensity. Hidden pixels are transparent.
 
     Returns:
         The statistics, and the histogram of the intensities, (256,) int64, without hidden pixels.
@@ -332,9 +344,9 @@ def summarize(plane: NDArray[np.uint8], measured: Measured | None) -> tuple[MapS
         measured = Measured(float(present[0]), float(present[-1]), mean, 0.0, 255.0)
     elif measured.hidden is not None:
         histogram[0] -= measured.invalid
-    described = np.empty(5)
-    kernels.describe(histogram, columns, rows, described)
-    valid, high, entropy, center_x, center_y = described.tolist()
+    described = np.empty(6)
+    kernels.describe(histogram, columns, rows, opacities, described)
+    valid, high, entropy, center_x, center_y, highest = described.tolist()
     nowhere = math.isnan(center_x)
     return MapStatistics(
         minimum=measured.minimum,
@@ -348,4 +360,15 @@ def summarize(plane: NDArray[np.uint8], measured: Measured | None) -> tuple[MapS
         center_y=None if nowhere else center_y,
         invalid_pixels=measured.invalid,
         constant=valid > 0 and measured.minimum == measured.maximum,
+        transparent=highest == 0,
+        faint=0 < highest < FAINT_SHARE * 255
+        or (highest > 0 and _is_low(measured) and bool(opacities[0] == opacities.min())),
     ), histogram
+
+
+def _is_low(measured: Measured) -> bool:
+    """Whether the largest value is less than 2% of the way from the low to the high end of the range."""
+    maximum, low, high = measured.maximum, measured.low, measured.high
+    if maximum is None or low is None or high is None:
+        return False
+    return maximum <= low or maximum < interpolate(low, high, FAINT_SHARE)

@@ -54,6 +54,8 @@ class Statistics:
         waiting: calls of ``put`` that wait for room. No queue counts their arrays.
         in_flight: maps that were accepted and have no outcome yet.
         shed: maps that ``put_nowait`` refused because the pipeline was full.
+        transparent: uploaded maps whose overlay is fully transparent.
+        faint: uploaded maps whose overlay is nearly invisible, but not fully transparent.
     """
 
     fetch: StageStatistics
@@ -68,6 +70,8 @@ class Statistics:
     waiting: int = 0
     in_flight: int = 0
     shed: int = 0
+    transparent: int = 0
+    faint: int = 0
 
     @property
     def accepted(self) -> int:

@@ -112,6 +112,11 @@ class Recipe:
         return 4 if self.png == "rgba" else 1
 
     @cached_property
+    def opacities(self) -> NDArray[np.uint8]:
+        """The alpha of each intensity, (256,) uint8."""
+        return np.full(256, 255, np.uint8) if self.png == "gray" else np.ascontiguousarray(self.table[:, 3])
+
+    @cached_property
     def transparent(self) -> int | None:
         """The first fully transparent intensity; None if there is none."""
         return next(iter(np.flatnonzero(self.table[:, 3] == 0).tolist()), None)
@@ -171,7 +176,7 @@ def _colorize(array: NDArray[Any], room: NDArray[np.uint8], request: Request, re
     else:
         np.copyto(plane, array.reshape(shape))
         measured = Measured(*request.measured)
-    statistics, histogram = summarize(plane, measured)
+    statistics, histogram = summarize(plane, measured, recipe.opacities)
     hidden = None if measured is None else measured.hidden
     rgba, transparent = recipe.png == "rgba", None
     if hidden is not None and not rgba:

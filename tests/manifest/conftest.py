@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-UNCOUNTED = MapStatistics(None, None, None, None, None, None, None, None, None, 12, False)
+UNCOUNTED = MapStatistics(None, None, None, None, None, None, None, None, None, 12, False, True, False)
 
 
 @pytest.fixture

@@ -110,16 +110,16 @@ def test_intensities_are_counted_summed_and_replaced(shape: tuple[int, int]) -> 
 
 
 def test_describe_equals_numpy() -> None:
-    plane = np.random.default_rng(1).integers(0, 256, (17, 33))
+    plane = np.random.default_rng(1).integers(0, 200, (17, 33))
     histogram = np.bincount(plane.reshape(-1), minlength=256)
-    found = np.empty(5)
-    kernels.describe(histogram, plane.sum(0).astype(np.uint32), plane.sum(1).astype(np.uint32), found)
+    found, opacities = np.empty(6), np.arange(1, 257).clip(0, 255).astype(np.uint8)
+    kernels.describe(histogram, plane.sum(0).astype(np.uint32), plane.sum(1).astype(np.uint32), opacities, found)
     shares = histogram[histogram > 0] / plane.size
     center = [(plane.sum(axis) * np.arange(plane.shape[1 - axis])).sum() / plane.sum() for axis in (0, 1)]
-    expected = [plane.size, (plane >= 128).sum(), -(shares * np.log2(shares)).sum(), *center]
+    expected = [plane.size, (plane >= 128).sum(), -(shares * np.log2(shares)).sum(), *center, plane.max() + 1]
     np.testing.assert_allclose(found, expected, rtol=1e-12)
-    kernels.describe(np.zeros(256, np.int64), np.zeros(2, np.uint32), np.zeros(3, np.uint32), found)
-    np.testing.assert_array_equal(found, [0, 0, 0, np.nan, np.nan])
+    kernels.describe(np.zeros(256, np.int64), np.zeros(2, np.uint32), np.zeros(3, np.uint32), opacities, found)
+    np.testing.assert_array_equal(found, [0, 0, 0, np.nan, np.nan, 0])
 
 
 def test_values_are_counted_by_the_leading_bits_of_their_keys() -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 DESTINATION = "s3://bucket/prefix"
 SETTINGS = Settings().fingerprint()
 _NOON = datetime(2026, 1, 2, 12, 0, 0, 250_000, tzinfo=UTC)
-COUNTED = MapStatistics(-1.5, 2.0, 0.25, -1.0, 1.0, 0.5, 7.25, 1.5, 0.5, 3, False)
+COUNTED = MapStatistics(-1.5, 2.0, 0.25, -1.0, 1.0, 0.5, 7.25, 1.5, 0.5, 3, False, False, True)
 
 
 def make_map(name: str, *, source: str | None = None, fingerprint: str | None = "1-1") -> ActivationMap:

@@ -9,8 +9,8 @@ from typing import Any
 import async_maps as am
 from async_maps.manifest.manifest import Manifest
 
-COUNTED = am.MapStatistics(0.0, 1.0, 0.5, 0.0, 1.0, 0.25, 7.5, 1.0, 2.0, 0, False)
-UNCOUNTED = am.MapStatistics(None, None, None, None, None, None, None, None, None, 600, False)
+COUNTED = am.MapStatistics(0.0, 1.0, 0.5, 0.0, 1.0, 0.25, 7.5, 1.0, 2.0, 0, False, False, False)
+UNCOUNTED = am.MapStatistics(None, None, None, None, None, None, None, None, None, 600, False, True, False)
 TYPED = {"data_type": "ANNOTATION/BITMAP_MASK"}
 
 
