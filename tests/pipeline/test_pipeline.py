@@ -145,7 +145,7 @@ async def test_idle_uploads_hold_no_png(tmp_path: Path) -> None:
     def pngs() -> list[Png]:
         return [value for value in gc.get_objects() if isinstance(value, Png)]
 
-    noise = np.random.default_rng(0).random((500, 500))
+    noise = np.random.default_rng(0).random((200, 200))
     # Errors that pytest keeps from earlier tests hold some.
     earlier = pngs()
     async with am.Pipeline(tmp_path, settings=THREADS) as pipeline:
