@@ -175,6 +175,8 @@ def test_a_job_killed_at_any_moment_can_be_completed(goal: int, bucket: str, map
 
 # Workers
 
+MAPS_PER_KILL = 200
+
 
 def slowed(monkeypatch: pytest.MonkeyPatch, seconds: float) -> MemoryStore:
     """Let the pipelines of this test use a store that takes ``seconds`` for each object."""
@@ -207,11 +209,13 @@ async def test_workers_killed_at_random_lose_no_map(
     async with am.Pipeline("memory://", settings=am.Settings(workers=2, concurrency=6)) as pipeline:
         running = asyncio.create_task(pipeline.run(maps))
         while not running.done():
-            if kills < goal and (alive := sorted(worker_pids())):
+            # Maps instead of seconds, because a start that is killed six times in a row ends the run.
+            is_due = pipeline.statistics().uploaded >= MAPS_PER_KILL * kills
+            if kills < goal and is_due and (alive := sorted(worker_pids())):
                 # The worker may be busy, idle or just starting.
                 os.kill(rng.choice(alive), signal.SIGKILL)
                 kills += 1
-            await asyncio.wait({running}, timeout=0.3)
+            await asyncio.wait({running}, timeout=0.1)
         report = await running
     assert kills == goal
     assert report.failed == 0, report.failures
