@@ -1,4 +1,4 @@
-"""Fixtures for every test, and the choice of files for ``pytest -m fast``.
+"""Fixtures for every test, and the choice of tests for ``pytest -m fast`` and ``pytest -m long``.
 
 Imports that fast tests do not need are inside functions.
 """
@@ -6,6 +6,7 @@ Imports that fast tests do not need are inside functions.
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import os
 import tempfile
@@ -27,13 +28,27 @@ __all__ = ["leaves_nothing", "pipe_of_libuv"]
 
 _numbers = itertools.count(1)
 _ONLY_FAST = "fast and not slow and not long"
+_LONG = "long or hypothesis"
+"""Hypothesis marks the tests that it decorates."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the choice of the S3 server."""
+    parser.addoption(
+        "--s3-server", choices=["seaweedfs", "moto"], default="seaweedfs", help="the S3 server of the tests"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """In a fast run, leave out slow tests of fast files and try fewer examples of each property."""
+    """In a fast run, leave out slow tests of fast files; in a long run, add all tests with generated examples."""
     if config.option.markexpr in {"fast", _ONLY_FAST}:
         config.option.markexpr = _ONLY_FAST
-        properties.share = 0.2
+        properties.share = 0.1
+        # A full collection takes 0.2 s, because the heap has the modules of all tests.
+        gc.set_threshold(700, 10, 100)
+    elif config.option.markexpr in {"long", _LONG}:
+        config.option.markexpr = _LONG
+        properties.share = 20
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -41,6 +56,22 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     if config.option.markexpr != _ONLY_FAST or not collection_path.name.startswith("test_"):
         return None
     return "pytest.mark.fast" not in collection_path.read_text(encoding="utf-8") or None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With moto, skip the tests of what it lacks."""
+    if config.option.s3_server == "moto":
+        lacking = pytest.mark.skip(reason="moto checks neither signatures, checksums nor policies")
+        for item in items:
+            if item.get_closest_marker("seaweedfs"):
+                item.add_marker(lacking)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish() -> None:
+    """Collect the garbage of the tests: pytest then does it five times, each in 0.2 s if the heap is not frozen."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -70,11 +101,13 @@ def service_descriptions_read_once() -> Iterator[None]:
 def s3_server(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, service_descriptions_read_once: None
 ) -> Iterator[S3Server]:
-    """A SeaweedFS server on loopback."""
+    """An S3 server on loopback: SeaweedFS, or moto with ``--s3-server moto``."""
     from async_maps.demo import seaweed
+    from tests.support import moto_server
 
     assert request.config.option.markexpr != _ONLY_FAST, "a fast test asks for the server: move it to another file"
-    with seaweed.serve(tmp_path_factory.mktemp("seaweed")) as server:
+    serve = moto_server.serve if request.config.option.s3_server == "moto" else seaweed.serve
+    with serve(tmp_path_factory.mktemp("s3")) as server:
         yield server
 
 

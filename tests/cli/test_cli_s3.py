@@ -89,9 +89,14 @@ def test_a_folder_becomes_its_overlays_and_a_second_run_skips_all(
             "secret key is wrong",
             {"AWS_SECRET_ACCESS_KEY": "my-hidden-word"},
             id="wrong secret",
+            marks=pytest.mark.seaweedfs,
         ),
         pytest.param(
-            "run maps s3://{bucket}/x", "access key does not exist", {"AWS_ACCESS_KEY_ID": "nobody"}, id="unknown key"
+            "run maps s3://{bucket}/x",
+            "access key does not exist",
+            {"AWS_ACCESS_KEY_ID": "nobody"},
+            id="unknown key",
+            marks=pytest.mark.seaweedfs,
         ),
         pytest.param(
             "run maps s3://bucket/x --s3.max-attempts 2",

@@ -70,6 +70,7 @@ def test_a_good_bucket_has_only_ok_findings_and_no_leftovers(bucket: str, ask: A
     assert asyncio.run(keys(bucket)) == set()
 
 
+@pytest.mark.seaweedfs
 @pytest.mark.parametrize(
     ("environment", "check", "said", "advice"),
     [
@@ -110,6 +111,7 @@ def test_a_store_that_never_answers_is_a_failure_in_bounded_time(s3: S3Server, a
     assert "Read timeout" in found["endpoint"].text
 
 
+@pytest.mark.seaweedfs
 def test_a_denied_write_is_answered_with_the_missing_policy(bucket: str, ask: Any) -> None:
     deny(bucket, "s3:PutObject", "s3:DeleteObject")
     code, found = ask(f"s3://{bucket}/pre/fix")
@@ -124,6 +126,7 @@ def test_a_denied_write_is_answered_with_the_missing_policy(bucket: str, ask: An
     assert list(found)[-3:] == ["write", "versioning", "encryption"]
 
 
+@pytest.mark.seaweedfs
 def test_denied_reads_are_warnings_and_skip_dependent_checks(bucket: str, ask: Any) -> None:
     deny(bucket, "s3:ListBucket", "s3:GetObject", "s3:GetBucketVersioning", "s3:GetEncryptionConfiguration")
     code, found = ask(f"s3://{bucket}/x", "--quick")
@@ -173,6 +176,7 @@ def test_versioning_is_a_warning_and_no_version_is_left(bucket: str, ask: Any) -
     assert not left.get("DeleteMarkers")
 
 
+@pytest.mark.seaweedfs
 def test_versions_that_cannot_be_deleted_get_a_delete_marker(bucket: str, ask: Any) -> None:
     on_bucket("put_bucket_versioning", bucket, VersioningConfiguration={"Status": "Enabled"})
     deny(bucket, "s3:DeleteObjectVersion", "s3:ListBucketVersions")
@@ -207,6 +211,7 @@ async def test_the_bucket_region_is_compared_with_the_sdks_default(
     assert (findings[-1].check, findings[-1].level) == ("bucket", level)
 
 
+@pytest.mark.seaweedfs
 @pytest.mark.parametrize("allowed", [[], pytest.param([COM], marks=pytest.mark.slow)])
 def test_the_printed_cors_command_works_and_keeps_other_rules(allowed: list[str], bucket: str, ask: Any) -> None:
     others = [{"AllowedMethods": ["GET"], "AllowedOrigins": ["https://example.com", *allowed]}]
@@ -289,6 +294,7 @@ def test_a_wrong_clock_is_measured(
     assert "set this machine's clock" in found["clock"].advice
 
 
+@pytest.mark.seaweedfs
 def test_a_refusal_for_the_clock_is_recognized(bucket: str, ask: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def late() -> datetime:
         return datetime.now(UTC) - timedelta(minutes=20)

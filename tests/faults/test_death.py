@@ -43,7 +43,6 @@ pytestmark = pytest.mark.usefixtures(leaves_nothing.__name__)
 
 # The whole process
 
-KILLS = 25
 CHAIN = 5
 """The number of kills of one job, before a run without a kill."""
 
@@ -119,9 +118,14 @@ class KilledJob:
         return found
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_a_job_killed_at_any_moment_can_be_completed(bucket: str, maps: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "goal",
+    [
+        pytest.param(25, marks=pytest.mark.slow),
+        pytest.param(100, marks=[pytest.mark.long, pytest.mark.timeout(1_200)]),
+    ],
+)
+def test_a_job_killed_at_any_moment_can_be_completed(goal: int, bucket: str, maps: Path, tmp_path: Path) -> None:
     expected = {}
     for i in range(300):
         array = random_map(i, (24 + i % 40, 30))
@@ -139,7 +143,7 @@ def test_a_job_killed_at_any_moment_can_be_completed(bucket: str, maps: Path, tm
 
     rng = random.Random(5)  # noqa: S311  # seeded on purpose
     kills = jobs = torn = 0
-    while kills < KILLS:
+    while kills < goal:
         job = KilledJob(maps, bucket, tmp_path / f"job{jobs}", *options, "--workers", (0, 1, 2, 0)[jobs % 4])
         jobs += 1
         sizes: dict[str, int] = {}
@@ -151,7 +155,7 @@ def test_a_job_killed_at_any_moment_can_be_completed(bucket: str, maps: Path, tm
             assert {locator: size for locator, (_, size) in recorded.items()}.items() <= sizes.items()
             torn += 0 < len(sizes) < len(expected)
             kills += status == -signal.SIGKILL
-            if status == 0 or kills == KILLS:
+            if status == 0 or kills == goal:
                 break
         if status != 0:
             assert job.run() == 0
@@ -171,8 +175,7 @@ def test_a_job_killed_at_any_moment_can_be_completed(bucket: str, maps: Path, tm
 
 # Workers
 
-
-WORKER_KILLS = 12
+MAPS_PER_KILL = 200
 
 
 def slowed(monkeypatch: pytest.MonkeyPatch, seconds: float) -> MemoryStore:
@@ -188,9 +191,17 @@ def slowed(monkeypatch: pytest.MonkeyPatch, seconds: float) -> MemoryStore:
     return store
 
 
-@pytest.mark.slow
-async def test_workers_killed_at_random_lose_no_map(maps: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for i in range(3000):
+@pytest.mark.parametrize(
+    ("count", "goal"),
+    [
+        pytest.param(3_000, 12, marks=pytest.mark.slow),
+        pytest.param(30_000, 100, marks=[pytest.mark.long, pytest.mark.timeout(1_200)]),
+    ],
+)
+async def test_workers_killed_at_random_lose_no_map(
+    count: int, goal: int, maps: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i in range(count):
         np.save(maps / f"{i:04}.npy", random_map(i, (12, 16)))
     store = slowed(monkeypatch, 0.01)
     rng = random.Random(7)  # noqa: S311  # seeded on purpose
@@ -198,16 +209,18 @@ async def test_workers_killed_at_random_lose_no_map(maps: Path, monkeypatch: pyt
     async with am.Pipeline("memory://", settings=am.Settings(workers=2, concurrency=6)) as pipeline:
         running = asyncio.create_task(pipeline.run(maps))
         while not running.done():
-            if kills < WORKER_KILLS and (alive := sorted(worker_pids())):
+            # Maps instead of seconds, because a start that is killed six times in a row ends the run.
+            is_due = pipeline.statistics().uploaded >= MAPS_PER_KILL * kills
+            if kills < goal and is_due and (alive := sorted(worker_pids())):
                 # The worker may be busy, idle or just starting.
                 os.kill(rng.choice(alive), signal.SIGKILL)
                 kills += 1
-            await asyncio.wait({running}, timeout=0.3)
+            await asyncio.wait({running}, timeout=0.1)
         report = await running
-    assert kills == WORKER_KILLS
+    assert kills == goal
     assert report.failed == 0, report.failures
-    assert report.uploaded == len(store.objects) == 3000
-    for i in range(3000):
+    assert report.uploaded == len(store.objects) == count
+    for i in range(count):
         expected = am.colorize_activation_map(random_map(i, (12, 16)))
         assert np.array_equal(decode(store.objects[f"{i:04}.png"]), expected)
     print(f"{kills} workers killed in {time.monotonic() - began:.0f} s; maps lost: 0")  # noqa: T201  # README's

@@ -30,9 +30,12 @@ from async_maps.sources.arrays import array_map
 from async_maps.sources.batches import with_key
 from async_maps.sources.formats.registry import Readers
 from async_maps.stores.files import FileStore
+from tests.support.properties import examples
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+pytestmark = pytest.mark.hypothesis
 
 MAP = np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 4)
 STACK = np.linspace(0, 1, 75, dtype=np.float32).reshape(5, 3, 5)
@@ -180,19 +183,17 @@ def list_and_read(place: Path) -> None:
 
 
 _FORMATS = [".npy", ".npz", ".tar", ".h5", ".safetensors"]
-_BUDGETS = [60, pytest.param(1_000, marks=pytest.mark.slow)]
+CASES = 100
+"""The cases for each format; with ``-m long`` 2,000."""
 
 
 def _fuzz(cases: int) -> settings:
-    return settings(
-        max_examples=cases, deadline=None, database=None, suppress_health_check=list(HealthCheck), print_blob=True
-    )
+    return settings(examples(cases), database=None, suppress_health_check=list(HealthCheck), print_blob=True)
 
 
-@pytest.mark.parametrize("cases", _BUDGETS)
 @pytest.mark.parametrize("suffix", _FORMATS)
-def test_mutated_files_give_only_maps_and_failures(suffix: str, cases: int, maps: Path) -> None:
-    @_fuzz(cases)
+def test_mutated_files_give_only_maps_and_failures(suffix: str, maps: Path) -> None:
+    @_fuzz(CASES)
     @given(original=st.sampled_from(originals(suffix)), mutations=_MUTATIONS)
     def check(original: bytes, mutations: list[tuple[str, int, Any]]) -> None:
         (maps / f"x{suffix}").write_bytes(mutated(original, mutations))
@@ -212,10 +213,9 @@ _MAGIC = {
 }
 
 
-@pytest.mark.parametrize("cases", _BUDGETS)
 @pytest.mark.parametrize("suffix", _FORMATS)
-def test_random_bytes_give_only_maps_and_failures(suffix: str, cases: int, maps: Path) -> None:
-    @_fuzz(cases)
+def test_random_bytes_give_only_maps_and_failures(suffix: str, maps: Path) -> None:
+    @_fuzz(CASES)
     @given(content=st.binary(max_size=3_000), magic=st.booleans())
     def check(content: bytes, magic: bool) -> None:
         (maps / f"x{suffix}").write_bytes((_MAGIC[suffix] if magic else b"") + content)
@@ -232,9 +232,8 @@ _DESCR = st.sampled_from(
 )
 
 
-@pytest.mark.parametrize("cases", [150, pytest.param(2_000, marks=pytest.mark.slow)])
-def test_random_headers_give_only_maps_and_failures(cases: int, maps: Path) -> None:
-    @_fuzz(cases)
+def test_random_headers_give_only_maps_and_failures(maps: Path) -> None:
+    @_fuzz(CASES)
     @given(
         shape=_SHAPES, descr=_DESCR, fortran=st.booleans(), data=st.binary(max_size=300), how=st.sampled_from("ntzs")
     )
@@ -265,12 +264,11 @@ def test_random_headers_give_only_maps_and_failures(cases: int, maps: Path) -> N
         check()
 
 
-@pytest.mark.parametrize("cases", [15, pytest.param(100, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("version", [2, 3])
-def test_mutated_zarr_hierarchies_give_only_maps_and_failures(version: Any, cases: int, maps: Path) -> None:
+def test_mutated_zarr_hierarchies_give_only_maps_and_failures(version: Any, maps: Path) -> None:
     files = hierarchies(version)
 
-    @_fuzz(cases)
+    @_fuzz(CASES)
     @given(name=st.sampled_from(sorted(files)), mutations=_MUTATIONS)
     def check(name: str, mutations: list[tuple[str, int, Any]]) -> None:
         for file, content in files.items():
@@ -293,14 +291,13 @@ _NAMES = st.text(max_size=40) | st.lists(_PARTS | st.text(max_size=5), max_size=
 _TEMPLATES = st.sampled_from(["{name}.png", "{parent}/{stem}.png", "a/{stem}/{index:06}.png", "{stem}", "x{name}"])
 
 
-@pytest.mark.parametrize("cases", [50, pytest.param(2_000, marks=pytest.mark.slow)])
-def test_random_names_stay_below_the_destination(cases: int, tmp_path: Path) -> None:
+def test_random_names_stay_below_the_destination(tmp_path: Path) -> None:
     folder = tmp_path / "above" / "out"
     folder.mkdir(parents=True)
     store = FileStore(folder)
     stored: set[str] = set()
 
-    @_fuzz(cases)
+    @_fuzz(CASES)
     @given(name=_NAMES, template=_TEMPLATES)
     def check(name: str, template: str) -> None:
         keys = KeyTemplate(template)

@@ -62,7 +62,7 @@ async def assert_all_there(maps: list[tuple[str, NDArray[np.float32]]], bucket: 
 
 @pytest.mark.parametrize(
     "count",
-    [200, pytest.param(5000, marks=[pytest.mark.slow, pytest.mark.timeout(400)])],
+    [200, pytest.param(5_000, marks=[pytest.mark.long, pytest.mark.timeout(1_200)])],
 )
 async def test_faults_in_a_quarter_of_all_puts_lose_no_map(
     count: int, bucket: str, s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

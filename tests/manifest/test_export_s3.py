@@ -95,6 +95,7 @@ def test_a_presigned_url_returns_the_object_without_credentials(
     assert s3.secret_key.encode() not in file.read_bytes()
 
 
+@pytest.mark.seaweedfs
 @pytest.mark.usefixtures("s3")
 def test_a_presigned_url_is_limited_to_one_object_and_time(
     uploaded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -27,6 +27,7 @@ async def test_put_returns_the_locator_and_etag_of_the_object(bucket: str) -> No
     assert np.array_equal(decode(data), am.colorize_activation_map(activation_map))
 
 
+@pytest.mark.seaweedfs
 async def test_one_refused_object_does_not_end_a_run(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     original = S3Store.put
 

@@ -156,8 +156,9 @@ async def test_an_array_is_released_when_it_is_colorized(
         del array
         assert there() is not None
         await until(lambda: store.asked == 1)
-        # The frames of a stage that waits for its next map may still refer to this one.
-        gc.collect()
+        if there() is not None:
+            # The frames of a stage that waits for its next map may still refer to this one.
+            gc.collect()
         assert there() is None
         store.gate.set()
         await task

@@ -8,9 +8,11 @@ import io
 import json
 import os
 import sys
+import time
 from collections import Counter
 from contextlib import asynccontextmanager
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import aioboto3
@@ -44,6 +46,7 @@ SIDE = 64
 MAP_BYTES = 16 * SIDE * SIDE * 4
 REQUEST_BYTES = SIDE * SIDE * 4 + 32 * 1024
 """The memory that the HTTP server holds for a request: its body and the connection."""
+SOAK_S = 240
 
 
 async def post_map(request: web.Request) -> web.Response:
@@ -250,3 +253,32 @@ async def test_memory_for_2000_concurrent_requests_stays_in_the_formula(
     print(f"{(most - before) / MIB:.0f} MiB held at the most, for {count * MAP_BYTES / MIB:.0f} MiB of maps")  # noqa: T201
     # README's formula, and some MiB for encoder, uploads and allocator.
     assert most - before <= 3 * SETTINGS.queue_bytes + 32 * MIB + count * REQUEST_BYTES < count * MAP_BYTES / 2
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="asks Linux for the memory of a process")
+async def test_a_service_answers_for_minutes_in_flat_memory(
+    bucket: str, s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    statuses: Counter[int] = Counter()
+    stored: set[str] = set()
+    with chaos(s3, monkeypatch, seed=1, rate=0.1) as proxy:
+        async with serving(f"s3://{bucket}") as (_, url):
+            ends = time.monotonic() + SOAK_S
+            while time.monotonic() < ends:
+                answers, _ = await crowd(url, 200)
+                statuses.update(answer.status for answer in answers)
+                stored |= {f"{answer.name}.png" for answer in answers if answer.status == 200}
+                gc.collect()
+                sizes.append(pss(os.getpid()))
+    assert set(statuses) == {200, 503}
+    assert set(await objects(bucket)) == stored
+    third = len(sizes) // 3
+    early, late = median(sizes[third : 2 * third]), median(sizes[-third:])
+    print(  # noqa: T201  # README's
+        f"{statuses.total():,} requests in {SOAK_S} s, {statuses[503]:,} refused, {proxy.faults:,} PUTs broken: "
+        f"{(late - early) / MIB:+.1f} MiB"
+    )
+    assert late < early + 8 * MIB

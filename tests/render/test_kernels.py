@@ -41,6 +41,7 @@ def _arrays(dtype: str, elements: st.SearchStrategy[float]) -> st.SearchStrategy
     return hnp.arrays(dtype, st.sampled_from([1, 2, 69, 4095, 4096, 4097, 8200]), elements=elements)
 
 
+@pytest.mark.hypothesis
 @pytest.mark.parametrize(("dtype", "kernel"), [("f4", kernels.quantize_float32), ("f8", kernels.quantize_float64)])
 def test_values_are_quantized_like_numpy_in_their_dtype(dtype: str, kernel: Callable[..., float]) -> None:
     @examples(60)
@@ -55,6 +56,7 @@ def test_values_are_quantized_like_numpy_in_their_dtype(dtype: str, kernel: Call
     check()
 
 
+@pytest.mark.hypothesis
 @pytest.mark.parametrize(("dtype", "kernel"), [("f4", kernels.quantize_float32), ("f8", kernels.quantize_float64)])
 def test_extremes_are_exact_and_nan_sorts_beyond_infinity(dtype: str, kernel: Callable[..., float]) -> None:
     @examples(100)
@@ -81,6 +83,7 @@ def test_float16_bits_are_looked_up_in_the_tables() -> None:
     assert keys.tolist() == [-(2**15), 2**15 - 1]
 
 
+@pytest.mark.hypothesis
 @pytest.mark.parametrize(("dtype", "kernel"), [("f4", kernels.scale_float32), ("f8", kernels.scale_float64)])
 def test_values_are_scaled_and_clipped_in_float64(dtype: str, kernel: Callable[..., None]) -> None:
     @examples(60)

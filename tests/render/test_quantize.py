@@ -78,6 +78,7 @@ def floats(dtype: str, bound: float) -> st.SearchStrategy[float]:
 # The pixels
 
 
+@pytest.mark.hypothesis
 @pytest.mark.parametrize("value_range", RANGES)
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_any_float_map_equals_the_numpy_reference(dtype: str, value_range: str) -> None:
@@ -102,6 +103,7 @@ def test_any_float_map_equals_the_numpy_reference(dtype: str, value_range: str) 
     check()
 
 
+@pytest.mark.hypothesis
 @pytest.mark.parametrize("value_range", RANGES[1:])
 @pytest.mark.parametrize("dtype", OTHERS)
 def test_bool_and_integers_equal_the_reference_in_an_explicit_range(dtype: str, value_range: str) -> None:
@@ -176,6 +178,7 @@ def test_a_map_of_zeros_with_a_spike_shows_the_spike() -> None:
 # Invalid values
 
 
+@pytest.mark.hypothesis
 @pytest.mark.parametrize("value_range", RANGES)
 @pytest.mark.parametrize("dtype", ["f2", "f4", "f8", "g"])
 def test_invalid_values_do_not_change_the_valid_ones(dtype: str, value_range: str) -> None:
@@ -245,6 +248,7 @@ def test_dtypes_that_are_not_real_are_refused_in_any_range(dtype: str, value_ran
 # Statistics
 
 
+@pytest.mark.hypothesis
 @pytest.mark.parametrize("invalid", ["zero", "transparent"])
 def test_the_statistics_equal_numpys(invalid: Invalid) -> None:
     @examples(60)

@@ -277,6 +277,7 @@ def test_an_invalid_bucket_name_is_refused(place: str) -> None:
         open_source(place)
 
 
+@pytest.mark.seaweedfs
 def test_wrong_credentials_are_reported_without_their_values(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong-and-private")
     with pytest.raises(SourceError, match="the secret key is wrong") as refusal:

@@ -68,6 +68,7 @@ class StoreContract:
         for key, data in keys.items():
             assert await read(key) == data, key
 
+    @pytest.mark.seaweedfs
     async def test_concurrent_puts_of_one_key_leave_one_whole_object(self, opened: Opened) -> None:
         store, read = opened
         versions = [bytes([n]) * 200_000 for n in range(16)]

@@ -115,6 +115,7 @@ async def test_the_headers_of_the_settings_are_sent(bucket: str) -> None:
     assert head["StorageClass"] == "STANDARD_IA"
 
 
+@pytest.mark.seaweedfs
 async def test_an_upload_is_one_signed_put_without_a_trailer(bucket: str) -> None:
     settings = Settings(
         s3={
@@ -146,6 +147,7 @@ async def test_an_upload_is_one_signed_put_without_a_trailer(bucket: str) -> Non
     assert "async-maps" in headers["user-agent"]
 
 
+@pytest.mark.seaweedfs
 async def test_the_server_refuses_a_body_with_another_checksum(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async with open_store(f"s3://{bucket}", Settings(s3=S3Settings(client="sdk"))) as store:
         assert isinstance(store, S3Store)
@@ -170,6 +172,7 @@ async def test_check_reports_a_missing_bucket(s3: S3Server) -> None:
             await store.put("p/a.png", b"pixels")
 
 
+@pytest.mark.seaweedfs
 @pytest.mark.parametrize(
     ("variable", "sentence"),
     [
@@ -260,6 +263,7 @@ async def test_check_ends_at_the_read_timeout(s3: S3Server, monkeypatch: pytest.
         gone.set()
 
 
+@pytest.mark.seaweedfs
 async def test_a_refusal_after_a_success_concerns_one_object(bucket: str, s3: S3Server) -> None:
     async with open_store(f"s3://{bucket}", Settings(s3={"max_attempts": 1})) as store:
         await store.put("a.png", b"pixels")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _GRACE_S = 30.0
 """The time to wait for leftovers to disappear on a busy machine."""
-_SHARED = ("/memfd:async-maps", "/dev/shm/psm_")  # noqa: S108  # as /proc names them
+_SHARED = (b"/memfd:async-maps", b"/dev/shm/psm_")  # as /proc names them
 
 
 def children() -> set[int]:
@@ -45,8 +45,10 @@ def descriptors() -> dict[str, str]:
 
 def shared_memory() -> set[str]:
     """Return the shared memory that this process has mapped, as inode and file."""
-    lines = Path("/proc/self/maps").read_text().splitlines()
-    return {line.split(maxsplit=4)[4] for line in lines if any(name in line for name in _SHARED)}
+    mapped = Path("/proc/self/maps").read_bytes()
+    if not any(name in mapped for name in _SHARED):
+        return set()  # as nearly always, without a look at thousands of lines
+    return {line.split(maxsplit=4)[4].decode() for line in mapped.splitlines() if any(name in line for name in _SHARED)}
 
 
 def _state() -> dict[str, set[object]]:

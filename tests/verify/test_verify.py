@@ -265,6 +265,7 @@ async def test_a_denied_object_is_unreadable_and_a_deleted_one_missing(
     assert found(verification) == {"unreadable": {"e"}, "missing": {"f"}}
 
 
+@pytest.mark.usefixtures("service_descriptions_read_once")
 async def test_verify_stops_when_the_store_is_unreachable(
     tmp_path: Path, maps: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
