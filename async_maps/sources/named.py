@@ -174,12 +174,11 @@ class _Openers:
 
 def _maps_in(file: NamedFile, open_file: Callable[[], tuple[Filesystem, str]], scan: Scan) -> Iterator[Entry]:
     """Yield the maps in a file; ``open_file`` returns its filesystem and its fingerprint."""
-    opened: Filesystem | None = None
     try:
         opened, fingerprint = open_file()
         with closing(open_reader(file.path, opened)) as reader:
             for found in maps_in_reader(reader, scan.options, scan.pass_over, partial(_open_names, file.path, opened)):
-                if found.problem and found.name is None and _is_apple_double(file.path, opened):
+                if found.problem and found.name is None and _is_apple_double(file.path):
                     scan.pass_over(HIDDEN)
                     return
                 entry = _entry(file.name, file.path, found, fingerprint)
@@ -187,20 +186,26 @@ def _maps_in(file: NamedFile, open_file: Callable[[], tuple[Filesystem, str]], s
                     yield _with_row(entry, file)
                 else:
                     scan.pass_over(LEFT_OUT)
+    except _AppleDoubleError:
+        scan.pass_over(HIDDEN)
     except (OSError, SourceError, MissingExtraError) as error:
-        if opened is not None and _is_apple_double(file.path, opened):
+        if _is_apple_double(file.path):
             scan.pass_over(HIDDEN)
             return
         # A missing extra affects only files of its format.
         yield _failed(file, translate_os_error(error))
 
 
-def _is_apple_double(path: str, filesystem: Filesystem) -> bool:
-    """Whether a file has what macOS keeps beside a file of another name: ``._x.npy`` beside ``x.npy``."""
+class _AppleDoubleError(Exception):
+    """An object has what macOS keeps beside a file of another name: ``._x.npy`` beside ``x.npy``."""
+
+
+def _is_apple_double(path: str) -> bool:
+    """Whether a file on disk is such a file; looked up only if it cannot be read."""
     try:
-        with filesystem.open(path) as file:
-            return file.read(4) == _APPLE_DOUBLE
-    except (OSError, SourceError):
+        with LocalFilesystem().open(path) as file:
+            return file.read(len(_APPLE_DOUBLE)) == _APPLE_DOUBLE
+    except (OSError, SourceError, ValueError):
         return False
 
 
@@ -226,6 +231,9 @@ def _open_on_disk(path: str) -> tuple[Filesystem, str]:
 
 def _open_object(file: NamedFile, s3: S3Filesystem, suffix: str) -> tuple[Filesystem, str]:
     opened = s3.open_object(file.path, _LOOK_BYTES.get(suffix, _LOOK_BYTES_OTHERS))
+    if opened.read(len(_APPLE_DOUBLE)) == _APPLE_DOUBLE:
+        raise _AppleDoubleError
+    opened.seek(0)
     return _Opened(s3, file.path, opened), opened.fingerprint
 
 

@@ -277,8 +277,8 @@ def test_a_stack_larger_than_its_archive_is_one_failure(maps: Path) -> None:
         for start in (22, content.index(b"PK\x01\x02") + 24):
             content[start : start + 4] = claimed
         path.write_bytes(content)
-        assert why_not(path, ("x", 5)).startswith("the archive is damaged at 'x': it claims 1,000,000,")
-    assert [entry.name for entry in open_source(maps)] == ["packed/x", "stored/x"]
+        assert why_not(path, ["x", 5]).startswith("the archive is damaged at 'x': it claims 1,000,000,")
+    assert [entry.name for entry in open_source(maps)] == ["packed", "stored"]
 
 
 @pytest.mark.parametrize("shape", [(10**12, 0, 5), (10**12, 5, 0), (10**12, 1, 0, 5), (0, 5, 5)])
@@ -291,7 +291,7 @@ def test_a_stack_of_empty_maps_is_one_failure(shape: tuple[int, ...], maps: Path
     (maps / "d.safetensors").write_bytes(len(header_json).to_bytes(8, "little") + header_json)
     with h5py.File(maps / "e.h5", "w") as file:
         file.create_dataset("x", shape, "f4")
-    assert [entry.name for entry in open_source(maps)] == ["a", "b/x", "c/x", "d/x", "e/x"]
+    assert [entry.name for entry in open_source(maps)] == ["a", "b", "c", "d", "e"]
     report = am.run(maps, maps.parent / "out", settings=am.Settings(workers=0))
     assert [failure.stage for failure in report.failures] == ["colorize"] * 5
     assert {failure.reason for failure in report.failures} == {f"the activation map is empty: its shape is {shape}"}
@@ -401,7 +401,7 @@ async def test_files_changed_after_the_listing_are_failures(maps: Path, tmp_path
     for name in ("good", "vanishes", "shrinks", "folder", "pipe", "device", "link", "text", "larger"):
         np.save(maps / f"{name}.npy", random_map(1))
     for name in ("member", "archive"):
-        np.savez(maps / f"{name}.npz", x=random_map(1))
+        np.savez(maps / f"{name}.npz", x=random_map(1), labels=np.arange(5))
     tar_with(maps / "moved.tar", {"x.npy": npy_bytes(random_map(1))})
 
     def change() -> None:
@@ -424,7 +424,7 @@ async def test_files_changed_after_the_listing_are_failures(maps: Path, tmp_path
     assert report.uploaded == 1
     assert {failure.stage for failure in report.failures} == {"read"}
     found = {failure.name: failure.reason for failure in report.failures}
-    assert found.pop("archive/x").startswith("expected an .npz archive (a zip file): ")
+    assert found.pop("archive").startswith("expected an .npz archive (a zip file): ")
     assert found == {
         "vanishes": "the file does not exist: it was moved or deleted, or it is a broken symbolic link",
         "shrinks": "truncated: its header promises 2,400 bytes of data (shape (20, 30), float32), found 872",
@@ -434,8 +434,8 @@ async def test_files_changed_after_the_listing_are_failures(maps: Path, tmp_path
         "link": "a symbolic link points back to itself",
         "text": "expected an .npy file: the magic string is not correct; expected b'\\x93NUMPY', got b'no map'",
         "larger": f"too large: its shape is (50, 50), {TOO_LARGE}",
-        "member/x": "the archive has no array 'x' anymore",
-        "moved/x": "truncated: its data end at byte 3,040, but the archive at byte 700",
+        "member": "the archive has no array 'x' anymore",
+        "moved": "truncated: its data end at byte 3,040, but the archive at byte 700",
     }
 
 
@@ -516,7 +516,7 @@ def everything_bad(folder: Path, evidence: Path) -> dict[str, tuple[str, str]]:
         for name, content in members.items():
             archive.writestr(name, content)
     np.save(folder / "twin.NPY.npy", good)
-    np.savez(folder / "twin.npz", NPY=good)
+    np.savez(folder / "twin.npz", NPY=good, other=good)
     (folder / "twin").mkdir()
     np.save(folder / "twin" / "NPY.npy", good)
     for undecoded in (b"caf\xe9.npy", b"a\nb.npy", b"...npy", b".npy"):
@@ -540,16 +540,11 @@ def everything_bad(folder: Path, evidence: Path) -> dict[str, tuple[str, str]]:
     empty = "empty parts are not allowed; use a relative path such as 'folder/name'"
     expected = {
         "pickled.npy": pickles,
-        "pickled.npz[x]": pickles,
-        "structured.npy": ("colorize", "the values of an activation map must be real numbers; found [('a', '<f4')]"),
         "complex.npy": ("colorize", "the values of an activation map must be real numbers; found complex128"),
         "integers.npy": ("colorize", (
             "an activation map must be uint8, or float with values in [0, 1]; found int64: for other values, set range "
             "to per-map, symmetric or LO,HI"
         )),
-        "text.npy": ("colorize", "the values of an activation map must be real numbers; found <U3"),
-        "0-d.npy": dims("()"),
-        "1-d.npy": dims("(30,)"),
         "3-d.npy": dims("(3, 4, 3)"),
         "4-d.npy": dims("(2, 3, 4, 5)"),
         "5-d.npy": dims("(2, 2, 3, 4, 5)"),
@@ -562,7 +557,7 @@ def everything_bad(folder: Path, evidence: Path) -> dict[str, tuple[str, str]]:
         "magic.npy": ("read", "expected an .npy file: the magic string is not correct"),
         "terabyte.npy": ("read", f"{promises} 1,000,000,000,000 bytes of data (shape (500000, 500000), float32)"),
         "sparse.npy": ("read", f"too large: its shape is (500,000, 500,000), {TOO_LARGE_BY_DEFAULT}"),
-        "bomb.npz[x]": ("read", f"too large: its shape is (20,000, 20,000), {TOO_LARGE_BY_DEFAULT}"),
+        "bomb.npz": ("read", f"too large: its shape is (20,000, 20,000), {TOO_LARGE_BY_DEFAULT}"),
         "empty.npz": ("source", "expected an .npz archive (a zip file): File is not a zip file"),
         "pipe.npy": ("source", "expected a regular file, found a pipe"),
         "device.npy": ("source", "expected a regular file, found a device"),
@@ -610,8 +605,8 @@ async def test_every_kind_of_bad_input_fails_alone(maps: Path, tmp_path: Path) -
     before = tree(tmp_path)
     async with am.Pipeline(out, settings=am.Settings(workers=1)) as pipeline:
         report = await pipeline.run(maps, manifest=tmp_path / "manifest.sqlite")
-    arrived = {*good, "folder.npy/in it", "twin/NPY", "twin.NPY"}
-    assert (report.uploaded, report.failed) == (len(arrived), len(expected)) == (20, 46)
+    arrived = {*good, "folder.npy/in it", "twin/NPY", "twin/other", "twin.NPY"}
+    assert (report.uploaded, report.failed) == (len(arrived), len(expected)) == (21, 41)
     with Manifest(tmp_path / "manifest.sqlite", read_only=True) as manifest:
         rows = list(manifest.rows(failed=True))
     assert {row[0] for row in rows if row[2] == "done"} == arrived
@@ -650,7 +645,7 @@ def test_the_command_names_bad_input_and_exits_with_1(
         cli.main(["run", str(maps), "out", "--progress", "none", "--max-pixels", "1000", "--report", "report.json"])
     assert ended.value.code == 1
     out, err = capsys.readouterr()
-    assert f"2 uploaded, 0 skipped, {len(expected)} failed" in out
+    assert f"3 uploaded, 0 skipped, {len(expected)} failed" in out
     assert all(line.isprintable() for line in err.splitlines())
     command = f"async-maps export {tmp_path}/async-maps.sqlite failures.csv --failed"
     assert f"to list the {len(expected)} failures: {command}" in err
