@@ -31,6 +31,8 @@ FORMATS = {
     ".hdf5": "hdf5",
     ".zarr": "zarr",
     ".safetensors": "safetensors",
+    ".pt": "torch",
+    ".pth": "torch",
 }
 """The module of each suffix. It has a :class:`Reader`, such as ``NpyReader(path, filesystem)`` in ``npy``."""
 
