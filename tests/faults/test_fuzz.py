@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import io
 import json
 import tarfile
@@ -31,6 +32,7 @@ from async_maps.sources.batches import with_key
 from async_maps.sources.formats.registry import Readers
 from async_maps.stores.files import FileStore
 from tests.support.properties import examples
+from tests.support.torch_files import torch_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -73,6 +75,10 @@ def _npy(array: Any = MAP) -> bytes:
     return buffer.getvalue()
 
 
+def _npy_gz(array: Any) -> bytes:
+    return gzip.compress(_npy(array))
+
+
 def _npz(save: Callable[..., None]) -> bytes:
     buffer = io.BytesIO()
     save(buffer, a=MAP, é=STACK)
@@ -82,7 +88,8 @@ def _npz(save: Callable[..., None]) -> bytes:
 def _tar(kind: int) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=kind) as archive:
-        for name, content in {"é" * 20 + ".npy": _npy(), "1.json": b"{}", "2.npy": _npy(STACK)}.items():
+        members = {"é" * 20 + ".npy": _npy(), "1.json": b"{}", "2.npy": _npy(STACK), "3.pt": torch_file([MAP, STACK])}
+        for name, content in (members | {"4.npy.gz": _npy_gz(MAP), "5.npz": _npz(np.savez)}).items():
             member = tarfile.TarInfo(name)
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
@@ -104,17 +111,17 @@ _PACKED = {"chunks": (2, 3, 5), "compression": "gzip", "fletcher32": True}
 @cache
 def originals(suffix: str) -> list[bytes]:
     """Return valid files of a format, one of each kind that its writers make."""
-    match suffix:
-        case ".npy":
-            return [_npy(), _npy(STACK), _npy(MAP.T), _npy(np.zeros(3, [("a", "f4")]))]
-        case ".npz":
-            return [_npz(np.savez), _npz(np.savez_compressed)]
-        case ".tar":
-            return [_tar(kind) for kind in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)]
-        case ".h5":
-            return [_hdf5(libver, **how) for libver in ("earliest", "latest") for how in ({}, _PACKED)]
     tensors: dict[str, Any] = {"a": MAP, "s": STACK, "h": MAP.astype(np.float16), "labels": np.arange(5)}
-    return [safetensors.numpy.save(tensors), safetensors.numpy.save({"a": MAP}, {"made": "here"})]
+    files = {
+        ".npy": lambda: [_npy(), _npy(STACK), _npy(MAP.T), _npy(np.zeros(3, [("a", "f4")]))],
+        ".npz": lambda: [_npz(np.savez), _npz(np.savez_compressed)],
+        ".npy.gz": lambda: [_npy_gz(MAP), _npy_gz(STACK)],
+        ".tar": lambda: [_tar(kind) for kind in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)],
+        ".h5": lambda: [_hdf5(libver, **how) for libver in ("earliest", "latest") for how in ({}, _PACKED)],
+        ".safetensors": lambda: [safetensors.numpy.save(tensors), safetensors.numpy.save({"a": MAP}, {"made": "here"})],
+        ".pt": lambda: [*(torch_file(tensors | {"l": [MAP.T, 3]}, old=old) for old in (False, True)), torch_file(MAP)],
+    }
+    return files[suffix]()
 
 
 @cache
@@ -182,7 +189,7 @@ def list_and_read(place: Path) -> None:
             assert "\n" not in reason
 
 
-_FORMATS = [".npy", ".npz", ".tar", ".h5", ".safetensors"]
+_FORMATS = [".npy", ".npz", ".npy.gz", ".tar", ".h5", ".safetensors", ".pt"]
 CASES = 100
 """The cases for each format; with ``-m long`` 2,000."""
 
@@ -207,9 +214,11 @@ def test_mutated_files_give_only_maps_and_failures(suffix: str, maps: Path) -> N
 _MAGIC = {
     ".npy": b"\x93NUMPY\x01\x00",
     ".npz": b"PK\x03\x04",
+    ".npy.gz": b"\x1f\x8b\x08",
     ".tar": b"",
     ".h5": b"\x89HDF\r\n\x1a\n",
     ".safetensors": b"",
+    ".pt": b"\x80\x02",
 }
 
 

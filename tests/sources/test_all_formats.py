@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -20,7 +21,8 @@ from async_maps.render.colorize import colorize_activation_map
 from async_maps.sources import open_source
 from async_maps.sources.formats.registry import open_reader
 from tests.support.entries import STACK, names_of, only_failure, plane_by_plane, save_tar
-from tests.support.maps import MAP, npy
+from tests.support.maps import MAP, npy, npz
+from tests.support.torch_files import torch_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -48,14 +50,16 @@ def test_other_formats_import_no_library_of_an_extra(maps: Path) -> None:
     np.save(maps / "a.npy", MAP)
     save_tar(maps / "b.tar", {"x.npy": npy(MAP)})
     safetensors.numpy.save_file({"x": MAP}, maps / "c.safetensors")
+    (maps / "d.pt").write_bytes(torch_file(MAP))
+    (maps / "e.npy.gz").write_bytes(gzip.compress(npy(MAP)))
     program = (
         "import sys; from async_maps.sources import open_source\n"
         "from async_maps.sources.formats.registry import Readers\n"
         "for entry in open_source(sys.argv[1]): print(Readers().read(entry.path, entry.part).sum())\n"
-        "print([name for name in ('h5py', 'zarr', 'safetensors') if name in sys.modules])"
+        "print([name for name in ('h5py', 'zarr', 'safetensors', 'torch') if name in sys.modules])"
     )
     answer = subprocess.run([sys.executable, "-c", program, maps], capture_output=True, text=True, check=True)
-    assert answer.stdout.split("\n") == [*[str(MAP.sum())] * 3, "[]", ""]
+    assert answer.stdout.split("\n") == [*[str(MAP.sum())] * 5, "[]", ""]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -71,10 +75,14 @@ def test_a_folder_of_all_formats_becomes_overlays(maps: Path, tmp_path: Path, wo
     zarr.open_group(maps / "group.zarr", mode="w").create_array("g/x", data=STACK[:2])
     zarr.create_array(maps / "array.zarr", data=STACK[:2], zarr_format=2)
     safetensors.numpy.save_file({"x": MAP, "y": STACK[:2]}, maps / "st.safetensors")
+    (maps / "torch.pt").write_bytes(torch_file({"x": MAP, "y": STACK[:2]}))
+    (maps / "gzip.npy.gz").write_bytes(gzip.compress(npy(STACK[:2])))
+    save_tar(maps / "mixed.tar", {"1.cam.pth": torch_file(MAP), "2.npz": npz(x=MAP, y=STACK[:2])})
     expected = {
         "single": MAP, "named/dog": STACK[0], "named/cat/1": STACK[1], "npz/x": MAP, "shard/1": MAP, "st/x": MAP,
+        "torch/x": MAP, "mixed/1.cam": MAP, "mixed/2/x": MAP,
     }  # fmt: skip
-    for name in ("npz/y", "shard/2", "hdf5", "group", "array", "st/y"):
+    for name in ("npz/y", "shard/2", "hdf5", "group", "array", "st/y", "torch/y", "gzip", "mixed/2/y"):
         expected |= plane_by_plane(name, STACK[:2])
     report = am.run(maps, tmp_path / "out", settings=am.Settings(workers=workers))
     assert (report.uploaded, report.failed) == (len(expected), 0)

@@ -160,7 +160,7 @@ def test_an_invalid_tar_is_a_failure(maps: Path, content: bytes) -> None:
 
 def test_a_tar_without_arrays_is_a_failure(maps: Path) -> None:
     save_tar(maps / "a.tar", {"1.jpg": b"an image"})
-    assert only_failure(maps).reason == "the archive contains no arrays (.npy)"
+    assert only_failure(maps).reason == "the archive contains no arrays (.npy, .npz, .npy.gz, .pt, .pth)"
 
 
 @pytest.mark.parametrize("name", ["a.tar.gz", "a.TGZ", "a.tar.xz", "a.tar.bz2"])

@@ -57,6 +57,13 @@ def names_of(entries: Iterable[Entry]) -> list[str]:
     return [entry.name for entry in entries if isinstance(entry, ActivationMap)]
 
 
+def passed_over(place: Path) -> list[str]:
+    """Return what is no map in a source, in the order of the listing."""
+    found: list[str] = []
+    list(open_source(place, pass_over=found.append))
+    return found
+
+
 def only_failure(place: Path) -> Failure:
     (failure,) = (entry for entry in open_source(place) if isinstance(entry, Failure))
     return failure

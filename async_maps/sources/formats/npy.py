@@ -52,10 +52,7 @@ class NpyReader:
 
     def arrays(self) -> Iterator[ListedArray]:
         self._file.seek(0)
-        found = array_in_stream("", None, self._file, self._size)
-        if found.header is not None and found.header.dtype.hasobject:
-            found = found._replace(header=None, problem=_pickled(found.header.shape))
-        yield found
+        yield not_pickled(array_in_stream("", None, self._file, self._size))
 
     def names(self, array: ListedArray, length: int) -> None:
         return None
@@ -92,12 +89,24 @@ def array_in_stream(name: str, part: Part, file: IO[bytes], size: int) -> Listed
     If its header cannot be read, reading the array raises the reason.
     """
     try:
-        header = _read_header(file, size)
+        header = read_header(file, size)
     except SourceError as error:
         return ListedArray(name, part, size, None, str(error))
+    return listed(name, part, header)
+
+
+def listed(name: str, part: Part, header: Header) -> ListedArray:
+    """Return the array with this header."""
     problem = _FORTRAN_STACK if _is_fortran_stack(header) else ""
     array_bytes = math.prod(header.shape) * header.dtype.itemsize
     return ListedArray(name, part, array_bytes, ArrayHeader(header.shape, header.dtype), problem)
+
+
+def not_pickled(array: ListedArray) -> ListedArray:
+    """Return the only array of a file: pickled objects are a problem then, and not passed over as in an archive."""
+    if array.header is None or not array.header.dtype.hasobject:
+        return array
+    return array._replace(header=None, problem=_pickled(array.header.shape))
 
 
 def array_in_member(
@@ -126,13 +135,28 @@ def read_stream(
     Raises:
         SourceError: the file is not an ``.npy`` file, has pickled objects, is truncated, or is too large.
     """
-    header = _read_header(file, size)
+    header, offset = map_at(read_header(file, size), index, max_pixels)
+    file.seek(offset, os.SEEK_CUR)
+    return read_values(file, header, piece)
+
+
+def map_at(header: Header, index: int | None, max_pixels: int | None) -> tuple[Header, int]:
+    """Return the header of an array, or of one map of a stack, and the number of bytes before its values.
+
+    Raises:
+        SourceError: it has pickled objects, is too large, or cannot be read alone.
+    """
+    offset = 0
     if header.dtype.hasobject:
         raise SourceError(_pickled(header.shape))
     if index is not None:
-        header = _seek_map(file, header, index)
+        shape = shape_at("the stack", header.shape, index)
+        if _is_fortran_stack(header):
+            raise SourceError(_FORTRAN_STACK)
+        offset = index * math.prod(shape) * header.dtype.itemsize
+        header = header._replace(shape=shape)
     check_size(header.shape, header.dtype.itemsize, max_pixels)
-    return read_values(file, header, piece)
+    return header, offset
 
 
 def read_values(file: IO[bytes], header: Header, piece: int = sys.maxsize) -> NDArray[Any]:
@@ -146,19 +170,12 @@ def read_values(file: IO[bytes], header: Header, piece: int = sys.maxsize) -> ND
     return data.view(header.dtype).reshape(header.shape, order="F" if header.fortran else "C")
 
 
-def _seek_map(file: IO[bytes], header: Header, index: int) -> Header:
-    shape = shape_at("the stack", header.shape, index)
-    if _is_fortran_stack(header):
-        raise SourceError(_FORTRAN_STACK)
-    file.seek(index * math.prod(shape) * header.dtype.itemsize, os.SEEK_CUR)
-    return header._replace(shape=shape)
-
-
 def _is_fortran_stack(header: Header) -> bool:
     return header.fortran and header.shape[0] > 1 and stack_length(header.shape) is not None
 
 
-def _read_header(file: IO[bytes], size: int) -> Header:
+def read_header(file: IO[bytes], size: int) -> Header:
+    """Read the header of a file of ``size`` bytes; raise SourceError if it is none, or promises more data."""
     if size == 0:
         raise SourceError("expected an .npy file, found an empty one")
     try:

@@ -25,20 +25,24 @@ if TYPE_CHECKING:
 FORMATS = {
     ".npy": "npy",
     ".npz": "npz",
+    ".npy.gz": "npygz",
     ".tar": "tar",
     ".h5": "hdf5",
     ".hdf5": "hdf5",
     ".zarr": "zarr",
     ".safetensors": "safetensors",
+    ".pt": "torch",
+    ".pth": "torch",
 }
 """The module of each suffix. It has a :class:`Reader`, such as ``NpyReader(path, filesystem)`` in ``npy``."""
 
 COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
 """Not supported, but listed, so that they fail with a reason instead of being skipped."""
 
+_LONG_SUFFIXES = (".npy.gz", *COMPRESSED_TARS)
 _LONGEST_SUFFIX = 12
 _ZARR_MARKS = ("zarr.json", ".zgroup", ".zarray")
-_CHUNKED = {"zarr", "hdf5", "npz"}
+_CHUNKED = {"zarr", "hdf5", "npz", "npygz"}
 _BLOCK_BYTES = 512 * 2**10
 """Smaller maps are read together with their neighbors, in one request."""
 
@@ -108,7 +112,7 @@ def suffix_of(path: str) -> str | None:
     if suffix in FORMATS:
         return suffix
     lower = path.lower()
-    return next((suffix for suffix in COMPRESSED_TARS if lower.endswith(suffix)), None)
+    return next((suffix for suffix in _LONG_SUFFIXES if lower.endswith(suffix)), None)
 
 
 def is_hidden(path: str) -> bool:

@@ -103,10 +103,7 @@ class SafetensorsReader:
         check_size(shape, dtype.itemsize, max_pixels)
         self._file.seek(self._data + start)
         array = read_values(self._file, Header(shape, fortran=False, dtype=dtype))
-        if tensor.dtype == "BF16":
-            # A bfloat16 is the upper half of a float32.
-            return (array.astype(np.uint32) << 16).view(np.float32)
-        return array
+        return widened(array) if tensor.dtype == "BF16" else array
 
     def close(self) -> None:
         self._file.close()
@@ -131,6 +128,11 @@ class SafetensorsReader:
                 f"truncated: tensor {name!r} ends at byte {self._data + end:,}, but the file at byte {self._size:,}"
             )
         return _Tensor(dtype, tuple(shape), start, end)
+
+
+def widened(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
+    """Return the values of bfloat16 numbers, given as their bits: a bfloat16 is the upper half of a float32."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
 def _no_dtype(tensor: _Tensor) -> str:
