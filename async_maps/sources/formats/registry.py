@@ -30,6 +30,11 @@ FORMATS = {
     ".hdf5": "hdf5",
     ".zarr": "zarr",
     ".safetensors": "safetensors",
+    ".tif": "tiff",
+    ".tiff": "tiff",
+    ".png": "picture",
+    ".jpg": "picture",
+    ".jpeg": "picture",
 }
 """The module of each suffix. It has a :class:`Reader`, such as ``NpyReader(path, filesystem)`` in ``npy``."""
 
