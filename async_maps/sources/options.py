@@ -23,17 +23,21 @@ LEFT_OUT = "maps left out by include or exclude"
 
 @dataclass(frozen=True, slots=True)
 class SourceOptions:
-    """The settings that decide which parts of a source are maps; each attribute is as in ``Settings``."""
+    """The settings that decide which parts of a source are maps; each attribute is as in ``Settings``.
+
+    ``destination`` is the start of all locators, because overlays are never maps; empty if they go nowhere.
+    """
 
     channels: Channels = "none"
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     column: str | None = None
+    destination: str = ""
 
     @classmethod
-    def of(cls, settings: Settings) -> SourceOptions:
-        """Return the options of settings."""
-        return cls(settings.channels, settings.include, settings.exclude, settings.column)
+    def of(cls, settings: Settings, destination: str = "") -> SourceOptions:
+        """Return the options of settings, for a run into a destination."""
+        return cls(settings.channels, settings.include, settings.exclude, settings.column, destination)
 
     def wants(self, name: str, file: str = "") -> bool:
         """Whether a map is neither left out by ``exclude`` nor missing in ``include``.
@@ -42,6 +46,10 @@ class SourceOptions:
         """
         included = not self.include or _matches(self.include, name, file)
         return included and not self.leaves_out(name, file)
+
+    def names_file(self, name: str, file: str) -> bool:
+        """Whether ``include`` names a file by its suffix: ``*.png`` does, but ``*`` and ``val/*`` do not."""
+        return any(_matches([pattern], name, file) and not _matches([pattern], name, "") for pattern in self.include)
 
     def filter(self, pass_over: PassOver) -> Callable[[str], bool] | None:
         """Return a function that tells which names are wanted, and counts the others; None if all are."""

@@ -11,7 +11,7 @@ from PIL.PngImagePlugin import PngImageFile
 from async_maps.errors import SourceError
 from async_maps.sources.activation_map import ArrayHeader
 from async_maps.sources.formats.metered import MeteredFile
-from async_maps.sources.formats.registry import ListedArray, translate_format_errors
+from async_maps.sources.formats.registry import ListedArray, PassedOver, translate_format_errors
 from async_maps.sources.formats.size import check_size
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ _GRAY = {"1", "L", "LA", "I;16"}
 _DAMAGED = "the picture is damaged or truncated"
 _MAX_METADATA = 16 * 2**20
 """In bytes; Pillow keeps the metadata of a picture in memory."""
+_OVERLAYS = "overlays (PNG with a palette of transparent colors)"
 _TRANSPARENT = "the picture has transparent pixels, but a map has a value for each pixel: save it without transparency"
 
 
@@ -38,62 +39,44 @@ class PictureReader:
     def __init__(self, path: str, filesystem: Filesystem) -> None:
         self._file = filesystem.open(path)
 
-    def arrays(self) -> Iterator[ListedArray]:
-        yield listed_picture("", None, self._file)
+    def arrays(self) -> Iterator[ListedArray | PassedOver]:
+        with translate_format_errors(_DAMAGED):
+            image, _ = _open(self._file)
+            header = _header(image)
+            size = image.width * image.height * header.dtype.itemsize
+            is_overlay = image.mode == "P" and "transparency" in image.info
+            yield PassedOver(_OVERLAYS) if is_overlay else ListedArray("", None, size, header, _refusal(image))
 
     def names(self, array: ListedArray, length: int) -> None:
         return None
 
     def read(self, part: None, index: int | None, max_pixels: int | None = None) -> NDArray[Any]:
-        return read_picture(self._file, max_pixels)
+        with translate_format_errors(_DAMAGED):
+            image, metered = _open(self._file)
+            header = _header(image)
+            check_size(header.shape, header.dtype.itemsize, max_pixels)
+            if refusal := _refusal(image):
+                raise SourceError(refusal)
+            metered.allow(4 * image.width * image.height * header.dtype.itemsize + _MAX_METADATA)
+            values: NDArray[Any] = np.asarray(image)
+        if image.mode == "LA":
+            if values[..., 1].min() < 255:
+                raise SourceError(_TRANSPARENT)
+            values = values[..., 0]
+        if image.mode == "P":
+            grays = _palette(image)[:, 0]
+            if values.max() >= len(grays):
+                raise SourceError(f"{_DAMAGED}: a pixel has a color that is not in the palette")
+            values = grays[values]
+        if image.mode == "1":
+            # Pillow scales 2 and 4 bits to 0 to 255, but not one bit.
+            values = values * np.uint8(255)
+        if isinstance(hidden := image.info.get("transparency"), int) and hidden in values:
+            raise SourceError(_TRANSPARENT)
+        return values
 
     def close(self) -> None:
         self._file.close()
-
-
-def listed_picture(name: str, part: Any, file: IO[bytes]) -> ListedArray:
-    """Return a picture as an array with a name and a part, from its header.
-
-    Raises:
-        SourceError: it is not a PNG or JPEG picture, or its header is damaged.
-    """
-    with translate_format_errors(_DAMAGED):
-        image, _ = _open(file)
-        header = _header(image)
-        return ListedArray(
-            name, part, header.shape[0] * header.shape[1] * header.dtype.itemsize, header, _refusal(image)
-        )
-
-
-def read_picture(file: IO[bytes], max_pixels: int | None = None) -> NDArray[Any]:
-    """Read a gray picture, (h, w) uint8 or uint16; its size is checked before memory is allocated.
-
-    Raises:
-        SourceError: it is not gray, has transparent pixels, is damaged or too large.
-    """
-    with translate_format_errors(_DAMAGED):
-        image, metered = _open(file)
-        header = _header(image)
-        check_size(header.shape, header.dtype.itemsize, max_pixels)
-        if refusal := _refusal(image):
-            raise SourceError(refusal)
-        metered.allow(4 * image.width * image.height * header.dtype.itemsize + _MAX_METADATA)
-        values: NDArray[Any] = np.asarray(image)
-    if image.mode == "LA":
-        if values[..., 1].min() < 255:
-            raise SourceError(_TRANSPARENT)
-        values = values[..., 0]
-    if image.mode == "P":
-        grays = _palette(image)[:, 0]
-        if values.max() >= len(grays):
-            raise SourceError(f"{_DAMAGED}: a pixel has a color that is not in the palette")
-        values = grays[values]
-    if image.mode == "1":
-        # Pillow scales 2 and 4 bits to 0 to 255, but not one bit.
-        values = values * np.uint8(255)
-    if isinstance(hidden := image.info.get("transparency"), int) and hidden in values:
-        raise SourceError(_TRANSPARENT)
-    return values
 
 
 def _open(file: IO[bytes]) -> tuple[ImageFile, MeteredFile]:
@@ -116,10 +99,8 @@ def _refusal(image: ImageFile) -> str:
     if image.mode in _GRAY:
         return ""
     if image.mode == "P":
-        if "transparency" in image.info:
-            return "already a picture: its palette has transparent colors, as in the overlays of async-maps"
         colors = _palette(image)
-        if (colors == colors[:, :1]).all():
+        if "transparency" not in image.info and (colors == colors[:, :1]).all():
             return ""
         return (
             "already a picture: its pixels are indices into a palette of colors; if they are labels, save "
