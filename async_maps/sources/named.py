@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 _BATCH = 256
 _AHEAD = 16
 """The number of objects that are opened concurrently, because each takes a round trip."""
-_LOOK_BYTES = {".npy": 16 * 2**10}
+_LOOK_BYTES = {".npy": 16 * 2**10, ".png": 16 * 2**10, ".jpg": 64 * 2**10, ".jpeg": 64 * 2**10}
 """The size of the first read, for formats whose header suffices to list the maps."""
 _LOOK_BYTES_OTHERS = 2**20
 _APPLE_DOUBLE = bytes.fromhex("00051607")
@@ -105,9 +105,11 @@ def _with_known(files: Sequence[NamedFile | Failure], known: Known) -> Iterator[
 
 def _whole(file: NamedFile) -> Entry | None:
     """Return the map of a file, assuming that it has only one; None if the file must be opened."""
+    is_npy = file.path.lower().endswith(".npy")
     if is_remote(file.path):
-        return _entry(file.name, file.path, ListedMap(None, None, file.size), file.fingerprint)
-    if not file.path.endswith(".npy"):
+        # Of other formats, the listing does not know the size of the array: no earlier run has a map with this part.
+        return _entry(file.name, file.path, ListedMap(None, None if is_npy else 0, file.size), file.fingerprint)
+    if not is_npy:
         return None
     try:
         status = os.stat(file.path)

@@ -51,7 +51,7 @@ def test_a_gray_png_is_a_map_of_its_values(maps: Path, name: str, values: NDArra
     assert_same(read_all(maps), {"a": values})
     (entry,) = open_source(maps)
     assert isinstance(entry, ActivationMap)
-    assert (entry.source, entry.max_bytes) == (str(maps / name), values.nbytes)
+    assert (entry.source, entry.max_bytes, entry.part) == (str(maps / name), values.nbytes, None)
     assert entry.header is not None
     assert (entry.header.shape, entry.header.dtype) == (values.shape, values.dtype)
 

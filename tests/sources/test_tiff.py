@@ -49,6 +49,8 @@ def test_values_of_all_types_are_read(maps: Path, how: dict[str, Any]) -> None:
     for name, array in samples.items():
         (maps / f"{name}.tif").write_bytes(_tiff(array, **how))
     assert_same(read_all(maps), dict(sorted(samples.items())))
+    # Maps with a part are read one by one from S3.
+    assert {entry.part for entry in open_source(maps) if isinstance(entry, ActivationMap)} == {None}
 
 
 @pytest.mark.parametrize("name", ["a.tif", "a.tiff", "a.TIF"])

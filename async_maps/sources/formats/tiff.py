@@ -67,7 +67,7 @@ class _Stack(NamedTuple):
 
 
 class TiffReader:
-    """Reads pages through tifffile; the part of an array is a :class:`_Stack`.
+    """Reads pages through tifffile; the part of an array is a :class:`_Stack`, or None if the file is one page.
 
     Only tags and strips are read by tifffile: its series of pages can open other files, and keep all pages in memory.
     """
@@ -109,8 +109,8 @@ class TiffReader:
     def names(self, array: ListedArray, length: int) -> None:
         return None
 
-    def read(self, part: list[Any], index: int | None = None, max_pixels: int | None = None) -> NDArray[Any]:
-        stack = _Stack(*part)
+    def read(self, part: list[Any] | None, index: int | None = None, max_pixels: int | None = None) -> NDArray[Any]:
+        stack = _Stack(0, 1, self._page(0).shape) if part is None else _Stack(*part)
         shape = tuple(stack.shape) if index is None else shape_at("the stack", tuple(stack.shape), index)
         page = self._page(stack.first)
         if problem := _problem(page):
@@ -311,4 +311,6 @@ def _listed(name: str, page: tifffile.TiffPage, stack: _Stack) -> ListedArray:
     problem = _problem(page)
     dtype = np.dtype(np.uint8 if page.dtype is None else page.dtype)
     header = None if problem else ArrayHeader(stack.shape, dtype)
-    return ListedArray(name, [*stack[:2], list(stack.shape)], math.prod(stack.shape) * dtype.itemsize, header, problem)
+    is_file = not name and stack == _Stack(0, 1, page.shape)
+    part = None if is_file else [stack.first, stack.pages, list(stack.shape)]
+    return ListedArray(name, part, math.prod(stack.shape) * dtype.itemsize, header, problem)
