@@ -111,9 +111,9 @@ class _Walk:
     def _patterns(self) -> Patterns | None:
         return None if self._glob is None else {self._glob}
 
-    def _names(self) -> Generator[str, None, None]:
+    def _names(self, pass_over: PassOver) -> Generator[str, None, None]:
         skip = len(os.path.join(self._folder, ""))
-        for path in self._below(self._folder, self._patterns, lambda _: None, iter):
+        for path in self._below(self._folder, self._patterns, pass_over, iter):
             if not isinstance(path, Failure):
                 yield path[skip:]
 

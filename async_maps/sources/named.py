@@ -180,12 +180,14 @@ def _maps_in(file: NamedFile, open_file: Callable[[], tuple[Filesystem, str]], s
     try:
         opened, fingerprint = open_file()
         with closing(open_reader(file.path, opened)) as reader:
-            for found in maps_in_reader(reader, scan.options, scan.pass_over, partial(_open_names, file.path, opened)):
+            names = partial(_open_names, file.path, opened)
+            for found in maps_in_reader(reader, scan.options, scan.pass_over, names, partial(_is_named, scan, file)):
                 if found.problem and found.name is None and _is_apple_double(file.path, opened):
                     scan.pass_over(HIDDEN)
                     return
                 entry = _entry(file.name, file.path, found, fingerprint)
-                if scan.options.wants(entry.name, file.with_suffix):
+                members = [f"{file.name}/{found.picture}"] if found.picture else []
+                if scan.options.wants(entry.name, file.with_suffix, *members):
                     yield _with_row(entry, file)
                 else:
                     scan.pass_over(LEFT_OUT)
@@ -195,6 +197,12 @@ def _maps_in(file: NamedFile, open_file: Callable[[], tuple[Filesystem, str]], s
             return
         # A missing extra affects only files of its format.
         yield _failed(file, translate_os_error(error))
+
+
+def _is_named(scan: Scan, file: NamedFile, picture: str) -> bool:
+    """Whether ``include`` names a picture in an archive."""
+    path = f"{file.name}/{picture}"
+    return scan.options.names_file(without_suffix(path), path)
 
 
 def _is_apple_double(path: str, filesystem: Filesystem) -> bool:

@@ -39,13 +39,13 @@ class SourceOptions:
         """Return the options of settings, for a run into a destination."""
         return cls(settings.channels, settings.include, settings.exclude, settings.column, destination)
 
-    def wants(self, name: str, file: str = "") -> bool:
+    def wants(self, name: str, *files: str) -> bool:
         """Whether a map is neither left out by ``exclude`` nor missing in ``include``.
 
-        ``file`` is the path of its file below the source, with the suffix; empty if it is not in a file.
+        ``files`` are the paths below the source, with the suffix, of its file and of its member in an archive.
         """
-        included = not self.include or _matches(self.include, name, file)
-        return included and not self.leaves_out(name, file)
+        included = not self.include or any(_matches(self.include, name, file) for file in files or ("",))
+        return included and not self.leaves_out(name, *files)
 
     def names_file(self, name: str, file: str) -> bool:
         """Whether ``include`` names a file by its suffix: ``*.png`` does, but ``*`` and ``val/*`` do not."""
@@ -64,9 +64,9 @@ class SourceOptions:
 
         return wanted
 
-    def leaves_out(self, name: str, file: str = "") -> bool:
+    def leaves_out(self, name: str, *files: str) -> bool:
         """Whether ``exclude`` leaves out a map, or a file with all of its maps."""
-        return bool(self.exclude) and _matches(self.exclude, name, file)
+        return bool(self.exclude) and any(_matches(self.exclude, name, file) for file in files or ("",))
 
 
 def shown_passed_over(counts: Mapping[str, int]) -> str:

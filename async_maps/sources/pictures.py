@@ -5,12 +5,13 @@ from __future__ import annotations
 from contextlib import closing
 from typing import TYPE_CHECKING
 
+from async_maps.sources.formats.others import ARRAYS_NOT_READ
 from async_maps.sources.formats.registry import shown_suffix, without_suffix
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
-    from async_maps.sources.options import Scan
+    from async_maps.sources.options import PassOver, Scan
 
 OVERLAYS = "folders of overlays (the destination)"
 OWN_PNG = ".png in the destination"
@@ -27,10 +28,12 @@ class Pictures:
     """Decides which files of a folder are maps: those of the lowest rank, and pictures that are named.
 
     So PNG and JPEG files are maps only if the folder has no other format, and TIFF files only if it has none but these.
+    Formats of arrays that are not read, such as pickles, count too: the pictures are probably images.
 
     Args:
         scan: how the source is listed.
-        search: yields the paths of all files of the folder and its subfolders, relative to it, in any order.
+        search: yields the paths of the files of all formats in the folder and its subfolders, relative to it, in any
+            order; its argument is called for each other file, as :attr:`Scan.pass_over`.
         names: whether the place of the source, a glob, names a picture.
         is_destination: whether overlays are written into this folder; then its PNG files are never maps.
     """
@@ -38,7 +41,7 @@ class Pictures:
     def __init__(
         self,
         scan: Scan,
-        search: Callable[[], Generator[str, None, None]],
+        search: Callable[[PassOver], Generator[str, None, None]],
         names: Callable[[str], bool] = lambda _: False,
         is_destination: bool = False,
     ) -> None:
@@ -76,10 +79,16 @@ class Pictures:
 
     def _lowest_rank(self) -> int:
         lowest = max(_RANKS.values())
-        with closing(self._search()) as files:
+
+        def see(what: str) -> None:
+            nonlocal lowest
+            if what in ARRAYS_NOT_READ:
+                lowest = 0
+
+        with closing(self._search(see)) as files:
             for file in files:
-                if rank_of(file) < lowest and not self._scan.options.leaves_out(without_suffix(file), file):
-                    lowest = rank_of(file)
-                    if lowest == 0:
-                        break
+                if not self._scan.options.leaves_out(without_suffix(file), file):
+                    lowest = min(lowest, rank_of(file))
+                if lowest == 0:
+                    break
         return lowest

@@ -94,11 +94,14 @@ class S3Objects:
                 return False
             return True
 
-        def names() -> Generator[str, None, None]:
-            for found in self._objects(filesystem, prefix, root, _ignore):
+        def names(pass_over: PassOver) -> Generator[str, None, None]:
+            for found in self._objects(filesystem, prefix, root, pass_over):
                 key = _zarr_root(found.key, len(root)) or found.key
-                if suffix_of(key) and wanted(key, _ignore):
-                    yield key[len(root) :]
+                if wanted(key, pass_over):
+                    if suffix_of(key):
+                        yield key[len(root) :]
+                    else:
+                        pass_over(shown_suffix(key))
 
         def is_named(file: str) -> bool:
             return selects is not None and not selects(f"{root}{without_suffix(file)}")
@@ -136,10 +139,6 @@ class S3Objects:
     def _file(self, key: str, root: str, fingerprint: str | None, size: int = 0) -> NamedFile:
         path = str(S3Address(self._bucket, key))
         return NamedFile(without_suffix(key[len(root) :]), path, "", fingerprint, size)
-
-
-def _ignore(_: str) -> None:
-    """Count nothing."""
 
 
 def _folder_of(key: str) -> str:

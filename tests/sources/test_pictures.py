@@ -45,6 +45,8 @@ def _listed(place: object, **options: Any) -> tuple[list[str], dict[str, int]]:
         (["a/1.npy", "z/1.png"], ["a/1"], {".png": 1}),
         (["a.png", "notes.txt", ".hidden.npy"], ["a"], {".txt": 1, "hidden files": 1}),
         (["a.png", "__MACOSX/x.npy"], ["a"], {"hidden files": 1}),
+        (["a.png", "b.pkl"], [], {".png": 1, ".pkl": 1}),
+        (["a/1.png", "z/b.nii.gz"], [], {".png": 1, ".gz": 1}),
     ],
 )
 def test_pictures_are_maps_if_the_folder_has_no_other_format(
