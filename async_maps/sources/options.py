@@ -71,7 +71,7 @@ class SourceOptions:
 
 def shown_passed_over(counts: Mapping[str, int]) -> str:
     """Return the counts of what was passed over, by suffix or text, as a line for people."""
-    found = sorted(counts.items(), key=lambda item: (" " in item[0], -item[1]))
+    found = sorted(counts.items(), key=lambda item: (" " in item[0], -item[1], not item[0], item[0]))
     shown = (
         f"{what}: {count:,}" if " " in what else f"{count:,} {what or 'without a suffix'}" for what, count in found
     )

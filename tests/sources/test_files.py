@@ -265,11 +265,11 @@ def test_a_missing_source_is_refused(maps: Path, monkeypatch: pytest.MonkeyPatch
     assert str(refusal.value).isprintable()
 
 
-@pytest.mark.parametrize("name", ["notes.txt", "npy", "x.npy.gz", "x.gif"])
+@pytest.mark.parametrize("name", ["npy", "x.wav"])
 def test_a_file_with_another_suffix_is_refused(maps: Path, name: str) -> None:
     (maps / name).write_bytes(b"")
     with pytest.raises(
-        SourceError, match=r"is not a file of activation maps; expected a name that ends in \.npy, \.npz, \.tar, "
+        SourceError, match=r"is not a file of activation maps: expected a name that ends in \.npy, \.npz, \.tar, "
     ):
         open_source(maps / name)
 
