@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections import Counter
 from collections.abc import AsyncIterable, Iterable
 from contextlib import aclosing
@@ -275,7 +274,7 @@ def with_key(entry: Entry, prefix: str, template: KeyTemplate, locator: Callable
 
 def _replaces(path: str, key: str, locator: Callable[[str], str]) -> bool:
     # Most maps have another suffix than their overlays.
-    if os.path.splitext(path)[1] != os.path.splitext(key)[1]:
+    if path[-4:] != key[-4:]:
         return False
     place = locator(key)
     return path in {place, file_path(place)}

@@ -62,7 +62,7 @@ class Pictures:
         """
         rank, options = rank_of(file), self._scan.options
         if rank == 0:
-            if not options.leaves_out(without_suffix(file), file):
+            if self._lowest != 0 and not options.leaves_out(without_suffix(file), file):
                 self._lowest = 0
             return True
         if self._is_destination and file.lower().endswith(".png"):

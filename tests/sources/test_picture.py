@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,10 +18,9 @@ from async_maps.sources import open_source
 from async_maps.sources.activation_map import ActivationMap
 from async_maps.sources.formats.picture import PictureReader
 from tests.support.entries import assert_same, names_of, only_failure, read_all, why_not
+from tests.support.pictures import run_advice
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from numpy.typing import NDArray
 
 pytestmark = pytest.mark.fast
@@ -116,7 +116,8 @@ def test_a_picture_with_colors_is_refused_by_its_header(maps: Path, mode: str) -
     assert isinstance(entry, ActivationMap)
     assert entry.problem == why_not(entry)
     assert entry.problem.startswith(f"already a picture: its pixels have the colors {mode}")
-    assert "Image.open(path).convert('L')" in entry.problem
+    run_advice(entry.problem, Path(str(entry.path)), maps / "b.png")
+    assert read_all(maps / "b.png")["b"].shape == (3, 4)
 
 
 def test_labels_with_a_palette_of_colors_are_refused_with_advice(maps: Path) -> None:
@@ -124,7 +125,9 @@ def test_labels_with_a_palette_of_colors_are_refused_with_advice(maps: Path) -> 
     image.putpalette([0, 0, 0, 255, 0, 0])
     image.save(maps / "a.png")
     (entry,) = open_source(maps)
-    assert "if they are labels, save np.asarray(Image.open(path)) as .npy" in why_not(entry)
+    run_advice(why_not(entry), maps / "a.png", maps / "b.npy")
+    with Image.open(maps / "a.png") as labels:
+        np.testing.assert_array_equal(np.load(maps / "b.npy"), np.asarray(labels))
 
 
 def test_the_size_is_checked_before_pixels_are_decoded(maps: Path) -> None:

@@ -86,7 +86,7 @@ def test_sixteen_bits_need_a_range_which_the_reason_names(maps: Path, tmp_path: 
     report = am.run(maps, tmp_path / "out", settings=SETTINGS)
     (failure,) = report.failures
     assert (
-        "found uint16: for other values, set range to per-map, 0,65535 (all 16-bit values) or LO,HI" in failure.reason
+        "found uint16: for other values, set range to 0,65535 (all 16-bit values), per-map or LO,HI" in failure.reason
     )
     dry = am.dry_run(maps, tmp_path / "out", settings=SETTINGS)
     assert [found.reason for found in dry.failures] == [failure.reason]

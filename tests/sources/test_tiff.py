@@ -21,6 +21,7 @@ from async_maps.sources.formats.tiff import TiffReader
 from async_maps.sources.options import SourceOptions
 from tests.support.entries import STACK, assert_same, kinds_of_numbers, only_failure, plane_by_plane, read_all, why_not
 from tests.support.maps import MAP
+from tests.support.pictures import run_advice
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -133,11 +134,13 @@ def test_compressed_files_are_read(maps: Path, codec: str, how: dict[str, Any]) 
 
 def test_a_codec_without_a_limit_is_refused_with_advice(maps: Path) -> None:
     pytest.importorskip("imagecodecs")
-    (maps / "a.tif").write_bytes(_tiff((MAP * 255).astype("u1"), compression="jpeg2000"))
+    values = (MAP * 255).astype("u1")
+    (maps / "a.tif").write_bytes(_tiff(values, compression="jpeg2000"))
     (entry,) = open_source(maps)
-    assert why_not(entry).startswith(
-        "it is compressed with JPEG2000, which is not read: save it with tifffile.imwrite("
-    )
+    reason = why_not(entry)
+    assert reason.startswith("it is compressed with JPEG2000, which is not read; run tifffile.imwrite(")
+    run_advice(reason, maps / "a.tif", maps / "b.tif")
+    assert_same(read_all(maps / "b.tif"), {"b": values})
 
 
 def test_without_imagecodecs_a_compressed_file_names_the_package(maps: Path) -> None:
@@ -171,7 +174,8 @@ def test_labels_with_a_palette_are_refused_with_advice(maps: Path) -> None:
     palette = np.zeros((3, 256), "u2")
     (maps / "a.tif").write_bytes(_tiff(np.zeros((3, 4), "u1"), photometric="palette", colormap=palette))
     (entry,) = open_source(maps)
-    assert "if they are labels, save tifffile.imread(path) as .npy" in why_not(entry)
+    run_advice(why_not(entry), maps / "a.tif", maps / "b.npy")
+    np.testing.assert_array_equal(np.load(maps / "b.npy"), np.zeros((3, 4), "u1"))
 
 
 def test_floats_with_three_samples_keep_their_axis(maps: Path) -> None:

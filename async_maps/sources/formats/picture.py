@@ -103,14 +103,14 @@ def _refusal(image: ImageFile) -> str:
         if "transparency" not in image.info and (colors == colors[:, :1]).all():
             return ""
         return (
-            "already a picture: its pixels are indices into a palette of colors; if they are labels, save "
-            "np.asarray(Image.open(path)) as .npy"
+            "already a picture: its pixels are indices into a palette of colors; if they are labels, run "
+            "numpy.save(new_path, numpy.asarray(PIL.Image.open(path)))"
         )
     if str(image.tile[0].args).startswith("LA"):
         return _TRANSPARENT
     return (
         f"already a picture: its pixels have the colors {image.mode}, but a map has one value for each pixel; if it is "
-        "gray, save Image.open(path).convert('L')"
+        "gray, run PIL.Image.open(path).convert('L').save(new_path)"
     )
 
 

@@ -283,8 +283,8 @@ def _problem(page: tifffile.TiffPage) -> str:
         return _no_dtype(page)
     if page.photometric == _PALETTE:
         return (
-            "already a picture: its pixels are indices into a palette of colors; if they are labels, save "
-            "tifffile.imread(path) as .npy"
+            "already a picture: its pixels are indices into a palette of colors; if they are labels, run "
+            "numpy.save(new_path, tifffile.imread(path))"
         )
     if page.photometric not in _GRAY and page.dtype.kind in "ub":
         return f"already a picture: its colors are {_shown(page.photometric)}, but a map has one value for each pixel"
@@ -295,7 +295,7 @@ def _compression_problem(compression: int) -> str:
     codec = _CODECS.get(compression)
     if codec is None:
         return (
-            f"it is compressed with {_shown(compression)}, which is not read: save it with "
+            f"it is compressed with {_shown(compression)}, which is not read; run "
             "tifffile.imwrite(new_path, tifffile.imread(path), compression='zlib')"
         )
     if find_spec("imagecodecs") is None:
