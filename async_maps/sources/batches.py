@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections import Counter
 from collections.abc import AsyncIterable, Iterable
 from contextlib import aclosing
@@ -277,4 +278,5 @@ def _replaces(path: str, key: str, locator: Callable[[str], str]) -> bool:
     if path[-4:] != key[-4:]:
         return False
     place = locator(key)
-    return path in {place, file_path(place)}
+    local = file_path(place)
+    return place == path if local is None else os.path.realpath(local) == os.path.realpath(path)

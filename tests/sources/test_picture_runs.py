@@ -122,6 +122,8 @@ def test_a_map_is_not_replaced_by_its_overlay(maps: Path, tmp_path: Path) -> Non
     (failure,) = report.failures
     assert failure.reason == "its overlay would replace it: choose another destination, or another key"
     assert (maps / "a.png").read_bytes() == gray_png()
+    (tmp_path / "link").symlink_to(maps)
+    assert am.run(maps / "a.png", tmp_path / "link", settings=SETTINGS).failures[0].reason == failure.reason
     settings = am.Settings(workers=0, key="{name}-overlay.png")
     assert am.run(maps / "a.png", maps, settings=settings).uploaded == 1
     (tmp_path / "list.csv").write_text("name,path\nmaps/a,maps/a.png\n")

@@ -1,4 +1,4 @@
-"""A file whose readers keep what they read in memory: it refuses to be read further than a budget."""
+"""A file with a budget of bytes, for libraries that keep what they read in memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class MeteredFile(io.BufferedIOBase):
-    """A file that can be read until its budget is spent. Closing it leaves the file open.
+    """A file of which only a number of bytes can be read. Closing it leaves the file open.
 
     Args:
         file: the file, at any position.
@@ -29,19 +29,15 @@ class MeteredFile(io.BufferedIOBase):
         self._left = budget
 
     def readable(self) -> bool:
-        """Return True."""
         return True
 
     def seekable(self) -> bool:
-        """Return True."""
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
-        """Change the position of the file."""
         return self._file.seek(offset, whence)
 
     def tell(self) -> int:
-        """Return the position of the file."""
         return self._file.tell()
 
     def read(self, size: int | None = -1, /) -> bytes:
@@ -52,7 +48,7 @@ class MeteredFile(io.BufferedIOBase):
         """
         if size is None or size < 0:
             size = self._left + 1
-        # A file allocates all that it is asked for, even if it is shorter. The last byte shows that there is more.
+        # A file allocates all that it is asked for, even if it is shorter.
         data = self._file.read(min(size, self._left + 1))
         self._spend(len(data))
         return data
