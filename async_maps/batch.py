@@ -204,7 +204,10 @@ async def adry_run(  # noqa: PLR0913  # those of arun()
     template = settings.key_template
 
     async def plan() -> None:
-        async with reporting(on_progress, report, source), open_store(destination, settings) as store:
+        async with (
+            reporting(on_progress, report, source, settings=settings),
+            open_store(destination, settings) as store,
+        ):
             await store.check()
             report.destination = store.destination
             async with open_reader(manifest, store.identity) as recorder:
@@ -218,6 +221,7 @@ async def adry_run(  # noqa: PLR0913  # those of arun()
                     known=None if select == "all" else recorder.known_done,
                     limit=limit,
                     pass_over=report.pass_over,
+                    destination=store.destination,
                 )
                 listing = numbered(listing) if template.needs_index else listing
                 claims = Claims(lambda map_: store.locator(template.key(store.prefix, map_.name, map_.index)))
@@ -228,7 +232,7 @@ async def adry_run(  # noqa: PLR0913  # those of arun()
                         listing = recorder.select_maps(listing, select, report)
                     async with aclosing(listing) as batches:
                         async for batch in batches:
-                            entries = [with_key(entry, store.prefix, template) for entry in batch]
+                            entries = [with_key(entry, store.prefix, template, store.locator) for entry in batch]
                             if template.may_collide:
                                 entries = await to_thread.run_sync(claims.check, entries)
                             checked = [_checked(entry, value_range, settings.max_pixels) for entry in entries]

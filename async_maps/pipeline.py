@@ -363,7 +363,14 @@ class Pipeline:
         invisible = InvisibleMaps()
 
         async def main() -> None:
-            async with reporting(on_progress, report, source, self.statistics, reads_all=not self._range.is_known):
+            async with reporting(
+                on_progress,
+                report,
+                source,
+                self.statistics,
+                settings=self.settings,
+                reads_all=not self._range.is_known,
+            ):
                 await self._run(source, manifest, select, report, invisible.count)
 
         try:
@@ -493,6 +500,7 @@ class Pipeline:
             known=known,
             limit=limit,
             pass_over=pass_over,
+            destination=self._opened()[1].store.destination,
         )
         return numbered(listing) if self._template.needs_index else listing
 
@@ -548,7 +556,8 @@ class Pipeline:
     async def _claimed(self, entries: list[Entry]) -> list[Entry]:
         """Turn maps whose overlay would overwrite another map's into failures."""
         _, stages = self._opened()
-        entries = [with_key(entry, stages.store.prefix, self._template) for entry in entries]
+        store = stages.store
+        entries = [with_key(entry, store.prefix, self._template, store.locator) for entry in entries]
         return entries if self._claims is None else await to_thread.run_sync(self._claims.check, entries)
 
     async def _submit(

@@ -15,11 +15,13 @@ from async_maps.errors import AsyncMapsError, SettingsError
 from async_maps.filesystems.filesystem import is_remote
 from async_maps.sources import open_source, place_of
 from async_maps.sources.activation_map import ActivationMap
+from async_maps.sources.options import SourceOptions
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
     from async_maps.report import Report
+    from async_maps.settings import Settings
     from async_maps.stages.meters import Statistics
 
     OnProgress: TypeAlias = Callable[["Progress"], object]
@@ -139,12 +141,13 @@ class Progress:
 
 
 @asynccontextmanager
-async def reporting(
+async def reporting(  # noqa: PLR0913  # one argument a concern
     on_progress: OnProgress | None,
     report: Report,
     source: object,
     statistics: Callable[[], Statistics] | None = None,
     *,
+    settings: Settings | None = None,
     reads_all: bool = False,
 ) -> AsyncIterator[None]:
     """Call ``on_progress`` on the event loop inside the ``with`` block, five times a second and once at its end.
@@ -157,7 +160,11 @@ async def reporting(
         return
     if inspect.iscoroutinefunction(on_progress):
         raise SettingsError("on_progress must be a function; found a coroutine function")
-    count = SourceCount(source, None if reads_all else report.limit)
+
+    def options() -> SourceOptions:
+        return SourceOptions() if settings is None else SourceOptions.of(settings, report.destination)
+
+    count = SourceCount(source, None if reads_all else report.limit, options)
     started = monotonic()
 
     def show(ended: bool) -> None:
@@ -194,12 +201,15 @@ async def _counting(count: SourceCount) -> AsyncIterator[None]:
 class SourceCount:
     """Counts the maps of a source in a thread, while the run lists the source more slowly."""
 
-    def __init__(self, source: object, limit: int | None = None) -> None:
+    def __init__(
+        self, source: object, limit: int | None = None, options: Callable[[], SourceOptions] = SourceOptions
+    ) -> None:
         self.total: int | None = None
         self.wanted = False
         self.stopped = False
         self.place = place_of(source)
         """None if the source cannot be listed twice."""
+        self._options = options
         self._limit = limit
         self._countable = True
         self._sizes: set[str] = set()
@@ -208,7 +218,7 @@ class SourceCount:
         """Count the maps, and set ``total``."""
         total = 0
         try:
-            for entry in open_source(self.place or "", known=self._assume_single):
+            for entry in open_source(self.place or "", known=self._assume_single, options=self._options()):
                 total += 1
                 if self.stopped:
                     return

@@ -21,6 +21,8 @@ from tests.support.pipelines import until
 from tests.support.progress import make_progress, make_report, make_statistics
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from async_maps.filesystems.filesystem import Filesystem
     from async_maps.sources.formats.registry import Reader
 
@@ -217,16 +219,16 @@ async def test_a_cancelled_run_closes_its_display(place: Path) -> None:
 
 async def test_counting_a_long_source_ends_with_the_run(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     entered, may_go_on, listed = threading.Event(), threading.Event(), []
-    walk = files._walk
+    walk = files._Walk.files
 
-    def slow(*arguments: object) -> object:
-        for path in walk(*arguments):  # type: ignore[arg-type]
+    def slow(self: files._Walk) -> Iterator[str | Failure]:
+        for path in walk(self):
             listed.append(path)
             entered.set()
             assert may_go_on.wait(60)
             yield path
 
-    monkeypatch.setattr(files, "_walk", slow)
+    monkeypatch.setattr(files._Walk, "files", slow)
     monkeypatch.setattr(named, "_BATCH", 1)
     async with reporting(_Recording(), Report(), place, make_statistics):
         assert await asyncio.to_thread(entered.wait, 60)

@@ -95,9 +95,10 @@ def check_dtype(dtype: np.dtype[Any], value_range: ValueRange) -> None:
     if dtype.kind not in "fiub":
         raise InputValidationError(f"the values of an activation map must be real numbers; found {dtype}")
     if value_range.kind == "unit" and dtype.kind != "f" and dtype != np.uint8:
+        first = "0,65535 (all 16-bit values), per-map" if dtype == np.uint16 else "per-map, symmetric"
         raise InputValidationError(
             f"an activation map must be uint8, or float with values in [0, 1]; found {dtype}: for other values, set "
-            "range to per-map, symmetric or LO,HI"
+            f"range to {first} or LO,HI"
         )
 
 

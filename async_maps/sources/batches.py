@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections import Counter
 from collections.abc import AsyncIterable, Iterable
 from contextlib import aclosing
@@ -19,6 +20,7 @@ from anyio import CapacityLimiter, to_thread
 
 from async_maps.errors import InputValidationError, SettingsError, SourceError
 from async_maps.filesystems.filesystem import Filesystems
+from async_maps.filesystems.locators import file_path
 from async_maps.outcomes import Failure
 from async_maps.settings import Settings
 from async_maps.sources import Source, is_stdin, open_source
@@ -56,6 +58,7 @@ async def list_maps(  # noqa: PLR0913  # one argument a choice
     known: Known | None = None,
     limit: int | None = None,
     pass_over: PassOver = lambda _: None,
+    destination: str = "",
 ) -> AsyncGenerator[list[Entry], None]:
     """Yield the maps of a source, in batches of those that are available.
 
@@ -71,12 +74,13 @@ async def list_maps(  # noqa: PLR0913  # one argument a choice
         known: as for :func:`open_source`.
         limit: the maximum number of maps; no further item is taken from an iterable. None for all.
         pass_over: as for :func:`open_source`.
+        destination: the start of the locators of overlays, which are no maps of the source.
 
     Raises:
         SourceError: the place does not exist, or contains no map.
     """
     settings = settings or Settings()
-    options, passed_over = SourceOptions.of(settings), Counter[str]()
+    options, passed_over = SourceOptions.of(settings, destination), Counter[str]()
 
     def count(what: str) -> None:
         passed_over[what] += 1
@@ -256,11 +260,23 @@ async def numbered(listing: AsyncGenerator[list[Entry], None]) -> AsyncGenerator
             ]
 
 
-def with_key(entry: Entry, prefix: str, template: KeyTemplate) -> Entry:
-    """Return the map if its key is valid; else its failure."""
+def with_key(entry: Entry, prefix: str, template: KeyTemplate, locator: Callable[[str], str] | None = None) -> Entry:
+    """Return the map if its key is valid, and its overlay does not replace its file; else its failure."""
     if isinstance(entry, ActivationMap):
         try:
-            template.key(prefix, entry.name, entry.index)
+            key = template.key(prefix, entry.name, entry.index)
         except InputValidationError as error:
             return Failure(entry.name, entry.source, entry.fingerprint, "source", str(error))
+        if locator is not None and entry.path is not None and _replaces(entry.path, key, locator):
+            reason = "its overlay would replace it: choose another destination, or another key"
+            return Failure(entry.name, entry.source, entry.fingerprint, "source", reason)
     return entry
+
+
+def _replaces(path: str, key: str, locator: Callable[[str], str]) -> bool:
+    # Most maps have another suffix than their overlays.
+    if path[-4:] != key[-4:]:
+        return False
+    place = locator(key)
+    local = file_path(place)
+    return place == path if local is None else os.path.realpath(local) == os.path.realpath(path)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from async_maps.errors import SourceError
 from async_maps.filesystems.spill import Spill
-from async_maps.sources.formats.registry import SAME_NAME, ListedArray, PassedOver
+from async_maps.sources.formats.registry import SAME_NAME, ListedArray, PassedOver, shown_suffix
 from async_maps.sources.formats.stacks import not_a_map, position_names, read_names, shape_at, stack_length
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ class ListedMap(NamedTuple):
         header: as in :class:`~async_maps.sources.activation_map.ActivationMap`.
         problem: as in :class:`~async_maps.sources.activation_map.ActivationMap`.
         refusal: the reason why it is not a map of its name; else empty.
+        picture: as in :class:`~async_maps.sources.formats.registry.ListedArray`.
     """
 
     name: str | None
@@ -41,6 +42,7 @@ class ListedMap(NamedTuple):
     header: ArrayHeader | None = None
     problem: str = ""
     refusal: str = ""
+    picture: str = ""
 
 
 def maps_in_reader(
@@ -48,6 +50,7 @@ def maps_in_reader(
     options: SourceOptions,
     pass_over: Callable[[str], object],
     open_names: Callable[[], BinaryIO | None] = lambda: None,
+    is_named: Callable[[str], bool] = lambda _: False,
 ) -> Iterator[ListedMap]:
     """Yield the maps in a file.
 
@@ -59,13 +62,14 @@ def maps_in_reader(
         options: which parts of it are maps.
         pass_over: called with a text for each array that is no map.
         open_names: opens the list of names beside the file, which names the maps of its only stack.
+        is_named: whether ``include`` names a picture in an archive, by its path there.
 
     Raises:
         SourceError: as a :class:`Reader`; or there are several columns and none is chosen, or a list of names is
             damaged.
         OSError: the file cannot be read.
     """
-    arrays = _chosen(_arrays(reader, pass_over), options.column)
+    arrays = _chosen(_arrays(reader.arrays(), pass_over, is_named), options.column)
     for array, is_only in _with_only(arrays):
         name = None if is_only else array.name
         length = array.rows
@@ -80,12 +84,18 @@ def maps_in_reader(
             yield found._replace(refusal=refusal) if refusal else found
 
 
-def _arrays(reader: Reader, pass_over: Callable[[str], object]) -> Iterator[ListedArray]:
-    for found in reader.arrays():
+def _arrays(
+    listed: Iterator[ListedArray | PassedOver], pass_over: Callable[[str], object], is_named: Callable[[str], bool]
+) -> Iterator[ListedArray]:
+    for found in listed:
         if isinstance(found, PassedOver):
             pass_over(found.what)
         elif found.header is not None and found.rows is None and (what := not_a_map(*found.header[:2])):
             pass_over(what)
+        elif found.look is not None and is_named(found.picture):
+            yield from _arrays(found.look(), pass_over, is_named)
+        elif found.look is not None:
+            pass_over(shown_suffix(found.picture))
         else:
             yield found
 
@@ -127,7 +137,7 @@ def _map(array: ListedArray, name: str | None, index: int | None, length: int | 
         if header is not None and array.rows is None:
             header = header._replace(shape=shape_at("the stack", header.shape, 0))
     part = None if array.part is None and index is None else [array.part, index]
-    return ListedMap(name, part, size, header, array.problem, array.refusal)
+    return ListedMap(name, part, size, header, array.problem, array.refusal, array.picture)
 
 
 def _names(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from fnmatch import fnmatchcase
-from functools import partial
 from glob import has_magic
 from itertools import islice
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from async_maps.errors import SourceError, translate_os_error
 from async_maps.filesystems.filesystem import Filesystems
+from async_maps.filesystems.locators import file_path
 from async_maps.filesystems.spill import Spill
 from async_maps.keys import printable
 from async_maps.outcomes import Failure
@@ -26,9 +26,10 @@ from async_maps.sources.formats.registry import (
 )
 from async_maps.sources.named import NamedFile, maps_in_named
 from async_maps.sources.options import Scan
+from async_maps.sources.pictures import OVERLAYS, Pictures
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Set
+    from collections.abc import Callable, Generator, Iterable, Iterator, Set
     from typing import TypeAlias
 
     from async_maps.sources.activation_map import ActivationMap
@@ -48,7 +49,7 @@ def open_files(place: str | os.PathLike[str], scan: Scan) -> Files:
         if is_one_source(path):
             folder = os.path.abspath(path)
             return Files(os.path.dirname(folder), lambda: [folder], scan)
-        return Files(path, partial(_walk, os.path.abspath(path), None, scan.pass_over), scan)
+        return Files(path, _Walk(path, None, scan).files, scan)
     if os.path.lexists(path):
         if suffix_of(path) is None:
             raise SourceError(not_read(path))
@@ -56,7 +57,7 @@ def open_files(place: str | os.PathLike[str], scan: Scan) -> Files:
     if has_magic(path):
         folder, pattern = _split_glob(path)
         if os.path.isdir(folder):
-            return Files(folder, partial(_walk, os.path.abspath(folder), {pattern}, scan.pass_over), scan)
+            return Files(folder, _Walk(folder, pattern, scan).files, scan)
         path = folder
     raise SourceError(f"no such file or folder: {printable(path)}")
 
@@ -86,28 +87,73 @@ def _split_glob(path: str) -> tuple[str, tuple[str, ...]]:
     return str(Path(*parts[:fixed])), (*pattern, "*") if pattern[-1] == "**" else pattern
 
 
-def _walk(
-    folder: str, wanted: Patterns | None, pass_over: PassOver, above: tuple[tuple[int, int], ...] = ()
-) -> Iterator[str | Failure]:
-    """Yield every selected file below a folder, sorted, one folder's listing at a time.
+class _Walk:
+    """The selected files below a folder; without a glob, all but hidden files.
 
-    Symbolic links are followed, except loops. Without patterns all files are selected, but no hidden ones. ``above``
-    has the device and inode of each folder above this one.
+    Symbolic links are followed, except loops. The folder of the destination is passed over.
     """
-    try:
-        status = os.stat(folder)
-        identity = (status.st_dev, status.st_ino)
-        if identity in above:
-            yield _failure(folder, "a symbolic link points to a folder above it")
-            return
-        for entry in _sort(_listing(folder, wanted, pass_over)):
-            path = os.path.join(folder, entry)
-            if entry.endswith("/"):
-                yield from _walk(path[:-1], _behind(wanted, entry[:-1]), pass_over, (*above, identity))
-            else:
+
+    def __init__(self, folder: str, glob: tuple[str, ...] | None, scan: Scan) -> None:
+        self._folder = os.path.abspath(folder)
+        self._glob = glob
+        self._scan = scan
+        self._destination = file_path(scan.options.destination) or ""
+
+    def files(self) -> Iterator[str | Failure]:
+        """Yield the absolute paths of the files that can be maps, sorted, one folder's listing at a time."""
+        skip = len(os.path.join(self._folder, ""))
+        pictures = Pictures(self._scan, self._names, self._named, _same_folder(self._folder, self._destination))
+        for path in self._below(self._folder, self._patterns, self._scan.pass_over, _sort):
+            if isinstance(path, Failure) or pictures.takes(path[skip:]):
                 yield path
-    except OSError as error:
-        yield _failure(folder, translate_os_error(error))
+
+    @property
+    def _patterns(self) -> Patterns | None:
+        return None if self._glob is None else {self._glob}
+
+    def _names(self, pass_over: PassOver) -> Generator[str, None, None]:
+        skip = len(os.path.join(self._folder, ""))
+        for path in self._below(self._folder, self._patterns, pass_over, iter):
+            if not isinstance(path, Failure):
+                yield path[skip:]
+
+    def _named(self, file: str) -> bool:
+        """Whether the glob names a file by its suffix."""
+        return self._glob is not None and not matches(self._glob, without_suffix(file))
+
+    def _below(
+        self,
+        folder: str,
+        wanted: Patterns | None,
+        pass_over: PassOver,
+        sort: Callable[[Iterator[str]], Iterator[str]],
+        above: tuple[tuple[int, int], ...] = (),
+    ) -> Iterator[str | Failure]:
+        """Yield the paths of the selected files below a folder; ``above`` identifies each folder above this one."""
+        try:
+            status = os.stat(folder)
+            identity = (status.st_dev, status.st_ino)
+            if identity in above:
+                yield _failure(folder, "a symbolic link points to a folder above it")
+                return
+            if above and _same_folder(folder, self._destination):
+                pass_over(OVERLAYS)
+                return
+            for entry in sort(_listing(folder, wanted, pass_over)):
+                path = os.path.join(folder, entry)
+                if entry.endswith("/"):
+                    yield from self._below(path[:-1], _behind(wanted, entry[:-1]), pass_over, sort, (*above, identity))
+                else:
+                    yield path
+        except OSError as error:
+            yield _failure(folder, translate_os_error(error))
+
+
+def _same_folder(folder: str, other: str) -> bool:
+    try:
+        return bool(other) and os.path.samefile(folder, other)
+    except OSError:
+        return False
 
 
 def _listing(folder: str, wanted: Patterns | None, pass_over: PassOver) -> Iterator[str]:

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 _BATCH = 256
 _AHEAD = 16
 """The number of objects that are opened concurrently, because each takes a round trip."""
-_LOOK_BYTES = {".npy": 16 * 2**10}
+_LOOK_BYTES = {".npy": 16 * 2**10, ".png": 16 * 2**10, ".jpg": 64 * 2**10, ".jpeg": 64 * 2**10}
 """The size of the first read, for formats whose header suffices to list the maps."""
 _LOOK_BYTES_OTHERS = 2**20
 _APPLE_DOUBLE = bytes.fromhex("00051607")
@@ -105,9 +105,11 @@ def _with_known(files: Sequence[NamedFile | Failure], known: Known) -> Iterator[
 
 def _whole(file: NamedFile) -> Entry | None:
     """Return the map of a file, assuming that it has only one; None if the file must be opened."""
+    is_npy = file.path.lower().endswith(".npy")
     if is_remote(file.path):
-        return _entry(file.name, file.path, ListedMap(None, None, file.size), file.fingerprint)
-    if not file.path.endswith(".npy"):
+        # Of other formats, the listing does not know the size of the array: no earlier run has a map with this part.
+        return _entry(file.name, file.path, ListedMap(None, None if is_npy else 0, file.size), file.fingerprint)
+    if not is_npy:
         return None
     try:
         status = os.stat(file.path)
@@ -177,12 +179,14 @@ def _maps_in(file: NamedFile, open_file: Callable[[], tuple[Filesystem, str]], s
     try:
         opened, fingerprint = open_file()
         with closing(open_reader(file.path, opened)) as reader:
-            for found in maps_in_reader(reader, scan.options, scan.pass_over, partial(_open_names, file.path, opened)):
+            names = partial(_open_names, file.path, opened)
+            for found in maps_in_reader(reader, scan.options, scan.pass_over, names, partial(_is_named, scan, file)):
                 if found.problem and found.name is None and _is_apple_double(file.path):
                     scan.pass_over(HIDDEN)
                     return
                 entry = _entry(file.name, file.path, found, fingerprint)
-                if scan.options.wants(entry.name, file.with_suffix):
+                members = [f"{file.name}/{found.picture}"] if found.picture else []
+                if scan.options.wants(entry.name, file.with_suffix, *members):
                     yield _with_row(entry, file)
                 else:
                     scan.pass_over(LEFT_OUT)
@@ -194,6 +198,12 @@ def _maps_in(file: NamedFile, open_file: Callable[[], tuple[Filesystem, str]], s
             return
         # A missing extra affects only files of its format.
         yield _failed(file, translate_os_error(error))
+
+
+def _is_named(scan: Scan, file: NamedFile, picture: str) -> bool:
+    """Whether ``include`` names a picture in an archive."""
+    path = f"{file.name}/{picture}"
+    return scan.options.names_file(without_suffix(path), path)
 
 
 class _AppleDoubleError(Exception):

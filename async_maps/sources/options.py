@@ -23,25 +23,33 @@ LEFT_OUT = "maps left out by include or exclude"
 
 @dataclass(frozen=True, slots=True)
 class SourceOptions:
-    """The settings that decide which parts of a source are maps; each attribute is as in ``Settings``."""
+    """The settings that decide which parts of a source are maps; each attribute is as in ``Settings``.
+
+    ``destination`` is the start of all locators, because overlays are never maps; empty if they go nowhere.
+    """
 
     channels: Channels = "none"
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     column: str | None = None
+    destination: str = ""
 
     @classmethod
-    def of(cls, settings: Settings) -> SourceOptions:
-        """Return the options of settings."""
-        return cls(settings.channels, settings.include, settings.exclude, settings.column)
+    def of(cls, settings: Settings, destination: str = "") -> SourceOptions:
+        """Return the options of settings, for a run into a destination."""
+        return cls(settings.channels, settings.include, settings.exclude, settings.column, destination)
 
-    def wants(self, name: str, file: str = "") -> bool:
+    def wants(self, name: str, *files: str) -> bool:
         """Whether a map is neither left out by ``exclude`` nor missing in ``include``.
 
-        ``file`` is the path of its file below the source, with the suffix; empty if it is not in a file.
+        ``files`` are the paths below the source, with the suffix, of its file and of its member in an archive.
         """
-        included = not self.include or _matches(self.include, name, file)
-        return included and not self.leaves_out(name, file)
+        included = not self.include or any(_matches(self.include, name, file) for file in files or ("",))
+        return included and not self.leaves_out(name, *files)
+
+    def names_file(self, name: str, file: str) -> bool:
+        """Whether ``include`` names a file by its suffix: ``*.png`` does, but ``*`` and ``val/*`` do not."""
+        return any(_matches([pattern], name, file) and not _matches([pattern], name, "") for pattern in self.include)
 
     def filter(self, pass_over: PassOver) -> Callable[[str], bool] | None:
         """Return a function that tells which names are wanted, and counts the others; None if all are."""
@@ -56,14 +64,14 @@ class SourceOptions:
 
         return wanted
 
-    def leaves_out(self, name: str, file: str = "") -> bool:
+    def leaves_out(self, name: str, *files: str) -> bool:
         """Whether ``exclude`` leaves out a map, or a file with all of its maps."""
-        return bool(self.exclude) and _matches(self.exclude, name, file)
+        return bool(self.exclude) and any(_matches(self.exclude, name, file) for file in files or ("",))
 
 
 def shown_passed_over(counts: Mapping[str, int]) -> str:
     """Return the counts of what was passed over, by suffix or text, as a line for people."""
-    found = sorted(counts.items(), key=lambda item: (" " in item[0], -item[1]))
+    found = sorted(counts.items(), key=lambda item: (" " in item[0], -item[1], not item[0], item[0]))
     shown = (
         f"{what}: {count:,}" if " " in what else f"{count:,} {what or 'without a suffix'}" for what, count in found
     )

@@ -14,15 +14,16 @@ from async_maps.filesystems.s3 import Digest
 from async_maps.sources.files import is_list_of_names, matches
 from async_maps.sources.formats.registry import FORMATS, HIDDEN, is_hidden, shown_suffix, suffix_of, without_suffix
 from async_maps.sources.named import NamedFile, maps_in_named
+from async_maps.sources.pictures import OVERLAYS, Pictures
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator, Iterator
 
-    from async_maps.filesystems.s3 import S3Filesystem
+    from async_maps.filesystems.s3 import Object, S3Filesystem
     from async_maps.outcomes import Failure
     from async_maps.settings import S3Settings
     from async_maps.sources.activation_map import ActivationMap
-    from async_maps.sources.options import Scan
+    from async_maps.sources.options import PassOver, Scan
 
 
 class S3Objects:
@@ -36,6 +37,11 @@ class S3Objects:
         self._bucket, self._key = parse_s3_address(path)
         self._settings = settings
         self._scan = scan
+        self._overlays: str | None = None
+        """The start of the keys of overlays; None if they are in another bucket."""
+        destination = f"{scan.options.destination.rstrip('/')}/"
+        if destination.startswith(bucket := str(S3Address(self._bucket, ""))):
+            self._overlays = destination[len(bucket) :]
 
     def __iter__(self) -> Iterator[ActivationMap | Failure]:
         try:
@@ -80,16 +86,29 @@ class S3Objects:
         ``selects`` decides which; by default all but hidden ones.
         """
 
-        def wanted(key: str) -> bool:
+        def wanted(key: str, pass_over: PassOver = self._scan.pass_over) -> bool:
             if selects is not None:
                 return selects(key)
             if is_hidden(key[len(root) :]):
-                self._scan.pass_over(HIDDEN)
+                pass_over(HIDDEN)
                 return False
             return True
 
+        def names(pass_over: PassOver) -> Generator[str, None, None]:
+            for found in self._objects(filesystem, prefix, root, pass_over):
+                key = _zarr_root(found.key, len(root)) or found.key
+                if wanted(key, pass_over):
+                    if suffix_of(key):
+                        yield key[len(root) :]
+                    else:
+                        pass_over(shown_suffix(key))
+
+        def is_named(file: str) -> bool:
+            return selects is not None and not selects(f"{root}{without_suffix(file)}")
+
+        pictures = Pictures(self._scan, names, is_named, self._overlays == root)
         hierarchy, digest = "", Digest()
-        for found in filesystem.objects(self._bucket, prefix):
+        for found in self._objects(filesystem, prefix, root, self._scan.pass_over):
             top = _zarr_root(found.key, len(root))
             if top != hierarchy:
                 if hierarchy and wanted(hierarchy):
@@ -99,12 +118,23 @@ class S3Objects:
                 digest.add(found)
             elif found.key.endswith("/") or is_list_of_names(found.key) or not wanted(found.key):
                 continue
-            elif suffix_of(found.key):
-                yield self._file(found.key, root, found.fingerprint, found.size)
-            else:
+            elif not suffix_of(found.key):
                 self._scan.pass_over(shown_suffix(found.key))
+            elif pictures.takes(found.key[len(root) :]):
+                yield self._file(found.key, root, found.fingerprint, found.size)
         if hierarchy and wanted(hierarchy):
             yield self._file(hierarchy, root, digest.fingerprint())
+
+    def _objects(self, filesystem: S3Filesystem, prefix: str, root: str, pass_over: PassOver) -> Iterator[Object]:
+        """Yield the objects whose keys start with a prefix, but not those in a destination below the root."""
+        overlays = self._overlays if self._overlays != root else None
+        is_first = True
+        for found in filesystem.objects(self._bucket, prefix):
+            if overlays is None or not overlays.startswith(root) or not found.key.startswith(overlays):
+                yield found
+            elif is_first:
+                pass_over(OVERLAYS)
+                is_first = False
 
     def _file(self, key: str, root: str, fingerprint: str | None, size: int = 0) -> NamedFile:
         path = str(S3Address(self._bucket, key))

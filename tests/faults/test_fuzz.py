@@ -10,6 +10,7 @@ import tarfile
 import zipfile
 from contextlib import contextmanager
 from functools import cache
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,9 +19,12 @@ import h5py
 import numpy as np
 import pytest
 import safetensors.numpy
+import tifffile
 import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from async_maps.errors import ObjectError, SourceError, translate_os_error
 from async_maps.keys import KeyTemplate
@@ -105,7 +109,34 @@ def _hdf5(libver: str, **how: Any) -> bytes:
     return buffer.getvalue()
 
 
+def _tiff(*arrays: Any, **how: Any) -> bytes:
+    buffer = io.BytesIO()
+    with tifffile.TiffWriter(buffer, bigtiff=how.pop("bigtiff", False)) as file:
+        for array in arrays:
+            file.write(array, photometric="minisblack", **how)
+    return buffer.getvalue()
+
+
+def _picture(kind: str, mode: str, **how: Any) -> bytes:
+    buffer = io.BytesIO()
+    gray = Image.fromarray((MAP * 255).astype(np.uint8))
+    (Image.fromarray((MAP * 65535).astype(np.uint16)) if mode == "I;16" else gray.convert(mode)).save(
+        buffer, kind, **how
+    )
+    return buffer.getvalue()
+
+
 _PACKED = {"chunks": (2, 3, 5), "compression": "gzip", "fletcher32": True}
+
+
+_KEPT: dict[str, Any] = {"pnginfo": PngInfo(), "exif": Image.Exif()}  # type: ignore[no-untyped-call]  # of Pillow
+
+
+def _tiffs() -> list[bytes]:
+    codecs = [{"compression": codec} for codec in ("zlib", "lzw", "lzma", "zstd", "packbits")]
+    kinds: list[dict[str, Any]] = [{}, {"metadata": None}, {"truncate": True}, {"bigtiff": True}]
+    kinds += [{"tile": (16, 16)}, {"rowsperstrip": 1}, *(codecs if find_spec("imagecodecs") else [])]
+    return [_tiff(STACK, **how) for how in kinds] + [_tiff(MAP, MAP[:2]), _tiff((MAP * 255).astype("u1"))]
 
 
 @cache
@@ -119,6 +150,9 @@ def originals(suffix: str) -> list[bytes]:
         ".tar": lambda: [_tar(kind) for kind in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)],
         ".h5": lambda: [_hdf5(libver, **how) for libver in ("earliest", "latest") for how in ({}, _PACKED)],
         ".safetensors": lambda: [safetensors.numpy.save(tensors), safetensors.numpy.save({"a": MAP}, {"made": "here"})],
+        ".tif": _tiffs,
+        ".png": lambda: [_picture("PNG", mode, **_KEPT) for mode in ("1", "L", "LA", "P", "I;16", "RGB")],
+        ".jpg": lambda: [_picture("JPEG", "L"), _picture("JPEG", "L", progressive=True), _picture("JPEG", "RGB")],
         ".pt": lambda: [*(torch_file(tensors | {"l": [MAP.T, 3]}, old=old) for old in (False, True)), torch_file(MAP)],
     }
     return files[suffix]()
@@ -189,7 +223,7 @@ def list_and_read(place: Path) -> None:
             assert "\n" not in reason
 
 
-_FORMATS = [".npy", ".npz", ".npy.gz", ".tar", ".h5", ".safetensors", ".pt"]
+_FORMATS = [".npy", ".npz", ".npy.gz", ".tar", ".h5", ".safetensors", ".pt", ".tif", ".png", ".jpg"]
 CASES = 100
 """The cases for each format; with ``-m long`` 2,000."""
 
@@ -219,6 +253,9 @@ _MAGIC = {
     ".h5": b"\x89HDF\r\n\x1a\n",
     ".safetensors": b"",
     ".pt": b"\x80\x02",
+    ".tif": b"II*\x00",
+    ".png": b"\x89PNG\r\n\x1a\n",
+    ".jpg": b"\xff\xd8\xff",
 }
 
 

@@ -86,6 +86,11 @@ OTHER_FORMATS = {
 }
 """By suffix. The tests run the programs of those formats whose library is small."""
 
+ARRAYS_NOT_READ = {
+    suffix[suffix.rfind(".") :] for suffix, other in OTHER_FORMATS.items() if other not in {_PICTURE, _TEXT}
+}
+"""The last suffixes of those of them that are not pictures or text."""
+
 
 def advice_for(path: str) -> str:
     """Return how to upload the maps of a file in a format that is not read, as a sentence; empty if it is unknown."""

@@ -14,7 +14,7 @@ from async_maps.keys import printable
 from async_maps.sources.formats.others import advice_for
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from typing import IO
 
     from numpy.typing import NDArray
@@ -33,6 +33,11 @@ FORMATS = {
     ".safetensors": "safetensors",
     ".pt": "torch",
     ".pth": "torch",
+    ".tif": "tiff",
+    ".tiff": "tiff",
+    ".png": "picture",
+    ".jpg": "picture",
+    ".jpeg": "picture",
 }
 """The module of each suffix. It has a :class:`Reader`, such as ``NpyReader(path, filesystem)`` in ``npy``."""
 
@@ -62,6 +67,9 @@ class ListedArray(NamedTuple):
         problem: the reason why it cannot be read, if the listing found one; else empty.
         rows: the number of maps in a column of a table, where ``header`` is that of one map; else None.
         refusal: the reason why it is not a map of its name, for instance because another has the same; else empty.
+        picture: the path of a picture in an archive, with its suffix; else empty.
+        look: opens a picture that is beside members of other formats, and lists it; only ``include`` makes it a map.
+            None if the array is a map in any case.
     """
 
     name: str
@@ -71,6 +79,8 @@ class ListedArray(NamedTuple):
     problem: str = ""
     rows: int | None = None
     refusal: str = ""
+    picture: str = ""
+    look: Callable[[], Iterator[ListedArray | PassedOver]] | None = None
 
 
 class PassedOver(NamedTuple):
