@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from async_maps.outcomes import Failure
 from async_maps.sources import open_source
 from async_maps.sources.activation_map import ActivationMap
+from async_maps.sources.options import SourceOptions
 from tests.support.entries import (
     CHANGES,
     STACK,
@@ -30,6 +31,7 @@ from tests.support.entries import (
     why_not,
 )
 from tests.support.maps import MAP, npy
+from tests.support.pictures import gray_png
 from tests.support.properties import examples
 
 if TYPE_CHECKING:
@@ -159,8 +161,46 @@ def test_an_invalid_tar_is_a_failure(maps: Path, content: bytes) -> None:
 
 
 def test_a_tar_without_arrays_is_a_failure(maps: Path) -> None:
-    save_tar(maps / "a.tar", {"1.jpg": b"an image"})
-    assert only_failure(maps).reason == "the archive contains no arrays (.npy, .npz, .npy.gz, .pt, .pth)"
+    save_tar(maps / "a.tar", {"1.json": b"{}"})
+    assert (
+        only_failure(maps).reason
+        == "the archive contains no arrays (.npy, .npz, .npy.gz, .pt, .pth, .png, .jpg, .jpeg)"
+    )
+
+
+def test_pictures_in_a_tar_are_maps_if_it_has_nothing_else(maps: Path) -> None:
+    save_tar(maps / "a.tar", {"1.png": gray_png(), "1.json": b"{}", "2.PNG": gray_png(), "3.jpg": b"no picture"})
+    entries = list(open_source(maps))
+    assert names_of(entries) == ["a/1", "a/2", "a/3"]
+    assert why_not(entries[2]).startswith("expected a PNG or JPEG picture")
+
+
+@pytest.mark.parametrize(
+    ("include", "expected"),
+    [
+        ((), ["a"]),
+        (("*.png",), ["a/1"]),
+        (("a/1.png", "*.npy"), ["a/1"]),
+        (("a.tar",), ["a"]),
+        (("*.png", "*"), ["a/1", "a/1.cam"]),
+    ],
+)
+def test_pictures_beside_arrays_in_a_tar_must_be_named(
+    maps: Path, include: tuple[str, ...], expected: list[str]
+) -> None:
+    save_tar(maps / "a.tar", {"1.png": gray_png(), "1.jpg": b"", "1.cam.npy": npy(MAP)})
+    passed_over: list[str] = []
+    entries = open_source(maps, options=SourceOptions(include=include), pass_over=passed_over.append)
+    assert names_of(entries) == expected
+    assert ".jpg" in passed_over
+    assert (".png" in passed_over) == ("*.png" not in include and "a/1.png" not in include)
+
+
+def test_repeated_pictures_in_a_tar_are_refused_and_those_beside_arrays_are_no_names(maps: Path) -> None:
+    save_tar(maps / "a.tar", {"1.png": gray_png(), "1.jpg": gray_png(), "2.png": gray_png()})
+    assert names_of(open_source(maps)) == ["a/2"]
+    save_tar(maps / "a.tar", {"1.png": gray_png(), "1.jpg": gray_png(), "1.npy": npy(MAP), "2.npy": npy(MAP)})
+    assert names_of(open_source(maps)) == ["a/1", "a/2"]
 
 
 @pytest.mark.parametrize("name", ["a.tar.gz", "a.TGZ", "a.tar.xz", "a.tar.bz2"])

@@ -11,6 +11,7 @@ import os
 import tarfile
 from array import array
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -45,6 +46,9 @@ if TYPE_CHECKING:
 MEMBERS = (".npy", ".npz", ".npy.gz", ".pt", ".pth")
 """The suffixes of the members that are read, each by the reader of its format."""
 
+PICTURES = (".png", ".jpg", ".jpeg")
+"""The suffixes of members that are read too. Beside others they are images: then only ``include`` makes them maps."""
+
 _DAMAGED = "the archive is damaged"
 _NO_FILE = "the member is a link, a device or a sparse file; only plain files are read"
 _MAX_READ = 2**20
@@ -70,7 +74,7 @@ class TarReader:
         self._member: Reader | None = None
 
     def arrays(self) -> Iterator[ListedArray | PassedOver]:
-        repeated = self._repeated()
+        repeated, is_beside = self._repeated()
         empty = True
         for member in self._members():
             if member.isdir():
@@ -78,15 +82,19 @@ class TarReader:
             name = _path(member)
             if is_hidden(name):
                 yield PassedOver(HIDDEN)
-            elif suffix_of(name) not in MEMBERS:
+            elif suffix_of(name) not in MEMBERS + PICTURES:
                 yield PassedOver(shown_suffix(name))
             else:
                 empty = False
                 refusal = SAME_NAME if hash(without_suffix(name)) in repeated else ""
-                for found in self._arrays_in(member, without_suffix(name), suffix_of(name)):
-                    yield found if isinstance(found, PassedOver) else found._replace(refusal=found.refusal or refusal)
+                picture = name if suffix_of(name) in PICTURES else ""
+                look = partial(self._arrays_in, member, name, refusal, picture)
+                if picture and is_beside:
+                    yield ListedArray(without_suffix(name), None, 0, picture=picture, look=look)
+                else:
+                    yield from look()
         if empty:
-            raise SourceError(f"the archive contains no arrays ({', '.join(MEMBERS)})")
+            raise SourceError(f"the archive contains no arrays ({', '.join(MEMBERS + PICTURES)})")
 
     def names(self, array: ListedArray, length: int) -> None:
         return None
@@ -127,16 +135,30 @@ class TarReader:
         if self._file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
             raise SourceError(f"the archive is truncated or damaged after {end:,} bytes; later members are not listed")
 
-    def _repeated(self) -> set[int]:
-        """Return the hashes of the names that several arrays have."""
-        hashes = array("q")
+    def _repeated(self) -> tuple[set[int], bool]:
+        """Return the hashes of the names that several arrays have, and whether there are others than pictures."""
+        arrays, pictures = array("q"), array("q")
         with suppress(SourceError):  # the listing raises it again
-            names = (_path(member) for member in self._members() if not member.isdir())
-            hashes.extend(hash(without_suffix(name)) for name in names if suffix_of(name) in MEMBERS)
-        ordered = np.sort(np.array(hashes, np.int64))
-        return set(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
+            for member in self._members():
+                name = _path(member)
+                suffix = None if member.isdir() or is_hidden(name) else suffix_of(name)
+                if suffix in MEMBERS:
+                    arrays.append(hash(without_suffix(name)))
+                elif suffix in PICTURES:
+                    pictures.append(hash(without_suffix(name)))
+        ordered = np.sort(np.array(arrays or pictures, np.int64))
+        return set(ordered[1:][ordered[1:] == ordered[:-1]].tolist()), bool(arrays)
 
-    def _arrays_in(self, member: tarfile.TarInfo, name: str, suffix: str | None) -> Iterator[ListedArray | PassedOver]:
+    def _arrays_in(
+        self, member: tarfile.TarInfo, path: str, refusal: str, picture: str
+    ) -> Iterator[ListedArray | PassedOver]:
+        for found in self._listed(member, without_suffix(path), suffix_of(path)):
+            if isinstance(found, ListedArray):
+                yield found._replace(refusal=found.refusal or refusal, picture=picture)
+            else:
+                yield found
+
+    def _listed(self, member: tarfile.TarInfo, name: str, suffix: str | None) -> Iterator[ListedArray | PassedOver]:
         offset, size = member.offset_data, member.size
         if not member.isreg() or member.issparse():
             yield ListedArray(name, _NO_FILE, 0, None, _NO_FILE)
