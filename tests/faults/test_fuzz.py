@@ -129,7 +129,7 @@ def _picture(kind: str, mode: str, **how: Any) -> bytes:
 _PACKED = {"chunks": (2, 3, 5), "compression": "gzip", "fletcher32": True}
 
 
-_KEPT: dict[str, Any] = {"pnginfo": PngInfo(), "exif": Image.Exif()}  # type: ignore[no-untyped-call]  # of Pillow
+_KEPT: dict[str, Any] = {"pnginfo": PngInfo(), "exif": Image.Exif()}
 
 
 def _tiffs() -> list[bytes]:
@@ -139,21 +139,31 @@ def _tiffs() -> list[bytes]:
     return [_tiff(STACK, **how) for how in kinds] + [_tiff(MAP, MAP[:2]), _tiff((MAP * 255).astype("u1"))]
 
 
+_TENSORS: dict[str, Any] = {"a": MAP, "s": STACK, "h": MAP.astype(np.float16), "labels": np.arange(5)}
+
+
+def _torch_files() -> list[bytes]:
+    nested = _TENSORS | {"l": [MAP.T, 3]}
+    return [torch_file(nested), torch_file(nested, old=True), torch_file(MAP)]
+
+
 @cache
 def originals(suffix: str) -> list[bytes]:
     """Return valid files of a format, one of each kind that its writers make."""
-    tensors: dict[str, Any] = {"a": MAP, "s": STACK, "h": MAP.astype(np.float16), "labels": np.arange(5)}
-    files = {
+    files: dict[str, Callable[[], list[bytes]]] = {
         ".npy": lambda: [_npy(), _npy(STACK), _npy(MAP.T), _npy(np.zeros(3, [("a", "f4")]))],
         ".npz": lambda: [_npz(np.savez), _npz(np.savez_compressed)],
         ".npy.gz": lambda: [_npy_gz(MAP), _npy_gz(STACK)],
         ".tar": lambda: [_tar(kind) for kind in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)],
         ".h5": lambda: [_hdf5(libver, **how) for libver in ("earliest", "latest") for how in ({}, _PACKED)],
-        ".safetensors": lambda: [safetensors.numpy.save(tensors), safetensors.numpy.save({"a": MAP}, {"made": "here"})],
+        ".safetensors": lambda: [
+            safetensors.numpy.save(_TENSORS),
+            safetensors.numpy.save({"a": MAP}, {"made": "here"}),
+        ],
         ".tif": _tiffs,
         ".png": lambda: [_picture("PNG", mode, **_KEPT) for mode in ("1", "L", "LA", "P", "I;16", "RGB")],
         ".jpg": lambda: [_picture("JPEG", "L"), _picture("JPEG", "L", progressive=True), _picture("JPEG", "RGB")],
-        ".pt": lambda: [*(torch_file(tensors | {"l": [MAP.T, 3]}, old=old) for old in (False, True)), torch_file(MAP)],
+        ".pt": _torch_files,
     }
     return files[suffix]()
 

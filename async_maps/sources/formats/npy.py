@@ -171,7 +171,7 @@ def read_values(file: IO[bytes], header: Header, piece: int = sys.maxsize) -> ND
 
 
 def _is_fortran_stack(header: Header) -> bool:
-    return header.fortran and header.shape[0] > 1 and stack_length(header.shape) is not None
+    return header.fortran and stack_length(header.shape) is not None and header.shape[0] > 1
 
 
 def read_header(file: IO[bytes], size: int) -> Header:
