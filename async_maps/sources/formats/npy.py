@@ -38,7 +38,7 @@ filter may turn into errors."""
 _FORTRAN_STACK = (
     "the maps of a stack in Fortran order cannot be read one by one: save np.ascontiguousarray(stack) instead"
 )
-_PIECE = 2**20
+PIECE = 2**20
 _MAX_HEADER = 10_000
 """NumPy's limit for the header of an untrusted file, in bytes."""
 
@@ -92,7 +92,7 @@ def array_in_stream(name: str, part: Part, file: IO[bytes], size: int) -> Listed
     If its header cannot be read, reading the array raises the reason.
     """
     try:
-        header = _read_header(file, size)
+        header = read_header(file, size)
     except SourceError as error:
         return ListedArray(name, part, size, None, str(error))
     problem = _FORTRAN_STACK if _is_fortran_stack(header) else ""
@@ -115,7 +115,7 @@ def array_in_member(
 
 
 def read_stream(
-    file: IO[bytes], size: int, index: int | None = None, max_pixels: int | None = None, *, piece: int = _PIECE
+    file: IO[bytes], size: int, index: int | None = None, max_pixels: int | None = None, *, piece: int = PIECE
 ) -> NDArray[Any]:
     """Read the array, or one map of a stack, without unpickling.
 
@@ -126,7 +126,7 @@ def read_stream(
     Raises:
         SourceError: the file is not an ``.npy`` file, has pickled objects, is truncated, or is too large.
     """
-    header = _read_header(file, size)
+    header = read_header(file, size)
     if header.dtype.hasobject:
         raise SourceError(_pickled(header.shape))
     if index is not None:
@@ -158,7 +158,8 @@ def _is_fortran_stack(header: Header) -> bool:
     return header.fortran and header.shape[0] > 1 and stack_length(header.shape) is not None
 
 
-def _read_header(file: IO[bytes], size: int) -> Header:
+def read_header(file: IO[bytes], size: int) -> Header:
+    """Read the header of an ``.npy`` file of ``size`` bytes, and check it against them."""
     if size == 0:
         raise SourceError("expected an .npy file, found an empty one")
     try:
