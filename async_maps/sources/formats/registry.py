@@ -28,6 +28,9 @@ FORMATS = {
     ".tar": "tar",
     ".h5": "hdf5",
     ".hdf5": "hdf5",
+    ".nc": "netcdf",
+    ".nc4": "netcdf",
+    ".mat": "matlab",
     ".zarr": "zarr",
     ".safetensors": "safetensors",
 }
@@ -38,7 +41,7 @@ COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".
 
 _LONGEST_SUFFIX = 12
 _ZARR_MARKS = ("zarr.json", ".zgroup", ".zarray")
-_CHUNKED = {"zarr", "hdf5", "npz"}
+_CHUNKED = {"zarr", "hdf5", "netcdf", "matlab", "npz"}
 _BLOCK_BYTES = 512 * 2**10
 """Smaller maps are read together with their neighbors, in one request."""
 
