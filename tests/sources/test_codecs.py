@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
 import h5py
+import numpy as np
 import pytest
 import zarr
 
@@ -18,64 +20,68 @@ from tests.support.maps import MAP
 if TYPE_CHECKING:
     from pathlib import Path
 
-BLOSC, UNREGISTERED = 32001, 32123
+
+SAVE_WITH_FILTER = """
+import sys, h5py
+with h5py.File(sys.argv[1] + "/a.h5", "w") as file:
+    file["sound"] = [[0.0, 1.0]]
+    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    properties.set_chunk((3, 4))
+    properties.set_filter(int(sys.argv[2]), h5py.h5z.FLAG_OPTIONAL, (1, 2))
+    space = h5py.h5s.create_simple((3, 4))
+    dataset = h5py.h5d.create(file.id, b"packed", h5py.h5t.IEEE_F32LE, space, properties)
+    dataset.write_direct_chunk((0, 0), b"packed by another program")
+"""
+SAVE_WITH_PLUGIN = """
+import sys, h5py, hdf5plugin, numpy
+with h5py.File(sys.argv[1] + "/a.h5", "w") as file:
+    for name in ("Bitshuffle", "Blosc", "LZ4", "Zstd"):
+        how = getattr(hdf5plugin, name)()
+        file.create_dataset(name, data=numpy.load(sys.argv[2]), chunks=(2, 3, 5), compression=how)
+"""
+READ = """
+import sys
+if "without" in sys.argv: sys.modules["hdf5plugin"] = None
+from async_maps.sources import open_source
+from async_maps.sources.formats.registry import Readers
+for entry in open_source(sys.argv[1]):
+    try: print(entry.name, Readers().read(entry.path, entry.part).tobytes())
+    except Exception as error: print(entry.name, type(error).__name__, error, entry.problem)
+"""
 
 
-def save_hdf5(path: Path, code: int) -> None:
-    """Write a dataset with a filter that is not installed here."""
-    with h5py.File(path, "w") as file:
-        file["sound"] = MAP
-        properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-        properties.set_chunk(MAP.shape)
-        properties.set_filter(code, h5py.h5z.FLAG_OPTIONAL, (1, 2))
-        space = h5py.h5s.create_simple(MAP.shape)
-        dataset = h5py.h5d.create(file.id, b"packed", h5py.h5t.IEEE_F32LE, space, properties)
-        dataset.write_direct_chunk((0, 0), b"packed by another program")
+def in_new_process(program: str, *arguments: object) -> list[str]:
+    """Run a program in a process that has not registered filters, and return its lines."""
+    # netCDF4 sets the variable when it is imported.
+    environment = {name: value for name, value in os.environ.items() if name != "HDF5_PLUGIN_PATH"}
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
 
 
 @pytest.mark.parametrize(
     ("code", "reason"),
     [
-        (BLOSC, "the HDF5 filter blosc (number 32001) is not installed: pip install hdf5plugin"),
-        (UNREGISTERED, "number 32123) is not installed: install its plugin, and set HDF5_PLUGIN_PATH to its folder"),
+        (32001, "the HDF5 filter blosc (number 32001) is not installed: pip install hdf5plugin"),
+        (32123, "number 32123) is not installed: install its plugin, and set HDF5_PLUGIN_PATH to its folder"),
     ],
 )
 def test_an_hdf5_filter_that_is_not_installed_is_named(maps: Path, code: int, reason: str) -> None:
-    save_hdf5(maps / "a.h5", code)
-    # Another test of this process may have registered the filter.
-    program = (
-        "import sys; sys.modules['hdf5plugin'] = None\n"
-        "from async_maps.sources import open_source\n"
-        "from async_maps.sources.formats.registry import Readers\n"
-        "for entry in open_source(sys.argv[1]):\n"
-        "    try: print(entry.name, Readers().read(entry.path, entry.part).shape)\n"
-        "    except Exception as error: print(entry.name, type(error).__name__, error, entry.problem)\n"
-    )
-    answer = subprocess.run([sys.executable, "-c", program, maps], capture_output=True, text=True, check=True)
-    packed, sound = answer.stdout.splitlines()
+    in_new_process(SAVE_WITH_FILTER, maps, code)
+    packed, sound = in_new_process(READ, maps, "without")
     assert packed.startswith("a/packed SourceError the HDF5 filter ")
+    # The listing has the reason too.
     assert packed.count(reason) == 2
-    assert sound == "a/sound (3, 4)"
+    assert sound == f"a/sound {np.array([[0.0, 1.0]]).tobytes()!r}"
 
 
-def test_filters_of_hdf5plugin_are_read_if_it_is_installed(maps: Path) -> None:
-    plugin: Any = pytest.importorskip("hdf5plugin")
-    filters = {"blosc": plugin.Blosc(), "zstd": plugin.Zstd(), "lz4": plugin.LZ4(), "shuffled": plugin.Bitshuffle()}
-    with h5py.File(maps / "a.h5", "w") as file:
-        for name, how in filters.items():
-            file.create_dataset(name, data=STACK, chunks=(2, 3, 5), compression=how)
+def test_filters_of_hdf5plugin_are_read_if_it_is_installed(maps: Path, tmp_path: Path) -> None:
+    pytest.importorskip("hdf5plugin")
+    np.save(tmp_path / "stack.npy", STACK)
+    in_new_process(SAVE_WITH_PLUGIN, maps, tmp_path / "stack.npy")
     written: dict[str, Any] = {}
-    for name in sorted(filters):
+    for name in ("Bitshuffle", "Blosc", "LZ4", "Zstd"):
         written |= plane_by_plane(f"a/{name}", STACK)
-    # A new process has not imported the plugins.
-    program = (
-        "import sys; from async_maps.sources import open_source\n"
-        "from async_maps.sources.formats.registry import Readers\n"
-        "assert 'hdf5plugin' not in sys.modules\n"
-        "for entry in open_source(sys.argv[1]): print(entry.name, Readers().read(entry.path, entry.part).tobytes())\n"
-    )
-    answer = subprocess.run([sys.executable, "-c", program, maps], capture_output=True, text=True, check=True)
-    assert answer.stdout.splitlines() == [f"{name} {array.tobytes()}" for name, array in written.items()]
+    assert in_new_process(READ, maps) == [f"{name} {array.tobytes()!r}" for name, array in written.items()]
 
 
 @pytest.mark.parametrize("how", ["lzf", "szip", "gzip"])
@@ -132,13 +138,7 @@ def test_a_zarr_codec_of_imagecodecs_is_registered_when_it_is_needed(maps: Path)
     codecs: Any = pytest.importorskip("imagecodecs.numcodecs")
     save_zarr(maps / "a.zarr", 2, compressor={"id": "imagecodecs_lzw"})
     (maps / "a.zarr" / "packed" / "0.0").write_bytes(codecs.Lzw().encode(MAP.tobytes()))
-    program = (
-        "import sys; from async_maps.sources import open_source\n"
-        "from async_maps.sources.formats.registry import Readers\n"
-        "for entry in open_source(sys.argv[1]): print(entry.name, Readers().read(entry.path, entry.part).tobytes())\n"
-    )
-    answer = subprocess.run([sys.executable, "-c", program, maps], capture_output=True, text=True, check=True)
-    assert answer.stdout.splitlines() == [f"a/{name} {MAP.tobytes()!r}" for name in ("packed", "sound")]
+    assert in_new_process(READ, maps) == [f"a/{name} {MAP.tobytes()!r}" for name in ("packed", "sound")]
 
 
 def test_a_zarr_codec_of_imagecodecs_names_it(maps: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from async_maps.errors import SourceError, require_extra
 from async_maps.filesystems.filesystem import is_remote
 from async_maps.filesystems.locators import parse_s3_address
 from async_maps.sources.formats.hierarchy import HierarchyReader, could_be_maps
+from async_maps.sources.formats.names import NAMES
 from async_maps.sources.formats.registry import translate_format_errors
 
 with require_extra("reading Zarr", "zarr"):
@@ -47,6 +48,7 @@ class ZarrReader(HierarchyReader):
 
             assert isinstance(filesystem, S3Filesystem)  # noqa: S101  # is_remote(path)
             self._store = S3ZarrStore(filesystem, parse_s3_address(path))
+        self._folder: tuple[str, Group, set[str]] | None = None
         self._start = 0
         self._block: Any = None
 
@@ -85,8 +87,15 @@ class ZarrReader(HierarchyReader):
         return array
 
     def _strings(self, path: str) -> Array | None:
-        root = self._root()
-        array = root.get(path) if isinstance(root, zarr.Group) else None
+        folder, _, name = path.rpartition("/")
+        if self._folder is None or folder != self._folder[0]:
+            # One listing for all arrays of a group: in S3, each attempt to open an array takes several requests.
+            root = self._root()
+            group = root[folder] if folder else root
+            present = set(self._names(group)).intersection(NAMES) if isinstance(group, zarr.Group) else set()
+            self._folder = folder, group, present
+        _, group, present = self._folder
+        array = self._member(group, name) if name in present else None
         is_text = isinstance(array, zarr.Array) and array.ndim == 1 and array.dtype.kind in "STU"
         return array if is_text else None
 
