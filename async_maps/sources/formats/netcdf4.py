@@ -37,7 +37,9 @@ class Netcdf4Reader(Hdf5Reader):
     def names(self, array: ListedArray, length: int) -> Iterator[str] | None:
         """Return the strings of the coordinate of the first dimension, or of an array of names beside the variable."""
         with translate_format_errors(f"the file is damaged at {array.name!r}"):
-            coordinates = [scale.name for scale in self._file[array.name].dims[0].values()]
+            # Not by ``dims``, which fails in h5py 3.11 with files of newer libraries.
+            dimensions = _attributes(self._file[array.name]).get("DIMENSION_LIST", [[]])
+            coordinates = [self._file[reference].name for reference in dimensions[0]]
         return self._first_names(coordinates, length) or super().names(array, length)
 
     def _names(self, group: Group) -> list[str]:
@@ -78,7 +80,7 @@ class Netcdf4Reader(Hdf5Reader):
 def _attributes(owner: Any) -> dict[str, Any]:
     """Return the attributes that are used, except large ones."""
     found = {}
-    for name in (*cf.ATTRIBUTES, "NAME"):
+    for name in (*cf.ATTRIBUTES, "DIMENSION_LIST", "NAME"):
         if name in owner.attrs and owner.attrs.get_id(name).get_storage_size() <= _MAX_ATTRIBUTE:
             found[name] = owner.attrs[name]
     return found

@@ -122,6 +122,9 @@ def _with_codecs(unpack: Callable[[], Any]) -> Any:
         return unpack()
     except (UnknownCodecError, UnknownZarrCodecError) as error:
         codec = re.sub(r".*?'+([^']*)'.*", r"\1", str(error))
+        # Some versions of Zarr report the name of a class, such as zarr.codecs.numcodecs.PCodec.
+        if (short := codec.rpartition(".")[2].lower()) in _PACKAGES:
+            codec = short
         if _register(codec):
             return unpack()
         package = "imagecodecs" if codec.startswith(_IMAGE_CODECS) else _PACKAGES.get(codec)
