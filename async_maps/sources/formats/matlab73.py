@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _PRIVATE = {"#refs#", "#subsystem#"}
 """The groups of MATLAB's own data; cells refer to the arrays in the first."""
-_MAX_CELLS = 1_000_000
+_MAX_CELLS = 200_000
 _COMPLEX = ("real", "imag")
 
 
