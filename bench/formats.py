@@ -1,7 +1,7 @@
 """What does a map cost to read in each format, beside the time that the format's own library needs just to load it?
 
-Both sides run in this process, in turn: we list the file and read each of its maps as a worker does; the library opens the
-file and loads all maps as NumPy arrays. Files are in the page cache.
+Both sides run in this process, in turn: we list the file and read each of its maps as a worker does; the library opens
+the file and loads all maps as NumPy arrays. Files are in the page cache.
 """
 
 from __future__ import annotations
