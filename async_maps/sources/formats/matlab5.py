@@ -344,7 +344,10 @@ class _Inflated:
                 self._file.seek(self._next)
                 packed = self._file.read(min(_PACKED_PIECE, self.end - self._next))
                 self._next += len(packed)
-            piece = self._inflate.decompress(packed, min(size, _PIECE))
+            try:
+                piece = self._inflate.decompress(packed, min(size, _PIECE))
+            except zlib.error as error:
+                raise SourceError(f"the file is damaged before byte {self._next:,}: {error}") from error
             if not piece and not packed:
                 raise SourceError("a variable is cut off")
             self.position += len(piece)
