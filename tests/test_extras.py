@@ -36,9 +36,9 @@ def manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ASYNC_MAPS_WORKERS", "0")
     am.run([("a", np.zeros((4, 4)))], Elsewhere(), settings=am.Settings(workers=0), manifest="a.sqlite")
-    for name in ("a.h5", "a.parquet", "a.tif", "a.zarr/zarr.json"):
+    for name in ("a.h5", "a.mat", "a.nc", "a.parquet", "a.tif", "a.zarr/zarr.json"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
+        (tmp_path / name).write_bytes(b"\x89HDF\r\n\x1a\n")
     return "a.sqlite"
 
 
@@ -51,6 +51,8 @@ def sentence(what: str, extra: str) -> str:
     [
         ("run a.h5 overlays --progress none", "h5py", "reading HDF5", "hdf5"),
         ("run a.tif overlays --progress none", "tifffile", "reading TIFF", "tiff"),
+        ("run a.nc overlays --progress none", "h5py", "reading NetCDF 4", "netcdf"),
+        ("run a.mat overlays --progress none", "h5py", "reading MATLAB 7.3", "matlab"),
         ("run a.zarr overlays --progress none", "zarr", "reading Zarr", "zarr"),
         ("run a.parquet overlays --progress none", "pyarrow", "reading Parquet", "parquet"),
         ("verify a.parquet --progress none", "pyarrow", "reading Parquet", "parquet"),

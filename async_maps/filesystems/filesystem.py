@@ -7,14 +7,14 @@ import os
 import stat
 from hashlib import blake2b
 from threading import Lock
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 from async_maps.errors import SourceError
 from async_maps.keys import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from typing import BinaryIO
+    from typing import IO, BinaryIO
 
     from async_maps.filesystems.s3 import S3Filesystem
     from async_maps.settings import S3Settings
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class Filesystem(Protocol):
     """Opens files for readers. Thread-safe."""
 
-    def open(self, path: str) -> BinaryIO:
+    def open(self, path: str, /) -> BinaryIO:
         """Open a seekable file at its start.
 
         Raises:
@@ -38,6 +38,18 @@ class LocalFilesystem:
     def open(self, path: str) -> BinaryIO:
         """Open a file; refuse a pipe or a device, because reading it may block forever."""
         return open(path, "rb", opener=_open_without_waiting)
+
+
+class OneFile:
+    """Returns a file that is open already, at its start."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = cast("BinaryIO", file)
+
+    def open(self, _path: str) -> BinaryIO:
+        """Return the file."""
+        self._file.seek(0)
+        return self._file
 
 
 class Filesystems:

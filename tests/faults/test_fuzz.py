@@ -13,6 +13,7 @@ from functools import cache
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import h5py
@@ -126,7 +127,43 @@ def _picture(kind: str, mode: str, **how: Any) -> bytes:
     return buffer.getvalue()
 
 
-_PACKED = {"chunks": (2, 3, 5), "compression": "gzip", "fletcher32": True}
+def _netcdf(version: str) -> bytes:
+    netcdf4: Any = pytest.importorskip("netCDF4")
+    with TemporaryDirectory() as folder:
+        with netcdf4.Dataset(f"{folder}/x.nc", "w", format=version) as file:
+            for name, size in {"n": None, "y": 3, "x": 5, "width": 2}.items():
+                file.createDimension(name, size)
+            file.createVariable("names", "S1", ("n", "width"))[:] = np.array(list("aabbccddee")).reshape(5, 2)
+            file.createVariable("lat", "f4", ("y", "x"))[:] = 0
+            packed = file.createVariable("s", "i2", ("n", "y", "x"), fill_value=-1)
+            packed.scale_factor, packed.coordinates = 0.01, "lat"
+            packed[:] = STACK
+        return Path(f"{folder}/x.nc").read_bytes()
+
+
+def _matlab(packed: bool) -> bytes:
+    scipy_io: Any = pytest.importorskip("scipy.io")
+    buffer = io.BytesIO()
+    names = np.array(list("abcde"), object)
+    arrays = {"s": {"x": np.moveaxis(STACK, 0, -1), "names": names}, "c": np.array([[MAP, "x"]], object), "l": MAP > 0}
+    scipy_io.savemat(buffer, arrays, do_compression=packed)
+    return buffer.getvalue()
+
+
+def _matlab_73() -> bytes:
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w", userblock_size=512) as file:
+        cells = file.create_group("#refs#")
+        for name, value in {"a": MAP, "b": STACK, "c": np.array([[97]], "u2")}.items():
+            cells[name] = value
+            cells[name].attrs["MATLAB_class"] = np.bytes_(b"char" if name == "c" else b"single")
+        for name, values in {"cells": "ab", "s/names": "ccccc"}.items():
+            file.create_dataset(name, (len(values), 1), h5py.ref_dtype)[:, 0] = [cells[value].ref for value in values]
+        file.create_dataset("s/x", data=STACK, **_PACKED)
+    return buffer.getvalue()
+
+
+_PACKED: dict[str, Any] = {"chunks": (2, 3, 5), "compression": "gzip", "fletcher32": True}
 
 
 _KEPT: dict[str, Any] = {"pnginfo": PngInfo(), "exif": Image.Exif()}
@@ -160,6 +197,8 @@ def originals(suffix: str) -> list[bytes]:
             safetensors.numpy.save(_TENSORS),
             safetensors.numpy.save({"a": MAP}, {"made": "here"}),
         ],
+        ".nc": lambda: [_netcdf(version) for version in ("NETCDF3_CLASSIC", "NETCDF3_64BIT_DATA", "NETCDF4")],
+        ".mat": lambda: [_matlab(False), _matlab(True), _matlab_73()],
         ".tif": _tiffs,
         ".png": lambda: [_picture("PNG", mode, **_KEPT) for mode in ("1", "L", "LA", "P", "I;16", "RGB")],
         ".jpg": lambda: [_picture("JPEG", "L"), _picture("JPEG", "L", progressive=True), _picture("JPEG", "RGB")],
@@ -233,7 +272,7 @@ def list_and_read(place: Path) -> None:
             assert "\n" not in reason
 
 
-_FORMATS = [".npy", ".npz", ".npy.gz", ".tar", ".h5", ".safetensors", ".pt", ".tif", ".png", ".jpg"]
+_FORMATS = [".npy", ".npz", ".npy.gz", ".tar", ".h5", ".nc", ".mat", ".safetensors", ".pt", ".tif", ".png", ".jpg"]
 CASES = 100
 """The cases for each format; with ``-m long`` 2,000."""
 
@@ -261,6 +300,8 @@ _MAGIC = {
     ".npy.gz": b"\x1f\x8b\x08",
     ".tar": b"",
     ".h5": b"\x89HDF\r\n\x1a\n",
+    ".nc": b"CDF\x01",
+    ".mat": bytes(124) + b"\x00\x01IM\x0e\x00\x00\x00",
     ".safetensors": b"",
     ".pt": b"\x80\x02",
     ".tif": b"II*\x00",

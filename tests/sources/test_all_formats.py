@@ -29,12 +29,13 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.parametrize(
-    ("name", "module", "extra"), [("a.h5", "h5py", "hdf5"), ("a.hdf5", "h5py", "hdf5"), ("a.zarr", "zarr", "zarr")]
+    ("name", "module", "extra"),
+    [("a.h5", "h5py", "hdf5"), ("a.hdf5", "h5py", "hdf5"), ("a.nc", "h5py", "netcdf"), ("a.zarr", "zarr", "zarr")],
 )
 def test_a_missing_extra_is_named_and_other_formats_are_read(
     maps: Path, monkeypatch: pytest.MonkeyPatch, name: str, module: str, extra: str
 ) -> None:
-    (maps / name).mkdir() if name == "a.zarr" else (maps / name).write_bytes(b"")
+    (maps / name).mkdir() if name == "a.zarr" else (maps / name).write_bytes(b"\x89HDF")
     np.save(maps / "b.npy", MAP)
     monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.delitem(sys.modules, f"async_maps.sources.formats.{extra}", raising=False)

@@ -12,6 +12,7 @@ import pytest
 import async_maps as am
 from async_maps.filesystems.locators import parse_s3_address
 from async_maps.filesystems.s3 import S3Filesystem
+from async_maps.sources import open_source
 from async_maps.sources.formats.s3_zarr import S3ZarrStore
 from tests.support.s3 import upload
 from tests.support.s3_proxy import Proxy, counting
@@ -105,3 +106,15 @@ def test_a_chunk_shared_by_maps_is_mostly_fetched_once(
     chunks = [asked for asked in proxy.gets() if "/c/" in asked.path]
     # At best 4 requests a pass; without sharing, 64.
     assert len(chunks) < (32 if value_range == "unit" else 64)
+
+
+def test_names_of_many_stacks_take_one_listing(bucket: str, proxy: Proxy, tmp_path: Path) -> None:
+    group = zarr.open_group(tmp_path / "x.zarr", mode="w", zarr_format=2)
+    for index in range(8):
+        group.create_array(f"s{index}", data=np.zeros((2, 5, 5)))
+    group.create_array("ids", data=np.array([b"a", b"b"]))
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    upload(bucket, {str(path.relative_to(tmp_path)): path.read_bytes() for path in files})
+    entries = list(open_source(f"s3://{bucket}/x.zarr"))
+    assert [entry.name for entry in entries] == [f"x/s{index}/{name}" for index in range(8) for name in "ab"]
+    assert not [asked.path for asked in proxy.gets() if "/names/" in asked.path or "/paths/" in asked.path]

@@ -10,6 +10,7 @@ import numpy as np
 
 from async_maps.errors import SourceError, translate_os_error
 from async_maps.sources.activation_map import ArrayHeader
+from async_maps.sources.formats.names import BLOCK, NAMES, check_width, decode_names
 from async_maps.sources.formats.registry import ListedArray, PassedOver, translate_format_errors
 from async_maps.sources.formats.size import check_chunk, check_size
 from async_maps.sources.formats.stacks import not_a_map, shape_at
@@ -34,7 +35,7 @@ class HierarchyReader(ABC):
 
     whole: ClassVar[str]
     array: ClassVar[str]
-    group_type: ClassVar[type]
+    group_type: ClassVar[Any]
 
     def __init__(self) -> None:
         self._path = ""
@@ -53,8 +54,10 @@ class HierarchyReader(ABC):
         if is_empty:
             raise SourceError(f"the {self.whole} contains no {self.array}")
 
-    def names(self, array: ListedArray, length: int) -> None:
-        return None
+    def names(self, array: ListedArray, length: int) -> Iterator[str] | None:
+        """Return the strings of the first array of :data:`NAMES` beside an array, if it has their length."""
+        folder = array.name.rpartition("/")[0]
+        return self._first_names([f"{folder}/{name}" if folder else name for name in NAMES], length)
 
     def read(self, part: str, index: int | None, max_pixels: int | None = None) -> NDArray[Any]:
         path = part
@@ -63,7 +66,7 @@ class HierarchyReader(ABC):
                 # Free the old array before the next one is opened, to save memory.
                 self._array = None
                 self._path, self._array = path, self._open(path)
-            shape, itemsize = self._array.shape, self._array.dtype.itemsize
+            shape, itemsize = self._shape(self._array), self._array.dtype.itemsize
             if index is not None:
                 shape = shape_at(f"the {self.array} {path!r}", shape, index)
             check_size(shape, itemsize, max_pixels)
@@ -94,15 +97,55 @@ class HierarchyReader(ABC):
         """Return the array at a path."""
 
     @abstractmethod
+    def _strings(self, path: str) -> Array | None:
+        """Return the array of strings, or of characters, at a path; None if there is none."""
+
+    @abstractmethod
     def _values(self, array: Array, index: int | None) -> Any:
         """Read an array, or one map of a stack."""
+
+    def _shape(self, array: Array) -> tuple[int, ...]:
+        """Return the shape of an array as it is read."""
+        return tuple(array.shape or ())
+
+    def _listed(self, array: Array) -> ArrayHeader | PassedOver | str:
+        """Return the header of an array, what it is if it is no map, or the reason why it cannot be read."""
+        if what := self._what(array) or not_a_map(tuple(array.shape or ()), array.dtype):
+            return PassedOver(what)
+        return ArrayHeader(self._shape(array), array.dtype, tuple(array.chunks or ()))
+
+    def _what(self, array: Array) -> str:
+        """Return what an array is that is no map; empty if its shape and dtype decide."""
+        return ""
+
+    def _first_names(self, paths: list[str], length: int) -> Iterator[str] | None:
+        for path in paths:
+            with translate_format_errors(f"the {self.whole} is damaged at {path!r}"):
+                array = self._strings(path)
+                if array is not None and array.shape[:1] == (length,):
+                    return self._texts(path, array)
+        return None
+
+    def _texts(self, path: str, array: Array) -> Iterator[str]:
+        """Yield the strings of an array with one dimension, or of an array of characters with two."""
+        check_width(path, array.dtype.itemsize * math.prod(array.shape[1:]))
+        check_chunk(array.chunks or (), array.dtype.itemsize, 0)
+        # Whole chunks, because each is unpacked completely.
+        rows = max(1, (array.chunks or (1,))[0])
+        block = rows * max(1, BLOCK // rows)
+        for start in range(0, array.shape[0], block):
+            with translate_format_errors(f"the {self.whole} is damaged at {path!r}"):
+                values = np.asarray(array[start : start + block])
+                if values.ndim == 2:
+                    values = np.ascontiguousarray(values).view(f"S{values.shape[1]}")[:, 0]
+            yield from decode_names(path, values)
 
     def _arrays(self) -> Iterator[tuple[str, ArrayHeader | PassedOver | str]]:
         """Yield the path of each array, with its header or what it is; or the reason why it cannot be opened."""
         with translate_format_errors(f"the {self.whole} is damaged"):
             root = self._root()
             if not isinstance(root, self.group_type):
-                yield "", _listed(root)
+                yield "", self._listed(root)
                 return
             # Not recursive, because a file can nest groups to any depth.
             groups = [("", root, iter(sorted(self._names(root))))]
@@ -118,7 +161,7 @@ class HierarchyReader(ABC):
             try:
                 member = self._member(group, name)
                 if _is_array(member):
-                    found = _listed(member)
+                    found = self._listed(member)
                 # A group with two names, or inside itself, is listed once.
                 elif isinstance(member, self.group_type) and (identity := self._identity(member)) not in seen:
                     groups.append((f"{path}/", member, iter(sorted(self._names(member)))))
@@ -136,12 +179,6 @@ class HierarchyReader(ABC):
         except (SourceError, OSError) as error:
             return translate_os_error(error)
         return ""
-
-
-def _listed(array: Array) -> ArrayHeader | PassedOver:
-    if what := not_a_map(tuple(array.shape or ()), array.dtype):
-        return PassedOver(what)
-    return ArrayHeader(tuple(array.shape), array.dtype, tuple(array.chunks or ()))
 
 
 def could_be_maps(array: Array) -> bool:

@@ -38,7 +38,7 @@ filter may turn into errors."""
 _FORTRAN_STACK = (
     "the maps of a stack in Fortran order cannot be read one by one: save np.ascontiguousarray(stack) instead"
 )
-_PIECE = 2**20
+PIECE = 2**20
 _MAX_HEADER = 10_000
 """NumPy's limit for the header of an untrusted file, in bytes."""
 
@@ -124,7 +124,7 @@ def array_in_member(
 
 
 def read_stream(
-    file: IO[bytes], size: int, index: int | None = None, max_pixels: int | None = None, *, piece: int = _PIECE
+    file: IO[bytes], size: int, index: int | None = None, max_pixels: int | None = None, *, piece: int = PIECE
 ) -> NDArray[Any]:
     """Read the array, or one map of a stack, without unpickling.
 

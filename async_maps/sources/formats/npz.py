@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from async_maps.errors import SourceError
 from async_maps.sources.formats import npy
+from async_maps.sources.formats.names import BLOCK, NAMES, check_width, decode_names
 from async_maps.sources.formats.registry import (
     HIDDEN,
     SAME_NAME,
@@ -61,7 +62,14 @@ class NpzReader:
                 array = npy.array_in_member(member, member, info.file_size, open_member, damaged)
                 yield array if names[info.filename] == 1 else array._replace(refusal=SAME_NAME)
 
-    def names(self, array: ListedArray, length: int) -> None:
+    def names(self, array: ListedArray, length: int) -> Iterator[str] | None:
+        folder = array.name.rpartition("/")[0]
+        for name in NAMES:
+            member = f"{folder}/{name}" if folder else name
+            if f"{member}{_SUFFIX}" in self._archive.NameToInfo:
+                found = self._texts(member, length)
+                if found is not None:
+                    return found
         return None
 
     def read(self, part: str, index: int | None, max_pixels: int | None = None) -> NDArray[Any]:
@@ -75,6 +83,23 @@ class NpzReader:
     def close(self) -> None:
         self._archive.close()
         self._file.close()
+
+    def _texts(self, member: str, length: int) -> Iterator[str] | None:
+        """Return the strings of a member with one dimension of the given length; None if it is none."""
+        info = self._archive.getinfo(f"{member}{_SUFFIX}")
+        with translate_format_errors(f"the archive is damaged at {member!r}"), self._open(info) as file:
+            header = npy.read_header(file, info.file_size)
+        if header.shape != (length,) or header.dtype.kind not in "SU":
+            return None
+        check_width(member, header.dtype.itemsize)
+        return self._blocks(member, info, length)
+
+    def _blocks(self, member: str, info: zipfile.ZipInfo, length: int) -> Iterator[str]:
+        with translate_format_errors(f"the archive is damaged at {member!r}"), self._open(info) as file:
+            header = npy.read_header(file, info.file_size)
+            for start in range(0, length, BLOCK):
+                rows = header._replace(shape=(min(BLOCK, length - start),))
+                yield from decode_names(member, npy.read_values(file, rows, npy.PIECE))
 
     def _open(self, info: zipfile.ZipInfo) -> IO[bytes]:
         """Open a member, unless it claims a size that its bytes cannot unpack to, which would list too many maps."""

@@ -29,6 +29,9 @@ FORMATS = {
     ".tar": "tar",
     ".h5": "hdf5",
     ".hdf5": "hdf5",
+    ".nc": "netcdf",
+    ".nc4": "netcdf",
+    ".mat": "matlab",
     ".zarr": "zarr",
     ".safetensors": "safetensors",
     ".pt": "torch",
@@ -47,7 +50,7 @@ COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".
 _LONG_SUFFIXES = (".npy.gz", *COMPRESSED_TARS)
 _LONGEST_SUFFIX = 12
 _ZARR_MARKS = ("zarr.json", ".zgroup", ".zarray")
-_CHUNKED = {"zarr", "hdf5", "npz", "npygz"}
+_CHUNKED = {"zarr", "hdf5", "netcdf", "matlab", "npz", "npygz"}
 _BLOCK_BYTES = 512 * 2**10
 """Smaller maps are read together with their neighbors, in one request."""
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from async_maps.errors import SourceError
 from async_maps.sources.activation_map import ArrayHeader
+from async_maps.sources.formats.names import NAMES, decode_names
 from async_maps.sources.formats.npy import Header, read_values
 from async_maps.sources.formats.registry import ListedArray, close_on_error
 from async_maps.sources.formats.size import MAX_DIMENSIONS, check_size
@@ -70,6 +71,7 @@ class SafetensorsReader:
         with close_on_error(filesystem.open(path)) as self._file:
             self._size = self._file.seek(0, os.SEEK_END)
             self._header, self._data = _read_header(self._file, self._size)
+            self._metadata = self._header.pop("__metadata__", {})
 
     def arrays(self) -> Iterator[ListedArray]:
         if not self._header:
@@ -88,7 +90,15 @@ class SafetensorsReader:
                 header, problem = None, _no_dtype(tensor)
             yield ListedArray(name, name, tensor.end - tensor.start, header, problem)
 
-    def names(self, array: ListedArray, length: int) -> None:
+    def names(self, array: ListedArray, length: int) -> Iterator[str] | None:
+        """Return the first list of :data:`NAMES` in the metadata, as JSON, if it has the right length."""
+        for name in NAMES:
+            try:
+                names = json.loads(self._metadata[name])
+            except (LookupError, TypeError, ValueError, RecursionError):
+                continue
+            if isinstance(names, list) and len(names) == length:
+                return decode_names(name, names)
         return None
 
     def read(self, part: str, index: int | None, max_pixels: int | None = None) -> NDArray[Any]:
@@ -150,5 +160,4 @@ def _read_header(file: IO[bytes], size: int) -> tuple[dict[str, Any], int]:
         raise SourceError("expected a safetensors file: its header is not JSON") from error
     if not isinstance(header, dict):
         raise SourceError("expected a safetensors file: its header is not a JSON object")
-    header.pop("__metadata__", None)
     return header, 8 + length

@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import TYPE_CHECKING
 
 from async_maps.errors import SourceError, require_extra
 from async_maps.filesystems.filesystem import is_remote
 from async_maps.filesystems.locators import parse_s3_address
 from async_maps.sources.formats.hierarchy import HierarchyReader, could_be_maps
+from async_maps.sources.formats.names import NAMES
 from async_maps.sources.formats.registry import translate_format_errors
 
 with require_extra("reading Zarr", "zarr"):
+    import numcodecs
     import zarr
+    from numcodecs.errors import UnknownCodecError
     from zarr.core.sync import collect_aiterator
+    from zarr.errors import UnknownCodecError as UnknownZarrCodecError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from async_maps.filesystems.filesystem import Filesystem
     from async_maps.sources.formats.hierarchy import Array, Group
 
 _MAX_BLOCK = 256 * 2**20
+_IMAGE_CODECS = "imagecodecs_"
+_PACKAGES = {"crc32c": "crc32c", "msgpack2": "msgpack", "pcodec": "pcodec", "zfpy": "zfpy"}
+"""The packages of the codecs that numcodecs knows but does not contain."""
 
 
 class ZarrReader(HierarchyReader):
@@ -39,6 +48,7 @@ class ZarrReader(HierarchyReader):
 
             assert isinstance(filesystem, S3Filesystem)  # noqa: S101  # is_remote(path)
             self._store = S3ZarrStore(filesystem, parse_s3_address(path))
+        self._folder: tuple[str, Group, set[str]] | None = None
         self._start = 0
         self._block: Any = None
 
@@ -48,7 +58,7 @@ class ZarrReader(HierarchyReader):
     def _root(self) -> Group | Array:
         with translate_format_errors("expected a Zarr hierarchy"):
             try:
-                return zarr.open(self._store, mode="r")
+                return _with_codecs(lambda: zarr.open(self._store, mode="r"))
             except FileNotFoundError:
                 raise SourceError("expected a Zarr hierarchy, found no zarr.json, .zgroup or .zarray") from None
 
@@ -58,7 +68,7 @@ class ZarrReader(HierarchyReader):
 
     def _member(self, group: Group, name: str) -> Any:
         try:
-            return group[name]
+            return _with_codecs(lambda: group[name])
         except KeyError:
             # Not a node of the hierarchy, for instance Zarr's metadata or a README.
             return None
@@ -69,14 +79,30 @@ class ZarrReader(HierarchyReader):
     def _open(self, path: str) -> Array:
         self._block = None
         try:
-            array = zarr.open_array(self._store, path=path, mode="r")
+            array = _with_codecs(lambda: zarr.open_array(self._store, path=path, mode="r"))
         except FileNotFoundError:
             raise SourceError(f"the hierarchy has no array {path!r} anymore") from None
         if not could_be_maps(array):
             raise SourceError(f"the array {path!r} no longer has numbers in two or more dimensions")
         return array
 
+    def _strings(self, path: str) -> Array | None:
+        folder, _, name = path.rpartition("/")
+        if self._folder is None or folder != self._folder[0]:
+            # One listing for all arrays of a group: in S3, each attempt to open an array takes several requests.
+            root = self._root()
+            group = root[folder] if folder else root
+            present = set(self._names(group)).intersection(NAMES) if isinstance(group, zarr.Group) else set()
+            self._folder = folder, group, present
+        _, group, present = self._folder
+        array = self._member(group, name) if name in present else None
+        is_text = isinstance(array, zarr.Array) and array.ndim == 1 and array.dtype.kind in "STU"
+        return array if is_text else None
+
     def _values(self, array: Array, index: int | None) -> Any:
+        return _with_codecs(lambda: self._unpacked(array, index))
+
+    def _unpacked(self, array: Array, index: int | None) -> Any:
         if index is None:
             return array[...]
         rows = array.chunks[0]
@@ -88,3 +114,31 @@ class ZarrReader(HierarchyReader):
             self._block = None
             self._start, self._block = start, array[start : start + rows]
         return self._block[index - start]
+
+
+def _with_codecs(unpack: Callable[[], Any]) -> Any:
+    """Call a function that unpacks chunks or prepares it; name a codec that is not installed, and its package."""
+    try:
+        return unpack()
+    except (UnknownCodecError, UnknownZarrCodecError) as error:
+        codec = re.sub(r".*?'+([^']*)'.*", r"\1", str(error))
+        # Some versions of Zarr report the name of a class, such as zarr.codecs.numcodecs.PCodec.
+        if (short := codec.rpartition(".")[2].lower()) in _PACKAGES:
+            codec = short
+        if _register(codec):
+            return unpack()
+        package = "imagecodecs" if codec.startswith(_IMAGE_CODECS) else _PACKAGES.get(codec)
+        advice = f"pip install {package}" if package else "install the package that has this codec"
+        raise SourceError(f"the codec {codec!r} is not installed: {advice}") from error
+
+
+def _register(codec: str) -> bool:
+    """Register the codecs of imagecodecs, which do not do it themselves."""
+    if not codec.startswith(_IMAGE_CODECS):
+        return False
+    try:
+        from imagecodecs.numcodecs import register_codecs
+    except ImportError:
+        return False
+    register_codecs()
+    return codec in numcodecs.registry.codec_registry
