@@ -57,6 +57,14 @@ class Column(NamedTuple):
     order: tuple[int, ...] | None = None
 
     @property
+    def problem(self) -> str:
+        """The reason why no row can be read; else empty."""
+        # pyarrow writes the inverse of the order that the format defines, and cannot read it.
+        if self.order is None or all(self.order[axis] == index for index, axis in enumerate(self.order)):
+            return ""
+        return f"the order {self.order} of the axes of its tensors is ambiguous: save np.ascontiguousarray(stack)"
+
+    @property
     def header(self) -> ArrayHeader | None:
         """The header of each map, if all have the same shape."""
         if self.shape is None or self.dtype is None:
@@ -103,7 +111,7 @@ class Table(ABC):
         for column in self.columns():
             found, header = True, column.header
             size = self.row_bytes(column) if header is None else math.prod(header.shape) * header.dtype.itemsize
-            yield ListedArray(column.name, column.name, rows * size, header, rows=rows)
+            yield ListedArray(column.name, column.name, rows * size, header, column.problem, rows)
         for field in self.schema:
             if is_flat(field):
                 yield PassedOver(BELOW_TWO_DIMENSIONS)
@@ -127,14 +135,20 @@ class Table(ABC):
 
     def _column(self, field: pa.Field) -> Column | None:
         column = array_column(field)
-        if column is None and is_binary(field) and self.count():
-            with translate_format_errors(DAMAGED):
-                first = self.load(field.name, 0, 1)[0].as_buffer()
-            if first is not None and first.to_pybytes()[: len(_NPY_MAGIC)] == _NPY_MAGIC:
-                column = Column(field.name, "npy")
+        if column is None and is_binary(field) and self._starts_with_npy(field.name):
+            column = Column(field.name, "npy")
         if column is not None and self.schema.get_field_index(field.name) < 0:
             raise SourceError(f"two columns have the name {field.name!r}: rename one")
         return column
+
+    def _starts_with_npy(self, column: str) -> bool:
+        """Whether the first row of a column of bytes is an ``.npy`` file, as NumPy and Petastorm write it."""
+        try:
+            with translate_format_errors(DAMAGED):
+                first = self.load(column, 0, 1)[0].as_buffer() if self.count() else None
+        except SourceError:
+            return False
+        return first is not None and bytes(first[: len(_NPY_MAGIC)]) == _NPY_MAGIC
 
     def _texts(self, column: str) -> Iterator[str]:
         """Yield the name in each row; empty where there is none."""
@@ -194,7 +208,7 @@ def name_column(schema: pa.Schema) -> str | None:
 def without_arrays(schema: pa.Schema) -> str:
     """Return why a table without a column of arrays has no maps, and what to do."""
     shown = ", ".join(
-        f"{printable(field.name)[:80]} ({printable(str(field.type))[:60]})" for field in schema[:_SHOWN_COLUMNS]
+        f"{printable(field.name)[:80]} ({printable(str(field.type))[:60]})" for field in list(schema)[:_SHOWN_COLUMNS]
     )
     if any(_is_picture(field) for field in schema):
         return (
@@ -213,6 +227,8 @@ def row_array(row: pa.Array, column: Column, max_pixels: int | None = None) -> N
     Raises:
         SourceError: the row is null, its lists differ in length, a value is null, or the array is too large.
     """
+    if column.problem:
+        raise SourceError(column.problem)
     if row.null_count:
         raise SourceError("the row has no array")
     if column.layout == "npy":

@@ -10,12 +10,12 @@ from bisect import bisect_right
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
-from async_maps.errors import SourceError
+from async_maps.errors import SourceError, require_extra
 from async_maps.sources.formats.columns import DAMAGED, Column, Table
 from async_maps.sources.formats.registry import close_on_error, translate_format_errors
 
-# Behind the columns, which name the missing extra.
-import pyarrow.parquet as pq  # isort: skip
+with require_extra("reading Parquet and Arrow", "parquet"):
+    import pyarrow.parquet as pq
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
