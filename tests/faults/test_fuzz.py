@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import safetensors.numpy
 import tifffile
@@ -126,6 +128,40 @@ def _picture(kind: str, mode: str, **how: Any) -> bytes:
     return buffer.getvalue()
 
 
+def _table() -> pa.Table:
+    columns = {
+        "name": pa.array([f"map {number}" for number in range(5)]),
+        "lists": pa.array(STACK.tolist(), pa.list_(pa.list_(pa.float32()))),
+        "labels": pa.array(range(5)),
+        "bytes": pa.array([b"text"] * 5),
+    }
+    return pa.table(columns)
+
+
+def _parquet_files() -> list[bytes]:
+    return [_parquet(**how) for how in ({}, {"compression": "zstd", "data_page_version": "2.0"})]
+
+
+def _arrow_files() -> list[bytes]:
+    return [_arrow(new, codec) for new in (pa.ipc.new_file, pa.ipc.new_stream) for codec in (None, "lz4", "zstd")]
+
+
+def _parquet(**how: Any) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(_table(), buffer, row_group_size=3, **how)
+    return buffer.getvalue()
+
+
+def _arrow(new: Callable[..., Any], codec: str | None) -> bytes:
+    buffer, table = io.BytesIO(), _table()
+    tensors = pa.FixedShapeTensorArray.from_numpy_ndarray(STACK)
+    if codec == "zstd":
+        table = table.set_column(1, "tensors", tensors).set_column(0, "name", table["name"].cast(pa.string_view()))
+    with new(buffer, table.schema, options=pa.ipc.IpcWriteOptions(compression=codec)) as writer:
+        writer.write_table(table, max_chunksize=2)
+    return buffer.getvalue()
+
+
 _PACKED = {"chunks": (2, 3, 5), "compression": "gzip", "fletcher32": True}
 
 
@@ -151,6 +187,8 @@ def originals(suffix: str) -> list[bytes]:
         ".h5": lambda: [_hdf5(libver, **how) for libver in ("earliest", "latest") for how in ({}, _PACKED)],
         ".safetensors": lambda: [safetensors.numpy.save(tensors), safetensors.numpy.save({"a": MAP}, {"made": "here"})],
         ".tif": _tiffs,
+        ".parquet": _parquet_files,
+        ".arrow": _arrow_files,
         ".png": lambda: [_picture("PNG", mode, **_KEPT) for mode in ("1", "L", "LA", "P", "I;16", "RGB")],
         ".jpg": lambda: [_picture("JPEG", "L"), _picture("JPEG", "L", progressive=True), _picture("JPEG", "RGB")],
         ".pt": lambda: [*(torch_file(tensors | {"l": [MAP.T, 3]}, old=old) for old in (False, True)), torch_file(MAP)],
@@ -223,7 +261,20 @@ def list_and_read(place: Path) -> None:
             assert "\n" not in reason
 
 
-_FORMATS = [".npy", ".npz", ".npy.gz", ".tar", ".h5", ".safetensors", ".pt", ".tif", ".png", ".jpg"]
+_FORMATS = [
+    ".npy",
+    ".npz",
+    ".npy.gz",
+    ".tar",
+    ".h5",
+    ".safetensors",
+    ".pt",
+    ".tif",
+    ".png",
+    ".jpg",
+    ".parquet",
+    ".arrow",
+]
 CASES = 100
 """The cases for each format; with ``-m long`` 2,000."""
 
@@ -256,6 +307,8 @@ _MAGIC = {
     ".tif": b"II*\x00",
     ".png": b"\x89PNG\r\n\x1a\n",
     ".jpg": b"\xff\xd8\xff",
+    ".parquet": b"PAR1",
+    ".arrow": b"ARROW1\0\0",
 }
 
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-pa = pytest.importorskip("pyarrow")
+pytest.importorskip("pyarrow")
 
+import pyarrow as pa
 import pyarrow.feather
 import pyarrow.parquet as pq
 
@@ -286,7 +287,7 @@ def test_a_row_of_too_many_pixels_is_refused_alone(maps: Path, write: Write) -> 
         entries = [entry for entry in open_source(maps) if isinstance(entry, ActivationMap)]
         for entry in entries[::2]:
             assert readers.read(str(entry.path), entry.part).shape == (2, 2)
-        with pytest.raises(SourceError, match="too large: .* max_pixels allows 1,000 pixels"):
+        with pytest.raises(SourceError, match=r"too large: .* max_pixels allows 1,000 pixels"):
             readers.read(str(entries[1].path), entries[1].part)
 
 
@@ -325,7 +326,7 @@ def test_a_table_without_arrays_is_passed_over_in_a_folder_and_refused_alone(map
     ):
         list(open_source(path))
     write(pa.table({"image": [{"bytes": b"\x89PNG", "path": "a.png"}]}), maps)
-    with pytest.raises(SourceError, match="has pictures, but no column of arrays.*decode them, and call"):
+    with pytest.raises(SourceError, match=r"has pictures, but no column of arrays.*decode them, and call"):
         list(open_source(path))
 
 

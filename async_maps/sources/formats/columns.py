@@ -80,7 +80,8 @@ class Table(ABC):
     """
 
     def __init__(self, schema: pa.Schema) -> None:
-        self.schema = schema
+        with translate_format_errors("the name of a column is no text"):
+            self.schema, _ = schema, schema.names
         self._columns: dict[str, Column] = {}
 
     @abstractmethod

@@ -6,8 +6,9 @@ group before it are decoded; a worker reads ascending rows, and decodes each gro
 
 from __future__ import annotations
 
+import os
 from bisect import bisect_right
-from itertools import accumulate
+from itertools import accumulate, islice
 from typing import TYPE_CHECKING
 
 from async_maps.errors import SourceError, require_extra
@@ -27,10 +28,10 @@ if TYPE_CHECKING:
 _BATCH_BYTES = 8 * 2**20
 """Rows of together this size are decoded in one batch."""
 _BATCH_ROWS = 4096
-_WIDEST = 8
-"""The bytes of the widest number in a column."""
+_SMALL_FILE = 64 * 2**20
 _BUFFER_BYTES = 2**20
-"""The size of a read; without it, pyarrow reads the whole column of a row group."""
+"""The size of a read in larger files, of which pyarrow would read the whole column of a row group. In a small file it
+is not used, because pyarrow then allocates the size that a page claims before it reads the page."""
 
 
 class ParquetReader(Table):
@@ -38,7 +39,9 @@ class ParquetReader(Table):
 
     def __init__(self, path: str, filesystem: Filesystem) -> None:
         with close_on_error(filesystem.open(path)) as self._file, translate_format_errors("expected a Parquet file"):
-            self._parquet = pq.ParquetFile(self._file, buffer_size=_BUFFER_BYTES, pre_buffer=False)
+            size = self._file.seek(0, os.SEEK_END)
+            buffer_size = 0 if size <= _SMALL_FILE else _BUFFER_BYTES
+            self._parquet = pq.ParquetFile(self._file, buffer_size=buffer_size, pre_buffer=False)
             metadata = self._parquet.metadata
             sizes = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
             if min(sizes, default=0) < 0 or sum(sizes) != metadata.num_rows:
@@ -50,6 +53,8 @@ class ParquetReader(Table):
         self._batches: Iterator[pa.RecordBatch] = iter(())
         self._batch: pa.Array | None = None
         self._first = self._next = 0
+        # The size of a row of a column in bytes, the largest mean of all batches so far.
+        self._sizes: dict[str, int] = {}
 
     def close(self) -> None:
         self._batches, self._batch = iter(()), None
@@ -59,10 +64,9 @@ class ParquetReader(Table):
         return int(self._starts[-1])
 
     def row_bytes(self, column: Column) -> int:
-        itemsize = 0 if column.dtype is None else column.dtype.itemsize
-        groups = range(len(self._starts) - 1)
-        with translate_format_errors(DAMAGED):
-            return max((self._row_bytes(column.name, group, itemsize) for group in groups), default=0)
+        if column.name not in self._sizes and self.count():
+            self.load(column.name, 0, 1)
+        return self._sizes.get(column.name, 0)
 
     def load(self, column: str, row: int, count: int) -> pa.Array:
         if not 0 <= row < self.count():
@@ -79,6 +83,7 @@ class ParquetReader(Table):
                     raise SourceError(f"the file is damaged: its row group {group:,} ends before row {row:,}")
                 self._next += len(batch)
                 self._batch = batch.column(column)
+                self._sizes[column] = max(self._sizes[column], _mean(self._batch))
         assert self._batch is not None  # noqa: S101  # it has the row
         return self._batch.slice(row - self._first, count)
 
@@ -88,18 +93,17 @@ class ParquetReader(Table):
     def _start(self, column: str, group: int) -> None:
         """Start to decode a column of a row group."""
         self._source = self._batch = None
-        rows = _BATCH_BYTES // max(self._row_bytes(column, group, _WIDEST), 1)
-        self._batches = self._parquet.iter_batches(
-            min(max(rows, 1), _BATCH_ROWS), row_groups=[group], columns=[column], use_threads=False
-        )
+        if column not in self._sizes:
+            # The sizes in the metadata are those of encoded values, and pyarrow aborts if some of them are damaged.
+            self._decode(column, group, 1)
+            self._sizes[column] = max((_mean(batch.column(column)) for batch in islice(self._batches, 1)), default=0)
+        rows = _BATCH_BYTES // max(self._sizes[column], 1)
+        self._decode(column, group, min(max(rows, 1), _BATCH_ROWS))
         self._source, self._first, self._next = (column, group), self._starts[group], self._starts[group]
 
-    def _row_bytes(self, column: str, group: int, itemsize: int) -> int:
-        """Return the mean size of a row in a row group in bytes, if its values are not bytes themselves."""
-        schema, metadata = self._parquet.schema, self._parquet.metadata.row_group(group)
-        paths = (schema.column(number).path for number in range(len(schema)))
-        leaves = [number for number, path in enumerate(paths) if path == column or path.startswith(f"{column}.")]
-        size = 0
-        for leaf in map(metadata.column, leaves):
-            size += leaf.num_values * itemsize if itemsize else leaf.total_uncompressed_size
-        return int(max(size, 0) // max(metadata.num_rows, 1))
+    def _decode(self, column: str, group: int, rows: int) -> None:
+        self._batches = self._parquet.iter_batches(rows, row_groups=[group], columns=[column], use_threads=False)
+
+
+def _mean(rows: pa.Array) -> int:
+    return int(rows.nbytes) // max(len(rows), 1)
