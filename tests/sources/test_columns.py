@@ -477,7 +477,7 @@ def test_arrow_reads_little_more_than_the_rows_that_are_wanted(maps: Path, write
 
 
 def test_parquet_decodes_a_large_row_group_once_and_in_batches(maps: Path) -> None:
-    cams = np.random.default_rng(0).random((1500, 100, 100), np.float32)
+    cams = np.random.default_rng(0).random((2000, 100, 100), np.float32)
     table = pa.table({"cam": pa.FixedShapeTensorArray.from_numpy_ndarray(cams)})
     pq.write_table(table, maps / "x.parquet", compression="none", use_dictionary=False)
     del table

@@ -65,6 +65,11 @@ class Column(NamedTuple):
         return f"the order {self.order} of the axes of its tensors is ambiguous: save np.ascontiguousarray(stack)"
 
     @property
+    def row_bytes(self) -> int | None:
+        """The bytes of each array; None if the rows may differ."""
+        return None if self.header is None else math.prod(self.header.shape) * self.header.dtype.itemsize
+
+    @property
     def header(self) -> ArrayHeader | None:
         """The header of each map, if all have the same shape."""
         if self.shape is None or self.dtype is None:
@@ -110,9 +115,10 @@ class Table(ABC):
     def arrays(self) -> Iterator[ListedArray | PassedOver]:
         rows, found = self.count(), False
         for column in self.columns():
-            found, header = True, column.header
-            size = self.row_bytes(column) if header is None else math.prod(header.shape) * header.dtype.itemsize
-            yield ListedArray(column.name, column.name, rows * size, header, column.problem, rows)
+            found, size = True, column.row_bytes
+            if size is None:
+                size = self.row_bytes(column)
+            yield ListedArray(column.name, column.name, rows * size, column.header, column.problem, rows)
         for field in self.schema:
             if is_flat(field):
                 yield PassedOver(BELOW_TWO_DIMENSIONS)

@@ -88,6 +88,8 @@ class ParquetReader(Table):
         return self._batch.slice(row - self._first, count)
 
     def load_row(self, column: Column, index: int, max_pixels: int | None) -> pa.Array:
+        if column.name not in self._sizes and (size := column.row_bytes) is not None:
+            self._sizes[column.name] = size
         return self.load(column.name, index, 1)
 
     def _start(self, column: str, group: int) -> None:
