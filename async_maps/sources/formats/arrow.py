@@ -44,7 +44,11 @@ class ArrowReader(Table):
         self._file: BinaryIO | None = None
         self._row_bytes: dict[str, int] = {}
         self._block: tuple[str, int, pa.Array] | None = None
-        super().__init__(self._open(0).schema)
+        try:
+            super().__init__(self._open(0).schema)
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         if self._file is not None:
@@ -102,12 +106,8 @@ class ArrowReader(Table):
         if number != self._number:
             self.close()
             self._number, self._file = -1, self._filesystem.open(self._paths[number])
-            try:
-                with translate_format_errors("expected an Arrow IPC file or stream"):
-                    self._ipc = IpcFile(self._file)
-            except BaseException:
-                self._file.close()
-                raise
+            with translate_format_errors("expected an Arrow IPC file or stream"):
+                self._ipc = IpcFile(self._file)
             self._number = number
         return self._ipc
 
