@@ -13,7 +13,7 @@ from async_maps.errors import SourceError, require_extra, translate_os_error
 from async_maps.keys import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
     from typing import BinaryIO
 
 _MAX_LINE = 4 * 2**20
@@ -59,8 +59,17 @@ def _suffix(path: str) -> str:
     return os.path.splitext(path)[1].lower()
 
 
-def _check_columns(columns: Sequence[str], found: Sequence[object]) -> None:
+def _check_columns(
+    columns: Sequence[str], found: Sequence[object], first: Callable[[], Iterable[object]] = list
+) -> None:
+    """Raise SourceError if a column is missing; ``first`` returns the values of the first row."""
     if not set(columns).issubset(found):
+        for column, value in zip(found, first(), strict=False):
+            if isinstance(value, list) or (isinstance(value, str) and value.lstrip().startswith("[")):
+                raise SourceError(
+                    f"the column {printable(str(column))[:80]} holds arrays, not paths: save the table as Parquet, or "
+                    "call am.run(((name, array) for ...), DESTINATION) in Python"
+                )
         listed = ", ".join(printable(str(column))[:80] for column in found[:20]) or "none"
         word = "column" if len(columns) == 1 else "columns"
         raise SourceError(f"the table needs the {word} {' and '.join(columns)}; found {listed}")
@@ -90,11 +99,18 @@ def _csv_rows(file: BinaryIO, columns: Sequence[str]) -> Iterator[Row]:
         if cells is None:
             return
         if cells and not positions:
-            _check_columns(columns, cells)
+            _check_columns(columns, cells, lambda: _next_row(reader))
             positions, width = {column: cells.index(column) for column in columns or cells}, len(cells)
         elif cells:
             cells += [""] * (width - len(cells))
             yield Row(f"line {reader.line_num:,}", {column: cells[at] for column, at in positions.items()})
+
+
+def _next_row(reader: Iterator[list[str]]) -> list[str]:
+    try:
+        return next(reader, [])
+    except csv.Error:
+        return []
 
 
 def _jsonl_rows(file: BinaryIO, columns: Sequence[str]) -> Iterator[Row]:
@@ -112,7 +128,7 @@ def _jsonl_rows(file: BinaryIO, columns: Sequence[str]) -> Iterator[Row]:
             else:
                 values = found
                 if columns:
-                    _check_columns(columns, list(values))
+                    _check_columns(columns, list(values), values.values)
                     # Later rows may lack a column.
                     columns = ()
         yield Row(f"line {number:,}", values, problem)

@@ -36,7 +36,7 @@ def manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ASYNC_MAPS_WORKERS", "0")
     am.run([("a", np.zeros((4, 4)))], Elsewhere(), settings=am.Settings(workers=0), manifest="a.sqlite")
-    for name in ("a.h5", "a.mat", "a.nc", "a.parquet", "a.tif", "a.zarr/zarr.json"):
+    for name in ("a.h5", "a.mat", "a.nc", "a.parquet", "a.arrow", "a.tif", "a.zarr/zarr.json"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"\x89HDF\r\n\x1a\n")
     return "a.sqlite"
@@ -54,7 +54,8 @@ def sentence(what: str, extra: str) -> str:
         ("run a.nc overlays --progress none", "h5py", "reading NetCDF 4", "netcdf"),
         ("run a.mat overlays --progress none", "h5py", "reading MATLAB 7.3", "matlab"),
         ("run a.zarr overlays --progress none", "zarr", "reading Zarr", "zarr"),
-        ("run a.parquet overlays --progress none", "pyarrow", "reading Parquet", "parquet"),
+        ("run a.parquet overlays --progress none", "pyarrow", "reading Parquet and Arrow", "parquet"),
+        ("run a.arrow overlays --progress none", "pyarrow", "reading Parquet and Arrow", "parquet"),
         ("verify a.parquet --progress none", "pyarrow", "reading Parquet", "parquet"),
         ("export a.sqlite b.parquet", "pyarrow", "writing Parquet", "parquet"),
     ],
@@ -69,7 +70,8 @@ def test_a_command_names_the_missing_extra(
 ) -> None:
     monkeypatch.setitem(sys.modules, library, None)
     # A reader that an earlier test used has already imported its library.
-    monkeypatch.delitem(sys.modules, f"async_maps.sources.formats.{extra}", raising=False)
+    for module in (extra, "arrow", "columns", "ipc"):
+        monkeypatch.delitem(sys.modules, f"async_maps.sources.formats.{module}", raising=False)
     assert invoke(*command.split()) in {1, 2}
     line, *more = capsys.readouterr().err.splitlines()
     assert line.endswith(f": {sentence(what, extra)}")

@@ -7,6 +7,7 @@ whole list in memory.
 
 from __future__ import annotations
 
+from glob import has_magic
 from os import PathLike, fspath
 from os.path import abspath, isfile
 from typing import TYPE_CHECKING, Protocol
@@ -15,6 +16,7 @@ from async_maps.errors import SourceError
 from async_maps.filesystems.filesystem import is_remote
 from async_maps.filesystems.locators import place_at
 from async_maps.sources import files
+from async_maps.sources.formats.registry import is_columnar
 from async_maps.sources.options import Scan, SourceOptions
 from async_maps.tables import is_table
 
@@ -62,7 +64,8 @@ def open_source(
 
     Args:
         place: a file, a folder (recursive, sorted) or a glob (``maps/**/cam_*.npy``), each on a disk or in S3
-            (``s3://bucket/prefix/``), or a listing (``.csv``, ``.parquet``, ``.jsonl``).
+            (``s3://bucket/prefix/``), or a listing (``.csv``, ``.parquet``, ``.jsonl``). A table with a column of
+            arrays is no listing.
         s3: the time-outs and attempts of the client.
         known: decides which files are a single map and need not be opened.
         pass_over: called for each file or array that is no map, in the thread that iterates the source.
@@ -75,8 +78,9 @@ def open_source(
     path, scan = place_at(fspath(place)), Scan(known, pass_over, options or SourceOptions())
     if is_stdin(path):
         raise SourceError("standard input can be read only once, by a run")
-    # A folder may have the suffix of a listing.
-    if is_table(path) and (is_remote(path) or isfile(path)):
+    # A folder may have the suffix of a listing; a glob of objects with arrays is none.
+    is_file = not (is_columnar(path) and has_magic(path)) if is_remote(path) else isfile(path)
+    if is_file and (is_table(path) or is_columnar(path)):
         # Imported late, because worker processes import this package too.
         from async_maps.sources.listing import Listing
 

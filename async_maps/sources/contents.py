@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from async_maps.errors import SourceError
 from async_maps.filesystems.spill import Spill
-from async_maps.sources.formats.registry import SAME_NAME, ListedArray, PassedOver, shown_suffix
+from async_maps.sources.formats.registry import NO_NAME, SAME_NAME, ListedArray, PassedOver, shown_suffix
 from async_maps.sources.formats.stacks import not_a_map, position_names, read_names, shape_at, stack_length
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def _map(array: ListedArray, name: str | None, index: int | None, length: int | 
 def _names(
     reader: Reader, array: ListedArray, length: int, open_names: Callable[[], BinaryIO | None]
 ) -> Iterator[tuple[str | None, str]]:
-    """Yield the name of each map of a stack, and why it is refused, if another has the same.
+    """Yield the name of each map of a stack, and why it is refused, if it has none or that of another map.
 
     The only map of a stack without a list of names has the name of the stack.
     """
@@ -163,7 +163,7 @@ def _names(
         return
     repeated = _repeated(chain([first], names), length)
     for name in read():
-        yield name, SAME_NAME if _bytes(name) in repeated else ""
+        yield name or None, "" if name and _bytes(name) not in repeated else SAME_NAME if name else NO_NAME
 
 
 def _repeated(names: Iterator[str], length: int) -> set[bytes]:

@@ -1,4 +1,4 @@
-"""Listings: a ``.csv``, ``.parquet`` or ``.jsonl`` file whose rows have a ``name`` and a ``path``. Runs in a thread."""
+"""Tables: listings, whose rows have a ``name`` and a ``path``, or columns of arrays. Runs in a thread."""
 
 from __future__ import annotations
 
@@ -7,18 +7,20 @@ import posixpath
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from async_maps.errors import SourceError
+from async_maps.errors import SourceError, translate_os_error
 from async_maps.filesystems.filesystem import Filesystems, is_remote
 from async_maps.filesystems.locators import S3Address, parse_s3_address, place_at
 from async_maps.filesystems.spill import Spill
 from async_maps.keys import printable
 from async_maps.outcomes import Failure
+from async_maps.sources.formats.registry import is_columnar, open_reader, without_suffix
 from async_maps.sources.named import NamedFile, maps_in_named
-from async_maps.tables import read_table
+from async_maps.tables import is_table, read_table
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
+    from async_maps.filesystems.filesystem import Filesystem
     from async_maps.settings import S3Settings
     from async_maps.sources.activation_map import ActivationMap
     from async_maps.sources.options import Scan
@@ -29,10 +31,11 @@ _NAMES = "CREATE TABLE names (name BLOB PRIMARY KEY, place TEXT) WITHOUT ROWID"
 
 
 class Listing:
-    """The maps in the files of a listing on disk or in S3, in the order of its rows.
+    """The maps in the files of a listing, or in the rows of a table, on disk or in S3, in the order of the rows.
 
     Raises:
-        SourceError: in the iteration, if the listing cannot be read, lacks a column, or has a name twice.
+        SourceError: in the iteration, if the table cannot be read or lacks a column, if a listing has a name twice, or
+            if the table could be read in both ways.
     """
 
     def __init__(self, path: str, settings: S3Settings | None, scan: Scan) -> None:
@@ -42,11 +45,38 @@ class Listing:
 
     def __iter__(self) -> Iterator[ActivationMap | Failure]:
         with Filesystems(self._settings) as filesystems:
+            if is_columnar(self._path) and self._has_arrays(filesystems.of(self._path)):
+                file = NamedFile(without_suffix(posixpath.basename(self._path)), self._path)
+                yield from maps_in_named([file], filesystems, self._scan)
+                return
             # In a separate pass, so that a duplicate name is found before the first of a million maps is uploaded.
             with closing(self._rows(filesystems)) as rows:
                 self._check_names(rows)
             with closing(self._rows(filesystems)) as rows:
                 yield from maps_in_named(map(self._file, rows), filesystems, self._scan)
+
+    def _has_arrays(self, filesystem: Filesystem) -> bool:
+        """Whether the maps are a column of the table; False if they are in the files of its paths."""
+        from async_maps.sources.formats.columns import Table, without_arrays
+
+        chosen = self._scan.options.column
+        try:
+            with closing(open_reader(self._path, filesystem)) as reader:
+                assert isinstance(reader, Table)  # noqa: S101  # is_columnar()
+                arrays = [column.name for column in reader.columns()]
+                is_listing = is_table(self._path) and set(_COLUMNS).issubset(reader.schema.names)
+                if is_listing and (chosen == "path" or not arrays):
+                    return False
+                if is_listing and chosen is None:
+                    raise SourceError(
+                        f"the table has maps in the column {arrays[0]} and paths of maps in the column path; choose "
+                        f"one with --column {arrays[0]} or --column path"
+                    )
+                if not arrays:
+                    raise SourceError(without_arrays(reader.schema))
+        except (OSError, SourceError) as error:
+            raise SourceError(f"{printable(self._path)}: {translate_os_error(error)}") from error
+        return True
 
     def _rows(self, filesystems: Filesystems) -> Generator[Row, None, None]:
         return read_table(self._path, filesystems.of(self._path).open, _COLUMNS)

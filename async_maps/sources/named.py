@@ -164,12 +164,13 @@ class _Openers:
     def maps_in(self, file: NamedFile) -> Iterator[Entry]:
         """Start to open an object; return an iterator of its maps."""
         suffix = suffix_of(file.path)
-        if suffix is None:
+        if suffix is None and file.fingerprint is None:
             return iter([_failed(file, not_read(file.path))])
         if self._threads is None:
             self._threads = ThreadPoolExecutor(_AHEAD, "async-maps-open")
         s3 = self._filesystems.s3()
-        if suffix == ".zarr":
+        # A folder without a suffix is a Hugging Face dataset.
+        if suffix is None or suffix == ".zarr":
             return _maps_in(file, self._threads.submit(_open_folder, file, s3).result, self._scan)
         return _maps_in(file, self._threads.submit(_open_object, file, s3, suffix).result, self._scan)
 

@@ -12,7 +12,15 @@ from async_maps.filesystems.filesystem import Filesystems
 from async_maps.filesystems.locators import S3Address, parse_s3_address
 from async_maps.filesystems.s3 import Digest
 from async_maps.sources.files import is_list_of_names, matches
-from async_maps.sources.formats.registry import FORMATS, HIDDEN, is_hidden, shown_suffix, suffix_of, without_suffix
+from async_maps.sources.formats.registry import (
+    DATASET_MARKS,
+    FORMATS,
+    HIDDEN,
+    is_hidden,
+    shown_suffix,
+    suffix_of,
+    without_suffix,
+)
 from async_maps.sources.named import NamedFile, maps_in_named
 from async_maps.sources.pictures import OVERLAYS, Pictures
 
@@ -81,7 +89,7 @@ class S3Objects:
     def _below(
         self, filesystem: S3Filesystem, prefix: str, root: str, selects: Callable[[str], bool] | None = None
     ) -> Iterator[NamedFile]:
-        """Yield the files whose keys start with a prefix; all objects of a Zarr hierarchy are one file.
+        """Yield the files whose keys start with a prefix; all objects of a Zarr hierarchy or a dataset are one file.
 
         ``selects`` decides which; by default all but hidden ones.
         """
@@ -108,8 +116,16 @@ class S3Objects:
 
         pictures = Pictures(self._scan, names, is_named, self._overlays == root)
         hierarchy, digest = "", Digest()
+        # The last folder that could be a dataset, and the last one that is.
+        checked = dataset = ""
         for found in self._objects(filesystem, prefix, root, self._scan.pass_over):
             top = _zarr_root(found.key, len(root))
+            folder = _folder_of(found.key)
+            if not top and folder != checked and _DATASET_FILE.search(found.key):
+                checked = folder
+                dataset = folder[:-1] if self._is_dataset(filesystem, folder) else ""
+            if not top and folder == f"{dataset}/":
+                top = dataset
             if top != hierarchy:
                 if hierarchy and wanted(hierarchy):
                     yield self._file(hierarchy, root, digest.fingerprint())
@@ -136,9 +152,18 @@ class S3Objects:
                 pass_over(OVERLAYS)
                 is_first = False
 
+    def _is_dataset(self, filesystem: S3Filesystem, folder: str) -> bool:
+        places = (str(S3Address(self._bucket, folder + mark)) for mark in DATASET_MARKS)
+        return all(filesystem.find(place) is not None for place in places)
+
     def _file(self, key: str, root: str, fingerprint: str | None, size: int = 0) -> NamedFile:
         path = str(S3Address(self._bucket, key))
+        if len(key) < len(root):  # the source is a dataset
+            root = _folder_of(key)
         return NamedFile(without_suffix(key[len(root) :]), path, "", fingerprint, size)
+
+
+_DATASET_FILE = re.compile(r"/data-\d+-of-\d+\.arrow$")
 
 
 def _folder_of(key: str) -> str:

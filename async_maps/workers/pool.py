@@ -22,6 +22,7 @@ from anyio import CancelScope, CapacityLimiter, create_task_group, to_thread
 
 from async_maps.errors import WorkerError
 from async_maps.outcomes import MapStatistics
+from async_maps.sources.formats.registry import Readers
 from async_maps.workers.worker import Failed, Recipe, Reply, Request, Result, colorize_chunk, frame
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ class ThreadWorker:
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
+        self._readers = Readers(max_pixels=recipe.max_pixels)
         self._thread = CapacityLimiter(1)
 
     @property
@@ -79,11 +81,12 @@ class ThreadWorker:
     async def colorize(self, block: Block, free_from: int, requests: list[Request]) -> Reply:
         """Colorize maps into a block."""
         return await to_thread.run_sync(
-            colorize_chunk, block.memory, free_from, requests, self._recipe, limiter=self._thread
+            colorize_chunk, block.memory, free_from, requests, self._recipe, self._readers, limiter=self._thread
         )
 
     async def stop(self) -> None:
-        """Do nothing: the thread ends with its last chunk."""
+        """Close the last file: the thread ends with its last chunk."""
+        self._readers.close()
 
 
 class ProcessWorker:

@@ -133,10 +133,23 @@ def aligned(offset: int) -> int:
     return -(-offset // _ALIGNMENT) * _ALIGNMENT
 
 
-def colorize_chunk(block: NDArray[np.uint8], free_from: int, requests: list[Request], recipe: Recipe) -> Reply:
-    """Colorize maps into a block, until it is full, from the offset ``free_from`` on; the arrays are before it."""
-    with Readers(max_pixels=recipe.max_pixels) as readers:
-        return _colorize_chunk(block, free_from, requests, recipe, readers)
+def colorize_chunk(
+    block: NDArray[np.uint8],
+    free_from: int,
+    requests: list[Request],
+    recipe: Recipe,
+    readers: Readers | None = None,
+) -> Reply:
+    """Colorize maps into a block, until it is full, from the offset ``free_from`` on; the arrays are before it.
+
+    ``readers`` are those of the worker, which may keep a file for the next chunk.
+    """
+    with Readers(max_pixels=recipe.max_pixels) as own:
+        used = readers or own
+        try:
+            return _colorize_chunk(block, free_from, requests, recipe, used)
+        finally:
+            used.rest()
 
 
 def _colorize_chunk(
@@ -244,13 +257,16 @@ def main() -> None:
     # This import compiles the kernels or loads them from numba's cache.
     from async_maps.render import kernels  # noqa: F401
 
+    readers = Readers(max_pixels=recipe.max_pixels)
     try:
         send_message(replies, "ready")
         while (chunk := _receive(requests)) is not None:
             start, size, free_from, maps = chunk
             # A block that is larger than the arena: the file has grown.
             whole = memory if start + size <= memory.size else map_memory(hello["descriptor"], start + size)
-            reply = colorize_chunk(whole[start : start + size], free_from, [Request(*map_) for map_ in maps], recipe)
+            reply = colorize_chunk(
+                whole[start : start + size], free_from, [Request(*map_) for map_ in maps], recipe, readers
+            )
             del whole
             send_message(replies, reply)
     except ConnectionError:

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import safetensors.numpy
 import tifffile
@@ -141,6 +143,40 @@ def _netcdf(version: str) -> bytes:
         return Path(f"{folder}/x.nc").read_bytes()
 
 
+def _table() -> pa.Table:
+    columns = {
+        "name": pa.array([f"map {number}" for number in range(5)]),
+        "lists": pa.array(STACK.tolist(), pa.list_(pa.list_(pa.float32()))),
+        "labels": pa.array(range(5)),
+        "bytes": pa.array([b"text"] * 5),
+    }
+    return pa.table(columns)
+
+
+def _parquet_files() -> list[bytes]:
+    return [_parquet(**how) for how in ({}, {"compression": "zstd", "data_page_version": "2.0"})]
+
+
+def _arrow_files() -> list[bytes]:
+    return [_arrow(new, codec) for new in (pa.ipc.new_file, pa.ipc.new_stream) for codec in (None, "lz4", "zstd")]
+
+
+def _parquet(**how: Any) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(_table(), buffer, row_group_size=3, **how)
+    return buffer.getvalue()
+
+
+def _arrow(new: Callable[..., Any], codec: str | None) -> bytes:
+    buffer, table = io.BytesIO(), _table()
+    tensors = pa.FixedShapeTensorArray.from_numpy_ndarray(STACK)
+    if codec == "zstd":
+        table = table.set_column(1, "tensors", tensors).set_column(0, "name", table["name"].cast(pa.string_view()))
+    with new(buffer, table.schema, options=pa.ipc.IpcWriteOptions(compression=codec)) as writer:
+        writer.write_table(table, max_chunksize=2)
+    return buffer.getvalue()
+
+
 def _matlab(packed: bool) -> bytes:
     scipy_io: Any = pytest.importorskip("scipy.io")
     buffer = io.BytesIO()
@@ -200,6 +236,8 @@ def originals(suffix: str) -> list[bytes]:
         ".nc": lambda: [_netcdf(version) for version in ("NETCDF3_CLASSIC", "NETCDF3_64BIT_DATA", "NETCDF4")],
         ".mat": lambda: [_matlab(False), _matlab(True), _matlab_73()],
         ".tif": _tiffs,
+        ".parquet": _parquet_files,
+        ".arrow": _arrow_files,
         ".png": lambda: [_picture("PNG", mode, **_KEPT) for mode in ("1", "L", "LA", "P", "I;16", "RGB")],
         ".jpg": lambda: [_picture("JPEG", "L"), _picture("JPEG", "L", progressive=True), _picture("JPEG", "RGB")],
         ".pt": _torch_files,
@@ -272,7 +310,22 @@ def list_and_read(place: Path) -> None:
             assert "\n" not in reason
 
 
-_FORMATS = [".npy", ".npz", ".npy.gz", ".tar", ".h5", ".nc", ".mat", ".safetensors", ".pt", ".tif", ".png", ".jpg"]
+_FORMATS = [
+    ".npy",
+    ".npz",
+    ".npy.gz",
+    ".tar",
+    ".h5",
+    ".nc",
+    ".mat",
+    ".safetensors",
+    ".pt",
+    ".tif",
+    ".png",
+    ".jpg",
+    ".parquet",
+    ".arrow",
+]
 CASES = 100
 """The cases for each format; with ``-m long`` 2,000."""
 
@@ -307,6 +360,8 @@ _MAGIC = {
     ".tif": b"II*\x00",
     ".png": b"\x89PNG\r\n\x1a\n",
     ".jpg": b"\xff\xd8\xff",
+    ".parquet": b"PAR1",
+    ".arrow": b"ARROW1\0\0",
 }
 
 

@@ -9,7 +9,7 @@ from threading import RLock
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from async_maps.errors import SourceError
-from async_maps.filesystems.filesystem import Filesystems
+from async_maps.filesystems.filesystem import Filesystems, file_fingerprint, is_remote
 from async_maps.keys import printable
 from async_maps.sources.formats.others import advice_for
 
@@ -41,6 +41,10 @@ FORMATS = {
     ".png": "picture",
     ".jpg": "picture",
     ".jpeg": "picture",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".feather": "arrow",
+    ".ipc": "arrow",
 }
 """The module of each suffix. It has a :class:`Reader`, such as ``NpyReader(path, filesystem)`` in ``npy``."""
 
@@ -50,12 +54,17 @@ COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".
 _LONG_SUFFIXES = (".npy.gz", *COMPRESSED_TARS)
 _LONGEST_SUFFIX = 12
 _ZARR_MARKS = ("zarr.json", ".zgroup", ".zarray")
-_CHUNKED = {"zarr", "hdf5", "netcdf", "matlab", "npz", "npygz"}
+DATASET_MARKS = ("state.json", "dataset_info.json")
+"""The files that a Hugging Face dataset has in its folder, beside its Arrow files."""
+_SEQUENTIAL = {"parquet", "arrow"}
+"""Formats in which finding a row takes the time of all rows before it."""
+_CHUNKED = {"zarr", "hdf5", "netcdf", "matlab", "npz", "npygz", "parquet"}
 _BLOCK_BYTES = 512 * 2**10
 """Smaller maps are read together with their neighbors, in one request."""
 
 
 HIDDEN = "hidden files"
+NO_NAME = "the row has no name"
 SAME_NAME = "another map of the same file has the same name; rename one of them"
 
 
@@ -146,11 +155,21 @@ def without_suffix(path: str) -> str:
 
 
 def is_one_source(folder: str) -> bool:
-    """Whether a local folder is a Zarr hierarchy, so one source in many files."""
-    suffix = suffix_of(folder)
-    if suffix is None:
-        return any(os.path.lexists(os.path.join(folder, mark)) for mark in _ZARR_MARKS)
-    return FORMATS.get(suffix) == "zarr"
+    """Whether a local folder is a Zarr hierarchy or a Hugging Face dataset, so one source in many files."""
+    return _module_of_folder(folder) is not None
+
+
+def _module_of_folder(folder: str) -> str | None:
+    module = FORMATS.get(suffix_of(folder) or "", "")
+    if module == "zarr" or (not module and any(os.path.lexists(os.path.join(folder, mark)) for mark in _ZARR_MARKS)):
+        return "zarr"
+    is_dataset = module in {"", "arrow"} and all(os.path.lexists(os.path.join(folder, mark)) for mark in DATASET_MARKS)
+    return "arrow" if is_dataset else None
+
+
+def is_columnar(path: str) -> bool:
+    """Whether a file is a table that can have a column of arrays, by its suffix."""
+    return FORMATS.get(suffix_of(path) or "") in _SEQUENTIAL
 
 
 def not_read(path: str) -> str:
@@ -164,9 +183,10 @@ def open_reader(path: str, filesystem: Filesystem) -> Reader:
     suffix = suffix_of(path)
     if suffix in COMPRESSED_TARS:
         raise SourceError("a compressed tar has no random access: decompress it first")
-    if suffix is None and not is_one_source(path):
+    # In S3, folders without a suffix are opened only if they are datasets.
+    module = "arrow" if suffix is None and is_remote(path) else _module_of_folder(path) or FORMATS.get(suffix or "")
+    if module is None:
         raise SourceError(not_read(path))
-    module = "zarr" if suffix is None else FORMATS[suffix]
     reader: type[Reader] = getattr(
         import_module(f"async_maps.sources.formats.{module}"), f"{module.capitalize()}Reader"
     )
@@ -222,6 +242,8 @@ class Readers:
         self._lock = RLock()
         self._path = ""
         self._reader: Reader | None = None
+        # Of a file that was kept by rest(), until its next read.
+        self._state: str | None = None
 
     def __enter__(self) -> Readers:
         return self
@@ -232,7 +254,8 @@ class Readers:
     def read(self, path: str, part: Part) -> NDArray[Any]:
         """Read one listed map; for the errors see :class:`Reader`."""
         with self._lock:
-            if self._reader is None or path != self._path:
+            state, self._state = self._state, None
+            if self._reader is None or path != self._path or (state is not None and state != _state(path)):
                 self.close()
                 self._path, self._reader = path, open_reader(path, self._filesystems.of(path))
             try:
@@ -243,12 +266,28 @@ class Readers:
                 self.close()
                 raise
 
+    def rest(self) -> None:
+        """Close the file, unless to find a place in it again takes long. A file that has changed is not read on."""
+        with self._lock:
+            if self._reader is None or FORMATS.get(suffix_of(self._path) or "", "arrow") not in _SEQUENTIAL:
+                self.close()
+            elif self._state is None:
+                self._state = _state(self._path)
+
     def close(self) -> None:
         """Close the file."""
         with self._lock:
             reader, self._reader = self._reader, None
             if reader is not None:
                 reader.close()
+
+
+def _state(path: str) -> str:
+    """Return a text that changes when a local file, or the dataset in a folder, is replaced."""
+    try:
+        return file_fingerprint(os.stat(os.path.join(path, DATASET_MARKS[0]) if os.path.isdir(path) else path))
+    except OSError:
+        return ""
 
 
 def shares_reads(map_: ActivationMap) -> bool:
