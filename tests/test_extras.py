@@ -90,7 +90,9 @@ def test_demo_serve_names_the_missing_extra(
     ("module", "library", "what", "extra"),
     [
         ("async_maps.metrics", "prometheus_client.core", "async_maps.metrics", "metrics"),
-        ("async_maps.examples.gradcam", "torch", "the Grad-CAM example", "examples"),
+        ("async_maps.examples.gradcam", "torch", "this example", "examples"),
+        ("async_maps.examples.integrated_gradients", "captum.attr", "this example", "examples"),
+        ("async_maps.examples.pytorch_gradcam", "pytorch_grad_cam", "this example", "grad-cam"),
     ],
 )
 def test_a_module_names_the_missing_extra(

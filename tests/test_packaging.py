@@ -18,8 +18,8 @@ import async_maps
 
 PROJECT = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
 OURS = Path(async_maps.__file__).parent
-# The distribution of a library that is not installed is assumed to have the module's name, except for this one.
-DISTRIBUTIONS = {"sklearn": ["scikit-learn"], **packages_distributions()}
+# The distribution of a library that is not installed is assumed to have the module's name, except for these.
+DISTRIBUTIONS = {"pytorch_grad_cam": ["grad-cam"], "sklearn": ["scikit-learn"], **packages_distributions()}
 
 
 def normalized(requirement: str) -> str:

@@ -6,30 +6,24 @@ each test image. The pipeline advances the iterator, and so the model, in a thre
 
 from __future__ import annotations
 
-import sys
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import cyclopts
 import numpy as np
 from PIL import Image, ImageDraw
 
 import async_maps as am
 from async_maps.demo.scenes import contact_sheet
+from async_maps.examples import libraries, run_program
 
-try:
+with libraries(__name__):
     import torch
     from captum.attr import LayerGradCam
     from sklearn.datasets import load_digits
     from torch import Tensor, nn
     from torch.nn import functional
     from torch.utils.data import DataLoader, TensorDataset
-except ImportError:
-    missing = am.MissingExtraError("the Grad-CAM example", "examples")
-    if __name__ == "__main__":
-        sys.exit(f"error: {missing}")
-    raise missing from None
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -122,7 +116,4 @@ def main(destination: str | None = None, /, *, out: Path = Path("async-maps-grad
 
 
 if __name__ == "__main__":
-    try:
-        cyclopts.run(main)
-    except am.AsyncMapsError as error:
-        sys.exit(f"error: {error}")
+    run_program(main)
