@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from async_maps.errors import InputValidationError
-from async_maps.render.channels import FEW, keeps_values, reduced_dtype, without_channels
+from async_maps.render.channels import FEW, channel_axis, keeps_values, reduced_dtype, without_channels
 from async_maps.render.quantize import check_array, check_dtype
 from async_maps.render.ranges import ValueRange
 
@@ -145,8 +145,10 @@ def question(shape: tuple[int, ...], dtype: np.dtype[Any], channels: Channels = 
         dtype: its dtype.
         channels: how channels are reduced.
     """
-    if 0 in shape or channels != "none":
+    if 0 in shape:
         return None
+    if channels != "none":
+        return _stack_question(shape, channels)
     stack, height, width = shape if len(shape) == 3 and shape[2] != 1 else (0, 0, 0)
     if stack and _is_matlab(shape):
         text = f"so it is a stack of {stack:,} maps of {height:,} x {width:,}"
@@ -158,6 +160,14 @@ def question(shape: tuple[int, ...], dtype: np.dtype[Any], channels: Channels = 
         text = f"so it is a stack of {stack} maps: if these are the channels of one map, {_REDUCES}"
         return Question("channels", f"its shape is {shape}, {text}")
     return None
+
+
+def _stack_question(shape: tuple[int, ...], channels: Channels) -> Question | None:
+    # The feature maps of a layer have as many channels, but are smaller.
+    if channel_axis(shape) != 0 or shape[0] in {1, *FEW} or min(shape[1:]) < 128:
+        return None
+    text = f"its shape is {shape}, so --channels {channels} makes one map of {shape[0]:,} channels"
+    return Question("stack", f"{text}: if these are {shape[0]:,} maps, save cams[:, None]")
 
 
 def _token_question(shape: tuple[int, ...]) -> Question | None:

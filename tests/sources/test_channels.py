@@ -191,6 +191,26 @@ def test_a_doubtful_layout_is_asked_about_once(
         assert question in record.getMessage()
 
 
+@pytest.mark.parametrize(
+    ("shape", "asked"),
+    [
+        ((5, 128, 150), True),
+        ((3, 128, 150), False),
+        ((512, 56, 56), False),
+        ((128, 150, 3), False),
+        ((5, 1, 9, 9), False),
+    ],
+)
+def test_a_stack_of_large_maps_that_becomes_one_is_asked_about(
+    maps: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, shape: tuple[int, ...], asked: bool
+) -> None:
+    np.save(maps / "a.npy", np.zeros(shape, np.float32))
+    am.dry_run(maps, tmp_path / "out", settings=am.Settings(channels="sum", range="per-map"))
+    assert [record.getMessage().partition("npy: ")[2] for record in caplog.records] == asked * [
+        f"its shape is {shape}, so --channels sum makes one map of 5 channels: if these are 5 maps, save cams[:, None]"
+    ]
+
+
 def test_a_question_names_the_array_in_its_file(maps: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     np.savez(maps / "a.npz", left_out=BATCH[1], layer4=BATCH[0], labels=np.arange(3))
     settings = am.Settings(exclude="left_out", **THREADS)
