@@ -332,3 +332,16 @@ def test_the_maps_of_a_stack_in_fortran_order_fail_with_advice(maps: Path, tmp_p
             "the maps of a stack in Fortran order cannot be read one by one: save np.ascontiguousarray(stack) instead"
         }
         assert report.failed == 4
+
+
+@pytest.mark.slow
+def test_attributions_in_files_of_torch_are_reduced(maps: Path, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    torch.save(torch.from_numpy(BATCH[0]), maps / "one.pt")
+    torch.save({"integrated": torch.from_numpy(BATCH), "labels": torch.arange(4)}, maps / "several.pt")
+    settings = am.Settings(channels="sum", range="symmetric", workers=1)
+    assert am.run(maps, tmp_path / "out", settings=settings).failed == 0
+    pngs = [overlay(plane, "symmetric", tmp_path / "one") for plane in REDUCTIONS["sum"](BATCH)]
+    found = overlays(tmp_path / "out")
+    assert found.pop("one") == pngs[0]
+    assert list(found.values()) == pngs
