@@ -24,6 +24,7 @@ from async_maps.settings import Settings, given_or_default
 from async_maps.sources.activation_map import ActivationMap
 from async_maps.sources.batches import check_limit, list_maps, numbered, with_key
 from async_maps.sources.headers import known_failure
+from async_maps.sources.layouts import Questions
 from async_maps.stores import open_store
 from async_maps.survey import known_range, refuse_one_shot
 
@@ -222,6 +223,7 @@ async def adry_run(  # noqa: PLR0913  # those of arun()
                     limit=limit,
                     pass_over=report.pass_over,
                     destination=store.destination,
+                    questions=Questions(),
                 )
                 listing = numbered(listing) if template.needs_index else listing
                 claims = Claims(lambda map_: store.locator(template.key(store.prefix, map_.name, map_.index)))
@@ -235,7 +237,7 @@ async def adry_run(  # noqa: PLR0913  # those of arun()
                             entries = [with_key(entry, store.prefix, template, store.locator) for entry in batch]
                             if template.may_collide:
                                 entries = await to_thread.run_sync(claims.check, entries)
-                            checked = [_checked(entry, value_range, settings.max_pixels) for entry in entries]
+                            checked = [_checked(entry, value_range, settings) for entry in entries]
                             report.count([entry for entry in checked if isinstance(entry, Failure)])
                             report.planned += sum(isinstance(entry, ActivationMap) for entry in checked)
                             if _logger.isEnabledFor(logging.DEBUG):
@@ -250,9 +252,10 @@ async def adry_run(  # noqa: PLR0913  # those of arun()
     return report
 
 
-def _checked(entry: Entry, value_range: ValueRange, max_pixels: int | None) -> Entry:
-    found = known_failure(entry, value_range, max_pixels) if isinstance(entry, ActivationMap) else None
-    return found or entry
+def _checked(entry: Entry, value_range: ValueRange, settings: Settings) -> Entry:
+    if not isinstance(entry, ActivationMap):
+        return entry
+    return known_failure(entry, value_range, settings.max_pixels, settings.channels) or entry
 
 
 def _log(entry: Entry) -> None:

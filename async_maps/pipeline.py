@@ -36,7 +36,8 @@ from async_maps.progress import reporting
 from async_maps.report import Report
 from async_maps.settings import Settings, given_or_default
 from async_maps.sources.arrays import size_of
-from async_maps.sources.batches import check_limit, list_maps, numbered, take_array, with_key
+from async_maps.sources.batches import check_limit, list_maps, numbered, take_array, taker, with_key
+from async_maps.sources.layouts import Questions
 from async_maps.stages.flow import Flow
 from async_maps.stages.graph import Stages
 from async_maps.stages.meters import Statistics
@@ -92,6 +93,7 @@ class Pipeline:
         self._range = self.settings.value_range
         self._claims: Claims | None = None
         self._warned = False
+        self._questions = Questions()
         self._destination = destination
         self._draining = self._leaving = False
         self._serving: OrderlyTask[None] | None = None
@@ -113,7 +115,9 @@ class Pipeline:
                 store = await stack.enter_async_context(open_store(self._destination, self.settings))
                 arena = stack.enter_context(Arena(self.settings.queue_bytes))
                 settings, template = self.settings, self._template
-                recipe = Recipe(settings.table(), settings.png, settings.invalid, settings.max_pixels)
+                recipe = Recipe(
+                    settings.table(), settings.png, settings.invalid, settings.max_pixels, settings.channels
+                )
                 self._range = await known_range(settings, None, "changed")
                 if template.may_collide:
                     claims = Claims(lambda map_: store.locator(template.key(store.prefix, map_.name, map_.index)))
@@ -199,7 +203,8 @@ class Pipeline:
         Args:
             name: the name of the map; the key of its overlay is ``{prefix}/{name}.png``.
             activation_map: (h, w) or (h, w, 1), or such a shape with leading axes of length 1. If the last of three
-                axes has length 1, they are (h, w, 1). A NumPy array, a ``torch.Tensor`` on any device, an object with
+                axes has length 1, they are (h, w, 1). If ``settings.channels`` is not ``none``, also (c, h, w) or
+                (h, w, c). A NumPy array, a ``torch.Tensor`` on any device, an object with
                 ``__array__`` or ``__dlpack__``, or a list of exactly one of these. uint8, or any float with values in
                 [0, 1]; if ``settings.range`` is not ``unit``, any real numbers.
 
@@ -276,7 +281,7 @@ class Pipeline:
 
         self._callers.add(settle)
         try:
-            entry = await take_array(name, activation_map, self._range, self.settings.max_pixels)
+            entry = await take_array(name, activation_map, taker(self.settings, self._range, self._questions))
             (entry,) = await self._claimed([entry])
             await self._submit(entry, settle, self._range, lease)
             # The array's lease is released when it is colorized: do not keep the array in memory longer.
@@ -501,6 +506,7 @@ class Pipeline:
             limit=limit,
             pass_over=pass_over,
             destination=self._opened()[1].store.destination,
+            questions=self._questions,
         )
         return numbered(listing) if self._template.needs_index else listing
 

@@ -28,6 +28,7 @@ from pydantic_core import PydanticCustomError
 
 from async_maps.errors import AsyncMapsError, SettingsError
 from async_maps.keys import KeyTemplate
+from async_maps.render.channels import Channels
 from async_maps.render.colormap import AnyColormap, colormap_table, describe_colormap
 from async_maps.render.quantize import Invalid
 from async_maps.render.ranges import ValueRange, parse_range
@@ -44,9 +45,6 @@ IfExists: TypeAlias = Literal["overwrite", "skip", "error"]
 
 PngKind: TypeAlias = Literal["palette", "rgba", "compact", "gray"]
 """The kind of PNG; see :attr:`Settings.png`."""
-
-Channels: TypeAlias = Literal["none", "sum", "norm", "maxabs", "mean"]
-"""How the channels of a map become one; see :attr:`Settings.channels`."""
 
 _SHAPING = {"colormap", "alpha", "invalid", "channels", "column", "png", "png_level", "key"}
 _HEADERS = {"cache_control", "metadata", "storage_class", "server_side_encryption", "kms_key_id"}
@@ -170,8 +168,8 @@ class Settings(_Model, frozen=True):
     """Values that the colors span: unit (0 to 1), LO,HI (--range=-2,2), or from:MANIFEST (those of another run).
     Of each map: per-map, percentile:P,Q, symmetric (around 0). Of all maps, read twice: dataset, dataset:P,Q."""
     channels: Channels = "none"
-    """How the channels of (c,h,w), (n,c,h,w) and (h,w,3) become one: sum, norm, maxabs (largest magnitude), mean.
-    none: (c,h,w) is a stack of c maps."""
+    """How the channels of (c,h,w), (n,c,h,w) and (h,w,3) become one value per pixel: their sum, norm (Euclidean),
+    maxabs (the largest magnitude) or mean. none: (c,h,w) is a stack of c maps."""
     include: _Converted[str | Sequence[str], tuple[str, ...]] = Field(default=(), validate_default=True)
     """Only maps whose name, or a folder in it, or file matches this glob; repeatable."""
     exclude: _Converted[str | Sequence[str], tuple[str, ...]] = Field(default=(), validate_default=True)
@@ -374,6 +372,11 @@ def given_or_default(settings: Settings | None) -> Settings:
     if not isinstance(settings, Settings):
         raise SettingsError(f"settings: expected async_maps.Settings(...), found {settings!r}")
     return settings
+
+
+def counted_values(settings: Settings) -> str:
+    """Return the settings that decide which values a ``dataset`` range counts, as text."""
+    return " ".join([settings.invalid, *({settings.channels} - {"none"}), *filter(None, [settings.column])])
 
 
 def setting_names() -> Iterator[str]:

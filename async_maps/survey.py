@@ -15,12 +15,14 @@ from async_maps.concurrency.fan_out import fan_out
 from async_maps.errors import InputValidationError, SettingsError
 from async_maps.filesystems.filesystem import Filesystems, is_remote
 from async_maps.manifest.manifest import Manifest
-from async_maps.render.quantize import map_shape
+from async_maps.render.channels import reduce_channels
 from async_maps.render.ranges import ValueRange
 from async_maps.render.sketch import QuantileSketch
+from async_maps.settings import counted_values
 from async_maps.sources import is_stdin
 from async_maps.sources.activation_map import ActivationMap
 from async_maps.sources.formats.registry import Readers, shares_reads
+from async_maps.sources.layouts import map_size
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
@@ -48,7 +50,7 @@ async def known_range(settings: Settings, recorder: Recorder | None, mode: Selec
         return await to_thread.run_sync(_range_of, wanted.manifest)
     if wanted.kind == "dataset" and recorder is not None and mode != "all":
         # A later run of the remaining or added maps uses the same colors; select="all" surveys again.
-        sketch = await recorder.sketch(settings.invalid)
+        sketch = await recorder.sketch(counted_values(settings))
         if sketch is not None:
             return await range_of_all(sketch, wanted)
     return wanted
@@ -75,9 +77,9 @@ async def survey(listing: AsyncGenerator[list[Entry], None], settings: Settings,
     Maps that cannot be colorized are left out; the run that follows reports them.
     """
     with Filesystems(settings.s3) as filesystems, ExitStack() as stack:
-        shared = stack.enter_context(Readers(filesystems, settings.max_pixels))
+        shared = stack.enter_context(Readers(filesystems, settings.max_pixels, settings.channels))
         surveyors = _Surveyors(settings, report, shared)
-        readers = [Readers(filesystems, settings.max_pixels) for _ in range(surveyors.count)]
+        readers = [Readers(filesystems, settings.max_pixels, settings.channels) for _ in range(surveyors.count)]
         workers = [partial(surveyors.read, stack.enter_context(own)) for own in readers]
         await fan_out(_pieces(listing), workers, size=_held_bytes, limit=settings.queue_bytes)
     return surveyors.sketch
@@ -105,6 +107,7 @@ class _Surveyors:
     def __init__(self, settings: Settings, report: Report, shared: Readers) -> None:
         self.sketch = QuantileSketch()
         self._invalid = settings.invalid
+        self._channels = settings.channels
         self._report = report
         self._shared = shared
         self._lock = Lock()
@@ -142,7 +145,8 @@ class _Surveyors:
         if map_.path is not None:
             array = (self._shared if shares_reads(map_) else readers).read(map_.path, map_.part)
         assert array is not None  # noqa: S101  # a map has a path or an array
-        map_shape(array, ValueRange("dataset"))
+        map_size(array, ValueRange("dataset"), self._channels)
+        array = reduce_channels(array, self._channels)
         with np.errstate(over="ignore"):
             values = np.asarray(array, np.float64).reshape(-1)
         valid = np.isfinite(values)

@@ -63,15 +63,15 @@ class ManifestMetadata(ManifestFile):
         """Return all runs that were saved."""
         return [KeptRun(*run) for run in self._kept("run *")]
 
-    def keep_sketch(self, invalid: str, sketch: QuantileSketch) -> None:
-        """Save the sketch of all values, and how invalid values were treated."""
-        self._keep("sketch", [invalid, sketch.dump()])
+    def keep_sketch(self, counted: str, sketch: QuantileSketch) -> None:
+        """Save the sketch of all values, and the settings that decide which values it counts."""
+        self._keep("sketch", [counted, sketch.dump()])
 
-    def sketch(self, invalid: str) -> QuantileSketch | None:
-        """Return the sketch of the last ``dataset`` run, if it treated invalid values in the same way."""
+    def sketch(self, counted: str) -> QuantileSketch | None:
+        """Return the sketch of the last ``dataset`` run, if it counted the same values."""
         with self._reading():
-            counted, dumped = next(self._kept("sketch"), (None, ""))
-            return QuantileSketch.load(dumped) if counted == invalid else None
+            found, dumped = next(self._kept("sketch"), (None, ""))
+            return QuantileSketch.load(dumped) if found == counted else None
 
     def _keep(self, key: str, value: object) -> None:
         with self._writing() as database:

@@ -15,6 +15,7 @@ from anyio import CancelScope, CapacityLimiter, to_thread
 from async_maps.manifest.manifest import Manifest, RepairMode, Select
 from async_maps.manifest.metadata import KeptRun
 from async_maps.outcomes import Failure, Outcome, Receipt
+from async_maps.settings import counted_values
 from async_maps.sources import place_of
 from async_maps.sources.activation_map import ActivationMap
 
@@ -56,9 +57,9 @@ class Recorder:
         self._pending: list[Outcome] = []
         self._committed_at = monotonic()
 
-    async def sketch(self, invalid: str) -> QuantileSketch | None:
-        """Return the sketch of the last ``dataset`` run, if it treated invalid values in the same way."""
-        return await self._in_turn(self._manifest.sketch, invalid)
+    async def sketch(self, counted: str) -> QuantileSketch | None:
+        """Return the sketch of the last ``dataset`` run, if it counted the same values."""
+        return await self._in_turn(self._manifest.sketch, counted)
 
     def use(self, settings: Settings, value_range: ValueRange) -> None:
         """Set the settings of the following maps, without writing to the manifest."""
@@ -74,7 +75,7 @@ class Recorder:
         """
         self.use(settings, value_range)
         if sketch is not None:
-            await self._in_turn(self._manifest.keep_sketch, settings.invalid, sketch)
+            await self._in_turn(self._manifest.keep_sketch, counted_values(settings), sketch)
         run = KeptRun(place_of(source), self._settings, settings.shaping(value_range))
         self._unkept = run, value_range, settings.range
 

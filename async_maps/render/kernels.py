@@ -24,7 +24,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def _kernel(signature: Any, *, name: str = "", **options: Any) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def kernel(signature: Any, *, name: str = "", **options: Any) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Compile a function for one signature, with numba's cache on disk if possible, else without.
 
     Because the signature is given, numba uses its cache only inside this call. Every error of the cache (no writable
@@ -66,7 +66,7 @@ def _kernels_for(real: Any, integer: Any) -> tuple[Quantize, Scale]:
     dtype = np.dtype(real).name
     most, sign_bit, full = integer(np.iinfo(integer).max), integer(np.iinfo(integer).bits - 1), real(255)
 
-    @_kernel(types.float64(_input(real), _input(integer), _PLANE, _KEYS), name=f"quantize_{dtype}", **_ANY_ORDER)
+    @kernel(types.float64(_input(real), _input(integer), _PLANE, _KEYS), name=f"quantize_{dtype}", **_ANY_ORDER)
     def quantize(values: NDArray[Any], bits: NDArray[Any], plane: NDArray[np.uint8], keys: NDArray[np.int64]) -> float:
         """Write ``rint(value * 255)``, computed in the values' dtype, and find sum and extremes in the same pass.
 
@@ -107,7 +107,7 @@ def _kernels_for(real: Any, integer: Any) -> tuple[Quantize, Scale]:
         keys[0], keys[1] = low, high
         return total
 
-    @_kernel(types.void(_input(real), types.float64, types.float64, types.float64, _PLANE), name=f"scale_{dtype}")
+    @kernel(types.void(_input(real), types.float64, types.float64, types.float64, _PLANE), name=f"scale_{dtype}")
     def scale(values: NDArray[Any], unit: float, low: float, factor: float, plane: NDArray[np.uint8]) -> None:
         """Write ``rint((value * unit - low) * factor)``, clipped to 0 and 255, computed in float64.
 
@@ -129,7 +129,7 @@ quantize_float32, scale_float32 = _kernels_for(np.float32, np.int32)
 quantize_float64, scale_float64 = _kernels_for(np.float64, np.int64)
 
 
-@_kernel(types.float64(_input(np.int16), _input(np.uint8), _input(np.float32), _PLANE, _KEYS), **_ANY_ORDER)
+@kernel(types.float64(_input(np.int16), _input(np.uint8), _input(np.float32), _PLANE, _KEYS), **_ANY_ORDER)
 def quantize_float16(
     bits: NDArray[np.int16],
     intensities: NDArray[np.uint8],
@@ -158,7 +158,7 @@ def quantize_float16(
     return total
 
 
-@_kernel(types.void(_input(np.uint8), _COUNTS, _SUMS, _SUMS))
+@kernel(types.void(_input(np.uint8), _COUNTS, _SUMS, _SUMS))
 def count(
     plane: NDArray[np.uint8], histogram: NDArray[np.int64], columns: NDArray[np.uint32], rows: NDArray[np.uint32]
 ) -> None:
@@ -194,7 +194,7 @@ def count(
             histogram[intensity] += tables[lane, intensity]
 
 
-@_kernel(types.void(_KEYS, _SUMS, _SUMS, _input(np.uint8), types.Array(types.float64, 1, "C")))
+@kernel(types.void(_KEYS, _SUMS, _SUMS, _input(np.uint8), types.Array(types.float64, 1, "C")))
 def describe(
     histogram: NDArray[np.int64],
     columns: NDArray[np.uint32],
@@ -235,7 +235,7 @@ def describe(
     found[5] = highest
 
 
-@_kernel(types.void(_input(np.int64), types.int64, _COUNTS))
+@kernel(types.void(_input(np.int64), types.int64, _COUNTS))
 def sketch(bits: NDArray[np.int64], shift: int, counts: NDArray[np.int64]) -> None:
     """Count finite float64 values by the leading bits of their keys (:func:`quantize_float32`).
 
@@ -250,14 +250,14 @@ def sketch(bits: NDArray[np.int64], shift: int, counts: NDArray[np.int64]) -> No
         counts[(key >> shift) + middle] += 1
 
 
-@_kernel(types.void(_input(np.uint8), _PLANE))
+@kernel(types.void(_input(np.uint8), _PLANE))
 def replace(table: NDArray[np.uint8], plane: NDArray[np.uint8]) -> None:
     """Replace each intensity by its entry in the table, (256,)."""
     for i in range(plane.size):
         plane[i] = table[plane[i]]
 
 
-@_kernel(types.void(_input(np.uint8), _input(np.uint32), types.Array(types.uint32, 1, "C")))
+@kernel(types.void(_input(np.uint8), _input(np.uint32), types.Array(types.uint32, 1, "C")))
 def look_up(plane: NDArray[np.uint8], table: NDArray[np.uint32], pixels: NDArray[np.uint32]) -> None:
     """Write each intensity's RGBA color, as one 32-bit word.
 
@@ -270,7 +270,7 @@ def look_up(plane: NDArray[np.uint8], table: NDArray[np.uint32], pixels: NDArray
         pixels[i] = table[plane[i]]
 
 
-@_kernel(types.void(_input(np.uint8), types.int64, _PLANE))
+@kernel(types.void(_input(np.uint8), types.int64, _PLANE))
 def filter_rows(rows: NDArray[np.uint8], row_bytes: int, scanlines: NDArray[np.uint8]) -> None:
     """Write PNG scanlines with filter 2 (up), or with filter 0 (none) if a sample of rows has a lower entropy with it.
 

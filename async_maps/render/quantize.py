@@ -71,35 +71,48 @@ def map_shape(activation_map: NDArray[Any], value_range: ValueRange = UNIT) -> t
         InputValidationError: it is not an array, is empty, does not have the shape (h, w) or (h, w, 1), or is not
             uint8 or float. Other ranges than ``unit`` also allow bool and all integers.
     """
+    check_array(activation_map)
+    shape = activation_map.shape
+    if 0 in shape:
+        raise InputValidationError(f"the activation map is empty: its shape is {shape}")
+    if len(shape) not in {2, 3} or (len(shape) == 3 and shape[2] != 1):
+        raise InputValidationError(f"an activation map must have the shape (h, w) or (h, w, 1); found {shape}")
+    check_dtype(activation_map.dtype, value_range)
+    return shape[0], shape[1]
+
+
+def check_array(activation_map: NDArray[Any]) -> None:
+    """Raise InputValidationError if an activation map is not a plain NumPy array."""
     if not isinstance(activation_map, np.ndarray):
         raise InputValidationError(f"an activation map must be a NumPy array; found {type(activation_map).__name__}")
     if isinstance(activation_map, np.ma.MaskedArray):
         raise InputValidationError(
             "an activation map must be a plain array; found a masked array: call its method filled() first"
         )
-    check_shape(activation_map.shape)
-    check_dtype(activation_map.dtype, value_range)
-    return activation_map.shape[0], activation_map.shape[1]
-
-
-def check_shape(shape: tuple[int, ...]) -> None:
-    """Raise InputValidationError if an activation map cannot have this shape."""
-    if 0 in shape:
-        raise InputValidationError(f"the activation map is empty: its shape is {shape}")
-    if len(shape) not in {2, 3} or (len(shape) == 3 and shape[2] != 1):
-        raise InputValidationError(f"an activation map must have the shape (h, w) or (h, w, 1); found {shape}")
 
 
 def check_dtype(dtype: np.dtype[Any], value_range: ValueRange) -> None:
     """Refuse an array that is no activation map by its dtype."""
-    if dtype.kind not in "fiub":
-        raise InputValidationError(f"the values of an activation map must be real numbers; found {dtype}")
+    if dtype.kind not in "fiub" or dtype.type.__module__ == "ml_dtypes":
+        raise InputValidationError(
+            f"the values of an activation map must be real numbers; found {dtype}{_remedy(dtype)}"
+        )
     if value_range.kind == "unit" and dtype.kind != "f" and dtype != np.uint8:
         first = "0,65535 (all 16-bit values), per-map" if dtype == np.uint16 else "per-map, symmetric"
         raise InputValidationError(
             f"an activation map must be uint8, or float with values in [0, 1]; found {dtype}: for other values, set "
             f"range to {first} or LO,HI"
         )
+
+
+def _remedy(dtype: np.dtype[Any]) -> str:
+    """Return what to do with an array of a refused dtype."""
+    if dtype.type.__module__ == "ml_dtypes":
+        return ': convert it with .astype("float32")'
+    if dtype.kind == "V" and dtype.itemsize <= 2 and dtype.names is None:
+        what = "bfloat16" if dtype.itemsize == 2 else "float8"
+        return f', as NumPy saves {what}, whose dtype is lost in the file: save array.astype("float32") instead'
+    return ": take np.abs(array) or its real part" if dtype.kind == "c" else ""
 
 
 def quantize(

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from async_maps.outcomes import Failure
     from async_maps.settings import S3Settings
     from async_maps.sources.activation_map import ActivationMap
+    from async_maps.sources.layouts import Questions
     from async_maps.sources.options import Known, PassOver
 
 
@@ -52,13 +53,14 @@ def place_of(source: object) -> str | None:
     return place if is_remote(place) else abspath(place)
 
 
-def open_source(
+def open_source(  # noqa: PLR0913  # one argument a choice
     place: str | PathLike[str],
     *,
     s3: S3Settings | None = None,
     known: Known | None = None,
     pass_over: PassOver = lambda _: None,
     options: SourceOptions | None = None,
+    questions: Questions | None = None,
 ) -> Source:
     """Open the source at a path or address.
 
@@ -70,12 +72,14 @@ def open_source(
         known: decides which files are a single map and need not be opened.
         pass_over: called for each file or array that is no map, in the thread that iterates the source.
         options: which parts of the source are maps; the defaults if None.
+        questions: asks about arrays that are probably other maps than their shape says; None to ask nothing.
 
     Raises:
         SourceError: the place does not exist, or is not a file of a supported format; or it is standard input, which
             :func:`async_maps.sources.batches.list_maps` reads. For S3, iterating the source raises the error.
     """
-    path, scan = place_at(fspath(place)), Scan(known, pass_over, options or SourceOptions())
+    path = place_at(fspath(place))
+    scan = Scan(known, pass_over, options or SourceOptions(), questions)
     if is_stdin(path):
         raise SourceError("standard input can be read only once, by a run")
     # A folder may have the suffix of a listing; a glob of objects with arrays is none.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,24 +10,32 @@ import numpy as np
 from async_maps.errors import InputValidationError
 from async_maps.keys import check_name, printable
 from async_maps.outcomes import Failure
-from async_maps.render.quantize import map_shape
+from async_maps.render.quantize import check_array
 from async_maps.render.ranges import ValueRange
 from async_maps.sources.activation_map import ActivationMap
 from async_maps.sources.formats.size import check_size
+from async_maps.sources.layouts import ONE_BY_ONE, header_size, question
 
 if TYPE_CHECKING:
     from typing import Any
 
     from numpy.typing import NDArray
 
+    from async_maps.render.channels import Channels
     from async_maps.render.quantize import Measured
+    from async_maps.sources.layouts import Questions
 
 _ANY = ValueRange("dataset")
-_ONE_BY_ONE = "put each map with its own name (for name, cam in zip(names, cams))"
 
 
-def array_map(
-    name: str, array: Any, value_range: ValueRange | None = None, max_pixels: int | None = None
+def array_map(  # noqa: PLR0913  # one argument a choice
+    name: str,
+    array: Any,
+    value_range: ValueRange | None = None,
+    max_pixels: int | None = None,
+    *,
+    channels: Channels = "none",
+    questions: Questions | None = None,
 ) -> ActivationMap | Failure:
     """Return a map in memory, or the failure of an array that is not a map.
 
@@ -39,6 +48,9 @@ def array_map(
         value_range: a known range: tensors are quantized on their device, and one byte per pixel is copied. If None,
             their values are copied.
         max_pixels: an array with more pixels is refused before it is copied.
+        channels: how channels are reduced: then (c, h, w) and (h, w, c) are maps, too. Those of a tensor are reduced on
+            its device, those of an array later.
+        questions: asks about arrays that are probably other maps than their shape says; None to ask nothing.
     """
     measured = None
     try:
@@ -47,10 +59,17 @@ def array_map(
             array = _only_one(array)
         check_size(_shape_of(array), 1, max_pixels, InputValidationError)
         if not isinstance(array, np.ndarray):
-            array, measured = _converted(array, value_range)
+            array, measured = _converted(array, value_range, channels)
+        if array.dtype.name == "bfloat16":  # of ml_dtypes; float32 has all of its values
+            array = array.astype(np.float32)
+        shape = array.shape
         if array.ndim > 2:
-            array = array.reshape(_map_shape(array.shape))
-        map_shape(array, value_range or _ANY)
+            array = array.reshape(_map_shape(shape, channels))
+        check_array(array)
+        header_size(array.shape, array.dtype, value_range or _ANY, channels, in_memory_as=shape)
+        asked = None if questions is None else question(array.shape, array.dtype, channels)
+        if questions is not None and asked is not None:
+            questions.ask(name, asked)
     except InputValidationError as error:
         shown = printable(str(name))
         return Failure(shown, shown, None, "source", str(error))
@@ -63,26 +82,20 @@ def _only_one(arrays: list[Any] | tuple[Any, ...]) -> Any:
         return arrays  # for instance numbers; refused later
     if len(arrays) > 1:
         raise InputValidationError(
-            f"expected one activation map, found a {type(arrays).__name__} of {len(arrays):,}: {_ONE_BY_ONE}"
+            f"expected one activation map, found a {type(arrays).__name__} of {len(arrays):,}: {ONE_BY_ONE}"
         )
     return arrays[0]
 
 
-def _map_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+def _map_shape(shape: tuple[int, ...], channels: Channels) -> tuple[int, ...]:
     """Return the shape without leading axes of length 1, such as those of a batch or a channel.
 
     (1, h, w) and (1, 1, h, w) become (h, w), and (1, h, w, 1) becomes (h, w, 1). (h, w, 1) is not changed, even if h is
-    1, because its last axis is the channel, as in Kolena.
+    1, because its last axis is the channel, as in Kolena. If channels are reduced, three axes stay.
     """
-    found = shape
-    if len(shape) != 3 or shape[2] != 1:
-        while len(shape) > 2 and shape[0] == 1:
-            shape = shape[1:]
-    if len(shape) > 2 and shape[2:] != (1,) and 0 not in shape:
-        raise InputValidationError(
-            "an activation map must have the shape (h, w) or (h, w, 1), or that with leading axes of length 1; found "
-            f"{found}: {_ONE_BY_ONE}"
-        )
+    most = 2 if channels == "none" and (len(shape) != 3 or shape[2] != 1) else 3
+    while len(shape) > most and shape[0] == 1:
+        shape = shape[1:]
     return shape
 
 
@@ -108,12 +121,14 @@ def _attribute(array: Any, name: str) -> Any:
         return None
 
 
-def _converted(array: Any, value_range: ValueRange | None) -> tuple[NDArray[Any], Measured | None]:
+def _converted(array: Any, value_range: ValueRange | None, channels: Channels) -> tuple[NDArray[Any], Measured | None]:
     try:
-        if any(base.__module__ == "torch" and base.__name__ == "Tensor" for base in type(array).__mro__):
+        if _is_of(array, "torch", "Tensor"):
             from async_maps.sources import tensors
 
-            return tensors.take(array, _map_shape(tuple(array.shape)), value_range)
+            tensors.check_layout(array)
+            found = tuple(array.shape)
+            return tensors.take(array, _map_shape(found, channels), value_range, channels, found)
         if hasattr(array, "__array__"):
             return np.asarray(array), None
         if hasattr(array, "__dlpack__"):
@@ -122,6 +137,25 @@ def _converted(array: Any, value_range: ValueRange | None) -> tuple[NDArray[Any]
         raise
     except Exception as error:  # another library may raise anything
         raise InputValidationError(
-            f"the {type(array).__name__} cannot be converted to a NumPy array; copy it to the CPU first: {error}"
+            f"the {type(array).__name__} cannot be converted to a NumPy array: {error}; if it is on another device, "
+            "copy it to the CPU first"
         ) from error
-    raise InputValidationError(f"an activation map must be a NumPy array or a tensor; found {type(array).__name__}")
+    raise InputValidationError(
+        f"an activation map must be a NumPy array or a tensor; found {type(array).__name__}{_remedy(array)}"
+    )
+
+
+def _remedy(found: Any) -> str:
+    """Return what to do with an object that is no array, but has one."""
+    if _is_of(found, "PIL.Image", "Image"):
+        if found.mode in {"1", "L", "F"} or found.mode.startswith("I"):
+            return ": pass np.asarray(image)"
+        return f' of mode {found.mode}: a picture is no map; if it is gray, pass np.asarray(image.convert("L"))'
+    if isinstance(found, Mapping):
+        return ": put each of its arrays with its own name"
+    return ": pass its .toarray()" if hasattr(found, "toarray") else ""
+
+
+def _is_of(found: Any, module: str, name: str) -> bool:
+    """Whether an object is of a class, without importing its module."""
+    return any(base.__module__ == module and base.__name__ == name for base in type(found).__mro__)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import Counter
-from collections.abc import AsyncIterable, Iterable
+from collections.abc import AsyncIterable, Iterable, Mapping
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from async_maps.keys import KeyTemplate
     from async_maps.render.ranges import ValueRange
     from async_maps.settings import S3Settings
+    from async_maps.sources.layouts import Questions
     from async_maps.sources.options import Known, PassOver
 
     Named: TypeAlias = tuple[str, Any]
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     AnySource: TypeAlias = str | PathLike[str] | Source | Iterable[Named] | AsyncIterable[Named]
     Entry: TypeAlias = ActivationMap | Failure
 
+_NO_PAIRS = "a source in memory must yield pairs (name, array)"
 _BATCH = 256
 _BATCH_BYTES = 16 * 2**20
 _BATCH_S = 0.02
@@ -59,6 +61,7 @@ async def list_maps(  # noqa: PLR0913  # one argument a choice
     limit: int | None = None,
     pass_over: PassOver = lambda _: None,
     destination: str = "",
+    questions: Questions | None = None,
 ) -> AsyncGenerator[list[Entry], None]:
     """Yield the maps of a source, in batches of those that are available.
 
@@ -75,6 +78,7 @@ async def list_maps(  # noqa: PLR0913  # one argument a choice
         limit: the maximum number of maps; no further item is taken from an iterable. None for all.
         pass_over: as for :func:`open_source`.
         destination: the start of the locators of overlays, which are no maps of the source.
+        questions: as for :func:`open_source`, and for arrays in memory.
 
     Raises:
         SourceError: the place does not exist, or contains no map.
@@ -86,16 +90,18 @@ async def list_maps(  # noqa: PLR0913  # one argument a choice
         passed_over[what] += 1
         pass_over(what)
 
-    def take(name: str, array: Any) -> Entry:
-        return array_map(name, array, value_range, settings.max_pixels)
-
+    take = taker(settings, value_range, questions)
     if isinstance(source, AsyncIterable):
-        wanted = options.filter(count)
-        batches = _of_pairs(aiter(source), wanted, value_range, settings.max_pixels, limit)
+        batches = _of_pairs(aiter(source), options.filter(count), take, limit)
     elif is_stdin(source):
-        batches = _of_stdin(settings.s3, Scan(known, count, options), limit)
+        batches = _of_stdin(settings.s3, Scan(known, count, options, questions), limit)
+    elif isinstance(source, Mapping):
+        key = type(next(iter(source), "")).__name__
+        raise SourceError(f"{_NO_PAIRS}; found {key}, the keys of a {type(source).__name__}: pass its .items()")
     else:
-        opening = partial(open_source, s3=settings.s3, known=known, pass_over=count, options=options)
+        opening = partial(
+            open_source, s3=settings.s3, known=known, pass_over=count, options=options, questions=questions
+        )
         opened = source if not isinstance(source, str | PathLike) else await to_thread.run_sync(opening, source)
         if not isinstance(opened, Iterable):
             raise SourceError(f"a source is a path or an iterable of pairs (name, array); found {opened!r}")
@@ -121,8 +127,7 @@ async def list_maps(  # noqa: PLR0913  # one argument a choice
 async def _of_pairs(
     pairs: AsyncIterator[Any],
     wanted: Callable[[str], bool] | None,
-    value_range: ValueRange | None,
-    max_pixels: int | None,
+    take: Callable[[str, Any], Entry],
     limit: int | None,
 ) -> AsyncGenerator[list[Entry], None]:
     given = 0
@@ -131,7 +136,7 @@ async def _of_pairs(
             name, array = _pair(pair)
             if wanted is not None and not wanted(str(name)):
                 continue
-            yield [await take_array(name, array, value_range, max_pixels)]
+            yield [await take_array(name, array, take)]
             del pair, array
             given += 1
             if given == limit:
@@ -179,16 +184,34 @@ def check_limit(limit: object) -> None:
         raise SettingsError(f"limit: expected 1 or more maps, found {limit!r}")
 
 
-async def take_array(name: str, array: Any, value_range: ValueRange | None, max_pixels: int | None = None) -> Entry:
-    """Call :func:`~async_maps.sources.arrays.array_map` without blocking the event loop."""
-    if isinstance(array, np.ndarray):
-        return array_map(name, array, value_range, max_pixels)
-    return await to_thread.run_sync(array_map, name, array, value_range, max_pixels)
+def taker(
+    settings: Settings, value_range: ValueRange | None, questions: Questions | None
+) -> Callable[[str, Any], Entry]:
+    """Return :func:`~async_maps.sources.arrays.array_map` with the options of a pipeline."""
+    return partial(
+        array_map,
+        value_range=value_range,
+        max_pixels=settings.max_pixels,
+        channels=settings.channels,
+        questions=questions,
+    )
+
+
+async def take_array(name: str, array: Any, take: Callable[[str, Any], Entry]) -> Entry:
+    """Call ``take`` (:func:`taker`) without blocking the event loop."""
+    if isinstance(array, np.ndarray) and array.dtype.kind != "V":  # bfloat16 is converted
+        return take(name, array)
+    return await to_thread.run_sync(take, name, array)
 
 
 def _pair(item: Any) -> tuple[str, Any]:
     if not isinstance(item, tuple | list) or len(item) != 2:
-        raise SourceError(f"a source in memory must yield pairs (name, array); found {type(item).__name__}")
+        found = type(item).__name__
+        if isinstance(item, tuple | list):
+            found += f" of {len(item):,}"
+        elif hasattr(item, "shape"):
+            found += ": pass zip(names, arrays)"
+        raise SourceError(f"{_NO_PAIRS}; found {found}")
     return item[0], item[1]
 
 

@@ -7,15 +7,19 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from async_maps.errors import SourceError
 from async_maps.filesystems.spill import Spill
+from async_maps.keys import printable
 from async_maps.sources.formats.registry import NO_NAME, SAME_NAME, ListedArray, PassedOver, shown_suffix
-from async_maps.sources.formats.stacks import not_a_map, position_names, read_names, shape_at, stack_length
+from async_maps.sources.formats.stacks import not_a_map, plane_of, position_names, read_names, shape_at, stack_length
+from async_maps.sources.layouts import question
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import BinaryIO
 
+    from async_maps.render.channels import Channels
     from async_maps.sources.activation_map import ArrayHeader, Part
     from async_maps.sources.formats.registry import Reader
+    from async_maps.sources.layouts import Question
     from async_maps.sources.options import SourceOptions
 
 _BATCH_NAMES = 256
@@ -34,6 +38,7 @@ class ListedMap(NamedTuple):
         problem: as in :class:`~async_maps.sources.activation_map.ActivationMap`.
         refusal: the reason why it is not a map of its name; else empty.
         picture: as in :class:`~async_maps.sources.formats.registry.ListedArray`.
+        question: what the array probably is instead; None if nothing suggests that.
     """
 
     name: str | None
@@ -43,6 +48,7 @@ class ListedMap(NamedTuple):
     problem: str = ""
     refusal: str = ""
     picture: str = ""
+    question: Question | None = None
 
 
 def maps_in_reader(
@@ -75,13 +81,16 @@ def maps_in_reader(
         length = array.rows
         if length is None and array.header is not None and not array.refusal:
             length = stack_length(array.header.shape, options.channels)
+        found = _first_map(array, length, options.channels)
+        if not is_only:
+            found = found._replace(question=found.question and found.question._replace(array=printable(array.name)))
         if length is None:
-            yield _map(array, name, None, length)
+            yield found._replace(name=name, part=None if array.part is None else [array.part, None])
             continue
         names = _names(reader, array, length, open_names if is_only else lambda: None)
         for index, (own, refusal) in enumerate(names):
-            found = _map(array, f"{name}/{own}" if name and own else own or name, index, length)
-            yield found._replace(refusal=refusal) if refusal else found
+            full_name = f"{name}/{own}" if name and own else own or name
+            yield found._replace(name=full_name, part=[array.part, index], refusal=refusal or array.refusal)
 
 
 def _arrays(
@@ -130,14 +139,16 @@ def _chosen(arrays: Iterator[ListedArray], column: str | None) -> Iterator[Liste
         yield columns[0 if column is None else names.index(column)]
 
 
-def _map(array: ListedArray, name: str | None, index: int | None, length: int | None) -> ListedMap:
-    header, size = array.header, array.size
+def _first_map(array: ListedArray, length: int | None, channels: Channels) -> ListedMap:
+    """Return the first map of a stack, or the only one of an array, without its name and part."""
+    header, size, problem, asked = array.header, array.size, array.problem, None
+    if header is not None and array.rows is None:
+        asked = question(header.shape, header.dtype, channels)
+        if length is not None:
+            header = header._replace(shape=plane_of(shape_at("the stack", header.shape, 0), channels))
     if length is not None:
-        size //= length
-        if header is not None and array.rows is None:
-            header = header._replace(shape=shape_at("the stack", header.shape, 0))
-    part = None if array.part is None and index is None else [array.part, index]
-    return ListedMap(name, part, size, header, array.problem, array.refusal, array.picture)
+        size, problem = size // length, problem or array.stack_problem
+    return ListedMap(None, None, size, header, problem, array.refusal, array.picture, asked)
 
 
 def _names(

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from async_maps.filesystems.filesystem import Filesystem, Filesystems
     from async_maps.filesystems.s3 import S3File, S3Filesystem
-    from async_maps.sources.options import Known
+    from async_maps.sources.options import Known, SourceOptions
 
     Entry: TypeAlias = ActivationMap | Failure
 _BATCH = 256
@@ -79,7 +79,7 @@ def maps_in_named(files: Iterable[NamedFile | Failure], filesystems: Filesystems
     with _Openers(filesystems, scan) as openers:
         # Batches are only for known().
         while batch := list(islice(files, _BATCH if scan.known else 1)):
-            for file in _with_known(batch, scan.known) if scan.known else batch:
+            for file in _with_known(batch, scan.known, scan.options) if scan.known else batch:
                 if not isinstance(file, NamedFile):
                     pending.append((False, iter((file,))))
                 elif scan.options.leaves_out(file.name, file.with_suffix):
@@ -94,21 +94,24 @@ def maps_in_named(files: Iterable[NamedFile | Failure], filesystems: Filesystems
             yield from maps
 
 
-def _with_known(files: Sequence[NamedFile | Failure], known: Known) -> Iterator[NamedFile | Entry]:
+def _with_known(
+    files: Sequence[NamedFile | Failure], known: Known, options: SourceOptions
+) -> Iterator[NamedFile | Entry]:
     """Replace each unchanged file that is a single map, according to an earlier run, by its map."""
-    wholes = [_whole(file) if isinstance(file, NamedFile) else None for file in files]
+    wholes = [_whole(file, options) if isinstance(file, NamedFile) else None for file in files]
     maps = [whole for whole in wholes if isinstance(whole, ActivationMap)]
     sources = known(maps) if maps else ()
     for file, whole in zip(files, wholes, strict=True):
         yield whole if isinstance(whole, ActivationMap) and whole.source in sources else file
 
 
-def _whole(file: NamedFile) -> Entry | None:
+def _whole(file: NamedFile, options: SourceOptions) -> Entry | None:
     """Return the map of a file, assuming that it has only one; None if the file must be opened."""
     is_npy = file.path.lower().endswith(".npy")
     if is_remote(file.path):
         # Of other formats, the listing does not know the size of the array: no earlier run has a map with this part.
-        return _entry(file.name, file.path, ListedMap(None, None if is_npy else 0, file.size), file.fingerprint)
+        whole = ListedMap(None, None if is_npy else 0, file.size)
+        return _entry(file.name, file.path, whole, options.mark(file.fingerprint))
     if not is_npy:
         return None
     try:
@@ -117,7 +120,8 @@ def _whole(file: NamedFile) -> Entry | None:
         return None
     if not stat.S_ISREG(status.st_mode):
         return None
-    return _entry(file.name, file.path, ListedMap(None, None, status.st_size), file_fingerprint(status))
+    fingerprint = options.mark(file_fingerprint(status))
+    return _entry(file.name, file.path, ListedMap(None, None, status.st_size), fingerprint)
 
 
 def _entry(name: str, path: str, found: ListedMap, fingerprint: str | None) -> ActivationMap | Failure:
@@ -185,9 +189,11 @@ def _maps_in(file: NamedFile, open_file: Callable[[], tuple[Filesystem, str]], s
                 if found.problem and found.name is None and _is_apple_double(file.path):
                     scan.pass_over(HIDDEN)
                     return
-                entry = _entry(file.name, file.path, found, fingerprint)
+                entry = _entry(file.name, file.path, found, scan.options.mark(fingerprint))
                 members = [f"{file.name}/{found.picture}"] if found.picture else []
                 if scan.options.wants(entry.name, file.with_suffix, *members):
+                    if found.question is not None and scan.questions is not None:
+                        scan.questions.ask(printable(file.path), found.question)
                     yield _with_row(entry, file)
                 else:
                     scan.pass_over(LEFT_OUT)

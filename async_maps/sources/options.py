@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
-    from async_maps.settings import Channels, Settings
+    from async_maps.render.channels import Channels
+    from async_maps.settings import Settings
     from async_maps.sources.activation_map import ActivationMap
+    from async_maps.sources.layouts import Questions
 
     Known: TypeAlias = Callable[[Sequence[ActivationMap]], Collection[str]]
     """Returns the sources of those maps that are the only map of their unchanged file, according to an earlier run."""
@@ -51,6 +53,10 @@ class SourceOptions:
         """Whether ``include`` names a file by its suffix: ``*.png`` does, but ``*`` and ``val/*`` do not."""
         return any(_matches([pattern], name, file) and not _matches([pattern], name, "") for pattern in self.include)
 
+    def mark(self, fingerprint: str | None) -> str | None:
+        """Return the fingerprint of a file, marked if channels are reduced, because its maps are others then."""
+        return fingerprint if fingerprint is None or self.channels == "none" else f"{fingerprint} channels"
+
     def filter(self, pass_over: PassOver) -> Callable[[str], bool] | None:
         """Return a function that tells which names are wanted, and counts the others; None if all are."""
         if not self.include and not self.exclude:
@@ -85,11 +91,13 @@ class Scan(NamedTuple):
         known: decides which files are a single map and need not be opened; None to open all.
         pass_over: called for each file or array that is no map, in the thread that iterates the source.
         options: which parts of the source are maps.
+        questions: asks about arrays that are probably other maps than their shape says; None to ask nothing.
     """
 
     known: Known | None = None
     pass_over: PassOver = lambda _: None
     options: SourceOptions = SourceOptions()
+    questions: Questions | None = None
 
 
 def _matches(patterns: Iterable[str], name: str, file: str) -> bool:

@@ -15,6 +15,7 @@ from anyio import CapacityLimiter, EndOfStream, WouldBlock, sleep, to_thread
 
 from async_maps.concurrency.streams import send
 from async_maps.errors import WorkerError
+from async_maps.render.channels import without_channels
 from async_maps.render.scanlines import scanline_bytes
 from async_maps.stages.items import Bitmap
 from async_maps.workers.worker import Failed, Request, aligned
@@ -91,13 +92,16 @@ class ColorizeStage:
         return chunk
 
     def _pixels(self, job: Job) -> int:
-        """Return the bytes of a map's scanlines: exact for an array; a file is assumed to be a square float32 map."""
-        array = job.map.array
-        if array is not None:
-            return aligned(scanline_bytes(array.shape[0], array.shape[1], self._channels))
-        side = isqrt(job.map.max_bytes // 4) + 1
+        """Return the bytes of a map's scanlines: by its array or header, else those of a square float32 map."""
+        array, header = job.map.array, job.map.header
+        shape = array.shape if array is not None else () if header is None else header.shape
+        if len(shape) not in {2, 3} or 0 in shape:
+            side = isqrt(job.map.max_bytes // 4) + 1
+            shape = (side, side)
+        height, width = without_channels(shape)
+        size = scanline_bytes(height, width, self._channels)
         # The header may be wrong: take no more than the arena; the worker returns the size that it really needs.
-        return aligned(min(scanline_bytes(side, side, self._channels), self._arena.size))
+        return aligned(size if array is not None else min(size, self._arena.size))
 
     async def _colorize_singly(
         self, worker: Worker, chunk: list[Job], bitmaps: MemoryObjectSendStream[list[Bitmap]]

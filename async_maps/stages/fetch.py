@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from anyio import to_thread
 
-from async_maps.render.quantize import map_shape
 from async_maps.sources.formats.registry import shares_reads
+from async_maps.sources.layouts import map_size
 from async_maps.workers.worker import Failed
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def _fetch(readers: tuple[Readers, Readers], job: Job) -> NDArray[Any] | Failed:
     assert job.map.path is not None  # noqa: S101  # remote
     try:
         array = readers[shares_reads(job.map)].read(job.map.path, job.map.part)
-        map_shape(array, job.value_range)
+        map_size(array, job.value_range, readers[0].channels)
     except Exception as error:  # noqa: BLE001  # one map's failure is data; a malicious file can cause any error
         return Failed.by(error)
     return array

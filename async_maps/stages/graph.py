@@ -91,10 +91,15 @@ class Stages:
         uploading = Uploading(self.store, template, self.rate_limiter, settings.if_exists)
         fetchers, encoders = CapacityLimiter(settings.prefetch), CapacityLimiter(self._encoding.workers)
         # Entered first, so closed last: the streams of jobs must stay open until the stages have ended.
-        with Filesystems(settings.s3) as filesystems, Readers(filesystems, limit) as shared, self._remote, self._jobs:
+        with (
+            Filesystems(settings.s3) as filesystems,
+            Readers(filesystems, limit, recipe.reduce) as shared,
+            self._remote,
+            self._jobs,
+        ):
             async with create_task_group() as stages, self._bitmaps, self._pngs:
                 for _ in range(settings.prefetch):
-                    readers = (Readers(filesystems, limit), shared)
+                    readers = (Readers(filesystems, limit, recipe.reduce), shared)
                     stages.start_soon(
                         fetch_stage, self._remote_out.clone(), self._jobs.clone(), readers, fetchers, self._fetching
                     )

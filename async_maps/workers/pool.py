@@ -23,7 +23,7 @@ from anyio import CancelScope, CapacityLimiter, create_task_group, to_thread
 from async_maps.errors import WorkerError
 from async_maps.outcomes import MapStatistics
 from async_maps.sources.formats.registry import Readers
-from async_maps.workers.worker import Failed, Recipe, Reply, Request, Result, colorize_chunk, frame
+from async_maps.workers.worker import Failed, Recipe, Reply, Request, Result, colorize_chunk, frame, load_kernels
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -62,7 +62,7 @@ class ThreadWorker:
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
-        self._readers = Readers(max_pixels=recipe.max_pixels)
+        self._readers = Readers(max_pixels=recipe.max_pixels, channels=recipe.reduce)
         self._thread = CapacityLimiter(1)
 
     @property
@@ -72,11 +72,7 @@ class ThreadWorker:
 
     async def start(self) -> None:
         """Load the kernels."""
-
-        def warm() -> None:
-            from async_maps.render import kernels  # noqa: F401
-
-        await to_thread.run_sync(warm, limiter=self._thread)
+        await to_thread.run_sync(load_kernels, self._recipe, limiter=self._thread)
 
     async def colorize(self, block: Block, free_from: int, requests: list[Request]) -> Reply:
         """Colorize maps into a block."""
@@ -98,6 +94,7 @@ class ProcessWorker:
             "png": recipe.png,
             "invalid": recipe.invalid,
             "max_pixels": recipe.max_pixels,
+            "reduce": recipe.reduce,
             "descriptor": arena.descriptor,
             "size": arena.size,
         }

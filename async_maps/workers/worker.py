@@ -12,17 +12,20 @@ import signal
 import sys
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import import_module
 from typing import IO, TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from async_maps.errors import InputValidationError, MissingExtraError, SourceError, translate_os_error
 from async_maps.outcomes import MapStatistics
+from async_maps.render.channels import Channels, reduce_channels
 from async_maps.render.colorize import look_up, replace
-from async_maps.render.quantize import Invalid, Measured, map_shape, quantize, summarize
+from async_maps.render.quantize import Invalid, Measured, quantize, summarize
 from async_maps.render.ranges import ValueRange
 from async_maps.render.scanlines import scanline_bytes, write_scanlines
 from async_maps.sources.formats.registry import Readers
+from async_maps.sources.layouts import map_size
 from async_maps.workers.arena import map_memory
 
 if TYPE_CHECKING:
@@ -98,13 +101,14 @@ class Recipe:
     """How to colorize maps; ``table`` has the RGBA colors of the intensities, (256, 4) uint8.
 
     ``rgba`` writes colors, other kinds of PNG write intensities. ``compact`` replaces each fully transparent intensity
-    by the first one. Maps in files with more than ``max_pixels`` are refused.
+    by the first one. Maps in files with more than ``max_pixels`` are refused. Channels become one as ``reduce`` says.
     """
 
     table: NDArray[np.uint8]
     png: PngKind = "palette"
     invalid: Invalid = "error"
     max_pixels: int | None = None
+    reduce: Channels = "none"
 
     @property
     def channels(self) -> int:
@@ -144,7 +148,7 @@ def colorize_chunk(
 
     ``readers`` are those of the worker, which may keep a file for the next chunk.
     """
-    with Readers(max_pixels=recipe.max_pixels) as own:
+    with Readers(max_pixels=recipe.max_pixels, channels=recipe.reduce) as own:
         used = readers or own
         try:
             return _colorize_chunk(block, free_from, requests, recipe, used)
@@ -179,13 +183,13 @@ def _get(block: NDArray[np.uint8], request: Request, readers: Readers) -> NDArra
 def _colorize(array: NDArray[Any], room: NDArray[np.uint8], request: Request, recipe: Recipe) -> Result | int:
     """Write a map's scanlines at the start of ``room``; if it is too small, return the number of bytes needed."""
     value_range = ValueRange(*request.value_range)
-    shape = map_shape(array, value_range)
+    shape = map_size(array, value_range, recipe.reduce)
     needed = scanline_bytes(*shape, recipe.channels)
     if needed > room.size:
         return needed
     plane = np.empty(shape, np.uint8)
     if request.measured is None:
-        measured = quantize(array, plane, value_range, recipe.invalid)
+        measured = quantize(reduce_channels(array, recipe.reduce), plane, value_range, recipe.invalid)
     else:
         np.copyto(plane, array.reshape(shape))
         measured = Measured(*request.measured)
@@ -212,6 +216,13 @@ def _colorize(array: NDArray[Any], room: NDArray[np.uint8], request: Request, re
         replace(plane, recipe.collapse)
     write_scanlines(pixels, room[:needed])
     return Result(0, *shape, rgba, transparent, statistics)
+
+
+def load_kernels(recipe: Recipe) -> None:
+    """Compile the kernels that a recipe needs, or load them from numba's cache."""
+    import_module("async_maps.render.kernels")
+    if recipe.reduce != "none":
+        import_module("async_maps.render.channel_kernels")
 
 
 def send_message(file: IO[bytes], message: object) -> None:
@@ -252,12 +263,11 @@ def main() -> None:
     if hello is None:
         return
     table = np.frombuffer(bytes.fromhex(hello["table"]), np.uint8).reshape(256, 4)
-    recipe = Recipe(table, hello["png"], hello["invalid"], hello["max_pixels"])
+    recipe = Recipe(table, hello["png"], hello["invalid"], hello["max_pixels"], hello["reduce"])
     memory = map_memory(hello["descriptor"], hello["size"])
-    # This import compiles the kernels or loads them from numba's cache.
-    from async_maps.render import kernels  # noqa: F401
+    load_kernels(recipe)
 
-    readers = Readers(max_pixels=recipe.max_pixels)
+    readers = Readers(max_pixels=recipe.max_pixels, channels=recipe.reduce)
     try:
         send_message(replies, "ready")
         while (chunk := _receive(requests)) is not None:

@@ -80,8 +80,8 @@ def test_an_array_on_another_device_is_refused_with_advice() -> None:
     entry = array_map("a", Elsewhere())
     assert isinstance(entry, Failure)
     assert entry.reason == (
-        "the Elsewhere cannot be converted to a NumPy array; copy it to the CPU first: implicit conversion is not "
-        "allowed"
+        "the Elsewhere cannot be converted to a NumPy array: implicit conversion is not allowed; if it is on another "
+        "device, copy it to the CPU first"
     )
 
 

@@ -87,7 +87,8 @@ class Hdf5Reader(HierarchyReader):
             raise SourceError(f"the file has no dataset {path!r} anymore, or its group is damaged")
         _check(dataset)
         chunks = dataset.chunks
-        if chunks and stack_length(dataset.shape) and chunks[0] > 1:
+        is_stack = stack_length(dataset.shape) or stack_length(dataset.shape, "sum")
+        if chunks and is_stack and chunks[0] > 1:
             count = math.prod(-(-size // chunk) for size, chunk in zip(dataset.shape[1:], chunks[1:], strict=True))
             cache = min(count * math.prod(chunks) * dataset.dtype.itemsize, _MAX_CACHE)
             access = dataset.id.get_access_plist()

@@ -17,7 +17,7 @@ from async_maps.errors import SourceError, translate_os_error
 from async_maps.sources.activation_map import ArrayHeader
 from async_maps.sources.formats.registry import ListedArray, translate_format_errors
 from async_maps.sources.formats.size import check_size
-from async_maps.sources.formats.stacks import shape_at, stack_length
+from async_maps.sources.formats.stacks import shape_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -97,9 +97,10 @@ def array_in_stream(name: str, part: Part, file: IO[bytes], size: int) -> Listed
 
 def listed(name: str, part: Part, header: Header) -> ListedArray:
     """Return the array with this header."""
-    problem = _FORTRAN_STACK if _is_fortran_stack(header) else ""
+    problem = _FORTRAN_STACK if _is_in_pieces(header) else ""
     array_bytes = math.prod(header.shape) * header.dtype.itemsize
-    return ListedArray(name, part, array_bytes, ArrayHeader(header.shape, header.dtype), problem)
+    found = ArrayHeader(header.shape, header.dtype)
+    return ListedArray(name, part, array_bytes, found, stack_problem=problem)
 
 
 def not_pickled(array: ListedArray) -> ListedArray:
@@ -151,7 +152,7 @@ def map_at(header: Header, index: int | None, max_pixels: int | None) -> tuple[H
         raise SourceError(_pickled(header.shape))
     if index is not None:
         shape = shape_at("the stack", header.shape, index)
-        if _is_fortran_stack(header):
+        if _is_in_pieces(header):
             raise SourceError(_FORTRAN_STACK)
         offset = index * math.prod(shape) * header.dtype.itemsize
         header = header._replace(shape=shape)
@@ -170,8 +171,9 @@ def read_values(file: IO[bytes], header: Header, piece: int = sys.maxsize) -> ND
     return data.view(header.dtype).reshape(header.shape, order="F" if header.fortran else "C")
 
 
-def _is_fortran_stack(header: Header) -> bool:
-    return header.fortran and stack_length(header.shape) is not None and header.shape[0] > 1
+def _is_in_pieces(header: Header) -> bool:
+    """Whether the values of one map of a stack are not side by side."""
+    return header.fortran and header.shape[:1] > (1,)
 
 
 def read_header(file: IO[bytes], size: int) -> Header:
@@ -183,6 +185,8 @@ def read_header(file: IO[bytes], size: int) -> Header:
     except _DAMAGE as error:
         # Only the first line: NumPy adds advice to trust the file.
         reason = str(error).partition("\n")[0][:200]
+        if "'<f1'" in reason:
+            reason += ', as NumPy saves float8: save array.astype("float32") instead'
         raise SourceError(f"expected an .npy file: {reason}") from error
     if dtype.hasobject:
         return Header(shape, fortran, dtype)

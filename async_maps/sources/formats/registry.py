@@ -12,6 +12,7 @@ from async_maps.errors import SourceError
 from async_maps.filesystems.filesystem import Filesystems, file_fingerprint, is_remote
 from async_maps.keys import printable
 from async_maps.sources.formats.others import advice_for
+from async_maps.sources.formats.stacks import plane_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from async_maps.filesystems.filesystem import Filesystem
+    from async_maps.render.channels import Channels
     from async_maps.sources.activation_map import ActivationMap, ArrayHeader, Part
 
 FORMATS = {
@@ -82,6 +84,7 @@ class ListedArray(NamedTuple):
         picture: the path of a picture in an archive, with its suffix; else empty.
         look: opens a picture that is beside members of other formats, and lists it; only ``include`` makes it a map.
             None if the array is a map in any case.
+        stack_problem: the reason why it cannot be read map by map, if it is a stack; else empty.
     """
 
     name: str
@@ -93,6 +96,7 @@ class ListedArray(NamedTuple):
     refusal: str = ""
     picture: str = ""
     look: Callable[[], Iterator[ListedArray | PassedOver]] | None = None
+    stack_problem: str = ""
 
 
 class PassedOver(NamedTuple):
@@ -236,9 +240,12 @@ class Readers:
     Without ``filesystems`` it reads only local files.
     """
 
-    def __init__(self, filesystems: Filesystems | None = None, max_pixels: int | None = None) -> None:
+    def __init__(
+        self, filesystems: Filesystems | None = None, max_pixels: int | None = None, channels: Channels = "none"
+    ) -> None:
         self._filesystems = filesystems or Filesystems()
         self._max_pixels = max_pixels
+        self.channels = channels
         self._lock = RLock()
         self._path = ""
         self._reader: Reader | None = None
@@ -252,7 +259,7 @@ class Readers:
         self.close()
 
     def read(self, path: str, part: Part) -> NDArray[Any]:
-        """Read one listed map; for the errors see :class:`Reader`."""
+        """Read one listed map; for the errors see :class:`Reader`. Channels are not reduced yet."""
         with self._lock:
             state, self._state = self._state, None
             if self._reader is None or path != self._path or (state is not None and state != _state(path)):
@@ -260,7 +267,8 @@ class Readers:
                 self._path, self._reader = path, open_reader(path, self._filesystems.of(path))
             try:
                 place, index = part or (None, None)
-                return self._reader.read(place, index, self._max_pixels)
+                array = self._reader.read(place, index, self._max_pixels)
+                return array if index is None else array.reshape(plane_of(array.shape, self.channels))
             except BaseException:
                 # After an error the reader may be in a bad state for the next map.
                 self.close()

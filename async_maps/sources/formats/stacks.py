@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from async_maps.settings import Channels
+    from async_maps.render.channels import Channels
 
 _CHANNELS = {1, 2, 3, 4}
 
@@ -51,15 +51,20 @@ def stack_length(shape: tuple[int, ...], channels: Channels = "none") -> int | N
 
 
 def shape_at(what: str, shape: tuple[int, ...], index: int) -> tuple[int, ...]:
-    """Return the shape of one map of a stack, without the axes of the stack and of a single channel.
+    """Return the shape of one map of a stack, without the axis of the stack.
 
     Raises SourceError if the index is too large, because the stack, ``what`` in the message, has changed.
     """
     if len(shape) not in {3, 4} or index >= shape[0]:
         raise SourceError(f"{what} has no map {index} anymore: its shape is {shape}")
-    if len(shape) == 3:
-        return shape[1:]
-    return shape[2:] if shape[1] == 1 else shape[1:3] if shape[3] == 1 else shape[1:]
+    return shape[1:]
+
+
+def plane_of(shape: tuple[int, ...], channels: Channels) -> tuple[int, ...]:
+    """Return the shape of one map of a stack without the axis of its only channel, unless channels are reduced."""
+    if channels != "none" or len(shape) != 3 or 1 not in {shape[0], shape[2]}:
+        return shape
+    return shape[1:] if shape[0] == 1 else shape[:2]
 
 
 _MAX_LINE = 4096
