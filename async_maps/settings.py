@@ -175,7 +175,7 @@ class Settings(_Model, frozen=True):
     exclude: _Converted[str | Sequence[str], tuple[str, ...]] = Field(default=(), validate_default=True)
     """No maps whose name, or a folder in it, or file matches this glob; repeatable."""
     column: str | None = None
-    """The column of arrays in a table, if there are several."""
+    """The column of arrays in a table, if there are several; ``path`` if a table with arrays is a listing."""
     invalid: Invalid = "error"
     """NaN and infinity: error (the map fails), transparent (the pixel is), or zero (it counts as the value 0)."""
     png: PngKind = "palette"

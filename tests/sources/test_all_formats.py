@@ -57,7 +57,7 @@ def test_other_formats_import_no_library_of_an_extra(maps: Path) -> None:
         "import sys; from async_maps.sources import open_source\n"
         "from async_maps.sources.formats.registry import Readers\n"
         "for entry in open_source(sys.argv[1]): print(Readers().read(entry.path, entry.part).sum())\n"
-        "print([name for name in ('h5py', 'zarr', 'safetensors', 'torch') if name in sys.modules])"
+        "print([name for name in ('h5py', 'zarr', 'safetensors', 'torch', 'pyarrow') if name in sys.modules])"
     )
     answer = subprocess.run([sys.executable, "-c", program, maps], capture_output=True, text=True, check=True)
     assert answer.stdout.split("\n") == [*[str(MAP.sum())] * 5, "[]", ""]
