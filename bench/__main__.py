@@ -13,6 +13,7 @@ from bench.tables import machine, results
 BENCHES = {
     "kernel": "intensities, statistics and colors of a map, against NumPy, OpenCV, matplotlib, Kolena and a copy",
     "channels": "channels reduced to one value per pixel, against NumPy",
+    "formats": "reading a map from each file format, against the library of the format",
     "encode": "PNGs in time and bytes, against Pillow and OpenCV; in threads",
     "upload": "CPU time of a PUT and PUTs per second, against boto3, aioboto3, obstore, fast-s3 and s5cmd",
     "job": "the whole job from files to a store, against the usual scripts",
