@@ -71,9 +71,9 @@ def run(  # noqa: PLR0913  # one argument per option
     Parameters
     ----------
     source
-        A folder (searched recursively), a file or a quoted glob of .npy, .npz, .zarr, .h5, .nc, .mat, .safetensors or
-        .tar; the same in s3://bucket/prefix/; a .csv, .jsonl or .parquet with the columns name and path; - for paths on
-        standard input.
+        A folder (searched recursively), a file or a quoted glob of .npy, .npz, .pt, .png, .tif, .zarr, .h5, .nc, .mat,
+        .safetensors, .parquet, .arrow or .tar; the same in s3://bucket/prefix/; a .csv, .jsonl or .parquet with the
+        columns name and path; - for paths on standard input.
     destination
         s3://bucket/prefix, file:///folder or a path.
     manifest
