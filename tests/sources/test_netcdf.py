@@ -15,6 +15,7 @@ from tests.support.entries import (
     STACK,
     assert_same,
     damaged,
+    failures_of,
     kinds_of_numbers,
     names_of,
     only_failure,
@@ -223,3 +224,11 @@ def test_damaged_classic_files_give_only_maps_and_failures(maps: Path, version: 
         try_to_read(maps)
 
     check()
+
+
+def test_names_without_a_width_are_invalid(maps: Path) -> None:
+    with write(maps / "a.nc", "NETCDF3_CLASSIC", {"cam": STACK}, width=8) as file:
+        file.createVariable("names", "S1", ("n", "width"))
+    content = (maps / "a.nc").read_bytes()
+    (maps / "a.nc").write_bytes(content.replace(b"width\0\0\0\0\0\0\x08", b"width\0\0\0\0\0\0\0"))
+    assert len(failures_of(open_source(maps))) == 5

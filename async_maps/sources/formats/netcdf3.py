@@ -144,7 +144,8 @@ class Netcdf3Reader:
             raise SourceError(problem)
         for start in range(0, length, BLOCK):
             rows = self._rows(variable, start, min(start + BLOCK, length))
-            yield from decode_names(name, rows.view(f"S{width}").ravel())
+            # Without a width, all names are empty.
+            yield from decode_names(name, rows.view(f"S{width}").ravel() if width else [b""] * len(rows))
 
 
 class _HeaderReader:
