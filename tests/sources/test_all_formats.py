@@ -63,6 +63,23 @@ def test_other_formats_import_no_library_of_an_extra(maps: Path) -> None:
     assert answer.stdout.split("\n") == [*[str(MAP.sum())] * 5, "[]", ""]
 
 
+def test_npy_files_import_no_other_format_and_no_library_but_numpy(maps: Path) -> None:
+    np.save(maps / "a.npy", MAP)
+    program = (
+        "import sys; import numpy; numpy_modules = set(sys.modules)\n"
+        "from async_maps.sources import open_source\n"
+        "from async_maps.sources.formats.registry import Readers\n"
+        "for entry in open_source(sys.argv[1]): Readers().read(entry.path, entry.part)\n"
+        "new = sys.modules.keys() - numpy_modules\n"
+        "print(*sorted(name for name in new if name.startswith('async_maps.sources.formats.')))\n"
+        "print(*sorted({name.partition('.')[0] for name in new} - set(sys.stdlib_module_names)))"
+    )
+    answer = subprocess.run([sys.executable, "-c", program, maps], capture_output=True, text=True, check=True)
+    formats, libraries = (set(line.split()) for line in answer.stdout.splitlines())
+    assert {name.rpartition(".")[2] for name in formats} == {"npy", "others", "registry", "size", "stacks"}
+    assert libraries <= {"async_maps", "numpy"}
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_folder_of_all_formats_becomes_overlays(maps: Path, tmp_path: Path, workers: int) -> None:
     np.save(maps / "single.npy", MAP)
