@@ -27,7 +27,7 @@ import async_maps as am
 def maps():
     n = 0
     while True:
-        yield f"{n}", np.zeros((8, 8), np.uint8)
+        yield f"{n}", np.full((8, 8), 255, np.uint8)
         n += 1
         if n == 5000:  # more than can be in flight
             print("running", flush=True)

@@ -81,6 +81,8 @@ def maps_in_reader(
         length = array.rows
         if length is None and array.header is not None and not array.refusal:
             length = stack_length(array.header.shape, options.channels)
+        if length == 0:
+            continue
         found = _first_map(array, length, options.channels)
         if not is_only:
             found = found._replace(question=found.question and found.question._replace(array=printable(array.name)))

@@ -193,7 +193,7 @@ def test_a_full_destination_ends_the_run_without_partial_files(
 def test_a_report_on_a_full_disk_keeps_the_older_one(
     maps: Path, disk: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    np.save(maps / "a.npy", np.zeros((4, 4)))
+    np.save(maps / "a.npy", np.eye(4))
     report = disk("64k") / "report.json"
     command = ("run", maps, "out", *QUICK, "--report", report)
     assert invoke(*command) == 0
@@ -220,7 +220,7 @@ def test_an_export_to_a_full_disk_leaves_no_file(tmp_path: Path, disk: Callable[
     ("full", "progress", "code"), [("stdout", "none", 1), pytest.param("stderr", "bar", 0, marks=pytest.mark.slow)]
 )
 def test_output_to_a_full_disk_loses_no_map(maps: Path, full: str, progress: str, code: int) -> None:
-    np.save(maps / "a.npy", np.zeros((4, 4)))
+    np.save(maps / "a.npy", np.eye(4))
     with open("/dev/full", "w") as nowhere:
         channels = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, full: nowhere}
         command = [*COMMAND, "run", str(maps), "out", "--workers", "0", "--progress", progress]
@@ -262,7 +262,7 @@ def test_an_unwritable_manifest_is_reported_before_any_upload(
     unprivileged: Path, what: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(unprivileged)
-    np.save("a.npy", np.zeros((4, 4)))
+    np.save("a.npy", np.eye(4))
     folder = unprivileged / "folder"
     folder.mkdir()
     manifest = folder / "m.sqlite"
@@ -286,7 +286,7 @@ def test_an_unwritable_report_is_reported_before_any_upload(
     unprivileged: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(unprivileged)
-    np.save("a.npy", np.zeros((4, 4)))
+    np.save("a.npy", np.eye(4))
     Path("folder").mkdir(mode=0o555)
     Path("closed").mkdir(mode=0)
     for report, reason in (
@@ -301,7 +301,7 @@ def test_an_unwritable_report_is_reported_before_any_upload(
 
 
 def test_a_report_may_be_written_to_a_pipe(maps: Path) -> None:
-    np.save(maps / "a.npy", np.zeros((4, 4)))
+    np.save(maps / "a.npy", np.eye(4))
     out, into = os.pipe()
     with open(out) as reader:
         with open(into, "w"):
@@ -311,10 +311,10 @@ def test_a_report_may_be_written_to_a_pipe(maps: Path) -> None:
 
 @pytest.mark.slow
 def test_a_manifest_locked_by_another_program_is_reported(maps: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    np.save(maps / "a.npy", np.zeros((4, 4)))
+    np.save(maps / "a.npy", np.eye(4))
     command = ("run", maps, "out", *QUICK)
     assert invoke(*command) == 0
-    np.save(maps / "b.npy", np.zeros((4, 4)))
+    np.save(maps / "b.npy", np.eye(4))
     with closing(sqlite3.connect("async-maps.sqlite", isolation_level=None)) as other:
         for begin in ("BEGIN IMMEDIATE", "BEGIN; SELECT * FROM maps"):
             other.executescript(begin)
@@ -411,7 +411,7 @@ _MOVE = "move it away, and run again: all maps are uploaded again, to the same l
 def test_a_damaged_manifest_is_reported_before_any_upload(
     damage: Callable[[Path], None], reason: str, maps: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    np.save(maps / "a.npy", np.zeros((4, 4)))
+    np.save(maps / "a.npy", np.eye(4))
     manifest = Path("m.sqlite")
     write_run(manifest, [receipt_for(make_map(name)) for name in sorted(IN_STACK)], Path("out").absolute().as_uri())
     damage(manifest)

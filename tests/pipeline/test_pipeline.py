@@ -143,7 +143,7 @@ async def test_leaving_the_context_finishes_another_tasks_run(tmp_path: Path) ->
 
 async def test_idle_uploads_hold_no_png(tmp_path: Path) -> None:
     def pngs() -> list[Png]:
-        return [value for value in gc.get_objects() if isinstance(value, Png)]
+        return [value for value in gc.get_objects() if type(value) is Png]
 
     noise = np.random.default_rng(0).random((200, 200))
     # Errors that pytest keeps from earlier tests hold some.

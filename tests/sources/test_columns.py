@@ -105,7 +105,7 @@ def layouts() -> dict[str, tuple[Any, NDArray[Any]]]:
         "float16": (tensor(CAMS.astype("f2")), CAMS.astype("f2")),
         "uint8": (lists((255 * CAMS).astype("u1"), leaf=pa.uint8()), (255 * CAMS).astype("u1")),
         "bool": (lists(CAMS > 0.5, leaf=pa.bool_()), CAMS > 0.5),
-        "channel": (lists(CAMS[..., None], pa.list_(pa.list_(pa.list_(f32)))), CAMS[..., None]),
+        "channel": (lists(CAMS[..., None], pa.list_(pa.list_(pa.list_(f32)))), CAMS),
         "leading one": (lists(CAMS[:, None], pa.list_(pa.list_(pa.list_(f32)))), CAMS),
         "leading one of a tensor": (tensor(CAMS.reshape(5, 1, 3, 4)), CAMS),
         "npy": (pa.array([npy(cam) for cam in CAMS], pa.binary()), CAMS),
