@@ -9,8 +9,6 @@ import pytest
 
 from tests.support.documents import ROOT, read, table
 
-pytestmark = pytest.mark.fast
-
 FOLDER = "async_maps/examples"
 # gradcam.py is a complete program, which trains a model.
 LONG = {"gradcam"}

@@ -6,10 +6,14 @@ import json
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-import h5py
 import numpy as np
 import pytest
 import safetensors.numpy
+
+pytest.importorskip("h5py")
+pytest.importorskip("zarr")
+
+import h5py
 import zarr
 
 from async_maps.sources import open_source

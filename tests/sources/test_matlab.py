@@ -11,11 +11,14 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import h5py
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
+pytest.importorskip("h5py")
+
+import h5py
 
 from async_maps.filesystems.filesystem import LocalFilesystem
 from async_maps.sources import open_source

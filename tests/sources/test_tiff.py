@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+
+pytest.importorskip("tifffile")
+
 import tifffile
 
 from async_maps.errors import SourceError

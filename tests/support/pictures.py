@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import io
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 import numpy as np
 import PIL.Image
-import tifffile
 from PIL import Image
 
 from async_maps.render.png import write_palette
@@ -32,5 +32,7 @@ def overlay() -> bytes:
 
 def run_advice(reason: str, path: Path, new_path: Path) -> None:
     """Run the Python at the end of a reason."""
-    scope = {"PIL": PIL, "numpy": np, "tifffile": tifffile, "path": path, "new_path": new_path}
+    scope = {"PIL": PIL, "numpy": np, "path": path, "new_path": new_path}
+    if "tifffile" in reason:
+        scope["tifffile"] = import_module("tifffile")
     exec(reason.rpartition(" run ")[2], scope)  # noqa: S102  # our own message
