@@ -236,7 +236,9 @@ class Manifest(ManifestMetadata):
 
     def _duplicate(self, map_: ActivationMap) -> Failure:
         (first,) = self._database.execute("SELECT source FROM seen WHERE name = ?", (map_.name,)).fetchone()
-        reason = f"another map of this run has the same name: {first!r}; rename one of them"
+        reason = (
+            f"another map of this run has the same name: {first!r}; rename one of them, or leave one out with --exclude"
+        )
         return Failure(map_.name, map_.source, map_.fingerprint, "source", reason)
 
 

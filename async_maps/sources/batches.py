@@ -28,7 +28,7 @@ from async_maps.sources.activation_map import ActivationMap
 from async_maps.sources.arrays import array_map
 from async_maps.sources.formats.others import advice_for
 from async_maps.sources.formats.registry import FORMATS
-from async_maps.sources.options import Scan, SourceOptions, shown_passed_over
+from async_maps.sources.options import LEFT_OUT, Scan, SourceOptions, shown_passed_over
 from async_maps.sources.stdin import maps_in_lines, stdin_lines
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from async_maps.render.ranges import ValueRange
     from async_maps.settings import S3Settings
     from async_maps.sources.layouts import Questions
-    from async_maps.sources.options import Known, PassOver
+    from async_maps.sources.options import LEFT_OUT, Known, PassOver
 
     Named: TypeAlias = tuple[str, Any]
     """A name and an array of any library."""
@@ -117,6 +117,8 @@ async def list_maps(  # noqa: PLR0913  # one argument a choice
         place = "the source"
         if isinstance(source, str | PathLike):
             place = "standard input" if is_stdin(source) else fspath(source)
+        if left_out := passed_over[LEFT_OUT]:
+            raise SourceError(f"include and exclude leave no map of {place}: {left_out:,} are left out")
         seen = f"; {shown_passed_over(passed_over)}" if passed_over else ""
         advice = next(filter(None, (advice_for(what) for what, _ in passed_over.most_common())), "")
         raise SourceError(

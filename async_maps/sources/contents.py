@@ -91,6 +91,9 @@ def maps_in_reader(
             continue
         names = _names(reader, array, length, open_names if is_only else lambda: None)
         for index, (own, refusal) in enumerate(names):
+            if own is not None and own != f"{index:06}":
+                # What has names of its own is a map, not a channel.
+                found = found._replace(question=None)
             full_name = f"{name}/{own}" if name and own else own or name
             yield found._replace(name=full_name, part=[array.part, index], refusal=refusal or array.refusal)
 

@@ -129,7 +129,9 @@ def _entry(name: str, path: str, found: ListedMap, fingerprint: str | None) -> A
     source = printable(path if found.name is None else f"{path}[{found.name}]")
     name = name if found.name is None else f"{name}/{found.name}"
     if found.refusal:
-        return Failure(printable(name), f"{source}, at {found.part}", fingerprint, "source", found.refusal)
+        index = found.part[1] if isinstance(found.part, list) else None
+        where = source if index is None else f"{source}, map {index}"
+        return Failure(printable(name), where, fingerprint, "source", found.refusal)
     try:
         check_name(name)
     except InputValidationError as error:

@@ -155,6 +155,23 @@ def test_include_and_exclude_match_names_folders_and_files(
     assert listed(maps, **options)[0] == names
 
 
+def test_a_filter_that_leaves_nothing_is_named(maps: Path, tmp_path: Path) -> None:
+    save_map(maps / "a.npy")
+    with pytest.raises(am.SourceError, match="include and exclude leave no map of .*maps: 1 are left out"):
+        am.run(maps, tmp_path / "out", settings=am.Settings(workers=0, include="cat"))
+
+
+@pytest.mark.parametrize(("names", "asked"), [("", True), ("red\ngreen\nblue\n", False)])
+def test_maps_with_names_of_their_own_are_no_channels(
+    maps: Path, caplog: pytest.LogCaptureFixture, names: str, asked: bool
+) -> None:
+    np.save(maps / "a.npy", np.random.default_rng(0).random((3, 56, 56)))
+    if names:
+        (maps / "a.names.txt").write_text(names)
+    assert am.run(maps, "memory://", settings=am.Settings(workers=0)).uploaded == 3
+    assert ("--channels" in caplog.text) == asked
+
+
 def test_patterns_apply_to_arrays_in_memory(tmp_path: Path) -> None:
     def pairs() -> Any:
         for index in range(1000):
