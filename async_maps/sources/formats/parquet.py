@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_right
+from contextlib import contextmanager
 from itertools import accumulate, islice
 from typing import TYPE_CHECKING
 
@@ -16,12 +17,11 @@ from async_maps.sources.formats.columns import DAMAGED, Column, Table
 from async_maps.sources.formats.registry import close_on_error, translate_format_errors
 
 with require_extra("reading Parquet and Arrow", "parquet"):
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    import pyarrow as pa
 
     from async_maps.filesystems.filesystem import Filesystem
 
@@ -72,7 +72,7 @@ class ParquetReader(Table):
         if not 0 <= row < self.count():
             raise SourceError(f"the table has no row {row:,} anymore: it has {self.count():,} rows")
         group = bisect_right(self._starts, row) - 1
-        with translate_format_errors(DAMAGED):
+        with translate_format_errors(DAMAGED), _translate_limits():
             if self._source != (column, group) or row < self._first:
                 self._start(column, group)
             while row >= self._next:
@@ -105,6 +105,18 @@ class ParquetReader(Table):
 
     def _decode(self, column: str, group: int, rows: int) -> None:
         self._batches = self._parquet.iter_batches(rows, row_groups=[group], columns=[column], use_threads=False)
+
+
+@contextmanager
+def _translate_limits() -> Iterator[None]:
+    """Do not call a file damaged that only this version of pyarrow cannot read."""
+    try:
+        yield
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        if isinstance(error, pa.ArrowInvalid) and "Expected all lists to be of size" not in str(error):
+            raise
+        reason = str(error).partition("\n")[0][:200]
+        raise SourceError(f"pyarrow {pa.__version__} cannot read this column; a newer one may: {reason}") from error
 
 
 def _mean(rows: pa.Array) -> int:
