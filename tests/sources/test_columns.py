@@ -44,7 +44,7 @@ _PYARROW = int(pa.__version__.partition(".")[0])
 
 
 def _is_of_fixed_size(kind: Any) -> bool:
-    return pa.types.is_fixed_size_list(kind) or isinstance(kind, pa.ExtensionType)
+    return pa.types.is_fixed_size_list(kind) or isinstance(kind, pa.BaseExtensionType)
 
 
 def write_parquet(table: pa.Table, folder: Path) -> Path:
