@@ -22,6 +22,7 @@ from tests.support.entries import (
     STACK,
     assert_same,
     damaged,
+    names_of,
     only_failure,
     passed_over,
     read_all,
@@ -172,6 +173,15 @@ def test_a_tensor_of_too_many_pixels_is_refused(maps: Path) -> None:
 
 
 _DEEP = 20_000
+_NESTED = b")" + b"2\x86" * 60
+"""A tuple of 2^60 values; each level has the one below twice."""
+_LONG = b"X\x80\x96\x98\x00" + b"a" * 10**7
+_TENSOR = claimed_tensor((2, 2), (2, 1), 4)[2:-1]
+
+
+def _array(code: bytes, order: bytes) -> bytes:
+    dtype = b"cnumpy\ndtype\n" + code + b"\x85R(K\x03" + order + b"tb"
+    return b"cnumpy.core.multiarray\n_reconstruct\n)R(K\x01K\x02K\x02\x86" + dtype + b"\x89C\x04aaaatb"
 
 
 @pytest.mark.parametrize(
@@ -194,6 +204,11 @@ _DEEP = 20_000
         (b"X\x01\x00\x00\x00a", "found text"),
         (b"K\x01", "found a single value"),
         (b"}(X\x01\x00\x00\x00au", "expected a file of torch.save"),
+        (b"}\x8b\x88\x13\x00\x00" + b"\x01" * 5000 + _TENSOR + b"s", "nested too deep, or a key"),
+        (b"}(" + _LONG + b"q\x00" + b"h\x00" * 1000 + b"t" + _TENSOR + b"s", "nested too deep, or a key"),
+        (b"](" + _LONG + b"q\x00" + b"h\x00h\x00\x93" * 1000 + b"e", "expected a file of torch.save: a name"),
+        (_array(_NESTED, b"X\x01\x00\x00\x00<"), "damaged at this array"),
+        (_array(b"X\x02\x00\x00\x00f4", _NESTED), "damaged at this array"),
     ],
 )
 def test_a_malicious_pickle_is_one_failure(maps: Path, body: bytes, reason: str) -> None:
@@ -201,6 +216,24 @@ def test_a_malicious_pickle_is_one_failure(maps: Path, body: bytes, reason: str)
     entries = list(open_source(maps))
     assert len(entries) == 1
     assert reason in (getattr(entries[0], "reason", "") or why_not(entries[0]))
+
+
+def test_storages_with_malicious_keys_are_one_failure(maps: Path) -> None:
+    content = torch_file([], old=True)
+    start, keys, end = content.rpartition(b"](e.")
+    (maps / "x.pt").write_bytes(start + b"](" + _NESTED + b"e." + end)
+    assert keys
+    assert only_failure(maps).reason == "expected a file of torch.save: a key that is no text"
+
+
+@pytest.mark.timeout(60)
+def test_a_list_of_names_that_is_named_often_is_compared_once(maps: Path) -> None:
+    names = b"](" + b"N" * 300_000 + b"eq\x010"
+    items = b"X\x05\x00\x00\x00namesh\x01" * 10_000
+    (maps / "x.pt").write_bytes(
+        torch_zip(b"\x80\x02" + names + b"}(" + items + b"K\x05" + _TENSOR + b"u.", {"0": bytes(16)})
+    )
+    assert names_of(open_source(maps)) == ["x"]
 
 
 @pytest.mark.parametrize("compression", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2])

@@ -20,6 +20,12 @@ _MAX_OPERATIONS = 4_000_000
 """A tensor needs about 30. An operation can be one byte of the pickle, and take about 100 bytes of memory."""
 
 
+_MAX_NAME = 4096
+"""In characters. A pickle can join two long texts to a name any number of times."""
+_MAX_LOOKED = 1000
+"""The number of items in which a key is looked up: a pickle can refer to a long dict any number of times."""
+
+
 class Name(NamedTuple):
     """The name of a function or a class, such as ``torch._utils._rebuild_tensor_v2``."""
 
@@ -83,8 +89,9 @@ class Described:
         self.items += list(zip(keys_and_values[::2], keys_and_values[1::2], strict=True))
 
     def get(self, key: str) -> Any:
-        """Return the last value that is set for a key; None if there is none."""
-        return next((value for name, value in reversed(self.items) if isinstance(name, str) and name == key), None)
+        """Return the last value that is set for a key; None if there is none among the last 1,000 items."""
+        items = reversed(self.items[-_MAX_LOOKED:])
+        return next((value for name, value in items if isinstance(name, str) and name == key), None)
 
 
 def describe(file: IO[bytes], references: list[Reference] | None = None, limit: int = MAX_PICKLE) -> Any:
@@ -248,6 +255,8 @@ class _Interpreter:
         name, module = self._stack.pop(), self._stack.pop()
         if not (isinstance(name, str) and isinstance(module, str)):
             raise TypeError("a name that is no text")
+        if len(module) + len(name) > _MAX_NAME:
+            raise ValueError("a name that is too long")
         self._stack.append(Name(f"{module}.{name}"))
 
     def _extension(self, code: int) -> None:

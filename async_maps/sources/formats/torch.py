@@ -31,6 +31,7 @@ from async_maps.sources.formats.torch_arrays import (
     itemsize,
     leaves,
     storage_of,
+    texts_of,
 )
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ class TorchReader:
     def __init__(self, path: str, filesystem: Filesystem) -> None:
         with close_on_error(filesystem.open(path)) as self._file:
             self._size = self._file.seek(0, os.SEEK_END)
-        self._texts: dict[str, list[list[str]]] = {}
+        self._beside: dict[str, list[Any]] = {}
         self._place: _Place | None = None
         self._start = 0
         self._block: tuple[int, NDArray[np.uint8]] = (0, np.empty(0, np.uint8))
@@ -107,23 +108,24 @@ class TorchReader:
             content = _open_zip(self._file, self._size) if is_zip else _open_old(self._file, self._size)
         if not is_readable(content.root):
             raise SourceError(
-                f"expected tensors, found {_told(content.root)}: save tensors, alone or in a dict or a list, because "
+                f"expected tensors, found {_kind_of(content.root)}: save tensors, alone or in a dict or a list, because "
                 "no other Python object is read"
             )
         empty = True
-        for name, value, texts in leaves(content.root):
+        for name, value, beside in leaves(content.root):
             empty = False
             if isinstance(value, PassedOver):
                 yield value
             else:
-                if texts:
-                    self._texts[name] = texts
+                if beside:
+                    self._beside[name] = beside
                 yield _listed(name, value, content)
         if empty:
             raise SourceError("the file contains no tensor")
 
     def names(self, array: ListedArray, length: int) -> list[str] | None:
-        return next((texts for texts in self._texts.get(array.name, ()) if len(texts) == length), None)
+        found = (texts_of(value, length) for value in self._beside.get(array.name, ()))
+        return next((texts for texts in found if texts is not None), None)
 
     def read(self, part: list[Any] | str, index: int | None, max_pixels: int | None = None) -> NDArray[Any]:
         if isinstance(part, str):
@@ -283,7 +285,9 @@ def _open_old(file: IO[bytes], size: int) -> _Content:
     keys = describe(file).elements
     position = file.tell()
     for key in keys:
-        storage = storages[str(key)]
+        if not isinstance(key, str):
+            raise TypeError("a key that is no text")
+        storage = storages[key]
         count = storage.length * itemsize(storage.dtype)
         places[storage.key] = _Place(position, storage.length), count
         position += 8 + count
@@ -297,7 +301,7 @@ def _open_old(file: IO[bytes], size: int) -> _Content:
     return _Content(root, place)
 
 
-def _told(value: Any) -> str:
+def _kind_of(value: Any) -> str:
     """Return what a value is, for messages."""
     if isinstance(value, Described):
         return f"an object of the class {printable(value.function[:100])}"

@@ -9,6 +9,7 @@ import numpy as np
 
 from async_maps.errors import SourceError
 from async_maps.keys import printable
+from async_maps.sources.formats.names import NAMES
 from async_maps.sources.formats.pickles import Data, Described, Name, Reference
 from async_maps.sources.formats.registry import PassedOver
 from async_maps.sources.formats.size import MAX_DIMENSIONS
@@ -21,11 +22,12 @@ WEIGHTS = "weights of a model (state_dict)"
 OPTIMIZER = "state of an optimizer"
 OBJECTS = "Python objects"
 
-NAMES = ("names", "ids", "filenames", "paths")
-"""The keys of lists of texts that name the maps of a stack beside them."""
-
 _MAX_PATH = 4096
 """In characters; a key in S3 has at most 1,024 bytes."""
+
+_MAX_WRAPPERS = 10
+_MAX_CODE = 16
+"""In characters, of the dtype of a NumPy array, such as ``f4``."""
 
 _DTYPES = {
     "bool": "?",
@@ -118,12 +120,12 @@ class Leaf(NamedTuple):
     Attributes:
         path: the keys and positions that lead to it, joined by slashes.
         value: the call that describes an array, or what is passed over.
-        texts: the lists beside it that can name the maps of a stack.
+        beside: the values beside it that can name the maps of a stack, the preferred one first.
     """
 
     path: str
     value: Described | PassedOver
-    texts: list[list[str]]
+    beside: list[Any]
 
 
 def leaves(root: Any) -> Iterator[Leaf]:
@@ -133,11 +135,11 @@ def leaves(root: Any) -> Iterator[Leaf]:
         SourceError: a path is too long.
     """
     # The root keeps all values alive, so their ids stay unique.
-    left: list[tuple[str, list[list[str]], Iterator[tuple[Any, Any]]]] = [("", [], iter([("", root)]))]
+    left: list[tuple[str, list[Any], Iterator[tuple[Any, Any]]]] = [("", [], iter([("", root)]))]
     seen = set()
     # Not recursive, because a file can nest containers to any depth.
     while left:
-        above, texts, children = left[-1]
+        above, beside, children = left[-1]
         for key, value in children:
             path = f"{above}/{_part(key)}" if above else _part(key)
             if len(path) > _MAX_PATH:
@@ -146,16 +148,16 @@ def leaves(root: Any) -> Iterator[Leaf]:
                 )
             below = children_of(value)
             if _is_array(value):
-                yield Leaf(path, value, texts)
+                yield Leaf(path, value, beside)
             elif below is None:
                 if isinstance(value, Described):
-                    yield Leaf(path, PassedOver(OBJECTS), texts)
+                    yield Leaf(path, PassedOver(OBJECTS), beside)
             elif id(value) not in seen:
                 seen.add(id(value))
                 if what := _no_maps(value):
-                    yield from (Leaf(path, PassedOver(what), texts) for _ in below)
+                    yield from (Leaf(path, PassedOver(what), beside) for _ in below)
                 else:
-                    left.append((path, _texts_in(value), below))
+                    left.append((path, _named_in(value), below))
                     break
         else:
             left.pop()
@@ -199,11 +201,15 @@ def contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def array_of(value: Described) -> DescribedArray:
     """Return the array that a call describes; any error means that the pickle is damaged."""
-    while value.function in _WRAPPERS or value.function == _FROM_TYPE:
+    for _ in range(_MAX_WRAPPERS):
         if value.function in _WRAPPERS:
             value = value.arguments[0]
-        else:
+        elif value.function == _FROM_TYPE:
             value = Described(value.arguments[0].text, value.arguments[2])
+        else:
+            break
+    else:
+        raise ValueError("too many wrappers")
     if value.function in _NUMPY | _NUMPY_BUFFERS:
         return _numpy_array(value)
     kind, arguments = value.function.removeprefix(_REBUILD), value.arguments
@@ -247,8 +253,11 @@ def _numpy_array(value: Described) -> DescribedArray:
     else:
         data, dtype, shape, order = value.arguments
         is_fortran = order == "F"
-    shape, byte_order = _sizes(shape), dtype.state[1]
-    found = np.dtype(f"{byte_order if byte_order in {'<', '>'} else '|'}{dtype.arguments[0]}")
+    shape, byte_order, code = _sizes(shape), dtype.state[1], dtype.arguments[0]
+    # Formatting or hashing a nested tuple can take any time.
+    if not (isinstance(byte_order, str) and isinstance(code, str) and code.isalnum() and len(code) <= _MAX_CODE):
+        raise ValueError("an invalid dtype")
+    found = np.dtype(f"{byte_order if byte_order in {'<', '>'} else '|'}{code}")
     if isinstance(data, Described) and data.function == "_codecs.encode":
         data = data.arguments[0]
     strides = contiguous(shape[::-1])[::-1] if is_fortran else contiguous(shape)
@@ -266,26 +275,37 @@ def _sizes(value: Any) -> tuple[int, ...]:
     # A malicious file can claim millions of dimensions: do not multiply them.
     if not isinstance(value, tuple) or len(value) > MAX_DIMENSIONS:
         raise ValueError("an invalid shape")
-    if not all(type(size) is int and size >= 0 for size in value):
+    if not all(type(size) is int and 0 <= size < 2**63 for size in value):
         raise ValueError("an invalid shape")
     return value
 
 
+def texts_of(value: Any, length: int) -> list[str] | None:
+    """Return the texts in a list or a tuple of this length; None for another value."""
+    if children_of(value) is None:
+        return None
+    values = value if isinstance(value, tuple) else value.elements
+    return list(values) if len(values) == length and all(isinstance(text, str) for text in values) else None
+
+
 def _part(key: Any) -> str:
-    """Return the key of a dict as a part of a name."""
-    if isinstance(key, tuple):
-        return "-".join(str(part) for part in key if isinstance(part, str | int | float))
-    return str(key) if isinstance(key, str | int | float) else "key"
+    """Return the key of a dict as a part of a name; of a huge key only more than is allowed."""
+    parts = key[: _MAX_PATH + 2] if isinstance(key, tuple) else [key]
+    texts = [_key_text(part) for part in parts if isinstance(part, str | int | float)]
+    return "-".join(texts) if texts or isinstance(key, tuple) else "key"
 
 
-def _texts_in(value: Any) -> list[list[str]]:
-    """Return the lists of texts in a dict that can name the maps of stacks, the preferred one first."""
-    found = {}
-    for key, child in value.items if isinstance(value, Described) else ():
-        if isinstance(key, str) and key in NAMES:
-            texts = [text for _, text in children_of(child) or ()]
-            if all(isinstance(text, str) for text in texts):
-                found[str(key)] = texts
+def _key_text(part: str | float) -> str:
+    if isinstance(part, str):
+        return part[: _MAX_PATH + 1]
+    # Python refuses to show long integers in decimal.
+    return hex(part) if isinstance(part, int) and part.bit_length() > _MAX_PATH else str(part)
+
+
+def _named_in(value: Any) -> list[Any]:
+    """Return the values in a dict that can name the maps of stacks, the preferred one first."""
+    items = value.items if isinstance(value, Described) else ()
+    found = {str(key): child for key, child in items if isinstance(key, str) and key in NAMES}
     return [found[key] for key in NAMES if key in found]
 
 
