@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import struct
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from async_maps.errors import SourceError
 from async_maps.filesystems.filesystem import LocalFilesystem
 from async_maps.sources import open_source
 from async_maps.sources.activation_map import ActivationMap
+from async_maps.sources.formats.ipc import IpcFile
 from async_maps.sources.formats.registry import Readers, open_reader
 from async_maps.sources.options import SourceOptions
 from tests.support.entries import assert_same, failures_of, names_of, only_failure, read_all, why_not
@@ -56,9 +58,9 @@ def write_parquet(table: pa.Table, folder: Path) -> Path:
     return folder / "x.parquet"
 
 
-def write_file(table: pa.Table, folder: Path) -> Path:
+def write_file(table: pa.Table, folder: Path, batch: int = 2) -> Path:
     with pa.ipc.new_file(folder / "x.arrow", table.schema) as writer:
-        writer.write_table(table, max_chunksize=2)
+        writer.write_table(table, max_chunksize=batch)
     return folder / "x.arrow"
 
 
@@ -443,6 +445,27 @@ def test_a_compressed_buffer_that_claims_gigabytes_is_refused(maps: Path) -> Non
     assert why_not(first).startswith(
         "too large: a column of a compressed record batch has 1,099,511,627,776 or more bytes"
     )
+
+
+def test_names_that_share_their_bytes_are_refused_when_they_are_many(maps: Path) -> None:
+    names = pa.array(["a" * 10**6] + ["b"] * 99, pa.string_view())
+    path = write_file(pa.table({"name": names, "cam": lists([CAMS[0]] * 100)}), maps, batch=100)
+    view = struct.pack("<i4sii", 10**6, b"aaaa", 0, 0)
+    start, found, end = path.read_bytes().partition(view)
+    path.write_bytes(start + 100 * found + end[99 * len(view) :])
+    assert only_failure(maps).reason == (
+        "too large: the names or the files in some rows have together more than 67,108,864 bytes"
+    )
+
+
+def test_a_compressed_buffer_without_its_size_is_a_failure(maps: Path) -> None:
+    path = write_feather(pa.table({"cam": lists(CAMS)}), maps)
+    ipc = IpcFile(io.BytesIO(path.read_bytes()))
+    ipc.load(0, 0)
+    ipc._batch.buffers[:, 1] = 4
+    ipc._unpacked.clear()
+    with pytest.raises(SourceError, match="an offset or a length is negative"):
+        ipc.load(0, 0)
 
 
 def test_a_file_that_shrank_is_a_failure(maps: Path, write: Write) -> None:

@@ -6,6 +6,7 @@ SciPy writes the older versions. Those of 7.3 are written here as MATLAB writes 
 from __future__ import annotations
 
 import re
+import struct
 import zlib
 from collections import Counter
 from pathlib import Path
@@ -283,6 +284,17 @@ def test_an_array_that_claims_more_than_its_bytes_is_a_failure(maps: Path) -> No
     assert content.count(sizes) == 1
     (maps / "a.mat").write_bytes(content.replace(sizes, np.array([3, 5, 2**30], "<i4").tobytes()))
     assert "expected the values of an array of the shape (3, 5, 1073741824)" in only_failure(maps).reason
+
+
+def test_an_array_that_ends_behind_its_cell_is_a_failure(maps: Path) -> None:
+    """Else its bytes would be read again as the next cells, and those in them again."""
+    save_5(maps / "a.mat", {"c": cells(cells(MAP), cells(MAP))})
+    content = (maps / "a.mat").read_bytes()
+    outer, inner = (content.index(struct.pack("<I", 14), start) for start in (128, 140))
+    (size,) = struct.unpack_from("<I", content, inner + 4)
+    (maps / "a.mat").write_bytes(content[: inner + 4] + struct.pack("<I", size - 16) + content[inner + 8 :])
+    assert outer == 128
+    assert only_failure(maps).reason == "expected an array"
 
 
 @versions

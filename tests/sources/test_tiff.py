@@ -223,6 +223,31 @@ def test_a_circle_of_pages_ends(maps: Path) -> None:
     assert only_failure(maps).reason == "the TIFF file is damaged: its pages form a circle"
 
 
+@pytest.mark.parametrize("before", range(4))
+@pytest.mark.timeout(60)
+def test_a_circle_behind_other_pages_of_a_large_file_ends(maps: Path, before: int) -> None:
+    buffer = io.BytesIO()
+    with tifffile.TiffWriter(buffer) as writer:
+        for _ in range(before + 3):
+            writer.write(MAP, metadata=None)
+    with tifffile.TiffFile(io.BytesIO(buffer.getvalue())) as tiff:
+        offsets = [page.offset for page in tiff.pages]
+    content = bytearray(buffer.getvalue())
+    (tags,) = struct.unpack_from("<H", content, offsets[-1])
+    struct.pack_into("<I", content, offsets[-1] + 2 + 12 * tags, offsets[before])
+    with (maps / "a.tif").open("wb") as file:
+        file.write(content)
+        file.truncate(2**30)
+    assert only_failure(maps).reason == "the TIFF file is damaged: its pages form a circle"
+
+
+@pytest.mark.timeout(60)
+def test_a_description_of_very_many_dimensions_is_ignored(maps: Path) -> None:
+    content = _tiff(MAP, metadata=None, description='{"shape": [' + "4294967295, " * 400_000 + "1]}")
+    (maps / "a.tif").write_bytes(content)
+    np.testing.assert_array_equal(read_all(maps)["a"], MAP)
+
+
 def _with_tag(content: bytes, code: int, value: int) -> bytes:
     """Return a TIFF whose first page has another value of a tag."""
     changed = bytearray(content)

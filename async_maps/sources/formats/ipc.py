@@ -327,6 +327,7 @@ class IpcFile:
         texts = at.next_texts()
         valid = pa.Array.from_buffers(pa.bool_(), stop - start, [None, validity]).to_pylist() if validity else None
         values: list[bytes | None] = []
+        left = _MAX_TEXT
         for row in range(stop - start):
             length, _, buffer, offset = struct.unpack_from("<iiii", views, 16 * row)
             if valid is not None and not valid[row]:
@@ -334,7 +335,9 @@ class IpcFile:
             elif length <= _INLINE:
                 values.append(views[16 * row + 4 : 16 * row + 4 + length])
             else:
-                values.append(self._text(texts[buffer], offset, length))
+                # Any number of views can refer to the same text.
+                values.append(self._text(texts[buffer], offset, length, left))
+                left -= length
         return pa.array(values, pa.large_binary()).cast(
             pa.large_string() if "string" in str(kind) else pa.large_binary()
         )
@@ -354,10 +357,10 @@ class IpcFile:
         bits = np.unpackbits(data, bitorder="little")[start - 8 * first : stop - 8 * first]
         return pa.py_buffer(np.packbits(bits, bitorder="little"))
 
-    def _text(self, buffer: int, start: int, length: int) -> bytes:
-        if length > _MAX_TEXT:
+    def _text(self, buffer: int, start: int, length: int, left: int = _MAX_TEXT) -> bytes:
+        if length > left:
             raise SourceError(
-                f"too large: a name or the file in a row has up to {length:,} bytes, at most {_MAX_TEXT:,}"
+                f"too large: the names or the files in some rows have together more than {_MAX_TEXT:,} bytes"
             )
         return self._bytes(buffer, start, length)
 
@@ -399,8 +402,8 @@ class IpcFile:
         return self._unpacked[buffer]
 
     def _read(self, start: int, length: int) -> bytes:
-        if start < 0:
-            raise SourceError("the file is damaged: an offset is negative")
+        if min(start, length) < 0:
+            raise SourceError("the file is damaged: an offset or a length is negative")
         self._file.seek(start)
         data = self._file.read(length)
         if len(data) < length:

@@ -169,19 +169,22 @@ class Matlab5Reader:
         while start < self._size:
             with translate_format_errors(f"the file is damaged after byte {start:,}"):
                 stream = self._variable(start)
-                yield from self._walk(stream, start, None, 0)
+                yield from self._walk(stream, start, None, stream.limit)
             start = stream.end
 
     def _walk(
-        self, stream: _Stream, start: int, path: str | None, depth: int
+        self, stream: _Stream, start: int, path: str | None, limit: int, depth: int = 0
     ) -> Iterator[tuple[str, _Matrix, _Stream, list[int]]]:
+        """Yield an array, which ends at ``limit`` or before, and the arrays in it."""
         at = stream.position
         matrix = self._matrix(stream)
+        if matrix.end > limit:
+            raise SourceError("expected an array")
         path = matrix.name if path is None else path
         yield path, matrix, stream, [start, at]
         if matrix.kind in _CONTAINERS and depth < _MAX_DEPTH:
             for name in self._children(stream, matrix):
-                yield from self._walk(stream, start, f"{path}/{name}", depth + 1)
+                yield from self._walk(stream, start, f"{path}/{name}", matrix.end, depth + 1)
         if depth:
             stream.skip(matrix.end - stream.position)
 

@@ -12,7 +12,7 @@ from async_maps.sources.activation_map import ArrayHeader
 from async_maps.sources.formats.cf import text_of
 from async_maps.sources.formats.hdf5 import Hdf5Reader
 from async_maps.sources.formats.matlab5 import COMPLEX, EMPTY, is_vector, rows_first
-from async_maps.sources.formats.names import check_width
+from async_maps.sources.formats.names import BLOCK, check_width
 from async_maps.sources.formats.registry import PassedOver, translate_format_errors
 from async_maps.sources.formats.size import check_chunk
 from async_maps.sources.formats.stacks import BELOW_TWO_DIMENSIONS, OBJECTS, TEXT, position_names
@@ -152,5 +152,6 @@ def _rows(path: str, array: Array) -> Iterator[str]:
         return
     check_width(path, array.shape[0] * 2)
     check_chunk(array.chunks or (), 2, 0)
-    for row in np.ascontiguousarray(array[()].T):
-        yield row.astype("<u2").tobytes().decode("utf-16-le").rstrip()
+    for start in range(0, array.shape[1], BLOCK):
+        for row in np.ascontiguousarray(array[:, start : start + BLOCK].T):
+            yield row.astype("<u2").tobytes().decode("utf-16-le").rstrip()

@@ -19,7 +19,7 @@ from async_maps.sources.activation_map import ArrayHeader
 from async_maps.sources.formats import npy
 from async_maps.sources.formats.metered import MeteredFile
 from async_maps.sources.formats.registry import ListedArray, PassedOver, close_on_error, translate_format_errors
-from async_maps.sources.formats.size import check_chunk, check_size
+from async_maps.sources.formats.size import MAX_DIMENSIONS, check_chunk, check_size
 from async_maps.sources.formats.stacks import shape_at
 
 with require_extra("reading TIFF", "tiff"):
@@ -45,7 +45,6 @@ _CODECS = {
 _GRAY = {0, 1}
 _PALETTE = 3
 _REDUCED, _MASK = 0b001, 0b100
-_SMALLEST_PAGE = 18
 _MAX_METADATA = 8 * 2**20
 """In bytes, of a page."""
 _READ_BYTES = 2**20
@@ -151,10 +150,14 @@ class TiffReader:
     def _offsets(self, place: tuple[int, int]) -> Iterator[tuple[int, int]]:
         """Yield the number and the offset of each page, from a place. tifffile finds not every circle of pages."""
         index, offset = place
+        start, seen = index, 0
         form = self._tiff.tiff
         while offset:
-            if index * _SMALLEST_PAGE > self._size:
+            if offset == seen:
                 raise SourceError(f"{_DAMAGED}: its pages form a circle")
+            # Brent's algorithm: an offset that is remembered for twice as many pages each time meets any circle.
+            if (index - start).bit_count() <= 1:
+                seen = offset
             yield index, offset
             with translate_format_errors(f"{_DAMAGED} or truncated at page {index}"):
                 self._file.seek(offset)
@@ -247,8 +250,9 @@ def _shape_in(description: str) -> tuple[int, ...]:
         shape = json.loads(description)["shape"]
     except (ValueError, LookupError, TypeError, RecursionError):
         return ()
-    valid = isinstance(shape, list) and all(isinstance(size, int) and 0 < size < 2**32 for size in shape)
-    return tuple(shape) if valid else ()
+    # A malicious description can have millions of dimensions: do not multiply them.
+    valid = isinstance(shape, list) and len(shape) <= MAX_DIMENSIONS
+    return tuple(shape) if valid and all(isinstance(size, int) and 0 < size < 2**32 for size in shape) else ()
 
 
 def _is_plain(page: tifffile.TiffPage) -> bool:

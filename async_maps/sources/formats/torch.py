@@ -108,7 +108,7 @@ class TorchReader:
             content = _open_zip(self._file, self._size) if is_zip else _open_old(self._file, self._size)
         if not is_readable(content.root):
             raise SourceError(
-                f"expected tensors, found {_kind_of(content.root)}: save tensors, alone or in a dict or a list, because "
+                f"expected tensors, found {_shown(content.root)}: save tensors, alone or in a dict or a list, because "
                 "no other Python object is read"
             )
         empty = True
@@ -301,7 +301,7 @@ def _open_old(file: IO[bytes], size: int) -> _Content:
     return _Content(root, place)
 
 
-def _kind_of(value: Any) -> str:
+def _shown(value: Any) -> str:
     """Return what a value is, for messages."""
     if isinstance(value, Described):
         return f"an object of the class {printable(value.function[:100])}"

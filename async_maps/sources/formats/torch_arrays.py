@@ -201,15 +201,7 @@ def contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def array_of(value: Described) -> DescribedArray:
     """Return the array that a call describes; any error means that the pickle is damaged."""
-    for _ in range(_MAX_WRAPPERS):
-        if value.function in _WRAPPERS:
-            value = value.arguments[0]
-        elif value.function == _FROM_TYPE:
-            value = Described(value.arguments[0].text, value.arguments[2])
-        else:
-            break
-    else:
-        raise ValueError("too many wrappers")
+    value = _unwrapped(value)
     if value.function in _NUMPY | _NUMPY_BUFFERS:
         return _numpy_array(value)
     kind, arguments = value.function.removeprefix(_REBUILD), value.arguments
@@ -232,6 +224,17 @@ def array_of(value: Described) -> DescribedArray:
         case _:
             problem = f"tensors of this kind are not read ({printable(value.function[:100])})"
     return DescribedArray(_sizes(shape), problem)
+
+
+def _unwrapped(value: Described) -> Described:
+    for _ in range(_MAX_WRAPPERS):
+        if value.function in _WRAPPERS:
+            value = value.arguments[0]
+        elif value.function == _FROM_TYPE:
+            value = Described(value.arguments[0].text, value.arguments[2])
+        else:
+            return value
+    raise ValueError("too many wrappers")
 
 
 def _tensor(arguments: Any, dtype: str, metadata: Any) -> DescribedArray:
