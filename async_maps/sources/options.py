@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     """Returns the sources of those maps that are the only map of their unchanged file, according to an earlier run."""
 
     PassOver: TypeAlias = Callable[[str], object]
-    """Told of each file or array that is no map: by the suffix of the file, or a text such as "arrays of text"."""
+    """Called for each file or array that is no map, with the suffix of the file or a text such as "arrays of text"."""
 
 LEFT_OUT = "maps left out by include or exclude"
 

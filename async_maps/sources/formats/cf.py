@@ -16,6 +16,8 @@ _REFERENCES = ("coordinates", "bounds", "climatology")
 _PACKING = ("_FillValue", "missing_value", "scale_factor", "add_offset", "_Unsigned")
 ATTRIBUTES = frozenset((*_REFERENCES, *_PACKING, "units", "standard_name"))
 """The attributes that this module uses."""
+MAX_ATTRIBUTE = 2**16
+"""In bytes; larger attributes are ignored."""
 
 COORDINATES = "coordinates"
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from async_maps.errors import SourceError, translate_os_error
 from async_maps.sources.activation_map import ArrayHeader
-from async_maps.sources.formats.names import BLOCK, NAMES, check_width, decode_names
+from async_maps.sources.formats.names import BLOCK, check_width, decode_names, paths_of_names
 from async_maps.sources.formats.registry import ListedArray, PassedOver, translate_format_errors
 from async_maps.sources.formats.size import check_chunk, check_size
 from async_maps.sources.formats.stacks import not_a_map, shape_at
@@ -55,9 +55,8 @@ class HierarchyReader(ABC):
             raise SourceError(f"the {self.whole} contains no {self.array}")
 
     def names(self, array: ListedArray, length: int) -> Iterator[str] | None:
-        """Return the strings of the first array of :data:`NAMES` beside an array, if it has their length."""
-        folder = array.name.rpartition("/")[0]
-        return self._first_names([f"{folder}/{name}" if folder else name for name in NAMES], length)
+        """Return the strings of the first array of names beside an array, if it has their length."""
+        return self._first_names(paths_of_names(array.name), length)
 
     def read(self, part: str, index: int | None, max_pixels: int | None = None) -> NDArray[Any]:
         path = part

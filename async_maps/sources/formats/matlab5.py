@@ -14,9 +14,9 @@ import numpy as np
 
 from async_maps.errors import SourceError
 from async_maps.sources.activation_map import ArrayHeader
-from async_maps.sources.formats.names import NAMES
+from async_maps.sources.formats.names import paths_of_names
 from async_maps.sources.formats.registry import ListedArray, PassedOver, close_on_error, translate_format_errors
-from async_maps.sources.formats.size import MAX_DIMENSIONS, check_size
+from async_maps.sources.formats.size import DEFLATE_RATIO, MAX_DIMENSIONS, check_size
 from async_maps.sources.formats.stacks import BELOW_TWO_DIMENSIONS, OBJECTS, TEXT, position_names, shape_at
 
 if TYPE_CHECKING:
@@ -45,8 +45,6 @@ _MAX_NAMES = 64 * 2**20
 _MAX_DEPTH = 30
 _PIECE = 2**20
 _PACKED_PIECE = 2**16
-_MAX_RATIO = 1032
-"""The maximum ratio of Deflate's compression."""
 
 
 class _Matrix(NamedTuple):
@@ -111,15 +109,13 @@ class Matlab5Reader:
 
     def names(self, array: ListedArray, length: int) -> Iterable[str] | None:
         """Return the strings in a cell array or in the rows of a char array, which is beside an array."""
-        folder = array.name.rpartition("/")[0]
         found = {
             path
             for path, matrix, _, _ in self._matrices()
             if (matrix.kind == _CELL and math.prod(matrix.shape) == length)
             or (matrix.kind == _CHAR and matrix.shape[0] == length)
         }
-        paths = (f"{folder}/{name}" if folder else name for name in NAMES)
-        path = next((path for path in paths if path in found), None)
+        path = next((path for path in paths_of_names(array.name) if path in found), None)
         return None if path is None else self._texts(path)
 
     def read(self, part: list[int], index: int | None, max_pixels: int | None = None) -> NDArray[Any]:
@@ -328,7 +324,7 @@ class _Inflated:
         self._file, self._next, self.end = file, start, end
         self._inflate = zlib.decompressobj()
         self.position = 0
-        self.limit = (end - start) * _MAX_RATIO
+        self.limit = (end - start) * DEFLATE_RATIO
 
     def skip(self, size: int) -> None:
         for _ in self._pieces(size):

@@ -18,6 +18,12 @@ BLOCK = 10_000
 """The number of names that are read together."""
 
 
+def paths_of_names(path: str) -> list[str]:
+    """Return the paths beside an array where its names can be, in the order of :data:`NAMES`."""
+    folder = path.rpartition("/")[0]
+    return [f"{folder}/{name}" if folder else name for name in NAMES]
+
+
 def decode_names(array: str, values: Iterable[object]) -> Iterator[str]:
     """Yield strings, or bytes in UTF-8, as text, without padding at the end.
 

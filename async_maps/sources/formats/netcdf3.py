@@ -16,7 +16,7 @@ from async_maps.errors import SourceError
 from async_maps.sources.activation_map import ArrayHeader
 from async_maps.sources.formats import cf
 from async_maps.sources.formats.names import BLOCK, NAMES, check_width, decode_names
-from async_maps.sources.formats.npy import Header, read_values
+from async_maps.sources.formats.npy import values_at
 from async_maps.sources.formats.registry import ListedArray, PassedOver, close_on_error, translate_format_errors
 from async_maps.sources.formats.size import MAX_DIMENSIONS, check_size
 from async_maps.sources.formats.stacks import BELOW_TWO_DIMENSIONS, TEXT, shape_at
@@ -43,7 +43,6 @@ _DTYPES = {
     11: ">u8",
 }
 _MAX_HEADER = 16 * 2**20
-_MAX_ATTRIBUTE = 2**16
 
 
 class _Variable(NamedTuple):
@@ -120,12 +119,10 @@ class Netcdf3Reader:
         size = math.prod(row) * variable.dtype.itemsize
         stride = variable.stride or size
         if stride == size:
-            self._file.seek(variable.start + start * stride)
-            return read_values(self._file, Header((end - start, *row), fortran=False, dtype=variable.dtype))
+            return values_at(self._file, variable.start + start * stride, (end - start, *row), variable.dtype)
         values = np.empty((end - start, *row), variable.dtype)
         for number in range(start, end):
-            self._file.seek(variable.start + number * stride)
-            values[number - start] = read_values(self._file, Header(row, fortran=False, dtype=variable.dtype))
+            values[number - start] = values_at(self._file, variable.start + number * stride, row, variable.dtype)
         return values
 
     def _problem(self, name: str, variable: _Variable) -> str:
@@ -203,7 +200,7 @@ class _HeaderReader:
         for _ in self._list(12):
             name, dtype, count = self._name(), np.dtype(_DTYPES[self._integer(4)]), self._number()
             size = count * dtype.itemsize
-            if name in cf.ATTRIBUTES and size <= _MAX_ATTRIBUTE:
+            if name in cf.ATTRIBUTES and size <= cf.MAX_ATTRIBUTE:
                 content = self._bytes(size)
                 attributes[name] = content if dtype.kind == "S" else np.frombuffer(content, dtype)
                 self._skip(-size % 4)

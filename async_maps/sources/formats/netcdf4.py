@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 _NO_VARIABLE = "This is a netCDF dimension but not a netCDF variable."
 """The start of the attribute NAME of a dimension without values."""
-_MAX_ATTRIBUTE = 2**16
 
 
 class Netcdf4Reader(Hdf5Reader):
@@ -81,6 +80,6 @@ def _attributes(owner: Any) -> dict[str, Any]:
     """Return the attributes that are used, except large ones."""
     found = {}
     for name in (*cf.ATTRIBUTES, "DIMENSION_LIST", "NAME"):
-        if name in owner.attrs and owner.attrs.get_id(name).get_storage_size() <= _MAX_ATTRIBUTE:
+        if name in owner.attrs and owner.attrs.get_id(name).get_storage_size() <= cf.MAX_ATTRIBUTE:
             found[name] = owner.attrs[name]
     return found

@@ -171,6 +171,12 @@ def read_values(file: IO[bytes], header: Header, piece: int = sys.maxsize) -> ND
     return data.view(header.dtype).reshape(header.shape, order="F" if header.fortran else "C")
 
 
+def values_at(file: IO[bytes], start: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Read an array in C order from an offset of a file, as :func:`read_values`."""
+    file.seek(start)
+    return read_values(file, Header(shape, fortran=False, dtype=dtype))
+
+
 def _is_in_pieces(header: Header) -> bool:
     """Whether the values of one map of a stack are not side by side."""
     return header.fortran and header.shape[:1] > (1,)

@@ -12,6 +12,7 @@ from isal import igzip
 from async_maps.errors import SourceError
 from async_maps.sources.formats import npy
 from async_maps.sources.formats.registry import close_on_error, translate_format_errors
+from async_maps.sources.formats.size import DEFLATE_RATIO
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,10 +22,6 @@ if TYPE_CHECKING:
 
     from async_maps.filesystems.filesystem import Filesystem
     from async_maps.sources.formats.registry import ListedArray
-
-_MAX_RATIO = 1032
-"""The maximum ratio of compression of Deflate."""
-_PIECE = 2**20
 
 
 class NpygzReader:
@@ -40,7 +37,7 @@ class NpygzReader:
                 self._header = npy.read_header(self._stream, sys.maxsize)
                 self._start = self._stream.tell()
         self._size = math.prod(self._header.shape) * self._header.dtype.itemsize
-        if self._size > self._packed * _MAX_RATIO:
+        if self._size > self._packed * DEFLATE_RATIO:
             self._file.close()
             raise SourceError(
                 f"the file is damaged: its header promises {self._size:,} bytes of data, more than its "
@@ -58,7 +55,7 @@ class NpygzReader:
         with translate_format_errors("the file is damaged"):
             # Seeking forward unpacks, and seeking back starts again.
             self._stream.seek(self._start + offset)
-            array = npy.read_values(self._stream, header, _PIECE)
+            array = npy.read_values(self._stream, header, npy.PIECE)
             if offset + array.nbytes == self._size:
                 # The checksum is behind the last map.
                 self._stream.read(1)

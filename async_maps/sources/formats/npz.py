@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from async_maps.errors import SourceError
 from async_maps.sources.formats import npy
-from async_maps.sources.formats.names import BLOCK, NAMES, check_width, decode_names
+from async_maps.sources.formats.names import BLOCK, check_width, decode_names, paths_of_names
 from async_maps.sources.formats.registry import (
     HIDDEN,
     SAME_NAME,
@@ -21,6 +21,7 @@ from async_maps.sources.formats.registry import (
     shown_suffix,
     translate_format_errors,
 )
+from async_maps.sources.formats.size import DEFLATE_RATIO
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,9 +31,9 @@ if TYPE_CHECKING:
 
     from async_maps.filesystems.filesystem import Filesystem
 _SUFFIX = ".npy"
-_MAX_RATIOS = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: 1032}
+_MAX_RATIOS = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: DEFLATE_RATIO}
 _MAX_RATIO_OTHERS = 2_000_000
-"""The maximum ratio of compression: a property of Deflate; for bzip2 and LZMA more than zeros reach."""
+"""The maximum ratio of compression of bzip2 and LZMA: more than zeros reach."""
 
 
 class NpzReader:
@@ -63,9 +64,7 @@ class NpzReader:
                 yield array if names[info.filename] == 1 else array._replace(refusal=SAME_NAME)
 
     def names(self, array: ListedArray, length: int) -> Iterator[str] | None:
-        folder = array.name.rpartition("/")[0]
-        for name in NAMES:
-            member = f"{folder}/{name}" if folder else name
+        for member in paths_of_names(array.name):
             if f"{member}{_SUFFIX}" in self._archive.NameToInfo:
                 found = self._texts(member, length)
                 if found is not None:

@@ -17,7 +17,7 @@ import numpy as np
 from async_maps.errors import SourceError
 from async_maps.sources.activation_map import ArrayHeader
 from async_maps.sources.formats.names import NAMES, decode_names
-from async_maps.sources.formats.npy import Header, read_values
+from async_maps.sources.formats.npy import values_at
 from async_maps.sources.formats.registry import ListedArray, close_on_error
 from async_maps.sources.formats.size import MAX_DIMENSIONS, check_size
 from async_maps.sources.formats.stacks import shape_at
@@ -111,8 +111,7 @@ class SafetensorsReader:
             shape = shape_at(f"the tensor {name!r}", shape, index)
             start += index * math.prod(shape) * dtype.itemsize
         check_size(shape, dtype.itemsize, max_pixels)
-        self._file.seek(self._data + start)
-        array = read_values(self._file, Header(shape, fortran=False, dtype=dtype))
+        array = values_at(self._file, self._data + start, shape, dtype)
         return widened(array) if tensor.dtype == "BF16" else array
 
     def close(self) -> None:

@@ -11,6 +11,8 @@ _WIDEST = 16
 """The bytes of the widest real number, a longdouble; values of other types can have any size."""
 _LARGE_CHUNK = 256 * 2**20
 """In bytes."""
+DEFLATE_RATIO = 1032
+"""The maximum ratio of compression of Deflate, a property of its format."""
 MAX_DIMENSIONS = 64
 """NumPy's limit."""
 

@@ -16,8 +16,8 @@ import numpy as np
 from async_maps.errors import SourceError, require_extra
 from async_maps.keys import printable
 from async_maps.sources.activation_map import ArrayHeader
-from async_maps.sources.formats import npy
 from async_maps.sources.formats.metered import MeteredFile
+from async_maps.sources.formats.npy import values_at
 from async_maps.sources.formats.registry import ListedArray, PassedOver, close_on_error, translate_format_errors
 from async_maps.sources.formats.size import MAX_DIMENSIONS, check_chunk, check_size
 from async_maps.sources.formats.stacks import shape_at
@@ -119,8 +119,8 @@ class TiffReader:
         check_size(page.shape, dtype.itemsize, max_pixels)
         start = (index or 0) * size
         if not stack.pages:
-            self._file.seek(page.dataoffsets[0] + start * dtype.itemsize)
-            return npy.read_values(self._file, npy.Header(shape, False, dtype.newbyteorder(self._tiff.byteorder)))
+            stored = dtype.newbyteorder(self._tiff.byteorder)
+            return values_at(self._file, page.dataoffsets[0] + start * dtype.itemsize, shape, stored)
         parts = []
         for number in range(start // page_size, -(-(start + size) // page_size)):
             other = self._page(stack.first + number) if number else page

@@ -18,7 +18,7 @@ import numpy as np
 from async_maps.errors import SourceError
 from async_maps.keys import printable
 from async_maps.sources.activation_map import ArrayHeader
-from async_maps.sources.formats.npy import Header, read_values
+from async_maps.sources.formats.npy import values_at
 from async_maps.sources.formats.pickles import MAX_PICKLE, Data, Described, Reference, Text, describe
 from async_maps.sources.formats.registry import ListedArray, PassedOver, close_on_error, translate_format_errors
 from async_maps.sources.formats.safetensors import widened
@@ -168,8 +168,7 @@ class TorchReader:
     def _read(self, start: int, end: int) -> NDArray[np.uint8]:
         if self._start + end > self._size:
             raise SourceError(_NO_VALUES)
-        self._file.seek(self._start + start)
-        return read_values(self._file, Header((end - start,), fortran=False, dtype=np.dtype(np.uint8)))
+        return values_at(self._file, self._start + start, (end - start,), np.dtype(np.uint8))
 
     def _text(self, place: _Place) -> NDArray[np.uint8]:
         self._file.seek(self._start)
