@@ -142,18 +142,16 @@ def colorize_chunk(
     free_from: int,
     requests: list[Request],
     recipe: Recipe,
-    readers: Readers | None = None,
+    readers: Readers,
 ) -> Reply:
     """Colorize maps into a block, until it is full, from the offset ``free_from`` on; the arrays are before it.
 
     ``readers`` are those of the worker, which may keep a file for the next chunk.
     """
-    with Readers(max_pixels=recipe.max_pixels, channels=recipe.reduce) as own:
-        used = readers or own
-        try:
-            return _colorize_chunk(block, free_from, requests, recipe, used)
-        finally:
-            used.rest()
+    try:
+        return _colorize_chunk(block, free_from, requests, recipe, readers)
+    finally:
+        readers.rest()
 
 
 def _colorize_chunk(

@@ -8,6 +8,8 @@ import numpy as np
 
 from async_maps.render.colormap import ColormapJet, color_table
 from async_maps.render.scanlines import scanline_bytes
+from async_maps.sources.formats.registry import Readers
+from async_maps.workers import worker
 from async_maps.workers.worker import Failed, Recipe, Reply, Request, Result
 
 if TYPE_CHECKING:
@@ -16,6 +18,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 TABLE = color_table(ColormapJet())
 PALETTE, RGBA = Recipe(TABLE), Recipe(TABLE, "rgba")
+
+
+def colorize_chunk(block: NDArray[np.uint8], free_from: int, requests: list[Request], recipe: Recipe) -> Reply:
+    """Colorize maps with readers that are closed behind them."""
+    with Readers(max_pixels=recipe.max_pixels, channels=recipe.reduce) as readers:
+        return worker.colorize_chunk(block, free_from, requests, recipe, readers)
 
 
 def random_array(*shape: int, dtype: Any = np.float32, seed: int = 0) -> NDArray[Any]:

@@ -22,11 +22,12 @@ from async_maps.sources.formats.registry import Readers
 from async_maps.stages.encode import encode_bitmap
 from async_maps.stages.items import Bitmap, Job
 from async_maps.workers import worker
-from async_maps.workers.worker import Failed, Recipe, Reply, Request, Result, aligned, colorize_chunk, frame
+from async_maps.workers.worker import Failed, Recipe, Reply, Request, Result, aligned, frame
 from tests.support.chunks import (
     PALETTE,
     RGBA,
     TABLE,
+    colorize_chunk,
     colorized,
     in_file,
     intensities,
