@@ -304,4 +304,7 @@ def _replaces(path: str, key: str, locator: Callable[[str], str]) -> bool:
         return False
     place = locator(key)
     local = file_path(place)
-    return place == path if local is None else os.path.realpath(local) == os.path.realpath(path)
+    if local is None:
+        return place == path
+    # Most overlays do not exist yet, and resolving links takes ten times as long.
+    return os.path.lexists(local) and os.path.realpath(local) == os.path.realpath(path)
