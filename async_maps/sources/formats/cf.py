@@ -47,17 +47,16 @@ class Packing(NamedTuple):
     def unpack(self, values: NDArray[Any]) -> NDArray[Any]:
         """Scale and shift stored values; missing ones become NaN."""
         values = values.view(self.stored)
-        missing = [values == fill for fill in self.fills]
+        missing = np.zeros(values.shape if self.fills else (), bool)
+        for fill in self.fills:
+            missing |= values == fill
         if self.scale is not None or values.dtype != self.dtype:
             values = values.astype(self.dtype)
         if self.scale is not None:
             with np.errstate(all="ignore"):
                 values *= self.scale
                 values += self.offset
-        for found in missing:
-            if found.any():
-                values = np.where(found, np.nan, values)
-        return values
+        return np.where(missing, np.nan, values) if missing.any() else values
 
 
 def packing(attributes: Mapping[str, Any], dtype: np.dtype[Any]) -> Packing:

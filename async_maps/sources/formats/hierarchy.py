@@ -28,9 +28,8 @@ if TYPE_CHECKING:
 class HierarchyReader(ABC):
     """Reads every array of numbers with two or more dimensions, as a map or a stack of maps.
 
-    The part of an array is its path. Arrays are sorted by their paths.
-    The last array stays open. ``whole`` and ``array`` are the format's words for a hierarchy and an array, for
-    messages.
+    The part of an array is its path. Arrays are sorted by their paths. The last array stays open. ``whole`` and
+    ``array`` are the format's words for a hierarchy and an array, for messages.
     """
 
     whole: ClassVar[str]
@@ -59,15 +58,14 @@ class HierarchyReader(ABC):
         return self._first_names(paths_of_names(array.name), length)
 
     def read(self, part: str, index: int | None, max_pixels: int | None = None) -> NDArray[Any]:
-        path = part
-        with translate_format_errors(f"the {self.whole} is damaged at {path!r}"):
-            if self._array is None or path != self._path:
+        with translate_format_errors(f"the {self.whole} is damaged at {part!r}"):
+            if self._array is None or part != self._path:
                 # Free the old array before the next one is opened, to save memory.
                 self._array = None
-                self._path, self._array = path, self._open(path)
+                self._path, self._array = part, self._open(part)
             shape, itemsize = self._shape(self._array), self._array.dtype.itemsize
             if index is not None:
-                shape = shape_at(f"the {self.array} {path!r}", shape, index)
+                shape = shape_at(f"the {self.array} {part!r}", shape, index)
             check_size(shape, itemsize, max_pixels)
             check_chunk(self._array.chunks or (), itemsize, max_pixels)
             return np.asarray(self._values(self._array, index)).reshape(shape)

@@ -102,13 +102,12 @@ class SafetensorsReader:
         return None
 
     def read(self, part: str, index: int | None, max_pixels: int | None = None) -> NDArray[Any]:
-        name = part
-        tensor = self._tensor(name)
+        tensor = self._tensor(part)
         if tensor.dtype not in _DTYPES:
             raise SourceError(_no_dtype(tensor))
         shape, start, dtype = tensor.shape, tensor.start, np.dtype(_DTYPES[tensor.dtype])
         if index is not None:
-            shape = shape_at(f"the tensor {name!r}", shape, index)
+            shape = shape_at(f"the tensor {part!r}", shape, index)
             start += index * math.prod(shape) * dtype.itemsize
         check_size(shape, dtype.itemsize, max_pixels)
         array = values_at(self._file, self._data + start, shape, dtype)

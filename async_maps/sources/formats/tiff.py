@@ -86,15 +86,15 @@ class TiffReader:
         self._place = self._start
 
     def arrays(self) -> Iterator[ListedArray | PassedOver]:
-        count, copies, alike = 0, 0, True
+        count, copies, is_stack = 0, 0, True
         first = self._tiff.pages.first
         for index, page in self._pages():
             copy = _is_copy(page)
-            alike = alike and (copy or (index == count and _kind(page) == _kind(first)))
+            is_stack = is_stack and (copy or (index == count and _kind(page) == _kind(first)))
             count, copies = count + (not copy), copies + copy
         for _ in range(copies):
             yield PassedOver("reduced copies and masks in TIFF")
-        if alike and count:
+        if is_stack and count:
             with translate_format_errors(_DAMAGED):
                 listed = _listed("", first, self._stack(first, count))
             yield listed
