@@ -458,6 +458,35 @@ def test_names_that_share_their_bytes_are_refused_when_they_are_many(maps: Path)
     )
 
 
+@pytest.mark.parametrize("writer", [write_file, write_parquet])
+def test_rows_that_no_bytes_can_contain_are_one_failure(maps: Path, writer: Write) -> None:
+    path = writer(pa.table({"cam": lists([CAMS[0]] * 2)}), maps)
+    content = path.read_bytes()
+    if writer is write_file:
+        content = content.replace(struct.pack("<q", 2), struct.pack("<q", 10**12))
+    else:
+        # The number of rows in the metadata of the file and of its row group.
+        footer = content.rindex(b"\x16\x04")
+        start, end = content[:footer], content[footer:]
+        assert start.count(b"\x16\x04\x19") == 1
+        many = b"\x16" + _zigzag(10**12)
+        grown = start.replace(b"\x16\x04\x19", many + b"\x19") + end.replace(b"\x16\x04", many, 1)
+        size = int.from_bytes(content[-8:-4], "little") + len(grown) - len(content)
+        content = grown[:-8] + size.to_bytes(4, "little") + b"PAR1"
+    path.write_bytes(content)
+    reason = only_failure(maps).reason
+    assert reason == "the file is damaged: it claims 1,000,000,000,000 rows, more than its bytes can contain"
+
+
+def _zigzag(number: int) -> bytes:
+    """Return an integer as Thrift's compact protocol writes it."""
+    number, found = 2 * number, b""
+    while number > 127:
+        found += bytes([number & 127 | 128])
+        number >>= 7
+    return found + bytes([number])
+
+
 def test_a_compressed_buffer_without_its_size_is_a_failure(maps: Path) -> None:
     path = write_feather(pa.table({"cam": lists(CAMS)}), maps)
     ipc = IpcFile(io.BytesIO(path.read_bytes()))

@@ -40,6 +40,7 @@ class ArrowReader(Table):
         self._paths = _streams(path, filesystem) if is_folder else [path]
         # The first row of each stream, as far as they are known.
         self._starts = array("q", [0])
+        self._most_rows = 0
         self._number = -1
         self._file: BinaryIO | None = None
         self._row_bytes: dict[str, int] = {}
@@ -58,6 +59,9 @@ class ArrowReader(Table):
         while len(self._starts) <= len(self._paths):
             self._open_next()
         return self._starts[-1]
+
+    def most_rows(self) -> int:
+        return self._most_rows
 
     def row_bytes(self, column: Column) -> int:
         if column.name not in self._row_bytes:
@@ -100,6 +104,7 @@ class ArrowReader(Table):
         ipc = self._open(len(self._starts) - 1)
         with translate_format_errors(DAMAGED):
             self._starts.append(self._starts[-1] + ipc.count())
+            self._most_rows += ipc.most_rows
 
     def _open(self, number: int) -> IpcFile:
         """Open a stream, in place of the one that is open."""

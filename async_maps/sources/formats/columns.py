@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 
 NO_ARRAYS = "tables without a column of arrays"
 DAMAGED = "the file is damaged"
+ROWS_PER_BYTE = 8
+"""The most rows of arrays in a byte: a row takes a bit or more."""
+COMPRESSION = 1000
+"""Compressed arrays are not smaller than this part."""
 _NAMES = 1024
 """The number of names that are read together."""
 _NPY_MAGIC = b"\x93NUMPY"
@@ -94,6 +98,10 @@ class Table(ABC):
         """Return the number of rows."""
 
     @abstractmethod
+    def most_rows(self) -> int:
+        """Return a number of rows with arrays that the files are too small for."""
+
+    @abstractmethod
     def row_bytes(self, column: Column) -> int:
         """Return about how many bytes a row of a column has."""
 
@@ -115,6 +123,8 @@ class Table(ABC):
     def arrays(self) -> Iterator[ListedArray | PassedOver]:
         rows, found = self.count(), False
         for column in self.columns():
+            if rows > self.most_rows():
+                raise SourceError(f"{DAMAGED}: it claims {rows:,} rows, more than its bytes can contain")
             found, size = True, column.row_bytes
             if size is None:
                 size = self.row_bytes(column)

@@ -19,7 +19,7 @@ import pyarrow as pa
 from pyarrow import types
 
 from async_maps.errors import SourceError
-from async_maps.sources.formats.columns import is_view, stored_type
+from async_maps.sources.formats.columns import COMPRESSION, ROWS_PER_BYTE, is_view, stored_type
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -157,6 +157,7 @@ class IpcFile:
         self._kinds = [field.type for field in self.schema]
         # The first row and the offset of each batch, as far as they are known.
         self._rows, self._places = array("q", [0]), array("q")
+        self.most_rows = self._size * ROWS_PER_BYTE
         self._current = -1
         self._batch: _Batch
         self._unpacked: dict[int, bytes] = {}
@@ -232,6 +233,8 @@ class IpcFile:
             if rows < 0:
                 raise SourceError(f"the file is damaged at byte {place:,}: expected a record batch")
             if rows:
+                if message is not None and message.content.table(3) is not None:
+                    self.most_rows = self._size * ROWS_PER_BYTE * COMPRESSION
                 self._places.append(place)
                 self._rows.append(self._rows[-1] + rows)
                 return True

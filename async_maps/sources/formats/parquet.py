@@ -13,7 +13,7 @@ from itertools import accumulate, islice
 from typing import TYPE_CHECKING
 
 from async_maps.errors import SourceError, require_extra
-from async_maps.sources.formats.columns import DAMAGED, Column, Table
+from async_maps.sources.formats.columns import COMPRESSION, DAMAGED, ROWS_PER_BYTE, Column, Table
 from async_maps.sources.formats.registry import close_on_error, translate_format_errors
 
 with require_extra("reading Parquet and Arrow", "parquet"):
@@ -39,8 +39,8 @@ class ParquetReader(Table):
 
     def __init__(self, path: str, filesystem: Filesystem) -> None:
         with close_on_error(filesystem.open(path)) as self._file, translate_format_errors("expected a Parquet file"):
-            size = self._file.seek(0, os.SEEK_END)
-            buffer_size = 0 if size <= _SMALL_FILE else _BUFFER_BYTES
+            self._size = self._file.seek(0, os.SEEK_END)
+            buffer_size = 0 if self._size <= _SMALL_FILE else _BUFFER_BYTES
             self._parquet = pq.ParquetFile(self._file, buffer_size=buffer_size, pre_buffer=False)
             metadata = self._parquet.metadata
             sizes = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
@@ -62,6 +62,9 @@ class ParquetReader(Table):
 
     def count(self) -> int:
         return int(self._starts[-1])
+
+    def most_rows(self) -> int:
+        return self._size * ROWS_PER_BYTE * COMPRESSION
 
     def row_bytes(self, column: Column) -> int:
         if column.name not in self._sizes and self.count():
