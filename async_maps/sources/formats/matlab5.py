@@ -14,7 +14,7 @@ import numpy as np
 
 from async_maps.errors import SourceError
 from async_maps.sources.activation_map import ArrayHeader
-from async_maps.sources.formats.names import paths_of_names
+from async_maps.sources.formats.names import NAMES, paths_of_names
 from async_maps.sources.formats.registry import ListedArray, PassedOver, close_on_error, translate_format_errors
 from async_maps.sources.formats.size import DEFLATE_RATIO, MAX_DIMENSIONS, check_size
 from async_maps.sources.formats.stacks import BELOW_TWO_DIMENSIONS, OBJECTS, TEXT, position_names, shape_at
@@ -91,6 +91,8 @@ class Matlab5Reader:
         self._part: list[int] | None = None
         self._stream: _Stream = _Plain(self._file, 0, 0)
         self._values: _Values | None = None
+        # The number of names in each array that can name maps.
+        self._lengths: dict[str, int] | None = None
 
     def arrays(self) -> Iterator[ListedArray | PassedOver]:
         is_empty = True
@@ -109,13 +111,15 @@ class Matlab5Reader:
 
     def names(self, array: ListedArray, length: int) -> Iterable[str] | None:
         """Return the strings in a cell array or in the rows of a char array, which is beside an array."""
-        found = {
-            path
-            for path, matrix, _, _ in self._matrices()
-            if (matrix.kind == _CELL and math.prod(matrix.shape) == length)
-            or (matrix.kind == _CHAR and matrix.shape[0] == length)
-        }
-        path = next((path for path in paths_of_names(array.name) if path in found), None)
+        if self._lengths is None:
+            # Once for all arrays, because a struct is unpacked to find its fields.
+            self._lengths = {
+                path: math.prod(matrix.shape) if matrix.kind == _CELL else matrix.shape[0]
+                for path, matrix, _, _ in self._matrices()
+                if matrix.kind in {_CELL, _CHAR} and path.rpartition("/")[2] in NAMES
+            }
+        found = (path for path in paths_of_names(array.name) if self._lengths.get(path) == length)
+        path = next(found, None)
         return None if path is None else self._texts(path)
 
     def read(self, part: list[int], index: int | None, max_pixels: int | None = None) -> NDArray[Any]:
