@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from async_maps.sources.layouts import Question
     from async_maps.sources.options import SourceOptions
 
+NO_ROWS = "tables without rows"
 _BATCH_NAMES = 256
 _SCHEMA = "CREATE TABLE names (name BLOB PRIMARY KEY, count INTEGER NOT NULL DEFAULT 1) WITHOUT ROWID"
 _COUNT = "INSERT INTO names (name) VALUES (?) ON CONFLICT (name) DO UPDATE SET count = count + 1"
@@ -82,6 +83,7 @@ def maps_in_reader(
         if length is None and array.header is not None and not array.refusal:
             length = stack_length(array.header.shape, options.channels)
         if length == 0:
+            pass_over(NO_ROWS)
             continue
         found = _first_map(array, length, options.channels)
         if not is_only:

@@ -122,8 +122,12 @@ def _hints(shape: tuple[int, ...], *, reduced: bool, in_memory: bool) -> list[st
     elif len(shape) == 3 and shape[1] <= 16:
         hints.append(f"if these are {shape[0]:,} maps of {shape[1]} x {shape[2]}, save cams[:, None]")
     elif len(shape) > 3 and shape[-1] not in FEW:
-        count = math.prod(shape[:-2])
-        hints.append(f"if these are {count:,} maps, save cams.reshape(-1, {shape[-2]}, {shape[-1]})")
+        count, plane = math.prod(shape[:-2]), f"{shape[-2]}, {shape[-1]}"
+        hints.append(
+            f"if these are {count:,} maps, save cams.reshape(-1, {plane})"
+            if count > 1
+            else f"if this is one map, save cams.reshape({plane})"
+        )
     return hints
 
 
@@ -178,10 +182,10 @@ def _token_question(shape: tuple[int, ...]) -> Question | None:
     text = ""
     if height == width and height in _SQUARES_WITH_CLASS:
         side = _SQUARES_WITH_CLASS[height]
-        text = (
-            "if this is the attention of tokens, the map of the class token is "
-            f"attention[0, 1:].reshape({side}, {side})"
-        )
+        taken = f"[0, 1:].reshape({side}, {side})"
+        if len(shape) > 2:
+            taken = f".reshape(-1, {height}, {height})[:, 0, 1:].reshape(-1, {side}, {side})"
+        text = f"if this is the attention of tokens, the map of the class token is attention{taken}"
     elif grid and (height <= width // 4 or height >= 4 * width):
         text = f"if its rows are the tokens of {height:,} maps, {_from_tokens(shape, grid)}"
     return Question("tokens", f"one map of {height:,} x {width:,}: {text}") if text else None

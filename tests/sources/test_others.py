@@ -83,6 +83,28 @@ def test_the_python_in_every_message_is_valid(suffix: str) -> None:
     assert ("trust" in advice) == ("pickle" in advice)
 
 
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("x.ZIP", "unpack them, and choose the folder as the source"),
+        ("x.npy.zst", "unpack them"),
+        ("x.ckpt", "give it a name that ends in .pt"),
+        ("x.he5", "give it a name that ends in .h5"),
+        ("x.cdf", "give it a name that ends in .nc"),
+        ("x.tsv", "a listing is a .csv or .jsonl file with the columns name and path"),
+        ("x.txt", "for a list of paths, run: async-maps run - DESTINATION < FILE"),
+    ],
+)
+def test_a_file_of_another_suffix_names_what_to_do(maps: Path, tmp_path: Path, name: str, advice: str) -> None:
+    (maps / name).write_bytes(b"x")
+    with pytest.raises(am.SourceError) as of_file:
+        open_source(maps / name)
+    with pytest.raises(am.SourceError) as of_folder:
+        am.run(maps, tmp_path / "none", settings=am.Settings(workers=0))
+    assert advice in str(of_file.value)
+    assert advice in str(of_folder.value)
+
+
 PICKLED = [np.array({"cat": MAP, "dog": MAP}, object), np.array([MAP, MAP[:2]], object)]
 
 

@@ -38,6 +38,7 @@ FORMATS = {
     ".safetensors": "safetensors",
     ".pt": "torch",
     ".pth": "torch",
+    ".pth.tar": "torch",
     ".tif": "tiff",
     ".tiff": "tiff",
     ".png": "picture",
@@ -53,7 +54,7 @@ FORMATS = {
 COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
 """Not supported, but listed, so that they fail with a reason instead of being skipped."""
 
-_LONG_SUFFIXES = (".npy.gz", *COMPRESSED_TARS)
+_LONG_SUFFIXES = (".npy.gz", ".pth.tar", *COMPRESSED_TARS)
 _LONGEST_SUFFIX = 12
 _ZARR_MARKS = ("zarr.json", ".zgroup", ".zarray")
 DATASET_MARKS = ("state.json", "dataset_info.json")
@@ -135,10 +136,10 @@ class Reader(Protocol):
 def suffix_of(path: str) -> str | None:
     """Return the suffix of :data:`FORMATS` or :data:`COMPRESSED_TARS`; None if the path has none of them."""
     suffix = path[path.rfind(".") :].lower()
-    if suffix in FORMATS:
+    if suffix in FORMATS and suffix != ".tar":
         return suffix
     lower = path.lower()
-    return next((suffix for suffix in _LONG_SUFFIXES if lower.endswith(suffix)), None)
+    return next((long for long in _LONG_SUFFIXES if lower.endswith(long)), suffix if suffix in FORMATS else None)
 
 
 def is_hidden(path: str) -> bool:
