@@ -282,7 +282,7 @@ async def test_a_source_without_maps_is_refused(maps: Path) -> None:
     np.save(maps / "labels.npy", np.arange(5))
     for place in (maps / "labels.npy", maps / "l*.npy"):
         with pytest.raises(
-            SourceError, match="contains no activation maps; passed over: arrays below two dimensions: 1$"
+            SourceError, match=r"contains no activation maps; passed over: arrays below two dimensions: 1$"
         ):
             await _listed(place)
     with pytest.raises(SourceError, match="contains no activation maps"):
