@@ -124,7 +124,7 @@ async def list_maps(  # noqa: PLR0913  # one argument a choice
         # The formats do not help if the file was read, or if nothing but its arrays was passed over.
         is_read = suffix_of(place) is not None or place.lower().endswith((".csv", ".jsonl"))
         is_read |= bool(passed_over) and all(" " in what for what in passed_over)
-        formats = "" if is_read or advice else f" ({', '.join(FORMATS)})"
+        formats = "" if is_read or advice or place == "the source" else f" ({', '.join(FORMATS)})"
         raise SourceError(f"{place} contains no activation maps{formats}{seen}{'. ' if advice else ''}{advice}")
 
 

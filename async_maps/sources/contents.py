@@ -150,7 +150,7 @@ def _first_map(array: ListedArray, length: int | None, channels: Channels) -> Li
     """Return the first map of a stack, or the only one of an array, without its name and part."""
     header, size, problem, asked = array.header, array.size, array.problem, None
     if header is not None and array.rows is None:
-        asked = question(header.shape, header.dtype, channels)
+        asked = question(header.shape, header.dtype, channels, is_last_first=array.is_last_first)
         if length is not None:
             header = header._replace(shape=plane_of(shape_at("the stack", header.shape, 0), channels))
     if length is not None:

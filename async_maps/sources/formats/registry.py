@@ -86,6 +86,7 @@ class ListedArray(NamedTuple):
         look: opens a picture that is beside members of other formats, and lists it; only ``include`` makes it a map.
             None if the array is a map in any case.
         stack_problem: the reason why it cannot be read map by map, if it is a stack; else empty.
+        is_last_first: whether the last axis of the array as it was saved is the first of ``header``, as in MATLAB.
     """
 
     name: str
@@ -98,6 +99,7 @@ class ListedArray(NamedTuple):
     picture: str = ""
     look: Callable[[], Iterator[ListedArray | PassedOver]] | None = None
     stack_problem: str = ""
+    is_last_first: bool = False
 
 
 class PassedOver(NamedTuple):
