@@ -13,8 +13,10 @@ from PIL import Image
 
 import async_maps as am
 from async_maps.filesystems.locators import place_at
+from async_maps.outcomes import Failure
 from async_maps.sources import open_source
 from async_maps.sources.formats.others import OTHER_FORMATS, advice_for
+from tests.support.entries import names_of
 from tests.support.maps import MAP
 
 if TYPE_CHECKING:
@@ -154,3 +156,20 @@ def test_a_mistyped_place_is_one_sentence(place: str, reason: str) -> None:
 @pytest.mark.parametrize("path", ["a:b/c.npy", "12:30/x", "x/s3:/y", "run:7"])
 def test_a_colon_in_a_path_is_kept(path: str) -> None:
     assert place_at(path) == path
+
+
+@pytest.mark.parametrize(
+    ("name", "format_"),
+    [("a.npz", "npy"), ("a.pt", "npy"), ("a.npy.gz", "npy"), ("a.mat", "npy"), ("a.npy", "npz"), ("a.tif", "png")],
+)
+def test_a_file_with_the_suffix_of_another_format_names_its_own(maps: Path, name: str, format_: str) -> None:
+    if format_ == "png":
+        write_picture(maps / "x.png")
+    else:
+        (np.save if format_ == "npy" else np.savez)(maps / f"x.{format_}", MAP)
+    (maps / f"x.{format_}").rename(maps / name)
+    (entry,) = open_source(maps)
+    reason = entry.reason if isinstance(entry, Failure) else entry.problem
+    assert reason.endswith(f"; its first bytes are those of .{format_}: rename it")
+    (maps / name).rename(maps / f"b.{format_}")
+    assert names_of(open_source(maps)) == ["b"]
