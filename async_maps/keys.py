@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from string import Formatter
 
@@ -24,7 +25,7 @@ def check_name(name: str) -> None:
             ``..`` part or a control character.
     """
     if not isinstance(name, str):
-        raise InputValidationError(f"a name must be a string; found {type(name).__name__}")
+        raise InputValidationError(f"a name must be a string; found {type(name).__name__}{_as_string(name)}")
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -35,6 +36,15 @@ def check_name(name: str) -> None:
         if part in {"", ".", ".."}:
             problem = f"{part!r} is not allowed" if part else "empty parts are not allowed"
             raise InputValidationError(f"the name {name!r}: {problem}; use a relative path such as 'folder/name'")
+
+
+def _as_string(name: object) -> str:
+    """Return how to pass what is no string as a name."""
+    if isinstance(name, tuple | list):
+        return ": if these are the names of a batch, pass each pair of zip(names, arrays)"
+    if len(getattr(name, "shape", ())) >= 2:
+        return ": pass (name, array), in this order"
+    return ": pass str(name)" if isinstance(name, int | os.PathLike) else ""
 
 
 class KeyTemplate:

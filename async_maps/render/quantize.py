@@ -107,7 +107,7 @@ def check_dtype(dtype: np.dtype[Any], value_range: ValueRange) -> None:
 
 def _remedy(dtype: np.dtype[Any]) -> str:
     """Return what to do with an array of a refused dtype."""
-    if dtype.type.__module__ == "ml_dtypes":
+    if dtype.type.__module__ == "ml_dtypes" or dtype.kind == "O":
         return ': convert it with .astype("float32")'
     if dtype.kind == "V" and dtype.itemsize <= 2 and dtype.names is None:
         what = "bfloat16" if dtype.itemsize == 2 else "float8"

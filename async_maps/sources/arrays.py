@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -153,6 +154,10 @@ def _remedy(found: Any) -> str:
         return f' of mode {found.mode}: a picture is no map; if it is gray, pass np.asarray(image.convert("L"))'
     if isinstance(found, Mapping):
         return ": put each of its arrays with its own name"
+    if isinstance(found, list | tuple):
+        return ": if it holds the numbers of one map, pass np.asarray(rows)"
+    if isinstance(found, str | os.PathLike):
+        return ": to read files, pass the path as the source, without a name"
     return ": pass its .toarray()" if hasattr(found, "toarray") else ""
 
 

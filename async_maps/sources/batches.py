@@ -27,7 +27,7 @@ from async_maps.sources import Source, is_stdin, open_source
 from async_maps.sources.activation_map import ActivationMap
 from async_maps.sources.arrays import array_map
 from async_maps.sources.formats.others import advice_for
-from async_maps.sources.formats.registry import FORMATS
+from async_maps.sources.formats.registry import FORMATS, suffix_of
 from async_maps.sources.options import LEFT_OUT, Scan, SourceOptions, shown_passed_over
 from async_maps.sources.stdin import maps_in_lines, stdin_lines
 
@@ -121,9 +121,11 @@ async def list_maps(  # noqa: PLR0913  # one argument a choice
             raise SourceError(f"include and exclude leave no map of {place}: {left_out:,} are left out")
         seen = f"; {shown_passed_over(passed_over)}" if passed_over else ""
         advice = next(filter(None, (advice_for(what) for what, _ in passed_over.most_common())), "")
-        raise SourceError(
-            f"{place} contains no activation maps ({', '.join(FORMATS)}){seen}{'. ' if advice else ''}{advice}"
-        )
+        # The formats do not help if the file was read, or if nothing but its arrays was passed over.
+        is_read = suffix_of(place) is not None or place.lower().endswith((".csv", ".jsonl"))
+        is_read |= bool(passed_over) and all(" " in what for what in passed_over)
+        formats = "" if is_read or advice or place == "the source" else f" ({', '.join(FORMATS)})"
+        raise SourceError(f"{place} contains no activation maps{formats}{seen}{'. ' if advice else ''}{advice}")
 
 
 async def _of_pairs(

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from async_maps.sources.layouts import Question
     from async_maps.sources.options import SourceOptions
 
+NO_ROWS = "tables without rows"
 _BATCH_NAMES = 256
 _SCHEMA = "CREATE TABLE names (name BLOB PRIMARY KEY, count INTEGER NOT NULL DEFAULT 1) WITHOUT ROWID"
 _COUNT = "INSERT INTO names (name) VALUES (?) ON CONFLICT (name) DO UPDATE SET count = count + 1"
@@ -82,6 +83,7 @@ def maps_in_reader(
         if length is None and array.header is not None and not array.refusal:
             length = stack_length(array.header.shape, options.channels)
         if length == 0:
+            pass_over(NO_ROWS)
             continue
         found = _first_map(array, length, options.channels)
         if not is_only:
@@ -148,7 +150,7 @@ def _first_map(array: ListedArray, length: int | None, channels: Channels) -> Li
     """Return the first map of a stack, or the only one of an array, without its name and part."""
     header, size, problem, asked = array.header, array.size, array.problem, None
     if header is not None and array.rows is None:
-        asked = question(header.shape, header.dtype, channels)
+        asked = question(header.shape, header.dtype, channels, is_last_first=array.is_last_first)
         if length is not None:
             header = header._replace(shape=plane_of(shape_at("the stack", header.shape, 0), channels))
     if length is not None:

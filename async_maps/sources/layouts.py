@@ -122,8 +122,12 @@ def _hints(shape: tuple[int, ...], *, reduced: bool, in_memory: bool) -> list[st
     elif len(shape) == 3 and shape[1] <= 16:
         hints.append(f"if these are {shape[0]:,} maps of {shape[1]} x {shape[2]}, save cams[:, None]")
     elif len(shape) > 3 and shape[-1] not in FEW:
-        count = math.prod(shape[:-2])
-        hints.append(f"if these are {count:,} maps, save cams.reshape(-1, {shape[-2]}, {shape[-1]})")
+        count, plane = math.prod(shape[:-2]), f"{shape[-2]}, {shape[-1]}"
+        hints.append(
+            f"if these are {count:,} maps, save cams.reshape(-1, {plane})"
+            if count > 1
+            else f"if this is one map, save cams.reshape({plane})"
+        )
     return hints
 
 
@@ -137,24 +141,24 @@ def _channel_count(shape: tuple[int, ...]) -> int:
     return first if min(height, width) > 4 and first > 1 and (len(shape) == 4 or first in FEW) else 0
 
 
-def question(shape: tuple[int, ...], dtype: np.dtype[Any], channels: Channels = "none") -> Question | None:
+def question(
+    shape: tuple[int, ...], dtype: np.dtype[Any], channels: Channels = "none", *, is_last_first: bool = False
+) -> Question | None:
     """Ask about an array that is accepted as a map or a stack, but probably is something else; usually None.
 
     Args:
         shape: the shape of the whole array.
         dtype: its dtype.
         channels: how channels are reduced.
+        is_last_first: as in :class:`~async_maps.sources.formats.registry.ListedArray`.
     """
     if 0 in shape:
         return None
     if channels != "none":
         return _stack_question(shape, channels)
     stack, height, width = shape if len(shape) == 3 and shape[2] != 1 else (0, 0, 0)
-    if stack and _is_matlab(shape):
-        text = f"so it is a stack of {stack:,} maps of {height:,} x {width:,}"
-        remedy = f"if these are {width:,} maps of {stack:,} x {height:,}, save np.moveaxis(cams, -1, 0)"
-        return Question("matlab", f"its shape is {shape}, {text}: {remedy}")
-    if asked := _token_question(shape):
+    asked = (_matlab_question(shape, is_last_first) if stack else None) or _token_question(shape)
+    if asked:
         return asked
     if stack in FEW and min(height, width) > 4 and dtype.kind == "f":
         text = f"so it is a stack of {stack} maps: if these are the channels of one map, {_REDUCES}"
@@ -170,6 +174,18 @@ def _stack_question(shape: tuple[int, ...], channels: Channels) -> Question | No
     return Question("stack", f"{text}: if these are {shape[0]:,} maps, save cams[:, None]")
 
 
+def _matlab_question(shape: tuple[int, ...], is_last_first: bool) -> Question | None:
+    stack, height, width = shape
+    saved = (height, width, stack) if is_last_first else shape
+    count, plane = (height, (width, stack)) if is_last_first else (width, (stack, height))
+    if not _is_matlab((*plane, count)):
+        return None
+    text = f"its shape is {saved}, so it is a stack of {stack:,} maps of {height:,} x {width:,}"
+    axes = "0, -1" if is_last_first else "-1, 0"
+    remedy = f"if these are {count:,} maps of {plane[0]:,} x {plane[1]:,}, save np.moveaxis(cams, {axes})"
+    return Question("matlab", f"{text}: {remedy}")
+
+
 def _token_question(shape: tuple[int, ...]) -> Question | None:
     if len(shape) > 4 or (len(shape) == 4 and 1 not in {shape[1], shape[3]}):
         return None
@@ -178,10 +194,10 @@ def _token_question(shape: tuple[int, ...]) -> Question | None:
     text = ""
     if height == width and height in _SQUARES_WITH_CLASS:
         side = _SQUARES_WITH_CLASS[height]
-        text = (
-            "if this is the attention of tokens, the map of the class token is "
-            f"attention[0, 1:].reshape({side}, {side})"
-        )
+        taken = f"[0, 1:].reshape({side}, {side})"
+        if len(shape) > 2:
+            taken = f".reshape(-1, {height}, {height})[:, 0, 1:].reshape(-1, {side}, {side})"
+        text = f"if this is the attention of tokens, the map of the class token is attention{taken}"
     elif grid and (height <= width // 4 or height >= 4 * width):
         text = f"if its rows are the tokens of {height:,} maps, {_from_tokens(shape, grid)}"
     return Question("tokens", f"one map of {height:,} x {width:,}: {text}") if text else None

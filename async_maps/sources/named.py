@@ -43,6 +43,17 @@ _AHEAD = 16
 _LOOK_BYTES = {".npy": 16 * 2**10, ".png": 16 * 2**10, ".jpg": 64 * 2**10, ".jpeg": 64 * 2**10}
 """The size of the first read, for formats whose header suffices to list the maps."""
 _LOOK_BYTES_OTHERS = 2**20
+_STARTS = {
+    b"\x93NUMPY": (".npy",),
+    b"PK\3\4": (".npz", ".pt", ".pth", ".pth.tar"),
+    b"\x89HDF": (".h5", ".hdf5", ".nc", ".nc4", ".mat"),
+    b"MATLAB 5": (".mat",),
+    b"\x89PNG": (".png", ".jpg", ".jpeg"),
+    b"\xff\xd8\xff": (".jpg", ".jpeg", ".png"),
+    b"PAR1": (".parquet",),
+    b"ARROW1": (".arrow", ".feather", ".ipc"),
+}
+"""The first bytes of formats, and the suffixes of files that may begin with them; the first one names the format."""
 _APPLE_DOUBLE = bytes.fromhex("00051607")
 
 
@@ -187,10 +198,13 @@ def _maps_in(file: NamedFile, open_file: Callable[[], tuple[Filesystem, str]], s
         opened, fingerprint = open_file()
         with closing(open_reader(file.path, opened)) as reader:
             names = partial(_open_names, file.path, opened)
-            for found in maps_in_reader(reader, scan.options, scan.pass_over, names, partial(_is_named, scan, file)):
-                if found.problem and found.name is None and _is_apple_double(file.path):
-                    scan.pass_over(HIDDEN)
-                    return
+            for listed in maps_in_reader(reader, scan.options, scan.pass_over, names, partial(_is_named, scan, file)):
+                found = listed
+                if found.problem and found.name is None:
+                    if _is_apple_double(file.path):
+                        scan.pass_over(HIDDEN)
+                        return
+                    found = found._replace(problem=_with_format(file.path, found.problem))
                 entry = _entry(file.name, file.path, found, scan.options.mark(fingerprint))
                 members = [f"{file.name}/{found.picture}"] if found.picture else []
                 if scan.options.wants(entry.name, file.with_suffix, *members):
@@ -206,7 +220,7 @@ def _maps_in(file: NamedFile, open_file: Callable[[], tuple[Filesystem, str]], s
             scan.pass_over(HIDDEN)
             return
         # A missing extra affects only files of its format.
-        yield _failed(file, translate_os_error(error))
+        yield _failed(file, _with_format(file.path, translate_os_error(error)))
 
 
 def _is_named(scan: Scan, file: NamedFile, picture: str) -> bool:
@@ -221,11 +235,25 @@ class _AppleDoubleError(Exception):
 
 def _is_apple_double(path: str) -> bool:
     """Whether a file on disk is such a file; looked up only if it cannot be read."""
+    return _start_of(path).startswith(_APPLE_DOUBLE)
+
+
+def _with_format(path: str, reason: str) -> str:
+    """Return why a file on disk cannot be read, with the format of its first bytes if it is that of another suffix."""
+    start = _start_of(path)
+    suffixes = next((suffixes for magic, suffixes in _STARTS.items() if start.startswith(magic)), ())
+    if not suffixes or (suffix_of(path) or "") in suffixes:
+        return reason
+    return f"{reason}; its first bytes are those of {suffixes[0]}: rename it"
+
+
+def _start_of(path: str) -> bytes:
+    """Return the first bytes of a file on disk; none if it cannot be read."""
     try:
         with LocalFilesystem().open(path) as file:
-            return file.read(len(_APPLE_DOUBLE)) == _APPLE_DOUBLE
+            return file.read(16)
     except (OSError, SourceError, ValueError):
-        return False
+        return b""
 
 
 def _open_names(path: str, filesystem: Filesystem) -> BinaryIO | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,8 +17,6 @@ from async_maps.sources.activation_map import ActivationMap
 from async_maps.sources.arrays import array_map
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from numpy.typing import NDArray
 
 pytestmark = pytest.mark.fast
@@ -103,6 +102,35 @@ def test_a_gray_image_of_pillow_names_np_asarray(mode: str) -> None:
 def test_a_color_image_of_pillow_is_a_picture(mode: str) -> None:
     expected = f'of mode {mode}: a picture is no map; if it is gray, pass np.asarray(image.convert("L"))'
     assert reason(Image.new(mode, (5, 4))).endswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("array", "remedy"),
+    [
+        (MAP.tolist(), "found list: if it holds the numbers of one map, pass np.asarray(rows)"),
+        ("maps/a.npy", "found str: to read files, pass the path as the source, without a name"),
+        (Path("a.npy"), "Path: to read files, pass the path as the source, without a name"),
+        (MAP.astype(object), 'found object: convert it with .astype("float32")'),
+    ],
+)
+def test_what_is_no_array_names_the_remedy(array: Any, remedy: str) -> None:
+    assert reason(array).endswith(remedy)
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        (7, "found int: pass str(name)"),
+        (Path("a"), "Path: pass str(name)"),
+        (("a", "b"), "found tuple: if these are the names of a batch, pass each pair of zip(names, arrays)"),
+        (MAP, "found ndarray: pass (name, array), in this order"),
+        (None, "found NoneType"),
+    ],
+)
+def test_what_is_no_name_names_the_remedy(name: Any, remedy: str) -> None:
+    failure = array_map(name, MAP)
+    assert isinstance(failure, Failure)
+    assert failure.reason.endswith(remedy)
 
 
 def test_a_dict_as_a_map_names_its_arrays() -> None:

@@ -133,6 +133,7 @@ OPTION = '--channels sum (or norm, maxabs, mean; in Python channels="sum") reduc
         ((9, 4, 4), ["if these are 9 maps of 4 x 4, save cams[:, None]"]),
         ((2, 12, 197, 197), ["if this is the attention of tokens, take [:, :, 0, 1:].reshape(-1, 14, 14)"]),
         ((2, 3, 4, 20, 30), ["if these are 24 maps, save cams.reshape(-1, 20, 30)"]),
+        ((1, 1, 1, 20, 30), ["if this is one map, save cams.reshape(20, 30)"]),
     ],
 )
 def test_a_refused_layout_names_the_remedy(
@@ -154,6 +155,7 @@ def test_a_refused_layout_names_the_remedy(
         ((24, 40, 50), ".reshape(-1, 40, 50)"),
         ((10, 40, 40), "np.moveaxis(cams, -1, 0)"),
         ((5, 14, 14), "[:, 1:].reshape(5, 14, 14)"),
+        ((12, 14, 14), ".reshape(-1, 197, 197)[:, 0, 1:].reshape(-1, 14, 14)"),
     ],
 )
 def test_what_the_remedies_make_is_accepted(maps: Path, tmp_path: Path, shape: tuple[int, ...], remedy: str) -> None:
@@ -173,7 +175,7 @@ def test_what_the_remedies_make_is_accepted(maps: Path, tmp_path: Path, shape: t
         ((1000, 197), "if its rows are the tokens of 1,000 maps, take cams[:, 1:].reshape(1000, 14, 14), without the"),
         ((2, 12, 577), "if its rows are the tokens of 12 maps, take cams[..., 1:].reshape(-1, 24, 24), without the"),
         ((197, 197), "if this is the attention of tokens, the map of the class token is attention[0, 1:].resh"),
-        ((12, 197, 197), "if this is the attention of tokens, the map of the class token is attention[0, 1:]"),
+        ((12, 197, 197), "is attention.reshape(-1, 197, 197)[:, 0, 1:].reshape(-1, 14, 14)"),
     ],
 )  # fmt: skip
 def test_a_doubtful_layout_is_asked_about_once(

@@ -26,7 +26,7 @@ from async_maps.sources.activation_map import ActivationMap
 from async_maps.sources.formats.ipc import IpcFile
 from async_maps.sources.formats.registry import Readers, open_reader
 from async_maps.sources.options import SourceOptions
-from tests.support.entries import assert_same, failures_of, names_of, only_failure, read_all, why_not
+from tests.support.entries import assert_same, failures_of, names_of, only_failure, passed_over, read_all, why_not
 from tests.support.leftovers import leaves_nothing
 from tests.support.maps import npy
 
@@ -345,6 +345,7 @@ def test_a_table_without_arrays_is_passed_over_in_a_folder_and_refused_alone(map
 def test_a_table_without_rows_has_no_maps(maps: Path, write: Write) -> None:
     write(pa.table({"name": pa.array([], pa.string()), "cam": lists([])}), maps)
     assert list(open_source(maps)) == []
+    assert passed_over(maps) == ["tables without rows"]
 
 
 def test_paths_and_arrays_in_one_table_need_a_choice(maps: Path, tmp_path: Path) -> None:

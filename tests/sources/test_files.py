@@ -265,7 +265,7 @@ def test_a_missing_source_is_refused(maps: Path, monkeypatch: pytest.MonkeyPatch
     assert str(refusal.value).isprintable()
 
 
-@pytest.mark.parametrize("name", ["notes.md", "npy", "x.gz", "x.npy.bak"])
+@pytest.mark.parametrize("name", ["notes.md", "npy", "x.npy.bak"])
 def test_a_file_with_another_suffix_is_refused(maps: Path, name: str) -> None:
     (maps / name).write_bytes(b"")
     with pytest.raises(
@@ -278,6 +278,12 @@ async def test_a_source_without_maps_is_refused(maps: Path) -> None:
     (maps / "notes.txt").write_text("no map")
     for place in (maps, maps / "*.npy"):
         with pytest.raises(SourceError, match=f"^{place}".replace("*", r"\*") + r" contains no activation maps"):
+            await _listed(place)
+    np.save(maps / "labels.npy", np.arange(5))
+    for place in (maps / "labels.npy", maps / "l*.npy"):
+        with pytest.raises(
+            SourceError, match=r"contains no activation maps; passed over: arrays below two dimensions: 1$"
+        ):
             await _listed(place)
     with pytest.raises(SourceError, match="contains no activation maps"):
         await _listed([])

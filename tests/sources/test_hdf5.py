@@ -22,6 +22,7 @@ from tests.support.entries import (
     kinds_of_numbers,
     names_of,
     only_failure,
+    passed_over,
     plane_by_plane,
     read_all,
     why_not,
@@ -67,6 +68,7 @@ def test_objects_that_are_not_maps_are_ignored(maps: Path, tmp_path: Path) -> No
         file["nowhere"] = h5py.SoftLink("/gone")
         file["group/again"] = file["/"]
     assert_same(read_all(maps), {"a": MAP})
+    assert passed_over(maps).count("links, which are not followed") == 3
 
 
 def test_external_and_virtual_datasets_are_not_read(maps: Path, tmp_path: Path) -> None:

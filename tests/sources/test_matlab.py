@@ -21,6 +21,7 @@ pytest.importorskip("h5py")
 
 import h5py
 
+import async_maps as am
 from async_maps.filesystems.filesystem import LocalFilesystem
 from async_maps.sources import open_source
 from async_maps.sources.formats.registry import ListedArray, open_reader
@@ -180,6 +181,18 @@ def test_complex_numbers_are_one_failure(maps: Path, save: Callable[..., None]) 
     x, y = open_source(maps)
     assert why_not(x) == "its values are complex numbers: save their abs()"
     assert names_of([y]) == ["a/y"]
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_stack_whose_first_axis_is_the_stack_is_asked_about(
+    maps: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, moved: bool
+) -> None:
+    cams = np.random.default_rng(0).random((10, 56, 56))
+    scipy_io.savemat(maps / "a.mat", {"cams": np.moveaxis(cams, 0, -1) if moved else cams})
+    report = am.run(maps, tmp_path / "out", settings=am.Settings(workers=0))
+    assert report.uploaded == (10 if moved else 56)
+    text = "if these are 10 maps of 56 x 56, save np.moveaxis(cams, 0, -1)"
+    assert (text in caplog.text) is not moved
 
 
 def test_sparse_arrays_are_passed_over(maps: Path) -> None:

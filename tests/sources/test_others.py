@@ -13,8 +13,10 @@ from PIL import Image
 
 import async_maps as am
 from async_maps.filesystems.locators import place_at
+from async_maps.outcomes import Failure
 from async_maps.sources import open_source
 from async_maps.sources.formats.others import OTHER_FORMATS, advice_for
+from tests.support.entries import names_of
 from tests.support.maps import MAP
 
 if TYPE_CHECKING:
@@ -83,6 +85,28 @@ def test_the_python_in_every_message_is_valid(suffix: str) -> None:
     assert ("trust" in advice) == ("pickle" in advice)
 
 
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("x.ZIP", "unpack them, and choose the folder as the source"),
+        ("x.npy.zst", "unpack them"),
+        ("x.ckpt", "give it a name that ends in .pt"),
+        ("x.he5", "give it a name that ends in .h5"),
+        ("x.cdf", "give it a name that ends in .nc"),
+        ("x.tsv", "a listing is a .csv or .jsonl file with the columns name and path"),
+        ("x.txt", "for a list of paths, run: async-maps run - DESTINATION < FILE"),
+    ],
+)
+def test_a_file_of_another_suffix_names_what_to_do(maps: Path, tmp_path: Path, name: str, advice: str) -> None:
+    (maps / name).write_bytes(b"x")
+    with pytest.raises(am.SourceError) as of_file:
+        open_source(maps / name)
+    with pytest.raises(am.SourceError) as of_folder:
+        am.run(maps, tmp_path / "none", settings=am.Settings(workers=0))
+    assert advice in str(of_file.value)
+    assert advice in str(of_folder.value)
+
+
 PICKLED = [np.array({"cat": MAP, "dog": MAP}, object), np.array([MAP, MAP[:2]], object)]
 
 
@@ -132,3 +156,20 @@ def test_a_mistyped_place_is_one_sentence(place: str, reason: str) -> None:
 @pytest.mark.parametrize("path", ["a:b/c.npy", "12:30/x", "x/s3:/y", "run:7"])
 def test_a_colon_in_a_path_is_kept(path: str) -> None:
     assert place_at(path) == path
+
+
+@pytest.mark.parametrize(
+    ("name", "format_"),
+    [("a.npz", "npy"), ("a.pt", "npy"), ("a.npy.gz", "npy"), ("a.mat", "npy"), ("a.npy", "npz"), ("a.tif", "png")],
+)
+def test_a_file_with_the_suffix_of_another_format_names_its_own(maps: Path, name: str, format_: str) -> None:
+    if format_ == "png":
+        write_picture(maps / "x.png")
+    else:
+        (np.save if format_ == "npy" else np.savez)(maps / f"x.{format_}", MAP)
+    (maps / f"x.{format_}").rename(maps / name)
+    (entry,) = open_source(maps)
+    reason = entry.reason if isinstance(entry, Failure) else entry.problem
+    assert reason.endswith(f"; its first bytes are those of .{format_}: rename it")
+    (maps / name).rename(maps / f"b.{format_}")
+    assert names_of(open_source(maps)) == ["b"]

@@ -41,7 +41,7 @@ pytestmark = pytest.mark.fast
 
 
 @pytest.mark.parametrize("old", [False, True])
-@pytest.mark.parametrize("suffix", [".pt", ".pth"])
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".pth.tar"])
 def test_tensors_in_dicts_and_lists_become_maps(maps: Path, suffix: str, old: bool) -> None:
     content = {"a": MAP, "b": {"c": [MAP + 1, STACK], "labels": np.arange(5)}, 7: (MAP * 2,), "epoch": 3}
     (maps / f"x{suffix}").write_bytes(torch_file(content, old=old))

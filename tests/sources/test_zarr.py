@@ -23,6 +23,7 @@ from tests.support.entries import (
     kinds_of_numbers,
     names_of,
     only_failure,
+    passed_over,
     plane_by_plane,
     read_all,
     why_not,
@@ -49,6 +50,24 @@ def test_arrays_of_a_hierarchy_become_maps_in_path_order(maps: Path, version: An
     written |= plane_by_plane("a/z/channel", STACK) | plane_by_plane("a/z/deep/stack", STACK)
     for place in (maps, maps / "a.zarr", maps / "*.zarr"):
         assert_same(read_all(place), written)
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have a Zarr V3 specification", "ignore:Consolidated metadata")
+@pytest.mark.parametrize("version", [2, 3])
+def test_hierarchies_of_xarray_have_names_and_coordinates(maps: Path, version: Any) -> None:
+    xarray: Any = pytest.importorskip("xarray")
+    names = [f"img-{index}" for index in range(5)]
+    plane = STACK[0]
+    places = {"lat": (("y", "x"), plane), "lon": (("y", "x"), plane)}
+    stack = xarray.DataArray(STACK, dims=("image", "y", "x"), coords={"image": names, **places})
+    stack.to_dataset(name="cam").to_zarr(maps / "a.zarr", zarr_format=version)
+    data = xarray.Dataset({"cam": stack, "other": stack, "plain": (("t", "y", "x"), STACK)})
+    data.to_zarr(maps / "b.zarr", zarr_format=version)
+    named = {f"a/{name}": plane for name, plane in zip(names, STACK, strict=True)}
+    for array in ("cam", "other"):
+        named |= {f"b/{array}/{name}": plane for name, plane in zip(names, STACK, strict=True)}
+    assert_same(read_all(maps), named | plane_by_plane("b/plain", STACK))
+    assert passed_over(maps) == ["arrays of text", "coordinates", "coordinates"] * 2
 
 
 @pytest.mark.parametrize("version", [2, 3])

@@ -14,7 +14,7 @@ import numpy as np
 from async_maps.errors import SourceError, require_extra
 from async_maps.keys import printable
 from async_maps.sources.formats.hierarchy import HierarchyReader, could_be_maps
-from async_maps.sources.formats.registry import close_on_error, translate_format_errors
+from async_maps.sources.formats.registry import PassedOver, close_on_error, translate_format_errors
 from async_maps.sources.formats.stacks import TEXT, stack_length
 
 with require_extra("reading HDF5", "hdf5"):
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from async_maps.filesystems.filesystem import Filesystem
     from async_maps.sources.formats.hierarchy import Array, Group
 
+LINKS = "links, which are not followed"
 _MAX_CACHE = 256 * 2**20
 _FILTERS = {
     307: "bzip2",
@@ -70,7 +71,7 @@ class Hdf5Reader(HierarchyReader):
 
     def _member(self, group: Group, name: str) -> Any:
         if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-            return None
+            return PassedOver(LINKS)
         member = group[name]
         if could_be_maps(member):
             _check(member)

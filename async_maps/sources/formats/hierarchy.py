@@ -83,7 +83,7 @@ class HierarchyReader(ABC):
 
     @abstractmethod
     def _member(self, group: Group, name: str) -> Any:
-        """Return a group, an array, or anything else, which is skipped; raise an error if it cannot be read."""
+        """Return a group, an array, what else is counted, or anything else; raise an error if it cannot be read."""
 
     @abstractmethod
     def _identity(self, group: Group) -> object:
@@ -157,7 +157,9 @@ class HierarchyReader(ABC):
             found: ArrayHeader | PassedOver | str | None = None
             try:
                 member = self._member(group, name)
-                if _is_array(member):
+                if isinstance(member, PassedOver):
+                    found = member
+                elif _is_array(member):
                     found = self._listed(member)
                 # A group with two names, or inside itself, is listed once.
                 elif isinstance(member, self.group_type) and (identity := self._identity(member)) not in seen:

@@ -230,7 +230,7 @@ class Matlab5Reader:
         size = math.prod(values.shape) * values.dtype.itemsize
         if matrix.flags & _COMPLEX:
             return ListedArray(path, part, size, None, COMPLEX)
-        return ListedArray(path, part, size, ArrayHeader(rows_first(values.shape), values.dtype))
+        return ListedArray(path, part, size, ArrayHeader(rows_first(values.shape), values.dtype), is_last_first=True)
 
     def _matrix(self, stream: _Stream) -> _Matrix:
         """Read the header of an array."""

@@ -45,6 +45,7 @@ _DICOM = OtherFormat("DICOM", "pydicom", "pydicom.dcmread(path).pixel_array", no
 _PICTURE = OtherFormat("pictures of this kind", "numpy", 'numpy.asarray(PIL.Image.open(path).convert("L"))')
 _PICTURE = _PICTURE._replace(modules="numpy, PIL.Image")
 _TEXT = OtherFormat("numbers as text", "numpy", "numpy.loadtxt(path)")
+_LIST = "for a list of paths, run: async-maps run - DESTINATION < FILE"
 _TENSORFLOW = OtherFormat(
     "TFRecord",
     "tensorflow as tf",
@@ -80,14 +81,30 @@ OTHER_FORMATS = {
         note='"cam" is the column of the maps',
     ),
     ".fits": OtherFormat("FITS", "astropy.io.fits", "astropy.io.fits.getdata(path)"),
-    ".txt": _TEXT,
+    ".txt": _TEXT._replace(note=_LIST),
     ".dat": _TEXT,
     **dict.fromkeys((".bmp", ".gif", ".webp", ".pgm"), _PICTURE),
 }
 """By suffix. The tests run the programs of those formats whose library is small."""
 
+_PACKED = "packed files are not read; unpack them, and choose the folder as the source"
+_TORCH = "if torch.save wrote the file, give it a name that ends in .pt"
+_HDF5 = "if the file is HDF5, give it a name that ends in .h5"
+_NETCDF = "if the file is NetCDF, give it a name that ends in .nc"
+_TABLE = "a listing is a .csv or .jsonl file with the columns name and path"
+OTHER_NAMES = {
+    **dict.fromkeys((".zip", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar"), _PACKED),
+    **dict.fromkeys((".ckpt", ".bin", ".pkt"), _TORCH),
+    **dict.fromkeys((".hdf", ".he5", ".h5py", ".hf5"), _HDF5),
+    **dict.fromkeys((".netcdf", ".cdf", ".nc3"), _NETCDF),
+    **dict.fromkeys((".tsv", ".json", ".ndjson"), _TABLE),
+}
+"""What to do with files of other suffixes, which may hold maps."""
+
 ARRAYS_NOT_READ = {
-    suffix[suffix.rfind(".") :] for suffix, other in OTHER_FORMATS.items() if other not in {_PICTURE, _TEXT}
+    suffix[suffix.rfind(".") :]
+    for suffix, other in OTHER_FORMATS.items()
+    if other not in {_PICTURE, _TEXT, OTHER_FORMATS[".txt"]}
 }
 """The last suffixes of those of them that are not pictures or text."""
 
@@ -97,7 +114,7 @@ def advice_for(path: str) -> str:
     lower = path.lower()
     suffix = max((suffix for suffix in OTHER_FORMATS if lower.endswith(suffix)), key=len, default="")
     if not suffix:
-        return ""
+        return OTHER_NAMES.get(lower[lower.rfind(".") :], "")
     other = OTHER_FORMATS[suffix]
     note = f" ({other.note})" if other.note else ""
     program = other.program(suffix, '"FOLDER"', '"DESTINATION"')

@@ -38,6 +38,7 @@ FORMATS = {
     ".safetensors": "safetensors",
     ".pt": "torch",
     ".pth": "torch",
+    ".pth.tar": "torch",
     ".tif": "tiff",
     ".tiff": "tiff",
     ".png": "picture",
@@ -53,7 +54,7 @@ FORMATS = {
 COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
 """Not supported, but listed, so that they fail with a reason instead of being skipped."""
 
-_LONG_SUFFIXES = (".npy.gz", *COMPRESSED_TARS)
+_LONG_SUFFIXES = (".npy.gz", ".pth.tar", *COMPRESSED_TARS)
 _LONGEST_SUFFIX = 12
 _ZARR_MARKS = ("zarr.json", ".zgroup", ".zarray")
 DATASET_MARKS = ("state.json", "dataset_info.json")
@@ -85,6 +86,7 @@ class ListedArray(NamedTuple):
         look: opens a picture that is beside members of other formats, and lists it; only ``include`` makes it a map.
             None if the array is a map in any case.
         stack_problem: the reason why it cannot be read map by map, if it is a stack; else empty.
+        is_last_first: whether the last axis of the array as it was saved is the first of ``header``, as in MATLAB.
     """
 
     name: str
@@ -97,6 +99,7 @@ class ListedArray(NamedTuple):
     picture: str = ""
     look: Callable[[], Iterator[ListedArray | PassedOver]] | None = None
     stack_problem: str = ""
+    is_last_first: bool = False
 
 
 class PassedOver(NamedTuple):
@@ -135,10 +138,10 @@ class Reader(Protocol):
 def suffix_of(path: str) -> str | None:
     """Return the suffix of :data:`FORMATS` or :data:`COMPRESSED_TARS`; None if the path has none of them."""
     suffix = path[path.rfind(".") :].lower()
-    if suffix in FORMATS:
+    if suffix in FORMATS and suffix != ".tar":
         return suffix
     lower = path.lower()
-    return next((suffix for suffix in _LONG_SUFFIXES if lower.endswith(suffix)), None)
+    return next((long for long in _LONG_SUFFIXES if lower.endswith(long)), suffix if suffix in FORMATS else None)
 
 
 def is_hidden(path: str) -> bool:

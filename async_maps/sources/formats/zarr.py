@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from async_maps.errors import SourceError, require_extra
 from async_maps.filesystems.filesystem import is_remote
 from async_maps.filesystems.locators import parse_s3_address
+from async_maps.sources.activation_map import ArrayHeader
+from async_maps.sources.formats import cf
 from async_maps.sources.formats.hierarchy import HierarchyReader, could_be_maps
 from async_maps.sources.formats.names import NAMES
 from async_maps.sources.formats.registry import translate_format_errors
@@ -21,11 +23,12 @@ with require_extra("reading Zarr", "zarr"):
     from zarr.errors import UnknownCodecError as UnknownZarrCodecError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from typing import Any
 
     from async_maps.filesystems.filesystem import Filesystem
     from async_maps.sources.formats.hierarchy import Array, Group
+    from async_maps.sources.formats.registry import ListedArray, PassedOver
 
 _MAX_BLOCK = 256 * 2**20
 _IMAGE_CODECS = "imagecodecs_"
@@ -48,12 +51,21 @@ class ZarrReader(HierarchyReader):
 
             assert isinstance(filesystem, S3Filesystem)  # noqa: S101  # is_remote(path)
             self._store = S3ZarrStore(filesystem, parse_s3_address(path))
+        self._coordinates: set[str] = set()
+        # Of the last two arrays, because the next array is listed before a stack is named.
+        self._first_dimensions: dict[str, str] = {}
         self._folder: tuple[str, Group, set[str]] | None = None
         self._start = 0
         self._block: Any = None
 
     def close(self) -> None:
         self._array = self._block = None
+
+    def names(self, array: ListedArray, length: int) -> Iterator[str] | None:
+        """Return the strings of the coordinate of the first dimension, or of an array of names beside the array."""
+        folder, dimension = array.name.rpartition("/")[0], self._first_dimensions.get(array.name)
+        coordinates = [f"{folder}/{dimension}" if folder else dimension] if dimension else []
+        return self._first_names(coordinates, length) or super().names(array, length)
 
     def _root(self) -> Group | Array:
         with translate_format_errors("expected a Zarr hierarchy"):
@@ -63,6 +75,10 @@ class ZarrReader(HierarchyReader):
                 raise SourceError("expected a Zarr hierarchy, found no zarr.json, .zgroup or .zarray") from None
 
     def _names(self, group: Group) -> list[str]:
+        # xarray writes the metadata of all arrays into that of the group.
+        consolidated = group.metadata.consolidated_metadata
+        for metadata in (group.metadata, *(consolidated.metadata.values() if consolidated else ())):
+            self._coordinates.update(cf.references(metadata.attributes))
         # Group.members() opens all members, and fails if one is damaged.
         return list(collect_aiterator(group.store.list_dir(group.path)))
 
@@ -75,6 +91,21 @@ class ZarrReader(HierarchyReader):
 
     def _identity(self, group: Group) -> object:
         return group.path
+
+    def _what(self, array: Array) -> str:
+        if array.path.rpartition("/")[2] in self._coordinates or cf.is_place(array.metadata.attributes):
+            return cf.COORDINATES
+        return super()._what(array)
+
+    def _listed(self, array: Array) -> ArrayHeader | PassedOver | str:
+        found = super()._listed(array)
+        if isinstance(found, ArrayHeader):
+            dimensions = getattr(array.metadata, "dimension_names", None)
+            dimensions = dimensions or array.metadata.attributes.get("_ARRAY_DIMENSIONS")
+            first = dimensions[0] if isinstance(dimensions, list | tuple) and dimensions else ""
+            last = list(self._first_dimensions.items())[-1:]
+            self._first_dimensions = dict([*last, (array.path, first if isinstance(first, str) else "")])
+        return found
 
     def _open(self, path: str) -> Array:
         self._block = None
@@ -95,7 +126,7 @@ class ZarrReader(HierarchyReader):
             present = set(self._names(group)).intersection(NAMES) if isinstance(group, zarr.Group) else set()
             self._folder = folder, group, present
         _, group, present = self._folder
-        array = self._member(group, name) if name in present else None
+        array = self._member(group, name) if name in present or name not in NAMES else None
         is_text = isinstance(array, zarr.Array) and array.ndim == 1 and array.dtype.kind in "STU"
         return array if is_text else None
 
