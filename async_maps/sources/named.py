@@ -13,7 +13,7 @@ from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
-from async_maps.errors import InputValidationError, MissingExtraError, SourceError, translate_os_error
+from async_maps.errors import AsyncMapsError, InputValidationError, MissingExtraError, SourceError, translate_os_error
 from async_maps.filesystems.filesystem import (
     LocalFilesystem,
     check_regular,
@@ -221,6 +221,10 @@ def _maps_in(file: NamedFile, open_file: Callable[[], tuple[Filesystem, str]], s
             return
         # A missing extra affects only files of its format.
         yield _failed(file, _with_format(file.path, translate_os_error(error)))
+    except AsyncMapsError:
+        raise
+    except Exception as error:  # noqa: BLE001  # a malicious file can cause any error
+        yield _failed(file, f"could not be listed: {printable(repr(error))[:200]}")
 
 
 def _is_named(scan: Scan, file: NamedFile, picture: str) -> bool:

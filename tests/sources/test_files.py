@@ -16,11 +16,15 @@ from async_maps.outcomes import Failure
 from async_maps.sources import files, open_source
 from async_maps.sources.activation_map import ActivationMap
 from async_maps.sources.batches import list_maps
+from async_maps.sources.formats.npy import NpyReader
 from tests.support.entries import failures_of, only_names, read_map, save_map
 from tests.support.maps import MAP
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from async_maps.sources.batches import AnySource, Entry
+    from async_maps.sources.formats.registry import ListedArray
 
 pytestmark = pytest.mark.fast
 
@@ -444,3 +448,22 @@ def _record_scandir(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(os, "scandir", watched)
     return scanned
+
+
+def test_a_file_with_an_unexpected_error_fails_alone(maps: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (maps / "a.npy").write_bytes(b"hostile")
+    save_map(maps / "b.npy")
+    original = NpyReader.arrays
+
+    def arrays(self: NpyReader) -> Iterator[ListedArray]:
+        for array in original(self):
+            if array.problem:
+                raise RecursionError("of a kind nobody thought of")
+            yield array
+
+    monkeypatch.setattr(NpyReader, "arrays", arrays)
+    first, second = open_source(maps)
+    assert isinstance(first, Failure)
+    assert first.reason == "could not be listed: RecursionError('of a kind nobody thought of')"
+    assert isinstance(second, ActivationMap)
+    assert second.name == "b"
