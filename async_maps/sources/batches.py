@@ -118,7 +118,9 @@ async def list_maps(  # noqa: PLR0913  # one argument a choice
         if isinstance(source, str | PathLike):
             place = "standard input" if is_stdin(source) else fspath(source)
         if left_out := passed_over[LEFT_OUT]:
-            raise SourceError(f"include and exclude leave no map of {place}: {left_out:,} are left out")
+            raise SourceError(
+                f"include and exclude leave no map of {place}: {left_out:,} {'is' if left_out == 1 else 'are'} left out"
+            )
         seen = f"; {shown_passed_over(passed_over)}" if passed_over else ""
         advice = next(filter(None, (advice_for(what) for what, _ in passed_over.most_common())), "")
         # The formats do not help if the file was read, or if nothing but its arrays was passed over.

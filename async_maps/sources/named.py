@@ -220,7 +220,8 @@ def _maps_in(file: NamedFile, open_file: Callable[[], tuple[Filesystem, str]], s
             scan.pass_over(HIDDEN)
             return
         # A missing extra affects only files of its format.
-        yield _failed(file, _with_format(file.path, translate_os_error(error)))
+        reason = translate_os_error(error)
+        yield _failed(file, _with_format(file.path, reason) if isinstance(error, SourceError) else reason)
     except AsyncMapsError:
         raise
     except Exception as error:  # noqa: BLE001  # a malicious file can cause any error

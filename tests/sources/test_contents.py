@@ -157,7 +157,7 @@ def test_include_and_exclude_match_names_folders_and_files(
 
 def test_a_filter_that_leaves_nothing_is_named(maps: Path, tmp_path: Path) -> None:
     save_map(maps / "a.npy")
-    with pytest.raises(am.SourceError, match=r"include and exclude leave no map of .*maps: 1 are left out"):
+    with pytest.raises(am.SourceError, match=r"include and exclude leave no map of .*maps: 1 is left out"):
         am.run(maps, tmp_path / "out", settings=am.Settings(workers=0, include="cat"))
 
 
