@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-pytestmark = [pytest.mark.fast, pytest.mark.usefixtures(leaves_nothing.__name__)]
+pytestmark = pytest.mark.usefixtures(leaves_nothing.__name__)
 
 
 def spread(low: float, high: float) -> NDArray[np.float64]:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-pytestmark = [pytest.mark.fast, pytest.mark.usefixtures(leaves_nothing.__name__)]
+pytestmark = pytest.mark.usefixtures(leaves_nothing.__name__)
 
 WINDOW, LISTED, HANDED_OVER = 64, 256, 128
 """Items in a stream's window (smaller here than the default 4,096), in a listing, and between two threads."""

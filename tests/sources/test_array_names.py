@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-pytestmark = pytest.mark.fast
-
 TEXTS = ["dog 1", "b/c", "é", "000001", "x.y"]
 BYTES = np.array([text.encode() for text in TEXTS])
 

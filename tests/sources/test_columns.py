@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     Write = Callable[[pa.Table, Path], Path]
 
-pytestmark = [pytest.mark.fast, pytest.mark.usefixtures(leaves_nothing.__name__)]
+pytestmark = pytest.mark.usefixtures(leaves_nothing.__name__)
 
 CAMS = np.linspace(0, 1, 5 * 3 * 4, dtype=np.float32).reshape(5, 3, 4)
 

@@ -32,8 +32,6 @@ from tests.support.maps import MAP
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = pytest.mark.fast
-
 
 def test_datasets_become_maps_and_stacks_in_path_order(maps: Path) -> None:
     arrays = kinds_of_numbers()

@@ -46,8 +46,6 @@ if TYPE_CHECKING:
 
 scipy_io: Any = pytest.importorskip("scipy.io")
 
-pytestmark = pytest.mark.fast
-
 IN_MATLAB = np.moveaxis(STACK, 0, -1)
 """The stack as MATLAB has it: h x w x n."""
 NAMES = ["dog 1", "b", "é", "d", "x.y"]

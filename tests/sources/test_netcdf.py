@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
 netcdf4: Any = pytest.importorskip("netCDF4")
 
-pytestmark = pytest.mark.fast
-
 PLANE = STACK[1]
 CLASSIC = ["NETCDF3_CLASSIC", "NETCDF3_64BIT_OFFSET", "NETCDF3_64BIT_DATA"]
 VERSIONS = [*CLASSIC, "NETCDF4_CLASSIC", "NETCDF4"]

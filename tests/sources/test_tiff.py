@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-pytestmark = pytest.mark.fast
-
 HYPERSTACK = np.random.default_rng(0).random((2, 3, 2, 6, 7), np.float32)
 """Times, slices, channels, rows, columns."""
 

@@ -33,8 +33,6 @@ from tests.support.maps import MAP
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = pytest.mark.fast
-
 
 @pytest.mark.parametrize("version", [2, 3])
 def test_arrays_of_a_hierarchy_become_maps_in_path_order(maps: Path, version: Any) -> None:
