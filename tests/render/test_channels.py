@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.fast
 
-REDUCTIONS: list[Any] = ("sum", "norm", "maxabs", "mean")
+REDUCTIONS: tuple[Any, ...] = ("sum", "norm", "maxabs", "mean")
 DTYPES = ("f2", "f4", "f8", "g", ">f4", ">f8", "i1", "u1", "i2", "u2", ">i2", "i4", "u4", "i8", "u8", "?")
 
 
