@@ -13,7 +13,7 @@ from async_maps.concurrency.loop import open_portal
 from async_maps.concurrency.streams import receive, send
 from async_maps.concurrency.tasks import OrderlyTask
 from async_maps.errors import AsyncMapsError
-from async_maps.manifest.claims import Claims
+from async_maps.manifest.claims import Claims, distinct
 from async_maps.manifest.manifest import check_select
 from async_maps.manifest.recorder import open_reader
 from async_maps.outcomes import Failure, Outcome
@@ -230,8 +230,7 @@ async def adry_run(  # noqa: PLR0913  # those of arun()
                 with claims:
                     if template.may_collide and select != "all":
                         await recorder.load_claims(claims, select)
-                    if manifest is not None:
-                        listing = recorder.select_maps(listing, select, report)
+                    listing = distinct(listing) if manifest is None else recorder.select_maps(listing, select, report)
                     async with aclosing(listing) as batches:
                         async for batch in batches:
                             entries = [with_key(entry, store.prefix, template, store.locator) for entry in batch]

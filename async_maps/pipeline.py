@@ -28,7 +28,7 @@ from async_maps.errors import (
     TooManyFailuresError,
 )
 from async_maps.invisible import InvisibleMaps
-from async_maps.manifest.claims import Claims
+from async_maps.manifest.claims import Claims, distinct
 from async_maps.manifest.manifest import check_select
 from async_maps.manifest.recorder import open_recorder
 from async_maps.outcomes import Failure, Outcome, Receipt
@@ -414,7 +414,9 @@ class Pipeline:
                 report.elapsed_s, report.drained, report.statistics = report.survey_s, True, self.statistics()
                 return
             listing = self._list(source, value_range, recorder, report.limit, report.pass_over)
-            if recorder is not None:
+            if recorder is None:
+                listing = distinct(listing)
+            else:
                 listing = recorder.select_maps(listing, mode, report)
                 if self._claims is not None:
                     await recorder.load_claims(self._claims, mode)

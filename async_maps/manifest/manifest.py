@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from async_maps.errors import ManifestError, SettingsError
 from async_maps.keys import printable
+from async_maps.manifest.claims import same_name
 from async_maps.manifest.metadata import ManifestMetadata
 from async_maps.manifest.schema import BOOLEANS, COLUMNS, UPSERT
 from async_maps.outcomes import Failure, MapStatistics, Outcome, Receipt
@@ -236,10 +237,7 @@ class Manifest(ManifestMetadata):
 
     def _duplicate(self, map_: ActivationMap) -> Failure:
         (first,) = self._database.execute("SELECT source FROM seen WHERE name = ?", (map_.name,)).fetchone()
-        reason = (
-            f"another map of this run has the same name: {first!r}; rename one of them, or leave one out with --exclude"
-        )
-        return Failure(map_.name, map_.source, map_.fingerprint, "source", reason)
+        return same_name(map_, first)
 
 
 def _row(outcome: Outcome, settings: str) -> tuple[object, ...]:

@@ -235,13 +235,16 @@ async def test_a_resumed_run_uploads_only_changed_and_failed_maps(maps: Path, tm
     assert all(row[10] == "read" and "expected an .npy file" in str(row[11]) for row in failed)
 
 
-async def test_a_second_map_with_the_same_name_fails(maps: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("manifest", ["manifest.sqlite", None])
+async def test_a_second_map_with_the_same_name_fails(maps: Path, tmp_path: Path, manifest: str | None) -> None:
     np.save(maps / "a.npy", random_map(1))
     np.savez(maps / "a.npz", x=random_map(2))
     async with am.Pipeline(tmp_path / "out", settings=THREADS) as pipeline:
-        report = await pipeline.run(maps, manifest=tmp_path / "manifest.sqlite")
+        report = await pipeline.run(maps, manifest=tmp_path / manifest if manifest else None)
     assert (report.uploaded, report.failed) == (1, 1)
     assert "another map of this run has the same name" in report.failures[0].reason
+    planned = await am.adry_run(maps, tmp_path / "out", manifest=tmp_path / "new.sqlite" if manifest else None)
+    assert (planned.planned, planned.failures) == (1, report.failures)
 
 
 async def test_a_refused_object_fails_alone_and_a_dead_store_ends_the_run(
