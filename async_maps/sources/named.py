@@ -109,7 +109,11 @@ def _with_known(
     files: Sequence[NamedFile | Failure], known: Known, options: SourceOptions
 ) -> Iterator[NamedFile | Entry]:
     """Replace each unchanged file that is a single map, according to an earlier run, by its map."""
-    wholes = [_whole(file, options) if isinstance(file, NamedFile) else None for file in files]
+    # A known map that include or exclude leaves out is counted as such below, like an unknown one.
+    wholes = [
+        _whole(file, options) if isinstance(file, NamedFile) and options.wants(file.name, file.with_suffix) else None
+        for file in files
+    ]
     maps = [whole for whole in wholes if isinstance(whole, ActivationMap)]
     sources = known(maps) if maps else ()
     for file, whole in zip(files, wholes, strict=True):

@@ -183,6 +183,20 @@ def test_patterns_apply_to_arrays_in_memory(tmp_path: Path) -> None:
     assert (report.uploaded, report.passed_over) == (1000, {"maps left out by include or exclude": 1000})
 
 
+@pytest.mark.parametrize("filters", [{"include": "a"}, {"exclude": "b"}])
+def test_a_filter_holds_for_maps_that_an_earlier_run_knows(maps: Path, tmp_path: Path, filters: dict[str, Any]) -> None:
+    for name in ("a", "b"):
+        save_map(maps / f"{name}.npy")
+    manifest, out = tmp_path / "m.sqlite", tmp_path / "out"
+    assert am.run(maps, out, settings=am.Settings(workers=0), manifest=manifest).uploaded == 2
+    changes: list[dict[str, Any]] = [{"colormap": "viridis"}, {}]
+    for how in changes:
+        settings = am.Settings(workers=0, **filters, **how)
+        report = am.run(maps, out, settings=settings, manifest=manifest, select="all" if not how else "changed")
+        assert (report.uploaded, report.skipped) == (1, 0)
+        assert report.passed_over == {"maps left out by include or exclude": 1}
+
+
 def test_a_filtered_run_keeps_the_rows_of_other_failures(maps: Path, tmp_path: Path) -> None:
     save_map(maps / "good.npy")
     names: dict[str, Any] = {"../x": MAP, "y": MAP}
