@@ -298,6 +298,7 @@ class Pipeline:
     ) -> AsyncGenerator[Outcome, None]:
         """Put every map of a source, and yield the outcomes as they come.
 
+        The second of two maps with one name fails; to replace an overlay on purpose, use :meth:`put`.
         The source is read no faster than the outcomes are taken. At most 4,096 maps are in flight or wait for their
         turn, at most 4,096 outcomes wait to be taken, and up to 256 maps are listed ahead. To stop early, close the
         generator with ``contextlib.aclosing``.
@@ -321,7 +322,7 @@ class Pipeline:
         value_range = await self._range_for(source, None, "changed", Report())
         if value_range is None:
             return
-        listing = self._list(source, value_range, None, limit)
+        listing = distinct(self._list(source, value_range, None, limit))
         async with aclosing(self._outcomes(listing, value_range, ordered)) as batches:
             async for outcomes in batches:
                 for outcome in outcomes:

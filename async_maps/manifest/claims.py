@@ -1,4 +1,4 @@
-"""Detects maps with the same locator, if the key template allows that, or the same name, in runs without a manifest.
+"""Detects maps with one locator, if the key template allows that, or one name, in streams and runs without a manifest.
 
 Everything but :func:`distinct` blocks.
 """
@@ -34,7 +34,7 @@ def same_name(map_: ActivationMap, first: str) -> Failure:
 
 
 class Names(Spill):
-    """The names of a run without a manifest. A second map with the same name fails before it is uploaded.
+    """The names of a stream or a run without a manifest. A second map with the same name fails before it is uploaded.
 
     All methods raise ManifestError if the disk of temporary files is full.
     """
@@ -58,7 +58,7 @@ class Names(Spill):
 async def distinct(
     listing: AsyncGenerator[list[ActivationMap | Failure], None],
 ) -> AsyncGenerator[list[ActivationMap | Failure], None]:
-    """Refuse the second of two maps with one name, for a run without a manifest."""
+    """Refuse the second of two maps with one name, for a stream or a run without a manifest."""
     with Names() as names:
         async with aclosing(listing):
             async for batch in listing:

@@ -247,6 +247,16 @@ async def test_a_second_map_with_the_same_name_fails(maps: Path, tmp_path: Path,
     assert (planned.planned, planned.failures) == (1, report.failures)
 
 
+async def test_the_second_map_of_a_stream_with_the_same_name_fails() -> None:
+    store = am.MemoryStore()
+    async with am.Pipeline(store, settings=THREADS) as pipeline:
+        maps = (("a", random_map(1)), ("b", random_map(2)), ("a", random_map(3)))
+        outcomes = [outcome async for outcome in pipeline.stream(maps, ordered=True)]
+    assert [outcome.name for outcome in outcomes] == ["a", "b", "a"]
+    assert [type(outcome) for outcome in outcomes] == [am.Receipt, am.Receipt, am.Failure]
+    assert len(store.objects) == 2
+
+
 async def test_a_refused_object_fails_alone_and_a_dead_store_ends_the_run(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
