@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import socket
+import time
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from async_maps.errors import ManifestError
 from async_maps.keys import printable
@@ -21,6 +23,45 @@ if TYPE_CHECKING:
     from typing import BinaryIO
 
 _MAX_HOLDER_BYTES = 300
+_SINCE = re.compile(r"since (\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) UTC$")
+_WAIT_S, _WAITS = 0.01, 1000
+"""The wait for readers that look for the holder, and have a shared lock meanwhile."""
+
+
+class Holder(NamedTuple):
+    """The run that writes a manifest.
+
+    Attributes:
+        text: its process, host and start, for messages; empty if it could not write them.
+        since: its start, rounded down to a second; None if unknown.
+    """
+
+    text: str
+    since: datetime | None
+
+
+def holder_of(manifest: str | os.PathLike[str]) -> Holder | None:
+    """Return the run that writes a manifest now, or None. Nothing is written, and no run is disturbed."""
+    try:
+        with open(f"{os.path.realpath(manifest)}-lock", "rb", buffering=0, opener=_open_without_waiting) as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return _written(file)
+    except OSError:
+        return None
+    return None
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    # A pipe could lie there.
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def _written(file: BinaryIO) -> Holder:
+    text = printable(file.read(_MAX_HOLDER_BYTES).decode(errors="replace").strip())
+    found = _SINCE.search(text)
+    return Holder(text, datetime.fromisoformat(f"{found[1]}+00:00") if found else None)
 
 
 class RunLock:
@@ -35,10 +76,7 @@ class RunLock:
         while True:
             self._file: BinaryIO = open(self._path, "a+b", buffering=0)  # noqa: SIM115  # held open
             try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                is_ours = True
-            except BlockingIOError:
-                is_ours = False
+                is_ours = _locked(self._file)
             except BaseException:
                 self._file.close()
                 raise
@@ -49,7 +87,7 @@ class RunLock:
         if not is_ours:
             with self._file:
                 self._file.seek(0)
-                holder = printable(self._file.read(_MAX_HOLDER_BYTES).decode(errors="replace").strip())
+                holder = _written(self._file).text
             raise ManifestError(
                 f"the manifest {manifest} is in use by another run{f' ({holder})' if holder else ''}: "
                 "wait until it has ended, or choose another manifest file"
@@ -83,3 +121,19 @@ class RunLock:
             return os.path.samestat(os.fstat(self._file.fileno()), os.stat(self._path))
         except FileNotFoundError:
             return False
+
+
+def _locked(file: BinaryIO) -> bool:
+    for _ in range(_WAITS):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            fcntl.flock(file, fcntl.LOCK_UN)
+            time.sleep(_WAIT_S)
+        else:
+            return True
+    return False

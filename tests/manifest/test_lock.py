@@ -9,7 +9,8 @@ import socket
 import subprocess
 import sys
 import time
-from threading import Lock, Thread
+from datetime import UTC, datetime
+from threading import Event, Lock, Thread
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -18,7 +19,7 @@ import pytest
 
 import async_maps as am
 from async_maps.errors import ManifestError
-from async_maps.manifest.lock import RunLock
+from async_maps.manifest.lock import RunLock, holder_of
 from async_maps.manifest.manifest import Manifest
 from tests.support.commands import done_rows, invoke, start
 from tests.support.leftovers import leaves_nothing
@@ -97,6 +98,48 @@ def test_a_killed_process_releases_its_lock(path: Path) -> None:
     with Manifest(path) as manifest:
         manifest.begin("s3://bucket")
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_the_holder_is_known_until_it_is_killed(path: Path) -> None:
+    assert holder_of(path) is None
+    with subprocess.Popen([sys.executable, "-c", HOLD, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        holder = holder_of(path)
+        assert holder is not None
+        assert holder.text.startswith(f"process {process.pid} on {socket.gethostname()}, since ")
+        assert holder.since is not None
+        assert holder.since <= datetime.now(UTC)
+        process.kill()
+    assert path.with_name("m.sqlite-lock").exists()
+    assert holder_of(path) is None
+
+
+def test_looking_for_the_holder_disturbs_no_run(path: Path) -> None:
+    found = []
+    ended = Event()
+
+    def look() -> None:
+        while not ended.is_set():
+            found.append(holder_of(path))
+
+    threads = [Thread(target=look) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(100):
+            RunLock(path).release()
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join()
+    assert found
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe"])
+def test_what_is_no_lock_has_no_holder(kind: str, path: Path) -> None:
+    (os.mkdir if kind == "folder" else os.mkfifo)(path.with_name("m.sqlite-lock"))
+    assert holder_of(path) is None
 
 
 def test_a_stale_lock_file_is_overwritten(path: Path) -> None:
