@@ -7,10 +7,12 @@ file, it loses SQLite's own locks on it.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
 import socket
+import stat
 import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NamedTuple
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from typing import BinaryIO
 
 _MAX_HOLDER_BYTES = 300
+_HOLDER = re.compile(rb"process \d+ on |process \d*( on?)?$|p(r(o(c(e(ss?)?)?)?)?)?$|$")
+"""The start of a lock's text, of which a full disk may have cut the rest."""
 _SINCE = re.compile(r"since (\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) UTC$")
 _WAIT_S, _WAITS = 0.01, 1000
 """The wait for readers that look for the holder, and have a shared lock meanwhile."""
@@ -54,8 +58,8 @@ def holder_of(manifest: str | os.PathLike[str]) -> Holder | None:
 
 
 def _open_without_waiting(path: str, flags: int) -> int:
-    # A pipe could lie there.
-    return os.open(path, flags | os.O_NONBLOCK)
+    # A pipe or a link could lie there.
+    return os.open(path, flags | os.O_NONBLOCK | os.O_NOFOLLOW)
 
 
 def _written(file: BinaryIO) -> Holder:
@@ -67,15 +71,17 @@ def _written(file: BinaryIO) -> Holder:
 class RunLock:
     """A lock that is held from its creation to its release. The manifest need not exist.
 
-    Raises ManifestError if another run holds it, and OSError if its file cannot be created or locked.
+    Raises ManifestError if another run holds it or its file is not a lock, and OSError if its file cannot be created or
+    locked.
     """
 
     def __init__(self, manifest: Path) -> None:
         # realpath: a manifest has one lock, even through symbolic links.
         self._path = f"{os.path.realpath(manifest)}-lock"
         while True:
-            self._file: BinaryIO = open(self._path, "a+b", buffering=0)  # noqa: SIM115  # held open
+            self._file = self._open()
             try:
+                self._refuse_foreign()
                 is_ours = _locked(self._file)
             except BaseException:
                 self._file.close()
@@ -93,6 +99,35 @@ class RunLock:
                 "wait until it has ended, or choose another manifest file"
             )
         self._write_holder()
+
+    def _open(self) -> BinaryIO:
+        """Open the file, but follow no link and wait for no pipe: the lock must not change a file of another kind."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        try:
+            return open(os.open(self._path, flags, 0o666), "a+b", buffering=0)
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise self._foreign("a symbolic link") from None
+            if os.path.lexists(self._path) and not os.path.isfile(self._path):
+                raise self._foreign("not a file") from None
+            raise
+
+    def _refuse_foreign(self) -> None:
+        """Raise ManifestError unless the open file is new, or was written by a run."""
+        status = os.fstat(self._file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise self._foreign("not a file")
+        if status.st_nlink > 1:
+            raise self._foreign("a hard link to another file")
+        self._file.seek(0)
+        if not _HOLDER.match(self._file.read(_MAX_HOLDER_BYTES).strip()):
+            raise self._foreign("a file with other content")
+
+    def _foreign(self, kind: str) -> ManifestError:
+        return ManifestError(
+            f"the manifest cannot be locked: {self._path} is {kind}, not a lock of async-maps: move it away, or choose "
+            "another manifest file"
+        )
 
     def release(self) -> None:
         """Release the lock, and delete its file."""
@@ -118,7 +153,7 @@ class RunLock:
     def _is_there(self) -> bool:
         """Whether the open file still has its name, so that other runs open the same file."""
         try:
-            return os.path.samestat(os.fstat(self._file.fileno()), os.stat(self._path))
+            return os.path.samestat(os.fstat(self._file.fileno()), os.lstat(self._path))
         except FileNotFoundError:
             return False
 

@@ -148,6 +148,34 @@ def test_a_stale_lock_file_is_overwritten(path: Path) -> None:
         Manifest(path)
 
 
+@pytest.mark.parametrize("kind", ["link", "broken link", "hard link", "pipe", "socket", "folder", "text", "binary"])
+def test_a_foreign_file_in_place_of_the_lock_is_refused_unchanged(kind: str, path: Path, tmp_path: Path) -> None:
+    lock, other = path.with_name("m.sqlite-lock"), tmp_path / "other"
+    other.write_bytes(b"" if kind == "hard link" else b"process my maps")
+    if kind.endswith("link"):
+        os.link(other, lock) if kind == "hard link" else lock.symlink_to(other if kind == "link" else "nowhere")
+    elif kind == "pipe":
+        os.mkfifo(lock)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as listening:
+            listening.bind(str(lock))
+    elif kind == "folder":
+        lock.mkdir()
+    else:
+        lock.write_bytes(b"process my maps" if kind == "text" else bytes(range(256)) * 9)
+    before = os.lstat(lock), other.read_bytes(), sorted(tmp_path.iterdir())
+    with pytest.raises(ManifestError, match=r"m\.sqlite-lock is .*, not a lock of async-maps: move it away"):
+        Manifest(path)
+    assert (os.lstat(lock), other.read_bytes(), sorted(tmp_path.iterdir())) == before
+
+
+@pytest.mark.parametrize("text", ["", "pro", "process 12", "process 12 on a-host, since 2026"])
+def test_a_lock_that_a_full_disk_has_cut_is_ours(text: str, path: Path) -> None:
+    path.with_name("m.sqlite-lock").write_text(text)
+    Manifest(path).close()
+    assert list(path.parent.iterdir()) == [path]
+
+
 def test_only_one_of_many_threads_holds_the_lock(path: Path) -> None:
     turn = Lock()
     holders = most = taken = 0
