@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 from async_maps.cli.options import SOME_FAILED
 from async_maps.errors import SettingsError
 from async_maps.filesystems.atomic import replacing
+from async_maps.filesystems.outputs import check_output, is_report
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
     from typing import TextIO
 
@@ -102,11 +103,15 @@ def _say_first(lines: list[str], total: int, where: str) -> None:
         say(f"... and {total - _LISTED:,} more: {where}")
 
 
-def check_report(path: Path | None) -> None:
+def check_report(path: Path | None, files: Mapping[str, str]) -> None:
     """Check before a run that its report can be written.
 
+    Args:
+        path: the file of the report; None for no report.
+        files: the files of the run, which it must not replace.
+
     Raises:
-        SettingsError: the report cannot be written.
+        SettingsError: the report cannot be written, or would replace a file that is no report.
     """
     if path is None:
         return
@@ -119,6 +124,7 @@ def check_report(path: Path | None) -> None:
     elif not (os.access(path.parent, os.W_OK | os.X_OK) if is_replaced else os.access(path, os.W_OK)):
         reason = "no permission"
     else:
+        check_output(path, "the report", is_report, files)
         return
     raise SettingsError(f"cannot write the report to {path}: {reason}")
 
@@ -128,10 +134,15 @@ def write_report(path: Path | None, report: Report | Verification, code: int) ->
     if path is None:
         return code
     try:
+        # Again: a run takes hours.
+        check_output(path, "the report", is_report)
         with replacing(path) as temporary:
             temporary.write_text(json.dumps({**report.as_dict(), "exit_code": code}, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         complain(f"cannot write the report to {path}: {error.strerror}")
+        return code or SOME_FAILED
+    except SettingsError as error:
+        complain(error)
         return code or SOME_FAILED
     return code
 

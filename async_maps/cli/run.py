@@ -27,6 +27,7 @@ from async_maps.cli.options import (
 from async_maps.cli.usage import MANIFEST_VARIABLE
 from async_maps.concurrency.loop import fastest_loop
 from async_maps.errors import AsyncMapsError, SettingsError, StoreError, TooManyFailuresError
+from async_maps.filesystems.outputs import files_of_run
 from async_maps.report import Report
 from async_maps.settings import Settings
 from async_maps.sources import is_stdin
@@ -97,7 +98,7 @@ def run(  # noqa: PLR0913  # one argument per option
     set_verbosity(verbose=verbose, quiet=quiet)
     if overwrite and retry_failed:
         raise SettingsError("--overwrite and --retry-failed exclude each other")
-    check_report(report)
+    check_report(report, files_of_run(manifest=manifest, config=config, source=source, destination=destination))
     if manifest == Path():
         raise SettingsError(f"the name of the manifest is empty: give --manifest FILE, or unset {MANIFEST_VARIABLE}")
     if is_stdin(destination):

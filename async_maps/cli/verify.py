@@ -12,6 +12,7 @@ from async_maps.cli.console import check_report, complain, print_verification, s
 from async_maps.cli.displays import LineDisplay, ProgressKind
 from async_maps.cli.options import DONE, OUTPUT, SOME_FAILED, WHAT, WRONG_USE, Flag, GroupedSettings, Quiet, Verbose
 from async_maps.errors import AsyncMapsError, SettingsError
+from async_maps.filesystems.outputs import files_of_run
 
 
 def verify(  # noqa: PLR0913  # one argument per option
@@ -69,7 +70,7 @@ def verify(  # noqa: PLR0913  # one argument per option
 
     if not repair and (delete_foreign or source is not None):
         raise SettingsError(f"{'--delete-foreign' if delete_foreign else '--source'} needs --repair")
-    check_report(report)
+    check_report(report, files_of_run(manifest=manifest, config=config, source=source or ""))
     watch = None if quiet or progress == "none" else LineDisplay(sys.stderr, as_json=progress == "json")
     done = Verification()
     try:

@@ -109,3 +109,6 @@ _OVERLAYS: dict[ExportFormat, tuple[Column, ...]] = {
         Column("range", "range", of_overlay(lambda _: [0, 255])),
     ),
 }
+
+EXPORTED = frozenset((*COLUMNS, *_ALIASES, "url", *(column.name for made in _OVERLAYS.values() for column in made)))
+"""The names of all columns that an exported table can have."""

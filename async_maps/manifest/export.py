@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from itertools import count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,13 +14,14 @@ from async_maps.errors import InputValidationError, ManifestError, SettingsError
 from async_maps.filesystems.atomic import replacing
 from async_maps.filesystems.filesystem import is_remote
 from async_maps.filesystems.locators import bitmap_mask_fields
-from async_maps.manifest.columns import Column, export_columns, of_overlay
+from async_maps.filesystems.outputs import check_output, files_of_run
+from async_maps.manifest.columns import EXPORTED, Column, export_columns, of_overlay
 from async_maps.manifest.manifest import Manifest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from os import PathLike
-    from typing import TextIO
+    from typing import IO, TextIO
 
     from async_maps.manifest.columns import ExportFormat, ExportRows, Row
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     Writer = Callable[[Path, Sequence[Column], Rows], None]
 
 _BATCH = 10_000
+_MAX_HEADER_BYTES = 2**20
 
 
 def export_manifest(  # noqa: PLR0913  # one argument per option
@@ -42,7 +45,8 @@ def export_manifest(  # noqa: PLR0913  # one argument per option
 
     Args:
         manifest: the path of the manifest.
-        file: the path to write, ending in ``.csv``, ``.parquet`` or ``.jsonl``. An existing file is replaced.
+        file: the path to write, ending in ``.csv``, ``.parquet`` or ``.jsonl``. An existing export is replaced, but
+            no other file.
         rows: ``done``: maps with an overlay. ``failed``: only maps that failed. ``all``: both. Failed maps have no
             locator, except in ``plain`` the maps that failed at stage ``verify``, whose overlay is broken.
         columns: the names of the columns, in this order; None for all, and with ``rows="failed"`` for ``name``,
@@ -61,7 +65,8 @@ def export_manifest(  # noqa: PLR0913  # one argument per option
             FiftyOne cannot read colored overlays.
         MissingExtraError: a Parquet file needs the extra ``parquet``.
         SettingsError: an unknown suffix, column, format or choice of rows, a number of hours outside 1 to 168, or
-            overlays outside S3; or failed maps for a program that reads overlays, or with URLs.
+            overlays outside S3; failed maps for a program that reads overlays, or with URLs; or a file that is no
+            export would be replaced.
         StoreError: there are no credentials to sign URLs with.
     """
     target = Path(file)
@@ -69,6 +74,8 @@ def export_manifest(  # noqa: PLR0913  # one argument per option
     write = writers.get(target.suffix.lower())
     if write is None:
         raise SettingsError(f"cannot export to {target.name!r}: expected a name ending in {', '.join(writers)}")
+    names = partial(_names, target.suffix.lower())
+    check_output(target, "the table", lambda file: EXPORTED.issuperset(names(file)), files_of_run(manifest=manifest))
     with _exporting(manifest, rows, columns, export_format, presign_hours) as (plain, found):
         table = plain
         if export_format == "kolena" and write is _parquet:
@@ -158,6 +165,20 @@ def _url_column(stack: ExitStack, hours: float) -> Column:
     from async_maps.filesystems.presign import presigning
 
     return Column("url", "text", of_overlay(stack.enter_context(presigning(hours))))
+
+
+def _names(suffix: str, file: IO[bytes]) -> list[str]:
+    """Return the names of the columns of a table; a name that no column has if it is none."""
+    try:
+        if suffix == ".parquet":
+            with require_extra("writing Parquet", "parquet"):
+                import pyarrow.parquet as pq
+            names: list[str] = pq.read_schema(file).names
+            return names
+        line = file.readline(_MAX_HEADER_BYTES).decode("utf-8-sig")
+        return list(json.loads(line).keys()) if suffix == ".jsonl" else next(csv.reader([line]))
+    except (ValueError, RecursionError, StopIteration, csv.Error, AttributeError):  # ArrowInvalid is a ValueError
+        return [""]
 
 
 def _csv(path: Path, columns: Sequence[Column], rows: Rows) -> None:

@@ -97,10 +97,11 @@ def test_rows_are_exported_in_batches_of_any_size(
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_an_older_table_is_replaced_atomically(manifest: Path, tmp_path: Path, suffix: str) -> None:
     file = tmp_path / f"a{suffix}"
-    file.write_text("an older table")
-    with file.open() as reader:
+    export_manifest(manifest, file, columns=["name"])
+    older = file.read_bytes()
+    with file.open("rb") as reader:
         export_manifest(manifest, file)
-        assert reader.read() == "an older table"
+        assert reader.read() == older
     assert len(read_exported(file)) == len(EXPORTED_NAMES)
     assert sorted(path.name for path in tmp_path.iterdir()) == [file.name, "run"]
     assert [path.name for path in manifest.parent.iterdir()] == [manifest.name]
@@ -112,14 +113,15 @@ def test_a_failed_export_keeps_the_older_table(tmp_path: Path, suffix: str) -> N
     with Manifest(path) as opened:
         opened.begin("s3://bucket")
         opened.write([Failure(f"{n:0500}", "x", None, "read", "no") for n in range(500)], "settings")
+    file = tmp_path / f"a{suffix}"
+    export_manifest(path, file, rows="all")
+    older = file.read_bytes()
     content = bytearray(path.read_bytes())
     content[8192:] = b"\xff" * (len(content) - 8192)
     path.write_bytes(content)
-    file = tmp_path / f"a{suffix}"
-    file.write_text("an older table")
     with pytest.raises(ManifestError, match=rf"^the manifest {path} cannot be read: "):
         export_manifest(path, file, rows="all")
-    assert file.read_text() == "an older table"
+    assert file.read_bytes() == older
     assert sorted(entry.name for entry in tmp_path.iterdir()) == [file.name, "m.sqlite"]
 
 
@@ -319,14 +321,15 @@ def test_a_table_for_kolena_equals_kolenas_own(kolena: Any, tmp_path: Path, suff
 def test_locators_that_kolena_cannot_read_are_refused(tmp_path: Path, suffix: str) -> None:
     am.run([("a", np.zeros((2, 2)))], tmp_path / "out", settings=am.Settings(workers=0), manifest=tmp_path / "m.sqlite")
     file = tmp_path / f"a{suffix}"
-    file.write_text("an older table")
+    export_manifest(tmp_path / "m.sqlite", file)
+    older = file.read_bytes()
     with pytest.raises(ManifestError) as refusal:
         export_manifest(tmp_path / "m.sqlite", file, export_format="kolena")
     assert str(refusal.value) == (
         f"the manifest {tmp_path / 'm.sqlite'} cannot be exported for Kolena: Kolena reads s3://, gs:// and https:// "
         f"locators with a bucket and a key; found {(tmp_path / 'out' / 'a.png').as_uri()}"
     )
-    assert file.read_text() == "an older table"
+    assert file.read_bytes() == older
 
 
 # For FiftyOne
