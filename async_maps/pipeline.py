@@ -465,6 +465,7 @@ class Pipeline:
             shed=self._shed,
             transparent=self._transparent,
             faint=self._faint,
+            retry_reason=self._stages.rate_limiter.retry_reason,
         )
 
     # From callers to the stages -------------------------------------------------------------------------------------

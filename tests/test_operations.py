@@ -12,7 +12,7 @@ import time
 import tomllib
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import botocore.session
 import numpy as np
@@ -24,6 +24,7 @@ from pydantic import ByteSize, TypeAdapter
 
 import async_maps as am
 from async_maps.cli import app as cli
+from async_maps.cli.events import Event
 from async_maps.cli.options import DONE, SOME_FAILED, WRONG_USE
 from async_maps.demo import seaweed
 from async_maps.doctor.advice import iam_policy
@@ -248,10 +249,14 @@ def test_exit_codes_are_those_of_the_command() -> None:
     assert codes[:3] == [DONE, SOME_FAILED, WRONG_USE]
 
 
-def test_the_progress_object_has_the_fields_that_are_shown() -> None:
+def test_the_progress_event_has_the_fields_that_are_shown() -> None:
     (shown,) = (json.loads(text) for text in blocks(PAGE, "json") if "elapsed_s" in text)
     progress = Progress(am.Report(), None, None)
-    assert list(shown) == list(progress.as_dict())
+    assert list(shown) == ["time", "level", "event", *progress.as_dict()]
+
+
+def test_the_table_of_events_is_complete() -> None:
+    assert [name for row in table(PAGE, "Event") for name in row[0].split(", ")] == list(get_args(Event))
 
 
 async def test_the_table_of_metrics_is_complete(tmp_path: Path) -> None:

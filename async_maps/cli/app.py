@@ -15,6 +15,7 @@ from async_maps.cli import usage
 from async_maps.cli.console import complain, discard_output, messages, say
 from async_maps.cli.demo import demo
 from async_maps.cli.doctor import doctor
+from async_maps.cli.events import unexpected, wants_json
 from async_maps.cli.export import export
 from async_maps.cli.options import DONE, SOME_FAILED, WRONG_USE
 from async_maps.cli.run import run
@@ -68,21 +69,27 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     signal.signal(signal.SIGTERM, terminate)
     # None if it is closed, as in a daemon.
     sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # until the process ends
-    with messages():
+    as_json = wants_json(tokens)
+    with messages(as_json=as_json):
         try:
             app.config = [_settings_from_environment, _settings_from_file]
             if "-" in tokens:
                 tokens = list(_with_standard_streams(tokens))
             code = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
         except (cyclopts.CycloptsError, ValidationError, AsyncMapsError) as error:
-            complain(usage.describe(error, app, tokens))
+            complain(usage.describe(error, app, tokens), type(error).__name__)
             code = WRONG_USE
         except KeyboardInterrupt:
-            say("interrupted")
+            say("interrupted", "signal", signal=interrupted_by.name)
             code = 128 + interrupted_by
         except OSError as error:  # of the parser: it prints help, and installs completion
             complain(error)
             discard_output()
+            code = SOME_FAILED
+        except Exception as error:
+            if not as_json:
+                raise
+            unexpected(error)
             code = SOME_FAILED
     sys.exit(code or DONE)
 

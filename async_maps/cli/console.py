@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from async_maps.cli.events import EVENTS, fields_of, json_lines, tell
 from async_maps.cli.options import SOME_FAILED
 from async_maps.errors import SettingsError
 from async_maps.filesystems.atomic import replacing
@@ -19,8 +20,10 @@ from async_maps.filesystems.outputs import check_output, is_report
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
-    from typing import TextIO
+    from typing import Any, TextIO
 
+    from async_maps.cli.events import Event
+    from async_maps.outcomes import Failure
     from async_maps.report import Report
     from async_maps.verify import Verification
 
@@ -53,11 +56,11 @@ def print_failures(report: Report, manifest: Path | None, *, as_json: bool = Fal
     Args:
         report: the report of a run or a dry run.
         manifest: the manifest that has all failures; None if there is none.
-        as_json: whether to write JSON objects.
+        as_json: whether the output is JSON, which has had an event for each reason unless this was a dry run.
     """
     if report.failed:
         command = "" if manifest is None else _export_command(manifest)
-        write = _write_failure_events if as_json else _say_failures
+        write = _tell_failures if as_json else _say_failures
         write(report, command)
 
 
@@ -79,21 +82,35 @@ def _say_failures(report: Report, command: str) -> None:
     if rest:
         say(f"{rest:,} more {failed} for other reasons")
     if command:
-        say(f"to list {'the failure' if report.failed == 1 else f'the {report.failed:,} failures'}: {command}")
+        _say_command(report, command)
     elif report.failed > sum(len(group.examples) for group in groups[:_LISTED_REASONS]):
         listed = "all" if len(report.failures) == report.failed else "the first"
         say(f"--report FILE lists {listed} {len(report.failures):,} of them")
 
 
-def _write_failure_events(report: Report, command: str) -> None:
-    for group in report.failure_groups:
-        _write_event({"event": "failures", **asdict(group)})
-    _write_event({"event": "failed", "count": report.failed, "command": command or None})
+def _tell_failures(report: Report, command: str) -> None:
+    if report.dry_run:
+        for group in report.failure_groups:
+            tell_failure(group.examples[0])
+    if command:
+        _say_command(report, command)
 
 
-def _write_event(event: dict[str, object]) -> None:
-    with suppress(OSError):
-        print(json.dumps(event), file=sys.stderr, flush=True)  # noqa: T201  # the output of the command
+def tell_start(**arguments: Any) -> None:
+    """Write the event of the start of a command."""
+    from async_maps import __version__
+
+    tell("start", f"async-maps {__version__}", version=__version__, pid=os.getpid(), **arguments)
+
+
+def tell_failure(failure: Failure) -> None:
+    """Write the event of the first failure for a reason."""
+    tell("failure", f"failed (first for this reason): {failure}", level=logging.WARNING, **asdict(failure))
+
+
+def _say_command(report: Report, command: str) -> None:
+    what = "the failure" if report.failed == 1 else f"the {report.failed:,} failures"
+    say(f"to list {what}: {command}", command=command)
 
 
 def _say_first(lines: list[str], total: int, where: str) -> None:
@@ -130,34 +147,46 @@ def check_report(path: Path | None, files: Mapping[str, str]) -> None:
 
 
 def write_report(path: Path | None, report: Report | Verification, code: int) -> int:
-    """Write a report as JSON, if there is a path; return the exit code, which changes if that fails."""
-    if path is None:
-        return code
-    try:
-        # Again: a run takes hours.
-        check_output(path, "the report", is_report)
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps({**report.as_dict(), "exit_code": code}, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        complain(f"cannot write the report to {path}: {error.strerror}")
-        return code or SOME_FAILED
-    except SettingsError as error:
-        complain(error)
-        return code or SOME_FAILED
+    """Write a report as JSON, if there is a path; return the exit code, which changes if that fails.
+
+    With ``--progress json``, the report is also the last event.
+    """
+    if path is not None:
+        try:
+            # Again: a run takes hours.
+            check_output(path, "the report", is_report)
+            with replacing(path) as temporary:
+                text = json.dumps({**report.as_dict(), "exit_code": code}, indent=2)
+                temporary.write_text(f"{text}\n", encoding="utf-8")
+        except OSError as error:
+            complain(f"cannot write the report to {path}: {error.strerror}")
+            code = code or SOME_FAILED
+        except SettingsError as error:
+            complain(error)
+            code = code or SOME_FAILED
+    tell("end", report.summary(), exit_code=code, report=report.as_dict())
     return code
 
 
 @contextmanager
-def messages() -> Iterator[None]:
-    """Print messages of the command, and warnings of the package, on standard error."""
+def messages(*, as_json: bool = False) -> Iterator[None]:
+    """Print messages of the command, and warnings of the package, on standard error: as text, or all as JSON."""
+    with json_lines() if as_json else _text_lines():
+        set_verbosity()
+        try:
+            yield
+        finally:
+            set_verbosity()
+
+
+@contextmanager
+def _text_lines() -> Iterator[None]:
     package = logging.getLogger("async_maps")
     handler = _Stderr()
     package.addHandler(handler)
     try:
-        set_verbosity()
         yield
     finally:
-        set_verbosity()
         package.removeHandler(handler)
 
 
@@ -179,22 +208,30 @@ def set_verbosity(*, verbose: bool = False, quiet: bool = False) -> None:
 
 class _Stderr(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        label = "warning: " if record.levelno == logging.WARNING else ""
+        if record.name == EVENTS:
+            return
+        label = {logging.WARNING: "warning: ", logging.ERROR: "error: "}.get(record.levelno, "")
         # The terminal may be closed, or the disk full; the exit code still shows errors.
         with suppress(OSError):
             text = _fit(f"async-maps: {label}{record.getMessage()}", sys.stderr)
             print(text, file=sys.stderr, flush=True)  # noqa: T201  # its place
 
 
-def complain(error: object) -> None:
-    """Print an error."""
+def complain(error: object, kind: str = "") -> None:
+    """Print an error.
+
+    Args:
+        error: what happened; for people, its text.
+        kind: for programs, the name of its class; by default, the one of an exception.
+    """
+    kind = kind or (type(error).__name__ if isinstance(error, Exception) else "")
     # As text, because a log record may be kept, and with it the frames of the error's traceback.
-    _logger.error("error: %s", str(error))
+    _logger.error("%s", str(error), extra=fields_of("error", {"kind": kind} if kind else {}))
 
 
-def say(text: str) -> None:
-    """Print a message, unless --quiet was given."""
-    _logger.info("%s", text)
+def say(text: str, event: Event = "notice", **fields: Any) -> None:
+    """Print a message, unless --quiet was given; in JSON it is this event, with these fields."""
+    _logger.info("%s", text, extra=fields_of(event, fields))
 
 
 def answer(text: str) -> bool:

@@ -1,16 +1,16 @@
-"""The progress of a command: a live bar, lines or JSON objects."""
+"""The progress of a command: a live bar, lines or events in JSON."""
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
 from contextlib import suppress
-from dataclasses import asdict
 from time import monotonic
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from async_maps.cli.console import tell_failure
+from async_maps.cli.events import tell
 from async_maps.progress import Progress, duration
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from async_maps.outcomes import Failure
     from async_maps.progress import OnProgress
+    from async_maps.stages.meters import Statistics
     from async_maps.verify import Verification
 
 ProgressKind: TypeAlias = Literal["auto", "bar", "log", "json", "none"]
@@ -27,39 +28,79 @@ _LINE_INTERVAL_S = 5.0
 
 
 class _NewReasons:
-    """Finds the first failure of each new reason, unless --verbose prints all, or the run has ended and prints all."""
+    """Finds the first failure of each new reason."""
 
     def __init__(self) -> None:
         self._printed = 0
 
     def __call__(self, progress: Progress) -> list[Failure]:
         groups = progress.report.failure_groups
-        prints_all = progress.ended or logging.getLogger("async_maps").isEnabledFor(logging.DEBUG)
-        new = [] if prints_all else groups[self._printed :]
+        new = groups[self._printed :]
         self._printed = len(groups)
         return [group.examples[0] for group in new]
+
+    def to_print(self, progress: Progress) -> list[Failure]:
+        """Find them unless --verbose prints all failures, or the run has ended and prints all reasons."""
+        prints_all = progress.ended or logging.getLogger("async_maps").isEnabledFor(logging.DEBUG)
+        return self(progress) if not prints_all else []
+
+
+class JsonDisplay:
+    """Writes events: the progress every few seconds, each new reason of failures, retries, and slow-downs."""
+
+    def __init__(self) -> None:
+        self._new_reasons = _NewReasons()
+        self._progress_at = monotonic() + _LINE_INTERVAL_S
+        self._retry_at = self._slowed_at = 0.0
+        self._retries = 0
+        self._upload_limit: int | None = None
+
+    def __call__(self, progress: Progress | Verification) -> None:
+        """Write the events since the last call."""
+        now, ended = monotonic(), False
+        if isinstance(progress, Progress):
+            ended = progress.ended
+            for failure in self._new_reasons(progress):
+                tell_failure(failure)
+            if progress.statistics is not None:
+                self._tell_of_the_store(progress.statistics, now, ended=ended)
+        if ended or now >= self._progress_at:
+            self._progress_at = now + _LINE_INTERVAL_S
+            tell("progress", **progress.as_dict())
+
+    def _tell_of_the_store(self, found: Statistics, now: float, *, ended: bool) -> None:
+        new = found.retries - self._retries
+        if new and (ended or now >= self._retry_at):
+            self._retry_at, self._retries = now + _LINE_INTERVAL_S, found.retries
+            text = f"{new:,} upload {'attempt' if new == 1 else 'attempts'} failed and will be repeated"
+            tell("retry", text, level=logging.WARNING, new=new, retries=found.retries, reason=found.retry_reason)
+        limit, last = found.upload_limit, self._upload_limit
+        self._upload_limit = limit
+        if last is not None and limit < last and now >= self._slowed_at:
+            self._slowed_at = now + _LINE_INTERVAL_S
+            text = f"the store asks for fewer requests: {limit} of {found.upload.workers} concurrent uploads"
+            tell("slow-down", text, level=logging.WARNING, upload_limit=limit, concurrency=found.upload.workers)
 
 
 class LineDisplay:
     """Writes a line every few seconds, one for each new reason of failures, and one at the end of a run."""
 
-    def __init__(self, out: TextIO, *, as_json: bool) -> None:
+    def __init__(self, out: TextIO) -> None:
         self._out = out
-        self._as_json = as_json
         self._new_reasons = _NewReasons()
         self._next_at = monotonic() + _LINE_INTERVAL_S
 
     def __call__(self, progress: Progress | Verification) -> None:
         """Write a line if it is time, or if maps fail for a new reason."""
-        for failure in self._new_reasons(progress) if isinstance(progress, Progress) else ():
-            self._print(json.dumps({"event": "new_reason", **asdict(failure)}) if self._as_json else _describe(failure))
+        for failure in self._new_reasons.to_print(progress) if isinstance(progress, Progress) else ():
+            self._print(_describe(failure))
         if isinstance(progress, Progress) and progress.ended:
-            if not (progress.report.seen or progress.report.surveyed or self._as_json):
+            if not (progress.report.seen or progress.report.surveyed):
                 return  # The error that ended the run before its first map is printed.
         elif monotonic() < self._next_at:
             return
         self._next_at = monotonic() + _LINE_INTERVAL_S
-        self._print(json.dumps(progress.as_dict()) if self._as_json else progress.line())
+        self._print(progress.line())
 
     def _print(self, line: str) -> None:
         with suppress(OSError):  # a terminal that is gone is no reason to end the run
@@ -102,7 +143,7 @@ class BarDisplay:
         levels = "▁▂▃▄▅▆▇█"
         with suppress(OSError):  # a terminal that is gone is no reason to end the run
             self._bar.start()
-            for failure in self._new_reasons(progress):
+            for failure in self._new_reasons.to_print(progress):
                 self._bar.console.print(self._text(_describe(failure)), soft_wrap=True)
             self._bar.update(
                 self._task,
@@ -117,10 +158,17 @@ class BarDisplay:
 
 
 def make_display(kind: ProgressKind, out: TextIO | None = None) -> OnProgress | None:
-    """Make a display, on standard error by default; None for ``none``. Without a terminal, a bar becomes lines."""
+    """Make a display, on standard error by default; None for ``none``. Without a terminal, a bar becomes lines.
+
+    Args:
+        kind: the kind of display. The events of ``json`` are messages (:func:`~async_maps.cli.console.messages`).
+        out: where the others write.
+    """
     out = out or sys.stderr
     if kind in {"auto", "bar"}:
         kind = "bar" if out.isatty() and os.environ.get("TERM") != "dumb" else "log"
     if kind == "bar":
         return BarDisplay(out)
-    return None if kind == "none" else LineDisplay(out, as_json=kind == "json")
+    if kind == "json":
+        return JsonDisplay()
+    return None if kind == "none" else LineDisplay(out)

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from async_maps.cli.console import check_report, complain, print_report, say, set_verbosity, write_report
+from async_maps.cli.console import check_report, complain, print_report, say, set_verbosity, tell_start, write_report
 from async_maps.cli.displays import ProgressKind, make_display
+from async_maps.cli.events import tell
 from async_maps.cli.options import (
     DEFAULT_MANIFEST,
     DONE,
@@ -91,7 +92,8 @@ def run(  # noqa: PLR0913  # one argument per option
     config
         TOML file with settings; options and environment variables take precedence.
     progress
-        A live bar, a line or a JSON object every few seconds, or none. auto is a bar on a terminal, else lines.
+        A live bar, a line every few seconds, or none; json: every line on standard error is a JSON object. auto is a
+        bar on a terminal, else lines.
     report
         JSON file for the result of the run.
     """
@@ -106,6 +108,9 @@ def run(  # noqa: PLR0913  # one argument per option
     select: Select = "all" if overwrite else "failed" if retry_failed else "changed"
     job = _Job(source, destination, manifest, select, limit, settings)
     as_json = progress == "json" and not quiet
+    tell_start(
+        source=source, destination=destination, manifest=str(manifest), select=select, limit=limit, dry_run=dry_run
+    )
     try:
         code = job.dry_run(as_json=as_json) if dry_run else job.run("none" if quiet else progress)
         done = job.report
@@ -191,8 +196,13 @@ class _Job:
             if first and pipeline.is_open:
                 pipeline.drain()
                 loop.call_later(self.settings.drain_timeout_s, task.cancel)
-                say(f"{number.name}: finishing the maps in flight; repeat it to stop immediately")
+                say(
+                    f"{number.name}: finishing the maps in flight; repeat it to stop immediately",
+                    "signal",
+                    signal=number.name,
+                )
             else:
+                tell("signal", f"{number.name}: stopping immediately", signal=number.name)
                 task.cancel()
 
         for number in (signal.SIGINT, signal.SIGTERM):

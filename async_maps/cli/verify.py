@@ -8,8 +8,16 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from async_maps.cli.console import check_report, complain, print_verification, say, set_verbosity, write_report
-from async_maps.cli.displays import LineDisplay, ProgressKind
+from async_maps.cli.console import (
+    check_report,
+    complain,
+    print_verification,
+    say,
+    set_verbosity,
+    tell_start,
+    write_report,
+)
+from async_maps.cli.displays import JsonDisplay, LineDisplay, ProgressKind
 from async_maps.cli.options import DONE, OUTPUT, SOME_FAILED, WHAT, WRONG_USE, Flag, GroupedSettings, Quiet, Verbose
 from async_maps.errors import AsyncMapsError, SettingsError
 from async_maps.filesystems.outputs import files_of_run
@@ -61,7 +69,7 @@ def verify(  # noqa: PLR0913  # one argument per option
     config
         TOML file with settings; options and environment variables take precedence.
     progress
-        A line or a JSON object every few seconds, or none; auto and bar are lines.
+        A line every few seconds, or none; json: every line on standard error is a JSON object. auto and bar are lines.
     report
         JSON file for the result.
     """
@@ -71,8 +79,9 @@ def verify(  # noqa: PLR0913  # one argument per option
     if not repair and (delete_foreign or source is not None):
         raise SettingsError(f"{'--delete-foreign' if delete_foreign else '--source'} needs --repair")
     check_report(report, files_of_run(manifest=manifest, config=config, source=source or ""))
-    watch = None if quiet or progress == "none" else LineDisplay(sys.stderr, as_json=progress == "json")
+    watch = None if quiet or progress == "none" else JsonDisplay() if progress == "json" else LineDisplay(sys.stderr)
     done = Verification()
+    tell_start(manifest=manifest, deep=deep, repair=repair)
     try:
         if repair:
             done = repair_overlays(

@@ -56,6 +56,7 @@ class Statistics:
         shed: maps that ``put_nowait`` refused because the pipeline was full.
         transparent: uploaded maps whose overlay is fully transparent.
         faint: uploaded maps whose overlay is nearly invisible, but not fully transparent.
+        retry_reason: why the last retry was necessary; empty if there was none.
     """
 
     fetch: StageStatistics
@@ -72,6 +73,7 @@ class Statistics:
     shed: int = 0
     transparent: int = 0
     faint: int = 0
+    retry_reason: str = ""
 
     @property
     def accepted(self) -> int:

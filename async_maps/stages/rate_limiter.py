@@ -41,6 +41,7 @@ class RateLimiter:
         share: Callable[[], float] = random.random,
     ) -> None:
         self.retries = 0
+        self.retry_reason = ""
         self._concurrency = concurrency
         self._max_attempts = max_attempts
         self._give_up_s = give_up_s
@@ -100,6 +101,7 @@ class RateLimiter:
         if attempts >= self._max_attempts and self._taken_at > began_at:
             raise ObjectError(f"{error} (after {attempts} attempts)")
         self.retries += 1
+        self.retry_reason = str(error)
         return self._share() * min(_FIRST_WAIT_S * 2.0**attempts, _LONGEST_WAIT_S)
 
     def _enter(self, _: int) -> bool | None:

@@ -183,8 +183,9 @@ def test_failures_are_listed_by_reason_with_the_command_that_lists_all(
     capsys.readouterr()
     assert invoke(*arguments, "--progress", "json") == 1
     events = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
-    assert [event["count"] for event in events if event.get("event") == "failures"] == [2, 4, 1]
-    assert events[-1] == {"event": "failed", "count": 7, "command": command}
+    assert len([event for event in events if event["event"] == "failure"]) == 3
+    assert [event["command"] for event in events if event["event"] == "notice"] == [command]
+    assert [group["count"] for group in events[-1]["report"]["failure_groups"]] == [2, 4, 1]
 
 
 @pytest.mark.fast
@@ -226,7 +227,7 @@ def test_progress_and_the_slowest_stage_are_printed(kind: str, maps: Path, capsy
     out, err = capsys.readouterr()
     assert re.search(r"slowest stage: (colorize|encode|upload), busy \d+% of the time", out)
     if kind == "json":
-        last = json.loads(err.splitlines()[-1])
+        (last,) = (event for event in map(json.loads, err.splitlines()) if event["event"] == "progress")
         assert (last["uploaded"], last["failed"], set(last["queues"])) == (30, 0, {"colorize", "encode", "upload"})
     else:
         assert "30 of 30 maps" in err

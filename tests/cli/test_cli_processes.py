@@ -100,7 +100,7 @@ def test_a_new_reason_is_told_while_the_run_goes_on(maps: Path, kind: str) -> No
             running.stdin.write("".join(f"{maps}/{name}.npy\n" for name in names.split()))
             running.stdin.flush()
             # The source has not ended.
-            while "first for this reason" not in (line := running.stderr.readline()) and "new_reason" not in line:
+            while "first for this reason" not in (line := running.stderr.readline()):
                 assert line
             assert reason in line
         running.stdin.close()
@@ -108,7 +108,7 @@ def test_a_new_reason_is_told_while_the_run_goes_on(maps: Path, kind: str) -> No
     assert running.returncode == 1
     assert "first for this reason" not in rest
     if kind == "json":
-        assert [json.loads(line) for line in rest.splitlines()][-1]["count"] == 4
+        assert [json.loads(line) for line in rest.splitlines()][-1]["report"]["failed"] == 4
 
 
 def test_too_many_failures_end_the_run_with_exit_1(maps: Path, capsys: pytest.CaptureFixture[str]) -> None:

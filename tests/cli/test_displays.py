@@ -6,11 +6,13 @@ import io
 import json
 import os
 import re
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from async_maps.cli.displays import BarDisplay, LineDisplay, make_display
+from async_maps.cli.console import messages, set_verbosity
+from async_maps.cli.displays import BarDisplay, JsonDisplay, LineDisplay, make_display
 from async_maps.outcomes import Failure
 from async_maps.report import Report
 from tests.support.progress import make_progress, make_report, make_statistics
@@ -36,7 +38,7 @@ class Terminal(io.StringIO):
         ("bar", Terminal, BarDisplay),
         ("bar", io.StringIO, LineDisplay),
         ("log", Terminal, LineDisplay),
-        ("json", Terminal, LineDisplay),
+        ("json", Terminal, JsonDisplay),
         ("none", Terminal, type(None)),
     ],
 )
@@ -57,27 +59,30 @@ def test_progress_goes_to_standard_error(capsys: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.mark.parametrize("kind", ["log", "json"])
-def test_a_line_is_written_at_each_interval_and_at_the_end(kind: ProgressKind, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_line_is_written_at_each_interval_and_at_the_end(
+    kind: ProgressKind, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     clock = [100.0]
     monkeypatch.setattr("async_maps.cli.displays.monotonic", lambda: clock[0])
-    out = io.StringIO()
-    display = make_display(kind, out)
-    assert display is not None
     shown = []
-    for clock[0], ended, is_shown in (
-        (101.0, False, False),
-        (105.0, False, True),
-        (109.0, False, False),
-        (109.5, True, True),
-    ):
-        progress = make_progress(make_report(), make_statistics(), 10_000, ended=ended)
-        display(progress)
-        if is_shown:
-            shown.append(progress)
-    assert out.getvalue().endswith("\n")
-    lines = out.getvalue().splitlines()
+    with messages(as_json=kind == "json"):
+        display = make_display(kind)
+        assert display is not None
+        for clock[0], ended, is_shown in (
+            (101.0, False, False),
+            (105.0, False, True),
+            (109.0, False, False),
+            (109.5, True, True),
+        ):
+            progress = make_progress(make_report(), make_statistics(), 10_000, ended=ended)
+            display(progress)
+            if is_shown:
+                shown.append(progress)
+    lines = capsys.readouterr().err.splitlines()
     if kind == "json":
-        assert [json.loads(line) for line in lines] == [progress.as_dict() for progress in shown]
+        written = [dict(list(json.loads(line).items())[3:]) for line in lines]
+        assert written == [progress.as_dict() for progress in shown]
+        assert [list(json.loads(line))[:3] for line in lines] == [["time", "level", "event"]] * 2
     else:
         assert lines == [progress.line() for progress in shown]
 
@@ -113,7 +118,15 @@ NEW_REASONS = [
 ]
 
 
-@pytest.mark.parametrize("kind", ["log", "json", "bar"])
+REASONS: list[list[str]] = [
+    [],
+    ["found 1", "it is [gone]", "found 2"],
+    ["found 3"] * 100,
+    ["found 4", "found 5", "it is new"],
+]
+
+
+@pytest.mark.parametrize("kind", ["log", "bar"])
 def test_each_new_reason_is_told_once_while_the_run_goes_on(
     kind: ProgressKind, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -121,23 +134,54 @@ def test_each_new_reason_is_told_once_while_the_run_goes_on(
     out, report = Terminal(), Report()
     display = make_display(kind, out)
     assert display is not None
-    for reasons in ([], ["found 1", "it is [gone]", "found 2"], ["found 3"] * 100, ["found 4", "found 5", "it is new"]):
+    for reasons in REASONS:
         display(make_progress(failing(report, *reasons), make_statistics(), 10_000))
     display(make_progress(failing(report, "at the end"), make_statistics(), 10_000, ended=True))
     # What the bar had drawn on a line is erased before another text is written there.
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", re.sub(r"[^\n]*\r\x1b\[2K", "", out.getvalue()))
-    if kind == "json":
-        events = [json.loads(line) for line in text.splitlines()]
-        told = [event for event in events if event.get("event") == "new_reason"]
-        assert told[0] == {
-            "event": "new_reason", "name": "0", "source": "/maps/0.npy", "fingerprint": None, "stage": "read",
-            "reason": "found 1",
-        }  # fmt: skip
-        assert [event["reason"] for event in told] == ["found 1", "it is [gone]", "it is new"]
-    else:
-        said = "async-maps: failed (first for this reason): "
-        # In one piece each, on a line of its own, however narrow the terminal is.
-        assert [line for line in text.splitlines() if said in line] == [said + failure for failure in NEW_REASONS]
+    said = "async-maps: failed (first for this reason): "
+    # In one piece each, on a line of its own, however narrow the terminal is.
+    assert [line for line in text.splitlines() if said in line] == [said + failure for failure in NEW_REASONS]
+
+
+def events_of(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+
+
+def test_each_reason_is_one_event_also_at_the_end_and_with_verbose(capsys: pytest.CaptureFixture[str]) -> None:
+    report, display = Report(), JsonDisplay()
+    with messages(as_json=True):
+        set_verbosity(verbose=True)
+        for reasons in REASONS:
+            display(make_progress(failing(report, *reasons), make_statistics(), 10_000))
+        display(make_progress(failing(report, "at the end"), make_statistics(), 10_000, ended=True))
+    *told, last = events_of(capsys)
+    assert last["event"] == "progress"
+    assert {(event["event"], event["level"]) for event in told} == {("failure", "warning")}
+    assert [event["reason"] for event in told] == ["found 1", "it is [gone]", "it is new", "at the end"]
+    assert {key: told[0][key] for key in ("name", "source", "fingerprint", "stage")} == {
+        "name": "0", "source": "/maps/0.npy", "fingerprint": None, "stage": "read",
+    }  # fmt: skip
+
+
+def test_retries_and_slow_downs_are_events_at_most_once_in_an_interval(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = [100.0]
+    monkeypatch.setattr("async_maps.cli.displays.monotonic", lambda: clock[0])
+    display = JsonDisplay()
+    with messages(as_json=True):
+        for clock[0], retries, limit in ((100.2, 0, 8), (100.4, 3, 4), (100.6, 10, 2), (104.9, 12, 1), (105.5, 12, 2)):
+            found = replace(make_statistics(), retries=retries, upload_limit=limit, retry_reason=f"reason {retries}")
+            display(make_progress(Report(), found, None))
+    told = [event for event in events_of(capsys) if event["event"] != "progress"]
+    assert [(event["event"], event["level"]) for event in told] == [
+        ("retry", "warning"), ("slow-down", "warning"), ("retry", "warning"),
+    ]  # fmt: skip
+    assert [(event["new"], event["retries"], event["reason"]) for event in (told[0], told[2])] == [
+        (3, 3, "reason 3"), (9, 12, "reason 12"),
+    ]  # fmt: skip
+    assert (told[1]["upload_limit"], told[1]["concurrency"]) == (4, 1)
 
 
 def test_a_closed_terminal_does_not_end_the_run() -> None:
