@@ -101,6 +101,7 @@ class ProcessWorker:
         self._descriptor = arena.descriptor
         self._thread = CapacityLimiter(1)
         self._process: subprocess.Popen[bytes] | None = None
+        self._end: int | None = None
         self._replies: asyncio.StreamReader
         self._requests: asyncio.StreamWriter
 
@@ -126,6 +127,7 @@ class ProcessWorker:
                     self._replies, self._requests = await asyncio.open_unix_connection(sock=ours)
                     try:
                         self._process = await to_thread.run_sync(self._launch, theirs, limiter=self._thread)
+                        self._watch(self._process.pid)
                     except BaseException:
                         self._requests.transport.abort()
                         raise
@@ -146,14 +148,21 @@ class ProcessWorker:
         return Reply([_result(*result) for result in results], wanted)
 
     async def stop(self) -> None:
-        """Close the worker's input, which ends it; kill it after a time-out."""
+        """Close the worker's input, which ends it; kill it after a time-out.
+
+        The end of the process counts, not the end of its output: a process that the caller forked meanwhile may keep
+        the other end of the socket open.
+        """
         if self._process is None:
             return
-        with suppress(OSError, TimeoutError):
+        with suppress(OSError):
             self._requests.write_eof()
-            async with asyncio.timeout(_STOP_TIMEOUT_S):
-                # Ends when the process does: its end of the socket is closed.
-                await self._replies.read()
+        killing = asyncio.get_running_loop().call_later(_STOP_TIMEOUT_S, self._process.kill)
+        try:
+            with CancelScope(shield=True):
+                await to_thread.run_sync(self._process.wait, limiter=self._thread)
+        finally:
+            killing.cancel()
         await self._kill()
 
     def _launch(self, theirs: socket.socket) -> subprocess.Popen[bytes]:
@@ -175,6 +184,26 @@ class ProcessWorker:
             start_new_session=True,
         )
 
+    def _watch(self, pid: int) -> None:
+        """Close the socket when the process ends, where the system reports that.
+
+        The socket alone does not show it if a process that the caller forked during the launch holds the other end.
+        """
+        if hasattr(os, "pidfd_open"):
+            with suppress(OSError):  # an old kernel, or a sandbox
+                self._end = os.pidfd_open(pid)
+                asyncio.get_running_loop().add_reader(self._end, self._ended)
+
+    def _ended(self) -> None:
+        self._unwatch()
+        self._requests.transport.abort()
+
+    def _unwatch(self) -> None:
+        end, self._end = self._end, None
+        if end is not None:
+            asyncio.get_running_loop().remove_reader(end)
+            os.close(end)
+
     async def _exchange(self, message: object) -> Any:
         try:
             self._requests.write(frame(message))
@@ -194,6 +223,7 @@ class ProcessWorker:
         if self._process is None:
             return None
         process, self._process = self._process, None
+        self._unwatch()
         self._requests.transport.abort()
         process.kill()
         with CancelScope(shield=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 from contextlib import asynccontextmanager
@@ -214,6 +215,51 @@ async def test_a_worker_that_does_not_stop_is_killed(monkeypatch: pytest.MonkeyP
         os.kill(pid, signal.SIGSTOP)
         await process.stop()
         assert not is_alive(pid)
+
+
+class InheritedWorker(ProcessWorker):
+    """A worker whose socket a child of the test holds, too: as if the caller had forked during the launch."""
+
+    def _launch(self, theirs: socket.socket) -> subprocess.Popen[bytes]:
+        self.child = subprocess.Popen(["/bin/sleep", "1000"], pass_fds=(theirs.fileno(),))
+        return super()._launch(theirs)
+
+    def end_child(self) -> None:
+        self.child.kill()
+        self.child.wait()
+
+
+@tidy
+async def test_stopping_does_not_wait_for_a_child_that_inherited_the_socket(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "_STOP_TIMEOUT_S", 1000)
+    with Arena(2**16) as arena:
+        process = InheritedWorker(PALETTE, arena)
+        await process.start()
+        launched = process._process
+        try:
+            async with asyncio.timeout(60):
+                await process.stop()
+        finally:
+            process.end_child()
+    assert launched is not None
+    assert launched.returncode == 0
+
+
+@tidy
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="the end of a process is reported on Linux only")
+async def test_the_death_of_a_worker_is_seen_although_a_child_inherited_the_socket(tmp_path: Path) -> None:
+    with Arena(2**16) as arena:
+        process = InheritedWorker(PALETTE, arena)
+        await process.start()
+        assert process.pid is not None
+        block = await arena.take(2**16)
+        try:
+            os.kill(process.pid, signal.SIGKILL)
+            async with asyncio.timeout(60):
+                with pytest.raises(WorkerError, match="was killed by signal 9"):
+                    await process.colorize(block, 0, [saved(tmp_path / "a.npy", random_array(3, 4))])
+        finally:
+            process.end_child()
 
 
 PARENT = """
