@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from functools import partial
 from threading import Lock
 from time import monotonic
@@ -12,6 +13,8 @@ from typing import TYPE_CHECKING, get_args
 
 from anyio import CancelScope, CapacityLimiter, to_thread
 
+from async_maps.concurrency.tasks import OrderlyTask
+from async_maps.errors import ManifestError
 from async_maps.manifest.manifest import Manifest, RepairMode, Select
 from async_maps.manifest.metadata import KeptRun
 from async_maps.outcomes import Failure, Outcome, Receipt
@@ -144,6 +147,14 @@ class Recorder:
             await self._in_turn(self._write)
         self._committed_at = monotonic()
 
+    async def commit_regularly(self) -> None:
+        """Commit twice a second until cancelled: during an outage no further outcome would cause a commit."""
+        while True:
+            await asyncio.sleep(_COMMIT_INTERVAL_S)
+            # If the manifest cannot be written, the rows stay pending, and the next note() or close() raises the error.
+            with suppress(ManifestError):
+                await self.commit()
+
     async def complete(self) -> None:
         """End a run that listed its whole source: commit, and delete rows of maps that are no longer refused."""
         await self.commit()
@@ -187,7 +198,11 @@ async def open_recorder(path: str | PathLike[str] | None, destination: str) -> A
         yield None
         return
     async with _opened(partial(Manifest, path), Manifest.begin, destination) as recorder:
-        yield recorder
+        committing = OrderlyTask(recorder.commit_regularly)
+        try:
+            yield recorder
+        finally:
+            await committing.cancel()
 
 
 def open_reader(path: str | PathLike[str] | None, destination: str) -> AbstractAsyncContextManager[Recorder]:
