@@ -211,7 +211,7 @@ async def adry_run(  # noqa: PLR0913  # those of arun()
         ):
             await store.check()
             report.destination = store.destination
-            async with open_reader(manifest, store.identity) as recorder:
+            async with open_reader(manifest, store.identity, settings) as recorder:
                 # A range that all maps must be read for is not known here, and none of them done with it.
                 value_range = await known_range(settings, recorder, select)
                 recorder.use(settings, value_range)

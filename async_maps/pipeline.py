@@ -408,7 +408,7 @@ class Pipeline:
         started = monotonic()
         limit = self.settings.max_failures
         _, stages = self._opened()
-        async with open_recorder(manifest, stages.store.identity) as recorder:
+        async with open_recorder(manifest, stages.store.identity, self.settings) as recorder:
             value_range = await self._range_for(source, recorder, mode, report)
             report.survey_s = monotonic() - started if report.surveyed else 0.0
             if value_range is None:

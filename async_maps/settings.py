@@ -43,6 +43,9 @@ MIB = 2**20
 IfExists: TypeAlias = Literal["overwrite", "skip", "error"]
 """What to do with a map whose object exists; see :attr:`Settings.if_exists`."""
 
+SameDestination: TypeAlias = Literal["ask", "yes", "no"]
+"""Whether a new address is that of the manifest's destination; see :attr:`Settings.same_destination`."""
+
 PngKind: TypeAlias = Literal["palette", "rgba", "compact", "gray"]
 """The kind of PNG; see :attr:`Settings.png`."""
 
@@ -185,6 +188,8 @@ class Settings(_Model, frozen=True):
     """Key of an overlay, from {name}, {parent}, {stem}, {index}, {digest} (of the PNG: changed maps get new keys)."""
     if_exists: IfExists = "overwrite"
     """If the object exists: overwrite it, skip the map if the bytes are the same, else fail; or error (fail)."""
+    same_destination: SameDestination = "ask"
+    """If the manifest names another address of the destination: ask (look up five of its overlays), yes or no."""
     png_level: Annotated[int, Field(ge=0, le=3)] = 1
     """Compression level, 0 to 3."""
     workers: NonNegativeInt | Literal["auto"] = "auto"

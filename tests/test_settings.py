@@ -183,6 +183,7 @@ _OTHER: dict[str, Any] = {
     "max_pixels": 99,
     "max_failures": 3,
     "if_exists": "skip",
+    "same_destination": "yes",
     "include": "cam",
     "exclude": ("onehot", "boxes"),
     "drain_timeout_s": 3.0,

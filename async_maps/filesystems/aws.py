@@ -85,12 +85,6 @@ def translate_credential_errors() -> Iterator[None]:
         ) from error
 
 
-def identity(destination: str, endpoint: str) -> str:
-    """Return a text for a bucket and prefix that differs between endpoints with the same bucket name."""
-    # All AWS regions share one namespace of buckets; every other server has its own.
-    return destination if "amazonaws.com" in endpoint else f"{destination} at {endpoint}"
-
-
 def refusal(error: ClientError) -> tuple[str, int, str]:
     """Return the code of an error, its HTTP status, and a sentence for messages."""
     detail = error.response.get("Error", {})

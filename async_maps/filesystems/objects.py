@@ -9,8 +9,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from async_maps.errors import ObjectError, SourceError, StoreError
-from async_maps.filesystems.filesystem import Filesystems, is_remote
+from isal import isal_zlib
+
+from async_maps.errors import ObjectError, SourceError, StoreError, translate_os_error
+from async_maps.filesystems.endpoints import bucket_identity
+from async_maps.filesystems.filesystem import Filesystems, LocalFilesystem, is_remote
 from async_maps.filesystems.locators import file_path, parse_s3_address
 from async_maps.keys import printable
 
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
 
 _MOST_BYTES = 2**40
 """More than the largest object of one PUT, 5 GiB."""
+_PIECE = 2**20
 _TEMPORARY = ".async-maps-"
 """The prefix of this package's temporary files (:mod:`async_maps.filesystems.atomic`)."""
 
@@ -45,6 +49,39 @@ class Content(NamedTuple):
     etag_is_md5: bool = False
 
 
+class Checksum(NamedTuple):
+    """What a file holds: its size in bytes, its CRC32 in 8 hexadecimal digits, and the time of its last change.
+
+    The time is in seconds since 1970.
+    """
+
+    size: int
+    crc32: str
+    modified: float
+
+
+def checksum(locator: str) -> Checksum:
+    """Read a ``file://`` locator in pieces of 1 MiB.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ObjectError: it cannot be read.
+    """
+    path = file_path(locator)
+    assert path is not None  # noqa: S101  # the caller's promise
+    size = crc32 = 0
+    try:
+        with LocalFilesystem().open(path) as file:
+            modified = os.fstat(file.fileno()).st_mtime
+            while piece := file.read(_PIECE):
+                size, crc32 = size + len(piece), isal_zlib.crc32(piece, crc32)
+    except FileNotFoundError:
+        raise
+    except (OSError, SourceError) as error:
+        raise ObjectError(f"{printable(locator)}: {translate_os_error(error)}") from error
+    return Checksum(size, f"{crc32:08x}", modified)
+
+
 class Objects:
     """Finds, lists, reads and deletes objects by locator. Thread-safe.
 
@@ -66,10 +103,8 @@ class Objects:
         """Return the ``Store.identity`` of a run to that folder."""
         if not is_remote(folder):
             return folder
-        from async_maps.filesystems.aws import identity
-
         with _translate_errors(folder):
-            return identity(folder, self._filesystems.s3().endpoint())
+            return bucket_identity(folder, self._filesystems.s3().endpoint())
 
     def below(self, folder: str) -> Generator[ObjectInfo, None, None]:
         """Yield the objects below a folder, in no particular order.

@@ -5,6 +5,7 @@ Everything here blocks.
 
 from __future__ import annotations
 
+import logging
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
 from async_maps.errors import SettingsError, SourceError, StoreError
 from async_maps.filesystems.aws import translate_credential_errors, unreachable, url_options
+from async_maps.filesystems.endpoints import Identity, bucket_identity
 from async_maps.filesystems.locators import parse_s3_address
 from async_maps.keys import printable
 
@@ -23,13 +25,15 @@ if TYPE_CHECKING:
 
     from botocore.session import Session
 
+_logger = logging.getLogger("async_maps")
+
 MAX_HOURS = 168
 """Seven days, the limit of signature version 4 (Amazon S3 API reference, "Authenticating Requests: Using Query
 Parameters")."""
 
 
 @contextmanager
-def presigning(hours: float) -> Iterator[Callable[[str], str]]:
+def presigning(hours: float, identity: str | None = None) -> Iterator[Callable[[str], str]]:
     """Yield a function that turns a locator into a presigned URL, with the AWS environment's credentials.
 
     The URL allows a GET for the given hours, or until the credentials expire. It contains the access key's id, the
@@ -38,6 +42,7 @@ def presigning(hours: float) -> Iterator[Callable[[str], str]]:
 
     Args:
         hours: 1 to :data:`MAX_HOURS`.
+        identity: the identity of the store of the objects; a warning is logged if the URLs lead to another server.
 
     Raises:
         SettingsError: the number of hours or the AWS configuration cannot be used.
@@ -53,6 +58,8 @@ def presigning(hours: float) -> Iterator[Callable[[str], str]]:
     except (BotoCoreError, ValueError) as error:
         raise SettingsError(f"the AWS configuration cannot be used: {error}") from error
     with closing(client):
+        if identity is not None:
+            _notice_other_server(Identity.parse(identity), client.meta.endpoint_url)
 
         def presigned(locator: str) -> str:
             try:
@@ -67,6 +74,12 @@ def presigning(hours: float) -> Iterator[Callable[[str], str]]:
             return url
 
         yield presigned
+
+
+def _notice_other_server(was: Identity, endpoint: str) -> None:
+    now = Identity.parse(bucket_identity(was.destination, endpoint))
+    if was != now:
+        _logger.warning("the URLs lead to %s, but the overlays were uploaded to %s", now.shown, was.shown)
 
 
 def _client(session: Session) -> Any:

@@ -129,7 +129,7 @@ def _exporting(
             _refuse_colored(opened)
         if presign_hours is not None:
             _refuse_outside_s3(opened)
-            table.append(_url_column(stack, presign_hours))
+            table.append(_url_column(stack, presign_hours, opened.destination()))
         yield table, opened.failures() if rows == "failed" else opened.rows(failed=rows == "all")
 
 
@@ -161,10 +161,10 @@ def _refuse_outside_s3(manifest: Manifest) -> None:
         raise SettingsError(f"presign: only objects in S3 have presigned URLs; these overlays lie in {place}")
 
 
-def _url_column(stack: ExitStack, hours: float) -> Column:
+def _url_column(stack: ExitStack, hours: float, identity: str | None) -> Column:
     from async_maps.filesystems.presign import presigning
 
-    return Column("url", "text", of_overlay(stack.enter_context(presigning(hours))))
+    return Column("url", "text", of_overlay(stack.enter_context(presigning(hours, identity))))
 
 
 def _names(suffix: str, file: IO[bytes]) -> list[str]:

@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, get_args
 
-from async_maps.errors import ManifestError, SettingsError
+from async_maps.errors import SettingsError
 from async_maps.keys import printable
 from async_maps.manifest.claims import same_name
 from async_maps.manifest.metadata import ManifestMetadata
@@ -20,6 +20,8 @@ from async_maps.sources.activation_map import ActivationMap
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
+
+    from async_maps.manifest.destination import Relocation
 
 Select: TypeAlias = Literal["changed", "failed", "all"]
 """The maps that a run does: ``changed`` (not done, or changed since), ``failed`` (failed before), or ``all``."""
@@ -46,15 +48,26 @@ class Plan:
     """Maps with the name of another map of this run."""
 
 
+class Located(NamedTuple):
+    """The overlay of a done map; ``etag`` is None if the store has none."""
+
+    locator: str
+    size: int
+    etag: str | None
+    crc32: str
+
+
 class Manifest(ManifestMetadata):
     """An open manifest: a row for each map, and the data of its runs."""
 
     _begun_at = ""
     _locators_move = False
+    relocation: Relocation | None = None
+    """The new address of the destination, in a manifest that is only read."""
 
     def begin(self, destination: str) -> None:
-        """Begin a run; raise ManifestError if the manifest has maps of another destination."""
-        self.prepare(destination)
+        """Begin a run to the store with this identity."""
+        self.prepare()
         self.keep_destination(destination)
         self._begun_at = _now()
 
@@ -63,15 +76,9 @@ class Manifest(ManifestMetadata):
         with self._writing() as database:
             database.execute("DELETE FROM maps WHERE stage = 'source' AND time < ?", (self._begun_at,))
 
-    def prepare(self, destination: str) -> None:
-        """Do the checks of :meth:`begin`, and prepare :meth:`plan`, without writing to the manifest."""
-        known = self.destination()
+    def prepare(self) -> None:
+        """Prepare :meth:`plan`, without writing to the manifest."""
         with self._reading() as database:
-            if known and known != destination and database.execute("SELECT 1 FROM maps LIMIT 1").fetchone():
-                raise ManifestError(
-                    f"{self.path} is the manifest of {known}, but this run writes to {destination}: "
-                    "choose another manifest file"
-                )
             # The names of this run, to find duplicates. SQLite spills it to disk, and deletes it at the close.
             database.execute("CREATE TEMP TABLE seen (name TEXT PRIMARY KEY, source TEXT NOT NULL) WITHOUT ROWID")
 
@@ -172,10 +179,35 @@ class Manifest(ManifestMetadata):
             database.execute("CREATE INDEX IF NOT EXISTS maps_locator ON maps (locator)")
         self._locators_move = True
 
+    def sample(self, count: int) -> list[Located]:
+        """Return up to this number of done maps, from the oldest row to the newest at equal distances."""
+        query = (
+            "SELECT locator, bytes, etag, crc32 FROM maps WHERE status = 'done' AND rowid >= ? ORDER BY rowid LIMIT 1"
+        )
+        with self._reading() as database:
+            low, high = database.execute("SELECT min(rowid), max(rowid) FROM maps WHERE status = 'done'").fetchone()
+            if low is None:
+                return []
+            steps = [low + (high - low) * step // max(1, count - 1) for step in range(count)]
+            found = (database.execute(query, (step,)).fetchone() for step in steps)
+            return list(dict.fromkeys(Located(*row) for row in found))
+
+    def relocate(self, relocation: Relocation) -> None:
+        """Save the new address of the destination, and change the locators below it."""
+        old, new = relocation.old, relocation.new
+        with self._writing() as database:
+            self._save(database, "destination", relocation.identity)
+            if old != new:
+                database.execute(
+                    "UPDATE maps SET locator = ? || substr(locator, ?) WHERE substr(locator, 1, ?) = ?",
+                    (new, len(old) + 1, len(old), old),
+                )
+
     def claims(self) -> Iterator[tuple[str, str]]:
         """Yield the locator and the name of each done map."""
         with self._reading() as database:
-            yield from database.execute("SELECT locator, name FROM maps WHERE status = 'done'")
+            for locator, name in database.execute("SELECT locator, name FROM maps WHERE status = 'done'"):
+                yield (locator if self.relocation is None else self.relocation(locator)), name
 
     def counts(self) -> dict[str, int]:
         """Return the number of maps by status."""

@@ -13,6 +13,7 @@ from async_maps.render.ranges import UNIT, ValueRange
 from async_maps.render.sketch import QuantileSketch
 
 if TYPE_CHECKING:
+    import sqlite3
     from collections.abc import Iterator
 
 
@@ -75,7 +76,11 @@ class ManifestMetadata(ManifestFile):
 
     def _keep(self, key: str, value: object) -> None:
         with self._writing() as database:
-            database.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, json.dumps(value)))
+            self._save(database, key, value)
+
+    @staticmethod
+    def _save(database: sqlite3.Connection, key: str, value: object) -> None:
+        database.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, json.dumps(value)))
 
     def _kept(self, keys: str) -> Iterator[Any]:
         """Return the values of the keys that match a pattern (``run *``), in the order of the keys."""

@@ -15,10 +15,11 @@ from anyio import CancelScope, CapacityLimiter, to_thread
 
 from async_maps.concurrency.tasks import OrderlyTask
 from async_maps.errors import ManifestError
+from async_maps.manifest.destination import relocated
 from async_maps.manifest.manifest import Manifest, RepairMode, Select
 from async_maps.manifest.metadata import KeptRun
 from async_maps.outcomes import Failure, Outcome, Receipt
-from async_maps.settings import counted_values
+from async_maps.settings import counted_values, given_or_default
 from async_maps.sources import place_of
 from async_maps.sources.activation_map import ActivationMap
 
@@ -189,15 +190,23 @@ class Recorder:
 
 
 @asynccontextmanager
-async def open_recorder(path: str | PathLike[str] | None, destination: str) -> AsyncIterator[Recorder | None]:
+async def open_recorder(
+    path: str | PathLike[str] | None, identity: str, settings: Settings | None = None
+) -> AsyncIterator[Recorder | None]:
     """Open the recorder of a run, or None without a path. At the end, even after an error, receipts are committed.
 
-    Raises ManifestError if the manifest belongs to another destination.
+    Raises ManifestError if the manifest belongs to another destination than the store with this identity.
     """
     if path is None:
         yield None
         return
-    async with _opened(partial(Manifest, path), Manifest.begin, destination) as recorder:
+
+    def begin(manifest: Manifest) -> None:
+        if relocation := relocated(manifest, identity, given_or_default(settings)):
+            manifest.relocate(relocation)
+        manifest.begin(identity)
+
+    async with _opened(partial(Manifest, path), begin) as recorder:
         committing = OrderlyTask(recorder.commit_regularly)
         try:
             yield recorder
@@ -205,23 +214,29 @@ async def open_recorder(path: str | PathLike[str] | None, destination: str) -> A
             await committing.cancel()
 
 
-def open_reader(path: str | PathLike[str] | None, destination: str) -> AbstractAsyncContextManager[Recorder]:
+def open_reader(
+    path: str | PathLike[str] | None, identity: str, settings: Settings | None = None
+) -> AbstractAsyncContextManager[Recorder]:
     """Open a recorder that selects maps but writes nothing; a manifest that does not exist counts as empty."""
 
     def open_manifest() -> Manifest:
         return Manifest(":memory:") if path is None or not os.path.exists(path) else Manifest(path, read_only=True)
 
-    return _opened(open_manifest, Manifest.prepare, destination)
+    def prepare(manifest: Manifest) -> None:
+        manifest.relocation = relocated(manifest, identity, given_or_default(settings))
+        manifest.prepare()
+
+    return _opened(open_manifest, prepare)
 
 
 @asynccontextmanager
 async def _opened(
-    open_manifest: Callable[[], Manifest], prepare: Callable[[Manifest, str], None], destination: str
+    open_manifest: Callable[[], Manifest], prepare: Callable[[Manifest], None]
 ) -> AsyncIterator[Recorder]:
     manifest = await to_thread.run_sync(open_manifest)
     recorder = Recorder(manifest)
     try:
-        await to_thread.run_sync(prepare, manifest, destination)
+        await to_thread.run_sync(prepare, manifest)
         yield recorder
     finally:
         await recorder.close()

@@ -38,11 +38,11 @@ from async_maps.filesystems.aws import (
     TRANSIENT_CODES,
     TRANSIENT_STATUSES,
     client_options,
-    identity,
     refusal,
     translate_credential_errors,
     unreachable,
 )
+from async_maps.filesystems.endpoints import bucket_identity
 from async_maps.filesystems.locators import S3Address, parse_s3_address
 from async_maps.keys import check_name
 from async_maps.stores.direct import DirectSession
@@ -120,7 +120,7 @@ class S3Store:
         self._accepted_one = False
         self.prefix = prefix
         self.destination = f"s3://{bucket}/{prefix}" if prefix else f"s3://{bucket}"
-        self.identity = identity(self.destination, client.meta.endpoint_url)
+        self.identity = bucket_identity(self.destination, client.meta.endpoint_url)
 
     def locator(self, key: str) -> str:
         """Return ``s3://bucket/key``; the key is not percent-encoded, as Kolena expects."""

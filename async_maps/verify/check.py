@@ -5,7 +5,6 @@ Runs on the event loop, and in threads. Memory is bounded for any number of obje
 
 from __future__ import annotations
 
-import re
 import shlex
 from contextlib import closing, suppress
 from itertools import islice
@@ -17,9 +16,11 @@ from anyio import to_thread
 from async_maps.blocking import blocking
 from async_maps.concurrency.tasks import OrderlyTask, calling_every
 from async_maps.errors import AsyncMapsError, ManifestError, ObjectError, SettingsError, SourceError
+from async_maps.filesystems.endpoints import Identity
 from async_maps.filesystems.filesystem import is_remote
 from async_maps.filesystems.locators import file_path, parse_s3_address
 from async_maps.filesystems.objects import Objects
+from async_maps.manifest.destination import relocated
 from async_maps.manifest.manifest import Manifest
 from async_maps.settings import Settings, given_or_default
 from async_maps.tables import is_table
@@ -33,9 +34,10 @@ if TYPE_CHECKING:
     from os import PathLike
     from typing import Any
 
+    from async_maps.manifest.destination import Relocation
+
 _BATCH_ROWS = 1000
 _BATCH_REQUESTS = 50
-_AT_ENDPOINT = re.compile(r" at https?://\S+$")
 
 
 OnVerification: TypeAlias = "Callable[[Verification], object]"
@@ -69,9 +71,9 @@ async def averify_locators(
         The verification; its ``is_clean`` is true if nothing differs.
 
     Raises:
-        ManifestError: the manifest cannot be read.
+        ManifestError: the manifest cannot be read, or its overlays are not at the endpoint of the AWS environment.
         SourceError: the table cannot be read.
-        SettingsError: the table has no locator; or the manifest's overlays were in memory, or are at another endpoint.
+        SettingsError: the table has no locator, or the manifest's overlays were in memory.
         StoreError: the folder cannot be listed, or the store cannot be reached.
     """
     verification = Verification()
@@ -127,12 +129,10 @@ class Check(Reading):
         verification = self._verification
         verification.place, verification.doing = str(path), "reading the manifest"
         identity, verification.failed = await to_thread.run_sync(_destination, path)
-        destination = destination_of(identity)
-        # file:/// already ends in a slash.
-        folder = destination if destination.endswith("/") else f"{destination}/"
+        folder = identity.folder
         if folder.startswith("memory:"):
             raise SettingsError(f"the overlays of {path} were in the memory of a process, and cannot be verified")
-        await self._refuse_other_endpoint(path, identity)
+        await to_thread.run_sync(self._ask, path)
         await self._expect(_rows_of(path))
         verification.folders = [folder]
         await self._list(folder)
@@ -249,13 +249,9 @@ class Check(Reading):
         while after := await to_thread.run_sync(note):
             pass
 
-    async def _refuse_other_endpoint(self, path: str | PathLike[str], identity: str) -> None:
-        here = await to_thread.run_sync(self._objects.identity, destination_of(identity))
-        if here != identity:
-            raise SettingsError(
-                f"{path} is the manifest of {identity}, but the AWS environment points to {here}: set AWS_ENDPOINT_URL "
-                "to the endpoint of the run"
-            )
+    def _ask(self, path: str | PathLike[str]) -> None:
+        with Manifest(path, read_only=True) as opened:
+            relocated_here(opened, self._objects, self._settings)
 
     def _count(self) -> None:
         self._verification.differences = self._comparison.counts()
@@ -286,9 +282,14 @@ def _repair_command(verification: Verification, deep: bool) -> str:
     return f"async-maps verify {shlex.quote(verification.place)}{' --deep' if deep else ''} --repair"
 
 
-def destination_of(identity: str) -> str:
-    """Return the destination of a store's identity, without the endpoint."""
-    return _AT_ENDPOINT.sub("", identity)
+def relocated_here(manifest: Manifest, objects: Objects, settings: Settings) -> Relocation | None:
+    """Return the new address of a manifest's destination, by the AWS environment; None if it has not changed.
+
+    Raises ManifestError and StoreError like :func:`~async_maps.manifest.destination.relocated`.
+    """
+    here = objects.identity(Identity.parse(manifest.destination() or "").destination)
+    where, else_ = "the AWS environment points to", "set AWS_ENDPOINT_URL as it was in the run"
+    return relocated(manifest, here, settings, where=where, else_=else_)
 
 
 def _is_known(locator: str) -> bool:
@@ -300,13 +301,13 @@ def _is_known(locator: str) -> bool:
         return False
 
 
-def _destination(path: str | PathLike[str]) -> tuple[str, int]:
+def _destination(path: str | PathLike[str]) -> tuple[Identity, int]:
     with Manifest(path, read_only=True) as opened:
         identity = opened.destination()
         failed = opened.counts().get("failed", 0) - sum(opened.broken().values())
     if identity is None:
         raise ManifestError(f"{path} has no run yet: there is nothing to verify")
-    return identity, failed
+    return Identity.parse(identity), failed
 
 
 def _rows_of(path: str | PathLike[str]) -> Generator[Expected, None, None]:

@@ -17,6 +17,7 @@ from anyio import CancelScope, to_thread
 
 from async_maps.blocking import blocking
 from async_maps.errors import SettingsError, SourceError
+from async_maps.filesystems.endpoints import Identity
 from async_maps.filesystems.objects import Objects
 from async_maps.keys import printable
 from async_maps.manifest.manifest import Manifest
@@ -25,7 +26,7 @@ from async_maps.pipeline import Pipeline
 from async_maps.settings import Settings, given_or_default
 from async_maps.sources import place_of
 from async_maps.tables import is_table
-from async_maps.verify.check import Check, advice_on_foreign, destination_of, watched
+from async_maps.verify.check import Check, advice_on_foreign, relocated_here, watched
 from async_maps.verify.comparison import REPAIRABLE, Comparison
 from async_maps.verify.verification import MAX_LISTED_DIFFERENCES, Verification
 
@@ -101,6 +102,7 @@ class _Repair:
             # Keep the lock until all broken rows are marked, so that no run changes them in between.
             opened = await to_thread.run_sync(_open, self._manifest)
             try:
+                await to_thread.run_sync(_relocate, opened, objects, self._settings)
                 check = Check(before, objects, self._settings, verification)
                 await check.look(self._manifest, deep=deep)
                 await check.finish()
@@ -109,7 +111,7 @@ class _Repair:
                 if delete_foreign:
                     await self._delete_foreign(before, objects)
                 broken, runs = await to_thread.run_sync(lambda: (opened.broken(), opened.runs()))
-                destination = destination_of(opened.destination() or "")
+                destination = Identity.parse(opened.destination() or "").destination
             finally:
                 with CancelScope(shield=True):
                     await to_thread.run_sync(opened.close)
@@ -213,6 +215,11 @@ def _open(path: str | PathLike[str]) -> Manifest:
         # Raises an error if it does not exist; the next line would create it.
         pass
     return Manifest(path)
+
+
+def _relocate(manifest: Manifest, objects: Objects, settings: Settings) -> None:
+    if relocation := relocated_here(manifest, objects, settings):
+        manifest.relocate(relocation)
 
 
 def _mark(manifest: Manifest, comparison: Comparison) -> None:

@@ -273,20 +273,6 @@ def test_rows_are_ordered_by_name_and_failures_are_optional(path: Path) -> None:
 # The file ----------------------------------------------------------------------------------------------------------
 
 
-def test_another_destination_is_refused_once_maps_are_done(path: Path) -> None:
-    write_run(path, [])
-    write_run(path, [receipt_for(make_map("a"))], "s3://second/")
-    with Manifest(path) as manifest:
-        for prepare in (manifest.begin, manifest.prepare):
-            with pytest.raises(ManifestError) as refusal:
-                prepare(DESTINATION)
-            assert str(refusal.value) == (
-                f"{path} is the manifest of s3://second/, but this run writes to {DESTINATION}: "
-                "choose another manifest file"
-            )
-        manifest.begin("s3://second/")
-
-
 @pytest.mark.parametrize("read_only", [False, True])
 def test_another_file_is_refused_and_not_changed(path: Path, read_only: bool) -> None:
     path.write_bytes(b"no database, but long enough to be looked at " * 100)
