@@ -65,6 +65,17 @@ def test_pages_of_one_size_are_a_stack(maps: Path, name: str) -> None:
     assert (entries[0].header.shape, entries[0].max_bytes) == (STACK[0].shape, STACK[0].nbytes)
 
 
+@pytest.mark.parametrize("page", range(5))
+@pytest.mark.parametrize("tag", [256, 257, 273, 279])
+def test_a_size_or_an_offset_that_is_no_integer_is_refused(maps: Path, page: int, tag: int) -> None:
+    content = bytearray(_tiff(*STACK))
+    with tifffile.TiffFile(io.BytesIO(content)) as file:
+        offset = file.pages[page].tags[tag].offset
+    struct.pack_into("<H", content, offset + 2, 11)
+    (maps / "a.tif").write_bytes(content)
+    assert f"of page {page} is not an integer" in only_failure(maps).reason
+
+
 @pytest.mark.parametrize("how", [{}, {"metadata": None}, {"truncate": True}], ids=["shaped", "plain", "one page"])
 @pytest.mark.parametrize("order", [1, -1])
 def test_the_maps_of_a_stack_can_be_read_in_any_order(maps: Path, how: dict[str, Any], order: int) -> None:

@@ -159,6 +159,14 @@ async def test_nothing_is_deleted_if_no_overlay_is_there(tmp_path: Path, maps: P
     assert (verification.deleted, verification.repaired, verification.differences) == (0, 8, {"foreign": 8})
 
 
+async def test_without_foreign_objects_nothing_is_said_of_them(tmp_path: Path, maps: Path, manifest: Path) -> None:
+    await to_thread.run_sync(upload_overlays, maps, tmp_path / "out", manifest)
+    for path in (tmp_path / "out").rglob("*.png"):
+        path.unlink()
+    verification = await am.arepair_overlays(manifest, settings=SETTINGS, delete_foreign=True)
+    assert (verification.deleted, verification.repaired, verification.advice) == (0, 8, [])
+
+
 @pytest.mark.parametrize("then", ["run", "repair"])
 async def test_an_interrupted_repair_is_completed_by_the_next_command(
     then: str, tmp_path: Path, maps: Path, manifest: Path, puts: list[str], monkeypatch: pytest.MonkeyPatch

@@ -45,6 +45,13 @@ _CODECS = {
 _GRAY = {0, 1}
 _PALETTE = 3
 _REDUCED, _MASK = 0b001, 0b100
+_INTEGERS = {1, 3, 4, 13, 16, 18}
+"""The data types of unsigned integers (TIFF 6.0, "IFD Entry", and BigTIFF)."""
+_INTEGER_TAGS = {
+    254, 255, 256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 317, 322, 323, 324, 325, 339, 513, 514, 32997,
+    32998,
+}  # fmt: skip
+"""The tags that give sizes, offsets and layout; tifffile takes a size of any type."""
 _MAX_METADATA = 8 * 2**20
 """In bytes, of a page."""
 _READ_BYTES = 2**20
@@ -170,7 +177,11 @@ class TiffReader:
         self._metered.allow(_MAX_METADATA)
         with translate_format_errors(f"{_DAMAGED} or truncated at page {index}"):
             self._metered.seek(offset)
-            return tifffile.TiffPage(self._tiff, index)
+            page = tifffile.TiffPage(self._tiff, index)
+            for tag in page.tags:
+                if tag.code in _INTEGER_TAGS and tag.dtype not in _INTEGERS:
+                    raise SourceError(f"{_DAMAGED}: {tag.name} of page {index} is not an integer")
+        return page
 
     def _stack(self, first: tifffile.TiffPage, count: int) -> _Stack:
         """Return equal pages as one array, in the shape that the description of the first page claims, if it fits."""
