@@ -138,6 +138,7 @@ def test_sums_are_accumulated_in_float64() -> None:
     np.testing.assert_array_equal(reduce_channels(array, "sum"), np.ones((1, 5), np.float32))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("by", "expected"), [("none", False), ("sum", True)])
 def test_the_kernels_are_loaded_only_if_a_run_needs_them(by: str, expected: bool) -> None:
     program = (

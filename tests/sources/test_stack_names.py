@@ -69,6 +69,7 @@ def test_an_invalid_name_in_a_names_file_fails_alone(maps: Path) -> None:
     assert names_of(open_source(maps)) == ["a/y"]
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_names_file(maps: Path) -> None:
     np.save(maps / "a.npy", np.zeros((20_000, 1, 5), np.uint8))
     (maps / "a.names.txt").write_text("".join(f"{'x' * 50}{number}\n" for number in range(20_000)))

@@ -212,6 +212,7 @@ def test_a_compressed_tar_is_refused_with_advice(maps: Path, name: str) -> None:
         assert failure.reason.endswith("decompress it first")
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_members(maps: Path) -> None:
     content = npy(MAP)
     save_tar(maps / "a.tar", {f"{'x' * 80}{number}.npy": content for number in range(2000)})

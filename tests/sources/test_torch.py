@@ -226,6 +226,7 @@ def test_storages_with_malicious_keys_are_one_failure(maps: Path) -> None:
     assert only_failure(maps).reason == "expected a file of torch.save: a key that is no text"
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60)
 def test_a_list_of_names_that_is_named_often_is_compared_once(maps: Path) -> None:
     names = b"](" + b"N" * 300_000 + b"eq\x010"
