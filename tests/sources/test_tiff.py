@@ -70,7 +70,7 @@ def test_pages_of_one_size_are_a_stack(maps: Path, name: str) -> None:
 def test_a_size_or_an_offset_that_is_no_integer_is_refused(maps: Path, page: int, tag: int) -> None:
     content = bytearray(_tiff(*STACK))
     with tifffile.TiffFile(io.BytesIO(content)) as file:
-        offset = file.pages[page].tags[tag].offset
+        offset = file.pages[page].aspage().tags[tag].offset
     struct.pack_into("<H", content, offset + 2, 11)
     (maps / "a.tif").write_bytes(content)
     assert f"of page {page} is not an integer" in only_failure(maps).reason

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from async_maps.workers.worker import Worker
+    from async_maps.workers.pool import Worker
 
 
 class Noted(np.ndarray[Any, Any]):
