@@ -45,9 +45,9 @@ def verify(  # noqa: PLR0913  # one argument per option
     async-maps verify async-maps.sqlite --deep --repair
     ```
 
-    Lists the destination, 1,000 objects per request, and compares sizes and ETags with the manifest. Reports
-    overlays that are missing, truncated or replaced, and PNGs below the destination that the manifest does not list
-    ("foreign").
+    Lists the destination, 1,000 objects per request, and compares sizes and ETags (of files, the CRC32) with the
+    manifest. Reports overlays that are missing, truncated or replaced, and PNGs below the destination that the manifest
+    does not list ("foreign").
 
     All settings of `async-maps run` can be given: `--concurrency`, `--workers`, `--s3.max-attempts`.
 

@@ -25,20 +25,29 @@ if TYPE_CHECKING:
 _MOST_BYTES = 2**40
 """More than the largest object of one PUT, 5 GiB."""
 _PIECE = 2**20
+_CLOCK_ERROR_S = 2.0
 _TEMPORARY = ".async-maps-"
 """The prefix of this package's temporary files (:mod:`async_maps.filesystems.atomic`)."""
 
 
 class ObjectInfo(NamedTuple):
-    """An object in a listing: its size in bytes, and its ETag without quotes, which is None for a file."""
+    """An object in a listing.
+
+    Attributes:
+        locator: its URL.
+        size: in bytes.
+        etag: its ETag without quotes; None for a file.
+        modified: the time of its last change by the store's clock, in seconds since 1970; None if unknown.
+    """
 
     locator: str
     size: int
     etag: str | None
+    modified: float | None = None
 
 
 class Content(NamedTuple):
-    """The content of an object. A file has no content type.
+    """The content of an object. A file has no content type; ``modified`` is as in :class:`ObjectInfo`.
 
     ``etag_is_md5`` is False if the ETag cannot be the MD5 of the bytes, because KMS encrypts the object (Amazon S3 API
     reference, "Object").
@@ -47,6 +56,7 @@ class Content(NamedTuple):
     data: bytes | bytearray
     content_type: str | None = None
     etag_is_md5: bool = False
+    modified: float | None = None
 
 
 class Checksum(NamedTuple):
@@ -106,6 +116,14 @@ class Objects:
         with _translate_errors(folder):
             return bucket_identity(folder, self._filesystems.s3().endpoint())
 
+    def clock_offset_s(self, folder: str) -> float:
+        """Return how many seconds the clock of a folder's store is ahead of this machine's, after a listing.
+
+        It is 0 if both differ by less than 2 s, because the store tells its time in whole seconds.
+        """
+        offset = self._filesystems.s3().clock_offset_s if is_remote(folder) else 0.0
+        return offset if abs(offset) >= _CLOCK_ERROR_S else 0.0
+
     def below(self, folder: str) -> Generator[ObjectInfo, None, None]:
         """Yield the objects below a folder, in no particular order.
 
@@ -119,7 +137,7 @@ class Objects:
             for found in self._filesystems.s3().objects(bucket, prefix):
                 # Some tools create an object "folder/" for a folder; it is not an overlay.
                 if not found.key.endswith("/"):
-                    yield ObjectInfo(f"s3://{bucket}/{found.key}", found.size, found.etag or None)
+                    yield ObjectInfo(f"s3://{bucket}/{found.key}", found.size, found.etag or None, found.modified)
 
     def find(self, locator: str) -> ObjectInfo | None:
         """Return one object as :meth:`below` lists it, or None if it does not exist."""
@@ -131,10 +149,11 @@ class Objects:
             except (OSError, ValueError) as error:
                 reason = getattr(error, "strerror", None) or error
                 raise ObjectError(f"{printable(locator)}: cannot be read: {reason}") from error
-            return ObjectInfo(locator, status.st_size, None) if stat.S_ISREG(status.st_mode) else None
+            is_file = stat.S_ISREG(status.st_mode)
+            return ObjectInfo(locator, status.st_size, None, status.st_mtime) if is_file else None
         with _translate_errors(locator):
             found = self._filesystems.s3().find(locator)
-        return None if found is None else ObjectInfo(locator, found.size, found.etag or None)
+        return None if found is None else ObjectInfo(locator, found.size, found.etag or None, found.modified)
 
     def read(self, locator: str) -> Content:
         """Read a whole object in one request.
@@ -146,7 +165,7 @@ class Objects:
         """
         if (path := file_path(locator)) is not None:
             with self._filesystems.of(path).open(path) as file:
-                return Content(file.read())
+                return Content(file.read(), modified=os.fstat(file.fileno()).st_mtime)
         from async_maps.filesystems.s3 import RefusedError
 
         address = parse_s3_address(locator)
@@ -156,7 +175,8 @@ class Objects:
             raise
         except SourceError as error:
             raise StoreError(f"{printable(locator)}: {error}") from error
-        return Content(found.data, found.content_type, not found.encryption.startswith("aws:kms"))
+        etag_is_md5 = not found.encryption.startswith("aws:kms")
+        return Content(found.data, found.content_type, etag_is_md5, found.modified)
 
     def delete(self, locators: Sequence[str]) -> dict[str, str]:
         """Delete up to 1,000 objects, with one request per bucket. The locators must be sorted.
@@ -198,7 +218,8 @@ def _files_below(folder: str) -> Iterator[ObjectInfo]:
                     waiting.append(entry.path)
                 elif entry.is_file() and not entry.name.startswith(_TEMPORARY):
                     with suppress(FileNotFoundError):  # deleted meanwhile
-                        yield ObjectInfo(Path(entry.path).as_uri(), entry.stat().st_size, None)
+                        status = entry.stat()
+                        yield ObjectInfo(Path(entry.path).as_uri(), status.st_size, None, status.st_mtime)
 
 
 @contextmanager

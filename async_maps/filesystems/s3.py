@@ -9,8 +9,10 @@ import errno
 import hashlib
 import io
 import os
+import time
 from collections import OrderedDict
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
+from email.utils import parsedate_to_datetime
 from threading import Lock
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -49,11 +51,15 @@ _CONNECTIONS = 64
 
 
 class Object(NamedTuple):
-    """An object in a listing. The size is in bytes, the ETag without quotes."""
+    """An object in a listing.
+
+    The size is in bytes, the ETag without quotes, and the time of the last change in seconds since 1970, if known.
+    """
 
     key: str
     size: int
     etag: str
+    modified: float | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -64,12 +70,16 @@ class Object(NamedTuple):
 class S3Filesystem:
     """Reads, lists and deletes objects with one client, which is created at the first use.
 
+    Attributes:
+        clock_offset_s: how many seconds the server's clock was ahead of this machine's in the last listing.
+
     Raises:
         SourceError: all methods raise it if S3 refuses a request or cannot be reached, or the AWS configuration cannot
             be used.
     """
 
     def __init__(self, settings: S3Settings | None = None) -> None:
+        self.clock_offset_s = 0.0
         self._settings = settings or S3Settings()
         self._making = Lock()
         self._client: Any = None
@@ -139,19 +149,23 @@ class S3Filesystem:
                 answer = self._get_client().head_object(Bucket=address.bucket, Key=address.key)
         except FileNotFoundError:
             return None
-        return Object(address.key, answer["ContentLength"], answer["ETag"].strip('"'))
+        return Object(address.key, answer["ContentLength"], answer["ETag"].strip('"'), _modified(answer))
 
     def objects(self, bucket: str, prefix: str) -> Iterator[Object]:
         """Yield the objects whose keys start with the prefix, in the order of their keys."""
         for page in self.pages(bucket, prefix):
             for entry in page.get("Contents", []):
-                yield Object(entry["Key"], entry["Size"], entry.get("ETag", "").strip('"'))
+                yield Object(entry["Key"], entry["Size"], entry.get("ETag", "").strip('"'), _modified(entry))
 
     def pages(self, bucket: str, prefix: str, **options: Any) -> Iterator[dict[str, Any]]:
         """Yield the responses of ListObjectsV2."""
         with _translate_errors():
             paginator = self._get_client().get_paginator("list_objects_v2")
-            yield from paginator.paginate(Bucket=bucket, Prefix=prefix, **options)
+            for page in paginator.paginate(Bucket=bucket, Prefix=prefix, **options):
+                date = page["ResponseMetadata"]["HTTPHeaders"].get("date", "")
+                with suppress(ValueError, TypeError):
+                    self.clock_offset_s = parsedate_to_datetime(date).timestamp() - time.time()
+                yield page
 
     def delete(self, bucket: str, keys: Sequence[str]) -> dict[str, str]:
         """Delete up to 1,000 objects in one request.
@@ -210,10 +224,17 @@ class Range(NamedTuple):
     etag: str
     content_type: str = ""
     encryption: str = ""
+    modified: float | None = None
 
 
 def _range(data: bytes | bytearray, size: int, answer: dict[str, Any]) -> Range:
-    return Range(data, size, answer["ETag"], answer.get("ContentType", ""), answer.get("ServerSideEncryption", ""))
+    encryption = answer.get("ServerSideEncryption", "")
+    return Range(data, size, answer["ETag"], answer.get("ContentType", ""), encryption, _modified(answer))
+
+
+def _modified(answer: dict[str, Any]) -> float | None:
+    found = answer.get("LastModified")
+    return None if found is None else float(found.timestamp())
 
 
 class S3File(io.RawIOBase):

@@ -54,9 +54,9 @@ async def averify_locators(
 ) -> Verification:
     """Verify that every locator of a manifest or a table has the bytes that were uploaded.
 
-    Listed objects are compared by size and ETag. A PNG under the destination that is not in the manifest is reported as
-    foreign. You can verify a manifest while a run writes it: rows that the run changes meanwhile are not reported, but
-    objects without a row yet are reported as foreign.
+    Listed objects are compared by size and ETag, files by size and CRC32. A PNG under the destination that is not in
+    the manifest is reported as foreign. You can verify a manifest while a run writes it: rows that the run changes
+    meanwhile are not reported, but objects without a row yet are reported as foreign.
 
     Args:
         place: a manifest; or a table of results (``.csv``, ``.jsonl``, ``.parquet``), ours or Kolena's. A table may
@@ -119,11 +119,11 @@ class Check(Reading):
     _began_at = 0.0
 
     async def look(self, place: str | PathLike[str], *, deep: bool, since: str = "") -> None:
-        """Compare the listings; with ``deep``, also read the objects that were stored at or after ``since``."""
+        """Compare the listings, then the bytes of files, or with ``deep`` of all objects, stored since ``since``."""
         self._began_at = monotonic()
+        self._verification.deep = deep
         await (self._table(str(place)) if is_table(str(place)) else self._manifest(place))
-        if deep:
-            await self.read(since)
+        await (self.read(since) if deep else self.read_files(since))
 
     async def _manifest(self, path: str | PathLike[str]) -> None:
         verification = self._verification

@@ -38,13 +38,13 @@ CREATE TABLE expected (
     locator TEXT, name TEXT, size INTEGER, etag TEXT, crc32 TEXT, width INTEGER, height INTEGER, is_overlay INTEGER,
     written_at TEXT, broken TEXT, PRIMARY KEY (locator, name)
 ) WITHOUT ROWID;
-CREATE TABLE found (locator TEXT PRIMARY KEY, size INTEGER, etag TEXT) WITHOUT ROWID;
+CREATE TABLE found (locator TEXT PRIMARY KEY, size INTEGER, etag TEXT, modified REAL) WITHOUT ROWID;
 CREATE TABLE unlisted (folded TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE differences (kind TEXT, locator TEXT, name TEXT, expected TEXT, found TEXT);
 CREATE INDEX differences_locator ON differences (locator);
 """
 _DIFFERENT = """
-SELECT expected.*, found.* FROM expected LEFT JOIN found USING (locator)
+SELECT expected.*, found.locator, found.size, found.etag FROM expected LEFT JOIN found USING (locator)
 WHERE (
     expected.broken IS NOT NULL OR found.locator IS NULL OR expected.size <> found.size OR expected.etag <> found.etag
 ) AND NOT EXISTS (SELECT 1 FROM differences WHERE differences.locator = expected.locator AND kind = 'unreadable')
@@ -56,7 +56,7 @@ SELECT DISTINCT locator FROM expected WHERE locator > ? AND NOT EXISTS (
 ) ORDER BY locator LIMIT ?
 """
 _FOREIGN = """
-SELECT * FROM found WHERE locator > ? AND CASE
+SELECT locator, size FROM found WHERE locator > ? AND CASE
     -- CASE evaluates in this order, because folded() may read the disk.
     WHEN EXISTS (SELECT 1 FROM expected WHERE expected.locator = found.locator) THEN 0
     ELSE folded(locator) NOT IN (SELECT folded FROM unlisted)
@@ -140,7 +140,7 @@ class Comparison(Spill):
 
     def find(self, objects: Iterable[ObjectInfo]) -> int:
         """Add existing objects; return the number of new rows."""
-        return self._insert("INSERT OR IGNORE INTO found VALUES (?, ?, ?)", objects)
+        return self._insert("INSERT OR IGNORE INTO found VALUES (?, ?, ?, ?)", objects)
 
     def unlist(self, locators: Iterable[str]) -> None:
         """Do not report objects as foreign that differ from these only in case, Unicode form, slashes or a symlink.
@@ -192,7 +192,7 @@ class Comparison(Spill):
 
     def foreign(self, after: str) -> list[tuple[str, int]]:
         """Return up to 1,000 existing objects behind ``after`` that were not expected, with their sizes, sorted."""
-        return [(locator, size) for locator, size, _ in self.rows(_FOREIGN, after, _BATCH_ROWS)]
+        return self.rows(_FOREIGN, after, _BATCH_ROWS)
 
     def to_read(self, after: str, since: str) -> list[Expected]:
         """Return up to 1,000 objects behind ``after`` that do not differ so far and were stored at or after ``since``.

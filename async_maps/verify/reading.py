@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from functools import partial
+from threading import Lock
 from typing import TYPE_CHECKING
 
 from anyio import CapacityLimiter, to_thread
 
 from async_maps.concurrency.fan_out import fan_out
-from async_maps.errors import SourceError, StoreError, translate_os_error
+from async_maps.errors import ObjectError, SourceError, StoreError, translate_os_error
+from async_maps.filesystems.locators import file_path
+from async_maps.filesystems.objects import checksum
 from async_maps.verify.comparison import Comparison, Difference, Expected
 from async_maps.verify.examine import examine
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Sequence
 
     from async_maps.filesystems.objects import Content, Objects
     from async_maps.settings import Settings
@@ -21,6 +24,9 @@ if TYPE_CHECKING:
 
 _MOST_PIXEL_BYTES, _BESIDE_PIXELS = 10, 2**20
 """The maximum bytes of a PNG per pixel (16-bit RGBA, one pixel per scanline, uncompressed), and for the rest."""
+
+_BATCH_FILES = 32
+"""The number of files that a thread compares in one call."""
 
 
 class Reading:
@@ -34,6 +40,7 @@ class Reading:
         self._settings = settings
         self._verification = verification
         self._unreached = 0
+        self._counting = Lock()
 
     async def read(self, since: str) -> None:
         """Read the objects that were stored at or after ``since``.
@@ -46,6 +53,54 @@ class Reading:
         threads = CapacityLimiter(settings.concurrency), CapacityLimiter(settings.encode_thread_count)
         workers = [partial(self._examine, threads)] * settings.concurrency
         await fan_out(self._to_read(since), workers, size=lambda row: row.size or 0, limit=settings.queue_bytes)
+
+    async def read_files(self, since: str) -> None:
+        """Compare the CRC32 of each file that was stored at or after ``since``.
+
+        Files have no ETag, and another file may have the same size.
+        """
+        self._verification.doing = "reading files"
+        threads = CapacityLimiter(self._settings.concurrency)
+
+        async def compare(rows: Sequence[Expected]) -> None:
+            await to_thread.run_sync(self._compare_files, rows, limiter=threads)
+
+        # A thread holds only a piece of a file, so the number of threads bounds the memory.
+        await fan_out(self._files(since), [compare] * self._settings.concurrency, size=lambda _: 0, limit=1)
+
+    async def _files(self, since: str) -> AsyncGenerator[Sequence[Expected], None]:
+        after = "file://"
+        while rows := await to_thread.run_sync(self._comparison.to_read, after, since):
+            files = [row for row in rows if file_path(row.locator) is not None]
+            # They are sorted: what follows is in S3.
+            for start in range(0, len(files), _BATCH_FILES):
+                yield files[start : start + _BATCH_FILES]
+            if len(files) < len(rows):
+                return
+            after = rows[-1].locator
+
+    def _compare_files(self, rows: Sequence[Expected]) -> None:
+        differences = []
+        count = size = 0
+        for row in rows:
+            if row.crc32 is None:
+                continue
+            try:
+                found = checksum(row.locator)
+            except FileNotFoundError:
+                differences.append(Difference("missing", row.locator, row.name, _what(row), "nothing anymore"))
+            except ObjectError as error:
+                differences.append(Difference("unreadable", row.locator, row.name, _what(row), str(error)))
+            else:
+                count, size = count + 1, size + found.size
+                if found.crc32 != row.crc32:
+                    crc32s = f"CRC32 {row.crc32}", f"CRC32 {found.crc32}"
+                    differences.append(Difference("digest", row.locator, row.name, *crc32s))
+        with self._counting:
+            self._verification.read += count
+            self._verification.read_bytes += size
+        if differences:
+            self._comparison.note_read(differences)
 
     async def _to_read(self, since: str) -> AsyncGenerator[Expected, None]:
         after = ""
@@ -66,7 +121,7 @@ class Reading:
             await to_thread.run_sync(self._comparison.note_read, differences)
 
     def _read(self, row: Expected) -> Content | Difference:
-        what = "an overlay" if row.size is None else f"{row.size:,} bytes"
+        what = _what(row)
         max_pixels = self._settings.max_pixels
         if (row.size or 0) > _MOST_PIXEL_BYTES * max_pixels + _BESIDE_PIXELS:
             found = f"{row.size:,} bytes, more than a PNG of max_pixels = {max_pixels:,} can have"
@@ -85,3 +140,7 @@ class Reading:
             return Difference("unreadable", row.locator, row.name, what, translate_os_error(error))
         self._unreached = 0
         return content
+
+
+def _what(row: Expected) -> str:
+    return "an overlay" if row.size is None else f"{row.size:,} bytes"

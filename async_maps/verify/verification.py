@@ -22,7 +22,8 @@ class Verification:
         locators: the number of expected objects.
         right: the number of expected objects that exist and do not differ.
         listed: the number of objects in the listings.
-        read: the number of objects that were read, with ``deep``.
+        deep: whether every object was read and decoded.
+        read: the number of objects that were read: all with ``deep``, else files only.
         read_bytes: the bytes that were read.
         failed: the number of maps that failed in their run, and have no overlay.
         differences: the number of objects by the kind of difference (:data:`~async_maps.verify.comparison.Kind`).
@@ -40,6 +41,7 @@ class Verification:
     locators: int = 0
     right: int = 0
     listed: int = 0
+    deep: bool = False
     read: int = 0
     read_bytes: int = 0
     failed: int = 0
@@ -79,6 +81,8 @@ class Verification:
     def summary(self) -> str:
         """Return the verification in a few lines, for people."""
         how = f"{self.read:,} objects read ({self.read_bytes / 1e6:,.1f} MB)" if self.read else "by listing"
+        if self.read and not self.deep:
+            how = f"by listing, and the CRC32 of {self.read:,} files ({self.read_bytes / 1e6:,.1f} MB)"
         lines = [
             f"{self.right:,} of {self.locators:,} locators are right, {how}",
             f"{self.elapsed_s:.1f} s, {self.listed:,} objects listed in {', '.join(self.folders) or 'no folder'}",

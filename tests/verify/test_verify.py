@@ -6,6 +6,7 @@ import json
 import os
 import sqlite3
 import tracemalloc
+import zlib
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -55,7 +56,9 @@ async def test_differences_in_a_folder_are_found(tmp_path: Path, maps: Path, man
     (out / "b/flipped.png").write_bytes(flipped((out / "b/flipped.png").read_bytes()))
     (out / "c/foreign.png").touch()
     shallow = await am.averify_locators(manifest, settings=SETTINGS)
-    assert found(shallow) == {"missing": {"missing"}, "size": {"truncated"}, "foreign": {"foreign"}}
+    listed = {"missing": {"missing"}, "size": {"truncated"}, "foreign": {"foreign"}}
+    assert found(shallow) == listed | {"digest": {"flipped", "replaced"}}
+    assert (shallow.right, shallow.read) == (4, 6)
     deep = await am.averify_locators(manifest, settings=SETTINGS, deep=True)
     assert found(deep) == found(shallow) | {"undecodable": {"flipped"}, "digest": {"flipped", "replaced"}}
     assert (deep.right, deep.read) == (4, 6)
@@ -98,7 +101,8 @@ async def test_bytes_and_size_are_compared_with_the_manifest(
     with closing(sqlite3.connect(manifest)) as database:
         database.execute(f"UPDATE maps SET {column} = ? WHERE name = 'e'", (value,))  # noqa: S608  # of this test
         database.commit()
-    assert (await am.averify_locators(manifest, settings=SETTINGS)).is_clean
+    # The CRC32 of a file is compared in any case.
+    assert (await am.averify_locators(manifest, settings=SETTINGS)).is_clean == (column != "crc32")
     (difference,) = (await am.averify_locators(manifest, settings=SETTINGS, deep=True)).first
     assert (difference.kind, difference.name, difference.expected) == (kind, "e", said[0])
     assert difference.found.startswith(said[1])
@@ -138,13 +142,58 @@ async def test_an_etag_that_is_not_an_md5_is_not_compared_with_bytes(
     png = am.encode_png(am.colorize_activation_map(random_map(0)), "RGBA").getvalue()
     place = "s3://bucket/a.png"
     monkeypatch.setattr(Objects, "below", lambda *_: (found for found in [ObjectInfo(place, len(png), etag)]))
-    range_ = type("", (), {"data": png, "content_type": "image/png", "encryption": encryption})
+    range_ = type("", (), {"data": png, "content_type": "image/png", "encryption": encryption, "modified": None})
     monkeypatch.setattr("async_maps.filesystems.s3.S3Filesystem.get", lambda *_: range_)
     table = tmp_path / "table.jsonl"
     table.write_text(json.dumps({"locator": place, "etag": etag}))
     verification = await am.averify_locators(table, settings=SETTINGS, deep=True)
     assert verification.read == 1
     assert [difference.kind for difference in verification.first] == kinds
+
+
+# Two manifests in one folder ---------------------------------------------------------------------------------------
+
+
+async def test_files_that_another_manifest_replaced_are_found_by_their_bytes(
+    tmp_path: Path, maps: Path, manifest: Path
+) -> None:
+    """Two colormaps give PNGs of the same size."""
+    out = tmp_path / "out"
+    await to_thread.run_sync(upload_overlays, maps, out, manifest)
+    first = {path.name: path.stat().st_size for path in out.rglob("*.png")}
+    other = tmp_path / "other.sqlite"
+    await to_thread.run_sync(lambda: upload_overlays(maps, out, other, colormap="viridis"))
+    assert {path.name: path.stat().st_size for path in out.rglob("*.png")} == first
+    verification = await am.averify_locators(manifest, settings=SETTINGS)
+    assert (verification.differences, verification.right) == ({"digest": 8}, 0)
+    assert (await am.averify_locators(other, settings=SETTINGS)).is_clean
+    # A table has the CRC32, too.
+    am.export_manifest(manifest, tmp_path / "table.csv")
+    assert (await am.averify_locators(tmp_path / "table.csv", settings=SETTINGS)).differences == {"digest": 8}
+
+
+async def test_the_bytes_of_repaired_files_alone_are_compared_again(tmp_path: Path, maps: Path, manifest: Path) -> None:
+    out = tmp_path / "out"
+    await to_thread.run_sync(upload_overlays, maps, out, manifest)
+    (out / "b/replaced.png").write_bytes((out / "b/flipped.png").read_bytes())
+    repaired = await am.arepair_overlays(manifest, settings=SETTINGS)
+    assert (repaired.repaired, repaired.right, repaired.differences) == (1, 8, {})
+    assert repaired.read == 8 + 1
+
+
+async def test_the_bytes_of_large_files_are_compared_in_pieces(tmp_path: Path, manifest: Path) -> None:
+    data = np.random.default_rng(1).bytes(2**21 + 7)
+    path = tmp_path / "out/a.png"
+    path.parent.mkdir()
+    path.write_bytes(data)
+    crc32 = f"{zlib.crc32(data):08x}"
+    with Manifest(manifest) as opened:
+        opened.begin(path.parent.as_uri())
+        receipt = replace(receipt_for(make_map("a")), locator=path.as_uri(), size=len(data), etag=None, crc32=crc32)
+        opened.write([receipt], "settings")
+    verification = await am.averify_locators(manifest, settings=SETTINGS)
+    assert (verification.right, verification.read, verification.read_bytes) == (1, 1, len(data))
+    assert "by listing, and the CRC32 of 1 files (2.1 MB)" in verification.summary()
 
 
 # Tables ------------------------------------------------------------------------------------------------------------
@@ -377,6 +426,7 @@ def fill(out: Path, manifest: Path, count: int) -> None:
     (out / "0").write_bytes(b"overlay")
     with Manifest(manifest) as opened:
         opened.begin(out.as_uri())
+        crc32 = f"{zlib.crc32(b'overlay'):08x}"
         for start in range(0, count, 1000):
             folder = out / str(start)
             folder.mkdir(exist_ok=start == 0) if start else None
@@ -384,7 +434,8 @@ def fill(out: Path, manifest: Path, count: int) -> None:
             for i in range(start, min(count, start + 1000)):
                 path = folder / f"{i}.png" if start else out / f"{i}.png"
                 os.link(out / "0", path)
-                receipts.append(replace(receipt_for(make_map(str(i))), locator=path.as_uri(), etag=None))
+                receipt = receipt_for(make_map(str(i)))
+                receipts.append(replace(receipt, locator=path.as_uri(), etag=None, crc32=crc32))
             opened.write(receipts, "settings")
     (out / "0").unlink()
 

@@ -194,6 +194,18 @@ async def test_a_manifest_of_another_endpoint_is_refused(manifest: Path, s3: S3S
         await am.averify_locators(manifest, settings=SETTINGS)
 
 
+async def test_objects_that_another_manifest_replaced_are_found_by_their_etags(
+    bucket: str, maps: Path, manifest: Path, tmp_path: Path
+) -> None:
+    place = f"s3://{bucket}/shared"
+    await to_thread.run_sync(upload_overlays, maps, place, manifest)
+    other = tmp_path / "other.sqlite"
+    await to_thread.run_sync(lambda: upload_overlays(maps, place, other, colormap="viridis"))
+    verification = await am.averify_locators(manifest, settings=SETTINGS)
+    assert (verification.differences, verification.read) == ({"etag": 8}, 0)
+    assert (await am.averify_locators(other, settings=SETTINGS)).is_clean
+
+
 async def test_a_missing_bucket_is_an_error(manifest: Path, s3: S3Server) -> None:
     recorded(manifest, f"s3://no-such-bucket/prefix at {s3.endpoint_url}")
     with pytest.raises(am.StoreError, match=r"^s3://no-such-bucket/prefix/: refused .*bucket does not exist"):
