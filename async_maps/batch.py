@@ -14,7 +14,7 @@ from async_maps.concurrency.streams import receive, send
 from async_maps.concurrency.tasks import OrderlyTask
 from async_maps.errors import AsyncMapsError
 from async_maps.manifest.claims import Claims, distinct
-from async_maps.manifest.manifest import check_select
+from async_maps.manifest.prune import Selection
 from async_maps.manifest.recorder import open_reader
 from async_maps.outcomes import Failure, Outcome
 from async_maps.pipeline import Pipeline
@@ -22,7 +22,7 @@ from async_maps.progress import reporting
 from async_maps.report import Report
 from async_maps.settings import Settings, given_or_default
 from async_maps.sources.activation_map import ActivationMap
-from async_maps.sources.batches import check_limit, list_maps, numbered, with_key
+from async_maps.sources.batches import list_maps, numbered, with_key
 from async_maps.sources.headers import known_failure
 from async_maps.sources.layouts import Questions
 from async_maps.stores import open_store
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from os import PathLike
 
     from async_maps.manifest.manifest import Select
+    from async_maps.manifest.prune import Prune
     from async_maps.progress import OnProgress
     from async_maps.render.ranges import ValueRange
     from async_maps.sources.batches import AnySource, Entry
@@ -52,6 +53,8 @@ async def arun(  # noqa: PLR0913  # those of Pipeline.run()
     manifest: str | PathLike[str] | None = None,
     select: Select = "changed",
     limit: int | None = None,
+    prune: Prune | None = None,
+    prune_all: bool = False,
     on_progress: OnProgress | None = None,
 ) -> Report:
     """Open a pipeline, put every map of a source, and close it.
@@ -64,6 +67,8 @@ async def arun(  # noqa: PLR0913  # those of Pipeline.run()
         manifest: as for :meth:`Pipeline.run`.
         select: as for :meth:`Pipeline.run`.
         limit: as for :meth:`Pipeline.run`.
+        prune: as for :meth:`Pipeline.run`.
+        prune_all: as for :meth:`Pipeline.run`.
         on_progress: as for :meth:`Pipeline.run`.
 
     Returns:
@@ -73,7 +78,15 @@ async def arun(  # noqa: PLR0913  # those of Pipeline.run()
         AsyncMapsError: as :class:`Pipeline` and :meth:`Pipeline.run`.
     """
     async with Pipeline(destination, settings=settings) as pipeline:
-        return await pipeline.run(source, manifest=manifest, select=select, limit=limit, on_progress=on_progress)
+        return await pipeline.run(
+            source,
+            manifest=manifest,
+            select=select,
+            limit=limit,
+            prune=prune,
+            prune_all=prune_all,
+            on_progress=on_progress,
+        )
 
 
 run = blocking(arun)
@@ -175,6 +188,8 @@ async def adry_run(  # noqa: PLR0913  # those of arun()
     manifest: str | PathLike[str] | None = None,
     select: Select = "changed",
     limit: int | None = None,
+    prune: Prune | None = None,
+    prune_all: bool = False,
     on_progress: OnProgress | None = None,
 ) -> Report:
     """Report what :func:`arun` would do, from listings and headers: nothing is written or uploaded.
@@ -189,6 +204,8 @@ async def adry_run(  # noqa: PLR0913  # those of arun()
         manifest: as for :meth:`Pipeline.run`; it is only read.
         select: as for :meth:`Pipeline.run`.
         limit: as for :meth:`Pipeline.run`.
+        prune: as for :meth:`Pipeline.run`.
+        prune_all: as for :meth:`Pipeline.run`.
         on_progress: as for :meth:`Pipeline.run`.
 
     Returns:
@@ -197,9 +214,9 @@ async def adry_run(  # noqa: PLR0913  # those of arun()
     Raises:
         AsyncMapsError: as :class:`Pipeline` and :meth:`Pipeline.run`.
     """
-    check_select(select)
-    check_limit(limit)
     settings, report = given_or_default(settings), Report(dry_run=True, limit=limit)
+    selection = Selection(source, manifest, select, limit, settings, prune, prune_all)
+    selection.check(destination)
     if settings.value_range.kind == "dataset":
         refuse_one_shot(source)
     template = settings.key_template
@@ -224,6 +241,7 @@ async def adry_run(  # noqa: PLR0913  # those of arun()
                     pass_over=report.pass_over,
                     destination=store.destination,
                     questions=Questions(),
+                    coverage=recorder.follow(selection, report),
                 )
                 listing = numbered(listing) if template.needs_index else listing
                 claims = Claims(lambda map_: store.locator(template.key(store.prefix, map_.name, map_.index)))
@@ -242,6 +260,7 @@ async def adry_run(  # noqa: PLR0913  # those of arun()
                             if _logger.isEnabledFor(logging.DEBUG):
                                 for entry in checked:
                                     _log(entry)
+                    await recorder.complete()
 
     try:
         await OrderlyTask(plan).result()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ class Receipt:
         stored_at: the time of the store's answer, in UTC.
         statistics: the statistics of the map.
         crc32: the CRC-32 of the PNG in 8 hexadecimal digits.
+        file: the file of the source, without the map's place in it.
     """
 
     name: str
@@ -84,6 +85,7 @@ class Receipt:
     stored_at: datetime
     statistics: MapStatistics
     crc32: str
+    file: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +99,8 @@ class Failure:
         stage: the stage that failed. ``source``: the map was refused before it was read, because its name cannot be a
             key or another map has that name. ``verify``: the overlay was uploaded, but is missing or changed now.
         reason: one sentence: what was found, what was expected, what to do.
+        file: the file of the source, without the map's place in it.
+        maybe_stored: whether the store may have the overlay, because the answer to its upload did not arrive.
     """
 
     name: str
@@ -104,6 +108,8 @@ class Failure:
     fingerprint: str | None
     stage: Stage
     reason: str
+    file: str = field(default="", compare=False)
+    maybe_stored: bool = field(default=False, compare=False)
 
     def __str__(self) -> str:
         return f"{self.where}: {self.stage}: {self.reason}"

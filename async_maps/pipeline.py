@@ -29,7 +29,7 @@ from async_maps.errors import (
 )
 from async_maps.invisible import InvisibleMaps
 from async_maps.manifest.claims import Claims, distinct
-from async_maps.manifest.manifest import check_select
+from async_maps.manifest.prune import Selection
 from async_maps.manifest.recorder import open_recorder
 from async_maps.outcomes import Failure, Outcome, Receipt
 from async_maps.progress import reporting
@@ -55,11 +55,12 @@ if TYPE_CHECKING:
 
     from async_maps.concurrency.streams import Lease
     from async_maps.manifest.manifest import RepairMode, Select
+    from async_maps.manifest.prune import Prune
     from async_maps.manifest.recorder import Recorder
     from async_maps.progress import OnProgress
     from async_maps.render.ranges import ValueRange
     from async_maps.sources.batches import AnySource, Entry
-    from async_maps.sources.options import PassOver
+    from async_maps.sources.coverage import Coverage
     from async_maps.stores import Destination
 
 T = TypeVar("T")
@@ -322,22 +323,27 @@ class Pipeline:
         value_range = await self._range_for(source, None, "changed", Report())
         if value_range is None:
             return
-        listing = distinct(self._list(source, value_range, None, limit))
+        listing = distinct(self._list(source, value_range, None, Report(limit=limit)))
         async with aclosing(self._outcomes(listing, value_range, ordered)) as batches:
             async for outcomes in batches:
                 for outcome in outcomes:
                     yield outcome
 
-    async def run(
+    async def run(  # noqa: PLR0913  # one argument a choice
         self,
         source: AnySource,
         *,
         manifest: str | PathLike[str] | None = None,
         select: Select = "changed",
         limit: int | None = None,
+        prune: Prune | None = None,
+        prune_all: bool = False,
         on_progress: OnProgress | None = None,
     ) -> Report:
         """Put every map of a source, and return a report.
+
+        With a manifest, a row of a failed map is removed when its file is read again and has other maps, and after a
+        whole run also when its file is gone.
 
         Args:
             source: as for :meth:`stream`. If ``settings.range`` is ``dataset``, it is read twice, and the manifest
@@ -348,6 +354,10 @@ class Pipeline:
             limit: try only this number of maps, the first of the source; skipped maps count, too. A later run without
                 it does the rest. If ``settings.range`` is ``dataset``, all maps are still read for the range, so that
                 the colors are the same.
+            prune: after a whole run, with a path as source, forget maps that are no longer in it: ``rows`` of the
+                manifest, or ``objects``, the rows and their overlays in S3 or in a folder. If a file or folder cannot
+                be read, nothing is pruned.
+            prune_all: prune even if more than half of the overlays are of maps that are gone.
             on_progress: called with a :class:`~async_maps.Progress` five times a second and at the end, on the event
                 loop, which it must not block. An error that it raises ends the run.
 
@@ -358,12 +368,13 @@ class Pipeline:
             SourceError: the source does not exist, or contains no map.
             StoreError: the store refuses all maps, or cannot be reached.
             ManifestError: the manifest cannot be used or written.
-            SettingsError: ``settings.range`` is ``dataset``, and the source can be read only once; ``select`` has
-                another value; or ``limit`` is not positive.
+            SettingsError: ``settings.range`` is ``dataset``, and the source can be read only once; ``select`` or
+                ``prune`` has another value; ``limit`` is not positive; or this run cannot prune. At the end of the
+                run: more than half would be pruned.
             TooManyFailuresError: more maps failed than ``settings.max_failures``.
         """
-        check_select(select)
-        check_limit(limit)
+        selection = Selection(source, manifest, select, limit, self.settings, prune, prune_all)
+        selection.check(self._destination)
         _, stages = self._opened()
         report = Report(destination=stages.store.destination, limit=limit)
         invisible = InvisibleMaps()
@@ -377,7 +388,7 @@ class Pipeline:
                 settings=self.settings,
                 reads_all=not self._range.is_known,
             ):
-                await self._run(source, manifest, select, report, invisible.count)
+                await self._run(selection, report, invisible.count)
 
         try:
             await OrderlyTask(main).result()
@@ -393,28 +404,28 @@ class Pipeline:
     async def _repair(
         self, source: str, manifest: str | PathLike[str], mode: RepairMode, on_outcomes: Callable[[list[Outcome]], None]
     ) -> Report:
-        report = Report()
-        await OrderlyTask(partial(self._run, source, manifest, mode, report, on_outcomes)).result()
+        report, selection = Report(), Selection(source, manifest, mode, None, self.settings)
+        await OrderlyTask(partial(self._run, selection, report, on_outcomes)).result()
         return report
 
     async def _run(
         self,
-        source: AnySource,
-        manifest: str | PathLike[str] | None,
-        mode: Select | RepairMode,
+        selection: Selection,
         report: Report,
         on_outcomes: Callable[[list[Outcome]], None] | None = None,
     ) -> None:
         started = monotonic()
+        source, mode = selection.source, selection.mode
         limit = self.settings.max_failures
         _, stages = self._opened()
-        async with open_recorder(manifest, stages.store.identity, self.settings) as recorder:
+        async with open_recorder(selection.manifest, stages.store.identity, self.settings) as recorder:
             value_range = await self._range_for(source, recorder, mode, report)
             report.survey_s = monotonic() - started if report.surveyed else 0.0
             if value_range is None:
                 report.elapsed_s, report.drained, report.statistics = report.survey_s, True, self.statistics()
                 return
-            listing = self._list(source, value_range, recorder, report.limit, report.pass_over)
+            coverage = None if recorder is None else recorder.follow(selection, report)
+            listing = self._list(source, value_range, recorder, report, coverage)
             if recorder is None:
                 listing = distinct(listing)
             else:
@@ -435,9 +446,7 @@ class Pipeline:
                         await recorder.note(outcomes)
                     if limit is not None and report.failed > limit:
                         raise TooManyFailuresError(f"{report.failed:,} maps failed, more than max_failures = {limit:,}")
-            # With a limit or a filter it has not seen the whole source.
-            is_whole = report.limit is None and not self.settings.include and not self.settings.exclude
-            if recorder is not None and not self._draining and is_whole:
+            if recorder is not None and not self._draining:
                 await recorder.complete()
         report.elapsed_s = monotonic() - started
         report.drained = self._draining
@@ -498,19 +507,21 @@ class Pipeline:
         source: AnySource,
         value_range: ValueRange | None,
         recorder: Recorder | None,
-        limit: int | None = None,
-        pass_over: PassOver = lambda _: None,
+        report: Report | None = None,
+        coverage: Coverage | None = None,
     ) -> AsyncGenerator[list[Entry], None]:
         known = recorder.known if recorder is not None else None
+        report = report or Report()
         listing = list_maps(
             source,
             value_range,
             settings=self.settings,
             known=known,
-            limit=limit,
-            pass_over=pass_over,
+            limit=report.limit,
+            pass_over=report.pass_over,
             destination=self._opened()[1].store.destination,
             questions=self._questions,
+            coverage=coverage,
         )
         return numbered(listing) if self._template.needs_index else listing
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from async_maps.stages.meters import Statistics
 
 MAX_LISTED_FAILURES = 1000
-"""The maximum number of failures that a report lists; the manifest has every one."""
+"""The maximum number of failures that a report lists, and of forgotten names; the manifest has every failure."""
 MAX_SUFFIXES = 30
 """The maximum number of suffixes in ``passed_over``, including ``others``."""
 
@@ -36,6 +36,12 @@ class Report:
         passed_over: files and arrays of the source that are no maps: files by suffix (``{".jpg": 5}``, ``""`` without
             one), others by what they are (``{"arrays below two dimensions": 3}``).
         failed: maps that failed in this run; in a dry run, maps that are already known to fail.
+        not_found: maps that failed in an earlier run and are selected by name, but are no longer in the source.
+        forgotten: rows that were removed from the manifest, because their map is no longer in the source; in a dry run,
+            rows that would be.
+        forgotten_names: the names of the first 1,000 of them.
+        deleted: overlays that were deleted with ``prune="objects"``; in a dry run, overlays that would be.
+        undeleted: overlays that could not be deleted.
         surveyed: maps that were read for the range of the whole set.
         unsurveyed: surveyed maps that could not be read.
         survey_s: the seconds of the survey, a part of ``elapsed_s``.
@@ -63,6 +69,11 @@ class Report:
     unselected: int = 0
     passed_over: dict[str, int] = field(default_factory=dict)
     failed: int = 0
+    not_found: int = 0
+    forgotten: int = 0
+    forgotten_names: list[str] = field(default_factory=list)
+    deleted: int = 0
+    undeleted: int = 0
     surveyed: int = 0
     unsurveyed: int = 0
     survey_s: float = 0.0
@@ -98,7 +109,11 @@ class Report:
     def copy(self) -> Report:
         """Return a copy, which the run does not change."""
         copied = replace(
-            self, failures=self.failures[:], passed_over=self.passed_over.copy(), warnings=self.warnings[:]
+            self,
+            failures=self.failures[:],
+            forgotten_names=self.forgotten_names[:],
+            passed_over=self.passed_over.copy(),
+            warnings=self.warnings[:],
         )
         copied._groups = self._groups.copy()
         return copied
@@ -122,6 +137,15 @@ class Report:
                 self._groups.add(outcome)
                 if len(self.failures) < MAX_LISTED_FAILURES:
                     self.failures.append(outcome)
+
+    def forget(self, names: Sequence[str]) -> None:
+        """Count rows that are removed from the manifest.
+
+        Args:
+            names: the names of further maps.
+        """
+        self.forgotten += len(names)
+        self.forgotten_names += names[: MAX_LISTED_FAILURES - len(self.forgotten_names)]
 
     def pass_over(self, what: str) -> None:
         """Count a file or an array of the source that is no map.
@@ -160,6 +184,7 @@ class Report:
             "retried uploads": 0 if self.statistics is None else self.statistics.retries,
         }
         lines += [f"{what}: {count:,}" for what, count in counts.items() if count]
+        lines += self._gone()
         if self.drained:
             lines.append("stopped before the end of the source; run it again for the rest")
         if self.limit is not None and self.seen >= self.limit:
@@ -185,9 +210,21 @@ class Report:
         lines = [f"{listed}, {self.failed:,} would fail by name or header; {unread}; destination {self.destination}"]
         if self.passed_over:
             lines.append(shown_passed_over(self.passed_over))
+        lines += self._gone()
         if self.limit is not None and self.seen >= self.limit:
             lines.append(self._limited())
         return "\n".join(lines)
+
+    def _gone(self) -> list[str]:
+        """Return lines about maps that are no longer in the source."""
+        would = "would be " if self.dry_run else ""
+        counts = {
+            f"rows {would}forgotten, whose map is no longer in the source": self.forgotten,
+            f"overlays {would}deleted": self.deleted,
+            "overlays that could not be deleted": self.undeleted,
+            "failed maps of earlier runs that are gone; a run without include and exclude forgets them": self.not_found,
+        }
+        return [f"{what}: {count:,}" for what, count in counts.items() if count]
 
     def _limited(self) -> str:
         return (

@@ -50,6 +50,15 @@ def print_report(report: Report, manifest: Path | None, *, as_json: bool = False
     return answer(report.summary())
 
 
+def print_forgotten(report: Report) -> None:
+    """Print the first maps that a dry run would forget."""
+    _say_first(
+        [f"would be forgotten: {name}" for name in report.forgotten_names],
+        report.forgotten,
+        f"--report FILE lists the first {len(report.forgotten_names):,}",
+    )
+
+
 def print_failures(report: Report, manifest: Path | None, *, as_json: bool = False) -> None:
     """Print the failures by reason: their number, two examples, and the command that lists all.
 

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from async_maps.cli.console import check_report, complain, print_report, say, set_verbosity, tell_start, write_report
+from async_maps.cli.console import (
+    check_report,
+    complain,
+    print_forgotten,
+    print_report,
+    say,
+    set_verbosity,
+    tell_start,
+    write_report,
+)
 from async_maps.cli.displays import ProgressKind, make_display
 from async_maps.cli.events import tell
 from async_maps.cli.options import (
@@ -29,6 +38,7 @@ from async_maps.cli.usage import MANIFEST_VARIABLE
 from async_maps.concurrency.loop import fastest_loop
 from async_maps.errors import AsyncMapsError, SettingsError, StoreError, TooManyFailuresError
 from async_maps.filesystems.outputs import files_of_run
+from async_maps.manifest.prune import Prune  # cyclopts reads the annotation
 from async_maps.report import Report
 from async_maps.settings import Settings
 from async_maps.sources import is_stdin
@@ -48,6 +58,8 @@ def run(  # noqa: PLR0913  # one argument per option
     dry_run: Annotated[Flag, Parameter(group=WHAT)] = False,
     limit: Annotated[int | None, Parameter(group=WHAT)] = None,
     retry_failed: Annotated[Flag, Parameter(group=WHAT)] = False,
+    prune: Annotated[Prune | None, Parameter(group=WHAT)] = None,
+    prune_all: Annotated[Flag, Parameter(group=WHAT)] = False,
     overwrite: Annotated[Flag, Parameter(group=WHAT)] = False,
     config: Annotated[Path | None, Parameter(group=WHAT)] = None,
     progress: Annotated[ProgressKind, Parameter(group=OUTPUT)] = "auto",
@@ -89,6 +101,10 @@ def run(  # noqa: PLR0913  # one argument per option
         Try only the maps that failed before.
     overwrite
         Do all maps, also those that are done.
+    prune
+        After a whole run, forget maps that are no longer in the source: their rows, or rows and objects (overlays).
+    prune_all
+        Prune even if more than half of the overlays are of maps that are gone.
     config
         TOML file with settings; options and environment variables take precedence.
     progress
@@ -106,7 +122,7 @@ def run(  # noqa: PLR0913  # one argument per option
     if is_stdin(destination):
         raise SettingsError("the destination is s3://bucket/prefix or a folder, not standard output")
     select: Select = "all" if overwrite else "failed" if retry_failed else "changed"
-    job = _Job(source, destination, manifest, select, limit, settings)
+    job = _Job(source, destination, manifest, select, limit, prune, prune_all, settings)
     as_json = progress == "json" and not quiet
     tell_start(
         source=source, destination=destination, manifest=str(manifest), select=select, limit=limit, dry_run=dry_run
@@ -122,7 +138,10 @@ def run(  # noqa: PLR0913  # one argument per option
         if isinstance(error, StoreError):
             say(f"to find the problem, run: async-maps doctor {destination}")
         # If a map was uploaded, the command was used correctly, and can be run again for the rest.
-        code = SOME_FAILED if done.uploaded or isinstance(error, TooManyFailuresError) else WRONG_USE
+        is_wrong_use = isinstance(error, SettingsError) or not (
+            done.uploaded or isinstance(error, TooManyFailuresError)
+        )
+        code = WRONG_USE if is_wrong_use else SOME_FAILED
     return write_report(report, done, code)
 
 
@@ -135,6 +154,8 @@ class _Job:
     manifest: Path
     select: Select
     limit: int | None
+    prune: Prune | None
+    prune_all: bool
     settings: Settings
     report: Report = field(default_factory=Report)
     interrupted_by: signal.Signals | None = None
@@ -148,7 +169,8 @@ class _Job:
         if self.interrupted_by is not None:
             say(f"interrupted by {self.interrupted_by.name}; run the same command again for the rest")
             return 128 + self.interrupted_by
-        return DONE if printed and not self.report.failed else SOME_FAILED
+        left = self.report.failed + self.report.not_found + self.report.undeleted
+        return DONE if printed and not left else SOME_FAILED
 
     async def _run(self, display: OnProgress | None) -> None:
         from async_maps.pipeline import Pipeline
@@ -163,7 +185,13 @@ class _Job:
         try:
             async with pipeline:
                 self.report = await pipeline.run(
-                    self.source, manifest=self.manifest, select=self.select, limit=self.limit, on_progress=show
+                    self.source,
+                    manifest=self.manifest,
+                    select=self.select,
+                    limit=self.limit,
+                    prune=self.prune,
+                    prune_all=self.prune_all,
+                    on_progress=show,
                 )
         except asyncio.CancelledError:
             if self.interrupted_by is None:
@@ -180,7 +208,10 @@ class _Job:
             manifest=self.manifest,
             select=self.select,
             limit=self.limit,
+            prune=self.prune,
+            prune_all=self.prune_all,
         )
+        print_forgotten(self.report)
         printed = print_report(self.report, None, as_json=as_json)
         if self.settings.if_exists != "overwrite":
             say(f"objects that exist at the destination are not looked up (if_exists: {self.settings.if_exists})")

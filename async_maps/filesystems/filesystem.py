@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from async_maps.settings import S3Settings
 
 
+class InaccessibleError(SourceError):
+    """A file cannot be read now, which says nothing about its content: no permission, no connection."""
+
+
 class Filesystem(Protocol):
     """Opens files for readers. Thread-safe."""
 

@@ -181,6 +181,8 @@ class Objects:
     def delete(self, locators: Sequence[str]) -> dict[str, str]:
         """Delete up to 1,000 objects, with one request per bucket. The locators must be sorted.
 
+        An object that does not exist counts as deleted.
+
         Returns:
             The objects that could not be deleted, with the reasons.
         """
@@ -189,6 +191,8 @@ class Objects:
             if (path := file_path(locator)) is not None:
                 try:
                     os.unlink(path)
+                except FileNotFoundError:
+                    pass
                 except OSError as error:
                     kept[locator] = error.strerror or str(error)
         addresses = [parse_s3_address(locator) for locator in locators if is_remote(locator)]

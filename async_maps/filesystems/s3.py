@@ -20,7 +20,6 @@ import botocore.session
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from async_maps.errors import SourceError
 from async_maps.filesystems.aws import (
     TRANSIENT_STATUSES,
     client_options,
@@ -28,6 +27,7 @@ from async_maps.filesystems.aws import (
     translate_credential_errors,
     unreachable,
 )
+from async_maps.filesystems.filesystem import InaccessibleError
 from async_maps.filesystems.locators import parse_s3_address
 from async_maps.settings import S3Settings
 
@@ -118,7 +118,7 @@ class S3Filesystem:
             except BotoCoreError as error:
                 # The client retries until it has a response, but not if the body of the response is interrupted.
                 if not attempts:
-                    raise SourceError(unreachable(error)) from error
+                    raise InaccessibleError(unreachable(error)) from error
 
     def _get(self, address: S3Address, start: int, length: int, etag: str | None, keep: int | None) -> Range:
         match = {"IfMatch": etag} if etag else {}
@@ -128,7 +128,7 @@ class S3Filesystem:
             )
         with closing(answer["Body"]) as body:
             if etag and answer["ETag"] != etag:
-                raise SourceError("the object was replaced while it was read")
+                raise InaccessibleError("the object was replaced while it was read")
             size = int(answer.get("ContentRange", f"/{answer['ContentLength']}").rpartition("/")[2])
             wanted = min(answer["ContentLength"], length)
             if keep is not None and size > start + length:
@@ -138,7 +138,7 @@ class S3Filesystem:
             while filled < wanted and (count := body.readinto(view[filled : filled + _PIECE])):
                 filled += count
         if filled < wanted:
-            raise SourceError("truncated while it was read")
+            raise InaccessibleError("truncated while it was read")
         return _range(data, size, answer)
 
     def find(self, path: str) -> Object | None:
@@ -202,13 +202,13 @@ class S3Filesystem:
     def _get_client(self) -> Any:
         with self._making:
             if self._closed:
-                raise SourceError("the source is closed")
+                raise InaccessibleError("the source is closed")
             if self._client is None:
                 config = Config(**client_options(self._settings, _CONNECTIONS))
                 try:
                     self._client = botocore.session.Session().create_client("s3", config=config)
                 except (BotoCoreError, ValueError) as error:
-                    raise SourceError(f"the AWS configuration cannot be used: {error}") from error
+                    raise InaccessibleError(f"the AWS configuration cannot be used: {error}") from error
             return self._client
 
 
@@ -326,7 +326,7 @@ class Digest:
         return f"{self._size}-{self._hash.hexdigest()[:32]}" if self._count else None
 
 
-class RefusedError(SourceError):
+class RefusedError(InaccessibleError):
     """S3 refuses the request permanently, for instance for lack of permission."""
 
 
@@ -347,7 +347,7 @@ def _translate_errors() -> Iterator[None]:
         if status == 404 and code != "NoSuchBucket":
             raise FileNotFoundError(errno.ENOENT, "the object does not exist") from error
         if status == 412:
-            raise SourceError("the object was replaced while it was read") from error
-        raise (SourceError if status in TRANSIENT_STATUSES else RefusedError)(reason) from error
+            raise InaccessibleError("the object was replaced while it was read") from error
+        raise (InaccessibleError if status in TRANSIENT_STATUSES else RefusedError)(reason) from error
     except BotoCoreError as error:
-        raise SourceError(unreachable(error)) from error
+        raise InaccessibleError(unreachable(error)) from error

@@ -13,11 +13,12 @@ from anyio import to_thread
 
 from async_maps.errors import ManifestError
 from async_maps.filesystems.spill import Spill
-from async_maps.outcomes import Failure
 from async_maps.sources.activation_map import ActivationMap
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+
+    from async_maps.outcomes import Failure
 
 _SCHEMA = "CREATE TABLE claims (locator TEXT PRIMARY KEY, name TEXT NOT NULL) WITHOUT ROWID"
 
@@ -30,7 +31,7 @@ def same_name(map_: ActivationMap, first: str) -> Failure:
     reason = (
         f"another map of this run has the same name: {first!r}; rename one of them, or leave one out with --exclude"
     )
-    return Failure(map_.name, map_.source, map_.fingerprint, "source", reason)
+    return map_.failure("source", reason)
 
 
 class Names(Spill):
@@ -105,4 +106,4 @@ class Claims(Spill):
             f"{locator!r} is the overlay of another map, {name!r}: add {{name}} or {{digest}} to the key; if that map "
             "no longer exists, run again with --overwrite"
         )
-        return Failure(map_.name, map_.source, map_.fingerprint, "source", reason)
+        return map_.failure("source", reason)

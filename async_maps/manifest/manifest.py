@@ -5,16 +5,15 @@ The next run skips maps that are done and unchanged. Only one run at a time can 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
-from async_maps.errors import SettingsError
 from async_maps.keys import printable
 from async_maps.manifest.claims import same_name
-from async_maps.manifest.metadata import ManifestMetadata
 from async_maps.manifest.schema import BOOLEANS, COLUMNS, UPSERT
+from async_maps.manifest.stale import StaleRows
 from async_maps.outcomes import Failure, MapStatistics, Outcome, Receipt
 from async_maps.sources.activation_map import ActivationMap
 
@@ -25,12 +24,6 @@ if TYPE_CHECKING:
 
 Select: TypeAlias = Literal["changed", "failed", "all"]
 """The maps that a run does: ``changed`` (not done, or changed since), ``failed`` (failed before), or ``all``."""
-
-
-def check_select(select: str) -> None:
-    """Raise SettingsError if a value is not one of :data:`Select`."""
-    if select not in get_args(Select):
-        raise SettingsError(f"select: expected {', '.join(get_args(Select))}, found {select!r}")
 
 
 RepairMode: TypeAlias = Literal["broken", "moved"]
@@ -57,30 +50,25 @@ class Located(NamedTuple):
     crc32: str
 
 
-class Manifest(ManifestMetadata):
+class Manifest(StaleRows):
     """An open manifest: a row for each map, and the data of its runs."""
 
-    _begun_at = ""
     _locators_move = False
     relocation: Relocation | None = None
     """The new address of the destination, in a manifest that is only read."""
+    _may_have_sent = False
 
     def begin(self, destination: str) -> None:
         """Begin a run to the store with this identity."""
         self.prepare()
         self.keep_destination(destination)
-        self._begun_at = _now()
-
-    def complete(self) -> None:
-        """End a run that listed its whole source: delete rows that were refused only in earlier runs."""
         with self._writing() as database:
-            database.execute("DELETE FROM maps WHERE stage = 'source' AND time < ?", (self._begun_at,))
+            database.execute("UPDATE sent SET is_new = 0 WHERE is_new")
+            self._may_have_sent = database.execute("SELECT 1 FROM sent LIMIT 1").fetchone() is not None
 
     def prepare(self) -> None:
         """Prepare :meth:`plan`, without writing to the manifest."""
-        with self._reading() as database:
-            # The names of this run, to find duplicates. SQLite spills it to disk, and deletes it at the close.
-            database.execute("CREATE TEMP TABLE seen (name TEXT PRIMARY KEY, source TEXT NOT NULL) WITHOUT ROWID")
+        self.prepare_listing()
 
     def plan(self, maps: Sequence[ActivationMap], settings: str, mode: Select | RepairMode) -> Plan:
         """Decide which maps of a batch (a few hundred) to do with settings that have this fingerprint."""
@@ -88,7 +76,8 @@ class Manifest(ManifestMetadata):
         with self._reading() as database, database:
             database.execute("BEGIN")
             known = self._rows([map_.name for map_ in maps])
-            refused = self._refused(maps) if mode == "failed" else set()
+            failed_places = self._failed_places(maps) if mode == "failed" else {}
+            sent = self._sent(maps, settings) if self._may_have_sent else set()
             taken = self._take_names(maps)
             for map_, is_first in zip(maps, taken, strict=True):
                 if not is_first:
@@ -98,8 +87,8 @@ class Manifest(ManifestMetadata):
                 unchanged = map_.fingerprint is not None and row[:4] == (
                     "done", map_.source, map_.fingerprint, settings
                 )  # fmt: skip
-                broken = row[3:] == (settings, "verify")
-                failed = row[:1] == ("failed",) or bool(refused and refused.intersection(_places(map_)))
+                broken = row[3:5] == (settings, "verify")
+                failed = row[:1] == ("failed",) or (not unchanged and self._failed_with(map_, row, failed_places))
                 wanted = {
                     "changed": not unchanged,
                     "failed": failed,
@@ -108,7 +97,8 @@ class Manifest(ManifestMetadata):
                     "moved": broken,
                 }
                 if wanted[mode]:
-                    plan.todo.append(map_)
+                    at = "" if map_.name in sent else row[5] if row else None
+                    plan.todo.append(map_ if at is None else replace(map_, maybe_at=at))
                 else:
                     plan.skipped += 1
         return plan
@@ -139,19 +129,43 @@ class Manifest(ManifestMetadata):
             if map_.fingerprint is not None and rows.get(map_.name, ())[1:3] == (map_.source, map_.fingerprint)
         }
 
+    def note_sending(self, maps: Iterable[ActivationMap], settings: str) -> None:
+        """Record maps before they are uploaded: if the run dies, their overlays may be in the store."""
+        with self._writing() as database:
+            rows = [(map_.name, settings) for map_ in maps]
+            database.executemany("INSERT OR IGNORE INTO sent VALUES (?, ?, 1)", rows)
+
     def write(self, outcomes: Sequence[Outcome], settings: str) -> None:
         """Write the rows of a batch in one transaction."""
+        failures = [outcome for outcome in outcomes if isinstance(outcome, Failure)]
         with self._writing() as database:
+            root = self._new_root_id()
+            self._write_sent(outcomes, failures, settings)
             # Rows that were refused at their source are not unique by name, so the upsert does not replace them.
             database.executemany(
                 "DELETE FROM maps WHERE stage = 'source' AND source = ?", [(outcome.source,) for outcome in outcomes]
+            )
+            database.executemany(
+                "DELETE FROM maps WHERE name = ? AND source = ?",
+                [(failure.name, failure.source) for failure in failures if failure.stage == "source"],
             )
             if self._locators_move:
                 database.executemany(
                     "DELETE FROM maps WHERE locator = ? AND name <> ?",
                     [(outcome.locator, outcome.name) for outcome in outcomes if isinstance(outcome, Receipt)],
                 )
-            database.executemany(UPSERT, [_row(outcome, settings) for outcome in outcomes])
+            database.executemany(UPSERT, [(*_row(outcome, settings), root) for outcome in outcomes])
+
+    def _write_sent(self, outcomes: Sequence[Outcome], failures: Sequence[Failure], settings: str) -> None:
+        names = [(outcome.name, settings) for outcome in outcomes if isinstance(outcome, Receipt)]
+        self._database.executemany("DELETE FROM sent WHERE name = ? AND settings = ?", names)
+        # A failed map keeps what an earlier run knows, and loses its locator.
+        names = [(failure.name, settings) for failure in failures if not failure.maybe_stored]
+        self._database.executemany("DELETE FROM sent WHERE name = ? AND settings = ? AND is_new", names)
+        self._database.executemany(
+            "INSERT OR REPLACE INTO sent SELECT name, settings, 0 FROM maps WHERE name = ? AND locator IS NOT NULL",
+            [(failure.name,) for failure in failures],
+        )
 
     def done(self) -> dict[str, int]:
         """Return the number of done maps by the fingerprint of their settings."""
@@ -243,7 +257,7 @@ class Manifest(ManifestMetadata):
     def _rows(self, names: Sequence[str]) -> dict[str, tuple[str | None, ...]]:
         marks = ", ".join("?" * len(names))
         query = (
-            "SELECT name, status, source, fingerprint, settings, stage FROM maps "  # noqa: S608  # question marks
+            "SELECT name, status, source, fingerprint, settings, stage, locator FROM maps "  # noqa: S608  # question marks
             f"WHERE stage IS NOT 'source' AND name IN ({marks})"
         )
         return {name: tuple(row) for name, *row in self._database.execute(query, names)}
@@ -261,11 +275,34 @@ class Manifest(ManifestMetadata):
         self._database.execute("RELEASE batch")
         return first
 
-    def _refused(self, maps: Sequence[ActivationMap]) -> set[str]:
-        """Return those of the maps' sources, files and folders that were refused in an earlier run."""
-        places = sorted({place for map_ in maps for place in _places(map_)})
-        query = f"SELECT source FROM maps WHERE stage = 'source' AND source IN ({', '.join('?' * len(places))})"  # noqa: S608
-        return {source for (source,) in self._database.execute(query, places)}
+    def _failed_places(self, maps: Sequence[ActivationMap]) -> dict[str, set[str]]:
+        """Return the files and folders of the maps, and the listing, that have failed rows, with their states then."""
+        places = sorted({place for map_ in maps for place in self._places(map_)})
+        query = (
+            "SELECT ifnull(file, source), fingerprint FROM maps WHERE status = 'failed' AND root IS ? "  # noqa: S608
+            f"AND ifnull(file, source) IN ({', '.join('?' * len(places))})"
+        )
+        found: dict[str, set[str]] = {}
+        for place, fingerprint in self._database.execute(query, (self._root_id(), *places)):
+            found.setdefault(place, set()).add(_state(fingerprint))
+        return found
+
+    def _failed_with(self, map_: ActivationMap, row: tuple[str | None, ...], failed: dict[str, set[str]]) -> bool:
+        """Whether a map's file, a folder above it or the listing failed, when the map had no row, or was another."""
+        places = [place for place in self._places(map_) if place in failed] if failed else []
+        if not row:
+            return bool(places)
+        return any(place != self.root and failed[place] != {_state(row[2])} for place in places)
+
+    def _places(self, map_: ActivationMap) -> list[str]:
+        if map_.path is None:
+            return [map_.source]
+        return [self.root, map_.file, *(printable(str(folder)) for folder in Path(map_.path).parents)]
+
+    def _sent(self, maps: Sequence[ActivationMap], settings: str) -> set[str]:
+        """Return the names of the maps whose overlay an earlier run may have stored, though no row says so."""
+        query = f"SELECT name FROM sent WHERE settings = ? AND name IN ({', '.join('?' * len(maps))})"  # noqa: S608
+        return {name for (name,) in self._database.execute(query, [settings, *(map_.name for map_ in maps)])}
 
     def _duplicate(self, map_: ActivationMap) -> Failure:
         (first,) = self._database.execute("SELECT source FROM seen WHERE name = ?", (map_.name,)).fetchone()
@@ -277,19 +314,22 @@ def _row(outcome: Outcome, settings: str) -> tuple[object, ...]:
         return (
             outcome.name, outcome.locator, "done", outcome.source, outcome.size, outcome.width, outcome.height,
             outcome.etag, outcome.crc32, outcome.stored_at.isoformat(timespec="milliseconds"), None, None,
-            outcome.fingerprint, settings, *outcome.statistics,
+            outcome.fingerprint, settings, *outcome.statistics, _other(outcome.file, outcome.source),
         )  # fmt: skip
     return (
         outcome.name, None, "failed", outcome.source, *(None,) * 5, _now(), outcome.stage, outcome.reason,
-        outcome.fingerprint, settings, *(None,) * len(MapStatistics._fields),
+        outcome.fingerprint, settings, *(None,) * len(MapStatistics._fields), _other(outcome.file, outcome.source),
     )  # fmt: skip
 
 
-def _places(map_: ActivationMap) -> list[str]:
-    if map_.path is None:
-        return [map_.source]
-    path = Path(map_.path)
-    return [map_.source, printable(map_.path), *(printable(str(place)) for place in (path, *path.parents))]
+def _other(file: str, source: str) -> str | None:
+    """Return the file of a row, if it is not its source."""
+    return file if file and file != source else None
+
+
+def _state(fingerprint: str | None) -> str:
+    """Return the state of a whole file, from the fingerprint of a map in it."""
+    return (fingerprint or "").partition(" ")[0]
 
 
 def _now() -> str:

@@ -57,8 +57,7 @@ class ManifestMetadata(ManifestFile):
 
     def keep_run(self, run: KeptRun) -> None:
         """Save the data for a repair; replace those of an earlier run with the same source and fingerprint."""
-        digest = hashlib.sha256(os.fsencode(run.source or "")).hexdigest()[:32]
-        self._keep(f"run {run.settings} {digest}", run)
+        self._keep(f"run {run.settings} {_digest(run.source or '')}", run)
 
     def runs(self) -> list[KeptRun]:
         """Return all runs that were saved."""
@@ -74,6 +73,15 @@ class ManifestMetadata(ManifestFile):
             found, dumped = next(self._kept("sketch"), (None, ""))
             return QuantileSketch.load(dumped) if found == counted else None
 
+    def keep_refused_prune(self, root: str, count: int | None) -> None:
+        """Save how many rows of a source a run refused to prune; None if none are refused anymore."""
+        self._keep(f"refused prune {_digest(root)}", count)
+
+    def refused_prune(self, root: str) -> int | None:
+        """Return how many rows of a source the last run that pruned refused to prune, or None."""
+        with self._reading():
+            return next(self._kept(f"refused prune {_digest(root)}"), None)
+
     def _keep(self, key: str, value: object) -> None:
         with self._writing() as database:
             self._save(database, key, value)
@@ -87,3 +95,7 @@ class ManifestMetadata(ManifestFile):
         with self._reading() as database:
             rows = database.execute("SELECT value FROM meta WHERE key GLOB ? ORDER BY key", (keys,)).fetchall()
             return iter([json.loads(value) for (value,) in rows])
+
+
+def _digest(place: str) -> str:
+    return hashlib.sha256(os.fsencode(place)).hexdigest()[:32]

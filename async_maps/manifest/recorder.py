@@ -18,10 +18,12 @@ from async_maps.errors import ManifestError
 from async_maps.manifest.destination import relocated
 from async_maps.manifest.manifest import Manifest, RepairMode, Select
 from async_maps.manifest.metadata import KeptRun
+from async_maps.manifest.prune import Ending
 from async_maps.outcomes import Failure, Outcome, Receipt
 from async_maps.settings import counted_values, given_or_default
 from async_maps.sources import place_of
 from async_maps.sources.activation_map import ActivationMap
+from async_maps.sources.coverage import Coverage
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from typing import ParamSpec, TypeVar
 
     from async_maps.manifest.claims import Claims
+    from async_maps.manifest.manifest import Plan
+    from async_maps.manifest.prune import Selection
     from async_maps.render.ranges import ValueRange
     from async_maps.render.sketch import QuantileSketch
     from async_maps.report import Report
@@ -51,8 +55,11 @@ class Recorder:
     All methods raise ManifestError if the manifest cannot be read or written.
     """
 
-    def __init__(self, manifest: Manifest) -> None:
+    def __init__(self, manifest: Manifest, *, writes: bool = True) -> None:
         self._manifest = manifest
+        self._writes = writes
+        self._coverage = Coverage()
+        self._ending: Ending | None = None
         self._settings = ""
         self._unkept: tuple[KeptRun, ValueRange, str] | None = None
         self._repairs = False
@@ -60,6 +67,13 @@ class Recorder:
         self._threads = CapacityLimiter(2)
         self._pending: list[Outcome] = []
         self._committed_at = monotonic()
+
+    def follow(self, selection: Selection, report: Report) -> Coverage:
+        """Begin to compare the rows of a source with its listing, which fills the coverage that is returned."""
+        self._coverage = Coverage()
+        self._manifest.follow(self._coverage)
+        self._ending = Ending(self._manifest, self._coverage, selection, report)
+        return self._coverage
 
     async def sketch(self, counted: str) -> QuantileSketch | None:
         """Return the sketch of the last ``dataset`` run, if it counted the same values."""
@@ -99,11 +113,11 @@ class Recorder:
         async with aclosing(listing):
             async for batch in listing:
                 maps = [entry for entry in batch if isinstance(entry, ActivationMap)]
-                refused: list[Entry] = [entry for entry in batch if isinstance(entry, Failure)]
+                refused = [entry for entry in batch if isinstance(entry, Failure)]
                 if is_first and maps:
                     is_first = False
                     self._notice_renamed(await self._in_turn(self._manifest.renamed, maps))
-                plan = await self._in_turn(self._manifest.plan, maps, self._settings, mode)
+                plan = await self._in_turn(self._plan, maps, refused, mode)
                 # A repair saves a source only if it has maps to repair.
                 if self._unkept is not None and (plan.todo or not self._repairs):
                     run, value_range, setting = self._unkept
@@ -111,10 +125,19 @@ class Recorder:
                     await self._in_turn(self._manifest.keep_run, run)
                     if not self._repairs:
                         await self._in_turn(self._manifest.keep_range, value_range, setting)
+                if plan.todo and self._writes and not self._repairs:
+                    await self._in_turn(self._manifest.note_sending, plan.todo, self._settings)
                 report.skipped += plan.skipped
                 report.unselected += plan.skipped if mode == "failed" else 0
                 # A repair does not report maps that were refused.
                 yield [*plan.todo] if self._repairs else [*refused, *plan.refused, *plan.todo]
+
+    def _plan(self, maps: Sequence[ActivationMap], refused: Sequence[Failure], mode: Select | RepairMode) -> Plan:
+        if self._ending is not None:
+            self._ending.count_stored()
+        plan = self._manifest.plan(maps, self._settings, mode)
+        self._manifest.note_listed([*refused, *plan.refused], self._coverage.take_read())
+        return plan
 
     def _notice_renamed(self, renamed: Sequence[tuple[ActivationMap, str]]) -> None:
         if renamed:
@@ -157,10 +180,16 @@ class Recorder:
                 await self.commit()
 
     async def complete(self) -> None:
-        """End a run that listed its whole source: commit, and delete rows of maps that are no longer refused."""
+        """End a run that has done all that it selects: commit, and forget rows whose map is no longer in the source.
+
+        Raises SettingsError if more would be pruned than is allowed.
+        """
         await self.commit()
-        if not self._repairs:
-            await self._in_turn(self._manifest.complete)
+        if self._ending is not None and not self._repairs:
+            steps = self._ending.steps()
+            # One call each, so that a cancelled run ends between two steps.
+            while await self._in_turn(next, steps, steps) is not steps:
+                pass
 
     async def close(self) -> None:
         """Write the pending outcomes, and close the manifest, even when cancelled."""
@@ -226,15 +255,15 @@ def open_reader(
         manifest.relocation = relocated(manifest, identity, given_or_default(settings))
         manifest.prepare()
 
-    return _opened(open_manifest, prepare)
+    return _opened(open_manifest, prepare, writes=False)
 
 
 @asynccontextmanager
 async def _opened(
-    open_manifest: Callable[[], Manifest], prepare: Callable[[Manifest], None]
+    open_manifest: Callable[[], Manifest], prepare: Callable[[Manifest], None], *, writes: bool = True
 ) -> AsyncIterator[Recorder]:
     manifest = await to_thread.run_sync(open_manifest)
-    recorder = Recorder(manifest)
+    recorder = Recorder(manifest, writes=writes)
     try:
         await to_thread.run_sync(prepare, manifest)
         yield recorder

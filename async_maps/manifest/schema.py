@@ -22,7 +22,7 @@ BOOLEANS = {"constant", "transparent", "faint"}
 """The columns that are not text."""
 
 APPLICATION_ID = 0x414D4150  # "AMAP"
-VERSION = 5
+VERSION = 6
 _TYPES = {**dict.fromkeys(INTEGERS | BOOLEANS, "INTEGER"), **dict.fromkeys(FLOATS, "REAL")}
 SCHEMA = f"""
 BEGIN;
@@ -42,17 +42,29 @@ CREATE TABLE maps (
     error TEXT,
     fingerprint TEXT,
     settings TEXT NOT NULL,
-    {", ".join(f"{column} {_TYPES[column]}" for column in MapStatistics._fields)}
+    {", ".join(f"{column} {_TYPES[column]}" for column in MapStatistics._fields)},
+    -- The file of the source; null if that is the value of source.
+    file TEXT,
+    -- The source that listed the map last; null if it is unknown.
+    root INTEGER REFERENCES roots (id)
 );
+-- The places that names are relative to.
+CREATE TABLE roots (id INTEGER PRIMARY KEY, place TEXT NOT NULL UNIQUE);
+-- Maps whose overlay may be in the store, though no row says so.
+CREATE TABLE sent (
+    name TEXT NOT NULL, settings TEXT NOT NULL, is_new INTEGER NOT NULL, PRIMARY KEY (name, settings)
+) WITHOUT ROWID;
 -- Not unique for maps that were refused at their source, such as a second map with the same name.
 CREATE UNIQUE INDEX maps_name ON maps (name) WHERE stage IS NOT 'source';
 CREATE INDEX maps_refused ON maps (source) WHERE stage = 'source';
+CREATE INDEX maps_failed ON maps (ifnull(file, source)) WHERE status = 'failed';
 PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {VERSION};
 COMMIT;
 """
+_WRITTEN = (*COLUMNS, "file", "root")
 UPSERT = f"""
-INSERT INTO maps ({", ".join(COLUMNS)}) VALUES ({", ".join("?" * len(COLUMNS))})
+INSERT INTO maps ({", ".join(_WRITTEN)}) VALUES ({", ".join("?" * len(_WRITTEN))})
 ON CONFLICT (name) WHERE stage IS NOT 'source'
-DO UPDATE SET {", ".join(f"{column} = excluded.{column}" for column in COLUMNS[1:])}
+DO UPDATE SET {", ".join(f"{column} = excluded.{column}" for column in _WRITTEN[1:])}
 """  # noqa: S608  # column names of our own

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from async_maps.outcomes import Failure
     from async_maps.settings import S3Settings
     from async_maps.sources.activation_map import ActivationMap
+    from async_maps.sources.coverage import Coverage
     from async_maps.sources.layouts import Questions
     from async_maps.sources.options import Known, PassOver
 
@@ -61,6 +62,7 @@ def open_source(  # noqa: PLR0913  # one argument a choice
     pass_over: PassOver = lambda _: None,
     options: SourceOptions | None = None,
     questions: Questions | None = None,
+    coverage: Coverage | None = None,
 ) -> Source:
     """Open the source at a path or address.
 
@@ -73,13 +75,14 @@ def open_source(  # noqa: PLR0913  # one argument a choice
         pass_over: called for each file or array that is no map, in the thread that iterates the source.
         options: which parts of the source are maps; the defaults if None.
         questions: asks about arrays that are probably other maps than their shape says; None to ask nothing.
+        coverage: filled with what is read, while the source is iterated; None if nobody asks.
 
     Raises:
         SourceError: the place does not exist, or is not a file of a supported format; or it is standard input, which
             :func:`async_maps.sources.batches.list_maps` reads. For S3, iterating the source raises the error.
     """
     path = place_at(fspath(place))
-    scan = Scan(known, pass_over, options or SourceOptions(), questions)
+    scan = Scan(known, pass_over, options or SourceOptions(), questions, coverage)
     if is_stdin(path):
         raise SourceError("standard input can be read only once, by a run")
     # A folder may have the suffix of a listing; a glob of objects with arrays is none.

@@ -5,10 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
+from async_maps.keys import printable
+from async_maps.outcomes import Failure
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from async_maps.outcomes import Stage
     from async_maps.render.quantize import Measured
 
 Part: TypeAlias = Any
@@ -45,6 +49,8 @@ class ActivationMap:
         index: the position in the source, from 0.
         header: the shape and dtype, for a dry run; None if the listing did not open the file.
         problem: the reason why reading will fail, if the listing found one; else empty.
+        maybe_at: the locator at which an earlier run with the manifest has stored its overlay; empty if it may have
+            stored it anywhere, None if it has not.
     """
 
     name: str
@@ -58,3 +64,13 @@ class ActivationMap:
     index: int = 0
     header: ArrayHeader | None = field(default=None, compare=False)
     problem: str = field(default="", compare=False)
+    maybe_at: str | None = field(default=None, compare=False)
+
+    @property
+    def file(self) -> str:
+        """The file, as in messages; for an array in memory its source."""
+        return self.source if self.path is None else printable(self.path)
+
+    def failure(self, stage: Stage, reason: str, *, maybe_stored: bool = False) -> Failure:
+        """Return the failure of this map."""
+        return Failure(self.name, self.source, self.fingerprint, stage, reason, self.file, maybe_stored)

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from async_maps.keys import KeyTemplate
     from async_maps.render.ranges import ValueRange
     from async_maps.settings import S3Settings
+    from async_maps.sources.coverage import Coverage
     from async_maps.sources.layouts import Questions
     from async_maps.sources.options import LEFT_OUT, Known, PassOver
 
@@ -62,6 +63,7 @@ async def list_maps(  # noqa: PLR0913  # one argument a choice
     pass_over: PassOver = lambda _: None,
     destination: str = "",
     questions: Questions | None = None,
+    coverage: Coverage | None = None,
 ) -> AsyncGenerator[list[Entry], None]:
     """Yield the maps of a source, in batches of those that are available.
 
@@ -79,6 +81,7 @@ async def list_maps(  # noqa: PLR0913  # one argument a choice
         pass_over: as for :func:`open_source`.
         destination: the start of the locators of overlays, which are no maps of the source.
         questions: as for :func:`open_source`, and for arrays in memory.
+        coverage: as for :func:`open_source`.
 
     Raises:
         SourceError: the place does not exist, or contains no map.
@@ -94,13 +97,19 @@ async def list_maps(  # noqa: PLR0913  # one argument a choice
     if isinstance(source, AsyncIterable):
         batches = _of_pairs(aiter(source), options.filter(count), take, limit)
     elif is_stdin(source):
-        batches = _of_stdin(settings.s3, Scan(known, count, options, questions), limit)
+        batches = _of_stdin(settings.s3, Scan(known, count, options, questions, coverage), limit)
     elif isinstance(source, Mapping):
         key = type(next(iter(source), "")).__name__
         raise SourceError(f"{_NO_PAIRS}; found {key}, the keys of a {type(source).__name__}: pass its .items()")
     else:
         opening = partial(
-            open_source, s3=settings.s3, known=known, pass_over=count, options=options, questions=questions
+            open_source,
+            s3=settings.s3,
+            known=known,
+            pass_over=count,
+            options=options,
+            questions=questions,
+            coverage=coverage,
         )
         opened = source if not isinstance(source, str | PathLike) else await to_thread.run_sync(opening, source)
         if not isinstance(opened, Iterable):
@@ -295,10 +304,10 @@ def with_key(entry: Entry, prefix: str, template: KeyTemplate, locator: Callable
         try:
             key = template.key(prefix, entry.name, entry.index)
         except InputValidationError as error:
-            return Failure(entry.name, entry.source, entry.fingerprint, "source", str(error))
+            return entry.failure("source", str(error))
         if locator is not None and entry.path is not None and _replaces(entry.path, key, locator):
             reason = "its overlay would replace it: choose another destination, or another key"
-            return Failure(entry.name, entry.source, entry.fingerprint, "source", reason)
+            return entry.failure("source", reason)
     return entry
 
 

@@ -15,6 +15,7 @@ from async_maps.filesystems.locators import file_path
 from async_maps.filesystems.spill import Spill
 from async_maps.keys import printable
 from async_maps.outcomes import Failure
+from async_maps.sources.coverage import every
 from async_maps.sources.formats.registry import (
     HIDDEN,
     is_hidden,
@@ -48,16 +49,17 @@ def open_files(place: str | os.PathLike[str], scan: Scan) -> Files:
     if os.path.isdir(path):
         if is_one_source(path):
             folder = os.path.abspath(path)
-            return Files(os.path.dirname(folder), lambda: [folder], scan)
+            return Files(os.path.dirname(folder), lambda: [folder], scan, _only(folder))
         return Files(path, _Walk(path, None, scan).files, scan)
     if os.path.lexists(path):
         if suffix_of(path) is None:
             raise SourceError(not_read(path))
-        return Files(os.path.dirname(path), lambda: [os.path.abspath(path)], scan)
+        return Files(os.path.dirname(path), lambda: [os.path.abspath(path)], scan, _only(os.path.abspath(path)))
     if has_magic(path):
         folder, pattern = _split_glob(path)
         if os.path.isdir(folder):
-            return Files(folder, _Walk(folder, pattern, scan).files, scan)
+            skip = len(os.path.join(os.path.abspath(folder), ""))
+            return Files(folder, _Walk(folder, pattern, scan).files, scan, lambda file: matches(pattern, file[skip:]))
         path = folder
     raise SourceError(f"no such file or folder: {printable(path)}")
 
@@ -65,19 +67,32 @@ def open_files(place: str | os.PathLike[str], scan: Scan) -> Files:
 class Files:
     """The maps in the files that ``find`` lists, named relative to a root folder.
 
-    Each iteration calls ``find``, which returns absolute paths below the root, and failures.
+    Each iteration calls ``find``, which returns absolute paths below the root, and failures. ``covers`` decides which
+    files below the root ``find`` returns, if they exist.
     """
 
-    def __init__(self, root: str, find: Callable[[], Iterable[str | Failure]], scan: Scan) -> None:
-        self._skip = len(os.path.join(os.path.abspath(root), ""))
+    def __init__(
+        self,
+        root: str,
+        find: Callable[[], Iterable[str | Failure]],
+        scan: Scan,
+        covers: Callable[[str], bool] = every,
+    ) -> None:
+        self._root, self._covers = os.path.abspath(root), covers
+        self._skip = len(os.path.join(self._root, ""))
         self._find = find
         self._scan = scan
 
     def __iter__(self) -> Iterator[ActivationMap | Failure]:
+        self._scan.begin(self._root, self._covers)
         return maps_in_named(map(self._named, self._find()), Filesystems(), self._scan)
 
     def _named(self, path: str | Failure) -> NamedFile | Failure:
         return path if isinstance(path, Failure) else NamedFile(without_suffix(path[self._skip :]), path)
+
+
+def _only(file: str) -> Callable[[str], bool]:
+    return printable(file).__eq__
 
 
 def _split_glob(path: str) -> tuple[str, tuple[str, ...]]:
@@ -146,6 +161,7 @@ class _Walk:
                 else:
                     yield path
         except OSError as error:
+            self._scan.could_not_read(folder)
             yield _failure(folder, translate_os_error(error))
 
 

@@ -31,8 +31,8 @@ def known_failure(
             check_chunk(chunks, dtype.itemsize, max_pixels)
             header_size(shape, dtype, value_range, channels)
     except SourceError as error:
-        return Failure(map_.name, map_.source, map_.fingerprint, "read", str(error))
+        return map_.failure("read", str(error))
     except InputValidationError as error:
         stage: Stage = "source" if map_.array is not None else "colorize"
-        return Failure(map_.name, map_.source, map_.fingerprint, stage, str(error))
+        return map_.failure(stage, str(error))
     return None

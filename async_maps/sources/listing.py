@@ -13,6 +13,7 @@ from async_maps.filesystems.locators import S3Address, parse_s3_address, place_a
 from async_maps.filesystems.spill import Spill
 from async_maps.keys import printable
 from async_maps.outcomes import Failure
+from async_maps.sources.coverage import every
 from async_maps.sources.formats.registry import is_columnar, open_reader, without_suffix
 from async_maps.sources.named import NamedFile, maps_in_named
 from async_maps.tables import is_table, read_table
@@ -46,9 +47,12 @@ class Listing:
     def __iter__(self) -> Iterator[ActivationMap | Failure]:
         with Filesystems(self._settings) as filesystems:
             if is_columnar(self._path) and self._has_arrays(filesystems.of(self._path)):
-                file = NamedFile(without_suffix(posixpath.basename(self._path)), self._path)
+                folder, name = posixpath.split(self._path)
+                file = NamedFile(without_suffix(name), self._path)
+                self._scan.begin(folder, printable(self._path).__eq__)
                 yield from maps_in_named([file], filesystems, self._scan)
                 return
+            self._scan.begin(self._path, every)
             # In a separate pass, so that a duplicate name is found before the first of a million maps is uploaded.
             with closing(self._rows(filesystems)) as rows:
                 self._check_names(rows)
@@ -101,11 +105,12 @@ class Listing:
         if isinstance(name, int) and not isinstance(name, bool):
             name = str(name)
         if problem := row.problem or _problem("name", name) or _problem("path", path):
-            return Failure(printable(name) if name and isinstance(name, str) else where, where, None, "source", problem)
+            shown = printable(name) if name and isinstance(name, str) else where
+            return Failure(shown, where, None, "source", problem, printable(self._path))
         try:
             return NamedFile(str(name), self._absolute(str(path)), where)
         except SourceError as error:
-            return Failure(printable(str(name)), where, None, "source", str(error))
+            return Failure(printable(str(name)), where, None, "source", str(error), printable(self._path))
 
     def _absolute(self, path: str) -> str:
         path = place_at(path)

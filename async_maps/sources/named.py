@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from async_maps.errors import AsyncMapsError, InputValidationError, MissingExtraError, SourceError, translate_os_error
 from async_maps.filesystems.filesystem import (
+    InaccessibleError,
     LocalFilesystem,
     check_regular,
     file_fingerprint,
@@ -90,7 +91,7 @@ def maps_in_named(files: Iterable[NamedFile | Failure], filesystems: Filesystems
     with _Openers(filesystems, scan) as openers:
         # Batches are only for known().
         while batch := list(islice(files, _BATCH if scan.known else 1)):
-            for file in _with_known(batch, scan.known, scan.options) if scan.known else batch:
+            for file in _with_known(batch, scan.known, scan) if scan.known else batch:
                 if not isinstance(file, NamedFile):
                     pending.append((False, iter((file,))))
                 elif scan.options.leaves_out(file.name, file.with_suffix):
@@ -105,19 +106,22 @@ def maps_in_named(files: Iterable[NamedFile | Failure], filesystems: Filesystems
             yield from maps
 
 
-def _with_known(
-    files: Sequence[NamedFile | Failure], known: Known, options: SourceOptions
-) -> Iterator[NamedFile | Entry]:
+def _with_known(files: Sequence[NamedFile | Failure], known: Known, scan: Scan) -> Iterator[NamedFile | Entry]:
     """Replace each unchanged file that is a single map, according to an earlier run, by its map."""
     # A known map that include or exclude leaves out is counted as such below, like an unknown one.
     wholes = [
-        _whole(file, options) if isinstance(file, NamedFile) and options.wants(file.name, file.with_suffix) else None
+        _whole(file, scan.options)
+        if isinstance(file, NamedFile) and scan.options.wants(file.name, file.with_suffix)
+        else None
         for file in files
     ]
     maps = [whole for whole in wholes if isinstance(whole, ActivationMap)]
     sources = known(maps) if maps else ()
     for file, whole in zip(files, wholes, strict=True):
-        yield whole if isinstance(whole, ActivationMap) and whole.source in sources else file
+        is_known = isinstance(whole, ActivationMap) and whole.source in sources
+        if is_known and isinstance(file, NamedFile):
+            scan.has_read(file.path, file.with_suffix)
+        yield whole if is_known and whole is not None else file
 
 
 def _whole(file: NamedFile, options: SourceOptions) -> Entry | None:
@@ -146,11 +150,11 @@ def _entry(name: str, path: str, found: ListedMap, fingerprint: str | None) -> A
     if found.refusal:
         index = found.part[1] if isinstance(found.part, list) else None
         where = source if index is None else f"{source}, map {index}"
-        return Failure(printable(name), where, fingerprint, "source", found.refusal)
+        return Failure(printable(name), where, fingerprint, "source", found.refusal, printable(path))
     try:
         check_name(name)
     except InputValidationError as error:
-        return Failure(printable(name), source, fingerprint, "source", str(error))
+        return Failure(printable(name), source, fingerprint, "source", str(error), printable(path))
     if fingerprint is not None and found.part is not None:
         # The list of names beside a file can change while the file does not.
         fingerprint = f"{fingerprint} {found.part}"
@@ -198,6 +202,7 @@ class _Openers:
 
 def _maps_in(file: NamedFile, open_file: Callable[[], tuple[Filesystem, str]], scan: Scan) -> Iterator[Entry]:
     """Yield the maps in a file; ``open_file`` returns its filesystem and its fingerprint."""
+    is_read = True
     try:
         opened, fingerprint = open_file()
         with closing(open_reader(file.path, opened)) as reader:
@@ -223,6 +228,7 @@ def _maps_in(file: NamedFile, open_file: Callable[[], tuple[Filesystem, str]], s
         if _is_apple_double(file.path):
             scan.pass_over(HIDDEN)
             return
+        is_read = not isinstance(error, OSError | InaccessibleError | MissingExtraError)
         # A missing extra affects only files of its format.
         reason = translate_os_error(error)
         yield _failed(file, _with_format(file.path, reason) if isinstance(error, SourceError) else reason)
@@ -230,6 +236,7 @@ def _maps_in(file: NamedFile, open_file: Callable[[], tuple[Filesystem, str]], s
         raise
     except Exception as error:  # noqa: BLE001  # a malicious file can cause any error
         yield _failed(file, f"could not be listed: {printable(repr(error))[:200]}")
+    scan.has_read(file.path, file.with_suffix, whole=is_read)
 
 
 def _is_named(scan: Scan, file: NamedFile, picture: str) -> bool:
@@ -272,7 +279,9 @@ def _open_names(path: str, filesystem: Filesystem) -> BinaryIO | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise SourceError(f"the list of names cannot be read: {error.strerror}") from error
+        raise InaccessibleError(f"the list of names cannot be read: {error.strerror}") from error
+    except InaccessibleError as error:
+        raise InaccessibleError(f"the list of names cannot be read: {error}") from None
     except SourceError as error:
         raise SourceError(f"the list of names cannot be read: {error}") from None
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from async_maps.render.channels import Channels
     from async_maps.settings import Settings
     from async_maps.sources.activation_map import ActivationMap
+    from async_maps.sources.coverage import Coverage
     from async_maps.sources.layouts import Questions
 
     Known: TypeAlias = Callable[[Sequence[ActivationMap]], Collection[str]]
@@ -92,12 +93,31 @@ class Scan(NamedTuple):
         pass_over: called for each file or array that is no map, in the thread that iterates the source.
         options: which parts of the source are maps.
         questions: asks about arrays that are probably other maps than their shape says; None to ask nothing.
+        coverage: filled with what is read; None if nobody asks.
     """
 
     known: Known | None = None
     pass_over: PassOver = lambda _: None
     options: SourceOptions = SourceOptions()
     questions: Questions | None = None
+    coverage: Coverage | None = None
+
+    def begin(self, root: str, covers: Callable[[str], bool]) -> None:
+        """Call :meth:`Coverage.begin`, if somebody asks for it."""
+        if self.coverage is not None:
+            self.coverage.begin(root, covers)
+
+    def has_read(self, file: str, path: str, *, whole: bool = True) -> None:
+        """Call :meth:`Coverage.has_read`, or with a file that could not be read :meth:`Coverage.could_not_read`."""
+        if not whole:
+            self.could_not_read(file)
+        elif self.coverage is not None:
+            self.coverage.has_read(file, path)
+
+    def could_not_read(self, place: str) -> None:
+        """Call :meth:`Coverage.could_not_read`, if somebody asks for it."""
+        if self.coverage is not None:
+            self.coverage.could_not_read(place)
 
 
 def _matches(patterns: Iterable[str], name: str, file: str) -> bool:

@@ -11,6 +11,8 @@ from async_maps.errors import SourceError
 from async_maps.filesystems.filesystem import Filesystems
 from async_maps.filesystems.locators import S3Address, parse_s3_address
 from async_maps.filesystems.s3 import Digest
+from async_maps.keys import printable
+from async_maps.sources.coverage import every
 from async_maps.sources.files import is_list_of_names, matches
 from async_maps.sources.formats.registry import (
     DATASET_MARKS,
@@ -69,11 +71,14 @@ class S3Objects:
                 yield from self._glob(filesystem)
                 return
             if suffix_of(self._key) and (found := filesystem.find(self._path)) is not None:
+                self._cover(_folder_of(found.key), printable(str(S3Address(self._bucket, found.key))).__eq__)
                 yield self._file(found.key, _folder_of(found.key), found.fingerprint, found.size)
                 return
             folder = f"{self._key.rstrip('/')}/" if self._key else ""
             # If the path itself is a Zarr hierarchy, it is one source, not a folder of files.
             root = _folder_of(folder[:-1]) if folder and _zarr_root(folder) == folder[:-1] else folder
+            place = printable(str(S3Address(self._bucket, folder[:-1])))
+            self._cover(root, every if root == folder else lambda file: file == place or file.startswith(f"{place}/"))
             yield from self._below(filesystem, folder, root)
         except SourceError as error:
             raise SourceError(f"{self._path}: {error}") from error
@@ -84,7 +89,12 @@ class S3Objects:
         pattern = tuple(self._key[len(root) :].split("/"))
         if pattern[-1] == "**":
             pattern = (*pattern, "*")
+        skip = len(str(S3Address(self._bucket, root)))
+        self._cover(root, lambda file: matches(pattern, file[skip:]))
         yield from self._below(filesystem, fixed, root, lambda key: matches(pattern, key[len(root) :]))
+
+    def _cover(self, root: str, covers: Callable[[str], bool]) -> None:
+        self._scan.begin(str(S3Address(self._bucket, root.rstrip("/"))), covers)
 
     def _below(
         self, filesystem: S3Filesystem, prefix: str, root: str, selects: Callable[[str], bool] | None = None

@@ -19,6 +19,7 @@ from async_maps.filesystems.filesystem import is_remote
 from async_maps.filesystems.locators import place_at
 from async_maps.keys import printable
 from async_maps.outcomes import Failure
+from async_maps.sources.coverage import none
 from async_maps.sources.formats.registry import without_suffix
 from async_maps.sources.named import NamedFile, maps_in_named
 from async_maps.sources.options import Scan
@@ -65,6 +66,7 @@ async def _read(descriptor: int, thread: CapacityLimiter) -> bytes:
 
 def maps_in_lines(lines: Sequence[bytes], filesystems: Filesystems, scan: Scan) -> Iterator[ActivationMap | Failure]:
     """Yield the maps in the files of the lines, whose paths are relative to the current folder."""
+    scan.begin("-", none)
     return maps_in_named(_files(lines), filesystems, scan)
 
 

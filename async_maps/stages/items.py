@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from async_maps.outcomes import Failure
-
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -40,9 +38,9 @@ class Job:
             self.lease.release()
         return Job(replace(self.map, array=None), self.settle, self.value_range)
 
-    def fail(self, stage: Stage, reason: str) -> None:
+    def fail(self, stage: Stage, reason: str, *, maybe_stored: bool = False) -> None:
         """Settle with a failure."""
-        self.settle(Failure(self.map.name, self.map.source, self.map.fingerprint, stage, reason))
+        self.settle(self.map.failure(stage, reason, maybe_stored=maybe_stored))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -53,7 +53,8 @@ async def _settle(png: Png, uploading: Uploading) -> None:
     try:
         receipt = await _upload(png, uploading)
     except ObjectError as error:
-        png.job.fail("upload", str(error))
+        # The store may have the object of an attempt whose answer did not arrive.
+        png.job.fail("upload", str(error), maybe_stored=not isinstance(error, ExistsError))
     except StoreError as error:
         png.job.settle(error)
     else:
@@ -66,12 +67,13 @@ async def _upload(png: Png, uploading: Uploading) -> Receipt:
     map_, store = png.job.map, uploading.store
     key = uploading.template.key(store.prefix, map_.name, map_.index, png.digest)
     locator = store.locator(key)
-    etag = await _put(key, png.data, uploading)
+    etag = await _put(key, png.data, uploading, maybe_ours=map_.maybe_at in {"", locator})
     return Receipt(
         name=map_.name,
         locator=locator,
         source=map_.source,
         fingerprint=map_.fingerprint,
+        file=map_.file,
         size=len(png.data),
         width=png.result.width,
         height=png.result.height,
@@ -82,7 +84,7 @@ async def _upload(png: Png, uploading: Uploading) -> Receipt:
     )
 
 
-async def _put(key: str, data: bytes, uploading: Uploading) -> str | None:
+async def _put(key: str, data: bytes, uploading: Uploading, *, maybe_ours: bool) -> str | None:
     rate_limiter, began_at = uploading.rate_limiter, monotonic()
     for attempts in count(1):
         async with rate_limiter.turn():
@@ -97,8 +99,8 @@ async def _put(key: str, data: bytes, uploading: Uploading) -> str | None:
                     "%s: attempt %d failed, the next follows in %.1f s: %s", key, attempts, wait_s, str(error)
                 )
             except ExistsError as error:
-                # An earlier attempt that seemed to fail may have stored the object.
-                if not error.same or (uploading.if_exists == "error" and attempts == 1):
+                # An earlier attempt of this or another run with the manifest may have stored the object.
+                if not error.same or (uploading.if_exists == "error" and attempts == 1 and not maybe_ours):
                     raise
                 rate_limiter.taken()
                 return error.etag

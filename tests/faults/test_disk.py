@@ -22,6 +22,7 @@ from async_maps.manifest.claims import Claims
 from async_maps.manifest.export import export_manifest
 from async_maps.manifest.manifest import Manifest
 from async_maps.manifest.schema import VERSION
+from async_maps.sources.coverage import Coverage, every
 from tests.support.commands import COMMAND, invoke
 from tests.support.leftovers import leaves_nothing
 from tests.support.manifests import DESTINATION, SETTINGS, failure_for, make_map, read_rows, receipt_for, write_run
@@ -475,15 +476,20 @@ def test_random_damage_is_a_manifest_error_or_harmless(tmp_path: Path, rounds: i
     write_run(path, [*(receipt_for(map_) for map_ in maps[:200]), *(failure_for(map_) for map_ in maps[200:220])])
     sound = path.read_bytes()
     rng = random.Random(rounds)  # noqa: S311  # not cryptography
+    whole = Coverage()
+    whole.begin("/maps", every)
 
     def run() -> None:
         with Manifest(path) as manifest:
             manifest.begin(DESTINATION)
+            manifest.follow(whole)
             manifest.let_locators_move()
             plan = manifest.plan(maps, SETTINGS, "changed")
             manifest.write([receipt_for(map_) for map_ in plan.todo], SETTINGS)
             list(manifest.claims())
-            manifest.complete()
+            manifest.note_listed([], [])
+            manifest.find_stale()
+            manifest.forget([row for rows, _ in manifest.stale() for row in rows] + manifest.stale_failed())
 
     def export() -> None:
         for suffix in (".csv", ".parquet"):

@@ -8,7 +8,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
 import tracemalloc
 from contextlib import closing
 from dataclasses import replace
@@ -231,7 +230,7 @@ def test_a_name_has_one_row_after_several_runs(path: Path) -> None:
         assert (row["bytes"] is None) == (status == "failed")
 
 
-def test_a_map_refused_at_the_source_is_dropped_by_the_next_run(path: Path) -> None:
+def test_refused_maps_share_the_name_of_another_map(path: Path) -> None:
     refused = Failure("a", "/maps/a.NPY", "2-2", "source", "another map of this run has the same name")
     write_run(path, [receipt_for(make_map("a")), refused, replace(refused, source="/maps/a.nPy")])
     assert [(row["status"], row["source"]) for row in read_rows(path)] == [
@@ -241,14 +240,6 @@ def test_a_map_refused_at_the_source_is_dropped_by_the_next_run(path: Path) -> N
     ]
     plan = make_plan(path, [make_map("a")])
     assert (plan.skipped, plan.todo) == (1, [])
-    # A run that is not complete does not know whether they are still refused.
-    assert len(read_rows(path)) == 3
-    time.sleep(0.01)
-    with Manifest(path) as manifest:
-        manifest.begin(DESTINATION)
-        manifest.write([refused], SETTINGS)
-        manifest.complete()
-    assert [row["source"] for row in read_rows(path)] == ["/maps/a.NPY", "/maps/a.npy"]
 
 
 def test_a_batch_is_written_atomically(path: Path) -> None:

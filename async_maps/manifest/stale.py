@@ -1,0 +1,142 @@
+"""The rows whose map is no longer in the source: found by what a run has listed. Everything here blocks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from async_maps.manifest.metadata import ManifestMetadata
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from async_maps.outcomes import Failure
+    from async_maps.sources.coverage import Coverage, ReadFile
+
+_TEMPORARY = """
+CREATE TEMP TABLE seen (name TEXT PRIMARY KEY, source TEXT NOT NULL) WITHOUT ROWID;
+CREATE TEMP TABLE refused (name TEXT, source TEXT, PRIMARY KEY (name, source)) WITHOUT ROWID;
+CREATE TEMP TABLE read (file TEXT PRIMARY KEY, path TEXT NOT NULL) WITHOUT ROWID;
+"""
+"""What the listing of this run has: maps, refused maps, and files with failed rows that were read.
+
+SQLite spills it to disk, and deletes it at the close.
+"""
+_ROWS = "SELECT maps.rowid AS number, name, ifnull(file, source) AS file, locator FROM maps"
+_SCOPE = "root = ? AND covers(ifnull(file, source))"
+# Maps that were refused at their source may share their name with other maps.
+_FAILED = """status = 'failed' AND CASE WHEN stage = 'source'
+    THEN NOT EXISTS (SELECT 1 FROM refused WHERE refused.name = maps.name AND refused.source = maps.source)
+        AND NOT EXISTS (SELECT 1 FROM seen WHERE seen.name = maps.name AND seen.source = maps.source)
+    ELSE NOT EXISTS (SELECT 1 FROM seen WHERE seen.name = maps.name)
+END"""
+_STORED = "locator IS NOT NULL AND NOT EXISTS (SELECT 1 FROM seen WHERE seen.name = maps.name)"
+_SHARED = """CREATE TEMP TABLE shared AS SELECT DISTINCT locator FROM stale WHERE locator IN (
+    SELECT locator FROM maps WHERE locator IS NOT NULL AND rowid NOT IN (SELECT number FROM stale)
+)"""
+_NOTE_READ = """INSERT OR IGNORE INTO read SELECT ?1, ?2
+WHERE EXISTS (SELECT 1 FROM maps WHERE status = 'failed' AND ifnull(file, source) = ?1)"""
+_BATCH = 1000
+
+
+class StaleRow(NamedTuple):
+    """A row whose map is no longer in the source. ``number`` is its rowid; ``locator`` is None without an overlay."""
+
+    number: int
+    name: str
+    file: str
+    locator: str | None
+
+
+class StaleRows(ManifestMetadata):
+    """The rows of a source, compared with what this run has listed of it."""
+
+    _coverage: Coverage | None = None
+    _root: int | None = None
+    _has_failed: bool | None = None
+
+    def follow(self, coverage: Coverage) -> None:
+        """From now on, rows belong to the source whose listing fills this coverage."""
+        self._coverage, self._root = coverage, None
+        self._database.create_function("covers", 1, coverage.is_covered)
+
+    def prepare_listing(self) -> None:
+        """Create the temporary tables for what the run lists."""
+        with self._reading() as database:
+            database.executescript(_TEMPORARY)
+
+    def note_listed(self, refused: Iterable[Failure], read: Sequence[ReadFile]) -> None:
+        """Record maps that were refused at their source, and files whose maps were all listed."""
+        if self._has_failed is None:
+            self._has_failed = bool(self._all(f"{_ROWS} INDEXED BY maps_failed WHERE status = 'failed' LIMIT 1"))
+        if not self._has_failed:
+            return
+        with self._reading() as database:
+            rows = [(failure.name, failure.source) for failure in refused]
+            database.executemany("INSERT OR IGNORE INTO refused VALUES (?, ?)", rows)
+            database.executemany(_NOTE_READ, read)
+
+    def stored(self) -> int:
+        """Return the number of rows of the source that have an overlay."""
+        with self._reading() as database:
+            query = f"SELECT count(*) FROM maps WHERE locator IS NOT NULL AND {_SCOPE}"  # noqa: S608  # our own text
+            return int(database.execute(query, (self._root_id(),)).fetchone()[0])
+
+    def find_stale(self) -> int:
+        """Find the rows with an overlay whose map a complete listing did not list; return their number."""
+        with self._reading() as database:
+            database.execute(f"CREATE TEMP TABLE stale AS {_ROWS} WHERE {_STORED} AND {_SCOPE}", (self._root_id(),))
+            database.execute(_SHARED)
+            return int(database.execute("SELECT count(*) FROM stale").fetchone()[0])
+
+    def stale(self) -> Iterator[tuple[list[StaleRow], list[str]]]:
+        """Yield the rows that were found, in batches, and the locators of each batch that no other row has."""
+        number = 0
+        while batch := self._all("SELECT * FROM stale WHERE number > ? ORDER BY number LIMIT ?", number, _BATCH):
+            number = batch[-1].number
+            with self._reading() as database:
+                shared = {locator for (locator,) in database.execute("SELECT locator FROM shared")}
+            yield batch, sorted({row.locator for row in batch if row.locator} - shared)
+
+    def stale_failed(self, *, with_overlays: bool = True) -> list[StaleRow]:
+        """Return the failed rows of earlier runs whose map a complete listing of the source did not list."""
+        if not self._has_failed:
+            return []
+        overlays = "" if with_overlays else "AND locator IS NULL"
+        query = f"{_ROWS} INDEXED BY maps_failed WHERE {_FAILED} AND {_SCOPE} {overlays}"
+        return self._all(query, self._root_id())
+
+    def superseded(self) -> list[tuple[StaleRow, str]]:
+        """Return the failed rows of the files that were read, whose map was not listed, and the path of each file."""
+        query = (
+            "SELECT maps.rowid, name, read.file, locator, path "  # noqa: S608  # our own text
+            f"FROM read CROSS JOIN maps ON ifnull(maps.file, source) = read.file WHERE {_FAILED} AND root = ?"
+        )
+        with self._reading() as database:
+            return [(StaleRow(*row), path) for *row, path in database.execute(query, (self._root_id(),))]
+
+    def forget(self, rows: Iterable[StaleRow]) -> None:
+        """Delete rows, in one transaction."""
+        with self._writing() as database:
+            database.executemany("DELETE FROM maps WHERE rowid = ?", [(row.number,) for row in rows])
+
+    def _all(self, query: str, *values: object) -> list[StaleRow]:
+        with self._reading() as database:
+            return [StaleRow(*row) for row in database.execute(query, values)]
+
+    @property
+    def root(self) -> str:
+        """The place that the names of this run are relative to; empty before the listing knows it, or without one."""
+        return "" if self._coverage is None else self._coverage.root
+
+    def _root_id(self) -> int | None:
+        """Return the number of the root; None before its first row is written, or without one."""
+        if self._root is None and self.root:
+            found = self._database.execute("SELECT id FROM roots WHERE place = ?", (self.root,)).fetchone()
+            self._root = found and found[0]
+        return self._root
+
+    def _new_root_id(self) -> int | None:
+        """Return the number of the root, which gets one now, inside a transaction."""
+        if self._root_id() is None and self.root:
+            self._database.execute("INSERT INTO roots (place) VALUES (?)", (self.root,))
+        return self._root_id()
