@@ -168,6 +168,16 @@ def test_rows_get_the_up_filter_unless_they_are_noise(shape: tuple[int, int], no
     np.testing.assert_array_equal(unfiltered, rows)
 
 
+@pytest.mark.parametrize(("copied", "filter_"), [(0, 2), (1, 0)])
+def test_the_filter_is_chosen_by_every_nth_row(copied: int, filter_: int) -> None:
+    """Of 32 rows, those with an even number are sampled: if they are copies of the row above, "up" is chosen."""
+    rows = np.random.default_rng(0).integers(0, 4, (32, 64), np.uint8)
+    rows[2 - copied :: 2] = rows[1 - copied : -1 : 2]
+    lines = np.empty((32, 65), np.uint8)
+    kernels.filter_rows(rows.reshape(-1), 64, lines.reshape(-1))
+    assert set(lines[:, 0]) == {filter_}
+
+
 # Compilation
 
 
