@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from anyio import BrokenResourceError, CancelScope, ClosedResourceError, create_task_group, to_thread
 
-from async_maps.concurrency.tasks import OrderlyTask, first_error, raise_if_cancelled, see_error
+from async_maps.concurrency.tasks import OrderlyTask, done_while_alive, first_error, raise_if_cancelled, see_error
 from async_maps.errors import (
     AsyncMapsError,
     MapFailedError,
@@ -67,6 +67,10 @@ T = TypeVar("T")
 
 _logger = logging.getLogger("async_maps")
 
+_CLOSED = "the pipeline was closed"
+_NAMED = 3
+"""The number of abandoned maps that the log names."""
+
 _WINDOW = 4096
 """The maximum number of one caller's maps that are in flight or have an outcome to collect (about 600 bytes each)."""
 
@@ -74,8 +78,10 @@ _WINDOW = 4096
 class Pipeline:
     """Colorizes, encodes and uploads activation maps inside its ``async with`` block.
 
-    Any number of tasks may use it concurrently. The end of the block waits until all accepted maps are done; an
-    exception or a cancellation abandons them. In both cases no process, socket or memory is left.
+    Any number of tasks may use it concurrently. The end of the block waits until all accepted maps are done, as long as
+    maps are stored or bytes move to the store. After ``settings.drain_timeout_s`` without either, the other maps are
+    abandoned. An exception or a cancellation abandons them immediately. In all cases no process, socket or memory is
+    left. A call that waits for an abandoned map raises PipelineClosedError; its overlay may or may not be stored.
 
     Args:
         destination: ``s3://bucket/prefix``, ``file:///folder``, a plain path, ``memory://``, or a store
@@ -100,12 +106,13 @@ class Pipeline:
         self._serving: OrderlyTask[None] | None = None
         self._stages: Stages | None = None
         self._end: AsyncMapsError = PipelineClosedError("the pipeline was closed before this map was uploaded")
-        self._callers: set[Callable[[AsyncMapsError], None]] = set()
+        self._abandoned_because = ""
+        self._callers: dict[Callable[[AsyncMapsError], None], str] = {}
         self._feeders: set[OrderlyTask[None]] = set()
         self._accepted: set[asyncio.Task[Receipt]] = set()
         self._until_drain: set[CancelScope] = set()
         self._submitted: set[Callable[[Outcome | AsyncMapsError], None]] = set()
-        self._uploaded = self._failed = self._uploaded_bytes = self._shed = 0
+        self._uploaded = self._failed = self._abandoned = self._uploaded_bytes = self._shed = 0
         self._transparent = self._faint = 0
 
     # The stages -----------------------------------------------------------------------------------------------------
@@ -138,8 +145,7 @@ class Pipeline:
         finally:
             if self._stages is not None:
                 self._stages.abandon()
-            for end in list(self._callers):
-                end(self._ended())
+            self._end_callers()
 
     # Opening and closing --------------------------------------------------------------------------------------------
 
@@ -166,19 +172,58 @@ class Pipeline:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         assert self._serving is not None and self._stages is not None  # noqa: S101, PT018  # entered
-        self.drain()
+        self._stop_reading()
         self._leaving = True
         if kind is not None:
+            self._abandon(f"the block of the pipeline was left by {kind.__name__}")
             await self._serving.cancel()
             return
+        finishing, idle_s = asyncio.create_task(self._finish(self._stages)), self.settings.drain_timeout_s
         try:
-            while feeding := {feeder.task for feeder in self._feeders if not feeder.done()} | self._accepted:
-                await asyncio.wait(feeding)
+            if await done_while_alive(finishing, self._stages.life, idle_s):
+                finishing.result()
+            else:
+                self._abandon(f"{_CLOSED}, and for {idle_s:g} s nothing was stored and no byte moved", warn=True)
         except BaseException:
+            self._abandon(f"{_CLOSED}, and that was cancelled")
             await self._serving.cancel()
             raise
-        self._stages.close()
-        await self._serving.result()
+        finally:
+            finishing.cancel()
+        if self._abandoned_because:
+            await asyncio.wait({self._serving.task})
+        else:
+            await self._serving.result()
+
+    async def _finish(self, stages: Stages) -> None:
+        """Wait for the end of all accepted maps."""
+        while feeding := {feeder.task for feeder in self._feeders if not feeder.done()} | self._accepted:
+            await asyncio.wait(feeding)
+        stages.close()
+        if self._serving is not None:
+            await asyncio.wait({self._serving.task})
+
+    def _abandon(self, reason: str, *, warn: bool = False) -> None:
+        """End the pipeline: tell all callers first, so that runs commit their receipts, then cancel the stages."""
+        if self._stages is None or self._serving is None or self._serving.done():
+            return
+        self._abandoned = len(self._stages.reserved) + len(self._submitted)
+        self._abandoned_because = reason
+        self._end = PipelineClosedError(f"{reason}; maps without an outcome may or may not be stored: put them again")
+        if warn and self._abandoned:
+            names = [name for name in self._callers.values() if name][:_NAMED]
+            _logger.warning(
+                "%s: %s abandoned%s; they may or may not be stored; put them again",
+                reason, "1 map is" if self._abandoned == 1 else f"{self._abandoned:,} maps are",
+                f", such as {', '.join(names)}" if names else "",
+            )  # fmt: skip
+        self._end_callers()
+        self._stages.abandon()
+        self._serving.request_cancel()
+
+    def _end_callers(self) -> None:
+        for end in list(self._callers):
+            end(self._ended())
 
     @property
     def is_open(self) -> bool:
@@ -186,7 +231,19 @@ class Pipeline:
         return self._stages is not None and self._serving is not None and not self._serving.done()
 
     def drain(self) -> None:
-        """Stop reading the sources of all runs and streams; the maps that were read are finished and reported."""
+        """Stop reading the sources of all runs and streams, and finish the maps that were read in a limited time.
+
+        The maps that are not finished after ``settings.drain_timeout_s`` are abandoned. Their runs and streams raise
+        PipelineClosedError, and the pipeline accepts no more maps.
+        """
+        if not self._draining and self._serving is not None and self.is_open:
+            timeout_s = self.settings.drain_timeout_s
+            reason = f"the pipeline was drained, and that took longer than drain_timeout_s = {timeout_s:g}"
+            ending = self._serving.task.get_loop().call_later(timeout_s, partial(self._abandon, reason, warn=True))
+            self._serving.task.add_done_callback(lambda _: ending.cancel())
+        self._stop_reading()
+
+    def _stop_reading(self) -> None:
         self._draining = True
         for waiting in self._until_drain:
             waiting.cancel()
@@ -280,7 +337,7 @@ class Pipeline:
             if not waiting.done():
                 waiting.set_result(outcome)
 
-        self._callers.add(settle)
+        self._callers[settle] = name
         try:
             entry = await take_array(name, activation_map, taker(self.settings, self._range, self._questions))
             (entry,) = await self._claimed([entry])
@@ -289,9 +346,13 @@ class Pipeline:
             del entry, activation_map
             outcome = await waiting
         finally:
-            self._callers.discard(settle)
+            self._callers.pop(settle, None)
         if isinstance(outcome, Receipt):
             return outcome
+        if self._abandoned_because and isinstance(outcome, PipelineClosedError):
+            raise PipelineClosedError(
+                f"map {name} was abandoned, and may or may not be stored: {self._abandoned_because}; put it again"
+            )
         raise MapFailedError(outcome) if isinstance(outcome, Failure) else outcome
 
     async def stream(
@@ -317,6 +378,7 @@ class Pipeline:
             StoreError: the store refuses all maps, or cannot be reached.
             SettingsError: ``settings.range`` is ``dataset``, and the source can be read only once; or ``limit`` is not
                 positive.
+            PipelineClosedError: the pipeline was closed, and the maps without an outcome were abandoned.
         """
         check_limit(limit)
         self._opened()
@@ -372,6 +434,8 @@ class Pipeline:
                 ``prune`` has another value; ``limit`` is not positive; or this run cannot prune. At the end of the
                 run: more than half would be pruned.
             TooManyFailuresError: more maps failed than ``settings.max_failures``.
+            PipelineClosedError: the pipeline was closed, and the maps in flight were abandoned. Run it again for the
+                rest.
         """
         selection = Selection(source, manifest, select, limit, self.settings, prune, prune_all)
         selection.check(self._destination)
@@ -393,6 +457,7 @@ class Pipeline:
         try:
             await OrderlyTask(main).result()
         except AsyncMapsError as error:
+            report.drained, report.statistics = self._draining, self.statistics()
             error.report = report
             raise
         finally:
@@ -472,6 +537,7 @@ class Pipeline:
             waiting=self._stages.waiting,
             in_flight=max(0, in_flight) if self.is_open else 0,
             shed=self._shed,
+            abandoned=self._abandoned,
             transparent=self._transparent,
             faint=self._faint,
             retry_reason=self._stages.rate_limiter.retry_reason,
@@ -530,14 +596,14 @@ class Pipeline:
     ) -> AsyncGenerator[list[Outcome], None]:
         """Pass a listing to the stages, and yield lists of all outcomes that are ready."""
         flow = Flow(_WINDOW, ordered=ordered)
-        self._callers.add(flow.end)
+        self._callers[flow.end] = ""
         feeder = OrderlyTask(partial(self._feed, listing, flow, value_range))
         self._feeders.add(feeder)
         try:
             while outcomes := await flow.collect():
                 yield outcomes
         finally:
-            self._callers.discard(flow.end)
+            self._callers.pop(flow.end, None)
             self._feeders.discard(feeder)
             await feeder.cancel()
 
@@ -600,10 +666,12 @@ class Pipeline:
             await stages.submit(entry, partial(self._settle, settle, value_range.is_relative), value_range, lease)
         except (BrokenResourceError, ClosedResourceError) as error:
             self._submitted.discard(settle)
-            if isinstance(error, BrokenResourceError):
+            if isinstance(error, BrokenResourceError) and not self._abandoned_because:
                 # The stages have ended; wait for the reason.
                 await asyncio.wait({serving.task})
-            raise self._ended() from None
+                raise self._ended() from None
+            reason = self._abandoned_because or "the pipeline was closed before there was room for it"
+            raise PipelineClosedError(f"map {entry.name} is not stored: {reason}; put it again") from None
         except BaseException:
             # If the cancellation came when the map had already got its place, the map goes on and is settled later.
             self._submitted.discard(settle)
@@ -616,6 +684,8 @@ class Pipeline:
         outcome: Outcome | AsyncMapsError,
     ) -> None:
         self._submitted.discard(settle)
+        if self._abandoned_because:
+            return
         if isinstance(outcome, Receipt):
             self._uploaded += 1
             self._uploaded_bytes += outcome.size

@@ -182,6 +182,9 @@ class Report:
             "fully transparent overlays": self.transparent,
             "nearly invisible overlays": self.faint,
             "retried uploads": 0 if self.statistics is None else self.statistics.retries,
+            "abandoned maps, which may or may not be stored": 0
+            if self.statistics is None
+            else self.statistics.abandoned,
         }
         lines += [f"{what}: {count:,}" for what, count in counts.items() if count]
         lines += self._gone()

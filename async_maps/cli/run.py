@@ -36,7 +36,7 @@ from async_maps.cli.options import (
 )
 from async_maps.cli.usage import MANIFEST_VARIABLE
 from async_maps.concurrency.loop import fastest_loop
-from async_maps.errors import AsyncMapsError, SettingsError, StoreError, TooManyFailuresError
+from async_maps.errors import AsyncMapsError, PipelineClosedError, SettingsError, StoreError, TooManyFailuresError
 from async_maps.filesystems.outputs import files_of_run
 from async_maps.manifest.prune import Prune  # cyclopts reads the annotation
 from async_maps.report import Report
@@ -193,9 +193,11 @@ class _Job:
                     prune_all=self.prune_all,
                     on_progress=show,
                 )
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, PipelineClosedError) as error:
             if self.interrupted_by is None:
                 raise
+            if isinstance(error, PipelineClosedError):
+                self.report = error.report or self.report
 
     def dry_run(self, *, as_json: bool) -> int:
         """Print what would be done; return the exit code."""
@@ -226,7 +228,6 @@ class _Job:
             first, self.interrupted_by = self.interrupted_by is None, number
             if first and pipeline.is_open:
                 pipeline.drain()
-                loop.call_later(self.settings.drain_timeout_s, task.cancel)
                 say(
                     f"{number.name}: finishing the maps in flight; repeat it to stop immediately",
                     "signal",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
+from time import monotonic
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from anyio import CancelScope
@@ -65,13 +66,42 @@ class OrderlyTask(Generic[T]):
             raise
         return self.task.result()
 
+    def request_cancel(self) -> None:
+        """Cancel the task without waiting for its end; its error is not reported."""
+        self._scope.cancel()
+        self.task.add_done_callback(see_error)
+
     async def cancel(self) -> None:
         """Cancel the task and wait until it has ended; its error is not raised."""
-        self._scope.cancel()
         # A second cancellation may interrupt the wait below.
-        self.task.add_done_callback(see_error)
+        self.request_cancel()
         with CancelScope(shield=True):
             await asyncio.wait({self.task})
+
+
+async def done_while_alive(task: asyncio.Task[Any], life: Callable[[], object], idle_s: float) -> bool:
+    """Wait for the end of a task as long as there are signs of life; cancelling the wait does not cancel the task.
+
+    Args:
+        task: the task to wait for.
+        life: returns a value that changes with each sign of life.
+        idle_s: the longest time without a sign of life.
+
+    Returns:
+        True if the task has ended; False if there was no sign of life for ``idle_s``.
+    """
+    interval_s = min(idle_s / 10, 0.5)
+    seen, idle, asked_at = life(), 0.0, monotonic()
+    while True:
+        await asyncio.wait({task}, timeout=interval_s)
+        if task.done():
+            return True
+        now, before, asked_at = life(), asked_at, monotonic()
+        # If this process was stopped or the machine was asleep, only a part of that time was a chance for life.
+        idle = idle + min(asked_at - before, 2 * interval_s) if now == seen else 0.0
+        seen = now
+        if idle >= idle_s:
+            return False
 
 
 @asynccontextmanager

@@ -30,6 +30,7 @@ from async_maps.stages.items import Bitmap, Job, Png
 from async_maps.stages.meters import Meter, StageStatistics
 from async_maps.stages.rate_limiter import RateLimiter
 from async_maps.stages.upload import Uploading, upload_stage
+from async_maps.stores import sent_bytes
 
 if TYPE_CHECKING:
     import asyncio
@@ -71,6 +72,8 @@ class Stages:
         self._uploading = Meter(settings.concurrency)
         self.reserved: set[Lease] = set()
         """The leases of :meth:`reserve`, until their map is submitted or withdrawn."""
+        self._life_maps: tuple[int, ...] = ()
+        self._life_sent = 0
         self.rate_limiter = RateLimiter(
             settings.concurrency, max_attempts=settings.s3.max_attempts, give_up_s=settings.s3.give_up_s
         )
@@ -184,6 +187,20 @@ class Stages:
     def waiting(self) -> int:
         """The number of maps that wait for room and are still held by their callers."""
         return self._array_bytes.waiting
+
+    def life(self) -> tuple[object, ...]:
+        """Return a value that changes when a map leaves a stage, or when bytes move to the store.
+
+        The bytes count only until all PNGs that wait could have moved once. So a store that takes bytes for ever, and
+        stores nothing, shows no life.
+        """
+        meters = (self._fetching, self._colorizing, self._encoding, self._uploading)
+        maps = tuple(meter.maps for meter in meters)
+        sent = sent_bytes(self.store)
+        if maps != self._life_maps:
+            self._life_maps, self._life_sent = maps, sent
+        # Twice, for headers.
+        return (*maps, min(sent - self._life_sent, 2 * self._png_bytes.held))
 
     def statistics(self) -> dict[str, StageStatistics]:
         """Return the statistics of each stage now."""

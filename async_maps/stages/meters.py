@@ -53,6 +53,7 @@ class Statistics:
         retries: upload attempts that failed and were retried.
         waiting: calls of ``put`` that wait for room. No queue counts their arrays.
         in_flight: maps that were accepted and have no outcome yet.
+        abandoned: maps that had no outcome when the pipeline was closed; each may or may not be stored.
         shed: maps that ``put_nowait`` refused because the pipeline was full.
         transparent: uploaded maps whose overlay is fully transparent.
         faint: uploaded maps whose overlay is nearly invisible, but not fully transparent.
@@ -71,14 +72,15 @@ class Statistics:
     waiting: int = 0
     in_flight: int = 0
     shed: int = 0
+    abandoned: int = 0
     transparent: int = 0
     faint: int = 0
     retry_reason: str = ""
 
     @property
     def accepted(self) -> int:
-        """The number of accepted maps: uploaded, failed and in flight."""
-        return self.uploaded + self.failed + self.in_flight
+        """The number of accepted maps: uploaded, failed, abandoned and in flight."""
+        return self.uploaded + self.failed + self.abandoned + self.in_flight
 
     @property
     def stages(self) -> dict[str, StageStatistics]:

@@ -75,6 +75,12 @@ class AddressedStore(Store, Protocol):
         """Return the URL of an object."""
 
 
+def sent_bytes(store: object) -> int:
+    """Return the bytes that the other side of a store's connections has received so far; 0 if that is not known."""
+    count = getattr(store, "sent_bytes", None)
+    return count() if callable(count) else 0
+
+
 @asynccontextmanager
 async def open_store(destination: Destination, settings: Settings) -> AsyncIterator[AddressedStore]:
     """Open the store at a destination; a store from the caller is neither opened nor closed.

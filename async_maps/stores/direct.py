@@ -20,6 +20,8 @@ from botocore.awsrequest import AWSRequest
 from botocore.utils import percent_encode
 from yarl import URL
 
+from async_maps.stores.traffic import Traffic
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
@@ -150,6 +152,7 @@ class DirectSession(AIOHTTPSession):
     Pass a function that returns it as ``http_session_cls`` of the client's configuration.
 
     Attributes:
+        traffic: counts the bytes that its connections have sent, those of the SDK's requests included.
         may_repeat: whether aiohttp may repeat a request whose connection broke. It must be False for create-only
             uploads, because the server may have stored the object.
     """
@@ -157,10 +160,13 @@ class DirectSession(AIOHTTPSession):
     may_repeat = True
 
     if TYPE_CHECKING:  # what the stubs leave out
+        _connector_args: dict[str, Any]
         _proxy_config: ProxyConfiguration
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
+        self.traffic = Traffic()
+        self._connector_args = {**self._connector_args, "socket_factory": self.traffic.open_socket}
         self._last: AWSPreparedRequest | None = None
         self._plan: Plan | None = None
         self._signer: Signer | None = None

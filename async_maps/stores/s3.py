@@ -90,8 +90,9 @@ async def open_s3(destination: str, settings: Settings) -> AsyncIterator[S3Store
             raise SettingsError(f"the AWS configuration cannot be used: {error}") from error
         # The stubs declare boto3's method, which is not a coroutine.
         credentials = await cast("Awaitable[AioCredentials | None]", session.get_credentials())
-        found = (direct[0], credentials) if settings.s3.client == "direct" and credentials else None
-        yield S3Store(client, bucket, prefix, object_headers(settings.s3, create_only=create_only), found)
+        headers = object_headers(settings.s3, create_only=create_only)
+        used = credentials if settings.s3.client == "direct" else None
+        yield S3Store(client, bucket, prefix, headers, session=direct[0], credentials=used)
 
 
 class S3Store:
@@ -102,19 +103,23 @@ class S3Store:
         bucket: the bucket's name.
         prefix: as in :class:`~async_maps.stores.Store`.
         headers: the arguments of all PutObject requests.
-        direct: the client's HTTP session and its credentials, to send PUTs without the client if possible.
+        session: the client's HTTP session.
+        credentials: to send PUTs without the client if possible; None to send all with it.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # one argument for each part
         self,
         client: S3Client,
         bucket: str,
         prefix: str,
         headers: dict[str, Any],
-        direct: tuple[DirectSession, AioCredentials] | None = None,
+        *,
+        session: DirectSession,
+        credentials: AioCredentials | None = None,
     ) -> None:
         self._client = client
-        self._direct = direct
+        self._session = session
+        self._credentials = credentials
         self._bucket = bucket
         self._headers = headers
         self._accepted_one = False
@@ -125,6 +130,10 @@ class S3Store:
     def locator(self, key: str) -> str:
         """Return ``s3://bucket/key``; the key is not percent-encoded, as Kolena expects."""
         return f"s3://{self._bucket}/{key}"
+
+    def sent_bytes(self) -> int:
+        """Return the number of bytes that the store has received, also of unfinished requests."""
+        return self._session.traffic.sent_bytes()
 
     async def check(self) -> None:
         """Check with HeadBucket that the bucket exists.
@@ -179,9 +188,8 @@ class S3Store:
 
     async def _put(self, key: str, data: bytes, checksum: str) -> Mapping[str, str]:
         """Return the headers of an answer with status 200."""
-        if self._direct is not None:
-            session, credentials = self._direct
-            answer = await session.put(key, data, checksum, credentials)
+        if self._credentials is not None:
+            answer = await self._session.put(key, data, checksum, self._credentials)
             if answer is not None:
                 if answer.status == 200:
                     return answer.headers
@@ -194,8 +202,8 @@ class S3Store:
         done = await self._client.put_object(
             Bucket=self._bucket, Key=key, Body=data, ChecksumCRC32=checksum, **self._headers
         )
-        if self._direct is not None:
-            session.learn(key)
+        if self._credentials is not None:
+            self._session.learn(key)
         found: Mapping[str, str] = done["ResponseMetadata"]["HTTPHeaders"]
         return found
 

@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from anyio import CancelScope, CapacityLimiter, create_task_group, to_thread
@@ -50,8 +51,8 @@ class Worker(Protocol):
     async def colorize(self, block: Block, free_from: int, requests: list[Request]) -> Reply:
         """Colorize maps into the block from the offset ``free_from`` on; raise WorkerError if the worker dies."""
 
-    async def stop(self) -> None:
-        """Stop the worker, and wait until it has ended."""
+    async def stop(self, *, kill: bool = False) -> None:
+        """Stop the worker, or kill it, and wait until it has ended."""
 
 
 class ThreadWorker:
@@ -80,8 +81,8 @@ class ThreadWorker:
             colorize_chunk, block.memory, free_from, requests, self._recipe, self._readers, limiter=self._thread
         )
 
-    async def stop(self) -> None:
-        """Close the last file: the thread ends with its last chunk."""
+    async def stop(self, *, kill: bool = False) -> None:
+        """Close the last file: the thread ends with its last chunk, and cannot be killed."""
         self._readers.close()
 
 
@@ -147,8 +148,8 @@ class ProcessWorker:
         results, wanted = await self._exchange([block.start, block.size, free_from, requests])
         return Reply([_result(*result) for result in results], wanted)
 
-    async def stop(self) -> None:
-        """Close the worker's input, which ends it; kill it after a time-out.
+    async def stop(self, *, kill: bool = False) -> None:
+        """Close the worker's input, which ends it; kill it after a time-out, or immediately.
 
         The end of the process counts, not the end of its output: a process that the caller forked meanwhile may keep
         the other end of the socket open.
@@ -157,7 +158,8 @@ class ProcessWorker:
             return
         with suppress(OSError):
             self._requests.write_eof()
-        killing = asyncio.get_running_loop().call_later(_STOP_TIMEOUT_S, self._process.kill)
+        timeout_s = 0.0 if kill else _STOP_TIMEOUT_S
+        killing = asyncio.get_running_loop().call_later(timeout_s, self._process.kill)
         try:
             with CancelScope(shield=True):
                 await to_thread.run_sync(self._process.wait, limiter=self._thread)
@@ -249,16 +251,20 @@ def _describe(status: int | None) -> str:
 async def started_workers(recipe: Recipe, count: int, arena: Arena) -> AsyncIterator[list[Worker]]:
     """Start worker processes concurrently, or one worker in a thread if the count is 0; stop them at the end.
 
+    After an error or a cancellation they are killed.
+
     Raises WorkerError if a worker cannot be started.
     """
     workers: list[Worker] = [ProcessWorker(recipe, arena) for _ in range(count)] or [ThreadWorker(recipe)]
+    kill = True
     try:
         async with create_task_group() as starting:
             for worker in workers:
                 starting.start_soon(worker.start)
         yield workers
+        kill = False
     finally:
         with CancelScope(shield=True):
             async with create_task_group() as stopping:
                 for worker in workers:
-                    stopping.start_soon(worker.stop)
+                    stopping.start_soon(partial(worker.stop, kill=kill))

@@ -186,9 +186,8 @@ async def test_a_proxy_is_left_to_the_sdk(server: Scripted, monkeypatch: pytest.
     )
     async with open_store("s3://bucket/p", Settings()) as store:
         assert isinstance(store, S3Store)
-        assert store._direct is not None
         await store.put("p/0.png", b"x")
-        assert store._direct[0]._plan is None
+        assert store._session._plan is None
 
 
 @pytest.mark.parametrize("answer", [204, 301, 307, 400, 403, 404, 409])
@@ -238,10 +237,8 @@ async def test_refreshed_credentials_are_used_by_the_next_request(server: Script
     credentials: Any = Refreshing()
     async with open_store("s3://bucket/p", Settings()) as store:
         assert isinstance(store, S3Store)
-        assert store._direct is not None
-        session: DirectSession = store._direct[0]
         typed: AioCredentials = credentials
-        store._direct = session, typed
+        store._credentials = typed
         for i in range(3):
             await store.put(f"p/{i}.png", b"x")
         credentials.frozen = ReadOnlyCredentials("second", "secret", None, None)
@@ -262,8 +259,8 @@ async def test_a_large_object_is_sent_directly(server: Scripted) -> None:
 async def test_a_real_server_accepts_and_checks_direct_puts(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async with open_store(f"s3://{bucket}/p", Settings(s3=S3Settings(metadata={"run": "7"}))) as store:
         assert isinstance(store, S3Store)
-        assert store._direct is not None
-        session, credentials = store._direct
+        session, credentials = store._session, store._credentials
+        assert credentials is not None
         keys = [f"p/{name}.png" for name in AWKWARD]
         await store.put("p/first.png", b"x")
         for key in keys:
