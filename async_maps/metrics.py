@@ -25,6 +25,7 @@ _PIPELINE_METRICS = (
     (CounterMetricFamily, "transparent_overlays", "Uploaded overlays that are fully transparent.", "transparent"),
     (CounterMetricFamily, "faint_overlays", "Uploaded overlays that are nearly invisible.", "faint"),
     (CounterMetricFamily, "failures", "Maps that failed, in any stage.", "failed"),
+    (CounterMetricFamily, "abandoned", "Maps that had no outcome when the pipeline was closed.", "abandoned"),
     (CounterMetricFamily, "shed", "Maps that put_nowait refused because the pipeline was full.", "shed"),
     (CounterMetricFamily, "uploaded_bytes", "Bytes of the uploaded PNGs.", "uploaded_bytes"),
     (CounterMetricFamily, "upload_retries", "Upload attempts that failed and were retried.", "retries"),

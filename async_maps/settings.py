@@ -210,8 +210,8 @@ class Settings(_Model, frozen=True):
     """A map with more pixels fails before memory is allocated; the default is 16,384 x 16,384: 1 GiB of float32."""
     max_failures: NonNegativeInt | None = None
     """Stop the run when more maps than this have failed; by default it continues to the end."""
-    drain_timeout_s: PositiveFloat = 60.0
-    """Seconds to finish what is in flight after the first Ctrl-C."""
+    drain_timeout_s: PositiveFloat = 25.0
+    """Seconds to finish what is in flight after Ctrl-C or SIGTERM; at other ends, the longest time without progress."""
     s3: _Converted[S3Settings | Mapping[str, object], S3Settings] = Field(default=S3Settings(), validate_default=True)
     """S3: headers for destinations, retries and timeouts for sources too."""
     files: _Converted[FilesSettings | Mapping[str, object], FilesSettings] = Field(
