@@ -25,6 +25,7 @@ from pydantic import ByteSize, TypeAdapter
 import async_maps as am
 from async_maps.cli import app as cli
 from async_maps.cli.events import Event
+from async_maps.cli.metrics import RunMetrics
 from async_maps.cli.options import DONE, SOME_FAILED, WRONG_USE
 from async_maps.demo import seaweed
 from async_maps.doctor.advice import iam_policy
@@ -50,7 +51,10 @@ if TYPE_CHECKING:
 
 CONFIGS = ROOT / "configs"
 PAGE = "configs/README.md"
-EXAMPLES = ("Dockerfile", "kubernetes-job.yaml", "async-maps.service", "async-maps.timer", "crontab")
+EXAMPLES = (
+    "Dockerfile", "kubernetes-job.yaml", "async-maps.service", "async-maps.timer", "crontab", "prometheus-alerts.yaml",
+    "grafana-dashboard.json",
+)  # fmt: skip
 
 
 def as_written(default: object) -> str:
@@ -190,6 +194,10 @@ def test_the_kubernetes_job_resumes_stops_and_ends() -> None:
         assert path.startswith(tuple(writable.values()))
     (volume,) = (volume for volume in pod["volumes"] if manifest.startswith(writable[volume["name"]]))
     assert volume["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
+    # Prometheus reaches the port.
+    assert {"--metrics-host=0.0.0.0", f"--metrics-port={container['ports'][0]['containerPort']}"} < set(
+        container["args"]
+    )
     assert pod["terminationGracePeriodSeconds"] > float(environment["ASYNC_MAPS_DRAIN_TIMEOUT_S"])
     # One pod writes the manifest, and no other starts beside it.
     assert (job["spec"]["parallelism"], pod["restartPolicy"]) == (1, "Never")
@@ -262,8 +270,10 @@ def test_the_table_of_events_is_complete() -> None:
 async def test_the_table_of_metrics_is_complete(tmp_path: Path) -> None:
     async with am.Pipeline(tmp_path, settings=am.Settings(workers=0)) as pipeline:
         metrics = list(PipelineCollector({"x": pipeline}).collect())
-    names = [f"{metric.name}{'_total' if metric.type == 'counter' else ''}" for metric in metrics]
-    assert sorted(row[0] for row in table(PAGE, "Metric, with the label `pipeline`")) == sorted(names)
+        of_run = list(RunMetrics(pipeline, "x").collect())[len(metrics) :]
+    for heading, found in (("Metric, with the label `pipeline`", metrics), ("Metric of a run", of_run)):
+        names = [f"{metric.name}{'_total' if metric.type == 'counter' else ''}" for metric in found]
+        assert sorted(row[0] for row in table(PAGE, heading)) == sorted(names)
 
 
 def test_the_table_of_the_manifest_has_every_column() -> None:

@@ -18,9 +18,9 @@ from async_maps.filesystems.atomic import replacing
 from async_maps.filesystems.outputs import check_output, is_report
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
-    from typing import Any, TextIO
+    from typing import IO, Any, TextIO
 
     from async_maps.cli.events import Event
     from async_maps.outcomes import Failure
@@ -139,8 +139,16 @@ def check_report(path: Path | None, files: Mapping[str, str]) -> None:
     Raises:
         SettingsError: the report cannot be written, or would replace a file that is no report.
     """
-    if path is None:
-        return
+    if path is not None:
+        check_writable(path, "the report", is_report, files)
+
+
+def check_writable(path: Path, what: str, is_ours: Callable[[IO[bytes]], bool], files: Mapping[str, str]) -> None:
+    """Check that an output can be written; the arguments are those of :func:`check_output`.
+
+    Raises:
+        SettingsError: it cannot be written, or would replace a file of another kind.
+    """
     # Not Path.is_dir, which raises a PermissionError in a folder that cannot be read.
     is_replaced = os.path.isfile(path) or not os.path.exists(path)
     if not os.path.isdir(path.parent):
@@ -150,9 +158,9 @@ def check_report(path: Path | None, files: Mapping[str, str]) -> None:
     elif not (os.access(path.parent, os.W_OK | os.X_OK) if is_replaced else os.access(path, os.W_OK)):
         reason = "no permission"
     else:
-        check_output(path, "the report", is_report, files)
+        check_output(path, what, is_ours, files)
         return
-    raise SettingsError(f"cannot write the report to {path}: {reason}")
+    raise SettingsError(f"cannot write {what} to {path}: {reason}")
 
 
 def write_report(path: Path | None, report: Report | Verification, code: int) -> int:

@@ -50,6 +50,7 @@ def _parameter(setting: str) -> Parameter:
 
 
 DEFAULT_MANIFEST = Path("async-maps.sqlite")
+LOOPBACK = "127.0.0.1"
 
 if TYPE_CHECKING:
     GroupedSettings: TypeAlias = Settings

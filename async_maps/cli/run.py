@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from cyclopts import Parameter
+from cyclopts import Parameter, validators
 
 from async_maps.cli.console import (
     check_report,
@@ -25,6 +26,7 @@ from async_maps.cli.events import tell
 from async_maps.cli.options import (
     DEFAULT_MANIFEST,
     DONE,
+    LOOPBACK,
     OUTPUT,
     SOME_FAILED,
     WHAT,
@@ -44,6 +46,7 @@ from async_maps.settings import Settings
 from async_maps.sources import is_stdin
 
 if TYPE_CHECKING:
+    from async_maps.cli.metrics import MetricsOptions, RunMetrics
     from async_maps.manifest.manifest import Select
     from async_maps.pipeline import Pipeline
     from async_maps.progress import OnProgress, Progress
@@ -64,6 +67,9 @@ def run(  # noqa: PLR0913  # one argument per option
     config: Annotated[Path | None, Parameter(group=WHAT)] = None,
     progress: Annotated[ProgressKind, Parameter(group=OUTPUT)] = "auto",
     report: Annotated[Path | None, Parameter(group=OUTPUT)] = None,
+    metrics_port: Annotated[int | None, Parameter(group=OUTPUT, validator=validators.Number(gte=0, lte=65535))] = None,
+    metrics_host: Annotated[str, Parameter(group=OUTPUT)] = LOOPBACK,
+    metrics_textfile: Annotated[Path | None, Parameter(group=OUTPUT)] = None,
     verbose: Verbose = False,
     quiet: Quiet = False,
     settings: Annotated[GroupedSettings, Parameter(name="*")] = GroupedSettings(),  # noqa: B008  # frozen
@@ -112,17 +118,33 @@ def run(  # noqa: PLR0913  # one argument per option
         bar on a terminal, else lines.
     report
         JSON file for the result of the run.
+    metrics_port
+        Serve metrics for Prometheus at http://127.0.0.1:PORT/metrics while the run goes on (extra "metrics"); 0 for any
+        free port.
+    metrics_host
+        Address of that server. 0.0.0.0 lets other machines read the metrics, as in Kubernetes.
+    metrics_textfile
+        Write the same metrics to this .prom file every 5 seconds, for node_exporter.
     """
     set_verbosity(verbose=verbose, quiet=quiet)
     if overwrite and retry_failed:
         raise SettingsError("--overwrite and --retry-failed exclude each other")
-    check_report(report, files_of_run(manifest=manifest, config=config, source=source, destination=destination))
+    files = files_of_run(manifest=manifest, config=config, source=source, destination=destination)
+    check_report(report, files)
     if manifest == Path():
         raise SettingsError(f"the name of the manifest is empty: give --manifest FILE, or unset {MANIFEST_VARIABLE}")
     if is_stdin(destination):
         raise SettingsError("the destination is s3://bucket/prefix or a folder, not standard output")
     select: Select = "all" if overwrite else "failed" if retry_failed else "changed"
-    job = _Job(source, destination, manifest, select, limit, prune, prune_all, settings)
+    metrics = None
+    if metrics_port is None and metrics_host != LOOPBACK:
+        raise SettingsError("--metrics-host needs --metrics-port")
+    if metrics_port is not None or metrics_textfile is not None:
+        from async_maps.cli.metrics import MetricsOptions
+
+        metrics = MetricsOptions(metrics_port, metrics_host, metrics_textfile)
+        metrics.check(files)
+    job = _Job(source, destination, manifest, select, limit, prune, prune_all, settings, metrics)
     as_json = progress == "json" and not quiet
     tell_start(
         source=source, destination=destination, manifest=str(manifest), select=select, limit=limit, dry_run=dry_run
@@ -157,6 +179,7 @@ class _Job:
     prune: Prune | None
     prune_all: bool
     settings: Settings
+    metrics: MetricsOptions | None = None
     report: Report = field(default_factory=Report)
     interrupted_by: signal.Signals | None = None
 
@@ -175,15 +198,25 @@ class _Job:
     async def _run(self, display: OnProgress | None) -> None:
         from async_maps.pipeline import Pipeline
 
+        metrics: RunMetrics | None = None
+
         def show(progress: Progress) -> None:
             self.report = progress.report
+            if metrics is not None:
+                metrics.update(progress)
             if display is not None:
                 display(progress)
 
         pipeline = Pipeline(self.destination, settings=self.settings)
         self._listen(pipeline)
         try:
-            async with pipeline:
+            async with AsyncExitStack() as stack:
+                if self.metrics is not None:
+                    from async_maps.cli.metrics import RunMetrics
+
+                    metrics = RunMetrics(pipeline, self.destination)
+                    await stack.enter_async_context(metrics.exposed(self.metrics))
+                await stack.enter_async_context(pipeline)
                 self.report = await pipeline.run(
                     self.source,
                     manifest=self.manifest,
