@@ -21,7 +21,8 @@ from async_maps.render.sketch import QuantileSketch
 from async_maps.settings import counted_values
 from async_maps.sources import is_stdin
 from async_maps.sources.activation_map import ActivationMap
-from async_maps.sources.formats.registry import Readers, shares_reads
+from async_maps.sources.formats.registry import shares_reads
+from async_maps.sources.isolation import DecoderProcess, IsolatedReaders
 from async_maps.sources.layouts import map_size
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from async_maps.report import Report
     from async_maps.settings import Settings
     from async_maps.sources.batches import Entry
+    from async_maps.sources.formats.registry import Readers
 
 _BATCH_MAPS = 16
 
@@ -77,9 +79,10 @@ async def survey(listing: AsyncGenerator[list[Entry], None], settings: Settings,
     Maps that cannot be colorized are left out; the run that follows reports them.
     """
     with Filesystems(settings.s3) as filesystems, ExitStack() as stack:
-        shared = stack.enter_context(Readers(filesystems, settings.max_pixels, settings.channels))
+        process = stack.enter_context(DecoderProcess(settings.s3, settings.max_pixels, settings.channels))
+        shared = stack.enter_context(IsolatedReaders(process, filesystems))
         surveyors = _Surveyors(settings, report, shared)
-        readers = [Readers(filesystems, settings.max_pixels, settings.channels) for _ in range(surveyors.count)]
+        readers = [IsolatedReaders(process, filesystems) for _ in range(surveyors.count)]
         workers = [partial(surveyors.read, stack.enter_context(own)) for own in readers]
         await fan_out(_pieces(listing), workers, size=_held_bytes, limit=settings.queue_bytes)
     return surveyors.sketch
@@ -143,7 +146,7 @@ class _Surveyors:
     def _values(self, map_: ActivationMap, readers: Readers) -> NDArray[np.float64] | None:
         array = map_.array
         if map_.path is not None:
-            array = (self._shared if shares_reads(map_) else readers).read(map_.path, map_.part)
+            array = (self._shared if shares_reads(map_) else readers).read(map_.path, map_.part, map_.max_bytes)
         assert array is not None  # noqa: S101  # a map has a path or an array
         map_size(array, ValueRange("dataset"), self._channels)
         array = reduce_channels(array, self._channels)

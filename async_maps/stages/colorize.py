@@ -203,7 +203,7 @@ class ColorizeStage:
         for job in chunk:
             array, spans = job.map.array, (job.value_range.kind, job.value_range.low, job.value_range.high)
             if array is None:
-                requests.append(Request(job.map.path, job.map.part, 0, (), "", spans))
+                requests.append(Request(job.map.path, job.map.part, 0, (), "", spans, None, job.map.max_bytes))
             else:
                 dtype = array.dtype.newbyteorder("=").str
                 requests.append(Request(None, None, offset, array.shape, dtype, spans, job.map.measured))

@@ -57,7 +57,7 @@ async def fetch_stage(
 def _fetch(readers: tuple[Readers, Readers], job: Job) -> NDArray[Any] | Failed:
     assert job.map.path is not None  # noqa: S101  # remote
     try:
-        array = readers[shares_reads(job.map)].read(job.map.path, job.map.part)
+        array = readers[shares_reads(job.map)].read(job.map.path, job.map.part, job.map.max_bytes)
         map_size(array, job.value_range, readers[0].channels)
     except Exception as error:  # noqa: BLE001  # one map's failure is data; a malicious file can cause any error
         return Failed.by(error)

@@ -22,7 +22,7 @@ from anyio import CapacityLimiter, create_memory_object_stream, create_task_grou
 from async_maps.concurrency.streams import ByteBudget, send
 from async_maps.errors import PipelineFullError
 from async_maps.filesystems.filesystem import Filesystems, is_remote
-from async_maps.sources.formats.registry import Readers
+from async_maps.sources.isolation import DecoderProcess, IsolatedReaders
 from async_maps.stages.colorize import ColorizeStage
 from async_maps.stages.encode import Encoding, encode_bitmap, encode_stage
 from async_maps.stages.fetch import fetch_stage
@@ -81,7 +81,7 @@ class Stages:
     async def run(self, running: asyncio.Event) -> None:
         """Run the stages until :meth:`close` was called and the last job is done; set ``running`` when they run."""
         settings, recipe = self._settings, self._recipe
-        limit, template = settings.max_pixels, settings.key_template
+        template = settings.key_template
         colorize = ColorizeStage(
             self._arena,
             chunk_maps=settings.chunk_maps,
@@ -96,13 +96,14 @@ class Stages:
         # Entered first, so closed last: the streams of jobs must stay open until the stages have ended.
         with (
             Filesystems(settings.s3) as filesystems,
-            Readers(filesystems, limit, recipe.reduce) as shared,
+            DecoderProcess(settings.s3, settings.max_pixels, recipe.reduce) as decoder,
+            IsolatedReaders(decoder, filesystems) as shared,
             self._remote,
             self._jobs,
         ):
             async with create_task_group() as stages, self._bitmaps, self._pngs:
                 for _ in range(settings.prefetch):
-                    readers = (Readers(filesystems, limit, recipe.reduce), shared)
+                    readers = (IsolatedReaders(decoder, filesystems), shared)
                     stages.start_soon(
                         fetch_stage, self._remote_out.clone(), self._jobs.clone(), readers, fetchers, self._fetching
                     )

@@ -23,7 +23,7 @@ from anyio import CancelScope, CapacityLimiter, create_task_group, to_thread
 
 from async_maps.errors import WorkerError
 from async_maps.outcomes import MapStatistics
-from async_maps.sources.formats.registry import Readers
+from async_maps.sources.isolation import DecoderProcess, IsolatedReaders
 from async_maps.workers.worker import Failed, Recipe, Reply, Request, Result, colorize_chunk, frame, load_kernels
 
 if TYPE_CHECKING:
@@ -56,14 +56,17 @@ class Worker(Protocol):
 
 
 class ThreadWorker:
-    """A worker in a thread of this process, for environments where no process may be started.
+    """A worker in a thread of this process, for environments where few processes may be started.
+
+    Files that native libraries decode are read in a child process, if it can be started.
 
     On cancellation it waits until the thread has finished the chunk, because the thread writes into the block.
     """
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
-        self._readers = Readers(max_pixels=recipe.max_pixels, channels=recipe.reduce)
+        self._decoder = DecoderProcess(max_pixels=recipe.max_pixels, channels=recipe.reduce)
+        self._readers = IsolatedReaders(self._decoder)
         self._thread = CapacityLimiter(1)
 
     @property
@@ -84,6 +87,7 @@ class ThreadWorker:
     async def stop(self, *, kill: bool = False) -> None:
         """Close the last file: the thread ends with its last chunk, and cannot be killed."""
         self._readers.close()
+        await to_thread.run_sync(self._decoder.close, limiter=self._thread)
 
 
 class ProcessWorker:

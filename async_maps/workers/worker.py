@@ -24,8 +24,8 @@ from async_maps.render.colorize import look_up, replace
 from async_maps.render.quantize import Invalid, Measured, quantize, summarize
 from async_maps.render.ranges import ValueRange
 from async_maps.render.scanlines import scanline_bytes, write_scanlines
-from async_maps.sources.formats.registry import Readers
 from async_maps.sources.layouts import map_size
+from async_maps.sources.memory_limit import LimitedReaders
 from async_maps.workers.arena import map_memory
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from async_maps.render.ranges import RangeKind
     from async_maps.settings import PngKind
     from async_maps.sources.activation_map import Part
+    from async_maps.sources.formats.registry import Readers
 
 _ALIGNMENT = 64
 
@@ -45,6 +46,7 @@ class Request(NamedTuple):
     """A map to colorize: in a file (``path``, ``part``), or in the block (``offset``, ``shape``, ``dtype``).
 
     ``value_range`` has the fields of a ValueRange. ``measured`` is None unless the values are intensities already.
+    A map in a file has at most ``max_bytes``.
     """
 
     path: str | None
@@ -54,6 +56,7 @@ class Request(NamedTuple):
     dtype: str
     value_range: tuple[RangeKind, float, float] = ("unit", 0.0, 1.0)
     measured: Measured | None = None
+    max_bytes: int = 0
 
 
 class Result(NamedTuple):
@@ -174,7 +177,7 @@ def _colorize_chunk(
 
 def _get(block: NDArray[np.uint8], request: Request, readers: Readers) -> NDArray[Any]:
     if request.path is not None:
-        return readers.read(request.path, request.part)
+        return readers.read(request.path, request.part, request.max_bytes)
     return np.ndarray(request.shape, request.dtype, block.data, request.offset)
 
 
@@ -265,7 +268,7 @@ def main() -> None:
     memory = map_memory(hello["descriptor"], hello["size"])
     load_kernels(recipe)
 
-    readers = Readers(max_pixels=recipe.max_pixels, channels=recipe.reduce)
+    readers = LimitedReaders(max_pixels=recipe.max_pixels, channels=recipe.reduce)
     try:
         send_message(replies, "ready")
         while (chunk := _receive(requests)) is not None:

@@ -158,10 +158,10 @@ def test_a_map_with_an_unexpected_error_fails_alone(tmp_path: Path, monkeypatch:
 
     original = Readers.read
 
-    def read(self: Readers, path: str, part: Any) -> NDArray[Any]:
+    def read(self: Readers, path: str, part: Any, max_bytes: int = 0) -> NDArray[Any]:
         if "hostile" in path:
             raise RecursionError("of a kind nobody thought of")
-        return original(self, path, part)
+        return original(self, path, part, max_bytes)
 
     monkeypatch.setattr(Readers, "read", read)
     reply = colorize_chunk(np.zeros(1_000, np.uint8), 0, [good, in_file(tmp_path / "hostile.npy"), good], PALETTE)

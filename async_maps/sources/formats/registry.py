@@ -61,6 +61,8 @@ DATASET_MARKS = ("state.json", "dataset_info.json")
 """The files that a Hugging Face dataset has in its folder, beside its Arrow files."""
 _SEQUENTIAL = {"parquet", "arrow"}
 """Formats in which finding a row takes the time of all rows before it."""
+_NATIVE = {"hdf5", "netcdf", "matlab", "zarr", "tiff", "picture", "parquet", "arrow"}
+"""Formats that libraries decode in native code."""
 _CHUNKED = {"zarr", "hdf5", "netcdf", "matlab", "npz", "npygz", "parquet"}
 _BLOCK_BYTES = 512 * 2**10
 """Smaller maps are read together with their neighbors, in one request."""
@@ -174,6 +176,13 @@ def _module_of_folder(folder: str) -> str | None:
     return "arrow" if is_dataset else None
 
 
+def decodes_natively(path: str) -> bool:
+    """Whether a library decodes a file in native code, which may crash, or take memory that the file does not claim."""
+    suffix = suffix_of(path)
+    # A folder without a suffix is a Zarr hierarchy or a dataset.
+    return suffix is None or FORMATS.get(suffix) in _NATIVE
+
+
 def is_columnar(path: str) -> bool:
     """Whether a file is a table that can have a column of arrays, by its suffix."""
     return FORMATS.get(suffix_of(path) or "") in _SEQUENTIAL
@@ -231,6 +240,8 @@ class translate_format_errors:  # noqa: N801  # a context manager, in lower case
             return
         if isinstance(error, OSError) and error.errno is not None:
             return
+        if isinstance(error, MemoryError):
+            raise SourceError(f"{self._what}: there is not enough memory to decode it") from error
         # The text of a KeyError is the repr of its key.
         text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
         reason = text.partition("\n")[0][:200] or type(error).__name__
@@ -261,8 +272,11 @@ class Readers:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def read(self, path: str, part: Part) -> NDArray[Any]:
-        """Read one listed map; for the errors see :class:`Reader`. Channels are not reduced yet."""
+    def read(self, path: str, part: Part, max_bytes: int = 0) -> NDArray[Any]:
+        """Read one listed map; for the errors see :class:`Reader`. Channels are not reduced yet.
+
+        A subclass may limit its memory by the map's ``max_bytes``.
+        """
         with self._lock:
             state, self._state = self._state, None
             if self._reader is None or path != self._path or (state is not None and state != _state(path)):

@@ -1,0 +1,279 @@
+"""Readers whose native decoders run in a child process with a memory limit.
+
+The libraries of HDF5, Zarr, TIFF, Parquet and pictures trust sizes inside a file, so that a small file can take all
+memory, or crash them. Here that costs one map: the child is killed or refused the memory, and started again.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import socket
+import subprocess
+import sys
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection
+from threading import Condition, Lock
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from async_maps.errors import InputValidationError, SourceError
+from async_maps.sources.formats.registry import Readers, decodes_natively
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+    from numpy.typing import NDArray
+
+    from async_maps.filesystems.filesystem import Filesystems
+    from async_maps.render.channels import Channels
+    from async_maps.settings import S3Settings
+    from async_maps.sources.activation_map import Part
+
+_BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from async_maps.sources.decoder import main; main()"
+_ENVIRONMENT = {
+    # One thread of each library for each reader.
+    **dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), "1"),
+    # Arrow's own allocator takes a gigabyte at the start.
+    "ARROW_DEFAULT_MEMORY_POOL": "system",
+}
+_END_TIMEOUT_S = 5.0
+_MAX_MESSAGE = 2**20
+_MAX_ITEMSIZE = 64
+
+_logger = logging.getLogger("async_maps")
+
+
+class _SuspectError(Exception):
+    """The child died, or had no memory left, while it read this map or another one."""
+
+
+class _NoProcessError(Exception):
+    """The child cannot be started."""
+
+
+class DecoderProcess:
+    """The child process, which is started for the first file that needs it. Thread-safe.
+
+    Args:
+        s3: how to reach S3.
+        max_pixels: maps in files with more pixels are refused.
+        channels: how channels become one.
+    """
+
+    def __init__(
+        self, s3: S3Settings | None = None, max_pixels: int | None = None, channels: Channels = "none"
+    ) -> None:
+        self.max_pixels = max_pixels
+        self.channels = channels
+        self._s3 = s3
+        self._starting = Lock()
+        self._turns = Condition()
+        self._reading, self._is_alone = 0, False
+        self._process: subprocess.Popen[bytes] | None = None
+        self._control: socket.socket | None = None
+        self._is_warned = False
+        self.generation = 0
+        """Changes with each child: the connections to an earlier one are closed."""
+        self.is_suspect = False
+        """Whether memory was scarce in this child, so that it is to be replaced."""
+
+    def __enter__(self) -> DecoderProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @contextmanager
+    def turn(self, *, alone: bool = False) -> Iterator[None]:
+        """Wait for a turn to read: together with others, or alone, in a child that has read nothing suspect."""
+        with self._turns:
+            self._turns.wait_for(lambda: not self._is_alone and not (alone and self._reading))
+            self._is_alone = alone
+            self._reading += 1
+        try:
+            if alone and self.is_suspect:
+                self.kill()
+            yield
+        finally:
+            with self._turns:
+                self._is_alone = False
+                self._reading -= 1
+                self._turns.notify_all()
+
+    def connect(self) -> tuple[int, Connection]:
+        """Return a connection to the child, after its generation; raise _NoProcessError if it cannot be started."""
+        with self._starting:
+            try:
+                if self._process is None or self._process.poll() is not None:
+                    self._start()
+                assert self._control is not None  # noqa: S101  # started
+                ours, theirs = socket.socketpair()
+                with theirs:
+                    connection = Connection(ours.detach())
+                    try:
+                        socket.send_fds(self._control, [b"c"], [theirs.fileno()])
+                    except BaseException:
+                        connection.close()
+                        raise
+            except (BrokenPipeError, ConnectionError) as error:
+                raise _SuspectError("ended when it was started") from error
+            except OSError as error:
+                raise _NoProcessError(error.strerror or str(error)) from error
+            return self.generation, connection
+
+    def ended(self) -> str:
+        """Return how the child ended, after a connection to it broke."""
+        with self._starting:
+            if self._process is None:
+                return "was stopped"
+            try:
+                status = self._process.wait(_END_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                self.is_suspect = True
+                return "does not answer"
+        return f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+
+    def kill(self) -> None:
+        """End the child; the next :meth:`connect` starts another one."""
+        with self._starting:
+            self._kill()
+
+    close = kill
+
+    def warn(self, reason: object) -> None:
+        """Log once that files are read in this process."""
+        if not self._is_warned:
+            self._is_warned = True
+            _logger.warning(
+                "files are decoded in this process, where a malicious one can take all memory: a child process cannot "
+                "be started: %s",
+                str(reason),
+            )
+
+    def _start(self) -> None:
+        self._kill()
+        hello = {
+            "s3": None if self._s3 is None else self._s3.model_dump(mode="json"),
+            "max_pixels": self.max_pixels,
+            "channels": self.channels,
+        }
+        control, theirs = socket.socketpair()
+        with theirs:
+            try:
+                self._process = subprocess.Popen(  # noqa: S603  # our own module, in this interpreter
+                    [sys.executable, "-P", "-c", _BOOT, json.dumps(sys.path)],
+                    stdin=theirs.fileno(),
+                    stdout=subprocess.DEVNULL,
+                    env={**os.environ, **_ENVIRONMENT},
+                    # Not in the terminal's foreground group: only the parent gets Ctrl-C, and drains.
+                    start_new_session=True,
+                )
+            except BaseException:
+                control.close()
+                raise
+        self._control = control
+        self.is_suspect = False
+        with Connection(os.dup(control.fileno()), readable=False) as connection:
+            connection.send_bytes(json.dumps(hello).encode())
+
+    def _kill(self) -> None:
+        self.generation += 1
+        process, self._process = self._process, None
+        control, self._control = self._control, None
+        if control is not None:
+            control.close()
+        if process is not None:
+            process.kill()
+            process.wait()
+
+
+class IsolatedReaders(Readers):
+    """Readers that read formats of native libraries in a child process, and others in this one."""
+
+    def __init__(self, process: DecoderProcess, filesystems: Filesystems | None = None) -> None:
+        super().__init__(filesystems, process.max_pixels, process.channels)
+        self._process = process
+        self._generation = 0
+        self._connection: Connection | None = None
+
+    def read(self, path: str, part: Part, max_bytes: int = 0) -> NDArray[Any]:
+        """Read one listed map; for the errors see :class:`Readers`."""
+        if not decodes_natively(path):
+            return super().read(path, part)
+        with self._lock:
+            try:
+                with suppress(_SuspectError), self._process.turn():
+                    return self._ask(path, part, max_bytes)
+                # Another map may be the cause: decide it alone.
+                with self._process.turn(alone=True):
+                    try:
+                        return self._ask(path, part, max_bytes)
+                    except _SuspectError as error:
+                        self._process.is_suspect = True
+                        raise SourceError(str(error)) from None
+            except _NoProcessError as error:
+                self._process.warn(error)
+                return super().read(path, part)
+
+    def rest(self) -> None:
+        """Close the file, as :meth:`Readers.rest`, here or in the child."""
+        super().rest()
+        with self._lock:
+            if self._connection is not None:
+                try:
+                    self._connection.send_bytes(b"null")
+                except OSError:
+                    self._disconnect()
+
+    def close(self) -> None:
+        """Close the file."""
+        super().close()
+        with self._lock:
+            self._disconnect()
+
+    def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    def _ask(self, path: str, part: Part, max_bytes: int) -> NDArray[Any]:
+        if self._generation != self._process.generation:
+            self._disconnect()
+        if self._connection is None:
+            self._generation, self._connection = self._process.connect()
+        try:
+            self._connection.send_bytes(json.dumps([path, part, max_bytes]).encode())
+            answer = json.loads(self._connection.recv_bytes(_MAX_MESSAGE))
+            if len(answer) == 2:
+                return self._receive(*answer)
+        except (EOFError, OSError) as error:
+            self._disconnect()
+            how = self._process.ended()
+            raise _SuspectError(f"the file cannot be decoded: the process that decodes it {how}") from error
+        except BaseException:
+            self._disconnect()
+            raise
+        kind, reason, is_scarce = answer
+        if is_scarce:
+            self._process.is_suspect = True
+            raise _SuspectError(reason)
+        raise (InputValidationError if kind == "input" else SourceError)(reason)
+
+    def _receive(self, shape: list[int], dtype: str) -> NDArray[Any]:
+        """Receive an array. The child may be under the control of the file that it has decoded."""
+        assert self._connection is not None  # noqa: S101  # it has answered
+        array = np.dtype(dtype)
+        if array.hasobject or not 0 < array.itemsize <= _MAX_ITEMSIZE or min(shape, default=0) < 0:
+            raise SourceError(f"expected an array of numbers, found the dtype {array}")
+        size = math.prod(shape)
+        if self._process.max_pixels is not None and size > self._process.max_pixels:
+            raise SourceError(f"too large: its shape is {tuple(shape)}")
+        values = np.empty(size * array.itemsize, np.uint8)
+        if values.size:
+            self._connection.recv_bytes_into(values.data)
+        return values.view(array).reshape(shape)

@@ -1,0 +1,139 @@
+"""Small files that unpack to gigabytes, or kill the library that decodes them, cost one map and no run."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+import async_maps as am
+from async_maps.errors import SourceError
+from async_maps.sources.isolation import DecoderProcess, IsolatedReaders
+from tests.support.bombs import GIB, lying_hdf5, lying_zarr
+from tests.support.leftovers import children, leaves_nothing
+from tests.support.s3 import upload
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+BOMB = 2 * GIB
+LITTLE = 512 * 2**20
+"""Less than a bomb, more than a run takes."""
+WRITERS: dict[str, Callable[[Path, int], None]] = {"x.h5": lying_hdf5, "x.zarr": lying_zarr, "x.nc": lying_hdf5}
+
+
+def peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def run(source: object, **settings: Any) -> am.Report:
+    """Run a source of a good map and a bomb; check that only the bomb fails, and this process takes little memory."""
+    before = peak()
+    report = am.run(source, "memory://", settings=am.Settings(**settings))  # type: ignore[arg-type]
+    assert (report.uploaded, report.failed) == (1, 1)
+    (failure,) = report.failures
+    assert (failure.name, failure.stage) == ("x/b", "read")
+    assert "unpack to far more than its header says" in failure.reason
+    assert peak() < before + LITTLE
+    return report
+
+
+@pytest.mark.parametrize(
+    ("file", "workers"),
+    [("x.h5", 0), ("x.zarr", 0)]
+    + [pytest.param(*case, marks=pytest.mark.slow) for case in (("x.h5", 1), ("x.zarr", 1), ("x.nc", 0), ("x.nc", 1))],
+)
+def test_a_chunk_that_lies_costs_one_map(file: str, workers: int, maps: Path) -> None:
+    WRITERS[file](maps / file, BOMB)
+    run(maps, workers=workers)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_chunk_that_lies_costs_one_map_in_the_survey(workers: int, maps: Path) -> None:
+    lying_hdf5(maps / "x.h5", BOMB)
+    report = run(maps, workers=workers, range="dataset")
+    assert (report.surveyed, report.unsurveyed) == (2, 1)
+    assert (report.range_low, report.range_high) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("file", ["x.h5", pytest.param("x.zarr", marks=pytest.mark.slow)])
+def test_a_chunk_that_lies_costs_one_map_in_s3(file: str, maps: Path, bucket: str) -> None:
+    WRITERS[file](maps / file, BOMB)
+    upload(bucket, {str(path.relative_to(maps)): path.read_bytes() for path in maps.rglob("*") if path.is_file()})
+    run(f"s3://{bucket}/", workers=1)
+
+
+def good_file(folder: Path, maps: int = 40) -> str:
+    import h5py
+
+    with h5py.File(folder / "good.h5", "w") as file:
+        for n in range(maps):
+            file[f"m{n}"] = np.full((8, 8), n / 64, np.float32)
+    return str(folder / "good.h5")
+
+
+@pytest.mark.usefixtures(leaves_nothing.__name__)
+def test_a_map_that_kills_its_decoder_twice_fails_alone(maps: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The child is killed by this process each time it starts to read one of the maps."""
+    path = good_file(maps)
+    killed: list[int] = []
+    with DecoderProcess() as process, IsolatedReaders(process) as readers:
+        ask = IsolatedReaders._ask
+
+        def deadly(self: IsolatedReaders, path: str, part: Any, max_bytes: int) -> Any:
+            if part[0] == "m3":
+                self._generation, self._connection = process.connect()
+                (child,) = children()
+                os.kill(child, signal.SIGKILL)
+                killed.append(child)
+            return ask(self, path, part, max_bytes)
+
+        monkeypatch.setattr(IsolatedReaders, "_ask", deadly)
+        for n in range(6):
+            if n == 3:
+                with pytest.raises(SourceError, match="the process that decodes it was killed by signal 9"):
+                    readers.read(path, [f"m{n}", None])
+            else:
+                assert readers.read(path, [f"m{n}", None])[0, 0] == n / 64
+    assert len(set(killed)) == 2
+    assert not children()
+
+
+@pytest.mark.usefixtures(leaves_nothing.__name__)
+def test_a_dead_decoder_costs_no_map_of_others(maps: Path) -> None:
+    path = good_file(maps)
+    with DecoderProcess() as process, IsolatedReaders(process) as readers:
+        for n in range(4):
+            assert readers.read(path, [f"m{n}", None])[0, 0] == n / 64
+            for child in children():
+                with suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGKILL)
+
+
+@pytest.mark.usefixtures(leaves_nothing.__name__)
+def test_files_are_read_here_if_no_process_can_be_started(
+    maps: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    good_file(maps)
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    report = am.run(maps, "memory://", settings=am.Settings(workers=0))
+    assert (report.uploaded, report.failed) == (40, 0)
+    warnings = [record.getMessage() for record in caplog.records if "decoded in this process" in record.getMessage()]
+    assert len(warnings) == 1
+    assert "No such file or directory" in warnings[0]
+
+
+@pytest.mark.usefixtures(leaves_nothing.__name__)
+def test_npy_files_start_no_process(maps: Path) -> None:
+    np.save(maps / "a.npy", np.eye(8))
+    with DecoderProcess() as process, IsolatedReaders(process) as readers:
+        assert readers.read(str(maps / "a.npy"), None).shape == (8, 8)
+        assert not children()
