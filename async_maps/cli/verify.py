@@ -49,6 +49,8 @@ def verify(  # noqa: PLR0913  # one argument per option
     manifest. Reports overlays that are missing, truncated or replaced, and PNGs below the destination that the manifest
     does not list ("foreign").
 
+    Beside a run, it says so, and does not judge what the run is writing.
+
     All settings of `async-maps run` can be given: `--concurrency`, `--workers`, `--s3.max-attempts`.
 
     Parameters

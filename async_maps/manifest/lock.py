@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 _MAX_HOLDER_BYTES = 300
 _HOLDER = re.compile(rb"process \d+ on |process \d*( on?)?$|p(r(o(c(e(ss?)?)?)?)?)?$|$")
 """The start of a lock's text, of which a full disk may have cut the rest."""
-_SINCE = re.compile(r"since (\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) UTC$")
+_TIME = "%Y-%m-%d %H:%M:%S"
+_SINCE = re.compile(r"since (\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) UTC")
 _WAIT_S, _WAITS = 0.01, 1000
 """The wait for readers that look for the holder, and have a shared lock meanwhile."""
 
@@ -38,10 +39,13 @@ class Holder(NamedTuple):
     Attributes:
         text: its process, host and start, for messages; empty if it could not write them.
         since: its start, rounded down to a second; None if unknown.
+        claims_since: the start of the first of the killed runs that it continues, which left objects without a row; its
+            own start if there is none.
     """
 
     text: str
     since: datetime | None
+    claims_since: datetime | None
 
 
 def holder_of(manifest: str | os.PathLike[str]) -> Holder | None:
@@ -64,8 +68,8 @@ def _open_without_waiting(path: str, flags: int) -> int:
 
 def _written(file: BinaryIO) -> Holder:
     text = printable(file.read(_MAX_HOLDER_BYTES).decode(errors="replace").strip())
-    found = _SINCE.search(text)
-    return Holder(text, datetime.fromisoformat(f"{found[1]}+00:00") if found else None)
+    starts = [datetime.fromisoformat(f"{start}+00:00") for start in _SINCE.findall(text)]
+    return Holder(text, *((starts[0], starts[-1]) if starts else (None, None)))
 
 
 class RunLock:
@@ -142,7 +146,11 @@ class RunLock:
 
     def _write_holder(self) -> None:
         """Write the holder's pid and host into the file, for the error message of other runs."""
-        holder = f"process {os.getpid()} on {socket.gethostname()}, since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
+        holder = f"process {os.getpid()} on {socket.gethostname()}, since {datetime.now(UTC):{_TIME}} UTC"
+        self._file.seek(0)
+        # A run that ends deletes its file, so the run of this text was killed.
+        if killed := _written(self._file).claims_since:
+            holder += f", after a killed run since {killed:{_TIME}} UTC"
         try:
             self._file.truncate(0)
             self._file.write(holder.encode())

@@ -8,7 +8,7 @@ from __future__ import annotations
 import shlex
 from contextlib import closing, suppress
 from itertools import islice
-from time import monotonic
+from time import monotonic, time
 from typing import TYPE_CHECKING, TypeAlias
 
 from anyio import to_thread
@@ -21,10 +21,12 @@ from async_maps.filesystems.filesystem import is_remote
 from async_maps.filesystems.locators import file_path, parse_s3_address
 from async_maps.filesystems.objects import Objects
 from async_maps.manifest.destination import relocated
+from async_maps.manifest.lock import holder_of
 from async_maps.manifest.manifest import Manifest
 from async_maps.settings import Settings, given_or_default
 from async_maps.tables import is_table
 from async_maps.verify.comparison import REPAIRABLE, Comparison, Difference, Expected
+from async_maps.verify.meanwhile import Window, settle
 from async_maps.verify.reading import Reading
 from async_maps.verify.tables import locators_in
 from async_maps.verify.verification import MAX_LISTED_DIFFERENCES, Verification
@@ -55,8 +57,8 @@ async def averify_locators(
     """Verify that every locator of a manifest or a table has the bytes that were uploaded.
 
     Listed objects are compared by size and ETag, files by size and CRC32. A PNG under the destination that is not in
-    the manifest is reported as foreign. You can verify a manifest while a run writes it: rows that the run changes
-    meanwhile are not reported, but objects without a row yet are reported as foreign.
+    the manifest is reported as foreign. You can verify a manifest while a run writes it: overlays that the run changes
+    meanwhile, and objects without a row that are newer than its start, are not judged but counted as ``unsettled``.
 
     Args:
         place: a manifest; or a table of results (``.csv``, ``.jsonl``, ``.parquet``), ours or Kolena's. A table may
@@ -117,13 +119,17 @@ class Check(Reading):
     """Compares the expected objects with the existing ones; fills the comparison and the verification."""
 
     _began_at = 0.0
+    is_locked_by_us = False
+    """Whether the manifest is open for writing here, so no run writes it."""
 
     async def look(self, place: str | PathLike[str], *, deep: bool, since: str = "") -> None:
         """Compare the listings, then the bytes of files, or with ``deep`` of all objects, stored since ``since``."""
-        self._began_at = monotonic()
+        self._began_at, began_at = monotonic(), time()
         self._verification.deep = deep
         await (self._table(str(place)) if is_table(str(place)) else self._manifest(place))
         await (self.read(since) if deep else self.read_files(since))
+        if not is_table(str(place)):
+            await to_thread.run_sync(self._settle, place, began_at)
 
     async def _manifest(self, path: str | PathLike[str]) -> None:
         verification = self._verification
@@ -138,7 +144,6 @@ class Check(Reading):
         await self._list(folder)
         await self._look_for(lambda locator: locator.startswith("file://") or not locator.startswith(folder))
         await self._compare()
-        await self._name_foreign(path)
 
     async def _table(self, path: str) -> None:
         verification = self._verification
@@ -226,28 +231,14 @@ class Check(Reading):
         await to_thread.run_sync(self._comparison.compare)
         await to_thread.run_sync(self._count)
 
-    async def _name_foreign(self, manifest: str | PathLike[str]) -> None:
-        def note() -> str:
-            found = self._comparison.foreign(after)
-            self._comparison.note(
-                Difference("foreign", locator, "", "no object", f"{size:,} bytes")
-                for locator, size in found
-                # Other files, such as maps and manifests, may be kept in the same folder.
-                if locator.lower().endswith(".png")
-            )
-            return found[-1][0] if found else ""
-
-        def forget() -> None:
-            with Manifest(manifest, read_only=True) as opened:
-                self._comparison.forget_changed((row["locator"], row["name"], row["time"]) for row in opened.located())
-
-        after = ""
-        strangers = await to_thread.run_sync(self._comparison.foreign, after)
-        if strangers or self._verification.differences:
-            # A run may have written rows and objects since these rows were read.
-            await to_thread.run_sync(forget)
-        while after := await to_thread.run_sync(note):
-            pass
+    def _settle(self, path: str | PathLike[str], began_at: float) -> None:
+        verification = self._verification
+        # Before the rows are read again: a run that has ended has written them all.
+        holder = None if self.is_locked_by_us else holder_of(path)
+        offset_s = self._objects.clock_offset_s(verification.folders[0])
+        settle(path, self._comparison, Window.of(began_at, offset_s, holder))
+        verification.running = None if holder is None else holder.text
+        verification.unsettled = self._comparison.unsettled()
 
     def _ask(self, path: str | PathLike[str]) -> None:
         with Manifest(path, read_only=True) as opened:
@@ -266,6 +257,9 @@ def _advice(verification: Verification, deep: bool) -> Iterator[str]:
         if "size" in found or "etag" in found:
             yield "if a run has replaced overlays since the table was exported, export it again"
         return
+    if verification.running is not None:
+        yield "verify again when the run has ended"
+        return
     if found.keys() & {*REPAIRABLE, "broken"}:
         yield f"to repair the broken overlays, run: {_repair_command(verification, deep)}"
     yield from advice_on_foreign(verification, deep)
@@ -273,7 +267,7 @@ def _advice(verification: Verification, deep: bool) -> Iterator[str]:
 
 def advice_on_foreign(verification: Verification, deep: bool) -> Iterator[str]:
     """Yield a sentence that says how to delete foreign objects, if there are any."""
-    if "foreign" in verification.differences:
+    if "foreign" in verification.differences and verification.running is None:
         how = f"{_repair_command(verification, deep)} --delete-foreign"
         yield f"to delete the foreign objects, check their list, then run: {how}"
 

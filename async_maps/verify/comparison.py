@@ -13,7 +13,7 @@ from async_maps.filesystems.locators import file_path
 from async_maps.filesystems.spill import Spill
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from async_maps.filesystems.objects import ObjectInfo
 
@@ -40,6 +40,7 @@ CREATE TABLE expected (
 ) WITHOUT ROWID;
 CREATE TABLE found (locator TEXT PRIMARY KEY, size INTEGER, etag TEXT, modified REAL) WITHOUT ROWID;
 CREATE TABLE unlisted (folded TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE unsettled (locator TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE differences (kind TEXT, locator TEXT, name TEXT, expected TEXT, found TEXT);
 CREATE INDEX differences_locator ON differences (locator);
 """
@@ -56,7 +57,7 @@ SELECT DISTINCT locator FROM expected WHERE locator > ? AND NOT EXISTS (
 ) ORDER BY locator LIMIT ?
 """
 _FOREIGN = """
-SELECT locator, size FROM found WHERE locator > ? AND CASE
+SELECT locator, size, modified FROM found WHERE locator > ? AND CASE
     -- CASE evaluates in this order, because folded() may read the disk.
     WHEN EXISTS (SELECT 1 FROM expected WHERE expected.locator = found.locator) THEN 0
     ELSE folded(locator) NOT IN (SELECT folded FROM unlisted)
@@ -69,10 +70,20 @@ WHERE locator > ? AND is_overlay AND written_at >= ? AND NOT EXISTS (
     SELECT 1 FROM differences WHERE differences.locator = expected.locator
 ) GROUP BY locator ORDER BY locator LIMIT ?
 """
-_FORGET = """
-DELETE FROM {0} WHERE locator = ? AND NOT EXISTS (
+_CHANGED = """
+FROM {0} WHERE locator = ? AND NOT EXISTS (
     SELECT 1 FROM expected WHERE locator = {0}.locator AND name = ? AND written_at = ?
 )
+"""
+_FORGET = (
+    f"INSERT OR IGNORE INTO unsettled SELECT locator {_CHANGED.format('differences')}",
+    f"DELETE {_CHANGED.format('differences')}",
+    f"DELETE {_CHANGED.format('found')}",
+)
+_RIGHT = """
+SELECT count(DISTINCT locator) FROM expected
+WHERE NOT EXISTS (SELECT 1 FROM differences WHERE differences.locator = expected.locator)
+AND NOT EXISTS (SELECT 1 FROM unsettled WHERE unsettled.locator = expected.locator)
 """
 _LOCATORS = """
 SELECT count(*) FROM (SELECT locator FROM expected UNION SELECT locator FROM differences WHERE kind = 'unknown')
@@ -153,8 +164,15 @@ class Comparison(Spill):
         """Add differences that the listings do not show."""
         self._insert("INSERT INTO differences VALUES (?, ?, ?, ?, ?)", differences)
 
-    def note_read(self, differences: Iterable[Difference]) -> None:
-        """Add differences of objects that were read, for each row with that locator."""
+    def note_read(self, differences: Sequence[Difference], modified: Mapping[str, float | None]) -> None:
+        """Add differences of objects that were read, for each row with that locator.
+
+        ``modified`` has the times of their last changes by locator, which may be later than in the listing.
+        """
+        self._insert(
+            "UPDATE found SET modified = max(ifnull(modified, 0), ?) WHERE locator = ?",
+            ((time, locator) for locator, time in modified.items() if time is not None),
+        )
         self._insert(
             "INSERT INTO differences SELECT ?, locator, name, ?, ? FROM expected WHERE locator = ?",
             ((kind, expected, found, locator) for kind, locator, _, expected, found in differences),
@@ -170,8 +188,26 @@ class Comparison(Spill):
         """Forget the objects that were written since; each row is a locator, a name and the time of the upload."""
         with self.transaction() as database:
             for row in rows:
-                for table in ("differences", "found"):
-                    database.execute(_FORGET.format(table), row)
+                for statement in _FORGET:
+                    database.execute(statement, row)
+
+    def leave(self, locators: Iterable[str]) -> None:
+        """Leave objects unjudged."""
+        self._insert("INSERT OR IGNORE INTO unsettled VALUES (?)", ((locator,) for locator in locators))
+
+    def leave_changed(self, after: float, until: float) -> None:
+        """Leave the objects unjudged that differ and were changed between these times of the store's clock."""
+        with self.transaction() as database:
+            database.execute(
+                "INSERT OR IGNORE INTO unsettled SELECT locator FROM differences JOIN found USING (locator) "
+                "WHERE modified > ? AND modified <= ?",
+                (after, until),
+            )
+            database.execute("DELETE FROM differences WHERE locator IN (SELECT locator FROM unsettled)")
+
+    def unsettled(self) -> int:
+        """Return the number of objects that are not judged."""
+        return int(self._one("SELECT count(*) FROM unsettled"))
 
     def folders(self) -> list[tuple[str, int]]:
         """Return, for each bucket, the longest common folder of the expected objects, and their number."""
@@ -190,8 +226,11 @@ class Comparison(Spill):
         """Return up to 1,000 expected locators behind ``after`` that were not found, sorted."""
         return [locator for (locator,) in self.rows(_UNSEEN, after, _BATCH_ROWS)]
 
-    def foreign(self, after: str) -> list[tuple[str, int]]:
-        """Return up to 1,000 existing objects behind ``after`` that were not expected, with their sizes, sorted."""
+    def foreign(self, after: str) -> list[tuple[str, int, float | None]]:
+        """Return up to 1,000 existing objects behind ``after`` that were not expected, sorted.
+
+        Each has its locator, its size, and the time of its last change.
+        """
         return self.rows(_FOREIGN, after, _BATCH_ROWS)
 
     def to_read(self, after: str, since: str) -> list[Expected]:
@@ -220,11 +259,7 @@ class Comparison(Spill):
 
     def right(self) -> int:
         """Return the number of expected objects without a difference."""
-        query = (
-            "SELECT count(DISTINCT locator) FROM expected "
-            "WHERE NOT EXISTS (SELECT 1 FROM differences WHERE differences.locator = expected.locator)"
-        )
-        return int(self._one(query))
+        return int(self._one(_RIGHT))
 
     def _insert(self, statement: str, rows: Iterable[tuple[object, ...]]) -> int:
         with self.transaction() as database:

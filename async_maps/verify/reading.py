@@ -80,7 +80,7 @@ class Reading:
             after = rows[-1].locator
 
     def _compare_files(self, rows: Sequence[Expected]) -> None:
-        differences = []
+        differences, modified = [], {}
         count = size = 0
         for row in rows:
             if row.crc32 is None:
@@ -96,11 +96,12 @@ class Reading:
                 if found.crc32 != row.crc32:
                     crc32s = f"CRC32 {row.crc32}", f"CRC32 {found.crc32}"
                     differences.append(Difference("digest", row.locator, row.name, *crc32s))
+                    modified[row.locator] = found.modified
         with self._counting:
             self._verification.read += count
             self._verification.read_bytes += size
         if differences:
-            self._comparison.note_read(differences)
+            self._comparison.note_read(differences, modified)
 
     async def _to_read(self, since: str) -> AsyncGenerator[Expected, None]:
         after = ""
@@ -118,7 +119,8 @@ class Reading:
             self._verification.read_bytes += len(content.data)
             differences = await to_thread.run_sync(examine, row, content, self._settings.max_pixels, limiter=threads[1])
         if differences:
-            await to_thread.run_sync(self._comparison.note_read, differences)
+            modified = {} if isinstance(content, Difference) else {row.locator: content.modified}
+            await to_thread.run_sync(self._comparison.note_read, differences, modified)
 
     def _read(self, row: Expected) -> Content | Difference:
         what = _what(row)

@@ -104,6 +104,7 @@ class _Repair:
             try:
                 await to_thread.run_sync(_relocate, opened, objects, self._settings)
                 check = Check(before, objects, self._settings, verification)
+                check.is_locked_by_us = True
                 await check.look(self._manifest, deep=deep)
                 await check.finish()
                 verification.doing = "marking broken overlays"

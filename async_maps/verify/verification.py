@@ -26,6 +26,9 @@ class Verification:
         read: the number of objects that were read: all with ``deep``, else files only.
         read_bytes: the bytes that were read.
         failed: the number of maps that failed in their run, and have no overlay.
+        running: the process, host and start of the run that was writing the manifest; None if there was none. Then the
+            result holds for that moment.
+        unsettled: the number of objects that were written meanwhile, or since that run began, and are not judged.
         differences: the number of objects by the kind of difference (:data:`~async_maps.verify.comparison.Kind`).
         repaired: the number of overlays that were uploaded again.
         deleted: the number of foreign objects that were deleted.
@@ -45,6 +48,8 @@ class Verification:
     read: int = 0
     read_bytes: int = 0
     failed: int = 0
+    running: str | None = None
+    unsettled: int = 0
     differences: dict[Kind, int] = field(default_factory=dict)
     repaired: int = 0
     deleted: int = 0
@@ -91,6 +96,13 @@ class Verification:
             lines.append(f"{self.repaired:,} repaired, {self.deleted:,} foreign deleted")
         if self.differences:
             lines.append("different: " + ", ".join(f"{count:,} {kind}" for kind, count in self.differences.items()))
+        if self.running is not None:
+            which = f" ({self.running})" if self.running else ""
+            lines.append(f"a run is writing the manifest{which}: this result holds for the moment")
+        if self.unsettled:
+            objects = "1 object is" if self.unsettled == 1 else f"{self.unsettled:,} objects are"
+            than = "this verification" if self.running is None else "the start of that run, or were replaced since,"
+            lines.append(f"{objects} newer than {than} and not judged")
         if self.failed:
             maps = "1 map failed in its run and has" if self.failed == 1 else f"{self.failed:,} maps failed and have"
             lines.append(f"{maps} no locator")

@@ -115,6 +115,24 @@ def test_the_holder_is_known_until_it_is_killed(path: Path) -> None:
     assert holder_of(path) is None
 
 
+def test_a_run_after_killed_ones_claims_their_objects(path: Path) -> None:
+    lock = path.with_name("m.sqlite-lock")
+    with Manifest(path):
+        holder = holder_of(path)
+    assert holder is not None
+    assert holder.claims_since == holder.since
+    lock.write_text("process 1 on host, since 2026-01-02 03:04:05 UTC")
+    for _ in range(2):
+        with Manifest(path):
+            holder = holder_of(path)
+            text = lock.read_text()
+        assert holder is not None
+        assert holder.since != holder.claims_since == datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+        assert holder.text.endswith(", after a killed run since 2026-01-02 03:04:05 UTC")
+        # It is killed, too.
+        lock.write_text(text)
+
+
 def test_looking_for_the_holder_disturbs_no_run(path: Path) -> None:
     found = []
     ended = Event()

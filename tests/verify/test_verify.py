@@ -416,7 +416,7 @@ def test_lists_in_any_order_are_compared() -> None:
         assert comparison.counts() == {"missing": 1250}
         assert len({difference.locator for difference in comparison.differences("missing")}) == 1250
         assert [*comparison.differences("foreign", "etag")] == []
-        assert comparison.foreign("") == [("s3://b/x", 1)]
+        assert comparison.foreign("") == [("s3://b/x", 1, None)]
         assert comparison.right() == len(comparison.to_read("", "")) + 250 == 1250
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +17,13 @@ from botocore.exceptions import ClientError
 
 import async_maps as am
 from async_maps.filesystems.locators import bitmap_mask_fields
-from tests.support.commands import invoke
+from async_maps.filesystems.objects import Objects
+from tests.support.commands import invoke, start
 from tests.support.installed import kolena_client
 from tests.support.leftovers import leaves_nothing
 from tests.support.maps import random_map
 from tests.support.overlays import BROKEN, NAMES, break_in_s3, found, recorded, upload_overlays
-from tests.support.s3 import s3_client
+from tests.support.s3 import s3_client, upload
 from tests.support.s3_proxy import counting
 
 if TYPE_CHECKING:
@@ -204,6 +207,47 @@ async def test_objects_that_another_manifest_replaced_are_found_by_their_etags(
     verification = await am.averify_locators(manifest, settings=SETTINGS)
     assert (verification.differences, verification.read) == ({"etag": 8}, 0)
     assert (await am.averify_locators(other, settings=SETTINGS)).is_clean
+
+
+async def test_no_overlay_of_a_run_is_called_foreign_or_different_while_it_writes(
+    bucket: str, maps: Path, manifest: Path
+) -> None:
+    place = f"s3://{bucket}/p"
+    await to_thread.run_sync(upload_overlays, maps, place, manifest)
+    await to_thread.run_sync(upload, bucket, {"p/old.png": b"foreign"})
+    np.save(maps / "stack.npy", np.random.default_rng(1).random((1500, 6, 6)))
+    # Every overlay is replaced, and there are new ones.
+    run = ("run", maps, place, "--manifest", manifest, "--overwrite", "--colormap", "viridis", "--workers", 1)
+    running = start(*run, "--progress", "none")
+    beside = 0
+    try:
+        while running.poll() is None:
+            verification = await am.averify_locators(manifest, settings=SETTINGS)
+            assert verification.differences.keys() <= {"foreign"}
+            if verification.running is not None:
+                assert found(verification).get("foreign", {"old"}) == {"old"}
+                beside += 1
+    finally:
+        running.kill()
+        running.communicate()
+    assert running.returncode == 0
+    assert beside
+    after = await am.averify_locators(manifest, settings=SETTINGS)
+    assert (found(after), after.right, after.unsettled) == ({"foreign": {"old"}}, 1508, 0)
+
+
+async def test_the_clock_of_the_store_is_known_from_its_listing(
+    bucket: str, s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with counting(s3, monkeypatch) as proxy, Objects() as objects:
+        folder = f"s3://{bucket}/"
+        assert (list(objects.below(folder)), objects.clock_offset_s(folder)) == ([], 0)
+        proxy.headers["Date"] = "Thu, 01 Jan 2026 00:00:00 GMT"
+        list(objects.below(folder))
+        expected = datetime(2026, 1, 1, tzinfo=UTC).timestamp() - time.time()
+        assert objects.clock_offset_s(folder) == pytest.approx(expected, abs=300)
+        proxy.headers["Date"] = "yesterday"
+        list(objects.below(folder))
 
 
 async def test_a_missing_bucket_is_an_error(manifest: Path, s3: S3Server) -> None:

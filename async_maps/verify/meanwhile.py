@@ -1,0 +1,82 @@
+"""What is written while a verification works is not judged: its row may be written a moment later.
+
+Times are those of the store's clock, in seconds since 1970.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+from async_maps.manifest.manifest import Manifest
+from async_maps.verify.comparison import Difference
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from datetime import datetime
+    from os import PathLike
+
+    from async_maps.manifest.lock import Holder
+    from async_maps.verify.comparison import Comparison
+
+_SLACK_S = 60.0
+"""The clocks of the run's machine and of this one may differ by this time, and a run may take it to write a row."""
+_ROUNDING_S = 2.0
+"""A clock's offset is known with this error, because the store tells its time in whole seconds."""
+
+
+class Window(NamedTuple):
+    """The changes of objects that are not judged are later than a start, and not later than ``until``.
+
+    ``rows`` is the start for the objects of rows, ``others`` that for objects without a row. A change in the future is
+    judged: the clock that it comes from is wrong.
+    """
+
+    rows: float
+    others: float
+    until: float
+
+    @classmethod
+    def of(cls, began_at: float, offset_s: float, holder: Holder | None) -> Window:
+        """Return the window of a verification.
+
+        Args:
+            began_at: when it began, by this machine's clock.
+            offset_s: how many seconds the store's clock is ahead.
+            holder: the run that writes the manifest, if there is one.
+        """
+        began_at += offset_s + (_ROUNDING_S if offset_s else 0)
+        until = time.time() + offset_s + _SLACK_S
+        if holder is None:
+            return cls(began_at, began_at, until)
+        rows = began_at - _SLACK_S
+        return cls(rows, min(rows, _seconds(holder.claims_since) + offset_s - _SLACK_S), until)
+
+
+def settle(path: str | PathLike[str], comparison: Comparison, window: Window) -> None:
+    """Leave out what a run changes meanwhile, and name the foreign objects. Blocks."""
+    if comparison.foreign("") or comparison.counts():
+        with Manifest(path, read_only=True) as opened:
+            comparison.forget_changed((row["locator"], row["name"], row["time"]) for row in opened.located())
+    comparison.leave_changed(window.rows, window.until)
+    for found in _strangers(comparison):
+        # Other files, such as maps and manifests, may be kept in the same folder.
+        pngs = [(locator, size, modified) for locator, size, modified in found if locator.lower().endswith(".png")]
+        new = {locator for locator, _, modified in pngs if modified and window.others < modified <= window.until}
+        comparison.leave(new)
+        comparison.note(
+            Difference("foreign", locator, "", "no object", f"{size:,} bytes")
+            for locator, size, _ in pngs
+            if locator not in new
+        )
+
+
+def _strangers(comparison: Comparison) -> Iterator[list[tuple[str, int, float | None]]]:
+    after = ""
+    while found := comparison.foreign(after):
+        yield found
+        after = found[-1][0]
+
+
+def _seconds(since: datetime | None) -> float:
+    return 0.0 if since is None else since.timestamp()
