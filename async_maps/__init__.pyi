@@ -19,6 +19,7 @@ from async_maps.errors import ObjectError as ObjectError
 from async_maps.errors import PipelineClosedError as PipelineClosedError
 from async_maps.errors import PipelineFullError as PipelineFullError
 from async_maps.errors import SettingsError as SettingsError
+from async_maps.errors import ShortageError as ShortageError
 from async_maps.errors import SourceError as SourceError
 from async_maps.errors import StoreError as StoreError
 from async_maps.errors import TooManyFailuresError as TooManyFailuresError

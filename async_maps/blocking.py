@@ -9,7 +9,7 @@ from functools import partial, wraps
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from async_maps.concurrency.loop import run_blocking
-from async_maps.errors import SourceError
+from async_maps.errors import SourceError, naming_shortages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -31,7 +31,8 @@ def blocking(function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
     def twin(*arguments: P.args, **keywords: P.kwargs) -> T:
         for argument in (*arguments, *keywords.values()):
             refuse_bound(argument, f"await am.a{name}(...)")
-        return run_blocking(partial(function, *arguments, **keywords))
+        with naming_shortages():
+            return run_blocking(partial(function, *arguments, **keywords))
 
     twin.__name__ = twin.__qualname__ = name
     twin.__doc__ = f"{summary}\n\nBlocks until done: :func:`a{name}` for scripts, threads and notebooks.\n{rest}"

@@ -16,6 +16,7 @@
     ├── PipelineClosedError                      the pipeline is not open, or was closed during the call
     ├── PipelineFullError                        ``Pipeline.put_nowait`` found no room
     ├── WorkerError                              a worker process could not start, or died
+    ├── ShortageError                            the machine has no thread, process, file, memory or disk space left
     ├── ServerError                              the demo's S3 server did not start (:mod:`async_maps.demo.seaweed`)
     └── MissingExtraError                        an optional dependency is not installed
 
@@ -28,11 +29,16 @@ import errno
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from async_maps.machine.shortage import describe_shortage
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
     from async_maps.outcomes import Failure
+
+
+_SHORTAGES = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 
 
 class AsyncMapsError(Exception):
@@ -134,6 +140,10 @@ class WorkerError(AsyncMapsError):
     """A worker process could not be started, or died."""
 
 
+class ShortageError(AsyncMapsError):
+    """The machine has no thread, process, file, memory or disk space left; the message names the limit to raise."""
+
+
 class MissingExtraError(AsyncMapsError):
     """An optional dependency is not installed; the message names the extra to install.
 
@@ -155,6 +165,24 @@ def require_extra(what: str, extra: str) -> Iterator[None]:
         raise MissingExtraError(what, extra) from None
 
 
+@contextmanager
+def naming_shortages() -> Iterator[None]:
+    """Turn an error in the ``with`` block that a shortage of the machine caused into a ShortageError."""
+    try:
+        yield
+    except Exception as error:
+        named = name_shortage(error)
+        if named is error:
+            raise
+        raise named from error
+
+
+def name_shortage(error: BaseException) -> BaseException:
+    """Return a ShortageError for an error that a shortage of the machine caused, and that is not ours; else itself."""
+    sentence = None if isinstance(error, AsyncMapsError) else describe_shortage(error)
+    return error if sentence is None else ShortageError(sentence)
+
+
 def translate_os_error(error: Exception) -> str:
     """Return one sentence for an operating system error, without the path; for other errors, their own message."""
     if isinstance(error, FileNotFoundError):
@@ -162,8 +190,13 @@ def translate_os_error(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno == errno.ELOOP:
         return "a symbolic link points back to itself"
     if isinstance(error, OSError) and error.strerror:
-        return f"cannot be read: {error.strerror}"
+        return f"cannot be read: {system_reason(error)}"
     return str(error)
+
+
+def system_reason(error: OSError) -> str:
+    """Return the system's words for an error; the limit to raise if no file can be opened or no memory is left."""
+    return (describe_shortage(error) if error.errno in _SHORTAGES else None) or error.strerror or str(error)
 
 
 def _rebuilt(kind: type[AsyncMapsError], arguments: tuple[Any, ...]) -> AsyncMapsError:

@@ -26,6 +26,8 @@ from async_maps.errors import (
     SettingsError,
     SourceError,
     TooManyFailuresError,
+    name_shortage,
+    naming_shortages,
 )
 from async_maps.invisible import InvisibleMaps
 from async_maps.manifest.claims import Claims, distinct
@@ -121,7 +123,7 @@ class Pipeline:
         try:
             async with AsyncExitStack() as stack:
                 store = await stack.enter_async_context(open_store(self._destination, self.settings))
-                arena = stack.enter_context(Arena(self.settings.queue_bytes))
+                arena = stack.enter_context(Arena(self.settings.queue_size))
                 settings, template = self.settings, self._template
                 recipe = Recipe(
                     settings.table(), settings.png, settings.invalid, settings.max_pixels, settings.channels
@@ -135,8 +137,8 @@ class Pipeline:
                     workers = await stack.enter_async_context(started_workers(recipe, settings.worker_count, arena))
                 self._stages = Stages(settings, store, arena, recipe, workers)
                 await self._stages.run(opened)
-        except BaseExceptionGroup as group:
-            error = first_error(group)
+        except (Exception, BaseExceptionGroup) as caught:  # noqa: BLE001  # raised again, named
+            error = name_shortage(first_error(caught))
             if isinstance(error, AsyncMapsError):
                 self._end = error
             else:
@@ -452,7 +454,8 @@ class Pipeline:
                 settings=self.settings,
                 reads_all=not self._range.is_known,
             ):
-                await self._run(selection, report, invisible.count)
+                with naming_shortages():
+                    await self._run(selection, report, invisible.count)
 
         try:
             await OrderlyTask(main).result()
@@ -624,7 +627,7 @@ class Pipeline:
             raise_if_cancelled(error)
             flow.close(SourceError("the source raised CancelledError: one of its tasks or scopes was cancelled"))
         except Exception as error:  # noqa: BLE001  # raised in the caller, whose iterable may raise anything
-            flow.close(error)
+            flow.close(name_shortage(error))
         finally:
             flow.close()
 

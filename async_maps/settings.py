@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,6 +27,7 @@ from pydantic_core import PydanticCustomError
 
 from async_maps.errors import AsyncMapsError, SettingsError
 from async_maps.keys import KeyTemplate
+from async_maps.machine.limits import MIB, Sizes, cores, default_sizes, memory
 from async_maps.render.channels import Channels
 from async_maps.render.colormap import AnyColormap, colormap_table, describe_colormap
 from async_maps.render.quantize import Invalid
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
-
-MIB = 2**20
 
 IfExists: TypeAlias = Literal["overwrite", "skip", "error"]
 """What to do with a map whose object exists; see :attr:`Settings.if_exists`."""
@@ -193,7 +191,8 @@ class Settings(_Model, frozen=True):
     png_level: Annotated[int, Field(ge=0, le=3)] = 1
     """Compression level, 0 to 3."""
     workers: NonNegativeInt | Literal["auto"] = "auto"
-    """Processes that read and colorize; 0 uses threads of this process, auto one process for every two cores."""
+    """Processes that read and colorize; 0 uses threads of this process, auto one process for every two cores, or fewer
+    where the memory is limited."""
     encode_threads: PositiveInt | Literal["auto"] = "auto"
     """Threads that encode; auto is one for every core, at least two."""
     concurrency: PositiveInt = 32
@@ -202,10 +201,12 @@ class Settings(_Model, frozen=True):
     """Maximum number of maps that are read concurrently from S3."""
     chunk_maps: PositiveInt = 256
     """Maximum number of maps in a chunk, which a worker gets in one call."""
-    chunk_bytes: _Converted[int | str, PositiveInt] = Field(default=8 * MIB, validate_default=True)
-    """Size of a chunk, in bytes or with a unit (8MiB), after which it takes no further map."""
-    queue_bytes: _Converted[int | str, PositiveInt] = Field(default=64 * MIB, validate_default=True)
-    """Maximum size of each of the three queues, in bytes or with a unit (64MB, 1GiB); a larger map passes alone."""
+    chunk_bytes: _Converted[int | str, PositiveInt | Literal["auto"]] = Field(default="auto", validate_default=True)
+    """Size of a chunk, in bytes or with a unit (8MiB), after which it takes no further map; auto is 8 MiB, or a quarter
+    of a smaller queue."""
+    queue_bytes: _Converted[int | str, PositiveInt | Literal["auto"]] = Field(default="auto", validate_default=True)
+    """Maximum size of each of the three queues, in bytes or with a unit (64MB, 1GiB); a larger map passes alone. auto
+    is 64 MiB, or less where the memory is limited."""
     max_pixels: PositiveInt = 16_384 * 16_384
     """A map with more pixels fails before memory is allocated; the default is 16,384 x 16,384: 1 GiB of float32."""
     max_failures: NonNegativeInt | None = None
@@ -250,7 +251,7 @@ class Settings(_Model, frozen=True):
     @field_validator("chunk_bytes", "queue_bytes", mode="before")
     @classmethod
     def _size(cls, value: object) -> object:
-        if not isinstance(value, str) or re.fullmatch(r"\s*[+-]?\d+\s*", value):
+        if not isinstance(value, str) or value == "auto" or re.fullmatch(r"\s*[+-]?\d+\s*", value):
             return value
         try:
             if size := int(TypeAdapter(ByteSize).validate_python(value.strip())):
@@ -258,7 +259,7 @@ class Settings(_Model, frozen=True):
             raise PydanticCustomError("size", "input should be greater than 0")
         except (ValidationError, OverflowError):
             raise PydanticCustomError(
-                "size", "input should be a number of bytes, or a size such as 64MB or 1GiB"
+                "size", "input should be auto, a number of bytes, or a size such as 64MB or 1GiB"
             ) from None
 
     @field_validator("key")
@@ -285,12 +286,36 @@ class Settings(_Model, frozen=True):
     @property
     def worker_count(self) -> int:
         """The number of worker processes; 0 for threads."""
-        return max(1, _cores() // 2) if self.workers == "auto" else self.workers
+        return self._sizes.workers
 
     @property
     def encode_thread_count(self) -> int:
         """The number of threads that encode."""
-        return max(2, _cores()) if self.encode_threads == "auto" else self.encode_threads
+        return self._sizes.encode_threads
+
+    @property
+    def queue_size(self) -> int:
+        """The size of each queue in bytes."""
+        return self._sizes.queue_bytes if self.queue_bytes == "auto" else self.queue_bytes
+
+    @property
+    def chunk_size(self) -> int:
+        """The size of a chunk in bytes."""
+        return min(8 * MIB, self.queue_size // 4 or 1) if self.chunk_bytes == "auto" else self.chunk_bytes
+
+    @property
+    def reductions(self) -> tuple[str, ...]:
+        """What is smaller than on the whole machine, and why, as in "workers: 1, from a CPU quota of 0.5"."""
+        return tuple(reason for reason in self._sizes.reasons if getattr(self, reason.partition(":")[0]) == "auto")
+
+    @property
+    def _sizes(self) -> Sizes:
+        return default_sizes(
+            cores(),
+            memory(),
+            workers=None if self.workers == "auto" else self.workers,
+            encode_threads=None if self.encode_threads == "auto" else self.encode_threads,
+        )
 
     def table(self) -> NDArray[np.uint8]:
         """Return the color of each intensity: (256, 4) uint8, RGBA."""
@@ -432,7 +457,3 @@ def _instead_of(name: str) -> str:
         return f"; set {variable} in the environment"
     near = get_close_matches(name, list(setting_names()), n=1, cutoff=0.75)
     return f"; did you mean {near[0]}?" if near else ""
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

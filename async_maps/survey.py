@@ -84,7 +84,7 @@ async def survey(listing: AsyncGenerator[list[Entry], None], settings: Settings,
         surveyors = _Surveyors(settings, report, shared)
         readers = [IsolatedReaders(process, filesystems) for _ in range(surveyors.count)]
         workers = [partial(surveyors.read, stack.enter_context(own)) for own in readers]
-        await fan_out(_pieces(listing), workers, size=_held_bytes, limit=settings.queue_bytes)
+        await fan_out(_pieces(listing), workers, size=_held_bytes, limit=settings.queue_size)
     return surveyors.sketch
 
 

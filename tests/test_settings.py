@@ -7,6 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from async_maps.errors import SettingsError
+from async_maps.machine.limits import Limit
 from async_maps.render.colormap import ColormapJet, color_table
 from async_maps.settings import FilesSettings, S3Settings, Settings, load_settings
 
@@ -148,7 +149,7 @@ def test_a_range_may_be_two_numbers_or_text(given: Any) -> None:
 
 @pytest.mark.parametrize(("cores", "workers", "threads"), [(1, 1, 2), (2, 1, 2), (7, 3, 7)])
 def test_auto_depends_on_the_cores(cores: int, workers: int, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    monkeypatch.setattr("async_maps.settings.cores", lambda: Limit(cores))
     assert (Settings().worker_count, Settings().encode_thread_count) == (workers, threads)
     given = Settings(workers=0, encode_threads=7)
     assert (given.worker_count, given.encode_thread_count) == (0, 7)

@@ -20,7 +20,7 @@ from async_maps.cli.export import export
 from async_maps.cli.options import DONE, SOME_FAILED, WRONG_USE
 from async_maps.cli.run import run
 from async_maps.cli.verify import verify
-from async_maps.errors import AsyncMapsError
+from async_maps.errors import AsyncMapsError, naming_shortages
 from async_maps.settings import load_settings
 from async_maps.sources import STDIN_FILE
 
@@ -75,7 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             app.config = [_settings_from_environment, _settings_from_file]
             if "-" in tokens:
                 tokens = list(_with_standard_streams(tokens))
-            code = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+            with naming_shortages():
+                code = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
         except (cyclopts.CycloptsError, ValidationError, AsyncMapsError) as error:
             complain(usage.describe(error, app, tokens), type(error).__name__)
             code = WRONG_USE

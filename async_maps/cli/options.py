@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 from cyclopts import Group, Parameter
 from pydantic import create_model
 
-from async_maps.settings import MIB, Settings
+from async_maps.settings import Settings
 
 DONE, SOME_FAILED, WRONG_USE = 0, 1, 2
 """Exit codes."""
@@ -43,10 +43,9 @@ Quiet: TypeAlias = Annotated[Flag, Parameter(("--quiet", "-q"), help="Print erro
 
 
 def _parameter(setting: str) -> Parameter:
-    show_default = (lambda size: f"{size // MIB}MiB") if setting.endswith("_bytes") else None
     if setting in {"include", "exclude"}:
         return Parameter(group=_MAPS, show_default=False, negative_iterable=())
-    return Parameter(group=_GROUPS.get(setting, _ADVANCED), show_default=show_default)
+    return Parameter(group=_GROUPS.get(setting, _ADVANCED))
 
 
 DEFAULT_MANIFEST = Path("async-maps.sqlite")

@@ -185,6 +185,8 @@ class _Job:
 
     def run(self, progress: ProgressKind) -> int:
         """Run the pipeline; return the exit code."""
+        if reductions := self.settings.reductions:
+            say("; ".join(reductions))
         # In this thread, because only the main thread gets signals.
         with asyncio.Runner(loop_factory=fastest_loop()) as runner:
             runner.run(self._run(make_display(progress)))

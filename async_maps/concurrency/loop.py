@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 from anyio.from_thread import start_blocking_portal
 
+from async_maps.machine.shortage import open_files_limit, thread_limit
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from contextlib import AbstractContextManager
@@ -15,6 +17,9 @@ if TYPE_CHECKING:
     from anyio.from_thread import BlockingPortal
 
 T = TypeVar("T")
+
+_ROOM_FOR_UVLOOP = 16
+"""Files and threads: libuv starts four threads when it resolves a name."""
 
 
 def run_blocking(function: Callable[[], Awaitable[T]]) -> T:
@@ -34,6 +39,9 @@ def open_portal() -> AbstractContextManager[BlockingPortal]:
 
 def fastest_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
     """Return uvloop's loop factory, or None for asyncio's default."""
+    if not all(limit is None or limit.left >= _ROOM_FOR_UVLOOP for limit in (open_files_limit(), thread_limit())):
+        # Without room for its files and threads, libuv ends the process, and asyncio raises an error.
+        return None
     try:
         import uvloop
 

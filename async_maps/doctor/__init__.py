@@ -14,6 +14,7 @@ from anyio import move_on_after, to_thread
 
 from async_maps.blocking import blocking
 from async_maps.doctor.finding import Finding, OnFinding
+from async_maps.doctor.machine import check_machine
 from async_maps.errors import SettingsError
 from async_maps.filesystems.filesystem import is_remote
 from async_maps.settings import Settings, given_or_default
@@ -76,6 +77,8 @@ async def adiagnose(
             from async_maps.doctor.folder import examine
 
             await examine(place, settings, found)
+    for finding in check_machine(settings):
+        found(finding)
     if limit.cancelled_caught:
         found(Finding("time", "failure", f"not done in {_LIMIT_S:.0f} s", "run it again when the store is faster"))
     return findings

@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from async_maps.errors import ManifestError
 from async_maps.keys import printable
+from async_maps.machine.shortage import describe_shortage, open_files_limit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 Doing: TypeAlias = Literal["opened", "read", "written"]
 
+_FILES = 6
+"""The number of files that SQLite opens for a manifest, and two more."""
 _ROOM = "free some space, and run the same command again"
 _FULL = f"the disk is full: {_ROOM}"
 _FORBIDDEN = "no permission to write to the file or its folder, or the disk is read-only: choose another manifest file"
@@ -54,6 +57,9 @@ def _reason(error: sqlite3.Error | OSError | ValueError, doing: Doing) -> str:
     if code == sqlite3.SQLITE_FULL and doing == "read":
         # During a read, only temporary files are written.
         return f"the disk of temporary files is full: set TMPDIR to another folder, or {_ROOM}"
+    if code == sqlite3.SQLITE_CANTOPEN and (limit := open_files_limit()) and limit.left < _FILES:
+        # SQLite does not tell this error from a lack of permission.
+        return str(describe_shortage(OSError(errno.EMFILE, "")))
     # The text may quote the damaged file. All other errors mean unexpected tables or text in them.
     said = printable(str(error))
     if code == sqlite3.SQLITE_IOERR:

@@ -64,8 +64,8 @@ class Stages:
         self._jobs, self._jobs_out = create_memory_object_stream[Job](settings.chunk_maps)
         self._bitmaps, self._bitmaps_out = create_memory_object_stream[list[Bitmap]](2 * threads)
         self._pngs, self._pngs_out = create_memory_object_stream[Png](settings.concurrency)
-        self._array_bytes = ByteBudget(settings.queue_bytes)
-        self._png_bytes = ByteBudget(settings.queue_bytes)
+        self._array_bytes = ByteBudget(settings.queue_size)
+        self._png_bytes = ByteBudget(settings.queue_size)
         self._fetching = Meter(settings.prefetch)
         self._colorizing = Meter(len(workers))
         self._encoding = Meter(threads)
@@ -85,7 +85,7 @@ class Stages:
         colorize = ColorizeStage(
             self._arena,
             chunk_maps=settings.chunk_maps,
-            chunk_bytes=settings.chunk_bytes,
+            chunk_bytes=settings.chunk_size,
             channels=recipe.channels,
             meter=self._colorizing,
         )

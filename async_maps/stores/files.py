@@ -13,7 +13,7 @@ from uuid import uuid4
 
 from anyio import CapacityLimiter, to_thread
 
-from async_maps.errors import ExistsError, ObjectError, StoreError
+from async_maps.errors import ExistsError, ObjectError, StoreError, system_reason
 from async_maps.keys import printable
 
 if TYPE_CHECKING:
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 _LEFT_OVER_S = 60.0
 """A temporary file that is older than this, in seconds, was left by a killed process."""
 
-_LASTING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
-"""Errors that every further file would have: no space, no quota, a read-only disk."""
+_LASTING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+"""Errors that every further file would have: no space, no quota, a read-only disk, no open file or memory left."""
 
 
 class FileStore:
@@ -58,7 +58,7 @@ class FileStore:
             await to_thread.run_sync(self._write, key, data, limiter=self._threads)
         except OSError as error:
             kind = StoreError if error.errno in _LASTING else ObjectError
-            raise kind(f"cannot write {printable(str(self._folder / key))}: {error.strerror}") from error
+            raise kind(f"cannot write {printable(str(self._folder / key))}: {system_reason(error)}") from error
 
     def _check(self) -> None:
         existing = self._folder

@@ -52,7 +52,7 @@ class Reading:
         # Threads that wait for the store use no core; those that decode do.
         threads = CapacityLimiter(settings.concurrency), CapacityLimiter(settings.encode_thread_count)
         workers = [partial(self._examine, threads)] * settings.concurrency
-        await fan_out(self._to_read(since), workers, size=lambda row: row.size or 0, limit=settings.queue_bytes)
+        await fan_out(self._to_read(since), workers, size=lambda row: row.size or 0, limit=settings.queue_size)
 
     async def read_files(self, since: str) -> None:
         """Compare the CRC32 of each file that was stored at or after ``since``.

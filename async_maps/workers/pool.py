@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Protocol
 from anyio import CancelScope, CapacityLimiter, create_task_group, to_thread
 
 from async_maps.errors import WorkerError
+from async_maps.machine.shortage import describe_shortage
 from async_maps.outcomes import MapStatistics
 from async_maps.sources.isolation import DecoderProcess, IsolatedReaders
 from async_maps.workers.worker import Failed, Recipe, Reply, Request, Result, colorize_chunk, frame, load_kernels
@@ -136,9 +137,10 @@ class ProcessWorker:
                     except BaseException:
                         self._requests.transport.abort()
                         raise
-        except OSError as error:
+        except (OSError, RuntimeError) as error:
+            reason = describe_shortage(error) or getattr(error, "strerror", None) or error
             raise WorkerError(
-                f"a worker process cannot be started: {error.strerror}; set workers = 0 to use a thread instead"
+                f"a worker process cannot be started: {reason}; set workers = 0 to use a thread instead"
             ) from error
         try:
             async with asyncio.timeout(_START_TIMEOUT_S):
@@ -233,7 +235,10 @@ class ProcessWorker:
         self._requests.transport.abort()
         process.kill()
         with CancelScope(shield=True):
-            await to_thread.run_sync(process.wait, limiter=self._thread)
+            try:
+                await to_thread.run_sync(process.wait, limiter=self._thread)
+            except RuntimeError:  # no thread can be started: the process is killed, so it ends in milliseconds
+                process.wait()
         return process.returncode
 
 

@@ -252,7 +252,7 @@ async def test_memory_for_2000_concurrent_requests_stays_in_the_formula(
         print(f"{len(seconds):,} of {count:,} answered {status}, p50 {p50:.2f} s, p99 {p99:.2f} s")  # noqa: T201  # README's
     print(f"{(most - before) / MIB:.0f} MiB held at the most, for {count * MAP_BYTES / MIB:.0f} MiB of maps")  # noqa: T201
     # README's formula, and some MiB for encoder, uploads and allocator.
-    assert most - before <= 3 * SETTINGS.queue_bytes + 32 * MIB + count * REQUEST_BYTES < count * MAP_BYTES / 2
+    assert most - before <= 3 * SETTINGS.queue_size + 32 * MIB + count * REQUEST_BYTES < count * MAP_BYTES / 2
 
 
 @pytest.mark.long

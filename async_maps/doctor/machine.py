@@ -1,0 +1,35 @@
+"""Checks of this machine: the sizes that a run gets here, and its limits of files and threads."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from async_maps.doctor.finding import Finding
+from async_maps.machine.limits import MIB, cores, memory
+from async_maps.machine.shortage import open_files_limit, thread_limit
+
+if TYPE_CHECKING:
+    from async_maps.settings import Settings
+
+_OWN_FILES, _FILES_OF_A_WORKER = 32, 4
+_OWN_THREADS = 12
+
+
+def check_machine(settings: Settings) -> list[Finding]:
+    """Compare the sizes of a run with these settings with what the machine allows."""
+    available, most = cores(), memory()
+    size = "" if most is None else f", {most.value / MIB:,.0f} MiB of memory"
+    sizes = (
+        f"workers: {settings.worker_count}, encode_threads: {settings.encode_thread_count}, "
+        f"queue_bytes: {settings.queue_size / MIB:.1f} MiB"
+    )
+    reasons = f" ({'; '.join(settings.reductions)})" if settings.reductions else ""
+    findings = [Finding("machine", "ok", f"{available.value:.4g} cores{size}; {sizes}{reasons}")]
+    workers = settings.worker_count
+    files = _OWN_FILES + _FILES_OF_A_WORKER * workers + settings.concurrency + settings.prefetch
+    threads = _OWN_THREADS + settings.encode_thread_count + settings.prefetch + 2 * workers
+    for what, needed, limit in (("files", files, open_files_limit()), ("threads", threads, thread_limit())):
+        if limit is not None and limit.value < needed:
+            text = f"a run may need {needed}, and {limit.origin} is {limit.value:.0f}"
+            findings.append(Finding(what, "warning", text, f"raise it to {needed} or more: {limit.remedy}"))
+    return findings

@@ -1,0 +1,131 @@
+"""The cores and the memory that this process may use, and the default sizes that follow from them."""
+
+from __future__ import annotations
+
+import os
+from math import ceil
+from typing import TYPE_CHECKING, NamedTuple
+
+from async_maps.machine import cgroups
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+MIB = 2**20
+
+_SLURM = ("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE")
+_MAIN_BYTES, _WORKER_BYTES = 160 * MIB, 80 * MIB
+"""What the main process and a worker take without maps; see the formula in configs/README.md."""
+_MAPS_BYTES = 20 * MIB
+"""What the maps of a worker may take."""
+_LARGEST_QUEUE, _SMALLEST_QUEUE = 64 * MIB, MIB
+_QUEUES = 3
+
+
+class Limit(NamedTuple):
+    """A number that the machine allows, and where it comes from; ``origin`` is empty if it is the whole machine."""
+
+    value: float
+    origin: str = ""
+
+
+class Sizes(NamedTuple):
+    """The sizes of a pipeline on this machine, and a sentence for each that is smaller than on the whole machine."""
+
+    workers: int
+    encode_threads: int
+    queue_bytes: int
+    reasons: tuple[str, ...] = ()
+
+
+def cores(root: Path = cgroups.ROOT, environment: Mapping[str, str] = os.environ) -> Limit:
+    """Find the number of cores that this process may use.
+
+    Args:
+        root: the folder that contains ``proc`` and the mounted control groups.
+        environment: the environment variables.
+
+    Returns:
+        The smallest of the CPU set (or ``PYTHON_CPU_COUNT`` in Python 3.13 or newer), the CPU quota of the control
+        group, and the CPUs that Slurm gave to the task or to the job on this node.
+    """
+    limits = [Limit(_process_cores())]
+    quota = cgroups.cpu_quota(root)
+    if quota is not None:
+        limits.append(Limit(quota, f"a CPU quota of {quota:.4g}"))
+    for name in _SLURM:
+        value = environment.get(name, "").strip()
+        if value.isdecimal() and int(value):
+            limits.append(Limit(int(value), f"{name}={value}"))
+    return min(limits, key=lambda limit: limit.value)
+
+
+def memory(root: Path = cgroups.ROOT) -> Limit | None:
+    """Find the number of bytes of memory that this process and its workers may use together.
+
+    Args:
+        root: the folder that contains ``proc`` and the mounted control groups.
+
+    Returns:
+        The limit of the control group if it is smaller than the memory of the machine, else the memory of the machine;
+        None if neither is known.
+    """
+    limit, installed = cgroups.memory_limit(root), _installed_memory(root)
+    if limit is not None and (installed is None or limit < installed):
+        return Limit(limit, f"a memory limit of {limit / MIB:,.0f} MiB")
+    return None if installed is None else Limit(installed)
+
+
+def default_sizes(
+    available: Limit, most: Limit | None, *, workers: int | None = None, encode_threads: int | None = None
+) -> Sizes:
+    """Choose the sizes of a pipeline.
+
+    Args:
+        available: the cores.
+        most: the memory; None if it is not known.
+        workers: the number of worker processes, if it was set.
+        encode_threads: the number of threads that encode, if it was set.
+
+    Returns:
+        One worker for every two cores, one encoder thread for every core, and queues of 64 MiB; less if the memory is
+        too small for them.
+    """
+    whole = ceil(available.value)
+    reasons = []
+    origin = available.origin
+    count = max(1, whole // 2)
+    free = float("inf") if most is None else most.value - _MAIN_BYTES
+    fitting = max(1, int(min(free - _QUEUES * 16 * MIB, 2**40) // (_WORKER_BYTES + _MAPS_BYTES)))
+    if most is not None and fitting < count:
+        count, origin = fitting, most.origin or f"{most.value / MIB:,.0f} MiB of memory"
+    if workers is None:
+        workers = count
+        if origin:
+            reasons.append(f"workers: {workers}, from {origin}")
+    if encode_threads is None:
+        encode_threads = max(2, whole)
+        if available.origin:
+            reasons.append(f"encode_threads: {encode_threads}, from {available.origin}")
+    # Half of what remains is for the maps themselves.
+    share = (free - max(1, workers) * _WORKER_BYTES) / (2 * _QUEUES)
+    queue = int(max(_SMALLEST_QUEUE, min(share, _LARGEST_QUEUE)))
+    if most is not None and queue < _LARGEST_QUEUE:
+        origin = most.origin or f"{most.value / MIB:,.0f} MiB of memory"
+        reasons.append(f"queue_bytes: {queue / MIB:.1f} MiB, from {origin}")
+    return Sizes(workers, encode_threads, queue, tuple(reasons))
+
+
+def _process_cores() -> int:
+    if hasattr(os, "process_cpu_count"):  # Python 3.13: counts PYTHON_CPU_COUNT
+        return os.process_cpu_count() or 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _installed_memory(root: Path) -> int | None:
+    try:
+        lines = (root / "proc/meminfo").read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemTotal:"))
+    except (OSError, ValueError, IndexError, StopIteration):
+        return None
