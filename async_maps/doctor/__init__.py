@@ -60,9 +60,11 @@ async def adiagnose(
     findings: list[Finding] = []
 
     def found(finding: Finding) -> None:
-        findings.append(finding)
-        if on_finding is not None:
-            on_finding(finding)
+        # Those of the machine come first, but not before the destination is known to be valid.
+        for each in [*([] if findings else check_machine(settings)), finding]:
+            findings.append(each)
+            if on_finding is not None:
+                on_finding(each)
 
     for origin in origins:
         if not re.fullmatch(r"https?://[^/\s]+", origin):
@@ -77,8 +79,6 @@ async def adiagnose(
             from async_maps.doctor.folder import examine
 
             await examine(place, settings, found)
-    for finding in check_machine(settings):
-        found(finding)
     if limit.cancelled_caught:
         found(Finding("time", "failure", f"not done in {_LIMIT_S:.0f} s", "run it again when the store is faster"))
     return findings
