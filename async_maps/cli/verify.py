@@ -30,6 +30,7 @@ def verify(  # noqa: PLR0913  # one argument per option
     deep: Annotated[Flag, Parameter(group=WHAT)] = False,
     repair: Annotated[Flag, Parameter(group=WHAT)] = False,
     source: Annotated[str | None, Parameter(group=WHAT)] = None,
+    destination: Annotated[str | None, Parameter(group=WHAT)] = None,
     delete_foreign: Annotated[Flag, Parameter(group=WHAT)] = False,
     config: Annotated[Path | None, Parameter(group=WHAT)] = None,
     progress: Annotated[ProgressKind, Parameter(group=OUTPUT)] = "auto",
@@ -65,6 +66,9 @@ def verify(  # noqa: PLR0913  # one argument per option
         has changed since its run gets an overlay of its new values.
     source
         The current place of the maps, for --repair; by default the source of their run.
+    destination
+        The current place of the overlays, if they were moved or copied; by default that of the run. With --repair, the
+        locators in the manifest are updated.
     delete_foreign
         With --repair: delete foreign objects, which are all objects named .png below the destination that this
         manifest does not list: overlays of other manifests, and other images. Run without it first to list them.
@@ -87,10 +91,16 @@ def verify(  # noqa: PLR0913  # one argument per option
     try:
         if repair:
             done = repair_overlays(
-                manifest, settings=settings, deep=deep, source=source, delete_foreign=delete_foreign, on_progress=watch
+                manifest,
+                settings=settings,
+                deep=deep,
+                source=source,
+                destination=destination,
+                delete_foreign=delete_foreign,
+                on_progress=watch,
             )
         else:
-            done = verify_locators(manifest, settings=settings, deep=deep, on_progress=watch)
+            done = verify_locators(manifest, settings=settings, deep=deep, destination=destination, on_progress=watch)
         code = DONE if print_verification(done) and done.is_clean else SOME_FAILED
     except AsyncMapsError as error:
         done = error.report or done

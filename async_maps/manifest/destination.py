@@ -10,12 +10,13 @@ from __future__ import annotations
 import logging
 import os
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from async_maps.errors import ManifestError, ObjectError
+from async_maps.errors import ManifestError, ObjectError, SettingsError
 from async_maps.filesystems.endpoints import Identity
 from async_maps.filesystems.filesystem import is_remote
-from async_maps.filesystems.locators import file_path
+from async_maps.filesystems.locators import file_path, place_at
 from async_maps.filesystems.objects import Objects, checksum
 from async_maps.keys import printable
 
@@ -88,6 +89,32 @@ def relocated(
     if not is_told:
         _logger.warning("%s was the manifest of %s; the same overlays are at %s", manifest.path, was.shown, now.shown)
     return moved
+
+
+def relocated_by_environment(
+    manifest: Manifest, objects: Objects, settings: Settings, destination: str | None = None
+) -> Relocation | None:
+    """Return the new address of a manifest's destination as the AWS environment has it, or a place that is named.
+
+    Arguments and errors are those of :func:`relocated`; None stands for the manifest's destination.
+    """
+    was = Identity.parse(manifest.destination() or "")
+    where, else_ = "the AWS environment points to", "set AWS_ENDPOINT_URL as it was in the run"
+    here = objects.identity(was.destination if destination is None else place_of_overlays(destination))
+    if Identity.parse(here).destination != was.destination:
+        where, else_ = "destination is", "name the place of its overlays"
+        if settings.same_destination == "ask":
+            settings = settings.model_copy(update={"same_destination": "yes"})
+    return relocated(manifest, here, settings, where=where, else_=else_)
+
+
+def place_of_overlays(destination: str) -> str:
+    """Return a destination as manifests have it: ``s3://bucket/prefix`` or ``file:///folder``.
+
+    Raises SettingsError if it is neither an address in S3 nor a folder.
+    """
+    place = place_at(destination, SettingsError)
+    return place.rstrip("/") if is_remote(place) else Path(os.path.abspath(place)).as_uri()
 
 
 def _problem(manifest: Manifest, moved: Relocation, settings: Settings) -> str:

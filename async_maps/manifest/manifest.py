@@ -237,8 +237,11 @@ class Manifest(StaleRows):
 
     def located(self) -> Iterator[dict[str, Any]]:
         """Yield the rows with a locator, as dicts: maps that are done, or whose overlay was found broken later."""
-        for row in self._select("WHERE locator IS NOT NULL"):
-            yield dict(zip(COLUMNS, row, strict=True))
+        for values in self._select("WHERE locator IS NOT NULL"):
+            row = dict(zip(COLUMNS, values, strict=True))
+            if self.relocation is not None:
+                row["locator"] = self.relocation(str(row["locator"]))
+            yield row
 
     def _select(self, where: str) -> Iterator[tuple[object, ...]]:
         query = f"SELECT {', '.join(COLUMNS)} FROM maps {where} ORDER BY name, source"  # noqa: S608  # names of our own

@@ -1,8 +1,9 @@
 """Verifies that every locator has the bytes that were uploaded, and repairs broken overlays.
 
-``check.py`` lists the objects at the locators of a manifest or of a table (``tables.py``). ``comparison.py`` compares
-them with the expected ones. ``meanwhile.py`` leaves out what a run writes meanwhile. ``reading.py`` reads objects, and
-``examine.py`` checks the bytes of one. ``repair.py`` repairs, and ``verification.py`` is the result of both.
+``check.py`` lists the objects at the locators of a manifest (``rows.py``) or of a table (``tables.py``).
+``comparison.py`` compares them with the expected ones. ``meanwhile.py`` leaves out what a run writes meanwhile.
+``reading.py`` reads objects, and ``examine.py`` checks the bytes of one. ``repair.py`` repairs, and
+``verification.py`` is the result of both.
 """
 
 from __future__ import annotations

@@ -5,9 +5,11 @@ Runs on the event loop, and in threads. Memory is bounded for any number of obje
 
 from __future__ import annotations
 
+import os
 import shlex
 from contextlib import closing, suppress
 from itertools import islice
+from os import fspath
 from time import monotonic, time
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -15,12 +17,13 @@ from anyio import to_thread
 
 from async_maps.blocking import blocking
 from async_maps.concurrency.tasks import OrderlyTask, calling_every
-from async_maps.errors import AsyncMapsError, ManifestError, ObjectError, SettingsError, SourceError
+from async_maps.errors import AsyncMapsError, ObjectError, SettingsError, SourceError
 from async_maps.filesystems.endpoints import Identity
 from async_maps.filesystems.filesystem import is_remote
 from async_maps.filesystems.locators import file_path, parse_s3_address
 from async_maps.filesystems.objects import Objects
-from async_maps.manifest.destination import relocated
+from async_maps.keys import printable
+from async_maps.manifest.destination import Relocation, place_of_overlays, relocated_by_environment
 from async_maps.manifest.lock import holder_of
 from async_maps.manifest.manifest import Manifest
 from async_maps.settings import Settings, given_or_default
@@ -28,6 +31,7 @@ from async_maps.tables import is_table
 from async_maps.verify.comparison import REPAIRABLE, Comparison, Difference, Expected
 from async_maps.verify.meanwhile import Window, settle
 from async_maps.verify.reading import Reading
+from async_maps.verify.rows import destination_in, open_rows, rows_in
 from async_maps.verify.tables import locators_in
 from async_maps.verify.verification import MAX_LISTED_DIFFERENCES, Verification
 
@@ -35,8 +39,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Generator, Iterator, Sequence
     from os import PathLike
     from typing import Any
-
-    from async_maps.manifest.destination import Relocation
 
 _BATCH_ROWS = 1000
 _BATCH_REQUESTS = 50
@@ -52,6 +54,7 @@ async def averify_locators(
     *,
     settings: Settings | None = None,
     deep: bool = False,
+    destination: str | PathLike[str] | None = None,
     on_progress: OnVerification | None = None,
 ) -> Verification:
     """Verify that every locator of a manifest or a table has the bytes that were uploaded.
@@ -66,6 +69,7 @@ async def averify_locators(
         settings: the time-outs and attempts of S3, and the limits of concurrent reads (``concurrency``,
             ``queue_bytes``).
         deep: also read every object, and compare its digest, its content type and its size in pixels.
+        destination: the current place of the overlays, if they were moved or copied; by default that of the manifest.
         on_progress: called with a copy of the verification five times a second and at the end, on the event loop, which
             it must not block. An error that it raises ends the verification.
 
@@ -80,11 +84,13 @@ async def averify_locators(
     """
     verification = Verification()
     settings = given_or_default(settings)
+    if destination is not None and is_table(str(place)):
+        raise SettingsError(f"destination: {place} is a table, whose locators are complete; leave destination out")
 
     async def look() -> None:
         with Comparison() as comparison, Objects(settings.s3) as objects:
             check = Check(comparison, objects, settings, verification)
-            await check.look(place, deep=deep)
+            await check.look(place, deep=deep, destination=None if destination is None else fspath(destination))
             await check.finish()
             verification.advice.extend(_advice(verification, deep))
 
@@ -119,27 +125,32 @@ class Check(Reading):
     """Compares the expected objects with the existing ones; fills the comparison and the verification."""
 
     _began_at = 0.0
+    _relocation: Relocation | None = None
     is_locked_by_us = False
     """Whether the manifest is open for writing here, so no run writes it."""
 
-    async def look(self, place: str | PathLike[str], *, deep: bool, since: str = "") -> None:
+    async def look(
+        self, place: str | PathLike[str], *, deep: bool, since: str = "", destination: str | None = None
+    ) -> None:
         """Compare the listings, then the bytes of files, or with ``deep`` of all objects, stored since ``since``."""
         self._began_at, began_at = monotonic(), time()
         self._verification.deep = deep
-        await (self._table(str(place)) if is_table(str(place)) else self._manifest(place))
+        await (self._table(str(place)) if is_table(str(place)) else self._manifest(place, destination))
         await (self.read(since) if deep else self.read_files(since))
         if not is_table(str(place)):
             await to_thread.run_sync(self._settle, place, began_at)
 
-    async def _manifest(self, path: str | PathLike[str]) -> None:
+    async def _manifest(self, path: str | PathLike[str], destination: str | None) -> None:
         verification = self._verification
         verification.place, verification.doing = str(path), "reading the manifest"
-        identity, verification.failed = await to_thread.run_sync(_destination, path)
+        identity, verification.failed = await to_thread.run_sync(destination_in, path)
         folder = identity.folder
         if folder.startswith("memory:"):
             raise SettingsError(f"the overlays of {path} were in the memory of a process, and cannot be verified")
-        await to_thread.run_sync(self._ask, path)
-        await self._expect(_rows_of(path))
+        self._relocation = await to_thread.run_sync(self._relocated, path, destination)
+        if self._relocation is not None:
+            folder = self._relocation.new
+        await self._expect(rows_in(path, self._relocation))
         verification.folders = [folder]
         await self._list(folder)
         await self._look_for(lambda locator: locator.startswith("file://") or not locator.startswith(folder))
@@ -236,13 +247,23 @@ class Check(Reading):
         # Before the rows are read again: a run that has ended has written them all.
         holder = None if self.is_locked_by_us else holder_of(path)
         offset_s = self._objects.clock_offset_s(verification.folders[0])
-        settle(path, self._comparison, Window.of(began_at, offset_s, holder))
+        if self._comparison.foreign("") or self._comparison.counts():
+            with open_rows(path, self._relocation) as opened:
+                rows = ((row["locator"], row["name"], row["time"]) for row in opened.located())
+                self._comparison.forget_changed(rows)
+        settle(self._comparison, Window.of(began_at, offset_s, holder))
         verification.running = None if holder is None else holder.text
         verification.unsettled = self._comparison.unsettled()
 
-    def _ask(self, path: str | PathLike[str]) -> None:
+    def _relocated(self, path: str | PathLike[str], destination: str | None) -> Relocation | None:
         with Manifest(path, read_only=True) as opened:
-            relocated_here(opened, self._objects, self._settings)
+            if destination is None:
+                return relocated_by_environment(opened, self._objects, self._settings)
+            was, now = (
+                Identity.parse(opened.destination() or ""),
+                self._objects.identity(place_of_overlays(destination)),
+            )
+            return Relocation(now, was.folder, Identity.parse(now).folder)
 
     def _count(self) -> None:
         self._verification.differences = self._comparison.counts()
@@ -260,6 +281,10 @@ def _advice(verification: Verification, deep: bool) -> Iterator[str]:
     if verification.running is not None:
         yield "verify again when the run has ended"
         return
+    folder = file_path(verification.folders[0])
+    if folder is not None and not os.path.lexists(folder):
+        command = f"async-maps verify {shlex.quote(verification.place)} --destination FOLDER"
+        yield f"{printable(os.path.normpath(folder))} does not exist. If it was moved: {command}"
     if found.keys() & {*REPAIRABLE, "broken"}:
         yield f"to repair the broken overlays, run: {_repair_command(verification, deep)}"
     yield from advice_on_foreign(verification, deep)
@@ -276,16 +301,6 @@ def _repair_command(verification: Verification, deep: bool) -> str:
     return f"async-maps verify {shlex.quote(verification.place)}{' --deep' if deep else ''} --repair"
 
 
-def relocated_here(manifest: Manifest, objects: Objects, settings: Settings) -> Relocation | None:
-    """Return the new address of a manifest's destination, by the AWS environment; None if it has not changed.
-
-    Raises ManifestError and StoreError like :func:`~async_maps.manifest.destination.relocated`.
-    """
-    here = objects.identity(Identity.parse(manifest.destination() or "").destination)
-    where, else_ = "the AWS environment points to", "set AWS_ENDPOINT_URL as it was in the run"
-    return relocated(manifest, here, settings, where=where, else_=else_)
-
-
 def _is_known(locator: str) -> bool:
     if not is_remote(locator):
         return file_path(locator) is not None
@@ -293,28 +308,3 @@ def _is_known(locator: str) -> bool:
         return parse_s3_address(locator).key != ""
     except SourceError:
         return False
-
-
-def _destination(path: str | PathLike[str]) -> tuple[Identity, int]:
-    with Manifest(path, read_only=True) as opened:
-        identity = opened.destination()
-        failed = opened.counts().get("failed", 0) - sum(opened.broken().values())
-    if identity is None:
-        raise ManifestError(f"{path} has no run yet: there is nothing to verify")
-    return Identity.parse(identity), failed
-
-
-def _rows_of(path: str | PathLike[str]) -> Generator[Expected, None, None]:
-    with Manifest(path, read_only=True) as opened:
-        for row in opened.located():
-            yield Expected(
-                locator=row["locator"],
-                name=row["name"],
-                size=row["bytes"],
-                etag=row["etag"],
-                crc32=row["crc32"],
-                width=row["width"],
-                height=row["height"],
-                written_at=row["time"],
-                broken=row["error"],
-            )

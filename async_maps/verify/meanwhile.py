@@ -8,13 +8,11 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from async_maps.manifest.manifest import Manifest
 from async_maps.verify.comparison import Difference
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from datetime import datetime
-    from os import PathLike
 
     from async_maps.manifest.lock import Holder
     from async_maps.verify.comparison import Comparison
@@ -53,11 +51,8 @@ class Window(NamedTuple):
         return cls(rows, min(rows, _seconds(holder.claims_since) + offset_s - _SLACK_S), until)
 
 
-def settle(path: str | PathLike[str], comparison: Comparison, window: Window) -> None:
-    """Leave out what a run changes meanwhile, and name the foreign objects. Blocks."""
-    if comparison.foreign("") or comparison.counts():
-        with Manifest(path, read_only=True) as opened:
-            comparison.forget_changed((row["locator"], row["name"], row["time"]) for row in opened.located())
+def settle(comparison: Comparison, window: Window) -> None:
+    """Leave out what was changed in the window, and name the foreign objects. Blocks."""
     comparison.leave_changed(window.rows, window.until)
     for found in _strangers(comparison):
         # Other files, such as maps and manifests, may be kept in the same folder.

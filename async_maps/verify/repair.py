@@ -10,6 +10,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from itertools import islice
+from os import fspath
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -20,13 +21,14 @@ from async_maps.errors import SettingsError, SourceError
 from async_maps.filesystems.endpoints import Identity
 from async_maps.filesystems.objects import Objects
 from async_maps.keys import printable
+from async_maps.manifest.destination import relocated_by_environment
 from async_maps.manifest.manifest import Manifest
 from async_maps.outcomes import Receipt
 from async_maps.pipeline import Pipeline
 from async_maps.settings import Settings, given_or_default
 from async_maps.sources import place_of
 from async_maps.tables import is_table
-from async_maps.verify.check import Check, advice_on_foreign, relocated_here, watched
+from async_maps.verify.check import Check, advice_on_foreign, watched
 from async_maps.verify.comparison import REPAIRABLE, Comparison
 from async_maps.verify.verification import MAX_LISTED_DIFFERENCES, Verification
 
@@ -49,6 +51,7 @@ async def arepair_overlays(  # noqa: PLR0913  # one argument per option
     settings: Settings | None = None,
     deep: bool = False,
     source: str | PathLike[str] | None = None,
+    destination: str | PathLike[str] | None = None,
     delete_foreign: bool = False,
     on_progress: OnVerification | None = None,
 ) -> Verification:
@@ -63,6 +66,8 @@ async def arepair_overlays(  # noqa: PLR0913  # one argument per option
         settings: as for ``averify_locators``; also those settings of the pipeline that do not affect the overlays.
         deep: also read every object.
         source: the current place of the maps, if they have moved.
+        destination: the current place of the overlays, if they have moved. If a few of them are there, the locators of
+            the manifest are updated.
         delete_foreign: delete all foreign PNGs under the destination, even overlays of another manifest.
         on_progress: as for :func:`averify_locators`.
 
@@ -79,6 +84,7 @@ async def arepair_overlays(  # noqa: PLR0913  # one argument per option
     place = None if source is None else place_of(source)
     if source is not None and place is None:
         raise SettingsError("a repair may read its source more than once: pass a path, not standard input")
+    repair.destination = None if destination is None else fspath(destination)
     work = partial(repair.run, place, deep=deep, delete_foreign=delete_foreign)
     await watched(work, repair.verification, on_progress)
     return repair.verification
@@ -89,6 +95,9 @@ repair_overlays = blocking(arepair_overlays)
 
 
 class _Repair:
+    destination: str | None = None
+    """The place to which the overlays were moved."""
+
     def __init__(self, manifest: str | PathLike[str], settings: Settings, verification: Verification) -> None:
         self.verification = verification
         self._manifest = manifest
@@ -102,7 +111,7 @@ class _Repair:
             # Keep the lock until all broken rows are marked, so that no run changes them in between.
             opened = await to_thread.run_sync(_open, self._manifest)
             try:
-                await to_thread.run_sync(_relocate, opened, objects, self._settings)
+                await to_thread.run_sync(self._relocate, opened, objects)
                 check = Check(before, objects, self._settings, verification)
                 check.is_locked_by_us = True
                 await check.look(self._manifest, deep=deep)
@@ -131,6 +140,10 @@ class _Repair:
             if not delete_foreign:
                 verification.advice.extend(advice_on_foreign(verification, deep))
         verification.doing, verification.elapsed_s = "", monotonic() - began_at
+
+    def _relocate(self, manifest: Manifest, objects: Objects) -> None:
+        if relocation := relocated_by_environment(manifest, objects, self._settings, self.destination):
+            manifest.relocate(relocation)
 
     async def _delete_foreign(self, comparison: Comparison, objects: Objects) -> None:
         verification = self.verification
@@ -216,11 +229,6 @@ def _open(path: str | PathLike[str]) -> Manifest:
         # Raises an error if it does not exist; the next line would create it.
         pass
     return Manifest(path)
-
-
-def _relocate(manifest: Manifest, objects: Objects, settings: Settings) -> None:
-    if relocation := relocated_here(manifest, objects, settings):
-        manifest.relocate(relocation)
 
 
 def _mark(manifest: Manifest, comparison: Comparison) -> None:
