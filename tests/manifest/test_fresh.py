@@ -23,9 +23,8 @@ if TYPE_CHECKING:
 
 _FILES = ["a.npy", "b.npy", "deep/c.npy", "deep/d.npz", "e.tar", "f.npz"]
 _KINDS = ["map", "stack", "bad values", "broken", "members", "gone", "renamed", "moved aside"]
-_SAME = (
-    ", ".join(column for column in COLUMNS if column != "time") + ", file, (SELECT place FROM roots WHERE id = root)"
-)
+_PLACE = "(SELECT place FROM roots WHERE id = root)"
+_SAME = ", ".join([*(column for column in COLUMNS if column != "time"), "file", _PLACE])
 
 
 class Tree:
