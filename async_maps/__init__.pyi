@@ -44,6 +44,7 @@ from async_maps.settings import Settings as Settings
 from async_maps.settings import load_settings as load_settings
 from async_maps.stages.meters import StageStatistics as StageStatistics
 from async_maps.stages.meters import Statistics as Statistics
+from async_maps.stages.room import Room as Room
 from async_maps.stores import Store as Store
 from async_maps.stores.memory import MemoryStore as MemoryStore
 from async_maps.verify import Difference as Difference

@@ -14,7 +14,7 @@
     ├── MapFailedError                           raised by ``Pipeline.put``; has the ``Failure``
     ├── TooManyFailuresError                     a run exceeded ``max_failures``
     ├── PipelineClosedError                      the pipeline is not open, or was closed during the call
-    ├── PipelineFullError                        ``Pipeline.put_nowait`` found no room
+    ├── PipelineFullError                        ``put_nowait`` or ``reserve`` found no room
     ├── WorkerError                              a worker process could not start, or died
     ├── ShortageError                            the machine has no thread, process, file, memory or disk space left
     ├── ServerError                              the demo's S3 server did not start (:mod:`async_maps.demo.seaweed`)
@@ -133,7 +133,18 @@ class PipelineClosedError(AsyncMapsError):
 
 
 class PipelineFullError(AsyncMapsError):
-    """The pipeline has no room for another map now; the message names what is full."""
+    """The pipeline has no room for another map now; the message names what is full.
+
+    Args:
+        message: what happened, in one sentence.
+
+    Attributes:
+        retry_after_s: the seconds after which the maps of the pipeline will be done at the measured throughput.
+    """
+
+    def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class WorkerError(AsyncMapsError):

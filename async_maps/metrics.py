@@ -26,7 +26,7 @@ _PIPELINE_METRICS = (
     (CounterMetricFamily, "faint_overlays", "Uploaded overlays that are nearly invisible.", "faint"),
     (CounterMetricFamily, "failures", "Maps that failed, in any stage.", "failed"),
     (CounterMetricFamily, "abandoned", "Maps that had no outcome when the pipeline was closed.", "abandoned"),
-    (CounterMetricFamily, "shed", "Maps that put_nowait refused because the pipeline was full.", "shed"),
+    (CounterMetricFamily, "shed", "Maps that put_nowait or reserve refused because the pipeline was full.", "shed"),
     (CounterMetricFamily, "uploaded_bytes", "Bytes of the uploaded PNGs.", "uploaded_bytes"),
     (CounterMetricFamily, "upload_retries", "Upload attempts that failed and were retried.", "retries"),
     (GaugeMetricFamily, "upload_limit", "Current maximum number of concurrent uploads.", "upload_limit"),

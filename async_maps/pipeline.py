@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import AsyncExitStack, aclosing
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from copy import copy
 from functools import partial
 from time import monotonic
@@ -42,7 +42,8 @@ from async_maps.sources.batches import check_limit, list_maps, numbered, take_ar
 from async_maps.sources.layouts import Questions
 from async_maps.stages.flow import Flow
 from async_maps.stages.graph import Stages
-from async_maps.stages.meters import Statistics
+from async_maps.stages.meters import Statistics, Throughput
+from async_maps.stages.room import Room
 from async_maps.stores import open_store
 from async_maps.survey import known_range, range_of_all, refuse_one_shot, survey
 from async_maps.workers.arena import Arena
@@ -50,12 +51,11 @@ from async_maps.workers.pool import started_workers
 from async_maps.workers.worker import Recipe
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
     from os import PathLike
     from types import TracebackType
     from typing import Any
 
-    from async_maps.concurrency.streams import Lease
     from async_maps.manifest.manifest import RepairMode, Select
     from async_maps.manifest.prune import Prune
     from async_maps.manifest.recorder import Recorder
@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from async_maps.render.ranges import ValueRange
     from async_maps.sources.batches import AnySource, Entry
     from async_maps.sources.coverage import Coverage
+    from async_maps.stages.room import Reservation
     from async_maps.stores import Destination
 
 T = TypeVar("T")
@@ -108,11 +109,15 @@ class Pipeline:
         self._serving: OrderlyTask[None] | None = None
         self._stages: Stages | None = None
         self._end: AsyncMapsError = PipelineClosedError("the pipeline was closed before this map was uploaded")
+        self._ended_early = False
         self._abandoned_because = ""
         self._callers: dict[Callable[[AsyncMapsError], None], str] = {}
         self._feeders: set[OrderlyTask[None]] = set()
         self._accepted: set[asyncio.Task[Receipt]] = set()
         self._until_drain: set[CancelScope] = set()
+        self._reserved: set[Reservation] = set()
+        self._rooms: set[asyncio.Future[None]] = set()
+        self._throughput = Throughput()
         self._submitted: set[Callable[[Outcome | AsyncMapsError], None]] = set()
         self._uploaded = self._failed = self._abandoned = self._uploaded_bytes = self._shed = 0
         self._transparent = self._faint = 0
@@ -138,7 +143,7 @@ class Pipeline:
                 self._stages = Stages(settings, store, arena, recipe, workers)
                 await self._stages.run(opened)
         except (Exception, BaseExceptionGroup) as caught:  # noqa: BLE001  # raised again, named
-            error = name_shortage(first_error(caught))
+            error, self._ended_early = name_shortage(first_error(caught)), True
             if isinstance(error, AsyncMapsError):
                 self._end = error
             else:
@@ -199,7 +204,7 @@ class Pipeline:
 
     async def _finish(self, stages: Stages) -> None:
         """Wait for the end of all accepted maps."""
-        while feeding := {feeder.task for feeder in self._feeders if not feeder.done()} | self._accepted:
+        while feeding := {feeder.task for feeder in self._feeders if not feeder.done()} | self._accepted | self._rooms:
             await asyncio.wait(feeding)
         stages.close()
         if self._serving is not None:
@@ -209,8 +214,8 @@ class Pipeline:
         """End the pipeline: tell all callers first, so that runs commit their receipts, then cancel the stages."""
         if self._stages is None or self._serving is None or self._serving.done():
             return
-        self._abandoned = len(self._stages.reserved) + len(self._submitted)
-        self._abandoned_because = reason
+        self._abandoned = len(self._reserved) + len(self._submitted)
+        self._ended_early, self._abandoned_because = True, reason
         self._end = PipelineClosedError(f"{reason}; maps without an outcome may or may not be stored: put them again")
         if warn and self._abandoned:
             names = [name for name in self._callers.values() if name][:_NAMED]
@@ -295,31 +300,91 @@ class Pipeline:
 
         Returns:
             A task; await it for the receipt or the errors of :meth:`put`. Cancelling it abandons only this map. If the
-            task is not awaited, the map is uploaded, but its outcome is not reported.
+            task is not awaited and the map fails, asyncio logs the MapFailedError.
 
         Raises:
-            PipelineFullError: there is no room, or other calls, such as a :meth:`stream`, wait for room.
+            PipelineFullError: there is no room, or other calls, such as a :meth:`stream`, wait for room;
+                ``retry_after_s`` says when to try again.
             SettingsError: as for :meth:`put`.
             PipelineClosedError: the pipeline is not open in this event loop, or is being closed.
             RuntimeError: there is no event loop in this thread.
         """
-        stages = self._check_single()
-        try:
-            lease = stages.reserve(size_of(activation_map))
-        except PipelineFullError:
-            self._shed += 1
-            raise
-        task = asyncio.create_task(self._put(name, activation_map, lease))
+        reservation = self._check_single().reserve_nowait(size_of(activation_map))
+        if isinstance(reservation, str):
+            raise self._full(reservation)
+        self._reserved.add(reservation)
+        task = asyncio.create_task(self._put(name, activation_map, reservation))
 
         def end(_: object) -> None:
             self._accepted.discard(task)
-            stages.withdraw(lease)
-            # The caller may not await the task.
-            see_error(task)
+            # It is still there if the task was cancelled before it began.
+            self._withdraw(reservation)
+            if self._ended_early:
+                # One error is reported for all maps together.
+                see_error(task)
 
         self._accepted.add(task)
         task.add_done_callback(end)
         return task
+
+    @asynccontextmanager
+    async def reserve(self, nbytes: int, *, timeout_s: float | None = None) -> AsyncIterator[Room]:
+        """Take room for a map before it is computed, so that an overloaded service refuses before its model runs.
+
+        The room is taken when the block is entered, and what was not used is given back at its end. It is the room of
+        :meth:`put_nowait`: together they hold at most ``chunk_maps`` maps and ``queue_bytes``, or one larger map.
+        Closing the pipeline waits for the block, as for an accepted map.
+
+        Args:
+            nbytes: the total ``nbytes`` of the arrays that will be put into the room; usually of one.
+            timeout_s: the longest wait for room in seconds; 0 does not wait, None waits as long as it takes.
+
+        Yields:
+            The room; call its ``put``.
+
+        Raises:
+            PipelineFullError: there was no room in ``timeout_s``; ``retry_after_s`` says when to try again.
+            SettingsError: ``nbytes`` or ``timeout_s`` is negative, and as for :meth:`put`.
+            PipelineClosedError: the pipeline is not open in this event loop, or is being closed.
+        """
+        stages = self._check_single()
+        if nbytes < 0 or not (timeout_s is None or timeout_s >= 0):
+            raise SettingsError(f"expected nbytes and timeout_s of 0 or more, found {nbytes!r} and {timeout_s!r}")
+        try:
+            async with asyncio.timeout(timeout_s):
+                reservation = await stages.reserve(nbytes)
+        except BrokenResourceError:
+            raise self._ended() from None
+        except TimeoutError:
+            raise self._full(f"there was no room for {nbytes:,} bytes in {timeout_s:g} s") from None
+        room, left = Room(reservation, self._put_reserved), asyncio.get_running_loop().create_future()
+        self._rooms.add(left)
+        try:
+            yield room
+        finally:
+            room.close()
+            left.set_result(None)
+            self._rooms.discard(left)
+
+    async def _put_reserved(self, name: str, activation_map: Any, reservation: Reservation) -> Receipt:
+        self._reserved.add(reservation)
+        putting = self._put(name, activation_map, reservation)
+        del activation_map
+        try:
+            return await putting
+        finally:
+            self._withdraw(reservation)
+
+    def _withdraw(self, reservation: Reservation) -> None:
+        """Give back a reservation if its map was not submitted."""
+        if reservation in self._reserved:
+            self._reserved.remove(reservation)
+            reservation.release()
+
+    def _full(self, what: str) -> PipelineFullError:
+        self._shed += 1
+        wait_s = self._throughput.wait_s(len(self._reserved) + len(self._submitted))
+        return PipelineFullError(f"the pipeline is full: {what}; try again in {wait_s:.1f} s", retry_after_s=wait_s)
 
     def _check_single(self) -> Stages:
         if not self._range.is_known or self._template.needs_index:
@@ -332,7 +397,7 @@ class Pipeline:
             raise PipelineClosedError("the pipeline is being closed and accepts no more maps")
         return stages
 
-    async def _put(self, name: str, activation_map: Any, lease: Lease | None = None) -> Receipt:
+    async def _put(self, name: str, activation_map: Any, reservation: Reservation | None = None) -> Receipt:
         waiting: asyncio.Future[Outcome | AsyncMapsError] = asyncio.get_running_loop().create_future()
 
         def settle(outcome: Outcome | AsyncMapsError) -> None:
@@ -343,7 +408,7 @@ class Pipeline:
         try:
             entry = await take_array(name, activation_map, taker(self.settings, self._range, self._questions))
             (entry,) = await self._claimed([entry])
-            await self._submit(entry, settle, self._range, lease)
+            await self._submit(entry, settle, self._range, reservation)
             # The array's lease is released when it is colorized: do not keep the array in memory longer.
             del entry, activation_map
             outcome = await waiting
@@ -529,7 +594,7 @@ class Pipeline:
         if self._stages is None:
             raise PipelineClosedError("the pipeline has not been open yet; use it inside 'async with'")
         # Another thread may call this, so the three numbers may be of different moments.
-        in_flight = len(self._stages.reserved) + len(self._submitted) - self._stages.waiting
+        in_flight = len(self._reserved) + len(self._submitted) - self._stages.waiting
         return Statistics(
             **self._stages.statistics(),
             uploaded=self._uploaded,
@@ -655,18 +720,22 @@ class Pipeline:
         entry: Entry,
         settle: Callable[[Outcome | AsyncMapsError], None],
         value_range: ValueRange,
-        lease: Lease | None = None,
+        reservation: Reservation | None = None,
     ) -> None:
         """Pass one map to the stages, when there is room or with its reservation; ``settle`` gets its outcome."""
         serving, stages = self._opened()
         if isinstance(entry, Failure):
-            if lease is not None:
-                stages.withdraw(lease)
+            if reservation is not None:
+                self._withdraw(reservation)
             self._settle(settle, value_range.is_relative, entry)
             return
+        if not self._submitted:
+            self._throughput.begin()
         self._submitted.add(settle)
+        if reservation is not None:
+            self._reserved.discard(reservation)
         try:
-            await stages.submit(entry, partial(self._settle, settle, value_range.is_relative), value_range, lease)
+            await stages.submit(entry, partial(self._settle, settle, value_range.is_relative), value_range, reservation)
         except (BrokenResourceError, ClosedResourceError) as error:
             self._submitted.discard(settle)
             if isinstance(error, BrokenResourceError) and not self._abandoned_because:
@@ -689,6 +758,7 @@ class Pipeline:
         self._submitted.discard(settle)
         if self._abandoned_because:
             return
+        self._throughput.count()
         if isinstance(outcome, Receipt):
             self._uploaded += 1
             self._uploaded_bytes += outcome.size

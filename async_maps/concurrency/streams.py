@@ -152,6 +152,16 @@ class Lease:
         self._budget = budget
         self._size = size
 
+    @property
+    def size(self) -> int:
+        """The number of bytes."""
+        return self._size
+
+    def split(self, size: int) -> Lease:
+        """Move bytes to a new lease."""
+        self._size -= size
+        return Lease(self._budget, size)
+
     def resize(self, size: int) -> None:
         """Change the size to the actual one, even if that exceeds the budget."""
         change, self._size = self._size - size, size

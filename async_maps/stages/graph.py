@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING
 from anyio import CapacityLimiter, create_memory_object_stream, create_task_group
 
 from async_maps.concurrency.streams import ByteBudget, send
-from async_maps.errors import PipelineFullError
 from async_maps.filesystems.filesystem import Filesystems, is_remote
 from async_maps.sources.isolation import DecoderProcess, IsolatedReaders
 from async_maps.stages.colorize import ColorizeStage
@@ -29,6 +28,7 @@ from async_maps.stages.fetch import fetch_stage
 from async_maps.stages.items import Bitmap, Job, Png
 from async_maps.stages.meters import Meter, StageStatistics
 from async_maps.stages.rate_limiter import RateLimiter
+from async_maps.stages.room import Reservation
 from async_maps.stages.upload import Uploading, upload_stage
 from async_maps.stores import sent_bytes
 
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Sequence
 
-    from async_maps.concurrency.streams import Lease
     from async_maps.errors import AsyncMapsError
     from async_maps.outcomes import Outcome
     from async_maps.render.ranges import ValueRange
@@ -70,8 +69,8 @@ class Stages:
         self._colorizing = Meter(len(workers))
         self._encoding = Meter(threads)
         self._uploading = Meter(settings.concurrency)
-        self.reserved: set[Lease] = set()
-        """The leases of :meth:`reserve`, until their map is submitted or withdrawn."""
+        self._places = ByteBudget(settings.chunk_maps)
+        self._reserving = 0
         self._life_maps: tuple[int, ...] = ()
         self._life_sent = 0
         self.rate_limiter = RateLimiter(
@@ -124,43 +123,47 @@ class Stages:
                     end.close()
                 running.set()
 
-    def reserve(self, size: int) -> Lease:
-        """Take room for one array without waiting; raise PipelineFullError if there is none, or others wait for it."""
-        jobs, arrays = self._jobs.statistics(), self._array_bytes
-        taken = jobs.current_buffer_used + len(self.reserved)
-        if others := arrays.waiting + jobs.tasks_waiting_send:
-            what = f"{others:,} other {'maps wait' if others > 1 else 'map waits'} for room"
-        elif taken >= jobs.max_buffer_size:
-            what = f"{taken:,} {'maps wait' if taken > 1 else 'map waits'} to be colorized, the limit of chunk_maps"
-        elif (lease := arrays.acquire_nowait(size)) is None:
-            what = f"{arrays.held:,} bytes of arrays wait, and {size:,} more exceed queue_bytes = {arrays.limit:,}"
-        else:
-            self.reserved.add(lease)
-            return lease
-        raise PipelineFullError(f"the pipeline is full: {what}; try again later")
+    def reserve_nowait(self, size: int) -> Reservation | str:
+        """Take room for arrays without waiting, or return what is full; also if others wait for room."""
+        jobs, arrays, places = self._jobs.statistics(), self._array_bytes, self._places
+        taken = jobs.current_buffer_used + places.held
+        if others := arrays.waiting + places.waiting + jobs.tasks_waiting_send:
+            return f"{others:,} other {'maps wait' if others > 1 else 'map waits'} for room"
+        if taken >= jobs.max_buffer_size or (place := places.acquire_nowait(1)) is None:
+            return f"{taken:,} {'maps wait' if taken > 1 else 'map waits'} to be colorized, the limit of chunk_maps"
+        if (lease := arrays.acquire_nowait(size)) is None:
+            place.release()
+            return f"{arrays.held:,} bytes of arrays wait, and {size:,} more exceed queue_bytes = {arrays.limit:,}"
+        return Reservation(lease, place)
 
-    def withdraw(self, lease: Lease) -> None:
-        """Give back a reservation, if its map was not submitted."""
-        if lease in self.reserved:
-            self.reserved.remove(lease)
-            lease.release()
+    async def reserve(self, size: int) -> Reservation:
+        """Wait for room for arrays, and take it; raise BrokenResourceError if the stages end meanwhile."""
+        place = await self._places.acquire(1)
+        self._reserving += 1
+        try:
+            return Reservation(await self._array_bytes.acquire(size), place)
+        except BaseException:
+            place.release()
+            raise
+        finally:
+            self._reserving -= 1
 
     async def submit(
         self,
         map_: ActivationMap,
         settle: Callable[[Outcome | AsyncMapsError], None],
         value_range: ValueRange,
-        lease: Lease | None = None,
+        reservation: Reservation | None = None,
     ) -> None:
-        """Wait for room, unless ``lease`` is a reservation, and pass the map to the stages.
+        """Wait for room, unless there is a reservation, and pass the map to the stages.
 
         Raises:
             ClosedResourceError: :meth:`close` was called.
             BrokenResourceError: the stages have ended for another reason.
         """
-        stream = self._jobs
-        if lease is not None:
-            self.reserved.discard(lease)
+        stream, lease = self._jobs, None
+        if reservation is not None:
+            lease = reservation.array_bytes
             lease.resize(map_.max_bytes)
         elif map_.array is not None:
             lease = await self._array_bytes.acquire(map_.array.nbytes)
@@ -174,6 +177,9 @@ class Stages:
             if lease is not None:
                 lease.release()
             raise
+        finally:
+            if reservation is not None:
+                reservation.free_place()
 
     def close(self) -> None:
         """Accept no more jobs; the stages end when all submitted jobs are done."""
@@ -182,12 +188,13 @@ class Stages:
 
     def abandon(self) -> None:
         """End every wait for room; called when the stages have ended."""
+        self._places.close()
         self._array_bytes.close()
 
     @property
     def waiting(self) -> int:
         """The number of maps that wait for room and are still held by their callers."""
-        return self._array_bytes.waiting
+        return max(0, self._array_bytes.waiting - self._reserving)
 
     def life(self) -> tuple[object, ...]:
         """Return a value that changes when a map leaves a stage, or when bytes move to the store.

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from time import monotonic
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 @dataclass(slots=True)
@@ -17,6 +22,39 @@ class Meter:
         """Add the seconds and maps of one piece of work."""
         self.busy_s += seconds
         self.maps += maps
+
+
+class Throughput:
+    """Measures the outcomes per second while maps are in flight; about the last 100 outcomes count."""
+
+    _KEPT = 0.99
+    _UNKNOWN_S, _LEAST_S, _MOST_S = 1.0, 0.1, 60.0
+
+    def __init__(self, clock: Callable[[], float] = monotonic) -> None:
+        self._clock = clock
+        self._since = clock()
+        self._seconds = self._outcomes = 0.0
+
+    def begin(self) -> None:
+        """Record that a map has entered an idle pipeline."""
+        self._since = self._clock()
+
+    def count(self) -> None:
+        """Record an outcome."""
+        now = self._clock()
+        self._seconds = self._seconds * self._KEPT + now - self._since
+        self._outcomes = self._outcomes * self._KEPT + 1.0
+        self._since = now
+
+    def wait_s(self, maps: int) -> float:
+        """Estimate the seconds until that many maps in flight are done: 0.1 to 60, and 1 if nothing was measured.
+
+        The estimate grows during an outage.
+        """
+        if not self._outcomes:
+            return self._UNKNOWN_S
+        seconds = maps * (self._seconds + self._clock() - self._since) / self._outcomes
+        return min(max(seconds, self._LEAST_S), self._MOST_S)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +92,7 @@ class Statistics:
         waiting: calls of ``put`` that wait for room. No queue counts their arrays.
         in_flight: maps that were accepted and have no outcome yet.
         abandoned: maps that had no outcome when the pipeline was closed; each may or may not be stored.
-        shed: maps that ``put_nowait`` refused because the pipeline was full.
+        shed: maps that ``put_nowait`` or ``reserve`` refused because the pipeline was full.
         transparent: uploaded maps whose overlay is fully transparent.
         faint: uploaded maps whose overlay is nearly invisible, but not fully transparent.
         retry_reason: why the last retry was necessary; empty if there was none.

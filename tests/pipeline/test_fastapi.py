@@ -103,4 +103,4 @@ async def test_a_burst_is_shed_with_503_and_what_is_answered_200_is_stored(app: 
         f"service/burst/{i:04}.png" for i, answer in enumerate(answers) if answer.status == 200
     }
     shed = [answer for answer in answers if answer.status == 503]
-    assert all(answer.headers[b"retry-after"] == b"1" and b"full" in answer.body for answer in shed)
+    assert all(1 <= int(answer.headers[b"retry-after"]) <= 61 and b"full" in answer.body for answer in shed)

@@ -302,7 +302,7 @@ async def test_a_map_cancelled_before_it_starts_releases_its_room(tmp_path: Path
         await asyncio.gather(*(pipeline.put_nowait(f"{i}", random_map(i)) for i in range(4)))
 
 
-async def test_an_unawaited_task_reports_no_error_to_the_loop(
+async def test_the_loop_reports_the_failed_map_of_an_unawaited_task(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     store = FailingStore({"bad.png"})
@@ -315,7 +315,10 @@ async def test_an_unawaited_task_reports_no_error_to_the_loop(
             pipeline.put_nowait(name, random_map(1))
     gc.collect()
     assert asyncio.all_tasks() == tasks
-    assert complaints == []
+    assert sorted(str(complaint["exception"]).partition(": ")[0] for complaint in complaints) == [
+        "../bad",
+        "bad",
+    ]
     assert set(store.objects) == {"good.png"}
     assert (pipeline.statistics().uploaded, pipeline.statistics().failed) == (1, 2)
 
