@@ -362,7 +362,7 @@ class Pipeline:
         try:
             yield room
         finally:
-            room.close()
+            room._close()
             left.set_result(None)
             self._rooms.discard(left)
 

@@ -102,7 +102,11 @@ def is_for_users_to_make(item: type) -> bool:
     """Whether the page shows the constructor: not of what calls return, nor of protocols."""
     if item in ERRORS.values():
         return "__init__" in vars(item)
-    is_returned = hasattr(item, "_fields") or hasattr(item, "__dataclass_fields__") or item is async_maps.Progress
+    is_returned = (
+        hasattr(item, "_fields")
+        or hasattr(item, "__dataclass_fields__")
+        or item in {async_maps.Progress, async_maps.Room}
+    )
     return not is_returned and not getattr(item, "_is_protocol", False)
 
 

@@ -48,7 +48,14 @@ class Reservation:
 
 
 class Room:
-    """Room for maps, taken before they are computed. Made by :meth:`Pipeline.reserve`; use it inside that block."""
+    """Room for maps, taken before they are computed.
+
+    :meth:`Pipeline.reserve` makes it. Use it inside that block.
+
+    Args:
+        reservation: the room.
+        put: puts a map with a part of the reservation.
+    """
 
     def __init__(self, reservation: Reservation, put: Callable[[str, Any, Reservation], Awaitable[Receipt]]) -> None:
         self._reservation: Reservation | None = reservation
@@ -89,7 +96,7 @@ class Room:
         del activation_map
         return await putting
 
-    def close(self) -> None:
+    def _close(self) -> None:
         """Give back what was not used."""
         reservation, self._reservation = self._reservation, None
         if reservation is not None:
