@@ -70,7 +70,7 @@ def folder(tmp_path: Path, s3: seaweed.S3Server, monkeypatch: pytest.MonkeyPatch
     """A working directory for a page: maps/, configs/, results.csv, a bucket, and a manifest of a first run."""
     if "my-bucket" in asyncio.run(buckets()):
         with Objects() as objects:
-            objects.delete([found.locator for found in objects.below("s3://my-bucket/")])
+            objects.delete([found.locator for found in objects.below("s3://my-bucket/")], "s3://my-bucket/")
     else:
         asyncio.run(seaweed.create_bucket(s3, "my-bucket"))
     monkeypatch.chdir(tmp_path)

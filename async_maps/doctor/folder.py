@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
-from uuid import uuid4
 
 from anyio import to_thread
 
@@ -15,6 +14,7 @@ from async_maps.doctor.finding import Finding
 from async_maps.doctor.pngs import overlay_sized_png, tiny_png
 from async_maps.errors import SettingsError, StoreError
 from async_maps.filesystems.locators import file_path
+from async_maps.filesystems.temporary import temporary_name
 from async_maps.stores import open_store
 from async_maps.stores.files import FileStore
 
@@ -59,7 +59,7 @@ def _try_out(folder: Path, settings: Settings) -> list[Finding]:
     existing = folder
     while not existing.exists():
         existing = existing.parent
-    path = existing / f".async-maps-doctor-{uuid4().hex}.png"
+    path = existing / f"{temporary_name()}.png"
     other = path.with_suffix(".tmp")
     overlay = overlay_sized_png()
     checks: dict[str, Callable[[], _Answer]] = {

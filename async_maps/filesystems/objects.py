@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from contextlib import contextmanager, suppress
@@ -12,9 +13,11 @@ from typing import TYPE_CHECKING, NamedTuple
 from isal import isal_zlib
 
 from async_maps.errors import ObjectError, SourceError, StoreError, translate_os_error
+from async_maps.filesystems.below import folder_below
 from async_maps.filesystems.endpoints import bucket_identity
 from async_maps.filesystems.filesystem import Filesystems, LocalFilesystem, is_remote
 from async_maps.filesystems.locators import file_path, parse_s3_address
+from async_maps.filesystems.temporary import PREFIX
 from async_maps.keys import printable
 
 if TYPE_CHECKING:
@@ -26,8 +29,6 @@ _MOST_BYTES = 2**40
 """More than the largest object of one PUT, 5 GiB."""
 _PIECE = 2**20
 _CLOCK_ERROR_S = 2.0
-_TEMPORARY = ".async-maps-"
-"""The prefix of this package's temporary files (:mod:`async_maps.filesystems.atomic`)."""
 
 
 class ObjectInfo(NamedTuple):
@@ -139,11 +140,17 @@ class Objects:
                 if not found.key.endswith("/"):
                     yield ObjectInfo(f"s3://{bucket}/{found.key}", found.size, found.etag or None, found.modified)
 
-    def find(self, locator: str) -> ObjectInfo | None:
-        """Return one object as :meth:`below` lists it, or None if it does not exist."""
+    def find(self, locator: str, within: str | None = None) -> ObjectInfo | None:
+        """Return one object as :meth:`below` lists it, or None if it does not exist.
+
+        A file outside the folder ``within`` that a link leads to does not exist.
+        """
         if (path := file_path(locator)) is not None:
             try:
                 status = os.stat(path)
+                root = os.path.realpath(file_path(within or "file:///") or "/")
+                if os.path.commonpath((root, os.path.realpath(os.path.dirname(path)))) != root:
+                    return None
             except (FileNotFoundError, NotADirectoryError):
                 return None
             except (OSError, ValueError) as error:
@@ -178,10 +185,11 @@ class Objects:
         etag_is_md5 = not found.encryption.startswith("aws:kms")
         return Content(found.data, found.content_type, etag_is_md5, found.modified)
 
-    def delete(self, locators: Sequence[str]) -> dict[str, str]:
+    def delete(self, locators: Sequence[str], within: str) -> dict[str, str]:
         """Delete up to 1,000 objects, with one request per bucket. The locators must be sorted.
 
-        An object that does not exist counts as deleted.
+        An object that does not exist counts as deleted. Of a folder ``within``, nothing outside it is deleted, also not
+        through a link.
 
         Returns:
             The objects that could not be deleted, with the reasons.
@@ -190,7 +198,9 @@ class Objects:
         for locator in locators:
             if (path := file_path(locator)) is not None:
                 try:
-                    os.unlink(path)
+                    *folders, name = _parts(path, within)
+                    with folder_below(file_path(within) or "", folders) as folder:
+                        os.unlink(name, dir_fd=folder)
                 except FileNotFoundError:
                     pass
                 except OSError as error:
@@ -207,6 +217,14 @@ class Objects:
         return kept
 
 
+def _parts(path: str, within: str) -> list[str]:
+    """Return the parts of a path below a folder, which is a ``file://`` locator."""
+    root = (file_path(within) or "").rstrip("/")
+    if not path.startswith(f"{root}/"):
+        raise OSError(errno.EXDEV, f"it is not below {printable(within)}")
+    return path[len(root) + 1 :].split("/")
+
+
 def _files_below(folder: str) -> Iterator[ObjectInfo]:
     waiting = [folder]
     while waiting:
@@ -220,7 +238,7 @@ def _files_below(folder: str) -> Iterator[ObjectInfo]:
                 # Links to folders are not followed: their files are in another folder.
                 if entry.is_dir(follow_symlinks=False):
                     waiting.append(entry.path)
-                elif entry.is_file() and not entry.name.startswith(_TEMPORARY):
+                elif entry.is_file() and not entry.name.startswith(PREFIX):
                     with suppress(FileNotFoundError):  # deleted meanwhile
                         status = entry.stat()
                         yield ObjectInfo(Path(entry.path).as_uri(), status.st_size, None, status.st_mtime)

@@ -55,7 +55,8 @@ def export_manifest(  # noqa: PLR0913  # one argument per option
             ``_from_parquet`` and ``_from_json(lines=True)``, with a column ``activation_map`` in place of ``locator``.
             ``fiftyone``: FiftyOne, with columns ``map_path`` and ``range`` in place of ``locator``.
         presign_hours: 1 to 168 adds a last column ``url``. Anyone can read the overlay at that URL for this number of
-            hours, or until the AWS credentials that signed it expire: keep it secret. None adds no column.
+            hours, or until the AWS credentials that signed it expire: keep it secret. So only the owner can read the
+            file. None adds no column.
 
     Returns:
         The number of rows written.
@@ -83,7 +84,7 @@ def export_manifest(  # noqa: PLR0913  # one argument per option
             table = [column.as_json() if column.kind == "text" else column for column in plain]
         written = count()
         try:
-            with replacing(target) as temporary:
+            with replacing(target, private=presign_hours is not None) as temporary:
                 write(temporary, table, (row for row, _ in zip(found, written, strict=False)))
         except OSError as error:
             raise ManifestError(f"cannot write {target}: {error.strerror or error}") from error

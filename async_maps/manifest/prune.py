@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 from async_maps.errors import SettingsError
+from async_maps.filesystems.endpoints import Identity
 from async_maps.filesystems.objects import Objects
 from async_maps.manifest.manifest import Select
 from async_maps.sources import place_of
@@ -136,12 +137,13 @@ class Ending:
 
     def _prune(self) -> Iterator[None]:
         report = self._report
+        folder = Identity.parse(self._manifest.destination() or "").folder
         with Objects(self._selection.settings.s3) as objects:
             for rows, locators in self._manifest.stale():
                 kept: dict[str, str] = {}
                 if self._selection.prune == "objects":
                     if not report.dry_run:
-                        kept = objects.delete(locators)
+                        kept = objects.delete(locators, folder)
                     report.deleted += len(locators) - len(kept)
                     if kept and not report.undeleted:
                         locator, reason = next(iter(kept.items()))

@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
-import time
 from contextlib import suppress
-from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING
-from uuid import uuid4
+from threading import Lock
 
 from anyio import CapacityLimiter, to_thread
 
 from async_maps.errors import ExistsError, ObjectError, StoreError, system_reason
+from async_maps.filesystems.below import folder_below
+from async_maps.filesystems.temporary import sweep, temporary_name
 from async_maps.keys import printable
-
-if TYPE_CHECKING:
-    from typing import BinaryIO
-
-_LEFT_OVER_S = 60.0
-"""A temporary file that is older than this, in seconds, was left by a killed process."""
 
 _LASTING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 """Errors that every further file would have: no space, no quota, a read-only disk, no open file or memory left."""
@@ -43,6 +36,8 @@ class FileStore:
         self.destination = self._folder.as_uri()
         self.identity = self.destination
         self._threads = CapacityLimiter(concurrency)
+        self._sweeping = Lock()
+        self._swept: set[str] = set()
 
     def locator(self, key: str) -> str:
         """Return the file's URL, ``file:///folder/key``, percent-encoded."""
@@ -59,6 +54,11 @@ class FileStore:
         except OSError as error:
             kind = StoreError if error.errno in _LASTING else ObjectError
             raise kind(f"cannot write {printable(str(self._folder / key))}: {system_reason(error)}") from error
+        except _ExistsHereError as error:
+            what, where = "the same file" if error.same else "another file", printable(str(self._folder / key))
+            raise ExistsError(
+                f"{what} already exists, and is not replaced: {where}", same=error.same, etag=None
+            ) from None
 
     def _check(self) -> None:
         existing = self._folder
@@ -71,9 +71,16 @@ class FileStore:
             raise StoreError(f"cannot write to {self._folder}: no permission for {existing}")
 
     def _write(self, key: str, data: bytes) -> None:
-        path = self._folder / key
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary, file = _create_beside(path)
+        *folders, name = key.split("/")
+        with folder_below(str(self._folder), folders, create=True) as folder:
+            self._sweep("/".join(folders))
+            self._write_in(folder, name, data)
+
+    def _write_in(self, folder: int, name: str, data: bytes) -> None:
+        temporary = temporary_name()
+        # Not by tempfile, whose files only the owner can read: the umask must decide who can read overlays.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        file = open(os.open(temporary, flags, 0o666, dir_fd=folder), "wb")  # noqa: SIM115  # closed before the rename
         try:
             with file:
                 file.write(data)
@@ -81,41 +88,43 @@ class FileStore:
                     file.flush()
                     os.fsync(file.fileno())
             if self._replace:
-                os.replace(temporary, path)
+                os.replace(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
             else:
-                os.link(temporary, path)
-                temporary.unlink()
+                os.link(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
+                os.unlink(temporary, dir_fd=folder)
         except FileExistsError:
-            temporary.unlink()
-            same = path.read_bytes() == data
-            what = "the same file" if same else "another file"
-            raise ExistsError(
-                f"{what} already exists, and is not replaced: {printable(str(path))}", same=same, etag=None
-            ) from None
+            os.unlink(temporary, dir_fd=folder)
+            raise _exists(folder, name, data) from None
         except BaseException:
-            temporary.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):
+                os.unlink(temporary, dir_fd=folder)
             raise
         if self._fsync:
-            folder = os.open(path.parent, os.O_RDONLY)
+            readable = os.open(".", os.O_RDONLY, dir_fd=folder)
             try:
-                os.fsync(folder)
+                os.fsync(readable)
             finally:
-                os.close(folder)
+                os.close(readable)
+
+    def _sweep(self, folder: str) -> None:
+        """Delete what dead processes have left in a folder, before the first file is written there."""
+        with self._sweeping:
+            is_first = folder not in self._swept
+            self._swept.add(folder)
+        if is_first:
+            sweep(str(self._folder / folder))
 
 
-def _create_beside(path: Path) -> tuple[Path, BinaryIO]:
-    """Create a hidden temporary file in the same folder, whose name depends on the name of the final file.
+def _exists(folder: int, name: str, data: bytes) -> _ExistsHereError:
+    """Return the error for a file that exists already; a link is another file."""
+    try:
+        with open(os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder), "rb") as file:
+            return _ExistsHereError(same=file.read(len(data) + 1) == data)
+    except OSError:
+        return _ExistsHereError(same=False)
 
-    So a file that a killed process left is found and deleted when its map is processed again. A young file may belong
-    to another process that is writing the same object; then the name is random.
-    """
-    digest = blake2b(os.fsencode(path.name), digest_size=12).hexdigest()
-    temporary = path.parent / f".async-maps-{digest}"
-    # Not by tempfile, whose files only the owner can read: the umask must decide who can read overlays.
-    with suppress(FileExistsError):
-        return temporary, open(temporary, "xb")
-    with suppress(FileNotFoundError):
-        if time.time() - temporary.stat().st_mtime > _LEFT_OVER_S:
-            temporary.unlink()
-    temporary = path.parent / f".async-maps-{uuid4().hex}"
-    return temporary, open(temporary, "xb")
+
+class _ExistsHereError(Exception):
+    def __init__(self, *, same: bool) -> None:
+        super().__init__()
+        self.same = same

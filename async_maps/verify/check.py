@@ -153,7 +153,8 @@ class Check(Reading):
         await self._expect(rows_in(path, self._relocation))
         verification.folders = [folder]
         await self._list(folder)
-        await self._look_for(lambda locator: locator.startswith("file://") or not locator.startswith(folder))
+        within = folder if folder.startswith("file://") else None
+        await self._look_for(lambda locator: locator.startswith("file://") or not locator.startswith(folder), within)
         await self._compare()
 
     async def _table(self, path: str) -> None:
@@ -216,14 +217,14 @@ class Check(Reading):
                         return False
         return True
 
-    async def _look_for(self, wanted: Callable[[str], bool]) -> None:
+    async def _look_for(self, wanted: Callable[[str], bool], within: str | None = None) -> None:
         """Look up, one by one, the wanted objects that were not listed."""
         self._verification.doing = "looking up objects that were not listed"
 
         def look(locators: Sequence[str]) -> None:
             for locator in locators:
                 try:
-                    found = self._objects.find(locator)
+                    found = self._objects.find(locator, within)
                 except ObjectError as error:
                     self._comparison.note([Difference("unreadable", locator, "", "an object", str(error))])
                 else:

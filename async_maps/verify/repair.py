@@ -119,7 +119,7 @@ class _Repair:
                 verification.doing = "marking broken overlays"
                 await to_thread.run_sync(_mark, opened, before)
                 if delete_foreign:
-                    await self._delete_foreign(before, objects)
+                    await self._delete_foreign(before, objects, Identity.parse(opened.destination() or "").folder)
                 broken, runs = await to_thread.run_sync(lambda: (opened.broken(), opened.runs()))
                 destination = Identity.parse(opened.destination() or "").destination
             finally:
@@ -145,7 +145,7 @@ class _Repair:
         if relocation := relocated_by_environment(manifest, objects, self._settings, self.destination):
             manifest.relocate(relocation)
 
-    async def _delete_foreign(self, comparison: Comparison, objects: Objects) -> None:
+    async def _delete_foreign(self, comparison: Comparison, objects: Objects, folder: str) -> None:
         verification = self.verification
         foreign = verification.differences.get("foreign", 0)
         if foreign and not verification.right:
@@ -159,7 +159,7 @@ class _Repair:
 
         def delete() -> int:
             locators = [difference.locator for difference in islice(named, _BATCH_ROWS)]
-            kept = objects.delete(locators)
+            kept = objects.delete(locators, folder)
             listed = islice(kept.items(), max(0, _MAX_ADVICE - len(verification.advice)))
             verification.advice.extend(f"not deleted: {locator}: {reason}" for locator, reason in listed)
             verification.deleted += len(locators) - len(kept)

@@ -13,7 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from async_maps.errors import ObjectError, SettingsError, StoreError
+from async_maps.errors import ExistsError, ObjectError, SettingsError, StoreError
+from async_maps.filesystems.atomic import replacing
+from async_maps.filesystems.objects import Objects
+from async_maps.filesystems.temporary import PREFIX, sweep, temporary_name
 from async_maps.settings import Settings
 from async_maps.stores import open_store
 from async_maps.stores.files import FileStore
@@ -169,7 +172,7 @@ async def test_a_full_or_read_only_disk_is_a_store_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     # A really full disk would need privileges.
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(os, "replace", refuse)
@@ -231,17 +234,108 @@ def test_only_the_store_that_is_used_is_imported(tmp_path: Path) -> None:
     assert answer.stdout.strip() == "[]"
 
 
-def test_an_old_partial_file_is_deleted_by_the_next_put(tmp_path: Path) -> None:
+PARTIAL = (
+    "import os, sys, time; from async_maps.stores.files import FileStore; "
+    "os.replace = lambda *_, **__: {end}; FileStore(sys.argv[1])._write('c/a.png', b'half')"
+)
+
+
+@pytest.mark.parametrize("suspended", [False, True])
+def test_what_a_dead_process_has_left_is_deleted_by_the_next_put(tmp_path: Path, suspended: bool) -> None:
+    program = PARTIAL.format(end="(print(flush=True), time.sleep(600))")
+    with subprocess.Popen([sys.executable, "-c", program, tmp_path], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        if suspended:
+            os.kill(process.pid, signal.SIGSTOP)
+        folder = tmp_path / "c"
+        (left,) = folder.iterdir()
+        os.utime(left, (1, 1))
+        # The process still runs: its file stays, however old.
+        asyncio.run(FileStore(tmp_path).put("c/a.png", b"pixels"))
+        assert set(folder.iterdir()) == {left, folder / "a.png"}
+        process.kill()
+    asyncio.run(FileStore(tmp_path).put("c/b.png", b"pixels"))
+    assert {path.name for path in folder.iterdir()} == {"a.png", "b.png"}
+
+
+def test_a_reused_process_id_does_not_keep_a_left_over_file(tmp_path: Path) -> None:
+    machine, process, started, number = temporary_name().removeprefix(PREFIX).split("-")
+    left = tmp_path / f"{PREFIX}{machine}-{process}-{int(started) - 1}-{number}"
+    ours = tmp_path / temporary_name()
+    for path in (left, ours):
+        path.touch()
+    sweep(str(tmp_path))
+    assert list(tmp_path.iterdir()) == [ours]
+
+
+def test_a_file_of_another_machine_is_deleted_when_it_is_old(tmp_path: Path) -> None:
+    young, old = (tmp_path / f"{PREFIX}00000000-1-{n}-0" for n in range(2))
+    foreign = [tmp_path / f"{PREFIX}demo", tmp_path / f"{PREFIX}00000000-1-1-x"]
+    for path in (young, old, *foreign):
+        path.touch()
+    for path in (old, *foreign):
+        os.utime(path, (1, 1))
+    sweep(str(tmp_path))
+    assert set(tmp_path.iterdir()) == {young, *foreign}
+
+
+def test_an_export_deletes_what_a_killed_one_has_left(tmp_path: Path) -> None:
     program = (
-        "import os, sys; from async_maps.stores.files import FileStore; os.replace = lambda *_: os._exit(9); "
-        "FileStore(sys.argv[1])._write('a.png', b'half')"
+        "import os, sys; from pathlib import Path; from async_maps.filesystems.atomic import replacing\n"
+        "with replacing(Path(sys.argv[1])) as path: path.write_text('half'); os._exit(9)"
     )
-    assert subprocess.run([sys.executable, "-c", program, tmp_path], check=False).returncode == 9
-    (left,) = tmp_path.iterdir()
-    store = FileStore(tmp_path)
-    asyncio.run(store.put("a.png", b"pixels"))
-    # A recent file may belong to a running process.
-    assert set(tmp_path.iterdir()) == {left, tmp_path / "a.png"}
-    os.utime(left, (1, 1))
-    asyncio.run(store.put("a.png", b"pixels"))
-    assert {path.name for path in tmp_path.iterdir()} == {"a.png"}
+    target = tmp_path / "a.csv"
+    assert subprocess.run([sys.executable, "-c", program, target], check=False).returncode == 9
+    assert len(list(tmp_path.iterdir())) == 1
+    with replacing(target) as path:
+        path.write_text("whole")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.csv"]
+
+
+# Links --------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_link_below_the_destination_is_not_followed(tmp_path: Path) -> None:
+    outside, root = tmp_path / "outside", tmp_path / "root"
+    (outside / "deep").mkdir(parents=True)
+    root.mkdir()
+    (root / "link").symlink_to(outside)
+    (root / "a.png").symlink_to(outside / "mine.txt")
+    (outside / "mine.txt").write_text("mine")
+    store = FileStore(root)
+    for key in ("link/x.png", "link/deep/x.png", "link/new/x.png"):
+        with pytest.raises(ObjectError, match="'link' is a symbolic link, and links in a destination are not followed"):
+            await store.put(key, b"pixels")
+    await store.put("a.png", b"pixels")
+    assert [path.name for path in sorted(outside.rglob("*"))] == ["deep", "mine.txt"]
+    assert (outside / "mine.txt").read_text() == "mine"
+    # The destination itself may be a link: its owner has named it.
+    (tmp_path / "named").symlink_to(root)
+    await FileStore(tmp_path / "named").put("b.png", b"pixels")
+    assert (root / "b.png").read_bytes() == b"pixels"
+
+
+async def test_an_existing_link_is_another_file_in_a_create_only_run(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_bytes(b"pixels")
+    (tmp_path / "a.png").symlink_to("mine.txt")
+    with pytest.raises(ExistsError) as refusal:
+        await FileStore(tmp_path, replace=False).put("a.png", b"pixels")
+    assert not refusal.value.same
+
+
+def test_nothing_outside_a_destination_is_found_or_deleted(tmp_path: Path) -> None:
+    outside, root = tmp_path / "outside", tmp_path / "root"
+    for folder in (outside, root):
+        folder.mkdir()
+        (folder / "a.png").write_bytes(b"pixels")
+    (root / "link").symlink_to(outside)
+    within = f"{root.as_uri()}/"
+    locators = [f"{within}a.png", f"{within}link/a.png", f"{within}../outside/a.png", f"{outside.as_uri()}/a.png"]
+    with Objects() as objects:
+        assert [found.locator for found in objects.below(within)] == locators[:1]
+        assert [objects.find(locator, within) is not None for locator in locators] == [True, False, False, False]
+        kept = objects.delete(locators, within)
+    assert list(kept) == locators[1:]
+    assert (outside / "a.png").exists()
+    assert not (root / "a.png").exists()
