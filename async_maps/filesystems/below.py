@@ -25,19 +25,40 @@ def folder_below(root: str, parts: Sequence[str], *, create: bool = False) -> It
         create: whether to create folders that do not exist.
 
     Raises:
-        OSError: a folder cannot be opened, or a part is a symbolic link.
+        OSError: a folder cannot be opened, or a part is a symbolic link that leads out of the root.
     """
     if create and not os.path.isdir(root):
         os.makedirs(root, exist_ok=True)
+    try:
+        descriptor = _opened(root, parts, create=create)
+    except _LinkError as error:
+        # A link to a folder below the root: take the folder's own path.
+        top, real = os.path.realpath(root), os.path.realpath(os.path.join(root, *parts))
+        if os.path.commonpath((top, real)) != top:
+            reason = f"the folder {error} is a symbolic link, and links out of a destination are not followed"
+            raise OSError(errno.ELOOP, reason) from None
+        descriptor = _opened(top, os.path.relpath(real, top).split("/"), create=create)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+class _LinkError(OSError):
+    """A part is a symbolic link."""
+
+
+def _opened(root: str, parts: Sequence[str], *, create: bool) -> int:
     descriptor = os.open(root, _FLAGS)
     try:
         for part in parts:
             below = _open(part, descriptor, create=create)
             os.close(descriptor)
             descriptor = below
-        yield descriptor
-    finally:
+    except BaseException:
         os.close(descriptor)
+        raise
+    return descriptor
 
 
 def _open(part: str, folder: int, *, create: bool) -> int:
@@ -55,6 +76,5 @@ def _open(part: str, folder: int, *, create: bool) -> int:
     except OSError:
         with suppress(FileNotFoundError):
             if stat.S_ISLNK(os.lstat(part, dir_fd=folder).st_mode):
-                reason = f"the folder {part!r} is a symbolic link, and links in a destination are not followed"
-                raise OSError(errno.ELOOP, reason) from None
+                raise _LinkError(repr(part)) from None
         raise

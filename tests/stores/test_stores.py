@@ -305,11 +305,16 @@ async def test_a_link_below_the_destination_is_not_followed(tmp_path: Path) -> N
     (outside / "mine.txt").write_text("mine")
     store = FileStore(root)
     for key in ("link/x.png", "link/deep/x.png", "link/new/x.png"):
-        with pytest.raises(ObjectError, match="'link' is a symbolic link, and links in a destination are not followed"):
+        with pytest.raises(ObjectError, match="'link' is a symbolic link, and links out of a destination are not"):
             await store.put(key, b"pixels")
     await store.put("a.png", b"pixels")
     assert [path.name for path in sorted(outside.rglob("*"))] == ["deep", "mine.txt"]
     assert (outside / "mine.txt").read_text() == "mine"
+    # A link that stays inside is followed.
+    (root / "a").mkdir()
+    (root / "inner").symlink_to("a")
+    await store.put("inner/b/x.png", b"pixels")
+    assert (root / "a/b/x.png").read_bytes() == b"pixels"
     # The destination itself may be a link: its owner has named it.
     (tmp_path / "named").symlink_to(root)
     await FileStore(tmp_path / "named").put("b.png", b"pixels")

@@ -60,7 +60,7 @@ async def test_foreign_objects_that_cannot_be_deleted_are_named(
     await to_thread.run_sync(upload_overlays, maps, tmp_path / "out", manifest)
     (tmp_path / "out/g.png").touch()
 
-    def refused(path: str) -> None:
+    def refused(path: str, **_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("async_maps.filesystems.objects.os.unlink", refused)

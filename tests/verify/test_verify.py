@@ -42,9 +42,7 @@ SETTINGS = am.Settings(workers=0)
 async def test_differences_in_a_folder_are_found(tmp_path: Path, maps: Path, manifest: Path) -> None:
     out = tmp_path / "out put"
     await to_thread.run_sync(upload_overlays, maps, out, out.parent / "m.sqlite")
-    # A linked folder, and other files beside the overlays.
-    (out / "a").rename(tmp_path / "elsewhere")
-    (out / "a").symlink_to(tmp_path / "elsewhere")
+    # Other files beside the overlays.
     (out / "x.zarr/c").mkdir(parents=True)
     for name in (".async-maps-0123", "m.sqlite", "locators.csv", "photo.jpg", "x.zarr/c/0.0"):
         (out / name).touch()
@@ -65,6 +63,16 @@ async def test_differences_in_a_folder_are_found(tmp_path: Path, maps: Path, man
     digest = next(difference for difference in deep.first if difference.kind == "digest")
     assert digest.expected.startswith("CRC32 ")
     assert digest.expected != digest.found
+
+
+async def test_overlays_behind_a_link_out_of_the_destination_are_missing(
+    tmp_path: Path, maps: Path, manifest: Path
+) -> None:
+    out = tmp_path / "out"
+    await to_thread.run_sync(upload_overlays, maps, out, manifest)
+    (out / "a").rename(tmp_path / "elsewhere")
+    (out / "a").symlink_to(tmp_path / "elsewhere")
+    assert set(found(await am.averify_locators(manifest, settings=SETTINGS))) == {"missing"}
 
 
 async def test_files_of_a_folder_that_cannot_be_listed_are_checked_singly(
