@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
+import os
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import count, islice
@@ -13,8 +15,9 @@ from typing import TYPE_CHECKING
 from async_maps.errors import InputValidationError, ManifestError, SettingsError, require_extra
 from async_maps.filesystems.atomic import replacing
 from async_maps.filesystems.filesystem import is_remote
-from async_maps.filesystems.locators import bitmap_mask_fields
+from async_maps.filesystems.locators import bitmap_mask_fields, file_path
 from async_maps.filesystems.outputs import check_output, files_of_run
+from async_maps.keys import printable
 from async_maps.manifest.columns import EXPORTED, Column, export_columns, of_overlay
 from async_maps.manifest.manifest import Manifest
 
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
 
     Rows = Iterator[Row]
     Writer = Callable[[Path, Sequence[Column], Rows], None]
+
+_logger = logging.getLogger("async_maps")
 
 _BATCH = 10_000
 _MAX_HEADER_BYTES = 2**20
@@ -124,6 +129,7 @@ def _exporting(
         raise SettingsError("presign: failed maps have no overlays to sign URLs for")
     with ExitStack() as stack:
         opened = stack.enter_context(Manifest(manifest, read_only=True))
+        _notice_moved_folder(opened)
         if export_format == "kolena":
             _refuse_unreadable(opened)
         if export_format == "fiftyone":
@@ -132,6 +138,15 @@ def _exporting(
             _refuse_outside_s3(opened)
             table.append(_url_column(stack, presign_hours, opened.destination()))
         yield table, opened.failures() if rows == "failed" else opened.rows(failed=rows == "all")
+
+
+def _notice_moved_folder(manifest: Manifest) -> None:
+    folder = file_path(manifest.destination() or "")
+    if folder is not None and not os.path.lexists(folder) and manifest.sample(1):
+        _logger.warning(
+            "%s does not exist, so no locator leads to a file. If it was moved, run into the new folder with %s, which "
+            "updates the locators, and export again", printable(folder), manifest.path,
+        )  # fmt: skip
 
 
 def _refuse_unreadable(manifest: Manifest) -> None:

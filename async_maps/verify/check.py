@@ -29,7 +29,7 @@ from async_maps.manifest.manifest import Manifest
 from async_maps.settings import Settings, given_or_default
 from async_maps.tables import is_table
 from async_maps.verify.comparison import REPAIRABLE, Comparison, Difference, Expected
-from async_maps.verify.meanwhile import Window, settle
+from async_maps.verify.meanwhile import SLACK_S, Window, settle
 from async_maps.verify.reading import Reading
 from async_maps.verify.rows import destination_in, open_rows, rows_in
 from async_maps.verify.tables import locators_in
@@ -255,6 +255,12 @@ class Check(Reading):
         settle(self._comparison, Window.of(began_at, offset_s, holder))
         verification.running = None if holder is None else holder.text
         verification.unsettled = self._comparison.unsettled()
+        if holder is None and (replaced := self._comparison.replaced(SLACK_S + offset_s)):
+            objects = "1 object was" if replaced == 1 else f"{replaced:,} objects were"
+            verification.advice.append(
+                f"{objects} replaced after the manifest recorded them. If another run writes there, give each "
+                "manifest a prefix of its own"
+            )
 
     def _relocated(self, path: str | PathLike[str], destination: str | None) -> Relocation | None:
         with Manifest(path, read_only=True) as opened:

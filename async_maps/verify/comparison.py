@@ -85,6 +85,10 @@ SELECT count(DISTINCT locator) FROM expected
 WHERE NOT EXISTS (SELECT 1 FROM differences WHERE differences.locator = expected.locator)
 AND NOT EXISTS (SELECT 1 FROM unsettled WHERE unsettled.locator = expected.locator)
 """
+_REPLACED = """
+SELECT count(DISTINCT locator) FROM differences JOIN found USING (locator) JOIN expected USING (locator)
+WHERE kind IN ('size', 'etag', 'digest') AND modified > strftime('%s', written_at) + ?
+"""
 _LOCATORS = """
 SELECT count(*) FROM (SELECT locator FROM expected UNION SELECT locator FROM differences WHERE kind = 'unknown')
 """
@@ -204,6 +208,10 @@ class Comparison(Spill):
                 (after, until),
             )
             database.execute("DELETE FROM differences WHERE locator IN (SELECT locator FROM unsettled)")
+
+    def replaced(self, after_s: float) -> int:
+        """Return the number of objects that differ and were changed this time or more after their rows."""
+        return int(self._one(_REPLACED, after_s))
 
     def unsettled(self) -> int:
         """Return the number of objects that are not judged."""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from async_maps.manifest.lock import Holder
     from async_maps.verify.comparison import Comparison
 
-_SLACK_S = 60.0
+SLACK_S = 60.0
 """The clocks of the run's machine and of this one may differ by this time, and a run may take it to write a row."""
 _ROUNDING_S = 2.0
 """A clock's offset is known with this error, because the store tells its time in whole seconds."""
@@ -44,11 +44,11 @@ class Window(NamedTuple):
             holder: the run that writes the manifest, if there is one.
         """
         began_at += offset_s + (_ROUNDING_S if offset_s else 0)
-        until = time.time() + offset_s + _SLACK_S
+        until = time.time() + offset_s + SLACK_S
         if holder is None:
             return cls(began_at, began_at, until)
-        rows = began_at - _SLACK_S
-        return cls(rows, min(rows, _seconds(holder.claims_since) + offset_s - _SLACK_S), until)
+        rows = began_at - SLACK_S
+        return cls(rows, min(rows, _seconds(holder.claims_since) + offset_s - SLACK_S), until)
 
 
 def settle(comparison: Comparison, window: Window) -> None:

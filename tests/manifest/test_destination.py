@@ -103,6 +103,17 @@ def test_locators_of_a_moved_folder_keep_their_claims(maps: Path, manifest: Path
         assert "is the overlay of another map, 'a'" in report.failures[0].reason
 
 
+def test_an_export_of_a_folder_that_is_gone_is_noticed(
+    out: Path, manifest: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert am.export_manifest(manifest, tmp_path / "a.csv") == 8
+    assert caplog.text == ""
+    out.rename(tmp_path / "moved")
+    assert am.export_manifest(manifest, tmp_path / "a.csv") == 8
+    (record,) = caplog.records
+    assert record.getMessage().startswith(f"{out} does not exist, so no locator leads to a file. If it was moved, run")
+
+
 @pytest.mark.parametrize("damage", ["missing", "shorter", "other bytes"])
 def test_a_moved_folder_with_other_files_is_refused(
     damage: str, out: Path, maps: Path, manifest: Path, tmp_path: Path

@@ -172,8 +172,12 @@ async def test_files_that_another_manifest_replaced_are_found_by_their_bytes(
     other = tmp_path / "other.sqlite"
     await to_thread.run_sync(lambda: upload_overlays(maps, out, other, colormap="viridis"))
     assert {path.name: path.stat().st_size for path in out.rglob("*.png")} == first
+    with closing(sqlite3.connect(manifest)) as database:
+        database.execute("UPDATE maps SET time = '2026-01-02T12:00:00.250+00:00'")
+        database.commit()
     verification = await am.averify_locators(manifest, settings=SETTINGS)
     assert (verification.differences, verification.right) == ({"digest": 8}, 0)
+    assert verification.advice[0].startswith("8 objects were replaced after the manifest recorded them. If another run")
     assert (await am.averify_locators(other, settings=SETTINGS)).is_clean
     # A table has the CRC32, too.
     am.export_manifest(manifest, tmp_path / "table.csv")
