@@ -21,8 +21,11 @@ BENCHES = {
     "service": "callers of Pipeline.put: throughput, latency, stalls of the event loop",
     "start": "from launch to the help and to the first PUT",
 }
-PICTURE = "colors"
-"""Draws the picture of the README and measures nothing."""
+OTHERS = {
+    "colors": "draws the README's picture into a file",
+    "soak": "changes, kills and restarts for minutes or days, and compares maps, manifest and bucket",
+}
+"""These measure nothing and are not part of all."""
 
 
 def run_all(*, quick: bool) -> None:
@@ -51,14 +54,15 @@ def main() -> None:
         prog="python -m bench",
         description="Run one benchmark, or all of them without a name. The results are written to bench/results/.",
         epilog="\n".join([*(f"  {name:9}{what}" for name, what in BENCHES.items()),
-                          f"  {PICTURE:9}draws the README's picture into a file; not part of all"]),
+                          "measure nothing, and are not part of all:",
+                          *(f"  {name:9}{what}" for name, what in OTHERS.items())]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("name", nargs="?", choices=[*BENCHES, PICTURE], metavar="NAME", help="one of the names below")
+    parser.add_argument("name", nargs="?", choices=[*BENCHES, *OTHERS], metavar="NAME", help="one of the names below")
     parser.add_argument(
         "--quick", action="store_true", help="a short run to see that it works; do not quote its figures"
     )
-    if sys.argv[1:2] and sys.argv[1] in {*BENCHES, PICTURE}:
+    if sys.argv[1:2] and sys.argv[1] in {*BENCHES, *OTHERS}:
         # Each benchmark parses its own options.
         import_module(f"bench.{sys.argv[1]}").main(sys.argv[2:])
     else:

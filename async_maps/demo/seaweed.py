@@ -58,6 +58,8 @@ class S3Server:
     access_key: str
     secret_key: str = field(repr=False)
     pid: int
+    ports: tuple[int, ...] = ()
+    """The port of each service; empty for a server that this module did not launch."""
 
     def environment(self) -> dict[str, str]:
         """Return the environment variables that configure AWS clients for this server."""
@@ -77,13 +79,14 @@ def is_installed() -> bool:
 
 
 @contextmanager
-def serve(folder: Path, *, start_timeout_s: float = 30.0) -> Iterator[S3Server]:
+def serve(folder: Path, *, like: S3Server | None = None, start_timeout_s: float = 30.0) -> Iterator[S3Server]:
     """Run an S3 server on loopback during the ``with`` block; the start blocks for about a second.
 
     Ctrl-C in the terminal does not reach the server. It is killed at the end, because its data is temporary.
 
     Args:
         folder: the folder for the server's data and log, created if missing; the caller deletes it.
+        like: a server that has ended, whose address and credentials the new one takes; None for new ones.
         start_timeout_s: the maximum seconds until the server answers a signed request.
 
     Yields:
@@ -103,7 +106,7 @@ def serve(folder: Path, *, start_timeout_s: float = 30.0) -> Iterator[S3Server]:
     # Another process can take a port after the probe; then the server dies, and is started with other ports.
     fate = "died at its start"
     for _ in range(_ATTEMPTS):
-        with _launched(weed, folder) as (process, server):
+        with _launched(weed, folder, like) as (process, server):
             while process.poll() is None and time.monotonic() < deadline:
                 if _accepts(server):
                     yield server
@@ -155,10 +158,11 @@ def _find_weed() -> Path | None:
 
 
 @contextmanager
-def _launched(weed: Path, folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], S3Server]]:
+def _launched(weed: Path, folder: Path, like: S3Server | None) -> Iterator[tuple[subprocess.Popen[bytes], S3Server]]:
     """Launch a server, which may not be ready yet; at the end, kill it and delete its sockets."""
-    ports = dict(zip(_SERVICES, _free_ports(len(_SERVICES)), strict=True))
-    access_key, secret_key = secrets.token_hex(10), secrets.token_hex(20)
+    ports = dict(zip(_SERVICES, like.ports if like else _free_ports(len(_SERVICES)), strict=True))
+    access_key = like.access_key if like else secrets.token_hex(10)
+    secret_key = like.secret_key if like else secrets.token_hex(20)
     flags = [
         *(f"-{service}.port={port}" for service, port in ports.items()),
         *(f"-dir={folder.resolve()}", f"-ip={_HOST}", f"-ip.bind={_HOST}"),
@@ -187,7 +191,8 @@ def _launched(weed: Path, folder: Path) -> Iterator[tuple[subprocess.Popen[bytes
         start_new_session=True,
     )
     try:
-        yield process, S3Server(f"http://{_HOST}:{ports['s3']}", access_key, secret_key, process.pid)
+        address = f"http://{_HOST}:{ports['s3']}"
+        yield process, S3Server(address, access_key, secret_key, process.pid, tuple(ports.values()))
     finally:
         process.kill()
         # Send a byte, because a child that this program forked meanwhile may keep the pipe open.

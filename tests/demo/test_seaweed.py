@@ -69,6 +69,18 @@ async def test_a_bucket_exists_only_after_its_creation(server: S3Server) -> None
         await create_bucket(server, "not-created")
 
 
+async def test_a_restarted_server_has_the_address_the_credentials_and_the_objects(tmp_path: Path) -> None:
+    with serve(tmp_path) as before:
+        await create_bucket(before, "kept")
+        async with _client(before) as client:
+            await client.put_object(Bucket="kept", Key="key", Body=b"pixels")
+    with serve(tmp_path, like=before) as after:
+        assert replace(after, pid=before.pid) == before
+        async with _client(after) as client:
+            answer = await client.get_object(Bucket="kept", Key="key")
+            assert await answer["Body"].read() == b"pixels"
+
+
 @pytest.mark.parametrize("field", ["access_key", "secret_key"])
 async def test_wrong_credentials_are_refused(server: S3Server, field: str) -> None:
     wrong: dict[str, Any] = {field: "0" * 40}
