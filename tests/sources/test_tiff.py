@@ -66,12 +66,16 @@ def test_pages_of_one_size_are_a_stack(maps: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("page", range(5))
-@pytest.mark.parametrize("tag", [256, 257, 273, 279])
-def test_a_size_or_an_offset_that_is_no_integer_is_refused(maps: Path, page: int, tag: int) -> None:
+@pytest.mark.parametrize(
+    ("tag", "field"), [(256, (1, 1)), (256, (4, 0)), (257, (11, 1)), (273, (11, 1)), (279, (5, 1))]
+)
+def test_a_size_or_an_offset_that_is_no_integer_is_refused(
+    maps: Path, page: int, tag: int, field: tuple[int, int]
+) -> None:
     content = bytearray(_tiff(*STACK))
     with tifffile.TiffFile(io.BytesIO(content)) as file:
         offset = file.pages[page].aspage().tags[tag].offset
-    struct.pack_into("<H", content, offset + 2, 11)
+    struct.pack_into("<HI", content, offset + 2, *field)
     (maps / "a.tif").write_bytes(content)
     assert f"of page {page} is not an integer" in only_failure(maps).reason
 

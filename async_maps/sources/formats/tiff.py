@@ -45,13 +45,11 @@ _CODECS = {
 _GRAY = {0, 1}
 _PALETTE = 3
 _REDUCED, _MASK = 0b001, 0b100
-_INTEGERS = {1, 3, 4, 13, 16, 18}
-"""The data types of unsigned integers (TIFF 6.0, "IFD Entry", and BigTIFF)."""
-_INTEGER_TAGS = {
-    254, 255, 256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 317, 322, 323, 324, 325, 339, 513, 514, 32997,
-    32998,
-}  # fmt: skip
-"""The tags that give sizes, offsets and layout; tifffile takes a size of any type."""
+_INTEGERS = {3, 4, 13, 16, 18}
+"""The data types of sizes and offsets (TIFF 6.0, "IFD Entry", and BigTIFF)."""
+_LISTS = {258, 273, 279, 324, 325, 339}
+_NUMBERS = {254, 255, 256, 257, 259, 262, 266, 277, 278, 284, 317, 322, 323, 513, 514, 32997, 32998}
+"""The tags that give the layout, with any number of integers or with one; tifffile takes values of any type."""
 _MAX_METADATA = 8 * 2**20
 """In bytes, of a page."""
 _READ_BYTES = 2**20
@@ -179,7 +177,8 @@ class TiffReader:
             self._metered.seek(offset)
             page = tifffile.TiffPage(self._tiff, index)
             for tag in page.tags:
-                if tag.code in _INTEGER_TAGS and tag.dtype not in _INTEGERS:
+                is_layout = tag.code in _NUMBERS or tag.code in _LISTS
+                if is_layout and (tag.dtype not in _INTEGERS or (tag.code in _NUMBERS and tag.count != 1)):
                     raise SourceError(f"{_DAMAGED}: {tag.name} of page {index} is not an integer")
         return page
 
