@@ -122,7 +122,7 @@ class KilledJob:
     "goal",
     [
         pytest.param(25, marks=pytest.mark.slow),
-        pytest.param(100, marks=[pytest.mark.long, pytest.mark.timeout(1_200)]),
+        pytest.param(100, marks=[pytest.mark.long, pytest.mark.timeout(3_600)]),
     ],
 )
 def test_a_job_killed_at_any_moment_can_be_completed(goal: int, bucket: str, maps: Path, tmp_path: Path) -> None:
