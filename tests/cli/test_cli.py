@@ -102,7 +102,7 @@ def test_flags_override_the_environment_and_that_the_file(
     original = run_command._Job.__init__
 
     def noted(self: Any, *arguments: Any) -> None:
-        seen.append(arguments[-1])
+        seen.extend(argument for argument in arguments if isinstance(argument, am.Settings))
         original(self, *arguments)
 
     monkeypatch.setattr(run_command._Job, "__init__", noted)
