@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 Prune: TypeAlias = Literal["rows", "objects"]
 """What a run forgets of the maps that are no longer in the source: their rows, or their rows and overlays."""
+
+_logger = logging.getLogger("async_maps")
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +120,7 @@ class Ending:
                 left = manifest.stale_failed()
                 self._report.not_found = sum(wants(row.name, self._path(row)) for row in left)
             if selection.prune:
-                self._report.warnings.append(
+                self._warn(
                     f"nothing was pruned, because {coverage.first_unread} could not be read: correct the reason, and "
                     "run again"
                 )
@@ -133,7 +136,7 @@ class Ending:
         if refusal and not self._report.dry_run:
             raise SettingsError(refusal)
         if refusal:
-            self._report.warnings.append(refusal)
+            self._warn(refusal)
 
     def _prune(self) -> Iterator[None]:
         report = self._report
@@ -147,13 +150,17 @@ class Ending:
                     report.deleted += len(locators) - len(kept)
                     if kept and not report.undeleted:
                         locator, reason = next(iter(kept.items()))
-                        report.warnings.append(
+                        self._warn(
                             f"overlays could not be deleted, such as {locator}: {reason}. Their rows stay: correct the "
                             "reason, and run again"
                         )
                     report.undeleted += len(kept)
                 self._forget([row for row in rows if row.locator not in kept])
                 yield
+
+    def _warn(self, warning: str) -> None:
+        self._report.warnings.append(warning)
+        _logger.warning("%s", warning)
 
     def _forget(self, rows: Sequence[StaleRow]) -> None:
         if rows:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from async_maps.manifest.manifest import Select
     from async_maps.manifest.prune import Prune
 
-_FILES = ["a.npy", "b.npy", "deep/c.npy", "deep/d.npz", "e.tar", "f.npz"]
+_FILES = ["a.npy", "b.npy", "b.npz", "deep/c.npy", "deep/d.npz", "e.tar", "f.npz"]
 _KINDS = ["map", "stack", "bad values", "broken", "members", "gone", "renamed", "moved aside"]
 _PLACE = "(SELECT place FROM roots WHERE id = root)"
 _SAME = ", ".join([*(column for column in COLUMNS if column != "time"), "file", _PLACE])

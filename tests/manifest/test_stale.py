@@ -320,7 +320,7 @@ def test_an_overlay_of_another_row_is_not_deleted(job: Job) -> None:
     assert rows(job.manifest, "locator", "name = 'b'") == [(job.out / job.overlays()[0]).as_uri()]
 
 
-def test_an_overlay_that_cannot_be_deleted_keeps_its_row(job: Job) -> None:
+def test_an_overlay_that_cannot_be_deleted_keeps_its_row(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
     job.save("a", "b", "c", "d")
     job.run()
     for name in ("a", "b"):
@@ -337,6 +337,7 @@ def test_an_overlay_that_cannot_be_deleted_keeps_its_row(job: Job) -> None:
     )
     assert job.done() == ["a", "c", "d"]
     assert invoke("run", job.maps, job.out, "--manifest", job.manifest, "--prune", "objects") == 1
+    assert f"warning: {warning}" in capsys.readouterr().err
 
 
 def test_more_than_half_is_pruned_only_with_prune_all(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
