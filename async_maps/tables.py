@@ -75,6 +75,13 @@ def _check_columns(
         raise SourceError(f"the table needs the {word} {' and '.join(columns)}; found {listed}")
 
 
+def _refuse_repeated(columns: Sequence[str], found: Sequence[str]) -> None:
+    """Raise SourceError if one of the columns, or any without ``columns``, is there twice; no name is no column."""
+    repeated = next((column for column in columns or found if column and found.count(column) > 1), None)
+    if repeated is not None:
+        raise SourceError(f"the table has the column {printable(repeated)[:80]} twice: rename or delete one of them")
+
+
 def _lines(file: BinaryIO) -> Iterator[str]:
     # surrogateescape: invalid UTF-8 affects only its own row. utf-8-sig: Excel writes a byte order mark.
     with io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="") as text:
@@ -100,6 +107,7 @@ def _csv_rows(file: BinaryIO, columns: Sequence[str]) -> Iterator[Row]:
             return
         if cells and not positions:
             _check_columns(columns, cells, lambda: _next_row(reader))
+            _refuse_repeated(columns, cells)
             positions, width = {column: cells.index(column) for column in columns or cells}, len(cells)
         elif cells:
             cells += [""] * (width - len(cells))
@@ -119,7 +127,7 @@ def _jsonl_rows(file: BinaryIO, columns: Sequence[str]) -> Iterator[Row]:
             continue
         values, problem = {}, ""
         try:
-            found = json.loads(line)
+            found = json.loads(line, object_pairs_hook=_object)
         except (ValueError, RecursionError) as error:
             problem = f"expected a JSON object: {error}"
         else:
@@ -134,6 +142,15 @@ def _jsonl_rows(file: BinaryIO, columns: Sequence[str]) -> Iterator[Row]:
         yield Row(f"line {number:,}", values, problem)
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {printable(repeated)[:80]!r} is there twice")
+    return values
+
+
 def _parquet_rows(file: BinaryIO, columns: Sequence[str]) -> Iterator[Row]:
     with require_extra("reading Parquet", "parquet"):
         import pyarrow as pa
@@ -141,6 +158,7 @@ def _parquet_rows(file: BinaryIO, columns: Sequence[str]) -> Iterator[Row]:
     try:
         with pq.ParquetFile(file) as table:
             _check_columns(columns, table.schema_arrow.names)
+            _refuse_repeated(columns, table.schema_arrow.names)
             batches = table.iter_batches(_BATCH_ROWS, columns=list(columns) or None, use_threads=False)
             for number, values in enumerate(chain.from_iterable(batch.to_pylist() for batch in batches), 1):
                 yield Row(f"row {number:,}", values)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -263,3 +265,31 @@ def test_a_missing_settings_file_is_named(tmp_path: Path) -> None:
         load_settings(tmp_path / "none.toml")
     with pytest.raises(SettingsError, match=r"cannot read .*: Is a directory"):
         load_settings(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("pipe", "found a pipe"),
+        ("device", "found a device"),
+        ("folder", "Is a directory"),
+        ("huge", "found more than 1,048,576 bytes"),
+        ("nested", "nested too deeply"),
+        ("nested tables", "nested too deeply|is not a setting"),
+    ],
+)
+def test_what_is_no_file_of_settings_is_one_sentence(kind: str, reason: str, tmp_path: Path) -> None:
+    path = tmp_path / "c.toml"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path = Path("/dev/zero")
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        nested = {"huge": "# " + "x" * 2**20, "nested": f"x = {'[' * 10_000}", "nested tables": "a." * 10_000 + "b = 1"}
+        path.write_text(nested[kind])
+    with pytest.raises(SettingsError, match=reason) as refusal:
+        load_settings(path)
+    assert str(path) in str(refusal.value)
+    assert len(str(refusal.value)) < 1000

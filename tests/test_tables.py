@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import json
 import tracemalloc
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from async_maps import tables
 from async_maps.errors import SourceError
+from async_maps.filesystems.filesystem import LocalFilesystem
 from async_maps.tables import Row, is_table, read_table
 from tests.support.installed import needs_parquet
 
@@ -108,11 +110,6 @@ def test_short_and_long_csv_rows_keep_their_columns() -> None:
     assert [row.values for row in found] == [{"a": "1", "b": ""}, {"a": "1", "b": "2"}]
 
 
-@pytest.mark.parametrize("columns", [(), ("a", "b")])
-def test_the_first_of_two_equal_csv_columns_counts(columns: Sequence[str]) -> None:
-    assert rows_of(".csv", b"a,b,a\n1,2,3\n", columns)[0].values == {"a": "1", "b": "2"}
-
-
 def test_bytes_that_are_not_utf8_reach_their_row() -> None:
     (row,) = rows_of(".csv", b"name,path\nx,\xff.npy\n")
     assert row.values["path"].encode("utf-8", "surrogateescape") == b"\xff.npy"
@@ -183,3 +180,26 @@ def test_memory_does_not_grow_with_the_rows(suffix: str) -> None:
     assert count == 15_000
     # The values alone are over 2 MB.
     assert peak < len(data) + 1_500_000
+
+
+@pytest.mark.parametrize("columns", [(), ("name", "path")])
+def test_a_column_that_is_there_twice_is_refused(columns: tuple[str, ...], tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("name,path,name\na,a.npy,b\n")
+    with pytest.raises(SourceError, match="the table has the column name twice: rename or delete one of them"):
+        list(read_table(str(path), LocalFilesystem().open, columns))
+
+
+def test_columns_without_a_name_and_unread_columns_may_be_there_twice(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("name,path,x,x,,\na,a.npy,1,2,,\n")
+    (row,) = read_table(str(path), LocalFilesystem().open, ("name", "path"))
+    assert row.values == {"name": "a", "path": "a.npy"}
+
+
+def test_a_key_that_is_there_twice_is_a_problem_of_its_row(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"name": "a", "path": "a.npy", "name": "b"}\n{"name": "c", "path": "c.npy"}\n')
+    first, second = read_table(str(path), LocalFilesystem().open, ("name", "path"))
+    assert "the key 'name' is there twice" in first.problem
+    assert second.values == {"name": "c", "path": "c.npy"}

@@ -30,6 +30,7 @@ def export(  # noqa: PLR0913  # one argument per option
     columns: str | None = None,
     export_format: Annotated[ExportFormat, Parameter(name="--as")] = "plain",
     presign: float | None = None,
+    spreadsheet_safe: Flag = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> int:
@@ -59,6 +60,8 @@ def export(  # noqa: PLR0913  # one argument per option
         Add a column url that opens the overlay in S3 without credentials, for this number of hours (1 to 168, or until
         the AWS credentials expire). Anyone who has the URL can read the object: treat it as a password. On AWS,
         AWS_DEFAULT_REGION or the profile's region must be the region of the bucket.
+    spreadsheet_safe
+        In CSV: put an apostrophe before texts that spreadsheets take for formulas, such as a name "=1+1".
     """
     from async_maps.manifest.export import export_manifest
 
@@ -71,6 +74,7 @@ def export(  # noqa: PLR0913  # one argument per option
         "columns": None if columns is None else [name.strip() for name in columns.split(",")],
         "export_format": export_format,
         "presign_hours": presign,
+        "spreadsheet_safe": spreadsheet_safe,
     }
     # main() has replaced "-" by /dev/stdin, because the parser would read it as an option.
     if is_stdin(str(file)):

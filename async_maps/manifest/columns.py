@@ -37,6 +37,10 @@ _OF_FAILURES = ("name", "stage", "reason", "source")
 _LOCATOR, _STATUS = COLUMNS.index("locator"), COLUMNS.index("status")
 
 
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+"""The first characters of what spreadsheets take for a formula (OWASP, "CSV Injection")."""
+
+
 class Column(NamedTuple):
     """A column: its name, the type of its values, which may be null, and a function from a row to its value."""
 
@@ -52,6 +56,15 @@ class Column(NamedTuple):
             return None if value is None else json.dumps(value, ensure_ascii=False)
 
         return Column(self.name, "text", text)
+
+    def without_formulas(self) -> Column:
+        """Return a column in which a spreadsheet takes no text for a formula."""
+
+        def text(row: Row) -> Any:
+            value = self.value(row)
+            return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
+
+        return self._replace(value=text)
 
 
 def of_overlay(make: Callable[[str], T]) -> Callable[[Row], T | None]:

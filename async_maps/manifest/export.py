@@ -45,6 +45,7 @@ def export_manifest(  # noqa: PLR0913  # one argument per option
     columns: Sequence[str] | None = None,
     export_format: ExportFormat = "plain",
     presign_hours: float | None = None,
+    spreadsheet_safe: bool = False,
 ) -> int:
     """Write the rows of a manifest to a CSV, Parquet or JSON Lines file.
 
@@ -62,6 +63,8 @@ def export_manifest(  # noqa: PLR0913  # one argument per option
         presign_hours: 1 to 168 adds a last column ``url``. Anyone can read the overlay at that URL for this number of
             hours, or until the AWS credentials that signed it expire: keep it secret. So only the owner can read the
             file. None adds no column.
+        spreadsheet_safe: put an apostrophe before texts that spreadsheets take for formulas: those that start with
+            ``=``, ``+``, ``-``, ``@``, a tab or a line break. Only for CSV; the names are then not those of the maps.
 
     Returns:
         The number of rows written.
@@ -80,13 +83,15 @@ def export_manifest(  # noqa: PLR0913  # one argument per option
     write = writers.get(target.suffix.lower())
     if write is None:
         raise SettingsError(f"cannot export to {target.name!r}: expected a name ending in {', '.join(writers)}")
+    if spreadsheet_safe and write is not _csv:
+        raise SettingsError(f"spreadsheet_safe: only CSV is read by spreadsheets as formulas, found {target.name!r}")
     names = partial(_names, target.suffix.lower())
     check_output(target, "the table", lambda file: EXPORTED.issuperset(names(file)), files_of_run(manifest=manifest))
     with _exporting(manifest, rows, columns, export_format, presign_hours) as (plain, found):
-        table = plain
+        table = [column.without_formulas() for column in plain] if spreadsheet_safe else plain
         if export_format == "kolena" and write is _parquet:
             # Like dataframe_to_parquet; otherwise names that look like numbers become numbers when they are read.
-            table = [column.as_json() if column.kind == "text" else column for column in plain]
+            table = [column.as_json() if column.kind == "text" else column for column in table]
         written = count()
         try:
             with replacing(target, private=presign_hours is not None) as temporary:
@@ -104,12 +109,14 @@ def write_csv(  # noqa: PLR0913  # one argument per option
     columns: Sequence[str] | None = None,
     export_format: ExportFormat = "plain",
     presign_hours: float | None = None,
+    spreadsheet_safe: bool = False,
 ) -> int:
     """Write CSV like :func:`export_manifest`, but to a text stream and with LF line ends; return the number of rows.
 
     Raises OSError if the stream cannot be written.
     """
-    with _exporting(manifest, rows, columns, export_format, presign_hours) as (table, found):
+    with _exporting(manifest, rows, columns, export_format, presign_hours) as (plain, found):
+        table = [column.without_formulas() for column in plain] if spreadsheet_safe else plain
         written = count()
         _write_csv(out, table, (row for row, _ in zip(found, written, strict=False)), "\n")
         return next(written)

@@ -77,3 +77,18 @@ def test_what_makes_no_table_is_an_error_and_no_output(
     captured = capsys.readouterr()
     assert said in only_error(captured)
     assert captured.out == ""
+
+
+@pytest.mark.parametrize("first", ["=", "+", "-", "@", "\t", "\r", "\n"])
+def test_formulas_are_texts_for_spreadsheets_on_request(first: str, capsys: pytest.CaptureFixture[str]) -> None:
+    failures: list[Outcome] = [Failure(f"{first}1+1", "/maps/x.npy", None, "read", "found -1")]
+    write_run(Path("f.sqlite"), failures)
+    assert invoke("export", "f.sqlite", "f.csv", "--failed") == 0
+    with open("f.csv", newline="") as file:
+        assert list(csv.reader(file))[1] == [f"{first}1+1", "read", "found -1", "/maps/x.npy"]
+    assert invoke("export", "f.sqlite", "f.csv", "--failed", "--spreadsheet-safe") == 0
+    with open("f.csv", newline="") as file:
+        assert list(csv.reader(file))[1] == [f"'{first}1+1", "read", "found -1", "/maps/x.npy"]
+    capsys.readouterr()
+    assert invoke("export", "f.sqlite", "f.jsonl", "--failed", "--spreadsheet-safe") == 2
+    assert "only CSV" in only_error(capsys.readouterr())
