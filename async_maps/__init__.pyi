@@ -27,6 +27,8 @@ from async_maps.errors import TransientError as TransientError
 from async_maps.errors import WorkerError as WorkerError
 from async_maps.failure_groups import FailureGroup as FailureGroup
 from async_maps.manifest.export import export_manifest as export_manifest
+from async_maps.manifest.status import ManifestStatus as ManifestStatus
+from async_maps.manifest.status import status as status
 from async_maps.outcomes import Failure as Failure
 from async_maps.outcomes import MapStatistics as MapStatistics
 from async_maps.outcomes import Outcome as Outcome

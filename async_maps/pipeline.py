@@ -33,6 +33,7 @@ from async_maps.invisible import InvisibleMaps
 from async_maps.manifest.claims import Claims, distinct
 from async_maps.manifest.prune import Selection
 from async_maps.manifest.recorder import open_recorder
+from async_maps.manifest.sampler import sampled
 from async_maps.outcomes import Failure, Outcome, Receipt
 from async_maps.progress import reporting
 from async_maps.report import Report
@@ -518,9 +519,9 @@ class Pipeline:
                 self.statistics,
                 settings=self.settings,
                 reads_all=not self._range.is_known,
-            ):
+            ) as total:
                 with naming_shortages():
-                    await self._run(selection, report, invisible.count)
+                    await self._run(selection, report, invisible.count, total)
 
         try:
             await OrderlyTask(main).result()
@@ -546,12 +547,16 @@ class Pipeline:
         selection: Selection,
         report: Report,
         on_outcomes: Callable[[list[Outcome]], None] | None = None,
+        total: Callable[[], int | None] = lambda: None,
     ) -> None:
         started = monotonic()
         source, mode = selection.source, selection.mode
         limit = self.settings.max_failures
         _, stages = self._opened()
-        async with open_recorder(selection.manifest, stages.store.identity, self.settings) as recorder:
+        async with (
+            open_recorder(selection.manifest, stages.store.identity, self.settings) as recorder,
+            sampled(recorder, selection, report, self.statistics, total),
+        ):
             value_range = await self._range_for(source, recorder, mode, report)
             report.survey_s = monotonic() - started if report.surveyed else 0.0
             if value_range is None:
@@ -581,8 +586,8 @@ class Pipeline:
                         raise TooManyFailuresError(f"{report.failed:,} maps failed, more than max_failures = {limit:,}")
             if recorder is not None and not self._draining:
                 await recorder.complete()
+            report.drained = self._draining
         report.elapsed_s = monotonic() - started
-        report.drained = self._draining
         report.statistics = self.statistics()
 
     def statistics(self) -> Statistics:

@@ -60,13 +60,12 @@ class Progress:
         if self._count is None:
             return None
         self._count.wanted = True
-        total, limit = self._count.total, self.report.limit
-        return total if total is None or limit is None or self.is_first_pass else min(total, limit)
+        return self._count.known(self.report)
 
     @property
     def is_first_pass(self) -> bool:
         """Whether the run reads all maps for ``range = "dataset"``, before it colorizes the first one."""
-        return self.report.surveyed > 0 and not self.report.seen
+        return _is_first_pass(self.report)
 
     @property
     def maps_per_s(self) -> float:
@@ -149,14 +148,17 @@ async def reporting(  # noqa: PLR0913  # one argument a concern
     *,
     settings: Settings | None = None,
     reads_all: bool = False,
-) -> AsyncIterator[None]:
+) -> AsyncIterator[Callable[[], int | None]]:
     """Call ``on_progress`` on the event loop inside the ``with`` block, five times a second and once at its end.
 
     An error of ``on_progress`` cancels the run and replaces its error. A dry run has no statistics. If the run
     ``reads_all`` maps for the range first, the total of that pass ignores the limit.
+
+    Yields a function that returns the total, or None while it is unknown; unlike ``Progress.total``, it does not make
+    the source be counted.
     """
     if on_progress is None:
-        yield
+        yield lambda: None
         return
     if inspect.iscoroutinefunction(on_progress):
         raise SettingsError("on_progress must be a function; found a coroutine function")
@@ -172,7 +174,7 @@ async def reporting(  # noqa: PLR0913  # one argument a concern
         on_progress(Progress(report.copy(), None if statistics is None else statistics(), count, ended=ended))
 
     async with _counting(count), calling_every(_INTERVAL_S, show):
-        yield
+        yield lambda: count.known(report)
         if count.total is None and not report.drained:
             count.total = report.seen
 
@@ -214,6 +216,11 @@ class SourceCount:
         self._countable = True
         self._sizes: set[str] = set()
 
+    def known(self, report: Report) -> int | None:
+        """Return the number of maps that the run lists, or reads in its first pass; None if it is unknown."""
+        total, limit = self.total, report.limit
+        return total if total is None or limit is None or _is_first_pass(report) else min(total, limit)
+
     def run(self) -> None:
         """Count the maps, and set ``total``."""
         total = 0
@@ -246,6 +253,10 @@ class SourceCount:
 def _size(map_: ActivationMap) -> str:
     # A fingerprint starts with the size of the file.
     return (map_.fingerprint or "").partition("-")[0]
+
+
+def _is_first_pass(report: Report) -> bool:
+    return report.surveyed > 0 and not report.seen
 
 
 def duration(seconds: float | None) -> str:

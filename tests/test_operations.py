@@ -29,6 +29,7 @@ from async_maps.cli.metrics import RunMetrics
 from async_maps.cli.options import DONE, SOME_FAILED, WRONG_USE
 from async_maps.demo import seaweed
 from async_maps.doctor.advice import iam_policy
+from async_maps.manifest.samples import Sample
 from async_maps.manifest.schema import COLUMNS
 from async_maps.metrics import PipelineCollector
 from async_maps.progress import Progress
@@ -279,6 +280,8 @@ async def test_the_table_of_metrics_is_complete(tmp_path: Path) -> None:
 def test_the_table_of_the_manifest_has_every_column() -> None:
     documented = [name for row in table(PAGE, "Column of the table `maps`") for name in row[0].split(", ")]
     assert sorted(documented) == sorted(COLUMNS)
+    documented = [name for row in table(PAGE, "Column of the table `samples`") for name in row[0].split(", ")]
+    assert sorted(documented) == sorted(Sample._fields)
 
 
 # Memory -----------------------------------------------------------------------------------------------------------

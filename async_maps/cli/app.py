@@ -19,6 +19,7 @@ from async_maps.cli.events import unexpected, wants_json
 from async_maps.cli.export import export
 from async_maps.cli.options import DONE, SOME_FAILED, WRONG_USE
 from async_maps.cli.run import run
+from async_maps.cli.status import status
 from async_maps.cli.verify import verify
 from async_maps.errors import AsyncMapsError, naming_shortages
 from async_maps.settings import load_settings
@@ -42,6 +43,8 @@ app = App(
 _EXIT_CODES: dict[Callable[..., int], str] = {
     run: "0 all selected maps are done; 1 some maps failed, or the run ended early; 2 the run did not start: wrong "
     "use, wrong settings, or the store refuses; 130/143 interrupted: run it again",
+    status: "0 no map has failed, and a run is going on or the last one is complete; 1 maps have failed; 2 wrong use, "
+    "or not a manifest; 3 the last run ended early: run it again",
     export: "0 the table is written; 1 standard output cannot be written; 2 wrong use",
     verify: "0 nothing differs; 1 something differs, or a repair failed; 2 wrong use; 130/143 interrupted",
     doctor: "0 no check failed; 1 a check failed; 2 wrong use",

@@ -18,11 +18,12 @@ from async_maps.filesystems.atomic import replacing
 from async_maps.filesystems.outputs import check_output, is_report
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
     from typing import IO, Any, TextIO
 
     from async_maps.cli.events import Event
+    from async_maps.failure_groups import FailureGroup
     from async_maps.outcomes import Failure
     from async_maps.report import Report
     from async_maps.verify import Verification
@@ -79,22 +80,31 @@ def _export_command(manifest: Path) -> str:
 
 def _say_failures(report: Report, command: str) -> None:
     groups = sorted(report.failure_groups, key=lambda group: -group.count)
-    failed = "would fail" if report.dry_run else "failed"
-    for group in groups[:_LISTED_REASONS]:
-        if group.count == 1:
-            say(f"{failed}: {group.examples[0]}")
-        else:
-            say(f"{group.count:,} maps {failed} at {group.stage}{', such as' if group.count > 2 else ''}:")
-            for failure in group.examples:
-                say(f"  {failure}")
-    rest = report.ungrouped + sum(group.count for group in groups[_LISTED_REASONS:])
-    if rest:
-        say(f"{rest:,} more {failed} for other reasons")
+    for line in failure_lines(groups, report.ungrouped, "would fail" if report.dry_run else "failed"):
+        say(line)
     if command:
-        _say_command(report, command)
+        _say_command(report.failed, command)
     elif report.failed > sum(len(group.examples) for group in groups[:_LISTED_REASONS]):
         listed = "all" if len(report.failures) == report.failed else "the first"
         say(f"--report FILE lists {listed} {len(report.failures):,} of them")
+
+
+def failure_lines(groups: Sequence[FailureGroup], ungrouped: int, failed: str = "failed") -> Iterator[str]:
+    """Yield lines for the most frequent reasons: their number, and two examples.
+
+    Args:
+        groups: the failures by reason, the most frequent first.
+        ungrouped: the number of further failures.
+        failed: the verb.
+    """
+    for group in groups[:_LISTED_REASONS]:
+        if group.count == 1:
+            yield f"{failed}: {group.examples[0]}"
+        else:
+            yield f"{group.count:,} maps {failed} at {group.stage}{', such as' if group.count > 2 else ''}:"
+            yield from (f"  {failure}" for failure in group.examples)
+    if rest := ungrouped + sum(group.count for group in groups[_LISTED_REASONS:]):
+        yield f"{rest:,} more {failed} for other reasons"
 
 
 def _tell_failures(report: Report, command: str) -> None:
@@ -102,7 +112,7 @@ def _tell_failures(report: Report, command: str) -> None:
         for group in report.failure_groups:
             tell_failure(group.examples[0])
     if command:
-        _say_command(report, command)
+        _say_command(report.failed, command)
 
 
 def tell_start(**arguments: Any) -> None:
@@ -117,9 +127,15 @@ def tell_failure(failure: Failure) -> None:
     tell("failure", f"failed (first for this reason): {failure}", level=logging.WARNING, **asdict(failure))
 
 
-def _say_command(report: Report, command: str) -> None:
-    what = "the failure" if report.failed == 1 else f"the {report.failed:,} failures"
+def _say_command(failed: int, command: str) -> None:
+    what = "the failure" if failed == 1 else f"the {failed:,} failures"
     say(f"to list {what}: {command}", command=command)
+
+
+def say_how_to_list(failed: int, manifest: Path) -> None:
+    """Print the command that lists the failed maps of a manifest."""
+    if failed:
+        _say_command(failed, _export_command(manifest))
 
 
 def _say_first(lines: list[str], total: int, where: str) -> None:

@@ -10,7 +10,7 @@ from pydantic import create_model
 
 from async_maps.settings import Settings
 
-DONE, SOME_FAILED, WRONG_USE = 0, 1, 2
+DONE, SOME_FAILED, WRONG_USE, STOPPED_EARLY = 0, 1, 2, 3
 """Exit codes."""
 
 WHAT = Group("What to do", sort_key=1)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from contextlib import ExitStack, contextmanager, suppress
+import time
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from async_maps.manifest.sqlite_errors import Doing
 
 _NO_FILE = ":memory:"
+_MERGE_TRIES, _MERGE_WAIT_S = 10, 0.05
+_NEED_LOG = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN}
 
 
 class ManifestFile:
@@ -45,8 +49,7 @@ class ManifestFile:
         with self._translated("opened"), ExitStack() as opened:
             if path != _NO_FILE and not read_only:
                 opened.callback(RunLock(self.path).release)
-            # Several threads use it, but one at a time: each call is awaited before the next.
-            self._database = sqlite3.connect(place, uri=True, check_same_thread=False, isolation_level=None)
+            self._database = self._connect(place)
             opened.callback(self._database.close)
             self._prepare()
             if path != _NO_FILE:
@@ -63,9 +66,27 @@ class ManifestFile:
         """Close the file, and merge the write-ahead log into it, so that one file is left."""
         with self._opened:
             if not self._read_only:
-                # Fails if a reader has it open or the disk is full; then the log stays until the next close.
-                with suppress(sqlite3.Error):
-                    self._database.execute("PRAGMA journal_mode = DELETE")
+                self._merge_log()
+
+    def _merge_log(self) -> None:
+        for _ in range(_MERGE_TRIES):
+            try:
+                self._database.execute("PRAGMA journal_mode = DELETE")
+            except sqlite3.Error as error:
+                # If the disk is full or a reader stays, the log is merged at the next close.
+                if getattr(error, "sqlite_errorcode", 0) & 0xFF not in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
+                    return
+                # A reader such as `status` has it open for a moment.
+                time.sleep(_MERGE_WAIT_S)
+            else:
+                return
+
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Read the same state in all calls inside the ``with`` block, though a run writes."""
+        with self._reading() as database, database:
+            database.execute("BEGIN")
+            yield
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
@@ -80,10 +101,31 @@ class ManifestFile:
                 self._database.execute("BEGIN IMMEDIATE")
                 yield self._database
 
+    def _connect(self, place: str) -> sqlite3.Connection:
+        # Several threads use it, but one at a time: each call is awaited before the next.
+        connect = partial(sqlite3.connect, uri=True, check_same_thread=False, isolation_level=None)
+        database = connect(place)
+        try:
+            database.execute("PRAGMA application_id")
+        except sqlite3.OperationalError as error:
+            database.close()
+            # A copy that was made during a run, in a folder where SQLite cannot create the files beside it.
+            needs_log = error.sqlite_errorcode & 0xFF in _NEED_LOG and os.access(self.path, os.R_OK)
+            if not self._read_only or not needs_log:
+                raise
+            if os.path.exists(log := f"{os.path.realpath(self.path)}-wal"):
+                raise ManifestError(
+                    f"the manifest {self.path} cannot be opened: its log {log} cannot be read in a folder that cannot "
+                    "be written: copy both to another folder"
+                ) from None
+            return connect(f"{place}&immutable=1")
+        return database
+
     def _prepare(self) -> None:
         ours = self._pragma("application_id") == APPLICATION_ID
         if not ours and (self._read_only or self._database.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone()):
-            raise ManifestError(f"{self.path} is an SQLite file, but not a manifest: choose another manifest file")
+            kind = "an SQLite file, but not a manifest" if self.path.stat().st_size else "an empty file, not a manifest"
+            raise ManifestError(f"{self.path} is {kind}: choose another manifest file")
         if ours and (version := self._pragma("user_version")) != VERSION:
             raise ManifestError(
                 f"{self.path} has manifest schema {version}, but this version of async-maps reads schema {VERSION}: "

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from async_maps.keys import printable
 from async_maps.manifest.claims import same_name
+from async_maps.manifest.samples import ManifestSamples
 from async_maps.manifest.schema import BOOLEANS, COLUMNS, UPSERT
 from async_maps.manifest.stale import StaleRows
 from async_maps.outcomes import Failure, MapStatistics, Outcome, Receipt
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from async_maps.manifest.destination import Relocation
+    from async_maps.outcomes import Stage
 
 Select: TypeAlias = Literal["changed", "failed", "all"]
 """The maps that a run does: ``changed`` (not done, or changed since), ``failed`` (failed before), or ``all``."""
@@ -50,7 +52,7 @@ class Located(NamedTuple):
     crc32: str
 
 
-class Manifest(StaleRows):
+class Manifest(StaleRows, ManifestSamples):
     """An open manifest: a row for each map, and the data of its runs."""
 
     _locators_move = False
@@ -225,7 +227,15 @@ class Manifest(StaleRows):
 
     def counts(self) -> dict[str, int]:
         """Return the number of maps by status."""
-        return self._counted("SELECT status, count(*) FROM maps GROUP BY status")
+        # From indexes, because the table is ten times as large.
+        with self._reading() as database:
+            unique, refused, failed = database.execute(
+                "SELECT (SELECT count(*) FROM maps WHERE stage IS NOT 'source'), "
+                "(SELECT count(*) FROM maps WHERE stage = 'source'), "
+                "(SELECT count(*) FROM maps WHERE status = 'failed')"
+            ).fetchone()
+        counts = {"done": unique + refused - failed, "failed": failed}
+        return {status: count for status, count in counts.items() if count}
 
     def rows(self, *, failed: bool = False) -> Iterator[tuple[object, ...]]:
         """Yield the rows of done maps, or of all with ``failed``, by name; each has the values of :data:`COLUMNS`."""
@@ -234,6 +244,13 @@ class Manifest(StaleRows):
     def failures(self) -> Iterator[tuple[object, ...]]:
         """Yield the rows of failed maps, like :meth:`rows`."""
         return self._select("WHERE status = 'failed'")
+
+    def reasons(self, limit: int) -> Iterator[tuple[str, str, Stage, str]]:
+        """Yield name, source, stage and reason of failed maps, at most ``limit``."""
+        with self._reading() as database:
+            yield from database.execute(
+                "SELECT name, source, stage, error FROM maps WHERE status = 'failed' LIMIT ?", (limit,)
+            )
 
     def located(self) -> Iterator[dict[str, Any]]:
         """Yield the rows with a locator, as dicts: maps that are done, or whose overlay was found broken later."""

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from async_maps.manifest.claims import Claims
     from async_maps.manifest.manifest import Plan
     from async_maps.manifest.prune import Selection
+    from async_maps.manifest.samples import LastRun, Sample
     from async_maps.render.ranges import ValueRange
     from async_maps.render.sketch import QuantileSketch
     from async_maps.report import Report
@@ -170,6 +171,10 @@ class Recorder:
         if self._pending:
             await self._in_turn(self._write)
         self._committed_at = monotonic()
+
+    async def keep_sample(self, run: LastRun, sample: Sample) -> None:
+        """Save the state of the run, and a sample of its progress."""
+        await self._in_turn(self._manifest.keep_sample, run, sample)
 
     async def commit_regularly(self) -> None:
         """Commit twice a second until cancelled: during an outage no further outcome would cause a commit."""

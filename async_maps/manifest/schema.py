@@ -54,6 +54,20 @@ CREATE TABLE roots (id INTEGER PRIMARY KEY, place TEXT NOT NULL UNIQUE);
 CREATE TABLE sent (
     name TEXT NOT NULL, settings TEXT NOT NULL, is_new INTEGER NOT NULL, PRIMARY KEY (name, settings)
 ) WITHOUT ROWID;
+-- The progress of runs: see samples.py.
+CREATE TABLE samples (
+    started_at TEXT NOT NULL,
+    time TEXT NOT NULL,
+    total INTEGER,
+    listed INTEGER NOT NULL,
+    surveyed INTEGER NOT NULL,
+    uploaded INTEGER NOT NULL,
+    skipped INTEGER NOT NULL,
+    failed INTEGER NOT NULL,
+    retries INTEGER NOT NULL,
+    upload_limit INTEGER NOT NULL,
+    stages TEXT NOT NULL
+);
 -- Not unique for maps that were refused at their source, such as a second map with the same name.
 CREATE UNIQUE INDEX maps_name ON maps (name) WHERE stage IS NOT 'source';
 CREATE INDEX maps_refused ON maps (source) WHERE stage = 'source';

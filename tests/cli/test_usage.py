@@ -217,7 +217,7 @@ def test_help_has_groups_in_the_order_of_need(capsys: pytest.CaptureFixture[str]
         assert "--" + name.replace("_", "-") in text
 
 
-@pytest.mark.parametrize("command", ["run", "export", "verify", "doctor", "demo"])
+@pytest.mark.parametrize("command", ["run", "status", "export", "verify", "doctor", "demo"])
 def test_help_has_two_examples_that_parse(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert invoke(command, "--help") == 0
     examples = re.findall(rf"^ *(async-maps {command}\b.*?) *$", capsys.readouterr().out, re.MULTILINE)
