@@ -40,6 +40,8 @@ CREATE TABLE expected (
 ) WITHOUT ROWID;
 CREATE TABLE found (locator TEXT PRIMARY KEY, size INTEGER, etag TEXT, modified REAL) WITHOUT ROWID;
 CREATE TABLE unlisted (folded TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE current (locator TEXT, name TEXT, written_at TEXT, PRIMARY KEY (locator, name)) WITHOUT ROWID;
+CREATE TABLE changed (locator TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE unsettled (locator TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE differences (kind TEXT, locator TEXT, name TEXT, expected TEXT, found TEXT);
 CREATE INDEX differences_locator ON differences (locator);
@@ -71,14 +73,22 @@ WHERE locator > ? AND is_overlay AND written_at >= ? AND NOT EXISTS (
 ) GROUP BY locator ORDER BY locator LIMIT ?
 """
 _CHANGED = """
-FROM {0} WHERE locator = ? AND NOT EXISTS (
-    SELECT 1 FROM expected WHERE locator = {0}.locator AND name = ? AND written_at = ?
+INSERT INTO changed
+SELECT locator FROM current WHERE NOT EXISTS (
+    SELECT 1 FROM expected
+    WHERE locator = current.locator AND name = current.name AND written_at = current.written_at
+) UNION SELECT locator FROM expected WHERE NOT EXISTS (
+    SELECT 1 FROM current
+    WHERE locator = expected.locator AND name = expected.name AND written_at = expected.written_at
 )
 """
 _FORGET = (
-    f"INSERT OR IGNORE INTO unsettled SELECT locator {_CHANGED.format('differences')}",
-    f"DELETE {_CHANGED.format('differences')}",
-    f"DELETE {_CHANGED.format('found')}",
+    _CHANGED,
+    # These are not among the expected ones.
+    "DELETE FROM changed WHERE locator IN (SELECT locator FROM differences WHERE kind = 'unknown')",
+    "INSERT OR IGNORE INTO unsettled SELECT locator FROM differences JOIN changed USING (locator)",
+    "DELETE FROM differences WHERE locator IN (SELECT locator FROM changed)",
+    "DELETE FROM found WHERE locator IN (SELECT locator FROM changed)",
 )
 _RIGHT = """
 SELECT count(DISTINCT locator) FROM expected
@@ -189,11 +199,14 @@ class Comparison(Spill):
             database.executemany("INSERT INTO differences VALUES (?, ?, ?, ?, ?)", map(_difference, rows))
 
     def forget_changed(self, rows: Iterable[tuple[object, object, object]]) -> None:
-        """Forget the objects that were written since; each row is a locator, a name and the time of the upload."""
+        """Forget the objects whose rows were written or deleted since.
+
+        Each of the current rows is a locator, a name and the time of the upload.
+        """
         with self.transaction() as database:
-            for row in rows:
-                for statement in _FORGET:
-                    database.execute(statement, row)
+            database.executemany("INSERT OR IGNORE INTO current VALUES (?, ?, ?)", rows)
+            for statement in _FORGET:
+                database.execute(statement)
 
     def leave(self, locators: Iterable[str]) -> None:
         """Leave objects unjudged."""

@@ -152,6 +152,24 @@ async def test_objects_that_appear_during_a_verification_are_not_foreign(
     assert found(await am.averify_locators(manifest, settings=SETTINGS)) == {"foreign": {"new"}}
 
 
+async def test_overlays_that_a_run_prunes_meanwhile_are_not_missing(
+    out: Path, maps: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Objects.below
+
+    def with_a_run(self: Objects, folder: str) -> Iterator[ObjectInfo]:
+        # The verification has read the rows before it lists objects.
+        (maps / "e.npy").unlink(missing_ok=True)
+        am.run(maps, out, settings=SETTINGS, manifest=manifest, prune="objects")
+        yield from original(self, folder)
+
+    (out / "f.png").unlink()
+    monkeypatch.setattr(Objects, "below", with_a_run)
+    verification = await am.averify_locators(manifest, settings=SETTINGS)
+    assert not (out / "e.png").exists()
+    assert (found(verification), verification.right, verification.unsettled) == ({"missing": {"f"}}, 6, 1)
+
+
 async def test_a_change_in_the_future_is_judged(out: Path, manifest: Path) -> None:
     (out / "e.png").write_bytes(b"damaged")
     (out / "new.png").write_bytes(b"foreign")
