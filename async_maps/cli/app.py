@@ -21,6 +21,7 @@ from async_maps.cli.options import DONE, SOME_FAILED, WRONG_USE
 from async_maps.cli.run import run
 from async_maps.cli.status import status
 from async_maps.cli.verify import verify
+from async_maps.cli.warm import warm
 from async_maps.errors import AsyncMapsError, naming_shortages
 from async_maps.settings import load_settings
 from async_maps.sources import STDIN_FILE
@@ -49,6 +50,7 @@ _EXIT_CODES: dict[Callable[..., int], str] = {
     verify: "0 nothing differs; 1 something differs, or a repair failed; 2 wrong use; 130/143 interrupted",
     doctor: "0 no check failed; 1 a check failed; 2 wrong use",
     demo: "0 all overlays are right; 1 they are not; 2 wrong use",
+    warm: "0 the kernels are in the cache; 1 they cannot be kept; 2 wrong use",
 }
 for _place, (_command, _codes) in enumerate(_EXIT_CODES.items()):
     app.command(_command, sort_key=_place, help_epilogue=f"Exit codes: {_codes}.\n\n{_AWS}")

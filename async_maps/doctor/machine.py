@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from async_maps.doctor.finding import Finding
 from async_maps.machine.limits import MIB, cores, memory
 from async_maps.machine.shortage import open_files_limit, thread_limit
+from async_maps.render.kernel_stores import VARIABLE, Places
 
 if TYPE_CHECKING:
     from async_maps.settings import Settings
@@ -25,6 +26,7 @@ def check_machine(settings: Settings) -> list[Finding]:
     )
     reasons = f" ({'; '.join(settings.reductions)})" if settings.reductions else ""
     findings = [Finding("machine", "ok", f"{available.value:.4g} cores{size}; {sizes}{reasons}")]
+    findings.append(_kernels())
     workers = settings.worker_count
     files = _OWN_FILES + _FILES_OF_A_WORKER * workers + settings.concurrency + settings.prefetch
     threads = _OWN_THREADS + settings.encode_thread_count + settings.prefetch + 2 * workers
@@ -33,3 +35,18 @@ def check_machine(settings: Settings) -> list[Finding]:
             text = f"a run may need {needed}, and {limit.origin} is {limit.value:.0f}"
             findings.append(Finding(what, "warning", text, f"raise it to {needed} or more: {limit.remedy}"))
     return findings
+
+
+def _kernels() -> Finding:
+    places = Places.find()
+    if places.writable is not None and not places.refused:
+        return Finding("kernels", "ok", f"compiled kernels are kept in {places.writable.folder}")
+    if places.readable and not places.refused:
+        folders = ", ".join(str(place.folder) for place in places.readable)
+        return Finding("kernels", "ok", f"compiled kernels are read from {folders}, and cannot be added")
+    return Finding(
+        "kernels",
+        "warning",
+        f"compiled kernels cannot be kept, so each start may compile them: {places.refused or places.unwritable}",
+        f"set {VARIABLE} to a folder that only this user can write, or run async-maps warm when the image is built",
+    )

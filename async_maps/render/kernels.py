@@ -1,19 +1,20 @@
 """The numba kernels, which release the interpreter lock.
 
-Importing this module compiles every kernel, or loads it from numba's cache on disk. Each kernel has exactly one
-signature, so that processes can share the cache. numba reads, changes and writes its index file without a lock. Two
-processes that compile different signatures concurrently can mix up their code; with one signature, both write the same.
+Importing this module compiles every kernel, or loads it from the cache (:mod:`.kernel_cache`). Each kernel has exactly
+one signature.
 
 All array arguments are flat, C-contiguous, aligned and in native byte order; the callers in this package ensure that.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar, cast
 
 import numba
 import numpy as np
 from numba import types
+
+from async_maps.render.kernel_cache import KernelCache
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,20 +26,23 @@ R = TypeVar("R")
 
 
 def kernel(signature: Any, *, name: str = "", **options: Any) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Compile a function for one signature, with numba's cache on disk if possible, else without.
+    """Compile a function for one signature, with the cache if possible, else without.
 
-    Because the signature is given, numba uses its cache only inside this call. Every error of the cache (no writable
-    folder, a full disk, a damaged file) leads to a second compilation without the cache, which raises the errors of the
-    kernel itself. ``name`` replaces the function's name, also in the cache.
+    Every error of the cache (a damaged file, another version of numba) leads to a second compilation without the cache,
+    which raises the errors of the kernel itself. ``name`` replaces the function's name, also in the cache.
     """
 
     def compile_(function: Callable[P, R]) -> Callable[P, R]:
         function.__name__ = function.__qualname__ = name or function.__name__
         try:
-            compiled: Callable[P, R] = numba.njit(signature, nogil=True, cache=True, **options)(function)
+            compiled = numba.njit(nogil=True, **options)(function)
+            with KernelCache(function, options) as cache:
+                compiled._cache = cache
+                compiled.compile(signature)
+            compiled.disable_compile()
         except Exception:  # noqa: BLE001  # a damaged cache can cause any error
             compiled = numba.njit(signature, nogil=True, **options)(function)
-        return compiled
+        return cast("Callable[P, R]", compiled)
 
     return compile_
 

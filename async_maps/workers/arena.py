@@ -64,7 +64,7 @@ class Arena:
     def __init__(self, size: int) -> None:
         self.size = _round_up(size)
         self.held = 0
-        self.descriptor = _anonymous_file()
+        self.descriptor = anonymous_file()
         try:
             os.ftruncate(self.descriptor, self.size)
             self._memory = map_memory(self.descriptor, self.size)
@@ -134,7 +134,8 @@ class Arena:
             raise OSError(errno.ENOMEM, f"{size:,} bytes of shared memory are not available") from error
 
 
-def _anonymous_file() -> int:
+def anonymous_file() -> int:
+    """Open a file in memory; the caller closes the descriptor."""
     if hasattr(os, "memfd_create"):
         return os.memfd_create("async-maps")
     with tempfile.TemporaryFile() as file:

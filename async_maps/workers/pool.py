@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import socket
 import subprocess
@@ -24,7 +25,9 @@ from anyio import CancelScope, CapacityLimiter, create_task_group, to_thread
 from async_maps.errors import WorkerError
 from async_maps.machine.shortage import describe_shortage
 from async_maps.outcomes import MapStatistics
+from async_maps.render.kernel_cache import Loaded
 from async_maps.sources.isolation import DecoderProcess, IsolatedReaders
+from async_maps.workers.arena import anonymous_file
 from async_maps.workers.worker import Failed, Recipe, Reply, Request, Result, colorize_chunk, frame, load_kernels
 
 if TYPE_CHECKING:
@@ -37,10 +40,20 @@ _BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from async_map
 _START_TIMEOUT_S = 120.0
 """The first start compiles the kernels, possibly on a busy machine."""
 _STOP_TIMEOUT_S = 5.0
+_NOT_KEPT = (
+    "compiled kernels cannot be kept in a cache folder or used from it, so each start may compile them (5 s of CPU "
+    "time): {}. Set NUMBA_CACHE_DIR to a folder that only this user can write, or run `async-maps warm` when the image "
+    "is built"
+)
+
+_logger = logging.getLogger("async_maps")
 
 
 class Worker(Protocol):
     """Colorizes one chunk at a time."""
+
+    kernels: Loaded
+    """How the kernels were loaded."""
 
     @property
     def is_alive(self) -> bool:
@@ -65,6 +78,7 @@ class ThreadWorker:
     """
 
     def __init__(self, recipe: Recipe) -> None:
+        self.kernels = Loaded(0, 0, "", "")
         self._recipe = recipe
         self._decoder = DecoderProcess(max_pixels=recipe.max_pixels, channels=recipe.reduce)
         self._readers = IsolatedReaders(self._decoder)
@@ -77,7 +91,7 @@ class ThreadWorker:
 
     async def start(self) -> None:
         """Load the kernels."""
-        await to_thread.run_sync(load_kernels, self._recipe, limiter=self._thread)
+        self.kernels = await to_thread.run_sync(load_kernels, self._recipe, limiter=self._thread)
 
     async def colorize(self, block: Block, free_from: int, requests: list[Request]) -> Reply:
         """Colorize maps into a block."""
@@ -94,8 +108,10 @@ class ThreadWorker:
 class ProcessWorker:
     """A worker in another process, which is killed when a call is cancelled or fails."""
 
-    def __init__(self, recipe: Recipe, arena: Arena) -> None:
+    def __init__(self, recipe: Recipe, arena: Arena, shared_kernels: int | None = None) -> None:
+        self.kernels = Loaded(0, 0, "", "")
         self._hello = {
+            "kernels": shared_kernels,
             "table": recipe.table.tobytes().hex(),
             "png": recipe.png,
             "invalid": recipe.invalid,
@@ -104,7 +120,7 @@ class ProcessWorker:
             "descriptor": arena.descriptor,
             "size": arena.size,
         }
-        self._descriptor = arena.descriptor
+        self._descriptors = [arena.descriptor, *([] if shared_kernels is None else [shared_kernels])]
         self._thread = CapacityLimiter(1)
         self._process: subprocess.Popen[bytes] | None = None
         self._end: int | None = None
@@ -144,7 +160,7 @@ class ProcessWorker:
             ) from error
         try:
             async with asyncio.timeout(_START_TIMEOUT_S):
-                await self._exchange(self._hello)
+                self.kernels = Loaded(*await self._exchange(self._hello))
         except TimeoutError:
             await self._kill()
             raise WorkerError(f"a worker process was not ready after {_START_TIMEOUT_S:.0f} s") from None
@@ -167,7 +183,7 @@ class ProcessWorker:
         timeout_s = 0.0 if kill else _STOP_TIMEOUT_S
         killing = asyncio.get_running_loop().call_later(timeout_s, self._process.kill)
         try:
-            with CancelScope(shield=True):
+            with CancelScope(shield=True), suppress(RuntimeError):  # no thread can be started
                 await to_thread.run_sync(self._process.wait, limiter=self._thread)
         finally:
             killing.cancel()
@@ -186,7 +202,7 @@ class ProcessWorker:
             [sys.executable, "-P", "-c", _BOOT, json.dumps(sys.path)],
             stdin=theirs.fileno(),
             stdout=theirs.fileno(),
-            pass_fds=(self._descriptor,),
+            pass_fds=self._descriptors,
             env={**os.environ, **single},
             # Not in the terminal's foreground group: only the parent gets Ctrl-C, and drains.
             start_new_session=True,
@@ -264,12 +280,16 @@ async def started_workers(recipe: Recipe, count: int, arena: Arena) -> AsyncIter
 
     Raises WorkerError if a worker cannot be started.
     """
-    workers: list[Worker] = [ProcessWorker(recipe, arena) for _ in range(count)] or [ThreadWorker(recipe)]
+    shared_kernels = anonymous_file()
+    workers: list[Worker] = [ProcessWorker(recipe, arena, shared_kernels) for _ in range(count)]
+    workers = workers or [ThreadWorker(recipe)]
     kill = True
     try:
         async with create_task_group() as starting:
             for worker in workers:
                 starting.start_soon(worker.start)
+        if problem := next((worker.kernels.problem for worker in workers if worker.kernels.problem), ""):
+            _logger.warning("%s", _NOT_KEPT.format(problem))
         yield workers
         kill = False
     finally:
@@ -277,3 +297,4 @@ async def started_workers(recipe: Recipe, count: int, arena: Arena) -> AsyncIter
             async with create_task_group() as stopping:
                 for worker in workers:
                     stopping.start_soon(partial(worker.stop, kill=kill))
+            os.close(shared_kernels)

@@ -21,6 +21,7 @@ from async_maps.errors import InputValidationError, MissingExtraError, SourceErr
 from async_maps.outcomes import MapStatistics
 from async_maps.render.channels import Channels, reduce_channels
 from async_maps.render.colorize import look_up, replace
+from async_maps.render.kernel_cache import Loaded, loaded, sharing
 from async_maps.render.quantize import Invalid, Measured, quantize, summarize
 from async_maps.render.ranges import ValueRange
 from async_maps.render.scanlines import scanline_bytes, write_scanlines
@@ -219,11 +220,12 @@ def _colorize(array: NDArray[Any], room: NDArray[np.uint8], request: Request, re
     return Result(0, *shape, rgba, transparent, statistics)
 
 
-def load_kernels(recipe: Recipe) -> None:
-    """Compile the kernels that a recipe needs, or load them from numba's cache."""
-    import_module("async_maps.render.kernels")
-    if recipe.reduce != "none":
-        import_module("async_maps.render.channel_kernels")
+def load_kernels(recipe: Recipe) -> Loaded:
+    """Compile the kernels that a recipe needs, or load them from the cache; a problem is returned the first time."""
+    names = ["async_maps.render.kernels", *(["async_maps.render.channel_kernels"] if recipe.reduce != "none" else [])]
+    is_first = any(name not in sys.modules for name in names)
+    found = loaded([import_module(name) for name in names])
+    return found if is_first else found._replace(problem="")
 
 
 def send_message(file: IO[bytes], message: object) -> None:
@@ -266,11 +268,12 @@ def main() -> None:
     table = np.frombuffer(bytes.fromhex(hello["table"]), np.uint8).reshape(256, 4)
     recipe = Recipe(table, hello["png"], hello["invalid"], hello["max_pixels"], hello["reduce"])
     memory = map_memory(hello["descriptor"], hello["size"])
-    load_kernels(recipe)
+    with sharing(hello["kernels"]):
+        kernels = load_kernels(recipe)
 
     readers = LimitedReaders(max_pixels=recipe.max_pixels, channels=recipe.reduce)
     try:
-        send_message(replies, "ready")
+        send_message(replies, kernels)
         while (chunk := _receive(requests)) is not None:
             start, size, free_from, maps = chunk
             # A block that is larger than the arena: the file has grown.

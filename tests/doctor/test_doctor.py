@@ -149,7 +149,7 @@ def test_a_store_that_fails_under_load_is_a_warning(error: StoreError, advice: s
 def test_a_folder_is_checked_and_left_unchanged(tmp_path: Path, ask: Any) -> None:
     code, found = ask(tmp_path / "none" / "yet", "--files.fsync")
     assert (code, levels(found)) == (0, {"kolena": "warning"})
-    assert list(found) == ["machine", "write", "space", "rename", "create only", "fsync", "kolena"]
+    assert list(found) == ["machine", "kernels", "write", "space", "rename", "create only", "fsync", "kolena"]
     assert found["write"].text == f"{tmp_path} is writable; {tmp_path}/none/yet will be created with the first file"
     assert "cannot read file://" in found["kolena"].text
     assert list(tmp_path.iterdir()) == []
@@ -209,8 +209,8 @@ def test_the_command_prints_lines_and_a_total(tmp_path: Path, capsys: pytest.Cap
     assert invoke("doctor", tmp_path) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("ok       machine       ")
-    assert lines[1] == f"ok       write         {tmp_path} is writable"
-    assert lines[-1] == "6 ok, 1 warning"
+    assert lines[2] == f"ok       write         {tmp_path} is writable"
+    assert lines[-1] == "7 ok, 1 warning"
 
 
 def test_a_terminal_gets_columns_and_an_unbroken_command() -> None:

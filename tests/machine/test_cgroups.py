@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from async_maps.machine.cgroups import cpu_quota, memory_limit, pids_limit
+from tests.support.containers import V2, lay_out
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 pytestmark = pytest.mark.fast
 
-V2 = "30 24 0:26 {root} /sys/fs/cgroup ro,nosuid shared:9 - cgroup2 cgroup rw,nsdelegate"
 V1 = (
     "33 31 0:30 {root} /sys/fs/cgroup/cpu,cpuacct rw,relatime - cgroup cgroup rw,cpu,cpuacct\n"
     "34 31 0:31 {root} /sys/fs/cgroup/memory rw,relatime master:4 - cgroup cgroup rw,memory\n"
@@ -21,18 +21,6 @@ V1 = (
 )
 V1_GROUPS = "12:pids:{path}\n11:memory:{path}\n4:cpu,cpuacct:{path}\n1:name=systemd:{path}\n0::/\n"
 NO_LIMIT = "9223372036854771712"
-
-
-def lay_out(root: Path, groups: str, mounts: str, files: dict[str, str]) -> Path:
-    """Write ``proc/self`` and the files of ``sys/fs/cgroup``."""
-    for name, text in {
-        "proc/self/cgroup": groups,
-        "proc/self/mountinfo": f"22 1 8:1 / / rw - ext4 /dev/sda rw\n{mounts}\n",
-        **{f"sys/fs/cgroup/{name}": text for name, text in files.items()},
-    }.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(text)
-    return root
 
 
 @pytest.mark.parametrize(

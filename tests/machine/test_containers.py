@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +14,7 @@ import pytest
 
 from tests.support.commands import COMMAND
 from tests.support.containers import control_group, python, run_in
+from tests.support.kernels import Place
 from tests.support.maps import random_map
 
 if TYPE_CHECKING:
@@ -59,6 +62,34 @@ def test_half_a_cpu_and_256_mib_give_one_worker_and_smaller_queues(job: list[str
     assert "workers: 1, from a CPU quota of 0.5; encode_threads: 2, from a CPU quota of 0.5" in ended.stderr
     assert "queue_bytes: 2.7 MiB, from a memory limit of 256 MiB" in ended.stderr
     assert len(list((tmp_path / "out").glob("*.png"))) == COUNT
+
+
+@pytest.mark.slow
+def test_a_small_container_works_with_one_notice(maps: Path, tmp_path: Path) -> None:
+    """A read-only root, no HOME, no cache of kernels, half a CPU and 256 MiB."""
+    for i in range(COUNT):
+        np.save(maps / f"{i:02}.npy", random_map(i))
+    (tmp_path / "place").mkdir()
+    place = Place(tmp_path / "place")
+    state = tmp_path / "state"
+    state.mkdir()
+    unshare = shutil.which("unshare")
+    if unshare is None or subprocess.run([unshare, "-m", "true"], check=False, capture_output=True).returncode:
+        pytest.skip("this user may not mount file systems")
+    del place.environment["HOME"], place.environment["NUMBA_CACHE_DIR"]
+    home = os.path.expanduser("~/.cache")
+    # Another run of this machine may have a cache in its home folder.
+    hide = f"if test -d {home}; then mount -t tmpfs -o ro,size=4k none {home}; fi"
+    script = f'{hide} && mount --bind {state} {state} && mount -o remount,ro,bind / && cd {state} && exec "$@"'
+    run = [sys.executable, "-m", "async_maps", "run", str(maps), "out", "--progress=none"]
+    with control_group(cpu=50_000, memory=2**28) as groups:
+        ended = run_in(groups, [unshare, "-m", "/bin/sh", "-c", script, "sh", *run], environment=place.environment)
+    assert ended.returncode == 0, ended.stderr
+    assert len(list((state / "out").glob("*.png"))) == COUNT
+    sizes, notice = ended.stderr.splitlines()
+    assert "workers: 1, from a CPU quota of 0.5" in sizes
+    assert "compiled kernels cannot be kept" in notice
+    assert sorted(path.name for path in state.iterdir()) == ["async-maps.sqlite", "out"]
 
 
 def test_doctor_names_the_quota(tmp_path: Path) -> None:

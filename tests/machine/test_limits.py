@@ -9,7 +9,7 @@ import pytest
 
 from async_maps.machine.limits import MIB, Limit, cores, default_sizes, memory
 from async_maps.settings import Settings
-from tests.machine.test_cgroups import V2, lay_out
+from tests.support.containers import V2, lay_out
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -1,122 +1,39 @@
-"""Compiled kernels are cached on disk, and work in every state of that cache."""
+"""Compiled kernels are cached, shared by processes and CPUs, and loaded only from files that nobody else can write."""
 
 from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
 import pytest
 
-from async_maps.render import kernels
+from async_maps.render.kernel_stores import Folder, Memory, Places, UntrustedError
+from async_maps.workers.arena import anonymous_file
+from tests.support.kernels import COUNT, PROGRAM, Place, finish
 
-KERNELS = (
-    "quantize_float32", "quantize_float64", "quantize_float16",
-    "scale_float32", "scale_float64", "count", "describe", "sketch", "look_up", "replace", "filter_rows",
-)  # fmt: skip
-SOURCE = Path(kernels.__file__)
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
 
-
-# Runs beside a copy of kernels.py. Prints the cache hits and misses of each kernel, or "none" without a cache.
-PROGRAM = """
-import sys
-import numpy as np
-import numba
-
-if "together" in sys.argv:
-    print("ready", flush=True)
-    sys.stdin.readline()
-import kernels
-
-keys = np.empty(2, np.int64)
-for dtype, bits, quantize in (("f4", "i4", kernels.quantize_float32), ("f8", "i8", kernels.quantize_float64)):
-    values = np.linspace(0, 1, 10_007, dtype=dtype)
-    plane = np.empty(values.size, np.uint8)
-    total = quantize(values, values.view(bits), plane, keys)
-    assert (plane == np.rint(values * 255).astype(np.uint8)).all()
-    assert abs(total - values.sum(dtype="f8")) < 1e-6
-    assert (keys == values[[0, -1]].view(bits)).all()
-bits = np.arange(1_000, dtype=np.int16)
-intensities = (np.arange(65_536) % 256).astype(np.uint8)
-kernels.quantize_float16(bits, intensities, np.zeros(65_536, np.float32), plane[:1_000], keys)
-assert (plane[:1_000] == (bits % 256).astype(np.uint8)).all()
-table = np.arange(256, dtype=np.uint32) * 65_537
-pixels = np.empty(1_000, np.uint32)
-kernels.look_up(plane[:1_000], table, pixels)
-assert (pixels == table[plane[:1_000]]).all()
-
-for name, kernel in vars(kernels).items():
-    if not hasattr(kernel, "stats"):
-        continue
-    hits, misses = (sum(counts.values()) for counts in (kernel.stats.cache_hits, kernel.stats.cache_misses))
-    print(name, "none" if kernel.stats.cache_path is None else f"{hits}-{misses}")
-"""
-
-FULL_DISK = """
-import errno
-from numba.core import caching
-
-def full(self, path):
-    raise OSError(errno.ENOSPC, "No space left on device")
-
-assert callable(caching.IndexDataCacheFile._open_for_write)
-caching.IndexDataCacheFile._open_for_write = full
-"""
-
-
-class Place:
-    """A copy of the kernels and a cache folder, for processes that use both."""
-
-    def __init__(self, folder: Path, code: Path | None = None) -> None:
-        self.cache = folder / "cache"
-        self.code = code or folder / "code"
-        if code is None:
-            self.code.mkdir()
-            shutil.copy(SOURCE, self.code / "kernels.py")
-            (self.code / "program.py").write_text(PROGRAM)
-        self.environment = {
-            **{name: value for name, value in os.environ.items() if not name.startswith(("NUMBA_", "PYTHON", "COV"))},
-            "NUMBA_CACHE_DIR": str(self.cache),
-            "PYTHONWARNINGS": "error",
-            "PYTHONDONTWRITEBYTECODE": "1",
-        }
-
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        """Start a process that imports the kernels, checks each and prints its cache hits and misses."""
-        return subprocess.Popen(
-            [sys.executable, "program.py", *arguments],
-            cwd=self.code,
-            env=self.environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def run(self) -> dict[str, str]:
-        """Run one process to its end."""
-        return finish(self.start())
-
-    def files(self, suffix: str) -> list[Path]:
-        """Return the cache's files: ``.nbi`` is an index, ``.nbc`` machine code."""
-        return sorted(self.cache.rglob(f"*{suffix}"))
-
-
-def finish(process: subprocess.Popen[str]) -> dict[str, str]:
-    """Wait until the process succeeds and return the kernels and their cache counts."""
-    out, err = process.communicate(input="go\n", timeout=100)
-    assert (process.returncode, err) == (0, "")
-    return dict(line.split() for line in out.splitlines() if line != "ready")
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def filled(tmp_path_factory: pytest.TempPathFactory) -> Place:
     """A place with a full cache; tests must not change it."""
     place = Place(tmp_path_factory.mktemp("filled"))
-    assert place.run() == dict.fromkeys(KERNELS, "0-1")
+    assert place.load() == (COUNT, 0)
+    return place
+
+
+@pytest.fixture(scope="module")
+def warmed(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """A place that ``warm`` filled; tests must not change it."""
+    place = Place(tmp_path_factory.mktemp("warmed"))
+    ended = place.run("warm")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "13 compiled now" in ended.stdout
     return place
 
 
@@ -129,51 +46,109 @@ def place(filled: Place, tmp_path: Path) -> Place:
 
 
 def test_a_second_process_loads_the_kernels_from_the_cache(filled: Place) -> None:
-    assert len(filled.files(".nbi")) == len(filled.files(".nbc")) == len(KERNELS)
-    assert filled.run() == dict.fromkeys(KERNELS, "1-0")
+    assert len(filled.files()) == COUNT
+    assert filled.load() == (0, COUNT)
+
+
+@pytest.mark.parametrize("cpu", ["", "skylake", "znver3", "generic"])
+def test_a_warmed_cache_serves_other_cpus(cpu: str, warmed: Place, tmp_path: Path) -> None:
+    copy = Place(tmp_path, warmed.code)
+    shutil.copytree(warmed.cache, copy.cache)
+    copy.environment |= {"NUMBA_CPU_NAME": cpu} if cpu else {}
+    assert copy.load() == (0, COUNT)
+    assert len(copy.files()) == 13
+
+
+def test_a_cpu_without_the_instructions_of_the_baseline_compiles_its_own(warmed: Place, tmp_path: Path) -> None:
+    copy = Place(tmp_path, warmed.code)
+    shutil.copytree(warmed.cache, copy.cache)
+    program = "from async_maps.render import kernel_cache\nkernel_cache._V3 = ('no such feature',)\n"
+    (tmp_path / "other.py").write_text(program + PROGRAM)
+    copy.environment["NUMBA_CPU_NAME"] = "x86-64-v2"
+    found = finish(copy.start(str(tmp_path / "other.py")))
+    assert (found["compiled"], found["found"]) == (COUNT, 0)
+
+
+def test_warm_compiles_once(warmed: Place) -> None:
+    assert "13 kernels for" in (again := warmed.run("warm")).stdout
+    assert "0 compiled now" in again.stdout
+
+
+def test_warm_without_a_folder_fails_with_one_sentence(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    place.environment["NUMBA_CACHE_DIR"] = str(place.code / "program.py")
+    ended = place.run("warm")
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("async-maps: error: the kernels cannot be kept: ")
+    assert ended.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("damage", ["empty", "torn", "garbage"])
+def test_a_damaged_file_is_compiled_and_replaced(place: Place, damage: str) -> None:
+    for file in place.files():
+        whole = file.read_bytes()
+        file.write_bytes({"empty": b"", "torn": whole[: len(whole) // 2], "garbage": bytes(len(whole))}[damage])
+    assert place.load() == (COUNT, 0)
+    assert place.load() == (0, COUNT)
 
 
 @pytest.mark.parametrize(
-    ("suffix", "damage"), [(".nbi", "empty"), (".nbi", "garbage"), (".nbc", "torn"), (".nbc", "garbage")]
+    ("endanger", "reason"),
+    [
+        (lambda cache: cache.chmod(0o777), "can be written by other users (mode 0777): chmod go-w"),
+        (lambda cache: (cache / "async-maps").chmod(0o775), "can be written by other users (mode 0775): chmod go-w"),
+        (lambda cache: os.chown(cache / "async-maps", 65534, 65534), "belongs to another user (uid 65534)"),
+        (lambda cache: os.chown(cache, 65534, 65534), "belongs to another user (uid 65534)"),
+    ],
 )
-@pytest.mark.slow
-def test_kernels_work_with_a_damaged_cache(place: Place, suffix: str, damage: str) -> None:
-    files = place.files(suffix)
-    assert len(files) == len(KERNELS)
-    rubbish = np.random.default_rng(1).bytes(2**20)
-    for file in files:
-        whole = file.read_bytes()
-        file.write_bytes({"empty": b"", "torn": whole[: len(whole) // 2], "garbage": rubbish[: len(whole)]}[damage])
-    assert place.run() == dict.fromkeys(KERNELS, "none")
+def test_a_folder_that_others_can_write_is_not_used(
+    endanger: Callable[[Path], object], reason: str, place: Place
+) -> None:
+    if os.geteuid() and "chown" in str(endanger.__code__.co_names):
+        pytest.skip("only root gives a folder to another user")
+    before = {file: file.stat().st_mtime_ns for file in place.files()}
+    endanger(place.cache)
+    found = finish(place.start("program.py"))
+    assert (found["compiled"], found["found"]) == (COUNT, 0)
+    assert reason in found["problem"]
+    assert {file: file.stat().st_mtime_ns for file in place.files()} == before
 
 
-@pytest.mark.slow
-def test_kernels_work_without_a_writable_cache_folder(tmp_path: Path) -> None:
-    # Permissions do not stop root, but nobody can create a folder below a plain file.
+def test_a_file_that_others_can_write_is_not_loaded(place: Place, tmp_path: Path) -> None:
+    planted = place.files()[0]
+    planted.chmod(0o666)
+    found = finish(place.start("program.py"))
+    assert (found["compiled"], found["found"]) == (1, COUNT - 1)
+    assert f"{planted} can be written by other users (mode 0666)" in found["problem"]
+    link = place.files()[1]
+    shutil.move(link, tmp_path / "elsewhere")
+    link.symlink_to(tmp_path / "elsewhere")
+    assert place.load() == (1, COUNT - 1)
+    assert not link.is_symlink()
+
+
+def test_a_sticky_folder_is_safe(filled: Place, tmp_path: Path) -> None:
+    place = Place(tmp_path, filled.code)
+    shutil.copytree(filled.cache, place.cache)
+    place.cache.chmod(0o1777)
+    assert place.load() == (0, COUNT)
+
+
+def test_files_are_written_for_readers_whatever_the_umask(tmp_path: Path) -> None:
     place = Place(tmp_path)
-    obstacle = tmp_path / "obstacle"
-    obstacle.touch()
-    (place.code / "__pycache__").touch()
-    place.environment |= {
-        "NUMBA_CACHE_DIR": str(obstacle / "cache"),
-        "HOME": str(obstacle / "home"),
-        "XDG_CACHE_HOME": str(obstacle / "xdg"),
-    }
-    assert place.run() == dict.fromkeys(KERNELS, "none")
+    before = os.umask(0o002)
+    try:
+        process = place.start("program.py")
+    finally:
+        os.umask(before)
+    assert finish(process)["problem"] == ""
+    assert {file.stat().st_mode & 0o777 for file in place.files()} == {0o644}
+    assert (place.cache / "async-maps").stat().st_mode & 0o777 == 0o755
 
 
-@pytest.mark.slow
-def test_kernels_work_when_the_cache_disk_is_full(tmp_path: Path) -> None:
+def test_concurrent_processes_compile_each_kernel_once(tmp_path: Path) -> None:
     place = Place(tmp_path)
-    # numba's check of the folder succeeds; each file that it writes later fails.
-    (place.code / "program.py").write_text(FULL_DISK + PROGRAM)
-    assert place.run() == dict.fromkeys(KERNELS, "none")
-
-
-@pytest.mark.slow
-def test_concurrent_processes_can_fill_one_cache(tmp_path: Path) -> None:
-    place = Place(tmp_path)
-    processes = [place.start("together") for _ in range(4)]
+    processes = [place.start("program.py", "together") for _ in range(4)]
     for process in processes:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
@@ -181,6 +156,81 @@ def test_concurrent_processes_can_fill_one_cache(tmp_path: Path) -> None:
         assert process.stdin is not None
         process.stdin.write("go\n")
         process.stdin.flush()
-    found = [finish(process) for process in processes]
-    assert all(each.keys() == set(KERNELS) and set(each.values()) <= {"0-1", "1-0"} for each in found)
-    assert place.run() == dict.fromkeys(KERNELS, "1-0")
+    assert sum(finish(process)["compiled"] for process in processes) == COUNT
+
+
+def test_workers_without_a_folder_share_one_compilation_and_one_notice(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    place.environment["NUMBA_CACHE_DIR"] = str(place.code / "program.py")
+    code = (
+        "import asyncio, numpy as np\n"
+        "from async_maps.workers.arena import Arena\n"
+        "from async_maps.workers.pool import started_workers\n"
+        "from async_maps.workers.worker import Recipe\n"
+        "async def main():\n"
+        "    with Arena(2**20) as arena:\n"
+        "        async with started_workers(Recipe(np.zeros((256, 4), np.uint8)), 3, arena) as workers:\n"
+        "            print(*[worker.kernels.compiled for worker in workers])\n"
+        "asyncio.run(main())\n"
+    )
+    process = place.start("-c", code)
+    out, err = process.communicate(timeout=300)
+    assert (process.returncode, sum(map(int, out.split()))) == (0, COUNT)
+    assert err.count("compiled kernels cannot be kept") == 1
+    assert "Set NUMBA_CACHE_DIR" in err
+    assert "async-maps warm" in err
+
+
+# The parts ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_returns_what_was_written(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    folder.write("a", b"data")
+    assert (folder.read("a"), folder.read("b")) == (b"data", None)
+    with folder.locked():
+        (tmp_path / "a").chmod(0o646)
+    with pytest.raises(UntrustedError, match="mode 0646"):
+        folder.read("a")
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_memory_overwrites_a_torn_record() -> None:
+    descriptor = anonymous_file()
+    try:
+        memory = Memory(descriptor)
+        memory.write("a", b"1" * 1000)
+        size = os.fstat(descriptor).st_size
+        memory.write("b", b"2" * 1000)
+        os.ftruncate(descriptor, size + 500)
+        assert (memory.read("a"), memory.read("b")) == (b"1" * 1000, None)
+        with memory.locked():
+            memory.write("c", b"3")
+        assert [memory.read(name) for name in "abc"] == [b"1" * 1000, None, b"3"]
+    finally:
+        os.close(descriptor)
+
+
+def test_a_variable_with_a_tilde_means_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NUMBA_CACHE_DIR", "~/kernels")
+    places = Places.find()
+    assert places.writable is not None
+    assert places.writable.folder == tmp_path / "kernels/async-maps"
+
+
+@pytest.mark.parametrize("home", [None, "~", "no/absolute/path"])
+def test_no_folder_named_tilde_is_made(home: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_entry(_: int) -> None:
+        raise KeyError
+
+    monkeypatch.setattr("pwd.getpwuid", no_entry)
+    monkeypatch.delenv("HOME")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("NUMBA_CACHE_DIR", "~/kernels")
+    if home is not None:
+        monkeypatch.setenv("HOME", home)
+    monkeypatch.chdir(tmp_path)
+    places = Places.find()
+    assert os.listdir(tmp_path) == []
+    assert all(place.folder.is_absolute() for place in places.readable)

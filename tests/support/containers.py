@@ -1,4 +1,4 @@
-"""Run a command with the limits of a container: a control group of this machine, if this user may create one."""
+"""The trees of control groups as files, and commands that run in a control group, if this user may create one."""
 
 from __future__ import annotations
 
@@ -19,6 +19,22 @@ if TYPE_CHECKING:
 _TOP = Path("/sys/fs/cgroup")
 _V1 = {"cpu.max": "cpu/cpu.cfs_quota_us", "memory.max": "memory/memory.limit_in_bytes", "pids.max": "pids/pids.max"}
 """The limits by their names in version 2, and their controllers and files in version 1."""
+
+
+V2 = "30 24 0:26 {root} /sys/fs/cgroup ro,nosuid shared:9 - cgroup2 cgroup rw,nsdelegate"
+"""A line of mountinfo."""
+
+
+def lay_out(root: Path, groups: str, mounts: str, files: dict[str, str]) -> Path:
+    """Write ``proc/self`` and the files of ``sys/fs/cgroup``."""
+    for name, text in {
+        "proc/self/cgroup": groups,
+        "proc/self/mountinfo": f"22 1 8:1 / / rw - ext4 /dev/sda rw\n{mounts}\n",
+        **{f"sys/fs/cgroup/{name}": text for name, text in files.items()},
+    }.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return root
 
 
 @contextmanager

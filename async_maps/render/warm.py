@@ -1,0 +1,38 @@
+"""Compiles all kernels into the cache, for a CPU that other machines have too."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+from async_maps.render.kernel_cache import Loaded, baseline_cpu
+
+_CODE = """\
+import json, sys
+sys.path[:] = json.loads(sys.argv[1])
+from async_maps.render import channel_kernels, kernels
+from async_maps.render.kernel_cache import loaded
+print(json.dumps(loaded([kernels, channel_kernels])))
+"""
+
+
+def warm_cache(cpu: str | None = None) -> Loaded:
+    """Compile the kernels that are not in the cache yet, in another process.
+
+    Args:
+        cpu: LLVM's name of the CPU; the baseline of this architecture if None.
+
+    Returns:
+        How many kernels were compiled, and where they are kept.
+
+    Raises:
+        OSError: no process can be started.
+        subprocess.CalledProcessError: the process failed.
+    """
+    # numba reads the CPU when it is imported. No features: those of the CPU, not of this machine.
+    environment = {**os.environ, "NUMBA_CPU_NAME": cpu or baseline_cpu(), "NUMBA_CPU_FEATURES": ""}
+    command = [sys.executable, "-P", "-c", _CODE, json.dumps(sys.path)]
+    ended = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment)  # noqa: S603  # our own module
+    return Loaded(*json.loads(ended.stdout))
