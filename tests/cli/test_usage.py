@@ -50,7 +50,10 @@ pytestmark = pytest.mark.usefixtures(leaves_nothing.__name__)
         ("ran maps out", "unknown command 'ran'; did you mean run?"),
         ("maps/ out", "to upload maps: async-maps run SOURCE DESTINATION"),
         ("--quiet", "options come after the command"),
-        ("run maps out --queue-bytes 64XB", "--queue-bytes: input should be a number of bytes, or a size such as 64MB"),
+        (
+            "run maps out --queue-bytes 64XB",
+            "--queue-bytes: input should be auto, a number of bytes, or a size such as 64MB",
+        ),
         ("run maps out -v -q", "--verbose and --quiet exclude each other"),
         ("run maps out --config endpoint.toml", "s3.endpoint_url is not a setting; set AWS_ENDPOINT_URL"),
         ("run maps out --manifest --overwrite", "--manifest needs a value"),

@@ -201,7 +201,11 @@ def test_a_folder_that_cannot_be_written_is_a_failure(unprivileged: Path, ask: A
     closed = unprivileged / "closed"
     closed.mkdir(mode=0o555)
     code, found = ask(closed / "x")
-    assert (code, levels(found)) == (1, {"write": "failure", "kolena": "warning"})
+    # Whether that user has a cache of kernels depends on the machine.
+    assert (code, {**levels(found), "kernels": "ok"}) == (
+        1,
+        {"write": "failure", "kolena": "warning", "kernels": "ok"},
+    )
     assert f"no permission for {closed}" in found["write"].text
 
 
