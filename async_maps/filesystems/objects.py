@@ -72,7 +72,7 @@ class Checksum(NamedTuple):
 
 
 def checksum(locator: str) -> Checksum:
-    """Read a ``file://`` locator in pieces of 1 MiB.
+    """Read a ``file://`` locator in pieces of at most 1 MiB.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -83,14 +83,16 @@ def checksum(locator: str) -> Checksum:
     size = crc32 = 0
     try:
         with LocalFilesystem().open(path) as file:
-            modified = os.fstat(file.fileno()).st_mtime
-            while piece := file.read(_PIECE):
+            status = os.fstat(file.fileno())
+            # A buffer of the file's size: most overlays are much smaller than a piece.
+            length = min(_PIECE, status.st_size + 1)
+            while piece := file.read(length):
                 size, crc32 = size + len(piece), isal_zlib.crc32(piece, crc32)
     except FileNotFoundError:
         raise
     except (OSError, SourceError) as error:
         raise ObjectError(f"{printable(locator)}: {translate_os_error(error)}") from error
-    return Checksum(size, f"{crc32:08x}", modified)
+    return Checksum(size, f"{crc32:08x}", status.st_mtime)
 
 
 class Objects:
