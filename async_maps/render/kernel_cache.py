@@ -158,22 +158,19 @@ class KernelCache:
 
     def _names(self, signature: Any, codegen: Any) -> list[str]:
         """Return the names of the file for this CPU, and of that for the baseline CPU if this one can run it."""
-        import llvmlite
         import numba
 
         triple, cpu, features = codegen.magic_tuple()
         targets = [(triple, cpu, features)]
         if _runs_baseline():
             targets.append((triple, baseline_cpu(), ""))
-        identity = (self._identity, str(signature), numba.__version__, llvmlite.__version__)
+        identity = (self._identity, str(signature), numba.__version__)
         digests = [hashlib.sha256(repr((*identity, target)).encode()).hexdigest()[:32] for target in targets]
         return [f"{self._name}-{digest}.kernel" for digest in dict.fromkeys(digests)]
 
 
 def _runs_baseline() -> bool:
-    from llvmlite import binding
+    from numba.core.codegen import get_host_cpu_features
 
-    if baseline_cpu() == "generic":
-        return True
-    features = binding.get_host_cpu_features()
-    return all(features.get(feature) for feature in _V3)
+    features = get_host_cpu_features().split(",")
+    return baseline_cpu() == "generic" or all(f"+{feature}" in features for feature in _V3)
