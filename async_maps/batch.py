@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ from async_maps.manifest.recorder import open_reader
 from async_maps.outcomes import Failure, Outcome
 from async_maps.pipeline import Pipeline
 from async_maps.progress import reporting
-from async_maps.report import Report
+from async_maps.report import Report, counting_selected
 from async_maps.settings import Settings, given_or_default
 from async_maps.sources.activation_map import ActivationMap
 from async_maps.sources.batches import list_maps, numbered, with_key
@@ -77,16 +78,23 @@ async def arun(  # noqa: PLR0913  # those of Pipeline.run()
     Raises:
         AsyncMapsError: as :class:`Pipeline` and :meth:`Pipeline.run`.
     """
-    async with Pipeline(destination, settings=settings) as pipeline:
-        return await pipeline.run(
-            source,
-            manifest=manifest,
-            select=select,
-            limit=limit,
-            prune=prune,
-            prune_all=prune_all,
-            on_progress=on_progress,
-        )
+    report = _new_report(destination, settings, limit)
+    try:
+        async with Pipeline(destination, settings=settings) as pipeline:
+            report = await pipeline.run(
+                source,
+                manifest=manifest,
+                select=select,
+                limit=limit,
+                prune=prune,
+                prune_all=prune_all,
+                on_progress=on_progress,
+            )
+    except AsyncMapsError as error:
+        if error.report is None:
+            report.end(error)
+        raise
+    return report
 
 
 run = blocking(arun)
@@ -214,7 +222,8 @@ async def adry_run(  # noqa: PLR0913  # those of arun()
     Raises:
         AsyncMapsError: as :class:`Pipeline` and :meth:`Pipeline.run`.
     """
-    settings, report = given_or_default(settings), Report(dry_run=True, limit=limit)
+    report = _new_report(destination, settings, limit, dry_run=True)
+    settings = given_or_default(settings)
     selection = Selection(source, manifest, select, limit, settings, prune, prune_all)
     selection.check(destination)
     if settings.value_range.kind == "dataset":
@@ -249,7 +258,7 @@ async def adry_run(  # noqa: PLR0913  # those of arun()
                     if template.may_collide and select != "all":
                         await recorder.load_claims(claims, select)
                     listing = distinct(listing) if manifest is None else recorder.select_maps(listing, select, report)
-                    async with aclosing(listing) as batches:
+                    async with aclosing(counting_selected(listing, report)) as batches:
                         async for batch in batches:
                             entries = [with_key(entry, store.prefix, template, store.locator) for entry in batch]
                             if template.may_collide:
@@ -264,10 +273,19 @@ async def adry_run(  # noqa: PLR0913  # those of arun()
 
     try:
         await OrderlyTask(plan).result()
-    except AsyncMapsError as error:
-        error.report = report
+    except BaseException as error:
+        report.end(error)
         raise
+    report.end()
     return report
+
+
+def _new_report(
+    destination: Destination, settings: Settings | None, limit: int | None, *, dry_run: bool = False
+) -> Report:
+    place = os.fspath(destination) if isinstance(destination, str | os.PathLike) else ""
+    plain = given_or_default(settings).model_dump(mode="json")
+    return Report(destination=place, settings=plain, limit=limit, dry_run=dry_run)
 
 
 def _checked(entry: Entry, value_range: ValueRange, settings: Settings) -> Entry:

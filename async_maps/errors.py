@@ -37,6 +37,13 @@ if TYPE_CHECKING:
 
     from async_maps.outcomes import Failure
 
+_MAY_PASS = {
+    errno.EAGAIN, errno.EBUSY, errno.EDQUOT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.EIO, errno.ENETDOWN,
+    errno.ENETUNREACH, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ENOSPC, errno.ENOTCONN, errno.ESTALE,
+    errno.ETIMEDOUT,
+}  # fmt: skip
+"""Errors of the operating system after which the same call may succeed later, besides those of connections."""
+
 
 _SHORTAGES = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 
@@ -44,12 +51,32 @@ _SHORTAGES = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 class AsyncMapsError(Exception):
     """The base class of all errors that this package raises on purpose.
 
+    Args:
+        message: what happened and what to do, in one sentence.
+        may_pass: whether the same call may succeed later without a change by the user.
+
     Attributes:
         report: the progress before the error: the :class:`~async_maps.Report` of a run, or the
             :class:`~async_maps.Verification` of a verification or repair; else None.
     """
 
     report: Any = None
+
+    def __init__(self, message: str = "", *, may_pass: bool = False) -> None:
+        super().__init__(message)
+        self._may_pass = may_pass
+
+    @property
+    def may_pass(self) -> bool:
+        """Whether the same call may succeed later without a change by the user: the store is down, the disk is full.
+
+        The cause (``__cause__``) decides, too: a connection that is refused, a disk without space.
+        """
+        cause = self.__cause__
+        if isinstance(cause, AsyncMapsError):
+            return self._may_pass or cause.may_pass
+        is_temporary = isinstance(cause, OSError) and cause.errno in _MAY_PASS
+        return self._may_pass or is_temporary or isinstance(cause, ConnectionError | TimeoutError)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Subclasses have other arguments of __init__: copy and unpickle without calling it.
@@ -91,7 +118,7 @@ class TransientError(ObjectError):
     """
 
     def __init__(self, message: str, *, slow_down: bool = False) -> None:
-        super().__init__(message)
+        super().__init__(message, may_pass=True)
         self.slow_down = slow_down
 
 

@@ -36,7 +36,7 @@ from async_maps.manifest.recorder import open_recorder
 from async_maps.manifest.sampler import sampled
 from async_maps.outcomes import Failure, Outcome, Receipt
 from async_maps.progress import reporting
-from async_maps.report import Report
+from async_maps.report import Report, counting_selected
 from async_maps.settings import Settings, given_or_default
 from async_maps.sources.arrays import size_of
 from async_maps.sources.batches import check_limit, list_maps, numbered, take_array, taker, with_key
@@ -217,7 +217,9 @@ class Pipeline:
             return
         self._abandoned = len(self._reserved) + len(self._submitted)
         self._ended_early, self._abandoned_because = True, reason
-        self._end = PipelineClosedError(f"{reason}; maps without an outcome may or may not be stored: put them again")
+        self._end = PipelineClosedError(
+            f"{reason}; maps without an outcome may or may not be stored: put them again", may_pass=True
+        )
         if warn and self._abandoned:
             names = [name for name in self._callers.values() if name][:_NAMED]
             _logger.warning(
@@ -419,7 +421,8 @@ class Pipeline:
             return outcome
         if self._abandoned_because and isinstance(outcome, PipelineClosedError):
             raise PipelineClosedError(
-                f"map {name} was abandoned, and may or may not be stored: {self._abandoned_because}; put it again"
+                f"map {name} was abandoned, and may or may not be stored: {self._abandoned_because}; put it again",
+                may_pass=True,
             )
         raise MapFailedError(outcome) if isinstance(outcome, Failure) else outcome
 
@@ -508,7 +511,8 @@ class Pipeline:
         selection = Selection(source, manifest, select, limit, self.settings, prune, prune_all)
         selection.check(self._destination)
         _, stages = self._opened()
-        report = Report(destination=stages.store.destination, limit=limit)
+        plain = self.settings.model_dump(mode="json")
+        report = Report(destination=stages.store.destination, limit=limit, settings=plain)
         invisible = InvisibleMaps()
 
         async def main() -> None:
@@ -525,14 +529,15 @@ class Pipeline:
 
         try:
             await OrderlyTask(main).result()
-        except AsyncMapsError as error:
+        except BaseException as error:
             report.drained, report.statistics = self._draining, self.statistics()
-            error.report = report
+            report.end(error)
             raise
         finally:
             if warning := invisible.warning(self.settings, report.uploaded):
                 report.warnings.append(warning)
                 _logger.warning("%s", warning)
+        report.end()
         return report
 
     async def _repair(
@@ -560,7 +565,7 @@ class Pipeline:
             value_range = await self._range_for(source, recorder, mode, report)
             report.survey_s = monotonic() - started if report.surveyed else 0.0
             if value_range is None:
-                report.elapsed_s, report.drained, report.statistics = report.survey_s, True, self.statistics()
+                report.drained, report.statistics = True, self.statistics()
                 return
             coverage = None if recorder is None else recorder.follow(selection, report)
             listing = self._list(source, value_range, recorder, report, coverage)
@@ -570,10 +575,11 @@ class Pipeline:
                 listing = recorder.select_maps(listing, mode, report)
                 if self._claims is not None:
                     await recorder.load_claims(self._claims, mode)
+            listing = counting_selected(listing, report)
             async with aclosing(self._outcomes(listing, value_range)) as batches:
                 async for outcomes in batches:
                     report.count(outcomes)
-                    report.elapsed_s = monotonic() - started
+                    report.tick()
                     if _logger.isEnabledFor(logging.DEBUG):
                         for outcome in outcomes:
                             if isinstance(outcome, Failure):
@@ -587,7 +593,6 @@ class Pipeline:
             if recorder is not None and not self._draining:
                 await recorder.complete()
             report.drained = self._draining
-        report.elapsed_s = monotonic() - started
         report.statistics = self.statistics()
 
     def statistics(self) -> Statistics:
@@ -748,7 +753,9 @@ class Pipeline:
                 await asyncio.wait({serving.task})
                 raise self._ended() from None
             reason = self._abandoned_because or "the pipeline was closed before there was room for it"
-            raise PipelineClosedError(f"map {entry.name} is not stored: {reason}; put it again") from None
+            raise PipelineClosedError(
+                f"map {entry.name} is not stored: {reason}; put it again", may_pass=True
+            ) from None
         except BaseException:
             # If the cancellation came when the map had already got its place, the map goes on and is settled later.
             self._submitted.discard(settle)

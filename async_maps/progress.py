@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 from contextlib import asynccontextmanager
-from time import monotonic
 from typing import TYPE_CHECKING, TypeAlias
 
 from anyio import to_thread
@@ -167,10 +166,11 @@ async def reporting(  # noqa: PLR0913  # one argument a concern
         return SourceOptions() if settings is None else SourceOptions.of(settings, report.destination)
 
     count = SourceCount(source, None if reads_all else report.limit, options)
-    started = monotonic()
 
     def show(ended: bool) -> None:
-        report.elapsed_s = monotonic() - started
+        report.tick()
+        if (known := count.total) is not None and (report.limit is None or known < report.limit):
+            report.total = known
         on_progress(Progress(report.copy(), None if statistics is None else statistics(), count, ended=ended))
 
     async with _counting(count), calling_every(_INTERVAL_S, show):

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import aclosing
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from async_maps.ending import DONE, SOME_FAILED, STOPPED_EARLY, Ending
 from async_maps.failure_groups import FailureGroup, FailureGroups
 from async_maps.outcomes import Receipt
 from async_maps.sources.options import shown_passed_over
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncGenerator, Sequence
 
     from async_maps.outcomes import Failure, Outcome
+    from async_maps.sources.batches import Entry
     from async_maps.stages.meters import Statistics
 
 MAX_LISTED_FAILURES = 1000
@@ -22,12 +25,20 @@ MAX_SUFFIXES = 30
 
 
 @dataclass(slots=True)
-class Report:
+class Report(Ending):
     """The result of a run or a dry run.
 
     Attributes:
         dry_run: whether this was a dry run: ``planned`` counts maps instead of ``uploaded``.
         destination: the destination of the overlays.
+        settings: the settings as plain values; empty if they are not valid.
+        started_at: the time of the start, in UTC.
+        ended_at: the time of the end, in UTC; None before it.
+        complete: whether each selected map of the source is done or failed.
+        error: the error that ended the run early, as its ``kind`` and its ``message``; else None.
+        exit_code: the exit code of the command with this ending; None before the end.
+        total: the number of maps in the source; None if it is not known.
+        selected: maps that were selected so far. At the end of a complete run, each is done or failed.
         limit: the number of maps of the source that the run was limited to; None for all.
         uploaded: maps whose overlay the store has confirmed in this run.
         planned: maps that a dry run would do; their names and headers are valid, their values are not read yet.
@@ -62,6 +73,8 @@ class Report:
 
     dry_run: bool = False
     destination: str = ""
+    total: int | None = None
+    selected: int = 0
     limit: int | None = None
     uploaded: int = 0
     planned: int = 0
@@ -84,7 +97,6 @@ class Report:
     transparent: int = 0
     faint: int = 0
     uploaded_bytes: int = 0
-    elapsed_s: float = 0.0
     drained: bool = False
     failures: list[Failure] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -102,6 +114,16 @@ class Report:
         return self._groups.rest
 
     @property
+    def done(self) -> int:
+        """The number of selected maps that are done: the store has confirmed their overlays."""
+        return self.uploaded
+
+    @property
+    def has_reached_store(self) -> bool:
+        """Whether the store has accepted an overlay in this run."""
+        return self.uploaded > 0
+
+    @property
     def seen(self) -> int:
         """The number of maps found in the source."""
         return self.uploaded + self.planned + self.skipped + self.failed
@@ -115,8 +137,21 @@ class Report:
             passed_over=self.passed_over.copy(),
             warnings=self.warnings[:],
         )
-        copied._groups = self._groups.copy()
+        copied._groups, copied._began_at = self._groups.copy(), self._began_at
         return copied
+
+    def end(self, error: BaseException | None = None) -> None:
+        """Record the end of the run.
+
+        Args:
+            error: what ended the run early, whose ``report`` this becomes; None if nothing did.
+        """
+        self.complete = error is None and not self.drained
+        # A limited run that found fewer maps has seen the whole source.
+        if self.complete and (self.limit is None or self.seen < self.limit):
+            self.total = self.seen
+        code = SOME_FAILED if self.failed or self.not_found or self.undeleted else DONE
+        self.close(error, STOPPED_EARLY if self.drained else code)
 
     def count(self, outcomes: Sequence[Outcome]) -> None:
         """Count outcomes.
@@ -198,11 +233,10 @@ class Report:
         return "\n".join(lines)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return all attributes as a dict of plain values, for JSON."""
-        values = asdict(self)
-        del values["_groups"]
+        """Return the report as a dict of plain values, for JSON, as ``report.schema.json`` describes it."""
         groups = [asdict(group) for group in self.failure_groups]
-        return {**values, "failure_groups": groups, "ungrouped": self.ungrouped}
+        own = {"done": self.done, "failure_groups": groups, "ungrouped": self.ungrouped}
+        return self.with_ending("run", {**asdict(self), **own})
 
     def _plan(self) -> str:
         skipped = f"{self.skipped - self.unselected:,} skipped as unchanged"
@@ -233,6 +267,16 @@ class Report:
         return (
             f"limited to the first {_counted(self.limit or 0, 'map')} of the source; run without the limit for all maps"
         )
+
+
+async def counting_selected(
+    listing: AsyncGenerator[list[Entry], None], report: Report
+) -> AsyncGenerator[list[Entry], None]:
+    """Count the maps of a listing as selected."""
+    async with aclosing(listing):
+        async for batch in listing:
+            report.selected += len(batch)
+            yield batch
 
 
 def _counted(count: int, noun: str) -> str:

@@ -26,9 +26,9 @@ import async_maps as am
 from async_maps.cli import app as cli
 from async_maps.cli.events import Event
 from async_maps.cli.metrics import RunMetrics
-from async_maps.cli.options import DONE, SOME_FAILED, WRONG_USE
 from async_maps.demo import seaweed
 from async_maps.doctor.advice import iam_policy
+from async_maps.ending import DONE, SOME_FAILED, STOPPED_EARLY, WRONG_USE
 from async_maps.manifest.samples import Sample
 from async_maps.manifest.schema import COLUMNS
 from async_maps.metrics import PipelineCollector
@@ -204,7 +204,7 @@ def test_the_kubernetes_job_resumes_stops_and_ends() -> None:
     assert (job["spec"]["parallelism"], pod["restartPolicy"]) == (1, "Never")
     rules = [rule for rule in job["spec"]["podFailurePolicy"]["rules"] if "onExitCodes" in rule]
     actions = {code: rule["action"] for rule in rules for code in rule["onExitCodes"]["values"]}
-    assert actions == {130: "Ignore", 143: "Ignore"}
+    assert actions == {130: "Ignore", 143: "Ignore", WRONG_USE: "FailJob"}
     assert job["spec"]["backoffLimit"] > 0
     assert {rule["onExitCodes"]["containerName"] for rule in rules} == {container["name"]}
 
@@ -221,6 +221,7 @@ def test_the_units_of_systemd_resume_and_stop() -> None:
     assert int(unit["TimeoutStopSec"]) > int(drain[1])
     assert unit["Restart"] == "on-failure"
     assert unit["SuccessExitStatus"] == "143"
+    assert unit["RestartPreventExitStatus"] == str(WRONG_USE)
     timer = (CONFIGS / "async-maps.timer").read_text()
     assert "OnCalendar=" in timer
 
@@ -255,7 +256,7 @@ def test_the_dockerfile_runs_the_command_as_nobody_special() -> None:
 
 def test_exit_codes_are_those_of_the_command() -> None:
     codes = [int(code) for row in table(PAGE, "Code") for code in row[0].split(", ")]
-    assert codes[:3] == [DONE, SOME_FAILED, WRONG_USE]
+    assert codes[:4] == [DONE, SOME_FAILED, WRONG_USE, STOPPED_EARLY]
 
 
 def test_the_progress_event_has_the_fields_that_are_shown() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import cyclopts
@@ -12,22 +13,35 @@ from cyclopts import App, ArgumentCollection, Parameter
 from pydantic import ValidationError
 
 from async_maps.cli import usage
-from async_maps.cli.console import complain, discard_output, messages, say
+from async_maps.cli.console import (
+    ReportRefusedError,
+    check_report,
+    complain,
+    discard_output,
+    messages,
+    say,
+    write_report,
+)
 from async_maps.cli.demo import demo
 from async_maps.cli.doctor import doctor
 from async_maps.cli.events import unexpected, wants_json
 from async_maps.cli.export import export
-from async_maps.cli.options import DONE, SOME_FAILED, WRONG_USE
+from async_maps.cli.options import OF_RUNS
 from async_maps.cli.run import run
 from async_maps.cli.status import status
 from async_maps.cli.verify import verify
 from async_maps.cli.warm import warm
-from async_maps.errors import AsyncMapsError, naming_shortages
+from async_maps.ending import DONE, SOME_FAILED, exit_code
+from async_maps.errors import AsyncMapsError, SettingsError, naming_shortages
+from async_maps.report import Report
 from async_maps.settings import load_settings
 from async_maps.sources import STDIN_FILE
+from async_maps.suggestions import GivenOptions, given_options, repeating_options
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+
+    from async_maps.verify.verification import Verification
 
 _AWS = "S3 endpoint, region, profile and credentials come from the AWS environment and files, as for every AWS tool."
 
@@ -42,14 +56,15 @@ app = App(
     suppress_keyboard_interrupt=False,
 )
 _EXIT_CODES: dict[Callable[..., int], str] = {
-    run: "0 all selected maps are done; 1 some maps failed, or the run ended early; 2 the run did not start: wrong "
-    "use, wrong settings, or the store refuses; 130/143 interrupted: run it again",
+    run: "0 every selected map is done; 1 some maps failed; 2 wrong use or settings; 3 stopped early by something that "
+    "may pass, such as a store that is down: run it again; 130/143 interrupted: run it again",
     status: "0 no map has failed, and a run is going on or the last one is complete; 1 maps have failed; 2 wrong use, "
     "or not a manifest; 3 the last run ended early: run it again",
-    export: "0 the table is written; 1 standard output cannot be written; 2 wrong use",
-    verify: "0 nothing differs; 1 something differs, or a repair failed; 2 wrong use; 130/143 interrupted",
+    export: "0 the table is written; 1 standard output cannot be written; 2 wrong use; 3 the disk is full or fails",
+    verify: "0 nothing differs; 1 something differs, or a repair failed; 2 wrong use; 3 the store is down: run it "
+    "again; 130/143 interrupted",
     doctor: "0 no check failed; 1 a check failed; 2 wrong use",
-    demo: "0 all overlays are right; 1 they are not; 2 wrong use",
+    demo: "0 all overlays are right; 1 they are not; 2 wrong use; 3 the server did not start, or stopped",
     warm: "0 the kernels are in the cache; 1 they cannot be kept; 2 wrong use",
 }
 for _place, (_command, _codes) in enumerate(_EXIT_CODES.items()):
@@ -75,29 +90,77 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     # None if it is closed, as in a daemon.
     sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # until the process ends
     as_json = wants_json(tokens)
-    with messages(as_json=as_json):
+    with messages(as_json=as_json), repeating_options():
         try:
-            app.config = [_settings_from_environment, _settings_from_file]
+            app.config = [_note_options, _settings_from_environment, _settings_from_file]
             if "-" in tokens:
                 tokens = list(_with_standard_streams(tokens))
             with naming_shortages():
                 code = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
         except (cyclopts.CycloptsError, ValidationError, AsyncMapsError) as error:
-            complain(usage.describe(error, app, tokens), type(error).__name__)
-            code = WRONG_USE
-        except KeyboardInterrupt:
+            ours = error if isinstance(error, AsyncMapsError) else SettingsError(usage.describe(error, app, tokens))
+            complain(ours)
+            code = _ended(ours, tokens, exit_code(ours))
+        except KeyboardInterrupt as error:
             say("interrupted", "signal", signal=interrupted_by.name)
-            code = 128 + interrupted_by
+            error.args = (f"interrupted by {interrupted_by.name}",)
+            code = _ended(error, tokens, 128 + interrupted_by)
         except OSError as error:  # of the parser: it prints help, and installs completion
             complain(error)
             discard_output()
-            code = SOME_FAILED
+            code = _ended(error, tokens, SOME_FAILED)
         except Exception as error:
+            if as_json:
+                unexpected(error)
+            code = _ended(error, tokens, SOME_FAILED)
             if not as_json:
                 raise
-            unexpected(error)
-            code = SOME_FAILED
     sys.exit(code or DONE)
+
+
+def _ended(error: BaseException, tokens: Sequence[str], code: int) -> int:
+    """Say what to do, write the report of a command that an error has ended, and return its exit code."""
+    for note in getattr(error, "__notes__", ()):
+        say(note)
+    if tokens[:1] not in (["run"], ["verify"]):
+        return code
+    report: Report | Verification | None = getattr(error, "report", None)
+    if report is None and tokens[0] == "run":
+        report = Report()
+    elif report is None:
+        from async_maps.verify.verification import Verification
+
+        report = Verification()
+    if report.ended_at is None:
+        report.end(error)
+    path = None if isinstance(error, ReportRefusedError) else _report_path(tokens)
+    try:
+        check_report(path, {})
+    except ReportRefusedError as refused:
+        complain(refused)
+        path = None
+    return write_report(path, report, code)
+
+
+def _report_path(tokens: Sequence[str]) -> Path | None:
+    """Return the file of ``--report``, also if the command line has a mistake; None if it is also another argument."""
+    for number, token in enumerate(tokens):
+        name, equals, value = token.partition("=")
+        if name == "--report":
+            value = value if equals else "".join(tokens[number + 1 : number + 2])
+            return None if not value or value.startswith("-") or list(tokens).count(value) > 1 else Path(value)
+    return None
+
+
+def _note_options(_: App, __: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """Note the options that suggested commands repeat; neither environment nor file have been read yet."""
+    settings: list[str] = []
+    of_runs: list[str] = []
+    for argument in arguments:
+        if argument.keys or "--config" in argument.names:
+            options = of_runs if argument.keys[:1] and argument.keys[0] in OF_RUNS else settings
+            options += [word for token in argument.tokens for word in (token.keyword or "", token.value)]
+    given_options.set(GivenOptions(tuple(settings), tuple(of_runs)))
 
 
 def _settings_from_environment(command: App, names: tuple[str, ...], arguments: ArgumentCollection) -> None:

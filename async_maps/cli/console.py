@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shlex
 import sys
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from async_maps.cli.events import EVENTS, fields_of, json_lines, tell
-from async_maps.cli.options import SOME_FAILED
+from async_maps.ending import SOME_FAILED, package_version
 from async_maps.errors import SettingsError
 from async_maps.filesystems.atomic import replacing
 from async_maps.filesystems.outputs import check_output, is_report
+from async_maps.suggestions import suggest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -75,7 +75,7 @@ def print_failures(report: Report, manifest: Path | None, *, as_json: bool = Fal
 
 
 def _export_command(manifest: Path) -> str:
-    return f"async-maps export {shlex.quote(os.path.abspath(manifest))} failures.csv --failed"
+    return suggest("export", os.path.abspath(manifest), "failures.csv", "--failed")
 
 
 def _say_failures(report: Report, command: str) -> None:
@@ -117,9 +117,8 @@ def _tell_failures(report: Report, command: str) -> None:
 
 def tell_start(**arguments: Any) -> None:
     """Write the event of the start of a command."""
-    from async_maps import __version__
-
-    tell("start", f"async-maps {__version__}", version=__version__, pid=os.getpid(), **arguments)
+    version = package_version()
+    tell("start", f"async-maps {version}", version=version, pid=os.getpid(), **arguments)
 
 
 def tell_failure(failure: Failure) -> None:
@@ -145,6 +144,10 @@ def _say_first(lines: list[str], total: int, where: str) -> None:
         say(f"... and {total - _LISTED:,} more: {where}")
 
 
+class ReportRefusedError(SettingsError):
+    """The file of a report cannot be used: nothing is written there, not even the report of this error."""
+
+
 def check_report(path: Path | None, files: Mapping[str, str]) -> None:
     """Check before a run that its report can be written.
 
@@ -153,10 +156,13 @@ def check_report(path: Path | None, files: Mapping[str, str]) -> None:
         files: the files of the run, which it must not replace.
 
     Raises:
-        SettingsError: the report cannot be written, or would replace a file that is no report.
+        ReportRefusedError: the report cannot be written, or would replace a file that is no report.
     """
     if path is not None:
-        check_writable(path, "the report", is_report, files)
+        try:
+            check_writable(path, "the report", is_report, files)
+        except SettingsError as error:
+            raise ReportRefusedError(str(error)) from error
 
 
 def check_writable(path: Path, what: str, is_ours: Callable[[IO[bytes]], bool], files: Mapping[str, str]) -> None:
@@ -184,19 +190,23 @@ def write_report(path: Path | None, report: Report | Verification, code: int) ->
 
     With ``--progress json``, the report is also the last event.
     """
+    report.exit_code = code
     if path is not None:
         try:
             # Again: a run takes hours.
             check_output(path, "the report", is_report)
-            with replacing(path) as temporary:
-                text = json.dumps({**report.as_dict(), "exit_code": code}, indent=2)
-                temporary.write_text(f"{text}\n", encoding="utf-8")
+            with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+                file.write(json.dumps(report.as_dict(), indent=2) + "\n")
+                file.flush()
+                # Otherwise a power failure after the rename may leave an empty file.
+                with suppress(OSError):  # a pipe
+                    os.fsync(file.fileno())
         except OSError as error:
             complain(f"cannot write the report to {path}: {error.strerror}")
-            code = code or SOME_FAILED
+            code = report.exit_code = code or SOME_FAILED
         except SettingsError as error:
             complain(error)
-            code = code or SOME_FAILED
+            code = report.exit_code = code or SOME_FAILED
     tell("end", report.summary(), exit_code=code, report=report.as_dict())
     return code
 

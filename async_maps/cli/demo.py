@@ -9,7 +9,8 @@ from cyclopts import Parameter, validators
 
 from async_maps.cli.console import set_verbosity
 from async_maps.cli.displays import make_display
-from async_maps.cli.options import DONE, SOME_FAILED, Flag, Quiet, Verbose
+from async_maps.cli.options import Flag, Quiet, Verbose
+from async_maps.ending import DONE, SOME_FAILED
 from async_maps.errors import SettingsError
 
 

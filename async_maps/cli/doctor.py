@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from async_maps.cli.console import answer, set_verbosity
-from async_maps.cli.options import DONE, OUTPUT, SOME_FAILED, WHAT, Flag, GroupedSettings, Quiet, Verbose
+from async_maps.cli.options import OUTPUT, WHAT, Flag, GroupedSettings, Quiet, Verbose
 from async_maps.doctor import KOLENA_ORIGINS, diagnose
+from async_maps.ending import DONE, SOME_FAILED
 
 if TYPE_CHECKING:
     from typing import TextIO

@@ -1,4 +1,4 @@
-"""Options that commands share, their groups in ``--help``, and the exit codes."""
+"""Options that commands share, and their groups in ``--help``."""
 
 from __future__ import annotations
 
@@ -9,9 +9,6 @@ from cyclopts import Group, Parameter
 from pydantic import create_model
 
 from async_maps.settings import Settings
-
-DONE, SOME_FAILED, WRONG_USE, STOPPED_EARLY = 0, 1, 2, 3
-"""Exit codes."""
 
 WHAT = Group("What to do", sort_key=1)
 OUTPUT = Group("What is printed", sort_key=3)
@@ -32,6 +29,9 @@ _GROUPS = {
     **dict.fromkeys(("workers", "encode_threads", "concurrency", "prefetch", "queue_bytes", "png_level"), _SPEED),
     "s3": _S3,
 }
+
+OF_RUNS = {name for name, group in _GROUPS.items() if group in (_MAPS, _LOOKS, _SPEED)}
+"""The settings that only a run needs: what is a map, how its overlay looks, and its speed."""
 
 Flag: TypeAlias = Annotated[bool, Parameter(negative="", show_default=False)]
 """An option that is given or not."""

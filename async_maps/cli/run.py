@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +13,6 @@ from cyclopts import Parameter, validators
 
 from async_maps.cli.console import (
     check_report,
-    complain,
     print_forgotten,
     print_report,
     say,
@@ -25,12 +24,9 @@ from async_maps.cli.displays import ProgressKind, make_display
 from async_maps.cli.events import tell
 from async_maps.cli.options import (
     DEFAULT_MANIFEST,
-    DONE,
     LOOPBACK,
     OUTPUT,
-    SOME_FAILED,
     WHAT,
-    WRONG_USE,
     Flag,
     GroupedSettings,
     Quiet,
@@ -38,12 +34,14 @@ from async_maps.cli.options import (
 )
 from async_maps.cli.usage import MANIFEST_VARIABLE
 from async_maps.concurrency.loop import fastest_loop
-from async_maps.errors import AsyncMapsError, PipelineClosedError, SettingsError, StoreError, TooManyFailuresError
+from async_maps.ending import DONE, SOME_FAILED
+from async_maps.errors import AsyncMapsError, PipelineClosedError, SettingsError, StoreError
 from async_maps.filesystems.outputs import files_of_run
 from async_maps.manifest.prune import Prune  # cyclopts reads the annotation
 from async_maps.report import Report
 from async_maps.settings import Settings
 from async_maps.sources import is_stdin
+from async_maps.suggestions import suggest
 
 if TYPE_CHECKING:
     from async_maps.cli.metrics import MetricsOptions, RunMetrics
@@ -136,6 +134,8 @@ def run(  # noqa: PLR0913  # one argument per option
     if is_stdin(destination):
         raise SettingsError("the destination is s3://bucket/prefix or a folder, not standard output")
     select: Select = "all" if overwrite else "failed" if retry_failed else "changed"
+    plain = settings.model_dump(mode="json")
+    started = Report(destination=destination, settings=plain, limit=limit, dry_run=dry_run)
     metrics = None
     if metrics_port is None and metrics_host != LOOPBACK:
         raise SettingsError("--metrics-host needs --metrics-port")
@@ -144,27 +144,24 @@ def run(  # noqa: PLR0913  # one argument per option
 
         metrics = MetricsOptions(metrics_port, metrics_host, metrics_textfile)
         metrics.check(files)
-    job = _Job(source, destination, manifest, select, limit, prune, prune_all, settings, metrics)
+    job = _Job(source, destination, manifest, select, limit, prune, prune_all, started, metrics, settings)
     as_json = progress == "json" and not quiet
     tell_start(
         source=source, destination=destination, manifest=str(manifest), select=select, limit=limit, dry_run=dry_run
     )
     try:
         code = job.dry_run(as_json=as_json) if dry_run else job.run("none" if quiet else progress)
-        done = job.report
     except AsyncMapsError as error:
-        done = error.report or Report()
+        done = error.report = error.report or job.report
         if done.uploaded or done.failed:
             print_report(done, None if dry_run else manifest, as_json=as_json)
-        complain(error)
         if isinstance(error, StoreError):
-            say(f"to find the problem, run: async-maps doctor {destination}")
-        # If a map was uploaded, the command was used correctly, and can be run again for the rest.
-        is_wrong_use = isinstance(error, SettingsError) or not (
-            done.uploaded or isinstance(error, TooManyFailuresError)
-        )
-        code = WRONG_USE if is_wrong_use else SOME_FAILED
-    return write_report(report, done, code)
+            error.add_note(f"to find the problem, run: {suggest('doctor', destination)}")
+        raise
+    except BaseException as error:
+        error.report = job.report  # type: ignore[attr-defined]  # main() writes it
+        raise
+    return write_report(report, job.report, code)
 
 
 @dataclass
@@ -178,9 +175,9 @@ class _Job:
     limit: int | None
     prune: Prune | None
     prune_all: bool
+    report: Report
+    metrics: MetricsOptions | None
     settings: Settings
-    metrics: MetricsOptions | None = None
-    report: Report = field(default_factory=Report)
     interrupted_by: signal.Signals | None = None
 
     def run(self, progress: ProgressKind) -> int:
@@ -192,10 +189,10 @@ class _Job:
             runner.run(self._run(make_display(progress)))
         printed = print_report(self.report, self.manifest, as_json=progress == "json")
         if self.interrupted_by is not None:
+            self.report.end(KeyboardInterrupt(f"interrupted by {self.interrupted_by.name}"))
             say(f"interrupted by {self.interrupted_by.name}; run the same command again for the rest")
             return 128 + self.interrupted_by
-        left = self.report.failed + self.report.not_found + self.report.undeleted
-        return DONE if printed and not left else SOME_FAILED
+        return self.report.exit_code or (DONE if printed else SOME_FAILED)
 
     async def _run(self, display: OnProgress | None) -> None:
         from async_maps.pipeline import Pipeline
@@ -252,7 +249,7 @@ class _Job:
         printed = print_report(self.report, None, as_json=as_json)
         if self.settings.if_exists != "overwrite":
             say(f"objects that exist at the destination are not looked up (if_exists: {self.settings.if_exists})")
-        return DONE if printed and not self.report.failed else SOME_FAILED
+        return self.report.exit_code or (DONE if printed else SOME_FAILED)
 
     def _listen(self, pipeline: Pipeline) -> None:
         loop = asyncio.get_running_loop()

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from async_maps.cli.console import answer, failure_lines, say_how_to_list, set_verbosity
-from async_maps.cli.options import DONE, OUTPUT, SOME_FAILED, STOPPED_EARLY, Flag, Quiet, Verbose
+from async_maps.cli.options import OUTPUT, Flag, Quiet, Verbose
+from async_maps.ending import DONE, SOME_FAILED, STOPPED_EARLY
 from async_maps.progress import duration
 
 if TYPE_CHECKING:

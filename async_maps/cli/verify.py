@@ -8,17 +8,10 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from async_maps.cli.console import (
-    check_report,
-    complain,
-    print_verification,
-    say,
-    set_verbosity,
-    tell_start,
-    write_report,
-)
+from async_maps.cli.console import check_report, print_verification, set_verbosity, tell_start, write_report
 from async_maps.cli.displays import JsonDisplay, LineDisplay, ProgressKind
-from async_maps.cli.options import DONE, OUTPUT, SOME_FAILED, WHAT, WRONG_USE, Flag, GroupedSettings, Quiet, Verbose
+from async_maps.cli.options import OUTPUT, WHAT, Flag, GroupedSettings, Quiet, Verbose
+from async_maps.ending import DONE, SOME_FAILED
 from async_maps.errors import AsyncMapsError, SettingsError
 from async_maps.filesystems.outputs import files_of_run
 
@@ -85,9 +78,16 @@ def verify(  # noqa: PLR0913  # one argument per option
     if not repair and (delete_foreign or source is not None):
         raise SettingsError(f"{'--delete-foreign' if delete_foreign else '--source'} needs --repair")
     check_report(report, files_of_run(manifest=manifest, config=config, source=source or ""))
-    watch = None if quiet or progress == "none" else JsonDisplay() if progress == "json" else LineDisplay(sys.stderr)
-    done = Verification()
+    display = None if quiet or progress == "none" else JsonDisplay() if progress == "json" else LineDisplay(sys.stderr)
+    done = Verification(settings=settings.model_dump(mode="json"), place=manifest)
     tell_start(manifest=manifest, deep=deep, repair=repair)
+
+    def watch(verification: Verification) -> None:
+        nonlocal done
+        done = verification
+        if display is not None:
+            display(verification)
+
     try:
         if repair:
             done = repair_overlays(
@@ -101,15 +101,16 @@ def verify(  # noqa: PLR0913  # one argument per option
             )
         else:
             done = verify_locators(manifest, settings=settings, deep=deep, destination=destination, on_progress=watch)
-        code = DONE if print_verification(done) and done.is_clean else SOME_FAILED
+        printed = print_verification(done)
+        code = done.exit_code or (DONE if printed else SOME_FAILED)
     except AsyncMapsError as error:
-        done = error.report or done
+        done = error.report = error.report or done
         if done.differences:
             print_verification(done)
-        complain(error)
-        code = SOME_FAILED if done.repaired or done.differences else WRONG_USE
-    except KeyboardInterrupt:
-        if repair:
-            say("run the same command again for the rest")
+        raise
+    except BaseException as error:
+        error.report = done  # type: ignore[attr-defined]  # main() writes it
+        if repair and isinstance(error, KeyboardInterrupt):
+            error.add_note("run the same command again for the rest")
         raise
     return write_report(report, done, code)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from async_maps.cli.console import answer, complain, set_verbosity
-from async_maps.cli.options import DONE, SOME_FAILED, Quiet, Verbose
+from async_maps.cli.options import Quiet, Verbose
+from async_maps.ending import DONE, SOME_FAILED
 from async_maps.errors import SettingsError
 from async_maps.render.kernel_cache import baseline_cpu
 from async_maps.render.warm import warm_cache

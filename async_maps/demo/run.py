@@ -26,6 +26,7 @@ from async_maps.manifest.export import export_manifest
 from async_maps.manifest.manifest import Manifest
 from async_maps.pipeline import Pipeline
 from async_maps.render.colorize import colorize_activation_map
+from async_maps.suggestions import suggest
 
 if TYPE_CHECKING:
     from async_maps.progress import OnProgress
@@ -96,7 +97,7 @@ def _keep(server: seaweed.S3Server) -> None:
     _say("the server runs until Ctrl-C; to use it in another terminal, set these variables:")
     for name, value in server.environment().items():
         print(f"export {name}={value}", flush=True)  # noqa: T201  # to be copied
-    _say(f"then run, for example: async-maps run maps/ s3://{_BUCKET}/mine")
+    _say(f"then run, for example: {suggest('run', 'maps/', f's3://{_BUCKET}/mine')}")
     with suppress(KeyboardInterrupt):
         Event().wait()
 

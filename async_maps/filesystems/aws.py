@@ -5,13 +5,19 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from botocore.exceptions import CredentialRetrievalError, NoCredentialsError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    CredentialRetrievalError,
+    HTTPClientError,
+    NoCredentialsError,
+    SSLError,
+)
+from botocore.exceptions import ConnectionError as NoConnectionError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
-
-    from botocore.exceptions import ClientError
 
     from async_maps.settings import S3Settings
 
@@ -91,6 +97,17 @@ def refusal(error: ClientError) -> tuple[str, int, str]:
     code, message = str(detail.get("Code", "")), str(detail.get("Message", ""))
     reason = STORE_CODES.get(code, message.rstrip("."))
     return code, error.response["ResponseMetadata"]["HTTPStatusCode"], f"refused with {code}: {reason}"
+
+
+def is_temporary(error: Exception) -> bool:
+    """Whether the same request may succeed later, without a change of keys, addresses or settings."""
+    if isinstance(error, ClientError):
+        code, status, _ = refusal(error)
+        return status in TRANSIENT_STATUSES or code in TRANSIENT_CODES
+    if isinstance(error, BotoCoreError):
+        # Not a certificate that is not trusted, nor credentials that cannot be found.
+        return isinstance(error, NoConnectionError | HTTPClientError) and not isinstance(error, SSLError)
+    return True
 
 
 def unreachable(error: Exception) -> str:

@@ -135,7 +135,7 @@ def _states(folder: str) -> Iterator[bytes]:
                     try:
                         check_regular(status.st_mode)
                     except SourceError as error:
-                        raise SourceError(f"at {printable(below)}: {error}") from None
+                        raise SourceError(f"at {printable(below)}: {error}") from error
                     yield os.fsencode(f"{below}\0{status.st_size}-{status.st_mtime_ns}")
 
 

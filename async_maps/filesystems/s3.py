@@ -23,6 +23,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from async_maps.filesystems.aws import (
     TRANSIENT_STATUSES,
     client_options,
+    is_temporary,
     refusal,
     translate_credential_errors,
     unreachable,
@@ -118,7 +119,7 @@ class S3Filesystem:
             except BotoCoreError as error:
                 # The client retries until it has a response, but not if the body of the response is interrupted.
                 if not attempts:
-                    raise InaccessibleError(unreachable(error)) from error
+                    raise InaccessibleError(unreachable(error), may_pass=is_temporary(error)) from error
 
     def _get(self, address: S3Address, start: int, length: int, etag: str | None, keep: int | None) -> Range:
         match = {"IfMatch": etag} if etag else {}
@@ -329,6 +330,8 @@ class Digest:
 class RefusedError(InaccessibleError):
     """S3 refuses the request permanently, for instance for lack of permission."""
 
+    is_refusal = True
+
 
 class _NoRangeError(Exception):
     """The range starts behind the object's end; in an empty object, every range does."""
@@ -348,6 +351,7 @@ def _translate_errors() -> Iterator[None]:
             raise FileNotFoundError(errno.ENOENT, "the object does not exist") from error
         if status == 412:
             raise InaccessibleError("the object was replaced while it was read") from error
-        raise (InaccessibleError if status in TRANSIENT_STATUSES else RefusedError)(reason) from error
+        kind = InaccessibleError if status in TRANSIENT_STATUSES else RefusedError
+        raise kind(reason, may_pass=is_temporary(error)) from error
     except BotoCoreError as error:
-        raise InaccessibleError(unreachable(error)) from error
+        raise InaccessibleError(unreachable(error), may_pass=is_temporary(error)) from error

@@ -52,7 +52,8 @@ class Spill:
                 reason = "the disk is full: free some space, and run the same command again"
                 raise self._error(
                     f"the temporary file of {self._what} (in TMPDIR) cannot be written: "
-                    f"{reason if is_full else printable(str(error))}"
+                    f"{reason if is_full else printable(str(error))}",
+                    may_pass=is_full,
                 ) from error
 
     def rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:

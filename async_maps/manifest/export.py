@@ -20,6 +20,7 @@ from async_maps.filesystems.outputs import check_output, files_of_run
 from async_maps.keys import printable
 from async_maps.manifest.columns import EXPORTED, Column, export_columns, of_overlay
 from async_maps.manifest.manifest import Manifest
+from async_maps.suggestions import suggest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -173,8 +174,8 @@ def _refuse_colored(manifest: Manifest) -> None:
     if colored:
         raise ManifestError(
             f"the manifest {manifest.path} cannot be exported for FiftyOne, which colors one channel itself: "
-            f"{colored:,} of its overlays are colored; make gray ones, with another manifest and destination, by "
-            "async-maps run --png gray"
+            f"{colored:,} of its overlays are colored; to make gray ones, run: "
+            + suggest("run", "SOURCE", "ANOTHER-DESTINATION", "--manifest", "ANOTHER-MANIFEST", "--png", "gray")
         )
 
 

@@ -164,7 +164,8 @@ class ManifestFile:
         if not is_there:
             raise ManifestError(
                 f"the manifest {self.path} was moved, deleted or replaced while it was in use: run again to upload the "
-                "maps that it does not list as done"
+                "maps that it does not list as done",
+                may_pass=True,
             )
 
     def _translated(self, doing: Doing) -> AbstractContextManager[None]:

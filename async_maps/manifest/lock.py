@@ -100,7 +100,8 @@ class RunLock:
                 holder = _written(self._file).text
             raise ManifestError(
                 f"the manifest {manifest} is in use by another run{f' ({holder})' if holder else ''}: "
-                "wait until it has ended, or choose another manifest file"
+                "wait until it has ended, or choose another manifest file",
+                may_pass=True,
             )
         self._write_holder()
 

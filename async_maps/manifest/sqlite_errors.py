@@ -30,6 +30,13 @@ _REASONS = {
     sqlite3.SQLITE_NOTADB: "it is not an SQLite file, or is damaged: choose another manifest file, or move it away",
 }  # fmt: skip
 """By SQLite's primary result code."""
+_MAY_PASS = {
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_NOMEM,
+    sqlite3.SQLITE_IOERR,
+}
 _SYSTEM_REASONS = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), _FULL),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), _FORBIDDEN),
@@ -43,17 +50,18 @@ def translate_sqlite_errors(what: str, doing: Doing) -> Iterator[None]:
     try:
         yield
     except (sqlite3.Error, OSError, ValueError) as error:
-        raise ManifestError(f"{what} cannot be {doing}: {_reason(error, doing)}") from error
+        # Errors of the module itself have no code.
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        reason = _reason(error, code, doing)
+        raise ManifestError(f"{what} cannot be {doing}: {reason}", may_pass=code in _MAY_PASS) from error
 
 
-def _reason(error: sqlite3.Error | OSError | ValueError, doing: Doing) -> str:
+def _reason(error: sqlite3.Error | OSError | ValueError, code: int, doing: Doing) -> str:
     if isinstance(error, OSError):
         return _SYSTEM_REASONS.get(error.errno or 0, error.strerror or str(error))
     if isinstance(error, sqlite3.ProgrammingError | sqlite3.InterfaceError):
         # A programming error, not a problem of the file.
         return str(error)
-    # Errors of the module itself have no code.
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code == sqlite3.SQLITE_FULL and doing == "read":
         # During a read, only temporary files are written.
         return f"the disk of temporary files is full: set TMPDIR to another folder, or {_ROOM}"

@@ -96,7 +96,8 @@ class RateLimiter:
         if silent_s >= self._give_up_s or (never and attempts >= self._max_attempts):
             since = f"in {attempts} attempts" if never else f"for {silent_s:.0f} s"
             raise StoreError(
-                f"the store has accepted nothing {since}: {error}; run the same command again when the store is back"
+                f"the store has accepted nothing {since}: {error}; run the same command again when the store is back",
+                may_pass=True,
             )
         if attempts >= self._max_attempts and self._taken_at > began_at:
             raise ObjectError(f"{error} (after {attempts} attempts)")

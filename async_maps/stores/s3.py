@@ -38,6 +38,7 @@ from async_maps.filesystems.aws import (
     TRANSIENT_CODES,
     TRANSIENT_STATUSES,
     client_options,
+    is_temporary,
     refusal,
     translate_credential_errors,
     unreachable,
@@ -152,10 +153,11 @@ class S3Store:
                 if status not in TRANSIENT_STATUSES:
                     return
                 if wait_s is None:
-                    raise StoreError(f"{self.destination}: {refusal(error)[2]}") from error
+                    raise StoreError(f"{self.destination}: {refusal(error)[2]}", may_pass=True) from error
             except NO_ANSWER as error:
                 if wait_s is None or isinstance(error, NoCredentialsError):
-                    raise StoreError(f"{self.destination}: {unreachable(error)}") from error
+                    may_pass = is_temporary(error)
+                    raise StoreError(f"{self.destination}: {unreachable(error)}", may_pass=may_pass) from error
             else:
                 return
             await asyncio.sleep(wait_s)

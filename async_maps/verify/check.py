@@ -6,18 +6,17 @@ Runs on the event loop, and in threads. Memory is bounded for any number of obje
 from __future__ import annotations
 
 import os
-import shlex
 from contextlib import closing, suppress
 from itertools import islice
 from os import fspath
-from time import monotonic, time
+from time import time
 from typing import TYPE_CHECKING, TypeAlias
 
 from anyio import to_thread
 
 from async_maps.blocking import blocking
 from async_maps.concurrency.tasks import OrderlyTask, calling_every
-from async_maps.errors import AsyncMapsError, ObjectError, SettingsError, SourceError
+from async_maps.errors import ObjectError, SettingsError, SourceError
 from async_maps.filesystems.endpoints import Identity
 from async_maps.filesystems.filesystem import is_remote
 from async_maps.filesystems.locators import file_path, parse_s3_address
@@ -27,6 +26,7 @@ from async_maps.manifest.destination import Relocation, place_of_overlays, reloc
 from async_maps.manifest.lock import holder_of
 from async_maps.manifest.manifest import Manifest
 from async_maps.settings import Settings, given_or_default
+from async_maps.suggestions import suggest
 from async_maps.tables import is_table
 from async_maps.verify.comparison import REPAIRABLE, Comparison, Difference, Expected
 from async_maps.verify.meanwhile import SLACK_S, Window, settle
@@ -82,17 +82,18 @@ async def averify_locators(
         SettingsError: the table has no locator, or the manifest's overlays were in memory.
         StoreError: the folder cannot be listed, or the store cannot be reached.
     """
-    verification = Verification()
     settings = given_or_default(settings)
     if destination is not None and is_table(str(place)):
         raise SettingsError(f"destination: {place} is a table, whose locators are complete; leave destination out")
+    verification = Verification(settings=settings.model_dump(mode="json"))
+    moved = None if destination is None else fspath(destination)
 
     async def look() -> None:
         with Comparison() as comparison, Objects(settings.s3) as objects:
             check = Check(comparison, objects, settings, verification)
-            await check.look(place, deep=deep, destination=None if destination is None else fspath(destination))
+            await check.look(place, deep=deep, destination=moved)
             await check.finish()
-            verification.advice.extend(_advice(verification, deep))
+            verification.advice.extend(_advice(verification, repair_flags(deep=deep, destination=moved)))
 
     await watched(look, verification, on_progress)
     return verification
@@ -111,20 +112,25 @@ async def watched(
         if on_progress is None:
             await work()
             return
-        async with calling_every(_INTERVAL_S, lambda _: on_progress(verification.copy())):
+
+        def show(_: bool) -> None:
+            verification.tick()
+            on_progress(verification.copy())
+
+        async with calling_every(_INTERVAL_S, show):
             await work()
 
     try:
         await OrderlyTask(main).result()
-    except AsyncMapsError as error:
-        error.report = verification
+    except BaseException as error:
+        verification.end(error)
         raise
+    verification.end()
 
 
 class Check(Reading):
     """Compares the expected objects with the existing ones; fills the comparison and the verification."""
 
-    _began_at = 0.0
     _relocation: Relocation | None = None
     is_locked_by_us = False
     """Whether the manifest is open for writing here, so no run writes it."""
@@ -133,7 +139,7 @@ class Check(Reading):
         self, place: str | PathLike[str], *, deep: bool, since: str = "", destination: str | None = None
     ) -> None:
         """Compare the listings, then the bytes of files, or with ``deep`` of all objects, stored since ``since``."""
-        self._began_at, began_at = monotonic(), time()
+        began_at = time()
         self._verification.deep = deep
         await (self._table(str(place)) if is_table(str(place)) else self._manifest(place, destination))
         await (self.read(since) if deep else self.read_files(since))
@@ -179,7 +185,6 @@ class Check(Reading):
         """Count the differences, and end the progress."""
         await to_thread.run_sync(self._count)
         self._verification.doing = ""
-        self._verification.elapsed_s = monotonic() - self._began_at
 
     async def _expect(self, rows: Generator[Expected, None, None]) -> None:
         def take() -> tuple[int, bool]:
@@ -279,7 +284,7 @@ class Check(Reading):
         self._verification.first = list(islice(self._comparison.differences(), MAX_LISTED_DIFFERENCES))
 
 
-def _advice(verification: Verification, deep: bool) -> Iterator[str]:
+def _advice(verification: Verification, flags: Sequence[str]) -> Iterator[str]:
     found = verification.differences
     if is_table(verification.place):
         if "size" in found or "etag" in found:
@@ -290,22 +295,25 @@ def _advice(verification: Verification, deep: bool) -> Iterator[str]:
         return
     folder = file_path(verification.folders[0])
     if folder is not None and not os.path.lexists(folder):
-        command = f"async-maps verify {shlex.quote(verification.place)} --destination FOLDER"
+        command = suggest("verify", verification.place, "--destination", "FOLDER")
         yield f"{printable(os.path.normpath(folder))} does not exist. If it was moved: {command}"
     if found.keys() & {*REPAIRABLE, "broken"}:
-        yield f"to repair the broken overlays, run: {_repair_command(verification, deep)}"
-    yield from advice_on_foreign(verification, deep)
+        yield f"to repair the broken overlays, run: {suggest('verify', verification.place, *flags)}"
+    yield from advice_on_foreign(verification, flags)
 
 
-def advice_on_foreign(verification: Verification, deep: bool) -> Iterator[str]:
-    """Yield a sentence that says how to delete foreign objects, if there are any."""
+def advice_on_foreign(verification: Verification, flags: Sequence[str]) -> Iterator[str]:
+    """Yield a sentence that says how to delete foreign objects, if there are any; ``flags`` are those of a repair."""
     if "foreign" in verification.differences and verification.running is None:
-        how = f"{_repair_command(verification, deep)} --delete-foreign"
+        how = suggest("verify", verification.place, *flags, "--delete-foreign")
         yield f"to delete the foreign objects, check their list, then run: {how}"
 
 
-def _repair_command(verification: Verification, deep: bool) -> str:
-    return f"async-maps verify {shlex.quote(verification.place)}{' --deep' if deep else ''} --repair"
+def repair_flags(*, deep: bool, source: str | None = None, destination: str | None = None) -> list[str]:
+    """Return the flags of a repair to suggest, after a verification or repair with these arguments."""
+    places = {"--source": source, "--destination": destination}
+    given = [word for flag, place in places.items() if place is not None for word in (flag, place)]
+    return [*(("--deep",) if deep else ()), "--repair", *given]
 
 
 def _is_known(locator: str) -> bool:

@@ -11,7 +11,6 @@ from datetime import UTC, datetime
 from functools import partial
 from itertools import islice
 from os import fspath
-from time import monotonic
 from typing import TYPE_CHECKING
 
 from anyio import CancelScope, to_thread
@@ -27,8 +26,9 @@ from async_maps.outcomes import Receipt
 from async_maps.pipeline import Pipeline
 from async_maps.settings import Settings, given_or_default
 from async_maps.sources import place_of
+from async_maps.suggestions import suggest
 from async_maps.tables import is_table
-from async_maps.verify.check import Check, advice_on_foreign, watched
+from async_maps.verify.check import Check, advice_on_foreign, repair_flags, watched
 from async_maps.verify.comparison import REPAIRABLE, Comparison
 from async_maps.verify.verification import MAX_LISTED_DIFFERENCES, Verification
 
@@ -80,7 +80,8 @@ async def arepair_overlays(  # noqa: PLR0913  # one argument per option
     """
     if is_table(str(manifest)):
         raise SettingsError(f"{manifest} is a table, which has no settings to repair overlays with: pass a manifest")
-    repair = _Repair(manifest, given_or_default(settings), Verification())
+    settings = given_or_default(settings)
+    repair = _Repair(manifest, settings, Verification(settings=settings.model_dump(mode="json")))
     place = None if source is None else place_of(source)
     if source is not None and place is None:
         raise SettingsError("a repair may read its source more than once: pass a path, not standard input")
@@ -106,7 +107,6 @@ class _Repair:
 
     async def run(self, source: str | None, *, deep: bool, delete_foreign: bool) -> None:
         verification = self.verification
-        began_at = monotonic()
         with Objects(self._settings.s3) as objects, Comparison() as before, Comparison() as after:
             # Keep the lock until all broken rows are marked, so that no run changes them in between.
             opened = await to_thread.run_sync(_open, self._manifest)
@@ -136,10 +136,10 @@ class _Repair:
                 # The second verification does not read these.
                 await to_thread.run_sync(after.note, before.differences("unreadable"))
                 await check.finish()
-            await self._advise()
+            await self._advise(destination)
             if not delete_foreign:
-                verification.advice.extend(advice_on_foreign(verification, deep))
-        verification.doing, verification.elapsed_s = "", monotonic() - began_at
+                verification.advice.extend(advice_on_foreign(verification, repair_flags(deep=deep, source=source)))
+        verification.doing = ""
 
     def _relocate(self, manifest: Manifest, objects: Objects) -> None:
         if relocation := relocated_by_environment(manifest, objects, self._settings, self.destination):
@@ -212,15 +212,14 @@ class _Repair:
 
         return await to_thread.run_sync(read)
 
-    async def _advise(self) -> None:
+    async def _advise(self, destination: str) -> None:
         left = sum((await self._broken()).values())
         if left:
             self.verification.advice.extend(self._problems)
             self.verification.advice.append(
-                f"{left:,} {'overlay' if left == 1 else 'overlays'} could not be repaired. To upload them by a run "
-                "with the same settings: "
-                f"async-maps run SOURCE DESTINATION --manifest {self._manifest} --retry-failed. "
-                "If the maps have moved, repair with --source"
+                f"{left:,} {'overlay' if left == 1 else 'overlays'} could not be repaired. If the maps have moved, "
+                "repair with --source. To upload them by a run, give it the settings of theirs: "
+                + suggest("run", "SOURCE", destination, "--manifest", self._manifest, "--retry-failed")
             )
 
 

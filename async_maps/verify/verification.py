@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from async_maps.ending import DONE, SOME_FAILED, Ending
+
 if TYPE_CHECKING:
     from async_maps.verify.comparison import Difference, Kind
 
@@ -13,10 +15,16 @@ MAX_LISTED_DIFFERENCES = 1000
 
 
 @dataclass(slots=True)
-class Verification:
+class Verification(Ending):
     """The result of a verification or repair.
 
     Attributes:
+        settings: the settings as plain values; empty if they are not valid.
+        started_at: the time of the start, in UTC.
+        ended_at: the time of the end, in UTC; None before it.
+        complete: whether all objects were compared.
+        error: the error that ended it early, as its ``kind`` and its ``message``; else None.
+        exit_code: the exit code of the command with this ending; None before the end.
         place: the manifest or the table.
         folders: the folders that were listed.
         locators: the number of expected objects.
@@ -53,7 +61,6 @@ class Verification:
     differences: dict[Kind, int] = field(default_factory=dict)
     repaired: int = 0
     deleted: int = 0
-    elapsed_s: float = 0.0
     doing: str = ""
     advice: list[str] = field(default_factory=list)
     first: list[Difference] = field(default_factory=list)
@@ -61,12 +68,27 @@ class Verification:
 
     @property
     def is_clean(self) -> bool:
-        """Whether nothing differs."""
-        return not self.differences
+        """Whether there were overlays to verify, and nothing differs."""
+        return self.locators > 0 and not self.differences
+
+    @property
+    def has_reached_store(self) -> bool:
+        """Whether the store has listed or sent objects."""
+        return self.listed > 0 or self.read > 0
+
+    def end(self, error: BaseException | None = None) -> None:
+        """Record the end of the verification.
+
+        Args:
+            error: what ended it early, whose ``report`` this becomes; None if nothing did.
+        """
+        self.doing = ""
+        self.complete = error is None
+        self.close(error, DONE if self.is_clean else SOME_FAILED)
 
     def copy(self) -> Verification:
         """Return a copy of the current state."""
-        return replace(
+        copied = replace(
             self,
             folders=self.folders[:],
             differences=dict(self.differences),
@@ -74,6 +96,8 @@ class Verification:
             first=self.first[:],
             first_repaired=self.first_repaired[:],
         )
+        copied._began_at = self._began_at
+        return copied
 
     def line(self) -> str:
         """Return the progress as a line of text."""
@@ -106,8 +130,11 @@ class Verification:
         if self.failed:
             maps = "1 map failed in its run and has" if self.failed == 1 else f"{self.failed:,} maps failed and have"
             lines.append(f"{maps} no locator")
+        if self.complete and not self.locators:
+            lines[0] = f"nothing to verify: {self.place} lists no overlay"
         return "\n".join([*lines, *self.advice])
 
     def as_dict(self) -> dict[str, Any]:
-        """Return all attributes as a dict of plain values, for JSON."""
-        return asdict(self) | {"first": [difference._asdict() for difference in self.first]}
+        """Return the verification as a dict of plain values, for JSON, as ``report.schema.json`` describes it."""
+        first = [difference._asdict() for difference in self.first]
+        return self.with_ending("verify", asdict(self) | {"first": first})

@@ -108,14 +108,15 @@ def test_a_folder_becomes_its_overlays_and_a_second_run_skips_all(
         pytest.param("run s3://no-such-bucket/maps/ out", "the bucket does not exist", {}, id="no bucket to read"),
     ],
 )
-def test_an_unusable_store_exits_with_2_and_one_message(
+def test_an_unusable_store_ends_with_one_message(
     arguments: str, said: str, environment: dict[str, str], bucket: str, maps: Path,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     np.save(maps / "a.npy", random_map(1))
     for name, value in ({"ASYNC_MAPS_WORKERS": "0"} | environment).items():
         monkeypatch.setenv(name, value)
-    assert invoke(*arguments.format(bucket=bucket).split()) == 2
+    # Only a server that is down may be back later.
+    assert invoke(*arguments.format(bucket=bucket).split()) == (3 if "AWS_ENDPOINT_URL" in environment else 2)
     output = capsys.readouterr()
     assert said in only_error(output)
     assert os.environ["AWS_SECRET_ACCESS_KEY"] not in output.out + output.err

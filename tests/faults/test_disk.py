@@ -108,7 +108,7 @@ def test_a_full_manifest_disk_ends_the_run_and_the_next_completes(
 ) -> None:
     manifest = disk("200k") / "m.sqlite"
     command = ("run", stack, "out", "--manifest", manifest, *QUICK)
-    assert invoke(*command) == 1
+    assert invoke(*command) == 3
     assert error_message(capsys) == (
         f"the manifest {manifest} cannot be written: the disk is full: free some space, and run the same command again"
     )
@@ -128,7 +128,7 @@ def test_a_full_manifest_disk_is_reported_before_any_upload(
     manifest = disk("64k") / "m.sqlite"
     filling = fill(manifest.parent)
     command = ("run", stack, "out", "--manifest", manifest, *QUICK)
-    assert invoke(*command) == 2
+    assert invoke(*command) == 3
     assert re.fullmatch(
         rf"the manifest {manifest} cannot be \w+: the disk is full: free some space, .*", error_message(capsys)
     )
@@ -150,7 +150,7 @@ def test_a_run_that_hits_a_file_size_limit_can_be_completed(stack: Path, capsys:
     )
     arguments = [sys.executable, "-c", program, *map(str, command)]
     limited = subprocess.run(arguments, capture_output=True, text=True, check=False)
-    assert limited.returncode == 1, limited.stderr
+    assert limited.returncode == 3, limited.stderr
     (line,) = limited.stderr.splitlines()
     assert line.startswith(
         f"async-maps: error: the manifest {manifest} cannot be written: the disk failed (disk I/O error"
@@ -181,7 +181,7 @@ def test_a_full_destination_ends_the_run_without_partial_files(
     out = disk("1m") / "out"
     manifest = Path("m.sqlite")
     command = ("run", stack, out, "--manifest", manifest, *QUICK)
-    assert invoke(*command) == 1
+    assert invoke(*command) == 3
     assert re.fullmatch(rf"cannot write {out}/stack/\d+\.png: No space left on device", error_message(capsys))
     assert not list(out.rglob(".*"))
     assert all(path.read_bytes().endswith(b"IEND\xaeB`\x82") for path in out.rglob("*.png"))
@@ -319,7 +319,7 @@ def test_a_manifest_locked_by_another_program_is_reported(maps: Path, capsys: py
     with closing(sqlite3.connect("async-maps.sqlite", isolation_level=None)) as other:
         for begin in ("BEGIN IMMEDIATE", "BEGIN; SELECT * FROM maps"):
             other.executescript(begin)
-            assert invoke(*command) == 2
+            assert invoke(*command) == 3
             assert error_message(capsys) == (
                 "the manifest async-maps.sqlite cannot be opened: another program has locked it: wait until that has "
                 "ended, and run the same command again"

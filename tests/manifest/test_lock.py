@@ -261,7 +261,7 @@ def test_a_second_command_is_refused_until_the_first_is_killed(
             assert running.poll() is None
         # A stopped process keeps its lock: a closed laptop resumes later.
         os.kill(running.pid, signal.SIGSTOP)
-        assert invoke(*command, "--workers", 0) == 2
+        assert invoke(*command, "--workers", 0) == 3
         (line,) = capsys.readouterr().err.splitlines()
         assert re.match(_held(path, running.pid), line.removeprefix("async-maps: error: "))
         # A dry run and an export only read.

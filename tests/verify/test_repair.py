@@ -302,7 +302,7 @@ async def test_moved_maps_are_repaired_from_the_given_source(
     verification = await am.arepair_overlays(manifest, settings=SETTINGS)
     assert found(verification) == {"missing": {"e"}}
     assert verification.advice[0] == f"cannot be repaired from {maps}: no such file or folder: {maps}"
-    assert verification.advice[1].startswith("1 overlay could not be repaired. To upload them by a run")
+    assert verification.advice[1].startswith("1 overlay could not be repaired. If the maps have moved")
     assert f"--manifest {manifest} --retry-failed" in verification.advice[1]
     assert puts == []
     (tmp_path / "another").mkdir()
