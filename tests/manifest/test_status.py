@@ -232,12 +232,14 @@ async def test_a_drained_or_cancelled_run_has_stopped(tmp_path: Path) -> None:
         assert (status.state, status.error) == ("stopped", None)
 
 
-async def test_a_limited_run_is_complete_with_its_limit(maps: Path) -> None:
+async def test_a_limited_run_is_complete_with_its_limit(maps: Path, tmp_path: Path) -> None:
     for i in range(5):
         np.save(maps / f"{i}.npy", random_map(i))
     async with am.Pipeline(am.MemoryStore(), settings=THREADS) as pipeline:
-        await pipeline.run(str(maps), manifest="m.sqlite", limit=2, on_progress=lambda progress: progress.total)
-    status = am.status("m.sqlite")
+        await pipeline.run(
+            str(maps), manifest=tmp_path / "m.sqlite", limit=2, on_progress=lambda progress: progress.total
+        )
+    status = am.status(tmp_path / "m.sqlite")
     assert (status.state, status.limit, status.uploaded, status.source) == ("complete", 2, 2, str(maps))
     # The source may have more maps, and nobody has counted them.
     assert status.total in {None, 2}
