@@ -30,6 +30,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from async_maps.machine.shortage import describe_shortage
+from async_maps.masking import mask
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -63,7 +64,7 @@ class AsyncMapsError(Exception):
     report: Any = None
 
     def __init__(self, message: str = "", *, may_pass: bool = False) -> None:
-        super().__init__(message)
+        super().__init__(mask(message))
         self._may_pass = may_pass
 
     @property

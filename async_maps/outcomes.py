@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
+from async_maps.masking import mask
+
 if TYPE_CHECKING:
     from datetime import datetime
 
@@ -110,6 +112,10 @@ class Failure:
     reason: str
     file: str = field(default="", compare=False)
     maybe_stored: bool = field(default=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if (masked := mask(self.reason)) != self.reason:
+            object.__setattr__(self, "reason", masked)
 
     def __str__(self) -> str:
         return f"{self.where}: {self.stage}: {self.reason}"

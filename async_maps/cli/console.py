@@ -15,6 +15,7 @@ from async_maps.ending import SOME_FAILED, package_version
 from async_maps.errors import SettingsError
 from async_maps.filesystems.atomic import replacing
 from async_maps.filesystems.outputs import check_output, is_report
+from async_maps.masking import mask
 from async_maps.suggestions import suggest
 
 if TYPE_CHECKING:
@@ -196,7 +197,7 @@ def write_report(path: Path | None, report: Report | Verification, code: int) ->
             # Again: a run takes hours.
             check_output(path, "the report", is_report)
             with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
-                file.write(json.dumps(report.as_dict(), indent=2) + "\n")
+                file.write(mask(json.dumps(report.as_dict(), indent=2)) + "\n")
                 file.flush()
                 # Otherwise a power failure after the rename may leave an empty file.
                 with suppress(OSError):  # a pipe
@@ -256,7 +257,7 @@ class _Stderr(logging.Handler):
         label = {logging.WARNING: "warning: ", logging.ERROR: "error: "}.get(record.levelno, "")
         # The terminal may be closed, or the disk full; the exit code still shows errors.
         with suppress(OSError):
-            text = _fit(f"async-maps: {label}{record.getMessage()}", sys.stderr)
+            text = _fit(mask(f"async-maps: {label}{record.getMessage()}"), sys.stderr)
             print(text, file=sys.stderr, flush=True)  # noqa: T201  # its place
 
 
@@ -282,7 +283,7 @@ def answer(text: str) -> bool:
     if sys.stdout is None:  # closed, as in a daemon, where nobody expects the result
         return True
     try:
-        print(_fit(text, sys.stdout), flush=True)  # noqa: T201  # the output of the command
+        print(_fit(mask(text), sys.stdout), flush=True)  # noqa: T201  # the output of the command
     except OSError as error:
         complain(f"cannot write to standard output: {error.strerror}")
         discard_output()

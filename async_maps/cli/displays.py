@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from async_maps.cli.console import tell_failure
 from async_maps.cli.events import tell
+from async_maps.masking import mask
 from async_maps.progress import Progress, duration
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ class LineDisplay:
 
     def _print(self, line: str) -> None:
         with suppress(OSError):  # a terminal that is gone is no reason to end the run
-            print(line, file=self._out, flush=True)
+            print(mask(line), file=self._out, flush=True)
 
 
 def _describe(failure: Failure) -> str:

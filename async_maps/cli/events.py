@@ -13,6 +13,8 @@ from datetime import UTC, datetime
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from async_maps.masking import mask
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from typing import Any, TextIO
@@ -83,7 +85,7 @@ class JsonLines(logging.Handler):
             line["traceback"] = logging.Formatter().formatException(record.exc_info)
         # The reader may be gone, or the disk full; the exit code still shows errors.
         with suppress(OSError):
-            print(json.dumps(line, default=str), file=self.out or sys.stderr, flush=True)
+            print(mask(json.dumps(line, default=str)), file=self.out or sys.stderr, flush=True)
 
 
 @contextmanager

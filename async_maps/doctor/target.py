@@ -10,6 +10,7 @@ from botocore.exceptions import ClientError
 
 from async_maps.doctor.finding import Finding
 from async_maps.filesystems.aws import refusal
+from async_maps.masking import mask
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Coroutine
@@ -44,7 +45,7 @@ class Target(NamedTuple):
 
     def say(self, check: str, level: Level, text: str, advice: str = "") -> None:
         """Report a finding."""
-        self.on_finding(Finding(check, level, text, advice))
+        self.on_finding(Finding(check, level, mask(text), mask(advice)))
 
 
 async def ask(request: Awaitable[Any]) -> tuple[Any, str]:

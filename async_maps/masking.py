@@ -1,0 +1,71 @@
+"""Masks secrets in texts: the one place that knows what a secret is. Everything printed, logged or kept passes it.
+
+Imported by :mod:`async_maps.errors`, it also masks what the package logs.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from contextlib import suppress
+from functools import lru_cache
+from urllib.parse import unquote, urlsplit
+
+MASK = "***"
+# pathlib.Path removes one slash.
+_USERINFO = re.compile(r"(://|https?:/)[^\s/?#\"'<>]+@")
+_QUERY = re.compile(
+    r"((?:X-Amz-(?:Signature|Credential|Security-Token)|Signature|AWSAccessKeyId|access_token|token|password|secret)"
+    r"\s*=\s*)[^&\s\"'<>#,;]+",
+    re.IGNORECASE,
+)
+_SECRETS = (
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_SECURITY_TOKEN",
+    "AWS_CONTAINER_AUTHORIZATION_TOKEN",
+)
+_PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+_URLS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL_STS", *_PROXIES, *map(str.lower, _PROXIES))
+_SHORTEST = 6
+"""Shorter texts also occur in words; as passwords in a URL they are masked by their place."""
+
+
+def mask(text: str) -> str:
+    """Return a text without secrets: passwords in URLs, signed queries, and the secrets in the environment."""
+    if ":/" in text:
+        text = _USERINFO.sub(rf"\1{MASK}@", text)
+    if "=" in text:
+        text = _QUERY.sub(rf"\1{MASK}", text)
+    for secret in _secrets(tuple(map(os.environ.get, _SECRETS)), tuple(map(os.environ.get, _URLS))):
+        text = text.replace(secret, MASK)
+    return text
+
+
+@lru_cache(4)
+def _secrets(values: tuple[str | None, ...], urls: tuple[str | None, ...]) -> list[str]:
+    """Return the secrets in the values of the variables; the longest first, because one may contain another."""
+    found = [value for value in values if value]
+    for url in urls:
+        with suppress(ValueError):
+            password = urlsplit(url or "").password or ""
+            found += [password, unquote(password)]
+    return sorted({secret for secret in found if len(secret) >= _SHORTEST}, key=len, reverse=True)
+
+
+class _Filter(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Replace the text of a record by the masked one."""
+        try:
+            text = record.getMessage()
+        except (TypeError, ValueError):
+            return True  # logging reports it
+        masked = mask(text)
+        if masked != text:
+            record.msg, record.args = masked, ()
+        return True
+
+
+for _name in ("async_maps", "async_maps.cli"):
+    logging.getLogger(_name).addFilter(_Filter())
