@@ -145,7 +145,8 @@ class Manifest(StaleRows, ManifestSamples):
             self._write_sent(outcomes, failures, settings)
             # Rows that were refused at their source are not unique by name, so the upsert does not replace them.
             database.executemany(
-                "DELETE FROM maps WHERE stage = 'source' AND source = ?", [(outcome.source,) for outcome in outcomes]
+                "DELETE FROM maps WHERE stage = 'source' AND source = ? AND root IS ?",
+                [(outcome.source, root) for outcome in outcomes],
             )
             database.executemany(
                 "DELETE FROM maps WHERE name = ? AND source = ?",

@@ -115,10 +115,13 @@ class Ending:
         manifest.note_listed([], coverage.take_read())
         if not selection.is_whole or coverage.unread:
             wants = SourceOptions.of(selection.settings).wants
-            self._forget([row for row, path in manifest.superseded() if wants(row.name, path)])
+            for rows in manifest.superseded():
+                self._forget([row for row in rows if wants(row.name, row.path)])
+                yield
             if selection.is_filtered and selection.limit is None:
-                left = manifest.stale_failed()
-                self._report.not_found = sum(wants(row.name, self._path(row)) for row in left)
+                for rows in manifest.stale_failed():
+                    self._report.not_found += sum(wants(row.name, self._path(row)) for row in rows)
+                    yield
             if selection.prune:
                 self._warn(
                     f"nothing was pruned, because {coverage.first_unread} could not be read: correct the reason, and "
@@ -132,7 +135,9 @@ class Ending:
             refusal = self._refusal(found)
             if not refusal or self._report.dry_run:
                 yield from self._prune()
-        self._forget(manifest.stale_failed(with_overlays=not selection.prune))
+        for rows in manifest.stale_failed(with_overlays=not selection.prune):
+            self._forget(rows)
+            yield
         if refusal and not self._report.dry_run:
             raise SettingsError(refusal)
         if refusal:
@@ -170,12 +175,9 @@ class Ending:
 
     def _refusal(self, found: int) -> str:
         """Return why not to prune: more than half would go, or as many as were refused before; else empty."""
-        if self._selection.prune_all or not found:
-            return ""
-        stored = self._stored or 0
-        root = self._coverage.root
+        stored, root = self._stored or 0, self._coverage.root
         before = self._manifest.refused_prune(root)
-        if found * 2 <= stored and (before is None or found < before):
+        if self._selection.prune_all or not found or (found * 2 <= stored and (before is None or found < before)):
             if not self._report.dry_run and before is not None:
                 self._manifest.keep_refused_prune(root, None)
             return ""
@@ -189,4 +191,4 @@ class Ending:
 
     def _path(self, row: StaleRow) -> str:
         """Return the path of a row's file below the source."""
-        return row.file.removeprefix(f"{self._coverage.root.rstrip('/')}/")
+        return row.path.removeprefix(f"{self._coverage.root.rstrip('/')}/")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import count
 from typing import TYPE_CHECKING, NamedTuple
 
 from async_maps.manifest.metadata import ManifestMetadata
@@ -21,7 +22,7 @@ CREATE TEMP TABLE read (file TEXT PRIMARY KEY, path TEXT NOT NULL) WITHOUT ROWID
 
 SQLite spills it to disk, and deletes it at the close.
 """
-_ROWS = "SELECT maps.rowid AS number, name, ifnull(file, source) AS file, locator FROM maps"
+_ROWS = "SELECT maps.rowid AS number, name, ifnull(file, source) AS path, locator FROM maps"
 _SCOPE = "root = ? AND covers(ifnull(file, source))"
 # Maps that were refused at their source may share their name with other maps.
 _FAILED = """status = 'failed' AND CASE WHEN stage = 'source'
@@ -35,15 +36,26 @@ _SHARED = """CREATE TEMP TABLE shared AS SELECT DISTINCT locator FROM stale WHER
 )"""
 _NOTE_READ = """INSERT OR IGNORE INTO read SELECT ?1, ?2
 WHERE EXISTS (SELECT 1 FROM maps WHERE status = 'failed' AND ifnull(file, source) = ?1)"""
+_SUPERSEDED = (
+    "SELECT maps.rowid AS number, name, path, locator FROM read "  # noqa: S608  # our own text
+    f"CROSS JOIN maps ON ifnull(maps.file, source) = read.file WHERE {_FAILED} AND root = ?"
+)
 _BATCH = 1000
 
 
 class StaleRow(NamedTuple):
-    """A row whose map is no longer in the source. ``number`` is its rowid; ``locator`` is None without an overlay."""
+    """A row whose map is no longer in the source.
+
+    Attributes:
+        number: the rowid.
+        name: the name of the map.
+        path: the path of its file; of a superseded row, below the source.
+        locator: None without an overlay.
+    """
 
     number: int
     name: str
-    file: str
+    path: str
     locator: str | None
 
 
@@ -67,7 +79,10 @@ class StaleRows(ManifestMetadata):
     def note_listed(self, refused: Iterable[Failure], read: Sequence[ReadFile]) -> None:
         """Record maps that were refused at their source, and files whose maps were all listed."""
         if self._has_failed is None:
-            self._has_failed = bool(self._all(f"{_ROWS} INDEXED BY maps_failed WHERE status = 'failed' LIMIT 1"))
+            with self._reading() as database:
+                self._has_failed = bool(
+                    database.execute("SELECT 1 FROM maps WHERE status = 'failed' LIMIT 1").fetchall()
+                )
         if not self._has_failed:
             return
         with self._reading() as database:
@@ -83,45 +98,50 @@ class StaleRows(ManifestMetadata):
 
     def find_stale(self) -> int:
         """Find the rows with an overlay whose map a complete listing did not list; return their number."""
+        count = self._find("stale", f"{_ROWS} WHERE {_STORED} AND {_SCOPE}")
         with self._reading() as database:
-            database.execute(f"CREATE TEMP TABLE stale AS {_ROWS} WHERE {_STORED} AND {_SCOPE}", (self._root_id(),))
             database.execute(_SHARED)
-            return int(database.execute("SELECT count(*) FROM stale").fetchone()[0])
+        return count
 
     def stale(self) -> Iterator[tuple[list[StaleRow], list[str]]]:
         """Yield the rows that were found, in batches, and the locators of each batch that no other row has."""
-        number = 0
-        while batch := self._all("SELECT * FROM stale WHERE number > ? ORDER BY number LIMIT ?", number, _BATCH):
-            number = batch[-1].number
+        for batch in self._found("stale"):
             with self._reading() as database:
                 shared = {locator for (locator,) in database.execute("SELECT locator FROM shared")}
             yield batch, sorted({row.locator for row in batch if row.locator} - shared)
 
-    def stale_failed(self, *, with_overlays: bool = True) -> list[StaleRow]:
-        """Return the failed rows of earlier runs whose map a complete listing of the source did not list."""
-        if not self._has_failed:
-            return []
-        overlays = "" if with_overlays else "AND locator IS NULL"
-        query = f"{_ROWS} INDEXED BY maps_failed WHERE {_FAILED} AND {_SCOPE} {overlays}"
-        return self._all(query, self._root_id())
+    def stale_failed(self, *, with_overlays: bool = True) -> Iterator[list[StaleRow]]:
+        """Yield the failed rows of earlier runs whose map a complete listing of the source did not list, in batches."""
+        if self._has_failed:
+            overlays = "" if with_overlays else "AND locator IS NULL"
+            self._find("stale_failed", f"{_ROWS} INDEXED BY maps_failed WHERE {_FAILED} AND {_SCOPE} {overlays}")
+            yield from self._found("stale_failed")
 
-    def superseded(self) -> list[tuple[StaleRow, str]]:
-        """Return the failed rows of the files that were read, whose map was not listed, and the path of each file."""
-        query = (
-            "SELECT maps.rowid, name, read.file, locator, path "  # noqa: S608  # our own text
-            f"FROM read CROSS JOIN maps ON ifnull(maps.file, source) = read.file WHERE {_FAILED} AND root = ?"
-        )
-        with self._reading() as database:
-            return [(StaleRow(*row), path) for *row, path in database.execute(query, (self._root_id(),))]
+    def superseded(self) -> Iterator[list[StaleRow]]:
+        """Yield the failed rows of the files that were read, whose map was not listed, in batches."""
+        if self._has_failed:
+            self._find("superseded", _SUPERSEDED)
+            yield from self._found("superseded")
 
     def forget(self, rows: Iterable[StaleRow]) -> None:
         """Delete rows, in one transaction."""
         with self._writing() as database:
             database.executemany("DELETE FROM maps WHERE rowid = ?", [(row.number,) for row in rows])
 
-    def _all(self, query: str, *values: object) -> list[StaleRow]:
+    def _find(self, table: str, query: str) -> int:
+        """Keep the rows of a query, whose value is the root, in a temporary table; return their number."""
         with self._reading() as database:
-            return [StaleRow(*row) for row in database.execute(query, values)]
+            database.execute(f"CREATE TEMP TABLE {table} AS {query}", (self._root_id(),))
+            return int(database.execute(f"SELECT count(*) FROM {table}").fetchone()[0])  # noqa: S608  # our own text
+
+    def _found(self, table: str) -> Iterator[list[StaleRow]]:
+        query = f"SELECT * FROM {table} WHERE rowid BETWEEN ? AND ?"  # noqa: S608  # our own text
+        for first in count(1, _BATCH):
+            with self._reading() as database:
+                batch = [StaleRow(*row) for row in database.execute(query, (first, first + _BATCH - 1))]
+            if not batch:
+                return
+            yield batch
 
     @property
     def root(self) -> str:

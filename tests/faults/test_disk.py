@@ -489,7 +489,8 @@ def test_random_damage_is_a_manifest_error_or_harmless(tmp_path: Path, rounds: i
             list(manifest.claims())
             manifest.note_listed([], [])
             manifest.find_stale()
-            manifest.forget([row for rows, _ in manifest.stale() for row in rows] + manifest.stale_failed())
+            for rows in [*(rows for rows, _ in manifest.stale()), *manifest.stale_failed(), *manifest.superseded()]:
+                manifest.forget(rows)
 
     def export() -> None:
         for suffix in (".csv", ".parquet"):

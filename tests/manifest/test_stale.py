@@ -361,8 +361,39 @@ def test_more_than_half_is_pruned_only_with_prune_all(job: Job, capsys: pytest.C
     assert invoke(*command, "--prune-all") == 0
     assert job.done() == list("defghi")
     assert job.overlays() == [f"{name}.png" for name in "defghi"]
-    (job.maps / "i.npy").unlink()
-    assert job.run(prune="objects").forgotten == 1
+    for name in "ghi":
+        (job.maps / f"{name}.npy").unlink()
+    # What was allowed once is not refused later.
+    assert job.run(prune="objects").forgotten == 3
+
+
+def test_a_source_that_is_complete_again_is_not_refused_later(job: Job) -> None:
+    names = "abcdef"
+    job.save(*names)
+    job.run()
+    for name in "abcd":
+        (job.maps / f"{name}.npy").rename(job.maps.parent / f"{name}.npy")
+    with pytest.raises(am.SettingsError, match="more than half"):
+        job.run(prune="rows")
+    for name in "abcd":
+        (job.maps.parent / f"{name}.npy").rename(job.maps / f"{name}.npy")
+    job.save(*"ghij")
+    assert job.run(prune="rows").forgotten == 0
+    for name in "abcd":
+        (job.maps / f"{name}.npy").unlink()
+    assert job.run(prune="rows").forgotten == 4
+
+
+def test_thousands_of_failed_rows_go_in_batches(job: Job) -> None:
+    job.save("a")
+    job.save("c", array=np.full((2500, 5, 6), 7.0))
+    assert job.run().failed == 2500
+    job.save("c")
+    report = job.run(limit=1)
+    assert report.forgotten == 0
+    report = job.run(include="c")
+    assert (report.forgotten, len(report.forgotten_names)) == (2500, 1000)
+    assert job.failed() == []
 
 
 def test_half_is_pruned(job: Job) -> None:
