@@ -196,11 +196,18 @@ class RunMetrics(Collector):
         except OSError as error:
             raise SettingsError(f"cannot write the metrics to {path}: {error.strerror or error}") from error
 
+        is_written = True
+
         async def write() -> None:
+            nonlocal is_written
             try:
                 await to_thread.run_sync(self._write, path)
+                is_written = True
             except (OSError, SettingsError) as error:
-                _logger.warning("cannot write the metrics to %s, the run continues without: %s", path, error)
+                # Once for each reason to look, not every 5 seconds.
+                level = logging.WARNING if is_written else logging.DEBUG
+                is_written = False
+                _logger.log(level, "cannot write the metrics to %s, the run continues without: %s", path, error)
 
         async def write_periodically() -> None:
             while True:

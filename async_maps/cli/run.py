@@ -137,6 +137,8 @@ def run(  # noqa: PLR0913  # one argument per option
     plain = settings.model_dump(mode="json")
     started = Report(destination=destination, settings=plain, limit=limit, dry_run=dry_run)
     metrics = None
+    if not metrics_host:
+        raise SettingsError("--metrics-host is empty: give an address, such as 127.0.0.1")
     if metrics_port is None and metrics_host != LOOPBACK:
         raise SettingsError("--metrics-host needs --metrics-port")
     if metrics_port is not None or metrics_textfile is not None:

@@ -64,9 +64,13 @@ def _lines(found: ManifestStatus) -> list[str]:
 
 
 def _state(found: ManifestStatus) -> str:
+    from async_maps.manifest.status import STALE_S
+
     locked = "" if found.writer is None else f"; locked by {found.writer or 'a process'}"
     if found.state == "running":
-        return f"running ({found.writer})" if found.writer else "running"
+        running = f"running ({found.writer})" if found.writer else "running"
+        silent_s = 0.0 if found.last_write_at is None else _age_s(found.last_write_at)
+        return f"{running}, but it has written nothing for {duration(silent_s)}" if silent_s > STALE_S else running
     if found.state == "empty":
         return f"no run yet{locked}"
     if found.state == "lost":
@@ -109,5 +113,8 @@ def _eta(found: ManifestStatus) -> str:
 
 
 def _ago(time: str) -> str:
-    seconds = (datetime.now(UTC) - datetime.fromisoformat(time)).total_seconds()
-    return f"{duration(max(0.0, seconds))} ago"
+    return f"{duration(_age_s(time))} ago"
+
+
+def _age_s(time: str) -> float:
+    return max(0.0, (datetime.now(UTC) - datetime.fromisoformat(time)).total_seconds())

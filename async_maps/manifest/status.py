@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 State: TypeAlias = Literal["running", "complete", "stopped", "lost", "empty"]
 
 _WINDOW_S = 60.0
-_STALE_S = 30.0
+STALE_S = 30.0
 """A run that has written no sample for this time may hang: nothing is said about its speed."""
 _MAX_GROUPED = 20_000
 _TRIES, _WAIT_S = 20, 0.05
@@ -186,12 +186,13 @@ def _progress(run: LastRun, samples: Sequence[Sample]) -> dict[str, Any]:
     window = [sample for sample in samples if (_moment(last) - _moment(sample)).total_seconds() <= _WINDOW_S]
     seconds = (_moment(last) - _moment(window[0])).total_seconds()
     done = last.uploaded + last.failed - window[0].uploaded - window[0].failed
-    is_fresh = run.ended_at is not None or age_s <= _STALE_S
+    is_fresh = run.ended_at is not None or age_s <= STALE_S
     busy = {
         name: round(sum(sample.stages[name]["busy"] for sample in window[1:]) / len(window[1:]), 3)
         for name in (last.stages if len(window) > 1 else ())
     }
-    rate = done / seconds if seconds and is_fresh else None
+    # Less than 0 if the clock was set back.
+    rate = done / seconds if seconds > 0 and is_fresh else None
     eta_s = None
     if rate and run.ended_at is None and last.total is not None:
         eta_s = round(max(0.0, (last.total - last.seen) / rate - age_s), 1)

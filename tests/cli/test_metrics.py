@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
+import shlex
+import shutil
 import socket
 import subprocess
 import time
@@ -22,10 +25,13 @@ import yaml
 from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
+import async_maps as am
+from async_maps.cli.metrics import MetricsOptions, RunMetrics
 from tests.support.commands import COMMAND, invoke, only_error
 from tests.support.documents import ROOT
 from tests.support.leftovers import leaves_nothing
 from tests.support.maps import random_map
+from tests.support.pipelines import THREADS, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -137,6 +143,7 @@ def test_a_port_in_use_is_one_sentence_before_the_run(maps: Path, capsys: pytest
     [
         ("--metrics-port 65536", "--metrics-port"),
         ("--metrics-host 0.0.0.0", "--metrics-host needs --metrics-port"),
+        ("--metrics-port 0 --metrics-host ''", "--metrics-host is empty"),
         ("--metrics-host no.invalid --metrics-port 0", "cannot serve metrics on no.invalid port 0: "),
         ("--metrics-textfile x.txt", "node_exporter reads files named *.prom only"),
         ("--metrics-textfile none/x.prom", "cannot write the metrics to none/x.prom: the folder does not exist"),
@@ -149,7 +156,7 @@ def test_wrong_options_are_refused_before_the_run(
 ) -> None:
     np.save(maps / "a.npy", random_map(1))
     Path("notes.prom").write_text("mine")
-    assert invoke("run", maps, "out", "--workers", 0, *options.split()) == 2
+    assert invoke("run", maps, "out", "--workers", 0, *shlex.split(options)) == 2
     assert said in only_error(capsys.readouterr())
     assert not Path("out").exists()
     assert Path("notes.prom").read_text() == "mine"
@@ -200,3 +207,23 @@ def test_the_dashboard_and_the_alerts_name_metrics_that_exist(maps: Path) -> Non
         found = set(re.findall(r"async_maps_\w+", expression))
         assert found
         assert found <= known | helped, expression
+
+
+async def test_a_textfile_that_cannot_be_written_warns_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, logger="async_maps.cli")
+    monkeypatch.setattr("async_maps.cli.metrics._INTERVAL_S", 0.001)
+    path = tmp_path / "metrics" / "x.prom"
+    path.parent.mkdir()
+
+    def levels() -> list[int]:
+        return [record.levelno for record in caplog.records if "cannot write the metrics to" in record.getMessage()]
+
+    async with (
+        am.Pipeline(am.MemoryStore(), settings=THREADS) as pipeline,
+        RunMetrics(pipeline, "x").exposed(MetricsOptions(textfile=path)),
+    ):
+        shutil.rmtree(path.parent)
+        await until(lambda: len(levels()) >= 5)
+    assert levels().count(logging.WARNING) == 1

@@ -15,6 +15,7 @@ import pytest
 
 import async_maps as am
 from async_maps.manifest.manifest import Manifest
+from async_maps.manifest.samples import LastRun, Sample
 from tests.support.commands import COMMAND, invoke, only_error
 from tests.support.leftovers import leaves_nothing
 from tests.support.maps import random_map
@@ -129,7 +130,18 @@ def test_an_error_that_ended_the_run_is_told(maps: Path, ask: Ask, capsys: pytes
     assert f"run it again ({found['error']['message']})" in capsys.readouterr().out
 
 
-def test_a_quiet_answer_is_one_sentence_without_a_manifest(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_run_that_does_not_write_is_told(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    hours_ago = "2026-01-01T00:00:00.000+00:00"
+    with Manifest(tmp_path / MANIFEST) as manifest:
+        run = LastRun(hours_ago, None, "changed", None)
+        manifest.keep_sample(run, Sample(hours_ago, hours_ago, None, 9, 0, 4, 0, 0, 0, 32, {}))
+        assert invoke("status", tmp_path / MANIFEST) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert ", but it has written nothing for " in lines[0]
+    assert not [line for line in lines if "maps/s" in line]
+
+
+def test_what_is_no_manifest_is_one_sentence(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
     for path, said in (("none.sqlite", "no such manifest: none.sqlite"), ("empty", "empty is an empty file, not a")):
         assert invoke("status", tmp_path / path if path == "empty" else path) == 2

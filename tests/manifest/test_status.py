@@ -90,6 +90,12 @@ def test_nothing_is_said_about_the_speed_of_a_run_that_does_not_write(tmp_path: 
     assert status.last_write_at == sample(10, 0).time
 
 
+def test_a_clock_that_was_set_back_gives_no_negative_speed(tmp_path: Path) -> None:
+    run, samples = fresh(RUN, sample(40, 0, total=100), sample(5, 20, total=100))
+    status = written(tmp_path / "m.sqlite", run, *samples)
+    assert (status.maps_per_s, status.eta_s, status.uploaded) == (None, None, 20)
+
+
 def test_the_last_progress_is_the_first_sample_with_the_same_counts(tmp_path: Path) -> None:
     status = written(tmp_path / "m.sqlite", RUN, sample(0, 0), sample(5, 8), sample(10, 8), sample(15, 8))
     assert (status.last_progress_at, status.last_write_at) == (sample(5, 0).time, sample(15, 0).time)
