@@ -22,6 +22,7 @@ from async_maps.demo.saliency import spectral_residual
 from async_maps.demo.scenes import contact_sheet, scene
 from async_maps.errors import MissingExtraError, SettingsError
 from async_maps.filesystems.objects import Objects
+from async_maps.filesystems.temporary import is_left_over, unique_text
 from async_maps.manifest.export import export_manifest
 from async_maps.manifest.manifest import Manifest
 from async_maps.pipeline import Pipeline
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 _BUCKET = "overlays"
 _OUTPUTS = ("scenes", "maps", "overlays", "manifest.sqlite", "locators.csv", "overlays.png")
+_DATA = "async-maps-demo-"
+"""The start of the names of temporary folders, in which the server keeps its data."""
 _SHOWN = 12
 _MARK = ".async-maps-demo"
 """This file marks a folder of a demo, whose content may be deleted."""
@@ -62,8 +65,9 @@ def run_demo(
     _make_maps(out, scenes)
     if local:
         return _do(out, scenes, str(out / "overlays"), on_progress)
+    _delete_data_of_dead_demos(tempfile.gettempdir())
     with (
-        tempfile.TemporaryDirectory(prefix="async-maps-demo-") as folder,
+        tempfile.TemporaryDirectory(prefix=f"{_DATA}{unique_text()}-") as folder,
         seaweed.serve(Path(folder)) as server,
         seaweed.in_environment(server),
     ):
@@ -91,6 +95,16 @@ def _do(out: Path, scenes: int, destination: str, on_progress: OnProgress | None
     )
     _say(f"{count:,} locators in {out / 'locators.csv'}; see {out / 'overlays.png'}")
     return right == scenes
+
+
+def _delete_data_of_dead_demos(folder: str) -> None:
+    """Delete the data of servers whose demo was killed, in the folder of temporary files."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            text = entry.name.removeprefix(_DATA).rpartition("-")[0]
+            is_ours = entry.name.startswith(_DATA) and entry.is_dir(follow_symlinks=False)
+            if is_ours and is_left_over(text, entry.path) and entry.stat().st_uid == os.getuid():
+                shutil.rmtree(entry.path, ignore_errors=True)
 
 
 def _keep(server: seaweed.S3Server) -> None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from anyio import CapacityLimiter, create_memory_object_stream, create_task_group
+from anyio import CapacityLimiter, create_memory_object_stream, create_task_group, to_thread
 
 from async_maps.concurrency.streams import ByteBudget, send
 from async_maps.filesystems.filesystem import Filesystems, is_remote
@@ -122,6 +122,8 @@ class Stages:
                 for end in (self._remote_out, self._jobs_out, self._bitmaps_out, self._pngs_out):
                     end.close()
                 running.set()
+            # Not by the context manager: it waits for the process, on the event loop.
+            await to_thread.run_sync(decoder.close, limiter=fetchers)
 
     def reserve_nowait(self, size: int) -> Reservation | str:
         """Take room for arrays without waiting, or return what is full; also if others wait for room."""

@@ -6,6 +6,7 @@ import csv
 import os
 import signal
 import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from PIL import Image
 from async_maps.demo import run as demo
 from async_maps.demo import seaweed
 from async_maps.errors import MissingExtraError, SettingsError
+from async_maps.filesystems.temporary import unique_text
 from async_maps.render.colorize import colorize_activation_map
 from tests.support.commands import COMMAND, invoke, start
 from tests.support.leftovers import leaves_nothing
@@ -129,3 +131,19 @@ def test_a_signal_ends_the_demo_and_its_server(tmp_path: Path, number: signal.Si
     _, err = running.communicate(timeout=60)
     assert running.returncode == 128 + number, err
     assert "Traceback" not in err
+
+
+def test_the_data_of_killed_demos_is_deleted(tmp_path: Path) -> None:
+    program = "from async_maps.filesystems.temporary import unique_text; print(unique_text())"
+    dead = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.strip()
+    alive = unique_text()
+    for name in (dead, alive):
+        (tmp_path / f"async-maps-demo-{name}-x_1" / "deep").mkdir(parents=True)
+    (tmp_path / "async-maps-demo-mine").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "async-maps-demo-mine")
+    demo._delete_data_of_dead_demos(str(tmp_path))
+    assert {path.name for path in tmp_path.iterdir()} == {
+        f"async-maps-demo-{alive}-x_1",
+        "async-maps-demo-mine",
+        "link",
+    }
