@@ -98,9 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             with naming_shortages():
                 code = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
         except (cyclopts.CycloptsError, ValidationError, AsyncMapsError) as error:
-            ours = error if isinstance(error, AsyncMapsError) else SettingsError(usage.describe(error, app, tokens))
-            complain(ours)
-            code = _ended(ours, tokens, exit_code(ours))
+            code = _refused(error, tokens)
         except KeyboardInterrupt as error:
             say("interrupted", "signal", signal=interrupted_by.name)
             error.args = (f"interrupted by {interrupted_by.name}",)
@@ -116,6 +114,13 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             if not as_json:
                 raise
     sys.exit(code or DONE)
+
+
+def _refused(error: Exception, tokens: Sequence[str]) -> int:
+    # A variable of main() would keep the error, and the files of its traceback, until the garbage collector runs.
+    ours = error if isinstance(error, AsyncMapsError) else SettingsError(usage.describe(error, app, tokens))
+    complain(ours)
+    return _ended(ours, tokens, exit_code(ours))
 
 
 def _ended(error: BaseException, tokens: Sequence[str], code: int) -> int:
