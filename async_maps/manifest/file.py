@@ -107,7 +107,7 @@ class ManifestFile:
         database = connect(place)
         try:
             database.execute("PRAGMA application_id")
-        except sqlite3.OperationalError as error:
+        except sqlite3.DatabaseError as error:
             database.close()
             # A copy that was made during a run, in a folder where SQLite cannot create the files beside it.
             needs_log = error.sqlite_errorcode & 0xFF in _NEED_LOG and os.access(self.path, os.R_OK)
