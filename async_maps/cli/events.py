@@ -69,7 +69,9 @@ class JsonLines(logging.Handler):
         self.out: TextIO | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a line."""
+        """Write a line; of other packages, only what they would print: their details may have signatures."""
+        if record.levelno < logging.WARNING and not record.name.startswith("async_maps"):
+            return
         level = max(known for known in _NAMES if known <= max(record.levelno, logging.DEBUG))
         line: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
