@@ -12,6 +12,7 @@ import numpy as np
 from anyio import CapacityLimiter, to_thread
 
 from async_maps.concurrency.fan_out import fan_out
+from async_maps.concurrency.tasks import in_thread
 from async_maps.errors import InputValidationError, SettingsError
 from async_maps.filesystems.filesystem import Filesystems, is_remote
 from async_maps.manifest.manifest import Manifest
@@ -26,7 +27,7 @@ from async_maps.sources.isolation import DecoderProcess, IsolatedReaders
 from async_maps.sources.layouts import map_size
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Sequence
+    from collections.abc import AsyncGenerator, Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -81,7 +82,7 @@ async def survey(listing: AsyncGenerator[list[Entry], None], settings: Settings,
     with Filesystems(settings.s3) as filesystems, ExitStack() as stack:
         process = stack.enter_context(DecoderProcess(settings.s3, settings.max_pixels, settings.channels))
         shared = stack.enter_context(IsolatedReaders(process, filesystems))
-        surveyors = _Surveyors(settings, report, shared)
+        surveyors = _Surveyors(settings, report, shared, filesystems.close)
         readers = [IsolatedReaders(process, filesystems) for _ in range(surveyors.count)]
         workers = [partial(surveyors.read, stack.enter_context(own)) for own in readers]
         await fan_out(_pieces(listing), workers, size=_held_bytes, limit=settings.queue_size)
@@ -107,12 +108,13 @@ def _is_remote(map_: ActivationMap) -> bool:
 
 
 class _Surveyors:
-    def __init__(self, settings: Settings, report: Report, shared: Readers) -> None:
+    def __init__(self, settings: Settings, report: Report, shared: Readers, interrupt: Callable[[], object]) -> None:
         self.sketch = QuantileSketch()
         self._invalid = settings.invalid
         self._channels = settings.channels
         self._report = report
         self._shared = shared
+        self._interrupt = interrupt
         self._lock = Lock()
         self._local = CapacityLimiter(settings.worker_count + settings.encode_thread_count)
         # Threads that wait for S3 use no core.
@@ -125,7 +127,7 @@ class _Surveyors:
 
     async def read(self, readers: Readers, maps: Sequence[ActivationMap]) -> None:
         limiter = self._remote if _is_remote(maps[0]) else self._local
-        await to_thread.run_sync(self._count, maps, readers, limiter=limiter)
+        await in_thread(partial(self._count, maps, readers), limiter=limiter, interrupt=self._interrupt)
 
     def _count(self, maps: Sequence[ActivationMap], readers: Readers) -> None:
         for map_ in maps:

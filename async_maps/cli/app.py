@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -42,6 +45,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from async_maps.verify.verification import Verification
+
+_THREADS_END_S = 0.5
+"""The time for threads to end, which are idle if their source answers."""
 
 _AWS = "S3 endpoint, region, profile and credentials come from the AWS environment and files, as for every AWS tool."
 
@@ -113,6 +119,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             code = _ended(error, tokens, SOME_FAILED)
             if not as_json:
                 raise
+    if arguments is None and code is not None and code > 128:  # ended by a signal
+        _leave_threads(code)
     sys.exit(code or DONE)
 
 
@@ -166,6 +174,19 @@ def _note_options(_: App, __: tuple[str, ...], arguments: ArgumentCollection) ->
             options = of_runs if argument.keys[:1] and argument.keys[0] in OF_RUNS else settings
             options += [word for token in argument.tokens for word in (token.keyword or "", token.value)]
     given_options.set(GivenOptions(tuple(settings), tuple(of_runs)))
+
+
+def _leave_threads(code: int) -> None:
+    """Exit without the threads that wait for a source that does not answer; return if there are none."""
+    until = time.monotonic() + _THREADS_END_S
+    for thread in threading.enumerate():
+        if thread is not threading.main_thread() and not thread.daemon:
+            thread.join(max(0.0, until - time.monotonic()))
+            if thread.is_alive():
+                for stream in (sys.stdout, sys.stderr):
+                    with suppress(OSError, ValueError, AttributeError):  # closed
+                        stream.flush()
+                os._exit(code)
 
 
 def _settings_from_environment(command: App, names: tuple[str, ...], arguments: ArgumentCollection) -> None:

@@ -7,11 +7,13 @@ from contextlib import asynccontextmanager
 from time import monotonic
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from anyio import CancelScope
+from anyio import CancelScope, to_thread
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
     from typing import Any
+
+    from anyio import CapacityLimiter
 
 T = TypeVar("T")
 
@@ -77,6 +79,20 @@ class OrderlyTask(Generic[T]):
         self.request_cancel()
         with CancelScope(shield=True):
             await asyncio.wait({self.task})
+
+
+async def in_thread(work: Callable[[], T], *, limiter: CapacityLimiter, interrupt: Callable[[], object]) -> T:
+    """Call a function in a thread; on cancellation call ``interrupt``, which makes it return, and wait for it."""
+    running = asyncio.create_task(to_thread.run_sync(work, limiter=limiter))
+    try:
+        await asyncio.wait({running})
+    except BaseException:
+        running.add_done_callback(see_error)
+        interrupt()
+        with CancelScope(shield=True):
+            await asyncio.wait({running})
+        raise
+    return running.result()
 
 
 async def done_while_alive(task: asyncio.Task[Any], life: Callable[[], object], idle_s: float) -> bool:

@@ -28,6 +28,7 @@ from async_maps.filesystems.aws import (
     translate_credential_errors,
     unreachable,
 )
+from async_maps.filesystems.connections import Connections
 from async_maps.filesystems.filesystem import InaccessibleError
 from async_maps.filesystems.locators import parse_s3_address
 from async_maps.settings import S3Settings
@@ -49,6 +50,7 @@ _MAX_BLOCK_BYTES = 4 * 2**20
 _CACHE_BYTES = 8 * 2**20
 _PIECE = 2**20
 _CONNECTIONS = 64
+_CLOSED = "the source is closed"
 
 
 class Object(NamedTuple):
@@ -83,6 +85,7 @@ class S3Filesystem:
         self.clock_offset_s = 0.0
         self._settings = settings or S3Settings()
         self._making = Lock()
+        self._connections = Connections()
         self._client: Any = None
         self._closed = False
 
@@ -193,24 +196,32 @@ class S3Filesystem:
         return digest.fingerprint()
 
     def close(self) -> None:
-        """Close the connections permanently: no thread can open one later."""
+        """Close the connections permanently: a thread that waits for an answer fails, and none can ask later."""
         with self._making:
             self._closed = True
             client, self._client = self._client, None
         if client is not None:
+            self._connections.shut_down()
             client.close()
 
     def _get_client(self) -> Any:
         with self._making:
             if self._closed:
-                raise InaccessibleError("the source is closed")
+                raise InaccessibleError(_CLOSED)
             if self._client is None:
                 config = Config(**client_options(self._settings, _CONNECTIONS))
                 try:
                     self._client = botocore.session.Session().create_client("s3", config=config)
                 except (BotoCoreError, ValueError) as error:
                     raise InaccessibleError(f"the AWS configuration cannot be used: {error}") from error
+                self._client.meta.events.register("before-send.s3", self._refuse_closed)
+                self._connections.watch(self._client)
             return self._client
+
+    def _refuse_closed(self, **_: object) -> None:
+        # Also for the retries of the client.
+        if self._closed:
+            raise InaccessibleError(_CLOSED)
 
 
 class Range(NamedTuple):

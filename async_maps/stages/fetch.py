@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from anyio import to_thread
-
+from async_maps.concurrency.tasks import in_thread
 from async_maps.sources.formats.registry import shares_reads
 from async_maps.sources.layouts import map_size
 from async_maps.workers.worker import Failed
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from anyio import CapacityLimiter
@@ -28,19 +29,20 @@ async def fetch_stage(
     remote: MemoryObjectReceiveStream[Job],
     jobs: MemoryObjectSendStream[Job],
     readers: tuple[Readers, Readers],
-    threads: CapacityLimiter,
+    threads: tuple[CapacityLimiter, Callable[[], object]],
     meter: Meter,
 ) -> None:
     """Run one of the concurrent fetchers until the end of the maps: read each map, and send it on as an array.
 
-    Each job has a lease for its array. ``readers`` are this fetcher's, which it closes, and those that all share. On
-    cancellation the task waits for its thread, at most until the request times out.
+    Each job has a lease for its array. ``readers`` are this fetcher's, which it closes, and those that all share.
+    ``threads`` are their limiter, and a function that ends all requests, for a cancellation.
     """
+    limiter, interrupt = threads
     async with remote, jobs:
         try:
             async for job in remote:
                 started = perf_counter()
-                result = await to_thread.run_sync(_fetch, readers, job, limiter=threads)
+                result = await in_thread(partial(_fetch, readers, job), limiter=limiter, interrupt=interrupt)
                 meter.worked(perf_counter() - started, 1)
                 if isinstance(result, Failed):
                     if job.lease is not None:

@@ -103,8 +103,9 @@ class Stages:
             async with create_task_group() as stages, self._bitmaps, self._pngs:
                 for _ in range(settings.prefetch):
                     readers = (IsolatedReaders(decoder, filesystems), shared)
+                    threads = (fetchers, filesystems.close)
                     stages.start_soon(
-                        fetch_stage, self._remote_out.clone(), self._jobs.clone(), readers, fetchers, self._fetching
+                        fetch_stage, self._remote_out.clone(), self._jobs.clone(), readers, threads, self._fetching
                     )
                 for worker in self._workers:
                     stages.start_soon(colorize.run, worker, self._jobs_out.clone(), self._bitmaps.clone())

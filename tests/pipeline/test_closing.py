@@ -14,9 +14,9 @@ import async_maps as am
 from tests.support.commands import COMMAND, done_rows
 from tests.support.leftovers import leaves_nothing
 from tests.support.link import linked
-from tests.support.maps import random_map
+from tests.support.maps import npy, random_map
 from tests.support.pipelines import until
-from tests.support.s3 import keys
+from tests.support.s3 import keys, upload
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -191,6 +191,42 @@ async def test_a_signal_ends_the_command_when_the_store_does_not_answer(
     assert command.returncode == 128 + number, err
     assert b"run the same command again for the rest" in err
     assert 1 <= done_rows(str(manifest)) <= len(await keys(bucket)) < 40
+
+
+@pytest.mark.parametrize("options", [("--workers", "0"), ("--workers", "1", "--range", "dataset")])
+async def test_a_signal_ends_the_command_when_its_source_does_not_answer(
+    options: tuple[str, ...], bucket: str, s3: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    await asyncio.to_thread(upload, bucket, {f"maps/{i}.npy": npy(random_map(i)) for i in range(300)})
+    async with linked(s3, monkeypatch) as link:
+        command = await asyncio.create_subprocess_exec(
+            *COMMAND, "run", f"s3://{bucket}/maps/", tmp_path / "overlays", "--manifest", tmp_path / "m.sqlite",
+            *options, "--drain-timeout-s", "1", stderr=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        # About 100 requests; the listing and the first pass need more.
+        await until(lambda: link.sent > 50_000)
+        link.flows.clear()
+        command.send_signal(signal.SIGTERM)
+        signaled_at = monotonic()
+        _, err = await command.communicate()
+        assert monotonic() - signaled_at < 1.0 + SLACK_S
+    assert command.returncode == 128 + signal.SIGTERM, err
+    assert b"run the same command again for the rest" in err
+
+
+async def test_leaving_is_bounded_when_the_source_does_not_answer(
+    bucket: str, s3: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    await asyncio.to_thread(upload, bucket, {f"maps/{i}.npy": npy(random_map(i)) for i in range(300)})
+    async with linked(s3, monkeypatch) as link:
+        async with am.Pipeline(tmp_path, settings=settings(1.0)) as pipeline:
+            running = asyncio.create_task(pipeline.run(f"s3://{bucket}/maps/"))
+            await until(lambda: pipeline.statistics().uploaded >= 1)
+            link.flows.clear()
+            left_at = monotonic()
+        assert monotonic() - left_at < 1.0 + SLACK_S
+        with pytest.raises(am.PipelineClosedError):
+            await running
 
 
 # A slow link --------------------------------------------------------------------------------------------------------
