@@ -18,6 +18,7 @@ class Connections:
     def __init__(self) -> None:
         self._lock = Lock()
         self._opened: WeakSet[Any] = WeakSet()
+        self._is_shut = False
 
     def watch(self, client: Any) -> None:
         """Keep all connections that the client opens, except those through a proxy."""
@@ -30,20 +31,29 @@ class Connections:
     def shut_down(self) -> None:
         """End every wait for an answer: it fails as if the server had closed the connection."""
         with self._lock:
-            opened = [connection.sock for connection in self._opened]
-        for connected in opened:
-            if connected is not None:
-                # Not the method of a TLS socket, whose state another thread is using.
-                with suppress(OSError):
-                    socket.socket.shutdown(connected, socket.SHUT_RDWR)
+            self._is_shut = True
+            for connection in self._opened:
+                _shut_down(connection)
+
+    def _add(self, connection: Any) -> None:
+        with self._lock:
+            self._opened.add(connection)
+            if self._is_shut:
+                _shut_down(connection)
 
     def _watched(self, pool: Any) -> Any:
-        opened, lock = self._opened, self._lock
+        add = self._add
 
         class Watched(pool.ConnectionCls):  # type: ignore[misc]  # known at run time only
             def connect(self) -> None:
                 super().connect()
-                with lock:
-                    opened.add(self)
+                add(self)
 
         return type(pool.__name__, (pool,), {"ConnectionCls": Watched})
+
+
+def _shut_down(connection: Any) -> None:
+    if connection.sock is not None:
+        # Not the method of a TLS socket, whose state another thread is using.
+        with suppress(OSError):
+            socket.socket.shutdown(connection.sock, socket.SHUT_RDWR)
