@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.usefixtures(leaves_nothing.__name__)
 
-SLACK_S = 15.0
+SLACK_S = 30.0
 """For a busy machine. Without a bound, closing takes minutes."""
 
 
