@@ -25,7 +25,6 @@ from async_maps.errors import StoreError as StoreError
 from async_maps.errors import TooManyFailuresError as TooManyFailuresError
 from async_maps.errors import TransientError as TransientError
 from async_maps.errors import WorkerError as WorkerError
-from async_maps.failure_groups import FailureGroup as FailureGroup
 from async_maps.manifest.export import export_manifest as export_manifest
 from async_maps.manifest.status import ManifestStatus as ManifestStatus
 from async_maps.manifest.status import status as status
@@ -40,6 +39,7 @@ from async_maps.render.colormap import Colormap as Colormap
 from async_maps.render.colormap import ColormapJet as ColormapJet
 from async_maps.render.png import encode_png as encode_png
 from async_maps.report import Report as Report
+from async_maps.report.failure_groups import FailureGroup as FailureGroup
 from async_maps.settings import FilesSettings as FilesSettings
 from async_maps.settings import S3Settings as S3Settings
 from async_maps.settings import Settings as Settings

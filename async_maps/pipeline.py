@@ -29,7 +29,6 @@ from async_maps.errors import (
     name_shortage,
     naming_shortages,
 )
-from async_maps.invisible import InvisibleMaps
 from async_maps.manifest.claims import Claims, distinct
 from async_maps.manifest.prune import Selection
 from async_maps.manifest.recorder import open_recorder
@@ -37,6 +36,7 @@ from async_maps.manifest.sampler import sampled
 from async_maps.outcomes import Failure, Outcome, Receipt
 from async_maps.progress import reporting
 from async_maps.report import Report, counting_selected
+from async_maps.report.invisible import InvisibleMaps
 from async_maps.settings import Settings, given_or_default
 from async_maps.sources.arrays import size_of
 from async_maps.sources.batches import check_limit, list_maps, numbered, take_array, taker, with_key

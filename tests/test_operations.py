@@ -29,11 +29,11 @@ from async_maps.cli.events import Event
 from async_maps.cli.metrics import RunMetrics
 from async_maps.demo import seaweed
 from async_maps.doctor.advice import iam_policy
-from async_maps.ending import DONE, SOME_FAILED, STOPPED_EARLY, WRONG_USE
 from async_maps.manifest.samples import Sample
 from async_maps.manifest.schema import SCHEMA
 from async_maps.metrics import PipelineCollector
 from async_maps.progress import Progress
+from async_maps.report.ending import DONE, SOME_FAILED, STOPPED_EARLY, WRONG_USE
 from tests.support.documents import (
     ROOT,
     blocks,

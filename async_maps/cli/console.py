@@ -11,11 +11,11 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from async_maps.cli.events import EVENTS, fields_of, json_lines, tell
-from async_maps.ending import SOME_FAILED, package_version
 from async_maps.errors import SettingsError
 from async_maps.filesystems.atomic import replacing
 from async_maps.filesystems.outputs import check_output, is_report
 from async_maps.masking import mask
+from async_maps.report.ending import SOME_FAILED, package_version
 from async_maps.suggestions import suggest
 
 if TYPE_CHECKING:
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from typing import IO, Any, TextIO
 
     from async_maps.cli.events import Event
-    from async_maps.failure_groups import FailureGroup
     from async_maps.outcomes import Failure
     from async_maps.report import Report
+    from async_maps.report.failure_groups import FailureGroup
     from async_maps.verify import Verification
 
 _logger = logging.getLogger("async_maps.cli")

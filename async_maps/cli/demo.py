@@ -10,8 +10,8 @@ from cyclopts import Parameter, validators
 from async_maps.cli.console import set_verbosity
 from async_maps.cli.displays import make_display
 from async_maps.cli.options import Flag, Quiet, Verbose
-from async_maps.ending import DONE, SOME_FAILED
 from async_maps.errors import SettingsError
+from async_maps.report.ending import DONE, SOME_FAILED
 
 
 def demo(  # noqa: PLR0913  # one argument per option

@@ -13,7 +13,7 @@ from cyclopts import Parameter
 from async_maps.cli.console import answer, set_verbosity
 from async_maps.cli.options import OUTPUT, WHAT, Flag, GroupedSettings, Quiet, Verbose
 from async_maps.doctor import KOLENA_ORIGINS, diagnose
-from async_maps.ending import DONE, SOME_FAILED
+from async_maps.report.ending import DONE, SOME_FAILED
 
 if TYPE_CHECKING:
     from typing import TextIO

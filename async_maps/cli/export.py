@@ -12,9 +12,9 @@ from cyclopts import Parameter
 
 from async_maps.cli.console import answer, complain, discard_output, say, set_verbosity
 from async_maps.cli.options import Flag, Quiet, Verbose
-from async_maps.ending import DONE, SOME_FAILED
 from async_maps.errors import SettingsError
 from async_maps.manifest.columns import ExportFormat
+from async_maps.report.ending import DONE, SOME_FAILED
 from async_maps.sources import is_stdin
 
 if TYPE_CHECKING:

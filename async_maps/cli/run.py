@@ -34,11 +34,11 @@ from async_maps.cli.options import (
 )
 from async_maps.cli.usage import MANIFEST_VARIABLE
 from async_maps.concurrency.loop import fastest_loop
-from async_maps.ending import DONE, SOME_FAILED
 from async_maps.errors import AsyncMapsError, PipelineClosedError, SettingsError, StoreError
 from async_maps.filesystems.outputs import files_of_run
 from async_maps.manifest.prune import Prune  # cyclopts reads the annotation
 from async_maps.report import Report
+from async_maps.report.ending import DONE, SOME_FAILED
 from async_maps.settings import Settings
 from async_maps.sources import is_stdin
 from async_maps.suggestions import suggest

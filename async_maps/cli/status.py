@@ -11,8 +11,8 @@ from cyclopts import Parameter
 
 from async_maps.cli.console import answer, failure_lines, say_how_to_list, set_verbosity
 from async_maps.cli.options import OUTPUT, Flag, Quiet, Verbose
-from async_maps.ending import DONE, SOME_FAILED, STOPPED_EARLY
 from async_maps.progress import duration
+from async_maps.report.ending import DONE, SOME_FAILED, STOPPED_EARLY
 
 if TYPE_CHECKING:
     from async_maps.manifest.status import ManifestStatus

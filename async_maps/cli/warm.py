@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from async_maps.cli.console import answer, complain, set_verbosity
 from async_maps.cli.options import Quiet, Verbose
-from async_maps.ending import DONE, SOME_FAILED
 from async_maps.errors import SettingsError
 from async_maps.render.kernel_cache import baseline_cpu
 from async_maps.render.warm import warm_cache
+from async_maps.report.ending import DONE, SOME_FAILED
 
 
 def warm(*, verbose: Verbose = False, quiet: Quiet = False) -> int:

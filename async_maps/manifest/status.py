@@ -8,11 +8,11 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from async_maps.errors import ManifestError
-from async_maps.failure_groups import FailureGroup, FailureGroups
 from async_maps.filesystems.endpoints import Identity
 from async_maps.manifest.lock import holder_of
 from async_maps.manifest.manifest import Manifest
 from async_maps.outcomes import Failure
+from async_maps.report.failure_groups import FailureGroup, FailureGroups
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from async_maps.ending import DONE, SOME_FAILED, Ending
+from async_maps.report.ending import DONE, SOME_FAILED, Ending
 
 if TYPE_CHECKING:
     from async_maps.verify.comparison import Difference, Kind

@@ -363,7 +363,7 @@ def test_colored_overlays_and_local_urls_are_refused(tmp_path: Path) -> None:
     manifest, file = tmp_path / "m.sqlite", tmp_path / "a.jsonl"
     maps = {"a": np.zeros((2, 2)), "b": np.ones((2, 2))}
     am.run(maps.items(), tmp_path / "out", settings=am.Settings(workers=0), manifest=manifest)
-    with pytest.raises(ManifestError, match=r"for FiftyOne, .*: 2 of its overlays are colored; .* run --png gray"):
+    with pytest.raises(ManifestError, match=r"for FiftyOne, .*: 2 of its overlays are colored; .* run .* --png gray"):
         export_manifest(manifest, file, export_format="fiftyone")
     with pytest.raises(SettingsError, match=r"only objects in S3 have presigned URLs; these overlays lie in file:"):
         export_manifest(manifest, file, presign_hours=1)

@@ -12,7 +12,7 @@ import jsonschema
 
 import async_maps
 
-SCHEMA_FILE = Path(async_maps.__file__).parent / "report.schema.json"
+SCHEMA_FILE = Path(async_maps.__file__).parent / "report/report.schema.json"
 
 
 @cache

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 import async_maps as am
-from async_maps.failure_groups import MAX_GROUPS
 from async_maps.report import Report
+from async_maps.report.failure_groups import MAX_GROUPS
 
 if TYPE_CHECKING:
     from async_maps.outcomes import Stage

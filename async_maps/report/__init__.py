@@ -6,9 +6,9 @@ from contextlib import aclosing
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from async_maps.ending import DONE, SOME_FAILED, STOPPED_EARLY, Ending
-from async_maps.failure_groups import FailureGroup, FailureGroups
 from async_maps.outcomes import Receipt
+from async_maps.report.ending import DONE, SOME_FAILED, STOPPED_EARLY, Ending
+from async_maps.report.failure_groups import FailureGroup, FailureGroups
 from async_maps.sources.options import shown_passed_over
 
 if TYPE_CHECKING:

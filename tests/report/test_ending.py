@@ -13,7 +13,7 @@ import pytest
 
 import async_maps as am
 from async_maps import errors
-from async_maps.ending import DONE, SOME_FAILED, STOPPED_EARLY, WRONG_USE, exit_code
+from async_maps.report.ending import DONE, SOME_FAILED, STOPPED_EARLY, WRONG_USE, exit_code
 from async_maps.verify.verification import Verification
 from tests.support.documents import table
 from tests.support.reports import check_report, schema
