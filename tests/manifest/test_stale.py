@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     from async_maps.manifest.manifest import Select
 
-pytestmark = pytest.mark.fast
-
 BAD = np.full((3, 4), 7.0)
 """A map that fails when its values are read."""
 
