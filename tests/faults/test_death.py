@@ -205,16 +205,17 @@ async def test_workers_killed_at_random_lose_no_map(
         np.save(maps / f"{i:04}.npy", random_map(i, (12, 16)))
     store = slowed(monkeypatch, 0.01)
     rng = random.Random(7)  # noqa: S311  # seeded on purpose
-    kills, began = 0, time.monotonic()
+    kills, due, began = 0, 0, time.monotonic()
     async with am.Pipeline("memory://", settings=am.Settings(workers=2, concurrency=6)) as pipeline:
         running = asyncio.create_task(pipeline.run(maps))
         while not running.done():
-            # Maps instead of seconds, because a start that is killed six times in a row ends the run.
-            is_due = pipeline.statistics().uploaded >= MAPS_PER_KILL * kills
-            if kills < goal and is_due and (alive := sorted(worker_pids())):
+            # Maps instead of seconds, because a start that is killed six times in a row ends the run. They count from
+            # the last kill: a map during which its worker is killed three times in a row fails.
+            uploaded = pipeline.statistics().uploaded
+            if kills < goal and uploaded >= due and (alive := sorted(worker_pids())):
                 # The worker may be busy, idle or just starting.
                 os.kill(rng.choice(alive), signal.SIGKILL)
-                kills += 1
+                kills, due = kills + 1, uploaded + MAPS_PER_KILL
             await asyncio.wait({running}, timeout=0.1)
         report = await running
     assert kills == goal
