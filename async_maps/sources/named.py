@@ -182,9 +182,13 @@ class _Openers:
     def __enter__(self) -> _Openers:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self._threads is not None:
-            self._threads.shutdown(cancel_futures=True)
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._threads is None:
+            return
+        if kind is not None:
+            # End the requests in flight, and do not wait for their threads: the event loop may be closing this.
+            self._filesystems.close()
+        self._threads.shutdown(wait=kind is None, cancel_futures=True)
 
     def maps_in(self, file: NamedFile) -> Iterator[Entry]:
         """Start to open an object; return an iterator of its maps."""
