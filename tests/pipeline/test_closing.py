@@ -214,6 +214,21 @@ async def test_a_signal_ends_the_command_when_its_source_does_not_answer(
     assert b"run the same command again for the rest" in err
 
 
+async def test_leaving_is_bounded_when_the_source_does_not_answer(
+    bucket: str, s3: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    await asyncio.to_thread(upload, bucket, {f"maps/{i}.npy": npy(random_map(i)) for i in range(300)})
+    async with linked(s3, monkeypatch) as link:
+        async with am.Pipeline(tmp_path, settings=settings(1.0)) as pipeline:
+            running = asyncio.create_task(pipeline.run(f"s3://{bucket}/maps/"))
+            await until(lambda: pipeline.statistics().uploaded >= 1)
+            link.flows.clear()
+            left_at = monotonic()
+        assert monotonic() - left_at < 1.0 + SLACK_S
+        with pytest.raises(am.PipelineClosedError):
+            await running
+
+
 # A slow link --------------------------------------------------------------------------------------------------------
 
 
