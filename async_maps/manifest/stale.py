@@ -34,8 +34,8 @@ _STORED = "locator IS NOT NULL AND NOT EXISTS (SELECT 1 FROM seen WHERE seen.nam
 _SHARED = """CREATE TEMP TABLE shared AS SELECT DISTINCT locator FROM stale WHERE locator IN (
     SELECT locator FROM maps WHERE locator IS NOT NULL AND rowid NOT IN (SELECT number FROM stale)
 )"""
-_NOTE_READ = """INSERT OR IGNORE INTO read SELECT ?1, ?2
-WHERE EXISTS (SELECT 1 FROM maps WHERE status = 'failed' AND ifnull(file, source) = ?1)"""
+_NOTE_READ = """INSERT OR IGNORE INTO read SELECT :file, :path
+WHERE EXISTS (SELECT 1 FROM maps WHERE status = 'failed' AND ifnull(file, source) = :file)"""
 _SUPERSEDED = (
     "SELECT maps.rowid AS number, name, path, locator FROM read "  # noqa: S608  # our own text
     f"CROSS JOIN maps ON ifnull(maps.file, source) = read.file WHERE {_FAILED} AND root = ?"
@@ -88,7 +88,7 @@ class StaleRows(ManifestMetadata):
         with self._reading() as database:
             rows = [(failure.name, failure.source) for failure in refused]
             database.executemany("INSERT OR IGNORE INTO refused VALUES (?, ?)", rows)
-            database.executemany(_NOTE_READ, read)
+            database.executemany(_NOTE_READ, [file._asdict() for file in read])
 
     def stored(self) -> int:
         """Return the number of rows of the source that have an overlay."""
