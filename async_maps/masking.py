@@ -17,7 +17,8 @@ MASK = "***"
 _USERINFO = re.compile(r"(://|https?:/)[^\s/?#\"'<>]+@")
 _QUERY = re.compile(
     r"((?:X-Amz-(?:Signature|Credential|Security-Token)|Signature|AWSAccessKeyId|access_token|token|password|secret)"
-    r"\s*=\s*)[^&\s\"'<>#,;]+",
+    # Not the backslash before a quotation mark: the text may be JSON, which must stay JSON.
+    r"\s*=\s*)(?:[^&\s\"'<>#,;\\]|\\[^\s\"'])+",
     re.IGNORECASE,
 )
 _SECRETS = (

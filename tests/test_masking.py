@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import pickle
 import subprocess
@@ -33,6 +34,14 @@ MARK = "MARKED-SECRET"
 )
 def test_secrets_have_places_in_a_text(text: str, masked: str) -> None:
     assert mask(text) == masked
+
+
+@pytest.mark.parametrize("end", ['"', '\\"', "\\", "\\\\", "\n", "\\n", "'", " x", "\u00e9"])
+def test_a_masked_json_text_is_json(end: str) -> None:
+    text = f'GET "https://b/k?X-Amz-Signature=ab12{end}'
+    found = json.loads(mask(json.dumps({"message": text, "other": "x"})))
+    assert found["other"] == "x"
+    assert "ab12" not in found["message"]
 
 
 @pytest.fixture
