@@ -232,13 +232,15 @@ def _maps_in(file: NamedFile, open_file: Callable[[], tuple[Filesystem, str]], s
         if _is_apple_double(file.path):
             scan.pass_over(HIDDEN)
             return
-        is_read = not isinstance(error, OSError | InaccessibleError | MissingExtraError)
+        is_short = isinstance(error.__cause__, MemoryError)
+        is_read = not (is_short or isinstance(error, OSError | InaccessibleError | MissingExtraError))
         # A missing extra affects only files of its format.
         reason = translate_os_error(error)
         yield _failed(file, _with_format(file.path, reason) if isinstance(error, SourceError) else reason)
     except AsyncMapsError:
         raise
     except Exception as error:  # noqa: BLE001  # a malicious file can cause any error
+        is_read = not isinstance(error, MemoryError)
         yield _failed(file, f"could not be listed: {printable(repr(error))[:200]}")
     scan.has_read(file.path, file.with_suffix, whole=is_read)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,9 @@ import numpy as np
 import pytest
 
 import async_maps as am
+from async_maps.sources import named
+from async_maps.sources.formats import registry
+from async_maps.sources.formats.registry import translate_format_errors
 from tests.support.commands import invoke
 from tests.support.entries import STACK, save_map
 from tests.support.manifests import rows
@@ -20,7 +24,9 @@ from tests.support.maps import MAP, npy
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from async_maps.filesystems.filesystem import Filesystem
     from async_maps.manifest.manifest import Select
+    from async_maps.sources.formats.registry import Reader
 
 BAD = np.full((3, 4), 7.0)
 """A map that fails when its values are read."""
@@ -267,6 +273,31 @@ def test_a_folder_that_cannot_be_read_forgets_nothing(unprivileged: Path) -> Non
     assert (job.done(), job.failed()) == (["a", "deep/b", "e"], [str(job.maps / "deep"), "c", "deep/d"])
     assert job.run(select="failed").forgotten == 2
     assert job.failed() == ["deep/d"]
+
+
+@pytest.mark.parametrize("is_named", [False, True])
+def test_a_file_that_was_listed_without_memory_forgets_nothing(
+    job: Job, is_named: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job.save("a", "b", "c")
+    job.save("d", array=STACK[:2])
+    job.run()
+    overlays = job.overlays()
+    os.utime(job.maps / "d.npy", (1, 1))
+
+    def open_reader(path: str, filesystem: Filesystem) -> Reader:
+        if path.endswith("d.npy"):
+            with translate_format_errors("damaged") if is_named else nullcontext():
+                raise MemoryError
+        return registry.open_reader(path, filesystem)
+
+    monkeypatch.setattr(named, "open_reader", open_reader)
+    report = job.run(prune="objects")
+    assert (report.failed, report.forgotten, report.deleted) == (1, 0, 0)
+    assert report.warnings == [
+        f"nothing was pruned, because {job.maps / 'd.npy'} could not be read: correct the reason, and run again"
+    ]
+    assert job.overlays() == overlays
 
 
 def test_an_empty_source_forgets_nothing(job: Job) -> None:
