@@ -41,7 +41,7 @@ def is_left_over(text: str, path: str) -> bool:
     if found is None:
         return False
     if found[1] == _machine():
-        return _started(int(found[2])) != found[3]
+        return _started(int(found[2])) not in {found[3], "0"}
     with suppress(OSError):
         return time.time() - os.lstat(path).st_mtime > _OLD_S
     return False
@@ -79,15 +79,12 @@ def _started(process: int) -> str:
     try:
         # The name of the program, in parentheses, may contain anything.
         return Path(f"/proc/{process}/stat").read_bytes().rpartition(b")")[2].split()[19].decode()
-    except FileNotFoundError:
-        if os.path.exists("/proc/self/stat"):
-            return ""
     except (OSError, IndexError):
-        return ""
+        pass  # it has ended, or the processes of other users are hidden (hidepid), or there is no /proc
     try:
         os.kill(process, 0)
     except ProcessLookupError:
         return ""
-    except OSError:
+    except (OSError, OverflowError):  # it runs for another user, or the name of the file is not ours
         pass
     return "0"

@@ -269,6 +269,21 @@ def test_a_reused_process_id_does_not_keep_a_left_over_file(tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == [ours]
 
 
+@pytest.mark.parametrize("error", [FileNotFoundError, PermissionError])
+def test_a_file_of_a_process_that_is_hidden_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[OSError]
+) -> None:
+    left = tmp_path / temporary_name()
+    left.touch()
+
+    def hidden(_: Path) -> bytes:
+        raise error
+
+    monkeypatch.setattr(Path, "read_bytes", hidden)
+    sweep(str(tmp_path))
+    assert left.exists()
+
+
 def test_a_file_of_another_machine_is_deleted_when_it_is_old(tmp_path: Path) -> None:
     young, old = (tmp_path / f"{PREFIX}00000000-1-{n}-0" for n in range(2))
     foreign = [tmp_path / f"{PREFIX}demo", tmp_path / f"{PREFIX}00000000-1-1-x"]
