@@ -53,7 +53,8 @@ class Connections:
 
 
 def _shut_down(connection: Any) -> None:
-    if connection.sock is not None:
+    # Read once: another thread may be closing the connection.
+    if (sock := connection.sock) is not None:
         # Not the method of a TLS socket, whose state another thread is using.
         with suppress(OSError):
-            socket.socket.shutdown(connection.sock, socket.SHUT_RDWR)
+            socket.socket.shutdown(sock, socket.SHUT_RDWR)
