@@ -106,7 +106,7 @@ class Pipeline:
         self._warned = False
         self._questions = Questions()
         self._destination = destination
-        self._draining = self._leaving = False
+        self._draining = self._leaving = self._is_bounded = False
         self._serving: OrderlyTask[None] | None = None
         self._stages: Stages | None = None
         self._end: AsyncMapsError = PipelineClosedError("the pipeline was closed before this map was uploaded")
@@ -246,7 +246,8 @@ class Pipeline:
         The maps that are not finished after ``settings.drain_timeout_s`` are abandoned. Their runs and streams raise
         PipelineClosedError, and the pipeline accepts no more maps.
         """
-        if not self._draining and self._serving is not None and self.is_open:
+        if not self._is_bounded and self._serving is not None and self.is_open:
+            self._is_bounded = True
             timeout_s = self.settings.drain_timeout_s
             reason = f"the pipeline was drained, and that took longer than drain_timeout_s = {timeout_s:g}"
             ending = self._serving.task.get_loop().call_later(timeout_s, partial(self._abandon, reason, warn=True))

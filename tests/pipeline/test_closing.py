@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 import async_maps as am
+from async_maps.stores.memory import MemoryStore
 from tests.support.commands import COMMAND, done_rows
 from tests.support.leftovers import leaves_nothing
 from tests.support.link import linked
 from tests.support.maps import npy, random_map
-from tests.support.pipelines import until
+from tests.support.pipelines import until, use_store
 from tests.support.s3 import keys, upload
 
 if TYPE_CHECKING:
@@ -153,6 +154,21 @@ async def test_draining_bounds_the_total_and_receipts_are_committed(
             await late
         with pytest.raises(am.PipelineClosedError, match="not open anymore"):
             await pipeline.put("later", random_map(1))
+
+
+async def test_draining_bounds_an_end_that_has_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow(MemoryStore):
+        async def put(self, key: str, data: bytes) -> str | None:
+            await asyncio.sleep(0.5)
+            return await super().put(key, data)
+
+    use_store(monkeypatch, Slow())
+    patient = settings(1.0).model_copy(update={"concurrency": 1})
+    async with am.Pipeline("memory://", settings=patient) as pipeline:
+        for number in range(200):
+            pipeline.put_nowait(f"{number}", random_map(number))
+        asyncio.get_running_loop().call_later(0.5, pipeline.drain)
+    assert pipeline.statistics().abandoned > 0
 
 
 async def test_a_drained_run_without_a_backlog_ends_normally(tmp_path: Path) -> None:
