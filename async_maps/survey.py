@@ -82,7 +82,12 @@ async def survey(listing: AsyncGenerator[list[Entry], None], settings: Settings,
     with Filesystems(settings.s3) as filesystems, ExitStack() as stack:
         process = stack.enter_context(DecoderProcess(settings.s3, settings.max_pixels, settings.channels))
         shared = stack.enter_context(IsolatedReaders(process, filesystems))
-        surveyors = _Surveyors(settings, report, shared, filesystems.close)
+
+        def interrupt() -> None:
+            filesystems.close()
+            process.stop()
+
+        surveyors = _Surveyors(settings, report, shared, interrupt)
         readers = [IsolatedReaders(process, filesystems) for _ in range(surveyors.count)]
         workers = [partial(surveyors.read, stack.enter_context(own)) for own in readers]
         await fan_out(_pieces(listing), workers, size=_held_bytes, limit=settings.queue_size)

@@ -76,6 +76,7 @@ class DecoderProcess:
         self._reading, self._is_alone = 0, False
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
+        self._is_stopped = False
         self._is_warned = False
         self.generation = 0
         """Changes with each child: the connections to an earlier one are closed."""
@@ -108,6 +109,8 @@ class DecoderProcess:
     def connect(self) -> tuple[int, Connection]:
         """Return a connection to the child, after its generation; raise _NoProcessError if it cannot be started."""
         with self._starting:
+            if self._is_stopped:
+                raise _SuspectError("was stopped")
             try:
                 if self._process is None or self._process.poll() is not None:
                     self._start()
@@ -137,6 +140,13 @@ class DecoderProcess:
                 self.is_suspect = True
                 return "does not answer"
         return f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+
+    def stop(self) -> None:
+        """End the child permanently, without waiting: threads that wait for its answers fail. For the event loop."""
+        self._is_stopped = True
+        # Not with the lock, which a thread may hold for seconds.
+        if (process := self._process) is not None:
+            process.kill()
 
     def kill(self) -> None:
         """End the child; the next :meth:`connect` starts another one."""
@@ -178,6 +188,8 @@ class DecoderProcess:
                 raise
         self._control = control
         self.is_suspect = False
+        if self._is_stopped:  # meanwhile
+            self._process.kill()
         with Connection(os.dup(control.fileno()), readable=False) as connection:
             connection.send_bytes(json.dumps(hello).encode())
 

@@ -101,9 +101,14 @@ class Stages:
             self._jobs,
         ):
             async with create_task_group() as stages, self._bitmaps, self._pngs:
+
+                def interrupt() -> None:
+                    filesystems.close()
+                    decoder.stop()
+
                 for _ in range(settings.prefetch):
                     readers = (IsolatedReaders(decoder, filesystems), shared)
-                    threads = (fetchers, filesystems.close)
+                    threads = (fetchers, interrupt)
                     stages.start_soon(
                         fetch_stage, self._remote_out.clone(), self._jobs.clone(), readers, threads, self._fetching
                     )

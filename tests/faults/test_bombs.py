@@ -6,6 +6,8 @@ import os
 import resource
 import signal
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -121,6 +123,23 @@ def test_a_dead_decoder_costs_no_map_of_others(maps: Path) -> None:
         for n in range(4):
             assert readers.read(path, [f"m{n}", None])[0, 0] == n / 64
             os.kill(pid(process), signal.SIGKILL)
+
+
+@pytest.mark.usefixtures(leaves_nothing.__name__)
+def test_stopping_ends_the_threads_that_wait_for_the_decoder(maps: Path) -> None:
+    path = good_file(maps)
+    with DecoderProcess() as process, IsolatedReaders(process) as first, IsolatedReaders(process) as second:
+        assert first.read(path, ["m1", None])[0, 0] == 1 / 64
+        # A child that does not answer, for instance because its store does not.
+        os.kill(pid(process), signal.SIGSTOP)
+        with ThreadPoolExecutor(2) as threads:
+            waiting = [threads.submit(readers.read, path, ["m2", None]) for readers in (first, second)]
+            time.sleep(0.2)
+            assert not any(future.done() for future in waiting)
+            process.stop()
+            for future in waiting:
+                with pytest.raises(SourceError, match="was stopped"):
+                    future.result(timeout=30)
 
 
 @pytest.mark.usefixtures(leaves_nothing.__name__)
