@@ -145,7 +145,7 @@ def run(  # noqa: PLR0913  # one argument per option
         from async_maps.cli.metrics import MetricsOptions
 
         metrics = MetricsOptions(metrics_port, metrics_host, metrics_textfile)
-        metrics.check(files)
+        metrics.check(files if report is None else {**files, str(report): "the report"})
     job = _Job(source, destination, manifest, select, limit, prune, prune_all, started, metrics, settings)
     as_json = progress == "json" and not quiet
     tell_start(

@@ -92,7 +92,7 @@ def is_report(file: IO[bytes]) -> bool:
         found = json.loads(file.read(_MAX_REPORT_BYTES))
     except (ValueError, RecursionError):
         return False
-    return isinstance(found, dict) and "exit_code" in found
+    return isinstance(found, dict) and found.keys() >= {"schema", "command", "exit_code"}
 
 
 def is_metrics(file: IO[bytes]) -> bool:

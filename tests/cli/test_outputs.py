@@ -29,6 +29,7 @@ FOREIGN = {
     "overlay.png": b"\x89PNG\r\n\x1a\n",
     "labels.json": b'{"labels": [1, 2]}',
     "list.json": b"[1]",
+    "job.json": b'{"command": "train", "exit_code": 0}',
     "deep.json": b"[" * 100_000,
     "results.csv": b"locator,inference\r\na,b\r\n",
     "table.csv": b"\xff\xfe\0",
@@ -143,6 +144,12 @@ def test_a_report_does_not_replace_a_file_that_appeared_during_the_run(
     assert invoke(*FRESH, "--report", "report.json") == 1
     assert "the report would replace report.json" in only_error(capsys.readouterr())
     assert Path("report.json").read_text() == '{"mine": 1}'
+
+
+def test_metrics_in_the_file_of_the_report_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("prometheus_client")
+    assert invoke(*FRESH, "--report", "x.prom", "--metrics-textfile", "./x.prom") == 2
+    assert "the metrics would replace the report" in only_error(capsys.readouterr())
 
 
 def test_metrics_replace_only_metrics() -> None:
