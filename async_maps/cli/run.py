@@ -259,7 +259,9 @@ class _Job:
         assert task is not None  # noqa: S101  # inside asyncio.run
 
         def on_signal(number: signal.Signals) -> None:
-            first, self.interrupted_by = self.interrupted_by is None, number
+            first = self.interrupted_by is None
+            # A SIGTERM before this listens is also the SIGINT that main() makes of it: the first counts.
+            self.interrupted_by = self.interrupted_by or number
             if first and pipeline.is_open:
                 pipeline.drain()
                 say(

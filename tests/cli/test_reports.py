@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -194,6 +195,23 @@ def test_an_interrupted_run_writes_a_report(number: signal.Signals, code: int, m
     assert (found, report["complete"], report["total"]) == (code, False, None)
     assert report["error"] == {"kind": "Interrupted", "message": f"interrupted by {number.name}"}
     assert report["done"] == done_rows("m.sqlite")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_before_the_run_listens_is_named(number: signal.Signals, code: int, maps: Path) -> None:
+    np.save(maps / "a.npy", random_map(1))
+    program = (
+        "import os, sys; from async_maps import pipeline; from async_maps.cli.app import main\n"
+        "init = pipeline.Pipeline.__init__\n"
+        "def interrupted(*arguments, **options):\n"
+        "    init(*arguments, **options)\n"
+        f"    os.kill(os.getpid(), {number})\n"
+        "pipeline.Pipeline.__init__ = interrupted\n"
+        "main(sys.argv[1:])\n"
+    )
+    command = [sys.executable, "-c", program, "run", str(maps), "out", *map(str, QUICK)]
+    assert subprocess.run(command, check=False, capture_output=True).returncode == code
+    assert read_report()["error"] == {"kind": "Interrupted", "message": f"interrupted by {number.name}"}
 
 
 def test_the_time_of_a_suspended_run_counts(maps: Path) -> None:
