@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+from collections import Counter
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -77,7 +78,8 @@ def _check_columns(
 
 def _refuse_repeated(columns: Sequence[str], found: Sequence[str]) -> None:
     """Raise SourceError if one of the columns, or any without ``columns``, is there twice; no name is no column."""
-    repeated = next((column for column in columns or found if column and found.count(column) > 1), None)
+    counts = Counter(found)
+    repeated = next((column for column in columns or found if column and counts[column] > 1), None)
     if repeated is not None:
         raise SourceError(f"the table has the column {printable(repeated)[:80]} twice: rename or delete one of them")
 
@@ -145,8 +147,8 @@ def _jsonl_rows(file: BinaryIO, columns: Sequence[str]) -> Iterator[Row]:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
-        names = [name for name, _ in pairs]
-        repeated = next(name for name in names if names.count(name) > 1)
+        counts = Counter(name for name, _ in pairs)
+        repeated = next(name for name, count in counts.items() if count > 1)
         raise ValueError(f"the key {printable(repeated)[:80]!r} is there twice")
     return values
 

@@ -6,6 +6,7 @@ import io
 import json
 import tracemalloc
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -195,6 +196,14 @@ def test_columns_without_a_name_and_unread_columns_may_be_there_twice(tmp_path: 
     path.write_text("name,path,x,x,,\na,a.npy,1,2,,\n")
     (row,) = read_table(str(path), LocalFilesystem().open, ("name", "path"))
     assert row.values == {"name": "a", "path": "a.npy"}
+
+
+def test_many_keys_of_which_one_is_there_twice_take_no_time(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text("{" + ", ".join(f'"{n}": 0' for n in [*range(50_000), 49_999]) + "}\n")
+    began_at = monotonic()
+    (row,) = read_table(str(tmp_path / "t.jsonl"), LocalFilesystem().open, ())
+    assert "the key '49999' is there twice" in row.problem
+    assert monotonic() - began_at < 10
 
 
 def test_a_key_that_is_there_twice_is_a_problem_of_its_row(tmp_path: Path) -> None:
