@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from anyio import CancelScope, CapacityLimiter, create_task_group, to_thread
 
+from async_maps.concurrency.tasks import in_thread
 from async_maps.errors import WorkerError
 from async_maps.machine.shortage import describe_shortage
 from async_maps.outcomes import MapStatistics
@@ -74,7 +75,8 @@ class ThreadWorker:
 
     Files that native libraries decode are read in a child process, if it can be started.
 
-    On cancellation it waits until the thread has finished the chunk, because the thread writes into the block.
+    On cancellation it ends the child process, and waits until the thread has finished the chunk, because the thread
+    writes into the block.
     """
 
     def __init__(self, recipe: Recipe) -> None:
@@ -95,9 +97,8 @@ class ThreadWorker:
 
     async def colorize(self, block: Block, free_from: int, requests: list[Request]) -> Reply:
         """Colorize maps into a block."""
-        return await to_thread.run_sync(
-            colorize_chunk, block.memory, free_from, requests, self._recipe, self._readers, limiter=self._thread
-        )
+        work = partial(colorize_chunk, block.memory, free_from, requests, self._recipe, self._readers)
+        return await in_thread(work, limiter=self._thread, interrupt=self._decoder.stop)
 
     async def stop(self, *, kill: bool = False) -> None:
         """Close the last file: the thread ends with its last chunk, and cannot be killed."""

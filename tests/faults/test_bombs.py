@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import resource
 import signal
@@ -19,6 +20,7 @@ from async_maps.errors import SourceError
 from async_maps.sources.isolation import DecoderProcess, IsolatedReaders
 from tests.support.bombs import GIB, lying_hdf5, lying_zarr
 from tests.support.leftovers import children, leaves_nothing
+from tests.support.pipelines import until
 from tests.support.s3 import upload
 
 if TYPE_CHECKING:
@@ -140,6 +142,28 @@ def test_stopping_ends_the_threads_that_wait_for_the_decoder(maps: Path) -> None
             for future in waiting:
                 with pytest.raises(SourceError, match="was stopped"):
                     future.result(timeout=30)
+
+
+@pytest.mark.usefixtures(leaves_nothing.__name__)
+async def test_closing_does_not_wait_for_a_decoder_that_does_not_answer(
+    maps: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good_file(maps, 2000)
+    started: list[DecoderProcess] = []
+    start = DecoderProcess._start
+
+    def noted(self: DecoderProcess) -> None:
+        start(self)
+        started.append(self)
+
+    monkeypatch.setattr(DecoderProcess, "_start", noted)
+    async with asyncio.timeout(60):
+        async with am.Pipeline("memory://", settings=am.Settings(workers=0, drain_timeout_s=1.0)) as pipeline:
+            running = asyncio.create_task(pipeline.run(maps))
+            await until(lambda: pipeline.statistics().uploaded > 0)
+            os.kill(pid(started[-1]), signal.SIGSTOP)
+        with pytest.raises(am.PipelineClosedError):
+            await running
 
 
 @pytest.mark.usefixtures(leaves_nothing.__name__)
