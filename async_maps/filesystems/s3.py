@@ -84,7 +84,7 @@ class S3Filesystem:
     def __init__(self, settings: S3Settings | None = None) -> None:
         self.clock_offset_s = 0.0
         self._settings = settings or S3Settings()
-        self._making = Lock()
+        self._making, self._changing = Lock(), Lock()
         self._connections = Connections()
         self._client: Any = None
         self._closed = False
@@ -197,7 +197,7 @@ class S3Filesystem:
 
     def close(self) -> None:
         """Close the connections permanently: a thread that waits for an answer fails, and none can ask later."""
-        with self._making:
+        with self._changing:
             self._closed = True
             client, self._client = self._client, None
         if client is not None:
@@ -206,17 +206,28 @@ class S3Filesystem:
 
     def _get_client(self) -> Any:
         with self._making:
-            if self._closed:
+            client = self._client
+            if client is None and not self._closed:
+                client = self._make_client()
+                # Meanwhile close() may have been called, which does not wait: the credentials may take seconds.
+                with self._changing:
+                    if not self._closed:
+                        self._client = client
+                        return client
+                client.close()
+            if client is None or self._closed:
                 raise InaccessibleError(_CLOSED)
-            if self._client is None:
-                config = Config(**client_options(self._settings, _CONNECTIONS))
-                try:
-                    self._client = botocore.session.Session().create_client("s3", config=config)
-                except (BotoCoreError, ValueError) as error:
-                    raise InaccessibleError(f"the AWS configuration cannot be used: {error}") from error
-                self._client.meta.events.register("before-send.s3", self._refuse_closed)
-                self._connections.watch(self._client)
-            return self._client
+            return client
+
+    def _make_client(self) -> Any:
+        config = Config(**client_options(self._settings, _CONNECTIONS))
+        try:
+            client: Any = botocore.session.Session().create_client("s3", config=config)
+        except (BotoCoreError, ValueError) as error:
+            raise InaccessibleError(f"the AWS configuration cannot be used: {error}") from error
+        client.meta.events.register("before-send.s3", self._refuse_closed)
+        self._connections.watch(client)
+        return client
 
     def _refuse_closed(self, **_: object) -> None:
         # Also for the retries of the client.

@@ -9,7 +9,9 @@ import zipfile
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
+from threading import Event
 from typing import TYPE_CHECKING, Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -78,6 +80,26 @@ def passed_over(place: str) -> dict[str, int]:
 
 def opened(filesystem: S3Filesystem, path: str) -> BinaryIO:
     return filesystem.open(path)
+
+
+def test_closing_does_not_wait_for_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, answered, client = Event(), Event(), Mock()
+
+    def make(_: S3Filesystem) -> Any:
+        asked.set()
+        assert answered.wait(30)
+        return client
+
+    monkeypatch.setattr(S3Filesystem, "_make_client", make)
+    filesystem = S3Filesystem()
+    with ThreadPoolExecutor(1) as thread:
+        finding = thread.submit(filesystem.find, "s3://bucket/a.npy")
+        assert asked.wait(30)
+        filesystem.close()
+        answered.set()
+        with pytest.raises(SourceError, match="the source is closed"):
+            finding.result()
+    client.close.assert_called_once_with()
 
 
 # Passed over ---------------------------------------------------------------------------------------------------------
