@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -287,8 +286,10 @@ def test_a_file_that_was_listed_without_memory_forgets_nothing(
 
     def open_reader(path: str, filesystem: Filesystem) -> Reader:
         if path.endswith("d.npy"):
-            with translate_format_errors("damaged") if is_named else nullcontext():
-                raise MemoryError
+            if is_named:
+                with translate_format_errors("damaged"):
+                    raise MemoryError
+            raise MemoryError
         return registry.open_reader(path, filesystem)
 
     monkeypatch.setattr(named, "open_reader", open_reader)

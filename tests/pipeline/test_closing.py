@@ -158,7 +158,7 @@ async def test_draining_bounds_the_total_and_receipts_are_committed(
 
 async def test_draining_bounds_an_end_that_has_begun(monkeypatch: pytest.MonkeyPatch) -> None:
     class Slow(MemoryStore):
-        async def put(self, key: str, data: bytes) -> str | None:
+        async def put(self, key: str, data: bytes) -> str:
             await asyncio.sleep(0.5)
             return await super().put(key, data)
 
