@@ -5,20 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-from anyio import (
-    BrokenResourceError,
-    CancelScope,
-    DelimiterNotFound,
-    EndOfStream,
-    IncompleteRead,
-    create_tcp_listener,
-    fail_after,
-    to_thread,
-)
+from anyio import CancelScope, create_tcp_listener, fail_after, to_thread
 from anyio.abc import SocketAttribute
 from anyio.streams.buffered import BufferedByteReceiveStream
 
@@ -50,9 +41,8 @@ _logger = logging.getLogger("async_maps.cli")
 _INTERVAL_S = 5.0
 _REQUEST_TIMEOUT_S = 10.0
 _MAX_HEAD = 8192
-_WRONG_REQUESTS = (
-    OSError, EndOfStream, IncompleteRead, DelimiterNotFound, BrokenResourceError, TimeoutError, ValueError,
-)  # fmt: skip
+_MAX_CONNECTIONS = 16
+"""Further connections are closed, so that they take no files of the run."""
 
 
 class MetricsOptions(NamedTuple):
@@ -98,6 +88,7 @@ class RunMetrics(Collector):
         self._started_at = self._progress_at = time.time()
         self._counts = 0, 0, 0
         self._total: int | None = None
+        self._connections = 0
         self._registry = CollectorRegistry()
         self._registry.register(self)
 
@@ -174,20 +165,31 @@ class RunMetrics(Collector):
 
     async def _answer(self, connection: SocketStream) -> None:
         async with connection:
-            with suppress(*_WRONG_REQUESTS), fail_after(_REQUEST_TIMEOUT_S):
-                reader = BufferedByteReceiveStream(connection)
-                request, *lines = (await reader.receive_until(b"\r\n\r\n", _MAX_HEAD)).decode("latin-1").split("\r\n")
-                method, path, _ = request.split(" ")
-                headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-                encode, kind = choose_encoder(headers.get("accept", ""))
-                is_there = path.partition("?")[0] in {"/", "/metrics"}
-                body = encode(self._registry) if is_there else b"not found: the metrics are at /metrics\n"
-                head = (
-                    f"HTTP/1.1 {'200 OK' if is_there else '404 Not Found'}\r\n"
-                    f"Content-Type: {kind if is_there else 'text/plain'}\r\n"
-                    f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
-                )
-                await connection.send(head.encode() + (body if method != "HEAD" else b""))
+            if self._connections >= _MAX_CONNECTIONS:
+                return
+            self._connections += 1
+            try:
+                with fail_after(_REQUEST_TIMEOUT_S):
+                    await self._answer_request(connection)
+            except Exception as error:  # noqa: BLE001  # no client may end the server
+                _logger.debug("a request for metrics failed: %r", error)
+            finally:
+                self._connections -= 1
+
+    async def _answer_request(self, connection: SocketStream) -> None:
+        reader = BufferedByteReceiveStream(connection)
+        request, *lines = (await reader.receive_until(b"\r\n\r\n", _MAX_HEAD)).decode("latin-1").split("\r\n")
+        method, path, _ = request.split(" ")
+        headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+        encode, kind = choose_encoder(headers.get("accept", ""))
+        is_there = path.partition("?")[0] in {"/", "/metrics"}
+        body = encode(self._registry) if is_there else b"not found: the metrics are at /metrics\n"
+        head = (
+            f"HTTP/1.1 {'200 OK' if is_there else '404 Not Found'}\r\n"
+            f"Content-Type: {kind if is_there else 'text/plain'}\r\n"
+            f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+        )
+        await connection.send(head.encode() + (body if method != "HEAD" else b""))
 
     @asynccontextmanager
     async def _written(self, path: Path) -> AsyncIterator[None]:

@@ -12,7 +12,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -115,6 +115,28 @@ def test_bad_and_silent_clients_do_not_hold_the_end_of_a_run(maps: Path) -> None
         paths.write(f"{maps}/a.npy\n")
     with closing(silent):
         assert [path.name for path in Path("out").rglob("*.png")] == ["a.png"]
+
+
+@pytest.mark.parametrize("accept", ["application/openmetrics-text; version=bogus", "text/plain;;=;version;escaping=="])
+def test_no_header_ends_the_server(accept: str, maps: Path) -> None:
+    with waiting_run("--metrics-port", 0) as (_, url):
+        with (
+            suppress(OSError),
+            urllib.request.urlopen(  # noqa: S310
+                urllib.request.Request(url, headers={"Accept": accept}),  # noqa: S310
+                timeout=60,
+            ),
+        ):
+            pass
+        assert "async_maps_run_running" in scrape(url)
+
+
+def test_the_number_of_idle_clients_is_bounded(maps: Path) -> None:
+    with waiting_run("--metrics-port", 0) as (_, url), ExitStack() as clients:
+        port = int(url.split(":")[2].partition("/")[0])
+        idle = [clients.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(40)]
+        idle[-1].settimeout(60)
+        assert idle[-1].recv(1) == b""
 
 
 def test_the_server_leaves_no_thread_and_no_socket(maps: Path, capsys: pytest.CaptureFixture[str]) -> None:
