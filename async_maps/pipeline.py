@@ -72,6 +72,7 @@ T = TypeVar("T")
 _logger = logging.getLogger("async_maps")
 
 _CLOSED = "the pipeline was closed"
+_CLOSING = "the pipeline is being closed and accepts no more maps"
 _NAMED = 3
 """The number of abandoned maps that the log names."""
 
@@ -361,6 +362,9 @@ class Pipeline:
             raise self._ended() from None
         except TimeoutError:
             raise self._full(f"there was no room for {nbytes:,} bytes in {timeout_s:g} s") from None
+        if self._leaving:  # since the wait began
+            reservation.release()
+            raise PipelineClosedError(_CLOSING)
         room, left = Room(reservation, self._put_reserved), asyncio.get_running_loop().create_future()
         self._rooms.add(left)
         try:
@@ -398,7 +402,7 @@ class Pipeline:
         if serving.task.get_loop() is not asyncio.get_running_loop():
             raise PipelineClosedError("the pipeline is open in another event loop; put maps there")
         if self._leaving:
-            raise PipelineClosedError("the pipeline is being closed and accepts no more maps")
+            raise PipelineClosedError(_CLOSING)
         return stages
 
     async def _put(self, name: str, activation_map: Any, reservation: Reservation | None = None) -> Receipt:

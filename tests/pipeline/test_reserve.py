@@ -34,6 +34,22 @@ async def test_a_map_is_put_into_its_room(tmp_path: Path) -> None:
     assert np.array_equal(decode(path.read_bytes()), am.colorize_activation_map(activation_map))
 
 
+async def test_a_call_that_waits_for_room_is_refused_when_the_pipeline_is_left(tmp_path: Path) -> None:
+    gate = asyncio.Event()
+
+    async def enter(pipeline: am.Pipeline) -> None:
+        async with pipeline.reserve(SIZE):
+            await gate.wait()
+
+    async with am.Pipeline(tmp_path, settings=ONE) as pipeline:
+        first, second = (asyncio.create_task(enter(pipeline)) for _ in range(2))
+        await until(lambda: pipeline._stages is not None and pipeline._stages._array_bytes.waiting == 1)
+        asyncio.get_running_loop().call_later(0.1, gate.set)
+    await first
+    with pytest.raises(am.PipelineClosedError, match="is being closed"):
+        await second
+
+
 async def test_a_room_keeps_others_out_until_its_block_ends(tmp_path: Path) -> None:
     async with am.Pipeline(tmp_path, settings=ONE) as pipeline:
         async with pipeline.reserve(SIZE):
