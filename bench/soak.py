@@ -200,8 +200,9 @@ class Soak:
         """Run the command, with ``verify`` and ``status`` beside it, and disturb it."""
         with self._started(*self._run) as process:
             time.sleep(self._chance.uniform(0.2, 3))
+            wrong = [*self._watched()]
             disturb(process)
-            wrong = [*self._watched(), *self._watched()]
+            wrong += self._watched()
             try:
                 process.communicate(timeout=_LONGEST_S)
             except subprocess.TimeoutExpired:

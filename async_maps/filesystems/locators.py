@@ -49,6 +49,16 @@ def file_path(locator: str) -> str | None:
     return None if found is None else os.fsdecode(unquote_to_bytes(os.fsencode(found[1])))
 
 
+def file_number(locator: str) -> str | None:
+    """Return a text that is the same for all names of a file; None for other locators, and without the file."""
+    path = file_path(locator)
+    try:
+        found = None if path is None else os.stat(path)
+    except (OSError, ValueError):
+        found = None
+    return None if found is None else f"{found.st_dev}:{found.st_ino}"
+
+
 def place_at(address: str, error: type[AsyncMapsError] = SourceError) -> str:
     """Return the local path or the ``s3://`` address that a text means: ``file:///folder`` and ``~`` are local.
 

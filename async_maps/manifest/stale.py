@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import count
 from typing import TYPE_CHECKING, NamedTuple
 
+from async_maps.filesystems.locators import file_number
 from async_maps.manifest.metadata import ManifestMetadata
 
 if TYPE_CHECKING:
@@ -33,6 +34,10 @@ END"""
 _STORED = "locator IS NOT NULL AND NOT EXISTS (SELECT 1 FROM seen WHERE seen.name = maps.name)"
 _SHARED = """CREATE TEMP TABLE shared AS SELECT DISTINCT locator FROM stale WHERE locator IN (
     SELECT locator FROM maps WHERE locator IS NOT NULL AND rowid NOT IN (SELECT number FROM stale)
+)"""
+# Two locators are one file behind a link, or on a disk that ignores case.
+_SAME_FILE = """INSERT INTO shared SELECT DISTINCT locator FROM stale WHERE file_number(locator) IN (
+    SELECT file_number(locator) FROM maps WHERE locator IS NOT NULL AND rowid NOT IN (SELECT number FROM stale)
 )"""
 _NOTE_READ = """INSERT OR IGNORE INTO read SELECT :file, :path
 WHERE EXISTS (SELECT 1 FROM maps WHERE status = 'failed' AND ifnull(file, source) = :file)"""
@@ -101,6 +106,9 @@ class StaleRows(ManifestMetadata):
         count = self._find("stale", f"{_ROWS} WHERE {_STORED} AND {_SCOPE}")
         with self._reading() as database:
             database.execute(_SHARED)
+            if count:
+                database.create_function("file_number", 1, file_number)
+                database.execute(_SAME_FILE)
         return count
 
     def stale(self) -> Iterator[tuple[list[StaleRow], list[str]]]:

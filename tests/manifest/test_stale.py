@@ -274,6 +274,20 @@ def test_a_folder_that_cannot_be_read_forgets_nothing(unprivileged: Path) -> Non
     assert job.failed() == ["deep/d"]
 
 
+def test_an_overlay_with_two_names_is_kept_while_a_map_has_it(job: Job) -> None:
+    """A folder of the destination is a link to another one."""
+    (job.out / "b").mkdir(parents=True)
+    (job.out / "a").symlink_to("b")
+    job.save("a/x", "c", "d", "e")
+    job.run()
+    (job.maps / "b").mkdir()
+    (job.maps / "a/x.npy").rename(job.maps / "b/x.npy")
+    report = job.run(prune="objects")
+    assert (report.forgotten, report.deleted, report.failed) == (1, 0, 0)
+    assert job.done() == ["b/x", "c", "d", "e"]
+    assert (job.out / "b/x.png").is_file()
+
+
 @pytest.mark.parametrize("is_named", [False, True])
 def test_a_file_that_was_listed_without_memory_forgets_nothing(
     job: Job, is_named: bool, monkeypatch: pytest.MonkeyPatch
