@@ -8,9 +8,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import jsonschema
+import pytest
 
 import async_maps
+
+jsonschema: Any = pytest.importorskip("jsonschema")
 
 SCHEMA_FILE = Path(async_maps.__file__).parent / "report/report.schema.json"
 
