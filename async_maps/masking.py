@@ -5,11 +5,13 @@ Imported by :mod:`async_maps.errors`, it also masks what the package logs.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
 from contextlib import suppress
 from functools import lru_cache
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 MASK = "***"
@@ -42,6 +44,20 @@ def mask(text: str) -> str:
     for secret in _secrets(tuple(map(os.environ.get, _SECRETS)), tuple(map(os.environ.get, _URLS))):
         text = text.replace(secret, MASK)
     return text
+
+
+def masked_json(value: Any, *, indent: int | None = None) -> str:
+    """Return a value as JSON whose texts have no secrets. Its keys, which are our own, stay as they are."""
+    # Before the conversion, which escapes quotation marks, backslashes and letters of secrets.
+    return json.dumps(_masked(value), indent=indent, default=lambda other: mask(str(other)))
+
+
+def _masked(value: Any) -> Any:
+    if isinstance(value, str):
+        return mask(value)
+    if isinstance(value, dict):
+        return {key: _masked(item) for key, item in value.items()}
+    return [_masked(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 @lru_cache(4)

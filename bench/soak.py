@@ -1,4 +1,4 @@
-"""Does every map lie in the store and in the manifest, whatever happens to the runs?
+"""Does every map lie in the store and in the manifest, although runs are killed and stores are restarted?
 
 Each round changes a tree of maps at random: files are added, changed, broken, repaired and deleted, and become stacks
 and maps again. Then ``async-maps run --prune objects`` runs, and one thing happens to it: it is killed, or stopped with

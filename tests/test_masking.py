@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import async_maps as am
-from async_maps.masking import mask
+from async_maps.masking import mask, masked_json
 from async_maps.outcomes import Failure
 from tests.support.commands import COMMAND
 
@@ -42,6 +42,14 @@ def test_a_masked_json_text_is_json(end: str) -> None:
     found = json.loads(mask(json.dumps({"message": text, "other": "x"})))
     assert found["other"] == "x"
     assert "ab12" not in found["message"]
+
+
+@pytest.mark.parametrize("secret", ['se"cret', "se\\cret", "s\u00e9cret", "failed", "line\nbreak"])
+def test_json_has_no_secret_that_it_escapes_and_keeps_its_keys(secret: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret)
+    said = {"failed": 1, "error": {"message": f"the key {secret}"}, "warnings": [secret], "path": Path(f"/{secret}")}
+    found = json.loads(masked_json(said))
+    assert found == {"failed": 1, "error": {"message": "the key ***"}, "warnings": ["***"], "path": "/***"}
 
 
 @pytest.fixture

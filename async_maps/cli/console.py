@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
@@ -14,7 +13,7 @@ from async_maps.cli.events import EVENTS, fields_of, json_lines, tell
 from async_maps.errors import SettingsError
 from async_maps.filesystems.atomic import replacing
 from async_maps.filesystems.outputs import check_output, is_report
-from async_maps.masking import mask
+from async_maps.masking import mask, masked_json
 from async_maps.report.ending import SOME_FAILED, package_version
 from async_maps.suggestions import suggest
 
@@ -197,7 +196,7 @@ def write_report(path: Path | None, report: Report | Verification, code: int) ->
             # Again: a run takes hours.
             check_output(path, "the report", is_report)
             with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
-                file.write(mask(json.dumps(report.as_dict(), indent=2)) + "\n")
+                file.write(masked_json(report.as_dict(), indent=2) + "\n")
                 file.flush()
                 # Otherwise a power failure after the rename may leave an empty file.
                 with suppress(OSError):  # a pipe

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import select
@@ -13,7 +12,7 @@ from datetime import UTC, datetime
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from async_maps.masking import mask
+from async_maps.masking import masked_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -87,7 +86,7 @@ class JsonLines(logging.Handler):
             line["traceback"] = logging.Formatter().formatException(record.exc_info)
         # The reader may be gone, or the disk full; the exit code still shows errors.
         with suppress(OSError):
-            print(mask(json.dumps(line, default=str)), file=self.out or sys.stderr, flush=True)
+            print(masked_json(line), file=self.out or sys.stderr, flush=True)
 
 
 @contextmanager

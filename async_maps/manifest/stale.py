@@ -32,11 +32,11 @@ _FAILED = """status = 'failed' AND CASE WHEN stage = 'source'
     ELSE NOT EXISTS (SELECT 1 FROM seen WHERE seen.name = maps.name)
 END"""
 _STORED = "locator IS NOT NULL AND NOT EXISTS (SELECT 1 FROM seen WHERE seen.name = maps.name)"
-_SHARED = """CREATE TEMP TABLE shared AS SELECT DISTINCT locator FROM stale WHERE locator IN (
+_SHARED = """INSERT INTO shared SELECT DISTINCT locator FROM stale WHERE locator IN (
     SELECT locator FROM maps WHERE locator IS NOT NULL AND rowid NOT IN (SELECT number FROM stale)
 )"""
 # Two locators are one file behind a link, or on a disk that ignores case.
-_SAME_FILE = """INSERT INTO shared SELECT DISTINCT locator FROM stale WHERE file_number(locator) IN (
+_SAME_FILE = """INSERT OR IGNORE INTO shared SELECT DISTINCT locator FROM stale WHERE file_number(locator) IN (
     SELECT file_number(locator) FROM maps WHERE locator IS NOT NULL AND rowid NOT IN (SELECT number FROM stale)
 )"""
 _NOTE_READ = """INSERT OR IGNORE INTO read SELECT :file, :path
@@ -105,18 +105,20 @@ class StaleRows(ManifestMetadata):
         """Find the rows with an overlay whose map a complete listing did not list; return their number."""
         count = self._find("stale", f"{_ROWS} WHERE {_STORED} AND {_SCOPE}")
         with self._reading() as database:
-            database.execute(_SHARED)
+            database.execute("CREATE TEMP TABLE shared (locator TEXT PRIMARY KEY) WITHOUT ROWID")
             if count:
                 database.create_function("file_number", 1, file_number)
+                database.execute(_SHARED)
                 database.execute(_SAME_FILE)
         return count
 
     def stale(self) -> Iterator[tuple[list[StaleRow], list[str]]]:
         """Yield the rows that were found, in batches, and the locators of each batch that no other row has."""
         for batch in self._found("stale"):
+            query = "SELECT 1 FROM shared WHERE locator = ?"
             with self._reading() as database:
-                shared = {locator for (locator,) in database.execute("SELECT locator FROM shared")}
-            yield batch, sorted({row.locator for row in batch if row.locator} - shared)
+                own = {row.locator for row in batch if not database.execute(query, (row.locator,)).fetchone()}
+            yield batch, sorted(filter(None, own))
 
     def stale_failed(self, *, with_overlays: bool = True) -> Iterator[list[StaleRow]]:
         """Yield the failed rows of earlier runs whose map a complete listing of the source did not list, in batches."""

@@ -1,4 +1,4 @@
-"""With ``--progress json``, every line on standard error is a JSON object, whatever happens."""
+"""With ``--progress json``, every line on standard error is a JSON object, also after errors and signals."""
 
 from __future__ import annotations
 

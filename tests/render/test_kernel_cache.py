@@ -134,7 +134,7 @@ def test_a_sticky_folder_is_safe(filled: Place, tmp_path: Path) -> None:
     assert place.load() == (0, COUNT)
 
 
-def test_files_are_written_for_readers_whatever_the_umask(tmp_path: Path) -> None:
+def test_files_are_readable_by_others_with_any_umask(tmp_path: Path) -> None:
     place = Place(tmp_path)
     before = os.umask(0o002)
     try:
