@@ -54,6 +54,22 @@ def test_pruning_deletes_the_overlays_of_objects_that_are_gone(bucket: str, tmp_
     assert {key for key in asyncio.run(keys(bucket)) if key.startswith("out/")} == {f"out/{name}.png" for name in done}
 
 
+def test_pruning_keeps_an_object_that_another_map_has(bucket: str, maps: Path, tmp_path: Path) -> None:
+    for name, array in {"a": MAP, "b": MAP, "c": 1 - MAP}.items():
+        np.save(maps / f"{name}.npy", array)
+
+    def run(**how: Any) -> am.Report:
+        settings = am.Settings(workers=0, key="{digest}.png")
+        return am.run(maps, f"s3://{bucket}", manifest=tmp_path / "m.sqlite", settings=settings, **how)
+
+    run()
+    before = asyncio.run(keys(bucket))
+    (maps / "a.npy").unlink()
+    report = run(prune="objects")
+    assert (report.forgotten, report.deleted) == (1, 0)
+    assert asyncio.run(keys(bucket)) == before
+
+
 def test_an_object_that_cannot_be_read_does_not_look_like_a_deletion(
     bucket: str, s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
