@@ -25,6 +25,9 @@ MANIFEST_VARIABLE = "ASYNC_MAPS_MANIFEST"
 _OF_KUBERNETES = re.compile(r"ASYNC_MAPS_(SERVICE_(HOST|PORT.*)|PORT(_\d+_(TCP|UDP|SCTP).*)?)")
 """Kubernetes sets these in each container if a Service is named async-maps."""
 
+_ITEMS = ("ASYNC_MAPS_S3_METADATA_", "ASYNC_MAPS_S3_TAGGING_")
+"""The starts of variables whose ends are names that the user chooses."""
+
 _DESTRUCTIVE = {"--overwrite", "--delete-foreign"}
 """Never suggested: a mistyped option must not lead to uploads or deletions that nobody asked for."""
 
@@ -37,8 +40,8 @@ def check_environment(app: App) -> None:
     """
     known = [MANIFEST_VARIABLE, *map(variable, setting_names())]
     for name in sorted(os.environ):
-        is_metadata = name.startswith(variable("s3.metadata") + "_")
-        if not name.startswith(VARIABLE_PREFIX) or name in known or is_metadata or _OF_KUBERNETES.fullmatch(name):
+        is_item = name.startswith(_ITEMS)
+        if not name.startswith(VARIABLE_PREFIX) or name in known or is_item or _OF_KUBERNETES.fullmatch(name):
             continue
         lower = name.removeprefix(VARIABLE_PREFIX).lower()
         if aws := aws_variable(lower):

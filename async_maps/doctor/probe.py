@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from anyio import move_on_after
 from botocore.exceptions import ClientError
 
-from async_maps.doctor.advice import for_code, iam_policy
+from async_maps.doctor.advice import actions_of_headers, for_code, iam_policy
 from async_maps.doctor.pngs import tiny_png
 from async_maps.doctor.target import unbroken
 from async_maps.filesystems.aws import STORE_CODES, refusal, unreachable
@@ -187,6 +187,8 @@ class ProbeObject:
         s3 = self._target.settings.s3
         kms = s3.kms_key_id or ("*" if "kms" in f"{reason} {s3.server_side_encryption}".lower() else None)
         partition = self._client.meta.partition
-        policy = iam_policy(self._target.bucket, self._target.prefix, partition=partition, kms_key=kms)
+        more = actions_of_headers(s3)
+        policy = iam_policy(self._target.bucket, self._target.prefix, partition=partition, kms_key=kms, more=more)
         of_kms = ", kms:GenerateDataKey, kms:Decrypt" if kms else ""
-        return f"allow s3:PutObject, and for all checks s3:GetObject, s3:DeleteObject, s3:ListBucket{of_kms}:\n{policy}"
+        puts = ", ".join(["s3:PutObject", *more])
+        return f"allow {puts}, and for all checks s3:GetObject, s3:DeleteObject, s3:ListBucket{of_kms}:\n{policy}"

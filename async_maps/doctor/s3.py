@@ -21,7 +21,7 @@ from async_maps.doctor.probe import ProbeObject
 from async_maps.doctor.speed import concurrencies, judge, measure_latency, measure_throughput
 from async_maps.doctor.target import Target
 from async_maps.errors import StoreError
-from async_maps.filesystems.aws import client_options, refusal, unreachable, url_options
+from async_maps.filesystems.aws import client_options, pay_for_requests, refusal, unreachable, url_options
 from async_maps.stores import open_store
 from async_maps.stores.s3 import NO_ANSWER, parse_destination
 
@@ -74,6 +74,7 @@ async def _open_client(session: aioboto3.Session, settings: Settings) -> AsyncIt
         s3 = url_options(client)
         if s3 is not None:
             client = await opened.enter_async_context(session.client("s3", config=AioConfig(**options, s3=s3)))
+        pay_for_requests(client, settings.s3)
         yield client
 
 

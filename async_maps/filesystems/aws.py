@@ -66,6 +66,14 @@ def client_options(settings: S3Settings, connections: int, attempts: int | None 
     }
 
 
+def pay_for_requests(client: Any, settings: S3Settings) -> None:
+    """Let all requests of a client say who pays for them; without the header, buckets of Requester Pays refuse them."""
+    if settings.request_payer is None:
+        return
+    header = {"x-amz-request-payer": settings.request_payer}
+    client.meta.events.register("before-call.s3", lambda params, **_: params["headers"].update(header))
+
+
 def url_options(client: Any) -> dict[str, Any] | None:
     """Return the ``s3`` configuration for presigned URLs with the host of the region; None if the client has it.
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import closing, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 import botocore.session
@@ -33,7 +34,9 @@ Parameters")."""
 
 
 @contextmanager
-def presigning(hours: float, identity: str | None = None) -> Iterator[Callable[[str], str]]:
+def presigning(
+    hours: float, identity: str | None = None, request_payer: str | None = None
+) -> Iterator[Callable[[str], str]]:
     """Yield a function that turns a locator into a presigned URL, with the AWS environment's credentials.
 
     The URL allows a GET for the given hours, or until the credentials expire. It contains the access key's id, the
@@ -43,6 +46,7 @@ def presigning(hours: float, identity: str | None = None) -> Iterator[Callable[[
     Args:
         hours: 1 to :data:`MAX_HOURS`.
         identity: the identity of the store of the objects; a warning is logged if the URLs lead to another server.
+        request_payer: ``requester`` lets the URLs say that the signer pays, as Requester Pays buckets demand.
 
     Raises:
         SettingsError: the number of hours or the AWS configuration cannot be used.
@@ -60,6 +64,8 @@ def presigning(hours: float, identity: str | None = None) -> Iterator[Callable[[
     with closing(client):
         if identity is not None:
             _notice_other_server(Identity.parse(identity), client.meta.endpoint_url)
+        if request_payer is not None:
+            client.meta.events.register("before-sign.s3.GetObject", partial(_add_payer, request_payer))
 
         def presigned(locator: str) -> str:
             try:
@@ -74,6 +80,11 @@ def presigning(hours: float, identity: str | None = None) -> Iterator[Callable[[
             return url
 
         yield presigned
+
+
+def _add_payer(payer: str, request: Any, **_: object) -> None:
+    # As a part of the URL: a browser sends no header for it.
+    request.url += f"{'&' if '?' in request.url else '?'}x-amz-request-payer={payer}"
 
 
 def _notice_other_server(was: Identity, endpoint: str) -> None:

@@ -24,6 +24,7 @@ from async_maps.filesystems.aws import (
     TRANSIENT_STATUSES,
     client_options,
     is_temporary,
+    pay_for_requests,
     refusal,
     translate_credential_errors,
     unreachable,
@@ -226,6 +227,7 @@ class S3Filesystem:
         except (BotoCoreError, ValueError) as error:
             raise InaccessibleError(f"the AWS configuration cannot be used: {error}") from error
         client.meta.events.register("before-send.s3", self._refuse_closed)
+        pay_for_requests(client, self._settings)
         self._connections.watch(client)
         return client
 

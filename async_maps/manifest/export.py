@@ -144,7 +144,7 @@ def _exporting(
             _refuse_colored(opened)
         if presign_hours is not None:
             _refuse_outside_s3(opened)
-            table.append(_url_column(stack, presign_hours, opened.destination()))
+            table.append(_url_column(stack, presign_hours, opened))
         yield table, opened.failures() if rows == "failed" else opened.rows(failed=rows == "all")
 
 
@@ -185,10 +185,12 @@ def _refuse_outside_s3(manifest: Manifest) -> None:
         raise SettingsError(f"presign: only objects in S3 have presigned URLs; these overlays lie in {place}")
 
 
-def _url_column(stack: ExitStack, hours: float, identity: str | None) -> Column:
+def _url_column(stack: ExitStack, hours: float, manifest: Manifest) -> Column:
     from async_maps.filesystems.presign import presigning
 
-    return Column("url", "text", of_overlay(stack.enter_context(presigning(hours, identity))))
+    payers = {run.shaping["s3"].get("request_payer") for run in manifest.runs()} - {None}
+    presigned = stack.enter_context(presigning(hours, manifest.destination(), next(iter(payers), None)))
+    return Column("url", "text", of_overlay(presigned))
 
 
 def _names(suffix: str, file: IO[bytes]) -> list[str]:

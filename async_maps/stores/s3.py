@@ -11,6 +11,7 @@ import hashlib
 import re
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, cast
+from urllib.parse import quote, urlencode
 
 import aioboto3
 from aiobotocore.config import AioConfig
@@ -39,6 +40,7 @@ from async_maps.filesystems.aws import (
     TRANSIENT_STATUSES,
     client_options,
     is_temporary,
+    pay_for_requests,
     refusal,
     translate_credential_errors,
     unreachable,
@@ -89,6 +91,7 @@ async def open_s3(destination: str, settings: Settings) -> AsyncIterator[S3Store
             client = await opened.enter_async_context(session.client("s3", config=AioConfig(**options)))
         except (BotoCoreError, ValueError) as error:
             raise SettingsError(f"the AWS configuration cannot be used: {error}") from error
+        pay_for_requests(client, settings.s3)
         # The stubs declare boto3's method, which is not a coroutine.
         credentials = await cast("Awaitable[AioCredentials | None]", session.get_credentials())
         headers = object_headers(settings.s3, create_only=create_only)
@@ -268,9 +271,12 @@ def object_headers(settings: S3Settings, *, create_only: bool = False) -> dict[s
         "ContentType": "image/png",
         "CacheControl": settings.cache_control,
         "Metadata": dict(settings.metadata) or None,
+        "Tagging": urlencode(settings.tagging, quote_via=quote) or None,
         "StorageClass": settings.storage_class,
+        "ACL": settings.acl,
         "ServerSideEncryption": settings.server_side_encryption,
         "SSEKMSKeyId": settings.kms_key_id,
+        "BucketKeyEnabled": settings.bucket_key,
         "IfNoneMatch": "*" if create_only else None,
     }
     return {name: value for name, value in headers.items() if value is not None}

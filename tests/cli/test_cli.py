@@ -108,6 +108,7 @@ def test_flags_override_the_environment_and_that_the_file(
     monkeypatch.setattr(run_command._Job, "__init__", noted)
     monkeypatch.setenv("ASYNC_MAPS_ALPHA", "auto")
     monkeypatch.setenv("ASYNC_MAPS_CONCURRENCY", "3")
+    monkeypatch.setenv("ASYNC_MAPS_S3_TAGGING_PROJECT", "maps")
     assert (
         invoke(
             "run", maps, "out", "--config", "s.toml", "--png", "palette", "--s3.metadata.team", "xai", "--range=-2,2"
@@ -117,7 +118,7 @@ def test_flags_override_the_environment_and_that_the_file(
     (settings,) = seen
     assert settings.model_dump(exclude_defaults=True) == {
         "workers": 0, "concurrency": 3, "range": "-2.0,2.0",
-        "files": {"fsync": True}, "s3": {"metadata": {"team": "xai"}},
+        "files": {"fsync": True}, "s3": {"metadata": {"team": "xai"}, "tagging": {"project": "maps"}},
     }  # fmt: skip
     capsys.readouterr()
 

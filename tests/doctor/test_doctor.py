@@ -18,11 +18,12 @@ import pytest
 from async_maps import doctor
 from async_maps.cli.doctor import render
 from async_maps.doctor import Finding, speed
-from async_maps.doctor.advice import iam_policy
+from async_maps.doctor.advice import actions_of_headers, iam_policy
 from async_maps.doctor.browser import readable_from
 from async_maps.doctor.credentials import find_credentials
 from async_maps.doctor.speed import Load, judge
 from async_maps.errors import StoreError, TransientError
+from async_maps.settings import S3Settings
 from async_maps.stores.memory import MemoryStore
 from tests.support.commands import invoke
 from tests.support.findings import levels
@@ -32,6 +33,13 @@ from tests.support.pipelines import until
 pytestmark = [pytest.mark.fast, pytest.mark.usefixtures(leaves_nothing.__name__)]
 
 COM, IO = doctor.KOLENA_ORIGINS
+
+
+def test_the_iam_policy_has_the_actions_of_the_headers() -> None:
+    more = actions_of_headers(S3Settings(acl="private", tagging={"a": "b"}))
+    first = json.loads(iam_policy("bucket", "", more=more))["Statement"][0]
+    assert first["Action"][:3] == ["s3:PutObject", "s3:PutObjectTagging", "s3:PutObjectAcl"]
+    assert actions_of_headers(S3Settings()) == []
 
 
 def test_the_iam_policy_names_the_kms_key() -> None:

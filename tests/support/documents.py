@@ -131,4 +131,6 @@ def unknown_variables(text: str) -> set[str]:
     """Variables of ours in a text that set nothing."""
     known = {"ASYNC_MAPS_MANIFEST", *map(variable, defaults())}
     found = set(re.findall(r"\bASYNC_MAPS_\w+", text))
-    return {name for name in found - known if not name.startswith("ASYNC_MAPS_S3_METADATA_")}
+    return {
+        name for name in found - known if not name.startswith(("ASYNC_MAPS_S3_METADATA_", "ASYNC_MAPS_S3_TAGGING_"))
+    }

@@ -379,6 +379,7 @@ async def test_an_unreadable_overlay_is_not_repaired(
         am.Settings(colormap="red,#00ff0080", alpha=0.3, range=(-2.5, 1e-9), key="{stem}.{digest:.16}.png"),
         am.Settings(range="percentile:0.123456789012,99.9", png="compact", invalid="transparent"),
         am.Settings(s3=am.S3Settings(cache_control="no-cache", metadata={"a": "b"}, storage_class="STANDARD_IA")),
+        am.Settings(s3=am.S3Settings(acl="private", tagging={"a": "b"}, bucket_key=True)),
     ],
 )
 def test_settings_are_equal_after_a_round_trip(settings: am.Settings) -> None:
@@ -386,5 +387,5 @@ def test_settings_are_equal_after_a_round_trip(settings: am.Settings) -> None:
     again = others.shaped_as(settings.shaping(settings.value_range))
     assert again.fingerprint() == settings.fingerprint()
     assert (again.workers, again.concurrency, again.s3.max_attempts) == (3, 7, 3)
-    headers = {"cache_control", "metadata", "storage_class", "server_side_encryption", "kms_key_id"}
+    headers = {"cache_control", "metadata", "storage_class", "server_side_encryption", "kms_key_id", "acl", "tagging"}
     assert again.s3.model_dump(include=headers) == settings.s3.model_dump(include=headers)
