@@ -33,6 +33,7 @@ from async_maps.outcomes import MapStatistics as MapStatistics
 from async_maps.outcomes import Outcome as Outcome
 from async_maps.outcomes import Receipt as Receipt
 from async_maps.pipeline import Pipeline as Pipeline
+from async_maps.pipeline.rooms import Room as Room
 from async_maps.progress import Progress as Progress
 from async_maps.render.colorize import colorize_activation_map as colorize_activation_map
 from async_maps.render.colormap import Colormap as Colormap
@@ -46,7 +47,6 @@ from async_maps.settings import Settings as Settings
 from async_maps.settings import load_settings as load_settings
 from async_maps.stages.meters import StageStatistics as StageStatistics
 from async_maps.stages.meters import Statistics as Statistics
-from async_maps.stages.room import Room as Room
 from async_maps.stores import Store as Store
 from async_maps.stores.memory import MemoryStore as MemoryStore
 from async_maps.verify import Difference as Difference

@@ -28,7 +28,7 @@ from async_maps.stages.fetch import fetch_stage
 from async_maps.stages.items import Bitmap, Job, Png
 from async_maps.stages.meters import Meter, StageStatistics
 from async_maps.stages.rate_limiter import RateLimiter
-from async_maps.stages.room import Reservation
+from async_maps.stages.reservation import Reservation
 from async_maps.stages.upload import Uploading, upload_stage
 from async_maps.stores import sent_bytes
 

@@ -106,7 +106,7 @@ def test_an_unexpected_error_writes_a_report(maps: Path, monkeypatch: pytest.Mon
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("async_maps.pipeline.open_recorder", broken)
+    monkeypatch.setattr("async_maps.pipeline.runs.open_recorder", broken)
     with pytest.raises(RuntimeError):
         main(["run", str(maps), "out", *map(str, QUICK)])
     found = read_report()

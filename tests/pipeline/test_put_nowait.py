@@ -275,8 +275,8 @@ async def test_a_deadline_while_room_is_granted_keeps_the_counts_right(gated: ty
         others = [asyncio.create_task(pipeline.put(f"{i}", random_map(i))) for i in range(2)]
         await until(lambda: gated.chunks == [1])
         late = asyncio.create_task(pipeline.put("late", random_map(2)))
-        assert pipeline._stages is not None
-        jobs = pipeline._stages._jobs
+        assert pipeline._lifecycle.stages is not None
+        jobs = pipeline._lifecycle.stages._jobs
         await until(lambda: jobs.statistics().tasks_waiting_send == 1)
         gated.gate.set()
         while jobs.statistics().tasks_waiting_send:  # noqa: ASYNC110  # each turn of the loop counts

@@ -43,7 +43,9 @@ async def test_a_call_that_waits_for_room_is_refused_when_the_pipeline_is_left(t
 
     async with am.Pipeline(tmp_path, settings=ONE) as pipeline:
         first, second = (asyncio.create_task(enter(pipeline)) for _ in range(2))
-        await until(lambda: pipeline._stages is not None and pipeline._stages._array_bytes.waiting == 1)
+        await until(
+            lambda: pipeline._lifecycle.stages is not None and pipeline._lifecycle.stages._array_bytes.waiting == 1
+        )
         asyncio.get_running_loop().call_later(0.1, gate.set)
     await first
     with pytest.raises(am.PipelineClosedError, match="is being closed"):
