@@ -13,7 +13,6 @@ from async_maps.doctor.target import ask
 from async_maps.filesystems.aws import STORE_CODES, TRANSIENT_STATUSES, refusal
 
 if TYPE_CHECKING:
-    from async_maps.doctor.finding import Level
     from async_maps.doctor.target import Target
 
 _SKEW_REFUSED_S = 900.0
@@ -76,8 +75,8 @@ def _compare_clocks(target: Target, date: str, asked_at: datetime) -> None:
         target.say("clock", "ok", "within a minute of the store's")
         return
     text = f"{abs(ahead_s) / 60:.0f} min {'ahead of' if ahead_s > 0 else 'behind'} the store's; S3 allows 15"
-    level: Level = "failure" if abs(ahead_s) >= _SKEW_REFUSED_S else "warning"
-    target.say("clock", level, text, for_code("RequestTimeTooSkewed"))
+    corrected = "; commands then sign with the store's time" if abs(ahead_s) >= _SKEW_REFUSED_S else ""
+    target.say("clock", "warning", f"{text}{corrected}", for_code("RequestTimeTooSkewed"))
 
 
 async def check_listing(target: Target) -> None:

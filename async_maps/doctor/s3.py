@@ -6,8 +6,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
-import aioboto3
-from aiobotocore.config import AioConfig
 from anyio import fail_after
 from botocore.exceptions import BotoCoreError, ClientError
 
@@ -22,6 +20,7 @@ from async_maps.doctor.speed import concurrencies, judge, measure_latency, measu
 from async_maps.doctor.target import Target
 from async_maps.errors import StoreError
 from async_maps.filesystems.aws import client_options, pay_for_requests, refusal, unreachable, url_options
+from async_maps.filesystems.sessions import AsyncSession
 from async_maps.stores import open_store
 from async_maps.stores.s3 import NO_ANSWER, parse_destination
 
@@ -46,8 +45,8 @@ async def examine(place: str, settings: Settings, extent: tuple[Sequence[str], b
     bucket, prefix = parse_destination(place)
     async with AsyncExitStack() as opened:
         try:
-            session = aioboto3.Session()
-            credentials = await find_credentials(session)
+            session = AsyncSession()
+            credentials = await find_credentials(session.credentials)
             client = await opened.enter_async_context(_open_client(session, settings))
         except (BotoCoreError, ValueError) as error:
             on_finding(Finding("configuration", "failure", f"the AWS configuration cannot be used: {error}",
@@ -60,7 +59,7 @@ async def examine(place: str, settings: Settings, extent: tuple[Sequence[str], b
 
 
 @asynccontextmanager
-async def _open_client(session: aioboto3.Session, settings: Settings) -> AsyncIterator[S3Client]:
+async def _open_client(session: AsyncSession, settings: Settings) -> AsyncIterator[S3Client]:
     """Open a client with short time-outs, so that a store that does not answer is reported soon."""
     timeouts = {
         "connect_timeout_s": min(settings.s3.connect_timeout_s, _CONNECT_TIMEOUT_S),
@@ -70,10 +69,10 @@ async def _open_client(session: aioboto3.Session, settings: Settings) -> AsyncIt
     # By default botocore signs URLs with version 2, which many stores and regions refuse.
     options["signature_version"] = "s3v4"
     async with AsyncExitStack() as opened:
-        client = await opened.enter_async_context(session.client("s3", config=AioConfig(**options)))
+        client = await opened.enter_async_context(session.client(options))
         s3 = url_options(client)
         if s3 is not None:
-            client = await opened.enter_async_context(session.client("s3", config=AioConfig(**options, s3=s3)))
+            client = await opened.enter_async_context(session.client({**options, "s3": s3}))
         pay_for_requests(client, settings.s3)
         yield client
 

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
-    CredentialRetrievalError,
     HTTPClientError,
-    NoCredentialsError,
     SSLError,
 )
 from botocore.exceptions import ConnectionError as NoConnectionError
 
+from async_maps.filesystems.credentials import CredentialsError
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from typing import Any
 
     from async_maps.settings import S3Settings
@@ -86,19 +84,6 @@ def url_options(client: Any) -> dict[str, Any] | None:
     return {**s3, "addressing_style": "virtual"}
 
 
-@contextmanager
-def translate_credential_errors() -> Iterator[None]:
-    """Turn the bare RuntimeError that botocore raises for expired credentials into a CredentialRetrievalError."""
-    try:
-        yield
-    except RuntimeError as error:
-        if "credentials are still expired" not in str(error):
-            raise
-        raise CredentialRetrievalError(
-            provider="the AWS environment", error_msg="they have expired; sign in again, or set new ones"
-        ) from error
-
-
 def refusal(error: ClientError) -> tuple[str, int, str]:
     """Return the code of an error, its HTTP status, and a sentence for messages."""
     detail = error.response.get("Error", {})
@@ -112,6 +97,8 @@ def is_temporary(error: Exception) -> bool:
     if isinstance(error, ClientError):
         code, status, _ = refusal(error)
         return status in TRANSIENT_STATUSES or code in TRANSIENT_CODES
+    if isinstance(error, CredentialsError):
+        return error.may_pass
     if isinstance(error, BotoCoreError):
         # Not a certificate that is not trusted, nor credentials that cannot be found.
         return isinstance(error, NoConnectionError | HTTPClientError) and not isinstance(error, SSLError)
@@ -120,6 +107,4 @@ def is_temporary(error: Exception) -> bool:
 
 def unreachable(error: Exception) -> str:
     """Return a sentence for the error of a request that got no answer."""
-    if isinstance(error, NoCredentialsError):
-        return "no AWS credentials found: set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
     return str(error) or type(error).__name__

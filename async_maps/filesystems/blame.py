@@ -33,6 +33,7 @@ from botocore.exceptions import ConnectionError as NoConnectionError
 from botocore.parsers import ResponseParserError
 
 from async_maps.errors import AsyncMapsError, ObjectError, StoreError, TransientError
+from async_maps.filesystems.credentials import NONE_FOUND, CredentialsError
 from async_maps.machine.shortage import describe_shortage
 
 if TYPE_CHECKING:
@@ -238,8 +239,6 @@ _SIGN_IN_OPERATIONS = {
 }  # fmt: skip
 """Operations of STS, SSO and their like, by which the SDK gets credentials in the middle of a request to S3."""
 
-_NO_CREDENTIALS = "no AWS credentials found: set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-
 _NETWORK = {
     errno.ENETDOWN, errno.ENETUNREACH, errno.ENETRESET, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENOTCONN,
     errno.ETIMEDOUT, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.EPROTO,
@@ -308,6 +307,11 @@ def _judge_refusal(error: ClientError) -> Verdict:
     return verdict._replace(scope=_CREDENTIALS, certain=not verdict.retry, reason=reason)
 
 
+def _judge_credentials(error: CredentialsError) -> Verdict:
+    certain = not error.retry
+    return Verdict(_CREDENTIALS, error.may_pass, certain, slow_down=False, reason=_words(error), retry=error.retry)
+
+
 def _judge_ours(error: AsyncMapsError) -> Verdict:
     every = isinstance(error, StoreError) and not isinstance(error, ObjectError)
     slow_down = isinstance(error, TransientError) and error.slow_down
@@ -355,7 +359,8 @@ def _one_line(text: str) -> str:
 _ERRORS: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], Callable[[Any], Verdict]], ...] = (
     (ClientError, _judge_refusal),
     (AsyncMapsError, _judge_ours),
-    (NoCredentialsError, lambda error: _certain(_CREDENTIALS, error)._replace(reason=_NO_CREDENTIALS)),
+    (CredentialsError, _judge_credentials),
+    (NoCredentialsError, lambda error: _certain(_CREDENTIALS, error)._replace(reason=NONE_FOUND)),
     (MetadataRetrievalError, lambda error: _link(error)._replace(scope=_CREDENTIALS)),
     (
         (PartialCredentialsError, CredentialRetrievalError, TokenRetrievalError, SSOError, ProfileNotFound),

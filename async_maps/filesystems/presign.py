@@ -10,21 +10,20 @@ from contextlib import closing, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
-import botocore.session
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+from botocore.exceptions import BotoCoreError, ClientError
 
 from async_maps.errors import SettingsError, SourceError, StoreError
-from async_maps.filesystems.aws import translate_credential_errors, unreachable, url_options
+from async_maps.filesystems.aws import unreachable, url_options
+from async_maps.filesystems.credentials import CredentialsError, shared_credentials
 from async_maps.filesystems.endpoints import Identity, bucket_identity
 from async_maps.filesystems.locators import parse_s3_address
+from async_maps.filesystems.sessions import blocking_client
 from async_maps.keys import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any
-
-    from botocore.session import Session
 
 _logger = logging.getLogger("async_maps")
 
@@ -55,10 +54,10 @@ def presigning(
     if not 1 <= hours <= MAX_HOURS:
         raise SettingsError(f"presign: expected 1 to {MAX_HOURS} hours, found {hours:g}")
     try:
-        session = botocore.session.Session()
-        if session.get_credentials() is None:
-            raise StoreError(f"cannot presign: {unreachable(NoCredentialsError())}")
-        client = _client(session)
+        client = _client()
+        shared_credentials().get()
+    except CredentialsError as error:
+        raise StoreError(f"cannot presign: {error}", may_pass=error.may_pass) from error
     except (BotoCoreError, ValueError) as error:
         raise SettingsError(f"the AWS configuration cannot be used: {error}") from error
     with closing(client):
@@ -70,13 +69,13 @@ def presigning(
         def presigned(locator: str) -> str:
             try:
                 bucket, key = parse_s3_address(locator)
-                with translate_credential_errors():
-                    url: str = client.generate_presigned_url(
-                        "get_object", Params={"Bucket": bucket, "Key": key}, ExpiresIn=round(hours * 3600)
-                    )
+                url: str = client.generate_presigned_url(
+                    "get_object", Params={"Bucket": bucket, "Key": key}, ExpiresIn=round(hours * 3600)
+                )
             except (BotoCoreError, ClientError, SourceError) as error:
                 reason = " ".join(unreachable(error).split())
-                raise StoreError(f"cannot presign {printable(locator)}: {reason}") from error
+                may_pass = isinstance(error, CredentialsError) and error.may_pass
+                raise StoreError(f"cannot presign {printable(locator)}: {reason}", may_pass=may_pass) from error
             return url
 
         yield presigned
@@ -93,12 +92,12 @@ def _notice_other_server(was: Identity, endpoint: str) -> None:
         _logger.warning("the URLs lead to %s, but the overlays were uploaded to %s", now.shown, was.shown)
 
 
-def _client(session: Session) -> Any:
+def _client() -> Any:
     # By default the SDK signs URLs with version 2, which newer AWS regions and other servers refuse.
     config = Config(signature_version="s3v4")
-    client: Any = session.create_client("s3", config=config)
+    client = blocking_client(config)
     options: Any = url_options(client)
     if options is None:
         return client
     client.close()
-    return session.create_client("s3", config=config.merge(Config(s3=options)))
+    return blocking_client(config.merge(Config(s3=options)))

@@ -13,10 +13,9 @@ import time
 from collections import OrderedDict
 from contextlib import closing, contextmanager, suppress
 from email.utils import parsedate_to_datetime
-from threading import Lock
+from threading import Event, Lock
 from typing import TYPE_CHECKING, NamedTuple
 
-import botocore.session
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
@@ -26,12 +25,12 @@ from async_maps.filesystems.aws import (
     is_temporary,
     pay_for_requests,
     refusal,
-    translate_credential_errors,
     unreachable,
 )
 from async_maps.filesystems.connections import Connections
 from async_maps.filesystems.filesystem import InaccessibleError
 from async_maps.filesystems.locators import parse_s3_address
+from async_maps.filesystems.sessions import blocking_client
 from async_maps.settings import S3Settings
 
 if TYPE_CHECKING:
@@ -88,7 +87,7 @@ class S3Filesystem:
         self._making, self._changing = Lock(), Lock()
         self._connections = Connections()
         self._client: Any = None
-        self._closed = False
+        self._is_closed = Event()
 
     def open(self, path: str) -> BinaryIO:
         """Open ``s3://bucket/key`` as a seekable file; raise FileNotFoundError if the object does not exist."""
@@ -199,7 +198,7 @@ class S3Filesystem:
     def close(self) -> None:
         """Close the connections permanently: a thread that waits for an answer fails, and none can ask later."""
         with self._changing:
-            self._closed = True
+            self._is_closed.set()
             client, self._client = self._client, None
         if client is not None:
             self._connections.shut_down()
@@ -208,22 +207,22 @@ class S3Filesystem:
     def _get_client(self) -> Any:
         with self._making:
             client = self._client
-            if client is None and not self._closed:
+            if client is None and not self._is_closed.is_set():
                 client = self._make_client()
                 # Meanwhile close() may have been called, which does not wait: the credentials may take seconds.
                 with self._changing:
-                    if not self._closed:
+                    if not self._is_closed.is_set():
                         self._client = client
                         return client
                 client.close()
-            if client is None or self._closed:
+            if client is None or self._is_closed.is_set():
                 raise InaccessibleError(_CLOSED)
             return client
 
     def _make_client(self) -> Any:
         config = Config(**client_options(self._settings, _CONNECTIONS))
         try:
-            client: Any = botocore.session.Session().create_client("s3", config=config)
+            client = blocking_client(config, self._settings.give_up_s, self._is_closed)
         except (BotoCoreError, ValueError) as error:
             raise InaccessibleError(f"the AWS configuration cannot be used: {error}") from error
         client.meta.events.register("before-send.s3", self._refuse_closed)
@@ -233,7 +232,7 @@ class S3Filesystem:
 
     def _refuse_closed(self, **_: object) -> None:
         # Also for the retries of the client.
-        if self._closed:
+        if self._is_closed.is_set():
             raise InaccessibleError(_CLOSED)
 
 
@@ -365,8 +364,7 @@ class _NoRangeError(Exception):
 def _translate_errors() -> Iterator[None]:
     """Turn the SDK's errors into SourceErrors of one sentence, without the object's name."""
     try:
-        with translate_credential_errors():
-            yield
+        yield
     except ClientError as error:
         code, status, reason = refusal(error)
         if status == 416:

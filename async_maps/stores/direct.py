@@ -10,7 +10,6 @@ Runs on the event loop.
 from __future__ import annotations
 
 import hashlib
-from datetime import UTC, datetime
 from io import BytesIO
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -26,11 +25,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
-    from aiobotocore.credentials import AioCredentials
     from aiohttp import ClientSession
     from botocore.awsrequest import AWSPreparedRequest
     from botocore.credentials import ReadOnlyCredentials
     from botocore.httpsession import ProxyConfiguration
+
+    from async_maps.filesystems.sessions import AsyncCredentials
 
 _CHECKSUM = "x-amz-checksum-crc32"
 _PER_REQUEST = {
@@ -97,6 +97,10 @@ class Answer(NamedTuple):
     status: int
     headers: Mapping[str, str]
     body: bytes
+
+    def blames_time(self) -> bool:
+        """Whether the request was refused for the time of its signature."""
+        return self.status == 403 and b"<Code>RequestTimeTooSkewed</Code>" in self.body
 
 
 class Signer:
@@ -192,7 +196,7 @@ class DirectSession(AIOHTTPSession):
             self._plan = None if self._proxy_config.proxy_url_for(request.url) else Plan.of(request, key)
             self._plans += 1
 
-    async def put(self, key: str, data: bytes, checksum: str, credentials: AioCredentials) -> Answer | None:
+    async def put(self, key: str, data: bytes, checksum: str, credentials: AsyncCredentials) -> Answer | None:
         """Send one PUT directly.
 
         Returns:
@@ -209,12 +213,12 @@ class DirectSession(AIOHTTPSession):
         signer = self._signer
         if signer is None or signer.plan is not plan or signer.credentials != frozen:
             signer = self._signer = Signer(plan, frozen)
-        url, headers = signer.sign(key, data, checksum, datetime.now(UTC).strftime(SIGV4_TIMESTAMP))
-        session = await self._get_session(None)
-        # aiohttp writes a file in pieces, and lets other tasks run between them.
-        body = data if len(data) <= _WHOLE_BYTES else BytesIO(data)
-        async with session.put(URL(url, encoded=True), data=body, headers=headers, allow_redirects=False) as answer:
-            found = Answer(answer.status, answer.headers, await answer.read())
+        clock = credentials.shared.clock
+        for _ in range(2):
+            signed_at = clock.now()
+            found = await self._send_put(*signer.sign(key, data, checksum, signed_at.strftime(SIGV4_TIMESTAMP)), data)
+            if not (found.blames_time() and clock.correct(found.headers.get("Date", ""), signed_at)):
+                break
         if found.status == 200:
             self._refusals = 0
         elif 300 <= found.status < 500 and found.status not in _NO_REFUSALS and plan is self._plan:
@@ -223,6 +227,13 @@ class DirectSession(AIOHTTPSession):
             if self._refusals >= _REFUSALS:
                 self._plan, self._refusals = None, 0
         return found
+
+    async def _send_put(self, url: str, headers: dict[str, str], data: bytes) -> Answer:
+        session = await self._get_session(None)
+        # aiohttp writes a file in pieces, and lets other tasks run between them.
+        body = data if len(data) <= _WHOLE_BYTES else BytesIO(data)
+        async with session.put(URL(url, encoded=True), data=body, headers=headers, allow_redirects=False) as answer:
+            return Answer(answer.status, answer.headers, await answer.read())
 
 
 def _quote(key: str) -> str:

@@ -10,19 +10,11 @@ import base64
 import hashlib
 import re
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 from urllib.parse import quote, urlencode
 
-import aioboto3
-from aiobotocore.config import AioConfig
 from aiohttp import ClientError as AiohttpError
-from botocore.exceptions import (
-    BotoCoreError,
-    ClientError,
-    CredentialRetrievalError,
-    NoCredentialsError,
-    TokenRetrievalError,
-)
+from botocore.exceptions import BotoCoreError, ClientError
 from isal import isal_zlib
 
 from async_maps.errors import (
@@ -42,21 +34,22 @@ from async_maps.filesystems.aws import (
     is_temporary,
     pay_for_requests,
     refusal,
-    translate_credential_errors,
     unreachable,
 )
+from async_maps.filesystems.credentials import CredentialsError
 from async_maps.filesystems.endpoints import bucket_identity
 from async_maps.filesystems.locators import S3Address, parse_s3_address
+from async_maps.filesystems.sessions import AsyncSession
 from async_maps.keys import check_name
 from async_maps.stores.direct import DirectSession
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Mapping
+    from collections.abc import AsyncIterator, Mapping
     from typing import Any
 
-    from aiobotocore.credentials import AioCredentials
     from types_aiobotocore_s3 import S3Client
 
+    from async_maps.filesystems.sessions import AsyncCredentials
     from async_maps.settings import S3Settings, Settings
 
 
@@ -87,15 +80,13 @@ async def open_s3(destination: str, settings: Settings) -> AsyncIterator[S3Store
     options["http_session_cls"] = http_session
     async with AsyncExitStack() as opened:
         try:
-            session = aioboto3.Session()
-            client = await opened.enter_async_context(session.client("s3", config=AioConfig(**options)))
+            session = AsyncSession()
+            client = await opened.enter_async_context(session.client(options))
         except (BotoCoreError, ValueError) as error:
             raise SettingsError(f"the AWS configuration cannot be used: {error}") from error
         pay_for_requests(client, settings.s3)
-        # The stubs declare boto3's method, which is not a coroutine.
-        credentials = await cast("Awaitable[AioCredentials | None]", session.get_credentials())
         headers = object_headers(settings.s3, create_only=create_only)
-        used = credentials if settings.s3.client == "direct" else None
+        used = session.credentials if settings.s3.client == "direct" else None
         yield S3Store(client, bucket, prefix, headers, session=direct[0], credentials=used)
 
 
@@ -119,7 +110,7 @@ class S3Store:
         headers: dict[str, Any],
         *,
         session: DirectSession,
-        credentials: AioCredentials | None = None,
+        credentials: AsyncCredentials | None = None,
     ) -> None:
         self._client = client
         self._session = session
@@ -147,8 +138,7 @@ class S3Store:
         """
         for wait_s in (*_CHECK_WAITS_S, None):
             try:
-                with translate_credential_errors():
-                    await self._client.head_bucket(Bucket=self._bucket)
+                await self._client.head_bucket(Bucket=self._bucket)
             except ClientError as error:
                 status = error.response["ResponseMetadata"]["HTTPStatusCode"]
                 if status == 404:
@@ -158,8 +148,8 @@ class S3Store:
                 if wait_s is None:
                     raise StoreError(f"{self.destination}: {refusal(error)[2]}", may_pass=True) from error
             except NO_ANSWER as error:
-                if wait_s is None or isinstance(error, NoCredentialsError):
-                    may_pass = is_temporary(error)
+                may_pass = is_temporary(error)
+                if wait_s is None or (isinstance(error, CredentialsError) and not error.retry):
                     raise StoreError(f"{self.destination}: {unreachable(error)}", may_pass=may_pass) from error
             else:
                 return
@@ -173,8 +163,7 @@ class S3Store:
         """
         checksum = crc32(data)
         try:
-            with translate_credential_errors():
-                headers = await self._put(key, data, checksum)
+            headers = await self._put(key, data, checksum)
         except ClientError as error:
             code, status, reason = refusal(error)
             if status == 412:
@@ -183,8 +172,10 @@ class S3Store:
                 raise self._transient(reason, status) from error
             lasting = code in STORE_CODES or (not self._accepted_one and status in {401, 403})
             raise (StoreError if lasting else ObjectError)(f"{self.destination}: {reason}") from error
-        except (NoCredentialsError, CredentialRetrievalError, TokenRetrievalError) as error:
-            raise StoreError(f"{self.destination}: {unreachable(error)}") from error
+        except CredentialsError as error:
+            if error.retry:
+                raise self._transient(str(error)) from error
+            raise StoreError(f"{self.destination}: {error}", may_pass=error.may_pass) from error
         except NO_ANSWER as error:
             raise self._transient(unreachable(error)) from error
         etag = self._proof(headers, data, checksum)

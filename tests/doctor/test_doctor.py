@@ -12,7 +12,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import aioboto3
 import pytest
 
 from async_maps import doctor
@@ -23,6 +22,7 @@ from async_maps.doctor.browser import readable_from
 from async_maps.doctor.credentials import find_credentials
 from async_maps.doctor.speed import Load, judge
 from async_maps.errors import StoreError, TransientError
+from async_maps.filesystems.sessions import AsyncSession
 from async_maps.settings import S3Settings
 from async_maps.stores.memory import MemoryStore
 from tests.support.commands import invoke
@@ -112,7 +112,7 @@ async def test_the_source_and_expiry_of_credentials_are_reported(
     base["AWS_SHARED_CREDENTIALS_FILE"] = str(tmp_path / "credentials")
     for name, value in (base | environment).items():
         monkeypatch.setenv(name, value.replace("soon", soon)) if value else monkeypatch.delenv(name, raising=False)
-    finding = await find_credentials(aioboto3.Session())
+    finding = await find_credentials(AsyncSession().credentials)
     assert finding.level == level
     assert said in finding.text
     assert "HIDDEN" not in str(finding)

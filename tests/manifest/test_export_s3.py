@@ -6,17 +6,16 @@ import asyncio
 import urllib.error
 import urllib.request
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
-import botocore.auth
 import numpy as np
 import pytest
 
 import async_maps as am
 from async_maps.demo import seaweed
 from async_maps.errors import SettingsError, StoreError
+from async_maps.filesystems.credentials import shared_credentials
 from async_maps.manifest.export import export_manifest
 from async_maps.manifest.manifest import Manifest
 from tests.support.exports import SUFFIXES, read_any
@@ -105,9 +104,11 @@ def test_a_presigned_url_is_limited_to_one_object_and_time(
     urls = {row["name"]: urlsplit(row["url"]) for row in read_any(file)}
     assert _refused(urls["plain"]._replace(query="").geturl()) == 403
     assert _refused(urls["plain"]._replace(path=urls["a b"].path).geturl()) == 403
-    now = datetime.now(UTC)
+    shared = shared_credentials()
+    # Other tests may get the same clock.
+    monkeypatch.setattr(shared.clock, "offset_s", 0.0)
     for hours, is_over in ((2, False), (1, True)):
-        monkeypatch.setattr(botocore.auth, "get_current_datetime", lambda: now - timedelta(hours=1, minutes=5))
+        shared.clock.offset_s = -65 * 60.0
         export_manifest(uploaded, file, presign_hours=hours)
         (url,) = (row["url"] for row in read_any(file) if row["name"] == "plain")
         assert (_refused(url) == 403) if is_over else _get(url).startswith(b"\x89PNG")
@@ -162,7 +163,7 @@ def test_a_url_on_aws_names_the_region(
 def test_expired_credentials_are_reported(manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SESSION_TOKEN", "t")
     monkeypatch.setenv("AWS_CREDENTIAL_EXPIRATION", "2020-01-02T03:04:05Z")
-    with pytest.raises(StoreError, match=r"^cannot presign .* they have expired; sign in again, or set new ones"):
+    with pytest.raises(StoreError, match=r"^cannot presign: the AWS credentials have expired: sign in again"):
         export_manifest(manifest, tmp_path / "a.csv", presign_hours=1)
 
 

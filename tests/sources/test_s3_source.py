@@ -324,7 +324,7 @@ def test_missing_credentials_are_reported(bucket: str, monkeypatch: pytest.Monke
 def test_expired_credentials_are_reported(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SESSION_TOKEN", "token")
     monkeypatch.setenv("AWS_CREDENTIAL_EXPIRATION", "2020-01-02T03:04:05Z")
-    with pytest.raises(SourceError, match="they have expired; sign in again, or set new ones"):
+    with pytest.raises(SourceError, match="the AWS credentials have expired: sign in again, or set new ones"):
         listed(f"s3://{bucket}/maps/")
 
 

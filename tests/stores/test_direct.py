@@ -19,6 +19,9 @@ from botocore.handlers import add_retry_headers
 
 from async_maps.errors import ObjectError, TransientError
 from async_maps.filesystems.aws import client_options
+from async_maps.filesystems.clock import Clock
+from async_maps.filesystems.credentials import Found, SharedCredentials
+from async_maps.filesystems.sessions import AsyncCredentials
 from async_maps.settings import S3Settings, Settings
 from async_maps.stores import open_store
 from async_maps.stores.direct import DirectSession, Plan, Signer
@@ -30,7 +33,6 @@ from tests.support.scripted_server import Scripted, server
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
-    from aiobotocore.credentials import AioCredentials
 
 __all__ = ["server"]
 
@@ -228,20 +230,18 @@ async def test_direct_puts_stop_after_repeated_refusals(server: Scripted) -> Non
 
 
 async def test_refreshed_credentials_are_used_by_the_next_request(server: Scripted) -> None:
-    class Refreshing:
-        frozen = ReadOnlyCredentials("first", "secret", "token-1", None)
-
-        async def get_frozen_credentials(self) -> ReadOnlyCredentials:
-            return self.frozen
-
-    credentials: Any = Refreshing()
+    coming = [
+        Found(ReadOnlyCredentials("first", "secret", "token-1", None), 1000.0, "env"),
+        Found(ReadOnlyCredentials("second", "secret", None, None), None, "env"),
+    ]
+    now = [0.0]
+    shared = SharedCredentials(lambda _: coming.pop(0), Clock(lambda: now[0]))
     async with open_store("s3://bucket/p", Settings()) as store:
         assert isinstance(store, S3Store)
-        typed: AioCredentials = credentials
-        store._credentials = typed
+        store._credentials = AsyncCredentials(shared)
         for i in range(3):
             await store.put(f"p/{i}.png", b"x")
-        credentials.frozen = ReadOnlyCredentials("second", "secret", None, None)
+        now[0] = 1000.0
         await store.put("p/3.png", b"x")
     assert [headers.get("x-amz-security-token") for headers in server.direct] == ["token-1", "token-1", None]
     assert "credential=second/" in server.direct[-1]["authorization"]

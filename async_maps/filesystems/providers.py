@@ -1,0 +1,191 @@
+"""botocore's providers of credentials, asked with time limits, and their errors in one sentence. Everything blocks."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import subprocess
+import sys
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import botocore.session
+from botocore.config import Config
+from botocore.credentials import ReadOnlyCredentials, RefreshableCredentials
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    CredentialRetrievalError,
+    MetadataRetrievalError,
+    SSOError,
+    TokenRetrievalError,
+)
+
+from async_maps.filesystems.blame import judge
+from async_maps.filesystems.credentials import NONE_FOUND, CredentialsError, Found, describe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_CONNECT_TIMEOUT_S, _READ_TIMEOUT_S, _ATTEMPTS = 5.0, 10.0, 3
+"""For STS and the portal of single sign-on. The time-outs of botocore add up to five minutes."""
+_PROCESS_TIMEOUT_S = 60.0
+_LONGEST_QUOTE = 200
+
+
+def find_credentials(may_ask: bool) -> Found:
+    """Ask botocore's providers, in their order, for new credentials.
+
+    Args:
+        may_ask: whether to ask for an MFA code if there is a terminal.
+
+    Raises:
+        CredentialsError: a provider is configured, but fails; or none is.
+    """
+    session = botocore.session.Session()
+    session.set_default_client_config(
+        Config(
+            connect_timeout=_CONNECT_TIMEOUT_S,
+            read_timeout=_READ_TIMEOUT_S,
+            retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
+        )
+    )
+    method, profile = "", "default"
+    try:
+        profile = session.get_config_variable("profile") or profile
+        for provider in session.get_component("credential_provider").providers:
+            method = provider.METHOD
+            _bound(provider, may_ask)
+            if (credentials := provider.load()) is not None:
+                return _freeze(credentials, method)
+        signs_in = "login_session" in session.get_scoped_config()
+    except Exception as error:  # what a service or a program answers can cause any error
+        raise _explain(error, describe(method, profile), profile) from error
+    if signs_in:
+        raise CredentialsError(
+            f"profile {profile} signs in with `aws login`, which the installed botocore cannot read: "
+            "install a newer boto3, or use single sign-on or access keys"
+        )
+    raise CredentialsError(NONE_FOUND)
+
+
+def _freeze(credentials: Any, method: str) -> Found:
+    if not isinstance(credentials, RefreshableCredentials):
+        return Found(credentials.get_frozen_credentials(), None, method)
+    refreshable: Any = credentials
+    # Not get_frozen_credentials(), which asks a second time if they expire soon, and logs errors with tracebacks.
+    if refreshable._frozen_credentials is None:
+        refreshable._set_from_data(refreshable._refresh_using())
+    frozen = ReadOnlyCredentials(
+        refreshable._access_key, refreshable._secret_key, refreshable._token, refreshable._account_id
+    )
+    return Found(frozen, refreshable._expiry_time.timestamp(), method)
+
+
+def _bound(provider: Any, may_ask: bool) -> None:
+    """Make a provider ask only for what it may, and let no program hang."""
+    if hasattr(provider, "_popen"):
+        provider._popen = _Program
+    if hasattr(provider, "_prompter"):
+        provider._prompter = _ask if may_ask else _refuse_to_ask
+    if (builder := getattr(provider, "_profile_provider_builder", None)) is not None:
+        create: Callable[..., Any] = builder._create_process_provider
+
+        def create_bounded(*arguments: Any, **options: Any) -> Any:
+            created = create(*arguments, **options)
+            created._popen = _Program
+            return created
+
+        builder._create_process_provider = create_bounded
+
+
+def _ask(prompt: str) -> str:
+    if not _has_terminal():
+        _refuse_to_ask(prompt)
+    return getpass.getpass(prompt)
+
+
+def _refuse_to_ask(_prompt: str) -> str:
+    why = "which is asked for only at the start" if _has_terminal() else "and there is no terminal to ask for it"
+    raise CredentialsError(
+        f"the role needs an MFA code, {why}: "
+        "run `aws configure export-credentials --format env`, and set the variables that it prints"
+    )
+
+
+def _has_terminal() -> bool:
+    with suppress(OSError, ValueError, AttributeError):
+        return sys.stdin.isatty() and sys.stderr.isatty()
+    return False
+
+
+class _Program(subprocess.Popen[bytes]):
+    """A credential_process, which reads nothing from standard input and is ended after a time."""
+
+    def __init__(self, command: list[str], **options: Any) -> None:
+        # In a group of its own its children can be ended, too; but then it cannot ask on a terminal.
+        group = None if _has_terminal() else 0
+        super().__init__(command, stdin=subprocess.DEVNULL, process_group=group, **options)
+        self._has_group = group is not None
+
+    def communicate(self, input: bytes | None = None, timeout: float | None = None) -> tuple[bytes, bytes]:  # noqa: A002
+        try:
+            out, err = super().communicate(input, timeout or _PROCESS_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._end()
+            raise CredentialsError(
+                f"credential_process did not end within {_PROCESS_TIMEOUT_S:g} s", may_pass=True, retry=True
+            ) from None
+        except BaseException:
+            self._end()
+            raise
+        if self.returncode:
+            last = (err.decode(errors="replace").strip().splitlines() or ["it printed no error"])[-1]
+            raise CredentialsError(
+                f"credential_process failed with exit code {self.returncode}: {_quote(last)}", retry=True
+            )
+        return out, err
+
+    def _end(self) -> None:
+        with suppress(ProcessLookupError):
+            if self._has_group:
+                os.killpg(self.pid, 9)
+            else:
+                self.kill()
+        for pipe in (self.stdout, self.stderr):
+            if pipe is not None:
+                pipe.close()
+        self.wait()
+
+
+def _explain(error: Exception, source: str, profile: str) -> CredentialsError:
+    """Return one sentence for an error of a provider. What a service answered with success is never quoted."""
+    verdict = judge(error)
+    may_pass, retry = verdict.may_pass, verdict.retry
+    if isinstance(error, CredentialsError):
+        reason = str(error)
+    elif isinstance(error, ClientError):
+        detail = error.response.get("Error", {})
+        said = _quote(str(detail.get("Message") or "")).rstrip(".")
+        reason = f"{error.operation_name} is refused with {detail.get('Code')}{said and f': {said}'}"
+    elif isinstance(error, SSOError | TokenRetrievalError):
+        reason = f"the sign-on has expired: run `aws sso login --profile {profile}`"
+    elif isinstance(error, CredentialRetrievalError | MetadataRetrievalError):
+        reason = _quote(str(error.kwargs.get("error_msg") or error))
+        # Of the container's service: no answer, or an error of its own.
+        may_pass = retry = any(words in reason for words in ("response 5", "response 429", "Received error"))
+    elif isinstance(error, BotoCoreError):
+        reason = _quote(verdict.reason)
+    elif isinstance(error, OSError):
+        # A program or a file that does not exist.
+        may_pass = retry = False
+        named = f"{error.filename}: " if error.filename else ""
+        reason = f"{named}{error.strerror or type(error).__name__}"
+    else:
+        reason, may_pass, retry = "the answer does not have the form of credentials", False, False
+    return CredentialsError(f"AWS credentials ({source}) cannot be loaded: {reason}", may_pass=may_pass, retry=retry)
+
+
+def _quote(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= _LONGEST_QUOTE else f"{text[:_LONGEST_QUOTE]}..."
