@@ -76,7 +76,7 @@ class Verdict(NamedTuple):
     code: str = ""
 
 
-class UnjudgedError(ObjectError):
+class UnjudgedError(StoreError):
     """The store refuses an object, and perhaps all: other objects must show which.
 
     Attributes:
@@ -91,10 +91,12 @@ class UnjudgedError(ObjectError):
 class _Row(NamedTuple):
     scope: Scope
     words: str = ""
+    """Shown if the store gives none, or in place of the store's: of certain rows, and of those with ``in_place``."""
     certain: bool = False
     may_pass: bool = False
     retry: bool = False
     slow_down: bool = False
+    in_place: bool = False
 
 
 def _passing(scope: Scope, words: str = "", *, slow_down: bool = False) -> _Row:
@@ -137,7 +139,7 @@ _CODES: dict[str, _Row] = {
     "AllAccessDenied": _Row(_CREDENTIALS),
     "Forbidden": _Row(_CREDENTIALS),
     "InvalidSecurity": _Row(_CREDENTIALS),
-    "SignatureDoesNotMatch": _Row(_CREDENTIALS, "the secret key is wrong"),
+    "SignatureDoesNotMatch": _Row(_CREDENTIALS, "the secret key is wrong", in_place=True),
     "InvalidStorageClass": _Row(_BUCKET),
     "InvalidEncryptionAlgorithmError": _Row(_BUCKET),
     "InvalidArgument": _Row(_BUCKET),
@@ -202,8 +204,7 @@ _KMS = _Row(_BUCKET)
 """Codes that start with ``KMS.``: the key of ``s3.kms_key_id``, or of the bucket."""
 
 _STATUSES: dict[int, _Row] = {
-    301: _REGION,
-    307: _passing(_BUCKET),
+    301: _Row(_BUCKET, "the bucket is in another region"),
     401: _Row(_CREDENTIALS, "the credentials are missing, or not valid there"),
     403: _Row(_CREDENTIALS, "no permission"),
     404: _Row(_BUCKET, "not found"),
@@ -255,12 +256,12 @@ def judge(error: BaseException) -> Verdict:
     """Judge the error of a request or of a call of the operating system."""
     if _is_certificate(error):
         return _certain(_LINK, error)
-    for kinds, verdict in _ERRORS:
-        if isinstance(error, kinds):
-            return verdict(error)
     # aiohttp is not imported for this: it is slow.
     if type(error).__module__.startswith("aiohttp"):
         return _link(error)
+    for kinds, verdict in _ERRORS:
+        if isinstance(error, kinds):
+            return verdict(error)
     return Verdict(_KEY, may_pass=False, certain=False, slow_down=False, reason=_words(error))
 
 
@@ -272,9 +273,9 @@ def judge_answer(status: int, code: str = "", message: str = "") -> Verdict:
     if row is not None and by_status.retry and not row.certain:
         # Some stores send 503 with any code.
         row = row._replace(may_pass=True, retry=True, slow_down=row.slow_down or by_status.slow_down)
-    said, words = _one_line(message), "" if row is None else row.words
-    told = f"{words} ({said})" if words and said else words or said or by_status.words or "the store gives no reason"
     name, row = code or f"status {status}", row or by_status
+    ours = row.words if row.certain or row.in_place else ""
+    told = ours or _one_line(message) or row.words or by_status.words or "the store gives no reason"
     return Verdict(row.scope, row.may_pass, row.certain, row.slow_down, f"refused with {name}: {told}", row.retry, name)
 
 
@@ -313,6 +314,8 @@ def _judge_credentials(error: CredentialsError) -> Verdict:
 
 
 def _judge_ours(error: AsyncMapsError) -> Verdict:
+    if isinstance(error, UnjudgedError):
+        return error.verdict
     every = isinstance(error, StoreError) and not isinstance(error, ObjectError)
     slow_down = isinstance(error, TransientError) and error.slow_down
     retry = isinstance(error, TransientError)

@@ -103,7 +103,10 @@ class Pipeline:
             async with create_task_group() as opening:
                 opening.start_soon(store.check)
                 workers = await stack.enter_async_context(started_workers(recipe, settings.worker_count, arena))
-            yield Stages(settings, store, arena, recipe, workers)
+            stages = Stages(settings, store, arena, recipe, workers)
+            stages.control.maps = lambda: len(self._tally.submitted)
+            stages.control.is_reading = lambda: bool(self._intake.feeders)
+            yield stages
 
     @property
     def is_open(self) -> bool:

@@ -45,12 +45,14 @@ class Intake:
         value_range: the value range of single maps; of runs and streams too if it is known.
         claims: which map has which overlay; None if no two names can have the same overlay.
         questions: what was asked about the layout of arrays.
+        feeders: the tasks that read sources.
     """
 
     def __init__(self, settings: Settings, lifecycle: Lifecycle, tally: Tally) -> None:
         self.value_range: ValueRange = settings.value_range
         self.claims: Claims | None = None
         self.questions = Questions()
+        self.feeders: set[asyncio.Task[None]] = set()
         self._settings = settings
         self._template = settings.key_template
         self._lifecycle = lifecycle
@@ -112,6 +114,8 @@ class Intake:
         self._lifecycle.callers[flow.end] = ""
         feeder = OrderlyTask(partial(self._feed, listing, flow, value_range))
         self._lifecycle.unfinished.add(feeder.task)
+        self.feeders.add(feeder.task)
+        feeder.task.add_done_callback(self.feeders.discard)
         try:
             while outcomes := await flow.collect():
                 yield outcomes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from async_maps.outcomes import Receipt
+from async_maps.outcomes import Failure, Receipt
 from async_maps.stages.meters import Statistics, Throughput
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Tally:
             self._uploaded_bytes += outcome.size
             self._transparent += outcome.statistics.transparent
             self._faint += outcome.statistics.faint
-        else:
+        elif isinstance(outcome, Failure):
             self._failed += 1
 
     def shed(self) -> float:

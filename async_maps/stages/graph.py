@@ -23,9 +23,11 @@ from async_maps.concurrency.streams import ByteBudget, send
 from async_maps.filesystems.filesystem import Filesystems, is_remote
 from async_maps.sources.isolation import DecoderProcess, IsolatedReaders
 from async_maps.stages.colorize import ColorizeStage
+from async_maps.stages.control import Control
 from async_maps.stages.encode import Encoding, encode_bitmap, encode_stage
 from async_maps.stages.fetch import fetch_stage
 from async_maps.stages.items import Bitmap, Job, Png
+from async_maps.stages.judge import Judge
 from async_maps.stages.meters import Meter, StageStatistics
 from async_maps.stages.rate_limiter import RateLimiter
 from async_maps.stages.reservation import Reservation
@@ -73,9 +75,9 @@ class Stages:
         self._reserving = 0
         self._life_maps: tuple[int, ...] = ()
         self._life_sent = 0
-        self.rate_limiter = RateLimiter(
-            settings.concurrency, max_attempts=settings.s3.max_attempts, give_up_s=settings.s3.give_up_s
-        )
+        self.rate_limiter = RateLimiter(settings.concurrency)
+        self.judge = Judge(max_attempts=settings.s3.max_attempts, give_up_s=settings.s3.give_up_s)
+        self.control = Control(store, self.judge, self.rate_limiter)
 
     async def run(self, running: asyncio.Event) -> None:
         """Run the stages until :meth:`close` was called and the last job is done; set ``running`` when they run."""
@@ -90,7 +92,7 @@ class Stages:
         )
         table = None if recipe.png == "gray" else recipe.table
         encoding = Encoding(partial(encode_bitmap, table=table, level=settings.png_level), template.needs_digest)
-        uploading = Uploading(self.store, template, self.rate_limiter, settings.if_exists)
+        uploading = Uploading(self.store, template, self.rate_limiter, self.judge, self.control, settings.if_exists)
         fetchers, encoders = CapacityLimiter(settings.prefetch), CapacityLimiter(self._encoding.workers)
         # Entered first, so closed last: the streams of jobs must stay open until the stages have ended.
         with (

@@ -1,4 +1,4 @@
-"""Retries and rate of the uploads: how many run concurrently, how long to wait for a retry, when a store is down.
+"""The rate of the uploads: how many run concurrently, and how long to wait for a retry.
 
 It applies to all uploads of a pipeline; the stores themselves never retry. Runs on the event loop.
 """
@@ -11,7 +11,6 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from async_maps.concurrency.streams import WaitingLine
-from async_maps.errors import ObjectError, StoreError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -27,31 +26,25 @@ class RateLimiter:
     When the store asks for fewer requests, the limit is halved; then it grows by one per round of uploads (Chiu and
     Jain, "Analysis of the increase and decrease algorithms for congestion avoidance", 1989).
 
-    An object fails after ``max_attempts`` if the store accepts others. The store counts as down when all attempts
-    failed for ``give_up_s`` seconds. ``share`` returns the random share of a wait, 0 to 1.
+    ``share`` returns the random share of a wait, 0 to 1.
     """
 
     def __init__(
         self,
         concurrency: int,
         *,
-        max_attempts: int,
-        give_up_s: float,
         clock: Callable[[], float] = monotonic,
         share: Callable[[], float] = random.random,
     ) -> None:
         self.retries = 0
         self.retry_reason = ""
         self._concurrency = concurrency
-        self._max_attempts = max_attempts
-        self._give_up_s = give_up_s
         self._clock = clock
         self._share = share
         self._limit = float(concurrency)
         self._under_way = 0
         self._line: WaitingLine[bool] = WaitingLine(self._enter, self._leave)
-        self._slowed_at = self._taken_at = -1.0
-        self._failing_since: float | None = None
+        self._slowed_at = -1.0
 
     @property
     def limit(self) -> int:
@@ -69,38 +62,19 @@ class RateLimiter:
 
     def taken(self) -> None:
         """Record that the store accepted an object."""
-        self._taken_at, self._failing_since = self._clock(), None
         if self._limit < self._concurrency:
             self._limit = min(self._limit + 1 / self._limit, self._concurrency)
             self._line.serve()
 
-    def failed(self, error: TransientError, attempts: int, began_at: float, tried_at: float) -> float:
+    def failed(self, error: TransientError, attempts: int, tried_at: float) -> float:
         """Record a failed attempt that can be retried, and return the seconds to wait for the retry.
 
         The wait is a random share of an interval that doubles with each attempt ("full jitter"), so that uploads that
-        failed together are not retried together. ``began_at`` is the time of the first of the object's ``attempts``,
-        ``tried_at`` that of the last.
-
-        Raises:
-            ObjectError: all attempts for this object failed while the store accepted others.
-            StoreError: the store has accepted nothing for ``give_up_s``, or nothing at all in ``max_attempts``.
+        failed together are not retried together. ``tried_at`` is the time of the last of the object's ``attempts``.
         """
-        now = self._clock()
-        if self._failing_since is None:
-            self._failing_since = now
         if error.slow_down and tried_at > self._slowed_at:
             # Uploads that started before the limit was reduced say nothing about the new limit.
-            self._limit, self._slowed_at = max(1.0, self._limit / 2), now
-        silent_s = now - self._failing_since
-        never = self._taken_at < 0
-        if silent_s >= self._give_up_s or (never and attempts >= self._max_attempts):
-            since = f"in {attempts} attempts" if never else f"for {silent_s:.0f} s"
-            raise StoreError(
-                f"the store has accepted nothing {since}: {error}; run the same command again when the store is back",
-                may_pass=True,
-            )
-        if attempts >= self._max_attempts and self._taken_at > began_at:
-            raise ObjectError(f"{error} (after {attempts} attempts)")
+            self._limit, self._slowed_at = max(1.0, self._limit / 2), self._clock()
         self.retries += 1
         self.retry_reason = str(error)
         return self._share() * min(_FIRST_WAIT_S * 2.0**attempts, _LONGEST_WAIT_S)

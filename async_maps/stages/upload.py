@@ -5,20 +5,25 @@ from __future__ import annotations
 import asyncio
 import logging
 from datetime import UTC, datetime
-from itertools import count
-from time import monotonic, perf_counter
+from time import perf_counter
 from typing import TYPE_CHECKING, NamedTuple
 
 from async_maps.concurrency.streams import receive
 from async_maps.errors import ExistsError, ObjectError, StoreError, TransientError
+from async_maps.filesystems.blame import UnjudgedError
+from async_maps.filesystems.blame import judge as judge_error
 from async_maps.outcomes import Receipt
+from async_maps.stages.control import down
+from async_maps.stages.judge import Case, Ruling
 
 if TYPE_CHECKING:
     from anyio.streams.memory import MemoryObjectReceiveStream
 
     from async_maps.keys import KeyTemplate
     from async_maps.settings import IfExists
+    from async_maps.stages.control import Control
     from async_maps.stages.items import Png
+    from async_maps.stages.judge import Judge
     from async_maps.stages.meters import Meter
     from async_maps.stages.rate_limiter import RateLimiter
     from async_maps.stores import AddressedStore
@@ -32,6 +37,8 @@ class Uploading(NamedTuple):
     store: AddressedStore
     template: KeyTemplate
     rate_limiter: RateLimiter
+    judge: Judge
+    control: Control
     if_exists: IfExists
 
 
@@ -85,24 +92,48 @@ async def _upload(png: Png, uploading: Uploading) -> Receipt:
 
 
 async def _put(key: str, data: bytes, uploading: Uploading, *, maybe_ours: bool) -> str | None:
-    rate_limiter, began_at = uploading.rate_limiter, monotonic()
-    for attempts in count(1):
-        async with rate_limiter.turn():
-            tried_at = monotonic()
+    judge, control, case = uploading.judge, uploading.control, Case()
+    try:
+        while True:
+            await control.make_way(key)
             try:
-                etag = await uploading.store.put(key, data)
-                rate_limiter.taken()
-                return etag
-            except TransientError as error:
-                wait_s = rate_limiter.failed(error, attempts, began_at, tried_at)
-                _logger.debug(
-                    "%s: attempt %d failed, the next follows in %.1f s: %s", key, attempts, wait_s, str(error)
-                )
+                async with uploading.rate_limiter.turn():
+                    judge.begin(case)
+                    etag = await uploading.store.put(key, data)
             except ExistsError as error:
                 # An earlier attempt of this or another run with the manifest may have stored the object.
-                if not error.same or (uploading.if_exists == "error" and attempts == 1 and not maybe_ours):
+                if not error.same or (uploading.if_exists == "error" and case.attempts == 1 and not maybe_ours):
+                    judge.accepted(case)
                     raise
-                rate_limiter.taken()
-                return error.etag
-        await asyncio.sleep(wait_s)
-    raise AssertionError  # count() does not end
+                etag = error.etag
+            except TransientError as error:
+                await asyncio.sleep(await _failed(key, error, case, uploading))
+                if judge.needs_control(case):
+                    await control.ask(case)
+                continue
+            except UnjudgedError as error:
+                judge.refused(case, error.verdict)
+                await control.hear(case, error)
+                continue
+            judge.accepted(case)
+            uploading.rate_limiter.taken()
+            control.keep(key, data)
+            return etag
+    finally:
+        judge.close(case)
+
+
+async def _failed(key: str, error: TransientError, case: Case, uploading: Uploading) -> float:
+    """Record a failure, and return the seconds to wait for the next attempt, unless there is to be none."""
+    ruling = uploading.judge.failed(case, judge_error(error))
+    if ruling is Ruling.BLAME:
+        raise ObjectError(f"{error} (after {case.attempts} attempts)") from error
+    if ruling is Ruling.DOWN:
+        never = f"in {case.attempts} attempts"
+        since = f"for {uploading.judge.failing_s:.0f} s" if uploading.judge.has_accepted else never
+        raise down(error, since) from error
+    if ruling is Ruling.ALONE:
+        raise await uploading.control.alone(error, case.attempts) from error
+    wait_s = uploading.rate_limiter.failed(error, case.attempts, case.began_at)
+    _logger.debug("%s: attempt %d failed, the next follows in %.1f s: %s", key, case.attempts, wait_s, str(error))
+    return wait_s

@@ -15,28 +15,12 @@ from urllib.parse import quote, urlencode
 
 from aiohttp import ClientError as AiohttpError
 from botocore.exceptions import BotoCoreError, ClientError
+from botocore.parsers import ResponseParserError
 from isal import isal_zlib
 
-from async_maps.errors import (
-    ExistsError,
-    InputValidationError,
-    ObjectError,
-    SettingsError,
-    StoreError,
-    TransientError,
-)
-from async_maps.filesystems.aws import (
-    SLOW_DOWN_STATUSES,
-    STORE_CODES,
-    TRANSIENT_CODES,
-    TRANSIENT_STATUSES,
-    client_options,
-    is_temporary,
-    pay_for_requests,
-    refusal,
-    unreachable,
-)
-from async_maps.filesystems.credentials import CredentialsError
+from async_maps.errors import ExistsError, InputValidationError, SettingsError, StoreError, TransientError
+from async_maps.filesystems.aws import client_options, pay_for_requests
+from async_maps.filesystems.blame import answer_details, judge, judge_answer, store_error
 from async_maps.filesystems.endpoints import bucket_identity
 from async_maps.filesystems.locators import S3Address, parse_s3_address
 from async_maps.filesystems.sessions import AsyncSession
@@ -53,7 +37,7 @@ if TYPE_CHECKING:
     from async_maps.settings import S3Settings, Settings
 
 
-NO_ANSWER = (BotoCoreError, AiohttpError, OSError, TimeoutError)
+NO_ANSWER = (BotoCoreError, ResponseParserError, AiohttpError, OSError)
 """The errors of a request that got no HTTP answer."""
 _CHECK_WAITS_S = (0.2, 0.8)
 _MD5 = re.compile("[0-9a-f]{32}")
@@ -117,7 +101,6 @@ class S3Store:
         self._credentials = credentials
         self._bucket = bucket
         self._headers = headers
-        self._accepted_one = False
         self.prefix = prefix
         self.destination = f"s3://{bucket}/{prefix}" if prefix else f"s3://{bucket}"
         self.identity = bucket_identity(self.destination, client.meta.endpoint_url)
@@ -140,47 +123,36 @@ class S3Store:
             try:
                 await self._client.head_bucket(Bucket=self._bucket)
             except ClientError as error:
-                status = error.response["ResponseMetadata"]["HTTPStatusCode"]
-                if status == 404:
+                if error.response["ResponseMetadata"]["HTTPStatusCode"] == 404:
                     raise StoreError(f"{self.destination}: the bucket does not exist") from error
-                if status not in TRANSIENT_STATUSES:
+                # An answer to HEAD has no code, so no refusal is certain, but for that of another service.
+                verdict = judge(error)
+                if not (verdict.retry or verdict.certain):
                     return
-                if wait_s is None:
-                    raise StoreError(f"{self.destination}: {refusal(error)[2]}", may_pass=True) from error
             except NO_ANSWER as error:
-                may_pass = is_temporary(error)
-                if wait_s is None or (isinstance(error, CredentialsError) and not error.retry):
-                    raise StoreError(f"{self.destination}: {unreachable(error)}", may_pass=may_pass) from error
+                verdict = judge(error)
             else:
                 return
+            if wait_s is None or not verdict.retry:
+                raise StoreError(f"{self.destination}: {verdict.reason}", may_pass=verdict.may_pass)
             await asyncio.sleep(wait_s)
 
     async def put(self, key: str, data: bytes) -> str:
         """Store the object by one PutObject. The server checks the CRC32, and this checks the answer.
 
-        A 401 or 403 before the first accepted object counts as a refusal of all objects. An answer that does not prove
-        that the store has these bytes raises a TransientError.
+        An answer that does not prove that the store has these bytes raises a TransientError; a refusal that may concern
+        all objects an UnjudgedError.
         """
         checksum = crc32(data)
         try:
             headers = await self._put(key, data, checksum)
         except ClientError as error:
-            code, status, reason = refusal(error)
-            if status == 412:
+            if error.response["ResponseMetadata"]["HTTPStatusCode"] == 412:
                 raise await self._exists(key, data) from error
-            if status in TRANSIENT_STATUSES or code in TRANSIENT_CODES:
-                raise self._transient(reason, status) from error
-            lasting = code in STORE_CODES or (not self._accepted_one and status in {401, 403})
-            raise (StoreError if lasting else ObjectError)(f"{self.destination}: {reason}") from error
-        except CredentialsError as error:
-            if error.retry:
-                raise self._transient(str(error)) from error
-            raise StoreError(f"{self.destination}: {error}", may_pass=error.may_pass) from error
+            raise store_error(self.destination, judge(error)) from error
         except NO_ANSWER as error:
-            raise self._transient(unreachable(error)) from error
-        etag = self._proof(headers, data, checksum)
-        self._accepted_one = True
-        return etag
+            raise store_error(self.destination, judge(error)) from error
+        return self._proof(headers, data, checksum)
 
     async def _put(self, key: str, data: bytes, checksum: str) -> Mapping[str, str]:
         """Return the headers of an answer with status 200."""
@@ -191,10 +163,9 @@ class S3Store:
                     return answer.headers
                 if answer.status == 412:
                     raise await self._exists(key, data)
-                if answer.status in TRANSIENT_STATUSES:
-                    code = re.search(rb"<Code>(\w+)</Code>", answer.body)
-                    name = code[1].decode() if code else f"status {answer.status}"
-                    raise self._transient(f"refused with {name}", answer.status)
+                verdict = judge_answer(answer.status, *answer_details(answer.body))
+                if verdict.retry and answer.status >= 400:
+                    raise store_error(self.destination, verdict)
         done = await self._client.put_object(
             Bucket=self._bucket, Key=key, Body=data, ChecksumCRC32=checksum, **self._headers
         )
@@ -203,8 +174,8 @@ class S3Store:
         found: Mapping[str, str] = done["ResponseMetadata"]["HTTPHeaders"]
         return found
 
-    def _transient(self, reason: str, status: int = 0) -> TransientError:
-        return TransientError(f"{self.destination}: {reason}", slow_down=status in SLOW_DOWN_STATUSES)
+    def _transient(self, reason: str) -> TransientError:
+        return TransientError(f"{self.destination}: {reason}")
 
     def _proof(self, headers: Mapping[str, str], data: bytes, checksum: str) -> str:
         """Return the ETag of an answer, after checking that it proves that the store has these bytes.

@@ -6,7 +6,7 @@ import ssl
 from typing import Any
 
 import pytest
-from aiohttp import ServerDisconnectedError
+from aiohttp import ClientOSError, ServerDisconnectedError
 from botocore.exceptions import (
     ClientError,
     EndpointConnectionError,
@@ -96,6 +96,7 @@ def test_an_answer_is_judged_by_its_code_and_its_status(
         (ssl.SSLCertVerificationError("self-signed"), Scope.LINK, CERTAIN, False),
         (ResponseParserError("garbage"), Scope.LINK, RETRIED, True),
         (ServerDisconnectedError(), Scope.LINK, RETRIED, True),
+        (ClientOSError(errno.ECONNRESET, "reset"), Scope.LINK, RETRIED, True),
         (socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution"), Scope.LINK, RETRIED, True),
         (ConnectionResetError(errno.ECONNRESET, "reset"), Scope.LINK, RETRIED, True),
         (OSError(errno.EHOSTUNREACH, "no route"), Scope.LINK, RETRIED, True),
@@ -135,7 +136,7 @@ def test_an_answer_without_a_message_is_a_sentence(code: str | None, message: st
 
 def test_the_words_of_the_store_are_shown_in_one_line() -> None:
     reason = judge(refused("QuotaExceeded", 403, "Bucket\r\n\x1b[31m quota exceeded.")).reason
-    assert reason == "refused with QuotaExceeded: the quota is used up (Bucket [31m quota exceeded)"
+    assert reason == "refused with QuotaExceeded: Bucket [31m quota exceeded"
     assert len(judge(refused("Odd", 400, "x" * 10_000)).reason) < 400
 
 

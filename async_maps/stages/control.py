@@ -1,0 +1,147 @@
+"""Finds out whether the store refuses one object or all, with requests for objects that it has accepted before.
+
+Runs on the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from async_maps.errors import ExistsError, ObjectError, StoreError, TransientError
+from async_maps.filesystems.blame import UnjudgedError, judge
+from async_maps.stages.judge import Case, Ruling
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from async_maps.stages.judge import Judge
+    from async_maps.stages.rate_limiter import RateLimiter
+    from async_maps.stores import AddressedStore
+
+_SMALL = 64 * 2**10
+"""A PNG up to this size replaces the one that is kept; a larger one only if it is not larger."""
+_LOOK_S, _AGAIN_S = 0.05, 1.0
+_PATIENCE_S = 5.0
+"""The longest wait for a source that has no map in the pipeline."""
+
+
+class Control:
+    """Puts the object that the store accepted last again, where no other object shows whether the store is down.
+
+    Attributes:
+        maps: returns the number of maps that have no outcome yet.
+        is_reading: returns whether a source is still being read.
+    """
+
+    def __init__(self, store: AddressedStore, judge: Judge, rate_limiter: RateLimiter) -> None:
+        self.maps: Callable[[], int] = lambda: 0
+        self.is_reading: Callable[[], bool] = lambda: False
+        self._store = store
+        self._judge = judge
+        self._rate_limiter = rate_limiter
+        self._newest: tuple[str, bytes] | None = None
+        self._asking = asyncio.Lock()
+        self._asked_key = ""
+        self._refused: StoreError | None = None
+        self._refused_at = -1.0
+
+    def keep(self, key: str, data: bytes) -> None:
+        """Keep an object that the store has accepted."""
+        if self._newest is None or len(data) <= max(_SMALL, len(self._newest[1])):
+            self._newest = key, data
+
+    async def make_way(self, key: str) -> None:
+        """Do not put the object with this key again: other bytes are about to be put there."""
+        if self._newest is not None and self._newest[0] == key:
+            self._newest = None
+        if self._asked_key == key:
+            async with self._asking:
+                pass
+
+    async def ask(self, case: Case) -> bool:
+        """Put the kept object again, unless there was an answer since the case's last attempt.
+
+        Returns:
+            False if there is no such object.
+
+        Raises:
+            StoreError: the store refuses it.
+        """
+        async with self._asking:
+            if self._refused is not None and self._refused_at >= case.ended_at:
+                raise self._refused
+            if self._newest is None or self._judge.has_passed_since(case):
+                return self._newest is not None
+            control = Case()
+            self._asked_key, data = self._newest
+            try:
+                async with self._rate_limiter.turn():
+                    await self._put(control, data)
+            except TransientError as error:
+                self._judge.failed(control, judge(error))
+            except ObjectError:
+                # This object cannot be replaced: it is locked, for instance.
+                self._newest = None
+                return False
+            except StoreError as error:
+                self._refused, self._refused_at = _of_all(error), control.began_at
+                raise self._refused from error
+            else:
+                self._refused = None
+            finally:
+                self._asked_key = ""
+                self._judge.close(control)
+        return True
+
+    async def _put(self, control: Case, data: bytes) -> None:
+        self._judge.begin(control)
+        with suppress(ExistsError):
+            await self._store.put(self._asked_key, data)
+        self._judge.accepted(control)
+
+    async def hear(self, case: Case, error: UnjudgedError) -> None:
+        """Hold a refused object back until there is evidence; return if it is to be tried again.
+
+        Raises:
+            ObjectError: the object is to blame.
+            StoreError: all objects are refused, or nothing shows whether they are.
+        """
+        waited_s = 0.0
+        while (ruling := self._judge.rule(case)) is not Ruling.RETRY:
+            if ruling is Ruling.BLAME:
+                raise ObjectError(str(error)) from error
+            if ruling is Ruling.DOWN:
+                raise down(error, f"for {self._judge.failing_s:.0f} s")
+            pause_s = _LOOK_S
+            if ruling is Ruling.CONTROL:
+                if await self.ask(case):
+                    pause_s = 0.0 if self._judge.has_passed_since(case) else _AGAIN_S
+                elif self._judge.are_all_refused(case):
+                    raise _of_all(error) from error
+                elif self.maps() <= self._judge.objects and (not self.is_reading() or waited_s >= _PATIENCE_S):
+                    await self._store.check()
+                    raise _of_all(error) from error
+            await asyncio.sleep(pause_s)
+            waited_s += pause_s
+
+    async def alone(self, error: TransientError, attempts: int) -> StoreError:
+        """Return the error of a store that has accepted nothing at all, after asking for its bucket."""
+        try:
+            await self._store.check()
+        except StoreError as unchecked:
+            return unchecked
+        return down(error, f"in {attempts} attempts")
+
+
+def down(error: StoreError, since: str) -> StoreError:
+    """Return the error of a store that is down."""
+    return StoreError(
+        f"the store has accepted nothing {since}: {error}; run the same command again when the store is back",
+        may_pass=True,
+    )
+
+
+def _of_all(error: StoreError) -> StoreError:
+    return StoreError(str(error), may_pass=error.may_pass)
