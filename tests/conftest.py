@@ -27,7 +27,12 @@ if TYPE_CHECKING:
 __all__ = ["leaves_nothing", "pipe_of_libuv"]
 
 _numbers = itertools.count(1)
-_ONLY_FAST = "fast and not slow and not long"
+_QUICK = {
+    "fast": "fast and not runs and not slow and not long",
+    "runs": "runs and not slow and not long",
+    "fast or runs": "(fast or runs) and not slow and not long",
+}
+"""The choices of tests without a server. The others are not even imported."""
 _LONG = "long or hypothesis"
 """Hypothesis marks the tests that it decorates."""
 
@@ -40,9 +45,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """In a fast run, leave out slow tests of fast files; in a long run, add all tests with generated examples."""
-    if config.option.markexpr in {"fast", _ONLY_FAST}:
-        config.option.markexpr = _ONLY_FAST
+    """In a fast run, leave out other tests of fast files; in a long run, add all tests with generated examples."""
+    config.option.markexpr = _QUICK.get(config.option.markexpr, config.option.markexpr)
+    if config.option.markexpr in _QUICK.values():
         properties.share = 0.1
         # A full collection takes 0.2 s, because the heap has the modules of all tests.
         gc.set_threshold(700, 10, 100)
@@ -53,9 +58,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """With ``-m fast``, do not import files without fast tests."""
-    if config.option.markexpr != _ONLY_FAST or not collection_path.name.startswith("test_"):
+    if config.option.markexpr not in _QUICK.values() or not collection_path.name.startswith("test_"):
         return None
-    return "pytest.mark.fast" not in collection_path.read_text(encoding="utf-8") or None
+    words = config.option.markexpr.replace("not runs", "")
+    marks = [f"pytest.mark.{name}" for name in ("fast", "runs") if name in words]
+    text = collection_path.read_text(encoding="utf-8")
+    return not any(mark in text for mark in marks) or None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -105,7 +113,7 @@ def s3_server(
     from async_maps.demo import seaweed
     from tests.support import moto_server
 
-    assert request.config.option.markexpr != _ONLY_FAST, "a fast test asks for the server: move it to another file"
+    assert request.config.option.markexpr not in _QUICK.values(), "a test without a server asks for one: unmark it"
     serve = moto_server.serve if request.config.option.s3_server == "moto" else seaweed.serve
     with serve(tmp_path_factory.mktemp("s3")) as server:
         yield server

@@ -48,6 +48,7 @@ async def test_stream_works_inside_a_coroutine() -> None:
     assert [outcome.name for outcome in outcomes] == [name for name, _ in MAPS]
 
 
+@pytest.mark.runs
 async def test_verify_and_repair_work_inside_a_coroutine(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", MAPS[0][1])
     manifest = tmp_path / "m.sqlite"
@@ -132,6 +133,7 @@ def test_an_error_of_the_callback_ends_the_run() -> None:
         am.run(maps(), store, settings=THREADS, on_progress=fail)
 
 
+@pytest.mark.runs
 def test_an_error_that_ends_a_run_has_its_report() -> None:
     bad = [(f"bad-{n}", np.zeros((2, 2, 2))) for n in range(3)]
     with pytest.raises(am.TooManyFailuresError) as raised:
@@ -187,6 +189,7 @@ async def test_select_accepts_only_its_three_values(select: Any) -> None:
 # Threads -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.runs
 def test_six_threads_can_run_at_the_same_time() -> None:
     together = threading.Barrier(6)
 

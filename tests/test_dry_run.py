@@ -18,7 +18,7 @@ from tests.support.commands import invoke
 from tests.support.entries import STACK, save_tar
 from tests.support.maps import MAP, npy, random_map
 
-pytestmark = pytest.mark.fast
+pytestmark = pytest.mark.runs
 
 THREADS = am.Settings(workers=0)
 BAD_VALUES = np.full((3, 4), 7.0)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-pytestmark = pytest.mark.fast
+pytestmark = pytest.mark.runs
 
 S3 = "s3://bucket/maps"
 

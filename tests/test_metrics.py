@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from prometheus_client.core import Metric
 
-pytestmark = [pytest.mark.fast, pytest.mark.usefixtures(leaves_nothing.__name__)]
+pytestmark = [pytest.mark.runs, pytest.mark.usefixtures(leaves_nothing.__name__)]
 
 
 def scraped(pipelines: Mapping[str, am.Pipeline]) -> str:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from async_maps.render.quantize import Invalid
 
-pytestmark = pytest.mark.fast
+pytestmark = pytest.mark.runs
 
 LOCAL: dict[str, Any] = {"workers": 0}
 

@@ -92,7 +92,7 @@ def test_wrong_use_exits_with_2_and_one_message(
     assert said in only_error(capsys.readouterr())
 
 
-@pytest.mark.fast
+@pytest.mark.runs
 def test_flags_override_the_environment_and_that_the_file(
     maps: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -123,7 +123,7 @@ def test_flags_override_the_environment_and_that_the_file(
     capsys.readouterr()
 
 
-@pytest.mark.fast
+@pytest.mark.runs
 def test_a_dry_run_counts_and_writes_nothing(maps: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for i in range(12):
         np.save(maps / f"{i}.npy", random_map(i))
@@ -137,7 +137,7 @@ def test_a_dry_run_counts_and_writes_nothing(maps: Path, capsys: pytest.CaptureF
     assert json.loads(Path("r.json").read_text())["planned"] == 12
 
 
-@pytest.mark.fast
+@pytest.mark.runs
 def test_retry_failed_and_overwrite_select_maps(maps: Path, capsys: pytest.CaptureFixture[str]) -> None:
     np.save(maps / "good.npy", random_map(1))
     np.save(maps / "bad.npy", np.full((3, 3), 7.0))
@@ -151,7 +151,7 @@ def test_retry_failed_and_overwrite_select_maps(maps: Path, capsys: pytest.Captu
     assert "3 uploaded, 0 skipped, 0 failed" in capsys.readouterr().out
 
 
-@pytest.mark.fast
+@pytest.mark.runs
 def test_failures_are_listed_by_reason_with_the_command_that_lists_all(
     maps: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -189,7 +189,7 @@ def test_failures_are_listed_by_reason_with_the_command_that_lists_all(
     assert [group["count"] for group in events[-1]["report"]["failure_groups"]] == [2, 4, 1]
 
 
-@pytest.mark.fast
+@pytest.mark.runs
 def test_many_reasons_are_listed_in_part(maps: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report = am.Report()
     for word in ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"):
@@ -204,7 +204,7 @@ def test_many_reasons_are_listed_in_part(maps: Path, capsys: pytest.CaptureFixtu
     assert len(said) == 10 * 3 + 2
 
 
-@pytest.mark.fast
+@pytest.mark.runs
 def test_export_writes_the_locators(maps: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for i in range(5):
         np.save(maps / f"{i}.npy", random_map(i))
@@ -219,7 +219,7 @@ def test_export_writes_the_locators(maps: Path, capsys: pytest.CaptureFixture[st
     assert [json.loads(line)["status"] for line in Path("all.jsonl").read_text().splitlines()].count("failed") == 1
 
 
-@pytest.mark.fast
+@pytest.mark.runs
 @pytest.mark.parametrize("kind", ["log", "json", "bar", "auto"])
 def test_progress_and_the_slowest_stage_are_printed(kind: str, maps: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for i in range(30):
@@ -238,7 +238,7 @@ def test_progress_and_the_slowest_stage_are_printed(kind: str, maps: Path, capsy
     assert "\r" not in out + err
 
 
-@pytest.mark.fast
+@pytest.mark.runs
 def test_failures_without_a_name_are_retried(maps: Path, capsys: pytest.CaptureFixture[str]) -> None:
     np.save(maps / "good.npy", random_map(1))
     (maps / "link.npy").symlink_to(maps / "target")
@@ -257,7 +257,7 @@ def test_failures_without_a_name_are_retried(maps: Path, capsys: pytest.CaptureF
         assert manifest.counts() == {"done": 3}
 
 
-@pytest.mark.fast
+@pytest.mark.runs
 def test_a_variable_of_the_environment_cannot_overwrite(maps: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.save(maps / "a.npy", random_map(1))
     assert invoke("run", maps, "out", "--progress", "none", "--workers", 0) == 0

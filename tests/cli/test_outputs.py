@@ -20,7 +20,7 @@ from tests.support.manifests import make_map, receipt_for, write_run
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-pytestmark = [pytest.mark.fast, pytest.mark.usefixtures(leaves_nothing.__name__)]
+pytestmark = [pytest.mark.runs, pytest.mark.usefixtures(leaves_nothing.__name__)]
 
 RUN = ("run", "maps.npy", "out", "--manifest", "m.sqlite", "--config", "c.toml", "--dry-run")
 FRESH = ("run", "maps.npy", "out", "--manifest", "new.sqlite", "--dry-run")

@@ -37,6 +37,7 @@ def test_the_loop_is_asyncio_without_uvloop(monkeypatch: pytest.MonkeyPatch) -> 
     assert loop.is_closed()
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("standard", [0, 1, 2])
 def test_uvloop_is_not_used_when_a_standard_file_is_closed(standard: int, tmp_path: Path) -> None:
     program = (

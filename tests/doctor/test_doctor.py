@@ -154,6 +154,7 @@ def test_a_store_that_fails_under_load_is_a_warning(error: StoreError, advice: s
     assert advice in finding.advice
 
 
+@pytest.mark.runs
 def test_a_folder_is_checked_and_left_unchanged(tmp_path: Path, ask: Any) -> None:
     code, found = ask(tmp_path / "none" / "yet", "--files.fsync")
     assert (code, levels(found)) == (0, {"kolena": "warning"})
@@ -167,6 +168,7 @@ def refuse_links(*_: object) -> None:
     raise PermissionError(errno.EPERM, "Operation not permitted")
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize(
     ("call", "instead", "check", "said"),
     [
@@ -185,6 +187,7 @@ def test_a_folder_without_posix_semantics_is_a_warning(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.runs
 def test_missing_hard_links_are_a_failure_with_if_exists_skip(
     tmp_path: Path, ask: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -193,6 +196,7 @@ def test_missing_hard_links_are_a_failure_with_if_exists_skip(
     assert (code, found["create only"].level) == (1, "failure")
 
 
+@pytest.mark.runs
 def test_a_folder_with_little_space_is_a_warning(tmp_path: Path, ask: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     disk = os.statvfs(tmp_path)
 
@@ -205,6 +209,7 @@ def test_a_folder_with_little_space_is_a_warning(tmp_path: Path, ask: Any, monke
     assert "about 0 overlays" in found["space"].text
 
 
+@pytest.mark.runs
 def test_a_folder_that_cannot_be_written_is_a_failure(unprivileged: Path, ask: Any) -> None:
     closed = unprivileged / "closed"
     closed.mkdir(mode=0o555)
@@ -217,6 +222,7 @@ def test_a_folder_that_cannot_be_written_is_a_failure(unprivileged: Path, ask: A
     assert f"no permission for {closed}" in found["write"].text
 
 
+@pytest.mark.runs
 def test_the_command_prints_lines_and_a_total(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert invoke("doctor", tmp_path) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -238,6 +244,7 @@ def test_a_terminal_gets_columns_and_an_unbroken_command() -> None:
     assert "do this:" in table[-1]
 
 
+@pytest.mark.runs
 def test_help_names_the_options_and_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     assert invoke("doctor", "--help") == 0
     text = " ".join(capsys.readouterr().out.split())

@@ -42,6 +42,7 @@ def nested(maps: Path) -> Path:
     return maps
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize(
     ("template", "expected"),
     [
@@ -60,6 +61,7 @@ def test_keys_follow_the_template(nested: Path, tmp_path: Path, template: str, e
     assert sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()) == expected
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("template", ["{digest}.png", "{name}.{digest:.16}.png"])
 def test_a_digest_key_changes_with_the_png(nested: Path, tmp_path: Path, template: str) -> None:
     out, manifest = tmp_path / "out", tmp_path / "m.sqlite"
@@ -83,6 +85,7 @@ def test_equal_maps_share_the_object_of_their_digest(maps: Path, tmp_path: Path)
     assert len(keys(tmp_path / "out")) == 1
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("with_manifest", [True, False])
 def test_a_second_map_with_the_same_key_fails(nested: Path, tmp_path: Path, with_manifest: bool) -> None:
     out = tmp_path / "out"
@@ -100,6 +103,7 @@ def test_a_second_map_with_the_same_key_fails(nested: Path, tmp_path: Path, with
     assert (out / "2.png").read_bytes() == (alone / "2.png").read_bytes()
 
 
+@pytest.mark.runs
 def test_an_earlier_runs_overlay_is_not_overwritten_by_another_map(maps: Path, tmp_path: Path) -> None:
     out, manifest = tmp_path / "out", tmp_path / "m.sqlite"
     settings = am.Settings(key="{stem}.png", **LOCAL)
@@ -119,6 +123,7 @@ def test_an_earlier_runs_overlay_is_not_overwritten_by_another_map(maps: Path, t
         assert [row[0] for row in opened.rows()] == ["b/1"]
 
 
+@pytest.mark.runs
 async def test_indexes_may_change_with_select_all(maps: Path, tmp_path: Path) -> None:
     out, manifest = tmp_path / "out", tmp_path / "m.sqlite"
     settings = am.Settings(key="{index:03}.png", **LOCAL)

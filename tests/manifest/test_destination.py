@@ -18,7 +18,7 @@ from tests.support.overlays import upload_overlays
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = [pytest.mark.fast, pytest.mark.usefixtures(leaves_nothing.__name__)]
+pytestmark = [pytest.mark.runs, pytest.mark.usefixtures(leaves_nothing.__name__)]
 
 
 @pytest.fixture

@@ -416,6 +416,7 @@ def test_a_reader_sees_one_snapshot_while_a_run_writes(path: Path) -> None:
                 reader.write([receipt_for(make_map("c"))], SETTINGS)
 
 
+@pytest.mark.runs
 def test_a_run_killed_inside_a_transaction_leaves_the_old_rows(path: Path) -> None:
     program = (
         "import os, sys\n"

@@ -13,7 +13,7 @@ from tests.support.maps import MAP
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = pytest.mark.fast
+pytestmark = pytest.mark.runs
 
 
 def test_a_source_that_is_in_the_manifest_under_other_names_is_noticed(

@@ -17,7 +17,7 @@ from tests.support.maps import MAP
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = pytest.mark.fast
+pytestmark = pytest.mark.runs
 
 
 def create(maps: Path, tmp_path: Path, manifest: str = "m.sqlite", **settings: Any) -> am.Report:

@@ -192,6 +192,7 @@ def test_a_run_closes_its_manifest_to_one_file_beside_short_readers(tmp_path: Pa
 # Runs -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.runs
 async def test_a_run_is_sampled_from_its_start_to_its_end(tmp_path: Path) -> None:
     store, path = SlowStore(), tmp_path / "m.sqlite"
     async with am.Pipeline(store, settings=THREADS) as pipeline:
@@ -207,6 +208,7 @@ async def test_a_run_is_sampled_from_its_start_to_its_end(tmp_path: Path) -> Non
     assert after.writer is None
 
 
+@pytest.mark.runs
 async def test_the_end_of_a_run_names_its_error(tmp_path: Path) -> None:
     path = tmp_path / "m.sqlite"
     maps = [(f"{i}", random_map(i)) for i in range(50)]
@@ -222,6 +224,7 @@ async def test_the_end_of_a_run_names_its_error(tmp_path: Path) -> None:
     assert am.status(path).error == status.error
 
 
+@pytest.mark.runs
 async def test_a_drained_or_cancelled_run_has_stopped(tmp_path: Path) -> None:
     for name in ("drained", "cancelled"):
         store, path = SlowStore(), tmp_path / f"{name}.sqlite"
@@ -238,6 +241,7 @@ async def test_a_drained_or_cancelled_run_has_stopped(tmp_path: Path) -> None:
         assert (status.state, status.error) == ("stopped", None)
 
 
+@pytest.mark.runs
 async def test_a_limited_run_is_complete_with_its_limit(maps: Path, tmp_path: Path) -> None:
     for i in range(5):
         np.save(maps / f"{i}.npy", random_map(i))
@@ -251,6 +255,7 @@ async def test_a_limited_run_is_complete_with_its_limit(maps: Path, tmp_path: Pa
     assert status.total in {None, 2}
 
 
+@pytest.mark.runs
 async def test_failures_are_grouped_by_reason(tmp_path: Path) -> None:
     maps = [("a", random_map(1)), ("b", np.zeros((0, 3), np.float32)), ("c", np.zeros((0, 4), np.float32))]
     async with am.Pipeline(am.MemoryStore(), settings=THREADS) as pipeline:

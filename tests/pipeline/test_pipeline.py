@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-pytestmark = [pytest.mark.fast, pytest.mark.usefixtures(leaves_nothing.__name__)]
+pytestmark = [pytest.mark.runs, pytest.mark.usefixtures(leaves_nothing.__name__)]
 
 SMALL_QUEUE = am.Settings(workers=0, queue_bytes=2**16)
 

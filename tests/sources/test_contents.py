@@ -172,6 +172,7 @@ def test_maps_with_names_of_their_own_are_no_channels(
     assert ("--channels" in caplog.text) == asked
 
 
+@pytest.mark.runs
 def test_patterns_apply_to_arrays_in_memory(tmp_path: Path) -> None:
     def pairs() -> Any:
         for index in range(1000):
@@ -183,6 +184,7 @@ def test_patterns_apply_to_arrays_in_memory(tmp_path: Path) -> None:
     assert (report.uploaded, report.passed_over) == (1000, {"maps left out by include or exclude": 1000})
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("filters", [{"include": "a"}, {"exclude": "b"}])
 def test_a_filter_holds_for_maps_that_an_earlier_run_knows(maps: Path, tmp_path: Path, filters: dict[str, Any]) -> None:
     for name in ("a", "b"):
@@ -197,6 +199,7 @@ def test_a_filter_holds_for_maps_that_an_earlier_run_knows(maps: Path, tmp_path:
         assert report.passed_over == {"maps left out by include or exclude": 1}
 
 
+@pytest.mark.runs
 def test_a_filtered_run_keeps_the_rows_of_other_failures(maps: Path, tmp_path: Path) -> None:
     save_map(maps / "good.npy")
     names: dict[str, Any] = {"../x": MAP, "y": MAP}

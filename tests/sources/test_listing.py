@@ -241,6 +241,7 @@ def test_the_memory_of_a_listing_does_not_grow_with_its_rows(tmp_path: Path, wri
     assert peak < 4 * 2**20
 
 
+@pytest.mark.runs
 def test_a_duplicate_name_is_refused_before_any_upload(tmp_path: Path, write: Write) -> None:
     for name in "abc":
         np.save(tmp_path / f"{name}.npy", MAP)
@@ -251,6 +252,7 @@ def test_a_duplicate_name_is_refused_before_any_upload(tmp_path: Path, write: Wr
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.runs
 def test_a_second_run_skips_unchanged_maps(tmp_path: Path, write: Write) -> None:
     for name in "ab":
         np.save(tmp_path / f"{name}.npy", MAP)

@@ -159,6 +159,7 @@ def test_a_member_is_read_without_a_second_copy(maps: Path) -> None:
     assert peak < 1.3 * array.nbytes
 
 
+@pytest.mark.runs
 def test_a_huge_claimed_member_is_refused_without_allocating(maps: Path) -> None:
     claimed = 2 * 2**30
     header = with_header(HEADER.replace("<f4", "|u1").replace("3, 4", f"{claimed},"))

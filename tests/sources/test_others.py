@@ -64,6 +64,7 @@ WRITERS: dict[str, tuple[Callable[[Path], object], set[str]]] = {
 }
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("suffix", WRITERS)
 def test_the_python_in_the_message_uploads_the_maps(maps: Path, tmp_path: Path, suffix: str) -> None:
     write, names = WRITERS[suffix]
@@ -110,6 +111,7 @@ def test_a_file_of_another_suffix_names_what_to_do(maps: Path, tmp_path: Path, n
 PICKLED = [np.array({"cat": MAP, "dog": MAP}, object), np.array([MAP, MAP[:2]], object)]
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize(("array", "names"), [(PICKLED[0], {"cat", "dog"}), (PICKLED[1], {"000000", "000001"})])
 def test_the_python_for_pickled_arrays_uploads_them(maps: Path, tmp_path: Path, array: Any, names: set[str]) -> None:
     np.save(maps / "x.npy", array)

@@ -220,6 +220,7 @@ async def test_messages_about_an_undecodable_folder_can_be_encoded(tmp_path: Pat
 # Processes ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.runs
 def test_only_the_store_that_is_used_is_imported(tmp_path: Path) -> None:
     program = (
         "import asyncio, sys\n"
@@ -240,6 +241,7 @@ PARTIAL = (
 )
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("suspended", [False, True])
 def test_what_a_dead_process_has_left_is_deleted_by_the_next_put(tmp_path: Path, suspended: bool) -> None:
     program = PARTIAL.format(end="(print(flush=True), time.sleep(600))")
@@ -295,6 +297,7 @@ def test_a_file_of_another_machine_is_deleted_when_it_is_old(tmp_path: Path) -> 
     assert set(tmp_path.iterdir()) == {young, *foreign}
 
 
+@pytest.mark.runs
 def test_an_export_deletes_what_a_killed_one_has_left(tmp_path: Path) -> None:
     program = (
         "import os, sys; from pathlib import Path; from async_maps.filesystems.atomic import replacing\n"

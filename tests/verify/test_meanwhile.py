@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from async_maps.filesystems.objects import ObjectInfo
 
-pytestmark = [pytest.mark.fast, pytest.mark.usefixtures(leaves_nothing.__name__)]
+pytestmark = [pytest.mark.runs, pytest.mark.usefixtures(leaves_nothing.__name__)]
 
 SETTINGS = am.Settings(workers=0)
 HOUR = 3600.0

@@ -14,7 +14,7 @@ from tests.support.leftovers import leaves_nothing
 from tests.support.manifests import rows
 from tests.support.overlays import found, upload_overlays
 
-pytestmark = [pytest.mark.fast, pytest.mark.usefixtures(leaves_nothing.__name__)]
+pytestmark = [pytest.mark.runs, pytest.mark.usefixtures(leaves_nothing.__name__)]
 
 SETTINGS = am.Settings(workers=0)
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from async_maps.render.colormap import AnyColormap
 
-pytestmark = [pytest.mark.fast, pytest.mark.usefixtures(leaves_nothing.__name__)]
+pytestmark = [pytest.mark.runs, pytest.mark.usefixtures(leaves_nothing.__name__)]
 
 SETTINGS = am.Settings(workers=0)
 

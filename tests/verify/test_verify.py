@@ -39,6 +39,7 @@ pytestmark = [pytest.mark.fast, pytest.mark.usefixtures(leaves_nothing.__name__)
 SETTINGS = am.Settings(workers=0)
 
 
+@pytest.mark.runs
 async def test_differences_in_a_folder_are_found(tmp_path: Path, maps: Path, manifest: Path) -> None:
     out = tmp_path / "out put"
     await to_thread.run_sync(upload_overlays, maps, out, out.parent / "m.sqlite")
@@ -65,6 +66,7 @@ async def test_differences_in_a_folder_are_found(tmp_path: Path, maps: Path, man
     assert digest.expected != digest.found
 
 
+@pytest.mark.runs
 async def test_overlays_behind_a_link_out_of_the_destination_are_missing(
     tmp_path: Path, maps: Path, manifest: Path
 ) -> None:
@@ -75,6 +77,7 @@ async def test_overlays_behind_a_link_out_of_the_destination_are_missing(
     assert set(found(await am.averify_locators(manifest, settings=SETTINGS))) == {"missing"}
 
 
+@pytest.mark.runs
 async def test_files_of_a_folder_that_cannot_be_listed_are_checked_singly(
     tmp_path: Path, maps: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -94,6 +97,7 @@ async def test_files_of_a_folder_that_cannot_be_listed_are_checked_singly(
     assert (found(verification), verification.right, verification.listed) == ({"missing": {"missing"}}, 7, 6)
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize(
     ("column", "value", "kind", "said"),
     [
@@ -116,6 +120,7 @@ async def test_bytes_and_size_are_compared_with_the_manifest(
     assert difference.found.startswith(said[1])
 
 
+@pytest.mark.runs
 async def test_a_png_above_max_pixels_is_not_decoded(tmp_path: Path, maps: Path, manifest: Path) -> None:
     await to_thread.run_sync(upload_overlays, maps, tmp_path / "out", manifest)
     tight = am.Settings(workers=0, max_pixels=599)
@@ -162,6 +167,7 @@ async def test_an_etag_that_is_not_an_md5_is_not_compared_with_bytes(
 # Two manifests in one folder ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.runs
 async def test_files_that_another_manifest_replaced_are_found_by_their_bytes(
     tmp_path: Path, maps: Path, manifest: Path
 ) -> None:
@@ -184,6 +190,7 @@ async def test_files_that_another_manifest_replaced_are_found_by_their_bytes(
     assert (await am.averify_locators(tmp_path / "table.csv", settings=SETTINGS)).differences == {"digest": 8}
 
 
+@pytest.mark.runs
 async def test_the_bytes_of_repaired_files_alone_are_compared_again(tmp_path: Path, maps: Path, manifest: Path) -> None:
     out = tmp_path / "out"
     await to_thread.run_sync(upload_overlays, maps, out, manifest)
@@ -308,6 +315,7 @@ async def test_a_manifest_of_a_memory_store_is_refused(manifest: Path) -> None:
         await am.averify_locators(manifest.with_name("new.sqlite"))
 
 
+@pytest.mark.runs
 async def test_a_denied_object_is_unreadable_and_a_deleted_one_missing(
     tmp_path: Path, maps: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -326,6 +334,7 @@ async def test_a_denied_object_is_unreadable_and_a_deleted_one_missing(
     assert found(verification) == {"unreadable": {"e"}, "missing": {"f"}}
 
 
+@pytest.mark.runs
 @pytest.mark.usefixtures("service_descriptions_read_once")
 async def test_verify_stops_when_the_store_is_unreachable(
     tmp_path: Path, maps: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch
@@ -350,6 +359,7 @@ async def test_verify_stops_when_the_store_is_unreachable(
         await am.averify_locators(manifest, settings=settings, deep=True)
 
 
+@pytest.mark.runs
 async def test_overlays_written_during_a_verification_are_ignored(
     tmp_path: Path, maps: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -372,12 +382,14 @@ async def test_overlays_written_during_a_verification_are_ignored(
     assert found(await am.averify_locators(manifest, settings=SETTINGS, deep=True)) == {"missing": {"f"}}
 
 
+@pytest.mark.runs
 async def test_healthy_overlays_get_no_advice(tmp_path: Path, maps: Path, manifest: Path) -> None:
     await to_thread.run_sync(upload_overlays, maps, tmp_path / "out", manifest)
     verification = await am.averify_locators(manifest, settings=SETTINGS, deep=True)
     assert (verification.is_clean, verification.advice, verification.failed) == (True, [], 0)
 
 
+@pytest.mark.runs
 async def test_a_manifest_in_use_can_be_verified_but_not_repaired(tmp_path: Path, maps: Path, manifest: Path) -> None:
     await to_thread.run_sync(upload_overlays, maps, tmp_path / "out", manifest)
     with Manifest(manifest) as held:
@@ -391,6 +403,7 @@ async def test_a_manifest_in_use_can_be_verified_but_not_repaired(tmp_path: Path
     assert "1 map failed in its run" in verification.summary()
 
 
+@pytest.mark.runs
 async def test_an_overlay_named_by_many_rows_is_read_once(tmp_path: Path, maps: Path, manifest: Path) -> None:
     await to_thread.run_sync(upload_overlays, maps, tmp_path / "out", manifest)
     table = tmp_path / "table.csv"
@@ -470,6 +483,7 @@ async def test_a_verification_takes_less_memory_than_its_rows(tmp_path: Path) ->
 # The command -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.runs
 def test_the_command_prints_the_differences_and_exits_with_1(
     tmp_path: Path, maps: Path, manifest: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -494,6 +508,7 @@ def test_the_command_prints_the_differences_and_exits_with_1(
     assert {"kind", "locator", "name", "expected", "found"} == set(report["first"][0])
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -519,6 +534,7 @@ def test_wrong_arguments_exit_with_2(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("kind", ["log", "json"])
 def test_a_long_verification_prints_its_progress(
     kind: str,
