@@ -133,7 +133,7 @@ def _problem(manifest: Manifest, moved: Relocation, settings: Settings) -> str:
                 return f"{printable(locator)} is missing"
             if found.size != expected.size:
                 return f"{printable(locator)} has {found.size:,} bytes instead of {expected.size:,}"
-            if found.etag != expected.etag or crc32 not in {None, expected.crc32}:
+            if expected.etag not in {None, found.etag} or crc32 not in {None, expected.crc32}:
                 return f"{printable(locator)} has other bytes or another ETag"
     return ""
 

@@ -39,6 +39,15 @@ class ManifestMetadata(ManifestFile):
         """Return the identity of the store of the last run; None if there was no run."""
         return next(self._kept("destination"), None)
 
+    def keep_promises(self, identity: str, promises: dict[str, Any]) -> None:
+        """Save what the store with this identity has proved to keep."""
+        self._keep(f"promises {_digest(identity)}", promises)
+
+    def promises(self, identity: str) -> dict[str, Any] | None:
+        """Return what the store with this identity proved in earlier runs; None if it proved nothing."""
+        with self._reading():
+            return next(self._kept(f"promises {_digest(identity)}"), None)
+
     def keep_range(self, value_range: ValueRange, setting: str) -> None:
         """Save the value range of the run, a known one, and the setting that it comes from."""
         span = None if value_range.is_relative else [value_range.low, value_range.high]

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from async_maps.report import Report
     from async_maps.settings import Settings
     from async_maps.sources.batches import Entry
+    from async_maps.stores.promises import Promises
 
     P = ParamSpec("P")
     T = TypeVar("T")
@@ -64,6 +65,7 @@ class Recorder:
         self._settings = ""
         self._unkept: tuple[KeptRun, ValueRange, str] | None = None
         self._repairs = False
+        self._promises: tuple[str, Promises] | None = None
         self._lock = Lock()
         self._threads = CapacityLimiter(2)
         self._pending: list[Outcome] = []
@@ -79,6 +81,12 @@ class Recorder:
     async def sketch(self, counted: str) -> QuantileSketch | None:
         """Return the sketch of the last ``dataset`` run, if it counted the same values."""
         return await self._in_turn(self._manifest.sketch, counted)
+
+    async def share_promises(self, identity: str, promises: Promises) -> None:
+        """Add what a store has proved in earlier runs, and save with the rows what it proves in this one."""
+        if known := await self._in_turn(self._manifest.promises, identity):
+            promises.load(known)
+        self._promises = identity, promises
 
     def use(self, settings: Settings, value_range: ValueRange) -> None:
         """Set the settings of the following maps, without writing to the manifest."""
@@ -216,6 +224,10 @@ class Recorder:
             self._manifest.close()
 
     def _write(self) -> None:
+        if self._promises is not None:
+            identity, promises = self._promises
+            if promises.is_news:
+                self._manifest.keep_promises(identity, promises.dump())
         outcomes = self._pending[:]
         if outcomes:
             self._manifest.write(outcomes, self._settings)
@@ -225,10 +237,14 @@ class Recorder:
 
 @asynccontextmanager
 async def open_recorder(
-    path: str | PathLike[str] | None, identity: str, settings: Settings | None = None
+    path: str | PathLike[str] | None,
+    identity: str,
+    settings: Settings | None = None,
+    promises: Promises | None = None,
 ) -> AsyncIterator[Recorder | None]:
     """Open the recorder of a run, or None without a path. At the end, even after an error, receipts are committed.
 
+    The promises of the store are those of earlier runs from now on, and what this run proves is saved with its rows.
     Raises ManifestError if the manifest belongs to another destination than the store with this identity.
     """
     if path is None:
@@ -241,6 +257,8 @@ async def open_recorder(
         manifest.begin(identity)
 
     async with _opened(partial(Manifest, path), begin) as recorder:
+        if promises is not None:
+            await recorder.share_promises(identity, promises)
         committing = OrderlyTask(recorder.commit_regularly)
         try:
             yield recorder

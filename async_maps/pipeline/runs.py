@@ -110,7 +110,9 @@ class Runs:
         limit = self._settings.max_failures
         _, stages = self._lifecycle.opened()
         async with (
-            open_recorder(selection.manifest, stages.store.identity, self._settings) as recorder,
+            open_recorder(
+                selection.manifest, stages.store.identity, self._settings, getattr(stages.store, "promises", None)
+            ) as recorder,
             sampled(recorder, selection, report, self._statistics, total),
         ):
             value_range = await self._range_for(source, recorder, mode, report)

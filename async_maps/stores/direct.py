@@ -32,9 +32,10 @@ if TYPE_CHECKING:
 
     from async_maps.filesystems.sessions import AsyncCredentials
 
-_CHECKSUM = "x-amz-checksum-crc32"
+_CHECKSUMS = ("x-amz-checksum-crc32", "Content-MD5")
 _PER_REQUEST = {
-    _CHECKSUM, "authorization", "x-amz-date", "x-amz-content-sha256", "x-amz-security-token", "content-length", "host",
+    *map(str.lower, _CHECKSUMS), "authorization", "x-amz-date", "x-amz-content-sha256", "x-amz-security-token",
+    "content-length", "host",
     # The SDK asks the server before it sends a body; ours is in memory, so that is not needed.
     "expect",
     # The number of the call and of the attempt, for the SDK's retries.
@@ -56,6 +57,7 @@ class Plan(NamedTuple):
         base: the URL up to the key, percent-encoded.
         query: the query of the URL, with its question mark; mostly empty.
         signs_payload: whether the body's SHA-256 is signed; over TLS a checksum is enough.
+        checksum: the name of the header with the checksum of the body.
     """
 
     base: str
@@ -64,6 +66,7 @@ class Plan(NamedTuple):
     region: str
     service: str
     signs_payload: bool
+    checksum: str
 
     @classmethod
     def of(cls, request: AWSPreparedRequest, key: str) -> Plan | None:
@@ -75,7 +78,7 @@ class Plan(NamedTuple):
         quoted = _quote(key)
         if (
             scheme != "AWS4-HMAC-SHA256"
-            or _CHECKSUM not in present
+            or len(checksums := [name for name in _CHECKSUMS if name.lower() in present]) != 1
             or present & _NOT_PLAIN
             or not address.endswith(f"/{quoted}")
         ):
@@ -88,6 +91,7 @@ class Plan(NamedTuple):
             region,
             service,
             headers.get("X-Amz-Content-SHA256") != UNSIGNED_PAYLOAD,
+            checksums[0],
         )
 
 
@@ -113,7 +117,7 @@ class Signer:
         self.plan = plan
         self.credentials = credentials
         self._auth = S3SigV4Auth(credentials, plan.service, plan.region)
-        marks = {"x-amz-date": "\0date", "x-amz-content-sha256": "\0payload", _CHECKSUM: "\0checksum"}
+        marks = {"x-amz-date": "\0date", "x-amz-content-sha256": "\0payload", plan.checksum: "\0checksum"}
         self._headers = dict(plan.headers)
         if credentials.token:
             self._headers["X-Amz-Security-Token"] = credentials.token
@@ -141,7 +145,7 @@ class Signer:
         signature = self._auth.signature(self._auth.string_to_sign(self._request, canonical), self._request)
         headers = {
             **self._headers,
-            _CHECKSUM: checksum,
+            self.plan.checksum: checksum,
             "X-Amz-Date": timestamp,
             "X-Amz-Content-SHA256": payload,
             "Authorization": f"AWS4-HMAC-SHA256 Credential={self._auth.scope(self._request)}, "

@@ -10,7 +10,7 @@ import base64
 import hashlib
 import re
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote, urlencode
 
 from aiohttp import ClientError as AiohttpError
@@ -26,6 +26,7 @@ from async_maps.filesystems.locators import S3Address, parse_s3_address
 from async_maps.filesystems.sessions import AsyncSession
 from async_maps.keys import check_name
 from async_maps.stores.direct import DirectSession
+from async_maps.stores.promises import UNPROVED, FirstObject
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -84,6 +85,10 @@ class S3Store:
         headers: the arguments of all PutObject requests.
         session: the client's HTTP session.
         credentials: to send PUTs without the client if possible; None to send all with it.
+
+    Attributes:
+        promises: what is known of the store, and may be loaded from and kept in a manifest.
+        is_aws: whether it is Amazon S3.
     """
 
     def __init__(  # noqa: PLR0913  # one argument for each part
@@ -101,6 +106,9 @@ class S3Store:
         self._credentials = credentials
         self._bucket = bucket
         self._headers = headers
+        self._first = FirstObject(self, headers)
+        self.promises = self._first.promises
+        self.is_aws = "amazonaws.com" in client.meta.endpoint_url
         self.prefix = prefix
         self.destination = f"s3://{bucket}/{prefix}" if prefix else f"s3://{bucket}"
         self.identity = bucket_identity(self.destination, client.meta.endpoint_url)
@@ -137,26 +145,35 @@ class S3Store:
                 raise StoreError(f"{self.destination}: {verdict.reason}", may_pass=verdict.may_pass)
             await asyncio.sleep(wait_s)
 
-    async def put(self, key: str, data: bytes) -> str:
+    async def put(self, key: str, data: bytes) -> str | None:
         """Store the object by one PutObject. The server checks the CRC32, and this checks the answer.
+
+        The first object proves what the others rely on (:mod:`~async_maps.stores.promises`).
 
         An answer that does not prove that the store has these bytes raises a TransientError; a refusal that may concern
         all objects an UnjudgedError.
         """
-        checksum = crc32(data)
         try:
-            headers = await self._put(key, data, checksum)
+            if self._first.is_over:
+                return await self._put_and_check(key, data)
+            return await self._first.put(key, data, self._put_and_check)
         except ClientError as error:
             if error.response["ResponseMetadata"]["HTTPStatusCode"] == 412:
                 raise await self._exists(key, data) from error
             raise store_error(self.destination, judge(error)) from error
         except NO_ANSWER as error:
             raise store_error(self.destination, judge(error)) from error
-        return self._proof(headers, data, checksum)
 
-    async def _put(self, key: str, data: bytes, checksum: str) -> Mapping[str, str]:
+    async def _put_and_check(self, key: str, data: bytes) -> str | None:
+        headers = await self._put(key, data)
+        etag = await self._proof(headers, key, data)
+        await self._first.compare(key, headers)
+        return etag
+
+    async def _put(self, key: str, data: bytes) -> Mapping[str, str]:
         """Return the headers of an answer with status 200."""
         if self._credentials is not None:
+            checksum = crc32(data) if self.promises.takes_crc32 else md5(data)
             answer = await self._session.put(key, data, checksum, self._credentials)
             if answer is not None:
                 if answer.status == 200:
@@ -166,40 +183,99 @@ class S3Store:
                 verdict = judge_answer(answer.status, *answer_details(answer.body))
                 if verdict.retry and answer.status >= 400:
                     raise store_error(self.destination, verdict)
-        done = await self._client.put_object(
-            Bucket=self._bucket, Key=key, Body=data, ChecksumCRC32=checksum, **self._headers
-        )
+        headers = await self.put_by_sdk(key, data)
         if self._credentials is not None:
             self._session.learn(key)
+        return headers
+
+    async def put_by_sdk(self, key: str, data: bytes) -> Mapping[str, str]:
+        """Put an object with the SDK, and return the headers of the answer; raise the SDK's errors."""
+        if not self.promises.takes_crc32:
+            return await self._put_object(key, data, ContentMD5=md5(data))
+        try:
+            headers = await self._put_object(key, data, ChecksumCRC32=crc32(data))
+        except ClientError as error:
+            if not self._first.may_refuse_crc32(error):
+                raise
+            return await self._put_without_crc32(key, data, error)
+        self._first.took_crc32()
+        return headers
+
+    async def _put_without_crc32(self, key: str, data: bytes, refused: ClientError) -> Mapping[str, str]:
+        try:
+            headers = await self._put_object(key, data, ContentMD5=md5(data))
+        except ClientError as error:
+            # The checksum was not the cause.
+            raise error if judge(error).retry else refused from error
+        self._first.use_md5(refused)
+        return headers
+
+    async def _put_object(self, key: str, data: bytes, **checksum: str) -> Mapping[str, str]:
+        arguments = {**self._headers, **checksum}
+        done = await self._client.put_object(Bucket=self._bucket, Key=key, Body=data, **arguments)
         found: Mapping[str, str] = done["ResponseMetadata"]["HTTPHeaders"]
         return found
+
+    async def read(self, key: str) -> Stored:
+        """Read an object; raise the SDK's errors."""
+        found = await self._client.get_object(Bucket=self._bucket, Key=key)
+        return Stored(await found["Body"].read(), found.get("ETag", "").strip('"'))
+
+    async def head(self, key: str) -> Mapping[str, str]:
+        """Return the headers of an object; raise the SDK's errors."""
+        done = await self._client.head_object(Bucket=self._bucket, Key=key)
+        found: Mapping[str, str] = done["ResponseMetadata"]["HTTPHeaders"]
+        return found
+
+    def exists(self, found: Stored, data: bytes) -> ExistsError:
+        """Return the error of an object that is there already, and is not replaced by the data."""
+        same = found.data == data
+        what = "the same object" if same else "another object"
+        etag = None if self.promises.etags_are_md5 is False else found.etag or None
+        return ExistsError(f"{self.destination}: {what} already exists, and is not replaced", same=same, etag=etag)
 
     def _transient(self, reason: str) -> TransientError:
         return TransientError(f"{self.destination}: {reason}")
 
-    def _proof(self, headers: Mapping[str, str], data: bytes, checksum: str) -> str:
+    async def _proof(self, headers: Mapping[str, str], key: str, data: bytes) -> str | None:
         """Return the ETag of an answer, after checking that it proves that the store has these bytes.
 
         The proof is the checksum that the server has computed, or an ETag that is the MD5 of the body. With KMS it is
-        not an MD5 (Amazon S3 API reference, "Object").
+        not an MD5 (Amazon S3 API reference, "Object"). None if the store's ETags cannot be compared.
         """
         etag = headers.get("etag", "").strip('"')
         echoed = headers.get("x-amz-checksum-crc32")
-        by_md5 = not echoed and _MD5.fullmatch(etag) and "kms" not in headers.get("x-amz-server-side-encryption", "")
-        if not etag or (echoed and echoed != checksum) or (by_md5 and etag != _md5(data)):
-            raise self._transient("the answer does not prove that the store has these bytes")
-        return etag
+        if echoed and echoed != crc32(data):
+            raise self._transient(UNPROVED)
+        if self.promises.etags_are_md5 is False:
+            return None
+        seems_md5 = _MD5.fullmatch(etag) and "kms" not in headers.get("x-amz-server-side-encryption", "")
+        if etag and (echoed or not seems_md5):
+            return etag
+        if etag and etag == _md5(data).hex():
+            self.promises.etags_are_md5 = True
+            return etag
+        if self.promises.etags_are_md5 is None:
+            return await self._first.read_back(key, data)
+        raise self._transient(UNPROVED)
 
     async def _exists(self, key: str, data: bytes) -> ExistsError:
         try:
-            found = await self._client.get_object(Bucket=self._bucket, Key=key)
-            there = await found["Body"].read()
+            return self.exists(await self.read(key), data)
         except (ClientError, *NO_ANSWER) as error:
             raise self._transient("an object with that key exists, but cannot be read") from error
-        same = there == data
-        what = "the same object" if same else "another object"
-        text = f"{self.destination}: {what} already exists, and is not replaced"
-        return ExistsError(text, same=same, etag=found["ETag"].strip('"'))
+
+
+class Stored(NamedTuple):
+    """The bytes of an object, and its ETag without quotes; empty if it has none."""
+
+    data: bytes
+    etag: str
+
+    @property
+    def has_md5(self) -> bool:
+        """Whether the ETag is the MD5 of the bytes."""
+        return self.etag == _md5(self.data).hex()
 
 
 def crc32(data: bytes) -> str:
@@ -207,8 +283,13 @@ def crc32(data: bytes) -> str:
     return base64.b64encode(isal_zlib.crc32(data).to_bytes(4, "big")).decode()
 
 
-def _md5(data: bytes) -> str:
-    return hashlib.md5(data, usedforsecurity=False).hexdigest()
+def md5(data: bytes) -> str:
+    """Return the MD5 in base 64, as in the header Content-MD5."""
+    return base64.b64encode(_md5(data)).decode()
+
+
+def _md5(data: bytes) -> bytes:
+    return hashlib.md5(data, usedforsecurity=False).digest()
 
 
 def parse_destination(destination: str) -> S3Address:

@@ -160,7 +160,7 @@ def serving() -> Iterator[OddServer]:
 
 
 @pytest.fixture
-def odd_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[OddServer]:
+def odd_server(monkeypatch: pytest.MonkeyPatch, service_descriptions_read_once: None) -> Iterator[OddServer]:
     """An odd server that every AWS client of this process uses."""
     with serving() as state:
         for name, value in {

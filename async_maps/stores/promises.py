@@ -1,0 +1,319 @@
+"""What a store keeps of what a PUT asks for, proved with the first object of a run. Runs on the event loop.
+
+Some servers ignore or refuse If-None-Match, checksums, encryption or storage classes, or have ETags that are no MD5s.
+What is proved is known to all later runs with the same manifest and destination.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import ClientError as AiohttpError
+from botocore.exceptions import BotoCoreError, ClientError
+from botocore.parsers import ResponseParserError
+
+from async_maps.errors import StoreError, TransientError
+from async_maps.filesystems.blame import judge
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+
+    from async_maps.stores.s3 import S3Store
+
+_logger = logging.getLogger("async_maps")
+
+_STORAGE_CLASS = "x-amz-storage-class"
+_ENCRYPTION = "x-amz-server-side-encryption"
+_ASKED = {
+    _ENCRYPTION: ("ServerSideEncryption", "s3.server_side_encryption"),
+    f"{_ENCRYPTION}-aws-kms-key-id": ("SSEKMSKeyId", "s3.kms_key_id"),
+    f"{_ENCRYPTION}-bucket-key-enabled": ("BucketKeyEnabled", "s3.bucket_key"),
+    _STORAGE_CLASS: ("StorageClass", "s3.storage_class"),
+}
+"""Headers of answers, each with the argument of PutObject and the setting that ask for it."""
+_CONDITION = re.compile("if-?none-?match|conditional|precondition", re.IGNORECASE)
+_PATIENCE_S = 5.0
+"""How long other objects wait for the first one if nothing must be proved before them."""
+_UNREADABLE = 3
+"""After this many answers without a proof, objects that cannot be read back end the run."""
+UNPROVED = "the answer does not prove that the store has these bytes"
+
+
+@dataclass(slots=True)
+class Promises:
+    """What is known of a destination.
+
+    Attributes:
+        create_only: whether a PUT with If-None-Match left an existing object as it was.
+        takes_crc32: False if the store refuses the header ``x-amz-checksum-crc32``: PUTs send Content-MD5.
+        etags_are_md5: False if ETags cannot be compared; None if that is not known.
+        kept: headers that a PUT asked for, and that only HeadObject returned.
+        is_news: whether something was found since :meth:`dump`.
+    """
+
+    create_only: bool = False
+    takes_crc32: bool = True
+    etags_are_md5: bool | None = None
+    kept: dict[str, str] = field(default_factory=dict)
+    is_news: bool = False
+
+    def dump(self) -> dict[str, Any]:
+        """Return what later runs need not find out again, for JSON."""
+        self.is_news = False
+        values = {"create_only": self.create_only, "takes_crc32": self.takes_crc32, "kept": self.kept}
+        return values | ({"etags_are_md5": False} if self.etags_are_md5 is False else {})
+
+    def load(self, dumped: Mapping[str, Any]) -> None:
+        """Add what an earlier run found, the result of :meth:`dump`."""
+        self.create_only |= dumped["create_only"]
+        self.takes_crc32 &= dumped["takes_crc32"]
+        self.kept |= dumped["kept"]
+        if self.etags_are_md5 is None:
+            self.etags_are_md5 = dumped.get("etags_are_md5")
+
+
+def asked_headers(arguments: Mapping[str, Any]) -> dict[str, str]:
+    """Return the headers that answers must have after PUTs with these arguments."""
+    asked = {header: arguments.get(argument) for header, (argument, _) in _ASKED.items()}
+    return {
+        header: str(value).lower() if isinstance(value, bool) else str(value)
+        for header, value in asked.items()
+        if value is not None and not (header.endswith("key-id") and "alias/" in value)
+    }
+
+
+def is_kept(header: str, asked: str, found: str | None) -> bool:
+    """Whether an answer with this header, or None without it, keeps what was asked for."""
+    if header.endswith("key-id"):
+        # The answer has the key's ARN, or nothing on some servers; the request may have its id.
+        return found is None or found.endswith(asked) or asked.endswith(found)
+    if header == _STORAGE_CLASS:
+        found = found or "STANDARD"
+    elif header.endswith("key-enabled"):
+        found = found or "false"
+    return found == asked
+
+
+class FirstObject:
+    """Proves with the first object of a store what its PUTs rely on, while other objects wait.
+
+    It takes no request more for each object, and at most four for each run: a GET of the new key, a PUT without the
+    refused checksum, a second PUT of the same bytes, and a GET or a HEAD of the stored object.
+
+    Attributes:
+        promises: what is known.
+        is_over: whether an object was stored and everything is proved.
+    """
+
+    def __init__(self, store: S3Store, arguments: Mapping[str, Any]) -> None:
+        self.promises = Promises()
+        self.is_over = False
+        self._store = store
+        self._asked = asked_headers(arguments)
+        self._create_only = "IfNoneMatch" in arguments
+        self._lock = asyncio.Lock()
+        self._some_exist = self._is_trusted = self._was_taken = False
+        self._unreadable = 0
+        self._end_reason = ""
+
+    async def put(self, key: str, data: bytes, put: Callable[[str, bytes], Awaitable[str | None]]) -> str | None:
+        """Call ``put`` for an object: for the first one with all proofs, for others when these are over.
+
+        Raises:
+            StoreError: the store does not keep what the settings ask for.
+            ExistsError: an object exists; before create-only is proved, this is found by a GET.
+            ClientError, BotoCoreError, AiohttpError, OSError: as ``put`` raises them.
+        """
+        if self._some_exist and self._must_prove_create_only:
+            # Repeated runs find most of their objects: look for them concurrently.
+            await self._refuse_existing(key, data)
+        async with self._turn():
+            if self._end_reason:
+                # Found by an object before this one, and true for all.
+                raise self._end(self._end_reason)
+            if not self.is_over:
+                return await self._prove(key, data, put)
+        return await put(key, data)
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        must_wait = self._must_prove_create_only or any(self.promises.kept.get(n) != v for n, v in self._asked.items())
+        try:
+            async with asyncio.timeout(None if must_wait else _PATIENCE_S):
+                await self._lock.acquire()
+        except TimeoutError:
+            yield
+            return
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    @property
+    def _must_prove_create_only(self) -> bool:
+        return self._create_only and not (self.promises.create_only or self._is_trusted)
+
+    async def _prove(self, key: str, data: bytes, put: Callable[[str, bytes], Awaitable[str | None]]) -> str | None:
+        create_only = self._must_prove_create_only
+        if create_only:
+            await self._refuse_existing(key, data)
+        try:
+            etag = await put(key, data)
+        except ClientError as error:
+            if create_only and _refuses_condition(error):
+                raise self._end(f"a PUT with If-None-Match is {judge(error).reason}; {_OVERWRITE}") from error
+            raise
+        self.is_over = not self._must_prove_create_only or await self._is_left_alone(key, data)
+        return etag
+
+    async def _refuse_existing(self, key: str, data: bytes) -> None:
+        try:
+            found = await self._store.read(key)
+        except ClientError as error:
+            verdict, status = judge(error), error.response["ResponseMetadata"]["HTTPStatusCode"]
+            if status == 404 and not verdict.certain:
+                return
+            if status == 403 and not verdict.certain:
+                if self._store.is_aws:
+                    # Without s3:ListBucket, S3 answers 403 for new keys. Its documentation promises If-None-Match.
+                    self._is_trusted = True
+                    return
+                raise self._end(
+                    "whether it keeps If-None-Match cannot be proved without overwriting, because GetObject of a new "
+                    f"key is {verdict.reason}: allow s3:GetObject and s3:ListBucket, or use if_exists overwrite"
+                ) from error
+            raise
+        self._some_exist = True
+        raise self._store.exists(found, data)
+
+    async def _is_left_alone(self, key: str, data: bytes) -> bool:
+        """Put the same object again; return whether that was refused, False if it cannot be known now."""
+        try:
+            await self._store.put_by_sdk(key, data)
+        except ClientError as error:
+            verdict = judge(error)
+            if error.response["ResponseMetadata"]["HTTPStatusCode"] == 412:
+                self.promises.create_only = self.promises.is_news = True
+            return not verdict.retry
+        except (BotoCoreError, AiohttpError, ResponseParserError, OSError):
+            return False
+        locator = self._store.locator(key)
+        raise self._end(f"it ignores If-None-Match: only {locator} was written, which did not exist. {_OVERWRITE}")
+
+    # Checksums and ETags --------------------------------------------------------------------------------------------
+
+    def took_crc32(self) -> None:
+        """Note that the store accepted a PUT with the header of the checksum."""
+        self._was_taken = True
+
+    def may_refuse_crc32(self, error: ClientError) -> bool:
+        """Whether a refused PUT shall be tried with Content-MD5: nothing with the other checksum was accepted yet."""
+        status, verdict = error.response["ResponseMetadata"]["HTTPStatusCode"], judge(error)
+        is_possible = status in {400, 501} and not (verdict.retry or verdict.certain)
+        return is_possible and self.promises.takes_crc32 and not self._was_taken
+
+    def use_md5(self, error: ClientError) -> None:
+        """Send Content-MD5 from now on, because a PUT without the other checksum was accepted."""
+        if self.promises.takes_crc32 and not self._was_taken:
+            self.promises.takes_crc32, self.promises.is_news = False, True
+            _logger.warning(
+                "%s: a PUT with x-amz-checksum-crc32 is %s; PUTs send Content-MD5 instead",
+                self._store.destination, judge(error).reason,
+            )  # fmt: skip
+
+    async def read_back(self, key: str, data: bytes) -> str | None:
+        """Read an object whose answer does not prove its bytes, and learn what ETags of this store are.
+
+        Returns:
+            The ETag, if it is the MD5; else None, and ETags of this store are not compared from now on.
+        """
+        try:
+            found = await self._store.read(key)
+        except ClientError as error:
+            verdict, status = judge(error), error.response["ResponseMetadata"]["HTTPStatusCode"]
+            if status not in {401, 403, 404} or verdict.certain:
+                raise
+            self._unreadable += status != 404
+            if self._unreadable < _UNREADABLE:
+                raise self._unproved() from error
+            raise self._end(
+                f"{UNPROVED}, and they cannot be read back: GetObject is {verdict.reason}; allow s3:GetObject"
+            ) from error
+        if found.data != data:
+            raise self._unproved()
+        # If only the answer was wrong, a hop before the store has changed it.
+        self.promises.etags_are_md5 = found.has_md5
+        if found.has_md5:
+            return found.etag
+        self.promises.is_news = True
+        _logger.warning(
+            "%s: the store's ETags are not the MD5s of the objects, so they are not compared. The first object was "
+            "read back and is right; to read all of them, use verify --deep",
+            self._store.destination,
+        )
+        return None
+
+    # Encryption and storage class -----------------------------------------------------------------------------------
+
+    async def compare(self, key: str, headers: Mapping[str, str]) -> None:
+        """Compare the headers of the answer to a PUT with what was asked; ask HeadObject for what the answer lacks.
+
+        Raises:
+            StoreError: something was not kept.
+        """
+        kept = self.promises.kept
+        lacking = {
+            name: value
+            for name, value in self._asked.items()
+            if kept.get(name) != value and (name == _STORAGE_CLASS or not is_kept(name, value, headers.get(name)))
+        }
+        if not lacking:
+            return
+        try:
+            headers = await self._store.head(key)
+        except ClientError as error:
+            verdict = judge(error)
+            if verdict.retry or verdict.certain:
+                raise
+            if set(lacking) != {_STORAGE_CLASS}:
+                raise self._broken(key, next(iter(lacking)), f"HeadObject is {verdict.reason}") from error
+            _logger.warning(
+                "%s: whether the store keeps s3.storage_class %s is not known: HeadObject is %s",
+                self._store.destination, lacking[_STORAGE_CLASS], verdict.reason,
+            )  # fmt: skip
+            del self._asked[_STORAGE_CLASS]
+            return
+        for name, value in lacking.items():
+            if not is_kept(name, value, headers.get(name)):
+                raise self._broken(key, name, f"found {headers.get(name) or 'none'}")
+        self.promises.kept |= lacking
+        self.promises.is_news = True
+
+    def _broken(self, key: str, header: str, found: str) -> StoreError:
+        setting, asked = _ASKED[header][1], self._asked[header]
+        return self._end(
+            f"the store does not keep {setting} {asked}: {found} in the answer for {self._store.locator(key)}, which "
+            f"is stored. Change or remove {setting}, or choose another store"
+        )
+
+    def _unproved(self) -> TransientError:
+        return TransientError(f"{self._store.destination}: {UNPROVED}")
+
+    def _end(self, reason: str) -> StoreError:
+        self._end_reason = reason
+        return StoreError(f"{self._store.destination}: {reason}")
+
+
+_OVERWRITE = "Use if_exists overwrite, or another store"
+
+
+def _refuses_condition(error: ClientError) -> bool:
+    status, verdict = error.response["ResponseMetadata"]["HTTPStatusCode"], judge(error)
+    if verdict.retry or verdict.certain:
+        return False
+    return status == 501 or verdict.code == "NotImplemented" or bool(_CONDITION.search(verdict.reason))
