@@ -11,7 +11,8 @@ from pydantic import ValidationError
 from async_maps.errors import SettingsError
 from async_maps.machine.limits import Limit
 from async_maps.render.colormap import ColormapJet, color_table
-from async_maps.settings import FilesSettings, S3Settings, Settings, load_settings
+from async_maps.settings import FilesSettings, S3Settings, Settings
+from async_maps.settings.file import load_settings
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -37,7 +37,7 @@ from async_maps.cli.warm import warm
 from async_maps.errors import AsyncMapsError, SettingsError, naming_shortages
 from async_maps.report import Report
 from async_maps.report.ending import DONE, SOME_FAILED, exit_code
-from async_maps.settings import load_settings
+from async_maps.settings.file import load_settings
 from async_maps.sources import STDIN_FILE
 from async_maps.suggestions import GivenOptions, given_options, repeating_options
 

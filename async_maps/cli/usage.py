@@ -11,7 +11,8 @@ import cyclopts
 from pydantic import ValidationError
 
 from async_maps.errors import AsyncMapsError, SettingsError
-from async_maps.settings import aws_variable, describe_invalid, setting_names
+from async_maps.settings import setting_names
+from async_maps.settings.problems import aws_variable, describe_invalid
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -84,7 +85,7 @@ def describe(error: Exception, app: App, tokens: Sequence[str]) -> str:  # noqa:
         return str(error)
     for invalid in (error, error.__cause__):
         if isinstance(invalid, ValidationError):
-            return describe_invalid(invalid, name_of=lambda setting: _origin(setting, tokens))
+            return describe_invalid(invalid, setting_names(), name_of=lambda setting: _origin(setting, tokens))
     match error:
         case cyclopts.UnknownOptionError():
             return _unknown_option(error, app)
