@@ -26,7 +26,7 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in values.items():
-        if isinstance(value, dict) and name != "metadata":
+        if isinstance(value, dict) and name not in {"metadata", "tagging"}:
             found |= flat(value, f"{prefix}{name}.")
         else:
             found[f"{prefix}{name}"] = value
