@@ -105,7 +105,7 @@ async def test_waiting_callers_are_counted(monkeypatch: pytest.MonkeyPatch) -> N
 async def test_names_types_and_units_follow_prometheus(tmp_path: Path) -> None:
     async with am.Pipeline(tmp_path, settings=THREADS) as pipeline:
         found = families(scraped({"a": pipeline}))
-    assert len(found) == 15
+    assert len(found) == 16
     for name, family in found.items():
         assert name.startswith("async_maps_")
         assert family.documentation.endswith(".")
