@@ -14,7 +14,7 @@ from anyio import CapacityLimiter, to_thread
 from async_maps.concurrency.fan_out import fan_out
 from async_maps.concurrency.tasks import in_thread
 from async_maps.errors import InputValidationError, SettingsError
-from async_maps.filesystems.filesystem import Filesystems, is_remote
+from async_maps.filesystems.filesystem import Filesystems, UnavailableError, is_remote
 from async_maps.manifest.manifest import Manifest
 from async_maps.render.channels import reduce_channels
 from async_maps.render.ranges import ValueRange
@@ -123,7 +123,7 @@ class _Surveyors:
         self._lock = Lock()
         self._local = CapacityLimiter(settings.worker_count + settings.encode_thread_count)
         # Threads that wait for S3 use no core.
-        self._remote = CapacityLimiter(settings.first_prefetch)
+        self._remote = CapacityLimiter(settings.prefetch)
 
     @property
     def count(self) -> int:
@@ -142,6 +142,8 @@ class _Surveyors:
                 values = self._values(map_, readers)
             except InputValidationError:
                 pass
+            except UnavailableError:
+                raise
             except Exception:  # noqa: BLE001  # as in the worker; the run that follows reports the error
                 unread = True
             with self._lock:

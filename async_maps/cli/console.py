@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from async_maps.cli.events import EVENTS, fields_of, json_lines, tell
+from async_maps.cli.events import EVENTS, SDK_LOGGERS, fields_of, is_of_sdk, json_lines, tell
 from async_maps.errors import SettingsError
 from async_maps.filesystems.atomic import replacing
 from async_maps.filesystems.outputs import check_output, is_report
@@ -224,13 +224,14 @@ def messages(*, as_json: bool = False) -> Iterator[None]:
 
 @contextmanager
 def _text_lines() -> Iterator[None]:
-    package = logging.getLogger("async_maps")
-    handler = _Stderr()
-    package.addHandler(handler)
+    handlers = {"async_maps": _Stderr(), **dict.fromkeys(SDK_LOGGERS, _OfSdk())}
+    for name, handler in handlers.items():
+        logging.getLogger(name).addHandler(handler)
     try:
         yield
     finally:
-        package.removeHandler(handler)
+        for name, handler in handlers.items():
+            logging.getLogger(name).removeHandler(handler)
 
 
 def set_verbosity(*, verbose: bool = False, quiet: bool = False) -> None:
@@ -258,6 +259,14 @@ class _Stderr(logging.Handler):
         with suppress(OSError):
             text = _fit(mask(f"async-maps: {label}{record.getMessage()}"), sys.stderr)
             print(text, file=sys.stderr, flush=True)  # noqa: T201  # its place
+
+
+class _OfSdk(_Stderr):
+    """Prints warnings with --verbose; without a handler, logging prints them always, with tracebacks."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno >= logging.WARNING and not is_of_sdk(record):
+            super().emit(record)
 
 
 def complain(error: object, kind: str = "") -> None:

@@ -25,6 +25,9 @@ Event: TypeAlias = Literal[
 EVENTS = "async_maps.cli.events"
 """The logger of events that only JSON has."""
 
+SDK_LOGGERS = ("botocore", "aiobotocore", "boto3", "aioboto3", "urllib3", "aiohttp", "asyncio")
+"""The loggers of the AWS SDK, and of what it uses."""
+
 _logger = logging.getLogger(EVENTS)
 _NAMES: dict[int, Event] = {
     logging.DEBUG: "debug", logging.INFO: "notice", logging.WARNING: "warning", logging.ERROR: "error",
@@ -56,6 +59,11 @@ def fields_of(event: Event, fields: dict[str, Any]) -> dict[str, Any]:
     return {"event": event, "fields": fields}
 
 
+def is_of_sdk(record: logging.LogRecord) -> bool:
+    """Whether a record is to be dropped: what the AWS SDK logs of an error precedes the sentence with that error."""
+    return record.name.startswith(SDK_LOGGERS) and not logging.getLogger("async_maps").isEnabledFor(logging.DEBUG)
+
+
 class JsonLines(logging.Handler):
     """Writes each record as a line.
 
@@ -69,7 +77,8 @@ class JsonLines(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a line; of other packages, only what they would print: their details may have signatures."""
-        if record.levelno < logging.WARNING and not record.name.startswith("async_maps"):
+        is_ours = record.name.startswith("async_maps")
+        if (record.levelno < logging.WARNING and not is_ours) or is_of_sdk(record):
             return
         level = max(known for known in _NAMES if known <= max(record.levelno, logging.DEBUG))
         line: dict[str, Any] = {
@@ -80,7 +89,7 @@ class JsonLines(logging.Handler):
         if text := record.getMessage():
             line["message"] = text
         line |= getattr(record, "fields", {})
-        if not record.name.startswith("async_maps"):
+        if not is_ours:
             line["logger"] = record.name
         if record.exc_info:
             line["traceback"] = logging.Formatter().formatException(record.exc_info)

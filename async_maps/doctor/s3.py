@@ -65,7 +65,7 @@ async def _open_client(session: AsyncSession, settings: Settings) -> AsyncIterat
         "connect_timeout_s": min(settings.s3.connect_timeout_s, _CONNECT_TIMEOUT_S),
         "read_timeout_s": min(settings.s3.read_timeout_s, _READ_TIMEOUT_S),
     }
-    options = client_options(settings.s3.model_copy(update=timeouts), settings.first_concurrency, attempts=_ATTEMPTS)
+    options = client_options(settings.s3.model_copy(update=timeouts), settings.concurrency, attempts=_ATTEMPTS)
     # By default botocore signs URLs with version 2, which many stores and regions refuse.
     options["signature_version"] = "s3v4"
     async with AsyncExitStack() as opened:
@@ -110,7 +110,7 @@ async def _examine(target: Target, origins: Sequence[str], quick: bool) -> None:
 
 async def _measure(target: Target, probe: ProbeObject, quick: bool) -> None:
     data = overlay_sized_png()
-    concurrency = target.settings.first_concurrency
+    concurrency = target.settings.concurrency
     # Like a run, but it overwrites its own objects.
     settings = target.settings.model_copy(
         update={"if_exists": "overwrite", "concurrency": concurrencies(concurrency)[-1]}
@@ -126,5 +126,5 @@ async def _measure(target: Target, probe: ProbeObject, quick: bool) -> None:
         target.say("latency", "warning", f"overlays of {len(data) / 1e3:.0f} KB are refused: {error}",
                    "smaller ones are accepted; check the proxies between here and the store")  # fmt: skip
         return
-    for finding in judge(loads, latency_s, len(data), concurrency, grows=target.settings.concurrency == "auto"):
+    for finding in judge(loads, latency_s, len(data), concurrency):
         target.on_finding(finding)

@@ -9,7 +9,7 @@ from hashlib import blake2b
 from threading import Lock
 from typing import TYPE_CHECKING, Protocol, cast
 
-from async_maps.errors import SourceError
+from async_maps.errors import SourceError, StoreError
 from async_maps.keys import printable
 
 if TYPE_CHECKING:
@@ -22,6 +22,13 @@ if TYPE_CHECKING:
 
 class InaccessibleError(SourceError):
     """A file cannot be read now, which says nothing about its content: no permission, no connection."""
+
+
+class UnavailableError(StoreError):
+    """No file of the place can be read now, because the credentials are refused: no file is to blame.
+
+    Not a SourceError, which readers take for a fault of the file.
+    """
 
 
 class Filesystem(Protocol):

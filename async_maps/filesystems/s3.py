@@ -27,8 +27,10 @@ from async_maps.filesystems.aws import (
     refusal,
     unreachable,
 )
+from async_maps.filesystems.blame import Scope, judge
 from async_maps.filesystems.connections import Connections
-from async_maps.filesystems.filesystem import InaccessibleError
+from async_maps.filesystems.credentials import CredentialsError
+from async_maps.filesystems.filesystem import InaccessibleError, UnavailableError
 from async_maps.filesystems.locators import parse_s3_address
 from async_maps.filesystems.sessions import blocking_client
 from async_maps.settings import S3Settings
@@ -366,6 +368,9 @@ def _translate_errors() -> Iterator[None]:
     try:
         yield
     except ClientError as error:
+        verdict = judge(error)
+        if verdict.scope is Scope.CREDENTIALS and verdict.certain:
+            raise UnavailableError(verdict.reason, may_pass=verdict.may_pass) from error
         code, status, reason = refusal(error)
         if status == 416:
             raise _NoRangeError from error
@@ -375,5 +380,7 @@ def _translate_errors() -> Iterator[None]:
             raise InaccessibleError("the object was replaced while it was read") from error
         kind = InaccessibleError if status in TRANSIENT_STATUSES else RefusedError
         raise kind(reason, may_pass=is_temporary(error)) from error
+    except CredentialsError as error:
+        raise UnavailableError(str(error), may_pass=error.may_pass) from error
     except BotoCoreError as error:
         raise InaccessibleError(unreachable(error), may_pass=is_temporary(error)) from error

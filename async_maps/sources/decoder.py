@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from async_maps.errors import InputValidationError, MissingExtraError, SourceError, translate_os_error
-from async_maps.filesystems.filesystem import Filesystems
+from async_maps.filesystems.filesystem import Filesystems, UnavailableError
 from async_maps.settings import S3Settings
 from async_maps.sources.formats.registry import Readers
 from async_maps.sources.memory_limit import MemoryLimit
@@ -63,6 +63,7 @@ class _Server:
             return [list(array.shape), array.dtype.str], array
         except Exception as error:  # noqa: BLE001  # one map's failure is data; a malicious file can cause any error
             kind = "input" if isinstance(error, InputValidationError) else "source"
+            kind = "unavailable" if isinstance(error, UnavailableError) else kind
             memory = self._limit.explain(error)
             return [kind, f"{_reason(error)}{memory}", bool(memory)], None
 

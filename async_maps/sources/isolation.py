@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from async_maps.errors import InputValidationError, SourceError
+from async_maps.filesystems.filesystem import UnavailableError
 from async_maps.sources.formats.registry import Readers, decodes_natively
 
 if TYPE_CHECKING:
@@ -274,6 +275,8 @@ class IsolatedReaders(Readers):
         if is_scarce:
             self._process.is_suspect = True
             raise _SuspectError(reason)
+        if kind == "unavailable":
+            raise UnavailableError(reason, may_pass=True)
         raise (InputValidationError if kind == "input" else SourceError)(reason)
 
     def _receive(self, shape: list[int], dtype: str) -> NDArray[Any]:

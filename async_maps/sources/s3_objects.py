@@ -8,7 +8,7 @@ from traceback import clear_frames
 from typing import TYPE_CHECKING
 
 from async_maps.errors import SourceError
-from async_maps.filesystems.filesystem import Filesystems
+from async_maps.filesystems.filesystem import Filesystems, UnavailableError
 from async_maps.filesystems.locators import S3Address, parse_s3_address
 from async_maps.filesystems.s3 import Digest
 from async_maps.keys import printable
@@ -57,7 +57,7 @@ class S3Objects:
         try:
             with Filesystems(self._settings) as filesystems:
                 yield from maps_in_named(self._files(filesystems.s3()), filesystems, self._scan)
-        except SourceError as error:
+        except (SourceError, UnavailableError) as error:
             # The frames of the error refer to the client, and its connections stay open until no reference is left.
             kept: BaseException | None = error
             while kept is not None:
@@ -80,7 +80,7 @@ class S3Objects:
             place = printable(str(S3Address(self._bucket, folder[:-1])))
             self._cover(root, every if root == folder else lambda file: file == place or file.startswith(f"{place}/"))
             yield from self._below(filesystem, folder, root)
-        except SourceError as error:
+        except (SourceError, UnavailableError) as error:
             raise SourceError(f"{self._path}: {error}") from error
 
     def _glob(self, filesystem: S3Filesystem) -> Iterator[NamedFile]:

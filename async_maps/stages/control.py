@@ -77,7 +77,7 @@ class Control:
             control = Case()
             self._asked_key, data = self._newest
             try:
-                async with self._rate_limiter.turn(len(data)):
+                async with self._rate_limiter.turn():
                     await self._put(control, data)
             except TransientError as error:
                 self._judge.failed(control, judge(error))

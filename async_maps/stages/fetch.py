@@ -8,6 +8,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from async_maps.concurrency.tasks import in_thread
+from async_maps.filesystems.filesystem import UnavailableError
 from async_maps.sources.formats.registry import shares_reads
 from async_maps.sources.layouts import map_size
 from async_maps.workers.worker import Failed
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from async_maps.sources.formats.registry import Readers
-    from async_maps.stages.concurrency_limit import ConcurrencyLimit
     from async_maps.stages.items import Job
     from async_maps.stages.meters import Meter
 
@@ -31,24 +31,20 @@ async def fetch_stage(
     jobs: MemoryObjectSendStream[Job],
     readers: tuple[Readers, Readers],
     threads: tuple[CapacityLimiter, Callable[[], object]],
-    measured: tuple[ConcurrencyLimit, Meter],
+    meter: Meter,
 ) -> None:
     """Run one of the concurrent fetchers until the end of the maps: read each map, and send it on as an array.
 
     Each job has a lease for its array. ``readers`` are this fetcher's, which it closes, and those that all share.
-    ``threads`` are their limiter, and a function that ends all requests, for a cancellation. ``measured`` finds
-    out whether more fetchers would be faster, and counts.
+    ``threads`` are their limiter, and a function that ends all requests, for a cancellation.
     """
-    (limiter, interrupt), (limit, meter) = threads, measured
+    limiter, interrupt = threads
     async with remote, jobs:
         try:
             async for job in remote:
                 started = perf_counter()
-                limit.in_flight += 1
                 result = await in_thread(partial(_fetch, readers, job), limiter=limiter, interrupt=interrupt)
-                meter.worked(seconds := perf_counter() - started, 1)
-                limit.in_flight -= 1
-                limit.succeeded(seconds, perf_counter())
+                meter.worked(perf_counter() - started, 1)
                 if isinstance(result, Failed):
                     if job.lease is not None:
                         job.lease.release()
@@ -66,6 +62,8 @@ def _fetch(readers: tuple[Readers, Readers], job: Job) -> NDArray[Any] | Failed:
     try:
         array = readers[shares_reads(job.map)].read(job.map.path, job.map.part, job.map.max_bytes)
         map_size(array, job.value_range, readers[0].channels)
+    except UnavailableError:
+        raise
     except Exception as error:  # noqa: BLE001  # one map's failure is data; a malicious file can cause any error
         return Failed.by(error)
     return array

@@ -97,7 +97,7 @@ async def _put(key: str, data: bytes, uploading: Uploading, *, maybe_ours: bool)
         while True:
             await control.make_way(key)
             try:
-                async with uploading.rate_limiter.turn(len(data)):
+                async with uploading.rate_limiter.turn():
                     judge.begin(case)
                     etag = await uploading.store.put(key, data)
             except ExistsError as error:
@@ -116,7 +116,7 @@ async def _put(key: str, data: bytes, uploading: Uploading, *, maybe_ours: bool)
                 await control.hear(case, error)
                 continue
             judge.accepted(case)
-            uploading.rate_limiter.taken(case.began_at)
+            uploading.rate_limiter.taken()
             control.keep(key, data)
             return etag
     finally:
