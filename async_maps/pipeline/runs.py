@@ -14,6 +14,7 @@ from async_maps.manifest.claims import distinct
 from async_maps.manifest.recorder import open_recorder
 from async_maps.manifest.sampler import sampled
 from async_maps.outcomes import Failure
+from async_maps.pipeline.earlier import knowing_earlier
 from async_maps.progress import reporting
 from async_maps.report import Report, counting_selected
 from async_maps.report.invisible import InvisibleMaps
@@ -114,6 +115,7 @@ class Runs:
                 selection.manifest, stages.store.identity, self._settings, getattr(stages.store, "promises", None)
             ) as recorder,
             sampled(recorder, selection, report, self._statistics, total),
+            knowing_earlier(recorder, stages, self._settings),
         ):
             value_range = await self._range_for(source, recorder, mode, report)
             report.survey_s = monotonic() - started if report.surveyed else 0.0

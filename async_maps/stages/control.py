@@ -6,15 +6,15 @@ Runs on the event loop.
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
-from typing import TYPE_CHECKING
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Protocol
 
 from async_maps.errors import ExistsError, ObjectError, StoreError, TransientError
-from async_maps.filesystems.blame import UnjudgedError, judge
+from async_maps.filesystems.blame import Scope, UnjudgedError, judge
 from async_maps.stages.judge import Case, Ruling
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
 
     from async_maps.stages.judge import Judge
     from async_maps.stages.rate_limiter import RateLimiter
@@ -27,38 +27,58 @@ _PATIENCE_S = 5.0
 """The longest wait for a source that has no map in the pipeline."""
 
 
+class Earlier(Protocol):
+    """An object that an earlier run has stored."""
+
+    async def key(self) -> str | None:
+        """Return its key; None if there is no such object."""
+
+    async def read(self, key: str) -> bytes | None:
+        """Return its bytes; None if it cannot be read."""
+
+
 class Control:
     """Puts the object that the store accepted last again, where no other object shows whether the store is down.
 
     Attributes:
         maps: returns the number of maps that have no outcome yet.
         is_reading: returns whether a source is still being read.
+        earlier: an object of an earlier run, for as long as this one has stored nothing.
     """
 
     def __init__(self, store: AddressedStore, judge: Judge, rate_limiter: RateLimiter) -> None:
         self.maps: Callable[[], int] = lambda: 0
         self.is_reading: Callable[[], bool] = lambda: False
+        self.earlier: Earlier | None = None
+        self._has_earlier = False
         self._store = store
         self._judge = judge
         self._rate_limiter = rate_limiter
         self._newest: tuple[str, bytes] | None = None
+        self._under_way: set[str] = set()
         self._asking = asyncio.Lock()
         self._asked_key = ""
         self._refused: StoreError | None = None
         self._refused_at = -1.0
 
+    @asynccontextmanager
+    async def making_way(self, key: str) -> AsyncIterator[None]:
+        """Do not put the object with this key again: other bytes may be put there in the ``with`` block."""
+        self._under_way.add(key)
+        if self._newest is not None and self._newest[0] == key:
+            self._newest = None
+        try:
+            if self._asked_key == key:
+                async with self._asking:
+                    pass
+            yield
+        finally:
+            self._under_way.discard(key)
+
     def keep(self, key: str, data: bytes) -> None:
         """Keep an object that the store has accepted."""
         if self._newest is None or len(data) <= max(_SMALL, len(self._newest[1])):
             self._newest = key, data
-
-    async def make_way(self, key: str) -> None:
-        """Do not put the object with this key again: other bytes are about to be put there."""
-        if self._newest is not None and self._newest[0] == key:
-            self._newest = None
-        if self._asked_key == key:
-            async with self._asking:
-                pass
 
     async def ask(self, case: Case) -> bool:
         """Put the kept object again, unless there was an answer since the case's last attempt.
@@ -72,18 +92,21 @@ class Control:
         async with self._asking:
             if self._refused is not None and self._refused_at >= case.ended_at:
                 raise self._refused
-            if self._newest is None or self._judge.has_passed_since(case):
-                return self._newest is not None
+            if self._judge.has_passed_since(case):
+                return True
             control = Case()
-            self._asked_key, data = self._newest
             try:
+                found = self._newest or await self._find_earlier()
+                if found is None:
+                    return False
+                self._asked_key = found[0]
                 async with self._rate_limiter.turn():
-                    await self._put(control, data)
+                    await self._put(control, found[1])
             except TransientError as error:
                 self._judge.failed(control, judge(error))
             except ObjectError:
                 # This object cannot be replaced: it is locked, for instance.
-                self._newest = None
+                self._newest, self.earlier = None, None
                 return False
             except StoreError as error:
                 self._refused, self._refused_at = _of_all(error), control.began_at
@@ -95,11 +118,24 @@ class Control:
                 self._judge.close(control)
         return True
 
+    async def _find_earlier(self) -> tuple[str, bytes] | None:
+        key = None if self.earlier is None else await self.earlier.key()
+        if self.earlier is None or key is None:
+            self.earlier = None
+            return None
+        self._has_earlier = True
+        # From now on, an upload with this key waits.
+        self._asked_key = key
+        data = None if key in self._under_way else await self.earlier.read(key)
+        return None if data is None else (key, data)
+
     async def _put(self, control: Case, data: bytes) -> None:
         self._judge.begin(control)
         with suppress(ExistsError):
             await self._store.put(self._asked_key, data)
         self._judge.accepted(control)
+        if self._newest is None and self._asked_key not in self._under_way:
+            self.keep(self._asked_key, data)
 
     async def hear(self, case: Case, error: UnjudgedError) -> None:
         """Hold a refused object back until there is evidence; return if it is to be tried again.
@@ -122,17 +158,23 @@ class Control:
                     raise _of_all(error) from error
                 elif self.maps() <= self._judge.objects and (not self.is_reading() or waited_s >= _PATIENCE_S):
                     await self._store.check()
+                    if self._has_earlier and error.verdict.scope is Scope.CREDENTIALS:
+                        # The credentials were accepted for other objects, which they may not read.
+                        raise ObjectError(str(error)) from error
                     raise _of_all(error) from error
             await asyncio.sleep(pause_s)
             waited_s += pause_s
 
-    async def alone(self, error: TransientError, attempts: int) -> StoreError:
-        """Return the error of a store that has accepted nothing at all, after asking for its bucket."""
-        try:
-            await self._store.check()
-        except StoreError as unchecked:
-            return unchecked
-        return down(error, f"in {attempts} attempts")
+    async def hear_alone(self, case: Case, error: TransientError) -> None:
+        """Return if an object is to be tried again, though the store has accepted nothing in this run.
+
+        Raises:
+            StoreError: it does not accept an object of an earlier run either, or there is none.
+        """
+        if await self.ask(case) and self._judge.has_passed_since(case):
+            return
+        await self._store.check()
+        raise down(error, f"in {case.attempts} attempts")
 
 
 def down(error: StoreError, since: str) -> StoreError:

@@ -27,7 +27,7 @@ from async_maps.stages.control import Control
 from async_maps.stages.encode import Encoding, encode_bitmap, encode_stage
 from async_maps.stages.fetch import fetch_stage
 from async_maps.stages.items import Bitmap, Job, Png
-from async_maps.stages.judge import Judge
+from async_maps.stages.judge import FEW, Judge
 from async_maps.stages.meters import Meter, StageStatistics
 from async_maps.stages.rate_limiter import RateLimiter
 from async_maps.stages.reservation import Reservation
@@ -125,7 +125,8 @@ class Stages:
                         (encoders, self._png_bytes),
                         self._encoding,
                     )
-                for _ in range(settings.concurrency):
+                # The rate limiter bounds the requests. A few uploads may be held back without stopping the others.
+                for _ in range(settings.concurrency + FEW):
                     stages.start_soon(upload_stage, self._pngs_out.clone(), uploading, self._uploading)
                 for end in (self._remote_out, self._jobs_out, self._bitmaps_out, self._pngs_out):
                     end.close()

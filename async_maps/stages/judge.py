@@ -160,7 +160,7 @@ class Judge:
 
     def needs_control(self, case: Case) -> bool:
         """Whether nothing has passed since the last failure of this object."""
-        return self.has_accepted and case.attempts >= _CONTROL_FROM and not self.has_passed_since(case)
+        return case.attempts >= _CONTROL_FROM and not self.has_passed_since(case)
 
     def close(self, case: Case) -> None:
         """Forget an object."""

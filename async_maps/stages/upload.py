@@ -94,31 +94,31 @@ async def _upload(png: Png, uploading: Uploading) -> Receipt:
 async def _put(key: str, data: bytes, uploading: Uploading, *, maybe_ours: bool) -> str | None:
     judge, control, case = uploading.judge, uploading.control, Case()
     try:
-        while True:
-            await control.make_way(key)
-            try:
-                async with uploading.rate_limiter.turn():
-                    judge.begin(case)
-                    etag = await uploading.store.put(key, data)
-            except ExistsError as error:
-                # An earlier attempt of this or another run with the manifest may have stored the object.
-                if not error.same or (uploading.if_exists == "error" and case.attempts == 1 and not maybe_ours):
-                    judge.accepted(case)
-                    raise
-                etag = error.etag
-            except TransientError as error:
-                await asyncio.sleep(await _failed(key, error, case, uploading))
-                if judge.needs_control(case):
-                    await control.ask(case)
-                continue
-            except UnjudgedError as error:
-                judge.refused(case, error.verdict)
-                await control.hear(case, error)
-                continue
-            judge.accepted(case)
-            uploading.rate_limiter.taken()
-            control.keep(key, data)
-            return etag
+        async with control.making_way(key):
+            while True:
+                try:
+                    async with uploading.rate_limiter.turn():
+                        judge.begin(case)
+                        etag = await uploading.store.put(key, data)
+                    break
+                except ExistsError as error:
+                    # An earlier attempt of this or another run with the manifest may have stored the object.
+                    if not error.same or (uploading.if_exists == "error" and case.attempts == 1 and not maybe_ours):
+                        judge.accepted(case)
+                        raise
+                    etag = error.etag
+                    break
+                except TransientError as error:
+                    await asyncio.sleep(await _failed(key, error, case, uploading))
+                    if judge.needs_control(case):
+                        await control.ask(case)
+                except UnjudgedError as error:
+                    judge.refused(case, error.verdict)
+                    await control.hear(case, error)
+        judge.accepted(case)
+        uploading.rate_limiter.taken()
+        control.keep(key, data)
+        return etag
     finally:
         judge.close(case)
 
@@ -133,7 +133,7 @@ async def _failed(key: str, error: TransientError, case: Case, uploading: Upload
         since = f"for {uploading.judge.failing_s:.0f} s" if uploading.judge.has_accepted else never
         raise down(error, since) from error
     if ruling is Ruling.ALONE:
-        raise await uploading.control.alone(error, case.attempts) from error
+        await uploading.control.hear_alone(case, error)
     wait_s = uploading.rate_limiter.failed(error, case.attempts, case.began_at)
     _logger.debug("%s: attempt %d failed, the next follows in %.1f s: %s", key, case.attempts, wait_s, str(error))
     return wait_s

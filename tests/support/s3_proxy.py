@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import struct
 import threading
 import time
 from contextlib import contextmanager
@@ -11,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     import pytest
 
@@ -28,6 +30,19 @@ class Asked(NamedTuple):
     size: int
 
 
+class Refusal(NamedTuple):
+    """An answer in place of the server's; with status 0, the connection is reset."""
+
+    status: int
+    code: str = ""
+    message: str = ""
+
+    def body(self) -> bytes:
+        if not self.code:
+            return b""
+        return f"<Error><Code>{self.code}</Code><Message>{self.message}</Message></Error>".encode()
+
+
 class Proxy:
     """Passes requests on to a server.
 
@@ -41,6 +56,8 @@ class Proxy:
         break_off: the number of answers to GETs of objects to truncate in the middle.
         headers: headers that replace the server's; those with None are removed.
         statuses: statuses that replace the server's, with an empty body.
+        refuse: called with the method, the path and the query of each request; returns an answer in place of the
+            server's, or None.
     """
 
     def __init__(self) -> None:
@@ -52,6 +69,7 @@ class Proxy:
         self.most_concurrent = self.under_way = self.break_off = 0
         self.headers: dict[str, str | None] = {}
         self.statuses: dict[int, int] = {}
+        self.refuse: Callable[[str, str, str], Refusal | None] = lambda *_: None
         self.lock = threading.Lock()
 
     def gets(self, *, of: str = "") -> list[Asked]:
@@ -92,6 +110,11 @@ def counting(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Prox
 
         def pass_on(self, path: str, query: dict[str, list[str]], reading: bool) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            with proxy.lock:
+                refusal = proxy.refuse(self.command, path, urlsplit(self.path).query)
+            if refusal is not None:
+                self.refuse(refusal)
+                return
             connection = HTTPConnection(upstream)
             try:
                 connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
@@ -119,6 +142,18 @@ def counting(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Prox
             self.end_headers()
             self.wfile.write(data[: len(data) // 2] if broken else data)
             self.close_connection |= broken
+
+        def refuse(self, refusal: Refusal) -> None:
+            if not refusal.status:
+                linger = struct.pack("ii", 1, 0)
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                self.close_connection = True
+                return
+            data = b"" if self.command == "HEAD" else refusal.body()
+            self.send_response_only(refusal.status)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
 
         do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = answer  # noqa: N815  # the names that http.server wants
 

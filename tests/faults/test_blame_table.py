@@ -1,0 +1,215 @@
+"""Who is blamed: each fault at each moment, for each command, over a real socket.
+
+A proxy in front of the S3 server refuses requests. 12 maps are to be uploaded, in ``bad`` or ``sub/`` if the fault
+concerns some of them.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import pytest
+
+import async_maps as am
+from async_maps.manifest.manifest import Manifest
+from tests.support.maps import random_map
+from tests.support.s3_proxy import Proxy, Refusal, counting
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from async_maps.demo.seaweed import S3Server
+
+pytestmark = pytest.mark.slow
+
+NAMES = [f"{number}" for number in range(7)] + [f"sub/{number}" for number in range(4)] + ["bad"]
+SETTINGS = am.Settings(
+    workers=0, concurrency=4, s3=am.S3Settings(max_attempts=3, give_up_s=1.5, read_timeout_s=5.0)
+)  # fmt: skip
+
+BAD, SUB, ALL = "/bad.png", "/sub/", "/p/"
+DENIED = Refusal(403, "AccessDenied", "not for you")
+SIGNATURE = Refusal(403, "SignatureDoesNotMatch", "another signature")
+KMS = Refusal(400, "KMS.DisabledException", "the key is disabled")
+QUOTA = Refusal(403, "QuotaExceeded", "10 GB are used")
+FULL = Refusal(507, "XMinioStorageFull", "the drive is full")
+BUSY, BROKEN, RESET = Refusal(503, "SlowDown", "less"), Refusal(500, "InternalError", "sorry"), Refusal(0)
+FOR_EVER = 10**9
+
+
+@pytest.fixture
+def proxy(s3: S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    monkeypatch.setattr("async_maps.stages.rate_limiter._LONGEST_WAIT_S", 0.05)
+    with counting(s3, monkeypatch) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def place(bucket: str) -> str:
+    return f"s3://{bucket}/p"
+
+
+def refusing(
+    refusal: Refusal, what: str, *, after: int = 0, times: int = FOR_EVER, method: str = "PUT"
+) -> Callable[[str, str, str], Refusal | None]:
+    """Refuse the requests with that text in their path, ``times`` times, after a number of PUTs that passed."""
+    passed = refused = 0
+
+    def refuse(asked: str, path: str, _query: str) -> Refusal | None:
+        nonlocal passed, refused
+        if passed >= after and asked == method and what in path and refused < times:
+            refused += 1
+            return refusal
+        passed += asked == "PUT"
+        return None
+
+    return refuse
+
+
+class Ended(NamedTuple):
+    """How a run ended, and the rows of its manifest."""
+
+    exit_code: int | None
+    done: int
+    failed: int
+    words: str
+
+
+class Job:
+    """A folder of maps, a manifest and a destination."""
+
+    def __init__(self, folder: Path, place: str) -> None:
+        self.folder = folder
+        self.place = place
+        self.manifest = folder.parent / "m.sqlite"
+
+    def add(self, names: list[str]) -> None:
+        for number, name in enumerate(names):
+            path = self.folder / f"{name}.npy"
+            path.parent.mkdir(exist_ok=True)
+            np.save(path, random_map(number, (8, 8)))
+
+    def run(self) -> Ended:
+        try:
+            report = am.run(self.folder, self.place, settings=SETTINGS, manifest=self.manifest)
+        except am.AsyncMapsError as error:
+            report, words = error.report, str(error)
+            assert report is not None
+        else:
+            words = " | ".join(str(failure) for failure in report.failures)
+        with Manifest(self.manifest, read_only=True) as opened:
+            counts = opened.counts()
+        assert not report.uploaded or counts.get("done", 0) >= report.uploaded
+        return Ended(report.exit_code, counts.get("done", 0), counts.get("failed", 0), words)
+
+
+@pytest.fixture
+def job(maps: Path, place: str) -> Job:
+    return Job(maps, place)
+
+
+# Faults of one object, or of some ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("moment", ["start", "mid-run", "rerun"])
+@pytest.mark.parametrize(
+    ("refusal", "words"),
+    [
+        (DENIED, r"refused with AccessDenied: not for you"),
+        (SIGNATURE, r"refused with SignatureDoesNotMatch"),
+        (BUSY, r"refused with SlowDown: less .after \d+ attempts"),
+        (BROKEN, r"refused with InternalError: sorry .after \d+ attempts"),
+        (RESET, r"(reset|disconnected|closed).* .after \d+ attempts"),
+        (KMS, r"refused with KMS.DisabledException: the key is disabled"),
+        (QUOTA, r"refused with QuotaExceeded: 10 GB are used"),
+        (Refusal(400, "EntityTooLarge"), r"refused with EntityTooLarge: the store takes no PNG of this size"),
+        (Refusal(405), r"refused with status 405: Method Not Allowed"),
+    ],
+    ids=lambda value: f"{value.status} {value.code}" if isinstance(value, Refusal) else "",
+)
+def test_a_refused_object_is_blamed_and_the_others_are_done(
+    refusal: Refusal, words: str, moment: str, proxy: Proxy, job: Job
+) -> None:
+    if moment == "rerun":
+        job.add(NAMES[:-1])
+        assert job.run()[:3] == (0, 11, 0)
+    job.add(NAMES)
+    proxy.refuse = refusing(refusal, BAD, after=5 if moment == "mid-run" else 0)
+    for _ in range(2):  # also when it is run again
+        ended = job.run()
+        assert ended[:3] == (1, 11, 1), ended
+        assert re.search(f"^bad .*: upload: .*{words}", ended.words)
+
+
+@pytest.mark.parametrize("moment", ["start", "mid-run", "rerun"])
+@pytest.mark.parametrize("refusal", [DENIED, SIGNATURE, BUSY, KMS], ids=lambda refusal: refusal.code)
+def test_the_objects_of_a_refused_prefix_are_blamed_and_the_others_are_done(
+    refusal: Refusal, moment: str, proxy: Proxy, job: Job
+) -> None:
+    if moment == "rerun":
+        job.add([name for name in NAMES if "sub/" not in name])
+        assert job.run()[:3] == (0, 8, 0)
+    job.add(NAMES)
+    proxy.refuse = refusing(refusal, SUB, after=3 if moment == "mid-run" else 0)
+    for _ in range(2):
+        ended = job.run()
+        assert ended[:3] == (1, 8, 4), ended
+        assert ended.words.count(f"refused with {refusal.code}") == 4
+
+
+# Faults of the store, the credentials and the link ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("refusal", "at_start", "in_mid_run", "words"),
+    [
+        (DENIED, 2, 3, "refused with AccessDenied: not for you"),
+        (SIGNATURE, 2, 3, "refused with SignatureDoesNotMatch: the secret key is wrong"),
+        (Refusal(403, "InvalidAccessKeyId"), 2, 3, "refused with InvalidAccessKeyId: the access key does not exist"),
+        (Refusal(400, "ExpiredToken"), 2, 3, "the session token has expired; run the command again with a new one"),
+        (Refusal(404, "NoSuchBucket"), 2, 3, "refused with NoSuchBucket: the bucket does not exist"),
+        (KMS, 2, 3, "refused with KMS.DisabledException: the key is disabled"),
+        (Refusal(400, "InvalidStorageClass", "None"), 2, 3, "refused with InvalidStorageClass: "),
+        (Refusal(405), 2, 3, "refused with status 405: Method Not Allowed"),
+        (Refusal(409), 2, 3, "refused with status 409: "),
+        (Refusal(501, "NotImplemented"), 2, 3, "refused with NotImplemented: the store does not support"),
+        (QUOTA, 3, 3, "refused with QuotaExceeded: 10 GB are used"),
+        (FULL, 3, 3, "refused with XMinioStorageFull: the drive is full"),
+        (Refusal(507), 3, 3, "refused with status 507: Insufficient Storage"),
+    ],
+    ids=lambda value: f"{value.status} {value.code}" if isinstance(value, Refusal) else "",
+)
+@pytest.mark.parametrize("moment", ["start", "mid-run", "rerun"])
+def test_a_refusal_of_all_objects_ends_the_run_and_blames_none(
+    refusal: Refusal, at_start: int, in_mid_run: int, words: str, moment: str, proxy: Proxy, job: Job
+) -> None:
+    done = {"start": 0, "mid-run": 5, "rerun": 1}[moment]
+    if moment == "rerun":
+        job.add(NAMES[:1])
+        assert job.run()[:3] == (0, 1, 0)
+    job.add(NAMES)
+    proxy.refuse = refusing(refusal, ALL, after=5 if moment == "mid-run" else 0)
+    ended = job.run()
+    # A run that ends may leave the answers of the others.
+    assert ended.done <= done
+    assert (ended.exit_code, ended.failed) == (in_mid_run if moment == "mid-run" else at_start, 0), ended
+    assert words in ended.words
+    proxy.refuse = lambda *_: None
+    assert job.run()[:3] == (0, 12, 0)
+
+
+@pytest.mark.parametrize("refusal", [BUSY, BROKEN, RESET, Refusal(502)], ids=lambda refusal: str(refusal.status))
+@pytest.mark.parametrize("times", [30, FOR_EVER])
+def test_an_outage_blames_no_map(refusal: Refusal, times: int, proxy: Proxy, job: Job) -> None:
+    job.add(NAMES)
+    proxy.refuse = refusing(refusal, ALL, after=5, times=times)
+    ended = job.run()
+    if times == FOR_EVER:
+        assert ended[:3] == (3, 5, 0), ended
+        assert re.search(r"the store has accepted nothing for \d+ s: .* run the same command again", ended.words)
+        proxy.refuse = lambda *_: None
+        ended = job.run()
+    assert ended[:3] == (0, 12, 0), ended
