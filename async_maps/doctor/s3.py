@@ -20,7 +20,9 @@ from async_maps.doctor.speed import concurrencies, judge, measure_latency, measu
 from async_maps.doctor.target import Target
 from async_maps.errors import StoreError
 from async_maps.filesystems.aws import client_options, pay_for_requests, refusal, unreachable, url_options
+from async_maps.filesystems.http_session import session_class
 from async_maps.filesystems.sessions import AsyncSession
+from async_maps.filesystems.time_limits import TimeLimits
 from async_maps.stores import open_store
 from async_maps.stores.s3 import NO_ANSWER, parse_destination
 
@@ -64,8 +66,11 @@ async def _open_client(session: AsyncSession, settings: Settings) -> AsyncIterat
     timeouts = {
         "connect_timeout_s": min(settings.s3.connect_timeout_s, _CONNECT_TIMEOUT_S),
         "read_timeout_s": min(settings.s3.read_timeout_s, _READ_TIMEOUT_S),
+        "give_up_s": min(settings.s3.give_up_s, _FIRST_ANSWER_S),
     }
-    options = client_options(settings.s3.model_copy(update=timeouts), settings.concurrency, attempts=_ATTEMPTS)
+    quick = settings.s3.model_copy(update=timeouts)
+    options = client_options(quick, settings.concurrency, attempts=_ATTEMPTS)
+    options["http_session_cls"] = session_class(TimeLimits.of(quick))
     # By default botocore signs URLs with version 2, which many stores and regions refuse.
     options["signature_version"] = "s3v4"
     async with AsyncExitStack() as opened:

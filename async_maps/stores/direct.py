@@ -2,7 +2,7 @@
 
 The SDK sends the first object. After its answer 200, that request is the template of the others: host and path style
 (dual-stack, FIPS, custom endpoint), headers, region and payload signing. The others differ only in key, body, checksum
-and time. They use the SDK's aiohttp pool, so time-outs, certificates and the number of connections are the client's.
+and time. They use the SDK's aiohttp pool, so time limits, certificates and the number of connections are the client's.
 The caller repeats a refused request with the SDK, which handles redirects, expired tokens and the names of errors.
 Runs on the event loop.
 """
@@ -13,13 +13,12 @@ import hashlib
 from io import BytesIO
 from typing import TYPE_CHECKING, NamedTuple
 
-from aiobotocore.httpsession import AIOHTTPSession
 from botocore.auth import SIGV4_TIMESTAMP, UNSIGNED_PAYLOAD, S3SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.utils import percent_encode
 from yarl import URL
 
-from async_maps.stores.traffic import Traffic
+from async_maps.filesystems.http_session import LimitedSession
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -154,13 +153,12 @@ class Signer:
         return f"{self.plan.base}{quoted}{self.plan.query}", headers
 
 
-class DirectSession(AIOHTTPSession):
+class DirectSession(LimitedSession):
     """The HTTP session of an S3 client that can also send PUTs directly.
 
     Pass a function that returns it as ``http_session_cls`` of the client's configuration.
 
     Attributes:
-        traffic: counts the bytes that its connections have sent, those of the SDK's requests included.
         may_repeat: whether aiohttp may repeat a request whose connection broke. It must be False for create-only
             uploads, because the server may have stored the object.
     """
@@ -168,20 +166,17 @@ class DirectSession(AIOHTTPSession):
     may_repeat = True
 
     if TYPE_CHECKING:  # what the stubs leave out
-        _connector_args: dict[str, Any]
         _proxy_config: ProxyConfiguration
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self.traffic = Traffic()
-        self._connector_args = {**self._connector_args, "socket_factory": self.traffic.open_socket}
         self._last: AWSPreparedRequest | None = None
         self._plan: Plan | None = None
         self._signer: Signer | None = None
         self._refusals = self._plans = 0
 
     async def _get_session(self, proxy_url: str | None) -> ClientSession:
-        session: ClientSession = await super()._get_session(proxy_url)  # type: ignore[misc]  # the stubs leave it out
+        session = await super()._get_session(proxy_url)
         session._retry_connection = self.may_repeat
         return session
 
@@ -209,6 +204,7 @@ class DirectSession(AIOHTTPSession):
         Raises:
             BotoCoreError: the credentials could not be refreshed.
             aiohttp.ClientError, OSError, TimeoutError: there was no answer.
+            TooSlowError: no byte moved, or too few.
         """
         plan = self._plan
         if plan is None:
@@ -236,7 +232,9 @@ class DirectSession(AIOHTTPSession):
         session = await self._get_session(None)
         # aiohttp writes a file in pieces, and lets other tasks run between them.
         body = data if len(data) <= _WHOLE_BYTES else BytesIO(data)
-        async with session.put(URL(url, encoded=True), data=body, headers=headers, allow_redirects=False) as answer:
+        async with self.watch(url, len(data)):
+            # Not "async with": that waits for the rest of a body to which the server has answered already.
+            answer = await session.put(URL(url, encoded=True), data=body, headers=headers, allow_redirects=False)
             return Answer(answer.status, answer.headers, await answer.read())
 
 

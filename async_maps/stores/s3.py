@@ -24,6 +24,7 @@ from async_maps.filesystems.blame import answer_details, judge, judge_answer, st
 from async_maps.filesystems.endpoints import bucket_identity
 from async_maps.filesystems.locators import S3Address, parse_s3_address
 from async_maps.filesystems.sessions import AsyncSession
+from async_maps.filesystems.time_limits import TimeLimits
 from async_maps.keys import check_name
 from async_maps.stores.direct import DirectSession
 from async_maps.stores.promises import UNPROVED, FirstObject
@@ -54,9 +55,10 @@ async def open_s3(destination: str, settings: Settings) -> AsyncIterator[S3Store
     bucket, prefix = parse_destination(destination)
     direct: list[DirectSession] = []
     create_only = settings.if_exists != "overwrite"
+    limits = TimeLimits.of(settings.s3)
 
     def http_session(*arguments: Any, **options: Any) -> DirectSession:
-        direct.append(DirectSession(*arguments, **options))
+        direct.append(DirectSession(*arguments, limits=limits, **options))
         direct[-1].may_repeat = not create_only
         return direct[-1]
 
@@ -219,7 +221,11 @@ class S3Store:
     async def read(self, key: str) -> Stored:
         """Read an object; raise the SDK's errors."""
         found = await self._client.get_object(Bucket=self._bucket, Key=key)
-        return Stored(await found["Body"].read(), found.get("ETag", "").strip('"'))
+        async with (
+            found["Body"] as body,
+            asyncio.timeout(self._session.limits.longest_s(found.get("ContentLength", 0))),
+        ):
+            return Stored(await body.read(), found.get("ETag", "").strip('"'))
 
     async def head(self, key: str) -> Mapping[str, str]:
         """Return the headers of an object; raise the SDK's errors."""

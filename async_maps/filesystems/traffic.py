@@ -1,20 +1,36 @@
-"""Counts the bytes that connections have sent, also within one request: signs of life on a slow link."""
+"""Counts the bytes of connections, also within one request: signs of life on a slow link."""
 
 from __future__ import annotations
 
 import socket
 import struct
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 from weakref import WeakKeyDictionary
 
 if TYPE_CHECKING:
     from typing import Any
 
-_ACKNOWLEDGED = struct.Struct("=120xQ")
-"""The field ``tcpi_bytes_acked`` of Linux's ``struct tcp_info``."""
+_INFO = struct.Struct("=120xQQ")
+"""The fields ``tcpi_bytes_acked`` and ``tcpi_bytes_received`` of Linux's ``struct tcp_info``."""
+_OPTION: int = getattr(socket, "TCP_INFO", -1)
 _IGNORED_BYTES = 16 * 2**10
 """Of each connection: handshakes, and small requests that are repeated on new connections, are no progress."""
+
+
+class Moved(NamedTuple):
+    """The bytes of a connection: those that the other side has acknowledged, and those that it has sent."""
+
+    sent: int
+    received: int
+
+
+def moved_bytes(opened: Any) -> Moved:
+    """Return the bytes that a socket has moved; Linux tells them, elsewhere and for a closed socket they are 0."""
+    try:
+        return Moved(*_INFO.unpack(opened.getsockopt(socket.IPPROTO_TCP, _OPTION, _INFO.size)))
+    except (OSError, struct.error):
+        return Moved(0, 0)
 
 
 class Traffic:
@@ -36,13 +52,14 @@ class Traffic:
 
     def sent_bytes(self) -> int:
         """Return the number of bytes sent so far; of a connection that closes between two calls, those of the first."""
-        option: int = getattr(socket, "TCP_INFO", -1)
         for opened, before in list(self._seen.items()):
-            with suppress(OSError, struct.error):  # closed, or not known there
-                (acknowledged,) = _ACKNOWLEDGED.unpack(
-                    opened.getsockopt(socket.IPPROTO_TCP, option, _ACKNOWLEDGED.size)
-                )
-                now = max(acknowledged - _IGNORED_BYTES, 0)
-                self._sent += now - before
-                self._seen[opened] = now
+            now = max(moved_bytes(opened).sent - _IGNORED_BYTES, before)
+            self._sent += now - before
+            self._seen[opened] = now
         return self._sent
+
+    def shut_down(self) -> None:
+        """End all connections, also those with bytes that the other side does not read."""
+        for opened in list(self._seen):
+            with suppress(OSError):  # closed, or not connected
+                opened.shutdown(socket.SHUT_RDWR)

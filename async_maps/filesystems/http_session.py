@@ -1,0 +1,188 @@
+"""The HTTP session of aiobotocore's clients: each of its requests ends within limits. Runs on the event loop.
+
+aiohttp has no limit for a proxy's answer to CONNECT, for ``100 Continue``, and for a body that the server does not
+read. Its limit for the answer starts when the body is in this machine's buffers, which a slow link empties later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from contextlib import suppress
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, NamedTuple
+
+from aiobotocore.httpsession import AIOHTTPSession
+from aiohttp import ClientRequest, ClientTimeout
+
+from async_maps.filesystems.time_limits import TimeLimits, TooSlowError
+from async_maps.filesystems.traffic import Traffic, moved_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+    from typing import Any
+
+    from aiohttp import ClientResponse, ClientSession
+    from aiohttp.connector import Connection
+
+_NO_LINGER = struct.pack("ii", 1, 0)
+_DEFAULT = TimeLimits(60.0, 300.0)
+_LOOKS = 4
+"""Looks for a sign of life in the time of the longest silence."""
+
+
+class _Life(NamedTuple):
+    """What changes while a request is alive: the bytes of its connection, and those that wait to be sent."""
+
+    waiting: int = 0
+    sent: int = 0
+    received: int = 0
+
+
+class Watch:
+    """Ends the request in its ``async with`` block if its bytes do not move within the limits.
+
+    A connection whose request failed is closed without waiting for the other side.
+
+    Raises:
+        TooSlowError: the limits were exceeded.
+    """
+
+    def __init__(self, url: str, size: int, limits: TimeLimits) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._url = url
+        self._limits, self._longest_s = limits, limits.longest_s(size)
+        self._ending = asyncio.timeout(None)
+        self._connection: Connection | None = None
+        self._transport: asyncio.Transport | None = None
+        self._life = _Life()
+
+    async def __aenter__(self) -> None:
+        await self._ending.__aenter__()
+        self._began_at = self._sent_at = self._lived_at = self._loop.time()
+        self._token = _current.set(self)
+        self._look_in(self._limits.silence_s / _LOOKS)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._next.cancel()
+        _current.reset(self._token)
+        # Given back to the pool, it may be another request's.
+        if error is not None and self._transport is not None and (self._is_ours() or self._transport.is_closing()):
+            _reset(self._transport)
+        try:
+            await self._ending.__aexit__(kind, error, traceback)
+        except TimeoutError:
+            raise TooSlowError(self._url, self._reason()) from error
+
+    def uses(self, connection: Connection) -> None:
+        """Note the connection on which the request is sent."""
+        self._connection, self._transport = connection, connection.transport
+
+    def _look(self) -> None:
+        now, life = self._loop.time(), self._look_for_life()
+        # This process was stopped or busy: what the other side sent meanwhile has not been read.
+        late_s = now - self._next.when()
+        self._began_at, self._sent_at, self._lived_at = (
+            moment + late_s for moment in (self._began_at, self._sent_at, self._lived_at)
+        )
+        if life != self._life:
+            self._lived_at = now
+        if life[:2] != self._life[:2]:
+            self._sent_at = now
+        self._life = life
+        silence_s, total_s = self._limits
+        # An answer that takes long after the last byte was sent comes in drops.
+        end = min(self._lived_at + silence_s, self._sent_at + total_s, self._began_at + self._longest_s)
+        if end <= now:
+            self._ending.reschedule(now)
+        else:
+            self._look_in(min(end - now, silence_s / _LOOKS))
+
+    def _look_in(self, seconds: float) -> None:
+        self._next = self._loop.call_later(seconds, self._look)
+
+    def _look_for_life(self) -> _Life:
+        if self._transport is None:
+            return self._life
+        moved = moved_bytes(self._transport.get_extra_info("socket"))
+        return _Life(self._transport.get_write_buffer_size(), moved.sent, moved.received)
+
+    def _is_ours(self) -> bool:
+        return self._connection is not None and self._connection.transport is self._transport
+
+    def _reason(self) -> str:
+        now = self._loop.time()
+        if now - self._lived_at >= self._limits.silence_s:
+            return f"no byte has moved for {self._limits.silence_s:g} s (s3.read_timeout_s)"
+        return f"too few bytes have moved in {now - self._began_at:,.0f} s"
+
+
+def _reset(transport: asyncio.Transport) -> None:
+    with suppress(OSError):  # closed already
+        # Otherwise the system keeps the connection until the other side has read what it holds.
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+    transport.abort()
+
+
+_current: ContextVar[Watch | None] = ContextVar("_current", default=None)
+
+
+class _Request(ClientRequest):
+    async def send(self, conn: Connection) -> ClientResponse:
+        if (watch := _current.get()) is not None:
+            watch.uses(conn)
+        return await super().send(conn)
+
+
+class LimitedSession(AIOHTTPSession):
+    """The HTTP session of a client. Pass what :func:`session_class` returns as ``http_session_cls``.
+
+    Attributes:
+        limits: those of each request.
+        traffic: counts the bytes that its connections have sent.
+    """
+
+    if TYPE_CHECKING:  # what the stubs leave out
+        _connector_args: dict[str, Any]
+        _timeout: ClientTimeout
+
+    def __init__(self, *arguments: Any, limits: TimeLimits = _DEFAULT, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.limits = limits
+        self.traffic = Traffic()
+        self._connector_args = {**self._connector_args, "socket_factory": self.traffic.open_socket}
+        # The watch of a request replaces aiohttp's limit for the answer.
+        self._timeout = ClientTimeout(sock_connect=self._timeout.sock_connect)
+
+    async def __aexit__(self, *arguments: Any) -> None:
+        self.traffic.shut_down()
+        await super().__aexit__(*arguments)
+
+    def watch(self, url: str, size: int) -> Watch:
+        """Return the watch of a request with a body of that size."""
+        return Watch(url, size, self.limits)
+
+    async def send(self, request: Any) -> Any:
+        """Send a request of the SDK. Only the limit of silence applies to a body of an answer that is streamed."""
+        # A hop that never answers 100 Continue would keep the body from being sent; it is in memory anyway.
+        request.headers.pop("Expect", None)
+        async with self.watch(request.url, int(request.headers.get("Content-Length") or 0)):
+            answer = await super().send(request)
+        if request.stream_output and (connection := answer.raw.connection) is not None:
+            connection.protocol.read_timeout = self.limits.silence_s
+            connection.protocol.start_timeout()
+        return answer
+
+    async def _get_session(self, proxy_url: str | None) -> ClientSession:
+        session: ClientSession = await super()._get_session(proxy_url)  # type: ignore[misc]  # the stubs leave it out
+        session._request_class = _Request
+        return session
+
+
+def session_class(limits: TimeLimits) -> Callable[..., LimitedSession]:
+    """Return what creates the HTTP session of a client with these limits."""
+    return lambda *arguments, **options: LimitedSession(*arguments, limits=limits, **options)
