@@ -70,9 +70,8 @@ class Watch:
     ) -> None:
         self._next.cancel()
         _current.reset(self._token)
-        # Given back to the pool, it may be another request's.
-        if error is not None and self._transport is not None and (self._is_ours() or self._transport.is_closing()):
-            _reset(self._transport)
+        if error is not None and (transport := self._transport) is not None and self._is_free(transport):
+            _reset(transport)
         try:
             await self._ending.__aexit__(kind, error, traceback)
         except TimeoutError:
@@ -111,8 +110,10 @@ class Watch:
         moved = moved_bytes(self._transport.get_extra_info("socket"))
         return _Life(self._transport.get_write_buffer_size(), moved.sent, moved.received)
 
-    def _is_ours(self) -> bool:
-        return self._connection is not None and self._connection.transport is self._transport
+    def _is_free(self, transport: asyncio.Transport) -> bool:
+        # A connection that was given back may be another request's.
+        is_ours = self._connection is not None and self._connection.transport is transport
+        return is_ours or transport.is_closing()
 
     def _reason(self) -> str:
         now = self._loop.time()

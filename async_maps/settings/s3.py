@@ -56,7 +56,7 @@ class S3Settings(Model, frozen=True):
     connect_timeout_s: PositiveFloat = 5.0
     """Seconds to wait for a connection."""
     read_timeout_s: PositiveFloat = 60.0
-    """Seconds to wait for a response."""
+    """Longest time in seconds in which no byte of a request or its answer moves."""
 
     @field_validator("cache_control", "metadata", "storage_class", "kms_key_id")
     @classmethod

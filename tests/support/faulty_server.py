@@ -1,4 +1,4 @@
-"""A server on loopback that takes objects until it gets a fault, and then never finishes an answer."""
+"""A server on loopback that takes objects until it gets a fault: an answer that comes early, slowly or not at all."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Faulty:
     """Answers PUTs with 200 while ``fault`` is empty, and otherwise as the fault says.
 
     Attributes:
-        fault: a key of :data:`FAULTS`, or empty.
+        fault: a key of :data:`FAULTS` or :data:`EARLY`, or empty.
         of: the methods that meet the fault; empty for all.
         heads: the heads of the requests.
         left: is set while no connection is open.
@@ -52,7 +52,7 @@ class Faulty:
             head = b"" if self.fault == "silent" else await reader.readuntil(b"\r\n\r\n")
             self.heads.append(head)
             if self.fault and (not self.of or head.split(b" ", 1)[0].decode() in self.of):
-                await _ended(FAULTS[self.fault](reader, writer, head), writer)
+                await _ended((FAULTS | EARLY)[self.fault](reader, writer, head), writer)
                 return
             await reader.readexactly(_length(head))
             # The fault of another method is that an object exists.
@@ -131,6 +131,16 @@ async def _drip(writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(_DRIP_S)
 
 
+async def _refuse_early(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter, _head: bytes) -> None:
+    body = b"<Error><Code>EntityTooLarge</Code><Message>too large</Message></Error>"
+    writer.write(b"HTTP/1.1 400 x\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+
+
+async def _refuse_early_and_stay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, head: bytes) -> None:
+    await _refuse_early(reader, writer, head)
+    await asyncio.Event().wait()
+
+
 def _length(head: bytes) -> int:
     for line in head.lower().split(b"\r\n"):
         if line.startswith(b"content-length:"):
@@ -148,6 +158,8 @@ FAULTS: dict[str, Callable[[asyncio.StreamReader, asyncio.StreamWriter, bytes], 
     "stalls in a body": _stalls_in_a_body,
     "continues forever": _continues_forever,
 }
+EARLY = {"refuses early": _refuse_early, "refuses early and stays": _refuse_early_and_stay}
+"""Answers before the body is read; the request ends with the answer."""
 
 
 @asynccontextmanager
