@@ -12,8 +12,10 @@ from botocore.exceptions import ClientError
 
 from async_maps.doctor.advice import actions_of_headers, for_code, iam_policy
 from async_maps.doctor.pngs import tiny_png
-from async_maps.doctor.target import unbroken
+from async_maps.doctor.target import unbroken, with_short_limits
 from async_maps.filesystems.aws import STORE_CODES, refusal, unreachable
+from async_maps.filesystems.http_session import read_body
+from async_maps.filesystems.time_limits import TimeLimits
 from async_maps.stores.s3 import NO_ANSWER, crc32, object_headers
 
 if TYPE_CHECKING:
@@ -181,7 +183,8 @@ class ProbeObject:
 
     async def _get(self) -> tuple[bytes, str]:
         answer = await self._client.get_object(Bucket=self._target.bucket, Key=self.key)
-        return await answer["Body"].read(), answer.get("ContentType", "")
+        limits = TimeLimits.of(with_short_limits(self._target.settings.s3))
+        return await read_body(answer, limits), answer.get("ContentType", "")
 
     def _needed(self, reason: str) -> str:
         s3 = self._target.settings.s3

@@ -17,7 +17,7 @@ from async_maps.doctor.finding import Finding
 from async_maps.doctor.pngs import overlay_sized_png
 from async_maps.doctor.probe import ProbeObject
 from async_maps.doctor.speed import concurrencies, judge, measure_latency, measure_throughput
-from async_maps.doctor.target import Target
+from async_maps.doctor.target import FIRST_ANSWER_S, Target, with_short_limits
 from async_maps.errors import StoreError
 from async_maps.filesystems.aws import client_options, pay_for_requests, refusal, unreachable, url_options
 from async_maps.filesystems.http_session import session_class
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from async_maps.settings import Settings
 
 _ATTEMPTS = 2
-_CONNECT_TIMEOUT_S, _READ_TIMEOUT_S = 3.0, 5.0
-_FIRST_ANSWER_S = 15.0
 
 
 async def examine(place: str, settings: Settings, extent: tuple[Sequence[str], bool], on_finding: OnFinding) -> None:
@@ -62,15 +60,10 @@ async def examine(place: str, settings: Settings, extent: tuple[Sequence[str], b
 
 @asynccontextmanager
 async def _open_client(session: AsyncSession, settings: Settings) -> AsyncIterator[S3Client]:
-    """Open a client with short time-outs, so that a store that does not answer is reported soon."""
-    timeouts = {
-        "connect_timeout_s": min(settings.s3.connect_timeout_s, _CONNECT_TIMEOUT_S),
-        "read_timeout_s": min(settings.s3.read_timeout_s, _READ_TIMEOUT_S),
-        "give_up_s": min(settings.s3.give_up_s, _FIRST_ANSWER_S),
-    }
-    quick = settings.s3.model_copy(update=timeouts)
-    options = client_options(quick, settings.concurrency, attempts=_ATTEMPTS)
-    options["http_session_cls"] = session_class(TimeLimits.of(quick))
+    """Open a client with short time limits."""
+    s3_settings = with_short_limits(settings.s3)
+    options = client_options(s3_settings, settings.concurrency, attempts=_ATTEMPTS)
+    options["http_session_cls"] = session_class(TimeLimits.of(s3_settings))
     # By default botocore signs URLs with version 2, which many stores and regions refuse.
     options["signature_version"] = "s3v4"
     async with AsyncExitStack() as opened:
@@ -86,7 +79,7 @@ async def _examine(target: Target, origins: Sequence[str], quick: bool) -> None:
     probe = ProbeObject(target)
     try:
         # The client's time-outs do not apply to DNS.
-        with fail_after(_FIRST_ANSWER_S):
+        with fail_after(FIRST_ANSWER_S):
             found = await find_bucket(target)
         if not found:
             return

@@ -18,9 +18,22 @@ if TYPE_CHECKING:
     from types_aiobotocore_s3 import S3Client
 
     from async_maps.doctor.finding import Level, OnFinding
-    from async_maps.settings import Settings
+    from async_maps.settings import S3Settings, Settings
 
 _GRACE_S = 5.0
+_CONNECT_TIMEOUT_S, _READ_TIMEOUT_S = 3.0, 5.0
+FIRST_ANSWER_S = 15.0
+"""The longest time of a request."""
+
+
+def with_short_limits(settings: S3Settings) -> S3Settings:
+    """Return the settings with short time limits, so that a store that does not answer is reported soon."""
+    limits = {
+        "connect_timeout_s": min(settings.connect_timeout_s, _CONNECT_TIMEOUT_S),
+        "read_timeout_s": min(settings.read_timeout_s, _READ_TIMEOUT_S),
+        "give_up_s": min(settings.give_up_s, FIRST_ANSWER_S),
+    }
+    return settings.model_copy(update=limits)
 
 
 class Target(NamedTuple):

@@ -14,9 +14,9 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, NamedTuple
 
 from aiobotocore.httpsession import AIOHTTPSession
-from aiohttp import ClientRequest, ClientTimeout
+from aiohttp import ClientRequest, ClientTimeout, ServerTimeoutError
 
-from async_maps.filesystems.time_limits import TimeLimits, TooSlowError
+from async_maps.filesystems.time_limits import TimeLimits, too_few
 from async_maps.filesystems.traffic import Traffic, moved_bytes
 
 if TYPE_CHECKING:
@@ -50,14 +50,14 @@ class Watch:
         TooSlowError: the limits were exceeded.
     """
 
-    def __init__(self, url: str, size: int, limits: TimeLimits) -> None:
+    def __init__(self, size: int, limits: TimeLimits) -> None:
         self._loop = asyncio.get_running_loop()
-        self._url = url
         self._limits, self._longest_s = limits, limits.longest_s(size)
         self._ending = asyncio.timeout(None)
         self._connection: Connection | None = None
         self._transport: asyncio.Transport | None = None
         self._life = _Life()
+        self._is_silent = False
 
     async def __aenter__(self) -> None:
         await self._ending.__aenter__()
@@ -75,7 +75,8 @@ class Watch:
         try:
             await self._ending.__aexit__(kind, error, traceback)
         except TimeoutError:
-            raise TooSlowError(self._url, self._reason()) from error
+            too_slow = too_few(self._loop.time() - self._began_at)
+            raise (self._limits.silent() if self._is_silent else too_slow) from error
 
     def uses(self, connection: Connection) -> None:
         """Note the connection on which the request is sent."""
@@ -94,9 +95,11 @@ class Watch:
             self._sent_at = now
         self._life = life
         silence_s, total_s = self._limits
+        silent_at = self._lived_at + silence_s
         # An answer that takes long after the last byte was sent comes in drops.
-        end = min(self._lived_at + silence_s, self._sent_at + total_s, self._began_at + self._longest_s)
+        end = min(silent_at, self._sent_at + total_s, self._began_at + self._longest_s)
         if end <= now:
+            self._is_silent = end == silent_at
             self._ending.reschedule(now)
         else:
             self._look_in(min(end - now, silence_s / _LOOKS))
@@ -114,12 +117,6 @@ class Watch:
         # A connection that was given back may be another request's.
         is_ours = self._connection is not None and self._connection.transport is transport
         return is_ours or transport.is_closing()
-
-    def _reason(self) -> str:
-        now = self._loop.time()
-        if now - self._lived_at >= self._limits.silence_s:
-            return f"no byte has moved for {self._limits.silence_s:g} s (s3.read_timeout_s)"
-        return f"too few bytes have moved in {now - self._began_at:,.0f} s"
 
 
 def _reset(transport: asyncio.Transport) -> None:
@@ -163,15 +160,15 @@ class LimitedSession(AIOHTTPSession):
         self.traffic.shut_down()
         await super().__aexit__(*arguments)
 
-    def watch(self, url: str, size: int) -> Watch:
+    def watch(self, size: int) -> Watch:
         """Return the watch of a request with a body of that size."""
-        return Watch(url, size, self.limits)
+        return Watch(size, self.limits)
 
     async def send(self, request: Any) -> Any:
         """Send a request of the SDK. Only the limit of silence applies to a body of an answer that is streamed."""
         # A hop that never answers 100 Continue would keep the body from being sent; it is in memory anyway.
         request.headers.pop("Expect", None)
-        async with self.watch(request.url, int(request.headers.get("Content-Length") or 0)):
+        async with self.watch(int(request.headers.get("Content-Length") or 0)):
             answer = await super().send(request)
         if request.stream_output and (connection := answer.raw.connection) is not None:
             connection.protocol.read_timeout = self.limits.silence_s
@@ -187,3 +184,20 @@ class LimitedSession(AIOHTTPSession):
 def session_class(limits: TimeLimits) -> Callable[..., LimitedSession]:
     """Return what creates the HTTP session of a client with these limits."""
     return lambda *arguments, **options: LimitedSession(*arguments, limits=limits, **options)
+
+
+async def read_body(answer: Any, limits: TimeLimits) -> bytes:
+    """Read the body of the SDK's answer to GetObject.
+
+    Raises:
+        aiohttp.ClientError, TooSlowError: it did not end, or not within the limits.
+    """
+    longest_s = limits.longest_s(answer.get("ContentLength", 0))
+    try:
+        async with answer["Body"] as body, asyncio.timeout(longest_s):
+            data: bytes = await body.read()
+            return data
+    except ServerTimeoutError as error:
+        raise limits.silent() from error
+    except TimeoutError as error:
+        raise too_few(longest_s) from error

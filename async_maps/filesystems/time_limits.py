@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
-from urllib.parse import urlsplit
 
 from botocore.exceptions import ReadTimeoutError
 
@@ -17,11 +16,10 @@ _SLOWEST_BYTES_PER_S = 1024
 class TooSlowError(ReadTimeoutError):
     """A request was ended because no byte moved, or too few."""
 
-    fmt = "no answer from {endpoint_url}: {reason}"
+    fmt = "{reason}"
 
-    def __init__(self, url: str, reason: str) -> None:
-        scheme, host, *_ = urlsplit(url)
-        super().__init__(endpoint_url=f"{scheme}://{host.rpartition('@')[2]}", reason=reason)
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason=reason)
 
 
 class TimeLimits(NamedTuple):
@@ -40,6 +38,15 @@ class TimeLimits(NamedTuple):
         """Return the limits of a client with these settings."""
         return cls(settings.read_timeout_s, max(settings.give_up_s, settings.read_timeout_s))
 
+    def silent(self) -> TooSlowError:
+        """Return the error after the longest silence."""
+        return TooSlowError(f"no byte has moved for {self.silence_s:g} s (s3.read_timeout_s)")
+
     def longest_s(self, size: int) -> float:
         """Return the longest time of a request with that number of bytes."""
         return self.total_s + size / _SLOWEST_BYTES_PER_S
+
+
+def too_few(seconds: float) -> TooSlowError:
+    """Return the error of a request whose bytes moved too slowly for that time."""
+    return TooSlowError(f"too few bytes have moved in {seconds:,.0f} s")

@@ -22,6 +22,7 @@ from async_maps.errors import ExistsError, InputValidationError, SettingsError, 
 from async_maps.filesystems.aws import client_options, pay_for_requests
 from async_maps.filesystems.blame import answer_details, judge, judge_answer, store_error
 from async_maps.filesystems.endpoints import bucket_identity
+from async_maps.filesystems.http_session import read_body
 from async_maps.filesystems.locators import S3Address, parse_s3_address
 from async_maps.filesystems.sessions import AsyncSession
 from async_maps.filesystems.time_limits import TimeLimits
@@ -221,11 +222,7 @@ class S3Store:
     async def read(self, key: str) -> Stored:
         """Read an object; raise the SDK's errors."""
         found = await self._client.get_object(Bucket=self._bucket, Key=key)
-        async with (
-            found["Body"] as body,
-            asyncio.timeout(self._session.limits.longest_s(found.get("ContentLength", 0))),
-        ):
-            return Stored(await body.read(), found.get("ETag", "").strip('"'))
+        return Stored(await read_body(found, self._session.limits), found.get("ETag", "").strip('"'))
 
     async def head(self, key: str) -> Mapping[str, str]:
         """Return the headers of an object; raise the SDK's errors."""

@@ -44,7 +44,7 @@ async def test_a_put_ends_with_a_transient_error(fault: str, client: Any, server
         if client == "direct":
             await store.put("p/first.png", b"x")
         server.fault = fault
-        with pytest.raises(TransientError, match=r"no answer from http://127\.0\.0\.1:\d+: .*bytes? ha"):
+        with pytest.raises(TransientError, match=r"^s3://bucket/p: (no byte has|too few bytes have) moved"):
             await store.put("p/a.png", LARGE)
 
 
@@ -66,8 +66,8 @@ async def test_no_put_waits_for_100_continue(server: Faulty) -> None:
 
 
 @pytest.mark.parametrize("fault", ["drips a head", "drips a body", "stalls in a body", "no answer"])
-async def test_reading_an_object_that_exists_ends(fault: str, server: Faulty) -> None:
+async def test_looking_for_an_object_before_a_put_ends(fault: str, server: Faulty) -> None:
     server.fault, server.of = fault, {"GET"}
     async with open_store("s3://bucket/p", settings().model_copy(update={"if_exists": "skip"})) as store:
-        with pytest.raises(TransientError, match="exists, but cannot be read"):
+        with pytest.raises(TransientError, match=r"^s3://bucket/p: (no byte has|too few bytes have) moved"):
             await store.put("p/a.png", b"pixels")

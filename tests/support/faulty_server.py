@@ -102,13 +102,13 @@ async def _drips_a_head(reader: asyncio.StreamReader, writer: asyncio.StreamWrit
 
 async def _drips_a_body(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, head: bytes) -> None:
     await reader.readexactly(_length(head))
-    writer.write(b'HTTP/1.1 200 OK\r\nETag: "tag"\r\nContent-Length: 100000\r\n\r\n')
+    writer.write(b'HTTP/1.1 200 OK\r\nETag: "tag"\r\nContent-Length: 300\r\n\r\n')
     await _drip(writer)
 
 
 async def _stalls_in_a_body(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, head: bytes) -> None:
     await reader.readexactly(_length(head))
-    writer.write(b'HTTP/1.1 200 OK\r\nETag: "tag"\r\nContent-Length: 100000\r\n\r\nabc')
+    writer.write(b'HTTP/1.1 200 OK\r\nETag: "tag"\r\nContent-Length: 300\r\n\r\nabc')
     await asyncio.Event().wait()
 
 
