@@ -43,7 +43,8 @@ async def find_bucket(target: Target) -> bool:
     region, ours = headers.get("x-amz-bucket-region", ""), target.client.meta.region_name
     where = f" in {region}" if region else ""
     if reason:
-        create = f"create it: aws s3 mb s3://{target.bucket}"
+        is_plain = ":" not in target.bucket
+        create = f"create it: aws s3 mb s3://{target.bucket}" if is_plain else "check its name, and the region in it"
         advice = create if code == "NoSuchBucket" else for_code(code)
         target.say("bucket", "failure", f"{target.bucket}{where}: {reason}", advice)
     elif code:

@@ -31,7 +31,7 @@ from async_maps.filesystems.blame import Scope, judge
 from async_maps.filesystems.connections import Connections
 from async_maps.filesystems.credentials import CredentialsError
 from async_maps.filesystems.filesystem import InaccessibleError, UnavailableError
-from async_maps.filesystems.locators import parse_s3_address
+from async_maps.filesystems.locators import is_directory_bucket, parse_s3_address
 from async_maps.filesystems.sessions import blocking_client
 from async_maps.settings import S3Settings
 
@@ -159,6 +159,14 @@ class S3Filesystem:
 
     def objects(self, bucket: str, prefix: str) -> Iterator[Object]:
         """Yield the objects whose keys start with the prefix, in the order of their keys."""
+        if not is_directory_bucket(bucket):
+            yield from self._objects(bucket, prefix)
+            return
+        # Their prefixes end in a slash, and their listings have no order.
+        found = self._objects(bucket, prefix[: prefix.rfind("/") + 1])
+        yield from sorted(entry for entry in found if entry.key.startswith(prefix))
+
+    def _objects(self, bucket: str, prefix: str) -> Iterator[Object]:
         for page in self.pages(bucket, prefix):
             for entry in page.get("Contents", []):
                 yield Object(entry["Key"], entry["Size"], entry.get("ETag", "").strip('"'), _modified(entry))

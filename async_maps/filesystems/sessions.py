@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import botocore.session
 from anyio import to_thread
 from botocore.auth import SIGV4_TIMESTAMP
+from botocore.handlers import validate_bucket_name
 
 from async_maps.concurrency.tasks import see_error
 from async_maps.filesystems.clock import blames_time
@@ -135,6 +136,7 @@ class AsyncSession:
 
         async with self._session.client("s3", config=AioConfig(**options)) as client:
             _sign_in_time(client, self.credentials.shared)
+            _allow_tenants(client)
             events: Any = client.meta.events
             events.register("needs-retry.s3", partial(_sign_again_async, self.credentials.shared))
             yield client
@@ -151,8 +153,14 @@ def blocking_client(config: Any, patience_s: float = 0.0, closed: Event | None =
     session.register_component("credential_provider", BlockingCredentials(shared, patience_s, closed))
     client: Any = session.create_client("s3", config=config)
     _sign_in_time(client, shared)
+    _allow_tenants(client)
     client.meta.events.register("needs-retry.s3", partial(_sign_again, shared))
     return client
+
+
+def _allow_tenants(client: Any) -> None:
+    """Allow ``tenant:bucket``, as Ceph names the buckets of another tenant; our addresses are checked already."""
+    client.meta.events.unregister("before-parameter-build.s3", validate_bucket_name)
 
 
 def _sign_in_time(client: Any, shared: SharedCredentials) -> None:

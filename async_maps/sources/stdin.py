@@ -16,7 +16,7 @@ from anyio import CapacityLimiter, to_thread, wait_readable
 
 from async_maps.errors import SourceError
 from async_maps.filesystems.filesystem import is_remote
-from async_maps.filesystems.locators import place_at
+from async_maps.filesystems.locators import parse_s3_address, place_at
 from async_maps.keys import printable
 from async_maps.outcomes import Failure
 from async_maps.sources.coverage import none
@@ -77,8 +77,8 @@ def _files(lines: Sequence[bytes]) -> Iterator[NamedFile | Failure]:
             continue
         try:
             path = place_at(path)
+            name = parse_s3_address(path).key if is_remote(path) else re.sub(r"^(?:\.?/+)+", "", path)
         except SourceError as error:
             yield Failure(printable(path), printable(path), None, "source", str(error))
             continue
-        name = re.sub(r"^s3://[^/]*/?|^(?:\.?/+)+", "", path)
         yield NamedFile(without_suffix(name), path if is_remote(path) else os.path.abspath(path))

@@ -13,7 +13,10 @@ import numpy as np
 import pytest
 
 from async_maps.errors import SourceError
+from async_maps.outcomes import Failure
 from async_maps.sources import open_source
+from async_maps.sources.named import NamedFile
+from async_maps.sources.stdin import _files
 from tests.support.commands import COMMAND
 from tests.support.leftovers import leaves_nothing
 from tests.support.manifests import read_rows
@@ -169,6 +172,17 @@ def test_paths_may_be_in_s3(bucket: str) -> None:
     done = run(f"s3://{bucket}/maps/a.npy\nhere.npy\ns3://{bucket}/maps/b.npy\ns3://{bucket}/gone.npy\n".encode())
     assert done.returncode == 1
     assert overlays() == ["here.png", "maps/a.png", "maps/b.png"]
+
+
+def test_a_path_in_s3_is_named_by_its_key() -> None:
+    point = "s3://arn:aws:s3:us-east-1:123456789012:accesspoint/my-ap"
+    lines = [f"{point}/a/b.npy", "s3://acme:maps/c.npy", "s3://bucket/d.npy", "s3://arn:aws:s3:::bucket/e.npy"]
+    *files, refused = _files([line.encode() for line in lines])
+    assert [(file.name, file.path) for file in files if isinstance(file, NamedFile)] == [
+        ("a/b", lines[0]), ("c", lines[1]), ("d", lines[2]),
+    ]  # fmt: skip
+    assert isinstance(refused, Failure)
+    assert "is the ARN of a bucket; expected s3://bucket/e.npy" in refused.reason
 
 
 def test_open_source_refuses_standard_input() -> None:

@@ -15,7 +15,7 @@ from aiobotocore.config import AioConfig
 from aiobotocore.httpsession import AIOHTTPSession
 from botocore.compat import HTTPHeaders
 from botocore.credentials import ReadOnlyCredentials
-from botocore.handlers import add_retry_headers
+from botocore.handlers import add_retry_headers, validate_bucket_name
 
 from async_maps.errors import ObjectError, TransientError
 from async_maps.filesystems.aws import client_options
@@ -89,16 +89,17 @@ async def sdk(
     monkeypatch.setattr(AIOHTTPSession, "send", answered)
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
+    md5 = options.pop("md5", False)
     given: dict[str, Any] = {**client_options(settings, 4), "http_session_cls": session, "s3": options.pop("s3", None)}
     config = AioConfig(**given)
     async with Session().client("s3", config=config, **options) as client:
         # The headers in which the SDK counts its attempts are not compared.
         client.meta.events.unregister("request-created", add_retry_headers)
+        client.meta.events.unregister("before-parameter-build.s3", validate_bucket_name)
 
         async def put(key: str, data: bytes) -> Sent:
-            await client.put_object(
-                Bucket=bucket, Key=key, Body=data, ChecksumCRC32=checksum(data), **object_headers(settings)
-            )
+            arguments = object_headers(settings) | {"ContentMD5" if md5 else "ChecksumCRC32": checksum(data)}
+            await client.put_object(Bucket=bucket, Key=key, Body=data, **arguments)
             return sent.pop()
 
         yield sessions[0], put
@@ -114,6 +115,8 @@ PLACES: dict[str, tuple[str, dict[str, Any]]] = {
     "accelerate": ("bucket", {"region_name": "eu-central-1", "s3": {"use_accelerate_endpoint": True}}),
     "signed payload": ("bucket", {"region_name": "eu-central-1", "s3": {"payload_signing_enabled": True}}),
     "access point": ("arn:aws:s3:us-west-2:123456789012:accesspoint/maps", {"region_name": "us-west-2"}),
+    "tenant": ("acme:maps", {"endpoint_url": "http://127.0.0.1:9000"}),
+    "Content-MD5": ("bucket", {"endpoint_url": "http://127.0.0.1:9000", "md5": True}),
 }
 
 

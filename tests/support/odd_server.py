@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import ssl
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,6 +16,7 @@ import pytest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 SESSION = (
     "<CreateSessionResult><Credentials><SessionToken>session-token</SessionToken><SecretAccessKey>s</SecretAccessKey>"
@@ -54,7 +56,7 @@ class OddServer:
         self.ignores: set[str] = set()
         self.refuses: dict[str, tuple[int, str, str]] = {}
         self.answers: dict[str, tuple[int, str]] = {}
-        self.endpoint = ""
+        self.endpoint, self.port = "", 0
 
     def etag(self, data: bytes) -> str:
         return hashlib.md5(data, usedforsecurity=False).hexdigest()
@@ -117,8 +119,8 @@ def _error(status: int, code: str, message: str) -> tuple[int, dict[str, str], b
 
 
 @contextmanager
-def serving() -> Iterator[OddServer]:
-    """Run the server on loopback."""
+def serving(certificate: Path | None = None) -> Iterator[OddServer]:
+    """Run the server on loopback; with TLS if there is a file with a certificate and its key."""
     state = OddServer()
 
     class Handler(BaseHTTPRequestHandler):
@@ -148,10 +150,15 @@ def serving() -> Iterator[OddServer]:
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
         httpd.daemon_threads, httpd.block_on_close = True, False
+        if certificate is not None:
+            tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            tls.load_cert_chain(certificate)
+            httpd.socket = tls.wrap_socket(httpd.socket, server_side=True, do_handshake_on_connect=False)
         httpd.handle_error = lambda *_: None  # type: ignore[method-assign]  # clients that leave are part of the tests
         thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.02}, name="odd-server")
         thread.start()
-        state.endpoint = f"http://127.0.0.1:{httpd.server_address[1]}"
+        state.port = httpd.server_address[1]
+        state.endpoint = f"http://127.0.0.1:{state.port}"
         try:
             yield state
         finally:
