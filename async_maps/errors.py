@@ -116,11 +116,13 @@ class TransientError(ObjectError):
 
     Attributes:
         slow_down: whether the store asks for fewer requests.
+        timed_out: whether the store did not answer in time, so that fewer uploads should run concurrently.
     """
 
-    def __init__(self, message: str, *, slow_down: bool = False) -> None:
+    def __init__(self, message: str, *, slow_down: bool = False, timed_out: bool = False) -> None:
         super().__init__(message, may_pass=True)
         self.slow_down = slow_down
+        self.timed_out = timed_out
 
 
 class ExistsError(ObjectError):

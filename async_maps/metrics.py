@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from math import inf
 from typing import TYPE_CHECKING
 
 from async_maps.errors import PipelineClosedError, require_extra
@@ -30,6 +31,7 @@ _PIPELINE_METRICS = (
     (CounterMetricFamily, "uploaded_bytes", "Bytes of the uploaded PNGs.", "uploaded_bytes"),
     (CounterMetricFamily, "upload_retries", "Upload attempts that failed and were retried.", "retries"),
     (GaugeMetricFamily, "upload_limit", "Current maximum number of concurrent uploads.", "upload_limit"),
+    (GaugeMetricFamily, "upload_rate_limit", "Maximum of PUTs per second; +Inf if it delays none.", "upload_rate"),
     (GaugeMetricFamily, "in_flight", "Maps that were accepted and have no outcome yet.", "in_flight"),
     (GaugeMetricFamily, "waiting", "Calls of put that wait for room.", "waiting"),
 )
@@ -69,7 +71,8 @@ class PipelineCollector(Collector):
         for kind, name, text, attribute in _PIPELINE_METRICS:
             metric = kind(f"async_maps_{name}", text, labels=("pipeline",))
             for pipeline_name, statistics in found.items():
-                metric.add_metric((pipeline_name,), getattr(statistics, attribute))
+                value = getattr(statistics, attribute)
+                metric.add_metric((pipeline_name,), inf if value is None else value)
             yield metric
         for kind, name, text, attribute in _STAGE_METRICS:
             metric = kind(f"async_maps_{name}", text, labels=("pipeline", "stage"))

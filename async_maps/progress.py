@@ -93,11 +93,13 @@ class Progress:
 
     @property
     def slowed(self) -> str:
-        """A note if the upload rate is reduced because the store asked for fewer requests; else empty."""
-        found = self.statistics
-        if found is None or found.upload_limit >= found.upload.workers:
-            return ""
-        return f", {found.upload_limit} of {found.upload.workers} concurrent uploads"
+        """A note if uploads wait for a limit of their rate, or fewer run because uploads timed out; else empty."""
+        found, note = self.statistics, ""
+        if found is not None and found.upload_rate is not None:
+            note = f", at most {found.upload_rate:,.1f} uploads/s"
+        if found is not None and found.upload_limit < found.upload.workers:
+            note += f", {found.upload_limit} of {found.upload.workers} concurrent uploads"
+        return note
 
     @property
     def _elapsed_s(self) -> float:
@@ -133,6 +135,7 @@ class Progress:
             "mb_per_s": round(self.mb_per_s, 2),
             "eta_s": None if eta_s is None else round(eta_s, 1),
             "upload_limit": None if found is None else found.upload_limit,
+            "upload_rate": None if found is None or found.upload_rate is None else round(found.upload_rate, 1),
             "retries": 0 if found is None else found.retries,
             "queues": {name: round(share, 3) for name, share in self.queues.items()},
         }

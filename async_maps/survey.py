@@ -123,7 +123,7 @@ class _Surveyors:
         self._lock = Lock()
         self._local = CapacityLimiter(settings.worker_count + settings.encode_thread_count)
         # Threads that wait for S3 use no core.
-        self._remote = CapacityLimiter(settings.prefetch)
+        self._remote = CapacityLimiter(settings.first_prefetch)
 
     @property
     def count(self) -> int:

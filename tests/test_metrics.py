@@ -71,12 +71,13 @@ async def test_a_scrape_has_the_counts_of_the_pipeline(monkeypatch: pytest.Monke
     assert value(text, "shed_total") == 3
     assert value(text, "uploaded_bytes_total") == sum(receipt.size for receipt in receipts[:2])
     assert value(text, "upload_retries_total") == 0
-    assert value(text, "upload_limit") == pipeline.settings.concurrency
+    assert value(text, "upload_limit") == pipeline.settings.first_concurrency
     assert value(text, "in_flight") == 2
     assert value(text, "waiting") == 0
     assert [value(text, "stage_maps_total", stage=stage) for stage in ("colorize", "encode", "upload")] == [4, 3, 3]
     assert 0 < value(text, "stage_busy_seconds_total", stage="colorize") < 60
-    assert value(text, "stage_workers", stage="upload") == pipeline.settings.concurrency
+    assert value(text, "stage_workers", stage="upload") == pipeline.settings.first_concurrency
+    assert value(text, "upload_rate_limit") == float("inf")
     assert value(text, "stage_queue_ratio", stage="colorize") > 0
     # A closed pipeline keeps its values, as counters must not decrease.
     text = scraped({"overlays": pipeline})
@@ -104,7 +105,7 @@ async def test_waiting_callers_are_counted(monkeypatch: pytest.MonkeyPatch) -> N
 async def test_names_types_and_units_follow_prometheus(tmp_path: Path) -> None:
     async with am.Pipeline(tmp_path, settings=THREADS) as pipeline:
         found = families(scraped({"a": pipeline}))
-    assert len(found) == 15
+    assert len(found) == 16
     for name, family in found.items():
         assert name.startswith("async_maps_")
         assert family.documentation.endswith(".")

@@ -113,10 +113,17 @@ def test_as_dict_returns_plain_values() -> None:
         "mb_per_s": 1.5,
         "eta_s": 405.0,
         "upload_limit": 1,
+        "upload_rate": None,
         "retries": 0,
         "queues": {"colorize": 0.123, "encode": 0.5, "upload": 1.0},
     }
     assert make_progress(make_report(), make_statistics(), None).as_dict()["eta_s"] is None
+
+
+def test_a_line_shows_the_limit_of_the_rate() -> None:
+    slowed = replace(make_statistics(), upload_rate=1234.56)
+    assert make_progress(make_report(), slowed, None).line().endswith(", at most 1,234.6 uploads/s")
+    assert make_progress(make_report(), slowed, None).as_dict()["upload_rate"] == 1234.6
 
 
 def test_a_line_shows_the_reduced_upload_limit() -> None:

@@ -55,6 +55,7 @@ class JsonDisplay:
         self._retry_at = self._slowed_at = 0.0
         self._retries = 0
         self._upload_limit: int | None = None
+        self._upload_rate: float | None = None
 
     def __call__(self, progress: Progress | Verification) -> None:
         """Write the events since the last call."""
@@ -75,12 +76,18 @@ class JsonDisplay:
             self._retry_at, self._retries = now + _LINE_INTERVAL_S, found.retries
             text = f"{new:,} upload {'attempt' if new == 1 else 'attempts'} failed and will be repeated"
             tell("retry", text, level=logging.WARNING, new=new, retries=found.retries, reason=found.retry_reason)
-        limit, last = found.upload_limit, self._upload_limit
-        self._upload_limit = limit
-        if last is not None and limit < last and now >= self._slowed_at:
+        limit, last_limit = found.upload_limit, self._upload_limit
+        rate, last_rate = found.upload_rate, self._upload_rate
+        self._upload_limit, self._upload_rate = limit, rate
+        reasons = []
+        if rate is not None and (last_rate is None or rate < last_rate):
+            reasons.append(f"the rate is limited to {rate:,.1f} uploads/s")
+        if last_limit is not None and limit < last_limit:
+            reasons.append(f"uploads have timed out: {limit} of {found.upload.workers} run concurrently")
+        if reasons and now >= self._slowed_at:
             self._slowed_at = now + _LINE_INTERVAL_S
-            text = f"the store asks for fewer requests: {limit} of {found.upload.workers} concurrent uploads"
-            tell("slow-down", text, level=logging.WARNING, upload_limit=limit, concurrency=found.upload.workers)
+            shown = {"upload_rate": rate, "upload_limit": limit, "concurrency": found.upload.workers}
+            tell("slow-down", "; ".join(reasons), level=logging.WARNING, **shown)
 
 
 class LineDisplay:

@@ -23,10 +23,13 @@ _S3 = Group(
 _ADVANCED = Group("Advanced", sort_key=7)
 
 _MAPS = Group("What is a map", sort_key=2)
+_SPEEDS = (
+    "workers", "encode_threads", "concurrency", "rate", "bandwidth", "prefetch", "queue_bytes", "png_level",
+)  # fmt: skip
 _GROUPS = {
     **dict.fromkeys(("channels", "include", "exclude", "column"), _MAPS),
     **dict.fromkeys(("colormap", "alpha", "range", "invalid", "png"), _LOOKS),
-    **dict.fromkeys(("workers", "encode_threads", "concurrency", "prefetch", "queue_bytes", "png_level"), _SPEED),
+    **dict.fromkeys(_SPEEDS, _SPEED),
     "s3": _S3,
 }
 

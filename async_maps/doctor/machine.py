@@ -28,8 +28,8 @@ def check_machine(settings: Settings) -> list[Finding]:
     findings = [Finding("machine", "ok", f"{available.value:.4g} cores{size}; {sizes}{reasons}")]
     findings.append(_kernels())
     workers = settings.worker_count
-    files = _OWN_FILES + _FILES_OF_A_WORKER * workers + settings.concurrency + settings.prefetch
-    threads = _OWN_THREADS + settings.encode_thread_count + settings.prefetch + 2 * workers
+    files = _OWN_FILES + _FILES_OF_A_WORKER * workers + settings.first_concurrency + settings.first_prefetch
+    threads = _OWN_THREADS + settings.encode_thread_count + settings.first_prefetch + 2 * workers
     for what, needed, limit in (("files", files, open_files_limit()), ("threads", threads, thread_limit())):
         if limit is not None and limit.value < needed:
             text = f"a run may need {needed}, and {limit.origin} is {limit.value:.0f}"

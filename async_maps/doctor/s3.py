@@ -62,7 +62,7 @@ async def examine(place: str, settings: Settings, extent: tuple[Sequence[str], b
 async def _open_client(session: AsyncSession, settings: Settings) -> AsyncIterator[S3Client]:
     """Open a client with short time limits."""
     s3_settings = with_short_limits(settings.s3)
-    options = client_options(s3_settings, settings.concurrency, attempts=_ATTEMPTS)
+    options = client_options(s3_settings, settings.first_concurrency, attempts=_ATTEMPTS)
     options["http_session_cls"] = session_class(TimeLimits.of(s3_settings))
     # By default botocore signs URLs with version 2, which many stores and regions refuse.
     options["signature_version"] = "s3v4"
@@ -108,7 +108,7 @@ async def _examine(target: Target, origins: Sequence[str], quick: bool) -> None:
 
 async def _measure(target: Target, probe: ProbeObject, quick: bool) -> None:
     data = overlay_sized_png()
-    concurrency = target.settings.concurrency
+    concurrency = target.settings.first_concurrency
     # Like a run, but it overwrites its own objects.
     settings = target.settings.model_copy(
         update={"if_exists": "overwrite", "concurrency": concurrencies(concurrency)[-1]}
@@ -124,5 +124,5 @@ async def _measure(target: Target, probe: ProbeObject, quick: bool) -> None:
         target.say("latency", "warning", f"overlays of {len(data) / 1e3:.0f} KB are refused: {error}",
                    "smaller ones are accepted; check the proxies between here and the store")  # fmt: skip
         return
-    for finding in judge(loads, latency_s, len(data), concurrency):
+    for finding in judge(loads, latency_s, len(data), concurrency, grows=target.settings.concurrency == "auto"):
         target.on_finding(finding)

@@ -87,8 +87,8 @@ async def _measure(store: AddressedStore, key: Callable[[int], str], data: bytes
     return Load(concurrency, counted / (end - counted_from), errors[0] if errors else None)
 
 
-def judge(loads: list[Load], latency_s: float, size: int, concurrency: int) -> list[Finding]:
-    """Return findings about the throughput and the concurrency.
+def judge(loads: list[Load], latency_s: float, size: int, concurrency: int, *, grows: bool = False) -> list[Finding]:
+    """Return findings about the throughput and the concurrency, which ``grows`` by itself or not.
 
     By Little's law, the number of uploads in flight is the rate times the latency. At the highest rate and the latency
     of a single PUT, fewer uploads leave the link idle, and more only wait. (Little, "A proof for the queuing formula
@@ -111,6 +111,11 @@ def judge(loads: list[Load], latency_s: float, size: int, concurrency: int) -> l
     if in_flight > concurrency and rate >= _GAIN * loads[0].puts_per_s:
         # The next power of two, for bursts; but not more than was measured.
         suggested = min(2 ** math.ceil(math.log2(in_flight)), loads[-1].concurrency)
+        if grows:
+            text_of_growth = (
+                f"a run starts with {concurrency} concurrent uploads and grows to about {suggested} ({law})"
+            )
+            return [Finding("throughput", "ok", text), Finding("concurrency", "ok", text_of_growth)]
         enough = Finding("concurrency", "warning", f"{concurrency} concurrent uploads do not fill this link ({law})",
                          f"use --concurrency {suggested}")  # fmt: skip
     return [Finding("throughput", "ok", text), enough]

@@ -18,6 +18,7 @@ from botocore.exceptions import (
     BotoCoreError,
     ChecksumError,
     ClientError,
+    ConnectTimeoutError,
     CredentialRetrievalError,
     FlexibleChecksumError,
     HTTPClientError,
@@ -26,6 +27,7 @@ from botocore.exceptions import (
     NoCredentialsError,
     PartialCredentialsError,
     ProfileNotFound,
+    ReadTimeoutError,
     SSOError,
     TokenRetrievalError,
 )
@@ -65,6 +67,7 @@ class Verdict(NamedTuple):
         reason: one sentence, with the store's own words where it has any.
         retry: whether the same request may succeed within seconds.
         code: the error code of the store; empty if it gave none.
+        timed_out: whether there was no answer in time, so that fewer requests should run concurrently.
     """
 
     scope: Scope
@@ -74,6 +77,7 @@ class Verdict(NamedTuple):
     reason: str
     retry: bool = False
     code: str = ""
+    timed_out: bool = False
 
 
 class UnjudgedError(StoreError):
@@ -97,11 +101,12 @@ class _Row(NamedTuple):
     retry: bool = False
     slow_down: bool = False
     in_place: bool = False
+    timed_out: bool = False
 
 
-def _passing(scope: Scope, words: str = "", *, slow_down: bool = False) -> _Row:
+def _passing(scope: Scope, words: str = "", *, slow_down: bool = False, timed_out: bool = False) -> _Row:
     """Return the row of a failure that is retried."""
-    return _Row(scope, words, may_pass=True, retry=True, slow_down=slow_down)
+    return _Row(scope, words, may_pass=True, retry=True, slow_down=slow_down, timed_out=timed_out)
 
 
 _KEY, _BUCKET, _CREDENTIALS, _STORE, _LINK, _DISK = Scope
@@ -189,10 +194,11 @@ _CODES: dict[str, _Row] = {
     "OperationAborted": _passing(_KEY),
     "ConditionalRequestConflict": _passing(_KEY),
     "TemporaryRedirect": _passing(_BUCKET),
+    "RequestTimeout": _passing(_LINK, timed_out=True),
     # The received bytes differ from the sent ones.
     **dict.fromkeys(
         (
-            "RequestTimeout", "IncompleteBody", "BadDigest", "InvalidDigest", "XAmzContentSHA256Mismatch",
+            "IncompleteBody", "BadDigest", "InvalidDigest", "XAmzContentSHA256Mismatch",
             "XAmzContentChecksumMismatch",
         ),
         _passing(_LINK),
@@ -210,7 +216,7 @@ _STATUSES: dict[int, _Row] = {
     404: _Row(_BUCKET, "not found"),
     405: _Row(_STORE, "the store does not allow this request"),
     407: _Row(_LINK, "the proxy asks for a user and a password", certain=True),
-    408: _passing(_LINK, "the store did not get the request in time"),
+    408: _passing(_LINK, "the store did not get the request in time", timed_out=True),
     409: _Row(_BUCKET, "in conflict with the state of the store"),
     410: _Row(_BUCKET, "gone"),
     412: _Row(_KEY, "a condition of the request is not met"),
@@ -224,7 +230,7 @@ _STATUSES: dict[int, _Row] = {
     501: _Row(_STORE, "the store does not support this request"),
     502: _passing(_LINK, "the proxy before the store got no answer"),
     503: _passing(_STORE, "the store is not available", slow_down=True),
-    504: _passing(_LINK, "the proxy before the store got no answer in time"),
+    504: _passing(_LINK, "the proxy before the store got no answer in time", timed_out=True),
     505: _Row(_STORE, "the store does not support this version of HTTP"),
     507: _Row(_STORE, _FULL, may_pass=True),
     509: _BUSY,
@@ -276,7 +282,8 @@ def judge_answer(status: int, code: str = "", message: str = "") -> Verdict:
     name, row = code or f"status {status}", row or by_status
     ours = row.words if row.certain or row.in_place else ""
     told = ours or _one_line(message) or row.words or by_status.words or "the store gives no reason"
-    return Verdict(row.scope, row.may_pass, row.certain, row.slow_down, f"refused with {name}: {told}", row.retry, name)
+    reason = f"refused with {name}: {told}"
+    return Verdict(row.scope, row.may_pass, row.certain, row.slow_down, reason, row.retry, name, row.timed_out)
 
 
 def answer_details(body: bytes) -> tuple[str, str]:
@@ -290,7 +297,7 @@ def store_error(destination: str, verdict: Verdict) -> StoreError:
     """Return the error to raise for a failed PUT: a StoreError if it is certain that every object meets it."""
     text = f"{destination}: {verdict.reason}"
     if verdict.retry:
-        return TransientError(text, slow_down=verdict.slow_down)
+        return TransientError(text, slow_down=verdict.slow_down, timed_out=verdict.timed_out)
     if verdict.certain:
         return StoreError(text, may_pass=verdict.may_pass)
     return ObjectError(text) if verdict.scope == _KEY else UnjudgedError(text, verdict)
@@ -317,9 +324,10 @@ def _judge_ours(error: AsyncMapsError) -> Verdict:
     if isinstance(error, UnjudgedError):
         return error.verdict
     every = isinstance(error, StoreError) and not isinstance(error, ObjectError)
-    slow_down = isinstance(error, TransientError) and error.slow_down
-    retry = isinstance(error, TransientError)
-    return Verdict(_STORE if every else _KEY, error.may_pass, every, slow_down, _words(error), retry)
+    found = Verdict(_STORE if every else _KEY, error.may_pass, every, slow_down=False, reason=_words(error))
+    if isinstance(error, TransientError):
+        return found._replace(retry=True, slow_down=error.slow_down, timed_out=error.timed_out)
+    return found
 
 
 def _judge_system(error: OSError) -> Verdict:
@@ -339,7 +347,10 @@ def _certain(scope: Scope, error: BaseException) -> Verdict:
 
 
 def _link(error: BaseException) -> Verdict:
-    return Verdict(_LINK, may_pass=True, certain=False, slow_down=False, reason=_words(error), retry=True)
+    late = isinstance(error, TimeoutError | ConnectTimeoutError | ReadTimeoutError)
+    return Verdict(
+        _LINK, may_pass=True, certain=False, slow_down=False, reason=_words(error), retry=True, timed_out=late
+    )
 
 
 def _is_certificate(error: BaseException) -> bool:

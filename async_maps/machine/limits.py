@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from math import ceil
+from math import ceil, inf
 from typing import TYPE_CHECKING, NamedTuple
 
 from async_maps.machine import cgroups
@@ -21,6 +21,10 @@ _MAPS_BYTES = 20 * MIB
 """What the maps of a worker may take."""
 _LARGEST_QUEUE, _SMALLEST_QUEUE = 64 * MIB, MIB
 _QUEUES = 3
+_OWN_FILES, _FILES_OF_A_WORKER = 32, 4
+_FIRST_UPLOADS, _MOST_UPLOADS = 32, 256
+_FIRST_READS, _MOST_READS = 16, 64
+_READ_BYTES = 8 * MIB
 
 
 class Limit(NamedTuple):
@@ -37,6 +41,15 @@ class Sizes(NamedTuple):
     encode_threads: int
     queue_bytes: int
     reasons: tuple[str, ...] = ()
+
+
+class Requests(NamedTuple):
+    """The number of concurrent requests to S3 at the start, and the most to which it may grow."""
+
+    first_uploads: int
+    most_uploads: int
+    first_reads: int
+    most_reads: int
 
 
 def cores(root: Path = cgroups.ROOT, environment: Mapping[str, str] = os.environ) -> Limit:
@@ -96,7 +109,7 @@ def default_sizes(
     reasons = []
     origin = available.origin
     count = max(1, whole // 2)
-    free = float("inf") if most is None else most.value - _MAIN_BYTES
+    free = inf if most is None else most.value - _MAIN_BYTES
     fitting = max(1, int(min(free - _QUEUES * 16 * MIB, 2**40) // (_WORKER_BYTES + _MAPS_BYTES)))
     if most is not None and fitting < count:
         count, origin = fitting, most.origin or f"{most.value / MIB:,.0f} MiB of memory"
@@ -115,6 +128,28 @@ def default_sizes(
         origin = most.origin or f"{most.value / MIB:,.0f} MiB of memory"
         reasons.append(f"queue_bytes: {queue / MIB:.1f} MiB, from {origin}")
     return Sizes(workers, encode_threads, queue, tuple(reasons))
+
+
+def default_requests(most: Limit | None, files: float | None, workers: int, queue_bytes: int) -> Requests:
+    """Choose the number of concurrent requests.
+
+    Args:
+        most: the memory; None if it is not known.
+        files: the number of files that the main process may open; None if there is no limit.
+        workers: the number of worker processes.
+        queue_bytes: the size of each queue.
+
+    Returns:
+        32 uploads, up to 256, and 16 reads, up to 64; less if the main process may open too few files for their
+        connections, or if the buffers of the reads would take more than a quarter of the free memory.
+    """
+    spare = inf if files is None else files - _OWN_FILES - _FILES_OF_A_WORKER * workers
+    uploads = max(1, int(min(_MOST_UPLOADS, spare // 2)))
+    reads = max(1, int(min(_MOST_READS, spare // 4)))
+    if most is not None:
+        free = most.value - _MAIN_BYTES - max(1, workers) * _WORKER_BYTES - _QUEUES * queue_bytes
+        reads = min(reads, max(_FIRST_READS, int(free / 4 // _READ_BYTES)))
+    return Requests(min(_FIRST_UPLOADS, uploads), uploads, min(_FIRST_READS, reads), reads)
 
 
 def _process_cores() -> int:

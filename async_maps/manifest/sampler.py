@@ -56,6 +56,8 @@ async def sampled(
             }
             for name, stage in now.stages.items()
         }
+        if now.upload_rate is not None:
+            stages["upload"]["rate"] = round(now.upload_rate, 1)
         earlier, earlier_at = now, now_at
         seen = report.seen
         count = seen if run.complete and report.limit is None else total()

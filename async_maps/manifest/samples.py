@@ -51,7 +51,7 @@ class Sample(NamedTuple):
         retries: upload attempts that failed and were retried.
         upload_limit: the maximum number of concurrent uploads at this moment.
         stages: of each stage, the share of the time since the last sample that its workers were busy, the share of its
-            queue that is full, and its workers.
+            queue that is full, and its workers; of the uploads, the maximum of PUTs per second too, if there was one.
     """
 
     started_at: str

@@ -60,8 +60,9 @@ class ManifestStatus:
         skipped: maps that it skipped.
         newly_failed: maps that failed in it.
         retries: upload attempts that failed and were retried.
-        upload_limit: the maximum number of concurrent uploads; less than ``concurrency`` after the store has asked for
-            fewer requests.
+        upload_limit: the maximum number of concurrent uploads; it falls after uploads have timed out.
+        upload_rate: the maximum of PUTs a second, by ``rate`` or because the store asks for fewer requests; None if it
+            delays none.
         maps_per_s: uploaded and failed maps per second, in the last minute of the run; None if that is unknown.
         eta_s: the estimated seconds to the end of a run that goes on; None if that is unknown.
         slowest_stage: the stage whose workers were busiest in that minute; None if that is unknown.
@@ -93,6 +94,7 @@ class ManifestStatus:
     newly_failed: int = 0
     retries: int = 0
     upload_limit: int | None = None
+    upload_rate: float | None = None
     maps_per_s: float | None = None
     eta_s: float | None = None
     slowest_stage: str | None = None
@@ -198,6 +200,7 @@ def _progress(run: LastRun, samples: Sequence[Sample]) -> dict[str, Any]:
         eta_s = round(max(0.0, (last.total - last.seen) / rate - age_s), 1)
     return progress | {
         "newly_failed": last.failed,
+        "upload_rate": last.stages.get("upload", {}).get("rate"),
         "maps_per_s": None if rate is None else round(rate, 2),
         "eta_s": eta_s,
         "slowest_stage": max(busy, key=lambda name: busy[name]) if any(busy.values()) and is_fresh else None,

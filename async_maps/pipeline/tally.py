@@ -81,6 +81,7 @@ class Tally:
             failed=self._failed,
             uploaded_bytes=self._uploaded_bytes,
             upload_limit=stages.rate_limiter.limit,
+            upload_rate=stages.rate_limiter.rate,
             retries=stages.rate_limiter.retries,
             waiting=stages.waiting,
             in_flight=max(0, in_flight) if is_open else 0,

@@ -20,6 +20,7 @@ from pydantic import (
     PositiveInt,
     TypeAdapter,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -27,7 +28,8 @@ from pydantic_core import PydanticCustomError
 
 from async_maps.errors import SettingsError
 from async_maps.keys import KeyTemplate
-from async_maps.machine.limits import MIB, Sizes, cores, default_sizes, memory
+from async_maps.machine.limits import MIB, Requests, Sizes, cores, default_requests, default_sizes, memory
+from async_maps.machine.shortage import open_files_limit
 from async_maps.render.channels import Channels
 from async_maps.render.colormap import AnyColormap, colormap_table, describe_colormap
 from async_maps.render.quantize import Invalid
@@ -71,7 +73,7 @@ class Settings(Model, frozen=True):
       ``#rrggbb``, ``#rrggbbaa`` or RGB(A) values.
     - ``range``: a pair of numbers.
     - ``include``, ``exclude``: one glob or several.
-    - ``chunk_bytes``, ``queue_bytes``: a size such as "64MB" or "1GiB".
+    - ``chunk_bytes``, ``queue_bytes``, ``bandwidth``: a size such as "64MB" or "1GiB".
     - ``s3`` and ``files``: a mapping.
 
     Raises:
@@ -113,10 +115,15 @@ class Settings(Model, frozen=True):
     where the memory is limited."""
     encode_threads: PositiveInt | Literal["auto"] = "auto"
     """Threads that encode; auto is one for every core, at least two."""
-    concurrency: PositiveInt = 32
-    """Maximum number of concurrent uploads."""
-    prefetch: PositiveInt = 16
-    """Maximum number of maps that are read concurrently from S3."""
+    concurrency: PositiveInt | Literal["auto"] = "auto"
+    """Maximum number of concurrent uploads. auto starts with 32; to S3 it grows up to 256 while that is faster."""
+    rate: PositiveFloat | None = None
+    """Maximum number of PUTs a second; by default there is none until the store asks for fewer requests."""
+    bandwidth: Converted[int | str | None, PositiveInt | None] = Field(default=None, validate_default=True)
+    """Maximum number of bytes uploaded a second: a number, or with a unit (100MB)."""
+    prefetch: PositiveInt | Literal["auto"] = "auto"
+    """Maximum number of maps that are read concurrently from S3. auto starts with 16, and grows up to 64 while that is
+    faster."""
     chunk_maps: PositiveInt = 256
     """Maximum number of maps in a chunk, which a worker gets in one call."""
     chunk_bytes: Converted[int | str, PositiveInt | Literal["auto"]] = Field(default="auto", validate_default=True)
@@ -166,19 +173,19 @@ class Settings(Model, frozen=True):
     def _globs(cls, value: object) -> object:
         return (value,) if isinstance(value, str) else value
 
-    @field_validator("chunk_bytes", "queue_bytes", mode="before")
+    @field_validator("chunk_bytes", "queue_bytes", "bandwidth", mode="before")
     @classmethod
-    def _size(cls, value: object) -> object:
-        if not isinstance(value, str) or value == "auto" or re.fullmatch(r"\s*[+-]?\d+\s*", value):
+    def _size(cls, value: object, field: ValidationInfo) -> object:
+        auto = "" if field.field_name == "bandwidth" else "auto"
+        if not isinstance(value, str) or value == auto or re.fullmatch(r"\s*[+-]?\d+\s*", value):
             return value
         try:
             if size := int(TypeAdapter(ByteSize).validate_python(value.strip())):
                 return size
             raise PydanticCustomError("size", "input should be greater than 0")
         except (ValidationError, OverflowError):
-            raise PydanticCustomError(
-                "size", "input should be auto, a number of bytes, or a size such as 64MB or 1GiB"
-            ) from None
+            allowed = f"{auto}, a number of bytes, or" if auto else "a number of bytes or"
+            raise PydanticCustomError("size", f"input should be {allowed} a size such as 64MB or 1GiB") from None
 
     @field_validator("key")
     @classmethod
@@ -212,6 +219,26 @@ class Settings(Model, frozen=True):
         return self._sizes.encode_threads
 
     @property
+    def first_concurrency(self) -> int:
+        """The number of concurrent uploads at the start."""
+        return self._requests.first_uploads if self.concurrency == "auto" else self.concurrency
+
+    @property
+    def most_concurrency(self) -> int:
+        """The maximum number of concurrent uploads to S3."""
+        return self._requests.most_uploads if self.concurrency == "auto" else self.concurrency
+
+    @property
+    def first_prefetch(self) -> int:
+        """The number of concurrent reads from S3 at the start."""
+        return self._requests.first_reads if self.prefetch == "auto" else self.prefetch
+
+    @property
+    def most_prefetch(self) -> int:
+        """The maximum number of concurrent reads from S3."""
+        return self._requests.most_reads if self.prefetch == "auto" else self.prefetch
+
+    @property
     def queue_size(self) -> int:
         """The size of each queue in bytes."""
         return self._sizes.queue_bytes if self.queue_bytes == "auto" else self.queue_bytes
@@ -225,6 +252,11 @@ class Settings(Model, frozen=True):
     def reductions(self) -> tuple[str, ...]:
         """What is smaller than on the whole machine, and why, as in "workers: 1, from a CPU quota of 0.5"."""
         return tuple(reason for reason in self._sizes.reasons if getattr(self, reason.partition(":")[0]) == "auto")
+
+    @property
+    def _requests(self) -> Requests:
+        files = open_files_limit()
+        return default_requests(memory(), None if files is None else files.value, self.worker_count, self.queue_size)
 
     @property
     def _sizes(self) -> Sizes:

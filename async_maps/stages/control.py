@@ -100,7 +100,7 @@ class Control:
                 if found is None:
                     return False
                 self._asked_key = found[0]
-                async with self._rate_limiter.turn():
+                async with self._rate_limiter.turn(len(found[1])):
                     await self._put(control, found[1])
             except TransientError as error:
                 self._judge.failed(control, judge(error))

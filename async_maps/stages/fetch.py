@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from async_maps.sources.formats.registry import Readers
+    from async_maps.stages.concurrency_limit import ConcurrencyLimit
     from async_maps.stages.items import Job
     from async_maps.stages.meters import Meter
 
@@ -31,20 +32,24 @@ async def fetch_stage(
     jobs: MemoryObjectSendStream[Job],
     readers: tuple[Readers, Readers],
     threads: tuple[CapacityLimiter, Callable[[], object]],
-    meter: Meter,
+    measured: tuple[ConcurrencyLimit, Meter],
 ) -> None:
     """Run one of the concurrent fetchers until the end of the maps: read each map, and send it on as an array.
 
     Each job has a lease for its array. ``readers`` are this fetcher's, which it closes, and those that all share.
-    ``threads`` are their limiter, and a function that ends all requests, for a cancellation.
+    ``threads`` are their limiter, and a function that ends all requests, for a cancellation. ``measured`` finds
+    out whether more fetchers would be faster, and counts.
     """
-    limiter, interrupt = threads
+    (limiter, interrupt), (limit, meter) = threads, measured
     async with remote, jobs:
         try:
             async for job in remote:
                 started = perf_counter()
+                limit.in_flight += 1
                 result = await in_thread(partial(_fetch, readers, job), limiter=limiter, interrupt=interrupt)
-                meter.worked(perf_counter() - started, 1)
+                meter.worked(seconds := perf_counter() - started, 1)
+                limit.in_flight -= 1
+                limit.succeeded(seconds, perf_counter())
                 if isinstance(result, Failed):
                     if job.lease is not None:
                         job.lease.release()

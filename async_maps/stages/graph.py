@@ -8,28 +8,32 @@
     thread             processes               threads            asyncio                thread
 
 Every arrow is bounded in items (a stream's buffer) and in bytes (a budget, or the arena). A stage runs one task for
-each concurrent item. Closing the sending end of a stream ends the stage that receives from it. Everything here runs on
-the event loop; the work is done where the diagram says.
+each concurrent item. The stages that wait for S3 start more tasks while that makes them faster. Closing the sending end
+of a stream ends the stage that receives from it. Everything here runs on the event loop; the work is done where the
+diagram says.
 """
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
+from math import inf
 from typing import TYPE_CHECKING
 
-from anyio import CapacityLimiter, create_memory_object_stream, create_task_group, to_thread
+from anyio import CapacityLimiter, ClosedResourceError, create_memory_object_stream, create_task_group, to_thread
 
 from async_maps.concurrency.streams import ByteBudget, send
 from async_maps.filesystems.filesystem import Filesystems, is_remote
 from async_maps.sources.isolation import DecoderProcess, IsolatedReaders
 from async_maps.stages.colorize import ColorizeStage
+from async_maps.stages.concurrency_limit import ConcurrencyLimit
 from async_maps.stages.control import Control
 from async_maps.stages.encode import Encoding, encode_bitmap, encode_stage
 from async_maps.stages.fetch import fetch_stage
 from async_maps.stages.items import Bitmap, Job, Png
 from async_maps.stages.judge import FEW, Judge
 from async_maps.stages.meters import Meter, StageStatistics
-from async_maps.stages.rate_limiter import RateLimiter
+from async_maps.stages.rate_limiter import RateLimiter, Rates
 from async_maps.stages.reservation import Reservation
 from async_maps.stages.upload import Uploading, upload_stage
 from async_maps.stores import sent_bytes
@@ -61,21 +65,26 @@ class Stages:
         self._recipe = recipe
         self._workers = workers
         threads = settings.encode_thread_count
-        self._remote, self._remote_out = create_memory_object_stream[Job](settings.prefetch)
+        self._remote, self._remote_out = create_memory_object_stream[Job](settings.first_prefetch)
         self._jobs, self._jobs_out = create_memory_object_stream[Job](settings.chunk_maps)
         self._bitmaps, self._bitmaps_out = create_memory_object_stream[list[Bitmap]](2 * threads)
-        self._pngs, self._pngs_out = create_memory_object_stream[Png](settings.concurrency)
+        self._pngs, self._pngs_out = create_memory_object_stream[Png](settings.first_concurrency)
         self._array_bytes = ByteBudget(settings.queue_size)
         self._png_bytes = ByteBudget(settings.queue_size)
-        self._fetching = Meter(settings.prefetch)
+        self._fetching = Meter(0)
         self._colorizing = Meter(len(workers))
         self._encoding = Meter(threads)
-        self._uploading = Meter(settings.concurrency)
+        self._uploading = Meter(0)
         self._places = ByteBudget(settings.chunk_maps)
         self._reserving = 0
         self._life_maps: tuple[int, ...] = ()
         self._life_sent = 0
-        self.rate_limiter = RateLimiter(settings.concurrency)
+        self._reads = ConcurrencyLimit(settings.first_prefetch, settings.most_prefetch)
+        first = settings.first_concurrency
+        # Another store may be one that many concurrent calls harm.
+        most = settings.most_concurrency if is_remote(store.destination) else first
+        self._uploads = ConcurrencyLimit(first, most)
+        self.rate_limiter = RateLimiter(self._uploads, Rates(settings.rate or inf, settings.bandwidth or inf))
         self.judge = Judge(max_attempts=settings.s3.max_attempts, give_up_s=settings.s3.give_up_s)
         self.control = Control(store, self.judge, self.rate_limiter)
 
@@ -93,7 +102,7 @@ class Stages:
         table = None if recipe.png == "gray" else recipe.table
         encoding = Encoding(partial(encode_bitmap, table=table, level=settings.png_level), template.needs_digest)
         uploading = Uploading(self.store, template, self.rate_limiter, self.judge, self.control, settings.if_exists)
-        fetchers, encoders = CapacityLimiter(settings.prefetch), CapacityLimiter(self._encoding.workers)
+        fetchers, encoders = CapacityLimiter(settings.most_prefetch), CapacityLimiter(self._encoding.workers)
         # Entered first, so closed last: the streams of jobs must stay open until the stages have ended.
         with (
             Filesystems(settings.s3) as filesystems,
@@ -101,6 +110,9 @@ class Stages:
             IsolatedReaders(decoder, filesystems) as shared,
             self._remote,
             self._jobs,
+            # More tasks may start.
+            self._remote_out,
+            self._pngs_out,
         ):
             async with create_task_group() as stages, self._bitmaps, self._pngs:
 
@@ -108,12 +120,31 @@ class Stages:
                     filesystems.close()
                     decoder.stop()
 
-                for _ in range(settings.prefetch):
-                    readers = (IsolatedReaders(decoder, filesystems), shared)
-                    threads = (fetchers, interrupt)
-                    stages.start_soon(
-                        fetch_stage, self._remote_out.clone(), self._jobs.clone(), readers, threads, self._fetching
-                    )
+                def start_fetchers() -> None:
+                    for _ in range(self._reads.highest - self._fetching.workers):
+                        with suppress(ClosedResourceError):  # the source has ended
+                            jobs = self._jobs.clone()
+                            readers = (IsolatedReaders(decoder, filesystems), shared)
+                            stages.start_soon(
+                                fetch_stage,
+                                self._remote_out.clone(),
+                                jobs,
+                                readers,
+                                (fetchers, interrupt),
+                                (self._reads, self._fetching),
+                            )
+                            self._fetching.workers += 1
+
+                def start_uploads(spare: int = 0) -> None:
+                    more = self._uploads.highest - self._uploading.workers
+                    self._uploading.workers += more
+                    for _ in range(more + spare):
+                        stages.start_soon(upload_stage, self._pngs_out.clone(), uploading, self._uploading)
+
+                start_fetchers()
+                # The rate limiter bounds the requests. A few uploads may be held back without stopping the others.
+                start_uploads(spare=FEW)
+                self._reads.grown, self._uploads.grown = start_fetchers, start_uploads
                 for worker in self._workers:
                     stages.start_soon(colorize.run, worker, self._jobs_out.clone(), self._bitmaps.clone())
                 for _ in range(self._encoding.workers):
@@ -125,10 +156,7 @@ class Stages:
                         (encoders, self._png_bytes),
                         self._encoding,
                     )
-                # The rate limiter bounds the requests. A few uploads may be held back without stopping the others.
-                for _ in range(settings.concurrency + FEW):
-                    stages.start_soon(upload_stage, self._pngs_out.clone(), uploading, self._uploading)
-                for end in (self._remote_out, self._jobs_out, self._bitmaps_out, self._pngs_out):
+                for end in (self._jobs_out, self._bitmaps_out):
                     end.close()
                 running.set()
             # Not by the context manager: it waits for the process, on the event loop.

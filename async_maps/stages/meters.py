@@ -87,7 +87,7 @@ class Statistics:
         failed: maps that failed, in any stage.
         uploaded_bytes: bytes of the uploaded PNGs.
         upload_limit: the current maximum number of concurrent uploads. It is below ``upload.workers`` after the store
-            has asked for fewer requests.
+            has not answered in time.
         retries: upload attempts that failed and were retried.
         waiting: calls of ``put`` that wait for room. No queue counts their arrays.
         in_flight: maps that were accepted and have no outcome yet.
@@ -96,6 +96,7 @@ class Statistics:
         transparent: uploaded maps whose overlay is fully transparent.
         faint: uploaded maps whose overlay is nearly invisible, but not fully transparent.
         retry_reason: why the last retry was necessary; empty if there was none.
+        upload_rate: the current maximum of PUTs a second; None if it has delayed no upload of late.
     """
 
     fetch: StageStatistics
@@ -114,6 +115,7 @@ class Statistics:
     transparent: int = 0
     faint: int = 0
     retry_reason: str = ""
+    upload_rate: float | None = None
 
     @property
     def accepted(self) -> int:

@@ -97,7 +97,7 @@ async def _put(key: str, data: bytes, uploading: Uploading, *, maybe_ours: bool)
         async with control.making_way(key):
             while True:
                 try:
-                    async with uploading.rate_limiter.turn():
+                    async with uploading.rate_limiter.turn(len(data)):
                         judge.begin(case)
                         etag = await uploading.store.put(key, data)
                     break
@@ -116,7 +116,7 @@ async def _put(key: str, data: bytes, uploading: Uploading, *, maybe_ours: bool)
                     judge.refused(case, error.verdict)
                     await control.hear(case, error)
         judge.accepted(case)
-        uploading.rate_limiter.taken()
+        uploading.rate_limiter.taken(case.began_at)
         control.keep(key, data)
         return etag
     finally:

@@ -113,4 +113,4 @@ async def open_store(destination: Destination, settings: Settings) -> AsyncItera
     else:
         from async_maps.stores.files import FileStore
 
-        yield FileStore(place, replace=replace, fsync=settings.files.fsync, concurrency=settings.concurrency)
+        yield FileStore(place, replace=replace, fsync=settings.files.fsync, concurrency=settings.first_concurrency)

@@ -64,7 +64,7 @@ async def open_s3(destination: str, settings: Settings) -> AsyncIterator[S3Store
         return direct[-1]
 
     # One attempt: only the upload stage retries, because the attempts of two layers multiply.
-    options = client_options(settings.s3, settings.concurrency, attempts=1)
+    options = client_options(settings.s3, settings.most_concurrency, attempts=1)
     options["http_session_cls"] = http_session
     async with AsyncExitStack() as opened:
         try:

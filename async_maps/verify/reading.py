@@ -50,8 +50,8 @@ class Reading:
         self._verification.doing = "reading every object"
         settings = self._settings
         # Threads that wait for the store use no core; those that decode do.
-        threads = CapacityLimiter(settings.concurrency), CapacityLimiter(settings.encode_thread_count)
-        workers = [partial(self._examine, threads)] * settings.concurrency
+        threads = CapacityLimiter(settings.first_concurrency), CapacityLimiter(settings.encode_thread_count)
+        workers = [partial(self._examine, threads)] * settings.first_concurrency
         await fan_out(self._to_read(since), workers, size=lambda row: row.size or 0, limit=settings.queue_size)
 
     async def read_files(self, since: str) -> None:
@@ -60,13 +60,13 @@ class Reading:
         Files have no ETag, and another file may have the same size.
         """
         self._verification.doing = "reading files"
-        threads = CapacityLimiter(self._settings.concurrency)
+        threads = CapacityLimiter(self._settings.first_concurrency)
 
         async def compare(rows: Sequence[Expected]) -> None:
             await to_thread.run_sync(self._compare_files, rows, limiter=threads)
 
         # A thread holds only a piece of a file, so the number of threads bounds the memory.
-        await fan_out(self._files(since), [compare] * self._settings.concurrency, size=lambda _: 0, limit=1)
+        await fan_out(self._files(since), [compare] * self._settings.first_concurrency, size=lambda _: 0, limit=1)
 
     async def _files(self, since: str) -> AsyncGenerator[Sequence[Expected], None]:
         after = "file://"
@@ -132,7 +132,7 @@ class Reading:
             content = self._objects.read(row.locator)
         except StoreError as error:
             self._unreached += 1
-            if self._unreached > self._settings.concurrency:
+            if self._unreached > self._settings.first_concurrency:
                 # Do not wait for a time-out of each of a million objects.
                 raise
             return Difference("unreadable", row.locator, row.name, what, str(error))

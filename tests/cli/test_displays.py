@@ -181,7 +181,23 @@ def test_retries_and_slow_downs_are_events_at_most_once_in_an_interval(
     assert [(event["new"], event["retries"], event["reason"]) for event in (told[0], told[2])] == [
         (3, 3, "reason 3"), (9, 12, "reason 12"),
     ]  # fmt: skip
-    assert (told[1]["upload_limit"], told[1]["concurrency"]) == (4, 1)
+    assert (told[1]["upload_limit"], told[1]["concurrency"], told[1]["upload_rate"]) == (4, 1, None)
+    assert told[1]["message"] == "uploads have timed out: 4 of 1 run concurrently"
+
+
+def test_a_rate_that_is_limited_or_falls_is_an_event(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = [100.0]
+    monkeypatch.setattr("async_maps.cli.displays.monotonic", lambda: clock[0])
+    display = JsonDisplay()
+    with messages(as_json=True):
+        for clock[0], rate in ((100.0, None), (100.2, 700.0), (105.5, 900.0), (106.0, 630.0), (120.0, None)):
+            display(make_progress(Report(), replace(make_statistics(), upload_rate=rate), None))
+    told = [event for event in events_of(capsys) if event["event"] == "slow-down"]
+    assert [(event["upload_rate"], event["message"]) for event in told] == [
+        (700.0, "the rate is limited to 700.0 uploads/s"), (630.0, "the rate is limited to 630.0 uploads/s"),
+    ]  # fmt: skip
 
 
 def test_a_closed_terminal_does_not_end_the_run() -> None:

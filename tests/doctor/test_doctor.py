@@ -143,6 +143,13 @@ def test_the_advised_concurrency_follows_littles_law(
     assert said in concurrency.text
 
 
+def test_a_concurrency_that_grows_by_itself_needs_no_advice() -> None:
+    loads = [Load(32, 320, None), Load(64, 640, None), Load(128, 650, None)]
+    _, concurrency = judge(loads, 0.1, 100_000, 32, grows=True)
+    assert (concurrency.level, concurrency.advice) == ("ok", "")
+    assert "a run starts with 32 concurrent uploads and grows to about 128" in concurrency.text
+
+
 @pytest.mark.parametrize(
     ("error", "advice"),
     [(TransientError("SlowDown", slow_down=True), "slows down automatically"), (StoreError("gone"), "retries")],
