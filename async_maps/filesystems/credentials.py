@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 from contextlib import suppress
+from functools import partial
 from hashlib import blake2b
 from threading import Lock
 from time import monotonic
@@ -214,7 +215,8 @@ def shared_credentials() -> SharedCredentials:
         environment = _environment()
         shared = _shared.get(environment)
         if shared is None:
-            shared = _shared[environment] = SharedCredentials(find_credentials)
+            clock = Clock()
+            shared = _shared[environment] = SharedCredentials(partial(find_credentials, clock=clock), clock)
         return shared
 
 

@@ -1,4 +1,4 @@
-"""Presigned URLs: anyone who has the URL can read the object. Signing needs no request, but may fetch credentials.
+"""Presigned URLs: anyone who has the URL can read the object. Signing may fetch credentials.
 
 Everything here blocks.
 """
@@ -6,7 +6,7 @@ Everything here blocks.
 from __future__ import annotations
 
 import logging
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("async_maps")
 
+_TIMEOUT_S = 2.0
 MAX_HOURS = 168
 """Seven days, the limit of signature version 4 (Amazon S3 API reference, "Authenticating Requests: Using Query
 Parameters")."""
@@ -39,8 +40,9 @@ def presigning(
     """Yield a function that turns a locator into a presigned URL, with the AWS environment's credentials.
 
     The URL allows a GET for the given hours, or until the credentials expire. It contains the access key's id, the
-    session token of temporary credentials and a signature for one object, never the secret key. Because no request is
-    made, the configured region (AWS_DEFAULT_REGION or the profile's) must be the bucket's. One URL takes about 0.5 ms.
+    session token of temporary credentials and a signature for one object, never the secret key. The configured region
+    (AWS_DEFAULT_REGION or the profile's) must be the bucket's. One URL takes about 0.5 ms. The first one takes a
+    request, which shows whether this machine's clock is wrong; its failure has no effect.
 
     Args:
         hours: 1 to :data:`MAX_HOURS`.
@@ -55,20 +57,28 @@ def presigning(
         raise SettingsError(f"presign: expected 1 to {MAX_HOURS} hours, found {hours:g}")
     try:
         client = _client()
-        shared_credentials().get()
-    except CredentialsError as error:
-        raise StoreError(f"cannot presign: {error}", may_pass=error.may_pass) from error
     except (BotoCoreError, ValueError) as error:
         raise SettingsError(f"the AWS configuration cannot be used: {error}") from error
     with closing(client):
+        try:
+            shared_credentials().get()
+        except CredentialsError as error:
+            raise StoreError(f"cannot presign: {error}", may_pass=error.may_pass) from error
+        has_asked = False
         if identity is not None:
             _notice_other_server(Identity.parse(identity), client.meta.endpoint_url)
         if request_payer is not None:
             client.meta.events.register("before-sign.s3.GetObject", partial(_add_payer, request_payer))
 
         def presigned(locator: str) -> str:
+            nonlocal has_asked
             try:
                 bucket, key = parse_s3_address(locator)
+                if not has_asked:
+                    has_asked = True
+                    # A wrong clock is corrected by the refusal.
+                    with suppress(BotoCoreError, ClientError):
+                        client.head_bucket(Bucket=bucket)
                 url: str = client.generate_presigned_url(
                     "get_object", Params={"Bucket": bucket, "Key": key}, ExpiresIn=round(hours * 3600)
                 )
@@ -94,7 +104,12 @@ def _notice_other_server(was: Identity, endpoint: str) -> None:
 
 def _client() -> Any:
     # By default the SDK signs URLs with version 2, which newer AWS regions and other servers refuse.
-    config = Config(signature_version="s3v4")
+    config = Config(
+        signature_version="s3v4",
+        connect_timeout=_TIMEOUT_S,
+        read_timeout=_TIMEOUT_S,
+        retries={"mode": "standard", "total_max_attempts": 1},
+    )
     client = blocking_client(config)
     options: Any = url_options(client)
     if options is None:

@@ -23,9 +23,12 @@ from botocore.exceptions import (
 
 from async_maps.filesystems.blame import judge
 from async_maps.filesystems.credentials import NONE_FOUND, CredentialsError, Found, describe
+from async_maps.filesystems.signing import corrects, sign_in_time
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from async_maps.filesystems.clock import Clock
 
 _CONNECT_TIMEOUT_S, _READ_TIMEOUT_S, _ATTEMPTS = 5.0, 10.0, 3
 """For STS and the portal of single sign-on. The time-outs of botocore add up to five minutes."""
@@ -33,11 +36,12 @@ _PROCESS_TIMEOUT_S = 60.0
 _LONGEST_QUOTE = 200
 
 
-def find_credentials(may_ask: bool) -> Found:
+def find_credentials(may_ask: bool, clock: Clock) -> Found:
     """Ask botocore's providers, in their order, for new credentials.
 
     Args:
         may_ask: whether to ask for an MFA code if there is a terminal.
+        clock: the clock of signatures and expiries, which STS and the like may correct.
 
     Raises:
         CredentialsError: a provider is configured, but fails; or none is.
@@ -50,6 +54,7 @@ def find_credentials(may_ask: bool) -> Found:
             retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
         )
     )
+    dates = _follow(session, clock)
     method, profile = "", "default"
     try:
         profile = session.get_config_variable("profile") or profile
@@ -57,7 +62,11 @@ def find_credentials(may_ask: bool) -> Found:
             method = provider.METHOD
             _bound(provider, may_ask)
             if (credentials := provider.load()) is not None:
-                return _freeze(credentials, method)
+                found = _freeze(credentials, method)
+                if dates and found.expires_at is not None and found.expires_at <= clock.time():
+                    # New credentials have not expired: this machine's clock is wrong.
+                    clock.correct(dates[-1], clock.now())
+                return found
         signs_in = "login_session" in session.get_scoped_config()
     except Exception as error:  # what a service or a program answers can cause any error
         raise _explain(error, describe(method, profile), profile) from error
@@ -67,6 +76,25 @@ def find_credentials(may_ask: bool) -> Found:
             "install a newer boto3, or use single sign-on or access keys"
         )
     raise CredentialsError(NONE_FOUND)
+
+
+def _follow(session: Any, clock: Clock) -> list[str]:
+    """Let the clients of a session sign with the clock; return a list that gets the dates of the services' answers."""
+    dates: list[str] = []
+
+    def sign_again(request_dict: Any, response: Any, **_: Any) -> float | None:
+        if response is not None:
+            dates.append(response[0].headers.get("date", ""))
+        return 0.0 if corrects(clock, request_dict, response) else None
+
+    def before_sign(request_signer: Any, **_: Any) -> None:
+        # Each client has a signer of its own, and asks before each attempt.
+        if "get_auth_instance" not in vars(request_signer):
+            sign_in_time(request_signer, clock)
+
+    session.register("before-sign", before_sign)
+    session.register("needs-retry", sign_again)
+    return dates
 
 
 def _freeze(credentials: Any, method: str) -> Found:

@@ -16,12 +16,11 @@ from typing import TYPE_CHECKING
 
 import botocore.session
 from anyio import to_thread
-from botocore.auth import SIGV4_TIMESTAMP
 from botocore.handlers import validate_bucket_name
 
 from async_maps.concurrency.tasks import see_error
-from async_maps.filesystems.clock import blames_time
 from async_maps.filesystems.credentials import CredentialsError, shared_credentials
+from async_maps.filesystems.signing import REFUSED, corrects, refusal_in, sign_in_time, signature_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -33,8 +32,6 @@ if TYPE_CHECKING:
     from async_maps.filesystems.credentials import SharedCredentials
 
 _EXPIRED = {"ExpiredToken", "TokenRefreshRequired", "InvalidToken"}
-_REFUSED = {400, 401, 403}
-_CONTEXT = "async_maps"
 
 # botocore does the same: without a handler in the program, warnings of a library would be printed with tracebacks.
 for _name in ("aiobotocore", "aioboto3"):
@@ -135,10 +132,10 @@ class AsyncSession:
         from aiobotocore.config import AioConfig
 
         async with self._session.client("s3", config=AioConfig(**options)) as client:
-            _sign_in_time(client, self.credentials.shared)
+            untyped: Any = client
+            sign_in_time(untyped._request_signer, self.credentials.shared.clock)
             _allow_tenants(client)
-            events: Any = client.meta.events
-            events.register("needs-retry.s3", partial(_sign_again_async, self.credentials.shared))
+            untyped.meta.events.register("needs-retry.s3", partial(_sign_again_async, self.credentials.shared))
             yield client
 
 
@@ -152,7 +149,7 @@ def blocking_client(config: Any, patience_s: float = 0.0, closed: Event | None =
     session = botocore.session.Session()
     session.register_component("credential_provider", BlockingCredentials(shared, patience_s, closed))
     client: Any = session.create_client("s3", config=config)
-    _sign_in_time(client, shared)
+    sign_in_time(client._request_signer, shared.clock)
     _allow_tenants(client)
     client.meta.events.register("needs-retry.s3", partial(_sign_again, shared))
     return client
@@ -163,66 +160,22 @@ def _allow_tenants(client: Any) -> None:
     client.meta.events.unregister("before-parameter-build.s3", validate_bucket_name)
 
 
-def _sign_in_time(client: Any, shared: SharedCredentials) -> None:
-    """Let a client sign with the shared clock, and note the key and the time of each signature."""
-    # botocore has no public way to either.
-    signer = client._request_signer
-    create = signer.get_auth_instance
-
-    def timed(auth: Any) -> Any:
-        prepare = getattr(auth, "_modify_request_before_signing", None)
-        if prepare is None or auth.credentials is None:
-            return auth
-
-        def prepare_in_time(request: Any) -> Any:
-            now = shared.clock.now()
-            request.context["timestamp"] = now.strftime(SIGV4_TIMESTAMP)
-            signed = request.context.setdefault(_CONTEXT, {})
-            signed.update(at=now, access_key=auth.credentials.access_key or "")
-            return prepare(request)
-
-        auth._modify_request_before_signing = prepare_in_time
-        return auth
-
-    if asyncio.iscoroutinefunction(create):
-
-        async def get_async(*arguments: Any, **options: Any) -> Any:
-            return timed(await create(*arguments, **options))
-
-        signer.get_auth_instance = get_async
-    else:
-        signer.get_auth_instance = lambda *arguments, **options: timed(create(*arguments, **options))
-
-
 def _sign_again(shared: SharedCredentials, request_dict: Any, response: Any, **_: Any) -> float | None:
-    expired_key = _refused_key(shared, request_dict, response)
-    if expired_key and shared.replace(expired_key):
+    """Return 0, the seconds before the repetition of a refused request, if another signature may be accepted."""
+    if corrects(shared.clock, request_dict, response):
         return 0.0
-    return 0.0 if expired_key == "" else None
+    signed = signature_of(request_dict)
+    if response is None or signed is None or signed.get("is_replaced"):
+        return None
+    # The answer to a HEAD has no code.
+    if response[0].status_code in REFUSED and refusal_in(response)[0] in {*_EXPIRED, "400"}:
+        signed["is_replaced"] = True
+        return 0.0 if shared.replace(signed["access_key"]) else None
+    return None
 
 
 async def _sign_again_async(shared: SharedCredentials, request_dict: Any, response: Any, **_: Any) -> float | None:
-    is_refused = response is not None and response[0].status_code in _REFUSED
-    if not is_refused:
+    if response is None or response[0].status_code not in REFUSED:
         return None
     # In a thread, because credentials may be asked for.
     return await to_thread.run_sync(partial(_sign_again, shared, request_dict, response), abandon_on_cancel=True)
-
-
-def _refused_key(shared: SharedCredentials, request_dict: Any, response: Any) -> str | None:
-    """Return the access key that a request was refused for; empty if a signature with the time now may be accepted."""
-    signed = request_dict["context"].get(_CONTEXT)
-    if response is None or signed is None or response[0].status_code not in _REFUSED:
-        return None
-    answer, parsed = response
-    detail = parsed.get("Error", {})
-    code, message = str(detail.get("Code", "")), str(detail.get("Message", ""))
-    if blames_time(code, message, answer.status_code) and not signed.get("is_corrected"):
-        date = answer.headers.get("date", "")
-        signed["is_corrected"] = shared.clock.correct(date, signed["at"])
-        return "" if signed["is_corrected"] else None
-    # The answer to a HEAD has no code.
-    if (code in _EXPIRED or code == "400") and not signed.get("is_replaced"):
-        signed["is_replaced"] = True
-        return str(signed["access_key"])
-    return None

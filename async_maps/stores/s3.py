@@ -21,6 +21,7 @@ from isal import isal_zlib
 from async_maps.errors import ExistsError, InputValidationError, SettingsError, StoreError, TransientError
 from async_maps.filesystems.aws import client_options, pay_for_requests
 from async_maps.filesystems.blame import answer_details, judge, judge_answer, store_error
+from async_maps.filesystems.credentials import CredentialsError
 from async_maps.filesystems.endpoints import bucket_identity
 from async_maps.filesystems.http_session import read_body
 from async_maps.filesystems.locators import S3Address, parse_s3_address
@@ -140,6 +141,9 @@ class S3Store:
                 verdict = judge(error)
                 if not (verdict.retry or verdict.certain):
                     return
+            except CredentialsError as error:
+                # The services that give them were asked several times.
+                raise StoreError(f"{self.destination}: {error}", may_pass=error.may_pass) from error
             except NO_ANSWER as error:
                 verdict = judge(error)
             else:

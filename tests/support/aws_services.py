@@ -201,6 +201,7 @@ def serving(server: S3Server, folder: Path) -> Iterator[Services]:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode()
             status, text = services.answer(self.path.partition("?")[0], body)
             self.send_response_only(status)
+            self.send_header("Date", self.date_time_string())
             self.send_header("Content-Length", str(len(text)))
             self.end_headers()
             self.wfile.write(text.encode())
