@@ -69,7 +69,8 @@ class Receipt:
         size: the size of the PNG in bytes.
         width: the width in pixels.
         height: the height in pixels.
-        etag: the store's tag of the object, without quotes; None if the store has none.
+        etag: the store's tag of the object, without quotes; None if the store has none that can be
+            compared.
         stored_at: the time of the store's answer, in UTC.
         statistics: the statistics of the map.
         crc32: the CRC-32 of the PNG in 8 hexadecimal digits.

@@ -14,11 +14,25 @@ from async_maps.doctor.advice import actions_of_headers, for_code, iam_policy
 from async_maps.doctor.pngs import tiny_png
 from async_maps.doctor.target import unbroken, with_short_limits
 from async_maps.filesystems.aws import STORE_CODES, refusal, unreachable
+from async_maps.filesystems.blame import judge
 from async_maps.filesystems.http_session import read_body
 from async_maps.filesystems.time_limits import TimeLimits
-from async_maps.stores.s3 import NO_ANSWER, crc32, object_headers
+from async_maps.stores.promises import (
+    IGNORES_CONDITION,
+    OPAQUE_ETAGS,
+    OVERWRITE,
+    advice_for,
+    asked_headers,
+    is_kept,
+    may_refuse_header,
+    not_kept,
+    refused_crc32,
+)
+from async_maps.stores.s3 import NO_ANSWER, Stored, crc32, md5, object_headers
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from async_maps.doctor.finding import Level
     from async_maps.doctor.target import Target
 
@@ -41,6 +55,8 @@ class ProbeObject:
         self._client = target.client
         self._may_exist: set[str] = set()
         self._overwrites = target.settings.if_exists == "overwrite"
+        self._takes_crc32 = True
+        self._answer: Mapping[str, str] = {}
 
     def sibling(self, number: int) -> str:
         """Return the key of another object, which is deleted with this one."""
@@ -51,7 +67,7 @@ class ProbeObject:
     async def write(self) -> bool:
         """Check that the object can be written; return whether it was."""
         try:
-            answer = await self._put(tiny_png(self._target.settings))
+            answer = await self._put_first(tiny_png(self._target.settings))
         except ClientError as error:
             code, status, reason = refusal(error)
             if status < 500:
@@ -61,8 +77,45 @@ class ProbeObject:
             return False
         self.versioned = "VersionId" in answer
         self.encryption = answer.get("ServerSideEncryption", "")
+        self._answer = answer["ResponseMetadata"]["HTTPHeaders"]
         self._target.say("write", "ok", f"{self._target.url} is writable")
         return True
+
+    async def _put_first(self, data: bytes) -> Any:
+        try:
+            return await self._put(data)
+        except ClientError as error:
+            if not may_refuse_header(error):
+                raise
+            refused = error
+        self._takes_crc32 = False
+        try:
+            answer = await self._put(data)
+        except ClientError:
+            self._takes_crc32 = True
+            raise refused from None
+        self._target.say("checksum", "warning", refused_crc32(judge(refused).reason), "a run does the same")
+        return answer
+
+    async def kept_headers(self) -> None:
+        """Check that the store keeps the encryption and the storage class that the settings ask for."""
+        asked = asked_headers(object_headers(self._target.settings.s3))
+        # The storage class is not in the answer to a PUT.
+        lacking = [name for name, value in asked.items() if not is_kept(name, value, self._answer.get(name))]
+        if lacking:
+            try:
+                head = await self._client.head_object(Bucket=self._target.bucket, Key=self.key)
+            except ClientError as error:
+                self._target.say("kept headers", "unknown", f"HeadObject is {refusal(error)[2]}", "allow s3:GetObject")
+                return
+            headers = head["ResponseMetadata"]["HTTPHeaders"]
+            for name in lacking:
+                if not is_kept(name, asked[name], headers.get(name)):
+                    sentence = not_kept(name, asked[name], f"found {headers.get(name) or 'none'}")
+                    self._target.say("kept headers", "failure", sentence, advice_for(name))
+                    return
+        if asked:
+            self._target.say("kept headers", "ok", "the store keeps the encryption and storage class that were asked")
 
     async def read(self) -> bool:
         """Check that the object can be read, with the same bytes and content type; return whether it was."""
@@ -81,6 +134,7 @@ class ProbeObject:
             return False
         if data == tiny_png(self._target.settings):
             say("read back", "ok", "the object has the bytes that were written")
+            self._compare_etag(data)
         else:
             say("read back", "failure", "the object has other bytes than were written", useless)
         if content_type == "image/png":
@@ -89,6 +143,13 @@ class ProbeObject:
             say("content type", "warning", f"{content_type or 'none'}, not image/png",
                 "browsers need it; check the proxies between here and the store")  # fmt: skip
         return True
+
+    def _compare_etag(self, data: bytes) -> None:
+        """Say if neither a checksum nor the ETag in the answer to the PUT proves the bytes that were read back."""
+        answered = Stored(data, self._answer.get("etag", "").strip('"'), "kms" in self.encryption)
+        has_proof = bool(self._answer.get("x-amz-checksum-crc32")) or answered.has_md5
+        if not has_proof and (answered.claims_md5 or not answered.etag):
+            self._target.say("ETags", "warning", OPAQUE_ETAGS, "compare the bytes with async-maps verify --deep")
 
     async def overwrite(self) -> None:
         """Check that the object can be replaced, and that the next GET returns the new one."""
@@ -110,16 +171,15 @@ class ProbeObject:
     async def create_only(self) -> None:
         """Check that a create-only PUT does not replace the object."""
         level: Level = "warning" if self._overwrites else "failure"
-        found = "the store ignores If-None-Match, which --if-exists skip and error need"
+        found = IGNORES_CONDITION
         try:
             await self._put(tiny_png(self._target.settings), create_only=True)
         except ClientError as error:
-            _, status, reason = refusal(error)
-            if status == 412:
+            if error.response["ResponseMetadata"]["HTTPStatusCode"] == 412:
                 self._target.say("create only", "ok", "--if-exists skip and error work")
                 return
-            found = f"a PUT with If-None-Match is {reason}"
-        self._target.say("create only", level, found, "use --if-exists overwrite")
+            found = f"a PUT with If-None-Match is {judge(error).reason}"
+        self._target.say("create only", level, found, OVERWRITE)
 
     async def remove(self) -> bool:
         """Delete all written objects, even if this task is cancelled; return whether that succeeded."""
@@ -176,9 +236,8 @@ class ProbeObject:
     async def _put(self, data: bytes, *, create_only: bool = False) -> Any:
         self._may_exist.add(self.key)
         headers = object_headers(self._target.settings.s3, create_only=create_only)
-        request = self._client.put_object(
-            Bucket=self._target.bucket, Key=self.key, Body=data, ChecksumCRC32=crc32(data), **headers
-        )
+        headers |= {"ChecksumCRC32": crc32(data)} if self._takes_crc32 else {"ContentMD5": md5(data)}
+        request = self._client.put_object(Bucket=self._target.bucket, Key=self.key, Body=data, **headers)
         return await unbroken(request)
 
     async def _get(self) -> tuple[bytes, str]:

@@ -85,6 +85,8 @@ async def _examine(target: Target, origins: Sequence[str], quick: bool) -> None:
             return
         await check_listing(target)
         written = await probe.write()
+        if written:
+            await probe.kept_headers()
         if written and await probe.read():
             await probe.overwrite()
             await probe.create_only()

@@ -23,7 +23,7 @@ from async_maps.filesystems.blame import judge
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
-    from async_maps.stores.s3 import S3Store
+    from async_maps.stores.s3 import S3Store, Stored
 
 _logger = logging.getLogger("async_maps")
 
@@ -42,6 +42,11 @@ _PATIENCE_S = 5.0
 _UNREADABLE = 3
 """After this many answers without a proof, objects that cannot be read back end the run."""
 UNPROVED = "the answer does not prove that the store has these bytes"
+IGNORES_CONDITION = "the store ignores If-None-Match, which --if-exists skip and error need"
+OVERWRITE = "use --if-exists overwrite"
+OPAQUE_ETAGS = "the store's ETags are not the MD5s of the objects, so they are not compared"
+_NOT_OF_HEADERS = {401, 403, 404, 408, 409, 412, 413, 414, 425, 429}
+"""Refusals that have another cause than a header that is not supported."""
 
 
 @dataclass(slots=True)
@@ -85,6 +90,28 @@ def asked_headers(arguments: Mapping[str, Any]) -> dict[str, str]:
         for header, value in asked.items()
         if value is not None and not (header.endswith("key-id") and "alias/" in value)
     }
+
+
+def not_kept(header: str, asked: str, found: str) -> str:
+    """Return the sentence for a header that an answer does not have as it was asked."""
+    return f"the store does not keep {_ASKED[header][1]} {asked}: {found} in its answer"
+
+
+def advice_for(header: str) -> str:
+    """Return what to do about a header that is not kept."""
+    return f"change or remove {_ASKED[header][1]}, or choose another store"
+
+
+def refused_crc32(reason: str) -> str:
+    """Return the sentence for a store that refuses the checksum and accepts Content-MD5."""
+    return f"a PUT with x-amz-checksum-crc32 is {reason}; PUTs send Content-MD5 instead"
+
+
+def may_refuse_header(error: ClientError) -> bool:
+    """Whether a PUT may be refused because of a header that the store does not support."""
+    status, verdict = error.response["ResponseMetadata"]["HTTPStatusCode"], judge(error)
+    is_possible = (400 <= status < 500 and status not in _NOT_OF_HEADERS) or status == 501
+    return is_possible and not (verdict.retry or verdict.certain)
 
 
 def is_kept(header: str, asked: str, found: str | None) -> bool:
@@ -166,7 +193,7 @@ class FirstObject:
             etag = await put(key, data)
         except ClientError as error:
             if create_only and _refuses_condition(error):
-                raise self._end(f"a PUT with If-None-Match is {judge(error).reason}; {_OVERWRITE}") from error
+                raise self._end(f"a PUT with If-None-Match is {judge(error).reason}; {OVERWRITE}") from error
             raise
         self.is_over = not self._must_prove_create_only or await self._is_left_alone(key, data)
         return etag
@@ -203,7 +230,7 @@ class FirstObject:
         except (BotoCoreError, AiohttpError, ResponseParserError, OSError):
             return False
         locator = self._store.locator(key)
-        raise self._end(f"it ignores If-None-Match: only {locator} was written, which did not exist. {_OVERWRITE}")
+        raise self._end(f"{IGNORES_CONDITION}: only {locator} was written, which did not exist; {OVERWRITE}")
 
     # Checksums and ETags --------------------------------------------------------------------------------------------
 
@@ -213,18 +240,13 @@ class FirstObject:
 
     def may_refuse_crc32(self, error: ClientError) -> bool:
         """Whether a refused PUT shall be tried with Content-MD5: nothing with the other checksum was accepted yet."""
-        status, verdict = error.response["ResponseMetadata"]["HTTPStatusCode"], judge(error)
-        is_possible = status in {400, 501} and not (verdict.retry or verdict.certain)
-        return is_possible and self.promises.takes_crc32 and not self._was_taken
+        return self.promises.takes_crc32 and not self._was_taken and may_refuse_header(error)
 
     def use_md5(self, error: ClientError) -> None:
         """Send Content-MD5 from now on, because a PUT without the other checksum was accepted."""
         if self.promises.takes_crc32 and not self._was_taken:
             self.promises.takes_crc32, self.promises.is_news = False, True
-            _logger.warning(
-                "%s: a PUT with x-amz-checksum-crc32 is %s; PUTs send Content-MD5 instead",
-                self._store.destination, judge(error).reason,
-            )  # fmt: skip
+            _logger.warning("%s: %s", self._store.destination, refused_crc32(judge(error).reason))
 
     async def read_back(self, key: str, data: bytes) -> str | None:
         """Read an object whose answer does not prove its bytes, and learn what ETags of this store are.
@@ -246,17 +268,25 @@ class FirstObject:
             ) from error
         if found.data != data:
             raise self._unproved()
-        # If only the answer was wrong, a hop before the store has changed it.
-        self.promises.etags_are_md5 = found.has_md5
         if found.has_md5:
+            # Only the answer was wrong: a hop before the store has changed it.
+            self.promises.etags_are_md5 = True
             return found.etag
-        self.promises.is_news = True
-        _logger.warning(
-            "%s: the store's ETags are not the MD5s of the objects, so they are not compared. The first object was "
-            "read back and is right; to read all of them, use verify --deep",
-            self._store.destination,
-        )
+        self._distrust_etags()
         return None
+
+    def etag_of(self, found: Stored) -> str | None:
+        """Return the ETag of an object that was read, None if ETags of this store are not compared."""
+        if self.promises.etags_are_md5 is None and found.claims_md5 and not found.has_md5:
+            self._distrust_etags()
+        return None if self.promises.etags_are_md5 is False else found.etag or None
+
+    def _distrust_etags(self) -> None:
+        self.promises.etags_are_md5, self.promises.is_news = False, True
+        _logger.warning(
+            "%s: %s. One object was read back and is right; to read all of them, use verify --deep",
+            self._store.destination, OPAQUE_ETAGS,
+        )  # fmt: skip
 
     # Encryption and storage class -----------------------------------------------------------------------------------
 
@@ -295,11 +325,9 @@ class FirstObject:
         self.promises.is_news = True
 
     def _broken(self, key: str, header: str, found: str) -> StoreError:
-        setting, asked = _ASKED[header][1], self._asked[header]
-        return self._end(
-            f"the store does not keep {setting} {asked}: {found} in the answer for {self._store.locator(key)}, which "
-            f"is stored. Change or remove {setting}, or choose another store"
-        )
+        sentence = not_kept(header, self._asked[header], found)
+        locator = self._store.locator(key)
+        return self._end(f"{sentence} for {locator}, which is stored; {advice_for(header)}")
 
     def _unproved(self) -> TransientError:
         return TransientError(f"{self._store.destination}: {UNPROVED}")
@@ -309,11 +337,8 @@ class FirstObject:
         return StoreError(f"{self._store.destination}: {reason}")
 
 
-_OVERWRITE = "Use if_exists overwrite, or another store"
-
-
 def _refuses_condition(error: ClientError) -> bool:
     status, verdict = error.response["ResponseMetadata"]["HTTPStatusCode"], judge(error)
-    if verdict.retry or verdict.certain:
+    if not may_refuse_header(error):
         return False
     return status == 501 or verdict.code == "NotImplemented" or bool(_CONDITION.search(verdict.reason))

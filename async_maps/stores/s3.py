@@ -226,7 +226,8 @@ class S3Store:
     async def read(self, key: str) -> Stored:
         """Read an object; raise the SDK's errors."""
         found = await self._client.get_object(Bucket=self._bucket, Key=key)
-        return Stored(await read_body(found, self._session.limits), found.get("ETag", "").strip('"'))
+        data, is_kms = await read_body(found, self._session.limits), "kms" in found.get("ServerSideEncryption", "")
+        return Stored(data, found.get("ETag", "").strip('"'), is_kms)
 
     async def head(self, key: str) -> Mapping[str, str]:
         """Return the headers of an object; raise the SDK's errors."""
@@ -238,8 +239,8 @@ class S3Store:
         """Return the error of an object that is there already, and is not replaced by the data."""
         same = found.data == data
         what = "the same object" if same else "another object"
-        etag = None if self.promises.etags_are_md5 is False else found.etag or None
-        return ExistsError(f"{self.destination}: {what} already exists, and is not replaced", same=same, etag=etag)
+        text = f"{self.destination}: {what} already exists, and is not replaced"
+        return ExistsError(text, same=same, etag=self._first.etag_of(found))
 
     def _transient(self, reason: str) -> TransientError:
         return TransientError(f"{self.destination}: {reason}")
@@ -274,10 +275,16 @@ class S3Store:
 
 
 class Stored(NamedTuple):
-    """The bytes of an object, and its ETag without quotes; empty if it has none."""
+    """The bytes of an object, its ETag without quotes (empty if it has none), and whether KMS encrypts it."""
 
     data: bytes
     etag: str
+    is_kms: bool = False
+
+    @property
+    def claims_md5(self) -> bool:
+        """Whether the ETag has the form of an MD5, and should be one."""
+        return not self.is_kms and _MD5.fullmatch(self.etag) is not None
 
     @property
     def has_md5(self) -> bool:

@@ -67,7 +67,9 @@ def test_a_store_that_ignores_if_none_match_ends_the_run_before_it_overwrites(
     odd_server.ignores = {"if-none-match"}
     theirs = {f"/bucket/p/m{n}.png": (b"theirs", {"ETag": '"e"'}) for n in (0, 2, 3)}
     odd_server.objects.update(theirs)
-    with pytest.raises(am.StoreError, match=r"^s3://bucket/p: it ignores If-None-Match: only s3://\S+ was writ") as end:
+    with pytest.raises(
+        am.StoreError, match=r"^s3://bucket/p: the store ignores If-None-Match, .*: only s3://\S+ w"
+    ) as end:
         run(create_only(how), tmp_path / "m.sqlite")
     assert exit_code(end.value) == 2
     assert {path: odd_server.objects.pop(path) for path in theirs} == theirs
@@ -86,7 +88,9 @@ async def test_a_store_that_refuses_if_none_match_ends_the_run(
     status: int, code: str, message: str, odd_server: OddServer
 ) -> None:
     odd_server.refuses = {"if-none-match": (status, code, message)}
-    with pytest.raises(am.StoreError, match=rf"a PUT with If-None-Match is refused with {code}: .*Use if_exists overw"):
+    with pytest.raises(
+        am.StoreError, match=rf"a PUT with If-None-Match is refused with {code}: .*use --if-exists over"
+    ):
         await put_all(create_only())
     assert not odd_server.objects
     # With and without the checksum.
@@ -143,6 +147,18 @@ async def test_a_store_that_refuses_the_checksum_gets_content_md5(
     assert all("content-md5" in headers for headers in puts(odd_server))
     assert len(puts(odd_server)) == len(KEYS)
     assert sum("Content-MD5" in record.getMessage() for record in caplog.records) == 1
+
+
+async def test_existing_objects_show_that_etags_are_no_md5(
+    odd_server: OddServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(odd_server, "etag", lambda _: "0" * 32)
+    odd_server.ignores = {"x-amz-checksum-crc32"}
+    await put_all(settings())
+    async with open_store("s3://bucket/p", create_only("skip")) as store:
+        with pytest.raises(am.ExistsError) as exists:
+            await store.put(KEYS[0], KEYS[0].encode())
+    assert (exists.value.same, exists.value.etag) == (True, None)
 
 
 async def test_a_refusal_with_another_cause_is_not_blamed_on_the_checksum(odd_server: OddServer) -> None:
@@ -245,7 +261,7 @@ async def test_a_header_that_is_ignored_ends_the_run(
     assert odd_server.count("HEAD") == ("storage_class" in s3)
     odd_server.ignores = {header}
     odd_server.objects.clear()
-    with pytest.raises(am.StoreError, match=rf"does not keep {re.escape(setting)}: found none in the answer") as end:
+    with pytest.raises(am.StoreError, match=rf"does not keep {re.escape(setting)}: found none in its answer") as end:
         await put_all(given)
     assert exit_code(end.value) == 2
     assert len(odd_server.objects) == 1
