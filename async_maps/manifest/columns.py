@@ -33,7 +33,8 @@ _KINDS: dict[str, Kind] = {
 }
 _ALIASES = {"reason": "error"}
 """Further headings of columns: ``Failure`` calls it the reason."""
-_OF_FAILURES = ("name", "stage", "reason", "source")
+OF_FAILURES = ("name", "stage", "reason", "source")
+"""The default columns of an export of failed maps."""
 _LOCATOR, _STATUS = COLUMNS.index("locator"), COLUMNS.index("status")
 
 
@@ -93,7 +94,7 @@ def export_columns(names: Sequence[str] | None, export_format: ExportFormat, row
     if rows == "failed" and export_format != "plain":
         raise SettingsError(f"failed maps have no overlays for {export_format}: export them as plain")
     if names is None:
-        names = _OF_FAILURES if rows == "failed" else COLUMNS
+        names = OF_FAILURES if rows == "failed" else COLUMNS
     known = (*COLUMNS, *_ALIASES)
     if unknown := [name for name in names if name not in known]:
         raise SettingsError(f"columns: unknown {', '.join(map(repr, unknown))}; known: {', '.join(known)}")

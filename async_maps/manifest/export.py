@@ -18,14 +18,15 @@ from async_maps.filesystems.filesystem import is_remote
 from async_maps.filesystems.locators import bitmap_mask_fields, file_path
 from async_maps.filesystems.outputs import check_output, files_of_run
 from async_maps.keys import printable
-from async_maps.manifest.columns import EXPORTED, Column, export_columns, of_overlay
+from async_maps.manifest.columns import Column, export_columns, of_overlay
+from async_maps.manifest.earlier_export import is_export
 from async_maps.manifest.manifest import Manifest
 from async_maps.suggestions import suggest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from os import PathLike
-    from typing import IO, TextIO
+    from typing import TextIO
 
     from async_maps.manifest.columns import ExportFormat, ExportRows, Row
 
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("async_maps")
 
 _BATCH = 10_000
-_MAX_HEADER_BYTES = 2**20
 
 
 def export_manifest(  # noqa: PLR0913  # one argument per option
@@ -52,8 +52,8 @@ def export_manifest(  # noqa: PLR0913  # one argument per option
 
     Args:
         manifest: the path of the manifest.
-        file: the path to write, ending in ``.csv``, ``.parquet`` or ``.jsonl``. An existing export is replaced, but
-            no other file.
+        file: the path to write, ending in ``.csv``, ``.parquet`` or ``.jsonl``. An earlier export is replaced if it has
+            all columns, or those of failed maps, or a locator of this manifest. No other file is replaced.
         rows: ``done``: maps with an overlay. ``failed``: only maps that failed. ``all``: both. Failed maps have no
             locator, except in ``plain`` the maps that failed at stage ``verify``, whose overlay is broken.
         columns: the names of the columns, in this order; None for all, and with ``rows="failed"`` for ``name``,
@@ -86,8 +86,8 @@ def export_manifest(  # noqa: PLR0913  # one argument per option
         raise SettingsError(f"cannot export to {target.name!r}: expected a name ending in {', '.join(writers)}")
     if spreadsheet_safe and write is not _csv:
         raise SettingsError(f"spreadsheet_safe: only CSV is read by spreadsheets as formulas, found {target.name!r}")
-    names = partial(_names, target.suffix.lower())
-    check_output(target, "the table", lambda file: EXPORTED.issuperset(names(file)), files_of_run(manifest=manifest))
+    is_ours = partial(is_export, target, manifest=manifest)
+    check_output(target, "the table", is_ours, files_of_run(manifest=manifest))
     with _exporting(manifest, rows, columns, export_format, presign_hours) as (plain, found):
         table = [column.without_formulas() for column in plain] if spreadsheet_safe else plain
         if export_format == "kolena" and write is _parquet:
@@ -191,20 +191,6 @@ def _url_column(stack: ExitStack, hours: float, manifest: Manifest) -> Column:
     payers = {run.shaping["s3"].get("request_payer") for run in manifest.runs()} - {None}
     presigned = stack.enter_context(presigning(hours, manifest.destination(), next(iter(payers), None)))
     return Column("url", "text", of_overlay(presigned))
-
-
-def _names(suffix: str, file: IO[bytes]) -> list[str]:
-    """Return the names of the columns of a table; a name that no column has if it is none."""
-    try:
-        if suffix == ".parquet":
-            with require_extra("writing Parquet", "parquet"):
-                import pyarrow.parquet as pq
-            names: list[str] = pq.read_schema(file).names
-            return names
-        line = file.readline(_MAX_HEADER_BYTES).decode("utf-8-sig")
-        return list(json.loads(line).keys()) if suffix == ".jsonl" else next(csv.reader([line]))
-    except (ValueError, RecursionError, StopIteration, csv.Error, AttributeError):  # ArrowInvalid is a ValueError
-        return [""]
 
 
 def _csv(path: Path, columns: Sequence[Column], rows: Rows) -> None:

@@ -19,7 +19,7 @@ from async_maps.outcomes import Failure, MapStatistics, Outcome, Receipt
 from async_maps.sources.activation_map import ActivationMap
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
     from async_maps.manifest.destination import Relocation
     from async_maps.outcomes import Stage
@@ -261,6 +261,12 @@ class Manifest(StaleRows, ManifestSamples):
             yield from database.execute(
                 "SELECT name, source, stage, error FROM maps WHERE status = 'failed' LIMIT ?", (limit,)
             )
+
+    def has_any(self, locators: Collection[str]) -> bool:
+        """Whether a row has one of a few locators."""
+        query = f"SELECT 1 FROM maps WHERE locator IN ({', '.join('?' * len(locators))}) LIMIT 1"  # noqa: S608
+        with self._reading() as database:
+            return database.execute(query, tuple(locators)).fetchone() is not None
 
     def located(self) -> Iterator[dict[str, Any]]:
         """Yield the rows with a locator, as dicts: maps that are done, or whose overlay was found broken later."""

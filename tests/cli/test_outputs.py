@@ -116,7 +116,7 @@ def test_an_export_onto_its_manifest_is_refused(capsys: pytest.CaptureFixture[st
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
 @pytest.mark.parametrize(
-    "options", [{}, {"rows": "failed"}, {"export_format": "kolena"}, {"columns": ["name", "reason"]}]
+    "options", [{}, {"rows": "failed"}, {"export_format": "kolena"}, {"columns": ["name", "locator"]}]
 )
 def test_an_earlier_export_is_replaced(suffix: str, options: dict[str, object]) -> None:
     if suffix == "parquet":
@@ -126,6 +126,24 @@ def test_an_earlier_export_is_replaced(suffix: str, options: dict[str, object]) 
     for _ in range(2):
         assert am.export_manifest("m.sqlite", file, **options) == (options.get("rows") != "failed")  # type: ignore[arg-type]
         assert am.export_manifest("m.sqlite", file, rows="all") == 1
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+@pytest.mark.parametrize("row", [{"name": "a", "source": "/maps/a"}, {"name": "a", "locator": "s3://images/a.png"}])
+def test_a_table_whose_columns_an_export_could_have_is_not_replaced(
+    suffix: str, row: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = Path(f"table.{suffix}")
+    if suffix == "parquet":
+        pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        pq.write_table(pa.table({name: [value] for name, value in row.items()}), file)
+    else:
+        csv = f"{','.join(row)}\n{','.join(row.values())}\n"
+        file.write_text(json.dumps(row) if suffix == "jsonl" else csv)
+    before = file.read_bytes()
+    assert invoke("export", "m.sqlite", str(file), "--columns", ",".join(row)) == 2
+    assert f"the table would replace {file}" in only_error(capsys.readouterr())
+    assert file.read_bytes() == before
 
 
 def test_an_earlier_report_is_replaced() -> None:

@@ -97,7 +97,7 @@ def test_rows_are_exported_in_batches_of_any_size(
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_an_older_table_is_replaced_atomically(manifest: Path, tmp_path: Path, suffix: str) -> None:
     file = tmp_path / f"a{suffix}"
-    export_manifest(manifest, file, columns=["name"])
+    export_manifest(manifest, file, columns=["name", "locator"])
     older = file.read_bytes()
     with file.open("rb") as reader:
         export_manifest(manifest, file)
