@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from async_maps.cli.console import answer, complain, set_verbosity
 from async_maps.cli.options import Quiet, Verbose
-from async_maps.errors import SettingsError
+from async_maps.errors import SettingsError, WorkerError
 from async_maps.render.kernel_cache import baseline_cpu
 from async_maps.render.warm import warm_cache
 from async_maps.report.ending import DONE, SOME_FAILED
@@ -24,7 +24,11 @@ def warm(*, verbose: Verbose = False, quiet: Quiet = False) -> int:
     The code runs on all x86-64 CPUs since 2013 (x86-64-v3: AVX2), and on all ARM64 CPUs. Other CPUs compile their own.
     """
     set_verbosity(verbose=verbose, quiet=quiet)
-    found = warm_cache()
+    try:
+        found = warm_cache()
+    except WorkerError as error:
+        complain(error)
+        return SOME_FAILED
     if not found.folder:
         complain(
             SettingsError(

@@ -41,6 +41,9 @@ def _kernels() -> Finding:
     places = Places.find()
     if places.writable is not None and not places.refused:
         return Finding("kernels", "ok", f"compiled kernels are kept in {places.writable.folder}")
+    if places.writable is not None:
+        text = f"compiled kernels are kept in {places.writable.folder}, but another cache folder is not used"
+        return Finding("kernels", "warning", f"{text}: {places.refused}", "correct that folder, or unset its variable")
     if places.readable and not places.refused:
         folders = ", ".join(str(place.folder) for place in places.readable)
         return Finding("kernels", "ok", f"compiled kernels are read from {folders}, and cannot be added")

@@ -29,6 +29,12 @@ time; "generic" code would take 3 times as long."""
 _V3 = ("avx2", "bmi", "bmi2", "f16c", "fma", "lzcnt", "movbe")
 """The features of x86-64-v3, as LLVM names them."""
 
+_NOT_KEPT = (
+    "compiled kernels cannot be kept in a cache folder or used from it, so each start may compile them (5 s of CPU "
+    "time): {}. Set NUMBA_CACHE_DIR to a folder that only this user can write, or run `async-maps warm` when the image "
+    "is built"
+)
+
 _shared: ContextVar[int | None] = ContextVar("kernels", default=None)
 
 
@@ -59,12 +65,24 @@ class Loaded(NamedTuple):
         found: the number of kernels that were found in a cache.
         folder: where compiled kernels are kept; empty if nowhere.
         problem: why a folder was refused, or why nothing can be kept; empty if all is well.
+        kept: whether all these kernels are in a folder.
     """
 
     compiled: int
     found: int
     folder: str
     problem: str
+    kept: bool = True
+
+    @property
+    def notice(self) -> str:
+        """A sentence about the problem; empty if there is none."""
+        if not self.problem:
+            return ""
+        if self.kept:
+            where = f"; they are kept in {self.folder}" if self.folder else ""
+            return f"a cache folder of compiled kernels is not used: {self.problem}{where}"
+        return _NOT_KEPT.format(self.problem)
 
 
 def loaded(modules: list[Any]) -> Loaded:
@@ -76,7 +94,7 @@ def loaded(modules: list[Any]) -> Loaded:
     kept = all(cache.kept for cache in caches)
     refused = next((cache.refused for cache in caches if cache.refused), "") or places.refused
     problem = refused or ("" if kept else places.unwritable)
-    return Loaded(compiled, len(set(caches)) - compiled, folder, problem)
+    return Loaded(compiled, len(set(caches)) - compiled, folder, problem, kept)
 
 
 def cache_of(kernel: object) -> KernelCache | None:

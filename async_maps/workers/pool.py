@@ -41,11 +41,6 @@ _BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from async_map
 _START_TIMEOUT_S = 120.0
 """The first start compiles the kernels, possibly on a busy machine."""
 _STOP_TIMEOUT_S = 5.0
-_NOT_KEPT = (
-    "compiled kernels cannot be kept in a cache folder or used from it, so each start may compile them (5 s of CPU "
-    "time): {}. Set NUMBA_CACHE_DIR to a folder that only this user can write, or run `async-maps warm` when the image "
-    "is built"
-)
 
 _logger = logging.getLogger("async_maps")
 
@@ -289,8 +284,8 @@ async def started_workers(recipe: Recipe, count: int, arena: Arena) -> AsyncIter
         async with create_task_group() as starting:
             for worker in workers:
                 starting.start_soon(worker.start)
-        if problem := next((worker.kernels.problem for worker in workers if worker.kernels.problem), ""):
-            _logger.warning("%s", _NOT_KEPT.format(problem))
+        if notice := next((worker.kernels.notice for worker in workers if worker.kernels.problem), ""):
+            _logger.warning("%s", notice)
         yield workers
         kill = False
     finally:

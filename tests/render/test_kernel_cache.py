@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from async_maps.render.kernel_cache import Loaded
 from async_maps.render.kernel_stores import Folder, Memory, Places, UntrustedError
 from async_maps.workers.arena import anonymous_file
 from tests.support.kernels import COUNT, PROGRAM, Place, finish
@@ -81,6 +82,17 @@ def test_warm_without_a_folder_fails_with_one_sentence(tmp_path: Path) -> None:
     assert ended.returncode == 1
     assert ended.stderr.startswith("async-maps: error: the kernels cannot be kept: ")
     assert ended.stderr.count("\n") == 1
+
+
+def test_warm_tells_in_one_sentence_why_its_process_failed(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    (place.code / "async_maps/render/channel_kernels.py").write_text("raise RuntimeError('no kernels today')")
+    ended = place.run("warm")
+    assert ended.returncode == 1
+    assert ended.stderr == (
+        "async-maps: error: the kernels cannot be compiled: the process ended with status 1: "
+        "RuntimeError: no kernels today\n"
+    )
 
 
 @pytest.mark.parametrize("damage", ["empty", "torn", "garbage"])
@@ -179,6 +191,15 @@ def test_workers_without_a_folder_share_one_compilation_and_one_notice(tmp_path:
     assert err.count("compiled kernels cannot be kept") == 1
     assert "Set NUMBA_CACHE_DIR" in err
     assert "async-maps warm" in err
+
+
+def test_one_refused_folder_is_not_called_a_loss_of_all_kernels() -> None:
+    refused = "/shared can be written by other users (mode 0777)"
+    assert Loaded(2, 9, "/mine", refused, kept=True).notice == (
+        f"a cache folder of compiled kernels is not used: {refused}; they are kept in /mine"
+    )
+    assert "cannot be kept" in Loaded(11, 0, "", refused, kept=False).notice
+    assert not Loaded(0, 11, "/mine", "", kept=True).notice
 
 
 # The parts ------------------------------------------------------------------------------------------------------------

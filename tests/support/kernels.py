@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import async_maps
+from async_maps.render.kernel_cache import Loaded
 
 COUNT = 11
 """The kernels that every run needs."""
@@ -101,4 +102,4 @@ def finish(process: subprocess.Popen[str]) -> dict[str, Any]:
     """Wait until the process succeeds and return how it loaded the kernels."""
     out, err = process.communicate(input="go\n", timeout=300)
     assert (process.returncode, err) == (0, "")
-    return dict(zip(("compiled", "found", "folder", "problem"), json.loads(out.splitlines()[-1]), strict=True))
+    return Loaded(*json.loads(out.splitlines()[-1]))._asdict()
