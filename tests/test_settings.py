@@ -310,3 +310,20 @@ def test_what_is_no_file_of_settings_is_one_sentence(kind: str, reason: str, tmp
         load_settings(path)
     assert str(path) in str(refusal.value)
     assert len(str(refusal.value)) < 1000
+
+
+def test_the_machine_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[None] = []
+
+    def look() -> Limit:
+        looks.append(None)
+        return Limit(4)
+
+    monkeypatch.setattr("async_maps.settings.cores", look)
+    settings = Settings()
+    assert (settings.worker_count, settings.encode_thread_count) == (2, 4)
+    assert settings.queue_size > settings.chunk_size > 0
+    copy = settings.model_copy(update={"workers": 7})
+    assert (copy.worker_count, settings.reductions) == (7, ())
+    assert len(looks) == 1
+    assert settings == Settings()

@@ -9,6 +9,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import numpy as np
@@ -28,7 +29,7 @@ from pydantic_core import PydanticCustomError
 
 from async_maps.errors import SettingsError
 from async_maps.keys import KeyTemplate
-from async_maps.machine.limits import MIB, Requests, Sizes, cores, default_requests, default_sizes, memory
+from async_maps.machine.limits import MIB, Limit, Requests, Sizes, cores, default_requests, default_sizes, memory
 from async_maps.machine.shortage import open_files_limit
 from async_maps.render.channels import Channels
 from async_maps.render.colormap import AnyColormap, colormap_table, describe_colormap
@@ -253,16 +254,21 @@ class Settings(Model, frozen=True):
         """What is smaller than on the whole machine, and why, as in "workers: 1, from a CPU quota of 0.5"."""
         return tuple(reason for reason in self._sizes.reasons if getattr(self, reason.partition(":")[0]) == "auto")
 
+    @cached_property
+    def _machine(self) -> tuple[Limit, Limit | None, int | None]:
+        """The cores, the memory and the limit of open files, found once; a copy with other settings keeps them."""
+        files = open_files_limit()
+        return cores(), memory(), None if files is None else files.value
+
     @property
     def _requests(self) -> Requests:
-        files = open_files_limit()
-        return default_requests(memory(), None if files is None else files.value, self.worker_count, self.queue_size)
+        _, available, files = self._machine
+        return default_requests(available, files, self.worker_count, self.queue_size)
 
     @property
     def _sizes(self) -> Sizes:
         return default_sizes(
-            cores(),
-            memory(),
+            *self._machine[:2],
             workers=None if self.workers == "auto" else self.workers,
             encode_threads=None if self.encode_threads == "auto" else self.encode_threads,
         )
