@@ -22,6 +22,9 @@ PREFIX = ".async-maps-"
 _NAME = re.compile(r"([0-9a-f]{8})-(\d+)-(\d+)-\d+(\.[a-z]+)?")
 _OLD_S = 3600.0
 """A file of another machine is deleted if it is older than this, in seconds: it is written within seconds."""
+_EARLIER_NAME = re.compile(r"[0-9a-f]{24}|[0-9a-f]{32}")
+"""The names of earlier versions do not tell the process."""
+_EARLIER_OLD_S = 24 * 3600.0
 _numbers = count()
 
 
@@ -39,11 +42,15 @@ def is_left_over(text: str, path: str) -> bool:
     """Whether a text of :func:`unique_text`, in the name of the file or folder at ``path``, is of a dead process."""
     found = _NAME.fullmatch(text)
     if found is None:
-        return False
+        return _EARLIER_NAME.fullmatch(text) is not None and _is_older(path, _EARLIER_OLD_S)
     if found[1] == _machine():
         return _started(int(found[2])) not in {found[3], "0"}
+    return _is_older(path, _OLD_S)
+
+
+def _is_older(path: str, age_s: float) -> bool:
     with suppress(OSError):
-        return time.time() - os.lstat(path).st_mtime > _OLD_S
+        return time.time() - os.lstat(path).st_mtime > age_s
     return False
 
 

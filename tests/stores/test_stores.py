@@ -9,6 +9,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -295,6 +296,16 @@ def test_a_file_of_another_machine_is_deleted_when_it_is_old(tmp_path: Path) -> 
         os.utime(path, (1, 1))
     sweep(str(tmp_path))
     assert set(tmp_path.iterdir()) == {young, *foreign}
+
+
+@pytest.mark.parametrize("digits", [24, 32])
+def test_a_file_of_an_earlier_version_is_deleted_after_a_day(tmp_path: Path, digits: int) -> None:
+    young, old = (tmp_path / f"{PREFIX}{digit * digits}" for digit in "ab")
+    for path, hours in ((young, 23), (old, 25)):
+        path.touch()
+        os.utime(path, (time.time() - hours * 3600,) * 2)
+    sweep(str(tmp_path))
+    assert list(tmp_path.iterdir()) == [young]
 
 
 @pytest.mark.runs
