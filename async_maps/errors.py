@@ -29,7 +29,7 @@ import errno
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from async_maps.machine.shortage import describe_shortage
+from async_maps.machine.shortage import describe_shortage, is_out_of_files
 from async_maps.masking import mask
 
 if TYPE_CHECKING:
@@ -222,6 +222,16 @@ def name_shortage(error: BaseException) -> BaseException:
     """Return a ShortageError for an error that a shortage of the machine caused, and that is not ours; else itself."""
     sentence = None if isinstance(error, AsyncMapsError) else describe_shortage(error)
     return error if sentence is None else ShortageError(sentence)
+
+
+def shortage_of_files(error: BaseException) -> ShortageError | None:
+    """Return the error that ends the run if no file can be opened anymore, which says nothing about a map; else None.
+
+    That may be what the decoder process reports.
+    """
+    if isinstance(error, ShortageError):
+        return error
+    return ShortageError(describe_shortage(error) or str(error)) if is_out_of_files(error) else None
 
 
 def translate_os_error(error: Exception) -> str:

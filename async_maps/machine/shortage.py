@@ -64,6 +64,12 @@ def describe_shortage(error: BaseException | None) -> str | None:
     return next(filter(None, map(_described, _causes(error))), None)
 
 
+def is_out_of_files(error: BaseException) -> bool:
+    """Whether an error says that no file can be opened, or one of its causes does."""
+    numbers = {errno.EMFILE, errno.ENFILE}
+    return any(isinstance(cause, OSError) and cause.errno in numbers for cause in _causes(error))
+
+
 def _described(error: BaseException) -> str | None:
     number = error.errno if isinstance(error, OSError) else None
     what = None

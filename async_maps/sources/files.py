@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from async_maps.errors import SourceError, translate_os_error
+from async_maps.errors import SourceError, shortage_of_files, translate_os_error
 from async_maps.filesystems.filesystem import Filesystems
 from async_maps.filesystems.locators import file_path
 from async_maps.filesystems.spill import Spill
@@ -161,6 +161,8 @@ class _Walk:
                 else:
                     yield path
         except OSError as error:
+            if shortage := shortage_of_files(error):
+                raise shortage from error
             self._scan.could_not_read(folder)
             yield _failure(folder, translate_os_error(error))
 

@@ -183,7 +183,8 @@ class ColorizeStage:
         for job, result in zip(chunk, results, strict=False):
             light = job.without_array()
             if isinstance(result, Failed):
-                light.fail(*result)
+                result.raise_shortage()
+                light.fail(result.stage, result.reason)
                 continue
             if size >= _ENCODE_BATCH_BYTES:
                 batches.append([])

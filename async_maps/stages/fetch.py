@@ -11,7 +11,7 @@ from async_maps.concurrency.tasks import in_thread
 from async_maps.filesystems.filesystem import UnavailableError
 from async_maps.sources.formats.registry import shares_reads
 from async_maps.sources.layouts import map_size
-from async_maps.workers.worker import Failed
+from async_maps.workers.worker import Failed, read_patiently
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,7 +53,8 @@ async def fetch_stage(
                 if isinstance(result, Failed):
                     if job.lease is not None:
                         job.lease.release()
-                    job.fail(*result)
+                    result.raise_shortage()
+                    job.fail(result.stage, result.reason)
                 else:
                     await jobs.send(replace(job, map=replace(job.map, array=result)))
                 # Do not keep the array in memory while waiting for the next one: its lease may be released.
@@ -65,7 +66,8 @@ async def fetch_stage(
 def _fetch(readers: tuple[Readers, Readers], job: Job) -> NDArray[Any] | Failed:
     assert job.map.path is not None  # noqa: S101  # remote
     try:
-        array = readers[shares_reads(job.map)].read(job.map.path, job.map.part, job.map.max_bytes)
+        chosen = readers[shares_reads(job.map)]
+        array = read_patiently(chosen, job.map.path, job.map.part, job.map.max_bytes)
         map_size(array, job.value_range, readers[0].channels)
     except UnavailableError:
         raise

@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+import time
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
@@ -17,7 +18,14 @@ from typing import IO, TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from async_maps.errors import InputValidationError, MissingExtraError, SourceError, translate_os_error
+from async_maps.errors import (
+    InputValidationError,
+    MissingExtraError,
+    ShortageError,
+    SourceError,
+    shortage_of_files,
+    translate_os_error,
+)
 from async_maps.outcomes import MapStatistics
 from async_maps.render.channels import Channels, reduce_channels
 from async_maps.render.colorize import look_up, replace
@@ -41,6 +49,8 @@ if TYPE_CHECKING:
     from async_maps.sources.formats.registry import Readers
 
 _ALIGNMENT = 64
+_WAITS_S = (0.1, 0.3, 1.0)
+"""The waits until a file can be opened again."""
 
 
 class Request(NamedTuple):
@@ -75,14 +85,25 @@ class Result(NamedTuple):
 
 
 class Failed(NamedTuple):
-    """A map that was not colorized: the stage that failed, and the reason."""
+    """A map that was not colorized: the stage that failed, and the reason.
+
+    A shortage of the machine is not the fault of the map, and ends the run.
+    """
 
     stage: Stage
     reason: str
+    is_shortage: bool = False
+
+    def raise_shortage(self) -> None:
+        """Raise ShortageError if a shortage is the reason."""
+        if self.is_shortage:
+            raise ShortageError(self.reason)
 
     @classmethod
     def by(cls, error: Exception) -> Failed:
         """Return the stage and the reason for an error of reading or colorizing."""
+        if shortage := shortage_of_files(error):
+            return cls("read", str(shortage), is_shortage=True)
         if isinstance(error, InputValidationError):
             return cls("colorize", str(error))
         if isinstance(error, SourceError | OSError | MissingExtraError):
@@ -178,8 +199,20 @@ def _colorize_chunk(
 
 def _get(block: NDArray[np.uint8], request: Request, readers: Readers) -> NDArray[Any]:
     if request.path is not None:
-        return readers.read(request.path, request.part, request.max_bytes)
+        return read_patiently(readers, request.path, request.part, request.max_bytes)
     return np.ndarray(request.shape, request.dtype, block.data, request.offset)
+
+
+def read_patiently(readers: Readers, path: str, part: Part, max_bytes: int) -> NDArray[Any]:
+    """Read a map from a file; wait and try again if no file can be opened, because others may be closed soon."""
+    for wait_s in _WAITS_S:
+        try:
+            return readers.read(path, part, max_bytes)
+        except Exception as error:
+            if shortage_of_files(error) is None:
+                raise
+        time.sleep(wait_s)
+    return readers.read(path, part, max_bytes)
 
 
 def _colorize(array: NDArray[Any], room: NDArray[np.uint8], request: Request, recipe: Recipe) -> Result | int:

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from async_maps.errors import SourceError
+from async_maps.errors import ShortageError, SourceError
 from async_maps.outcomes import Failure
 from async_maps.sources import files, open_source
 from async_maps.sources.activation_map import ActivationMap
 from async_maps.sources.batches import list_maps
 from async_maps.sources.formats.npy import NpyReader
 from tests.support.entries import failures_of, only_names, read_map, save_map
+from tests.support.limits import no_file_left
 from tests.support.maps import MAP
 
 if TYPE_CHECKING:
@@ -467,3 +468,13 @@ def test_a_file_with_an_unexpected_error_fails_alone(maps: Path, monkeypatch: py
     assert first.reason == "could not be listed: RecursionError('of a kind nobody thought of')"
     assert isinstance(second, ActivationMap)
     assert second.name == "b"
+
+
+@pytest.mark.parametrize("file", ["a.npy", "b/a.npy"])
+def test_a_shortage_of_files_ends_the_listing_without_a_failure(maps: Path, file: str) -> None:
+    (maps / file).parent.mkdir(exist_ok=True)
+    np.save(maps / file, np.eye(4))
+    place = maps / file if file == "a.npy" else maps
+    entries = iter(open_source(place))
+    with no_file_left(), pytest.raises(ShortageError, match="no file can be opened: the limit of open files"):
+        next(entries)

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from async_maps.errors import ShortageError
 from async_maps.render.colorize import colorize_activation_map
 from async_maps.render.colormap import colormap_table
 from async_maps.render.quantize import Measured
@@ -37,6 +38,7 @@ from tests.support.chunks import (
     saved,
     scanlines,
 )
+from tests.support.limits import no_file_left
 from tests.support.properties import examples
 
 if TYPE_CHECKING:
@@ -166,7 +168,36 @@ def test_a_map_with_an_unexpected_error_fails_alone(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(Readers, "read", read)
     reply = colorize_chunk(np.zeros(1_000, np.uint8), 0, [good, in_file(tmp_path / "hostile.npy"), good], PALETTE)
     assert [type(result) for result in reply.results] == [Result, Failed, Result]
-    assert reply.results[1] == ("read", "could not be read: RecursionError('of a kind nobody thought of')")
+    assert reply.results[1] == Failed("read", "could not be read: RecursionError('of a kind nobody thought of')")
+
+
+@pytest.mark.parametrize("last", [1, 3])
+def test_a_map_is_read_when_a_file_can_be_opened_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: int
+) -> None:
+    waits: list[float] = []
+
+    def wait(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == last:
+            allow()
+
+    monkeypatch.setattr("time.sleep", wait)
+    request = saved(tmp_path / "a.npy", np.eye(4))
+    with no_file_left() as allow:
+        (result,) = colorize_chunk(np.zeros(1_000, np.uint8), 0, [request], PALETTE).results
+    assert isinstance(result, Result)
+    assert len(waits) == last
+
+
+def test_a_shortage_of_files_is_not_the_fault_of_the_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    request = saved(tmp_path / "a.npy", np.eye(4))
+    with no_file_left():
+        (result,) = colorize_chunk(np.zeros(1_000, np.uint8), 0, [request], PALETTE).results
+    assert isinstance(result, Failed)
+    with pytest.raises(ShortageError, match="no file can be opened: the limit of open files"):
+        result.raise_shortage()
 
 
 def test_a_failed_map_takes_no_room(tmp_path: Path) -> None:
