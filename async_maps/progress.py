@@ -14,6 +14,7 @@ from async_maps.errors import AsyncMapsError, SettingsError
 from async_maps.filesystems.filesystem import is_remote
 from async_maps.sources import open_source, place_of
 from async_maps.sources.activation_map import ActivationMap
+from async_maps.sources.isolation import DecoderProcess
 from async_maps.sources.options import SourceOptions
 
 if TYPE_CHECKING:
@@ -199,7 +200,7 @@ async def _counting(count: SourceCount) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        count.stopped = True
+        count.stop()
         await counting.cancel()
 
 
@@ -218,6 +219,12 @@ class SourceCount:
         self._limit = limit
         self._countable = True
         self._sizes: set[str] = set()
+        self._decoder = DecoderProcess()
+
+    def stop(self) -> None:
+        """End the count after the next map, without waiting."""
+        self.stopped = True
+        self._decoder.stop()
 
     def known(self, report: Report) -> int | None:
         """Return the number of maps that the run lists, or reads in its first pass; None if it is unknown."""
@@ -228,14 +235,16 @@ class SourceCount:
         """Count the maps, and set ``total``."""
         total = 0
         try:
-            for entry in open_source(self.place or "", known=self._assume_single, options=self._options()):
-                total += 1
-                if self.stopped:
-                    return
-                if total == self._limit:
-                    break
-                if isinstance(entry, ActivationMap) and entry.part is None and len(self._sizes) < _MAX_SIZES:
-                    self._sizes.add(_size(entry))
+            with self._decoder as decoder:
+                options = self._options()
+                for entry in open_source(self.place or "", known=self._assume_single, options=options, decoder=decoder):
+                    total += 1
+                    if self.stopped:
+                        return
+                    if total == self._limit:
+                        break
+                    if isinstance(entry, ActivationMap) and entry.part is None and len(self._sizes) < _MAX_SIZES:
+                        self._sizes.add(_size(entry))
         except AsyncMapsError:
             # The run lists the same source, and reports the error.
             return

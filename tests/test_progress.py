@@ -14,7 +14,7 @@ from async_maps import progress
 from async_maps.outcomes import Failure
 from async_maps.progress import Progress, reporting
 from async_maps.report import Report
-from async_maps.sources import files, named
+from async_maps.sources import files, members, named
 from async_maps.sources.formats import registry as formats
 from async_maps.stages.meters import StageStatistics
 from tests.support.pipelines import until
@@ -160,7 +160,7 @@ async def test_counting_opens_one_file_of_each_size(tmp_path: Path, monkeypatch:
         opened.append(path)
         return formats.open_reader(path, filesystem)
 
-    monkeypatch.setattr(named, "open_reader", opening)
+    monkeypatch.setattr(members, "open_reader", opening)
     monkeypatch.setattr(named, "_BATCH", 1)
     display = _Recording()
     async with reporting(display, Report(), tmp_path, make_statistics):

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from async_maps.settings import S3Settings
     from async_maps.sources.activation_map import ActivationMap
     from async_maps.sources.coverage import Coverage
+    from async_maps.sources.isolation import DecoderProcess
     from async_maps.sources.layouts import Questions
     from async_maps.sources.options import Known, PassOver
 
@@ -63,6 +64,7 @@ def open_source(  # noqa: PLR0913  # one argument a choice
     options: SourceOptions | None = None,
     questions: Questions | None = None,
     coverage: Coverage | None = None,
+    decoder: DecoderProcess | None = None,
 ) -> Source:
     """Open the source at a path or address.
 
@@ -76,13 +78,14 @@ def open_source(  # noqa: PLR0913  # one argument a choice
         options: which parts of the source are maps; the defaults if None.
         questions: asks about arrays that are probably other maps than their shape says; None to ask nothing.
         coverage: filled with what is read, while the source is iterated; None if nobody asks.
+        decoder: the process that lists files that libraries decode; None to list them in this process.
 
     Raises:
         SourceError: the place does not exist, or is not a file of a supported format; or it is standard input, which
             :func:`async_maps.sources.batches.list_maps` reads. For S3, iterating the source raises the error.
     """
     path = place_at(fspath(place))
-    scan = Scan(known, pass_over, options or SourceOptions(), questions, coverage)
+    scan = Scan(known, pass_over, options or SourceOptions(), questions, coverage, decoder)
     if is_stdin(path):
         raise SourceError("standard input can be read only once, by a run")
     # A folder may have the suffix of a listing; a glob of objects with arrays is none.

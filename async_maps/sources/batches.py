@@ -6,7 +6,7 @@ import asyncio
 import os
 from collections import Counter
 from collections.abc import AsyncIterable, Iterable, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import count, islice
@@ -16,7 +16,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
-from anyio import CapacityLimiter, to_thread
+from anyio import CancelScope, CapacityLimiter, to_thread
 
 from async_maps.errors import InputValidationError, SettingsError, SourceError
 from async_maps.filesystems.filesystem import Filesystems
@@ -28,6 +28,7 @@ from async_maps.sources.activation_map import ActivationMap
 from async_maps.sources.arrays import array_map
 from async_maps.sources.formats.others import advice_for
 from async_maps.sources.formats.registry import FORMATS, suffix_of
+from async_maps.sources.isolation import DecoderProcess
 from async_maps.sources.options import LEFT_OUT, Scan, SourceOptions, shown_passed_over
 from async_maps.sources.stdin import maps_in_lines, stdin_lines
 
@@ -94,34 +95,13 @@ async def list_maps(  # noqa: PLR0913  # one argument a choice
         pass_over(what)
 
     take = taker(settings, value_range, questions)
-    if isinstance(source, AsyncIterable):
-        batches = _of_pairs(aiter(source), options.filter(count), take, limit)
-    elif is_stdin(source):
-        batches = _of_stdin(settings.s3, Scan(known, count, options, questions, coverage), limit)
-    elif isinstance(source, Mapping):
-        key = type(next(iter(source), "")).__name__
-        raise SourceError(f"{_NO_PAIRS}; found {key}, the keys of a {type(source).__name__}: pass its .items()")
-    else:
-        opening = partial(
-            open_source,
-            s3=settings.s3,
-            known=known,
-            pass_over=count,
-            options=options,
-            questions=questions,
-            coverage=coverage,
-        )
-        opened = source if not isinstance(source, str | PathLike) else await to_thread.run_sync(opening, source)
-        if not isinstance(opened, Iterable):
-            raise SourceError(f"a source is a path or an iterable of pairs (name, array); found {opened!r}")
-        is_place = isinstance(source, str | PathLike)
-        entries = iter(opened) if is_place else _wanted(iter(opened), options.filter(count))
-        batches = _in_thread(entries, take, limit)
     found = False
-    async with aclosing(batches):
-        async for batch in batches:
-            found = True
-            yield batch
+    async with _decoder_for(settings) as decoder:
+        scan = Scan(known, count, options, questions, coverage, decoder)
+        async with aclosing(await _batches(source, settings, scan, take, limit)) as batches:
+            async for batch in batches:
+                found = True
+                yield batch
     if not found:
         place = "the source"
         if isinstance(source, str | PathLike):
@@ -137,6 +117,39 @@ async def list_maps(  # noqa: PLR0913  # one argument a choice
         is_read |= bool(passed_over) and all(" " in what for what in passed_over)
         formats = "" if is_read or advice or place == "the source" else f" ({', '.join(FORMATS)})"
         raise SourceError(f"{place} contains no activation maps{formats}{seen}{'. ' if advice else ''}{advice}")
+
+
+async def _batches(
+    source: AnySource, settings: Settings, scan: Scan, take: Callable[[str, Any], Entry], limit: int | None
+) -> AsyncGenerator[list[Entry], None]:
+    wanted = scan.options.filter(scan.pass_over)
+    if isinstance(source, AsyncIterable):
+        return _of_pairs(aiter(source), wanted, take, limit)
+    if is_stdin(source):
+        return _of_stdin(settings.s3, scan, limit)
+    if isinstance(source, Mapping):
+        key = type(next(iter(source), "")).__name__
+        raise SourceError(f"{_NO_PAIRS}; found {key}, the keys of a {type(source).__name__}: pass its .items()")
+    if isinstance(source, str | PathLike):
+        opening = partial(open_source, s3=settings.s3, **scan._asdict())
+        return _in_thread(iter(await to_thread.run_sync(opening, source)), take, limit)
+    if not isinstance(source, Iterable):
+        raise SourceError(f"a source is a path or an iterable of pairs (name, array); found {source!r}")
+    return _in_thread(_wanted(iter(source), wanted), take, limit)
+
+
+@asynccontextmanager
+async def _decoder_for(settings: Settings) -> AsyncIterator[DecoderProcess]:
+    """Open a decoder process; a thread that waits for it when the block is left does not wait any longer."""
+    decoder = DecoderProcess(settings.s3, settings.max_pixels, settings.channels)
+    try:
+        yield decoder
+    finally:
+        decoder.stop()
+        if decoder.is_started:
+            with CancelScope(shield=True):
+                # Not on the event loop, because it waits for the end of the process.
+                await to_thread.run_sync(decoder.close, limiter=CapacityLimiter(1))
 
 
 async def _of_pairs(

@@ -1,7 +1,7 @@
 """The child process in which native libraries decode untrusted files. It ends when its control socket is closed.
 
-The first message is its settings. Then each message on the control socket brings the socket of one reader, which a
-thread serves. All messages are JSON; the values of an array follow the message with its shape.
+The first message is its settings. Then each message on the control socket brings the socket of one reader or listing,
+which a thread serves. All messages are JSON; the values of an array follow the message with its shape.
 """
 
 from __future__ import annotations
@@ -17,9 +17,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from async_maps.errors import InputValidationError, MissingExtraError, SourceError, translate_os_error
+from async_maps.errors import (
+    InputValidationError,
+    shortage_of_files,
+    translate_os_error,
+)
 from async_maps.filesystems.filesystem import Filesystems, UnavailableError
 from async_maps.settings import S3Settings
+from async_maps.sources.decoder_listing import Listing
 from async_maps.sources.formats.registry import Readers
 from async_maps.sources.memory_limit import MemoryLimit
 
@@ -42,12 +47,17 @@ class _Server:
             suppress(EOFError, OSError),
             Readers(self._filesystems, self._hello["max_pixels"], self._hello["channels"]) as readers,
         ):
+            listing = Listing(self._filesystems, self._limit)
             while True:
                 request = json.loads(connection.recv_bytes())
                 if request is None:
                     readers.rest()
                     continue
-                header, array = self._answer(readers, *request)
+                kind, *arguments = request
+                if kind != "read":
+                    connection.send_bytes(listing.answer(kind, arguments))
+                    continue
+                header, array = self._answer(readers, *arguments)
                 connection.send_bytes(json.dumps(header).encode())
                 if array is not None and array.size:
                     connection.send_bytes(array.reshape(-1).view(np.uint8).data)
@@ -62,6 +72,8 @@ class _Server:
                     array = array.astype(np.float32)
             return [list(array.shape), array.dtype.str], array
         except Exception as error:  # noqa: BLE001  # one map's failure is data; a malicious file can cause any error
+            if shortage := shortage_of_files(error):
+                return ["shortage", str(shortage), False], None
             kind = "input" if isinstance(error, InputValidationError) else "source"
             kind = "unavailable" if isinstance(error, UnavailableError) else kind
             memory = self._limit.explain(error)
@@ -69,7 +81,7 @@ class _Server:
 
 
 def _reason(error: Exception) -> str:
-    known = isinstance(error, SourceError | InputValidationError | MissingExtraError | OSError)
+    known = isinstance(error, AsyncMapsError | OSError)
     return translate_os_error(error) if known else f"could not be read: {error!r}"
 
 

@@ -16,16 +16,16 @@ import sys
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from threading import Condition, Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from async_maps.errors import InputValidationError, SourceError
+from async_maps.errors import AsyncMapsError, InputValidationError, ShortageError, SourceError, shortage_of_files
 from async_maps.filesystems.filesystem import UnavailableError
 from async_maps.sources.formats.registry import Readers, decodes_natively
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from typing import Any
 
     from numpy.typing import NDArray
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from async_maps.render.channels import Channels
     from async_maps.settings import S3Settings
     from async_maps.sources.activation_map import Part
+
+T = TypeVar("T")
 
 _BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from async_maps.sources.decoder import main; main()"
 _ENVIRONMENT = {
@@ -46,14 +48,21 @@ _END_TIMEOUT_S = 5.0
 _MAX_MESSAGE = 2**20
 _MAX_ITEMSIZE = 64
 
+_ERRORS: dict[str, type[AsyncMapsError]] = {
+    "input": InputValidationError,
+    "shortage": ShortageError,
+    "unavailable": UnavailableError,
+}
+"""The errors of the child that are not of the file; others are a SourceError."""
+
 _logger = logging.getLogger("async_maps")
 
 
-class _SuspectError(Exception):
+class SuspectError(Exception):
     """The child died, or had no memory left, while it read this map or another one."""
 
 
-class _NoProcessError(Exception):
+class NoProcessError(Exception):
     """The child cannot be started."""
 
 
@@ -84,6 +93,11 @@ class DecoderProcess:
         self.is_suspect = False
         """Whether memory was scarce in this child, so that it is to be replaced."""
 
+    @property
+    def is_started(self) -> bool:
+        """Whether a child was ever started."""
+        return self.generation > 0
+
     def __enter__(self) -> DecoderProcess:
         return self
 
@@ -107,11 +121,29 @@ class DecoderProcess:
                 self._reading -= 1
                 self._turns.notify_all()
 
+    def blame(self, ask: Callable[[], T]) -> T:
+        """Call a function that asks the child; if the child dies or memory is scarce, again, alone and in a new child.
+
+        So another file is not blamed, that was read at the same time.
+
+        Raises:
+            SuspectError: alone, too.
+            NoProcessError: the child cannot be started.
+        """
+        with suppress(SuspectError), self.turn():
+            return ask()
+        with self.turn(alone=True):
+            try:
+                return ask()
+            except SuspectError:
+                self.is_suspect = True
+                raise
+
     def connect(self) -> tuple[int, Connection]:
-        """Return a connection to the child, after its generation; raise _NoProcessError if it cannot be started."""
+        """Return a connection to the child, after its generation; raise NoProcessError if it cannot be started."""
         with self._starting:
             if self._is_stopped:
-                raise _SuspectError("was stopped")
+                raise SuspectError("was stopped")
             try:
                 if self._process is None or self._process.poll() is not None:
                     self._start()
@@ -125,9 +157,11 @@ class DecoderProcess:
                         connection.close()
                         raise
             except (BrokenPipeError, ConnectionError) as error:
-                raise _SuspectError("ended when it was started") from error
+                raise SuspectError("ended when it was started") from error
             except OSError as error:
-                raise _NoProcessError(error.strerror or str(error)) from error
+                if shortage := shortage_of_files(error):
+                    raise shortage from error
+                raise NoProcessError(error.strerror or str(error)) from error
             return self.generation, connection
 
     def ended(self) -> str:
@@ -156,13 +190,14 @@ class DecoderProcess:
 
     close = kill
 
-    def warn(self, reason: object) -> None:
-        """Log once that files are read in this process."""
+    def warn(self, done: str, reason: object) -> None:
+        """Log once that files are ``done`` ("decoded") in this process."""
         if not self._is_warned:
             self._is_warned = True
             _logger.warning(
-                "files are decoded in this process, where a malicious one can take all memory: a child process cannot "
-                "be started: %s",
+                "files are %s in this process, where a malicious one can take all memory: a child process cannot be "
+                "started: %s",
+                done,
                 str(reason),
             )
 
@@ -205,14 +240,73 @@ class DecoderProcess:
             process.wait()
 
 
+class Line:
+    """A connection to the child, which is opened when it is needed. Not thread-safe."""
+
+    def __init__(self, process: DecoderProcess) -> None:
+        self._process = process
+        self._generation = 0
+        self._connection: Connection | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a connection to the running child."""
+        return self._connection is not None and self._generation == self._process.generation
+
+    def ask(self, request: object, most: int = _MAX_MESSAGE) -> Any:
+        """Send a request, and return the answer of up to ``most`` bytes; raise SuspectError or NoProcessError."""
+        with self._broken():
+            self._opened().send_bytes(json.dumps(request).encode())
+            return json.loads(self._opened().recv_bytes(most))
+
+    def receive_into(self, buffer: memoryview) -> None:
+        """Receive the bytes that follow an answer; raise SuspectError."""
+        with self._broken():
+            self._opened().recv_bytes_into(buffer)
+
+    def tell(self, request: object) -> None:
+        """Send a request without an answer, if there is a connection."""
+        if self._connection is not None:
+            try:
+                self._connection.send_bytes(json.dumps(request).encode())
+            except OSError:
+                self.close()
+
+    def close(self) -> None:
+        """Close the connection; the next request opens another one."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    def _opened(self) -> Connection:
+        if not self.is_open:
+            self.close()
+            self._generation, self._connection = self._process.connect()
+        assert self._connection is not None  # noqa: S101  # it is open
+        return self._connection
+
+    @contextmanager
+    def _broken(self) -> Iterator[None]:
+        try:
+            yield
+        except (EOFError, OSError, ValueError) as error:
+            self.close()
+            raise SuspectError(
+                f"the file cannot be decoded: the process that decodes it {self._process.ended()}"
+            ) from error
+        except BaseException:
+            # The answer that is not read would be that of the next request.
+            self.close()
+            raise
+
+
 class IsolatedReaders(Readers):
     """Readers that read formats of native libraries in a child process, and others in this one."""
 
     def __init__(self, process: DecoderProcess, filesystems: Filesystems | None = None) -> None:
         super().__init__(filesystems, process.max_pixels, process.channels)
         self._process = process
-        self._generation = 0
-        self._connection: Connection | None = None
+        self._line = Line(process)
 
     def read(self, path: str, part: Part, max_bytes: int = 0) -> NDArray[Any]:
         """Read one listed map; for the errors see :class:`Readers`."""
@@ -220,68 +314,42 @@ class IsolatedReaders(Readers):
             return super().read(path, part)
         with self._lock:
             try:
-                with suppress(_SuspectError), self._process.turn():
-                    return self._ask(path, part, max_bytes)
-                # Another map may be the cause: decide it alone.
-                with self._process.turn(alone=True):
-                    try:
-                        return self._ask(path, part, max_bytes)
-                    except _SuspectError as error:
-                        self._process.is_suspect = True
-                        raise SourceError(str(error)) from None
-            except _NoProcessError as error:
-                self._process.warn(error)
+                return self._process.blame(lambda: self._ask(path, part, max_bytes))
+            except SuspectError as error:
+                raise SourceError(str(error)) from None
+            except NoProcessError as error:
+                self._process.warn("decoded", error)
                 return super().read(path, part)
 
     def rest(self) -> None:
         """Close the file, as :meth:`Readers.rest`, here or in the child."""
         super().rest()
         with self._lock:
-            if self._connection is not None:
-                try:
-                    self._connection.send_bytes(b"null")
-                except OSError:
-                    self._disconnect()
+            self._line.tell(None)
 
     def close(self) -> None:
         """Close the file."""
         super().close()
         with self._lock:
-            self._disconnect()
-
-    def _disconnect(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.close()
+            self._line.close()
 
     def _ask(self, path: str, part: Part, max_bytes: int) -> NDArray[Any]:
-        if self._generation != self._process.generation:
-            self._disconnect()
-        if self._connection is None:
-            self._generation, self._connection = self._process.connect()
-        try:
-            self._connection.send_bytes(json.dumps([path, part, max_bytes]).encode())
-            answer = json.loads(self._connection.recv_bytes(_MAX_MESSAGE))
-            if len(answer) == 2:
+        answer = self._line.ask(["read", path, part, max_bytes])
+        if len(answer) == 2:
+            try:
                 return self._receive(*answer)
-        except (EOFError, OSError) as error:
-            self._disconnect()
-            how = self._process.ended()
-            raise _SuspectError(f"the file cannot be decoded: the process that decodes it {how}") from error
-        except BaseException:
-            self._disconnect()
-            raise
+            except BaseException:
+                # The values that are not read would be the next answer.
+                self._line.close()
+                raise
         kind, reason, is_scarce = answer
         if is_scarce:
             self._process.is_suspect = True
-            raise _SuspectError(reason)
-        if kind == "unavailable":
-            raise UnavailableError(reason, may_pass=True)
-        raise (InputValidationError if kind == "input" else SourceError)(reason)
+            raise SuspectError(reason)
+        raise _ERRORS.get(kind, SourceError)(reason, may_pass=kind == "unavailable")
 
     def _receive(self, shape: list[int], dtype: str) -> NDArray[Any]:
         """Receive an array. The child may be under the control of the file that it has decoded."""
-        assert self._connection is not None  # noqa: S101  # it has answered
         array = np.dtype(dtype)
         if array.hasobject or not 0 < array.itemsize <= _MAX_ITEMSIZE or min(shape, default=0) < 0:
             raise SourceError(f"expected an array of numbers, found the dtype {array}")
@@ -290,5 +358,5 @@ class IsolatedReaders(Readers):
             raise SourceError(f"too large: its shape is {tuple(shape)}")
         values = np.empty(size * array.itemsize, np.uint8)
         if values.size:
-            self._connection.recv_bytes_into(values.data)
+            self._line.receive_into(values.data)
         return values.view(array).reshape(shape)

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import os
 import posixpath
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING
 
 from async_maps.errors import SourceError, translate_os_error
-from async_maps.filesystems.filesystem import Filesystems, is_remote
+from async_maps.filesystems.filesystem import Filesystems, InaccessibleError, is_remote
 from async_maps.filesystems.locators import S3Address, parse_s3_address, place_at
 from async_maps.filesystems.spill import Spill
 from async_maps.keys import printable
 from async_maps.outcomes import Failure
 from async_maps.sources.coverage import every
-from async_maps.sources.formats.registry import is_columnar, open_reader, without_suffix
+from async_maps.sources.formats.registry import is_columnar, without_suffix
+from async_maps.sources.isolated_listing import IsolatedListing
+from async_maps.sources.isolation import NoProcessError
+from async_maps.sources.members import Columns, columns_of
 from async_maps.sources.named import NamedFile, maps_in_named
 from async_maps.tables import is_table, read_table
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
-    from async_maps.filesystems.filesystem import Filesystem
     from async_maps.settings import S3Settings
     from async_maps.sources.activation_map import ActivationMap
     from async_maps.sources.options import Scan
@@ -46,7 +48,7 @@ class Listing:
 
     def __iter__(self) -> Iterator[ActivationMap | Failure]:
         with Filesystems(self._settings) as filesystems:
-            if is_columnar(self._path) and self._has_arrays(filesystems.of(self._path)):
+            if is_columnar(self._path) and self._has_arrays(filesystems):
                 folder, name = posixpath.split(self._path)
                 file = NamedFile(without_suffix(name), self._path)
                 self._scan.begin(folder, printable(self._path).__eq__)
@@ -59,31 +61,42 @@ class Listing:
             with closing(self._rows(filesystems)) as rows:
                 yield from maps_in_named(map(self._file, rows), filesystems, self._scan)
 
-    def _has_arrays(self, filesystem: Filesystem) -> bool:
+    def _has_arrays(self, filesystems: Filesystems) -> bool:
         """Whether the maps are a column of the table; False if they are in the files of its paths."""
-        from async_maps.sources.formats.columns import Table, without_arrays
-
         chosen = self._scan.options.column
         try:
-            with closing(open_reader(self._path, filesystem)) as reader:
-                assert isinstance(reader, Table)  # noqa: S101  # is_columnar()
-                arrays = [column.name for column in reader.columns()]
-                is_listing = is_table(self._path) and set(_COLUMNS).issubset(reader.schema.names)
-                if is_listing and (chosen == "path" or not arrays):
-                    return False
-                if is_listing and chosen is None:
-                    raise SourceError(
-                        f"the table has maps in the column {arrays[0]} and paths of maps in the column path; choose "
-                        f"one with --column {arrays[0]} or --column path"
-                    )
-                if not arrays:
-                    raise SourceError(without_arrays(reader.schema))
+            found = self._columns(filesystems)
+            is_listing = is_table(self._path) and set(_COLUMNS).issubset(found.names)
+            if is_listing and (chosen == "path" or not found.arrays):
+                return False
+            if is_listing and chosen is None:
+                raise SourceError(
+                    f"the table has maps in the column {found.arrays[0]} and paths of maps in the column path; choose "
+                    f"one with --column {found.arrays[0]} or --column path"
+                )
+            if found.advice:
+                raise SourceError(found.advice)
         except (OSError, SourceError) as error:
             raise SourceError(f"{printable(self._path)}: {translate_os_error(error)}") from error
         return True
 
+    def _columns(self, filesystems: Filesystems) -> Columns:
+        if self._scan.decoder is not None:
+            with suppress(NoProcessError), closing(IsolatedListing(self._scan.decoder)) as isolated:
+                return isolated.columns(self._path)
+        return columns_of(self._path, filesystems)
+
     def _rows(self, filesystems: Filesystems) -> Generator[Row, None, None]:
-        return read_table(self._path, filesystems.of(self._path).open, _COLUMNS)
+        """Yield the rows of the table; those of Parquet are decoded in the child process."""
+        if self._scan.decoder is not None and is_columnar(self._path):
+            try:
+                with suppress(NoProcessError), closing(IsolatedListing(self._scan.decoder)) as isolated:
+                    yield from isolated.rows(self._path, _COLUMNS)
+                    return
+            except InaccessibleError as error:
+                raise SourceError(f"{printable(self._path)}: {error}") from error
+        with closing(read_table(self._path, filesystems.of(self._path).open, _COLUMNS)) as rows:
+            yield from rows
 
     def _check_names(self, rows: Iterator[Row]) -> None:
         with Spill("the names of a listing", _NAMES, SourceError) as names, names.transaction() as database:

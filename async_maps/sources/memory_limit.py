@@ -39,8 +39,8 @@ class MemoryLimit:
         self._reads = self._bytes = self._base = 0
         self._most = _most_bytes()
 
-    def explain(self, error: Exception) -> str:
-        """Return what the memory has to do with the failure of a read; empty if probably nothing."""
+    def explain(self, error: Exception | None) -> str:
+        """Return what the memory has to do with the failure of a read, if it failed; empty if probably nothing."""
         grown = _most_bytes() - self._most
         if grown < _SCARCE and not isinstance(error, MemoryError):
             return ""

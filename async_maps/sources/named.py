@@ -2,48 +2,44 @@
 
 from __future__ import annotations
 
-import io
 import os
 import stat
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
-from async_maps.errors import AsyncMapsError, InputValidationError, MissingExtraError, SourceError, translate_os_error
-from async_maps.filesystems.filesystem import (
-    InaccessibleError,
-    LocalFilesystem,
-    check_regular,
-    file_fingerprint,
-    folder_fingerprint,
-    is_remote,
+from async_maps.errors import (
+    AsyncMapsError,
+    InputValidationError,
+    MissingExtraError,
+    SourceError,
+    shortage_of_files,
+    translate_os_error,
 )
+from async_maps.filesystems.filesystem import InaccessibleError, LocalFilesystem, file_fingerprint, is_remote
 from async_maps.keys import check_name, printable
 from async_maps.outcomes import Failure
 from async_maps.sources.activation_map import ActivationMap
-from async_maps.sources.contents import ListedMap, maps_in_reader
-from async_maps.sources.formats.registry import HIDDEN, is_one_source, not_read, open_reader, suffix_of, without_suffix
+from async_maps.sources.contents import ListedMap
+from async_maps.sources.formats.registry import HIDDEN, PassedOver, not_read, suffix_of, without_suffix
+from async_maps.sources.isolated_listing import IsolatedListing, is_isolated
+from async_maps.sources.isolation import NoProcessError
+from async_maps.sources.members import APPLE_DOUBLE, AppleDoubleError, maps_in_file, open_file
 from async_maps.sources.options import LEFT_OUT, Scan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
-    from typing import BinaryIO
 
-    from async_maps.filesystems.filesystem import Filesystem, Filesystems
-    from async_maps.filesystems.s3 import S3File, S3Filesystem
+    from async_maps.filesystems.filesystem import Filesystems
     from async_maps.sources.options import Known, SourceOptions
 
     Entry: TypeAlias = ActivationMap | Failure
 _BATCH = 256
 _AHEAD = 16
 """The number of objects that are opened concurrently, because each takes a round trip."""
-_LOOK_BYTES = {".npy": 16 * 2**10, ".png": 16 * 2**10, ".jpg": 64 * 2**10, ".jpeg": 64 * 2**10}
-"""The size of the first read, for formats whose header suffices to list the maps."""
-_LOOK_BYTES_OTHERS = 2**20
 _STARTS = {
     b"\x93NUMPY": (".npy",),
     b"PK\3\4": (".npz", ".pt", ".pth", ".pth.tar"),
@@ -55,7 +51,6 @@ _STARTS = {
     b"ARROW1": (".arrow", ".feather", ".ipc"),
 }
 """The first bytes of formats, and the suffixes of files that may begin with them; the first one names the format."""
-_APPLE_DOUBLE = bytes.fromhex("00051607")
 
 
 class NamedFile(NamedTuple):
@@ -96,10 +91,8 @@ def maps_in_named(files: Iterable[NamedFile | Failure], filesystems: Filesystems
                     pending.append((False, iter((file,))))
                 elif scan.options.leaves_out(file.name, file.with_suffix):
                     scan.pass_over(LEFT_OUT)
-                elif is_remote(file.path):
-                    pending.append((True, openers.maps_in(file)))
                 else:
-                    pending.append((False, _maps_in(file, partial(_open_on_disk, file.path), scan)))
+                    pending.append((is_remote(file.path), openers.maps_in(file)))
                 while pending and (len(pending) > _AHEAD or not pending[0][0]):
                     yield from pending.popleft()[1]
         for _, maps in pending:
@@ -177,58 +170,82 @@ class _Openers:
     def __init__(self, filesystems: Filesystems, scan: Scan) -> None:
         self._filesystems = filesystems
         self._scan = scan
+        self._isolated = None if scan.decoder is None else IsolatedListing(scan.decoder)
         self._threads: ThreadPoolExecutor | None = None
 
     def __enter__(self) -> _Openers:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self._threads is None:
-            return
         if kind is not None:
             # End the requests in flight, and do not wait for their threads: the event loop may be closing this.
             self._filesystems.close()
-        self._threads.shutdown(wait=kind is None, cancel_futures=True)
+            if self._scan.decoder is not None:
+                self._scan.decoder.stop()
+        if self._threads is not None:
+            self._threads.shutdown(wait=kind is None, cancel_futures=True)
+        if self._isolated is not None:
+            self._isolated.close()
 
     def maps_in(self, file: NamedFile) -> Iterator[Entry]:
-        """Start to open an object; return an iterator of its maps."""
-        suffix = suffix_of(file.path)
-        if suffix is None and file.fingerprint is None:
+        """Return an iterator of the maps of a file; start to open it if it is in S3."""
+        begin = partial(self._begin, file)
+        if self._isolated is not None and is_isolated(file.path):
+            begin = partial(self._begin_isolated, file, self._isolated)
+        if not is_remote(file.path):
+            return _maps_in(file, begin, self._scan)
+        if suffix_of(file.path) is None and file.fingerprint is None:
             return iter([_failed(file, not_read(file.path))])
         if self._threads is None:
             self._threads = ThreadPoolExecutor(_AHEAD, "async-maps-open")
-        s3 = self._filesystems.s3()
-        # A folder without a suffix is a Hugging Face dataset.
-        if suffix is None or suffix == ".zarr":
-            return _maps_in(file, self._threads.submit(_open_folder, file, s3).result, self._scan)
-        return _maps_in(file, self._threads.submit(_open_object, file, s3, suffix).result, self._scan)
+        return _maps_in(file, self._threads.submit(begin).result, self._scan)
+
+    def _begin(self, file: NamedFile) -> tuple[str, Iterator[ListedMap]]:
+        opened = open_file(file.path, file.fingerprint, self._filesystems)
+        is_named = partial(_is_named, self._scan, file)
+        maps = maps_in_file(file.path, opened.filesystem, self._scan.options, self._scan.pass_over, is_named)
+        return opened.fingerprint, maps
+
+    def _begin_isolated(self, file: NamedFile, isolated: IsolatedListing) -> tuple[str, Iterator[ListedMap]]:
+        try:
+            fingerprint, found = isolated.maps(file.path, file.fingerprint, self._scan.options)
+        except NoProcessError:
+            return self._begin(file)
+        return fingerprint, self._without_passed(found)
+
+    def _without_passed(self, found: Iterator[ListedMap | PassedOver]) -> Iterator[ListedMap]:
+        for map_ in found:
+            if isinstance(map_, PassedOver):
+                self._scan.pass_over(map_.what)
+            else:
+                yield map_
 
 
-def _maps_in(file: NamedFile, open_file: Callable[[], tuple[Filesystem, str]], scan: Scan) -> Iterator[Entry]:
-    """Yield the maps in a file; ``open_file`` returns its filesystem and its fingerprint."""
+def _maps_in(file: NamedFile, begin: Callable[[], tuple[str, Iterator[ListedMap]]], scan: Scan) -> Iterator[Entry]:
+    """Yield the maps in a file; ``begin`` opens it, and returns its fingerprint and an iterator of its maps."""
     is_read = True
     try:
-        opened, fingerprint = open_file()
-        with closing(open_reader(file.path, opened)) as reader:
-            names = partial(_open_names, file.path, opened)
-            for listed in maps_in_reader(reader, scan.options, scan.pass_over, names, partial(_is_named, scan, file)):
-                found = listed
-                if found.problem and found.name is None:
-                    if _is_apple_double(file.path):
-                        scan.pass_over(HIDDEN)
-                        return
-                    found = found._replace(problem=_with_format(file.path, found.problem))
-                entry = _entry(file.name, file.path, found, scan.options.mark(fingerprint))
-                members = [f"{file.name}/{found.picture}"] if found.picture else []
-                if scan.options.wants(entry.name, file.with_suffix, *members):
-                    if found.question is not None and scan.questions is not None:
-                        scan.questions.ask(printable(file.path), found.question)
-                    yield _with_row(entry, file)
-                else:
-                    scan.pass_over(LEFT_OUT)
-    except _AppleDoubleError:
+        fingerprint, maps = begin()
+        for listed in maps:
+            found = listed
+            if found.problem and found.name is None:
+                if _is_apple_double(file.path):
+                    scan.pass_over(HIDDEN)
+                    return
+                found = found._replace(problem=_with_format(file.path, found.problem))
+            entry = _entry(file.name, file.path, found, scan.options.mark(fingerprint))
+            members = [f"{file.name}/{found.picture}"] if found.picture else []
+            if scan.options.wants(entry.name, file.with_suffix, *members):
+                if found.question is not None and scan.questions is not None:
+                    scan.questions.ask(printable(file.path), found.question)
+                yield _with_row(entry, file)
+            else:
+                scan.pass_over(LEFT_OUT)
+    except AppleDoubleError:
         scan.pass_over(HIDDEN)
     except (OSError, SourceError, MissingExtraError) as error:
+        if shortage := shortage_of_files(error):
+            raise shortage from error
         if _is_apple_double(file.path):
             scan.pass_over(HIDDEN)
             return
@@ -251,13 +268,9 @@ def _is_named(scan: Scan, file: NamedFile, picture: str) -> bool:
     return scan.options.names_file(without_suffix(path), path)
 
 
-class _AppleDoubleError(Exception):
-    """An object has what macOS keeps beside a file of another name: ``._x.npy`` beside ``x.npy``."""
-
-
 def _is_apple_double(path: str) -> bool:
     """Whether a file on disk is such a file; looked up only if it cannot be read."""
-    return _start_of(path).startswith(_APPLE_DOUBLE)
+    return _start_of(path).startswith(APPLE_DOUBLE)
 
 
 def _with_format(path: str, reason: str) -> str:
@@ -276,54 +289,3 @@ def _start_of(path: str) -> bytes:
             return file.read(16)
     except (OSError, SourceError, ValueError):
         return b""
-
-
-def _open_names(path: str, filesystem: Filesystem) -> BinaryIO | None:
-    """Open the list of names beside a file; None if there is none."""
-    try:
-        return filesystem.open(f"{without_suffix(path)}.names.txt")
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise InaccessibleError(f"the list of names cannot be read: {error.strerror}") from error
-    except InaccessibleError as error:
-        raise InaccessibleError(f"the list of names cannot be read: {error}") from None
-    except SourceError as error:
-        raise SourceError(f"the list of names cannot be read: {error}") from None
-
-
-def _open_on_disk(path: str) -> tuple[Filesystem, str]:
-    if "\0" in path:
-        raise SourceError("the path has a null byte")
-    status, is_folder = os.stat(path), is_one_source(path)
-    check_regular(status.st_mode, is_folder)
-    return LocalFilesystem(), folder_fingerprint(path) if is_folder else file_fingerprint(status)
-
-
-def _open_object(file: NamedFile, s3: S3Filesystem, suffix: str) -> tuple[Filesystem, str]:
-    opened = s3.open_object(file.path, _LOOK_BYTES.get(suffix, _LOOK_BYTES_OTHERS))
-    if opened.read(len(_APPLE_DOUBLE)) == _APPLE_DOUBLE:
-        raise _AppleDoubleError
-    opened.seek(0)
-    return _Opened(s3, file.path, opened), opened.fingerprint
-
-
-def _open_folder(file: NamedFile, s3: S3Filesystem) -> tuple[Filesystem, str]:
-    fingerprint = file.fingerprint or s3.fingerprint_below(file.path)
-    if fingerprint is None:
-        raise SourceError("the folder is empty")
-    return s3, fingerprint
-
-
-class _Opened:
-    def __init__(self, s3: S3Filesystem, path: str, file: S3File) -> None:
-        self._s3 = s3
-        self._path = path
-        self._file: S3File | None = file
-
-    def open(self, path: str) -> BinaryIO:
-        """Return the open file at the first call; else open one."""
-        if path != self._path or self._file is None:
-            return self._s3.open(path)
-        file, self._file = self._file, None
-        return io.BufferedReader(file)

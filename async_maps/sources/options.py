@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from async_maps.settings import Settings
     from async_maps.sources.activation_map import ActivationMap
     from async_maps.sources.coverage import Coverage
+    from async_maps.sources.isolation import DecoderProcess
     from async_maps.sources.layouts import Questions
 
     Known: TypeAlias = Callable[[Sequence[ActivationMap]], Collection[str]]
@@ -94,6 +95,7 @@ class Scan(NamedTuple):
         options: which parts of the source are maps.
         questions: asks about arrays that are probably other maps than their shape says; None to ask nothing.
         coverage: filled with what is read; None if nobody asks.
+        decoder: the process that lists files that libraries decode; None to list them in this process.
     """
 
     known: Known | None = None
@@ -101,6 +103,7 @@ class Scan(NamedTuple):
     options: SourceOptions = SourceOptions()
     questions: Questions | None = None
     coverage: Coverage | None = None
+    decoder: DecoderProcess | None = None
 
     def begin(self, root: str, covers: Callable[[str], bool]) -> None:
         """Call :meth:`Coverage.begin`, if somebody asks for it."""

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import async_maps as am
-from async_maps.sources import named
+from async_maps.sources import members
 from async_maps.sources.formats import registry
 from async_maps.sources.formats.registry import translate_format_errors
 from tests.support.commands import invoke
@@ -306,7 +306,7 @@ def test_a_file_that_was_listed_without_memory_forgets_nothing(
             raise MemoryError
         return registry.open_reader(path, filesystem)
 
-    monkeypatch.setattr(named, "open_reader", open_reader)
+    monkeypatch.setattr(members, "open_reader", open_reader)
     report = job.run(prune="objects")
     assert (report.failed, report.forgotten, report.deleted) == (1, 0, 0)
     assert report.warnings == [
