@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from time import monotonic
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -18,8 +18,10 @@ from tests.support.link import linked
 from tests.support.maps import npy, random_map
 from tests.support.pipelines import until, use_store
 from tests.support.s3 import keys, upload
+from tests.support.stopwatch import SLACK_S, Stopwatch
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
     from typing import Any
 
@@ -29,8 +31,12 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.usefixtures(leaves_nothing.__name__)
 
-SLACK_S = 30.0
-"""For a busy machine. Without a bound, closing takes minutes."""
+
+@pytest.fixture
+def measuring() -> Iterator[ExitStack]:
+    """A stack that ends the stopwatches of a test."""
+    with ExitStack() as stack:
+        yield stack
 
 
 def settings(drain_timeout_s: float, *, client: Literal["direct", "sdk"] = "direct") -> am.Settings:
@@ -48,7 +54,7 @@ def noise(seed: int, side: int = 1024) -> NDArray[np.uint8]:
 
 
 async def test_leaving_is_bounded_when_the_store_does_not_answer(
-    bucket: str, s3: S3Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    measuring: ExitStack, bucket: str, s3: S3Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with linked(s3, monkeypatch) as link:
         async with am.Pipeline(f"s3://{bucket}", settings=settings(2.0)) as pipeline:
@@ -57,8 +63,8 @@ async def test_leaving_is_bounded_when_the_store_does_not_answer(
             waiting = asyncio.create_task(pipeline.put("waits", random_map(1)))
             pipeline.put_nowait("dropped", random_map(2))
             await until(lambda: pipeline.statistics().accepted == 3)
-            left_at = monotonic()
-        assert monotonic() - left_at < 2.0 + SLACK_S
+            watch = measuring.enter_context(Stopwatch())
+        assert watch.elapsed_s < 2.0 + SLACK_S
         with pytest.raises(am.PipelineClosedError) as told:
             await waiting
     assert str(told.value) == (
@@ -74,7 +80,7 @@ async def test_leaving_is_bounded_when_the_store_does_not_answer(
 
 
 async def test_a_store_that_takes_bytes_for_ever_shows_no_life(
-    bucket: str, s3: S3Server, monkeypatch: pytest.MonkeyPatch
+    measuring: ExitStack, bucket: str, s3: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     impatient = settings(1.0).model_copy(update={"s3": am.S3Settings(read_timeout_s=0.2, max_attempts=1000)})
     async with linked(s3, monkeypatch) as link:
@@ -83,8 +89,8 @@ async def test_a_store_that_takes_bytes_for_ever_shows_no_life(
             link.swallows = True
             waiting = asyncio.create_task(pipeline.put("waits", noise(1)))
             await until(lambda: pipeline.statistics().retries >= 2)
-            left_at = monotonic()
-        assert monotonic() - left_at < 1.0 + SLACK_S
+            watch = measuring.enter_context(Stopwatch())
+        assert watch.elapsed_s < 1.0 + SLACK_S
         with pytest.raises(am.PipelineClosedError, match="map waits was abandoned"):
             await waiting
 
@@ -131,7 +137,7 @@ async def test_leaving_ends_a_run_or_stream_in_another_task(
 
 
 async def test_draining_bounds_the_total_and_receipts_are_committed(
-    bucket: str, s3: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    measuring: ExitStack, bucket: str, s3: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     manifest = tmp_path / "m.sqlite"
     maps = [("small", random_map(0)), *((f"{i}", noise(i)) for i in range(8))]
@@ -142,11 +148,11 @@ async def test_draining_bounds_the_total_and_receipts_are_committed(
         running = asyncio.create_task(pipeline.run(maps, manifest=manifest))
         late = asyncio.create_task(pipeline.put("late", noise(9)))
         await until(lambda: pipeline.statistics().uploaded == 2)
-        drained_at = monotonic()
+        watch = measuring.enter_context(Stopwatch())
         pipeline.drain()
         with pytest.raises(am.PipelineClosedError, match="drained, and that took longer than drain_timeout_s") as told:
             await running
-        assert monotonic() - drained_at < 2.0 + SLACK_S
+        assert watch.elapsed_s < 2.0 + SLACK_S
         report = told.value.report
         assert report.drained
         assert done_rows(str(manifest)) == report.uploaded == 1
@@ -201,9 +207,9 @@ async def test_a_signal_ends_the_command_when_the_store_does_not_answer(
         await until(lambda: done_rows(str(manifest)) >= 1)
         link.flows.clear()
         command.send_signal(number)
-        signaled_at = monotonic()
-        _, err = await command.communicate()
-        assert monotonic() - signaled_at < 2.0 + SLACK_S
+        with Stopwatch(command.pid) as watch:
+            _, err = await command.communicate()
+            assert watch.elapsed_s < 2.0 + SLACK_S
     assert command.returncode == 128 + number, err
     assert b"run the same command again for the rest" in err
     assert 1 <= done_rows(str(manifest)) <= len(await keys(bucket)) < 40
@@ -215,32 +221,33 @@ async def test_a_signal_ends_the_command_when_its_source_does_not_answer(
 ) -> None:
     await asyncio.to_thread(upload, bucket, {f"maps/{i}.npy": npy(random_map(i)) for i in range(300)})
     async with linked(s3, monkeypatch) as link:
+        # About 100 requests; the listing and the first pass need more.
+        link.stops_at = 50_000
         command = await asyncio.create_subprocess_exec(
             *COMMAND, "run", f"s3://{bucket}/maps/", tmp_path / "overlays", "--manifest", tmp_path / "m.sqlite",
             *options, "--drain-timeout-s", "1", stderr=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
         )  # fmt: skip
-        # About 100 requests; the listing and the first pass need more.
-        await until(lambda: link.sent > 50_000)
-        link.flows.clear()
+        await link.stopped()
         command.send_signal(signal.SIGTERM)
-        signaled_at = monotonic()
-        _, err = await command.communicate()
-        assert monotonic() - signaled_at < 1.0 + SLACK_S
+        with Stopwatch(command.pid) as watch:
+            _, err = await command.communicate()
+            assert watch.elapsed_s < 1.0 + SLACK_S
     assert command.returncode == 128 + signal.SIGTERM, err
     assert b"run the same command again for the rest" in err
 
 
 async def test_leaving_is_bounded_when_the_source_does_not_answer(
-    bucket: str, s3: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    measuring: ExitStack, bucket: str, s3: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     await asyncio.to_thread(upload, bucket, {f"maps/{i}.npy": npy(random_map(i)) for i in range(300)})
     async with linked(s3, monkeypatch) as link:
+        # About 40 requests; the maps need more.
+        link.stops_at = 20_000
         async with am.Pipeline(tmp_path, settings=settings(1.0)) as pipeline:
             running = asyncio.create_task(pipeline.run(f"s3://{bucket}/maps/"))
-            await until(lambda: pipeline.statistics().uploaded >= 1)
-            link.flows.clear()
-            left_at = monotonic()
-        assert monotonic() - left_at < 1.0 + SLACK_S
+            await link.stopped()
+            watch = measuring.enter_context(Stopwatch())
+        assert watch.elapsed_s < 1.0 + SLACK_S
         with pytest.raises(am.PipelineClosedError):
             await running
 
@@ -265,21 +272,21 @@ async def test_leaving_over_a_slow_link_loses_no_accepted_map(
 
 
 async def test_closing_over_a_slow_link_that_stalls_ends(
-    bucket: str, s3: S3Server, monkeypatch: pytest.MonkeyPatch
+    measuring: ExitStack, bucket: str, s3: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with linked(s3, monkeypatch) as link:
         async with am.Pipeline(f"s3://{bucket}", settings=settings(1.0)) as pipeline:
             await pipeline.put("first", random_map(0))
             link.bytes_per_s = 2.5e6
+            link.stops_at = link.sent + 3_000_000
             accepted = [pipeline.put_nowait(f"{i}", noise(i)) for i in range(12)]
 
-            async def stall() -> float:
-                await until(lambda: link.sent > 3_000_000)
-                link.flows.clear()
-                return monotonic()
+            async def stall() -> Stopwatch:
+                await link.stopped()
+                return measuring.enter_context(Stopwatch())
 
             stalling = asyncio.create_task(stall())
-        assert monotonic() - await stalling < 1.0 + SLACK_S
+        assert (await stalling).elapsed_s < 1.0 + SLACK_S
         results = await asyncio.gather(*accepted, return_exceptions=True)
     receipts = [result for result in results if isinstance(result, am.Receipt)]
     assert len(receipts) < 12

@@ -27,6 +27,8 @@ class Link:
         bytes_per_s: the bandwidth to the server, of all connections together; None for no limit.
         swallows: whether bytes of clients are taken, but not passed on.
         sent: the number of bytes taken from clients.
+        stops_at: the number of bytes from clients after which nothing flows; None to go on. A test that waits for a
+            number, and then ends the flow, can be too late.
     """
 
     def __init__(self, upstream: tuple[str, int]) -> None:
@@ -35,6 +37,7 @@ class Link:
         self.bytes_per_s: float | None = None
         self.swallows = False
         self.sent = 0
+        self.stops_at: int | None = None
         self._upstream = upstream
         self._free_at = 0.0
         self._serving: set[asyncio.Task[None]] = set()
@@ -59,6 +62,8 @@ class Link:
                 self._free_at = max(self._free_at, monotonic()) + len(data) / self.bytes_per_s
                 await asyncio.sleep(self._free_at - monotonic())
             self.sent += len(data)
+            if self.stops_at is not None and self.sent >= self.stops_at:
+                self.flows.clear()
             if not self.swallows:
                 writer.write(data)
                 await writer.drain()
@@ -70,6 +75,12 @@ class Link:
             writer.write(data)
             await writer.drain()
         writer.write_eof()
+
+    async def stopped(self) -> None:
+        """Wait until nothing flows, for at most 60 s."""
+        async with asyncio.timeout(60):
+            while self.flows.is_set():  # noqa: ASYNC110
+                await asyncio.sleep(0.002)
 
     async def close(self) -> None:
         """End all connections."""
