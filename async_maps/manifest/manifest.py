@@ -268,6 +268,19 @@ class Manifest(StaleRows, ManifestSamples):
         with self._reading() as database:
             return database.execute(query, tuple(locators)).fetchone() is not None
 
+    def sent(self) -> Iterator[tuple[str, str, bool]]:
+        """Yield the maps whose overlay may be in the store, though no row says so.
+
+        Each has its name, the fingerprint of the settings, and whether it has a failed row.
+        """
+        query = (
+            "SELECT name, settings, EXISTS (SELECT 1 FROM maps WHERE maps.name = sent.name AND status = 'failed') "
+            "FROM sent ORDER BY name, settings"
+        )
+        with self._reading() as database:
+            for name, settings, is_failed in database.execute(query):
+                yield name, settings, bool(is_failed)
+
     def located(self) -> Iterator[dict[str, Any]]:
         """Yield the rows with a locator, as dicts: maps that are done, or whose overlay was found broken later."""
         for values in self._select("WHERE locator IS NOT NULL"):

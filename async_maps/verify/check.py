@@ -32,6 +32,7 @@ from async_maps.verify.comparison import REPAIRABLE, Comparison, Difference, Exp
 from async_maps.verify.meanwhile import SLACK_S, Window, settle
 from async_maps.verify.reading import Reading
 from async_maps.verify.rows import destination_in, open_rows, rows_in
+from async_maps.verify.sent import sent_patterns
 from async_maps.verify.tables import locators_in
 from async_maps.verify.verification import MAX_LISTED_DIFFERENCES, Verification
 
@@ -257,7 +258,9 @@ class Check(Reading):
             with open_rows(path, self._relocation) as opened:
                 rows = ((row["locator"], row["name"], row["time"]) for row in opened.located())
                 self._comparison.forget_changed(rows)
-        settle(self._comparison, Window.of(began_at, offset_s, holder))
+                self._comparison.expect_sent(sent_patterns(opened, verification.folders[0]))
+        unrecorded = settle(self._comparison, Window.of(began_at, offset_s, holder))
+        verification.unrecorded, verification.of_failed = unrecorded
         verification.running = None if holder is None else holder.text
         verification.unsettled = self._comparison.unsettled()
         if holder is None and (replaced := self._comparison.replaced(SLACK_S + offset_s)):
@@ -297,6 +300,8 @@ def _advice(verification: Verification, flags: Sequence[str]) -> Iterator[str]:
     if folder is not None and not os.path.lexists(folder):
         command = suggest("verify", verification.place, "--destination", "FOLDER")
         yield f"{printable(os.path.normpath(folder))} does not exist. If it was moved: {command}"
+    if verification.unrecorded:
+        yield "to record the overlays of the interrupted run, run its command again"
     if found.keys() & {*REPAIRABLE, "broken"}:
         yield f"to repair the broken overlays, run: {suggest('verify', verification.place, *flags)}"
     yield from advice_on_foreign(verification, flags)

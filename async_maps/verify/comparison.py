@@ -43,6 +43,7 @@ CREATE TABLE unlisted (folded TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE current (locator TEXT, name TEXT, written_at TEXT, PRIMARY KEY (locator, name)) WITHOUT ROWID;
 CREATE TABLE changed (locator TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE unsettled (locator TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE sent (pattern TEXT PRIMARY KEY, is_glob INTEGER, is_failed INTEGER) WITHOUT ROWID;
 CREATE TABLE differences (kind TEXT, locator TEXT, name TEXT, expected TEXT, found TEXT);
 CREATE INDEX differences_locator ON differences (locator);
 """
@@ -94,6 +95,10 @@ _RIGHT = """
 SELECT count(DISTINCT locator) FROM expected
 WHERE NOT EXISTS (SELECT 1 FROM differences WHERE differences.locator = expected.locator)
 AND NOT EXISTS (SELECT 1 FROM unsettled WHERE unsettled.locator = expected.locator)
+"""
+_SENT = """
+SELECT is_failed FROM sent WHERE pattern = ?1 UNION ALL SELECT is_failed FROM sent WHERE is_glob AND ?1 GLOB pattern
+LIMIT 1
 """
 _REPLACED = """
 SELECT count(DISTINCT locator) FROM differences JOIN found USING (locator) JOIN expected USING (locator)
@@ -207,6 +212,15 @@ class Comparison(Spill):
             database.executemany("INSERT OR IGNORE INTO current VALUES (?, ?, ?)", rows)
             for statement in _FORGET:
                 database.execute(statement)
+
+    def expect_sent(self, patterns: Iterable[tuple[str, bool, bool]]) -> None:
+        """Add the patterns of :func:`~async_maps.verify.sent.sent_patterns`."""
+        self._insert("INSERT OR IGNORE INTO sent VALUES (?, ?, ?)", patterns)
+
+    def sent(self, locators: Iterable[str]) -> dict[str, bool]:
+        """Return which of the objects may be overlays without a row, each with whether its map has a failed row."""
+        found = ((locator, self.rows(_SENT, locator)) for locator in locators)
+        return {locator: bool(rows[0][0]) for locator, rows in found if rows}
 
     def leave(self, locators: Iterable[str]) -> None:
         """Leave objects unjudged."""

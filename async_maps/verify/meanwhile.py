@@ -6,6 +6,7 @@ Times are those of the store's clock, in seconds since 1970.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
 from async_maps.verify.comparison import Difference
@@ -51,19 +52,30 @@ class Window(NamedTuple):
         return cls(rows, min(rows, _seconds(holder.claims_since) + offset_s - SLACK_S), until)
 
 
-def settle(comparison: Comparison, window: Window) -> None:
-    """Leave out what was changed in the window, and name the foreign objects. Blocks."""
+class Unrecorded(NamedTuple):
+    """The numbers of objects without a row that are not foreign: of an interrupted run, and of maps that fail now."""
+
+    sent: int
+    of_failed: int
+
+
+def settle(comparison: Comparison, window: Window) -> Unrecorded:
+    """Leave out what was changed in the window and what an earlier run has sent; name the foreign objects. Blocks."""
     comparison.leave_changed(window.rows, window.until)
+    count = Counter[bool]()
     for found in _strangers(comparison):
         # Other files, such as maps and manifests, may be kept in the same folder.
         pngs = [(locator, size, modified) for locator, size, modified in found if locator.lower().endswith(".png")]
         new = {locator for locator, _, modified in pngs if modified and window.others < modified <= window.until}
         comparison.leave(new)
+        sent = comparison.sent(locator for locator, *_ in pngs if locator not in new)
+        count.update(sent.values())
         comparison.note(
             Difference("foreign", locator, "", "no object", f"{size:,} bytes")
             for locator, size, _ in pngs
-            if locator not in new
+            if locator not in new and locator not in sent
         )
+    return Unrecorded(count[False], count[True])
 
 
 def _strangers(comparison: Comparison) -> Iterator[list[tuple[str, int, float | None]]]:

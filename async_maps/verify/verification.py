@@ -37,6 +37,8 @@ class Verification(Ending):
         running: the process, host and start of the run that was writing the manifest; None if there was none. Then the
             result holds for that moment.
         unsettled: the number of objects that were written meanwhile, or since that run began, and are not judged.
+        unrecorded: the number of objects without a row that an interrupted run may have stored. They are no difference.
+        of_failed: the number of objects that were stored for maps that fail now. They are no difference.
         differences: the number of objects by the kind of difference (:data:`~async_maps.verify.comparison.Kind`).
         repaired: the number of overlays that were uploaded again.
         deleted: the number of foreign objects that were deleted.
@@ -58,6 +60,8 @@ class Verification(Ending):
     failed: int = 0
     running: str | None = None
     unsettled: int = 0
+    unrecorded: int = 0
+    of_failed: int = 0
     differences: dict[Kind, int] = field(default_factory=dict)
     repaired: int = 0
     deleted: int = 0
@@ -127,6 +131,12 @@ class Verification(Ending):
             objects = "1 object is" if self.unsettled == 1 else f"{self.unsettled:,} objects are"
             than = "this verification" if self.running is None else "the start of that run, or were replaced since,"
             lines.append(f"{objects} newer than {than} and not judged")
+        if self.unrecorded:
+            objects = "1 overlay is" if self.unrecorded == 1 else f"{self.unrecorded:,} overlays are"
+            lines.append(f"{objects} not recorded yet, because a run was interrupted")
+        if self.of_failed:
+            objects = "1 object is" if self.of_failed == 1 else f"{self.of_failed:,} objects are"
+            lines.append(f"{objects} the last overlay of a map that fails now: see its failed row")
         if self.failed:
             maps = "1 map failed in its run and has" if self.failed == 1 else f"{self.failed:,} maps failed and have"
             lines.append(f"{maps} no locator")
