@@ -17,11 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from async_maps.errors import (
-    InputValidationError,
-    shortage_of_files,
-    translate_os_error,
-)
+from async_maps.errors import AsyncMapsError, InputValidationError, shortage_of_files, translate_os_error
 from async_maps.filesystems.filesystem import Filesystems, UnavailableError
 from async_maps.settings import S3Settings
 from async_maps.sources.decoder_listing import Listing
