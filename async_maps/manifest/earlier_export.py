@@ -13,7 +13,6 @@ from async_maps.errors import MissingExtraError, SourceError, require_extra
 from async_maps.filesystems.filesystem import LocalFilesystem
 from async_maps.manifest.columns import EXPORTED, OF_FAILURES
 from async_maps.manifest.manifest import Manifest
-from async_maps.manifest.schema import COLUMNS
 from async_maps.tables import read_table
 
 if TYPE_CHECKING:
@@ -21,6 +20,8 @@ if TYPE_CHECKING:
     from os import PathLike
     from typing import IO
 
+_OURS = {"high_share", "invalid_pixels"}
+"""The columns that only an export has."""
 _MAX_HEADER_BYTES = 2**20
 _ROWS = 20
 """The number of rows whose locators are looked up."""
@@ -29,8 +30,8 @@ _ROWS = 20
 def is_export(table: Path, file: IO[bytes], manifest: str | PathLike[str]) -> bool:
     """Whether a table is an earlier export: all its columns are ours, and more than a few common names show that.
 
-    These are all columns, or those of an export of failed maps, or a locator of the manifest in one of the first rows.
-    A table without rows needs only our columns.
+    That is a column that only exports have, the columns of an export of failed maps, or a locator of the manifest in one
+    of the first rows. A table without rows needs only our columns.
 
     Args:
         table: the path of the table.
@@ -40,7 +41,7 @@ def is_export(table: Path, file: IO[bytes], manifest: str | PathLike[str]) -> bo
     names = _names(table.suffix.lower(), file)
     if not EXPORTED.issuperset(names):
         return False
-    if set(COLUMNS).difference(["locator"]).issubset(names) or tuple(names) == OF_FAILURES:
+    if not _OURS.isdisjoint(names) or tuple(names) == OF_FAILURES:
         return True
     try:
         with closing(read_table(str(table), LocalFilesystem().open)) as found:

@@ -53,7 +53,7 @@ def export_manifest(  # noqa: PLR0913  # one argument per option
     Args:
         manifest: the path of the manifest.
         file: the path to write, ending in ``.csv``, ``.parquet`` or ``.jsonl``. An earlier export is replaced if it has
-            all columns, or those of failed maps, or a locator of this manifest. No other file is replaced.
+            the column ``high_share``, those of failed maps, or a locator of this manifest. No other file is replaced.
         rows: ``done``: maps with an overlay. ``failed``: only maps that failed. ``all``: both. Failed maps have no
             locator, except in ``plain`` the maps that failed at stage ``verify``, whose overlay is broken.
         columns: the names of the columns, in this order; None for all, and with ``rows="failed"`` for ``name``,
