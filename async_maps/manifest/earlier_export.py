@@ -30,8 +30,8 @@ _ROWS = 20
 def is_export(table: Path, file: IO[bytes], manifest: str | PathLike[str]) -> bool:
     """Whether a table is an earlier export: all its columns are ours, and more than a few common names show that.
 
-    That is a column that only exports have, the columns of an export of failed maps, or a locator of the manifest in one
-    of the first rows. A table without rows needs only our columns.
+    That is a column that only exports have, the columns of failed maps, or a locator of the manifest in the first rows.
+    A table without rows needs only our columns.
 
     Args:
         table: the path of the table.
