@@ -304,7 +304,7 @@ def test_what_is_no_file_of_settings_is_one_sentence(kind: str, reason: str, tmp
     elif kind == "folder":
         path.mkdir()
     else:
-        nested = {"huge": "# " + "x" * 2**20, "nested": f"x = {'[' * 10_000}", "nested tables": "a." * 10_000 + "b = 1"}
+        nested = {"huge": "# " + "x" * 2**20, "nested": f"x = {'[' * 10_000}", "nested tables": "a." * 2_000 + "b = 1"}
         path.write_text(nested[kind])
     with pytest.raises(SettingsError, match=reason) as refusal:
         load_settings(path)

@@ -623,7 +623,7 @@ async def test_a_cancel_during_a_commit_loses_no_row(path: Path, steps: int) -> 
 
 async def test_a_cancelled_run_finishes_its_commit_once(path: Path) -> None:
     # Maps refused at the source have no unique name, so a second commit would add rows.
-    refused = [Failure(str(n), f"/maps/{n}.npy", None, "source", "no") for n in range(30_000)]
+    refused = [Failure(str(n), f"/maps/{n}.npy", None, "source", "no") for n in range(10_000)]
     opened: asyncio.Future[Recorder] = asyncio.get_running_loop().create_future()
 
     async def run() -> None:
@@ -638,11 +638,11 @@ async def test_a_cancelled_run_finishes_its_commit_once(path: Path) -> None:
     running.cancel()
     await asyncio.wait({running})
     assert running.cancelled()
-    assert _counted(path) == {"failed": 30_000}
+    assert _counted(path) == {"failed": 10_000}
 
 
 async def test_a_cancelled_plan_keeps_the_noted_rows(path: Path) -> None:
-    maps: list[Entry] = [make_map(str(n)) for n in range(30_000)]
+    maps: list[Entry] = [make_map(str(n)) for n in range(10_000)]
     async with open_recorder(path, DESTINATION) as recorder:
         assert recorder is not None
         await recorder.note([receipt_for(make_map("a"))])
@@ -688,4 +688,4 @@ async def test_writing_does_not_block_the_event_loop(path: Path) -> None:
 async def _in_transaction(recorder: Recorder) -> None:
     """Wait until a thread has begun a transaction in the recorder's manifest."""
     while not recorder._manifest._database.in_transaction:  # noqa: ASYNC110  # no event to wait for
-        await asyncio.sleep(0)
+        await asyncio.sleep(0.001)
