@@ -18,6 +18,7 @@ import pytest
 
 from tests.support import properties
 from tests.support.leftovers import leaves_nothing, pipe_of_libuv
+from tests.support.skipped import SkippedTests, choose
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,10 +39,12 @@ _LONG = "long or hypothesis"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the choice of the S3 server."""
+    """Add the choice of the S3 server, and of the tests that were skipped before."""
     parser.addoption(
         "--s3-server", choices=["seaweedfs", "moto"], default="seaweedfs", help="the S3 server of the tests"
     )
+    parser.addoption("--write-skipped", type=Path, metavar="FILE", help="write the ids of skipped tests to FILE")
+    parser.addoption("--only", type=Path, metavar="FILE", help="run only tests whose ids are in FILE")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -52,6 +55,8 @@ def pytest_configure(config: pytest.Config) -> None:
     elif config.option.markexpr in {"long", _LONG}:
         config.option.markexpr = _LONG
         properties.share = 20
+    if config.option.write_skipped and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(SkippedTests(config.option.write_skipped))
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -65,7 +70,9 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With moto, skip the tests of what it lacks."""
+    """Choose the tests of ``--only``. With moto, skip the tests of what it lacks."""
+    if config.option.only:
+        choose(config, items, config.option.only)
     if config.option.s3_server == "moto":
         lacking = pytest.mark.skip(reason="moto checks neither signatures, checksums nor policies")
         for item in items:
