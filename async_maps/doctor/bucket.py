@@ -61,7 +61,9 @@ async def find_bucket(target: Target) -> bool:
 
 async def _why(target: Target) -> str:
     """Return the error code of a listing; empty if it is allowed."""
-    return (await ask(target.client.list_objects_v2(Bucket=target.bucket, Prefix=target.stem, MaxKeys=1)))[1]
+    # With a slash at its end, as directory buckets of S3 Express demand.
+    prefix = f"{target.prefix}/" if target.prefix else ""
+    return (await ask(target.client.list_objects_v2(Bucket=target.bucket, Prefix=prefix, MaxKeys=1)))[1]
 
 
 def _compare_clocks(target: Target, date: str, asked_at: datetime) -> None:

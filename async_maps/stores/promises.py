@@ -109,7 +109,7 @@ def refused_crc32(reason: str) -> str:
 
 def may_refuse_header(error: ClientError) -> bool:
     """Whether a PUT may be refused because of a header that the store does not support."""
-    status, verdict = error.response["ResponseMetadata"]["HTTPStatusCode"], judge(error)
+    status, verdict = _status(error), judge(error)
     is_possible = (400 <= status < 500 and status not in _NOT_OF_HEADERS) or status == 501
     return is_possible and not (verdict.retry or verdict.certain)
 
@@ -192,6 +192,9 @@ class FirstObject:
         try:
             etag = await put(key, data)
         except ClientError as error:
+            if create_only and _status(error) == 412:
+                # Another writer came in between, and its object was left alone.
+                self.promises.create_only = self.promises.is_news = True
             if create_only and _refuses_condition(error):
                 raise self._end(f"a PUT with If-None-Match is {judge(error).reason}; {OVERWRITE}") from error
             raise
@@ -202,7 +205,7 @@ class FirstObject:
         try:
             found = await self._store.read(key)
         except ClientError as error:
-            verdict, status = judge(error), error.response["ResponseMetadata"]["HTTPStatusCode"]
+            verdict, status = judge(error), _status(error)
             if status == 404 and not verdict.certain:
                 return
             if status == 403 and not verdict.certain:
@@ -224,7 +227,7 @@ class FirstObject:
             await self._store.put_by_sdk(key, data)
         except ClientError as error:
             verdict = judge(error)
-            if error.response["ResponseMetadata"]["HTTPStatusCode"] == 412:
+            if _status(error) == 412:
                 self.promises.create_only = self.promises.is_news = True
             return not verdict.retry
         except (BotoCoreError, AiohttpError, ResponseParserError, OSError):
@@ -257,7 +260,7 @@ class FirstObject:
         try:
             found = await self._store.read(key)
         except ClientError as error:
-            verdict, status = judge(error), error.response["ResponseMetadata"]["HTTPStatusCode"]
+            verdict, status = judge(error), _status(error)
             if status not in {401, 403, 404} or verdict.certain:
                 raise
             self._unreadable += status != 404
@@ -338,7 +341,10 @@ class FirstObject:
 
 
 def _refuses_condition(error: ClientError) -> bool:
-    status, verdict = error.response["ResponseMetadata"]["HTTPStatusCode"], judge(error)
-    if not may_refuse_header(error):
-        return False
-    return status == 501 or verdict.code == "NotImplemented" or bool(_CONDITION.search(verdict.reason))
+    verdict = judge(error)
+    said = _status(error) == 501 or verdict.code == "NotImplemented" or _CONDITION.search(verdict.reason)
+    return may_refuse_header(error) and bool(said)
+
+
+def _status(error: ClientError) -> int:
+    return error.response["ResponseMetadata"]["HTTPStatusCode"]

@@ -118,6 +118,25 @@ def test_existing_objects_are_found_before_create_only_is_proved(odd_server: Odd
     assert odd_server.count("PUT") == sent
 
 
+async def test_an_object_of_another_writer_proves_create_only(
+    odd_server: OddServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = odd_server._put
+
+    def late(path: str, headers: dict[str, str], body: bytes) -> Any:
+        odd_server.objects.setdefault(path, (b"theirs", {"ETag": '"e"'}))
+        monkeypatch.setattr(odd_server, "_put", original)
+        return original(path, headers, body)
+
+    monkeypatch.setattr(odd_server, "_put", late)
+    async with open_store("s3://bucket/p", create_only()) as store:
+        with pytest.raises(am.ExistsError, match="another object already exists"):
+            await store.put(KEYS[0], b"ours")
+        await store.put(KEYS[1], b"ours")
+    assert odd_server.objects[f"/bucket/{KEYS[0]}"][0] == b"theirs"
+    assert odd_server.count("PUT") == 2
+
+
 async def test_create_only_that_cannot_be_proved_ends_the_run(odd_server: OddServer) -> None:
     odd_server.answers = {"GET": (403, "AccessDenied")}
     with pytest.raises(am.StoreError, match=r"cannot be proved without overwriting, because GetObject .*AccessDenied"):
@@ -186,6 +205,9 @@ def test_etags_that_are_no_md5_are_found_by_reading_one_object(
     odd_server.asked.clear()
     assert run(settings(), manifest, select="all").uploaded == len(MAPS)
     assert odd_server.count("GET") == 0
+    # At another address of the bucket, sizes tell that it is the same.
+    monkeypatch.setenv("AWS_ENDPOINT_URL", odd_server.endpoint.replace("127.0.0.1", "localhost"))
+    assert run(settings(), manifest, select="all").uploaded == len(MAPS)
     # Of an object with the same size, only its bytes tell.
     data, headers = odd_server.objects["/bucket/p/m0.png"]
     odd_server.objects["/bucket/p/m0.png"] = data[:-20] + b"x" * 20, headers
