@@ -110,7 +110,8 @@ async def check_encryption(target: Target, *, seen: str) -> None:
     if not kind:
         answer, code = await ask(target.client.get_bucket_encryption(Bucket=target.bucket))
         rules = answer.get("ServerSideEncryptionConfiguration", {}).get("Rules", [])
-        kind = next((rule["ApplyServerSideEncryptionByDefault"]["SSEAlgorithm"] for rule in rules), "none")
+        defaults = [rule.get("ApplyServerSideEncryptionByDefault", {}).get("SSEAlgorithm") for rule in rules]
+        kind = next(filter(None, defaults), "none")
     if code not in {"", "ServerSideEncryptionConfigurationNotFoundError"}:
         target.say("encryption", "unknown", f"no permission to check ({code})", "allow s3:GetEncryptionConfiguration")
     elif kind.startswith("aws:kms"):

@@ -211,9 +211,10 @@ class ProbeObject:
         if versions:
             pages = self._client.get_paginator("list_object_versions")
             objects = [
-                {"Key": one["Key"], "VersionId": one["VersionId"]}
+                {"Key": one["Key"], "VersionId": one.get("VersionId", "null")}
                 async for page in pages.paginate(Bucket=self._target.bucket, Prefix=self._target.stem)
                 for one in (*page.get("Versions", []), *page.get("DeleteMarkers", []))
+                if one.get("Key", "").startswith(self._target.stem)
             ]
         requests = (self._client.delete_object(Bucket=self._target.bucket, **one) for one in objects)
         # Wait for all requests before the first error is raised.

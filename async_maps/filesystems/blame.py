@@ -111,6 +111,7 @@ def _passing(scope: Scope, words: str = "", *, slow_down: bool = False, timed_ou
 
 _KEY, _BUCKET, _CREDENTIALS, _STORE, _LINK, _DISK = Scope
 _BUSY = _passing(_STORE, slow_down=True)
+_LATE = "the store did not send its whole answer in time (s3.read_timeout_s)"
 _FULL = "the store has no space left for this bucket"
 _REGION = _Row(_BUCKET, "the bucket is in another region", certain=True)
 _BAD_TOKEN = _Row(_CREDENTIALS, "the session token is not valid", certain=True)
@@ -348,9 +349,9 @@ def _certain(scope: Scope, error: BaseException) -> Verdict:
 
 def _link(error: BaseException) -> Verdict:
     late = isinstance(error, TimeoutError | ConnectTimeoutError | ReadTimeoutError)
-    return Verdict(
-        _LINK, may_pass=True, certain=False, slow_down=False, reason=_words(error), retry=True, timed_out=late
-    )
+    # botocore's words are a URL, or "None".
+    reason = _LATE if type(error) is ReadTimeoutError else _words(error)
+    return Verdict(_LINK, may_pass=True, certain=False, slow_down=False, reason=reason, retry=True, timed_out=late)
 
 
 def _is_certificate(error: BaseException) -> bool:

@@ -8,38 +8,38 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
-import os
 import time
-from collections import OrderedDict
 from contextlib import closing, contextmanager, suppress
 from email.utils import parsedate_to_datetime
 from threading import Event, Lock
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import BotoCoreError, ClientError, ReadTimeoutError
+from botocore.parsers import ResponseParserError
+from urllib3.exceptions import HTTPError
 
+from async_maps.filesystems.answers import Object, Range, ends_by_itself, extent, modified, required
 from async_maps.filesystems.aws import (
     TRANSIENT_STATUSES,
     client_options,
     is_temporary,
     pay_for_requests,
     refusal,
-    unreachable,
 )
 from async_maps.filesystems.blame import Scope, judge
 from async_maps.filesystems.connections import Connections
 from async_maps.filesystems.credentials import CredentialsError
 from async_maps.filesystems.filesystem import InaccessibleError, UnavailableError
 from async_maps.filesystems.locators import is_directory_bucket, parse_s3_address
+from async_maps.filesystems.s3_file import S3File
 from async_maps.filesystems.sessions import blocking_client
+from async_maps.filesystems.time_limits import TimeLimits
 from async_maps.settings import S3Settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from typing import Any, BinaryIO
-
-    from typing_extensions import Buffer
 
     from async_maps.filesystems.locators import S3Address
 
@@ -47,29 +47,9 @@ _WHOLE_BYTES = 8 * 2**20
 """Objects up to this size are read in one request."""
 _HEAD_BYTES = 64 * 2**10
 """Of a larger object, this many bytes at its start are read and kept; they usually contain the format's header."""
-_BLOCK_BYTES = 512 * 2**10
-_MAX_BLOCK_BYTES = 4 * 2**20
-_CACHE_BYTES = 8 * 2**20
 _PIECE = 2**20
 _CONNECTIONS = 64
 _CLOSED = "the source is closed"
-
-
-class Object(NamedTuple):
-    """An object in a listing.
-
-    The size is in bytes, the ETag without quotes, and the time of the last change in seconds since 1970, if known.
-    """
-
-    key: str
-    size: int
-    etag: str
-    modified: float | None = None
-
-    @property
-    def fingerprint(self) -> str:
-        """The size and ETag, as text; they change when the object does."""
-        return f"{self.size}-{self.etag}"
 
 
 class S3Filesystem:
@@ -87,7 +67,7 @@ class S3Filesystem:
         self.clock_offset_s = 0.0
         self._settings = settings or S3Settings()
         self._making, self._changing = Lock(), Lock()
-        self._connections = Connections()
+        self._connections = Connections(TimeLimits.of(self._settings))
         self._client: Any = None
         self._is_closed = Event()
 
@@ -112,7 +92,7 @@ class S3Filesystem:
             etag: the expected ETag; raise SourceError if the object has another one.
             keep: the number of bytes to read if the object is longer than ``start + length``.
         """
-        attempts = self._settings.max_attempts
+        until, attempts = time.monotonic() + self._settings.give_up_s, self._settings.max_attempts
         while True:
             attempts -= 1
             try:
@@ -120,11 +100,13 @@ class S3Filesystem:
             except _NoRangeError:
                 with _translate_errors():
                     answer = self._get_client().head_object(Bucket=address.bucket, Key=address.key)
-                return _range(b"", answer["ContentLength"], answer)
-            except BotoCoreError as error:
+                return Range.of(b"", answer.get("ContentLength", 0), answer)
+            except (BotoCoreError, HTTPError) as error:
                 # The client retries until it has a response, but not if the body of the response is interrupted.
-                if not attempts:
-                    raise InaccessibleError(unreachable(error), may_pass=is_temporary(error)) from error
+                if not attempts or time.monotonic() > until:
+                    late = isinstance(error, ReadTimeoutError)
+                    reason = judge(error).reason if late else "the connection broke while it was read"
+                    raise InaccessibleError(reason, may_pass=True) from error
 
     def _get(self, address: S3Address, start: int, length: int, etag: str | None, keep: int | None) -> Range:
         match = {"IfMatch": etag} if etag else {}
@@ -133,19 +115,23 @@ class S3Filesystem:
                 Bucket=address.bucket, Key=address.key, Range=f"bytes={start}-{start + length - 1}", **match
             )
         with closing(answer["Body"]) as body:
-            if etag and answer["ETag"] != etag:
+            if etag and answer.get("ETag", etag) != etag:
                 raise InaccessibleError("the object was replaced while it was read")
-            size = int(answer.get("ContentRange", f"/{answer['ContentLength']}").rpartition("/")[2])
-            wanted = min(answer["ContentLength"], length)
-            if keep is not None and size > start + length:
+            first, told, size = extent(answer, start)
+            if first != start:
+                raise RefusedError(f"the server ignores ranges: expected the bytes from {start:,}, found {first:,}")
+            wanted = length if told is None else min(told, length)
+            if keep is not None and size is not None and size > start + length:
                 wanted = min(wanted, keep)
-            data = bytearray(wanted)
-            view, filled = memoryview(data), 0
-            while filled < wanted and (count := body.readinto(view[filled : filled + _PIECE])):
-                filled += count
-        if filled < wanted:
+            data = _read(body, wanted, is_known=told is not None)
+        end, is_short = start + len(data), len(data) < wanted
+        if size is None:
+            # Fewer bytes than were asked for: the object ends here, if the connection did not break.
+            ends_here = len(data) < length and (told is not None or ends_by_itself(answer))
+            size = end if ends_here else self._size(address, end if is_short else None)
+        if is_short and (told is not None or size != end):
             raise InaccessibleError("truncated while it was read")
-        return _range(data, size, answer)
+        return Range.of(data, size, answer)
 
     def find(self, path: str) -> Object | None:
         """Return the object at a path, or None if it does not exist, by one request."""
@@ -155,7 +141,27 @@ class S3Filesystem:
                 answer = self._get_client().head_object(Bucket=address.bucket, Key=address.key)
         except FileNotFoundError:
             return None
-        return Object(address.key, answer["ContentLength"], answer["ETag"].strip('"'), _modified(answer))
+        size = answer.get("ContentLength")
+        size = self._size(address) if size is None else size
+        return Object(address.key, size, answer.get("ETag", "").strip('"'), modified(answer))
+
+    def _size(self, address: S3Address, otherwise: int | None = None) -> int:
+        """Ask for the size of an object by HeadObject, else by GetObject; ``otherwise`` if the server tells neither."""
+        bucket, key = address.bucket, address.key
+        with _translate_errors():
+            told = self._get_client().head_object(Bucket=bucket, Key=key).get("ContentLength")
+        if told is None:
+            try:
+                with _translate_errors():
+                    part = self._get_client().get_object(Bucket=bucket, Key=key, Range="bytes=0-0")
+                part["Body"].close()
+                told = extent(part, 0).size
+            except _NoRangeError:
+                told = 0
+        told = otherwise if told is None else told
+        if told is None:
+            raise InaccessibleError("the server does not tell the object's size")
+        return int(told)
 
     def objects(self, bucket: str, prefix: str) -> Iterator[Object]:
         """Yield the objects whose keys start with the prefix, in the order of their keys."""
@@ -169,7 +175,8 @@ class S3Filesystem:
     def _objects(self, bucket: str, prefix: str) -> Iterator[Object]:
         for page in self.pages(bucket, prefix):
             for entry in page.get("Contents", []):
-                yield Object(entry["Key"], entry["Size"], entry.get("ETag", "").strip('"'), _modified(entry))
+                key, size = required(entry, "Key"), required(entry, "Size")
+                yield Object(key, size, entry.get("ETag", "").strip('"'), modified(entry))
 
     def pages(self, bucket: str, prefix: str, **options: Any) -> Iterator[dict[str, Any]]:
         """Yield the responses of ListObjectsV2."""
@@ -191,7 +198,12 @@ class S3Filesystem:
             answer = self._get_client().delete_objects(
                 Bucket=bucket, Delete={"Objects": [{"Key": key} for key in keys], "Quiet": True}
             )
-        return {error["Key"]: f"refused with {error['Code']}" for error in answer.get("Errors", [])}
+        kept: dict[str, str] = {}
+        for error in answer.get("Errors", []):
+            reason = f"refused with {error.get('Code') or 'no code'}"
+            # Without a key, it may be any of them.
+            kept |= {error["Key"]: reason} if error.get("Key") else dict.fromkeys(keys, reason)
+        return kept
 
     def endpoint(self) -> str:
         """The URL of the server."""
@@ -246,102 +258,6 @@ class S3Filesystem:
             raise InaccessibleError(_CLOSED)
 
 
-class Range(NamedTuple):
-    """A part of an object.
-
-    ``size`` is the size of the whole object in bytes. The ETag includes its quotes. ``encryption`` is the server-side
-    encryption, such as ``aws:kms``; empty if the response does not say.
-    """
-
-    data: bytes | bytearray
-    size: int
-    etag: str
-    content_type: str = ""
-    encryption: str = ""
-    modified: float | None = None
-
-
-def _range(data: bytes | bytearray, size: int, answer: dict[str, Any]) -> Range:
-    encryption = answer.get("ServerSideEncryption", "")
-    return Range(data, size, answer["ETag"], answer.get("ContentType", ""), encryption, _modified(answer))
-
-
-def _modified(answer: dict[str, Any]) -> float | None:
-    found = answer.get("LastModified")
-    return None if found is None else float(found.timestamp())
-
-
-class S3File(io.RawIOBase):
-    """An object as a seekable file. It reads ranges of one version of the object and caches the last ones.
-
-    A large read is one request. Small reads are served from cached blocks, whose size grows while the reads are
-    sequential. ``head`` is the start of the object.
-    """
-
-    def __init__(self, filesystem: S3Filesystem, address: S3Address, head: Range) -> None:
-        super().__init__()
-        self._filesystem = filesystem
-        self._address = address
-        self._head = head
-        self._blocks: OrderedDict[int, bytes | bytearray] = OrderedDict()
-        self._position = 0
-        self._read_until = len(head.data)
-        self._step = _BLOCK_BYTES
-
-    @property
-    def fingerprint(self) -> str:
-        """The same fingerprint as in a listing."""
-        return Object(self._address.key, self._head.size, self._head.etag.strip('"')).fingerprint
-
-    def readable(self) -> bool:  # noqa: D102  # inherited, as the next four
-        return True
-
-    def seekable(self) -> bool:  # noqa: D102
-        return True
-
-    def tell(self) -> int:  # noqa: D102
-        return self._position
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:  # noqa: D102
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._head.size}[whence]
-        if base + offset < 0:
-            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-        self._position = base + offset
-        return self._position
-
-    def readinto(self, buffer: Buffer, /) -> int:  # noqa: D102
-        view = memoryview(buffer).cast("B")
-        view = view[: max(0, self._head.size - self._position)]
-        filled = 0
-        while filled < len(view):
-            data = self._at(self._position + filled, len(view) - filled)
-            view[filled : filled + len(data)] = data
-            filled += len(data)
-        self._position += filled
-        return filled
-
-    def _at(self, position: int, wanted: int) -> memoryview:
-        for start, data in ((0, self._head.data), *self._blocks.items()):
-            if start <= position < start + len(data):
-                if start in self._blocks:
-                    self._blocks.move_to_end(start)
-                return memoryview(data)[position - start : position - start + wanted]
-        forward = self._read_until <= position <= self._read_until + self._step
-        self._step = min(2 * self._step, _MAX_BLOCK_BYTES) if forward else _BLOCK_BYTES
-        start, length = position, max(wanted, self._step)
-        if wanted < self._step and not forward:
-            # Readers of archives jump to the directory at the end, and then read backwards from there.
-            start = max(0, min(position, self._head.size - length))
-        length = min(length, self._head.size - start)
-        data = self._filesystem.get(self._address, start, length, self._head.etag).data
-        self._read_until = start + length
-        if wanted < self._step:
-            self._blocks[start] = data
-            while sum(map(len, self._blocks.values())) > _CACHE_BYTES:
-                self._blocks.popitem(last=False)
-        return memoryview(data)[position - start : position - start + wanted]
-
-
 class Digest:
     """One fingerprint for all objects in a folder; add them in the order of their keys."""
 
@@ -358,6 +274,21 @@ class Digest:
     def fingerprint(self) -> str | None:
         """Return the total size and a hash, as text; None if there are no objects."""
         return f"{self._size}-{self._hash.hexdigest()[:32]}" if self._count else None
+
+
+def _read(body: Any, length: int, *, is_known: bool) -> bytearray:
+    """Read up to that number of bytes, whose memory is allocated first if the answer has as many."""
+    data, filled = bytearray(length if is_known else 0), 0
+    while filled < length:
+        if filled == len(data):
+            data += bytes(min(_PIECE, length - filled))
+        with memoryview(data) as view:
+            count = body.readinto(view[filled : filled + _PIECE])
+        if not count:
+            break
+        filled += count
+    del data[filled:]
+    return data
 
 
 class RefusedError(InaccessibleError):
@@ -390,5 +321,9 @@ def _translate_errors() -> Iterator[None]:
         raise kind(reason, may_pass=is_temporary(error)) from error
     except CredentialsError as error:
         raise UnavailableError(str(error), may_pass=error.may_pass) from error
-    except BotoCoreError as error:
-        raise InaccessibleError(unreachable(error), may_pass=is_temporary(error)) from error
+    except (BotoCoreError, ResponseParserError) as error:
+        verdict = judge(error)
+        raise InaccessibleError(verdict.reason, may_pass=verdict.may_pass) from error
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        # The SDK reads some answers without looking, such as a date.
+        raise InaccessibleError(f"the server's answer cannot be understood: {error}", may_pass=True) from error

@@ -29,7 +29,8 @@ from async_maps.sources.pictures import OVERLAYS, Pictures
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
 
-    from async_maps.filesystems.s3 import Object, S3Filesystem
+    from async_maps.filesystems.answers import Object
+    from async_maps.filesystems.s3 import S3Filesystem
     from async_maps.outcomes import Failure
     from async_maps.settings import S3Settings
     from async_maps.sources.activation_map import ActivationMap

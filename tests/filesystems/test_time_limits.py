@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from async_maps.errors import ObjectError, TransientError
+from async_maps.filesystems.filesystem import InaccessibleError
+from async_maps.filesystems.locators import S3Address
+from async_maps.filesystems.s3 import S3Filesystem
 from async_maps.settings import S3Settings, Settings
 from async_maps.stores import open_store
 from tests.support.faulty_server import EARLY, FAULTS, Faulty, faulty
 from tests.support.leftovers import leaves_nothing
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
 pytestmark = pytest.mark.usefixtures(leaves_nothing.__name__)
 
@@ -70,4 +74,66 @@ async def test_looking_for_an_object_before_a_put_ends(fault: str, server: Fault
     server.fault, server.of = fault, {"GET"}
     async with open_store("s3://bucket/p", settings().model_copy(update={"if_exists": "skip"})) as store:
         with pytest.raises(TransientError, match=r"^s3://bucket/p: (no byte has|too few bytes have) moved"):
+            await store.put("p/a.png", b"pixels")
+
+
+@pytest.mark.parametrize("fault", sorted(FAULTS.keys() - {"stops reading", "takes drops"}))
+async def test_a_request_of_a_source_ends(fault: str, server: Faulty) -> None:
+    server.fault = fault
+    filesystem = S3Filesystem(S3Settings(**SOON))
+    requests: list[Callable[[], object]] = [
+        lambda: list(filesystem.objects("bucket", "prefix")),
+        lambda: filesystem.get(S3Address("bucket", "key"), 0, 1000),
+        lambda: filesystem.delete("bucket", ["key"]),
+    ]
+    if not fault.endswith("a body"):
+        requests.append(lambda: filesystem.find("s3://bucket/key"))
+    results = await asyncio.gather(*map(asyncio.to_thread, requests), return_exceptions=True)
+    await asyncio.to_thread(filesystem.close)
+    told = "the store did not send its whole answer in time (s3.read_timeout_s)"
+    assert [(type(result), str(result)) for result in results] == [(InaccessibleError, told)] * len(requests)
+
+
+async def test_closing_a_filesystem_ends_its_waiting_threads(server: Faulty) -> None:
+    server.fault = "no answer"
+    filesystem = S3Filesystem(S3Settings())
+    waiting = asyncio.create_task(asyncio.to_thread(filesystem.find, "s3://bucket/key"))
+    await server.met.wait()
+    filesystem.close()
+    with pytest.raises(InaccessibleError, match="the source is closed"):
+        await waiting
+
+
+async def test_closing_a_filesystem_ends_a_thread_that_waits_for_a_proxy(
+    server: Faulty, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.fault = "no answer"
+    monkeypatch.setenv("HTTPS_PROXY", os.environ["AWS_ENDPOINT_URL"])
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "https://store.example")
+    filesystem = S3Filesystem(S3Settings(connect_timeout_s=60.0))
+    waiting = asyncio.create_task(asyncio.to_thread(filesystem.find, "s3://bucket/key"))
+    await server.met.wait()
+    filesystem.close()
+    with pytest.raises(InaccessibleError, match="the source is closed"):
+        await waiting
+
+
+@pytest.mark.parametrize("fault", ["no answer", "drips a head"])
+async def test_a_put_through_a_proxy_that_does_not_answer_ends(
+    fault: str, server: Faulty, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.fault = fault
+    monkeypatch.setenv("HTTPS_PROXY", os.environ["AWS_ENDPOINT_URL"])
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "https://store.example")
+    async with open_store("s3://bucket/p", settings()) as store:
+        with pytest.raises(TransientError, match="moved"):
+            await store.put("p/a.png", b"pixels")
+    assert server.heads[0].startswith(b"CONNECT store.example:443 ")
+
+
+async def test_a_server_that_does_not_shake_hands_ends_a_put(server: Faulty, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.fault = "silent"
+    monkeypatch.setenv("AWS_ENDPOINT_URL", os.environ["AWS_ENDPOINT_URL"].replace("http:", "https:"))
+    async with open_store("s3://bucket/p", settings()) as store:
+        with pytest.raises(TransientError, match="no byte has moved"):
             await store.put("p/a.png", b"pixels")

@@ -23,6 +23,7 @@ class Faulty:
         fault: a key of :data:`FAULTS` or :data:`EARLY`, or empty.
         of: the methods that meet the fault; empty for all.
         heads: the heads of the requests.
+        met: is set when a request has met the fault.
         left: is set while no connection is open.
     """
 
@@ -30,6 +31,7 @@ class Faulty:
         self.fault = ""
         self.of: set[str] = set()
         self.heads: list[bytes] = []
+        self.met = asyncio.Event()
         self.left = asyncio.Event()
         self._serving: set[asyncio.Task[None]] = set()
 
@@ -52,6 +54,7 @@ class Faulty:
             head = b"" if self.fault == "silent" else await reader.readuntil(b"\r\n\r\n")
             self.heads.append(head)
             if self.fault and (not self.of or head.split(b" ", 1)[0].decode() in self.of):
+                self.met.set()
                 await _ended((FAULTS | EARLY)[self.fault](reader, writer, head), writer)
                 return
             await reader.readexactly(_length(head))
@@ -116,7 +119,7 @@ async def _continues_forever(reader: asyncio.StreamReader, writer: asyncio.Strea
     await reader.readexactly(_length(head))
     while True:
         writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        await asyncio.sleep(_DRIP_S)
+        await asyncio.sleep(10 * _DRIP_S)
 
 
 async def _takes_drops(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter, _head: bytes) -> None:
