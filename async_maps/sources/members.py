@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from typing import BinaryIO
 
     from async_maps.filesystems.filesystem import Filesystem, Filesystems
-    from async_maps.filesystems.s3 import S3File, S3Filesystem
+    from async_maps.filesystems.s3 import S3Filesystem
+    from async_maps.filesystems.s3_file import S3File
     from async_maps.sources.contents import ListedMap
     from async_maps.sources.options import PassOver, SourceOptions
 
