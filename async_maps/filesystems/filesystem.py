@@ -16,12 +16,35 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import IO, BinaryIO
 
+    from async_maps.filesystems.blame import Verdict
     from async_maps.filesystems.s3 import S3Filesystem
     from async_maps.settings import S3Settings
 
 
 class InaccessibleError(SourceError):
-    """A file cannot be read now, which says nothing about its content: no permission, no connection."""
+    """A file cannot be read now, which says nothing about its content: no permission, no connection.
+
+    Attributes:
+        verdict: whose fault it is; None if it is that of the file.
+    """
+
+    verdict: Verdict | None = None
+
+    @classmethod
+    def of(cls, verdict: Verdict) -> InaccessibleError:
+        """Return the error of a failed request."""
+        error = cls(verdict.reason, may_pass=verdict.may_pass)
+        error.verdict = verdict
+        return error
+
+
+def verdict_of(error: BaseException | None) -> Verdict | None:
+    """Return whose fault an error is if a request caused it; None for other errors."""
+    while error is not None:
+        if isinstance(error, InaccessibleError):
+            return error.verdict
+        error = error.__cause__ or error.__context__
+    return None
 
 
 class UnavailableError(StoreError):

@@ -120,7 +120,7 @@ class Watch:
 
 
 def _reset(transport: asyncio.Transport) -> None:
-    with suppress(OSError):  # closed already
+    with suppress(OSError, ValueError):  # closed already, also by uvloop
         # Otherwise the system keeps the connection until the other side has read what it holds.
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
     transport.abort()

@@ -21,13 +21,10 @@ from urllib3.exceptions import HTTPError
 
 from async_maps.filesystems.answers import Object, Range, ends_by_itself, extent, modified, required
 from async_maps.filesystems.aws import (
-    TRANSIENT_STATUSES,
     client_options,
-    is_temporary,
     pay_for_requests,
-    refusal,
 )
-from async_maps.filesystems.blame import Scope, judge
+from async_maps.filesystems.blame import Scope, Verdict, judge
 from async_maps.filesystems.connections import Connections
 from async_maps.filesystems.credentials import CredentialsError
 from async_maps.filesystems.filesystem import InaccessibleError, UnavailableError
@@ -50,6 +47,7 @@ _HEAD_BYTES = 64 * 2**10
 _PIECE = 2**20
 _CONNECTIONS = 64
 _CLOSED = "the source is closed"
+_BROKEN = Verdict(Scope.LINK, True, False, False, "truncated while it was read", retry=True)
 
 
 class S3Filesystem:
@@ -106,7 +104,7 @@ class S3Filesystem:
                 if not attempts or time.monotonic() > until:
                     late = isinstance(error, ReadTimeoutError)
                     reason = judge(error).reason if late else "the connection broke while it was read"
-                    raise InaccessibleError(reason, may_pass=True) from error
+                    raise InaccessibleError.of(_BROKEN._replace(reason=reason)) from error
 
     def _get(self, address: S3Address, start: int, length: int, etag: str | None, keep: int | None) -> Range:
         match = {"IfMatch": etag} if etag else {}
@@ -130,7 +128,7 @@ class S3Filesystem:
             ends_here = len(data) < length and (told is not None or ends_by_itself(answer))
             size = end if ends_here else self._size(address, end if is_short else None)
         if is_short and (told is not None or size != end):
-            raise InaccessibleError("truncated while it was read")
+            raise InaccessibleError.of(_BROKEN)
         return Range.of(data, size, answer)
 
     def find(self, path: str) -> Object | None:
@@ -310,20 +308,19 @@ def _translate_errors() -> Iterator[None]:
         verdict = judge(error)
         if verdict.scope is Scope.CREDENTIALS and verdict.certain:
             raise UnavailableError(verdict.reason, may_pass=verdict.may_pass) from error
-        code, status, reason = refusal(error)
+        status = error.response["ResponseMetadata"]["HTTPStatusCode"]
         if status == 416:
             raise _NoRangeError from error
-        if status == 404 and code != "NoSuchBucket":
+        if status == 404 and verdict.code != "NoSuchBucket":
             raise FileNotFoundError(errno.ENOENT, "the object does not exist") from error
         if status == 412:
             raise InaccessibleError("the object was replaced while it was read") from error
-        kind = InaccessibleError if status in TRANSIENT_STATUSES else RefusedError
-        raise kind(reason, may_pass=is_temporary(error)) from error
+        raise (InaccessibleError if verdict.retry else RefusedError).of(verdict) from error
     except CredentialsError as error:
         raise UnavailableError(str(error), may_pass=error.may_pass) from error
     except (BotoCoreError, ResponseParserError) as error:
-        verdict = judge(error)
-        raise InaccessibleError(verdict.reason, may_pass=verdict.may_pass) from error
+        raise InaccessibleError.of(judge(error)) from error
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         # The SDK reads some answers without looking, such as a date.
-        raise InaccessibleError(f"the server's answer cannot be understood: {error}", may_pass=True) from error
+        reason = f"the server's answer cannot be understood: {error}"
+        raise InaccessibleError.of(_BROKEN._replace(reason=reason)) from error

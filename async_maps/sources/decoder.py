@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from async_maps.errors import AsyncMapsError, InputValidationError, shortage_of_files, translate_os_error
-from async_maps.filesystems.filesystem import Filesystems, UnavailableError
+from async_maps.filesystems.filesystem import Filesystems, UnavailableError, verdict_of
 from async_maps.settings import S3Settings
 from async_maps.sources.decoder_listing import Listing
 from async_maps.sources.formats.registry import Readers
@@ -70,7 +70,7 @@ class _Server:
         except Exception as error:  # noqa: BLE001  # one map's failure is data; a malicious file can cause any error
             if shortage := shortage_of_files(error):
                 return ["shortage", str(shortage), False], None
-            kind = "input" if isinstance(error, InputValidationError) else "source"
+            kind: object = "input" if isinstance(error, InputValidationError) else verdict_of(error) or "source"
             kind = "unavailable" if isinstance(error, UnavailableError) else kind
             memory = self._limit.explain(error)
             return [kind, f"{_reason(error)}{memory}", bool(memory)], None

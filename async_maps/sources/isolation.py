@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from async_maps.errors import AsyncMapsError, InputValidationError, ShortageError, SourceError, shortage_of_files
-from async_maps.filesystems.filesystem import UnavailableError
+from async_maps.filesystems.blame import Scope, Verdict
+from async_maps.filesystems.filesystem import InaccessibleError, UnavailableError
 from async_maps.sources.formats.registry import Readers, decodes_natively
 
 if TYPE_CHECKING:
@@ -346,6 +347,9 @@ class IsolatedReaders(Readers):
         if is_scarce:
             self._process.is_suspect = True
             raise SuspectError(reason)
+        if isinstance(kind, list):
+            scope, *others = kind
+            raise InaccessibleError.of(Verdict(Scope(scope), *others))
         raise _ERRORS.get(kind, SourceError)(reason, may_pass=kind == "unavailable")
 
     def _receive(self, shape: list[int], dtype: str) -> NDArray[Any]:

@@ -14,11 +14,9 @@ from async_maps.filesystems.blame import Scope, UnjudgedError, judge
 from async_maps.stages.judge import Case, Ruling
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from async_maps.stages.judge import Judge
-    from async_maps.stages.rate_limiter import RateLimiter
-    from async_maps.stores import AddressedStore
 
 _SMALL = 64 * 2**10
 """A PNG up to this size replaces the one that is kept; a larger one only if it is not larger."""
@@ -40,20 +38,33 @@ class Earlier(Protocol):
 class Control:
     """Puts the object that the store accepted last again, where no other object shows whether the store is down.
 
+    Args:
+        judge: the evidence.
+        send: sends the request for an object again.
+        check: checks the bucket.
+        silence: the start of a sentence about a store that is down.
+
     Attributes:
         maps: returns the number of maps that have no outcome yet.
         is_reading: returns whether a source is still being read.
         earlier: an object of an earlier run, for as long as this one has stored nothing.
     """
 
-    def __init__(self, store: AddressedStore, judge: Judge, rate_limiter: RateLimiter) -> None:
+    def __init__(
+        self,
+        judge: Judge,
+        send: Callable[[str, bytes], Awaitable[object]],
+        check: Callable[[], Awaitable[None]],
+        silence: str = "the store has accepted nothing",
+    ) -> None:
         self.maps: Callable[[], int] = lambda: 0
         self.is_reading: Callable[[], bool] = lambda: False
         self.earlier: Earlier | None = None
         self._has_earlier = False
-        self._store = store
         self._judge = judge
-        self._rate_limiter = rate_limiter
+        self._send = send
+        self._check = check
+        self._silence = silence
         self._newest: tuple[str, bytes] | None = None
         self._under_way: set[str] = set()
         self._asking = asyncio.Lock()
@@ -100,8 +111,7 @@ class Control:
                 if found is None:
                     return False
                 self._asked_key = found[0]
-                async with self._rate_limiter.turn(len(found[1])):
-                    await self._put(control, found[1])
+                await self._put(control, found[1])
             except TransientError as error:
                 self._judge.failed(control, judge(error))
             except ObjectError:
@@ -132,7 +142,7 @@ class Control:
     async def _put(self, control: Case, data: bytes) -> None:
         self._judge.begin(control)
         with suppress(ExistsError):
-            await self._store.put(self._asked_key, data)
+            await self._send(self._asked_key, data)
         self._judge.accepted(control)
         if self._newest is None and self._asked_key not in self._under_way:
             self.keep(self._asked_key, data)
@@ -149,7 +159,7 @@ class Control:
             if ruling is Ruling.BLAME:
                 raise ObjectError(str(error)) from error
             if ruling is Ruling.DOWN:
-                raise down(error, f"for {self._judge.failing_s:.0f} s")
+                raise self.down(error, f"for {self._judge.failing_s:.0f} s")
             pause_s = _LOOK_S
             if ruling is Ruling.CONTROL:
                 if await self.ask(case):
@@ -157,13 +167,29 @@ class Control:
                 elif self._judge.are_all_refused(case):
                     raise _of_all(error) from error
                 elif self.maps() <= self._judge.objects and (not self.is_reading() or waited_s >= _PATIENCE_S):
-                    await self._store.check()
+                    await self._check()
                     if self._has_earlier and error.verdict.scope is Scope.CREDENTIALS:
                         # The credentials were accepted for other objects, which they may not read.
                         raise ObjectError(str(error)) from error
                     raise _of_all(error) from error
             await asyncio.sleep(pause_s)
             waited_s += pause_s
+
+    async def rule(self, case: Case, error: TransientError) -> None:
+        """Record a failure that may pass; return if the object is to be tried again.
+
+        Raises:
+            ObjectError: the object is to blame.
+            StoreError: the store is down, or nothing shows whether it is.
+        """
+        ruling = self._judge.failed(case, judge(error))
+        if ruling is Ruling.BLAME:
+            raise ObjectError(f"{error} (after {case.attempts} attempts)") from error
+        if ruling is Ruling.DOWN:
+            some = self._judge.has_accepted
+            raise self.down(error, f"for {self._judge.failing_s:.0f} s" if some else f"in {case.attempts} attempts")
+        if ruling is Ruling.ALONE:
+            await self.hear_alone(case, error)
 
     async def hear_alone(self, case: Case, error: TransientError) -> None:
         """Return if an object is to be tried again, though the store has accepted nothing in this run.
@@ -173,16 +199,14 @@ class Control:
         """
         if await self.ask(case) and self._judge.has_passed_since(case):
             return
-        await self._store.check()
-        raise down(error, f"in {case.attempts} attempts")
+        await self._check()
+        raise self.down(error, f"in {case.attempts} attempts")
 
-
-def down(error: StoreError, since: str) -> StoreError:
-    """Return the error of a store that is down."""
-    return StoreError(
-        f"the store has accepted nothing {since}: {error}; run the same command again when the store is back",
-        may_pass=True,
-    )
+    def down(self, error: StoreError, since: str) -> StoreError:
+        """Return the error of a store that is down."""
+        return StoreError(
+            f"{self._silence} {since}: {error}; run the same command again when the store is back", may_pass=True
+        )
 
 
 def _of_all(error: StoreError) -> StoreError:

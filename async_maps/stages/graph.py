@@ -29,7 +29,7 @@ from async_maps.stages.colorize import ColorizeStage
 from async_maps.stages.concurrency_limit import ConcurrencyLimit
 from async_maps.stages.control import Control
 from async_maps.stages.encode import Encoding, encode_bitmap, encode_stage
-from async_maps.stages.fetch import fetch_stage
+from async_maps.stages.fetch import ReadControl, fetch_stage
 from async_maps.stages.items import Bitmap, Job, Png
 from async_maps.stages.judge import FEW, Judge
 from async_maps.stages.meters import Meter, StageStatistics
@@ -85,8 +85,10 @@ class Stages:
         most = settings.most_concurrency if is_remote(store.destination) else first
         self._uploads = ConcurrencyLimit(first, most)
         self.rate_limiter = RateLimiter(self._uploads, Rates(settings.rate or inf, settings.bandwidth or inf))
-        self.judge = Judge(max_attempts=settings.s3.max_attempts, give_up_s=settings.s3.give_up_s)
-        self.control = Control(store, self.judge, self.rate_limiter)
+        max_attempts, give_up_s = settings.s3.max_attempts, settings.s3.give_up_s
+        self.judge = Judge(max_attempts=max_attempts, give_up_s=give_up_s)
+        self.control = Control(self.judge, self._put_again, store.check)
+        self._reading = Judge(max_attempts=max_attempts, give_up_s=give_up_s)
 
     async def run(self, running: asyncio.Event) -> None:
         """Run the stages until :meth:`close` was called and the last job is done; set ``running`` when they run."""
@@ -115,6 +117,8 @@ class Stages:
             self._pngs_out,
         ):
             async with create_task_group() as stages, self._bitmaps, self._pngs:
+                looking = CapacityLimiter(1)
+                reading = ReadControl(self._reading, filesystems, looking, self.control)
 
                 def interrupt() -> None:
                     filesystems.close()
@@ -131,7 +135,7 @@ class Stages:
                                 jobs,
                                 readers,
                                 (fetchers, interrupt),
-                                (self._reads, self._fetching),
+                                (self._reads, self._fetching, reading),
                             )
                             self._fetching.workers += 1
 
@@ -161,6 +165,10 @@ class Stages:
                 running.set()
             # Not by the context manager: it waits for the process, on the event loop.
             await to_thread.run_sync(decoder.close, limiter=fetchers)
+
+    async def _put_again(self, key: str, data: bytes) -> None:
+        async with self.rate_limiter.turn(len(data)):
+            await self.store.put(key, data)
 
     def reserve_nowait(self, size: int) -> Reservation | str:
         """Take room for arrays without waiting, or return what is full; also if others wait for room."""

@@ -25,6 +25,11 @@ _LIMITED_S = 5.0
 """The rate counts as limited for this time after it has delayed an upload."""
 
 
+def backoff_s(attempts: int, share: Callable[[], float] = random.random) -> float:
+    """Return the seconds to wait after a number of failed attempts: a random share of an interval that doubles."""
+    return share() * min(_FIRST_WAIT_S * 2.0**attempts, _LONGEST_WAIT_S)
+
+
 class Rates(NamedTuple):
     """The user's maxima for uploads: PUTs and bytes per second; infinite if there is none."""
 
@@ -136,7 +141,7 @@ class RateLimiter:
         self.slow_down(error, tried_at)
         self.retries += 1
         self.retry_reason = str(error)
-        return self._share() * min(_FIRST_WAIT_S * 2.0**attempts, _LONGEST_WAIT_S)
+        return backoff_s(attempts, self._share)
 
     def _take(self, size: int) -> bool | None:
         entered = self.enter_nowait(size)

@@ -11,10 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from async_maps.concurrency.streams import receive
 from async_maps.errors import ExistsError, ObjectError, StoreError, TransientError
 from async_maps.filesystems.blame import UnjudgedError
-from async_maps.filesystems.blame import judge as judge_error
 from async_maps.outcomes import Receipt
-from async_maps.stages.control import down
-from async_maps.stages.judge import Case, Ruling
+from async_maps.stages.judge import Case
 
 if TYPE_CHECKING:
     from anyio.streams.memory import MemoryObjectReceiveStream
@@ -109,7 +107,12 @@ async def _put(key: str, data: bytes, uploading: Uploading, *, maybe_ours: bool)
                     etag = error.etag
                     break
                 except TransientError as error:
-                    await asyncio.sleep(await _failed(key, error, case, uploading))
+                    await control.rule(case, error)
+                    wait_s = uploading.rate_limiter.failed(error, case.attempts, case.began_at)
+                    _logger.debug(
+                        "%s: attempt %d failed, the next follows in %.1f s: %s", key, case.attempts, wait_s, str(error)
+                    )
+                    await asyncio.sleep(wait_s)
                     if judge.needs_control(case):
                         await control.ask(case)
                 except UnjudgedError as error:
@@ -121,19 +124,3 @@ async def _put(key: str, data: bytes, uploading: Uploading, *, maybe_ours: bool)
         return etag
     finally:
         judge.close(case)
-
-
-async def _failed(key: str, error: TransientError, case: Case, uploading: Uploading) -> float:
-    """Record a failure, and return the seconds to wait for the next attempt, unless there is to be none."""
-    ruling = uploading.judge.failed(case, judge_error(error))
-    if ruling is Ruling.BLAME:
-        raise ObjectError(f"{error} (after {case.attempts} attempts)") from error
-    if ruling is Ruling.DOWN:
-        never = f"in {case.attempts} attempts"
-        since = f"for {uploading.judge.failing_s:.0f} s" if uploading.judge.has_accepted else never
-        raise down(error, since) from error
-    if ruling is Ruling.ALONE:
-        await uploading.control.hear_alone(case, error)
-    wait_s = uploading.rate_limiter.failed(error, case.attempts, case.began_at)
-    _logger.debug("%s: attempt %d failed, the next follows in %.1f s: %s", key, case.attempts, wait_s, str(error))
-    return wait_s

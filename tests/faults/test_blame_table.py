@@ -7,14 +7,15 @@ concerns some of them.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pytest
 
 import async_maps as am
 from async_maps.manifest.manifest import Manifest
-from tests.support.maps import random_map
+from tests.support.maps import npy, random_map
+from tests.support.s3 import upload
 from tests.support.s3_proxy import Proxy, Refusal, counting
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ FOR_EVER = 10**9
 @pytest.fixture
 def proxy(s3: S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     monkeypatch.setattr("async_maps.stages.rate_limiter._LONGEST_WAIT_S", 0.05)
+    monkeypatch.setattr("async_maps.stages.pacing._LEAST_PER_S", 50.0)
     with counting(s3, monkeypatch) as proxy:
         yield proxy
 
@@ -213,3 +215,100 @@ def test_an_outage_blames_no_map(refusal: Refusal, times: int, proxy: Proxy, job
         proxy.refuse = lambda *_: None
         ended = job.run()
     assert ended[:3] == (0, 12, 0), ended
+
+
+# A source in S3 -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def source(bucket: str) -> str:
+    upload(bucket, {f"maps/{name}.npy": npy(random_map(number, (8, 8))) for number, name in enumerate(NAMES)})
+    return f"s3://{bucket}/maps/"
+
+
+def run_of(source: str, job: Job) -> Ended:
+    job.folder = source  # type: ignore[assignment]
+    return job.run()
+
+
+def refusing_reads(refusal: Refusal, what: str, *, times: int = FOR_EVER, after: int = 14) -> Any:
+    """Refuse GETs of objects; the listing reads each header once, before the maps are read."""
+    refuse, passed = refusing(refusal, what, times=times, method="GET"), 0
+
+    def refuse_reads(method: str, path: str, query: str) -> Refusal | None:
+        nonlocal passed
+        if method == "GET" and "list-type" not in query:
+            passed += 1
+        return None if "list-type" in query or passed <= after else refuse(method, path, query)
+
+    return refuse_reads
+
+
+@pytest.mark.parametrize("refusal", [DENIED, BUSY, RESET], ids=lambda refusal: str(refusal.status))
+def test_an_object_of_the_source_that_is_refused_is_blamed(
+    refusal: Refusal, proxy: Proxy, source: str, job: Job, tmp_path: Path
+) -> None:
+    proxy.refuse = refusing_reads(refusal, "/maps/bad.npy", after=0)
+    ended = run_of(source, job)
+    assert ended[:3] == (1, 11, 1), ended
+    assert re.search("^bad .*: (read|source): ", ended.words)
+
+
+@pytest.mark.parametrize("refusal", [BUSY, BROKEN, RESET], ids=lambda refusal: str(refusal.status))
+@pytest.mark.parametrize("times", [30, FOR_EVER])
+def test_an_outage_of_the_source_blames_no_map(
+    refusal: Refusal, times: int, proxy: Proxy, source: str, job: Job
+) -> None:
+    proxy.refuse = refusing_reads(refusal, "/maps/", times=times)
+    ended = run_of(source, job)
+    if times == FOR_EVER:
+        assert (ended.exit_code, ended.failed) == (3, 0), ended
+        assert "the store of the source has answered no request for" in ended.words
+        proxy.refuse = lambda *_: None
+        ended = job.run()
+    assert ended[:3] == (0, 12, 0), ended
+
+
+def test_a_source_that_is_refused_in_mid_run_blames_no_map(proxy: Proxy, source: str, job: Job) -> None:
+    proxy.refuse = refusing_reads(DENIED, "/maps/")
+    ended = run_of(source, job)
+    assert (ended.exit_code, ended.failed) == (3, 0), ended
+    assert "refused with AccessDenied: not for you" in ended.words
+
+
+# put ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("refusal", "what", "first", "kind"),
+    [
+        (DENIED, BAD, True, am.MapFailedError),
+        (BUSY, BAD, True, am.MapFailedError),
+        (RESET, BAD, True, am.MapFailedError),
+        (KMS, BAD, True, am.MapFailedError),
+        (Refusal(400, "EntityTooLarge"), BAD, False, am.MapFailedError),
+        (DENIED, BAD, False, am.StoreError),
+        (BROKEN, BAD, False, am.StoreError),
+        (RESET, BAD, False, am.StoreError),
+        (DENIED, ALL, True, am.StoreError),
+        (BUSY, ALL, True, am.StoreError),
+        (QUOTA, ALL, True, am.StoreError),
+        (RESET, ALL, True, am.StoreError),
+        (Refusal(403, "InvalidAccessKeyId"), BAD, True, am.StoreError),
+    ],
+    ids=lambda value: getattr(value, "code", None) or str(getattr(value, "status", "")),
+)
+async def test_put_raises_map_failed_only_for_the_map_that_is_to_blame(
+    refusal: Refusal, what: str, first: bool, kind: type[am.AsyncMapsError], proxy: Proxy, place: str
+) -> None:
+    async with am.Pipeline(place, settings=SETTINGS) as pipeline:
+        if first:
+            await pipeline.put("good", random_map(1))
+        proxy.refuse = refusing(refusal, what)
+        with pytest.raises(kind) as raised:
+            await pipeline.put("bad", random_map(2))
+        assert isinstance(raised.value, am.MapFailedError) == (kind is am.MapFailedError)
+        proxy.refuse = lambda *_: None
+        # The pipeline goes on.
+        await pipeline.put("bad", random_map(2))
+        assert pipeline.statistics().failed == (kind is am.MapFailedError)
