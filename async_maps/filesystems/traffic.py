@@ -29,7 +29,7 @@ def moved_bytes(opened: Any) -> Moved:
     """Return the bytes that a socket has moved; Linux tells them, elsewhere and for a closed socket they are 0."""
     try:
         return Moved(*_INFO.unpack(opened.getsockopt(socket.IPPROTO_TCP, _OPTION, _INFO.size)))
-    except (OSError, struct.error):
+    except (OSError, ValueError, struct.error):  # ValueError: closed, in uvloop
         return Moved(0, 0)
 
 
