@@ -85,7 +85,7 @@ class Watch:
     def _look(self) -> None:
         now, life = self._loop.time(), self._look_for_life()
         # This process was stopped or busy: what the other side sent meanwhile has not been read.
-        late_s = now - self._next.when()
+        late_s = now - self._next_at
         self._began_at, self._sent_at, self._lived_at = (
             moment + late_s for moment in (self._began_at, self._sent_at, self._lived_at)
         )
@@ -105,6 +105,8 @@ class Watch:
             self._look_in(min(end - now, silence_s / _LOOKS))
 
     def _look_in(self, seconds: float) -> None:
+        # Not when() of the handle: uvloop's handles of timers that are due lack it.
+        self._next_at = self._loop.time() + seconds
         self._next = self._loop.call_later(seconds, self._look)
 
     def _look_for_life(self) -> _Life:

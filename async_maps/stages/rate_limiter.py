@@ -67,6 +67,7 @@ class RateLimiter:
         self._share = share
         self._line: WaitingLine[bool] = WaitingLine(self._take, self.leave)
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
         self._delayed_at = -inf
 
     @property
@@ -153,10 +154,11 @@ class RateLimiter:
         loop = asyncio.get_running_loop()
         when = loop.time() + seconds
         if self._timer is not None:
-            if self._timer.when() <= when:
+            # Not when(): uvloop's handles of timers that are due lack it.
+            if self._timer_at <= when:
                 return
             self._timer.cancel()
-        self._timer = loop.call_at(when, self._serve)
+        self._timer, self._timer_at = loop.call_at(when, self._serve), when
 
     def _serve(self) -> None:
         self._timer = None

@@ -155,3 +155,22 @@ def test_a_wait_for_the_rate_can_be_cancelled_and_leaves_no_timer() -> None:
             loop._run_once()  # type: ignore[attr-defined]  # the only way to see that nothing is left
 
     run_in_virtual_time(main())
+
+
+def test_timers_that_are_due_work_with_uvloop() -> None:
+    uvloop = pytest.importorskip("uvloop")
+    served: list[int] = []
+
+    async def wait() -> None:
+        rate_limiter = RateLimiter(ConcurrencyLimit(4, 4), Rates(puts=5000.0))
+
+        async def upload(number: int) -> None:
+            async with rate_limiter.turn(1):
+                served.append(number)
+                rate_limiter.taken(0.0)
+
+        await asyncio.gather(*(upload(number) for number in range(300)))
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(wait())
+    assert len(served) == 300
