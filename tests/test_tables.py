@@ -6,7 +6,7 @@ import io
 import json
 import tracemalloc
 from pathlib import Path
-from time import monotonic
+from time import thread_time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -200,10 +200,10 @@ def test_columns_without_a_name_and_unread_columns_may_be_there_twice(tmp_path: 
 
 def test_many_keys_of_which_one_is_there_twice_take_no_time(tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").write_text("{" + ", ".join(f'"{n}": 0' for n in [*range(50_000), 49_999]) + "}\n")
-    began_at = monotonic()
+    began_at = thread_time()
     (row,) = read_table(str(tmp_path / "t.jsonl"), LocalFilesystem().open, ())
     assert "the key '49999' is there twice" in row.problem
-    assert monotonic() - began_at < 10
+    assert thread_time() - began_at < 10
 
 
 def test_a_key_that_is_there_twice_is_a_problem_of_its_row(tmp_path: Path) -> None:
