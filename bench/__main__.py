@@ -19,6 +19,7 @@ BENCHES = {
     "job": "the whole job from files to a store, against the usual scripts",
     "scale": "time, memory and manifest of up to 200,000 maps, and resuming",
     "service": "callers of Pipeline.put: throughput, latency, stalls of the event loop",
+    "latency": "small maps to a store that answers late, against another checkout",
     "start": "from launch to the help and to the first PUT",
 }
 OTHERS = {

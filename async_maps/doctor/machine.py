@@ -5,15 +5,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from async_maps.doctor.finding import Finding
-from async_maps.machine.limits import MIB, cores, memory
+from async_maps.machine.limits import (
+    FILES_OF_A_WORKER,
+    FIRST_READS,
+    FIRST_UPLOADS,
+    MIB,
+    OWN_FILES,
+    OWN_THREADS,
+    cores,
+    memory,
+)
 from async_maps.machine.shortage import open_files_limit, thread_limit
 from async_maps.render.kernel_stores import VARIABLE, Places
 
 if TYPE_CHECKING:
     from async_maps.settings import Settings
 
-_OWN_FILES, _FILES_OF_A_WORKER = 32, 4
-_OWN_THREADS = 12
 
 
 def check_machine(settings: Settings) -> list[Finding]:
@@ -28,8 +35,10 @@ def check_machine(settings: Settings) -> list[Finding]:
     findings = [Finding("machine", "ok", f"{available.value:.4g} cores{size}; {sizes}{reasons}")]
     findings.append(_kernels())
     workers = settings.worker_count
-    files = _OWN_FILES + _FILES_OF_A_WORKER * workers + settings.first_concurrency + settings.first_prefetch
-    threads = _OWN_THREADS + settings.encode_thread_count + settings.first_prefetch + 2 * workers
+    uploads = FIRST_UPLOADS if settings.concurrency == "auto" else settings.concurrency
+    reads = FIRST_READS if settings.prefetch == "auto" else settings.prefetch
+    files = OWN_FILES + FILES_OF_A_WORKER * workers + uploads + reads
+    threads = OWN_THREADS + settings.encode_thread_count + reads + 2 * workers
     for what, needed, limit in (("files", files, open_files_limit()), ("threads", threads, thread_limit())):
         if limit is not None and limit.value < needed:
             text = f"a run may need {needed}, and {limit.origin} is {limit.value:.0f}"

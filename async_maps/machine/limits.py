@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MIB = 2**20
+OWN_FILES, FILES_OF_A_WORKER = 32, 4
+OWN_THREADS = 12
+"""The open files and the threads of a pipeline besides those of its requests and encoders."""
 
 _SLURM = ("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE")
 _MAIN_BYTES, _WORKER_BYTES = 160 * MIB, 80 * MIB
@@ -21,9 +24,8 @@ _MAPS_BYTES = 20 * MIB
 """What the maps of a worker may take."""
 _LARGEST_QUEUE, _SMALLEST_QUEUE = 64 * MIB, MIB
 _QUEUES = 3
-_OWN_FILES, _FILES_OF_A_WORKER = 32, 4
-_FIRST_UPLOADS, _MOST_UPLOADS = 32, 256
-_FIRST_READS, _MOST_READS = 16, 64
+FIRST_UPLOADS, _MOST_UPLOADS = 32, 256
+FIRST_READS, _MOST_READS = 16, 64
 _READ_BYTES = 8 * MIB
 
 
@@ -130,26 +132,27 @@ def default_sizes(
     return Sizes(workers, encode_threads, queue, tuple(reasons))
 
 
-def default_requests(most: Limit | None, files: float | None, workers: int, queue_bytes: int) -> Requests:
+def default_requests(most: Limit | None, files: float | None, threads: float | None, sizes: Sizes) -> Requests:
     """Choose the number of concurrent requests.
 
     Args:
         most: the memory; None if it is not known.
         files: the number of files that the main process may open; None if there is no limit.
-        workers: the number of worker processes.
-        queue_bytes: the size of each queue.
+        threads: the number of threads and processes that may run; None if there is no limit.
+        sizes: the other sizes of the pipeline.
 
     Returns:
-        32 uploads, up to 256, and 16 reads, up to 64; less if the main process may open too few files for their
-        connections, or if the buffers of the reads would take more than a quarter of the free memory.
+        32 uploads, up to 256, and 16 reads, up to 64. Less if there are too few files for their connections, or threads
+        for the reads. The buffers of more than 16 reads take at most a quarter of the free memory.
     """
-    spare = inf if files is None else files - _OWN_FILES - _FILES_OF_A_WORKER * workers
-    uploads = max(1, int(min(_MOST_UPLOADS, spare // 2)))
-    reads = max(1, int(min(_MOST_READS, spare // 4)))
+    spare_files = inf if files is None else files - OWN_FILES - FILES_OF_A_WORKER * sizes.workers
+    spare_threads = inf if threads is None else threads - OWN_THREADS - sizes.encode_threads - 2 * sizes.workers
+    uploads = max(1, int(min(_MOST_UPLOADS, spare_files // 2)))
+    reads = max(1, int(min(_MOST_READS, spare_files // 4, spare_threads)))
     if most is not None:
-        free = most.value - _MAIN_BYTES - max(1, workers) * _WORKER_BYTES - _QUEUES * queue_bytes
-        reads = min(reads, max(_FIRST_READS, int(free / 4 // _READ_BYTES)))
-    return Requests(min(_FIRST_UPLOADS, uploads), uploads, min(_FIRST_READS, reads), reads)
+        free = most.value - _MAIN_BYTES - max(1, sizes.workers) * _WORKER_BYTES - _QUEUES * sizes.queue_bytes
+        reads = min(reads, max(FIRST_READS, int(free / 4 // _READ_BYTES)))
+    return Requests(min(FIRST_UPLOADS, uploads), uploads, min(FIRST_READS, reads), reads)
 
 
 def _process_cores() -> int:

@@ -30,7 +30,7 @@ from pydantic_core import PydanticCustomError
 from async_maps.errors import SettingsError
 from async_maps.keys import KeyTemplate
 from async_maps.machine.limits import MIB, Limit, Requests, Sizes, cores, default_requests, default_sizes, memory
-from async_maps.machine.shortage import open_files_limit
+from async_maps.machine.shortage import open_files_limit, thread_limit
 from async_maps.render.channels import Channels
 from async_maps.render.colormap import AnyColormap, colormap_table, describe_colormap
 from async_maps.render.quantize import Invalid
@@ -255,15 +255,15 @@ class Settings(Model, frozen=True):
         return tuple(reason for reason in self._sizes.reasons if getattr(self, reason.partition(":")[0]) == "auto")
 
     @cached_property
-    def _machine(self) -> tuple[Limit, Limit | None, int | None]:
-        """The cores, the memory and the limit of open files, found once; a copy with other settings keeps them."""
-        files = open_files_limit()
-        return cores(), memory(), None if files is None else files.value
+    def _machine(self) -> tuple[Limit, Limit | None, int | None, int | None]:
+        """The cores, the memory, and the limits of open files and threads; a copy with other settings keeps them."""
+        files, threads = (None if cap is None else cap.value for cap in (open_files_limit(), thread_limit()))
+        return cores(), memory(), files, threads
 
     @property
     def _requests(self) -> Requests:
-        _, available, files = self._machine
-        return default_requests(available, files, self.worker_count, self.queue_size)
+        sizes = Sizes(self.worker_count, self.encode_thread_count, self.queue_size)
+        return default_requests(*self._machine[1:], sizes)
 
     @property
     def _sizes(self) -> Sizes:

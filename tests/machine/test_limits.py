@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from async_maps.machine.limits import MIB, Limit, cores, default_requests, default_sizes, memory
+from async_maps.machine.limits import MIB, Limit, cores, Sizes, default_requests, default_sizes, memory
 from async_maps.settings import Settings
 from tests.support.containers import V2, lay_out
 
@@ -102,22 +102,24 @@ def test_the_reasons_name_what_was_reduced() -> None:
 
 
 @pytest.mark.parametrize(
-    ("mib", "files", "workers", "found"),
+    ("mib", "files", "threads", "workers", "found"),
     [
-        (None, None, 4, (32, 256, 16, 64)),
-        (24_000, 1024, 1, (32, 256, 16, 64)),
-        (24_000, 256, 4, (32, 104, 16, 52)),
-        (24_000, 64, 1, (14, 14, 7, 7)),
-        (24_000, 12, 1, (1, 1, 1, 1)),
-        (2_000, 1024, 4, (32, 256, 16, 41)),
-        (512, 1024, 1, (32, 256, 16, 16)),
+        (None, None, None, 4, (32, 256, 16, 64)),
+        (24_000, 1024, 4096, 1, (32, 256, 16, 64)),
+        (24_000, 256, None, 4, (32, 104, 16, 52)),
+        (24_000, 64, None, 1, (14, 14, 7, 7)),
+        (24_000, 12, None, 1, (1, 1, 1, 1)),
+        (24_000, 1024, 40, 1, (32, 256, 16, 24)),
+        (24_000, 1024, 8, 1, (32, 256, 1, 1)),
+        (2_000, 1024, None, 4, (32, 256, 16, 41)),
+        (512, 1024, None, 1, (32, 256, 16, 16)),
     ],
 )
-def test_concurrent_requests_fit_into_memory_and_open_files(
-    mib: int | None, files: int | None, workers: int, found: tuple[int, ...]
+def test_concurrent_requests_fit_into_memory_files_and_threads(
+    mib: int | None, files: int | None, threads: int | None, workers: int, found: tuple[int, ...]
 ) -> None:
     memory = None if mib is None else Limit(mib * MIB)
-    assert default_requests(memory, files, workers, 64 * MIB) == found
+    assert default_requests(memory, files, threads, Sizes(workers, 2, 64 * MIB)) == found
 
 
 def test_settings_that_are_given_are_not_reduced(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -145,6 +145,14 @@ def test_concurrent_reads_are_bounded_by_prefetch(bucket: str, proxy: Proxy, tmp
 
 
 @pytest.mark.slow
+def test_concurrent_reads_grow_if_the_store_answers_late(bucket: str, proxy: Proxy, tmp_path: Path) -> None:
+    upload(bucket, {f"{i:03}.npy": npy(random_map(i)) for i in range(200)})
+    proxy.most_concurrent, proxy.delay_s = 0, 0.3
+    assert am.run(f"s3://{bucket}", tmp_path, settings=am.Settings(workers=0)).uploaded == 200
+    assert 16 < proxy.most_concurrent <= 64
+
+
+@pytest.mark.slow
 async def test_bytes_read_ahead_are_bounded_by_queue_bytes(bucket: str, proxy: Proxy, tmp_path: Path) -> None:
     from async_maps.sources import open_source
 

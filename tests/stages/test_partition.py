@@ -11,15 +11,15 @@ pytestmark = pytest.mark.fast
 def test_many_processes_share_one_partition(processes: int, uploads: int) -> None:
     found = simulate(processes, uploads, 8.0)
     assert found.used(3, 8) > 0.75
-    # Most PUTs are taken, and no map has to wait for long.
-    assert found.refused < sum(found.stored.values())
-    assert found.most_refusals < 12
+    assert found.failed == 0
+    assert found.refused < sum(found.stored.values()) / 2
 
 
 def test_the_whole_rate_is_used_soon_after_an_outage() -> None:
     found = simulate(64, 32, 84.0, outage=(2.0, 62.0))
     assert found.used(3, 62) == 0
     assert found.used(82, 84) > 0.95
+    assert found.failed == 0
 
 
 def test_one_process_is_as_fast_as_before_soon_after_an_outage() -> None:

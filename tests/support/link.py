@@ -25,6 +25,7 @@ class Link:
     Attributes:
         flows: bytes pass while it is set; connections are still accepted when it is not.
         bytes_per_s: the bandwidth to the server, of all connections together; None for no limit.
+        holds: whether bytes of clients are taken at their speed, and wait here for the link.
         swallows: whether bytes of clients are taken, but not passed on.
         sent: the number of bytes taken from clients.
         stops_at: the number of bytes from clients after which nothing flows; None to go on. A test that waits for a
@@ -35,7 +36,7 @@ class Link:
         self.flows = asyncio.Event()
         self.flows.set()
         self.bytes_per_s: float | None = None
-        self.swallows = False
+        self.holds = self.swallows = False
         self.sent = 0
         self.stops_at: int | None = None
         self._upstream = upstream
@@ -56,18 +57,34 @@ class Link:
             self._serving.discard(task)
 
     async def _send(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while data := await reader.read(_BUFFER):
-            await self.flows.wait()
-            if self.bytes_per_s is not None:
-                self._free_at = max(self._free_at, monotonic()) + len(data) / self.bytes_per_s
-                await asyncio.sleep(self._free_at - monotonic())
-            self.sent += len(data)
-            if self.stops_at is not None and self.sent >= self.stops_at:
-                self.flows.clear()
-            if not self.swallows:
-                writer.write(data)
-                await writer.drain()
+        held: asyncio.Queue[bytes] = asyncio.Queue()
+        holding = asyncio.create_task(self._hold(reader, held))
+        try:
+            while data := await held.get():
+                await self.flows.wait()
+                if self.bytes_per_s is not None:
+                    self._free_at = max(self._free_at, monotonic()) + len(data) / self.bytes_per_s
+                    await asyncio.sleep(self._free_at - monotonic())
+                self.sent += len(data)
+                if self.stops_at is not None and self.sent >= self.stops_at:
+                    self.flows.clear()
+                if not self.swallows:
+                    writer.write(data)
+                    await writer.drain()
+                held.task_done()
+        finally:
+            holding.cancel()
         writer.write_eof()
+
+    async def _hold(self, reader: asyncio.StreamReader, held: asyncio.Queue[bytes]) -> None:
+        with suppress(OSError):
+            while data := await reader.read(_BUFFER):
+                held.put_nowait(data)
+                if not self.holds:
+                    await held.join()
+        while not held.empty():  # of a client that is gone
+            held.get_nowait()
+        held.put_nowait(b"")
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(_BUFFER):

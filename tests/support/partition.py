@@ -1,7 +1,7 @@
 """One partition of S3 and many processes that upload to it, in virtual time.
 
-The rate limiters are the real ones. The rest is simulated: the partition answers 503 above its rate, each process can
-make a certain number of PNGs per second, and an upload is answered after some time.
+The rate limiters and the judges of failures are the real ones. The rest is simulated: the partition answers 503 above
+its rate, each process can make a certain number of PNGs per second, and an upload is answered after some time.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from math import inf
 from typing import TYPE_CHECKING, NamedTuple
 
 from async_maps.errors import TransientError
+from async_maps.filesystems.blame import judge
 from async_maps.stages.concurrency_limit import ConcurrencyLimit
+from async_maps.stages.judge import Case, Judge, Ruling
 from async_maps.stages.rate_limiter import RateLimiter
 
 if TYPE_CHECKING:
@@ -25,14 +27,15 @@ _PNGS_PER_S = 600.0
 _ANSWER_S = (0.03, 0.09)
 _BURST_S = 0.05
 _SLOW_DOWN = TransientError("s3://bucket: refused with SlowDown", slow_down=True)
+_VERDICT = judge(_SLOW_DOWN)
 
 
 class Outcome(NamedTuple):
-    """What the partition took in each second, how many PUTs it refused, and how often at most those of one map."""
+    """What the partition took in each second, how many PUTs it refused, and how many maps failed for that."""
 
     stored: Counter[int]
     refused: int
-    most_refusals: int
+    failed: int
 
     def used(self, since_s: int, until_s: int) -> float:
         """Return the share of the partition's rate that was used between two seconds."""
@@ -58,13 +61,16 @@ class _Process:
     def __init__(self, uploads: int, clock: Callable[[], float], began_at: float) -> None:
         limit = ConcurrencyLimit(uploads, uploads)
         self.limiter = RateLimiter(limit, clock=clock)
+        self.judge = Judge(max_attempts=10, give_up_s=300.0, clock=clock)
         self.free = uploads
-        self.again: deque[int] = deque()
+        self.again: deque[Case] = deque()
         self.png_at = began_at
         self.is_waiting = False
 
 
-def simulate(processes: int, uploads: int, seconds: float, outage: tuple[float, float] = (inf, inf)) -> Outcome:
+def simulate(  # noqa: PLR0912  # one branch for each event
+    processes: int, uploads: int, seconds: float, outage: tuple[float, float] = (inf, inf)
+) -> Outcome:
     """Let processes with that many concurrent uploads store maps without end.
 
     Args:
@@ -74,35 +80,39 @@ def simulate(processes: int, uploads: int, seconds: float, outage: tuple[float, 
         outage: when the partition answers every PUT with 503, from and to.
     """
     now, chance = 0.0, random.Random(processes * uploads)  # noqa: S311  # not for secrets
-    partition, stored, refused, most = _Partition(outage), Counter[int](), 0, 0
+    partition, stored, refused, failed = _Partition(outage), Counter[int](), 0, 0
     running = [_Process(uploads, lambda: now, chance.random()) for _ in range(processes)]
-    events: list[tuple[float, int, _Process, str, int, float]] = []
+    events: list[tuple[float, int, _Process, str, Case | None]] = []
     number = 0
 
-    def later(wait_s: float, process: _Process, what: str, refusals: int = 0) -> None:
+    def later(wait_s: float, process: _Process, what: str, case: Case | None = None) -> None:
         nonlocal number
         number += 1
-        heapq.heappush(events, (now + wait_s, number, process, what, refusals, now))
+        heapq.heappush(events, (now + wait_s, number, process, what, case))
 
     for process in running:
         later(process.png_at, process, "start")
     while events and events[0][0] < seconds:
-        now, _, process, what, refusals, since = heapq.heappop(events)
-        limiter = process.limiter
-        if what == "start":
+        now, _, process, what, case = heapq.heappop(events)
+        limiter, judge = process.limiter, process.judge
+        if case is None:
             process.is_waiting = False
         elif what == "again":
-            process.again.append(refusals)
+            process.again.append(case)
         elif partition.takes(now):
             stored[int(now)] += 1
-            limiter.taken(since)
             limiter.leave()
+            judge.accepted(case)
+            limiter.taken(case.began_at)
+            judge.close(case)
             process.free += 1
         else:
-            refused, most = refused + 1, max(most, refusals + 1)
-            limiter.slow_down(_SLOW_DOWN, since)
+            refused += 1
             limiter.leave()
-            later(chance.random() * min(0.1 * 2 ** (refusals + 1), 10.0), process, "again", refusals + 1)
+            if judge.failed(case, _VERDICT) is Ruling.RETRY:
+                later(limiter.failed(_SLOW_DOWN, case.attempts, case.began_at), process, "again", case)
+            else:
+                failed += 1
         while process.again or process.free:
             ready_at = max(limiter.ready_at, 0.0 if process.again else process.png_at)
             if ready_at > now:
@@ -113,9 +123,10 @@ def simulate(processes: int, uploads: int, seconds: float, outage: tuple[float, 
             if not limiter.enter_nowait(5_000):
                 break
             if process.again:
-                refusals = process.again.popleft()
+                case = process.again.popleft()
             else:
-                refusals, process.free = 0, process.free - 1
+                case, process.free = Case(), process.free - 1
                 process.png_at = max(process.png_at, now - 0.05) + 1 / _PNGS_PER_S
-            later(chance.uniform(*_ANSWER_S), process, "answer", refusals)
-    return Outcome(stored, refused, most)
+            judge.begin(case)
+            later(chance.uniform(*_ANSWER_S), process, "answer", case)
+    return Outcome(stored, refused, failed)
