@@ -60,7 +60,9 @@ def main(arguments: Sequence[str]) -> None:
                 found.setdefault("connections", []).append(connections)
                 found.setdefault("peak MB", []).append(whole.peak_bytes / 1e6)
     bench = Bench("latency", given.quick)
-    title = f"{count:,} maps of {_SIDE}x{_SIDE} to a sink that answers after {given.delay * 1e3:.0f} ms, {rounds} rounds"
+    title = (
+        f"{count:,} maps of {_SIDE}x{_SIDE} to a sink that answers after {1e3 * given.delay:.0f} ms, {rounds} rounds"
+    )
     table = bench.table(title, {"": "", **_COLUMNS})
     first = next(iter(figures.values()))
     for contender, found in figures.items():

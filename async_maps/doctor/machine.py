@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from async_maps.settings import Settings
 
 
-
 def check_machine(settings: Settings) -> list[Finding]:
     """Compare the sizes of a run with these settings with what the machine allows."""
     available, most = cores(), memory()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from async_maps.machine.limits import MIB, Limit, cores, Sizes, default_requests, default_sizes, memory
+from async_maps.machine.limits import MIB, Limit, Sizes, cores, default_requests, default_sizes, memory
 from async_maps.settings import Settings
 from tests.support.containers import V2, lay_out
 
