@@ -66,6 +66,22 @@ def normalize_endpoint(endpoint: str) -> str:
     return f"{scheme}://{host}{shown_port}{f'/{path}' if path else ''}"
 
 
+def check_endpoint(endpoint: str) -> None:
+    """Raise ValueError if no request can be sent to an endpoint: a later attempt would fail, too."""
+    url = urlsplit(endpoint)
+    shown = endpoint.rpartition("@")[2]
+    if url.username is not None or url.password is not None:
+        raise ValueError(
+            f"the endpoint ...@{shown} has a user name or password: remove them from AWS_ENDPOINT_URL, and set "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        )
+    if re.fullmatch(r"[0-9.]+", url.hostname or ""):
+        try:
+            ipaddress.ip_address(url.hostname or "")
+        except ValueError:
+            raise ValueError(f"the endpoint {shown} has no valid IPv4 address: write all four numbers") from None
+
+
 def _without_aws(endpoint: str) -> str:
     host = urlsplit(endpoint).hostname or ""
     if host.endswith(".amazonaws.com.cn"):

@@ -20,6 +20,7 @@ from botocore.handlers import validate_bucket_name
 
 from async_maps.concurrency.tasks import see_error
 from async_maps.filesystems.credentials import CredentialsError, shared_credentials
+from async_maps.filesystems.endpoints import check_endpoint
 from async_maps.filesystems.signing import REFUSED, corrects, refusal_in, sign_in_time, signature_of
 
 if TYPE_CHECKING:
@@ -133,6 +134,7 @@ class AsyncSession:
 
         async with self._session.client("s3", config=AioConfig(**options)) as client:
             untyped: Any = client
+            check_endpoint(client.meta.endpoint_url)
             sign_in_time(untyped._request_signer, self.credentials.shared.clock)
             _allow_tenants(client)
             untyped.meta.events.register("needs-retry.s3", partial(_sign_again_async, self.credentials.shared))
@@ -149,6 +151,7 @@ def blocking_client(config: Any, patience_s: float = 0.0, closed: Event | None =
     session = botocore.session.Session()
     session.register_component("credential_provider", BlockingCredentials(shared, patience_s, closed))
     client: Any = session.create_client("s3", config=config)
+    check_endpoint(client.meta.endpoint_url)
     sign_in_time(client._request_signer, shared.clock)
     _allow_tenants(client)
     client.meta.events.register("needs-retry.s3", partial(_sign_again, shared))

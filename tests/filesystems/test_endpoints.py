@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from async_maps.filesystems.endpoints import Identity, bucket_identity, normalize_endpoint
+from async_maps.filesystems.endpoints import Identity, bucket_identity, check_endpoint, normalize_endpoint
 
 pytestmark = pytest.mark.fast
 
@@ -70,3 +70,20 @@ def test_all_addresses_of_aws_are_one_server(endpoint: str, identity: str) -> No
 def test_an_identity_is_split_into_destination_and_endpoint(text: str, parts: Identity) -> None:
     assert Identity.parse(text) == parts
     assert str(parts) == text
+
+
+UNUSABLE = ["http://user:s3cr3t@127.0.0.1:1", "http://user@minio:1", "http://127.1:1", "http://127.0.0.256:1"]
+
+
+@pytest.mark.parametrize("endpoint", UNUSABLE)
+def test_an_endpoint_that_can_never_answer_is_refused(endpoint: str) -> None:
+    with pytest.raises(ValueError, match="the endpoint") as caught:
+        check_endpoint(endpoint)
+    assert "s3cr3t" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "endpoint", ["http://127.0.0.1:9000", "http://[::1]:9000", "https://minio/path", "https://1.2.3.4.example.com"]
+)
+def test_other_endpoints_are_not_refused(endpoint: str) -> None:
+    check_endpoint(endpoint)

@@ -13,7 +13,8 @@ import pytest
 from aioboto3 import Session
 from botocore.exceptions import ClientError
 
-from async_maps.errors import ObjectError, SettingsError, StoreError, TransientError
+from async_maps.batch import adry_run
+from async_maps.errors import ObjectError, SettingsError, SourceError, StoreError, TransientError
 from async_maps.keys import KeyTemplate
 from async_maps.settings import S3Settings, Settings
 from async_maps.stores import open_store
@@ -320,3 +321,16 @@ async def test_no_secret_is_in_any_message_or_repr(
     assert any("refused with" in text for text in shown)
     for hidden in (secret, token, s3.secret_key):
         assert not any(hidden in text for text in shown)
+
+
+@pytest.mark.parametrize("endpoint", ["http://user:s3cr3t@127.0.0.1:1", "http://127.1:1"])
+async def test_an_endpoint_that_can_never_answer_must_be_changed(
+    endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    with pytest.raises(SettingsError, match="the endpoint"):
+        async with open_store("s3://bucket/p", Settings()) as store:
+            await store.check()
+    with pytest.raises(SourceError, match="the endpoint") as caught:
+        await adry_run("s3://bucket/maps", tmp_path)
+    assert not caught.value.may_pass
