@@ -208,9 +208,11 @@ def read_header(file: IO[bytes], size: int) -> Header:
 
 def _parse_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     version = npy_format.read_magic(file)
+    if version == (3, 0):
+        # It differs from version 2 only in the encoding of field names, and maps have no fields.
+        raise ValueError("version 3.0 of the format is for structured arrays, not activation maps")
     if version not in {(1, 0), (2, 0)}:
-        # Version 3 differs from 2 only in the encoding of field names, and maps have no fields.
-        raise ValueError(f"version {version} of the format is for structured arrays, not activation maps")
+        raise ValueError(f"version {version[0]}.{version[1]} of the format is not known; the file may be damaged")
     prefix = file.read(2 if version == (1, 0) else 4)
     length = int.from_bytes(prefix, "little")
     if length > _MAX_HEADER:
