@@ -178,6 +178,8 @@ def _note_options(_: App, __: tuple[str, ...], arguments: ArgumentCollection) ->
 
 def _leave_threads(code: int) -> None:
     """Exit without the threads that wait for a source that does not answer; return if there are none."""
+    if (providers := sys.modules.get("async_maps.filesystems.providers")) is not None:
+        providers.end_programs()
     until = time.monotonic() + _THREADS_END_S
     for thread in threading.enumerate():
         if thread is not threading.main_thread() and not thread.daemon:

@@ -29,6 +29,7 @@ _logger = logging.getLogger("async_maps")
 
 NONE_FOUND = "no AWS credentials found: set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
 
+CANNOT_LOAD = "AWS credentials cannot be loaded"
 PROVIDERS = {
     "env": "from the environment",
     "shared-credentials-file": "from profile {profile} of the credentials file",
@@ -193,9 +194,13 @@ class SharedCredentials:
             raise error
         # They have worked: they may work again after a new sign-in, or when the service is back.
         gone = str(error) == NONE_FOUND
-        reason = f"{describe(self._found.method)} gives none now" if gone else str(error)
+        reason = f": {error}"
+        if gone:
+            reason = f": {describe(self._found.method)} gives none now"
+        elif str(error).startswith(CANNOT_LOAD):
+            reason = str(error).removeprefix(CANNOT_LOAD)
         self._error = CredentialsError(
-            f"the AWS credentials could not be renewed: {reason}", may_pass=True, retry=gone or error.retry
+            f"the AWS credentials could not be renewed{reason}", may_pass=True, retry=gone or error.retry
         )
         if self.valid() is None:
             raise self._error from error

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 import botocore.session
 from botocore.config import Config
@@ -22,7 +23,7 @@ from botocore.exceptions import (
 )
 
 from async_maps.filesystems.blame import judge
-from async_maps.filesystems.credentials import NONE_FOUND, CredentialsError, Found, describe
+from async_maps.filesystems.credentials import CANNOT_LOAD, NONE_FOUND, CredentialsError, Found, describe
 from async_maps.filesystems.signing import corrects, sign_in_time
 
 if TYPE_CHECKING:
@@ -155,18 +156,21 @@ class _Program(subprocess.Popen[bytes]):
         group = None if _has_terminal() else 0
         super().__init__(command, stdin=subprocess.DEVNULL, process_group=group, **options)
         self._has_group = group is not None
+        _running.add(self)
 
     def communicate(self, input: bytes | None = None, timeout: float | None = None) -> tuple[bytes, bytes]:  # noqa: A002
         try:
             out, err = super().communicate(input, timeout or _PROCESS_TIMEOUT_S)
         except subprocess.TimeoutExpired:
-            self._end()
+            self.end()
             raise CredentialsError(
                 f"credential_process did not end within {_PROCESS_TIMEOUT_S:g} s", may_pass=True, retry=True
             ) from None
         except BaseException:
-            self._end()
+            self.end()
             raise
+        finally:
+            _running.discard(self)
         if self.returncode:
             last = (err.decode(errors="replace").strip().splitlines() or ["it printed no error"])[-1]
             raise CredentialsError(
@@ -174,16 +178,30 @@ class _Program(subprocess.Popen[bytes]):
             )
         return out, err
 
-    def _end(self) -> None:
+    def end(self) -> None:
+        """Kill the program, and its children if that is possible."""
+        self.kill_all()
+        for pipe in (self.stdout, self.stderr):
+            if pipe is not None:
+                pipe.close()
+        self.wait()
+
+    def kill_all(self) -> None:
+        """Send the signals; the thread that waits for the program then goes on."""
         with suppress(ProcessLookupError):
             if self._has_group:
                 os.killpg(self.pid, 9)
             else:
                 self.kill()
-        for pipe in (self.stdout, self.stderr):
-            if pipe is not None:
-                pipe.close()
-        self.wait()
+
+
+_running: WeakSet[_Program] = WeakSet()
+
+
+def end_programs() -> None:
+    """End the programs that a thread of this process waits for: nobody needs their credentials any more."""
+    for program in list(_running):
+        program.kill_all()
 
 
 def _explain(error: Exception, source: str, profile: str) -> CredentialsError:
@@ -203,7 +221,8 @@ def _explain(error: Exception, source: str, profile: str) -> CredentialsError:
         # Of the container's service: no answer, or an error of its own.
         may_pass = retry = any(words in reason for words in ("response 5", "response 429", "Received error"))
     elif isinstance(error, BotoCoreError):
-        reason = _quote(verdict.reason)
+        # Not the words of the verdict, which are about the store.
+        reason = _quote(str(error))
     elif isinstance(error, OSError):
         # A program or a file that does not exist.
         may_pass = retry = False
@@ -211,7 +230,7 @@ def _explain(error: Exception, source: str, profile: str) -> CredentialsError:
         reason = f"{named}{error.strerror or type(error).__name__}"
     else:
         reason, may_pass, retry = "the answer does not have the form of credentials", False, False
-    return CredentialsError(f"AWS credentials ({source}) cannot be loaded: {reason}", may_pass=may_pass, retry=retry)
+    return CredentialsError(f"{CANNOT_LOAD} ({source}): {reason}", may_pass=may_pass, retry=retry)
 
 
 def _quote(text: str) -> str:

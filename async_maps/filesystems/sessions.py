@@ -106,6 +106,13 @@ class AsyncCredentials(_Credentials):
             self._getting.add_done_callback(see_error)
         return await asyncio.shield(self._getting) if valid is None else valid
 
+    def close(self) -> None:
+        """Do not wait any longer for a program that gives credentials."""
+        if self._getting is not None and not self._getting.done():
+            from async_maps.filesystems.providers import end_programs
+
+            end_programs()
+
 
 class AsyncSession:
     """Creates S3 clients for an event loop.
@@ -138,7 +145,10 @@ class AsyncSession:
             sign_in_time(untyped._request_signer, self.credentials.shared.clock)
             _allow_tenants(client)
             untyped.meta.events.register("needs-retry.s3", partial(_sign_again_async, self.credentials.shared))
-            yield client
+            try:
+                yield client
+            finally:
+                self.credentials.close()
 
 
 def blocking_client(config: Any, patience_s: float = 0.0, closed: Event | None = None) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from async_maps.filesystems.credentials import CredentialsError, SharedCredentia
 from tests.support.aws_services import PROVIDERS, SECRETS, Mode, Services, serving
 from tests.support.commands import done_rows, invoke, only_error
 from tests.support.maps import random_map
+from tests.support.pipelines import until
 from tests.support.s3 import upload
 from tests.support.s3_proxy import Asked, counting
 
@@ -81,15 +83,15 @@ async def test_credentials_are_renewed_once_for_all_maps(
 START: dict[tuple[str, Mode], tuple[int, str]] = {
     ("web_identity", "refused"): (2, "AssumeRoleWithWebIdentity is refused with AccessDenied: not for you"),
     ("web_identity", "busy"): (3, "AssumeRoleWithWebIdentity is refused with ServiceUnavailable"),
-    ("web_identity", "garbage"): (2, "(a role, by web identity) cannot be loaded: the answer"),
+    ("web_identity", "garbage"): (2, "(a role, by web identity): the answer"),
     ("web_identity", "silent"): (3, "Read timeout"),
     ("assume_role", "refused"): (2, "AssumeRole is refused with AccessDenied: not for you"),
     ("assume_role", "busy"): (3, "AssumeRole is refused with ServiceUnavailable"),
-    ("assume_role", "garbage"): (2, "(a role, by profile tested) cannot be loaded: the answer"),
+    ("assume_role", "garbage"): (2, "(a role, by profile tested): the answer"),
     ("assume_role", "silent"): (3, "Read timeout"),
     ("sso", "refused"): (2, "the sign-on has expired: run `aws sso login --profile tested`"),
     ("sso", "busy"): (3, "GetRoleCredentials is refused with ServiceUnavailable"),
-    ("sso", "garbage"): (2, "(a role, by the single sign-on of profile tested) cannot be loaded: the answer"),
+    ("sso", "garbage"): (2, "(a role, by the single sign-on of profile tested): the answer"),
     ("sso", "silent"): (3, "Read timeout"),
     ("imds", "refused"): (2, "no AWS credentials found"),
     ("imds", "busy"): (2, "no AWS credentials found"),
@@ -99,7 +101,7 @@ START: dict[tuple[str, Mode], tuple[int, str]] = {
     ("ecs", "garbage"): (2, "Unable to parse JSON"),
     ("process", "refused"): (2, "credential_process failed with exit code 4: not for you"),
     ("process", "busy"): (2, "credential_process failed with exit code 3: no connection"),
-    ("process", "garbage"): (2, "(from the credential_process of profile tested) cannot be loaded: the answer"),
+    ("process", "garbage"): (2, "(from the credential_process of profile tested): the answer"),
     ("process", "silent"): (3, "credential_process did not end within 1 s"),
 }
 
@@ -275,6 +277,21 @@ def test_a_role_asks_for_its_mfa_code_on_a_terminal(
     with pytest.raises(CredentialsError, match="an MFA code, which is asked for only at the start"):
         shared.get()
     assert len(asked) == 1
+
+
+async def test_leaving_a_pipeline_ends_a_program_that_hangs(
+    services: Services, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(providers, "_PROCESS_TIMEOUT_S", 600.0)
+    services.use("process", monkeypatch)
+    set_mode(services, "silent")
+    opening = asyncio.create_task(am.Pipeline(f"s3://{bucket}/x", settings=SETTINGS).__aenter__())
+    await until(lambda: services.count() > 0)
+    assert services.is_running()
+    opening.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+    await until(lambda: not services.is_running())
 
 
 MIDDLE: list[tuple[str, Mode]] = [

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import stat
 import threading
 from contextlib import contextmanager
@@ -159,7 +160,7 @@ class Services:
         program = self.folder / "program"
         program.write_text(
             "#!/bin/sh\n"
-            f"echo asked >> {self.folder}/asked\n"
+            f"echo $$ >> {self.folder}/asked\n"
             f'case "$(cat {self.folder}/mode)" in\n'
             f"good) cat {self.folder}/answer ;;\n"
             f'garbage) echo "{SECRETS["garbage"]}" ;;\n'
@@ -176,6 +177,14 @@ class Services:
         """Tell the program the mode."""
         (self.folder / "mode").write_text(self.mode)
         (self.folder / "answer").write_text(json.dumps(self._plain("SessionToken")))
+
+    def is_running(self) -> bool:
+        """Whether the program, or a child of it, is running."""
+        try:
+            os.killpg(int((self.folder / "asked").read_text().split()[-1]), 0)
+        except ProcessLookupError:
+            return False
+        return True
 
     def count(self) -> int:
         """Return how often credentials were asked for."""
