@@ -108,9 +108,10 @@ class Link:
 
 
 @asynccontextmanager
-async def linked(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Link]:
-    """Put a link between the server and every AWS client of this process and of commands that it starts."""
-    host, _, port = server.endpoint_url.removeprefix("http://").partition(":")
+async def linked(server: S3Server | str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Link]:
+    """Put a link between a server, or its URL, and every AWS client of this process and of commands that it starts."""
+    endpoint_url = server if isinstance(server, str) else server.endpoint_url
+    host, _, port = endpoint_url.removeprefix("http://").partition(":")
     link = Link((host, int(port)))
     listening = socket.socket()
     # Accepted connections inherit it.
