@@ -182,6 +182,11 @@ class FirstObject:
             self._lock.release()
 
     @property
+    def asks(self) -> bool:
+        """Whether answers must have headers that the settings ask for."""
+        return bool(self._asked)
+
+    @property
     def _must_prove_create_only(self) -> bool:
         return self._create_only and not (self.promises.create_only or self._is_trusted)
 

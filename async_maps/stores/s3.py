@@ -173,9 +173,13 @@ class S3Store:
 
     async def _put_and_check(self, key: str, data: bytes) -> str | None:
         headers = await self._put(key, data)
-        etag = await self._proof(headers, key, data)
-        await self._first.compare(key, headers)
-        return etag
+        found = headers.get("etag", "").strip('"')
+        etag: str | None = found or None
+        if not self._is_proved(headers, found, data):
+            etag = await self._first.read_back(key, data)
+        if self._first.asks:
+            await self._first.compare(key, headers)
+        return None if self.promises.etags_are_md5 is False else etag
 
     async def _put(self, key: str, data: bytes) -> Mapping[str, str]:
         """Return the headers of an answer with status 200."""
@@ -245,26 +249,32 @@ class S3Store:
     def _transient(self, reason: str) -> TransientError:
         return TransientError(f"{self.destination}: {reason}")
 
-    async def _proof(self, headers: Mapping[str, str], key: str, data: bytes) -> str | None:
-        """Return the ETag of an answer, after checking that it proves that the store has these bytes.
+    def _is_proved(self, headers: Mapping[str, str], etag: str, data: bytes) -> bool:
+        """Check that an answer proves that the store has these bytes.
 
         The proof is the checksum that the server has computed, or an ETag that is the MD5 of the body. With KMS it is
-        not an MD5 (Amazon S3 API reference, "Object"). None if the store's ETags cannot be compared.
+        not an MD5 (Amazon S3 API reference, "Object").
+
+        Returns:
+            False if the object must be read back, because it is not known whether ETags of this store are MD5s.
+
+        Raises:
+            TransientError: the answer does not prove it.
         """
-        etag = headers.get("etag", "").strip('"')
-        echoed = headers.get("x-amz-checksum-crc32")
-        if echoed and echoed != crc32(data):
-            raise self._transient(UNPROVED)
-        if self.promises.etags_are_md5 is False:
-            return None
-        seems_md5 = _MD5.fullmatch(etag) and "kms" not in headers.get("x-amz-server-side-encryption", "")
-        if etag and (echoed or not seems_md5):
-            return etag
+        promises = self.promises
+        if echoed := headers.get("x-amz-checksum-crc32"):
+            if echoed != crc32(data):
+                raise self._transient(UNPROVED)
+            return True
+        if promises.etags_are_md5 is False:
+            return True
+        if etag and (not _MD5.fullmatch(etag) or "kms" in headers.get("x-amz-server-side-encryption", "")):
+            return True
         if etag and etag == _md5(data).hex():
-            self.promises.etags_are_md5 = True
-            return etag
-        if self.promises.etags_are_md5 is None:
-            return await self._first.read_back(key, data)
+            promises.etags_are_md5 = True
+            return True
+        if promises.etags_are_md5 is None:
+            return False
         raise self._transient(UNPROVED)
 
     async def _exists(self, key: str, data: bytes) -> ExistsError:
