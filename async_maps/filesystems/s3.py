@@ -54,6 +54,7 @@ class S3Filesystem:
     """Reads, lists and deletes objects with one client, which is created at the first use.
 
     Attributes:
+        settings: the time-outs and attempts.
         clock_offset_s: how many seconds the server's clock was ahead of this machine's in the last listing.
 
     Raises:
@@ -63,9 +64,9 @@ class S3Filesystem:
 
     def __init__(self, settings: S3Settings | None = None) -> None:
         self.clock_offset_s = 0.0
-        self._settings = settings or S3Settings()
+        self.settings = settings or S3Settings()
         self._making, self._changing = Lock(), Lock()
-        self._connections = Connections(TimeLimits.of(self._settings))
+        self._connections = Connections(TimeLimits.of(self.settings))
         self._client: Any = None
         self._is_closed = Event()
 
@@ -90,7 +91,7 @@ class S3Filesystem:
             etag: the expected ETag; raise SourceError if the object has another one.
             keep: the number of bytes to read if the object is longer than ``start + length``.
         """
-        until, attempts = time.monotonic() + self._settings.give_up_s, self._settings.max_attempts
+        until, attempts = time.monotonic() + self.settings.give_up_s, self.settings.max_attempts
         while True:
             attempts -= 1
             try:
@@ -240,13 +241,13 @@ class S3Filesystem:
             return client
 
     def _make_client(self) -> Any:
-        config = Config(**client_options(self._settings, _CONNECTIONS))
+        config = Config(**client_options(self.settings, _CONNECTIONS))
         try:
-            client = blocking_client(config, self._settings.give_up_s, self._is_closed)
+            client = blocking_client(config, self.settings.give_up_s, self._is_closed)
         except (BotoCoreError, ValueError) as error:
             raise InaccessibleError(f"the AWS configuration cannot be used: {error}") from error
         client.meta.events.register("before-send.s3", self._refuse_closed)
-        pay_for_requests(client, self._settings)
+        pay_for_requests(client, self.settings)
         self._connections.watch(client)
         return client
 

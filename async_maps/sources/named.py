@@ -19,12 +19,20 @@ from async_maps.errors import (
     shortage_of_files,
     translate_os_error,
 )
-from async_maps.filesystems.filesystem import InaccessibleError, LocalFilesystem, file_fingerprint, is_remote
+from async_maps.filesystems.blame import Scope
+from async_maps.filesystems.filesystem import (
+    InaccessibleError,
+    LocalFilesystem,
+    file_fingerprint,
+    is_remote,
+    verdict_of,
+)
 from async_maps.keys import check_name, printable
 from async_maps.outcomes import Failure
 from async_maps.sources.activation_map import ActivationMap
 from async_maps.sources.contents import ListedMap
 from async_maps.sources.formats.registry import HIDDEN, PassedOver, not_read, suffix_of, without_suffix
+from async_maps.sources.hearing import Hearing
 from async_maps.sources.isolated_listing import IsolatedListing, is_isolated
 from async_maps.sources.isolation import NoProcessError
 from async_maps.sources.members import APPLE_DOUBLE, AppleDoubleError, maps_in_file, open_file
@@ -33,10 +41,12 @@ from async_maps.sources.options import LEFT_OUT, Scan
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from async_maps.filesystems.blame import Verdict
     from async_maps.filesystems.filesystem import Filesystems
     from async_maps.sources.options import Known, SourceOptions
 
     Entry: TypeAlias = ActivationMap | Failure
+    _Begun: TypeAlias = tuple[str, Iterator[ListedMap]]
 _BATCH = 256
 _AHEAD = 16
 """The number of objects that are opened concurrently, because each takes a round trip."""
@@ -87,6 +97,8 @@ def maps_in_named(files: Iterable[NamedFile | Failure], filesystems: Filesystems
         # Batches are only for known().
         while batch := list(islice(files, _BATCH if scan.known else 1)):
             for file in _with_known(batch, scan.known, scan) if scan.known else batch:
+                if isinstance(file, ActivationMap) and file.path is not None and is_remote(file.path):
+                    openers.hearing.control = file.path
                 if not isinstance(file, NamedFile):
                     pending.append((False, iter((file,))))
                 elif scan.options.leaves_out(file.name, file.with_suffix):
@@ -97,6 +109,7 @@ def maps_in_named(files: Iterable[NamedFile | Failure], filesystems: Filesystems
                     yield from pending.popleft()[1]
         for _, maps in pending:
             yield from maps
+        yield from openers.hearing.released(at_end=True)
 
 
 def _with_known(files: Sequence[NamedFile | Failure], known: Known, scan: Scan) -> Iterator[NamedFile | Entry]:
@@ -172,6 +185,7 @@ class _Openers:
         self._scan = scan
         self._isolated = None if scan.decoder is None else IsolatedListing(scan.decoder)
         self._threads: ThreadPoolExecutor | None = None
+        self.hearing = Hearing(filesystems)
 
     def __enter__(self) -> _Openers:
         return self
@@ -198,7 +212,25 @@ class _Openers:
             return iter([_failed(file, not_read(file.path))])
         if self._threads is None:
             self._threads = ThreadPoolExecutor(_AHEAD, "async-maps-open")
-        return _maps_in(file, self._threads.submit(begin).result, self._scan)
+        return self._judged(file, self._threads.submit(begin).result, begin)
+
+    def _judged(
+        self, file: NamedFile, begun: Callable[[], _Begun], begin: Callable[[], _Begun], tries: int = 1
+    ) -> Iterator[Entry]:
+        """Yield the maps in an object; if it cannot be read, find out whose fault that is."""
+        hearing, count = self.hearing, 0
+        unread: list[Verdict] = []
+        for entry in _maps_in(file, begun, self._scan, unread):
+            count += 1
+            yield entry
+        if not unread:
+            hearing.control = file.path
+            yield from hearing.released()
+        elif hearing.may_pass(file.path, unread[0], tries) and not count:
+            yield from self._judged(file, begin, begin, tries + 1)
+        else:
+            self._scan.could_not_read(file.path)
+            yield from hearing.hold(_failed(file, unread[0].reason), unread[0])
 
     def _begin(self, file: NamedFile) -> tuple[str, Iterator[ListedMap]]:
         opened = open_file(file.path, file.fingerprint, self._filesystems)
@@ -221,8 +253,13 @@ class _Openers:
                 yield map_
 
 
-def _maps_in(file: NamedFile, begin: Callable[[], tuple[str, Iterator[ListedMap]]], scan: Scan) -> Iterator[Entry]:
-    """Yield the maps in a file; ``begin`` opens it, and returns its fingerprint and an iterator of its maps."""
+def _maps_in(  # noqa: PLR0912  # a branch a kind of error
+    file: NamedFile, begin: Callable[[], _Begun], scan: Scan, unread: list[Verdict] | None = None
+) -> Iterator[Entry]:
+    """Yield the maps in a file; ``begin`` opens it, and returns its fingerprint and an iterator of its maps.
+
+    If a request failed, and not by the fault of the file, the verdict is appended to ``unread``.
+    """
     is_read = True
     try:
         fingerprint, maps = begin()
@@ -246,6 +283,10 @@ def _maps_in(file: NamedFile, begin: Callable[[], tuple[str, Iterator[ListedMap]
     except (OSError, SourceError, MissingExtraError) as error:
         if shortage := shortage_of_files(error):
             raise shortage from error
+        verdict = verdict_of(error)
+        if unread is not None and verdict is not None and verdict.scope is not Scope.KEY:
+            unread.append(verdict)
+            return
         if _is_apple_double(file.path):
             scan.pass_over(HIDDEN)
             return

@@ -11,7 +11,8 @@ import numpy as np
 
 from async_maps import errors
 from async_maps.errors import AsyncMapsError, MissingExtraError, SourceError, shortage_of_files
-from async_maps.filesystems.filesystem import InaccessibleError, UnavailableError
+from async_maps.filesystems.blame import Scope, Verdict
+from async_maps.filesystems.filesystem import InaccessibleError, UnavailableError, verdict_of
 from async_maps.keys import printable
 from async_maps.sources.activation_map import ArrayHeader
 from async_maps.sources.contents import ListedMap
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from async_maps.tables import Row
 
 
+_VERDICT = "Verdict"
 _PLACES: dict[str, Any] = {kind.__name__: kind for kind in (InaccessibleError, UnavailableError)}
 """The errors that are not in :mod:`async_maps.errors`."""
 
@@ -97,6 +99,8 @@ def pack_error(error: Exception) -> list[Any]:
     """Return an error of a listing as a JSON value."""
     if shortage := shortage_of_files(error):
         error = shortage
+    if verdict := verdict_of(error):
+        return [_VERDICT, verdict, False]
     if isinstance(error, OSError) and error.errno is not None:
         return ["OSError", error.errno, error.strerror or ""]
     if isinstance(error, AsyncMapsError | AppleDoubleError):
@@ -111,6 +115,9 @@ def unpack_error(values: Any) -> Exception:
     """Return an error of the same class and text as the one that :func:`pack_error` was called with."""
     try:
         name, text, more = values
+        if name == _VERDICT:
+            scope, *others = text
+            return InaccessibleError.of(Verdict(Scope(scope), *others))
         if name == "OSError":
             return OSError(_whole(text), _text(more))
         if name == AppleDoubleError.__name__:

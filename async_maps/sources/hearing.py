@@ -1,0 +1,83 @@
+"""Whose fault it is that an object of a source in S3 cannot be listed. Blocking; for the thread that lists."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from async_maps.errors import SourceError
+from async_maps.filesystems.filesystem import UnavailableError, verdict_of
+from async_maps.filesystems.locators import parse_s3_address
+from async_maps.keys import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from async_maps.filesystems.blame import Verdict
+    from async_maps.filesystems.filesystem import Filesystems
+    from async_maps.outcomes import Failure
+
+_TRIES = 3
+_PAUSE_S = 1.0
+
+
+class Hearing:
+    """Decides by another object, which could be read: the control.
+
+    Attributes:
+        control: the path of an object that could be read in this listing or, by the manifest, in an earlier run.
+    """
+
+    def __init__(self, filesystems: Filesystems) -> None:
+        self.control: str | None = None
+        self._filesystems = filesystems
+        self._held: list[tuple[Failure, Verdict]] = []
+
+    def may_pass(self, path: str, verdict: Verdict, tries: int) -> bool:
+        """Return whether to try an object again, after it could not be read ``tries`` times; False if it is to blame.
+
+        Raises:
+            UnavailableError: the others cannot be read either.
+        """
+        if verdict.certain or (verdict.retry and self.control is None):
+            raise UnavailableError(f"{printable(path)}: {verdict.reason}", may_pass=verdict.may_pass)
+        if self.control is not None:
+            self._wait_for(self.control, path, verdict)
+        return verdict.retry and tries < _TRIES
+
+    def _wait_for(self, control: str, path: str, verdict: Verdict) -> None:
+        s3 = self._filesystems.s3()
+        until = time.monotonic() + s3.settings.give_up_s
+        while True:
+            try:
+                s3.get(parse_s3_address(control), 0, 1)
+                return
+            except (SourceError, FileNotFoundError) as error:
+                found = verdict_of(error)
+                if isinstance(error, FileNotFoundError) or (found is not None and not found.retry):
+                    # Refused, too; or gone since it was read.
+                    raise UnavailableError(f"{printable(path)}: {verdict.reason}") from error
+                if found is None or time.monotonic() > until:
+                    raise UnavailableError(
+                        f"{printable(path)}: {verdict.reason}; run the same command again when the store is back",
+                        may_pass=True,
+                    ) from error
+            time.sleep(_PAUSE_S)
+
+    def hold(self, failure: Failure, verdict: Verdict) -> Iterator[Failure]:
+        """Yield the failure of an object that is to blame; hold it back while no other object could be read."""
+        self._held.append((failure, verdict))
+        yield from self.released()
+
+    def released(self, *, at_end: bool = False) -> Iterator[Failure]:
+        """Yield the failures that were held back, if another object could be read since.
+
+        Raises:
+            UnavailableError: this is the end of the listing, and no object could be read.
+        """
+        if self.control is None and at_end and self._held:
+            failure, verdict = self._held[0]
+            raise UnavailableError(f"{failure.source}: {verdict.reason}", may_pass=verdict.may_pass)
+        if self.control is not None:
+            held, self._held = self._held, []
+            yield from (failure for failure, _ in held)
