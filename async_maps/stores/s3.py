@@ -62,6 +62,7 @@ async def open_s3(destination: str, settings: Settings) -> AsyncIterator[S3Store
     def http_session(*arguments: Any, **options: Any) -> DirectSession:
         direct.append(DirectSession(*arguments, limits=limits, **options))
         direct[-1].may_repeat = not create_only
+        direct[-1].traffic.bytes_per_s = settings.bandwidth
         return direct[-1]
 
     # One attempt: only the upload stage retries, because the attempts of two layers multiply.

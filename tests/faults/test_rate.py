@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
+from time import monotonic
 from typing import TYPE_CHECKING
 
 import pytest
@@ -81,6 +83,23 @@ async def test_a_wait_for_the_bandwidth_ends_with_the_pipeline() -> None:
     with pytest.raises(am.PipelineClosedError):
         await waiting
     assert set(store.objects) == {"first.png"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="connections send evenly on Linux only")
+async def test_a_connection_sends_at_most_the_bandwidth(
+    bucket: str, s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = am.Settings(workers=0, png="gray", invalid="zero", bandwidth="2MB")
+    async with linked(s3, monkeypatch) as link, am.Pipeline(f"s3://{bucket}", settings=settings) as pipeline:
+        await pipeline.put("first", random_map(0))
+        sent = link.sent
+        putting = asyncio.create_task(pipeline.put("large", random_map(1, (1_500, 1_500))))
+        await until(lambda: link.sent > sent)
+        began, sent = monotonic(), link.sent
+        await until(lambda: link.sent > sent + 1_000_000)
+        # Half a second; without a limit of the connection, some milliseconds.
+        assert monotonic() - began > 0.2
+        await putting
 
 
 @pytest.mark.slow
