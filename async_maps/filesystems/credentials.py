@@ -15,6 +15,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, NamedTuple
 from weakref import WeakValueDictionary
 
+from botocore.credentials import ReadOnlyCredentials
 from botocore.exceptions import CredentialRetrievalError
 
 from async_maps.filesystems.clock import Clock
@@ -22,8 +23,7 @@ from async_maps.filesystems.filesystem import file_fingerprint
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from botocore.credentials import ReadOnlyCredentials
+    from typing import Any
 
 _logger = logging.getLogger("async_maps")
 
@@ -180,6 +180,10 @@ class SharedCredentials:
             return
         if self._failures:
             _logger.debug("the AWS credentials were renewed")
+        self.begin(found)
+
+    def begin(self, found: Found) -> None:
+        """Use credentials that were found just now."""
         self._found, self._error, self._failures, self._try_at = found, None, 0, 0.0
         if found.expires_at is not None:
             left_s = found.expires_at - self.clock.time()
@@ -223,6 +227,23 @@ def shared_credentials() -> SharedCredentials:
             clock = Clock()
             shared = _shared[environment] = SharedCredentials(partial(find_credentials, clock=clock), clock)
         return shared
+
+
+def known_credentials() -> list[Any] | None:
+    """Return the shared credentials for :func:`adopt_credentials` in a child process; None if there are none."""
+    with _sharing:
+        shared = _shared.get(_environment())
+    if shared is None or (frozen := shared.valid()) is None:
+        return None
+    return [list(frozen), shared.found.expires_at, shared.found.method]
+
+
+def adopt_credentials(known: list[Any]) -> SharedCredentials:
+    """Share those of the parent process until they expire; the caller keeps the result."""
+    frozen, expires_at, method = known
+    shared = shared_credentials()
+    shared.begin(Found(ReadOnlyCredentials(*frozen), expires_at, method))
+    return shared
 
 
 def _environment() -> bytes:

@@ -7,6 +7,7 @@ which a thread serves. All messages are JSON; the values of an array follow the 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import socket
@@ -32,6 +33,10 @@ if TYPE_CHECKING:
 
 class _Server:
     def __init__(self, hello: dict[str, Any]) -> None:
+        if known := hello.pop("credentials"):
+            from async_maps.filesystems.credentials import adopt_credentials
+
+            self._credentials = adopt_credentials(known)
         self._hello = hello
         self._filesystems = Filesystems(None if hello["s3"] is None else S3Settings(**hello["s3"]))
         self._limit = MemoryLimit()
@@ -86,6 +91,8 @@ def main() -> None:
     # Service managers send SIGTERM to all processes of a service; only the parent decides when to stop.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # The parent has clients of its own, and has logged what this process would repeat.
+    logging.getLogger("async_maps").addHandler(logging.NullHandler())
     try:
         os.fstat(2)
     except OSError:  # closed, as in daemons

@@ -59,6 +59,12 @@ _ERRORS: dict[str, type[AsyncMapsError]] = {
 _logger = logging.getLogger("async_maps")
 
 
+def _known_credentials() -> list[Any] | None:
+    # Not imported for this: it is slow, and most files are on disk.
+    module = sys.modules.get("async_maps.filesystems.credentials")
+    return None if module is None else module.known_credentials()
+
+
 class SuspectError(Exception):
     """The child died, or had no memory left, while it read this map or another one."""
 
@@ -208,6 +214,7 @@ class DecoderProcess:
             "s3": None if self._s3 is None else self._s3.model_dump(mode="json"),
             "max_pixels": self.max_pixels,
             "channels": self.channels,
+            "credentials": _known_credentials(),
         }
         control, theirs = socket.socketpair()
         with theirs:

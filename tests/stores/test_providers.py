@@ -96,9 +96,11 @@ START: dict[tuple[str, Mode], tuple[int, str]] = {
     ("imds", "refused"): (2, "no AWS credentials found"),
     ("imds", "busy"): (2, "no AWS credentials found"),
     ("imds", "garbage"): (2, "no AWS credentials found"),
+    ("imds", "silent"): (2, "no AWS credentials found"),
     ("ecs", "refused"): (2, "non 200 response 403"),
     ("ecs", "busy"): (3, "non 200 response 503"),
     ("ecs", "garbage"): (2, "Unable to parse JSON"),
+    ("ecs", "silent"): (3, "Received error when attempting to retrieve container metadata"),
     ("process", "refused"): (2, "credential_process failed with exit code 4: not for you"),
     ("process", "busy"): (2, "credential_process failed with exit code 3: no connection"),
     ("process", "garbage"): (2, "(from the credential_process of profile tested): the answer"),
@@ -118,6 +120,9 @@ def test_a_run_without_credentials_ends_with_one_sentence(
     monkeypatch.setattr("async_maps.stores.s3._CHECK_WAITS_S", ())
     services.use(provider, monkeypatch)
     set_mode(services, mode)
+    if mode == "silent":
+        monkeypatch.setenv("AWS_METADATA_SERVICE_TIMEOUT", "1")
+        monkeypatch.setattr("botocore.utils.ContainerMetadataFetcher.TIMEOUT_SECONDS", 0.3)
     code = invoke("run", a_map(Path("maps")), f"s3://{bucket}/x", "--workers", 0)
     printed = capfd.readouterr()
     expected, words = START[provider, mode]
@@ -256,6 +261,19 @@ def test_a_source_that_loses_its_credentials_blames_no_map(
             am.run(f"s3://{bucket}/maps/", "out", settings=SETTINGS, manifest="m.sqlite")
     assert failed.value.report.failed == 0
     assert failed.value.report.exit_code == 3
+
+
+def test_the_process_that_decodes_files_uses_the_same_credentials(
+    services: Services, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    h5py = pytest.importorskip("h5py")
+    with h5py.File("a.h5", "w") as file:
+        file["map"] = random_map(1)
+    upload(bucket, {"maps/a.h5": Path("a.h5").read_bytes()})
+    services.use("web_identity", monkeypatch)
+    report = am.run(f"s3://{bucket}/maps/", "out", settings=SETTINGS)
+    assert (report.uploaded, report.failed) == (1, 0)
+    assert services.count() == 1
 
 
 def test_a_role_asks_for_its_mfa_code_on_a_terminal(
