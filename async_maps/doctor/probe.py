@@ -17,18 +17,19 @@ from async_maps.filesystems.aws import STORE_CODES, refusal, unreachable
 from async_maps.filesystems.blame import judge
 from async_maps.filesystems.http_session import read_body
 from async_maps.filesystems.time_limits import TimeLimits
-from async_maps.stores.promises import (
-    IGNORES_CONDITION,
-    OPAQUE_ETAGS,
-    OVERWRITE,
+from async_maps.stores.headers import (
     advice_for,
     asked_headers,
+    crc32,
     is_kept,
     may_refuse_header,
+    md5,
     not_kept,
+    object_headers,
     refused_crc32,
 )
-from async_maps.stores.s3 import NO_ANSWER, Stored, crc32, md5, object_headers
+from async_maps.stores.promises import IGNORES_CONDITION, OPAQUE_ETAGS, OVERWRITE
+from async_maps.stores.s3 import NO_ANSWER, Stored
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

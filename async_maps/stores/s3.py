@@ -6,17 +6,13 @@ Credentials, region, endpoint, proxies and certificates come from the AWS enviro
 from __future__ import annotations
 
 import asyncio
-import base64
-import hashlib
 import re
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, NamedTuple
-from urllib.parse import quote, urlencode
 
 from aiohttp import ClientError as AiohttpError
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.parsers import ResponseParserError
-from isal import isal_zlib
 
 from async_maps.errors import ExistsError, InputValidationError, SettingsError, StoreError, TransientError
 from async_maps.filesystems.aws import client_options, pay_for_requests
@@ -29,7 +25,9 @@ from async_maps.filesystems.sessions import AsyncSession
 from async_maps.filesystems.time_limits import TimeLimits
 from async_maps.keys import check_name
 from async_maps.stores.direct import DirectSession
-from async_maps.stores.promises import UNPROVED, FirstObject
+from async_maps.stores.first_object import FirstObject
+from async_maps.stores.headers import crc32, md5, md5_digest, object_headers
+from async_maps.stores.promises import UNPROVED
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -38,7 +36,7 @@ if TYPE_CHECKING:
     from types_aiobotocore_s3 import S3Client
 
     from async_maps.filesystems.sessions import AsyncCredentials
-    from async_maps.settings import S3Settings, Settings
+    from async_maps.settings import Settings
 
 
 NO_ANSWER = (BotoCoreError, ResponseParserError, AiohttpError, OSError)
@@ -156,7 +154,7 @@ class S3Store:
     async def put(self, key: str, data: bytes) -> str | None:
         """Store the object by one PutObject. The server checks the CRC32, and this checks the answer.
 
-        The first object proves what the others rely on (:mod:`~async_maps.stores.promises`).
+        The first object proves what the others rely on (:mod:`~async_maps.stores.first_object`).
 
         An answer that does not prove that the store has these bytes raises a TransientError; a refusal that may concern
         all objects an UnjudgedError.
@@ -271,7 +269,7 @@ class S3Store:
             return True
         if etag and (not _MD5.fullmatch(etag) or "kms" in headers.get("x-amz-server-side-encryption", "")):
             return True
-        if etag and etag == _md5(data).hex():
+        if etag and etag == md5_digest(data).hex():
             promises.etags_are_md5 = True
             return True
         if promises.etags_are_md5 is None:
@@ -300,21 +298,7 @@ class Stored(NamedTuple):
     @property
     def has_md5(self) -> bool:
         """Whether the ETag is the MD5 of the bytes."""
-        return self.etag == _md5(self.data).hex()
-
-
-def crc32(data: bytes) -> str:
-    """Return the CRC-32 in base 64, as in the header of a request."""
-    return base64.b64encode(isal_zlib.crc32(data).to_bytes(4, "big")).decode()
-
-
-def md5(data: bytes) -> str:
-    """Return the MD5 in base 64, as in the header Content-MD5."""
-    return base64.b64encode(_md5(data)).decode()
-
-
-def _md5(data: bytes) -> bytes:
-    return hashlib.md5(data, usedforsecurity=False).digest()
+        return self.etag == md5_digest(self.data).hex()
 
 
 def parse_destination(destination: str) -> S3Address:
@@ -331,20 +315,3 @@ def parse_destination(destination: str) -> S3Address:
         except InputValidationError as error:
             raise SettingsError(f"the prefix is not valid: {error}") from error
     return address._replace(key=prefix)
-
-
-def object_headers(settings: S3Settings, *, create_only: bool = False) -> dict[str, Any]:
-    """Return the arguments that all PutObject requests share."""
-    headers = {
-        "ContentType": "image/png",
-        "CacheControl": settings.cache_control,
-        "Metadata": dict(settings.metadata) or None,
-        "Tagging": urlencode(settings.tagging, quote_via=quote) or None,
-        "StorageClass": settings.storage_class,
-        "ACL": settings.acl,
-        "ServerSideEncryption": settings.server_side_encryption,
-        "SSEKMSKeyId": settings.kms_key_id,
-        "BucketKeyEnabled": settings.bucket_key,
-        "IfNoneMatch": "*" if create_only else None,
-    }
-    return {name: value for name, value in headers.items() if value is not None}

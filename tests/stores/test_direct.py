@@ -25,7 +25,8 @@ from async_maps.filesystems.sessions import AsyncCredentials
 from async_maps.settings import S3Settings, Settings
 from async_maps.stores import open_store
 from async_maps.stores.direct import DirectSession, Plan, Signer
-from async_maps.stores.s3 import S3Store, object_headers
+from async_maps.stores.headers import object_headers
+from async_maps.stores.s3 import S3Store
 from tests.support.leftovers import leaves_nothing
 from tests.support.names import AWKWARD
 from tests.support.scripted_server import Scripted, server
@@ -288,6 +289,6 @@ async def test_a_permanent_refusal_is_an_object_error(bucket: str, monkeypatch: 
     async with open_store(f"s3://{bucket}", Settings(s3=S3Settings(max_attempts=1))) as store:
         assert isinstance(store, S3Store)
         await store.put("first.png", b"pixels")
-        monkeypatch.setattr("async_maps.stores.s3.isal_zlib.crc32", lambda _: 7)
+        monkeypatch.setattr("async_maps.stores.headers.isal_zlib.crc32", lambda _: 7)
         with pytest.raises(ObjectError, match=r"refused with BadDigest|checksum"):
             await store.put("a.png", b"pixels")

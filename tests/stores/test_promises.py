@@ -14,7 +14,8 @@ from async_maps.manifest.manifest import Manifest
 from async_maps.report.ending import exit_code
 from async_maps.settings import Settings
 from async_maps.stores import open_store
-from async_maps.stores.promises import Promises, asked_headers, is_kept
+from async_maps.stores.headers import asked_headers, is_kept
+from async_maps.stores.promises import Promises
 from async_maps.stores.s3 import S3Store
 from tests.support.maps import random_map
 from tests.support.odd_server import OddServer, odd_server
