@@ -34,7 +34,10 @@ def open_files_limit() -> Cap | None:
     if value == resource.RLIM_INFINITY:
         return None
     return Cap(
-        value, _open_files(), "the limit of open files (ulimit -n)", "ulimit -n, docker --ulimit nofile, LimitNOFILE="
+        value,
+        _open_files(value),
+        "the limit of open files (ulimit -n)",
+        "ulimit -n, docker --ulimit nofile, LimitNOFILE=",
     )
 
 
@@ -119,8 +122,8 @@ def _memory(what: str) -> str:
     )
 
 
-def _open_files() -> int | None:
+def _open_files(limit: int) -> int | None:
     try:
         return len(os.listdir("/proc/self/fd")) - 1
-    except OSError:  # not Linux, or no file can be opened
-        return None
+    except OSError as error:  # no file can be opened, this folder included; or not Linux
+        return limit if error.errno == errno.EMFILE else None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from async_maps.errors import ManifestError
 from async_maps.keys import printable
-from async_maps.machine.shortage import describe_shortage, open_files_limit
+from async_maps.machine.shortage import describe_shortage, is_out_of_files, open_files_limit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,8 +52,19 @@ def translate_sqlite_errors(what: str, doing: Doing) -> Iterator[None]:
     except (sqlite3.Error, OSError, ValueError) as error:
         # Errors of the module itself have no code.
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        reason = _reason(error, code, doing)
-        raise ManifestError(f"{what} cannot be {doing}: {reason}", may_pass=code in _MAY_PASS) from error
+        shortage = _shortage_of_files(error, code)
+        reason = shortage or _reason(error, code, doing)
+        may_pass = shortage is not None or code in _MAY_PASS
+        raise ManifestError(f"{what} cannot be {doing}: {reason}", may_pass=may_pass) from error
+
+
+def _shortage_of_files(error: Exception, code: int) -> str | None:
+    if is_out_of_files(error):
+        return describe_shortage(error)
+    if code == sqlite3.SQLITE_CANTOPEN and (limit := open_files_limit()) and limit.left < _FILES:
+        # SQLite does not tell this error from a lack of permission.
+        return describe_shortage(OSError(errno.EMFILE, ""))
+    return None
 
 
 def _reason(error: sqlite3.Error | OSError | ValueError, code: int, doing: Doing) -> str:
@@ -65,9 +76,6 @@ def _reason(error: sqlite3.Error | OSError | ValueError, code: int, doing: Doing
     if code == sqlite3.SQLITE_FULL and doing == "read":
         # During a read, only temporary files are written.
         return f"the disk of temporary files is full: set TMPDIR to another folder, or {_ROOM}"
-    if code == sqlite3.SQLITE_CANTOPEN and (limit := open_files_limit()) and limit.left < _FILES:
-        # SQLite does not tell this error from a lack of permission.
-        return str(describe_shortage(OSError(errno.EMFILE, "")))
     # The text may quote the damaged file. All other errors mean unexpected tables or text in them.
     said = printable(str(error))
     if code == sqlite3.SQLITE_IOERR:

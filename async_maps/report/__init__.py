@@ -198,9 +198,10 @@ class Report(Ending):
             return self._plan()
         elapsed_s = self.elapsed_s - self.survey_s
         rate = self.uploaded / elapsed_s if elapsed_s > 0 else 0.0
+        to = f" to {self.destination}" if self.destination else ""
         lines = [
             f"{self.uploaded:,} uploaded, {self.skipped:,} skipped, {self.failed:,} failed",
-            f"{self.elapsed_s:.1f} s, {rate:,.0f} maps/s, {self.uploaded_bytes / 1e6:,.1f} MB to {self.destination}",
+            f"{self.elapsed_s:.1f} s, {rate:,.0f} maps/s, {self.uploaded_bytes / 1e6:,.1f} MB{to}",
         ]
         if self.passed_over:
             lines.append(shown_passed_over(self.passed_over))

@@ -115,7 +115,8 @@ class Verification(Ending):
         """Return the verification in a few lines, for people."""
         how = f"{self.read:,} objects read ({self.read_bytes / 1e6:,.1f} MB)" if self.read else "by listing"
         if self.read and not self.deep:
-            how = f"by listing, and the CRC32 of {self.read:,} files ({self.read_bytes / 1e6:,.1f} MB)"
+            files = "1 file" if self.read == 1 else f"{self.read:,} files"
+            how = f"by listing, and the CRC32 of {files} ({self.read_bytes / 1e6:,.1f} MB)"
         lines = [
             f"{self.right:,} of {self.locators:,} locators are right, {how}",
             f"{self.elapsed_s:.1f} s, {self.listed:,} objects listed in {', '.join(self.folders) or 'no folder'}",

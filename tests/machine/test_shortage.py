@@ -10,7 +10,8 @@ import pytest
 
 from async_maps.errors import SettingsError, ShortageError, name_shortage, naming_shortages
 from async_maps.machine import shortage
-from async_maps.machine.shortage import Cap, describe_shortage
+from async_maps.machine.shortage import Cap, describe_shortage, open_files_limit
+from tests.support.limits import no_file_left
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -85,3 +86,10 @@ def test_the_users_limit_of_threads_counts_except_for_root(monkeypatch: pytest.M
 def test_a_full_disk_names_the_file(tmp_path: Path) -> None:
     error = OSError(errno.EDQUOT, "quota", str(tmp_path))
     assert str(tmp_path) in str(describe_shortage(error))
+
+
+def test_all_files_are_used_if_none_can_be_opened() -> None:
+    with no_file_left():
+        limit = open_files_limit()
+    assert limit is not None
+    assert (limit.used, limit.left) == (limit.value, 0)

@@ -212,7 +212,7 @@ async def test_the_bytes_of_large_files_are_compared_in_pieces(tmp_path: Path, m
         opened.write([receipt], "settings")
     verification = await am.averify_locators(manifest, settings=SETTINGS)
     assert (verification.right, verification.read, verification.read_bytes) == (1, 1, len(data))
-    assert "by listing, and the CRC32 of 1 files (2.1 MB)" in verification.summary()
+    assert "by listing, and the CRC32 of 1 file (2.1 MB)" in verification.summary()
 
 
 # Tables ------------------------------------------------------------------------------------------------------------
