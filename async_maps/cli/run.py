@@ -35,6 +35,7 @@ from async_maps.cli.options import (
 from async_maps.cli.usage import MANIFEST_VARIABLE
 from async_maps.concurrency.loop import fastest_loop
 from async_maps.errors import AsyncMapsError, PipelineClosedError, SettingsError, StoreError
+from async_maps.filesystems.filesystem import UnavailableError
 from async_maps.filesystems.outputs import files_of_run
 from async_maps.manifest.prune import Prune  # cyclopts reads the annotation
 from async_maps.report import Report
@@ -157,7 +158,7 @@ def run(  # noqa: PLR0913  # one argument per option
         done = error.report = error.report or job.report
         if done.uploaded or done.failed:
             print_report(done, None if dry_run else manifest, as_json=as_json)
-        if isinstance(error, StoreError):
+        if isinstance(error, StoreError) and not isinstance(error, UnavailableError):
             error.add_note(f"to find the problem, run: {suggest('doctor', destination)}")
         raise
     except BaseException as error:

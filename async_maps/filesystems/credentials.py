@@ -206,10 +206,12 @@ class SharedCredentials:
         self._error = CredentialsError(
             f"the AWS credentials could not be renewed{reason}", may_pass=True, retry=gone or error.retry
         )
-        if self.valid() is None:
+        is_over = self.valid() is None
+        if self._failures == 1 and (self._error.retry or not is_over):
+            still = "" if is_over else "those in use are still valid, and "
+            _logger.warning("%s; %sthe next attempt follows", self._error, still)
+        if is_over:
             raise self._error from error
-        if self._failures == 1:
-            _logger.warning("%s; those that are used are valid still, and the next attempt follows", self._error)
 
 
 _shared: WeakValueDictionary[bytes, SharedCredentials] = WeakValueDictionary()
