@@ -94,8 +94,10 @@ class Progress:
 
     @property
     def slowed(self) -> str:
-        """A note if uploads wait for a limit of their rate, or fewer run because uploads timed out; else empty."""
+        """A note if the store does not answer, or if the rate or the number of the uploads is reduced; else empty."""
         found, note = self.statistics, ""
+        if found is not None and found.waiting_since:
+            return f", waiting for the store since {found.waiting_since[11:19]}"
         if found is not None and found.upload_rate is not None:
             note = f", at most {found.upload_rate:,.1f} uploads/s"
         if found is not None and found.upload_limit < found.upload.workers:
@@ -136,6 +138,7 @@ class Progress:
             "mb_per_s": round(self.mb_per_s, 2),
             "eta_s": None if eta_s is None else round(eta_s, 1),
             "upload_limit": None if found is None else found.upload_limit,
+            "waiting_since": None if found is None else found.waiting_since or None,
             "upload_rate": None if found is None or found.upload_rate is None else round(found.upload_rate, 1),
             "retries": 0 if found is None else found.retries,
             "queues": {name: round(share, 3) for name, share in self.queues.items()},

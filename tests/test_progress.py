@@ -114,10 +114,17 @@ def test_as_dict_returns_plain_values() -> None:
         "eta_s": 405.0,
         "upload_limit": 1,
         "upload_rate": None,
+        "waiting_since": None,
         "retries": 0,
         "queues": {"colorize": 0.123, "encode": 0.5, "upload": 1.0},
     }
     assert make_progress(make_report(), make_statistics(), None).as_dict()["eta_s"] is None
+
+
+def test_a_line_shows_since_when_the_store_does_not_answer() -> None:
+    waiting = replace(make_statistics(), waiting_since="2026-11-29T12:34:56+01:00")
+    assert make_progress(make_report(), waiting, None).line().endswith(", waiting for the store since 12:34:56")
+    assert make_progress(make_report(), waiting, None).as_dict()["waiting_since"] == "2026-11-29T12:34:56+01:00"
 
 
 def test_a_line_shows_the_limit_of_the_rate() -> None:

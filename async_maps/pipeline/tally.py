@@ -90,4 +90,5 @@ class Tally:
             transparent=self._transparent,
             faint=self._faint,
             retry_reason=stages.rate_limiter.retry_reason,
+            waiting_since=stages.waiting_since,
         )

@@ -50,7 +50,7 @@ class S3Settings(Model, frozen=True):
     client: Literal["direct", "sdk"] = "direct"
     """direct sends the SDK's PUTs with less CPU time, and leaves errors to the SDK; sdk sends all with the SDK."""
     max_attempts: PositiveInt = 10
-    """Maximum number of attempts per request while others succeed; the waits between them grow and are random."""
+    """Attempts per request while others succeed, or more if others fail too; random waits between them grow."""
     give_up_s: PositiveFloat = 300.0
     """Seconds without a successful request after which the run ends; run it again when the store is back."""
     connect_timeout_s: PositiveFloat = 5.0

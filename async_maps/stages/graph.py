@@ -243,6 +243,11 @@ class Stages:
         """The number of maps that wait for room and are still held by their callers."""
         return max(0, self._array_bytes.waiting - self._reserving)
 
+    @property
+    def waiting_since(self) -> str:
+        """The local time since which the store, or that of the source, has not answered; empty if both do."""
+        return min(filter(None, (self.judge.waiting_since, self._reading.waiting_since)), default="")
+
     def life(self) -> tuple[object, ...]:
         """Return a value that changes when a map leaves a stage, or when bytes move to the store.
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import Enum, auto
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -29,6 +30,7 @@ _WINDOW_S = 60
 _LEAST_SHARE, _DOUBT = 0.01, 1e-9
 _SUSPECT = 3
 """The failures of an object with this many times ``max_attempts`` say nothing about others."""
+_NOTICED_S = 3.0
 _CONTROL_FROM = 3
 """The number of attempts of an object after which the control is asked if nothing else passes."""
 
@@ -85,6 +87,7 @@ class Judge:
         self._held: set[Case] = set()
         self._passed_at = -1.0  # the start of the latest attempt that was accepted
         self._failing_since: float | None = None
+        self._failing_from = datetime.now().astimezone()
         self._seconds: deque[list[int]] = deque()
         self._attempts = self._failures = 0
 
@@ -102,6 +105,11 @@ class Judge:
     def failing_s(self) -> float:
         """The seconds since the first failure after the last accepted object; 0 if there was none."""
         return 0.0 if self._failing_since is None or not self._open else self._clock() - self._failing_since
+
+    @property
+    def waiting_since(self) -> str:
+        """The local time of the first failure since the last accepted object, after a few seconds; else empty."""
+        return self._failing_from.isoformat(timespec="seconds") if self.failing_s >= _NOTICED_S else ""
 
     def begin(self, case: Case) -> None:
         """Record the start of an attempt."""
@@ -173,6 +181,7 @@ class Judge:
         case.ended_at = self._clock()
         if self._failing_since is None:
             self._failing_since = case.ended_at
+            self._failing_from = datetime.now().astimezone()
 
     def _alike(self, case: Case) -> int:
         code = None if case.refusal is None else case.refusal.code

@@ -96,6 +96,7 @@ class Statistics:
         transparent: uploaded maps whose overlay is fully transparent.
         faint: uploaded maps whose overlay is nearly invisible, but not fully transparent.
         retry_reason: why the last retry was necessary; empty if there was none.
+        waiting_since: the local time since which no store has answered, in ISO 8601; empty if they do.
         upload_rate: the current maximum of PUTs a second; None if it has delayed no upload of late.
     """
 
@@ -115,6 +116,7 @@ class Statistics:
     transparent: int = 0
     faint: int = 0
     retry_reason: str = ""
+    waiting_since: str = ""
     upload_rate: float | None = None
 
     @property

@@ -138,6 +138,17 @@ def test_the_control_is_asked_only_if_nothing_else_has_passed() -> None:
     assert not court.judge.needs_control(case)
 
 
+def test_the_time_of_the_first_failure_is_shown_after_a_few_seconds() -> None:
+    court, case = Court(), Case()
+    court.accept()
+    court.fail(case)
+    assert court.judge.waiting_since == ""
+    court.now += 5
+    assert court.judge.waiting_since
+    court.accept()
+    assert court.judge.waiting_since == ""
+
+
 # Refusals -----------------------------------------------------------------------------------------------------------
 
 
