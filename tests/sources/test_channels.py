@@ -19,6 +19,7 @@ from tests.support.maps import npy
 from tests.support.s3 import upload
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -35,10 +36,11 @@ REDUCTIONS = {
 }
 
 
-def overlay(plane: NDArray[Any], value_range: str, folder: Path) -> bytes:
-    """Return the overlay of a map without channels."""
-    am.run([("x", plane.astype(np.float32))], folder, settings=am.Settings(workers=0, range=value_range))
-    return (folder / "x.png").read_bytes()
+def overlays_of(planes: Iterable[NDArray[Any]], value_range: str, folder: Path) -> list[bytes]:
+    """Return the overlays of maps without channels."""
+    maps = [(f"{i:06}", plane.astype(np.float32)) for i, plane in enumerate(planes)]
+    am.run(maps, folder, settings=am.Settings(workers=0, range=value_range))
+    return [(folder / f"{name}.png").read_bytes() for name, _ in maps]
 
 
 def overlays(folder: Path) -> dict[str, bytes]:
@@ -66,12 +68,13 @@ def test_every_layout_is_reduced_as_numpy_does(
 
     reduced = REDUCTIONS[by](BATCH)
     span = f"{report.range_low},{report.range_high}" if value_range == "dataset" else value_range
-    numbered = [overlay(plane, span, tmp_path / "one") for plane in reduced]
-    single = [overlay(REDUCTIONS[by](array), span, tmp_path / "one") for array in BATCH[:, :1]]
+    ones = [REDUCTIONS[by](array) for array in BATCH[:, :1]]
+    *pngs, plain = overlays_of([*reduced, *ones, BATCH[0, 0]], span, tmp_path / "one")
+    numbered, single = pngs[: len(reduced)], pngs[len(reduced) :]
     expected = dict.fromkeys(("batch-of-one", "first", "fortran", "last"), numbered[0])
     expected |= {f"{name}/{i:06}": png for name in ("batch", "last-batch") for i, png in enumerate(numbered)}
     expected |= {f"one-channel/{i:06}": png for i, png in enumerate(single)} | {"single": single[0]}
-    expected["plain"] = overlay(BATCH[0, 0], span, tmp_path / "one")
+    expected["plain"] = plain
     assert overlays(tmp_path / "out") == expected
 
 
@@ -86,7 +89,7 @@ def test_the_channels_of_every_format_are_reduced(maps: Path, tmp_path: Path) ->
     group.create_array("y", data=BATCH, chunks=(2, 3, 10, 10))
     report = am.run(maps, tmp_path / "out", settings=am.Settings(channels="sum", **THREADS))
     assert report.failed == 0
-    pngs = [overlay(plane, "symmetric", tmp_path / "one") for plane in REDUCTIONS["sum"](BATCH)]
+    pngs = overlays_of(REDUCTIONS["sum"](BATCH), "symmetric", tmp_path / "one")
     expected = {f"{name}/x": pngs[0] for name in ("npz", "tar", "st", "hdf5", "zarr")}
     expected |= {f"{name}/y/{i:06}": pngs[i] for name in ("npz", "tar", "st", "hdf5", "zarr") for i in range(4)}
     assert overlays(tmp_path / "out") == expected
@@ -99,7 +102,7 @@ def test_channels_in_s3_are_reduced(bucket: str, tmp_path: Path, workers: int) -
     report = am.run(f"s3://{bucket}/maps/", tmp_path / "out", settings=settings)
     assert [failure.name for failure in report.failures] == ["rgb"]
     span = f"{report.range_low},{report.range_high}"
-    pngs = [overlay(plane, span, tmp_path / "one") for plane in REDUCTIONS["maxabs"](BATCH)]
+    pngs = overlays_of(REDUCTIONS["maxabs"](BATCH), span, tmp_path / "one")
     assert overlays(tmp_path / "out") == {"first": pngs[0]} | {f"batch/{i:06}": png for i, png in enumerate(pngs)}
 
 
@@ -343,7 +346,7 @@ def test_attributions_in_files_of_torch_are_reduced(maps: Path, tmp_path: Path) 
     torch.save({"integrated": torch.from_numpy(BATCH), "labels": torch.arange(4)}, maps / "several.pt")
     settings = am.Settings(channels="sum", range="symmetric", workers=1)
     assert am.run(maps, tmp_path / "out", settings=settings).failed == 0
-    pngs = [overlay(plane, "symmetric", tmp_path / "one") for plane in REDUCTIONS["sum"](BATCH)]
+    pngs = overlays_of(REDUCTIONS["sum"](BATCH), "symmetric", tmp_path / "one")
     found = overlays(tmp_path / "out")
     assert found.pop("one") == pngs[0]
     assert list(found.values()) == pngs

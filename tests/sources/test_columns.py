@@ -284,13 +284,12 @@ def test_null_is_nan_in_floats(maps: Path, write: Write) -> None:
     assert_same(read_all(maps), numbered([np.array([[0.5, np.nan], [np.nan, 1]]), np.eye(2)]))
 
 
-@pytest.mark.parametrize("empty", [[], [[]], [[], []]])
-def test_an_empty_row_is_an_empty_array(maps: Path, write: Write, empty: list[Any]) -> None:
-    write(pa.table({"cam": pa.array([[[1.0]], empty], pa.list_(pa.list_(pa.float32())))}), maps)
-    settings = am.Settings(workers=0)
-    report = am.run(maps, am.MemoryStore(), settings=settings)
-    assert (report.uploaded, report.failed) == (1, 1)
-    assert "the activation map is empty" in report.failures[0].reason
+def test_an_empty_row_is_an_empty_array(maps: Path, write: Write) -> None:
+    rows: list[Any] = [[[1.0]], [], [[]], [[], []]]
+    write(pa.table({"cam": pa.array(rows, pa.list_(pa.list_(pa.float32())))}), maps)
+    report = am.run(maps, am.MemoryStore(), settings=am.Settings(workers=0))
+    assert (report.uploaded, report.failed) == (1, 3)
+    assert all("the activation map is empty" in failure.reason for failure in report.failures)
 
 
 def test_a_row_of_too_many_pixels_is_refused_alone(maps: Path, write: Write) -> None:
