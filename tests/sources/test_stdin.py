@@ -45,7 +45,7 @@ def arguments(*options: str) -> list[str]:
 
 
 def run(text: bytes, *options: str) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(arguments(*options), input=text, capture_output=True, timeout=60, check=False)
+    return subprocess.run(arguments(*options), input=text, capture_output=True, timeout=240, check=False)
 
 
 def overlays() -> list[str]:
@@ -104,14 +104,14 @@ def test_standard_input_may_be_a_file_empty_or_closed() -> None:
     save("a.npy")
     Path("list.txt").write_text("a.npy\n")
     with open("list.txt", "rb") as file:
-        done = subprocess.run(arguments(), stdin=file, capture_output=True, timeout=60, check=False)
+        done = subprocess.run(arguments(), stdin=file, capture_output=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
     assert overlays() == ["a.png"]
-    empty = subprocess.run(arguments(), stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=False)
+    empty = subprocess.run(arguments(), stdin=subprocess.DEVNULL, capture_output=True, timeout=240, check=False)
     assert empty.returncode == 2
     assert b"standard input contains no activation maps" in empty.stderr
     closed = subprocess.run(
-        ["/bin/sh", "-c", 'exec "$@" <&-', "sh", *arguments()], capture_output=True, timeout=60, check=False
+        ["/bin/sh", "-c", 'exec "$@" <&-', "sh", *arguments()], capture_output=True, timeout=240, check=False
     )
     assert closed.returncode == 2
     assert b"standard input is closed" in closed.stderr
