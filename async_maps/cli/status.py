@@ -99,6 +99,8 @@ def _run(found: ManifestStatus) -> list[str]:
         busy = f"slowest stage: {found.slowest_stage}, busy {found.busy[found.slowest_stage]:.0%} of the time"
         queues = " ".join(f"{name} {share:.0%}" for name, share in found.queues.items())
         lines.append(f"{busy}; queues: {queues}" if found.state == "running" else busy)
+    if found.upload_rate is not None:
+        lines.append(f"uploads are limited to {found.upload_rate:,.1f} a second")
     if found.retries:
         lines.append(f"retried uploads: {found.retries:,}")
     if found.last_write_at is not None and found.last_progress_at is not None:

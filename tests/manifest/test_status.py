@@ -16,6 +16,7 @@ import async_maps as am
 from async_maps.errors import ManifestError, StoreError
 from async_maps.manifest.manifest import Manifest
 from async_maps.manifest.samples import LastRun, Sample
+from tests.support.commands import invoke
 from tests.support.leftovers import leaves_nothing
 from tests.support.maps import random_map
 from tests.support.pipelines import THREADS, FailingStore, SlowStore, until
@@ -209,6 +210,14 @@ async def test_a_run_is_sampled_from_its_start_to_its_end(tmp_path: Path) -> Non
 
 
 @pytest.mark.runs
+def test_the_limit_of_the_rate_is_sampled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, maps = tmp_path / "m.sqlite", [(f"{i}", random_map(i)) for i in range(20)]
+    am.run(maps, am.MemoryStore(), manifest=path, settings=am.Settings(workers=0, rate=50))
+    assert am.status(path).upload_rate == 50.0
+    assert invoke("status", path) == 0
+    assert "uploads are limited to 50.0 a second" in capsys.readouterr().out
+
+
 async def test_the_end_of_a_run_names_its_error(tmp_path: Path) -> None:
     path = tmp_path / "m.sqlite"
     maps = [(f"{i}", random_map(i)) for i in range(50)]
