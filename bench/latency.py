@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 _SIDE, _ANSWER_S = 14, 0.03
-_COUNT, _QUICK_COUNT = 20_000, 2_000
+_COUNT, _QUICK_COUNT = 20_000, 500
 _ROUNDS = 5
 _COLUMNS = {
     "s": ".1f", "net maps/s": ",.0f", "net CPU ms/map": ".3f", "x first maps/s": ".2f", "x first CPU": ".3f",
