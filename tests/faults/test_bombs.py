@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import resource
 import signal
 import sys
@@ -18,13 +19,13 @@ import pytest
 import async_maps as am
 from async_maps.errors import SourceError
 from async_maps.sources.isolation import DecoderProcess, IsolatedReaders
-from tests.support.bombs import GIB, lying_hdf5, lying_zarr
+from tests.support.bombs import GIB, HARMLESS, LISTED, PICTURES, READ, lying_hdf5, lying_zarr
 from tests.support.leftovers import children, leaves_nothing
 from tests.support.pipelines import until
 from tests.support.s3 import upload
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 BOMB = 2 * GIB
 LITTLE = 512 * 2**20
@@ -76,6 +77,87 @@ def test_a_chunk_that_lies_costs_one_map_in_s3(file: str, maps: Path, bucket: st
     WRITERS[file](maps / file, BOMB)
     upload(bucket, {str(path.relative_to(maps)): path.read_bytes() for path in maps.rglob("*") if path.is_file()})
     run(f"s3://{bucket}/", workers=1)
+
+
+# Every format ---------------------------------------------------------------------------------------------------------
+
+
+def map_of(failure: am.Failure) -> str:
+    return failure.name.partition("/")[0]
+
+
+def write(folder: Path, *tables: Mapping[str, Any]) -> dict[str, str]:
+    """Write the bombs of tables and a good map; return the reason of each failure by the name of its file."""
+    np.save(folder / "good.npy", np.eye(8))
+    reasons = {}
+    for name, bomb in (item for table in tables for item in table.items()):
+        writer, reason = bomb if isinstance(bomb, tuple) else (bomb, "")
+        writer(folder / name)
+        if reason:
+            reasons[name.partition(".")[0]] = reason
+    return reasons
+
+
+def check(report: am.Report, reasons: Mapping[str, str], done: int) -> None:
+    """Check that exactly the files with a reason fail, each for it."""
+    found = {map_of(failure): failure.reason for failure in report.failures}
+    assert found.keys() == reasons.keys()
+    wrong = {name: reason for name, reason in found.items() if not re.search(reasons[name].replace("(", r"\("), reason)}
+    assert not wrong
+    assert report.uploaded + report.planned == done
+
+
+@pytest.mark.slow
+def test_a_dry_run_of_files_that_lie_about_names_takes_little_memory(maps: Path) -> None:
+    """No file is read, so each value that is unpacked is unpacked to list the file."""
+    names = ("hdf5-names.h5", "matlab-cells.mat", "parquet-names.parquet", "safetensors-size.safetensors")
+    reasons = write(maps, {name: LISTED[name] for name in names})
+    before = peak()
+    check(am.dry_run(maps, "memory://"), reasons, done=1)
+    assert peak() < before + LITTLE
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("place", ["disk", "s3"])
+@pytest.mark.parametrize(("workers", "value_range"), [(0, "dataset"), (1, "unit")])
+def test_a_bomb_of_any_format_costs_itself(
+    place: str, workers: int, value_range: str, maps: Path, request: pytest.FixtureRequest
+) -> None:
+    reasons = write(maps, LISTED, READ, HARMLESS)
+    source = str(maps)
+    if place == "s3":
+        bucket = request.getfixturevalue("bucket")
+        upload(bucket, {str(path.relative_to(maps)): path.read_bytes() for path in maps.rglob("*") if path.is_file()})
+        source = f"s3://{bucket}/"
+    before = peak()
+    settings = am.Settings(workers=workers, range=value_range, include=("*.tif", "*"))
+    check(am.run(source, "memory://", settings=settings), reasons, done=len(HARMLESS) + 1)
+    assert peak() < before + LITTLE
+
+
+@pytest.mark.slow
+def test_a_picture_that_unpacks_to_gigabytes_costs_itself(maps: Path) -> None:
+    for name, writer in PICTURES.items():
+        writer(maps / name)
+    before = peak()
+    report = am.run(maps, "memory://", settings=am.Settings(workers=0))
+    check(report, dict.fromkeys(("text", "profile"), "Decompressed data too large"), done=1)
+    assert peak() < before + LITTLE
+
+
+@pytest.mark.slow
+def test_a_listing_that_unpacks_to_gigabytes_ends_its_run_only(maps: Path) -> None:
+    """The names of a listing in Parquet are 64 MiB each."""
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    names = pa.DictionaryArray.from_arrays(pa.array([0] * 1000, pa.int32()), pa.array(["n" * 2**26]))
+    pq.write_table(pa.table({"name": names, "path": ["a.npy"] * 1000}), maps / "list.parquet", compression="zstd")
+    before = peak()
+    with pytest.raises(SourceError, match=r"list.parquet: .*memory"):
+        am.dry_run(maps / "list.parquet", "memory://")
+    assert peak() < before + LITTLE
+
+
+# The process ----------------------------------------------------------------------------------------------------------
 
 
 def pid(process: DecoderProcess) -> int:

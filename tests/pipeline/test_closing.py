@@ -208,7 +208,7 @@ async def test_a_signal_ends_the_command_when_the_store_does_not_answer(
         await until(lambda: done_rows(str(manifest)) >= 1)
         link.flows.clear()
         command.send_signal(number)
-        with Stopwatch(command.pid) as watch:
+        with Stopwatch() as watch:
             _, err = await command.communicate()
             assert watch.elapsed_s < 2.0 + SLACK_S
     assert command.returncode == 128 + number, err
@@ -230,7 +230,7 @@ async def test_a_signal_ends_the_command_when_its_source_does_not_answer(
         )  # fmt: skip
         await link.stopped()
         command.send_signal(signal.SIGTERM)
-        with Stopwatch(command.pid) as watch:
+        with Stopwatch() as watch:
             _, err = await command.communicate()
             assert watch.elapsed_s < 1.0 + SLACK_S
     assert command.returncode == 128 + signal.SIGTERM, err

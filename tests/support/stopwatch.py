@@ -11,21 +11,17 @@ from typing import Self
 
 SLACK_S = 1.0
 """What may be added to ``drain_timeout_s`` by closing, see :class:`Stopwatch`."""
-_INTERVAL_S = 0.05
+_INTERVAL_S = 0.1
 
 
 class Stopwatch:
-    """Measures time, without that in which threads of these processes were ready to run and had no CPU.
+    """Measures time, without that in which threads of this process and its children were ready to run and had no CPU.
 
     Linux counts this time for each thread, so on an idle machine this is the time of a clock. A thread samples it,
     because it cannot be read after the end of a thread.
-
-    Args:
-        processes: other processes whose waits count; this one always does.
     """
 
-    def __init__(self, *processes: int) -> None:
-        self._processes = (os.getpid(), *processes)
+    def __init__(self) -> None:
         self._denied_ns: dict[str, tuple[int, int]] = {}
         self._ended = Event()
         self._thread = Thread(target=self._sample_until_ended, name="stopwatch")
@@ -48,11 +44,14 @@ class Stopwatch:
         return elapsed_s - sum(last - first for first, last in tuple(self._denied_ns.values())) / 1e9
 
     def _sample(self) -> None:
-        for process in self._processes:
+        waiting = [str(os.getpid())]
+        while waiting:
+            place = f"/proc/{waiting.pop()}/task"
             with suppress(OSError):
-                for task in os.listdir(f"/proc/{process}/task"):
+                for task in os.listdir(place):
                     with suppress(OSError):
-                        denied = int(Path(f"/proc/{process}/task/{task}/schedstat").read_text().split()[1])
+                        waiting += Path(f"{place}/{task}/children").read_text().split()
+                        denied = int(Path(f"{place}/{task}/schedstat").read_text().split()[1])
                         # A thread that started later has waited since.
                         first = 0 if self._thread.ident else denied
                         self._denied_ns[task] = (self._denied_ns.get(task, (first, 0))[0], denied)
