@@ -23,6 +23,7 @@ from async_maps.errors import (
     TransientError,
     WorkerError,
 )
+from async_maps.stores.promises import BrokenPromiseError
 
 SCHEMA = 1
 """The version of the JSON of reports, described in ``report.schema.json``; higher if a key is dropped or redefined."""
@@ -36,6 +37,7 @@ _EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
     (TooManyFailuresError, SOME_FAILED),
     (SettingsError, WRONG_USE),
     (MissingExtraError, WRONG_USE),
+    (BrokenPromiseError, WRONG_USE),
     (PipelineFullError, STOPPED_EARLY),
     (TransientError, STOPPED_EARLY),
     (WorkerError, STOPPED_EARLY),

@@ -16,7 +16,7 @@ from aiohttp import ClientError as AiohttpError
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.parsers import ResponseParserError
 
-from async_maps.errors import StoreError, TransientError
+from async_maps.errors import TransientError
 from async_maps.filesystems.blame import judge
 from async_maps.stores.headers import (
     STORAGE_CLASS,
@@ -28,7 +28,14 @@ from async_maps.stores.headers import (
     not_kept,
     refused_crc32,
 )
-from async_maps.stores.promises import IGNORES_CONDITION, OPAQUE_ETAGS, OVERWRITE, UNPROVED, Promises
+from async_maps.stores.promises import (
+    IGNORES_CONDITION,
+    OPAQUE_ETAGS,
+    OVERWRITE,
+    UNPROVED,
+    BrokenPromiseError,
+    Promises,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -71,7 +78,7 @@ class FirstObject:
         """Call ``put`` for an object: for the first one with all proofs, for others when these are over.
 
         Raises:
-            StoreError: the store does not keep what the settings ask for.
+            BrokenPromiseError: the store does not keep what the settings ask for.
             ExistsError: an object exists; before create-only is proved, this is found by a GET.
             ClientError, BotoCoreError, AiohttpError, OSError: as ``put`` raises them.
         """
@@ -221,7 +228,7 @@ class FirstObject:
         """Compare the headers of the answer to a PUT with what was asked; ask HeadObject for what the answer lacks.
 
         Raises:
-            StoreError: something was not kept.
+            BrokenPromiseError: something was not kept.
         """
         kept = self.promises.kept
         lacking = {
@@ -251,7 +258,7 @@ class FirstObject:
         self.promises.kept |= lacking
         self.promises.is_news = True
 
-    def _broken(self, key: str, header: str, found: str) -> StoreError:
+    def _broken(self, key: str, header: str, found: str) -> BrokenPromiseError:
         sentence = not_kept(header, self._asked[header], found)
         locator = self._store.locator(key)
         return self._end(f"{sentence} for {locator}, which is stored; {advice_for(header)}")
@@ -259,9 +266,9 @@ class FirstObject:
     def _unproved(self) -> TransientError:
         return TransientError(f"{self._store.destination}: {UNPROVED}")
 
-    def _end(self, reason: str) -> StoreError:
+    def _end(self, reason: str) -> BrokenPromiseError:
         self._end_reason = reason
-        return StoreError(f"{self._store.destination}: {reason}")
+        return BrokenPromiseError(f"{self._store.destination}: {reason}")
 
 
 def _refuses_condition(error: ClientError) -> bool:

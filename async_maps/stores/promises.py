@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from async_maps.errors import StoreError
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
@@ -13,6 +15,10 @@ UNPROVED = "the answer does not prove that the store has these bytes"
 IGNORES_CONDITION = "the store ignores If-None-Match, which --if-exists skip and error need"
 OVERWRITE = "use --if-exists overwrite"
 OPAQUE_ETAGS = "the store's ETags are not the MD5s of the objects, so they are not compared"
+
+
+class BrokenPromiseError(StoreError):
+    """The store does not keep what the settings ask for: the settings or the store must be changed."""
 
 
 @dataclass(slots=True)

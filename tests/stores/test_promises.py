@@ -107,6 +107,17 @@ def test_create_only_is_proved_once_for_a_manifest_and_destination(odd_server: O
     assert (odd_server.count("GET"), odd_server.count("PUT")) == (2, 8)
 
 
+def test_a_run_that_finds_its_own_objects_first_ends_with_2_too(odd_server: OddServer) -> None:
+    odd_server.ignores = {"if-none-match"}
+    run(settings())
+    del odd_server.objects["/bucket/p/m5.png"]
+    with pytest.raises(am.StoreError, match="ignores If-None-Match") as end:
+        am.run(MAPS, "s3://bucket/p", settings=Settings(workers=0, concurrency=1, if_exists="skip"))
+    assert end.value.report is not None
+    assert end.value.report.uploaded == 5
+    assert exit_code(end.value) == 2
+
+
 def test_existing_objects_are_found_before_create_only_is_proved(odd_server: OddServer, tmp_path: Path) -> None:
     run(settings())
     sent = odd_server.count("PUT")

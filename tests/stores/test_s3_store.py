@@ -103,10 +103,16 @@ async def test_the_headers_of_the_settings_are_sent(bucket: str) -> None:
             "cache_control": "public, max-age=86400, immutable",
             "metadata": {"run": "7", "model-name": "ResNet 50 (v2)  x"},
             "storage_class": "STANDARD_IA",
+            "server_side_encryption": "AES256",
+            "acl": "bucket-owner-full-control",
+            "tagging": {"team": "x & y=z"},
         }
     )
     async with open_store(f"s3://{bucket}", settings) as store:
         await store.put("a.png", b"pixels")
+    async with Session().client("s3") as client:
+        tags = await client.get_object_tagging(Bucket=bucket, Key="a.png")
+    assert tags["TagSet"] == [{"Key": "team", "Value": "x & y=z"}]
     head = await _head(bucket, "a.png")
     assert head["CacheControl"] == "public, max-age=86400, immutable"
     assert {name.lower(): text for name, text in head["Metadata"].items()} == {
@@ -114,6 +120,7 @@ async def test_the_headers_of_the_settings_are_sent(bucket: str) -> None:
         "model-name": "ResNet 50 (v2)  x",
     }
     assert head["StorageClass"] == "STANDARD_IA"
+    assert head["ServerSideEncryption"] == "AES256"
 
 
 @pytest.mark.seaweedfs
