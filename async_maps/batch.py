@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from contextlib import aclosing, suppress
+from contextlib import aclosing, nullcontext, suppress
 from typing import TYPE_CHECKING
 
 from anyio import EndOfStream, WouldBlock, create_memory_object_stream, to_thread
@@ -14,7 +14,7 @@ from async_maps.concurrency.loop import open_portal
 from async_maps.concurrency.streams import receive, send
 from async_maps.concurrency.tasks import OrderlyTask
 from async_maps.errors import AsyncMapsError
-from async_maps.manifest.claims import Claims, distinct
+from async_maps.manifest.claims import claims_of, distinct
 from async_maps.manifest.prune import Selection
 from async_maps.manifest.recorder import open_reader
 from async_maps.outcomes import Failure, Outcome
@@ -253,15 +253,15 @@ async def adry_run(  # noqa: PLR0913  # those of arun()
                     coverage=recorder.follow(selection, report),
                 )
                 listing = numbered(listing) if template.needs_index else listing
-                claims = Claims(lambda map_: store.locator(template.key(store.prefix, map_.name, map_.index)))
-                with claims:
-                    if template.may_collide and select != "all":
+                claims = await claims_of(store, template)
+                with claims or nullcontext():
+                    if claims is not None and select != "all":
                         await recorder.load_claims(claims, select)
                     listing = distinct(listing) if manifest is None else recorder.select_maps(listing, select, report)
                     async with aclosing(counting_selected(listing, report)) as batches:
                         async for batch in batches:
                             entries = [with_key(entry, store.prefix, template, store.locator) for entry in batch]
-                            if template.may_collide:
+                            if claims is not None:
                                 entries = await to_thread.run_sync(claims.check, entries)
                             checked = [_checked(entry, value_range, settings) for entry in entries]
                             report.count([entry for entry in checked if isinstance(entry, Failure)])

@@ -40,11 +40,15 @@ if TYPE_CHECKING:
 
 _MAY_PASS = {
     errno.EAGAIN, errno.EBUSY, errno.EDQUOT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.EIO, errno.ENETDOWN,
-    errno.ENETUNREACH, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ENOSPC, errno.ENOTCONN, errno.ESTALE,
+    errno.ENETUNREACH, errno.ENFILE, errno.ENODEV, errno.ENXIO,
+    errno.ENOBUFS, errno.ENOMEM, errno.ENOSPC, errno.ENOTCONN, errno.ESTALE,
     errno.ETIMEDOUT,
 }  # fmt: skip
 """Errors of the operating system after which the same call may succeed later, besides those of connections."""
 
+
+WHOLE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO}
+"""Errors of the operating system that every file of a disk meets."""
 
 _SHORTAGES = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 

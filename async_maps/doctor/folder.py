@@ -1,4 +1,4 @@
-"""Checks of a folder, in a thread: writing, space, atomic renames, hard links and fsync."""
+"""Checks of a folder, in a thread: writing, space, atomic renames, new files, names and fsync."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from async_maps.doctor.finding import Finding
 from async_maps.doctor.pngs import overlay_sized_png, tiny_png
 from async_maps.errors import SettingsError, StoreError
 from async_maps.filesystems.locators import file_path
+from async_maps.filesystems.spelling import Spelling
 from async_maps.filesystems.temporary import temporary_name
 from async_maps.stores import open_store
-from async_maps.stores.files import FileStore
+from async_maps.stores.files import FileStore, rename_to_new
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,7 +67,8 @@ def _try_out(folder: Path, settings: Settings) -> list[Finding]:
         "write": lambda: _write(path, tiny_png(settings), folder),
         "space": lambda: _space(existing, len(overlay)),
         "rename": lambda: _rename(path, other),
-        "create only": lambda: _create_only(path, other, required=settings.if_exists != "overwrite"),
+        "create only": lambda: _create_only(path, other),
+        "names": lambda: _names(existing),
         "fsync": lambda: _fsync(path, overlay, wanted=settings.files.fsync),
     }
     findings = []
@@ -115,16 +117,32 @@ def _rename(path: Path, other: Path) -> _Answer:
     return "warning", "files are not replaced atomically", "do not read overlays during a run"
 
 
-def _create_only(path: Path, other: Path, *, required: bool) -> _Answer:
+def _create_only(path: Path, other: Path) -> _Answer:
+    links = "" if _has_links(path, other) else "; without hard links, a file is empty for a moment"
     other.write_bytes(b"another")
     try:
-        os.link(other, path)
+        rename_to_new(str(other), str(path))
     except FileExistsError:
-        return "ok", "--if-exists skip and error work", ""
-    except OSError as error:
-        text = f"no hard links ({error.strerror}), which --if-exists skip and error need"
-        return "failure" if required else "warning", text, "use --if-exists overwrite"
-    return "warning", "a hard link replaced an existing file", "use --if-exists overwrite"
+        return "ok", f"--if-exists skip and error work{links}", ""
+    return "warning", "a new file replaced an existing one", "use --if-exists overwrite"
+
+
+def _has_links(path: Path, other: Path) -> bool:
+    other.unlink(missing_ok=True)
+    try:
+        os.link(path, other)
+    except OSError:
+        return False
+    other.unlink()
+    return True
+
+
+def _names(folder: Path) -> _Answer:
+    spelling = Spelling.of(str(folder))
+    if spelling is None:
+        return "ok", "names that differ in case or Unicode form are different files", ""
+    what = " and ".join(["case"] * spelling.ignores_case + ["the Unicode form of names"] * spelling.ignores_form)
+    return "warning", f"this disk ignores {what}", "of two maps whose names differ only in that, the second fails"
 
 
 def _fsync(path: Path, overlay: bytes, *, wanted: bool) -> _Answer:

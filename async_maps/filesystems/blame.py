@@ -34,7 +34,7 @@ from botocore.exceptions import (
 from botocore.exceptions import ConnectionError as NoConnectionError
 from botocore.parsers import ResponseParserError
 
-from async_maps.errors import AsyncMapsError, ObjectError, StoreError, TransientError
+from async_maps.errors import WHOLE_DISK, AsyncMapsError, ObjectError, StoreError, TransientError
 from async_maps.filesystems.credentials import NONE_FOUND, CredentialsError
 from async_maps.machine.shortage import describe_shortage
 
@@ -251,8 +251,6 @@ _NETWORK = {
     errno.ENETDOWN, errno.ENETUNREACH, errno.ENETRESET, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENOTCONN,
     errno.ETIMEDOUT, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.EPROTO,
 }  # fmt: skip
-_WHOLE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO}
-"""Errors that every file of a disk meets."""
 _SHORTAGES = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EBUSY, errno.EINTR}
 
 _MOST_WORDS = 300
@@ -337,7 +335,7 @@ def _judge_system(error: OSError) -> Verdict:
         return _link(error)
     if number in _SHORTAGES:
         return _link(error)._replace(scope=_DISK, reason=describe_shortage(error) or reason)
-    every = number in _WHOLE_DISK
+    every = number in WHOLE_DISK
     return Verdict(
         _DISK if every else _KEY, every and number != errno.EROFS, certain=every, slow_down=False, reason=reason
     )

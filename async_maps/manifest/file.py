@@ -169,4 +169,4 @@ class ManifestFile:
             )
 
     def _translated(self, doing: Doing) -> AbstractContextManager[None]:
-        return translate_sqlite_errors(f"the manifest {self.path}", doing)
+        return translate_sqlite_errors(self.path, doing)

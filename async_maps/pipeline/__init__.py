@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from anyio import create_task_group
 
 from async_maps.errors import PipelineClosedError
-from async_maps.manifest.claims import Claims
+from async_maps.manifest.claims import claims_of
 from async_maps.manifest.prune import Selection
 from async_maps.pipeline.intake import Intake
 from async_maps.pipeline.lifecycle import Lifecycle
@@ -97,12 +97,12 @@ class Pipeline:
             settings, template = self.settings, self.settings.key_template
             recipe = Recipe(settings.table(), settings.png, settings.invalid, settings.max_pixels, settings.channels)
             self._intake.value_range = await known_range(settings, None, "changed")
-            if template.may_collide:
-                claims = Claims(lambda map_: store.locator(template.key(store.prefix, map_.name, map_.index)))
-                self._intake.claims = stack.enter_context(claims)
             async with create_task_group() as opening:
                 opening.start_soon(store.check)
                 workers = await stack.enter_async_context(started_workers(recipe, settings.worker_count, arena))
+            self._intake.claims = claims = await claims_of(store, template)
+            if claims is not None:
+                stack.enter_context(claims)
             stages = Stages(settings, store, arena, recipe, workers)
             stages.control.maps = lambda: len(self._tally.submitted)
             stages.control.is_reading = lambda: bool(self._intake.feeders)

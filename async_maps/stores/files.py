@@ -10,13 +10,16 @@ from threading import Lock
 
 from anyio import CapacityLimiter, to_thread
 
-from async_maps.errors import ExistsError, ObjectError, StoreError, system_reason
+from async_maps.errors import WHOLE_DISK, ExistsError, ObjectError, StoreError, system_reason
 from async_maps.filesystems.below import folder_below
+from async_maps.filesystems.spelling import Spelling
 from async_maps.filesystems.temporary import sweep, temporary_name
 from async_maps.keys import printable
 
-_LASTING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
-"""Errors that every further file would have: no space, no quota, a read-only disk, no open file or memory left."""
+_LASTING = WHOLE_DISK | {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+"""Errors that every further file would have: those of the disk, or no open file or memory is left."""
+_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
+"""The answers to a hard link of disks that have none."""
 
 
 class FileStore:
@@ -38,10 +41,15 @@ class FileStore:
         self._threads = CapacityLimiter(concurrency)
         self._sweeping = Lock()
         self._swept: set[str] = set()
+        self._device: int | None = None
 
     def locator(self, key: str) -> str:
         """Return the file's URL, ``file:///folder/key``, percent-encoded."""
         return (self._folder / key).as_uri()
+
+    def spelling(self) -> Spelling | None:
+        """Return how the disk compares names, or None if it distinguishes all; blocks."""
+        return Spelling.of(str(self._existing()))
 
     async def check(self) -> None:
         """Check that the folder, or the one in which it would be created, can be written."""
@@ -53,18 +61,24 @@ class FileStore:
             await to_thread.run_sync(self._write, key, data, limiter=self._threads)
         except OSError as error:
             kind = StoreError if error.errno in _LASTING else ObjectError
-            raise kind(f"cannot write {printable(str(self._folder / key))}: {system_reason(error)}") from error
+            place = self._folder if error.errno in WHOLE_DISK else self._folder / key
+            raise kind(f"cannot write {printable(str(place))}: {system_reason(error)}") from error
         except _ExistsHereError as error:
             what, where = "the same file" if error.same else "another file", printable(str(self._folder / key))
             raise ExistsError(
                 f"{what} already exists, and is not replaced: {where}", same=error.same, etag=None
             ) from None
 
-    def _check(self) -> None:
+    def _existing(self) -> Path:
+        """Return the folder, or the existing one in which it would be created."""
         existing = self._folder
         # Not Path.exists, which raises a PermissionError in a folder that cannot be read.
         while not os.path.lexists(existing):
             existing = existing.parent
+        return existing
+
+    def _check(self) -> None:
+        existing = self._existing()
         if not os.path.isdir(existing):
             raise StoreError(f"cannot write to {self._folder}: {existing} is not a folder")
         if not os.access(existing, os.W_OK | os.X_OK):
@@ -72,9 +86,19 @@ class FileStore:
 
     def _write(self, key: str, data: bytes) -> None:
         *folders, name = key.split("/")
+        self._refuse_other_disk()
         with folder_below(str(self._folder), folders, create=True) as folder:
             self._sweep("/".join(folders))
             self._write_in(folder, name, data)
+
+    def _refuse_other_disk(self) -> None:
+        """Raise OSError if the folder's disk is another than before: it was unmounted, and an empty folder is left."""
+        with suppress(FileNotFoundError):
+            device = os.stat(self._folder).st_dev
+            if self._device is None:
+                self._device = device
+            elif self._device != device:
+                raise OSError(errno.ENODEV, "the disk that was mounted there is gone")
 
     def _write_in(self, folder: int, name: str, data: bytes) -> None:
         temporary = temporary_name()
@@ -90,8 +114,7 @@ class FileStore:
             if self._replace:
                 os.replace(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
             else:
-                os.link(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
-                os.unlink(temporary, dir_fd=folder)
+                rename_to_new(temporary, name, folder)
         except FileExistsError:
             os.unlink(temporary, dir_fd=folder)
             raise _exists(folder, name, data) from None
@@ -113,6 +136,22 @@ class FileStore:
             self._swept.add(folder)
         if is_first:
             sweep(str(self._folder / folder))
+
+
+def rename_to_new(temporary: str, name: str, folder: int | None = None) -> None:
+    """Give a file a name that no file has yet; raise FileExistsError if one has it.
+
+    Without hard links, the name is taken by an empty file for a moment, in which a kill leaves it empty.
+    """
+    try:
+        os.link(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666, dir_fd=folder))
+        os.replace(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
+    else:
+        os.unlink(temporary, dir_fd=folder)
 
 
 def _exists(folder: int, name: str, data: bytes) -> _ExistsHereError:

@@ -182,7 +182,7 @@ def test_a_full_destination_ends_the_run_without_partial_files(
     manifest = Path("m.sqlite")
     command = ("run", stack, out, "--manifest", manifest, *QUICK)
     assert invoke(*command) == 3
-    assert re.fullmatch(rf"cannot write {out}/stack/\d+\.png: No space left on device", error_message(capsys))
+    assert error_message(capsys) == f"cannot write {out}: No space left on device"
     assert not list(out.rglob(".*"))
     assert all(path.read_bytes().endswith(b"IEND\xaeB`\x82") for path in out.rglob("*.png"))
     assert {f"stack/{path.stem}" for path in out.rglob("*.png")} >= {row["name"] for row in read_rows(manifest)}
@@ -396,7 +396,10 @@ _MOVE = "move it away, and run again: all maps are uploaded again, to the same l
         (_page_size, "it is not an SQLite file, or is damaged: choose another manifest file, or move it away"),
         (_middle, rf"it is damaged \(.*\): {_MOVE}"),
         (_cut, rf"it is damaged \(database disk image is malformed\): {_MOVE}"),
-        (_without_tables, rf"it is damaged \(no such table: maps\): {_MOVE}"),
+        (
+            _without_tables,
+            r"its tables are not those of a manifest \(no such table: maps\): choose another .* move it away",
+        ),
         (_text, "it is not an SQLite file, or is damaged: choose another manifest file, or move it away"),
         (_foreign, "m.sqlite is an SQLite file, but not a manifest: choose another manifest file"),
         (
