@@ -10,7 +10,8 @@ from botocore.exceptions import ClientError
 
 from async_maps.doctor.advice import for_code
 from async_maps.doctor.target import ask
-from async_maps.filesystems.aws import STORE_CODES, TRANSIENT_STATUSES, refusal
+from async_maps.filesystems.aws import refusal
+from async_maps.filesystems.blame import judge, meaning
 
 if TYPE_CHECKING:
     from async_maps.doctor.target import Target
@@ -33,11 +34,11 @@ async def find_bucket(target: Target) -> bool:
     except ClientError as error:
         answer = error.response
         _, status, _ = refusal(error)
-        if status in TRANSIENT_STATUSES:
+        if judge(error).retry:
             raise
         # The answer to HEAD has no body, so no error code: find it by another request.
         code = "NoSuchBucket" if status == 404 else await _why(target)
-        reason = STORE_CODES.get(code, "")
+        reason = meaning(code)
     headers = answer["ResponseMetadata"]["HTTPHeaders"]
     _compare_clocks(target, headers.get("date", ""), asked_at)
     region, ours = headers.get("x-amz-bucket-region", ""), target.client.meta.region_name

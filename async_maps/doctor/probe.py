@@ -13,8 +13,8 @@ from botocore.exceptions import ClientError
 from async_maps.doctor.advice import actions_of_headers, for_code, iam_policy
 from async_maps.doctor.pngs import tiny_png
 from async_maps.doctor.target import unbroken, with_short_limits
-from async_maps.filesystems.aws import STORE_CODES, refusal, unreachable
-from async_maps.filesystems.blame import judge
+from async_maps.filesystems.aws import refusal, unreachable
+from async_maps.filesystems.blame import judge, meaning
 from async_maps.filesystems.http_session import read_body
 from async_maps.filesystems.time_limits import TimeLimits
 from async_maps.stores.headers import (
@@ -73,7 +73,7 @@ class ProbeObject:
             code, status, reason = refusal(error)
             if status < 500:
                 self._may_exist.clear()
-            advice = self._needed(reason) if status in {401, 403} and code not in STORE_CODES else for_code(code)
+            advice = self._needed(reason) if status in {401, 403} and not meaning(code) else for_code(code)
             self._target.say("write", "failure", f"PutObject is {reason}", advice)
             return False
         self.versioned = "VersionId" in answer

@@ -5,45 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from botocore.exceptions import (
-    BotoCoreError,
     ClientError,
-    HTTPClientError,
-    SSLError,
 )
-from botocore.exceptions import ConnectionError as NoConnectionError
 
-from async_maps.filesystems.credentials import CredentialsError
+from async_maps.filesystems.blame import judge
 
 if TYPE_CHECKING:
     from typing import Any
 
     from async_maps.settings import S3Settings
-
-STORE_CODES = {
-    "NoSuchBucket": "the bucket does not exist",
-    "InvalidAccessKeyId": "the access key does not exist there",
-    "SignatureDoesNotMatch": "the secret key is wrong",
-    "ExpiredToken": "the session token has expired; run the command again with a new one",
-    "InvalidToken": "the session token is not valid",
-    "TokenRefreshRequired": "the session token has expired",
-    "RequestTimeTooSkewed": "this machine's clock is wrong",
-    "PermanentRedirect": "the bucket is in another region",
-    "AuthorizationHeaderMalformed": "the bucket is in another region",
-    "AccountProblem": "there is a problem with the account",
-}
-"""Error codes that affect all objects of a store (Amazon S3 API reference, "Error responses")."""
-
-TRANSIENT_STATUSES = {408, 429, 500, 502, 503, 504}
-SLOW_DOWN_STATUSES = {429, 503}
-"""HTTP statuses after which the same request may succeed, and those with which a server asks for fewer requests."""
-
-TRANSIENT_CODES = {
-    "SlowDown", "Throttling", "ThrottlingException", "TooManyRequests", "RequestLimitExceeded", "ServiceUnavailable",
-    "InternalError", "OperationAborted", "ConditionalRequestConflict",
-    # The received bytes differ from the sent ones.
-    "RequestTimeout", "IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch",
-}  # fmt: skip
-"""Error codes after which the same request may succeed, with any HTTP status."""
 
 _SDK_ATTEMPTS = 5
 """The SDK waits for up to 20 s between two attempts; more attempts would take minutes."""
@@ -86,23 +56,8 @@ def url_options(client: Any) -> dict[str, Any] | None:
 
 def refusal(error: ClientError) -> tuple[str, int, str]:
     """Return the code of an error, its HTTP status, and a sentence for messages."""
-    detail = error.response.get("Error", {})
-    code, message = str(detail.get("Code", "")), str(detail.get("Message", ""))
-    reason = STORE_CODES.get(code, message.rstrip("."))
-    return code, error.response["ResponseMetadata"]["HTTPStatusCode"], f"refused with {code}: {reason}"
-
-
-def is_temporary(error: Exception) -> bool:
-    """Whether the same request may succeed later, without a change of keys, addresses or settings."""
-    if isinstance(error, ClientError):
-        code, status, _ = refusal(error)
-        return status in TRANSIENT_STATUSES or code in TRANSIENT_CODES
-    if isinstance(error, CredentialsError):
-        return error.may_pass
-    if isinstance(error, BotoCoreError):
-        # Not a certificate that is not trusted, nor credentials that cannot be found.
-        return isinstance(error, NoConnectionError | HTTPClientError) and not isinstance(error, SSLError)
-    return True
+    code = str(error.response.get("Error", {}).get("Code", ""))
+    return code, error.response["ResponseMetadata"]["HTTPStatusCode"], judge(error).reason
 
 
 def unreachable(error: Exception) -> str:

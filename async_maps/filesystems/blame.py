@@ -279,10 +279,15 @@ def judge_answer(status: int, code: str = "", message: str = "") -> Verdict:
         # Some stores send 503 with any code.
         row = row._replace(may_pass=True, retry=True, slow_down=row.slow_down or by_status.slow_down)
     name, row = code or f"status {status}", row or by_status
-    ours = row.words if row.certain or row.in_place else ""
-    told = ours or _one_line(message) or row.words or by_status.words or "the store gives no reason"
+    told = meaning(code) or _one_line(message) or row.words or by_status.words or "the store gives no reason"
     reason = f"refused with {name}: {told}"
     return Verdict(row.scope, row.may_pass, row.certain, row.slow_down, reason, row.retry, name, row.timed_out)
+
+
+def meaning(code: str) -> str:
+    """Return what an error code means for every object; empty if only the store's words say it."""
+    row = _CODES.get(code)
+    return row.words if row is not None and (row.certain or row.in_place) else ""
 
 
 def answer_details(body: bytes) -> tuple[str, str]:

@@ -14,8 +14,9 @@ import pytest
 
 import async_maps as am
 from async_maps.manifest.manifest import Manifest
+from async_maps.report.ending import exit_code
 from tests.support.maps import npy, random_map
-from tests.support.s3 import upload
+from tests.support.s3 import delete, upload
 from tests.support.s3_proxy import Proxy, Refusal, counting
 
 if TYPE_CHECKING:
@@ -325,3 +326,94 @@ async def test_put_raises_map_failed_only_for_the_map_that_is_to_blame(
         # The pipeline goes on.
         await pipeline.put("bad", random_map(2))
         assert pipeline.statistics().failed == (kind is am.MapFailedError)
+
+
+# Other commands -----------------------------------------------------------------------------------------------------
+
+
+def exit_code_of(work: Callable[[], Any]) -> tuple[int | None, str]:
+    """Return the exit code and the words of what a command does."""
+    try:
+        report = work()
+    except am.AsyncMapsError as error:
+        return (error.report.exit_code if error.report is not None else exit_code(error)), str(error)
+    return report.exit_code, report.summary()
+
+
+@pytest.fixture
+def stored(proxy: Proxy, job: Job) -> Job:
+    """A job whose overlays are stored."""
+    job.add(NAMES)
+    assert job.run()[:3] == (0, 12, 0)
+    return job
+
+
+@pytest.mark.parametrize(
+    ("refusal", "what", "times", "code", "words"),
+    [
+        (BUSY, "", 2, 0, "12 of 12"),
+        (RESET, "", 2, 0, "12 of 12"),
+        (BUSY, "", FOR_EVER, 3, "refused with SlowDown: less"),
+        (RESET, "", FOR_EVER, 3, "[Cc]onnection|closed"),
+        (DENIED, BAD, FOR_EVER, 1, "1 unreadable"),
+        (Refusal(403, "InvalidAccessKeyId"), "", FOR_EVER, 2, "the access key does not exist there"),
+    ],
+    ids=str,
+)
+def test_verify_names_no_object_for_the_fault_of_the_store(
+    refusal: Refusal, what: str, times: int, code: int, words: str, proxy: Proxy, stored: Job
+) -> None:
+    proxy.refuse = refusing(refusal, what, times=times, method="GET")
+    found = exit_code_of(lambda: am.verify_locators(stored.manifest, settings=SETTINGS, deep=True))
+    assert found[0] == code, found
+    assert re.search(words, found[1]), found
+
+
+@pytest.mark.parametrize(
+    ("refusal", "what", "times", "code"),
+    [(BUSY, BAD, 3, 0), (DENIED, BAD, FOR_EVER, None), (QUOTA, ALL, FOR_EVER, 3), (BROKEN, ALL, FOR_EVER, 3)],
+    ids=str,
+)
+def test_repair_keeps_the_rows_that_the_store_does_not_let_it_repair(
+    refusal: Refusal, what: str, times: int, code: int | None, proxy: Proxy, stored: Job
+) -> None:
+    delete(stored.place.removeprefix("s3://").partition("/")[0], "p/bad.png")
+    proxy.refuse = refusing(refusal, what, times=times)
+    found = exit_code_of(lambda: am.repair_overlays(stored.manifest, settings=SETTINGS))
+    assert code is None or found[0] == code, found
+    proxy.refuse = lambda *_: None
+    again = exit_code_of(lambda: am.repair_overlays(stored.manifest, settings=SETTINGS))
+    assert again[0] == 0, again
+    assert exit_code_of(lambda: am.verify_locators(stored.manifest, settings=SETTINGS))[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("refusal", "times", "code"), [(BUSY, 1, 0), (BUSY, FOR_EVER, 3), (RESET, FOR_EVER, 3)], ids=str
+)
+def test_prune_forgets_no_row_whose_overlay_it_could_not_delete(
+    refusal: Refusal, times: int, code: int, proxy: Proxy, stored: Job
+) -> None:
+    (stored.folder / "bad.npy").unlink()
+    proxy.refuse = refusing(refusal, "", times=times, method="POST")
+
+    def prune() -> am.Report:
+        return am.run(stored.folder, stored.place, settings=SETTINGS, manifest=stored.manifest, prune="objects")
+
+    found = exit_code_of(prune)
+    assert found[0] == code, found
+    proxy.refuse = lambda *_: None
+    assert exit_code_of(prune)[0] == 0
+    with Manifest(stored.manifest, read_only=True) as opened:
+        assert opened.counts() == {"done": 11}
+
+
+@pytest.mark.parametrize(
+    "refusal", [DENIED, SIGNATURE, KMS, QUOTA, FULL, BROKEN, Refusal(405)], ids=lambda refusal: refusal.code
+)
+def test_doctor_finds_what_refuses_every_object(refusal: Refusal, proxy: Proxy, place: str) -> None:
+    proxy.refuse = refusing(refusal, "/p/")
+    findings = am.diagnose(place, SETTINGS, origins=(), quick=True)
+    (write,) = (finding for finding in findings if finding.check in {"write", "store"} and finding.level == "failure")
+    name = refusal.code or f"status {refusal.status}"
+    assert f"refused with {name}: " in write.text
+    assert "None" not in write.text
