@@ -226,6 +226,22 @@ def test_every_command_says_that_credentials_are_refused(
     assert services.count() <= 3
 
 
+async def test_a_renewal_that_fails_for_a_while_loses_nothing(
+    services: Services, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    services.use("web_identity", monkeypatch)
+    shared, settings = shared_credentials(), am.Settings(workers=0)
+    async with am.Pipeline(f"s3://{bucket}/x", settings=settings) as pipeline:
+        await pipeline.put("first", random_map(1))
+        expire(shared)
+        set_mode(services, "busy")
+        maps = [pipeline.put_nowait(f"m{i}", random_map(i)) for i in range(30)]
+        await until(lambda: services.count() >= 3)
+        set_mode(services, "good")
+        receipts = await asyncio.gather(*maps)
+    assert len({receipt.locator for receipt in receipts}) == 30
+
+
 async def test_put_raises_a_store_error_for_credentials(
     services: Services, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
