@@ -213,6 +213,7 @@ class Report(Ending):
             unread = _counted(self.unsurveyed, "map")
             lines.append(f"{unread} could not be read for the range: the next run computes it again")
         counts = {
+            "skipped because they did not fail before": self.unselected,
             "constant maps, with one color": self.constant,
             "maps with NaN or infinity": self.invalid,
             "fully transparent overlays": self.transparent,
