@@ -65,12 +65,17 @@ def test_a_command_names_the_missing_extra(
     library: str,
     what: str,
     extra: str,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setitem(sys.modules, library, None)
+    # The process that decodes files has the path of this one, and imports the library anew.
+    (tmp_path / "without").mkdir()
+    (tmp_path / "without" / f"{library}.py").write_text("raise ModuleNotFoundError")
+    monkeypatch.syspath_prepend(tmp_path / "without")
     # A reader that an earlier test used has already imported its library.
-    for module in (extra, "arrow", "columns", "ipc"):
+    for module in (extra, "arrow", "columns", "ipc", "ipc_metadata"):
         monkeypatch.delitem(sys.modules, f"async_maps.sources.formats.{module}", raising=False)
     assert invoke(*command.split()) in {1, 2}
     line, *more = capsys.readouterr().err.splitlines()
