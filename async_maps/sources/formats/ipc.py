@@ -12,7 +12,7 @@ import os
 import struct
 from array import array
 from bisect import bisect_right
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +20,7 @@ from pyarrow import types
 
 from async_maps.errors import SourceError
 from async_maps.sources.formats.columns import COMPRESSION, ROWS_PER_BYTE, is_view, stored_type
+from async_maps.sources.formats.ipc_metadata import Batch, Cursor, Message, Table, offset_type
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,103 +39,6 @@ _MAX_TEXT = 64 * 2**20
 """The most bytes of the names, or of the file in a row, that are read together."""
 _INLINE = 12
 """The length up to which a view contains its text."""
-
-
-class _Table:
-    """A table of FlatBuffers, the encoding of Arrow's metadata; a field is found by its number."""
-
-    def __init__(self, data: bytes, position: int) -> None:
-        self._data, self._position = data, position
-        self._fields = position - self._number("<i", position)
-        self._end = self._number("<H", self._fields)
-
-    def number(self, field: int, kind: str) -> int:
-        """Return a number; 0 if the field is absent."""
-        at = self._at(field)
-        return self._number(kind, at) if at else 0
-
-    def table(self, field: int) -> _Table | None:
-        """Return a table; None if the field is absent."""
-        at = self._at(field)
-        return _Table(self._data, at + self._number("<I", at)) if at else None
-
-    def numbers(self, field: int, width: int) -> NDArray[np.int64]:
-        """Return a vector of structs of ``width`` integers, (n, width); empty if the field is absent."""
-        at = self._at(field)
-        if not at:
-            return np.empty((0, width), np.int64)
-        at += self._number("<I", at)
-        return np.frombuffer(self._data, "<i8", self._number("<I", at) * width, at + 4).reshape(-1, width)
-
-    def _at(self, field: int) -> int:
-        slot = 4 + 2 * field
-        offset = self._number("<H", self._fields + slot) if slot + 2 <= self._end else 0
-        return self._position + offset if offset else 0
-
-    def _number(self, kind: str, position: int) -> int:
-        if position < 0:
-            raise ValueError("an offset is negative")
-        return int(struct.unpack_from(kind, self._data, position)[0])
-
-
-class _Message(NamedTuple):
-    """A message: its kind and content, its metadata, and the offsets of its body and of the next message."""
-
-    kind: int
-    content: _Table
-    metadata: bytes
-    body: int
-    end: int
-
-
-class _Batch(NamedTuple):
-    """A record batch: for each array the length and the number of nulls, for each buffer the offset and the length."""
-
-    rows: int
-    arrays: NDArray[np.int64]
-    buffers: NDArray[np.int64]
-    codec: str | None
-    variadic: NDArray[np.int64]
-
-
-class _Cursor:
-    """A position in the arrays and buffers of a batch, which are listed depth-first."""
-
-    def __init__(self, batch: _Batch) -> None:
-        self._batch = batch
-        self._array = self.buffer = self._view = 0
-
-    def next_array(self) -> tuple[int, int]:
-        """Return the length and the number of nulls of the next array."""
-        self._array += 1
-        length, nulls = self._batch.arrays[self._array - 1].tolist()
-        return length, nulls
-
-    def next_buffer(self) -> int:
-        """Return the number of the next buffer."""
-        self.buffer += 1
-        return self.buffer - 1
-
-    def next_texts(self) -> range:
-        """Return the numbers of the next buffers, which contain the texts of a column of views."""
-        self._view += 1
-        first, count = self.buffer, int(self._batch.variadic[self._view - 1])
-        self.buffer += count
-        return range(first, first + count)
-
-    def skip(self, kind: pa.DataType) -> None:
-        """Move behind an array and its children."""
-        kind = stored_type(kind)
-        self._array += 1
-        self.buffer += _buffers(kind)
-        if is_view(kind):
-            self.next_texts()
-        if types.is_run_end_encoded(kind):
-            self.skip(kind.run_end_type)
-            self.skip(kind.value_type)
-        elif kind.num_fields:
-            for position in range(kind.num_fields):
-                self.skip(kind.field(position).type)
 
 
 class IpcFile:
@@ -159,7 +63,7 @@ class IpcFile:
         self._rows, self._places = array("q", [0]), array("q")
         self.most_rows = self._size * ROWS_PER_BYTE
         self._current = -1
-        self._batch: _Batch
+        self._batch: Batch
         self._unpacked: dict[int, bytes] = {}
 
     def count(self) -> int:
@@ -189,7 +93,7 @@ class IpcFile:
         buffers = range(self._cursor(column).buffer, self._cursor(column + 1).buffer)
         return sum(map(self._length, buffers)) // self._batch.rows
 
-    def _open_file(self) -> _Table:
+    def _open_file(self) -> Table:
         """Read the footer of a file, which lists its record batches; return the schema."""
         tail = 4 + len(_FILE_END)
         end = self._read(max(self._size - tail, 0), min(tail, self._size))
@@ -197,7 +101,7 @@ class IpcFile:
         if end[4:] != _FILE_END or length > min(self._size, _MAX_METADATA):
             raise SourceError(f"truncated: an Arrow file ends with its footer and {_FILE_END.decode()}")
         data = self._read(self._size - tail - length, length)
-        footer = _Table(data, int.from_bytes(data[:4], "little"))
+        footer = Table(data, int.from_bytes(data[:4], "little"))
         # Each block is an offset, the length of the metadata and that of the body.
         self._messages = self._in_file(footer.numbers(3, 3)[:, 0])
         self._file.seek(0)
@@ -206,7 +110,7 @@ class IpcFile:
         assert schema is not None  # noqa: S101  # pyarrow has read it
         return schema
 
-    def _open_stream(self) -> _Table:
+    def _open_stream(self) -> Table:
         """Read the schema message of a stream; return the schema."""
         message = self._message(0)
         if message is None or message.kind != _SCHEMA:
@@ -215,10 +119,10 @@ class IpcFile:
         self.schema = pa.ipc.read_schema(pa.py_buffer(self._read(0, message.body)))
         return message.content
 
-    def _in_file(self, places: NDArray[np.int64]) -> Iterator[tuple[int, _Message | None]]:
+    def _in_file(self, places: NDArray[np.int64]) -> Iterator[tuple[int, Message | None]]:
         return ((int(place), self._message(int(place))) for place in places)
 
-    def _in_stream(self, place: int) -> Iterator[tuple[int, _Message]]:
+    def _in_stream(self, place: int) -> Iterator[tuple[int, Message]]:
         while (message := self._message(place)) is not None:
             yield place, message
             place = message.end
@@ -240,7 +144,7 @@ class IpcFile:
                 return True
         return False
 
-    def _message(self, place: int) -> _Message | None:
+    def _message(self, place: int) -> Message | None:
         """Return the message at an offset; None at the end of the stream."""
         if place == self._size:
             return None
@@ -253,14 +157,14 @@ class IpcFile:
         if size > min(self._size, _MAX_METADATA):
             raise SourceError(f"expected an Arrow IPC file or stream, found no message at byte {place:,}")
         metadata = self._read(start, size)
-        root = _Table(metadata, int.from_bytes(metadata[:4], "little"))
+        root = Table(metadata, int.from_bytes(metadata[:4], "little"))
         content, length = root.table(2), root.number(3, "<q")
         if content is None or length < 0:
             raise SourceError(f"the file is damaged: the message at byte {place:,} has no content")
         body, end = start + size, start + size + length
         if end > self._size:
             raise SourceError(f"truncated: a record batch ends at byte {end:,}, but the file at byte {self._size:,}")
-        return _Message(root.number(1, "<B"), content, metadata, body, end)
+        return Message(root.number(1, "<B"), content, metadata, body, end)
 
     def _open_batch(self, number: int) -> None:
         if number == self._current:
@@ -272,7 +176,7 @@ class IpcFile:
         buffers = content.numbers(2, 2)
         if (buffers < 0).any() or (buffers > length).any() or (buffers.sum(axis=1) > length).any():
             raise SourceError("the file is damaged: a buffer is outside of its record batch")
-        self._batch = _Batch(
+        self._batch = Batch(
             self._rows[number + 1] - self._rows[number],
             content.numbers(1, 2),
             buffers + np.array([message.body, 0]),
@@ -281,13 +185,13 @@ class IpcFile:
         )
         self._current = number
 
-    def _cursor(self, column: int) -> _Cursor:
-        at = _Cursor(self._batch)
+    def _cursor(self, column: int) -> Cursor:
+        at = Cursor(self._batch)
         for kind in self._kinds[:column]:
             at.skip(kind)
         return at
 
-    def _load(self, kind: pa.DataType, at: _Cursor, start: int, stop: int, most: int | None) -> pa.Array:
+    def _load(self, kind: pa.DataType, at: Cursor, start: int, stop: int, most: int | None) -> pa.Array:
         kind, count = stored_type(kind), stop - start
         length, nulls = at.next_array()
         if not 0 <= start <= stop <= length:
@@ -308,7 +212,7 @@ class IpcFile:
             children = [self._load(part.type, at, start, stop, most) for part in kind]
         elif is_view(kind):
             return self._load_views(kind, at, start, stop, buffers[0])
-        elif offset := _offset_type(kind):
+        elif offset := offset_type(kind):
             offsets = self._offsets(at.next_buffer(), start, stop, offset)
             first, last = int(offsets[0]), int(offsets[-1])
             buffers.append(pa.py_buffer(offsets - offsets[0]))
@@ -323,9 +227,7 @@ class IpcFile:
             buffers.append(pa.py_buffer(self._bytes(at.next_buffer(), start * width, count * width)))
         return pa.Array.from_buffers(kind, count, buffers, children=children or None)
 
-    def _load_views(
-        self, kind: pa.DataType, at: _Cursor, start: int, stop: int, validity: pa.Buffer | None
-    ) -> pa.Array:
+    def _load_views(self, kind: pa.DataType, at: Cursor, start: int, stop: int, validity: pa.Buffer | None) -> pa.Array:
         views = self._bytes(at.next_buffer(), 16 * start, 16 * (stop - start))
         texts = at.next_texts()
         valid = pa.Array.from_buffers(pa.bool_(), stop - start, [None, validity]).to_pylist() if validity else None
@@ -412,22 +314,3 @@ class IpcFile:
         if len(data) < length:
             raise SourceError(f"truncated: it ends at byte {start + len(data):,}, and {start + length:,} are expected")
         return data
-
-
-def _buffers(kind: pa.DataType) -> int:
-    """Return the number of buffers of an array, without those of its children and the texts of views."""
-    if types.is_null(kind) or types.is_run_end_encoded(kind):
-        return 0
-    if types.is_struct(kind) or types.is_fixed_size_list(kind) or (types.is_union(kind) and kind.mode == "sparse"):
-        return 1
-    texts = not kind.num_fields and _offset_type(kind) is not None
-    return 3 if texts or types.is_list_view(kind) or types.is_large_list_view(kind) else 2
-
-
-def _offset_type(kind: pa.DataType) -> np.dtype[Any] | None:
-    """Return the dtype of the offsets of lists, texts and bytes; None for other types."""
-    if types.is_list(kind) or types.is_string(kind) or types.is_binary(kind):
-        return np.dtype("<i4")
-    if types.is_large_list(kind) or types.is_large_string(kind) or types.is_large_binary(kind):
-        return np.dtype("<i8")
-    return None
