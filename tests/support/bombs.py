@@ -133,20 +133,20 @@ def _matlab73(path: Path, lie: str) -> None:
 
 
 def _matlab5(path: Path, shape: tuple[int, int]) -> None:
-    """Write a compressed variable with the header of an array, and gigabytes of zeros behind it."""
-    size = math.prod(shape) * 8
+    """Write a compressed variable with the header of an array of uint8, and gigabytes of zeros behind it."""
+    size = math.prod(shape)
 
     def element(kind: int, data: bytes) -> bytes:
         return kind.to_bytes(4, "little") + len(data).to_bytes(4, "little") + data + bytes(-len(data) % 8)
 
     header = (
-        element(6, (6).to_bytes(8, "little"))
+        element(6, (9).to_bytes(8, "little"))
         + element(5, b"".join(length.to_bytes(4, "little") for length in shape))
         + element(1, b"b")
-        + (9).to_bytes(4, "little")
+        + (2).to_bytes(4, "little")
         + size.to_bytes(4, "little")
     )
-    matrix = (14).to_bytes(4, "little") + min(len(header) + size, 2**32 - 8).to_bytes(4, "little") + header
+    matrix = (14).to_bytes(4, "little") + (len(header) + size).to_bytes(4, "little") + header
     packer = zlib.compressobj(9)
     start = packer.compress(matrix) + packer.flush(zlib.Z_FULL_FLUSH)
     packed = start + deflated(BOMB)[2:]

@@ -94,8 +94,8 @@ class Link:
         writer.write_eof()
 
     async def stopped(self) -> None:
-        """Wait until nothing flows, for at most 60 s."""
-        async with asyncio.timeout(60):
+        """Wait until nothing flows, for at most 3 minutes: a command may have to start before."""
+        async with asyncio.timeout(180):
             while self.flows.is_set():  # noqa: ASYNC110
                 await asyncio.sleep(0.002)
 
