@@ -6,6 +6,7 @@ import asyncio
 import os
 import re
 import resource
+import shutil
 import signal
 import sys
 import time
@@ -18,7 +19,8 @@ import pytest
 
 import async_maps as am
 from async_maps.errors import SourceError
-from async_maps.sources.isolation import DecoderProcess, IsolatedReaders
+from async_maps.sources.isolated_listing import IsolatedListing
+from async_maps.sources.isolation import DecoderProcess, IsolatedReaders, Line
 from tests.support.bombs import GIB, HARMLESS, LISTED, PICTURES, READ, lying_hdf5, lying_zarr
 from tests.support.leftovers import children, leaves_nothing
 from tests.support.pipelines import until
@@ -198,6 +200,32 @@ def test_a_map_that_kills_its_decoder_twice_fails_alone(maps: Path, monkeypatch:
             else:
                 assert readers.read(path, [f"m{n}", None])[0, 0] == n / 64
     assert len(set(killed)) == 2
+
+
+@pytest.mark.usefixtures(leaves_nothing.__name__)
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_file_that_kills_the_process_that_lists_it_twice_fails_alone(
+    times: int, maps: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The child is killed by this process when it starts to list one of the files."""
+    shutil.copy(good_file(maps), maps / "deadly.h5")
+    good_file(maps)
+    killed: list[int] = []
+    ask = IsolatedListing._batch
+
+    def deadly(self: IsolatedListing, line: Line, request: list[Any], seen: int) -> Any:
+        if "deadly" in request[1] and len(killed) < times:
+            line._opened()
+            killed.append(pid(self._process))
+            os.kill(killed[-1], signal.SIGKILL)
+        return ask(self, line, request, seen)
+
+    monkeypatch.setattr(IsolatedListing, "_batch", deadly)
+    report = am.dry_run(maps, "memory://")
+    assert len(set(killed)) == times
+    assert report.planned == (80 if times == 1 else 40)
+    assert [failure.name for failure in report.failures] == ([] if times == 1 else ["deadly"])
+    assert all("was killed by signal 9" in failure.reason for failure in report.failures)
 
 
 @pytest.mark.usefixtures(leaves_nothing.__name__)
