@@ -232,7 +232,7 @@ class DirectSession(LimitedSession):
         session = await self._get_session(None)
         # aiohttp writes a file in pieces, and lets other tasks run between them.
         body = data if len(data) <= _WHOLE_BYTES else BytesIO(data)
-        async with self.watch(len(data)):
+        with self.watch(len(data)):
             # Not "async with": that waits for the rest of a body to which the server has answered already.
             answer = await session.put(URL(url, encoded=True), data=body, headers=headers, allow_redirects=False)
             return Answer(answer.status, answer.headers, await answer.read())

@@ -81,6 +81,19 @@ async def test_an_answer_before_the_body_is_read_is_the_answer(early: str, serve
     assert all("EntityTooLarge" in str(error) for error in found)
 
 
+async def test_a_cancelled_put_leaves_no_connection(server: Faulty) -> None:
+    async with open_store("s3://bucket/p", Settings()) as store:
+        await store.put("p/first.png", b"x")
+        server.fault = "stops reading"
+        putting = asyncio.create_task(store.put("p/a.png", LARGE))
+        await server.met.wait()
+        putting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await putting
+        async with asyncio.timeout(_TOO_LONG_S):
+            await server.left.wait()
+
+
 async def test_no_put_waits_for_100_continue(server: Faulty) -> None:
     async with open_store("s3://bucket/p", settings(client="sdk")) as store:
         assert await store.put("p/a.png", b"pixels") == "tag"
