@@ -196,7 +196,7 @@ def _settings_from_environment(command: App, names: tuple[str, ...], arguments: 
     if settings := [argument for argument in arguments if argument.keys]:
         usage.check_environment(app)
         from_environment = cyclopts.config.Env(usage.VARIABLE_PREFIX, command=False)
-        from_environment(command, names, ArgumentCollection(settings))  # type: ignore[no-untyped-call]
+        from_environment(command, names, ArgumentCollection(settings))  # type: ignore[no-untyped-call]  # cyclopts
 
 
 def _settings_from_file(command: App, names: tuple[str, ...], arguments: ArgumentCollection) -> None:

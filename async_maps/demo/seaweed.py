@@ -182,7 +182,7 @@ def _launched(weed: Path, folder: Path, like: S3Server | None) -> Iterator[tuple
         "GOGC": "400",
         "GOMEMLIMIT": "512MiB",
     }
-    process = subprocess.Popen(  # noqa: S603 (a constant script, and the paths are arguments to it)
+    process = subprocess.Popen(  # noqa: S603  # a constant script with paths as arguments
         ["/bin/sh", "-c", _LAUNCH, "sh", str(weed), "-logtostderr=true", "mini", *flags],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

@@ -158,7 +158,7 @@ class _Program(subprocess.Popen[bytes]):
         self._has_group = group is not None
         _running.add(self)
 
-    def communicate(self, input: bytes | None = None, timeout: float | None = None) -> tuple[bytes, bytes]:  # noqa: A002
+    def communicate(self, input: bytes | None = None, timeout: float | None = None) -> tuple[bytes, bytes]:  # noqa: A002  # the name in subprocess.Popen
         try:
             out, err = super().communicate(input, timeout or _PROCESS_TIMEOUT_S)
         except subprocess.TimeoutExpired:

@@ -47,20 +47,20 @@ class S3File(io.RawIOBase):
     def readable(self) -> bool:  # noqa: D102  # inherited, as the next four
         return True
 
-    def seekable(self) -> bool:  # noqa: D102
+    def seekable(self) -> bool:  # noqa: D102  # as in io.RawIOBase
         return True
 
-    def tell(self) -> int:  # noqa: D102
+    def tell(self) -> int:  # noqa: D102  # as in io.RawIOBase
         return self._position
 
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:  # noqa: D102
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:  # noqa: D102  # as in io.RawIOBase
         base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._head.size}[whence]
         if base + offset < 0:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         self._position = base + offset
         return self._position
 
-    def readinto(self, buffer: Buffer, /) -> int:  # noqa: D102
+    def readinto(self, buffer: Buffer, /) -> int:  # noqa: D102  # as in io.RawIOBase
         view = memoryview(buffer).cast("B")
         view = view[: max(0, self._head.size - self._position)]
         filled = 0

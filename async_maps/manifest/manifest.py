@@ -264,7 +264,7 @@ class Manifest(StaleRows, ManifestSamples):
 
     def has_any(self, locators: Collection[str]) -> bool:
         """Whether a row has one of a few locators."""
-        query = f"SELECT 1 FROM maps WHERE locator IN ({', '.join('?' * len(locators))}) LIMIT 1"  # noqa: S608
+        query = f"SELECT 1 FROM maps WHERE locator IN ({', '.join('?' * len(locators))}) LIMIT 1"  # noqa: S608  # question marks only
         with self._reading() as database:
             return database.execute(query, tuple(locators)).fetchone() is not None
 
@@ -328,7 +328,7 @@ class Manifest(StaleRows, ManifestSamples):
         """Return the files and folders of the maps, and the listing, that have failed rows, with their states then."""
         places = sorted({place for map_ in maps for place in self._places(map_)})
         query = (
-            "SELECT ifnull(file, source), fingerprint FROM maps WHERE status = 'failed' AND root IS ? "  # noqa: S608
+            "SELECT ifnull(file, source), fingerprint FROM maps WHERE status = 'failed' AND root IS ? "  # noqa: S608  # question marks only
             f"AND ifnull(file, source) IN ({', '.join('?' * len(places))})"
         )
         found: dict[str, set[str]] = {}
@@ -350,7 +350,7 @@ class Manifest(StaleRows, ManifestSamples):
 
     def _sent(self, maps: Sequence[ActivationMap], settings: str) -> set[str]:
         """Return the names of the maps whose overlay an earlier run may have stored, though no row says so."""
-        query = f"SELECT name FROM sent WHERE settings = ? AND name IN ({', '.join('?' * len(maps))})"  # noqa: S608
+        query = f"SELECT name FROM sent WHERE settings = ? AND name IN ({', '.join('?' * len(maps))})"  # noqa: S608  # question marks only
         return {name for (name,) in self._database.execute(query, [settings, *(map_.name for map_ in maps)])}
 
     def _duplicate(self, map_: ActivationMap) -> Failure:

@@ -146,7 +146,7 @@ def _can_unpack(code: int) -> bool:
         return False
     try:
         # The import registers its filters.
-        import hdf5plugin  # noqa: F401
+        import hdf5plugin  # noqa: F401  # it registers filters
     except ImportError:
         return False
     return bool(h5py.h5z.filter_avail(code))

@@ -29,7 +29,7 @@ def MatlabReader(path: str, filesystem: Filesystem) -> Reader:  # noqa: N802  # 
         if not (start.startswith(_HDF5) or start.endswith(_HDF5)):
             return Matlab5Reader(path, opened)
         with require_extra("reading MATLAB 7.3", "matlab"):
-            import h5py  # noqa: F401
+            import h5py  # noqa: F401  # is it there?
         from async_maps.sources.formats.matlab73 import Matlab73Reader
 
         return Matlab73Reader(path, opened)

@@ -24,7 +24,7 @@ def NetcdfReader(path: str, filesystem: Filesystem) -> Reader:  # noqa: N802  # 
         if file.read(3) == b"CDF":
             return Netcdf3Reader(path, opened)
         with require_extra("reading NetCDF 4", "netcdf"):
-            import h5py  # noqa: F401
+            import h5py  # noqa: F401  # is it there?
         from async_maps.sources.formats.netcdf4 import Netcdf4Reader
 
         return Netcdf4Reader(path, opened)

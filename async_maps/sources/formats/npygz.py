@@ -32,7 +32,7 @@ class NpygzReader:
             self._packed = self._file.seek(0, os.SEEK_END)
             with translate_format_errors("expected an .npy file in gzip"):
                 self._file.seek(0)
-                stream: Any = igzip.IGzipFile(fileobj=self._file, mode="rb")  # type: ignore[no-untyped-call]
+                stream: Any = igzip.IGzipFile(fileobj=self._file, mode="rb")  # type: ignore[no-untyped-call]  # isal
                 self._stream: IO[bytes] = stream
                 self._header = npy.read_header(self._stream, sys.maxsize)
                 self._start = self._stream.tell()
