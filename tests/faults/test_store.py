@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import time
 from typing import TYPE_CHECKING, Any
 
 import aioboto3
@@ -15,7 +16,9 @@ import async_maps as am
 from async_maps.manifest.manifest import Manifest
 from tests.support.chaos import FAULTS, chaos
 from tests.support.leftovers import leaves_nothing
-from tests.support.maps import random_map
+from tests.support.maps import npy, random_map
+from tests.support.s3 import upload
+from tests.support.s3_proxy import Refusal, counting
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -230,3 +233,83 @@ async def test_a_refusal_that_concerns_every_map_ends_the_run(
         monkeypatch.setattr("async_maps.stores.s3.S3Store._put", refused)
         with pytest.raises(am.StoreError, match=said):
             await pipeline.run(maps_of(10))
+
+
+# All kinds of requests ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "count",
+    [
+        pytest.param(400, marks=pytest.mark.slow),
+        pytest.param(12_000, marks=[pytest.mark.long, pytest.mark.timeout(1_800)]),
+    ],
+)
+def test_faults_in_a_quarter_of_all_requests_fail_no_map(
+    count: int, bucket: str, s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload(bucket, {f"maps/{name}.npy": npy(array) for name, array in maps_of(count)})
+    manifest = tmp_path / "m.sqlite"
+    settings = am.Settings(workers=1, s3=am.S3Settings(read_timeout_s=5.0))
+    # A false answer to a GET cannot be told from that of an object with other bytes.
+    kinds = tuple(kind for kind in FAULTS if not kind.startswith("200"))
+    with chaos(s3, monkeypatch, seed=count, rate=0.25, methods="GET PUT HEAD", kinds=kinds) as proxy:
+        report = am.run(f"s3://{bucket}/maps/", f"s3://{bucket}/p", settings=settings, manifest=manifest)
+    assert (report.uploaded, report.failed) == (count, 0), report.failures
+    assert proxy.faults > 0.2 * count
+    verification = am.verify_locators(manifest, settings=settings, deep=True)
+    assert (verification.is_clean, verification.right) == (True, count)
+
+
+@pytest.mark.parametrize(
+    "count",
+    [
+        pytest.param(300, marks=pytest.mark.slow),
+        pytest.param(10_000, marks=[pytest.mark.long, pytest.mark.timeout(1_800)]),
+    ],
+)
+def test_one_refused_object_among_many_is_the_only_failure(
+    count: int, bucket: str, s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, maps: Path
+) -> None:
+    for name, array in maps_of(count):
+        (maps / name).parent.mkdir(exist_ok=True)
+        np.save(maps / name, array)
+    refused = f"{count // 2 % 7}/{count // 2:05}"
+    with counting(s3, monkeypatch) as proxy:
+        proxy.refuse = lambda method, path, _: (
+            Refusal(403, "AccessDenied", "no") if method == "PUT" and f"/{refused}.png" in path else None
+        )
+        for _ in range(2):
+            report = am.run(maps, f"s3://{bucket}/p", settings=am.Settings(workers=1), manifest=tmp_path / "m.sqlite")
+            assert report.exit_code == 1
+            assert [failure.name for failure in report.failures] == [refused]
+    assert (report.uploaded, report.skipped, report.failed) == (0, count - 1, 1)
+
+
+@pytest.mark.parametrize(
+    "seconds",
+    [
+        pytest.param(10, marks=pytest.mark.slow),
+        pytest.param(60, marks=pytest.mark.long),
+        pytest.param(250, marks=[pytest.mark.long, pytest.mark.timeout(900)]),
+    ],
+)
+def test_an_outage_in_mid_run_fails_no_map(
+    seconds: int, bucket: str, s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with counting(s3, monkeypatch) as proxy:
+        ends_at: list[float] = []
+
+        def refuse(method: str, _path: str, _query: str) -> Refusal | None:
+            puts = sum(asked.method == "PUT" for asked in proxy.asked)
+            if method != "PUT" or puts < 50:
+                return None
+            if not ends_at:
+                ends_at.append(time.monotonic() + seconds)
+            return Refusal(0) if time.monotonic() < ends_at[0] else None
+
+        proxy.refuse = refuse
+        report = am.run(
+            maps_of(200), f"s3://{bucket}/p", settings=am.Settings(workers=0), manifest=tmp_path / "m.sqlite"
+        )
+    assert (report.exit_code, report.uploaded, report.failed) == (0, 200, 0)

@@ -1,4 +1,4 @@
-"""A proxy between the client and the real S3 server that breaks a share of the PUTs in several ways.
+"""A proxy between the client and the real S3 server that breaks a share of the requests in several ways.
 
 It is a separate process on loopback (``python -m tests.support.chaos``). Its faults are seeded and counted.
 """
@@ -41,10 +41,11 @@ class _BrokenError(Exception):
 
 
 class _Proxy:
-    def __init__(self, upstream: tuple[str, int], seed: int, rate: float, kinds: list[str]) -> None:
+    def __init__(self, upstream: tuple[str, int], seed: int, rate: float, methods: set[str], kinds: list[str]) -> None:
         self._upstream = upstream
         self._random = random.Random(seed)  # noqa: S311  # seeded faults
         self._rate = rate
+        self._methods = methods
         self._kinds = kinds
         self.counts: Counter[str] = Counter()
 
@@ -52,7 +53,7 @@ class _Proxy:
         up_reader, up_writer = await asyncio.open_connection(*self._upstream)
         try:
             async for request in _requests(reader):
-                faulty = request.method == "PUT" and self._random.random() < self._rate
+                faulty = request.method in self._methods and self._random.random() < self._rate
                 kind = self._random.choice(self._kinds) if faulty else "none"
                 self.counts[kind] += 1
                 if b"expect: 100-continue" in request.head.lower():
@@ -162,11 +163,17 @@ class Chaos:
 
 @contextmanager
 def chaos(
-    server: S3Server, monkeypatch: pytest.MonkeyPatch, *, seed: int, rate: float, kinds: tuple[str, ...] = FAULTS
+    server: S3Server,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    seed: int,
+    rate: float,
+    methods: str = "PUT",
+    kinds: tuple[str, ...] = FAULTS,
 ) -> Iterator[Chaos]:
     """Run a proxy that every AWS client of this process uses during the ``with`` block."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.support.chaos", server.endpoint_url, str(seed), str(rate), *kinds],
+        [sys.executable, "-m", "tests.support.chaos", server.endpoint_url, str(seed), str(rate), methods, *kinds],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stdout is not None
@@ -180,9 +187,9 @@ def chaos(
             running.counts = json.loads(out)
 
 
-async def _main(upstream: str, seed: int, rate: float, kinds: list[str]) -> None:
+async def _main(upstream: str, seed: int, rate: float, methods: str, kinds: list[str]) -> None:
     host, _, port = upstream.removeprefix("http://").partition(":")
-    proxy = _Proxy((host, int(port)), seed, rate, kinds)
+    proxy = _Proxy((host, int(port)), seed, rate, set(methods.split()), kinds)
     async with await asyncio.start_server(proxy.serve, "127.0.0.1", 0, limit=2**20) as listening:
         print(f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}", flush=True)  # noqa: T201  # for the parent
         await asyncio.to_thread(sys.stdin.read)
@@ -194,6 +201,7 @@ if __name__ == "__main__":
     parser.add_argument("upstream")
     parser.add_argument("seed", type=int)
     parser.add_argument("rate", type=float)
+    parser.add_argument("methods")
     parser.add_argument("kinds", nargs="+")
     options = parser.parse_args()
-    asyncio.run(_main(options.upstream, options.seed, options.rate, options.kinds))
+    asyncio.run(_main(options.upstream, options.seed, options.rate, options.methods, options.kinds))
