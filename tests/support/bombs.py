@@ -283,6 +283,9 @@ READ: dict[str, tuple[Callable[[Path], None], str]] = {
     "zarr-zstd.zarr": (lambda path: _zarr(path, zstd_zeros(BOMB), "zstd"), "the hierarchy is damaged at 'cams'"),
     "zarr-blosc.zarr": (lambda path: _zarr(path, blosc_claim(BOMB), "blosc"), "the hierarchy is damaged at 'cams'"),
     "npz-header.npz": (lambda path: _zip(path, "b.npy", _npy_header((2**20, 2**20))), "too large|truncated"),
+    "npz-values.npz": (lambda path: _zip(path, "b.npy", _npy_header((32, 32)), 4096), "Bad CRC-32"),
+    "tiff-deflate.tif": (lambda path: _tiff(path, deflated(BOMB), "deflate"), "INSUFFICIENT_SPACE"),
+    "tiff-zstd.tif": (lambda path: _tiff(path, zstd_zeros(BOMB), "zstd"), "Destination buffer is too small"),
     "arrow-zstd.arrow": (lambda path: _arrow(path, "zstd"), "a column of a compressed record batch has 2,147,483,648"),
     "arrow-lz4.arrow": (lambda path: _arrow(path, "lz4"), "a column of a compressed record batch has 2,147,483,648"),
 }
@@ -290,10 +293,7 @@ READ: dict[str, tuple[Callable[[Path], None], str]] = {
 
 HARMLESS: dict[str, Callable[[Path], None]] = {
     "matlab5-values.mat": lambda path: _matlab5(path, (8, 8)),
-    "npz-values.npz": lambda path: _zip(path, "b.npy", _npy_header((32, 32)), 4096),
     "npygz-values.npy.gz": lambda path: _npy_gz(path, (32, 32)),
-    "tiff-deflate.tif": lambda path: _tiff(path, deflated(BOMB), "deflate"),
-    "tiff-zstd.tif": lambda path: _tiff(path, zstd_zeros(BOMB), "zstd"),
     "tiff-lzw.tif": lambda path: _tiff(path, _lzw_zeros(), "lzw"),
 }
 """Files with more data than their header says, of which only the data of the header are read."""
