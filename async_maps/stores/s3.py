@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import re
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from aiohttp import ClientError as AiohttpError
@@ -27,6 +28,7 @@ from async_maps.keys import check_name
 from async_maps.stores.direct import DirectSession
 from async_maps.stores.first_object import FirstObject
 from async_maps.stores.headers import crc32, md5, md5_digest, object_headers
+from async_maps.stores.odd_keys import OddKeys
 from async_maps.stores.promises import UNPROVED
 
 if TYPE_CHECKING:
@@ -111,6 +113,7 @@ class S3Store:
         self._headers = headers
         self._first = FirstObject(self, headers)
         self.promises = self._first.promises
+        self._odd_keys = OddKeys(self._find)
         self.is_aws = "amazonaws.com" in client.meta.endpoint_url
         self.prefix = prefix
         self.destination = f"s3://{bucket}/{prefix}" if prefix else f"s3://{bucket}"
@@ -159,6 +162,9 @@ class S3Store:
         An answer that does not prove that the store has these bytes raises a TransientError; a refusal that may concern
         all objects an UnjudgedError.
         """
+        return await self._odd_keys.put(key, partial(self._put_one, key, data))
+
+    async def _put_one(self, key: str, data: bytes) -> str | None:
         try:
             if self._first.is_over:
                 return await self._put_and_check(key, data)
@@ -237,6 +243,16 @@ class S3Store:
         done = await self._client.head_object(Bucket=self._bucket, Key=key)
         found: Mapping[str, str] = done["ResponseMetadata"]["HTTPHeaders"]
         return found
+
+    async def _find(self, key: str) -> str | None:
+        """Return the ETag and the time of an object; empty if it does not exist, None if that cannot be told."""
+        try:
+            headers = await self.head(key)
+        except ClientError as error:
+            return "" if error.response["ResponseMetadata"]["HTTPStatusCode"] == 404 else None
+        except NO_ANSWER:
+            return None
+        return f"{headers.get('etag', '')} {headers.get('last-modified', '')}"
 
     def exists(self, found: Stored, data: bytes) -> ExistsError:
         """Return the error of an object that is there already, and is not replaced by the data."""

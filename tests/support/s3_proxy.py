@@ -58,6 +58,7 @@ class Proxy:
         statuses: statuses that replace the server's, with an empty body.
         refuse: called with the method, the path and the query of each request; returns an answer in place of the
             server's, or None.
+        spell: changes the body of each listing.
     """
 
     def __init__(self) -> None:
@@ -70,6 +71,7 @@ class Proxy:
         self.headers: dict[str, str | None] = {}
         self.statuses: dict[int, int] = {}
         self.refuse: Callable[[str, str, str], Refusal | None] = lambda *_: None
+        self.spell: Callable[[bytes], bytes] = lambda listing: listing
         self.lock = threading.Lock()
 
     def gets(self, *, of: str = "") -> list[Asked]:
@@ -126,6 +128,8 @@ def counting(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Prox
                 data = b"" if answer.status in proxy.statuses else answer.read()
             finally:
                 connection.close()
+            if "list-type" in query:
+                data = proxy.spell(data)
             with proxy.lock:
                 broken = reading and proxy.break_off > 0
                 proxy.break_off -= broken

@@ -7,6 +7,7 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, quote_plus
 
 import botocore.client
 import botocore.session
@@ -58,7 +59,8 @@ async def test_differences_in_s3_are_found(bucket: str, maps: Path, manifest: Pa
     before = manifest.read_bytes()
     calls.clear()
     shallow = await am.averify_locators(manifest, settings=SETTINGS)
-    assert calls == ["ListObjectsV2"]
+    # The listing lacks one object.
+    assert calls == ["ListObjectsV2", "HeadObject"]
     assert found(shallow) == BROKEN
     assert (shallow.locators, shallow.right, shallow.listed, shallow.read) == (8, 4, 9, 0)
     assert [advice.partition(f": async-maps verify {manifest} ")[2] for advice in shallow.advice] == [
@@ -248,6 +250,25 @@ async def test_the_clock_of_the_store_is_known_from_its_listing(
         assert objects.clock_offset_s(folder) == pytest.approx(expected, abs=300)
         proxy.headers["Date"] = "yesterday"
         list(objects.below(folder))
+
+
+@pytest.mark.parametrize(("name", "spelling"), [("a b", "a%20b"), ("caf\u00e9", "cafe\u0301"), ("IMG", "img")])
+async def test_an_object_that_a_listing_spells_otherwise_is_right(
+    name: str, spelling: str, bucket: str, manifest: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with counting(s3, monkeypatch) as proxy:
+        maps = [(each, random_map(1)) for each in (name, "other")]
+        await to_thread.run_sync(lambda: am.run(maps, f"s3://{bucket}/p", settings=SETTINGS, manifest=manifest))
+
+        def spell(listing: bytes) -> bytes:
+            for one, other in ((name, spelling), (quote(name), quote(spelling)), (quote_plus(name), spelling)):
+                if (key := f"p/{one}.png".encode()) in listing:
+                    return listing.replace(key, f"p/{other}.png".encode())
+            raise AssertionError(listing)
+
+        proxy.spell = spell
+        verification = await am.averify_locators(manifest, settings=SETTINGS)
+        assert (verification.right, verification.first) == (2, [])
 
 
 async def test_a_missing_bucket_is_an_error(manifest: Path, s3: S3Server) -> None:
