@@ -29,6 +29,7 @@ from async_maps.cli.demo import demo
 from async_maps.cli.doctor import doctor
 from async_maps.cli.events import unexpected, wants_json
 from async_maps.cli.export import export
+from async_maps.cli.interruption import Interruption, interruption
 from async_maps.cli.options import OF_RUNS
 from async_maps.cli.run import run
 from async_maps.cli.status import status
@@ -81,22 +82,12 @@ app.register_install_completion_command(help="Install completion for this shell 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command ``async-maps``, and exit."""
     tokens = list(sys.argv[1:] if arguments is None else arguments)
-    interrupted_by = signal.SIGINT
-
-    def terminate(number: int, _: object) -> None:
-        # Turn SIGTERM into a KeyboardInterrupt, so that context managers are closed, such as the demo's server.
-        nonlocal interrupted_by
-        interrupted_by = signal.Signals(number)
-        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-            # A shell starts background processes with SIGINT ignored.
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.raise_signal(signal.SIGINT)
-
-    signal.signal(signal.SIGTERM, terminate)
+    heard = Interruption()
+    interruption.set(heard)
     # None if it is closed, as in a daemon.
     sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # until the process ends
     as_json = wants_json(tokens)
-    with messages(as_json=as_json), repeating_options():
+    with messages(as_json=as_json), repeating_options(), heard.heard():
         try:
             app.config = [_note_options, _settings_from_environment, _settings_from_file]
             if "-" in tokens:
@@ -106,9 +97,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         except (cyclopts.CycloptsError, ValidationError, AsyncMapsError) as error:
             code = _refused(error, tokens)
         except KeyboardInterrupt as error:
-            say("interrupted", "signal", signal=interrupted_by.name)
-            error.args = (f"interrupted by {interrupted_by.name}",)
-            code = _ended(error, tokens, 128 + interrupted_by)
+            number = heard.number or signal.SIGINT
+            say("interrupted", "signal", signal=number.name)
+            error.args = (f"interrupted by {number.name}",)
+            code = _ended(error, tokens, 128 + number)
         except OSError as error:  # of the parser: it prints help, and installs completion
             complain(error)
             discard_output()
@@ -119,6 +111,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             code = _ended(error, tokens, SOME_FAILED)
             if not as_json:
                 raise
+    if heard.number is not None and not (code and code > 128):
+        # The command has caught the exception of the signal.
+        code = 128 + heard.number
     if arguments is None and code is not None and code > 128:  # ended by a signal
         _leave_threads(code)
     sys.exit(code or DONE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,7 @@ from cyclopts import Parameter, validators
 
 from async_maps.cli.console import set_verbosity
 from async_maps.cli.displays import make_display
+from async_maps.cli.interruption import interruption
 from async_maps.cli.options import Flag, Quiet, Verbose
 from async_maps.errors import SettingsError
 from async_maps.report.ending import DONE, SOME_FAILED
@@ -53,4 +55,6 @@ def demo(  # noqa: PLR0913  # one argument per option
     all_right = run_demo(
         out, scenes=scenes, local=local, serve=serve, on_progress=make_display("none" if quiet else "auto")
     )
+    if serve:
+        interruption.get().forgive(signal.SIGINT)
     return DONE if all_right else SOME_FAILED

@@ -261,7 +261,6 @@ class _Job:
 
         def on_signal(number: signal.Signals) -> None:
             first = self.interrupted_by is None
-            # A SIGTERM before this listens is also the SIGINT that main() makes of it: the first counts.
             self.interrupted_by = self.interrupted_by or number
             if first and pipeline.is_open:
                 pipeline.drain()

@@ -98,8 +98,9 @@ def test_a_folder_that_cannot_be_created_is_reported(tmp_path: Path) -> None:
         demo.run_demo(tmp_path / "file", scenes=1, local=True)
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, 143)])
 @pytest.mark.slow
-def test_serve_keeps_the_server_until_ctrl_c(tmp_path: Path) -> None:
+def test_serve_keeps_the_server_until_ctrl_c(tmp_path: Path, number: signal.Signals, code: int) -> None:
     running = start("demo", "--out", tmp_path / "demo", "--scenes", 2, "--serve")
     assert running.stdout is not None
     environment = {}
@@ -114,9 +115,9 @@ def test_serve_keeps_the_server_until_ctrl_c(tmp_path: Path) -> None:
         ("verify", manifest),
     ):
         subprocess.run([*COMMAND, *map(str, arguments)], env=os.environ | environment, check=True, capture_output=True)
-    os.killpg(running.pid, signal.SIGINT)
+    os.killpg(running.pid, number)
     _, err = running.communicate(timeout=60)
-    assert running.returncode == 0, err
+    assert running.returncode == code, err
     assert "Traceback" not in err
 
 
