@@ -47,11 +47,13 @@ async def readable_from(client: S3Client, bucket: str, key: str, origins: Sequen
     text = f"pages of {' and '.join(denied)} may not read overlays: no Access-Control-Allow-Origin for them"
     if may:
         text += f"; those of {' and '.join(may)} may"
-    answer, code = await ask(client.get_bucket_cors(Bucket=bucket))
-    rules = answer.get("CORSRules", [])
+    reply = await ask(client.get_bucket_cors(Bucket=bucket))
+    rules = reply.answer.get("CORSRules", [])
     keeps = "this keeps the bucket's existing rules" if rules else "the bucket has no rules yet"
-    if code not in {"", "NoSuchCORSConfiguration"}:
+    if reply.is_denied:
         keeps = "this replaces all existing rules, because there is no permission to read them (s3:GetBucketCORS)"
+    elif reply.reason and reply.code != "NoSuchCORSConfiguration":
+        keeps = f"this replaces all existing rules, which cannot be read: GetBucketCors is {reply.reason}"
     advice = f"allow these origins; {keeps}:\n{put_cors_command(bucket, rules, denied)}"
     return Finding("browser", "warning" if may else "failure", text, advice)
 

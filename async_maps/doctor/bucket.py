@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from botocore.exceptions import ClientError
 
 from async_maps.doctor.advice import for_code
-from async_maps.doctor.target import ask
+from async_maps.doctor.target import Reply, ask
 from async_maps.filesystems.aws import refusal
 from async_maps.filesystems.blame import judge, meaning
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _SKEW_REFUSED_S = 900.0
 """RequestTimeTooSkewed comes after 15 minutes (Amazon S3 API reference, "Error responses")."""
 _SKEW_NOTED_S = 60.0
+_ASK = "see the store's documentation, or ask its operator"
 
 
 async def find_bucket(target: Target) -> bool:
@@ -27,7 +28,7 @@ async def find_bucket(target: Target) -> bool:
     Raises:
         ClientError: the refusal may be temporary.
     """
-    code, reason = "", ""
+    reply, reason = Reply({}), ""
     asked_at = datetime.now(UTC)
     try:
         answer: Any = await target.client.head_bucket(Bucket=target.bucket)
@@ -37,8 +38,8 @@ async def find_bucket(target: Target) -> bool:
         if judge(error).retry:
             raise
         # The answer to HEAD has no body, so no error code: find it by another request.
-        code = "NoSuchBucket" if status == 404 else await _why(target)
-        reason = meaning(code)
+        reply = Reply({}, "NoSuchBucket") if status == 404 else await _list(target)
+        reason = meaning(reply.code)
     headers = answer["ResponseMetadata"]["HTTPHeaders"]
     _compare_clocks(target, headers.get("date", ""), asked_at)
     region, ours = headers.get("x-amz-bucket-region", ""), target.client.meta.region_name
@@ -46,12 +47,14 @@ async def find_bucket(target: Target) -> bool:
     if reason:
         is_plain = ":" not in target.bucket
         create = f"create it: aws s3 mb s3://{target.bucket}" if is_plain else "check its name, and the region in it"
-        advice = create if code == "NoSuchBucket" else for_code(code)
+        advice = create if reply.code == "NoSuchBucket" else for_code(reply.code)
         target.say("bucket", "failure", f"{target.bucket}{where}: {reason}", advice)
-    elif code:
+    elif reply.is_denied:
         # Credentials that may only write objects get this answer.
-        target.say("bucket", "unknown", f"no permission to check {target.bucket}{where} ({code})",
+        target.say("bucket", "unknown", f"no permission to check {target.bucket}{where} ({reply.code})",
                    "allow s3:ListBucket")  # fmt: skip
+    elif reply.reason:
+        target.say("bucket", "unknown", f"{target.bucket}{where} cannot be checked: {_said(reply)}", _ASK)
     elif region and region != ours:
         target.say("bucket", "warning", f"{target.bucket} is in {region}, but this machine is set to {ours}",
                    f"set AWS_DEFAULT_REGION={region} to avoid redirects")  # fmt: skip
@@ -60,11 +63,14 @@ async def find_bucket(target: Target) -> bool:
     return not reason
 
 
-async def _why(target: Target) -> str:
-    """Return the error code of a listing; empty if it is allowed."""
+async def _list(target: Target) -> Reply:
     # With a slash at its end, as directory buckets of S3 Express demand.
     prefix = f"{target.prefix}/" if target.prefix else ""
-    return (await ask(target.client.list_objects_v2(Bucket=target.bucket, Prefix=prefix, MaxKeys=1)))[1]
+    return await ask(target.client.list_objects_v2(Bucket=target.bucket, Prefix=prefix, MaxKeys=1))
+
+
+def _said(reply: Reply) -> str:
+    return f"the request is {reply.reason}" if reply.code else reply.reason
 
 
 def _compare_clocks(target: Target, date: str, asked_at: datetime) -> None:
@@ -85,36 +91,44 @@ def _compare_clocks(target: Target, date: str, asked_at: datetime) -> None:
 
 async def check_listing(target: Target) -> None:
     """Check whether objects below the prefix can be listed."""
-    code = await _why(target)
-    if code:
-        target.say("list", "warning", f"no permission to list objects ({code})",
+    reply = await _list(target)
+    if reply.is_denied:
+        target.say("list", "warning", f"no permission to list objects ({reply.code})",
                    "allow s3:ListBucket, for async-maps verify")  # fmt: skip
+    elif reply.reason:
+        target.say("list", "warning", f"objects cannot be listed: {_said(reply)}",
+                   "async-maps verify needs ListObjectsV2; see the store's documentation")  # fmt: skip
     else:
         target.say("list", "ok", "objects can be listed")
 
 
 async def check_versioning(target: Target, *, seen: bool) -> None:
     """Check whether old versions are kept; ``seen`` if an upload got a version id."""
-    answer, code = await ask(target.client.get_bucket_versioning(Bucket=target.bucket))
-    if answer.get("Status") == "Enabled" or (code and seen):
+    reply = await ask(target.client.get_bucket_versioning(Bucket=target.bucket))
+    if reply.answer.get("Status") == "Enabled" or (reply.reason and seen):
         target.say("versioning", "warning", "on: overwritten overlays are kept as old versions, which cost storage",
                    "add a lifecycle rule with NoncurrentVersionExpiration")  # fmt: skip
-    elif code:
-        target.say("versioning", "unknown", f"no permission to check ({code})", "allow s3:GetBucketVersioning")
+    elif reply.is_denied:
+        target.say("versioning", "unknown", f"no permission to check ({reply.code})", "allow s3:GetBucketVersioning")
+    elif reply.reason:
+        target.say("versioning", "unknown", f"the store does not say: {_said(reply)}", _ASK)
     else:
         target.say("versioning", "ok", "off")
 
 
 async def check_encryption(target: Target, *, seen: str) -> None:
     """Check the encryption of objects, by the answer to an upload (``seen``), else by the bucket's default."""
-    kind, code = seen, ""
+    kind, reply = seen, Reply({})
     if not kind:
-        answer, code = await ask(target.client.get_bucket_encryption(Bucket=target.bucket))
-        rules = answer.get("ServerSideEncryptionConfiguration", {}).get("Rules", [])
+        reply = await ask(target.client.get_bucket_encryption(Bucket=target.bucket))
+        rules = reply.answer.get("ServerSideEncryptionConfiguration", {}).get("Rules", [])
         defaults = [rule.get("ApplyServerSideEncryptionByDefault", {}).get("SSEAlgorithm") for rule in rules]
         kind = next(filter(None, defaults), "none")
-    if code not in {"", "ServerSideEncryptionConfigurationNotFoundError"}:
-        target.say("encryption", "unknown", f"no permission to check ({code})", "allow s3:GetEncryptionConfiguration")
+    if reply.is_denied:
+        target.say("encryption", "unknown", f"no permission to check ({reply.code})",
+                   "allow s3:GetEncryptionConfiguration")  # fmt: skip
+    elif reply.reason and reply.code != "ServerSideEncryptionConfigurationNotFoundError":
+        target.say("encryption", "unknown", f"the store does not say: {_said(reply)}", _ASK)
     elif kind.startswith("aws:kms"):
         target.say("encryption", "warning", f"{kind}: ETags are not MD5s, and readers of overlays need the key",
                    "allow kms:Decrypt for that key to Kolena's integration and other readers")  # fmt: skip

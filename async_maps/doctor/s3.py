@@ -104,6 +104,9 @@ async def _examine(target: Target, origins: Sequence[str], quick: bool) -> None:
     except ClientError as error:
         code, _, reason = refusal(error)
         target.say("store", "failure", f"{error.operation_name} is {reason}", for_code(code))
+    except ValueError as error:
+        target.say("store", "failure", f"an answer of the store cannot be read: {error}",
+                   "check that AWS_ENDPOINT_URL is the address of an S3 server")  # fmt: skip
     finally:
         await probe.remove()
 

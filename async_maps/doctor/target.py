@@ -9,8 +9,9 @@ from anyio import CancelScope
 from botocore.exceptions import ClientError
 
 from async_maps.doctor.finding import Finding
-from async_maps.filesystems.aws import refusal
+from async_maps.filesystems.aws import refusal, unreachable
 from async_maps.masking import mask
+from async_maps.stores.s3 import NO_ANSWER
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Coroutine
@@ -61,12 +62,34 @@ class Target(NamedTuple):
         self.on_finding(Finding(check, level, mask(text), mask(advice)))
 
 
-async def ask(request: Awaitable[Any]) -> tuple[Any, str]:
-    """Return the answer and no error code, or no answer and the error code."""
+class Reply(NamedTuple):
+    """The reply to a question that a store need not answer.
+
+    Attributes:
+        answer: the answer; empty if there is none.
+        code: the error code of a refusal.
+        reason: why there is no answer; empty if there is one.
+        is_denied: whether a permission is missing.
+    """
+
+    answer: Any
+    code: str = ""
+    reason: str = ""
+    is_denied: bool = False
+
+
+async def ask(request: Awaitable[Any]) -> Reply:
+    """Ask a question that a store may refuse, not support, or answer with anything."""
     try:
-        return await request, ""
+        return Reply(await request)
     except ClientError as error:
-        return {}, refusal(error)[0]
+        code, status, reason = refusal(error)
+        return Reply({}, code, reason, status in {401, 403})
+    except NO_ANSWER as error:
+        return Reply({}, reason=unreachable(error))
+    except ValueError as error:
+        # For example text where a number or a date is expected.
+        return Reply({}, reason=f"the answer cannot be read: {error}")
 
 
 async def unbroken(request: Coroutine[Any, Any, Any]) -> Any:

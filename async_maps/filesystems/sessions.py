@@ -144,6 +144,7 @@ class AsyncSession:
             check_endpoint(client.meta.endpoint_url)
             sign_in_time(untyped._request_signer, self.credentials.shared.clock)
             _allow_tenants(client)
+            _bound_redirects(client)
             untyped.meta.events.register("needs-retry.s3", partial(_sign_again_async, self.credentials.shared))
             try:
                 yield client
@@ -164,8 +165,24 @@ def blocking_client(config: Any, patience_s: float = 0.0, closed: Event | None =
     check_endpoint(client.meta.endpoint_url)
     sign_in_time(client._request_signer, shared.clock)
     _allow_tenants(client)
+    _bound_redirects(client)
     client.meta.events.register("needs-retry.s3", partial(_sign_again, shared))
     return client
+
+
+def _bound_redirects(client: Any) -> None:
+    """Keep the SDK from asking a server for the region of a bucket that it redirects without one, for ever.
+
+    The SDK asks with HeadBucket, whose redirect it answers by asking for the region.
+    """
+    client.meta.events.register_first("needs-retry.s3.HeadBucket", _ask_once_for_region)
+
+
+def _ask_once_for_region(request_dict: Any, response: Any, **_: Any) -> None:
+    if response is None or response[0] is None:
+        return
+    if response[0].status_code in {301, 302, 307} and "x-amz-bucket-region" not in response[0].headers:
+        request_dict["context"].setdefault("s3_redirect", {})["redirected"] = True
 
 
 def _allow_tenants(client: Any) -> None:

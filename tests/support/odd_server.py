@@ -46,6 +46,8 @@ class OddServer:
         ignores: headers of requests that it does not know.
         refuses: the status, the code and the message for requests with these headers.
         answers: the status and the code for requests with a method, such as ``GET``.
+        questions: the status and the body of the answers to requests with these parameters, such as ``versioning``.
+        heads_bucket: the status of the answer to HeadBucket.
         etag: the ETag for a body.
         stores: what is kept of a body.
     """
@@ -56,6 +58,8 @@ class OddServer:
         self.ignores: set[str] = set()
         self.refuses: dict[str, tuple[int, str, str]] = {}
         self.answers: dict[str, tuple[int, str]] = {}
+        self.questions: dict[str, tuple[int, bytes]] = {}
+        self.heads_bucket = 200
         self.endpoint, self.port = "", 0
 
     def etag(self, data: bytes) -> str:
@@ -74,6 +78,9 @@ class OddServer:
         for name, refusal in self.refuses.items():
             if name in headers:
                 return _error(*refusal)
+        for name in asked.query.keys() & self.questions.keys():
+            status, data = self.questions[name]
+            return status, {}, data
         if asked.method in self.answers and path.count("/") > 1:
             return _error(*self.answers[asked.method], "as the test says")
         if asked.method == "PUT":
@@ -101,7 +108,7 @@ class OddServer:
             data, kept = self.objects[path]
             return 200, kept, data
         is_bucket = path.count("/") == 1
-        return (200, {}, b"") if is_bucket else _error(404, "NoSuchKey", "it does not exist")
+        return (self.heads_bucket, {}, b"") if is_bucket else _error(404, "NoSuchKey", "it does not exist")
 
     def _listing(self, path: str, prefix: str) -> bytes:
         start = f"{path.rstrip('/')}/"
