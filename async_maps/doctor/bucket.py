@@ -12,6 +12,7 @@ from async_maps.doctor.advice import for_code
 from async_maps.doctor.target import Reply, ask
 from async_maps.filesystems.aws import refusal
 from async_maps.filesystems.blame import judge, meaning
+from async_maps.filesystems.endpoints import missing_bucket
 
 if TYPE_CHECKING:
     from async_maps.doctor.target import Target
@@ -39,7 +40,7 @@ async def find_bucket(target: Target) -> bool:
             raise
         # The answer to HEAD has no body, so no error code: find it by another request.
         reply = Reply({}, "NoSuchBucket") if status == 404 else await _list(target)
-        reason = meaning(reply.code)
+        reason = missing_bucket(target.client.meta.endpoint_url) if status == 404 else meaning(reply.code)
     headers = answer["ResponseMetadata"]["HTTPHeaders"]
     _compare_clocks(target, headers.get("date", ""), asked_at)
     region, ours = headers.get("x-amz-bucket-region", ""), target.client.meta.region_name

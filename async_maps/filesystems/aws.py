@@ -62,4 +62,4 @@ def refusal(error: ClientError) -> tuple[str, int, str]:
 
 def unreachable(error: Exception) -> str:
     """Return a sentence for the error of a request that got no answer."""
-    return str(error) or type(error).__name__
+    return judge(error).reason

@@ -112,6 +112,10 @@ def _passing(scope: Scope, words: str = "", *, slow_down: bool = False, timed_ou
 _KEY, _BUCKET, _CREDENTIALS, _STORE, _LINK, _DISK = Scope
 _BUSY = _passing(_STORE, slow_down=True)
 _LATE = "the store did not send its whole answer in time (s3.read_timeout_s)"
+_NO_TLS = (
+    "the server, or the proxy before it, does not answer with TLS: write http:// instead of https:// in "
+    "AWS_ENDPOINT_URL, or in HTTPS_PROXY"
+)
 _FULL = "the store has no space left for this bucket"
 _REGION = _Row(_BUCKET, "the bucket is in another region", certain=True)
 _BAD_TOKEN = _Row(_CREDENTIALS, "the session token is not valid", certain=True)
@@ -261,6 +265,8 @@ def judge(error: BaseException) -> Verdict:
     """Judge the error of a request or of a call of the operating system."""
     if _is_certificate(error):
         return _certain(_LINK, error)
+    if _is_without_tls(error):
+        return _certain(_LINK, error)._replace(reason=_NO_TLS)
     # aiohttp is not imported for this: it is slow.
     if type(error).__module__.startswith("aiohttp"):
         return _link(error)
@@ -363,6 +369,12 @@ def _is_certificate(error: BaseException) -> bool:
         return True
     text = f"{type(error).__name__} {error}".lower()
     return "ssl" in text and "certificate" in text
+
+
+def _is_without_tls(error: BaseException) -> bool:
+    """Whether a server of plain HTTP was asked with TLS; OpenSSL has a name for it in each version."""
+    text = f"{type(error).__name__} {error}".lower().replace("_", " ")
+    return "ssl" in text and any(name in text for name in ("wrong version number", "record layer failure", "ssl: http"))
 
 
 def _words(error: BaseException) -> str:

@@ -82,6 +82,12 @@ def check_endpoint(endpoint: str) -> None:
             raise ValueError(f"the endpoint {shown} has no valid IPv4 address: write all four numbers") from None
 
 
+def missing_bucket(endpoint: str) -> str:
+    """Return that a bucket does not exist, with the endpoint if its path may be the reason."""
+    advice = f" at {normalize_endpoint(endpoint)}: check also the path in AWS_ENDPOINT_URL"
+    return f"the bucket does not exist{advice if urlsplit(endpoint).path.strip('/') else ''}"
+
+
 def _without_aws(endpoint: str) -> str:
     host = urlsplit(endpoint).hostname or ""
     if host.endswith(".amazonaws.com.cn"):

@@ -27,6 +27,7 @@ from async_maps.filesystems.aws import (
 from async_maps.filesystems.blame import Scope, Verdict, judge
 from async_maps.filesystems.connections import Connections
 from async_maps.filesystems.credentials import CredentialsError
+from async_maps.filesystems.endpoints import missing_bucket
 from async_maps.filesystems.filesystem import InaccessibleError, UnavailableError
 from async_maps.filesystems.locators import is_directory_bucket, parse_s3_address
 from async_maps.filesystems.s3_file import S3File
@@ -179,13 +180,20 @@ class S3Filesystem:
 
     def pages(self, bucket: str, prefix: str, **options: Any) -> Iterator[dict[str, Any]]:
         """Yield the responses of ListObjectsV2."""
-        with _translate_errors():
-            paginator = self._get_client().get_paginator("list_objects_v2")
-            for page in paginator.paginate(Bucket=bucket, Prefix=prefix, **options):
-                date = page["ResponseMetadata"]["HTTPHeaders"].get("date", "")
-                with suppress(ValueError, TypeError):
-                    self.clock_offset_s = parsedate_to_datetime(date).timestamp() - time.time()
-                yield page
+        try:
+            with _translate_errors():
+                paginator = self._get_client().get_paginator("list_objects_v2")
+                for page in paginator.paginate(Bucket=bucket, Prefix=prefix, **options):
+                    date = page["ResponseMetadata"]["HTTPHeaders"].get("date", "")
+                    with suppress(ValueError, TypeError):
+                        self.clock_offset_s = parsedate_to_datetime(date).timestamp() - time.time()
+                    yield page
+        except FileNotFoundError as error:
+            raise RefusedError(missing_bucket(self.endpoint())) from error
+        except RefusedError as error:
+            if error.verdict is not None and error.verdict.code == "NoSuchBucket":
+                raise RefusedError(str(error).replace(missing_bucket(""), missing_bucket(self.endpoint()))) from error
+            raise
 
     def delete(self, bucket: str, keys: Sequence[str]) -> dict[str, str]:
         """Delete up to 1,000 objects in one request.

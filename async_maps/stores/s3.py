@@ -19,7 +19,7 @@ from async_maps.errors import ExistsError, InputValidationError, SettingsError, 
 from async_maps.filesystems.aws import client_options, pay_for_requests
 from async_maps.filesystems.blame import answer_details, judge, judge_answer, store_error
 from async_maps.filesystems.credentials import CredentialsError
-from async_maps.filesystems.endpoints import bucket_identity
+from async_maps.filesystems.endpoints import bucket_identity, missing_bucket
 from async_maps.filesystems.http_session import read_body
 from async_maps.filesystems.locators import S3Address, parse_s3_address
 from async_maps.filesystems.sessions import AsyncSession
@@ -138,7 +138,8 @@ class S3Store:
                 await self._client.head_bucket(Bucket=self._bucket)
             except ClientError as error:
                 if error.response["ResponseMetadata"]["HTTPStatusCode"] == 404:
-                    raise StoreError(f"{self.destination}: the bucket does not exist") from error
+                    reason = missing_bucket(self._client.meta.endpoint_url)
+                    raise StoreError(f"{self.destination}: {reason}") from error
                 # An answer to HEAD has no code, so no refusal is certain, but for that of another service.
                 verdict = judge(error)
                 if not (verdict.retry or verdict.certain):

@@ -124,6 +124,33 @@ def test_an_unusable_store_ends_with_one_message(
     assert ("run: async-maps doctor s3://no-such-bucket/x" in output.err) == ("s3://no-such-bucket/x" in arguments)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [("run maps s3://{bucket}/x", 2), ("run s3://{bucket}/x/ out", 2), ("doctor s3://{bucket}/x --quick", 1)],
+    ids=["destination", "source", "doctor"],
+)
+@pytest.mark.parametrize(
+    ("scheme", "path", "said"),
+    [
+        ("https", "", "write http:// instead of https:// in AWS_ENDPOINT_URL"),
+        ("http", "/wrong", "/wrong: check also the path in AWS_ENDPOINT_URL"),
+    ],
+    ids=["plain HTTP", "path"],
+)
+@pytest.mark.seaweedfs
+def test_an_endpoint_with_a_wrong_scheme_or_path_is_named(
+    arguments: str, code: int, scheme: str, path: str, said: str, bucket: str, maps: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    np.save(maps / "a.npy", random_map(1))
+    monkeypatch.setenv("ASYNC_MAPS_WORKERS", "0")
+    monkeypatch.setenv("ASYNC_MAPS_S3_MAX_ATTEMPTS", "1")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", os.environ["AWS_ENDPOINT_URL"].replace("http", scheme) + path)
+    assert invoke(*arguments.format(bucket=bucket).split()) == code
+    output = capsys.readouterr()
+    assert said in (output.out if code == 1 else only_error(output))
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.slow
 def test_a_signal_finishes_maps_in_flight_and_the_run_can_resume(

@@ -93,6 +93,13 @@ def test_an_answer_is_judged_by_its_code_and_its_status(
         (ReadTimeoutError(endpoint_url="http://x"), Scope.LINK, RETRIED, True),
         (SdkSSLError(endpoint_url="http://x", error=OSError("UNEXPECTED_EOF")), Scope.LINK, RETRIED, True),
         (SdkSSLError(endpoint_url="http://x", error=OSError("certificate verify failed")), Scope.LINK, CERTAIN, False),
+        (
+            SdkSSLError(endpoint_url="https://x", error=OSError("[SSL: WRONG_VERSION_NUMBER]")),
+            Scope.LINK,
+            CERTAIN,
+            False,
+        ),
+        (ssl.SSLError(1, "[SSL] record layer failure (_ssl.c:1000)"), Scope.LINK, CERTAIN, False),
         (ssl.SSLCertVerificationError("self-signed"), Scope.LINK, CERTAIN, False),
         (ResponseParserError("garbage"), Scope.LINK, RETRIED, True),
         (ServerDisconnectedError(), Scope.LINK, RETRIED, True),
