@@ -135,7 +135,7 @@ class Manifest(StaleRows, ManifestSamples):
         """Record maps before they are uploaded: if the run dies, their overlays may be in the store."""
         with self._writing() as database:
             rows = [(map_.name, settings) for map_ in maps]
-            database.executemany("INSERT OR IGNORE INTO sent VALUES (?, ?, 1)", rows)
+            database.executemany("INSERT OR IGNORE INTO sent (name, settings, is_new) VALUES (?, ?, 1)", rows)
 
     def write(self, outcomes: Sequence[Outcome], settings: str) -> None:
         """Write the rows of a batch in one transaction."""
@@ -161,12 +161,13 @@ class Manifest(StaleRows, ManifestSamples):
 
     def _write_sent(self, outcomes: Sequence[Outcome], failures: Sequence[Failure], settings: str) -> None:
         names = [(outcome.name, settings) for outcome in outcomes if isinstance(outcome, Receipt)]
-        self._database.executemany("DELETE FROM sent WHERE name = ? AND settings = ?", names)
+        self._database.executemany("DELETE FROM sent WHERE name = ? AND (settings = ? OR locator IS NOT NULL)", names)
         # A failed map keeps what an earlier run knows, and loses its locator.
         names = [(failure.name, settings) for failure in failures if not failure.maybe_stored]
         self._database.executemany("DELETE FROM sent WHERE name = ? AND settings = ? AND is_new", names)
         self._database.executemany(
-            "INSERT OR REPLACE INTO sent SELECT name, settings, 0 FROM maps WHERE name = ? AND locator IS NOT NULL",
+            "INSERT OR REPLACE INTO sent SELECT name, settings, 0, locator, ifnull(file, source), root FROM maps "
+            "WHERE name = ? AND locator IS NOT NULL",
             [(failure.name,) for failure in failures],
         )
 
@@ -215,10 +216,11 @@ class Manifest(StaleRows, ManifestSamples):
         with self._writing() as database:
             self._save(database, "destination", relocation.identity)
             if old != new:
-                database.execute(
-                    "UPDATE maps SET locator = ? || substr(locator, ?) WHERE substr(locator, 1, ?) = ?",
-                    (new, len(old) + 1, len(old), old),
-                )
+                for table in ("maps", "sent"):
+                    database.execute(
+                        f"UPDATE {table} SET locator = ? || substr(locator, ?) WHERE substr(locator, 1, ?) = ?",  # noqa: S608  # our own text
+                        (new, len(old) + 1, len(old), old),
+                    )
 
     def claims(self) -> Iterator[tuple[str, str]]:
         """Yield the locator and the name of each done map."""
@@ -268,18 +270,21 @@ class Manifest(StaleRows, ManifestSamples):
         with self._reading() as database:
             return database.execute(query, tuple(locators)).fetchone() is not None
 
-    def sent(self) -> Iterator[tuple[str, str, bool]]:
+    def sent(self) -> Iterator[tuple[str, str, str | None, bool]]:
         """Yield the maps whose overlay may be in the store, though no row says so.
 
-        Each has its name, the fingerprint of the settings, and whether it has a failed row.
+        Each has its name, the fingerprint of the settings, the locator if a row had one, and whether it has failed.
         """
         query = (
-            "SELECT name, settings, EXISTS (SELECT 1 FROM maps WHERE maps.name = sent.name AND status = 'failed') "
+            "SELECT name, settings, locator, locator IS NOT NULL "
+            "OR EXISTS (SELECT 1 FROM maps WHERE maps.name = sent.name AND status = 'failed') "
             "FROM sent ORDER BY name, settings"
         )
         with self._reading() as database:
-            for name, settings, is_failed in database.execute(query):
-                yield name, settings, bool(is_failed)
+            for name, settings, locator, is_failed in database.execute(query):
+                if locator is not None and self.relocation is not None:
+                    locator = self.relocation(locator)  # noqa: PLW2901  # the same overlay
+                yield name, settings, locator, bool(is_failed)
 
     def located(self) -> Iterator[dict[str, Any]]:
         """Yield the rows with a locator, as dicts: maps that are done, or whose overlay was found broken later."""

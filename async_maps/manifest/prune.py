@@ -169,7 +169,7 @@ class Ending:
 
     def _forget(self, rows: Sequence[StaleRow]) -> None:
         if rows:
-            self._report.forget([row.name for row in rows])
+            self._report.forget([row.name for row in rows if row.number is not None])
             if not self._report.dry_run:
                 self._manifest.forget(rows)
 

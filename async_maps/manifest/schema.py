@@ -22,7 +22,7 @@ BOOLEANS = {"constant", "transparent", "faint"}
 """The columns that are not text."""
 
 APPLICATION_ID = 0x414D4150  # "AMAP"
-VERSION = 6
+VERSION = 7
 _TYPES = {**dict.fromkeys(INTEGERS | BOOLEANS, "INTEGER"), **dict.fromkeys(FLOATS, "REAL")}
 SCHEMA = f"""
 BEGIN;
@@ -52,7 +52,14 @@ CREATE TABLE maps (
 CREATE TABLE roots (id INTEGER PRIMARY KEY, place TEXT NOT NULL UNIQUE);
 -- Maps whose overlay may be in the store, though no row says so.
 CREATE TABLE sent (
-    name TEXT NOT NULL, settings TEXT NOT NULL, is_new INTEGER NOT NULL, PRIMARY KEY (name, settings)
+    name TEXT NOT NULL,
+    settings TEXT NOT NULL,
+    is_new INTEGER NOT NULL,
+    -- Of the row that the map had before it failed; else null.
+    locator TEXT,
+    file TEXT,
+    root INTEGER,
+    PRIMARY KEY (name, settings)
 ) WITHOUT ROWID;
 -- The progress of runs: see samples.py.
 CREATE TABLE samples (

@@ -32,12 +32,19 @@ _FAILED = """status = 'failed' AND CASE WHEN stage = 'source'
     ELSE NOT EXISTS (SELECT 1 FROM seen WHERE seen.name = maps.name)
 END"""
 _STORED = "locator IS NOT NULL AND NOT EXISTS (SELECT 1 FROM seen WHERE seen.name = maps.name)"
+# Maps that failed after they were done; also those without a failed row, which an earlier run has forgotten.
+_LOST = """INSERT INTO stale SELECT NULL, name, file, locator FROM sent WHERE locator IS NOT NULL
+    AND NOT EXISTS (SELECT 1 FROM seen WHERE seen.name = sent.name)
+    AND NOT EXISTS (SELECT 1 FROM refused WHERE refused.name = sent.name)
+    AND root = ? AND covers(file)"""
 _SHARED = """INSERT INTO shared SELECT DISTINCT locator FROM stale WHERE locator IN (
-    SELECT locator FROM maps WHERE locator IS NOT NULL AND rowid NOT IN (SELECT number FROM stale)
+    SELECT locator FROM maps WHERE locator IS NOT NULL
+    AND rowid NOT IN (SELECT number FROM stale WHERE number IS NOT NULL)
 )"""
 # Two locators are one file behind a link, or on a disk that ignores case.
 _SAME_FILE = """INSERT OR IGNORE INTO shared SELECT DISTINCT locator FROM stale WHERE file_number(locator) IN (
-    SELECT file_number(locator) FROM maps WHERE locator IS NOT NULL AND rowid NOT IN (SELECT number FROM stale)
+    SELECT file_number(locator) FROM maps WHERE locator IS NOT NULL
+    AND rowid NOT IN (SELECT number FROM stale WHERE number IS NOT NULL)
 )"""
 _NOTE_READ = """INSERT OR IGNORE INTO read SELECT :file, :path
 WHERE EXISTS (SELECT 1 FROM maps WHERE status = 'failed' AND ifnull(file, source) = :file)"""
@@ -52,13 +59,13 @@ class StaleRow(NamedTuple):
     """A row whose map is no longer in the source.
 
     Attributes:
-        number: the rowid.
+        number: the rowid; None if the map failed after it was done, and this is what is left of that row.
         name: the name of the map.
         path: the path of its file; of a superseded row, below the source.
         locator: None without an overlay.
     """
 
-    number: int
+    number: int | None
     name: str
     path: str
     locator: str | None
@@ -85,9 +92,11 @@ class StaleRows(ManifestMetadata):
         """Record maps that were refused at their source, and files whose maps were all listed."""
         if self._has_failed is None:
             with self._reading() as database:
-                self._has_failed = bool(
-                    database.execute("SELECT 1 FROM maps WHERE status = 'failed' LIMIT 1").fetchall()
+                query = (
+                    "SELECT 1 FROM maps WHERE status = 'failed' UNION ALL "
+                    "SELECT 1 FROM sent WHERE locator IS NOT NULL LIMIT 1"
                 )
+                self._has_failed = bool(database.execute(query).fetchall())
         if not self._has_failed:
             return
         with self._reading() as database:
@@ -96,15 +105,20 @@ class StaleRows(ManifestMetadata):
             database.executemany(_NOTE_READ, [file._asdict() for file in read])
 
     def stored(self) -> int:
-        """Return the number of rows of the source that have an overlay."""
+        """Return the number of overlays of the source."""
+        query = (
+            f"SELECT (SELECT count(*) FROM maps WHERE locator IS NOT NULL AND {_SCOPE}) + "  # noqa: S608  # our own text
+            "(SELECT count(*) FROM sent WHERE locator IS NOT NULL AND root = ? AND covers(file))"
+        )
         with self._reading() as database:
-            query = f"SELECT count(*) FROM maps WHERE locator IS NOT NULL AND {_SCOPE}"  # noqa: S608  # our own text
-            return int(database.execute(query, (self._root_id(),)).fetchone()[0])
+            return int(database.execute(query, (self._root_id(), self._root_id())).fetchone()[0])
 
     def find_stale(self) -> int:
-        """Find the rows with an overlay whose map a complete listing did not list; return their number."""
+        """Find the overlays whose map a complete listing did not list; return their number."""
         count = self._find("stale", f"{_ROWS} WHERE {_STORED} AND {_SCOPE}")
         with self._reading() as database:
+            if self._has_failed:
+                count += database.execute(_LOST, (self._root_id(),)).rowcount
             database.execute("CREATE TEMP TABLE shared (locator TEXT PRIMARY KEY) WITHOUT ROWID")
             if count:
                 database.create_function("file_number", 1, file_number)
@@ -133,10 +147,14 @@ class StaleRows(ManifestMetadata):
             self._find("superseded", _SUPERSEDED)
             yield from self._found("superseded")
 
-    def forget(self, rows: Iterable[StaleRow]) -> None:
+    def forget(self, rows: Sequence[StaleRow]) -> None:
         """Delete rows, in one transaction."""
         with self._writing() as database:
-            database.executemany("DELETE FROM maps WHERE rowid = ?", [(row.number,) for row in rows])
+            database.executemany(
+                "DELETE FROM maps WHERE rowid = ?", [(row.number,) for row in rows if row.number is not None]
+            )
+            lost = [(row.name, row.locator) for row in rows if row.number is None]
+            database.executemany("DELETE FROM sent WHERE name = ? AND locator = ?", lost)
 
     def _find(self, table: str, query: str) -> int:
         """Keep the rows of a query, whose value is the root, in a temporary table; return their number."""

@@ -23,10 +23,13 @@ _UNKNOWN = re.compile(rf"0*{_INDEX}|(?:5eaf00d5){{2,8}}[0-9a-f]{{0,7}}")
 def sent_patterns(manifest: Manifest, folder: str) -> Iterator[tuple[str, bool, bool]]:
     """Yield a pattern for the locator of each map whose overlay may be in the folder, though no row says so.
 
-    Each comes with whether it is a GLOB of SQLite, else it is the locator, and with whether the map has a failed row.
+    Each comes with whether it is a GLOB of SQLite, else it is the locator, and with whether the map has failed.
     """
     templates = {run.settings: KeyTemplate(run.shaping["key"]) for run in manifest.runs()}
-    for name, settings, is_failed in manifest.sent():
+    for name, settings, stored_at, is_failed in manifest.sent():
+        if stored_at is not None:
+            yield stored_at, False, is_failed
+            continue
         if (template := templates.get(settings)) is None:
             continue
         try:

@@ -137,7 +137,9 @@ class Verification(Ending):
             lines.append(f"{objects} not recorded yet, because a run was interrupted")
         if self.of_failed:
             objects = "1 object is" if self.of_failed == 1 else f"{self.of_failed:,} objects are"
-            lines.append(f"{objects} the last overlay of a map that fails now: see its failed row")
+            lines.append(
+                f"{objects} the last overlay of a map that fails now: see its failed row; without one, its file is gone"
+            )
         if self.failed:
             maps = "1 map failed in its run and has" if self.failed == 1 else f"{self.failed:,} maps failed and have"
             lines.append(f"{maps} no locator")

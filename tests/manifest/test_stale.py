@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import async_maps as am
+from async_maps.manifest.manifest import Manifest
 from async_maps.sources import members
 from async_maps.sources.formats import registry
 from async_maps.sources.formats.registry import translate_format_errors
@@ -350,6 +351,54 @@ def test_pruning_forgets_what_is_gone(job: Job, prune: str, select: str) -> None
     assert job.done() == ["a", "c", "d", "stack"]
     kept = [] if prune == "objects" else ["d/000000.png", "d/000001.png", "deep/b.png"]
     assert job.overlays() == sorted(["a.png", "c.png", "d.png", "stack.png", *kept])
+
+
+@pytest.mark.parametrize(
+    ("broken", "key", "forgotten_before"),
+    [
+        (b"no array at all", "{name}.png", False),
+        (npy(MAP)[:-4], "{digest}-{index}.png", True),
+        (npy(BAD), "{name}.png", True),
+    ],
+    ids=["text", "cut", "values"],
+)
+def test_pruning_deletes_the_overlay_of_a_map_that_failed_and_is_gone(
+    job: Job, broken: bytes, key: str, forgotten_before: bool
+) -> None:
+    job.save("a", "c", "d")
+    job.save("b", array=1 - MAP)
+    job.run(key=key)
+    stored = job.overlays()
+    (job.maps / "b.npy").write_bytes(broken)
+    assert job.run(key=key, prune="objects").deleted == 0
+    (job.maps / "b.npy").unlink()
+    if forgotten_before:
+        assert job.run(key=key).forgotten == 1
+        # It is neither foreign nor called unrecorded.
+        verification = am.verify_locators(job.manifest)
+        assert (verification.is_clean, verification.of_failed, verification.unrecorded) == (True, 1, 0)
+    assert job.run(key=key, prune="objects", do=am.dry_run).deleted == 1
+    assert job.overlays() == stored
+    report = job.run(key=key, prune="objects")
+    assert (report.deleted, report.forgotten) == (1, 0 if forgotten_before else 1)
+    assert (job.done(), job.failed(), len(job.overlays())) == (["a", "c", "d"], [], 3)
+    with Manifest(job.manifest, read_only=True) as manifest:
+        assert [*manifest.sent()] == []
+    assert am.verify_locators(job.manifest).of_failed == 0
+
+
+def test_overlays_of_maps_that_failed_and_are_gone_count_in_the_limit_of_a_half(job: Job) -> None:
+    job.save("a", "b", "c")
+    job.run()
+    for name in ("a", "b"):
+        (job.maps / f"{name}.npy").write_bytes(b"no array at all")
+    job.run()
+    for name in ("a", "b"):
+        (job.maps / f"{name}.npy").unlink()
+    with pytest.raises(am.SettingsError, match=r"2 of the 3 overlays of .* are of maps that are gone"):
+        job.run(prune="objects")
+    assert len(job.overlays()) == 3
+    assert job.run(prune="objects", prune_all=True).deleted == 2
 
 
 def test_an_overlay_of_another_row_is_not_deleted(job: Job) -> None:

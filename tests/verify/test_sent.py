@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import async_maps as am
+from async_maps.settings import IfExists
 from tests.support.maps import random_map
 from tests.support.overlays import found
 
@@ -50,6 +51,24 @@ def test_overlays_that_a_killed_run_has_stored_are_not_foreign(
     assert repaired.deleted == 0 or len([*out.rglob("*.png")]) == stored
     assert run(maps, out, manifest, key).done == 3
     assert am.verify_locators(manifest).unrecorded == 0
+
+
+@pytest.mark.parametrize("if_exists", ["error", "skip"])
+def test_overlays_whose_rows_fail_with_other_settings_are_not_foreign(
+    if_exists: IfExists, maps: Path, tmp_path: Path, manifest: Path
+) -> None:
+    out = tmp_path / "out"
+    for name in ("a", "b"):
+        np.save(maps / f"{name}.npy", random_map(1))
+    for colormap in ("jet", "matplotlib:viridis", "matplotlib:magma"):
+        settings = am.Settings(workers=0, colormap=colormap, if_exists=if_exists)
+        am.run(maps, out, manifest=manifest, settings=settings)
+    verification = am.verify_locators(manifest)
+    assert (verification.differences, verification.of_failed, verification.unrecorded) == ({}, 2, 0)
+    assert not any("delete" in line for line in verification.advice)
+    assert am.repair_overlays(manifest, delete_foreign=True).deleted == 0
+    assert run(maps, out, manifest).done == 2
+    assert am.verify_locators(manifest).of_failed == 0
 
 
 def test_the_last_overlay_of_a_map_that_fails_now_is_not_foreign(maps: Path, tmp_path: Path, manifest: Path) -> None:
