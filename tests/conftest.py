@@ -41,7 +41,7 @@ _LONG = "long or hypothesis"
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the choice of the S3 server, and of the tests that were skipped before."""
     parser.addoption(
-        "--s3-server", choices=["seaweedfs", "moto"], default="seaweedfs", help="the S3 server of the tests"
+        "--s3-server", choices=["seaweedfs", "moto", "s3rver"], default="seaweedfs", help="the S3 server of the tests"
     )
     parser.addoption("--write-skipped", type=Path, metavar="FILE", help="write the ids of skipped tests to FILE")
     parser.addoption("--only", type=Path, metavar="FILE", help="run only tests whose ids are in FILE")
@@ -72,14 +72,14 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Choose the tests of ``--only``, and limit slow tests later. With moto, skip the tests of what it lacks."""
+    """Choose the tests of ``--only``, and limit slow tests later. Skip the tests of what the server lacks."""
     for item in items:
         if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(900))
     if config.option.only:
         choose(config, items, config.option.only)
-    if config.option.s3_server == "moto":
-        lacking = pytest.mark.skip(reason="moto checks neither signatures, checksums nor policies")
+    if config.option.s3_server != "seaweedfs":
+        lacking = pytest.mark.skip(reason="only SeaweedFS checks signatures, checksums and policies")
         for item in items:
             if item.get_closest_marker("seaweedfs"):
                 item.add_marker(lacking)
@@ -119,13 +119,13 @@ def service_descriptions_read_once() -> Iterator[None]:
 def s3_server(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, service_descriptions_read_once: None
 ) -> Iterator[S3Server]:
-    """An S3 server on loopback: SeaweedFS, or moto with ``--s3-server moto``."""
+    """An S3 server on loopback: SeaweedFS, or that of ``--s3-server``."""
     from async_maps.demo import seaweed
-    from tests.support import moto_server
+    from tests.support import moto_server, s3rver_server
 
     assert request.config.option.markexpr not in _QUICK.values(), "a test without a server asks for one: unmark it"
-    serve = moto_server.serve if request.config.option.s3_server == "moto" else seaweed.serve
-    with serve(tmp_path_factory.mktemp("s3")) as server:
+    servers = {"seaweedfs": seaweed.serve, "moto": moto_server.serve, "s3rver": s3rver_server.serve}
+    with servers[request.config.option.s3_server](tmp_path_factory.mktemp("s3")) as server:
         yield server
 
 

@@ -64,13 +64,20 @@ def doctor(  # noqa: PLR0913  # one argument per option
 
     def show(finding: Finding) -> None:
         if not quiet or finding.level == "failure":
-            printed.append(answer(json.dumps(finding._asdict()) if as_json else render(finding, sys.stdout)))
+            printed.append(answer(_as_json(finding) if as_json else render(finding, sys.stdout)))
 
     findings = diagnose(destination, settings, origins=origin, quick=quick, on_finding=show)
     if not as_json:
         counts = Counter(finding.level for finding in findings)
         printed.append(answer(", ".join(f"{counts[level]} {level}" for level in _STYLES if counts[level])))
     return DONE if all(printed) and not any(finding.level == "failure" for finding in findings) else SOME_FAILED
+
+
+def _as_json(finding: Finding) -> str:
+    found = finding._asdict()
+    if finding.features is None:
+        del found["features"]
+    return json.dumps(found)
 
 
 def render(finding: Finding, out: TextIO | None) -> str:

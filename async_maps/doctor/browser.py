@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import ssl
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import aiohttp
@@ -15,7 +16,7 @@ from async_maps.doctor.finding import Finding
 from async_maps.doctor.target import ask
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncIterator, Sequence
 
     from types_aiobotocore_s3 import S3Client
 
@@ -58,15 +59,31 @@ async def readable_from(client: S3Client, bucket: str, key: str, origins: Sequen
     return Finding("browser", "warning" if may else "failure", text, advice)
 
 
+async def status_of(url: str) -> int:
+    """Return the status of the answer to a GET.
+
+    Raises:
+        aiohttp.ClientError, OSError, TimeoutError: there is no answer.
+    """
+    async with _session() as web, web.get(URL(url, encoded=True)) as answer:
+        return answer.status
+
+
 async def _get_from(url: str, origins: Sequence[str]) -> dict[str, tuple[int, str | None]]:
-    # The same certificates as botocore uses.
-    authorities = os.environ.get("AWS_CA_BUNDLE")
-    trusted = await to_thread.run_sync(lambda: ssl.create_default_context(cafile=authorities))
     answers = {}
-    async with aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(ssl=trusted), timeout=aiohttp.ClientTimeout(_TIMEOUT_S), trust_env=True
-    ) as web:
+    async with _session() as web:
         for origin in origins:
             async with web.get(URL(url, encoded=True), headers={"Origin": origin}) as answer:
                 answers[origin] = answer.status, answer.headers.get("Access-Control-Allow-Origin")
     return answers
+
+
+@asynccontextmanager
+async def _session() -> AsyncIterator[aiohttp.ClientSession]:
+    """Open a session with the same certificates as botocore uses."""
+    authorities = os.environ.get("AWS_CA_BUNDLE")
+    trusted = await to_thread.run_sync(lambda: ssl.create_default_context(cafile=authorities))
+    async with aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(ssl=trusted), timeout=aiohttp.ClientTimeout(_TIMEOUT_S), trust_env=True
+    ) as web:
+        yield web

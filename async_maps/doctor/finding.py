@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple, TypeAlias
 
 Level: TypeAlias = Literal["ok", "warning", "failure", "unknown"]
@@ -18,12 +18,14 @@ class Finding(NamedTuple):
         level: the severity.
         text: the result.
         advice: what to do, or empty; the lines after the first are to be copied, such as a command.
+        features: of the check ``features``, what the server honors of S3, each "yes", "no", "refused" or "unknown".
     """
 
     check: str
     level: Level
     text: str
     advice: str = ""
+    features: Mapping[str, str] | None = None
 
 
 OnFinding: TypeAlias = Callable[[Finding], object]

@@ -46,6 +46,8 @@ class ProbeObject:
     Attributes:
         versioned: whether the object got a version id.
         encryption: the server-side encryption of the object, according to the answer.
+        takes_crc32: whether the store accepts the header ``x-amz-checksum-crc32``.
+        features: what the checks have found of the features of the server.
     """
 
     def __init__(self, target: Target) -> None:
@@ -54,14 +56,19 @@ class ProbeObject:
         self.encryption = ""
         self._target = target
         self._client = target.client
+        self.takes_crc32 = True
+        self.features: dict[str, str] = {}
         self._may_exist: set[str] = set()
         self._overwrites = target.settings.if_exists == "overwrite"
-        self._takes_crc32 = True
         self._answer: Mapping[str, str] = {}
 
     def sibling(self, number: int) -> str:
         """Return the key of another object, which is deleted with this one."""
-        key = f"{self._target.stem}-{number}.png"
+        return self.add(f"-{number}.png")
+
+    def add(self, end: str) -> str:
+        """Return the key of another object by its end."""
+        key = f"{self._target.stem}{end}"
         self._may_exist.add(key)
         return key
 
@@ -89,11 +96,11 @@ class ProbeObject:
             if not may_refuse_header(error):
                 raise
             refused = error
-        self._takes_crc32 = False
+        self.takes_crc32 = False
         try:
             answer = await self._put(data)
         except ClientError:
-            self._takes_crc32 = True
+            self.takes_crc32 = True
             raise refused from None
         self._target.say("checksum", "warning", refused_crc32(judge(refused).reason), "a run does the same")
         return answer
@@ -147,7 +154,10 @@ class ProbeObject:
 
     def _compare_etag(self, data: bytes) -> None:
         """Say if neither a checksum nor the ETag in the answer to the PUT proves the bytes that were read back."""
+        self.features["MD5 as ETag"] = "no"
         answered = Stored(data, self._answer.get("etag", "").strip('"'), "kms" in self.encryption)
+        if answered.has_md5:
+            self.features["MD5 as ETag"] = "yes"
         has_proof = bool(self._answer.get("x-amz-checksum-crc32")) or answered.has_md5
         if not has_proof and (answered.claims_md5 or not answered.etag):
             self._target.say("ETags", "warning", OPAQUE_ETAGS, "compare the bytes with async-maps verify --deep")
@@ -172,13 +182,15 @@ class ProbeObject:
     async def create_only(self) -> None:
         """Check that a create-only PUT does not replace the object."""
         level: Level = "warning" if self._overwrites else "failure"
-        found = IGNORES_CONDITION
+        found, self.features["If-None-Match"] = IGNORES_CONDITION, "no"
         try:
             await self._put(tiny_png(self._target.settings), create_only=True)
         except ClientError as error:
             if error.response["ResponseMetadata"]["HTTPStatusCode"] == 412:
                 self._target.say("create only", "ok", "--if-exists skip and error work")
+                self.features["If-None-Match"] = "yes"
                 return
+            self.features["If-None-Match"] = "refused"
             found = f"a PUT with If-None-Match is {judge(error).reason}"
         self._target.say("create only", level, found, OVERWRITE)
 
@@ -237,10 +249,14 @@ class ProbeObject:
 
     async def _put(self, data: bytes, *, create_only: bool = False) -> Any:
         self._may_exist.add(self.key)
-        headers = object_headers(self._target.settings.s3, create_only=create_only)
-        headers |= {"ChecksumCRC32": crc32(data)} if self._takes_crc32 else {"ContentMD5": md5(data)}
-        request = self._client.put_object(Bucket=self._target.bucket, Key=self.key, Body=data, **headers)
-        return await unbroken(request)
+        more = {"IfNoneMatch": "*"} if create_only else {}
+        checksum = {"ChecksumCRC32": crc32(data)} if self.takes_crc32 else {"ContentMD5": md5(data)}
+        return await self.put(self.key, data, **checksum, **more)
+
+    async def put(self, key: str, data: bytes, **arguments: str) -> Any:
+        """Put an object as a run does, with these arguments of PutObject instead of or besides the others."""
+        headers = {**object_headers(self._target.settings.s3), **arguments}
+        return await unbroken(self._client.put_object(Bucket=self._target.bucket, Key=key, Body=data, **headers))
 
     async def _get(self) -> tuple[bytes, str]:
         answer = await self._client.get_object(Bucket=self._target.bucket, Key=self.key)

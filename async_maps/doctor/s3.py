@@ -13,6 +13,7 @@ from async_maps.doctor.advice import for_code
 from async_maps.doctor.browser import readable_from
 from async_maps.doctor.bucket import check_encryption, check_listing, check_versioning, find_bucket
 from async_maps.doctor.credentials import find_credentials
+from async_maps.doctor.features import find_features
 from async_maps.doctor.finding import Finding
 from async_maps.doctor.pngs import overlay_sized_png
 from async_maps.doctor.probe import ProbeObject
@@ -97,6 +98,8 @@ async def _examine(target: Target, origins: Sequence[str], quick: bool) -> None:
         if written and await probe.remove():
             versions = ", with all its versions" if probe.versioned else ""
             target.say("delete", "ok", f"the written objects were deleted{versions}")
+            if probe.features:
+                target.on_finding(await find_features(target, probe))
             await _measure(target, probe, quick)
     except NO_ANSWER as error:
         target.say("endpoint", "failure", f"no answer from {target.client.meta.endpoint_url}: {unreachable(error)}",

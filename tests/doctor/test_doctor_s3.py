@@ -62,8 +62,8 @@ def test_a_good_bucket_has_only_ok_findings_and_no_leftovers(bucket: str, ask: A
     assert (code, levels(found).keys() - {"concurrency"}) == (0, set())
     assert list(found) == [
         "machine", "kernels", "credentials", "clock", "bucket", "list", "write", "read back", "content type",
-        "overwrite", "create only", "browser", "versioning", "encryption", "delete", "latency", "throughput",
-        "concurrency",
+        "overwrite", "create only", "browser", "versioning", "encryption", "delete", "features", "latency",
+        "throughput", "concurrency",
     ]  # fmt: skip
     assert found["credentials"].text.startswith("from the environment, access key ...")
     assert found["browser"].text == f"pages of {COM} and {IO} may read overlays"
