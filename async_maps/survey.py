@@ -14,7 +14,7 @@ from anyio import CapacityLimiter, to_thread
 from async_maps.concurrency.fan_out import fan_out
 from async_maps.concurrency.tasks import in_thread
 from async_maps.errors import InputValidationError, SettingsError
-from async_maps.filesystems.filesystem import Filesystems, UnavailableError, is_remote
+from async_maps.filesystems.filesystem import Filesystems, UnavailableError, is_remote, verdict_of
 from async_maps.manifest.manifest import Manifest
 from async_maps.render.channels import reduce_channels
 from async_maps.render.ranges import ValueRange
@@ -22,7 +22,8 @@ from async_maps.render.sketch import QuantileSketch
 from async_maps.settings import counted_values
 from async_maps.sources import is_stdin
 from async_maps.sources.activation_map import ActivationMap
-from async_maps.sources.formats.registry import shares_reads
+from async_maps.sources.formats.registry import shares_reads, suffix_of
+from async_maps.sources.hearing import Hearing
 from async_maps.sources.isolation import DecoderProcess, IsolatedReaders
 from async_maps.sources.layouts import map_size
 
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from async_maps.sources.formats.registry import Readers
 
 _BATCH_MAPS = 16
+_FOLDERS = {None, ".zarr"}
 
 _logger = logging.getLogger("async_maps")
 
@@ -87,7 +89,7 @@ async def survey(listing: AsyncGenerator[list[Entry], None], settings: Settings,
             filesystems.close()
             process.stop()
 
-        surveyors = _Surveyors(settings, report, shared, interrupt)
+        surveyors = _Surveyors(settings, report, shared, interrupt, Hearing(filesystems))
         readers = [IsolatedReaders(process, filesystems) for _ in range(surveyors.count)]
         workers = [partial(surveyors.read, stack.enter_context(own)) for own in readers]
         await fan_out(_pieces(listing), workers, size=_held_bytes, limit=settings.queue_size)
@@ -113,13 +115,17 @@ def _is_remote(map_: ActivationMap) -> bool:
 
 
 class _Surveyors:
-    def __init__(self, settings: Settings, report: Report, shared: Readers, interrupt: Callable[[], object]) -> None:
+    def __init__(
+        self, settings: Settings, report: Report, shared: Readers, interrupt: Callable[[], object], hearing: Hearing
+    ) -> None:
         self.sketch = QuantileSketch()
         self._invalid = settings.invalid
         self._channels = settings.channels
         self._report = report
         self._shared = shared
         self._interrupt = interrupt
+        self._hearing = hearing
+        self._is_over = False
         self._lock = Lock()
         self._local = CapacityLimiter(settings.worker_count + settings.encode_thread_count)
         # Threads that wait for S3 use no core.
@@ -132,25 +138,52 @@ class _Surveyors:
 
     async def read(self, readers: Readers, maps: Sequence[ActivationMap]) -> None:
         limiter = self._remote if _is_remote(maps[0]) else self._local
-        await in_thread(partial(self._count, maps, readers), limiter=limiter, interrupt=self._interrupt)
+        await in_thread(partial(self._count, maps, readers), limiter=limiter, interrupt=self._end)
+
+    def _end(self) -> None:
+        self._is_over = True
+        self._interrupt()
 
     def _count(self, maps: Sequence[ActivationMap], readers: Readers) -> None:
         for map_ in maps:
             unread = False
             values = None
             try:
-                values = self._values(map_, readers)
+                values = self._judged(map_, readers)
             except InputValidationError:
                 pass
             except UnavailableError:
                 raise
             except Exception:  # noqa: BLE001  # as in the worker; the run that follows reports the error
-                unread = True
+                unread = not self._is_over
             with self._lock:
                 self._report.surveyed += 1
                 self._report.unsurveyed += unread
                 if values is not None:
                     self.sketch.add(values)
+
+    def _judged(self, map_: ActivationMap, readers: Readers) -> NDArray[np.float64] | None:
+        """Read a map as often as it takes to find out whether it is to blame.
+
+        Raises:
+            UnavailableError: the store of the source is to blame.
+        """
+        path, tries = map_.path or "", 0
+        is_object = _is_remote(map_) and suffix_of(path) not in _FOLDERS
+        while True:
+            try:
+                values = self._values(map_, readers)
+            except Exception as error:
+                verdict, tries = verdict_of(error), tries + 1
+                if verdict is not None and verdict.retry and self._hearing.control is None and is_object:
+                    # The listing could read it.
+                    self._hearing.control = path
+                if verdict is None or not self._hearing.may_pass(path, verdict, tries):
+                    raise
+            else:
+                if is_object:
+                    self._hearing.control = path
+                return values
 
     def _values(self, map_: ActivationMap, readers: Readers) -> NDArray[np.float64] | None:
         array = map_.array
