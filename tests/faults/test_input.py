@@ -328,6 +328,7 @@ def test_a_tensor_of_100_000_dimensions_is_refused_quickly(maps: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="asks Linux for the memory of a process")
 @pytest.mark.usefixtures(leaves_nothing.__name__)
 def test_a_huge_map_among_small_ones_stays_within_the_memory_bound(maps: Path, tmp_path: Path) -> None:

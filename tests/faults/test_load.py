@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 pytestmark = [
     pytest.mark.usefixtures(leaves_nothing.__name__),
     pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="asks Linux for the memory of a process"),
+    pytest.mark.alone,
 ]
 
 SIDE = 512

@@ -233,6 +233,7 @@ async def crowd(url: str, count: int) -> tuple[list[Answer], int]:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="asks Linux for the memory of a process")
 async def test_memory_for_2000_concurrent_requests_stays_in_the_formula(
     bucket: str, s3: S3Server, monkeypatch: pytest.MonkeyPatch

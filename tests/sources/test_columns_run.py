@@ -235,6 +235,7 @@ def read_all_of(place: Path, column: str) -> dict[str, NDArray[Any]]:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_table_of_a_million_rows_is_never_in_memory(tmp_path: Path) -> None:
     rows, path = 1_000_000, tmp_path / "x.parquet"
     kind = pa.schema([("name", pa.string()), ("cam", pa.list_(pa.list_(pa.float32(), 7), 7))])
