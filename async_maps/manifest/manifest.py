@@ -244,14 +244,15 @@ class Manifest(StaleRows, ManifestSamples):
         """Yield the rows of done maps, or of all with ``failed``, by name; each has the values of :data:`COLUMNS`."""
         return self._select("" if failed else "WHERE status = 'done'")
 
-    def stored_locator(self) -> str | None:
-        """Return the locator of a small overlay that is stored, and that no run is about to replace; None without."""
+    def stored_locators(self, limit: int) -> list[str]:
+        """Return the locators of random small overlays that are stored, and that no run is about to replace."""
         with self._reading() as database:
-            row = database.execute(
+            rows = database.execute(
                 "SELECT locator FROM maps WHERE status = 'done' AND bytes <= 1000000 "
-                "AND name NOT IN (SELECT name FROM sent) LIMIT 1"
-            ).fetchone()
-        return None if row is None else str(row[0])
+                "AND name NOT IN (SELECT name FROM sent) ORDER BY random() LIMIT ?",
+                (limit,),
+            ).fetchall()
+        return [str(locator) for (locator,) in rows]
 
     def failures(self) -> Iterator[tuple[object, ...]]:
         """Yield the rows of failed maps, like :meth:`rows`."""

@@ -167,9 +167,9 @@ class Recorder:
         with self._lock:
             return self._manifest.known(maps, done_with=self._settings)
 
-    async def stored_locator(self) -> str | None:
-        """Call :meth:`Manifest.stored_locator`."""
-        return await self._in_turn(self._manifest.stored_locator)
+    async def stored_locators(self, limit: int) -> list[str]:
+        """Call :meth:`Manifest.stored_locators`."""
+        return await self._in_turn(self._manifest.stored_locators, limit)
 
     async def note(self, outcomes: Sequence[Outcome]) -> None:
         """Add outcomes; commit when 1,000 are pending or the last commit is half a second ago."""

@@ -1,4 +1,4 @@
-"""An object of an earlier run, by which a run that has stored nothing yet finds out whether the store refuses all."""
+"""Objects of earlier runs, by which a run finds out whether the store refuses all objects."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from anyio import to_thread
 
 from async_maps.errors import SourceError, StoreError
 from async_maps.filesystems.objects import Objects
+from async_maps.stages.judge import FEW
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -22,33 +23,37 @@ if TYPE_CHECKING:
 
 @asynccontextmanager
 async def knowing_earlier(recorder: Recorder | None, stages: Stages, settings: Settings) -> AsyncIterator[None]:
-    """Let the stages ask for an object of an earlier run in the ``with`` block."""
+    """Let the stages ask for objects of earlier runs in the ``with`` block."""
     if recorder is not None:
-        stages.control.earlier = EarlierObject(recorder, stages.store, settings)
+        stages.control.earlier = EarlierObjects(recorder, stages.store, settings)
     try:
         yield
     finally:
         stages.control.earlier = None
 
 
-class EarlierObject:
-    """A small object that the manifest lists as stored, and that the run does not replace."""
+class EarlierObjects:
+    """A few small objects that the manifest lists as stored.
+
+    They are chosen at random, because the store may refuse those with some names.
+    """
 
     def __init__(self, recorder: Recorder, store: AddressedStore, settings: Settings) -> None:
         self._recorder = recorder
         self._store = store
         self._settings = settings
+        self._keys: list[str] | None = None
 
-    async def key(self) -> str | None:
-        """Return its key; None if there is no such object."""
-        locator = await self._recorder.stored_locator()
-        if locator is None:
-            return None
-        key = locator.removeprefix(self._store.locator(""))
-        return key if self._store.locator(key) == locator else None
+    async def keys(self) -> list[str]:
+        """Return their keys."""
+        if self._keys is None:
+            locator_of, start = self._store.locator, len(self._store.locator(""))
+            locators = await self._recorder.stored_locators(FEW)
+            self._keys = [key for found in locators if locator_of(key := found[start:]) == found]
+        return self._keys
 
     async def read(self, key: str) -> bytes | None:
-        """Return its bytes; None if it cannot be read."""
+        """Return the bytes of one; None if it cannot be read."""
         return await to_thread.run_sync(partial(self._read, self._store.locator(key)))
 
     def _read(self, locator: str) -> bytes | None:

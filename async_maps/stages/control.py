@@ -6,12 +6,13 @@ Runs on the event loop.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Protocol
 
 from async_maps.errors import ExistsError, ObjectError, StoreError, TransientError
 from async_maps.filesystems.blame import Scope, UnjudgedError, judge
-from async_maps.stages.judge import Case, Ruling
+from async_maps.stages.judge import FEW, Case, Ruling
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -26,17 +27,20 @@ _PATIENCE_S = 5.0
 
 
 class Earlier(Protocol):
-    """An object that an earlier run has stored."""
+    """Objects that an earlier run has stored."""
 
-    async def key(self) -> str | None:
-        """Return its key; None if there is no such object."""
+    async def keys(self) -> list[str]:
+        """Return the keys of a few of them."""
 
     async def read(self, key: str) -> bytes | None:
-        """Return its bytes; None if it cannot be read."""
+        """Return the bytes of one; None if it cannot be read."""
 
 
 class Control:
-    """Puts the object that the store accepted last again, where no other object shows whether the store is down.
+    """Puts an object that the store has accepted again, where no other object shows whether the store is down.
+
+    The store may refuse that object too, because something has changed for a part of the keys. So a few are asked for
+    before all count as refused.
 
     Args:
         judge: the evidence.
@@ -47,7 +51,7 @@ class Control:
     Attributes:
         maps: returns the number of maps that have no outcome yet.
         is_reading: returns whether a source is still being read.
-        earlier: an object of an earlier run, for as long as this one has stored nothing.
+        earlier: the objects of an earlier run, asked for after those of this one.
     """
 
     def __init__(
@@ -65,8 +69,8 @@ class Control:
         self._send = send
         self._check = check
         self._silence = silence
-        self._newest: tuple[str, bytes] | None = None
-        self._under_way: set[str] = set()
+        self._kept: dict[str, bytes] = {}  # the newest last
+        self._under_way: Counter[str] = Counter()
         self._asking = asyncio.Lock()
         self._asked_key = ""
         self._refused: StoreError | None = None
@@ -75,77 +79,103 @@ class Control:
     @asynccontextmanager
     async def making_way(self, key: str) -> AsyncIterator[None]:
         """Do not put the object with this key again: other bytes may be put there in the ``with`` block."""
-        self._under_way.add(key)
-        if self._newest is not None and self._newest[0] == key:
-            self._newest = None
+        self._under_way[key] += 1
+        self._kept.pop(key, None)
         try:
             if self._asked_key == key:
                 async with self._asking:
                     pass
             yield
         finally:
-            self._under_way.discard(key)
+            self._under_way[key] -= 1
+            if not self._under_way[key]:
+                del self._under_way[key]
 
     def keep(self, key: str, data: bytes) -> None:
-        """Keep an object that the store has accepted."""
-        if self._newest is None or len(data) <= max(_SMALL, len(self._newest[1])):
-            self._newest = key, data
+        """Keep an object that the store has accepted, unless other bytes with its key are on their way."""
+        if key in self._under_way:
+            return
+        if len(data) > _SMALL and self._kept:
+            if len(data) > min(map(len, self._kept.values())):
+                return
+            self._kept.clear()
+        self._kept.pop(key, None)
+        self._kept[key] = data
+        if len(self._kept) > FEW:
+            del self._kept[next(iter(self._kept))]
 
     async def ask(self, case: Case) -> bool:
-        """Put the kept object again, unless there was an answer since the case's last attempt.
+        """Put a kept object again, unless there was an answer since the case's last attempt.
 
         Returns:
             False if there is no such object.
 
         Raises:
-            StoreError: the store refuses it.
+            StoreError: the store refuses a few of them.
         """
         async with self._asking:
             if self._refused is not None and self._refused_at >= case.ended_at:
                 raise self._refused
             if self._judge.has_passed_since(case):
                 return True
-            control = Case()
             try:
-                found = self._newest or await self._find_earlier()
-                if found is None:
-                    return False
-                self._asked_key = found[0]
-                await self._put(control, found[1])
-            except TransientError as error:
-                self._judge.failed(control, judge(error))
-            except ObjectError:
-                # This object cannot be replaced: it is locked, for instance.
-                self._newest, self.earlier = None, None
-                return False
-            except StoreError as error:
-                self._refused, self._refused_at = _of_all(error), control.began_at
-                raise self._refused from error
-            else:
-                self._refused = None
+                return await self._put_some(asked=set())
             finally:
                 self._asked_key = ""
+
+    async def _put_some(self, asked: set[str]) -> bool:
+        """Put objects again until the store accepts one or does not answer; return whether there was one."""
+        began_at: float = -1.0
+        refused: StoreError | None = None
+        while len(asked) < FEW and (found := await self._find(asked)) is not None:
+            key, data = found
+            asked.add(key)
+            control = Case()
+            try:
+                await self._put(control, key, data)
+            except TransientError as error:
+                self._judge.failed(control, judge(error))
+                return True
+            except ObjectError:
+                # This object cannot be replaced: it is locked, for instance.
+                self._kept.pop(key, None)
+            except StoreError as error:
+                began_at, refused = control.began_at, error
+                if not isinstance(error, UnjudgedError):
+                    break
+            else:
+                self._refused = None
+                return True
+            finally:
                 self._judge.close(control)
-        return True
+        if refused is None:
+            return False
+        self._refused, self._refused_at = _of_all(refused), began_at
+        raise self._refused from refused
 
-    async def _find_earlier(self) -> tuple[str, bytes] | None:
-        key = None if self.earlier is None else await self.earlier.key()
-        if self.earlier is None or key is None:
-            self.earlier = None
+    async def _find(self, asked: set[str]) -> tuple[str, bytes] | None:
+        """Return an object to put again, and let uploads with its key wait from now on."""
+        for key in reversed(self._kept):
+            if key not in asked:
+                self._asked_key = key
+                return key, self._kept[key]
+        if self.earlier is None:
             return None
-        self._has_earlier = True
-        # From now on, an upload with this key waits.
-        self._asked_key = key
-        data = None if key in self._under_way else await self.earlier.read(key)
-        return None if data is None else (key, data)
+        for key in await self.earlier.keys():
+            if key in asked or key in self._under_way:
+                continue
+            self._has_earlier, self._asked_key = True, key
+            if (data := await self.earlier.read(key)) is not None:
+                return key, data
+            asked.add(key)
+        return None
 
-    async def _put(self, control: Case, data: bytes) -> None:
+    async def _put(self, control: Case, key: str, data: bytes) -> None:
         self._judge.begin(control)
         with suppress(ExistsError):
-            await self._send(self._asked_key, data)
+            await self._send(key, data)
         self._judge.accepted(control)
-        if self._newest is None and self._asked_key not in self._under_way:
-            self.keep(self._asked_key, data)
+        self.keep(key, data)
 
     async def hear(self, case: Case, error: UnjudgedError) -> None:
         """Hold a refused object back until there is evidence; return if it is to be tried again.
