@@ -96,7 +96,7 @@ async def fetch_stage(
             async for job in remote:
                 started = perf_counter()
                 result = await _judged(job, fetch, control)
-                meter.worked(perf_counter() - started, 1)
+                meter.worked(perf_counter() - started, int(not isinstance(result, StoreError)))
                 if isinstance(result, Failed | StoreError):
                     if job.lease is not None:
                         job.lease.release()

@@ -48,13 +48,15 @@ async def upload_stage(pngs: MemoryObjectReceiveStream[Png], uploading: Uploadin
     async with pngs:
         while (png := await receive(pngs)) is not None:
             started = perf_counter()
-            await _settle(png, uploading)
+            is_judged = await _settle(png, uploading)
             # The lease is released: do not keep the PNG in memory while waiting for the next one.
             del png
-            meter.worked(perf_counter() - started, 1)
+            # A store that is down settles maps, too, but that is no progress.
+            meter.worked(perf_counter() - started, int(is_judged))
 
 
-async def _settle(png: Png, uploading: Uploading) -> None:
+async def _settle(png: Png, uploading: Uploading) -> bool:
+    """Settle a job; return whether its map was stored or failed, and not the store."""
     try:
         receipt = await _upload(png, uploading)
     except ObjectError as error:
@@ -62,10 +64,12 @@ async def _settle(png: Png, uploading: Uploading) -> None:
         png.job.fail("upload", str(error), maybe_stored=not isinstance(error, ExistsError))
     except StoreError as error:
         png.job.settle(error)
+        return False
     else:
         png.job.settle(receipt)
     finally:
         png.lease.release()
+    return True
 
 
 async def _upload(png: Png, uploading: Uploading) -> Receipt:

@@ -43,7 +43,7 @@ class OddKeys:
         self._find = find
         self._asking = asyncio.Lock()
         self._same: dict[int, bool] = {}
-        self._under_way: dict[str, asyncio.Event] = {}
+        self._under_way: dict[str, asyncio.Event | None] = {}  # an event if its end is waited for
         self._asked = ""
 
     async def put(self, key: str, put: Callable[[], Awaitable[str | None]]) -> str | None:
@@ -55,7 +55,7 @@ class OddKeys:
         if key == self._asked:
             async with self._asking:  # the object that is asked for must not appear meanwhile
                 pass
-        done = self._under_way[key] = asyncio.Event()
+        self._under_way.setdefault(key, None)
         try:
             if _ODD.search(key) is None or self._unknown(key) is None:
                 return await put()
@@ -65,14 +65,15 @@ class OddKeys:
                     return await put()
                 return await self._ask(kind, key, put)
         finally:
-            self._under_way.pop(key, None)
-            done.set()
+            if (waited_for := self._under_way.pop(key, None)) is not None:
+                waited_for.set()
 
     async def _ask(self, kind: int, key: str, put: Callable[[], Awaitable[str | None]]) -> str | None:
         self._asked = other = _SPELLINGS[kind](key)
         try:
             if other in self._under_way and _ODD.search(other) is None:
-                await self._under_way[other].wait()
+                done = self._under_way[other] = self._under_way[other] or asyncio.Event()
+                await done.wait()
             if before := await self._find(other):
                 self._same[kind] = await self._find(key) == before
                 self._unknown(key)

@@ -96,6 +96,23 @@ async def test_a_store_that_takes_bytes_for_ever_shows_no_life(
             await waiting
 
 
+class RefusingStore(MemoryStore):
+    """A store that refuses all objects, one after the other."""
+
+    async def put(self, key: str, data: bytes) -> str:
+        await asyncio.sleep(0.1)
+        raise am.StoreError("the store is down")
+
+
+async def test_maps_that_a_store_refuses_one_by_one_do_not_delay_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_store(monkeypatch, RefusingStore())
+    patient = settings(0.5).model_copy(update={"concurrency": 1})
+    async with am.Pipeline("memory://", settings=patient) as pipeline:
+        puts = [pipeline.put_nowait(f"{number}", random_map(number)) for number in range(60)]
+    ends = await asyncio.gather(*puts, return_exceptions=True)
+    assert {type(end) for end in ends} == {am.StoreError, am.PipelineClosedError}
+
+
 async def test_a_put_that_waits_for_room_is_told_that_it_is_not_stored(
     bucket: str, s3: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
