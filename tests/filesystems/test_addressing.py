@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import subprocess
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
@@ -15,6 +14,7 @@ from async_maps.filesystems.objects import Objects
 from async_maps.filesystems.presign import presigning
 from async_maps.settings import Settings
 from async_maps.stores import open_store
+from tests.support.certificates import make_certificate
 from tests.support.maps import random_map
 from tests.support.odd_server import OddServer, odd_server, serving
 
@@ -62,17 +62,7 @@ OTHERS = {
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A certificate for hosts of AWS, with its key."""
-    folder = tmp_path_factory.mktemp("tls")
-    hosts = {place.host for place in AWS.values()}
-    request = [
-        "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
-        "-subj", "/CN=s3", "-addext", f"subjectAltName={','.join(f'DNS:{host}' for host in sorted(hosts))}",
-        "-keyout", str(folder / "key.pem"), "-out", str(folder / "certificate.pem"),
-    ]  # fmt: skip
-    subprocess.run(request, check=True, capture_output=True)
-    both = folder / "both.pem"
-    both.write_text((folder / "key.pem").read_text() + (folder / "certificate.pem").read_text())
-    return both
+    return make_certificate(tmp_path_factory.mktemp("tls"), {place.host for place in AWS.values()})
 
 
 @pytest.fixture
