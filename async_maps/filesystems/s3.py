@@ -255,6 +255,8 @@ class S3Filesystem:
         except (BotoCoreError, ValueError) as error:
             raise InaccessibleError(f"the AWS configuration cannot be used: {error}") from error
         client.meta.events.register("before-send.s3", self._refuse_closed)
+        client.meta.events.register("request-created.s3", self._refuse_late)
+        client.meta.events.register("needs-retry.s3", _note_late)
         pay_for_requests(client, self.settings)
         self._connections.watch(client)
         return client
@@ -263,6 +265,13 @@ class S3Filesystem:
         # Also for the retries of the client.
         if self._is_closed.is_set():
             raise InaccessibleError(_CLOSED)
+
+    def _refuse_late(self, request: Any, **_: object) -> None:
+        """Send no further attempt if the answers to the earlier ones took the time of all: they may drip."""
+        now = time.monotonic()
+        began_at = request.context.setdefault("async_maps_began_at", now)
+        if request.context.get("async_maps_is_late") and now - began_at > self.settings.give_up_s:
+            raise ReadTimeoutError(endpoint_url=request.url)
 
 
 class Digest:
@@ -281,6 +290,10 @@ class Digest:
     def fingerprint(self) -> str | None:
         """Return the total size and a hash, as text; None if there are no objects."""
         return f"{self._size}-{self._hash.hexdigest()[:32]}" if self._count else None
+
+
+def _note_late(caught_exception: Exception | None, request_dict: dict[str, Any], **_: object) -> None:
+    request_dict["context"]["async_maps_is_late"] = isinstance(caught_exception, ReadTimeoutError)
 
 
 def _read(body: Any, length: int, *, is_known: bool) -> bytearray:

@@ -126,6 +126,16 @@ async def test_a_request_of_a_source_ends(fault: str, server: Faulty) -> None:
     assert [(type(result), str(result)) for result in results] == [(InaccessibleError, told)] * len(requests)
 
 
+@pytest.mark.parametrize("fault", ["drips a head", "drips a body"])
+async def test_attempts_of_a_listing_that_drips_share_their_time(fault: str, server: Faulty) -> None:
+    server.fault = fault
+    filesystem = S3Filesystem(S3Settings(read_timeout_s=0.3, give_up_s=0.3, max_attempts=5))
+    with pytest.raises(InaccessibleError, match="did not send its whole answer in time"):
+        await asyncio.to_thread(list, filesystem.objects("bucket", "prefix"))
+    await asyncio.to_thread(filesystem.close)
+    assert len(server.heads) == 1
+
+
 async def test_closing_a_filesystem_ends_its_waiting_threads(server: Faulty) -> None:
     server.fault = "no answer"
     filesystem = S3Filesystem(S3Settings())
