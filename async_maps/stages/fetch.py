@@ -57,6 +57,9 @@ class ReadControl(Control):
         found = partial(self._filesystems.s3().get, parse_s3_address(path), 0, 1)
         try:
             await in_thread(found, limiter=self._limiter, interrupt=self._filesystems.close)
+        except FileNotFoundError as error:
+            # It is a folder, such as a Zarr hierarchy, or was deleted.
+            raise ObjectError(str(error)) from error
         except (SourceError, UnavailableError) as error:
             verdict = verdict_of(error)
             raise (

@@ -11,9 +11,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from anyio import CapacityLimiter
 
 import async_maps as am
+from async_maps.filesystems.filesystem import Filesystems
 from async_maps.progress import reporting
+from async_maps.stages.control import Control
+from async_maps.stages.fetch import ReadControl
+from async_maps.stages.judge import Case, Judge
 from tests.support.commands import invoke
 from tests.support.leftovers import leaves_nothing
 from tests.support.maps import decode, npy, npz, random_map
@@ -265,3 +270,17 @@ def test_the_command_reads_from_s3_and_names_its_errors(
         capsys.readouterr()
         assert invoke("run", place, "out", "--progress", "none", "--workers", "0") == 2
         assert reason in capsys.readouterr().err
+
+
+async def test_a_control_of_a_folder_or_a_deleted_object_is_not_used(bucket: str) -> None:
+    judge = Judge(max_attempts=3, give_up_s=60.0)
+
+    async def nothing(*_: object) -> None:
+        pass
+
+    uploads = Control(judge, nothing, nothing)
+    with Filesystems() as filesystems:
+        control = ReadControl(judge, filesystems, CapacityLimiter(1), uploads)
+        control.keep(f"s3://{bucket}/maps.zarr", b"")
+        case = Case(ended_at=1.0)
+        assert await control.ask(case) is False
