@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
 from async_maps.errors import ExistsError, ObjectError, StoreError, TransientError
@@ -15,7 +15,7 @@ from async_maps.filesystems.blame import Scope, UnjudgedError, judge
 from async_maps.stages.judge import FEW, Case, Ruling
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import Awaitable, Callable
 
     from async_maps.stages.judge import Judge
 
@@ -76,20 +76,25 @@ class Control:
         self._refused: StoreError | None = None
         self._refused_at = -1.0
 
-    @asynccontextmanager
-    async def making_way(self, key: str) -> AsyncIterator[None]:
-        """Do not put the object with this key again: other bytes may be put there in the ``with`` block."""
+    def making_way(self, key: str) -> _Way:
+        """Do not put the object with this key again: other bytes may be put there in the ``async with`` block."""
+        return _Way(self, key)
+
+    async def _make_way(self, key: str) -> None:
         self._under_way[key] += 1
         self._kept.pop(key, None)
-        try:
-            if self._asked_key == key:
+        if self._asked_key == key:
+            try:
                 async with self._asking:
                     pass
-            yield
-        finally:
-            self._under_way[key] -= 1
-            if not self._under_way[key]:
-                del self._under_way[key]
+            except BaseException:
+                self._arrived(key)
+                raise
+
+    def _arrived(self, key: str) -> None:
+        self._under_way[key] -= 1
+        if not self._under_way[key]:
+            del self._under_way[key]
 
     def keep(self, key: str, data: bytes) -> None:
         """Keep an object that the store has accepted, unless other bytes with its key are on their way."""
@@ -237,6 +242,20 @@ class Control:
         return StoreError(
             f"{self._silence} {since}: {error}; run the same command again when the store is back", may_pass=True
         )
+
+
+class _Way:
+    # Not asynccontextmanager, which takes longer for each object.
+    __slots__ = ("_control", "_key")
+
+    def __init__(self, control: Control, key: str) -> None:
+        self._control, self._key = control, key
+
+    async def __aenter__(self) -> None:
+        await self._control._make_way(self._key)
+
+    async def __aexit__(self, *_: object) -> None:
+        self._control._arrived(self._key)
 
 
 def _of_all(error: StoreError) -> StoreError:
