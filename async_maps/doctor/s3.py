@@ -25,7 +25,7 @@ from async_maps.filesystems.http_session import session_class
 from async_maps.filesystems.sessions import AsyncSession
 from async_maps.filesystems.time_limits import TimeLimits
 from async_maps.stores import open_store
-from async_maps.stores.s3 import NO_ANSWER, parse_destination
+from async_maps.stores.s3 import NO_ANSWER, UNREADABLE, parse_destination
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -108,7 +108,7 @@ async def _examine(target: Target, origins: Sequence[str], quick: bool) -> None:
         code, _, reason = refusal(error)
         target.say("store", "failure", f"{error.operation_name} is {reason}", for_code(code))
     except ValueError as error:
-        target.say("store", "failure", f"an answer of the store cannot be read: {error}",
+        target.say("store", "failure", f"{UNREADABLE}: {error}",
                    "check that AWS_ENDPOINT_URL is the address of an S3 server")  # fmt: skip
     finally:
         await probe.remove()

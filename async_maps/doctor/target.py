@@ -11,7 +11,7 @@ from botocore.exceptions import ClientError
 from async_maps.doctor.finding import Finding
 from async_maps.filesystems.aws import refusal, unreachable
 from async_maps.masking import mask
-from async_maps.stores.s3 import NO_ANSWER
+from async_maps.stores.s3 import NO_ANSWER, UNREADABLE
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Coroutine
@@ -89,7 +89,7 @@ async def ask(request: Awaitable[Any]) -> Reply:
         return Reply({}, reason=unreachable(error))
     except ValueError as error:
         # For example text where a number or a date is expected.
-        return Reply({}, reason=f"the answer cannot be read: {error}")
+        return Reply({}, reason=f"{UNREADABLE}: {error}")
 
 
 async def unbroken(request: Coroutine[Any, Any, Any]) -> Any:

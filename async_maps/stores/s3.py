@@ -32,7 +32,7 @@ from async_maps.stores.odd_keys import OddKeys
 from async_maps.stores.promises import UNPROVED
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Mapping
     from typing import Any
 
     from types_aiobotocore_s3 import S3Client
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 NO_ANSWER = (BotoCoreError, ResponseParserError, AiohttpError, OSError)
 """The errors of a request that got no HTTP answer."""
 _CHECK_WAITS_S = (0.2, 0.8)
+UNREADABLE = "the answer of the store cannot be read"
 _MD5 = re.compile("[0-9a-f]{32}")
 
 
@@ -229,19 +230,19 @@ class S3Store:
 
     async def _put_object(self, key: str, data: bytes, **checksum: str) -> Mapping[str, str]:
         arguments = {**self._headers, **checksum}
-        done = await self._client.put_object(Bucket=self._bucket, Key=key, Body=data, **arguments)
+        done = await _readable(self._client.put_object(Bucket=self._bucket, Key=key, Body=data, **arguments))
         found: Mapping[str, str] = done["ResponseMetadata"]["HTTPHeaders"]
         return found
 
     async def read(self, key: str) -> Stored:
         """Read an object; raise the SDK's errors."""
-        found = await self._client.get_object(Bucket=self._bucket, Key=key)
+        found = await _readable(self._client.get_object(Bucket=self._bucket, Key=key))
         data, is_kms = await read_body(found, self._session.limits), "kms" in found.get("ServerSideEncryption", "")
         return Stored(data, found.get("ETag", "").strip('"'), is_kms)
 
     async def head(self, key: str) -> Mapping[str, str]:
         """Return the headers of an object; raise the SDK's errors."""
-        done = await self._client.head_object(Bucket=self._bucket, Key=key)
+        done = await _readable(self._client.head_object(Bucket=self._bucket, Key=key))
         found: Mapping[str, str] = done["ResponseMetadata"]["HTTPHeaders"]
         return found
 
@@ -298,6 +299,16 @@ class S3Store:
             return self.exists(await self.read(key), data)
         except (ClientError, *NO_ANSWER) as error:
             raise self._transient("an object with that key exists, but cannot be read") from error
+
+
+async def _readable(request: Awaitable[Any]) -> Any:
+    """Return the answer to a request; raise ResponseParserError for text where the SDK expects a number or a date."""
+    try:
+        return await request
+    except ValueError as error:
+        if isinstance(error, BotoCoreError):
+            raise
+        raise ResponseParserError(f"{UNREADABLE}: {error}") from error
 
 
 class Stored(NamedTuple):

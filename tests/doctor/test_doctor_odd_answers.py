@@ -81,8 +81,8 @@ async def test_questions_that_a_server_does_not_answer_are_no_lack_of_permission
 async def test_text_in_place_of_numbers_is_named(odd_server: OddServer) -> None:
     odd_server.questions = dict.fromkeys(OPTIONAL, (200, NOT_NUMBERS))
     found = await findings()
-    assert "the answer cannot be read" in found["list"].text
-    assert "the answer cannot be read" in found["browser"].advice
+    assert "the answer of the store cannot be read" in found["list"].text
+    assert "the answer of the store cannot be read" in found["browser"].advice
     assert found["encryption"].level in {"ok", "unknown"}
 
 

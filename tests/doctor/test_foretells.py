@@ -93,6 +93,21 @@ async def test_a_refusal_is_foretold(fault: Fault, odd_server: OddServer) -> Non
     assert fault.words in said
 
 
+async def test_answers_that_cannot_be_read_are_foretold(odd_server: OddServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = odd_server._read
+
+    def read_oddly(path: str, query: dict[str, list[str]]) -> tuple[int, dict[str, str], bytes]:
+        status, headers, body = read(path, query)
+        return status, {**headers, "Last-Modified": "yesterday"}, body
+
+    monkeypatch.setattr(odd_server, "_read", read_oddly)
+    settings = am.Settings(workers=0, s3=am.S3Settings(storage_class="GLACIER_IR", give_up_s=0.5))
+    words = "the answer of the store cannot be read: Invalid timestamp"
+    assert words in await said_by_run("s3://bucket/p", settings)
+    (said,) = await said_by_doctor("s3://bucket/p", settings)
+    assert words in said
+
+
 UNREACHABLE: dict[str, Callable[[int], str]] = {
     "nobody listens": lambda _: "http://127.0.0.1:9",
     "no such name": lambda _: "http://store.invalid",
