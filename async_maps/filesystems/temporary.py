@@ -75,9 +75,7 @@ def _machine() -> str:
     """Return a digest of the running system and its namespace of processes: a container has its own."""
     system = socket.gethostname()
     with suppress(OSError):
-        system = (
-            f"{Path('/proc/sys/kernel/random/boot_id').read_text(encoding='ascii')}{os.readlink('/proc/self/ns/pid')}"
-        )
+        system = f"{Path('/proc/sys/kernel/random/boot_id').read_bytes().decode()}{os.readlink('/proc/self/ns/pid')}"
     return blake2b(system.encode(), digest_size=4).hexdigest()
 
 
