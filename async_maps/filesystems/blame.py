@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import re
 import ssl
-from enum import StrEnum
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 from xml.sax.saxutils import unescape
@@ -36,60 +35,11 @@ from botocore.parsers import ResponseParserError
 
 from async_maps.errors import WHOLE_DISK, AsyncMapsError, ObjectError, StoreError, TransientError
 from async_maps.filesystems.credentials import NONE_FOUND, CredentialsError
+from async_maps.filesystems.verdict import Scope, UnjudgedError, Verdict
 from async_maps.machine.shortage import describe_shortage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-
-class Scope(StrEnum):
-    """What the cause of a failed request concerns."""
-
-    KEY = "key"
-    """This object alone."""
-    BUCKET = "bucket"
-    """All objects of the bucket, and the settings of their requests."""
-    CREDENTIALS = "credentials"
-    STORE = "store"
-    LINK = "link"
-    """The connection: addresses, names, proxies, certificates, the network."""
-    DISK = "disk"
-
-
-class Verdict(NamedTuple):
-    """The judgement of one error.
-
-    Attributes:
-        scope: what its cause concerns, if other objects meet it too; with :attr:`Scope.KEY`, no others do.
-        may_pass: whether the same command may succeed later, without a change by the user.
-        certain: whether this one answer proves that every object meets it.
-        slow_down: whether the store asks for fewer requests.
-        reason: one sentence, with the store's own words where it has any.
-        retry: whether the same request may succeed within seconds.
-        code: the error code of the store; empty if it gave none.
-        timed_out: whether there was no answer in time, so that fewer requests should run concurrently.
-    """
-
-    scope: Scope
-    may_pass: bool
-    certain: bool
-    slow_down: bool
-    reason: str
-    retry: bool = False
-    code: str = ""
-    timed_out: bool = False
-
-
-class UnjudgedError(StoreError):
-    """The store refuses an object, and perhaps all: other objects must show which.
-
-    Attributes:
-        verdict: the judgement of this refusal alone.
-    """
-
-    def __init__(self, message: str, verdict: Verdict) -> None:
-        super().__init__(message, may_pass=verdict.may_pass)
-        self.verdict = verdict
 
 
 class _Row(NamedTuple):
@@ -301,16 +251,6 @@ def answer_details(body: bytes) -> tuple[str, str]:
     text = body.decode("utf-8", "replace")
     code, message = (unescape(found[1].strip()) if (found := tag.search(text)) else "" for tag in (_CODE, _MESSAGE))
     return code, message
-
-
-def store_error(destination: str, verdict: Verdict) -> StoreError:
-    """Return the error to raise for a failed PUT: a StoreError if it is certain that every object meets it."""
-    text = f"{destination}: {verdict.reason}"
-    if verdict.retry:
-        return TransientError(text, slow_down=verdict.slow_down, timed_out=verdict.timed_out)
-    if verdict.certain:
-        return StoreError(text, may_pass=verdict.may_pass)
-    return ObjectError(text) if verdict.scope == _KEY else UnjudgedError(text, verdict)
 
 
 def _judge_refusal(error: ClientError) -> Verdict:

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import IO, BinaryIO
 
-    from async_maps.filesystems.blame import Verdict
     from async_maps.filesystems.s3 import S3Filesystem
+    from async_maps.filesystems.verdict import Verdict
     from async_maps.settings import S3Settings
 
 

@@ -24,7 +24,7 @@ from async_maps.filesystems.aws import (
     client_options,
     pay_for_requests,
 )
-from async_maps.filesystems.blame import Scope, Verdict, judge
+from async_maps.filesystems.blame import judge
 from async_maps.filesystems.connections import Connections
 from async_maps.filesystems.credentials import CredentialsError
 from async_maps.filesystems.endpoints import missing_bucket
@@ -33,6 +33,7 @@ from async_maps.filesystems.locators import is_directory_bucket, parse_s3_addres
 from async_maps.filesystems.s3_file import S3File
 from async_maps.filesystems.sessions import blocking_client
 from async_maps.filesystems.time_limits import TimeLimits
+from async_maps.filesystems.verdict import Scope, Verdict
 from async_maps.settings import S3Settings
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from async_maps.keys import printable
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from async_maps.filesystems.blame import Verdict
     from async_maps.filesystems.filesystem import Filesystems
+    from async_maps.filesystems.verdict import Verdict
     from async_maps.outcomes import Failure
 
 _TRIES = 3

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from async_maps.errors import AsyncMapsError, InputValidationError, ShortageError, SourceError, shortage_of_files
-from async_maps.filesystems.blame import Scope, Verdict
 from async_maps.filesystems.filesystem import InaccessibleError, UnavailableError
+from async_maps.filesystems.verdict import Scope, Verdict
 from async_maps.sources.formats.registry import Readers, decodes_natively
 
 if TYPE_CHECKING:

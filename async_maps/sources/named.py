@@ -19,7 +19,6 @@ from async_maps.errors import (
     shortage_of_files,
     translate_os_error,
 )
-from async_maps.filesystems.blame import Scope
 from async_maps.filesystems.filesystem import (
     InaccessibleError,
     LocalFilesystem,
@@ -27,6 +26,7 @@ from async_maps.filesystems.filesystem import (
     is_remote,
     verdict_of,
 )
+from async_maps.filesystems.verdict import Scope
 from async_maps.keys import check_name, printable
 from async_maps.outcomes import Failure
 from async_maps.sources.activation_map import ActivationMap
@@ -41,8 +41,8 @@ from async_maps.sources.options import LEFT_OUT, Scan
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from async_maps.filesystems.blame import Verdict
     from async_maps.filesystems.filesystem import Filesystems
+    from async_maps.filesystems.verdict import Verdict
     from async_maps.sources.options import Known, SourceOptions
 
     Entry: TypeAlias = ActivationMap | Failure

@@ -11,8 +11,8 @@ import numpy as np
 
 from async_maps import errors
 from async_maps.errors import AsyncMapsError, MissingExtraError, SourceError, shortage_of_files
-from async_maps.filesystems.blame import Scope, Verdict
 from async_maps.filesystems.filesystem import InaccessibleError, UnavailableError, verdict_of
+from async_maps.filesystems.verdict import Scope, Verdict
 from async_maps.keys import printable
 from async_maps.sources.activation_map import ArrayHeader
 from async_maps.sources.contents import ListedMap

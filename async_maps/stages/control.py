@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
 from async_maps.errors import ExistsError, ObjectError, StoreError, TransientError
-from async_maps.filesystems.blame import Scope, UnjudgedError, judge
+from async_maps.filesystems.verdict import Scope, UnjudgedError
 from async_maps.stages.judge import FEW, Case, Ruling
 
 if TYPE_CHECKING:
@@ -139,6 +139,8 @@ class Control:
             try:
                 await self._put(control, key, data)
             except TransientError as error:
+                from async_maps.filesystems.blame import judge
+
                 self._judge.failed(control, judge(error))
                 return True
             except ObjectError:
@@ -217,6 +219,8 @@ class Control:
             ObjectError: the object is to blame.
             StoreError: the store is down, or nothing shows whether it is.
         """
+        from async_maps.filesystems.blame import judge
+
         ruling = self._judge.failed(case, judge(error))
         if ruling is Ruling.BLAME:
             raise ObjectError(f"{error} (after {case.attempts} attempts)") from error

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from async_maps.concurrency.tasks import in_thread
 from async_maps.errors import ObjectError, SourceError, StoreError, TransientError
-from async_maps.filesystems.blame import UnjudgedError, Verdict, store_error
 from async_maps.filesystems.filesystem import UnavailableError, verdict_of
 from async_maps.filesystems.locators import parse_s3_address
+from async_maps.filesystems.verdict import UnjudgedError, Verdict, store_error
 from async_maps.sources.formats.registry import shares_reads
 from async_maps.sources.layouts import map_size
 from async_maps.stages.control import Control

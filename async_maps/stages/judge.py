@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from async_maps.filesystems.blame import Verdict
+    from async_maps.filesystems.verdict import Verdict
 
 FEW = 5
 """Objects that are refused alike, one after the other, before the control is asked."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from async_maps.concurrency.streams import receive
 from async_maps.errors import ExistsError, ObjectError, StoreError, TransientError
-from async_maps.filesystems.blame import UnjudgedError
+from async_maps.filesystems.verdict import UnjudgedError
 from async_maps.outcomes import Receipt
 from async_maps.stages.judge import Case
 

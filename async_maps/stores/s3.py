@@ -17,13 +17,14 @@ from botocore.parsers import ResponseParserError
 
 from async_maps.errors import ExistsError, InputValidationError, SettingsError, StoreError, TransientError
 from async_maps.filesystems.aws import client_options, pay_for_requests
-from async_maps.filesystems.blame import answer_details, judge, judge_answer, store_error
+from async_maps.filesystems.blame import answer_details, judge, judge_answer
 from async_maps.filesystems.credentials import CredentialsError
 from async_maps.filesystems.endpoints import bucket_identity, missing_bucket
 from async_maps.filesystems.http_session import read_body
 from async_maps.filesystems.locators import S3Address, parse_s3_address
 from async_maps.filesystems.sessions import AsyncSession
 from async_maps.filesystems.time_limits import TimeLimits
+from async_maps.filesystems.verdict import store_error
 from async_maps.keys import check_name
 from async_maps.stores.direct import DirectSession
 from async_maps.stores.first_object import FirstObject

@@ -19,7 +19,8 @@ from botocore.exceptions import SSLError as SdkSSLError
 from botocore.parsers import ResponseParserError
 
 from async_maps.errors import ObjectError, StoreError, TransientError
-from async_maps.filesystems.blame import Scope, UnjudgedError, answer_details, judge, judge_answer, store_error
+from async_maps.filesystems.blame import answer_details, judge, judge_answer
+from async_maps.filesystems.verdict import Scope, UnjudgedError, store_error
 
 pytestmark = pytest.mark.fast
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from async_maps.errors import StoreError
-from async_maps.filesystems.blame import judge_answer, store_error
+from async_maps.filesystems.blame import judge_answer
+from async_maps.filesystems.verdict import store_error
 from async_maps.stages.control import Control
 from async_maps.stages.judge import FEW, Case, Judge
 

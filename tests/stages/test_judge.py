@@ -4,7 +4,8 @@ import random
 
 import pytest
 
-from async_maps.filesystems.blame import Verdict, judge_answer
+from async_maps.filesystems.blame import judge_answer
+from async_maps.filesystems.verdict import Verdict
 from async_maps.stages.judge import FEW, Case, Judge, Ruling
 
 pytestmark = pytest.mark.fast
