@@ -16,9 +16,12 @@ def held() -> int:
 
 
 def pss(process: int) -> int:
-    """Return the proportional set size of a process in bytes; 0 if it has ended."""
+    """Return the proportional set size of a process in bytes, without files; 0 if it has ended.
+
+    The share of libraries, which are files, depends on other processes that use them.
+    """
     try:
         lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return 0
-    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith(("Pss_Anon:", "Pss_Shmem:")))
