@@ -1,4 +1,4 @@
-"""When the next upload may start: at most so many PUTs, and so many bytes, a second. Pure arithmetic on given times."""
+"""When the next upload may start: at most a number of PUTs, and of bytes, a second. Pure arithmetic on given times."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _NOISE, _LEAST_REFUSALS, _KEPT = 0.08, 3, 0.995
 """Fewer refusals than this share of the answers, plus this number, are not a reaction to our rate; and the weight of an
 answer after each other one."""
 _CATCH_UP_S = 0.05
-"""Starts that the event loop delayed may follow each other at once, up to those of this time."""
+"""Starts that the event loop delayed may follow each other immediately, up to those of this time."""
 
 
 class Spacing:

@@ -28,7 +28,7 @@ _SLOW_DOWN = Refusal(503, "SlowDown", "Please reduce your request rate.")
 
 
 class LateStore(am.MemoryStore):
-    """Looks like S3, and answers late, whatever the number of uploads."""
+    """Looks like S3, and answers late, with any number of uploads."""
 
     def __init__(self, answer_s: float) -> None:
         super().__init__()

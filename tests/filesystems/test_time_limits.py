@@ -1,4 +1,4 @@
-"""No request waits without end, whatever the other side of its connection does."""
+"""No request waits without end for the other side of its connection."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ Run it as a process: ``python -m tests.support.odd_disk FOLDER ODDITY...``. It m
 serves until the folder is unmounted. The kernel's protocol is described in ``linux/fuse.h``; this needs root.
 
 Oddities: ``ignores-case`` and ``ignores-form`` (Unicode NFC and NFD are the same name), ``no-links``, ``no-locks``,
-``no-shared-memory``, ``read-only``, ``full=BYTES`` and ``vanishes=FILES`` (EIO for everything after so many new files),
+``no-shared-memory``, ``read-only``, ``full=BYTES`` and ``vanishes=FILES`` (EIO after that number of files),
 ``forbids=CHARACTERS`` (in names).
 """
 
