@@ -9,6 +9,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 from async_maps.filesystems.answers import Object
+from async_maps.filesystems.filesystem import InaccessibleError
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -84,7 +85,11 @@ class S3File(io.RawIOBase):
             # Readers of archives jump to the directory at the end, and then read backwards from there.
             start = max(0, min(position, self._head.size - length))
         length = min(length, self._head.size - start)
-        data = self._filesystem.get(self._address, start, length, self._head.etag).data
+        found = self._filesystem.get(self._address, start, length, self._head.etag)
+        data = found.data
+        if found.size != self._head.size or start + len(data) <= position:
+            # Without ETags, the size shows it.
+            raise InaccessibleError("the object was replaced while it was read")
         self._read_until = start + length
         if wanted < self._step:
             self._blocks[start] = data

@@ -86,6 +86,20 @@ def test_an_answer_that_cannot_be_right_is_an_error_of_the_file(
         filesystem.get(ADDRESS, 0, 100)
 
 
+@pytest.mark.parametrize("size", [5, 15, 20])
+def test_an_object_that_shrinks_is_an_error_without_etags(size: int, server: Terse, filesystem: S3Filesystem) -> None:
+    server.answers = {
+        "HEAD": [OK + b"Content-Length: %d\r\n\r\n" % size],
+        "GET": [
+            PART + LENGTH + b"Content-Range: bytes 0-9/20\r\n\r\n" + DATA,
+            b"HTTP/1.1 416 Range Not Satisfiable\r\nConnection: close\r\nContent-Length: 0\r\n\r\n",
+        ],
+    }
+    with filesystem.open_object(str(ADDRESS), 10) as file, pytest.raises(InaccessibleError, match="was replaced"):
+        file.read()
+    assert len(server.heads) == 3
+
+
 def test_a_server_that_ignores_ranges_is_named(server: Terse, filesystem: S3Filesystem) -> None:
     server.answers["GET"] = [OK + LENGTH + TAG + b"\r\n" + DATA]
     with pytest.raises(InaccessibleError, match="the server ignores ranges: expected the bytes from 5, found 0"):
