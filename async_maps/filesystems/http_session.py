@@ -112,7 +112,7 @@ class Watch:
         self._next = self._loop.call_later(seconds, self._look)
 
     def _look_for_life(self) -> _Life:
-        if self._transport is None:
+        if self._transport is None or self._transport.is_closing():
             return self._life
         moved = moved_bytes(self._transport.get_extra_info("socket"))
         return _Life(self._transport.get_write_buffer_size(), moved.sent, moved.received)
@@ -124,7 +124,8 @@ class Watch:
 
 
 def _reset(transport: asyncio.Transport) -> None:
-    with suppress(OSError, ValueError):  # closed already, also by uvloop
+    # Closed already: also in uvloop, or a connection with TLS, which then has no socket.
+    with suppress(AttributeError, OSError, ValueError):
         # Otherwise the system keeps the connection until the other side has read what it holds.
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
     transport.abort()

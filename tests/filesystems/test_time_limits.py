@@ -5,22 +5,29 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import ssl
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
+from unittest.mock import Mock
+from urllib.parse import urlsplit
 
 import pytest
 
 from async_maps.errors import ObjectError, TransientError
 from async_maps.filesystems.filesystem import InaccessibleError
+from async_maps.filesystems.http_session import Watch
 from async_maps.filesystems.locators import S3Address
 from async_maps.filesystems.s3 import S3Filesystem
+from async_maps.filesystems.time_limits import TimeLimits, TooSlowError
 from async_maps.settings import S3Settings, Settings
 from async_maps.stores import open_store
+from tests.support.certificates import make_certificate
 from tests.support.faulty_server import EARLY, FAULTS, Faulty, faulty
 from tests.support.leftovers import leaves_nothing
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
+    from pathlib import Path
 
     from async_maps.stores import AddressedStore
 
@@ -181,3 +188,40 @@ async def test_a_server_that_does_not_shake_hands_ends_a_put(server: Faulty, mon
         (found,) = await errors(store.put("p/a.png", b"pixels"))
     assert isinstance(found, TransientError)
     assert "no byte has moved" in str(found)
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_a_connection_with_tls_that_breaks_is_a_transient_error(
+    loop: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, service_descriptions_read_once: None
+) -> None:
+    certificate = make_certificate(tmp_path, ["localhost"])
+
+    async def put() -> None:
+        async with faulty(monkeypatch, certificate) as server, both_clients() as stores:
+            server.fault = "closes"
+            found = [await errors(store.put("p/a.png", data)) for store in stores for data in (b"pixels", LARGE)]
+        assert [type(error) for (error,) in found] == [TransientError] * 4
+
+    (asyncio if loop == "asyncio" else pytest.importorskip("uvloop")).run(put())
+
+
+async def test_a_request_that_waits_after_its_tls_connection_broke_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificate = make_certificate(tmp_path, ["localhost"])
+    trusted = ssl.create_default_context(cafile=certificate)
+    async with faulty(monkeypatch, certificate) as server:
+        server.fault = "closes"
+        port = urlsplit(os.environ["AWS_ENDPOINT_URL"]).port
+        reader, writer = await asyncio.open_connection("localhost", port, ssl=trusted)
+
+        async def request() -> None:
+            watch = Watch(0, TimeLimits(0.1, 1.0))
+            with watch:
+                watch.uses(Mock(transport=writer.transport))
+                writer.write(b"PUT / HTTP/1.1\r\n\r\n")
+                await reader.read()
+                await asyncio.sleep(_TOO_LONG_S)
+
+        with pytest.raises(TooSlowError, match="no byte has moved"):
+            await request()

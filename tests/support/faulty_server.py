@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
+    from pathlib import Path
 
     import pytest
 
@@ -20,7 +22,7 @@ class Faulty:
     """Answers PUTs with 200 while ``fault`` is empty, and otherwise as the fault says.
 
     Attributes:
-        fault: a key of :data:`FAULTS` or :data:`EARLY`, or empty.
+        fault: a key of :data:`FAULTS` or :data:`EARLY`, "closes", or empty.
         of: the methods that meet the fault; empty for all.
         heads: the heads of the requests.
         met: is set when a request has met the fault.
@@ -55,7 +57,7 @@ class Faulty:
             self.heads.append(head)
             if self.fault and (not self.of or head.split(b" ", 1)[0].decode() in self.of):
                 self.met.set()
-                await _ended((FAULTS | EARLY)[self.fault](reader, writer, head), writer)
+                await _ended((FAULTS | EARLY | _CLOSES)[self.fault](reader, writer, head), writer)
                 return
             await reader.readexactly(_length(head))
             # The fault of another method is that an object exists.
@@ -86,6 +88,10 @@ def _is_left(writer: asyncio.StreamWriter) -> bool:
     state = writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
     established = 1
     return bool(writer.is_closing() or state != established)
+
+
+async def _closes(_reader: asyncio.StreamReader, _writer: asyncio.StreamWriter, _head: bytes) -> None:
+    """Return, so that the connection is closed."""
 
 
 async def _silent(_reader: asyncio.StreamReader, _writer: asyncio.StreamWriter, _head: bytes) -> None:
@@ -163,25 +169,33 @@ FAULTS: dict[str, Callable[[asyncio.StreamReader, asyncio.StreamWriter, bytes], 
 }
 EARLY = {"refuses early": _refuse_early, "refuses early and stays": _refuse_early_and_stay}
 """Answers before the body is read; the request ends with the answer."""
+_CLOSES = {"closes": _closes}
 
 
 @asynccontextmanager
-async def faulty(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Faulty]:
-    """Run the server; every AWS client of this process uses it."""
+async def faulty(monkeypatch: pytest.MonkeyPatch, certificate: Path | None = None) -> AsyncIterator[Faulty]:
+    """Run the server; every AWS client of this process uses it, with TLS if there is a certificate for localhost."""
     server = Faulty()
+    tls = None
+    if certificate is not None:
+        tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        tls.load_cert_chain(certificate)
     listening = socket.socket()
     # Accepted connections inherit it: a client soon notices that its bytes are not read.
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
     listening.bind(("127.0.0.1", 0))
-    serving = await asyncio.start_server(server.serve, sock=listening, limit=_BUFFER)
+    serving = await asyncio.start_server(server.serve, sock=listening, limit=_BUFFER, ssl=tls)
+    host = "http://127.0.0.1" if tls is None else "https://localhost"
     with monkeypatch.context() as patch:
         for name, value in {
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{listening.getsockname()[1]}",
+            "AWS_ENDPOINT_URL": f"{host}:{listening.getsockname()[1]}",
             "AWS_ACCESS_KEY_ID": "id",
             "AWS_SECRET_ACCESS_KEY": "secret",
             "AWS_REGION": "us-east-1",
         }.items():
             patch.setenv(name, value)
+        if certificate is not None:
+            patch.setenv("AWS_CA_BUNDLE", str(certificate))
         try:
             yield server
         finally:
