@@ -87,9 +87,9 @@ def _plain(text: str) -> str:
 
 
 def _number(value: object) -> int | None:
-    """Parse a whole number, also if it was written as a float."""
+    """Parse a whole number, also if it was written as a float; None for others, and for those that SQLite refuses."""
     try:
         number = float(value)  # type: ignore[arg-type]  # TypeError says so
     except (TypeError, ValueError):
         return None
-    return int(number) if number.is_integer() else None
+    return int(number) if number.is_integer() and abs(number) < 2**63 else None

@@ -235,6 +235,7 @@ def test_every_form_of_a_locator_in_a_table_is_found(tmp_path: Path) -> None:
             "asset": {"locator": "s3://b/x"},
         },
         {"locator": "gs://b/plain.png", "crc32": 1234, "width": None, "height": "nan", "bytes": "many"},
+        {"locator": "s3://b/big.png", "width": 1e300, "height": -(2**63), "bytes": 2**63 - 1024},
         {"locator": mask},
         {"locator": "no locator", "other": [1, None, "[", True]},
         {"locator": "s3://b/\ud800.png"},
@@ -247,14 +248,18 @@ def test_every_form_of_a_locator_in_a_table_is_found(tmp_path: Path) -> None:
         *[("s3://b/m.png", "line 3", True)] * 2,
         ("s3://b/x", "line 3", False),
         ("gs://b/plain.png", "line 5", True),
-        ("s3://b/m.png", "line 7", True),
-        ("s3://b/?.png", "line 11", True),
+        ("s3://b/big.png", "line 7", True),
+        ("s3://b/m.png", "line 9", True),
+        ("s3://b/?.png", "line 13", True),
     ]
-    first, plain = (
-        next(row for row in locators_in(str(tmp_path / "t.jsonl")) if row.name == f"line {n}") for n in (1, 5)
+    first, plain, big = (
+        next(row for row in locators_in(str(tmp_path / "t.jsonl")) if row.name == f"line {n}") for n in (1, 5, 7)
     )
     assert (first.size, first.etag, first.crc32, first.width, first.height) == (7, None, "00c0ffee", 4, None)
     assert (plain.size, plain.crc32, plain.width, plain.height) == (None, "00001234", None, None)
+    assert (big.size, big.width, big.height) == (2**63 - 1024, None, None)
+    with Comparison() as comparison:
+        assert comparison.expect([big]) == 1
 
 
 async def test_invalid_locators_are_differences(tmp_path: Path) -> None:
