@@ -156,7 +156,8 @@ def _report_path(tokens: Sequence[str]) -> Path | None:
         name, equals, value = token.partition("=")
         if name == "--report":
             value = value if equals else "".join(tokens[number + 1 : number + 2])
-            return None if not value or value.startswith("-") or list(tokens).count(value) > 1 else Path(value)
+            is_only = sum(value in {token, token.partition("=")[2]} for token in tokens) == 1
+            return Path(value) if value and not value.startswith("-") and is_only else None
     return None
 
 

@@ -128,7 +128,9 @@ def test_a_wrong_command_line_does_not_replace_other_files(maps: Path) -> None:
         assert invoke("run", maps, "out", "--bogus", "--report", name) == 2
         assert Path(name).read_text() == "kept"
     assert invoke("run", maps, "out", "--manifest", "new.sqlite", "--report", "new.sqlite") == 2
-    assert invoke("run", maps, "out", "--bogus", "--manifest", "new.sqlite", "--report", "new.sqlite") == 2
+    for same in (("--report", "new.sqlite"), ("--report=new.sqlite",)):
+        assert invoke("run", maps, "out", "--bogus", "--manifest", "new.sqlite", *same) == 2
+        assert invoke("run", maps, "out", "--bogus", "--manifest=new.sqlite", *same) == 2
     assert not Path("new.sqlite").exists()
 
 
