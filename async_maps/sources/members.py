@@ -115,7 +115,10 @@ def _open_names(path: str, filesystem: Filesystem) -> BinaryIO | None:
     except OSError as error:
         raise InaccessibleError(f"the list of names cannot be read: {error.strerror}") from error
     except InaccessibleError as error:
-        raise InaccessibleError(f"the list of names cannot be read: {error}") from None
+        reason = f"the list of names cannot be read: {error}"
+        if error.verdict is None:
+            raise InaccessibleError(reason) from None
+        raise InaccessibleError.of(error.verdict._replace(reason=reason)) from None
     except SourceError as error:
         raise SourceError(f"the list of names cannot be read: {error}") from None
 

@@ -29,7 +29,7 @@ from async_maps.sources.formats.registry import FORMATS, Readers
 from tests.support.leftovers import leaves_nothing
 from tests.support.maps import MAP, npy, npz, random_map
 from tests.support.s3 import delete, upload
-from tests.support.s3_proxy import Proxy, counting
+from tests.support.s3_proxy import Proxy, Refusal, counting
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -287,6 +287,20 @@ def test_closing_a_listing_early_ends_its_requests_and_threads(bucket: str, prox
             # The close does not wait for it.
             thread.join(60)
             assert not thread.is_alive()
+
+
+def test_an_outage_while_names_are_read_blames_no_map(
+    bucket: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("async_maps.sources.hearing._PAUSE_S", 0.01)
+    upload(bucket, {"a.npy": npy(), "s.npy": npy(np.stack([random_map(0)] * 2)), "s.names.txt": b"x\ny\n"})
+    refusals = [Refusal(503, "ServiceUnavailable")] * 2
+
+    def refuse(method: str, path: str, _query: str) -> Refusal | None:
+        return refusals.pop() if method == "GET" and path.endswith(".names.txt") and refusals else None
+
+    proxy.refuse = refuse
+    assert [entry.name for entry in listed(f"s3://{bucket}/", s3=IMPATIENT)] == ["a", "s/x", "s/y"]
 
 
 # Places that cannot be listed ---------------------------------------------------------------------------------------
