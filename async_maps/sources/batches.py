@@ -28,6 +28,7 @@ from async_maps.sources.activation_map import ActivationMap
 from async_maps.sources.arrays import array_map
 from async_maps.sources.formats.others import advice_for
 from async_maps.sources.formats.registry import FORMATS, suffix_of
+from async_maps.sources.hearing import Hearing
 from async_maps.sources.isolation import DecoderProcess
 from async_maps.sources.options import LEFT_OUT, Scan, SourceOptions, shown_passed_over
 from async_maps.sources.stdin import maps_in_lines, stdin_lines
@@ -177,9 +178,10 @@ async def _of_pairs(
 async def _of_stdin(s3: S3Settings, scan: Scan, limit: int | None) -> AsyncGenerator[list[Entry], None]:
     given = 0
     with Filesystems(s3) as filesystems:
+        hearing = Hearing(filesystems)
         async with aclosing(stdin_lines()) as blocks:
             async for lines in blocks:
-                maps = maps_in_lines(lines, filesystems, scan)
+                maps = maps_in_lines(lines, filesystems, scan, hearing)
                 left = None if limit is None else limit - given
                 async with aclosing(_in_thread(maps, array_map, left)) as batches:
                     async for batch in batches:
@@ -187,6 +189,7 @@ async def _of_stdin(s3: S3Settings, scan: Scan, limit: int | None) -> AsyncGener
                         yield batch
                 if given == limit:
                     return
+        hearing.end()
 
 
 def _wanted(entries: Iterator[Any], wanted: Callable[[str], bool] | None) -> Iterator[Any]:

@@ -69,15 +69,14 @@ class Hearing:
         self._held.append((failure, verdict))
         yield from self.released()
 
-    def released(self, *, at_end: bool = False) -> Iterator[Failure]:
-        """Yield the failures that were held back, if another object could be read since.
-
-        Raises:
-            UnavailableError: this is the end of the listing, and no object could be read.
-        """
-        if self.control is None and at_end and self._held:
-            failure, verdict = self._held[0]
-            raise UnavailableError(f"{failure.source}: {verdict.reason}", may_pass=verdict.may_pass)
+    def released(self) -> Iterator[Failure]:
+        """Yield the failures that were held back, if another object could be read since."""
         if self.control is not None:
             held, self._held = self._held, []
             yield from (failure for failure, _ in held)
+
+    def end(self) -> None:
+        """Raise UnavailableError if failures are still held back at the end of the listing: no object could be read."""
+        if self._held:
+            failure, verdict = self._held[0]
+            raise UnavailableError(f"{failure.source}: {verdict.reason}", may_pass=verdict.may_pass)

@@ -86,14 +86,17 @@ class NamedFile(NamedTuple):
         return self.name + self.path[len(without_suffix(self.path)) :]
 
 
-def maps_in_named(files: Iterable[NamedFile | Failure], filesystems: Filesystems, scan: Scan) -> Iterator[Entry]:
+def maps_in_named(
+    files: Iterable[NamedFile | Failure], filesystems: Filesystems, scan: Scan, hearing: Hearing | None = None
+) -> Iterator[Entry]:
     """Yield the maps in files, in the order of the files; failures are passed on.
 
-    Known files are not opened. Files in S3 are opened concurrently and ahead.
+    Known files are not opened. Files in S3 are opened concurrently and ahead. Calls for the parts of one listing share
+    a ``hearing``, which the caller ends.
     """
     files = iter(files)
     pending: deque[tuple[bool, Iterator[Entry]]] = deque()
-    with _Openers(filesystems, scan) as openers:
+    with _Openers(filesystems, scan, hearing or Hearing(filesystems)) as openers:
         # Batches are only for known().
         while batch := list(islice(files, _BATCH if scan.known else 1)):
             for file in _with_known(batch, scan.known, scan) if scan.known else batch:
@@ -109,7 +112,9 @@ def maps_in_named(files: Iterable[NamedFile | Failure], filesystems: Filesystems
                     yield from pending.popleft()[1]
         for _, maps in pending:
             yield from maps
-        yield from openers.hearing.released(at_end=True)
+        yield from openers.hearing.released()
+        if hearing is None:
+            openers.hearing.end()
 
 
 def _with_known(files: Sequence[NamedFile | Failure], known: Known, scan: Scan) -> Iterator[NamedFile | Entry]:
@@ -180,12 +185,12 @@ def _with_row(found: Entry, file: NamedFile) -> Entry:
 
 
 class _Openers:
-    def __init__(self, filesystems: Filesystems, scan: Scan) -> None:
+    def __init__(self, filesystems: Filesystems, scan: Scan, hearing: Hearing) -> None:
         self._filesystems = filesystems
         self._scan = scan
         self._isolated = None if scan.decoder is None else IsolatedListing(scan.decoder)
         self._threads: ThreadPoolExecutor | None = None
-        self.hearing = Hearing(filesystems)
+        self.hearing = hearing
 
     def __enter__(self) -> _Openers:
         return self

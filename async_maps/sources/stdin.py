@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from async_maps.filesystems.filesystem import Filesystems
     from async_maps.sources.activation_map import ActivationMap
+    from async_maps.sources.hearing import Hearing
 
 _READ_BYTES = 2**16
 _MAX_LINE = 2**16
@@ -64,10 +65,12 @@ async def _read(descriptor: int, thread: CapacityLimiter) -> bytes:
     return await to_thread.run_sync(os.read, descriptor, _READ_BYTES, limiter=thread)
 
 
-def maps_in_lines(lines: Sequence[bytes], filesystems: Filesystems, scan: Scan) -> Iterator[ActivationMap | Failure]:
+def maps_in_lines(
+    lines: Sequence[bytes], filesystems: Filesystems, scan: Scan, hearing: Hearing
+) -> Iterator[ActivationMap | Failure]:
     """Yield the maps in the files of the lines, whose paths are relative to the current folder."""
     scan.begin("-", none)
-    return maps_in_named(_files(lines), filesystems, scan)
+    return maps_in_named(_files(lines), filesystems, scan, hearing)
 
 
 def _files(lines: Sequence[bytes]) -> Iterator[NamedFile | Failure]:

@@ -13,18 +13,26 @@ import numpy as np
 import pytest
 
 from async_maps.errors import SourceError
+from async_maps.filesystems.filesystem import UnavailableError
 from async_maps.outcomes import Failure
 from async_maps.sources import open_source
+from async_maps.sources.activation_map import ActivationMap
+from async_maps.sources.batches import list_maps
 from async_maps.sources.named import NamedFile
 from async_maps.sources.stdin import _files
 from tests.support.commands import COMMAND
 from tests.support.leftovers import leaves_nothing
 from tests.support.manifests import read_rows
 from tests.support.maps import npy, random_map
+from tests.support.odd_server import OddServer, odd_server
 from tests.support.s3 import upload
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncGenerator, Iterator
+
+    from tests.support.odd_server import Asked
+
+__all__ = ["odd_server"]
 
 pytestmark = pytest.mark.usefixtures(leaves_nothing.__name__)
 
@@ -172,6 +180,46 @@ def test_paths_may_be_in_s3(bucket: str) -> None:
     done = run(f"s3://{bucket}/maps/a.npy\nhere.npy\ns3://{bucket}/maps/b.npy\ns3://{bucket}/gone.npy\n".encode())
     assert done.returncode == 1
     assert overlays() == ["here.png", "maps/a.png", "maps/b.png"]
+
+
+def refuse_gets(server: OddServer, path: str) -> None:
+    answer = server.answer
+    refusal = b"<Error><Code>AccessDenied</Code><Message>no</Message></Error>"
+
+    def refuse(asked: Asked, body: bytes) -> tuple[int, dict[str, str], bytes]:
+        return (403, {}, refusal) if asked.path == path else answer(asked, body)
+
+    server.answer = refuse  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("order", ["abc", "bac", "acb"])
+async def test_lines_that_come_one_by_one_share_what_could_be_read(
+    order: str, odd_server: OddServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in order:
+        odd_server.objects[f"/bucket/{name}.npy"] = npy(), {}
+    refuse_gets(odd_server, "/bucket/b.npy")
+
+    async def lines() -> AsyncGenerator[list[bytes], None]:
+        for name in order:
+            yield [f"s3://bucket/{name}.npy".encode()]
+
+    monkeypatch.setattr("async_maps.sources.batches.stdin_lines", lines)
+    found = {entry.name: type(entry) async for batch in list_maps("-") for entry in batch}
+    assert found == {"a": ActivationMap, "b": Failure, "c": ActivationMap}
+
+
+async def test_lines_of_which_none_can_be_read_blame_no_map(
+    odd_server: OddServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse_gets(odd_server, "/bucket/b.npy")
+
+    async def lines() -> AsyncGenerator[list[bytes], None]:
+        yield [b"s3://bucket/b.npy"]
+
+    monkeypatch.setattr("async_maps.sources.batches.stdin_lines", lines)
+    with pytest.raises(UnavailableError, match="refused with AccessDenied"):
+        [batch async for batch in list_maps("-")]
 
 
 def test_a_path_in_s3_is_named_by_its_key() -> None:
