@@ -6,6 +6,7 @@ import logging
 import time
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import lru_cache
 from threading import Lock
 from typing import TYPE_CHECKING
 
@@ -41,20 +42,16 @@ class Clock:
         self._lock = Lock()
         self._corrections = 0
 
-    def now(self) -> datetime:
-        """Return the corrected time, in UTC."""
-        return datetime.fromtimestamp(self.time(), UTC)
-
     def time(self) -> float:
         """Return the corrected time in seconds since 1970."""
         return self._wall() + self.offset_s
 
-    def correct(self, date: str, signed_at: datetime) -> bool:
+    def correct(self, date: str, signed_at: float) -> bool:
         """Take over the time of a server that refused a signature for its time.
 
         Args:
             date: the Date header of its answer.
-            signed_at: the time in the signature.
+            signed_at: the time in the signature, in seconds since 1970.
 
         Returns:
             Whether the time was the reason, so that a new signature may be accepted.
@@ -63,7 +60,7 @@ class Clock:
             told = parsedate_to_datetime(date).timestamp()
         except (ValueError, TypeError):
             return False
-        if told < _EARLIEST or abs(told - signed_at.timestamp()) < _TOLERATED_S:
+        if told < _EARLIEST or abs(told - signed_at) < _TOLERATED_S:
             return False
         with self._lock:
             offset_s = told - self._wall()
@@ -80,6 +77,16 @@ class Clock:
                 _duration(abs(offset_s)), "behind" if offset_s > 0 else "ahead of",
             )  # fmt: skip
         return True
+
+
+def timestamp(seconds: float) -> str:
+    """Return a time in the form of AWS Signature Version 4: ``20261125T120000Z``."""
+    return _timestamp(int(seconds))
+
+
+@lru_cache(maxsize=4)  # as datetime takes longer, for each request
+def _timestamp(second: int) -> str:
+    return datetime.fromtimestamp(second, UTC).strftime("%Y%m%dT%H%M%SZ")
 
 
 def blames_time(code: str, message: str, status: int) -> bool:

@@ -11,6 +11,7 @@ import socket
 import struct
 from contextlib import suppress
 from contextvars import ContextVar
+from math import inf
 from typing import TYPE_CHECKING, NamedTuple
 
 from aiobotocore.httpsession import AIOHTTPSession
@@ -31,6 +32,8 @@ _NO_LINGER = struct.pack("ii", 1, 0)
 _DEFAULT = TimeLimits(60.0, 300.0)
 _LOOKS = 4
 """Looks for a sign of life in the time of the longest silence."""
+_LOOK_S = 1.0
+"""The longest time between two looks."""
 
 
 class _Life(NamedTuple):
@@ -39,6 +42,51 @@ class _Life(NamedTuple):
     waiting: int = 0
     sent: int = 0
     received: int = 0
+
+
+class Watches:
+    """Looks at the requests of a client, all in turn: a timer for each request takes longer than all else here.
+
+    Args:
+        limits: those of each request.
+    """
+
+    def __init__(self, limits: TimeLimits) -> None:
+        self.limits = limits
+        self._open: set[Watch] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._next_at = 0.0
+
+    def watch(self, size: int) -> Watch:
+        """Return the watch of a request with a body of that size."""
+        return Watch(size, self)
+
+    def close(self) -> None:
+        """Look no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _begin(self, watch: Watch) -> None:
+        self._open.add(watch)
+        if self._timer is None:
+            self._look_in(inf)
+
+    def _look(self) -> None:
+        now = asyncio.get_running_loop().time()
+        # This process was stopped or busy: what the other side sent meanwhile has not been read.
+        late_s = now - self._next_at
+        ends = [watch._look(now, late_s) for watch in self._open]
+        self._timer = None
+        if ends:
+            self._look_in(min(ends) - now)
+
+    def _look_in(self, seconds: float) -> None:
+        seconds = min(seconds, self.limits.silence_s / _LOOKS, _LOOK_S)
+        # Not when() of the handle: uvloop's handles of timers that are due lack it.
+        loop = asyncio.get_running_loop()
+        self._next_at = loop.time() + seconds
+        self._timer = loop.call_later(seconds, self._look)
 
 
 class Watch:
@@ -50,9 +98,8 @@ class Watch:
         TooSlowError: the limits were exceeded.
     """
 
-    def __init__(self, size: int, limits: TimeLimits) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._limits, self._longest_s = limits, limits.longest_s(size)
+    def __init__(self, size: int, watches: Watches) -> None:
+        self._watches, self._size = watches, size
         self._has_ended = False
         self._connection: Connection | None = None
         self._transport: asyncio.Transport | None = None
@@ -64,52 +111,46 @@ class Watch:
         task = asyncio.current_task()
         assert task is not None  # noqa: S101  # a request runs in a task
         self._task, self._cancelling = task, task.cancelling()
-        self._began_at = self._sent_at = self._lived_at = self._loop.time()
+        self._began_at = self._sent_at = self._lived_at = task.get_loop().time()
         self._token = _current.set(self)
-        self._look_in(self._limits.silence_s / _LOOKS)
+        self._watches._begin(self)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._next.cancel()
+        self._watches._open.discard(self)
         _current.reset(self._token)
         if error is not None and (transport := self._transport) is not None and self._is_free(transport):
             _reset(transport)
         if self._has_ended and self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
-            too_slow = too_few(self._loop.time() - self._began_at)
-            raise (self._limits.silent() if self._is_silent else too_slow) from error
+            too_slow = too_few(self._task.get_loop().time() - self._began_at)
+            raise (self._watches.limits.silent() if self._is_silent else too_slow) from error
 
     def uses(self, connection: Connection) -> None:
         """Note the connection on which the request is sent."""
         self._connection, self._transport = connection, connection.transport
 
-    def _look(self) -> None:
-        now, life = self._loop.time(), self._look_for_life()
-        # This process was stopped or busy: what the other side sent meanwhile has not been read.
-        late_s = now - self._next_at
+    def _look(self, now: float, late_s: float) -> float:
+        """End the request if that is due; return when it would be. ``late_s`` is the delay of this look."""
+        life = self._look_for_life()
         self._began_at, self._sent_at, self._lived_at = (
-            moment + late_s for moment in (self._began_at, self._sent_at, self._lived_at)
+            min(moment + late_s, now) for moment in (self._began_at, self._sent_at, self._lived_at)
         )
         if life != self._life:
             self._lived_at = now
         if life[:2] != self._life[:2]:
             self._sent_at = now
         self._life = life
-        silence_s, total_s = self._limits
+        silence_s, total_s = self._watches.limits
         silent_at = self._lived_at + silence_s
+        longest_s = self._watches.limits.longest_s(self._size)
         # An answer that takes long after the last byte was sent comes in drops.
-        end = min(silent_at, self._sent_at + total_s, self._began_at + self._longest_s)
-        if end <= now:
+        end = min(silent_at, self._sent_at + total_s, self._began_at + longest_s)
+        if end <= now and not self._has_ended:
             self._is_silent = end == silent_at
             self._has_ended = True
             self._task.cancel()
-        else:
-            self._look_in(min(end - now, silence_s / _LOOKS))
-
-    def _look_in(self, seconds: float) -> None:
-        # Not when() of the handle: uvloop's handles of timers that are due lack it.
-        self._next_at = self._loop.time() + seconds
-        self._next = self._loop.call_later(seconds, self._look)
+        return inf if self._has_ended else end
 
     def _look_for_life(self) -> _Life:
         if self._transport is None or self._transport.is_closing():
@@ -145,7 +186,7 @@ class LimitedSession(AIOHTTPSession):
     """The HTTP session of a client. Pass what :func:`session_class` returns as ``http_session_cls``.
 
     Attributes:
-        limits: those of each request.
+        watches: its requests, and their limits.
         traffic: counts the bytes that its connections have sent.
     """
 
@@ -155,7 +196,7 @@ class LimitedSession(AIOHTTPSession):
 
     def __init__(self, *arguments: Any, limits: TimeLimits = _DEFAULT, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self.limits = limits
+        self.watches = Watches(limits)
         self.traffic = Traffic()
         self._connector_args = {**self._connector_args, "socket_factory": self.traffic.open_socket}
         # The watch of a request replaces aiohttp's limit for the answer.
@@ -163,20 +204,17 @@ class LimitedSession(AIOHTTPSession):
 
     async def __aexit__(self, *arguments: Any) -> None:
         self.traffic.shut_down()
+        self.watches.close()
         await super().__aexit__(*arguments)
-
-    def watch(self, size: int) -> Watch:
-        """Return the watch of a request with a body of that size."""
-        return Watch(size, self.limits)
 
     async def send(self, request: Any) -> Any:
         """Send a request of the SDK. Only the limit of silence applies to a body of an answer that is streamed."""
         # A hop that never answers 100 Continue would keep the body from being sent; it is in memory anyway.
         request.headers.pop("Expect", None)
-        with self.watch(int(request.headers.get("Content-Length") or 0)):
+        with self.watches.watch(int(request.headers.get("Content-Length") or 0)):
             answer = await super().send(request)
         if request.stream_output and (connection := answer.raw.connection) is not None:
-            connection.protocol.read_timeout = self.limits.silence_s
+            connection.protocol.read_timeout = self.watches.limits.silence_s
             connection.protocol.start_timeout()
         return answer
 

@@ -66,7 +66,7 @@ def find_credentials(may_ask: bool, clock: Clock) -> Found:
                 found = _freeze(credentials, method)
                 if dates and found.expires_at is not None and found.expires_at <= clock.time():
                     # New credentials have not expired: this machine's clock is wrong.
-                    clock.correct(dates[-1], clock.now())
+                    clock.correct(dates[-1], clock.time())
                 return found
         signs_in = "login_session" in session.get_scoped_config()
     except Exception as error:  # what a service or a program answers can cause any error

@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from botocore.auth import SIGV4_TIMESTAMP
-
-from async_maps.filesystems.clock import blames_time
+from async_maps.filesystems.clock import blames_time, timestamp
 
 if TYPE_CHECKING:
     from typing import Any
@@ -30,8 +28,8 @@ def sign_in_time(signer: Any, clock: Clock) -> None:
             return auth
 
         def prepare_in_time(request: Any) -> Any:
-            now = clock.now()
-            request.context["timestamp"] = now.strftime(SIGV4_TIMESTAMP)
+            now = clock.time()
+            request.context["timestamp"] = timestamp(now)
             signed = request.context.setdefault(_CONTEXT, {})
             signed.update(at=now, access_key=auth.credentials.access_key or "")
             return prepare(request)

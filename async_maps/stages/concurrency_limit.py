@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _GROWTH = 1.5
+_GAIN = 1.1
 _INTERVAL_S = 0.25
 _CUT = 0.5
 
@@ -18,7 +19,8 @@ class ConcurrencyLimit:
 
     The requests in flight are the rate times the latency (Little's law). If all of them are in use and the latency is
     still near the smallest that was measured, the store can do more, and the limit grows by half. If the latency grows
-    as well, something else is the limit: the link, the store or this machine.
+    as well, or the rate is not at least a tenth above the one before the last growth, something else is the limit: the
+    link, the store or this machine.
 
     A time-out halves the limit. Then each success adds one up to half of what it was, and beyond that each round of
     requests adds one, as for TCP (RFC 5681).
@@ -41,6 +43,7 @@ class ConcurrencyLimit:
         self._lowered_at = -inf
         self._succeeded = True
         self._latency_s = inf
+        self._rate_before = 0.0
         self._since = -inf
         self._reset(-inf)
 
@@ -84,7 +87,10 @@ class ConcurrencyLimit:
             return
         mean_s = self._sum_s / self._answers
         self._latency_s = min(self._latency_s, mean_s)
-        if 2 * self._full > self._answers and mean_s < _GROWTH * self._latency_s:
+        rate = self._answers / (now - self._since)
+        is_faster = mean_s < _GROWTH * self._latency_s and rate > _GAIN * self._rate_before
+        if 2 * self._full > self._answers and is_faster:
+            self._rate_before = rate
             self._limit = self._highest = min(float(int(self._limit * _GROWTH + 1)), self._most)
             self.grown()
         self._reset(now)

@@ -146,9 +146,10 @@ class Stages:
                         stages.start_soon(upload_stage, self._pngs_out.clone(), uploading, self._uploading)
 
                 start_fetchers()
-                # The rate limiter bounds the requests. A few uploads may be held back without stopping the others.
-                start_uploads(spare=FEW)
+                start_uploads()
                 self._reads.grown, self._uploads.grown = start_fetchers, start_uploads
+                # The rate limiter bounds the requests. A few uploads may be held back without stopping the others.
+                self.judge.held_back = partial(start_uploads, spare=FEW)
                 for worker in self._workers:
                     stages.start_soon(colorize.run, worker, self._jobs_out.clone(), self._bitmaps.clone())
                 for _ in range(self._encoding.workers):

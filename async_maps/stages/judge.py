@@ -77,14 +77,19 @@ class Judge:
         max_attempts: the least number of counted failures before an object is to blame.
         give_up_s: the seconds without an accepted object after which the store counts as down.
         clock: returns the time in seconds.
+
+    Attributes:
+        held_back: called when the first object is held back.
     """
 
     def __init__(self, *, max_attempts: int, give_up_s: float, clock: Callable[[], float] = monotonic) -> None:
+        self.held_back: Callable[[], None] = lambda: None
         self._max_attempts = max_attempts
         self._give_up_s = give_up_s
         self._clock = clock
         self._open: set[Case] = set()
         self._held: set[Case] = set()
+        self._has_held = False
         self._passed_at = -1.0  # the start of the latest attempt that was accepted
         self._failing_since: float | None = None
         self._failing_from = datetime.now().astimezone()
@@ -146,6 +151,9 @@ class Judge:
         self._end(case)
         case.refusal = verdict
         self._held.add(case)
+        if not self._has_held:
+            self._has_held = True
+            self.held_back()
 
     def rule(self, case: Case) -> Ruling:
         """Rule on an object that is held back: RETRY, WAIT, CONTROL, BLAME or DOWN."""

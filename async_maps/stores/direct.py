@@ -10,14 +10,16 @@ Runs on the event loop.
 from __future__ import annotations
 
 import hashlib
+import hmac
 from io import BytesIO
 from typing import TYPE_CHECKING, NamedTuple
 
-from botocore.auth import SIGV4_TIMESTAMP, UNSIGNED_PAYLOAD, S3SigV4Auth
+from botocore.auth import UNSIGNED_PAYLOAD, S3SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.utils import percent_encode
 from yarl import URL
 
+from async_maps.filesystems.clock import timestamp
 from async_maps.filesystems.http_session import LimitedSession
 
 if TYPE_CHECKING:
@@ -110,25 +112,27 @@ class Signer:
     """Signs the requests of a plan with one set of credentials.
 
     Most of the text to sign is the same in all requests. botocore writes it once, with marks for the parts that change.
+    The key of the signatures is the same for a day.
     """
 
     def __init__(self, plan: Plan, credentials: ReadOnlyCredentials) -> None:
         self.plan = plan
         self.credentials = credentials
-        self._auth = S3SigV4Auth(credentials, plan.service, plan.region)
+        auth = S3SigV4Auth(credentials, plan.service, plan.region)
         marks = {"x-amz-date": "\0date", "x-amz-content-sha256": "\0payload", plan.checksum: "\0checksum"}
         self._headers = dict(plan.headers)
         if credentials.token:
             self._headers["X-Amz-Security-Token"] = credentials.token
-        self._request = AWSRequest("PUT", f"{plan.base}\0path{plan.query}", headers={**self._headers, **marks})
-        signed = self._auth.headers_to_sign(self._request)
-        self._signed_names = self._auth.signed_headers(signed)
+        request = AWSRequest("PUT", f"{plan.base}\0path{plan.query}", headers={**self._headers, **marks})
+        signed = auth.headers_to_sign(request)
+        self._signed_names = auth.signed_headers(signed)
         self._host_path = "/" + plan.base.split("/", 3)[3]
         # Method, path, query, headers, their names, hash: AWS Signature Version 4, "Create a canonical request".
         self._canonical = (
-            f"PUT\n\0path\n{self._auth.canonical_query_string(self._request)}\n"
-            f"{self._auth.canonical_headers(signed)}\n\n{self._signed_names}\n\0payload"
+            f"PUT\n\0path\n{auth.canonical_query_string(request)}\n"
+            f"{auth.canonical_headers(signed)}\n\n{self._signed_names}\n\0payload"
         )
+        self._begin_day("")
 
     def sign(self, key: str, data: bytes, checksum: str, timestamp: str) -> tuple[str, dict[str, str]]:
         """Return the URL and the headers of a PUT; the timestamp has the form ``20261125T120000Z``."""
@@ -140,17 +144,27 @@ class Signer:
             .replace("\0date", timestamp)
             .replace("\0checksum", checksum)
         )
-        self._request.context["timestamp"] = timestamp
-        signature = self._auth.signature(self._auth.string_to_sign(self._request, canonical), self._request)
+        if timestamp[:8] != self._day:
+            self._begin_day(timestamp[:8])
+        text = f"AWS4-HMAC-SHA256\n{timestamp}\n{self._scope}\n{hashlib.sha256(canonical.encode()).hexdigest()}"
+        signature = hmac.new(self._key, text.encode(), hashlib.sha256).hexdigest()
         headers = {
             **self._headers,
             self.plan.checksum: checksum,
             "X-Amz-Date": timestamp,
             "X-Amz-Content-SHA256": payload,
-            "Authorization": f"AWS4-HMAC-SHA256 Credential={self._auth.scope(self._request)}, "
+            "Authorization": f"AWS4-HMAC-SHA256 Credential={self.credentials.access_key}/{self._scope}, "
             f"SignedHeaders={self._signed_names}, Signature={signature}",
         }
         return f"{self.plan.base}{quoted}{self.plan.query}", headers
+
+    def _begin_day(self, day: str) -> None:
+        # AWS Signature Version 4, "Derive a signing key".
+        scope = (day, self.plan.region, self.plan.service, "aws4_request")
+        key = f"AWS4{self.credentials.secret_key}".encode()
+        for part in scope:
+            key = hmac.new(key, part.encode(), hashlib.sha256).digest()
+        self._day, self._scope, self._key = day, "/".join(scope), key
 
 
 class DirectSession(LimitedSession):
@@ -215,8 +229,8 @@ class DirectSession(LimitedSession):
             signer = self._signer = Signer(plan, frozen)
         clock = credentials.shared.clock
         for _ in range(2):
-            signed_at = clock.now()
-            found = await self._send_put(*signer.sign(key, data, checksum, signed_at.strftime(SIGV4_TIMESTAMP)), data)
+            signed_at = clock.time()
+            found = await self._send_put(*signer.sign(key, data, checksum, timestamp(signed_at)), data)
             if not (found.blames_time() and clock.correct(found.headers.get("Date", ""), signed_at)):
                 break
         if found.status == 200:
@@ -232,7 +246,7 @@ class DirectSession(LimitedSession):
         session = await self._get_session(None)
         # aiohttp writes a file in pieces, and lets other tasks run between them.
         body = data if len(data) <= _WHOLE_BYTES else BytesIO(data)
-        with self.watch(len(data)):
+        with self.watches.watch(len(data)):
             # Not "async with": that waits for the rest of a body to which the server has answered already.
             answer = await session.put(URL(url, encoded=True), data=body, headers=headers, allow_redirects=False)
             return Answer(answer.status, answer.headers, await answer.read())

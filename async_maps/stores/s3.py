@@ -238,7 +238,8 @@ class S3Store:
     async def read(self, key: str) -> Stored:
         """Read an object; raise the SDK's errors."""
         found = await _readable(self._client.get_object(Bucket=self._bucket, Key=key))
-        data, is_kms = await read_body(found, self._session.limits), "kms" in found.get("ServerSideEncryption", "")
+        data = await read_body(found, self._session.watches.limits)
+        is_kms = "kms" in found.get("ServerSideEncryption", "")
         return Stored(data, found.get("ETag", "").strip('"'), is_kms)
 
     async def head(self, key: str) -> Mapping[str, str]:

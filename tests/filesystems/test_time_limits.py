@@ -15,7 +15,7 @@ import pytest
 
 from async_maps.errors import ObjectError, TransientError
 from async_maps.filesystems.filesystem import InaccessibleError
-from async_maps.filesystems.http_session import Watch
+from async_maps.filesystems.http_session import Watches
 from async_maps.filesystems.locators import S3Address
 from async_maps.filesystems.s3 import S3Filesystem
 from async_maps.filesystems.time_limits import TimeLimits, TooSlowError
@@ -216,7 +216,7 @@ async def test_a_request_that_waits_after_its_tls_connection_broke_ends(
         reader, writer = await asyncio.open_connection("localhost", port, ssl=trusted)
 
         async def request() -> None:
-            watch = Watch(0, TimeLimits(0.1, 1.0))
+            watch = Watches(TimeLimits(0.1, 1.0)).watch(0)
             with watch:
                 watch.uses(Mock(transport=writer.transport))
                 writer.write(b"PUT / HTTP/1.1\r\n\r\n")

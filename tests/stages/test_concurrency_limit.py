@@ -95,3 +95,13 @@ def test_a_slow_link_keeps_its_lower_limit_for_rounds() -> None:
         else:
             now, rounds = work(limit, 1, took_s, now=now), rounds + 1
     assert rounds > 15
+
+
+def test_concurrency_that_makes_nothing_faster_grows_once() -> None:
+    limit, now = ConcurrencyLimit(32, 256), 0.0
+    for _ in range(500):  # The latency stays near the smallest, though 1,000 a second are the maximum.
+        count = limit.in_flight = limit.limit
+        now += max(0.03, count / 1000)
+        for _ in range(count):
+            limit.succeeded(0.03, now)
+    assert limit.limit == 49
