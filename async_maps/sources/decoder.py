@@ -74,11 +74,12 @@ class _Server:
             return [list(array.shape), array.dtype.str], array
         except Exception as error:  # noqa: BLE001  # one map's failure is data; a malicious file can cause any error
             if shortage := shortage_of_files(error):
-                return ["shortage", str(shortage), False], None
+                return ["shortage", str(shortage), False, False], None
             kind: object = "input" if isinstance(error, InputValidationError) else verdict_of(error) or "source"
             kind = "unavailable" if isinstance(error, UnavailableError) else kind
+            may_pass = isinstance(error, UnavailableError) and error.may_pass
             memory = self._limit.explain(error)
-            return [kind, f"{_reason(error)}{memory}", bool(memory)], None
+            return [kind, f"{_reason(error)}{memory}", bool(memory), may_pass], None
 
 
 def _reason(error: Exception) -> str:

@@ -350,14 +350,14 @@ class IsolatedReaders(Readers):
                 # The values that are not read would be the next answer.
                 self._line.close()
                 raise
-        kind, reason, is_scarce = answer
+        kind, reason, is_scarce, may_pass = answer
         if is_scarce:
             self._process.is_suspect = True
             raise SuspectError(reason)
         if isinstance(kind, list):
             scope, *others = kind
             raise InaccessibleError.of(Verdict(Scope(scope), *others))
-        raise _ERRORS.get(kind, SourceError)(reason, may_pass=kind == "unavailable")
+        raise _ERRORS.get(kind, SourceError)(reason, may_pass=may_pass)
 
     def _receive(self, shape: list[int], dtype: str) -> NDArray[Any]:
         """Receive an array. The child may be under the control of the file that it has decoded."""

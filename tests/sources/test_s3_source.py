@@ -19,15 +19,17 @@ import pytest
 import async_maps as am
 from async_maps.demo import seaweed
 from async_maps.errors import SourceError
-from async_maps.filesystems.filesystem import Filesystems
+from async_maps.filesystems.filesystem import Filesystems, UnavailableError
 from async_maps.filesystems.s3 import S3Filesystem
 from async_maps.outcomes import Failure
 from async_maps.settings import S3Settings
 from async_maps.sources import open_source
 from async_maps.sources.activation_map import ActivationMap
 from async_maps.sources.formats.registry import FORMATS, Readers
+from async_maps.sources.isolation import DecoderProcess, IsolatedReaders
 from tests.support.leftovers import leaves_nothing
 from tests.support.maps import MAP, npy, npz, random_map
+from tests.support.odd_server import OddServer, odd_server
 from tests.support.s3 import delete, upload
 from tests.support.s3_proxy import Proxy, Refusal, counting
 
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
     from typing import BinaryIO
 
     from numpy.typing import NDArray
+
+__all__ = ["odd_server"]
 
 IMPATIENT = S3Settings(max_attempts=1, connect_timeout_s=1.0, read_timeout_s=1.0)
 
@@ -340,6 +344,19 @@ def test_expired_credentials_are_reported(bucket: str, monkeypatch: pytest.Monke
     monkeypatch.setenv("AWS_CREDENTIAL_EXPIRATION", "2020-01-02T03:04:05Z")
     with pytest.raises(SourceError, match="the AWS credentials have expired: sign in again, or set new ones"):
         listed(f"s3://{bucket}/maps/")
+
+
+def test_credentials_refused_to_the_decoder_process_do_not_pass(
+    odd_server: OddServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd_server.answers = {"GET": (403, "InvalidAccessKeyId")}
+    with (
+        DecoderProcess(IMPATIENT) as process,
+        closing(IsolatedReaders(process)) as readers,
+        pytest.raises(UnavailableError, match="the access key does not exist there") as caught,
+    ):
+        readers.read("s3://bucket/a.h5", [None, None])
+    assert not caught.value.may_pass
 
 
 def test_an_unreachable_server_is_reported(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
