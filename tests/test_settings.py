@@ -261,6 +261,7 @@ def test_settings_are_loaded_from_toml(tmp_path: Path) -> None:
     ("content", "sentence"),
     [
         (b"png = ", "{file} is not TOML: Invalid value (at "),
+        pytest.param(b"workers = " + b"9" * 5000, "{file} is not TOML: Exceeds the limit", id="5,000 digits"),
         (b"\xff\xfe", "{file} is not TOML: 'utf-8' codec can't decode byte 0xff"),
         (b"color = 1", "{file}: color is not a setting"),
         (b"self = 1", "{file}: self is not a setting"),

@@ -38,10 +38,10 @@ def load_settings(path: str | Path) -> Settings:
         raise SettingsError(f"{path} is not a file of settings: its values are nested too deeply") from None
     except OSError as error:
         raise SettingsError(f"cannot read {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path} is not TOML: {error}") from error
     except SettingsError as error:
         raise SettingsError(f"{path}: {error}") from error
+    except ValueError as error:  # also of an integer with too many digits
+        raise SettingsError(f"{path} is not TOML: {error}") from error
 
 
 def _open_file(path: str, flags: int) -> int:
