@@ -162,9 +162,10 @@ class SharedCredentials:
             refused = self._found.frozen
             if self._refused == refused:
                 return False
-            self._refused = refused
-            self._try_at = 0.0
             self._renew()
+            if self._error is not None:
+                raise self._error
+            self._refused = refused
             return self.found.frozen != refused
 
     def _renew(self) -> None:

@@ -116,6 +116,20 @@ def test_credentials_that_stay_the_same_are_not_asked_for_again() -> None:
     assert len(source.asked) == 2
 
 
+def test_refused_credentials_are_replaced_after_a_renewal_that_failed() -> None:
+    source = Source()
+    assert source.key() == "key-1"
+    source.errors = [PASSING]
+    for _ in range(32):
+        with pytest.raises(CredentialsError, match="could not be renewed: STS is busy") as caught:
+            source.shared.replace("key-1")
+        assert caught.value.retry
+    assert len(source.asked) == 2, "not once a request"
+    source.now += 1
+    assert source.shared.replace("key-1")
+    assert source.key() == "key-2"
+
+
 async def test_requests_of_a_loop_share_one_renewal() -> None:
     source = Source()
     credentials = AsyncCredentials(source.shared)
