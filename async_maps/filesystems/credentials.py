@@ -90,6 +90,9 @@ class SharedCredentials:
         clock: tells whether they have expired.
         timer: returns seconds for the waits between attempts.
 
+    Attributes:
+        clients: the open clients of event loops that use them.
+
     Raises:
         CredentialsError: all methods raise it if there are no valid credentials.
     """
@@ -98,6 +101,7 @@ class SharedCredentials:
         self, find: Callable[[bool], Found], clock: Clock | None = None, timer: Callable[[], float] = monotonic
     ) -> None:
         self.clock = clock or Clock()
+        self.clients: set[object] = set()
         self._find = find
         self._timer = timer
         self._lock = Lock()

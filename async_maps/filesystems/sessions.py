@@ -146,10 +146,14 @@ class AsyncSession:
             _allow_tenants(client)
             _bound_redirects(client)
             untyped.meta.events.register("needs-retry.s3", partial(_sign_again_async, self.credentials.shared))
+            clients = self.credentials.shared.clients
+            clients.add(client)
             try:
                 yield client
             finally:
-                self.credentials.close()
+                clients.discard(client)
+                if not clients:
+                    self.credentials.close()
 
 
 def blocking_client(config: Any, patience_s: float = 0.0, closed: Event | None = None) -> Any:

@@ -328,6 +328,25 @@ async def test_leaving_a_pipeline_ends_a_program_that_hangs(
     await until(lambda: not services.is_running())
 
 
+async def test_leaving_a_pipeline_leaves_the_program_that_another_waits_for(
+    services: Services, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(providers, "_PROCESS_TIMEOUT_S", 600.0)
+    services.use("process", monkeypatch)
+    set_mode(services, "held")
+    shared, pipeline = shared_credentials(), am.Pipeline(f"s3://{bucket}/b", settings=am.Settings(workers=0))
+    left = asyncio.create_task(am.Pipeline(f"s3://{bucket}/a", settings=SETTINGS).__aenter__())
+    staying = asyncio.create_task(pipeline.__aenter__())
+    await until(lambda: services.count() > 0 and len(shared.clients) == 2)
+    left.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await left
+    set_mode(services, "good")
+    await staying
+    await pipeline.__aexit__(None, None, None)
+    assert (services.count(), len(shared.clients)) == (1, 0)
+
+
 MIDDLE: list[tuple[str, Mode]] = [
     ("web_identity", "refused"), ("web_identity", "busy"), ("assume_role", "silent"), ("assume_role", "garbage"),
     ("sso", "refused"), ("imds", "refused"), ("ecs", "busy"), ("process", "refused"), ("process", "silent"),

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from async_maps.demo.seaweed import S3Server
 
-Mode = Literal["good", "refused", "busy", "garbage", "silent"]
+Mode = Literal["good", "refused", "busy", "garbage", "silent", "held"]
 SECRETS = {"sso": "SSO-ACCESS-TOKEN-SECRET", "web": "WEB-IDENTITY-TOKEN-SECRET", "garbage": "GARBAGE-WITH-A-SECRET"}
 _ROLE = "arn:aws:iam::123456789012:role/tested"
 _OF_IMDS = {"/latest/api/token": "imds-token", "/latest/meta-data/iam/security-credentials/": "role"}
@@ -165,6 +165,7 @@ class Services:
             f"good) cat {self.folder}/answer ;;\n"
             f'garbage) echo "{SECRETS["garbage"]}" ;;\n'
             "silent) sleep 600 ;;\n"
+            f"held) until grep -q good {self.folder}/mode; do sleep 0.05; done; cat {self.folder}/answer ;;\n"
             'busy) echo "no connection" >&2; exit 3 ;;\n'
             'refused) echo "not for you" >&2; exit 4 ;;\n'
             "esac\n"
