@@ -56,7 +56,8 @@ class FirstObject:
     """Proves with the first object of a store what its PUTs rely on, while other objects wait.
 
     It takes no request more for each object, and at most four for each run: a GET of the new key, a PUT without the
-    refused checksum, a second PUT of the same bytes, and a GET or a HEAD of the stored object.
+    refused checksum, a second PUT of the same bytes, and a GET or a HEAD of the stored object. If answers to PUTs have
+    neither a checksum nor an ETag, but objects have one, each object is read back.
 
     Attributes:
         promises: what is known.
@@ -182,8 +183,13 @@ class FirstObject:
             self.promises.takes_crc32, self.promises.is_news = False, True
             _logger.warning("%s: %s", self._store.destination, refused_crc32(judge(error).reason))
 
-    async def read_back(self, key: str, data: bytes) -> str | None:
+    async def read_back(self, key: str, data: bytes, *, answered: str | None) -> str | None:
         """Read an object whose answer does not prove its bytes, and learn what ETags of this store are.
+
+        Args:
+            key: the key of the object.
+            data: its bytes.
+            answered: the ETag in the answer; None if there is none, which says nothing about later answers.
 
         Returns:
             The ETag, if it is the MD5; else None, and ETags of this store are not compared from now on.
@@ -203,8 +209,9 @@ class FirstObject:
         if found.data != data:
             raise self._unproved()
         if found.has_md5:
-            # Only the answer was wrong: a hop before the store has changed it.
-            self.promises.etags_are_md5 = True
+            if answered:
+                # Only the answer was wrong: a hop before the store has changed it.
+                self.promises.etags_are_md5 = True
             return found.etag
         self._distrust_etags()
         return None

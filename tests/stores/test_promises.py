@@ -269,6 +269,22 @@ async def test_one_wrong_answer_does_not_make_etags_opaque(
     assert odd_server.count("GET") == 1
 
 
+async def test_answers_without_an_etag_are_proved_by_reading_each_object(
+    odd_server: OddServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd_server.ignores = {"x-amz-checksum-crc32"}
+    original = odd_server._put
+
+    def terse(path: str, headers: dict[str, str], body: bytes) -> Any:
+        return original(path, headers, body)[0], {}, b""
+
+    monkeypatch.setattr(odd_server, "_put", terse)
+    async with open_store("s3://bucket/p", settings()) as store:
+        for key in KEYS:
+            assert await store.put(key, key.encode()) == odd_server.etag(key.encode())
+    assert (odd_server.count("PUT"), odd_server.count("GET")) == (len(KEYS), len(KEYS))
+
+
 # Encryption and storage class ---------------------------------------------------------------------------------------
 
 
