@@ -207,7 +207,8 @@ class DirectSession(LimitedSession):
         # Requests through a proxy are left to the SDK.
         if self._plan is None and self._plans < _PLANS and request is not None:
             self._plan = None if self._proxy_config.proxy_url_for(request.url) else Plan.of(request, key)
-            self._plans += 1
+            # The last PUT may be that of another key, if several run concurrently.
+            self._plans += self._plan is not None
 
     async def put(self, key: str, data: bytes, checksum: str, credentials: AsyncCredentials) -> Answer | None:
         """Send one PUT directly.

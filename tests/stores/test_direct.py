@@ -146,6 +146,20 @@ async def test_the_signed_request_equals_the_sdks(
             assert theirs.body == data
 
 
+async def test_the_answer_to_a_concurrent_put_uses_up_no_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = {"aws_access_key_id": "AKID", "aws_secret_access_key": "secret"}
+    async with sdk(monkeypatch, "bucket", S3Settings(), region_name="eu-central-1", **keys) as (session, put):
+        for _ in range(5):
+            await put("a.png", b"first")
+            await put("b.png", b"second")
+            session.learn("a.png")
+            session.learn("b.png")
+            assert session._plan is None
+        await put("c.png", b"third")
+        session.learn("c.png")
+        assert session._plan is not None
+
+
 def test_other_kinds_of_requests_are_left_to_the_sdk() -> None:
     for name, value in (("x-amz-s3session-token", "t"), ("Transfer-Encoding", "chunked"), ("x-amz-trailer", "x")):
         request = _request({name: value})
