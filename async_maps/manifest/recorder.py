@@ -231,7 +231,11 @@ class Recorder:
         if self._promises is not None:
             identity, promises = self._promises
             if promises.is_news:
-                self._manifest.keep_promises(identity, promises.dump())
+                try:
+                    self._manifest.keep_promises(identity, promises.dump())
+                except ManifestError:
+                    promises.is_news = True
+                    raise
         outcomes = self._pending[:]
         if outcomes:
             self._manifest.write(outcomes, self._settings)

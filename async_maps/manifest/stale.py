@@ -184,7 +184,8 @@ class StaleRows(ManifestMetadata):
         return self._root
 
     def _new_root_id(self) -> int | None:
-        """Return the number of the root, which gets one now, inside a transaction."""
-        if self._root_id() is None and self.root:
-            self._database.execute("INSERT INTO roots (place) VALUES (?)", (self.root,))
-        return self._root_id()
+        """Return the number of the root, which gets one now, inside a transaction; it is not kept: that may fail."""
+        known = self._root_id()
+        if known is not None or not self.root:
+            return known
+        return self._database.execute("INSERT INTO roots (place) VALUES (?)", (self.root,)).lastrowid

@@ -30,6 +30,8 @@ from async_maps.render.sketch import QuantileSketch
 from async_maps.report import Report
 from async_maps.settings import Settings
 from async_maps.sources.activation_map import ActivationMap
+from async_maps.sources.coverage import Coverage
+from async_maps.stores.promises import Promises
 from tests.support.manifests import (
     COUNTED,
     DESTINATION,
@@ -665,6 +667,40 @@ async def test_a_failed_commit_is_reported_and_retried_at_the_end(path: Path) ->
                 await recorder.commit()
             other.execute("ROLLBACK")
     assert _counted(path) == {"done": 1}
+
+
+def test_rows_keep_their_source_after_the_disk_was_full(path: Path) -> None:
+    outcomes = [receipt_for(make_map(f"{n:100}")) for n in range(500)]
+    coverage = Coverage()
+    coverage.begin("/maps", lambda _: True)
+    with Manifest(path) as manifest:
+        manifest.begin(DESTINATION)
+        manifest.follow(coverage)
+        (pages,) = manifest._database.execute("PRAGMA page_count").fetchone()
+        manifest._database.execute(f"PRAGMA max_page_count = {pages + 3}")
+        with pytest.raises(ManifestError, match="the disk is full"):
+            manifest.write(outcomes, SETTINGS)
+        manifest._database.execute("PRAGMA max_page_count = 10000")
+        manifest.write(outcomes, SETTINGS)
+    with closing(sqlite3.connect(path)) as database:
+        query = "SELECT place, count(*) FROM maps LEFT JOIN roots ON root = id GROUP BY place"
+        assert database.execute(query).fetchall() == [("/maps", 500)]
+
+
+async def test_what_a_store_keeps_is_saved_after_a_failed_write(path: Path) -> None:
+    found = Promises()
+    async with open_recorder(path, DESTINATION, promises=found) as recorder:
+        assert recorder is not None
+        found.create_only = found.is_news = True
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            recorder._manifest._database.execute("PRAGMA busy_timeout = 0")
+            other.execute("BEGIN IMMEDIATE")
+            await recorder.note([receipt_for(make_map("a"))])
+            with pytest.raises(ManifestError, match="another program has locked it"):
+                await recorder.commit()
+            other.execute("ROLLBACK")
+    with Manifest(path, read_only=True) as manifest:
+        assert manifest.promises(DESTINATION) == found.dump()
 
 
 async def test_writing_does_not_block_the_event_loop(path: Path) -> None:
