@@ -17,7 +17,7 @@ from async_maps.filesystems.locators import file_path
 from async_maps.filesystems.spelling import Spelling
 from async_maps.filesystems.temporary import temporary_name
 from async_maps.stores import open_store
-from async_maps.stores.files import FileStore, rename_to_new
+from async_maps.stores.files import FileStore, cannot_write, rename_to_new
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -76,7 +76,7 @@ def _try_out(folder: Path, settings: Settings) -> list[Finding]:
         for check, answer in checks.items():
             findings.append(Finding(check, *answer()))
     except OSError as error:
-        findings.append(Finding(check, "failure", f"{existing}: {error.strerror}", "choose another folder or disk"))
+        findings.append(Finding(check, "failure", cannot_write(folder, error), "choose another folder or disk"))
     finally:
         for file in (path, other):
             try:

@@ -62,7 +62,7 @@ class FileStore:
         except OSError as error:
             kind = StoreError if error.errno in _LASTING else ObjectError
             place = self._folder if error.errno in WHOLE_DISK else self._folder / key
-            raise kind(f"cannot write {printable(str(place))}: {system_reason(error)}") from error
+            raise kind(cannot_write(place, error)) from error
         except _ExistsHereError as error:
             what, where = "the same file" if error.same else "another file", printable(str(self._folder / key))
             raise ExistsError(
@@ -136,6 +136,11 @@ class FileStore:
             self._swept.add(folder)
         if is_first:
             sweep(str(self._folder / folder))
+
+
+def cannot_write(place: Path, error: OSError) -> str:
+    """Return the sentence for a file or folder that cannot be written."""
+    return f"cannot write {printable(str(place))}: {system_reason(error)}"
 
 
 def rename_to_new(temporary: str, name: str, folder: int | None = None) -> None:

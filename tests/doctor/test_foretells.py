@@ -1,7 +1,9 @@
-"""What exists before a run, and ends it, is found by ``doctor`` in the words of the run."""
+"""What exists before a run, and ends it or a map, is found by ``doctor`` in the words of the run."""
 
 from __future__ import annotations
 
+import shlex
+import subprocess
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -11,6 +13,8 @@ import async_maps as am
 from async_maps.doctor import folder as _folder  # noqa: F401  # a user without permissions cannot import it
 from async_maps.doctor import s3 as s3_doctor
 from tests.support.certificates import make_certificate
+from tests.support.commands import COMMAND
+from tests.support.odd_disk import odd_disk
 from tests.support.odd_server import OddServer, odd_server, serving
 
 if TYPE_CHECKING:
@@ -174,3 +178,54 @@ async def test_a_folder_that_cannot_be_written_is_foretold(unprivileged: Path) -
     for place in (unprivileged / "locked", unprivileged / "locked" / "below", unprivileged / "file"):
         ended = await said_by_run(place, am.Settings(workers=0))
         assert await said_by_doctor(place, am.Settings()) == [ended]
+
+
+async def said_of_disk(place: Path, settings: am.Settings, check: str) -> Finding:
+    found: list[Finding] = await am.adiagnose(place, settings, quick=True)
+    return next(finding for finding in found if finding.check == check)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("oddity", ["full=1", "read-only"])
+async def test_a_disk_that_takes_no_file_is_foretold(oddity: str, tmp_path: Path) -> None:
+    with odd_disk(tmp_path / "disk", oddity) as disk:
+        ended = await said_by_run(disk / "out", am.Settings(workers=0))
+        assert await said_by_doctor(disk / "out", am.Settings()) == [ended]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("oddity", "names"), [("ignores-case", "aA"), ("ignores-form", "\u00e9" + "e\u0301")], ids=["case", "form"]
+)
+async def test_a_disk_that_ignores_a_part_of_names_is_foretold(oddity: str, names: str, tmp_path: Path) -> None:
+    with odd_disk(tmp_path / "disk", oddity) as disk:
+        maps = [(name, np.eye(4)) for name in (names[:1], names[1:])]
+        report = await am.arun(maps, disk / "out", settings=am.Settings(workers=0))
+        said = await said_of_disk(disk / "out", am.Settings(), "names")
+    assert [said.text in failure.reason for failure in report.failures] == [True]
+    assert said.level == "warning"
+
+
+@pytest.mark.slow
+async def test_missing_hard_links_are_foretold_to_do_no_harm(tmp_path: Path) -> None:
+    settings = am.Settings(workers=0, if_exists="error")
+    with odd_disk(tmp_path / "disk", "no-links") as disk:
+        said = await said_of_disk(disk / "out", settings, "create only")
+        report = await am.arun([("a", np.eye(4))], disk / "out", settings=settings)
+    assert (said.level, report.uploaded) == ("ok", 1)
+    assert "without hard links" in said.text
+
+
+@pytest.mark.slow
+def test_a_limit_of_open_files_is_foretold(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.eye(4))
+
+    def said(*arguments: str) -> str:
+        command = shlex.join((*COMMAND, *arguments))
+        limited = ("sh", "-c", f"ulimit -n 12; exec {command}")
+        done = subprocess.run(limited, cwd=tmp_path, capture_output=True, text=True, check=False)
+        return done.stdout + done.stderr
+
+    words = "the limit of open files (ulimit -n) is 12"
+    assert words in said("run", "a.npy", "out", "--workers", "0")
+    assert words in said("doctor", "out", "--quick")
