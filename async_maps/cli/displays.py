@@ -116,7 +116,7 @@ class LineDisplay:
 
 
 def _describe(failure: Failure) -> str:
-    return f"async-maps: failed (first for this reason): {failure}"
+    return mask(f"async-maps: failed (first for this reason): {failure}")
 
 
 class BarDisplay:

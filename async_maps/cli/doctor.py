@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import Counter
 from pathlib import Path
@@ -13,6 +12,7 @@ from cyclopts import Parameter
 from async_maps.cli.console import answer, set_verbosity
 from async_maps.cli.options import OUTPUT, WHAT, Flag, GroupedSettings, Quiet, Verbose
 from async_maps.doctor import KOLENA_ORIGINS, diagnose
+from async_maps.masking import masked_json
 from async_maps.report.ending import DONE, SOME_FAILED
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def _as_json(finding: Finding) -> str:
     found = finding._asdict()
     if finding.features is None:
         del found["features"]
-    return json.dumps(found)
+    return masked_json(found)
 
 
 def render(finding: Finding, out: TextIO | None) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,6 +10,7 @@ from cyclopts import Parameter
 
 from async_maps.cli.console import answer, failure_lines, say_how_to_list, set_verbosity
 from async_maps.cli.options import OUTPUT, Flag, Quiet, Verbose
+from async_maps.masking import masked_json
 from async_maps.progress import duration
 from async_maps.report.ending import DONE, SOME_FAILED, STOPPED_EARLY
 
@@ -46,7 +46,7 @@ def status(
 
     set_verbosity(verbose=verbose, quiet=quiet)
     found = read_status(manifest)
-    printed = answer(json.dumps(found.as_dict()) if as_json else "\n".join(_lines(found)))
+    printed = answer(masked_json(found.as_dict()) if as_json else "\n".join(_lines(found)))
     if not as_json:
         say_how_to_list(found.failed, manifest)
     if found.state in {"stopped", "lost"}:

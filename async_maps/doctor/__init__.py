@@ -17,6 +17,7 @@ from async_maps.doctor.finding import Finding, OnFinding
 from async_maps.doctor.machine import check_machine
 from async_maps.errors import SettingsError
 from async_maps.filesystems.filesystem import is_remote
+from async_maps.masking import mask
 from async_maps.settings import Settings, given_or_default
 
 if TYPE_CHECKING:
@@ -62,9 +63,9 @@ async def adiagnose(
     def found(finding: Finding) -> None:
         # Those of the machine come first, but not before the destination is known to be valid.
         for each in [*([] if findings else check_machine(settings)), finding]:
-            findings.append(each)
+            findings.append(each._replace(text=mask(each.text), advice=mask(each.advice)))
             if on_finding is not None:
-                on_finding(each)
+                on_finding(findings[-1])
 
     for origin in origins:
         if not re.fullmatch(r"https?://[^/\s]+", origin):

@@ -10,7 +10,6 @@ from botocore.exceptions import ClientError
 
 from async_maps.doctor.finding import Finding
 from async_maps.filesystems.aws import refusal, unreachable
-from async_maps.masking import mask
 from async_maps.stores.s3 import NO_ANSWER, UNREADABLE
 
 if TYPE_CHECKING:
@@ -59,7 +58,7 @@ class Target(NamedTuple):
 
     def say(self, check: str, level: Level, text: str, advice: str = "") -> None:
         """Report a finding."""
-        self.on_finding(Finding(check, level, mask(text), mask(advice)))
+        self.on_finding(Finding(check, level, text, advice))
 
 
 class Reply(NamedTuple):

@@ -144,6 +144,17 @@ def test_each_new_reason_is_told_once_while_the_run_goes_on(
     assert [line for line in text.splitlines() if said in line] == [said + failure for failure in NEW_REASONS]
 
 
+@pytest.mark.parametrize("kind", ["log", "bar"])
+def test_a_failure_is_shown_without_the_password_in_its_source(kind: ProgressKind) -> None:
+    out, report = Terminal(), Report()
+    display = make_display(kind, out)
+    assert display is not None
+    report.count([Failure("a", "ftp://me:passing@host/a.npy", None, "read", "no such scheme")])
+    display(make_progress(report, make_statistics(), 10))
+    display(make_progress(report, make_statistics(), 10, ended=True))
+    assert "a (ftp://***@host/a.npy): read: no such scheme" in out.getvalue()
+
+
 def events_of(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
     return [json.loads(line) for line in capsys.readouterr().err.splitlines()]
 

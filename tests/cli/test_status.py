@@ -141,6 +141,18 @@ def test_a_run_that_does_not_write_is_told(capsys: pytest.CaptureFixture[str], t
     assert not [line for line in lines if "maps/s" in line]
 
 
+def test_json_has_no_secret_that_it_escapes(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", 'of"some"one')
+    at = "2026-01-01T00:00:00.000+00:00"
+    with Manifest(tmp_path / MANIFEST) as manifest:
+        run = LastRun(at, None, "changed", None, at, error={"kind": "ValueError", "message": 'the key of"some"one'})
+        manifest.keep_sample(run, Sample(at, at, None, 0, 0, 0, 0, 0, 0, 32, {}))
+    assert invoke("status", tmp_path / MANIFEST, "--json") == 3
+    assert json.loads(capsys.readouterr().out)["error"]["message"] == "the key ***"
+
+
 def test_what_is_no_manifest_is_one_sentence(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
     for path, said in (("none.sqlite", "no such manifest: none.sqlite"), ("empty", "empty is an empty file, not a")):

@@ -86,6 +86,15 @@ async def test_text_in_place_of_numbers_is_named(odd_server: OddServer) -> None:
     assert found["encryption"].level in {"ok", "unknown"}
 
 
+async def test_a_finding_repeats_no_secret(odd_server: OddServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "sEcReT")
+    answer = b"<Error><Code>Odd</Code><Message>you signed with sEcReT</Message></Error>"
+    odd_server.questions = dict.fromkeys(OPTIONAL, (400, answer))
+    found = await findings()
+    for text in (found["list"].text, found["browser"].advice):
+        assert "refused with Odd: you signed with ***" in text
+
+
 async def test_a_bucket_that_is_redirected_to_no_region_is_asked_once(odd_server: OddServer) -> None:
     odd_server.heads_bucket = 301
     found = await findings()
