@@ -36,7 +36,8 @@ class OddKeys:
     If it does, the keys of this kind are refused, so that no map replaces another one.
 
     Args:
-        find: returns the ETag and the time of an object, as one text, empty if it does not exist; None if unknown.
+        find: returns the ETag and the time of an object, as one text, empty if it does not exist; None if the store
+            refuses to tell.
     """
 
     def __init__(self, find: Callable[[str], Awaitable[str | None]]) -> None:

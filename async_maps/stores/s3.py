@@ -28,7 +28,7 @@ from async_maps.filesystems.verdict import store_error
 from async_maps.keys import check_name
 from async_maps.stores.direct import DirectSession
 from async_maps.stores.first_object import FirstObject
-from async_maps.stores.headers import crc32, md5, md5_digest, object_headers
+from async_maps.stores.headers import crc32, http_status, md5, md5_digest, object_headers
 from async_maps.stores.odd_keys import OddKeys
 from async_maps.stores.promises import UNPROVED
 
@@ -139,7 +139,7 @@ class S3Store:
             try:
                 await self._client.head_bucket(Bucket=self._bucket)
             except ClientError as error:
-                if error.response["ResponseMetadata"]["HTTPStatusCode"] == 404:
+                if http_status(error) == 404:
                     reason = missing_bucket(self._client.meta.endpoint_url)
                     raise StoreError(f"{self.destination}: {reason}") from error
                 # An answer to HEAD has no code, so no refusal is certain, but for that of another service.
@@ -173,7 +173,7 @@ class S3Store:
                 return await self._put_and_check(key, data)
             return await self._first.put(key, data, self._put_and_check)
         except ClientError as error:
-            if error.response["ResponseMetadata"]["HTTPStatusCode"] == 412:
+            if http_status(error) == 412:
                 raise await self._exists(key, data) from error
             raise store_error(self.destination, judge(error)) from error
         except NO_ANSWER as error:
@@ -249,13 +249,19 @@ class S3Store:
         return found
 
     async def _find(self, key: str) -> str | None:
-        """Return the ETag and the time of an object; empty if it does not exist, None if that cannot be told."""
+        """Return the ETag and the time of an object; empty if it does not exist, None if the store refuses to tell.
+
+        Raises StoreError if it may tell later, or without an answer.
+        """
         try:
             headers = await self.head(key)
         except ClientError as error:
-            return "" if error.response["ResponseMetadata"]["HTTPStatusCode"] == 404 else None
-        except NO_ANSWER:
-            return None
+            verdict = judge(error)
+            if verdict.retry:
+                raise store_error(self.destination, verdict) from error
+            return "" if http_status(error) == 404 else None
+        except NO_ANSWER as error:
+            raise store_error(self.destination, judge(error)) from error
         return f"{headers.get('etag', '')} {headers.get('last-modified', '')}"
 
     def exists(self, found: Stored, data: bytes) -> ExistsError:
