@@ -96,8 +96,10 @@ def file_number(locator: str) -> str | None:
 def place_at(address: str, error: type[AsyncMapsError] = SourceError) -> str:
     """Return the local path or the ``s3://`` address that a text means: ``file:///folder`` and ``~`` are local.
 
-    Raises ``error`` if it is neither, or mistyped.
+    Raises ``error`` if it is neither, or empty, or mistyped.
     """
+    if not address:
+        raise error(f"the address is empty; expected {EXPECTED}")
     scheme, _, rest = address.partition(":")
     known, shown = scheme.lower(), printable(address)
     if known in _SCHEMES and not rest.startswith("//") and address != scheme:

@@ -11,7 +11,7 @@ from anyio import to_thread
 
 from async_maps.errors import SettingsError
 from async_maps.filesystems.filesystem import is_remote
-from async_maps.filesystems.locators import EXPECTED, place_at
+from async_maps.filesystems.locators import place_at
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -96,8 +96,6 @@ async def open_store(destination: Destination, settings: Settings) -> AsyncItera
         yield InjectedStore(destination)
         return
     place = os.fspath(destination)
-    if not place:
-        raise SettingsError(f"the destination is empty; expected {EXPECTED}")
     if not place.startswith("memory://"):
         place = place_at(place, SettingsError)
     replace = settings.if_exists == "overwrite"

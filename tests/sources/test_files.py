@@ -262,12 +262,17 @@ def test_a_single_file_is_named_by_its_stem(maps: Path, monkeypatch: pytest.Monk
     assert entry.path == str(maps / "deep" / "x.npy")
 
 
-@pytest.mark.parametrize("place", ["none", "none/", "none.npy", "none/*.npy", "", "no\nne"])
+@pytest.mark.parametrize("place", ["none", "none/", "none.npy", "none/*.npy", "no\nne"])
 def test_a_missing_source_is_refused(maps: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
     monkeypatch.chdir(maps)
     with pytest.raises(SourceError, match=r"no such file or folder: ") as refusal:
         open_source(place)
     assert str(refusal.value).isprintable()
+
+
+def test_an_empty_source_address_is_refused() -> None:
+    with pytest.raises(SourceError, match=r"^the address is empty; expected s3://bucket/prefix, file:///folder or a p"):
+        open_source("")
 
 
 @pytest.mark.parametrize("name", ["notes.md", "npy", "x.npy.bak"])

@@ -68,6 +68,14 @@ def test_a_moved_folder_is_named_and_repaired_at_its_place(
     assert not out.exists()
 
 
+@pytest.mark.parametrize("option", ["--destination", "--source"])
+def test_an_empty_place_is_not_the_working_folder(
+    option: str, out: Path, manifest: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert invoke("verify", manifest, "--repair", option, "") == 2
+    assert "the address is empty; expected s3://bucket/prefix, file:///folder or a path" in capsys.readouterr().err
+
+
 def test_a_table_has_no_other_destination(out: Path, manifest: Path, tmp_path: Path) -> None:
     am.export_manifest(manifest, tmp_path / "table.csv")
     with pytest.raises(am.SettingsError, match=r"table\.csv is a table, whose locators are complete"):
