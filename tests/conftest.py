@@ -9,6 +9,7 @@ import asyncio
 import gc
 import itertools
 import os
+import signal
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -49,6 +50,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """In a fast run, leave out other tests of fast files; in a long run, add all tests with generated examples."""
+    # A shell starts background commands with SIGINT ignored, and the commands of tests would inherit that.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     config.option.markexpr = _QUICK.get(config.option.markexpr, config.option.markexpr)
     if config.option.markexpr in _QUICK.values():
         properties.share = 0.1

@@ -15,6 +15,23 @@ if TYPE_CHECKING:
 _AGAIN_S = 0.05
 
 
+def signals_to_hear() -> list[signal.Signals]:
+    """Return the signals that end a command: SIGTERM, and SIGINT unless a shell ignores it, as in the background."""
+    is_ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    return [signal.SIGTERM] if is_ignored else [signal.SIGTERM, signal.SIGINT]
+
+
+@contextmanager
+def handlers_restored() -> Iterator[None]:
+    """Restore the handlers of signals at the end of the ``with`` block: a closed loop leaves others."""
+    before = {number: signal.getsignal(number) for number in signals_to_hear()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 class Interruption:
     """The first signal that has asked the command to end.
 
@@ -28,14 +45,7 @@ class Interruption:
 
     @contextmanager
     def heard(self) -> Iterator[None]:
-        """Turn SIGTERM and SIGINT into a KeyboardInterrupt in the ``with`` block, so that context managers are closed.
-
-        SIGINT stays ignored where it is: a shell starts background processes so.
-        """
-        numbers = [signal.SIGTERM]
-        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-            numbers.append(signal.SIGINT)
-        before = {number: signal.signal(number, self._hear) for number in numbers}
+        """Turn signals into a KeyboardInterrupt in the ``with`` block, so that context managers are closed."""
         hook = sys.unraisablehook
 
         def repeat(unraisable: sys.UnraisableHookArgs) -> None:
@@ -48,15 +58,16 @@ class Interruption:
             self._again.daemon = True
             self._again.start()
 
-        sys.unraisablehook = repeat
-        try:
-            yield
-        finally:
-            if self._again is not None:
-                self._again.cancel()
-            sys.unraisablehook = hook
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        with handlers_restored():
+            for number in signals_to_hear():
+                signal.signal(number, self._hear)
+            sys.unraisablehook = repeat
+            try:
+                yield
+            finally:
+                if self._again is not None:
+                    self._again.cancel()
+                sys.unraisablehook = hook
 
     def forgive(self, number: signal.Signals) -> None:
         """Forget this signal: it is the regular end of the command."""

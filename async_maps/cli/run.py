@@ -22,6 +22,7 @@ from async_maps.cli.console import (
 )
 from async_maps.cli.displays import ProgressKind, make_display
 from async_maps.cli.events import tell
+from async_maps.cli.interruption import handlers_restored, signals_to_hear
 from async_maps.cli.options import (
     DEFAULT_MANIFEST,
     LOOPBACK,
@@ -154,6 +155,7 @@ def run(  # noqa: PLR0913  # one argument per option
     )
     try:
         code = job.dry_run(as_json=as_json) if dry_run else job.run("none" if quiet else progress)
+        code = write_report(report, job.report, code)
     except AsyncMapsError as error:
         done = error.report = error.report or job.report
         if done.uploaded or done.failed:
@@ -164,7 +166,7 @@ def run(  # noqa: PLR0913  # one argument per option
     except BaseException as error:
         error.report = job.report  # type: ignore[attr-defined]  # main() writes it
         raise
-    return write_report(report, job.report, code)
+    return code
 
 
 @dataclass
@@ -188,7 +190,7 @@ class _Job:
         if reductions := self.settings.reductions:
             say("; ".join(reductions))
         # In this thread, because only the main thread gets signals.
-        with asyncio.Runner(loop_factory=fastest_loop()) as runner:
+        with handlers_restored(), asyncio.Runner(loop_factory=fastest_loop()) as runner:
             runner.run(self._run(make_display(progress)))
         printed = print_report(self.report, self.manifest, as_json=progress == "json")
         if self.interrupted_by is not None:
@@ -273,5 +275,5 @@ class _Job:
                 tell("signal", f"{number.name}: stopping immediately", signal=number.name)
                 task.cancel()
 
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in signals_to_hear():
             loop.add_signal_handler(number, on_signal, number)

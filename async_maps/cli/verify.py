@@ -102,7 +102,7 @@ def verify(  # noqa: PLR0913  # one argument per option
         else:
             done = verify_locators(manifest, settings=settings, deep=deep, destination=destination, on_progress=watch)
         printed = print_verification(done)
-        code = done.exit_code or (DONE if printed else SOME_FAILED)
+        code = write_report(report, done, done.exit_code or (DONE if printed else SOME_FAILED))
     except AsyncMapsError as error:
         done = error.report = error.report or done
         if done.differences:
@@ -113,4 +113,4 @@ def verify(  # noqa: PLR0913  # one argument per option
         if repair and isinstance(error, KeyboardInterrupt):
             error.add_note("run the same command again for the rest")
         raise
-    return write_report(report, done, code)
+    return code

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import os
 import signal
 import subprocess
 import sys
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
+
+from async_maps.cli import run as run_module
+from async_maps.cli import verify as verify_module
+from async_maps.cli.console import write_report
+from tests.support.commands import invoke
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 COMMAND = """
 import os, sys
@@ -49,3 +61,46 @@ def test_a_signal_whose_exception_is_dropped_ends_the_command(number: signal.Sig
     assert ended.returncode == 128 + number, ended.stderr
     assert ended.stdout == ("" if how == "caught" else "after the finalizer\n")
     assert "Traceback" not in ended.stderr
+
+
+@pytest.fixture
+def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    monkeypatch.chdir(tmp_path)
+    np.save("a.npy", np.eye(4))
+    return ["run", "a.npy", "out", "--workers", "0", "--report", "r.json"]
+
+
+def test_a_run_in_the_background_ignores_ctrl_c(job: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    handlers: list[Any] = []
+
+    def display(_: object) -> None:
+        handlers.append(signal.getsignal(signal.SIGINT))
+
+    monkeypatch.setattr(run_module, "make_display", lambda _: display)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert invoke(*job) == 0
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert set(handlers) == {signal.SIG_IGN}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("command", ["run", "verify"])
+def test_a_signal_while_the_report_is_written_keeps_its_figures(
+    command: str, number: signal.Signals, job: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*arguments: Any) -> int:
+        os.kill(os.getpid(), number)
+        return write_report(*arguments)
+
+    if command == "verify":
+        assert invoke(*job) == 0
+        job = ["verify", "async-maps.sqlite", "--report", "r.json"]
+    for module in (run_module, verify_module):
+        monkeypatch.setattr(module, "write_report", interrupted)
+    assert invoke(*job) == 128 + number
+    with open("r.json") as file:
+        found = json.load(file)
+    assert (found["command"], found["exit_code"]) == (command, 128 + number)
+    assert found["done" if command == "run" else "right"] == 1
