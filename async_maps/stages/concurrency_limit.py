@@ -9,8 +9,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _GROWTH = 1.5
-_GAIN = 1.1
-_INTERVAL_S = 0.25
+_GAIN = 1.25
+"""Half of what a growth brings where latency is the limit."""
+_INTERVAL_S = 0.5
 _CUT = 0.5
 
 
@@ -19,8 +20,8 @@ class ConcurrencyLimit:
 
     The requests in flight are the rate times the latency (Little's law). If all of them are in use and the latency is
     still near the smallest that was measured, the store can do more, and the limit grows by half. If the latency grows
-    as well, or the rate is not at least a tenth above the one before the last growth, something else is the limit: the
-    link, the store or this machine.
+    as well, or the last growth has not made the rate clearly higher, something else is the limit: the link, the store
+    or this machine.
 
     A time-out halves the limit. Then each success adds one up to half of what it was, and beyond that each round of
     requests adds one, as for TCP (RFC 5681).
