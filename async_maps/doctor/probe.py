@@ -15,9 +15,11 @@ from async_maps.doctor.pngs import tiny_png
 from async_maps.doctor.target import unbroken, with_short_limits
 from async_maps.filesystems.aws import refusal, unreachable
 from async_maps.filesystems.blame import judge, meaning
+from async_maps.filesystems.endpoints import is_aws
 from async_maps.filesystems.http_session import read_body
 from async_maps.filesystems.time_limits import TimeLimits
 from async_maps.stores.headers import (
+    STORAGE_CLASS,
     advice_for,
     asked_headers,
     crc32,
@@ -27,8 +29,17 @@ from async_maps.stores.headers import (
     not_kept,
     object_headers,
     refused_crc32,
+    unknown_storage_class,
 )
-from async_maps.stores.promises import IGNORES_CONDITION, OPAQUE_ETAGS, OVERWRITE
+from async_maps.stores.promises import (
+    ALLOW_PROOF,
+    ALLOW_READING,
+    IGNORES_CONDITION,
+    OPAQUE_ETAGS,
+    OVERWRITE,
+    UNPROVED_CONDITION,
+    UNREAD,
+)
 from async_maps.stores.s3 import NO_ANSWER, Stored
 
 if TYPE_CHECKING:
@@ -114,7 +125,13 @@ class ProbeObject:
             try:
                 head = await self._client.head_object(Bucket=self._target.bucket, Key=self.key)
             except ClientError as error:
-                self._target.say("kept headers", "unknown", f"HeadObject is {refusal(error)[2]}", "allow s3:GetObject")
+                reason = refusal(error)[2]
+                if lacking == [STORAGE_CLASS]:
+                    text = unknown_storage_class(asked[STORAGE_CLASS], reason)
+                    self._target.say("kept headers", "unknown", text, ALLOW_READING)
+                else:
+                    text = not_kept(lacking[0], asked[lacking[0]], f"HeadObject is {reason}")
+                    self._target.say("kept headers", "failure", text, ALLOW_READING)
                 return
             headers = head["ResponseMetadata"]["HTTPHeaders"]
             for name in lacking:
@@ -132,7 +149,9 @@ class ProbeObject:
             data, content_type = await self._get()
         except ClientError as error:
             _, status, reason = refusal(error)
-            if status == 403:
+            if status == 403 and self._is_unproved(tiny_png(self._target.settings)):
+                say("read back", "failure", f"{UNREAD} {reason}", ALLOW_READING)
+            elif status == 403:
                 kms = ", and kms:Decrypt for its key" if "kms" in f"{reason} {self.encryption}".lower() else ""
                 say("read back", "warning", f"GetObject is {reason}",
                     f"allow s3:GetObject, for --if-exists skip, async-maps verify and readers{kms}")  # fmt: skip
@@ -153,14 +172,18 @@ class ProbeObject:
         return True
 
     def _compare_etag(self, data: bytes) -> None:
-        """Say if neither a checksum nor the ETag in the answer to the PUT proves the bytes that were read back."""
-        self.features["MD5 as ETag"] = "no"
-        answered = Stored(data, self._answer.get("etag", "").strip('"'), "kms" in self.encryption)
-        if answered.has_md5:
-            self.features["MD5 as ETag"] = "yes"
-        has_proof = bool(self._answer.get("x-amz-checksum-crc32")) or answered.has_md5
-        if not has_proof and (answered.claims_md5 or not answered.etag):
+        self.features["MD5 as ETag"] = "yes" if self._answered(data).has_md5 else "no"
+        if self._is_unproved(data):
             self._target.say("ETags", "warning", OPAQUE_ETAGS, "compare the bytes with async-maps verify --deep")
+
+    def _answered(self, data: bytes) -> Stored:
+        return Stored(data, self._answer.get("etag", "").strip('"'), "kms" in self.encryption)
+
+    def _is_unproved(self, data: bytes) -> bool:
+        """Whether neither a checksum nor the ETag in the answer to the PUT proves these bytes."""
+        answered = self._answered(data)
+        has_proof = bool(self._answer.get("x-amz-checksum-crc32")) or answered.has_md5
+        return not has_proof and (answered.claims_md5 or not answered.etag)
 
     async def overwrite(self) -> None:
         """Check that the object can be replaced, and that the next GET returns the new one."""
@@ -178,6 +201,19 @@ class ProbeObject:
         else:
             self._target.say("overwrite", "warning", "a GET after the overwrite returns the old object",
                              "there is a cache; use a key with {digest}, which changes with the map")  # fmt: skip
+
+    async def finds_new_keys(self) -> bool:
+        """Check that a run can prove create-only on a key that does not exist; return whether it can."""
+        if self._overwrites or is_aws(self._client.meta.endpoint_url):
+            return True
+        try:
+            await self._client.get_object(Bucket=self._target.bucket, Key=f"{self._target.stem}-new.png")
+        except ClientError as error:
+            _, status, reason = refusal(error)
+            if status == 403:
+                self._target.say("create only", "failure", f"{UNPROVED_CONDITION} {reason}", ALLOW_PROOF)
+                return False
+        return True
 
     async def create_only(self) -> None:
         """Check that a create-only PUT does not replace the object."""

@@ -86,11 +86,14 @@ async def _examine(target: Target, origins: Sequence[str], quick: bool) -> None:
             return
         await check_listing(target)
         written = await probe.write()
+        can_prove = False
         if written:
             await probe.kept_headers()
+            can_prove = await probe.finds_new_keys()
         if written and await probe.read():
             await probe.overwrite()
-            await probe.create_only()
+            if can_prove:
+                await probe.create_only()
             if origins:
                 target.on_finding(await readable_from(target.client, target.bucket, probe.key, origins))
         await check_versioning(target, seen=probe.versioned)

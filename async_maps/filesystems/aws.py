@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from botocore.exceptions import (
-    ClientError,
-)
-
 from async_maps.filesystems.blame import judge
+from async_maps.filesystems.endpoints import is_aws
 
 if TYPE_CHECKING:
     from typing import Any
+
+    from botocore.exceptions import ClientError
 
     from async_maps.settings import S3Settings
 
@@ -49,7 +48,7 @@ def url_options(client: Any) -> dict[str, Any] | None:
     signature is invalid, and does not serve opt-in regions.
     """
     s3: dict[str, Any] = client.meta.config.s3 or {}
-    if "amazonaws.com" not in client.meta.endpoint_url or s3.get("addressing_style", "auto") != "auto":
+    if not is_aws(client.meta.endpoint_url) or s3.get("addressing_style", "auto") != "auto":
         return None
     return {**s3, "addressing_style": "virtual"}
 

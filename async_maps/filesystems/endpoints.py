@@ -82,6 +82,11 @@ def check_endpoint(endpoint: str) -> None:
             raise ValueError(f"the endpoint {shown} has no valid IPv4 address: write all four numbers") from None
 
 
+def is_aws(endpoint: str) -> bool:
+    """Whether an endpoint is one of Amazon S3."""
+    return "amazonaws.com" in endpoint
+
+
 def missing_bucket(endpoint: str) -> str:
     """Return that a bucket does not exist, with the endpoint if its path may be the reason."""
     advice = f" at {normalize_endpoint(endpoint)}: check also the path in AWS_ENDPOINT_URL"

@@ -27,12 +27,17 @@ from async_maps.stores.headers import (
     may_refuse_header,
     not_kept,
     refused_crc32,
+    unknown_storage_class,
 )
 from async_maps.stores.promises import (
+    ALLOW_PROOF,
+    ALLOW_READING,
     IGNORES_CONDITION,
     OPAQUE_ETAGS,
     OVERWRITE,
     UNPROVED,
+    UNPROVED_CONDITION,
+    UNREAD,
     BrokenPromiseError,
     Promises,
 )
@@ -145,10 +150,7 @@ class FirstObject:
                     # Without s3:ListBucket, S3 answers 403 for new keys. Its documentation promises If-None-Match.
                     self._is_trusted = True
                     return
-                raise self._end(
-                    "whether it keeps If-None-Match cannot be proved without overwriting, because GetObject of a new "
-                    f"key is {verdict.reason}: allow s3:GetObject and s3:ListBucket, or use if_exists overwrite"
-                ) from error
+                raise self._end(f"{UNPROVED_CONDITION} {verdict.reason}: {ALLOW_PROOF}") from error
             raise
         self._some_exist = True
         raise self._store.exists(found, data)
@@ -203,9 +205,7 @@ class FirstObject:
             self._unreadable += status != 404
             if self._unreadable < _UNREADABLE:
                 raise self._unproved() from error
-            raise self._end(
-                f"{UNPROVED}, and they cannot be read back: GetObject is {verdict.reason}; allow s3:GetObject"
-            ) from error
+            raise self._end(f"{UNREAD} {verdict.reason}; {ALLOW_READING}") from error
         if found.data != data:
             raise self._unproved()
         if found.has_md5:
@@ -253,10 +253,8 @@ class FirstObject:
                 raise
             if set(lacking) != {STORAGE_CLASS}:
                 raise self._broken(key, next(iter(lacking)), f"HeadObject is {verdict.reason}") from error
-            _logger.warning(
-                "%s: whether the store keeps s3.storage_class %s is not known: HeadObject is %s",
-                self._store.destination, lacking[STORAGE_CLASS], verdict.reason,
-            )  # fmt: skip
+            text = unknown_storage_class(lacking[STORAGE_CLASS], verdict.reason)
+            _logger.warning("%s: %s", self._store.destination, text)
             del self._asked[STORAGE_CLASS]
             return
         for name, value in lacking.items():

@@ -79,6 +79,11 @@ def not_kept(header: str, asked: str, found: str) -> str:
     return f"the store does not keep {_ASKED[header][1]} {asked}: {found} in its answer"
 
 
+def unknown_storage_class(asked: str, reason: str) -> str:
+    """Return the sentence for a storage class that cannot be looked up."""
+    return f"whether the store keeps s3.storage_class {asked} is not known: HeadObject is {reason}"
+
+
 def advice_for(header: str) -> str:
     """Return what to do about a header that is not kept."""
     return f"change or remove {_ASKED[header][1]}, or choose another store"

@@ -12,8 +12,14 @@ if TYPE_CHECKING:
     from typing import Any
 
 UNPROVED = "the answer does not prove that the store has these bytes"
+UNREAD = f"{UNPROVED}, and they cannot be read back: GetObject is"
+ALLOW_READING = "allow s3:GetObject"
 IGNORES_CONDITION = "the store ignores If-None-Match, which --if-exists skip and error need"
 OVERWRITE = "use --if-exists overwrite"
+UNPROVED_CONDITION = (
+    "whether it keeps If-None-Match cannot be proved without overwriting, because GetObject of a new key is"
+)
+ALLOW_PROOF = "allow s3:GetObject and s3:ListBucket, or use --if-exists overwrite"
 OPAQUE_ETAGS = "the store's ETags are not the MD5s of the objects, so they are not compared"
 
 

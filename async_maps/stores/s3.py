@@ -19,7 +19,7 @@ from async_maps.errors import ExistsError, InputValidationError, SettingsError, 
 from async_maps.filesystems.aws import client_options, pay_for_requests
 from async_maps.filesystems.blame import answer_details, judge, judge_answer
 from async_maps.filesystems.credentials import CredentialsError
-from async_maps.filesystems.endpoints import bucket_identity, missing_bucket
+from async_maps.filesystems.endpoints import bucket_identity, is_aws, missing_bucket
 from async_maps.filesystems.http_session import read_body
 from async_maps.filesystems.locators import S3Address, parse_s3_address
 from async_maps.filesystems.sessions import AsyncSession
@@ -116,7 +116,7 @@ class S3Store:
         self._first = FirstObject(self, headers)
         self.promises = self._first.promises
         self._odd_keys = OddKeys(self._find)
-        self.is_aws = "amazonaws.com" in client.meta.endpoint_url
+        self.is_aws = is_aws(client.meta.endpoint_url)
         self.prefix = prefix
         self.destination = f"s3://{bucket}/{prefix}" if prefix else f"s3://{bucket}"
         self.identity = bucket_identity(self.destination, client.meta.endpoint_url)

@@ -33,6 +33,21 @@ FAULTS = {
     "If-None-Match refused": Fault(
         {"refuses": {"if-none-match": (501, "NotImplemented", "no")}}, {"if_exists": "skip"}, "create only", "failure"
     ),
+    "If-None-Match without proof": Fault(
+        {"answers": {"GET": (403, "AccessDenied")}}, {"if_exists": "error"}, "create only", "failure"
+    ),
+    "no proof": Fault(
+        {"ignores": {"x-amz-checksum-crc32"}, "etag": lambda _: "0" * 32, "answers": {"GET": (403, "AccessDenied")}},
+        {}, "read back", "failure",
+    ),
+    "encryption not answered": Fault(
+        {"ignores": {"x-amz-server-side-encryption"}, "answers": {"HEAD": (403, "AccessDenied")}},
+        {"s3": {"server_side_encryption": "AES256"}}, "kept headers", "failure",
+    ),
+    "storage class not answered": Fault(
+        {"answers": {"HEAD": (403, "AccessDenied")}}, {"s3": {"storage_class": "GLACIER_IR"}},
+        "kept headers", "unknown",
+    ),
     "checksum refused": Fault(
         {"refuses": {"x-amz-checksum-crc32": (400, "InvalidArgument", "no")}}, {}, "checksum", "warning"
     ),
@@ -64,10 +79,11 @@ async def test_doctor_says_what_a_run_would_say(
     odd_server.objects.clear()
     said = ""
     async with open_store("s3://bucket/p", settings) as store:
-        try:
-            await store.put("p/a.png", b"a")
-        except am.StoreError as error:
-            said = str(error)
+        for _ in range(3):
+            try:
+                await store.put("p/a.png", b"a")
+            except am.StoreError as error:
+                said = str(error)
     assert finding.text in f"{said} {caplog.text}"
     assert bool(said) == (fault.level == "failure")
 
