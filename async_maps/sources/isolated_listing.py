@@ -106,9 +106,8 @@ class IsolatedListing:
             return Line(self._process)
 
     def _batch(self, line: Line, request: list[Any], seen: int) -> tuple[list[Any], bool, list[Any] | None]:
-        # With an open line, the child is in the middle of this file, unless this is the first request.
-        again = bool(seen) and line.is_open
-        items, is_end, error, scarce = line.ask(["more"] if again else [*request, seen], _MAX_BATCH)
+        # The same child is in the middle of this file, unless this is the first request.
+        items, is_end, error, scarce = line.ask([*request, seen], _MAX_BATCH, ["more"] if seen else None)
         if scarce:
             self._process.is_suspect = True
             raise SuspectError(str(scarce))

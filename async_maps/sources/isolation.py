@@ -163,7 +163,7 @@ class DecoderProcess:
                     except BaseException:
                         connection.close()
                         raise
-            except (BrokenPipeError, ConnectionError) as error:
+            except ConnectionError as error:
                 raise SuspectError("ended when it was started") from error
             except OSError as error:
                 if shortage := shortage_of_files(error):
@@ -171,10 +171,10 @@ class DecoderProcess:
                 raise NoProcessError(error.strerror or str(error)) from error
             return self.generation, connection
 
-    def ended(self) -> str:
-        """Return how the child ended, after a connection to it broke."""
+    def ended(self, generation: int) -> str:
+        """Return how the child of that generation ended, after a connection to it broke."""
         with self._starting:
-            if self._process is None:
+            if self._process is None or generation != self.generation:
                 return "was stopped"
             try:
                 status = self._process.wait(_END_TIMEOUT_S)
@@ -256,21 +256,22 @@ class Line:
         self._generation = 0
         self._connection: Connection | None = None
 
-    @property
-    def is_open(self) -> bool:
-        """Whether there is a connection to the running child."""
-        return self._connection is not None and self._generation == self._process.generation
+    def ask(self, request: object, most: int = _MAX_MESSAGE, more: object = None) -> Any:
+        """Send a request, and return the answer of up to ``most`` bytes; raise SuspectError or NoProcessError.
 
-    def ask(self, request: object, most: int = _MAX_MESSAGE) -> Any:
-        """Send a request, and return the answer of up to ``most`` bytes; raise SuspectError or NoProcessError."""
+        ``more`` is sent instead, if it is given and the last request went to the same child.
+        """
         with self._broken():
-            self._opened().send_bytes(json.dumps(request).encode())
-            return json.loads(self._opened().recv_bytes(most))
+            last, connection = self._connection, self._opened()
+            connection.send_bytes(json.dumps(more if more and connection is last else request).encode())
+            # Not over another connection, if another thread has replaced the child: it would wait for a request.
+            return json.loads(connection.recv_bytes(most))
 
     def receive_into(self, buffer: memoryview) -> None:
         """Receive the bytes that follow an answer; raise SuspectError."""
+        assert self._connection is not None  # noqa: S101  # the answer came over it
         with self._broken():
-            self._opened().recv_bytes_into(buffer)
+            self._connection.recv_bytes_into(buffer)
 
     def tell(self, request: object) -> None:
         """Send a request without an answer, if there is a connection."""
@@ -287,10 +288,9 @@ class Line:
             connection.close()
 
     def _opened(self) -> Connection:
-        if not self.is_open:
+        if self._connection is None or self._generation != self._process.generation:
             self.close()
             self._generation, self._connection = self._process.connect()
-        assert self._connection is not None  # noqa: S101  # it is open
         return self._connection
 
     @contextmanager
@@ -300,7 +300,7 @@ class Line:
         except (EOFError, OSError, ValueError) as error:
             self.close()
             raise SuspectError(
-                f"the file cannot be decoded: the process that decodes it {self._process.ended()}"
+                f"the file cannot be decoded: the process that decodes it {self._process.ended(self._generation)}"
             ) from error
         except BaseException:
             # The answer that is not read would be that of the next request.
