@@ -16,7 +16,7 @@ class ReadFile(NamedTuple):
     file: str
     """As in messages."""
     path: str
-    """The name of the file below the source, with its suffix."""
+    """The name of the file below the source, with its suffix, as in messages."""
 
 
 class Coverage:
@@ -47,7 +47,7 @@ class Coverage:
 
     def has_read(self, file: str, path: str) -> None:
         """Record that all maps of a file were listed."""
-        self._read.append(ReadFile(printable(file), path))
+        self._read.append(ReadFile(printable(file), printable(path)))
 
     def could_not_read(self, place: str) -> None:
         """Record that a file or folder could not be read, which says nothing about its content."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,6 +95,19 @@ def test_a_stack_that_is_now_one_map_is_done_and_its_failed_rows_go(job: Job) ->
     report = job.run(select="failed")
     assert (report.uploaded, report.failed, report.forgotten) == (1, 0, 5)
     assert (job.done(), job.failed()) == (["c"], [])
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="macOS has only names in UTF-8")
+@pytest.mark.parametrize("select", ["failed", "changed"])
+def test_a_file_whose_name_is_not_utf_8_does_not_end_the_next_run(job: Job, select: Select) -> None:
+    job.save("a", os.fsdecode(b"caf\xe9"))
+    for _ in range(2):
+        report = job.run(select=select)
+        assert (report.failed, report.exit_code) == (1, 1)
+    assert job.failed() == [r"caf\udce9"]
+    (job.maps / os.fsdecode(b"caf\xe9.npy")).unlink()
+    report = job.run(select=select)
+    assert (report.forgotten, job.failed()) == (1, [])
 
 
 def test_a_setting_that_changes_names_replaces_failed_rows(job: Job) -> None:
