@@ -17,6 +17,6 @@ def make_report() -> Report:
 
 
 def make_progress(report: Report, statistics: Statistics | None, total: int | None, *, ended: bool = False) -> Progress:
-    count = SourceCount("")
+    count = SourceCount("maps")
     count.total = total
     return Progress(report, statistics, count, ended=ended)
