@@ -13,6 +13,7 @@ from async_maps.cli.console import tell_failure
 from async_maps.cli.events import tell
 from async_maps.masking import mask
 from async_maps.progress import Progress, duration
+from async_maps.report import counted
 
 if TYPE_CHECKING:
     from typing import TextIO
@@ -74,7 +75,7 @@ class JsonDisplay:
         new = found.retries - self._retries
         if new and (ended or now >= self._retry_at):
             self._retry_at, self._retries = now + _LINE_INTERVAL_S, found.retries
-            text = f"{new:,} upload {'attempt' if new == 1 else 'attempts'} failed and will be repeated"
+            text = f"{counted(new, 'upload attempt')} failed and will be repeated"
             tell("retry", text, level=logging.WARNING, new=new, retries=found.retries, reason=found.retry_reason)
         limit, last_limit = found.upload_limit, self._upload_limit
         rate, last_rate = found.upload_rate, self._upload_rate

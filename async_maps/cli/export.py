@@ -14,6 +14,7 @@ from async_maps.cli.console import answer, complain, discard_output, say, set_ve
 from async_maps.cli.options import Flag, Quiet, Verbose
 from async_maps.errors import SettingsError
 from async_maps.manifest.columns import ExportFormat
+from async_maps.report import counted
 from async_maps.report.ending import DONE, SOME_FAILED
 from async_maps.sources import is_stdin
 
@@ -81,7 +82,7 @@ def export(  # noqa: PLR0913  # one argument per option
     if is_stdin(str(file)):
         return _to_standard_output(manifest, options)
     count = export_manifest(manifest, file, **options)
-    return DONE if answer(f"{_counted(count)} in {file}") else SOME_FAILED
+    return DONE if answer(f"{counted(count, 'row')} in {file}") else SOME_FAILED
 
 
 def _to_standard_output(manifest: Path, options: dict[str, Any]) -> int:
@@ -103,9 +104,5 @@ def _to_standard_output(manifest: Path, options: dict[str, Any]) -> int:
         complain(f"cannot write to standard output: {error.strerror}")
         discard_output()
         return SOME_FAILED
-    say(_counted(count))
+    say(counted(count, "row"))
     return DONE
-
-
-def _counted(count: int) -> str:
-    return f"{count:,} {'row' if count == 1 else 'rows'}"

@@ -210,7 +210,7 @@ class Report(Ending):
         if self.surveyed:
             lines.append(f"first pass: {self.surveyed:,} maps in {self.survey_s:.1f} s")
         if self.unsurveyed:
-            unread = _counted(self.unsurveyed, "map")
+            unread = counted(self.unsurveyed, "map")
             lines.append(f"{unread} could not be read for the range: the next run computes it again")
         counts = {
             "skipped because they did not fail before": self.unselected,
@@ -244,8 +244,8 @@ class Report(Ending):
         skipped = f"{self.skipped - self.unselected:,} skipped as unchanged"
         if self.unselected:
             skipped = f"{self.skipped:,} skipped because they did not fail before"
-        listed = f"{_counted(self.seen, 'map')} listed: {self.planned:,} would be done, {skipped}"
-        unread = f"the values of {_counted(self.planned, 'map')} are not read yet"
+        listed = f"{counted(self.seen, 'map')} listed: {self.planned:,} would be done, {skipped}"
+        unread = f"the values of {counted(self.planned, 'map')} are not read yet"
         lines = [f"{listed}, {self.failed:,} would fail by name or header; {unread}; destination {self.destination}"]
         if self.passed_over:
             lines.append(shown_passed_over(self.passed_over))
@@ -267,7 +267,7 @@ class Report(Ending):
 
     def _limited(self) -> str:
         return (
-            f"limited to the first {_counted(self.limit or 0, 'map')} of the source; run without the limit for all maps"
+            f"limited to the first {counted(self.limit or 0, 'map')} of the source; run without the limit for all maps"
         )
 
 
@@ -281,5 +281,6 @@ async def counting_selected(
             yield batch
 
 
-def _counted(count: int, noun: str) -> str:
+def counted(count: int, noun: str) -> str:
+    """Return a number and its noun: ``1 map``, ``1,234 maps``."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

@@ -24,6 +24,7 @@ from async_maps.manifest.destination import relocated_by_environment
 from async_maps.manifest.manifest import Manifest
 from async_maps.outcomes import Receipt
 from async_maps.pipeline import Pipeline
+from async_maps.report import counted
 from async_maps.settings import Settings, given_or_default
 from async_maps.sources import place_of
 from async_maps.suggestions import suggest
@@ -125,7 +126,7 @@ class _Repair:
             finally:
                 with CancelScope(shield=True):
                     await to_thread.run_sync(opened.close)
-            verification.doing = f"repairing {sum(broken.values()):,} overlays"
+            verification.doing = f"repairing {counted(sum(broken.values()), 'overlay')}"
             since = datetime.now(UTC).isoformat(timespec="milliseconds")
             for settings, sources in self._plan(runs, broken, source):
                 await self._make(settings, destination, sources, "moved" if source else "broken")
@@ -150,11 +151,11 @@ class _Repair:
         foreign = verification.differences.get("foreign", 0)
         if foreign and not verification.right:
             verification.advice.append(
-                f"nothing was deleted: no overlay of {self._manifest} exists there, only {foreign:,} foreign "
-                f"{'object' if foreign == 1 else 'objects'}; is this the right manifest?"
+                f"nothing was deleted: no overlay of {self._manifest} exists there, only "
+                f"{counted(foreign, 'foreign object')}; is this the right manifest?"
             )
             return
-        verification.doing = f"deleting {foreign:,} foreign objects"
+        verification.doing = f"deleting {counted(foreign, 'foreign object')}"
         named = comparison.differences("foreign")
 
         def delete() -> int:
@@ -217,7 +218,7 @@ class _Repair:
         if left:
             self.verification.advice.extend(self._problems)
             self.verification.advice.append(
-                f"{left:,} {'overlay' if left == 1 else 'overlays'} could not be repaired. If the maps have moved, "
+                f"{counted(left, 'overlay')} could not be repaired. If the maps have moved, "
                 "repair with --source. To upload them by a run, give it the settings of theirs: "
                 + suggest("run", "SOURCE", destination, "--manifest", self._manifest, "--retry-failed")
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from async_maps.report import counted
 from async_maps.report.ending import DONE, SOME_FAILED, Ending
 
 if TYPE_CHECKING:
@@ -105,21 +106,24 @@ class Verification(Ending):
 
     def line(self) -> str:
         """Return the progress as a line of text."""
+        doing = f"{self.doing}: " if self.doing else ""
         return (
-            f"{self.doing}: {self.locators:,} locators, {self.listed:,} objects listed, "
-            f"{self.read:,} read ({self.read_bytes / 1e6:,.1f} MB), {sum(self.differences.values()):,} differences, "
-            f"{self.repaired:,} repaired"
+            f"{doing}{counted(self.locators, 'locator')}, {counted(self.listed, 'object')} listed, "
+            f"{self.read:,} read ({self.read_bytes / 1e6:,.1f} MB), "
+            f"{counted(sum(self.differences.values()), 'difference')}, {self.repaired:,} repaired"
         )
 
     def summary(self) -> str:
         """Return the verification in a few lines, for people."""
-        how = f"{self.read:,} objects read ({self.read_bytes / 1e6:,.1f} MB)" if self.read else "by listing"
+        size = f"({self.read_bytes / 1e6:,.1f} MB)"
+        how = f"{counted(self.read, 'object')} read {size}" if self.read else "by listing"
         if self.read and not self.deep:
-            files = "1 file" if self.read == 1 else f"{self.read:,} files"
-            how = f"by listing, and the CRC32 of {files} ({self.read_bytes / 1e6:,.1f} MB)"
+            how = f"by listing, and the CRC32 of {counted(self.read, 'file')} {size}"
+        are = "is" if self.locators == 1 else "are"
+        listed = counted(self.listed, "object")
         lines = [
-            f"{self.right:,} of {self.locators:,} locators are right, {how}",
-            f"{self.elapsed_s:.1f} s, {self.listed:,} objects listed in {', '.join(self.folders) or 'no folder'}",
+            f"{self.right:,} of {counted(self.locators, 'locator')} {are} right, {how}",
+            f"{self.elapsed_s:.1f} s, {listed} listed in {', '.join(self.folders) or 'no folder'}",
         ]
         if self.repaired or self.deleted:
             lines.append(f"{self.repaired:,} repaired, {self.deleted:,} foreign deleted")

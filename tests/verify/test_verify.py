@@ -213,6 +213,7 @@ async def test_the_bytes_of_large_files_are_compared_in_pieces(tmp_path: Path, m
     verification = await am.averify_locators(manifest, settings=SETTINGS)
     assert (verification.right, verification.read, verification.read_bytes) == (1, 1, len(data))
     assert "by listing, and the CRC32 of 1 file (2.1 MB)" in verification.summary()
+    assert verification.line().startswith("1 locator, 1 object listed, 1 read (2.1 MB), 0 differences")
 
 
 # Tables ------------------------------------------------------------------------------------------------------------

@@ -187,7 +187,7 @@ def test_a_table_in_s3_is_verified_by_the_command(bucket: str, capsys: pytest.Ca
         client.put_object(Bucket=bucket, Key="x/1.png", Body=b"1")
         client.put_object(Bucket=bucket, Key="t.csv", Body=f"locator\ns3://{bucket}/x/1.png\n".encode())
     assert invoke("verify", f"s3://{bucket}/t.csv", "--progress", "none") == 0
-    assert capsys.readouterr().out.startswith("1 of 1 locators are right")
+    assert capsys.readouterr().out.startswith("1 of 1 locator is right")
 
 
 # The store ---------------------------------------------------------------------------------------------------------
