@@ -112,7 +112,7 @@ def test_a_limit_that_is_not_positive_is_refused(limit: int) -> None:
 
 
 def test_the_total_is_that_of_the_limit_and_in_the_first_pass_that_of_the_source() -> None:
-    count = SourceCount("")
+    count = SourceCount("maps")
     count.total = 10_000
     report = make_report()
     report.limit = 2500
