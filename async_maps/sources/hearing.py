@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from async_maps.errors import SourceError
 from async_maps.filesystems.filesystem import UnavailableError, verdict_of
 from async_maps.filesystems.locators import parse_s3_address
+from async_maps.filesystems.verdict import Scope
 from async_maps.keys import printable
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 _TRIES = 3
 _PAUSE_S = 1.0
+_MOST_UNSURE = 16
+"""After this many refused objects, and none that could be read, the bucket is wrong, not some rows of a table."""
 
 
 class Hearing:
@@ -32,6 +35,7 @@ class Hearing:
         self.control: str | None = None
         self._filesystems = filesystems
         self._held: list[tuple[Failure, Verdict]] = []
+        self._unsure = 0
 
     def may_pass(self, path: str, verdict: Verdict, tries: int) -> bool:
         """Return whether to try an object again, after it could not be read ``tries`` times; False if it is to blame.
@@ -39,11 +43,21 @@ class Hearing:
         Raises:
             UnavailableError: the others cannot be read either.
         """
-        if verdict.certain or (verdict.retry and self.control is None):
+        is_certain = verdict.certain and not self._may_be_this_bucket_alone(path, verdict)
+        if is_certain or (verdict.retry and self.control is None):
             raise UnavailableError(f"{printable(path)}: {verdict.reason}", may_pass=verdict.may_pass)
         if self.control is not None:
             self._wait_for(self.control, path, verdict)
         return verdict.retry and tries < _TRIES
+
+    def _may_be_this_bucket_alone(self, path: str, verdict: Verdict) -> bool:
+        """Whether other objects of a table may be in a bucket that can be read."""
+        if verdict.scope is not Scope.BUCKET:
+            return False
+        if self.control is None:
+            self._unsure += 1
+            return self._unsure <= _MOST_UNSURE
+        return parse_s3_address(self.control).bucket != parse_s3_address(path).bucket
 
     def _wait_for(self, control: str, path: str, verdict: Verdict) -> None:
         s3 = self._filesystems.s3()

@@ -182,12 +182,13 @@ def test_paths_may_be_in_s3(bucket: str) -> None:
     assert overlays() == ["here.png", "maps/a.png", "maps/b.png"]
 
 
-def refuse_gets(server: OddServer, path: str) -> None:
+def refuse_gets(server: OddServer, path: str, status: int = 403, code: str = "AccessDenied") -> None:
+    """Refuse the requests for all paths that start with one."""
     answer = server.answer
-    refusal = b"<Error><Code>AccessDenied</Code><Message>no</Message></Error>"
+    refusal = f"<Error><Code>{code}</Code><Message>no</Message></Error>".encode()
 
     def refuse(asked: Asked, body: bytes) -> tuple[int, dict[str, str], bytes]:
-        return (403, {}, refusal) if asked.path == path else answer(asked, body)
+        return (status, {}, refusal) if asked.path.startswith(path) else answer(asked, body)
 
     server.answer = refuse  # type: ignore[method-assign]
 
@@ -220,6 +221,38 @@ async def test_lines_of_which_none_can_be_read_blame_no_map(
     monkeypatch.setattr("async_maps.sources.batches.stdin_lines", lines)
     with pytest.raises(UnavailableError, match="refused with AccessDenied"):
         [batch async for batch in list_maps("-")]
+
+
+@pytest.mark.parametrize("order", [["good", "gone", "good"], ["gone", "good", "gone"]])
+async def test_a_bucket_that_does_not_exist_fails_its_lines_alone(
+    order: list[str], odd_server: OddServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd_server.objects = {f"/good/{number}.npy": (npy(), {}) for number in range(3)}
+    refuse_gets(odd_server, "/gone/", 404, "NoSuchBucket")
+
+    async def lines() -> AsyncGenerator[list[bytes], None]:
+        yield [f"s3://{bucket}/{number}.npy".encode() for number, bucket in enumerate(order)]
+
+    monkeypatch.setattr("async_maps.sources.batches.stdin_lines", lines)
+    found = {entry.name: type(entry) async for batch in list_maps("-") for entry in batch}
+    kinds = {"good": ActivationMap, "gone": Failure}
+    assert found == {str(number): kinds[bucket] for number, bucket in enumerate(order)}
+
+
+async def test_lines_that_are_all_in_a_bucket_that_does_not_exist_end_the_run(
+    odd_server: OddServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse_gets(odd_server, "/gone/", 404, "NoSuchBucket")
+
+    async def lines() -> AsyncGenerator[list[bytes], None]:
+        for number in range(100):
+            yield [f"s3://gone/{number}.npy".encode()]
+
+    monkeypatch.setattr("async_maps.sources.batches.stdin_lines", lines)
+    with pytest.raises(UnavailableError, match="the bucket does not exist") as caught:
+        [batch async for batch in list_maps("-")]
+    assert not caught.value.may_pass
+    assert len(odd_server.asked) < 50
 
 
 def test_a_path_in_s3_is_named_by_its_key() -> None:
