@@ -22,7 +22,7 @@ from async_maps.render.sketch import QuantileSketch
 from async_maps.settings import counted_values
 from async_maps.sources import is_stdin
 from async_maps.sources.activation_map import ActivationMap
-from async_maps.sources.formats.registry import shares_reads, suffix_of
+from async_maps.sources.formats.registry import shares_reads
 from async_maps.sources.hearing import Hearing
 from async_maps.sources.isolation import DecoderProcess, IsolatedReaders
 from async_maps.sources.layouts import map_size
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from async_maps.sources.formats.registry import Readers
 
 _BATCH_MAPS = 16
-_FOLDERS = {None, ".zarr"}
 
 _logger = logging.getLogger("async_maps")
 
@@ -169,20 +168,19 @@ class _Surveyors:
             UnavailableError: the store of the source is to blame.
         """
         path, tries = map_.path or "", 0
-        is_object = _is_remote(map_) and suffix_of(path) not in _FOLDERS
         while True:
             try:
                 values = self._values(map_, readers)
             except Exception as error:
                 verdict, tries = verdict_of(error), tries + 1
-                if verdict is not None and verdict.retry and self._hearing.control is None and is_object:
+                if verdict is not None and verdict.retry and self._hearing.control is None and _is_remote(map_):
                     # The listing could read it.
-                    self._hearing.control = path
+                    self._hearing.could_read(path)
                 if verdict is None or not self._hearing.may_pass(path, verdict, tries):
                     raise
             else:
-                if is_object:
-                    self._hearing.control = path
+                if _is_remote(map_):
+                    self._hearing.could_read(path)
                 return values
 
     def _values(self, map_: ActivationMap, readers: Readers) -> NDArray[np.float64] | None:

@@ -10,6 +10,7 @@ from async_maps.filesystems.filesystem import UnavailableError, verdict_of
 from async_maps.filesystems.locators import parse_s3_address
 from async_maps.filesystems.verdict import Scope
 from async_maps.keys import printable
+from async_maps.sources.formats.registry import suffix_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from async_maps.filesystems.verdict import Verdict
     from async_maps.outcomes import Failure
 
+_FOLDERS = {None, ".zarr"}
+"""The suffixes of files that are folders of objects."""
 _TRIES = 3
 _PAUSE_S = 1.0
 _MOST_UNSURE = 16
@@ -28,14 +31,21 @@ class Hearing:
     """Decides by another object, which could be read: the control.
 
     Attributes:
-        control: the path of an object that could be read in this listing or, by the manifest, in an earlier run.
+        control: its path; None if no object could be read, or if it was deleted.
     """
 
     def __init__(self, filesystems: Filesystems) -> None:
         self.control: str | None = None
         self._filesystems = filesystems
+        self._read: str | None = None
         self._held: list[tuple[Failure, Verdict]] = []
         self._unsure = 0
+
+    def could_read(self, path: str) -> None:
+        """Note a file that could be read, in this listing or, by the manifest, in an earlier run."""
+        self._read = path
+        if suffix_of(path) not in _FOLDERS:
+            self.control = path
 
     def may_pass(self, path: str, verdict: Verdict, tries: int) -> bool:
         """Return whether to try an object again, after it could not be read ``tries`` times; False if it is to blame.
@@ -54,10 +64,10 @@ class Hearing:
         """Whether other objects of a table may be in a bucket that can be read."""
         if verdict.scope is not Scope.BUCKET:
             return False
-        if self.control is None:
+        if self._read is None:
             self._unsure += 1
             return self._unsure <= _MOST_UNSURE
-        return parse_s3_address(self.control).bucket != parse_s3_address(path).bucket
+        return parse_s3_address(self._read).bucket != parse_s3_address(path).bucket
 
     def _wait_for(self, control: str, path: str, verdict: Verdict) -> None:
         s3 = self._filesystems.s3()
@@ -66,10 +76,14 @@ class Hearing:
             try:
                 s3.get(parse_s3_address(control), 0, 1)
                 return
-            except (SourceError, FileNotFoundError) as error:
+            except FileNotFoundError:
+                # It was deleted meanwhile; but the store answers, and does not refuse.
+                self.control = None
+                return
+            except SourceError as error:
                 found = verdict_of(error)
-                if isinstance(error, FileNotFoundError) or (found is not None and not found.retry):
-                    # Refused, too; or gone since it was read.
+                if found is not None and not found.retry:
+                    # Refused, too.
                     raise UnavailableError(f"{printable(path)}: {verdict.reason}") from error
                 if found is None or time.monotonic() > until:
                     raise UnavailableError(
@@ -85,7 +99,7 @@ class Hearing:
 
     def released(self) -> Iterator[Failure]:
         """Yield the failures that were held back, if another object could be read since."""
-        if self.control is not None:
+        if self._read is not None:
             held, self._held = self._held, []
             yield from (failure for failure, _ in held)
 

@@ -101,7 +101,7 @@ def maps_in_named(
         while batch := list(islice(files, _BATCH if scan.known else 1)):
             for file in _with_known(batch, scan.known, scan) if scan.known else batch:
                 if isinstance(file, ActivationMap) and file.path is not None and is_remote(file.path):
-                    openers.hearing.control = file.path
+                    openers.hearing.could_read(file.path)
                 if not isinstance(file, NamedFile):
                     pending.append((False, iter((file,))))
                 elif scan.options.leaves_out(file.name, file.with_suffix):
@@ -229,7 +229,7 @@ class _Openers:
             count += 1
             yield entry
         if not unread:
-            hearing.control = file.path
+            hearing.could_read(file.path)
             yield from hearing.released()
         elif hearing.may_pass(file.path, unread[0], tries) and not count:
             yield from self._judged(file, begin, begin, tries + 1)

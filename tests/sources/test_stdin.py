@@ -193,12 +193,12 @@ def refuse_gets(server: OddServer, path: str, status: int = 403, code: str = "Ac
     server.answer = refuse  # type: ignore[method-assign]
 
 
-@pytest.mark.parametrize("order", ["abc", "bac", "acb"])
+@pytest.mark.parametrize("order", ["abc", "bac", "acb", "xbac", "axbc"])
 async def test_lines_that_come_one_by_one_share_what_could_be_read(
     order: str, odd_server: OddServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in order:
-        odd_server.objects[f"/bucket/{name}.npy"] = npy(), {}
+    """The object x does not exist, and b is refused."""
+    odd_server.objects = {f"/bucket/{name}.npy": (npy(), {}) for name in "abc"}
     refuse_gets(odd_server, "/bucket/b.npy")
 
     async def lines() -> AsyncGenerator[list[bytes], None]:
@@ -207,7 +207,8 @@ async def test_lines_that_come_one_by_one_share_what_could_be_read(
 
     monkeypatch.setattr("async_maps.sources.batches.stdin_lines", lines)
     found = {entry.name: type(entry) async for batch in list_maps("-") for entry in batch}
-    assert found == {"a": ActivationMap, "b": Failure, "c": ActivationMap}
+    kinds = {"a": ActivationMap, "b": Failure, "c": ActivationMap, "x": Failure}
+    assert found == {name: kinds[name] for name in order}
 
 
 async def test_lines_of_which_none_can_be_read_blame_no_map(
