@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
     from async_maps.doctor.finding import Level
     from async_maps.doctor.target import Target
+    from async_maps.filesystems.verdict import Verdict
 
 _CLEAN_UP_S = 10.0
 
@@ -125,13 +126,7 @@ class ProbeObject:
             try:
                 head = await self._client.head_object(Bucket=self._target.bucket, Key=self.key)
             except ClientError as error:
-                reason = refusal(error)[2]
-                if lacking == [STORAGE_CLASS]:
-                    text = unknown_storage_class(asked[STORAGE_CLASS], reason)
-                    self._target.say("kept headers", "unknown", text, ALLOW_READING)
-                else:
-                    text = not_kept(lacking[0], asked[lacking[0]], f"HeadObject is {reason}")
-                    self._target.say("kept headers", "failure", text, ALLOW_READING)
+                self._say_unlooked(lacking[0], asked[lacking[0]], judge(error))
                 return
             headers = head["ResponseMetadata"]["HTTPHeaders"]
             for name in lacking:
@@ -141,6 +136,16 @@ class ProbeObject:
                     return
         if asked:
             self._target.say("kept headers", "ok", "the store keeps the encryption and storage class that were asked")
+
+    def _say_unlooked(self, header: str, asked: str, verdict: Verdict) -> None:
+        """Say that a header, the first one that the answer to the PUT lacks, cannot be looked up."""
+        level: Level = "unknown" if verdict.retry or header == STORAGE_CLASS else "failure"
+        text = f"HeadObject is {verdict.reason}"
+        if header == STORAGE_CLASS:
+            text = unknown_storage_class(asked, verdict.reason)
+        elif not verdict.retry:
+            text = not_kept(header, asked, text)
+        self._target.say("kept headers", level, text, for_code(verdict.code) if verdict.retry else ALLOW_READING)
 
     async def read(self) -> bool:
         """Check that the object can be read, with the same bytes and content type; return whether it was."""

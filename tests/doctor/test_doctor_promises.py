@@ -88,6 +88,13 @@ async def test_doctor_says_what_a_run_would_say(
     assert bool(said) == (fault.level == "failure")
 
 
+async def test_a_store_that_is_busy_is_not_blamed_for_its_headers(odd_server: OddServer) -> None:
+    odd_server.ignores, odd_server.answers = {"x-amz-server-side-encryption"}, {"HEAD": (503, "SlowDown")}
+    settings = Settings(s3={"server_side_encryption": "AES256"})
+    found = {finding.check: finding for finding in await am.adiagnose("s3://bucket/p", settings, quick=True)}
+    assert (found["kept headers"].level, "does not keep" in found["kept headers"].text) == ("unknown", False)
+
+
 async def test_doctor_is_content_with_a_store_that_keeps_all(odd_server: OddServer) -> None:
     s3 = {"server_side_encryption": "AES256", "storage_class": "GLACIER_IR"}
     found = {
