@@ -85,9 +85,11 @@ async def _ended(fault: Awaitable[None], writer: asyncio.StreamWriter) -> None:
 
 
 def _is_left(writer: asyncio.StreamWriter) -> bool:
+    if writer.is_closing():  # with TLS, it has no socket any more
+        return True
     state = writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
     established = 1
-    return bool(writer.is_closing() or state != established)
+    return bool(state != established)
 
 
 async def _closes(_reader: asyncio.StreamReader, _writer: asyncio.StreamWriter, _head: bytes) -> None:
