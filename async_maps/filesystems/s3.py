@@ -20,10 +20,7 @@ from botocore.parsers import ResponseParserError
 from urllib3.exceptions import HTTPError
 
 from async_maps.filesystems.answers import Object, Range, ends_by_itself, extent, modified, required
-from async_maps.filesystems.aws import (
-    client_options,
-    pay_for_requests,
-)
+from async_maps.filesystems.aws import client_options, pay_for_requests
 from async_maps.filesystems.blame import judge
 from async_maps.filesystems.connections import Connections
 from async_maps.filesystems.credentials import CredentialsError
@@ -239,7 +236,7 @@ class S3Filesystem:
             client = self._client
             if client is None and not self._is_closed.is_set():
                 client = self._make_client()
-                # Meanwhile close() may have been called, which does not wait: the credentials may take seconds.
+                # Meanwhile close() may have been called, which does not wait.
                 with self._changing:
                     if not self._is_closed.is_set():
                         self._client = client
