@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from async_maps.render.quantize import Measured
 
 Part: TypeAlias = Any
-"""The position of a map in its file: a JSON value that the format's reader defines."""
+"""The position of a map in its file, which the format's reader defines: plain values, as in JSON."""
 
 
 class ArrayHeader(NamedTuple):

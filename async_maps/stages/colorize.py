@@ -207,7 +207,8 @@ class ColorizeStage:
                 requests.append(Request(job.map.path, job.map.part, 0, (), "", spans, None, job.map.max_bytes))
             else:
                 dtype = array.dtype.newbyteorder("=").str
-                requests.append(Request(None, None, offset, array.shape, dtype, spans, job.map.measured))
+                measured = None if job.map.measured is None else tuple(job.map.measured)
+                requests.append(Request(None, None, offset, array.shape, dtype, spans, measured))
                 copies.append((array, requests[-1]))
                 offset += _input_bytes(job)
         if inputs <= _COPY_ON_LOOP_BYTES:

@@ -22,14 +22,14 @@ from typing import TYPE_CHECKING, Protocol
 
 from anyio import CancelScope, CapacityLimiter, create_task_group, to_thread
 
+from async_maps.concurrency.messages import frame, receive_message
 from async_maps.concurrency.tasks import in_thread
 from async_maps.errors import WorkerError
 from async_maps.machine.shortage import describe_shortage
-from async_maps.outcomes import MapStatistics
 from async_maps.render.kernel_cache import Loaded
 from async_maps.sources.isolation import DecoderProcess, IsolatedReaders
 from async_maps.workers.arena import anonymous_file
-from async_maps.workers.worker import Failed, Recipe, Reply, Request, Result, colorize_chunk, frame, load_kernels
+from async_maps.workers.worker import Recipe, Reply, Request, colorize_chunk, load_kernels
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -106,16 +106,8 @@ class ProcessWorker:
 
     def __init__(self, recipe: Recipe, arena: Arena, shared_kernels: int | None = None) -> None:
         self.kernels = Loaded(0, 0, "", "")
-        self._hello = {
-            "kernels": shared_kernels,
-            "table": recipe.table.tobytes().hex(),
-            "png": recipe.png,
-            "invalid": recipe.invalid,
-            "max_pixels": recipe.max_pixels,
-            "reduce": recipe.reduce,
-            "descriptor": arena.descriptor,
-            "size": arena.size,
-        }
+        options = (recipe.table.tobytes(), recipe.png, recipe.invalid, recipe.max_pixels, recipe.reduce)
+        self._hello = options, (arena.descriptor, arena.size), shared_kernels
         self._descriptors = [arena.descriptor, *([] if shared_kernels is None else [shared_kernels])]
         self._thread = CapacityLimiter(1)
         self._process: subprocess.Popen[bytes] | None = None
@@ -163,8 +155,8 @@ class ProcessWorker:
 
     async def colorize(self, block: Block, free_from: int, requests: list[Request]) -> Reply:
         """Colorize maps into a block."""
-        results, wanted = await self._exchange([block.start, block.size, free_from, requests])
-        return Reply([_result(*result) for result in results], wanted)
+        chunk = [tuple(request) for request in requests]
+        return Reply.unpacked(*await self._exchange((block.start, block.size, free_from, chunk)))
 
     async def stop(self, *, kill: bool = False) -> None:
         """Close the worker's input, which ends it; kill it after a time-out, or immediately.
@@ -224,20 +216,18 @@ class ProcessWorker:
             asyncio.get_running_loop().remove_reader(end)
             os.close(end)
 
-    async def _exchange(self, message: object) -> Any:
+    async def _exchange(self, message: tuple[Any, ...]) -> Any:
         try:
             self._requests.write(frame(message))
             await self._requests.drain()
-            size = int.from_bytes(await self._replies.readexactly(4), "big")
-            reply = json.loads(await self._replies.readexactly(size))
-        except (OSError, asyncio.IncompleteReadError) as error:
+            return await receive_message(self._replies)
+        except (OSError, EOFError) as error:
             status = await self._kill()
             raise WorkerError(f"a worker process {_describe(status)}") from error
         except BaseException:
             # An interrupted exchange cannot be resumed, and the worker may still write into the block.
             await self._kill()
             raise
-        return reply
 
     async def _kill(self) -> int | None:
         if self._process is None:
@@ -252,14 +242,6 @@ class ProcessWorker:
             except RuntimeError:  # no thread can be started: the process is killed, so it ends in milliseconds
                 process.wait()
         return process.returncode
-
-
-def _result(*values: Any) -> Result | Failed:
-    """Restore a result from JSON, which turns named tuples into lists."""
-    if len(values) == len(Failed._fields):
-        return Failed(*values)
-    result = Result(*values)
-    return result._replace(statistics=MapStatistics(*result.statistics))
 
 
 def _describe(status: int | None) -> str:

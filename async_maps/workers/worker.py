@@ -1,23 +1,24 @@
 """The work on a chunk of maps: read, quantize, colorize. Runs in a worker process, or in a thread.
 
-The process exchanges JSON messages over its standard input and output, each after its length in four bytes. Pixels stay
+The process exchanges messages (:mod:`async_maps.concurrency.messages`) over its standard input and output. Pixels stay
 in the arena. The process ends when its input does, so also when the parent is killed.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
-from typing import IO, TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from async_maps.concurrency.messages import frame, read_message
 from async_maps.errors import (
     InputValidationError,
     MissingExtraError,
@@ -38,7 +39,8 @@ from async_maps.sources.memory_limit import LimitedReaders
 from async_maps.workers.arena import map_memory
 
 if TYPE_CHECKING:
-    from typing import Any
+    from collections.abc import Iterator
+    from typing import IO, Any
 
     from numpy.typing import NDArray
 
@@ -56,8 +58,8 @@ _WAITS_S = (0.1, 0.3, 1.0)
 class Request(NamedTuple):
     """A map to colorize: in a file (``path``, ``part``), or in the block (``offset``, ``shape``, ``dtype``).
 
-    ``value_range`` has the fields of a ValueRange. ``measured`` is None unless the values are intensities already.
-    A map in a file has at most ``max_bytes``.
+    ``value_range`` has the fields of a ValueRange. ``measured`` has those of a Measured, or is None unless the values
+    are intensities already. A map in a file has at most ``max_bytes``. All are plain values, for messages.
     """
 
     path: str | None
@@ -66,7 +68,7 @@ class Request(NamedTuple):
     shape: tuple[int, ...]
     dtype: str
     value_range: tuple[RangeKind, float, float] = ("unit", 0.0, 1.0)
-    measured: Measured | None = None
+    measured: tuple[Any, ...] | None = None
     max_bytes: int = 0
 
 
@@ -119,6 +121,25 @@ class Reply(NamedTuple):
 
     results: list[Result | Failed]
     wanted: int
+
+    def packed(self) -> tuple[Any, ...]:
+        """Return the reply as plain values, for a message."""
+        return [
+            (*result[:-1], *result.statistics) if isinstance(result, Result) else tuple(result)
+            for result in self.results
+        ], self.wanted
+
+    @classmethod
+    def unpacked(cls, results: list[tuple[Any, ...]], wanted: int) -> Reply:
+        """Return the reply that was packed."""
+        own, failed = len(Result._fields) - 1, len(Failed._fields)
+
+        def restored(values: tuple[Any, ...]) -> Result | Failed:
+            if len(values) == failed:
+                return Failed(*values)
+            return Result._make((*values[:own], MapStatistics._make(values[own:])))
+
+        return cls(list(map(restored, results)), wanted)
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,10 +208,10 @@ def _colorize_chunk(
     for request in requests:
         try:
             array = _get(block, request, readers)
-            result = _colorize(array, block[offset:], request, recipe)
+            result = _colorize(array, block, offset, request, recipe)
             if isinstance(result, int):
                 return Reply(results, result)
-            results.append(result._replace(offset=offset))
+            results.append(result)
             offset = aligned(offset + scanline_bytes(result.height, result.width, 4 if result.rgba else 1))
         except Exception as error:  # noqa: BLE001  # one map's failure is data; a malicious file can cause any error
             results.append(Failed.by(error))
@@ -215,9 +236,11 @@ def read_patiently(readers: Readers, path: str, part: Part, max_bytes: int) -> N
     return readers.read(path, part, max_bytes)
 
 
-def _colorize(array: NDArray[Any], room: NDArray[np.uint8], request: Request, recipe: Recipe) -> Result | int:
-    """Write a map's scanlines at the start of ``room``; if it is too small, return the number of bytes needed."""
-    value_range = ValueRange(*request.value_range)
+def _colorize(
+    array: NDArray[Any], block: NDArray[np.uint8], offset: int, request: Request, recipe: Recipe
+) -> Result | int:
+    """Write a map's scanlines into the block at ``offset``; if there is no room, return the number of bytes needed."""
+    room, value_range = block[offset:], ValueRange(*request.value_range)
     shape = map_size(array, value_range, recipe.reduce)
     needed = scanline_bytes(*shape, recipe.channels)
     if needed > room.size:
@@ -250,7 +273,7 @@ def _colorize(array: NDArray[Any], room: NDArray[np.uint8], request: Request, re
     elif recipe.png == "compact":
         replace(plane, recipe.collapse)
     write_scanlines(pixels, room[:needed])
-    return Result(0, *shape, rgba, transparent, statistics)
+    return Result(offset, *shape, rgba, transparent, statistics)
 
 
 def load_kernels(recipe: Recipe) -> Loaded:
@@ -261,32 +284,12 @@ def load_kernels(recipe: Recipe) -> Loaded:
     return found if is_first else found._replace(problem="")
 
 
-def send_message(file: IO[bytes], message: object) -> None:
-    """Write a message, and flush it."""
-    file.write(frame(message))
-    file.flush()
-
-
-def frame(message: object) -> bytes:
-    """Return a message as bytes: its length in four bytes, then JSON."""
-    body = json.dumps(message).encode()
-    return len(body).to_bytes(4, "big") + body
-
-
-def _receive(file: IO[bytes]) -> Any:
-    """Read a message; return None if the input ended, even inside a message."""
-    head = file.read(4)
-    size = int.from_bytes(head, "big")
-    body = file.read(size) if len(head) == 4 else b""
-    return json.loads(body) if body and len(body) == size else None
-
-
 def main() -> None:
     """Run a worker process until its input is closed. The first message is the recipe and the arena; then chunks."""
     # Service managers send SIGTERM to all processes of a service; only the parent decides when to stop.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    requests = sys.stdin.buffer
+    requests = _messages(sys.stdin.buffer)
     try:
         os.fstat(2)
     except OSError:  # closed, as in daemons
@@ -295,27 +298,36 @@ def main() -> None:
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
 
-    hello = _receive(requests)
+    hello = next(requests, None)
     if hello is None:
         return
-    table = np.frombuffer(bytes.fromhex(hello["table"]), np.uint8).reshape(256, 4)
-    recipe = Recipe(table, hello["png"], hello["invalid"], hello["max_pixels"], hello["reduce"])
-    memory = map_memory(hello["descriptor"], hello["size"])
-    with sharing(hello["kernels"]):
+    (table, *options), (descriptor, arena_size), shared_kernels = hello
+    recipe = Recipe(np.frombuffer(table, np.uint8).reshape(256, 4), *options)
+    memory = map_memory(descriptor, arena_size)
+    with sharing(shared_kernels):
         kernels = load_kernels(recipe)
+
+    def reply(message: tuple[Any, ...]) -> None:
+        replies.write(frame(message))
+        replies.flush()
 
     readers = LimitedReaders(max_pixels=recipe.max_pixels, channels=recipe.reduce)
     try:
-        send_message(replies, kernels)
-        while (chunk := _receive(requests)) is not None:
-            start, size, free_from, maps = chunk
+        reply(tuple(kernels))
+        for start, size, free_from, chunk in requests:
             # A block that is larger than the arena: the file has grown.
-            whole = memory if start + size <= memory.size else map_memory(hello["descriptor"], start + size)
-            reply = colorize_chunk(
-                whole[start : start + size], free_from, [Request(*map_) for map_ in maps], recipe, readers
-            )
-            del whole
-            send_message(replies, reply)
+            whole = memory if start + size <= memory.size else map_memory(descriptor, start + size)
+            block = whole[start : start + size]
+            done = colorize_chunk(block, free_from, [Request(*values) for values in chunk], recipe, readers)
+            del whole, block
+            reply(done.packed())
     except ConnectionError:
         # The parent has died.
         os._exit(1)
+
+
+def _messages(file: IO[bytes]) -> Iterator[Any]:
+    """Yield messages until the file ends, even inside a message: then the parent has died."""
+    with suppress(EOFError):
+        while True:
+            yield read_message(file)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from async_maps.concurrency.messages import frame, read_message
 from async_maps.errors import ShortageError
+from async_maps.outcomes import MapStatistics
 from async_maps.render.colorize import colorize_activation_map
 from async_maps.render.colormap import colormap_table
 from async_maps.render.quantize import Measured
@@ -22,8 +23,7 @@ from async_maps.sources.activation_map import ActivationMap
 from async_maps.sources.formats.registry import Readers
 from async_maps.stages.encode import encode_bitmap
 from async_maps.stages.items import Bitmap, Job
-from async_maps.workers import worker
-from async_maps.workers.worker import Failed, Recipe, Reply, Request, Result, aligned, frame
+from async_maps.workers.worker import Failed, Recipe, Reply, Request, Result, aligned
 from tests.support.chunks import (
     PALETTE,
     RGBA,
@@ -208,14 +208,20 @@ def test_a_failed_map_takes_no_room(tmp_path: Path) -> None:
     assert reply.results[2][0] == 0
 
 
-@pytest.mark.parametrize("message", [["text", 1, None, {"é": [True]}], [], "ready", "x" * 70_000])
-def test_a_message_is_its_length_and_json(message: Any) -> None:
-    sent = frame(message)
-    assert int.from_bytes(sent[:4], "big") == len(sent) - 4
-    assert json.loads(sent[4:]) == message
-    file = io.BytesIO()
-    worker.send_message(file, message)
-    assert file.getvalue() == sent
+def test_a_reply_is_restored_from_its_message(tmp_path: Path) -> None:
+    block = np.zeros(64_000, np.uint8)
+    requests = [
+        placed(block, 0, random_array(8, 8)),
+        placed(block, 1_024, np.eye(4))._replace(value_range=("per-map", 0.0, 1.0)),
+        in_file(tmp_path / "none.npy"),
+        placed(block, 2_048, np.full((4, 4), np.inf, np.float32)),
+    ]
+    reply = colorize_chunk(block, 4_096, requests, Recipe(TABLE, invalid="transparent"))
+    assert [type(result) for result in reply.results] == [Result, Result, Failed, Result]
+    found = Reply.unpacked(*read_message(io.BytesIO(frame(reply.packed()))))
+    assert found == reply
+    assert [type(result) for result in found.results] == [type(result) for result in reply.results]
+    assert type(colorized(Reply(found.results[:1], 0))[0].statistics) is MapStatistics
 
 
 # Transparency

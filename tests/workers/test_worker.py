@@ -193,6 +193,17 @@ async def test_a_worker_that_ends_while_it_starts_names_its_status(monkeypatch: 
         assert process.pid is None
 
 
+@pytest.mark.parametrize("sent", [b"", b"\0\0", b"\0\0\0\x64", b"\0\0\0\x64(cut"])
+@tidy
+async def test_a_message_that_a_dying_worker_cuts_is_its_death(sent: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "_BOOT", f"import os; os.write(1, {sent!r}); os._exit(4)")
+    with Arena(2**16) as arena:
+        process = ProcessWorker(PALETTE, arena)
+        with pytest.raises(WorkerError, match="ended with status 4"):
+            await process.start()
+        assert process.pid is None
+
+
 @tidy
 async def test_a_worker_that_is_never_ready_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool, "_BOOT", "import time; time.sleep(100)")
