@@ -25,6 +25,8 @@ _TRIES = 3
 _PAUSE_S = 1.0
 _MOST_UNSURE = 16
 """After this many refused objects, and none that could be read, the bucket is wrong, not some rows of a table."""
+_MOST_HELD = 1000
+"""After this many refused objects, and none that could be read, all are refused, not only those of some folders."""
 
 
 class Hearing:
@@ -93,8 +95,14 @@ class Hearing:
             time.sleep(_PAUSE_S)
 
     def hold(self, failure: Failure, verdict: Verdict) -> Iterator[Failure]:
-        """Yield the failure of an object that is to blame; hold it back while no other object could be read."""
+        """Yield the failure of an object that is to blame; hold it back while no other object could be read.
+
+        Raises:
+            UnavailableError: many are held back: each costs a request, and some memory.
+        """
         self._held.append((failure, verdict))
+        if self._read is None and len(self._held) >= _MOST_HELD:
+            self.end()
         yield from self.released()
 
     def released(self) -> Iterator[Failure]:

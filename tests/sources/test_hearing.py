@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from unittest.mock import Mock
 
 import pytest
@@ -62,3 +63,13 @@ def test_failures_are_held_back_until_a_file_can_be_read(hearing: Hearing) -> No
     hearing.could_read("s3://bucket/a.zarr")
     assert [*hearing.released()] == [FAILURE]
     hearing.end()
+
+
+def test_a_source_of_which_nothing_can_be_read_is_not_asked_for_all_objects(hearing: Hearing) -> None:
+    with pytest.raises(UnavailableError, match="refused with AccessDenied"):
+        deque((judge(hearing) for _ in range(10**5)), 0)
+
+
+def test_any_number_of_refused_objects_are_to_blame_if_another_file_can_be_read(hearing: Hearing) -> None:
+    hearing.could_read("s3://bucket/a.npy")
+    assert [judge(hearing) for _ in range(2000)] == [[FAILURE]] * 2000
