@@ -15,7 +15,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 import botocore.session
-from anyio import to_thread
+from anyio import CapacityLimiter, to_thread
 from botocore.handlers import validate_bucket_name
 
 from async_maps.concurrency.tasks import see_error
@@ -84,10 +84,12 @@ class BlockingCredentials(_Credentials):
 
 
 class AsyncCredentials(_Credentials):
-    """The shared credentials for the clients of an event loop, which a thread finds and renews."""
+    """The shared credentials for the clients of an event loop, which threads find, renew and replace."""
 
     def __init__(self, shared: SharedCredentials) -> None:
         self.shared = shared
+        # Not those of the program, which all requests would take while they wait for new credentials.
+        self._threads = CapacityLimiter(2)
         self._getting: asyncio.Task[ReadOnlyCredentials] | None = None
 
     async def load_credentials(self) -> AsyncCredentials:
@@ -101,10 +103,18 @@ class AsyncCredentials(_Credentials):
             return valid
         if self._getting is None or self._getting.done():
             # One thread for all waiting requests; it goes on if they are cancelled.
-            getting = to_thread.run_sync(self.shared.get, abandon_on_cancel=True)
+            getting = to_thread.run_sync(self.shared.get, abandon_on_cancel=True, limiter=self._threads)
             self._getting = asyncio.create_task(getting)
             self._getting.add_done_callback(see_error)
         return await asyncio.shield(self._getting) if valid is None else valid
+
+    async def sign_again(self, request_dict: Any, response: Any, **_: Any) -> float | None:
+        """Return 0, the seconds before the repetition of a refused request, if another signature may be accepted."""
+        if response is None or response[0].status_code not in REFUSED:
+            return None
+        work = partial(_sign_again, self.shared, request_dict, response)
+        # In a thread, because credentials may be asked for.
+        return await to_thread.run_sync(work, abandon_on_cancel=True, limiter=self._threads)
 
     def close(self) -> None:
         """Do not wait any longer for a program that gives credentials."""
@@ -145,7 +155,7 @@ class AsyncSession:
             sign_in_time(untyped._request_signer, self.credentials.shared.clock)
             _allow_tenants(client)
             _bound_redirects(client)
-            untyped.meta.events.register("needs-retry.s3", partial(_sign_again_async, self.credentials.shared))
+            untyped.meta.events.register("needs-retry.s3", self.credentials.sign_again)
             clients = self.credentials.shared.clients
             clients.add(client)
             try:
@@ -195,7 +205,7 @@ def _allow_tenants(client: Any) -> None:
 
 
 def _sign_again(shared: SharedCredentials, request_dict: Any, response: Any, **_: Any) -> float | None:
-    """Return 0, the seconds before the repetition of a refused request, if another signature may be accepted."""
+    """Do as :meth:`AsyncCredentials.sign_again`; blocks."""
     if corrects(shared.clock, request_dict, response):
         return 0.0
     signed = signature_of(request_dict)
@@ -206,10 +216,3 @@ def _sign_again(shared: SharedCredentials, request_dict: Any, response: Any, **_
         signed["is_replaced"] = True
         return 0.0 if shared.replace(signed["access_key"]) else None
     return None
-
-
-async def _sign_again_async(shared: SharedCredentials, request_dict: Any, response: Any, **_: Any) -> float | None:
-    if response is None or response[0].status_code not in REFUSED:
-        return None
-    # In a thread, because credentials may be asked for.
-    return await to_thread.run_sync(partial(_sign_again, shared, request_dict, response), abandon_on_cancel=True)

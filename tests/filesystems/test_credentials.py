@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from unittest.mock import Mock
 
 import pytest
+from anyio import fail_after, to_thread
 from botocore.credentials import ReadOnlyCredentials
 
 from async_maps.filesystems.clock import Clock
@@ -137,6 +139,29 @@ async def test_requests_of_a_loop_share_one_renewal() -> None:
         found = await asyncio.gather(*(credentials.get_frozen_credentials() for _ in range(300)))
         assert len(set(found)) == 1
     assert len(source.asked) == 3
+
+
+async def test_requests_that_wait_for_credentials_leave_threads_to_others() -> None:
+    source, go = Source(lasts_s=None), threading.Event()
+    assert source.key() == "key-1"
+
+    def find(may_ask: bool) -> Found:
+        assert go.wait(60)
+        return source.find(may_ask)
+
+    source.shared._find = find
+    credentials = AsyncCredentials(source.shared)
+    refused = Mock(status_code=400, headers={}), {"Error": {"Code": "ExpiredToken"}}
+    requests = [{"context": {"async_maps": {"access_key": "key-1"}}} for _ in range(64)]
+    waiting = [asyncio.create_task(credentials.sign_again(request, refused)) for request in requests]
+    await asyncio.sleep(0)
+    try:
+        with fail_after(5):
+            assert await to_thread.run_sync(lambda: "another") == "another"
+    finally:
+        go.set()
+        assert await asyncio.gather(*waiting) == [0.0] * 64
+    assert len(source.asked) == 2
 
 
 async def test_a_cancelled_request_does_not_cancel_the_renewal_of_others() -> None:
