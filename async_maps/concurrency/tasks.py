@@ -59,11 +59,16 @@ class OrderlyTask(Generic[T]):
         """Whether the task has ended: with a result, an error or a cancellation."""
         return self.task.done()
 
-    async def result(self) -> T:
-        """Wait for the task's result or error; if the wait is cancelled, cancel the task too and wait for its end."""
+    async def result(self, interrupt: Callable[[], object] = lambda: None) -> T:
+        """Wait for the task's result or error; if the wait is cancelled, cancel the task too and wait for its end.
+
+        Args:
+            interrupt: called if the wait is cancelled, to end what the task's threads wait for.
+        """
         try:
             await asyncio.wait({self.task})
         except BaseException:
+            interrupt()
             await self.cancel()
             raise
         return self.task.result()

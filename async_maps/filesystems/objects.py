@@ -110,6 +110,10 @@ class Objects:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections permanently: a thread that waits for S3 gets an error."""
         self._filesystems.close()
 
     def identity(self, folder: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -51,8 +51,14 @@ class Relocation(NamedTuple):
         return self.new + locator.removeprefix(self.old) if locator.startswith(self.old) else locator
 
 
-def relocated(
-    manifest: Manifest, here: str, settings: Settings, *, where: str = "this run writes to", else_: str = ANOTHER
+def relocated(  # noqa: PLR0913  # one argument for each part of the question
+    manifest: Manifest,
+    here: str,
+    settings: Settings,
+    *,
+    where: str = "this run writes to",
+    else_: str = ANOTHER,
+    objects: Objects | None = None,
 ) -> Relocation | None:
     """Return the new address of a manifest's destination; None if it has not changed or the manifest has no maps.
 
@@ -62,6 +68,7 @@ def relocated(
         settings: ``same_destination``, and the time-outs and attempts of S3.
         where: how ``here`` is introduced in a message.
         else_: what to do if it is another destination.
+        objects: looks up the overlays; None to open connections for that.
 
     Raises:
         ManifestError: it is another destination, or that cannot be known.
@@ -79,12 +86,12 @@ def relocated(
         raise ManifestError(f"{refusal}: {else_}")
     is_told = settings.same_destination == "yes"
     if was.destination == now.destination:
-        if not is_told and (problem := _problem(manifest, moved, settings)):
+        if not is_told and (problem := _problem(manifest, moved, settings, objects)):
             raise ManifestError(f"{refusal}, where {problem}: if it is the same bucket, {_TELL}; if not, {else_}")
     # An existing folder may have been copied, by mistake: that is asked, too.
     elif not is_told and (not _is_gone(was) or not manifest.sample(1)):
         raise ManifestError(f"{refusal}: {else_}, or {_TELL} if its overlays were moved there")
-    elif problem := _problem(manifest, moved, settings):
+    elif problem := _problem(manifest, moved, settings, objects):
         raise ManifestError(f"{refusal}, where {problem}: move the overlays there, or {else_}")
     if not is_told:
         _logger.warning("%s was the manifest of %s; the same overlays are at %s", manifest.path, was.shown, now.shown)
@@ -105,7 +112,7 @@ def relocated_by_environment(
         where, else_ = "destination is", "name the place of its overlays"
         if settings.same_destination == "ask":
             settings = settings.model_copy(update={"same_destination": "yes"})
-    return relocated(manifest, here, settings, where=where, else_=else_)
+    return relocated(manifest, here, settings, where=where, else_=else_, objects=objects)
 
 
 def place_of_overlays(destination: str) -> str:
@@ -117,13 +124,13 @@ def place_of_overlays(destination: str) -> str:
     return place.rstrip("/") if is_remote(place) else Path(os.path.abspath(place)).as_uri()
 
 
-def _problem(manifest: Manifest, moved: Relocation, settings: Settings) -> str:
+def _problem(manifest: Manifest, moved: Relocation, settings: Settings, objects: Objects | None) -> str:
     """Return how one of a few overlays differs at the new address; empty if none does."""
-    with Objects(settings.s3) as objects:
+    with Objects(settings.s3) if objects is None else nullcontext(objects) as asked:
         for expected in manifest.sample(_SAMPLE):
             locator = moved(expected.locator)
             try:
-                found = objects.find(locator)
+                found = asked.find(locator)
                 crc32 = None if found is None or is_remote(locator) else checksum(locator).crc32
             except FileNotFoundError:
                 found = None

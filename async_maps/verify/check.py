@@ -94,14 +94,14 @@ async def averify_locators(
     verification = Verification(settings=settings.model_dump(mode="json"))
     moved = None if destination is None else fspath(destination)
 
-    async def look() -> None:
-        with Comparison() as comparison, Objects(settings.s3) as objects:
+    async def look(objects: Objects) -> None:
+        with Comparison() as comparison:
             check = Check(comparison, objects, settings, verification)
             await check.look(place, deep=deep, destination=moved)
             await check.finish()
             verification.advice.extend(_advice(verification, repair_flags(deep=deep, destination=moved)))
 
-    await watched(look, verification, on_progress)
+    await watched(look, settings, verification, on_progress)
     return verification
 
 
@@ -110,13 +110,17 @@ verify_locators = blocking(averify_locators)
 
 
 async def watched(
-    work: Callable[[], Coroutine[Any, Any, None]], verification: Verification, on_progress: OnVerification | None
+    work: Callable[[Objects], Coroutine[Any, Any, None]],
+    settings: Settings,
+    verification: Verification,
+    on_progress: OnVerification | None,
 ) -> None:
     """Run ``work``, which fills the verification, and report its progress."""
+    objects = Objects(settings.s3)
 
     async def main() -> None:
         if on_progress is None:
-            await work()
+            await work(objects)
             return
 
         def show(_: bool) -> None:
@@ -124,10 +128,11 @@ async def watched(
             on_progress(verification.copy())
 
         async with calling_every(_INTERVAL_S, show):
-            await work()
+            await work(objects)
 
     try:
-        await OrderlyTask(main).result()
+        with objects:
+            await OrderlyTask(main).result(objects.close)
     except BaseException as error:
         verification.end(error)
         raise

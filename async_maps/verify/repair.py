@@ -18,7 +18,6 @@ from anyio import CancelScope, to_thread
 from async_maps.blocking import blocking
 from async_maps.errors import SettingsError, SourceError
 from async_maps.filesystems.endpoints import Identity
-from async_maps.filesystems.objects import Objects
 from async_maps.keys import printable
 from async_maps.manifest.destination import relocated_by_environment
 from async_maps.manifest.manifest import Manifest
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from os import PathLike
 
+    from async_maps.filesystems.objects import Objects
     from async_maps.manifest.manifest import RepairMode
     from async_maps.manifest.metadata import KeptRun
     from async_maps.outcomes import Outcome
@@ -88,7 +88,7 @@ async def arepair_overlays(  # noqa: PLR0913  # one argument per option
         raise SettingsError("a repair may read its source more than once: pass a path, not standard input")
     repair.destination = None if destination is None else fspath(destination)
     work = partial(repair.run, place, deep=deep, delete_foreign=delete_foreign)
-    await watched(work, repair.verification, on_progress)
+    await watched(work, settings, repair.verification, on_progress)
     return repair.verification
 
 
@@ -106,9 +106,9 @@ class _Repair:
         self._settings = settings.model_copy(update={"if_exists": "overwrite"})
         self._problems: list[str] = []
 
-    async def run(self, source: str | None, *, deep: bool, delete_foreign: bool) -> None:
+    async def run(self, source: str | None, objects: Objects, *, deep: bool, delete_foreign: bool) -> None:
         verification = self.verification
-        with Objects(self._settings.s3) as objects, Comparison() as before, Comparison() as after:
+        with Comparison() as before, Comparison() as after:
             # Keep the lock until all broken rows are marked, so that no run changes them in between.
             opened = await to_thread.run_sync(_open, self._manifest)
             try:
