@@ -35,10 +35,11 @@ class Spelling(NamedTuple):
 
         A temporary folder is made there and deleted.
         """
+        # Some disks ignore only the case of ASCII letters.
         name = "aé"
         # ValueError: the names of this system have no such letter, as with LC_ALL=C.
         with suppress(OSError, ValueError), _file(folder, name) as place:
-            found = cls(folder, _has(place, name.upper()), _has(place, unicodedata.normalize("NFD", name)))
+            found = cls(folder, _has(place, name.replace("a", "A")), _has(place, unicodedata.normalize("NFD", name)))
             if found.ignores_case or found.ignores_form:
                 return found
         return None

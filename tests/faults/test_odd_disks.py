@@ -88,6 +88,13 @@ def test_only_what_the_disk_ignores_makes_two_names_one(tmp_path: Path, disk: Pa
     assert sorted(path.name for path in (disk / "out").iterdir()) == ["IMG_1.png", "img_1.png"]
 
 
+@pytest.mark.parametrize("disk", ["ignores-ascii-case"], indirect=True)
+def test_a_disk_may_ignore_the_case_of_ascii_letters_alone(tmp_path: Path, disk: Path) -> None:
+    maps = save(tmp_path / "maps", "IMG_1", "img_1", "\u00c4", "\u00e4")
+    assert invoke("run", maps, disk / "out", "--manifest", "m.sqlite", *QUICK) == 1
+    assert list(failures(tmp_path / "m.sqlite")) == ["img_1"]
+
+
 @pytest.mark.parametrize("disk", ["no-links"], indirect=True)
 @pytest.mark.parametrize("if_exists", ["skip", "error"])
 def test_create_only_works_without_hard_links(

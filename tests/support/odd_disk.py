@@ -3,9 +3,9 @@
 Run it as a process: ``python -m tests.support.odd_disk FOLDER ODDITY...``. It mounts the folder, prints a line, and
 serves until the folder is unmounted. The kernel's protocol is described in ``linux/fuse.h``; this needs root.
 
-Oddities: ``ignores-case`` and ``ignores-form`` (Unicode NFC and NFD are the same name), ``no-links``, ``no-locks``,
-``no-shared-memory``, ``read-only``, ``full=BYTES`` and ``vanishes=FILES`` (EIO after that number of files),
-``forbids=CHARACTERS`` (in names).
+Oddities: ``ignores-case``, ``ignores-ascii-case`` and ``ignores-form`` (Unicode NFC and NFD are the same name),
+``no-links``, ``no-locks``, ``no-shared-memory``, ``read-only``, ``full=BYTES`` and ``vanishes=FILES`` (EIO after that
+number of files), ``forbids=CHARACTERS`` (in names).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import ctypes
 import errno
 import os
 import stat
+import string
 import struct
 import subprocess
 import sys
@@ -34,6 +35,7 @@ _MOST_BYTES = 2**17
 _ROOT, _DIRECT_IO = 1, 1
 _POSIX_LOCKS, _FLOCK_LOCKS, _BIG_WRITES = 1 << 1, 1 << 10, 1 << 5
 _SET_MODE, _SET_SIZE = 1, 8
+_ASCII_LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
 
 
 class Node:
@@ -95,6 +97,8 @@ class OddDisk:
             raise OSError(errno.EINVAL, "")
         if "ignores-form" in self._oddities:
             name = unicodedata.normalize("NFD", name)
+        if "ignores-ascii-case" in self._oddities:
+            name = name.translate(_ASCII_LOWER)
         return name.casefold() if "ignores-case" in self._oddities else name
 
     def _child(self, number: int, raw: bytes) -> Node:
