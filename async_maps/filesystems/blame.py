@@ -300,7 +300,9 @@ def _link(error: BaseException) -> Verdict:
     late = isinstance(error, TimeoutError | ConnectTimeoutError | ReadTimeoutError)
     # botocore's words are a URL, or "None".
     reason = _LATE if type(error) is ReadTimeoutError else _words(error)
-    return Verdict(_LINK, may_pass=True, certain=False, slow_down=False, reason=reason, retry=True, timed_out=late)
+    found = Verdict(_LINK, may_pass=True, certain=False, slow_down=False, reason=reason, retry=True, timed_out=late)
+    shortage = describe_shortage(error)
+    return found if shortage is None else found._replace(scope=_DISK, reason=shortage)
 
 
 def _is_certificate(error: BaseException) -> bool:

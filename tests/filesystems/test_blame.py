@@ -10,6 +10,7 @@ from aiohttp import ClientOSError, ServerDisconnectedError
 from botocore.exceptions import (
     ClientError,
     EndpointConnectionError,
+    HTTPClientError,
     MetadataRetrievalError,
     NoCredentialsError,
     ReadTimeoutError,
@@ -166,3 +167,11 @@ def test_the_error_of_a_put_follows_the_verdict(code: str, status: int, kind: ty
     error = store_error("s3://bucket/p", judge_answer(status, code))
     assert type(error) is kind
     assert str(error).startswith(f"s3://bucket/p: refused with {code}")
+
+
+def test_a_request_without_a_file_left_names_the_limit() -> None:
+    error = HTTPClientError(error=OSError(errno.EMFILE, "Too many open files"))
+    error.__context__ = error.kwargs["error"]
+    verdict = judge(error)
+    assert (verdict.scope, verdict.retry) == (Scope.DISK, True)
+    assert "ulimit -n" in verdict.reason
