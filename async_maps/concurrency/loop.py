@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import os
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from contextvars import Context
+from threading import Thread
 from typing import TYPE_CHECKING, TypeVar
 
-from anyio.from_thread import start_blocking_portal
+from anyio import run
+from anyio.from_thread import BlockingPortal
 
 from async_maps.machine.shortage import open_files_limit, thread_limit
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-    from contextlib import AbstractContextManager
-
-    from anyio.from_thread import BlockingPortal
+    from collections.abc import Awaitable, Callable, Iterator
 
 T = TypeVar("T")
 
@@ -32,9 +34,41 @@ def run_blocking(function: Callable[[], Awaitable[T]]) -> T:
         return portal.call(function)
 
 
-def open_portal() -> AbstractContextManager[BlockingPortal]:
+@contextmanager
+def open_portal() -> Iterator[BlockingPortal]:
     """Start an event loop in another thread. Leaving by an exception cancels its tasks and waits for their end."""
-    return start_blocking_portal(backend_options={"loop_factory": fastest_loop()}, name="async-maps")
+    # Not anyio's start_blocking_portal: Ctrl-C while the loop starts would wait for ever.
+    started: Future[BlockingPortal] = Future()
+    options = {"loop_factory": fastest_loop()}
+
+    async def serve() -> None:
+        async with BlockingPortal() as portal:
+            started.set_result(portal)
+            await portal.sleep_until_stopped()
+
+    def run_loop() -> None:
+        try:
+            run(serve, backend_options=options)
+        except BaseException as error:
+            if started.done():
+                raise
+            started.set_exception(error)
+
+    # Python 3.14 would run it in the context of the caller.
+    thread = Thread(target=Context().run, args=(run_loop,), daemon=True, name="async-maps")
+    failed = True
+    try:
+        thread.start()
+        yield started.result()
+        failed = False
+    finally:
+        if thread.ident is not None:
+            try:
+                with suppress(RuntimeError):  # the loop has not started, or has ended
+                    portal = started.result()
+                    portal.call(portal.stop, failed)
+            finally:
+                thread.join()
 
 
 def fastest_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -86,11 +86,36 @@ def test_an_interrupt_cancels_the_coroutine_and_waits_for_its_end() -> None:
                 await asyncio.sleep(0.01)
             ended.set()
 
-    # A shell starts background commands with SIGINT ignored.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    with pytest.raises(KeyboardInterrupt):
+        run_blocking(work)
+    assert ended.is_set()
+
+
+def test_an_interrupt_while_the_loop_starts_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    main, began, ended = threading.main_thread().ident or 0, False, threading.Event()
+
+    def make() -> asyncio.AbstractEventLoop:
+        # The main thread waits for the loop.
+        ended.wait(0.2)
+        signal.pthread_kill(main, signal.SIGINT)
+        ended.wait(0.2)
+        return asyncio.new_event_loop()
+
+    async def work() -> None:
+        nonlocal began
+        began = True
+
+    def stop_waiting() -> None:
+        signal.pthread_kill(main, signal.SIGINT)
+        ended.set()
+
+    monkeypatch.setattr("async_maps.concurrency.loop.fastest_loop", lambda: make)
+    hanging = threading.Timer(10, stop_waiting)
+    hanging.start()
     try:
         with pytest.raises(KeyboardInterrupt):
             run_blocking(work)
     finally:
-        signal.signal(signal.SIGINT, before)
-    assert ended.is_set()
+        hanging.cancel()
+    assert not began
+    assert not ended.is_set()
