@@ -56,11 +56,8 @@ class Clock:
         Returns:
             Whether the time was the reason, so that a new signature may be accepted.
         """
-        try:
-            told = parsedate_to_datetime(date).timestamp()
-        except (ValueError, TypeError):
-            return False
-        if told < _EARLIEST or abs(told - signed_at) < _TOLERATED_S:
+        told = time_of(date)
+        if told is None or told < _EARLIEST or abs(told - signed_at) < _TOLERATED_S:
             return False
         with self._lock:
             offset_s = told - self._wall()
@@ -87,6 +84,16 @@ def timestamp(seconds: float) -> str:
 @lru_cache(maxsize=4)  # as datetime takes longer, for each request
 def _timestamp(second: int) -> str:
     return datetime.fromtimestamp(second, UTC).strftime("%Y%m%dT%H%M%SZ")
+
+
+def time_of(date: str) -> float | None:
+    """Return the time in a Date header, in seconds since 1970; None if there is none."""
+    try:
+        found = parsedate_to_datetime(date)
+    except (ValueError, TypeError):
+        return None
+    # Without a zone, it is in UTC, as all dates of HTTP.
+    return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
 
 
 def blames_time(code: str, message: str, status: int) -> bool:

@@ -9,8 +9,7 @@ import errno
 import hashlib
 import io
 import time
-from contextlib import closing, contextmanager, suppress
-from email.utils import parsedate_to_datetime
+from contextlib import closing, contextmanager
 from threading import Event, Lock
 from typing import TYPE_CHECKING
 
@@ -22,6 +21,7 @@ from urllib3.exceptions import HTTPError
 from async_maps.filesystems.answers import Object, Range, ends_by_itself, extent, modified, required
 from async_maps.filesystems.aws import client_options, pay_for_requests
 from async_maps.filesystems.blame import judge
+from async_maps.filesystems.clock import time_of
 from async_maps.filesystems.connections import Connections
 from async_maps.filesystems.credentials import CredentialsError
 from async_maps.filesystems.endpoints import missing_bucket
@@ -182,9 +182,9 @@ class S3Filesystem:
             with _translate_errors():
                 paginator = self._get_client().get_paginator("list_objects_v2")
                 for page in paginator.paginate(Bucket=bucket, Prefix=prefix, **options):
-                    date = page["ResponseMetadata"]["HTTPHeaders"].get("date", "")
-                    with suppress(ValueError, TypeError):
-                        self.clock_offset_s = parsedate_to_datetime(date).timestamp() - time.time()
+                    told = time_of(page["ResponseMetadata"]["HTTPHeaders"].get("date", ""))
+                    if told is not None:
+                        self.clock_offset_s = told - time.time()
                     yield page
         except FileNotFoundError as error:
             raise RefusedError(missing_bucket(self.endpoint())) from error

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from typing import TYPE_CHECKING
 
 import pytest
 
 from async_maps.filesystems.clock import Clock, blames_time
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 pytestmark = pytest.mark.fast
 TRUE = datetime(2026, 11, 29, 8, 0, tzinfo=UTC)
@@ -26,6 +31,22 @@ class Machine:
 
     def correct(self, signed_at: float | None = None) -> bool:
         return self.clock.correct(format_datetime(self.true, usegmt=True), signed_at or self.clock.time())
+
+
+@pytest.fixture
+def far_from_utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "Asia/Kolkata")
+        time.tzset()
+        yield
+    time.tzset()
+
+
+@pytest.mark.parametrize("date", ["Sun, 29 Nov 2026 08:00:00 -0000", "Sun, 29 Nov 2026 08:00:00"])
+def test_a_date_without_a_zone_is_in_utc(date: str, far_from_utc: None) -> None:
+    clock = Clock(TRUE.timestamp)
+    assert not clock.correct(date, TRUE.timestamp())
+    assert clock.offset_s == 0
 
 
 @pytest.mark.parametrize(
