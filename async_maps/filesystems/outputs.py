@@ -88,8 +88,12 @@ def check_output(
 
 def is_report(file: IO[bytes]) -> bool:
     """Whether a file is a report of ``run`` or ``verify``."""
+    # A read of at most that many bytes would take the memory for all of them.
+    if file.seek(0, os.SEEK_END) > _MAX_REPORT_BYTES:
+        return False
+    file.seek(0)
     try:
-        found = json.loads(file.read(_MAX_REPORT_BYTES))
+        found = json.loads(file.read())
     except (ValueError, RecursionError):
         return False
     return isinstance(found, dict) and found.keys() >= {"schema", "command", "exit_code"}

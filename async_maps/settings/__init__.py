@@ -55,6 +55,9 @@ PngKind: TypeAlias = Literal["palette", "rgba", "compact", "gray"]
 _SHAPING = {"colormap", "alpha", "invalid", "channels", "column", "png", "png_level", "key"}
 """The settings, besides the range, that affect an overlay's bytes or key."""
 
+_MOST_PARALLEL, _MOST_REQUESTS = 1024, 10_000
+"""A mistyped number must not use up the memory or the processes of the machine."""
+
 
 class FilesSettings(Model, frozen=True):
     """How files are written if the destination is a folder."""
@@ -111,18 +114,18 @@ class Settings(Model, frozen=True):
     """If the manifest names another address of the destination: ask (look up five of its overlays), yes or no."""
     png_level: Annotated[int, Field(ge=0, le=3)] = 1
     """Compression level, 0 to 3."""
-    workers: NonNegativeInt | Literal["auto"] = "auto"
+    workers: Annotated[int, Field(ge=0, le=_MOST_PARALLEL)] | Literal["auto"] = "auto"
     """Processes that read and colorize; 0 uses threads of this process, auto one process for every two cores, or fewer
     where the memory is limited."""
-    encode_threads: PositiveInt | Literal["auto"] = "auto"
+    encode_threads: Annotated[int, Field(gt=0, le=_MOST_PARALLEL)] | Literal["auto"] = "auto"
     """Threads that encode; auto is one for every core, at least two."""
-    concurrency: PositiveInt | Literal["auto"] = "auto"
+    concurrency: Annotated[int, Field(gt=0, le=_MOST_REQUESTS)] | Literal["auto"] = "auto"
     """Maximum number of concurrent uploads. auto starts with 32; to S3 it grows up to 256 while that is faster."""
     rate: PositiveFloat | None = None
     """Maximum number of PUTs a second; by default there is none until the store asks for fewer requests."""
     bandwidth: Converted[int | str | None, PositiveInt | None] = Field(default=None, validate_default=True)
     """Maximum number of bytes uploaded a second: a number, or with a unit (100MB)."""
-    prefetch: PositiveInt | Literal["auto"] = "auto"
+    prefetch: Annotated[int, Field(gt=0, le=_MOST_REQUESTS)] | Literal["auto"] = "auto"
     """Maximum number of maps that are read concurrently from S3. auto starts with 16, and grows up to 64 while that is
     faster."""
     chunk_maps: PositiveInt = 256

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tracemalloc
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 import async_maps as am
-from async_maps.filesystems.outputs import check_output, is_metrics
+from async_maps.filesystems.outputs import check_output, is_metrics, is_report
 from tests.support.commands import invoke, only_error
 from tests.support.leftovers import leaves_nothing
 from tests.support.manifests import make_map, receipt_for, write_run
@@ -151,6 +152,16 @@ def test_an_earlier_report_is_replaced() -> None:
     for _ in range(2):
         assert invoke(*FRESH, "--report", "report.json") == 0
     assert json.loads(Path("report.json").read_text())["planned"] == 1
+
+
+def test_looking_at_an_earlier_report_takes_little_memory() -> None:
+    assert invoke(*FRESH, "--report", "report.json") == 0
+    tracemalloc.start()
+    try:
+        check_output("report.json", "the report", is_report)
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_report_does_not_replace_a_file_that_appeared_during_the_run(
