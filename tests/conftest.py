@@ -125,10 +125,10 @@ def s3_server(
 ) -> Iterator[S3Server]:
     """An S3 server on loopback: SeaweedFS, or that of ``--s3-server``."""
     from async_maps.demo import seaweed
-    from tests.support import moto_server, s3rver_server
+    from tests.support import other_s3_servers
 
     assert request.config.option.markexpr not in _QUICK.values(), "a test without a server asks for one: unmark it"
-    servers = {"seaweedfs": seaweed.serve, "moto": moto_server.serve, "s3rver": s3rver_server.serve}
+    servers = {"seaweedfs": seaweed.serve, "moto": other_s3_servers.moto, "s3rver": other_s3_servers.s3rver}
     with servers[request.config.option.s3_server](tmp_path_factory.mktemp("s3")) as server:
         yield server
 
