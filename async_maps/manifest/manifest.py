@@ -5,7 +5,7 @@ The next run skips maps that are done and unchanged. Only one run at a time can 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
@@ -99,8 +99,8 @@ class Manifest(StaleRows, ManifestSamples):
                     "moved": broken,
                 }
                 if wanted[mode]:
-                    at = "" if map_.name in sent else row[5] if row else None
-                    plan.todo.append(map_ if at is None else replace(map_, maybe_at=at))
+                    map_.maybe_at = "" if map_.name in sent else row[5] if row else None
+                    plan.todo.append(map_)
                 else:
                     plan.skipped += 1
         return plan

@@ -33,9 +33,12 @@ class ArrayHeader(NamedTuple):
     chunks: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ActivationMap:
     """A map: its name, and either its array or the file to read it from.
+
+    One object goes from the listing to the outcome: what becomes known on the way is set, and the array is removed when
+    it is colorized.
 
     Attributes:
         name: the name; ``val/0001`` becomes ``{prefix}/val/0001.png``.
@@ -51,6 +54,7 @@ class ActivationMap:
         problem: the reason why reading will fail, if the listing found one; else empty.
         maybe_at: the locator at which an earlier run with the manifest has stored its overlay; empty if it may have
             stored it anywhere, None if it has not.
+        key: the key of its overlay; empty until it is known.
     """
 
     name: str
@@ -65,6 +69,7 @@ class ActivationMap:
     header: ArrayHeader | None = field(default=None, compare=False)
     problem: str = field(default="", compare=False)
     maybe_at: str | None = field(default=None, compare=False)
+    key: str = field(default="", compare=False)
 
     @property
     def file(self) -> str:

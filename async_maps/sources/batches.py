@@ -7,7 +7,6 @@ import os
 from collections import Counter
 from collections.abc import AsyncIterable, Iterable, Mapping
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import replace
 from functools import partial
 from itertools import count, islice
 from os import PathLike, fspath
@@ -308,14 +307,14 @@ async def numbered(listing: AsyncGenerator[list[Entry], None]) -> AsyncGenerator
     positions = count()
     async with aclosing(listing):
         async for batch in listing:
-            yield [
-                replace(entry, index=position) if isinstance(entry, ActivationMap) else entry
-                for entry, position in zip(batch, positions, strict=False)
-            ]
+            for entry, position in zip(batch, positions, strict=False):
+                if isinstance(entry, ActivationMap):
+                    entry.index = position
+            yield batch
 
 
 def with_key(entry: Entry, prefix: str, template: KeyTemplate, locator: Callable[[str], str] | None = None) -> Entry:
-    """Return the map if its key is valid, and its overlay does not replace its file; else its failure."""
+    """Return the map, with its key, if that is valid and its overlay does not replace its file; else its failure."""
     if isinstance(entry, ActivationMap):
         try:
             key = template.key(prefix, entry.name, entry.index)
@@ -324,6 +323,8 @@ def with_key(entry: Entry, prefix: str, template: KeyTemplate, locator: Callable
         if locator is not None and entry.path is not None and _replaces(entry.path, key, locator):
             reason = "its overlay would replace it: choose another destination, or another key"
             return entry.failure("source", reason)
+        if not template.needs_digest:
+            entry.key = key
     return entry
 
 

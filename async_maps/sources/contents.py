@@ -91,13 +91,15 @@ def maps_in_reader(
         if length is None:
             yield found._replace(name=name, part=None if array.part is None else [array.part, None])
             continue
+        size, header, problem, asked = found.max_bytes, found.header, found.problem, found.question
         names = _names(reader, array, length, open_names if is_only else lambda: None)
         for index, (own, refusal) in enumerate(names):
             if own is not None and own != f"{index:06}":
                 # What has names of its own is a map, not a channel.
-                found = found._replace(question=None)
+                asked = None
             full_name = f"{name}/{own}" if name and own else own or name
-            yield found._replace(name=full_name, part=[array.part, index], refusal=refusal or array.refusal)
+            part = [array.part, index]
+            yield ListedMap(full_name, part, size, header, problem, refusal or array.refusal, array.picture, asked)
 
 
 def _arrays(

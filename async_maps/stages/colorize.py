@@ -117,7 +117,8 @@ class ColorizeStage:
                 except _WorkerDiedError as error:
                     await self._restart(worker)
                     if last:
-                        job.without_array().fail("colorize", f"{error} each time it processed this map")
+                        job.drop_array()
+                        job.fail("colorize", f"{error} each time it processed this map")
 
     async def _restart(self, worker: Worker) -> None:
         """Restart a worker that died; raise WorkerError if that fails often and no other worker makes progress."""
@@ -157,7 +158,8 @@ class ColorizeStage:
         try:
             block = await self._arena.take(inputs + need)
         except OSError as error:
-            chunk[0].without_array().fail("colorize", f"the map is too large: {error}")
+            chunk[0].drop_array()
+            chunk[0].fail("colorize", f"the map is too large: {error}")
             return 1, 0
         try:
             requests = await self._copy_inputs(chunk, block, inputs)
@@ -181,10 +183,10 @@ class ColorizeStage:
         batches: list[list[Bitmap]] = [[]]
         size = 0
         for job, result in zip(chunk, results, strict=False):
-            light = job.without_array()
+            job.drop_array()
             if isinstance(result, Failed):
                 result.raise_shortage()
-                light.fail(result.stage, result.reason)
+                job.fail(result.stage, result.reason)
                 continue
             if size >= _ENCODE_BATCH_BYTES:
                 batches.append([])
@@ -192,7 +194,7 @@ class ColorizeStage:
             end = result.offset + scanline_bytes(result.height, result.width, 4 if result.rgba else 1)
             size += end - result.offset
             block.hold()
-            batches[-1].append(Bitmap(light, block.memory[result.offset : end], result, block.release))
+            batches[-1].append(Bitmap(job, block.memory[result.offset : end], result, block.release))
         return [batch for batch in batches if batch]
 
     async def _copy_inputs(self, chunk: list[Job], block: Block, inputs: int) -> list[Request]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, NamedTuple
@@ -109,7 +108,8 @@ async def fetch_stage(
                     else:
                         job.settle(result)
                 else:
-                    await jobs.send(replace(job, map=replace(job.map, array=result)))
+                    job.map.array = result
+                    await jobs.send(job)
                 # Do not keep the array in memory while waiting for the next one: its lease may be released.
                 del job, result
         finally:

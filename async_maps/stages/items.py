@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from async_maps.workers.worker import Result
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Job:
     """A map inside the pipeline, with its value range, whose kind is never ``dataset`` or ``from``."""
 
@@ -30,20 +30,19 @@ class Job:
     lease: Lease | None = None
     """The bytes of the waiting array; None if the map is in a local file."""
 
-    def without_array(self) -> Job:
-        """Release the lease, and return the job without its array."""
-        if self.map.array is None:
-            return self
-        if self.lease is not None:
-            self.lease.release()
-        return Job(replace(self.map, array=None), self.settle, self.value_range)
+    def drop_array(self) -> None:
+        """Remove the array from the map, and release its lease."""
+        if self.map.array is not None:
+            self.map.array = None
+            if self.lease is not None:
+                self.lease.release()
 
     def fail(self, stage: Stage, reason: str, *, maybe_stored: bool = False) -> None:
         """Settle with a failure."""
         self.settle(self.map.failure(stage, reason, maybe_stored=maybe_stored))
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Bitmap:
     """A colorized map."""
 
@@ -55,7 +54,7 @@ class Bitmap:
     """Releases the block; the scanlines must not be used afterwards."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Png:
     """A complete PNG file, and the lease of its bytes until it is uploaded."""
 

@@ -74,7 +74,7 @@ async def _settle(png: Png, uploading: Uploading) -> bool:
 
 async def _upload(png: Png, uploading: Uploading) -> Receipt:
     map_, store = png.job.map, uploading.store
-    key = uploading.template.key(store.prefix, map_.name, map_.index, png.digest)
+    key = map_.key or uploading.template.key(store.prefix, map_.name, map_.index, png.digest)
     locator = store.locator(key)
     etag = await _put(key, png.data, uploading, maybe_ours=map_.maybe_at in {"", locator})
     return Receipt(
