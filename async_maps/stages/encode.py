@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from async_maps.concurrency.streams import ByteBudget
     from async_maps.stages.items import Bitmap, Job
     from async_maps.stages.meters import Meter
-    from async_maps.workers.worker import Result
 
 
 def encode_bitmap(bitmap: Bitmap, table: NDArray[np.uint8] | None, level: int) -> bytes:
@@ -51,21 +50,14 @@ class Encoding(NamedTuple):
     digest: bool = False
 
 
-class _Encoded(NamedTuple):
-    data: bytes
-    digest: str
-    crc32: str
-    result: Result
-
-
-def _encode_batch(batch: Sequence[Bitmap], encoding: Encoding) -> list[_Encoded | str]:
-    encoded: list[_Encoded | str] = []
+def _encode_batch(batch: Sequence[Bitmap], encoding: Encoding) -> list[Png | str]:
+    encoded: list[Png | str] = []
     for bitmap in batch:
         try:
             data = encoding.encode(bitmap)
             digest = hashlib.sha256(data).hexdigest() if encoding.digest else ""
             crc32 = f"{isal_zlib.crc32(data):08x}"
-            encoded.append(_Encoded(data, digest, crc32, bitmap.result))
+            encoded.append(Png(bitmap.job, data, digest, crc32, bitmap.result))
         except Exception as error:  # noqa: BLE001  # one map's failure is data
             encoded.append(f"could not be encoded: {error!r}")
     return encoded
@@ -102,8 +94,9 @@ async def encode_stage(
             del jobs, job
 
 
-async def _send(job: Job, result: _Encoded | str, pngs: MemoryObjectSendStream[Png], budget: ByteBudget) -> None:
-    if isinstance(result, str):
-        job.fail("encode", result)
+async def _send(job: Job, png: Png | str, pngs: MemoryObjectSendStream[Png], budget: ByteBudget) -> None:
+    if isinstance(png, str):
+        job.fail("encode", png)
     else:
-        await send(pngs, Png(job, *result, await budget.acquire(len(result.data))))
+        png.lease = await budget.acquire(len(png.data))
+        await send(pngs, png)

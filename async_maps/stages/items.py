@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Bitmap:
 
 @dataclass(slots=True, eq=False)
 class Png:
-    """A complete PNG file, and the lease of its bytes until it is uploaded."""
+    """A complete PNG file."""
 
     job: Job
     data: bytes
@@ -65,4 +65,5 @@ class Png:
     crc32: str
     """8 hexadecimal digits."""
     result: Result
-    lease: Lease
+    lease: Lease = field(init=False)
+    """The lease of its bytes until it is uploaded, taken when it is sent on."""
