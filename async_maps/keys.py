@@ -79,6 +79,8 @@ class KeyTemplate:
             raise SettingsError(f"key {template!r} gives all maps of a folder the same key: add {{name}} or {{stem}}")
         self.needs_index: bool = "index" in fields
         self.needs_digest: bool = "digest" in fields
+        self.is_number: bool = self.needs_index and not fields & {"name", "stem", "digest"}
+        """Whether only the position of a map tells its key from those of other maps."""
         self.may_collide: bool = not self.needs_digest and [field for field, *_ in parts if field] != ["name"]
         """Whether two names may get the same key with different bytes."""
         try:

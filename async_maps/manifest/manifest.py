@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
+from async_maps.filesystems.endpoints import Identity
 from async_maps.keys import printable
 from async_maps.manifest.claims import same_name
 from async_maps.manifest.samples import ManifestSamples
@@ -63,8 +64,12 @@ class Manifest(StaleRows, ManifestSamples):
     def begin(self, destination: str) -> None:
         """Begin a run to the store with this identity."""
         self.prepare()
+        known = self.destination() or destination
         self.keep_destination(destination)
         with self._writing() as database:
+            if Identity.parse(known).destination != Identity.parse(destination).destination:
+                # What was sent there is not here. A manifest with maps is refused, or has a new address.
+                database.execute("DELETE FROM sent")
             database.execute("UPDATE sent SET is_new = 0 WHERE is_new")
             self._may_have_sent = database.execute("SELECT 1 FROM sent LIMIT 1").fetchone() is not None
 
@@ -270,6 +275,18 @@ class Manifest(StaleRows, ManifestSamples):
         query = f"SELECT 1 FROM maps WHERE locator IN ({', '.join('?' * len(locators))}) LIMIT 1"  # noqa: S608  # question marks only
         with self._reading() as database:
             return database.execute(query, tuple(locators)).fetchone() is not None
+
+    def lists_overlays(self) -> bool:
+        """Whether a row has a locator."""
+        with self._reading() as database:
+            return database.execute("SELECT 1 FROM maps WHERE locator IS NOT NULL LIMIT 1").fetchone() is not None
+
+    def sent_with(self, key: str, maps: Sequence[ActivationMap]) -> set[str]:
+        """Return the names of a few maps whose overlay an earlier run with this key template may have stored."""
+        if not self._may_have_sent:
+            return set()
+        fingerprints = [run.settings for run in self.runs() if run.shaping["key"] == key]
+        return set[str]().union(*(self._sent(maps, fingerprint) for fingerprint in fingerprints))
 
     def sent(self) -> Iterator[tuple[str, str, str | None, bool]]:
         """Yield the maps whose overlay may be in the store, though no row says so.

@@ -26,9 +26,10 @@ from async_maps.sources.activation_map import ActivationMap
 from async_maps.sources.coverage import Coverage
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
     from contextlib import AbstractAsyncContextManager
     from os import PathLike
+    from pathlib import Path
     from typing import ParamSpec, TypeVar
 
     from async_maps.manifest.claims import Claims
@@ -70,6 +71,11 @@ class Recorder:
         self._threads = CapacityLimiter(2)
         self._pending: list[Outcome] = []
         self._committed_at = monotonic()
+
+    @property
+    def path(self) -> Path:
+        """The path of the manifest."""
+        return self._manifest.path
 
     def follow(self, selection: Selection, report: Report) -> Coverage:
         """Begin to compare the rows of a source with its listing, which fills the coverage that is returned."""
@@ -114,9 +120,16 @@ class Recorder:
             await self._in_turn(lambda: claims.load(self._manifest.claims()))
 
     async def select_maps(
-        self, listing: AsyncGenerator[list[Entry], None], mode: Select | RepairMode, report: Report
+        self,
+        listing: AsyncGenerator[list[Entry], None],
+        mode: Select | RepairMode,
+        report: Report,
+        check: Callable[[Sequence[ActivationMap]], Awaitable[None]] | None = None,
     ) -> AsyncGenerator[list[Entry], None]:
-        """Remove maps from a listing that need not be done; count them as skipped in the report."""
+        """Remove maps from a listing that need not be done; count them as skipped in the report.
+
+        ``check`` is called with the maps to do before they are recorded as sent, and may end the run.
+        """
         self._repairs = mode in get_args(RepairMode)
         is_first = not self._repairs
         async with aclosing(listing):
@@ -127,6 +140,8 @@ class Recorder:
                     is_first = False
                     self._notice_renamed(await self._in_turn(self._manifest.renamed, maps))
                 plan = await self._in_turn(self._plan, maps, refused, mode)
+                if check is not None:
+                    await check(plan.todo)
                 # A repair saves a source only if it has maps to repair.
                 if self._unkept is not None and (plan.todo or not self._repairs):
                     run, value_range, setting = self._unkept
@@ -170,6 +185,14 @@ class Recorder:
     async def stored_locators(self, limit: int) -> list[str]:
         """Call :meth:`Manifest.stored_locators`."""
         return await self._in_turn(self._manifest.stored_locators, limit)
+
+    async def lists_overlays(self) -> bool:
+        """Call :meth:`Manifest.lists_overlays`."""
+        return await self._in_turn(self._manifest.lists_overlays)
+
+    async def sent_with(self, key: str, maps: Sequence[ActivationMap]) -> set[str]:
+        """Call :meth:`Manifest.sent_with`."""
+        return await self._in_turn(self._manifest.sent_with, key, maps)
 
     async def note(self, outcomes: Sequence[Outcome]) -> None:
         """Add outcomes; commit when 1,000 are pending or the last commit is half a second ago."""

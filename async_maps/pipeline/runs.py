@@ -15,6 +15,7 @@ from async_maps.manifest.recorder import open_recorder
 from async_maps.manifest.sampler import sampled
 from async_maps.outcomes import Failure
 from async_maps.pipeline.earlier import knowing_earlier
+from async_maps.pipeline.first_keys import FirstKeys
 from async_maps.progress import reporting
 from async_maps.report import Report, counting_selected
 from async_maps.report.invisible import InvisibleMaps
@@ -127,7 +128,8 @@ class Runs:
             if recorder is None:
                 listing = distinct(listing)
             else:
-                listing = recorder.select_maps(listing, mode, report)
+                first_keys = FirstKeys(recorder, stages.store, self._settings, report)
+                listing = recorder.select_maps(listing, mode, report, first_keys.check)
                 if self._intake.claims is not None:
                     await recorder.load_claims(self._intake.claims, mode)
             listing = counting_selected(listing, report)

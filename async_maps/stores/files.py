@@ -55,6 +55,10 @@ class FileStore:
         """Check that the folder, or the one in which it would be created, can be written."""
         await to_thread.run_sync(self._check, limiter=self._threads)
 
+    async def has(self, key: str) -> bool:
+        """Return whether a file, or something else, has this name."""
+        return await to_thread.run_sync(os.path.lexists, self._folder / key, limiter=self._threads)
+
     async def put(self, key: str, data: bytes) -> None:
         """Write a file atomically; an existing one is replaced, or raises ExistsError without ``replace``."""
         try:

@@ -248,6 +248,14 @@ class S3Store:
         found: Mapping[str, str] = done["ResponseMetadata"]["HTTPHeaders"]
         return found
 
+    async def has(self, key: str) -> bool | None:
+        """Return whether an object exists; None if the store does not tell."""
+        try:
+            found = await self._find(key)
+        except StoreError:
+            return None
+        return None if found is None else found != ""
+
     async def _find(self, key: str) -> str | None:
         """Return the ETag and the time of an object; empty if it does not exist, None if the store refuses to tell.
 

@@ -33,6 +33,8 @@ def create(maps: Path, tmp_path: Path, manifest: str = "m.sqlite", **settings: A
 def test_an_equal_file_of_another_manifest_fails_on_every_run(maps: Path, tmp_path: Path) -> None:
     save_map(maps / "a.npy")
     assert create(maps, tmp_path).uploaded == 1
+    save_map(maps / "0.npy")
+    assert create(maps, tmp_path, "other.sqlite", include=("0",)).uploaded == 1
     for _ in range(3):
         (failure,) = create(maps, tmp_path, "other.sqlite").failures
         assert failure.reason.startswith("the same file already exists, and is not replaced")

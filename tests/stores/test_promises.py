@@ -62,16 +62,14 @@ def puts(server: OddServer) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize("how", ["error", "skip"])
-def test_a_store_that_ignores_if_none_match_ends_the_run_before_it_overwrites(
-    how: str, odd_server: OddServer, tmp_path: Path
-) -> None:
+def test_a_store_that_ignores_if_none_match_ends_the_run_before_it_overwrites(how: str, odd_server: OddServer) -> None:
     odd_server.ignores = {"if-none-match"}
     theirs = {f"/bucket/p/m{n}.png": (b"theirs", {"ETag": '"e"'}) for n in (0, 2, 3)}
     odd_server.objects.update(theirs)
     with pytest.raises(
         am.StoreError, match=r"^s3://bucket/p: the store ignores If-None-Match, .*: only s3://\S+ w"
     ) as end:
-        run(create_only(how), tmp_path / "m.sqlite")
+        run(create_only(how))
     assert exit_code(end.value) == 2
     assert {path: odd_server.objects.pop(path) for path in theirs} == theirs
     assert len(odd_server.objects) == 1
