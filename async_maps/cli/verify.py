@@ -64,7 +64,8 @@ def verify(  # noqa: PLR0913  # one argument per option
         locators in the manifest are updated.
     delete_foreign
         With --repair: delete foreign objects, which are all objects named .png below the destination that this
-        manifest does not list: overlays of other manifests, and other images. Run without it first to list them.
+        manifest does not list: overlays of other manifests, and other images. None while another run stores objects
+        there. Run without it first to list them.
     config
         TOML file with settings; options and environment variables take precedence.
     progress

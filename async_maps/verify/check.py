@@ -5,12 +5,13 @@ Runs on the event loop, and in threads. Memory is bounded for any number of obje
 
 from __future__ import annotations
 
-import os
 import re
 from contextlib import closing, suppress
+from datetime import datetime
 from functools import partial
 from itertools import count as counting
 from itertools import islice
+from math import floor
 from os import fspath
 from time import time
 from typing import TYPE_CHECKING, TypeAlias
@@ -24,14 +25,13 @@ from async_maps.filesystems.endpoints import Identity
 from async_maps.filesystems.filesystem import is_remote
 from async_maps.filesystems.locators import file_path, parse_s3_address
 from async_maps.filesystems.objects import Objects
-from async_maps.keys import printable
 from async_maps.manifest.destination import Relocation, place_of_overlays, relocated_by_environment
 from async_maps.manifest.lock import holder_of
 from async_maps.manifest.manifest import Manifest
 from async_maps.settings import Settings, given_or_default
-from async_maps.suggestions import suggest
 from async_maps.tables import is_table
-from async_maps.verify.comparison import REPAIRABLE, Comparison, Difference, Expected
+from async_maps.verify.advice import advice_on, repair_flags
+from async_maps.verify.comparison import Comparison, Difference, Expected
 from async_maps.verify.meanwhile import SLACK_S, Window, settle
 from async_maps.verify.reading import Reading
 from async_maps.verify.rows import destination_in, open_rows, rows_in
@@ -66,8 +66,9 @@ async def averify_locators(
     """Verify that every locator of a manifest or a table has the bytes that were uploaded.
 
     Listed objects are compared by size and ETag, files by size and CRC32. A PNG under the destination that is not in
-    the manifest is reported as foreign. You can verify a manifest while a run writes it: overlays that the run changes
-    meanwhile, and objects without a row that are newer than its start, are not judged but counted as ``unsettled``.
+    the manifest is reported as foreign, unless another run has stored objects there just now. You can verify a manifest
+    while a run writes it: overlays that the run changes meanwhile, and objects without a row that are newer than its
+    start, are not judged but counted as ``unsettled``.
 
     Args:
         place: a manifest; or a table of results (``.csv``, ``.jsonl``, ``.parquet``), ours or Kolena's. A table may
@@ -99,7 +100,7 @@ async def averify_locators(
             check = Check(comparison, objects, settings, verification)
             await check.look(place, deep=deep, destination=moved)
             await check.finish()
-            verification.advice.extend(_advice(verification, repair_flags(deep=deep, destination=moved)))
+            verification.advice.extend(advice_on(verification, repair_flags(deep=deep, destination=moved)))
 
     await watched(look, settings, verification, on_progress)
     return verification
@@ -277,13 +278,21 @@ class Check(Reading):
         # Before the rows are read again: a run that has ended has written them all.
         holder = None if self.is_locked_by_us else holder_of(path)
         offset_s = self._objects.clock_offset_s(verification.folders[0])
+        run = None
         if self._comparison.foreign("") or self._comparison.counts():
             with open_rows(path, self._relocation) as opened:
+                # In this order: a map that is stored in between has a row then.
+                self._comparison.expect_sent(sent_patterns(opened, verification.folders[0]))
                 rows = ((row["locator"], row["name"], row["time"]) for row in opened.located())
                 self._comparison.forget_changed(rows)
-                self._comparison.expect_sent(sent_patterns(opened, verification.folders[0]))
-        unrecorded = settle(self._comparison, Window.of(began_at, offset_s, holder))
-        verification.unrecorded, verification.of_failed = unrecorded
+                run = opened.last_run()
+        settled = settle(self._comparison, Window.of(began_at, offset_s, holder))
+        verification.unrecorded, verification.of_failed, verification.shared = settled
+        verification._newer_foreign = 0
+        if run is not None:
+            start = datetime.fromisoformat(run.started_at).timestamp() + offset_s
+            # The times of objects in S3 are whole seconds.
+            verification._newer_foreign = self._comparison.foreign_since(floor(start))
         verification.running = None if holder is None else holder.text
         verification.unsettled = self._comparison.unsettled()
         if holder is None and (replaced := self._comparison.replaced(SLACK_S + offset_s)):
@@ -308,40 +317,6 @@ class Check(Reading):
         self._verification.locators = self._comparison.locators()
         self._verification.right = self._comparison.right()
         self._verification.first = list(islice(self._comparison.differences(), MAX_LISTED_DIFFERENCES))
-
-
-def _advice(verification: Verification, flags: Sequence[str]) -> Iterator[str]:
-    found = verification.differences
-    if is_table(verification.place):
-        if "size" in found or "etag" in found:
-            yield "if a run has replaced overlays since the table was exported, export it again"
-        return
-    if verification.running is not None:
-        yield "verify again when the run has ended"
-        return
-    folder = file_path(verification.folders[0])
-    if folder is not None and not os.path.lexists(folder):
-        command = suggest("verify", verification.place, "--destination", "FOLDER")
-        yield f"{printable(os.path.normpath(folder))} does not exist. If it was moved: {command}"
-    if verification.unrecorded:
-        yield "to record the overlays of the interrupted run, run its command again"
-    if found.keys() & {*REPAIRABLE, "broken"}:
-        yield f"to repair the broken overlays, run: {suggest('verify', verification.place, *flags)}"
-    yield from advice_on_foreign(verification, flags)
-
-
-def advice_on_foreign(verification: Verification, flags: Sequence[str]) -> Iterator[str]:
-    """Yield a sentence that says how to delete foreign objects, if there are any; ``flags`` are those of a repair."""
-    if "foreign" in verification.differences and verification.running is None:
-        how = suggest("verify", verification.place, *flags, "--delete-foreign")
-        yield f"to delete the foreign objects, check their list, then run: {how}"
-
-
-def repair_flags(*, deep: bool, source: str | None = None, destination: str | None = None) -> list[str]:
-    """Return the flags of a repair to suggest, after a verification or repair with these arguments."""
-    places = {"--source": source, "--destination": destination}
-    given = [word for flag, place in places.items() if place is not None for word in (flag, place)]
-    return [*(("--deep",) if deep else ()), "--repair", *given]
 
 
 def _is_known(locator: str) -> bool:

@@ -236,6 +236,17 @@ class Comparison(Spill):
             )
             database.execute("DELETE FROM differences WHERE locator IN (SELECT locator FROM unsettled)")
 
+    def leave_foreign(self) -> None:
+        """Leave the foreign objects unjudged."""
+        with self.transaction() as database:
+            database.execute("INSERT OR IGNORE INTO unsettled SELECT locator FROM differences WHERE kind = 'foreign'")
+            database.execute("DELETE FROM differences WHERE kind = 'foreign'")
+
+    def foreign_since(self, time: float) -> int:
+        """Return the number of foreign objects that were changed at or after this time of the store's clock."""
+        query = "SELECT count(*) FROM differences JOIN found USING (locator) WHERE kind = 'foreign' AND modified >= ?"
+        return int(self._one(query, time))
+
     def replaced(self, after_s: float) -> int:
         """Return the number of objects that differ and were changed this time or more after their rows."""
         return int(self._one(_REPLACED, after_s))

@@ -28,7 +28,8 @@ from async_maps.settings import Settings, given_or_default
 from async_maps.sources import place_of
 from async_maps.suggestions import suggest
 from async_maps.tables import is_table
-from async_maps.verify.check import Check, advice_on_foreign, repair_flags, watched
+from async_maps.verify.advice import ANOTHER_WRITES, advice_on_foreign, repair_flags
+from async_maps.verify.check import Check, watched
 from async_maps.verify.comparison import REPAIRABLE, Comparison
 from async_maps.verify.verification import MAX_LISTED_DIFFERENCES, Verification
 
@@ -69,7 +70,8 @@ async def arepair_overlays(  # noqa: PLR0913  # one argument per option
         source: the current place of the maps, if they have moved.
         destination: the current place of the overlays, if they have moved. If a few of them are there, the locators of
             the manifest are updated.
-        delete_foreign: delete all foreign PNGs under the destination, even overlays of another manifest.
+        delete_foreign: delete all foreign PNGs under the destination, even overlays of another manifest; none while
+            another run stores objects there.
         on_progress: as for :func:`averify_locators`.
 
     Returns:
@@ -138,6 +140,8 @@ class _Repair:
                 await to_thread.run_sync(after.note, before.differences("unreadable"))
                 await check.finish()
             await self._advise(destination)
+            if verification.shared:
+                verification.advice.append(ANOTHER_WRITES)
             if not delete_foreign:
                 verification.advice.extend(advice_on_foreign(verification, repair_flags(deep=deep, source=source)))
         verification.doing = ""

@@ -38,6 +38,8 @@ class Verification(Ending):
         running: the process, host and start of the run that was writing the manifest; None if there was none. Then the
             result holds for that moment.
         unsettled: the number of objects that were written meanwhile, or since that run began, and are not judged.
+        shared: whether another run or program has stored objects there in the minute before the verification, or since,
+            that the manifest does not list. Then no object is called foreign.
         unrecorded: the number of objects without a row that an interrupted run may have stored. They are no difference.
         of_failed: the number of objects that were stored for maps that fail now. They are no difference.
         differences: the number of objects by the kind of difference (:data:`~async_maps.verify.comparison.Kind`).
@@ -61,6 +63,7 @@ class Verification(Ending):
     failed: int = 0
     running: str | None = None
     unsettled: int = 0
+    shared: bool = False
     unrecorded: int = 0
     of_failed: int = 0
     differences: dict[Kind, int] = field(default_factory=dict)
@@ -70,6 +73,8 @@ class Verification(Ending):
     advice: list[str] = field(default_factory=list)
     first: list[Difference] = field(default_factory=list)
     first_repaired: list[str] = field(default_factory=list)
+    _newer_foreign: int = field(default=0, init=False, repr=False, compare=False)
+    """The number of foreign objects that are newer than the start of the manifest's last run."""
 
     @property
     def is_clean(self) -> bool:
@@ -101,7 +106,7 @@ class Verification(Ending):
             first=self.first[:],
             first_repaired=self.first_repaired[:],
         )
-        copied._began_at = self._began_at
+        copied._began_at, copied._newer_foreign = self._began_at, self._newer_foreign
         return copied
 
     def line(self) -> str:
@@ -135,7 +140,10 @@ class Verification(Ending):
         if self.unsettled:
             objects = "1 object is" if self.unsettled == 1 else f"{self.unsettled:,} objects are"
             than = "this verification" if self.running is None else "the start of that run, or were replaced since,"
-            lines.append(f"{objects} newer than {than} and not judged")
+            if self.shared:
+                lines.append(f"{objects} not judged, because another run or program has stored objects there just now")
+            else:
+                lines.append(f"{objects} newer than {than} and not judged")
         if self.unrecorded:
             objects = "1 overlay is" if self.unrecorded == 1 else f"{self.unrecorded:,} overlays are"
             lines.append(f"{objects} not recorded yet, because a run was interrupted")

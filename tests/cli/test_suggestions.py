@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from pathlib import Path
 
@@ -56,6 +57,7 @@ def test_the_repair_gets_the_flags_of_the_verification(
     assert invoke("run", maps, "out", *FLAGS, "--manifest", "a b.sqlite") == 0
     Path("out/a.png").unlink()
     Path("out/b.png").write_bytes(b"foreign")
+    os.utime("out/b.png", (1, 1))
     verify = ("verify", "a b.sqlite", "--deep", "--config", config, "--same-destination", "no", "--concurrency", 3)
     assert invoke(*verify) == 1
     repair, delete = commands_in(capsys.readouterr().out)

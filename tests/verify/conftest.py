@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from async_maps.verify import meanwhile
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -25,6 +27,12 @@ def puts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         monkeypatch.setattr(store, "put", put)
     return keys
+
+
+@pytest.fixture(autouse=True)
+def a_minute_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Judge the objects that a test has added, as a verification does a minute later."""
+    monkeypatch.setattr(meanwhile, "_OTHERS_S", 0.0)
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ import async_maps as am
 from async_maps.filesystems.objects import Objects
 from async_maps.manifest.lock import Holder
 from async_maps.manifest.manifest import Manifest
+from async_maps.verify import meanwhile
 from async_maps.verify.meanwhile import Window
 from tests.support.commands import invoke
 from tests.support.leftovers import leaves_nothing
@@ -49,7 +50,7 @@ def age(path: Path, seconds: float) -> None:
     os.utime(path, (then, then))
 
 
-def test_the_window_of_a_run_begins_before_its_start() -> None:
+def test_the_window_of_a_run_begins_before_its_start(monkeypatch: pytest.MonkeyPatch) -> None:
     start = datetime(2026, 11, 25, 12, tzinfo=UTC)
     now, run = time.time(), start.timestamp()
     holder = Holder("process 1", start, start)
@@ -59,6 +60,8 @@ def test_the_window_of_a_run_begins_before_its_start() -> None:
     assert Window.of(now, 0, holder)[:2] == (now - 60, run - 60)
     # The clock of the store is an hour ahead, or behind.
     assert Window.of(now, HOUR, None).rows == now + HOUR + 2
+    monkeypatch.setattr(meanwhile, "_OTHERS_S", 60.0)
+    assert Window.of(now, 0, holder).fresh == now - 60
     assert Window.of(now, -HOUR, holder)[:2] == (now - HOUR + 2 - 60, run - HOUR - 60)
     # The start of the run is unknown, or it continues a killed one.
     assert Window.of(now, 0, Holder("", None, None)).others < 0
@@ -94,7 +97,7 @@ async def test_objects_without_a_row_are_left_to_the_run_that_writes(out: Path, 
     # After the run, everything is judged.
     after = await am.averify_locators(manifest, settings=SETTINGS)
     assert (found(after), after.running, after.unsettled) == ({"foreign": {"old", "beside"}}, None, 0)
-    assert after.advice[-1].endswith("--repair --delete-foreign")
+    assert after.advice[-1].startswith("1 foreign object is newer than the start of the last run with this manifest, ")
 
 
 async def test_an_overlay_that_a_run_replaces_is_not_called_different(out: Path, manifest: Path) -> None:
@@ -149,6 +152,7 @@ async def test_objects_that_appear_during_a_verification_are_not_foreign(
     verification = await am.averify_locators(manifest, settings=SETTINGS)
     assert (verification.differences, verification.unsettled, verification.right) == ({}, 1, 8)
     monkeypatch.undo()
+    age(out / "new.png", HOUR)
     assert found(await am.averify_locators(manifest, settings=SETTINGS)) == {"foreign": {"new"}}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import os
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -96,6 +97,7 @@ async def test_a_foreign_file_with_an_undecodable_name_is_deleted(tmp_path: Path
 async def test_repair_leaves_foreign_objects_and_names_the_command(tmp_path: Path, maps: Path, manifest: Path) -> None:
     await to_thread.run_sync(upload_overlays, maps, tmp_path / "out", manifest)
     (tmp_path / "out/strange.png").touch()
+    os.utime(tmp_path / "out/strange.png", (1, 1))
     verification = await am.arepair_overlays(manifest, settings=SETTINGS)
     assert (verification.differences, verification.deleted, verification.repaired) == ({"foreign": 1}, 0, 0)
     (advice,) = verification.advice
