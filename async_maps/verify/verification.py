@@ -139,11 +139,12 @@ class Verification(Ending):
             lines.append(f"a run is writing the manifest{which}: this result holds for the moment")
         if self.unsettled:
             objects = "1 object is" if self.unsettled == 1 else f"{self.unsettled:,} objects are"
-            than = "this verification" if self.running is None else "the start of that run, or were replaced since,"
+            why = "newer than this verification"
+            if self.running is not None:
+                why = "newer than the start of that run, or were replaced since,"
             if self.shared:
-                lines.append(f"{objects} not judged, because another run or program has stored objects there just now")
-            else:
-                lines.append(f"{objects} newer than {than} and not judged")
+                why = f"{why if self.running else 'new'} or may be of another run that stores objects there,"
+            lines.append(f"{objects} {why} and not judged")
         if self.unrecorded:
             objects = "1 overlay is" if self.unrecorded == 1 else f"{self.unrecorded:,} overlays are"
             lines.append(f"{objects} not recorded yet, because a run was interrupted")

@@ -67,7 +67,7 @@ async def test_overlays_of_a_run_that_goes_on_are_neither_foreign_nor_deleted(
         (advice,) = found_now.advice
         assert "Give each manifest its own prefix" in advice
         assert "delete" not in found_now.summary().lower()
-        assert "2 objects are not judged, because another run or program has stored objects there just now" in (
+        assert "2 objects are new or may be of another run that stores objects there, and not judged" in (
             found_now.summary()
         )
     assert await keys(bucket) == {f"p/{name}.png" for name in ("a1", "a2", "b1", "b2", "b3")}
@@ -82,6 +82,7 @@ async def test_a_run_of_each_manifest_judges_nothing_of_the_other(place: str, ma
         verification = await am.averify_locators(manifest, settings=SETTINGS)
     assert (verification.differences, verification.shared, verification.unsettled) == ({}, True, 2)
     assert verification.advice == ["verify again when the run has ended"]
+    assert "or were replaced since, or may be of another run that stores objects there, and" in verification.summary()
 
 
 async def test_after_both_runs_no_deletion_is_advised(place: str, manifest: Path, tmp_path: Path) -> None:
