@@ -110,7 +110,7 @@ class Rooms:
     async def reserve(self, nbytes: int, timeout_s: float | None) -> AsyncIterator[Room]:
         """Wait for room, and give back at the end of the block what was not used."""
         stages = self._intake.check_single()
-        if nbytes < 0 or not (timeout_s is None or timeout_s >= 0):
+        if not nbytes >= 0 or not (timeout_s is None or timeout_s >= 0):  # also refuses NaN
             raise SettingsError(f"expected nbytes and timeout_s of 0 or more, found {nbytes!r} and {timeout_s!r}")
         try:
             async with asyncio.timeout(timeout_s):

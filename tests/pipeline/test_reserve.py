@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -142,8 +142,8 @@ async def test_a_room_that_was_left_refuses_maps(tmp_path: Path) -> None:
             await room.put("x", random_map(1))
 
 
-@pytest.mark.parametrize(("nbytes", "timeout_s"), [(-1, None), (1, -1.0), (1, float("nan"))])
-async def test_a_wrong_size_or_time_is_refused(nbytes: int, timeout_s: float | None, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("nbytes", "timeout_s"), [(-1, None), (float("nan"), None), (1, -1.0), (1, float("nan"))])
+async def test_a_wrong_size_or_time_is_refused(nbytes: Any, timeout_s: float | None, tmp_path: Path) -> None:
     async with am.Pipeline(tmp_path, settings=ONE) as pipeline:
         with pytest.raises(am.SettingsError, match="expected nbytes and timeout_s of 0 or more"):
             async with pipeline.reserve(nbytes, timeout_s=timeout_s):

@@ -283,6 +283,20 @@ async def test_answers_without_an_etag_are_proved_by_reading_each_object(
     assert (odd_server.count("PUT"), odd_server.count("GET")) == (len(KEYS), len(KEYS))
 
 
+@pytest.mark.parametrize("ignores", [set(), {"x-amz-checksum-crc32"}], ids=["checksums", "MD5s"])
+async def test_an_answer_that_proves_less_than_others_is_not_believed(
+    ignores: set[str], odd_server: OddServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd_server.ignores = ignores
+    async with open_store("s3://bucket/p", settings()) as store:
+        await store.put("p/a.png", b"first")
+        with monkeypatch.context() as patch:
+            patch.setattr(odd_server, "_put", lambda *_: (200, {"ETag": '"portal"'}, b"sign in"))
+            with pytest.raises(am.TransientError, match="the answer does not prove that the store has these bytes"):
+                await store.put("p/b.png", b"second")
+        assert await store.put("p/b.png", b"second") == odd_server.etag(b"second")
+
+
 # Encryption and storage class ---------------------------------------------------------------------------------------
 
 
