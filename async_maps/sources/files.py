@@ -154,7 +154,7 @@ class _Walk:
             if above and _same_folder(folder, self._destination):
                 pass_over(OVERLAYS)
                 return
-            for entry in sort(_listing(folder, wanted, pass_over)):
+            for entry in sort(self._listing(folder, wanted, pass_over)):
                 path = os.path.join(folder, entry)
                 if entry.endswith("/"):
                     yield from self._below(path[:-1], _behind(wanted, entry[:-1]), pass_over, sort, (*above, identity))
@@ -166,29 +166,33 @@ class _Walk:
             self._scan.could_not_read(folder)
             yield _failure(folder, translate_os_error(error))
 
+    def _listing(self, folder: str, wanted: Patterns | None, pass_over: PassOver) -> Iterator[str]:
+        """Yield the selected names in a folder, unsorted; those of folders end in a slash."""
+        with os.scandir(folder) as children:
+            for entry in children:
+                left = _behind(wanted, entry.name)
+                if left is None and is_hidden(entry.name):
+                    pass_over(HIDDEN)
+                    continue
+                if _is_folder(entry) and not is_one_source(entry.path):
+                    if left is None or left - {()}:
+                        yield f"{entry.name}/"
+                    continue
+                if (left is None or left) and entry.is_symlink() and not os.path.exists(entry.path):
+                    # It may lead to a folder on a disk that is not mounted.
+                    self._scan.could_not_read(entry.path)
+                if left is None or () in left:
+                    if suffix_of(entry.name) or _is_folder(entry):
+                        yield entry.name
+                    elif not is_list_of_names(entry.name):
+                        pass_over(shown_suffix(entry.name))
+
 
 def _same_folder(folder: str, other: str) -> bool:
     try:
         return bool(other) and os.path.samefile(folder, other)
     except OSError:
         return False
-
-
-def _listing(folder: str, wanted: Patterns | None, pass_over: PassOver) -> Iterator[str]:
-    """Yield the selected names in a folder, unsorted; those of folders end in a slash."""
-    with os.scandir(folder) as children:
-        for entry in children:
-            left = _behind(wanted, entry.name)
-            if left is None and is_hidden(entry.name):
-                pass_over(HIDDEN)
-            elif _is_folder(entry) and not is_one_source(entry.path):
-                if left is None or left - {()}:
-                    yield f"{entry.name}/"
-            elif left is None or () in left:
-                if suffix_of(entry.name) or _is_folder(entry):
-                    yield entry.name
-                elif not is_list_of_names(entry.name):
-                    pass_over(shown_suffix(entry.name))
 
 
 def is_list_of_names(path: str) -> bool:

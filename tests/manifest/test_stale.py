@@ -344,6 +344,23 @@ def test_an_empty_source_forgets_nothing(job: Job) -> None:
 # Pruning ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("source", ["maps", "maps/**/*.npy"])
+def test_a_link_to_a_folder_that_is_not_mounted_prevents_pruning(job: Job, source: str, tmp_path: Path) -> None:
+    job.save("a", "b", "c", "disk/d")
+    (job.maps / "disk").rename(tmp_path / "disk")
+    (job.maps / "far").symlink_to(tmp_path / "disk")
+    job.run(tmp_path / source)
+    (tmp_path / "disk").rename(tmp_path / "unmounted")
+    report = job.run(tmp_path / source, prune="objects")
+    assert (report.forgotten, report.deleted, report.exit_code) == (0, 0, 0)
+    assert report.warnings == [
+        f"nothing was pruned, because {job.maps / 'far'} could not be read: correct the reason, and run again"
+    ]
+    assert job.overlays() == ["a.png", "b.png", "c.png", "far/d.png"]
+    (job.maps / "far").unlink()
+    assert job.run(tmp_path / source, prune="objects").deleted == 1
+
+
 def test_without_prune_done_rows_and_overlays_stay(job: Job) -> None:
     job.save("a", "b")
     job.run()
