@@ -162,6 +162,18 @@ async def test_a_source_that_raises_cancelled_error_is_a_source_error(source: Ca
     assert list(store.objects) == ["0.png"]
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(7)], ids=repr)
+def test_a_source_that_ends_the_program_is_a_source_error(error: BaseException) -> None:
+    def maps() -> Iterator[tuple[str, NDArray[Any]]]:
+        yield MAPS[0]
+        raise error
+
+    store = am.MemoryStore()
+    with pytest.raises(am.SourceError, match=re.escape(f"the source raised {error!r}")):
+        am.run(maps(), store, settings=THREADS)
+    assert list(store.objects) == ["0.png"]
+
+
 @pytest.mark.parametrize(
     "error",
     [

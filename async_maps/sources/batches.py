@@ -297,6 +297,11 @@ def _take(
     except asyncio.CancelledError:
         # Raised on the event loop, it would look like a cancellation of this task.
         return batch, SourceError("the source raised CancelledError: one of its tasks or scopes was cancelled")
+    except (KeyboardInterrupt, SystemExit, GeneratorExit) as error:
+        # Raised on the event loop, it would end the loop with a traceback, and the caller would get a CancelledError.
+        ended = SourceError(f"the source raised {error!r}")
+        ended.__cause__ = error
+        return batch, ended
     except Exception as error:  # noqa: BLE001  # raised to the caller after this batch
         return batch, error
     return batch, None
