@@ -119,6 +119,7 @@ def test_a_dry_run_of_files_that_lie_about_names_takes_little_memory(maps: Path)
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1_200)
 @pytest.mark.parametrize("place", ["disk", "s3"])
 @pytest.mark.parametrize(("workers", "value_range"), [(0, "dataset"), (1, "unit")])
 def test_a_bomb_of_any_format_costs_itself(
