@@ -58,3 +58,9 @@ def rows(manifest: Path, what: str, where: str = "1") -> list[Any]:
     """Return columns of the rows as another program reads them; for one column, its values."""
     with closing(sqlite3.connect(f"{manifest.as_uri()}?mode=ro", uri=True)) as database:
         return [row if len(row) > 1 else row[0] for row in database.execute(f"SELECT {what} FROM maps WHERE {where}")]  # noqa: S608
+
+
+def counted(path: Path) -> dict[str, int]:
+    """Return the number of rows by status, as another program reads them."""
+    with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as database:
+        return dict(database.execute("SELECT status, count(*) FROM maps GROUP BY status"))
