@@ -86,6 +86,8 @@ class FileStore:
         if not os.path.isdir(existing):
             raise StoreError(f"cannot write to {self._folder}: {existing} is not a folder")
         if not os.access(existing, os.W_OK | os.X_OK):
+            if os.statvfs(existing).f_flag & os.ST_RDONLY:
+                raise StoreError(cannot_write(self._folder, OSError(errno.EROFS, os.strerror(errno.EROFS))))
             raise StoreError(f"cannot write to {self._folder}: no permission for {existing}")
 
     def _write(self, key: str, data: bytes) -> None:

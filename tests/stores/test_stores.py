@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -190,6 +191,13 @@ async def test_check_reports_a_file_in_the_way_of_the_folder(tmp_path: Path) -> 
         for folder in (tmp_path / name, tmp_path / name / "deeper"):
             with pytest.raises(StoreError, match=rf"^cannot write to {folder}: {tmp_path / name} is not a folder$"):
                 await FileStore(folder).check()
+
+
+async def test_check_reports_a_read_only_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_flag=os.ST_RDONLY | os.ST_NOSUID))
+    with pytest.raises(StoreError, match=rf"^cannot write {tmp_path}/out: Read-only file system$"):
+        await FileStore(tmp_path / "out").check()
 
 
 async def test_check_reports_a_folder_without_permission(unprivileged: Path) -> None:
