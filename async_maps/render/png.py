@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import zlib
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _RGBA, _PALETTE, _GRAY = 6, 3, 0
 """Color types (PNG specification, third edition, 11.2.1)."""
+_SMALL = 2**12
+"""ISA-L's output for fewer bytes depends, once in some hundred times, on memory that it has not initialized."""
 
 
 def encode_png(image: NDArray[Any], mode: str) -> io.BytesIO:
@@ -81,8 +84,16 @@ def write_gray(scanlines: NDArray[np.uint8], shape: tuple[int, ...], level: int)
 
 def _write(scanlines: NDArray[np.uint8], shape: tuple[int, ...], kind: int, colors: bytes, level: int) -> bytes:
     header = struct.pack(">IIBBBBB", shape[1], shape[0], 8, kind, 0, 0, 0)
-    body = isal_zlib.compress(scanlines, level)
+    body = _compressed(scanlines, level)
     return b"".join((_SIGNATURE, _chunk(b"IHDR", header), colors, *_parts(b"IDAT", body), *_parts(b"IEND", b"")))
+
+
+def _compressed(scanlines: NDArray[np.uint8], level: int) -> bytes:
+    if scanlines.nbytes >= _SMALL or not level:
+        return isal_zlib.compress(scanlines, level)
+    # As fast for so few bytes, with tables for a window of that size.
+    compressor = zlib.compressobj(level, zlib.DEFLATED, 12, 5)
+    return compressor.compress(scanlines.data) + compressor.flush()
 
 
 def _parts(kind: bytes, body: bytes) -> tuple[bytes, bytes, bytes, bytes]:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import struct
+import subprocess
 import sys
 import threading
 import weakref
@@ -300,6 +301,21 @@ def test_a_gray_png_follows_the_specification(plane: NDArray[np.uint8], level: i
 def test_equal_maps_give_equal_bytes() -> None:
     plane = noise(50, 60)
     assert encode_palette(plane, FADED) == encode_palette(plane.copy(), FADED.copy())
+
+
+@pytest.mark.slow
+def test_small_maps_give_equal_bytes_in_every_process() -> None:
+    code = (
+        "import hashlib, numpy as np; from async_maps.render.png import write_gray\n"
+        "found = hashlib.sha256()\n"
+        "for n in (20, 30, 40, 60, 80, 200, 300, 600):\n"
+        "    for period in (4, 5, 7, 10, 17):\n"
+        "        part = np.random.default_rng(period).integers(0, 3, period, np.uint8)\n"
+        "        found.update(write_gray(np.resize(part, n), (1, n - 1), 1))\n"
+        "print(found.hexdigest())\n"
+    )
+    processes = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) for _ in range(24)]
+    assert len({process.communicate()[0] for process in processes}) == 1
 
 
 def test_a_palette_png_is_half_the_size_of_an_rgba_png() -> None:
