@@ -6,6 +6,8 @@ import gzip
 import io
 import math
 import struct
+import subprocess
+import sys
 import zlib
 from typing import TYPE_CHECKING
 
@@ -100,11 +102,14 @@ def _hdf5_header(path: Path) -> None:
 
 
 def _hdf5_blosc(path: Path) -> None:
-    import hdf5plugin
-
-    with h5py.File(path, "w") as file:
-        lying = file.create_dataset("b", (32, 64), "f4", chunks=(32, 64), compression=hdf5plugin.Blosc())
-        lying.id.write_direct_chunk((0, 0), blosc_claim(BOMB))
+    # In a process of its own: that of a test may have found the plugins of netCDF4, for another HDF5.
+    code = (
+        "import h5py, hdf5plugin, sys; file = h5py.File(sys.argv[1], 'w')\n"
+        "file.create_dataset('b', (32, 64), 'f4', chunks=(32, 64), compression=hdf5plugin.Blosc())"
+    )
+    subprocess.run([sys.executable, "-c", code, path], check=True)
+    with h5py.File(path, "a") as file:
+        file["b"].id.write_direct_chunk((0, 0), blosc_claim(BOMB))
 
 
 def _matlab73(path: Path, lie: str) -> None:
