@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from async_maps.demo.seaweed import S3Server
 
 COUNT = 400
-OUTAGE_S = 8.0
+OUTAGE_S = 12.0
+"""Longer than the client remembers an address."""
 
 
 @pytest.mark.slow
@@ -45,15 +46,18 @@ async def test_a_network_that_fails_in_mid_run_fails_no_map(
             while done_rows(str(manifest)) < 10:
                 await asyncio.sleep(0.05)
                 assert network.process.poll() is None, network.process.communicate()[1]
-            # The server forgets its connections. With a cut cable, the run does not hear of it.
             if fault == "the cable is cut":
                 network.cut()
             else:
                 network.name(known=False)
+                serving.close()
+            # The server forgets its connections. With a cut cable, the run does not hear of it.
             await link.close()
             await asyncio.sleep(OUTAGE_S)
             network.mend()
             network.name()
+            if fault != "the cable is cut":
+                serving = await asyncio.start_server(link.serve, host=HERE, port=int(port))
             _, told = await asyncio.to_thread(network.process.communicate)
         finally:
             serving.close()
