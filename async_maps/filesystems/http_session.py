@@ -73,11 +73,11 @@ class Watches:
             self._look_in(inf)
 
     def _look(self) -> None:
+        self._timer = None
         now = asyncio.get_running_loop().time()
         # This process was stopped or busy: what the other side sent meanwhile has not been read.
         late_s = now - self._next_at
         ends = [watch._look(now, late_s) for watch in self._open]
-        self._timer = None
         if ends:
             self._look_in(min(ends) - now)
 

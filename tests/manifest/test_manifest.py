@@ -23,7 +23,6 @@ from async_maps.manifest.schema import VERSION
 from async_maps.outcomes import Failure
 from async_maps.render.ranges import ValueRange
 from async_maps.render.sketch import QuantileSketch
-from async_maps.sources.activation_map import ActivationMap
 from tests.support.manifests import (
     COUNTED,
     DESTINATION,
@@ -31,13 +30,14 @@ from tests.support.manifests import (
     counted,
     failure_for,
     make_map,
+    make_plan,
     read_rows,
     receipt_for,
     write_run,
 )
 
 if TYPE_CHECKING:
-    from async_maps.manifest.manifest import Plan, Select
+    pass
 
 pytestmark = pytest.mark.fast
 
@@ -45,12 +45,6 @@ pytestmark = pytest.mark.fast
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "manifest.sqlite"
-
-
-def make_plan(path: Path, maps: list[ActivationMap], select: Select = "changed", settings: str = SETTINGS) -> Plan:
-    with Manifest(path) as manifest:
-        manifest.begin(DESTINATION)
-        return manifest.plan(maps, settings, select)
 
 
 # Writing -----------------------------------------------------------------------------------------------------------

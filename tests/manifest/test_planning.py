@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING
 import pytest
 
 from async_maps.manifest.manifest import Manifest
-from async_maps.sources.activation_map import ActivationMap
 from tests.support.manifests import (
     DESTINATION,
     SETTINGS,
     failure_for,
     make_map,
+    make_plan,
     read_rows,
     receipt_for,
     write_run,
 )
 
 if TYPE_CHECKING:
-    from async_maps.manifest.manifest import Plan, Select
+    from async_maps.manifest.manifest import Select
 
 
 pytestmark = pytest.mark.fast
@@ -30,15 +30,6 @@ pytestmark = pytest.mark.fast
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "manifest.sqlite"
-
-
-def make_plan(path: Path, maps: list[ActivationMap], select: Select = "changed", settings: str = SETTINGS) -> Plan:
-    with Manifest(path) as manifest:
-        manifest.begin(DESTINATION)
-        return manifest.plan(maps, settings, select)
-
-
-# Planning ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_new_manifest_plans_every_map(path: Path) -> None:

@@ -45,9 +45,6 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "manifest.sqlite"
 
 
-# On the event loop -------------------------------------------------------------------------------------------------
-
-
 async def _batches(*batches: list[Entry]) -> AsyncGenerator[list[Entry], None]:
     for batch in batches:
         yield batch

@@ -17,6 +17,7 @@ from async_maps.sources.activation_map import ActivationMap
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from async_maps.manifest.manifest import Plan, Select
     from async_maps.outcomes import Stage
 
 DESTINATION = "s3://bucket/prefix"
@@ -64,3 +65,10 @@ def counted(path: Path) -> dict[str, int]:
     """Return the number of rows by status, as another program reads them."""
     with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as database:
         return dict(database.execute("SELECT status, count(*) FROM maps GROUP BY status"))
+
+
+def make_plan(path: Path, maps: list[ActivationMap], select: Select = "changed", settings: str = SETTINGS) -> Plan:
+    """Begin a run, and plan which of the maps it does."""
+    with Manifest(path) as manifest:
+        manifest.begin(DESTINATION)
+        return manifest.plan(maps, settings, select)
