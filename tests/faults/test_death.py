@@ -175,7 +175,7 @@ def test_a_job_killed_at_any_moment_can_be_completed(goal: int, bucket: str, map
 
 # Workers
 
-MAPS_PER_KILL = 200
+MAPS_PER_KILL = 150
 
 
 def slowed(monkeypatch: pytest.MonkeyPatch, seconds: float) -> MemoryStore:
@@ -216,7 +216,7 @@ async def test_workers_killed_at_random_lose_no_map(
                 # The worker may be busy, idle or just starting.
                 os.kill(rng.choice(alive), signal.SIGKILL)
                 kills, due = kills + 1, uploaded + MAPS_PER_KILL
-            await asyncio.wait({running}, timeout=0.1)
+            await asyncio.wait({running}, timeout=0.02)
         report = await running
     assert kills == goal
     assert report.failed == 0, report.failures
