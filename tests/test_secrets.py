@@ -114,7 +114,7 @@ def answering(monkeypatch: pytest.MonkeyPatch, *, expired_after: int = 10**9) ->
             ).encode() * expired
             self.send_response_only(400 if expired else 200)
             self.send_header("Content-Length", str(len(body)))
-            self.send_header("ETag", '"etag"')
+            self.send_header("x-amz-checksum-crc32", self.headers.get("x-amz-checksum-crc32", ""))
             self.end_headers()
             self.wfile.write(body)
 

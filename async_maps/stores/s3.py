@@ -116,7 +116,6 @@ class S3Store:
         self._first = FirstObject(self, headers)
         self.promises = self._first.promises
         self._odd_keys = OddKeys(self._find)
-        self._has_proved = False
         self.is_aws = is_aws(client.meta.endpoint_url)
         self.prefix = prefix
         self.destination = f"s3://{bucket}/{prefix}" if prefix else f"s3://{bucket}"
@@ -290,8 +289,8 @@ class S3Store:
         not an MD5 (Amazon S3 API reference, "Object").
 
         Returns:
-            False if the object must be read back, because it is not known whether ETags of this store are MD5s, or
-            because other answers have proved more.
+            False if the object must be read back: it is not known whether ETags of this store are MD5s, or this one is
+            none.
 
         Raises:
             TransientError: the answer does not prove it.
@@ -300,17 +299,14 @@ class S3Store:
         if echoed := headers.get("x-amz-checksum-crc32"):
             if echoed != crc32(data):
                 raise self._transient(UNPROVED)
-            self._has_proved = True
             return True
         if promises.etags_are_md5 is False or (etag and "kms" in headers.get("x-amz-server-side-encryption", "")):
             return True
-        if etag and not _MD5.fullmatch(etag):
-            # After answers that prove their bytes, another one may be that of a proxy before the store.
-            return not self._has_proved
         if etag and etag == md5_digest(data).hex():
-            promises.etags_are_md5 = self._has_proved = True
+            promises.etags_are_md5 = True
             return True
-        if promises.etags_are_md5 is None:
+        if promises.etags_are_md5 is None or (etag and not _MD5.fullmatch(etag)):
+            # A proxy or a sign-in page before the store can answer each request with 200 and an ETag.
             return False
         raise self._transient(UNPROVED)
 

@@ -199,7 +199,7 @@ async def test_a_refusal_with_another_cause_is_not_blamed_on_the_checksum(odd_se
         assert store.promises == Promises()
 
 
-@pytest.mark.parametrize("tag", ["0" * 32, ""])
+@pytest.mark.parametrize("tag", ["0" * 32, "W/opaque-1", ""])
 def test_etags_that_are_no_md5_are_found_by_reading_one_object(
     tag: str, odd_server: OddServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -295,6 +295,16 @@ async def test_an_answer_that_proves_less_than_others_is_not_believed(
             with pytest.raises(am.TransientError, match="the answer does not prove that the store has these bytes"):
                 await store.put("p/b.png", b"second")
         assert await store.put("p/b.png", b"second") == odd_server.etag(b"second")
+
+
+@pytest.mark.parametrize("known", [Promises(), Promises(takes_crc32=False)], ids=["checksum", "Content-MD5"])
+async def test_a_portal_that_answers_each_request_with_its_page_is_not_believed(
+    known: Promises, odd_server: OddServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = 200, {"ETag": '"portal-7"', "Content-Type": "text/html"}, b"<html>Sign in</html>"
+    monkeypatch.setattr(odd_server, "answer", lambda *_: page)
+    with pytest.raises(am.TransientError, match="the answer does not prove that the store has these bytes"):
+        await put_all(settings(), known)
 
 
 # Encryption and storage class ---------------------------------------------------------------------------------------

@@ -8,6 +8,8 @@ import ssl
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
+from tests.support.scripted_server import CHECKSUM
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
     from pathlib import Path
@@ -19,7 +21,7 @@ _DRIP_S = 0.02
 
 
 class Faulty:
-    """Answers PUTs with 200 while ``fault`` is empty, and otherwise as the fault says.
+    """Answers PUTs with 200 and their checksum while ``fault`` is empty, and otherwise as the fault says.
 
     Attributes:
         fault: a key of :data:`FAULTS` or :data:`EARLY`, "closes", or empty.
@@ -62,7 +64,8 @@ class Faulty:
             await reader.readexactly(_length(head))
             # The fault of another method is that an object exists.
             status = 412 if self.fault else 200
-            writer.write(f'HTTP/1.1 {status} x\r\nETag: "tag"\r\nContent-Length: 0\r\n\r\n'.encode())
+            checksum = b"".join(CHECKSUM.findall(head))
+            writer.write(b'HTTP/1.1 %d x\r\nETag: "tag"%b\r\nContent-Length: 0\r\n\r\n' % (status, checksum))
 
     async def close(self) -> None:
         """End all connections."""

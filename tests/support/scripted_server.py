@@ -1,14 +1,18 @@
-"""A server on loopback with answers set by the test."""
+"""A server on loopback with answers set by the test. Like Amazon S3, it returns the checksum of a PUT."""
 
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+CHECKSUM = re.compile(rb"\r\nx-amz-checksum-crc32:[^\r]*", re.IGNORECASE)
+"""The header of a PUT, with the line break before it."""
 
 
 class Scripted:
@@ -43,7 +47,8 @@ class Scripted:
                 status = self.answers.pop(0) if (mine or self.to_all) and self.answers else 200
                 if not status:
                     return
-                writer.write(f'HTTP/1.1 {status} x\r\nETag: "tag"\r\nContent-Length: 0\r\n\r\n'.encode())
+                checksum = b"".join(CHECKSUM.findall(head))
+                writer.write(b'HTTP/1.1 %d x\r\nETag: "tag"%b\r\nContent-Length: 0\r\n\r\n' % (status, checksum))
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
         finally:
