@@ -38,7 +38,7 @@ from async_maps.concurrency.loop import fastest_loop
 from async_maps.errors import AsyncMapsError, PipelineClosedError, SettingsError, StoreError
 from async_maps.filesystems.filesystem import UnavailableError
 from async_maps.filesystems.outputs import files_of_run
-from async_maps.manifest.prune import Prune  # cyclopts reads the annotation
+from async_maps.manifest.prune import Prune, Selection  # cyclopts reads the annotation
 from async_maps.report import Report
 from async_maps.report.ending import DONE, SOME_FAILED
 from async_maps.settings import Settings
@@ -104,7 +104,7 @@ def run(  # noqa: PLR0913  # one argument per option
         Try only the first N maps of the source. A later run without it does the rest. --range dataset still reads all
         maps for the range.
     retry_failed
-        Try only the maps that failed before.
+        Try only the maps that failed before; the manifest must exist.
     overwrite
         Do all maps, also those that are done.
     prune
@@ -136,6 +136,7 @@ def run(  # noqa: PLR0913  # one argument per option
     if is_stdin(destination):
         raise SettingsError("the destination is s3://bucket/prefix or a folder, not standard output")
     select: Select = "all" if overwrite else "failed" if retry_failed else "changed"
+    Selection(source, manifest, select, limit, settings, prune, prune_all).check(destination)
     plain = settings.model_dump(mode="json")
     started = Report(destination=destination, settings=plain, limit=limit, dry_run=dry_run)
     metrics = None

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
-from async_maps.errors import SettingsError
+from async_maps.errors import ManifestError, SettingsError
 from async_maps.filesystems.endpoints import Identity
 from async_maps.filesystems.objects import Objects
 from async_maps.manifest.manifest import Select
@@ -64,14 +65,23 @@ class Selection:
         return self.limit is None and not self.is_filtered
 
     def check(self, destination: object) -> None:
-        """Raise SettingsError if a value is not allowed, or this run cannot prune."""
+        """Check the choices before anything is opened.
+
+        Raises:
+            SettingsError: a value is not allowed, or this run cannot prune.
+            ManifestError: failed maps are selected, and the manifest does not exist.
+        """
         if self.mode not in get_args(Select):
             raise SettingsError(f"select: expected {', '.join(get_args(Select))}, found {self.mode!r}")
         check_limit(self.limit)
         if self.prune_all and self.prune is None:
             raise SettingsError("prune_all: choose with prune what to prune, rows or objects")
-        if self.prune is None:
-            return
+        if self.prune is not None:
+            self._check_prune(destination)
+        if self.mode == "failed":
+            self._require_manifest()
+
+    def _check_prune(self, destination: object) -> None:
         if self.prune not in get_args(Prune):
             raise SettingsError(f"prune: expected {', '.join(get_args(Prune))}, found {self.prune!r}")
         reason = ""
@@ -85,6 +95,15 @@ class Selection:
             reason = "objects are deleted only in S3 and in folders: prune rows instead"
         if reason:
             raise SettingsError(f"prune: {reason}")
+
+    def _require_manifest(self) -> None:
+        if self.manifest is None:
+            raise SettingsError("select: failed maps are known only from a manifest: give the one of an earlier run")
+        if not os.path.exists(self.manifest):
+            raise ManifestError(
+                f"no such manifest: {self.manifest}: failed maps are known only from the manifest of an earlier run; "
+                "correct its path"
+            )
 
 
 def _can_delete(destination: object) -> bool:

@@ -253,7 +253,7 @@ class Pipeline:
                 keeps the range for later runs.
             manifest: the file that records each outcome; with it, maps that are done and unchanged are skipped.
             select: with a manifest, the maps to do: ``changed`` (not done, or changed since), ``failed`` (failed in an
-                earlier run) or ``all``.
+                earlier run with this manifest, which must exist) or ``all``.
             limit: try only this number of maps, the first of the source; skipped maps count, too. A later run without
                 it does the rest. If ``settings.range`` is ``dataset``, all maps are still read for the range, so that
                 the colors are the same.
@@ -270,7 +270,7 @@ class Pipeline:
         Raises:
             SourceError: the source does not exist, or contains no map.
             StoreError: the store refuses all maps, or cannot be reached.
-            ManifestError: the manifest cannot be used or written.
+            ManifestError: the manifest cannot be used or written; with ``failed``, it does not exist.
             SettingsError: ``settings.range`` is ``dataset``, and the source can be read only once; ``select`` or
                 ``prune`` has another value; ``limit`` is not positive; or this run cannot prune. At the end of the
                 run: more than half would be pruned.

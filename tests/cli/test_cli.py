@@ -92,6 +92,17 @@ def test_wrong_use_exits_with_2_and_one_message(
     assert said in only_error(capsys.readouterr())
 
 
+@pytest.mark.parametrize("options", [[], ["--dry-run"]], ids=["run", "dry run"])
+def test_failed_maps_of_a_mistyped_manifest_are_refused(
+    options: list[str], maps: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save(maps / "a.npy", random_map(1))
+    before = sorted(Path().rglob("*"))
+    assert invoke("run", maps, "out", "--retry-failed", "--manifest", "typo.sqlite", *options) == 2
+    assert "no such manifest: typo.sqlite: failed maps are known only from" in only_error(capsys.readouterr())
+    assert sorted(Path().rglob("*")) == before
+
+
 @pytest.mark.runs
 def test_flags_override_the_environment_and_that_the_file(
     maps: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
