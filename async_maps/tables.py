@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections import Counter
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 _MAX_LINE = 4 * 2**20
 """In characters. A binary file may have no line break."""
 _BATCH_ROWS = 1024
+_UTF_16_MARKS = tuple(mark.decode(errors="surrogateescape") for mark in (BOM_UTF16_LE, BOM_UTF16_BE))
 
 
 class Row(NamedTuple):
@@ -88,6 +90,8 @@ def _lines(file: BinaryIO) -> Iterator[str]:
     # surrogateescape: invalid UTF-8 affects only its own row. utf-8-sig: Excel writes a byte order mark.
     with io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="") as text:
         while line := text.readline(_MAX_LINE):
+            if line.startswith(_UTF_16_MARKS):
+                raise SourceError("the table is UTF-16: save it as UTF-8")
             if len(line) == _MAX_LINE and not line.endswith(("\n", "\r")):
                 raise SourceError(f"a line has more than {_MAX_LINE:,} characters; is the file a table?")
             yield line

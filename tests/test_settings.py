@@ -261,12 +261,20 @@ def test_settings_are_loaded_from_toml(tmp_path: Path) -> None:
     assert load_settings(file) == Settings()
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16-le", "utf-16-be"])
+def test_settings_of_editors_of_windows_are_loaded(tmp_path: Path, encoding: str) -> None:
+    file = tmp_path / "s.toml"
+    mark = "" if encoding == "utf-8-sig" else "\ufeff"
+    file.write_bytes(f'{mark}png = "rgba"\r\ninclude = "é"\r\n'.encode(encoding))
+    assert load_settings(file) == Settings(png="rgba", include="é")
+
+
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
         (b"png = ", "{file} is not TOML: Invalid value (at "),
         pytest.param(b"workers = " + b"9" * 5000, "{file} is not TOML: Exceeds the limit", id="5,000 digits"),
-        (b"\xff\xfe", "{file} is not TOML: 'utf-8' codec can't decode byte 0xff"),
+        (b"\xff", "{file} is not TOML: 'utf-8' codec can't decode byte 0xff"),
         (b"color = 1", "{file}: color is not a setting"),
         (b"self = 1", "{file}: self is not a setting"),
         (b"[s3]\ncolor = 1", "{file}: s3.color is not a setting"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import tomllib
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from typing import TYPE_CHECKING
 
 from async_maps.errors import SettingsError
@@ -20,7 +21,8 @@ def load_settings(path: str | Path) -> Settings:
     """Load settings from a TOML file.
 
     Args:
-        path: a file whose keys are the names of settings; ``configs/default.toml`` explains each.
+        path: a file whose keys are the names of settings; ``configs/default.toml`` explains each. It is UTF-8, or
+            UTF-16 with a byte order mark, as editors of Windows write it.
 
     Returns:
         The settings; those that are not in the file have their defaults.
@@ -33,7 +35,8 @@ def load_settings(path: str | Path) -> Settings:
             content = file.read(_MAX_FILE_BYTES + 1)
         if len(content) > _MAX_FILE_BYTES:
             raise SettingsError(f"expected a file of settings, found more than {_MAX_FILE_BYTES:,} bytes")
-        return Settings(**tomllib.loads(content.decode()))
+        encoding = "utf-16" if content.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else "utf-8-sig"
+        return Settings(**tomllib.loads(content.decode(encoding)))
     except RecursionError:
         raise SettingsError(f"{path} is not a file of settings: its values are nested too deeply") from None
     except OSError as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from codecs import BOM_UTF8
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -75,7 +76,8 @@ def maps_in_lines(
 
 def _files(lines: Sequence[bytes]) -> Iterator[NamedFile | Failure]:
     for line in lines:
-        path = os.fsdecode(line.removesuffix(b"\r"))
+        # Editors of Windows begin a file with a byte order mark, and `cat` joins such files.
+        path = os.fsdecode(line.removesuffix(b"\r").removeprefix(BOM_UTF8))
         if not path:
             continue
         try:

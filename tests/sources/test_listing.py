@@ -175,6 +175,13 @@ def test_a_csv_file_from_excel_is_read(tmp_path: Path) -> None:
     assert short.source == f"{listing}, line 7"
 
 
+@pytest.mark.parametrize("name", ["list.csv", "list.jsonl"])
+def test_a_listing_in_utf_16_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("name,path\na,a.npy\n", "utf-16")
+    with pytest.raises(SourceError, match=rf"{name}: the table is UTF-16: save it as UTF-8"):
+        entries(tmp_path / name)
+
+
 def test_a_csv_row_that_is_too_long_fails_alone(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", MAP)
     listing = tmp_path / "list.csv"

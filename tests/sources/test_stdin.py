@@ -86,7 +86,7 @@ def test_each_line_is_a_file_named_by_its_path(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     inside = str(tmp_path).lstrip("/")
     assert overlays() == sorted(["a.png", "deep/b c.png", f"{inside}/elsewhere/é.png", "two/x.png", "two/y.png"])
-    again = run(f"a.npy\n{absolute}\n".encode())
+    again = run(f"a.npy\r\n{absolute}\r\n".encode("utf-8-sig"))
     assert again.returncode == 0
     assert b"2 skipped" in again.stdout
 
