@@ -211,6 +211,14 @@ def test_a_run_that_cannot_start_writes_that_it_has_ended(maps: Path, capsys: py
     assert values(Path("x.prom").read_text())["async_maps_run_running"] == 0
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+def test_a_textfile_on_a_full_disk_is_no_wrong_use(maps: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.save(maps / "a.npy", random_map(1))
+    Path("x.prom").symlink_to("/dev/full")
+    assert invoke("run", maps, "out", "--workers", 0, "--metrics-textfile", "x.prom") == 3
+    assert "cannot write the metrics to x.prom: No space left on device" in only_error(capsys.readouterr())
+
+
 def test_the_dashboard_and_the_alerts_name_metrics_that_exist(maps: Path) -> None:
     np.save(maps / "a.npy", random_map(1))
     with waiting_run("--metrics-port", 0) as (paths, url):

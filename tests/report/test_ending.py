@@ -61,8 +61,9 @@ def test_the_page_has_the_exit_code_of_every_error() -> None:
 )
 def test_the_cause_says_whether_an_error_may_pass(cause: Exception, code: int) -> None:
     error = am.SourceError("cannot be listed")
-    error.__cause__ = cause
-    assert exit_code(error) == code
+    setting = am.SettingsError("the file cannot be written")
+    error.__cause__ = setting.__cause__ = cause
+    assert exit_code(error) == exit_code(setting) == code
     outer = am.ManifestError("cannot be used")
     outer.__cause__ = error
     assert exit_code(outer) == code
