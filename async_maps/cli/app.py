@@ -17,13 +17,10 @@ from pydantic import ValidationError
 
 from async_maps.cli import usage
 from async_maps.cli.console import (
-    ReportRefusedError,
-    check_report,
     complain,
     discard_output,
     messages,
     say,
-    write_report,
 )
 from async_maps.cli.demo import demo
 from async_maps.cli.doctor import doctor
@@ -31,6 +28,7 @@ from async_maps.cli.events import unexpected, wants_json
 from async_maps.cli.export import export
 from async_maps.cli.interruption import Interruption, interruption
 from async_maps.cli.options import OF_RUNS
+from async_maps.cli.reports import ReportRefusedError, check_report, write_report
 from async_maps.cli.run import run
 from async_maps.cli.status import status
 from async_maps.cli.verify import verify

@@ -11,16 +11,14 @@ from typing import TYPE_CHECKING
 
 from async_maps.cli.events import EVENTS, SDK_LOGGERS, fields_of, is_of_sdk, json_lines, tell
 from async_maps.errors import SettingsError
-from async_maps.filesystems.atomic import replacing
-from async_maps.filesystems.outputs import check_output, is_report
-from async_maps.masking import mask, masked_json
-from async_maps.report.ending import SOME_FAILED, package_version
+from async_maps.masking import mask
+from async_maps.report.ending import package_version
 from async_maps.suggestions import suggest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
-    from typing import IO, Any, TextIO
+    from typing import Any, TextIO
 
     from async_maps.cli.events import Event
     from async_maps.outcomes import Failure
@@ -142,73 +140,6 @@ def _say_first(lines: list[str], total: int, where: str) -> None:
         say(line)
     if total > _LISTED:
         say(f"... and {total - _LISTED:,} more: {where}")
-
-
-class ReportRefusedError(SettingsError):
-    """The file of a report cannot be used: nothing is written there, not even the report of this error."""
-
-
-def check_report(path: Path | None, files: Mapping[str, str]) -> None:
-    """Check before a run that its report can be written.
-
-    Args:
-        path: the file of the report; None for no report.
-        files: the files of the run, which it must not replace.
-
-    Raises:
-        ReportRefusedError: the report cannot be written, or would replace a file that is no report.
-    """
-    if path is not None:
-        try:
-            check_writable(path, "the report", is_report, files)
-        except SettingsError as error:
-            raise ReportRefusedError(str(error)) from error
-
-
-def check_writable(path: Path, what: str, is_ours: Callable[[IO[bytes]], bool], files: Mapping[str, str]) -> None:
-    """Check that an output can be written; the arguments are those of :func:`check_output`.
-
-    Raises:
-        SettingsError: it cannot be written, or would replace a file of another kind.
-    """
-    # Not Path.is_dir, which raises a PermissionError in a folder that cannot be read.
-    is_replaced = os.path.isfile(path) or not os.path.exists(path)
-    if not os.path.isdir(path.parent):
-        reason = "the folder does not exist"
-    elif os.path.isdir(path):
-        reason = "it is a folder"
-    elif not (os.access(path.parent, os.W_OK | os.X_OK) if is_replaced else os.access(path, os.W_OK)):
-        reason = "no permission"
-    else:
-        check_output(path, what, is_ours, files)
-        return
-    raise SettingsError(f"cannot write {what} to {path}: {reason}")
-
-
-def write_report(path: Path | None, report: Report | Verification, code: int) -> int:
-    """Write a report as JSON, if there is a path; return the exit code, which changes if that fails.
-
-    With ``--progress json``, the report is also the last event.
-    """
-    report.exit_code = code
-    if path is not None:
-        try:
-            # Again: a run takes hours.
-            check_output(path, "the report", is_report)
-            with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
-                file.write(masked_json(report.as_dict(), indent=2) + "\n")
-                file.flush()
-                # Otherwise a power failure after the rename may leave an empty file.
-                with suppress(OSError):  # a pipe
-                    os.fsync(file.fileno())
-        except OSError as error:
-            complain(f"cannot write the report to {path}: {error.strerror}")
-            code = report.exit_code = code or SOME_FAILED
-        except SettingsError as error:
-            complain(error)
-            code = report.exit_code = code or SOME_FAILED
-    tell("end", report.summary(), exit_code=code, report=report.as_dict())
-    return code
 
 
 @contextmanager

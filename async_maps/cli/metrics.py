@@ -13,8 +13,9 @@ from anyio import CancelScope, create_tcp_listener, fail_after, to_thread
 from anyio.abc import SocketAttribute
 from anyio.streams.buffered import BufferedByteReceiveStream
 
-from async_maps.cli.console import check_writable, say
+from async_maps.cli.console import say
 from async_maps.cli.options import LOOPBACK
+from async_maps.cli.reports import check_writable
 from async_maps.concurrency.tasks import OrderlyTask
 from async_maps.errors import SettingsError
 from async_maps.filesystems.atomic import replacing
@@ -70,6 +71,8 @@ class MetricsOptions(NamedTuple):
         if self.textfile is not None:
             if self.textfile.suffix != ".prom":
                 raise SettingsError(f"--metrics-textfile {self.textfile}: node_exporter reads files named *.prom only")
+            if self.textfile.is_fifo():
+                raise SettingsError(f"--metrics-textfile {self.textfile}: expected a file, found a pipe")
             check_writable(self.textfile, "the metrics", is_metrics, files)
 
 

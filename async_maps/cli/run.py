@@ -12,13 +12,11 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter, validators
 
 from async_maps.cli.console import (
-    check_report,
     print_forgotten,
     print_report,
     say,
     set_verbosity,
     tell_start,
-    write_report,
 )
 from async_maps.cli.displays import ProgressKind, make_display
 from async_maps.cli.events import tell
@@ -33,6 +31,7 @@ from async_maps.cli.options import (
     Quiet,
     Verbose,
 )
+from async_maps.cli.reports import check_report, write_report
 from async_maps.cli.usage import MANIFEST_VARIABLE
 from async_maps.concurrency.loop import fastest_loop
 from async_maps.errors import AsyncMapsError, PipelineClosedError, SettingsError, StoreError

@@ -8,9 +8,10 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from async_maps.cli.console import check_report, print_verification, set_verbosity, tell_start, write_report
+from async_maps.cli.console import print_verification, set_verbosity, tell_start
 from async_maps.cli.displays import JsonDisplay, LineDisplay, ProgressKind
 from async_maps.cli.options import OUTPUT, WHAT, Flag, GroupedSettings, Quiet, Verbose
+from async_maps.cli.reports import check_report, write_report
 from async_maps.errors import AsyncMapsError, SettingsError
 from async_maps.filesystems.outputs import files_of_run
 from async_maps.report.ending import DONE, SOME_FAILED

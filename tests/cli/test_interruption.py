@@ -14,7 +14,7 @@ import pytest
 
 from async_maps.cli import run as run_module
 from async_maps.cli import verify as verify_module
-from async_maps.cli.console import write_report
+from async_maps.cli.reports import write_report
 from tests.support.commands import invoke
 
 if TYPE_CHECKING:

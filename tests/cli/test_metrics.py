@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import shlex
 import shutil
@@ -169,6 +170,7 @@ def test_a_port_in_use_is_one_sentence_before_the_run(maps: Path, capsys: pytest
         ("--metrics-host no.invalid --metrics-port 0", "cannot serve metrics on no.invalid port 0: "),
         ("--metrics-textfile x.txt", "node_exporter reads files named *.prom only"),
         ("--metrics-textfile none/x.prom", "cannot write the metrics to none/x.prom: the folder does not exist"),
+        ("--metrics-textfile pipe.prom", "expected a file, found a pipe"),
         ("--metrics-textfile notes.prom", "notes.prom, a file of another kind"),
         ("--manifest m.prom --metrics-textfile m.prom", "the metrics would replace the manifest"),
     ],
@@ -178,6 +180,7 @@ def test_wrong_options_are_refused_before_the_run(
 ) -> None:
     np.save(maps / "a.npy", random_map(1))
     Path("notes.prom").write_text("mine")
+    os.mkfifo("pipe.prom")
     assert invoke("run", maps, "out", "--workers", 0, *shlex.split(options)) == 2
     assert said in only_error(capsys.readouterr())
     assert not Path("out").exists()

@@ -18,7 +18,7 @@ import pytest
 from async_maps.cli.app import main
 from async_maps.demo import seaweed
 from async_maps.manifest.lock import RunLock
-from tests.support.commands import COMMAND, done_rows, invoke
+from tests.support.commands import COMMAND, done_rows, invoke, start
 from tests.support.leftovers import leaves_nothing
 from tests.support.maps import random_map
 from tests.support.reports import check_report, read_report
@@ -119,6 +119,23 @@ def test_a_report_that_cannot_be_written_is_no_success(maps: Path, capsys: pytes
     np.save(maps / "a.npy", random_map(1))
     assert invoke("run", maps, "out", *QUICK[:4], "--report", "/dev/full") == 1
     assert "cannot write the report to /dev/full: No space left on device" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("ends", ["the reader comes", "SIGTERM"])
+def test_a_report_waits_for_the_reader_of_its_pipe_until_a_signal(maps: Path, ends: str) -> None:
+    np.save(maps / "a.npy", random_map(1))
+    os.mkfifo("r.json")
+    with start("run", maps, "out", *QUICK) as process:
+        assert process.stderr is not None
+        line = process.stderr.readline()
+        assert "waiting for a program that reads the report from the pipe r.json" in line
+        if ends == "SIGTERM":
+            process.terminate()
+        else:
+            assert check_report(json.loads(Path("r.json").read_text()))["uploaded"] == 1
+        _, err = process.communicate(timeout=240)
+    assert process.returncode == (143 if ends == "SIGTERM" else 0)
+    assert ("cannot write the report to r.json: no program reads this pipe" in err) == (ends == "SIGTERM")
 
 
 def test_a_wrong_command_line_does_not_replace_other_files(maps: Path) -> None:
