@@ -62,12 +62,12 @@ app = App(
 )
 _EXIT_CODES: dict[Callable[..., int], str] = {
     run: "0 every selected map is done; 1 some maps failed; 2 wrong use or settings; 3 stopped early by something that "
-    "may pass, such as a store that is down: run it again; 130/143 interrupted: run it again",
+    "may pass, such as a store that is down: run it again; 129/130/143 interrupted: run it again",
     status: "0 no map has failed, and a run is going on, the last one is complete, or there was none; 1 maps have "
     "failed; 2 wrong use, or not a manifest; 3 the last run ended early: run it again",
     export: "0 the table is written; 1 standard output cannot be written; 2 wrong use; 3 the disk is full or fails",
     verify: "0 nothing differs; 1 something differs, nothing to verify, or a repair failed; 2 wrong use; 3 the "
-    "store is down: run it again; 130/143 interrupted",
+    "store is down: run it again; 129/130/143 interrupted",
     doctor: "0 no check failed; 1 a check failed; 2 wrong use",
     demo: "0 all overlays are right; 1 they are not; 2 wrong use; 3 the server did not start, or stopped",
     warm: "0 the kernels are in the cache; 1 they cannot be kept; 2 wrong use",

@@ -7,7 +7,7 @@ import sys
 import threading
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -16,9 +16,12 @@ _AGAIN_S = 0.05
 
 
 def signals_to_hear() -> list[signal.Signals]:
-    """Return the signals that end a command: SIGTERM, and SIGINT unless a shell ignores it, as in the background."""
-    is_ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-    return [signal.SIGTERM] if is_ignored else [signal.SIGTERM, signal.SIGINT]
+    """Return the signals that end a command: SIGTERM, and SIGINT and SIGHUP unless they are ignored.
+
+    A shell ignores SIGINT for a command in the background, and ``nohup`` ignores SIGHUP.
+    """
+    others = (signal.SIGINT, signal.SIGHUP)
+    return [signal.SIGTERM, *(number for number in others if signal.getsignal(number) is not signal.SIG_IGN)]
 
 
 @contextmanager
@@ -54,7 +57,7 @@ class Interruption:
                 return
             # Not from here: this exception would be dropped, too.
             main = threading.main_thread().ident or 0
-            self._again = threading.Timer(_AGAIN_S, signal.pthread_kill, (main, self.number))
+            self._again = threading.Timer(_AGAIN_S, signal.pthread_kill, (main, signal.SIGTERM))
             self._again.daemon = True
             self._again.start()
 
@@ -74,7 +77,10 @@ class Interruption:
         if self.number == number:
             self.number = None
 
-    def _hear(self, number: int, _: object) -> NoReturn:
+    def _hear(self, number: int, _: object) -> None:
+        if self.number is not None and number == signal.SIGHUP:
+            # A terminal that closes sends it twice: also through its shell.
+            return
         self.number = self.number or signal.Signals(number)
         raise KeyboardInterrupt
 

@@ -82,8 +82,8 @@ def run(  # noqa: PLR0913  # one argument per option
 
     Unchanged maps that are in the manifest as done are skipped without a request.
 
-    Ctrl-C (or SIGTERM) finishes what is in flight; a second one stops immediately. Run the same command again for the
-    rest.
+    Ctrl-C, SIGTERM or a closed terminal finishes what is in flight; a second Ctrl-C or SIGTERM stops immediately. Run
+    the same command again for the rest.
 
     Each setting is also an environment variable (`ASYNC_MAPS_PNG=rgba`) and a key of the TOML file (`png = "rgba"`).
 
@@ -266,12 +266,13 @@ class _Job:
             self.interrupted_by = self.interrupted_by or number
             if first and pipeline.is_open:
                 pipeline.drain()
+                again = "send SIGTERM" if number is signal.SIGHUP else "repeat it"
                 say(
-                    f"{number.name}: finishing the maps in flight; repeat it to stop immediately",
+                    f"{number.name}: finishing the maps in flight; {again} to stop immediately",
                     "signal",
                     signal=number.name,
                 )
-            else:
+            elif first or number is not signal.SIGHUP:  # a terminal that closes sends it twice
                 tell("signal", f"{number.name}: stopping immediately", signal=number.name)
                 task.cancel()
 

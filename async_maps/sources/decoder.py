@@ -90,8 +90,8 @@ def _reason(error: Exception) -> str:
 def main() -> None:
     """Serve readers until the control socket is closed."""
     # Service managers send SIGTERM to all processes of a service; only the parent decides when to stop.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     # The parent has clients of its own, and has logged what this process would repeat.
     logging.getLogger("async_maps").addHandler(logging.NullHandler())
     try:

@@ -287,8 +287,8 @@ def load_kernels(recipe: Recipe) -> Loaded:
 def main() -> None:
     """Run a worker process until its input is closed. The first message is the recipe and the arena; then chunks."""
     # Service managers send SIGTERM to all processes of a service; only the parent decides when to stop.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     requests = _messages(sys.stdin.buffer)
     try:
         os.fstat(2)

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -49,8 +50,13 @@ main(sys.argv[1:])
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("how", ["waits", "returns", "caught"])
+@pytest.mark.parametrize(
+    ("how", "number"),
+    [
+        *product(("waits", "returns", "caught"), (signal.SIGINT, signal.SIGTERM)),
+        ("waits", signal.SIGHUP),
+    ],
+)
 def test_a_signal_whose_exception_is_dropped_ends_the_command(number: signal.Signals, how: str) -> None:
     # A shell starts background processes with SIGINT ignored.
     hearing = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
@@ -70,19 +76,52 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return ["run", "a.npy", "out", "--workers", "0", "--report", "r.json"]
 
 
-def test_a_run_in_the_background_ignores_ctrl_c(job: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP], ids=["in the background", "nohup"])
+def test_a_signal_that_is_ignored_at_the_start_stays_ignored(
+    number: signal.Signals, job: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     handlers: list[Any] = []
 
     def display(_: object) -> None:
-        handlers.append(signal.getsignal(signal.SIGINT))
+        handlers.append(signal.getsignal(number))
 
     monkeypatch.setattr(run_module, "make_display", lambda _: display)
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    before = signal.signal(number, signal.SIG_IGN)
     try:
         assert invoke(*job) == 0
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(number, before)
     assert set(handlers) == {signal.SIG_IGN}
+
+
+def test_a_terminal_that_closes_drains_the_run_although_it_says_so_twice(job: list[str]) -> None:
+    program = """
+import os, signal, sys
+from async_maps.cli import run
+from async_maps.cli.app import main
+
+def display(progress):
+    if progress.report.uploaded and run.make_display is not None:
+        run.make_display = None
+        os.kill(os.getpid(), signal.SIGHUP)
+        os.kill(os.getpid(), signal.SIGHUP)
+
+run.make_display = lambda _: display
+main(sys.argv[1:])
+"""
+    # The open standard input keeps the run going until the signal.
+    line = [sys.executable, "-c", program, "run", "-", *job[2:], "--progress", "json"]
+    with subprocess.Popen(line, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        assert running.stdin is not None
+        assert running.stderr is not None
+        running.stdin.write("a.npy\n")
+        running.stdin.flush()
+        events = [json.loads(line) for line in running.stderr]
+        assert running.wait(timeout=60) == 128 + signal.SIGHUP
+    said = [event["message"] for event in events if event["event"] == "signal"]
+    assert said == ["SIGHUP: finishing the maps in flight; send SIGTERM to stop immediately"]
+    assert events[-1]["report"]["drained"]
+    assert events[-1]["report"]["uploaded"] == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
