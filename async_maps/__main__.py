@@ -1,6 +1,6 @@
 """``python -m async_maps`` is the command ``async-maps``."""
 
-from async_maps.cli.app import main
+from async_maps.cli import main
 
 if __name__ == "__main__":
     main()

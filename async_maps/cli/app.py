@@ -26,7 +26,7 @@ from async_maps.cli.demo import demo
 from async_maps.cli.doctor import doctor
 from async_maps.cli.events import unexpected, wants_json
 from async_maps.cli.export import export
-from async_maps.cli.interruption import Interruption, interruption
+from async_maps.cli.interruption import Interruption, interruption, release_signals
 from async_maps.cli.options import OF_RUNS
 from async_maps.cli.reports import ReportRefusedError, check_report, write_report
 from async_maps.cli.run import run
@@ -87,6 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     as_json = wants_json(tokens)
     with messages(as_json=as_json), repeating_options(), heard.heard():
         try:
+            release_signals()
             app.config = [_note_options, _settings_from_environment, _settings_from_file]
             if "-" in tokens:
                 tokens = list(_with_standard_streams(tokens))

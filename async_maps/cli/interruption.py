@@ -13,6 +13,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _AGAIN_S = 0.05
+_ENDING = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+
+
+def hold_signals() -> None:
+    """Let signals wait until :func:`release_signals`: the imports of a command take most of its first second."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+
+
+def release_signals() -> None:
+    """Hear the signals that wait, and all later ones."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
 
 
 def signals_to_hear() -> list[signal.Signals]:

@@ -76,6 +76,31 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return ["run", "a.npy", "out", "--workers", "0", "--report", "r.json"]
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_during_the_imports_is_in_the_report(number: signal.Signals, job: list[str]) -> None:
+    program = f"""
+import os, signal, sys
+from async_maps.cli import main
+
+class Finder:
+    def find_spec(name, path, target=None):
+        if name == "cyclopts":
+            os.kill(os.getpid(), {int(number)})
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.meta_path.insert(0, Finder)
+main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, *job], check=False, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (128 + number, "async-maps: interrupted\n")
+    with open("r.json") as file:
+        found = json.load(file)
+    assert (found["exit_code"], found["complete"], found["uploaded"]) == (128 + number, False, 0)
+    assert found["error"] == {"kind": "Interrupted", "message": f"interrupted by {number.name}"}
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP], ids=["in the background", "nohup"])
 def test_a_signal_that_is_ignored_at_the_start_stays_ignored(
     number: signal.Signals, job: list[str], monkeypatch: pytest.MonkeyPatch
