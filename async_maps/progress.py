@@ -11,7 +11,7 @@ from anyio import to_thread
 
 from async_maps.concurrency.tasks import OrderlyTask, calling_every
 from async_maps.errors import AsyncMapsError, SettingsError
-from async_maps.filesystems.filesystem import is_remote
+from async_maps.filesystems.filesystem import Filesystems, is_remote
 from async_maps.sources import open_source, place_of
 from async_maps.sources.activation_map import ActivationMap
 from async_maps.sources.isolation import DecoderProcess
@@ -223,11 +223,13 @@ class SourceCount:
         self._countable = True
         self._sizes: set[str] = set()
         self._decoder = DecoderProcess()
+        self._filesystems = Filesystems()
 
     def stop(self) -> None:
-        """End the count after the next map, without waiting."""
+        """End the count, without waiting."""
         self.stopped = True
         self._decoder.stop()
+        self._filesystems.close()
 
     def known(self, report: Report) -> int | None:
         """Return the number of maps that the run lists, or reads in its first pass; None if it is unknown."""
@@ -238,9 +240,15 @@ class SourceCount:
         """Count the maps, and set ``total``."""
         total = 0
         try:
-            with self._decoder as decoder:
-                options = self._options()
-                for entry in open_source(self.place or "", known=self._assume_single, options=options, decoder=decoder):
+            with self._decoder as decoder, self._filesystems as filesystems:
+                source = open_source(
+                    self.place or "",
+                    known=self._assume_single,
+                    options=self._options(),
+                    decoder=decoder,
+                    filesystems=filesystems,
+                )
+                for entry in source:
                     total += 1
                     if self.stopped:
                         return

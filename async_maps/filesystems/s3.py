@@ -255,12 +255,13 @@ class S3Filesystem:
         client.meta.events.register("before-send.s3", self._refuse_closed)
         client.meta.events.register("request-created.s3", self._refuse_late)
         client.meta.events.register("needs-retry.s3", _note_late)
+        # Before the client waits for its next attempt.
+        client.meta.events.register_first("needs-retry.s3", self._refuse_closed)
         pay_for_requests(client, self.settings)
         self._connections.watch(client)
         return client
 
     def _refuse_closed(self, **_: object) -> None:
-        # Also for the retries of the client.
         if self._is_closed.is_set():
             raise InaccessibleError(_CLOSED)
 

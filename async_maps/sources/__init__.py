@@ -23,6 +23,7 @@ from async_maps.tables import is_table
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from async_maps.filesystems.filesystem import Filesystems
     from async_maps.outcomes import Failure
     from async_maps.settings import S3Settings
     from async_maps.sources.activation_map import ActivationMap
@@ -65,6 +66,7 @@ def open_source(  # noqa: PLR0913  # one argument a choice
     questions: Questions | None = None,
     coverage: Coverage | None = None,
     decoder: DecoderProcess | None = None,
+    filesystems: Filesystems | None = None,
 ) -> Source:
     """Open the source at a path or address.
 
@@ -79,13 +81,14 @@ def open_source(  # noqa: PLR0913  # one argument a choice
         questions: asks about arrays that are probably other maps than their shape says; None to ask nothing.
         coverage: filled with what is read, while the source is iterated; None if nobody asks.
         decoder: the process that lists files that libraries decode; None to list them in this process.
+        filesystems: as in :class:`~async_maps.sources.options.Scan`.
 
     Raises:
         SourceError: the place does not exist, or is not a file of a supported format; or it is standard input, which
             :func:`async_maps.sources.batches.list_maps` reads. For S3, iterating the source raises the error.
     """
     path = place_at(fspath(place))
-    scan = Scan(known, pass_over, options or SourceOptions(), questions, coverage, decoder)
+    scan = Scan(known, pass_over, options or SourceOptions(), questions, coverage, decoder, filesystems)
     if is_stdin(path):
         raise SourceError("standard input can be read only once, by a run")
     # A folder may have the suffix of a listing; a glob of objects with arrays is none.

@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
     from async_maps.keys import KeyTemplate
     from async_maps.render.ranges import ValueRange
-    from async_maps.settings import S3Settings
     from async_maps.sources.coverage import Coverage
     from async_maps.sources.layouts import Questions
     from async_maps.sources.options import LEFT_OUT, Known, PassOver
@@ -97,11 +96,12 @@ async def list_maps(  # noqa: PLR0913  # one argument a choice
     take = taker(settings, value_range, questions)
     found = False
     async with _decoder_for(settings) as decoder:
-        scan = Scan(known, count, options, questions, coverage, decoder)
-        async with aclosing(await _batches(source, settings, scan, take, limit)) as batches:
-            async for batch in batches:
-                found = True
-                yield batch
+        with Filesystems(settings.s3) as filesystems:
+            scan = Scan(known, count, options, questions, coverage, decoder, filesystems)
+            async with aclosing(await _batches(source, settings, scan, take, limit)) as batches:
+                async for batch in batches:
+                    found = True
+                    yield batch
     if not found:
         place = "the source"
         if isinstance(source, str | PathLike):
@@ -126,7 +126,7 @@ async def _batches(
     if isinstance(source, AsyncIterable):
         return _of_pairs(aiter(source), wanted, take, limit)
     if is_stdin(source):
-        return _of_stdin(settings.s3, scan, limit)
+        return _of_stdin(scan, limit)
     if isinstance(source, Mapping):
         key = type(next(iter(source), "")).__name__
         raise SourceError(f"{_NO_PAIRS}; found {key}, the keys of a {type(source).__name__}: pass its .items()")
@@ -174,9 +174,9 @@ async def _of_pairs(
             await pairs.aclose()
 
 
-async def _of_stdin(s3: S3Settings, scan: Scan, limit: int | None) -> AsyncGenerator[list[Entry], None]:
+async def _of_stdin(scan: Scan, limit: int | None) -> AsyncGenerator[list[Entry], None]:
     given = 0
-    with Filesystems(s3) as filesystems:
+    with scan.opened(None) as filesystems:
         hearing = Hearing(filesystems)
         async with aclosing(stdin_lines()) as blocks:
             async for lines in blocks:

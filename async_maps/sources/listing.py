@@ -8,7 +8,7 @@ from contextlib import closing, suppress
 from typing import TYPE_CHECKING
 
 from async_maps.errors import SourceError, translate_os_error
-from async_maps.filesystems.filesystem import Filesystems, InaccessibleError, is_remote
+from async_maps.filesystems.filesystem import InaccessibleError, is_remote
 from async_maps.filesystems.locators import S3Address, parse_s3_address, place_at
 from async_maps.filesystems.spill import Spill
 from async_maps.keys import printable
@@ -24,6 +24,7 @@ from async_maps.tables import is_table, read_table
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
+    from async_maps.filesystems.filesystem import Filesystems
     from async_maps.settings import S3Settings
     from async_maps.sources.activation_map import ActivationMap
     from async_maps.sources.options import Scan
@@ -47,7 +48,7 @@ class Listing:
         self._scan = scan
 
     def __iter__(self) -> Iterator[ActivationMap | Failure]:
-        with Filesystems(self._settings) as filesystems:
+        with self._scan.opened(self._settings) as filesystems:
             if is_columnar(self._path) and self._has_arrays(filesystems):
                 folder, name = posixpath.split(self._path)
                 file = NamedFile(without_suffix(name), self._path)

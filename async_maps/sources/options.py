@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
+from async_maps.filesystems.filesystem import Filesystems
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
     from async_maps.render.channels import Channels
-    from async_maps.settings import Settings
+    from async_maps.settings import S3Settings, Settings
     from async_maps.sources.activation_map import ActivationMap
     from async_maps.sources.coverage import Coverage
     from async_maps.sources.isolation import DecoderProcess
@@ -96,6 +99,7 @@ class Scan(NamedTuple):
         questions: asks about arrays that are probably other maps than their shape says; None to ask nothing.
         coverage: filled with what is read; None if nobody asks.
         decoder: the process that lists files that libraries decode; None to list them in this process.
+        filesystems: the caller's, who closes them to end the requests of a listing that is abandoned; None for others.
     """
 
     known: Known | None = None
@@ -104,6 +108,16 @@ class Scan(NamedTuple):
     questions: Questions | None = None
     coverage: Coverage | None = None
     decoder: DecoderProcess | None = None
+    filesystems: Filesystems | None = None
+
+    @contextmanager
+    def opened(self, s3: S3Settings | None) -> Iterator[Filesystems]:
+        """Give the caller's filesystems to the ``with`` block, or others with these settings, and close those."""
+        if self.filesystems is not None:
+            yield self.filesystems
+        else:
+            with Filesystems(s3) as filesystems:
+                yield filesystems
 
     def begin(self, root: str, covers: Callable[[str], bool]) -> None:
         """Call :meth:`Coverage.begin`, if somebody asks for it."""

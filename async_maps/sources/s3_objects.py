@@ -8,7 +8,7 @@ from traceback import clear_frames
 from typing import TYPE_CHECKING
 
 from async_maps.errors import SourceError
-from async_maps.filesystems.filesystem import Filesystems, UnavailableError
+from async_maps.filesystems.filesystem import UnavailableError
 from async_maps.filesystems.locators import S3Address, parse_s3_address
 from async_maps.filesystems.s3 import Digest
 from async_maps.keys import printable
@@ -56,7 +56,7 @@ class S3Objects:
 
     def __iter__(self) -> Iterator[ActivationMap | Failure]:
         try:
-            with Filesystems(self._settings) as filesystems:
+            with self._scan.opened(self._settings) as filesystems:
                 yield from maps_in_named(self._files(filesystems.s3()), filesystems, self._scan)
         except (SourceError, UnavailableError) as error:
             # The frames of the error refer to the client, and its connections stay open until no reference is left.
