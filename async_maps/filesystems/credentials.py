@@ -219,7 +219,36 @@ class SharedCredentials:
             raise self._error from error
 
 
+class BorrowedCredentials(SharedCredentials):
+    """Credentials of the parent process, which finds and renews them, and says why it cannot.
+
+    Args:
+        ask: asks the parent, see :func:`lend`; its arguments are the access key in use, and whether the store refused
+            it. Blocks.
+    """
+
+    def __init__(self, ask: Callable[[str, bool], list[Any]]) -> None:
+        super().__init__(self._borrow)
+        self._ask = ask
+
+    def _borrow(self, _: bool) -> Found:
+        in_use = self.found.frozen.access_key or "" if self.has_worked else ""
+        answer = self._ask(in_use, not self.is_due())
+        if len(answer) == len(Found._fields):
+            return _restored(answer)
+        reason, may_pass, retry, _ = answer
+        raise CredentialsError(reason, may_pass=may_pass, retry=retry)
+
+    def _failed(self, error: CredentialsError) -> None:
+        self._failures += 1
+        self._error = error
+        self._try_at = self._timer() + min(_SHORTEST_WAIT_S * 2 ** (self._failures - 1), _LONGEST_WAIT_S)
+        if self.valid() is None:
+            raise error
+
+
 _shared: WeakValueDictionary[bytes, SharedCredentials] = WeakValueDictionary()
+_borrowed: list[SharedCredentials] = []
 _sharing = Lock()
 
 
@@ -228,6 +257,8 @@ def shared_credentials() -> SharedCredentials:
     from async_maps.filesystems.providers import find_credentials
 
     with _sharing:
+        if _borrowed:
+            return _borrowed[0]
         environment = _environment()
         shared = _shared.get(environment)
         if shared is None:
@@ -239,18 +270,58 @@ def shared_credentials() -> SharedCredentials:
 def known_credentials() -> list[Any] | None:
     """Return the shared credentials for :func:`adopt_credentials` in a child process; None if there are none."""
     with _sharing:
-        shared = _shared.get(_environment())
-    if shared is None or (frozen := shared.valid()) is None:
-        return None
-    return [list(frozen), shared.found.expires_at, shared.found.method]
+        shared = _borrowed[0] if _borrowed else _shared.get(_environment())
+    return None if shared is None or shared.valid() is None else _kept(shared.found)
 
 
 def adopt_credentials(known: list[Any]) -> SharedCredentials:
     """Share those of the parent process until they expire; the caller keeps the result."""
-    frozen, expires_at, method = known
     shared = shared_credentials()
-    shared.begin(Found(ReadOnlyCredentials(*frozen), expires_at, method))
+    shared.begin(_restored(known))
     return shared
+
+
+def borrow_credentials(known: list[Any] | None, ask: Callable[[str, bool], list[Any]]) -> None:
+    """Use those of the parent process in all clients of this process, and let the parent renew them.
+
+    Args:
+        known: the result of :func:`known_credentials` in the parent.
+        ask: as for :class:`BorrowedCredentials`.
+    """
+    borrowed = BorrowedCredentials(ask)
+    if known is not None:
+        borrowed.begin(_restored(known))
+    with _sharing:
+        _borrowed[:] = [borrowed]
+
+
+def lend_credentials(shared: SharedCredentials, in_use: str, is_refused: bool) -> list[Any]:
+    """Answer a child process that needs other credentials than it has. Blocks.
+
+    Args:
+        shared: those of this process.
+        in_use: the access key that the child uses; empty if it has none.
+        is_refused: whether the store has refused that key as expired.
+
+    Returns:
+        As :func:`known_credentials`, or why there are none: the reason, and whether that may pass, twice.
+    """
+    try:
+        if is_refused and shared.has_worked and shared.found.frozen.access_key == in_use:
+            shared.replace(in_use)
+        shared.get()
+    except CredentialsError as error:
+        return [str(error), error.may_pass, error.retry, None]
+    return _kept(shared.found)
+
+
+def _kept(found: Found) -> list[Any]:
+    return [list(found.frozen), found.expires_at, found.method]
+
+
+def _restored(kept: list[Any]) -> Found:
+    frozen, expires_at, method = kept
+    return Found(ReadOnlyCredentials(*frozen), expires_at, method)
 
 
 def _environment() -> bytes:

@@ -24,6 +24,8 @@ _MAPS_BYTES = 20 * MIB
 """What the maps of a worker may take."""
 _LARGEST_QUEUE, _SMALLEST_QUEUE = 64 * MIB, MIB
 _QUEUES = 3
+_CORES_OF_A_LANE = 3
+"""The cores that one event loop, with its workers and encoders, keeps busy with small maps."""
 FIRST_UPLOADS, _MOST_UPLOADS = 32, 256
 FIRST_READS, _MOST_READS = 16, 64
 _READ_BYTES = 8 * MIB
@@ -130,6 +132,24 @@ def default_sizes(
         origin = most.origin or f"{most.value / MIB:,.0f} MiB of memory"
         reasons.append(f"queue_bytes: {queue / MIB:.1f} MiB, from {origin}")
     return Sizes(workers, encode_threads, queue, tuple(reasons))
+
+
+def default_lanes(available: Limit, most: Limit | None) -> int:
+    """Choose the number of processes that run all stages.
+
+    Args:
+        available: the cores.
+        most: the memory; None if it is not known.
+
+    Returns:
+        1 up to 4 cores, else one for every 3 cores; fewer if the memory is too small for them.
+    """
+    whole = ceil(available.value)
+    lanes = 1 if whole <= _CORES_OF_A_LANE + 1 else whole // _CORES_OF_A_LANE
+    if most is not None:
+        free = most.value - _MAIN_BYTES - _QUEUES * _LARGEST_QUEUE
+        lanes = min(lanes, int(free // (_MAIN_BYTES + _WORKER_BYTES + _MAPS_BYTES)))
+    return max(1, lanes)
 
 
 def default_requests(most: Limit | None, files: float | None, threads: float | None, sizes: Sizes) -> Requests:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from anyio import create_task_group
 
 from async_maps.errors import PipelineClosedError
+from async_maps.lanes.lanes import Lanes, lane_count
 from async_maps.manifest.claims import claims_of
 from async_maps.manifest.prune import Selection
 from async_maps.pipeline.intake import Intake
@@ -95,15 +96,19 @@ class Pipeline:
             store = await stack.enter_async_context(open_store(self._destination, self.settings))
             arena = stack.enter_context(Arena(self.settings.queue_size))
             settings, template = self.settings, self.settings.key_template
-            recipe = Recipe(settings.table(), settings.png, settings.invalid, settings.max_pixels, settings.channels)
+            recipe, lanes = Recipe.of(settings), lane_count(settings, self._destination)
             self._intake.value_range = await known_range(settings, None, "changed")
             async with create_task_group() as opening:
                 opening.start_soon(store.check)
-                workers = await stack.enter_async_context(started_workers(recipe, settings.worker_count, arena))
+                workers = await stack.enter_async_context(
+                    started_workers(recipe, settings.worker_count, arena, later=lanes > 1)
+                )
             self._intake.claims = claims = await claims_of(store, template)
             if claims is not None:
                 stack.enter_context(claims)
             stages = Stages(settings, store, arena, recipe, workers)
+            if lanes > 1:
+                stages = Lanes(settings, store, arena, recipe, workers)
             stages.control.maps = lambda: len(self._tally.submitted)
             stages.control.is_reading = lambda: bool(self._intake.feeders)
             yield stages

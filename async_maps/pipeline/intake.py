@@ -34,9 +34,6 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("async_maps")
 
-_WINDOW = 4096
-"""The maximum number of one caller's maps that are in flight or have an outcome to collect (about 600 bytes each)."""
-
 
 class Intake:
     """Passes maps to the stages.
@@ -110,7 +107,8 @@ class Intake:
         self, listing: AsyncGenerator[list[Entry], None], value_range: ValueRange, ordered: bool = False
     ) -> AsyncGenerator[list[Outcome], None]:
         """Pass a listing to the stages, and yield lists of all outcomes that are ready."""
-        flow = Flow(_WINDOW, ordered=ordered)
+        _, stages = self._lifecycle.opened()
+        flow = Flow(stages.window, ordered=ordered)
         self._lifecycle.callers[flow.end] = ""
         feeder = OrderlyTask(partial(self._feed, listing, flow, value_range))
         self._lifecycle.unfinished.add(feeder.task)

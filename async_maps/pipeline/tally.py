@@ -74,21 +74,21 @@ class Tally:
     def statistics(self, stages: Stages, *, is_open: bool) -> Statistics:
         """Return the statistics of the stages with these counts."""
         # Another thread may call this, so the three numbers may be of different moments.
-        in_flight = self.unsettled - stages.waiting
+        in_flight, pace = self.unsettled - stages.waiting, stages.pace
         return Statistics(
             **stages.statistics(),
             uploaded=self._uploaded,
             failed=self._failed,
             uploaded_bytes=self._uploaded_bytes,
-            upload_limit=stages.rate_limiter.limit,
-            upload_rate=stages.rate_limiter.rate,
-            retries=stages.rate_limiter.retries,
+            upload_limit=pace.limit,
+            upload_rate=pace.rate,
+            retries=pace.retries,
             waiting=stages.waiting,
             in_flight=max(0, in_flight) if is_open else 0,
             shed=self._shed,
             abandoned=self.abandoned,
             transparent=self._transparent,
             faint=self._faint,
-            retry_reason=stages.rate_limiter.retry_reason,
+            retry_reason=pace.retry_reason,
             waiting_since=stages.waiting_since,
         )

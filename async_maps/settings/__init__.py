@@ -19,6 +19,7 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    PrivateAttr,
     TypeAdapter,
     ValidationError,
     ValidationInfo,
@@ -29,7 +30,17 @@ from pydantic_core import PydanticCustomError
 
 from async_maps.errors import SettingsError
 from async_maps.keys import KeyTemplate
-from async_maps.machine.limits import MIB, Limit, Requests, Sizes, cores, default_requests, default_sizes, memory
+from async_maps.machine.limits import (
+    MIB,
+    Limit,
+    Requests,
+    Sizes,
+    cores,
+    default_lanes,
+    default_requests,
+    default_sizes,
+    memory,
+)
 from async_maps.machine.shortage import open_files_limit, thread_limit
 from async_maps.render.channels import Channels
 from async_maps.render.colormap import AnyColormap, colormap_table, describe_colormap
@@ -114,6 +125,9 @@ class Settings(Model, frozen=True):
     """If the manifest names another address of the destination: ask (look up five of its overlays), yes or no."""
     png_level: Annotated[int, Field(ge=0, le=3)] = 1
     """Compression level, 0 to 3."""
+    processes: Annotated[int, Field(gt=0, le=_MOST_PARALLEL)] | Literal["auto"] = "auto"
+    """Processes that run all stages, each for a part of the maps in files (lanes); 1 runs them in this process only.
+    auto is 1 up to 4 cores, else one for every three cores, or fewer where the memory is limited."""
     workers: Annotated[int, Field(ge=0, le=_MOST_PARALLEL)] | Literal["auto"] = "auto"
     """Processes that read and colorize; 0 uses threads of this process, auto one process for every two cores, or fewer
     where the memory is limited."""
@@ -148,6 +162,8 @@ class Settings(Model, frozen=True):
         default=FilesSettings(), validate_default=True
     )
     """Folders as destinations."""
+
+    _parts: int = PrivateAttr(1)
 
     @field_validator("colormap", mode="before")
     @classmethod
@@ -212,39 +228,65 @@ class Settings(Model, frozen=True):
         """The template of the keys, parsed."""
         return KeyTemplate(self.key)
 
+    def part(self, parts: int) -> Settings:
+        """Return the settings of one of several equal parts of a pipeline, which together take what it may take.
+
+        Args:
+            parts: the number of parts.
+
+        Returns:
+            A copy, whose sizes and rates are divided by the number of parts; each is at least 1.
+        """
+        bandwidth = self.bandwidth and self._share(self.bandwidth, parts)
+        copied = self.model_copy(update={"rate": self.rate and self.rate / parts, "bandwidth": bandwidth})
+        copied._parts = parts  # type: ignore[misc]  # pydantic allows it for private attributes
+        return copied
+
+    def _share(self, whole: int, parts: int | None = None) -> int:
+        return min(whole, max(1, whole // (parts or self._parts)))
+
+    @property
+    def lane_count(self) -> int:
+        """The number of processes that run all stages."""
+        return default_lanes(*self._machine[:2]) if self.processes == "auto" else self.processes
+
     @property
     def worker_count(self) -> int:
         """The number of worker processes; 0 for threads."""
-        return self._sizes.workers
+        return self._share(self._sizes.workers)
 
     @property
     def encode_thread_count(self) -> int:
         """The number of threads that encode."""
-        return self._sizes.encode_threads
+        return self._share(self._sizes.encode_threads)
 
     @property
     def first_concurrency(self) -> int:
         """The number of concurrent uploads at the start."""
-        return self._requests.first_uploads if self.concurrency == "auto" else self.concurrency
+        return self._share(self._requests.first_uploads if self.concurrency == "auto" else self.concurrency)
 
     @property
     def most_concurrency(self) -> int:
         """The maximum number of concurrent uploads to S3."""
-        return self._requests.most_uploads if self.concurrency == "auto" else self.concurrency
+        return self._share(self._requests.most_uploads if self.concurrency == "auto" else self.concurrency)
 
     @property
     def first_prefetch(self) -> int:
         """The number of concurrent reads from S3 at the start."""
-        return self._requests.first_reads if self.prefetch == "auto" else self.prefetch
+        return self._share(self._requests.first_reads if self.prefetch == "auto" else self.prefetch)
 
     @property
     def most_prefetch(self) -> int:
         """The maximum number of concurrent reads from S3."""
-        return self._requests.most_reads if self.prefetch == "auto" else self.prefetch
+        return self._share(self._requests.most_reads if self.prefetch == "auto" else self.prefetch)
 
     @property
     def queue_size(self) -> int:
         """The size of each queue in bytes."""
+        return self._share(self._whole_queue)
+
+    @property
+    def _whole_queue(self) -> int:
         return self._sizes.queue_bytes if self.queue_bytes == "auto" else self.queue_bytes
 
     @property
@@ -265,7 +307,7 @@ class Settings(Model, frozen=True):
 
     @property
     def _requests(self) -> Requests:
-        sizes = Sizes(self.worker_count, self.encode_thread_count, self.queue_size)
+        sizes = Sizes(self._sizes.workers, self._sizes.encode_threads, self._whole_queue)
         return default_requests(*self._machine[1:], sizes)
 
     @property

@@ -33,7 +33,7 @@ from async_maps.stages.fetch import ReadControl, fetch_stage
 from async_maps.stages.items import Bitmap, Job, Png
 from async_maps.stages.judge import FEW, Judge
 from async_maps.stages.meters import Meter, StageStatistics
-from async_maps.stages.rate_limiter import RateLimiter, Rates
+from async_maps.stages.rate_limiter import Pace, RateLimiter, Rates
 from async_maps.stages.reservation import Reservation
 from async_maps.stages.upload import Uploading, upload_stage
 from async_maps.stores import sent_bytes
@@ -53,8 +53,18 @@ if TYPE_CHECKING:
     from async_maps.workers.worker import Recipe
 
 
+WINDOW = 4096
+"""The maximum number of one caller's maps that are in flight or have an outcome to collect (about 600 bytes each)."""
+
+
 class Stages:
-    """All stages. The caller opens and closes the store, the arena and the workers."""
+    """All stages. The caller opens and closes the store, the arena and the workers.
+
+    Attributes:
+        window: the maximum number of one caller's maps that are in flight or have an outcome to collect.
+    """
+
+    window = WINDOW
 
     def __init__(
         self, settings: Settings, store: AddressedStore, arena: Arena, recipe: Recipe, workers: Sequence[Worker]
@@ -248,6 +258,11 @@ class Stages:
     def waiting_since(self) -> str:
         """The local time since which the store, or that of the source, has not answered; empty if both do."""
         return min(filter(None, (self.judge.waiting_since, self._reading.waiting_since)), default="")
+
+    @property
+    def pace(self) -> Pace:
+        """How the uploads go now."""
+        return self.rate_limiter.pace
 
     def life(self) -> tuple[object, ...]:
         """Return a value that changes when a map leaves a stage, or when bytes move to the store.

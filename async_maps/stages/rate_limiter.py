@@ -40,6 +40,15 @@ class Rates(NamedTuple):
 _UNLIMITED = Rates()
 
 
+class Pace(NamedTuple):
+    """How the uploads go: the attributes of :class:`RateLimiter` with these names."""
+
+    limit: int
+    rate: float | None
+    retries: int
+    retry_reason: str
+
+
 class RateLimiter:
     """Lets uploads start: by their number in flight, and by the PUTs and bytes a second.
 
@@ -80,6 +89,11 @@ class RateLimiter:
         """The current maximum of PUTs a second; None if it has delayed no upload of late."""
         limited = self._clock() - self._delayed_at < _LIMITED_S
         return self._puts.per_s if limited else None
+
+    @property
+    def pace(self) -> Pace:
+        """How the uploads go now."""
+        return Pace(self.limit, self.rate, self.retries, self.retry_reason)
 
     @property
     def ready_at(self) -> float:

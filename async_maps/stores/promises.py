@@ -45,11 +45,15 @@ class Promises:
     kept: dict[str, str] = field(default_factory=dict)
     is_news: bool = False
 
-    def dump(self) -> dict[str, Any]:
+    def known(self) -> dict[str, Any]:
         """Return what later runs need not find out again, for JSON."""
-        self.is_news = False
-        values = {"create_only": self.create_only, "takes_crc32": self.takes_crc32, "kept": self.kept}
+        values = {"create_only": self.create_only, "takes_crc32": self.takes_crc32, "kept": {**self.kept}}
         return values | ({"etags_are_md5": False} if self.etags_are_md5 is False else {})
+
+    def dump(self) -> dict[str, Any]:
+        """Return :meth:`known` to save it; it is no news from now on."""
+        self.is_news = False
+        return self.known()
 
     def load(self, dumped: Mapping[str, Any]) -> None:
         """Add what an earlier run found, the result of :meth:`dump`."""

@@ -251,10 +251,13 @@ def _describe(status: int | None) -> str:
 
 
 @asynccontextmanager
-async def started_workers(recipe: Recipe, count: int, arena: Arena) -> AsyncIterator[list[Worker]]:
+async def started_workers(
+    recipe: Recipe, count: int, arena: Arena, *, later: bool = False
+) -> AsyncIterator[list[Worker]]:
     """Start worker processes concurrently, or one worker in a thread if the count is 0; stop them at the end.
 
-    After an error or a cancellation they are killed.
+    With ``later``, the colorize stage starts each process for its first chunk. After an error or a cancellation they
+    are killed.
 
     Raises WorkerError if a worker cannot be started.
     """
@@ -265,7 +268,8 @@ async def started_workers(recipe: Recipe, count: int, arena: Arena) -> AsyncIter
     try:
         async with create_task_group() as starting:
             for worker in workers:
-                starting.start_soon(worker.start)
+                if worker.is_alive or not later:
+                    starting.start_soon(worker.start)
         if notice := next((worker.kernels.notice for worker in workers if worker.kernels.problem), ""):
             _logger.warning("%s", notice)
         yield workers

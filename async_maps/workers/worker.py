@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
     from async_maps.outcomes import Stage
     from async_maps.render.ranges import RangeKind
-    from async_maps.settings import PngKind
+    from async_maps.settings import PngKind, Settings
     from async_maps.sources.activation_map import Part
     from async_maps.sources.formats.registry import Readers
 
@@ -155,6 +155,11 @@ class Recipe:
     invalid: Invalid = "error"
     max_pixels: int | None = None
     reduce: Channels = "none"
+
+    @classmethod
+    def of(cls, settings: Settings) -> Recipe:
+        """Return the recipe of a pipeline with these settings."""
+        return cls(settings.table(), settings.png, settings.invalid, settings.max_pixels, settings.channels)
 
     @property
     def channels(self) -> int:

@@ -1,0 +1,200 @@
+"""One lane, as its parent sees it: the maps that it has, and the messages to and from its process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from itertools import count
+from typing import TYPE_CHECKING, Protocol
+
+from anyio import create_task_group
+
+from async_maps.concurrency.tasks import first_error
+from async_maps.errors import WorkerError
+from async_maps.lanes.child import BATCH
+from async_maps.lanes.interpreter import Interpreter, LaneDiedError
+from async_maps.lanes.packing import pack_map, unpack_error, unpack_outcome
+from async_maps.lanes.totals import State
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from async_maps.stages.items import Job
+
+_START_TIMEOUT_S = 120.0
+"""The first start compiles the kernels, possibly on a busy machine."""
+_COST_BYTES = 64 * 2**10
+"""What a map costs besides its bytes, in bytes of maps."""
+
+_numbers = count()
+
+
+class Parent(Protocol):
+    """What a lane asks of its parent."""
+
+    def hello(self) -> tuple[Any, ...]:
+        """Return the first message to a process."""
+
+    def news(self, told: dict[str, object]) -> list[tuple[Any, ...]]:
+        """Return messages about what has changed since, and note it in ``told``."""
+
+    def has_room(self, lane: Lane) -> None:
+        """Note that maps of this lane have an outcome."""
+
+    def hear(self, lane: Lane, kind: str, values: list[Any]) -> None:
+        """Receive any other message."""
+
+
+class Lane:
+    """A lane. Its process is started by :meth:`run`, any number of times.
+
+    Args:
+        parent: what it asks.
+        window: the maximum number of its maps without an outcome.
+
+    Attributes:
+        unsent: the maps that the process does not know yet.
+        sent: the maps that it has, by number.
+        load: the bytes of all of them, with a cost for each.
+        state: what the process has told of its stages.
+        settled: the number of outcomes.
+    """
+
+    def __init__(self, parent: Parent, window: int) -> None:
+        self.window = window
+        self.unsent: deque[Job] = deque()
+        self.sent: dict[int, Job] = {}
+        self.load = 0
+        self.state = State()
+        self.settled = 0
+        self._parent = parent
+        self._messages: deque[tuple[Any, ...]] = deque()
+        self._something = asyncio.Event()
+        self._is_closed = self._is_ready = self._has_ended = False
+
+    @property
+    def maps(self) -> int:
+        """The number of its maps without an outcome."""
+        return len(self.unsent) + len(self.sent)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it takes no further map now."""
+        return self.maps >= self.window
+
+    def add(self, job: Job) -> None:
+        """Give it a map."""
+        self.unsent.append(job)
+        self.load += _cost(job)
+        self._something.set()
+
+    def say(self, *message: Any) -> None:
+        """Send a message to its process."""
+        self._messages.append(message)
+        self._something.set()
+
+    def wake(self) -> None:
+        """Send what is new."""
+        self._something.set()
+
+    def close(self, *, closed: bool = True) -> None:
+        """Let its process end when all of its maps have an outcome; with False, the next one does not."""
+        self._is_closed = closed
+        self._something.set()
+
+    def take_sent(self) -> list[Job]:
+        """Take the maps that a dead process had; it may have stored them, without an answer."""
+        jobs = [*self.sent.values()]
+        self.sent.clear()
+        self.load -= sum(map(_cost, jobs))
+        return jobs
+
+    async def run(self) -> None:
+        """Start the process, and run it until it is closed.
+
+        Raises:
+            LaneDiedError: it cannot be started, or has ended for another reason.
+            AsyncMapsError: what ended its stages.
+        """
+        process = Interpreter()
+        self._messages.clear()
+        self._is_ready = self._has_ended = False
+        told: dict[str, object] = {}
+        try:
+            await process.start()
+            async with create_task_group() as tasks:
+                tasks.start_soon(self._write, process, told)
+                await self._read(process)
+                tasks.cancel_scope.cancel()
+        except BaseExceptionGroup as group:
+            raise first_error(group) from None
+        finally:
+            status = await process.stop()
+            self.state = self.state.ended()
+        if not self._has_ended:
+            raise LaneDiedError(f"the process of a lane {status}")
+
+    async def _read(self, process: Interpreter) -> None:
+        try:
+            async with asyncio.timeout(_START_TIMEOUT_S) as starting:
+                await process.send([self._parent.hello()])
+                while (message := await process.receive()) is not None:
+                    self._hear(*message)
+                    if self._is_ready:
+                        starting.reschedule(None)
+        except TimeoutError:
+            raise LaneDiedError(f"the process of a lane was not ready after {_START_TIMEOUT_S:.0f} s") from None
+
+    async def _write(self, process: Interpreter, told: dict[str, object]) -> None:
+        while True:
+            await self._something.wait()
+            self._something.clear()
+            while messages := self._collect(told):
+                await process.send(messages)
+
+    def _collect(self, told: dict[str, object]) -> list[tuple[Any, ...]]:
+        """Return what is to be sent now."""
+        if not self._is_ready:
+            messages = [*self._messages]
+            self._messages.clear()
+            return messages
+        messages = [*self._parent.news(told), *self._messages]
+        self._messages.clear()
+        if self.unsent:
+            batch = []
+            for _ in range(min(BATCH, len(self.unsent))):
+                number, job = next(_numbers), self.unsent.popleft()
+                self.sent[number] = job
+                batch.append(pack_map(number, job.map, job.value_range))
+            messages.append(("maps", batch))
+        elif self._is_closed and "closed" not in told:
+            told["closed"] = True
+            messages.append(("close",))
+        return messages
+
+    def _hear(self, kind: str, *values: Any) -> None:
+        if kind == "outcomes":
+            for packed in values[0]:
+                job = self.sent.pop(packed[0])
+                self.load -= _cost(job)
+                self.settled += 1
+                job.settle(unpack_outcome(packed, job.map))
+            self._parent.has_room(self)
+        elif kind == "state":
+            self.state = self.state.now(values[0])
+        elif kind == "ready":
+            self._is_ready = True
+            self._something.set()
+        elif kind == "end":
+            self._has_ended = True
+        elif kind == "error":
+            name, message, may_pass = values
+            if name:
+                raise unpack_error((name, message, may_pass))
+            raise WorkerError(f"a lane has failed: {message}")
+        else:
+            self._parent.hear(self, kind, list(values))
+
+
+def _cost(job: Job) -> int:
+    return job.map.max_bytes + _COST_BYTES

@@ -1,0 +1,319 @@
+"""All lanes: which of them gets a map, and what becomes of the maps of one that dies. Runs on the event loop.
+
+The stages of the parent process itself run the maps that lie in its memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+from collections import deque
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from anyio import BrokenResourceError, CapacityLimiter, ClosedResourceError, create_task_group, to_thread
+
+from async_maps.errors import WorkerError
+from async_maps.filesystems.filesystem import is_remote
+from async_maps.lanes.child import Hello
+from async_maps.lanes.interpreter import LaneDiedError
+from async_maps.lanes.lane import Lane
+from async_maps.lanes.totals import add_paces, add_stages
+from async_maps.stages.graph import WINDOW, Stages
+from async_maps.stages.items import Job
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any
+
+    from async_maps.errors import AsyncMapsError
+    from async_maps.outcomes import Outcome, Stage
+    from async_maps.render.ranges import ValueRange
+    from async_maps.settings import Settings
+    from async_maps.sources.activation_map import ActivationMap
+    from async_maps.stages.meters import StageStatistics
+    from async_maps.stages.rate_limiter import Pace
+    from async_maps.stages.reservation import Reservation
+    from async_maps.stores import AddressedStore, Destination
+    from async_maps.workers.arena import Arena
+    from async_maps.workers.pool import Worker
+    from async_maps.workers.worker import Recipe
+
+_WINDOW_OF_A_LANE = 1024
+_START_ATTEMPTS = 6
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 2.0
+"""The waits between two attempts to start a lane: a lack of memory may be brief."""
+_INTERVAL_S = 0.2
+_NOTICES = 1000
+
+_logger = logging.getLogger("async_maps")
+
+
+def lane_count(settings: Settings, destination: Destination) -> int:
+    """Return the number of lanes for a destination: 1, which is this process, if only this process can reach it."""
+    is_shared = isinstance(destination, str | os.PathLike) and not os.fspath(destination).startswith("memory://")
+    return settings.lane_count if is_shared else 1
+
+
+class Lanes(Stages):
+    """The stages of this process, and lanes for maps in files, which start with the first of them."""
+
+    def __init__(
+        self, settings: Settings, store: AddressedStore, arena: Arena, recipe: Recipe, workers: Sequence[Worker]
+    ) -> None:
+        super().__init__(settings, store, arena, recipe, workers)
+        self._parts = settings.lane_count
+        self._lanes = [Lane(self, _WINDOW_OF_A_LANE) for _ in range(self._parts)]
+        self.window = max(WINDOW, _WINDOW_OF_A_LANE * self._parts)
+        self._alone = Lane(self, 1)
+        self._all = (*self._lanes, self._alone)
+        self._suspects: deque[Job] = deque()
+        self._last: tuple[str, Lane] | None = None
+        self._is_closed = self._is_over = False
+        self._wanted, self._suspected, self._room = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._running = 0
+        self._notices: set[str] = set()
+        self._credentials: Any = None
+        self._threads = CapacityLimiter(self._parts + 1)
+
+    # Running --------------------------------------------------------------------------------------------------------
+
+    async def run(self, running: asyncio.Event) -> None:
+        """Run the stages and the lanes until :meth:`close` was called and the last job is done."""
+        async with create_task_group() as tasks:
+            tasks.start_soon(super().run, running)
+            tasks.start_soon(self._run_lanes)
+
+    async def _run_lanes(self) -> None:
+        await self._wanted.wait()
+        if not self._is_closed or any(lane.maps for lane in self._lanes):
+            self._running = len(self._lanes)
+            async with create_task_group() as self._tasks:
+                self._tasks.start_soon(self._tell_regularly)
+                async with create_task_group() as running:
+                    for lane in self._lanes:
+                        running.start_soon(self._keep, lane)
+                    running.start_soon(self._run_suspects)
+                self._tasks.cancel_scope.cancel()
+
+    async def _keep(self, lane: Lane) -> None:
+        """Run a lane, and start it again when it dies; the maps that it had become suspects."""
+        attempts, settled = 0, self._settled
+        while True:
+            try:
+                await lane.run()
+                break
+            except LaneDiedError as error:
+                if self._settled > settled:
+                    attempts, settled = 0, self._settled
+                attempts += 1
+                self._suspect(lane.take_sent())
+                if attempts == _START_ATTEMPTS:
+                    raise _cannot_start(error, attempts) from error
+            if self._is_closed and not lane.maps:
+                break
+            await asyncio.sleep(_wait_s(attempts))
+        self._running -= 1
+        self._suspected.set()
+
+    def _suspect(self, jobs: list[Job]) -> None:
+        # The dead process may have stored them: an equal object is theirs.
+        self._suspects.extend(replace(job, map=replace(job.map, maybe_at="")) for job in jobs)
+        self._suspected.set()
+
+    async def _run_suspects(self) -> None:
+        """Run the maps of dead lanes one by one, in a lane of their own; a map with which it dies twice fails."""
+        alone, attempts = self._alone, 0
+        died_before: Job | None = None
+        while self._running or self._suspects:
+            if not self._suspects and not alone.maps:
+                self._suspected.clear()
+                await self._suspected.wait()
+                continue
+            alone.close(closed=False)
+            if not alone.maps:
+                alone.add(self._suspects.popleft())
+            try:
+                await alone.run()
+                attempts = 0
+            except LaneDiedError as error:
+                if not (found := alone.take_sent()):
+                    attempts += 1
+                    if attempts == _START_ATTEMPTS:
+                        raise _cannot_start(error, attempts) from error
+                    await asyncio.sleep(_wait_s(attempts))
+                for job in found:  # one
+                    attempts = 0
+                    if job is died_before:
+                        stage: Stage = "read" if is_remote(job.map.path or "") else "colorize"
+                        job.fail(stage, f"{error} each time it processed this map", maybe_stored=True)
+                    else:
+                        died_before = job
+                        alone.add(job)
+
+    async def _tell_regularly(self) -> None:
+        while True:
+            await asyncio.sleep(_INTERVAL_S)
+            for lane in self._all:
+                lane.wake()
+
+    # Maps -----------------------------------------------------------------------------------------------------------
+
+    async def submit(
+        self,
+        map_: ActivationMap,
+        settle: Callable[[Outcome | AsyncMapsError], None],
+        value_range: ValueRange,
+        reservation: Reservation | None = None,
+    ) -> None:
+        """Wait for room in a lane and pass the map to it; a map in memory stays in this process."""
+        if map_.path is None or map_.array is not None:
+            return await super().submit(map_, settle, value_range, reservation)
+        self._wanted.set()
+        while True:
+            if self._is_closed:
+                raise ClosedResourceError
+            if self._is_over:
+                raise BrokenResourceError
+            if (lane := self._lane_for(map_)) is not None:
+                break
+            await self._room.wait()
+        return lane.add(Job(map_, settle, value_range))
+
+    def _lane_for(self, map_: ActivationMap) -> Lane | None:
+        """Return the lane with the least load; for a map of a container, the lane that has its other maps."""
+        if map_.part is None or _is_mapped(map_):
+            lane = min(self._lanes, key=_load)
+        else:
+            assert map_.path is not None  # noqa: S101  # submit has checked it
+            if self._last is None or self._last[0] != map_.path:
+                self._last = map_.path, min(self._lanes, key=_load)
+            lane = self._last[1]
+        return None if lane.is_full else lane
+
+    def close(self) -> None:
+        """Accept no more jobs; the stages and the lanes end when all submitted jobs are done."""
+        super().close()
+        self._is_closed = True
+        self._wanted.set()
+        for lane in self._lanes:
+            lane.close()
+        self._make_room()
+
+    def abandon(self) -> None:
+        """End every wait for room; called when the stages have ended."""
+        super().abandon()
+        self._is_over = True
+        self._make_room()
+
+    def _make_room(self) -> None:
+        self._room.set()
+        self._room = asyncio.Event()
+
+    # What lanes ask -------------------------------------------------------------------------------------------------
+
+    def hello(self) -> tuple[Any, ...]:
+        """Return the first message to a process."""
+        # Not imported for this: it is slow, and source and destination may be on disk.
+        module = sys.modules.get("async_maps.filesystems.credentials")
+        known = None if module is None else module.known_credentials()
+        settings = self._settings.model_dump(mode="json")
+        return tuple(Hello(settings, self._parts, self.store.destination, known, _logger.getEffectiveLevel()))
+
+    def news(self, told: dict[str, object]) -> list[tuple[Any, ...]]:
+        """Return messages about what has changed since, and note it in ``told``."""
+        now: dict[str, object] = {"reading": self.control.is_reading()}
+        if (promises := getattr(self.store, "promises", None)) is not None:
+            now["promises"] = promises.known()
+        found = [(kind, value) for kind, value in now.items() if told.get(kind) != value]
+        told.update(now)
+        return found
+
+    def has_room(self, lane: Lane) -> None:
+        """Note that maps of this lane have an outcome."""
+        if lane is not self._alone:
+            self._make_room()
+        elif self._suspects:
+            lane.add(self._suspects.popleft())
+        else:
+            lane.close()
+
+    def hear(self, lane: Lane, kind: str, values: list[Any]) -> None:
+        """Receive a message of a lane."""
+        if kind == "log":
+            level, text = values
+            # What concerns all maps is found by each lane.
+            if level < logging.WARNING or text not in self._notices:
+                if len(self._notices) < _NOTICES:
+                    self._notices.add(text)
+                _logger.log(level, "%s", text)
+        elif kind == "promises":
+            self.store.promises.load(values[0])  # type: ignore[attr-defined]  # only stores that have some tell it
+            self.store.promises.is_news = True  # type: ignore[attr-defined]
+        elif kind == "credentials":
+            self._tasks.start_soon(self._lend, lane, *values)
+
+    async def _lend(self, lane: Lane, in_use: str, is_refused: bool) -> None:
+        def lend() -> list[Any]:
+            from async_maps.filesystems.credentials import lend_credentials, shared_credentials
+
+            # Kept, because they are forgotten with their last user.
+            self._credentials = self._credentials or shared_credentials()
+            return lend_credentials(self._credentials, in_use, is_refused)
+
+        lane.say("credentials", await to_thread.run_sync(lend, limiter=self._threads, abandon_on_cancel=True))
+
+    # Statistics -----------------------------------------------------------------------------------------------------
+
+    @property
+    def _settled(self) -> int:
+        return sum(lane.settled for lane in self._lanes)
+
+    @property
+    def pace(self) -> Pace:
+        """How the uploads go now."""
+        found = [lane.state.pace for lane in self._all]
+        return add_paces([*found, super().pace] if self._uses_own() else found)
+
+    @property
+    def waiting_since(self) -> str:
+        """The local time since which no store has answered; empty if one answers any lane that has maps."""
+        own = super().waiting_since
+        found = [lane.state.waiting_since for lane in self._all if lane.maps] + ([own] if own else [])
+        return min(found, default="") if all(found) else ""
+
+    def life(self) -> tuple[object, ...]:
+        """Return a value that changes when a map leaves a stage, or when bytes move to the store."""
+        return *super().life(), *((lane.settled, lane.state.life) for lane in self._all)
+
+    def statistics(self) -> dict[str, StageStatistics]:
+        """Return the statistics of each stage now, of all lanes together."""
+        found = [lane.state.stages for lane in self._all]
+        return add_stages([*found, super().statistics()] if self._uses_own() else found)
+
+    def _uses_own(self) -> bool:
+        """Whether the stages of this process have maps, or no lane has told of its own."""
+        return not any(lane.state.stages for lane in self._all) or any(
+            stage.maps for stage in super().statistics().values()
+        )
+
+
+def _load(lane: Lane) -> tuple[bool, int]:
+    return lane.is_full, lane.load
+
+
+def _is_mapped(map_: ActivationMap) -> bool:
+    path = map_.path or ""
+    return path.endswith(".npy") and not is_remote(path)
+
+
+def _wait_s(attempts: int) -> float:
+    return min(_FIRST_WAIT_S * 2.0 ** (attempts - 1), _LONGEST_WAIT_S)
+
+
+def _cannot_start(error: LaneDiedError, attempts: int) -> WorkerError:
+    return WorkerError(
+        f"{error} when it was started, {attempts} times in a row; set fewer processes, which need less memory"
+    )

@@ -1,0 +1,87 @@
+"""The statistics of all lanes together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from async_maps.stages.meters import StageStatistics
+from async_maps.stages.rate_limiter import Pace
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from typing import Any
+
+_NAMES = ("fetch", "colorize", "encode", "upload")
+_NOTHING = StageStatistics(0, 0.0, 0, 0.0)
+_NO_PACE = Pace(0, None, 0, "")
+
+
+@dataclass(frozen=True)
+class State:
+    """What a lane has told of its stages last; its counts include those of its earlier processes.
+
+    Attributes:
+        stages: each stage by its name.
+        pace: how its uploads go.
+        waiting_since: the local time since which no store has answered it; empty if they do.
+        life: changes with each sign of life.
+        before: what its earlier processes have done.
+    """
+
+    stages: dict[str, StageStatistics] = field(default_factory=dict)
+    pace: Pace = _NO_PACE
+    waiting_since: str = ""
+    life: object = ()
+    before: State | None = None
+
+    @property
+    def has_worked(self) -> bool:
+        """Whether a map has passed one of its stages."""
+        return any(stage.maps for stage in self.stages.values())
+
+    def now(self, told: Sequence[Any]) -> State:
+        """Return the state that the process has told, with what earlier ones have done."""
+        stages, pace, waiting_since, life = told
+        named = {name: StageStatistics(*stage) for name, stage in stages.items()}
+        found = State(named, Pace(*pace), waiting_since, life)
+        before = self.before
+        if before is None:
+            return found
+        added = {name: _sum([found.stages[name], before.stages[name]]) for name in found.stages if before.stages}
+        retries, reason = found.pace.retries + before.pace.retries, found.pace.retry_reason or before.pace.retry_reason
+        pace = found.pace._replace(retries=retries, retry_reason=reason)
+        return replace(found, stages=added or found.stages, pace=pace, before=before)
+
+    def ended(self) -> State:
+        """Return the state after the end of the process: what it has done, and nothing that it does."""
+        idle = {name: StageStatistics(0, stage.busy_s, stage.maps, 0.0) for name, stage in self.stages.items()}
+        done = State(idle, Pace(0, None, self.pace.retries, self.pace.retry_reason), "", self.life)
+        return replace(done, before=done)
+
+
+def add_stages(parts: Iterable[dict[str, StageStatistics]]) -> dict[str, StageStatistics]:
+    """Return the statistics of several sets of stages together; how full a queue is, is the mean."""
+    found = [part for part in parts if part]
+    return {name: _sum([part[name] for part in found]) for name in _NAMES}
+
+
+def add_paces(paces: Sequence[Pace]) -> Pace:
+    """Return how the uploads of several lanes go together; the rate is known only if it delays all that upload."""
+    running = [pace for pace in paces if pace.limit]
+    rates = [pace.rate for pace in running if pace.rate is not None]
+    rate = sum(rates) if rates and len(rates) == len(running) else None
+    reason = next((pace.retry_reason for pace in paces if pace.retry_reason), "")
+    return Pace(sum(pace.limit for pace in paces), rate, sum(pace.retries for pace in paces), reason)
+
+
+def _sum(stages: Sequence[StageStatistics]) -> StageStatistics:
+    if not stages:
+        return _NOTHING
+    running = [stage.queue for stage in stages if stage.workers]
+    return StageStatistics(
+        sum(stage.workers for stage in stages),
+        sum(stage.busy_s for stage in stages),
+        sum(stage.maps for stage in stages),
+        sum(running) / max(1, len(running)),
+    )
