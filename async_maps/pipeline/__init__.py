@@ -106,9 +106,7 @@ class Pipeline:
             self._intake.claims = claims = await claims_of(store, template)
             if claims is not None:
                 stack.enter_context(claims)
-            stages = Stages(settings, store, arena, recipe, workers)
-            if lanes > 1:
-                stages = Lanes(settings, store, arena, recipe, workers)
+            stages = (Lanes if lanes > 1 else Stages)(settings, store, arena, recipe, workers)
             stages.control.maps = lambda: len(self._tally.submitted)
             stages.control.is_reading = lambda: bool(self._intake.feeders)
             yield stages

@@ -34,6 +34,7 @@ from async_maps.workers.worker import Recipe
 from tests.support.leftovers import leaves_nothing
 from tests.support.maps import decode, random_map
 from tests.support.pipelines import until, use_store, worker_pids
+from tests.support.processes import hook
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -225,13 +226,6 @@ async def test_workers_killed_at_random_lose_no_map(
         expected = am.colorize_activation_map(random_map(i, (12, 16)))
         assert np.array_equal(decode(store.objects[f"{i:04}.png"]), expected)
     print(f"{kills} workers killed in {time.monotonic() - began:.0f} s; maps lost: 0")  # noqa: T201  # README's
-
-
-def hook(folder: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
-    """Let every interpreter that starts from now on run this code first."""
-    folder.mkdir()
-    (folder / "sitecustomize.py").write_text(code)
-    monkeypatch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
 
 
 @pytest.mark.slow

@@ -66,10 +66,19 @@ class FailingStore(MemoryStore):
 
 def worker_pids() -> list[int]:
     """Return the pids of the worker processes of this process."""
+    return _children_that_run(b"async_maps.workers.worker")
+
+
+def lane_pids() -> list[int]:
+    """Return the pids of the lanes of this process."""
+    return _children_that_run(b"async_maps.lanes.child")
+
+
+def _children_that_run(module: bytes) -> list[int]:
     found = []
     for pid in children():
         with suppress(OSError):  # it has just ended
-            if b"async_maps.workers.worker" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            if module in Path(f"/proc/{pid}/cmdline").read_bytes():
                 found.append(pid)
     return found
 

@@ -1,12 +1,17 @@
-"""Other processes by pid."""
+"""Other processes by pid, and what they run first."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pytest
 
 
 def worker_pids_of(pid: int) -> list[int]:
-    """Return the child processes of a process, which are its workers."""
+    """Return the child processes of a process, which are its workers or its lanes."""
     tasks = Path(f"/proc/{pid}/task").iterdir()
     return [int(child) for task in tasks for child in (task / "children").read_text().split()]
 
@@ -17,3 +22,10 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def hook(folder: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    """Let every interpreter that starts from now on run this code first."""
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)

@@ -1,0 +1,160 @@
+"""Lanes: what becomes of maps when one dies, and that nothing stands still."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+import async_maps as am
+from async_maps.lanes import lanes as lanes_module
+from tests.support.leftovers import leaves_nothing
+from tests.support.maps import decode, random_map
+from tests.support.pipelines import lane_pids, until
+from tests.support.processes import hook
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.usefixtures(leaves_nothing.__name__)
+
+TWO = am.Settings(workers=0, processes=2)
+
+
+def save(maps: Path, count: int) -> None:
+    for i in range(count):
+        np.save(maps / f"{i:04}.npy", random_map(i, (12, 16)))
+
+
+def check_overlays(folder: Path, count: int) -> None:
+    assert sorted(path.stem for path in folder.glob("*.png")) == [f"{i:04}" for i in range(count)]
+    for i in range(count):
+        expected = am.colorize_activation_map(random_map(i, (12, 16)))
+        assert np.array_equal(decode((folder / f"{i:04}.png").read_bytes()), expected)
+
+
+async def test_killed_lanes_lose_no_map(maps: Path, tmp_path: Path) -> None:
+    count, kills, rng = 1500, 0, random.Random(5)  # noqa: S311  # seeded on purpose
+    save(maps, count)
+    async with am.Pipeline(tmp_path / "out", settings=TWO) as pipeline:
+        running = asyncio.create_task(pipeline.run(maps, manifest=tmp_path / "m.sqlite"))
+        while not running.done():
+            if kills < 3 and pipeline.statistics().uploaded > 300 * kills and (pids := sorted(lane_pids())):
+                os.kill(rng.choice(pids), signal.SIGKILL)
+                kills += 1
+            await asyncio.wait({running}, timeout=0.005)
+        report = await running
+    assert kills == 3
+    assert (report.uploaded, report.failed) == (count, 0)
+    check_overlays(tmp_path / "out", count)
+
+
+@pytest.mark.slow
+async def test_a_map_that_kills_its_lane_fails_alone(
+    maps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hook(
+        tmp_path / "hook",
+        monkeypatch,
+        "import os, signal, sys\n"
+        "def deadly(event, arguments):\n"
+        "    if event == 'open' and os.path.basename(str(arguments[0])) == '0050.npy':\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "sys.addaudithook(deadly)\n",
+    )
+    save(maps, 100)
+    async with am.Pipeline(tmp_path / "out", settings=TWO) as pipeline:
+        report = await pipeline.run(maps)
+    assert (report.uploaded, report.failed) == (99, 1)
+    failure = report.failures[0]
+    assert (failure.name, failure.stage, failure.maybe_stored) == ("0050", "colorize", True)
+    assert failure.reason == (
+        "the process of a lane was killed by signal 9 (out of memory?) each time it processed this map"
+    )
+    assert len(list((tmp_path / "out").glob("*.png"))) == 99
+
+
+@pytest.mark.slow
+async def test_lanes_that_cannot_start_end_the_run(
+    maps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hook(
+        tmp_path / "hook",
+        monkeypatch,
+        "import os, signal, sys\n"
+        "if any('lanes.child' in argument for argument in sys.orig_argv):\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n",
+    )
+    save(maps, 3)
+    with pytest.raises(am.WorkerError) as caught:
+        async with am.Pipeline(tmp_path / "out", settings=TWO) as pipeline:
+            await pipeline.run(maps)
+    assert str(caught.value) == (
+        "the process of a lane was killed by signal 9 (out of memory?) when it was started, 6 times in a row; "
+        "set fewer processes, which need less memory"
+    )
+
+
+async def test_ordered_outcomes_of_lanes_keep_the_order(maps: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(lanes_module, "_WINDOW_OF_A_LANE", 3)
+    save(maps, 200)
+    async with am.Pipeline(tmp_path / "out", settings=TWO.model_copy(update={"processes": 3})) as pipeline:
+        async with aclosing(pipeline.stream(maps, ordered=True)) as outcomes:
+            names = [outcome.name async for outcome in outcomes]
+    assert names == [f"{i:04}" for i in range(200)]
+
+
+async def test_a_lone_map_in_memory_starts_no_lane(tmp_path: Path) -> None:
+    async with am.Pipeline(tmp_path / "out", settings=TWO) as pipeline:
+        receipt = await pipeline.put("a", random_map(1))
+        assert receipt.name == "a"
+        assert lane_pids() == []
+
+
+async def test_a_lone_file_is_not_held_back(maps: Path, tmp_path: Path) -> None:
+    save(maps, 1)
+    async with am.Pipeline(tmp_path / "out", settings=TWO) as pipeline:
+        for _ in range(3):
+            report = await pipeline.run(maps)
+            assert report.uploaded == 1
+
+
+async def test_a_cancelled_run_leaves_no_lane(maps: Path, tmp_path: Path) -> None:
+    save(maps, 400)
+
+    async def run() -> None:
+        async with am.Pipeline(tmp_path / "out", settings=TWO) as pipeline:
+            await pipeline.run(maps)
+
+    running = asyncio.create_task(run())
+    await until(lambda: len(lane_pids()) == 2)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert lane_pids() == []
+
+
+async def test_statistics_add_up_the_lanes(maps: Path, tmp_path: Path) -> None:
+    save(maps, 300)
+    async with am.Pipeline(tmp_path / "out", settings=TWO) as pipeline:
+        report = await pipeline.run(maps)
+        found = pipeline.statistics()
+    for stage in (found.colorize, found.encode, found.upload):
+        assert stage.maps == 300
+    assert report.statistics is not None
+    assert report.statistics.upload.maps == 300
+    assert report.statistics.upload.workers == 32
+    assert found.upload_limit == 32
+
+
+async def test_memory_destinations_have_no_lanes(maps: Path) -> None:
+    save(maps, 3)
+    async with am.Pipeline("memory://", settings=TWO) as pipeline:
+        assert (await pipeline.run(maps)).uploaded == 3
+        assert lane_pids() == []

@@ -1,0 +1,71 @@
+"""Runs with lanes to S3 do what a run without lanes does."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+import async_maps as am
+from async_maps.manifest.manifest import Manifest
+from async_maps.manifest.schema import COLUMNS
+from tests.support.leftovers import leaves_nothing
+from tests.support.maps import random_map
+from tests.support.pipelines import lane_pids
+from tests.support.s3 import objects
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.usefixtures(leaves_nothing.__name__)
+
+COUNT = 60
+
+
+def write_source(kind: str, maps: Path) -> Path:
+    arrays = [random_map(i, (12 + i % 5, 16)) for i in range(COUNT)]
+    if kind == "folder":
+        for i, array in enumerate(arrays):
+            np.save(maps / f"{i}.npy", array)
+        np.save(maps / "bad.npy", np.full((3, 3), 7.0))
+        return maps
+    path = maps / ("stack.npy" if kind == "stack" else "many.npz")
+    if kind == "stack":
+        np.save(path, np.stack([array[:12] for array in arrays]))
+    else:
+        named: dict[str, Any] = {f"a/{i}": array for i, array in enumerate(arrays)}
+        np.savez(path, **named)
+    return path
+
+
+def rows(manifest: Path) -> list[dict[str, object]]:
+    """Return the rows without what is different in each run."""
+    with Manifest(manifest, read_only=True) as opened:
+        found = [dict(zip(COLUMNS, row, strict=True)) for row in opened.rows(failed=True)]
+    for row in found:
+        assert row.pop("time")
+        row["locator"] = str(row["locator"]).rpartition("/")[2]
+    return found
+
+
+@pytest.mark.parametrize("kind", ["folder", "stack", "npz"])
+async def test_lanes_do_what_a_single_run_does(kind: str, bucket: str, maps: Path, tmp_path: Path) -> None:
+    source = write_source(kind, maps)
+    reports, tables = {}, {}
+    for processes in (1, 2):
+        settings = am.Settings(workers=0, processes=processes)
+        manifest = tmp_path / f"{processes}.sqlite"
+        async with am.Pipeline(f"s3://{bucket}/{processes}", settings=settings) as pipeline:
+            reports[processes] = await pipeline.run(source, manifest=manifest)
+            if processes == 2:
+                assert len(lane_pids()) == 2
+        tables[processes] = rows(manifest)
+    for count in ("uploaded", "failed", "skipped", "uploaded_bytes", "seen", "selected", "total", "failures"):
+        assert getattr(reports[1], count) == getattr(reports[2], count)
+    assert reports[2].uploaded == COUNT
+    stored = {key: data for key, (data, _) in (await objects(bucket)).items()}
+    assert {key[2:]: data for key, data in stored.items() if key[0] == "1"} == {
+        key[2:]: data for key, data in stored.items() if key[0] == "2"
+    }
+    assert tables[1] == tables[2]
