@@ -225,10 +225,17 @@ class BorrowedCredentials(SharedCredentials):
     Args:
         ask: asks the parent, see :func:`lend`; its arguments are the access key in use, and whether the store refused
             it. Blocks.
+        clock: as for :class:`SharedCredentials`.
+        timer: as for :class:`SharedCredentials`.
     """
 
-    def __init__(self, ask: Callable[[str, bool], list[Any]]) -> None:
-        super().__init__(self._borrow)
+    def __init__(
+        self,
+        ask: Callable[[str, bool], list[Any]],
+        clock: Clock | None = None,
+        timer: Callable[[], float] = monotonic,
+    ) -> None:
+        super().__init__(self._borrow, clock, timer)
         self._ask = ask
 
     def _borrow(self, _: bool) -> Found:

@@ -11,7 +11,7 @@ import os
 import sys
 from collections import deque
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from anyio import BrokenResourceError, CapacityLimiter, ClosedResourceError, create_task_group, to_thread
 
@@ -47,6 +47,8 @@ _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 2.0
 """The waits between two attempts to start a lane: a lack of memory may be brief."""
 _INTERVAL_S = 0.2
 _NOTICES = 1000
+_TURN_BYTES = 2**20
+"""The load that a lane gets before another one has its turn."""
 
 _logger = logging.getLogger("async_maps")
 
@@ -70,7 +72,7 @@ class Lanes(Stages):
         self._alone = Lane(self, 1)
         self._all = (*self._lanes, self._alone)
         self._suspects: deque[Job] = deque()
-        self._last: tuple[str, Lane] | None = None
+        self._current = _Turn(self._lanes[0])
         self._is_closed = self._is_over = False
         self._wanted, self._suspected, self._room = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._running = 0
@@ -183,14 +185,16 @@ class Lanes(Stages):
         return lane.add(Job(map_, settle, value_range))
 
     def _lane_for(self, map_: ActivationMap) -> Lane | None:
-        """Return the lane with the least load; for a map of a container, the lane that has its other maps."""
-        if map_.part is None or _is_mapped(map_):
-            lane = min(self._lanes, key=_load)
-        else:
-            assert map_.path is not None  # noqa: S101  # submit has checked it
-            if self._last is None or self._last[0] != map_.path:
-                self._last = map_.path, min(self._lanes, key=_load)
-            lane = self._last[1]
+        """Return the lane with the least load, for a few maps; for those of a container the one that has the others."""
+        container = None if map_.part is None or _is_mapped(map_) else map_.path
+        current = self._current
+        if container is None:
+            if current.path is None and current.lane.load < current.enough and not current.lane.is_full:
+                return current.lane
+        elif container == current.path:
+            return None if current.lane.is_full else current.lane
+        lane = min(self._lanes, key=_load)
+        self._current = _Turn(lane, container, lane.load + _TURN_BYTES)
         return None if lane.is_full else lane
 
     def close(self) -> None:
@@ -298,6 +302,14 @@ class Lanes(Stages):
         return not any(lane.state.stages for lane in self._all) or any(
             stage.maps for stage in super().statistics().values()
         )
+
+
+class _Turn(NamedTuple):
+    """A lane that gets the next maps: those of a container, or others until its load is enough."""
+
+    lane: Lane
+    path: str | None = None
+    enough: int = 0
 
 
 def _load(lane: Lane) -> tuple[bool, int]:

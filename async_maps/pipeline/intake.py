@@ -129,7 +129,11 @@ class Intake:
                 # A batch is empty if all of its maps were skipped.
                 while (batch := await until_drained(partial(anext, listing, None))) is not None:
                     for entry in await self._claimed(batch):
-                        if (number := await until_drained(flow.admit)) is None:
+                        if self._lifecycle.is_draining:
+                            return
+                        # A scope for each map would take as long as all else here.
+                        number = flow.admit_nowait() or await until_drained(flow.admit)
+                        if number is None:
                             return
                         try:
                             await self._submit(entry, partial(flow.settle, number=number), value_range)

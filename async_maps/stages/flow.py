@@ -35,8 +35,14 @@ class Flow:
 
     async def admit(self) -> int:
         """Wait for room for one map, take it, and return the map's number, from 1."""
-        while self._under_way + len(self._outcomes) + len(self._held_back) >= self._window:
+        while (number := self.admit_nowait()) is None:
             await self._change()
+        return number
+
+    def admit_nowait(self) -> int | None:
+        """Take room for one map, and return the map's number; None if there is no room."""
+        if self._under_way + len(self._outcomes) + len(self._held_back) >= self._window:
+            return None
         self._under_way += 1
         return next(self._numbers)
 

@@ -14,10 +14,11 @@ import pytest
 
 import async_maps as am
 from async_maps.lanes import lanes as lanes_module
+from tests.support.commands import done_rows, start
 from tests.support.leftovers import leaves_nothing
 from tests.support.maps import decode, random_map
 from tests.support.pipelines import lane_pids, until
-from tests.support.processes import hook
+from tests.support.processes import alive, hook, worker_pids_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -81,9 +82,7 @@ async def test_a_map_that_kills_its_lane_fails_alone(
 
 
 @pytest.mark.slow
-async def test_lanes_that_cannot_start_end_the_run(
-    maps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_lanes_that_cannot_start_end_the_run(maps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hook(
         tmp_path / "hook",
         monkeypatch,
@@ -104,9 +103,11 @@ async def test_lanes_that_cannot_start_end_the_run(
 async def test_ordered_outcomes_of_lanes_keep_the_order(maps: Path, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(lanes_module, "_WINDOW_OF_A_LANE", 3)
     save(maps, 200)
-    async with am.Pipeline(tmp_path / "out", settings=TWO.model_copy(update={"processes": 3})) as pipeline:
-        async with aclosing(pipeline.stream(maps, ordered=True)) as outcomes:
-            names = [outcome.name async for outcome in outcomes]
+    async with (
+        am.Pipeline(tmp_path / "out", settings=TWO.model_copy(update={"processes": 3})) as pipeline,
+        aclosing(pipeline.stream(maps, ordered=True)) as outcomes,
+    ):
+        names = [outcome.name async for outcome in outcomes]
     assert names == [f"{i:04}" for i in range(200)]
 
 
@@ -158,3 +159,23 @@ async def test_memory_destinations_have_no_lanes(maps: Path) -> None:
     async with am.Pipeline("memory://", settings=TWO) as pipeline:
         assert (await pipeline.run(maps)).uploaded == 3
         assert lane_pids() == []
+
+
+def _tree(pid: int) -> list[int]:
+    own = worker_pids_of(pid)
+    return own + [below for child in own for below in _tree(child)]
+
+
+@pytest.mark.slow
+async def test_lanes_and_their_workers_end_when_the_parent_is_killed(maps: Path, tmp_path: Path) -> None:
+    save(maps, 3000)
+    manifest = tmp_path / "m.sqlite"
+    running = start(
+        "run", maps, tmp_path / "out", "--progress", "none", "--workers", 2, "--processes", 2, "--manifest", manifest
+    )
+    await until(lambda: done_rows(str(manifest)) > 0)
+    pids = _tree(running.pid)
+    assert len(pids) >= 4, "two lanes with a worker each"
+    running.kill()
+    running.communicate()
+    await until(lambda: not any(map(alive, pids)))
