@@ -12,7 +12,6 @@ import os
 import signal
 import socket
 from collections import deque
-from concurrent.futures import Future
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from importlib import import_module
@@ -78,6 +77,24 @@ class _Records(logging.Handler):
         self._child.say_from_thread(("log", record.levelno, record.getMessage()))
 
 
+class _OfOthers:
+    """Objects that other lanes have stored, or files that they have read: which of both is the ``kind``."""
+
+    def __init__(self, child: Child, kind: str) -> None:
+        self._child = child
+        self._kind = kind
+        self._found: dict[str, bytes] = {}
+
+    async def keys(self) -> list[str]:
+        """Return the keys or the paths of a few of them."""
+        self._found = dict(await self._child.request(self._kind))
+        return [*self._found]
+
+    async def read(self, key: str) -> bytes | None:
+        """Return the bytes of one; a file is not read."""
+        return self._found.get(key)
+
+
 class Child:
     """The stages of a lane, and the messages to and from its parent."""
 
@@ -90,10 +107,11 @@ class Child:
         self._jobs: deque[tuple[Any, ...]] = deque()
         self._arrived, self._something = asyncio.Event(), asyncio.Event()
         self._is_reading, self._is_closed, self._has_borrowed = True, False, False
-        self._open = 0
+        self._feed_number = self._kept_of = -1
+        self._open = self._others = 0
         self._outcomes: deque[tuple[Any, ...]] = deque()
         self._messages: deque[tuple[Any, ...]] = deque()
-        self._asked: deque[Future[list[Any]]] = deque()
+        self._asked: dict[str, deque[asyncio.Future[Any]]] = {}
         self._stages: Stages | None = None
         self._told: object = None
         self._told_at = 0.0
@@ -118,9 +136,6 @@ class Child:
             self._say(("error", *packed))
         else:
             self._say(("end",))
-        finally:
-            for asked in self._asked:
-                asked.cancel()
         with suppress(OSError):
             while messages := self._collect():
                 self._writer.write(b"".join(map(frame, messages)))
@@ -129,8 +144,9 @@ class Child:
     async def _process(self) -> None:
         async with self._opened_stages() as stages:
             self._stages = stages
-            stages.control.maps = lambda: self._open
+            stages.control.maps = lambda: self._open + self._others
             stages.control.is_reading = lambda: self._is_reading
+            stages.control.earlier, stages.earlier_reads = _OfOthers(self, "stored"), _OfOthers(self, "read")
             self._say(("ready",))
             async with create_task_group() as tasks:
                 tasks.start_soon(stages.run, asyncio.Event())
@@ -165,12 +181,17 @@ class Child:
         if kind == "maps":
             self._jobs.extend(values[0])
         elif kind == "reading":
-            (self._is_reading,) = values
+            ((self._is_reading, feed_number),) = values
+            if feed_number != self._feed_number and self._stages is not None:
+                self._feed_number = feed_number
+                self._stages.control.forget()
+        elif kind == "others":
+            (self._others,) = values
         elif kind == "promises":
             self._store_promises().load(values[0])
-        elif kind == "credentials":
-            if self._asked:
-                self._asked.popleft().set_result(values[0])
+        elif kind in self._asked:
+            if self._asked[kind] and not (asked := self._asked[kind].popleft()).done():
+                asked.set_result(values[0])
         elif kind == "close":
             self._is_closed = True
         self._arrived.set()
@@ -199,12 +220,18 @@ class Child:
 
     def _ask(self, in_use: str, is_refused: bool) -> list[Any]:
         """Ask the parent for credentials, in a thread."""
-        answer: Future[list[Any]] = Future()
-        self._loop.call_soon_threadsafe(self._asked.append, answer)
-        self.say_from_thread(("credentials", in_use, is_refused))
-        return answer.result()
+        asking = self.request("credentials", in_use, is_refused)
+        answer: list[Any] = asyncio.run_coroutine_threadsafe(asking, self._loop).result()
+        return answer
 
     # To the parent --------------------------------------------------------------------------------------------------
+
+    async def request(self, kind: str, *values: Any) -> Any:
+        """Send a message, and return the answer of the same kind."""
+        answer = self._loop.create_future()
+        self._asked.setdefault(kind, deque()).append(answer)
+        self._say((kind, *values))
+        return await answer
 
     def say_from_thread(self, message: tuple[Any, ...]) -> None:
         """Send a message, from any thread; after the end of the loop, nothing."""
@@ -240,6 +267,9 @@ class Child:
         self._messages.clear()
         if (promises := self._store_promises()) is not None and promises.is_news:
             found.append(("promises", promises.dump()))
+        if self._kept_of != self._feed_number and self._stages is not None and (kept := self._stages.control.kept):
+            self._kept_of = self._feed_number
+            found.append(("kept", self._feed_number, *kept))
         now = self._loop.time()
         # A pipeline that is idle has its final statistics.
         if self._stages is not None and (not self._open or now - self._told_at >= _INTERVAL_S):
@@ -256,7 +286,7 @@ class Child:
 def snapshot(stages: Stages) -> tuple[Any, ...]:
     """Return the statistics of stages as plain values: of each stage, of the uploads, and their signs of life."""
     found = {name: (one.workers, one.busy_s, one.maps, one.queue) for name, one in stages.statistics().items()}
-    return found, tuple(stages.pace), stages.waiting_since, stages.life()
+    return found, tuple(stages.pace), stages.waiting_since, stages.life(), stages.held
 
 
 def main() -> None:

@@ -15,10 +15,12 @@ from async_maps.lanes.child import BATCH
 from async_maps.lanes.interpreter import Interpreter, LaneDiedError
 from async_maps.lanes.packing import pack_map, unpack_error, unpack_outcome
 from async_maps.lanes.totals import State
+from async_maps.outcomes import Receipt
 
 if TYPE_CHECKING:
     from typing import Any
 
+    from async_maps.sources.activation_map import ActivationMap
     from async_maps.stages.items import Job
 
 _START_TIMEOUT_S = 120.0
@@ -35,7 +37,7 @@ class Parent(Protocol):
     def hello(self) -> tuple[Any, ...]:
         """Return the first message to a process."""
 
-    def news(self, told: dict[str, object]) -> list[tuple[Any, ...]]:
+    def news(self, lane: Lane, told: dict[str, object]) -> list[tuple[Any, ...]]:
         """Return messages about what has changed since, and note it in ``told``."""
 
     def has_room(self, lane: Lane) -> None:
@@ -58,6 +60,8 @@ class Lane:
         load: the bytes of all of them, with a cost for each.
         state: what the process has told of its stages.
         settled: the number of outcomes.
+        kept: the number of the feed in which it has stored an object, the key, and the bytes; None if there is none.
+        last: the last map that it has stored.
     """
 
     def __init__(self, parent: Parent, window: int) -> None:
@@ -67,6 +71,8 @@ class Lane:
         self.load = 0
         self.state = State()
         self.settled = 0
+        self.kept: tuple[int, str, bytes] | None = None
+        self.last: ActivationMap | None = None
         self._parent = parent
         self._messages: deque[tuple[Any, ...]] = deque()
         self._something = asyncio.Event()
@@ -158,7 +164,7 @@ class Lane:
             messages = [*self._messages]
             self._messages.clear()
             return messages
-        messages = [*self._parent.news(told), *self._messages]
+        messages = [*self._parent.news(self, told), *self._messages]
         self._messages.clear()
         if self.unsent:
             batch = []
@@ -178,13 +184,18 @@ class Lane:
                 job = self.sent.pop(packed[0])
                 self.load -= _cost(job)
                 self.settled += 1
-                job.settle(unpack_outcome(packed, job.map))
+                outcome = unpack_outcome(packed, job.map)
+                if isinstance(outcome, Receipt):
+                    self.last = job.map
+                job.settle(outcome)
             self._parent.has_room(self)
         elif kind == "state":
             self.state = self.state.now(values[0])
         elif kind == "ready":
             self._is_ready = True
             self._something.set()
+        elif kind == "kept":
+            self.kept = values
         elif kind == "end":
             self._has_ended = True
         elif kind == "error":

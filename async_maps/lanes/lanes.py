@@ -60,12 +60,17 @@ def lane_count(settings: Settings, destination: Destination) -> int:
 
 
 class Lanes(Stages):
-    """The stages of this process, and lanes for maps in files, which start with the first of them."""
+    """The stages of this process, and lanes for maps in files, which start with the first of them.
+
+    Attributes:
+        feeds: returns the number of sources that were begun. Two maps of one source have distinct keys.
+    """
 
     def __init__(
         self, settings: Settings, store: AddressedStore, arena: Arena, recipe: Recipe, workers: Sequence[Worker]
     ) -> None:
         super().__init__(settings, store, arena, recipe, workers)
+        self.feeds: Callable[[], int] = lambda: 0
         self._parts = settings.lane_count
         self._lanes = [Lane(self, _WINDOW_OF_A_LANE) for _ in range(self._parts)]
         self.window = max(WINDOW, _WINDOW_OF_A_LANE * self._parts)
@@ -226,9 +231,16 @@ class Lanes(Stages):
         settings = self._settings.model_dump(mode="json")
         return tuple(Hello(settings, self._parts, self.store.destination, known, _logger.getEffectiveLevel()))
 
-    def news(self, told: dict[str, object]) -> list[tuple[Any, ...]]:
-        """Return messages about what has changed since, and note it in ``told``."""
-        now: dict[str, object] = {"reading": self.control.is_reading()}
+    def news(self, lane: Lane, told: dict[str, object]) -> list[tuple[Any, ...]]:
+        """Return messages about what has changed since, and note it in ``told``.
+
+        ``others`` is 1 if other maps than those of the lane may show whether the store is down.
+        """
+        now: dict[str, object] = {"reading": (self.control.is_reading(), self.feeds())}
+        # Those of this process are counted by its caller, with all of the lanes.
+        here = self.control.maps() - sum(other.maps for other in self._all) - len(self._suspects)
+        others = here > self.held or any(other.maps > other.state.held for other in self._all if other is not lane)
+        now["others"] = int(others)
         if (promises := getattr(self.store, "promises", None)) is not None:
             now["promises"] = promises.known()
         found = [(kind, value) for kind, value in now.items() if told.get(kind) != value]
@@ -256,6 +268,12 @@ class Lanes(Stages):
         elif kind == "promises":
             self.store.promises.load(values[0])  # type: ignore[attr-defined]  # only stores that have some tell it
             self.store.promises.is_news = True  # type: ignore[attr-defined]
+        elif kind == "stored":
+            kept = [other.kept for other in self._all if other is not lane and other.kept is not None]
+            lane.say(kind, [(key, data) for feed, key, data in kept if feed == self.feeds()])
+        elif kind == "read":
+            last = [other.last.path for other in self._all if other is not lane and other.last is not None]
+            lane.say(kind, [(path, b"") for path in last if path is not None and is_remote(path)])
         elif kind == "credentials":
             self._tasks.start_soon(self._lend, lane, *values)
 

@@ -26,6 +26,7 @@ class State:
         pace: how its uploads go.
         waiting_since: the local time since which no store has answered it; empty if they do.
         life: changes with each sign of life.
+        held: the number of its maps that are held back until there is evidence whose fault a refusal is.
         before: what its earlier processes have done.
     """
 
@@ -33,6 +34,7 @@ class State:
     pace: Pace = _NO_PACE
     waiting_since: str = ""
     life: object = ()
+    held: int = 0
     before: State | None = None
 
     @property
@@ -42,9 +44,9 @@ class State:
 
     def now(self, told: Sequence[Any]) -> State:
         """Return the state that the process has told, with what earlier ones have done."""
-        stages, pace, waiting_since, life = told
+        stages, pace, waiting_since, life, held = told
         named = {name: StageStatistics(*stage) for name, stage in stages.items()}
-        found = State(named, Pace(*pace), waiting_since, life)
+        found = State(named, Pace(*pace), waiting_since, life, held)
         before = self.before
         if before is None:
             return found

@@ -109,6 +109,8 @@ class Pipeline:
             stages = (Lanes if lanes > 1 else Stages)(settings, store, arena, recipe, workers)
             stages.control.maps = lambda: len(self._tally.submitted)
             stages.control.is_reading = lambda: bool(self._intake.feeders)
+            if isinstance(stages, Lanes):
+                stages.feeds = lambda: self._intake.feeds
             yield stages
 
     @property

@@ -43,6 +43,7 @@ class Intake:
         claims: which map has which overlay; None if no two names can have the same overlay.
         questions: what was asked about the layout of arrays.
         feeders: the tasks that read sources.
+        feeds: the number of sources that were begun.
     """
 
     def __init__(self, settings: Settings, lifecycle: Lifecycle, tally: Tally) -> None:
@@ -50,6 +51,7 @@ class Intake:
         self.claims: Claims | None = None
         self.questions = Questions()
         self.feeders: set[asyncio.Task[None]] = set()
+        self.feeds = 0
         self._settings = settings
         self._template = settings.key_template
         self._lifecycle = lifecycle
@@ -113,6 +115,7 @@ class Intake:
         feeder = OrderlyTask(partial(self._feed, listing, flow, value_range))
         self._lifecycle.unfinished.add(feeder.task)
         self.feeders.add(feeder.task)
+        self.feeds += 1
         feeder.task.add_done_callback(self.feeders.discard)
         try:
             while outcomes := await flow.collect():

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _SMALL = 64 * 2**10
 """A PNG up to this size replaces the one that is kept; a larger one only if it is not larger."""
+_TOLD = 4 * 2**20
+"""The largest object that a lane tells others of, in bytes."""
 _LOOK_S, _AGAIN_S = 0.05, 1.0
 _PATIENCE_S = 5.0
 """The longest wait for a source that has no map in the pipeline."""
@@ -108,6 +110,15 @@ class Control:
         self._kept[key] = data
         if len(self._kept) > FEW:
             del self._kept[next(iter(self._kept))]
+
+    @property
+    def kept(self) -> tuple[str, bytes] | None:
+        """The key and the bytes of an object that is kept, and is not too large to tell others; None without one."""
+        return next((item for item in reversed(self._kept.items()) if len(item[1]) <= _TOLD), None)
+
+    def forget(self) -> None:
+        """Keep none of the objects: other bytes may be put elsewhere under their keys."""
+        self._kept.clear()
 
     async def ask(self, case: Case) -> bool:
         """Put a kept object again, unless there was an answer since the case's last attempt.

@@ -27,7 +27,7 @@ from async_maps.filesystems.filesystem import Filesystems, is_remote
 from async_maps.sources.isolation import DecoderProcess, IsolatedReaders
 from async_maps.stages.colorize import ColorizeStage
 from async_maps.stages.concurrency_limit import ConcurrencyLimit
-from async_maps.stages.control import Control
+from async_maps.stages.control import Control, Earlier
 from async_maps.stages.encode import Encoding, encode_bitmap, encode_stage
 from async_maps.stages.fetch import ReadControl, fetch_stage
 from async_maps.stages.items import Bitmap, Job, Png
@@ -62,6 +62,7 @@ class Stages:
 
     Attributes:
         window: the maximum number of one caller's maps that are in flight or have an outcome to collect.
+        earlier_reads: files that others have read from S3, for :class:`~async_maps.stages.fetch.ReadControl`.
     """
 
     window = WINDOW
@@ -99,6 +100,7 @@ class Stages:
         self.judge = Judge(max_attempts=max_attempts, give_up_s=give_up_s)
         self.control = Control(self.judge, self._put_again, store.check)
         self._reading = Judge(max_attempts=max_attempts, give_up_s=give_up_s)
+        self.earlier_reads: Earlier | None = None
 
     async def run(self, running: asyncio.Event) -> None:
         """Run the stages until :meth:`close` was called and the last job is done; set ``running`` when they run."""
@@ -129,6 +131,7 @@ class Stages:
             async with create_task_group() as stages, self._bitmaps, self._pngs:
                 looking = CapacityLimiter(1)
                 reading = ReadControl(self._reading, filesystems, looking, self.control)
+                reading.earlier = self.earlier_reads
 
                 def interrupt() -> None:
                     filesystems.close()
@@ -258,6 +261,11 @@ class Stages:
     def waiting_since(self) -> str:
         """The local time since which the store, or that of the source, has not answered; empty if both do."""
         return min(filter(None, (self.judge.waiting_since, self._reading.waiting_since)), default="")
+
+    @property
+    def held(self) -> int:
+        """The number of maps that are held back until there is evidence whose fault a refusal is."""
+        return self.judge.held + self._reading.held
 
     @property
     def pace(self) -> Pace:

@@ -107,6 +107,11 @@ class Judge:
         return len(self._open)
 
     @property
+    def held(self) -> int:
+        """The number of objects that are held back."""
+        return len(self._held)
+
+    @property
     def failing_s(self) -> float:
         """The seconds since the first failure after the last accepted object; 0 if there was none."""
         return 0.0 if self._failing_since is None or not self._open else self._clock() - self._failing_since

@@ -14,9 +14,12 @@ from tests.support.leftovers import leaves_nothing
 from tests.support.maps import random_map
 from tests.support.pipelines import lane_pids
 from tests.support.s3 import objects
+from tests.support.s3_proxy import Refusal, counting
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from async_maps.demo.seaweed import S3Server
 
 pytestmark = pytest.mark.usefixtures(leaves_nothing.__name__)
 
@@ -69,3 +72,39 @@ async def test_lanes_do_what_a_single_run_does(kind: str, bucket: str, maps: Pat
         key[2:]: data for key, data in stored.items() if key[0] == "2"
     }
     assert tables[1] == tables[2]
+
+
+@pytest.mark.seaweedfs
+@pytest.mark.parametrize("status", [403, 500])
+async def test_a_refused_map_fails_though_its_lane_has_no_other(
+    status: int, s3: S3Server, bucket: str, maps: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The first map is large, so that the other one goes to the other lane.
+    np.save(maps / "a.npy", random_map(1, (600, 600)))
+    np.save(maps / "bad.npy", random_map(2))
+    code = "AccessDenied" if status == 403 else "InternalError"
+    settings = am.Settings(workers=0, processes=2, s3=am.S3Settings(max_attempts=2, give_up_s=20))
+    with counting(s3, monkeypatch) as proxy:
+        proxy.refuse = lambda method, path, _: Refusal(status, code) if method == "PUT" and "bad" in path else None
+        async with am.Pipeline(f"s3://{bucket}/x", settings=settings) as pipeline:
+            report = await pipeline.run(maps)
+    assert (report.uploaded, report.failed) == (1, 1)
+    assert (report.failures[0].name, report.failures[0].stage) == ("bad", "upload")
+
+
+@pytest.mark.parametrize("status", [403, 500])
+async def test_a_store_that_refuses_all_maps_ends_a_run_with_lanes(
+    status: int, s3: S3Server, bucket: str, maps: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.save(maps / "a.npy", random_map(1, (600, 600)))
+    np.save(maps / "bad.npy", random_map(2))
+    code = "AccessDenied" if status == 403 else "InternalError"
+    settings = am.Settings(workers=0, processes=2, s3=am.S3Settings(max_attempts=2, give_up_s=20))
+    with counting(s3, monkeypatch) as proxy:
+        proxy.refuse = lambda method, *_: Refusal(status, code) if method == "PUT" else None
+        with pytest.raises(am.StoreError) as caught:
+            async with am.Pipeline(f"s3://{bucket}/x", settings=settings) as pipeline:
+                await pipeline.run(maps)
+    assert type(caught.value) is am.StoreError
+    assert caught.value.may_pass == (status == 500)
+    assert caught.value.report.uploaded == 0
