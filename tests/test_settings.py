@@ -195,6 +195,7 @@ _SHAPING: dict[str, Any] = {
     "column": "cam",
 }
 _OTHER: dict[str, Any] = {
+    "processes": 3,
     "workers": 3,
     "encode_threads": 3,
     "concurrency": 5,

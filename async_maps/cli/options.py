@@ -24,7 +24,8 @@ _ADVANCED = Group("Advanced", sort_key=7)
 
 _MAPS = Group("What is a map", sort_key=2)
 _SPEEDS = (
-    "workers", "encode_threads", "concurrency", "rate", "bandwidth", "prefetch", "queue_bytes", "png_level",
+    "processes", "workers", "encode_threads", "concurrency", "rate", "bandwidth", "prefetch", "queue_bytes",
+    "png_level",
 )  # fmt: skip
 _GROUPS = {
     **dict.fromkeys(("channels", "include", "exclude", "column"), _MAPS),

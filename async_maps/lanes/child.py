@@ -26,7 +26,7 @@ from async_maps.errors import AsyncMapsError, name_shortage
 from async_maps.filesystems.filesystem import is_remote
 from async_maps.lanes.interpreter import STOP_TIMEOUT_S
 from async_maps.lanes.packing import pack_error, pack_outcome, unpack_map
-from async_maps.settings import Settings
+from async_maps.settings import Settings, part_of
 from async_maps.stages.graph import Stages
 from async_maps.stores import open_store
 from async_maps.workers.arena import Arena
@@ -103,7 +103,7 @@ class Child:
         self._reader = reader
         self._writer = writer
         self._loop = asyncio.get_running_loop()
-        self._settings = Settings(**hello.settings).part(hello.parts)
+        self._settings = part_of(Settings(**hello.settings), hello.parts)
         self._jobs: deque[tuple[Any, ...]] = deque()
         self._arrived, self._something = asyncio.Event(), asyncio.Event()
         self._is_reading, self._is_closed, self._has_borrowed = True, False, False

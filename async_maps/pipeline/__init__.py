@@ -66,7 +66,8 @@ class Pipeline:
     Raises:
         SettingsError: on entering, the destination is not valid.
         StoreError: on entering, the bucket does not exist or the store cannot be reached.
-        WorkerError: on entering, a worker process cannot be started; later, one cannot be restarted.
+        WorkerError: on entering, a worker process cannot be started; later, one cannot be restarted, or a lane cannot
+            be started.
     """
 
     def __init__(self, destination: Destination, *, settings: Settings | None = None) -> None:
@@ -211,9 +212,9 @@ class Pipeline:
         """Put every map of a source, and yield the outcomes as they come.
 
         The second of two maps with one name fails; to replace an overlay on purpose, use :meth:`put`.
-        The source is read no faster than the outcomes are taken. At most 4,096 maps are in flight or wait for their
-        turn, at most 4,096 outcomes wait to be taken, and up to 256 maps are listed ahead. To stop early, close the
-        generator with ``contextlib.aclosing``.
+        The source is read no faster than the outcomes are taken. At most 4,096 maps are in flight, wait for their turn
+        or have an outcome to be taken (1,024 for each of more than four lanes), and up to 256 maps are listed ahead.
+        To stop early, close the generator with ``contextlib.aclosing``.
 
         Args:
             source: a file, folder or glob, or an iterable or async iterable of ``(name, array)``.

@@ -19,7 +19,6 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
-    PrivateAttr,
     TypeAdapter,
     ValidationError,
     ValidationInfo,
@@ -163,8 +162,6 @@ class Settings(Model, frozen=True):
     )
     """Folders as destinations."""
 
-    _parts: int = PrivateAttr(1)
-
     @field_validator("colormap", mode="before")
     @classmethod
     def _known_colormap(cls, colormap: object) -> str:
@@ -228,22 +225,9 @@ class Settings(Model, frozen=True):
         """The template of the keys, parsed."""
         return KeyTemplate(self.key)
 
-    def part(self, parts: int) -> Settings:
-        """Return the settings of one of several equal parts of a pipeline, which together take what it may take.
-
-        Args:
-            parts: the number of parts.
-
-        Returns:
-            A copy, whose sizes and rates are divided by the number of parts; each is at least 1.
-        """
-        bandwidth = self.bandwidth and self._share(self.bandwidth, parts)
-        copied = self.model_copy(update={"rate": self.rate and self.rate / parts, "bandwidth": bandwidth})
-        copied._parts = parts  # type: ignore[misc]  # pydantic allows it for private attributes
-        return copied
-
-    def _share(self, whole: int, parts: int | None = None) -> int:
-        return min(whole, max(1, whole // (parts or self._parts)))
+    def _share(self, whole: int) -> int:
+        """Return what one of several equal parts of a pipeline gets; see :func:`part_of`."""
+        return min(whole, max(1, whole // self._parts))
 
     @property
     def lane_count(self) -> int:
@@ -298,6 +282,11 @@ class Settings(Model, frozen=True):
     def reductions(self) -> tuple[str, ...]:
         """What is smaller than on the whole machine, and why, as in "workers: 1, from a CPU quota of 0.5"."""
         return tuple(reason for reason in self._sizes.reasons if getattr(self, reason.partition(":")[0]) == "auto")
+
+    @cached_property
+    def _parts(self) -> int:
+        """The number of equal parts of a pipeline, one of which has these settings."""
+        return 1
 
     @cached_property
     def _machine(self) -> tuple[Limit, Limit | None, int | None, int | None]:
@@ -367,6 +356,14 @@ class Settings(Model, frozen=True):
         if (self.channels, self.column) != ("none", None):
             shape += [self.channels, self.column]
         return hashlib.sha256(json.dumps(shape).encode()).hexdigest()[:16]
+
+
+def part_of(settings: Settings, parts: int) -> Settings:
+    """Return the settings of one of several equal parts of a pipeline: sizes and rates are divided, at least 1 each."""
+    bandwidth = settings.bandwidth and max(1, settings.bandwidth // parts)
+    part = settings.model_copy(update={"rate": settings.rate and settings.rate / parts, "bandwidth": bandwidth})
+    part.__dict__["_parts"] = parts  # as a cached property, because a private attribute adds a public method
+    return part
 
 
 def given_or_default(settings: Settings | None) -> Settings:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from async_maps.machine.limits import MIB, Limit, Sizes, cores, default_requests, default_sizes, memory
+from async_maps.machine.limits import MIB, Limit, Sizes, cores, default_lanes, default_requests, default_sizes, memory
 from async_maps.settings import Settings
 from tests.support.containers import V2, lay_out
 
@@ -133,3 +133,14 @@ def test_settings_that_are_given_are_not_reduced(monkeypatch: pytest.MonkeyPatch
     assert (given.worker_count, given.encode_thread_count) == (3, 5)
     assert (given.queue_size, given.chunk_size) == (64 * MIB, 8 * MIB)
     assert given.reductions == ()
+
+
+@pytest.mark.parametrize(
+    ("available", "mib", "lanes"),
+    [
+        (0.5, 2**20, 1), (4, 2**20, 1), (5, 2**20, 1), (6, 2**20, 2), (32, 2**20, 10), (64, 2**20, 21),
+        (64, 256, 1), (64, 1024, 2), (64, 4096, 14), (64, None, 21),
+    ],
+)  # fmt: skip
+def test_default_lanes_fit_into_cores_and_memory(available: float, mib: int | None, lanes: int) -> None:
+    assert default_lanes(Limit(available), None if mib is None else Limit(mib * MIB)) == lanes

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import async_maps as am
-from async_maps.pipeline import intake
+from async_maps.stages.graph import Stages
 from tests.support.leftovers import leaves_nothing
 from tests.support.maps import random_map
 from tests.support.pipelines import THREADS, SlowStore, use_store
@@ -32,7 +32,7 @@ WINDOW, LISTED, HANDED_OVER = 64, 256, 128
 
 @pytest.fixture
 def window(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(intake, "_WINDOW", WINDOW)
+    monkeypatch.setattr(Stages, "window", WINDOW)
 
 
 class Source:
