@@ -26,6 +26,7 @@ from async_maps.errors import AsyncMapsError, name_shortage
 from async_maps.filesystems.filesystem import is_remote
 from async_maps.lanes.interpreter import STOP_TIMEOUT_S
 from async_maps.lanes.packing import pack_error, pack_outcome, unpack_map
+from async_maps.render.kernel_cache import sharing
 from async_maps.settings import Settings, part_of
 from async_maps.stages.graph import Stages
 from async_maps.stores import open_store
@@ -55,6 +56,7 @@ class Hello(NamedTuple):
         parts: the number of lanes that share its sizes and rates.
         destination: the start of all locators.
         credentials: those of the parent, see :func:`async_maps.filesystems.credentials.known_credentials`.
+        kernels: the inherited file in memory through which all processes share compiled kernels.
         level: the level of the log messages that the parent handles.
     """
 
@@ -62,6 +64,7 @@ class Hello(NamedTuple):
     parts: int
     destination: str
     credentials: list[Any] | None
+    kernels: int
     level: int
 
 
@@ -162,7 +165,10 @@ class Child:
                 await self._borrow()
             store = await stack.enter_async_context(open_store(destination, settings))
             arena = stack.enter_context(Arena(settings.queue_size))
-            workers = await stack.enter_async_context(started_workers(recipe, settings.worker_count, arena))
+            kernels = self._hello.kernels
+            with sharing(kernels):
+                starting = started_workers(recipe, settings.worker_count, arena, kernels=kernels)
+                workers = await stack.enter_async_context(starting)
             yield Stages(settings, store, arena, recipe, workers)
 
     # From the parent ------------------------------------------------------------------------------------------------

@@ -37,10 +37,11 @@ class LaneDiedError(WorkerError):
 class Interpreter:
     """Another interpreter, which runs :func:`async_maps.lanes.child.main`, and the socket between both.
 
-    The process ends when the socket is closed, so also when this process is killed.
+    The process ends when the socket is closed, so also when this process is killed. It inherits the ``descriptors``.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, descriptors: Sequence[int] = ()) -> None:
+        self._descriptors = descriptors
         self._thread = CapacityLimiter(1)
         self._process: subprocess.Popen[bytes] | None = None
         self._end: int | None = None
@@ -60,8 +61,12 @@ class Interpreter:
             with CancelScope(shield=True):
                 ours, theirs = socket.socketpair()
                 with theirs:
-                    self._reader, self._writer = await asyncio.open_unix_connection(sock=ours, limit=_BUFFER_BYTES)
                     self._ours = ours
+                    try:
+                        self._reader, self._writer = await asyncio.open_unix_connection(sock=ours, limit=_BUFFER_BYTES)
+                    except BaseException:
+                        ours.close()
+                        raise
                     self._process = await to_thread.run_sync(self._launch, theirs, limiter=self._thread)
                     self._watch(self._process.pid)
         except (OSError, RuntimeError) as error:
@@ -114,6 +119,7 @@ class Interpreter:
             [sys.executable, "-P", "-c", _BOOT, json.dumps(sys.path)],
             stdin=theirs.fileno(),
             stdout=theirs.fileno(),
+            pass_fds=self._descriptors,
             env={**os.environ, **_ONE_THREAD},
             # Not in the terminal's foreground group: only the parent gets Ctrl-C, and drains.
             start_new_session=True,

@@ -34,6 +34,9 @@ _numbers = count()
 class Parent(Protocol):
     """What a lane asks of its parent."""
 
+    kernels: int
+    """The file in memory through which all processes share compiled kernels."""
+
     def hello(self) -> tuple[Any, ...]:
         """Return the first message to a process."""
 
@@ -122,7 +125,7 @@ class Lane:
             LaneDiedError: it cannot be started, or has ended for another reason.
             AsyncMapsError: what ended its stages.
         """
-        process = Interpreter()
+        process = Interpreter([self._parent.kernels])
         self._messages.clear()
         self._is_ready = self._has_ended = False
         told: dict[str, object] = {}

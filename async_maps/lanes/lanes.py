@@ -23,6 +23,7 @@ from async_maps.lanes.lane import Lane
 from async_maps.lanes.totals import add_paces, add_stages
 from async_maps.stages.graph import WINDOW, Stages
 from async_maps.stages.items import Job
+from async_maps.workers.arena import anonymous_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -95,8 +96,10 @@ class Lanes(Stages):
 
     async def _run_lanes(self) -> None:
         await self._wanted.wait()
-        if not self._is_closed or any(lane.maps for lane in self._lanes):
-            self._running = len(self._lanes)
+        if self._is_closed and not any(lane.maps for lane in self._lanes):
+            return
+        self.kernels, self._running = anonymous_file(), len(self._lanes)
+        try:
             async with create_task_group() as self._tasks:
                 self._tasks.start_soon(self._tell_regularly)
                 async with create_task_group() as running:
@@ -104,6 +107,8 @@ class Lanes(Stages):
                         running.start_soon(self._keep, lane)
                     running.start_soon(self._run_suspects)
                 self._tasks.cancel_scope.cancel()
+        finally:
+            os.close(self.kernels)
 
     async def _keep(self, lane: Lane) -> None:
         """Run a lane, and start it again when it dies; the maps that it had become suspects."""
@@ -229,7 +234,9 @@ class Lanes(Stages):
         module = sys.modules.get("async_maps.filesystems.credentials")
         known = None if module is None else module.known_credentials()
         settings = self._settings.model_dump(mode="json")
-        return tuple(Hello(settings, self._parts, self.store.destination, known, _logger.getEffectiveLevel()))
+        return tuple(
+            Hello(settings, self._parts, self.store.destination, known, self.kernels, _logger.getEffectiveLevel())
+        )
 
     def news(self, lane: Lane, told: dict[str, object]) -> list[tuple[Any, ...]]:
         """Return messages about what has changed since, and note it in ``told``.
@@ -260,11 +267,13 @@ class Lanes(Stages):
         """Receive a message of a lane."""
         if kind == "log":
             level, text = values
-            # What concerns all maps is found by each lane.
-            if level < logging.WARNING or text not in self._notices:
+            # Each lane finds what concerns all of them.
+            if level >= logging.WARNING:
+                if text in self._notices:
+                    return
                 if len(self._notices) < _NOTICES:
                     self._notices.add(text)
-                _logger.log(level, "%s", text)
+            _logger.log(level, "%s", text)
         elif kind == "promises":
             self.store.promises.load(values[0])  # type: ignore[attr-defined]  # only stores that have some tell it
             self.store.promises.is_news = True  # type: ignore[attr-defined]

@@ -252,16 +252,17 @@ def _describe(status: int | None) -> str:
 
 @asynccontextmanager
 async def started_workers(
-    recipe: Recipe, count: int, arena: Arena, *, later: bool = False
+    recipe: Recipe, count: int, arena: Arena, *, later: bool = False, kernels: int | None = None
 ) -> AsyncIterator[list[Worker]]:
     """Start worker processes concurrently, or one worker in a thread if the count is 0; stop them at the end.
 
-    With ``later``, the colorize stage starts each process for its first chunk. After an error or a cancellation they
-    are killed.
+    With ``later``, the colorize stage starts each process for its first chunk. ``kernels`` is the file in memory through
+    which they share compiled kernels, if other processes share it, too. After an error or a cancellation they are
+    killed.
 
     Raises WorkerError if a worker cannot be started.
     """
-    shared_kernels = anonymous_file()
+    shared_kernels = anonymous_file() if kernels is None else os.dup(kernels)
     workers: list[Worker] = [ProcessWorker(recipe, arena, shared_kernels) for _ in range(count)]
     workers = workers or [ThreadWorker(recipe)]
     kill = True

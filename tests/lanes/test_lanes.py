@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import random
 import signal
+import time
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +16,7 @@ import pytest
 
 import async_maps as am
 from async_maps.lanes import lanes as lanes_module
-from tests.support.commands import done_rows, start
+from tests.support.commands import done_rows, invoke, start
 from tests.support.leftovers import leaves_nothing
 from tests.support.maps import decode, random_map
 from tests.support.pipelines import lane_pids, until
@@ -179,3 +181,48 @@ async def test_lanes_and_their_workers_end_when_the_parent_is_killed(maps: Path,
     running.kill()
     running.communicate()
     await until(lambda: not any(map(alive, pids)))
+
+
+async def test_maps_of_a_killed_lane_are_its_own_under_create_only(
+    maps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The lane dies when it has written the file, and before it can say so.
+    hook(
+        tmp_path / "hook",
+        monkeypatch,
+        "import os, signal, sys\n"
+        f"died = {str(tmp_path / 'died')!r}\n"
+        "def deadly(event, arguments):\n"
+        "    if event == 'os.remove' and '.async-maps-' in str(arguments[0]) and not os.path.exists(died):\n"
+        "        open(died, 'x').close()\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "sys.addaudithook(deadly)\n",
+    )
+    save(maps, 40)
+    settings = am.Settings(workers=0, processes=2, if_exists="error")
+    async with am.Pipeline(tmp_path / "out", settings=settings) as pipeline:
+        report = await pipeline.run(maps)
+    assert (tmp_path / "died").exists()
+    assert (report.uploaded, report.failed) == (40, 0), report.failures
+    check_overlays(tmp_path / "out", 40)
+
+
+def test_the_command_with_lanes_is_drained_by_a_signal(maps: Path, tmp_path: Path) -> None:
+    save(maps, 3000)
+    manifest, out = tmp_path / "m.sqlite", tmp_path / "out"
+    command = ("run", maps, out, "--progress", "json", "--workers", 0, "--processes", 2, "--manifest", manifest)
+    running = start(*command)
+    while not done_rows(str(manifest)):
+        assert running.poll() is None
+        time.sleep(0.02)
+    running.send_signal(signal.SIGTERM)
+    _, lines = running.communicate(timeout=100)
+    assert running.returncode == 143
+    done = done_rows(str(manifest))
+    assert 0 < done < 3000
+    assert len(list(out.glob("*.png"))) == done
+    last = json.loads(lines.splitlines()[-1])
+    assert last["report"]["uploaded"] == done
+    assert last["report"]["statistics"]["upload"]["maps"] == done
+    assert invoke(*command[:3], "--progress", "none", "--workers", 0, "--processes", 2, "--manifest", manifest) == 0
+    check_overlays(out, 3000)
