@@ -233,10 +233,8 @@ class Lanes(Stages):
         # Not imported for this: it is slow, and source and destination may be on disk.
         module = sys.modules.get("async_maps.filesystems.credentials")
         known = None if module is None else module.known_credentials()
-        settings = self._settings.model_dump(mode="json")
-        return tuple(
-            Hello(settings, self._parts, self.store.destination, known, self.kernels, _logger.getEffectiveLevel())
-        )
+        settings, level = self._settings.model_dump(mode="json"), _logger.getEffectiveLevel()
+        return tuple(Hello(settings, self._parts, self.store.destination, known, self.kernels, level))
 
     def news(self, lane: Lane, told: dict[str, object]) -> list[tuple[Any, ...]]:
         """Return messages about what has changed since, and note it in ``told``.

@@ -256,9 +256,8 @@ async def started_workers(
 ) -> AsyncIterator[list[Worker]]:
     """Start worker processes concurrently, or one worker in a thread if the count is 0; stop them at the end.
 
-    With ``later``, the colorize stage starts each process for its first chunk. ``kernels`` is the file in memory through
-    which they share compiled kernels, if other processes share it, too. After an error or a cancellation they are
-    killed.
+    With ``later``, the colorize stage starts each process for its first chunk. ``kernels`` is a file in memory through
+    which other processes, too, share compiled kernels. After an error or a cancellation they are killed.
 
     Raises WorkerError if a worker cannot be started.
     """

@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from anyio import to_thread
 
 import async_maps as am
 from async_maps.manifest.manifest import Manifest
 from async_maps.manifest.schema import COLUMNS
 from tests.support.leftovers import leaves_nothing
-from tests.support.maps import random_map
+from tests.support.maps import decode, npy, npz, random_map
 from tests.support.pipelines import lane_pids
-from tests.support.s3 import objects
+from tests.support.s3 import objects, upload
 from tests.support.s3_proxy import Refusal, counting
 
 if TYPE_CHECKING:
@@ -72,6 +73,25 @@ async def test_lanes_do_what_a_single_run_does(kind: str, bucket: str, maps: Pat
         key[2:]: data for key, data in stored.items() if key[0] == "2"
     }
     assert tables[1] == tables[2]
+
+
+@pytest.mark.parametrize("kind", ["folder", "npz"])
+async def test_maps_in_s3_are_read_by_the_lanes(kind: str, bucket: str, s3: S3Server, monkeypatch: Any) -> None:
+    named: dict[str, Any] = {f"a/{i}": random_map(i, (12, 16)) for i in range(COUNT)}
+    files = {f"in/{name}.npy": npy(array) for name, array in named.items()} if kind == "folder" else {}
+    await to_thread.run_sync(upload, bucket, files or {"in/many.npz": npz(**named)})
+    with counting(s3, monkeypatch) as proxy:
+        settings = am.Settings(workers=0, processes=2)
+        async with am.Pipeline(f"s3://{bucket}/out", settings=settings) as pipeline:
+            report = await pipeline.run(f"s3://{bucket}/in")
+            found = pipeline.statistics()
+        puts = [asked for asked in proxy.asked if asked.method == "PUT"]
+        stored = [data for key, (data, _) in (await objects(bucket)).items() if key.startswith("out/")]
+    assert (report.uploaded, report.failed) == (COUNT, 0)
+    assert found.fetch.maps == COUNT
+    assert len({asked.path for asked in puts}) == COUNT
+    expected = [am.colorize_activation_map(array).tobytes() for array in named.values()]
+    assert sorted(decode(data).tobytes() for data in stored) == sorted(expected)
 
 
 @pytest.mark.seaweedfs
