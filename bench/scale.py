@@ -2,6 +2,7 @@
 
 The maps are tiny, so that listing, messages, signing and the manifest take most of the time. For each number of maps,
 the command runs with a manifest to a sink, then again with nothing to do. The plot is ``bench/results/scale.png``.
+Further tables compare one process with lanes (``bench/lanes.py``).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench import sink
+from bench import lanes, sink
 from bench.data import link_maps, write_maps
 from bench.measure import parser, run_command
 from bench.tables import Bench, results
@@ -30,7 +31,9 @@ _COLUMNS = {
 
 def main(arguments: Sequence[str]) -> None:
     """Run ``python -m bench scale``."""
-    options = parser("scale", __doc__).parse_args(arguments)
+    given = parser("scale", __doc__)
+    given.add_argument("--delay", type=float, default=0.03, help="seconds before each answer of a sink for lanes")
+    options = given.parse_args(arguments)
     bench = Bench("scale", options.quick)
     table = bench.table(f"Maps of {_SIZE}x{_SIZE} float32 from .npy files to a sink, with a manifest", _COLUMNS)
     with tempfile.TemporaryDirectory(prefix="async-maps-bench-") as name, sink.serve() as server:
@@ -55,6 +58,8 @@ def main(arguments: Sequence[str]) -> None:
             })  # fmt: skip
     bench.publish()
     plot(table.rows, results(quick=options.quick) / "scale.png")
+    for delay_s in (0.0, options.delay):
+        lanes.add_table(bench, delay_s)
 
 
 def _resumed(folder: Path, manifest: Path, server: sink.Sink) -> dict[str, Any]:
