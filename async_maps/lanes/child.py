@@ -77,7 +77,7 @@ class _Records(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Pass one on."""
-        self._child.say_from_thread(("log", record.levelno, record.getMessage()))
+        self._child.say_from_thread("log", record.levelno, record.getMessage())
 
 
 class _OfOthers:
@@ -87,15 +87,24 @@ class _OfOthers:
         self._child = child
         self._kind = kind
         self._found: dict[str, bytes] = {}
+        self._has_asked = False
 
     async def keys(self) -> list[str]:
         """Return the keys or the paths of a few of them."""
+        self._has_asked = True
         self._found = dict(await self._child.request(self._kind))
         return [*self._found]
 
     async def read(self, key: str) -> bytes | None:
         """Return the bytes of one; a file is not read."""
         return self._found.get(key)
+
+    def done(self) -> None:
+        """Let other bytes be put under their keys again."""
+        self._found = {}
+        if self._has_asked and self._kind == "stored":
+            self._has_asked = False
+            self._child.say("done")
 
 
 class Child:
@@ -136,9 +145,9 @@ class Child:
             if isinstance(error, EOFError):
                 return  # the parent abandons its maps, or has died
             packed = pack_error(error) if isinstance(error, AsyncMapsError) else ("", repr(error), False)
-            self._say(("error", *packed))
+            self.say("error", *packed)
         else:
-            self._say(("end",))
+            self.say("end")
         with suppress(OSError):
             while messages := self._collect():
                 self._writer.write(b"".join(map(frame, messages)))
@@ -150,7 +159,7 @@ class Child:
             stages.control.maps = lambda: self._open + self._others
             stages.control.is_reading = lambda: self._is_reading
             stages.control.earlier, stages.earlier_reads = _OfOthers(self, "stored"), _OfOthers(self, "read")
-            self._say(("ready",))
+            self.say("ready")
             async with create_task_group() as tasks:
                 tasks.start_soon(stages.run, asyncio.Event())
                 tasks.start_soon(self._feed, stages)
@@ -195,9 +204,12 @@ class Child:
             (self._others,) = values
         elif kind == "promises":
             self._store_promises().load(values[0])
-        elif kind in self._asked:
-            if self._asked[kind] and not (asked := self._asked[kind].popleft()).done():
+        elif kind in {"credentials", "stored", "read"}:
+            waiting = self._asked.get(kind)
+            if waiting and not (asked := waiting.popleft()).done():
                 asked.set_result(values[0])
+            elif kind == "stored":
+                self.say("done")
         elif kind == "close":
             self._is_closed = True
         self._arrived.set()
@@ -236,15 +248,16 @@ class Child:
         """Send a message, and return the answer of the same kind."""
         answer = self._loop.create_future()
         self._asked.setdefault(kind, deque()).append(answer)
-        self._say((kind, *values))
+        self.say(kind, *values)
         return await answer
 
-    def say_from_thread(self, message: tuple[Any, ...]) -> None:
+    def say_from_thread(self, *message: Any) -> None:
         """Send a message, from any thread; after the end of the loop, nothing."""
         with suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._say, message)
+            self._loop.call_soon_threadsafe(self.say, *message)
 
-    def _say(self, message: tuple[Any, ...]) -> None:
+    def say(self, *message: Any) -> None:
+        """Send a message."""
         if message[0] != "log" or len(self._messages) < _RECORDS:
             self._messages.append(message)
             self._something.set()

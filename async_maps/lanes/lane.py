@@ -65,6 +65,7 @@ class Lane:
         settled: the number of outcomes.
         kept: the number of the feed in which it has stored an object, the key, and the bytes; None if there is none.
         last: the last map that it has stored.
+        held: keys under which it may put objects of earlier runs again.
     """
 
     def __init__(self, parent: Parent, window: int) -> None:
@@ -76,6 +77,7 @@ class Lane:
         self.settled = 0
         self.kept: tuple[int, str, bytes] | None = None
         self.last: ActivationMap | None = None
+        self.held: frozenset[str] = frozenset()
         self._parent = parent
         self._messages: deque[tuple[Any, ...]] = deque()
         self._something = asyncio.Event()
@@ -139,6 +141,7 @@ class Lane:
             raise first_error(group) from None
         finally:
             status = await process.stop()
+            self.held = frozenset()
             self.state = self.state.ended()
         if not self._has_ended:
             raise LaneDiedError(f"the process of a lane {status}")

@@ -10,7 +10,6 @@ import logging
 import os
 import sys
 from collections import deque
-from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from anyio import BrokenResourceError, CapacityLimiter, ClosedResourceError, create_task_group, to_thread
@@ -26,7 +25,7 @@ from async_maps.stages.items import Job
 from async_maps.workers.arena import anonymous_file
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from typing import Any
 
     from async_maps.errors import AsyncMapsError
@@ -132,7 +131,10 @@ class Lanes(Stages):
 
     def _suspect(self, jobs: list[Job]) -> None:
         # The dead process may have stored them: an equal object is theirs.
-        self._suspects.extend(replace(job, map=replace(job.map, maybe_at="")) for job in jobs)
+        for job in jobs:
+            job.map.maybe_at = ""
+        self._suspects.extend(jobs)
+        self._make_room()
         self._suspected.set()
 
     async def _run_suspects(self) -> None:
@@ -181,6 +183,8 @@ class Lanes(Stages):
         reservation: Reservation | None = None,
     ) -> None:
         """Wait for room in a lane and pass the map to it; a map in memory stays in this process."""
+        while any(map_.key in lane.held for lane in self._all if lane.held):
+            await self._room.wait()
         if map_.path is None or map_.array is not None:
             return await super().submit(map_, settle, value_range, reservation)
         self._wanted.set()
@@ -276,13 +280,30 @@ class Lanes(Stages):
             self.store.promises.load(values[0])  # type: ignore[attr-defined]  # only stores that have some tell it
             self.store.promises.is_news = True  # type: ignore[attr-defined]
         elif kind == "stored":
-            kept = [other.kept for other in self._all if other is not lane and other.kept is not None]
-            lane.say(kind, [(key, data) for feed, key, data in kept if feed == self.feeds()])
+            self._tasks.start_soon(self._tell_stored, lane)
+        elif kind == "done":
+            lane.held = frozenset()
+            self._make_room()
         elif kind == "read":
             last = [other.last.path for other in self._all if other is not lane and other.last is not None]
             lane.say(kind, [(path, b"") for path in last if path is not None and is_remote(path)])
         elif kind == "credentials":
             self._tasks.start_soon(self._lend, lane, *values)
+
+    async def _tell_stored(self, lane: Lane) -> None:
+        """Tell a lane of objects that others have stored; those of earlier runs are not replaced until it is done."""
+        kept = [other.kept for other in self._all if other is not lane and other.kept is not None]
+        found = {key: data for feed, key, data in kept if feed == self.feeds()}
+        if (earlier := self.control.earlier) is not None:
+            keys = set(await earlier.keys())
+            lane.held = frozenset(keys - found.keys() - {map_.key for map_ in self._open_maps()})
+            found |= {key: data for key in lane.held if (data := await earlier.read(key)) is not None}
+        lane.say("stored", [*found.items()])
+
+    def _open_maps(self) -> Iterator[ActivationMap]:
+        for lane in self._all:
+            yield from (job.map for job in (*lane.unsent, *lane.sent.values()))
+        yield from (job.map for job in self._suspects)
 
     async def _lend(self, lane: Lane, in_use: str, is_refused: bool) -> None:
         def lend() -> list[Any]:

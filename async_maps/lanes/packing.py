@@ -29,14 +29,15 @@ def pack_map(number: int, map_: ActivationMap, value_range: ValueRange) -> tuple
     """Return what a lane needs to know of a map in a file."""
     shape = None if map_.header is None else tuple(map_.header.shape)
     spans = value_range.kind, value_range.low, value_range.high
-    return number, map_.name, map_.path, map_.part, map_.max_bytes, map_.index, shape, map_.maybe_at, spans
+    place = map_.path, map_.part, map_.max_bytes, map_.index
+    return number, map_.name, map_.key, *place, shape, map_.maybe_at, spans
 
 
 def unpack_map(packed: tuple[Any, ...]) -> tuple[int, ActivationMap, ValueRange]:
     """Return the number, the map and its value range. Of its header, only the shape is known."""
-    number, name, path, part, max_bytes, index, shape, maybe_at, spans = packed
-    header = None if shape is None else ArrayHeader(shape, _BYTE)
-    map_ = ActivationMap(name, name, None, max_bytes, path, part, index=index, header=header, maybe_at=maybe_at)
+    number, name, key, path, part, max_bytes, index, shape, maybe_at, spans = packed
+    map_ = ActivationMap(name, name, None, max_bytes, path, part, index=index, maybe_at=maybe_at, key=key)
+    map_.header = None if shape is None else ArrayHeader(shape, _BYTE)
     return number, map_, ValueRange(*spans)
 
 

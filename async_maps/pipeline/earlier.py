@@ -56,6 +56,9 @@ class EarlierObjects:
         """Return the bytes of one; None if it cannot be read."""
         return await to_thread.run_sync(partial(self._read, self._store.locator(key)))
 
+    def done(self) -> None:
+        """Nothing waits for this: one process puts all objects."""
+
     def _read(self, locator: str) -> bytes | None:
         try:
             with Objects(self._settings.s3) as objects:

@@ -37,6 +37,9 @@ class Earlier(Protocol):
     async def read(self, key: str) -> bytes | None:
         """Return the bytes of one; None if it cannot be read."""
 
+    def done(self) -> None:
+        """Note that none of them is put now."""
+
 
 class Control:
     """Puts an object that the store has accepted again, where no other object shows whether the store is down.
@@ -138,6 +141,8 @@ class Control:
                 return await self._put_some(asked=set())
             finally:
                 self._asked_key = ""
+                if self.earlier is not None:
+                    self.earlier.done()
 
     async def _put_some(self, asked: set[str]) -> bool:
         """Put objects again until the store accepts one or does not answer; return whether there was one."""

@@ -128,3 +128,30 @@ async def test_a_store_that_refuses_all_maps_ends_a_run_with_lanes(
     assert type(caught.value) is am.StoreError
     assert caught.value.may_pass == (status == 500)
     assert caught.value.report.uploaded == 0
+
+
+@pytest.mark.seaweedfs
+@pytest.mark.slow
+async def test_refused_maps_fail_if_the_store_takes_objects_of_an_earlier_run(
+    s3: S3Server, bucket: str, maps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i in range(3):
+        np.save(maps / f"{i}.npy", random_map(i))
+    settings = am.Settings(workers=0, processes=2, s3=am.S3Settings(max_attempts=2, give_up_s=60))
+
+    async def run() -> am.Report:
+        async with am.Pipeline(f"s3://{bucket}/x", settings=settings) as pipeline:
+            return await pipeline.run(maps, manifest=tmp_path / "m.sqlite")
+
+    with counting(s3, monkeypatch) as proxy:
+        assert (await run()).uploaded == 3
+        before = await objects(bucket)
+        for i in range(8):
+            np.save(maps / f"new{i}.npy", random_map(i))
+        proxy.refuse = lambda method, path, _: (
+            Refusal(403, "AccessDenied") if method == "PUT" and "new" in path else None
+        )
+        report = await run()
+        assert (report.uploaded, report.failed, report.skipped) == (0, 8, 3)
+        after = await objects(bucket)
+        assert {key: data for key, (data, _) in before.items()} == {key: data for key, (data, _) in after.items()}

@@ -35,7 +35,7 @@ def sent(value: tuple[Any, ...]) -> Any:
 
 MAP = ActivationMap(
     "val/ü\udcff", "maps/ü\udcff.npz/a", "120-7", 99, "maps/ü\udcff.npz", ["a", 3], index=4, maybe_at="s3://b/x.png",
-    header=ArrayHeader((7, 9), np.dtype(np.float32)),
+    header=ArrayHeader((7, 9), np.dtype(np.float32)), key="x/val.png",
 )  # fmt: skip
 
 
@@ -44,7 +44,7 @@ MAP = ActivationMap(
 def test_a_lane_gets_what_the_stages_use(map_: ActivationMap, value_range: ValueRange) -> None:
     number, got, spans = unpack_map(sent(pack_map(5, map_, value_range)))
     assert (number, spans) == (5, value_range)
-    for field in ("name", "path", "part", "max_bytes", "index", "maybe_at"):
+    for field in ("name", "path", "part", "max_bytes", "index", "maybe_at", "key"):
         assert getattr(got, field) == getattr(map_, field)
     assert (got.header and got.header.shape) == (map_.header and map_.header.shape)
 

@@ -32,6 +32,9 @@ class Store:
         if key.startswith(self.refused):
             raise store_error("s3://bucket", DENIED)
 
+    def done(self) -> None:
+        """Nothing waits for this."""
+
     async def keys(self) -> list[str]:
         return self.earlier
 
