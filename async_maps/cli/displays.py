@@ -83,7 +83,8 @@ class JsonDisplay:
         reasons = []
         if rate is not None and (last_rate is None or rate < last_rate):
             reasons.append(f"the rate is limited to {rate:,.1f} uploads/s")
-        if last_limit is not None and limit < last_limit:
+        # Fewer lanes have a smaller limit, too.
+        if last_limit is not None and limit < min(last_limit, found.upload.workers):
             reasons.append(f"uploads have timed out: {limit} of {found.upload.workers} run concurrently")
         if reasons and now >= self._slowed_at:
             self._slowed_at = now + _LINE_INTERVAL_S

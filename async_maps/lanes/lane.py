@@ -206,6 +206,8 @@ class Lane:
             self._has_ended = True
         elif kind == "error":
             name, message, may_pass = values
+            if name == WorkerError.__name__ and not self._is_ready:
+                raise LaneDiedError(message)  # a lack of memory may be brief
             if name:
                 raise unpack_error((name, message, may_pass))
             raise WorkerError(f"a lane has failed: {message}")

@@ -325,7 +325,11 @@ class Lanes(Stages):
     def pace(self) -> Pace:
         """How the uploads go now."""
         found = [lane.state.pace for lane in self._all]
-        return add_paces([*found, super().pace] if self._uses_own() else found)
+        rates = [lane.state.pace.rate for lane in self._all if lane.maps]
+        if not self._uses_own():
+            return add_paces(found, rates)
+        own = super().pace
+        return add_paces([*found, own], rates if own.rate is None else [*rates, own.rate])
 
     @property
     def waiting_since(self) -> str:

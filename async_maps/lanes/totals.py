@@ -68,11 +68,13 @@ def add_stages(parts: Iterable[dict[str, StageStatistics]]) -> dict[str, StageSt
     return {name: _sum([part[name] for part in found]) for name in _NAMES}
 
 
-def add_paces(paces: Sequence[Pace]) -> Pace:
-    """Return how the uploads of several lanes go together; the rate is known only if it delays all that upload."""
-    running = [pace for pace in paces if pace.limit]
-    rates = [pace.rate for pace in running if pace.rate is not None]
-    rate = sum(rates) if rates and len(rates) == len(running) else None
+def add_paces(paces: Sequence[Pace], rates: Sequence[float | None]) -> Pace:
+    """Return how the uploads of several lanes go together.
+
+    ``rates`` are those of the lanes that have maps. Their sum is known only if all of them delay uploads.
+    """
+    known = [rate for rate in rates if rate is not None]
+    rate = sum(known) if known and len(known) == len(rates) else None
     reason = next((pace.retry_reason for pace in paces if pace.retry_reason), "")
     return Pace(sum(pace.limit for pace in paces), rate, sum(pace.retries for pace in paces), reason)
 

@@ -113,6 +113,23 @@ async def test_ordered_outcomes_of_lanes_keep_the_order(maps: Path, tmp_path: Pa
     assert names == [f"{i:04}" for i in range(200)]
 
 
+@pytest.mark.slow
+async def test_seventeen_lanes_with_tiny_windows_do_not_stand_still(
+    maps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lanes_module, "_WINDOW_OF_A_LANE", 2)
+    monkeypatch.setattr(lanes_module, "WINDOW", 40)
+    save(maps, 300)
+    settings = TWO.model_copy(update={"processes": 17})
+    async with (
+        am.Pipeline(tmp_path / "out", settings=settings) as pipeline,
+        aclosing(pipeline.stream(maps, ordered=True)) as outcomes,
+    ):
+        names = [outcome.name async for outcome in outcomes]
+        assert len(lane_pids()) == 17
+    assert names == [f"{i:04}" for i in range(300)]
+
+
 async def test_a_lone_map_in_memory_starts_no_lane(tmp_path: Path) -> None:
     async with am.Pipeline(tmp_path / "out", settings=TWO) as pipeline:
         receipt = await pipeline.put("a", random_map(1))

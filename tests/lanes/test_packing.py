@@ -116,5 +116,6 @@ def test_what_a_dead_lane_has_done_still_counts() -> None:
 
 def test_the_rate_of_lanes_is_known_if_all_are_limited() -> None:
     limited, free, ended = Pace(8, 100.0, 1, "busy"), Pace(8, None, 0, ""), Pace(0, None, 2, "")
-    assert add_paces([limited, limited, ended]) == Pace(16, 200.0, 4, "busy")
-    assert add_paces([limited, free]) == Pace(16, None, 1, "busy")
+    assert add_paces([limited, limited, ended], [100.0, 100.0]) == Pace(16, 200.0, 4, "busy")
+    assert add_paces([limited, free], [100.0, None]) == Pace(16, None, 1, "busy")
+    assert add_paces([limited, free], []) == Pace(16, None, 1, "busy")
