@@ -15,6 +15,7 @@ from async_maps.cli.console import messages, set_verbosity
 from async_maps.cli.displays import BarDisplay, JsonDisplay, LineDisplay, make_display
 from async_maps.outcomes import Failure
 from async_maps.report import Report
+from async_maps.stages.meters import StageStatistics
 from tests.support.progress import make_progress, make_report, make_statistics
 
 if TYPE_CHECKING:
@@ -181,9 +182,11 @@ def test_retries_and_slow_downs_are_events_at_most_once_in_an_interval(
     clock = [100.0]
     monkeypatch.setattr("async_maps.cli.displays.monotonic", lambda: clock[0])
     display = JsonDisplay()
+    uploads = StageStatistics(8, 0.0, 0, 0.0)
     with messages(as_json=True):
         for clock[0], retries, limit in ((100.2, 0, 8), (100.4, 3, 4), (100.6, 10, 2), (104.9, 12, 1), (105.5, 12, 2)):
             found = replace(make_statistics(), retries=retries, upload_limit=limit, retry_reason=f"reason {retries}")
+            found = replace(found, upload=uploads)
             display(make_progress(Report(), found, None))
     told = [event for event in events_of(capsys) if event["event"] != "progress"]
     assert [(event["event"], event["level"]) for event in told] == [
@@ -192,8 +195,8 @@ def test_retries_and_slow_downs_are_events_at_most_once_in_an_interval(
     assert [(event["new"], event["retries"], event["reason"]) for event in (told[0], told[2])] == [
         (3, 3, "reason 3"), (9, 12, "reason 12"),
     ]  # fmt: skip
-    assert (told[1]["upload_limit"], told[1]["concurrency"], told[1]["upload_rate"]) == (4, 1, None)
-    assert told[1]["message"] == "uploads have timed out: 4 of 1 run concurrently"
+    assert (told[1]["upload_limit"], told[1]["concurrency"], told[1]["upload_rate"]) == (4, 8, None)
+    assert told[1]["message"] == "uploads have timed out: 4 of 8 run concurrently"
 
 
 def test_a_rate_that_is_limited_or_falls_is_an_event(
