@@ -15,7 +15,7 @@ from collections import deque
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from importlib import import_module
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from anyio import create_task_group, to_thread
 
@@ -25,7 +25,8 @@ from async_maps.concurrency.tasks import first_error
 from async_maps.errors import AsyncMapsError, name_shortage
 from async_maps.filesystems.filesystem import is_remote
 from async_maps.lanes.interpreter import STOP_TIMEOUT_S
-from async_maps.lanes.packing import pack_error, pack_outcome, unpack_map
+from async_maps.lanes.others import OfOthers
+from async_maps.lanes.packing import Hello, pack_error, pack_outcome, unpack_map
 from async_maps.render.kernel_cache import sharing
 from async_maps.settings import Settings, part_of
 from async_maps.stages.graph import Stages
@@ -48,26 +49,6 @@ _RECORDS = 1000
 _logger = logging.getLogger("async_maps")
 
 
-class Hello(NamedTuple):
-    """The first message to a lane.
-
-    Attributes:
-        settings: those of the whole pipeline, as plain values.
-        parts: the number of lanes that share its sizes and rates.
-        destination: the start of all locators.
-        credentials: those of the parent, see :func:`async_maps.filesystems.credentials.known_credentials`.
-        kernels: the inherited file in memory through which all processes share compiled kernels.
-        level: the level of the log messages that the parent handles.
-    """
-
-    settings: dict[str, Any]
-    parts: int
-    destination: str
-    credentials: list[Any] | None
-    kernels: int
-    level: int
-
-
 class _Records(logging.Handler):
     """Passes log messages to the parent, which handles them."""
 
@@ -78,33 +59,6 @@ class _Records(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Pass one on."""
         self._child.say_from_thread("log", record.levelno, record.getMessage())
-
-
-class _OfOthers:
-    """Objects that other lanes have stored, or files that they have read: which of both is the ``kind``."""
-
-    def __init__(self, child: Child, kind: str) -> None:
-        self._child = child
-        self._kind = kind
-        self._found: dict[str, bytes] = {}
-        self._has_asked = False
-
-    async def keys(self) -> list[str]:
-        """Return the keys or the paths of a few of them."""
-        self._has_asked = True
-        self._found = dict(await self._child.request(self._kind))
-        return [*self._found]
-
-    async def read(self, key: str) -> bytes | None:
-        """Return the bytes of one; a file is not read."""
-        return self._found.get(key)
-
-    def done(self) -> None:
-        """Let other bytes be put under their keys again."""
-        self._found = {}
-        if self._has_asked and self._kind == "stored":
-            self._has_asked = False
-            self._child.say("done")
 
 
 class Child:
@@ -157,8 +111,9 @@ class Child:
         async with self._opened_stages() as stages:
             self._stages = stages
             stages.control.maps = lambda: self._open + self._others
+            stages.control.has_others = lambda: self._others > 0
             stages.control.is_reading = lambda: self._is_reading
-            stages.control.earlier, stages.earlier_reads = _OfOthers(self, "stored"), _OfOthers(self, "read")
+            stages.control.earlier, stages.earlier_reads = OfOthers(self, "stored"), OfOthers(self, "read")
             self.say("ready")
             async with create_task_group() as tasks:
                 tasks.start_soon(stages.run, asyncio.Event())
@@ -293,7 +248,7 @@ class Child:
         # A pipeline that is idle has its final statistics.
         if self._stages is not None and (not self._open or now - self._told_at >= _INTERVAL_S):
             self._told_at = now
-            if (state := snapshot(self._stages)) != self._told:
+            if (state := self._state(self._stages)) != self._told:
                 self._told = state
                 found.append(("state", state))
         if self._outcomes:
@@ -301,11 +256,11 @@ class Child:
             found.append(("outcomes", batch))
         return found
 
-
-def snapshot(stages: Stages) -> tuple[Any, ...]:
-    """Return the statistics of stages as plain values: of each stage, of the uploads, and their signs of life."""
-    found = {name: (one.workers, one.busy_s, one.maps, one.queue) for name, one in stages.statistics().items()}
-    return found, tuple(stages.pace), stages.waiting_since, stages.life(), stages.held
+    def _state(self, stages: Stages) -> tuple[Any, ...]:
+        """Return the state of the stages as plain values, see :class:`~async_maps.lanes.totals.State`."""
+        found = {name: (one.workers, one.busy_s, one.maps, one.queue) for name, one in stages.statistics().items()}
+        is_stuck = 0 < self._open <= stages.held or stages.control.alone > 0
+        return found, tuple(stages.pace), stages.waiting_since, stages.life(), is_stuck
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ from async_maps.lanes.totals import State
 from async_maps.outcomes import Receipt
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
     from typing import Any
 
     from async_maps.sources.activation_map import ActivationMap
@@ -43,10 +44,7 @@ class Parent(Protocol):
     def news(self, lane: Lane, told: dict[str, object]) -> list[tuple[Any, ...]]:
         """Return messages about what has changed since, and note it in ``told``."""
 
-    def has_room(self, lane: Lane) -> None:
-        """Note that maps of this lane have an outcome."""
-
-    def hear(self, lane: Lane, kind: str, values: list[Any]) -> None:
+    def hear(self, lane: Lane, kind: str, values: Sequence[Any]) -> None:
         """Receive any other message."""
 
 
@@ -55,6 +53,7 @@ class Lane:
 
     Args:
         parent: what it asks.
+        on_room: called when maps have got their outcomes.
         window: the maximum number of its maps without an outcome.
 
     Attributes:
@@ -65,10 +64,9 @@ class Lane:
         settled: the number of outcomes.
         kept: the number of the feed in which it has stored an object, the key, and the bytes; None if there is none.
         last: the last map that it has stored.
-        held: keys under which it may put objects of earlier runs again.
     """
 
-    def __init__(self, parent: Parent, window: int) -> None:
+    def __init__(self, parent: Parent, on_room: Callable[[Lane], None], window: int) -> None:
         self.window = window
         self.unsent: deque[Job] = deque()
         self.sent: dict[int, Job] = {}
@@ -77,8 +75,8 @@ class Lane:
         self.settled = 0
         self.kept: tuple[int, str, bytes] | None = None
         self.last: ActivationMap | None = None
-        self.held: frozenset[str] = frozenset()
         self._parent = parent
+        self._on_room = on_room
         self._messages: deque[tuple[Any, ...]] = deque()
         self._something = asyncio.Event()
         self._is_closed = self._is_ready = self._has_ended = False
@@ -141,7 +139,6 @@ class Lane:
             raise first_error(group) from None
         finally:
             status = await process.stop()
-            self.held = frozenset()
             self.state = self.state.ended()
         if not self._has_ended:
             raise LaneDiedError(f"the process of a lane {status}")
@@ -194,7 +191,7 @@ class Lane:
                 if isinstance(outcome, Receipt):
                     self.last = job.map
                 job.settle(outcome)
-            self._parent.has_room(self)
+            self._on_room(self)
         elif kind == "state":
             self.state = self.state.now(values[0])
         elif kind == "ready":
@@ -212,7 +209,7 @@ class Lane:
                 raise unpack_error((name, message, may_pass))
             raise WorkerError(f"a lane has failed: {message}")
         else:
-            self._parent.hear(self, kind, list(values))
+            self._parent.hear(self, kind, values)
 
 
 def _cost(job: Job) -> int:

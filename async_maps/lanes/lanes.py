@@ -6,27 +6,22 @@ The stages of the parent process itself run the maps that lie in its memory.
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
-import sys
-from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
-from anyio import BrokenResourceError, CapacityLimiter, ClosedResourceError, create_task_group, to_thread
+from anyio import BrokenResourceError, ClosedResourceError, create_task_group
 
 from async_maps.errors import WorkerError
 from async_maps.filesystems.filesystem import is_remote
-from async_maps.lanes.child import Hello
+from async_maps.lanes.answers import Answers
 from async_maps.lanes.interpreter import LaneDiedError
 from async_maps.lanes.lane import Lane
 from async_maps.lanes.totals import add_paces, add_stages
 from async_maps.stages.graph import WINDOW, Stages
 from async_maps.stages.items import Job
-from async_maps.workers.arena import anonymous_file
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-    from typing import Any
+    from collections.abc import Callable, Sequence
 
     from async_maps.errors import AsyncMapsError
     from async_maps.outcomes import Outcome, Stage
@@ -45,12 +40,8 @@ _WINDOW_OF_A_LANE = 1024
 _START_ATTEMPTS = 6
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 2.0
 """The waits between two attempts to start a lane: a lack of memory may be brief."""
-_INTERVAL_S = 0.2
-_NOTICES = 1000
 _TURN_BYTES = 2**20
 """The load that a lane gets before another one has its turn."""
-
-_logger = logging.getLogger("async_maps")
 
 
 def lane_count(settings: Settings, destination: Destination) -> int:
@@ -63,27 +54,24 @@ class Lanes(Stages):
     """The stages of this process, and lanes for maps in files, which start with the first of them.
 
     Attributes:
-        feeds: returns the number of sources that were begun. Two maps of one source have distinct keys.
+        answers: what the lanes ask.
     """
 
     def __init__(
         self, settings: Settings, store: AddressedStore, arena: Arena, recipe: Recipe, workers: Sequence[Worker]
     ) -> None:
         super().__init__(settings, store, arena, recipe, workers)
-        self.feeds: Callable[[], int] = lambda: 0
-        self._parts = settings.lane_count
-        self._lanes = [Lane(self, _WINDOW_OF_A_LANE) for _ in range(self._parts)]
-        self.window = max(WINDOW, _WINDOW_OF_A_LANE * self._parts)
-        self._alone = Lane(self, 1)
-        self._all = (*self._lanes, self._alone)
-        self._suspects: deque[Job] = deque()
+        count = settings.lane_count
+        self.answers = Answers(settings, self)
+        self._lanes = [Lane(self.answers, self._has_room, _WINDOW_OF_A_LANE) for _ in range(count)]
+        self.window = max(WINDOW, _WINDOW_OF_A_LANE * count)
+        self._alone = Lane(self.answers, self._has_room, 1)
+        self._all = self.answers.lanes = (*self._lanes, self._alone)
+        self._suspects = self.answers.suspects
         self._current = _Turn(self._lanes[0])
         self._is_closed = self._is_over = False
         self._wanted, self._suspected, self._room = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._running = 0
-        self._notices: set[str] = set()
-        self._credentials: Any = None
-        self._threads = CapacityLimiter(self._parts + 1)
 
     # Running --------------------------------------------------------------------------------------------------------
 
@@ -97,17 +85,11 @@ class Lanes(Stages):
         await self._wanted.wait()
         if self._is_closed and not any(lane.maps for lane in self._lanes):
             return
-        self.kernels, self._running = anonymous_file(), len(self._lanes)
-        try:
-            async with create_task_group() as self._tasks:
-                self._tasks.start_soon(self._tell_regularly)
-                async with create_task_group() as running:
-                    for lane in self._lanes:
-                        running.start_soon(self._keep, lane)
-                    running.start_soon(self._run_suspects)
-                self._tasks.cancel_scope.cancel()
-        finally:
-            os.close(self.kernels)
+        self._running = len(self._lanes)
+        async with self.answers.given(), create_task_group() as running:
+            for lane in self._lanes:
+                running.start_soon(self._keep, lane)
+            running.start_soon(self._run_suspects)
 
     async def _keep(self, lane: Lane) -> None:
         """Run a lane, and start it again when it dies; the maps that it had become suspects."""
@@ -120,6 +102,7 @@ class Lanes(Stages):
                 if self._settled > settled:
                     attempts, settled = 0, self._settled
                 attempts += 1
+                self.answers.release(lane)
                 self._suspect(lane.take_sent())
                 if attempts == _START_ATTEMPTS:
                     raise _cannot_start(error, attempts) from error
@@ -134,7 +117,6 @@ class Lanes(Stages):
         for job in jobs:
             job.map.maybe_at = ""
         self._suspects.extend(jobs)
-        self._make_room()
         self._suspected.set()
 
     async def _run_suspects(self) -> None:
@@ -153,6 +135,7 @@ class Lanes(Stages):
                 await alone.run()
                 attempts = 0
             except LaneDiedError as error:
+                self.answers.release(alone)
                 if not (found := alone.take_sent()):
                     attempts += 1
                     if attempts == _START_ATTEMPTS:
@@ -167,12 +150,6 @@ class Lanes(Stages):
                         died_before = job
                         alone.add(job)
 
-    async def _tell_regularly(self) -> None:
-        while True:
-            await asyncio.sleep(_INTERVAL_S)
-            for lane in self._all:
-                lane.wake()
-
     # Maps -----------------------------------------------------------------------------------------------------------
 
     async def submit(
@@ -183,10 +160,10 @@ class Lanes(Stages):
         reservation: Reservation | None = None,
     ) -> None:
         """Wait for room in a lane and pass the map to it; a map in memory stays in this process."""
-        while any(map_.key in lane.held for lane in self._all if lane.held):
-            await self._room.wait()
+        if self.answers.holds:
+            await self.answers.until_released(map_)
         if map_.path is None or map_.array is not None:
-            return await super().submit(map_, settle, value_range, reservation)
+            return await self._submit_here(map_, settle, value_range, reservation)
         self._wanted.set()
         while True:
             if self._is_closed:
@@ -197,6 +174,24 @@ class Lanes(Stages):
                 break
             await self._room.wait()
         return lane.add(Job(map_, settle, value_range))
+
+    async def _submit_here(
+        self,
+        map_: ActivationMap,
+        settle: Callable[[Outcome | AsyncMapsError], None],
+        value_range: ValueRange,
+        reservation: Reservation | None,
+    ) -> None:
+        def settle_here(outcome: Outcome | AsyncMapsError) -> None:
+            self.answers.here -= 1
+            settle(outcome)
+
+        self.answers.here += 1
+        try:
+            await super().submit(map_, settle_here, value_range, reservation)
+        except (BrokenResourceError, ClosedResourceError):
+            self.answers.here -= 1
+            raise
 
     def _lane_for(self, map_: ActivationMap) -> Lane | None:
         """Return the lane with the least load, for a few maps; for those of a container the one that has the others."""
@@ -224,96 +219,21 @@ class Lanes(Stages):
         """End every wait for room; called when the stages have ended."""
         super().abandon()
         self._is_over = True
+        self.answers.end()
         self._make_room()
 
     def _make_room(self) -> None:
         self._room.set()
         self._room = asyncio.Event()
 
-    # What lanes ask -------------------------------------------------------------------------------------------------
-
-    def hello(self) -> tuple[Any, ...]:
-        """Return the first message to a process."""
-        # Not imported for this: it is slow, and source and destination may be on disk.
-        module = sys.modules.get("async_maps.filesystems.credentials")
-        known = None if module is None else module.known_credentials()
-        settings, level = self._settings.model_dump(mode="json"), _logger.getEffectiveLevel()
-        return tuple(Hello(settings, self._parts, self.store.destination, known, self.kernels, level))
-
-    def news(self, lane: Lane, told: dict[str, object]) -> list[tuple[Any, ...]]:
-        """Return messages about what has changed since, and note it in ``told``.
-
-        ``others`` is 1 if other maps than those of the lane may show whether the store is down.
-        """
-        now: dict[str, object] = {"reading": (self.control.is_reading(), self.feeds())}
-        # Those of this process are counted by its caller, with all of the lanes.
-        here = self.control.maps() - sum(other.maps for other in self._all) - len(self._suspects)
-        others = here > self.held or any(other.maps > other.state.held for other in self._all if other is not lane)
-        now["others"] = int(others)
-        if (promises := getattr(self.store, "promises", None)) is not None:
-            now["promises"] = promises.known()
-        found = [(kind, value) for kind, value in now.items() if told.get(kind) != value]
-        told.update(now)
-        return found
-
-    def has_room(self, lane: Lane) -> None:
-        """Note that maps of this lane have an outcome."""
+    def _has_room(self, lane: Lane) -> None:
+        """Use the room that outcomes of a lane have made."""
         if lane is not self._alone:
             self._make_room()
         elif self._suspects:
             lane.add(self._suspects.popleft())
         else:
             lane.close()
-
-    def hear(self, lane: Lane, kind: str, values: list[Any]) -> None:
-        """Receive a message of a lane."""
-        if kind == "log":
-            level, text = values
-            # Each lane finds what concerns all of them.
-            if level >= logging.WARNING:
-                if text in self._notices:
-                    return
-                if len(self._notices) < _NOTICES:
-                    self._notices.add(text)
-            _logger.log(level, "%s", text)
-        elif kind == "promises":
-            self.store.promises.load(values[0])  # type: ignore[attr-defined]  # only stores that have some tell it
-            self.store.promises.is_news = True  # type: ignore[attr-defined]
-        elif kind == "stored":
-            self._tasks.start_soon(self._tell_stored, lane)
-        elif kind == "done":
-            lane.held = frozenset()
-            self._make_room()
-        elif kind == "read":
-            last = [other.last.path for other in self._all if other is not lane and other.last is not None]
-            lane.say(kind, [(path, b"") for path in last if path is not None and is_remote(path)])
-        elif kind == "credentials":
-            self._tasks.start_soon(self._lend, lane, *values)
-
-    async def _tell_stored(self, lane: Lane) -> None:
-        """Tell a lane of objects that others have stored; those of earlier runs are not replaced until it is done."""
-        kept = [other.kept for other in self._all if other is not lane and other.kept is not None]
-        found = {key: data for feed, key, data in kept if feed == self.feeds()}
-        if (earlier := self.control.earlier) is not None:
-            keys = set(await earlier.keys())
-            lane.held = frozenset(keys - found.keys() - {map_.key for map_ in self._open_maps()})
-            found |= {key: data for key in lane.held if (data := await earlier.read(key)) is not None}
-        lane.say("stored", [*found.items()])
-
-    def _open_maps(self) -> Iterator[ActivationMap]:
-        for lane in self._all:
-            yield from (job.map for job in (*lane.unsent, *lane.sent.values()))
-        yield from (job.map for job in self._suspects)
-
-    async def _lend(self, lane: Lane, in_use: str, is_refused: bool) -> None:
-        def lend() -> list[Any]:
-            from async_maps.filesystems.credentials import lend_credentials, shared_credentials
-
-            # Kept, because they are forgotten with their last user.
-            self._credentials = self._credentials or shared_credentials()
-            return lend_credentials(self._credentials, in_use, is_refused)
-
-        lane.say("credentials", await to_thread.run_sync(lend, limiter=self._threads, abandon_on_cancel=True))
 
     # Statistics -----------------------------------------------------------------------------------------------------
 

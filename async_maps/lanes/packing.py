@@ -6,7 +6,7 @@ Both identify a map by its number. The parent keeps its name and its source, so 
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -23,6 +23,26 @@ if TYPE_CHECKING:
     from async_maps.outcomes import Outcome
 
 _BYTE = np.dtype(np.uint8)
+
+
+class Hello(NamedTuple):
+    """The first message to a lane.
+
+    Attributes:
+        settings: those of the whole pipeline, as plain values.
+        parts: the number of lanes that share its sizes and rates.
+        destination: the start of all locators.
+        credentials: those of the parent, see :func:`async_maps.filesystems.credentials.known_credentials`.
+        kernels: the inherited file in memory through which all processes share compiled kernels.
+        level: the level of the log messages that the parent handles.
+    """
+
+    settings: dict[str, Any]
+    parts: int
+    destination: str
+    credentials: list[Any] | None
+    kernels: int
+    level: int
 
 
 def pack_map(number: int, map_: ActivationMap, value_range: ValueRange) -> tuple[Any, ...]:

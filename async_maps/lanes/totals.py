@@ -26,7 +26,7 @@ class State:
         pace: how its uploads go.
         waiting_since: the local time since which no store has answered it; empty if they do.
         life: changes with each sign of life.
-        held: the number of its maps that are held back until there is evidence whose fault a refusal is.
+        is_stuck: whether the store accepts none of its maps now, so that it waits for what others find.
         before: what its earlier processes have done.
     """
 
@@ -34,7 +34,7 @@ class State:
     pace: Pace = _NO_PACE
     waiting_since: str = ""
     life: object = ()
-    held: int = 0
+    is_stuck: bool = False
     before: State | None = None
 
     @property
@@ -44,9 +44,9 @@ class State:
 
     def now(self, told: Sequence[Any]) -> State:
         """Return the state that the process has told, with what earlier ones have done."""
-        stages, pace, waiting_since, life, held = told
+        stages, pace, waiting_since, life, is_stuck = told
         named = {name: StageStatistics(*stage) for name, stage in stages.items()}
-        found = State(named, Pace(*pace), waiting_since, life, held)
+        found = State(named, Pace(*pace), waiting_since, life, is_stuck)
         before = self.before
         if before is None:
             return found

@@ -111,7 +111,7 @@ class Pipeline:
             stages.control.maps = lambda: len(self._tally.submitted)
             stages.control.is_reading = lambda: bool(self._intake.feeders)
             if isinstance(stages, Lanes):
-                stages.feeds = lambda: self._intake.feeds
+                stages.answers.feeds = lambda: self._intake.feeds
             yield stages
 
     @property

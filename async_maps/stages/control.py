@@ -56,6 +56,8 @@ class Control:
     Attributes:
         maps: returns the number of maps that have no outcome yet.
         is_reading: returns whether a source is still being read.
+        has_others: returns whether other processes of this run may still find out whether the store is down.
+        alone: the number of objects that wait for that, because the store has accepted nothing.
         earlier: the objects of an earlier run, asked for after those of this one.
     """
 
@@ -68,6 +70,8 @@ class Control:
     ) -> None:
         self.maps: Callable[[], int] = lambda: 0
         self.is_reading: Callable[[], bool] = lambda: False
+        self.has_others: Callable[[], bool] = lambda: False
+        self.alone = 0
         self.earlier: Earlier | None = None
         self._has_earlier = False
         self._judge = judge
@@ -252,10 +256,15 @@ class Control:
         Raises:
             StoreError: it does not accept an object of an earlier run either, or there is none.
         """
-        if await self.ask(case) and self._judge.has_passed_since(case):
-            return
-        await self._check()
-        raise self.down(error, f"in {case.attempts} attempts")
+        self.alone += 1
+        try:
+            while not (await self.ask(case) and self._judge.has_passed_since(case)):
+                if not self.has_others() or self._judge.is_over:
+                    await self._check()
+                    raise self.down(error, f"in {case.attempts} attempts")
+                await asyncio.sleep(_AGAIN_S)
+        finally:
+            self.alone -= 1
 
     def down(self, error: StoreError, since: str) -> StoreError:
         """Return the error of a store that is down."""

@@ -48,7 +48,7 @@ class ReadControl(Control):
     def __init__(self, judge: Judge, filesystems: Filesystems, limiter: CapacityLimiter, uploads: Control) -> None:
         super().__init__(judge, self._read_byte, self._pass, "the store of the source has answered no request")
         self.judge = judge
-        self.maps, self.is_reading = uploads.maps, uploads.is_reading
+        self.maps, self.is_reading, self.has_others = uploads.maps, uploads.is_reading, uploads.has_others
         self._filesystems = filesystems
         self._limiter = limiter
 

@@ -117,6 +117,11 @@ class Judge:
         return 0.0 if self._failing_since is None or not self._open else self._clock() - self._failing_since
 
     @property
+    def is_over(self) -> bool:
+        """Whether the store counts as down, because it has accepted nothing for long."""
+        return self.failing_s >= self._give_up_s
+
+    @property
     def waiting_since(self) -> str:
         """The local time of the first failure since the last accepted object, after a few seconds; else empty."""
         return self._failing_from.isoformat(timespec="seconds") if self.failing_s >= _NOTICED_S else ""
@@ -144,7 +149,7 @@ class Judge:
             case._failures.append(self._clock())
         case._uncounted = case.began_at
         case.slowed += verdict.slow_down
-        if self.failing_s >= self._give_up_s:
+        if self.is_over:
             return Ruling.DOWN
         if not self.has_accepted and case.attempts - case.slowed >= self._max_attempts:
             return Ruling.ALONE
@@ -167,7 +172,7 @@ class Judge:
                 return Ruling.BLAME
             case._tried_again = True
             return Ruling.RETRY
-        if self.failing_s >= self._give_up_s:
+        if self.is_over:
             return Ruling.DOWN
         return Ruling.WAIT if self._alike(case) < FEW and self._open - self._held else Ruling.CONTROL
 

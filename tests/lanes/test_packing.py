@@ -95,7 +95,7 @@ def test_lanes_share_what_a_pipeline_may_take() -> None:
 def told(maps: int, workers: int = 2, queue: float = 0.5, retries: int = 0) -> tuple[Any, ...]:
     stage = (workers, maps * 0.25, maps, queue)
     stages = {"fetch": (workers, 0.0, 0, 0.0), "colorize": stage, "encode": stage, "upload": stage}
-    return stages, (16, None, retries, "slow" if retries else ""), "", (maps,), 0
+    return stages, (16, None, retries, "slow" if retries else ""), "", (maps,), False
 
 
 def test_statistics_of_lanes_add_up() -> None:
