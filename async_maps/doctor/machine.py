@@ -26,10 +26,13 @@ def check_machine(settings: Settings) -> list[Finding]:
     """Compare the sizes of a run with these settings with what the machine allows."""
     available, most = cores(), memory()
     size = "" if most is None else f", {most.value / MIB:,.0f} MiB of memory"
+    lanes = settings.lane_count if settings.lane_count > 1 else 0
     sizes = (
         f"workers: {settings.worker_count}, encode_threads: {settings.encode_thread_count}, "
         f"queue_bytes: {settings.queue_size / MIB:.1f} MiB"
     )
+    if lanes:
+        sizes = f"processes: {lanes}, {sizes}"
     reasons = f" ({'; '.join(settings.reductions)})" if settings.reductions else ""
     findings = [Finding("machine", "ok", f"{available.value:.4g} cores{size}; {sizes}{reasons}")]
     findings.append(_kernels())
@@ -37,7 +40,7 @@ def check_machine(settings: Settings) -> list[Finding]:
     uploads = FIRST_UPLOADS if settings.concurrency == "auto" else settings.concurrency
     reads = FIRST_READS if settings.prefetch == "auto" else settings.prefetch
     files = OWN_FILES + FILES_OF_A_WORKER * workers + uploads + reads
-    threads = OWN_THREADS + settings.encode_thread_count + reads + 2 * workers
+    threads = OWN_THREADS * (1 + lanes) + settings.encode_thread_count + reads + 2 * workers
     for what, needed, limit in (("files", files, open_files_limit()), ("threads", threads, thread_limit())):
         if limit is not None and limit.value < needed:
             text = f"a run may need {needed}, and {limit.origin} is {limit.value:.0f}"
