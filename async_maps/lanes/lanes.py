@@ -6,6 +6,7 @@ The stages of the parent process itself run the maps that lie in its memory.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -42,6 +43,8 @@ _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 2.0
 """The waits between two attempts to start a lane: a lack of memory may be brief."""
 _TURN_BYTES = 2**20
 """The load that a lane gets before another one has its turn."""
+
+_logger = logging.getLogger("async_maps")
 
 
 def lane_count(settings: Settings, destination: Destination) -> int:
@@ -103,7 +106,9 @@ class Lanes(Stages):
                     attempts, settled = 0, self._settled
                 attempts += 1
                 self.answers.release(lane)
-                self._suspect(lane.take_sent())
+                jobs = lane.take_sent()
+                self._suspect(jobs)
+                _logger.debug("%s; it is started again, and %d maps are tried one by one", error, len(jobs))
                 if attempts == _START_ATTEMPTS:
                     raise _cannot_start(error, attempts) from error
             if self._is_closed and not lane.maps:
