@@ -43,6 +43,7 @@ def check_overlays(folder: Path, count: int) -> None:
         assert np.array_equal(decode((folder / f"{i:04}.png").read_bytes()), expected)
 
 
+@pytest.mark.slow
 async def test_killed_lanes_lose_no_map(maps: Path, tmp_path: Path) -> None:
     count, kills, rng = 900, 0, random.Random(5)  # noqa: S311  # seeded on purpose
     save(maps, count)
@@ -204,6 +205,7 @@ async def test_lanes_and_their_workers_end_when_the_parent_is_killed(maps: Path,
     check_overlays(tmp_path / "out", 3000)
 
 
+@pytest.mark.slow
 async def test_maps_of_a_killed_lane_are_its_own_under_create_only(
     maps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -228,6 +230,7 @@ async def test_maps_of_a_killed_lane_are_its_own_under_create_only(
     check_overlays(tmp_path / "out", 40)
 
 
+@pytest.mark.slow
 def test_the_command_with_lanes_is_drained_by_a_signal(maps: Path, tmp_path: Path) -> None:
     save(maps, 3000)
     manifest, out = tmp_path / "m.sqlite", tmp_path / "out"

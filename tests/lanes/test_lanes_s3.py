@@ -53,7 +53,9 @@ def rows(manifest: Path) -> list[dict[str, object]]:
     return found
 
 
-@pytest.mark.parametrize("kind", ["folder", "stack", "npz"])
+@pytest.mark.parametrize(
+    "kind", ["folder", pytest.param("stack", marks=pytest.mark.slow), pytest.param("npz", marks=pytest.mark.slow)]
+)
 async def test_lanes_do_what_a_single_run_does(kind: str, bucket: str, maps: Path, tmp_path: Path) -> None:
     source = write_source(kind, maps)
     reports, tables = {}, {}
@@ -75,6 +77,7 @@ async def test_lanes_do_what_a_single_run_does(kind: str, bucket: str, maps: Pat
     assert tables[1] == tables[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["folder", "npz"])
 async def test_maps_in_s3_are_read_by_the_lanes(kind: str, bucket: str, s3: S3Server, monkeypatch: Any) -> None:
     named: dict[str, Any] = {f"a/{i}": random_map(i, (12, 16)) for i in range(COUNT)}
@@ -94,6 +97,7 @@ async def test_maps_in_s3_are_read_by_the_lanes(kind: str, bucket: str, s3: S3Se
     assert sorted(decode(data).tobytes() for data in stored) == sorted(expected)
 
 
+@pytest.mark.slow
 @pytest.mark.seaweedfs
 @pytest.mark.parametrize("status", [403, 500])
 async def test_a_refused_map_fails_though_its_lane_has_no_other(
@@ -112,6 +116,7 @@ async def test_a_refused_map_fails_though_its_lane_has_no_other(
     assert (report.failures[0].name, report.failures[0].stage) == ("bad", "upload")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("status", [403, 500])
 async def test_a_store_that_refuses_all_maps_ends_a_run_with_lanes(
     status: int, s3: S3Server, bucket: str, maps: Path, monkeypatch: pytest.MonkeyPatch
