@@ -24,7 +24,6 @@ from async_maps.concurrency.messages import frame, receive_message
 from async_maps.concurrency.tasks import first_error
 from async_maps.errors import AsyncMapsError, name_shortage
 from async_maps.filesystems.filesystem import is_remote
-from async_maps.lanes.interpreter import STOP_TIMEOUT_S
 from async_maps.lanes.others import OfOthers
 from async_maps.lanes.packing import Hello, pack_error, pack_outcome, unpack_map
 from async_maps.render.kernel_cache import sharing
@@ -42,6 +41,8 @@ if TYPE_CHECKING:
     from async_maps.errors import AsyncMapsError
     from async_maps.outcomes import Outcome
 
+STOP_TIMEOUT_S = 10.0
+"""The longest time in which a lane ends its workers."""
 BATCH = 256
 """The maximum number of maps in a message, in both directions."""
 _INTERVAL_S = 0.2

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from contextlib import suppress
 from itertools import count
 from typing import TYPE_CHECKING, Protocol
 
 from anyio import create_task_group
 
+from async_maps.concurrency.interpreter import Interpreter, StartError, describe_end
 from async_maps.concurrency.tasks import first_error
 from async_maps.errors import WorkerError
-from async_maps.lanes.child import BATCH
-from async_maps.lanes.interpreter import Interpreter, LaneDiedError
+from async_maps.lanes.child import BATCH, STOP_TIMEOUT_S
 from async_maps.lanes.packing import pack_map, unpack_error, unpack_outcome
 from async_maps.lanes.totals import State
 from async_maps.outcomes import Receipt
@@ -30,6 +31,10 @@ _COST_BYTES = 64 * 2**10
 """What a map costs besides its bytes, in bytes of maps."""
 
 _numbers = count()
+
+
+class LaneDiedError(WorkerError):
+    """The process of a lane could not start, or has ended without an order to do so."""
 
 
 class Parent(Protocol):
@@ -125,7 +130,7 @@ class Lane:
             LaneDiedError: it cannot be started, or has ended for another reason.
             AsyncMapsError: what ended its stages.
         """
-        process = Interpreter([self._parent.kernels])
+        process = Interpreter("async_maps.lanes.child", [self._parent.kernels])
         self._messages.clear()
         self._is_ready = self._has_ended = False
         told: dict[str, object] = {}
@@ -135,19 +140,22 @@ class Lane:
                 tasks.start_soon(self._write, process, told)
                 await self._read(process)
                 tasks.cancel_scope.cancel()
+        except StartError as error:
+            reason = f"the process of a lane cannot be started: {error}; set processes = 1"
+            raise LaneDiedError(reason) from error
         except BaseExceptionGroup as group:
             raise first_error(group) from None
         finally:
-            status = await process.stop()
+            status = await process.stop(STOP_TIMEOUT_S)
             self.state = self.state.ended()
         if not self._has_ended:
-            raise LaneDiedError(f"the process of a lane {status}")
+            raise LaneDiedError(f"the process of a lane {describe_end(status)}")
 
     async def _read(self, process: Interpreter) -> None:
         try:
             async with asyncio.timeout(_START_TIMEOUT_S) as starting:
-                await process.send([self._parent.hello()])
-                while (message := await process.receive()) is not None:
+                await _send(process, self._parent.hello())
+                while (message := await _next(process)) is not None:
                     self._hear(*message)
                     if self._is_ready:
                         starting.reschedule(None)
@@ -159,7 +167,7 @@ class Lane:
             await self._something.wait()
             self._something.clear()
             while messages := self._collect(told):
-                await process.send(messages)
+                await _send(process, *messages)
 
     def _collect(self, told: dict[str, object]) -> list[tuple[Any, ...]]:
         """Return what is to be sent now."""
@@ -210,6 +218,19 @@ class Lane:
             raise WorkerError(f"a lane has failed: {message}")
         else:
             self._parent.hear(self, kind, values)
+
+
+async def _send(process: Interpreter, *messages: object) -> None:
+    with suppress(OSError):  # it has ended, which the reader finds
+        await process.send(*messages)
+
+
+async def _next(process: Interpreter) -> Any:
+    """Return the next message; None after the last one of a process that has ended."""
+    try:
+        return await process.receive()
+    except (OSError, EOFError):
+        return None
 
 
 def _cost(job: Job) -> int:

@@ -15,8 +15,7 @@ from anyio import BrokenResourceError, ClosedResourceError, create_task_group
 from async_maps.errors import WorkerError
 from async_maps.filesystems.filesystem import is_remote
 from async_maps.lanes.answers import Answers
-from async_maps.lanes.interpreter import LaneDiedError
-from async_maps.lanes.lane import Lane
+from async_maps.lanes.lane import Lane, LaneDiedError
 from async_maps.lanes.totals import add_paces, add_stages
 from async_maps.stages.graph import WINDOW, Stages
 from async_maps.stages.items import Job

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from async_maps.concurrency.launch import launch
 from async_maps.errors import AsyncMapsError, InputValidationError, ShortageError, SourceError, shortage_of_files
 from async_maps.filesystems.filesystem import InaccessibleError, UnavailableError
 from async_maps.filesystems.verdict import Scope, Verdict
@@ -38,13 +39,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from async_maps.sources.decoder import main; main()"
-_ENVIRONMENT = {
-    # One thread of each library for each reader.
-    **dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), "1"),
-    # Arrow's own allocator takes a gigabyte at the start.
-    "ARROW_DEFAULT_MEMORY_POOL": "system",
-}
+_MODULE = "async_maps.sources.decoder"
+_ENVIRONMENT = {"ARROW_DEFAULT_MEMORY_POOL": "system"}
+"""Arrow's own allocator takes a gigabyte at the start."""
 _END_TIMEOUT_S = 5.0
 _MAX_MESSAGE = 2**20
 _MAX_ITEMSIZE = 64
@@ -219,14 +216,7 @@ class DecoderProcess:
         control, theirs = socket.socketpair()
         with theirs:
             try:
-                self._process = subprocess.Popen(  # noqa: S603  # our own module, in this interpreter
-                    [sys.executable, "-P", "-c", _BOOT, json.dumps(sys.path)],
-                    stdin=theirs.fileno(),
-                    stdout=subprocess.DEVNULL,
-                    env={**os.environ, **_ENVIRONMENT},
-                    # Not in the terminal's foreground group: only the parent gets Ctrl-C, and drains.
-                    start_new_session=True,
-                )
+                self._process = launch(_MODULE, theirs, is_two_way=False, variables=_ENVIRONMENT)
             except BaseException:
                 control.close()
                 raise

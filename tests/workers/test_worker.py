@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from async_maps.concurrency import interpreter
+from async_maps.concurrency import launch as launch_module
 from async_maps.errors import WorkerError
 from async_maps.render.colorize import colorize_activation_map
 from async_maps.render.scanlines import scanline_bytes
@@ -25,7 +27,7 @@ from tests.support.chunks import PALETTE, RGBA, colorized, in_file, intensities,
 from tests.support.leftovers import leaves_nothing
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator, Sequence
     from pathlib import Path
 
 
@@ -185,7 +187,7 @@ async def test_a_cancelled_chunk_kills_its_process(tmp_path: Path) -> None:
 
 @tidy
 async def test_a_worker_that_ends_while_it_starts_names_its_status(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool, "_BOOT", "raise SystemExit(3)")
+    monkeypatch.setattr(launch_module, "_BOOT", "raise SystemExit(3)")
     with Arena(2**16) as arena:
         process = ProcessWorker(PALETTE, arena)
         with pytest.raises(WorkerError, match="ended with status 3"):
@@ -196,7 +198,7 @@ async def test_a_worker_that_ends_while_it_starts_names_its_status(monkeypatch: 
 @pytest.mark.parametrize("sent", [b"", b"\0\0", b"\0\0\0\x64", b"\0\0\0\x64(cut"])
 @tidy
 async def test_a_message_that_a_dying_worker_cuts_is_its_death(sent: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool, "_BOOT", f"import os; os.write(1, {sent!r}); os._exit(4)")
+    monkeypatch.setattr(launch_module, "_BOOT", f"import os; os.write(1, {sent!r}); os._exit(4)")
     with Arena(2**16) as arena:
         process = ProcessWorker(PALETTE, arena)
         with pytest.raises(WorkerError, match="ended with status 4"):
@@ -206,7 +208,7 @@ async def test_a_message_that_a_dying_worker_cuts_is_its_death(sent: bytes, monk
 
 @tidy
 async def test_a_worker_that_is_never_ready_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool, "_BOOT", "import time; time.sleep(100)")
+    monkeypatch.setattr(launch_module, "_BOOT", "import time; time.sleep(100)")
     monkeypatch.setattr(pool, "_START_TIMEOUT_S", 0.2)
     with Arena(2**16) as arena:
         process = ProcessWorker(PALETTE, arena)
@@ -228,49 +230,50 @@ async def test_a_worker_that_does_not_stop_is_killed(monkeypatch: pytest.MonkeyP
         assert not is_alive(pid)
 
 
-class InheritedWorker(ProcessWorker):
-    """A worker whose socket a child of the test holds, too: as if the caller had forked during the launch."""
+@pytest.fixture
+def launched(leaves_nothing: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """The processes that are launched; a child of the test holds their sockets, too, as if the caller had forked."""
+    found: list[subprocess.Popen[bytes]] = []
+    children: list[subprocess.Popen[bytes]] = []
 
-    def _launch(self, theirs: socket.socket) -> subprocess.Popen[bytes]:
-        self.child = subprocess.Popen(["/bin/sleep", "1000"], pass_fds=(theirs.fileno(),))
-        return super()._launch(theirs)
+    def launch(module: str, theirs: socket.socket, descriptors: Sequence[int]) -> subprocess.Popen[bytes]:
+        children.append(subprocess.Popen(["/bin/sleep", "1000"], pass_fds=(theirs.fileno(),)))
+        found.append(launch_module.launch(module, theirs, descriptors))
+        return found[-1]
 
-    def end_child(self) -> None:
-        self.child.kill()
-        self.child.wait()
+    monkeypatch.setattr(interpreter, "launch", launch)
+    yield found
+    for child in children:
+        child.kill()
+        child.wait()
 
 
 @tidy
-async def test_stopping_does_not_wait_for_a_child_that_inherited_the_socket(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_stopping_does_not_wait_for_a_child_that_inherited_the_socket(
+    launched: list[subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(pool, "_STOP_TIMEOUT_S", 1000)
     with Arena(2**16) as arena:
-        process = InheritedWorker(PALETTE, arena)
+        process = ProcessWorker(PALETTE, arena)
         await process.start()
-        launched = process._process
-        try:
-            async with asyncio.timeout(60):
-                await process.stop()
-        finally:
-            process.end_child()
-    assert launched is not None
-    assert launched.returncode == 0
+        async with asyncio.timeout(60):
+            await process.stop()
+    assert [process.returncode for process in launched] == [0]
 
 
 @tidy
+@pytest.mark.usefixtures(launched.__name__)
 @pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="the end of a process is reported on Linux only")
 async def test_the_death_of_a_worker_is_seen_although_a_child_inherited_the_socket(tmp_path: Path) -> None:
     with Arena(2**16) as arena:
-        process = InheritedWorker(PALETTE, arena)
+        process = ProcessWorker(PALETTE, arena)
         await process.start()
         assert process.pid is not None
         block = await arena.take(2**16)
-        try:
-            os.kill(process.pid, signal.SIGKILL)
-            async with asyncio.timeout(60):
-                with pytest.raises(WorkerError, match="was killed by signal 9"):
-                    await process.colorize(block, 0, [saved(tmp_path / "a.npy", random_array(3, 4))])
-        finally:
-            process.end_child()
+        os.kill(process.pid, signal.SIGKILL)
+        async with asyncio.timeout(60):
+            with pytest.raises(WorkerError, match="was killed by signal 9"):
+                await process.colorize(block, 0, [saved(tmp_path / "a.npy", random_array(3, 4))])
 
 
 PARENT = """

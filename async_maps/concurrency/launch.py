@@ -1,0 +1,49 @@
+"""Starts other interpreters that run a part of this package.
+
+They are new interpreters, not forks, which copy locks that other threads hold.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Mapping, Sequence
+
+_BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from {} import main; main()"
+_ONE_THREAD = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
+"""The processes share the cores: their libraries must not start a thread for each core."""
+
+
+def launch(
+    module: str,
+    theirs: socket.socket,
+    descriptors: Sequence[int] = (),
+    *,
+    is_two_way: bool = True,
+    variables: Mapping[str, str] | None = None,
+) -> subprocess.Popen[bytes]:
+    """Start an interpreter that runs ``main`` of a module; blocks for milliseconds.
+
+    Args:
+        module: the name of the module.
+        theirs: its end of a pair of sockets, which becomes its standard input.
+        descriptors: what it inherits besides.
+        is_two_way: whether the socket becomes its standard output, too; else that is discarded.
+        variables: further environment variables.
+    """
+    return subprocess.Popen(  # noqa: S603  # our own module, in this interpreter
+        # -P: do not import modules from the current folder.
+        [sys.executable, "-P", "-c", _BOOT.format(module), json.dumps(sys.path)],
+        stdin=theirs.fileno(),
+        stdout=theirs.fileno() if is_two_way else subprocess.DEVNULL,
+        pass_fds=descriptors,
+        env={**os.environ, **_ONE_THREAD, **(variables or {})},
+        # Not in the terminal's foreground group: only this process gets Ctrl-C, and drains.
+        start_new_session=True,
+    )
