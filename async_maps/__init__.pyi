@@ -45,6 +45,7 @@ from async_maps.settings import FilesSettings as FilesSettings
 from async_maps.settings import S3Settings as S3Settings
 from async_maps.settings import Settings as Settings
 from async_maps.settings.file import load_settings as load_settings
+from async_maps.stages.meters import LaneStatistics as LaneStatistics
 from async_maps.stages.meters import StageStatistics as StageStatistics
 from async_maps.stages.meters import Statistics as Statistics
 from async_maps.stores import Store as Store

@@ -41,6 +41,11 @@ _STAGE_METRICS = (
     (GaugeMetricFamily, "stage_workers", "Parallel workers of the stage.", "workers"),
     (GaugeMetricFamily, "stage_queue_ratio", "How full the stage's incoming queue is, 0 to 1.", "queue"),
 )
+_LANE_METRICS = (
+    (CounterMetricFamily, "lane_maps", "Maps of the lane that have an outcome.", "done"),
+    (GaugeMetricFamily, "lane_in_flight", "Maps of the lane without an outcome.", "in_flight"),
+    (CounterMetricFamily, "lane_restarts", "How often the process of the lane has died.", "restarts"),
+)
 """For each metric: its class, its name without ``async_maps_`` and ``_total``, its help, and its attribute."""
 
 
@@ -62,7 +67,7 @@ class PipelineCollector(Collector):
         """Collect the current metrics, named by https://prometheus.io/docs/practices/naming/.
 
         Yields:
-            Each metric, with a sample per pipeline, or per pipeline and stage.
+            Each metric, with a sample per pipeline, per pipeline and stage, or per pipeline and lane.
         """
         found: dict[str, Statistics] = {}
         for name, pipeline in list(self._pipelines.items()):
@@ -79,4 +84,10 @@ class PipelineCollector(Collector):
             for pipeline_name, statistics in found.items():
                 for stage, figures in statistics.stages.items():
                     metric.add_metric((pipeline_name, stage), getattr(figures, attribute))
+            yield metric
+        for kind, name, text, attribute in _LANE_METRICS:
+            metric = kind(f"async_maps_{name}", text, labels=("pipeline", "lane"))
+            for pipeline_name, statistics in found.items():
+                for lane in statistics.lanes:
+                    metric.add_metric((pipeline_name, lane.name), getattr(lane, attribute))
             yield metric

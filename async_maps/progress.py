@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 from typing import TYPE_CHECKING, TypeAlias
 
 from anyio import to_thread
@@ -22,13 +23,14 @@ if TYPE_CHECKING:
 
     from async_maps.report import Report
     from async_maps.settings import Settings
-    from async_maps.stages.meters import Statistics
+    from async_maps.stages.meters import LaneStatistics, Statistics
 
     OnProgress: TypeAlias = Callable[["Progress"], object]
 
 _INTERVAL_S = 0.2
 _COUNT_AFTER_S = 5.0
 _MAX_SIZES = 1000
+_WAITED_FOR = {"start": "its process", "store": "the store", "rate": "the rate limit"}
 
 
 class Progress:
@@ -121,6 +123,14 @@ class Progress:
             f"{self.slowed}"
         )
 
+    def lane_lines(self) -> list[str]:
+        """Return a line of text for each lane."""
+        return [_describe_lane(lane) for lane in self._lanes]
+
+    @property
+    def _lanes(self) -> tuple[LaneStatistics, ...]:
+        return () if self.statistics is None else self.statistics.lanes
+
     def as_dict(self) -> dict[str, object]:
         """Return the progress as a dict of plain values, for JSON."""
         report, found, eta_s = self.report, self.statistics, self.eta_s
@@ -142,6 +152,7 @@ class Progress:
             "upload_rate": None if found is None or found.upload_rate is None else round(found.upload_rate, 1),
             "retries": 0 if found is None else found.retries,
             "queues": {name: round(share, 3) for name, share in self.queues.items()},
+            "lanes": [asdict(lane) for lane in self._lanes],
         }
 
 
@@ -280,6 +291,13 @@ def _size(map_: ActivationMap) -> str:
 
 def _is_first_pass(report: Report) -> bool:
     return report.surveyed > 0 and not report.seen
+
+
+def _describe_lane(lane: LaneStatistics) -> str:
+    process = "no process" if lane.pid is None else f"process {lane.pid}"
+    times = f", restarted {lane.restarts:,} {'time' if lane.restarts == 1 else 'times'}" if lane.restarts else ""
+    waits = f", waits for {_WAITED_FOR.get(lane.waits_for, lane.waits_for)}" if lane.waits_for else ""
+    return f"lane {lane.name} ({process}{times}): {lane.done:,} done, {lane.in_flight:,} in flight{waits}"
 
 
 def duration(seconds: float | None) -> str:

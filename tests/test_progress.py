@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ from async_maps.progress import Progress, reporting
 from async_maps.report import Report
 from async_maps.sources import files, members, named
 from async_maps.sources.formats import registry as formats
-from async_maps.stages.meters import StageStatistics
+from async_maps.stages.meters import LaneStatistics, StageStatistics
 from tests.support.pipelines import until
 from tests.support.progress import make_progress, make_report, make_statistics
 
@@ -117,6 +117,7 @@ def test_as_dict_returns_plain_values() -> None:
         "waiting_since": None,
         "retries": 0,
         "queues": {"colorize": 0.123, "encode": 0.5, "upload": 1.0},
+        "lanes": [],
     }
     assert make_progress(make_report(), make_statistics(), None).as_dict()["eta_s"] is None
 
@@ -137,6 +138,22 @@ def test_a_line_shows_the_reduced_upload_limit() -> None:
     slowed = replace(make_statistics(), upload=StageStatistics(32, 0.0, 0, 0.0), upload_limit=8)
     assert make_progress(make_report(), slowed, None).line().endswith(", 8 of 32 concurrent uploads")
     assert "uploads" not in make_progress(make_report(), make_statistics(), None).line()
+
+
+def test_a_lane_has_a_line_and_an_object() -> None:
+    lanes = (
+        LaneStatistics("1", 4021, 1200, 30, "upload", 0),
+        LaneStatistics("2", None, 7, 30, "start", 1),
+        LaneStatistics("quarantine", 4050, 2, 1, "", 2),
+    )
+    shown = make_progress(make_report(), replace(make_statistics(), lanes=lanes), None)
+    assert shown.lane_lines() == [
+        "lane 1 (process 4021): 1,200 done, 30 in flight, waits for upload",
+        "lane 2 (no process, restarted 1 time): 7 done, 30 in flight, waits for its process",
+        "lane quarantine (process 4050, restarted 2 times): 2 done, 1 in flight",
+    ]
+    assert shown.as_dict()["lanes"] == [asdict(lane) for lane in lanes]
+    assert make_progress(make_report(), None, None).lane_lines() == []
 
 
 # During a run ------------------------------------------------------------------------------------------------------

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 ProgressKind: TypeAlias = Literal["auto", "bar", "log", "json", "none"]
 """A live bar, a line every few seconds, a JSON object every few seconds, nothing; auto is a bar on a terminal."""
 
+RunProgressKind: TypeAlias = Literal["auto", "bar", "log", "lanes", "json", "none"]
+"""lanes is a line every few seconds, and one for each lane."""
+
 _LINE_INTERVAL_S = 5.0
 
 
@@ -93,10 +96,16 @@ class JsonDisplay:
 
 
 class LineDisplay:
-    """Writes a line every few seconds, one for each new reason of failures, and one at the end of a run."""
+    """Writes a line every few seconds, one for each new reason of failures, and one at the end of a run.
 
-    def __init__(self, out: TextIO) -> None:
+    Args:
+        out: where they are written.
+        lanes: whether each line is followed by one for each lane.
+    """
+
+    def __init__(self, out: TextIO, *, lanes: bool = False) -> None:
         self._out = out
+        self._shows_lanes = lanes
         self._new_reasons = _NewReasons()
         self._next_at = monotonic() + _LINE_INTERVAL_S
 
@@ -111,6 +120,9 @@ class LineDisplay:
             return
         self._next_at = monotonic() + _LINE_INTERVAL_S
         self._print(progress.line())
+        if self._shows_lanes and isinstance(progress, Progress):
+            for line in progress.lane_lines():
+                self._print(f"  {line}")
 
     def _print(self, line: str) -> None:
         with suppress(OSError):  # a terminal that is gone is no reason to end the run
@@ -167,7 +179,7 @@ class BarDisplay:
                 self._bar.stop()
 
 
-def make_display(kind: ProgressKind, out: TextIO | None = None) -> OnProgress | None:
+def make_display(kind: RunProgressKind, out: TextIO | None = None) -> OnProgress | None:
     """Make a display, on standard error by default; None for ``none``. Without a terminal, a bar becomes lines.
 
     Args:
@@ -181,4 +193,4 @@ def make_display(kind: ProgressKind, out: TextIO | None = None) -> OnProgress | 
         return BarDisplay(out)
     if kind == "json":
         return JsonDisplay()
-    return None if kind == "none" else LineDisplay(out)
+    return None if kind == "none" else LineDisplay(out, lanes=kind == "lanes")

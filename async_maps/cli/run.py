@@ -18,7 +18,7 @@ from async_maps.cli.console import (
     set_verbosity,
     tell_start,
 )
-from async_maps.cli.displays import ProgressKind, make_display
+from async_maps.cli.displays import RunProgressKind, make_display
 from async_maps.cli.events import tell
 from async_maps.cli.interruption import handlers_restored, signals_to_hear
 from async_maps.cli.options import (
@@ -64,7 +64,7 @@ def run(  # noqa: PLR0913  # one argument per option
     prune_all: Annotated[Flag, Parameter(group=WHAT)] = False,
     overwrite: Annotated[Flag, Parameter(group=WHAT)] = False,
     config: Annotated[Path | None, Parameter(group=WHAT)] = None,
-    progress: Annotated[ProgressKind, Parameter(group=OUTPUT)] = "auto",
+    progress: Annotated[RunProgressKind, Parameter(group=OUTPUT)] = "auto",
     report: Annotated[Path | None, Parameter(group=OUTPUT)] = None,
     metrics_port: Annotated[int | None, Parameter(group=OUTPUT, validator=validators.Number(gte=0, lte=65535))] = None,
     metrics_host: Annotated[str, Parameter(group=OUTPUT)] = LOOPBACK,
@@ -113,8 +113,8 @@ def run(  # noqa: PLR0913  # one argument per option
     config
         TOML file with settings; options and environment variables take precedence.
     progress
-        A live bar, a line every few seconds, or none; json: every line on standard error is a JSON object. auto is a
-        bar on a terminal, else lines.
+        A live bar; log: a line every few seconds; lanes: also one for each lane; json: every line on standard error is
+        a JSON object; or none. auto is a bar on a terminal, else log.
     report
         JSON file for the result of the run.
     metrics_port
@@ -185,7 +185,7 @@ class _Job:
     settings: Settings
     interrupted_by: signal.Signals | None = None
 
-    def run(self, progress: ProgressKind) -> int:
+    def run(self, progress: RunProgressKind) -> int:
         """Run the pipeline; return the exit code."""
         if reductions := self.settings.reductions:
             say("; ".join(reductions))

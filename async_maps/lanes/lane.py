@@ -17,6 +17,7 @@ from async_maps.lanes.child import BATCH, STOP_TIMEOUT_S
 from async_maps.lanes.packing import pack_map, unpack_error, unpack_outcome
 from async_maps.lanes.totals import State
 from async_maps.outcomes import Receipt
+from async_maps.stages.meters import LaneStatistics
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -67,6 +68,9 @@ class Lane:
         load: the bytes of all of them, with a cost for each.
         state: what the process has told of its stages.
         settled: the number of outcomes.
+        stored: the number of receipts.
+        pid: the id of its process; None if there is none.
+        deaths: how often its process has died.
         kept: the number of the feed in which it has stored an object, the key, and the bytes; None if there is none.
         last: the last map that it has stored.
     """
@@ -77,7 +81,8 @@ class Lane:
         self.sent: dict[int, Job] = {}
         self.load = 0
         self.state = State()
-        self.settled = 0
+        self.settled = self.stored = self.deaths = 0
+        self.pid: int | None = None
         self.kept: tuple[int, str, bytes] | None = None
         self.last: ActivationMap | None = None
         self._parent = parent
@@ -95,6 +100,20 @@ class Lane:
     def is_full(self) -> bool:
         """Whether it takes no further map now."""
         return self.maps >= self.window
+
+    @property
+    def has_started(self) -> bool:
+        """Whether it has or had a process or maps."""
+        return self.pid is not None or self.deaths > 0 or self.settled + self.maps > 0
+
+    def statistics(self, name: str, waiting: int = 0) -> LaneStatistics:
+        """Return its state; ``waiting`` maps will be added to it."""
+        in_flight = self.maps + waiting
+        if not in_flight:
+            waits_for = "" if self._is_closed else "maps"
+        else:
+            waits_for = self.state.waits_for if self.pid is not None and self._is_ready else "start"
+        return LaneStatistics(name, self.pid, self.settled, in_flight, waits_for, self.deaths)
 
     def add(self, job: Job) -> None:
         """Give it a map."""
@@ -136,6 +155,7 @@ class Lane:
         told: dict[str, object] = {}
         try:
             await process.start()
+            self.pid = process.pid
             async with create_task_group() as tasks:
                 tasks.start_soon(self._write, process, told)
                 await self._read(process)
@@ -147,8 +167,10 @@ class Lane:
             raise first_error(group) from None
         finally:
             status = await process.stop(STOP_TIMEOUT_S)
-            self.state = self.state.ended()
+            self.pid = None
+            self.state = self.state.ended(self.stored)
         if not self._has_ended:
+            self.deaths += 1
             raise LaneDiedError(f"the process of a lane {describe_end(status)}")
 
     async def _read(self, process: Interpreter) -> None:
@@ -197,7 +219,7 @@ class Lane:
                 self.settled += 1
                 outcome = unpack_outcome(packed, job.map)
                 if isinstance(outcome, Receipt):
-                    self.last = job.map
+                    self.last, self.stored = job.map, self.stored + 1
                 job.settle(outcome)
             self._on_room(self)
         elif kind == "state":

@@ -24,11 +24,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from async_maps.errors import AsyncMapsError
+    from async_maps.lanes.totals import State
     from async_maps.outcomes import Outcome, Stage
     from async_maps.render.ranges import ValueRange
     from async_maps.settings import Settings
     from async_maps.sources.activation_map import ActivationMap
-    from async_maps.stages.meters import StageStatistics
+    from async_maps.stages.meters import LaneStatistics, StageStatistics
     from async_maps.stages.rate_limiter import Pace
     from async_maps.stages.reservation import Reservation
     from async_maps.stores import AddressedStore, Destination
@@ -150,6 +151,7 @@ class Lanes(Stages):
                     if job is died_before:
                         stage: Stage = "read" if is_remote(job.map.path or "") else "colorize"
                         job.fail(stage, f"{error} each time it processed this map", maybe_stored=True)
+                        alone.settled += 1
                     else:
                         died_before = job
                         alone.add(job)
@@ -246,9 +248,23 @@ class Lanes(Stages):
         return sum(lane.settled for lane in self._lanes)
 
     @property
+    def lanes(self) -> tuple[LaneStatistics, ...]:
+        """The state of each lane that has started."""
+        found = [lane.statistics(str(number)) for number, lane in enumerate(self._lanes, 1) if lane.has_started]
+        if self._alone.has_started or self._suspects:
+            found.append(self._alone.statistics("quarantine", len(self._suspects)))
+        return tuple(found)
+
+    @property
+    def _states(self) -> list[State]:
+        """What the lanes have told; the workers of the lane for the maps of dead ones count only while it runs."""
+        alone = self._alone.state if self._alone.pid is not None else self._alone.state.without_workers()
+        return [*(lane.state for lane in self._lanes), alone]
+
+    @property
     def pace(self) -> Pace:
         """How the uploads go now."""
-        found = [lane.state.pace for lane in self._all]
+        found = [state.pace for state in self._states]
         rates = [lane.state.pace.rate for lane in self._all if lane.maps]
         if not self._uses_own():
             return add_paces(found, rates)
@@ -268,7 +284,7 @@ class Lanes(Stages):
 
     def statistics(self) -> dict[str, StageStatistics]:
         """Return the statistics of each stage now, of all lanes together."""
-        found = [lane.state.stages for lane in self._all]
+        found = [state.stages for state in self._states]
         return add_stages([*found, super().statistics()] if self._uses_own() else found)
 
     def _uses_own(self) -> bool:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 _NAMES = ("fetch", "colorize", "encode", "upload")
 _NOTHING = StageStatistics(0, 0.0, 0, 0.0)
+_FULL = 0.9
+"""How full a queue is if the stage behind it is the slowest."""
 _NO_PACE = Pace(0, None, 0, "")
 
 
@@ -38,6 +40,15 @@ class State:
     before: State | None = None
 
     @property
+    def waits_for(self) -> str:
+        """What its maps wait for, as in :class:`~async_maps.stages.meters.LaneStatistics`."""
+        if self.waiting_since or self.is_stuck:
+            return "store"
+        if self.pace.rate is not None:
+            return "rate"
+        return next((name for name in reversed(_NAMES) if name in self.stages and self.stages[name].queue >= _FULL), "")
+
+    @property
     def has_worked(self) -> bool:
         """Whether a map has passed one of its stages."""
         return any(stage.maps for stage in self.stages.values())
@@ -55,11 +66,23 @@ class State:
         pace = found.pace._replace(retries=retries, retry_reason=reason)
         return replace(found, stages=added or found.stages, pace=pace, before=before)
 
-    def ended(self) -> State:
-        """Return the state after the end of the process: what it has done, and nothing that it does."""
+    def ended(self, stored: int = 0) -> State:
+        """Return the state after the end of the process, with the workers and the limit that the next one will have.
+
+        A process that was killed has not told all that it did. The maps that it has ``stored`` have passed all stages
+        but the first.
+        """
+        ended = {
+            name: replace(stage, queue=0.0, maps=max(stage.maps, 0 if name == "fetch" else stored))
+            for name, stage in self.stages.items()
+        }
+        done = State(ended, self.pace._replace(rate=None), "", self.life)
+        return replace(done, before=done.without_workers())
+
+    def without_workers(self) -> State:
+        """Return what a process has done, without what it does."""
         idle = {name: StageStatistics(0, stage.busy_s, stage.maps, 0.0) for name, stage in self.stages.items()}
-        done = State(idle, Pace(0, None, self.pace.retries, self.pace.retry_reason), "", self.life)
-        return replace(done, before=done)
+        return State(idle, self.pace._replace(limit=0, rate=None), "", self.life)
 
 
 def add_stages(parts: Iterable[dict[str, StageStatistics]]) -> dict[str, StageStatistics]:

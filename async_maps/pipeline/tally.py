@@ -91,4 +91,5 @@ class Tally:
             faint=self._faint,
             retry_reason=pace.retry_reason,
             waiting_since=stages.waiting_since,
+            lanes=stages.lanes,
         )

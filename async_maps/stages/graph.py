@@ -32,7 +32,7 @@ from async_maps.stages.encode import Encoding, encode_bitmap, encode_stage
 from async_maps.stages.fetch import ReadControl, fetch_stage
 from async_maps.stages.items import Bitmap, Job, Png
 from async_maps.stages.judge import FEW, Judge
-from async_maps.stages.meters import Meter, StageStatistics
+from async_maps.stages.meters import LaneStatistics, Meter, StageStatistics
 from async_maps.stages.rate_limiter import Pace, RateLimiter, Rates
 from async_maps.stages.reservation import Reservation
 from async_maps.stages.upload import Uploading, upload_stage
@@ -285,6 +285,11 @@ class Stages:
             self._life_maps, self._life_sent = maps, sent
         # Twice, for headers.
         return (*maps, min(sent - self._life_sent, 2 * self._png_bytes.held))
+
+    @property
+    def lanes(self) -> tuple[LaneStatistics, ...]:
+        """The state of each lane."""
+        return ()
 
     def statistics(self) -> dict[str, StageStatistics]:
         """Return the statistics of each stage now."""

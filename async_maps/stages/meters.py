@@ -75,6 +75,28 @@ class StageStatistics:
 
 
 @dataclass(frozen=True, slots=True)
+class LaneStatistics:
+    """The state of one lane at one moment.
+
+    Attributes:
+        name: its number, from 1; ``quarantine`` for the lane that tries the maps of killed lanes one by one.
+        pid: the id of its process; None if it has none now.
+        done: the number of its maps that have an outcome.
+        in_flight: the number of its maps without an outcome.
+        waits_for: ``start`` (of its process), ``maps``, ``store`` (which does not answer), ``rate`` (its share of the
+            limit), or the stage that is the slowest; empty if it waits for nothing.
+        restarts: how often its process has died.
+    """
+
+    name: str
+    pid: int | None
+    done: int
+    in_flight: int
+    waits_for: str
+    restarts: int
+
+
+@dataclass(frozen=True, slots=True)
 class Statistics:
     """The state of a pipeline at one moment.
 
@@ -98,6 +120,7 @@ class Statistics:
         retry_reason: why the last retry was necessary; empty if there was none.
         waiting_since: the local time since which no store has answered, in ISO 8601; empty if they do.
         upload_rate: the current maximum of PUTs a second; None if it has delayed no upload of late.
+        lanes: each lane that has started; the other figures include them.
     """
 
     fetch: StageStatistics
@@ -118,6 +141,7 @@ class Statistics:
     retry_reason: str = ""
     waiting_since: str = ""
     upload_rate: float | None = None
+    lanes: tuple[LaneStatistics, ...] = ()
 
     @property
     def accepted(self) -> int:

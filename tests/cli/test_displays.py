@@ -15,13 +15,13 @@ from async_maps.cli.console import messages, set_verbosity
 from async_maps.cli.displays import BarDisplay, JsonDisplay, LineDisplay, make_display
 from async_maps.outcomes import Failure
 from async_maps.report import Report
-from async_maps.stages.meters import StageStatistics
+from async_maps.stages.meters import LaneStatistics, StageStatistics
 from tests.support.progress import make_progress, make_report, make_statistics
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from async_maps.cli.displays import ProgressKind
+    from async_maps.cli.displays import ProgressKind, RunProgressKind
 
 pytestmark = [pytest.mark.fast]
 
@@ -86,6 +86,20 @@ def test_a_line_is_written_at_each_interval_and_at_the_end(
         assert [list(json.loads(line))[:3] for line in lines] == [["time", "level", "event"]] * 2
     else:
         assert lines == [progress.line() for progress in shown]
+
+
+def test_a_line_for_each_lane_is_written_on_request() -> None:
+    lanes = LaneStatistics("1", 4021, 1200, 30, "upload", 0), LaneStatistics("2", 4022, 7, 0, "maps", 0)
+    progress = make_progress(make_report(), replace(make_statistics(), lanes=lanes), 10_000, ended=True)
+    shown: dict[RunProgressKind, list[str]] = {"log": [], "lanes": []}
+    for kind in shown:
+        out = io.StringIO()
+        display = make_display(kind, out)
+        assert display is not None
+        display(progress)
+        shown[kind] = out.getvalue().splitlines()
+    assert shown["log"] == [progress.line()]
+    assert shown["lanes"] == [progress.line(), *(f"  {line}" for line in progress.lane_lines())]
 
 
 @pytest.mark.parametrize("columns", [80, 200])

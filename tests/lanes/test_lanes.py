@@ -9,6 +9,7 @@ import random
 import signal
 import time
 from contextlib import aclosing
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -47,6 +48,7 @@ def check_overlays(folder: Path, count: int) -> None:
 async def test_killed_lanes_lose_no_map(maps: Path, tmp_path: Path) -> None:
     count, kills, rng = 900, 0, random.Random(5)  # noqa: S311  # seeded on purpose
     save(maps, count)
+    seen: list[am.Statistics] = []
     async with am.Pipeline(tmp_path / "out", settings=TWO) as pipeline:
         running = asyncio.create_task(pipeline.run(maps, manifest=tmp_path / "m.sqlite"))
         while not running.done():
@@ -54,9 +56,23 @@ async def test_killed_lanes_lose_no_map(maps: Path, tmp_path: Path) -> None:
                 os.kill(rng.choice(pids), signal.SIGKILL)
                 kills += 1
             await asyncio.wait({running}, timeout=0.005)
+            seen.append(pipeline.statistics())
         report = await running
     assert kills == 3
     assert (report.uploaded, report.failed) == (count, 0)
+    # No counter goes back, and they add up, also at the end.
+    seen.append(pipeline.statistics())
+    for before, after in pairwise(seen):
+        assert all(after.stages[name].maps >= stage.maps for name, stage in before.stages.items())
+        done = {lane.name: lane.done for lane in after.lanes}
+        assert all(done[lane.name] >= lane.done for lane in before.lanes)
+        assert after.upload_limit >= 1
+    last = seen[-1]
+    assert sum(lane.done for lane in last.lanes) == last.uploaded == count
+    assert sum(lane.restarts for lane in last.lanes) == 3
+    assert {(lane.pid, lane.in_flight, lane.waits_for) for lane in last.lanes} == {(None, 0, "")}
+    assert min(last.colorize.maps, last.encode.maps, last.upload.maps) >= count
+    assert (last.upload.workers, last.upload_limit) == (32, 32)
     check_overlays(tmp_path / "out", count)
 
 

@@ -107,11 +107,38 @@ def test_statistics_of_lanes_add_up() -> None:
 
 def test_what_a_dead_lane_has_done_still_counts() -> None:
     state = State().now(told(10, retries=3)).ended()
-    assert (state.stages["upload"].workers, state.stages["upload"].maps, state.pace.limit) == (0, 10, 0)
+    assert (state.stages["upload"].workers, state.stages["upload"].maps, state.pace.limit) == (2, 10, 16)
     state = state.now(told(5, retries=1))
     assert (state.stages["upload"].workers, state.stages["upload"].maps) == (2, 15)
     assert (state.pace.limit, state.pace.retries, state.pace.retry_reason) == (16, 4, "slow")
     assert state.ended().now(told(1)).stages["upload"].maps == 16
+    stages = state.ended(stored=20).stages
+    assert (stages["fetch"].maps, stages["colorize"].maps, stages["upload"].maps) == (0, 20, 20)
+
+
+def test_an_ended_lane_without_a_successor_has_no_workers() -> None:
+    state = State().now(told(10, retries=3)).ended().without_workers()
+    assert (state.stages["upload"].workers, state.stages["upload"].maps) == (0, 10)
+    assert (state.pace.limit, state.pace.retries) == (0, 3)
+
+
+@pytest.mark.parametrize(
+    ("queue", "rate", "since", "stuck", "waits_for"),
+    [
+        (0.5, None, "", False, ""),
+        (0.95, None, "", False, "upload"),
+        (0.95, 100.0, "", False, "rate"),
+        (0.95, 100.0, "2026-11-29T12:34:56+01:00", False, "store"),
+        (0.0, None, "", True, "store"),
+    ],
+)
+def test_a_lane_tells_what_its_maps_wait_for(
+    queue: float, rate: float | None, since: str, stuck: bool, waits_for: str
+) -> None:
+    stages, pace, _, life, _ = told(10, queue=queue)
+    state = State().now((stages, (pace[0], rate, *pace[2:]), since, life, stuck))
+    assert state.waits_for == waits_for
+    assert State().waits_for == ""
 
 
 def test_the_rate_of_lanes_is_known_if_all_are_limited() -> None:
