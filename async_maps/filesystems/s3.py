@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, ReadTimeoutError
 from botocore.parsers import ResponseParserError
+from botocore.retries.standard import register_retry_handler
 from urllib3.exceptions import HTTPError
 
 from async_maps.filesystems.answers import Object, Range, ends_by_itself, extent, modified, required
@@ -46,6 +47,8 @@ _HEAD_BYTES = 64 * 2**10
 _PIECE = 2**20
 _CONNECTIONS = 64
 _CLOSED = "the source is closed"
+_SDK_RETRIES = "retry-config-s3"
+"""What botocore calls its own decision about attempts."""
 _BROKEN = Verdict(Scope.LINK, True, False, False, "truncated while it was read", retry=True)
 
 
@@ -253,10 +256,8 @@ class S3Filesystem:
         except (BotoCoreError, ValueError) as error:
             raise InaccessibleError(f"the AWS configuration cannot be used: {error}") from error
         client.meta.events.register("before-send.s3", self._refuse_closed)
-        client.meta.events.register("request-created.s3", self._refuse_late)
-        client.meta.events.register("needs-retry.s3", _note_late)
-        # Before the client waits for its next attempt.
-        client.meta.events.register_first("needs-retry.s3", self._refuse_closed)
+        client.meta.events.register("request-created.s3", _note_time)
+        self._wait_here(client)
         pay_for_requests(client, self.settings)
         self._connections.watch(client)
         return client
@@ -265,12 +266,22 @@ class S3Filesystem:
         if self._is_closed.is_set():
             raise InaccessibleError(_CLOSED)
 
-    def _refuse_late(self, request: Any, **_: object) -> None:
-        """Send no further attempt if the answers to the earlier ones took the time of all: they may drip."""
-        now = time.monotonic()
-        began_at = request.context.setdefault("async_maps_began_at", now)
-        if request.context.get("async_maps_is_late") and now - began_at > self.settings.give_up_s:
-            raise ReadTimeoutError(endpoint_url=request.url)
+    def _wait_here(self, client: Any) -> None:
+        """Let the client decide about attempts, but wait between them here: closing and ``give_up_s`` end the waits."""
+        events, attempts = client.meta.events, client.meta.config.retries["total_max_attempts"]
+        events.unregister("needs-retry.s3", unique_id=_SDK_RETRIES)
+        decide = register_retry_handler(client, attempts).needs_retry
+        events.unregister("needs-retry.s3", unique_id=_SDK_RETRIES)
+
+        def needs_retry(request_dict: dict[str, Any], **event: Any) -> float | None:
+            wait_s: float | None = decide(request_dict=request_dict, **event)
+            left_s = request_dict["context"]["async_maps_began_at"] + self.settings.give_up_s - time.monotonic()
+            if wait_s is None or wait_s > left_s:
+                return None
+            self._is_closed.wait(wait_s)
+            return 0.0
+
+        events.register("needs-retry.s3", needs_retry)
 
 
 class Digest:
@@ -291,8 +302,9 @@ class Digest:
         return f"{self._size}-{self._hash.hexdigest()[:32]}" if self._count else None
 
 
-def _note_late(caught_exception: Exception | None, request_dict: dict[str, Any], **_: object) -> None:
-    request_dict["context"]["async_maps_is_late"] = isinstance(caught_exception, ReadTimeoutError)
+def _note_time(request: Any, **_: object) -> None:
+    """Note the time of the first attempt."""
+    request.context.setdefault("async_maps_began_at", time.monotonic())
 
 
 def _read(body: Any, length: int, *, is_known: bool) -> bytearray:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from threading import Event
 from typing import TYPE_CHECKING
 
 import pytest
+from botocore.retries.standard import ExponentialBackoff
 
 from async_maps.filesystems.filesystem import InaccessibleError
 from async_maps.filesystems.locators import S3Address
@@ -165,3 +169,34 @@ def test_verify_reads_an_object_in_chunks(server: Terse) -> None:
     server.answers["GET"] = [READABLE["chunks without a range"]]
     with Objects(S3Settings(max_attempts=1)) as objects:
         assert objects.read(str(ADDRESS)).data == DATA
+
+
+# Attempts -----------------------------------------------------------------------------------------------------------
+
+BUSY = b"HTTP/1.1 503 Slow Down\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+
+
+def test_no_attempt_follows_after_the_time_for_all_of_them(server: Terse) -> None:
+    server.answers["GET"] = [BUSY]
+    filesystem = S3Filesystem(S3Settings(give_up_s=1e-9))
+    with closing(filesystem), pytest.raises(InaccessibleError, match="503"):
+        filesystem.get(ADDRESS, 0, 10)
+    assert len(server.heads) == 1
+
+
+def test_closing_ends_the_wait_between_two_attempts(server: Terse, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = Event()
+
+    def long(*_: object) -> float:
+        asked.set()
+        return 1000.0
+
+    monkeypatch.setattr(ExponentialBackoff, "delay_amount", long)
+    server.answers["GET"] = [BUSY]
+    filesystem = S3Filesystem(S3Settings(give_up_s=2000))
+    with ThreadPoolExecutor(1) as threads:
+        reading = threads.submit(filesystem.get, ADDRESS, 0, 10)
+        assert asked.wait(60)
+        filesystem.close()
+        with pytest.raises(InaccessibleError, match="the source is closed"):
+            reading.result(60)
