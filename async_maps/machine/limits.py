@@ -134,22 +134,31 @@ def default_sizes(
     return Sizes(workers, encode_threads, queue, tuple(reasons))
 
 
-def default_lanes(available: Limit, most: Limit | None) -> int:
+def default_lanes(available: Limit, most: Limit | None, whole: int | None = None) -> Limit:
     """Choose the number of processes that run all stages.
 
     Args:
         available: the cores.
         most: the memory; None if it is not known.
+        whole: the cores of the machine; None to find them.
 
     Returns:
-        1 up to 4 cores, else one for every 3 cores; fewer if the memory is too small for them.
+        1 up to 4 cores, else one for every 3 cores; fewer if the memory is too small for them. Without an origin if the
+        whole machine would not have more.
     """
-    whole = ceil(available.value)
-    lanes = 1 if whole <= _CORES_OF_A_LANE + 1 else whole // _CORES_OF_A_LANE
+    lanes = _lanes_for(available.value)
+    origin = available.origin if lanes < _lanes_for(whole or os.cpu_count() or 1) else ""
     if most is not None:
         free = most.value - _MAIN_BYTES - _QUEUES * _LARGEST_QUEUE
-        lanes = min(lanes, int(free // (_MAIN_BYTES + _WORKER_BYTES + _MAPS_BYTES)))
-    return max(1, lanes)
+        fitting = max(1, int(free // (_MAIN_BYTES + _WORKER_BYTES + _MAPS_BYTES)))
+        if fitting < lanes:
+            lanes, origin = fitting, most.origin or f"{most.value / MIB:,.0f} MiB of memory"
+    return Limit(lanes, origin)
+
+
+def _lanes_for(available: float) -> int:
+    whole = ceil(available)
+    return 1 if whole <= _CORES_OF_A_LANE + 1 else whole // _CORES_OF_A_LANE
 
 
 def default_requests(most: Limit | None, files: float | None, threads: float | None, sizes: Sizes) -> Requests:

@@ -232,7 +232,7 @@ class Settings(Model, frozen=True):
     @property
     def lane_count(self) -> int:
         """The number of processes that run all stages."""
-        return default_lanes(*self._machine[:2]) if self.processes == "auto" else self.processes
+        return int(self._lanes.value) if self.processes == "auto" else self.processes
 
     @property
     def worker_count(self) -> int:
@@ -281,7 +281,10 @@ class Settings(Model, frozen=True):
     @property
     def reductions(self) -> tuple[str, ...]:
         """What is smaller than on the whole machine, and why, as in "workers: 1, from a CPU quota of 0.5"."""
-        return tuple(reason for reason in self._sizes.reasons if getattr(self, reason.partition(":")[0]) == "auto")
+        lanes = self._lanes
+        processes = [f"processes: {lanes.value:.0f}, from {lanes.origin}"] if lanes.origin else []
+        found = (*processes, *self._sizes.reasons)
+        return tuple(reason for reason in found if getattr(self, reason.partition(":")[0]) == "auto")
 
     @cached_property
     def _parts(self) -> int:
@@ -298,6 +301,10 @@ class Settings(Model, frozen=True):
     def _requests(self) -> Requests:
         sizes = Sizes(self._sizes.workers, self._sizes.encode_threads, self._whole_queue)
         return default_requests(*self._machine[1:], sizes)
+
+    @property
+    def _lanes(self) -> Limit:
+        return default_lanes(*self._machine[:2])
 
     @property
     def _sizes(self) -> Sizes:

@@ -143,4 +143,31 @@ def test_settings_that_are_given_are_not_reduced(monkeypatch: pytest.MonkeyPatch
     ],
 )  # fmt: skip
 def test_default_lanes_fit_into_cores_and_memory(available: float, mib: int | None, lanes: int) -> None:
-    assert default_lanes(Limit(available), None if mib is None else Limit(mib * MIB)) == lanes
+    assert default_lanes(Limit(available), None if mib is None else Limit(mib * MIB)).value == lanes
+
+
+QUOTA, MEMORY = "a CPU quota of 8", "a memory limit of 1,024 MiB"
+
+
+@pytest.mark.parametrize(
+    ("available", "most", "whole", "found"),
+    [
+        (Limit(64), Limit(2**40), 64, (21, "")),
+        (Limit(8, QUOTA), Limit(2**40), 64, (2, QUOTA)),
+        (Limit(8, QUOTA), Limit(2**40), 8, (2, "")),
+        (Limit(4, QUOTA), Limit(2**40), 4, (1, "")),
+        (Limit(64), Limit(2**30, MEMORY), 64, (2, MEMORY)),
+        (Limit(64), Limit(2**30), 64, (2, "1,024 MiB of memory")),
+        (Limit(4, QUOTA), Limit(2**28, MEMORY), 4, (1, "")),
+    ],
+)
+def test_fewer_lanes_name_what_reduces_them(available: Limit, most: Limit, whole: int, found: tuple[int, str]) -> None:
+    assert default_lanes(available, most, whole) == found
+
+
+def test_reductions_name_fewer_lanes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("async_maps.settings.cores", lambda: Limit(64))
+    monkeypatch.setattr("async_maps.settings.memory", lambda: Limit(2**30, MEMORY))
+    assert Settings().lane_count == 2
+    assert Settings().reductions[0] == f"processes: 2, from {MEMORY}"
+    assert "processes" not in " ".join(Settings(processes=3).reductions)
