@@ -267,8 +267,8 @@ class Child:
 def main() -> None:
     """Run the process of a lane; its standard input is the socket."""
     # Service managers send SIGTERM to all processes of a service; only the parent decides when to stop.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     try:
         os.fstat(2)
     except OSError:  # closed, as in daemons

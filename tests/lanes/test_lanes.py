@@ -255,6 +255,12 @@ def test_the_command_with_lanes_is_drained_by_a_signal(maps: Path, tmp_path: Pat
     while not done_rows(str(manifest)):
         assert running.poll() is None
         time.sleep(0.02)
+    lanes = worker_pids_of(running.pid)
+    assert lanes
+    for lane in lanes:
+        # Service managers send them to all processes; only the parent decides when to stop.
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            os.kill(lane, number)
     running.send_signal(signal.SIGTERM)
     _, lines = running.communicate(timeout=100)
     assert running.returncode == 143

@@ -93,7 +93,7 @@ async def test_a_worker_colorizes_into_shared_memory_until_stopped(tmp_path: Pat
 
 
 @tidy
-async def test_a_worker_ignores_sigint_and_sigterm(tmp_path: Path) -> None:
+async def test_a_worker_ignores_the_signals_that_end_a_command(tmp_path: Path) -> None:
     with Arena(2**16) as arena:
         async with started(arena) as process:
             pid = process.pid
@@ -101,6 +101,7 @@ async def test_a_worker_ignores_sigint_and_sigterm(tmp_path: Path) -> None:
             assert os.getsid(pid) == pid  # Ctrl-C in a terminal does not reach it
             os.kill(pid, signal.SIGINT)
             os.kill(pid, signal.SIGTERM)
+            os.kill(pid, signal.SIGHUP)
             reply = await process.colorize(await arena.take(2**16), 0, [saved(tmp_path / "a.npy", random_array(3, 4))])
             (result,) = colorized(reply)
             assert (result.offset, result.height, result.width) == (0, 3, 4)
