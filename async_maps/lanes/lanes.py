@@ -128,7 +128,7 @@ class Lanes(Stages):
         """Run the maps of dead lanes one by one, in a lane of their own; a map with which it dies twice fails."""
         alone, attempts = self._alone, 0
         died_before: Job | None = None
-        while self._running or self._suspects:
+        while self._running or self._suspects or alone.maps:
             if not self._suspects and not alone.maps:
                 self._suspected.clear()
                 await self._suspected.wait()

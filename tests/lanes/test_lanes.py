@@ -272,3 +272,26 @@ def test_the_command_with_lanes_is_drained_by_a_signal(maps: Path, tmp_path: Pat
     assert last["report"]["statistics"]["upload"]["maps"] == done
     assert invoke(*command[:3], "--progress", "none", "--workers", 0, "--processes", 2, "--manifest", manifest) == 0
     check_overlays(out, 3000)
+
+
+@pytest.mark.slow
+async def test_a_suspect_of_a_pipeline_that_closes_has_an_outcome(
+    maps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hook(
+        tmp_path / "hook",
+        monkeypatch,
+        "import os, signal, sys\n"
+        "def deadly(event, arguments):\n"
+        "    if event == 'open' and os.path.basename(str(arguments[0])) == '0000.npy':\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "sys.addaudithook(deadly)\n",
+    )
+    save(maps, 1)
+    async with am.Pipeline(tmp_path / "out", settings=TWO) as pipeline, aclosing(pipeline.stream(maps)) as outcomes:
+        first = asyncio.ensure_future(anext(outcomes))
+        await until(lambda: pipeline.statistics().in_flight == 1)
+        first.cancel()
+        await asyncio.wait({first})
+    # No lane has maps anymore when the map is tried again.
+    assert pipeline.statistics().failed == 1
