@@ -128,8 +128,8 @@ class Progress:
         return [_describe_lane(lane) for lane in self._lanes]
 
     @property
-    def _lanes(self) -> tuple[LaneStatistics, ...]:
-        return () if self.statistics is None else self.statistics.lanes
+    def _lanes(self) -> list[LaneStatistics]:
+        return [] if self.statistics is None else self.statistics.lanes
 
     def as_dict(self) -> dict[str, object]:
         """Return the progress as a dict of plain values, for JSON."""

@@ -105,7 +105,7 @@ async def test_waiting_callers_are_counted(monkeypatch: pytest.MonkeyPatch) -> N
 async def test_names_types_and_units_follow_prometheus(tmp_path: Path) -> None:
     async with am.Pipeline(tmp_path, settings=THREADS) as pipeline:
         found = families(scraped({"a": pipeline}))
-    assert len(found) == 16
+    assert len(found) == 19
     for name, family in found.items():
         assert name.startswith("async_maps_")
         assert family.documentation.endswith(".")
@@ -118,6 +118,18 @@ async def test_names_types_and_units_follow_prometheus(tmp_path: Path) -> None:
             assert sample.value >= 0
     units = {name.rpartition("_")[2] for name in found} & {"bytes", "seconds", "ratio"}
     assert units == {"bytes", "seconds", "ratio"}
+
+
+@pytest.mark.slow
+async def test_a_scrape_has_the_counts_of_each_lane(maps: Path, tmp_path: Path) -> None:
+    for i in range(40):
+        np.save(maps / f"{i}.npy", random_map(i))
+    async with am.Pipeline(tmp_path, settings=am.Settings(workers=0, processes=2)) as pipeline:
+        await pipeline.run(maps)
+        text = scraped({"a": pipeline})
+    of_lanes = [value(text, "lane_maps_total", pipeline="a", lane=lane) for lane in ("1", "2")]
+    assert sum(of_lanes) == value(text, "uploads_total") == value(text, "stage_maps_total", stage="upload") == 40
+    assert value(text, "lane_in_flight", lane="1") == value(text, "lane_restarts_total", lane="1") == 0
 
 
 async def test_each_open_pipeline_of_a_registry_has_its_samples(tmp_path: Path) -> None:

@@ -141,11 +141,11 @@ def test_a_line_shows_the_reduced_upload_limit() -> None:
 
 
 def test_a_lane_has_a_line_and_an_object() -> None:
-    lanes = (
+    lanes = [
         LaneStatistics("1", 4021, 1200, 30, "upload", 0),
         LaneStatistics("2", None, 7, 30, "start", 1),
         LaneStatistics("quarantine", 4050, 2, 1, "", 2),
-    )
+    ]
     shown = make_progress(make_report(), replace(make_statistics(), lanes=lanes), None)
     assert shown.lane_lines() == [
         "lane 1 (process 4021): 1,200 done, 30 in flight, waits for upload",

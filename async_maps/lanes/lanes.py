@@ -248,12 +248,12 @@ class Lanes(Stages):
         return sum(lane.settled for lane in self._lanes)
 
     @property
-    def lanes(self) -> tuple[LaneStatistics, ...]:
+    def lanes(self) -> list[LaneStatistics]:
         """The state of each lane that has started."""
         found = [lane.statistics(str(number)) for number, lane in enumerate(self._lanes, 1) if lane.has_started]
         if self._alone.has_started or self._suspects:
             found.append(self._alone.statistics("quarantine", len(self._suspects)))
-        return tuple(found)
+        return found
 
     @property
     def _states(self) -> list[State]:

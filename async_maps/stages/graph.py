@@ -287,9 +287,9 @@ class Stages:
         return (*maps, min(sent - self._life_sent, 2 * self._png_bytes.held))
 
     @property
-    def lanes(self) -> tuple[LaneStatistics, ...]:
+    def lanes(self) -> list[LaneStatistics]:
         """The state of each lane."""
-        return ()
+        return []
 
     def statistics(self) -> dict[str, StageStatistics]:
         """Return the statistics of each stage now."""

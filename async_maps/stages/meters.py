@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -141,7 +141,7 @@ class Statistics:
     retry_reason: str = ""
     waiting_since: str = ""
     upload_rate: float | None = None
-    lanes: tuple[LaneStatistics, ...] = ()
+    lanes: list[LaneStatistics] = field(default_factory=list)
 
     @property
     def accepted(self) -> int:

@@ -89,7 +89,7 @@ def test_a_line_is_written_at_each_interval_and_at_the_end(
 
 
 def test_a_line_for_each_lane_is_written_on_request() -> None:
-    lanes = LaneStatistics("1", 4021, 1200, 30, "upload", 0), LaneStatistics("2", 4022, 7, 0, "maps", 0)
+    lanes = [LaneStatistics("1", 4021, 1200, 30, "upload", 0), LaneStatistics("2", 4022, 7, 0, "maps", 0)]
     progress = make_progress(make_report(), replace(make_statistics(), lanes=lanes), 10_000, ended=True)
     shown: dict[RunProgressKind, list[str]] = {"log": [], "lanes": []}
     for kind in shown:

@@ -92,7 +92,11 @@ async def test_a_map_that_kills_its_lane_fails_alone(
     save(maps, 100)
     async with am.Pipeline(tmp_path / "out", settings=TWO) as pipeline:
         report = await pipeline.run(maps)
+        lanes = {lane.name: lane for lane in pipeline.statistics().lanes}
     assert (report.uploaded, report.failed) == (99, 1)
+    assert sum(lane.done for lane in lanes.values()) == 100
+    assert lanes["1"].restarts + lanes["2"].restarts == 1
+    assert lanes["quarantine"].restarts == 2
     failure = report.failures[0]
     assert (failure.name, failure.stage, failure.maybe_stored) == ("0050", "colorize", True)
     assert failure.reason == (
@@ -182,13 +186,18 @@ async def test_statistics_add_up_the_lanes(maps: Path, tmp_path: Path) -> None:
     save(maps, 300)
     async with am.Pipeline(tmp_path / "out", settings=TWO) as pipeline:
         report = await pipeline.run(maps)
-        found = pipeline.statistics()
+        await pipeline.put("in memory", random_map(1))
+        found, pids = pipeline.statistics(), lane_pids()
     for stage in (found.colorize, found.encode, found.upload):
-        assert stage.maps == 300
+        assert stage.maps == 301
+    assert found.uploaded == 301
+    assert [lane.name for lane in found.lanes] == ["1", "2"]
+    assert sum(lane.done for lane in found.lanes) == 300
+    assert {(lane.in_flight, lane.waits_for, lane.restarts) for lane in found.lanes} == {(0, "maps", 0)}
+    assert {lane.pid for lane in found.lanes} == set(pids)
     assert report.statistics is not None
     assert report.statistics.upload.maps == 300
-    assert report.statistics.upload.workers == 32
-    assert found.upload_limit == 32
+    assert report.statistics.upload.workers == report.statistics.upload_limit == 32
 
 
 async def test_memory_destinations_have_no_lanes(maps: Path) -> None:
