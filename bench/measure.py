@@ -175,7 +175,7 @@ def cpu_s() -> float:
     """Return the CPU seconds of this process and all its descendants, running or ended."""
     ended = resource.getrusage(resource.RUSAGE_CHILDREN)
     seconds = time.process_time() + ended.ru_utime + ended.ru_stime
-    for process in _family(os.getpid())[1:]:
+    for process in family(os.getpid())[1:]:
         with suppress(OSError):  # it has ended
             fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
             seconds += sum(map(int, fields[_USER_TIME : _CHILD_SYSTEM_TIME + 1])) / os.sysconf("SC_CLK_TCK")
@@ -185,7 +185,7 @@ def cpu_s() -> float:
 def memory(pid: int) -> int:
     """Return the memory (PSS) of a process and its descendants in bytes; 0 if the system does not tell."""
     total = 0
-    for process in _family(pid):
+    for process in family(pid):
         with suppress(OSError):  # it has ended
             text = Path(f"/proc/{process}/smaps_rollup").read_text()
             total += sum(1024 * int(line.split()[1]) for line in text.splitlines() if line.startswith("Pss:"))
@@ -253,7 +253,8 @@ def watched(pid: int) -> Iterator[list[int]]:
         watching.join()
 
 
-def _family(pid: int) -> list[int]:
+def family(pid: int) -> list[int]:
+    """Return a process and its descendants."""
     found = [pid]
     for process in found:
         with suppress(OSError):

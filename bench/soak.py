@@ -313,7 +313,7 @@ def main(arguments: Sequence[str]) -> None:
         soak = Soak(Path(folder), random.Random(given.seed))
         stack.callback(soak.store.close)
         stack.enter_context(seaweed.in_environment(soak.store.server))
-        _create_bucket(soak.store.server)
+        create_bucket(soak.store.server)
         for number in itertools.count(1):
             disturbance, wrong = soak.round()
             maps = soak.tree.expected()
@@ -330,7 +330,8 @@ def main(arguments: Sequence[str]) -> None:
     print(f"{number:,} rounds in {(time.monotonic() - began) / 60:.1f} minutes, seed {given.seed}: 0 differences")
 
 
-def _create_bucket(server: seaweed.S3Server) -> None:
+def create_bucket(server: seaweed.S3Server) -> None:
+    """Create the bucket of the benches."""
     import asyncio
 
     asyncio.run(seaweed.create_bucket(server, BUCKET))
