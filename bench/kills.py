@@ -37,13 +37,13 @@ _SHAPE = (14, 14)
 _STACKS, _FILE_SHARE, _BLOCK = 3, 100, 10_000
 """One map in 100 is a file of its own; the others are in three stacks."""
 _DISTURBANCES = ("lane", "run") * 3 + ("store",)
-_EARLIEST, _LATEST = 0.02, 0.7
+_EARLIEST, _LATEST = 0.02, 0.6
 """The shares of all maps between which the disturbances happen."""
 _LONGEST_WAIT_S = 0.2
 """The longest wait after the rows of a moment are there, because they are committed in groups."""
 _POLL_S = 0.02
 _LANES = 2
-QUICK_COUNT, QUICK_RATE = 5_000, 500.0
+QUICK_COUNT, QUICK_RATE = 3_000, 500.0
 """A small job, and PUTs a second that leave time for the kills."""
 _END_S = 60
 _LANE = b"async_maps.lanes.child"

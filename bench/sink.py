@@ -41,7 +41,7 @@ class _Connection(asyncio.Protocol):
         self._log = log
         self._head = bytearray()
         self._method = b""
-        self._missing = 0
+        self._missing = self._crc32 = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports are not subclasses of asyncio's.
