@@ -201,12 +201,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         count += 1
         if count <= _FIRST:
             print(difference)
-    again = check.puts - len(check.objects)
-    compared = ", compared with a single run" if options.single else ""
-    print(
-        f"{check.maps:,} maps, {check.rows:,} rows, {len(check.objects):,} objects, {again:,} of them stored again"
-        f"{compared}: {count:,} differences"
-    )
+    again = f"{check.puts - len(check.objects):,} of them stored again, " if options.log else ""
+    compared = "compared with a single run, " if options.single else ""
+    counts = f"{check.maps:,} maps, {check.rows:,} rows, {len(check.objects):,} objects"
+    print(f"{counts}, {again}{compared}{count:,} differences")
     sys.exit(count > 0)
 
 

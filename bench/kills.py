@@ -16,22 +16,22 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import ExitStack, closing, suppress
+from contextlib import closing, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.lib.format import open_memmap
 
-from bench import sink
 from bench.measure import BUCKET, family, parser
-from bench.soak import Store, create_bucket
+from bench.servers import RESTARTABLE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
+
+    from bench.servers import Server
 
 _SHAPE = (14, 14)
 _STACKS, _FILE_SHARE, _BLOCK = 3, 100, 10_000
@@ -49,78 +49,6 @@ _END_S = 60
 _LANE = b"async_maps.lanes.child"
 
 
-class KilledStore(Protocol):
-    """A store that can be killed."""
-
-    def environment(self) -> dict[str, str]:
-        """Return the environment variables for AWS clients."""
-
-    def restart(self) -> None:
-        """Kill the store and start it at the same address with the same objects."""
-
-    def close(self) -> None:
-        """Stop the store."""
-
-    def check_options(self) -> list[str]:
-        """Return the options with which ``bench.check`` finds the objects."""
-
-
-class LoggingSink:
-    """A sink with a log of all PUTs.
-
-    Args:
-        log: the file of the log.
-    """
-
-    def __init__(self, log: Path) -> None:
-        self._log = log
-        self._running = ExitStack()
-        self._sink = self._running.enter_context(sink.serve(log=log))
-
-    def environment(self) -> dict[str, str]:
-        """Return the environment variables for AWS clients."""
-        return self._sink.environment()
-
-    def restart(self) -> None:
-        """Kill the sink and start it at the same address with the same log."""
-        os.kill(self._sink.pid, signal.SIGKILL)
-        self._running.close()
-        port = urlsplit(self._sink.url).port or 0
-        self._sink = self._running.enter_context(sink.serve(log=self._log, port=port))
-
-    def close(self) -> None:
-        """Stop the sink."""
-        self._running.close()
-
-    def check_options(self) -> list[str]:
-        """Return the options with which ``bench.check`` finds the objects."""
-        return ["--log", str(self._log)]
-
-
-class SeaweedFS:
-    """A real S3 server.
-
-    Args:
-        folder: the folder for its data.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._store = Store(folder)
-        create_bucket(self._store.server)
-        self.restart, self.close = self._store.restart, self._store.close
-
-    def environment(self) -> dict[str, str]:
-        """Return the environment variables for AWS clients."""
-        return self._store.server.environment()
-
-    def check_options(self) -> list[str]:
-        """Return the options with which ``bench.check`` finds the objects."""
-        return []
-
-
-STORES: dict[str, Callable[[Path], KilledStore]] = {"sink": LoggingSink, "seaweedfs": SeaweedFS}
-
-
 class KilledJob:
     """Maps, a store, a run in one process, and a run with lanes that is killed.
 
@@ -133,7 +61,7 @@ class KilledJob:
     """
 
     def __init__(
-        self, place: Path, store: KilledStore, count: int, chance: random.Random, rate: float | None = None
+        self, place: Path, store: Server, count: int, chance: random.Random, rate: float | None = None
     ) -> None:
         self._place = place
         self._store = store
@@ -300,7 +228,7 @@ def main(arguments: Sequence[str]) -> None:
     """Run ``python -m bench kills``."""
     options = parser("kills", __doc__)
     options.add_argument("--maps", type=int, help="the number of maps (100,000)")
-    options.add_argument("--store", choices=[*STORES], default="sink", help="the store (sink)")
+    options.add_argument("--store", choices=[*RESTARTABLE], default="sink", help="the store (sink)")
     options.add_argument("--seed", type=int, default=1, help="the seed of all that is random (1)")
     given = options.parse_args(arguments)
     count = given.maps or (QUICK_COUNT if given.quick else 100_000)
@@ -314,7 +242,7 @@ def compare(place: Path, store: str, count: int, seed: int, rate: float | None) 
 
     Args:
         place: an existing empty folder.
-        store: a key of ``STORES``.
+        store: a key of ``RESTARTABLE``.
         count: the number of maps.
         seed: the seed of all that is random.
         rate: the PUTs a second of the run that is killed; None for no limit.
@@ -322,7 +250,7 @@ def compare(place: Path, store: str, count: int, seed: int, rate: float | None) 
     Returns:
         The exit code of ``bench.check``.
     """
-    with closing(STORES[store](place / store)) as running:
+    with closing(RESTARTABLE[store](place / store)) as running:
         job = KilledJob(place, running, count, random.Random(seed), rate)
         single_s, killed_s = job.run(), job.run_killed()
         code, output = job.check()

@@ -34,6 +34,7 @@ from PIL import Image
 import async_maps as am
 from async_maps.demo import seaweed
 from bench.measure import BUCKET, parser
+from bench.servers import SeaweedFS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -129,22 +130,8 @@ class Tree:
             file.rename(file.with_stem(f"{file.stem[:20]}~{next(self._numbers)}"))
 
 
-class Store:
+class Store(SeaweedFS):
     """The S3 server, which can be restarted at the same address."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._running = ExitStack()
-        self.server = self._running.enter_context(seaweed.serve(folder))
-
-    def restart(self) -> None:
-        """Kill the server and start it with the same objects."""
-        self._running.close()
-        self.server = self._running.enter_context(seaweed.serve(self._folder, like=self.server))
-
-    def close(self) -> None:
-        """Stop the server."""
-        self._running.close()
 
     def objects(self) -> dict[str, bytes]:
         """Return the content of each object by its key."""
@@ -313,7 +300,6 @@ def main(arguments: Sequence[str]) -> None:
         soak = Soak(Path(folder), random.Random(given.seed))
         stack.callback(soak.store.close)
         stack.enter_context(seaweed.in_environment(soak.store.server))
-        create_bucket(soak.store.server)
         for number in itertools.count(1):
             disturbance, wrong = soak.round()
             maps = soak.tree.expected()
@@ -328,10 +314,3 @@ def main(arguments: Sequence[str]) -> None:
             if time.monotonic() - began > 60 * minutes:
                 break
     print(f"{number:,} rounds in {(time.monotonic() - began) / 60:.1f} minutes, seed {given.seed}: 0 differences")
-
-
-def create_bucket(server: seaweed.S3Server) -> None:
-    """Create the bucket of the benches."""
-    import asyncio
-
-    asyncio.run(seaweed.create_bucket(server, BUCKET))

@@ -136,7 +136,7 @@ def test_the_exit_code_says_whether_all_is_equal(
     assert ended.value.code == missing
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith(f"3 maps, 3 rows, {3 - missing} objects, 0 of them stored again")
-    assert last.endswith(f": {missing} differences")
+    assert last.endswith(f", {missing} differences")
 
 
 def test_the_check_imports_nothing_of_what_it_checks() -> None:
