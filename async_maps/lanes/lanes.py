@@ -265,7 +265,8 @@ class Lanes(Stages):
     def pace(self) -> Pace:
         """How the uploads go now."""
         found = [state.pace for state in self._states]
-        rates = [lane.state.pace.rate for lane in self._all if lane.maps]
+        # The lane for the maps of dead ones takes them one by one, so a rate rarely delays it.
+        rates = [lane.state.pace.rate for lane in self._lanes if lane.maps]
         if not self._uses_own():
             return add_paces(found, rates)
         own = super().pace

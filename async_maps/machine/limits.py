@@ -95,7 +95,12 @@ def memory(root: Path = cgroups.ROOT) -> Limit | None:
 
 
 def default_sizes(
-    available: Limit, most: Limit | None, *, workers: int | None = None, encode_threads: int | None = None
+    available: Limit,
+    most: Limit | None,
+    *,
+    workers: int | None = None,
+    encode_threads: int | None = None,
+    lanes: int = 1,
 ) -> Sizes:
     """Choose the sizes of a pipeline.
 
@@ -104,6 +109,7 @@ def default_sizes(
         most: the memory; None if it is not known.
         workers: the number of worker processes, if it was set.
         encode_threads: the number of threads that encode, if it was set.
+        lanes: the number of processes that run all stages.
 
     Returns:
         One worker for every two cores, one encoder thread for every core, and queues of 64 MiB; less if the memory is
@@ -113,7 +119,7 @@ def default_sizes(
     reasons = []
     origin = available.origin
     count = max(1, whole // 2)
-    free = inf if most is None else most.value - _MAIN_BYTES
+    free = inf if most is None else most.value - _main_bytes(lanes)
     fitting = max(1, int(min(free - _QUEUES * 16 * MIB, 2**40) // (_WORKER_BYTES + _MAPS_BYTES)))
     if most is not None and fitting < count:
         count, origin = fitting, most.origin or f"{most.value / MIB:,.0f} MiB of memory"
@@ -156,12 +162,19 @@ def default_lanes(available: Limit, most: Limit | None, whole: int | None = None
     return Limit(lanes, origin)
 
 
+def _main_bytes(lanes: int) -> int:
+    """Return what the processes take that run an event loop: the main process, and the lanes if there are any."""
+    return _MAIN_BYTES * (1 + lanes if lanes > 1 else 1)
+
+
 def _lanes_for(available: float) -> int:
     whole = ceil(available)
     return 1 if whole <= _CORES_OF_A_LANE + 1 else whole // _CORES_OF_A_LANE
 
 
-def default_requests(most: Limit | None, files: float | None, threads: float | None, sizes: Sizes) -> Requests:
+def default_requests(
+    most: Limit | None, files: float | None, threads: float | None, sizes: Sizes, lanes: int = 1
+) -> Requests:
     """Choose the number of concurrent requests.
 
     Args:
@@ -169,6 +182,7 @@ def default_requests(most: Limit | None, files: float | None, threads: float | N
         files: the number of files that the main process may open; None if there is no limit.
         threads: the number of threads and processes that may run; None if there is no limit.
         sizes: the other sizes of the pipeline.
+        lanes: the number of processes that run all stages.
 
     Returns:
         32 uploads, up to 256, and 16 reads, up to 64. Less if there are too few files for their connections, or threads
@@ -179,7 +193,7 @@ def default_requests(most: Limit | None, files: float | None, threads: float | N
     uploads = max(1, int(min(_MOST_UPLOADS, spare_files // 2)))
     reads = max(1, int(min(_MOST_READS, spare_files // 4, spare_threads)))
     if most is not None:
-        free = most.value - _MAIN_BYTES - max(1, sizes.workers) * _WORKER_BYTES - _QUEUES * sizes.queue_bytes
+        free = most.value - _main_bytes(lanes) - max(1, sizes.workers) * _WORKER_BYTES - _QUEUES * sizes.queue_bytes
         reads = min(reads, max(FIRST_READS, int(free / 4 // _READ_BYTES)))
     return Requests(min(FIRST_UPLOADS, uploads), uploads, min(FIRST_READS, reads), reads)
 

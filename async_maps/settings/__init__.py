@@ -300,7 +300,7 @@ class Settings(Model, frozen=True):
     @property
     def _requests(self) -> Requests:
         sizes = Sizes(self._sizes.workers, self._sizes.encode_threads, self._whole_queue)
-        return default_requests(*self._machine[1:], sizes)
+        return default_requests(*self._machine[1:], sizes, self.lane_count)
 
     @property
     def _lanes(self) -> Limit:
@@ -312,6 +312,7 @@ class Settings(Model, frozen=True):
             *self._machine[:2],
             workers=None if self.workers == "auto" else self.workers,
             encode_threads=None if self.encode_threads == "auto" else self.encode_threads,
+            lanes=self.lane_count,
         )
 
     def table(self) -> NDArray[np.uint8]:

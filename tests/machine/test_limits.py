@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from async_maps.doctor.machine import check_machine
 from async_maps.machine.limits import MIB, Limit, Sizes, cores, default_lanes, default_requests, default_sizes, memory
 from async_maps.settings import Settings
 from tests.support.containers import V2, lay_out
@@ -146,6 +147,17 @@ def test_default_lanes_fit_into_cores_and_memory(available: float, mib: int | No
     assert default_lanes(Limit(available), None if mib is None else Limit(mib * MIB)).value == lanes
 
 
+@pytest.mark.parametrize("mib", [512, 768, 1024, 2048, 4096, 8192])
+@pytest.mark.parametrize("cores", [4, 8, 16, 64])
+def test_the_processes_of_lanes_fit_into_the_memory(cores: int, mib: int) -> None:
+    available, most = Limit(cores), Limit(mib * MIB)
+    lanes = int(default_lanes(available, most).value)
+    sizes = default_sizes(available, most, lanes=lanes)
+    processes = 160 * (1 + lanes if lanes > 1 else 1) + 80 * sizes.workers
+    # The formula of configs/README.md, without the maps.
+    assert processes + 3 * sizes.queue_bytes / MIB <= mib
+
+
 QUOTA, MEMORY = "a CPU quota of 8", "a memory limit of 1,024 MiB"
 
 
@@ -165,9 +177,11 @@ def test_fewer_lanes_name_what_reduces_them(available: Limit, most: Limit, whole
     assert default_lanes(available, most, whole) == found
 
 
-def test_reductions_name_fewer_lanes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reductions_and_doctor_name_fewer_lanes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("async_maps.settings.cores", lambda: Limit(64))
     monkeypatch.setattr("async_maps.settings.memory", lambda: Limit(2**30, MEMORY))
     assert Settings().lane_count == 2
     assert Settings().reductions[0] == f"processes: 2, from {MEMORY}"
     assert "processes" not in " ".join(Settings(processes=3).reductions)
+    assert "; processes: 2, workers: 4, encode_threads: 64, queue_bytes: 37.3 MiB" in check_machine(Settings())[0].text
+    assert f" (processes: 2, from {MEMORY}; " in check_machine(Settings())[0].text
