@@ -108,6 +108,7 @@ class Lanes(Stages):
                 self.answers.release(lane)
                 jobs = lane.take_sent()
                 self._suspect(jobs)
+                self._make_room()
                 _logger.debug("%s; it is started again, and %d maps are tried one by one", error, len(jobs))
                 if attempts == _START_ATTEMPTS:
                     raise _cannot_start(error, attempts) from error

@@ -304,3 +304,26 @@ async def test_a_suspect_of_a_pipeline_that_closes_has_an_outcome(
         await asyncio.wait({first})
     # No lane has maps anymore when the map is tried again.
     assert pipeline.statistics().failed == 1
+
+
+@pytest.mark.slow
+async def test_the_room_of_a_dead_lane_is_used(maps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # All maps of the file go to one lane, and the caller waits for its room, which no outcome makes.
+    monkeypatch.setattr(lanes_module, "_WINDOW_OF_A_LANE", 1)
+    hook(
+        tmp_path / "hook",
+        monkeypatch,
+        "import os, signal, sys\n"
+        f"died = {str(tmp_path / 'died')!r}\n"
+        "def deadly(event, arguments):\n"
+        "    if event == 'open' and '.async-maps-' in str(arguments[0]) and not os.path.exists(died):\n"
+        "        open(died, 'x').close()\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "if any('lanes.child' in argument for argument in sys.orig_argv):\n"
+        "    sys.addaudithook(deadly)\n",
+    )
+    np.savez(maps / "a.npz", *map(random_map, range(3)))
+    async with am.Pipeline(tmp_path / "out", settings=TWO) as pipeline:
+        report = await pipeline.run(maps)
+    assert (tmp_path / "died").exists()
+    assert (report.uploaded, report.failed) == (3, 0)
