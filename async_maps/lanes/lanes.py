@@ -102,11 +102,12 @@ class Lanes(Stages):
                 await lane.run()
                 break
             except LaneDiedError as error:
-                if self._settled > settled:
-                    attempts, settled = 0, self._settled
-                attempts += 1
                 self.answers.release(lane)
                 jobs = lane.take_sent()
+                # A process that had maps was started.
+                if jobs or self._settled > settled:
+                    attempts, settled = 0, self._settled
+                attempts += 1
                 self._suspect(jobs)
                 self._make_room()
                 _logger.debug("%s; it is started again, and %d maps are tried one by one", error, len(jobs))

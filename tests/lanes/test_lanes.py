@@ -327,3 +327,25 @@ async def test_the_room_of_a_dead_lane_is_used(maps: Path, tmp_path: Path, monke
         report = await pipeline.run(maps)
     assert (tmp_path / "died").exists()
     assert (report.uploaded, report.failed) == (3, 0)
+
+
+@pytest.mark.slow
+async def test_lanes_killed_by_many_maps_in_a_row_are_started_again(
+    maps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Each map kills its lane, so no outcome shows that the lanes could be started.
+    monkeypatch.setattr(lanes_module, "_START_ATTEMPTS", 2)
+    monkeypatch.setattr(lanes_module, "_WINDOW_OF_A_LANE", 1)
+    hook(
+        tmp_path / "hook",
+        monkeypatch,
+        "import os, signal, sys\n"
+        "def deadly(event, arguments):\n"
+        "    if event == 'open' and str(arguments[0]).endswith('.npy'):\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "sys.addaudithook(deadly)\n",
+    )
+    save(maps, 4)
+    async with am.Pipeline(tmp_path / "out", settings=TWO) as pipeline:
+        report = await pipeline.run(maps)
+    assert (report.uploaded, report.failed) == (0, 4)
