@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 _BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from {} import main; main()"
 _ONE_THREAD = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
 """The processes share the cores: their libraries must not start a thread for each core."""
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def launch(
@@ -30,6 +32,8 @@ def launch(
 ) -> subprocess.Popen[bytes]:
     """Start an interpreter that runs ``main`` of a module; blocks for milliseconds.
 
+    Signals that end a command wait until it calls :func:`ignore_signals`.
+
     Args:
         module: the name of the module.
         theirs: its end of a pair of sockets, which becomes its standard input.
@@ -37,13 +41,28 @@ def launch(
         is_two_way: whether the socket becomes its standard output, too; else that is discarded.
         variables: further environment variables.
     """
-    return subprocess.Popen(  # noqa: S603  # our own module, in this interpreter
-        # -P: do not import modules from the current folder.
-        [sys.executable, "-P", "-c", _BOOT.format(module), json.dumps(sys.path)],
-        stdin=theirs.fileno(),
-        stdout=theirs.fileno() if is_two_way else subprocess.DEVNULL,
-        pass_fds=descriptors,
-        env={**os.environ, **_ONE_THREAD, **(variables or {})},
-        # Not in the terminal's foreground group: only this process gets Ctrl-C, and drains.
-        start_new_session=True,
-    )
+    # That of this thread, which the process inherits.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    try:
+        return subprocess.Popen(  # noqa: S603  # our own module, in this interpreter
+            # -P: do not import modules from the current folder.
+            [sys.executable, "-P", "-c", _BOOT.format(module), json.dumps(sys.path)],
+            stdin=theirs.fileno(),
+            stdout=theirs.fileno() if is_two_way else subprocess.DEVNULL,
+            pass_fds=descriptors,
+            env={**os.environ, **_ONE_THREAD, **(variables or {})},
+            # Not in the terminal's foreground group: only this process gets Ctrl-C, and drains.
+            start_new_session=True,
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def ignore_signals() -> None:
+    """Ignore the signals that end a command, in a process of :func:`launch`: only its parent decides when to stop.
+
+    Service managers send SIGTERM to all processes of a service.
+    """
+    for number in _ENDING:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)

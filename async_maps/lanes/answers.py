@@ -157,6 +157,8 @@ class Answers:
         found = {key: data for feed, key, data in kept if feed == self.feeds()}
         if (earlier := self._stages.control.earlier) is not None:
             keys = set(await earlier.keys()) - found.keys()
+            if lane.pid is None:  # it has died meanwhile, and releases nothing anymore
+                return
             jobs = [job for other in self.lanes for job in (*other.unsent, *other.sent.values())]
             held = self._held[lane] = frozenset(keys - {job.map.key for job in (*jobs, *self.suspects)})
             found |= {key: data for key in held if (data := await earlier.read(key)) is not None}

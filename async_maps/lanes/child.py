@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from anyio import create_task_group, to_thread
 
+from async_maps.concurrency.launch import ignore_signals
 from async_maps.concurrency.loop import fastest_loop
 from async_maps.concurrency.messages import frame, receive_message
 from async_maps.concurrency.tasks import first_error
@@ -266,9 +267,7 @@ class Child:
 
 def main() -> None:
     """Run the process of a lane; its standard input is the socket."""
-    # Service managers send SIGTERM to all processes of a service; only the parent decides when to stop.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
+    ignore_signals()
     try:
         os.fstat(2)
     except OSError:  # closed, as in daemons

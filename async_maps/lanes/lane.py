@@ -135,6 +135,18 @@ class Lane:
         self._is_closed = closed
         self._something.set()
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether its process runs, and takes maps."""
+        return self.pid is not None and self._is_ready
+
+    def take_unsent(self) -> list[Job]:
+        """Take the maps that its process does not know yet."""
+        jobs = [*self.unsent]
+        self.unsent.clear()
+        self.load -= sum(map(_cost, jobs))
+        return jobs
+
     def take_sent(self) -> list[Job]:
         """Take the maps that a dead process had; it may have stored them, without an answer."""
         jobs = [*self.sent.values()]

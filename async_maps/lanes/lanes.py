@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from anyio import BrokenResourceError, ClosedResourceError, create_task_group
 
-from async_maps.errors import WorkerError
 from async_maps.filesystems.filesystem import is_remote
 from async_maps.lanes.answers import Answers
 from async_maps.lanes.lane import Lane, LaneDiedError
+from async_maps.lanes.quarantine import START_ATTEMPTS, Quarantine, cannot_start, wait_s
 from async_maps.lanes.totals import add_paces, add_stages
 from async_maps.stages.graph import WINDOW, Stages
 from async_maps.stages.items import Job
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from async_maps.errors import AsyncMapsError
     from async_maps.lanes.totals import State
-    from async_maps.outcomes import Outcome, Stage
+    from async_maps.outcomes import Outcome
     from async_maps.render.ranges import ValueRange
     from async_maps.settings import Settings
     from async_maps.sources.activation_map import ActivationMap
@@ -38,9 +38,6 @@ if TYPE_CHECKING:
     from async_maps.workers.worker import Recipe
 
 _WINDOW_OF_A_LANE = 1024
-_START_ATTEMPTS = 6
-_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 2.0
-"""The waits between two attempts to start a lane: a lack of memory may be brief."""
 _TURN_BYTES = 2**20
 """The load that a lane gets before another one has its turn."""
 
@@ -66,15 +63,16 @@ class Lanes(Stages):
         super().__init__(settings, store, arena, recipe, workers)
         count = settings.lane_count
         self.answers = Answers(settings, self)
-        self._lanes = [Lane(self.answers, self._has_room, _WINDOW_OF_A_LANE) for _ in range(count)]
+        self._lanes = [Lane(self.answers, lambda _: self._make_room(), _WINDOW_OF_A_LANE) for _ in range(count)]
         self.window = max(WINDOW, _WINDOW_OF_A_LANE * count)
-        self._alone = Lane(self.answers, self._has_room, 1)
+        self._quarantine = Quarantine(self.answers, self.answers.release)
+        self.answers.suspects = self._quarantine.suspects
+        self._alone = self._quarantine.lane
         self._all = self.answers.lanes = (*self._lanes, self._alone)
-        self._suspects = self.answers.suspects
         self._current = _Turn(self._lanes[0])
         self._is_closed = self._is_over = False
-        self._wanted, self._suspected, self._room = asyncio.Event(), asyncio.Event(), asyncio.Event()
-        self._running = 0
+        self._wanted, self._room = asyncio.Event(), asyncio.Event()
+        self._running = self._failed_starts = self._seen = 0
 
     # Running --------------------------------------------------------------------------------------------------------
 
@@ -92,71 +90,45 @@ class Lanes(Stages):
         async with self.answers.given(), create_task_group() as running:
             for lane in self._lanes:
                 running.start_soon(self._keep, lane)
-            running.start_soon(self._run_suspects)
+            running.start_soon(self._quarantine.run)
 
     async def _keep(self, lane: Lane) -> None:
         """Run a lane, and start it again when it dies; the maps that it had become suspects."""
-        attempts, settled = 0, self._settled
+        attempts = 0
         while True:
             try:
                 await lane.run()
                 break
             except LaneDiedError as error:
-                self.answers.release(lane)
                 jobs = lane.take_sent()
                 # A process that had maps was started.
-                if jobs or self._settled > settled:
-                    attempts, settled = 0, self._settled
-                attempts += 1
-                self._suspect(jobs)
+                attempts = 1 if jobs else attempts + 1
+                self._count_failed_start(error, was_started=bool(jobs))
+                self._quarantine.add(jobs)
+                self._pass_on(lane)
                 self._make_room()
                 _logger.debug("%s; it is started again, and %d maps are tried one by one", error, len(jobs))
-                if attempts == _START_ATTEMPTS:
-                    raise _cannot_start(error, attempts) from error
+            finally:
+                self.answers.release(lane)
             if self._is_closed and not lane.maps:
                 break
-            await asyncio.sleep(_wait_s(attempts))
+            await asyncio.sleep(wait_s(attempts))
         self._running -= 1
-        self._suspected.set()
+        if not self._running:
+            self._quarantine.close()
 
-    def _suspect(self, jobs: list[Job]) -> None:
-        # The dead process may have stored them: an equal object is theirs.
-        for job in jobs:
-            job.map.maybe_at = ""
-        self._suspects.extend(jobs)
-        self._suspected.set()
+    def _count_failed_start(self, error: LaneDiedError, *, was_started: bool) -> None:
+        """Raise WorkerError if all lanes have failed to start so often; one may fail as long as others work."""
+        self._failed_starts = 0 if was_started or self._settled > self._seen else self._failed_starts + 1
+        self._seen = self._settled
+        if self._failed_starts == START_ATTEMPTS * len(self._lanes):
+            raise cannot_start(error, self._failed_starts) from error
 
-    async def _run_suspects(self) -> None:
-        """Run the maps of dead lanes one by one, in a lane of their own; a map with which it dies twice fails."""
-        alone, attempts = self._alone, 0
-        died_before: Job | None = None
-        while self._running or self._suspects or alone.maps:
-            if not self._suspects and not alone.maps:
-                self._suspected.clear()
-                await self._suspected.wait()
-                continue
-            alone.close(closed=False)
-            if not alone.maps:
-                alone.add(self._suspects.popleft())
-            try:
-                await alone.run()
-                attempts = 0
-            except LaneDiedError as error:
-                self.answers.release(alone)
-                if not (found := alone.take_sent()):
-                    attempts += 1
-                    if attempts == _START_ATTEMPTS:
-                        raise _cannot_start(error, attempts) from error
-                    await asyncio.sleep(_wait_s(attempts))
-                for job in found:  # one
-                    attempts = 0
-                    if job is died_before:
-                        stage: Stage = "read" if is_remote(job.map.path or "") else "colorize"
-                        job.fail(stage, f"{error} each time it processed this map", maybe_stored=True)
-                        alone.settled += 1
-                    else:
-                        died_before = job
-                        alone.add(job)
+    def _pass_on(self, lane: Lane) -> None:
+        """Give the maps that a dead lane has not got to the lanes that run, if any does."""
+        running = [other for other in self._lanes if other.is_ready]
+        for job in lane.take_unsent() if running else []:
+            min(running, key=_load).add(job)
 
     # Maps -----------------------------------------------------------------------------------------------------------
 
@@ -202,16 +174,17 @@ class Lanes(Stages):
             raise
 
     def _lane_for(self, map_: ActivationMap) -> Lane | None:
-        """Return the lane with the least load, for a few maps; for those of a container the one that has the others."""
+        """Return the lane with the least load, for a few maps; those of a container stay in theirs if no lane is idle.
+
+        Each lane that reads a container has to open it.
+        """
         container = None if map_.part is None or _is_mapped(map_) else map_.path
-        current = self._current
-        if container is None:
-            if current.path is None and current.lane.load < current.enough and not current.lane.is_full:
-                return current.lane
-        elif container == current.path:
-            return None if current.lane.is_full else current.lane
-        lane = min(self._lanes, key=_load)
-        self._current = _Turn(lane, container, lane.load + _TURN_BYTES)
+        lane, path, enough = self._current
+        if container != path or lane.load >= enough or lane.is_full:
+            found = min(self._lanes, key=_load)
+            if container is None or container != path or not found.maps:
+                lane = found
+            self._current = _Turn(lane, container, lane.load + _TURN_BYTES)
         return None if lane.is_full else lane
 
     def close(self) -> None:
@@ -234,15 +207,6 @@ class Lanes(Stages):
         self._room.set()
         self._room = asyncio.Event()
 
-    def _has_room(self, lane: Lane) -> None:
-        """Use the room that outcomes of a lane have made."""
-        if lane is not self._alone:
-            self._make_room()
-        elif self._suspects:
-            lane.add(self._suspects.popleft())
-        else:
-            lane.close()
-
     # Statistics -----------------------------------------------------------------------------------------------------
 
     @property
@@ -253,8 +217,8 @@ class Lanes(Stages):
     def lanes(self) -> list[LaneStatistics]:
         """The state of each lane that has started."""
         found = [lane.statistics(str(number)) for number, lane in enumerate(self._lanes, 1) if lane.has_started]
-        if self._alone.has_started or self._suspects:
-            found.append(self._alone.statistics("quarantine", len(self._suspects)))
+        if self._alone.has_started or self._quarantine.suspects:
+            found.append(self._alone.statistics("quarantine", len(self._quarantine.suspects)))
         return found
 
     @property
@@ -312,13 +276,3 @@ def _load(lane: Lane) -> tuple[bool, int]:
 def _is_mapped(map_: ActivationMap) -> bool:
     path = map_.path or ""
     return path.endswith(".npy") and not is_remote(path)
-
-
-def _wait_s(attempts: int) -> float:
-    return min(_FIRST_WAIT_S * 2.0 ** (attempts - 1), _LONGEST_WAIT_S)
-
-
-def _cannot_start(error: LaneDiedError, attempts: int) -> WorkerError:
-    return WorkerError(
-        f"{error} when it was started, {attempts} times in a row; set fewer processes, which need less memory"
-    )

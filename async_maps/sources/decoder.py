@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import signal
 import socket
 from contextlib import suppress
 from multiprocessing.connection import Connection
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from async_maps.concurrency.launch import ignore_signals
 from async_maps.errors import AsyncMapsError, InputValidationError, shortage_of_files, translate_os_error
 from async_maps.filesystems.filesystem import Filesystems, UnavailableError, verdict_of
 from async_maps.settings import S3Settings
@@ -89,9 +89,7 @@ def _reason(error: Exception) -> str:
 
 def main() -> None:
     """Serve readers until the control socket is closed."""
-    # Service managers send SIGTERM to all processes of a service; only the parent decides when to stop.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
+    ignore_signals()
     # The parent has clients of its own, and has logged what this process would repeat.
     logging.getLogger("async_maps").addHandler(logging.NullHandler())
     try:

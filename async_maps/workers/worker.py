@@ -7,7 +7,6 @@ in the arena. The process ends when its input does, so also when the parent is k
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import time
 from contextlib import suppress
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from async_maps.concurrency.launch import ignore_signals
 from async_maps.concurrency.messages import frame, read_message
 from async_maps.errors import (
     InputValidationError,
@@ -291,9 +291,7 @@ def load_kernels(recipe: Recipe) -> Loaded:
 
 def main() -> None:
     """Run a worker process until its input is closed. The first message is the recipe and the arena; then chunks."""
-    # Service managers send SIGTERM to all processes of a service; only the parent decides when to stop.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
+    ignore_signals()
     requests = _messages(sys.stdin.buffer)
     try:
         os.fstat(2)

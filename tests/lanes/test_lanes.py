@@ -17,6 +17,7 @@ import pytest
 from anyio import to_thread
 
 import async_maps as am
+from async_maps.concurrency.interpreter import Interpreter, StartError
 from async_maps.lanes import lanes as lanes_module
 from tests.support.commands import done_rows, invoke, start
 from tests.support.leftovers import leaves_nothing
@@ -119,7 +120,7 @@ async def test_lanes_that_cannot_start_end_the_run(maps: Path, tmp_path: Path, m
         async with am.Pipeline(tmp_path / "out", settings=TWO) as pipeline:
             await pipeline.run(maps)
     assert str(caught.value) == (
-        "the process of a lane was killed by signal 9 (out of memory?) when it was started, 6 times in a row; "
+        "the process of a lane was killed by signal 9 (out of memory?) when it was started, 12 times in a row; "
         "set fewer processes, which need less memory"
     )
 
@@ -308,7 +309,7 @@ async def test_a_suspect_of_a_pipeline_that_closes_has_an_outcome(
 
 @pytest.mark.slow
 async def test_the_room_of_a_dead_lane_is_used(maps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # All maps of the file go to one lane, and the caller waits for its room, which no outcome makes.
+    # Each lane dies with its first map, while the caller waits for room, which no outcome makes.
     monkeypatch.setattr(lanes_module, "_WINDOW_OF_A_LANE", 1)
     hook(
         tmp_path / "hook",
@@ -316,16 +317,17 @@ async def test_the_room_of_a_dead_lane_is_used(maps: Path, tmp_path: Path, monke
         "import os, signal, sys\n"
         f"died = {str(tmp_path / 'died')!r}\n"
         "def deadly(event, arguments):\n"
-        "    if event == 'open' and '.async-maps-' in str(arguments[0]) and not os.path.exists(died):\n"
-        "        open(died, 'x').close()\n"
+        "    if event == 'open' and '.async-maps-' in str(arguments[0]) and len(os.listdir(died)) < 2:\n"
+        "        open(os.path.join(died, str(os.getpid())), 'x').close()\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
         "if any('lanes.child' in argument for argument in sys.orig_argv):\n"
         "    sys.addaudithook(deadly)\n",
     )
+    (tmp_path / "died").mkdir()
     np.savez(maps / "a.npz", *map(random_map, range(3)))
     async with am.Pipeline(tmp_path / "out", settings=TWO) as pipeline:
         report = await pipeline.run(maps)
-    assert (tmp_path / "died").exists()
+    assert len(list((tmp_path / "died").iterdir())) == 2
     assert (report.uploaded, report.failed) == (3, 0)
 
 
@@ -334,7 +336,7 @@ async def test_lanes_killed_by_many_maps_in_a_row_are_started_again(
     maps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Each map kills its lane, so no outcome shows that the lanes could be started.
-    monkeypatch.setattr(lanes_module, "_START_ATTEMPTS", 2)
+    monkeypatch.setattr(lanes_module, "START_ATTEMPTS", 1)
     monkeypatch.setattr(lanes_module, "_WINDOW_OF_A_LANE", 1)
     hook(
         tmp_path / "hook",
@@ -349,3 +351,34 @@ async def test_lanes_killed_by_many_maps_in_a_row_are_started_again(
     async with am.Pipeline(tmp_path / "out", settings=TWO) as pipeline:
         report = await pipeline.run(maps)
     assert (report.uploaded, report.failed) == (0, 4)
+
+
+async def test_a_lane_that_cannot_start_leaves_its_maps_to_the_others(
+    maps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = Interpreter.start
+    started: list[Interpreter] = []
+
+    async def start_once(self: Interpreter) -> None:
+        if started:
+            raise StartError("no memory")
+        started.append(self)
+        await start(self)
+
+    monkeypatch.setattr(Interpreter, "start", start_once)
+    save(maps, 60)
+    async with am.Pipeline(tmp_path / "out", settings=TWO) as pipeline:
+        report = await pipeline.run(maps)
+    assert (report.uploaded, report.failed) == (60, 0)
+    check_overlays(tmp_path / "out", 60)
+
+
+async def test_the_maps_of_a_large_container_go_to_idle_lanes_too(tmp_path: Path) -> None:
+    np.savez(tmp_path / "maps.npz", *(random_map(i, (12, 16)) for i in range(100)))
+    async with am.Pipeline(tmp_path / "out", settings=TWO) as pipeline:
+        report = await pipeline.run(tmp_path / "maps.npz")
+        done = [lane.done for lane in pipeline.statistics().lanes]
+    assert (report.uploaded, report.failed) == (100, 0)
+    assert len(done) == 2
+    assert all(done)
+    assert sum(done) == 100

@@ -109,6 +109,20 @@ async def test_a_worker_ignores_the_signals_that_end_a_command(tmp_path: Path) -
 
 
 @tidy
+async def test_a_worker_ignores_signals_while_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    def launch(module: str, theirs: socket.socket, descriptors: Sequence[int]) -> subprocess.Popen[bytes]:
+        process = launch_module.launch(module, theirs, descriptors)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            os.kill(process.pid, number)
+        return process
+
+    monkeypatch.setattr(interpreter, "launch", launch)
+    with Arena(2**16) as arena:
+        async with started(arena) as process:
+            assert process.is_alive
+
+
+@tidy
 async def test_output_of_libraries_goes_to_standard_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
