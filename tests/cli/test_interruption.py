@@ -21,6 +21,13 @@ from tests.support.commands import invoke
 if TYPE_CHECKING:
     from pathlib import Path
 
+HEARING = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+"""
+"""A shell starts background processes with SIGINT ignored, and ``nohup`` any with SIGHUP."""
+
 COMMAND = """
 import os, sys
 from contextlib import suppress
@@ -58,9 +65,7 @@ main(sys.argv[1:])
     ],
 )
 def test_a_signal_whose_exception_is_dropped_ends_the_command(number: signal.Signals, how: str) -> None:
-    # A shell starts background processes with SIGINT ignored.
-    hearing = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-    program = hearing + COMMAND.format(number=int(number))
+    program = HEARING + COMMAND.format(number=int(number))
     ended = subprocess.run(
         [sys.executable, "-c", program, "hold", how], check=False, capture_output=True, text=True, timeout=60
     )
@@ -135,7 +140,7 @@ run.make_display = lambda _: display
 main(sys.argv[1:])
 """
     # The open standard input keeps the run going until the signal.
-    line = [sys.executable, "-c", program, "run", "-", *job[2:], "--progress", "json"]
+    line = [sys.executable, "-c", HEARING + program, "run", "-", *job[2:], "--progress", "json"]
     with subprocess.Popen(line, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
         assert running.stdin is not None
         assert running.stderr is not None

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 import async_maps as am
+from async_maps.concurrency import interpreter
 from async_maps.concurrency.messages import frame
 from async_maps.stages import colorize as colorize_stage
 from async_maps.stages import encode, graph
-from async_maps.workers import pool
 from async_maps.workers.pool import ProcessWorker
 from tests.support.leftovers import leaves_nothing
 from tests.support.maps import random_map
@@ -117,7 +117,7 @@ async def test_messages_between_processes_take_a_few_hundred_bytes_a_map(
         return await readexactly(reader, size)
 
     async with am.Pipeline("memory://") as pipeline:
-        monkeypatch.setattr(pool, "frame", counted_frame)
+        monkeypatch.setattr(interpreter, "frame", counted_frame)
         monkeypatch.setattr(asyncio.StreamReader, "readexactly", counted_read)
         assert (await pipeline.run(source)).uploaded == MAPS
     length = len(str(source))

@@ -175,9 +175,10 @@ class Services:
         return f"credential_process = {program}"
 
     def set_program(self) -> None:
-        """Tell the program the mode."""
-        (self.folder / "mode").write_text(self.mode)
-        (self.folder / "answer").write_text(json.dumps(self._plain("SessionToken")))
+        """Tell the program the mode; it reads both files at any time."""
+        for name, text in (("answer", json.dumps(self._plain("SessionToken"))), ("mode", self.mode)):
+            (self.folder / "new").write_text(text)
+            (self.folder / "new").replace(self.folder / name)
 
     def is_running(self) -> bool:
         """Whether the program, or a child of it, is running."""
