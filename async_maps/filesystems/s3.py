@@ -276,9 +276,9 @@ class S3Filesystem:
         def needs_retry(request_dict: dict[str, Any], **event: Any) -> float | None:
             wait_s: float | None = decide(request_dict=request_dict, **event)
             left_s = request_dict["context"]["async_maps_began_at"] + self.settings.give_up_s - time.monotonic()
-            if wait_s is None or wait_s > left_s:
+            if wait_s is None or left_s <= 0:
                 return None
-            self._is_closed.wait(wait_s)
+            self._is_closed.wait(min(wait_s, left_s))
             return 0.0
 
         events.register("needs-retry.s3", needs_retry)

@@ -261,7 +261,8 @@ def test_the_command_with_lanes_is_drained_by_a_signal(maps: Path, tmp_path: Pat
     save(maps, 3000)
     manifest, out = tmp_path / "m.sqlite", tmp_path / "out"
     command = ("run", maps, out, "--progress", "json", "--workers", 0, "--processes", 2, "--manifest", manifest)
-    running = start(*command)
+    # Otherwise a fast machine stores all maps before the signal.
+    running = start(*command, "--rate", 600)
     while not done_rows(str(manifest)):
         assert running.poll() is None
         time.sleep(0.02)
