@@ -158,13 +158,14 @@ def unlike_single(manifest: Path, destination: str, single: Path, single_destina
         for has, lacks, where in (("single", "main", "this"), ("main", "single", "the single run's")):
             query = f"SELECT name FROM {has}.maps EXCEPT SELECT name FROM {lacks}.maps"  # noqa: S608  # constants
             yield from (f"{name}: it has no row in {where} manifest" for (name,) in database.execute(query))
-        ours = ", ".join([*(f"a.{column}" for column in columns), "substr(a.locator, ?1)"])
-        theirs = ", ".join([*(f"b.{column}" for column in columns), "substr(b.locator, ?2)"])
+        ours = ", ".join([*(f"a.{column}" for column in columns), "substr(a.locator, :own)"])
+        theirs = ", ".join([*(f"b.{column}" for column in columns), "substr(b.locator, :theirs)"])
         query = (  # columns of the manifest
             f"SELECT {ours}, {theirs} FROM main.maps a JOIN single.maps b ON a.name = b.name "  # noqa: S608
             f"WHERE ({ours}) IS NOT ({theirs})"
         )
-        for values in database.execute(query, (len(destination) + 1, len(single_destination) + 1)):
+        starts = {"own": len(destination) + 1, "theirs": len(single_destination) + 1}
+        for values in database.execute(query, starts):
             pairs = zip([*columns, "key"], values[: len(columns) + 1], values[len(columns) + 1 :], strict=True)
             unlike = [f"{column} is {a!r}, not {b!r}" for column, a, b in pairs if a != b]
             yield f"{values[columns.index('name')]}: unlike the single run, {', '.join(unlike)}"
