@@ -97,7 +97,7 @@ WHERE NOT EXISTS (SELECT 1 FROM differences WHERE differences.locator = expected
 AND NOT EXISTS (SELECT 1 FROM unsettled WHERE unsettled.locator = expected.locator)
 """
 _SENT = """
-SELECT is_failed FROM sent WHERE pattern = ?1 UNION ALL SELECT is_failed FROM sent WHERE is_glob AND ?1 GLOB pattern
+SELECT is_failed FROM sent WHERE pattern = ? UNION ALL SELECT is_failed FROM sent WHERE is_glob AND ? GLOB pattern
 LIMIT 1
 """
 _REPLACED = """
@@ -219,7 +219,7 @@ class Comparison(Spill):
 
     def sent(self, locators: Iterable[str]) -> dict[str, bool]:
         """Return which of the objects may be overlays without a row, each with whether its map has a failed row."""
-        found = ((locator, self.rows(_SENT, locator)) for locator in locators)
+        found = ((locator, self.rows(_SENT, locator, locator)) for locator in locators)
         return {locator: bool(rows[0][0]) for locator, rows in found if rows}
 
     def leave(self, locators: Iterable[str]) -> None:
