@@ -118,7 +118,7 @@ class Lanes(Stages):
             self._quarantine.close()
 
     def _count_failed_start(self, error: LaneDiedError, *, was_started: bool) -> None:
-        """Raise WorkerError if all lanes have failed to start so often; one may fail as long as others work."""
+        """Raise WorkerError after many failed starts without an outcome; one lane may fail as long as others work."""
         self._failed_starts = 0 if was_started or self._settled > self._seen else self._failed_starts + 1
         self._seen = self._settled
         if self._failed_starts == START_ATTEMPTS * len(self._lanes):

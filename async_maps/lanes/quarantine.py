@@ -95,12 +95,12 @@ class Quarantine:
 
 
 def wait_s(attempts: int) -> float:
-    """Return how long to wait after so many attempts in a row to start a lane."""
+    """Return the seconds to wait before a lane is started again, from the number of failed starts in a row."""
     return min(_FIRST_WAIT_S * 2.0 ** min(attempts - 1, 10), _LONGEST_WAIT_S)
 
 
 def cannot_start(error: LaneDiedError, attempts: int) -> WorkerError:
-    """Return the error of a lane that could not be started so many times in a row."""
+    """Return the error that ends a run, from the last of a number of failed starts in a row."""
     return WorkerError(
         f"{error} when it was started, {attempts} times in a row; set fewer processes, which need less memory"
     )
