@@ -34,7 +34,7 @@ from async_maps.workers.worker import Recipe
 from tests.support.leftovers import leaves_nothing
 from tests.support.maps import decode, random_map
 from tests.support.pipelines import until, use_store, worker_pids
-from tests.support.processes import hook
+from tests.support.processes import hook, kill_at_opening
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -232,15 +232,7 @@ async def test_workers_killed_at_random_lose_no_map(
 async def test_a_file_that_kills_its_reader_fails_alone(
     maps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hook(
-        tmp_path / "hook",
-        monkeypatch,
-        "import os, signal, sys\n"
-        "def deadly(event, arguments):\n"
-        "    if event == 'open' and os.path.basename(str(arguments[0])) == '150.npy':\n"
-        "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "sys.addaudithook(deadly)\n",
-    )
+    kill_at_opening("/150.npy", tmp_path / "hook", monkeypatch)
     for i in range(300):
         np.save(maps / f"{i:03}.npy", random_map(i))
     async with am.Pipeline(tmp_path / "out", settings=am.Settings(workers=2)) as pipeline:

@@ -23,7 +23,7 @@ from tests.support.commands import done_rows, invoke, start
 from tests.support.leftovers import leaves_nothing
 from tests.support.maps import decode, random_map
 from tests.support.pipelines import lane_pids, until
-from tests.support.processes import alive, hook, worker_pids_of
+from tests.support.processes import alive, hook, kill_at_opening, worker_pids_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -81,15 +81,7 @@ async def test_killed_lanes_lose_no_map(maps: Path, tmp_path: Path) -> None:
 async def test_a_map_that_kills_its_lane_fails_alone(
     maps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hook(
-        tmp_path / "hook",
-        monkeypatch,
-        "import os, signal, sys\n"
-        "def deadly(event, arguments):\n"
-        "    if event == 'open' and os.path.basename(str(arguments[0])) == '0050.npy':\n"
-        "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "sys.addaudithook(deadly)\n",
-    )
+    kill_at_opening("/0050.npy", tmp_path / "hook", monkeypatch)
     save(maps, 100)
     async with am.Pipeline(tmp_path / "out", settings=TWO) as pipeline:
         report = await pipeline.run(maps)
@@ -289,15 +281,7 @@ def test_the_command_with_lanes_is_drained_by_a_signal(maps: Path, tmp_path: Pat
 async def test_a_suspect_of_a_pipeline_that_closes_has_an_outcome(
     maps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hook(
-        tmp_path / "hook",
-        monkeypatch,
-        "import os, signal, sys\n"
-        "def deadly(event, arguments):\n"
-        "    if event == 'open' and os.path.basename(str(arguments[0])) == '0000.npy':\n"
-        "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "sys.addaudithook(deadly)\n",
-    )
+    kill_at_opening("/0000.npy", tmp_path / "hook", monkeypatch)
     save(maps, 1)
     async with am.Pipeline(tmp_path / "out", settings=TWO) as pipeline, aclosing(pipeline.stream(maps)) as outcomes:
         first = asyncio.ensure_future(anext(outcomes))
@@ -339,15 +323,7 @@ async def test_lanes_killed_by_many_maps_in_a_row_are_started_again(
     # Each map kills its lane, so no outcome shows that the lanes could be started.
     monkeypatch.setattr(lanes_module, "START_ATTEMPTS", 1)
     monkeypatch.setattr(lanes_module, "_WINDOW_OF_A_LANE", 1)
-    hook(
-        tmp_path / "hook",
-        monkeypatch,
-        "import os, signal, sys\n"
-        "def deadly(event, arguments):\n"
-        "    if event == 'open' and str(arguments[0]).endswith('.npy'):\n"
-        "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "sys.addaudithook(deadly)\n",
-    )
+    kill_at_opening(".npy", tmp_path / "hook", monkeypatch)
     save(maps, 4)
     async with am.Pipeline(tmp_path / "out", settings=TWO) as pipeline:
         report = await pipeline.run(maps)

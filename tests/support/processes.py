@@ -29,3 +29,15 @@ def hook(folder: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(code)
     monkeypatch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
+
+
+def kill_at_opening(end: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every interpreter that starts from now on kill itself when it opens a file whose path ends like this."""
+    code = (
+        "import os, signal, sys\n"
+        "def deadly(event, arguments):\n"
+        f"    if event == 'open' and str(arguments[0]).endswith({end!r}):\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "sys.addaudithook(deadly)\n"
+    )
+    hook(folder, monkeypatch, code)
