@@ -7,6 +7,7 @@
     ├── SettingsError (also ValueError)          a setting, option or settings file is invalid
     ├── SourceError                              the source does not exist, or contains no maps
     ├── ManifestError                            the manifest cannot be read, written or used here
+    ├── PlanError                                the plan cannot be read or used here
     ├── StoreError                               the store refuses all objects or cannot be reached; the run ends
     │   └── ObjectError                          the store refuses one object; that map fails, the run continues
     │       ├── TransientError                   the refusal may be temporary
@@ -102,6 +103,10 @@ class SourceError(AsyncMapsError):
 
 class ManifestError(AsyncMapsError):
     """A manifest cannot be opened or written, or belongs to another destination."""
+
+
+class PlanError(AsyncMapsError):
+    """The plan cannot be read, or not be used here: it does not exist, or another version has made it."""
 
 
 class StoreError(AsyncMapsError):

@@ -7,6 +7,7 @@ import struct
 import zlib
 from typing import TYPE_CHECKING
 
+import isal
 import numpy as np
 from isal import isal_zlib
 
@@ -22,6 +23,14 @@ _RGBA, _PALETTE, _GRAY = 6, 3, 0
 """Color types (PNG specification, third edition, 11.2.1)."""
 _SMALL = 2**12
 """ISA-L's output for fewer bytes depends, once in some hundred times, on memory that it has not initialized."""
+
+_VERSION = 1
+"""Higher if the same map gets other bytes."""
+
+
+def encoder_version() -> str:
+    """Return the version of all that decides the bytes of our PNGs: of this module, and of what compresses."""
+    return f"{_VERSION}, isal {isal.__version__}, zlib {zlib.ZLIB_RUNTIME_VERSION}"
 
 
 def encode_png(image: NDArray[Any], mode: str) -> io.BytesIO:

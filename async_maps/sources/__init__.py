@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from async_maps.sources.coverage import Coverage
     from async_maps.sources.isolation import DecoderProcess
     from async_maps.sources.layouts import Questions
+    from async_maps.sources.named import NamedFile
     from async_maps.sources.options import Known, PassOver
 
 
@@ -41,6 +42,13 @@ class Source(Protocol):
 
     def __iter__(self) -> Iterator[ActivationMap | Failure]:
         """Yield the maps, listed but not read."""
+
+
+class FileSource(Source, Protocol):
+    """A source at a place: its maps are in files."""
+
+    def files(self, filesystems: Filesystems) -> Iterator[NamedFile | Failure]:
+        """Yield the files, listed but not opened, with a failure for each that is refused."""
 
 
 def is_stdin(place: object) -> bool:
@@ -67,7 +75,7 @@ def open_source(  # noqa: PLR0913  # one argument a choice
     coverage: Coverage | None = None,
     decoder: DecoderProcess | None = None,
     filesystems: Filesystems | None = None,
-) -> Source:
+) -> FileSource:
     """Open the source at a path or address.
 
     Args:

@@ -84,8 +84,13 @@ class Files:
         self._scan = scan
 
     def __iter__(self) -> Iterator[ActivationMap | Failure]:
+        filesystems = Filesystems()
+        return maps_in_named(self.files(filesystems), filesystems, self._scan)
+
+    def files(self, _: Filesystems) -> Iterator[NamedFile | Failure]:
+        """Yield the files, as a :class:`~async_maps.sources.FileSource`."""
         self._scan.begin(self._root, self._covers)
-        return maps_in_named(map(self._named, self._find()), Filesystems(), self._scan)
+        return map(self._named, self._find())
 
     def _named(self, path: str | Failure) -> NamedFile | Failure:
         return path if isinstance(path, Failure) else NamedFile(without_suffix(path[self._skip :]), path)

@@ -48,19 +48,22 @@ class Listing:
         self._scan = scan
 
     def __iter__(self) -> Iterator[ActivationMap | Failure]:
-        with self._scan.opened(self._settings) as filesystems:
-            if is_columnar(self._path) and self._has_arrays(filesystems):
-                folder, name = posixpath.split(self._path)
-                file = NamedFile(without_suffix(name), self._path)
-                self._scan.begin(folder, printable(self._path).__eq__)
-                yield from maps_in_named([file], filesystems, self._scan)
-                return
-            self._scan.begin(self._path, every)
-            # In a separate pass, so that a duplicate name is found before the first of a million maps is uploaded.
-            with closing(self._rows(filesystems)) as rows:
-                self._check_names(rows)
-            with closing(self._rows(filesystems)) as rows:
-                yield from maps_in_named(map(self._file, rows), filesystems, self._scan)
+        with self._scan.opened(self._settings) as filesystems, closing(self.files(filesystems)) as files:
+            yield from maps_in_named(files, filesystems, self._scan)
+
+    def files(self, filesystems: Filesystems) -> Generator[NamedFile | Failure, None, None]:
+        """Yield the files, as a :class:`~async_maps.sources.FileSource`."""
+        if is_columnar(self._path) and self._has_arrays(filesystems):
+            folder, name = posixpath.split(self._path)
+            self._scan.begin(folder, printable(self._path).__eq__)
+            yield NamedFile(without_suffix(name), self._path)
+            return
+        self._scan.begin(self._path, every)
+        # In a separate pass, so that a duplicate name is found before the first of a million maps is uploaded.
+        with closing(self._rows(filesystems)) as rows:
+            self._check_names(rows)
+        with closing(self._rows(filesystems)) as rows:
+            yield from map(self._file, rows)
 
     def _has_arrays(self, filesystems: Filesystems) -> bool:
         """Whether the maps are a column of the table; False if they are in the files of its paths."""

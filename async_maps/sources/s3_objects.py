@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
 
     from async_maps.filesystems.answers import Object
+    from async_maps.filesystems.filesystem import Filesystems
     from async_maps.filesystems.s3 import S3Filesystem
     from async_maps.outcomes import Failure
     from async_maps.settings import S3Settings
@@ -57,7 +58,7 @@ class S3Objects:
     def __iter__(self) -> Iterator[ActivationMap | Failure]:
         try:
             with self._scan.opened(self._settings) as filesystems:
-                yield from maps_in_named(self._files(filesystems.s3()), filesystems, self._scan)
+                yield from maps_in_named(self.files(filesystems), filesystems, self._scan)
         except (SourceError, UnavailableError) as error:
             # The frames of the error refer to the client, and its connections stay open until no reference is left.
             kept: BaseException | None = error
@@ -66,7 +67,9 @@ class S3Objects:
                 kept = kept.__cause__
             raise
 
-    def _files(self, filesystem: S3Filesystem) -> Iterator[NamedFile]:
+    def files(self, filesystems: Filesystems) -> Iterator[NamedFile | Failure]:
+        """Yield the files, as a :class:`~async_maps.sources.FileSource`."""
+        filesystem = filesystems.s3()
         try:
             if has_magic(self._key) and next(filesystem.objects(self._bucket, self._key), None) is None:
                 yield from self._glob(filesystem)

@@ -82,7 +82,9 @@ def sent_bytes(store: object) -> int:
 
 
 @asynccontextmanager
-async def open_store(destination: Destination, settings: Settings) -> AsyncIterator[AddressedStore]:
+async def open_store(
+    destination: Destination, settings: Settings, *, content_type: str = "image/png"
+) -> AsyncIterator[AddressedStore]:
     """Open the store at a destination; a store from the caller is neither opened nor closed.
 
     Raises:
@@ -102,7 +104,7 @@ async def open_store(destination: Destination, settings: Settings) -> AsyncItera
     if is_remote(place):
         # In a thread: the import takes half a second, in which the worker processes start.
         s3_module = await to_thread.run_sync(import_module, "async_maps.stores.s3")
-        async with s3_module.open_s3(place, settings) as s3:
+        async with s3_module.open_s3(place, settings, content_type) as s3:
             yield s3
     elif place.startswith("memory://"):
         from async_maps.stores.memory import MemoryStore

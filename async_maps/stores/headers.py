@@ -32,10 +32,12 @@ _NOT_OF_HEADERS = {401, 403, 404, 408, 409, 412, 413, 414, 425, 429}
 """Refusals that have another cause than a header that is not supported."""
 
 
-def object_headers(settings: S3Settings, *, create_only: bool = False) -> dict[str, Any]:
+def object_headers(
+    settings: S3Settings, *, create_only: bool = False, content_type: str = "image/png"
+) -> dict[str, Any]:
     """Return the arguments that all PutObject requests share."""
     headers = {
-        "ContentType": "image/png",
+        "ContentType": content_type,
         "CacheControl": settings.cache_control,
         "Metadata": dict(settings.metadata) or None,
         "Tagging": urlencode(settings.tagging, quote_via=quote) or None,

@@ -50,7 +50,7 @@ _MD5 = re.compile("[0-9a-f]{32}")
 
 
 @asynccontextmanager
-async def open_s3(destination: str, settings: Settings) -> AsyncIterator[S3Store]:
+async def open_s3(destination: str, settings: Settings, content_type: str = "image/png") -> AsyncIterator[S3Store]:
     """Open a store with one client for the whole run.
 
     Raises:
@@ -77,7 +77,7 @@ async def open_s3(destination: str, settings: Settings) -> AsyncIterator[S3Store
         except (BotoCoreError, ValueError) as error:
             raise SettingsError(f"the AWS configuration cannot be used: {error}") from error
         pay_for_requests(client, settings.s3)
-        headers = object_headers(settings.s3, create_only=create_only)
+        headers = object_headers(settings.s3, create_only=create_only, content_type=content_type)
         used = session.credentials if settings.s3.client == "direct" else None
         yield S3Store(client, bucket, prefix, headers, session=direct[0], credentials=used)
 

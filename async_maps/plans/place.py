@@ -1,0 +1,109 @@
+"""Where a plan lies: a folder or a prefix in S3, whose objects are written once and never replaced."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from functools import partial
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from anyio import CapacityLimiter, to_thread
+
+from async_maps.errors import ExistsError, PlanError, TransientError
+from async_maps.filesystems.objects import Objects
+from async_maps.stores import open_store
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from async_maps.settings import Settings
+    from async_maps.stores import AddressedStore
+
+DOCUMENT = "plan.json"
+_WAITS_S = (0.2, 0.4, 0.8, 1.6, 3.2)
+_OF_OVERLAYS = ("cache_control", "metadata", "tagging", "storage_class")
+"""The settings of objects that are for overlays only."""
+_THREADS = 16
+
+
+class Place:
+    """The objects of a plan, by their names below its address.
+
+    Attributes:
+        address: the address of the plan, without a slash at its end.
+
+    Raises:
+        StoreError: all methods raise it if the store refuses a request or cannot be reached.
+    """
+
+    def __init__(self, store: AddressedStore, objects: Objects, give_up_s: float) -> None:
+        self.address = store.destination
+        self._store = store
+        self._objects = objects
+        self._give_up_s = give_up_s
+        self._threads = CapacityLimiter(_THREADS)
+
+    async def create(self, name: str, data: bytes) -> bool:
+        """Store an object, if there is none with this name.
+
+        Returns:
+            Whether these bytes are stored under the name now; False if another object has it, which is left alone.
+        """
+        key = f"{self._store.prefix}/{name}" if self._store.prefix else name
+        until, waits = monotonic() + self._give_up_s, iter(_WAITS_S)
+        while True:
+            try:
+                await self._store.put(key, data)
+            except ExistsError as error:
+                # An attempt whose answer was lost may have stored it.
+                return error.same
+            except TransientError:
+                if monotonic() > until:
+                    raise
+            else:
+                return True
+            await asyncio.sleep(next(waits, _WAITS_S[-1]))
+
+    async def read(self, name: str) -> bytes | None:
+        """Return the bytes of an object; None if there is none."""
+        return await to_thread.run_sync(self._read, name, limiter=self._threads)
+
+    def _read(self, name: str) -> bytes | None:
+        try:
+            return bytes(self._objects.read(self.locator(name)).data)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise PlanError(f"{self.locator(name)}: cannot be read: {error.strerror or error}") from error
+
+    async def names(self, below: str) -> Sequence[str]:
+        """Return the names of the objects below a name, in their order; empty if there are none."""
+        start = self.locator("")
+        listed = partial(self._objects.below, f"{self.locator(below)}/")
+        found = await to_thread.run_sync(lambda: [found.locator for found in listed()], limiter=self._threads)
+        return sorted(locator.removeprefix(start) for locator in found)
+
+    def locator(self, name: str) -> str:
+        """Return the URL of an object."""
+        return f"{self.address}/{name}"
+
+
+@asynccontextmanager
+async def opened_place(address: str, settings: Settings) -> AsyncIterator[Place]:
+    """Open the place of a plan.
+
+    Args:
+        address: the path of a folder, or ``s3://bucket/prefix``.
+        settings: the time limits, the encryption and the owner of its objects.
+
+    Raises:
+        SettingsError: the address is not valid.
+        StoreError: the bucket does not exist, or cannot be reached.
+    """
+    s3 = settings.s3.model_copy(update=dict.fromkeys(_OF_OVERLAYS, None) | {"metadata": {}, "tagging": {}})
+    settings = settings.model_copy(update={"if_exists": "error", "s3": s3})
+    async with open_store(address, settings, content_type="application/octet-stream") as store:
+        await store.check()
+        with Objects(settings.s3) as objects:
+            yield Place(store, objects, settings.s3.give_up_s)

@@ -1,0 +1,247 @@
+"""Makes plans: lists the files of a source, shares them out in parts, and writes the lists of these."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack, closing
+from datetime import UTC, datetime
+from functools import partial
+from itertools import islice
+from math import ceil
+from typing import TYPE_CHECKING
+
+from anyio import CapacityLimiter, to_thread
+
+from async_maps.blocking import blocking
+from async_maps.concurrency.fan_out import fan_out
+from async_maps.concurrency.tasks import in_thread
+from async_maps.errors import PlanError, SettingsError, SourceError
+from async_maps.filesystems.filesystem import Filesystems
+from async_maps.filesystems.spill import Spill
+from async_maps.plans.document import Plan, choice_of
+from async_maps.plans.parts import Digest, PartFile, list_name, write_list
+from async_maps.plans.place import DOCUMENT, opened_place
+from async_maps.plans.states import planned
+from async_maps.render.png import encoder_version
+from async_maps.settings import given_or_default
+from async_maps.sources import open_source, place_of
+from async_maps.sources.isolation import DecoderProcess
+from async_maps.sources.options import SourceOptions
+from async_maps.stores import open_store
+from async_maps.survey import known_range
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+    from os import PathLike
+
+    from async_maps.plans.place import Place
+    from async_maps.settings import Settings
+
+FILES_OF_A_PART = 10_000
+"""By default: half a minute of maps of 512x512."""
+_BYTES_OF_A_PART = 8 * 2**30
+_LEVELS = range(3)
+"""The levels of compression whose bytes do not depend on the CPU."""
+_BATCH = 1000
+_UPLOADS = 8
+_TABLE = f"CREATE TABLE files (place BLOB NOT NULL, {', '.join(PartFile._fields)}, maps INTEGER NOT NULL)"
+_IN_ORDER = f"SELECT {', '.join(PartFile._fields)}, maps FROM files ORDER BY place, path"  # noqa: S608  # column names of our own
+
+
+async def aplan(  # noqa: PLR0913  # one argument a choice
+    source: str | PathLike[str],
+    destination: str | PathLike[str],
+    to: str | PathLike[str],
+    *,
+    settings: Settings | None = None,
+    part_size: int = FILES_OF_A_PART,
+    on_progress: Callable[[int], object] | None = None,
+) -> Plan:
+    """List a source, share its files out in parts, and write the plan.
+
+    Files are listed, not maps: only large stacks are opened, and shared out by their maps. Nothing is colorized.
+
+    Args:
+        source: a file, a folder, a glob or a table of paths, as for :meth:`Pipeline.run`.
+        destination: the folder or the ``s3://bucket/prefix`` of the overlays.
+        to: the folder or the ``s3://bucket/prefix`` of the plan.
+        settings: the defaults if None.
+        part_size: the maximum number of files of a part, or of maps of a large stack. A part has at most about 8 GiB.
+        on_progress: called with the number of listed files, several times a second.
+
+    Returns:
+        The plan. If there is one already, that one: it is not changed.
+
+    Raises:
+        SettingsError: a setting does not fit to a plan.
+        SourceError: the source does not exist, or has no files.
+        PlanError: the plan that is there cannot be read.
+        StoreError: the store of the plan or of the overlays cannot be used.
+    """
+    settings = given_or_default(settings)
+    _check(settings, part_size)
+    place = place_of(source)
+    if place is None:
+        raise SourceError(f"a plan needs a source that can be listed again: a path or an address; found {source!r}")
+    async with opened_place(os.fspath(to), settings) as kept, open_store(destination, settings) as store:
+        if (found := await kept.read(DOCUMENT)) is not None:
+            return Plan.parse(found, kept.locator(DOCUMENT))
+        await store.check()
+        shaping = settings.shaping(await known_range(settings, None, "changed"))
+        with Spill("the files of a plan", _TABLE, PlanError) as files:
+            listing = _Listing(place, store.destination, settings, files, on_progress)
+            await in_thread(listing.read, limiter=CapacityLimiter(1), interrupt=listing.stop)
+            shape = (place, store.destination, shaping, dict(choice_of(settings)), encoder_version())
+            parts = partial(_parts, files, part_size)
+            digest, count, number, size = await to_thread.run_sync(partial(_digest, parts, shape))
+            if not count:
+                raise SourceError(f"{place} contains no files of maps{listing.passed_over}")
+            await _write_lists(kept, str(digest), parts)
+        plan = Plan(
+            id=str(digest), source=place, destination=store.destination, shaping=shaping, choice=dict(shape[3]),
+            encoder=encoder_version(), parts=number, files=count, size=size, since=None,
+            created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        )  # fmt: skip
+        if await kept.create(DOCUMENT, plan.dump()):
+            return plan
+        # Another planner was faster.
+        winner = await kept.read(DOCUMENT)
+        assert winner is not None  # noqa: S101  # objects of a plan are never deleted
+        return Plan.parse(winner, kept.locator(DOCUMENT))
+
+
+plan = blocking(aplan)
+"""List a source, share it out in parts, and block until the plan is written."""
+
+
+def _check(settings: Settings, part_size: int) -> None:
+    if part_size < 1:
+        raise SettingsError(f"part_size: expected 1 or more files, found {part_size!r}")
+    template = settings.key_template
+    if template.needs_index or template.may_collide:
+        raise SettingsError(
+            f"key {str(template)!r}: overlays of different parts could get the same key; use {{name}} or {{digest}}"
+        )
+    if settings.png_level not in _LEVELS:
+        raise SettingsError(
+            f"png_level {settings.png_level}: its bytes depend on the CPU; a plan needs 0 to {_LEVELS[-1]}, so "
+            "that each machine makes the same"
+        )
+
+
+class _Listing:
+    """Lists the files of a source, in a thread."""
+
+    def __init__(
+        self,
+        place: str,
+        destination: str,
+        settings: Settings,
+        files: Spill,
+        on_progress: Callable[[int], object] | None,
+    ) -> None:
+        self._place = place
+        self._settings = settings
+        self._options = SourceOptions.of(settings, destination)
+        self._files = files
+        self._on_progress = on_progress
+        self._filesystems = Filesystems(settings.s3)
+        self._decoder = DecoderProcess(settings.s3, settings.max_pixels, settings.channels)
+        self._counts: dict[str, int] = {}
+
+    @property
+    def passed_over(self) -> str:
+        """What was passed over, for messages."""
+        shown = ", ".join(f"{count:,} {what}" for what, count in self._counts.items())
+        return f"; passed over: {shown}" if shown else ""
+
+    def stop(self) -> None:
+        """End the listing: its requests fail."""
+        self._filesystems.close()
+        self._decoder.stop()
+
+    def read(self) -> None:
+        """List all files."""
+        with ExitStack() as stack:
+            stack.enter_context(self._filesystems)
+            stack.enter_context(self._decoder)
+            source = open_source(
+                self._place, s3=self._settings.s3, pass_over=self._pass_over, options=self._options,
+                decoder=self._decoder, filesystems=self._filesystems,
+            )  # fmt: skip
+            files = planned(source.files(self._filesystems), self._filesystems, self._options)
+            count = 0
+            with closing(files):
+                while batch := list(islice(files, _BATCH)):
+                    with self._files.transaction() as database:
+                        marks = ", ".join("?" * (len(PartFile._fields) + 2))
+                        rows = [(_place(file.name), *file, maps) for file, maps in batch]
+                        database.executemany(f"INSERT INTO files VALUES ({marks})", rows)  # noqa: S608  # only marks
+                    count += len(batch)
+                    if self._on_progress is not None:
+                        self._on_progress(count)
+
+    def _pass_over(self, what: str) -> None:
+        self._counts[what] = self._counts.get(what, 0) + 1
+
+
+def _place(name: str) -> bytes:
+    """Return what names are sorted by: a file ``a`` is followed by all in a folder ``a/``, before ``a-b``."""
+    return name.replace("/", "\0").encode("utf-8", "surrogatepass")
+
+
+def _parts(files: Spill, most: int) -> Iterator[list[PartFile]]:
+    """Yield the files of each part; a file and a folder of the same name are in one, as their maps may have one key."""
+    part: list[PartFile] = []
+    maps = size = 0
+    root = None
+    with files.transaction() as database:
+        for *values, count in database.execute(_IN_ORDER):
+            file, weight = PartFile(*values), count
+            is_same = root is not None and (file.name == root or file.name.startswith(f"{root}/"))
+            if not is_same:
+                root = file.name
+            if part and not is_same and (maps + weight > most or size + file.size > _BYTES_OF_A_PART):
+                yield part
+                part, maps, size = [], 0, 0
+            if weight > most and not is_same:
+                *whole, file = _split(file, count, most)
+                yield from ([piece] for piece in whole)
+                weight = count - file.first
+            part.append(file)
+            maps, size = maps + weight, size + (file.size if file.end is None else 0)
+    if part:
+        yield part
+
+
+def _split(file: PartFile, maps: int, most: int) -> list[PartFile]:
+    """Return the pieces of a large stack."""
+    count = ceil(maps / most)
+    ends = [maps * (number + 1) // count for number in range(count)]
+    return [file._replace(first=first, end=end) for first, end in zip([0, *ends], ends, strict=False)]
+
+
+def _digest(parts: Callable[[], Iterator[list[PartFile]]], shape: Sequence[object]) -> tuple[Digest, int, int, int]:
+    """Return the digest of all parts, the number of files and of parts, and the bytes of the files."""
+    digest, files, size, number = Digest(*shape), 0, 0, 0
+    for number, part in enumerate(parts(), 1):  # noqa: B007  # the last one is the number of parts
+        digest.add(part)
+        new = [file for file in part if not file.first]
+        files, size = files + len(new), size + sum(file.size for file in new)
+    return digest, files, number, size
+
+
+async def _write_lists(place: Place, plan: str, parts: Callable[[], Iterator[list[PartFile]]]) -> None:
+    async def write(numbered: tuple[int, list[PartFile]]) -> None:
+        number, part = numbered
+        await place.create(list_name(plan, number), await to_thread.run_sync(write_list, part))
+
+    await fan_out(_numbered(parts), [write] * _UPLOADS, size=lambda _: 0, limit=1)
+
+
+async def _numbered(
+    parts: Callable[[], Iterator[list[PartFile]]],
+) -> AsyncGenerator[tuple[int, list[PartFile]], None]:
+    numbered = enumerate(parts(), 1)
+    while (found := await to_thread.run_sync(next, numbered, None)) is not None:
+        yield found
