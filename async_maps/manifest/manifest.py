@@ -104,7 +104,7 @@ class Manifest(StaleRows, ManifestSamples):
                     "moved": broken,
                 }
                 if wanted[mode]:
-                    map_.maybe_at = "" if map_.name in sent else row[5] if row else None
+                    map_.maybe_at = "" if map_.name in sent else row[5] if row else map_.maybe_at
                     plan.todo.append(map_)
                 else:
                     plan.skipped += 1
@@ -249,6 +249,10 @@ class Manifest(StaleRows, ManifestSamples):
         """Yield the rows of done maps, or of all with ``failed``, by name; each has the values of :data:`COLUMNS`."""
         return self._select("" if failed else "WHERE status = 'done'")
 
+    def rows_with_files(self) -> Iterator[tuple[object, ...]]:
+        """Yield all rows, by name; each has the values of :data:`COLUMNS`, and the file, or None for the source."""
+        return self._select("", (*COLUMNS, "file"))
+
     def stored_locators(self, limit: int) -> list[str]:
         """Return the locators of random small overlays that are stored, and that no run is about to replace."""
         with self._reading() as database:
@@ -312,14 +316,14 @@ class Manifest(StaleRows, ManifestSamples):
                 row["locator"] = self.relocation(str(row["locator"]))
             yield row
 
-    def _select(self, where: str) -> Iterator[tuple[object, ...]]:
-        query = f"SELECT {', '.join(COLUMNS)} FROM maps {where} ORDER BY name, source"  # noqa: S608  # names of our own
+    def _select(self, where: str, columns: Sequence[str] = COLUMNS) -> Iterator[tuple[object, ...]]:
+        query = f"SELECT {', '.join(columns)} FROM maps {where} ORDER BY name, source"  # noqa: S608  # names of our own
         with self._reading() as database:
             for row in database.execute(query):
                 # SQLite has no booleans.
                 yield tuple(
                     bool(value) if value is not None and column in BOOLEANS else value
-                    for column, value in zip(COLUMNS, row, strict=True)
+                    for column, value in zip(columns, row, strict=True)
                 )
 
     def _counted(self, query: str) -> dict[str, int]:

@@ -81,7 +81,7 @@ class FirstKeys:
         keys = []
         for map_ in maps:
             entry = with_key(map_, store.prefix, template, store.locator)
-            if map_.name in sent or not isinstance(entry, ActivationMap):
+            if map_.name in sent or map_.maybe_at is not None or not isinstance(entry, ActivationMap):
                 continue
             key = template.key(store.prefix, entry.name, entry.index)
             # Some disks take these as one file; the second map fails later, by its name.

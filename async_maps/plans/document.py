@@ -82,7 +82,7 @@ class Plan:
                 "versions on all machines, or make another plan"
             )
         try:
-            return own.shaped_as(self.shaping).model_copy(update=self.choice)
+            return own.shaped_as(self.shaping | self.choice)
         except SettingsError as error:
             raise PlanError(f"the settings of the plan cannot be used: {error}") from error
 

@@ -77,6 +77,10 @@ class Place:
         except OSError as error:
             raise PlanError(f"{self.locator(name)}: cannot be read: {error.strerror or error}") from error
 
+    async def has(self, name: str) -> bool:
+        """Return whether there is an object with this name."""
+        return await to_thread.run_sync(self._objects.find, self.locator(name), limiter=self._threads) is not None
+
     async def names(self, below: str) -> Sequence[str]:
         """Return the names of the objects below a name, in their order; empty if there are none."""
         start = self.locator("")

@@ -27,6 +27,7 @@ from async_maps.sources.activation_map import ActivationMap
 from async_maps.sources.arrays import array_map
 from async_maps.sources.formats.others import advice_for
 from async_maps.sources.formats.registry import FORMATS, suffix_of
+from async_maps.sources.given import GivenFiles
 from async_maps.sources.hearing import Hearing
 from async_maps.sources.isolation import DecoderProcess
 from async_maps.sources.options import LEFT_OUT, Scan, SourceOptions, shown_passed_over
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 
     Named: TypeAlias = tuple[str, Any]
     """A name and an array of any library."""
-    AnySource: TypeAlias = str | PathLike[str] | Source | Iterable[Named] | AsyncIterable[Named]
+    AnySource: TypeAlias = str | PathLike[str] | GivenFiles | Source | Iterable[Named] | AsyncIterable[Named]
     Entry: TypeAlias = ActivationMap | Failure
 
 _NO_PAIRS = "a source in memory must yield pairs (name, array)"
@@ -102,7 +103,7 @@ async def list_maps(  # noqa: PLR0913  # one argument a choice
                 async for batch in batches:
                     found = True
                     yield batch
-    if not found:
+    if not found and not isinstance(source, GivenFiles):
         place = "the source"
         if isinstance(source, str | PathLike):
             place = "standard input" if is_stdin(source) else fspath(source)
@@ -130,6 +131,8 @@ async def _batches(
     if isinstance(source, Mapping):
         key = type(next(iter(source), "")).__name__
         raise SourceError(f"{_NO_PAIRS}; found {key}, the keys of a {type(source).__name__}: pass its .items()")
+    if isinstance(source, GivenFiles):
+        return _in_thread(source.maps(scan), take, limit)
     if isinstance(source, str | PathLike):
         opening = partial(open_source, s3=settings.s3, **scan._asdict())
         return _in_thread(iter(await to_thread.run_sync(opening, source)), take, limit)

@@ -93,7 +93,7 @@ def maps_in_reader(
             continue
         size, header, problem, asked = found.max_bytes, found.header, found.problem, found.question
         names = _names(reader, array, length, open_names if is_only else lambda: None)
-        for index, (own, refusal) in enumerate(names):
+        for index, (own, refusal) in islice(enumerate(names), *options.span):
             if own is not None and own != f"{index:06}":
                 # What has names of its own is a map, not a channel.
                 asked = None

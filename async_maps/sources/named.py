@@ -72,6 +72,9 @@ class NamedFile(NamedTuple):
         row: the row that lists the file, for messages: ``list.csv, line 7``.
         fingerprint: the state of the file, if the listing has it; else None.
         size: the size in bytes, if the listing has it; else 0.
+        expected: the state that the file must be in; None for any.
+        first: the index of the first map to list, if the file is a stack.
+        end: the index after the last one; None for all.
     """
 
     name: str
@@ -79,6 +82,9 @@ class NamedFile(NamedTuple):
     row: str = ""
     fingerprint: str | None = None
     size: int = 0
+    expected: str | None = None
+    first: int = 0
+    end: int | None = None
 
     @property
     def with_suffix(self) -> str:
@@ -240,7 +246,8 @@ class _Openers:
     def _begin(self, file: NamedFile) -> tuple[str, Iterator[ListedMap]]:
         opened = open_file(file.path, file.fingerprint, self._filesystems)
         is_named = partial(_is_named, self._scan, file)
-        maps = maps_in_file(file.path, opened.filesystem, self._scan.options, self._scan.pass_over, is_named)
+        options = replace(self._scan.options, span=(file.first, file.end))
+        maps = maps_in_file(file.path, opened.filesystem, options, self._scan.pass_over, is_named)
         return opened.fingerprint, maps
 
     def _begin_isolated(self, file: NamedFile, isolated: IsolatedListing) -> tuple[str, Iterator[ListedMap]]:
@@ -268,6 +275,8 @@ def _maps_in(  # noqa: PLR0912  # a branch a kind of error
     is_read = True
     try:
         fingerprint, maps = begin()
+        if file.expected not in {None, fingerprint}:
+            raise SourceError(f"changed since it was planned: expected {file.expected}, found {fingerprint}")
         for listed in maps:
             found = listed
             if found.problem and found.name is None:

@@ -33,6 +33,7 @@ class SourceOptions:
     """The settings that decide which parts of a source are maps; each attribute is as in ``Settings``.
 
     ``destination`` is the start of all locators, because overlays are never maps; empty if they go nowhere.
+    ``span`` has the indices of the maps of a stack: the first, and that after the last one, or None for all.
     """
 
     channels: Channels = "none"
@@ -40,6 +41,7 @@ class SourceOptions:
     exclude: tuple[str, ...] = ()
     column: str | None = None
     destination: str = ""
+    span: tuple[int, int | None] = (0, None)
 
     @classmethod
     def of(cls, settings: Settings, destination: str = "") -> SourceOptions:

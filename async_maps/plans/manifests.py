@@ -1,0 +1,126 @@
+"""The manifests of parts: Parquet tables of the outcomes, whose footers say what was done. Blocks."""
+
+from __future__ import annotations
+
+import io
+import json
+from itertools import islice
+from typing import TYPE_CHECKING, NamedTuple
+
+from async_maps.errors import PlanError, require_extra
+from async_maps.manifest.manifest import Manifest
+from async_maps.manifest.schema import BOOLEANS, COLUMNS, FLOATS, INTEGERS
+from async_maps.plans.document import SCHEMA
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from os import PathLike
+    from typing import Any
+
+    import pyarrow as pa
+
+_FOOTER_KEY = b"async-maps-part"
+_COLUMNS = (*COLUMNS, "file")
+_BATCH = 10_000
+_LOCATOR, _STATUS = COLUMNS.index("locator"), COLUMNS.index("status")
+
+
+class Footer(NamedTuple):
+    """What the manifest of a part says of itself.
+
+    Attributes:
+        plan: the id of the plan.
+        part: the number of the part.
+        generation: 0 for the first outcome of the part, one more for each retry of its failed maps.
+        writer: a random text of the process that wrote it, which recognizes its own manifest by it.
+        rows: the number of rows.
+        failures: the number of rows of failed maps.
+        first: the smallest locator in the order of UTF-8; empty without overlays.
+        last: the largest one.
+    """
+
+    plan: str
+    part: int
+    generation: int
+    writer: str
+    rows: int = 0
+    failures: int = 0
+    first: str = ""
+    last: str = ""
+
+    @property
+    def name(self) -> str:
+        """The name of the manifest in the plan's place."""
+        return manifest_name(self.plan, self.part, self.generation)
+
+
+def manifest_name(plan: str, part: int, generation: int = 0) -> str:
+    """Return the name of the manifest of a part in the plan's place."""
+    return f"{plan}/done/{part:07}.{generation}.parquet"
+
+
+def part_in(name: str) -> tuple[int, int]:
+    """Return the part and the generation in the name of a manifest."""
+    part, generation, _ = name.rpartition("/")[2].split(".")
+    return int(part), int(generation)
+
+
+def write_manifest(manifest: str | PathLike[str], footer: Footer) -> tuple[Footer, bytes]:
+    """Return the table of a manifest in SQLite, and its footer with the counts."""
+    with require_extra("a plan", "parquet"):
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    rows = failures = 0
+    first = last = b""
+    schema, data = _schema(), io.BytesIO()
+    with Manifest(manifest, read_only=True) as opened, pq.ParquetWriter(data, schema, compression="zstd") as writer:
+        found = opened.rows_with_files()
+        while batch := list(islice(found, _BATCH)):
+            columns = zip(zip(*batch, strict=True), schema, strict=True)
+            arrays = [pa.array(values, field.type) for values, field in columns]
+            writer.write_table(pa.table(arrays, schema=schema))
+            located = [str(row[_LOCATOR]).encode() for row in batch if row[_LOCATOR] is not None]
+            rows, failures = rows + len(batch), failures + sum(row[_STATUS] == "failed" for row in batch)
+            if located:
+                first, last = min(filter(None, (first, *located))), max(last, *located)
+        footer = footer._replace(rows=rows, failures=failures, first=first.decode(), last=last.decode())
+        writer.add_key_value_metadata({_FOOTER_KEY: json.dumps({"schema": SCHEMA, **footer._asdict()})})
+    return footer, data.getvalue()
+
+
+def read_footer(data: bytes, where: str) -> Footer:
+    """Read the footer of a part's manifest; raise PlanError if it is none, or of another version."""
+    return _opened(data, where)[1]
+
+
+def read_rows(data: bytes, where: str) -> Iterator[tuple[object, ...]]:
+    """Yield the rows of a part's manifest: the values of the columns of a manifest, and the file."""
+    table, _ = _opened(data, where)
+    for batch in table.iter_batches(_BATCH, columns=list(_COLUMNS)):
+        columns = [column.to_pylist() for column in batch.columns]
+        yield from zip(*columns, strict=True)
+
+
+def _opened(data: bytes, where: str) -> tuple[Any, Footer]:
+    with require_extra("a plan", "parquet"):
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    try:
+        table = pq.ParquetFile(io.BytesIO(data))
+        found = json.loads((table.metadata.metadata or {})[_FOOTER_KEY])
+        schema = found.pop("schema")
+        if schema == SCHEMA:
+            return table, Footer(**found)
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+        raise PlanError(f"{where} is no manifest of a part: {error}") from error
+    raise PlanError(
+        f"{where} has schema {schema!r}, and this version of async-maps reads {SCHEMA}: use the version that wrote it"
+    )
+
+
+def _schema() -> pa.Schema:
+    import pyarrow as pa
+
+    kinds = dict.fromkeys(INTEGERS, pa.int64()) | dict.fromkeys(FLOATS, pa.float64())
+    kinds |= dict.fromkeys(BOOLEANS, pa.bool_())
+    return pa.schema([pa.field(name, kinds.get(name, pa.string())) for name in _COLUMNS])
