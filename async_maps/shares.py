@@ -21,10 +21,10 @@ from async_maps.filesystems.filesystem import is_remote
 from async_maps.filesystems.temporary import unique_text
 from async_maps.outcomes import Failure
 from async_maps.pipeline import Pipeline
-from async_maps.plans.document import Plan
-from async_maps.plans.manifests import Footer, manifest_name, part_in, read_footer, write_manifest
+from async_maps.plans.commits import committed_parts, read_plan
+from async_maps.plans.manifests import Footer, manifest_name, read_footer, write_manifest
 from async_maps.plans.parts import list_name, read_list
-from async_maps.plans.place import DOCUMENT, opened_place
+from async_maps.plans.place import opened_place
 from async_maps.settings import given_or_default
 from async_maps.sources.formats.registry import suffix_of
 from async_maps.sources.given import GivenFiles
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from os import PathLike
 
+    from async_maps.plans.document import Plan
     from async_maps.plans.parts import PartFile
     from async_maps.plans.place import Place
     from async_maps.report import Report
@@ -106,23 +107,6 @@ async def arun_share(
 
 run_share = blocking(arun_share)
 """Run a share of the parts of a plan, and block until all parts are committed."""
-
-
-async def read_plan(place: Place) -> Plan:
-    """Read the plan at a place; raise PlanError if there is none."""
-    data = await place.read(DOCUMENT)
-    if data is None:
-        raise PlanError(f"{place.address} has no {DOCUMENT}: make the plan first, or correct its address")
-    return Plan.parse(data, place.locator(DOCUMENT))
-
-
-async def committed_parts(place: Place, plan: Plan) -> dict[int, int]:
-    """Return the parts that are committed, each with its newest generation."""
-    found: dict[int, int] = {}
-    for name in await place.names(f"{plan.id}/done"):
-        part, generation = part_in(name)
-        found[part] = max(generation, found.get(part, 0))
-    return found
 
 
 class _Share:

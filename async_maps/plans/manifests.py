@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
+from contextlib import closing
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -15,9 +17,9 @@ from async_maps.plans.document import SCHEMA
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from os import PathLike
-    from typing import Any
 
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
 _FOOTER_KEY = b"async-maps-part"
 _COLUMNS = (*COLUMNS, "file")
@@ -37,6 +39,7 @@ class Footer(NamedTuple):
         failures: the number of rows of failed maps.
         first: the smallest locator in the order of UTF-8; empty without overlays.
         last: the largest one.
+        digest: the SHA-256 of the rows in hexadecimal.
     """
 
     plan: str
@@ -47,6 +50,7 @@ class Footer(NamedTuple):
     failures: int = 0
     first: str = ""
     last: str = ""
+    digest: str = ""
 
     @property
     def name(self) -> str:
@@ -72,46 +76,59 @@ def write_manifest(manifest: str | PathLike[str], footer: Footer) -> tuple[Foote
         import pyarrow.parquet as pq
     rows = failures = 0
     first = last = b""
-    schema, data = _schema(), io.BytesIO()
+    schema, data, digest = _schema(), io.BytesIO(), hashlib.sha256()
     with Manifest(manifest, read_only=True) as opened, pq.ParquetWriter(data, schema, compression="zstd") as writer:
         found = opened.rows_with_files()
         while batch := list(islice(found, _BATCH)):
             columns = zip(zip(*batch, strict=True), schema, strict=True)
             arrays = [pa.array(values, field.type) for values, field in columns]
             writer.write_table(pa.table(arrays, schema=schema))
+            digest.update(json.dumps(batch).encode())
             located = [str(row[_LOCATOR]).encode() for row in batch if row[_LOCATOR] is not None]
             rows, failures = rows + len(batch), failures + sum(row[_STATUS] == "failed" for row in batch)
             if located:
                 first, last = min(filter(None, (first, *located))), max(last, *located)
-        footer = footer._replace(rows=rows, failures=failures, first=first.decode(), last=last.decode())
+        footer = footer._replace(
+            rows=rows, failures=failures, first=first.decode(), last=last.decode(), digest=digest.hexdigest()
+        )
         writer.add_key_value_metadata({_FOOTER_KEY: json.dumps({"schema": SCHEMA, **footer._asdict()})})
     return footer, data.getvalue()
 
 
 def read_footer(data: bytes, where: str) -> Footer:
-    """Read the footer of a part's manifest; raise PlanError if it is none, or of another version."""
-    return _opened(data, where)[1]
+    """Read the footer of a part's manifest, of which only the end is needed.
 
-
-def read_rows(data: bytes, where: str) -> Iterator[tuple[object, ...]]:
-    """Yield the rows of a part's manifest: the values of the columns of a manifest, and the file."""
-    table, _ = _opened(data, where)
-    for batch in table.iter_batches(_BATCH, columns=list(_COLUMNS)):
-        columns = [column.to_pylist() for column in batch.columns]
-        yield from zip(*columns, strict=True)
-
-
-def _opened(data: bytes, where: str) -> tuple[Any, Footer]:
+    Raises PlanError if it is no manifest of a part, or of another version.
+    """
     with require_extra("a plan", "parquet"):
         import pyarrow as pa
         import pyarrow.parquet as pq
     try:
-        table = pq.ParquetFile(io.BytesIO(data))
-        found = json.loads((table.metadata.metadata or {})[_FOOTER_KEY])
+        return _footer(pq.read_metadata(io.BytesIO(data)), where)
+    except (pa.ArrowException, OSError) as error:
+        raise PlanError(f"{where} is no manifest of a part: {error}") from error
+
+
+def read_rows(data: bytes, where: str) -> Iterator[tuple[object, ...]]:
+    """Yield the rows of a part's manifest: the values of the columns of a manifest, and the file.
+
+    Raises PlanError as :func:`read_footer`.
+    """
+    read_footer(data, where)
+    import pyarrow.parquet as pq
+
+    with closing(pq.ParquetFile(io.BytesIO(data))) as table:
+        for batch in table.iter_batches(_BATCH, columns=list(_COLUMNS)):
+            yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
+
+
+def _footer(metadata: pq.FileMetaData, where: str) -> Footer:
+    try:
+        found = json.loads((metadata.metadata or {})[_FOOTER_KEY])
         schema = found.pop("schema")
         if schema == SCHEMA:
-            return table, Footer(**found)
-    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+            return Footer(**found)
+    except (ValueError, KeyError, TypeError) as error:
         raise PlanError(f"{where} is no manifest of a part: {error}") from error
     raise PlanError(
         f"{where} has schema {schema!r}, and this version of async-maps reads {SCHEMA}: use the version that wrote it"

@@ -15,7 +15,7 @@ from async_maps.filesystems.objects import Objects
 from async_maps.stores import open_store
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator
 
     from async_maps.settings import Settings
     from async_maps.stores import AddressedStore
@@ -65,13 +65,13 @@ class Place:
                 return True
             await asyncio.sleep(next(waits, _WAITS_S[-1]))
 
-    async def read(self, name: str) -> bytes | None:
-        """Return the bytes of an object; None if there is none."""
-        return await to_thread.run_sync(self._read, name, limiter=self._threads)
+    async def read(self, name: str, start: int = 0) -> bytes | None:
+        """Return the bytes of an object from an offset on; None if there is none."""
+        return await to_thread.run_sync(self._read, name, start, limiter=self._threads)
 
-    def _read(self, name: str) -> bytes | None:
+    def _read(self, name: str, start: int) -> bytes | None:
         try:
-            return bytes(self._objects.read(self.locator(name)).data)
+            return bytes(self._objects.read(self.locator(name), start).data)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -81,12 +81,14 @@ class Place:
         """Return whether there is an object with this name."""
         return await to_thread.run_sync(self._objects.find, self.locator(name), limiter=self._threads) is not None
 
-    async def names(self, below: str) -> Sequence[str]:
-        """Return the names of the objects below a name, in their order; empty if there are none."""
-        start = self.locator("")
-        listed = partial(self._objects.below, f"{self.locator(below)}/")
-        found = await to_thread.run_sync(lambda: [found.locator for found in listed()], limiter=self._threads)
-        return sorted(locator.removeprefix(start) for locator in found)
+    async def sizes(self, below: str) -> dict[str, int]:
+        """Return the names of the objects below a name, in their order, with their bytes; empty if there are none."""
+        start, listed = self.locator(""), partial(self._objects.below, f"{self.locator(below)}/")
+
+        def found() -> dict[str, int]:
+            return dict(sorted((found.locator.removeprefix(start), found.size) for found in listed()))
+
+        return await to_thread.run_sync(found, limiter=self._threads)
 
     def locator(self, name: str) -> str:
         """Return the URL of an object."""

@@ -1,0 +1,169 @@
+"""What of a plan is done: the footers of its parts, and the commit of the whole."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from itertools import count, islice
+from typing import TYPE_CHECKING
+
+from anyio import CapacityLimiter, create_task_group
+
+from async_maps.blocking import blocking
+from async_maps.concurrency.tasks import first_error
+from async_maps.errors import PlanError
+from async_maps.plans.document import SCHEMA, Plan
+from async_maps.plans.manifests import Footer, manifest_name, part_in, read_footer
+from async_maps.plans.place import DOCUMENT, opened_place
+from async_maps.settings import given_or_default
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+    from async_maps.plans.place import Place
+    from async_maps.settings import Settings
+
+_FOOTER_BYTES = 64 * 2**10
+_READERS = 16
+_SHOWN = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanStatus:
+    """How far a plan is.
+
+    Attributes:
+        plan: the address of the plan.
+        parts: the number of parts.
+        committed: the number of committed parts.
+        started: the number of parts that were started and are not committed: they run, or their process has ended.
+        missing: the first parts that are not committed.
+        rows: the number of maps in the committed parts.
+        failures: the number of failed maps among them.
+        commits: the number of commits of the whole plan.
+    """
+
+    plan: str
+    parts: int
+    committed: int
+    started: int
+    missing: list[int] = field(default_factory=list)
+    rows: int
+    failures: int
+    commits: int
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all parts are committed."""
+        return self.committed == self.parts
+
+
+async def aplan_status(plan: str | PathLike[str], *, settings: Settings | None = None) -> PlanStatus:
+    """Return how far a plan is, from anywhere.
+
+    Args:
+        plan: the address of the plan.
+        settings: the time limits of requests.
+
+    Raises:
+        PlanError: there is no plan, or this version cannot read it.
+        StoreError: the store of the plan cannot be used.
+    """
+    async with opened_place(str(plan), given_or_default(settings)) as place:
+        return (await _status(place, await read_plan(place)))[0]
+
+
+plan_status = blocking(aplan_status)
+"""Return how far a plan is, and block until that is known."""
+
+
+async def acommit_plan(plan: str | PathLike[str], *, settings: Settings | None = None) -> PlanStatus:
+    """Declare a plan done, whose parts are all committed: write an object ``_SUCCESS-1``.
+
+    It names the manifest of each part with its digest. After a retry of failed maps, the next commit has the next
+    number; without a change there is none.
+
+    Args:
+        plan: the address of the plan.
+        settings: the time limits of requests.
+
+    Returns:
+        The status. If parts are missing, nothing is written.
+
+    Raises:
+        PlanError: there is no plan, or this version cannot read it.
+        StoreError: the store of the plan cannot be used.
+    """
+    async with opened_place(str(plan), given_or_default(settings)) as place:
+        found = await read_plan(place)
+        status, footers = await _status(place, found)
+        if not status.is_complete:
+            return status
+        parts = [[footer.part, footer.generation, footer.digest] for footer in footers]
+        data = json.dumps({"schema": SCHEMA, "plan": found.id, "parts": parts}).encode()
+        for number in count(max(1, status.commits)):
+            # The last one may be this, or another process commits at the same time.
+            if await place.create(f"{found.id}/commits/_SUCCESS-{number}", data):
+                break
+        return (await _status(place, found))[0]
+
+
+commit_plan = blocking(acommit_plan)
+"""Declare a plan done, and block until that is written."""
+
+
+async def read_plan(place: Place) -> Plan:
+    """Read the plan at a place; raise PlanError if there is none."""
+    data = await place.read(DOCUMENT)
+    if data is None:
+        raise PlanError(f"{place.address} has no {DOCUMENT}: make the plan first, or correct its address")
+    return Plan.parse(data, place.locator(DOCUMENT))
+
+
+async def committed_parts(place: Place, plan: Plan) -> dict[int, tuple[int, int]]:
+    """Return the parts that are committed, each with its newest generation and the bytes of its manifest."""
+    found: dict[int, tuple[int, int]] = {}
+    for name, size in (await place.sizes(f"{plan.id}/done")).items():
+        part, generation = part_in(name)
+        found[part] = max((generation, size), found.get(part, (0, 0)))
+    return found
+
+
+async def read_footers(place: Place, plan: Plan) -> list[Footer]:
+    """Return the footers of the newest manifests of all committed parts, in their order."""
+    found: dict[int, Footer] = {}
+    limiter = CapacityLimiter(_READERS)
+
+    async def read(part: int, generation: int, size: int) -> None:
+        name = manifest_name(plan.id, part, generation)
+        async with limiter:
+            data = await place.read(name, max(0, size - _FOOTER_BYTES))
+        if data is None:
+            raise PlanError(f"{place.locator(name)} was deleted: the plan is damaged; run its part again")
+        found[part] = read_footer(data, place.locator(name))
+
+    try:
+        async with create_task_group() as reading:
+            for part, (generation, size) in (await committed_parts(place, plan)).items():
+                reading.start_soon(read, part, generation, size)
+    except BaseExceptionGroup as group:
+        raise first_error(group) from None
+    return [found[part] for part in sorted(found)]
+
+
+async def _status(place: Place, plan: Plan) -> tuple[PlanStatus, list[Footer]]:
+    footers = await read_footers(place, plan)
+    committed = {footer.part for footer in footers}
+    started = {int(name.rpartition("/")[2]) for name in await place.sizes(f"{plan.id}/started")}
+    missing = (part for part in range(1, plan.parts + 1) if part not in committed)
+    status = PlanStatus(
+        plan=place.address,
+        parts=plan.parts,
+        committed=len(committed),
+        started=len(started - committed),
+        missing=[*islice(missing, _SHOWN)],
+        rows=sum(footer.rows for footer in footers),
+        failures=sum(footer.failures for footer in footers),
+        commits=len(await place.sizes(f"{plan.id}/commits")),
+    )
+    return status, footers
