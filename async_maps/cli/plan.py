@@ -1,0 +1,138 @@
+"""``async-maps plan`` and ``async-maps commit``."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from async_maps.cli.console import answer, say, set_verbosity
+from async_maps.cli.options import OUTPUT, WHAT, Flag, GroupedSettings, Quiet, Verbose
+from async_maps.concurrency.loop import run_blocking
+from async_maps.masking import masked_json
+from async_maps.report import counted
+from async_maps.report.ending import DONE, SOME_FAILED, STOPPED_EARLY
+from async_maps.suggestions import suggest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from async_maps.plans.commits import PlanStatus
+
+_EVERY_S = 5.0
+
+
+def plan(  # noqa: PLR0913  # one argument per option
+    source: str,
+    destination: str,
+    /,
+    *,
+    to: Annotated[str, Parameter(group=WHAT)],
+    part_size: Annotated[int, Parameter(group=WHAT)] = 10_000,
+    config: Annotated[Path | None, Parameter(group=WHAT)] = None,  # noqa: ARG001  # main() reads it
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+    settings: Annotated[GroupedSettings, Parameter(name="*")] = GroupedSettings(),  # noqa: B008  # frozen
+) -> int:
+    """Share a source out in parts, which any number of machines can run, kill and repeat.
+
+    ```
+    async-maps plan s3://my-bucket/maps/ s3://my-bucket/overlays --to s3://my-bucket/plan
+    async-maps run --plan s3://my-bucket/plan --part 1/8
+    async-maps commit s3://my-bucket/plan
+    ```
+
+    A plan is made once: a second call says what the first one has planned, and changes nothing.
+
+    Parameters
+    ----------
+    source
+        A folder, a file, a glob or a table, as for run. Files are listed, not opened.
+    destination
+        s3://bucket/prefix, file:///folder or a path for the overlays.
+    to
+        Where the plan goes: an empty folder or prefix, which all machines reach.
+    part_size
+        Files of a part, or maps of a large stack.
+    config
+        TOML file with settings; options and environment variables take precedence.
+    """
+    from async_maps.plans.planning import make_plan
+
+    set_verbosity(verbose=verbose, quiet=quiet)
+    making = make_plan(
+        source, destination, to, settings=settings, part_size=part_size, on_progress=None if quiet else _telling()
+    )
+    made, is_new = run_blocking(lambda: making)
+    if not is_new:
+        say(f"{to} has a plan already, made at {made.created_at}; it was not changed")
+    run = suggest("run", "--plan", to, "--part", "I/N")
+    size = f", {made.size / 1e9:,.1f} GB" if made.size else ""
+    printed = answer(f"{counted(made.parts, 'part')} of {counted(made.files, 'file')}{size}; run each share: {run}")
+    return DONE if printed else SOME_FAILED
+
+
+def commit(
+    plan: str,
+    /,
+    *,
+    as_json: Annotated[Flag, Parameter("--json", group=OUTPUT)] = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> int:
+    """Declare a plan done, when all of its parts are.
+
+    ```
+    async-maps commit s3://my-bucket/plan
+    ```
+
+    It writes an object that names the manifest of each part. If a part is missing, it names that and writes nothing.
+
+    Parameters
+    ----------
+    plan
+        The address of the plan.
+    as_json
+        Print a JSON object.
+    """
+    from async_maps.plans.commits import commit_plan
+
+    set_verbosity(verbose=verbose, quiet=quiet)
+    return print_plan(commit_plan(plan), as_json=as_json)
+
+
+def print_plan(found: PlanStatus, *, as_json: bool) -> int:
+    """Print how far a plan is; return the exit code."""
+    printed = answer(masked_json(found.as_dict()) if as_json else "\n".join(_lines(found)))
+    if not found.is_complete:
+        return STOPPED_EARLY
+    return DONE if printed and not found.failures else SOME_FAILED
+
+
+def _lines(found: PlanStatus) -> list[str]:
+    lines = [
+        f"{found.plan}: {found.committed:,} of {counted(found.parts, 'part')} committed: "
+        f"{counted(found.rows - found.failures, 'map')} done, {found.failures:,} failed"
+    ]
+    if not found.is_complete:
+        first = ", ".join(f"{part:,}" for part in found.missing)
+        more = found.parts - found.committed - len(found.missing)
+        lines.append(f"missing: {first}{f' and {more:,} more' if more else ''}; {found.started:,} of them were started")
+    elif found.commits:
+        lines.append(f"committed as _SUCCESS-{found.commits}")
+    return lines
+
+
+def _telling() -> Callable[[int], None]:
+    told_at = monotonic()
+
+    def tell(count: int) -> None:
+        nonlocal told_at
+        if monotonic() - told_at >= _EVERY_S:
+            told_at = monotonic()
+            say(f"listed {counted(count, 'file')}")
+
+    return tell
