@@ -16,7 +16,7 @@ from anyio import create_task_group, to_thread
 
 from async_maps.blocking import blocking
 from async_maps.concurrency.tasks import OrderlyTask, first_error, raise_if_cancelled
-from async_maps.errors import PlanError, SettingsError
+from async_maps.errors import PlanError
 from async_maps.filesystems.filesystem import is_remote
 from async_maps.filesystems.temporary import unique_text
 from async_maps.outcomes import Failure
@@ -25,6 +25,7 @@ from async_maps.plans.commits import committed_parts, read_plan
 from async_maps.plans.manifests import Footer, manifest_name, read_footer, write_manifest
 from async_maps.plans.parts import list_name, read_list
 from async_maps.plans.place import opened_place
+from async_maps.plans.schedulers import share_of
 from async_maps.settings import given_or_default
 from async_maps.sources.formats.registry import suffix_of
 from async_maps.sources.given import GivenFiles
@@ -92,9 +93,7 @@ async def arun_share(
         SettingsError: the share does not exist.
         StoreError: a store cannot be used. Run the share again for the rest.
     """
-    index, count = part
-    if not 1 <= index <= count:
-        raise SettingsError(f"part {index}/{count}: expected 1/{count} to {count}/{count}")
+    part = share_of(f"{part[0]}/{part[1]}")
     own = given_or_default(settings)
     async with opened_place(os.fspath(plan), own) as place:
         found = await read_plan(place)

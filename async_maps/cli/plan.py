@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Annotated
@@ -32,7 +31,7 @@ def plan(  # noqa: PLR0913  # one argument per option
     *,
     to: Annotated[str, Parameter(group=WHAT)],
     part_size: Annotated[int, Parameter(group=WHAT)] = 10_000,
-    config: Annotated[Path | None, Parameter(group=WHAT)] = None,  # noqa: ARG001  # main() reads it
+    config: Annotated[Path | None, Parameter(group=WHAT)] = None,  # main() reads it
     verbose: Verbose = False,
     quiet: Quiet = False,
     settings: Annotated[GroupedSettings, Parameter(name="*")] = GroupedSettings(),  # noqa: B008  # frozen

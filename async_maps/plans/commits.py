@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import count, islice
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ from async_maps.settings import given_or_default
 
 if TYPE_CHECKING:
     from os import PathLike
+    from typing import Any
 
     from async_maps.plans.place import Place
     from async_maps.settings import Settings
@@ -51,6 +52,10 @@ class PlanStatus:
     rows: int
     failures: int
     commits: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the status as plain values, for JSON."""
+        return {**asdict(self), "complete": self.is_complete}
 
     @property
     def is_complete(self) -> bool:

@@ -78,6 +78,24 @@ async def aplan(  # noqa: PLR0913  # one argument a choice
         PlanError: the plan that is there cannot be read.
         StoreError: the store of the plan or of the overlays cannot be used.
     """
+    made, _ = await make_plan(source, destination, to, settings=settings, part_size=part_size, on_progress=on_progress)
+    return made
+
+
+plan = blocking(aplan)
+"""List a source, share it out in parts, and block until the plan is written."""
+
+
+async def make_plan(  # noqa: PLR0913  # those of aplan()
+    source: str | PathLike[str],
+    destination: str | PathLike[str],
+    to: str | PathLike[str],
+    *,
+    settings: Settings | None,
+    part_size: int,
+    on_progress: Callable[[int], object] | None,
+) -> tuple[Plan, bool]:
+    """Make a plan as :func:`aplan`; return it, and whether it is new."""
     settings = given_or_default(settings)
     _check(settings, part_size)
     place = place_of(source)
@@ -85,7 +103,7 @@ async def aplan(  # noqa: PLR0913  # one argument a choice
         raise SourceError(f"a plan needs a source that can be listed again: a path or an address; found {source!r}")
     async with opened_place(os.fspath(to), settings) as kept, open_store(destination, settings) as store:
         if (found := await kept.read(DOCUMENT)) is not None:
-            return Plan.parse(found, kept.locator(DOCUMENT))
+            return Plan.parse(found, kept.locator(DOCUMENT)), False
         await store.check()
         shaping = settings.shaping(await known_range(settings, None, "changed"))
         with Spill("the files of a plan", _TABLE, PlanError) as files:
@@ -97,21 +115,17 @@ async def aplan(  # noqa: PLR0913  # one argument a choice
             if not count:
                 raise SourceError(f"{place} contains no files of maps{listing.passed_over}")
             await _write_lists(kept, str(digest), parts)
-        plan = Plan(
+        made = Plan(
             id=str(digest), source=place, destination=store.destination, shaping=shaping, choice=dict(shape[3]),
             encoder=encoder_version(), parts=number, files=count, size=size, since=None,
             created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         )  # fmt: skip
-        if await kept.create(DOCUMENT, plan.dump()):
-            return plan
+        if await kept.create(DOCUMENT, made.dump()):
+            return made, True
         # Another planner was faster.
         winner = await kept.read(DOCUMENT)
         assert winner is not None  # noqa: S101  # objects of a plan are never deleted
-        return Plan.parse(winner, kept.locator(DOCUMENT))
-
-
-plan = blocking(aplan)
-"""List a source, share it out in parts, and block until the plan is written."""
+        return Plan.parse(winner, kept.locator(DOCUMENT)), False
 
 
 def _check(settings: Settings, part_size: int) -> None:
