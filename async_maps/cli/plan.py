@@ -112,10 +112,8 @@ def print_plan(found: PlanStatus, *, as_json: bool) -> int:
 
 
 def _lines(found: PlanStatus) -> list[str]:
-    lines = [
-        f"{found.plan}: {found.committed:,} of {counted(found.parts, 'part')} committed: "
-        f"{counted(found.rows - found.failures, 'map')} done, {found.failures:,} failed"
-    ]
+    parts = f"{found.committed:,} of {counted(found.parts, 'part')} committed"
+    lines = [f"{found.plan}: {parts}: {counted(found.rows - found.failures, 'map')} done, {found.failures:,} failed"]
     if not found.is_complete:
         first = ", ".join(f"{part:,}" for part in found.missing)
         more = found.parts - found.committed - len(found.missing)

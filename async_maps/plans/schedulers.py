@@ -16,9 +16,9 @@ class _Scheduler(NamedTuple):
     """The variables of an array job: the index of a process, that of the first one, and how many there are."""
 
     name: str
-    index: str
-    first: str
-    count: str
+    at: str
+    begin: str
+    size: str
 
 
 _SCHEDULERS = (
@@ -41,18 +41,19 @@ def share_of(text: str, variables: Mapping[str, str] = os.environ) -> tuple[int,
         raise SettingsError(f"part {text!r}: {_EXPECTED}")
     if found[1] != "auto":
         return _checked(text, int(found[1]), int(found[2]))
-    scheduler = next((known for known in _SCHEDULERS if variables.get(known.index)), None)
+    scheduler = next((known for known in _SCHEDULERS if variables.get(known.at)), None)
     if scheduler is None:
-        known = ", ".join(f"{one.index} ({one.name})" for one in _SCHEDULERS)
+        known = ", ".join(f"{one.at} ({one.name})" for one in _SCHEDULERS)
         raise SettingsError(f"part {text!r}: no scheduler has set one of {known}; give I/N")
-    count = found[2] or variables.get(scheduler.count)
+    count = found[2] or variables.get(scheduler.size)
     if not count:
         raise SettingsError(f"part {text!r}: {scheduler.name} does not tell how many processes there are; give auto/N")
     try:
-        index = int(variables[scheduler.index]) - int(variables.get(scheduler.first) or 0) + 1
-        return _checked(text, index, int(count))
+        first = int(variables.get(scheduler.begin) or 0)
+        index, of = int(variables[scheduler.at]) - first + 1, int(count)
     except ValueError:
-        raise SettingsError(f"part {text!r}: {scheduler.index}={variables[scheduler.index]!r} is no number") from None
+        raise SettingsError(f"part {text!r}: {scheduler.at}={variables[scheduler.at]!r} is no number") from None
+    return _checked(text, index, of)
 
 
 def _checked(text: str, index: int, count: int) -> tuple[int, int]:

@@ -12,7 +12,7 @@ import async_maps as am
 from async_maps.plans.commits import acommit_plan, aplan_status
 from async_maps.plans.manifests import manifest_name
 from async_maps.plans.planning import aplan
-from async_maps.shares import arun_share
+from async_maps.shares.share import arun_plan
 from tests.support.maps import random_map
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ async def test_a_commit_before_all_parts_are_done_names_them_and_changes_nothing
         np.save(maps / f"{i:02}.npy", random_map(i))
     plan = await aplan(maps, tmp_path / "out", tmp_path / "plan", part_size=5)
     assert (await aplan_status(tmp_path / "plan")).missing == [1, 2, 3, 4]
-    await arun_share(tmp_path / "plan", settings=SETTINGS)
+    await arun_plan(tmp_path / "plan", settings=SETTINGS)
     (tmp_path / "plan" / manifest_name(plan.id, 3)).unlink()
     status = await acommit_plan(tmp_path / "plan")
     assert (status.is_complete, status.committed, status.missing, status.rows) == (False, 3, [3], 15)
@@ -39,7 +39,7 @@ async def test_a_commit_names_the_manifest_of_each_part_once(maps: Path, tmp_pat
         np.save(maps / f"{i:02}.npy", random_map(i))
     (maps / "99.npy").write_bytes(b"no map")
     plan = await aplan(maps, tmp_path / "out", tmp_path / "plan", part_size=5)
-    await arun_share(tmp_path / "plan", settings=SETTINGS)
+    await arun_plan(tmp_path / "plan", settings=SETTINGS)
     commits = [acommit_plan(tmp_path / "plan") for _ in range(4)]
     statuses = [*await asyncio.gather(*commits), await aplan_status(tmp_path / "plan")]
     assert {(status.is_complete, status.rows, status.failures, status.commits) for status in statuses} == {

@@ -536,6 +536,8 @@ def test_threads_can_share_a_filesystem(bucket: str, filesystem: S3Filesystem) -
 
 
 def test_the_objects_of_a_zarr_hierarchy_are_one_file(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from async_maps.filesystems.filesystem import Filesystems
+    from async_maps.sources.named import NamedFile
     from async_maps.sources.options import Scan
     from async_maps.sources.s3_objects import S3Objects
 
@@ -544,9 +546,9 @@ def test_the_objects_of_a_zarr_hierarchy_are_one_file(bucket: str, monkeypatch: 
     upload(bucket, {key: npy() for key in (*keys, "maps/d.npy")})
 
     def files(place: str) -> list[tuple[str, str, str | None]]:
-        with closing(S3Filesystem()) as filesystem:
-            found = S3Objects(place, None, Scan())._files(filesystem)
-            return [(file.name, file.path, file.fingerprint) for file in found]
+        with Filesystems() as filesystems:
+            found = S3Objects(place, None, Scan()).files(filesystems)
+            return [(file.name, file.path, file.fingerprint) for file in found if isinstance(file, NamedFile)]
 
     root = f"s3://{bucket}/maps"
     first = files(f"{root}/")

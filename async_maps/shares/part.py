@@ -1,0 +1,141 @@
+"""Runs one part of a plan: its maps with a manifest of its own, which is committed when all of them are done."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+from anyio import to_thread
+
+from async_maps.concurrency.tasks import OrderlyTask, raise_if_cancelled
+from async_maps.errors import PlanError
+from async_maps.filesystems.filesystem import is_remote
+from async_maps.filesystems.temporary import unique_text
+from async_maps.outcomes import Failure
+from async_maps.plans.manifests import Footer, manifest_name, read_footer, write_manifest
+from async_maps.plans.parts import list_name, read_list
+from async_maps.sources.formats.registry import suffix_of
+from async_maps.sources.given import GivenFiles
+from async_maps.sources.named import NamedFile
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from async_maps.pipeline import Pipeline
+    from async_maps.plans.document import Plan
+    from async_maps.plans.parts import PartFile
+    from async_maps.plans.place import Place
+    from async_maps.report import Report
+
+_LOOK_S = 30.0
+"""How often a share looks whether another one has committed a part that it is running."""
+
+
+class PartDone(NamedTuple):
+    """A part that is committed.
+
+    Attributes:
+        part: its number.
+        is_ours: whether this process has committed it; else another one has.
+        uploaded: the maps that this process has stored for it.
+        failed: the failed maps in its manifest, if it is ours; else 0.
+    """
+
+    part: int
+    is_ours: bool
+    uploaded: int = 0
+    failed: int = 0
+
+
+class PartFailed(NamedTuple):
+    """A part that an engine could not run.
+
+    Attributes:
+        part: its number.
+        reason: why.
+    """
+
+    part: int
+    reason: str
+
+
+class Parts:
+    """Runs parts in an open pipeline.
+
+    Args:
+        folder: where the manifests lie until they are committed; on a local disk.
+    """
+
+    def __init__(self, place: Place, plan: Plan, pipeline: Pipeline, folder: Path) -> None:
+        self._place = place
+        self._plan = plan
+        self._pipeline = pipeline
+        self._folder = folder
+
+    async def run(self, part: int) -> PartDone:
+        """Store the maps of a part and commit it.
+
+        Raises:
+            PlanError: its list is missing, or this version cannot read it.
+            StoreError: a store cannot be used: the part is not committed.
+        """
+        if await self._place.has(manifest_name(self._plan.id, part)):
+            return PartDone(part, is_ours=False)
+        # A scheduler does not tell a process that an earlier one was killed.
+        is_first = await self._place.create(f"{self._plan.id}/started/{part:07}", unique_text().encode())
+        listed = list_name(self._plan.id, part)
+        data = await self._place.read(listed)
+        if data is None:
+            raise PlanError(f"{self._place.locator(listed)} is missing: the plan is damaged; make another one")
+        files = await to_thread.run_sync(read_list, data, self._place.locator(listed))
+        source = GivenFiles([*_named(files)], maybe_stored=not is_first)
+        manifest = self._folder / f"{part:07}.sqlite"
+        running = OrderlyTask(partial(self._pipeline.run, source, manifest=manifest))
+        looking = OrderlyTask(partial(self._cancel_if_committed, running, manifest_name(self._plan.id, part)))
+        try:
+            report = await running.result()
+        except asyncio.CancelledError as error:
+            raise_if_cancelled(error)
+            return PartDone(part, is_ours=False)
+        finally:
+            await looking.cancel()
+        done = await self._commit(part, manifest, report.uploaded)
+        await to_thread.run_sync(_remove, manifest)
+        return done
+
+    async def _cancel_if_committed(self, running: OrderlyTask[Report], name: str) -> None:
+        """Cancel a part that another share commits meanwhile: no PUT starts for a part that is committed."""
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            if await self._place.has(name):
+                running.request_cancel()
+                return
+
+    async def _commit(self, part: int, manifest: Path, uploaded: int) -> PartDone:
+        writer = unique_text()
+        footer, data = await to_thread.run_sync(write_manifest, manifest, Footer(self._plan.id, part, 0, writer))
+        is_ours = await self._place.create(footer.name, data)
+        if not is_ours:
+            found = await self._place.read(footer.name)
+            is_ours = found is not None and read_footer(found, self._place.locator(footer.name)).writer == writer
+        return PartDone(part, is_ours, uploaded, footer.failures if is_ours else 0)
+
+
+def _named(files: Sequence[PartFile]) -> Iterator[NamedFile | Failure]:
+    for file in files:
+        if file.reason:
+            yield Failure(file.name, file.path, file.fingerprint, "source", file.reason, file.path)
+            continue
+        # A folder of objects without a suffix is known by its listing only.
+        is_folder = is_remote(file.path) and suffix_of(file.path) is None
+        yield NamedFile(
+            file.name, file.path, file.row, file.fingerprint if is_folder else None, file.size, file.fingerprint,
+            file.first, file.end,
+        )  # fmt: skip
+
+
+def _remove(manifest: Path) -> None:
+    for path in manifest.parent.glob(f"{manifest.name}*"):
+        path.unlink()
