@@ -18,6 +18,7 @@ from async_maps.errors import MissingExtraError as MissingExtraError
 from async_maps.errors import ObjectError as ObjectError
 from async_maps.errors import PipelineClosedError as PipelineClosedError
 from async_maps.errors import PipelineFullError as PipelineFullError
+from async_maps.errors import PlanError as PlanError
 from async_maps.errors import SettingsError as SettingsError
 from async_maps.errors import ShortageError as ShortageError
 from async_maps.errors import SourceError as SourceError

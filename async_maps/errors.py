@@ -7,7 +7,7 @@
     ├── SettingsError (also ValueError)          a setting, option or settings file is invalid
     ├── SourceError                              the source does not exist, or contains no maps
     ├── ManifestError                            the manifest cannot be read, written or used here
-    ├── PlanError                                the plan cannot be read or used here
+    ├── PlanError                                a plan cannot be used, or not by this version
     ├── StoreError                               the store refuses all objects or cannot be reached; the run ends
     │   └── ObjectError                          the store refuses one object; that map fails, the run continues
     │       ├── TransientError                   the refusal may be temporary
