@@ -85,12 +85,7 @@ class Parts:
             return PartDone(part, is_ours=False)
         # A scheduler does not tell a process that an earlier one was killed.
         is_first = await self._place.create(f"{self._plan.id}/started/{part:07}", unique_text().encode())
-        listed = list_name(self._plan.id, part)
-        data = await self._place.read(listed)
-        if data is None:
-            raise PlanError(f"{self._place.locator(listed)} is missing: the plan is damaged; make another one")
-        files = await to_thread.run_sync(read_list, data, self._place.locator(listed))
-        source = GivenFiles([*_named(files)], maybe_stored=not is_first)
+        source = await files_of_part(self._place, self._plan, part, maybe_stored=not is_first)
         manifest = self._folder / f"{part:07}.sqlite"
         running = OrderlyTask(partial(self._pipeline.run, source, manifest=manifest))
         looking = OrderlyTask(partial(self._cancel_if_committed, running, manifest_name(self._plan.id, part)))
@@ -121,6 +116,23 @@ class Parts:
             found = await self._place.read(footer.name)
             is_ours = found is not None and read_footer(found, self._place.locator(footer.name)).writer == writer
         return PartDone(part, is_ours, uploaded, footer.failures if is_ours else 0)
+
+
+async def files_of_part(place: Place, plan: Plan, part: int, *, maybe_stored: bool = False) -> GivenFiles:
+    """Return the files of a part as a source.
+
+    Args:
+        maybe_stored: whether an earlier attempt may have stored the overlays.
+
+    Raises:
+        PlanError: the list of the part is missing, or this version cannot read it.
+    """
+    listed = list_name(plan.id, part)
+    data = await place.read(listed)
+    if data is None:
+        raise PlanError(f"{place.locator(listed)} is missing: the plan is damaged; make another one")
+    files = await to_thread.run_sync(read_list, data, place.locator(listed))
+    return GivenFiles([*_named(files)], maybe_stored)
 
 
 def _named(files: Sequence[PartFile]) -> Iterator[NamedFile | Failure]:
