@@ -122,6 +122,9 @@ async def files_of_part(place: Place, plan: Plan, part: int, *, maybe_stored: bo
     """Return the files of a part as a source.
 
     Args:
+        place: where the plan lies.
+        plan: the plan.
+        part: the number of the part.
         maybe_stored: whether an earlier attempt may have stored the overlays.
 
     Raises:
