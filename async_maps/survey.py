@@ -6,7 +6,7 @@ import logging
 from contextlib import ExitStack, aclosing
 from functools import partial
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from anyio import CapacityLimiter, to_thread
@@ -75,7 +75,19 @@ async def range_of_all(sketch: QuantileSketch, wanted: ValueRange) -> ValueRange
     return ValueRange("fixed", low, high)
 
 
-async def survey(listing: AsyncGenerator[list[Entry], None], settings: Settings, report: Report) -> QuantileSketch:
+class Survey(NamedTuple):
+    """What a survey has found.
+
+    Attributes:
+        sketch: the values of all maps that could be read.
+        readable_later: the number of maps that could not be read for a reason that may pass.
+    """
+
+    sketch: QuantileSketch
+    readable_later: int
+
+
+async def survey(listing: AsyncGenerator[list[Entry], None], settings: Settings, report: Report) -> Survey:
     """Read every map and count its values; keep the report's ``surveyed`` and ``unsurveyed`` up to date.
 
     Maps that cannot be colorized are left out; the run that follows reports them.
@@ -92,7 +104,7 @@ async def survey(listing: AsyncGenerator[list[Entry], None], settings: Settings,
         readers = [IsolatedReaders(process, filesystems) for _ in range(surveyors.count)]
         workers = [partial(surveyors.read, stack.enter_context(own)) for own in readers]
         await fan_out(_pieces(listing), workers, size=_held_bytes, limit=settings.queue_size)
-    return surveyors.sketch
+    return Survey(surveyors.sketch, surveyors.readable_later)
 
 
 async def _pieces(listing: AsyncGenerator[list[Entry], None]) -> AsyncGenerator[Sequence[ActivationMap], None]:
@@ -118,6 +130,7 @@ class _Surveyors:
         self, settings: Settings, report: Report, shared: Readers, interrupt: Callable[[], object], hearing: Hearing
     ) -> None:
         self.sketch = QuantileSketch()
+        self.readable_later = 0
         self._invalid = settings.invalid
         self._channels = settings.channels
         self._report = report
@@ -145,7 +158,7 @@ class _Surveyors:
 
     def _count(self, maps: Sequence[ActivationMap], readers: Readers) -> None:
         for map_ in maps:
-            unread = False
+            unread = may_pass = False
             values = None
             try:
                 values = self._judged(map_, readers)
@@ -153,11 +166,13 @@ class _Surveyors:
                 pass
             except UnavailableError:
                 raise
-            except Exception:  # noqa: BLE001  # as in the worker; the run that follows reports the error
+            except Exception as error:  # noqa: BLE001  # as in the worker; the run that follows reports the error
                 unread = not self._is_over
+                may_pass = unread and _may_pass(error)
             with self._lock:
                 self._report.surveyed += 1
                 self._report.unsurveyed += unread
+                self.readable_later += may_pass
                 if values is not None:
                     self.sketch.add(values)
 
@@ -198,6 +213,15 @@ class _Surveyors:
         if self._invalid == "error":
             return None
         return np.where(valid, values, 0.0) if self._invalid == "zero" else values[valid]
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether the store, the disk or the memory is to blame, not the map."""
+    if (verdict := verdict_of(error)) is not None:
+        return verdict.may_pass
+    # Libraries of formats raise OSErrors without a number.
+    is_of_disk = isinstance(error, OSError) and error.errno is not None and not isinstance(error, FileNotFoundError)
+    return is_of_disk or isinstance(error, MemoryError)
 
 
 def refuse_one_shot(source: object) -> None:

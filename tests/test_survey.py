@@ -185,7 +185,7 @@ async def test_the_first_pass_is_bounded_by_queue_bytes(tmp_path: Path) -> None:
                 yield f"{index}", array
 
     settings = am.Settings(queue_bytes=4 * 2**20, prefetch=16, **LOCAL)
-    sketch = await survey(list_maps(Maps()), settings, Report())
+    sketch = (await survey(list_maps(Maps()), settings, Report())).sketch
     assert sketch.count == 120 * 512 * 512
     # A queue, a listed batch (16 MiB), the next batch, and one that a thread has counted but not yet released.
     assert most <= 4 + 3 * 17
@@ -249,7 +249,7 @@ def test_a_set_without_valid_values_names_the_failure(maps: Path, tmp_path: Path
 async def test_the_first_pass_reads_stacks_and_archives(maps: Path) -> None:
     np.save(maps / "stack.npy", np.arange(60.0).reshape(2, 5, 6))
     np.savez(maps / "some.npz", a=np.full((2, 2), -5), b=np.full((2, 2), 99, np.uint8))
-    sketch = await survey(list_maps(maps), am.Settings(), Report())
+    sketch = (await survey(list_maps(maps), am.Settings(), Report())).sketch
     assert (sketch.count, sketch.minimum, sketch.maximum) == (68, -5, 99)
 
 

@@ -50,7 +50,7 @@ async def surveyed(bucket: str, proxy: Proxy, report: Report, refused: range, gi
         for batch in batches:
             yield batch
 
-    return await survey(listed(), settings, report)
+    return (await survey(listed(), settings, report)).sketch
 
 
 @pytest.mark.parametrize("first", [0, 2])

@@ -162,9 +162,10 @@ class Runs:
         if not value_range.is_known:
             refuse_one_shot(source)
             listing = self._list(source, None, recorder)
-            sketch = await self._lifecycle.until_drained(partial(survey, listing, self._settings, report))
-            if sketch is None:
+            found = await self._lifecycle.until_drained(partial(survey, listing, self._settings, report))
+            if found is None:
                 return None
+            sketch = found.sketch
             value_range = await range_of_all(sketch, value_range)
             if report.unsurveyed or not sketch.count:
                 # Perhaps because of an outage: do not keep the incomplete range for later runs.

@@ -2,7 +2,7 @@
 
 A value is counted in the bin of the leading bits of its key (``kernels.quantize_float32``): sign, exponent and the
 first ten bits of the mantissa. So the width of a bin is at most 1/1024 of its values, as in HDR histograms and DDSketch
-(Masson, Rim, Lee: "DDSketch", VLDB 2019). Two sketches are merged exactly by adding their counts.
+(Masson, Rim, Lee: "DDSketch", VLDB 2019). Sketches are combined exactly by adding their counts.
 """
 
 from __future__ import annotations
@@ -50,13 +50,6 @@ class QuantileSketch:
         self.minimum = min(self.minimum, float(values.min()))
         self.maximum = max(self.maximum, float(values.max()))
 
-    def merge(self, other: QuantileSketch) -> None:
-        """Add the counts of another sketch."""
-        self._counts += other._counts
-        self.count += other.count
-        self.minimum = min(self.minimum, other.minimum)
-        self.maximum = max(self.maximum, other.maximum)
-
     def percentile(self, percentile: float) -> float:
         """Return a percentile, 0 to 100, interpolated linearly like ``numpy.percentile``.
 
@@ -86,13 +79,19 @@ class QuantileSketch:
     def load(cls, text: str) -> QuantileSketch:
         """Restore a sketch from the text of :meth:`dump`; raise ValueError for other texts."""
         sketch = cls()
+        sketch.add_dump(text)
+        return sketch
+
+    def add_dump(self, text: str) -> None:
+        """Add the counts of a sketch from the text of its :meth:`dump`; raise ValueError for other texts."""
         try:
-            sketch.count, sketch.minimum, sketch.maximum, packed = json.loads(text)
+            count, minimum, maximum, packed = json.loads(text)
             gaps, counts = np.split(np.frombuffer(zlib.decompress(base64.b64decode(packed)), "<i8"), 2)
-            sketch._counts[np.cumsum(gaps)] = counts
+            self._counts[np.cumsum(gaps)] += counts
         except (TypeError, LookupError, zlib.error) as error:
             raise ValueError(f"not a sketch: {error}") from error
-        return sketch
+        self.count += count
+        self.minimum, self.maximum = min(self.minimum, minimum), max(self.maximum, maximum)
 
     def _filled(self) -> NDArray[np.intp]:
         """Return the bins that have values."""

@@ -14,6 +14,7 @@ from async_maps.concurrency.tasks import OrderlyTask
 from async_maps.pipeline import Pipeline
 from async_maps.plans.commits import read_plan
 from async_maps.plans.place import opened_place
+from async_maps.plans.ranges import settings_of
 from async_maps.shares.part import PartDone, PartFailed, Parts
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class LocalEngine:
         async with AsyncExitStack() as stack:
             place = await stack.enter_async_context(opened_place(work.plan, work.settings))
             plan = await read_plan(place)
-            pipeline = Pipeline(plan.destination, settings=plan.settings(work.settings))
+            pipeline = Pipeline(plan.destination, settings=await settings_of(place, plan, work.settings))
             await stack.enter_async_context(pipeline)
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="async-maps-parts-"))
             runner = Parts(place, plan, pipeline, Path(folder))

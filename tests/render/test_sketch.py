@@ -64,7 +64,7 @@ def test_percentiles_of_any_values_are_within_the_stated_error(values: list[floa
 def test_merged_sketches_equal_the_sketch_of_all_values() -> None:
     values = np.random.default_rng(0).standard_normal(9_000)
     whole, first, second = sketch_of(values), sketch_of(values[:1], values[1:4_000]), sketch_of(values[4_000:])
-    first.merge(second)
+    first.add_dump(second.dump())
     assert first.dump() == whole.dump()
     assert first.count == 9_000
 

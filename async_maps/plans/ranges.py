@@ -1,0 +1,137 @@
+"""One range for all maps of a plan: a sketch of the values of each part, which are combined once."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from anyio import CapacityLimiter, create_task_group, to_thread
+
+from async_maps.concurrency.tasks import first_error
+from async_maps.errors import PlanError, SettingsError
+from async_maps.plans.document import SCHEMA
+from async_maps.render.ranges import parse_range
+from async_maps.render.sketch import QuantileSketch
+from async_maps.survey import range_of_all
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from async_maps.plans.document import Plan
+    from async_maps.plans.place import Place
+    from async_maps.settings import Settings
+
+_READERS = 16
+
+
+def needs_range(plan: Plan) -> bool:
+    """Return whether the range of a plan depends on all of its maps."""
+    return parse_range(plan.shaping["range"]).kind == "dataset"
+
+
+async def settings_of(place: Place, plan: Plan, own: Settings) -> Settings:
+    """Return the settings of a run of a plan's parts, as :meth:`Plan.settings`, with the range of its survey.
+
+    Raises:
+        PlanError: the encoder of this process makes other bytes.
+        SettingsError: the plan needs a survey, and its range is not known yet.
+    """
+    settings = plan.settings(own)
+    if not needs_range(plan):
+        return settings
+    found = await known_range(place, plan)
+    if found is None:
+        raise SettingsError(
+            f"the plan has range {plan.shaping['range']}, which is not known yet: survey its parts with run --survey, "
+            "then call plan again"
+        )
+    return settings.model_copy(update={"range": found})
+
+
+async def known_range(place: Place, plan: Plan) -> str | None:
+    """Return the range that the survey of a plan has found, as a setting; None if it is not known yet."""
+    name = _range_name(plan)
+    data = await place.read(name)
+    return None if data is None else str(_parse(data, plan, place.locator(name))["range"])
+
+
+async def surveyed_parts(place: Place, plan: Plan) -> set[int]:
+    """Return the parts that are surveyed."""
+    names = await place.sizes(f"{plan.id}/sketches")
+    return {int(name.rpartition("/")[2].removesuffix(".json")) for name in names}
+
+
+async def keep_sketch(place: Place, plan: Plan, part: int, sketch: QuantileSketch) -> bool:
+    """Store the sketch of a part; return False if another process has done that with other values."""
+    found = {"schema": SCHEMA, "plan": plan.id, "part": part, "sketch": sketch.dump()}
+    return await place.create(_sketch_name(plan, part), json.dumps(found).encode())
+
+
+async def combine_sketches(place: Place, plan: Plan) -> list[int]:
+    """Find the range of a plan from the sketches of its parts, and store it, if it is not known yet.
+
+    Returns:
+        The parts that are not surveyed; empty if the range is known now.
+
+    Raises:
+        PlanError: a sketch cannot be read.
+        SettingsError: all values of all maps are equal.
+    """
+    if await known_range(place, plan) is not None:
+        return []
+    surveyed = await surveyed_parts(place, plan)
+    if missing := [part for part in range(1, plan.parts + 1) if part not in surveyed]:
+        return missing
+    whole, wanted = QuantileSketch(), parse_range(plan.shaping["range"])
+    await _add_all(whole, place, plan, sorted(surveyed))
+    found = await range_of_all(whole, wanted)
+    if found.low == found.high:
+        raise SettingsError(
+            f"range {wanted} is the single value {found.low:g}: make another plan with a fixed range, such as "
+            f"{found.low:g},{found.low + 1:g}"
+        )
+    # Another process may be faster: it has found the same.
+    await place.create(_range_name(plan), json.dumps({"schema": SCHEMA, "plan": plan.id, "range": str(found)}).encode())
+    return []
+
+
+async def _add_all(whole: QuantileSketch, place: Place, plan: Plan, parts: Sequence[int]) -> None:
+    reading, adding = CapacityLimiter(_READERS), CapacityLimiter(1)
+
+    async def add(part: int) -> None:
+        async with reading:
+            name = _sketch_name(plan, part)
+            data = await place.read(name)
+            if data is None:
+                raise PlanError(f"{place.locator(name)} was deleted: survey the part again with run --survey")
+            text = str(_parse(data, plan, place.locator(name))["sketch"])
+            try:
+                await to_thread.run_sync(whole.add_dump, text, limiter=adding)
+            except ValueError as error:
+                raise PlanError(f"{place.locator(name)} cannot be read: {error}") from error
+
+    try:
+        async with create_task_group() as tasks:
+            for part in parts:
+                tasks.start_soon(add, part)
+    except BaseExceptionGroup as group:
+        raise first_error(group) from None
+
+
+def _parse(data: bytes, plan: Plan, where: str) -> dict[str, object]:
+    try:
+        found = json.loads(data)
+        schema, of = found["schema"], found["plan"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise PlanError(f"{where} is no object of the survey of a plan: {error}") from error
+    if schema != SCHEMA or of != plan.id:
+        raise PlanError(f"{where} has schema {schema!r} and is of plan {of!r}; expected {SCHEMA} and {plan.id!r}")
+    return dict(found)
+
+
+def _sketch_name(plan: Plan, part: int) -> str:
+    return f"{plan.id}/sketches/{part:07}.json"
+
+
+def _range_name(plan: Plan) -> str:
+    return f"{plan.id}/range.json"
