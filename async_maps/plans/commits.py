@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from itertools import count, islice
 from typing import TYPE_CHECKING
 
-from anyio import CapacityLimiter, create_task_group
+from anyio import CapacityLimiter, create_task_group, to_thread
 
 from async_maps.blocking import blocking
 from async_maps.concurrency.tasks import first_error
@@ -15,18 +15,21 @@ from async_maps.errors import PlanError
 from async_maps.plans.document import SCHEMA, Plan
 from async_maps.plans.manifests import Footer, manifest_name, part_in, read_footer
 from async_maps.plans.place import DOCUMENT, opened_place
+from async_maps.report import counted
 from async_maps.settings import given_or_default
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from os import PathLike
     from typing import Any
 
-    from async_maps.plans.place import Place
+    from async_maps.plans.place import Place, PlanObjects
     from async_maps.settings import Settings
 
 _FOOTER_BYTES = 64 * 2**10
 _READERS = 16
 _SHOWN = 5
+_DAMAGED = "the plan is damaged; delete the other manifests of this part, and run the plan again"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +122,12 @@ commit_plan = blocking(acommit_plan)
 
 async def read_plan(place: Place) -> Plan:
     """Read the plan at a place; raise PlanError if there is none."""
-    data = await place.read(DOCUMENT)
+    return await to_thread.run_sync(plan_at, place.objects)
+
+
+def plan_at(place: PlanObjects) -> Plan:
+    """Read the plan at a place, as :func:`read_plan`. Blocks."""
+    data = place.read(DOCUMENT)
     if data is None:
         raise PlanError(f"{place.address} has no {DOCUMENT}: make the plan first, or correct its address")
     return Plan.parse(data, place.locator(DOCUMENT))
@@ -127,10 +135,57 @@ async def read_plan(place: Place) -> Plan:
 
 async def committed_parts(place: Place, plan: Plan) -> dict[int, tuple[int, int]]:
     """Return the parts that are committed, each with its newest generation and the bytes of its manifest."""
-    found: dict[int, tuple[int, int]] = {}
-    for name, size in (await place.sizes(f"{plan.id}/done")).items():
+    found = await to_thread.run_sync(manifests_at, place.objects, plan)
+    return {part: max(enumerate(sizes)) for part, sizes in found.items()}
+
+
+def manifests_at(place: PlanObjects, plan: Plan) -> dict[int, list[int]]:
+    """Return the bytes of the manifests of each committed part, from generation 0 on. Blocks.
+
+    Raises:
+        PlanError: a generation is missing.
+    """
+    found: dict[int, dict[int, int]] = {}
+    for name, size in place.sizes(f"{plan.id}/done").items():
         part, generation = part_in(name)
-        found[part] = max((generation, size), found.get(part, (0, 0)))
+        found.setdefault(part, {})[generation] = size
+    for part, sizes in found.items():
+        if missing := {*range(max(sizes) + 1)} - {*sizes}:
+            raise PlanError(f"{place.locator(manifest_name(plan.id, part, min(missing)))} was deleted: {_DAMAGED}")
+    return {part: [sizes[generation] for generation in range(len(sizes))] for part, sizes in found.items()}
+
+
+def refuse_incomplete(address: str, plan: Plan, committed: Collection[int]) -> None:
+    """Raise PlanError, which may pass, if parts are not committed; name the first of them."""
+    missing = [*islice((part for part in range(1, plan.parts + 1) if part not in committed), _SHOWN)]
+    if missing:
+        more = plan.parts - len(committed) - len(missing)
+        shown = ", ".join(f"{part:,}" for part in missing)
+        raise PlanError(
+            f"{address} is not done: of its {counted(plan.parts, 'part')}, {shown}{f' and {more:,} more' * bool(more)} "
+            f"{'is' if len(missing) == 1 else 'are'} not committed; run its shares first",
+            may_pass=True,
+        )
+
+
+def read_manifests(place: PlanObjects, plan: Plan, part: int, generations: int) -> list[bytes]:
+    """Return the manifests of a part, from generation 0 on. Blocks.
+
+    Raises:
+        PlanError: one of them was deleted, or belongs to another generation before it.
+    """
+    found, parent = [], ""
+    for generation in range(generations):
+        name = manifest_name(plan.id, part, generation)
+        data = place.read(name)
+        if data is None:
+            raise PlanError(f"{place.locator(name)} was deleted: {_DAMAGED}")
+        footer = read_footer(data, place.locator(name))
+        if footer.parent != parent:
+            before = place.locator(manifest_name(plan.id, part, generation - 1))
+            raise PlanError(f"{place.locator(name)} does not belong to {before}, which was replaced: {_DAMAGED}")
+        found.append(data)
+        parent = footer.digest
     return found
 
 
@@ -144,7 +199,7 @@ async def read_footers(place: Place, plan: Plan) -> list[Footer]:
         async with limiter:
             data = await place.read(name, max(0, size - _FOOTER_BYTES))
         if data is None:
-            raise PlanError(f"{place.locator(name)} was deleted: the plan is damaged; run its part again")
+            raise PlanError(f"{place.locator(name)} was deleted: {_DAMAGED}")
         found[part] = read_footer(data, place.locator(name))
 
     try:

@@ -7,7 +7,7 @@ import io
 import json
 from contextlib import closing
 from itertools import islice
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from async_maps.errors import PlanError, require_extra
 from async_maps.manifest.manifest import Manifest
@@ -15,7 +15,7 @@ from async_maps.manifest.schema import BOOLEANS, COLUMNS, FLOATS, INTEGERS
 from async_maps.plans.document import SCHEMA
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Sequence
     from os import PathLike
 
     import pyarrow as pa
@@ -24,7 +24,11 @@ if TYPE_CHECKING:
 _FOOTER_KEY = b"async-maps-part"
 _COLUMNS = (*COLUMNS, "file")
 _BATCH = 10_000
-_LOCATOR, _STATUS = COLUMNS.index("locator"), COLUMNS.index("status")
+NAME, LOCATOR, STATUS, SOURCE = map(COLUMNS.index, ("name", "locator", "status", "source"))
+GONE = "gone"
+"""The status of a row of a retry that says: there is no such row anymore. Its file has other maps now."""
+
+Row: TypeAlias = "tuple[object, ...]"
 
 
 class Footer(NamedTuple):
@@ -35,11 +39,12 @@ class Footer(NamedTuple):
         part: the number of the part.
         generation: 0 for the first outcome of the part, one more for each retry of its failed maps.
         writer: a random text of the process that wrote it, which recognizes its own manifest by it.
-        rows: the number of rows.
-        failures: the number of rows of failed maps.
-        first: the smallest locator in the order of UTF-8; empty without overlays.
+        rows: the number of rows of the part; after a retry, with those of earlier generations.
+        failures: the number of rows of failed maps, in the same way.
+        first: the smallest locator of the part in the order of UTF-8; empty without overlays.
         last: the largest one.
-        digest: the SHA-256 of the rows in hexadecimal.
+        digest: the SHA-256 of the parent's digest and the rows of this manifest, in hexadecimal.
+        parent: the digest of the generation before; empty for generation 0.
     """
 
     plan: str
@@ -51,6 +56,7 @@ class Footer(NamedTuple):
     first: str = ""
     last: str = ""
     digest: str = ""
+    parent: str = ""
 
     @property
     def name(self) -> str:
@@ -69,30 +75,47 @@ def part_in(name: str) -> tuple[int, int]:
     return int(part), int(generation)
 
 
-def write_manifest(manifest: str | PathLike[str], footer: Footer) -> tuple[Footer, bytes]:
-    """Return the table of a manifest in SQLite, and its footer with the counts."""
+def write_manifest(
+    manifest: str | PathLike[str], footer: Footer, changes: Sequence[Row] | None = None
+) -> tuple[Footer, bytes]:
+    """Return the table of a manifest in SQLite, and its footer with the counts.
+
+    Args:
+        manifest: the path of the manifest, which has all rows of the part.
+        footer: the footer without counts.
+        changes: the rows of the table, if it is of a retry; None for all.
+    """
     with require_extra("a plan", "parquet"):
         import pyarrow as pa
         import pyarrow.parquet as pq
-    rows = failures = 0
-    first = last = b""
-    schema, data, digest = _schema(), io.BytesIO(), hashlib.sha256()
+    schema, data, digest = _schema(), io.BytesIO(), hashlib.sha256(footer.parent.encode())
     with Manifest(manifest, read_only=True) as opened, pq.ParquetWriter(data, schema, compression="zstd") as writer:
-        found = opened.rows_with_files()
-        while batch := list(islice(found, _BATCH)):
+        for batch in _batches(opened.rows_with_files() if changes is None else changes):
             columns = zip(zip(*batch, strict=True), schema, strict=True)
             arrays = [pa.array(values, field.type) for values, field in columns]
             writer.write_table(pa.table(arrays, schema=schema))
             digest.update(json.dumps(batch).encode())
-            located = [str(row[_LOCATOR]).encode() for row in batch if row[_LOCATOR] is not None]
-            rows, failures = rows + len(batch), failures + sum(row[_STATUS] == "failed" for row in batch)
-            if located:
-                first, last = min(filter(None, (first, *located))), max(last, *located)
-        footer = footer._replace(
-            rows=rows, failures=failures, first=first.decode(), last=last.decode(), digest=digest.hexdigest()
-        )
+        footer = _counted(opened.rows_with_files(), footer)._replace(digest=digest.hexdigest())
         writer.add_key_value_metadata({_FOOTER_KEY: json.dumps({"schema": SCHEMA, **footer._asdict()})})
     return footer, data.getvalue()
+
+
+def _counted(found: Iterable[Row], footer: Footer) -> Footer:
+    """Return the footer with the counts of all rows of a part."""
+    rows = failures = 0
+    first = last = b""
+    for batch in _batches(found):
+        located = [str(row[LOCATOR]).encode() for row in batch if row[LOCATOR] is not None]
+        rows, failures = rows + len(batch), failures + sum(row[STATUS] == "failed" for row in batch)
+        if located:
+            first, last = min(filter(None, (first, *located))), max(last, *located)
+    return footer._replace(rows=rows, failures=failures, first=first.decode(), last=last.decode())
+
+
+def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    found = iter(rows)
+    while batch := list(islice(found, _BATCH)):
+        yield batch
 
 
 def read_footer(data: bytes, where: str) -> Footer:
@@ -109,7 +132,7 @@ def read_footer(data: bytes, where: str) -> Footer:
         raise PlanError(f"{where} is no manifest of a part: {error}") from error
 
 
-def read_rows(data: bytes, where: str) -> Iterator[tuple[object, ...]]:
+def read_rows(data: bytes, where: str) -> Iterator[Row]:
     """Yield the rows of a part's manifest: the values of the columns of a manifest, and the file.
 
     Raises PlanError as :func:`read_footer`.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
-from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -27,8 +26,8 @@ _OF_OVERLAYS = ("cache_control", "metadata", "tagging", "storage_class")
 _THREADS = 16
 
 
-class Place:
-    """The objects of a plan, by their names below its address.
+class PlanObjects:
+    """The objects of a plan, by their names below its address. Blocks; thread-safe.
 
     Attributes:
         address: the address of the plan, without a slash at its end.
@@ -37,10 +36,49 @@ class Place:
         StoreError: all methods raise it if the store refuses a request or cannot be reached.
     """
 
+    def __init__(self, address: str, objects: Objects) -> None:
+        self.address = address
+        self._objects = objects
+
+    def read(self, name: str, start: int = 0) -> bytes | None:
+        """Return the bytes of an object from an offset on; None if there is none."""
+        try:
+            return bytes(self._objects.read(self.locator(name), start).data)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise PlanError(f"{self.locator(name)}: cannot be read: {error.strerror or error}") from error
+
+    def has(self, name: str) -> bool:
+        """Return whether there is an object with this name."""
+        return self._objects.find(self.locator(name)) is not None
+
+    def sizes(self, below: str) -> dict[str, int]:
+        """Return the names of the objects below a name, in their order, with their bytes; empty if there are none."""
+        start = self.locator("")
+        listed = self._objects.below(f"{self.locator(below)}/")
+        return dict(sorted((found.locator.removeprefix(start), found.size) for found in listed))
+
+    def locator(self, name: str) -> str:
+        """Return the URL of an object."""
+        return f"{self.address}/{name}"
+
+
+class Place:
+    """The objects of a plan, by their names below its address.
+
+    Attributes:
+        address: the address of the plan, without a slash at its end.
+        objects: the same, for threads.
+
+    Raises:
+        StoreError: all methods raise it if the store refuses a request or cannot be reached.
+    """
+
     def __init__(self, store: AddressedStore, objects: Objects, give_up_s: float) -> None:
         self.address = store.destination
+        self.objects = PlanObjects(store.destination, objects)
         self._store = store
-        self._objects = objects
         self._give_up_s = give_up_s
         self._threads = CapacityLimiter(_THREADS)
 
@@ -67,32 +105,19 @@ class Place:
 
     async def read(self, name: str, start: int = 0) -> bytes | None:
         """Return the bytes of an object from an offset on; None if there is none."""
-        return await to_thread.run_sync(self._read, name, start, limiter=self._threads)
-
-    def _read(self, name: str, start: int) -> bytes | None:
-        try:
-            return bytes(self._objects.read(self.locator(name), start).data)
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise PlanError(f"{self.locator(name)}: cannot be read: {error.strerror or error}") from error
+        return await to_thread.run_sync(self.objects.read, name, start, limiter=self._threads)
 
     async def has(self, name: str) -> bool:
         """Return whether there is an object with this name."""
-        return await to_thread.run_sync(self._objects.find, self.locator(name), limiter=self._threads) is not None
+        return await to_thread.run_sync(self.objects.has, name, limiter=self._threads)
 
     async def sizes(self, below: str) -> dict[str, int]:
         """Return the names of the objects below a name, in their order, with their bytes; empty if there are none."""
-        start, listed = self.locator(""), partial(self._objects.below, f"{self.locator(below)}/")
-
-        def found() -> dict[str, int]:
-            return dict(sorted((found.locator.removeprefix(start), found.size) for found in listed()))
-
-        return await to_thread.run_sync(found, limiter=self._threads)
+        return await to_thread.run_sync(self.objects.sizes, below, limiter=self._threads)
 
     def locator(self, name: str) -> str:
         """Return the URL of an object."""
-        return f"{self.address}/{name}"
+        return self.objects.locator(name)
 
 
 @asynccontextmanager

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from async_maps.plans.document import Plan
-    from async_maps.plans.place import Place
+    from async_maps.plans.place import Place, PlanObjects
     from async_maps.settings import Settings
 
 _READERS = 16
@@ -50,8 +50,13 @@ async def settings_of(place: Place, plan: Plan, own: Settings) -> Settings:
 
 async def known_range(place: Place, plan: Plan) -> str | None:
     """Return the range that the survey of a plan has found, as a setting; None if it is not known yet."""
+    return await to_thread.run_sync(range_at, place.objects, plan)
+
+
+def range_at(place: PlanObjects, plan: Plan) -> str | None:
+    """Return the range that the survey of a plan has found, as :func:`known_range`. Blocks."""
     name = _range_name(plan)
-    data = await place.read(name)
+    data = place.read(name)
     return None if data is None else str(_parse(data, plan, place.locator(name))["range"])
 
 
