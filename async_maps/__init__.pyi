@@ -26,7 +26,7 @@ from async_maps.errors import StoreError as StoreError
 from async_maps.errors import TooManyFailuresError as TooManyFailuresError
 from async_maps.errors import TransientError as TransientError
 from async_maps.errors import WorkerError as WorkerError
-from async_maps.manifest.export import export_manifest as export_manifest
+from async_maps.export.tables import export_manifest as export_manifest
 from async_maps.manifest.status import ManifestStatus as ManifestStatus
 from async_maps.manifest.status import status as status
 from async_maps.outcomes import Failure as Failure

@@ -19,6 +19,7 @@ from async_maps.manifest.prune import Selection
 from async_maps.manifest.recorder import open_reader
 from async_maps.outcomes import Failure, Outcome
 from async_maps.pipeline import Pipeline
+from async_maps.plans.ranges import given_range
 from async_maps.progress import reporting
 from async_maps.report import Report, counting_selected
 from async_maps.settings import Settings, given_or_default
@@ -27,7 +28,7 @@ from async_maps.sources.batches import list_maps, numbered, with_key
 from async_maps.sources.headers import known_failure
 from async_maps.sources.layouts import Questions
 from async_maps.stores import open_store
-from async_maps.survey import known_range, refuse_one_shot
+from async_maps.survey import refuse_one_shot
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Generator
@@ -239,7 +240,7 @@ async def adry_run(  # noqa: PLR0913  # those of arun()
             report.destination = store.destination
             async with open_reader(manifest, store.identity, settings) as recorder:
                 # A range that all maps must be read for is not known here, and none of them done with it.
-                value_range = await known_range(settings, recorder, select)
+                value_range = await given_range(settings, recorder, select)
                 recorder.use(settings, value_range)
                 # Files of maps to do are opened even if an earlier run knows them: the header may show a failure.
                 listing = list_maps(

@@ -13,17 +13,17 @@ from cyclopts import Parameter
 from async_maps.cli.console import answer, complain, discard_output, say, set_verbosity
 from async_maps.cli.options import Flag, Quiet, Verbose
 from async_maps.errors import SettingsError
-from async_maps.manifest.columns import ExportFormat
+from async_maps.export.columns import ExportFormat
 from async_maps.report import counted
 from async_maps.report.ending import DONE, SOME_FAILED
 from async_maps.sources import is_stdin
 
 if TYPE_CHECKING:
-    from async_maps.manifest.columns import ExportRows
+    from async_maps.export.columns import ExportRows
 
 
 def export(  # noqa: PLR0913  # one argument per option
-    manifest: Path,
+    manifest: str,
     file: Path,
     /,
     *,
@@ -36,17 +36,18 @@ def export(  # noqa: PLR0913  # one argument per option
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> int:
-    """Write the locators in a manifest to a table.
+    """Write the locators in a manifest or a plan to a table.
 
     ```
     async-maps export async-maps.sqlite locators.csv
     async-maps export async-maps.sqlite failures.csv --failed
+    async-maps export s3://my-bucket/plan locators.parquet
     ```
 
     Parameters
     ----------
     manifest
-        Manifest of a run.
+        Manifest of a run; or the address of a plan, whose parts must all be committed.
     file
         Table to write: .csv, .jsonl or .parquet (extra "parquet"); - for CSV on standard output.
     all
@@ -65,7 +66,7 @@ def export(  # noqa: PLR0913  # one argument per option
     spreadsheet_safe
         In CSV: put an apostrophe before texts that spreadsheets take for formulas, such as a name "=1+1".
     """
-    from async_maps.manifest.export import export_manifest
+    from async_maps.export.tables import export_manifest
 
     set_verbosity(verbose=verbose, quiet=quiet)
     if all and failed:
@@ -85,8 +86,8 @@ def export(  # noqa: PLR0913  # one argument per option
     return DONE if answer(f"{counted(count, 'row')} in {file}") else SOME_FAILED
 
 
-def _to_standard_output(manifest: Path, options: dict[str, Any]) -> int:
-    from async_maps.manifest.export import write_csv
+def _to_standard_output(manifest: str, options: dict[str, Any]) -> int:
+    from async_maps.export.tables import write_csv
 
     if sys.stdout is None:
         complain("cannot write to standard output: it is closed")

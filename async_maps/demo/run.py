@@ -21,9 +21,9 @@ from async_maps.demo import seaweed
 from async_maps.demo.saliency import spectral_residual
 from async_maps.demo.scenes import contact_sheet, scene
 from async_maps.errors import MissingExtraError, SettingsError
+from async_maps.export.tables import export_manifest
 from async_maps.filesystems.objects import Objects
 from async_maps.filesystems.temporary import is_left_over, unique_text
-from async_maps.manifest.export import export_manifest
 from async_maps.manifest.manifest import Manifest
 from async_maps.pipeline import Pipeline
 from async_maps.render.colorize import colorize_activation_map

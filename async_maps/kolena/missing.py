@@ -9,8 +9,8 @@ from itertools import combinations, islice, product
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from async_maps.keys import printable
-from async_maps.manifest.manifest import Manifest
 from async_maps.manifest.schema import COLUMNS
+from async_maps.plans.rows import open_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -72,7 +72,7 @@ def describe_missing(
         column: the column of the names; None if no code is to be recommended, as when a function makes the names.
     """
     missing = _Missing(wanted, lacking)
-    with Manifest(layer.manifest, read_only=True) as opened:
+    with open_rows(layer.manifest) as opened:
         for row in opened.rows(failed=True):
             known = str(row[_NAME])
             name = layer.datapoint(known)

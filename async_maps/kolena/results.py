@@ -1,9 +1,10 @@
-"""Masks for Kolena from a manifest: all masks, or a data frame of results with masks. Everything here blocks."""
+"""Masks for Kolena from a manifest or a plan: all, or a data frame of results with masks. Everything here blocks."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from contextlib import closing
 from datetime import date, time
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -13,9 +14,9 @@ import numpy as np
 from async_maps.errors import InputValidationError, SettingsError, require_extra
 from async_maps.kolena.masks import Mask, mask_maker, provenance_fields
 from async_maps.kolena.missing import Column, describe_missing, listed
-from async_maps.manifest.manifest import Manifest
 from async_maps.manifest.schema import COLUMNS
 from async_maps.outcomes import MapStatistics
+from async_maps.plans.rows import open_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
@@ -39,7 +40,8 @@ def inference_masks(manifest: str | PathLike[str], *, provenance: bool = False, 
     :func:`async_maps.export_manifest`, which streams.
 
     Args:
-        manifest: the path of a manifest that ``async-maps run`` or ``Pipeline.run`` has written.
+        manifest: the path of a manifest that ``async-maps run`` or ``Pipeline.run`` has written; or the address of a
+            plan whose parts are all committed.
         provenance: whether each mask has the fields ``map_name``, ``range_low``, ``range_high`` and ``colormap``; see
             :func:`~async_maps.kolena.bitmap_mask`. ``colormap`` is None for gray overlays.
         fields: further fields of each mask.
@@ -49,6 +51,7 @@ def inference_masks(manifest: str | PathLike[str], *, provenance: bool = False, 
 
     Raises:
         ManifestError: the manifest cannot be read.
+        PlanError: the plan cannot be read, or parts of it are not committed.
         InputValidationError: Kolena cannot read a locator.
         SettingsError: a field is called ``locator`` or ``data_type``, which every mask has.
     """
@@ -72,8 +75,9 @@ def results_frame(  # noqa: PLR0913  # one argument a choice, all but three with
     lists, decimals to numbers, times to ISO 8601. Kolena's objects are not changed. Two rows of one map share its mask.
 
     Args:
-        manifest: the path of a manifest that ``async-maps run`` or ``Pipeline.run`` has written. If each layer has its
-            own run, a mapping: ``{"layer3": "layer3.sqlite", "layer4": "layer4.sqlite"}``.
+        manifest: the path of a manifest that ``async-maps run`` or ``Pipeline.run`` has written; or the address of a
+            plan whose parts are all committed. If each layer has its own run, a mapping:
+            ``{"layer3": "layer3.sqlite", "layer4": "layer4.sqlite"}``.
         results: one row per datapoint; not changed.
         on: the column with the names of the maps (``val/0001`` for ``val/0001.npy``), or a function that makes the name
             from a row, such as ``lambda row: Path(row["locator"]).stem``. A row with None or NaN has no map. 17.0 means
@@ -96,6 +100,7 @@ def results_frame(  # noqa: PLR0913  # one argument a choice, all but three with
     Raises:
         MissingExtraError: pandas is not installed.
         ManifestError: a manifest cannot be read.
+        PlanError: a plan cannot be read, or parts of it are not committed.
         InputValidationError: overlays are missing, Kolena cannot read a locator, or a value has no form in JSON.
         SettingsError: a column is missing, exists already or would be dropped by Kolena; the index is of floats, whose
             rows Kolena would drop; or a statistic is unknown.
@@ -188,11 +193,11 @@ def _masks(
     is_wanted: Callable[[str], bool] = lambda _: True,
 ) -> Iterator[tuple[dict[str, Any], Mask]]:
     make = mask_maker(fields)
-    with Manifest(manifest, read_only=True) as opened:
+    with open_rows(manifest) as opened, closing(opened.rows()) as rows:
         # Gray overlays have no colormap: the viewer colors them.
         kept = opened.runs() if provenance else []
         colormaps = {run.settings: run.shaping["colormap"] for run in kept if run.shaping["png"] != "gray"}
-        for values in opened.rows():
+        for values in rows:
             if is_wanted(str(values[_NAME])):
                 row: dict[str, Any] = dict(zip(COLUMNS, values, strict=True))
                 spanned = provenance_fields(row["name"], row["range_low"], row["range_high"])

@@ -20,7 +20,7 @@ from async_maps.outcomes import Failure, MapStatistics, Outcome, Receipt
 from async_maps.sources.activation_map import ActivationMap
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Sequence
+    from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 
     from async_maps.manifest.destination import Relocation
     from async_maps.outcomes import Stage
@@ -245,11 +245,11 @@ class Manifest(StaleRows, ManifestSamples):
         counts = {"done": unique + refused - failed, "failed": failed}
         return {status: count for status, count in counts.items() if count}
 
-    def rows(self, *, failed: bool = False) -> Iterator[tuple[object, ...]]:
+    def rows(self, *, failed: bool = False) -> Generator[tuple[object, ...], None, None]:
         """Yield the rows of done maps, or of all with ``failed``, by name; each has the values of :data:`COLUMNS`."""
         return self._select("" if failed else "WHERE status = 'done'")
 
-    def rows_with_files(self) -> Iterator[tuple[object, ...]]:
+    def rows_with_files(self) -> Generator[tuple[object, ...], None, None]:
         """Yield all rows, by name; each has the values of :data:`COLUMNS`, and the file, or None for the source."""
         return self._select("", (*COLUMNS, "file"))
 
@@ -263,7 +263,7 @@ class Manifest(StaleRows, ManifestSamples):
             ).fetchall()
         return [str(locator) for (locator,) in rows]
 
-    def failures(self) -> Iterator[tuple[object, ...]]:
+    def failures(self) -> Generator[tuple[object, ...], None, None]:
         """Yield the rows of failed maps, like :meth:`rows`."""
         return self._select("WHERE status = 'failed'")
 
@@ -316,7 +316,7 @@ class Manifest(StaleRows, ManifestSamples):
                 row["locator"] = self.relocation(str(row["locator"]))
             yield row
 
-    def _select(self, where: str, columns: Sequence[str] = COLUMNS) -> Iterator[tuple[object, ...]]:
+    def _select(self, where: str, columns: Sequence[str] = COLUMNS) -> Generator[tuple[object, ...], None, None]:
         query = f"SELECT {', '.join(columns)} FROM maps {where} ORDER BY name, source"  # noqa: S608  # names of our own
         with self._reading() as database:
             for row in database.execute(query):

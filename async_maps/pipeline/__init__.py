@@ -22,11 +22,11 @@ from async_maps.pipeline.lifecycle import Lifecycle
 from async_maps.pipeline.rooms import Rooms
 from async_maps.pipeline.runs import Runs
 from async_maps.pipeline.tally import Tally
+from async_maps.plans.ranges import given_range
 from async_maps.settings import Settings, given_or_default
 from async_maps.sources.batches import check_limit
 from async_maps.stages.graph import Stages
 from async_maps.stores import open_store
-from async_maps.survey import known_range
 from async_maps.workers.arena import Arena
 from async_maps.workers.pool import started_workers
 from async_maps.workers.worker import Recipe
@@ -98,7 +98,7 @@ class Pipeline:
             arena = stack.enter_context(Arena(self.settings.queue_size))
             settings, template = self.settings, self.settings.key_template
             recipe, lanes = Recipe.of(settings), lane_count(settings, self._destination)
-            self._intake.value_range = await known_range(settings, None, "changed")
+            self._intake.value_range = await given_range(settings, None, "changed")
             async with create_task_group() as opening:
                 opening.start_soon(store.check)
                 workers = await stack.enter_async_context(

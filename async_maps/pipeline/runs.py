@@ -16,11 +16,12 @@ from async_maps.manifest.sampler import sampled
 from async_maps.outcomes import Failure
 from async_maps.pipeline.earlier import knowing_earlier
 from async_maps.pipeline.first_keys import FirstKeys
+from async_maps.plans.ranges import given_range
 from async_maps.progress import reporting
 from async_maps.report import Report, counting_selected
 from async_maps.report.invisible import InvisibleMaps
 from async_maps.sources.batches import list_maps, numbered
-from async_maps.survey import known_range, range_of_all, refuse_one_shot, survey
+from async_maps.survey import range_of_all, refuse_one_shot, survey
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -158,7 +159,7 @@ class Runs:
         """Return the value range, for which all maps may have to be read; None if a drain stopped that."""
         value_range, sketch = self._intake.value_range, None
         if not value_range.is_known:
-            value_range = await known_range(self._settings, recorder, mode)
+            value_range = await given_range(self._settings, recorder, mode)
         if not value_range.is_known:
             refuse_one_shot(source)
             listing = self._list(source, None, recorder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from contextlib import asynccontextmanager
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from async_maps.stores import open_store
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from os import PathLike
 
     from async_maps.settings import Settings
     from async_maps.stores import AddressedStore
@@ -24,6 +26,11 @@ _WAITS_S = (0.2, 0.4, 0.8, 1.6, 3.2)
 _OF_OVERLAYS = ("cache_control", "metadata", "tagging", "storage_class")
 """The settings of objects that are for overlays only."""
 _THREADS = 16
+
+
+def is_plan(place: str | PathLike[str]) -> bool:
+    """Whether a place is the address of a plan, a folder or ``s3://bucket/prefix``; else it is a manifest's file."""
+    return "://" in os.fspath(place) or os.path.isdir(place)
 
 
 class PlanObjects:

@@ -21,6 +21,7 @@ from async_maps.filesystems.spill import Spill
 from async_maps.plans.document import Plan, choice_of
 from async_maps.plans.parts import Digest, PartFile, list_name, write_list
 from async_maps.plans.place import DOCUMENT, opened_place
+from async_maps.plans.ranges import given_range
 from async_maps.plans.states import planned
 from async_maps.render.png import encoder_version
 from async_maps.settings import given_or_default
@@ -28,7 +29,6 @@ from async_maps.sources import open_source, place_of
 from async_maps.sources.isolation import DecoderProcess
 from async_maps.sources.options import SourceOptions
 from async_maps.stores import open_store
-from async_maps.survey import known_range
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
@@ -105,7 +105,7 @@ async def make_plan(  # noqa: PLR0913  # those of aplan()
         if (found := await kept.read(DOCUMENT)) is not None:
             return Plan.parse(found, kept.locator(DOCUMENT)), False
         await store.check()
-        shaping = settings.shaping(await known_range(settings, None, "changed"))
+        shaping = settings.shaping(await given_range(settings, None, "changed"))
         with Spill("the files of a plan", _TABLE, PlanError) as files:
             listing = _Listing(place, store.destination, settings, files, on_progress)
             await in_thread(listing.read, limiter=CapacityLimiter(1), interrupt=listing.stop)

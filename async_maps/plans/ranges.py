@@ -7,21 +7,55 @@ from typing import TYPE_CHECKING
 
 from anyio import CapacityLimiter, create_task_group, to_thread
 
+from async_maps import survey
 from async_maps.concurrency.tasks import first_error
 from async_maps.errors import PlanError, SettingsError
+from async_maps.filesystems.objects import Objects
+from async_maps.manifest.destination import place_of_overlays
+from async_maps.plans.commits import plan_at
 from async_maps.plans.document import SCHEMA
+from async_maps.plans.place import PlanObjects, is_plan
 from async_maps.render.ranges import parse_range
 from async_maps.render.sketch import QuantileSketch
-from async_maps.survey import range_of_all
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from async_maps.manifest.manifest import RepairMode, Select
+    from async_maps.manifest.recorder import Recorder
     from async_maps.plans.document import Plan
-    from async_maps.plans.place import Place, PlanObjects
-    from async_maps.settings import Settings
+    from async_maps.plans.place import Place
+    from async_maps.render.ranges import ValueRange
+    from async_maps.settings import S3Settings, Settings
 
 _READERS = 16
+
+
+async def given_range(settings: Settings, recorder: Recorder | None, mode: Select | RepairMode) -> ValueRange:
+    """Return the value range if it is known without reading the maps, as :func:`async_maps.survey.known_range`.
+
+    The range of another plan is known, too.
+
+    Raises:
+        ManifestError: the manifest of ``from:`` cannot be read, or has no range.
+        PlanError: the plan of ``from:`` cannot be read, or has no range.
+    """
+    wanted = settings.value_range
+    if wanted.kind == "from" and is_plan(wanted.manifest):
+        return await to_thread.run_sync(_range_of, wanted.manifest, settings.s3)
+    return await survey.known_range(settings, recorder, mode)
+
+
+def _range_of(address: str, s3: S3Settings) -> ValueRange:
+    with Objects(s3) as objects:
+        place = PlanObjects(place_of_overlays(address), objects)
+        plan = plan_at(place)
+        found = parse_range(range_at(place, plan) or plan.shaping["range"])
+    if found.kind == "dataset":
+        raise PlanError(f"{place.address} has no range yet: survey its parts with run --survey first", may_pass=True)
+    if found.is_relative:
+        raise PlanError(f"{place.address} has no range for other maps: it has range {found}; use that setting")
+    return found
 
 
 def needs_range(plan: Plan) -> bool:
@@ -89,7 +123,7 @@ async def combine_sketches(place: Place, plan: Plan) -> list[int]:
         return missing
     whole, wanted = QuantileSketch(), parse_range(plan.shaping["range"])
     await _add_all(whole, place, plan, sorted(surveyed))
-    found = await range_of_all(whole, wanted)
+    found = await survey.range_of_all(whole, wanted)
     if found.low == found.high:
         raise SettingsError(
             f"range {wanted} is the single value {found.low:g}: make another plan with a fixed range, such as "

@@ -21,7 +21,7 @@ from async_maps.manifest.metadata import KeptRun
 from async_maps.manifest.schema import COLUMNS
 from async_maps.plans.commits import manifests_at, plan_at, read_manifests, refuse_incomplete
 from async_maps.plans.manifests import GONE, LOCATOR, NAME, SOURCE, STATUS, manifest_name, read_rows
-from async_maps.plans.place import PlanObjects
+from async_maps.plans.place import PlanObjects, is_plan
 from async_maps.plans.ranges import range_at
 from async_maps.settings import Settings
 
@@ -36,11 +36,6 @@ if TYPE_CHECKING:
 
 _READERS = 8
 _BYTES_AHEAD = 64 * 2**20
-
-
-def is_plan(place: str | PathLike[str]) -> bool:
-    """Whether a place is the address of a plan, a folder or ``s3://bucket/prefix``; else it is a manifest's file."""
-    return "://" in os.fspath(place) or os.path.isdir(place)
 
 
 def open_rows(place: str | PathLike[str], s3: S3Settings | None = None) -> Manifest | PlanRows:

@@ -26,10 +26,10 @@ class ValueRange:
             ``percentile``: the percentiles ``low`` to ``high`` of each map.
             ``symmetric``: -m to m, where m is the largest magnitude in each map.
             ``dataset``: the percentiles ``low`` to ``high`` of all values of all maps.
-            ``from``: the range in the manifest of another run.
+            ``from``: the range in the manifest of another run, or of a plan.
         low: a value or a percentile, see ``kind``.
         high: a value or a percentile.
-        manifest: the path of the other run's manifest.
+        manifest: the path of the other run's manifest, or the address of the plan.
     """
 
     kind: RangeKind

@@ -100,7 +100,7 @@ class Settings(Model, frozen=True):
     """Opacity: fade (transparent where intensity is low: Kolena's curve), opaque, or 0 to 1 for all pixels.
     auto is the alpha in the colors (#rrggbbaa), or fade if they have none."""
     range: Converted[str | tuple[float, float] | list[float], str] = Field(default="unit", validate_default=True)
-    """Values that the colors span: unit (0 to 1), LO,HI (--range=-2,2), or from:MANIFEST (those of another run).
+    """Values that the colors span: unit (0 to 1), LO,HI (--range=-2,2), or from:MANIFEST (those of a run or a plan).
     Of each map: per-map, percentile:P,Q, symmetric (around 0). Of all maps, read twice: dataset, dataset:P,Q."""
     channels: Channels = "none"
     """How the channels of (c,h,w), (n,c,h,w) and (h,w,3) become one value per pixel: their sum, norm (Euclidean),

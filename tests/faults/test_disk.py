@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 
 from async_maps.errors import ManifestError
+from async_maps.export.tables import export_manifest
 from async_maps.manifest.claims import Claims
-from async_maps.manifest.export import export_manifest
 from async_maps.manifest.manifest import Manifest
 from async_maps.manifest.schema import VERSION
 from async_maps.sources.coverage import Coverage, every

@@ -12,8 +12,8 @@ from PIL import Image
 
 import async_maps as am
 from async_maps.errors import ManifestError, MissingExtraError, SettingsError
-from async_maps.manifest import export
-from async_maps.manifest.export import export_manifest
+from async_maps.export import tables as export
+from async_maps.export.tables import export_manifest
 from async_maps.manifest.manifest import Manifest
 from async_maps.manifest.schema import COLUMNS
 from async_maps.outcomes import Failure
@@ -326,7 +326,7 @@ def test_locators_that_kolena_cannot_read_are_refused(tmp_path: Path, suffix: st
     with pytest.raises(ManifestError) as refusal:
         export_manifest(tmp_path / "m.sqlite", file, export_format="kolena")
     assert str(refusal.value) == (
-        f"the manifest {tmp_path / 'm.sqlite'} cannot be exported for Kolena: Kolena reads s3://, gs:// and https:// "
+        f"{tmp_path / 'm.sqlite'} cannot be exported for Kolena: Kolena reads s3://, gs:// and https:// "
         f"locators with a bucket and a key; found {(tmp_path / 'out' / 'a.png').as_uri()}"
     )
     assert file.read_bytes() == older

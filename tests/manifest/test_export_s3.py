@@ -15,8 +15,8 @@ import pytest
 import async_maps as am
 from async_maps.demo import seaweed
 from async_maps.errors import SettingsError, StoreError
+from async_maps.export.tables import export_manifest
 from async_maps.filesystems.credentials import shared_credentials
-from async_maps.manifest.export import export_manifest
 from async_maps.manifest.manifest import Manifest
 from tests.support.exports import SUFFIXES, read_any
 from tests.support.leftovers import leaves_nothing

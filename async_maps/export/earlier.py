@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from async_maps.errors import MissingExtraError, SourceError, require_extra
+from async_maps.export.columns import EXPORTED, OF_FAILURES
 from async_maps.filesystems.filesystem import LocalFilesystem
-from async_maps.manifest.columns import EXPORTED, OF_FAILURES
-from async_maps.manifest.manifest import Manifest
+from async_maps.plans.rows import open_rows
 from async_maps.tables import read_table
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def is_export(table: Path, file: IO[bytes], manifest: str | PathLike[str]) -> bo
     Args:
         table: the path of the table.
         file: the table, open at its start.
-        manifest: the manifest to export.
+        manifest: the manifest or the plan to export.
     """
     names = _names(table.suffix.lower(), file)
     if not EXPORTED.issuperset(names):
@@ -51,7 +51,7 @@ def is_export(table: Path, file: IO[bytes], manifest: str | PathLike[str]) -> bo
     locators = {locator for row in rows for locator in _locators(row.values)}
     if not rows or not locators:
         return not rows
-    with Manifest(manifest, read_only=True) as opened:
+    with open_rows(manifest) as opened:
         return opened.has_any(locators)
 
 

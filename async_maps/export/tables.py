@@ -1,4 +1,7 @@
-"""Exports a manifest as CSV, Parquet or JSON lines. Rows are streamed; files are written atomically. Blocks."""
+"""Exports the rows of a manifest or a plan as CSV, Parquet or JSON lines. Blocks.
+
+Rows are streamed; files are written atomically.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +9,21 @@ import csv
 import json
 import logging
 import os
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from itertools import count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from async_maps.errors import InputValidationError, ManifestError, SettingsError, require_extra
+from async_maps.export.columns import Column, export_columns, of_overlay
+from async_maps.export.earlier import is_export
 from async_maps.filesystems.atomic import replacing
 from async_maps.filesystems.filesystem import is_remote
 from async_maps.filesystems.locators import bitmap_mask_fields, file_path
 from async_maps.filesystems.outputs import check_output, files_of_run
 from async_maps.keys import printable
-from async_maps.manifest.columns import Column, export_columns, of_overlay
-from async_maps.manifest.earlier_export import is_export
-from async_maps.manifest.manifest import Manifest
+from async_maps.plans.rows import open_rows
 from async_maps.suggestions import suggest
 
 if TYPE_CHECKING:
@@ -28,7 +31,9 @@ if TYPE_CHECKING:
     from os import PathLike
     from typing import TextIO
 
-    from async_maps.manifest.columns import ExportFormat, ExportRows, Row
+    from async_maps.export.columns import ExportFormat, ExportRows, Row
+    from async_maps.manifest.manifest import Manifest
+    from async_maps.plans.rows import PlanRows
 
     Rows = Iterator[Row]
     Writer = Callable[[Path, Sequence[Column], Rows], None]
@@ -48,10 +53,11 @@ def export_manifest(  # noqa: PLR0913  # one argument per option
     presign_hours: float | None = None,
     spreadsheet_safe: bool = False,
 ) -> int:
-    """Write the rows of a manifest to a CSV, Parquet or JSON Lines file.
+    """Write the rows of a manifest or a plan to a CSV, Parquet or JSON Lines file.
 
     Args:
-        manifest: the path of the manifest.
+        manifest: the path of a manifest; or the address of a plan whose parts are all committed, a folder or
+            ``s3://bucket/prefix``. The rows of a plan come part by part.
         file: the path to write, ending in ``.csv``, ``.parquet`` or ``.jsonl``. An earlier export is replaced if it has
             the column ``high_share``, those of failed maps, or a locator of this manifest. No other file is replaced.
         rows: ``done``: maps with an overlay. ``failed``: only maps that failed. ``all``: both. Failed maps have no
@@ -73,11 +79,12 @@ def export_manifest(  # noqa: PLR0913  # one argument per option
     Raises:
         ManifestError: the manifest cannot be read, the file cannot be written, Kolena cannot read the locators, or
             FiftyOne cannot read colored overlays.
+        PlanError: there is no plan, this version cannot read it, or parts of it are not committed.
         MissingExtraError: a Parquet file needs the extra ``parquet``.
         SettingsError: an unknown suffix, column, format or choice of rows, a number of hours outside 1 to 168, or
             overlays outside S3; failed maps for a program that reads overlays, or with URLs; or a file that is no
             export would be replaced.
-        StoreError: there are no credentials to sign URLs with.
+        StoreError: there are no credentials to sign URLs with, or the store of the plan cannot be used.
     """
     target = Path(file)
     writers: dict[str, Writer] = {".csv": _csv, ".parquet": _parquet, ".jsonl": _jsonl}
@@ -136,7 +143,8 @@ def _exporting(
     if rows == "failed" and presign_hours is not None:
         raise SettingsError("presign: failed maps have no overlays to sign URLs for")
     with ExitStack() as stack:
-        opened = stack.enter_context(Manifest(manifest, read_only=True))
+        opened = open_rows(manifest)
+        stack.enter_context(opened)
         _notice_moved_folder(opened)
         if export_format == "kolena":
             _refuse_unreadable(opened)
@@ -145,47 +153,48 @@ def _exporting(
         if presign_hours is not None:
             _refuse_outside_s3(opened)
             table.append(_url_column(stack, presign_hours, opened))
-        yield table, opened.failures() if rows == "failed" else opened.rows(failed=rows == "all")
+        found = opened.failures() if rows == "failed" else opened.rows(failed=rows == "all")
+        yield table, stack.enter_context(closing(found))
 
 
-def _notice_moved_folder(manifest: Manifest) -> None:
+def _notice_moved_folder(manifest: Manifest | PlanRows) -> None:
     folder = file_path(manifest.destination() or "")
-    if folder is not None and not os.path.lexists(folder) and manifest.sample(1):
+    if folder is not None and not os.path.lexists(folder) and manifest.lists_overlays():
         _logger.warning(
             "%s does not exist, so no locator leads to a file. If it was moved, run into the new folder with %s, which "
             "updates the locators, and export again", printable(folder), manifest.path,
         )  # fmt: skip
 
 
-def _refuse_unreadable(manifest: Manifest) -> None:
+def _refuse_unreadable(manifest: Manifest | PlanRows) -> None:
     """Raise ManifestError if Kolena cannot read a locator."""
     for locator, _ in manifest.claims():
         try:
             bitmap_mask_fields(str(locator))
         except InputValidationError as error:
-            raise ManifestError(f"the manifest {manifest.path} cannot be exported for Kolena: {error}") from error
+            raise ManifestError(f"{manifest.path} cannot be exported for Kolena: {error}") from error
 
 
-def _refuse_colored(manifest: Manifest) -> None:
+def _refuse_colored(manifest: Manifest | PlanRows) -> None:
     """Raise ManifestError if FiftyOne cannot read an overlay as a map."""
     done = manifest.done()
     shaped = {run.settings: run.shaping["png"] for run in manifest.runs()}
     colored = sum(done.get(settings, 0) for settings, png in shaped.items() if png != "gray")
     if colored:
         raise ManifestError(
-            f"the manifest {manifest.path} cannot be exported for FiftyOne, which colors one channel itself: "
+            f"{manifest.path} cannot be exported for FiftyOne, which colors one channel itself: "
             f"{colored:,} of its overlays are colored; to make gray ones, run: "
             + suggest("run", "SOURCE", "ANOTHER-DESTINATION", "--manifest", "ANOTHER-MANIFEST", "--png", "gray")
         )
 
 
-def _refuse_outside_s3(manifest: Manifest) -> None:
+def _refuse_outside_s3(manifest: Manifest | PlanRows) -> None:
     place = manifest.destination()
     if place is not None and not is_remote(place):
         raise SettingsError(f"presign: only objects in S3 have presigned URLs; these overlays lie in {place}")
 
 
-def _url_column(stack: ExitStack, hours: float, manifest: Manifest) -> Column:
+def _url_column(stack: ExitStack, hours: float, manifest: Manifest | PlanRows) -> Column:
     from async_maps.filesystems.presign import presigning
 
     payers = {run.shaping["s3"].get("request_payer") for run in manifest.runs()} - {None}
