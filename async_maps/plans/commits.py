@@ -168,17 +168,25 @@ def refuse_incomplete(address: str, plan: Plan, committed: Collection[int]) -> N
         )
 
 
-def read_manifests(place: PlanObjects, plan: Plan, part: int, generations: int) -> list[bytes]:
+def read_manifests(place: PlanObjects, plan: Plan, part: int, generations: int | None = None) -> list[bytes]:
     """Return the manifests of a part, from generation 0 on. Blocks.
+
+    Args:
+        place: where the plan lies.
+        plan: the plan.
+        part: the number of the part.
+        generations: how many there are; None for all that are there now.
 
     Raises:
         PlanError: one of them was deleted, or belongs to another generation before it.
     """
-    found, parent = [], ""
-    for generation in range(generations):
+    found, parent = list[bytes](), ""
+    for generation in count() if generations is None else range(generations):
         name = manifest_name(plan.id, part, generation)
         data = place.read(name)
         if data is None:
+            if generations is None:
+                break
             raise PlanError(f"{place.locator(name)} was deleted: {_DAMAGED}")
         footer = read_footer(data, place.locator(name))
         if footer.parent != parent:
@@ -189,8 +197,8 @@ def read_manifests(place: PlanObjects, plan: Plan, part: int, generations: int) 
     return found
 
 
-async def read_footers(place: Place, plan: Plan) -> list[Footer]:
-    """Return the footers of the newest manifests of all committed parts, in their order."""
+async def read_footers(place: Place, plan: Plan, parts: Collection[int] | None = None) -> list[Footer]:
+    """Return the footers of the newest manifests of the committed ones of these parts, or of all, in their order."""
     found: dict[int, Footer] = {}
     limiter = CapacityLimiter(_READERS)
 
@@ -205,7 +213,8 @@ async def read_footers(place: Place, plan: Plan) -> list[Footer]:
     try:
         async with create_task_group() as reading:
             for part, (generation, size) in (await committed_parts(place, plan)).items():
-                reading.start_soon(read, part, generation, size)
+                if parts is None or part in parts:
+                    reading.start_soon(read, part, generation, size)
     except BaseExceptionGroup as group:
         raise first_error(group) from None
     return [found[part] for part in sorted(found)]

@@ -6,7 +6,7 @@ import hashlib
 import io
 import json
 from contextlib import closing
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from async_maps.errors import PlanError, require_extra
@@ -15,16 +15,18 @@ from async_maps.manifest.schema import BOOLEANS, COLUMNS, FLOATS, INTEGERS
 from async_maps.plans.document import SCHEMA
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator
     from os import PathLike
 
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    from async_maps.manifest.retried import RetriedManifest
+
 _FOOTER_KEY = b"async-maps-part"
 _COLUMNS = (*COLUMNS, "file")
 _BATCH = 10_000
-NAME, LOCATOR, STATUS, SOURCE = map(COLUMNS.index, ("name", "locator", "status", "source"))
+NAME, LOCATOR, STATUS, SOURCE, FILE = map(_COLUMNS.index, ("name", "locator", "status", "source", "file"))
 GONE = "gone"
 """The status of a row of a retry that says: there is no such row anymore. Its file has other maps now."""
 
@@ -75,27 +77,38 @@ def part_in(name: str) -> tuple[int, int]:
     return int(part), int(generation)
 
 
-def write_manifest(
-    manifest: str | PathLike[str], footer: Footer, changes: Sequence[Row] | None = None
-) -> tuple[Footer, bytes]:
-    """Return the table of a manifest in SQLite, and its footer with the counts.
+def write_manifest(manifest: str | PathLike[str], footer: Footer) -> tuple[Footer, bytes]:
+    """Return the table of a manifest in SQLite, and its footer with the counts."""
+    with Manifest(manifest, read_only=True) as opened:
+        footer = _counted(opened.rows_with_files(), footer)
+        return write_rows(opened.rows_with_files(), footer)
 
-    Args:
-        manifest: the path of the manifest, which has all rows of the part.
-        footer: the footer without counts.
-        changes: the rows of the table, if it is of a retry; None for all.
+
+def write_changes(manifest: RetriedManifest, footer: Footer) -> tuple[Footer, bytes] | None:
+    """Return the table of the rows that a retry has changed, and its footer with the counts of the whole part.
+
+    None if nothing has changed.
     """
+    changes = manifest.changes(GONE)
+    first = next(changes, None)
+    if first is None:
+        return None
+    return write_rows(chain((first,), changes), _counted(manifest.rows_after(), footer))
+
+
+def write_rows(rows: Iterable[Row], footer: Footer) -> tuple[Footer, bytes]:
+    """Return the table of the rows, and its footer with their digest."""
     with require_extra("a plan", "parquet"):
         import pyarrow as pa
         import pyarrow.parquet as pq
     schema, data, digest = _schema(), io.BytesIO(), hashlib.sha256(footer.parent.encode())
-    with Manifest(manifest, read_only=True) as opened, pq.ParquetWriter(data, schema, compression="zstd") as writer:
-        for batch in _batches(opened.rows_with_files() if changes is None else changes):
+    with pq.ParquetWriter(data, schema, compression="zstd") as writer:
+        for batch in _batches(rows):
             columns = zip(zip(*batch, strict=True), schema, strict=True)
             arrays = [pa.array(values, field.type) for values, field in columns]
             writer.write_table(pa.table(arrays, schema=schema))
             digest.update(json.dumps(batch).encode())
-        footer = _counted(opened.rows_with_files(), footer)._replace(digest=digest.hexdigest())
+        footer = footer._replace(digest=digest.hexdigest())
         writer.add_key_value_metadata({_FOOTER_KEY: json.dumps({"schema": SCHEMA, **footer._asdict()})})
     return footer, data.getvalue()
 

@@ -135,7 +135,7 @@ async def files_of_part(place: Place, plan: Plan, part: int, *, maybe_stored: bo
     if data is None:
         raise PlanError(f"{place.locator(listed)} is missing: the plan is damaged; make another one")
     files = await to_thread.run_sync(read_list, data, place.locator(listed))
-    return GivenFiles([*_named(files)], maybe_stored)
+    return GivenFiles([*_named(files)], maybe_stored, plan.source)
 
 
 def _named(files: Sequence[PartFile]) -> Iterator[NamedFile | Failure]:

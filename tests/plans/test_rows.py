@@ -12,8 +12,7 @@ import pytest
 import async_maps as am
 from async_maps.errors import PlanError
 from async_maps.kolena import results_frame
-from async_maps.manifest.manifest import Manifest
-from async_maps.plans.manifests import GONE, Footer, manifest_name, read_footer, write_manifest
+from async_maps.plans.manifests import GONE, Footer, manifest_name, read_footer, write_rows
 from async_maps.plans.planning import aplan
 from async_maps.plans.rows import PlanRows, open_rows
 from async_maps.shares.share import arun_plan
@@ -48,9 +47,7 @@ def retry(place: Path, plan: Plan, part: int, changes: list[tuple[object, ...]])
     """Write the next generation of a part, whose counts do not matter here."""
     (before,) = (place / plan.id / "done").glob(f"{part:07}.*")
     parent = read_footer(before.read_bytes(), "").digest
-    empty = place.parent / "empty.sqlite"
-    Manifest(empty).close()
-    footer, data = write_manifest(empty, Footer(plan.id, part, 1, "w", parent=parent), changes)
+    footer, data = write_rows(changes, Footer(plan.id, part, 1, "w", parent=parent))
     (place / footer.name).write_bytes(data)
 
 
