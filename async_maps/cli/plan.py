@@ -31,6 +31,7 @@ def plan(  # noqa: PLR0913  # one argument per option
     *,
     to: Annotated[str, Parameter(group=WHAT)],
     part_size: Annotated[int, Parameter(group=WHAT)] = 10_000,
+    since: Annotated[str | None, Parameter(group=WHAT)] = None,
     config: Annotated[Path | None, Parameter(group=WHAT)] = None,  # main() reads it
     verbose: Verbose = False,
     quiet: Quiet = False,
@@ -56,6 +57,10 @@ def plan(  # noqa: PLR0913  # one argument per option
         Where the plan goes: an empty folder or prefix, which all machines reach.
     part_size
         Files of a part, or maps of a large stack.
+    since
+        Address of an earlier plan, for a nightly job. Files that it has done, or a plan before it, are left out, if
+        they have not changed, and the destination and the settings are the same. Files with failed maps stay. If
+        nothing is new, the plan has no parts: run does nothing, commit declares it done, and both exit with 0.
     config
         TOML file with settings; options and environment variables take precedence.
     """
@@ -63,14 +68,22 @@ def plan(  # noqa: PLR0913  # one argument per option
 
     set_verbosity(verbose=verbose, quiet=quiet)
     making = make_plan(
-        source, destination, to, settings=settings, part_size=part_size, on_progress=None if quiet else _telling()
+        source,
+        destination,
+        to,
+        settings=settings,
+        part_size=part_size,
+        since=since,
+        on_progress=None if quiet else _telling(),
     )
     made, is_new = run_blocking(lambda: making)
     if not is_new:
         say(f"{to} has a plan already, made at {made.created_at}; it was not changed")
     run = suggest("run", "--plan", to, "--part", "I/N")
     size = f", {made.size / 1e9:,.1f} GB" if made.size else ""
-    printed = answer(f"{counted(made.parts, 'part')} of {counted(made.files, 'file')}{size}; run each share: {run}")
+    left_out = f"; left out, because {made.since} has done them: {counted(made.left_out, 'file')}" if made.since else ""
+    then = f"; run each share: {run}" if made.parts else ""
+    printed = answer(f"{counted(made.parts, 'part')} of {counted(made.files, 'file')}{size}{left_out}{then}")
     return DONE if printed else SOME_FAILED
 
 

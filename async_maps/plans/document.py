@@ -36,6 +36,7 @@ class Plan:
         files: the number of files of all parts.
         size: the bytes of all files.
         since: the address of the earlier plan, whose finished files are left out; None without one.
+        left_out: the number of these files.
         created_at: the time of the plan, UTC in ISO 8601.
     """
 
@@ -49,6 +50,7 @@ class Plan:
     files: int
     size: int
     since: str | None
+    left_out: int
     created_at: str
 
     def dump(self) -> bytes:

@@ -17,11 +17,14 @@ from async_maps.concurrency.fan_out import fan_out
 from async_maps.concurrency.tasks import in_thread
 from async_maps.errors import PlanError, SettingsError, SourceError
 from async_maps.filesystems.filesystem import Filesystems
+from async_maps.filesystems.objects import Objects
 from async_maps.filesystems.spill import Spill
+from async_maps.manifest.destination import place_of_overlays
 from async_maps.plans.document import Plan, choice_of
 from async_maps.plans.parts import Digest, PartFile, list_name, write_list
 from async_maps.plans.place import DOCUMENT, opened_place
 from async_maps.plans.ranges import given_range
+from async_maps.plans.since import Shape, leave_out_done
 from async_maps.plans.states import planned
 from async_maps.render.png import encoder_version
 from async_maps.settings import given_or_default
@@ -55,6 +58,7 @@ async def aplan(  # noqa: PLR0913  # one argument a choice
     *,
     settings: Settings | None = None,
     part_size: int = FILES_OF_A_PART,
+    since: str | PathLike[str] | None = None,
     on_progress: Callable[[int], object] | None = None,
 ) -> Plan:
     """List a source, share its files out in parts, and write the plan.
@@ -67,6 +71,8 @@ async def aplan(  # noqa: PLR0913  # one argument a choice
         to: the folder or the ``s3://bucket/prefix`` of the plan.
         settings: the defaults if None.
         part_size: the maximum number of files of a part, or of maps of a large stack. A part has at most about 8 GiB.
+        since: the address of an earlier plan. Files that it has done, or a plan before it, are left out if they have
+            not changed, and destination and settings are the same. If nothing is new, the plan has no parts.
         on_progress: called with the number of listed files, several times a second.
 
     Returns:
@@ -75,10 +81,12 @@ async def aplan(  # noqa: PLR0913  # one argument a choice
     Raises:
         SettingsError: a setting does not fit to a plan.
         SourceError: the source does not exist, or has no files.
-        PlanError: the plan that is there cannot be read.
+        PlanError: the plan that is there, or that of ``since``, cannot be read.
         StoreError: the store of the plan or of the overlays cannot be used.
     """
-    made, _ = await make_plan(source, destination, to, settings=settings, part_size=part_size, on_progress=on_progress)
+    made, _ = await make_plan(
+        source, destination, to, settings=settings, part_size=part_size, since=since, on_progress=on_progress
+    )
     return made
 
 
@@ -93,6 +101,7 @@ async def make_plan(  # noqa: PLR0913  # those of aplan()
     *,
     settings: Settings | None,
     part_size: int,
+    since: str | PathLike[str] | None = None,
     on_progress: Callable[[int], object] | None,
 ) -> tuple[Plan, bool]:
     """Make a plan as :func:`aplan`; return it, and whether it is new."""
@@ -109,16 +118,16 @@ async def make_plan(  # noqa: PLR0913  # those of aplan()
         with Spill("the files of a plan", _TABLE, PlanError) as files:
             listing = _Listing(place, store.destination, settings, files, on_progress)
             await in_thread(listing.read, limiter=CapacityLimiter(1), interrupt=listing.stop)
-            shape = (place, store.destination, shaping, dict(choice_of(settings)), encoder_version())
-            parts = partial(_parts, files, part_size)
-            digest, count, number, size = await to_thread.run_sync(partial(_digest, parts, shape))
-            if not count:
+            if not listing.count:
                 raise SourceError(f"{place} contains no files of maps{listing.passed_over}")
+            shape = Shape(store.destination, shaping, dict(choice_of(settings)), encoder_version())
+            before, left_out = await _leave_out_done(files, since, shape, settings)
+            parts = partial(_parts, files, part_size)
+            digest, count, number, size = await to_thread.run_sync(partial(_digest, parts, (place, *shape)))
             await _write_lists(kept, str(digest), parts)
         made = Plan(
-            id=str(digest), source=place, destination=store.destination, shaping=shaping, choice=dict(shape[3]),
-            encoder=encoder_version(), parts=number, files=count, size=size, since=None,
-            created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            id=str(digest), source=place, parts=number, files=count, size=size, since=before, left_out=left_out,
+            created_at=datetime.now(UTC).isoformat(timespec="seconds"), **shape._asdict(),
         )  # fmt: skip
         if await kept.create(DOCUMENT, made.dump()):
             return made, True
@@ -126,6 +135,18 @@ async def make_plan(  # noqa: PLR0913  # those of aplan()
         winner = await kept.read(DOCUMENT)
         assert winner is not None  # noqa: S101  # objects of a plan are never deleted
         return Plan.parse(winner, kept.locator(DOCUMENT)), False
+
+
+async def _leave_out_done(
+    files: Spill, since: str | PathLike[str] | None, shape: Shape, settings: Settings
+) -> tuple[str | None, int]:
+    """Leave out what an earlier plan has done; return its address, and the number of these files."""
+    if since is None:
+        return None, 0
+    with Objects(settings.s3) as objects:
+        before = place_of_overlays(os.fspath(since))
+        leave_out = partial(leave_out_done, files, before, shape, objects)
+        return before, await in_thread(leave_out, limiter=CapacityLimiter(1), interrupt=objects.close)
 
 
 def _check(settings: Settings, part_size: int) -> None:
@@ -144,7 +165,11 @@ def _check(settings: Settings, part_size: int) -> None:
 
 
 class _Listing:
-    """Lists the files of a source, in a thread."""
+    """Lists the files of a source, in a thread.
+
+    Attributes:
+        count: the number of files so far.
+    """
 
     def __init__(
         self,
@@ -162,6 +187,7 @@ class _Listing:
         self._filesystems = Filesystems(settings.s3)
         self._decoder = DecoderProcess(settings.s3, settings.max_pixels, settings.channels)
         self._counts: dict[str, int] = {}
+        self.count = 0
 
     @property
     def passed_over(self) -> str:
@@ -184,16 +210,15 @@ class _Listing:
                 decoder=self._decoder, filesystems=self._filesystems,
             )  # fmt: skip
             files = planned(source.files(self._filesystems), self._filesystems, self._options)
-            count = 0
             with closing(files):
                 while batch := list(islice(files, _BATCH)):
                     with self._files.transaction() as database:
                         marks = ", ".join("?" * (len(PartFile._fields) + 2))
                         rows = [(_place(file.name), *file, maps) for file, maps in batch]
                         database.executemany(f"INSERT INTO files VALUES ({marks})", rows)  # noqa: S608  # only marks
-                    count += len(batch)
+                    self.count += len(batch)
                     if self._on_progress is not None:
-                        self._on_progress(count)
+                        self._on_progress(self.count)
 
     def _pass_over(self, what: str) -> None:
         self._counts[what] = self._counts.get(what, 0) + 1

@@ -7,8 +7,7 @@ in Parquet, of a batch of rows, and of the rows that retries of one part have ch
 from __future__ import annotations
 
 import os
-from collections import Counter, deque
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter
 from contextlib import ExitStack, closing
 from functools import partial
 from typing import TYPE_CHECKING
@@ -19,6 +18,7 @@ from async_maps.manifest.destination import place_of_overlays
 from async_maps.manifest.manifest import Manifest
 from async_maps.manifest.metadata import KeptRun
 from async_maps.manifest.schema import COLUMNS
+from async_maps.plans.ahead import read_ahead
 from async_maps.plans.commits import manifests_at, plan_at, read_manifests, refuse_incomplete
 from async_maps.plans.manifests import GONE, LOCATOR, NAME, SOURCE, STATUS, manifest_name, read_rows
 from async_maps.plans.place import PlanObjects, is_plan
@@ -27,15 +27,11 @@ from async_maps.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Generator, Iterator, Sequence
-    from concurrent.futures import Future
     from os import PathLike
     from typing import Any, Self
 
     from async_maps.plans.manifests import Row
     from async_maps.settings import S3Settings
-
-_READERS = 8
-_BYTES_AHEAD = 64 * 2**20
 
 
 def open_rows(place: str | PathLike[str], s3: S3Settings | None = None) -> Manifest | PlanRows:
@@ -127,7 +123,8 @@ class PlanRows:
 
     def parts(self) -> Generator[tuple[int, Iterator[Row]], None, None]:
         """Yield the number of each part, and its rows, each with the file at its end, for one pass in order."""
-        with closing(self._read_ahead()) as found:
+        sizes = self._sizes
+        with closing(read_ahead(sorted(sizes), self._manifests, lambda part: sum(sizes[part]))) as found:
             for part, manifests in found:
                 yield part, merged(manifests, partial(self._where, part))
 
@@ -138,26 +135,6 @@ class PlanRows:
 
     def _where(self, part: int, generation: int) -> str:
         return self._place.locator(manifest_name(self.plan.id, part, generation))
-
-    def _read_ahead(self) -> Generator[tuple[int, list[bytes]], None, None]:
-        """Yield the manifests of each part, of all generations; read a few parts ahead, at least one."""
-        waiting: deque[tuple[int, Future[list[bytes]]]] = deque()
-        held = 0
-        with ThreadPoolExecutor(_READERS, "async-maps-plan") as threads:
-            try:
-                for part in sorted(self._sizes):
-                    size = sum(self._sizes[part])
-                    while waiting and (len(waiting) > _READERS or held + size > _BYTES_AHEAD):
-                        first, reading = waiting.popleft()
-                        yield first, reading.result()
-                        held -= sum(self._sizes[first])
-                    waiting.append((part, threads.submit(self._manifests, part)))
-                    held += size
-                while waiting:
-                    first, reading = waiting.popleft()
-                    yield first, reading.result()
-            finally:
-                threads.shutdown(cancel_futures=True)
 
     def _manifests(self, part: int) -> list[bytes]:
         return read_manifests(self._place, self.plan, part, len(self._sizes[part]))
