@@ -25,6 +25,7 @@ BENCHES = {
 OTHERS = {
     "colors": "draws the README's picture into a file",
     "kills": "kills lanes, runs and the store of a job, and compares it with a run in one process",
+    "paper": "computes time, limit and price of jobs of up to 10^9 maps on up to 64 machines",
     "soak": "changes, kills and restarts for minutes or days, and compares maps, manifest and bucket",
 }
 """These measure nothing and are not part of all."""
