@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from math import inf
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from async_maps.errors import PipelineClosedError, require_extra
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
     from prometheus_client.core import Metric
 
-    from async_maps.pipeline import Pipeline
     from async_maps.stages.meters import Statistics
 
 
@@ -49,6 +48,13 @@ _LANE_METRICS = (
 """For each metric: its class, its name without ``async_maps_`` and ``_total``, its help, and its attribute."""
 
 
+class Measured(Protocol):
+    """A pipeline, or a share of a plan."""
+
+    def statistics(self) -> Statistics:
+        """Return the current statistics; raise PipelineClosedError if there are none yet."""
+
+
 class PipelineCollector(Collector):
     """Collects the metrics of pipelines when they are scraped; there is no cost per map.
 
@@ -60,7 +66,7 @@ class PipelineCollector(Collector):
             pipeline that was never open has no metrics; a closed pipeline keeps its last ones.
     """
 
-    def __init__(self, pipelines: Mapping[str, Pipeline]) -> None:
+    def __init__(self, pipelines: Mapping[str, Measured]) -> None:
         self._pipelines = pipelines
 
     def collect(self) -> Iterator[Metric]:

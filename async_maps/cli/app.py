@@ -28,6 +28,7 @@ from async_maps.cli.events import unexpected, wants_json
 from async_maps.cli.export import export
 from async_maps.cli.interruption import Interruption, interruption, release_signals
 from async_maps.cli.options import OF_RUNS
+from async_maps.cli.plan import commit, plan
 from async_maps.cli.reports import ReportRefusedError, check_report, write_report
 from async_maps.cli.run import run
 from async_maps.cli.status import status
@@ -62,9 +63,14 @@ app = App(
 )
 _EXIT_CODES: dict[Callable[..., int], str] = {
     run: "0 every selected map is done; 1 some maps failed; 2 wrong use or settings; 3 stopped early by something that "
-    "may pass, such as a store that is down: run it again; 129/130/143 interrupted: run it again",
+    "may pass, such as a store that is down: run it again; 129/130/143 interrupted: run it again. With --plan: 0 the "
+    "parts are committed, failed maps included; 4 the plan cannot be run here: do not repeat it",
+    plan: "0 the plan is made, or was there; 2 wrong use or settings; 3 the store or the disk failed: call it again; 4 "
+    "the plan that is there cannot be read",
     status: "0 no map has failed, and a run is going on, the last one is complete, or there was none; 1 maps have "
-    "failed; 2 wrong use, or not a manifest; 3 the last run ended early: run it again",
+    "failed; 2 wrong use, or not a manifest; 3 the last run ended early: run it again. Of a plan: as commit",
+    commit: "0 the plan is done; 1 the plan is done, and maps have failed; 2 wrong use; 3 parts are missing, or the "
+    "store is down; 4 not a plan, or one of another version",
     export: "0 the table is written; 1 standard output cannot be written; 2 wrong use; 3 the disk is full or fails",
     verify: "0 nothing differs; 1 something differs, nothing to verify, or a repair failed; 2 wrong use; 3 the "
     "store is down: run it again; 129/130/143 interrupted",

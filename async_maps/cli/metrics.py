@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from anyio.abc import SocketStream
     from prometheus_client.core import Metric
 
-    from async_maps.pipeline import Pipeline
+    from async_maps.metrics import Measured
     from async_maps.progress import Progress
 
 _logger = logging.getLogger("async_maps.cli")
@@ -80,11 +80,11 @@ class RunMetrics(Collector):
     """The metrics of a run: those of its pipeline, and those that only a run has.
 
     Args:
-        pipeline: the pipeline.
+        pipeline: the pipeline, or the share of a plan.
         label: the value of the label ``pipeline``.
     """
 
-    def __init__(self, pipeline: Pipeline, label: str) -> None:
+    def __init__(self, pipeline: Measured, label: str) -> None:
         self._of_pipeline = PipelineCollector({label: pipeline})
         self._label = label
         self._running = True

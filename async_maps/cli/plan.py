@@ -40,10 +40,11 @@ def plan(  # noqa: PLR0913  # one argument per option
     """Share a source out in parts, which any number of machines can run, kill and repeat.
 
     ```
-    async-maps plan s3://my-bucket/maps/ s3://my-bucket/overlays --to s3://my-bucket/plan
-    async-maps run --plan s3://my-bucket/plan --part 1/8
-    async-maps commit s3://my-bucket/plan
+    async-maps plan maps/ overlays --to plan
+    async-maps plan s3://my-bucket/maps/ s3://my-bucket/out --to s3://plans/1
     ```
+
+    Then run its shares, `async-maps run --plan PLAN --part I/N`, and `async-maps commit PLAN`.
 
     A plan is made once: a second call says what the first one has planned, and changes nothing.
 
@@ -99,6 +100,7 @@ def commit(
 
     ```
     async-maps commit s3://my-bucket/plan
+    async-maps commit plan --json
     ```
 
     It writes an object that names the manifest of each part. If a part is missing, it names that and writes nothing.

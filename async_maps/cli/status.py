@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,6 +11,9 @@ from cyclopts import Parameter
 
 from async_maps.cli.console import answer, failure_lines, say_how_to_list, set_verbosity
 from async_maps.cli.options import OUTPUT, Flag, Quiet, Verbose
+from async_maps.cli.plan import print_plan
+from async_maps.filesystems.filesystem import is_remote
+from async_maps.filesystems.locators import file_path
 from async_maps.masking import masked_json
 from async_maps.progress import duration
 from async_maps.report.ending import DONE, SOME_FAILED, STOPPED_EARLY
@@ -19,18 +23,18 @@ if TYPE_CHECKING:
 
 
 def status(
-    manifest: Path,
+    manifest: str,
     /,
     *,
     as_json: Annotated[Flag, Parameter("--json", group=OUTPUT)] = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> int:
-    """Say how far a run is, from another terminal and without disturbing it, or how the last run ended.
+    """Say how far a run or a plan is, from another terminal and without disturbing it, or how the last run ended.
 
     ```
     async-maps status async-maps.sqlite
-    async-maps status async-maps.sqlite --json
+    async-maps status s3://my-bucket/plan --json
     ```
 
     To repeat it, use watch: `watch -n 5 async-maps status async-maps.sqlite`.
@@ -38,17 +42,21 @@ def status(
     Parameters
     ----------
     manifest
-        Manifest of a run.
+        Manifest of a run; or the address of a plan, a folder or s3://bucket/prefix.
     as_json
         Print a JSON object.
     """
     from async_maps.manifest.status import status as read_status
 
     set_verbosity(verbose=verbose, quiet=quiet)
+    if is_remote(manifest) or os.path.isdir(file_path(manifest) or manifest):
+        from async_maps.plans.commits import plan_status
+
+        return print_plan(plan_status(manifest), as_json=as_json)
     found = read_status(manifest)
     printed = answer(masked_json(found.as_dict()) if as_json else "\n".join(_lines(found)))
     if not as_json:
-        say_how_to_list(found.failed, manifest)
+        say_how_to_list(found.failed, Path(manifest))
     if found.state in {"stopped", "lost"}:
         return STOPPED_EARLY
     return DONE if printed and not found.failed else SOME_FAILED

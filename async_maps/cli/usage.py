@@ -115,7 +115,8 @@ def _unknown_option(error: cyclopts.UnknownOptionError, app: App) -> str:
     if aws := aws_variable(found.lstrip("-")):
         return f"unknown option {found}: set {aws} in the environment"
     if owners := [name for name in commands(app) if found in _options(app[name])]:
-        return f"{found} is an option of async-maps {' and '.join(owners)}, not of {command}"
+        listed = " and ".join(filter(None, (", ".join(owners[:-1]), owners[-1])))
+        return f"{found} is an option of async-maps {listed}, not of {command}"
     names = {name for argument in error.argument_collection for name in argument.names} - _DESTRUCTIVE
     near = _nearest(found.lstrip("-"), [name.lstrip("-") for name in names if name.startswith("--")])
     suggestion = f"did you mean --{near}? " if near else ""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from contextlib import aclosing
-from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from copy import copy
+from dataclasses import asdict, dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Self
 
 from async_maps.outcomes import Receipt
 from async_maps.report.ending import DONE, SOME_FAILED, STOPPED_EARLY, Ending
@@ -128,16 +129,13 @@ class Report(Ending):
         """The number of maps found in the source."""
         return self.uploaded + self.planned + self.skipped + self.failed
 
-    def copy(self) -> Report:
+    def copy(self) -> Self:
         """Return a copy, which the run does not change."""
-        copied = replace(
-            self,
-            failures=self.failures[:],
-            forgotten_names=self.forgotten_names[:],
-            passed_over=self.passed_over.copy(),
-            warnings=self.warnings[:],
-        )
-        copied._groups, copied._began_at = self._groups.copy(), self._began_at
+        copied = copy(self)
+        for known in fields(self):
+            if isinstance(value := getattr(self, known.name), list | dict):
+                setattr(copied, known.name, value.copy())
+        copied._groups = self._groups.copy()
         return copied
 
     def end(self, error: BaseException | None = None) -> None:

@@ -16,6 +16,7 @@ from async_maps.errors import (
     MapFailedError,
     MissingExtraError,
     PipelineFullError,
+    PlanError,
     ShortageError,
     StoreError,
     TooManyFailuresError,
@@ -27,7 +28,7 @@ from async_maps.stores.promises import BrokenPromiseError
 SCHEMA = 1
 """The version of the JSON of reports, described in ``report.schema.json``; higher if a key is dropped or redefined."""
 
-DONE, SOME_FAILED, WRONG_USE, STOPPED_EARLY = 0, 1, 2, 3
+DONE, SOME_FAILED, WRONG_USE, STOPPED_EARLY, WRONG_PLAN = 0, 1, 2, 3, 4
 """The exit codes of the commands, besides 128 + the number of a signal."""
 
 _EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
@@ -118,7 +119,8 @@ def exit_code(error: BaseException) -> int:
 
     Returns:
         1 if maps failed, and after an error that is not of this package; 2 if the user must change something; 3 if the
-        same command may succeed later, or if the store has accepted objects in this run and refuses all now.
+        same command may succeed later, or if the store has accepted objects in this run and refuses all now; 4 if the
+        plan cannot be used here, so that a scheduler does not repeat the command.
     """
     for kind, code in _EXIT_CODES:
         if isinstance(error, kind):
@@ -126,7 +128,9 @@ def exit_code(error: BaseException) -> int:
     if not isinstance(error, AsyncMapsError):
         return SOME_FAILED
     has_worked = error.report is not None and error.report.has_reached_store
-    return STOPPED_EARLY if error.may_pass or (has_worked and _is_refusal(error)) else WRONG_USE
+    if error.may_pass or (has_worked and _is_refusal(error)):
+        return STOPPED_EARLY
+    return WRONG_PLAN if isinstance(error, PlanError) else WRONG_USE
 
 
 def _is_refusal(error: BaseException | None) -> bool:

@@ -63,6 +63,19 @@ class FailureGroups:
         if len(group.examples) < _EXAMPLES:
             group.examples.append(failure)
 
+    def merge(self, other: FailureGroups) -> None:
+        """Count the failures of other groups."""
+        self.rest += other.rest
+        for key, found in other._groups.items():
+            group = self._groups.get(key)
+            if group is None and len(self._groups) >= MAX_GROUPS:
+                self.rest += found.count
+            elif group is None:
+                self._groups[key] = replace(found, examples=found.examples[:])
+            else:
+                group.count += found.count
+                group.examples += found.examples[: _EXAMPLES - len(group.examples)]
+
     def copy(self) -> FailureGroups:
         """Return a copy of the current state."""
         copied = FailureGroups()

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 from contextlib import AsyncExitStack
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from anyio import create_memory_object_stream
 
@@ -15,14 +13,15 @@ from async_maps.pipeline import Pipeline
 from async_maps.plans.commits import read_plan
 from async_maps.plans.place import opened_place
 from async_maps.plans.ranges import settings_of
-from async_maps.shares.part import PartDone, PartFailed, Parts
+from async_maps.shares.folder import manifests_folder
+from async_maps.shares.part import PartOutcome, Parts
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Mapping
 
+    from async_maps.report import Report
     from async_maps.settings import Settings
-
-PartOutcome: TypeAlias = PartDone | PartFailed
+    from async_maps.stages.meters import Statistics
 
 
 class Work(NamedTuple):
@@ -40,6 +39,24 @@ class Work(NamedTuple):
 class Engine(Protocol):
     """Runs parts. Retries are the engine's; what a part is, and that it is committed once, is not."""
 
+    @property
+    def running(self) -> Mapping[int, Report]:
+        """The report so far of each part that runs, as far as the engine knows it.
+
+        That of a part that has ended stays until the next outcome is asked for, so that nothing is counted twice.
+        """
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it runs parts."""
+
+    @property
+    def statistics(self) -> Statistics | None:
+        """The state of the pipeline of this process, also after its end; None without one."""
+
+    def drain(self) -> None:
+        """Start no further part, and end those that run early; they are not committed."""
+
     def run(
         self, work: Work, parts: AsyncGenerator[int, None], max_concurrent: int
     ) -> AsyncGenerator[PartOutcome, None]:
@@ -56,6 +73,26 @@ class Engine(Protocol):
 class LocalEngine:
     """Runs parts in this process, in one pipeline."""
 
+    def __init__(self) -> None:
+        self.running: dict[int, Report] = {}
+        self._pipeline: Pipeline | None = None
+        self._parts: Parts | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it runs parts."""
+        return self._parts is not None and self._pipeline is not None and self._pipeline.is_open
+
+    @property
+    def statistics(self) -> Statistics | None:
+        """The state of its pipeline, also after its end; None before it."""
+        return None if self._parts is None or self._pipeline is None else self._pipeline.statistics()
+
+    def drain(self) -> None:
+        """Start no further part, and finish the maps in flight; the parts that run are not committed."""
+        if self._parts is not None:
+            self._parts.drain()
+
     async def run(
         self, work: Work, parts: AsyncGenerator[int, None], max_concurrent: int
     ) -> AsyncGenerator[PartOutcome, None]:
@@ -68,10 +105,11 @@ class LocalEngine:
         async with AsyncExitStack() as stack:
             place = await stack.enter_async_context(opened_place(work.plan, work.settings))
             plan = await read_plan(place)
-            pipeline = Pipeline(plan.destination, settings=await settings_of(place, plan, work.settings))
-            await stack.enter_async_context(pipeline)
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="async-maps-parts-"))
-            runner = Parts(place, plan, pipeline, Path(folder))
+            folder = await stack.enter_async_context(manifests_folder())
+            self._pipeline = Pipeline(plan.destination, settings=await settings_of(place, plan, work.settings))
+            await stack.enter_async_context(self._pipeline)
+            self._parts = runner = Parts(place, plan, self._pipeline, folder)
+            self.running = runner.running
             sending, receiving = create_memory_object_stream[PartOutcome](0)
 
             async def run_one(part: int) -> None:
@@ -86,6 +124,7 @@ class LocalEngine:
                 with receiving:
                     async for outcome in receiving:
                         yield outcome
+                        self.running.pop(outcome.part, None)
                 await running.result()
             finally:
                 await running.cancel()

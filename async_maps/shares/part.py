@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from anyio import to_thread
 
@@ -13,6 +14,7 @@ from async_maps.errors import PlanError
 from async_maps.filesystems.filesystem import is_remote
 from async_maps.filesystems.temporary import unique_text
 from async_maps.outcomes import Failure
+from async_maps.pipeline import Pipeline
 from async_maps.plans.manifests import Footer, manifest_name, read_footer, write_manifest
 from async_maps.plans.parts import list_name, read_list
 from async_maps.sources.formats.registry import suffix_of
@@ -20,13 +22,13 @@ from async_maps.sources.given import GivenFiles
 from async_maps.sources.named import NamedFile
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import AsyncIterator, Iterator, Sequence
     from pathlib import Path
 
-    from async_maps.pipeline import Pipeline
     from async_maps.plans.document import Plan
     from async_maps.plans.parts import PartFile
     from async_maps.plans.place import Place
+    from async_maps.progress import Progress
     from async_maps.report import Report
 
 _LOOK_S = 30.0
@@ -39,14 +41,24 @@ class PartDone(NamedTuple):
     Attributes:
         part: its number.
         is_ours: whether this process has committed it; else another one has.
-        uploaded: the maps that this process has stored for it.
-        failed: the failed maps in its manifest, if it is ours; else 0.
+        report: what this process has done for it; None if nothing.
     """
 
     part: int
     is_ours: bool
-    uploaded: int = 0
-    failed: int = 0
+    report: Report | None = None
+
+
+class PartStopped(NamedTuple):
+    """A part that was stopped before its end: it is not committed.
+
+    Attributes:
+        part: its number.
+        report: what was done for it; None if nothing.
+    """
+
+    part: int
+    report: Report | None = None
 
 
 class PartFailed(NamedTuple):
@@ -61,11 +73,17 @@ class PartFailed(NamedTuple):
     reason: str
 
 
+PartOutcome: TypeAlias = PartDone | PartStopped | PartFailed
+
+
 class Parts:
     """Runs parts in an open pipeline.
 
     Args:
         folder: where the manifests lie until they are committed; on a local disk.
+
+    Attributes:
+        running: the report of each part that runs, so far.
     """
 
     def __init__(self, place: Place, plan: Plan, pipeline: Pipeline, folder: Path) -> None:
@@ -73,32 +91,74 @@ class Parts:
         self._plan = plan
         self._pipeline = pipeline
         self._folder = folder
+        self._pipelines = {pipeline}
+        self._is_draining = False
+        self.running: dict[int, Report] = {}
 
-    async def run(self, part: int) -> PartDone:
+    def drain(self) -> None:
+        """Finish the maps in flight, and start no further part; the parts that run are not committed."""
+        self._is_draining = True
+        for pipeline in self._pipelines:
+            pipeline.drain()
+
+    async def run(self, part: int) -> PartDone | PartStopped:
         """Store the maps of a part and commit it.
+
+        Its report is in ``running`` until the caller removes it.
 
         Raises:
             PlanError: its list is missing, or this version cannot read it.
             StoreError: a store cannot be used: the part is not committed.
         """
-        if await self._place.has(manifest_name(self._plan.id, part)):
+        if self._is_draining:
+            return PartStopped(part)
+        name = manifest_name(self._plan.id, part)
+        if await self._place.has(name):
             return PartDone(part, is_ours=False)
         # A scheduler does not tell a process that an earlier one was killed.
         is_first = await self._place.create(f"{self._plan.id}/started/{part:07}", unique_text().encode())
         source = await files_of_part(self._place, self._plan, part, maybe_stored=not is_first)
         manifest = self._folder / f"{part:07}.sqlite"
-        running = OrderlyTask(partial(self._pipeline.run, source, manifest=manifest))
-        looking = OrderlyTask(partial(self._cancel_if_committed, running, manifest_name(self._plan.id, part)))
         try:
-            report = await running.result()
+            async with self._pipeline_for(is_first=is_first) as pipeline:
+                run = partial(pipeline.run, source, manifest=manifest, on_progress=partial(self._note, part))
+                running = OrderlyTask(run)
+                looking = OrderlyTask(partial(self._cancel_if_committed, running, name))
+                try:
+                    report = await running.result()
+                finally:
+                    await looking.cancel()
         except asyncio.CancelledError as error:
             raise_if_cancelled(error)
-            return PartDone(part, is_ours=False)
-        finally:
-            await looking.cancel()
-        done = await self._commit(part, manifest, report.uploaded)
+            tried = self.running.get(part)
+            if tried is not None:
+                tried.selected = tried.seen
+            return PartDone(part, False, tried)
+        if not report.complete:
+            return PartStopped(part, report)
+        is_ours = await self._commit(part, manifest)
         await to_thread.run_sync(_remove, manifest)
-        return done
+        return PartDone(part, is_ours, report)
+
+    def _note(self, part: int, progress: Progress) -> None:
+        self.running[part] = progress.report
+
+    @asynccontextmanager
+    async def _pipeline_for(self, *, is_first: bool) -> AsyncIterator[Pipeline]:
+        """Yield the pipeline for a part: an earlier attempt may have been killed by a map, which a worker names."""
+        settings = self._pipeline.settings
+        if is_first or settings.worker_count:
+            yield self._pipeline
+            return
+        careful = Pipeline(self._plan.destination, settings=settings.model_copy(update={"workers": 1}))
+        async with careful:
+            self._pipelines.add(careful)
+            try:
+                if self._is_draining:
+                    careful.drain()
+                yield careful
+            finally:
+                self._pipelines.discard(careful)
 
     async def _cancel_if_committed(self, running: OrderlyTask[Report], name: str) -> None:
         """Cancel a part that another share commits meanwhile: no PUT starts for a part that is committed."""
@@ -108,14 +168,14 @@ class Parts:
                 running.request_cancel()
                 return
 
-    async def _commit(self, part: int, manifest: Path, uploaded: int) -> PartDone:
+    async def _commit(self, part: int, manifest: Path) -> bool:
+        """Commit a part; return whether this process has."""
         writer = unique_text()
         footer, data = await to_thread.run_sync(write_manifest, manifest, Footer(self._plan.id, part, 0, writer))
-        is_ours = await self._place.create(footer.name, data)
-        if not is_ours:
-            found = await self._place.read(footer.name)
-            is_ours = found is not None and read_footer(found, self._place.locator(footer.name)).writer == writer
-        return PartDone(part, is_ours, uploaded, footer.failures if is_ours else 0)
+        if await self._place.create(footer.name, data):
+            return True
+        found = await self._place.read(footer.name)
+        return found is not None and read_footer(found, self._place.locator(footer.name)).writer == writer
 
 
 async def files_of_part(place: Place, plan: Plan, part: int, *, maybe_stored: bool = False) -> GivenFiles:

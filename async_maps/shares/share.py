@@ -4,57 +4,158 @@ from __future__ import annotations
 
 import os
 import random
-from contextlib import aclosing
-from dataclasses import dataclass, field
+from contextlib import AsyncExitStack, aclosing
+from functools import partial
 from typing import TYPE_CHECKING
 
 from async_maps.blocking import blocking
+from async_maps.concurrency.tasks import OrderlyTask, calling_every
+from async_maps.errors import PipelineClosedError, SettingsError
 from async_maps.plans.commits import committed_parts, read_plan
 from async_maps.plans.place import opened_place
+from async_maps.plans.ranges import settings_of
 from async_maps.plans.schedulers import share_of
-from async_maps.settings import given_or_default
+from async_maps.settings import S3Settings, given_or_default
+from async_maps.settings.s3 import HEADERS
 from async_maps.shares.engine import LocalEngine, Work
-from async_maps.shares.part import PartDone
+from async_maps.shares.report import ShareProgress, ShareReport
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import AsyncGenerator
     from os import PathLike
 
     from async_maps.plans.document import Plan
     from async_maps.plans.place import Place
+    from async_maps.progress import OnProgress
     from async_maps.settings import Settings
-    from async_maps.shares.engine import PartOutcome
+    from async_maps.shares.engine import Engine
+    from async_maps.stages.meters import Statistics
 
 _IN_FLIGHT = 2
 """Parts at a time: while the last maps of one are stored, the next one is read."""
+_INTERVAL_S = 0.2
 
 
-@dataclass(slots=True)
-class ShareReport:
-    """What a share has done.
+class Share:
+    """A share of the parts of a plan, which is run once.
+
+    Args:
+        plan: the address of the plan.
+        part: which share of how many, from 1: ``(3, 8)``.
+        settings: how to run; what shapes the overlays comes from the plan.
+        engine: what runs the parts.
 
     Attributes:
-        plan: the address of the plan.
-        part: which share of how many, from 1.
-        committed: the parts that it has committed.
-        done_by_others: the parts that others had committed meanwhile.
-        uploaded: the maps that it has stored.
-        failed: the failed maps in the parts that it has committed.
+        report: what is done, without the parts that run.
+
+    Raises:
+        SettingsError: there is no such share.
     """
 
-    plan: str
-    part: tuple[int, int]
-    committed: list[int] = field(default_factory=list)
-    done_by_others: list[int] = field(default_factory=list)
-    uploaded: int = 0
-    failed: int = 0
+    def __init__(
+        self,
+        plan: str | PathLike[str],
+        part: tuple[int, int] = (1, 1),
+        *,
+        settings: Settings | None = None,
+        engine: Engine | None = None,
+    ) -> None:
+        self.part = share_of(f"{part[0]}/{part[1]}")
+        self._settings = given_or_default(settings)
+        self._engine: Engine = engine or LocalEngine()
+        self._is_draining = False
+        plain = self._settings.model_dump(mode="json")
+        self.report = ShareReport(plan=os.fspath(plan), part=self.part, settings=plain)
 
-    def count(self, outcome: PartOutcome) -> None:
-        """Count the outcome of a part."""
-        assert isinstance(outcome, PartDone)  # noqa: S101
-        self.uploaded += outcome.uploaded
-        self.failed += outcome.failed
-        (self.committed if outcome.is_ours else self.done_by_others).append(outcome.part)
+    @property
+    def is_open(self) -> bool:
+        """Whether parts run, which can be drained."""
+        return self._engine.is_open
+
+    def drain(self) -> None:
+        """Start no further part, and finish the maps in flight; the parts that run are not committed."""
+        self._is_draining = True
+        self._engine.drain()
+
+    def statistics(self) -> Statistics:
+        """Return the current statistics, or the final ones.
+
+        Raises:
+            PipelineClosedError: no pipeline of this process has been open yet.
+        """
+        if (found := self._engine.statistics) is None:
+            raise PipelineClosedError("the share has not been started yet")
+        return found
+
+    async def run(self, on_progress: OnProgress | None = None) -> ShareReport:
+        """Run the parts, and return the report, which an error has, too.
+
+        Raises:
+            AsyncMapsError: as :func:`arun_plan`.
+        """
+        try:
+            await OrderlyTask(partial(self._run, on_progress)).result()
+        except BaseException as error:
+            self.report = self._now()
+            self.report.end(error)
+            raise
+        self.report = self._now()
+        self.report.end()
+        return self.report
+
+    async def _run(self, on_progress: OnProgress | None) -> None:
+        async with AsyncExitStack() as stack:
+            place = await stack.enter_async_context(opened_place(self.report.plan, self._settings))
+            self.report.plan = place.address
+            plan = await read_plan(place)
+            self.report.parts, self.report.destination = plan.parts, plan.destination
+            shared = _shared_out(self._settings, self.part[1])
+            merged = await settings_of(place, plan, shared)
+            _refuse_others(self._settings, plan)
+            self.report.settings = merged.model_dump(mode="json")
+            if on_progress is not None:
+                await stack.enter_async_context(calling_every(_INTERVAL_S, partial(self._show, on_progress)))
+            parts = await stack.enter_async_context(aclosing(self._parts(place, plan)))
+            running = self._engine.run(Work(place.address, shared), parts, _IN_FLIGHT)
+            outcomes = await stack.enter_async_context(aclosing(running))
+            async for outcome in outcomes:
+                self.report.count_part(outcome)
+            self.report.drained |= self._is_draining
+
+    def _show(self, on_progress: OnProgress, ended: bool) -> None:
+        report = self._now()
+        report.tick()
+        on_progress(ShareProgress(report, report.statistics, ended=ended))
+
+    def _now(self) -> ShareReport:
+        """Return the report with the parts that run."""
+        report = self.report.copy()
+        for part in self._engine.running.values():
+            report.add(part)
+        report.statistics = self._engine.statistics
+        return report
+
+    async def _parts(self, place: Place, plan: Plan) -> AsyncGenerator[int, None]:
+        """Yield the parts of the share, and then those that no other share has committed."""
+        index, count = self.part
+        # In a random order, the same for all: neighbors in the order of keys would meet one partition of S3.
+        order = random.Random(plan.id).sample(range(1, plan.parts + 1), plan.parts)  # noqa: S311
+        committed = {*await committed_parts(place, plan)}
+        own = [part for part in order[index - 1 :: count] if part not in committed]
+        self.report.to_do = len(own)
+        for part in own:
+            if self._is_draining:
+                return
+            yield part
+        committed = {*await committed_parts(place, plan), *own}
+        started = {int(name.rpartition("/")[2]) for name in await place.sizes(f"{plan.id}/started")}
+        left = [part for part in order if part not in committed]
+        # Those that another share runs, or has left, come last.
+        for part in sorted(random.sample(left, len(left)), key=started.__contains__):
+            if self._is_draining:
+                return
+            self.report.to_do += 1
+            yield part
 
 
 async def arun_plan(
@@ -62,56 +163,51 @@ async def arun_plan(
     part: tuple[int, int] = (1, 1),
     *,
     settings: Settings | None = None,
-    on_progress: Callable[[ShareReport], object] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> ShareReport:
     """Run a share of the parts of a plan, then those that no share has committed yet.
 
     Args:
         plan: the address of the plan.
         part: which share of how many, from 1: ``(3, 8)``.
-        settings: how to run; what shapes the overlays comes from the plan.
-        on_progress: called with the report after each part.
+        settings: how to run: what shapes the overlays comes from the plan, and must not differ from it here. ``rate``
+            and ``bandwidth`` are for all shares together.
+        on_progress: called with a :class:`~async_maps.Progress` five times a second and at the end, on the event loop,
+            which it must not block. Its report is a :class:`~async_maps.ShareReport`.
 
     Returns:
-        The report. A part with failed maps is committed, too: ``commit`` tells of them.
+        The report. A part with failed maps is committed, too: :func:`acommit_plan` tells of them. If the share ends
+        with an AsyncMapsError, the report is that error's ``report``.
 
     Raises:
         PlanError: there is no plan, or this version cannot run it.
-        SettingsError: the share does not exist.
+        SettingsError: the share does not exist, or a setting differs from the plan's.
         StoreError: a store cannot be used. Run the share again for the rest.
     """
-    part = share_of(f"{part[0]}/{part[1]}")
-    own = given_or_default(settings)
-    async with opened_place(os.fspath(plan), own) as place:
-        report = ShareReport(place.address, part)
-        found = await read_plan(place)
-        work, engine = Work(place.address, own), LocalEngine()
-        async with (
-            aclosing(_parts(place, found, part)) as parts,
-            aclosing(engine.run(work, parts, _IN_FLIGHT)) as outcomes,
-        ):
-            async for outcome in outcomes:
-                report.count(outcome)
-                if on_progress is not None:
-                    on_progress(report)
-    return report
+    return await Share(plan, part, settings=settings).run(on_progress)
 
 
 run_plan = blocking(arun_plan)
 """Run a share of the parts of a plan, and block until all parts are committed."""
 
 
-async def _parts(place: Place, plan: Plan, share: tuple[int, int]) -> AsyncGenerator[int, None]:
-    """Yield the parts of a share, and then those that no other share has committed."""
-    index, count = share
-    # In a random order, the same for all: neighbors in the order of keys would meet one partition of S3.
-    order = random.Random(plan.id).sample(range(1, plan.parts + 1), plan.parts)  # noqa: S311
-    own = order[index - 1 :: count]
-    committed = {*await committed_parts(place, plan)}
-    for part in own:
-        if part not in committed:
-            yield part
-    committed = {*await committed_parts(place, plan), *own}
-    left = [part for part in order if part not in committed]
-    for part in random.sample(left, len(left)):
-        yield part
+def _shared_out(settings: Settings, count: int) -> Settings:
+    """Return the settings of one of several shares: the rates are for all of them together."""
+    bandwidth = settings.bandwidth and max(1, settings.bandwidth // count)
+    return settings.model_copy(update={"rate": settings.rate and settings.rate / count, "bandwidth": bandwidth})
+
+
+def _refuse_others(own: Settings, plan: Plan) -> None:
+    """Refuse settings that were given and would make other overlays than the plan's.
+
+    Raises SettingsError, which names them.
+    """
+    expected, given = plan.shaping | plan.choice, own.model_dump(mode="json")
+    names = own.model_fields_set & expected.keys() - {"s3"}
+    pairs = {name: (given[name], expected[name]) for name in names}
+    headers = S3Settings().model_dump(mode="json") | expected["s3"]
+    pairs |= {f"s3.{name}": (given["s3"][name], headers[name]) for name in own.s3.model_fields_set & HEADERS}
+    if others := [f"{name} is {found!r}, not {value!r}" for name, (found, value) in pairs.items() if found != value]:
+        raise SettingsError(
+            f"{', '.join(sorted(others))} as in the plan {plan.id}: leave it out, or make another plan with it"
+        )

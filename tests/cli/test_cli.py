@@ -23,6 +23,8 @@ from tests.support.maps import random_map
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from async_maps.manifest.prune import Selection
+
 pytestmark = pytest.mark.usefixtures(leaves_nothing.__name__)
 
 
@@ -110,13 +112,13 @@ def test_flags_override_the_environment_and_that_the_file(
     np.save(maps / "a.npy", random_map(1))
     Path("s.toml").write_text('png = "rgba"\nworkers = 0\nalpha = 0.5\nrange = [0, 2]\n[files]\nfsync = true\n')
     seen: list[am.Settings] = []
-    original = run_command._Job.__init__
+    original = run_command._run
 
-    def noted(self: Any, *arguments: Any) -> None:
-        seen.extend(argument for argument in arguments if isinstance(argument, am.Settings))
-        original(self, *arguments)
+    def noted(selection: Selection, *arguments: Any, **options: Any) -> int:
+        seen.append(selection.settings)
+        return original(selection, *arguments, **options)
 
-    monkeypatch.setattr(run_command._Job, "__init__", noted)
+    monkeypatch.setattr(run_command, "_run", noted)
     monkeypatch.setenv("ASYNC_MAPS_ALPHA", "auto")
     monkeypatch.setenv("ASYNC_MAPS_CONCURRENCY", "3")
     monkeypatch.setenv("ASYNC_MAPS_S3_TAGGING_PROJECT", "maps")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from async_maps.cli import run as run_module
+from async_maps.cli import job as job_module
 from async_maps.cli import verify as verify_module
 from async_maps.cli.reports import write_report
 from tests.support.commands import invoke
@@ -115,7 +115,7 @@ def test_a_signal_that_is_ignored_at_the_start_stays_ignored(
     def display(_: object) -> None:
         handlers.append(signal.getsignal(number))
 
-    monkeypatch.setattr(run_module, "make_display", lambda _: display)
+    monkeypatch.setattr(job_module, "make_display", lambda _: display)
     before = signal.signal(number, signal.SIG_IGN)
     try:
         assert invoke(*job) == 0
@@ -127,16 +127,16 @@ def test_a_signal_that_is_ignored_at_the_start_stays_ignored(
 def test_a_terminal_that_closes_drains_the_run_although_it_says_so_twice(job: list[str]) -> None:
     program = """
 import os, signal, sys
-from async_maps.cli import run
+from async_maps.cli import job
 from async_maps.cli.app import main
 
 def display(progress):
-    if progress.report.uploaded and run.make_display is not None:
-        run.make_display = None
+    if progress.report.uploaded and job.make_display is not None:
+        job.make_display = None
         os.kill(os.getpid(), signal.SIGHUP)
         os.kill(os.getpid(), signal.SIGHUP)
 
-run.make_display = lambda _: display
+job.make_display = lambda _: display
 main(sys.argv[1:])
 """
     # The open standard input keeps the run going until the signal.
@@ -166,7 +166,7 @@ def test_a_signal_while_the_report_is_written_keeps_its_figures(
     if command == "verify":
         assert invoke(*job) == 0
         job = ["verify", "async-maps.sqlite", "--report", "r.json"]
-    for module in (run_module, verify_module):
+    for module in (job_module, verify_module):
         monkeypatch.setattr(module, "write_report", interrupted)
     assert invoke(*job) == 128 + number
     with open("r.json") as file:

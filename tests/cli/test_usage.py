@@ -31,6 +31,12 @@ pytestmark = pytest.mark.usefixtures(leaves_nothing.__name__)
     [
         ("run", "SOURCE and DESTINATION are missing: async-maps run SOURCE DESTINATION"),
         ("run maps", "DESTINATION is missing: async-maps run SOURCE DESTINATION"),
+        ("run maps out --part 1/2", "--part needs --plan: async-maps run --plan PLAN --part I/N"),
+        ("run maps out --plan plan", "unexpected 'maps': --plan has a source and a destination; leave them out"),
+        ("run --plan plan --limit 3 --overwrite", "--limit and --overwrite cannot be used with --plan"),
+        ("run --plan plan --manifest m.sqlite", "--manifest cannot be used with --plan: a share runs whole parts"),
+        ("run --plan plan --part 3/2", "part '3/2' is 3/2: expected 1/2 to 2/2"),
+        ("plan maps out", "--to needs a value"),
         ("export --all", "MANIFEST and FILE are missing: async-maps export MANIFEST FILE"),
         ("verify", "MANIFEST is missing: async-maps verify MANIFEST"),
         ("doctor --quick", "DESTINATION is missing: async-maps doctor DESTINATION"),
@@ -61,7 +67,10 @@ pytestmark = pytest.mark.usefixtures(leaves_nothing.__name__)
         ("run maps -", "the destination is s3://bucket/prefix or a folder, not standard output"),
         ("run maps out --manifest=", "the name of the manifest is empty"),
         ("run maps out --queue-bytes 0.5", "--queue-bytes: input should be greater than 0, found '0.5'"),
-        ("export m.sqlite x.csv --config typo.toml", "--config is an option of async-maps run and verify and doctor"),
+        (
+            "export m.sqlite x.csv --config typo.toml",
+            "--config is an option of async-maps run, plan, verify and doctor",
+        ),
         ("run maps out --key --config nope.toml", "--key needs a value"),
         ("run maps out --config typo.toml", "collormap is not a setting; did you mean colormap?"),
     ],
@@ -220,7 +229,7 @@ def test_help_has_groups_in_the_order_of_need(capsys: pytest.CaptureFixture[str]
         assert "--" + name.replace("_", "-") in text
 
 
-@pytest.mark.parametrize("command", ["run", "status", "export", "verify", "doctor", "demo"])
+@pytest.mark.parametrize("command", ["run", "plan", "status", "commit", "export", "verify", "doctor", "demo"])
 def test_help_has_two_examples_that_parse(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert invoke(command, "--help") == 0
     examples = re.findall(rf"^ *(async-maps {command}\b.*?) *$", capsys.readouterr().out, re.MULTILINE)

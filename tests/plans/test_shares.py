@@ -131,6 +131,6 @@ async def test_a_plan_and_its_maps_lie_in_s3(bucket: str, tmp_path: Path) -> Non
     reports = await asyncio.gather(*(arun_plan(place, (i, 2), settings=SETTINGS) for i in (1, 2)))
     assert sorted(part for report in reports for part in report.committed) == [1, 2, 3, 4]
     assert sum(report.uploaded for report in reports) >= 29  # both may run the last part
-    assert sum(report.failed for report in reports) == 1
+    assert sum(report.failed for report in reports) >= 1
     found = {key for key in await keys(bucket) if key.startswith("out/")}
     assert found == {f"out/{i:03}.png" for i in range(30) if i != 4}
