@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
 from anyio import create_memory_object_stream
 
@@ -14,14 +14,20 @@ from async_maps.plans.commits import read_plan
 from async_maps.plans.place import opened_place
 from async_maps.plans.ranges import settings_of
 from async_maps.shares.folder import manifests_folder
-from async_maps.shares.part import PartOutcome, Parts
+from async_maps.shares.part import PartDone, PartFailed, Parts, PartStopped
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping
+    from collections.abc import AsyncGenerator
 
     from async_maps.report import Report
     from async_maps.settings import Settings
     from async_maps.stages.meters import Statistics
+
+
+PartOutcome: TypeAlias = PartDone | PartStopped | PartFailed
+
+_IN_FLIGHT = 2
+"""Parts at a time: while the last maps of one are stored, the next one is read."""
 
 
 class Work(NamedTuple):
@@ -39,39 +45,26 @@ class Work(NamedTuple):
 class Engine(Protocol):
     """Runs parts. Retries are the engine's; what a part is, and that it is committed once, is not."""
 
-    @property
-    def running(self) -> Mapping[int, Report]:
-        """The report so far of each part that runs, as far as the engine knows it.
-
-        That of a part that has ended stays until the next outcome is asked for, so that nothing is counted twice.
-        """
-
-    @property
-    def is_open(self) -> bool:
-        """Whether it runs parts."""
-
-    @property
-    def statistics(self) -> Statistics | None:
-        """The state of the pipeline of this process, also after its end; None without one."""
-
-    def drain(self) -> None:
-        """Start no further part, and end those that run early; they are not committed."""
-
     def run(
-        self, work: Work, parts: AsyncGenerator[int, None], max_concurrent: int
+        self, work: Work, parts: AsyncGenerator[int, None], max_concurrent: int | None = None
     ) -> AsyncGenerator[PartOutcome, None]:
         """Run parts, and yield their outcomes as they come; closing the generator cancels the others.
 
         Args:
             work: what is done with them.
             parts: their numbers; the next one is taken when there is room for it.
-            max_concurrent: how many parts run at a time.
+            max_concurrent: how many parts run at a time; by default as many as there are places for.
         """
         ...
 
 
 class LocalEngine:
-    """Runs parts in this process, in one pipeline."""
+    """Runs parts in this process, in one pipeline.
+
+    Attributes:
+        running: the report so far of each part that runs; that of a part that has ended stays until the next outcome
+            is asked for.
+    """
 
     def __init__(self) -> None:
         self.running: dict[int, Report] = {}
@@ -94,7 +87,7 @@ class LocalEngine:
             self._parts.drain()
 
     async def run(
-        self, work: Work, parts: AsyncGenerator[int, None], max_concurrent: int
+        self, work: Work, parts: AsyncGenerator[int, None], max_concurrent: int | None = None
     ) -> AsyncGenerator[PartOutcome, None]:
         """Run parts, as :meth:`Engine.run`.
 
@@ -117,7 +110,7 @@ class LocalEngine:
 
             async def run_all() -> None:
                 with sending:
-                    await fan_out(parts, [run_one] * max_concurrent, size=lambda _: 0, limit=1)
+                    await fan_out(parts, [run_one] * (max_concurrent or _IN_FLIGHT), size=lambda _: 0, limit=1)
 
             running = OrderlyTask(run_all)
             try:

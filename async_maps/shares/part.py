@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple
 
 from anyio import to_thread
 
@@ -41,24 +41,24 @@ class PartDone(NamedTuple):
     Attributes:
         part: its number.
         is_ours: whether this process has committed it; else another one has.
-        report: what this process has done for it; None if nothing.
+        uploaded: the maps that this process has stored for it.
+        failed: the failed maps in its manifest, if it is ours; else 0.
     """
 
     part: int
     is_ours: bool
-    report: Report | None = None
+    uploaded: int = 0
+    failed: int = 0
 
 
 class PartStopped(NamedTuple):
-    """A part that was stopped before its end: it is not committed.
+    """A part that was drained: it is not committed.
 
     Attributes:
         part: its number.
-        report: what was done for it; None if nothing.
     """
 
     part: int
-    report: Report | None = None
 
 
 class PartFailed(NamedTuple):
@@ -71,9 +71,6 @@ class PartFailed(NamedTuple):
 
     part: int
     reason: str
-
-
-PartOutcome: TypeAlias = PartDone | PartStopped | PartFailed
 
 
 class Parts:
@@ -131,14 +128,16 @@ class Parts:
         except asyncio.CancelledError as error:
             raise_if_cancelled(error)
             tried = self.running.get(part)
-            if tried is not None:
-                tried.selected = tried.seen
-            return PartDone(part, False, tried)
+            if tried is None:
+                return PartDone(part, is_ours=False)
+            tried.selected = tried.seen
+            return PartDone(part, is_ours=False, uploaded=tried.uploaded)
+        self.running[part] = report
         if not report.complete:
-            return PartStopped(part, report)
+            return PartStopped(part)
         is_ours = await self._commit(part, manifest)
         await to_thread.run_sync(_remove, manifest)
-        return PartDone(part, is_ours, report)
+        return PartDone(part, is_ours, report.uploaded, report.failed if is_ours else 0)
 
     def _note(self, part: int, progress: Progress) -> None:
         self.running[part] = progress.report

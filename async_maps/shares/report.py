@@ -11,7 +11,7 @@ from async_maps.report.ending import DONE, STOPPED_EARLY
 from async_maps.shares.part import PartDone, PartFailed
 
 if TYPE_CHECKING:
-    from async_maps.shares.part import PartOutcome
+    from async_maps.shares.engine import PartOutcome
     from async_maps.stages.meters import Statistics
 
 _SUMMED = (
@@ -61,21 +61,24 @@ class ShareReport(Report):
         """The number of its parts that are committed, by itself or another share."""
         return len(self.committed) + len(self.done_by_others)
 
-    def count_part(self, outcome: PartOutcome) -> None:
+    def count_part(self, outcome: PartOutcome, report: Report | None) -> None:
         """Count the outcome of a part.
 
         Args:
             outcome: what became of the part.
+            report: the report of the part; None if another machine has it.
         """
         if isinstance(outcome, PartFailed):
             self.unfinished[outcome.part] = outcome.reason
-            return
-        if isinstance(outcome, PartDone):
+        elif isinstance(outcome, PartDone):
             (self.committed if outcome.is_ours else self.done_by_others).append(outcome.part)
         else:
             self.drained = True
-        if outcome.report is not None:
-            self.add(outcome.report)
+        if report is not None:
+            self.add(report)
+        elif isinstance(outcome, PartDone):
+            self.add(Report(uploaded=outcome.uploaded, failed=outcome.failed, selected=sum(outcome[2:])))
+            self._groups.rest += outcome.failed
 
     def add(self, report: Report) -> None:
         """Add the counts of a part.

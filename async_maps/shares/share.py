@@ -21,18 +21,17 @@ from async_maps.shares.engine import LocalEngine, Work
 from async_maps.shares.report import ShareProgress, ShareReport
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Mapping
     from os import PathLike
 
     from async_maps.plans.document import Plan
     from async_maps.plans.place import Place
     from async_maps.progress import OnProgress
+    from async_maps.report import Report
     from async_maps.settings import Settings
     from async_maps.shares.engine import Engine
     from async_maps.stages.meters import Statistics
 
-_IN_FLIGHT = 2
-"""Parts at a time: while the last maps of one are stored, the next one is read."""
 _INTERVAL_S = 0.2
 
 
@@ -62,29 +61,31 @@ class Share:
     ) -> None:
         self.part = share_of(f"{part[0]}/{part[1]}")
         self._settings = given_or_default(settings)
-        self._engine: Engine = engine or LocalEngine()
-        self._is_draining = False
+        self._engine: Engine = LocalEngine() if engine is None else engine
+        self._local = self._engine if isinstance(self._engine, LocalEngine) else None
+        self._is_running = self._is_draining = False
         plain = self._settings.model_dump(mode="json")
         self.report = ShareReport(plan=os.fspath(plan), part=self.part, settings=plain)
 
     @property
     def is_open(self) -> bool:
         """Whether parts run, which can be drained."""
-        return self._engine.is_open
+        return self._is_running if self._local is None else self._local.is_open
 
     def drain(self) -> None:
-        """Start no further part, and finish the maps in flight; the parts that run are not committed."""
+        """Start no further part. In this process, the parts that run end early and are not committed."""
         self._is_draining = True
-        self._engine.drain()
+        if self._local is not None:
+            self._local.drain()
 
     def statistics(self) -> Statistics:
         """Return the current statistics, or the final ones.
 
         Raises:
-            PipelineClosedError: no pipeline of this process has been open yet.
+            PipelineClosedError: no pipeline of this process has been open.
         """
-        if (found := self._engine.statistics) is None:
-            raise PipelineClosedError("the share has not been started yet")
+        if (found := self._statistics) is None:
+            raise PipelineClosedError("no pipeline of this process has been open")
         return found
 
     async def run(self, on_progress: OnProgress | None = None) -> ShareReport:
@@ -116,10 +117,10 @@ class Share:
             if on_progress is not None:
                 await stack.enter_async_context(calling_every(_INTERVAL_S, partial(self._show, on_progress)))
             parts = await stack.enter_async_context(aclosing(self._parts(place, plan)))
-            running = self._engine.run(Work(place.address, shared), parts, _IN_FLIGHT)
-            outcomes = await stack.enter_async_context(aclosing(running))
+            outcomes = await stack.enter_async_context(aclosing(self._engine.run(Work(place.address, shared), parts)))
+            self._is_running = True
             async for outcome in outcomes:
-                self.report.count_part(outcome)
+                self.report.count_part(outcome, self._reports.get(outcome.part))
             self.report.drained |= self._is_draining
 
     def _show(self, on_progress: OnProgress, ended: bool) -> None:
@@ -130,10 +131,19 @@ class Share:
     def _now(self) -> ShareReport:
         """Return the report with the parts that run."""
         report = self.report.copy()
-        for part in self._engine.running.values():
+        for part in self._reports.values():
             report.add(part)
-        report.statistics = self._engine.statistics
+        report.statistics = self._statistics
         return report
+
+    @property
+    def _reports(self) -> Mapping[int, Report]:
+        """The reports of the parts that run in this process."""
+        return {} if self._local is None else self._local.running
+
+    @property
+    def _statistics(self) -> Statistics | None:
+        return None if self._local is None else self._local.statistics
 
     async def _parts(self, place: Place, plan: Plan) -> AsyncGenerator[int, None]:
         """Yield the parts of the share, and then those that no other share has committed."""
