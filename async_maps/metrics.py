@@ -48,7 +48,7 @@ _LANE_METRICS = (
 """For each metric: its class, its name without ``async_maps_`` and ``_total``, its help, and its attribute."""
 
 
-class Measured(Protocol):
+class _Measured(Protocol):
     """A pipeline, or a share of a plan."""
 
     def statistics(self) -> Statistics:
@@ -66,7 +66,7 @@ class PipelineCollector(Collector):
             pipeline that was never open has no metrics; a closed pipeline keeps its last ones.
     """
 
-    def __init__(self, pipelines: Mapping[str, Measured]) -> None:
+    def __init__(self, pipelines: Mapping[str, _Measured]) -> None:
         self._pipelines = pipelines
 
     def collect(self) -> Iterator[Metric]:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from anyio.abc import SocketStream
     from prometheus_client.core import Metric
 
-    from async_maps.metrics import Measured
+    from async_maps.cli.job import Drainable
     from async_maps.progress import Progress
 
 _logger = logging.getLogger("async_maps.cli")
@@ -84,7 +84,7 @@ class RunMetrics(Collector):
         label: the value of the label ``pipeline``.
     """
 
-    def __init__(self, pipeline: Measured, label: str) -> None:
+    def __init__(self, pipeline: Drainable, label: str) -> None:
         self._of_pipeline = PipelineCollector({label: pipeline})
         self._label = label
         self._running = True
