@@ -43,7 +43,7 @@ def mixed_maps(folder: Path, count: int, *, seed: int = 0) -> dict[str, Path]:
     return made
 
 
-@pytest.mark.parametrize("count", [150, pytest.param(2000, marks=[pytest.mark.slow, pytest.mark.timeout(600)])])
+@pytest.mark.parametrize("count", [150, pytest.param(2000, marks=[pytest.mark.long, pytest.mark.timeout(600)])])
 def test_a_folder_becomes_its_overlays_and_a_second_run_skips_all(
     count: int, bucket: str, maps: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -53,18 +53,15 @@ def run(source: object, **settings: Any) -> am.Report:
 @pytest.mark.parametrize(
     ("file", "workers"),
     [("x.h5", 0)]
-    + [
-        pytest.param(file, workers, marks=pytest.mark.slow)
-        for file, workers in (("x.zarr", 0), ("x.h5", 1), ("x.zarr", 1), ("x.nc", 0), ("x.nc", 1))
-    ],
+    + [pytest.param(*case, marks=pytest.mark.slow) for case in (("x.zarr", 0), ("x.h5", 1), ("x.nc", 0))]
+    + [pytest.param(*case, marks=pytest.mark.long) for case in (("x.zarr", 1), ("x.nc", 1))],
 )
 def test_a_chunk_that_lies_costs_one_map(file: str, workers: int, maps: Path) -> None:
     WRITERS[file](maps / file, BOMB)
     run(maps, workers=workers)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), pytest.param(1, marks=pytest.mark.long)])
 def test_a_chunk_that_lies_costs_one_map_in_the_survey(workers: int, maps: Path) -> None:
     lying_hdf5(maps / "x.h5", BOMB)
     report = run(maps, workers=workers, range="dataset")

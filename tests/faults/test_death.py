@@ -122,7 +122,7 @@ class KilledJob:
 @pytest.mark.parametrize(
     "goal",
     [
-        pytest.param(25, marks=pytest.mark.slow),
+        pytest.param(10, marks=pytest.mark.slow),
         pytest.param(100, marks=[pytest.mark.long, pytest.mark.timeout(3_600)]),
     ],
 )
