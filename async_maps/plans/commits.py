@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from async_maps.plans.place import Place, PlanObjects
     from async_maps.settings import Settings
 
-_FOOTER_BYTES = 64 * 2**10
+FOOTER_BYTES = 64 * 2**10
 _READERS = 16
 _SHOWN = 5
-_DAMAGED = "the plan is damaged; delete the other manifests of this part, and run the plan again"
+DAMAGED = "the plan is damaged; delete the other manifests of this part, and run the plan again"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,7 +151,7 @@ def manifests_at(place: PlanObjects, plan: Plan) -> dict[int, list[int]]:
         found.setdefault(part, {})[generation] = size
     for part, sizes in found.items():
         if missing := {*range(max(sizes) + 1)} - {*sizes}:
-            raise PlanError(f"{place.locator(manifest_name(plan.id, part, min(missing)))} was deleted: {_DAMAGED}")
+            raise PlanError(f"{place.locator(manifest_name(plan.id, part, min(missing)))} was deleted: {DAMAGED}")
     return {part: [sizes[generation] for generation in range(len(sizes))] for part, sizes in found.items()}
 
 
@@ -187,11 +187,11 @@ def read_manifests(place: PlanObjects, plan: Plan, part: int, generations: int |
         if data is None:
             if generations is None:
                 break
-            raise PlanError(f"{place.locator(name)} was deleted: {_DAMAGED}")
+            raise PlanError(f"{place.locator(name)} was deleted: {DAMAGED}")
         footer = read_footer(data, place.locator(name))
         if footer.parent != parent:
             before = place.locator(manifest_name(plan.id, part, generation - 1))
-            raise PlanError(f"{place.locator(name)} does not belong to {before}, which was replaced: {_DAMAGED}")
+            raise PlanError(f"{place.locator(name)} does not belong to {before}, which was replaced: {DAMAGED}")
         found.append(data)
         parent = footer.digest
     return found
@@ -205,9 +205,9 @@ async def read_footers(place: Place, plan: Plan, parts: Collection[int] | None =
     async def read(part: int, generation: int, size: int) -> None:
         name = manifest_name(plan.id, part, generation)
         async with limiter:
-            data = await place.read(name, max(0, size - _FOOTER_BYTES))
+            data = await place.read(name, max(0, size - FOOTER_BYTES))
         if data is None:
-            raise PlanError(f"{place.locator(name)} was deleted: {_DAMAGED}")
+            raise PlanError(f"{place.locator(name)} was deleted: {DAMAGED}")
         found[part] = read_footer(data, place.locator(name))
 
     try:

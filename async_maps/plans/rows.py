@@ -12,6 +12,7 @@ from contextlib import ExitStack, closing
 from functools import partial
 from typing import TYPE_CHECKING
 
+from async_maps.errors import PlanError
 from async_maps.filesystems.endpoints import Identity
 from async_maps.filesystems.objects import Objects
 from async_maps.manifest.destination import place_of_overlays
@@ -19,9 +20,9 @@ from async_maps.manifest.manifest import Manifest
 from async_maps.manifest.metadata import KeptRun
 from async_maps.manifest.schema import COLUMNS
 from async_maps.plans.ahead import read_ahead
-from async_maps.plans.commits import manifests_at, plan_at, read_manifests, refuse_incomplete
-from async_maps.plans.manifests import GONE, LOCATOR, NAME, SOURCE, STATUS, manifest_name, read_rows
-from async_maps.plans.place import PlanObjects, is_plan
+from async_maps.plans.commits import DAMAGED, FOOTER_BYTES, manifests_at, plan_at, read_manifests, refuse_incomplete
+from async_maps.plans.manifests import GONE, LOCATOR, NAME, SOURCE, STATUS, manifest_name, read_footer, read_rows
+from async_maps.plans.place import DOCUMENT, PlanObjects, is_plan
 from async_maps.plans.ranges import range_at
 from async_maps.settings import Settings
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from os import PathLike
     from typing import Any, Self
 
-    from async_maps.plans.manifests import Row
+    from async_maps.plans.manifests import Footer, Row
     from async_maps.settings import S3Settings
 
 
@@ -58,14 +59,25 @@ class PlanRows:
         StoreError: all methods raise it if the store of the plan cannot be used.
     """
 
-    def __init__(self, address: str, s3: S3Settings | None = None) -> None:
+    def __init__(
+        self, address: str, s3: S3Settings | None = None, *, objects: Objects | None = None, whole: bool = True
+    ) -> None:
+        """Open a plan.
+
+        Args:
+            address: its address.
+            s3: the time limits and attempts of requests.
+            objects: reads the plan, with its own settings; the caller closes it.
+            whole: whether all parts must be committed; else the rows of others are missing.
+        """
         with ExitStack() as stack:
-            self._objects = stack.enter_context(Objects(s3))
+            self._objects = objects or stack.enter_context(Objects(s3))
             self._place = PlanObjects(place_of_overlays(address), self._objects)
             self.path = self._place.address
             self.plan = plan_at(self._place)
             self._sizes = manifests_at(self._place, self.plan)
-            refuse_incomplete(self.path, self.plan, self._sizes)
+            if whole:
+                refuse_incomplete(self.path, self.plan, self._sizes)
             self._opened = stack.pop_all()
 
     def __enter__(self) -> Self:
@@ -86,9 +98,10 @@ class PlanRows:
         """Yield the rows of failed maps, like :meth:`rows`."""
         return self._select(("failed",))
 
-    def claims(self) -> Iterator[tuple[str, str]]:
+    def claims(self) -> Generator[tuple[str, str], None, None]:
         """Yield the locator and the name of each done map."""
-        return ((str(row[LOCATOR]), str(row[NAME])) for row in self.rows())
+        with closing(self.rows()) as rows:
+            yield from ((str(row[LOCATOR]), str(row[NAME])) for row in rows)
 
     def done(self) -> dict[str, int]:
         """Return the number of done maps by the fingerprint of their settings; reads all rows."""
@@ -121,6 +134,32 @@ class PlanRows:
         with closing(self.rows()) as rows:
             return next(rows, None) is not None
 
+    def sent(self) -> Iterator[tuple[str, str, str | None, bool]]:
+        """Yield the failed maps, whose overlay an earlier attempt may have stored, as :meth:`Manifest.sent`."""
+        settings = COLUMNS.index("settings")
+        return ((str(row[NAME]), str(row[settings]), None, True) for row in self.failures())
+
+    def earlier(self) -> Generator[PlanRows, None, None]:
+        """Yield the plans before this one, whose finished files it has left out, each open until the next.
+
+        It ends at one that does not exist anymore. Of a plan that is not complete, only the committed parts have rows.
+        """
+        address = self.plan.since
+        while address is not None and PlanObjects(address, self._objects).has(DOCUMENT):
+            with PlanRows(address, objects=self._objects, whole=False) as rows:
+                yield rows
+                address = rows.plan.since
+
+    def footers(self) -> Generator[Footer, None, None]:
+        """Yield the footers of the newest manifests, in the order of the parts."""
+        reading = read_ahead(sorted(self._sizes), self._footer, lambda _: FOOTER_BYTES)
+        with closing(reading) as found:
+            yield from (footer for _, footer in found)
+
+    def part(self, part: int) -> Iterator[Row]:
+        """Return the rows of a part, with the file at the end of each."""
+        return merged(self._manifests(part), partial(self._where, part))
+
     def parts(self) -> Generator[tuple[int, Iterator[Row]], None, None]:
         """Yield the number of each part, and its rows, each with the file at its end, for one pass in order."""
         sizes = self._sizes
@@ -135,6 +174,14 @@ class PlanRows:
 
     def _where(self, part: int, generation: int) -> str:
         return self._place.locator(manifest_name(self.plan.id, part, generation))
+
+    def _footer(self, part: int) -> Footer:
+        sizes = self._sizes[part]
+        where = self._where(part, len(sizes) - 1)
+        data = self._place.read(where.removeprefix(self._place.locator("")), max(0, sizes[-1] - FOOTER_BYTES))
+        if data is None:
+            raise PlanError(f"{where} was deleted: {DAMAGED}")
+        return read_footer(data, where)
 
     def _manifests(self, part: int) -> list[bytes]:
         return read_manifests(self._place, self.plan, part, len(self._sizes[part]))

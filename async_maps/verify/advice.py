@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from async_maps.filesystems.locators import file_path
 from async_maps.keys import printable
+from async_maps.plans.place import is_plan
 from async_maps.suggestions import suggest
 from async_maps.tables import is_table
 from async_maps.verify.comparison import REPAIRABLE
@@ -28,6 +29,10 @@ def advice_on(verification: Verification, flags: Sequence[str]) -> Iterator[str]
     if is_table(verification.place):
         if "size" in found or "etag" in found:
             yield "if a run has replaced overlays since the table was exported, export it again"
+        return
+    if is_plan(verification.place):
+        if verification.shared:
+            yield ANOTHER_WRITES
         return
     if verification.running is not None:
         yield "verify again when the run has ended"

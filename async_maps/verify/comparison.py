@@ -213,6 +213,13 @@ class Comparison(Spill):
             for statement in _FORGET:
                 database.execute(statement)
 
+    def forget_found(self, locators: Iterable[str]) -> None:
+        """Forget objects that are not expected: they are not foreign."""
+        self._insert(
+            "DELETE FROM found WHERE locator = ? AND locator NOT IN (SELECT locator FROM expected)",
+            ((locator,) for locator in locators),
+        )
+
     def expect_sent(self, patterns: Iterable[tuple[str, bool, bool]]) -> None:
         """Add the patterns of :func:`~async_maps.verify.sent.sent_patterns`."""
         self._insert("INSERT OR IGNORE INTO sent VALUES (?, ?, ?)", patterns)

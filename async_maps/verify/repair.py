@@ -23,14 +23,16 @@ from async_maps.manifest.destination import relocated_by_environment
 from async_maps.manifest.manifest import Manifest
 from async_maps.outcomes import Receipt
 from async_maps.pipeline import Pipeline
+from async_maps.plans.place import is_plan
 from async_maps.report import counted
 from async_maps.settings import Settings, given_or_default
 from async_maps.sources import place_of
 from async_maps.suggestions import suggest
 from async_maps.tables import is_table
 from async_maps.verify.advice import ANOTHER_WRITES, advice_on_foreign, repair_flags
-from async_maps.verify.check import Check, watched
+from async_maps.verify.check import Check
 from async_maps.verify.comparison import REPAIRABLE, Comparison
+from async_maps.verify.locators import watched
 from async_maps.verify.verification import MAX_LISTED_DIFFERENCES, Verification
 
 if TYPE_CHECKING:
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
     from async_maps.manifest.manifest import RepairMode
     from async_maps.manifest.metadata import KeptRun
     from async_maps.outcomes import Outcome
-    from async_maps.verify.check import OnVerification
+    from async_maps.verify.locators import OnVerification
 
 _BATCH_ROWS = 1000
 _MAX_ADVICE = 9
@@ -83,6 +85,10 @@ async def arepair_overlays(  # noqa: PLR0913  # one argument per option
     """
     if is_table(str(manifest)):
         raise SettingsError(f"{manifest} is a table, which has no settings to repair overlays with: pass a manifest")
+    if is_plan(manifest):
+        raise SettingsError(
+            f"{manifest} is a plan, which is not repaired: verify it without repair, which names the parts to run again"
+        )
     settings = given_or_default(settings)
     repair = _Repair(manifest, settings, Verification(settings=settings.model_dump(mode="json")))
     place = None if source is None else place_of(source)

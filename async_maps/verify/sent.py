@@ -14,13 +14,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from async_maps.manifest.manifest import Manifest
+    from async_maps.plans.rows import PlanRows
 
 _INDEX, _DIGEST = 987_654_321_012_345, "5eaf00d5" * 8
 """What the position and the digest are in a key, until a pattern replaces them: the manifest does not know them."""
 _UNKNOWN = re.compile(rf"0*{_INDEX}|(?:5eaf00d5){{2,8}}[0-9a-f]{{0,7}}")
 
 
-def sent_patterns(manifest: Manifest, folder: str) -> Iterator[tuple[str, bool, bool]]:
+def sent_patterns(manifest: Manifest | PlanRows, folder: str) -> Iterator[tuple[str, bool, bool]]:
     """Yield a pattern for the locator of each map whose overlay may be in the folder, though no row says so.
 
     Each comes with whether it is a GLOB of SQLite, else it is the locator, and with whether the map has failed.

@@ -26,7 +26,7 @@ class Verification(Ending):
         complete: whether all objects were compared.
         error: the error that ended it early, as its ``kind`` and its ``message``; else None.
         exit_code: the exit code of the command with this ending; None before the end.
-        place: the manifest or the table.
+        place: the manifest, the table or the plan.
         folders: the folders that were listed.
         locators: the number of expected objects.
         right: the number of expected objects that exist and do not differ.
@@ -75,11 +75,13 @@ class Verification(Ending):
     first_repaired: list[str] = field(default_factory=list)
     _newer_foreign: int = field(default=0, init=False, repr=False, compare=False)
     """The number of foreign objects that are newer than the start of the manifest's last run."""
+    _may_be_empty: bool = field(default=False, init=False, repr=False, compare=False)
+    """Whether no overlay is expected: a plan with nothing new has no parts."""
 
     @property
     def is_clean(self) -> bool:
         """Whether there were overlays to verify, and nothing differs."""
-        return self.locators > 0 and not self.differences
+        return (self.locators > 0 or self._may_be_empty) and not self.differences
 
     @property
     def has_reached_store(self) -> bool:
@@ -107,6 +109,7 @@ class Verification(Ending):
             first_repaired=self.first_repaired[:],
         )
         copied._began_at, copied._newer_foreign = self._began_at, self._newer_foreign
+        copied._may_be_empty = self._may_be_empty
         return copied
 
     def line(self) -> str:
