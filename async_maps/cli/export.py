@@ -41,7 +41,6 @@ def export(  # noqa: PLR0913  # one argument per option
     ```
     async-maps export async-maps.sqlite locators.csv
     async-maps export async-maps.sqlite failures.csv --failed
-    async-maps export s3://my-bucket/plan locators.parquet
     ```
 
     Parameters

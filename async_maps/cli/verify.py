@@ -52,7 +52,8 @@ def verify(  # noqa: PLR0913  # one argument per option
     ----------
     manifest
         Manifest of a run; or a table, .csv, .jsonl or .parquet (extra "parquet"), with a column locator or Kolena's
-        cells {"locator": ..., "data_type": ...}. A table has no foreign objects and cannot be repaired.
+        cells {"locator": ..., "data_type": ...}. A table has no foreign objects and cannot be repaired. Or the address
+        of a plan, whose parts must all be committed: the result names the parts to run again.
     deep
         Also read each object and check its bytes, its size in pixels and its Content-Type.
     repair
