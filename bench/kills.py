@@ -29,7 +29,7 @@ from bench.servers import RESTARTABLE
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from numpy.typing import NDArray
+    from numpy.typing import DTypeLike, NDArray
 
     from bench.servers import Server
 
@@ -37,11 +37,11 @@ _SHAPE = (14, 14)
 _STACKS, _FILE_SHARE, _BLOCK = 3, 100, 10_000
 """One map in 100 is a file of its own; the others are in three stacks."""
 _DISTURBANCES = ("lane", "run") * 3 + ("store",)
-_EARLIEST, _LATEST = 0.02, 0.6
+EARLIEST, LATEST = 0.02, 0.6
 """The shares of all maps between which the disturbances happen."""
-_LONGEST_WAIT_S = 0.2
+LONGEST_WAIT_S = 0.2
 """The longest wait after the rows of a moment are there, because they are committed in groups."""
-_POLL_S = 0.02
+POLL_S = 0.02
 _LANES = 2
 QUICK_COUNT, QUICK_RATE = 3_000, 500.0
 """A small job, and PUTs a second that leave time for the kills."""
@@ -58,7 +58,12 @@ class KilledJob:
         count: the number of maps.
         chance: the source of randomness.
         rate: the PUTs a second of the run that is killed; None for no limit.
+
+    Attributes:
+        disturbed: how the job is run and what is killed.
     """
+
+    disturbed = f"with {_LANES} lanes and {len(_DISTURBANCES)} kills"
 
     def __init__(
         self, place: Path, store: Server, count: int, chance: random.Random, rate: float | None = None
@@ -71,7 +76,7 @@ class KilledJob:
         self._lanes: set[tuple[int, str]] = set()
         self._source = place / "maps"
         self._output = place / "output.txt"
-        _write_maps(self._source, count)
+        self._write_maps()
 
     def run(self) -> float:
         """Run the job in one process, undisturbed, and return its seconds."""
@@ -80,7 +85,7 @@ class KilledJob:
         try:
             self._end(process)
         finally:
-            _kill(process)
+            kill(process)
         return time.monotonic() - began
 
     def run_killed(self) -> float:
@@ -90,7 +95,7 @@ class KilledJob:
             RuntimeError: a run ended early or wrongly, or a lane was left behind.
         """
         began = time.monotonic()
-        moments = sorted(self._chance.uniform(_EARLIEST, _LATEST) * self._count for _ in _DISTURBANCES)
+        moments = sorted(self._chance.uniform(EARLIEST, LATEST) * self._count for _ in _DISTURBANCES)
         process = self._start("lanes", _LANES)
         try:
             for moment, disturbance in zip(moments, self._chance.sample(_DISTURBANCES, len(moments)), strict=True):
@@ -102,18 +107,21 @@ class KilledJob:
                     self._store.restart()
                 else:
                     self._lanes |= set(_lanes(process.pid))
-                    _kill(process)
+                    kill(process)
                     process = self._start("lanes", _LANES)
             self._end(process)
         finally:
-            _kill(process)
+            kill(process)
         self._wait_for_lanes()
         return time.monotonic() - began
 
     def check(self) -> tuple[int, str]:
         """Compare everything, and return the exit code and the output of ``bench.check``."""
+        return self._compared("bench.check", self._manifest("lanes"), f"s3://{BUCKET}/lanes")
+
+    def _compared(self, module: str, rows: object, destination: str) -> tuple[int, str]:
         command = [
-            *("-m", "bench.check", self._manifest("lanes"), self._source, f"s3://{BUCKET}/lanes"),
+            *("-m", module, rows, self._source, destination),
             *("--single", self._manifest("single"), f"s3://{BUCKET}/single", *self._store.check_options()),
         ]
         done = subprocess.run(
@@ -122,12 +130,18 @@ class KilledJob:
         )  # fmt: skip
         return done.returncode, done.stdout
 
+    def _write_maps(self) -> None:
+        write_maps(self._source, self._count, self._count // _FILE_SHARE, _STACKS, np.uint8)
+
     def _start(self, prefix: str, processes: int) -> subprocess.Popen[bytes]:
         rate = self._rate if processes > 1 else []
         command = [
             *("-m", "async_maps", "run", self._source, f"s3://{BUCKET}/{prefix}", "--progress", "none"),
             *("--manifest", self._manifest(prefix), "--processes", processes, *rate),
         ]
+        return self._launch(*command)
+
+    def _launch(self, *command: object) -> subprocess.Popen[bytes]:
         # Not a pipe: the lanes of a killed run would keep it open.
         with self._output.open("ab") as output:
             return subprocess.Popen(
@@ -142,14 +156,14 @@ class KilledJob:
         while self._rows() < moment:
             if process.poll() is not None:
                 raise self._error(f"the run ended with {process.returncode} after {self._rows():,} rows")
-            time.sleep(_POLL_S)
-        time.sleep(self._chance.uniform(0, _LONGEST_WAIT_S))
+            time.sleep(POLL_S)
+        time.sleep(self._chance.uniform(0, LONGEST_WAIT_S))
 
     def _kill_lane(self, process: subprocess.Popen[bytes]) -> None:
         while not (lanes := _lanes(process.pid)):
             if process.poll() is not None:
                 raise self._error(f"the run ended with {process.returncode}, and no lane was left to be killed")
-            time.sleep(_POLL_S)
+            time.sleep(POLL_S)
         pid, _ = self._chance.choice(lanes)
         os.kill(pid, signal.SIGKILL)
 
@@ -159,7 +173,7 @@ class KilledJob:
         while left := [pid for pid, began in self._lanes if _began(pid) == began]:
             if time.monotonic() > deadline:
                 raise self._error(f"after {_END_S} s, the lanes {left} of a killed run are still there")
-            time.sleep(_POLL_S)
+            time.sleep(POLL_S)
 
     def _rows(self) -> int:
         """Return the number of rows, which is the number of the last one: a count would read all of them."""
@@ -183,24 +197,27 @@ class KilledJob:
         return RuntimeError(f"{what}; the runs have printed:\n{self._output.read_text()[-2000:]}")
 
 
-def _write_maps(folder: Path, count: int) -> None:
-    files = count // _FILE_SHARE
+def write_maps(folder: Path, count: int, files: int, stacks: int, dtype: DTypeLike) -> None:
+    """Write maps of noise as ``.npy`` files: some of one map, the others in stacks."""
     (folder / "files").mkdir(parents=True)
     for number in range(files):
-        np.save(folder / "files" / f"{number:06}.npy", _noise(number, 1)[0])
-    sizes = [(count - files + number) // _STACKS for number in range(_STACKS)]
-    for number, size in enumerate(sizes):
-        stack = open_memmap(folder / f"stack-{number}.npy", mode="w+", dtype=np.uint8, shape=(size, *_SHAPE))
+        np.save(folder / "files" / f"{number:06}.npy", noise(number, 1)[0])
+    sizes = [(count - files + number) // stacks for number in range(stacks)]
+    for number, size in enumerate(filter(None, sizes)):
+        stack = open_memmap(folder / f"stack-{number}.npy", mode="w+", dtype=dtype, shape=(size, *_SHAPE))
         for first in range(0, size, _BLOCK):
             block = stack[first : first + _BLOCK]
-            block[:] = _noise(count + number * size + first, len(block))
+            values = noise(count + number * size + first, len(block))
+            block[:] = values if dtype == np.uint8 else values / 255
 
 
-def _noise(seed: int, count: int) -> NDArray[np.uint8]:
+def noise(seed: int, count: int) -> NDArray[np.uint8]:
+    """Return maps of noise."""
     return np.random.default_rng(seed).integers(0, 256, (count, *_SHAPE), np.uint8)
 
 
-def _kill(process: subprocess.Popen[bytes]) -> None:
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process and wait for its end."""
     process.kill()
     process.wait()
 
@@ -229,34 +246,39 @@ def main(arguments: Sequence[str]) -> None:
     options = parser("kills", __doc__)
     options.add_argument("--maps", type=int, help="the number of maps (100,000)")
     options.add_argument("--store", choices=[*RESTARTABLE], default="sink", help="the store (sink)")
+    options.add_argument("--plan", action="store_true", help="share the job out in parts, and kill planner and shares")
     options.add_argument("--seed", type=int, default=1, help="the seed of all that is random (1)")
     given = options.parse_args(arguments)
     count = given.maps or (QUICK_COUNT if given.quick else 100_000)
+    rate = QUICK_RATE if given.quick else None
     with tempfile.TemporaryDirectory(prefix="async-maps-kills-") as folder:
-        if compare(Path(folder), given.store, count, given.seed, QUICK_RATE if given.quick else None):
+        if compare(Path(folder), given.store, count, given.seed, rate, plan=given.plan):
             sys.exit(1)
 
 
-def compare(place: Path, store: str, count: int, seed: int, rate: float | None) -> int:
-    """Run a job, run it with lanes and kills, and print what differs.
+def compare(place: Path, store: str, count: int, seed: int, rate: float | None, *, plan: bool = False) -> int:  # noqa: PLR0913  # options
+    """Run a job, run it with lanes or in parts and with kills, and print what differs.
 
     Args:
         place: an existing empty folder.
         store: a key of ``RESTARTABLE``.
         count: the number of maps.
         seed: the seed of all that is random.
-        rate: the PUTs a second of the run that is killed; None for no limit.
+        rate: the PUTs a second of the run that is killed, or of all shares; None for no limit.
+        plan: whether the job is shared out in parts.
 
     Returns:
         The exit code of ``bench.check``.
     """
+    from bench.killed_plan import KilledPlan
+
     with closing(RESTARTABLE[store](place / store)) as running:
-        job = KilledJob(place, running, count, random.Random(seed), rate)
+        job = (KilledPlan if plan else KilledJob)(place, running, count, random.Random(seed), rate)
         single_s, killed_s = job.run(), job.run_killed()
         code, output = job.check()
     print(output, end="")
     print(
         f"{count:,} maps, {store}, seed {seed}: {single_s:.0f} s ({count / single_s:,.0f} maps/s) in one process, "
-        f"{killed_s:.0f} s ({count / killed_s:,.0f} maps/s) with {_LANES} lanes and {len(_DISTURBANCES)} kills"
+        f"{killed_s:.0f} s ({count / killed_s:,.0f} maps/s) {job.disturbed}"
     )
     return code

@@ -46,6 +46,9 @@ class Server(Protocol):
     def check_options(self) -> list[str]:
         """Return the options with which ``bench.check`` finds the objects."""
 
+    def plan_address(self, folder: Path, name: str) -> str:
+        """Return the address of a plan: in the bucket, or in the folder if the server keeps no objects."""
+
 
 class LoggingSink:
     """A sink with a log of all PUTs.
@@ -71,6 +74,10 @@ class LoggingSink:
         """Return the options with which ``bench.check`` finds the objects."""
         return ["--log", str(self._log)]
 
+    def plan_address(self, folder: Path, name: str) -> str:
+        """Return the address of a plan in the folder."""
+        return str(folder / name)
+
 
 class SeaweedFS:
     """A real S3 server with a bucket.
@@ -94,6 +101,10 @@ class SeaweedFS:
     def check_options(self) -> list[str]:
         """Return the options with which ``bench.check`` finds the objects: it lists them."""
         return []
+
+    def plan_address(self, folder: Path, name: str) -> str:
+        """Return the address of a plan in the bucket."""
+        return f"s3://{BUCKET}/{name}"
 
 
 RESTARTABLE: dict[str, Callable[[Path], Server]] = {"sink": LoggingSink, "seaweedfs": SeaweedFS}
