@@ -12,6 +12,7 @@ import pytest
 import async_maps as am
 from async_maps.demo import seaweed
 from async_maps.kolena import inference_masks, results_frame
+from async_maps.shares.ray import RayEngine
 from tests.support.commands import invoke
 
 if TYPE_CHECKING:
@@ -116,6 +117,13 @@ def test_a_frame_of_results_names_the_missing_extra(manifest: str, monkeypatch: 
     with pytest.raises(am.MissingExtraError) as refusal:
         results_frame(manifest, object(), on=on)  # type: ignore[arg-type]
     assert str(refusal.value) == sentence("a frame of results", "kolena")
+
+
+def test_the_engine_ray_names_the_missing_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(am.MissingExtraError) as refusal:
+        RayEngine()
+    assert str(refusal.value) == sentence("the engine ray", "ray")
 
 
 def test_masks_need_no_extra(manifest: str, monkeypatch: pytest.MonkeyPatch) -> None:

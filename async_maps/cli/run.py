@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 from cyclopts import Parameter, validators
 
@@ -41,6 +41,8 @@ def run(  # noqa: PLR0913  # one argument per option
     *,
     plan: Annotated[str | None, Parameter(group=WHAT)] = None,
     part: Annotated[str | None, Parameter(group=WHAT)] = None,
+    engine: Annotated[Literal["local", "ray"], Parameter(group=WHAT)] = "local",
+    address: Annotated[str | None, Parameter(group=WHAT)] = None,
     manifest: Annotated[Path, Parameter(group=WHAT, env_var=MANIFEST_VARIABLE, show_env_var=True)] = DEFAULT_MANIFEST,
     dry_run: Annotated[Flag, Parameter(group=WHAT)] = False,
     limit: Annotated[int | None, Parameter(group=WHAT)] = None,
@@ -85,6 +87,11 @@ def run(  # noqa: PLR0913  # one argument per option
     part
         Which share of how many, such as 3/8; auto/8 or auto in an array job of Kubernetes, Slurm or AWS Batch. Without
         it, all parts.
+    engine
+        What runs the parts of a plan: this process, or a Ray cluster (extra "ray").
+    address
+        Address of the Ray cluster: auto, HOST:PORT or ray://HOST:PORT. By default that of RAY_ADDRESS; without it, a
+        cluster of this machine, which ends with the run.
     manifest
         SQLite file with a row for each map; created if it does not exist.
     dry_run
@@ -130,9 +137,14 @@ def run(  # noqa: PLR0913  # one argument per option
         }  # fmt: skip
         share = check_share(given, source, part)
         outputs.check(files)
-        return run_share(plan, share, settings, outputs)
-    if part is not None:
-        raise SettingsError("--part needs --plan: async-maps run --plan PLAN --part I/N")
+        return run_share(plan, share, settings, outputs, engine=engine, address=address)
+    for name, is_given, example in (
+        ("--part", part is not None, "--part I/N"),
+        ("--engine", engine != "local", f"--engine {engine}"),
+        ("--address", address is not None, "--engine ray --address ADDRESS"),
+    ):
+        if is_given:
+            raise SettingsError(f"{name} needs --plan: async-maps run --plan PLAN {example}")
     if source is None or destination is None:
         missing = "SOURCE and DESTINATION are" if source is None else "DESTINATION is"
         raise SettingsError(f"{missing} missing: async-maps run SOURCE DESTINATION, or async-maps run --plan PLAN")

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from async_maps.cli.job import Outputs
     from async_maps.progress import OnProgress
     from async_maps.settings import Settings
+    from async_maps.shares.engine import EngineName
 
 
 def check_share(given: Mapping[str, bool], source: str | None, part: str | None) -> tuple[int, int]:
@@ -39,11 +40,13 @@ def check_share(given: Mapping[str, bool], source: str | None, part: str | None)
     return share_of(part or "1/1")
 
 
-def run_share(plan: str, part: tuple[int, int], settings: Settings, outputs: Outputs) -> int:
-    """Run a share of a plan; return the exit code."""
+def run_share(  # noqa: PLR0913  # one argument per option
+    plan: str, part: tuple[int, int], settings: Settings, outputs: Outputs, *, engine: EngineName, address: str | None
+) -> int:
+    """Run a share of a plan on an engine; return the exit code."""
     from async_maps.shares.share import Share
 
-    share = Share(plan, part, settings=settings)
+    share = Share(plan, part, settings=settings, engine=engine, address=address)
     job = Job(plan, share.report, outputs)
     tell_start(plan=plan, part=list(part))
     with job.explaining_errors(plan, None):
@@ -51,7 +54,7 @@ def run_share(plan: str, part: tuple[int, int], settings: Settings, outputs: Out
         async def work(on_progress: OnProgress) -> None:
             job.report = await share.run(on_progress)
 
-        if reductions := settings.reductions:
+        if engine == "local" and (reductions := settings.reductions):
             say("; ".join(reductions))
         job.run(share, work)
         printed = print_report(job.report, None, as_json=outputs.as_json)

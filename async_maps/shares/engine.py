@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias
 
 from anyio import create_memory_object_stream
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from async_maps.stages.meters import Statistics
 
 
+EngineName: TypeAlias = Literal["local", "ray"]
 PartOutcome: TypeAlias = PartDone | PartStopped | PartFailed
 
 _IN_FLIGHT = 2
@@ -56,6 +57,9 @@ class Engine(Protocol):
             max_concurrent: how many parts run at a time; by default as many as there are places for.
         """
         ...
+
+    def drain(self) -> None:
+        """Start no further part, and end those that run early; they are not committed."""
 
 
 class LocalEngine:

@@ -26,10 +26,10 @@ from async_maps.errors import (
 )
 from async_maps.settings import Settings
 from async_maps.shares.engine import LocalEngine, Work
-from async_maps.shares.part import PartDone, PartFailed
+from async_maps.shares.part import PartDone, PartFailed, PartStopped
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator
+    from collections.abc import AsyncGenerator, AsyncIterator, Iterator
     from typing import Any
 
     from async_maps.shares.engine import PartOutcome
@@ -42,7 +42,7 @@ _END_S = 10.0
 """The time for cancelled parts to end, before their processes are killed."""
 _OF_ALL = (PlanError, SettingsError, StoreError)
 """The errors of a part that all parts would meet."""
-_VARIABLES = {
+VARIABLES = {
     # Without it, a task that is killed for its memory is started for ever.
     "RAY_task_oom_retries": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -58,10 +58,22 @@ class RayEngine:
     Args:
         address: the address of the cluster, as for ``ray.init``: ``auto``, ``HOST:PORT`` or ``ray://HOST:PORT``. None
             is ``RAY_ADDRESS``; without that variable, a cluster of this machine, which ends with the run.
+
+    Raises:
+        MissingExtraError: Ray is not installed.
     """
 
     def __init__(self, address: str | None = None) -> None:
+        for name, value in VARIABLES.items():
+            os.environ.setdefault(name, value)
+        with require_extra("the engine ray", "ray"):
+            self._ray: Any = import_module("ray")
         self._address = address
+        self._drained = asyncio.Event()
+
+    def drain(self) -> None:
+        """Start no further part, and cancel those that run; they are not committed."""
+        self._drained.set()
 
     async def run(
         self, work: Work, parts: AsyncGenerator[int, None], max_concurrent: int | None = None
@@ -73,45 +85,88 @@ class RayEngine:
         Raises:
             PlanError, SettingsError, StoreError: a part has met it, and all others would; they are cancelled.
             WorkerError: the cluster cannot be used.
-            MissingExtraError: Ray is not installed.
         """
-        async with _connected(self._address) as ray:
-            places = await _places(ray, work.settings)
-            if max_concurrent is not None:
-                places = min(places, max_concurrent)
-            most = places * _WAITING if max_concurrent is None else max_concurrent
-            cpus = await _cpus(ray, work.settings)
-            task = ray.remote(num_cpus=cpus, max_retries=_RETRIES)(_run_part)
-            described = _described(work, places)
-            running: dict[asyncio.Future[str], tuple[int, object]] = {}
-
-            async def fill() -> None:
-                while len(running) < most and (part := await anext(parts, None)) is not None:
-                    reference = await to_thread.run_sync(task.remote, described, part)
-                    running[asyncio.wrap_future(reference.future())] = part, reference
-
+        async with _connected(self._ray, self._address):
+            tasks = await _Tasks.on(self._ray, work, max_concurrent)
+            draining = asyncio.ensure_future(self._drained.wait())
             try:
-                await fill()
-                while running:
-                    done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-                    for future in done:
-                        part, _ = running.pop(future)
-                        yield _outcome(ray, part, future)
-                    await fill()
+                await tasks.fill(parts)
+                while tasks.running and not draining.done():
+                    waited: set[asyncio.Future[Any]] = {*tasks.running, draining}
+                    await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+                    for outcome in tasks.ended():
+                        yield outcome
+                    if not draining.done():
+                        await tasks.fill(parts)
+                await tasks.cancel()
+                for outcome in tasks.ended():
+                    yield outcome
             finally:
+                draining.cancel()
                 with CancelScope(shield=True):
-                    await _cancel(ray, running)
+                    await tasks.cancel()
+
+
+class _Tasks:
+    """The tasks of parts that run, or wait for a place.
+
+    Args:
+        task: the remote function.
+        work: what it gets besides the number of a part.
+        most: the maximum number of tasks.
+
+    Attributes:
+        running: the result of each task, with its part and Ray's reference to it.
+    """
+
+    def __init__(self, ray: Any, task: Any, work: str, most: int) -> None:
+        self._ray = ray
+        self._task = task
+        self._work = work
+        self._most = most
+        self.running: dict[asyncio.Future[str], tuple[int, object]] = {}
+
+    @classmethod
+    async def on(cls, ray: Any, work: Work, max_concurrent: int | None) -> _Tasks:
+        """Return tasks that fit the cluster."""
+        cpus, places = await to_thread.run_sync(_fitting, ray, work.settings)
+        places = min(places, max_concurrent or places)
+        task = ray.remote(num_cpus=cpus, max_retries=_RETRIES)(_run_part)
+        return cls(ray, task, _described(work, places), max_concurrent or places * _WAITING)
+
+    async def fill(self, parts: AsyncGenerator[int, None]) -> None:
+        """Start tasks until there are as many as may run."""
+        while len(self.running) < self._most and (part := await anext(parts, None)) is not None:
+            reference = await to_thread.run_sync(self._task.remote, self._work, part)
+            self.running[asyncio.wrap_future(reference.future())] = part, reference
+
+    def ended(self) -> Iterator[PartOutcome]:
+        """Remove the tasks that have ended, and yield their outcomes.
+
+        Raises PlanError, SettingsError or StoreError if all others would meet it.
+        """
+        for future in [future for future in self.running if future.done()]:
+            part, _ = self.running.pop(future)
+            yield _outcome(self._ray, part, future)
+
+    async def cancel(self) -> None:
+        """Cancel all tasks, and wait until they have ended."""
+        for is_forced in (False, True):
+            left = {future: reference for future, (_, reference) in self.running.items() if not future.done()}
+            for reference in left.values():
+                await to_thread.run_sync(partial(self._ray.cancel, reference, force=is_forced))
+            if left:
+                await asyncio.wait(left, timeout=_END_S)
+        for future in self.running:
+            if future.done():
+                future.exception()  # so that asyncio does not log it
 
 
 @asynccontextmanager
-async def _connected(address: str | None) -> AsyncIterator[Any]:
-    """Connect to the cluster, and yield Ray; a connection that the caller has is used, and kept."""
-    for name, value in _VARIABLES.items():
-        os.environ.setdefault(name, value)
-    with require_extra("the engine ray", "ray"):
-        ray = import_module("ray")
+async def _connected(ray: Any, address: str | None) -> AsyncIterator[None]:
+    """Be connected to the cluster; a connection that the caller has is used, and kept."""
     if ray.is_initialized():
-        yield ray
+        yield
         return
     connect = partial(ray.init, address, include_dashboard=False, log_to_driver=False, logging_level="error")
     # It would print the deaths of processes on standard output, which is for the result of the command.
@@ -122,25 +177,20 @@ async def _connected(address: str | None) -> AsyncIterator[Any]:
         except (OSError, RuntimeError, ValueError) as error:
             place = "a Ray cluster on this machine" if address is None else f"the Ray cluster {address!r}"
             raise WorkerError(f"{place} cannot be used: {error}") from error
-        yield ray
+        yield
     finally:
         with CancelScope(shield=True):
             await to_thread.run_sync(ray.shutdown)
 
 
-async def _cpus(ray: Any, settings: Settings) -> int:
-    """Return the CPUs of a task: one for each process, but no more than the largest node has, or it would never run."""
+def _fitting(ray: Any, settings: Settings) -> tuple[int, int]:
+    """Return the CPUs of a task, one for each process, and the number of tasks that run at a time. Blocks."""
     wanted = max(1, settings.workers if isinstance(settings.workers, int) else 1)
     wanted *= settings.processes if isinstance(settings.processes, int) else 1
-    nodes = await to_thread.run_sync(ray.nodes)
-    largest = max((int(node["Resources"].get("CPU", 0)) for node in nodes if node["Alive"]), default=0)
-    return min(wanted, largest or wanted)
-
-
-async def _places(ray: Any, settings: Settings) -> int:
-    """Return the number of tasks that the cluster can run at a time."""
-    found = await to_thread.run_sync(ray.cluster_resources)
-    return max(1, int(found.get("CPU", 1)) // await _cpus(ray, settings))
+    nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    # A task that needs more than the largest node has would never run.
+    cpus = min(wanted, max(nodes, default=0) or wanted)
+    return cpus, max(1, sum(found // cpus for found in nodes))
 
 
 def _described(work: Work, places: int) -> str:
@@ -159,21 +209,21 @@ def _run_part(work: str, part: int) -> str:
     """Run a part in a process of Ray; return the outcome as JSON."""
     try:
         with naming_shortages(), asyncio.Runner(loop_factory=fastest_loop()) as runner:
-            return json.dumps({"done": runner.run(_run(json.loads(work), part))._asdict()})
+            return json.dumps(runner.run(_run(json.loads(work), part)))
     except AsyncMapsError as error:
         kind = next(kind.__name__ for kind in type(error).__mro__ if hasattr(async_maps.errors, kind.__name__))
         return json.dumps({"error": kind, "message": str(error), "may_pass": error.may_pass})
 
 
-async def _run(work: dict[str, Any], part: int) -> PartDone:
+async def _run(work: dict[str, Any], part: int) -> dict[str, Any]:
     async def only() -> AsyncGenerator[int, None]:
         yield part
 
     found = Work(work["plan"], Settings(**work["settings"]))
     async with aclosing(LocalEngine().run(found, only(), 1)) as outcomes:
         outcome = await anext(outcomes)
-    assert isinstance(outcome, PartDone)  # noqa: S101  # a part fails only on other machines
-    return outcome
+    assert not isinstance(outcome, PartFailed)  # noqa: S101  # that is what this engine makes
+    return {type(outcome).__name__: outcome._asdict()}
 
 
 def _outcome(ray: Any, part: int, future: asyncio.Future[str]) -> PartOutcome:
@@ -183,26 +233,17 @@ def _outcome(ray: Any, part: int, future: asyncio.Future[str]) -> PartOutcome:
     """
     try:
         found = json.loads(future.result())
+    except ray.exceptions.TaskCancelledError:
+        return PartStopped(part)
     except ray.exceptions.WorkerCrashedError:
         return PartFailed(part, f"its process died {1 + _RETRIES} times, perhaps of one of its maps")
     except ray.exceptions.RayError as error:
         return PartFailed(part, str(error).strip().splitlines()[-1])
-    if "done" in found:
-        return PartDone(**found["done"])
+    if "PartDone" in found:
+        return PartDone(**found["PartDone"])
+    if "PartStopped" in found:
+        return PartStopped(part)
     kind = getattr(async_maps.errors, found["error"])
     if issubclass(kind, _OF_ALL):
         raise kind(found["message"], may_pass=found["may_pass"])
     return PartFailed(part, found["message"])
-
-
-async def _cancel(ray: Any, running: dict[asyncio.Future[str], tuple[int, object]]) -> None:
-    """Cancel parts, and wait until they have ended."""
-    for is_forced in (False, True):
-        left = {future: reference for future, (_, reference) in running.items() if not future.done()}
-        if left:
-            for reference in left.values():
-                await to_thread.run_sync(partial(ray.cancel, reference, force=is_forced))
-            await asyncio.wait(left, timeout=_END_S)
-    for future in running:
-        if future.done() and not future.cancelled():
-            future.exception()  # so that asyncio does not log it

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from async_maps.progress import OnProgress
     from async_maps.report import Report
     from async_maps.settings import Settings
-    from async_maps.shares.engine import Engine
+    from async_maps.shares.engine import Engine, EngineName
     from async_maps.stages.meters import Statistics
 
 _INTERVAL_S = 0.2
@@ -42,13 +42,14 @@ class Share:
         plan: the address of the plan.
         part: which share of how many, from 1: ``(3, 8)``.
         settings: how to run; what shapes the overlays comes from the plan.
-        engine: what runs the parts.
+        engine: what runs the parts: ``local``, this process, or ``ray``, a Ray cluster.
+        address: the address of the Ray cluster; see :func:`arun_plan`.
 
     Attributes:
         report: what is done, without the parts that run.
 
     Raises:
-        SettingsError: there is no such share.
+        SettingsError: there is no such share or engine, or the engine has no address.
     """
 
     def __init__(
@@ -57,11 +58,12 @@ class Share:
         part: tuple[int, int] = (1, 1),
         *,
         settings: Settings | None = None,
-        engine: Engine | None = None,
+        engine: EngineName = "local",
+        address: str | None = None,
     ) -> None:
         self.part = share_of(f"{part[0]}/{part[1]}")
         self._settings = given_or_default(settings)
-        self._engine: Engine = LocalEngine() if engine is None else engine
+        self._engine = _engine(engine, address)
         self._local = self._engine if isinstance(self._engine, LocalEngine) else None
         self._is_running = self._is_draining = False
         plain = self._settings.model_dump(mode="json")
@@ -73,10 +75,9 @@ class Share:
         return self._is_running if self._local is None else self._local.is_open
 
     def drain(self) -> None:
-        """Start no further part. In this process, the parts that run end early and are not committed."""
+        """Start no further part. Those that run end early and are not committed; in this process, maps are finished."""
         self._is_draining = True
-        if self._local is not None:
-            self._local.drain()
+        self._engine.drain()
 
     def statistics(self) -> Statistics:
         """Return the current statistics, or the final ones.
@@ -168,11 +169,13 @@ class Share:
             yield part
 
 
-async def arun_plan(
+async def arun_plan(  # noqa: PLR0913  # one argument per option
     plan: str | PathLike[str],
     part: tuple[int, int] = (1, 1),
     *,
     settings: Settings | None = None,
+    engine: EngineName = "local",
+    address: str | None = None,
     on_progress: OnProgress | None = None,
 ) -> ShareReport:
     """Run a share of the parts of a plan, then those that no share has committed yet.
@@ -182,6 +185,11 @@ async def arun_plan(
         part: which share of how many, from 1: ``(3, 8)``.
         settings: how to run: what shapes the overlays comes from the plan, and must not differ from it here. ``rate``
             and ``bandwidth`` are for all shares together.
+        engine: what runs the parts: ``local``, this process, or ``ray``, a Ray cluster (extra ``ray``): a task with one
+            CPU for each part. Then the report has the counts of uploaded and failed maps only.
+        address: the address of the Ray cluster, as for ``ray.init``: ``auto``, ``HOST:PORT`` or ``ray://HOST:PORT``.
+            None for ``RAY_ADDRESS``; without that variable, a cluster of this machine, which ends with the call. If Ray
+            is initialized already, that connection is used.
         on_progress: called with a :class:`~async_maps.Progress` five times a second and at the end, on the event loop,
             which it must not block. Its report is a :class:`~async_maps.ShareReport`.
 
@@ -194,11 +202,23 @@ async def arun_plan(
         SettingsError: the share does not exist, or a setting differs from the plan's.
         StoreError: a store cannot be used. Run the share again for the rest.
     """
-    return await Share(plan, part, settings=settings).run(on_progress)
+    return await Share(plan, part, settings=settings, engine=engine, address=address).run(on_progress)
 
 
 run_plan = blocking(arun_plan)
 """Run a share of the parts of a plan, and block until all parts are committed."""
+
+
+def _engine(name: EngineName, address: str | None) -> Engine:
+    if name == "ray":
+        from async_maps.shares.ray import RayEngine
+
+        return RayEngine(address)
+    if name != "local":
+        raise SettingsError(f"engine {name!r}: expected local or ray")
+    if address is not None:
+        raise SettingsError(f"address {address!r}: only the engine ray has one; give engine ray too, or leave it out")
+    return LocalEngine()
 
 
 def _shared_out(settings: Settings, count: int) -> Settings:

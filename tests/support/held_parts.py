@@ -9,12 +9,18 @@ from typing import TYPE_CHECKING
 from tests.support.processes import hook
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import pytest
 
 _CODE = """
 import contextlib, os, signal, sys, time
 def look(event, arguments, folder={folder!r}):
     path = str(arguments[0]) if event == "open" else ""
+    if path.endswith(".npy") and any("async_maps.workers" in word for word in sys.orig_argv):
+        for control in os.listdir(folder):
+            if control.endswith("-map") and open(os.path.join(folder, control)).read() == path:
+                os.kill(os.getpid(), signal.SIGKILL)
     if path.endswith(".parquet") and "/parts/" in path:
         plan, _, part = path.split("/")[-3:]
         with open(os.path.join(folder, "starts"), "a") as log:
@@ -23,8 +29,11 @@ def look(event, arguments, folder={folder!r}):
         with contextlib.suppress(FileNotFoundError):  # until it is released
             while True:
                 with open(control) as file:
-                    if file.read() == "die":
-                        os.kill(os.getpid(), signal.SIGKILL)
+                    what = file.read()
+                if what == "die once":
+                    os.unlink(control)
+                if what != "wait":
+                    os.kill(os.getpid(), signal.SIGKILL)
                 time.sleep(0.02)
 sys.addaudithook(look)
 """
@@ -43,9 +52,13 @@ class HeldParts:
         hook(folder, monkeypatch, _CODE.format(folder=str(folder)))
 
     def hold(self, plan: str, *parts: int, what: str = "wait") -> None:
-        """Let parts wait until they are released, or kill their process."""
+        """Let parts wait until they are released, or kill their process: ``die``, or the first one: ``die once``."""
         for part in parts:
             (self._folder / f"{plan}-{part}").write_text(what)
+
+    def kill_at(self, plan: str, path: Path) -> None:
+        """Let each worker process that opens a map kill itself."""
+        (self._folder / f"{plan}-map").write_text(str(path))
 
     def release(self, plan: str) -> None:
         """Let all parts go on."""
@@ -61,7 +74,11 @@ class HeldParts:
         return [(int(part), int(pid), int(parent)) for name, part, pid, parent in found if name == plan]
 
     def wait_for(self, plan: str, starts: int) -> list[tuple[int, int, int]]:
-        """Wait for this number of starts; the time limit of the test ends the wait."""
-        while len(found := self.starts(plan)) < starts:
+        """Wait for this number of starts."""
+        self.wait_until(lambda: len(self.starts(plan)) >= starts)
+        return self.starts(plan)
+
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        """Wait for a condition; the time limit of the test ends the wait."""
+        while not condition():
             time.sleep(0.02)
-        return found
