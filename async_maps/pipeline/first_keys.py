@@ -35,11 +35,19 @@ class FirstKeys:
     objects as they are (``if_exists="skip"``), or whose keys have digests: equal keys are then equal overlays.
     """
 
-    def __init__(self, recorder: Recorder, store: AddressedStore, settings: Settings, report: Report) -> None:
+    def __init__(
+        self,
+        recorder: Recorder,
+        store: AddressedStore,
+        settings: Settings,
+        report: Report,
+        level: int = logging.WARNING,
+    ) -> None:
         self._recorder = recorder
         self._store = store
         self._settings = settings
         self._report = report
+        self._level = level
         self._has: Callable[[str], Awaitable[bool | None]] | None = getattr(store, "has", None)
         is_safe = settings.if_exists == "skip" or settings.key_template.needs_digest
         self._left = 0 if is_safe or self._has is None else _FIRST
@@ -111,4 +119,4 @@ class FirstKeys:
             "objects that exist, use --if-exists skip or error"
         )
         self._report.warnings.append(warning)
-        _logger.warning("%s", warning)
+        _logger.log(self._level, "%s", warning)

@@ -21,6 +21,7 @@ from async_maps.progress import reporting
 from async_maps.report import Report, counting_selected
 from async_maps.report.invisible import InvisibleMaps
 from async_maps.sources.batches import list_maps, numbered
+from async_maps.sources.given import GivenFiles
 from async_maps.survey import range_of_all, refuse_one_shot, survey
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ class Runs:
         finally:
             if warning := invisible.warning(self._settings, report.uploaded):
                 report.warnings.append(warning)
-                _logger.warning("%s", warning)
+                _logger.log(_level(selection), "%s", warning)
         report.end()
         return report
 
@@ -129,7 +130,7 @@ class Runs:
             if recorder is None:
                 listing = distinct(listing)
             else:
-                first_keys = FirstKeys(recorder, stages.store, self._settings, report)
+                first_keys = FirstKeys(recorder, stages.store, self._settings, report, _level(selection))
                 listing = recorder.select_maps(listing, mode, report, first_keys.check)
                 if self._intake.claims is not None:
                     await recorder.load_claims(self._intake.claims, mode)
@@ -199,3 +200,8 @@ class Runs:
             coverage=coverage,
         )
         return numbered(listing) if self._settings.key_template.needs_index else listing
+
+
+def _level(selection: Selection) -> int:
+    """Return the level of warnings: a share of a plan tells of those of its parts together."""
+    return logging.DEBUG if isinstance(selection.source, GivenFiles) else logging.WARNING

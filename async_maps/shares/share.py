@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 from contextlib import AsyncExitStack, aclosing
 from functools import partial
+from glob import has_magic
 from typing import TYPE_CHECKING
+
+from anyio import to_thread
 
 from async_maps.blocking import blocking
 from async_maps.concurrency.tasks import OrderlyTask, calling_every
-from async_maps.errors import PipelineClosedError, SettingsError
+from async_maps.errors import PipelineClosedError, SettingsError, SourceError
+from async_maps.filesystems.filesystem import is_remote
+from async_maps.keys import printable
 from async_maps.plans.commits import committed_parts, read_plan
 from async_maps.plans.place import opened_place
 from async_maps.plans.ranges import settings_of
@@ -19,6 +25,7 @@ from async_maps.settings import S3Settings, given_or_default
 from async_maps.settings.s3 import HEADERS
 from async_maps.shares.engine import LocalEngine, Work
 from async_maps.shares.report import ShareProgress, ShareReport
+from async_maps.tables import is_table
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
@@ -32,7 +39,11 @@ if TYPE_CHECKING:
     from async_maps.shares.engine import Engine, EngineName
     from async_maps.stages.meters import Statistics
 
+_logger = logging.getLogger("async_maps")
+
 _INTERVAL_S = 0.2
+_LOGGED = 3
+"""The warnings that are logged: those of other parts are like them."""
 
 
 class Share:
@@ -115,13 +126,18 @@ class Share:
             merged = await settings_of(place, plan, shared)
             _refuse_others(self._settings, plan)
             self.report.settings = merged.model_dump(mode="json")
+            if self._local is not None:
+                await to_thread.run_sync(_check_source, plan)
             if on_progress is not None:
                 await stack.enter_async_context(calling_every(_INTERVAL_S, partial(self._show, on_progress)))
             parts = await stack.enter_async_context(aclosing(self._parts(place, plan)))
             outcomes = await stack.enter_async_context(aclosing(self._engine.run(Work(place.address, shared), parts)))
             self._is_running = True
             async for outcome in outcomes:
+                told = len(self.report.warnings)
                 self.report.count_part(outcome, self._reports.get(outcome.part))
+                for warning in self.report.warnings[told:_LOGGED]:
+                    _logger.warning("part %s: %s", outcome.part, warning)
             self.report.drained |= self._is_draining
 
     def _show(self, on_progress: OnProgress, ended: bool) -> None:
@@ -219,6 +235,19 @@ def _engine(name: EngineName, address: str | None) -> Engine:
     if address is not None:
         raise SettingsError(f"address {address!r}: only the engine ray has one; give engine ray too, or leave it out")
     return LocalEngine()
+
+
+def _check_source(plan: Plan) -> None:
+    """Check that this machine has the folder of the files, or all of them would fail.
+
+    Raises SourceError if it has not.
+    """
+    source = plan.source
+    if not (is_remote(source) or is_table(source) or has_magic(source) or os.path.exists(source)):
+        raise SourceError(
+            f"{printable(source)}, the source of the plan {plan.id}, does not exist on this machine: mount its disk, "
+            "and run the share again"
+        )
 
 
 def _shared_out(settings: Settings, count: int) -> Settings:
