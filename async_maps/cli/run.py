@@ -100,7 +100,8 @@ def run(  # noqa: PLR0913  # one argument per option
         Try only the first N maps of the source. A later run without it does the rest. --range dataset still reads all
         maps for the range.
     retry_failed
-        Try only the maps that failed before; the manifest must exist.
+        Try only the maps that failed before; the manifest must exist. With --plan: those of the share's committed
+        parts. Then commit the plan again.
     overwrite
         Do all maps, also those that are done.
     prune
@@ -132,12 +133,11 @@ def run(  # noqa: PLR0913  # one argument per option
     if plan is not None:
         given = {
             "--manifest": manifest != DEFAULT_MANIFEST, "--dry-run": dry_run, "--limit": limit is not None,
-            "--retry-failed": retry_failed, "--prune": prune is not None, "--prune-all": prune_all,
-            "--overwrite": overwrite,
+            "--prune": prune is not None, "--prune-all": prune_all, "--overwrite": overwrite,
         }  # fmt: skip
         share = check_share(given, source, part)
         outputs.check(files)
-        return run_share(plan, share, settings, outputs, engine=engine, address=address)
+        return run_share(plan, share, settings, outputs, engine=engine, address=address, retry_failed=retry_failed)
     for name, is_given, example in (
         ("--part", part is not None, "--part I/N"),
         ("--engine", engine != "local", f"--engine {engine}"),

@@ -41,14 +41,21 @@ def check_share(given: Mapping[str, bool], source: str | None, part: str | None)
 
 
 def run_share(  # noqa: PLR0913  # one argument per option
-    plan: str, part: tuple[int, int], settings: Settings, outputs: Outputs, *, engine: EngineName, address: str | None
+    plan: str,
+    part: tuple[int, int],
+    settings: Settings,
+    outputs: Outputs,
+    *,
+    engine: EngineName,
+    address: str | None,
+    retry_failed: bool,
 ) -> int:
-    """Run a share of a plan on an engine; return the exit code."""
+    """Run a share of a plan on an engine, or its failed maps again; return the exit code."""
     from async_maps.shares.share import Share
 
-    share = Share(plan, part, settings=settings, engine=engine, address=address)
+    share = Share(plan, part, settings=settings, engine=engine, address=address, retry_failed=retry_failed)
     job = Job(plan, share.report, outputs)
-    tell_start(plan=plan, part=list(part))
+    tell_start(plan=plan, part=list(part), retry_failed=retry_failed)
     with job.explaining_errors(plan, None):
 
         async def work(on_progress: OnProgress) -> None:

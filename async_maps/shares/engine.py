@@ -15,6 +15,7 @@ from async_maps.plans.place import opened_place
 from async_maps.plans.ranges import settings_of
 from async_maps.shares.folder import manifests_folder
 from async_maps.shares.part import PartDone, PartFailed, Parts, PartStopped
+from async_maps.shares.retry import Retries
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -37,10 +38,12 @@ class Work(NamedTuple):
     Attributes:
         plan: the address of the plan.
         settings: how to run; what shapes the overlays comes from the plan.
+        retry_failed: whether the failed maps of committed parts are run again, and nothing else.
     """
 
     plan: str
     settings: Settings
+    retry_failed: bool = False
 
 
 class Engine(Protocol):
@@ -105,7 +108,8 @@ class LocalEngine:
             folder = await stack.enter_async_context(manifests_folder())
             self._pipeline = Pipeline(plan.destination, settings=await settings_of(place, plan, work.settings))
             await stack.enter_async_context(self._pipeline)
-            self._parts = runner = Parts(place, plan, self._pipeline, folder)
+            kind = Retries if work.retry_failed else Parts
+            self._parts = runner = kind(place, plan, self._pipeline, folder)
             self.running = runner.running
             sending, receiving = create_memory_object_stream[PartOutcome](0)
 

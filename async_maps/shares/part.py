@@ -43,12 +43,14 @@ class PartDone(NamedTuple):
         is_ours: whether this process has committed it; else another one has.
         uploaded: the maps that this process has stored for it.
         failed: the failed maps in its manifest, if it is ours; else 0.
+        is_unchanged: whether a retry has committed nothing, because the same maps fail for the same reasons.
     """
 
     part: int
     is_ours: bool
     uploaded: int = 0
     failed: int = 0
+    is_unchanged: bool = False
 
 
 class PartStopped(NamedTuple):
@@ -84,17 +86,17 @@ class Parts:
     """
 
     def __init__(self, place: Place, plan: Plan, pipeline: Pipeline, folder: Path) -> None:
-        self._place = place
-        self._plan = plan
+        self.place = place
+        self.plan = plan
         self._pipeline = pipeline
-        self._folder = folder
+        self.folder = folder
         self._pipelines = {pipeline}
-        self._is_draining = False
+        self.is_draining = False
         self.running: dict[int, Report] = {}
 
     def drain(self) -> None:
         """Finish the maps in flight, and start no further part; the parts that run are not committed."""
-        self._is_draining = True
+        self.is_draining = True
         for pipeline in self._pipelines:
             pipeline.drain()
 
@@ -107,18 +109,18 @@ class Parts:
             PlanError: its list is missing, or this version cannot read it.
             StoreError: a store cannot be used: the part is not committed.
         """
-        if self._is_draining:
+        if self.is_draining:
             return PartStopped(part)
-        name = manifest_name(self._plan.id, part)
-        if await self._place.has(name):
+        name = manifest_name(self.plan.id, part)
+        if await self.place.has(name):
             return PartDone(part, is_ours=False)
         # A scheduler does not tell a process that an earlier one was killed.
-        is_first = await self._place.create(f"{self._plan.id}/started/{part:07}", unique_text().encode())
-        source = await files_of_part(self._place, self._plan, part, maybe_stored=not is_first)
-        manifest = self._folder / f"{part:07}.sqlite"
+        is_first = await self.place.create(f"{self.plan.id}/started/{part:07}", unique_text().encode())
+        source = await files_of_part(self.place, self.plan, part, maybe_stored=not is_first)
+        manifest = self.folder / f"{part:07}.sqlite"
         try:
-            async with self._pipeline_for(is_first=is_first) as pipeline:
-                run = partial(pipeline.run, source, manifest=manifest, on_progress=partial(self._note, part))
+            async with self.pipeline_for(is_first=is_first) as pipeline:
+                run = partial(pipeline.run, source, manifest=manifest, on_progress=partial(self.note, part))
                 running = OrderlyTask(run)
                 looking = OrderlyTask(partial(self._cancel_if_committed, running, name))
                 try:
@@ -139,21 +141,22 @@ class Parts:
         await to_thread.run_sync(_remove, manifest)
         return PartDone(part, is_ours, report.uploaded, report.failed if is_ours else 0)
 
-    def _note(self, part: int, progress: Progress) -> None:
+    def note(self, part: int, progress: Progress) -> None:
+        """Keep the report of a part that runs."""
         self.running[part] = progress.report
 
     @asynccontextmanager
-    async def _pipeline_for(self, *, is_first: bool) -> AsyncIterator[Pipeline]:
+    async def pipeline_for(self, *, is_first: bool) -> AsyncIterator[Pipeline]:
         """Yield the pipeline for a part: an earlier attempt may have been killed by a map, which a worker names."""
         settings = self._pipeline.settings
         if is_first or settings.worker_count:
             yield self._pipeline
             return
-        careful = Pipeline(self._plan.destination, settings=settings.model_copy(update={"workers": 1}))
+        careful = Pipeline(self.plan.destination, settings=settings.model_copy(update={"workers": 1}))
         async with careful:
             self._pipelines.add(careful)
             try:
-                if self._is_draining:
+                if self.is_draining:
                     careful.drain()
                 yield careful
             finally:
@@ -163,18 +166,18 @@ class Parts:
         """Cancel a part that another share commits meanwhile: no PUT starts for a part that is committed."""
         while True:
             await asyncio.sleep(_LOOK_S)
-            if await self._place.has(name):
+            if await self.place.has(name):
                 running.request_cancel()
                 return
 
     async def _commit(self, part: int, manifest: Path) -> bool:
         """Commit a part; return whether this process has."""
         writer = unique_text()
-        footer, data = await to_thread.run_sync(write_manifest, manifest, Footer(self._plan.id, part, 0, writer))
-        if await self._place.create(footer.name, data):
+        footer, data = await to_thread.run_sync(write_manifest, manifest, Footer(self.plan.id, part, 0, writer))
+        if await self.place.create(footer.name, data):
             return True
-        found = await self._place.read(footer.name)
-        return found is not None and read_footer(found, self._place.locator(footer.name)).writer == writer
+        found = await self.place.read(footer.name)
+        return found is not None and read_footer(found, self.place.locator(footer.name)).writer == writer
 
 
 async def files_of_part(place: Place, plan: Plan, part: int, *, maybe_stored: bool = False) -> GivenFiles:

@@ -202,7 +202,8 @@ def _described(work: Work, places: int) -> str:
         changes["rate"] = settings.rate / places
     if settings.bandwidth is not None:
         changes["bandwidth"] = max(1, settings.bandwidth // places)
-    return json.dumps({"plan": work.plan, "settings": settings.model_dump(mode="json") | changes})
+    plain = settings.model_dump(mode="json") | changes
+    return json.dumps({"plan": work.plan, "settings": plain, "retry_failed": work.retry_failed})
 
 
 def _run_part(work: str, part: int) -> str:
@@ -219,7 +220,7 @@ async def _run(work: dict[str, Any], part: int) -> dict[str, Any]:
     async def only() -> AsyncGenerator[int, None]:
         yield part
 
-    found = Work(work["plan"], Settings(**work["settings"]))
+    found = Work(work["plan"], Settings(**work["settings"]), work["retry_failed"])
     async with aclosing(LocalEngine().run(found, only(), 1)) as outcomes:
         outcome = await anext(outcomes)
     assert not isinstance(outcome, PartFailed)  # noqa: S101  # that is what this engine makes

@@ -36,6 +36,7 @@ class ShareReport(Report):
             from other shares at the end.
         committed: the parts that it has committed.
         done_by_others: the parts that another share has committed meanwhile.
+        unchanged: the parts in which a retry has changed nothing: the same maps fail for the same reasons.
         unfinished: the parts that could not be run, each with the reason.
     """
 
@@ -45,6 +46,7 @@ class ShareReport(Report):
     to_do: int = 0
     committed: list[int] = field(default_factory=list)
     done_by_others: list[int] = field(default_factory=list)
+    unchanged: list[int] = field(default_factory=list)
     unfinished: dict[int, str] = field(default_factory=dict)
 
     def end(self, error: BaseException | None = None) -> None:
@@ -58,8 +60,8 @@ class ShareReport(Report):
 
     @property
     def parts_done(self) -> int:
-        """The number of its parts that are committed, by itself or another share."""
-        return len(self.committed) + len(self.done_by_others)
+        """The number of its parts that are committed, by itself or another share, or that stay as they are."""
+        return len(self.committed) + len(self.done_by_others) + len(self.unchanged)
 
     def count_part(self, outcome: PartOutcome, report: Report | None) -> None:
         """Count the outcome of a part.
@@ -71,13 +73,15 @@ class ShareReport(Report):
         if isinstance(outcome, PartFailed):
             self.unfinished[outcome.part] = outcome.reason
         elif isinstance(outcome, PartDone):
-            (self.committed if outcome.is_ours else self.done_by_others).append(outcome.part)
+            done = self.committed if outcome.is_ours else self.done_by_others
+            (self.unchanged if outcome.is_unchanged else done).append(outcome.part)
         else:
             self.drained = True
         if report is not None:
             self.add(report)
         elif isinstance(outcome, PartDone):
-            self.add(Report(uploaded=outcome.uploaded, failed=outcome.failed, selected=sum(outcome[2:])))
+            count = outcome.uploaded + outcome.failed
+            self.add(Report(uploaded=outcome.uploaded, failed=outcome.failed, selected=count))
             self._groups.rest += outcome.failed
 
     def add(self, report: Report) -> None:
@@ -101,6 +105,7 @@ class ShareReport(Report):
         """Return the report in a few lines, for people; it names the slowest stage."""
         index, count = self.part
         others = f", {len(self.done_by_others):,} by other shares" if self.done_by_others else ""
+        others += f", {len(self.unchanged):,} unchanged" if self.unchanged else ""
         done = f"{counted(len(self.committed), 'part')} committed{others}, of {self.parts:,} in the plan"
         lines = [f"share {index}/{count}: {done}", Report.summary(self)]
         if self.failed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from anyio import to_thread
@@ -15,13 +16,12 @@ from async_maps.outcomes import Failure
 from async_maps.plans.commits import read_manifests
 from async_maps.plans.manifests import FILE, SOURCE, STATUS, Footer, manifest_name, read_footer, write_changes
 from async_maps.plans.rows import merged
-from async_maps.shares.part import PartDone, files_of_part
+from async_maps.shares.part import PartDone, Parts, PartStopped, files_of_part
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
     from pathlib import Path
 
-    from async_maps.pipeline import Pipeline
     from async_maps.plans.document import Plan
     from async_maps.plans.manifests import Row
     from async_maps.plans.place import Place
@@ -29,38 +29,42 @@ if TYPE_CHECKING:
     from async_maps.sources.named import NamedFile
 
 
-async def retry_part(place: Place, plan: Plan, pipeline: Pipeline, folder: Path, part: int) -> PartDone:
-    """Run the failed maps of a committed part again, and commit the rows that change.
+class Retries(Parts):
+    """Runs the failed maps of committed parts again, in an open pipeline."""
 
-    If another process commits a retry of the same rows first, this one starts again from the rows of that one.
+    async def run(self, part: int) -> PartDone | PartStopped:
+        """Run the failed maps of a committed part again, and commit the rows that change.
 
-    Args:
-        place: where the plan lies.
-        plan: the plan.
-        pipeline: an open pipeline with the settings of the plan.
-        folder: a temporary folder for the manifest, on a local disk, which the caller deletes.
-        part: the number of the part.
+        If another process commits a retry of the same rows first, this one starts again from the rows of that one.
 
-    Raises:
-        PlanError: the part is not committed, or an object of it was deleted or is damaged.
-        StoreError: a store cannot be used: nothing is committed.
-    """
-    uploaded = 0
-    while True:
-        before = await to_thread.run_sync(_newest, place, plan, part)
-        if not before.footer.failures:
-            return PartDone(part, is_ours=False, uploaded=uploaded)
-        manifest = folder / f"{part:07}-{unique_text()}.sqlite"
-        failed = await to_thread.run_sync(_load, manifest, before, plan.source)
-        source = _related(await files_of_part(place, plan, part, maybe_stored=True), failed)
-        report = await pipeline.run(source, manifest=manifest, select="failed")
-        uploaded += report.uploaded
-        made = await to_thread.run_sync(_changes, manifest, before.next())
-        if made is None:
-            return PartDone(part, is_ours=False, uploaded=uploaded, failed=before.footer.failures)
-        footer, data = made
-        if await place.create(footer.name, data):
-            return PartDone(part, is_ours=True, uploaded=uploaded, failed=footer.failures)
+        Raises:
+            PlanError: the part is not committed, or an object of it was deleted or is damaged.
+            StoreError: a store cannot be used: nothing is committed.
+        """
+        uploaded = 0
+        while not self.is_draining:
+            before = await to_thread.run_sync(_newest, self.place, self.plan, part)
+            if not before.footer.failures:
+                return PartDone(part, is_ours=False, uploaded=uploaded)
+            manifest = self.folder / f"{part:07}-{unique_text()}.sqlite"
+            failed = await to_thread.run_sync(_load, manifest, before, self.plan.source)
+            source = _related(await files_of_part(self.place, self.plan, part, maybe_stored=True), failed)
+            # The process of an earlier attempt may have died of one of these maps.
+            async with self.pipeline_for(is_first=False) as pipeline:
+                report = await pipeline.run(
+                    source, manifest=manifest, select="failed", on_progress=partial(self.note, part)
+                )
+            self.running[part] = report
+            if not report.complete:
+                break
+            uploaded += report.uploaded
+            made = await to_thread.run_sync(_changes, manifest, before.next())
+            if made is None:
+                return PartDone(part, is_ours=False, uploaded=uploaded, failed=report.failed, is_unchanged=True)
+            footer, data = made
+            if await self.place.create(footer.name, data):
+                return PartDone(part, is_ours=True, uploaded=uploaded, failed=footer.failures)
+        return PartStopped(part)
 
 
 class _Newest(NamedTuple):

@@ -17,7 +17,7 @@ from async_maps.concurrency.tasks import OrderlyTask, calling_every
 from async_maps.errors import PipelineClosedError, SettingsError, SourceError
 from async_maps.filesystems.filesystem import is_remote
 from async_maps.keys import printable
-from async_maps.plans.commits import committed_parts, read_plan
+from async_maps.plans.commits import committed_parts, read_footers, read_plan
 from async_maps.plans.place import opened_place
 from async_maps.plans.ranges import settings_of
 from async_maps.plans.schedulers import share_of
@@ -55,6 +55,7 @@ class Share:
         settings: how to run; what shapes the overlays comes from the plan.
         engine: what runs the parts: ``local``, this process, or ``ray``, a Ray cluster.
         address: the address of the Ray cluster; see :func:`arun_plan`.
+        retry_failed: only run the failed maps of its committed parts again.
 
     Attributes:
         report: what is done, without the parts that run.
@@ -63,7 +64,7 @@ class Share:
         SettingsError: there is no such share or engine, or the engine has no address.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # those of arun_plan()
         self,
         plan: str | PathLike[str],
         part: tuple[int, int] = (1, 1),
@@ -71,11 +72,13 @@ class Share:
         settings: Settings | None = None,
         engine: EngineName = "local",
         address: str | None = None,
+        retry_failed: bool = False,
     ) -> None:
         self.part = share_of(f"{part[0]}/{part[1]}")
         self._settings = given_or_default(settings)
         self._engine = _engine(engine, address)
         self._local = self._engine if isinstance(self._engine, LocalEngine) else None
+        self._retry_failed = retry_failed
         self._is_running = self._is_draining = False
         plain = self._settings.model_dump(mode="json")
         self.report = ShareReport(plan=os.fspath(plan), part=self.part, settings=plain)
@@ -130,8 +133,10 @@ class Share:
                 await to_thread.run_sync(_check_source, plan)
             if on_progress is not None:
                 await stack.enter_async_context(calling_every(_INTERVAL_S, partial(self._show, on_progress)))
-            parts = await stack.enter_async_context(aclosing(self._parts(place, plan)))
-            outcomes = await stack.enter_async_context(aclosing(self._engine.run(Work(place.address, shared), parts)))
+            chosen = self._failed_parts if self._retry_failed else self._parts
+            parts = await stack.enter_async_context(aclosing(chosen(place, plan)))
+            work = Work(place.address, shared, self._retry_failed)
+            outcomes = await stack.enter_async_context(aclosing(self._engine.run(work, parts)))
             self._is_running = True
             async for outcome in outcomes:
                 told = len(self.report.warnings)
@@ -164,11 +169,9 @@ class Share:
 
     async def _parts(self, place: Place, plan: Plan) -> AsyncGenerator[int, None]:
         """Yield the parts of the share, and then those that no other share has committed."""
-        index, count = self.part
-        # In a random order, the same for all: neighbors in the order of keys would meet one partition of S3.
-        order = random.Random(plan.id).sample(range(1, plan.parts + 1), plan.parts)  # noqa: S311
+        order, own = self._order(plan)
         committed = {*await committed_parts(place, plan)}
-        own = [part for part in order[index - 1 :: count] if part not in committed]
+        own = [part for part in own if part not in committed]
         self.report.to_do = len(own)
         for part in own:
             if self._is_draining:
@@ -184,6 +187,24 @@ class Share:
             self.report.to_do += 1
             yield part
 
+    async def _failed_parts(self, place: Place, plan: Plan) -> AsyncGenerator[int, None]:
+        """Yield the committed parts of the share that have failed maps."""
+        _, own = self._order(plan)
+        failed = {footer.part for footer in await read_footers(place, plan, {*own}) if footer.failures}
+        self.report.to_do = len(failed)
+        for part in own:
+            if self._is_draining:
+                return
+            if part in failed:
+                yield part
+
+    def _order(self, plan: Plan) -> tuple[list[int], list[int]]:
+        """Return all parts, and those of the share, in their order."""
+        index, count = self.part
+        # In a random order, the same for all: neighbors in the order of keys would meet one partition of S3.
+        order = random.Random(plan.id).sample(range(1, plan.parts + 1), plan.parts)  # noqa: S311
+        return order, order[index - 1 :: count]
+
 
 async def arun_plan(  # noqa: PLR0913  # one argument per option
     plan: str | PathLike[str],
@@ -192,6 +213,7 @@ async def arun_plan(  # noqa: PLR0913  # one argument per option
     settings: Settings | None = None,
     engine: EngineName = "local",
     address: str | None = None,
+    retry_failed: bool = False,
     on_progress: OnProgress | None = None,
 ) -> ShareReport:
     """Run a share of the parts of a plan, then those that no share has committed yet.
@@ -206,6 +228,8 @@ async def arun_plan(  # noqa: PLR0913  # one argument per option
         address: the address of the Ray cluster, as for ``ray.init``: ``auto``, ``HOST:PORT`` or ``ray://HOST:PORT``.
             None for ``RAY_ADDRESS``; without that variable, a cluster of this machine, which ends with the call. If Ray
             is initialized already, that connection is used.
+        retry_failed: only run the failed maps of the share's committed parts again. What changes is committed beside
+            the first manifest of the part; then the plan can be committed again.
         on_progress: called with a :class:`~async_maps.Progress` five times a second and at the end, on the event loop,
             which it must not block. Its report is a :class:`~async_maps.ShareReport`.
 
@@ -218,7 +242,8 @@ async def arun_plan(  # noqa: PLR0913  # one argument per option
         SettingsError: the share does not exist, or a setting differs from the plan's.
         StoreError: a store cannot be used. Run the share again for the rest.
     """
-    return await Share(plan, part, settings=settings, engine=engine, address=address).run(on_progress)
+    share = Share(plan, part, settings=settings, engine=engine, address=address, retry_failed=retry_failed)
+    return await share.run(on_progress)
 
 
 run_plan = blocking(arun_plan)

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
 import async_maps as am
-from async_maps.pipeline import Pipeline
-from async_maps.plans.commits import acommit_plan, read_plan
-from async_maps.plans.manifests import read_footer, read_rows
-from async_maps.plans.place import opened_place
+from async_maps.plans.commits import acommit_plan
+from async_maps.plans.manifests import manifest_name, read_footer, read_rows
 from async_maps.plans.planning import aplan
 from async_maps.plans.rows import PlanRows
-from async_maps.shares.part import PartDone
-from async_maps.shares.retry import retry_part
 from async_maps.shares.share import arun_plan
+from tests.support.commands import invoke
 from tests.support.leftovers import leaves_nothing
 from tests.support.maps import decode, random_map
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from async_maps.shares.report import ShareReport
 
 pytestmark = pytest.mark.usefixtures(leaves_nothing.__name__)
 
@@ -45,11 +45,8 @@ def repair(*files: Path) -> None:
         file.with_name(f"{file.name}.away").rename(file)
 
 
-async def retry(place: Path, folder: Path, *parts: int, settings: am.Settings = SETTINGS) -> list[PartDone]:
-    async with opened_place(str(place), settings) as opened:
-        plan = await read_plan(opened)
-        async with Pipeline(plan.destination, settings=plan.settings(settings)) as pipeline:
-            return [await retry_part(opened, plan, pipeline, folder, part) for part in parts]
+async def retry(place: Path, settings: am.Settings = SETTINGS) -> ShareReport:
+    return await arun_plan(place, settings=settings, retry_failed=True)
 
 
 def rows_of(place: Path) -> dict[str, tuple[Any, ...]]:
@@ -70,8 +67,8 @@ async def test_a_retry_writes_the_rows_that_change(maps: Path, tmp_path: Path) -
     assert (await acommit_plan(tmp_path / "plan")).failures == 2
     before = rows_of(tmp_path / "plan")
     repair(maps / "1.npy")
-    (done,) = await retry(tmp_path / "plan", tmp_path, 1)
-    assert done == PartDone(1, is_ours=True, uploaded=1, failed=1)
+    report = await retry(tmp_path / "plan")
+    assert (report.committed, report.uploaded, report.failed, report.exit_code) == ([1], 1, 1, 0)
     footer, rows = generation(tmp_path / "plan", 1, 1)
     first, _ = generation(tmp_path / "plan", 1, 0)
     assert [(row[0], row[2]) for row in rows] == [("1", "done")]
@@ -91,23 +88,25 @@ async def test_a_retry_without_a_change_writes_nothing(maps: Path, tmp_path: Pat
     await aplan(maps, tmp_path / "out", tmp_path / "plan", part_size=4)
     break_(maps / "1.npy")
     await arun_plan(tmp_path / "plan", settings=SETTINGS)
-    done = await retry(tmp_path / "plan", tmp_path, 1, 2)
-    assert done == [PartDone(1, is_ours=False, failed=1), PartDone(2, is_ours=False)]
+    report = await retry(tmp_path / "plan")
+    assert (report.committed, report.unchanged, report.to_do, report.failed) == ([], [1], 1, 1)
+    assert "0 parts committed, 1 unchanged, of 2 in the plan" in report.summary()
     assert len(list(tmp_path.glob("plan/*/done/*"))) == 2
 
 
 async def test_a_retry_continues_the_last_one(maps: Path, tmp_path: Path) -> None:
     save(maps)
     await aplan(maps, tmp_path / "out", tmp_path / "plan")
-    files = [maps / f"{i}.npy" for i in range(3)]
+    files = [maps / f"{i}.npy" for i in range(2)]
     break_(*files)
     await arun_plan(tmp_path / "plan", settings=SETTINGS)
     for number, file in enumerate(files, 1):
         repair(file)
-        assert await retry(tmp_path / "plan", tmp_path, 1) == [PartDone(1, True, 1, len(files) - number)]
+        report = await retry(tmp_path / "plan")
+        assert (report.committed, report.uploaded, report.failed) == ([1], 1, len(files) - number)
     assert {row[2] for row in rows_of(tmp_path / "plan").values()} == {"done"}
-    parents = [generation(tmp_path / "plan", 1, number)[0].parent for number in range(4)]
-    assert parents == ["", *(generation(tmp_path / "plan", 1, number)[0].digest for number in range(3))]
+    parents = [generation(tmp_path / "plan", 1, number)[0].parent for number in range(3)]
+    assert parents == ["", *(generation(tmp_path / "plan", 1, number)[0].digest for number in range(2))]
 
 
 async def test_the_row_of_a_file_goes_when_its_maps_are_read(maps: Path, tmp_path: Path) -> None:
@@ -118,7 +117,7 @@ async def test_the_row_of_a_file_goes_when_its_maps_are_read(maps: Path, tmp_pat
     await arun_plan(tmp_path / "plan", settings=SETTINGS)
     assert sorted(rows_of(tmp_path / "plan")) == ["0", "1", "many"]
     repair(maps / "many.npz")
-    assert await retry(tmp_path / "plan", tmp_path, 1) == [PartDone(1, is_ours=True, uploaded=2)]
+    assert (await retry(tmp_path / "plan")).uploaded == 2
     assert {name: row[2] for name, row in rows_of(tmp_path / "plan").items()} == dict.fromkeys(
         ("0", "1", "many/a", "many/b"), "done"
     )
@@ -132,7 +131,7 @@ async def test_a_map_that_was_done_stays_done_without_its_file(maps: Path, tmp_p
     repair(maps / "1.npy")
     (maps / "2.npy").unlink()
     np.save(maps / "3.npy", random_map(99, (5, 5)))
-    assert await retry(tmp_path / "plan", tmp_path, 1) == [PartDone(1, is_ours=True, uploaded=1)]
+    assert (await retry(tmp_path / "plan")).uploaded == 1
     assert {row[2] for row in rows_of(tmp_path / "plan").values()} == {"done"}
 
 
@@ -145,17 +144,40 @@ async def test_two_retries_of_one_generation_have_one_result(if_exists: Any, map
     settings = SETTINGS.model_copy(update={"if_exists": if_exists})
     await arun_plan(tmp_path / "plan", settings=settings)
     repair(*broken[:2])
-    retries = [retry(tmp_path / "plan", tmp_path, 1, 2, settings=settings) for _ in range(3)]
-    done = [part for parts in await asyncio.gather(*retries) for part in parts]
-    assert sorted(part.part for part in done if part.is_ours) == [1]
+    reports = await asyncio.gather(*(retry(tmp_path / "plan", settings) for _ in range(3)))
+    assert [part for report in reports for part in report.committed] == [1]
+    assert {report.exit_code for report in reports} == {0}
     assert {name for name, row in rows_of(tmp_path / "plan").items() if row[2] == "failed"} == {"6"}
     assert sorted(path.name for path in tmp_path.glob("plan/*/done/*")) == [
         f"{name}.parquet" for name in ("0000001.0", "0000001.1", "0000002.0")
     ]
 
 
-async def test_a_part_that_is_not_committed_is_not_retried(maps: Path, tmp_path: Path) -> None:
+async def test_only_committed_parts_are_retried(maps: Path, tmp_path: Path) -> None:
     save(maps)
-    await aplan(maps, tmp_path / "out", tmp_path / "plan")
-    with pytest.raises(am.PlanError, match=r"part 1 of .* is not committed: run it before its failed maps"):
-        await retry(tmp_path / "plan", tmp_path, 1)
+    plan = await aplan(maps, tmp_path / "out", tmp_path / "plan", part_size=4)
+    broken = [maps / "1.npy", maps / "6.npy"]
+    break_(*broken)
+    await arun_plan(tmp_path / "plan", settings=SETTINGS)
+    repair(*broken)
+    (tmp_path / "plan" / manifest_name(plan.id, 1)).unlink()
+    report = await retry(tmp_path / "plan")
+    assert (report.committed, report.uploaded) == ([2], 1)
+    assert not (tmp_path / "plan" / manifest_name(plan.id, 1)).exists()
+
+
+def test_the_command_retries_and_commits_again(maps: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save(maps)
+    place = tmp_path / "plan"
+    quick = ("--workers", 0, "--progress", "none")
+    assert invoke("plan", maps, tmp_path / "out", "--to", place, "--part-size", 3) == 0
+    break_(maps / "1.npy", maps / "6.npy")
+    assert invoke("run", "--plan", place, *quick) == 0
+    assert invoke("commit", place) == 1
+    repair(maps / "1.npy", maps / "6.npy")
+    for share in ("1/2", "2/2"):
+        assert invoke("run", "--plan", place, "--part", share, "--retry-failed", *quick) == 0
+    capsys.readouterr()
+    assert invoke("commit", place, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["rows"], found["failures"], found["commits"], found["complete"]) == (8, 0, 2, True)
