@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import re
+import shlex
 import sqlite3
 import subprocess
 import sys
@@ -21,6 +22,7 @@ import pytest
 import yaml
 from botocore import xform_name
 from botocore.exceptions import ClientError
+from botocore.validate import validate_parameters
 from pydantic import ByteSize, TypeAdapter
 
 import async_maps as am
@@ -32,8 +34,11 @@ from async_maps.doctor.advice import iam_policy
 from async_maps.manifest.samples import Sample
 from async_maps.manifest.schema import SCHEMA
 from async_maps.metrics import PipelineCollector
+from async_maps.plans.commits import commit_plan
+from async_maps.plans.planning import plan
 from async_maps.progress import Progress
-from async_maps.report.ending import DONE, SOME_FAILED, STOPPED_EARLY, WRONG_USE
+from async_maps.report.ending import DONE, SOME_FAILED, STOPPED_EARLY, WRONG_PLAN, WRONG_USE
+from async_maps.shares.ray import VARIABLES as RAY_VARIABLES
 from tests.support.documents import (
     ROOT,
     blocks,
@@ -54,8 +59,8 @@ if TYPE_CHECKING:
 CONFIGS = ROOT / "configs"
 PAGE = "configs/README.md"
 EXAMPLES = (
-    "Dockerfile", "kubernetes-job.yaml", "async-maps.service", "async-maps.timer", "crontab", "prometheus-alerts.yaml",
-    "grafana-dashboard.json",
+    "Dockerfile", "kubernetes-job.yaml", "kubernetes-plan.yaml", "slurm-array.sh", "batch-array.json", "ray-job.yaml",
+    "async-maps.service", "async-maps.timer", "crontab", "prometheus-alerts.yaml", "grafana-dashboard.json",
 )  # fmt: skip
 
 
@@ -210,6 +215,94 @@ def test_the_kubernetes_job_resumes_stops_and_ends() -> None:
     assert actions == {130: "Ignore", 143: "Ignore", WRONG_USE: "FailJob"}
     assert job["spec"]["backoffLimit"] > 0
     assert {rule["onExitCodes"]["containerName"] for rule in rules} == {container["name"]}
+
+
+@pytest.mark.parametrize("name", ["kubernetes-plan.yaml", "slurm-array.sh", "ray-job.yaml"])
+def test_an_example_of_plans_says_how_the_plan_is_made_run_and_committed(name: str) -> None:
+    text = (CONFIGS / name).read_text()
+    found = re.findall(r'^#.*?async-maps ((?:plan|run|commit) [^"\n]+)', text, re.MULTILINE)
+    for command in found:
+        check_command(shlex.split(command))
+    assert found[0].startswith("plan ")
+    assert "async-maps commit " in text
+
+
+def test_the_indexed_job_runs_each_share_and_stops_for_a_wrong_plan() -> None:
+    job = yaml.safe_load((CONFIGS / "kubernetes-plan.yaml").read_text())
+    spec, pod = job["spec"], job["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    check_command(container["args"])
+    assert container["command"] == ["async-maps"]
+    assert spec["completionMode"] == "Indexed"
+    assert f"--part=auto/{spec['completions']}" in container["args"]
+    assert pod["restartPolicy"] == "Never"  # podFailurePolicy and backoffLimitPerIndex need it
+    assert spec["backoffLimitPerIndex"] > 0
+    rules = [rule for rule in spec["podFailurePolicy"]["rules"] if "onExitCodes" in rule]
+    actions = {code: rule["action"] for rule in rules for code in rule["onExitCodes"]["values"]}
+    assert actions == {130: "Ignore", 143: "Ignore", WRONG_USE: "FailJob", WRONG_PLAN: "FailJob"}
+    environment = {entry["name"]: entry["value"] for entry in container["env"]}
+    assert pod["terminationGracePeriodSeconds"] > float(environment["ASYNC_MAPS_DRAIN_TIMEOUT_S"])
+    (mount,) = container["volumeMounts"]
+    assert environment["TMPDIR"] == mount["mountPath"]
+
+
+@pytest.mark.slow
+def test_the_tasks_of_a_slurm_array_run_a_plan(maps: Path, tmp_path: Path) -> None:
+    text = (CONFIGS / "slurm-array.sh").read_text()
+    (array,) = re.findall(r"^#SBATCH --array=(\d+)-(\d+)$", text, re.MULTILINE)
+    assert int(array[0]) < int(array[1])
+    for i in range(6):
+        np.save(maps / f"{i}.npy", np.random.default_rng(i).random((8, 8)))
+    made = plan(maps, tmp_path / "out", tmp_path / "plan", part_size=2)
+    command = tmp_path / "bin" / "async-maps"
+    command.parent.mkdir()
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m async_maps "$@"\n')
+    command.chmod(0o755)
+    environment = {"PATH": f"{command.parent}:{os.environ['PATH']}", "ASYNC_MAPS_WORKERS": "0"}
+    tasks = []
+    for index in ("3", "4"):
+        slurm = {"SLURM_ARRAY_TASK_ID": index, "SLURM_ARRAY_TASK_MIN": "3", "SLURM_ARRAY_TASK_COUNT": "2"}
+        script = ["bash", str(CONFIGS / "slurm-array.sh"), str(tmp_path / "plan")]
+        tasks.append(subprocess.Popen(script, env=os.environ | environment | slurm))
+    assert [task.wait() for task in tasks] == [DONE, DONE]
+    status = commit_plan(tmp_path / "plan")
+    assert (status.is_complete, status.parts, status.rows, status.failures) == (True, made.parts, 6, 0)
+
+
+def test_the_slurm_script_asks_for_a_plan() -> None:
+    ended = subprocess.run(["bash", str(CONFIGS / "slurm-array.sh")], capture_output=True, text=True, check=False)
+    assert ended.returncode != DONE
+    assert "usage: sbatch slurm-array.sh PLAN" in ended.stderr
+
+
+def test_the_batch_array_is_what_aws_accepts_and_stops_for_a_wrong_plan() -> None:
+    definition = json.loads((CONFIGS / "batch-array.json").read_text())
+    shape = botocore.session.Session().get_service_model("batch").operation_model("RegisterJobDefinition").input_shape
+    assert shape is not None
+    validate_parameters(definition, shape)
+    known = definition["parameters"]
+    arguments = [known[word.removeprefix("Ref::")] if word.startswith("Ref::") else word
+                 for word in definition["containerProperties"]["command"]]  # fmt: skip
+    check_command(arguments)
+    assert arguments[arguments.index("--part") + 1] == "auto"
+    rules = definition["retryStrategy"]["evaluateOnExit"]
+    ended = {int(rule["onExitCode"]) for rule in rules if rule["action"] == "EXIT"}
+    assert ended == {WRONG_USE, WRONG_PLAN}
+
+
+def test_the_ray_job_runs_and_commits_a_plan() -> None:
+    job = yaml.safe_load((CONFIGS / "ray-job.yaml").read_text())
+    run, commit = (ours_within(words.split()) for words in job["spec"]["entrypoint"].split("&&"))
+    found = [*run, *commit]
+    assert [arguments[0] for arguments in found] == ["run", "commit"]
+    for arguments in found:
+        check_command(arguments)
+    cluster = job["spec"]["rayClusterSpec"]
+    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    pods = [container for group in groups for container in group["template"]["spec"]["containers"]]
+    assert len({pod["image"] for pod in pods}) == 1
+    for pod in pods:
+        assert RAY_VARIABLES.items() <= {entry["name"]: entry["value"] for entry in pod["env"]}.items()
 
 
 def test_the_units_of_systemd_resume_and_stop() -> None:
