@@ -35,6 +35,14 @@ from async_maps.outcomes import Outcome as Outcome
 from async_maps.outcomes import Receipt as Receipt
 from async_maps.pipeline import Pipeline as Pipeline
 from async_maps.pipeline.rooms import Room as Room
+from async_maps.plans.commits import PlanStatus as PlanStatus
+from async_maps.plans.commits import acommit_plan as acommit_plan
+from async_maps.plans.commits import aplan_status as aplan_status
+from async_maps.plans.commits import commit_plan as commit_plan
+from async_maps.plans.commits import plan_status as plan_status
+from async_maps.plans.document import Plan as Plan
+from async_maps.plans.planning import aplan as aplan
+from async_maps.plans.planning import plan as plan
 from async_maps.progress import Progress as Progress
 from async_maps.render.colorize import colorize_activation_map as colorize_activation_map
 from async_maps.render.colormap import Colormap as Colormap
@@ -46,6 +54,9 @@ from async_maps.settings import FilesSettings as FilesSettings
 from async_maps.settings import S3Settings as S3Settings
 from async_maps.settings import Settings as Settings
 from async_maps.settings.file import load_settings as load_settings
+from async_maps.shares.report import ShareReport as ShareReport
+from async_maps.shares.share import arun_plan as arun_plan
+from async_maps.shares.share import run_plan as run_plan
 from async_maps.stages.meters import LaneStatistics as LaneStatistics
 from async_maps.stages.meters import StageStatistics as StageStatistics
 from async_maps.stages.meters import Statistics as Statistics

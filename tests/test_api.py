@@ -94,7 +94,14 @@ def docstring(value: Any) -> dict[str, str]:
 
 
 def described(value: Any) -> set[str]:
-    """Return the names under Args and Attributes, and pydantic's fields with a docstring."""
+    """Return the names under Args and Attributes, also of public bases, and pydantic's fields with a docstring."""
+    bases = [base for base in getattr(value, "__mro__", ())[1:] if base in OBJECTS.values()]
+    if bases:
+        return described(bases[0]) | described_itself(value)
+    return described_itself(value)
+
+
+def described_itself(value: Any) -> set[str]:
     sections = docstring(value)
     names = set(re.findall(r"(?m)^    (\w+): \S", sections.get("Args", "") + sections.get("Attributes", "")))
     return names | {name for name, field in getattr(value, "model_fields", {}).items() if field.description}

@@ -73,7 +73,13 @@ class Plan:
             raise PlanError(f"{where} is no plan of async-maps: {error}") from error
 
     def settings(self, own: Settings) -> Settings:
-        """Return the settings of a run of its parts: what shapes and chooses the maps is the plan's, the rest ``own``.
+        """Return the settings of a run of its parts.
+
+        Args:
+            own: those of the process. What shapes the overlays and chooses the maps is replaced by the plan's.
+
+        Returns:
+            New settings.
 
         Raises:
             PlanError: the encoder of this process makes other bytes.
