@@ -13,7 +13,7 @@ from async_maps.blocking import blocking
 from async_maps.concurrency.tasks import first_error
 from async_maps.errors import PlanError
 from async_maps.plans.document import SCHEMA, Plan
-from async_maps.plans.manifests import Footer, manifest_name, part_in, read_footer
+from async_maps.plans.manifests import Footer, footer_size, manifest_name, part_in, read_footer
 from async_maps.plans.place import DOCUMENT, opened_place
 from async_maps.report import counted
 from async_maps.settings import given_or_default
@@ -197,6 +197,29 @@ def read_manifests(place: PlanObjects, plan: Plan, part: int, generations: int |
     return found
 
 
+def footer_at(place: PlanObjects, name: str, size: int) -> Footer:
+    """Read the footer of the manifest of a part. Blocks.
+
+    Args:
+        place: where the plan lies.
+        name: the name of the manifest there.
+        size: its bytes.
+
+    Raises:
+        PlanError: it was deleted, or is none.
+    """
+    tail = FOOTER_BYTES
+    while True:
+        data = place.read(name, max(0, size - tail))
+        if data is None:
+            raise PlanError(f"{place.locator(name)} was deleted: {DAMAGED}")
+        needed = footer_size(data)
+        # That of a part with millions of rows is longer.
+        if needed <= len(data) or tail >= size:
+            return read_footer(data, place.locator(name))
+        tail = needed
+
+
 async def read_footers(place: Place, plan: Plan, parts: Collection[int] | None = None) -> list[Footer]:
     """Return the footers of the newest manifests of the committed ones of these parts, or of all, in their order."""
     found: dict[int, Footer] = {}
@@ -204,11 +227,7 @@ async def read_footers(place: Place, plan: Plan, parts: Collection[int] | None =
 
     async def read(part: int, generation: int, size: int) -> None:
         name = manifest_name(plan.id, part, generation)
-        async with limiter:
-            data = await place.read(name, max(0, size - FOOTER_BYTES))
-        if data is None:
-            raise PlanError(f"{place.locator(name)} was deleted: {DAMAGED}")
-        found[part] = read_footer(data, place.locator(name))
+        found[part] = await to_thread.run_sync(footer_at, place.objects, name, size, limiter=limiter)
 
     try:
         async with create_task_group() as reading:

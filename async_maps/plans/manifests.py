@@ -102,7 +102,7 @@ def write_rows(rows: Iterable[Row], footer: Footer) -> tuple[Footer, bytes]:
         import pyarrow as pa
         import pyarrow.parquet as pq
     schema, data, digest = _schema(), io.BytesIO(), hashlib.sha256(footer.parent.encode())
-    with pq.ParquetWriter(data, schema, compression="zstd") as writer:
+    with pq.ParquetWriter(data, schema, compression="zstd", write_statistics=False) as writer:
         for batch in _batches(rows):
             columns = zip(zip(*batch, strict=True), schema, strict=True)
             arrays = [pa.array(values, field.type) for values, field in columns]
@@ -129,6 +129,11 @@ def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
     found = iter(rows)
     while batch := list(islice(found, _BATCH)):
         yield batch
+
+
+def footer_size(data: bytes) -> int:
+    """Return how many bytes at the end of a manifest its footer takes; ``data`` is a part of that end."""
+    return int.from_bytes(data[-8:-4], "little") + 8
 
 
 def read_footer(data: bytes, where: str) -> Footer:

@@ -12,7 +12,6 @@ from contextlib import ExitStack, closing
 from functools import partial
 from typing import TYPE_CHECKING
 
-from async_maps.errors import PlanError
 from async_maps.filesystems.endpoints import Identity
 from async_maps.filesystems.objects import Objects
 from async_maps.manifest.destination import place_of_overlays
@@ -20,14 +19,14 @@ from async_maps.manifest.manifest import Manifest
 from async_maps.manifest.metadata import KeptRun
 from async_maps.manifest.schema import COLUMNS
 from async_maps.plans.ahead import read_ahead
-from async_maps.plans.commits import DAMAGED, FOOTER_BYTES, manifests_at, plan_at, read_manifests, refuse_incomplete
-from async_maps.plans.manifests import GONE, LOCATOR, NAME, SOURCE, STATUS, manifest_name, read_footer, read_rows
+from async_maps.plans.commits import FOOTER_BYTES, footer_at, manifests_at, plan_at, read_manifests, refuse_incomplete
+from async_maps.plans.manifests import GONE, LOCATOR, NAME, SOURCE, STATUS, manifest_name, read_rows
 from async_maps.plans.place import DOCUMENT, PlanObjects, is_plan
 from async_maps.plans.ranges import range_at
 from async_maps.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+    from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
     from os import PathLike
     from typing import Any, Self
 
@@ -95,8 +94,10 @@ class PlanRows:
         return self._select(("done", "failed") if failed else ("done",))
 
     def failures(self) -> Generator[Row, None, None]:
-        """Yield the rows of failed maps, like :meth:`rows`."""
-        return self._select(("failed",))
+        """Yield the rows of failed maps, like :meth:`rows`; only the parts that have some are read."""
+        with closing(self.footers()) as footers:
+            parts = [footer.part for footer in footers if footer.failures]
+        yield from self._select(("failed",), parts)
 
     def claims(self) -> Generator[tuple[str, str], None, None]:
         """Yield the locator and the name of each done map."""
@@ -160,16 +161,16 @@ class PlanRows:
         """Return the rows of a part, with the file at the end of each."""
         return merged(self._manifests(part), partial(self._where, part))
 
-    def parts(self) -> Generator[tuple[int, Iterator[Row]], None, None]:
-        """Yield the number of each part, and its rows, each with the file at its end, for one pass in order."""
-        sizes = self._sizes
-        with closing(read_ahead(sorted(sizes), self._manifests, lambda part: sum(sizes[part]))) as found:
+    def parts(self, parts: Iterable[int] | None = None) -> Generator[tuple[int, Iterator[Row]], None, None]:
+        """Yield the number of each of these parts, or of all, and its rows, each with the file at its end, once."""
+        chosen, sizes = sorted(self._sizes if parts is None else parts), self._sizes
+        with closing(read_ahead(chosen, self._manifests, lambda part: sum(sizes[part]))) as found:
             for part, manifests in found:
                 yield part, merged(manifests, partial(self._where, part))
 
-    def _select(self, statuses: Collection[str]) -> Generator[Row, None, None]:
-        with closing(self.parts()) as parts:
-            for _, rows in parts:
+    def _select(self, statuses: Collection[str], parts: Iterable[int] | None = None) -> Generator[Row, None, None]:
+        with closing(self.parts(parts)) as found:
+            for _, rows in found:
                 yield from (row[:-1] for row in rows if row[STATUS] in statuses)
 
     def _where(self, part: int, generation: int) -> str:
@@ -177,11 +178,7 @@ class PlanRows:
 
     def _footer(self, part: int) -> Footer:
         sizes = self._sizes[part]
-        where = self._where(part, len(sizes) - 1)
-        data = self._place.read(where.removeprefix(self._place.locator("")), max(0, sizes[-1] - FOOTER_BYTES))
-        if data is None:
-            raise PlanError(f"{where} was deleted: {DAMAGED}")
-        return read_footer(data, where)
+        return footer_at(self._place, manifest_name(self.plan.id, part, len(sizes) - 1), sizes[-1])
 
     def _manifests(self, part: int) -> list[bytes]:
         return read_manifests(self._place, self.plan, part, len(self._sizes[part]))

@@ -7,8 +7,10 @@ import json
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pytest
 
 import async_maps as am
+from async_maps.plans import commits
 from async_maps.plans.commits import acommit_plan, aplan_status
 from async_maps.plans.manifests import manifest_name
 from async_maps.plans.planning import aplan
@@ -49,3 +51,14 @@ async def test_a_commit_names_the_manifest_of_each_part_once(maps: Path, tmp_pat
     found = json.loads(commit.read_bytes())
     assert [part[:2] for part in found["parts"]] == [[number, 0] for number in range(1, plan.parts + 1)]
     assert len({part[2] for part in found["parts"]}) == plan.parts
+
+
+async def test_a_footer_that_is_longer_than_expected_is_read(
+    maps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i in range(3):
+        np.save(maps / f"{i}.npy", random_map(i))
+    await aplan(maps, tmp_path / "out", tmp_path / "plan")
+    await arun_plan(tmp_path / "plan", settings=SETTINGS)
+    monkeypatch.setattr(commits, "FOOTER_BYTES", 100)
+    assert (await aplan_status(tmp_path / "plan")).rows == 3

@@ -12,8 +12,10 @@ import pytest
 import async_maps as am
 from async_maps.plans.commits import acommit_plan
 from async_maps.plans.manifests import manifest_name, read_footer, read_rows
+from async_maps.plans.place import Place
 from async_maps.plans.planning import aplan
 from async_maps.plans.rows import PlanRows
+from async_maps.shares.report import ShareReport
 from async_maps.shares.share import arun_plan
 from tests.support.commands import invoke
 from tests.support.leftovers import leaves_nothing
@@ -21,8 +23,6 @@ from tests.support.maps import decode, random_map
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from async_maps.shares.report import ShareReport
 
 pytestmark = pytest.mark.usefixtures(leaves_nothing.__name__)
 
@@ -151,6 +151,35 @@ async def test_two_retries_of_one_generation_have_one_result(if_exists: Any, map
     assert sorted(path.name for path in tmp_path.glob("plan/*/done/*")) == [
         f"{name}.parquet" for name in ("0000001.0", "0000001.1", "0000002.0")
     ]
+
+
+async def test_a_retry_that_loses_starts_from_the_rows_of_the_winner(
+    maps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(maps)
+    await aplan(maps, tmp_path / "out", tmp_path / "plan")
+    broken = [maps / "1.npy", maps / "2.npy", maps / "3.npy"]
+    break_(*broken)
+    await arun_plan(tmp_path / "plan", settings=SETTINGS)
+    repair(broken[0])
+    create, winner = Place.create, list[ShareReport]()
+
+    async def late(self: Place, name: str, data: bytes) -> bool:
+        """Let another retry commit first, after a second file is back; the third one is back for this retry only."""
+        if "/done/" in name and not winner:
+            repair(broken[1])
+            winner.append(ShareReport())
+            winner[0] = await retry(tmp_path / "plan")
+            repair(broken[2])
+        return await create(self, name, data)
+
+    monkeypatch.setattr(Place, "create", late)
+    report = await retry(tmp_path / "plan")
+    assert (winner[0].committed, winner[0].uploaded, winner[0].failed) == ([1], 2, 1)
+    assert (report.committed, report.failed, report.exit_code) == ([1], 0, 0)
+    names = [[row[0] for row in generation(tmp_path / "plan", 1, number)[1]] for number in (1, 2)]
+    assert names == [["1", "2"], ["3"]]
+    assert {row[2] for row in rows_of(tmp_path / "plan").values()} == {"done"}
 
 
 async def test_only_committed_parts_are_retried(maps: Path, tmp_path: Path) -> None:
