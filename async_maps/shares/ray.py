@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from importlib import import_module
@@ -38,6 +39,7 @@ _RETRIES = 2
 """The starts of a part after the first one: a part whose process always dies must not keep the others waiting."""
 _WAITING = 2
 """Parts for each place of the cluster: one runs, and the next one is there when it ends, or asks for another node."""
+_ANSWER_S = 10.0
 _END_S = 10.0
 """The time for cancelled parts to end, before their processes are killed."""
 _OF_ALL = (PlanError, SettingsError, StoreError)
@@ -168,6 +170,7 @@ async def _connected(ray: Any, address: str | None) -> AsyncIterator[None]:
     if ray.is_initialized():
         yield
         return
+    await _check_answers(address or os.environ.get("RAY_ADDRESS", ""))
     connect = partial(ray.init, address, include_dashboard=False, log_to_driver=False, logging_level="error")
     # It would print the deaths of processes on standard output, which is for the result of the command.
     ray._private.worker._worker_logs_enabled = False
@@ -181,6 +184,24 @@ async def _connected(ray: Any, address: str | None) -> AsyncIterator[None]:
     finally:
         with CancelScope(shield=True):
             await to_thread.run_sync(ray.shutdown)
+
+
+async def _check_answers(address: str) -> None:
+    """Check that something listens at an address with a port: Ray would try for minutes, and not hear a signal.
+
+    Raises WorkerError.
+    """
+    found = re.fullmatch(r"(?:ray://)?\[?([^\]/]+)\]?:(\d+)", address)
+    if found is None:
+        return
+    try:
+        async with asyncio.timeout(_ANSWER_S):
+            _, writer = await asyncio.open_connection(found[1], int(found[2]))
+    except (OSError, TimeoutError) as error:
+        raise WorkerError(
+            f"no Ray cluster answers at {address!r}: {str(error) or 'timed out'}; start it, or correct the address"
+        ) from error
+    writer.close()
 
 
 def _fitting(ray: Any, settings: Settings) -> tuple[int, int]:

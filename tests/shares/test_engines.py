@@ -72,7 +72,7 @@ def cluster(held: HeldParts) -> Iterator[Any]:
     assert {pid for pid in worker_pids_of(os.getpid()) if alive(pid)} <= before
 
 
-@pytest.fixture(params=["local", pytest.param("ray", marks=_WITH_RAY)])
+@pytest.fixture(params=["local", pytest.param("ray", marks=[_WITH_RAY, pytest.mark.long])])
 def engine(request: pytest.FixtureRequest) -> Engine:
     """Each engine."""
     if request.param == "local":
@@ -131,7 +131,6 @@ def report_of(place: Path, number: int) -> Path:
     return place.with_name(f"{number}.json")
 
 
-@pytest.mark.slow
 async def test_each_part_is_committed_once(engine: Engine, plan: Plan, tmp_path: Path) -> None:
     outcomes = await run(engine, tmp_path / "plan")
     assert sorted(outcome.part for outcome in outcomes) == list(range(1, PARTS + 1))
