@@ -30,7 +30,9 @@ _THREADS = 16
 
 def is_plan(place: str | PathLike[str]) -> bool:
     """Whether a place is the address of a plan, a folder or ``s3://bucket/prefix``; else it is a manifest's file."""
-    return "://" in os.fspath(place) or os.path.isdir(place)
+    address = os.fspath(place)
+    # pathlib.Path removes a slash, which is named when the address is parsed.
+    return "://" in address or address.startswith(("s3:/", "file:/")) or os.path.isdir(address)
 
 
 class PlanObjects:

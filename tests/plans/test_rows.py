@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 import async_maps as am
 from async_maps.errors import PlanError
 from async_maps.kolena import results_frame
+from async_maps.plans import manifests
 from async_maps.plans.manifests import GONE, Footer, manifest_name, read_footer, write_rows
 from async_maps.plans.planning import aplan
 from async_maps.plans.rows import PlanRows, open_rows
@@ -23,8 +25,6 @@ from tests.support.maps import npy, random_map
 from tests.support.s3 import upload
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from async_maps.plans.document import Plan
 
 pytestmark = pytest.mark.usefixtures(leaves_nothing.__name__)
@@ -117,6 +117,19 @@ async def test_a_generation_of_another_parent_is_refused(maps: Path, tmp_path: P
         open_rows(tmp_path / "plan")
 
 
+async def test_a_manifest_of_another_schema_is_refused(
+    maps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = await planned(maps, tmp_path / "plan")
+    with monkeypatch.context() as later:
+        later.setattr(manifests, "SCHEMA", 9)
+        footer, data = write_rows([], Footer(plan.id, 3, 1, "w"))
+    (tmp_path / "plan" / footer.name).write_bytes(data)
+    with PlanRows(str(tmp_path / "plan")) as rows, pytest.raises(PlanError, match="parquet has schema 9") as error:
+        list(rows.rows())
+    assert "this version of async-maps reads 1: use the version that wrote it" in str(error.value)
+
+
 async def test_results_get_the_masks_of_a_plan_in_s3(bucket: str, tmp_path: Path) -> None:
     pd = pytest.importorskip("pandas")
     maps = {f"maps/{i:02}.npy": npy(random_map(i)) for i in range(7)}
@@ -149,6 +162,12 @@ async def test_a_range_of_each_map_is_none_for_others(maps: Path, tmp_path: Path
     settings = SETTINGS.model_copy(update={"range": f"from:{tmp_path / 'plan'}"})
     with pytest.raises(PlanError, match="has no range for other maps: it has range per-map; use that setting"):
         await am.arun(maps / "00.npy", tmp_path / "one", settings=settings)
+
+
+@pytest.mark.fast
+def test_an_address_without_a_slash_is_named(tmp_path: Path) -> None:
+    with pytest.raises(am.SettingsError, match=r"'s3:/bucket/plan' has one slash instead of two"):
+        am.export_manifest(Path("s3://bucket/plan"), tmp_path / "a.csv")
 
 
 def test_a_folder_without_a_plan_is_named(tmp_path: Path) -> None:
