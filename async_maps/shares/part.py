@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from anyio import to_thread
 
 from async_maps.concurrency.tasks import OrderlyTask, raise_if_cancelled
-from async_maps.errors import PlanError
+from async_maps.errors import AsyncMapsError, PlanError
 from async_maps.filesystems.filesystem import is_remote
 from async_maps.filesystems.temporary import unique_text
 from async_maps.outcomes import Failure
@@ -166,9 +166,11 @@ class Parts:
         """Cancel a part that another share commits meanwhile: no PUT starts for a part that is committed."""
         while True:
             await asyncio.sleep(_LOOK_S)
-            if await self.place.has(name):
-                running.request_cancel()
-                return
+            # If the place does not answer now, the commit will say so.
+            with suppress(AsyncMapsError):
+                if await self.place.has(name):
+                    running.request_cancel()
+                    return
 
     async def _commit(self, part: int, manifest: Path) -> bool:
         """Commit a part; return whether this process has."""

@@ -10,6 +10,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -231,6 +232,28 @@ def test_output_to_a_full_disk_loses_no_map(maps: Path, full: str, progress: str
     if full == "stdout":
         assert done.stderr == "async-maps: error: cannot write to standard output: No space left on device\n"
     whole(Path("async-maps.sqlite"), Path("out"), {"a"})
+
+
+def test_a_full_disk_of_the_manifests_of_parts_fails_no_map(
+    stack: Path, disk: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert invoke("plan", stack, "out", "--to", "plan", "--workers", "0") == 0
+    capsys.readouterr()
+    folder = disk("200k")
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    assert invoke("run", "--plan", "plan", *QUICK) == 3
+    assert re.fullmatch(
+        rf"the manifest {folder}/async-maps-parts-.*/0000001.sqlite cannot be written: the disk is full: free some .*",
+        error_message(capsys),
+    )
+    assert not list(Path("plan").rglob("done/*"))
+    assert not list(folder.iterdir())
+    filling = fill(folder)
+    assert invoke("run", "--plan", "plan", *QUICK) == 3
+    filling.unlink()
+    disk("8m")
+    assert invoke("run", "--plan", "plan", *QUICK) == 0
 
 
 @pytest.mark.parametrize("record", ["names", "claims"])

@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import shutil
+import signal
+import tempfile
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
 import async_maps as am
+from async_maps.demo import seaweed
 from async_maps.errors import PlanError
+from async_maps.filesystems.temporary import unique_text
 from async_maps.plans import states
 from async_maps.plans.manifests import manifest_name, read_footer, read_rows
 from async_maps.plans.planning import aplan
-from async_maps.shares.share import arun_plan
+from async_maps.shares import part as part_module
+from async_maps.shares.share import Share, arun_plan
 from tests.support.leftovers import leaves_nothing
 from tests.support.maps import decode, npy, random_map
+from tests.support.reports import check_report
 from tests.support.s3 import keys, upload
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from async_maps.plans.document import Plan
 
 pytestmark = pytest.mark.usefixtures(leaves_nothing.__name__)
@@ -108,6 +116,145 @@ async def test_a_part_that_an_earlier_attempt_has_stored_is_its_own(if_exists: A
     report = await arun_plan(tmp_path / "plan", settings=settings)
     assert sorted(report.committed) == [1, 3]
     assert (report.uploaded, report.failed) == (10, 0)
+
+
+async def test_a_part_that_another_share_commits_meanwhile_is_left(
+    maps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(part_module, "_LOOK_S", 0.01)
+    save(maps, 40)
+    plan = await aplan(maps, tmp_path / "out", tmp_path / "plan")
+    await arun_plan(tmp_path / "plan", settings=SETTINGS)
+    manifest = tmp_path / "plan" / manifest_name(plan.id, 1)
+    data = manifest.read_bytes()
+    manifest.unlink()
+
+    def commit(progress: am.Progress) -> None:
+        if progress.report.uploaded:
+            manifest.write_bytes(data)
+
+    slow = SETTINGS.model_copy(update={"rate": 20})
+    report = await arun_plan(tmp_path / "plan", settings=slow, on_progress=commit)
+    assert (report.committed, report.done_by_others) == ([], [1])
+    assert 0 < report.uploaded < 40
+    assert (report.complete, report.exit_code, report.selected) == (True, 0, report.uploaded)
+    assert manifest.read_bytes() == data
+
+
+async def test_a_share_takes_parts_that_nobody_has_started_before_others(
+    maps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(maps, 30)
+    plan = await aplan(maps, tmp_path / "out", tmp_path / "plan", part_size=3)
+    started = {2, 3, 5, 7}
+    for number in started:
+        path = tmp_path / "plan" / plan.id / "started" / f"{number:07}"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("another share")
+    share = Share(tmp_path / "plan", (10, 10), settings=SETTINGS)
+    report = await share.run()
+    own, *others = report.committed
+    assert sorted(report.committed) == list(range(1, 11))
+    # Two parts run at a time, and their ends may change places.
+    assert {own, *others[:4]} - started
+    assert started - {own} <= {*others[-5:]}
+
+
+async def test_progress_is_that_of_all_parts_together(maps: Path, tmp_path: Path) -> None:
+    save(maps, 60)
+    (maps / "bad.npy").write_bytes(b"no map")
+    await aplan(maps, tmp_path / "out", tmp_path / "plan", part_size=7)
+    seen: list[am.Progress] = []
+    slow = SETTINGS.model_copy(update={"rate": 60})
+    report = await arun_plan(tmp_path / "plan", settings=slow, on_progress=seen.append)
+    counts = [progress.report.uploaded for progress in seen]
+    assert counts == sorted(counts)
+    assert len(set(counts)) > 3
+    assert [progress.ended for progress in seen] == [False] * (len(seen) - 1) + [True]
+    assert all(isinstance(progress.report, am.ShareReport) for progress in seen)
+    assert (report.uploaded, report.failed, report.selected, report.exit_code) == (60, 1, 61, 0)
+    assert (
+        seen[-1].report.uploaded_bytes
+        == report.uploaded_bytes
+        == sum(path.stat().st_size for path in (tmp_path / "out").iterdir())
+    )
+    assert report.statistics is not None
+    assert report.statistics.uploaded == 60
+    assert seen[-1].line().startswith("9 of 9 parts, 61 maps, 1 failed")
+    check_report(report.as_dict())
+
+
+async def test_warnings_of_parts_are_logged_a_few_times_only(
+    maps: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for i in range(10):
+        np.save(maps / f"{i}.npy", np.full((8, 8), 0.001 * i))
+    await aplan(maps, tmp_path / "out", tmp_path / "plan", part_size=1)
+    report = await arun_plan(tmp_path / "plan", settings=SETTINGS)
+    logged = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert len(logged) == 3
+    assert len(report.warnings) == 10
+    assert all("overlay" in warning for warning in report.warnings)
+
+
+async def test_rates_are_for_all_shares_together(maps: Path, tmp_path: Path) -> None:
+    save(maps, 1)
+    await aplan(maps, tmp_path / "out", tmp_path / "plan")
+    settings = SETTINGS.model_copy(update={"rate": 100.0, "bandwidth": 1_000_000})
+    report = await arun_plan(tmp_path / "plan", (3, 8), settings=settings)
+    assert (report.settings["rate"], report.settings["bandwidth"]) == (12.5, 125_000)
+
+
+async def test_the_folders_of_killed_shares_are_deleted(maps: Path, tmp_path: Path) -> None:
+    save(maps, 1)
+    await aplan(maps, tmp_path / "out", tmp_path / "plan")
+    machine, _, rest = unique_text().partition("-")
+    ended = await asyncio.create_subprocess_exec("true")
+    await ended.wait()
+    dead, other = f"{machine}-{ended.pid}-1-0", f"{'0' * 8}-{rest}"
+    names = [f"async-maps-parts-{name}" for name in (dead, other, unique_text(), "of somebody")]
+    paths = [Path(tempfile.gettempdir(), name) for name in names]
+    for path in paths:
+        path.mkdir()
+        (path / "0000001.sqlite").touch()
+    await arun_plan(tmp_path / "plan", settings=SETTINGS)
+    found = [path.exists() for path in paths]
+    for path in paths:
+        shutil.rmtree(path, ignore_errors=True)
+    assert found == [False, True, True, True]
+
+
+@pytest.mark.slow
+async def test_a_share_runs_its_parts_in_lanes(maps: Path, tmp_path: Path) -> None:
+    save(maps, 60)
+    plan = await aplan(maps, tmp_path / "out", tmp_path / "plan", part_size=15)
+    report = await arun_plan(tmp_path / "plan", settings=SETTINGS.model_copy(update={"processes": 2}))
+    check_overlays(tmp_path / "out", 60)
+    assert len(rows_of(tmp_path / "plan", plan)) == 60
+    assert report.statistics is not None
+    assert sum(lane.done for lane in report.statistics.lanes) == 60
+
+
+@pytest.mark.slow
+async def test_a_store_that_dies_leaves_its_parts_uncommitted(maps: Path, tmp_path: Path) -> None:
+    save(maps, 60)
+    plan = await aplan(maps, tmp_path / "out", tmp_path / "plan", part_size=10)
+    with seaweed.serve(tmp_path / "server") as server, seaweed.in_environment(server):
+        await seaweed.create_bucket(server, "dying")
+        plan = await aplan(maps, "s3://dying/out", tmp_path / "plan-2", part_size=10)
+
+        def kill(progress: am.Progress) -> None:
+            if progress.report.uploaded:
+                with suppress(ProcessLookupError):
+                    os.kill(server.pid, signal.SIGKILL)
+
+        settings = am.Settings(workers=0, rate=20, s3=am.S3Settings(give_up_s=0.5))
+        with pytest.raises(am.StoreError, match="the store has accepted nothing") as error:
+            await arun_plan(tmp_path / "plan-2", settings=settings, on_progress=kill)
+    report = error.value.report
+    assert (report.exit_code, report.complete, report.failed) == (3, False, 0)
+    assert 0 < report.uploaded < 60
+    assert len(report.committed) == len(list((tmp_path / "plan-2" / plan.id).glob("done/*"))) < 6
 
 
 async def test_a_place_without_a_plan_is_refused(tmp_path: Path) -> None:
