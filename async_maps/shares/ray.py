@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import re
 from contextlib import aclosing, asynccontextmanager
@@ -171,7 +172,7 @@ async def _connected(ray: Any, address: str | None) -> AsyncIterator[None]:
         yield
         return
     await _check_answers(address or os.environ.get("RAY_ADDRESS", ""))
-    connect = partial(ray.init, address, include_dashboard=False, log_to_driver=False, logging_level="error")
+    connect = partial(ray.init, address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     # It would print the deaths of processes on standard output, which is for the result of the command.
     ray._private.worker._worker_logs_enabled = False
     try:
