@@ -26,6 +26,7 @@ from async_maps.errors import (
     naming_shortages,
     require_extra,
 )
+from async_maps.masking import mask
 from async_maps.settings import Settings
 from async_maps.shares.engine import LocalEngine, Work
 from async_maps.shares.part import PartDone, PartFailed, PartStopped
@@ -254,14 +255,11 @@ def _outcome(ray: Any, part: int, future: asyncio.Future[str]) -> PartOutcome:
 
     Raises PlanError, SettingsError or StoreError if all others would meet it.
     """
-    try:
-        found = json.loads(future.result())
-    except ray.exceptions.TaskCancelledError:
-        return PartStopped(part)
-    except ray.exceptions.WorkerCrashedError:
-        return PartFailed(part, f"its process died {1 + _RETRIES} times, perhaps of one of its maps")
-    except ray.exceptions.RayError as error:
-        return PartFailed(part, str(error).strip().splitlines()[-1])
+    error = future.exception()
+    if error is not None:
+        is_cancelled = isinstance(error, ray.exceptions.TaskCancelledError)
+        return PartStopped(part) if is_cancelled else PartFailed(part, _reason(ray, error))
+    found = json.loads(future.result())
     if "PartDone" in found:
         return PartDone(**found["PartDone"])
     if "PartStopped" in found:
@@ -270,3 +268,15 @@ def _outcome(ray: Any, part: int, future: asyncio.Future[str]) -> PartOutcome:
     if issubclass(kind, _OF_ALL):
         raise kind(found["message"], may_pass=found["may_pass"])
     return PartFailed(part, found["message"])
+
+
+def _reason(ray: Any, error: BaseException) -> str:
+    """Return why Ray has no result of a task, in one sentence."""
+    if isinstance(error, ray.exceptions.WorkerCrashedError):
+        return f"its process died {1 + _RETRIES} times, perhaps of one of its maps"
+    if isinstance(error, ray.exceptions.OutOfMemoryError):
+        return "Ray killed its process, as the memory of its node was short: use nodes with more memory for each CPU"
+    lines = str(error).strip().splitlines() or [""]
+    if isinstance(error, ray.exceptions.RayTaskError):  # with a traceback
+        return mask(lines[-1])
+    return mask(f"{type(error).__name__}: {lines[0]}")

@@ -121,8 +121,9 @@ def check(place: Path, missing: Collection[int] = ()) -> dict[str, str]:
 
 def start_driver(engine: Engine, place: Path, number: int) -> subprocess.Popen[str]:
     """Start the command that runs the plan."""
-    address = getattr(engine, "_address", None)
-    options = ["--engine", "ray", "--address", address] if address else ["--workers", "0"]
+    options = ["--workers", "0"]
+    if isinstance(engine, ray_engine.RayEngine):
+        options = ["--engine", "ray", *(["--address", engine._address] if engine._address else [])]
     return start("run", "--plan", place, "--report", report_of(place, number), "--progress", "none", *options)
 
 
@@ -255,3 +256,22 @@ async def test_a_node_that_dies_costs_its_running_parts_only(
     # The dying node may start it once more.
     assert {part for part in starts if starts.count(part) > 1} == {lost}
     cluster.add_node(**{name: NODE[name] for name in ("num_cpus", "object_store_memory")})
+
+
+@pytest.mark.long
+@_WITH_RAY
+def test_parts_that_are_killed_for_their_memory_are_not_started_for_ever(
+    held: HeldParts, plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held.hold(plan.id, *range(1, PARTS + 1))
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folder:
+        monkeypatch.setenv("RAY_TMPDIR", folder)
+        monkeypatch.setenv("RAY_memory_usage_threshold", "0.01")
+        monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "100")
+        with start_driver(ray_engine.RayEngine(), tmp_path / "plan", 1) as driver:
+            driver.communicate()
+    held.release(plan.id)
+    assert driver.returncode == STOPPED_EARLY
+    report = json.loads(report_of(tmp_path / "plan", 1).read_bytes())
+    assert len(report["unfinished"]) == PARTS
+    assert all(reason.startswith("Ray killed its process, as the memory") for reason in report["unfinished"].values())
