@@ -227,7 +227,7 @@ async def arun_plan(  # noqa: PLR0913  # one argument per option
             CPU for each part. Then the report has the counts of uploaded and failed maps only.
         address: the address of the Ray cluster, as for ``ray.init``: ``auto``, ``HOST:PORT`` or ``ray://HOST:PORT``.
             None for ``RAY_ADDRESS``; without that variable, a cluster of this machine, which ends with the call. If Ray
-            is initialized already, that connection is used.
+            is initialized already, that connection is used and kept: initialize it to run several plans at a time.
         retry_failed: only run the failed maps of the share's committed parts again. What changes is committed beside
             the first manifest of the part; then the plan can be committed again.
         on_progress: called with a :class:`~async_maps.Progress` five times a second and at the end, on the event loop,
