@@ -20,23 +20,6 @@ _FILES, _FILE_SHARE = 3_000, 20
 """The maps that are files of their own: the share of all maps, and the smallest number."""
 _PLANNERS = 50
 """The attempts to kill a planner before it has made its plan."""
-_MAKE = """\
-import sys
-from async_maps.plans.planning import plan
-plan(sys.argv[1], sys.argv[2], sys.argv[3], part_size=int(sys.argv[4]))
-"""
-_RUN = """\
-import sys
-import async_maps as am
-from async_maps.shares.share import run_plan
-rate = float(sys.argv[3]) / 4 if len(sys.argv) > 3 else None
-run_plan(sys.argv[1], (int(sys.argv[2]), 4), settings=am.Settings(rate=rate))
-"""
-_COMMIT = """\
-import sys
-from async_maps.plans.commits import commit_plan
-sys.exit(not commit_plan(sys.argv[1]).is_complete)
-"""
 
 
 class KilledPlan(KilledJob):
@@ -79,7 +62,7 @@ class KilledPlan(KilledJob):
                     shares[number] = self._share(number)
             for share in shares.values():
                 self._end(share)
-            self._end(self._launch("-c", _COMMIT, self._plan))
+            self._end(self._command("commit", self._plan))
         finally:
             for share in shares.values():
                 kill(share)
@@ -118,10 +101,15 @@ class KilledPlan(KilledJob):
 
     def _make(self) -> subprocess.Popen[bytes]:
         size = -(-self._count // _PARTS)
-        return self._launch("-c", _MAKE, self._source, f"s3://{BUCKET}/parts", self._plan, size)
+        destination = f"s3://{BUCKET}/parts"
+        return self._command("plan", self._source, destination, "--to", self._plan, "--part-size", size)
 
     def _share(self, number: int) -> subprocess.Popen[bytes]:
-        return self._launch("-c", _RUN, self._plan, number, *self._rate[1:])
+        command = ("run", "--plan", self._plan, "--part", f"{number}/{_SHARES}", "--progress", "none")
+        return self._command(*command, *self._rate)
+
+    def _command(self, *arguments: object) -> subprocess.Popen[bytes]:
+        return self._launch("-m", "async_maps", *arguments)
 
     def _wait_for_parts(self, moment: float, shares: dict[int, subprocess.Popen[bytes]]) -> None:
         while (found := self._committed()) < moment:
