@@ -1,4 +1,4 @@
-"""Killed lanes, runs and stores lose no map and double none, as an independent check finds."""
+"""Killed lanes, runs, shares, planners and stores lose no map and double none, as an independent check finds."""
 
 from __future__ import annotations
 
@@ -39,11 +39,12 @@ def put(server: sink.Sink, key: str, body: bytes) -> None:
         pytest.param("seaweedfs", 100_000, None, marks=[pytest.mark.long, pytest.mark.timeout(3_600)]),
     ],
 )
+@pytest.mark.parametrize("plan", [False, True], ids=["lanes", "plan"])
 def test_kills_lose_no_map(
-    store: str, count: int, rate: float | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    plan: bool, store: str, count: int, rate: float | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     try:
-        code = compare(tmp_path, store, count, 1, rate)
+        code = compare(tmp_path, store, count, 1, rate, plan=plan)
     finally:
         # pytest keeps the folders of its last runs.
         shutil.rmtree(tmp_path)
@@ -52,7 +53,8 @@ def test_kills_lose_no_map(
         print(printed)  # noqa: T201  # README's
     assert code == 0, printed
     assert f"{count:,} maps, {count:,} rows, {count:,} objects" in printed
-    for killed, times in {"lane": 3, "run": 3, "store": 1}.items():
+    kills = {"planner": 1, "share": 3, "store": 1} if plan else {"lane": 3, "run": 3, "store": 1}
+    for killed, times in kills.items():
         assert printed.count(f"the {killed} is killed") == times
 
 

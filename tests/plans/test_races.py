@@ -9,6 +9,7 @@ import sys
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -139,7 +140,7 @@ def test_two_shares_commit_a_part_at_the_same_moment(
     # With workers=0, each second attempt would start a worker.
     settings = am.Settings(workers=1)
     # Both are the first of one, so that they run the same parts in the same order.
-    reports = together(*[lambda: arun_plan(place, settings=settings)] * 2)
+    reports = together(*[partial(arun_plan, place, settings=settings)] * 2)
     assert set(meeting.met.values()) == {2}
     assert len(meeting.met) == rounds
     check_parts(place, plan, reports)
@@ -155,7 +156,7 @@ def test_two_planners_make_their_plans_at_the_same_moment(
     for number in range(rounds):
         meeting = Meeting(DOCUMENT, monkeypatch)
         address = f"{place}-{number}"
-        found = together(*[lambda to=address: aplan(maps, tmp_path / "out", to, part_size=1)] * 2)
+        found = together(*[partial(aplan, maps, tmp_path / "out", address, part_size=1)] * 2)
         monkeypatch.undo()
         assert meeting.met == {DOCUMENT: 2}
         assert found[0] == found[1] == Plan.parse(read(address, DOCUMENT), "")
@@ -178,7 +179,7 @@ def test_two_planners_of_a_source_that_changes_in_between(
             save(maps, "aa")
             return await aplan(maps, tmp_path / "out", to, part_size=1)
 
-        found = together(lambda to=address: aplan(maps, tmp_path / "out", to, part_size=1), plan_later)
+        found = together(partial(aplan, maps, tmp_path / "out", address, part_size=1), plan_later)
         monkeypatch.undo()
         assert meeting.met == {DOCUMENT: 2}
         assert found[0] == found[1] == Plan.parse(read(address, DOCUMENT), "")
@@ -210,7 +211,7 @@ def test_shares_store_names_that_begin_alike_once(maps: Path, tmp_path: Path) ->
     plan = asyncio.run(aplan(maps, out, place, part_size=1))
     assert plan.parts == 5  # a, a/b and a/b-c are in one
     settings = am.Settings(workers=1)
-    reports = together(*(lambda share=(index, 2): arun_plan(place, share, settings=settings) for index in (1, 2)))
+    reports = together(*(partial(arun_plan, place, (index, 2), settings=settings) for index in (1, 2)))
     assert sorted(part for report in reports for part in report.committed) == [1, 2, 3, 4, 5]
     assert sorted(path.relative_to(out).as_posix() for path in out.rglob("*.png")) == sorted(
         f"{name}.png" for name in _NAMES
@@ -227,7 +228,7 @@ def test_two_commits_of_a_plan_at_the_same_moment(
     plan = asyncio.run(aplan(maps, tmp_path / "out", place, part_size=1))
     asyncio.run(arun_plan(place, settings=am.Settings(workers=0)))
     meeting = Meeting("_SUCCESS", monkeypatch)
-    found = together(*[lambda: acommit_plan(place)] * 2)
+    found = together(*[partial(acommit_plan, place)] * 2)
     assert meeting.met == {f"{plan.id}/commits/_SUCCESS-1": 2}
     assert listed(place, f"{plan.id}/commits") == [f"{plan.id}/commits/_SUCCESS-1"]
     assert [(status.is_complete, status.rows, status.commits) for status in found] == [(True, len(_NAMES), 1)] * 2
