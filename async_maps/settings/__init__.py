@@ -135,9 +135,10 @@ class Settings(Model, frozen=True):
     concurrency: Annotated[int, Field(gt=0, le=_MOST_REQUESTS)] | Literal["auto"] = "auto"
     """Maximum number of concurrent uploads. auto starts with 32; to S3 it grows up to 256 while that is faster."""
     rate: PositiveFloat | None = None
-    """Maximum number of PUTs a second; by default there is none until the store asks for fewer requests."""
+    """Maximum number of PUTs a second, of all shares of a plan together; by default there is none until the store asks
+    for fewer requests."""
     bandwidth: Converted[int | str | None, PositiveInt | None] = Field(default=None, validate_default=True)
-    """Maximum number of bytes uploaded a second: a number, or with a unit (100MB)."""
+    """Maximum number of bytes uploaded a second, of all shares of a plan together: a number, or with a unit (100MB)."""
     prefetch: Annotated[int, Field(gt=0, le=_MOST_REQUESTS)] | Literal["auto"] = "auto"
     """Maximum number of maps that are read concurrently from S3. auto starts with 16, and grows up to 64 while that is
     faster."""
