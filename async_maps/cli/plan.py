@@ -17,11 +17,12 @@ from async_maps.report.ending import DONE, SOME_FAILED, STOPPED_EARLY
 from async_maps.suggestions import suggest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from async_maps.plans.commits import PlanStatus
 
 _EVERY_S = 5.0
+_SHOWN = 5
 
 
 def plan(  # noqa: PLR0913  # one argument per option
@@ -47,6 +48,9 @@ def plan(  # noqa: PLR0913  # one argument per option
     Then run its shares, `async-maps run --plan PLAN --part I/N`, and `async-maps commit PLAN`.
 
     A plan is made once: a second call says what the first one has planned, and changes nothing.
+
+    With `--range dataset`, survey the shares first: `async-maps run --plan PLAN --part I/N --survey`. When all of them
+    have ended, call `plan` again: it finds the range.
 
     Parameters
     ----------
@@ -77,14 +81,24 @@ def plan(  # noqa: PLR0913  # one argument per option
         since=since,
         on_progress=None if quiet else _telling(),
     )
-    made, is_new = run_blocking(lambda: making)
-    if not is_new:
+    found = run_blocking(lambda: making)
+    made = found.plan
+    if not found.is_new:
         say(f"{to} has a plan already, made at {made.created_at}; it was not changed")
-    run = suggest("run", "--plan", to, "--part", "I/N")
     size = f", {made.size / 1e9:,.1f} GB" if made.size else ""
     left_out = f"; left out, because {made.since} has done them: {counted(made.left_out, 'file')}" if made.since else ""
-    then = f"; run each share: {run}" if made.parts else ""
-    printed = answer(f"{counted(made.parts, 'part')} of {counted(made.files, 'file')}{size}{left_out}{then}")
+    told = [f"{counted(made.parts, 'part')} of {counted(made.files, 'file')}{size}{left_out}"]
+    run = ("run", "--plan", to, "--part", "I/N")
+    if found.found_range:
+        told.append(f"all parts are surveyed: colors span {found.found_range.replace(',', ' to ')}")
+    if found.unsurveyed:
+        told += [] if found.is_new else [f"not surveyed: {_some(found.unsurveyed)}"]
+        told.append(f"survey each share: {suggest(*run, '--survey')}; then call plan again")
+    elif made.parts:
+        told.append(f"run each share: {suggest(*run)}")
+    printed = answer("; ".join(told))
+    if found.unsurveyed and not found.is_new:
+        return STOPPED_EARLY
     return DONE if printed else SOME_FAILED
 
 
@@ -130,12 +144,19 @@ def _lines(found: PlanStatus) -> list[str]:
     parts = f"{found.committed:,} of {counted(found.parts, 'part')} committed"
     lines = [f"{found.plan}: {parts}: {counted(found.rows - found.failures, 'map')} done, {found.failures:,} failed"]
     if not found.is_complete:
-        first = ", ".join(f"{part:,}" for part in found.missing)
-        more = found.parts - found.committed - len(found.missing)
-        lines.append(f"missing: {first}{f' and {more:,} more' if more else ''}; {found.started:,} of them were started")
+        missing = _some(found.missing, found.parts - found.committed)
+        lines.append(f"missing: {missing}; {found.started:,} of them were started")
     elif found.commits:
         lines.append(f"committed as _SUCCESS-{found.commits}")
     return lines
+
+
+def _some(parts: Sequence[int], total: int | None = None) -> str:
+    """Return the first parts, and how many more there are."""
+    total = len(parts) if total is None else total
+    shown = [f"{part:,}" for part in parts[:_SHOWN]]
+    more = f" and {total - len(shown):,} more" if total > len(shown) else ""
+    return f"{'part' if total == 1 else 'parts'} {', '.join(shown)}{more}"
 
 
 def _telling() -> Callable[[int], None]:

@@ -47,6 +47,7 @@ def run(  # noqa: PLR0913  # one argument per option
     dry_run: Annotated[Flag, Parameter(group=WHAT)] = False,
     limit: Annotated[int | None, Parameter(group=WHAT)] = None,
     retry_failed: Annotated[Flag, Parameter(group=WHAT)] = False,
+    survey: Annotated[Flag, Parameter(group=WHAT)] = False,
     prune: Annotated[Prune | None, Parameter(group=WHAT)] = None,
     prune_all: Annotated[Flag, Parameter(group=WHAT)] = False,
     overwrite: Annotated[Flag, Parameter(group=WHAT)] = False,
@@ -102,6 +103,8 @@ def run(  # noqa: PLR0913  # one argument per option
     retry_failed
         Try only the maps that failed before; the manifest must exist. With --plan: those of the share's committed
         parts. Then commit the plan again.
+    survey
+        Only read the maps of a plan with range dataset; then call plan again, which finds the range.
     overwrite
         Do all maps, also those that are done.
     prune
@@ -137,9 +140,12 @@ def run(  # noqa: PLR0913  # one argument per option
         }  # fmt: skip
         share = check_share(given, source, part)
         outputs.check(files)
-        return run_share(plan, share, settings, outputs, engine=engine, address=address, retry_failed=retry_failed)
+        return run_share(
+            plan, share, settings, outputs, engine=engine, address=address, retry_failed=retry_failed, survey=survey
+        )
     for name, is_given, example in (
         ("--part", part is not None, "--part I/N"),
+        ("--survey", survey, "--part I/N --survey"),
         ("--engine", engine != "local", f"--engine {engine}"),
         ("--address", address is not None, "--engine ray --address ADDRESS"),
     ):

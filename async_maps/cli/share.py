@@ -49,13 +49,16 @@ def run_share(  # noqa: PLR0913  # one argument per option
     engine: EngineName,
     address: str | None,
     retry_failed: bool,
+    survey: bool,
 ) -> int:
-    """Run a share of a plan on an engine, or its failed maps again; return the exit code."""
+    """Run a share of a plan on an engine, or its failed maps again, or survey it; return the exit code."""
     from async_maps.shares.share import Share
 
-    share = Share(plan, part, settings=settings, engine=engine, address=address, retry_failed=retry_failed)
+    share = Share(
+        plan, part, settings=settings, engine=engine, address=address, retry_failed=retry_failed, survey=survey
+    )
     job = Job(plan, share.report, outputs)
-    tell_start(plan=plan, part=list(part), retry_failed=retry_failed)
+    tell_start(plan=plan, part=list(part), retry_failed=retry_failed, survey=survey)
     with job.explaining_errors(plan, None):
 
         async def work(on_progress: OnProgress) -> None:
@@ -66,5 +69,9 @@ def run_share(  # noqa: PLR0913  # one argument per option
         job.run(share, work)
         printed = print_report(job.report, None, as_json=outputs.as_json)
         if job.report.complete:
-            say(f"when all shares have ended: {suggest('commit', plan)}")
+            say(
+                "when all shares have ended, call async-maps plan again: it finds the range"
+                if survey
+                else f"when all shares have ended: {suggest('commit', plan)}"
+            )
         return job.end(printed)

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from functools import partial
 from itertools import islice
 from math import ceil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from anyio import CapacityLimiter, to_thread
 
@@ -23,7 +23,7 @@ from async_maps.manifest.destination import place_of_overlays
 from async_maps.plans.document import Plan, choice_of
 from async_maps.plans.parts import Digest, PartFile, list_name, write_list
 from async_maps.plans.place import DOCUMENT, opened_place
-from async_maps.plans.ranges import given_range
+from async_maps.plans.ranges import combine_sketches, given_range, known_range, needs_range
 from async_maps.plans.since import Shape, leave_out_done
 from async_maps.plans.states import planned
 from async_maps.render.png import encoder_version
@@ -76,7 +76,8 @@ async def aplan(  # noqa: PLR0913  # one argument a choice
         on_progress: called with the number of listed files, several times a second.
 
     Returns:
-        The plan. If there is one already, that one: it is not changed.
+        The plan. If there is one already, that one: it is not changed. If its range is ``dataset``, and all of its
+        parts are surveyed, this call finds the range.
 
     Raises:
         SettingsError: a setting does not fit to a plan.
@@ -84,14 +85,30 @@ async def aplan(  # noqa: PLR0913  # one argument a choice
         PlanError: the plan that is there, or that of ``since``, cannot be read.
         StoreError: the store of the plan or of the overlays cannot be used.
     """
-    made, _ = await make_plan(
+    made = await make_plan(
         source, destination, to, settings=settings, part_size=part_size, since=since, on_progress=on_progress
     )
-    return made
+    return made.plan
 
 
 plan = blocking(aplan)
 """List a source, share it out in parts, and block until the plan is written."""
+
+
+class MadePlan(NamedTuple):
+    """A plan, and what it needs before it can be run.
+
+    Attributes:
+        plan: the plan.
+        is_new: whether this call has made it; False if it was there.
+        unsurveyed: the parts that must be surveyed, for the range of the plan.
+        found_range: the range that the survey has found, as a setting; None without one.
+    """
+
+    plan: Plan
+    is_new: bool
+    unsurveyed: Sequence[int] = ()
+    found_range: str | None = None
 
 
 async def make_plan(  # noqa: PLR0913  # those of aplan()
@@ -103,8 +120,8 @@ async def make_plan(  # noqa: PLR0913  # those of aplan()
     part_size: int,
     since: str | PathLike[str] | None = None,
     on_progress: Callable[[int], object] | None,
-) -> tuple[Plan, bool]:
-    """Make a plan as :func:`aplan`; return it, and whether it is new."""
+) -> MadePlan:
+    """Make a plan as :func:`aplan`, or find the one that is there."""
     settings = given_or_default(settings)
     _check(settings, part_size)
     place = place_of(source)
@@ -112,7 +129,7 @@ async def make_plan(  # noqa: PLR0913  # those of aplan()
         raise SourceError(f"a plan needs a source that can be listed again: a path or an address; found {source!r}")
     async with opened_place(os.fspath(to), settings) as kept, open_store(destination, settings) as store:
         if (found := await kept.read(DOCUMENT)) is not None:
-            return Plan.parse(found, kept.locator(DOCUMENT)), False
+            return await _found(kept, found)
         await store.check()
         shaping = settings.shaping(await given_range(settings, None, "changed"))
         with Spill("the files of a plan", _TABLE, PlanError) as files:
@@ -130,11 +147,20 @@ async def make_plan(  # noqa: PLR0913  # those of aplan()
             created_at=datetime.now(UTC).isoformat(timespec="seconds"), **shape._asdict(),
         )  # fmt: skip
         if await kept.create(DOCUMENT, made.dump()):
-            return made, True
+            return MadePlan(made, is_new=True, unsurveyed=range(1, number + 1) if needs_range(made) else ())
         # Another planner was faster.
         winner = await kept.read(DOCUMENT)
         assert winner is not None  # noqa: S101  # objects of a plan are never deleted
-        return Plan.parse(winner, kept.locator(DOCUMENT)), False
+        return await _found(kept, winner)
+
+
+async def _found(kept: Place, document: bytes) -> MadePlan:
+    """Return the plan that is there; if all its parts are surveyed, find its range."""
+    plan = Plan.parse(document, kept.locator(DOCUMENT))
+    if not needs_range(plan):
+        return MadePlan(plan, is_new=False)
+    unsurveyed = await combine_sketches(kept, plan)
+    return MadePlan(plan, is_new=False, unsurveyed=unsurveyed, found_range=await known_range(kept, plan))
 
 
 async def _leave_out_done(

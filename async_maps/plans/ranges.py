@@ -94,6 +94,11 @@ def range_at(place: PlanObjects, plan: Plan) -> str | None:
     return None if data is None else str(_parse(data, plan, place.locator(name))["range"])
 
 
+async def is_surveyed(place: Place, plan: Plan, part: int) -> bool:
+    """Return whether a part is surveyed."""
+    return await place.has(_sketch_name(plan, part))
+
+
 async def surveyed_parts(place: Place, plan: Plan) -> set[int]:
     """Return the parts that are surveyed."""
     names = await place.sizes(f"{plan.id}/sketches")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias
 
 from anyio import create_memory_object_stream
@@ -16,16 +16,20 @@ from async_maps.plans.ranges import settings_of
 from async_maps.shares.folder import manifests_folder
 from async_maps.shares.part import PartDone, PartFailed, Parts, PartStopped
 from async_maps.shares.retry import Retries
+from async_maps.shares.survey import PartSurveys
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, AsyncIterator
 
+    from async_maps.plans.document import Plan
+    from async_maps.plans.place import Place
     from async_maps.report import Report
     from async_maps.settings import Settings
     from async_maps.stages.meters import Statistics
 
 
 EngineName: TypeAlias = Literal["local", "ray"]
+Task: TypeAlias = Literal["run", "retry", "survey"]
 PartOutcome: TypeAlias = PartDone | PartStopped | PartFailed
 
 _IN_FLIGHT = 2
@@ -38,12 +42,13 @@ class Work(NamedTuple):
     Attributes:
         plan: the address of the plan.
         settings: how to run; what shapes the overlays comes from the plan.
-        retry_failed: whether the failed maps of committed parts are run again, and nothing else.
+        task: ``run``, ``retry`` (the failed maps of committed parts are run again) or ``survey`` (the maps are read for
+            the range of the plan).
     """
 
     plan: str
     settings: Settings
-    retry_failed: bool = False
+    task: Task = "run"
 
 
 class Engine(Protocol):
@@ -76,12 +81,12 @@ class LocalEngine:
     def __init__(self) -> None:
         self.running: dict[int, Report] = {}
         self._pipeline: Pipeline | None = None
-        self._parts: Parts | None = None
+        self._parts: Parts | PartSurveys | None = None
 
     @property
     def is_open(self) -> bool:
         """Whether it runs parts."""
-        return self._parts is not None and self._pipeline is not None and self._pipeline.is_open
+        return self._parts is not None and self._parts.is_open
 
     @property
     def statistics(self) -> Statistics | None:
@@ -105,11 +110,8 @@ class LocalEngine:
         async with AsyncExitStack() as stack:
             place = await stack.enter_async_context(opened_place(work.plan, work.settings))
             plan = await read_plan(place)
-            folder = await stack.enter_async_context(manifests_folder())
-            self._pipeline = Pipeline(plan.destination, settings=await settings_of(place, plan, work.settings))
-            await stack.enter_async_context(self._pipeline)
-            kind = Retries if work.retry_failed else Parts
-            self._parts = runner = kind(place, plan, self._pipeline, folder)
+            runner = await stack.enter_async_context(self._opened(work, place, plan))
+            self._parts = runner
             self.running = runner.running
             sending, receiving = create_memory_object_stream[PartOutcome](0)
 
@@ -129,3 +131,13 @@ class LocalEngine:
                 await running.result()
             finally:
                 await running.cancel()
+
+    @asynccontextmanager
+    async def _opened(self, work: Work, place: Place, plan: Plan) -> AsyncIterator[Parts | PartSurveys]:
+        if work.task == "survey":
+            yield PartSurveys(place, plan, plan.settings(work.settings))
+            return
+        settings = await settings_of(place, plan, work.settings)
+        async with manifests_folder() as folder, Pipeline(plan.destination, settings=settings) as pipeline:
+            self._pipeline = pipeline
+            yield (Retries if work.task == "retry" else Parts)(place, plan, pipeline, folder)

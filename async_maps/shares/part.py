@@ -94,6 +94,11 @@ class Parts:
         self.is_draining = False
         self.running: dict[int, Report] = {}
 
+    @property
+    def is_open(self) -> bool:
+        """Whether parts can be run."""
+        return self._pipeline.is_open
+
     def drain(self) -> None:
         """Finish the maps in flight, and start no further part; the parts that run are not committed."""
         self.is_draining = True

@@ -226,7 +226,7 @@ def _described(work: Work, places: int) -> str:
     if settings.bandwidth is not None:
         changes["bandwidth"] = max(1, settings.bandwidth // places)
     plain = settings.model_dump(mode="json") | changes
-    return json.dumps({"plan": work.plan, "settings": plain, "retry_failed": work.retry_failed})
+    return json.dumps({"plan": work.plan, "settings": plain, "task": work.task})
 
 
 def _run_part(work: str, part: int) -> str:
@@ -243,10 +243,9 @@ async def _run(work: dict[str, Any], part: int) -> dict[str, Any]:
     async def only() -> AsyncGenerator[int, None]:
         yield part
 
-    found = Work(work["plan"], Settings(**work["settings"]), work["retry_failed"])
+    found = Work(work["plan"], Settings(**work["settings"]), work["task"])
     async with aclosing(LocalEngine().run(found, only(), 1)) as outcomes:
         outcome = await anext(outcomes)
-    assert not isinstance(outcome, PartFailed)  # noqa: S101  # that is what this engine makes
     return {type(outcome).__name__: outcome._asdict()}
 
 
@@ -260,10 +259,9 @@ def _outcome(ray: Any, part: int, future: asyncio.Future[str]) -> PartOutcome:
         is_cancelled = isinstance(error, ray.exceptions.TaskCancelledError)
         return PartStopped(part) if is_cancelled else PartFailed(part, _reason(ray, error))
     found = json.loads(future.result())
-    if "PartDone" in found:
-        return PartDone(**found["PartDone"])
-    if "PartStopped" in found:
-        return PartStopped(part)
+    for outcome in (PartDone, PartStopped, PartFailed):
+        if outcome.__name__ in found:
+            return outcome(**found[outcome.__name__])
     kind = getattr(async_maps.errors, found["error"])
     if issubclass(kind, _OF_ALL):
         raise kind(found["message"], may_pass=found["may_pass"])

@@ -11,11 +11,12 @@ from async_maps.report.ending import DONE, STOPPED_EARLY
 from async_maps.shares.part import PartDone, PartFailed
 
 if TYPE_CHECKING:
-    from async_maps.shares.engine import PartOutcome
+    from async_maps.shares.engine import PartOutcome, Task
     from async_maps.stages.meters import Statistics
 
 _SUMMED = (
     "selected", "uploaded", "skipped", "failed", "constant", "invalid", "transparent", "faint", "uploaded_bytes",
+    "surveyed", "unsurveyed",
 )  # fmt: skip
 _MAX_WARNINGS = 30
 _SHOWN = 3
@@ -31,6 +32,7 @@ class ShareReport(Report):
     Attributes:
         plan: the address of the plan.
         part: which share of how many, from 1.
+        task: what it did with the parts: ``run``, ``retry`` or ``survey``.
         parts: the number of parts of the plan.
         to_do: the parts that it had to do: its own that were not committed at its start, and those that it has taken
             from other shares at the end.
@@ -42,6 +44,7 @@ class ShareReport(Report):
 
     plan: str = ""
     part: tuple[int, int] = (1, 1)
+    task: Task = "run"
     parts: int = 0
     to_do: int = 0
     committed: list[int] = field(default_factory=list)
@@ -106,8 +109,10 @@ class ShareReport(Report):
         index, count = self.part
         others = f", {len(self.done_by_others):,} by other shares" if self.done_by_others else ""
         others += f", {len(self.unchanged):,} unchanged" if self.unchanged else ""
-        done = f"{counted(len(self.committed), 'part')} committed{others}, of {self.parts:,} in the plan"
-        lines = [f"share {index}/{count}: {done}", Report.summary(self)]
+        is_survey = self.task == "survey"
+        verb = "surveyed" if is_survey else "committed"
+        done = f"{counted(len(self.committed), 'part')} {verb}{others}, of {self.parts:,} in the plan"
+        lines = [f"share {index}/{count}: {done}", self._surveyed() if is_survey else Report.summary(self)]
         if self.failed:
             lines.append("the failed maps are in the manifests of their parts; the commit of the plan tells of them")
         if self.unfinished:
@@ -116,6 +121,10 @@ class ShareReport(Report):
             rest = f"; {more:,} more" if more else ""
             lines.append(f"not finished: {'; '.join(first)}{rest}; run the share again for them")
         return "\n".join(lines)
+
+    def _surveyed(self) -> str:
+        unread = f", of which {self.unsurveyed:,} could not be read" if self.unsurveyed else ""
+        return f"{counted(self.surveyed, 'map')} read{unread}, in {self.elapsed_s:.1f} s"
 
 
 class ShareProgress(Progress):

@@ -19,7 +19,7 @@ from async_maps.filesystems.filesystem import is_remote
 from async_maps.keys import printable
 from async_maps.plans.commits import committed_parts, read_footers, read_plan
 from async_maps.plans.place import opened_place
-from async_maps.plans.ranges import settings_of
+from async_maps.plans.ranges import needs_range, settings_of, surveyed_parts
 from async_maps.plans.schedulers import share_of
 from async_maps.settings import S3Settings, given_or_default
 from async_maps.settings.s3 import HEADERS
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from async_maps.progress import OnProgress
     from async_maps.report import Report
     from async_maps.settings import Settings
-    from async_maps.shares.engine import Engine, EngineName
+    from async_maps.shares.engine import Engine, EngineName, Task
     from async_maps.stages.meters import Statistics
 
 _logger = logging.getLogger("async_maps")
@@ -56,12 +56,14 @@ class Share:
         engine: what runs the parts: ``local``, this process, or ``ray``, a Ray cluster.
         address: the address of the Ray cluster; see :func:`arun_plan`.
         retry_failed: only run the failed maps of its committed parts again.
+        survey: only read the maps, for the range of the plan.
 
     Attributes:
         report: what is done, without the parts that run.
 
     Raises:
-        SettingsError: there is no such share or engine, or the engine has no address.
+        SettingsError: there is no such share or engine, the engine has no address, or retry_failed and survey are both
+            given.
     """
 
     def __init__(  # noqa: PLR0913  # those of arun_plan()
@@ -73,15 +75,18 @@ class Share:
         engine: EngineName = "local",
         address: str | None = None,
         retry_failed: bool = False,
+        survey: bool = False,
     ) -> None:
+        if retry_failed and survey:
+            raise SettingsError("retry_failed and survey exclude each other")
         self.part = share_of(f"{part[0]}/{part[1]}")
         self._settings = given_or_default(settings)
         self._engine = _engine(engine, address)
         self._local = self._engine if isinstance(self._engine, LocalEngine) else None
-        self._retry_failed = retry_failed
+        self._task: Task = "retry" if retry_failed else "survey" if survey else "run"
         self._is_running = self._is_draining = False
         plain = self._settings.model_dump(mode="json")
-        self.report = ShareReport(plan=os.fspath(plan), part=self.part, settings=plain)
+        self.report = ShareReport(plan=os.fspath(plan), part=self.part, task=self._task, settings=plain)
 
     @property
     def is_open(self) -> bool:
@@ -126,16 +131,16 @@ class Share:
             plan = await read_plan(place)
             self.report.parts, self.report.destination = plan.parts, plan.destination
             shared = _shared_out(self._settings, self.part[1])
-            merged = await settings_of(place, plan, shared)
+            merged = await self._merged(place, plan, shared)
             _refuse_others(self._settings, plan)
             self.report.settings = merged.model_dump(mode="json")
             if self._local is not None:
                 await to_thread.run_sync(_check_source, plan)
             if on_progress is not None:
                 await stack.enter_async_context(calling_every(_INTERVAL_S, partial(self._show, on_progress)))
-            chosen = self._failed_parts if self._retry_failed else self._parts
+            chosen = self._failed_parts if self._task == "retry" else self._parts
             parts = await stack.enter_async_context(aclosing(chosen(place, plan)))
-            work = Work(place.address, shared, self._retry_failed)
+            work = Work(place.address, shared, self._task)
             outcomes = await stack.enter_async_context(aclosing(self._engine.run(work, parts)))
             self._is_running = True
             async for outcome in outcomes:
@@ -144,6 +149,14 @@ class Share:
                 for warning in self.report.warnings[told:_LOGGED]:
                     _logger.warning("part %s: %s", outcome.part, warning)
             self.report.drained |= self._is_draining
+
+    async def _merged(self, place: Place, plan: Plan, shared: Settings) -> Settings:
+        if self._task != "survey":
+            return await settings_of(place, plan, shared)
+        if not needs_range(plan):
+            found = plan.shaping["range"]
+            raise SettingsError(f"the plan has range {found}, which needs no survey: run its shares without --survey")
+        return plan.settings(shared)
 
     def _show(self, on_progress: OnProgress, ended: bool) -> None:
         report = self._now()
@@ -168,18 +181,19 @@ class Share:
         return None if self._local is None else self._local.statistics
 
     async def _parts(self, place: Place, plan: Plan) -> AsyncGenerator[int, None]:
-        """Yield the parts of the share, and then those that no other share has committed."""
+        """Yield the parts of the share, and then those that no other share has done."""
         order, own = self._order(plan)
-        committed = {*await committed_parts(place, plan)}
-        own = [part for part in own if part not in committed]
+        done_parts = surveyed_parts if self._task == "survey" else committed_parts
+        done = {*await done_parts(place, plan)}
+        own = [part for part in own if part not in done]
         self.report.to_do = len(own)
         for part in own:
             if self._is_draining:
                 return
             yield part
-        committed = {*await committed_parts(place, plan), *own}
+        done = {*await done_parts(place, plan), *own}
         started = {int(name.rpartition("/")[2]) for name in await place.sizes(f"{plan.id}/started")}
-        left = [part for part in order if part not in committed]
+        left = [part for part in order if part not in done]
         # Those that another share runs, or has left, come last.
         for part in sorted(random.sample(left, len(left)), key=started.__contains__):
             if self._is_draining:
@@ -214,6 +228,7 @@ async def arun_plan(  # noqa: PLR0913  # one argument per option
     engine: EngineName = "local",
     address: str | None = None,
     retry_failed: bool = False,
+    survey: bool = False,
     on_progress: OnProgress | None = None,
 ) -> ShareReport:
     """Run a share of the parts of a plan, then those that no share has committed yet.
@@ -230,6 +245,8 @@ async def arun_plan(  # noqa: PLR0913  # one argument per option
             is initialized already, that connection is used and kept: initialize it to run several plans at a time.
         retry_failed: only run the failed maps of the share's committed parts again. What changes is committed beside
             the first manifest of the part; then the plan can be committed again.
+        survey: only read the maps of a plan with range ``dataset``, and store how often each value occurs. When all
+            parts are surveyed, another call of :func:`aplan` finds the range, with which the plan can be run.
         on_progress: called with a :class:`~async_maps.Progress` five times a second and at the end, on the event loop,
             which it must not block. Its report is a :class:`~async_maps.ShareReport`.
 
@@ -239,10 +256,12 @@ async def arun_plan(  # noqa: PLR0913  # one argument per option
 
     Raises:
         PlanError: there is no plan, or this version cannot run it.
-        SettingsError: the share does not exist, or a setting differs from the plan's.
+        SettingsError: the share does not exist, a setting differs from the plan's, or the plan needs a survey.
         StoreError: a store cannot be used. Run the share again for the rest.
     """
-    share = Share(plan, part, settings=settings, engine=engine, address=address, retry_failed=retry_failed)
+    share = Share(
+        plan, part, settings=settings, engine=engine, address=address, retry_failed=retry_failed, survey=survey
+    )
     return await share.run(on_progress)
 
 

@@ -56,7 +56,7 @@ def status(capsys: pytest.CaptureFixture[str], plan: Path) -> tuple[int, dict[st
 
 def test_a_plan_is_run_in_shares_and_committed(plan: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert invoke("commit", plan) == 3
-    assert "missing: 1, 2, 3, 4; 0 of them were started" in capsys.readouterr().out
+    assert "missing: parts 1, 2, 3, 4; 0 of them were started" in capsys.readouterr().out
     assert invoke("run", "--plan", plan, "--part", "2/3", "--report", "r.json") == 0
     out, err = capsys.readouterr()
     assert out.startswith("share 2/3: 4 parts committed, of 4 in the plan\n12 uploaded, 0 skipped, 0 failed\n")
@@ -84,6 +84,41 @@ def test_failed_maps_end_a_share_with_0_and_the_commit_with_1(
     assert [group["count"] for group in report["failure_groups"]] == [MAPS]
     assert status(capsys, plan)[0] == 1
     assert invoke("commit", plan) == 1
+
+
+def test_a_plan_with_one_range_for_all_maps_is_surveyed_first(
+    maps: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ASYNC_MAPS_WORKERS", "0")
+    for i in range(MAPS):
+        np.save(maps / f"{i:02}.npy", random_map(i) * 10)
+    plan = ("plan", maps, "out", "--to", "plan", "--part-size", MAPS // PARTS, "--range", "dataset")
+    assert invoke(*plan) == 0
+    assert "survey each share: async-maps run --plan plan --part I/N --survey" in capsys.readouterr().out
+    assert invoke("run", "--plan", "plan") == 2
+    assert "survey its parts with run --survey" in only_error(capsys.readouterr())
+    assert invoke(*plan) == 3
+    assert "; not surveyed: parts 1, 2, 3, 4; " in capsys.readouterr().out
+    assert invoke("run", "--plan", "plan", "--part", "1/2", "--survey", "--report", "r.json") == 0
+    out, err = capsys.readouterr()
+    assert out.startswith(f"share 1/2: 4 parts surveyed, of 4 in the plan\n{MAPS} maps read, in ")
+    assert "call async-maps plan again: it finds the range" in err
+    assert read_report()["surveyed"] == MAPS
+    assert invoke(*plan) == 0
+    values = [np.load(path) for path in maps.iterdir()]
+    low, high = float(min(map(np.min, values))), float(max(map(np.max, values)))
+    assert f"all parts are surveyed: colors span {low!r} to {high!r}; run each share: " in capsys.readouterr().out
+    assert invoke("run", "--plan", "plan", "--report", "r.json") == 0
+    report = read_report()
+    assert (report["done"], report["range_low"], report["range_high"]) == (MAPS, low, high)
+    assert invoke("run", "--plan", "plan", "--survey", "--retry-failed") == 2
+
+
+def test_a_survey_of_a_plan_with_another_range_is_refused(plan: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert invoke("run", "--plan", plan, "--survey") == 2
+    assert "the plan has range unit, which needs no survey" in only_error(capsys.readouterr())
+    assert invoke("run", "maps", "out", "--survey") == 2
+    assert "--survey needs --plan" in only_error(capsys.readouterr())
 
 
 def test_a_second_plan_at_a_place_is_not_made(plan: Path, maps: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ from async_maps.errors import PlanError
 from async_maps.plans.place import opened_place
 from async_maps.plans.planning import aplan
 from async_maps.plans.ranges import combine_sketches, known_range, surveyed_parts
-from async_maps.shares.part import PartDone, PartFailed
+from async_maps.shares.part import PartDone, PartFailed, PartStopped
 from async_maps.shares.share import arun_plan
 from async_maps.shares.survey import PartSurveys
 from tests.support.leftovers import leaves_nothing
@@ -34,7 +34,7 @@ def save(maps: Path, count: int) -> None:
         np.save(maps / f"{i:03}.npy", random.standard_normal((9, 11)) * 10.0**i)
 
 
-async def survey(tmp_path: Path, plan: Plan, *parts: int) -> list[PartDone | PartFailed]:
+async def survey(tmp_path: Path, plan: Plan, *parts: int) -> list[PartDone | PartStopped | PartFailed]:
     async with opened_place(str(tmp_path / "plan"), SETTINGS) as place:
         surveys = PartSurveys(place, plan, SETTINGS)
         return [await surveys.run(part) for part in parts]
@@ -76,7 +76,7 @@ async def test_a_part_that_cannot_be_read_now_has_no_sketch(
     with monkeypatch.context() as patch:
         patch.setattr("async_maps.survey.map_size", broken_disk)
         (failed,) = await survey(tmp_path, plan, 1)
-    assert failed == PartFailed(1, "2 maps could not be read now; survey the part again")
+    assert failed == PartFailed(1, "2 maps could not be read now")
     await survey(tmp_path, plan, 2)
     async with opened_place(str(tmp_path / "plan"), SETTINGS) as place:
         assert await surveyed_parts(place, plan) == {2}
