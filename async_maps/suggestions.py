@@ -49,5 +49,7 @@ def suggest(command: str, *arguments: object) -> str:
         arguments: its arguments, and options of its own.
     """
     given = given_options.get() or GivenOptions()
-    options = (*given.settings, *(given.of_runs if command == "run" else ())) if command in _WITH_SETTINGS else ()
+    # A plan has those of its runs.
+    of_runs = given.of_runs if command == "run" and "--plan" not in arguments else ()
+    options = (*given.settings, *of_runs) if command in _WITH_SETTINGS else ()
     return shlex.join(["async-maps", command, *map(str, arguments), *options])

@@ -94,7 +94,9 @@ def test_a_plan_with_one_range_for_all_maps_is_surveyed_first(
         np.save(maps / f"{i:02}.npy", random_map(i) * 10)
     plan = ("plan", maps, "out", "--to", "plan", "--part-size", MAPS // PARTS, "--range", "dataset")
     assert invoke(*plan) == 0
-    assert "survey each share: async-maps run --plan plan --part I/N --survey" in capsys.readouterr().out
+    assert capsys.readouterr().out.endswith(
+        "; survey each share: async-maps run --plan plan --part I/N --survey; then call plan again\n"
+    )
     assert invoke("run", "--plan", "plan") == 2
     assert "survey its parts with run --survey" in only_error(capsys.readouterr())
     assert invoke(*plan) == 3

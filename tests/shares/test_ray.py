@@ -28,8 +28,8 @@ async def ended(result: dict[str, object]) -> asyncio.Future[str]:
 
 def test_a_task_has_the_settings_of_one_cpu_and_its_share_of_the_limits() -> None:
     settings = am.Settings(rate=100.0, bandwidth="80MB", colormap="viridis", s3={"metadata": {"model": "a"}})
-    found = json.loads(_described(Work("plan", settings, retry_failed=True), places=4))
-    assert (found["plan"], found["retry_failed"]) == ("plan", True)
+    found = json.loads(_described(Work("plan", settings, "retry"), places=4))
+    assert (found["plan"], found["task"]) == ("plan", "retry")
     limits = {"rate": 25.0, "bandwidth": 20_000_000}
     expected = settings.model_copy(update={"processes": 1, "workers": 0, "encode_threads": 2, **limits})
     assert am.Settings(**found["settings"]) == expected
