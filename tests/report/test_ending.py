@@ -100,8 +100,9 @@ def test_a_drained_run_is_not_complete() -> None:
 
 def test_the_schema_has_every_key_of_a_report() -> None:
     ending = schema()["$defs"]["ending"]["properties"].keys()
-    for kind, report in (("run", am.Report()), ("verify", Verification())):
+    for kind, report in (("run", am.ShareReport()), ("verify", Verification())):
         assert report.as_dict().keys() == ending | schema()["$defs"][kind]["properties"].keys()
+    assert am.Report().as_dict().keys() == ending | {*schema()["$defs"]["run"]["required"]}
 
 
 def test_a_limited_run_does_not_know_the_total(tmp_path: Path) -> None:
