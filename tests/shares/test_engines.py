@@ -266,6 +266,7 @@ def test_parts_that_are_killed_for_their_memory_are_not_started_for_ever(
     held.hold(plan.id, *range(1, PARTS + 1))
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folder:
         monkeypatch.setenv("RAY_TMPDIR", folder)
+        monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
         monkeypatch.setenv("RAY_memory_usage_threshold", "0.01")
         monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "100")
         with start_driver(ray_engine.RayEngine(), tmp_path / "plan", 1) as driver:
