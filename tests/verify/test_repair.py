@@ -186,14 +186,14 @@ async def test_an_interrupted_repair_is_completed_by_the_next_command(
         with pytest.raises(asyncio.CancelledError):
             await am.arepair_overlays(manifest, settings=SETTINGS)
     assert rows(manifest, "name, stage, locator, error", "status = 'failed' ORDER BY name") == [
-        ("e", "verify", (out / "e.png").as_uri(), "missing: expected 1,736 bytes, found nothing"),
-        ("f", "verify", (out / "f.png").as_uri(), "size: expected 1,736 bytes, found 5 bytes"),
+        ("e", "verify", (out / "e.png").as_uri(), "missing: expected 1,742 bytes, found nothing"),
+        ("f", "verify", (out / "f.png").as_uri(), "size: expected 1,742 bytes, found 5 bytes"),
     ]
     # Broken overlays are not exported and not foreign.
     assert am.export_manifest(manifest, tmp_path / "locators.csv") == len(NAMES) - 2
     verification = await am.averify_locators(manifest, settings=SETTINGS)
     assert found(verification) == {"broken": {"e", "f"}}
-    assert "missing: expected 1,736 bytes, found nothing" in verification.first[0].found
+    assert "missing: expected 1,742 bytes, found nothing" in verification.first[0].found
     puts.clear()
     if then == "run":
         report = await to_thread.run_sync(lambda: am.run(maps, out, settings=SETTINGS, manifest=manifest))
