@@ -14,7 +14,7 @@ WHAT = Group("What to do", sort_key=1)
 OUTPUT = Group("What is printed", sort_key=3)
 _LOOKS = Group("How it looks", sort_key=4)
 _SPEED = Group("Speed", help="The defaults suit most machines.", sort_key=5)
-_S3 = Group(
+OF_S3 = Group(
     "S3",
     help="Endpoint, region, profile and credentials come from the AWS environment and files: AWS_ENDPOINT_URL, "
     "AWS_DEFAULT_REGION, AWS_PROFILE.",
@@ -31,7 +31,7 @@ _GROUPS = {
     **dict.fromkeys(("channels", "include", "exclude", "column"), _MAPS),
     **dict.fromkeys(("colormap", "alpha", "range", "invalid", "png"), _LOOKS),
     **dict.fromkeys(_SPEEDS, _SPEED),
-    "s3": _S3,
+    "s3": OF_S3,
 }
 
 OF_RUNS = {name for name, group in _GROUPS.items() if group in (_MAPS, _LOOKS, _SPEED)}

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from async_maps.cli.console import answer, say, set_verbosity
-from async_maps.cli.options import OUTPUT, WHAT, Flag, GroupedSettings, Quiet, Verbose
+from async_maps.cli.options import OF_S3, OUTPUT, WHAT, Flag, GroupedSettings, Quiet, Verbose
 from async_maps.concurrency.loop import run_blocking
 from async_maps.masking import masked_json
 from async_maps.report import counted
 from async_maps.report.ending import DONE, SOME_FAILED, STOPPED_EARLY
+from async_maps.settings import S3Settings, Settings
 from async_maps.suggestions import suggest
 
 if TYPE_CHECKING:
@@ -109,6 +110,7 @@ def commit(
     as_json: Annotated[Flag, Parameter("--json", group=OUTPUT)] = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
+    s3: Annotated[S3Settings, Parameter(group=OF_S3)] = S3Settings(),  # noqa: B008  # frozen
 ) -> int:
     """Declare a plan done, when all of its parts are.
 
@@ -129,7 +131,7 @@ def commit(
     from async_maps.plans.commits import commit_plan
 
     set_verbosity(verbose=verbose, quiet=quiet)
-    return print_plan(commit_plan(plan), as_json=as_json)
+    return print_plan(commit_plan(plan, settings=Settings(s3=s3)), as_json=as_json)
 
 
 def print_plan(found: PlanStatus, *, as_json: bool) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, cast
 
@@ -134,8 +135,10 @@ def run(  # noqa: PLR0913  # one argument per option
     )
     outputs = Outputs("none" if quiet else progress, report, metrics_port, metrics_host, metrics_textfile)
     if plan is not None:
+        # An image may set the variable for all of its runs.
+        is_manifest_given = str(manifest) not in {str(DEFAULT_MANIFEST), os.environ.get(MANIFEST_VARIABLE)}
         given = {
-            "--manifest": manifest != DEFAULT_MANIFEST, "--dry-run": dry_run, "--limit": limit is not None,
+            "--manifest": is_manifest_given, "--dry-run": dry_run, "--limit": limit is not None,
             "--prune": prune is not None, "--prune-all": prune_all, "--overwrite": overwrite,
         }  # fmt: skip
         share = check_share(given, source, part)
