@@ -17,14 +17,14 @@ BENCHES = {
     "encode": "PNGs in time and bytes, against Pillow and OpenCV; in threads",
     "upload": "CPU time of a PUT and PUTs per second, against boto3, aioboto3, obstore, fast-s3 and s5cmd",
     "job": "the whole job from files to a store, against the usual scripts",
-    "scale": "time, memory and manifest of up to 200,000 maps, and resuming",
+    "scale": "time, memory and manifest of up to 200,000 maps, and resuming; lanes; plans of a million rows",
     "service": "callers of Pipeline.put: throughput, latency, stalls of the event loop",
     "latency": "small maps to a store that answers late, against another checkout",
     "start": "from launch to the help and to the first PUT",
 }
 OTHERS = {
     "colors": "draws the README's picture into a file",
-    "kills": "kills lanes, runs and the store of a job, and compares it with a run in one process",
+    "kills": "kills lanes, runs, shares and the store of a job, and compares it with a run in one process",
     "paper": "computes time, limit and price of jobs of up to 10^9 maps on up to 64 machines",
     "soak": "changes, kills and restarts for minutes or days, and compares maps, manifest and bucket",
 }

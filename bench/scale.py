@@ -2,7 +2,7 @@
 
 The maps are tiny, so that listing, messages, signing and the manifest take most of the time. For each number of maps,
 the command runs with a manifest to a sink, then again with nothing to do. The plot is ``bench/results/scale.png``.
-Further tables compare one process with lanes (``bench/lanes.py``).
+Further tables compare one process with lanes (``bench/lanes.py``), and plans of different sizes (``bench/plans.py``).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench import lanes, sink
+from bench import lanes, plans, sink
 from bench.data import link_maps, write_maps
 from bench.measure import parser, run_command
 from bench.tables import Bench, results
@@ -60,6 +60,7 @@ def main(arguments: Sequence[str]) -> None:
     plot(table.rows, results(quick=options.quick) / "scale.png")
     for delay_s in (0.0, options.delay):
         lanes.add_table(bench, delay_s)
+    plans.add_table(bench)
 
 
 def _resumed(folder: Path, manifest: Path, server: sink.Sink) -> dict[str, Any]:
