@@ -138,6 +138,9 @@ class LocalEngine:
             yield PartSurveys(place, plan, plan.settings(work.settings))
             return
         settings = await settings_of(place, plan, work.settings)
+        if work.task == "retry" and not settings.worker_count:
+            # A process may have died of one of the failed maps, which a worker names.
+            settings = settings.model_copy(update={"workers": 1})
         async with manifests_folder() as folder, Pipeline(plan.destination, settings=settings) as pipeline:
             self._pipeline = pipeline
             yield (Retries if work.task == "retry" else Parts)(place, plan, pipeline, folder)

@@ -88,7 +88,7 @@ class Parts:
     def __init__(self, place: Place, plan: Plan, pipeline: Pipeline, folder: Path) -> None:
         self.place = place
         self.plan = plan
-        self._pipeline = pipeline
+        self.pipeline = pipeline
         self.folder = folder
         self._pipelines = {pipeline}
         self.is_draining = False
@@ -97,7 +97,7 @@ class Parts:
     @property
     def is_open(self) -> bool:
         """Whether parts can be run."""
-        return self._pipeline.is_open
+        return self.pipeline.is_open
 
     def drain(self) -> None:
         """Finish the maps in flight, and start no further part; the parts that run are not committed."""
@@ -124,7 +124,7 @@ class Parts:
         source = await files_of_part(self.place, self.plan, part, maybe_stored=not is_first)
         manifest = self.folder / f"{part:07}.sqlite"
         try:
-            async with self.pipeline_for(is_first=is_first) as pipeline:
+            async with self._pipeline_for(is_first=is_first) as pipeline:
                 run = partial(pipeline.run, source, manifest=manifest, on_progress=partial(self.note, part))
                 running = OrderlyTask(run)
                 looking = OrderlyTask(partial(self._cancel_if_committed, running, name))
@@ -151,11 +151,11 @@ class Parts:
         self.running[part] = progress.report
 
     @asynccontextmanager
-    async def pipeline_for(self, *, is_first: bool) -> AsyncIterator[Pipeline]:
+    async def _pipeline_for(self, *, is_first: bool) -> AsyncIterator[Pipeline]:
         """Yield the pipeline for a part: an earlier attempt may have been killed by a map, which a worker names."""
-        settings = self._pipeline.settings
+        settings = self.pipeline.settings
         if is_first or settings.worker_count:
-            yield self._pipeline
+            yield self.pipeline
             return
         careful = Pipeline(self.plan.destination, settings=settings.model_copy(update={"workers": 1}))
         async with careful:

@@ -49,11 +49,9 @@ class Retries(Parts):
             manifest = self.folder / f"{part:07}-{unique_text()}.sqlite"
             failed = await to_thread.run_sync(_load, manifest, before, self.plan.source)
             source = _related(await files_of_part(self.place, self.plan, part, maybe_stored=True), failed)
-            # The process of an earlier attempt may have died of one of these maps.
-            async with self.pipeline_for(is_first=False) as pipeline:
-                report = await pipeline.run(
-                    source, manifest=manifest, select="failed", on_progress=partial(self.note, part)
-                )
+            report = await self.pipeline.run(
+                source, manifest=manifest, select="failed", on_progress=partial(self.note, part)
+            )
             self.running[part] = report
             if not report.complete:
                 break

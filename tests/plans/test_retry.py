@@ -135,13 +135,12 @@ async def test_a_map_that_was_done_stays_done_without_its_file(maps: Path, tmp_p
     assert {row[2] for row in rows_of(tmp_path / "plan").values()} == {"done"}
 
 
-@pytest.mark.parametrize("if_exists", ["overwrite", "error"])
-async def test_two_retries_of_one_generation_have_one_result(if_exists: Any, maps: Path, tmp_path: Path) -> None:
+async def test_two_retries_of_one_generation_have_one_result(maps: Path, tmp_path: Path) -> None:
     save(maps)
     await aplan(maps, tmp_path / "out", tmp_path / "plan", part_size=4)
     broken = [maps / "1.npy", maps / "2.npy", maps / "6.npy"]
     break_(*broken)
-    settings = SETTINGS.model_copy(update={"if_exists": if_exists})
+    settings = SETTINGS.model_copy(update={"if_exists": "error"})
     await arun_plan(tmp_path / "plan", settings=settings)
     repair(*broken[:2])
     reports = await asyncio.gather(*(retry(tmp_path / "plan", settings) for _ in range(3)))
