@@ -139,6 +139,11 @@ async def committed_parts(place: Place, plan: Plan) -> dict[int, tuple[int, int]
     return {part: max(enumerate(sizes)) for part, sizes in found.items()}
 
 
+async def started_parts(place: Place, plan: Plan) -> set[int]:
+    """Return the parts that were started, committed ones included."""
+    return await place.numbers(f"{plan.id}/started")
+
+
 def manifests_at(place: PlanObjects, plan: Plan) -> dict[int, list[int]]:
     """Return the bytes of the manifests of each committed part, from generation 0 on. Blocks.
 
@@ -147,8 +152,9 @@ def manifests_at(place: PlanObjects, plan: Plan) -> dict[int, list[int]]:
     """
     found: dict[int, dict[int, int]] = {}
     for name, size in place.sizes(f"{plan.id}/done").items():
-        part, generation = part_in(name)
-        found.setdefault(part, {})[generation] = size
+        # Others are not ours, such as files of a file manager.
+        if (numbers := part_in(name)) is not None and 1 <= numbers[0] <= plan.parts:
+            found.setdefault(numbers[0], {})[numbers[1]] = size
     for part, sizes in found.items():
         if missing := {*range(max(sizes) + 1)} - {*sizes}:
             raise PlanError(f"{place.locator(manifest_name(plan.id, part, min(missing)))} was deleted: {DAMAGED}")
@@ -242,7 +248,7 @@ async def read_footers(place: Place, plan: Plan, parts: Collection[int] | None =
 async def _status(place: Place, plan: Plan) -> tuple[PlanStatus, list[Footer]]:
     footers = await read_footers(place, plan)
     committed = {footer.part for footer in footers}
-    started = {int(name.rpartition("/")[2]) for name in await place.sizes(f"{plan.id}/started")}
+    started = await started_parts(place, plan)
     missing = (part for part in range(1, plan.parts + 1) if part not in committed)
     status = PlanStatus(
         plan=place.address,
@@ -252,6 +258,6 @@ async def _status(place: Place, plan: Plan) -> tuple[PlanStatus, list[Footer]]:
         missing=[*islice(missing, _SHOWN)],
         rows=sum(footer.rows for footer in footers),
         failures=sum(footer.failures for footer in footers),
-        commits=len(await place.sizes(f"{plan.id}/commits")),
+        commits=len(await place.numbers(f"{plan.id}/commits", "_SUCCESS-")),
     )
     return status, footers

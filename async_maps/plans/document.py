@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
 from async_maps.errors import PlanError, SettingsError
 from async_maps.render.png import encoder_version
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from typing import Any
 
     from async_maps.settings import Settings
 
@@ -19,6 +20,17 @@ SCHEMA = 1
 """The version of all objects of a plan; higher if a key or a column is dropped or redefined."""
 _OF_SOURCES = ("include", "exclude")
 """The settings that choose the maps, besides those that shape the overlays."""
+MOST_PARTS = 10**7 - 1
+"""The names of the objects of parts have seven digits."""
+
+
+def _shaping(found: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(found.get("range"), str) or not isinstance(found.get("s3"), dict):
+        raise ValueError("expected a range and settings of s3")
+    return found
+
+
+_Count = Annotated[int, Field(ge=0)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,17 +52,17 @@ class Plan:
         created_at: the time of the plan, UTC in ISO 8601.
     """
 
-    id: str
+    id: Annotated[str, Field(pattern="^[0-9a-f]{32}$")]  # a part of paths
     source: str
     destination: str
-    shaping: dict[str, Any]
+    shaping: Annotated[dict[str, Any], AfterValidator(_shaping)]
     choice: dict[str, Any]
     encoder: str
-    parts: int
-    files: int
-    size: int
+    parts: Annotated[int, Field(ge=0, le=MOST_PARTS)]
+    files: _Count
+    size: _Count
     since: str | None
-    left_out: int
+    left_out: _Count
     created_at: str
 
     def dump(self) -> bytes:
@@ -62,13 +74,17 @@ class Plan:
         """Read the JSON of a plan; raise PlanError if it is none, or of another version."""
         try:
             found = json.loads(data)
-            schema = found.pop("schema")
+            schema = found["schema"]
             if schema != SCHEMA:
                 raise PlanError(
                     f"{where} has schema {schema!r}, and this version of async-maps reads {SCHEMA}: use the version "
                     "that made the plan, or make another plan"
                 )
-            return cls(**found)
+            return _PLAN.validate_json(data, strict=True)
+        except ValidationError as error:
+            first = error.errors()[0]
+            at = ".".join(map(str, first["loc"]))
+            raise PlanError(f"{where} is no plan of async-maps: {at}: {first['msg']}") from None
         except (ValueError, TypeError, AttributeError, KeyError) as error:
             raise PlanError(f"{where} is no plan of async-maps: {error}") from error
 
@@ -93,6 +109,9 @@ class Plan:
             return own.shaped_as(self.shaping | self.choice)
         except SettingsError as error:
             raise PlanError(f"the settings of the plan cannot be used: {error}") from error
+
+
+_PLAN = TypeAdapter(Plan)
 
 
 def choice_of(settings: Settings) -> Mapping[str, Any]:

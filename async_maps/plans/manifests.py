@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 from contextlib import closing
 from itertools import chain, islice
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
@@ -71,10 +72,10 @@ def manifest_name(plan: str, part: int, generation: int = 0) -> str:
     return f"{plan}/done/{part:07}.{generation}.parquet"
 
 
-def part_in(name: str) -> tuple[int, int]:
-    """Return the part and the generation in the name of a manifest."""
-    part, generation, _ = name.rpartition("/")[2].split(".")
-    return int(part), int(generation)
+def part_in(name: str) -> tuple[int, int] | None:
+    """Return the part and the generation in the name of a manifest; None if it is another object."""
+    found = re.fullmatch(r".*/(\d{7,})\.(\d+)\.parquet", name, re.ASCII)
+    return found and (int(found[1]), int(found[2]))
 
 
 def write_manifest(manifest: str | PathLike[str], footer: Footer) -> tuple[Footer, bytes]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 from contextlib import asynccontextmanager
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -123,6 +124,17 @@ class Place:
     async def sizes(self, below: str) -> dict[str, int]:
         """Return the names of the objects below a name, in their order, with their bytes; empty if there are none."""
         return await to_thread.run_sync(self.objects.sizes, below, limiter=self._threads)
+
+    async def numbers(self, below: str, start: str = "", end: str = "") -> set[int]:
+        """Return the numbers in the names of the objects below a name; others, as of a file manager, are left out.
+
+        Args:
+            below: the name that the objects lie below.
+            start: what is before the number.
+            end: what is after it.
+        """
+        pattern = re.compile(rf"{re.escape(f'{below}/{start}')}(\d+){re.escape(end)}", re.ASCII)
+        return {int(found[1]) for found in map(pattern.fullmatch, await self.sizes(below)) if found}
 
     def locator(self, name: str) -> str:
         """Return the URL of an object."""

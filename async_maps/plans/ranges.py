@@ -101,8 +101,7 @@ async def is_surveyed(place: Place, plan: Plan, part: int) -> bool:
 
 async def surveyed_parts(place: Place, plan: Plan) -> set[int]:
     """Return the parts that are surveyed."""
-    names = await place.sizes(f"{plan.id}/sketches")
-    return {int(name.rpartition("/")[2].removesuffix(".json")) for name in names}
+    return await place.numbers(f"{plan.id}/sketches", end=".json")
 
 
 async def keep_sketch(place: Place, plan: Plan, part: int, sketch: QuantileSketch) -> bool:

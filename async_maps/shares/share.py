@@ -17,7 +17,7 @@ from async_maps.concurrency.tasks import OrderlyTask, calling_every
 from async_maps.errors import PipelineClosedError, SettingsError, SourceError
 from async_maps.filesystems.filesystem import is_remote
 from async_maps.keys import printable
-from async_maps.plans.commits import committed_parts, read_footers, read_plan
+from async_maps.plans.commits import committed_parts, read_footers, read_plan, started_parts
 from async_maps.plans.place import opened_place
 from async_maps.plans.ranges import needs_range, settings_of, surveyed_parts
 from async_maps.plans.schedulers import share_of
@@ -192,7 +192,7 @@ class Share:
                 return
             yield part
         done = {*await done_parts(place, plan), *own}
-        started = {int(name.rpartition("/")[2]) for name in await place.sizes(f"{plan.id}/started")}
+        started = await started_parts(place, plan)
         left = [part for part in order if part not in done]
         # Those that another share runs, or has left, come last.
         for part in sorted(random.sample(left, len(left)), key=started.__contains__):

@@ -12,6 +12,7 @@ import pytest
 import async_maps as am
 from async_maps.plans import commits
 from async_maps.plans.commits import acommit_plan, aplan_status
+from async_maps.plans.document import Plan
 from async_maps.plans.manifests import manifest_name
 from async_maps.plans.planning import aplan
 from async_maps.shares.share import arun_plan
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SETTINGS = am.Settings(workers=0)
+PLAN = Plan(
+    id="0" * 32, source="/maps", destination="file:///out", shaping={"range": "unit", "s3": {}}, choice={},
+    encoder="2", parts=1, files=1, size=1, since=None, left_out=0, created_at="2026-01-01T00:00:00+00:00",
+)  # fmt: skip
 
 
 async def test_a_commit_before_all_parts_are_done_names_them_and_changes_nothing(maps: Path, tmp_path: Path) -> None:
@@ -62,3 +67,30 @@ async def test_a_footer_that_is_longer_than_expected_is_read(
     await arun_plan(tmp_path / "plan", settings=SETTINGS)
     monkeypatch.setattr(commits, "FOOTER_BYTES", 100)
     assert (await aplan_status(tmp_path / "plan")).rows == 3
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"id": "../../elsewhere"}, {"id": "0" * 31 + "G"}, {"parts": "3"}, {"parts": -1}, {"parts": 10**9},
+        {"source": 7}, {"destination": None}, {"since": 5}, {"shaping": {}}, {"shaping": []}, {"choice": None},
+    ],
+)  # fmt: skip
+def test_a_damaged_plan_is_refused_by_the_name_of_the_value(change: dict[str, object]) -> None:
+    found = json.loads(PLAN.dump()) | change
+    with pytest.raises(am.PlanError, match=rf"^here is no plan of async-maps: {next(iter(change))}: "):
+        Plan.parse(json.dumps(found).encode(), "here")
+    assert Plan.parse(json.dumps({**json.loads(PLAN.dump()), "of_a_later_version": 1}).encode(), "here") == PLAN
+
+
+async def test_files_of_others_in_the_place_of_a_plan_are_no_parts(maps: Path, tmp_path: Path) -> None:
+    np.save(maps / "0.npy", random_map(0))
+    plan = await aplan(maps, tmp_path / "out", tmp_path / "plan")
+    await arun_plan(tmp_path / "plan", settings=SETTINGS)
+    await acommit_plan(tmp_path / "plan")
+    expected = await aplan_status(tmp_path / "plan")
+    for name in ("done/.DS_Store", "done/0000009.0.parquet", "started/.nfs0001", "commits/Thumbs.db"):
+        (tmp_path / "plan" / plan.id / name).write_bytes(b"no object of a plan")
+    assert await aplan_status(tmp_path / "plan") == expected == await acommit_plan(tmp_path / "plan")
+    assert (await arun_plan(tmp_path / "plan", settings=SETTINGS)).committed == []
