@@ -93,21 +93,23 @@ def write_gray(scanlines: NDArray[np.uint8], shape: tuple[int, ...], level: int)
 
 def _write(scanlines: NDArray[np.uint8], shape: tuple[int, ...], kind: int, colors: bytes, level: int) -> bytes:
     header = struct.pack(">IIBBBBB", shape[1], shape[0], 8, kind, 0, 0, 0)
-    body = _compressed(scanlines, level)
-    return b"".join((_SIGNATURE, _chunk(b"IHDR", header), colors, *_parts(b"IDAT", body), *_parts(b"IEND", b"")))
+    data = _parts(b"IDAT", *_compressed(scanlines, level))
+    return b"".join((_SIGNATURE, _chunk(b"IHDR", header), colors, *data, *_parts(b"IEND")))
 
 
-def _compressed(scanlines: NDArray[np.uint8], level: int) -> bytes:
+def _compressed(scanlines: NDArray[np.uint8], level: int) -> tuple[bytes, ...]:
     if not level:
-        return isal_zlib.compress(scanlines, level)
+        return (isal_zlib.compress(scanlines, level),)
     compressor = isal_zlib.compressobj(level)
     first = compressor.compress(scanlines[:_FIRST]) + compressor.flush(isal_zlib.Z_SYNC_FLUSH)
-    return b"".join((first, compressor.compress(scanlines[_FIRST:]), compressor.flush()))
+    return first, compressor.compress(scanlines[_FIRST:]), compressor.flush()
 
 
-def _parts(kind: bytes, body: bytes) -> tuple[bytes, bytes, bytes, bytes]:
-    checksum = isal_zlib.crc32(body, isal_zlib.crc32(kind))
-    return struct.pack(">I", len(body)), kind, body, struct.pack(">I", checksum)
+def _parts(kind: bytes, *body: bytes) -> tuple[bytes, ...]:
+    checksum = isal_zlib.crc32(kind)
+    for piece in body:
+        checksum = isal_zlib.crc32(piece, checksum)
+    return struct.pack(">I", sum(map(len, body))), kind, *body, struct.pack(">I", checksum)
 
 
 def _chunk(kind: bytes, body: bytes) -> bytes:
