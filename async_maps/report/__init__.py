@@ -103,6 +103,7 @@ class Report(Ending):
     warnings: list[str] = field(default_factory=list)
     statistics: Statistics | None = None
     _groups: FailureGroups = field(default_factory=FailureGroups, init=False, repr=False, compare=False)
+    _is_listed: bool = field(default=False, init=False, repr=False, compare=False)
 
     @property
     def failure_groups(self) -> list[FailureGroup]:
@@ -272,11 +273,12 @@ class Report(Ending):
 async def counting_selected(
     listing: AsyncGenerator[list[Entry], None], report: Report
 ) -> AsyncGenerator[list[Entry], None]:
-    """Count the maps of a listing as selected."""
+    """Count the maps of a listing as selected, and note its end."""
     async with aclosing(listing):
         async for batch in listing:
             report.selected += len(batch)
             yield batch
+        report._is_listed = True
 
 
 def counted(count: int, noun: str) -> str:

@@ -94,7 +94,7 @@ class LocalEngine:
         return None if self._parts is None or self._pipeline is None else self._pipeline.statistics()
 
     def drain(self) -> None:
-        """Start no further part, and finish the maps in flight; the parts that run are not committed."""
+        """Start no further part, and finish the maps in flight; a part that is not read to its end is not committed."""
         if self._parts is not None:
             self._parts.drain()
 

@@ -100,7 +100,7 @@ class Parts:
         return self.pipeline.is_open
 
     def drain(self) -> None:
-        """Finish the maps in flight, and start no further part; the parts that run are not committed."""
+        """Finish the maps in flight, and start no further part; a part that is not read to its end is not committed."""
         self.is_draining = True
         for pipeline in self._pipelines:
             pipeline.drain()
@@ -140,7 +140,8 @@ class Parts:
             tried.selected = tried.seen
             return PartDone(part, is_ours=False, uploaded=tried.uploaded)
         self.running[part] = report
-        if not report.complete:
+        # A drain may find a part whose maps were all read: they have outcomes now.
+        if not report._is_listed:
             return PartStopped(part)
         is_ours = await self._commit(part, manifest)
         await to_thread.run_sync(_remove, manifest)

@@ -180,6 +180,22 @@ async def test_progress_is_that_of_all_parts_together(maps: Path, tmp_path: Path
     check_report(json.loads(json.dumps(report.as_dict())))
 
 
+async def test_a_part_that_is_drained_before_its_end_is_not_committed(maps: Path, tmp_path: Path) -> None:
+    count = 12_000  # more than are read ahead
+    np.save(maps / "stack.npy", np.zeros((count, 4, 5)))
+    plan = await aplan(maps, tmp_path / "out", tmp_path / "plan")
+    share = Share(tmp_path / "plan", settings=SETTINGS)
+
+    def drain(progress: am.Progress) -> None:
+        if progress.report.uploaded:
+            share.drain()
+
+    report = await share.run(drain)
+    assert (report.drained, report.complete, report.exit_code, report.committed) == (True, False, 3, [])
+    assert 0 < report.uploaded <= report.selected < count
+    assert not list((tmp_path / "plan" / plan.id).glob("done/*"))
+
+
 async def test_warnings_of_parts_are_logged_a_few_times_only(
     maps: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
