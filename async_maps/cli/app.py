@@ -71,9 +71,11 @@ _EXIT_CODES: dict[Callable[..., int], str] = {
     "failed; 2 wrong use, or not a manifest; 3 the last run ended early: run it again. Of a plan: as commit",
     commit: "0 the plan is done; 1 the plan is done, and maps have failed; 2 wrong use; 3 parts are missing, or the "
     "store is down; 4 not a plan, or one of another version",
-    export: "0 the table is written; 1 standard output cannot be written; 2 wrong use; 3 the disk is full or fails",
+    export: "0 the table is written; 1 standard output cannot be written; 2 wrong use; 3 the disk is full or fails. "
+    "Of a plan: 3 also if parts are missing, 4 not a plan, or one of another version",
     verify: "0 nothing differs; 1 something differs, nothing to verify, or a repair failed; 2 wrong use; 3 the "
-    "store is down: run it again; 129/130/143 interrupted",
+    "store is down: run it again; 129/130/143 interrupted. Of a plan: 3 also if parts are missing, 4 not a "
+    "plan, or one of another version",
     doctor: "0 no check failed; 1 a check failed; 2 wrong use",
     demo: "0 all overlays are right; 1 they are not; 2 wrong use; 3 the server did not start, or stopped",
     warm: "0 the kernels are in the cache; 1 they cannot be kept; 2 wrong use",

@@ -11,17 +11,17 @@ from cyclopts import Parameter, validators
 from async_maps.cli.console import set_verbosity
 from async_maps.cli.displays import make_display
 from async_maps.cli.interruption import interruption
-from async_maps.cli.options import Flag, Quiet, Verbose
+from async_maps.cli.options import WHAT, Flag, Quiet, Verbose
 from async_maps.errors import SettingsError
 from async_maps.report.ending import DONE, SOME_FAILED
 
 
 def demo(  # noqa: PLR0913  # one argument per option
     *,
-    out: Path = Path("async-maps-demo"),
-    scenes: Annotated[int, Parameter(validator=validators.Number(gte=1))] = 240,
-    local: Flag = False,
-    serve: Flag = False,
+    out: Annotated[Path, Parameter(group=WHAT)] = Path("async-maps-demo"),
+    scenes: Annotated[int, Parameter(group=WHAT, validator=validators.Number(gte=1))] = 240,
+    local: Annotated[Flag, Parameter(group=WHAT)] = False,
+    serve: Annotated[Flag, Parameter(group=WHAT)] = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> int:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from async_maps.cli.console import answer, complain, discard_output, say, set_verbosity
-from async_maps.cli.options import Flag, Quiet, Verbose
+from async_maps.cli.options import WHAT, Flag, Quiet, Verbose
 from async_maps.errors import SettingsError
 from async_maps.export.columns import ExportFormat
 from async_maps.report import counted
@@ -27,12 +27,12 @@ def export(  # noqa: PLR0913  # one argument per option
     file: Path,
     /,
     *,
-    all: Flag = False,  # noqa: A002  # the name of the option
-    failed: Flag = False,
-    columns: str | None = None,
-    export_format: Annotated[ExportFormat, Parameter(name="--as")] = "plain",
-    presign: float | None = None,
-    spreadsheet_safe: Flag = False,
+    all: Annotated[Flag, Parameter(group=WHAT)] = False,  # noqa: A002  # the name of the option
+    failed: Annotated[Flag, Parameter(group=WHAT)] = False,
+    columns: Annotated[str | None, Parameter(group=WHAT)] = None,
+    export_format: Annotated[ExportFormat, Parameter(name="--as", group=WHAT)] = "plain",
+    presign: Annotated[float | None, Parameter(group=WHAT)] = None,
+    spreadsheet_safe: Annotated[Flag, Parameter(group=WHAT)] = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> int:

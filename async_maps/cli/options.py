@@ -20,7 +20,12 @@ OF_S3 = Group(
     "AWS_DEFAULT_REGION, AWS_PROFILE.",
     sort_key=6,
 )
-_ADVANCED = Group("Advanced", sort_key=7)
+PLANS = Group(
+    "Many machines",
+    help="A share of a plan, in place of SOURCE and DESTINATION: async-maps run --plan PLAN --part 3/8.",
+    sort_key=7,
+)
+_ADVANCED = Group("Advanced", sort_key=8)
 
 _MAPS = Group("What is a map", sort_key=2)
 _SPEEDS = (

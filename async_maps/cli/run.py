@@ -15,6 +15,7 @@ from async_maps.cli.options import (
     DEFAULT_MANIFEST,
     LOOPBACK,
     OUTPUT,
+    PLANS,
     WHAT,
     Flag,
     GroupedSettings,
@@ -40,15 +41,15 @@ def run(  # noqa: PLR0913  # one argument per option
     destination: str | None = None,
     /,
     *,
-    plan: Annotated[str | None, Parameter(group=WHAT)] = None,
-    part: Annotated[str | None, Parameter(group=WHAT)] = None,
-    engine: Annotated[Literal["local", "ray"], Parameter(group=WHAT)] = "local",
-    address: Annotated[str | None, Parameter(group=WHAT)] = None,
+    plan: Annotated[str | None, Parameter(group=PLANS)] = None,
+    part: Annotated[str | None, Parameter(group=PLANS)] = None,
+    engine: Annotated[Literal["local", "ray"], Parameter(group=PLANS)] = "local",
+    address: Annotated[str | None, Parameter(group=PLANS)] = None,
     manifest: Annotated[Path, Parameter(group=WHAT, env_var=MANIFEST_VARIABLE, show_env_var=True)] = DEFAULT_MANIFEST,
     dry_run: Annotated[Flag, Parameter(group=WHAT)] = False,
     limit: Annotated[int | None, Parameter(group=WHAT)] = None,
     retry_failed: Annotated[Flag, Parameter(group=WHAT)] = False,
-    survey: Annotated[Flag, Parameter(group=WHAT)] = False,
+    survey: Annotated[Flag, Parameter(group=PLANS)] = False,
     prune: Annotated[Prune | None, Parameter(group=WHAT)] = None,
     prune_all: Annotated[Flag, Parameter(group=WHAT)] = False,
     overwrite: Annotated[Flag, Parameter(group=WHAT)] = False,
@@ -85,7 +86,7 @@ def run(  # noqa: PLR0913  # one argument per option
     destination
         s3://bucket/prefix, file:///folder or a path.
     plan
-        Run a share of a plan of async-maps plan, which has the source, the destination and the looks.
+        Address of the plan: it has the source, the destination, and the settings that shape the overlays.
     part
         Which share of how many, such as 3/8; auto/8 or auto in an array job of Kubernetes, Slurm or AWS Batch. Without
         it, all parts.

@@ -128,6 +128,8 @@ def _missing(error: cyclopts.MissingArgumentError, app: App, tokens: Sequence[st
     command = (error.command_chain or ("",))[0]
     if error.argument.field_info.is_keyword:
         name = error.keyword or error.argument.name
+        if not any(token.partition("=")[0] == name for token in tokens):
+            return f"{name} is missing: async-maps {command} --help explains it"
         following = tokens[tokens.index(name) + 1 :] if name in tokens else ()
         if following and following[0] == "-":
             return f"{name} reads and writes no standard stream: pass a path"

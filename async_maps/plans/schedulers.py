@@ -58,5 +58,6 @@ def share_of(text: str, variables: Mapping[str, str] = os.environ) -> tuple[int,
 
 def _checked(text: str, index: int, count: int) -> tuple[int, int]:
     if not 1 <= index <= count:
-        raise SettingsError(f"part {text!r} is {index}/{count}: expected 1/{count} to {count}/{count}")
+        of = "" if text == f"{index}/{count}" else f" is {index}/{count}"
+        raise SettingsError(f"part {text!r}{of}: expected 1/{count} to {count}/{count}")
     return index, count

@@ -35,11 +35,11 @@ pytestmark = pytest.mark.usefixtures(leaves_nothing.__name__)
         ("run maps out --plan plan", "unexpected 'maps': --plan has a source and a destination; leave them out"),
         ("run --plan plan --limit 3 --overwrite", "--limit and --overwrite cannot be used with --plan"),
         ("run --plan plan --manifest m.sqlite", "--manifest cannot be used with --plan: a share runs whole parts"),
-        ("run --plan plan --part 3/2", "part '3/2' is 3/2: expected 1/2 to 2/2"),
+        ("run --plan plan --part 3/2", "part '3/2': expected 1/2 to 2/2"),
         ("run maps out --engine ray", "--engine needs --plan: async-maps run --plan PLAN --engine ray"),
         ("run maps out --address auto", "--address needs --plan: async-maps run --plan PLAN --engine ray --address"),
         ("run --plan plan --address auto", "address 'auto': only the engine ray has one"),
-        ("plan maps out", "--to needs a value"),
+        ("plan maps out", "--to is missing: async-maps plan --help explains it"),
         ("export --all", "MANIFEST and FILE are missing: async-maps export MANIFEST FILE"),
         ("verify", "MANIFEST is missing: async-maps verify MANIFEST"),
         ("doctor --quick", "DESTINATION is missing: async-maps doctor DESTINATION"),
@@ -225,6 +225,7 @@ def test_help_has_groups_in_the_order_of_need(capsys: pytest.CaptureFixture[str]
         "How it looks",
         "Speed",
         "S3",
+        "Many machines",
         "Advanced",
     ]
     assert "\x1b" not in text

@@ -32,9 +32,9 @@ def test_a_share_is_what_the_user_or_the_scheduler_says(
     [
         ("3", {}, "expected I/N, such as 3/8"),
         ("", {}, "expected I/N"),
-        ("0/8", {}, "is 0/8: expected 1/8 to 8/8"),
-        ("9/8", {}, "is 9/8"),
-        ("1/0", {}, "is 1/0"),
+        ("0/8", {}, "'0/8': expected 1/8 to 8/8"),
+        ("9/8", {}, "part '9/8': expected"),
+        ("1/0", {}, "part '1/0': expected"),
         ("auto/8", {}, r"no scheduler has set one of JOB_COMPLETION_INDEX \(Kubernetes\)"),
         ("auto", {"JOB_COMPLETION_INDEX": "0"}, "Kubernetes does not tell how many processes there are; give auto/N"),
         ("auto/8", {"JOB_COMPLETION_INDEX": "8"}, "is 9/8"),
