@@ -184,6 +184,16 @@ class OwnStore:
             raise am.TransientError(f"{key} cannot be stored now", slow_down=True)
 
 
+def plans(path: Path) -> None:
+    assert_type(am.plan("maps", "s3://b/out", path, part_size=100, on_progress=print), am.Plan)
+    report = am.run_plan(path, (3, 8), settings=am.Settings(workers=1), on_progress=show)
+    assert_type(report, am.ShareReport)
+    assert_type(report.committed, list[int])
+    assert_type(report.failure_groups, list[am.FailureGroup])
+    assert_type(am.plan_status(path).missing, list[int])
+    assert_type(am.commit_plan("s3://b/plan"), am.PlanStatus)
+
+
 async def stores() -> None:
     memory = am.MemoryStore("prefix", replace=False)
     async with am.Pipeline(memory) as pipeline:

@@ -130,3 +130,10 @@ with kolena.bitmap_uploader("s3://bucket/prefix") as create_and_upload_bitmap:
 # The package ------------------------------------------------------------------------------------------------------
 
 _ = am.verison  # type: ignore[attr-defined]
+
+# Plans ------------------------------------------------------------------------------------------------------------
+
+am.plan("maps", "out")  # type: ignore[call-arg]
+am.run_plan("plan", "3/8")  # type: ignore[arg-type]
+am.run_plan("plan", engine="spark")  # type: ignore[arg-type]
+am.commit_plan()  # type: ignore[call-arg]
