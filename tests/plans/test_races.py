@@ -95,37 +95,33 @@ def save(maps: Path, *names: str) -> None:
         np.save(path, random_map(number))
 
 
-def read(address: str, name: str) -> bytes:
-    async def read_one() -> bytes:
+def objects(address: str, plan: Plan, folder: str) -> dict[str, bytes]:
+    """Return the objects of a plan in one of its folders, after a check that the document is this plan."""
+
+    async def read_all() -> dict[str, bytes]:
         async with opened_place(address, am.Settings()) as place:
-            found = await place.read(name)
-            assert found is not None
-            return found
+            names = [DOCUMENT, *await place.sizes(f"{plan.id}/{folder}")]
+            return {name: await place.read(name) or b"" for name in names}
 
-    return asyncio.run(read_one())
-
-
-def listed(address: str, below: str) -> list[str]:
-    async def list_all() -> list[str]:
-        async with opened_place(address, am.Settings()) as place:
-            return [*await place.sizes(below)]
-
-    return asyncio.run(list_all())
+    found = asyncio.run(read_all())
+    assert Plan.parse(found.pop(DOCUMENT), "") == plan
+    return found
 
 
 def names_of(address: str, plan: Plan) -> list[str]:
-    """Return the names in all part lists of a plan, and check that there are no others below its id."""
-    expected = [list_name(plan.id, part) for part in range(1, plan.parts + 1)]
-    assert listed(address, f"{plan.id}/parts") == expected
-    return [file.name for name in expected for file in read_list(read(address, name), name)]
+    """Return the sorted names in all part lists of a plan, and check that there are no other lists."""
+    found = objects(address, plan, "parts")
+    assert [*found] == [list_name(plan.id, part) for part in range(1, plan.parts + 1)]
+    return sorted(file.name for name, data in found.items() for file in read_list(data, name))
 
 
 def check_parts(address: str, plan: Plan, reports: list[ShareReport]) -> None:
     """Check that each part has one manifest, and that one share has committed it."""
     parts = list(range(1, plan.parts + 1))
     assert sorted(part for report in reports for part in report.committed) == parts
-    assert listed(address, f"{plan.id}/done") == [manifest_name(plan.id, part) for part in parts]
-    footers = [read_footer(read(address, manifest_name(plan.id, part)), "") for part in parts]
+    found = objects(address, plan, "done")
+    assert [*found] == [manifest_name(plan.id, part) for part in parts]
+    footers = [read_footer(data, name) for name, data in found.items()]
     assert [(footer.part, footer.rows, footer.failures) for footer in footers] == [(part, 1, 0) for part in parts]
 
 
@@ -159,8 +155,8 @@ def test_two_planners_make_their_plans_at_the_same_moment(
         found = together(*[partial(aplan, maps, tmp_path / "out", address, part_size=1)] * 2)
         monkeypatch.undo()
         assert meeting.met == {DOCUMENT: 2}
-        assert found[0] == found[1] == Plan.parse(read(address, DOCUMENT), "")
-        assert sorted(names_of(address, found[0])) == sorted(_NAMES)
+        assert found[0] == found[1]
+        assert names_of(address, found[0]) == sorted(_NAMES)
 
 
 @pytest.mark.parametrize("rounds", ROUNDS)
@@ -182,10 +178,8 @@ def test_two_planners_of_a_source_that_changes_in_between(
         found = together(partial(aplan, maps, tmp_path / "out", address, part_size=1), plan_later)
         monkeypatch.undo()
         assert meeting.met == {DOCUMENT: 2}
-        assert found[0] == found[1] == Plan.parse(read(address, DOCUMENT), "")
-        assert sorted(names_of(address, found[0])) in (sorted(_NAMES), sorted(later))
-        # The lists of both are there, and only one of them is the plan's.
-        assert len({name.split("/")[0] for name in listed(address, "") if "/" in name}) == 2
+        assert found[0] == found[1]
+        assert names_of(address, found[0]) in (sorted(_NAMES), sorted(later))
         (maps / "aa.npy").unlink()
 
 
@@ -193,15 +187,15 @@ def test_two_planners_of_a_source_that_changes_in_between(
 def test_a_killed_planner_leaves_nothing_in_the_plan_of_the_next_one(rounds: int, maps: Path, tmp_path: Path) -> None:
     for number in range(rounds):
         save(maps, *_NAMES)
-        address, lists = str(tmp_path / f"plan-{number}"), 1 + number % 5
-        command = [sys.executable, "-c", _KILLED_PLANNER, str(lists), str(maps), str(tmp_path / "out"), address]
+        place, lists = tmp_path / f"plan-{number}", 1 + number % 5
+        command = [sys.executable, "-c", _KILLED_PLANNER, str(lists), str(maps), str(tmp_path / "out"), str(place)]
         killed = subprocess.run(command, check=False)
         assert killed.returncode == -signal.SIGKILL
-        assert len(listed(address, "")) >= lists
+        assert len([*place.rglob("*.parquet")]) >= lists
         (maps / "a-b.npy").unlink()
         save(maps, "a", "aa")
-        found = asyncio.run(aplan(maps, tmp_path / "out", address, part_size=1))
-        assert sorted(names_of(address, found)) == sorted({*_NAMES, "aa"} - {"a-b"})
+        found = asyncio.run(aplan(maps, tmp_path / "out", place, part_size=1))
+        assert names_of(str(place), found) == sorted({*_NAMES, "aa"} - {"a-b"})
         (maps / "aa.npy").unlink()
 
 
@@ -230,5 +224,5 @@ def test_two_commits_of_a_plan_at_the_same_moment(
     meeting = Meeting("_SUCCESS", monkeypatch)
     found = together(*[partial(acommit_plan, place)] * 2)
     assert meeting.met == {f"{plan.id}/commits/_SUCCESS-1": 2}
-    assert listed(place, f"{plan.id}/commits") == [f"{plan.id}/commits/_SUCCESS-1"]
+    assert [*objects(place, plan, "commits")] == [f"{plan.id}/commits/_SUCCESS-1"]
     assert [(status.is_complete, status.rows, status.commits) for status in found] == [(True, len(_NAMES), 1)] * 2
