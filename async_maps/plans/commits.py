@@ -194,7 +194,7 @@ def read_manifests(place: PlanObjects, plan: Plan, part: int, generations: int |
             if generations is None:
                 break
             raise PlanError(f"{place.locator(name)} was deleted: {DAMAGED}")
-        footer = read_footer(data, place.locator(name))
+        footer = _footer(data, place, name)
         if footer.parent != parent:
             before = place.locator(manifest_name(plan.id, part, generation - 1))
             raise PlanError(f"{place.locator(name)} does not belong to {before}, which was replaced: {DAMAGED}")
@@ -222,8 +222,15 @@ def footer_at(place: PlanObjects, name: str, size: int) -> Footer:
         needed = footer_size(data)
         # That of a part with millions of rows is longer.
         if needed <= len(data) or tail >= size:
-            return read_footer(data, place.locator(name))
+            return _footer(data, place, name)
         tail = needed
+
+
+def _footer(data: bytes, place: PlanObjects, name: str) -> Footer:
+    footer = read_footer(data, place.locator(name))
+    if footer.name != name:
+        raise PlanError(f"{place.locator(name)} is a copy of {footer.name}: delete it, and run the plan again")
+    return footer
 
 
 async def read_footers(place: Place, plan: Plan, parts: Collection[int] | None = None) -> list[Footer]:

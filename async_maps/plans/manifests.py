@@ -11,6 +11,7 @@ from itertools import chain, islice
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from async_maps.errors import PlanError, require_extra
+from async_maps.keys import printable
 from async_maps.manifest.manifest import Manifest
 from async_maps.manifest.schema import BOOLEANS, COLUMNS, FLOATS, INTEGERS
 from async_maps.plans.document import SCHEMA
@@ -157,11 +158,21 @@ def read_rows(data: bytes, where: str) -> Iterator[Row]:
     Raises PlanError as :func:`read_footer`.
     """
     read_footer(data, where)
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     with closing(pq.ParquetFile(io.BytesIO(data))) as table:
-        for batch in table.iter_batches(_BATCH, columns=list(_COLUMNS)):
-            yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
+        if missing := {*_COLUMNS} - {*table.schema_arrow.names}:
+            raise PlanError(f"{where} is no manifest of a part: it has no column {', '.join(sorted(missing))}")
+        batches = table.iter_batches(_BATCH, columns=list(_COLUMNS))
+        while True:
+            try:
+                batch = next(batches, None)
+            except (pa.ArrowException, OSError) as error:
+                raise PlanError(f"{where} is damaged: {printable(str(error))}") from error
+            if batch is None:
+                return
+            yield from zip(*(batch.column(name).to_pylist() for name in _COLUMNS), strict=True)
 
 
 def _footer(metadata: pq.FileMetaData, where: str) -> Footer:

@@ -13,8 +13,11 @@ from async_maps.plans.document import SCHEMA
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    import pyarrow as pa
+
 _SCHEMA_KEY = b"async-maps-schema"
 _TEXTS, _NUMBERS = ("name", "path", "fingerprint", "row", "reason"), ("size", "first", "end")
+_NULLABLE = {"fingerprint", "end"}
 
 
 class PartFile(NamedTuple):
@@ -67,10 +70,7 @@ def write_list(part: Sequence[PartFile]) -> bytes:
     with require_extra("a plan", "parquet"):
         import pyarrow as pa
         import pyarrow.parquet as pq
-    schema = pa.schema(
-        [pa.field(name, pa.string() if name in _TEXTS else pa.int64()) for name in PartFile._fields],
-        {_SCHEMA_KEY: str(SCHEMA).encode()},
-    )
+    schema = _schema()
     columns = [pa.array(values, schema.field(index).type) for index, values in enumerate(zip(*part, strict=True))]
     data = io.BytesIO()
     # Paths and names share long beginnings with the ones before.
@@ -95,5 +95,22 @@ def read_list(data: bytes, where: str) -> list[PartFile]:
         raise PlanError(
             f"{where} has schema {found}, and this version of async-maps reads {SCHEMA}: use the version that made it"
         )
+    if problems := [name for name in _schema().names if not _fits(table, name)]:
+        raise PlanError(f"{where} is no part list of a plan: column {problems[0]} is missing, or has other values")
     columns = [table.column(name).to_pylist() for name in PartFile._fields]
     return [PartFile(*values) for values in zip(*columns, strict=True)]
+
+
+def _schema() -> pa.Schema:
+    import pyarrow as pa
+
+    fields = [pa.field(name, pa.string() if name in _TEXTS else pa.int64()) for name in PartFile._fields]
+    return pa.schema(fields, {_SCHEMA_KEY: str(SCHEMA).encode()})
+
+
+def _fits(table: pa.Table, name: str) -> bool:
+    return (
+        table.schema.names.count(name) == 1
+        and table.schema.field(name).type == _schema().field(name).type
+        and (name in _NULLABLE or not table.column(name).null_count)
+    )

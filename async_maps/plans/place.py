@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from anyio import CapacityLimiter, to_thread
 
-from async_maps.errors import ExistsError, PlanError, TransientError
+from async_maps.errors import ExistsError, ObjectError, PlanError, SourceError, TransientError
 from async_maps.filesystems.objects import Objects
 from async_maps.stores import open_store
 
@@ -56,6 +56,8 @@ class PlanObjects:
             return bytes(self._objects.read(self.locator(name), start).data)
         except FileNotFoundError:
             return None
+        except SourceError as error:
+            raise ObjectError(f"{self.locator(name)}: {error}") from error
         except OSError as error:
             raise PlanError(f"{self.locator(name)}: cannot be read: {error.strerror or error}") from error
 

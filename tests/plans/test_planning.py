@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+import io
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import async_maps as am
 from async_maps.errors import PlanError
 from async_maps.plans import states
 from async_maps.plans.document import Plan
-from async_maps.plans.parts import PartFile, list_name, read_list
+from async_maps.plans.parts import PartFile, list_name, read_list, write_list
 from async_maps.plans.planning import aplan
 from tests.support.maps import random_map
 
@@ -111,3 +114,19 @@ def test_a_plan_of_another_schema_is_refused() -> None:
         Plan.parse(b'{"schema": 9}', "plan.json")
     with pytest.raises(PlanError, match="is no plan of async-maps"):
         Plan.parse(b"{}", "plan.json")
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    ("column", "values"), [("path", None), ("name", [None]), ("path", [None]), ("size", ["1"]), ("first", [None])]
+)
+def test_a_part_list_with_other_columns_is_refused(column: str, values: list[Any] | None) -> None:
+    data = write_list([PartFile("a", "/maps/a.npy")])
+    assert read_list(data, "here") == [PartFile("a", "/maps/a.npy")]
+    table = pq.read_table(io.BytesIO(data)).drop_columns([column])
+    if values is not None:
+        table = table.append_column(column, pa.array(values, None if values[0] else pa.string()))
+    changed = io.BytesIO()
+    pq.write_table(table, changed)
+    with pytest.raises(PlanError, match=rf"^here is no part list of a plan: column {column} is missing"):
+        read_list(changed.getvalue(), "here")

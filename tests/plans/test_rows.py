@@ -14,6 +14,7 @@ import async_maps as am
 from async_maps.errors import PlanError
 from async_maps.kolena import results_frame
 from async_maps.plans import manifests
+from async_maps.plans.commits import aplan_status
 from async_maps.plans.manifests import GONE, Footer, manifest_name, read_footer, write_rows
 from async_maps.plans.planning import aplan
 from async_maps.plans.rows import PlanRows, open_rows
@@ -109,7 +110,7 @@ async def test_a_generation_of_another_parent_is_refused(maps: Path, tmp_path: P
     plan = await planned(maps, tmp_path / "plan")
     retry(tmp_path / "plan", plan, 3, [])
     place = tmp_path / "plan" / plan.id / "done"
-    (place / "0000003.0.parquet").write_bytes((place / "0000002.0.parquet").read_bytes())
+    (place / "0000003.0.parquet").write_bytes(write_rows([], Footer(plan.id, 3, 0, "another"))[1])
     with PlanRows(str(tmp_path / "plan")) as rows, pytest.raises(PlanError, match=r"does not belong to .*0000003\.0"):
         list(rows.rows())
     (place / "0000003.0.parquet").unlink()
@@ -173,3 +174,25 @@ def test_an_address_without_a_slash_is_named(tmp_path: Path) -> None:
 def test_a_folder_without_a_plan_is_named(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match=r"has no plan\.json: make the plan first, or correct its address"):
         am.export_manifest(tmp_path, tmp_path / "a.csv")
+
+
+async def test_a_manifest_that_is_damaged_or_of_another_part_is_named(maps: Path, tmp_path: Path) -> None:
+    plan = await planned(maps, tmp_path / "plan")
+    first, second = (tmp_path / "plan" / manifest_name(plan.id, part) for part in (1, 2))
+    whole = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    copied = rf"0000001.0.parquet is a copy of {manifest_name(plan.id, 2)}: "
+    with pytest.raises(PlanError, match=copied):
+        await aplan_status(tmp_path / "plan")
+    with pytest.raises(PlanError, match=copied):
+        await asyncio.to_thread(export_to, tmp_path / "a.csv", tmp_path / "plan")
+    # The footer is whole, the rows are not.
+    first.write_bytes(whole[:4] + bytes(200) + whole[204:])
+    assert (await aplan_status(tmp_path / "plan")).is_complete
+    with pytest.raises(PlanError, match=r"0000001.0.parquet is damaged: "):
+        await asyncio.to_thread(export_to, tmp_path / "a.csv", tmp_path / "plan")
+    assert not (tmp_path / "a.csv").exists()
+
+
+def export_to(table: Path, place: Path) -> int:
+    return am.export_manifest(place, table)
