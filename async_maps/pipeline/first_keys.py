@@ -35,19 +35,22 @@ class FirstKeys:
     objects as they are (``if_exists="skip"``), or whose keys have digests: equal keys are then equal overlays.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # the last two only say how to tell
         self,
         recorder: Recorder,
         store: AddressedStore,
         settings: Settings,
         report: Report,
+        *,
         level: int = logging.WARNING,
+        lister: str = "",
     ) -> None:
         self._recorder = recorder
         self._store = store
         self._settings = settings
         self._report = report
         self._level = level
+        self._lister = lister or printable(str(recorder.path))
         self._has: Callable[[str], Awaitable[bool | None]] | None = getattr(store, "has", None)
         is_safe = settings.if_exists == "skip" or settings.key_template.needs_digest
         self._left = 0 if is_safe or self._has is None else _FIRST
@@ -106,7 +109,7 @@ class FirstKeys:
         if asked > 1:
             exist = "overlays exists" if found == 1 else "overlays exist"
             what = f"{self._store.destination}: {found} of the first {asked} {exist} already, such as {locator}"
-        unknown = f"and {printable(str(self._recorder.path))} does not list {them}"
+        unknown = f"and {self._lister} does not list {them}"
         if settings.if_exists == "error":
             raise SettingsError(f"{what}, {unknown}: choose another prefix, or use --if-exists skip")
         if settings.key_template.is_number:

@@ -130,7 +130,11 @@ class Runs:
             if recorder is None:
                 listing = distinct(listing)
             else:
-                first_keys = FirstKeys(recorder, stages.store, self._settings, report, _level(selection))
+                # The manifest of a part is a temporary file.
+                lister = "this part of the plan" if isinstance(source, GivenFiles) else ""
+                first_keys = FirstKeys(
+                    recorder, stages.store, self._settings, report, level=_level(selection), lister=lister
+                )
                 listing = recorder.select_maps(listing, mode, report, first_keys.check)
                 if self._intake.claims is not None:
                     await recorder.load_claims(self._intake.claims, mode)

@@ -121,7 +121,9 @@ class Parts:
             return PartDone(part, is_ours=False)
         # A scheduler does not tell a process that an earlier one was killed.
         is_first = await self.place.create(f"{self.plan.id}/started/{part:07}", unique_text().encode())
-        source = await files_of_part(self.place, self.plan, part, maybe_stored=not is_first)
+        # Another share may run the part at the same time. Without "overwrite", its overlays are no others'.
+        maybe_stored = not is_first or self.pipeline.settings.if_exists != "overwrite"
+        source = await files_of_part(self.place, self.plan, part, maybe_stored=maybe_stored)
         manifest = self.folder / f"{part:07}.sqlite"
         try:
             async with self._pipeline_for(is_first=is_first) as pipeline:
@@ -195,7 +197,7 @@ async def files_of_part(place: Place, plan: Plan, part: int, *, maybe_stored: bo
         place: where the plan lies.
         plan: the plan.
         part: the number of the part.
-        maybe_stored: whether an earlier attempt may have stored the overlays.
+        maybe_stored: whether another attempt may have stored the overlays.
 
     Raises:
         PlanError: the list of the part is missing, or this version cannot read it.

@@ -22,7 +22,7 @@ class GivenFiles:
 
     Attributes:
         files: the files, and failures of others.
-        maybe_stored: whether an earlier attempt may have stored the overlays: an equal object is its own.
+        maybe_stored: whether another attempt may have stored the overlays: an equal object is its own.
         root: the place that the names are relative to; the source consists of these files below it.
     """
 

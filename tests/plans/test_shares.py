@@ -20,6 +20,7 @@ from async_maps.demo import seaweed
 from async_maps.errors import PlanError
 from async_maps.filesystems.temporary import unique_text
 from async_maps.plans import states
+from async_maps.plans.commits import aplan_status
 from async_maps.plans.manifests import manifest_name, read_footer, read_rows
 from async_maps.plans.place import opened_place
 from async_maps.plans.planning import aplan
@@ -118,6 +119,35 @@ async def test_a_part_that_an_earlier_attempt_has_stored_is_its_own(if_exists: A
     report = await arun_plan(tmp_path / "plan", settings=settings)
     assert sorted(report.committed) == [1, 3]
     assert (report.uploaded, report.failed) == (10, 0)
+
+
+@pytest.mark.parametrize("if_exists", ["skip", "error"])
+async def test_a_part_that_another_share_stores_meanwhile_is_no_failure(
+    if_exists: Any, maps: Path, tmp_path: Path
+) -> None:
+    save(maps, 3)
+    settings = SETTINGS.model_copy(update={"if_exists": if_exists})
+    await aplan(maps, tmp_path / "out", tmp_path / "plan")
+    # A share that sees nothing of the other one: its first attempt finds the overlays of the other one.
+    shutil.copytree(tmp_path / "plan", tmp_path / "copy")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "001.png").write_bytes(b"of somebody else")
+    for address in ("copy", "plan"):
+        report = await arun_plan(tmp_path / address, settings=settings)
+        assert [failure.name for failure in report.failures] == ["001"]
+        assert (report.uploaded, report.committed) == (2, [1])
+    assert (tmp_path / "out" / "001.png").read_bytes() == b"of somebody else"
+
+
+async def test_a_source_whose_disk_is_not_mounted_fails_no_map(maps: Path, tmp_path: Path) -> None:
+    save(maps, 3)
+    await aplan(maps, tmp_path / "out", tmp_path / "plan")
+    maps.rename(tmp_path / "elsewhere")
+    for problem in ("does not exist", "is empty"):
+        with pytest.raises(am.SourceError, match=f"{problem} on this machine: mount its disk"):
+            await arun_plan(tmp_path / "plan", settings=SETTINGS)
+        maps.mkdir(exist_ok=True)
+    assert (await aplan_status(tmp_path / "plan")).started == 0
 
 
 async def test_a_part_that_another_share_commits_meanwhile_is_left(
