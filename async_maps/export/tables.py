@@ -23,7 +23,7 @@ from async_maps.filesystems.filesystem import is_remote
 from async_maps.filesystems.locators import bitmap_mask_fields, file_path
 from async_maps.filesystems.outputs import check_output, files_of_run
 from async_maps.keys import printable
-from async_maps.plans.rows import open_rows
+from async_maps.plans.rows import PlanRows, open_rows
 from async_maps.suggestions import suggest
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
     from async_maps.export.columns import ExportFormat, ExportRows, Row
     from async_maps.manifest.manifest import Manifest
-    from async_maps.plans.rows import PlanRows
 
     Rows = Iterator[Row]
     Writer = Callable[[Path, Sequence[Column], Rows], None]
@@ -160,10 +159,14 @@ def _exporting(
 def _notice_moved_folder(manifest: Manifest | PlanRows) -> None:
     folder = file_path(manifest.destination() or "")
     if folder is not None and not os.path.lexists(folder) and manifest.lists_overlays():
+        moved = (
+            "move it back: the locators of a plan do not change"
+            if isinstance(manifest, PlanRows)
+            else f"run into the new folder with {manifest.path}, which updates the locators, and export again"
+        )
         _logger.warning(
-            "%s does not exist, so no locator leads to a file. If it was moved, run into the new folder with %s, which "
-            "updates the locators, and export again", printable(folder), manifest.path,
-        )  # fmt: skip
+            "%s does not exist, so no locator leads to a file. If it was moved, %s", printable(folder), moved
+        )
 
 
 def _refuse_unreadable(manifest: Manifest | PlanRows) -> None:

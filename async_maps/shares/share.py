@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import random
-from contextlib import AsyncExitStack, aclosing
+from contextlib import AsyncExitStack, aclosing, suppress
 from functools import partial
 from glob import has_magic
 from typing import TYPE_CHECKING
@@ -287,11 +287,24 @@ def _check_source(plan: Plan) -> None:
     Raises SourceError if it has not.
     """
     source = plan.source
-    if not (is_remote(source) or is_table(source) or has_magic(source) or os.path.exists(source)):
-        raise SourceError(
-            f"{printable(source)}, the source of the plan {plan.id}, does not exist on this machine: mount its disk, "
-            "and run the share again"
-        )
+    if is_remote(source) or is_table(source) or has_magic(source) or not plan.parts:
+        return
+    if not os.path.exists(source):
+        problem = "does not exist"
+    elif _is_empty_folder(source):
+        problem = "is empty"
+    else:
+        return
+    raise SourceError(
+        f"{printable(source)}, the source of the plan {plan.id}, {problem} on this machine: mount its disk, and run "
+        "the share again"
+    )
+
+
+def _is_empty_folder(path: str) -> bool:
+    with suppress(OSError), os.scandir(path) as entries:
+        return next(entries, None) is None
+    return False
 
 
 def _shared_out(settings: Settings, count: int) -> Settings:
