@@ -239,6 +239,18 @@ async def test_warnings_of_parts_are_logged_a_few_times_only(
     assert all("overlay" in warning for warning in report.warnings)
 
 
+async def test_overlays_that_the_plan_has_not_stored_are_told(
+    maps: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save(maps, 3)
+    await am.arun(maps, tmp_path / "out", settings=SETTINGS)
+    await aplan(maps, tmp_path / "out", tmp_path / "plan")
+    await arun_plan(tmp_path / "plan", settings=SETTINGS)
+    (told,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert told.startswith(f"part 1: {(tmp_path / 'out').as_uri()}: 3 of the first 3 overlays exist already")
+    assert "and this part of the plan does not list them. The run replaces them." in told
+
+
 async def test_rates_are_for_all_shares_together(maps: Path, tmp_path: Path) -> None:
     save(maps, 1)
     await aplan(maps, tmp_path / "out", tmp_path / "plan")
