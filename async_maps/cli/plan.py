@@ -48,7 +48,7 @@ def plan(  # noqa: PLR0913  # one argument per option
 
     Then run its shares, `async-maps run --plan PLAN --part I/N`, and `async-maps commit PLAN`.
 
-    A plan is made once: a second call says what the first one has planned, and changes nothing.
+    A plan is made once: a second call changes nothing. With another source, destination or setting, it is refused.
 
     With `--range dataset`, survey the shares first: `async-maps run --plan PLAN --part I/N --survey`. When all of them
     have ended, call `plan` again: it finds the range.
@@ -86,7 +86,8 @@ def plan(  # noqa: PLR0913  # one argument per option
     made = found.plan
     if not found.is_new:
         say(f"{to} has a plan already, made at {made.created_at}; it was not changed")
-    size = f", {made.size / 1e9:,.1f} GB" if made.size else ""
+    shown = f"{made.size / 1e9:,.1f} GB" if made.size >= 1e9 else f"{made.size / 1e6:,.1f} MB"
+    size = f", {shown}" if made.size else ""
     left_out = f"; left out, because {made.since} has done them: {counted(made.left_out, 'file')}" if made.since else ""
     told = [f"{counted(made.parts, 'part')} of {counted(made.files, 'file')}{size}{left_out}"]
     run = ("run", "--plan", to, "--part", "I/N")
@@ -139,6 +140,9 @@ def print_plan(found: PlanStatus, *, as_json: bool) -> int:
     printed = answer(masked_json(found.as_dict()) if as_json else "\n".join(_lines(found)))
     if not found.is_complete:
         return STOPPED_EARLY
+    if found.failures:
+        say(f"to list the failed maps: {suggest('export', found.plan, 'failures.csv', '--failed')}")
+        say(f"to try them again: {suggest('run', '--plan', found.plan, '--retry-failed')}, then commit again")
     return DONE if printed and not found.failures else SOME_FAILED
 
 

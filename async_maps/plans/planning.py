@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from contextlib import ExitStack, closing
 from datetime import UTC, datetime
@@ -76,11 +77,11 @@ async def aplan(  # noqa: PLR0913  # one argument a choice
         on_progress: called with the number of listed files, several times a second.
 
     Returns:
-        The plan. If there is one already, that one: it is not changed. If its range is ``dataset``, and all of its
+        The plan. If it was made already, that one: it is not changed. If its range is ``dataset``, and all of its
         parts are surveyed, this call finds the range.
 
     Raises:
-        SettingsError: a setting does not fit to a plan.
+        SettingsError: a setting does not fit to a plan, or there is a plan of another source or of other overlays.
         SourceError: the source does not exist, or has no files.
         PlanError: the plan that is there, or that of ``since``, cannot be read.
         StoreError: the store of the plan or of the overlays cannot be used.
@@ -128,16 +129,16 @@ async def make_plan(  # noqa: PLR0913  # those of aplan()
     if place is None:
         raise SourceError(f"a plan needs a source that can be listed again: a path or an address; found {source!r}")
     async with opened_place(os.fspath(to), settings) as kept, open_store(destination, settings) as store:
-        if (found := await kept.read(DOCUMENT)) is not None:
-            return await _found(kept, found)
-        await store.check()
         shaping = settings.shaping(await given_range(settings, None, "changed"))
+        shape = Shape(store.destination, shaping, dict(choice_of(settings)), encoder_version())
+        if (found := await kept.read(DOCUMENT)) is not None:
+            return await _found(kept, found, place, shape)
+        await store.check()
         with Spill("the files of a plan", _TABLE, PlanError) as files:
             listing = _Listing(place, store.destination, settings, files, on_progress)
             await in_thread(listing.read, limiter=CapacityLimiter(1), interrupt=listing.stop)
             if not listing.count:
                 raise SourceError(f"{place} contains no files of maps{listing.passed_over}")
-            shape = Shape(store.destination, shaping, dict(choice_of(settings)), encoder_version())
             before, left_out = await _leave_out_done(files, since, shape, settings)
             parts = partial(_parts, files, part_size)
             digest, count, number, size = await to_thread.run_sync(partial(_digest, parts, (place, *shape)))
@@ -151,12 +152,20 @@ async def make_plan(  # noqa: PLR0913  # those of aplan()
         # Another planner was faster.
         winner = await kept.read(DOCUMENT)
         assert winner is not None  # noqa: S101  # objects of a plan are never deleted
-        return await _found(kept, winner)
+        return await _found(kept, winner, place, shape)
 
 
-async def _found(kept: Place, document: bytes) -> MadePlan:
-    """Return the plan that is there; if all its parts are surveyed, find its range."""
+async def _found(kept: Place, document: bytes, source: str, shape: Shape) -> MadePlan:
+    """Return the plan that is there; if all its parts are surveyed, find its range.
+
+    Raises SettingsError if it is a plan of another source, or of other overlays.
+    """
     plan = Plan.parse(document, kept.locator(DOCUMENT))
+    given = {"source": source, "destination": shape.destination, **shape.shaping, **shape.choice}
+    made = {"source": plan.source, "destination": plan.destination, **plan.shaping, **plan.choice}
+    given = json.loads(json.dumps(given))  # tuples become lists, as in the plan
+    if others := [f"{name} {made.get(name)!r}, not {given[name]!r}" for name in given if given[name] != made.get(name)]:
+        raise SettingsError(f"{kept.address} has a plan already, with {', '.join(others)}: plan this at another place")
     if not needs_range(plan):
         return MadePlan(plan, is_new=False)
     unsurveyed = await combine_sketches(kept, plan)

@@ -112,6 +112,10 @@ class ShareReport(Report):
         is_survey = self.task == "survey"
         verb = "surveyed" if is_survey else "committed"
         done = f"{counted(len(self.committed), 'part')} {verb}{others}, of {self.parts:,} in the plan"
+        if self.complete and not self.to_do:
+            done = f"nothing left to do, of {counted(self.parts, 'part')} in the plan"
+        elif not (self.complete or self.destination or self.parts):
+            return f"share {index}/{count}: ended before the plan was read"
         lines = [f"share {index}/{count}: {done}", self._surveyed() if is_survey else Report.summary(self)]
         if self.failed:
             lines.append("the failed maps are in the manifests of their parts; the commit of the plan tells of them")

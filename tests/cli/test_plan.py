@@ -36,7 +36,7 @@ def plan(maps: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     assert invoke("plan", maps, "out", "--to", "plan", "--part-size", MAPS // PARTS) == 0
     assert (
         capsys.readouterr().out
-        == f"{PARTS} parts of {MAPS} files, 0.0 GB; run each share: async-maps run --plan plan --part I/N\n"
+        == f"{PARTS} parts of {MAPS} files, 0.0 MB; run each share: async-maps run --plan plan --part I/N\n"
     )
     return Path("plan")
 
@@ -88,6 +88,9 @@ def test_failed_maps_end_a_share_with_0_and_the_commit_with_1(
     assert [group["count"] for group in report["failure_groups"]] == [MAPS]
     assert status(capsys, plan)[0] == 1
     assert invoke("commit", plan) == 1
+    err = capsys.readouterr().err
+    assert "to list the failed maps: async-maps export " in err
+    assert "/plan --retry-failed, then commit again" in err
 
 
 def test_a_plan_with_one_range_for_all_maps_is_surveyed_first(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -72,6 +73,29 @@ async def test_a_plan_is_made_once(maps: Path, tmp_path: Path) -> None:
     save(maps, "c")
     assert await aplan(maps, tmp_path / "out", tmp_path / "plan") == first
     assert first.files == 2
+
+
+@pytest.mark.parametrize(
+    ("source", "destination", "settings", "message"),
+    [
+        ("other", "out", {}, r"with source '\S+/maps', not '\S+/other': plan this at another place"),
+        ("maps", "elsewhere", {}, r"with destination '\S+/out', not '\S+/elsewhere'"),
+        (
+            "maps",
+            "out",
+            {"colormap": "viridis", "include": ("a*",)},
+            r"colormap 'jet', not 'viridis', include \[\], not",
+        ),
+    ],
+)
+async def test_a_plan_of_something_else_at_the_same_place_is_refused(
+    source: str, destination: str, settings: dict[str, Any], message: str, maps: Path, tmp_path: Path
+) -> None:
+    save(maps, "a", "b")
+    shutil.copytree(maps, tmp_path / "other")
+    await aplan(maps, tmp_path / "out", tmp_path / "plan")
+    with pytest.raises(am.SettingsError, match=message):
+        await aplan(tmp_path / source, tmp_path / destination, tmp_path / "plan", settings=am.Settings(**settings))
 
 
 async def test_two_planners_at_the_same_time_get_one_plan(maps: Path, tmp_path: Path) -> None:

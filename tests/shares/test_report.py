@@ -55,6 +55,18 @@ def test_a_share_with_failed_maps_ends_with_0() -> None:
     assert "the commit of the plan tells of them" in report.summary()
 
 
+def test_a_share_without_parts_says_that_nothing_was_left_to_do() -> None:
+    report = am.ShareReport(plan="plan", part=(2, 3), parts=9)
+    report.end()
+    assert report.summary().startswith("share 2/3: nothing left to do, of 9 parts in the plan\n")
+
+
+def test_a_share_that_ended_before_the_plan_was_read_counts_no_parts() -> None:
+    report = am.ShareReport(plan="plan", part=(2, 3))
+    report.end(KeyboardInterrupt())
+    assert report.summary() == "share 2/3: ended before the plan was read"
+
+
 @pytest.mark.parametrize("outcome", [PartStopped(4), PartFailed(4, "its process died")])
 def test_a_share_with_an_unfinished_part_ends_with_3(outcome: PartStopped | PartFailed) -> None:
     report = share_report()
