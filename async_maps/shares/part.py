@@ -121,8 +121,9 @@ class Parts:
             return PartDone(part, is_ours=False)
         # A scheduler does not tell a process that an earlier one was killed.
         is_first = await self.place.create(f"{self.plan.id}/started/{part:07}", unique_text().encode())
-        # Another share may run the part at the same time. Without "overwrite", its overlays are no others'.
-        maybe_stored = not is_first or self.pipeline.settings.if_exists != "overwrite"
+        # Another share may run the part at the same time. Without "overwrite", its overlays are no others'. The plan
+        # before has stored the maps that have changed since.
+        maybe_stored = not is_first or self.pipeline.settings.if_exists != "overwrite" or self.plan.since is not None
         source = await files_of_part(self.place, self.plan, part, maybe_stored=maybe_stored)
         manifest = self.folder / f"{part:07}.sqlite"
         try:

@@ -68,7 +68,7 @@ def job(maps: Path, tmp_path: Path) -> Job:
     return Job(maps, tmp_path)
 
 
-async def test_only_new_and_changed_files_are_planned(job: Job) -> None:
+async def test_only_new_and_changed_files_are_planned(job: Job, caplog: pytest.LogCaptureFixture) -> None:
     save(job.maps, *"abcd")
     assert await job.plan(since=None) == [*"abcd"]
     await job.run()
@@ -77,6 +77,8 @@ async def test_only_new_and_changed_files_are_planned(job: Job) -> None:
     assert await job.plan() == ["b", "e"]
     assert (job.made.since, job.made.left_out) == ((job.folder / "0").as_uri(), 3)
     await job.run()
+    # The overlay that is replaced is the one of the plan before.
+    assert not caplog.records
     # What an earlier plan has done is left out, too.
     save(job.maps, "f")
     assert await job.plan() == ["f"]
