@@ -237,16 +237,18 @@ async def read_footers(place: Place, plan: Plan, parts: Collection[int] | None =
     """Return the footers of the newest manifests of the committed ones of these parts, or of all, in their order."""
     found: dict[int, Footer] = {}
     limiter = CapacityLimiter(_READERS)
+    waiting = iter((await committed_parts(place, plan)).items())
 
-    async def read(part: int, generation: int, size: int) -> None:
-        name = manifest_name(plan.id, part, generation)
-        found[part] = await to_thread.run_sync(footer_at, place.objects, name, size, limiter=limiter)
+    async def read() -> None:
+        for part, (generation, size) in waiting:
+            if parts is None or part in parts:
+                name = manifest_name(plan.id, part, generation)
+                found[part] = await to_thread.run_sync(footer_at, place.objects, name, size, limiter=limiter)
 
     try:
         async with create_task_group() as reading:
-            for part, (generation, size) in (await committed_parts(place, plan)).items():
-                if parts is None or part in parts:
-                    reading.start_soon(read, part, generation, size)
+            for _ in range(_READERS):
+                reading.start_soon(read)
     except BaseExceptionGroup as group:
         raise first_error(group) from None
     return [found[part] for part in sorted(found)]

@@ -139,10 +139,10 @@ async def combine_sketches(place: Place, plan: Plan) -> list[int]:
 
 
 async def _add_all(whole: QuantileSketch, place: Place, plan: Plan, parts: Sequence[int]) -> None:
-    reading, adding = CapacityLimiter(_READERS), CapacityLimiter(1)
+    adding, waiting = CapacityLimiter(1), iter(parts)
 
-    async def add(part: int) -> None:
-        async with reading:
+    async def add() -> None:
+        for part in waiting:
             name = _sketch_name(plan, part)
             data = await place.read(name)
             if data is None:
@@ -155,8 +155,8 @@ async def _add_all(whole: QuantileSketch, place: Place, plan: Plan, parts: Seque
 
     try:
         async with create_task_group() as tasks:
-            for part in parts:
-                tasks.start_soon(add, part)
+            for _ in range(_READERS):
+                tasks.start_soon(add)
     except BaseExceptionGroup as group:
         raise first_error(group) from None
 
