@@ -77,7 +77,7 @@ async def aplan_status(plan: str | PathLike[str], *, settings: Settings | None =
         PlanError: there is no plan, or this version cannot read it.
         StoreError: the store of the plan cannot be used.
     """
-    async with opened_place(str(plan), given_or_default(settings)) as place:
+    async with opened_place(str(plan), given_or_default(settings), is_written=False) as place:
         return (await _status(place, await read_plan(place)))[0]
 
 

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 from anyio import CapacityLimiter, to_thread
 
 from async_maps.errors import ExistsError, ObjectError, PlanError, SourceError, TransientError
+from async_maps.filesystems.filesystem import is_remote
+from async_maps.filesystems.locators import file_path
 from async_maps.filesystems.objects import Objects
 from async_maps.stores import open_store
 
@@ -68,8 +70,20 @@ class PlanObjects:
     def sizes(self, below: str) -> dict[str, int]:
         """Return the names of the objects below a name, in their order, with their bytes; empty if there are none."""
         start = self.locator("")
+        self._check_readable(below)
         listed = self._objects.below(f"{self.locator(below)}/")
         return dict(sorted((found.locator.removeprefix(start), found.size) for found in listed))
+
+    def _check_readable(self, below: str) -> None:
+        """Raise PlanError if a folder cannot be listed: it would seem to be empty."""
+        folder = file_path(self.locator(below))
+        try:
+            if folder is not None:
+                os.scandir(folder).close()
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise PlanError(f"{self.locator(below)}: cannot be listed: {error.strerror or error}") from error
 
     def locator(self, name: str) -> str:
         """Return the URL of an object."""
@@ -144,20 +158,22 @@ class Place:
 
 
 @asynccontextmanager
-async def opened_place(address: str, settings: Settings) -> AsyncIterator[Place]:
+async def opened_place(address: str, settings: Settings, *, is_written: bool = True) -> AsyncIterator[Place]:
     """Open the place of a plan.
 
     Args:
         address: the path of a folder, or ``s3://bucket/prefix``.
         settings: the time limits, the encryption and the owner of its objects.
+        is_written: whether objects are created; else a folder may be read-only.
 
     Raises:
         SettingsError: the address is not valid.
-        StoreError: the bucket does not exist, or cannot be reached.
+        StoreError: the bucket does not exist, or cannot be reached; or the folder cannot be written.
     """
     s3 = settings.s3.model_copy(update=dict.fromkeys(_OF_OVERLAYS, None) | {"metadata": {}, "tagging": {}})
     settings = settings.model_copy(update={"if_exists": "error", "s3": s3})
     async with open_store(address, settings, content_type="application/octet-stream") as store:
-        await store.check()
+        if is_written or is_remote(store.destination):
+            await store.check()
         with Objects(settings.s3) as objects:
             yield Place(store, objects, settings.s3.give_up_s)

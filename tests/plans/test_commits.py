@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import tempfile
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -94,3 +95,24 @@ async def test_files_of_others_in_the_place_of_a_plan_are_no_parts(maps: Path, t
         (tmp_path / "plan" / plan.id / name).write_bytes(b"no object of a plan")
     assert await aplan_status(tmp_path / "plan") == expected == await acommit_plan(tmp_path / "plan")
     assert (await arun_plan(tmp_path / "plan", settings=SETTINGS)).committed == []
+
+
+async def test_a_plan_that_others_own_is_only_read(unprivileged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(unprivileged))
+    maps, place = unprivileged / "maps", unprivileged / "plan"
+    maps.mkdir()
+    np.save(maps / "0.npy", random_map(0))
+    plan = await aplan(maps, unprivileged / "out", place)
+    await arun_plan(place, settings=SETTINGS)
+    place.chmod(0o555)
+    try:
+        assert (await aplan_status(place)).is_complete
+        with pytest.raises(am.StoreError, match="no permission"):
+            await acommit_plan(place)
+        # A folder that cannot be listed is not an empty one.
+        (place / plan.id / "done").chmod(0)
+        with pytest.raises(am.PlanError, match=r"/done: cannot be listed: Permission denied"):
+            await aplan_status(place)
+    finally:
+        place.chmod(0o755)
+        (place / plan.id / "done").chmod(0o755)
