@@ -30,7 +30,7 @@ _SAMPLE = 5
 _ASKED = {"s3", "file"}
 """The schemes of destinations whose objects can be looked up."""
 _TELL = 'add --same-destination yes (in Python same_destination="yes")'
-ANOTHER = "choose another manifest file"
+ANOTHER = "choose another manifest file, with --manifest (in Python manifest)"
 
 
 class Relocation(NamedTuple):

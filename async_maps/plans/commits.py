@@ -129,7 +129,10 @@ def plan_at(place: PlanObjects) -> Plan:
     """Read the plan at a place, as :func:`read_plan`. Blocks."""
     data = place.read(DOCUMENT)
     if data is None:
-        raise PlanError(f"{place.address} has no {DOCUMENT}: make the plan first, or correct its address")
+        raise PlanError(
+            f"{place.address} has no {DOCUMENT}: make the plan first, or correct its address. The manifest of a run "
+            "without a plan is a file"
+        )
     return Plan.parse(data, place.locator(DOCUMENT))
 
 

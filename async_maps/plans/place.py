@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from anyio import CapacityLimiter, to_thread
 
-from async_maps.errors import ExistsError, ObjectError, PlanError, SourceError, TransientError
+from async_maps.errors import ExistsError, ObjectError, PlanError, SettingsError, SourceError, TransientError
 from async_maps.filesystems.filesystem import is_remote
 from async_maps.filesystems.locators import file_path
 from async_maps.filesystems.objects import Objects
@@ -167,9 +167,11 @@ async def opened_place(address: str, settings: Settings, *, is_written: bool = T
         is_written: whether objects are created; else a folder may be read-only.
 
     Raises:
-        SettingsError: the address is not valid.
+        SettingsError: the address is not valid, or a file.
         StoreError: the bucket does not exist, or cannot be reached; or the folder cannot be written.
     """
+    if await to_thread.run_sync(os.path.isfile, address):
+        raise SettingsError(f"{address} is a file, but a plan is a folder or s3://bucket/prefix: name its address")
     s3 = settings.s3.model_copy(update=dict.fromkeys(_OF_OVERLAYS, None) | {"metadata": {}, "tagging": {}})
     settings = settings.model_copy(update={"if_exists": "error", "s3": s3})
     async with open_store(address, settings, content_type="application/octet-stream") as store:

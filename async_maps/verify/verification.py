@@ -128,10 +128,10 @@ class Verification(Ending):
         if self.read and not self.deep:
             how = f"by listing, and the CRC32 of {counted(self.read, 'file')} {size}"
         are = "is" if self.locators == 1 else "are"
-        listed = counted(self.listed, "object")
+        listed = f", {counted(self.listed, 'object')} listed in {', '.join(self.folders)}" if self.folders else ""
         lines = [
             f"{self.right:,} of {counted(self.locators, 'locator')} {are} right, {how}",
-            f"{self.elapsed_s:.1f} s, {listed} listed in {', '.join(self.folders) or 'no folder'}",
+            f"{self.elapsed_s:.1f} s{listed}",
         ]
         if self.repaired or self.deleted:
             lines.append(f"{self.repaired:,} repaired, {self.deleted:,} foreign deleted")

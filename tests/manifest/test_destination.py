@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import async_maps as am
+from async_maps.manifest.destination import ANOTHER
 from tests.support.leftovers import leaves_nothing
 from tests.support.manifests import DESTINATION, failure_for, make_map, read_rows, receipt_for, rows, write_run
 from tests.support.maps import random_map
@@ -59,8 +60,7 @@ def test_another_destination_is_refused(maps: Path, manifest: Path, tmp_path: Pa
     out = tmp_path / "out"
     for answer in ("ask", "yes", "no"):
         assert refused(maps, out, manifest, same_destination=answer) == (
-            f"{manifest} is the manifest of {DESTINATION} at AWS, but this run writes to {out.as_uri()}: "
-            "choose another manifest file"
+            f"{manifest} is the manifest of {DESTINATION} at AWS, but this run writes to {out.as_uri()}: {ANOTHER}"
         )
     assert not out.exists()
 
@@ -131,7 +131,7 @@ def test_a_moved_folder_with_other_files_is_refused(
         assert {"missing": "is missing", "shorter": "bytes instead of", "other bytes": "has other bytes"}[
             damage
         ] in message
-        assert message.endswith(": move the overlays there, or choose another manifest file")
+        assert message.endswith(f": move the overlays there, or {ANOTHER}")
 
 
 def test_a_copied_folder_is_a_question(out: Path, maps: Path, manifest: Path, tmp_path: Path) -> None:
@@ -139,10 +139,10 @@ def test_a_copied_folder_is_a_question(out: Path, maps: Path, manifest: Path, tm
     shutil.copytree(out, copy)
     assert refused(maps, copy, manifest) == (
         f"{manifest} is the manifest of {out.as_uri()}, but this run writes to {copy.as_uri()}: "
-        "choose another manifest file, or add --same-destination yes (in Python "
+        f"{ANOTHER}, or add --same-destination yes (in Python "
         'same_destination="yes") if its overlays were moved there'
     )
-    assert refused(maps, copy, manifest, same_destination="no").endswith(": choose another manifest file")
+    assert refused(maps, copy, manifest, same_destination="no").endswith(f": {ANOTHER}")
     assert run(maps, copy, manifest, same_destination="yes").skipped == 8
     assert {locator.partition("/copy/")[0] for locator in rows(manifest, "locator")} == {tmp_path.as_uri()}
     # The first folder is another destination now.

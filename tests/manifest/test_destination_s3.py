@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 import pytest
 
 import async_maps as am
+from async_maps.manifest.destination import ANOTHER
 from async_maps.manifest.manifest import Manifest
 from tests.support.commands import invoke, only_error
 from tests.support.leftovers import leaves_nothing
@@ -115,11 +116,11 @@ def test_other_overlays_at_another_address_are_a_question(
         assert f"{manifest} is the manifest of s3://{bucket}/p at http://" in message
         assert found[damage] in message
         assert ": if it is the same bucket, add --same-destination yes (in Python same_destination=" in message
-        other = "choose another manifest file" if "run" in arguments else "set AWS_ENDPOINT_URL as it was in the run"
+        other = ANOTHER if "run" in arguments else "set AWS_ENDPOINT_URL as it was in the run"
         assert message.endswith(f"; if not, {other}")
     # The answers.
     assert invoke(*command, "--same-destination", "no") == 2
-    assert only_error(capsys.readouterr()).endswith(": choose another manifest file")
+    assert only_error(capsys.readouterr()).endswith(f": {ANOTHER}")
     assert invoke("verify", manifest, "--same-destination", "yes", "--progress", "none") == 1
     assert invoke(*command, "--same-destination", "yes") == 0
     assert "8 skipped" in capsys.readouterr().out
@@ -157,9 +158,9 @@ def test_another_prefix_is_another_destination(
 ) -> None:
     command = ("run", maps, f"s3://{bucket}/q", "--manifest", manifest, "--workers", 0, "--progress", "none")
     assert invoke(*command) == 2
-    assert "choose another manifest file, or add --same-destination yes" in capsys.readouterr().err
+    assert f"{ANOTHER}, or add --same-destination yes" in capsys.readouterr().err
     assert invoke(*command, "--same-destination", "yes") == 2
-    assert "is missing: move the overlays there, or choose another manifest file" in capsys.readouterr().err
+    assert f"is missing: move the overlays there, or {ANOTHER}" in capsys.readouterr().err
     with s3_client() as client:
         for name in NAMES:
             source = {"Bucket": bucket, "Key": f"p/{name}.png"}

@@ -171,6 +171,12 @@ def test_an_address_without_a_slash_is_named(tmp_path: Path) -> None:
         am.export_manifest(Path("s3://bucket/plan"), tmp_path / "a.csv")
 
 
+def test_a_manifest_in_place_of_a_plan_is_named(tmp_path: Path) -> None:
+    (tmp_path / "async-maps.sqlite").touch()
+    with pytest.raises(am.SettingsError, match=r"sqlite is a file, but a plan is a folder or s3://bucket/prefix"):
+        am.commit_plan(tmp_path / "async-maps.sqlite")
+
+
 def test_a_folder_without_a_plan_is_named(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match=r"has no plan\.json: make the plan first, or correct its address"):
         am.export_manifest(tmp_path, tmp_path / "a.csv")

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from async_maps.sources.activation_map import Part
 
 
+_MAGIC_BYTES = 8
+"""What each file begins with: six letters and the version of the format."""
 _DAMAGE = (
     ValueError, TypeError, LookupError, ArithmeticError, SyntaxError, TokenError, RecursionError, MemoryError, Warning,
 )  # fmt: skip
@@ -186,6 +188,8 @@ def read_header(file: IO[bytes], size: int) -> Header:
     """Read the header of a file of ``size`` bytes; raise SourceError if it is none, or promises more data."""
     if size == 0:
         raise SourceError("expected an .npy file, found an empty one")
+    if size < _MAGIC_BYTES:
+        raise SourceError(f"expected an .npy file, found one of {size} bytes")
     try:
         shape, fortran, dtype = _parse_header(file)
     except _DAMAGE as error:
