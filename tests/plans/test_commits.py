@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import shutil
 import tempfile
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,9 +20,6 @@ from async_maps.plans.manifests import manifest_name
 from async_maps.plans.planning import aplan
 from async_maps.shares.share import arun_plan
 from tests.support.maps import random_map
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 SETTINGS = am.Settings(workers=0)
 PLAN = Plan(
@@ -97,22 +96,25 @@ async def test_files_of_others_in_the_place_of_a_plan_are_no_parts(maps: Path, t
     assert (await arun_plan(tmp_path / "plan", settings=SETTINGS)).committed == []
 
 
-async def test_a_plan_that_others_own_is_only_read(unprivileged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(unprivileged))
-    maps, place = unprivileged / "maps", unprivileged / "plan"
-    maps.mkdir()
+async def test_a_plan_that_others_own_is_only_read(maps: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     np.save(maps / "0.npy", random_map(0))
-    plan = await aplan(maps, unprivileged / "out", place)
-    await arun_plan(place, settings=SETTINGS)
-    place.chmod(0o555)
-    try:
-        assert (await aplan_status(place)).is_complete
-        with pytest.raises(am.StoreError, match="no permission"):
-            await acommit_plan(place)
-        # A folder that cannot be listed is not an empty one.
-        (place / plan.id / "done").chmod(0)
-        with pytest.raises(am.PlanError, match=r"/done: cannot be listed: Permission denied"):
-            await aplan_status(place)
-    finally:
-        place.chmod(0o755)
-        (place / plan.id / "done").chmod(0o755)
+    with tempfile.TemporaryDirectory(prefix="others-") as folder:
+        Path(folder).chmod(0o755)
+        place, closed = Path(folder, "plan"), Path(folder, "closed")
+        plan = await aplan(maps, tmp_path / "out", place)
+        await arun_plan(place, settings=SETTINGS)
+        shutil.copytree(place, closed)
+        (closed / plan.id / "done").chmod(0o700)
+        await aplan_status(place)
+        if os.geteuid() != 0:
+            pytest.skip("only root can make files of others")
+        request.getfixturevalue("unprivileged")
+        try:
+            assert (await aplan_status(place)).is_complete
+            with pytest.raises(am.StoreError, match="no permission"):
+                await acommit_plan(place)
+            # A folder that cannot be listed is not an empty one.
+            with pytest.raises(am.PlanError, match=r"/done: cannot be listed: Permission denied"):
+                await aplan_status(closed)
+        finally:
+            os.setresuid(0, 0, 0)
