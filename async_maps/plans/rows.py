@@ -143,10 +143,12 @@ class PlanRows:
     def earlier(self) -> Generator[PlanRows, None, None]:
         """Yield the plans before this one, whose finished files it has left out, each open until the next.
 
-        It ends at one that does not exist anymore. Of a plan that is not complete, only the committed parts have rows.
+        It ends at one that does not exist anymore, or where a later plan is now. Of a plan that is not complete, only
+        the committed parts have rows.
         """
-        address = self.plan.since
-        while address is not None and PlanObjects(address, self._objects).has(DOCUMENT):
+        address, seen = self.plan.since, {self.path}
+        while address is not None and address not in seen and PlanObjects(address, self._objects).has(DOCUMENT):
+            seen.add(address)
             with PlanRows(address, objects=self._objects, whole=False) as rows:
                 yield rows
                 address = rows.plan.since

@@ -116,8 +116,16 @@ def leave_out_done(files: Spill, since: str, shape: Shape, objects: Objects) -> 
 def _chain(since: str, shape: Shape, objects: Objects) -> Iterator[tuple[PlanObjects, Plan]]:
     """Yield a plan, and those before it, as far as they have the same settings."""
     address: str | None = since
+    seen = set[str]()
     while address is not None:
         place = PlanObjects(place_of_overlays(address), objects)
+        if place.address in seen:
+            _logger.warning(
+                "%s is a later plan than it was, perhaps moved: files that only the one before has done are planned "
+                "again", printable(place.address),
+            )  # fmt: skip
+            return
+        seen.add(place.address)
         if address != since and not place.has(DOCUMENT):
             _logger.warning(
                 "%s does not exist anymore: files that only this plan has done are planned again", printable(address)

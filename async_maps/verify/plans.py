@@ -139,7 +139,9 @@ class PlanCheck(Check):
                     while batch := [self._moved(locator) for locator, _ in islice(claims, _BATCH_ROWS)]:
                         self._comparison.forget_found(batch)
         if at.since is not None:
-            self._verification.advice.append(f"{at.since} does not exist anymore: its overlays are called foreign")
+            self._verification.advice.append(
+                f"{at.since} does not exist anymore, or is another plan: its overlays are called foreign"
+            )
 
     def _how_to_repair(self, broken: set[str]) -> str:
         """Return how to store overlays again: the names of their maps lead to the parts."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import sqlite3
 from typing import TYPE_CHECKING, Any
 
@@ -149,6 +150,26 @@ async def test_a_plan_before_that_was_deleted_is_planned_again(job: Job, caplog:
     assert "does not exist anymore: files that only this plan has done are planned again" in caplog.text
     with pytest.raises(am.PlanError, match=r"has no plan\.json: make the plan first, or correct its address"):
         await job.plan(since=-3)
+
+
+async def test_a_plan_that_was_moved_to_the_place_of_the_one_before_ends_the_chain(
+    job: Job, caplog: pytest.LogCaptureFixture
+) -> None:
+    save(job.maps, "a")
+    await job.plan(since=None)
+    await job.run()
+    save(job.maps, "b")
+    await job.plan()
+    await job.run()
+    # As a job does whose plan has one address each night, and the last one another.
+    shutil.rmtree(job.folder / "0")
+    (job.folder / "1").rename(job.folder / "0")
+    assert await job.plan(since=-2) == ["a"]
+    assert "/0 is a later plan than it was, perhaps moved: files that only the one before has done" in caplog.text
+    await job.run()
+    (job.folder / "out" / "c.png").write_bytes(b"foreign")
+    found = await am.averify_locators(job.folder / "0")
+    assert (found.locators, found.right) == (1, 1)
 
 
 async def test_an_object_in_s3_is_left_out_by_its_etag(bucket: str) -> None:

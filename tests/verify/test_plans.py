@@ -125,7 +125,8 @@ async def test_overlays_of_earlier_plans_are_not_foreign(maps: Path, tmp_path: P
     (tmp_path / "plan" / "plan.json").unlink()
     found = await am.averify_locators(place)
     assert found.differences == {"foreign": 8}
-    assert found.advice == [f"{(tmp_path / 'plan').as_uri()} does not exist anymore: its overlays are called foreign"]
+    (advice,) = found.advice
+    assert advice.startswith(f"{(tmp_path / 'plan').as_uri()} does not exist anymore, or is another plan: its overlays")
 
 
 def test_an_incomplete_plan_is_not_verified(maps: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
