@@ -73,6 +73,9 @@ def _problems(
             else:
                 known_as = name_of(name) if name else ""
                 yield str(ours) if known_as == name else f"{known_as}: {str(ours).removeprefix(f'{name}: ')}"
+        elif problem["type"] == "dict_type":
+            known_as = name_of(name)
+            yield f"{known_as}: expected a value for each name, as {known_as}.NAME, found {problem['input']!r}"
         else:
             yield f"{name_of(name)}: {problem['msg'][:1].lower()}{problem['msg'][1:]}, found {problem['input']!r}"
 

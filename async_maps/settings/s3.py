@@ -32,9 +32,9 @@ class S3Settings(Model, frozen=True):
     cache_control: str | None = None
     """Cache-Control header of each object, such as "public, max-age=86400"."""
     metadata: dict[str, str] = Field(default_factory=dict)
-    """User metadata of each object."""
+    """User metadata of each object, a value for each name; in a command --s3.metadata.NAME VALUE."""
     tagging: dict[str, str] = Field(default_factory=dict)
-    """Tags of each object, at most ten; they need s3:PutObjectTagging."""
+    """Tags of each object, at most ten, in a command --s3.tagging.NAME VALUE; they need s3:PutObjectTagging."""
     storage_class: str | None = None
     """Storage class of each object, such as STANDARD_IA."""
     acl: CannedAcl | None = None

@@ -44,6 +44,10 @@ pytestmark = pytest.mark.usefixtures(leaves_nothing.__name__)
         ("verify", "MANIFEST is missing: async-maps verify MANIFEST"),
         ("doctor --quick", "DESTINATION is missing: async-maps doctor DESTINATION"),
         ("run maps out --png", "--png needs a value"),
+        (
+            "run maps out --s3.metadata model=a",
+            "--s3.metadata: expected a value for each name, as --s3.metadata.NAME, found 'model=a'",
+        ),
         ("run maps out --range -2,2", "write a value that begins with a hyphen as --range=-2,2"),
         ("run maps out more", "unexpected 'more': async-maps run SOURCE DESTINATION"),
         ("demo more", "unexpected 'more': async-maps demo"),
