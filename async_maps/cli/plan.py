@@ -86,6 +86,8 @@ def plan(  # noqa: PLR0913  # one argument per option
     made = found.plan
     if not found.is_new:
         say(f"{to} has a plan already, made at {made.created_at}; it was not changed")
+    if found.passed_over:
+        say(found.passed_over)
     shown = f"{made.size / 1e9:,.1f} GB" if made.size >= 1e9 else f"{made.size / 1e6:,.1f} MB"
     size = f", {shown}" if made.size else ""
     left_out = f"; left out, because {made.since} has done them: {counted(made.left_out, 'file')}" if made.since else ""

@@ -31,7 +31,7 @@ from async_maps.render.png import encoder_version
 from async_maps.settings import given_or_default
 from async_maps.sources import open_source, place_of
 from async_maps.sources.isolation import DecoderProcess
-from async_maps.sources.options import SourceOptions
+from async_maps.sources.options import SourceOptions, shown_passed_over
 from async_maps.stores import open_store
 
 if TYPE_CHECKING:
@@ -104,12 +104,14 @@ class MadePlan(NamedTuple):
         is_new: whether this call has made it; False if it was there.
         unsurveyed: the parts that must be surveyed, for the range of the plan.
         found_range: the range that the survey has found, as a setting; None without one.
+        passed_over: the files of the source that are no maps, for messages; empty without one, or if the plan is old.
     """
 
     plan: Plan
     is_new: bool
     unsurveyed: Sequence[int] = ()
     found_range: str | None = None
+    passed_over: str = ""
 
 
 async def make_plan(  # noqa: PLR0913  # those of aplan()
@@ -138,7 +140,9 @@ async def make_plan(  # noqa: PLR0913  # those of aplan()
             listing = _Listing(place, store.destination, settings, files, on_progress)
             await in_thread(listing.read, limiter=CapacityLimiter(1), interrupt=listing.stop)
             if not listing.count:
-                raise SourceError(f"{place} contains no files of maps{listing.passed_over}")
+                raise SourceError(
+                    f"{place} contains no files of maps{listing.passed_over and '; '}{listing.passed_over}"
+                )
             before, left_out = await _leave_out_done(files, since, shape, settings)
             parts = partial(_parts, files, part_size)
             digest, count, number, size = await to_thread.run_sync(partial(_digest, parts, (place, *shape)))
@@ -148,7 +152,8 @@ async def make_plan(  # noqa: PLR0913  # those of aplan()
             created_at=datetime.now(UTC).isoformat(timespec="seconds"), **shape._asdict(),
         )  # fmt: skip
         if await kept.create(DOCUMENT, made.dump()):
-            return MadePlan(made, is_new=True, unsurveyed=range(1, number + 1) if needs_range(made) else ())
+            unsurveyed = range(1, number + 1) if needs_range(made) else ()
+            return MadePlan(made, is_new=True, unsurveyed=unsurveyed, passed_over=listing.passed_over)
         # Another planner was faster.
         winner = await kept.read(DOCUMENT)
         assert winner is not None  # noqa: S101  # objects of a plan are never deleted
@@ -227,8 +232,7 @@ class _Listing:
     @property
     def passed_over(self) -> str:
         """What was passed over, for messages."""
-        shown = ", ".join(f"{count:,} {what}" for what, count in self._counts.items())
-        return f"; passed over: {shown}" if shown else ""
+        return shown_passed_over(self._counts) if self._counts else ""
 
     def stop(self) -> None:
         """End the listing: its requests fail."""

@@ -91,7 +91,7 @@ def range_at(place: PlanObjects, plan: Plan) -> str | None:
     """Return the range that the survey of a plan has found, as :func:`known_range`. Blocks."""
     name = _range_name(plan)
     data = place.read(name)
-    return None if data is None else str(_parse(data, plan, place.locator(name))["range"])
+    return None if data is None else _parse(data, plan, place.locator(name), "range")
 
 
 async def is_surveyed(place: Place, plan: Plan, part: int) -> bool:
@@ -147,7 +147,7 @@ async def _add_all(whole: QuantileSketch, place: Place, plan: Plan, parts: Seque
             data = await place.read(name)
             if data is None:
                 raise PlanError(f"{place.locator(name)} was deleted: survey the part again with run --survey")
-            text = str(_parse(data, plan, place.locator(name))["sketch"])
+            text = _parse(data, plan, place.locator(name), "sketch")
             try:
                 await to_thread.run_sync(whole.add_dump, text, limiter=adding)
             except ValueError as error:
@@ -161,15 +161,16 @@ async def _add_all(whole: QuantileSketch, place: Place, plan: Plan, parts: Seque
         raise first_error(group) from None
 
 
-def _parse(data: bytes, plan: Plan, where: str) -> dict[str, object]:
+def _parse(data: bytes, plan: Plan, where: str, key: str) -> str:
+    """Return a text in an object of the survey of this plan; raise PlanError if it is another object."""
     try:
         found = json.loads(data)
-        schema, of = found["schema"], found["plan"]
+        schema, of, text = found["schema"], found["plan"], found[key]
     except (ValueError, TypeError, KeyError) as error:
         raise PlanError(f"{where} is no object of the survey of a plan: {error}") from error
     if schema != SCHEMA or of != plan.id:
         raise PlanError(f"{where} has schema {schema!r} and is of plan {of!r}; expected {SCHEMA} and {plan.id!r}")
-    return dict(found)
+    return str(text)
 
 
 def _sketch_name(plan: Plan, part: int) -> str:

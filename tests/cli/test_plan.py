@@ -281,3 +281,13 @@ sys.addaudithook(deadly)
     assert status(capsys, plan)[1]["failures"] == 1
     assert overlays() == MAPS - 1
     assert not [name for name in os.listdir(os.environ["TMPDIR"]) if name.startswith("async-maps-parts-")]
+
+
+def test_files_that_are_no_maps_are_counted_by_plan(maps: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.save(maps / "a.npy", random_map(1))
+    for name in ("b.png", "c.png", "README"):
+        (maps / name).touch()
+    assert invoke("plan", maps, "out", "--to", "plan") == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("1 part of 1 file, ")
+    assert "passed over: 2 .png, 1 without a suffix" in err

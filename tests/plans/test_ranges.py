@@ -98,3 +98,6 @@ async def test_a_sketch_of_another_version_is_refused_by_name(maps: Path, tmp_pa
     sketch.write_text(sketch.read_text().replace('"schema": 1', '"schema": 2'))
     with pytest.raises(PlanError, match=f"{sketch} has schema 2"):
         await combine(tmp_path, plan)
+    sketch.write_text(sketch.read_text().replace('"sketch": ', '"range": '))
+    with pytest.raises(PlanError, match=f"{sketch} is no object of the survey of a plan: 'sketch'"):
+        await combine(tmp_path, plan)
