@@ -144,7 +144,8 @@ def print_plan(found: PlanStatus, *, as_json: bool) -> int:
         return STOPPED_EARLY
     if found.failures:
         say(f"to list the failed maps: {suggest('export', found.plan, 'failures.csv', '--failed')}")
-        say(f"to try them again: {suggest('run', '--plan', found.plan, '--retry-failed')}, then commit again")
+        again = suggest("run", "--plan", found.plan, "--retry-failed")
+        say(f"to try them again: {again}; files that have changed need another plan")
     return DONE if printed and not found.failures else SOME_FAILED
 
 

@@ -146,6 +146,8 @@ class ShareProgress(Progress):
 
     def line(self) -> str:
         """Return the progress as a line of text."""
+        if not (self._share.destination or self._share.parts):
+            return "reading the plan"
         return f"{self._share.parts_done:,} of {counted(self._share.to_do, 'part')}, {Progress.line(self)}"
 
     def as_dict(self) -> dict[str, object]:

@@ -276,7 +276,10 @@ def _maps_in(  # noqa: PLR0912  # a branch a kind of error
     try:
         fingerprint, maps = begin()
         if file.expected not in {None, fingerprint}:
-            raise SourceError(f"changed since it was planned: expected {file.expected}, found {fingerprint}")
+            raise SourceError(
+                f"changed since it was planned: expected {file.expected}, found {fingerprint}; make another plan with "
+                "--since"
+            )
         for listed in maps:
             found = listed
             if found.problem and found.name is None:

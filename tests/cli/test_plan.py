@@ -90,7 +90,7 @@ def test_failed_maps_end_a_share_with_0_and_the_commit_with_1(
     assert invoke("commit", plan) == 1
     err = capsys.readouterr().err
     assert "to list the failed maps: async-maps export " in err
-    assert "/plan --retry-failed, then commit again" in err
+    assert "/plan --retry-failed; files that have changed need another plan" in err
 
 
 def test_a_plan_with_one_range_for_all_maps_is_surveyed_first(

@@ -105,6 +105,7 @@ async def test_files_that_changed_since_the_plan_fail_by_name(maps: Path, tmp_pa
     errors = {name: row[11] for name, row in rows.items() if row[2] == "failed"}
     assert errors.keys() == {"001", "002"}
     assert errors["001"].startswith("changed since it was planned: expected ")
+    assert errors["001"].endswith("; make another plan with --since")
 
 
 @pytest.mark.parametrize("if_exists", ["skip", "error", "overwrite"])

@@ -93,6 +93,10 @@ def test_the_time_to_the_end_comes_from_the_parts() -> None:
     assert ShareProgress(report, None).eta_s == 20.0
 
 
+def test_the_progress_says_that_the_plan_is_being_read() -> None:
+    assert ShareProgress(am.ShareReport(plan="plan"), None).line() == "reading the plan"
+
+
 def test_merged_groups_keep_their_bounds() -> None:
     groups, others = FailureGroups(), FailureGroups()
     for i in range(MAX_GROUPS):
