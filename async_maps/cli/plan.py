@@ -157,6 +157,8 @@ def _lines(found: PlanStatus) -> list[str]:
         lines.append(f"missing: {missing}; {found.started:,} of them were started")
     elif found.commits:
         lines.append(f"committed as _SUCCESS-{found.commits}")
+    else:
+        lines.append(f"the plan itself is not committed yet: {suggest('commit', found.plan)}")
     return lines
 
 

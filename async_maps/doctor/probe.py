@@ -228,7 +228,7 @@ class ProbeObject:
             await self._put(tiny_png(self._target.settings), create_only=True)
         except ClientError as error:
             if error.response["ResponseMetadata"]["HTTPStatusCode"] == 412:
-                self._target.say("create only", "ok", "--if-exists skip and error work")
+                self._target.say("create only", "ok", "--if-exists skip and error work; a plan can lie here")
                 self.features["If-None-Match"] = "yes"
                 return
             self.features["If-None-Match"] = "refused"

@@ -72,6 +72,8 @@ def test_a_plan_is_run_in_shares_and_committed(
     assert invoke("run", "--plan", plan, "--part", "1/3") == 0
     code, found = status(capsys, plan)
     assert (code, found["rows"], found["failures"], found["commits"]) == (0, MAPS, 0, 0)
+    assert invoke("status", plan) == 0
+    assert "the plan itself is not committed yet: async-maps commit " in capsys.readouterr().out
     assert invoke("commit", plan) == 0
     assert capsys.readouterr().out.endswith("committed as _SUCCESS-1\n")
 
