@@ -217,7 +217,7 @@ def test_a_signal_ends_a_share_after_the_maps_in_flight(
     slow: subprocess.Popen[str], plan: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     slow.send_signal(signal.SIGTERM)
-    _, err = slow.communicate(timeout=60)
+    _, err = slow.communicate(timeout=200)
     assert slow.returncode == 143
     assert "finishing the maps in flight" in err
     report = read_report()
@@ -237,7 +237,7 @@ def test_a_second_signal_stops_a_share_immediately(slow: subprocess.Popen[str], 
     while "finishing the maps in flight" not in (line := slow.stderr.readline()):
         assert line
     slow.send_signal(signal.SIGINT)
-    slow.communicate(timeout=60)
+    slow.communicate(timeout=200)
     assert slow.returncode == 128 + signal.SIGINT
     assert committed(plan) < PARTS
     assert not read_report()["complete"]
@@ -273,10 +273,10 @@ sys.addaudithook(deadly)
 """
     hook(tmp_path / "hook", monkeypatch, code)
     with start("run", "--plan", plan) as first:
-        first.communicate(timeout=60)
+        first.communicate(timeout=200)
     assert first.returncode == -signal.SIGKILL
     with start("run", "--plan", plan, "--report", "r.json") as second:
-        second.communicate(timeout=60)
+        second.communicate(timeout=200)
     assert second.returncode == 0
     (failure,) = read_report()["failures"]
     assert failure["name"] == "05"

@@ -46,6 +46,8 @@ pytestmark = pytest.mark.usefixtures(leaves_nothing.__name__)
 
 CHAIN = 5
 """The number of kills of one job, before a run without a kill."""
+AMID = 3
+"""The number of kills amid the uploads."""
 
 
 class KilledJob:
@@ -144,7 +146,12 @@ def test_a_job_killed_at_any_moment_can_be_completed(goal: int, bucket: str, map
 
     rng = random.Random(5)  # noqa: S311  # seeded on purpose
     kills = jobs = torn = 0
-    while kills < goal:
+
+    def is_over() -> bool:
+        # Some kills must hit a run during its uploads, which take less of its life on a busy machine.
+        return kills >= goal and (torn >= AMID or kills >= 10 * goal)
+
+    while not is_over():
         job = KilledJob(maps, bucket, tmp_path / f"job{jobs}", *options, "--workers", (0, 1, 2, 0)[jobs % 4])
         jobs += 1
         sizes: dict[str, int] = {}
@@ -156,7 +163,7 @@ def test_a_job_killed_at_any_moment_can_be_completed(goal: int, bucket: str, map
             assert {locator: size for locator, (_, size) in recorded.items()}.items() <= sizes.items()
             torn += 0 < len(sizes) < len(expected)
             kills += status == -signal.SIGKILL
-            if status == 0 or kills == goal:
+            if status == 0 or is_over():
                 break
         if status != 0:
             assert job.run() == 0
@@ -167,8 +174,7 @@ def test_a_job_killed_at_any_moment_can_be_completed(goal: int, bucket: str, map
         assert overlays.keys() == expected.keys()
         assert all(np.array_equal(overlays[name], expected[name]) for name in expected)
         assert not [path.name for path in job.manifest.parent.iterdir() if path.name not in {"tmp", "m.sqlite"}]
-    # Some kills hit a run during its uploads.
-    assert torn >= 3
+    assert torn >= AMID
     print(  # noqa: T201  # README's
         f"{kills} kills in {jobs} jobs, {torn} amid the uploads, {time.monotonic() - began:.0f} s; maps lost: 0"
     )
