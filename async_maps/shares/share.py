@@ -284,7 +284,7 @@ def _engine(name: EngineName, address: str | None) -> Engine:
 def _check_source(plan: Plan) -> None:
     """Check that this machine has the folder of the files, or all of them would fail.
 
-    Raises SourceError if it has not.
+    Raises SourceError, which may pass, if it has not.
     """
     source = plan.source
     if is_remote(source) or is_table(source) or has_magic(source) or not plan.parts:
@@ -297,7 +297,8 @@ def _check_source(plan: Plan) -> None:
         return
     raise SourceError(
         f"{printable(source)}, the source of the plan {plan.id}, {problem} on this machine: mount its disk, and run "
-        "the share again"
+        "the share again",
+        may_pass=True,  # on another machine, or with its disk: a scheduler shall repeat the share
     )
 
 

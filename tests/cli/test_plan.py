@@ -173,7 +173,7 @@ def test_settings_of_another_look_are_refused_by_name(plan: Path, capsys: pytest
 
 def test_a_missing_source_folder_fails_no_map(plan: Path, maps: Path, capsys: pytest.CaptureFixture[str]) -> None:
     maps.rename("elsewhere")
-    assert invoke("run", "--plan", plan) == 2
+    assert invoke("run", "--plan", plan) == 3
     assert "does not exist on this machine: mount its disk" in only_error(capsys.readouterr())
     assert committed(plan) == 0
 
