@@ -112,7 +112,7 @@ def test_text_of_libraries_and_workers_becomes_events(maps: Path, tmp_path: Path
 
 UNEXPECTED = """
     import ctypes, logging, sys, threading, warnings
-    from async_maps.cli import app, run
+    from async_maps.cli import app, job
 
     def fail(*_, **__):
         warnings.warn("mind the gap")
@@ -124,7 +124,7 @@ UNEXPECTED = """
         print("half a line", end="", file=sys.stderr)
         raise RuntimeError("surprise")
 
-    run.check_report = fail
+    job.check_report = fail
     app.main()
 """
 
