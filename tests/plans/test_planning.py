@@ -8,9 +8,12 @@ import shutil
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pytest
+
+pytest.importorskip("pyarrow")
+
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pytest
 
 import async_maps as am
 from async_maps.errors import PlanError
