@@ -44,6 +44,7 @@ class PartDone(NamedTuple):
         uploaded: the maps that this process has stored for it.
         failed: the failed maps in its manifest, if it is ours; else 0.
         is_unchanged: whether a retry has committed nothing, because the same maps fail for the same reasons.
+        surveyed: the maps that a survey has read.
     """
 
     part: int
@@ -51,6 +52,7 @@ class PartDone(NamedTuple):
     uploaded: int = 0
     failed: int = 0
     is_unchanged: bool = False
+    surveyed: int = 0
 
 
 class PartStopped(NamedTuple):

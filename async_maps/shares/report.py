@@ -83,8 +83,8 @@ class ShareReport(Report):
         if report is not None:
             self.add(report)
         elif isinstance(outcome, PartDone):
-            count = outcome.uploaded + outcome.failed
-            self.add(Report(uploaded=outcome.uploaded, failed=outcome.failed, selected=count))
+            counts = {name: getattr(outcome, name) for name in ("uploaded", "failed", "surveyed")}
+            self.add(Report(**counts, selected=outcome.uploaded + outcome.failed))
             self._groups.rest += outcome.failed
 
     def add(self, report: Report) -> None:

@@ -71,7 +71,8 @@ class PartSurveys:
             self._tasks.discard(reading)
         if count := found.readable_later:
             return PartFailed(part, f"{counted(count, 'map')} could not be read now")
-        return PartDone(part, await keep_sketch(self._place, self._plan, part, found.sketch))
+        is_ours = await keep_sketch(self._place, self._plan, part, found.sketch)
+        return PartDone(part, is_ours, surveyed=report.surveyed)
 
     async def _read(self, part: int, report: Report) -> Survey:
         files = await files_of_part(self._place, self._plan, part)

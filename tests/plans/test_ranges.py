@@ -53,7 +53,7 @@ async def test_the_range_of_a_plan_is_that_of_a_single_run(maps: Path, tmp_path:
     plan = await aplan(maps, tmp_path / "out", tmp_path / "plan", settings=SETTINGS, part_size=3)
     with pytest.raises(am.SettingsError, match="which is not known yet: survey its parts with run --survey"):
         await arun_plan(tmp_path / "plan", settings=SETTINGS)
-    assert await survey(tmp_path, plan, 3, 1) == [PartDone(3, is_ours=True), PartDone(1, is_ours=True)]
+    assert await survey(tmp_path, plan, 3, 1) == [PartDone(part, is_ours=True, surveyed=3) for part in (3, 1)]
     assert await combine(tmp_path, plan) == ([2, 4], None)
     await survey(tmp_path, plan, 2, 4)
     found = await asyncio.gather(*(combine(tmp_path, plan) for _ in range(4)))

@@ -41,6 +41,8 @@ def test_a_part_of_another_machine_has_counts_only() -> None:
     report = share_report()
     report.count_part(PartDone(4, is_ours=True, uploaded=5, failed=2), None)
     assert (report.uploaded, report.failed, report.selected, report.ungrouped) == (5, 2, 7, 2)
+    report.count_part(PartDone(1, is_ours=True, surveyed=9), None)
+    assert (report.surveyed, report.selected) == (9, 7)
 
 
 def test_a_share_with_failed_maps_ends_with_0() -> None:
