@@ -248,7 +248,7 @@ class _Listing:
                 self._place, s3=self._settings.s3, pass_over=self._pass_over, options=self._options,
                 decoder=self._decoder, filesystems=self._filesystems,
             )  # fmt: skip
-            files = planned(source.files(self._filesystems), self._filesystems, self._options)
+            files = planned(source.files(self._filesystems), self._filesystems, self._options, self._decoder)
             with closing(files):
                 while batch := list(islice(files, _BATCH)):
                     with self._files.transaction() as database:

@@ -89,12 +89,12 @@ class Listing:
         return batch
 
     def _maps(
-        self, path: str, fingerprint: str | None, channels: Channels, column: str | None
+        self, path: str, fingerprint: str | None, channels: Channels, column: str | None, span: tuple[int, int | None]
     ) -> Generator[Any, None, None]:
         opened = open_file(path, fingerprint, self._filesystems)
         yield opened.fingerprint
         passed: list[str] = []
-        options = SourceOptions(channels, column=column)
+        options = SourceOptions(channels, column=column, span=span)
         try:
             for found in maps_in_file(path, opened.filesystem, options, passed.append):
                 yield from _taken(passed)

@@ -55,7 +55,7 @@ class IsolatedListing:
         self, path: str, fingerprint: str | None, options: SourceOptions
     ) -> tuple[str, Iterator[ListedMap | PassedOver]]:
         """Return the fingerprint of a file, and an iterator of its maps and of what is passed over in it."""
-        items = self._items(["maps", path, fingerprint, options.channels, options.column])
+        items = self._items(["maps", path, fingerprint, options.channels, options.column, options.span])
         return str(next(items)), map(unpack_found, items)
 
     def columns(self, path: str) -> Columns:

@@ -246,13 +246,15 @@ class _Openers:
     def _begin(self, file: NamedFile) -> tuple[str, Iterator[ListedMap]]:
         opened = open_file(file.path, file.fingerprint, self._filesystems)
         is_named = partial(_is_named, self._scan, file)
-        options = replace(self._scan.options, span=(file.first, file.end))
-        maps = maps_in_file(file.path, opened.filesystem, options, self._scan.pass_over, is_named)
+        maps = maps_in_file(file.path, opened.filesystem, self._options(file), self._scan.pass_over, is_named)
         return opened.fingerprint, maps
+
+    def _options(self, file: NamedFile) -> SourceOptions:
+        return replace(self._scan.options, span=(file.first, file.end))
 
     def _begin_isolated(self, file: NamedFile, isolated: IsolatedListing) -> tuple[str, Iterator[ListedMap]]:
         try:
-            fingerprint, found = isolated.maps(file.path, file.fingerprint, self._scan.options)
+            fingerprint, found = isolated.maps(file.path, file.fingerprint, self._options(file))
         except NoProcessError:
             return self._begin(file)
         return fingerprint, self._without_passed(found)

@@ -21,7 +21,9 @@ from async_maps.plans import states
 from async_maps.plans.document import Plan
 from async_maps.plans.parts import PartFile, list_name, read_list, write_list
 from async_maps.plans.planning import aplan
+from async_maps.shares.share import arun_plan
 from tests.support.maps import random_map
+from tests.support.s3 import upload
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -68,6 +70,32 @@ async def test_a_large_stack_is_shared_out_by_its_maps(
     pieces = [[(file.name, file.first, file.end) for file in part] for part in parts_of(tmp_path / "plan", plan)]
     assert pieces == [[("a", 0, None)], [("stack", 0, 8)], [("stack", 8, 16)], [("stack", 16, 25), ("z", 0, None)]]
     assert plan.files == 3
+
+
+@pytest.mark.parametrize("place", ["folder", "s3"])
+async def test_a_large_zarr_array_is_shared_out_by_its_maps(
+    place: str, maps: Path, tmp_path: Path, bucket: str
+) -> None:
+    zarr = pytest.importorskip("zarr")
+    zarr.save(maps / "stack.zarr", np.stack([random_map(i) for i in range(25)]))
+    group = zarr.open_group(maps / "two.zarr", mode="w")
+    for name in "xy":
+        group.create_array(name, data=np.stack([random_map(i) for i in range(12)]))
+    source: Path | str = maps
+    if place == "s3":
+        source = f"s3://{bucket}/maps/"
+        files = [path for path in maps.rglob("*") if path.is_file()]
+        objects = {f"maps/{path.relative_to(maps)}": path.read_bytes() for path in files}
+        await asyncio.to_thread(upload, bucket, objects)
+    plan = await aplan(source, tmp_path / "out", tmp_path / "plan", part_size=10)
+    pieces = [[(file.name, file.first, file.end) for file in part] for part in parts_of(tmp_path / "plan", plan)]
+    assert pieces == [[("stack", 0, 8)], [("stack", 8, 16)], [("stack", 16, 25), ("two", 0, None)]]
+    settings = am.Settings(workers=0)
+    report = await arun_plan(tmp_path / "plan", settings=settings)
+    single = await am.arun(source, tmp_path / "single", settings=settings)
+    assert (report.uploaded, single.uploaded) == (49, 49)
+    for path in (tmp_path / "single").rglob("*.png"):
+        assert path.read_bytes() == (tmp_path / "out" / path.relative_to(tmp_path / "single")).read_bytes()
 
 
 async def test_a_plan_is_made_once(maps: Path, tmp_path: Path) -> None:
