@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from time import monotonic
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from anyio import CancelScope, to_thread
+from anyio import CancelScope, create_task_group, to_thread
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
@@ -30,6 +30,16 @@ def first_error(error: BaseException) -> BaseException:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
+
+
+async def in_tasks(count: int, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run a coroutine function in several tasks until all have ended; the first error cancels the others."""
+    try:
+        async with create_task_group() as tasks:
+            for _ in range(count):
+                tasks.start_soon(work)
+    except BaseExceptionGroup as group:
+        raise first_error(group) from None
 
 
 def see_error(task: asyncio.Task[Any]) -> None:

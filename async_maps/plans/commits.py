@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass, field
 from itertools import count, islice
 from typing import TYPE_CHECKING
 
-from anyio import CapacityLimiter, create_task_group, to_thread
+from anyio import CapacityLimiter, to_thread
 
 from async_maps.blocking import blocking
-from async_maps.concurrency.tasks import first_error
+from async_maps.concurrency.tasks import in_tasks
 from async_maps.errors import PlanError
 from async_maps.plans.document import SCHEMA, Plan
 from async_maps.plans.manifests import Footer, footer_size, manifest_name, part_in, read_footer
@@ -248,12 +248,7 @@ async def read_footers(place: Place, plan: Plan, parts: Collection[int] | None =
                 name = manifest_name(plan.id, part, generation)
                 found[part] = await to_thread.run_sync(footer_at, place.objects, name, size, limiter=limiter)
 
-    try:
-        async with create_task_group() as reading:
-            for _ in range(_READERS):
-                reading.start_soon(read)
-    except BaseExceptionGroup as group:
-        raise first_error(group) from None
+    await in_tasks(_READERS, read)
     return [found[part] for part in sorted(found)]
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from anyio import CapacityLimiter, create_task_group, to_thread
+from anyio import CapacityLimiter, to_thread
 
 from async_maps import survey
-from async_maps.concurrency.tasks import first_error
+from async_maps.concurrency.tasks import in_tasks
 from async_maps.errors import PlanError, SettingsError
 from async_maps.filesystems.objects import Objects
 from async_maps.manifest.destination import place_of_overlays
@@ -106,7 +106,7 @@ async def surveyed_parts(place: Place, plan: Plan) -> set[int]:
 
 async def keep_sketch(place: Place, plan: Plan, part: int, sketch: QuantileSketch) -> bool:
     """Store the sketch of a part; return False if another process has done that with other values."""
-    found = {"schema": SCHEMA, "plan": plan.id, "part": part, "sketch": sketch.dump()}
+    found = {"schema": SCHEMA, "plan": plan.id, "part": part, "sketch": await to_thread.run_sync(sketch.dump)}
     return await place.create(_sketch_name(plan, part), json.dumps(found).encode())
 
 
@@ -153,12 +153,7 @@ async def _add_all(whole: QuantileSketch, place: Place, plan: Plan, parts: Seque
             except ValueError as error:
                 raise PlanError(f"{place.locator(name)} cannot be read: {error}") from error
 
-    try:
-        async with create_task_group() as tasks:
-            for _ in range(_READERS):
-                tasks.start_soon(add)
-    except BaseExceptionGroup as group:
-        raise first_error(group) from None
+    await in_tasks(_READERS, add)
 
 
 def _parse(data: bytes, plan: Plan, where: str, key: str) -> str:

@@ -209,8 +209,12 @@ async def files_of_part(place: Place, plan: Plan, part: int, *, maybe_stored: bo
     data = await place.read(listed)
     if data is None:
         raise PlanError(f"{place.locator(listed)} is missing: the plan is damaged; make another one")
-    files = await to_thread.run_sync(read_list, data, place.locator(listed))
-    return GivenFiles([*_named(files)], maybe_stored, plan.source)
+    files = await to_thread.run_sync(_read_files, data, place.locator(listed))
+    return GivenFiles(files, maybe_stored, plan.source)
+
+
+def _read_files(data: bytes, where: str) -> list[NamedFile | Failure]:
+    return [*_named(read_list(data, where))]
 
 
 def _named(files: Sequence[PartFile]) -> Iterator[NamedFile | Failure]:

@@ -1,4 +1,4 @@
-"""The engines that run the parts of a plan: each part is committed once, whatever dies."""
+"""The engines that run the parts of a plan: each part is committed once, also if a process or a node dies."""
 
 from __future__ import annotations
 
