@@ -15,7 +15,7 @@ BENCHES = {
     "channels": "channels reduced to one value per pixel, against NumPy",
     "formats": "reading a map from each file format, against the library of the format",
     "encode": "PNGs in time and bytes, against Pillow and OpenCV; in threads",
-    "upload": "CPU time of a PUT and PUTs per second, against boto3, aioboto3, obstore, fast-s3 and s5cmd",
+    "put": "CPU time of a PUT and PUTs per second, HTTP and TLS, against boto3, aioboto3, obstore, fast-s3 and s5cmd",
     "job": "the whole job from files to a store, against the usual scripts",
     "scale": "time, memory and manifest of up to 200,000 maps, and resuming; lanes; plans of a million rows",
     "service": "callers of Pipeline.put: throughput, latency, stalls of the event loop",

@@ -1,4 +1,4 @@
-"""The S3 clients of ``bench upload``, each a process: ``python -m bench.clients NAME KILOBYTES CONCURRENCY SECONDS``.
+"""The S3 clients of ``bench put``, each a process: ``python -m bench.clients NAME KILOBYTES CONCURRENCY SECONDS``.
 
 In its turn, a client puts the same bytes under new keys until the time is up. It prints its PUTs per second and its CPU
 time, including its children's. All asyncio clients run on the same loop, the fastest one installed.
@@ -10,6 +10,8 @@ import asyncio
 import io
 import itertools
 import os
+import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -20,6 +22,7 @@ from functools import partial
 from importlib.metadata import distribution
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -55,7 +58,7 @@ async def with_async_maps(load: Load, client: Literal["direct", "sdk"]) -> Async
     from async_maps.stores import open_store
 
     settings = am.Settings(concurrency=load.concurrency, s3=am.S3Settings(client=client))
-    async with open_store(f"s3://{BUCKET}/upload", settings) as store:
+    async with open_store(f"s3://{BUCKET}/put", settings) as store:
         yield partial(_put_concurrently, load, store.put)
 
 
@@ -122,7 +125,7 @@ async def with_s5cmd(load: Load) -> AsyncIterator[Turn]:
         for number in range(count):
             (Path(folder) / f"{number:06}.png").write_bytes(load.data)
         command = [str(binary), "--endpoint-url", os.environ["AWS_ENDPOINT_URL"], "--log", "error",
-                   "--numworkers", str(load.concurrency), "cp", f"{folder}/*", f"s3://{BUCKET}/upload/"]  # fmt: skip
+                   "--numworkers", str(load.concurrency), "cp", f"{folder}/*", f"s3://{BUCKET}/put/"]  # fmt: skip
 
         async def turn() -> int:
             await asyncio.to_thread(subprocess.run, command, check=True)
@@ -131,14 +134,40 @@ async def with_s5cmd(load: Load) -> AsyncIterator[Turn]:
         yield turn
 
 
+@asynccontextmanager
+async def with_blocking_socket(load: Load) -> AsyncIterator[Turn]:
+    """The floor: one socket, one PUT after the other, without a signature, a checksum and a look at the answer."""
+    url = urlsplit(os.environ["AWS_ENDPOINT_URL"])
+    with socket.create_connection((url.hostname or "", url.port or 0)) as plain:
+        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        # With the certificates in SSL_CERT_FILE.
+        tls = ssl.create_default_context() if url.scheme == "https" else None
+        connection = tls.wrap_socket(plain, server_hostname=url.hostname) if tls else plain
+
+        async def turn() -> int:
+            deadline, done = time.monotonic() + load.seconds, 0
+            while time.monotonic() < deadline:
+                head = (
+                    f"PUT /{BUCKET}/{_key()} HTTP/1.1\r\nHost: {url.netloc}\r\nContent-Length: {len(load.data)}\r\n\r\n"
+                )
+                connection.sendall(head.encode() + load.data)
+                connection.recv(4096)
+                done += 1
+            return done
+
+        yield turn
+
+
+BOTO3, FLOOR = "boto3 upload_fileobj", "blocking socket"
 CLIENTS: dict[str, Callable[[Load], AbstractAsyncContextManager[Turn]]] = {
     "async_maps": partial(with_async_maps, client="direct"),
     "async_maps, client=sdk": partial(with_async_maps, client="sdk"),
-    "boto3 upload_fileobj": with_boto3,
+    BOTO3: with_boto3,
     "aioboto3 put_object": with_aioboto3,
     "obstore put_async": with_obstore,
     "fast-s3 put_object": with_fast_s3,
     "s5cmd cp, whole process": with_s5cmd,
+    FLOOR: with_blocking_socket,
 }
 
 

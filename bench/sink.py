@@ -1,9 +1,10 @@
 """A server that accepts PUTs and keeps nothing, to measure the client alone.
 
-It reads bodies of a stated length, answers ``Expect: 100-continue`` and returns 200 to every request, with the checksum
-of the request as Amazon S3 does. It is a separate process on loopback, so that its CPU time does not count as the
-client's (0.03 to 0.05 ms a PUT). On request it logs the key, the size and the CRC-32 of each body before it answers, so
-that a sink that is killed loses no PUT that it has answered.
+It reads bodies of a stated length or in chunks, answers ``Expect: 100-continue`` and returns 200 to every PUT, with the
+checksum of the request as Amazon S3 does. It is a separate process on loopback, so that its CPU time does not count as
+the client's (0.03 to 0.05 ms a PUT). On request it speaks TLS, answers late, and serves the files of a folder as
+objects (``bench/bucket.py``). It can log the key, the size and the CRC-32 of each body before it answers, so that a
+sink that is killed loses no PUT that it has answered.
 """
 
 from __future__ import annotations
@@ -12,35 +13,52 @@ import argparse
 import asyncio
 import json
 import os
+import ssl
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 import zlib
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, cast
 
 from async_maps.concurrency.loop import fastest_loop
+from bench.bucket import Answer, Bucket
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
-_ANSWER = b'HTTP/1.1 200 OK\r\nETag: "sink-1"%b\r\nContent-Length: %d\r\nConnection: keep-alive\r\n\r\n%b'
+_ANSWER = b"HTTP/1.1 %d -%b\r\nContent-Length: %d\r\nConnection: keep-alive\r\n\r\n%b"
+_KEY = "key.pem"
+_HEAD_END, _LINE_END = b"\r\n\r\n", b"\r\n"
 
 
 class _Counts:
-    puts = requests = put_bytes = connections = 0
+    puts = requests = put_bytes = connections = gets = lists = 0
     last_put = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class _Service:
+    """What all connections share: the delay of each answer, the counts, the log's descriptor, and the objects."""
+
+    delay_s: float
+    counts: _Counts
+    log: int | None
+    bucket: Bucket | None
+
+
 class _Connection(asyncio.Protocol):
-    def __init__(self, delay_s: float, counts: _Counts, log: int | None) -> None:
-        self._delay_s = delay_s
-        self._counts = counts
-        self._log = log
-        self._head = bytearray()
-        self._method = b""
+    def __init__(self, service: _Service) -> None:
+        self._service = service
+        self._counts = service.counts
+        self._log = service.log
+        self._lines = bytearray()
+        self._mark = _HEAD_END
+        self._is_last = False
         self._missing = self._crc32 = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -51,55 +69,75 @@ class _Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         view = memoryview(data)
         while view:
-            if not self._method:
-                self._head += view
-                end = self._head.find(b"\r\n\r\n")
+            if self._missing:
+                taken = min(self._missing, len(view))
+                self._missing -= taken
+                if self._log is not None:
+                    self._crc32 = zlib.crc32(view[:taken], self._crc32)
+                view = view[taken:]
+            else:
+                self._lines += view
+                end = self._lines.find(self._mark)
                 if end < 0:
                     return
-                view = memoryview(bytes(self._head[end + 4 :]))
-                self._begin(bytes(self._head[:end]))
-                self._head.clear()
-            taken = min(self._missing, len(view))
-            self._missing -= taken
-            if self._log is not None:
-                self._crc32 = zlib.crc32(view[:taken], self._crc32)
-            view = view[taken:]
-            if not self._missing:
+                found = bytes(self._lines[:end])
+                view = memoryview(bytes(self._lines[end + len(self._mark) :]))
+                self._lines.clear()
+                if self._mark is _HEAD_END:
+                    self._begin(found)
+                else:
+                    self._begin_chunk(found)
+            if self._is_last and not self._missing:
                 self._end()
 
     def _begin(self, head: bytes) -> None:
-        lines = head.split(b"\r\n")
-        self._method, self._path, _ = lines[0].split(b" ", 2)
-        self._size, self._checksum, self._crc32 = 0, b"", 0
-        for line in lines[1:]:
-            name, _, value = line.partition(b":")
-            if name.lower() == b"content-length":
-                self._size = int(value)
-            elif name.lower() == b"x-amz-checksum-crc32":
-                self._checksum = b"\r\n" + line
-            elif name.lower() == b"expect":
-                self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        self._missing = self._size
+        first, *lines = head.split(_LINE_END)
+        self._method, self._target, _ = first.split(b" ", 2)
+        self._headers = {name.lower(): value.strip() for name, _, value in (line.partition(b":") for line in lines)}
+        self._missing, self._crc32 = int(self._headers.get(b"content-length", 0)), 0
+        self._size = int(self._headers.get(b"x-amz-decoded-content-length", self._missing))
+        self._is_last = self._headers.get(b"transfer-encoding") != b"chunked"
+        if not self._is_last:
+            self._mark = _LINE_END
+        if b"expect" in self._headers:
+            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def _begin_chunk(self, size: bytes) -> None:
+        length = int(size.partition(b";")[0], 16)
+        self._missing = length + len(_LINE_END)
+        self._is_last = not length
 
     def _end(self) -> None:
-        counts = self._counts
-        body = b""
-        if self._path == b"/-/counts":
-            body = json.dumps({name: getattr(counts, name) for name in vars(_Counts) if name[0] != "_"}).encode()
-        else:
-            counts.requests += 1
-            if self._method == b"PUT":
-                counts.puts += 1
-                counts.put_bytes += self._size
-                counts.last_put = time.monotonic()
-                if self._log is not None:
-                    os.write(self._log, b"%b %d %08x\n" % (self._path, self._size, self._crc32))
-        self._method = b""
-        answer = _ANSWER % (self._checksum, len(body), body)
-        if self._delay_s:
-            asyncio.get_running_loop().call_later(self._delay_s, self._answer, answer)
+        self._mark, self._is_last = _HEAD_END, False
+        status, headers, body = self._respond()
+        lines = b"".join(b"\r\n%b: %b" % header for header in headers.items())
+        answer = _ANSWER % (status, lines, len(body), b"" if self._method == b"HEAD" else body)
+        if self._service.delay_s:
+            asyncio.get_running_loop().call_later(self._service.delay_s, self._answer, answer)
         else:
             self._answer(answer)
+
+    def _respond(self) -> Answer:
+        counts, bucket = self._counts, self._service.bucket
+        if self._target == b"/-/counts":
+            names = (name for name in vars(_Counts) if name[0] != "_")
+            return Answer(200, {}, json.dumps({name: getattr(counts, name) for name in names}).encode())
+        counts.requests += 1
+        if self._method == b"PUT":
+            counts.puts += 1
+            counts.put_bytes += self._size
+            counts.last_put = time.monotonic()
+            if self._log is not None:
+                os.write(self._log, b"%b %d %08x\n" % (self._target, self._size, self._crc32))
+        elif bucket is not None:
+            path, _, query = self._target.decode().partition("?")
+            if query.startswith("list-type=2") or "&list-type=2" in query:
+                counts.lists += 1
+                return bucket.page(query)
+            counts.gets += 1
+            return bucket.get(path, self._headers.get(b"range", b"").decode())
+        checksum = self._headers.get(b"x-amz-checksum-crc32")
+        return Answer(200, {b"ETag": b'"sink-1"', **({b"x-amz-checksum-crc32": checksum} if checksum else {})}, b"")
 
     def _answer(self, answer: bytes) -> None:
         if not self._transport.is_closing():
@@ -109,13 +147,16 @@ class _Connection(asyncio.Protocol):
 class Counts(TypedDict):
     """The number of requests, of PUTs and of bytes in their bodies, and the time when the last PUT was complete.
 
-    The time is that of the monotonic clock, which all processes of a machine share.
+    ``gets`` counts the reads of objects, and ``lists`` the pages of listings. The time is that of the monotonic clock,
+    which all processes of a machine share.
     """
 
     requests: int
     puts: int
     put_bytes: int
     connections: int
+    gets: int
+    lists: int
     last_put: float
 
 
@@ -125,20 +166,25 @@ class Sink:
     Attributes:
         url: the address of the sink.
         pid: its process.
+        certificate: the file of its certificate, which clients must trust; None without TLS.
     """
 
-    def __init__(self, url: str, pid: int) -> None:
+    def __init__(self, url: str, pid: int, certificate: Path | None = None) -> None:
         self.url = url
         self.pid = pid
+        self.certificate = certificate
 
     def counts(self) -> Counts:
         """Return the counts so far."""
-        with urllib.request.urlopen(f"{self.url}/-/counts") as answer:  # noqa: S310  # our own, on loopback
+        trusted = ssl.create_default_context(cafile=self.certificate) if self.certificate else None
+        with urllib.request.urlopen(f"{self.url}/-/counts", context=trusted) as answer:  # noqa: S310  # our own, on loopback
             found: Counts = json.load(answer)
         return found
 
     def environment(self) -> dict[str, str]:
         """Return the environment variables for AWS clients."""
+        # AWS's libraries read the first one, those that use OpenSSL, rustls or Go the second one.
+        trusted = dict.fromkeys(("AWS_CA_BUNDLE", "SSL_CERT_FILE"), str(self.certificate)) if self.certificate else {}
         return {
             "AWS_ENDPOINT_URL": self.url,
             "AWS_ACCESS_KEY_ID": "sink",
@@ -146,36 +192,65 @@ class Sink:
             "AWS_REGION": "us-east-1",
             "AWS_DEFAULT_REGION": "us-east-1",
             "AWS_EC2_METADATA_DISABLED": "true",
+            **trusted,
         }
 
 
 @contextmanager
-def serve(delay_s: float = 0.0, *, log: Path | None = None, port: int = 0) -> Iterator[Sink]:
+def serve(
+    delay_s: float = 0.0, *, tls: bool = False, objects: Path | None = None, log: Path | None = None, port: int = 0
+) -> Iterator[Sink]:
     """Run a sink during the ``with`` block.
 
     Args:
         delay_s: the seconds to wait before each answer.
-        log: the file to which a line is appended for each PUT: path, size and CRC-32; None for no log.
+        tls: speak TLS, with a certificate made for this sink.
+        objects: the folder whose files are the objects of its bucket; None for no objects.
+        log: the file to which a line is appended for each PUT: path, size and CRC-32; None for no log. Not for clients
+            that send bodies in chunks.
         port: the port to listen on; 0 for a free one.
     """
-    logging = [] if log is None else ["--log", str(log)]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "bench.sink", "--delay", str(delay_s), "--port", str(port), *logging],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    try:
+    with ExitStack() as stack:
+        certificate = None
+        if tls:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="async-maps-bench-")))
+            certificate = _make_certificate(folder)
+        given = {"--certificate": certificate, "--objects": objects, "--log": log}
+        flags = [part for flag, value in given.items() if value for part in (flag, str(value))]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "bench.sink", "--delay", str(delay_s), "--port", str(port), *flags],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        stack.callback(process.communicate)  # closes its input, which ends it
         assert process.stdout is not None  # noqa: S101  # for mypy: it is a pipe
-        yield Sink(process.stdout.readline().strip(), process.pid)
-    finally:
-        process.communicate()  # closes its input, which ends it
+        yield Sink(process.stdout.readline().strip(), process.pid, certificate)
 
 
-async def _serve(delay_s: float, port: int, log: str | None) -> None:
-    loop, counts = asyncio.get_running_loop(), _Counts()
-    file = None if log is None else os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    server = await loop.create_server(lambda: _Connection(delay_s, counts, file), "127.0.0.1", port)
+def _make_certificate(folder: Path) -> Path:
+    """Make a certificate for loopback in ``certificate.pem``, with its key in ``key.pem``."""
+    certificate = folder / "certificate.pem"
+    # Rust's webpki refuses a server's certificate that is an authority's.
+    request = [
+        "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
+        "-subj", "/CN=sink", "-addext", "subjectAltName=IP:127.0.0.1", "-addext", "basicConstraints=critical,CA:FALSE",
+        "-keyout", str(folder / _KEY), "-out", str(certificate),
+    ]  # fmt: skip
+    subprocess.run(request, check=True, capture_output=True)
+    return certificate
+
+
+async def _serve(options: argparse.Namespace) -> None:
+    loop, log, context = asyncio.get_running_loop(), None, None
+    if options.log:
+        log = os.open(options.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    if options.certificate:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(options.certificate, options.certificate.with_name(_KEY))
+    service = _Service(options.delay, _Counts(), log, Bucket(options.objects) if options.objects else None)
+    server = await loop.create_server(lambda: _Connection(service), "127.0.0.1", options.port, ssl=context)
     async with server:
-        print(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", flush=True)
+        scheme = "https" if context else "http"
+        print(f"{scheme}://127.0.0.1:{server.sockets[0].getsockname()[1]}", flush=True)
         await loop.run_in_executor(None, sys.stdin.read)
 
 
@@ -183,7 +258,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--delay", type=float, default=0.0, help="seconds before each answer")
     parser.add_argument("--port", type=int, default=0, help="the port to listen on; a free one by default")
+    parser.add_argument("--certificate", type=Path, metavar="FILE", help="speak TLS with FILE and the key beside it")
+    parser.add_argument("--objects", type=Path, metavar="FOLDER", help="serve the files of FOLDER as objects")
     parser.add_argument("--log", metavar="FILE", help="append the path, size and CRC-32 of each PUT to FILE")
-    options = parser.parse_args()
     with asyncio.Runner(loop_factory=fastest_loop()) as runner:
-        runner.run(_serve(options.delay, options.port, options.log))
+        runner.run(_serve(parser.parse_args()))

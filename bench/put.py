@@ -1,7 +1,8 @@
 """What does a PUT cost the client, and how many does one process make per second?
 
 Every client is a separate process that measures its PUTs without its start, except for s5cmd, which is a command. The
-sink keeps nothing and uses little CPU time. SeaweedFS is a real store and uses part of the cores.
+sink keeps nothing and uses little CPU time. The floor is one blocking socket, which signs and checks nothing. SeaweedFS
+is a real store and uses part of the cores.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from bench import sink
-from bench.clients import CLIENTS
+from bench.clients import BOTO3, CLIENTS, FLOOR
 from bench.measure import by_turns, parser, ratio_of
 from bench.servers import real_server
 from bench.tables import Bench
@@ -23,7 +24,7 @@ _CONCURRENCY = 32
 _BOTO3_THREADS = 16
 _DELAY_S = 0.03
 _MAIN_KB = 60
-_SIZES_KB = (5, _MAIN_KB, 500)
+_SIZES_KB = (5, _MAIN_KB, 131)
 _COLUMNS = {"": "", "KB": "", "CPU ms/PUT": ".3f", "x our CPU": ".2f", "PUT/s": ",.0f"}
 
 
@@ -38,35 +39,37 @@ class _Effort(NamedTuple):
 
 
 def main(arguments: Sequence[str]) -> None:
-    """``python -m bench upload``."""
-    options = parser("upload", __doc__).parse_args(arguments)
-    bench = Bench("upload", options.quick)
+    """``python -m bench put``."""
+    options = parser("put", __doc__).parse_args(arguments)
+    bench = Bench("put", options.quick)
     effort = _Effort(1, 0.1) if options.quick else _Effort(3, 0.3)
     concurrent = f"{_CONCURRENCY} concurrent"
-    with sink.serve() as server:
-        table = bench.table(f"PUTs to a sink, {concurrent} (boto3: {_BOTO3_THREADS} threads), {effort}", _COLUMNS)
-        for kilobytes in (_MAIN_KB,) if options.quick else _SIZES_KB:
-            _compare(table, server.environment(), kilobytes, effort, boto3_threads=_BOTO3_THREADS)
+    same = dict.fromkeys(CLIENTS, _CONCURRENCY)
+    signing = {name: count for name, count in same.items() if name != FLOOR}
+    for tls in (False, True):
+        title = f"PUTs to a sink{' over TLS' if tls else ''}, {concurrent} (boto3: {_BOTO3_THREADS} threads), {effort}"
+        table = bench.table(title, _COLUMNS)
+        with sink.serve(tls=tls) as server:
+            for kilobytes in (_MAIN_KB,) if options.quick else _SIZES_KB:
+                _compare(table, server.environment(), {**same, BOTO3: _BOTO3_THREADS}, kilobytes, effort)
         bench.publish()
     with sink.serve(_DELAY_S) as server:
         title = f"PUTs to a sink that waits {1000 * _DELAY_S:.0f} ms before it answers, {concurrent}, {effort}"
-        table = bench.table(title, _COLUMNS)
-        _compare(table, server.environment(), _MAIN_KB, effort)
+        _compare(bench.table(title, _COLUMNS), server.environment(), signing, _MAIN_KB, effort)
         bench.publish()
     with real_server() as environment:
-        table = bench.table(f"PUTs to SeaweedFS on the same machine, {concurrent}, {effort}", _COLUMNS)
-        _compare(table, environment, _MAIN_KB, effort)
+        title = f"PUTs to SeaweedFS on the same machine, {concurrent}, {effort}"
+        _compare(bench.table(title, _COLUMNS), environment, signing, _MAIN_KB, effort)
         bench.publish()
 
 
 def _compare(
-    table: Table, environment: Mapping[str, str], kilobytes: int, effort: _Effort, boto3_threads: int = _CONCURRENCY
+    table: Table, environment: Mapping[str, str], concurrency: Mapping[str, int], kilobytes: int, effort: _Effort
 ) -> None:
-    """Add a row for each client."""
-    concurrency = {name: boto3_threads if name.startswith("boto3") else _CONCURRENCY for name in CLIENTS}
+    """Add a row for each client, with its number of concurrent PUTs."""
     commands = {
-        name: ("-m", "bench.clients", name, str(kilobytes), str(concurrency[name]), str(effort.seconds))
-        for name in CLIENTS
+        name: ("-m", "bench.clients", name, str(kilobytes), str(count), str(effort.seconds))
+        for name, count in concurrency.items()
     }
     found = by_turns(commands, effort.rounds, environment)
     ours = found[next(iter(CLIENTS))]
