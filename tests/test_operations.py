@@ -26,7 +26,7 @@ from botocore.validate import validate_parameters
 from pydantic import ByteSize, TypeAdapter
 
 import async_maps as am
-from async_maps.cli import app as cli
+from async_maps.cli.commands import app
 from async_maps.cli.events import Event
 from async_maps.cli.metrics import RunMetrics
 from async_maps.demo import seaweed
@@ -75,7 +75,7 @@ def as_written(default: object) -> str:
 
 def test_the_table_of_settings_is_complete_and_true() -> None:
     rows = table(PAGE, "Flag")
-    flags = [argument.name for argument in cli.app["run"].assemble_argument_collection() if argument.keys]
+    flags = [argument.name for argument in app["run"].assemble_argument_collection() if argument.keys]
     found = {}
     for flag, key, name, default, values in rows:
         plain = key.removesuffix(".NAME")

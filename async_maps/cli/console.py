@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from async_maps.cli.events import EVENTS, SDK_LOGGERS, fields_of, is_of_sdk, json_lines, tell
 from async_maps.errors import SettingsError
 from async_maps.masking import mask
-from async_maps.report.ending import package_version
 from async_maps.suggestions import suggest
 
 if TYPE_CHECKING:
@@ -115,6 +114,8 @@ def _tell_failures(report: Report, command: str) -> None:
 
 def tell_start(**arguments: Any) -> None:
     """Write the event of the start of a command."""
+    from async_maps.report.ending import package_version
+
     version = package_version()
     tell("start", f"async-maps {version}", version=version, pid=os.getpid(), **arguments)
 

@@ -32,7 +32,8 @@ COMMAND = """
 import os, sys
 from contextlib import suppress
 from threading import Event
-from async_maps.cli.app import app, main
+from async_maps.cli.app import main
+from async_maps.cli.commands import app
 
 class Finalized:
     def __del__(self):

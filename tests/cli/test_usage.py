@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import async_maps as am
-from async_maps.cli.app import app
+from async_maps.cli.commands import app
 from async_maps.settings import setting_names
 from tests.support.commands import invoke, only_error
 from tests.support.leftovers import leaves_nothing

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic import BaseModel
 
-from async_maps.cli import app as cli
+from async_maps.cli.commands import app
 from async_maps.settings import Settings
 from async_maps.sources import STDIN_FILE
 
@@ -105,9 +105,7 @@ def ours_within(words: list[str]) -> Iterator[list[str]]:
 
 def check_command(arguments: list[str]) -> None:
     """Parse arguments as the command does, and run nothing; an error of the parser if it refuses them."""
-    cli.app.parse_args(
-        [STDIN_FILE if text == "-" else text for text in arguments], exit_on_error=False, print_error=False
-    )
+    app.parse_args([STDIN_FILE if text == "-" else text for text in arguments], exit_on_error=False, print_error=False)
 
 
 def defaults(model: type[BaseModel] = Settings, prefix: str = "") -> dict[str, object]:
