@@ -19,7 +19,7 @@ from botocore.parsers import ResponseParserError
 from botocore.retries.standard import register_retry_handler
 from urllib3.exceptions import HTTPError
 
-from async_maps.filesystems.answers import Object, Range, ends_by_itself, extent, modified, required
+from async_maps.filesystems.answers import Object, Range, ends_by_itself, extent, modified
 from async_maps.filesystems.aws import client_options, pay_for_requests
 from async_maps.filesystems.blame import judge
 from async_maps.filesystems.clock import time_of
@@ -27,6 +27,7 @@ from async_maps.filesystems.connections import Connections
 from async_maps.filesystems.credentials import CredentialsError
 from async_maps.filesystems.endpoints import missing_bucket
 from async_maps.filesystems.filesystem import InaccessibleError, UnavailableError
+from async_maps.filesystems.listings import Page, parse_quickly
 from async_maps.filesystems.locators import is_directory_bucket, parse_s3_address
 from async_maps.filesystems.s3_file import S3File
 from async_maps.filesystems.sessions import blocking_client
@@ -175,20 +176,18 @@ class S3Filesystem:
 
     def _objects(self, bucket: str, prefix: str) -> Iterator[Object]:
         for page in self.pages(bucket, prefix):
-            for entry in page.get("Contents", []):
-                key, size = required(entry, "Key"), required(entry, "Size")
-                yield Object(key, size, entry.get("ETag", "").strip('"'), modified(entry))
+            yield from page.objects
 
-    def pages(self, bucket: str, prefix: str, **options: Any) -> Iterator[dict[str, Any]]:
-        """Yield the responses of ListObjectsV2."""
+    def pages(self, bucket: str, prefix: str, **options: Any) -> Iterator[Page]:
+        """Yield the pages of ListObjectsV2."""
         try:
             with _translate_errors():
                 paginator = self._get_client().get_paginator("list_objects_v2")
-                for page in paginator.paginate(Bucket=bucket, Prefix=prefix, **options):
-                    told = time_of(page["ResponseMetadata"]["HTTPHeaders"].get("date", ""))
+                for answer in paginator.paginate(Bucket=bucket, Prefix=prefix, **options):
+                    told = time_of(answer["ResponseMetadata"]["HTTPHeaders"].get("date", ""))
                     if told is not None:
                         self.clock_offset_s = told - time.time()
-                    yield page
+                    yield Page.of(answer)
         except FileNotFoundError as error:
             raise RefusedError(missing_bucket(self.endpoint())) from error
         except RefusedError as error:
@@ -257,6 +256,8 @@ class S3Filesystem:
             raise InaccessibleError(f"the AWS configuration cannot be used: {error}") from error
         client.meta.events.register("before-send.s3", self._refuse_closed)
         client.meta.events.register("request-created.s3", _note_time)
+        # botocore calls its own handlers for "before-parse.s3" later than those for "before-parse.*".
+        client.meta.events.register("before-parse.*.ListObjectsV2", parse_quickly)
         self._wait_here(client)
         pay_for_requests(client, self.settings)
         self._connections.watch(client)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from anyio import to_thread
 from zarr.abc.store import OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
 
-from async_maps.filesystems.answers import required
 from async_maps.filesystems.locators import S3Address
 
 if TYPE_CHECKING:
@@ -65,11 +64,11 @@ class S3ZarrStore(Store):
     async def list_dir(self, prefix: str) -> AsyncIterator[str]:
         folder = self._root.key + (f"{prefix.rstrip('/')}/" if prefix else "")
         async for page in _in_threads(self._filesystem.pages(self._root.bucket, folder, Delimiter="/")):
-            for entry in page.get("CommonPrefixes", []):
-                yield required(entry, "Prefix")[len(folder) : -1]
-            for entry in page.get("Contents", []):
-                if (key := required(entry, "Key")) != folder:
-                    yield key[len(folder) :]
+            for name in page.folders:
+                yield name[len(folder) : -1]
+            for found in page.objects:
+                if found.key != folder:
+                    yield found.key[len(folder) :]
 
     async def set(self, key: str, value: Buffer) -> NoReturn:
         raise NotImplementedError("the store is read-only")
