@@ -16,19 +16,22 @@ BENCHES = {
     "formats": "reading a map from each file format, against the library of the format",
     "encode": "PNGs in time and bytes, against Pillow and OpenCV; in threads",
     "put": "CPU time of a PUT and PUTs per second, HTTP and TLS, against boto3, aioboto3, obstore, fast-s3 and s5cmd",
-    "job": "the whole job from files to a store, against the usual scripts",
+    "listing": "CPU time of a key in a listing of S3, against boto3, aioboto3 and obstore",
+    "job": "the whole job from files or S3 to a store, against the usual scripts",
+    "profile": "CPU time of the job by stage and thread, beside the same work without a pipeline",
     "scale": "time, memory and manifest of up to 200,000 maps, and resuming; lanes; plans of a million rows",
     "service": "callers of Pipeline.put: throughput, latency, stalls of the event loop",
-    "latency": "small maps to a store that answers late, against another checkout",
+    "latency": "small maps to a store that answers late",
     "start": "from launch to the help and to the first PUT",
 }
 OTHERS = {
+    "compare": "runs the job or another bench on two revisions in turns, and prints their ratios",
     "colors": "draws the README's picture into a file",
     "kills": "kills lanes, runs, shares and the store of a job, and compares it with a run in one process",
     "paper": "computes time, limit and price of jobs of up to 10^9 maps on up to 64 machines",
     "soak": "changes, kills and restarts for minutes or days, and compares maps, manifest and bucket",
 }
-"""These measure nothing and are not part of all."""
+"""These are not part of all."""
 
 
 def run_all(*, quick: bool) -> None:
@@ -57,7 +60,7 @@ def main() -> None:
         prog="python -m bench",
         description="Run one benchmark, or all of them without a name. The results are written to bench/results/.",
         epilog="\n".join([*(f"  {name:9}{what}" for name, what in BENCHES.items()),
-                          "measure nothing, and are not part of all:",
+                          "not part of all:",
                           *(f"  {name:9}{what}" for name, what in OTHERS.items())]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip

@@ -42,7 +42,7 @@ class Bucket:
     """The objects of a bucket.
 
     Args:
-        folder: the folder of the files.
+        folder: the folder of the files; the bucket is empty if it is none.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -62,7 +62,7 @@ class Bucket:
             return Answer(200, {}, b"")
         try:
             file = (self._folder / key).open("rb", buffering=0)
-        except (FileNotFoundError, IsADirectoryError):
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             return Answer(404, {}, b"<Error><Code>NoSuchKey</Code></Error>")
         with file:
             status = os.fstat(file.fileno())

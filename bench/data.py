@@ -55,5 +55,19 @@ def link_maps(files: Path, folder: Path, count: int, *, per_folder: int = 10_000
         os.link(sources[index % len(sources)], part / f"{index:06}.npy")
 
 
+def write_stack(files: Path, stack: Path, count: int) -> None:
+    """Write ``count`` maps as one .npy file, (count, size, size) float32.
+
+    Args:
+        files: a folder written by :func:`write_maps`.
+        stack: the file to write.
+        count: the number of maps.
+    """
+    sources = [np.load(file, mmap_mode="r") for file in sorted(files.iterdir())]
+    maps = np.lib.format.open_memmap(stack, "w+", np.float32, (count, *sources[0].shape))
+    for index in range(count):
+        maps[index] = sources[index % len(sources)]
+
+
 def _enlarge(grid: NDArray[np.float32], size: int) -> NDArray[np.float32]:
     return np.asarray(Image.fromarray(grid).resize((size, size), Image.Resampling.BICUBIC), np.float32)

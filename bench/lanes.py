@@ -6,7 +6,6 @@ Each contender keeps its pipeline and its lanes open, so that no start is measur
 from __future__ import annotations
 
 import asyncio
-import logging
 import sys
 import tempfile
 import time
@@ -60,8 +59,6 @@ def add_table(bench: Bench, delay_s: float) -> None:
 
 
 async def _contender(lanes: int, place: Path) -> None:
-    # The sink has every object, of which each run with a new manifest would tell.
-    logging.getLogger("async_maps").setLevel(logging.ERROR)
     settings = am.Settings(processes=lanes, workers=lanes)
     async with am.Pipeline(f"s3://{BUCKET}/run", settings=settings) as pipeline:
         await take_turns(partial(_turn, pipeline, place, f"{lanes}.sqlite"))

@@ -23,7 +23,7 @@ from statistics import median
 from typing import IO, TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 
 Figures = dict[str, float]
 
@@ -64,8 +64,10 @@ def parser(name: str, question: str | None) -> argparse.ArgumentParser:
     return options
 
 
-def interleaved(contenders: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Return the milliseconds of a call in each round, for contenders in turn.
+def interleaved(
+    contenders: Mapping[str, Callable[[], object]], rounds: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
+    """Return the milliseconds of a call in each round, for contenders in turn; by a clock of seconds.
 
     A turn begins with a call that is not counted, because the other contenders have replaced the CPU caches. Then it
     makes as many calls as fit into a few milliseconds, at least one. Their median is the turn's figure.
@@ -76,7 +78,7 @@ def interleaved(contenders: Mapping[str, Callable[[], object]], rounds: int) -> 
     try:
         for _ in range(rounds):
             for name, work in contenders.items():
-                times[name].append(_turn(work))
+                times[name].append(_turn(work, clock))
     finally:
         if collecting:
             gc.enable()
@@ -93,14 +95,27 @@ def ratio_of(above: Sequence[float], below: Sequence[float]) -> list[float]:
     return [first / second for first, second in zip(above, below, strict=True)]
 
 
-def run_process(*arguments: str, environment: Mapping[str, str] | None = None) -> Usage:
+@dataclass(frozen=True, slots=True)
+class Code:
+    """A folder with async_maps and bench, and an interpreter that has their requirements."""
+
+    folder: Path
+    python: str
+
+
+def run_process(*arguments: str, environment: Mapping[str, str] | None = None, code: Code | None = None) -> Usage:
     """Run ``python ARGUMENTS`` to its end.
+
+    Args:
+        arguments: the arguments of Python.
+        environment: further environment variables.
+        code: what runs; None for this interpreter in the current folder.
 
     Raises:
         RuntimeError: the process failed.
     """
     started = time.monotonic()
-    process = _launch(arguments, environment)
+    process = _launch(arguments, environment, code)
     with watched(process.pid) as peak:
         output = _pipe(process.stdout).read()
         _, status, usage = os.wait4(process.pid, 0)
@@ -113,24 +128,30 @@ def run_process(*arguments: str, environment: Mapping[str, str] | None = None) -
 
 
 def run_command(
-    folder: Path, manifest: Path, *flags: str, environment: Mapping[str, str], resume: bool = False
+    source: Path | str,
+    manifest: Path,
+    *flags: str,
+    environment: Mapping[str, str],
+    resume: bool = False,
+    code: Code | None = None,
 ) -> Usage:
-    """Run ``async-maps run FOLDER s3://bench/run FLAGS`` to its end.
+    """Run ``async-maps run SOURCE s3://bench/run FLAGS`` to its end.
 
     Args:
-        folder: the folder of the maps.
+        source: the maps.
         manifest: the manifest; an existing file is deleted first unless ``resume`` is set.
         flags: the flags of the command.
         environment: the environment variables of the server.
         resume: keep the manifest and continue from it.
+        code: the code of the command; None for that in the current folder.
 
     Raises:
         RuntimeError: the command failed.
     """
     if not resume:
         manifest.unlink(missing_ok=True)
-    command = ("run", str(folder), f"s3://{BUCKET}/run", "--manifest", str(manifest), "--progress", "none")
-    return run_process("-m", "async_maps", *command, *flags, environment=environment)
+    command = ("run", str(source), f"s3://{BUCKET}/run", "--manifest", str(manifest), "--progress", "none")
+    return run_process("-m", "async_maps", *command, *flags, environment=environment, code=code)
 
 
 def by_turns(
@@ -156,12 +177,19 @@ def by_turns(
         }
         for name, process in started.items():
             _answer(name, process)
-        for _ in range(rounds):
-            for name, process in started.items():
+        for turn in range(rounds):
+            for name in order(started, turn):
+                process = started[name]
                 print("go", file=_pipe(process.stdin), flush=True)
                 for figure, value in _answer(name, process).items():
                     found[name].setdefault(figure, []).append(value)
     return found
+
+
+def order(contenders: Iterable[str], turn: int) -> list[str]:
+    """Return the order of a round: every second one is reversed, so that none always runs after the same other."""
+    names = list(contenders)
+    return names[::-1] if turn % 2 else names
 
 
 async def take_turns(turn: Callable[[], Awaitable[Figures]]) -> None:
@@ -192,23 +220,26 @@ def memory(pid: int) -> int:
     return total
 
 
-def _turn(work: Callable[[], object]) -> float:
+def _turn(work: Callable[[], object], clock: Callable[[], float]) -> float:
     work()
     times: list[float] = []
-    until = time.perf_counter() + _TURN_MS / 1000
-    while not times or time.perf_counter() < until:
-        start = time.perf_counter()
+    until = clock() + _TURN_MS / 1000
+    while not times or clock() < until:
+        start = clock()
         work()
-        times.append(1000 * (time.perf_counter() - start))
+        times.append(1000 * (clock() - start))
     return median(times)
 
 
-def _launch(arguments: Sequence[str], environment: Mapping[str, str] | None) -> subprocess.Popen[str]:
+def _launch(
+    arguments: Sequence[str], environment: Mapping[str, str] | None, code: Code | None = None
+) -> subprocess.Popen[str]:
     # Without the user's AWS account, and with compiled modules like those of an installed package.
     kept = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
     nowhere = {"AWS_CONFIG_FILE": os.devnull, "AWS_SHARED_CREDENTIALS_FILE": os.devnull}
     return subprocess.Popen(
-        [sys.executable, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        [code.python if code else sys.executable, *arguments], cwd=code.folder if code else None, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         env={**kept, **nowhere, "PYTHONDONTWRITEBYTECODE": "", **(environment or {})},
     )  # fmt: skip
 

@@ -32,7 +32,9 @@ _COLUMNS = {
 def main(arguments: Sequence[str]) -> None:
     """Run ``python -m bench scale``."""
     given = parser("scale", __doc__)
-    given.add_argument("--delay", type=float, default=0.03, help="seconds before each answer of a sink for lanes")
+    given.add_argument(
+        "--delay", type=float, default=30.0, metavar="MS", help="a sink for lanes waits before each answer"
+    )
     options = given.parse_args(arguments)
     bench = Bench("scale", options.quick)
     table = bench.table(f"Maps of {_SIZE}x{_SIZE} float32 from .npy files to a sink, with a manifest", _COLUMNS)
@@ -58,7 +60,7 @@ def main(arguments: Sequence[str]) -> None:
             })  # fmt: skip
     bench.publish()
     plot(table.rows, results(quick=options.quick) / "scale.png")
-    for delay_s in (0.0, options.delay):
+    for delay_s in (0.0, options.delay / 1000):
         lanes.add_table(bench, delay_s)
     plans.add_table(bench)
 

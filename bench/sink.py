@@ -48,7 +48,7 @@ class _Service:
     delay_s: float
     counts: _Counts
     log: int | None
-    bucket: Bucket | None
+    bucket: Bucket
 
 
 class _Connection(asyncio.Protocol):
@@ -118,7 +118,7 @@ class _Connection(asyncio.Protocol):
             self._answer(answer)
 
     def _respond(self) -> Answer:
-        counts, bucket = self._counts, self._service.bucket
+        counts = self._counts
         if self._target == b"/-/counts":
             names = (name for name in vars(_Counts) if name[0] != "_")
             return Answer(200, {}, json.dumps({name: getattr(counts, name) for name in names}).encode())
@@ -129,13 +129,13 @@ class _Connection(asyncio.Protocol):
             counts.last_put = time.monotonic()
             if self._log is not None:
                 os.write(self._log, b"%b %d %08x\n" % (self._target, self._size, self._crc32))
-        elif bucket is not None:
+        elif self._method in {b"GET", b"HEAD"}:
             path, _, query = self._target.decode().partition("?")
             if query.startswith("list-type=2") or "&list-type=2" in query:
                 counts.lists += 1
-                return bucket.page(query)
+                return self._service.bucket.page(query)
             counts.gets += 1
-            return bucket.get(path, self._headers.get(b"range", b"").decode())
+            return self._service.bucket.get(path, self._headers.get(b"range", b"").decode())
         checksum = self._headers.get(b"x-amz-checksum-crc32")
         return Answer(200, {b"ETag": b'"sink-1"', **({b"x-amz-checksum-crc32": checksum} if checksum else {})}, b"")
 
@@ -246,7 +246,7 @@ async def _serve(options: argparse.Namespace) -> None:
     if options.certificate:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.load_cert_chain(options.certificate, options.certificate.with_name(_KEY))
-    service = _Service(options.delay, _Counts(), log, Bucket(options.objects) if options.objects else None)
+    service = _Service(options.delay, _Counts(), log, Bucket(options.objects))
     server = await loop.create_server(lambda: _Connection(service), "127.0.0.1", options.port, ssl=context)
     async with server:
         scheme = "https" if context else "http"
@@ -259,7 +259,7 @@ if __name__ == "__main__":
     parser.add_argument("--delay", type=float, default=0.0, help="seconds before each answer")
     parser.add_argument("--port", type=int, default=0, help="the port to listen on; a free one by default")
     parser.add_argument("--certificate", type=Path, metavar="FILE", help="speak TLS with FILE and the key beside it")
-    parser.add_argument("--objects", type=Path, metavar="FOLDER", help="serve the files of FOLDER as objects")
+    parser.add_argument("--objects", type=Path, default=os.devnull, metavar="FOLDER", help="serve the files of FOLDER")
     parser.add_argument("--log", metavar="FILE", help="append the path, size and CRC-32 of each PUT to FILE")
     with asyncio.Runner(loop_factory=fastest_loop()) as runner:
         runner.run(_serve(parser.parse_args()))

@@ -54,6 +54,10 @@ class Table:
         widths = [max(len(line[column]) for line in lines) for column in range(len(self.columns))]
         return "\n".join([f"\n{self.title}", *("  " + _justified(line, widths).rstrip() for line in lines)])
 
+    def document(self) -> dict[str, Any]:
+        """Return the table for JSON: a list of numbers becomes its median and its spread."""
+        return {"title": self.title, "rows": [*map(_spread, self.rows)]}
+
     def markdown(self) -> str:
         """Return the table for a README."""
         head, *body = self.cells()
@@ -83,7 +87,7 @@ class Bench:
     def publish(self) -> None:
         """Print the last table and write all tables to files."""
         print(self.tables[-1].text(), flush=True)
-        tables = [{"title": table.title, "rows": [*map(_spread, table.rows)]} for table in self.tables]
+        tables = [table.document() for table in self.tables]
         document = {"bench": self.name, "quick": self.quick, **machine(), "tables": tables}
         folder = results(quick=self.quick)
         folder.mkdir(parents=True, exist_ok=True)

@@ -78,3 +78,15 @@ def test_a_run_reads_maps_from_the_sink_and_stores_them_in_it(server: sink.Sink)
     found = server.counts()
     assert (report.uploaded, found["puts"]) == (20, 20)
     assert found["gets"] >= 20
+
+
+def test_a_sink_without_a_folder_has_no_objects(monkeypatch: pytest.MonkeyPatch) -> None:
+    with sink.serve() as server:
+        for name, value in server.environment().items():
+            monkeypatch.setenv(name, value)
+        client: Any = botocore.session.get_session().create_client("s3")
+        client.put_object(Bucket=BUCKET, Key="a", Body=b"x")
+        with pytest.raises(ClientError, match="404"):
+            client.head_object(Bucket=BUCKET, Key="a")
+        assert client.list_objects_v2(Bucket=BUCKET)["KeyCount"] == 0
+        client.close()
