@@ -31,6 +31,12 @@ def make_map(index: int, size: int) -> NDArray[np.float32]:
     return np.clip(values, 0, 1).astype(np.float32)
 
 
+def upsampled_cam(index: int) -> NDArray[np.float32]:
+    """Return a CAM of 14x14 enlarged linearly to (224, 224) float32 in [0, 1], as classifiers' explanations are."""
+    grid = np.random.default_rng(index).random((14, 14), np.float32)
+    return np.asarray(Image.fromarray(grid).resize((224, 224), Image.Resampling.BILINEAR), np.float32)
+
+
 def write_maps(folder: Path, count: int, size: int) -> None:
     """Write ``count`` maps as .npy files."""
     folder.mkdir(parents=True, exist_ok=True)
