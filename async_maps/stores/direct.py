@@ -57,8 +57,9 @@ class Plan(NamedTuple):
     Attributes:
         base: the URL up to the key, percent-encoded.
         query: the query of the URL, with its question mark; mostly empty.
-        signs_payload: whether the body's SHA-256 is signed; over TLS a checksum is enough.
+        signs_payload: whether the SDK signs the body's SHA-256.
         checksum: the name of the header with the checksum of the body.
+        trusts_answers: whether the SHA-256 is left out, because each answer proves that the store has the body.
     """
 
     base: str
@@ -68,6 +69,7 @@ class Plan(NamedTuple):
     service: str
     signs_payload: bool
     checksum: str
+    trusts_answers: bool = False
 
     @classmethod
     def of(cls, request: AWSPreparedRequest, key: str) -> Plan | None:
@@ -97,11 +99,16 @@ class Plan(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """The response of the server; the body is an XML error, or empty."""
+    """The response of the server; the body is an XML error, or empty.
+
+    Attributes:
+        must_prove: whether the headers are the only proof of the body, as its SHA-256 was not signed.
+    """
 
     status: int
     headers: Mapping[str, str]
-    body: bytes
+    body: bytes = b""
+    must_prove: bool = False
 
     def blames_time(self) -> bool:
         """Whether the request was refused for the time of its signature."""
@@ -137,7 +144,8 @@ class Signer:
     def sign(self, key: str, data: bytes, checksum: str, timestamp: str) -> tuple[str, dict[str, str]]:
         """Return the URL and the headers of a PUT; the timestamp has the form ``20261125T120000Z``."""
         quoted = _quote(key)
-        payload = hashlib.sha256(data).hexdigest() if self.plan.signs_payload else UNSIGNED_PAYLOAD
+        is_signed = self.plan.signs_payload and not self.plan.trusts_answers
+        payload = hashlib.sha256(data).hexdigest() if is_signed else UNSIGNED_PAYLOAD
         canonical = (
             self._canonical.replace("\0path", self._host_path + quoted)
             .replace("\0payload", payload)
@@ -175,9 +183,10 @@ class DirectSession(LimitedSession):
     Attributes:
         may_repeat: whether aiohttp may repeat a request whose connection broke. It must be False for create-only
             uploads, because the server may have stored the object.
+        may_trust_answers: whether PUTs over TLS may leave their body's SHA-256 out.
     """
 
-    may_repeat = True
+    may_repeat = may_trust_answers = True
 
     if TYPE_CHECKING:  # what the stubs leave out
         _proxy_config: ProxyConfiguration
@@ -210,6 +219,18 @@ class DirectSession(LimitedSession):
             # The last PUT may be that of another key, if several run concurrently.
             self._plans += self._plan is not None
 
+    def trust_answers(self) -> None:
+        """Leave the SHA-256 out over TLS from now on: an answer has proved that the store has the body."""
+        if self.may_trust_answers and self._plan is not None and self._plan.base.startswith("https:"):
+            self.may_trust_answers = False
+            self._plan = self._plan._replace(trusts_answers=True)
+
+    def distrust_answers(self) -> None:
+        """Sign the SHA-256 from now on."""
+        self.may_trust_answers = False
+        if self._plan is not None:
+            self._plan = self._plan._replace(trusts_answers=False)
+
     async def put(self, key: str, data: bytes, checksum: str, credentials: AsyncCredentials) -> Answer | None:
         """Send one PUT directly.
 
@@ -241,7 +262,7 @@ class DirectSession(LimitedSession):
             self._refusals += 1
             if self._refusals >= _REFUSALS:
                 self._plan, self._refusals = None, 0
-        return found
+        return found._replace(must_prove=plan.trusts_answers)
 
     async def _send_put(self, url: str, headers: dict[str, str], data: bytes) -> Answer:
         session = await self._get_session(None)

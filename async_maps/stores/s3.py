@@ -26,7 +26,7 @@ from async_maps.filesystems.sessions import AsyncSession
 from async_maps.filesystems.time_limits import TimeLimits
 from async_maps.filesystems.verdict import store_error
 from async_maps.keys import check_name
-from async_maps.stores.direct import DirectSession
+from async_maps.stores.direct import Answer, DirectSession
 from async_maps.stores.first_object import FirstObject
 from async_maps.stores.headers import crc32, http_status, md5, md5_digest, object_headers
 from async_maps.stores.odd_keys import OddKeys
@@ -77,6 +77,9 @@ async def open_s3(destination: str, settings: Settings, content_type: str = "ima
         except (BotoCoreError, ValueError) as error:
             raise SettingsError(f"the AWS configuration cannot be used: {error}") from error
         pay_for_requests(client, settings.s3)
+        configured: Any = client.meta.config
+        if (configured.s3 or {}).get("payload_signing_enabled"):
+            direct[0].may_trust_answers = False
         headers = object_headers(settings.s3, create_only=create_only, content_type=content_type)
         used = session.credentials if settings.s3.client == "direct" else None
         yield S3Store(client, bucket, prefix, headers, session=direct[0], credentials=used)
@@ -180,23 +183,23 @@ class S3Store:
             raise store_error(self.destination, judge(error)) from error
 
     async def _put_and_check(self, key: str, data: bytes) -> str | None:
-        headers = await self._put(key, data)
-        found = headers.get("etag", "").strip('"')
+        answer = await self._put(key, data)
+        found = answer.headers.get("etag", "").strip('"')
         etag: str | None = found or None
-        if not self._is_proved(headers, found, data):
+        if not self._is_proved(answer, found, data):
             etag = await self._first.read_back(key, data, answered=etag)
         if self._first.asks:
-            await self._first.compare(key, headers)
+            await self._first.compare(key, answer.headers)
         return None if self.promises.etags_are_md5 is False else etag
 
-    async def _put(self, key: str, data: bytes) -> Mapping[str, str]:
-        """Return the headers of an answer with status 200."""
+    async def _put(self, key: str, data: bytes) -> Answer:
+        """Return an answer with status 200."""
         if self._credentials is not None:
             checksum = crc32(data) if self.promises.takes_crc32 else md5(data)
             answer = await self._session.put(key, data, checksum, self._credentials)
             if answer is not None:
                 if answer.status == 200:
-                    return answer.headers
+                    return answer
                 if answer.status == 412:
                     raise await self._exists(key, data)
                 verdict = judge_answer(answer.status, *answer_details(answer.body))
@@ -205,7 +208,7 @@ class S3Store:
         headers = await self.put_by_sdk(key, data)
         if self._credentials is not None:
             self._session.learn(key)
-        return headers
+        return Answer(200, headers)
 
     async def put_by_sdk(self, key: str, data: bytes) -> Mapping[str, str]:
         """Put an object with the SDK, and return the headers of the answer; raise the SDK's errors."""
@@ -282,7 +285,7 @@ class S3Store:
     def _transient(self, reason: str) -> TransientError:
         return TransientError(f"{self.destination}: {reason}")
 
-    def _is_proved(self, headers: Mapping[str, str], etag: str, data: bytes) -> bool:
+    def _is_proved(self, answer: Answer, etag: str, data: bytes) -> bool:
         """Check that an answer proves that the store has these bytes.
 
         The proof is the checksum that the server has computed, or an ETag that is the MD5 of the body. With KMS it is
@@ -295,15 +298,21 @@ class S3Store:
         Raises:
             TransientError: the answer does not prove it.
         """
-        promises = self.promises
+        promises, headers = self.promises, answer.headers
         if echoed := headers.get("x-amz-checksum-crc32"):
             if echoed != crc32(data):
                 raise self._transient(UNPROVED)
+            self._session.trust_answers()
             return True
         if promises.etags_are_md5 is False or (etag and "kms" in headers.get("x-amz-server-side-encryption", "")):
+            if answer.must_prove:
+                # The SHA-256 of the next attempt is the proof.
+                self._session.distrust_answers()
+                raise self._transient(UNPROVED)
             return True
         if etag and etag == md5_digest(data).hex():
             promises.etags_are_md5 = True
+            self._session.trust_answers()
             return True
         if promises.etags_are_md5 is None or (etag and not _MD5.fullmatch(etag)):
             # A proxy or a sign-in page before the store can answer each request with 200 and an ETag.

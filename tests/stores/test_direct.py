@@ -146,6 +146,21 @@ async def test_the_signed_request_equals_the_sdks(
             assert theirs.body == data
 
 
+async def test_a_request_without_the_sha256_equals_the_sdks(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"region_name": "eu-central-1", "aws_access_key_id": "AKID", "aws_secret_access_key": "secret"}
+    async with sdk(monkeypatch, "bucket", HEADERS, **options) as (session, put):
+        await put("first.png", b"first")
+        session.learn("first.png")
+        session.trust_answers()
+        plan = session._plan
+    assert plan is not None
+    async with sdk(monkeypatch, "bucket", HEADERS, s3={"payload_signing_enabled": False}, **options) as (_, put):
+        theirs = await put("a.png", b"data")
+    signer = Signer(plan, ReadOnlyCredentials("AKID", "secret", None, None))
+    _, ours = signer.sign("a.png", b"data", checksum(b"data"), theirs.headers["X-Amz-Date"])
+    assert ours["Authorization"] == theirs.headers["Authorization"]
+
+
 async def test_the_answer_to_a_concurrent_put_uses_up_no_plan(monkeypatch: pytest.MonkeyPatch) -> None:
     keys = {"aws_access_key_id": "AKID", "aws_secret_access_key": "secret"}
     async with sdk(monkeypatch, "bucket", S3Settings(), region_name="eu-central-1", **keys) as (session, put):
@@ -289,6 +304,13 @@ async def test_a_real_server_accepts_and_checks_direct_puts(bucket: str, monkeyp
         tampered = await session.put("p/tampered.png", b"pixelz", checksum(b"pixels"), credentials)
         assert tampered is not None
         assert tampered.status == 400
+        # Also if the SHA-256 is left out, as over TLS.
+        assert session._plan is not None
+        session._plan = session._plan._replace(trusts_answers=True)
+        for key, data, status in (("p/unsigned.png", b"pixels", 200), ("p/tampered.png", b"pixelz", 400)):
+            answer = await session.put(key, data, checksum(b"pixels"), credentials)
+            assert answer is not None
+            assert answer.status == status
         monkeypatch.setattr(store._client, "put_object", None)
         await store.put("p/second.png", b"y")
     async with Session().client("s3") as client:
