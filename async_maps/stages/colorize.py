@@ -100,8 +100,8 @@ class ColorizeStage:
             shape = (side, side)
         height, width = without_channels(shape)
         size = scanline_bytes(height, width, self._channels)
-        # The header may be wrong: take no more than the arena; the worker returns the size that it really needs.
-        return aligned(size if array is not None else min(size, self._arena.size))
+        # The header may be wrong: take no more than another map has taken; the worker returns what it really needs.
+        return aligned(size if array is not None else min(size, max(self._arena.size, self._arena.room // 2)))
 
     async def _colorize_singly(
         self, worker: Worker, chunk: list[Job], bitmaps: MemoryObjectSendStream[list[Bitmap]]
@@ -156,7 +156,8 @@ class ColorizeStage:
             need = max(wanted, min(need * wanted // max(pixels[0], 1), self._chunk_bytes))
         inputs = sum(_input_bytes(job) for job in chunk)
         try:
-            block = await self._arena.take(inputs + need)
+            # With room for the next map, which a worker colorizes while this one is encoded.
+            block = await self._arena.take(inputs + need, spare=max(wanted, *pixels))
         except OSError as error:
             chunk[0].drop_array()
             chunk[0].fail("colorize", f"the map is too large: {error}")

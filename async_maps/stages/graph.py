@@ -297,7 +297,7 @@ class Stages:
         stages = {
             "fetch": (self._fetching, self._remote_out, 0.0),
             "colorize": (self._colorizing, self._jobs_out, arrays.held / arrays.limit),
-            "encode": (self._encoding, self._bitmaps_out, bitmaps.held / bitmaps.size),
+            "encode": (self._encoding, self._bitmaps_out, bitmaps.held / bitmaps.room),
             "upload": (self._uploading, self._pngs_out, pngs.held / pngs.limit),
         }
         found = {}

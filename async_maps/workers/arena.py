@@ -55,14 +55,21 @@ class Block:
 
 
 class Arena:
-    """Shared memory of ``size`` bytes that is handed out in blocks; a request for more than is free waits.
+    """Shared memory that is handed out in blocks; a request for more than is free waits.
 
-    A block larger than the whole arena is handed out when no other is held: the file grows for it and shrinks again.
+    It has ``size`` bytes. For a larger block the file grows, without waiting for other blocks. It shrinks when nothing
+    is held and a smaller block is requested, so not for each of several large blocks.
+
     Raises SettingsError if the system does not provide that much memory.
+
+    Attributes:
+        size: the bytes for blocks that are not too large for it.
+        room: the bytes that the file has now, ``size`` or more.
+        held: the bytes of all blocks.
     """
 
     def __init__(self, size: int) -> None:
-        self.size = _round_up(size)
+        self.size = self.room = _round_up(size)
         self.held = 0
         self.descriptor = anonymous_file()
         try:
@@ -84,39 +91,45 @@ class Arena:
         os.close(self.descriptor)
         self._memory = _NOTHING
 
-    async def take(self, size: int) -> Block:
-        """Wait for a block of at least ``size`` bytes, with one holder; if the wait is cancelled, nothing is taken.
+    async def take(self, size: int, spare: int = 0) -> Block:
+        """Wait for a block, and return it with one holder; if the wait is cancelled, nothing is taken.
 
-        Raises OSError if it is larger than the arena, and the system does not provide that much memory.
+        Args:
+            size: the bytes that the block has at least.
+            spare: the bytes for which there is room beside the block, so that the next one need not wait for its end.
+
+        Raises:
+            OSError: they are more than the arena has, and the system does not provide that much memory.
         """
-        block = await self._line.wait(_round_up(max(size, 1)))
-        if block.size > self.size:
-            # Not in _carve: the error belongs to this task, not to the task that released memory and called _carve.
-            try:
-                block.memory = self._grow(block.size)
-            except BaseException:
-                block.release()
-                raise
-        return block
+        size = _round_up(max(size, 1))
+        self._fit(size + _round_up(spare))
+        return await self._line.wait(size)
 
     def give_back(self, block: Block) -> None:
         """Take a block back; called by :meth:`Block.release`."""
         self.held -= block.size
-        if block.size > self.size:
-            os.ftruncate(self.descriptor, self.size)
-            self._free = [(0, self.size)]
-        else:
-            self._free = _merge([*self._free, (block.start, block.size)])
+        self._free = _merge([*self._free, (block.start, block.size)])
         self._line.serve()
+
+    def _fit(self, wanted: int) -> None:
+        """Grow the file to the bytes that are wanted, or shrink it to them; but a waiting block may need it all."""
+        room = max(self.size, wanted)
+        if room < self.room and not self.held and not self._line.length:
+            os.ftruncate(self.descriptor, room)
+            self.room, self._free = room, [(0, room)]
+        elif room > self.room:
+            try:
+                os.ftruncate(self.descriptor, room)
+                self._memory = map_memory(self.descriptor, room)
+            except (OSError, OverflowError) as error:
+                os.ftruncate(self.descriptor, self.room)
+                raise OSError(errno.ENOMEM, f"{wanted:,} bytes of shared memory are not available") from error
+            self._free = _merge([*self._free, (self.room, room - self.room)])
+            self.room = room
+            self._line.serve()
 
     def _carve(self, size: int) -> Block | None:
         """Take the first free range that is large enough, so that the same memory is reused."""
-        if size > self.size:
-            if self.held:
-                return None
-            self._free = []
-            self.held = size
-            return Block(self, 0, size)
         for index, (start, length) in enumerate(self._free):
             if length >= size:
                 self._free[index : index + 1] = [(start + size, length - size)] if length > size else []
@@ -125,13 +138,6 @@ class Arena:
                 block.memory = self._memory[start : start + size]
                 return block
         return None
-
-    def _grow(self, size: int) -> NDArray[np.uint8]:
-        try:
-            os.ftruncate(self.descriptor, size)
-            return map_memory(self.descriptor, size)
-        except (OSError, OverflowError) as error:
-            raise OSError(errno.ENOMEM, f"{size:,} bytes of shared memory are not available") from error
 
 
 def anonymous_file() -> int:

@@ -318,11 +318,10 @@ def main() -> None:
     try:
         reply(tuple(kernels))
         for start, size, free_from, chunk in requests:
-            # A block that is larger than the arena: the file has grown.
-            whole = memory if start + size <= memory.size else map_memory(descriptor, start + size)
-            block = whole[start : start + size]
+            if start + size > memory.size:  # the file has grown
+                memory = map_memory(descriptor, start + size)
+            block = memory[start : start + size]
             done = colorize_chunk(block, free_from, [Request(*values) for values in chunk], recipe, readers)
-            del whole, block
             reply(done.packed())
     except ConnectionError:
         # The parent has died.

@@ -7,19 +7,24 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pytest
+from anyio import create_memory_object_stream, fail_after
 
 from async_maps.errors import WorkerError
 from async_maps.render.ranges import UNIT
+from async_maps.settings import Settings
 from async_maps.sources.activation_map import ActivationMap
 from async_maps.sources.arrays import array_map
 from async_maps.stages import colorize
 from async_maps.stages.colorize import ColorizeStage
-from async_maps.stages.items import Job
+from async_maps.stages.items import Bitmap, Job
 from async_maps.stages.meters import Meter
 from async_maps.workers.arena import Arena
+from async_maps.workers.pool import ThreadWorker
+from async_maps.workers.worker import Recipe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -64,6 +69,28 @@ async def test_only_small_arrays_are_copied_on_the_event_loop(arena: Arena, side
     assert [thread == threading.get_ident() for thread in array.threads] == [in_loop]
     assert block.memory[: array.nbytes].tobytes() == array.tobytes()
     block.release()
+
+
+async def test_a_map_larger_than_the_arena_is_colorized_while_the_one_before_it_is_held(
+    arena: Arena, tmp_path: Path
+) -> None:
+    np.save(tmp_path / "map.npy", np.zeros((1024, 1024), np.float32))
+    worker = ThreadWorker(Recipe.of(Settings()))
+    await worker.start()
+    jobs, jobs_out = create_memory_object_stream[Job](3)
+    bitmaps, bitmaps_out = create_memory_object_stream[list[Bitmap]](3)
+    for name in "ab":
+        map_ = ActivationMap(name, "", None, 2**22, str(tmp_path / "map.npy"))
+        jobs.send_nowait(Job(map_, lambda outcome: pytest.fail(str(outcome)), UNIT))
+    jobs.close()
+    with fail_after(60), bitmaps_out:
+        await _stage(arena, Meter(1)).run(worker, jobs_out, bitmaps)
+        batches = [batch async for batch in bitmaps_out]
+    assert [bitmap.job.map.name for (bitmap,) in batches] == ["a", "b"]
+    assert arena.held > 2 * arena.size
+    for (bitmap,) in batches:
+        bitmap.release()
+    await worker.stop()
 
 
 class Unstartable:
