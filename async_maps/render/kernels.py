@@ -57,11 +57,11 @@ _COUNTS = types.Array(types.int64, 1, "C")
 _SUMS = types.Array(types.uint32, 1, "C")
 _ANY_ORDER: dict[str, Any] = {"fastmath": {"reassoc"}}
 """Allow any order of additions, which vector instructions need; no other floating-point rule is relaxed."""
-_BLOCK = 4096
+BLOCK = 4096
 """Values per block. Two simple loops over a block in the first-level cache take two thirds of the time of one loop that
 does everything, because each loop has vectors of one width."""
 
-Quantize: TypeAlias = "Callable[[NDArray[Any], NDArray[Any], NDArray[np.uint8], NDArray[np.int64]], float]"
+Quantize: TypeAlias = "Callable[[NDArray[Any], NDArray[Any], NDArray[np.uint8], NDArray[np.int64], float], float]"
 Scale: TypeAlias = "Callable[[NDArray[Any], float, float, float, NDArray[np.uint8]], None]"
 
 
@@ -70,8 +70,14 @@ def _kernels_for(real: Any, integer: Any) -> tuple[Quantize, Scale]:
     dtype = np.dtype(real).name
     most, sign_bit, full = integer(np.iinfo(integer).max), integer(np.iinfo(integer).bits - 1), real(255)
 
-    @kernel(types.float64(_input(real), _input(integer), _PLANE, _KEYS), name=f"quantize_{dtype}", **_ANY_ORDER)
-    def quantize(values: NDArray[Any], bits: NDArray[Any], plane: NDArray[np.uint8], keys: NDArray[np.int64]) -> float:
+    @kernel(
+        types.float64(_input(real), _input(integer), _PLANE, _KEYS, types.float64),
+        name=f"quantize_{dtype}",
+        **_ANY_ORDER,
+    )
+    def quantize(
+        values: NDArray[Any], bits: NDArray[Any], plane: NDArray[np.uint8], keys: NDArray[np.int64], total: float
+    ) -> float:
         """Write ``rint(value * 255)``, computed in the values' dtype, and find sum and extremes in the same pass.
 
         The key of a value is an integer with the same order: the bits of the value, where negative values have all bits
@@ -83,16 +89,16 @@ def _kernels_for(real: Any, integer: Any) -> tuple[Quantize, Scale]:
             bits: (n,) the same values, viewed as integers.
             plane: (n,) uint8, the output, valid only if all values are in [0, 1]; if empty, nothing is written.
             keys: (2,) output: the smallest and the largest key.
+            total: the sum of the values before these.
 
         Returns:
-            The sum of the values, in float64.
+            The sum of all values, in float64: for pieces of whole blocks the same as for all values in one call.
         """
         low = high = bits[0]
-        total = 0.0
         writes = plane.size > 0
-        for start in range(0, values.size, _BLOCK):
-            part, ints = values[start : start + _BLOCK], bits[start : start + _BLOCK]
-            intensities = plane[start : start + _BLOCK]
+        for start in range(0, values.size, BLOCK):
+            part, ints = values[start : start + BLOCK], bits[start : start + BLOCK]
+            intensities = plane[start : start + BLOCK]
             for i in range(part.size):
                 low = min(low, ints[i])
                 high = max(high, ints[i])

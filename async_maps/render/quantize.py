@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import cache
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from async_maps.outcomes import MapStatistics
 from async_maps.render.ranges import UNIT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from typing import Any
 
     from numpy.typing import NDArray
@@ -26,10 +26,34 @@ Invalid: TypeAlias = Literal["error", "transparent", "zero"]
 FAINT_SHARE = 0.02
 """An overlay is nearly invisible if it reaches less than this share of the full alpha, or of its value range."""
 
+PIECE = 2**16
+"""Values that are read and quantized while they are in the second-level cache. It is a multiple of the kernels' block,
+so that pieces give the same sum as the whole."""
 _WIDE = 2.0**900
 _NOWHERE = np.empty(0, np.uint8)
 _OPAQUE = np.full(256, 255, np.uint8)
 _OPAQUE.flags.writeable = False
+
+
+class Stored(Protocol):
+    """An array in C order whose values are not in memory yet."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype, in any byte order."""
+
+    def pieces(self, count: int) -> Iterator[NDArray[Any]]:
+        """Read the values in order, ``count`` at a time, (count,); the last piece may be shorter.
+
+        Each piece is valid until the next one is read.
+        """
+
+    def whole(self) -> NDArray[Any]:
+        """Read all values."""
 
 
 class Measured(NamedTuple):
@@ -116,7 +140,7 @@ def _remedy(dtype: np.dtype[Any]) -> str:
 
 
 def quantize(
-    activation_map: NDArray[Any],
+    activation_map: NDArray[Any] | Stored,
     plane: NDArray[np.uint8],
     value_range: ValueRange = UNIT,
     invalid: Invalid = "error",
@@ -128,7 +152,8 @@ def quantize(
     constant map), values above it become 255 and all others 0. A map of zeros becomes 128 with ``symmetric``.
 
     Args:
-        activation_map: an array that passed :func:`map_shape`, in any layout and byte order; it may be read-only.
+        activation_map: an array whose shape and dtype passed :func:`map_shape`, in any layout and byte order; it may be
+            read-only. Stored values are read in pieces if the range does not depend on them and all are allowed.
         plane: (h, w) uint8, C-contiguous; the output. Hidden pixels become 0.
         value_range: a known range (``ValueRange.is_known``).
         invalid: how NaN and infinity are treated.
@@ -140,27 +165,80 @@ def quantize(
         InputValidationError: a value is NaN or infinite, or outside [0, 1] with ``unit``. The content of ``plane`` is
             then undefined.
     """
-    values = np.asarray(activation_map).reshape(plane.shape)
-    if value_range.kind == "unit" and values.dtype == np.uint8:
-        np.copyto(plane, values)
+    values = np.asarray(activation_map) if isinstance(activation_map, np.ndarray) else activation_map
+    intensities, unit = plane.reshape(-1), value_range.kind == "unit"
+    if unit and values.dtype == np.uint8:
+        start = 0
+        for piece in _pieces(values, PIECE):
+            intensities[start : start + piece.size] = piece
+            start += piece.size
         return None
+    if (measured := _quantize_pieces(values, intensities, value_range)) is not None:
+        return measured
+    if not isinstance(values, np.ndarray):
+        values = values.whole()
     flat = _as_floats(values, value_range)
-    intensities = plane.reshape(-1)
-    unit = value_range.kind == "unit"
     extent = _write_unit(flat, intensities) if unit else _measure(flat)
     if not extent.is_finite:
         if invalid == "error":
-            raise InputValidationError(_describe_bad_value(activation_map, flat, value_range))
+            raise InputValidationError(_describe_bad_value(values, flat, value_range))
         if unit and bool((_outside_unit(flat) & np.isfinite(flat)).any()):
-            raise InputValidationError(_describe_bad_value(activation_map, flat, value_range, np.isfinite(flat)))
+            raise InputValidationError(_describe_bad_value(values, flat, value_range, np.isfinite(flat)))
         return _quantize_rest(flat, plane, value_range, invalid)
     if unit:
         if extent.minimum < 0 or extent.maximum > 1:
-            raise InputValidationError(_describe_bad_value(activation_map, flat, value_range))
+            raise InputValidationError(_describe_bad_value(values, flat, value_range))
         return Measured(*extent, 0.0, 1.0)
     low, high = _limits(flat, extent, value_range)
     _write_scaled(flat, intensities, low, high)
     return Measured(*extent, low, high)
+
+
+def _pieces(values: NDArray[Any] | Stored, count: int) -> Iterator[NDArray[Any]]:
+    if not isinstance(values, np.ndarray):
+        return values.pieces(count)
+    flat = values.reshape(-1)
+    return (flat[start : start + count] for start in range(0, flat.size, count))
+
+
+def _quantize_pieces(
+    values: NDArray[Any] | Stored, intensities: NDArray[np.uint8], value_range: ValueRange
+) -> Measured | None:
+    """Quantize in one pass over pieces; return None if the whole map is needed.
+
+    That is for a range that depends on the map, a value that is not allowed, a sum that overflows, and rare dtypes.
+    """
+    unit, dtype = value_range.kind == "unit", _float_dtype(values.dtype, value_range)
+    if value_range.is_relative or dtype.itemsize not in {4, 8}:
+        return None
+    least, most = _allowed_keys(dtype, unit)
+    # One pass over an array in memory needs no pieces.
+    count = intensities.size if unit and isinstance(values, np.ndarray) else PIECE
+    keys, extremes, start, total = np.empty(2, np.int64), [], 0, 0.0
+    for piece in _pieces(values, count):
+        flat = _as_floats(piece, value_range)
+        part = intensities[start : start + flat.size]
+        start += flat.size
+        total = _add(flat, part if unit else _NOWHERE, keys, total)
+        low, high = keys.tolist()
+        if low < least or high > most:
+            return None
+        extremes += [low, high]
+        if not unit:
+            _write_scaled(flat, part, value_range.low, value_range.high)
+    if not math.isfinite(total):
+        return None
+    minimum, maximum = _values_of([min(extremes), max(extremes)], dtype)
+    return Measured(minimum, maximum, total / intensities.size, value_range.low, value_range.high)
+
+
+@cache
+def _allowed_keys(dtype: np.dtype[Any], unit: bool) -> tuple[int, int]:
+    """Return the keys of the smallest and the largest allowed value, see ``kernels.quantize_float32``."""
+    high = 1.0 if unit else np.finfo(dtype).max
+    most = int(np.array(high, dtype).view(f"i{dtype.itemsize}"))
+    # The key of -x is -1 minus the key of x; -0.0 is allowed.
+    return (-1 if unit else -1 - most), most
 
 
 def _quantize_rest(flat: NDArray[Any], plane: NDArray[np.uint8], value_range: ValueRange, invalid: Invalid) -> Measured:
@@ -190,22 +268,27 @@ def _quantize_rest(flat: NDArray[Any], plane: NDArray[np.uint8], value_range: Va
 
 
 def _as_floats(values: NDArray[Any], value_range: ValueRange) -> NDArray[Any]:
-    """Return the values flat, contiguous and in native byte order: with ``unit`` in their dtype, else as floats."""
-    dtype = values.dtype.newbyteorder("=")
-    if value_range.kind != "unit":
-        dtype = np.dtype(np.float32 if np.can_cast(dtype, np.float32) else np.float64)
+    """Return the values flat, contiguous and in native byte order, see :func:`_float_dtype`."""
+    dtype = _float_dtype(values.dtype, value_range)
     if values.dtype == dtype and values.dtype.isnative and values.flags.carray:
         return values.reshape(-1)
     with np.errstate(over="ignore"):  # a longdouble beyond float64 becomes infinite
         return np.require(values, dtype, ["C", "A"]).reshape(-1)
 
 
+def _float_dtype(dtype: np.dtype[Any], value_range: ValueRange) -> np.dtype[Any]:
+    """Return the dtype in which values are quantized: with ``unit`` their own, else float32 or float64."""
+    if value_range.kind == "unit":
+        return dtype.newbyteorder("=")
+    return np.dtype(np.float32 if np.can_cast(dtype, np.float32) else np.float64)
+
+
 def _write_unit(flat: NDArray[Any], plane: NDArray[np.uint8]) -> _Extent:
     """Quantize floats in [0, 1] of any width, in their own dtype."""
-    # Imported late, because numba takes most of a second.
-    from async_maps.render import kernels
-
     if flat.dtype == np.float16:
+        # Imported late, because numba takes most of a second.
+        from async_maps.render import kernels
+
         keys = np.empty(2, np.int64)
         return _extent(flat, keys, kernels.quantize_float16(flat.view(np.int16), *_float16_tables(), plane, keys))
     if flat.itemsize <= 8:
@@ -221,25 +304,36 @@ def _write_unit(flat: NDArray[Any], plane: NDArray[np.uint8]) -> _Extent:
 
 def _measure(flat: NDArray[Any], plane: NDArray[np.uint8] = _NOWHERE) -> _Extent:
     """Return the extent of float32 or float64 values; quantize them into ``plane``, if it is given."""
+    keys = np.empty(2, np.int64)
+    return _extent(flat, keys, _add(flat, plane, keys, 0.0))
+
+
+def _add(flat: NDArray[Any], plane: NDArray[np.uint8], keys: NDArray[np.int64], total: float) -> float:
+    """Call the kernel for float32 or float64 values; it adds them to the total, and may quantize them."""
     from async_maps.render import kernels
 
-    keys = np.empty(2, np.int64)
     if flat.dtype == np.float32:
-        return _extent(flat, keys, kernels.quantize_float32(flat, flat.view(np.int32), plane, keys))
-    return _extent(flat, keys, kernels.quantize_float64(flat, flat.view(np.int64), plane, keys))
+        return kernels.quantize_float32(flat, flat.view(np.int32), plane, keys, total)
+    return kernels.quantize_float64(flat, flat.view(np.int64), plane, keys, total)
 
 
 def _extent(flat: NDArray[Any], keys: NDArray[np.int64], total: float) -> _Extent:
-    integers = keys.astype(f"i{flat.itemsize}")
-    negative = integers < 0
-    if negative.any():
-        integers[negative] ^= np.iinfo(integers.dtype).max
-    minimum, maximum = (value + 0.0 for value in integers.view(flat.dtype).tolist())
+    minimum, maximum = _values_of(keys.tolist(), flat.dtype)
     mean = total / flat.size
     if math.isfinite(minimum) and math.isfinite(maximum) and not math.isfinite(mean):
         # The sum overflowed, but the mean does not.
         mean = float((flat * 2.0**-64).sum()) / flat.size * 2.0**64
     return _Extent(minimum, maximum, mean)
+
+
+def _values_of(keys: list[int], dtype: np.dtype[Any]) -> tuple[float, float]:
+    """Return the values of two keys; 0.0 for -0.0."""
+    integers = np.array(keys, f"i{dtype.itemsize}")
+    negative = integers < 0
+    if negative.any():
+        integers[negative] ^= np.iinfo(integers.dtype).max
+    minimum, maximum = (value + 0.0 for value in integers.view(dtype).tolist())
+    return minimum, maximum
 
 
 def _limits(flat: NDArray[Any], extent: _Extent, value_range: ValueRange) -> tuple[float, float]:

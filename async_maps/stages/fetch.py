@@ -155,7 +155,7 @@ def _fetch(readers: tuple[Readers, Readers], job: Job) -> NDArray[Any] | Failed 
     assert job.map.path is not None  # noqa: S101  # remote
     try:
         chosen = readers[shares_reads(job.map)]
-        array = read_patiently(chosen, job.map.path, job.map.part, job.map.max_bytes)
+        array = read_patiently(chosen.read, job.map.path, job.map.part, job.map.max_bytes)
         map_size(array, job.value_range, readers[0].channels)
     except UnavailableError:
         raise

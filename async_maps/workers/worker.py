@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -31,24 +31,27 @@ from async_maps.outcomes import MapStatistics
 from async_maps.render.channels import Channels, reduce_channels
 from async_maps.render.colorize import look_up, replace
 from async_maps.render.kernel_cache import Loaded, loaded, sharing
-from async_maps.render.quantize import Invalid, Measured, quantize, summarize
+from async_maps.render.quantize import Invalid, Measured, check_array, quantize, summarize
 from async_maps.render.ranges import ValueRange
 from async_maps.render.scanlines import scanline_bytes, write_scanlines
-from async_maps.sources.layouts import map_size
+from async_maps.sources.layouts import header_size
 from async_maps.sources.memory_limit import LimitedReaders
 from async_maps.workers.arena import map_memory
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from typing import IO, Any
 
     from numpy.typing import NDArray
 
     from async_maps.outcomes import Stage
+    from async_maps.render.quantize import Stored
     from async_maps.render.ranges import RangeKind
     from async_maps.settings import PngKind, Settings
     from async_maps.sources.activation_map import Part
     from async_maps.sources.formats.registry import Readers
+
+T = TypeVar("T")
 
 _ALIGNMENT = 64
 _WAITS_S = (0.1, 0.3, 1.0)
@@ -212,8 +215,8 @@ def _colorize_chunk(
     offset = free_from
     for request in requests:
         try:
-            array = _get(block, request, readers)
-            result = _colorize(array, block, offset, request, recipe)
+            values = _get(block, request, readers)
+            result = _colorize(values, block, offset, request, recipe)
             if isinstance(result, int):
                 return Reply(results, result)
             results.append(result)
@@ -223,38 +226,42 @@ def _colorize_chunk(
     return Reply(results, 0)
 
 
-def _get(block: NDArray[np.uint8], request: Request, readers: Readers) -> NDArray[Any]:
+def _get(block: NDArray[np.uint8], request: Request, readers: Readers) -> NDArray[Any] | Stored:
     if request.path is not None:
-        return read_patiently(readers, request.path, request.part, request.max_bytes)
+        return read_patiently(readers.find, request.path, request.part, request.max_bytes)
     return np.ndarray(request.shape, request.dtype, block.data, request.offset)
 
 
-def read_patiently(readers: Readers, path: str, part: Part, max_bytes: int) -> NDArray[Any]:
+def read_patiently(read: Callable[[str, Part, int], T], path: str, part: Part, max_bytes: int) -> T:
     """Read a map from a file; wait and try again if no file can be opened, because others may be closed soon."""
     for wait_s in _WAITS_S:
         try:
-            return readers.read(path, part, max_bytes)
+            return read(path, part, max_bytes)
         except Exception as error:
             if shortage_of_files(error) is None:
                 raise
         time.sleep(wait_s)
-    return readers.read(path, part, max_bytes)
+    return read(path, part, max_bytes)
 
 
 def _colorize(
-    array: NDArray[Any], block: NDArray[np.uint8], offset: int, request: Request, recipe: Recipe
+    values: NDArray[Any] | Stored, block: NDArray[np.uint8], offset: int, request: Request, recipe: Recipe
 ) -> Result | int:
     """Write a map's scanlines into the block at ``offset``; if there is no room, return the number of bytes needed."""
     room, value_range = block[offset:], ValueRange(*request.value_range)
-    shape = map_size(array, value_range, recipe.reduce)
+    if isinstance(values, np.ndarray):
+        check_array(values)
+    shape = header_size(values.shape, values.dtype, value_range, recipe.reduce)
     needed = scanline_bytes(*shape, recipe.channels)
     if needed > room.size:
         return needed
     plane = np.empty(shape, np.uint8)
+    if isinstance(values, np.ndarray):
+        values = reduce_channels(values, recipe.reduce)
     if request.measured is None:
-        measured = quantize(reduce_channels(array, recipe.reduce), plane, value_range, recipe.invalid)
+        measured = quantize(values, plane, value_range, recipe.invalid)
     else:
-        np.copyto(plane, array.reshape(shape))
+        quantize(values, plane)  # intensities are copied
         measured = Measured(*request.measured)
     statistics, histogram = summarize(plane, measured, recipe.opacities)
     hidden = None if measured is None else measured.hidden

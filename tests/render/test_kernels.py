@@ -48,7 +48,7 @@ def test_values_are_quantized_like_numpy_in_their_dtype(dtype: str, kernel: Call
     @given(_arrays(dtype, st.floats(0, 1, width=8 * int(dtype[1]))))  # type: ignore[arg-type]
     def check(values: NDArray[Any]) -> None:
         plane, keys = np.full(values.size, 99, np.uint8), np.empty(2, np.int64)
-        total = kernel(values, values.view(f"i{dtype[1]}"), plane, keys)
+        total = kernel(values, values.view(f"i{dtype[1]}"), plane, keys, 0.0)
         np.testing.assert_array_equal(plane, np.rint(values * 255).astype(np.uint8))
         assert total == pytest.approx(values.sum(dtype=np.float64), rel=1e-12)
         assert keys.tolist() == [_key(values.min(), dtype), _key(values.max(), dtype)]
@@ -63,7 +63,7 @@ def test_extremes_are_exact_and_nan_sorts_beyond_infinity(dtype: str, kernel: Ca
     @given(_arrays(dtype, st.floats(width=8 * int(dtype[1]))))  # type: ignore[arg-type]
     def check(values: NDArray[Any]) -> None:
         keys = np.empty(2, np.int64)
-        kernel(values, values.view(f"i{dtype[1]}"), np.empty(0, np.uint8), keys)
+        kernel(values, values.view(f"i{dtype[1]}"), np.empty(0, np.uint8), keys, 0.0)
         expected = sorted(_key(value, dtype) for value in values)
         assert keys.tolist() == [expected[0], expected[-1]]
         infinity = _key(np.inf, dtype)
@@ -146,7 +146,7 @@ def test_inputs_may_be_read_only() -> None:
     values, table = np.linspace(0, 1, 9, dtype=np.float32), np.arange(256, dtype=np.uint32)
     values.flags.writeable = table.flags.writeable = False
     plane = np.empty(9, np.uint8)
-    kernels.quantize_float32(values, values.view(np.int32), plane, np.empty(2, np.int64))
+    kernels.quantize_float32(values, values.view(np.int32), plane, np.empty(2, np.int64), 0.0)
     plane.flags.writeable = False
     pixels = np.empty(9, np.uint32)
     kernels.look_up(plane, table, pixels)

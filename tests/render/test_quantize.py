@@ -13,11 +13,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from async_maps.errors import InputValidationError, SettingsError
+from async_maps.render import kernels
 from async_maps.render.quantize import map_shape, quantize, summarize
 from async_maps.render.ranges import UNIT, ValueRange, parse_range
 from tests.support.properties import examples
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
     from async_maps.render.quantize import Invalid, Measured
@@ -75,7 +78,77 @@ def floats(dtype: str, bound: float) -> st.SearchStrategy[float]:
     return st.floats(-limit, limit, width=width).map(lambda value: value if abs(value) > 1e-290 else 0.0)  # type: ignore[arg-type]
 
 
+class Pieces:
+    """An array that is read in pieces, and counts how often it is read whole."""
+
+    def __init__(self, array: NDArray[Any]) -> None:
+        self.shape, self.dtype = array.shape, array.dtype
+        self.loads = 0
+        self._array = array
+
+    def pieces(self, count: int) -> Iterator[NDArray[Any]]:
+        flat = self._array.reshape(-1)
+        buffer = np.empty(min(count, flat.size), self.dtype)
+        for start in range(0, flat.size, count):
+            piece = flat[start : start + count]
+            buffer[: piece.size] = piece
+            yield buffer[: piece.size]
+
+    def whole(self) -> NDArray[Any]:
+        self.loads += 1
+        return self._array
+
+
+def outcome(values: NDArray[Any] | Pieces, value_range: str, invalid: Invalid) -> tuple[object, ...]:
+    """Return the pixels and the statistics, to the last bit, or the error."""
+    plane = np.full(values.shape, 77, np.uint8)
+    try:
+        measured = quantize(values, plane, parse_range(value_range), invalid)
+    except InputValidationError as error:
+        return (str(error),)
+    if measured is None:
+        return (plane.tobytes(),)
+    hidden = None if measured.hidden is None else measured.hidden.tobytes()
+    return (plane.tobytes(), repr(measured[:-1]), hidden)
+
+
 # The pixels
+
+
+@pytest.mark.hypothesis
+@pytest.mark.parametrize("value_range", ["unit", "-2,2", "per-map", "percentile:1,99"])
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8", ">f4", "g", "u1"])
+def test_pieces_give_the_pixels_and_statistics_of_the_whole(
+    dtype: str, value_range: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @examples(4)
+    @given(
+        st.tuples(st.integers(1, 130), st.integers(1, 130)),
+        st.integers(0, 99),
+        st.sampled_from([None, np.nan, -np.inf, 3.0, -1e-40]),
+        st.sampled_from(["error", "transparent", "zero"]),
+    )
+    def check(shape: tuple[int, int], seed: int, odd: float | None, invalid: Invalid) -> None:
+        rng = np.random.default_rng(seed)
+        array = (rng.random(shape) * (200 if dtype == "u1" else 1)).astype(dtype)
+        if odd is not None and dtype != "u1":
+            with np.errstate(all="ignore"):
+                array.flat[rng.integers(array.size)] = odd
+        stored = Pieces(array)
+        with monkeypatch.context() as patch:
+            patch.setattr("async_maps.render.quantize.PIECE", kernels.BLOCK)
+            found = outcome(stored, value_range, invalid)
+        assert found == outcome(array, value_range, invalid)
+        is_known = value_range in {"unit", "-2,2"} and dtype in {"f4", "f8", ">f4", "u1"}
+        if is_known and odd is None:
+            assert stored.loads == 0
+
+    check()
+
+
+def test_a_sum_that_overflows_in_pieces_has_the_mean_of_the_whole() -> None:
+    stored = Pieces(np.full((300, 300), 1e308))
+    assert outcome(stored, "0,1", "error") == outcome(stored.whole(), "0,1", "error")
 
 
 @pytest.mark.hypothesis

@@ -6,6 +6,7 @@ import os
 import pickle
 import tracemalloc
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from async_maps.errors import SourceError
+from async_maps.sources.formats.npy import StoredArray
+from async_maps.sources.formats.registry import Readers
 from tests.support.entries import BYTES, HEADER, read_map, save_map, with_header
 from tests.support.maps import MAP
 from tests.support.properties import examples
@@ -35,6 +38,40 @@ def test_an_array_is_read_with_its_dtype_shape_and_order(maps: Path, dtype: str,
         np.testing.assert_array_equal(read, array)
         np.savez(maps / "a.npz", x=array)
         np.testing.assert_array_equal(read_map(str(maps / "a.npz"), "x"), array)
+
+
+@pytest.mark.parametrize("dtype", ["<f4", ">f8", "u1"])
+def test_pieces_of_any_size_are_the_array(maps: Path, dtype: str) -> None:
+    stack = (np.random.default_rng(3).random((2, 300, 1000)) * 100).astype(dtype)
+    path = str(save_map(maps / "a.npy", stack))
+    with Readers() as readers:
+        for count in (1, 7777, 300_000, 10**9):
+            found = readers.find(path, [None, 1])
+            assert isinstance(found, StoredArray)
+            assert (found.shape, found.dtype) == ((300, 1000), stack.dtype)
+            pieces = [piece.copy() for piece in islice(found.pieces(count), 50)]
+            np.testing.assert_array_equal(np.concatenate(pieces), stack[1].reshape(-1)[: count * 50])
+            np.testing.assert_array_equal(found.whole(), stack[1])
+
+
+def test_small_arrays_and_those_in_fortran_order_are_read_whole(maps: Path) -> None:
+    for array in (MAP, np.asfortranarray(np.ones((300, 1000), np.float32))):
+        with Readers() as readers:
+            found = readers.find(str(save_map(maps / "a.npy", array)), None)
+        assert isinstance(found, np.ndarray)
+        np.testing.assert_array_equal(found, array)
+
+
+def test_a_file_that_shrinks_while_it_is_read_in_pieces_is_refused(maps: Path) -> None:
+    path = save_map(maps / "a.npy", np.zeros((300, 1000), np.float32))
+    with Readers() as readers:
+        found = readers.find(str(path), None)
+        assert isinstance(found, StoredArray)
+        pieces = found.pieces(1000)
+        next(pieces)
+        os.truncate(path, 900_000)
+        with pytest.raises(SourceError, match=r"^truncated while it was read$"):
+            list(pieces)
 
 
 def test_a_header_of_version_2_is_read(maps: Path) -> None:

@@ -31,7 +31,7 @@ keys = np.empty(2, np.int64)
 for dtype, bits, quantize in (("f4", "i4", kernels.quantize_float32), ("f8", "i8", kernels.quantize_float64)):
     values = np.linspace(0, 1, 10_007, dtype=dtype)
     plane = np.empty(values.size, np.uint8)
-    total = quantize(values, values.view(bits), plane, keys)
+    total = quantize(values, values.view(bits), plane, keys, 0.0)
     assert (plane == np.rint(values * 255).astype(np.uint8)).all()
     assert abs(total - values.sum(dtype="f8")) < 1e-6
     assert (keys == values[[0, -1]].view(bits)).all()

@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from async_maps.render.quantize import Stored
+
 pytestmark = pytest.mark.fast
 
 
@@ -158,14 +160,14 @@ def test_a_bad_map_of_a_chunk_fails_alone(tmp_path: Path) -> None:
 def test_a_map_with_an_unexpected_error_fails_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     good = saved(tmp_path / "good.npy", random_array(3, 4))
 
-    original = Readers.read
+    original = Readers.find
 
-    def read(self: Readers, path: str, part: Any, max_bytes: int = 0) -> NDArray[Any]:
+    def find(self: Readers, path: str, part: Any, max_bytes: int = 0) -> NDArray[Any] | Stored:
         if "hostile" in path:
             raise RecursionError("of a kind nobody thought of")
         return original(self, path, part, max_bytes)
 
-    monkeypatch.setattr(Readers, "read", read)
+    monkeypatch.setattr(Readers, "find", find)
     reply = colorize_chunk(np.zeros(1_000, np.uint8), 0, [good, in_file(tmp_path / "hostile.npy"), good], PALETTE)
     assert [type(result) for result in reply.results] == [Result, Failed, Result]
     assert reply.results[1] == Failed("read", "could not be read: RecursionError('of a kind nobody thought of')")

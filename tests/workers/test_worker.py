@@ -150,8 +150,8 @@ async def test_output_of_libraries_goes_to_standard_error(
 
 
 def seconds_of_work(folder: Path) -> list[Request]:
-    """Return a chunk that keeps a worker busy for a second: each image is read before it is refused."""
-    return [saved(folder / "large.npy", np.zeros((2_000, 2_000, 3)))] * 50
+    """Return a chunk that keeps a worker busy for a second: an image in Fortran order is read before it is refused."""
+    return [saved(folder / "large.npy", np.zeros((2_000, 2_000, 3), order="F"))] * 50
 
 
 @tidy

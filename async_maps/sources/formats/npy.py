@@ -41,6 +41,7 @@ _FORTRAN_STACK = (
     "the maps of a stack in Fortran order cannot be read one by one: save np.ascontiguousarray(stack) instead"
 )
 PIECE = 2**20
+_SMALL = 2**18
 _MAX_HEADER = 10_000
 """NumPy's limit for the header of an untrusted file, in bytes."""
 
@@ -63,8 +64,47 @@ class NpyReader:
         self._file.seek(0)
         return read_stream(self._file, self._size, index, max_pixels, piece=sys.maxsize)
 
+    def find(self, part: None, index: int | None, max_pixels: int | None) -> NDArray[Any] | StoredArray:
+        """Return an array like :meth:`read`, but without its values if it is so large that pieces are faster."""
+        file = self._file
+        file.seek(0)
+        header, offset = map_at(read_header(file, self._size), index, max_pixels)
+        start = file.seek(offset, os.SEEK_CUR)
+        is_small = math.prod(header.shape) * header.dtype.itemsize <= _SMALL
+        return read_values(file, header) if is_small or header.fortran else StoredArray(file, start, *header[::2])
+
     def close(self) -> None:
         self._file.close()
+
+
+class StoredArray(NamedTuple):
+    """An array in C order whose values are in a file, which stays open; :class:`~async_maps.render.quantize.Stored`.
+
+    Reading raises the errors of :func:`read_values`. ``start`` is the offset of the values in the file.
+    """
+
+    file: IO[bytes]
+    start: int
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    def reshape(self, shape: tuple[int, ...]) -> StoredArray:
+        """Return the array with another shape of the same size."""
+        return self._replace(shape=shape)
+
+    def pieces(self, count: int) -> Iterator[NDArray[Any]]:
+        """Read the values in order, ``count`` at a time, (count,); each piece is valid until the next one is read."""
+        self.file.seek(self.start)
+        size = math.prod(self.shape)
+        buffer = np.empty(min(count, size), self.dtype)
+        for first in range(0, size, count):
+            piece = buffer[: size - first]
+            _fill(self.file, piece.view(np.uint8))
+            yield piece
+
+    def whole(self) -> NDArray[Any]:
+        """Read all values."""
+        return values_at(self.file, self.start, self.shape, self.dtype)
 
 
 def _pickled(shape: tuple[int, ...]) -> str:
@@ -165,12 +205,16 @@ def map_at(header: Header, index: int | None, max_pixels: int | None) -> tuple[H
 def read_values(file: IO[bytes], header: Header, piece: int = sys.maxsize) -> NDArray[Any]:
     """Read the values from a file that is positioned behind its header."""
     data = np.empty(math.prod(header.shape) * header.dtype.itemsize, np.uint8)
+    _fill(file, data, piece)
+    return data.view(header.dtype).reshape(header.shape, order="F" if header.fortran else "C")
+
+
+def _fill(file: IO[bytes], data: NDArray[np.uint8], piece: int = sys.maxsize) -> None:
     filled = 0
     while count := file.readinto(data.data[filled : filled + piece]):  # type: ignore[attr-defined]  # binary files have it
         filled += count
     if filled < data.size:
         raise SourceError("truncated while it was read")
-    return data.view(header.dtype).reshape(header.shape, order="F" if header.fortran else "C")
 
 
 def values_at(file: IO[bytes], start: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:

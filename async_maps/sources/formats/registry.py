@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from async_maps.filesystems.filesystem import Filesystem
     from async_maps.render.channels import Channels
+    from async_maps.render.quantize import Stored
     from async_maps.sources.activation_map import ActivationMap, ArrayHeader, Part
 
 FORMATS = {
@@ -130,7 +131,8 @@ class Reader(Protocol):
         """Read an array, or one map of a stack, without unpickling.
 
         Returns any array, because the colorize stage checks shape and dtype. A map of more than ``max_pixels`` is
-        refused before memory is allocated.
+        refused before memory is allocated. A reader that can read values in pieces also has ``find``, with the same
+        arguments; it returns a :class:`~async_maps.render.quantize.Stored` that can be reshaped.
         """
 
     def close(self) -> None:
@@ -277,6 +279,17 @@ class Readers:
 
         A subclass may limit its memory by the map's ``max_bytes``.
         """
+        array: NDArray[Any] = self._use("read", path, part)
+        return array
+
+    def find(self, path: str, part: Part, max_bytes: int = 0) -> NDArray[Any] | Stored:
+        """Return one listed map like :meth:`read`, or without its values, which can be read until the next call."""
+        if self.channels != "none" or decodes_natively(path):
+            return self.read(path, part, max_bytes)
+        found: NDArray[Any] | Stored = self._use("find", path, part)
+        return found
+
+    def _use(self, method: str, path: str, part: Part) -> Any:
         with self._lock:
             state, self._state = self._state, None
             if self._reader is None or path != self._path or (state is not None and state != _state(path)):
@@ -284,7 +297,7 @@ class Readers:
                 self._path, self._reader = path, open_reader(path, self._filesystems.of(path))
             try:
                 place, index = part or (None, None)
-                array = self._reader.read(place, index, self._max_pixels)
+                array = getattr(self._reader, method, self._reader.read)(place, index, self._max_pixels)
                 return array if index is None else array.reshape(plane_of(array.shape, self.channels))
             except BaseException:
                 # After an error the reader may be in a bad state for the next map.
