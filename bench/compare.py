@@ -21,7 +21,7 @@ from statistics import quantiles
 from typing import TYPE_CHECKING, Any
 
 from bench import job
-from bench.measure import Code, order, parser, ratio_of, run_command, run_process
+from bench.measure import Code, order, parser, ratio_of, run_command
 from bench.tables import Bench, results
 
 if TYPE_CHECKING:
@@ -118,7 +118,8 @@ def _benches(codes: Mapping[str, Code], name: str, rounds: int, *, quick: bool) 
     for turn in range(rounds):
         for side in order(codes, turn):
             code = codes[side]
-            run_process("-m", "bench", name, *(["--quick"] if quick else []), code=code)
+            command = [code.python, "-m", "bench", name, *(["--quick"] if quick else [])]
+            subprocess.run(command, cwd=code.folder, stdout=subprocess.DEVNULL, check=True)
             document = json.loads((code.folder / results(quick=quick) / f"{name}.json").read_text())
             for figure, value in figures_of(document["tables"]).items():
                 found[side].setdefault(figure, []).append(value)

@@ -30,8 +30,9 @@ if TYPE_CHECKING:
     from bench.measure import Figures, Usage
     from bench.sink import Counts
 
+_DEFAULT = "async-maps run"
 _OURS: dict[str, tuple[str, ...]] = {
-    "async-maps run": (),
+    _DEFAULT: (),
     "async-maps run --workers 0": ("--workers", "0"),
     "async-maps run --workers 2": ("--workers", "2"),
     "async-maps run --png rgba": ("--png", "rgba"),
@@ -188,37 +189,27 @@ def _counted(before: Counts, after: Counts, count: int) -> Figures:
     }
 
 
-def _contenders(place: Path, count: int, size: int, *, real: bool = False) -> dict[str, Contender]:
-    """Return the contenders; of ours only the default command for a real server."""
-    manifest = place / "job.sqlite"
+def _contender(name: str, place: Path, count: int) -> Contender:
+    """Return a contender, with its share of the maps; ours keep their manifest in a folder."""
 
-    def ours(*flags: str) -> Contender:
-        return Contender(
-            lambda source, environment: run_command(source, manifest, *flags, environment=environment),
-            max(1, count // 4) if flags else count,
-        )
+    def ours(source: str, environment: Mapping[str, str]) -> Usage:
+        return run_command(source, place / "job.sqlite", *_OURS[name], environment=environment)
 
-    def script(name: str) -> Contender:
-        def run(source: str, environment: Mapping[str, str]) -> Usage:
-            return run_process("-m", "bench.scripts", name, source, BUCKET, environment=environment)
+    def script(source: str, environment: Mapping[str, str]) -> Usage:
+        return run_process("-m", "bench.scripts", name, source, BUCKET, environment=environment)
 
-        if name == KOLENA:
-            return Contender(run, _KOLENA_COUNT, once=True)
-        return Contender(run, min(count, max(_LEAST_COUNT, count * 3 // 80)))
-
-    # Kolena's example takes 5 seconds for a map of 512x512.
-    scripts = [name for name in SCRIPTS if name != KOLENA or not (real or size > _KOLENA_SIZE)]
-    return {
-        **{name: ours(*flags) for name, flags in _OURS.items() if not (flags and real)},
-        **{name: script(name) for name in scripts},
-    }
+    if name in _OURS:
+        return Contender(ours, max(1, count // 4) if _OURS[name] else count)
+    if name == KOLENA:
+        return Contender(script, _KOLENA_COUNT, once=True)
+    return Contender(script, min(count, max(_LEAST_COUNT, count * 3 // 80)))
 
 
 def _rows(figures: Mapping[str, dict[str, list[float]]], contenders: Mapping[str, Contender]) -> list[dict[str, Any]]:
     rows = []
     for name, found in figures.items():
         rate = "net maps/s" if "net maps/s" in found else "maps/s"
-        ours, rounds = figures[next(iter(_OURS))][rate], len(found[rate])
+        ours, rounds = figures[_DEFAULT][rate], len(found[rate])
         slower = ratio_of(ours[:rounds], found[rate])
         rows.append({"": name, "maps": contenders[name].maps, **found, "x our time": slower, "rounds": rounds})
     return rows
@@ -257,13 +248,16 @@ class Conditions(NamedTuple):
         named = {"tls": given.tls, f"delay-{given.delay:g}": given.delay, given.source: given.source != "files",
                  f"{given.size}": given.size, f"{count}-maps": given.maps}  # fmt: skip
         return cls(
-            "-".join([name for name, is_given in named.items() if is_given]),
-            given.size or (_QUICK_SIZE if quick else _SIZE),
-            count,
-            min(count, _QUICK_DIFFERENT if quick else _DIFFERENT),
-            1 if quick else given.rounds,
-            given.source, given.tls, given.delay, not quick,
-        )  # fmt: skip
+            name="-".join([name for name, is_given in named.items() if is_given]),
+            size=given.size or (_QUICK_SIZE if quick else _SIZE),
+            maps=count,
+            different=min(count, _QUICK_DIFFERENT if quick else _DIFFERENT),
+            rounds=1 if quick else given.rounds,
+            source=given.source,
+            tls=given.tls,
+            delay_ms=given.delay,
+            net=not quick,
+        )
 
     def title(self, server: str = "a sink") -> str:
         """Return the title of a table."""
@@ -297,15 +291,19 @@ def main(arguments: Sequence[str]) -> None:
     given = options.parse_args(arguments)
     conditions = Conditions.of(given)
     bench = Bench("-".join(filter(None, ("job", conditions.name))), given.quick)
+    # Kolena's example takes 5 seconds for a map of 512x512.
+    scripts = [name for name in SCRIPTS if name != KOLENA or conditions.size <= _KOLENA_SIZE]
     with conditions.prepared() as (source, server):
-        contenders = _contenders(source.place, conditions.maps, conditions.size)
+        names = [*([_DEFAULT] if given.quick else _OURS), *scripts]
+        contenders = {name: _contender(name, source.place, conditions.maps) for name in names}
         found = measure(contenders, source, server, conditions.rounds, net=conditions.net)
         bench.table(conditions.title(), _COLUMNS).rows.extend(_rows(found, contenders))
         bench.publish()
         if conditions.name:
             return
         columns = {name: form for name, form in _COLUMNS.items() if name not in {"KB/map", "requests/map"}}
-        contenders = _contenders(source.place, min(conditions.maps, _REAL_COUNT), conditions.size, real=True)
+        names = [_DEFAULT, *(name for name in scripts if name != KOLENA)]
+        contenders = {name: _contender(name, source.place, min(conditions.maps, _REAL_COUNT)) for name in names}
         with real_server() as environment:
             found = measure(contenders, source, environment, conditions.rounds, net=conditions.net)
         title = conditions.title("SeaweedFS on the same machine")
