@@ -126,13 +126,18 @@ def _benches(codes: Mapping[str, Code], name: str, rounds: int, *, quick: bool) 
     return found
 
 
-def spread(ratios: Sequence[float]) -> str:
-    """Return the quartiles of the ratios of all rounds, without those that a busy machine has spoiled (nan)."""
-    known = [ratio for ratio in ratios if not math.isnan(ratio)]
-    if len(known) < 2:
-        return ""
-    low, _, high = quantiles(known, method="inclusive")
-    return f"{low:.3f} to {high:.3f}"
+def compared(before: Sequence[float], after: Sequence[float]) -> dict[str, Any]:
+    """Return a row of the table for the figures of all rounds, without rounds that a busy machine has spoiled (nan)."""
+    ratios = ratio_of(after, before)
+    rounds = [number for number, ratio in enumerate(ratios) if not math.isnan(ratio)]
+    row: dict[str, Any] = {
+        name: [values[number] for number in rounds] or None
+        for name, values in {"before": before, "after": after, "after / before": ratios}.items()
+    }
+    if len(rounds) > 1:
+        low, _, high = quantiles(row["after / before"], method="inclusive")
+        row["quartiles"] = f"{low:.3f} to {high:.3f}"
+    return row
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -159,9 +164,5 @@ def main(arguments: Sequence[str]) -> None:
     before, after = found["before"], found["after"]
     for figure in before:
         if figure in after:
-            ratio = ratio_of(after[figure], before[figure])
-            table.add(**{
-                "": figure, "before": before[figure], "after": after[figure],
-                "after / before": ratio, "quartiles": spread(ratio),
-            })  # fmt: skip
+            table.add(**{"": figure, **compared(before[figure], after[figure])})
     bench.publish()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.compare import check_out, figures_of, requirements, spread
+from bench.compare import check_out, compared, figures_of, requirements
 from bench.tables import Table
 
 pytestmark = pytest.mark.fast
@@ -58,9 +58,14 @@ def test_figures_have_the_labels_of_their_row() -> None:
     assert figures_of([table.document()]) == {"1: ours, 60, ms": 2.0, "1: ours, 60, bytes": 5.5}
 
 
-@pytest.mark.parametrize(
-    ("ratios", "quartiles"),
-    [([1.0, 2.0, 3.0, 4.0, 5.0], "2.000 to 4.000"), ([1.0, math.nan, 3.0], "1.500 to 2.500"), ([1.0], "")],
-)
-def test_the_spread_has_quartiles_of_rounds_that_count(ratios: list[float], quartiles: str) -> None:
-    assert spread(ratios) == quartiles
+def test_ratios_are_those_of_each_round_with_their_quartiles() -> None:
+    assert compared([1.0, 2.0, 4.0], [2.0, 2.0, 12.0]) == {
+        "before": [1.0, 2.0, 4.0], "after": [2.0, 2.0, 12.0],
+        "after / before": [2.0, 1.0, 3.0], "quartiles": "1.500 to 2.500",
+    }  # fmt: skip
+
+
+def test_spoiled_rounds_do_not_count() -> None:
+    found = compared([1.0, math.nan, 4.0], [2.0, 2.0, math.nan])
+    assert found == {"before": [1.0], "after": [2.0], "after / before": [2.0]}
+    assert compared([math.nan], [1.0])["after"] is None
