@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from async_maps.cli.console import complain, discard_output, messages, say
+from async_maps.cli.early import launching_worker
 from async_maps.cli.events import unexpected, wants_json
 from async_maps.cli.interruption import Interruption, interruption, release_signals
 from async_maps.errors import AsyncMapsError, SettingsError, naming_shortages
@@ -37,7 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     # None if it is closed, as in a daemon.
     sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # until the process ends
     as_json = wants_json(tokens)
-    with messages(as_json=as_json), repeating_options(), heard.heard():
+    # With --progress json, what the worker writes to standard error is JSON, too.
+    with messages(as_json=as_json), repeating_options(), heard.heard(), launching_worker(tokens):
         from async_maps.cli import commands
 
         try:

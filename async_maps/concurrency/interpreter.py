@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from anyio import CancelScope, CapacityLimiter, to_thread
 
-from async_maps.concurrency.launch import launch
+from async_maps.concurrency.launch import launch_connected
 from async_maps.concurrency.messages import frame, receive_message
 from async_maps.machine.shortage import describe_shortage
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import subprocess
     from collections.abc import Sequence
     from typing import Any
+
+    from async_maps.concurrency.launch import Launched
 
 _BUFFER_BYTES = 2**20
 
@@ -31,11 +33,17 @@ class Interpreter:
     """An interpreter that is started any number of times, as an event loop controls it.
 
     The process ends when the socket is closed, so also when this process is killed.
+
+    Args:
+        module: the name of the module.
+        descriptors: what each of its processes inherits, see :func:`~async_maps.concurrency.launch.launch`.
+        launched: its first process, if that was launched before; :meth:`stop` ends it.
     """
 
-    def __init__(self, module: str, descriptors: Sequence[int] = ()) -> None:
+    def __init__(self, module: str, descriptors: Sequence[int] = (), launched: Launched | None = None) -> None:
         self._module = module
         self._descriptors = descriptors
+        self._launched = launched
         self._thread = CapacityLimiter(1)
         self._process: subprocess.Popen[bytes] | None = None
         self._end: int | None = None
@@ -54,28 +62,29 @@ class Interpreter:
         return self._process is not None and self._process.poll() is None
 
     async def start(self) -> None:
-        """Start the process; raise StartError."""
+        """Start the process, in place of one that has died; raise StartError."""
+        if self._process is not None:  # its socket is open
+            await self.stop()
         try:
             # Shielded, because a cancellation between fork and return would leave an unknown process; milliseconds.
             with CancelScope(shield=True):
-                self._ours, theirs = socket.socketpair()
-                with theirs:
-                    try:
-                        self._reader, self._writer = await asyncio.open_unix_connection(
-                            sock=self._ours, limit=_BUFFER_BYTES
-                        )
-                    except BaseException:
-                        self._ours.close()
-                        raise
+                launched, self._launched = self._launched, None
+                if launched is None:
                     # In a thread: two uvloops of this process must not start a process concurrently ("Racing with
                     # another loop to spawn a process").
-                    self._process = await to_thread.run_sync(
-                        launch, self._module, theirs, self._descriptors, limiter=self._thread
+                    launched = await to_thread.run_sync(
+                        launch_connected, self._module, self._descriptors, limiter=self._thread
                     )
-                    self._watch(self._process.pid)
+                self._process, self._ours = launched
+                self._reader, self._writer = await asyncio.open_unix_connection(sock=self._ours, limit=_BUFFER_BYTES)
+                self._watch(self._process.pid)
         except (OSError, RuntimeError) as error:
             await self.stop()
             raise StartError(describe_shortage(error) or getattr(error, "strerror", None) or str(error)) from error
+
+    def give(self, descriptor: int) -> None:
+        """Send an open file to a process that has just started, before all messages; raise OSError if it has ended."""
+        socket.send_fds(self._ours, [b"\0"], [descriptor])
 
     async def send(self, *messages: object) -> None:
         """Send messages, and wait until the process has taken most of them; raise OSError if it has ended."""
@@ -96,6 +105,9 @@ class Interpreter:
         Returns:
             Its status, as in :class:`subprocess.Popen`; None if there is none.
         """
+        launched, self._launched = self._launched, None
+        if launched is not None:
+            launched.end()
         process, self._process = self._process, None
         writer, self._writer = self._writer, None
         with CancelScope(shield=True):
@@ -105,6 +117,8 @@ class Interpreter:
             self._unwatch()
             if writer is not None:
                 writer.transport.abort()
+            elif process is not None:
+                self._ours.close()
         return None if process is None else process.returncode
 
     async def _end_of(self, process: subprocess.Popen[bytes], timeout_s: float) -> None:

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 
 from anyio import CapacityLimiter, create_task_group, to_thread
 
+from async_maps.concurrency.launch import anonymous_file
 from async_maps.filesystems.filesystem import is_remote
 from async_maps.lanes.packing import Hello
-from async_maps.workers.arena import anonymous_file
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence

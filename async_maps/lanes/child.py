@@ -32,7 +32,7 @@ from async_maps.settings import Settings, part_of
 from async_maps.stages.graph import Stages
 from async_maps.stores import open_store
 from async_maps.workers.arena import Arena
-from async_maps.workers.pool import started_workers
+from async_maps.workers.pool import launched_workers, start_workers
 from async_maps.workers.worker import Recipe
 
 if TYPE_CHECKING:
@@ -127,14 +127,15 @@ class Child:
         settings, destination = self._settings, self._hello.destination
         recipe = Recipe.of(settings)
         async with AsyncExitStack() as stack:
+            arena = stack.enter_context(Arena(settings.queue_size))
+            kernels = self._hello.kernels
+            launching = launched_workers(recipe, settings.worker_count, arena, kernels=kernels)
+            workers = await stack.enter_async_context(launching)
             if is_remote(destination):
                 await self._borrow()
             store = await stack.enter_async_context(open_store(destination, settings))
-            arena = stack.enter_context(Arena(settings.queue_size))
-            kernels = self._hello.kernels
             with sharing(kernels):
-                starting = started_workers(recipe, settings.worker_count, arena, kernels=kernels)
-                workers = await stack.enter_async_context(starting)
+                await start_workers(workers)
             yield Stages(settings, store, arena, recipe, workers)
 
     # From the parent ------------------------------------------------------------------------------------------------

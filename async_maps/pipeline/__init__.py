@@ -28,7 +28,7 @@ from async_maps.sources.batches import check_limit
 from async_maps.stages.graph import Stages
 from async_maps.stores import open_store
 from async_maps.workers.arena import Arena
-from async_maps.workers.pool import started_workers
+from async_maps.workers.pool import launched_workers, start_workers
 from async_maps.workers.worker import Recipe
 
 if TYPE_CHECKING:
@@ -94,16 +94,17 @@ class Pipeline:
     async def _open_stages(self) -> AsyncIterator[Stages]:
         """Open the store, the memory that processes share, and the workers; close them at the end of the block."""
         async with AsyncExitStack() as stack:
-            store = await stack.enter_async_context(open_store(self._destination, self.settings))
-            arena = stack.enter_context(Arena(self.settings.queue_size))
             settings, template = self.settings, self.settings.key_template
             recipe, lanes = Recipe.of(settings), lane_count(settings, self._destination)
+            arena = stack.enter_context(Arena(settings.queue_size))
+            # First of all, because the processes load their libraries while the store opens.
+            launching = launched_workers(recipe, settings.worker_count, arena, later=lanes > 1)
+            workers = await stack.enter_async_context(launching)
+            store = await stack.enter_async_context(open_store(self._destination, settings))
             self._intake.value_range = await given_range(settings, None, "changed")
             async with create_task_group() as opening:
                 opening.start_soon(store.check)
-                workers = await stack.enter_async_context(
-                    started_workers(recipe, settings.worker_count, arena, later=lanes > 1)
-                )
+                await start_workers(workers, later=lanes > 1)
             self._intake.claims = claims = await claims_of(store, template)
             if claims is not None:
                 stack.enter_context(claims)

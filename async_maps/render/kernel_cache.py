@@ -39,11 +39,11 @@ _shared: ContextVar[int | None] = ContextVar("kernels", default=None)
 
 
 @contextmanager
-def sharing(descriptor: int) -> Iterator[None]:
+def sharing(descriptor: int | None) -> Iterator[None]:
     """Share the kernels that are compiled in the ``with`` block with other processes, if no folder can keep them.
 
     Args:
-        descriptor: a file in memory that those processes inherited.
+        descriptor: a file in memory that those processes inherited; None to share with none.
     """
     token = _shared.set(descriptor)
     try:

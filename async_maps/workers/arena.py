@@ -1,6 +1,6 @@
 """The shared memory through which worker processes return pixels. Managed on the event loop; the workers map it.
 
-It is one anonymous file in memory, whose descriptor the workers inherit. It needs no /dev/shm: nothing is left there
+It is one anonymous file in memory, whose descriptor is sent to the workers. It needs no /dev/shm: nothing is left there
 after a crash, and the small /dev/shm of a container is no limit.
 """
 
@@ -9,11 +9,11 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-import tempfile
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from async_maps.concurrency.launch import anonymous_file
 from async_maps.concurrency.streams import WaitingLine
 from async_maps.errors import SettingsError
 
@@ -138,14 +138,6 @@ class Arena:
                 block.memory = self._memory[start : start + size]
                 return block
         return None
-
-
-def anonymous_file() -> int:
-    """Open a file in memory; the caller closes the descriptor."""
-    if hasattr(os, "memfd_create"):
-        return os.memfd_create("async-maps")
-    with tempfile.TemporaryFile() as file:
-        return os.dup(file.fileno())
 
 
 def _round_up(size: int) -> int:

@@ -19,20 +19,21 @@ from typing import TYPE_CHECKING, Protocol
 from anyio import CancelScope, CapacityLimiter, create_task_group, to_thread
 
 from async_maps.concurrency.interpreter import Interpreter, StartError, describe_end
+from async_maps.concurrency.launch import anonymous_file
 from async_maps.concurrency.tasks import in_thread
 from async_maps.errors import WorkerError
 from async_maps.render.kernel_cache import Loaded
 from async_maps.sources.isolation import DecoderProcess, IsolatedReaders
-from async_maps.workers.arena import anonymous_file
+from async_maps.workers.early import MODULE, take_early_worker
 from async_maps.workers.worker import Recipe, Reply, Request, colorize_chunk, load_kernels
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
     from typing import Any
 
+    from async_maps.concurrency.launch import Launched
     from async_maps.workers.arena import Arena, Block
 
-_MODULE = "async_maps.workers.worker"
 _START_TIMEOUT_S = 120.0
 """The first start compiles the kernels, possibly on a busy machine."""
 _STOP_TIMEOUT_S = 5.0
@@ -50,8 +51,15 @@ class Worker(Protocol):
     def is_alive(self) -> bool:
         """Whether the worker can process a chunk, as far as is known."""
 
+    async def launch(self) -> None:
+        """Launch or replace the process, which loads its libraries meanwhile; raise WorkerError if that fails."""
+
     async def start(self) -> None:
-        """Start or restart the worker, and load its kernels; raise WorkerError if that fails."""
+        """Wait until the worker can process a chunk; launch it first if it is not alive.
+
+        Raises:
+            WorkerError: that fails.
+        """
 
     async def colorize(self, block: Block, free_from: int, requests: list[Request]) -> Reply:
         """Colorize maps into the block from the offset ``free_from`` on; raise WorkerError if the worker dies."""
@@ -81,6 +89,9 @@ class ThreadWorker:
         """Always True: a thread cannot be killed."""
         return True
 
+    async def launch(self) -> None:
+        """Do nothing: a thread would load its libraries at the cost of this process."""
+
     async def start(self) -> None:
         """Load the kernels."""
         self.kernels = await to_thread.run_sync(load_kernels, self._recipe, limiter=self._thread)
@@ -99,11 +110,14 @@ class ThreadWorker:
 class ProcessWorker:
     """A worker in another process, which is killed when a call is cancelled or fails."""
 
-    def __init__(self, recipe: Recipe, arena: Arena, shared_kernels: int | None = None) -> None:
+    def __init__(
+        self, recipe: Recipe, arena: Arena, shared_kernels: int | None = None, launched: Launched | None = None
+    ) -> None:
         self.kernels = Loaded(0, 0, "", "")
+        self._arena = arena
         options = (recipe.table.tobytes(), recipe.png, recipe.invalid, recipe.max_pixels, recipe.reduce)
-        self._hello = options, (arena.descriptor, arena.size), shared_kernels
-        self._process = Interpreter(_MODULE, [arena.descriptor, *([] if shared_kernels is None else [shared_kernels])])
+        self._hello = *options, arena.size
+        self._process = Interpreter(MODULE, [] if shared_kernels is None else [shared_kernels], launched)
 
     @property
     def pid(self) -> int | None:
@@ -115,19 +129,22 @@ class ProcessWorker:
         """Whether the process is running."""
         return self._process.is_alive
 
-    async def start(self) -> None:
-        """Start the interpreter and wait until its kernels are loaded."""
-        # A worker that died while it was idle still has an open socket.
-        await self._process.stop()
+    async def launch(self) -> None:
+        """Start the interpreter, which loads the kernels."""
         try:
             await self._process.start()
         except StartError as error:
             raise WorkerError(
                 f"a worker process cannot be started: {error}; set workers = 0 to use a thread instead"
             ) from error
+
+    async def start(self) -> None:
+        """Send the recipe and the arena, and wait until the kernels are loaded."""
+        if not self.is_alive:
+            await self.launch()
         try:
             async with asyncio.timeout(_START_TIMEOUT_S):
-                self.kernels = Loaded(*await self._exchange(self._hello))
+                self.kernels = Loaded(*await self._exchange(self._hello, self._arena.descriptor))
         except TimeoutError:
             raise WorkerError(f"a worker process was not ready after {_START_TIMEOUT_S:.0f} s") from None
 
@@ -140,8 +157,10 @@ class ProcessWorker:
         """Close the worker's input, which ends it; kill it after a time-out, or immediately."""
         await self._process.stop(0.0 if kill else _STOP_TIMEOUT_S)
 
-    async def _exchange(self, message: tuple[Any, ...]) -> Any:
+    async def _exchange(self, message: tuple[Any, ...], descriptor: int | None = None) -> Any:
         try:
+            if descriptor is not None:
+                self._process.give(descriptor)
             await self._process.send(message)
             return await self._process.receive()
         except (OSError, EOFError) as error:
@@ -154,32 +173,49 @@ class ProcessWorker:
 
 
 @asynccontextmanager
-async def started_workers(
+async def launched_workers(
     recipe: Recipe, count: int, arena: Arena, *, later: bool = False, kernels: int | None = None
 ) -> AsyncIterator[list[Worker]]:
-    """Start worker processes concurrently, or one worker in a thread if the count is 0; stop them at the end.
+    """Launch worker processes, or create one worker in a thread if the count is 0; stop them at the end.
 
-    With ``later``, the colorize stage starts each process for its first chunk. ``kernels`` is a file in memory through
-    which other processes, too, share compiled kernels. After an error or a cancellation they are killed.
+    Call :func:`start_workers` when what else takes long has begun. With ``later``, no process is launched: the colorize
+    stage starts each for its first chunk. ``kernels`` is a file in memory through which other processes, too, share
+    compiled kernels. After an error or a cancellation they are killed.
 
-    Raises WorkerError if a worker cannot be started.
+    Raises:
+        WorkerError: a worker cannot be launched.
     """
-    shared_kernels = anonymous_file() if kernels is None else os.dup(kernels)
-    workers: list[Worker] = [ProcessWorker(recipe, arena, shared_kernels) for _ in range(count)]
-    workers = workers or [ThreadWorker(recipe)]
+    early = take_early_worker()
+    if early is not None and (later or not count):
+        await to_thread.run_sync(early.end)
+        early = None
+    if early is not None:
+        launched, shared_kernels = [early.launched], early.kernels
+    else:
+        launched, shared_kernels = [], anonymous_file() if kernels is None else os.dup(kernels)
+    workers: list[Worker] = [
+        ProcessWorker(recipe, arena, shared_kernels, launched.pop() if launched else None) for _ in range(count)
+    ] or [ThreadWorker(recipe)]
     kill = True
     try:
-        async with create_task_group() as starting:
-            for worker in workers:
-                if worker.is_alive or not later:
-                    starting.start_soon(worker.start)
-        if notice := next((worker.kernels.notice for worker in workers if worker.kernels.problem), ""):
-            _logger.warning("%s", notice)
+        if not later:
+            await _each([worker.launch for worker in workers])
         yield workers
         kill = False
     finally:
         with CancelScope(shield=True):
-            async with create_task_group() as stopping:
-                for worker in workers:
-                    stopping.start_soon(partial(worker.stop, kill=kill))
+            await _each([partial(worker.stop, kill=kill) for worker in workers])
             os.close(shared_kernels)
+
+
+async def start_workers(workers: list[Worker], *, later: bool = False) -> None:
+    """Wait until the launched workers can process chunks; raise WorkerError if one cannot."""
+    await _each([worker.start for worker in workers if worker.is_alive or not later])
+    if notice := next((worker.kernels.notice for worker in workers if worker.kernels.problem), ""):
+        _logger.warning("%s", notice)
+
+
+async def _each(functions: Sequence[Callable[[], Coroutine[Any, Any, None]]]) -> None:
+    async with create_task_group() as tasks:
+        for function in functions:
+            tasks.start_soon(function)

@@ -6,6 +6,7 @@ import asyncio
 import os
 import random
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -342,8 +343,15 @@ async def test_a_map_is_not_blamed_if_its_worker_dies_while_it_waits() -> None:
 
 @pytest.mark.parametrize("heard", [b"", b"\0\0", b"\0\0\1\0{"], ids=["nothing", "half a length", "half a message"])
 def test_a_worker_without_a_parent_ends_silently(heard: bytes) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", "from async_maps.workers.worker import main; main()"],
-        input=heard, capture_output=True, timeout=60, check=False,
-    )  # fmt: skip
+    ours, theirs = socket.socketpair()
+    with theirs:
+        with ours:
+            if heard:
+                # The arena.
+                socket.send_fds(ours, [b"\0"], [0])
+                ours.sendall(heard)
+        done = subprocess.run(
+            [sys.executable, "-c", "from async_maps.workers.worker import main; main()"],
+            stdin=theirs.fileno(), capture_output=True, timeout=60, check=False,
+        )  # fmt: skip
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")

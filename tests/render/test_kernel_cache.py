@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from async_maps.concurrency.launch import anonymous_file
 from async_maps.render.kernel_cache import Loaded
 from async_maps.render.kernel_stores import Folder, Memory, Places, UntrustedError
-from async_maps.workers.arena import anonymous_file
 from tests.support.kernels import COUNT, PROGRAM, Place, finish
 
 if TYPE_CHECKING:
@@ -177,11 +177,12 @@ def test_workers_without_a_folder_share_one_compilation_and_one_notice(tmp_path:
     code = (
         "import asyncio, numpy as np\n"
         "from async_maps.workers.arena import Arena\n"
-        "from async_maps.workers.pool import started_workers\n"
+        "from async_maps.workers.pool import launched_workers, start_workers\n"
         "from async_maps.workers.worker import Recipe\n"
         "async def main():\n"
         "    with Arena(2**20) as arena:\n"
-        "        async with started_workers(Recipe(np.zeros((256, 4), np.uint8)), 3, arena) as workers:\n"
+        "        async with launched_workers(Recipe(np.zeros((256, 4), np.uint8)), 3, arena) as workers:\n"
+        "            await start_workers(workers)\n"
         "            print(*[worker.kernels.compiled for worker in workers])\n"
         "asyncio.run(main())\n"
     )

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from async_maps.concurrency import interpreter
 from async_maps.concurrency import launch as launch_module
 from async_maps.errors import WorkerError
 from async_maps.render.colorize import colorize_activation_map
@@ -110,13 +109,15 @@ async def test_a_worker_ignores_the_signals_that_end_a_command(tmp_path: Path) -
 
 @tidy
 async def test_a_worker_ignores_signals_while_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = launch_module.launch
+
     def launch(module: str, theirs: socket.socket, descriptors: Sequence[int]) -> subprocess.Popen[bytes]:
-        process = launch_module.launch(module, theirs, descriptors)
+        process = original(module, theirs, descriptors)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             os.kill(process.pid, number)
         return process
 
-    monkeypatch.setattr(interpreter, "launch", launch)
+    monkeypatch.setattr(launch_module, "launch", launch)
     with Arena(2**16) as arena:
         async with started(arena) as process:
             assert process.is_alive
@@ -250,13 +251,14 @@ def launched(leaves_nothing: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     """The processes that are launched; a child of the test holds their sockets, too, as if the caller had forked."""
     found: list[subprocess.Popen[bytes]] = []
     children: list[subprocess.Popen[bytes]] = []
+    original = launch_module.launch
 
     def launch(module: str, theirs: socket.socket, descriptors: Sequence[int]) -> subprocess.Popen[bytes]:
         children.append(subprocess.Popen(["/bin/sleep", "1000"], pass_fds=(theirs.fileno(),)))
-        found.append(launch_module.launch(module, theirs, descriptors))
+        found.append(original(module, theirs, descriptors))
         return found[-1]
 
-    monkeypatch.setattr(interpreter, "launch", launch)
+    monkeypatch.setattr(launch_module, "launch", launch)
     yield found
     for child in children:
         child.kill()
