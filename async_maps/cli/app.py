@@ -15,6 +15,7 @@ from async_maps.cli.console import complain, discard_output, messages, say
 from async_maps.cli.early import launching_worker
 from async_maps.cli.events import unexpected, wants_json
 from async_maps.cli.interruption import Interruption, interruption, release_signals
+from async_maps.concurrency.launch import resume_collection
 from async_maps.errors import AsyncMapsError, SettingsError, naming_shortages
 from async_maps.suggestions import repeating_options
 
@@ -45,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         try:
             tokens = commands.prepare(tokens)
             release_signals()
+            if tokens[:1] != ["run"]:
+                resume_collection()
             with naming_shortages():
                 code = commands.call(tokens)
         except commands.mistakes() as error:

@@ -24,6 +24,7 @@ from async_maps.cli.options import (
 )
 from async_maps.cli.share import check_share, run_share
 from async_maps.cli.usage import MANIFEST_VARIABLE
+from async_maps.concurrency.launch import resume_collection
 from async_maps.errors import SettingsError
 from async_maps.filesystems.outputs import files_of_run
 from async_maps.manifest.prune import Prune, Selection  # cyclopts reads the annotation
@@ -143,6 +144,7 @@ def run(  # noqa: PLR0913  # one argument per option
             "--prune": prune is not None, "--prune-all": prune_all, "--overwrite": overwrite,
         }  # fmt: skip
         share = check_share(given, source, part)
+        resume_collection()
         outputs.check(files)
         return run_share(
             plan, share, settings, outputs, engine=engine, address=address, retry_failed=retry_failed, survey=survey
@@ -178,6 +180,7 @@ def _run(selection: Selection, destination: str, outputs: Outputs, *, dry_run: b
     tell_start(**shown, limit=limit, dry_run=dry_run)
     with job.explaining_errors(destination, None if dry_run else manifest):
         if dry_run:
+            resume_collection()
             return job.write_report(_dry_run(job, selection, select, destination))
         from async_maps.pipeline import Pipeline
 
@@ -185,6 +188,7 @@ def _run(selection: Selection, destination: str, outputs: Outputs, *, dry_run: b
 
         async def put(on_progress: OnProgress) -> None:
             async with pipeline:
+                resume_collection()
                 job.report = await pipeline.run(
                     source,
                     manifest=manifest,

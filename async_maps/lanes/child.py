@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from anyio import create_task_group, to_thread
 
-from async_maps.concurrency.launch import ignore_signals
+from async_maps.concurrency.launch import ignore_signals, resume_collection
 from async_maps.concurrency.loop import fastest_loop
 from async_maps.concurrency.messages import frame, receive_message
 from async_maps.concurrency.tasks import first_error
@@ -269,6 +269,7 @@ class Child:
 def main() -> None:
     """Run the process of a lane; its standard input is the socket."""
     ignore_signals()
+    resume_collection()
     try:
         os.fstat(2)
     except OSError:  # closed, as in daemons

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from async_maps.concurrency.launch import ignore_signals
+from async_maps.concurrency.launch import ignore_signals, resume_collection
 from async_maps.errors import AsyncMapsError, InputValidationError, shortage_of_files, translate_os_error
 from async_maps.filesystems.filesystem import Filesystems, UnavailableError, verdict_of
 from async_maps.settings import S3Settings
@@ -90,6 +90,7 @@ def _reason(error: Exception) -> str:
 def main() -> None:
     """Serve readers until the control socket is closed."""
     ignore_signals()
+    resume_collection()
     # The parent has clients of its own, and has logged what this process would repeat.
     logging.getLogger("async_maps").addHandler(logging.NullHandler())
     try:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 
-from async_maps.concurrency.launch import ignore_signals
+from async_maps.concurrency.launch import ignore_signals, resume_collection
 from async_maps.concurrency.messages import frame, read_message
 from async_maps.errors import (
     InputValidationError,
@@ -330,6 +330,7 @@ def main() -> None:
         table, *options, arena_size = hello
         recipe = Recipe(np.frombuffer(table, np.uint8).reshape(256, 4), *options)
         kernels = loaded([import_module(name) for name in _kernels_of(recipe)])
+    resume_collection()
     (descriptor,) = descriptors
     memory = map_memory(descriptor, arena_size)
 

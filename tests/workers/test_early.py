@@ -131,3 +131,28 @@ def test_commands_that_need_no_worker_launch_none_early(
     np.save("a.npy", random_map(1))
     monkeypatch.setattr(early, "launch_connected", refuse)
     assert invoke(*arguments.split()) in {0, 2, 4}
+
+
+COLLECTS = """
+import gc, os, sys
+
+def look(event, arguments):
+    if event == "open" and str(arguments[0]).endswith("a.npy"):
+        print("collects", os.getpid(), gc.isenabled(), gc.get_freeze_count() > 0, file=sys.stderr)
+
+sys.addaudithook(look)
+"""
+
+
+@pytest.mark.parametrize(("more", "processes"), [((), 2), (("--dry-run",), 1)])
+def test_processes_collect_garbage_again_after_their_imports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...], processes: int
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.save("a.npy", random_map(1))
+    hook(tmp_path / "hook", monkeypatch, COLLECTS)
+    command = [sys.executable, "-m", "async_maps", "run", "a.npy", "out", *more]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    found = [line.split()[1:] for line in done.stderr.splitlines() if line.startswith("collects")]
+    assert {(is_enabled, is_frozen) for _, is_enabled, is_frozen in found} == {("True", "True")}
+    assert len({pid for pid, *_ in found}) == processes
