@@ -328,12 +328,9 @@ def _extent(flat: NDArray[Any], keys: NDArray[np.int64], total: float) -> _Exten
 
 def _values_of(keys: list[int], dtype: np.dtype[Any]) -> tuple[float, float]:
     """Return the values of two keys; 0.0 for -0.0."""
-    integers = np.array(keys, f"i{dtype.itemsize}")
-    negative = integers < 0
-    if negative.any():
-        integers[negative] ^= np.iinfo(integers.dtype).max
-    minimum, maximum = (value + 0.0 for value in integers.view(dtype).tolist())
-    return minimum, maximum
+    bits = [key if key >= 0 else key ^ np.iinfo(f"i{dtype.itemsize}").max for key in keys]
+    minimum, maximum = np.array(bits, f"i{dtype.itemsize}").view(dtype).tolist()
+    return minimum + 0.0, maximum + 0.0
 
 
 def _limits(flat: NDArray[Any], extent: _Extent, value_range: ValueRange) -> tuple[float, float]:

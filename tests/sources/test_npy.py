@@ -8,7 +8,7 @@ import tracemalloc
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pytest
@@ -16,6 +16,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from async_maps.errors import SourceError
+from async_maps.sources.formats import npy
 from async_maps.sources.formats.npy import StoredArray
 from async_maps.sources.formats.registry import Readers
 from tests.support.entries import BYTES, HEADER, read_map, save_map, with_header
@@ -52,6 +53,24 @@ def test_pieces_of_any_size_are_the_array(maps: Path, dtype: str) -> None:
             pieces = [piece.copy() for piece in islice(found.pieces(count), 50)]
             np.testing.assert_array_equal(np.concatenate(pieces), stack[1].reshape(-1)[: count * 50])
             np.testing.assert_array_equal(found.whole(), stack[1])
+
+
+def test_the_maps_of_a_stack_share_one_read_of_its_header(maps: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stack = np.random.default_rng(3).random((5, 14, 14), np.float32)
+    path = str(save_map(maps / "a.npy", stack))
+    sizes = []
+    original = npy.read_header
+
+    def read_header(file: IO[bytes], size: int) -> npy.Header:
+        sizes.append(size)
+        return original(file, size)
+
+    monkeypatch.setattr(npy, "read_header", read_header)
+    with Readers() as readers:
+        for index in (3, 0, 4):
+            np.testing.assert_array_equal(readers.find(path, [None, index]), stack[index])
+            np.testing.assert_array_equal(readers.read(path, [None, index]), stack[index])
+    assert sizes == [os.path.getsize(path)]
 
 
 def test_small_arrays_and_those_in_fortran_order_are_read_whole(maps: Path) -> None:

@@ -52,6 +52,8 @@ class NpyReader:
     def __init__(self, path: str, filesystem: Filesystem) -> None:
         self._file = filesystem.open(path)
         self._size = self._file.seek(0, os.SEEK_END)
+        self._header: Header | None = None
+        self._start = 0
 
     def arrays(self) -> Iterator[ListedArray]:
         self._file.seek(0)
@@ -61,17 +63,27 @@ class NpyReader:
         return None
 
     def read(self, part: None, index: int | None, max_pixels: int | None = None) -> NDArray[Any]:
-        self._file.seek(0)
-        return read_stream(self._file, self._size, index, max_pixels, piece=sys.maxsize)
+        header, start = self._map_at(index, max_pixels)
+        self._file.seek(start)
+        return read_values(self._file, header)
 
     def find(self, part: None, index: int | None, max_pixels: int | None) -> NDArray[Any] | StoredArray:
         """Return an array like :meth:`read`, but without its values if it is so large that pieces are faster."""
-        file = self._file
-        file.seek(0)
-        header, offset = map_at(read_header(file, self._size), index, max_pixels)
-        start = file.seek(offset, os.SEEK_CUR)
+        header, start = self._map_at(index, max_pixels)
         is_small = math.prod(header.shape) * header.dtype.itemsize <= _SMALL
-        return read_values(file, header) if is_small or header.fortran else StoredArray(file, start, *header[::2])
+        if not is_small and not header.fortran:
+            return StoredArray(self._file, start, header.shape, header.dtype)
+        self._file.seek(start)
+        return read_values(self._file, header)
+
+    def _map_at(self, index: int | None, max_pixels: int | None) -> tuple[Header, int]:
+        """Return the header of an array, or of one map of a stack, and the offset of its values in the file."""
+        if self._header is None:
+            self._file.seek(0)
+            header = read_header(self._file, self._size)
+            self._header, self._start = header, self._file.tell()
+        header, offset = map_at(self._header, index, max_pixels)
+        return header, self._start + offset
 
     def close(self) -> None:
         self._file.close()
