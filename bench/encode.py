@@ -16,9 +16,9 @@ import numpy as np
 
 import async_maps as am
 from async_maps.render.colorize import look_up, replace
-from async_maps.render.png import write_palette, write_rgba
+from async_maps.render.png import deflate, write_palette, write_rgba
 from async_maps.render.quantize import quantize
-from async_maps.render.scanlines import scanline_bytes, write_scanlines
+from async_maps.render.scanlines import room_bytes, scanline_bytes, write_scanlines
 from async_maps.workers.worker import Recipe
 from bench import peers
 from bench.data import KINDS, make_map, upsampled_cam
@@ -38,9 +38,9 @@ _PILLOW, _OPENCV = "Pillow RGBA, default", "OpenCV imencode RGBA, default"
 
 
 def ours(
-    plane: NDArray[np.uint8], pixels: NDArray[np.uint8], write: Callable[..., bytes] = write_palette
+    plane: NDArray[np.uint8], pixels: NDArray[np.uint8], *, compress: bool = True
 ) -> dict[str, Callable[[], bytes]]:
-    """Return our three kinds of PNG, from intensities and from RGBA pixels; ``write`` writes the first two."""
+    """Return our three kinds of PNG, from intensities and from RGBA pixels; all by ISA-L unless ``compress`` is set."""
     recipe = Recipe(am.Settings().table(), "compact")
     collapsed = plane.copy()
 
@@ -49,21 +49,21 @@ def ours(
         return palette(collapsed)
 
     def palette(intensities: NDArray[np.uint8]) -> bytes:
-        return write(scanlines_of(intensities), plane.shape, recipe.table, 1)
+        return write_palette(stream_of(intensities, compress=compress), plane.shape, recipe.table)
 
     return {
         _PALETTE: lambda: palette(plane),
         _COMPACT: compact,
-        _RGBA: lambda: write_rgba(scanlines_of(pixels), plane.shape, 1),
+        _RGBA: lambda: write_rgba(stream_of(pixels), plane.shape),
     }
 
 
-def scanlines_of(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return the filtered rows of an image."""
-    height, width = pixels.shape[:2]
-    scanlines = np.empty(scanline_bytes(height, width, pixels[0, 0].size), np.uint8)
-    write_scanlines(pixels, scanlines)
-    return scanlines
+def stream_of(pixels: NDArray[np.uint8], *, compress: bool = True) -> tuple[bytes | memoryview, ...]:
+    """Return the zlib stream of an image, by our kernels where that is worthwhile, or by ISA-L."""
+    size = *pixels.shape[:2], pixels[0, 0].size
+    room = np.empty(room_bytes(*size), np.uint8)
+    stream = write_scanlines(pixels, room, compress=compress)
+    return (room[:stream].data,) if stream else deflate(room[: scanline_bytes(*size)], 1)
 
 
 def contenders(values: NDArray[np.float32]) -> dict[str, Callable[[], bytes]]:
@@ -149,8 +149,7 @@ class _Pair(NamedTuple):
 
 def _beside_isal(values: NDArray[np.float32], name: str, rounds: int) -> _Pair:
     plane, pixels = _rendered(values)
-    writers = (write_palette, peers.isal_palette_png)
-    works = {side: ours(plane, pixels, writer)[name] for side, writer in zip(_SIDES, writers, strict=True)}
+    works = {side: ours(plane, pixels, compress=side != "ISA-L")[name] for side in _SIDES}
     return _Pair(
         interleaved(works, rounds, time.thread_time), {side: len(work()) / 1000 for side, work in works.items()}
     )

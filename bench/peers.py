@@ -40,23 +40,6 @@ def opencv_png(pixels: NDArray[np.uint8]) -> bytes:
     return cv2.imencode(".png", pixels)[1].tobytes()
 
 
-def isal_palette_png(
-    scanlines: NDArray[np.uint8], shape: tuple[int, ...], table: NDArray[np.uint8], level: int
-) -> bytes:
-    """Return an indexed PNG of filtered rows, compressed by ISA-L in one call."""
-    from isal import isal_zlib
-
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        checksum = isal_zlib.crc32(body, isal_zlib.crc32(kind))
-        return b"".join((len(body).to_bytes(4), kind, body, checksum.to_bytes(4)))
-
-    height, width = shape
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0))
-    colors = chunk(b"PLTE", table[:, :3].tobytes()) + chunk(b"tRNS", table[:, 3].tobytes())
-    data = chunk(b"IDAT", isal_zlib.compress(scanlines, level))
-    return b"".join((b"\x89PNG\r\n\x1a\n", header, colors, data, chunk(b"IEND", b"")))
-
-
 def pillow_rgba_png(pixels: NDArray[np.uint8], level: int) -> bytes:
     """Return Pillow's PNG of RGBA pixels."""
     file = io.BytesIO()

@@ -28,9 +28,9 @@ from isal import isal_zlib
 
 import async_maps as am
 from async_maps.concurrency.loop import fastest_loop
-from async_maps.render.png import write_palette
+from async_maps.render.png import deflate, write_palette
 from async_maps.render.quantize import quantize, summarize
-from async_maps.render.scanlines import scanline_bytes, write_scanlines
+from async_maps.render.scanlines import room_bytes, scanline_bytes, write_scanlines
 from bench.clients import FLOOR
 from bench.data import KINDS, write_maps
 from bench.job import Conditions, add_options
@@ -169,18 +169,20 @@ def floors(size: int, rounds: int, environment: Mapping[str, str]) -> dict[str, 
 
 
 def _work(path: Path) -> tuple[Callable[[], None], Callable[[], bytes]]:
-    """Return what reads and quantizes a map into scanlines, and what makes a PNG of them, with its checksum."""
+    """Return what reads, quantizes and compresses a map, and what makes a PNG of the stream, with its checksum."""
     height, width = shape = np.load(path, mmap_mode="r").shape
     table, plane = am.Settings().table(), np.empty(shape, np.uint8)
-    scanlines = np.empty(scanline_bytes(height, width, 1), np.uint8)
+    room, size = np.empty(room_bytes(height, width, 1), np.uint8), scanline_bytes(height, width, 1)
+    streams = [0]
 
     def color() -> None:
         values = np.fromfile(path, np.float32, offset=_NPY_HEADER).reshape(shape)
         summarize(plane, quantize(values, plane))
-        write_scanlines(plane, scanlines)
+        streams[0] = write_scanlines(plane, room, compress=True)
 
     def encode() -> bytes:
-        data = write_palette(scanlines, shape, table, 1)
+        stream = (room[: streams[0]].data,) if streams[0] else deflate(room[:size], 1)
+        data = write_palette(stream, shape, table)
         isal_zlib.crc32(data)
         return data
 

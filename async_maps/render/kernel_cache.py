@@ -30,7 +30,7 @@ _V3 = ("avx2", "bmi", "bmi2", "f16c", "fma", "lzcnt", "movbe")
 """The features of x86-64-v3, as LLVM names them."""
 
 _NOT_KEPT = (
-    "compiled kernels cannot be kept in a cache folder or used from it, so each start may compile them (5 s of CPU "
+    "compiled kernels cannot be kept in a cache folder or used from it, so each start may compile them (7 s of CPU "
     "time): {}. Set NUMBA_CACHE_DIR to a folder that only this user can write, or run `async-maps warm` when the image "
     "is built"
 )

@@ -47,7 +47,8 @@ def kernel(signature: Any, *, name: str = "", **options: Any) -> Callable[[Calla
     return compile_
 
 
-def _input(dtype: Any) -> Any:
+def readonly(dtype: Any) -> Any:
+    """Return numba's type of a flat array that a kernel only reads."""
     return types.Array(numba.from_dtype(np.dtype(dtype)), 1, "C", readonly=True)
 
 
@@ -71,7 +72,7 @@ def _kernels_for(real: Any, integer: Any) -> tuple[Quantize, Scale]:
     most, sign_bit, full = integer(np.iinfo(integer).max), integer(np.iinfo(integer).bits - 1), real(255)
 
     @kernel(
-        types.float64(_input(real), _input(integer), _PLANE, _KEYS, types.float64),
+        types.float64(readonly(real), readonly(integer), _PLANE, _KEYS, types.float64),
         name=f"quantize_{dtype}",
         **_ANY_ORDER,
     )
@@ -117,7 +118,7 @@ def _kernels_for(real: Any, integer: Any) -> tuple[Quantize, Scale]:
         keys[0], keys[1] = low, high
         return total
 
-    @kernel(types.void(_input(real), types.float64, types.float64, types.float64, _PLANE), name=f"scale_{dtype}")
+    @kernel(types.void(readonly(real), types.float64, types.float64, types.float64, _PLANE), name=f"scale_{dtype}")
     def scale(values: NDArray[Any], unit: float, low: float, factor: float, plane: NDArray[np.uint8]) -> None:
         """Write ``rint((value * unit - low) * factor)``, clipped to 0 and 255, computed in float64.
 
@@ -139,7 +140,7 @@ quantize_float32, scale_float32 = _kernels_for(np.float32, np.int32)
 quantize_float64, scale_float64 = _kernels_for(np.float64, np.int64)
 
 
-@kernel(types.float64(_input(np.int16), _input(np.uint8), _input(np.float32), _PLANE, _KEYS), **_ANY_ORDER)
+@kernel(types.float64(readonly(np.int16), readonly(np.uint8), readonly(np.float32), _PLANE, _KEYS), **_ANY_ORDER)
 def quantize_float16(
     bits: NDArray[np.int16],
     intensities: NDArray[np.uint8],
@@ -168,7 +169,7 @@ def quantize_float16(
     return total
 
 
-@kernel(types.void(_input(np.uint8), _COUNTS, _SUMS, _SUMS))
+@kernel(types.void(readonly(np.uint8), _COUNTS, _SUMS, _SUMS))
 def count(
     plane: NDArray[np.uint8], histogram: NDArray[np.int64], columns: NDArray[np.uint32], rows: NDArray[np.uint32]
 ) -> None:
@@ -204,7 +205,7 @@ def count(
             histogram[intensity] += tables[lane, intensity]
 
 
-@kernel(types.void(_KEYS, _SUMS, _SUMS, _input(np.uint8), types.Array(types.float64, 1, "C")))
+@kernel(types.void(_KEYS, _SUMS, _SUMS, readonly(np.uint8), types.Array(types.float64, 1, "C")))
 def describe(
     histogram: NDArray[np.int64],
     columns: NDArray[np.uint32],
@@ -245,7 +246,7 @@ def describe(
     found[5] = highest
 
 
-@kernel(types.void(_input(np.int64), types.int64, _COUNTS))
+@kernel(types.void(readonly(np.int64), types.int64, _COUNTS))
 def sketch(bits: NDArray[np.int64], shift: int, counts: NDArray[np.int64]) -> None:
     """Count finite float64 values by the leading bits of their keys (:func:`quantize_float32`).
 
@@ -260,14 +261,14 @@ def sketch(bits: NDArray[np.int64], shift: int, counts: NDArray[np.int64]) -> No
         counts[(key >> shift) + middle] += 1
 
 
-@kernel(types.void(_input(np.uint8), _PLANE))
+@kernel(types.void(readonly(np.uint8), _PLANE))
 def replace(table: NDArray[np.uint8], plane: NDArray[np.uint8]) -> None:
     """Replace each intensity by its entry in the table, (256,)."""
     for i in range(plane.size):
         plane[i] = table[plane[i]]
 
 
-@kernel(types.void(_input(np.uint8), _input(np.uint32), types.Array(types.uint32, 1, "C")))
+@kernel(types.void(readonly(np.uint8), readonly(np.uint32), types.Array(types.uint32, 1, "C")))
 def look_up(plane: NDArray[np.uint8], table: NDArray[np.uint32], pixels: NDArray[np.uint32]) -> None:
     """Write each intensity's RGBA color, as one 32-bit word.
 
@@ -278,40 +279,3 @@ def look_up(plane: NDArray[np.uint8], table: NDArray[np.uint32], pixels: NDArray
     """
     for i in range(plane.size):
         pixels[i] = table[plane[i]]
-
-
-@kernel(types.void(_input(np.uint8), types.int64, _PLANE))
-def filter_rows(rows: NDArray[np.uint8], row_bytes: int, scanlines: NDArray[np.uint8]) -> None:
-    """Write PNG scanlines with filter 2 (up), or with filter 0 (none) if a sample of rows has a lower entropy with it.
-
-    Args:
-        rows: the bytes of all rows.
-        row_bytes: the bytes of one row.
-        scanlines: (rows.size + number of rows,) output: each row, after the number of its filter.
-    """
-    height = rows.size // row_bytes
-    # Minus the sum of n log2 n has the same order as the entropy. About 16 rows are sampled.
-    step = max(height // 16, 1)
-    counts = np.zeros((2, 256), np.int64)
-    for y in range(step, height, step):
-        row, above = rows[y * row_bytes : (y + 1) * row_bytes], rows[(y - 1) * row_bytes : y * row_bytes]
-        for x in range(row_bytes):
-            counts[0, row[x]] += 1
-            counts[1, np.uint8(row[x] - above[x])] += 1
-    bits = np.zeros(2)
-    for which in range(2):
-        for value in range(256):
-            if counts[which, value]:
-                bits[which] -= counts[which, value] * np.log2(counts[which, value])
-    up = bits[0] >= bits[1]
-    for y in range(height):
-        line = scanlines[y * (row_bytes + 1) : (y + 1) * (row_bytes + 1)]
-        row = rows[y * row_bytes : (y + 1) * row_bytes]
-        line[0] = 2 if up else 0
-        if up and y:
-            above = rows[(y - 1) * row_bytes : y * row_bytes]
-            for x in range(row_bytes):
-                line[1 + x] = np.uint8(row[x] - above[x])
-        else:
-            for x in range(row_bytes):
-                line[1 + x] = row[x]

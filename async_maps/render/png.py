@@ -13,9 +13,12 @@ from isal import isal_zlib
 from async_maps.errors import InputValidationError
 
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, TypeAlias
 
     from numpy.typing import NDArray
+
+    Stream: TypeAlias = tuple[bytes | memoryview, ...]
+    """The pieces of a zlib stream."""
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _RGBA, _PALETTE, _GRAY = 6, 3, 0
@@ -24,7 +27,7 @@ _FIRST = 4
 """Bytes that ISA-L compresses alone. If it gets more at its start, it stores the third position under a hash of an
 address, so that one of about 100 to 10,000 maps has other bytes in another process."""
 
-_VERSION = 2
+_VERSION = 3
 """Higher if the same map gets other bytes."""
 
 
@@ -68,36 +71,8 @@ def encode_png(image: NDArray[Any], mode: str) -> io.BytesIO:
     return file
 
 
-def write_palette(scanlines: NDArray[np.uint8], shape: tuple[int, ...], table: NDArray[np.uint8], level: int) -> bytes:
-    """Write an indexed PNG: color type 3, PLTE and tRNS (PNG specification, third edition, 11.2.2 and 11.3.1.1).
-
-    Args:
-        scanlines: (n,) uint8, filtered (:mod:`async_maps.render.scanlines`), one byte per pixel.
-        shape: (h, w).
-        table: (256, 4) uint8, RGBA. The alpha is always written, so that every reader gets four channels.
-        level: ISA-L's compression level, 0 to 3.
-    """
-    colors = _chunk(b"PLTE", table[:, :3].tobytes()) + _chunk(b"tRNS", table[:, 3].tobytes())
-    return _write(scanlines, shape, _PALETTE, colors, level)
-
-
-def write_rgba(scanlines: NDArray[np.uint8], shape: tuple[int, ...], level: int) -> bytes:
-    """Write an RGBA PNG, color type 6, from filtered scanlines with four bytes per pixel."""
-    return _write(scanlines, shape, _RGBA, b"", level)
-
-
-def write_gray(scanlines: NDArray[np.uint8], shape: tuple[int, ...], level: int) -> bytes:
-    """Write a grayscale PNG, color type 0, from filtered scanlines with one byte per pixel."""
-    return _write(scanlines, shape, _GRAY, b"", level)
-
-
-def _write(scanlines: NDArray[np.uint8], shape: tuple[int, ...], kind: int, colors: bytes, level: int) -> bytes:
-    header = struct.pack(">IIBBBBB", shape[1], shape[0], 8, kind, 0, 0, 0)
-    data = _parts(b"IDAT", *_compressed(scanlines, level))
-    return b"".join((_SIGNATURE, _chunk(b"IHDR", header), colors, *data, *_parts(b"IEND")))
-
-
-def _compressed(scanlines: NDArray[np.uint8], level: int) -> tuple[bytes, ...]:
+def deflate(scanlines: NDArray[np.uint8], level: int) -> Stream:
+    """Compress scanlines (:mod:`async_maps.render.scanlines`), (n,) uint8, with ISA-L at a level of 0 to 3."""
     if not level:
         return (isal_zlib.compress(scanlines, level),)
     compressor = isal_zlib.compressobj(level)
@@ -105,7 +80,34 @@ def _compressed(scanlines: NDArray[np.uint8], level: int) -> tuple[bytes, ...]:
     return first, compressor.compress(scanlines[_FIRST:]), compressor.flush()
 
 
-def _parts(kind: bytes, *body: bytes) -> tuple[bytes, ...]:
+def write_palette(stream: Stream, shape: tuple[int, ...], table: NDArray[np.uint8]) -> bytes:
+    """Write an indexed PNG: color type 3, PLTE and tRNS (PNG specification, third edition, 11.2.2 and 11.3.1.1).
+
+    Args:
+        stream: the zlib stream of the scanlines, with one byte per pixel.
+        shape: (h, w).
+        table: (256, 4) uint8, RGBA. The alpha is always written, so that every reader gets four channels.
+    """
+    colors = _chunk(b"PLTE", table[:, :3].tobytes()) + _chunk(b"tRNS", table[:, 3].tobytes())
+    return _write(stream, shape, _PALETTE, colors)
+
+
+def write_rgba(stream: Stream, shape: tuple[int, ...]) -> bytes:
+    """Write an RGBA PNG, color type 6, from the zlib stream of scanlines with four bytes per pixel."""
+    return _write(stream, shape, _RGBA, b"")
+
+
+def write_gray(stream: Stream, shape: tuple[int, ...]) -> bytes:
+    """Write a grayscale PNG, color type 0, from the zlib stream of scanlines with one byte per pixel."""
+    return _write(stream, shape, _GRAY, b"")
+
+
+def _write(stream: Stream, shape: tuple[int, ...], kind: int, colors: bytes) -> bytes:
+    header = struct.pack(">IIBBBBB", shape[1], shape[0], 8, kind, 0, 0, 0)
+    return b"".join((_SIGNATURE, _chunk(b"IHDR", header), colors, *_parts(b"IDAT", *stream), *_parts(b"IEND")))
+
+
+def _parts(kind: bytes, *body: bytes | memoryview) -> Stream:
     checksum = isal_zlib.crc32(kind)
     for piece in body:
         checksum = isal_zlib.crc32(piece, checksum)

@@ -13,9 +13,9 @@ from async_maps.render.kernel_cache import Loaded, baseline_cpu
 _CODE = """\
 import json, sys
 sys.path[:] = json.loads(sys.argv[1])
-from async_maps.render import channel_kernels, kernels
+from async_maps.render import channel_kernels, deflate_kernels, kernels
 from async_maps.render.kernel_cache import loaded
-print(json.dumps(loaded([kernels, channel_kernels])))
+print(json.dumps(loaded([kernels, deflate_kernels, channel_kernels])))
 """
 
 

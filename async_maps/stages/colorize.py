@@ -16,7 +16,7 @@ from anyio import CapacityLimiter, EndOfStream, WouldBlock, sleep, to_thread
 from async_maps.concurrency.streams import send
 from async_maps.errors import WorkerError
 from async_maps.render.channels import without_channels
-from async_maps.render.scanlines import scanline_bytes
+from async_maps.render.scanlines import room_bytes
 from async_maps.stages.items import Bitmap
 from async_maps.workers.worker import Failed, Request, aligned
 
@@ -92,14 +92,14 @@ class ColorizeStage:
         return chunk
 
     def _pixels(self, job: Job) -> int:
-        """Return the bytes of a map's scanlines: by its array or header, else those of a square float32 map."""
+        """Return the bytes that a map's scanlines need: by its array or header, else those of a square float32 map."""
         array, header = job.map.array, job.map.header
         shape = array.shape if array is not None else () if header is None else header.shape
         if len(shape) not in {2, 3} or 0 in shape:
             side = isqrt(job.map.max_bytes // 4) + 1
             shape = (side, side)
         height, width = without_channels(shape)
-        size = scanline_bytes(height, width, self._channels)
+        size = room_bytes(height, width, self._channels)
         # The header may be wrong: take no more than another map has taken; the worker returns what it really needs.
         return aligned(size if array is not None else min(size, max(self._arena.size, self._arena.room // 2)))
 
@@ -192,10 +192,10 @@ class ColorizeStage:
             if size >= _ENCODE_BATCH_BYTES:
                 batches.append([])
                 size = 0
-            end = result.offset + scanline_bytes(result.height, result.width, 4 if result.rgba else 1)
-            size += end - result.offset
+            size += result.size
             block.hold()
-            batches[-1].append(Bitmap(job, block.memory[result.offset : end], result, block.release))
+            data = block.memory[result.offset : result.offset + result.size]
+            batches[-1].append(Bitmap(job, data, result, block.release))
         return [batch for batch in batches if batch]
 
     async def _copy_inputs(self, chunk: list[Job], block: Block, inputs: int) -> list[Request]:

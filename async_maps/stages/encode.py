@@ -10,7 +10,7 @@ from anyio import to_thread
 from isal import isal_zlib
 
 from async_maps.concurrency.streams import receive, send
-from async_maps.render.png import write_gray, write_palette, write_rgba
+from async_maps.render.png import deflate, write_gray, write_palette, write_rgba
 from async_maps.stages.items import Png
 
 if TYPE_CHECKING:
@@ -29,18 +29,19 @@ if TYPE_CHECKING:
 def encode_bitmap(bitmap: Bitmap, table: NDArray[np.uint8] | None, level: int) -> bytes:
     """Encode a bitmap as a PNG: RGBA from colors; from intensities indexed, or grayscale if there is no table.
 
-    The table has RGBA colors, (256, 4) uint8; the level is ISA-L's, 0 to 3.
+    The table has RGBA colors, (256, 4) uint8; the level is ISA-L's, 0 to 3, for scanlines that are not compressed yet.
     """
     result = bitmap.result
     shape = (result.height, result.width)
+    stream = (bitmap.data.data,) if result.stream else deflate(bitmap.data, level)
     if result.rgba:
-        return write_rgba(bitmap.scanlines, shape, level)
+        return write_rgba(stream, shape)
     if table is None:
-        return write_gray(bitmap.scanlines, shape, level)
+        return write_gray(stream, shape)
     if result.transparent is not None:
         table = table.copy()
         table[result.transparent, 3] = 0
-    return write_palette(bitmap.scanlines, shape, table, level)
+    return write_palette(stream, shape, table)
 
 
 class Encoding(NamedTuple):

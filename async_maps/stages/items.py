@@ -47,11 +47,11 @@ class Bitmap:
     """A colorized map."""
 
     job: Job
-    scanlines: NDArray[np.uint8]
-    """(n,) uint8, the PNG scanlines (:mod:`async_maps.render.scanlines`); a view into a shared block."""
+    data: NDArray[np.uint8]
+    """(n,) uint8, the zlib stream or the scanlines (:mod:`async_maps.render.scanlines`); a view into a shared block."""
     result: Result
     release: Callable[[], None]
-    """Releases the block; the scanlines must not be used afterwards."""
+    """Releases the block; the data must not be used afterwards."""
 
 
 @dataclass(slots=True, eq=False)

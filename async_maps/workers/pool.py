@@ -13,6 +13,7 @@ import asyncio
 import logging
 import os
 from contextlib import asynccontextmanager
+from dataclasses import fields
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
@@ -115,7 +116,7 @@ class ProcessWorker:
     ) -> None:
         self.kernels = Loaded(0, 0, "", "")
         self._arena = arena
-        options = (recipe.table.tobytes(), recipe.png, recipe.invalid, recipe.max_pixels, recipe.reduce)
+        options = (recipe.table.tobytes(), *(getattr(recipe, field.name) for field in fields(recipe)[1:]))
         self._hello = *options, arena.size
         self._process = Interpreter(MODULE, [] if shared_kernels is None else [shared_kernels], launched)
 

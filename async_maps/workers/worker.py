@@ -34,7 +34,7 @@ from async_maps.render.colorize import look_up, replace
 from async_maps.render.kernel_cache import Loaded, loaded, sharing
 from async_maps.render.quantize import Invalid, Measured, check_array, quantize, summarize
 from async_maps.render.ranges import ValueRange
-from async_maps.render.scanlines import scanline_bytes, write_scanlines
+from async_maps.render.scanlines import room_bytes, scanline_bytes, write_scanlines
 from async_maps.sources.layouts import header_size
 from async_maps.sources.memory_limit import LimitedReaders
 from async_maps.workers.arena import map_memory
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _ALIGNMENT = 64
-_KERNELS = "async_maps.render.kernels"
+_KERNELS = ("async_maps.render.kernels", "async_maps.render.deflate_kernels")
 """The kernels that every recipe needs."""
 _WAITS_S = (0.1, 0.3, 1.0)
 """The waits until a file can be opened again."""
@@ -81,15 +81,22 @@ class Request(NamedTuple):
 class Result(NamedTuple):
     """A colorized map. Its scanlines start at ``offset`` in the block; they are RGBA colors or intensities.
 
-    ``transparent`` is the intensity that is transparent in this map only, despite the table; or None.
+    ``stream`` is the number of bytes of their zlib stream; 0 if they are not compressed yet. ``transparent`` is the
+    intensity that is transparent in this map only, despite the table; or None.
     """
 
     offset: int
     height: int
     width: int
     rgba: bool
+    stream: int
     transparent: int | None
     statistics: MapStatistics
+
+    @property
+    def size(self) -> int:
+        """The number of bytes in the block."""
+        return self.stream or scanline_bytes(self.height, self.width, 4 if self.rgba else 1)
 
 
 class Failed(NamedTuple):
@@ -154,6 +161,7 @@ class Recipe:
 
     ``rgba`` writes colors, other kinds of PNG write intensities. ``compact`` replaces each fully transparent intensity
     by the first one. Maps in files with more than ``max_pixels`` are refused. Channels become one as ``reduce`` says.
+    ``level`` is that of compression, 0 to 3.
     """
 
     table: NDArray[np.uint8]
@@ -161,11 +169,14 @@ class Recipe:
     invalid: Invalid = "error"
     max_pixels: int | None = None
     reduce: Channels = "none"
+    level: int = 1
 
     @classmethod
     def of(cls, settings: Settings) -> Recipe:
         """Return the recipe of a pipeline with these settings."""
-        return cls(settings.table(), settings.png, settings.invalid, settings.max_pixels, settings.channels)
+        return cls(
+            settings.table(), settings.png, settings.invalid, settings.max_pixels, settings.channels, settings.png_level
+        )
 
     @property
     def channels(self) -> int:
@@ -223,7 +234,7 @@ def _colorize_chunk(
             if isinstance(result, int):
                 return Reply(results, result)
             results.append(result)
-            offset = aligned(offset + scanline_bytes(result.height, result.width, 4 if result.rgba else 1))
+            offset = aligned(offset + result.size)
         except Exception as error:  # noqa: BLE001  # one map's failure is data; a malicious file can cause any error
             results.append(Failed.by(error))
     return Reply(results, 0)
@@ -255,7 +266,7 @@ def _colorize(
     if isinstance(values, np.ndarray):
         check_array(values)
     shape = header_size(values.shape, values.dtype, value_range, recipe.reduce)
-    needed = scanline_bytes(*shape, recipe.channels)
+    needed = room_bytes(*shape, recipe.channels)
     if needed > room.size:
         return needed
     plane = np.empty(shape, np.uint8)
@@ -275,7 +286,7 @@ def _colorize(
             # Use an intensity that this map does not have; if it has all 256, write RGBA instead of a palette.
             transparent = next(iter(np.flatnonzero(histogram == 0).tolist()), None)
         rgba = transparent is None
-        needed = scanline_bytes(*shape, 4 if rgba else 1)
+        needed = room_bytes(*shape, 4 if rgba else 1)
         if needed > room.size:
             return needed
         plane[hidden] = transparent or 0
@@ -287,13 +298,13 @@ def _colorize(
             pixels[hidden] = 0
     elif recipe.png == "compact":
         replace(plane, recipe.collapse)
-    write_scanlines(pixels, room[:needed])
-    return Result(offset, *shape, rgba, transparent, statistics)
+    stream = write_scanlines(pixels, room[:needed], compress=recipe.level == 1)
+    return Result(offset, *shape, rgba, stream, transparent, statistics)
 
 
 def _kernels_of(recipe: Recipe) -> list[str]:
     """Return the modules with the kernels that a recipe needs."""
-    return [_KERNELS, *(["async_maps.render.channel_kernels"] if recipe.reduce != "none" else [])]
+    return [*_KERNELS, *(["async_maps.render.channel_kernels"] if recipe.reduce != "none" else [])]
 
 
 def load_kernels(recipe: Recipe) -> Loaded:
@@ -320,7 +331,8 @@ def main() -> None:
     os.dup2(2, 1)
 
     with sharing(int(sys.argv[2]) if sys.argv[2:] else None):
-        import_module(_KERNELS)
+        for name in _KERNELS:
+            import_module(name)
         with socket.socket(fileno=os.dup(0)) as parent:
             _, descriptors, _, _ = socket.recv_fds(parent, 1, 1)
         requests = _messages(sys.stdin.buffer)

@@ -9,23 +9,21 @@ import pytest
 from PIL import Image
 
 import async_maps as am
-from async_maps.render.png import write_palette
-from bench import peers
 from bench.data import make_map, upsampled_cam
-from bench.encode import scanlines_of
+from bench.encode import ours
 
 pytestmark = pytest.mark.fast
 
 
-def test_the_png_of_isal_has_the_pixels_of_ours() -> None:
-    plane = np.rint(make_map(1, 40)[:, :30] * 255).astype(np.uint8)
-    scanlines, table = scanlines_of(plane), am.Settings().table()
-    theirs, ours = (
-        np.asarray(Image.open(io.BytesIO(write(scanlines, plane.shape, table, 1))).convert("RGBA"))
-        for write in (peers.isal_palette_png, write_palette)
-    )
-    np.testing.assert_array_equal(theirs, table[plane])
-    np.testing.assert_array_equal(theirs, ours)
+def test_the_pngs_of_both_sides_have_equal_pixels() -> None:
+    plane = np.rint(make_map(1, 512) * 255).astype(np.uint8)
+    table = am.Settings().table()
+    pngs = [ours(plane, table[plane], compress=compress) for compress in (True, False)]
+    for name in ("async_maps palette", "async_maps rgba"):
+        for png in pngs:
+            found = np.asarray(Image.open(io.BytesIO(png[name]())).convert("RGBA"))
+            np.testing.assert_array_equal(found, table[plane])
+    assert pngs[0]["async_maps palette"]() != pngs[1]["async_maps palette"]()
 
 
 def test_an_upsampled_cam_is_smooth_and_in_range() -> None:

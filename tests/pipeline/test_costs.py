@@ -69,8 +69,8 @@ async def test_pixels_are_never_copied_between_the_processes(source: Path, monke
     encode_bitmap = encode.encode_bitmap
 
     def checked(bitmap: Bitmap, table: NDArray[np.uint8], level: int) -> bytes:
-        assert np.shares_memory(bitmap.scanlines, arenas[0]._memory)
-        lines.append(bitmap.scanlines)
+        assert np.shares_memory(bitmap.data, arenas[0]._memory)
+        lines.append(bitmap.data)
         return encode_bitmap(bitmap, table, level)
 
     def kept(arena: Arena, **options: Any) -> Any:

@@ -28,16 +28,16 @@ PROGRAM = """
 import json, sys, zlib
 sys.path[:] = json.loads(sys.argv[1])
 import numpy as np
-from async_maps.render import kernels
+from async_maps.render import deflate_kernels, kernels
 from async_maps.render.colorize import look_up
 from async_maps.render.kernel_cache import loaded
-from async_maps.render.png import write_palette, write_rgba
+from async_maps.render.png import deflate, write_palette, write_rgba
 from async_maps.render.quantize import quantize
 from async_maps.render.ranges import parse_range
-from async_maps.render.scanlines import scanline_bytes, write_scanlines
+from async_maps.render.scanlines import room_bytes, scanline_bytes, write_scanlines
 
 table = np.random.default_rng(0).integers(0, 256, (256, 4), np.uint8)
-for shape in ((1, 1), (3, 5), (14, 14), (63, 70), (224, 224)):
+for shape in ((1, 1), (3, 5), (14, 14), (63, 70), (224, 224), (400, 301)):
     y, x = (np.arange(n) / n for n in shape)
     smooth = np.outer(4 * y * (1 - y), x * x)
     noise = np.random.default_rng(shape[0]).random(shape)
@@ -47,17 +47,18 @@ for shape in ((1, 1), (3, 5), (14, 14), (63, 70), (224, 224)):
             quantize(values.astype(dtype), plane, parse_range(given))
             look_up(plane, table, pixels)
             for image in (plane, pixels):
-                scanlines = np.empty(scanline_bytes(*shape, image[0, 0].size), np.uint8)
-                write_scanlines(image, scanlines)
+                room = np.empty(room_bytes(*shape, image[0, 0].size), np.uint8)
+                scanlines = room[: scanline_bytes(*shape, image[0, 0].size)]
+                write_scanlines(image, room)
                 print(shape, dtype, given, f"{zlib.crc32(scanlines):08x}", end="")
                 for level in range(3):
-                    if image is plane:
-                        png = write_palette(scanlines, shape, table, level)
-                    else:
-                        png = write_rgba(scanlines, shape, level)
+                    stream = deflate(scanlines, level)
+                    png = write_palette(stream, shape, table) if image is plane else write_rgba(stream, shape)
                     print(f" {zlib.crc32(png):08x}", end="")
+                size = write_scanlines(image, room, compress=True)
+                print(f" {size} {zlib.crc32(room[:size]):08x}", end="")
                 print()
-print(loaded([kernels]).compiled)
+print(loaded([kernels, deflate_kernels]).compiled)
 """
 
 

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.fast
 
 KERNELS = (
     "quantize_float32", "quantize_float64", "quantize_float16",
-    "scale_float32", "scale_float64", "count", "describe", "sketch", "look_up", "replace", "filter_rows",
+    "scale_float32", "scale_float64", "count", "describe", "sketch", "look_up", "replace",
 )  # fmt: skip
 
 needs_compiler = pytest.mark.skipif(
@@ -151,31 +151,6 @@ def test_inputs_may_be_read_only() -> None:
     pixels = np.empty(9, np.uint32)
     kernels.look_up(plane, table, pixels)
     np.testing.assert_array_equal(pixels, plane)
-
-
-@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (9, 1), (40, 33)])
-@pytest.mark.parametrize("noisy", [True, False])
-def test_rows_get_the_up_filter_unless_they_are_noise(shape: tuple[int, int], noisy: bool) -> None:
-    rng = np.random.default_rng(1)
-    # Noise of few values: differences of it have more. A ramp has the same difference throughout.
-    ramp = (np.arange(shape[0])[:, None] * 3 + np.arange(shape[1])) % 256
-    rows = (rng.integers(0, 9, shape) if noisy else ramp).astype(np.uint8)
-    lines = np.full((shape[0], shape[1] + 1), 99, np.uint8)
-    kernels.filter_rows(rows.reshape(-1), shape[1], lines.reshape(-1))
-    none = noisy and shape[1] > 1 and shape[0] > 1
-    assert set(lines[:, 0].tolist()) == ({0} if none else {2}) or min(shape) == 1
-    unfiltered = np.cumsum(lines[:, 1:], 0, np.uint8) if lines[0, 0] else lines[:, 1:]
-    np.testing.assert_array_equal(unfiltered, rows)
-
-
-@pytest.mark.parametrize(("copied", "filter_"), [(0, 2), (1, 0)])
-def test_the_filter_is_chosen_by_every_nth_row(copied: int, filter_: int) -> None:
-    """Of 32 rows, those with an even number are sampled: if they are copies of the row above, "up" is chosen."""
-    rows = np.random.default_rng(0).integers(0, 4, (32, 64), np.uint8)
-    rows[2 - copied :: 2] = rows[1 - copied : -1 : 2]
-    lines = np.empty((32, 65), np.uint8)
-    kernels.filter_rows(rows.reshape(-1), 64, lines.reshape(-1))
-    assert set(lines[:, 0]) == {filter_}
 
 
 # Compilation

@@ -23,7 +23,7 @@ from async_maps.outcomes import Failure
 from async_maps.render.colormap import ColormapJet, color_table
 from async_maps.render.png import encode_png
 from async_maps.render.ranges import UNIT
-from async_maps.render.scanlines import scanline_bytes, write_scanlines
+from async_maps.render.scanlines import room_bytes, write_scanlines
 from async_maps.sources.activation_map import ActivationMap
 from async_maps.stages.encode import Encoding, encode_bitmap, encode_stage
 from async_maps.stages.items import Bitmap, Job, Png
@@ -198,17 +198,17 @@ def decoded_by_opencv(png: bytes) -> NDArray[Any]:
     return bgra[..., [2, 1, 0, 3]]
 
 
-def bitmap_of(pixels: NDArray[np.uint8]) -> Bitmap:
+def bitmap_of(pixels: NDArray[np.uint8], *, compress: bool = False) -> Bitmap:
     """Return a bitmap of intensities, (h, w), or of RGBA colors, (h, w, 4)."""
     job = Job(ActivationMap("a", "a.npy", None, 0), lambda _: None, UNIT)
     (height, width), rgba = pixels.shape[:2], pixels.ndim == 3
-    scanlines = np.empty(scanline_bytes(height, width, 4 if rgba else 1), np.uint8)
-    write_scanlines(pixels, scanlines)
-    return Bitmap(job, scanlines, Result(0, height, width, rgba, None, COUNTED), lambda: None)
+    room = np.empty(room_bytes(height, width, 4 if rgba else 1), np.uint8)
+    result = Result(0, height, width, rgba, write_scanlines(pixels, room, compress=compress), None, COUNTED)
+    return Bitmap(job, room[: result.size], result, lambda: None)
 
 
 def encode_palette(plane: NDArray[np.uint8], table: NDArray[np.uint8], level: int = 1) -> bytes:
-    return encode_bitmap(bitmap_of(plane), table, level)
+    return encode_bitmap(bitmap_of(plane, compress=level == 1), table, level)
 
 
 def encode_rgba(pixels: NDArray[np.uint8], level: int = 1) -> bytes:
@@ -216,7 +216,7 @@ def encode_rgba(pixels: NDArray[np.uint8], level: int = 1) -> bytes:
 
 
 def encode_gray(plane: NDArray[np.uint8], level: int = 1) -> bytes:
-    return encode_bitmap(bitmap_of(plane), None, level)
+    return encode_bitmap(bitmap_of(plane, compress=level == 1), None, level)
 
 
 PLANES = hnp.arrays(np.uint8, hnp.array_shapes(min_dims=2, max_dims=2, max_side=12))
@@ -307,13 +307,13 @@ def test_equal_maps_give_equal_bytes() -> None:
 def test_maps_give_equal_bytes_in_every_process() -> None:
     # Without bytes that ISA-L compresses first, some of these processes would give other bytes: see png.py.
     code = (
-        "import hashlib, numpy as np; from async_maps.render.png import write_gray\n"
+        "import hashlib, numpy as np; from async_maps.render.png import deflate\n"
         "found = hashlib.sha256()\n"
         "for level in (0, 1, 2):\n"
         "    for n in (20, 30, 40, 60, 80, 200, 300, 600, 5000, 20_000):\n"
         "        for period in (4, 5, 7, 10, 17):\n"
         "            part = np.random.default_rng(period).integers(0, 3, period, np.uint8)\n"
-        "            found.update(write_gray(np.resize(part, n), (1, n - 1), level))\n"
+        "            found.update(b''.join(deflate(np.resize(part, n), level)))\n"
         "print(found.hexdigest())\n"
     )
     processes = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) for _ in range(24)]
@@ -350,7 +350,7 @@ class Caller:
         view = pixels[:]
         self.alive.append(weakref.ref(view))
         height, width = pixels.shape[:2]
-        result = Result(0, height, width, pixels.ndim == 3, None, COUNTED)
+        result = Result(0, height, width, pixels.ndim == 3, 0, None, COUNTED)
         return Bitmap(job, view, result, lambda: self.releases.append(name))
 
 
@@ -365,7 +365,7 @@ class Stage:
         self.pngs: MemoryObjectReceiveStream[Png]
         self.bitmaps, self._incoming = anyio.create_memory_object_stream[list[Bitmap]](100)
         self._outgoing, self.pngs = anyio.create_memory_object_stream[Png](100)
-        self.encoding = Encoding(lambda bitmap: encode(bitmap.scanlines))
+        self.encoding = Encoding(lambda bitmap: encode(bitmap.data))
 
     async def run(self) -> None:
         """Run the stage."""

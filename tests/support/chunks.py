@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import struct
+import zlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
 
 from async_maps.render.colormap import ColormapJet, color_table
-from async_maps.render.scanlines import scanline_bytes
 from async_maps.sources.formats.registry import Readers
 from async_maps.workers import worker
 from async_maps.workers.worker import Failed, Recipe, Reply, Request, Result
@@ -57,15 +60,28 @@ def pixels(block: NDArray[np.uint8], result: Result, recipe: Recipe) -> NDArray[
     """Return the pixels of a result."""
     assert result.rgba == (recipe.png == "rgba")
     shape = (result.height, result.width, 4) if result.rgba else (result.height, result.width)
-    lines = scanlines(block, result).reshape(result.height, -1)
-    assert set(lines[:, 0].tolist()) in ({0}, {2})
-    rows = np.cumsum(lines[:, 1:], 0, np.uint8) if lines[0, 0] else lines[:, 1:]
+    return unfiltered(data_of(block, result), shape, stream=bool(result.stream))
+
+
+def data_of(block: NDArray[np.uint8], result: Result) -> NDArray[np.uint8]:
+    """Return the zlib stream or the scanlines of a result."""
+    return block[result.offset : result.offset + result.size]
+
+
+def unfiltered(data: NDArray[np.uint8], shape: tuple[int, ...], *, stream: bool) -> NDArray[np.uint8]:
+    """Return the pixels of scanlines or of their zlib stream, of which all have the filter none, up or Paeth."""
+    lines = np.frombuffer(zlib.decompress(data.data) if stream else data.tobytes(), np.uint8).reshape(shape[0], -1)
+    (kind,) = set(lines[:, 0].tolist())
+    assert kind in {0, 2, 4}
+    rows = lines[:, 1:].copy()
+    if kind == 2:
+        rows = np.cumsum(rows, 0, np.uint8)
+    elif kind == 4:
+        header = struct.pack(">IIBBBBB", shape[1], shape[0], 8, 0, 0, 0, 0)
+        parts = [(b"IHDR", header), (b"IDAT", zlib.compress(lines.data)), (b"IEND", b"")]
+        chunks = [struct.pack(">I", len(b)) + k + b + struct.pack(">I", zlib.crc32(k + b)) for k, b in parts]
+        rows = np.asarray(Image.open(io.BytesIO(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))))
     return rows.reshape(shape)
-
-
-def scanlines(block: NDArray[np.uint8], result: Result) -> NDArray[np.uint8]:
-    size = scanline_bytes(result.height, result.width, 4 if result.rgba else 1)
-    return block[result.offset : result.offset + size]
 
 
 def colorized(reply: Reply) -> list[Result]:

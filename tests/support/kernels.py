@@ -13,7 +13,7 @@ from typing import Any
 import async_maps
 from async_maps.render.kernel_cache import Loaded
 
-COUNT = 11
+COUNT = 15
 """The kernels that every run needs."""
 
 # Prints how the kernels were loaded, after checking two of them.
@@ -24,7 +24,7 @@ import numpy as np
 if "together" in sys.argv:
     print("ready", flush=True)
     sys.stdin.readline()
-from async_maps.render import kernels
+from async_maps.render import deflate_kernels, kernels
 from async_maps.render.kernel_cache import loaded
 
 keys = np.empty(2, np.int64)
@@ -39,7 +39,7 @@ table = np.arange(256, dtype=np.uint32) * 65_537
 pixels = np.empty(1_000, np.uint32)
 kernels.look_up(plane[:1_000], table, pixels)
 assert (pixels == table[plane[:1_000]]).all()
-print(json.dumps(loaded([kernels])))
+print(json.dumps(loaded([kernels, deflate_kernels])))
 """
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import PIL.Image
 from PIL import Image
 
-from async_maps.render.png import write_palette
+from async_maps.render.png import deflate, write_palette
 from async_maps.settings import Settings
 from tests.support.maps import MAP
 
@@ -27,7 +27,7 @@ def gray_png() -> bytes:
 
 def overlay() -> bytes:
     """Return an overlay of the default kind."""
-    return write_palette(np.zeros(15, np.uint8), (3, 4), Settings().table(), 1)
+    return write_palette(deflate(np.zeros(15, np.uint8), 1), (3, 4), Settings().table())
 
 
 def run_advice(reason: str, path: Path, new_path: Path) -> None:

@@ -30,13 +30,13 @@ from tests.support.chunks import (
     TABLE,
     colorize_chunk,
     colorized,
+    data_of,
     in_file,
     intensities,
     pixels,
     placed,
     random_array,
     saved,
-    scanlines,
 )
 from tests.support.limits import no_file_left
 from tests.support.properties import examples
@@ -240,7 +240,7 @@ def holes(shape: tuple[int, int] = (40, 50), seed: int = 3) -> tuple[NDArray[np.
 def png_of(block: NDArray[np.uint8], result: Result, recipe: Recipe) -> bytes:
     """Return the PNG of a result."""
     job = Job(ActivationMap("a", "a", None, 0), lambda _: None, UNIT)
-    bitmap = Bitmap(job, scanlines(block, result), result, lambda: None)
+    bitmap = Bitmap(job, data_of(block, result), result, lambda: None)
     return encode_bitmap(bitmap, recipe.table, 1)
 
 

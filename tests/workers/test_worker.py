@@ -17,7 +17,7 @@ import pytest
 from async_maps.concurrency import launch as launch_module
 from async_maps.errors import WorkerError
 from async_maps.render.colorize import colorize_activation_map
-from async_maps.render.scanlines import scanline_bytes
+from async_maps.render.scanlines import room_bytes
 from async_maps.workers import pool
 from async_maps.workers.arena import Arena
 from async_maps.workers.pool import ProcessWorker
@@ -84,7 +84,7 @@ async def test_a_worker_colorizes_into_shared_memory_until_stopped(tmp_path: Pat
                 block.release()
             block = await arena.take(4_096)
             large = saved(tmp_path / "large.npy", np.zeros((500, 600)))
-            assert await process.colorize(block, 0, [large]) == Reply([], scanline_bytes(500, 600, recipe.channels))
+            assert await process.colorize(block, 0, [large]) == Reply([], room_bytes(500, 600, recipe.channels))
             block.release()
         assert process.pid is None
         assert not is_alive(pid)
