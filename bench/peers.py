@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import struct
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
