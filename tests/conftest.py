@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import io
 import itertools
 import os
 import random
 import signal
 import tempfile
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -165,9 +167,20 @@ def maps(tmp_path: Path) -> Path:
     return folder
 
 
+@cache
+def _import_commands() -> None:
+    """Import what a run imports late, from folders that an unprivileged user may not read."""
+    from async_maps.cli.app import main
+    from async_maps.render import deflate_kernels  # noqa: F401
+
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()), suppress(SystemExit):
+        main(["run", "/no such folder", "out", "--dry-run"])
+
+
 @pytest.fixture
 def unprivileged() -> Iterator[Path]:
     """A folder of a user without root's permissions; the process runs as this user during the test."""
+    _import_commands()
     nobody = 65534
     # Not tmp_path, which is in a folder that only root may enter.
     with tempfile.TemporaryDirectory(prefix="unprivileged-") as folder:

@@ -28,7 +28,11 @@ def folder_below(root: str, parts: Sequence[str], *, create: bool = False) -> It
         OSError: a folder cannot be opened, or a part is a symbolic link that leads out of the root.
     """
     if create and not os.path.isdir(root):
-        os.makedirs(root, exist_ok=True)
+        try:
+            os.makedirs(root, exist_ok=True)
+        except FileExistsError:
+            os.stat(root)  # the disk has failed: it says so
+            raise
     try:
         descriptor = _opened(root, parts, create=create)
     except _LinkError as error:
