@@ -15,6 +15,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from async_maps.filesystems.listings import Page, parse_objects, parse_quickly
+from tests.support.properties import examples
 
 pytestmark = pytest.mark.fast
 
@@ -80,6 +81,7 @@ _PARTS = st.one_of(
 )  # fmt: skip
 
 
+@examples(100)
 @given(parts=st.lists(_PARTS, max_size=6), before=st.sampled_from(["", '<?xml version="1.0"?>\n', "\ufeff"]))
 @example(parts=[entry(Key="a", Size=1, LastModified=TIME), "<EncodingType>url</EncodingType>"], before="")
 def test_a_page_is_parsed_as_by_the_sdk(parts: list[str], before: str) -> None:
@@ -95,6 +97,7 @@ def test_a_page_is_parsed_as_by_the_sdk(parts: list[str], before: str) -> None:
     assert others(rest) == others(answer)
 
 
+@examples(100)
 @given(data=st.data())
 def test_a_damaged_page_is_left_to_the_sdk(data: st.DataObject) -> None:
     body = page(
