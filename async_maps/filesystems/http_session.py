@@ -12,7 +12,7 @@ import struct
 from contextlib import suppress
 from contextvars import ContextVar
 from math import inf
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from aiobotocore.httpsession import AIOHTTPSession
 from aiohttp import ClientRequest, ClientTimeout, ServerTimeoutError
@@ -42,6 +42,11 @@ class _Life(NamedTuple):
     waiting: int = 0
     sent: int = 0
     received: int = 0
+
+
+class _Connected(Protocol):
+    @property
+    def transport(self) -> asyncio.Transport | None: ...
 
 
 class Watches:
@@ -101,12 +106,12 @@ class Watch:
     def __init__(self, size: int, watches: Watches) -> None:
         self._watches, self._size = watches, size
         self._has_ended = False
-        self._connection: Connection | None = None
+        self._connection: _Connected | None = None
         self._transport: asyncio.Transport | None = None
         self._life = _Life()
         self._is_silent = False
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Watch:
         # As asyncio.timeout does it, which takes longer for each request.
         task = asyncio.current_task()
         assert task is not None  # noqa: S101  # a request runs in a task
@@ -114,6 +119,7 @@ class Watch:
         self._began_at = self._sent_at = self._lived_at = task.get_loop().time()
         self._token = _current.set(self)
         self._watches._begin(self)
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -121,12 +127,12 @@ class Watch:
         self._watches._open.discard(self)
         _current.reset(self._token)
         if error is not None and (transport := self._transport) is not None and self._is_free(transport):
-            _reset(transport)
+            reset(transport)
         if self._has_ended and self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
             too_slow = too_few(self._task.get_loop().time() - self._began_at)
             raise (self._watches.limits.silent() if self._is_silent else too_slow) from error
 
-    def uses(self, connection: Connection) -> None:
+    def uses(self, connection: _Connected) -> None:
         """Note the connection on which the request is sent."""
         self._connection, self._transport = connection, connection.transport
 
@@ -164,7 +170,8 @@ class Watch:
         return is_ours or transport.is_closing()
 
 
-def _reset(transport: asyncio.Transport) -> None:
+def reset(transport: asyncio.Transport) -> None:
+    """End a connection without waiting until the other side has read what was sent."""
     # Closed already: also in uvloop, or a connection with TLS, which then has no socket.
     with suppress(AttributeError, OSError, ValueError):
         # Otherwise the system keeps the connection until the other side has read what it holds.

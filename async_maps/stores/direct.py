@@ -2,7 +2,7 @@
 
 The SDK sends the first object. After its answer 200, that request is the template of the others: host and path style
 (dual-stack, FIPS, custom endpoint), headers, region and payload signing. The others differ only in key, body, checksum
-and time. They use the SDK's aiohttp pool, so time limits, certificates and the number of connections are the client's.
+and time. They have connections of their own, with the client's time limits, certificates and number of connections.
 The caller repeats a refused request with the SDK, which handles redirects, expired tokens and the names of errors.
 Runs on the event loop.
 """
@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from io import BytesIO
 from typing import TYPE_CHECKING, NamedTuple
 
 from botocore.auth import UNSIGNED_PAYLOAD, S3SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.utils import percent_encode
-from yarl import URL
 
 from async_maps.filesystems.clock import timestamp
+from async_maps.filesystems.http_messages import request_head
+from async_maps.filesystems.http_pool import Pool
 from async_maps.filesystems.http_session import LimitedSession
 
 if TYPE_CHECKING:
@@ -44,7 +44,6 @@ _PER_REQUEST = {
 }  # fmt: skip
 """Headers of the SDK's request that are different, or left out, in the others."""
 _NOT_PLAIN = {"transfer-encoding", "x-amz-trailer", "x-amz-s3session-token", "content-encoding"}
-_WHOLE_BYTES = 2**20
 _NO_REFUSALS = {408, 412, 429}
 """4xx statuses that are no problem of the request's form: time-out, object exists, too many requests."""
 _REFUSALS, _PLANS = 4, 3
@@ -120,6 +119,9 @@ class Signer:
 
     Most of the text to sign is the same in all requests. botocore writes it once, with marks for the parts that change.
     The key of the signatures is the same for a day.
+
+    Attributes:
+        host: the header Host of the requests.
     """
 
     def __init__(self, plan: Plan, credentials: ReadOnlyCredentials) -> None:
@@ -133,6 +135,7 @@ class Signer:
         request = AWSRequest("PUT", f"{plan.base}\0path{plan.query}", headers={**self._headers, **marks})
         signed = auth.headers_to_sign(request)
         self._signed_names = auth.signed_headers(signed)
+        self.host = signed["host"]
         self._host_path = "/" + plan.base.split("/", 3)[3]
         # Method, path, query, headers, their names, hash: AWS Signature Version 4, "Create a canonical request".
         self._canonical = (
@@ -181,8 +184,8 @@ class DirectSession(LimitedSession):
     Pass a function that returns it as ``http_session_cls`` of the client's configuration.
 
     Attributes:
-        may_repeat: whether aiohttp may repeat a request whose connection broke. It must be False for create-only
-            uploads, because the server may have stored the object.
+        may_repeat: whether a request is repeated whose kept connection broke, also by aiohttp. It must be False for
+            create-only uploads, because the server may have stored the object.
         may_trust_answers: whether PUTs over TLS may leave their body's SHA-256 out.
     """
 
@@ -190,6 +193,7 @@ class DirectSession(LimitedSession):
 
     if TYPE_CHECKING:  # what the stubs leave out
         _proxy_config: ProxyConfiguration
+        _max_pool_connections: int
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -197,11 +201,19 @@ class DirectSession(LimitedSession):
         self._plan: Plan | None = None
         self._signer: Signer | None = None
         self._refusals = self._plans = 0
+        self._pools: dict[str, Pool] = {}
 
     async def _get_session(self, proxy_url: str | None) -> ClientSession:
         session = await super()._get_session(proxy_url)
         session._retry_connection = self.may_repeat
         return session
+
+    async def __aexit__(self, *arguments: Any) -> None:
+        try:
+            for pool in self._pools.values():
+                await pool.close()
+        finally:
+            await super().__aexit__(*arguments)
 
     async def send(self, request: Any) -> Any:
         """Send a request of the SDK; keep a PUT that was answered with 200."""
@@ -239,7 +251,7 @@ class DirectSession(LimitedSession):
 
         Raises:
             BotoCoreError: the credentials could not be refreshed.
-            aiohttp.ClientError, OSError, TimeoutError: there was no answer.
+            OSError: there was no answer.
             TooSlowError: no byte moved, or too few.
         """
         plan = self._plan
@@ -250,10 +262,21 @@ class DirectSession(LimitedSession):
         if signer is None or signer.plan is not plan or signer.credentials != frozen:
             signer = self._signer = Signer(plan, frozen)
         clock = credentials.shared.clock
-        for _ in range(2):
+        pool = await self._pool(plan)
+        signed_at = 0.0
+
+        def head() -> bytes:
+            nonlocal signed_at
             signed_at = clock.time()
-            found = await self._send_put(*signer.sign(key, data, checksum, timestamp(signed_at)), data)
-            if not (found.blames_time() and clock.correct(found.headers.get("Date", ""), signed_at)):
+            url, headers = signer.sign(key, data, checksum, timestamp(signed_at))
+            more = {"Host": signer.host, "Content-Length": str(len(data))}
+            return request_head("PUT", url.removeprefix(pool.origin), headers | more)
+
+        for _ in range(2):
+            with self.watches.watch(len(data)) as watch:
+                answer = await pool.request(watch, head, data, may_repeat=self.may_repeat)
+            found = Answer(answer.status, answer.headers, answer.body, plan.trusts_answers)
+            if not (found.blames_time() and clock.correct(found.headers.get("date", ""), signed_at)):
                 break
         if found.status == 200:
             self._refusals = 0
@@ -262,16 +285,24 @@ class DirectSession(LimitedSession):
             self._refusals += 1
             if self._refusals >= _REFUSALS:
                 self._plan, self._refusals = None, 0
-        return found._replace(must_prove=plan.trusts_answers)
+        return found
 
-    async def _send_put(self, url: str, headers: dict[str, str], data: bytes) -> Answer:
-        session = await self._get_session(None)
-        # aiohttp writes a file in pieces, and lets other tasks run between them.
-        body = data if len(data) <= _WHOLE_BYTES else BytesIO(data)
-        with self.watches.watch(len(data)):
-            # Not "async with": that waits for the rest of a body to which the server has answered already.
-            answer = await session.put(URL(url, encoded=True), data=body, headers=headers, allow_redirects=False)
-            return Answer(answer.status, answer.headers, await answer.read())
+    async def _pool(self, plan: Plan) -> Pool:
+        """Return the connections to the server of a plan."""
+        scheme, _, host, _ = plan.base.split("/", 3)
+        origin = f"{scheme}//{host}"
+        if (pool := self._pools.get(origin)) is not None:
+            return pool
+        # The SDK's context of TLS has the certificates of the AWS configuration.
+        connector: Any = (await self._get_session(None)).connector
+        made = Pool(
+            origin,
+            limit=self._max_pool_connections,
+            connect_timeout_s=self._timeout.sock_connect,
+            tls=None if scheme == "http:" else connector._ssl or True,
+            traffic=self.traffic,
+        )
+        return self._pools.setdefault(origin, made)
 
 
 def _quote(key: str) -> str:

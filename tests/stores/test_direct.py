@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import os
 import zlib
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
@@ -241,14 +242,15 @@ async def test_a_refused_direct_put_is_repeated_by_the_sdk(answer: int, server: 
 @pytest.mark.parametrize("client", ["direct", "sdk"])
 async def test_a_transient_answer_is_raised_after_one_attempt(answer: int, client: Any, server: Scripted) -> None:
     async with open_store("s3://bucket/p", Settings(s3=S3Settings(client=client))) as store:
-        await store.put("p/first.png", b"x")
+        for number in range(2):
+            await store.put(f"p/{number}.png", b"x")
         # If the server closed a kept connection, the HTTP client opens another one before it fails.
         server.to_all, server.answers = True, [answer] if answer else [0, 0]
         tried = len(server.answers)
         with pytest.raises(TransientError) as raised:
             await store.put("p/a.png", b"whole")
         assert raised.value.slow_down == (answer in {429, 503})
-        assert len(server.sdk) + len(server.direct) == 1 + tried
+        assert len(server.sdk) + len(server.direct) == 2 + tried
         assert await store.put("p/a.png", b"whole") == "tag"
 
 
@@ -278,6 +280,25 @@ async def test_refreshed_credentials_are_used_by_the_next_request(server: Script
         await store.put("p/3.png", b"x")
     assert [headers.get("x-amz-security-token") for headers in server.direct] == ["token-1", "token-1", None]
     assert "credential=second/" in server.direct[-1]["authorization"]
+
+
+async def test_a_cancel_at_any_step_of_closing_leaves_no_connection(server: Scripted) -> None:
+    for steps in range(1, 9):
+        opened = open_store("s3://bucket/p", Settings())
+        store = await opened.__aenter__()
+        assert isinstance(store, S3Store)
+        for name in ("sdk", "direct"):
+            await store.put(f"p/{name}.png", b"x")
+        session: Any = store._session
+        (pool,), (aiohttp_session,) = session._pools.values(), session._sessions.values()
+        closing = asyncio.create_task(opened.__aexit__(None, None, None))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        closing.cancel()
+        with suppress(asyncio.CancelledError):
+            await closing
+        assert aiohttp_session.closed
+        assert all(connection.transport.is_closing() for connection in pool._open)
 
 
 async def test_a_large_object_is_sent_directly(server: Scripted) -> None:

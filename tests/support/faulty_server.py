@@ -39,6 +39,11 @@ class Faulty:
         self.left = asyncio.Event()
         self._serving: set[asyncio.Task[None]] = set()
 
+    @property
+    def connections(self) -> int:
+        """The number of open connections."""
+        return len(self._serving)
+
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
