@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
-from functools import partial
+import ssl
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
 from async_maps.filesystems.http_connection import Connection
+from async_maps.machine.shortage import describe_shortage
 
 if TYPE_CHECKING:
-    import ssl
     from collections.abc import Callable
     from typing import Any
 
@@ -83,18 +83,29 @@ class Pool:
         Raises:
             OSError: no connection, or no whole answer.
         """
-        async with self._free:
-            connection = self._take()
-            if connection is not None:
-                watch.uses(connection)
-                try:
-                    return await self._ask(connection, head, body)
-                except OSError:
-                    if not may_repeat or connection.answer.has_begun or self._is_closed:
-                        raise
-            connection = await self._connect()
+        try:
+            async with self._free:
+                return await self._request(watch, head, body, may_repeat=may_repeat)
+        except (ConnectionError, TimeoutError, ssl.SSLError, socket.gaierror):
+            raise
+        except OSError as error:
+            if describe_shortage(error):
+                raise
+            # Such as EPERM by a firewall: it is the link's, not that of a file.
+            raise ConnectionError(str(error)) from error
+
+    async def _request(self, watch: Watch, head: Callable[[], bytes], body: bytes, *, may_repeat: bool) -> AnswerParser:
+        connection = self._take()
+        if connection is not None:
             watch.uses(connection)
-            return await self._ask(connection, head, body)
+            try:
+                return await self._ask(connection, head, body)
+            except OSError:
+                if not may_repeat or connection.answer.has_begun or self._is_closed:
+                    raise
+        connection = await self._connect()
+        watch.uses(connection)
+        return await self._ask(connection, head, body)
 
     async def close(self) -> None:
         """End all connections, and wait until they have ended."""
@@ -173,6 +184,7 @@ class Pool:
     async def _connect_to(self, address: tuple[Any, ...]) -> Connection:
         loop = asyncio.get_running_loop()
         opened = self._traffic.open_socket(address)
+        connection = Connection(self._open.add, self._lost)
         try:
             opened.setblocking(False)
             try:
@@ -183,14 +195,18 @@ class Pool:
                 raise TimeoutError(
                     f"{place} did not accept a connection within {self._connect_timeout_s:g} s (s3.connect_timeout_s)"
                 ) from None
-            _, connection = await loop.create_connection(
-                partial(Connection, self._open.add, self._lost),
+            await loop.create_connection(
+                lambda: connection,
                 sock=opened,
                 ssl=self._tls,
                 # A name with a dot at its end is not in certificates.
                 server_hostname=self._host.rstrip(".") if self._tls else None,
             )
         except BaseException:
+            if connection in self._open:
+                # Cancelled when it was made: asyncio would go on to read its socket, uvloop never says that it ended.
+                connection.abort()
+                self._lost(connection)
             opened.close()
             raise
         if self._is_closed:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import socket
 import ssl
 import struct
@@ -12,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from async_maps.filesystems import http_pool
+from async_maps.filesystems.blame import judge
 from async_maps.filesystems.http_messages import AnswerError, AnswerParser, request_head
 from async_maps.filesystems.http_pool import Pool
 from async_maps.filesystems.http_session import Watches
@@ -473,3 +476,48 @@ async def test_a_server_that_does_not_accept_connections_ends_the_request() -> N
                 await client.put()
         for each in waiting:
             each.close()
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+@pytest.mark.parametrize("with_tls", [False, True], ids=["plain", "TLS"])
+def test_a_request_cancelled_when_its_connection_is_made_leaves_none(
+    with_tls: bool, loop: str, certificate: Path
+) -> None:
+    class Open(set["Connection"]):
+        """Cancels the request whose connection is made."""
+
+        def add(self, connection: Connection) -> None:
+            super().add(connection)
+            if not victim[0].done():
+                victim[0].cancel()
+
+    victim: list[asyncio.Task[AnswerParser]] = []
+
+    async def cancel() -> None:
+        trusting = ssl.create_default_context(cafile=str(certificate)) if with_tls else None
+        async with running(certificate if with_tls else None) as server, opened(server, tls=trusting) as client:
+            client.pool._open = Open()
+            victim.append(asyncio.create_task(client.put()))
+            with pytest.raises(asyncio.CancelledError):
+                await victim[0]
+            assert not client.pool._open
+            # Its file's number is that of the next connection.
+            for _ in range(4):
+                assert (await client.put()).status == 200
+            assert len(client.pool._open) == 1
+
+    (asyncio if loop == "asyncio" else pytest.importorskip("uvloop")).run(cancel())
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EACCES, errno.EINVAL, errno.EAFNOSUPPORT])
+async def test_a_connection_that_the_system_refuses_blames_no_object(
+    number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    async with running() as server, opened(server) as client:
+        monkeypatch.setattr(asyncio.get_running_loop(), "sock_connect", refuse)
+        with pytest.raises(ConnectionError, match=os.strerror(number)) as raised:
+            await client.put()
+    assert judge(raised.value).retry
