@@ -82,7 +82,7 @@ class Connection(asyncio.Protocol):
 
     async def _send(self, head: bytes, body: bytes) -> None:
         if len(body) <= _PIECE:
-            self.transport.writelines((head, body))
+            self.transport.writelines((head, body) if body else (head,))
             self._is_sent = True
             return
         self.transport.write(head)
