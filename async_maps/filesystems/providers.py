@@ -154,9 +154,12 @@ class _Program(subprocess.Popen[bytes]):
     def __init__(self, command: list[str], **options: Any) -> None:
         # In a group of its own its children can be ended, too; but then it cannot ask on a terminal.
         group = None if _has_terminal() else 0
-        super().__init__(command, stdin=subprocess.DEVNULL, process_group=group, **options)
         self._has_group = group is not None
+        self._is_ended = False
         _running.add(self)
+        super().__init__(command, stdin=subprocess.DEVNULL, process_group=group, **options)
+        if self._is_ended:  # while it started
+            self.kill_all()
 
     def communicate(self, input: bytes | None = None, timeout: float | None = None) -> tuple[bytes, bytes]:  # noqa: A002  # the name in subprocess.Popen
         try:
@@ -188,6 +191,9 @@ class _Program(subprocess.Popen[bytes]):
 
     def kill_all(self) -> None:
         """Send the signals; the thread that waits for the program then goes on."""
+        self._is_ended = True
+        if getattr(self, "pid", None) is None:  # it starts now
+            return
         with suppress(ProcessLookupError):
             if self._has_group:
                 os.killpg(self.pid, 9)

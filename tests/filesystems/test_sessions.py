@@ -23,6 +23,7 @@ async def test_clients_load_no_list_of_services(monkeypatch: pytest.MonkeyPatch)
         raise AssertionError(type_name)
 
     monkeypatch.setattr(Loader, "list_available_services", refuse)
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
     monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-1")
     blocking = blocking_client(Config())
     assert blocking.get_paginator("list_objects_v2").result_keys

@@ -28,11 +28,22 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.usefixtures(leaves_nothing.__name__)
 
 
-async def test_the_first_pipeline_takes_the_early_worker(tmp_path: Path) -> None:
+def new_workers(before: set[int]) -> list[int]:
+    """Return the workers of this process that were not there before, as those of other tests."""
+    return [pid for pid in worker_pids_of(os.getpid()) if pid not in before]
+
+
+@pytest.fixture
+def before() -> set[int]:
+    """The workers before the test."""
+    return set(worker_pids_of(os.getpid()))
+
+
+async def test_the_first_pipeline_takes_the_early_worker(before: set[int], tmp_path: Path) -> None:
     with early_worker():
-        (pid,) = worker_pids_of(os.getpid())
+        (pid,) = new_workers(before)
         async with am.Pipeline(tmp_path / "out", settings=am.Settings(workers=2)) as pipeline:
-            workers = worker_pids_of(os.getpid())
+            workers = new_workers(before)
             assert len(workers) == 2
             assert pid in workers
             await asyncio.gather(*[pipeline.put(f"{number}", random_map(number)) for number in range(8)])
@@ -42,39 +53,41 @@ async def test_the_first_pipeline_takes_the_early_worker(tmp_path: Path) -> None
     assert len([*(tmp_path / "out").iterdir()]) == 9
 
 
-async def test_an_early_worker_that_died_is_replaced(tmp_path: Path) -> None:
+async def test_an_early_worker_that_died_is_replaced(before: set[int], tmp_path: Path) -> None:
     with early_worker():
-        (pid,) = worker_pids_of(os.getpid())
+        (pid,) = new_workers(before)
         os.kill(pid, 9)
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # noqa: ASYNC222  # it is dead
         async with am.Pipeline(tmp_path / "out", settings=am.Settings(workers=1)) as pipeline:
             await pipeline.put("a", random_map(1))
 
 
-async def test_a_pipeline_without_processes_ends_the_early_worker(tmp_path: Path) -> None:
+async def test_a_pipeline_without_processes_ends_the_early_worker(before: set[int], tmp_path: Path) -> None:
     with early_worker():
-        (pid,) = worker_pids_of(os.getpid())
+        (pid,) = new_workers(before)
         async with am.Pipeline(tmp_path / "out", settings=am.Settings(workers=0)):
             assert not alive(pid)
 
 
-def test_an_early_worker_that_is_not_taken_is_killed() -> None:
+def test_an_early_worker_that_is_not_taken_is_killed(before: set[int]) -> None:
     with early_worker():
-        (pid,) = worker_pids_of(os.getpid())
+        (pid,) = new_workers(before)
     assert not alive(pid)
     assert take_early_worker() is None
 
 
-async def test_workers_are_launched_before_the_store_opens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_workers_are_launched_before_the_store_opens(
+    before: set[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found: list[list[int]] = []
 
     def opened(*arguments: Any) -> AbstractAsyncContextManager[Any]:
-        found.append(worker_pids_of(os.getpid()))
+        found.append(new_workers(before))
         return open_store(*arguments)
 
     monkeypatch.setattr("async_maps.pipeline.open_store", opened)
     async with am.Pipeline(tmp_path / "out", settings=am.Settings(workers=2)):
-        assert found == [worker_pids_of(os.getpid())]
+        assert found == [new_workers(before)]
     assert len(found[0]) == 2
 
 
