@@ -107,6 +107,15 @@ def filter_rows(
                 lines[line + x] = np.uint8(rows[row + x] - predicted)
 
 
+@numba.njit(nogil=True, inline="always")
+def _count_equal(words, at, end):  # type: ignore[no-untyped-def]
+    """Return the number of groups, at most 32, that equal the one at ``at``, which counts."""
+    count = np.uint64(1)
+    while at + count < end and count < _LONGEST_RUN and words[at + count] == words[at]:
+        count += np.uint64(1)
+    return count
+
+
 @kernel(types.void(_U64, types.int64, types.int64, types.int64, _I64))
 def count_groups(words: NDArray[np.uint64], start: int, stop: int, step: int, counts: NDArray[np.int64]) -> None:
     """Count the symbols of chunks of 64 groups.
@@ -115,7 +124,7 @@ def count_groups(words: NDArray[np.uint64], start: int, stop: int, step: int, co
         words: the groups.
         start: the first group.
         stop: the group after the last.
-        step: one of so many chunks is counted.
+        step: the first of every ``step`` chunks is counted.
         counts: (570,) output, added to: two counts of 285 symbols, because neighbors are often equal, and an increment
             waits for the one before.
     """
@@ -127,9 +136,7 @@ def count_groups(words: NDArray[np.uint64], start: int, stop: int, step: int, co
         while at < end:
             word = words[at]
             if word == repeated:
-                run = one
-                while at + run < end and run < _LONGEST_RUN and words[at + run] == word:
-                    run += one
+                run = _count_equal(words, at, end)
                 counts[np.uint64(_RUNS[run, 0])] += 1
                 at += run
             else:
@@ -381,9 +388,7 @@ def deflate(room: NDArray[np.uint8], words: NDArray[np.uint64], size: int, lengt
     while group < end:
         word = words[group]
         if word == repeated:
-            same = one
-            while group + same < end and same < _LONGEST_RUN and words[group + same] == word:
-                same += one
+            same = _count_equal(words, group, end)
             group += same
             at, pending, used = _put(words, at, pending, used, runs[same] & mask, runs[same] >> shift)
         else:

@@ -1,4 +1,4 @@
-"""Our Deflate: each stream decompresses to the scanlines, whatever the pixels are; zlib and Pillow are the judges."""
+"""Our Deflate: each stream decompresses to the scanlines, for any pixels; zlib and Pillow are the judges."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def written(image: NDArray[np.uint8], *, compress: bool = True) -> tuple[NDArray
 
 
 def deflated(lines: bytes, share: int = 1) -> bytes | None:
-    """Compress scanlines with a code made of every nth chunk, whatever they are; None if that was given up."""
+    """Compress any scanlines with a code made of every nth chunk; None if that was given up."""
     memory = np.full((MARGIN + len(lines) + 7) // 8 * 8 + 64, 99, np.uint8)
     room = memory[: MARGIN + len(lines)]
     room[MARGIN:] = np.frombuffer(lines, np.uint8)
