@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -10,9 +11,8 @@ if TYPE_CHECKING:
 
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _NO_TARGET = re.compile(r"[^\x21-\x7e]")
-_NO_VALUE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+_CONTROLS = bytes({*range(0x20), 0x7F} - {0x09})
 _STATUS_LINE = re.compile(r"HTTP/1\.([01]) ([1-9][0-9]{2})(?: [^\x00-\x08\x0a-\x1f\x7f]*)?")
-_HEADER = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\x00\r\n]*)")
 _LENGTH = re.compile("[0-9]{1,15}")
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(?:;[^\x00\r\n]*)?")
 _START = b"HTTP/1."
@@ -32,15 +32,24 @@ def request_head(method: str, target: str, headers: Mapping[str, str]) -> bytes:
     Raises:
         ValueError: a character is not allowed there. The message has no value, which may be secret.
     """
-    if _NO_TARGET.search(target) or not _NAME.fullmatch(method):
+    if _NO_TARGET.search(target) or not _is_name(method):
         raise ValueError("the target of a request has a character that HTTP does not allow")
-    for name, value in headers.items():
-        if not _NAME.fullmatch(name):
+    for name in headers:
+        if not _is_name(name):
             raise ValueError(f"{name!r} is no name of a header of HTTP")
-        if _NO_VALUE.search(value):
-            raise ValueError(f"the value of the header {name} has a control character")
     lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
-    return f"{method} {target} HTTP/1.1\r\n{lines}\r\n".encode()
+    head = f"{method} {target} HTTP/1.1\r\n{lines}\r\n".encode()
+    # Faster than to search each value.
+    if len(head) - len(head.translate(None, _CONTROLS)) != len(b"\r\n") * (len(headers) + 2):
+        controls = set(_CONTROLS.decode())
+        name = next(name for name, value in headers.items() if not controls.isdisjoint(value))
+        raise ValueError(f"the value of the header {name} has a control character")
+    return head
+
+
+@lru_cache(maxsize=256)
+def _is_name(text: str) -> bool:
+    return _NAME.fullmatch(text) is not None
 
 
 class AnswerParser:
@@ -173,8 +182,8 @@ class AnswerParser:
             return False
         if not line:
             self._end(bytes(self._chunks))
-        elif not _HEADER.fullmatch(line.decode("utf-8", "surrogateescape")):
-            raise AnswerError("the answer has a trailer that is not HTTP")
+        else:
+            _parse_headers([line.decode("utf-8", "surrogateescape")])
         return True
 
     def _end(self, body: bytes) -> None:
@@ -204,9 +213,9 @@ class AnswerParser:
 def _parse_headers(lines: list[str]) -> dict[str, str]:
     headers: dict[str, str] = {}
     for line in lines:
-        found = _HEADER.fullmatch(line)
-        if found is None:
+        before, colon, after = line.partition(":")
+        if not colon or not _is_name(before) or "\0" in after or "\r" in after or "\n" in after:
             raise AnswerError("the answer has a header that is not HTTP")
-        name, value = found[1].lower(), found[2].rstrip(" \t")
+        name, value = before.lower(), after.strip(" \t")
         headers[name] = f"{headers[name]}, {value}" if name in headers else value
     return headers

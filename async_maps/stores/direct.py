@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from botocore.auth import UNSIGNED_PAYLOAD, S3SigV4Auth
@@ -44,6 +45,8 @@ _PER_REQUEST = {
 }  # fmt: skip
 """Headers of the SDK's request that are different, or left out, in the others."""
 _NOT_PLAIN = {"transfer-encoding", "x-amz-trailer", "x-amz-s3session-token", "content-encoding"}
+_UNQUOTED = re.compile("[A-Za-z0-9._~/-]*")
+"""Keys that are the same percent-encoded."""
 _NO_REFUSALS = {408, 412, 429}
 """4xx statuses that are no problem of the request's form: time-out, object exists, too many requests."""
 _REFUSALS, _PLANS = 4, 3
@@ -158,7 +161,7 @@ class Signer:
         if timestamp[:8] != self._day:
             self._begin_day(timestamp[:8])
         text = f"AWS4-HMAC-SHA256\n{timestamp}\n{self._scope}\n{hashlib.sha256(canonical.encode()).hexdigest()}"
-        signature = hmac.new(self._key, text.encode(), hashlib.sha256).hexdigest()
+        signature = hmac.digest(self._key, text.encode(), "sha256").hex()
         headers = {
             **self._headers,
             self.plan.checksum: checksum,
@@ -174,7 +177,7 @@ class Signer:
         scope = (day, self.plan.region, self.plan.service, "aws4_request")
         key = f"AWS4{self.credentials.secret_key}".encode()
         for part in scope:
-            key = hmac.new(key, part.encode(), hashlib.sha256).digest()
+            key = hmac.digest(key, part.encode(), "sha256")
         self._day, self._scope, self._key = day, "/".join(scope), key
 
 
@@ -306,6 +309,8 @@ class DirectSession(LimitedSession):
 
 
 def _quote(key: str) -> str:
+    if _UNQUOTED.fullmatch(key):
+        return key
     quoted: str = percent_encode(key, safe="/~")
     return quoted
 

@@ -183,19 +183,21 @@ class S3Store:
             raise store_error(self.destination, judge(error)) from error
 
     async def _put_and_check(self, key: str, data: bytes) -> str | None:
-        answer = await self._put(key, data)
+        checksum = crc32(data)
+        answer = await self._put(key, data, checksum)
         found = answer.headers.get("etag", "").strip('"')
         etag: str | None = found or None
-        if not self._is_proved(answer, found, data):
+        if not self._is_proved(answer, found, data, checksum):
             etag = await self._first.read_back(key, data, answered=etag)
         if self._first.asks:
             await self._first.compare(key, answer.headers)
         return None if self.promises.etags_are_md5 is False else etag
 
-    async def _put(self, key: str, data: bytes) -> Answer:
+    async def _put(self, key: str, data: bytes, checksum: str) -> Answer:
         """Return an answer with status 200."""
         if self._credentials is not None:
-            checksum = crc32(data) if self.promises.takes_crc32 else md5(data)
+            if not self.promises.takes_crc32:
+                checksum = md5(data)
             answer = await self._session.put(key, data, checksum, self._credentials)
             if answer is not None:
                 if answer.status == 200:
@@ -285,11 +287,11 @@ class S3Store:
     def _transient(self, reason: str) -> TransientError:
         return TransientError(f"{self.destination}: {reason}")
 
-    def _is_proved(self, answer: Answer, etag: str, data: bytes) -> bool:
+    def _is_proved(self, answer: Answer, etag: str, data: bytes, checksum: str) -> bool:
         """Check that an answer proves that the store has these bytes.
 
-        The proof is the checksum that the server has computed, or an ETag that is the MD5 of the body. With KMS it is
-        not an MD5 (Amazon S3 API reference, "Object").
+        The proof is the ``checksum`` of the data, if the server has computed it too, or an ETag that is the MD5 of the
+        body. With KMS it is not an MD5 (Amazon S3 API reference, "Object").
 
         Returns:
             False if the object must be read back: it is not known whether ETags of this store are MD5s, or this one is
@@ -300,7 +302,7 @@ class S3Store:
         """
         promises, headers = self.promises, answer.headers
         if echoed := headers.get("x-amz-checksum-crc32"):
-            if echoed != crc32(data):
+            if echoed != checksum:
                 raise self._transient(UNPROVED)
             self._session.trust_answers()
             return True
