@@ -13,8 +13,9 @@ import numpy as np
 
 import async_maps as am
 from async_maps.render.colorize import look_up
-from async_maps.render.quantize import quantize, summarize
+from async_maps.render.quantize import quantize
 from async_maps.render.ranges import parse_range
+from async_maps.render.statistics import summarize
 from bench import peers
 from bench.data import KINDS, make_map
 from bench.measure import interleaved, mean_of, parser, ratio_of

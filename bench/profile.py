@@ -29,8 +29,9 @@ from isal import isal_zlib
 import async_maps as am
 from async_maps.concurrency.loop import fastest_loop
 from async_maps.render.png import deflate, write_palette
-from async_maps.render.quantize import quantize, summarize
+from async_maps.render.quantize import quantize
 from async_maps.render.scanlines import room_bytes, scanline_bytes, write_scanlines
+from async_maps.render.statistics import summarize
 from bench.clients import FLOOR
 from bench.data import KINDS, write_maps
 from bench.job import Conditions, add_options

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from async_maps.render.arrays import map_shape
 from async_maps.render.colormap import ColormapJet, SupportsColorize, color_table
-from async_maps.render.quantize import map_shape, quantize
+from async_maps.render.quantize import quantize
 
 if TYPE_CHECKING:
     from typing import Any

@@ -1,4 +1,4 @@
-"""Turns values into intensities: validation, value ranges, invalid values and statistics."""
+"""Turns values into intensities: value ranges, and invalid values."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias
 import numpy as np
 
 from async_maps.errors import InputValidationError
-from async_maps.outcomes import MapStatistics
+from async_maps.render.arrays import describe_bad_value, outside_unit
 from async_maps.render.ranges import UNIT
+from async_maps.render.statistics import Measured, interpolate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -23,16 +24,11 @@ if TYPE_CHECKING:
 Invalid: TypeAlias = Literal["error", "transparent", "zero"]
 """How NaN and infinity are treated: the map fails, the pixel is transparent, or the value is 0."""
 
-FAINT_SHARE = 0.02
-"""An overlay is nearly invisible if it reaches less than this share of the full alpha, or of its value range."""
-
 PIECE = 2**16
 """Values that are read and quantized while they are in the second-level cache. It is a multiple of the kernels' block,
 so that pieces give the same sum as the whole."""
 _WIDE = 2.0**900
 _NOWHERE = np.empty(0, np.uint8)
-_OPAQUE = np.full(256, 255, np.uint8)
-_OPAQUE.flags.writeable = False
 
 
 class Stored(Protocol):
@@ -56,28 +52,6 @@ class Stored(Protocol):
         """Read all values."""
 
 
-class Measured(NamedTuple):
-    """The statistics of a map's valid values. They are None if there is no valid value.
-
-    Attributes:
-        minimum: the smallest value.
-        maximum: the largest value.
-        mean: the mean, computed in float64.
-        low: the value with intensity 0.
-        high: the value with intensity 255.
-        invalid: the number of values that are NaN or infinite.
-        hidden: (h, w) bool, the transparent pixels; None if there are none.
-    """
-
-    minimum: float | None
-    maximum: float | None
-    mean: float | None
-    low: float | None
-    high: float | None
-    invalid: int = 0
-    hidden: NDArray[np.bool_] | None = None
-
-
 class _Extent(NamedTuple):
     minimum: float
     maximum: float
@@ -86,57 +60,6 @@ class _Extent(NamedTuple):
     @property
     def is_finite(self) -> bool:
         return math.isfinite(self.minimum) and math.isfinite(self.maximum)
-
-
-def map_shape(activation_map: NDArray[Any], value_range: ValueRange = UNIT) -> tuple[int, int]:
-    """Check the shape and dtype of an activation map, not its values; return its height and width.
-
-    Raises:
-        InputValidationError: it is not an array, is empty, does not have the shape (h, w) or (h, w, 1), or is not
-            uint8 or float. Other ranges than ``unit`` also allow bool and all integers.
-    """
-    check_array(activation_map)
-    shape = activation_map.shape
-    if 0 in shape:
-        raise InputValidationError(f"the activation map is empty: its shape is {shape}")
-    if len(shape) not in {2, 3} or (len(shape) == 3 and shape[2] != 1):
-        raise InputValidationError(f"an activation map must have the shape (h, w) or (h, w, 1); found {shape}")
-    check_dtype(activation_map.dtype, value_range)
-    return shape[0], shape[1]
-
-
-def check_array(activation_map: NDArray[Any]) -> None:
-    """Raise InputValidationError if an activation map is not a plain NumPy array."""
-    if not isinstance(activation_map, np.ndarray):
-        raise InputValidationError(f"an activation map must be a NumPy array; found {type(activation_map).__name__}")
-    if isinstance(activation_map, np.ma.MaskedArray):
-        raise InputValidationError(
-            "an activation map must be a plain array; found a masked array: call its method filled() first"
-        )
-
-
-def check_dtype(dtype: np.dtype[Any], value_range: ValueRange) -> None:
-    """Refuse an array that is no activation map by its dtype."""
-    if dtype.kind not in "fiub" or dtype.type.__module__ == "ml_dtypes":
-        raise InputValidationError(
-            f"the values of an activation map must be real numbers; found {dtype}{_remedy(dtype)}"
-        )
-    if value_range.kind == "unit" and dtype.kind != "f" and dtype != np.uint8:
-        first = "0,65535 (all 16-bit values), per-map" if dtype == np.uint16 else "per-map, symmetric"
-        raise InputValidationError(
-            f"an activation map must be uint8, or float with values in [0, 1]; found {dtype}: for other values, set "
-            f"range to {first} or LO,HI"
-        )
-
-
-def _remedy(dtype: np.dtype[Any]) -> str:
-    """Return what to do with an array of a refused dtype."""
-    if dtype.type.__module__ == "ml_dtypes" or dtype.kind == "O":
-        return ': convert it with .astype("float32")'
-    if dtype.kind == "V" and dtype.itemsize <= 2 and dtype.names is None:
-        what = "bfloat16" if dtype.itemsize == 2 else "float8"
-        return f', as NumPy saves {what}, whose dtype is lost in the file: save array.astype("float32") instead'
-    return ": take np.abs(array) or its real part" if dtype.kind == "c" else ""
 
 
 def quantize(
@@ -181,13 +104,13 @@ def quantize(
     extent = _write_unit(flat, intensities) if unit else _measure(flat)
     if not extent.is_finite:
         if invalid == "error":
-            raise InputValidationError(_describe_bad_value(values, flat, value_range))
-        if unit and bool((_outside_unit(flat) & np.isfinite(flat)).any()):
-            raise InputValidationError(_describe_bad_value(values, flat, value_range, np.isfinite(flat)))
+            raise InputValidationError(describe_bad_value(values, flat, value_range))
+        if unit and bool((outside_unit(flat) & np.isfinite(flat)).any()):
+            raise InputValidationError(describe_bad_value(values, flat, value_range, np.isfinite(flat)))
         return _quantize_rest(flat, plane, value_range, invalid)
     if unit:
         if extent.minimum < 0 or extent.maximum > 1:
-            raise InputValidationError(_describe_bad_value(values, flat, value_range))
+            raise InputValidationError(describe_bad_value(values, flat, value_range))
         return Measured(*extent, 0.0, 1.0)
     low, high = _limits(flat, extent, value_range)
     _write_scaled(flat, intensities, low, high)
@@ -355,14 +278,6 @@ def percentiles(size: int, low: float, high: float, pick: Callable[[list[int]], 
     return interpolate(found[0], found[1], shares[0]), interpolate(found[2], found[3], shares[1])
 
 
-def interpolate(below: float, above: float, share: float) -> float:
-    """Interpolate linearly at a share, 0 to 1, with the same operations and rounding as ``numpy.percentile``."""
-    width = above - below
-    if not math.isfinite(width):
-        return below * (1 - share) + above * share
-    return above - width * (1 - share) if share >= 0.5 else below + width * share
-
-
 def _write_scaled(flat: NDArray[Any], plane: NDArray[np.uint8], low: float, high: float) -> None:
     from async_maps.render import kernels
 
@@ -391,89 +306,3 @@ def _float16_tables() -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     with np.errstate(all="ignore"):
         intensities = np.where((values >= 0) & (values <= 1), np.rint(values * 255), 0)
     return intensities.astype(np.uint8), values.astype(np.float32)
-
-
-def _outside_unit(flat: NDArray[Any]) -> NDArray[np.bool_]:
-    with np.errstate(invalid="ignore"):
-        outside: NDArray[np.bool_] = ~((flat >= 0) & (flat <= 1))
-    return outside
-
-
-def _describe_bad_value(
-    activation_map: NDArray[Any],
-    flat: NDArray[Any],
-    value_range: ValueRange,
-    counted: NDArray[np.bool_] | None = None,
-) -> str:
-    """Describe the first bad value of ``flat``, the map's values; ``counted`` limits the values that can be bad."""
-    unit = value_range.kind == "unit"
-    bad = _outside_unit(flat) if unit else ~np.isfinite(flat)
-    if counted is not None:
-        bad &= counted
-    array = np.asarray(activation_map)
-    index = tuple(int(i) for i in np.unravel_index(int(np.argmax(bad)), array.shape))
-    value = array[index]
-    found = "NaN" if np.isnan(value) else f"{value!s}"
-    if np.isfinite(value):
-        advice = "for other values, set range to per-map, symmetric or LO,HI"
-    else:
-        advice = "to accept NaN and infinity, set invalid to transparent or zero"
-    return (
-        f"every value must {'lie in [0, 1]' if unit else 'be finite'}; found {found} at index {index} "
-        f"(NaN or {'out of range' if unit else 'infinite'}: {int(np.count_nonzero(bad)):,} of {bad.size:,} values); "
-        f"{advice}"
-    )
-
-
-def summarize(
-    plane: NDArray[np.uint8], measured: Measured | None, opacities: NDArray[np.uint8] = _OPAQUE
-) -> tuple[MapStatistics, NDArray[np.int64]]:
-    """Compute the statistics of a map.
-
-    Args:
-        plane: (h, w) uint8, the intensities.
-        measured: the result of :func:`quantize`.
-        opacities: (256,) uint8, the alpha of each intensity. Hidden pixels are transparent.
-
-    Returns:
-        The statistics, and the histogram of the intensities, (256,) int64, without hidden pixels.
-    """
-    from async_maps.render import kernels
-
-    histogram = np.zeros(256, np.int64)
-    columns, rows = np.zeros(plane.shape[1], np.uint32), np.empty(plane.shape[0], np.uint32)
-    kernels.count(plane.reshape(-1), histogram, columns, rows)
-    if measured is None:
-        present = np.flatnonzero(histogram)
-        mean = float(histogram @ np.arange(256)) / plane.size
-        measured = Measured(float(present[0]), float(present[-1]), mean, 0.0, 255.0)
-    elif measured.hidden is not None:
-        histogram[0] -= measured.invalid
-    described = np.empty(6)
-    kernels.describe(histogram, columns, rows, opacities, described)
-    valid, high, entropy, center_x, center_y, highest = described.tolist()
-    nowhere = math.isnan(center_x)
-    return MapStatistics(
-        minimum=measured.minimum,
-        maximum=measured.maximum,
-        mean=measured.mean,
-        range_low=measured.low,
-        range_high=measured.high,
-        high_share=high / valid if valid else None,
-        entropy=entropy if valid else None,
-        center_x=None if nowhere else center_x,
-        center_y=None if nowhere else center_y,
-        invalid_pixels=measured.invalid,
-        constant=valid > 0 and measured.minimum == measured.maximum,
-        transparent=highest == 0,
-        faint=0 < highest < FAINT_SHARE * 255
-        or (highest > 0 and _is_low(measured) and bool(opacities[0] == opacities.min())),
-    ), histogram
-
-
-def _is_low(measured: Measured) -> bool:
-    """Whether the largest value is less than 2% of the way from the low to the high end of the range."""
-    maximum, low, high = measured.maximum, measured.low, measured.high
-    if maximum is None or low is None or high is None:
-        return False
-    return maximum <= low or maximum < interpolate(low, high, FAINT_SHARE)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from async_maps.render.quantize import interpolate
+from async_maps.render.statistics import interpolate
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -8,7 +8,7 @@ from math import inf
 from typing import TYPE_CHECKING
 
 from async_maps.outcomes import Receipt
-from async_maps.render.quantize import FAINT_SHARE
+from async_maps.render.statistics import FAINT_SHARE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

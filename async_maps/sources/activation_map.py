@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from async_maps.outcomes import Stage
-    from async_maps.render.quantize import Measured
+    from async_maps.render.statistics import Measured
 
 Part: TypeAlias = Any
 """The position of a map in its file, which the format's reader defines: plain values, as in JSON."""

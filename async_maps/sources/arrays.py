@@ -11,7 +11,7 @@ import numpy as np
 from async_maps.errors import InputValidationError
 from async_maps.keys import check_name, printable
 from async_maps.outcomes import Failure
-from async_maps.render.quantize import check_array
+from async_maps.render.arrays import check_array
 from async_maps.render.ranges import ValueRange
 from async_maps.sources.activation_map import ActivationMap
 from async_maps.sources.formats.size import check_size
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from async_maps.render.channels import Channels
-    from async_maps.render.quantize import Measured
+    from async_maps.render.statistics import Measured
     from async_maps.sources.layouts import Questions
 
 _ANY = ValueRange("dataset")

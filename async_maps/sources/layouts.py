@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from async_maps.errors import InputValidationError
+from async_maps.render.arrays import check_array, check_dtype
 from async_maps.render.channels import FEW, channel_axis, keeps_values, reduced_dtype, without_channels
-from async_maps.render.quantize import check_array, check_dtype
 from async_maps.render.ranges import ValueRange
 
 if TYPE_CHECKING:

@@ -10,8 +10,9 @@ import numpy as np
 
 from async_maps.errors import InputValidationError
 from async_maps.render.channels import channel_axis, keeps_values, reduced_dtype
-from async_maps.render.quantize import Measured, percentiles, scale_unit
+from async_maps.render.quantize import percentiles, scale_unit
 from async_maps.render.ranges import ValueRange
+from async_maps.render.statistics import Measured
 from async_maps.sources.layouts import header_size
 
 if TYPE_CHECKING:

@@ -29,12 +29,14 @@ from async_maps.errors import (
     translate_os_error,
 )
 from async_maps.outcomes import MapStatistics
+from async_maps.render.arrays import check_array
 from async_maps.render.channels import Channels, reduce_channels
 from async_maps.render.colorize import look_up, replace
 from async_maps.render.kernel_cache import Loaded, loaded, sharing
-from async_maps.render.quantize import Invalid, Measured, check_array, quantize, summarize
+from async_maps.render.quantize import Invalid, quantize
 from async_maps.render.ranges import ValueRange
 from async_maps.render.scanlines import room_bytes, scanline_bytes, write_scanlines
+from async_maps.render.statistics import Measured, summarize
 from async_maps.sources.layouts import header_size
 from async_maps.sources.memory_limit import LimitedReaders
 from async_maps.workers.arena import map_memory

@@ -12,9 +12,10 @@ from hypothesis.extra import numpy as hnp
 
 from async_maps.errors import AsyncMapsError, InputValidationError
 from async_maps.render import kernels
+from async_maps.render.arrays import map_shape
 from async_maps.render.colorize import colorize_activation_map, look_up
 from async_maps.render.colormap import Colormap, ColormapJet, color_table
-from async_maps.render.quantize import map_shape, quantize
+from async_maps.render.quantize import quantize
 from tests.support.installed import kolena_client
 from tests.support.properties import examples
 

@@ -14,8 +14,10 @@ from hypothesis.extra import numpy as hnp
 
 from async_maps.errors import InputValidationError, SettingsError
 from async_maps.render import kernels
-from async_maps.render.quantize import map_shape, quantize, summarize
+from async_maps.render.arrays import map_shape
+from async_maps.render.quantize import quantize
 from async_maps.render.ranges import UNIT, ValueRange, parse_range
+from async_maps.render.statistics import summarize
 from tests.support.properties import examples
 
 if TYPE_CHECKING:
@@ -23,7 +25,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from async_maps.render.quantize import Invalid, Measured
+    from async_maps.render.quantize import Invalid
+    from async_maps.render.statistics import Measured
 
 pytestmark = pytest.mark.fast
 

@@ -21,8 +21,9 @@ from PIL import Image
 
 import async_maps as am
 from async_maps.outcomes import Failure
-from async_maps.render.quantize import quantize, summarize
+from async_maps.render.quantize import quantize
 from async_maps.render.ranges import ValueRange, parse_range
+from async_maps.render.statistics import summarize
 from async_maps.sources.activation_map import ActivationMap
 from async_maps.sources.arrays import array_map
 from tests.support.leftovers import leaves_nothing

@@ -16,9 +16,9 @@ from async_maps.errors import ShortageError
 from async_maps.outcomes import MapStatistics
 from async_maps.render.colorize import colorize_activation_map
 from async_maps.render.colormap import colormap_table
-from async_maps.render.quantize import Measured
 from async_maps.render.ranges import UNIT
 from async_maps.render.scanlines import scanline_bytes
+from async_maps.render.statistics import Measured
 from async_maps.sources.activation_map import ActivationMap
 from async_maps.sources.formats.registry import Readers
 from async_maps.stages.encode import encode_bitmap
