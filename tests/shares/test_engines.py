@@ -72,7 +72,7 @@ def cluster(held: HeldParts) -> Iterator[Any]:
     assert {pid for pid in worker_pids_of(os.getpid()) if alive(pid)} <= before
 
 
-@pytest.fixture(params=["local", pytest.param("ray", marks=[_WITH_RAY, pytest.mark.long])])
+@pytest.fixture(params=["local", pytest.param("ray", marks=[_WITH_RAY, pytest.mark.slow])])
 def engine(request: pytest.FixtureRequest) -> Engine:
     """Each engine."""
     if request.param == "local":
@@ -141,7 +141,7 @@ async def test_each_part_is_committed_once(engine: Engine, plan: Plan, tmp_path:
     assert not check(tmp_path / "plan")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @_WITH_RAY
 async def test_a_part_whose_process_always_dies_fails_alone(
     cluster: Any, held: HeldParts, plan: Plan, tmp_path: Path
