@@ -200,7 +200,7 @@ class _Surveyors:
 
     def _values(self, map_: ActivationMap, readers: Readers) -> NDArray[np.float64] | None:
         array = map_.array
-        if map_.path is not None:
+        if array is None and map_.path is not None:
             array = (self._shared if shares_reads(map_) else readers).read(map_.path, map_.part, map_.max_bytes)
         assert array is not None  # noqa: S101  # a map has a path or an array
         map_size(array, ValueRange("dataset"), self._channels)

@@ -393,7 +393,7 @@ def bound(maps: str, workers: int, threads: int, queue: float, png: str) -> floa
     assert shape is not None
     area = int(shape[1]) * int(shape[2]) / MIB
     array, pixels = 4 * area, area * (5 if png == "rgba" else 1)
-    queues, prefetch = (3, 64 * 8) if "S3" in maps else (2, 0)
+    queues, prefetch = (4, 64 * 8 + 16) if "S3" in maps else (2, 0)
     encoding = threads * 2 * max(1, pixels)
     return 160 + workers * (80 + 2 * array + pixels) + encoding + queues * queue + prefetch
 

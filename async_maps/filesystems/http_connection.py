@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, cast
 
-from async_maps.filesystems.http_messages import AnswerError, AnswerParser
+from async_maps.filesystems.http_messages import AnswerError, AnswerParser, read_all
 from async_maps.filesystems.http_session import reset
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from async_maps.filesystems.http_messages import Limit
 
 _PIECE = 256 * 2**10
 """Bytes of a body that are written together."""
@@ -37,7 +39,7 @@ class Connection(asyncio.Protocol):
         self._is_paused = self._is_asking = self._is_sent = False
         self.answer = AnswerParser()
 
-    async def ask(self, head: Callable[[], bytes], body: bytes) -> AnswerParser:
+    async def ask(self, head: Callable[[], bytes], body: bytes, limit: Limit = read_all) -> AnswerParser:
         """Send a request, and return the whole answer. An answer that comes before the body is sent is the answer.
 
         If it fails, or is cancelled, the connection is reset. The head is made now, so that its signature is new.
@@ -45,7 +47,7 @@ class Connection(asyncio.Protocol):
         Raises:
             OSError: there was no whole answer; the request may have had its effect.
         """
-        answer = self.answer = AnswerParser()
+        answer = self.answer = AnswerParser(limit)
         if self.transport.is_closing():
             raise ConnectionResetError("the server closed the connection before the request")
         self._is_asking, self._is_sent = True, False

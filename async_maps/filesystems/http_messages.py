@@ -8,6 +8,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from typing import TypeAlias
+
+    Limit: TypeAlias = Callable[["AnswerParser"], int | None]
+    """Returns how many bytes of an answer's body to read, when its head is known; None for all."""
 
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _NO_TARGET = re.compile(r"[^\x21-\x7e]")
@@ -52,8 +56,15 @@ def _is_name(text: str) -> bool:
     return _NAME.fullmatch(text) is not None
 
 
+def read_all(_: AnswerParser) -> None:
+    """Set no limit to the body of an answer."""
+
+
 class AnswerParser:
     """Reads one answer from pieces of any size. Answers 1xx before it are skipped.
+
+    Args:
+        limit: limits the body. An answer with a longer Content-Length ends there; its connection is not used again.
 
     Attributes:
         status: the HTTP status.
@@ -64,10 +75,11 @@ class AnswerParser:
         has_begun: whether a byte has come.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, limit: Limit = read_all) -> None:
         self.status = 0
         self.headers: dict[str, str] = {}
-        self.body = b""
+        self.body: bytes | bytearray = b""
+        self._limit = limit
         self.is_complete = self.keeps_alive = self.has_begun = False
         self._received = bytearray()
         self._chunks = bytearray()
@@ -98,8 +110,7 @@ class AnswerParser:
             AnswerError: the answer is not complete.
         """
         if self._step is AnswerParser._read_to_end:
-            self._end(bytes(self._received))
-            self._received.clear()
+            self._end(self._take(len(self._received)))
         if not self.is_complete:
             amid = "amid its answer" if self.has_begun else "without an answer"
             raise AnswerError(f"the server closed the connection {amid}")
@@ -134,6 +145,9 @@ class AnswerParser:
             if not _LENGTH.fullmatch(length):
                 raise AnswerError("the length of the answer is not clear: its Content-Length is no number, or several")
             self._length = int(length)
+            most = self._limit(self)
+            if most is not None and most < self._length:
+                self._length, self.keeps_alive = most, False
             self._check_size(self._length)
         if self.status in _WITHOUT_BODY or (length is not None and not self._length):
             self._end(b"")
@@ -181,21 +195,22 @@ class AnswerParser:
         if line is None:
             return False
         if not line:
-            self._end(bytes(self._chunks))
+            self._end(self._chunks)
         else:
             _parse_headers([line.decode("utf-8", "surrogateescape")])
         return True
 
-    def _end(self, body: bytes) -> None:
+    def _end(self, body: bytes | bytearray) -> None:
         self.body = body
         self.is_complete = True
 
-    def _take(self, size: int) -> bytes:
-        taken = bytes(self._received[:size])
+    def _take(self, size: int) -> bytearray:
+        # A copy, which is aligned in memory: an array may lie in it.
+        taken = self._received[:size]
         del self._received[:size]
         return taken
 
-    def _take_to(self, mark: bytes, longest: int) -> bytes | None:
+    def _take_to(self, mark: bytes, longest: int) -> bytearray | None:
         end = self._received.find(mark, 0, longest)
         if end < 0:
             if len(self._received) >= longest:

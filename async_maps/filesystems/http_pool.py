@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
 from async_maps.filesystems.http_connection import Connection
+from async_maps.filesystems.http_messages import read_all
 from async_maps.machine.shortage import describe_shortage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from async_maps.filesystems.http_messages import AnswerParser
+    from async_maps.filesystems.http_messages import AnswerParser, Limit
     from async_maps.filesystems.http_session import Watch
     from async_maps.filesystems.traffic import Traffic
 
@@ -71,7 +72,9 @@ class Pool:
         self._is_closed = False
         self._all_lost = asyncio.Event()
 
-    async def request(self, watch: Watch, head: Callable[[], bytes], body: bytes, *, may_repeat: bool) -> AnswerParser:
+    async def request(
+        self, watch: Watch, head: Callable[[], bytes], body: bytes, *, may_repeat: bool, limit: Limit = read_all
+    ) -> AnswerParser:
         """Send a request, and return the answer.
 
         Args:
@@ -79,13 +82,24 @@ class Pool:
             head: returns the head of the request. It is called when a connection is there, so that signatures are new.
             body: the body.
             may_repeat: whether the request may be sent again, if an idle connection ended before a byte of the answer.
+            limit: limits the body of the answer.
 
         Raises:
             OSError: no connection, or no whole answer.
         """
         try:
             async with self._free:
-                return await self._request(watch, head, body, may_repeat=may_repeat)
+                connection = self._take()
+                if connection is not None:
+                    watch.uses(connection)
+                    try:
+                        return await self._ask(connection, head, body, limit)
+                    except OSError:
+                        if not may_repeat or connection.answer.has_begun or self._is_closed:
+                            raise
+                connection = await self._connect()
+                watch.uses(connection)
+                return await self._ask(connection, head, body, limit)
         except (ConnectionError, TimeoutError, ssl.SSLError, socket.gaierror):
             raise
         except OSError as error:
@@ -93,19 +107,6 @@ class Pool:
                 raise
             # Such as EPERM by a firewall: it is the link's, not that of a file.
             raise ConnectionError(str(error)) from error
-
-    async def _request(self, watch: Watch, head: Callable[[], bytes], body: bytes, *, may_repeat: bool) -> AnswerParser:
-        connection = self._take()
-        if connection is not None:
-            watch.uses(connection)
-            try:
-                return await self._ask(connection, head, body)
-            except OSError:
-                if not may_repeat or connection.answer.has_begun or self._is_closed:
-                    raise
-        connection = await self._connect()
-        watch.uses(connection)
-        return await self._ask(connection, head, body)
 
     async def close(self) -> None:
         """End all connections, and wait until they have ended."""
@@ -117,8 +118,8 @@ class Pool:
         if self._open:
             await self._all_lost.wait()
 
-    async def _ask(self, connection: Connection, head: Callable[[], bytes], body: bytes) -> AnswerParser:
-        answer = await connection.ask(head, body)
+    async def _ask(self, connection: Connection, head: Callable[[], bytes], body: bytes, limit: Limit) -> AnswerParser:
+        answer = await connection.ask(head, body, limit)
         self._give_back(connection, answer.headers.get("keep-alive"))
         return answer
 

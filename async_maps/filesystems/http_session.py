@@ -104,7 +104,7 @@ class Watch:
     """
 
     def __init__(self, size: int, watches: Watches) -> None:
-        self._watches, self._size = watches, size
+        self._watches, self._size, self._answer_size = watches, size, 0
         self._has_ended = False
         self._connection: _Connected | None = None
         self._transport: asyncio.Transport | None = None
@@ -132,6 +132,10 @@ class Watch:
             too_slow = too_few(self._task.get_loop().time() - self._began_at)
             raise (self._watches.limits.silent() if self._is_silent else too_slow) from error
 
+    def expect(self, size: int) -> None:
+        """Note the number of bytes in the body of the answer."""
+        self._answer_size = size
+
     def uses(self, connection: _Connected) -> None:
         """Note the connection on which the request is sent."""
         self._connection, self._transport = connection, connection.transport
@@ -147,11 +151,11 @@ class Watch:
         if life[:2] != self._life[:2]:
             self._sent_at = now
         self._life = life
-        silence_s, total_s = self._watches.limits
-        silent_at = self._lived_at + silence_s
-        longest_s = self._watches.limits.longest_s(self._size)
+        limits = self._watches.limits
+        silent_at = self._lived_at + limits.silence_s
         # An answer that takes long after the last byte was sent comes in drops.
-        end = min(silent_at, self._sent_at + total_s, self._began_at + longest_s)
+        answered_by = self._sent_at + limits.longest_s(self._answer_size)
+        end = min(silent_at, answered_by, self._began_at + limits.longest_s(self._size + self._answer_size))
         if end <= now and not self._has_ended:
             self._is_silent = end == silent_at
             self._has_ended = True

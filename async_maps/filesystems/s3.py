@@ -9,8 +9,9 @@ import errno
 import hashlib
 import io
 import time
+from concurrent.futures import Future
 from contextlib import closing, contextmanager
-from threading import Event, Lock
+from threading import Event, Lock, local
 from typing import TYPE_CHECKING
 
 from botocore.config import Config
@@ -25,6 +26,7 @@ from async_maps.filesystems.blame import judge
 from async_maps.filesystems.clock import time_of
 from async_maps.filesystems.connections import Connections
 from async_maps.filesystems.credentials import CredentialsError
+from async_maps.filesystems.direct_gets import MOST_BYTES, DirectGets, Wanted
 from async_maps.filesystems.endpoints import missing_bucket
 from async_maps.filesystems.filesystem import InaccessibleError, UnavailableError
 from async_maps.filesystems.listings import Page, parse_quickly
@@ -39,12 +41,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from typing import Any, BinaryIO
 
+    from botocore.awsrequest import AWSPreparedRequest
+
     from async_maps.filesystems.locators import S3Address
 
-_WHOLE_BYTES = 8 * 2**20
+WHOLE_BYTES = MOST_BYTES
 """Objects up to this size are read in one request."""
 _HEAD_BYTES = 64 * 2**10
 """Of a larger object, this many bytes at its start are read and kept; they usually contain the format's header."""
+WHOLE = Wanted(0, WHOLE_BYTES, keep=_HEAD_BYTES)
 _PIECE = 2**20
 _CONNECTIONS = 64
 _CLOSED = "the source is closed"
@@ -71,34 +76,43 @@ class S3Filesystem:
         self._making, self._changing = Lock(), Lock()
         self._connections = Connections(TimeLimits.of(self.settings))
         self._client: Any = None
+        self._direct: DirectGets | None = None
+        self._sent = local()
         self._is_closed = Event()
 
     def open(self, path: str) -> BinaryIO:
         """Open ``s3://bucket/key`` as a seekable file; raise FileNotFoundError if the object does not exist."""
         return io.BufferedReader(self.open_object(path))
 
-    def open_object(self, path: str, whole_bytes: int = _WHOLE_BYTES) -> S3File:
+    def open_object(self, path: str, whole_bytes: int = WHOLE_BYTES) -> S3File:
         """Open an object unbuffered; one of up to ``whole_bytes`` is read immediately, in one request."""
         address = parse_s3_address(path)
-        return S3File(self, address, self.get(address, 0, whole_bytes, keep=_HEAD_BYTES))
+        return S3File(self, address, self.read(address, Wanted(0, whole_bytes, keep=_HEAD_BYTES)))
 
-    def get(
-        self, address: S3Address, start: int, length: int, etag: str | None = None, keep: int | None = None
-    ) -> Range:
-        """Read a part of an object in one request; raise FileNotFoundError if the object does not exist.
+    def get(self, address: S3Address, start: int, length: int, etag: str | None = None) -> Range:
+        """Read a part of an object; the arguments are those of :class:`Wanted`."""
+        return self.read(address, Wanted(start, length, etag))
 
-        Args:
-            address: the object.
-            start: the offset of the first byte.
-            length: the maximum number of bytes; the object may end earlier.
-            etag: the expected ETag; raise SourceError if the object has another one.
-            keep: the number of bytes to read if the object is longer than ``start + length``.
+    def begin(self, address: S3Address, wanted: Wanted) -> Future[Range | None]:
+        """Begin to read a part of an object, if that needs no thread; else, or if it fails, :meth:`read` must."""
+        if self._direct is not None:
+            return self._direct.get(address, wanted)
+        begun: Future[Range | None] = Future()
+        begun.set_result(None)
+        return begun
+
+    def read(self, address: S3Address, wanted: Wanted) -> Range:
+        """Read a part of an object in one request.
+
+        Raises:
+            FileNotFoundError: the object does not exist.
+            SourceError: also if the object has another ETag than expected.
         """
         until, attempts = time.monotonic() + self.settings.give_up_s, self.settings.max_attempts
         while True:
             attempts -= 1
             try:
-                return self._get(address, start, length, etag, keep)
+                return self._read(address, wanted)
             except _NoRangeError:
                 with _translate_errors():
                     answer = self._get_client().head_object(Bucket=address.bucket, Key=address.key)
@@ -110,29 +124,33 @@ class S3Filesystem:
                     reason = judge(error).reason if late else "the connection broke while it was read"
                     raise InaccessibleError.of(_BROKEN._replace(reason=reason)) from error
 
-    def _get(self, address: S3Address, start: int, length: int, etag: str | None, keep: int | None) -> Range:
+    def _read(self, address: S3Address, wanted: Wanted) -> Range:
+        start, length, etag, keep = wanted
         match = {"IfMatch": etag} if etag else {}
+        client = self._get_client()
+        if (found := self.begin(address, wanted).result()) is not None:
+            return found
         with _translate_errors():
-            answer = self._get_client().get_object(
-                Bucket=address.bucket, Key=address.key, Range=f"bytes={start}-{start + length - 1}", **match
-            )
+            answer = client.get_object(Bucket=address.bucket, Key=address.key, Range=wanted.byte_range, **match)
         with closing(answer["Body"]) as body:
             if etag and answer.get("ETag", etag) != etag:
                 raise InaccessibleError("the object was replaced while it was read")
             first, told, size = extent(answer, start)
             if first != start:
                 raise RefusedError(f"the server ignores ranges: expected the bytes from {start:,}, found {first:,}")
-            wanted = length if told is None else min(told, length)
+            count = length if told is None else min(told, length)
             if keep is not None and size is not None and size > start + length:
-                wanted = min(wanted, keep)
-            data = _read(body, wanted, is_known=told is not None)
-        end, is_short = start + len(data), len(data) < wanted
+                count = min(count, keep)
+            data = _read(body, count, is_known=told is not None)
+        end, is_short = start + len(data), len(data) < count
         if size is None:
             # Fewer bytes than were asked for: the object ends here, if the connection did not break.
             ends_here = len(data) < length and (told is not None or ends_by_itself(answer))
             size = end if ends_here else self._size(address, end if is_short else None)
         if is_short and (told is not None or size != end):
             raise InaccessibleError.of(_BROKEN)
+        if self._direct is not None:
+            self._direct.learn(address, self._sent.request)
         return Range.of(data, size, answer)
 
     def find(self, path: str) -> Object | None:
@@ -230,6 +248,8 @@ class S3Filesystem:
             self._is_closed.set()
             client, self._client = self._client, None
         if client is not None:
+            if self._direct is not None:
+                self._direct.close()
             self._connections.shut_down()
             client.close()
 
@@ -241,6 +261,8 @@ class S3Filesystem:
                 # Meanwhile close() may have been called, which does not wait.
                 with self._changing:
                     if not self._is_closed.is_set():
+                        if self.settings.client == "direct":
+                            self._direct = DirectGets(client, TimeLimits.of(self.settings))
                         self._client = client
                         return client
                 client.close()
@@ -254,7 +276,7 @@ class S3Filesystem:
             client = blocking_client(config, self.settings.give_up_s, self._is_closed)
         except (BotoCoreError, ValueError) as error:
             raise InaccessibleError(f"the AWS configuration cannot be used: {error}") from error
-        client.meta.events.register("before-send.s3", self._refuse_closed)
+        client.meta.events.register("before-send.s3", self._begin_request)
         client.meta.events.register("request-created.s3", _note_time)
         # botocore calls its own handlers for "before-parse.s3" later than those for "before-parse.*".
         client.meta.events.register("before-parse.*.ListObjectsV2", parse_quickly)
@@ -263,9 +285,10 @@ class S3Filesystem:
         self._connections.watch(client)
         return client
 
-    def _refuse_closed(self, **_: object) -> None:
+    def _begin_request(self, request: AWSPreparedRequest, **_: object) -> None:
         if self._is_closed.is_set():
             raise InaccessibleError(_CLOSED)
+        self._sent.request = request
 
     def _wait_here(self, client: Any) -> None:
         """Let the client decide about attempts, but wait between them here: closing and ``give_up_s`` end the waits."""

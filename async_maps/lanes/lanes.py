@@ -57,6 +57,8 @@ class Lanes(Stages):
         answers: what the lanes ask.
     """
 
+    reads_here = False
+
     def __init__(
         self, settings: Settings, store: AddressedStore, arena: Arena, recipe: Recipe, workers: Sequence[Worker]
     ) -> None:

@@ -27,7 +27,7 @@ _QUEUES = 3
 _CORES_OF_A_LANE = 3
 """The cores that one event loop, with its workers and encoders, keeps busy with small maps."""
 FIRST_UPLOADS, _MOST_UPLOADS = 32, 256
-FIRST_READS, _MOST_READS = 16, 64
+FIRST_READS, _MOST_READS, _MOST_AHEAD = 16, 64, 256
 _READ_BYTES = 8 * MIB
 
 
@@ -48,12 +48,16 @@ class Sizes(NamedTuple):
 
 
 class Requests(NamedTuple):
-    """The number of concurrent requests to S3 at the start, and the most to which it may grow."""
+    """The number of concurrent requests to S3 at the start, and the most to which it may grow.
+
+    ``most_ahead`` is that of reads while a source is listed, which need no threads.
+    """
 
     first_uploads: int
     most_uploads: int
     first_reads: int
     most_reads: int
+    most_ahead: int
 
 
 def cores(root: Path = cgroups.ROOT, environment: Mapping[str, str] = os.environ) -> Limit:
@@ -185,17 +189,19 @@ def default_requests(
         lanes: the number of processes that run all stages.
 
     Returns:
-        32 uploads, up to 256, and 16 reads, up to 64. Less if there are too few files for their connections, or threads
-        for the reads. The buffers of more than 16 reads take at most a quarter of the free memory.
+        32 uploads, up to 256, and 16 reads, up to 64, or 256 ahead of a listing. Less if there are too few files for
+        their connections, or threads for the reads. The buffers of more than 16 reads in threads take at most a quarter
+        of the free memory.
     """
     spare_files = inf if files is None else files - OWN_FILES - FILES_OF_A_WORKER * sizes.workers
     spare_threads = inf if threads is None else threads - OWN_THREADS - sizes.encode_threads - 2 * sizes.workers
     uploads = max(1, int(min(_MOST_UPLOADS, spare_files // 2)))
-    reads = max(1, int(min(_MOST_READS, spare_files // 4, spare_threads)))
+    ahead = max(1, int(min(_MOST_AHEAD, spare_files // 4)))
+    reads = int(max(1, min(_MOST_READS, ahead, spare_threads)))
     if most is not None:
         free = most.value - _main_bytes(lanes) - max(1, sizes.workers) * _WORKER_BYTES - _QUEUES * sizes.queue_bytes
         reads = min(reads, max(FIRST_READS, int(free / 4 // _READ_BYTES)))
-    return Requests(min(FIRST_UPLOADS, uploads), uploads, min(FIRST_READS, reads), reads)
+    return Requests(min(FIRST_UPLOADS, uploads), uploads, min(FIRST_READS, reads), reads, ahead)
 
 
 def _process_cores() -> int:

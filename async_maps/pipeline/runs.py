@@ -202,6 +202,8 @@ class Runs:
             destination=self._lifecycle.opened()[1].store.destination,
             questions=self._intake.questions,
             coverage=coverage,
+            # A survey reads them in this process; the lanes of a run read them themselves.
+            reads=value_range is None or self._lifecycle.opened()[1].reads_here,
         )
         return numbered(listing) if self._settings.key_template.needs_index else listing
 

@@ -140,7 +140,7 @@ class Settings(Model, frozen=True):
     bandwidth: Converted[int | str | None, PositiveInt | None] = Field(default=None, validate_default=True)
     """Maximum number of bytes uploaded a second, of all shares of a plan together: a number, or with a unit (100MB)."""
     prefetch: Annotated[int, Field(gt=0, le=_MOST_REQUESTS)] | Literal["auto"] = "auto"
-    """Maximum number of maps that are read concurrently from S3. auto starts with 16, and grows up to 64 while that is
+    """Maximum number of maps that are read concurrently from S3. auto starts with 16, and grows up to 256 while that is
     faster."""
     chunk_maps: PositiveInt = 256
     """Maximum number of maps in a chunk, which a worker gets in one call."""
@@ -264,6 +264,11 @@ class Settings(Model, frozen=True):
     def most_prefetch(self) -> int:
         """The maximum number of concurrent reads from S3."""
         return self._share(self._requests.most_reads if self.prefetch == "auto" else self.prefetch)
+
+    @property
+    def most_ahead(self) -> int:
+        """The maximum number of objects in S3 that are read concurrently while they are listed."""
+        return self._share(self._requests.most_ahead if self.prefetch == "auto" else self.prefetch)
 
     @property
     def queue_size(self) -> int:

@@ -48,7 +48,7 @@ class S3Settings(Model, frozen=True):
     request_payer: Literal["requester"] | None = None
     """requester: these credentials pay for all requests, sources included, as Requester Pays buckets demand."""
     client: Literal["direct", "sdk"] = "direct"
-    """direct sends the SDK's PUTs with less CPU time, and leaves errors to the SDK; sdk sends all with the SDK."""
+    """direct sends the SDK's PUTs and GETs with less CPU time, and leaves errors to the SDK; sdk sends all with it."""
     max_attempts: PositiveInt = 10
     """Attempts per request while others succeed, or more if others fail too; random waits between them grow."""
     give_up_s: PositiveFloat = 300.0

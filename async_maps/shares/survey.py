@@ -76,6 +76,6 @@ class PartSurveys:
 
     async def _read(self, part: int, report: Report) -> Survey:
         files = await files_of_part(self._place, self._plan, part)
-        listing = list_maps(files, settings=self._settings, destination=self._plan.destination)
+        listing = list_maps(files, settings=self._settings, destination=self._plan.destination, reads=True)
         async with aclosing(listing):
             return await survey(listing, self._settings, report)

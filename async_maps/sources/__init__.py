@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from async_maps.sources.layouts import Questions
     from async_maps.sources.named import NamedFile
     from async_maps.sources.options import Known, PassOver
+    from async_maps.sources.whole_objects import ReadAhead
 
 
 STDIN_FILE = "/dev/stdin"
@@ -75,6 +76,7 @@ def open_source(  # noqa: PLR0913  # one argument a choice
     coverage: Coverage | None = None,
     decoder: DecoderProcess | None = None,
     filesystems: Filesystems | None = None,
+    ahead: ReadAhead | None = None,
 ) -> FileSource:
     """Open the source at a path or address.
 
@@ -90,13 +92,14 @@ def open_source(  # noqa: PLR0913  # one argument a choice
         coverage: filled with what is read, while the source is iterated; None if nobody asks.
         decoder: the process that lists files that libraries decode; None to list them in this process.
         filesystems: as in :class:`~async_maps.sources.options.Scan`.
+        ahead: as in :class:`~async_maps.sources.options.Scan`.
 
     Raises:
         SourceError: the place does not exist, or is not a file of a supported format; or it is standard input, which
             :func:`async_maps.sources.batches.list_maps` reads. For S3, iterating the source raises the error.
     """
     path = place_at(fspath(place))
-    scan = Scan(known, pass_over, options or SourceOptions(), questions, coverage, decoder, filesystems)
+    scan = Scan(known, pass_over, options or SourceOptions(), questions, coverage, decoder, filesystems, ahead)
     if is_stdin(path):
         raise SourceError("standard input can be read only once, by a run")
     # A folder may have the suffix of a listing; a glob of objects with arrays is none.

@@ -32,6 +32,7 @@ from async_maps.sources.hearing import Hearing
 from async_maps.sources.isolation import DecoderProcess
 from async_maps.sources.options import LEFT_OUT, Scan, SourceOptions, shown_passed_over
 from async_maps.sources.stdin import maps_in_lines, stdin_lines
+from async_maps.sources.whole_objects import ReadAhead
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator
@@ -65,6 +66,7 @@ async def list_maps(  # noqa: PLR0913  # one argument a choice
     destination: str = "",
     questions: Questions | None = None,
     coverage: Coverage | None = None,
+    reads: bool = False,
 ) -> AsyncGenerator[list[Entry], None]:
     """Yield the maps of a source, in batches of those that are available.
 
@@ -83,6 +85,7 @@ async def list_maps(  # noqa: PLR0913  # one argument a choice
         destination: the start of the locators of overlays, which are no maps of the source.
         questions: as for :func:`open_source`, and for arrays in memory.
         coverage: as for :func:`open_source`.
+        reads: whether small maps in S3 are read, too, so that each costs one request; they have their arrays then.
 
     Raises:
         SourceError: the place does not exist, or contains no map.
@@ -98,7 +101,8 @@ async def list_maps(  # noqa: PLR0913  # one argument a choice
     found = False
     async with _decoder_for(settings) as decoder:
         with Filesystems(settings.s3) as filesystems:
-            scan = Scan(known, count, options, questions, coverage, decoder, filesystems)
+            ahead = _read_ahead(settings) if reads else None
+            scan = Scan(known, count, options, questions, coverage, decoder, filesystems, ahead)
             async with aclosing(await _batches(source, settings, scan, take, limit)) as batches:
                 async for batch in batches:
                     found = True
@@ -118,6 +122,10 @@ async def list_maps(  # noqa: PLR0913  # one argument a choice
         is_read |= bool(passed_over) and all(" " in what for what in passed_over)
         formats = "" if is_read or advice or place == "the source" else f" ({', '.join(FORMATS)})"
         raise SourceError(f"{place} contains no activation maps{formats}{seen}{'. ' if advice else ''}{advice}")
+
+
+def _read_ahead(settings: Settings) -> ReadAhead:
+    return ReadAhead(settings.first_prefetch, settings.most_ahead, settings.queue_size, settings.max_pixels)
 
 
 async def _batches(

@@ -14,7 +14,9 @@ from async_maps.sources.layouts import question
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from typing import BinaryIO
+    from typing import Any, BinaryIO
+
+    from numpy.typing import NDArray
 
     from async_maps.render.channels import Channels
     from async_maps.sources.activation_map import ArrayHeader, Part
@@ -40,6 +42,7 @@ class ListedMap(NamedTuple):
         refusal: the reason why it is not a map of its name; else empty.
         picture: as in :class:`~async_maps.sources.formats.registry.ListedArray`.
         question: what the array probably is instead; None if nothing suggests that.
+        array: the map, if the listing has read it.
     """
 
     name: str | None
@@ -50,6 +53,7 @@ class ListedMap(NamedTuple):
     refusal: str = ""
     picture: str = ""
     question: Question | None = None
+    array: NDArray[Any] | None = None
 
 
 def maps_in_reader(

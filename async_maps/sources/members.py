@@ -17,6 +17,7 @@ from async_maps.filesystems.filesystem import (
     folder_fingerprint,
     is_remote,
 )
+from async_maps.filesystems.locators import parse_s3_address
 from async_maps.sources.contents import maps_in_reader
 from async_maps.sources.formats.registry import is_one_source, open_reader, suffix_of, without_suffix
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import BinaryIO
 
+    from async_maps.filesystems.answers import Range
     from async_maps.filesystems.filesystem import Filesystem, Filesystems
     from async_maps.filesystems.s3 import S3Filesystem
     from async_maps.filesystems.s3_file import S3File
@@ -132,7 +134,17 @@ def _open_on_disk(path: str) -> OpenedFile:
 
 
 def _open_object(path: str, _: str | None, s3: S3Filesystem) -> OpenedFile:
-    opened = s3.open_object(path, _LOOK_BYTES.get(suffix_of(path) or "", _LOOK_BYTES_OTHERS))
+    return _opened(path, s3.open_object(path, _LOOK_BYTES.get(suffix_of(path) or "", _LOOK_BYTES_OTHERS)), s3)
+
+
+def opened_object(path: str, content: Range, s3: S3Filesystem) -> OpenedFile:
+    """Return an object whose start was read, as :func:`open_file`."""
+    from async_maps.filesystems.s3_file import S3File
+
+    return _opened(path, S3File(s3, parse_s3_address(path), content), s3)
+
+
+def _opened(path: str, opened: S3File, s3: S3Filesystem) -> OpenedFile:
     if opened.read(len(APPLE_DOUBLE)) == APPLE_DOUBLE:
         raise AppleDoubleError
     opened.seek(0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -35,12 +35,14 @@ from async_maps.sources.formats.registry import HIDDEN, PassedOver, not_read, su
 from async_maps.sources.hearing import Hearing
 from async_maps.sources.isolated_listing import IsolatedListing, is_isolated
 from async_maps.sources.isolation import NoProcessError
-from async_maps.sources.members import APPLE_DOUBLE, AppleDoubleError, maps_in_file, open_file
+from async_maps.sources.members import APPLE_DOUBLE, AppleDoubleError, maps_in_file, open_file, opened_object
 from async_maps.sources.options import LEFT_OUT, Scan
+from async_maps.sources.whole_objects import WholeObjects
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from async_maps.filesystems.answers import Range
     from async_maps.filesystems.filesystem import Filesystems
     from async_maps.filesystems.verdict import Verdict
     from async_maps.sources.options import Known, SourceOptions
@@ -114,7 +116,7 @@ def maps_in_named(
                     scan.pass_over(LEFT_OUT)
                 else:
                     pending.append((is_remote(file.path), openers.maps_in(file)))
-                while pending and (len(pending) > _AHEAD or not pending[0][0]):
+                while pending and (openers.is_full(len(pending)) or not pending[0][0]):
                     yield from pending.popleft()[1]
         for _, maps in pending:
             yield from maps
@@ -176,8 +178,9 @@ def _entry(name: str, path: str, found: ListedMap, fingerprint: str | None) -> A
         # The list of names beside a file can change while the file does not.
         fingerprint = f"{fingerprint} {found.part}"
     return ActivationMap(
-        name, source, fingerprint, found.max_bytes, path, found.part, header=found.header, problem=found.problem
-    )
+        name, source, fingerprint, found.max_bytes, path, found.part, found.array, header=found.header,
+        problem=found.problem,
+    )  # fmt: skip
 
 
 def _failed(file: NamedFile, reason: str) -> Failure:
@@ -196,6 +199,8 @@ class _Openers:
         self._scan = scan
         self._isolated = None if scan.decoder is None else IsolatedListing(scan.decoder)
         self._threads: ThreadPoolExecutor | None = None
+        self._opening = 0
+        self._whole = None if scan.ahead is None else WholeObjects(filesystems, scan.ahead)
         self.hearing = hearing
 
     def __enter__(self) -> _Openers:
@@ -212,6 +217,10 @@ class _Openers:
         if self._isolated is not None:
             self._isolated.close()
 
+    def is_full(self, count: int) -> bool:
+        """Whether no more than this number of files may be ahead."""
+        return self._opening > _AHEAD or (count > _AHEAD if self._whole is None else self._whole.is_full(count))
+
     def maps_in(self, file: NamedFile) -> Iterator[Entry]:
         """Return an iterator of the maps of a file; start to open it if it is in S3."""
         begin = partial(self._begin, file)
@@ -223,7 +232,17 @@ class _Openers:
             return iter([_failed(file, not_read(file.path))])
         if self._threads is None:
             self._threads = ThreadPoolExecutor(_AHEAD, "async-maps-open")
-        return self._judged(file, self._threads.submit(begin).result, begin)
+        if (whole := self._whole) is not None and whole.takes(file):
+            read = whole.begin(file, self._threads)
+            return self._judged(file, lambda: self._begin_whole(file, whole, read()), begin)
+        self._opening += 1
+        return self._judged(file, partial(self._opened, self._threads.submit(begin)), begin)
+
+    def _opened(self, opening: Future[_Begun]) -> _Begun:
+        try:
+            return opening.result()
+        finally:
+            self._opening -= 1
 
     def _judged(
         self, file: NamedFile, begun: Callable[[], _Begun], begin: Callable[[], _Begun], tries: int = 1
@@ -248,6 +267,12 @@ class _Openers:
         is_named = partial(_is_named, self._scan, file)
         maps = maps_in_file(file.path, opened.filesystem, self._options(file), self._scan.pass_over, is_named)
         return opened.fingerprint, maps
+
+    def _begin_whole(self, file: NamedFile, whole: WholeObjects, content: Range) -> _Begun:
+        opened = opened_object(file.path, content, self._filesystems.s3())
+        options = self._options(file)
+        maps = maps_in_file(file.path, opened.filesystem, options, self._scan.pass_over)
+        return opened.fingerprint, (whole.with_array(found, content, options) for found in maps)
 
     def _options(self, file: NamedFile) -> SourceOptions:
         return replace(self._scan.options, span=(file.first, file.end))

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from async_maps.sources.coverage import Coverage
     from async_maps.sources.isolation import DecoderProcess
     from async_maps.sources.layouts import Questions
+    from async_maps.sources.whole_objects import ReadAhead
 
     Known: TypeAlias = Callable[[Sequence[ActivationMap]], Collection[str]]
     """Returns the sources of those maps that are the only map of their unchanged file, according to an earlier run."""
@@ -101,6 +102,7 @@ class Scan(NamedTuple):
         questions: asks about arrays that are probably other maps than their shape says; None to ask nothing.
         coverage: filled with what is read; None if nobody asks.
         decoder: the process that lists files that libraries decode; None to list them in this process.
+        ahead: how much of a source in S3 is read ahead while it is listed; None to read only what the listing needs.
         filesystems: the caller's, who closes them to end the requests of a listing that is abandoned; None for others.
     """
 
@@ -111,6 +113,7 @@ class Scan(NamedTuple):
     coverage: Coverage | None = None
     decoder: DecoderProcess | None = None
     filesystems: Filesystems | None = None
+    ahead: ReadAhead | None = None
 
     @contextmanager
     def opened(self, s3: S3Settings | None) -> Iterator[Filesystems]:

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
     from numpy.typing import NDArray
 
+    from async_maps.concurrency.concurrency_limit import ConcurrencyLimit
     from async_maps.filesystems.filesystem import Filesystems
     from async_maps.sources.formats.registry import Readers
-    from async_maps.stages.concurrency_limit import ConcurrencyLimit
     from async_maps.stages.items import Job
     from async_maps.stages.judge import Judge
     from async_maps.stages.meters import Meter

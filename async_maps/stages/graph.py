@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING
 
 from anyio import CapacityLimiter, ClosedResourceError, create_memory_object_stream, create_task_group, to_thread
 
+from async_maps.concurrency.concurrency_limit import ConcurrencyLimit
 from async_maps.concurrency.streams import ByteBudget, send
 from async_maps.filesystems.filesystem import Filesystems, is_remote
 from async_maps.sources.isolation import DecoderProcess, IsolatedReaders
 from async_maps.stages.colorize import ColorizeStage
-from async_maps.stages.concurrency_limit import ConcurrencyLimit
 from async_maps.stages.control import Control, Earlier
 from async_maps.stages.encode import Encoding, encode_bitmap, encode_stage
 from async_maps.stages.fetch import ReadControl, fetch_stage
@@ -62,10 +62,12 @@ class Stages:
 
     Attributes:
         window: the maximum number of one caller's maps that are in flight or have an outcome to collect.
+        reads_here: whether this process reads maps in S3.
         earlier_reads: files that others have read from S3, for :class:`~async_maps.stages.fetch.ReadControl`.
     """
 
     window = WINDOW
+    reads_here = True
 
     def __init__(
         self, settings: Settings, store: AddressedStore, arena: Arena, recipe: Recipe, workers: Sequence[Worker]
@@ -228,6 +230,9 @@ class Stages:
             lease.resize(map_.max_bytes)
         elif map_.array is not None:
             lease = await self._array_bytes.acquire(map_.array.nbytes)
+            if map_.path is not None:
+                # The listing has read it.
+                self._fetching.worked(0.0, 1)
         elif map_.path is not None and is_remote(map_.path):
             # The header may be wrong: a map that seems larger than the whole budget is read when nothing else is held.
             lease = await self._array_bytes.acquire(min(map_.max_bytes, self._array_bytes.limit))

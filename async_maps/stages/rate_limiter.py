@@ -17,8 +17,8 @@ from async_maps.stages.pacing import PutRate, Spacing
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from async_maps.concurrency.concurrency_limit import ConcurrencyLimit
     from async_maps.errors import TransientError
-    from async_maps.stages.concurrency_limit import ConcurrencyLimit
 
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 10.0
 _LIMITED_S = 5.0
@@ -53,8 +53,8 @@ class RateLimiter:
     """Lets uploads start: by their number in flight, and by the PUTs and bytes a second.
 
     When the store asks for fewer requests, the rate is reduced (:class:`~async_maps.stages.pacing.PutRate`). When
-    requests time out, fewer run concurrently (:class:`~async_maps.stages.concurrency_limit.ConcurrencyLimit`). Uploads
-    start in the order in which they came.
+    requests time out, fewer run concurrently (:class:`~async_maps.concurrency.concurrency_limit.ConcurrencyLimit`).
+    Uploads start in the order in which they came.
 
     ``share`` returns the random share of a wait, 0 to 1.
     """

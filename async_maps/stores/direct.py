@@ -10,18 +10,16 @@ Runs on the event loop.
 from __future__ import annotations
 
 import hashlib
-import hmac
-import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from botocore.auth import UNSIGNED_PAYLOAD, S3SigV4Auth
 from botocore.awsrequest import AWSRequest
-from botocore.utils import percent_encode
 
 from async_maps.filesystems.clock import timestamp
 from async_maps.filesystems.http_messages import request_head
-from async_maps.filesystems.http_pool import Pool
-from async_maps.filesystems.http_session import LimitedSession
+from async_maps.filesystems.pooled_session import PooledSession
+from async_maps.filesystems.request_template import RequestTemplate, quote
+from async_maps.filesystems.signing_key import SigningKey
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -45,8 +43,6 @@ _PER_REQUEST = {
 }  # fmt: skip
 """Headers of the SDK's request that are different, or left out, in the others."""
 _NOT_PLAIN = {"transfer-encoding", "x-amz-trailer", "x-amz-s3session-token", "content-encoding"}
-_UNQUOTED = re.compile("[A-Za-z0-9._~/-]*")
-"""Keys that are the same percent-encoded."""
 _NO_REFUSALS = {408, 412, 429}
 """4xx statuses that are no problem of the request's form: time-out, object exists, too many requests."""
 _REFUSALS, _PLANS = 4, 3
@@ -76,26 +72,20 @@ class Plan(NamedTuple):
     @classmethod
     def of(cls, request: AWSPreparedRequest, key: str) -> Plan | None:
         """Derive a plan from the SDK's PUT of a key; None if this kind of request is not supported."""
-        headers = {name: _text(value) for name, value in request.headers.items()}
-        present = {name.lower() for name in headers}
-        scheme, _, credential = headers.get("Authorization", "").partition(" Credential=")
-        address, mark, query = request.url.partition("?")
-        quoted = _quote(key)
-        if (
-            scheme != "AWS4-HMAC-SHA256"
-            or len(checksums := [name for name in _CHECKSUMS if name.lower() in present]) != 1
-            or present & _NOT_PLAIN
-            or not address.endswith(f"/{quoted}")
-        ):
+        found = RequestTemplate.of(request, key)
+        if found is None:
             return None
-        _, _, region, service, _ = credential.partition(",")[0].rsplit("/", 4)
+        present = {name.lower() for name in found.headers}
+        checksums = [name for name in _CHECKSUMS if name.lower() in present]
+        if len(checksums) != 1 or present & _NOT_PLAIN:
+            return None
         return cls(
-            address[: -len(quoted)],
-            mark + query,
-            {name: value for name, value in headers.items() if name.lower() not in _PER_REQUEST},
-            region,
-            service,
-            headers.get("X-Amz-Content-SHA256") != UNSIGNED_PAYLOAD,
+            found.base,
+            found.query,
+            {name: value for name, value in found.headers.items() if name.lower() not in _PER_REQUEST},
+            found.region,
+            found.service,
+            found.headers.get("X-Amz-Content-SHA256") != UNSIGNED_PAYLOAD,
             checksums[0],
         )
 
@@ -121,7 +111,6 @@ class Signer:
     """Signs the requests of a plan with one set of credentials.
 
     Most of the text to sign is the same in all requests. botocore writes it once, with marks for the parts that change.
-    The key of the signatures is the same for a day.
 
     Attributes:
         host: the header Host of the requests.
@@ -145,11 +134,11 @@ class Signer:
             f"PUT\n\0path\n{auth.canonical_query_string(request)}\n"
             f"{auth.canonical_headers(signed)}\n\n{self._signed_names}\n\0payload"
         )
-        self._begin_day("")
+        self._key = SigningKey(credentials, plan.region, plan.service)
 
     def sign(self, key: str, data: bytes, checksum: str, timestamp: str) -> tuple[str, dict[str, str]]:
         """Return the URL and the headers of a PUT; the timestamp has the form ``20261125T120000Z``."""
-        quoted = _quote(key)
+        quoted = quote(key)
         is_signed = self.plan.signs_payload and not self.plan.trusts_answers
         payload = hashlib.sha256(data).hexdigest() if is_signed else UNSIGNED_PAYLOAD
         canonical = (
@@ -158,30 +147,17 @@ class Signer:
             .replace("\0date", timestamp)
             .replace("\0checksum", checksum)
         )
-        if timestamp[:8] != self._day:
-            self._begin_day(timestamp[:8])
-        text = f"AWS4-HMAC-SHA256\n{timestamp}\n{self._scope}\n{hashlib.sha256(canonical.encode()).hexdigest()}"
-        signature = hmac.digest(self._key, text.encode(), "sha256").hex()
         headers = {
             **self._headers,
             self.plan.checksum: checksum,
             "X-Amz-Date": timestamp,
             "X-Amz-Content-SHA256": payload,
-            "Authorization": f"AWS4-HMAC-SHA256 Credential={self.credentials.access_key}/{self._scope}, "
-            f"SignedHeaders={self._signed_names}, Signature={signature}",
+            "Authorization": self._key.authorization(canonical, self._signed_names, timestamp),
         }
         return f"{self.plan.base}{quoted}{self.plan.query}", headers
 
-    def _begin_day(self, day: str) -> None:
-        # AWS Signature Version 4, "Derive a signing key".
-        scope = (day, self.plan.region, self.plan.service, "aws4_request")
-        key = f"AWS4{self.credentials.secret_key}".encode()
-        for part in scope:
-            key = hmac.digest(key, part.encode(), "sha256")
-        self._day, self._scope, self._key = day, "/".join(scope), key
 
-
-class DirectSession(LimitedSession):
+class DirectSession(PooledSession):
     """The HTTP session of an S3 client that can also send PUTs directly.
 
     Pass a function that returns it as ``http_session_cls`` of the client's configuration.
@@ -196,7 +172,6 @@ class DirectSession(LimitedSession):
 
     if TYPE_CHECKING:  # what the stubs leave out
         _proxy_config: ProxyConfiguration
-        _max_pool_connections: int
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -204,19 +179,11 @@ class DirectSession(LimitedSession):
         self._plan: Plan | None = None
         self._signer: Signer | None = None
         self._refusals = self._plans = 0
-        self._pools: dict[str, Pool] = {}
 
     async def _get_session(self, proxy_url: str | None) -> ClientSession:
         session = await super()._get_session(proxy_url)
         session._retry_connection = self.may_repeat
         return session
-
-    async def __aexit__(self, *arguments: Any) -> None:
-        try:
-            for pool in self._pools.values():
-                await pool.close()
-        finally:
-            await super().__aexit__(*arguments)
 
     async def send(self, request: Any) -> Any:
         """Send a request of the SDK; keep a PUT that was answered with 200."""
@@ -265,7 +232,7 @@ class DirectSession(LimitedSession):
         if signer is None or signer.plan is not plan or signer.credentials != frozen:
             signer = self._signer = Signer(plan, frozen)
         clock = credentials.shared.clock
-        pool = await self._pool(plan)
+        pool = await self.pool(plan.base)
         signed_at = 0.0
 
         def head() -> bytes:
@@ -278,7 +245,7 @@ class DirectSession(LimitedSession):
         for _ in range(2):
             with self.watches.watch(len(data)) as watch:
                 answer = await pool.request(watch, head, data, may_repeat=self.may_repeat)
-            found = Answer(answer.status, answer.headers, answer.body, plan.trusts_answers)
+            found = Answer(answer.status, answer.headers, bytes(answer.body), plan.trusts_answers)
             if not (found.blames_time() and clock.correct(found.headers.get("date", ""), signed_at)):
                 break
         if found.status == 200:
@@ -289,31 +256,3 @@ class DirectSession(LimitedSession):
             if self._refusals >= _REFUSALS:
                 self._plan, self._refusals = None, 0
         return found
-
-    async def _pool(self, plan: Plan) -> Pool:
-        """Return the connections to the server of a plan."""
-        scheme, _, host, _ = plan.base.split("/", 3)
-        origin = f"{scheme}//{host}"
-        if (pool := self._pools.get(origin)) is not None:
-            return pool
-        # The SDK's context of TLS has the certificates of the AWS configuration.
-        connector: Any = (await self._get_session(None)).connector
-        made = Pool(
-            origin,
-            limit=self._max_pool_connections,
-            connect_timeout_s=self._timeout.sock_connect,
-            tls=None if scheme == "http:" else connector._ssl or True,
-            traffic=self.traffic,
-        )
-        return self._pools.setdefault(origin, made)
-
-
-def _quote(key: str) -> str:
-    if _UNQUOTED.fullmatch(key):
-        return key
-    quoted: str = percent_encode(key, safe="/~")
-    return quoted
-
-
-def _text(value: str | bytes) -> str:
-    return value if isinstance(value, str) else value.decode("utf-8")

@@ -15,6 +15,7 @@ import pytest
 import async_maps as am
 from async_maps.manifest.manifest import Manifest
 from async_maps.report.ending import exit_code
+from async_maps.sources import open_source
 from tests.support.maps import npy, random_map
 from tests.support.s3 import delete, upload
 from tests.support.s3_proxy import Proxy, Refusal, counting
@@ -234,13 +235,19 @@ def source(bucket: str) -> str:
     return f"s3://{bucket}/maps/"
 
 
-def run_of(source: str, job: Job) -> Ended:
+def run_of(source: object, job: Job) -> Ended:
     job.folder = source  # type: ignore[assignment]
     return job.run()
 
 
-def refusing_reads(refusal: Refusal, what: str, *, times: int = FOR_EVER, after: int = 14) -> Any:
-    """Refuse GETs of objects; the listing reads each header once, before the maps are read."""
+@pytest.fixture(params=["while it is listed", "after it was listed"])
+def read(request: pytest.FixtureRequest, source: str) -> object:
+    """The source, whose maps are read while it is listed, or its maps, which are read by the stage for that."""
+    return source if request.param == "while it is listed" else list(open_source(source))
+
+
+def refusing_reads(refusal: Refusal, what: str, *, times: int = FOR_EVER, after: int = 7) -> Any:
+    """Refuse GETs of objects, after some have passed."""
     refuse, passed = refusing(refusal, what, times=times, method="GET"), 0
 
     def refuse_reads(method: str, path: str, query: str) -> Refusal | None:
@@ -265,12 +272,12 @@ def test_an_object_of_the_source_that_is_refused_is_blamed(
 @pytest.mark.parametrize("refusal", [BUSY, BROKEN, RESET], ids=lambda refusal: str(refusal.status))
 @pytest.mark.parametrize("times", [30, FOR_EVER])
 def test_an_outage_of_the_source_blames_no_map(
-    refusal: Refusal, times: int, proxy: Proxy, source: str, job: Job
+    refusal: Refusal, times: int, proxy: Proxy, read: object, job: Job
 ) -> None:
     if times != FOR_EVER:
         job.settings = am.Settings(workers=0, concurrency=4, s3=am.S3Settings(give_up_s=60.0))
     proxy.refuse = refusing_reads(refusal, "/maps/", times=times)
-    ended = run_of(source, job)
+    ended = run_of(read, job)
     if times == FOR_EVER:
         assert (ended.exit_code, ended.failed) == (3, 0), ended
         proxy.refuse = lambda *_: None
@@ -278,9 +285,9 @@ def test_an_outage_of_the_source_blames_no_map(
     assert ended[:3] == (0, 12, 0), ended
 
 
-def test_a_source_that_is_refused_in_mid_run_blames_no_map(proxy: Proxy, source: str, job: Job) -> None:
+def test_a_source_that_is_refused_in_mid_run_blames_no_map(proxy: Proxy, read: object, job: Job) -> None:
     proxy.refuse = refusing_reads(DENIED, "/maps/")
-    ended = run_of(source, job)
+    ended = run_of(read, job)
     # 2 if no map was uploaded before.
     assert ended.exit_code in {2, 3}, ended
     assert ended.failed == 0

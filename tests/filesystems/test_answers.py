@@ -101,7 +101,8 @@ def test_an_object_that_shrinks_is_an_error_without_etags(size: int, server: Ter
     }
     with filesystem.open_object(str(ADDRESS), 10) as file, pytest.raises(InaccessibleError, match="was replaced"):
         file.read()
-    assert len(server.heads) == 3
+    # The SDK repeats the GET that has no plain answer.
+    assert len(server.heads) == 4
 
 
 def test_a_server_that_ignores_ranges_is_named(server: Terse, filesystem: S3Filesystem) -> None:

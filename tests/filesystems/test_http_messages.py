@@ -263,6 +263,15 @@ def test_blanks_around_a_value_are_no_part_of_it() -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("step", [1, 7, 100])
+@pytest.mark.parametrize(("limit", "body"), [(0, b""), (3, b"012"), (10, b"0123456789"), (None, b"0123456789")])
+def test_a_limited_body_ends_there(limit: int | None, body: bytes, step: int) -> None:
+    answer, data = AnswerParser(lambda _: limit), b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n0123456789"
+    for start in range(0, len(data), step):
+        answer.feed(data[start : start + step])
+    assert (answer.is_complete, bytes(answer.body), answer.keeps_alive) == (True, body, len(body) == 10)
+
+
 def test_bytes_after_an_answer_are_leftover() -> None:
     answer = parse(OK + b"H")
     assert (answer.is_complete, answer.body, answer.has_leftover) == (True, b"ab", True)

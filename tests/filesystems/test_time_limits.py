@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from async_maps.errors import ObjectError, TransientError
+from async_maps.filesystems.direct_gets import Wanted
 from async_maps.filesystems.filesystem import InaccessibleError
 from async_maps.filesystems.http_session import Watches
 from async_maps.filesystems.locators import S3Address
@@ -133,6 +134,18 @@ async def test_a_request_of_a_source_ends(fault: str, server: Faulty) -> None:
     await asyncio.to_thread(filesystem.close)
     told = "the store did not send its whole answer in time (s3.read_timeout_s)"
     assert [(type(result), str(result)) for result in results] == [(InaccessibleError, told)] * len(requests)
+
+
+@pytest.mark.parametrize("fault", sorted(FAULTS.keys() - {"stops reading", "takes drops"}))
+async def test_a_direct_get_ends(fault: str, server: Faulty) -> None:
+    filesystem, address = S3Filesystem(S3Settings(**SOON)), S3Address("bucket", "key")
+    await asyncio.to_thread(filesystem.get, address, 0, 1000)
+    server.fault = fault
+    begun = filesystem.begin(address, Wanted(0, 1000))
+    async with asyncio.timeout(_TOO_LONG_S):
+        assert await asyncio.wrap_future(begun) is None
+    assert server.met.is_set()
+    await asyncio.to_thread(filesystem.close)
 
 
 @pytest.mark.parametrize("fault", ["drips a head", "drips a body"])

@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
+from async_maps.concurrency.concurrency_limit import ConcurrencyLimit
 from async_maps.errors import TransientError
-from async_maps.stages.concurrency_limit import ConcurrencyLimit
 from async_maps.stages.rate_limiter import RateLimiter, Rates
 from tests.support.virtual_time import run_in_virtual_time
 

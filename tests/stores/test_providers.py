@@ -266,8 +266,8 @@ def test_a_source_that_loses_its_credentials_blames_no_map(
     class Losing(list[Asked]):
         def append(self, asked: Asked) -> None:
             super().append(asked)
-            # Each map is read once when it is listed, and once more.
-            if len(self) == 50:
+            # Each map is read while it is listed.
+            if len(self) == 20:
                 set_mode(services, "refused")
                 expire(shared)
 

@@ -12,9 +12,9 @@ from collections import Counter, deque
 from math import inf
 from typing import TYPE_CHECKING, NamedTuple
 
+from async_maps.concurrency.concurrency_limit import ConcurrencyLimit
 from async_maps.errors import TransientError
 from async_maps.filesystems.blame import judge
-from async_maps.stages.concurrency_limit import ConcurrencyLimit
 from async_maps.stages.judge import Case, Judge, Ruling
 from async_maps.stages.rate_limiter import RateLimiter
 

@@ -44,6 +44,7 @@ PIECE = 2**20
 _SMALL = 2**18
 _MAX_HEADER = 10_000
 """NumPy's limit for the header of an untrusted file, in bytes."""
+_LONGEST_HEADER = _MAGIC_BYTES + 4 + _MAX_HEADER
 
 
 class NpyReader:
@@ -227,6 +228,14 @@ def _fill(file: IO[bytes], data: NDArray[np.uint8], piece: int = sys.maxsize) ->
         filled += count
     if filled < data.size:
         raise SourceError("truncated while it was read")
+
+
+def array_in_bytes(data: bytes | bytearray, max_pixels: int | None = None) -> NDArray[Any]:
+    """Return the array of a whole ``.npy`` file without copying its values; for the errors see :func:`read_stream`."""
+    file = BytesIO(data[:_LONGEST_HEADER])
+    header, _ = map_at(read_header(file, len(data)), None, max_pixels)
+    values = np.frombuffer(data, header.dtype, math.prod(header.shape), file.tell())
+    return values.reshape(header.shape, order="F" if header.fortran else "C")
 
 
 def values_at(file: IO[bytes], start: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_GROWTH = 1.5
-_GAIN = 1.25
+_GROWTH = 2
+_GAIN = 1.5
 """Half of what a growth brings where latency is the limit."""
-_INTERVAL_S = 0.5
+_INTERVAL_S = 0.2
 _CUT = 0.5
 
 
@@ -19,9 +19,9 @@ class ConcurrencyLimit:
     """Limits concurrent requests: a limit that may grow, because latency differs from store to store.
 
     The requests in flight are the rate times the latency (Little's law). If all of them are in use and the latency is
-    still near the smallest that was measured, the store can do more, and the limit grows by half. If the latency grows
-    as well, or the last growth has not made the rate clearly higher, something else is the limit: the link, the store
-    or this machine.
+    still near the smallest that was measured, the store can do more, and the limit doubles, as in TCP's slow start. If
+    the latency doubles as well, or the last growth has not made the rate clearly higher, something else is the limit:
+    the link, the store or this machine.
 
     A time-out halves the limit. Then each success adds one up to half of what it was, and beyond that each round of
     requests adds one, as for TCP (RFC 5681).
@@ -92,7 +92,7 @@ class ConcurrencyLimit:
         is_faster = mean_s < _GROWTH * self._latency_s and rate > _GAIN * self._rate_before
         if 2 * self._full > self._answers and is_faster:
             self._rate_before = rate
-            self._limit = self._highest = min(float(int(self._limit * _GROWTH + 1)), self._most)
+            self._limit = self._highest = min(self._limit * _GROWTH, float(self._most))
             self.grown()
         self._reset(now)
 
