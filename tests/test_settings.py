@@ -168,7 +168,7 @@ def test_a_range_may_be_two_numbers_or_text(given: Any) -> None:
     assert Settings(range=given).range == "-2.0,2.0"
 
 
-@pytest.mark.parametrize(("cores", "workers", "threads"), [(1, 1, 2), (2, 1, 2), (7, 3, 7)])
+@pytest.mark.parametrize(("cores", "workers", "threads"), [(1, 1, 2), (2, 1, 2), (3, 2, 3), (7, 4, 7)])
 def test_auto_depends_on_the_cores(cores: int, workers: int, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("async_maps.settings.cores", lambda: Limit(cores))
     assert (Settings().worker_count, Settings().encode_thread_count) == (workers, threads)

@@ -128,8 +128,8 @@ class Settings(Model, frozen=True):
     """Processes that run all stages, each for a part of the maps in files (lanes); 1 runs them in this process only.
     auto is 1 up to 4 cores, else one for every three cores, or fewer where the memory is limited."""
     workers: Annotated[int, Field(ge=0, le=_MOST_PARALLEL)] | Literal["auto"] = "auto"
-    """Processes that read and colorize; 0 uses threads of this process, auto one process for every two cores, or fewer
-    where the memory is limited."""
+    """Processes that read and colorize; 0 uses threads of this process, auto two processes for every three cores, or
+    fewer where the memory is limited."""
     encode_threads: Annotated[int, Field(gt=0, le=_MOST_PARALLEL)] | Literal["auto"] = "auto"
     """Threads that encode; auto is one for every core, at least two."""
     concurrency: Annotated[int, Field(gt=0, le=_MOST_REQUESTS)] | Literal["auto"] = "auto"

@@ -63,15 +63,16 @@ def test_memory_is_that_of_the_group_or_of_the_machine(limit: str, found: object
 
 def test_memory_that_is_not_known_is_no_limit(tmp_path: Path) -> None:
     assert memory(tmp_path) is None
-    assert default_sizes(Limit(16), None) == (8, 16, 64 * MIB, ())
+    assert default_sizes(Limit(16), None) == (10, 16, 64 * MIB, ())
 
 
 @pytest.mark.parametrize(
     ("available", "mib", "workers", "threads", "queue_mib"),
     [
         (0.5, 256, 1, 2, 2.7),
-        (2.5, 24_000, 1, 3, 64),
-        (16, 24_000, 8, 16, 64),
+        (2, 24_000, 1, 2, 64),
+        (2.5, 24_000, 2, 3, 64),
+        (16, 24_000, 10, 16, 64),
         (16, 1024, 8, 16, 37.3),
         (16, 512, 3, 16, 18.7),
         (16, 256, 1, 16, 2.7),
