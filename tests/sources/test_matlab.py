@@ -5,6 +5,7 @@ SciPy writes the older versions. Those of 7.3 are written here as MATLAB writes 
 
 from __future__ import annotations
 
+import os
 import re
 import struct
 import zlib
@@ -132,6 +133,21 @@ def test_all_kinds_of_numbers_are_read(maps: Path, save: Callable[..., None]) ->
     save(maps / "a.mat", arrays)
     read = read_all(maps)
     assert_same({name: read[f"a/{name}"] for name in arrays}, arrays)
+
+
+def test_a_signaling_nan_is_nan(maps: Path) -> None:
+    stored = np.ones((3, 5), np.float32)
+    stored.view(np.uint32)[0, 0] = 0x7F800001
+    save_5(maps / "a.mat", {"map": stored})
+    with (maps / "a.mat").open("r+b") as raw:
+        # Behind the header and two tags: singles become doubles, whose values are stored as singles.
+        raw.seek(128 + 8 + 8)
+        assert raw.read(1) == b"\x07"
+        raw.seek(-1, os.SEEK_CUR)
+        raw.write(b"\x06")
+    expected = np.ones((3, 5))
+    expected[0, 0] = np.nan
+    assert_same(read_all(maps), {"a": expected})
 
 
 @versions

@@ -116,6 +116,18 @@ def test_packed_and_missing_values_are_read_as_the_library_reads_them(maps: Path
 
 
 @pytest.mark.parametrize("version", VERSIONS)
+def test_a_signaling_nan_is_nan(maps: Path, version: str) -> None:
+    stored = np.ones((3, 5), np.float32)
+    stored.view(np.uint32)[0, 0] = 0x7F800001
+    with write(maps / "a.nc", version, {"packed": stored}) as file:
+        file["packed"].set_auto_scale(False)
+        file["packed"].scale_factor = 2.0
+    expected = np.full((3, 5), 2.0)
+    expected[0, 0] = np.nan
+    assert_same(read_all(maps), {"a": expected})
+
+
+@pytest.mark.parametrize("version", VERSIONS)
 def test_unsigned_bytes_of_a_classic_file_are_intensities(maps: Path, version: str) -> None:
     values = (STACK * 255).astype(np.uint8)
     with write(maps / "a.nc", version, {"x": values.view(np.int8)}) as file:

@@ -50,10 +50,10 @@ class Packing(NamedTuple):
         missing = np.zeros(values.shape if self.fills else (), bool)
         for fill in self.fills:
             missing |= values == fill
-        if self.scale is not None or values.dtype != self.dtype:
-            values = values.astype(self.dtype)
-        if self.scale is not None:
-            with np.errstate(all="ignore"):
+        with np.errstate(all="ignore"):
+            if self.scale is not None or values.dtype != self.dtype:
+                values = values.astype(self.dtype)
+            if self.scale is not None:
                 values *= self.scale
                 values += self.offset
         return np.where(missing, np.nan, values) if missing.any() else values

@@ -143,7 +143,8 @@ class Matlab5Reader:
             self._stream.skip(first - self._stream.position)
             stored = np.empty(math.prod(shape), values.stored)
             self._stream.read_into(stored.view(np.uint8))
-            read = stored != 0 if values.dtype == np.bool_ else stored.astype(values.dtype, copy=False)
+            with np.errstate(invalid="ignore", over="ignore"):  # signaling NaNs, and values beyond the class
+                read = stored != 0 if values.dtype == np.bool_ else stored.astype(values.dtype, copy=False)
             return read.reshape(values.shape if index is None else values.shape[1:]).swapaxes(-1, -2).reshape(shape)
 
     def close(self) -> None:
