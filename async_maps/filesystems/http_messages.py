@@ -83,7 +83,8 @@ class AnswerParser:
         self.is_complete = self.keeps_alive = self.has_begun = False
         self._received = bytearray()
         self._chunks = bytearray()
-        self._length = 0
+        self._length = self._missing = 0
+        self._pieces: list[bytes | bytearray] = []
         # A function, as a method of this object would be a reference to itself.
         self._step: Callable[[AnswerParser], bool] = AnswerParser._read_head
 
@@ -99,6 +100,11 @@ class AnswerParser:
             AnswerError: they are not HTTP, contradict each other, or are too many.
         """
         self.has_begun = True
+        if self._pieces and len(data) < self._missing:
+            # Of a long body, only the pieces are kept until it is whole.
+            self._pieces.append(data)
+            self._missing -= len(data)
+            return
         self._received += data
         while not self.is_complete and self._step(self):
             pass
@@ -154,15 +160,20 @@ class AnswerParser:
         elif coding is not None:
             self._step = AnswerParser._read_chunk_size
         elif length is not None:
+            self._missing = self._length
             self._step = AnswerParser._read_body
         else:
             self.keeps_alive = False
             self._step = AnswerParser._read_to_end
 
     def _read_body(self) -> bool:
-        if len(self._received) < self._length:
+        piece = self._take(self._missing)
+        self._missing -= len(piece)
+        self._pieces.append(piece)
+        if self._missing:
             return False
-        self._end(self._take(self._length))
+        self._end(piece if len(self._pieces) == 1 else b"".join(self._pieces))
+        self._pieces.clear()
         return True
 
     def _read_to_end(self) -> bool:
