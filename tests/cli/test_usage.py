@@ -247,7 +247,7 @@ def test_help_has_two_examples_that_parse(command: str, capsys: pytest.CaptureFi
 
 
 @pytest.mark.parametrize(
-    "shell", ["bash", pytest.param("zsh", marks=pytest.mark.slow), pytest.param("fish", marks=pytest.mark.slow)]
+    "shell", ["bash", pytest.param("zsh", marks=pytest.mark.long), pytest.param("fish", marks=pytest.mark.long)]
 )
 def test_completion_knows_the_options(shell: str, tmp_path: Path) -> None:
     script = tmp_path / "completion"

@@ -98,8 +98,10 @@ def test_a_folder_that_cannot_be_created_is_reported(tmp_path: Path) -> None:
         demo.run_demo(tmp_path / "file", scenes=1, local=True)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, 143)])
-@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [pytest.param(signal.SIGINT, 0, marks=pytest.mark.slow), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.long)],
+)
 def test_serve_keeps_the_server_until_ctrl_c(tmp_path: Path, number: signal.Signals, code: int) -> None:
     running = start("demo", "--out", tmp_path / "demo", "--scenes", 2, "--serve")
     assert running.stdout is not None

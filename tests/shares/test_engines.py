@@ -72,7 +72,7 @@ def cluster(held: HeldParts) -> Iterator[Any]:
     assert {pid for pid in worker_pids_of(os.getpid()) if alive(pid)} <= before
 
 
-@pytest.fixture(params=["local", pytest.param("ray", marks=[_WITH_RAY, pytest.mark.slow])])
+@pytest.fixture(params=["local", pytest.param("ray", marks=[_WITH_RAY, pytest.mark.long])])
 def engine(request: pytest.FixtureRequest) -> Engine:
     """Each engine."""
     if request.param == "local":
@@ -132,7 +132,19 @@ def report_of(place: Path, number: int) -> Path:
     return place.with_name(f"{number}.json")
 
 
-async def test_each_part_is_committed_once(engine: Engine, plan: Plan, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("plan")
+async def test_each_part_is_committed_once(tmp_path: Path) -> None:
+    await check_run(LocalEngine(), tmp_path)
+
+
+@pytest.mark.slow
+@_WITH_RAY
+@pytest.mark.usefixtures("plan")
+async def test_ray_commits_each_part_once(ray_of_cluster: Engine, tmp_path: Path) -> None:
+    await check_run(ray_of_cluster, tmp_path)
+
+
+async def check_run(engine: Engine, tmp_path: Path) -> None:
     outcomes = await run(engine, tmp_path / "plan")
     assert sorted(outcome.part for outcome in outcomes) == list(range(1, PARTS + 1))
     for outcome in outcomes:

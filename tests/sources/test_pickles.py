@@ -120,7 +120,7 @@ def test_a_pickle_above_the_limit_is_refused() -> None:
         describe(io.BytesIO(pickle.dumps("a" * 1000)), limit=100)
 
 
-@pytest.mark.slow
-def test_a_pickle_of_too_many_values_is_refused() -> None:
+def test_a_pickle_of_too_many_values_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("async_maps.sources.formats.pickles._MAX_OPERATIONS", 1000)
     with pytest.raises(SourceError, match="too many values"):
-        describe(io.BytesIO(b"(" + b"}" * 5_000_000 + b"t."))
+        describe(io.BytesIO(b"(" + b"}" * 1000 + b"t."))
