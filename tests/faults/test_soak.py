@@ -103,13 +103,14 @@ def test_a_large_job_killed_twice_is_completed_in_flat_memory(count: int, tmp_pa
         for index in some.intersection(range(first, first + BLOCK)):
             expected = am.colorize_activation_map(arrays[index - first])
             assert np.array_equal(decode((out / f"{index:07}.png").read_bytes()), expected)
-    fifth = len(sizes) // 5
-    early, late = median(sizes[fifth : 2 * fifth]), median(sizes[-fifth:])
+    # The first half has the start, and a busy machine takes long for that.
+    fifth, half = len(sizes) // 5, len(sizes) // 2
+    early, late = median(sizes[half : half + fifth]), median(sizes[-fifth:])
     print(  # noqa: T201  # README's
         f"{count:,} maps, 2 kills, {time.monotonic() - began:.0f} s: {(late - early) / MIB:+.1f} MiB, "
         f"{max(sizes) / MIB:.0f} MiB at the most"
     )
-    assert late < early + 16 * MIB
+    assert late < early + 8 * MIB
 
     with running(*command) as process:
         assert f"0 uploaded, {count:,} skipped, 0 failed" in process.communicate()[0]
