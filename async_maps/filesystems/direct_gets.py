@@ -93,12 +93,12 @@ class _Bucket:
         """Record a plain answer."""
         self._failures = 0
 
-    def failed(self, status: int) -> None:
+    def failed(self, plan: GetPlan, status: int) -> None:
         """Record another answer, or none, with status 0; after several the SDK sends the next requests."""
-        if status in _OF_THE_OBJECT:
+        if status in _OF_THE_OBJECT or plan is not self.plan:
             return
         self._failures += 1
-        if self._failures >= _FAILURES and self.plan is not None:
+        if self._failures >= _FAILURES:
             self.plan, self._failures = None, 0
             # An outage makes the requests no others, but an odd server does.
             self.plans_left -= 0 < status < 500 and status not in _MAY_PASS
@@ -176,7 +176,7 @@ class DirectGets:
                 try:
                     Thread(target=self._run, args=(started,), daemon=True, name="async-maps-gets").start()
                     self._loop = started.result()
-                except (RuntimeError, OSError):  # no thread, or no file, is left
+                except Exception:  # noqa: BLE001  # no thread, no file or no memory is left: the SDK reads
                     self._is_closed = True
             return self._is_running()
 
@@ -187,7 +187,7 @@ class DirectGets:
         try:
             with asyncio.Runner(loop_factory=fastest_loop()) as runner:
                 runner.run(self._serve(started))
-        except (RuntimeError, OSError) as error:
+        except BaseException as error:  # noqa: BLE001  # such as MemoryError; the SDK reads without this
             if not started.done():
                 started.set_exception(error)
         finally:
@@ -247,7 +247,7 @@ class DirectGets:
             # Also if it is cancelled.
             self._end(found, part)
         if part is None:
-            bucket.failed(status)
+            bucket.failed(signer.plan, status)
         else:
             bucket.succeeded()
 

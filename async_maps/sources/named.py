@@ -272,7 +272,7 @@ class _Openers:
         opened = opened_object(file.path, content, self._filesystems.s3())
         options = self._options(file)
         maps = maps_in_file(file.path, opened.filesystem, options, self._scan.pass_over)
-        return opened.fingerprint, (whole.with_array(found, content, options) for found in maps)
+        return opened.fingerprint, whole.with_arrays(maps, content, options)
 
     def _options(self, file: NamedFile) -> SourceOptions:
         return replace(self._scan.options, span=(file.first, file.end))

@@ -5,7 +5,7 @@ The read that shows whether an object is one map has its values already. For the
 
 from __future__ import annotations
 
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from functools import partial
 from threading import Lock
 from time import perf_counter
@@ -21,7 +21,7 @@ from async_maps.sources.formats.registry import suffix_of
 from async_maps.sources.layouts import map_size
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from typing import Any
 
     from numpy.typing import NDArray
@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from async_maps.sources.options import SourceOptions
 
 _ANY = ValueRange("dataset")
+_PAUSE = 16
+"""After an object that was no single map, this many are not read whole: others like it probably follow."""
+_SPARE_BYTES = 64 * 2**10
+"""The bytes beside a map's values that are kept with them rather than copy the values."""
 
 
 class ReadAhead(NamedTuple):
@@ -59,17 +63,23 @@ class WholeObjects:
         self._ahead = ahead
         self._limit = ConcurrencyLimit(ahead.first, ahead.most)
         self._lock = Lock()
-        self._held = 0
+        self._held = self._paused = 0
+        self._are_maps = False
 
     def is_full(self, count: int) -> bool:
-        """Whether no more than this number of files may be ahead."""
+        """Whether no more than this number of files may be ahead: one, until it has shown that objects are maps."""
+        if not self._are_maps:
+            return self._limit.in_flight > 0
         return count >= self._limit.limit or self._held > self._ahead.max_bytes
 
     def takes(self, file: NamedFile) -> bool:
-        """Whether a file is to be read whole."""
+        """Whether a file is to be read whole: it is small, and may be one map."""
         from async_maps.filesystems.s3 import WHOLE_BYTES
 
-        return is_remote(file.path) and suffix_of(file.path) == ".npy" and 0 < file.size <= WHOLE_BYTES
+        if not (is_remote(file.path) and suffix_of(file.path) == ".npy" and 0 < file.size <= WHOLE_BYTES):
+            return False
+        self._paused = max(0, self._paused - 1)
+        return not self._paused and (file.first, file.end) == (0, None)
 
     def begin(self, file: NamedFile, threads: ThreadPoolExecutor) -> Callable[[], Range]:
         """Begin to read a file; return a function that waits for it, and raises the errors of ``S3Filesystem.read``.
@@ -78,54 +88,70 @@ class WholeObjects:
         """
         from async_maps.filesystems.s3 import WHOLE
 
-        s3, address, size = self._filesystems.s3(), parse_s3_address(file.path), file.size
+        s3, address, held = self._filesystems.s3(), parse_s3_address(file.path), file.size
         started, read = perf_counter(), partial(s3.read, address, WHOLE)
         whole: Future[Range] = Future()
         with self._lock:
             self._limit.in_flight += 1
-            self._held += size
+            self._held += held
 
         def answered(begun: Future[Range | None]) -> None:
             if (content := begun.result()) is not None:
-                self._succeeded(started)
-                whole.set_result(content)
+                succeeded(content)
                 return
             try:
                 threads.submit(by_sdk)
-            except RuntimeError:  # the listing has ended
+            except RuntimeError:  # no thread can be started, or the listing has ended
                 whole.cancel()
 
+        def succeeded(content: Range) -> None:
+            nonlocal held
+            now = perf_counter()
+            with self._lock:
+                self._limit.succeeded(now - started, now)
+                # It may be larger than it was listed.
+                self._held += len(content.data) - held
+                held = len(content.data)
+            whole.set_result(content)
+
         def by_sdk() -> None:
+            if not whole.set_running_or_notify_cancel():
+                return
             try:
                 content = read()
             except BaseException as error:  # noqa: BLE001  # raised to the caller
                 whole.set_exception(error)
             else:
-                self._succeeded(started)
-                whole.set_result(content)
+                succeeded(content)
 
         def take() -> Range:
             try:
                 return whole.result()
+            except CancelledError:
+                return read()
             finally:
                 with self._lock:
                     # Not when it is answered: requests that began together are answered together.
                     self._limit.in_flight -= 1
-                    self._held -= size
+                    self._held -= held
 
         s3.begin(address, WHOLE).add_done_callback(answered)
         return take
 
-    def _succeeded(self, started: float) -> None:
-        now = perf_counter()
-        with self._lock:
-            self._limit.succeeded(now - started, now)
-
-    def with_array(self, found: ListedMap, content: Range, options: SourceOptions) -> ListedMap:
-        """Return a map with its values, if the object is this one map and all of it was read; else unchanged.
+    def with_arrays(self, maps: Iterator[ListedMap], content: Range, options: SourceOptions) -> Iterator[ListedMap]:
+        """Yield the maps of an object, with its values if the object is one map and all of it was read.
 
         A map that cannot be read, or is none, is left to the reader of the pipeline, which has the words for it.
         """
+        self._are_maps = False
+        for found in maps:
+            read = self._with_array(found, content, options)
+            self._are_maps = read.array is not None
+            yield read
+        if not self._are_maps:
+            self._paused = _PAUSE
+
+    def _with_array(self, found: ListedMap, content: Range, options: SourceOptions) -> ListedMap:
         if found.part is not None or found.problem or found.refusal or len(content.data) < content.size:
             return found
         try:
@@ -133,4 +159,7 @@ class WholeObjects:
             map_size(array, _ANY, options.channels)
         except AsyncMapsError:
             return found
+        if len(content.data) > array.nbytes + _SPARE_BYTES:
+            # Otherwise the map would hold bytes that nobody counts.
+            array = array.copy(order="K")
         return found._replace(array=array)

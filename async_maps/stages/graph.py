@@ -103,6 +103,7 @@ class Stages:
         self.control = Control(self.judge, self._put_again, store.check)
         self._reading = Judge(max_attempts=max_attempts, give_up_s=give_up_s)
         self.earlier_reads: Earlier | None = None
+        self._read_control: ReadControl | None = None
 
     async def run(self, running: asyncio.Event) -> None:
         """Run the stages until :meth:`close` was called and the last job is done; set ``running`` when they run."""
@@ -132,7 +133,7 @@ class Stages:
         ):
             async with create_task_group() as stages, self._bitmaps, self._pngs:
                 looking = CapacityLimiter(1)
-                reading = ReadControl(self._reading, filesystems, looking, self.control)
+                reading = self._read_control = ReadControl(self._reading, filesystems, looking, self.control)
                 reading.earlier = self.earlier_reads
 
                 def interrupt() -> None:
@@ -231,8 +232,10 @@ class Stages:
         elif map_.array is not None:
             lease = await self._array_bytes.acquire(map_.array.nbytes)
             if map_.path is not None:
-                # The listing has read it.
+                # The listing has read it, so the store of the source can be asked for it again.
                 self._fetching.worked(0.0, 1)
+                if self._read_control is not None:
+                    self._read_control.keep(map_.path, b"")
         elif map_.path is not None and is_remote(map_.path):
             # The header may be wrong: a map that seems larger than the whole budget is read when nothing else is held.
             lease = await self._array_bytes.acquire(min(map_.max_bytes, self._array_bytes.limit))

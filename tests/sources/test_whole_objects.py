@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
+import async_maps as am
 from async_maps.sources import open_source
 from async_maps.sources.activation_map import ActivationMap
 from async_maps.sources.whole_objects import ReadAhead
 from tests.support.leftovers import leaves_nothing
 from tests.support.maps import npy, random_map
 from tests.support.s3 import upload
-from tests.support.s3_proxy import Proxy, counting
+from tests.support.s3_proxy import Proxy, Refusal, counting
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
     from typing import Any
 
     from async_maps.demo import seaweed
@@ -82,8 +85,9 @@ def test_the_bytes_that_are_read_ahead_are_bounded(bucket: str, proxy: Proxy) ->
 
 def test_objects_whose_answer_breaks_are_read_again(bucket: str, proxy: Proxy) -> None:
     upload(bucket, {f"{i:02}.npy": npy(random_map(i)) for i in range(40)})
+    entries = iter(open_source(f"s3://{bucket}/", ahead=AHEAD))
+    next(entries)
     proxy.break_off = 10
-    entries = listed(f"s3://{bucket}/")
     assert not [entry.name for entry in entries if array_of(entry) is None]
     assert len(proxy.gets()) == 50
 
@@ -109,3 +113,49 @@ def test_an_object_that_has_grown_is_read_as_it_is_now(bucket: str, proxy: Proxy
     np.testing.assert_array_equal(array_of(first), random_map(0))
     np.testing.assert_array_equal(array_of(second), larger)
     assert str(second.fingerprint).startswith(f"{len(npy(larger))}-")
+
+
+def test_of_objects_that_are_no_maps_only_one_in_some_is_read_whole(bucket: str, proxy: Proxy) -> None:
+    stack = npy(np.zeros((5, 128, 128), np.float32))
+    upload(bucket, {f"{i:02}.npy": stack for i in range(34)})
+    assert len(listed(f"s3://{bucket}/")) == 34 * 5
+    whole = [asked for asked in proxy.gets() if asked.size == len(stack)]
+    assert len(whole) == 3
+
+
+def test_a_map_does_not_keep_the_bytes_behind_its_array(bucket: str) -> None:
+    upload(bucket, {"a.npy": npy(random_map(0)) + bytes(2**20)})
+    (entry,) = listed(f"s3://{bucket}/")
+    np.testing.assert_array_equal(array_of(entry), random_map(0))
+    assert array_of(entry).base is None
+
+
+def test_without_a_thread_for_the_sdk_the_listing_reads(
+    bucket: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload(bucket, {f"{i:02}.npy": npy(random_map(i)) for i in range(20)})
+
+    def submit(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(ThreadPoolExecutor, "submit", submit)
+    entries = iter(open_source(f"s3://{bucket}/", ahead=AHEAD))
+    next(entries)
+    proxy.break_off = 10
+    assert not [entry.name for entry in entries if array_of(entry) is None]
+
+
+def test_objects_that_the_listing_has_read_are_evidence_for_others(bucket: str, proxy: Proxy, tmp_path: Path) -> None:
+    upload(bucket, {f"{i:02}.npy": npy(random_map(i)) for i in range(20)})
+    upload(bucket, {"big.npy": npy(np.zeros((1500, 1600), np.float32))})
+    asked: list[str] = []
+
+    def refuse(method: str, path: str, _: str) -> Refusal | None:
+        if method == "GET" and path.endswith("big.npy"):
+            asked.append(path)
+            return Refusal(403, "AccessDenied", "not for you") if len(asked) > 1 else None
+        return None
+
+    proxy.refuse = refuse
+    report = am.run(f"s3://{bucket}/", tmp_path / "out", settings=am.Settings(workers=0))
+    assert (report.uploaded, [failure.name for failure in report.failures]) == (20, ["big"])
