@@ -100,5 +100,5 @@ async def test_doctor_is_content_with_a_store_that_keeps_all(odd_server: OddServ
     found = {
         finding.check: finding.level for finding in await am.adiagnose("s3://bucket/p", Settings(s3=s3), quick=True)
     }
-    assert (found["kept headers"], found["create only"]) == ("ok", "ok")
+    assert (found["kept headers"], found["create only"]) == ("ok", "ok"), found
     assert not {"checksum", "ETags"} & set(found)

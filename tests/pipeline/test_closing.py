@@ -268,7 +268,7 @@ async def test_leaving_is_bounded_when_the_source_does_not_answer(
             await link.stopped()
             watch = measuring.enter_context(Stopwatch())
         assert watch.elapsed_s < 1.0 + SLACK_S
-        # The listing reads the maps, so none is accepted that was not read; a busy machine may abandon some of the others.
+        # Only maps that the listing has read are accepted; a busy machine may abandon some of them.
         with suppress(am.PipelineClosedError):
             assert (await running).exit_code == STOPPED_EARLY
 

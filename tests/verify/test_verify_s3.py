@@ -216,7 +216,7 @@ async def test_no_overlay_of_a_run_is_called_foreign_or_different_while_it_write
     place = f"s3://{bucket}/p"
     await to_thread.run_sync(upload_overlays, maps, place, manifest)
     await to_thread.run_sync(upload, bucket, {"p/old.png": b"foreign"})
-    np.save(maps / "stack.npy", np.random.default_rng(1).random((1500, 6, 6)))
+    np.save(maps / "stack.npy", np.random.default_rng(1).random((4000, 6, 6)))
     # Every overlay is replaced, and there are new ones.
     run = ("run", maps, place, "--manifest", manifest, "--overwrite", "--colormap", "viridis", "--workers", 1)
     running = start(*run, "--progress", "none")
