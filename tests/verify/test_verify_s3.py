@@ -234,7 +234,7 @@ async def test_no_overlay_of_a_run_is_called_foreign_or_different_while_it_write
     assert running.returncode == 0
     assert beside
     after = await am.averify_locators(manifest, settings=SETTINGS)
-    assert (found(after), after.right, after.unsettled) == ({"foreign": {"old"}}, 1508, 0)
+    assert (found(after), after.right, after.unsettled) == ({"foreign": {"old"}}, 4008, 0)
 
 
 async def test_the_clock_of_the_store_is_known_from_its_listing(
