@@ -153,6 +153,8 @@ def test_ci_runs_every_other_command() -> None:
         for line in block.splitlines()
         if any(not command.is_ours for command in commands(line))
     }
+    # The slow tests run these.
+    lines -= {line for line in lines if re.fullmatch(r"python -m async_maps\.examples\.(?!gradcam$)\w+", line)}
     patterns = set(re.findall(r"\breadme '(.*?)'", read(".ci/run")))
     assert {line for line in lines if not any(re.search(pattern, line) for pattern in patterns)} == set()
     # As many as one line is what .ci/run takes.

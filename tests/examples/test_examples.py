@@ -1,8 +1,9 @@
-"""Each example as a program: its overlays are those of its maps, and its maps are those of the method."""
+"""Each example as its page runs it: its overlays are those of its maps, and its maps are those of the method."""
 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from importlib import import_module
@@ -17,7 +18,7 @@ from PIL import Image
 import async_maps as am
 from async_maps.render.quantize import quantize
 from async_maps.render.ranges import parse_range
-from tests.support.documents import ROOT
+from tests.support.documents import ROOT, blocks
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.slow
 
 IMAGES = 24
+PAGE = "async_maps/examples/README.md"
 
 
 def example(name: str) -> Any:
@@ -39,12 +41,13 @@ def example(name: str) -> Any:
         pytest.skip(str(error))
 
 
-def run(name: str, destination: Path) -> str:
-    """Run an example as a program and return what it printed."""
-    command = [sys.executable, "-m", f"async_maps.examples.{name}", str(destination)]
-    ended = subprocess.run(command, cwd=destination, capture_output=True, text=True, check=False)
+def run(name: str, folder: Path) -> tuple[str, Path]:
+    """Run an example as the page says; return what it printed, and the folder of its overlays."""
+    ended = subprocess.run(
+        [sys.executable, "-m", f"async_maps.examples.{name}"], cwd=folder, capture_output=True, text=True, check=False
+    )
     assert ended.returncode == 0, ended.stderr
-    return ended.stdout
+    return ended.stdout, folder / "async-maps-examples" / name
 
 
 def arrays(pairs: Iterable[tuple[str, Any]]) -> Maps:
@@ -86,13 +89,21 @@ def class_activation_maps(features: Any, weights: Any, logits: Any) -> NDArray[n
     return np.maximum(cams, 0)
 
 
+def test_each_example_of_the_page_is_run() -> None:
+    lines = "\n".join(blocks(PAGE, "bash"))
+    of_the_page = set(re.findall(r"^python -m async_maps\.examples\.(\w+)$", lines, re.MULTILINE))
+    run_here = set(re.findall(r'= run\("(\w+)"', Path(__file__).read_text()))
+    assert of_the_page - {"gradcam"} == run_here - {"pytorch_gradcam"}
+
+
 def test_integrated_gradients_add_up_to_the_change_of_the_logit(tmp_path: Path) -> None:
     module = example("integrated_gradients")
-    assert run("integrated_gradients", tmp_path).startswith(f"{IMAGES} uploaded, 0 skipped, 0 failed\n")
+    output, overlays = run("integrated_gradients", tmp_path)
+    assert output.startswith(f"{IMAGES} uploaded, 0 skipped, 0 failed\n")
     channels = {name: found.detach().numpy() for name, found in module.attributions()}
     assert {found.shape for found in channels.values()} == {(3, 64, 64)}
     maps = {name: found.sum(0, dtype=np.float64).astype(np.float32) for name, found in channels.items()}
-    assert_overlays(tmp_path, maps, am.Settings(range="symmetric", colormap=module.BLUE_TO_RED))
+    assert_overlays(overlays, maps, am.Settings(range="symmetric", colormap=module.BLUE_TO_RED))
     model, inputs = module.classifier(), images()
     logits = model(inputs)
     change = (logits - model(inputs * 0)).gather(1, logits.argmax(1, keepdim=True))[:, 0].detach().numpy()
@@ -103,9 +114,10 @@ def test_integrated_gradients_add_up_to_the_change_of_the_logit(tmp_path: Path) 
 
 def test_grad_cams_of_captum_equal_class_activation_maps(tmp_path: Path) -> None:
     module = example("layer_gradcam")
-    assert run("layer_gradcam", tmp_path).startswith(f"{IMAGES} uploaded, 0 skipped, 0 failed\n")
+    output, overlays = run("layer_gradcam", tmp_path)
+    assert output.startswith(f"{IMAGES} uploaded, 0 skipped, 0 failed\n")
     maps = arrays(module.cams())
-    assert_overlays(tmp_path, maps, am.Settings(range="per-map"))
+    assert_overlays(overlays, maps, am.Settings(range="per-map"))
     model, inputs = module.classifier(), images()
     expected = class_activation_maps(model[0](inputs), model[-1].weight, model(inputs))
     np.testing.assert_allclose(np.stack(list(maps.values())), expected, atol=1e-6 * expected.max())
@@ -113,9 +125,10 @@ def test_grad_cams_of_captum_equal_class_activation_maps(tmp_path: Path) -> None
 
 def test_attention_rollout_follows_the_papers_recursion(tmp_path: Path) -> None:
     module = example("attention_rollout")
-    assert run("attention_rollout", tmp_path).startswith(f"{IMAGES} uploaded, 0 skipped, 0 failed\n")
+    output, overlays = run("attention_rollout", tmp_path)
+    assert output.startswith(f"{IMAGES} uploaded, 0 skipped, 0 failed\n")
     maps = arrays(module.rollouts())
-    assert_overlays(tmp_path, maps, am.Settings(range="per-map"))
+    assert_overlays(overlays, maps, am.Settings(range="per-map"))
     _, attentions = module.VisionTransformer().eval()(images())
     first, second = (0.5 * layer.detach().numpy().mean(1) + 0.5 * np.eye(65) for layer in attentions)
     expected = np.einsum("nij,njk->nik", second, first)[:, 0, 1:].reshape(-1, 8, 8)
@@ -127,7 +140,8 @@ def test_attention_rollout_follows_the_papers_recursion(tmp_path: Path) -> None:
 
 def test_grad_cams_of_keras_equal_class_activation_maps(tmp_path: Path) -> None:
     module = example("keras_gradcam")
-    assert run("keras_gradcam", tmp_path).startswith(f"{IMAGES} uploaded, 0 skipped, 0 failed\n")
+    output, overlays = run("keras_gradcam", tmp_path)
+    assert output.startswith(f"{IMAGES} uploaded, 0 skipped, 0 failed\n")
     models = []
     original = module.grad_cam
 
@@ -138,7 +152,7 @@ def test_grad_cams_of_keras_equal_class_activation_maps(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "grad_cam", watched)
         maps = arrays(module.cams())
-    assert_overlays(tmp_path, maps, am.Settings(range="per-map"))
+    assert_overlays(overlays, maps, am.Settings(range="per-map"))
     *convolutions, _, head = models[0].layers
     features = images().permute(0, 2, 3, 1)
     for layer in convolutions:
@@ -150,12 +164,12 @@ def test_grad_cams_of_keras_equal_class_activation_maps(tmp_path: Path) -> None:
 
 def test_logits_and_entropies_have_their_own_scales(tmp_path: Path) -> None:
     module = example("segmentation")
-    output = run("segmentation", tmp_path)
+    output, overlays = run("segmentation", tmp_path)
     assert output.startswith(f"{4 * IMAGES} uploaded, 0 skipped, 0 failed\n")
     assert f"\n{IMAGES} uploaded, 0 skipped, 0 failed\n" in output
     logits, entropies = arrays(module.class_logits()), arrays(module.entropies())
-    assert_overlays(tmp_path / "logits", logits, am.Settings(range=(-8, 8), colormap="viridis", alpha=0.6))
-    assert_overlays(tmp_path / "entropy", entropies, am.Settings(colormap="inferno"))
+    assert_overlays(overlays / "logits", logits, am.Settings(range=(-8, 8), colormap="viridis", alpha=0.6))
+    assert_overlays(overlays / "entropy", entropies, am.Settings(colormap="inferno"))
     for name, entropy in entropies.items():
         exponents = np.exp(np.stack([logits[f"{name}/{label}"] for label in module.CLASSES]).astype(np.float64))
         shares = exponents / exponents.sum(0)
@@ -168,13 +182,12 @@ def test_logits_and_entropies_have_their_own_scales(tmp_path: Path) -> None:
 
 def test_density_maps_share_the_scale_of_the_whole_set(tmp_path: Path) -> None:
     module = example("density")
-    maps_folder, overlays = tmp_path / "maps", tmp_path / "overlays"
-    overlays.mkdir()
+    maps_folder = tmp_path / "maps"
     module.save_densities(maps_folder)
     files = maps_folder.rglob("*.npy")
     maps = {path.relative_to(maps_folder).with_suffix("").as_posix(): np.load(path) for path in files}
     low, high = (float(choose([choose(values) for values in maps.values()])) for choose in (np.min, np.max))
-    output = run("density", overlays)
+    output, overlays = run("density", tmp_path)
     assert output.startswith(f"{IMAGES} uploaded, 0 skipped, 0 failed\n")
     assert f"\ncolors span {low:g} to {high:g}\n" in output
     assert_overlays(overlays, maps, am.Settings(range=(low, high)))
@@ -184,11 +197,12 @@ def test_density_maps_share_the_scale_of_the_whole_set(tmp_path: Path) -> None:
 
 def test_grad_cams_of_pytorch_grad_cam_are_scaled_to_0_to_1(tmp_path: Path) -> None:
     module = example("pytorch_gradcam")
-    assert run("pytorch_gradcam", tmp_path).startswith(f"{IMAGES} uploaded, 0 skipped, 0 failed\n")
+    output, overlays = run("pytorch_gradcam", tmp_path)
+    assert output.startswith(f"{IMAGES} uploaded, 0 skipped, 0 failed\n")
     found = dict(module.cams())
     assert {(array.shape, array.dtype.name) for array in found.values()} == {((64, 64), "float32")}
     assert all(array.min() == 0 and 0.99 < array.max() <= 1 for array in found.values())
-    assert_overlays(tmp_path, arrays(found.items()), am.Settings())
+    assert_overlays(overlays, arrays(found.items()), am.Settings())
 
 
 def test_a_torchvision_that_does_not_fit_is_one_sentence(tmp_path: Path) -> None:

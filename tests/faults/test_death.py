@@ -145,7 +145,7 @@ class KilledJob:
 @pytest.mark.parametrize(
     "goal",
     [
-        pytest.param(10, marks=pytest.mark.slow),
+        pytest.param(6, marks=pytest.mark.slow),
         pytest.param(100, marks=[pytest.mark.long, pytest.mark.timeout(3_600)]),
     ],
 )
