@@ -8,7 +8,7 @@ import numba
 import numpy as np
 from numba import types
 
-from async_maps.render.kernels import kernel
+from async_maps.render.kernel_compiler import kernel
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -18,7 +18,7 @@ import numba
 import numpy as np
 from numba import types
 
-from async_maps.render.kernels import kernel, readonly
+from async_maps.render.kernel_compiler import kernel, readonly
 from async_maps.render.scanlines import MARGIN, NONE, SYMBOLS, UP
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import pytest
 from async_maps.concurrency.launch import anonymous_file
 from async_maps.render.kernel_cache import Loaded
 from async_maps.render.kernel_stores import Folder, Memory, Places, UntrustedError
-from tests.support.kernels import COUNT, PROGRAM, Place, finish
+from tests.support.kernels import COUNT, FEW, PROGRAM, Place, finish
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,11 +38,19 @@ def warmed(tmp_path_factory: pytest.TempPathFactory) -> Place:
     return place
 
 
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """A place with a few kernels; tests must not change it."""
+    place = Place(tmp_path_factory.mktemp("few"), few=True)
+    assert place.load() == (FEW, 0)
+    return place
+
+
 @pytest.fixture
-def place(filled: Place, tmp_path: Path) -> Place:
-    """The same code, with a copy of its filled cache."""
-    copy = Place(tmp_path, filled.code)
-    shutil.copytree(filled.cache, copy.cache)
+def place(few: Place, tmp_path: Path) -> Place:
+    """The same code, with a copy of its cache."""
+    copy = Place(tmp_path, few.code, few=True)
+    shutil.copytree(few.cache, copy.cache)
     return copy
 
 
@@ -100,8 +108,8 @@ def test_a_damaged_file_is_compiled_and_replaced(place: Place, damage: str) -> N
     for file in place.files():
         whole = file.read_bytes()
         file.write_bytes({"empty": b"", "torn": whole[: len(whole) // 2], "garbage": bytes(len(whole))}[damage])
-    assert place.load() == (COUNT, 0)
-    assert place.load() == (0, COUNT)
+    assert place.load() == (FEW, 0)
+    assert place.load() == (0, FEW)
 
 
 @pytest.mark.parametrize(
@@ -120,8 +128,8 @@ def test_a_folder_that_others_can_write_is_not_used(
         pytest.skip("only root gives a folder to another user")
     before = {file: file.stat().st_mtime_ns for file in place.files()}
     endanger(place.cache)
-    found = finish(place.start("program.py"))
-    assert (found["compiled"], found["found"]) == (COUNT, 0)
+    found = finish(place.start(place.program))
+    assert (found["compiled"], found["found"]) == (FEW, 0)
     assert reason in found["problem"]
     assert {file: file.stat().st_mtime_ns for file in place.files()} == before
 
@@ -129,28 +137,26 @@ def test_a_folder_that_others_can_write_is_not_used(
 def test_a_file_that_others_can_write_is_not_loaded(place: Place, tmp_path: Path) -> None:
     planted = place.files()[0]
     planted.chmod(0o666)
-    found = finish(place.start("program.py"))
-    assert (found["compiled"], found["found"]) == (1, COUNT - 1)
+    found = finish(place.start(place.program))
+    assert (found["compiled"], found["found"]) == (1, FEW - 1)
     assert f"{planted} can be written by other users (mode 0666)" in found["problem"]
     link = place.files()[1]
     shutil.move(link, tmp_path / "elsewhere")
     link.symlink_to(tmp_path / "elsewhere")
-    assert place.load() == (1, COUNT - 1)
+    assert place.load() == (1, FEW - 1)
     assert not link.is_symlink()
 
 
-def test_a_sticky_folder_is_safe(filled: Place, tmp_path: Path) -> None:
-    place = Place(tmp_path, filled.code)
-    shutil.copytree(filled.cache, place.cache)
+def test_a_sticky_folder_is_safe(place: Place) -> None:
     place.cache.chmod(0o1777)
-    assert place.load() == (0, COUNT)
+    assert place.load() == (0, FEW)
 
 
 def test_files_are_readable_by_others_with_any_umask(tmp_path: Path) -> None:
-    place = Place(tmp_path)
+    place = Place(tmp_path, few=True)
     before = os.umask(0o002)
     try:
-        process = place.start("program.py")
+        process = place.start(place.program)
     finally:
         os.umask(before)
     assert finish(process)["problem"] == ""
@@ -159,8 +165,8 @@ def test_files_are_readable_by_others_with_any_umask(tmp_path: Path) -> None:
 
 
 def test_concurrent_processes_compile_each_kernel_once(tmp_path: Path) -> None:
-    place = Place(tmp_path)
-    processes = [place.start("program.py", "together") for _ in range(4)]
+    place = Place(tmp_path, few=True)
+    processes = [place.start(place.program, "together") for _ in range(4)]
     for process in processes:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
@@ -168,7 +174,7 @@ def test_concurrent_processes_compile_each_kernel_once(tmp_path: Path) -> None:
         assert process.stdin is not None
         process.stdin.write("go\n")
         process.stdin.flush()
-    assert sum(finish(process)["compiled"] for process in processes) == COUNT
+    assert sum(finish(process)["compiled"] for process in processes) == FEW
 
 
 def test_workers_without_a_folder_share_one_compilation_and_one_notice(tmp_path: Path) -> None:

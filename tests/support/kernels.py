@@ -15,6 +15,8 @@ from async_maps.render.kernel_cache import Loaded
 
 COUNT = 15
 """The kernels that every run needs."""
+FEW = 2
+"""The kernels that reduce channels, which take a fraction of the time to compile."""
 
 # Prints how the kernels were loaded, after checking two of them.
 PROGRAM = """
@@ -41,19 +43,32 @@ kernels.look_up(plane[:1_000], table, pixels)
 assert (pixels == table[plane[:1_000]]).all()
 print(json.dumps(loaded([kernels, deflate_kernels])))
 """
+FEW_PROGRAM = """
+import json, sys
+
+if "together" in sys.argv:
+    print("ready", flush=True)
+    sys.stdin.readline()
+from async_maps.render import channel_kernels
+from async_maps.render.kernel_cache import loaded
+
+print(json.dumps(loaded([channel_kernels])))
+"""
 
 
 class Place:
-    """A copy of the package and a cache folder, for processes that use both."""
+    """A copy of the package and a cache folder, for processes that use both; they load all kernels, or a few."""
 
-    def __init__(self, folder: Path, code: Path | None = None) -> None:
+    def __init__(self, folder: Path, code: Path | None = None, *, few: bool = False) -> None:
         self.cache = folder / "cache"
+        self.program = "few.py" if few else "program.py"
         self.code = code or folder / "code"
         if code is None:
             shutil.copytree(
                 Path(async_maps.__file__).parent, self.code / "async_maps", ignore=shutil.ignore_patterns("__pycache__")
             )
             (self.code / "program.py").write_text(PROGRAM)
+            (self.code / "few.py").write_text(FEW_PROGRAM)
         # No folder beside the module.
         (self.code / "async_maps/render/__pycache__").write_text("")
         ours = {n: v for n, v in os.environ.items() if not n.startswith(("NUMBA_", "PYTHON", "COV", "XDG_"))}
@@ -80,12 +95,12 @@ class Place:
 
     def load(self) -> tuple[int, int]:
         """Load the kernels in a new process; return the number of kernels that were compiled and found."""
-        found = finish(self.start("program.py"))
+        found = finish(self.start(self.program))
         return found["compiled"], found["found"]
 
     def problem(self) -> str:
         """Load the kernels; return what is wrong with the cache."""
-        return str(finish(self.start("program.py"))["problem"])
+        return str(finish(self.start(self.program))["problem"])
 
     def run(self, *arguments: object) -> subprocess.CompletedProcess[str]:
         """Run the command."""
