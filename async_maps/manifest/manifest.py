@@ -42,6 +42,8 @@ class Plan:
     skipped: int = 0
     refused: list[Failure] = field(default_factory=list)
     """Maps with the name of another map of this run."""
+    has_others: bool = False
+    """Whether maps to skip have overlays that were made with other settings."""
 
 
 class Located(NamedTuple):
@@ -108,6 +110,7 @@ class Manifest(StaleRows, ManifestSamples):
                     plan.todo.append(map_)
                 else:
                     plan.skipped += 1
+                    plan.has_others |= row[:1] == ("done",) and row[3] != settings
         return plan
 
     def renamed(self, maps: Sequence[ActivationMap]) -> list[tuple[ActivationMap, str]]:

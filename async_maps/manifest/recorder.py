@@ -50,6 +50,10 @@ _logger = logging.getLogger("async_maps")
 
 _COMMIT_ROWS = 1000
 _COMMIT_INTERVAL_S = 0.5
+_OTHERS = (
+    "other maps have overlays that were made with other settings, such as the range, and keep them: to make all alike, "
+    "run without --retry-failed (select='failed')"
+)
 
 
 class Recorder:
@@ -151,6 +155,9 @@ class Recorder:
                         await self._in_turn(self._manifest.keep_range, value_range, setting)
                 if plan.todo and self._writes and not self._repairs:
                     await self._in_turn(self._manifest.note_sending, plan.todo, self._settings)
+                if plan.has_others and mode == "failed" and _OTHERS not in report.warnings:
+                    report.warnings.append(_OTHERS)
+                    _logger.warning("%s", _OTHERS)
                 report.skipped += plan.skipped
                 report.unselected += plan.skipped if mode == "failed" else 0
                 # A repair does not report maps that were refused.

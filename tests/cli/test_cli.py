@@ -164,6 +164,21 @@ def test_retry_failed_and_overwrite_select_maps(maps: Path, capsys: pytest.Captu
     assert "3 uploaded, 0 skipped, 0 failed" in capsys.readouterr().out
 
 
+def test_retry_failed_with_other_settings_says_that_overlays_differ(
+    maps: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save(maps / "good.npy", random_map(1))
+    np.save(maps / "high.npy", np.full((4, 4), 1.5))
+    command = ("run", maps, "out", "--progress", "none", "--workers", 0)
+    assert invoke(*command) == 1
+    assert invoke(*command, "--retry-failed") == 1
+    assert "other settings" not in capsys.readouterr().err
+    assert invoke(*command, "--retry-failed", "--range", "0,2") == 0
+    assert capsys.readouterr().err.count("overlays that were made with other settings, such as the range") == 1
+    assert invoke(*command, "--range", "0,2") == 0
+    assert "other settings" not in capsys.readouterr().err
+
+
 @pytest.mark.runs
 def test_failures_are_listed_by_reason_with_the_command_that_lists_all(
     maps: Path, capsys: pytest.CaptureFixture[str]
