@@ -72,6 +72,12 @@ COMMANDS = {
         "store is down: run it again; 129/130/143 interrupted. Of a plan: 3 also if parts are missing, 4 not a "
         "plan, or one of another version",
     ),
+    "view": _Command(
+        "view:view",
+        "Look at overlays on their source images, in a browser.",
+        "0 ended by Ctrl-C; 2 wrong use, or the manifest cannot be read; 3 the store of a plan is down; 129/143 ended "
+        "by a signal",
+    ),
     "doctor": _Command(
         "doctor:doctor",
         "Check whether this machine can write to a destination and browsers can read it.",

@@ -168,8 +168,8 @@ class Objects:
             found = self._filesystems.s3().find(locator)
         return None if found is None else ObjectInfo(locator, found.size, found.etag or None, found.modified)
 
-    def read(self, locator: str, start: int = 0) -> Content:
-        """Read an object from an offset on, in one request.
+    def read(self, locator: str, start: int = 0, most: int = _MOST_BYTES) -> Content:
+        """Read an object from an offset on, at most that many bytes, in one request.
 
         Raises:
             OSError: the object cannot be read, or does not exist (FileNotFoundError).
@@ -179,12 +179,13 @@ class Objects:
         if (path := file_path(locator)) is not None:
             with self._filesystems.of(path).open(path) as file:
                 file.seek(start)
-                return Content(file.read(), modified=os.fstat(file.fileno()).st_mtime)
+                size = os.fstat(file.fileno()).st_size
+                return Content(file.read(min(size + 1, most)), modified=os.fstat(file.fileno()).st_mtime)
         from async_maps.filesystems.s3 import RefusedError
 
         address = parse_s3_address(locator)
         try:
-            found = self._filesystems.s3().get(address, start, _MOST_BYTES)
+            found = self._filesystems.s3().get(address, start, most)
         except RefusedError:
             raise
         except SourceError as error:

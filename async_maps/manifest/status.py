@@ -139,14 +139,14 @@ def status(manifest: str | PathLike[str]) -> ManifestStatus:
     grouped = sorted(groups.groups(), key=lambda group: -group.count)
     return ManifestStatus(
         manifest=str(manifest),
-        state=_state(run, is_written=writer is not None),
+        state=state_of(run, is_written=writer is not None),
         writer=None if writer is None else writer.text,
         destination=None if identity is None else Identity.parse(identity).destination,
         done=counts.get("done", 0),
         failed=counts.get("failed", 0),
         failure_groups=grouped,
         ungrouped=counts.get("failed", 0) - sum(group.count for group in grouped),
-        **({} if run is None else _run_of(run) | _progress(run, samples)),
+        **({} if run is None else _run_of(run) | progress_of(run, samples)),
     )
 
 
@@ -162,7 +162,8 @@ def _open(path: str | PathLike[str]) -> Manifest:
     return Manifest(path, read_only=True)
 
 
-def _state(run: LastRun | None, *, is_written: bool) -> State:
+def state_of(run: LastRun | None, *, is_written: bool) -> State:
+    """Return the state of a run; ``is_written`` says whether a process writes the manifest now."""
     if run is None:
         return "empty"
     if run.ended_at is None:
@@ -174,7 +175,8 @@ def _run_of(run: LastRun) -> dict[str, Any]:
     return {name: getattr(run, name) for name in ("started_at", "ended_at", "error", "source", "select", "limit")}
 
 
-def _progress(run: LastRun, samples: Sequence[Sample]) -> dict[str, Any]:
+def progress_of(run: LastRun, samples: Sequence[Sample]) -> dict[str, Any]:
+    """Return the progress of a run from its samples, as attributes of :class:`ManifestStatus`; empty without one."""
     if not samples:
         return {}
     last = samples[-1]

@@ -1,0 +1,65 @@
+"""``async-maps view``."""
+
+from __future__ import annotations
+
+import signal
+from contextlib import suppress
+from threading import Event
+from typing import Annotated
+
+from cyclopts import Parameter, validators
+
+from async_maps.cli.console import say, set_verbosity
+from async_maps.cli.interruption import interruption
+from async_maps.cli.options import WHAT, Quiet, Verbose
+from async_maps.report.ending import DONE
+
+_MOST_PORT = 65_535
+
+
+def view(  # noqa: PLR0913  # one argument per option
+    manifest: str,
+    /,
+    *,
+    images: Annotated[str | None, Parameter(group=WHAT)] = None,
+    port: Annotated[int, Parameter(group=WHAT, validator=validators.Number(gte=0, lte=_MOST_PORT))] = 0,
+    open_browser: Annotated[bool, Parameter(name="--open", negative="--no-open", group=WHAT)] = True,
+    allow_host: Annotated[list[str] | None, Parameter(group=WHAT, negative="")] = None,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> int:
+    """Look at overlays on their source images, in a browser.
+
+    ```
+    async-maps view async-maps.sqlite --images images/
+    async-maps view async-maps.sqlite --images "s3://my-bucket/{name}.jpg"
+    ```
+
+    Serves a page on 127.0.0.1 until Ctrl-C and prints its address, which has a token. For another machine, forward the
+    port: `ssh -L 8765:127.0.0.1:8765 HOST`, and use `--port 8765 --no-open` there.
+
+    Parameters
+    ----------
+    manifest
+        Manifest of a run, also while it writes; or the address of a plan, a folder or s3://bucket/prefix.
+    images
+        Source images: a folder or s3://bucket/prefix, where an image has the name of its map, or of the map's folder; a
+        template with {name}, {parent} and {stem}; or a table with the columns name and image.
+    port
+        Port on loopback; 0 for any that is free.
+    open_browser
+        Open the page in a browser, where there is one.
+    allow_host
+        Name under which a proxy reaches this page; repeatable.
+    """
+    from async_maps.viewer.server import Viewer
+
+    set_verbosity(verbose=verbose, quiet=quiet)
+    with suppress(KeyboardInterrupt), Viewer(manifest, images=images, port=port, hosts=allow_host or ()) as viewer:
+        # Not masked: its token is what the user needs.
+        print(viewer.url, flush=True)  # noqa: T201  # the answer
+        opened = open_browser and viewer.show()
+        say("Ctrl-C ends it" if opened else "open this address in a browser; Ctrl-C ends it")
+        Event().wait()
+    interruption.get().forgive(signal.SIGINT)
+    return DONE

@@ -1,0 +1,60 @@
+// Colors of intensities: one table of 256 colors for each map, so that a million pixels need no arithmetic.
+
+const LITTLE = new Uint8Array(new Uint32Array([1]).buffer)[0] === 1;
+
+/** Return (256 x RGBA) bytes from base64. */
+export function decodeTable(text) {
+  return Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+}
+
+/** Return "LOW,HIGH" as two numbers, or null. */
+export function parseScale(text) {
+  const [low, high] = text.split(",").map(Number);
+  return text && Number.isFinite(low) && Number.isFinite(high) && low < high ? { low, high } : null;
+}
+
+/** Return where an intensity of a map is on the scale that is shown, 0 to 255. */
+export function onScale(intensity, row, scale) {
+  if (!scale || row.range_low === null) return intensity;
+  const value = row.range_low + (intensity / 255) * (row.range_high - row.range_low);
+  return Math.min(255, Math.max(0, (255 * (value - scale.low)) / (scale.high - scale.low)));
+}
+
+/** Return the color of each intensity as 256 pixels; those below the threshold are transparent. */
+export function pixelsOf(table, row, { scale, threshold }) {
+  const pixels = new Uint32Array(256);
+  for (let intensity = 0; intensity < 256; intensity += 1) {
+    const place = onScale(intensity, row, scale);
+    if (place < threshold) continue;
+    const [red, green, blue, alpha] = table.subarray(4 * Math.round(place), 4 * Math.round(place) + 4);
+    pixels[intensity] = LITTLE
+      ? ((alpha << 24) | (blue << 16) | (green << 8) | red) >>> 0
+      : ((red << 24) | (green << 16) | (blue << 8) | alpha) >>> 0;
+  }
+  return pixels;
+}
+
+/** Draw a map on a canvas of its size. */
+export function draw(canvas, plane, pixels) {
+  if (canvas.width !== plane.width || canvas.height !== plane.height) {
+    canvas.width = plane.width;
+    canvas.height = plane.height;
+  }
+  const image = new ImageData(plane.width, plane.height);
+  const out = new Uint32Array(image.data.buffer);
+  const { values, mask } = plane;
+  for (let at = 0; at < out.length; at += 1) out[at] = pixels[values[at]];
+  if (mask) for (let at = 0; at < out.length; at += 1) if (!mask[at]) out[at] = 0;
+  canvas.getContext("2d").putImageData(image, 0, 0);
+}
+
+/** Return the value of an intensity, and by how much it may be wrong; "at least" and "at most" at the ends. */
+export function valueOf(intensity, row, merged = null) {
+  const { range_low: low, range_high: high } = row;
+  if (low === null || low === undefined) return null;
+  const step = (high - low) / 255;
+  const value = low + intensity * step;
+  const clipped = intensity === 255 && row.maximum > high ? "≥" : intensity === 0 && row.minimum < low ? "≤" : "";
+  if (merged !== null && intensity === merged) return { value: null, half: null, sign: "invisible" };
+  return { value, half: Math.abs(step) / 2, sign: clipped };
+}

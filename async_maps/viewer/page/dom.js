@@ -1,0 +1,88 @@
+// Elements, numbers as text, and work that waits for the next frame.
+
+/** Make an element. Text is always text: nothing of a manifest becomes HTML. */
+export function h(tag, properties = {}, ...children) {
+  const element = document.createElement(tag);
+  assign(element, properties);
+  element.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== false));
+  return element;
+}
+
+/** Make an element of SVG. */
+export function svg(tag, properties = {}, ...children) {
+  const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(properties)) element.setAttribute(name, value);
+  element.append(...children.flat());
+  return element;
+}
+
+function assign(element, properties) {
+  for (const [name, value] of Object.entries(properties)) {
+    if (value === undefined || value === null || value === false) continue;
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else if (name === "class") element.className = value;
+    else if (name === "text") element.textContent = value;
+    else if (name === "value" || name === "checked" || name === "disabled") element[name] = value;
+    else element.setAttribute(name, value === true ? "" : value);
+  }
+}
+
+export const byId = (id) => document.getElementById(id);
+
+/** Return a number in at most about six characters. */
+export function short(value) {
+  if (value === null || value === undefined || Number.isNaN(value)) return "–";
+  const size = Math.abs(value);
+  if (size !== 0 && (size >= 1e6 || size < 1e-3)) return value.toExponential(2).replace("e+", "e");
+  return String(Number(value.toPrecision(4)));
+}
+
+export const count = (value) => value.toLocaleString("en-US");
+
+/** Return a size such as "24.3 KB". */
+export function bytes(value) {
+  if (value === null || value === undefined) return "–";
+  if (value < 1000) return `${value} B`;
+  const unit = value < 1e6 ? ["KB", 1e3] : value < 1e9 ? ["MB", 1e6] : ["GB", 1e9];
+  return `${(value / unit[1]).toPrecision(3)} ${unit[0]}`;
+}
+
+/** Return a function that runs another one once in the next frame, however often it is called. */
+export function framed(work) {
+  let waits = false;
+  return () => {
+    if (waits) return;
+    waits = true;
+    requestAnimationFrame(() => {
+      waits = false;
+      work();
+    });
+  };
+}
+
+/** Return a function that runs another one when it has not been called for a while. */
+export function settled(work, milliseconds) {
+  let timer = 0;
+  return (...values) => {
+    clearTimeout(timer);
+    timer = setTimeout(() => work(...values), milliseconds);
+  };
+}
+
+/** Say something to people, also to those who cannot see the page. */
+export function tell(text, seconds = 4) {
+  const place = byId("status");
+  place.textContent = text;
+  place.classList.remove("hidden");
+  clearTimeout(tell.timer);
+  tell.timer = setTimeout(() => place.classList.add("hidden"), 1000 * seconds);
+}
+
+export async function copy(text) {
+  try {
+    await navigator.clipboard.writeText(text);
+    tell("copied");
+  } catch {
+    tell("this browser does not allow copying here");
+  }
+}

@@ -1,0 +1,150 @@
+// The page: a bar, a panel, and one of the views.
+
+import { byId, count, h, settled, tell } from "./dom.js";
+import { Gallery, open, Scrubber } from "./gallery.js";
+import { hearKeys, help } from "./keys.js";
+import { MapView } from "./map.js";
+import { onMarks, openMarks } from "./marks.js";
+import { askTable, load, model, onOrder, reorder } from "./model.js";
+import { Panel } from "./panel.js";
+import { RunView } from "./run.js";
+import { source } from "./source.js";
+import { change, listen, start, state } from "./state.js";
+
+const COUNT_EVERY_MS = 5000;
+const ORDER = ["sort", "filters", "search"];
+const COLORS = ["threshold", "colors", "fade", "scale"];
+
+const views = {};
+
+function bar() {
+  const { name, address, destination } = model.manifest;
+  const search = h("input", { id: "search", type: "search", placeholder: "search names", "aria-label": "search names", spellcheck: "false", autocomplete: "off" });
+  const seek = settled(() => change({ search: search.value.trim() }, { keep: true }), 200);
+  search.addEventListener("input", seek);
+  listen((changed) => changed.has("search") && document.activeElement !== search && (search.value = state.search));
+  search.value = state.search;
+  const tab = (view, text) => h("a", { href: "#/", "data-view": view, text, onclick: (event) => {
+    event.preventDefault();
+    change({ view }, { keep: true });
+  } });
+  const counts = h("span", { class: "counts", "aria-live": "polite" });
+  const fresh = h("button", { type: "button", class: "fresh hidden", onclick: () => refresh() });
+  byId("bar").replaceChildren(
+    h("span", { class: "logo", "aria-hidden": "true" }),
+    h("span", { class: "title", text: name, title: `${address}\n${destination}` }),
+    counts, fresh,
+    h("nav", { "aria-label": "views" }, tab("maps", "maps"), source.isStatic ? null : tab("run", "run")),
+    h("span", { class: "spring" }),
+    search,
+    h("button", { type: "button", class: "quiet", text: "?", title: "keys", "aria-label": "keys", onclick: help }),
+  );
+  const show = () => {
+    const { done, failed } = model.manifest.counts;
+    const { total, all } = model.order;
+    const selected = total === all ? "" : `${count(total)} selected of `;
+    counts.textContent = `${selected}${count(done)} done${failed ? `, ${count(failed)} failed` : ""}`;
+    for (const link of byId("bar").querySelectorAll("nav a")) {
+      if (link.dataset.view === (state.view === "map" ? "maps" : state.view)) link.setAttribute("aria-current", "page");
+      else link.removeAttribute("aria-current");
+    }
+  };
+  onOrder(show);
+  listen(show);
+  show();
+  return fresh;
+}
+
+/** Look for new rows of a run that writes; the order does not change under the reader. */
+function watch(fresh) {
+  if (source.isStatic) return;
+  setInterval(async () => {
+    if (document.hidden) return;
+    try {
+      const counts = await source.counts();
+      const more = counts.done + counts.failed - model.order.all;
+      fresh.classList.toggle("hidden", !model.order.ready || more <= 0);
+      fresh.textContent = `${count(more)} new: show`;
+      model.latest = counts;
+    } catch (error) {
+      if (error.status === 0) tell(error.message, 6);
+    }
+  }, COUNT_EVERY_MS);
+}
+
+async function refresh() {
+  if (model.latest) model.manifest.counts = model.latest;
+  document.querySelector(".fresh").classList.add("hidden");
+  await reorder({ fresh: true });
+}
+
+function looks() {
+  const { style } = document.documentElement;
+  style.setProperty("--opacity", state.overlay ? state.opacity / 100 : 0);
+  document.documentElement.classList.toggle("no-overlay", !state.overlay);
+}
+
+function show() {
+  const { gallery, scrubber, map, run } = views;
+  const element = { maps: gallery.element, map: map.element, run: run.element }[state.view] || gallery.element;
+  if (byId("main").firstElementChild !== element) {
+    const top = gallery.top();
+    byId("main").replaceChildren(...(element === gallery.element ? [element, gallery.empty] : [element]));
+    byId("foot").replaceChildren(...(element === gallery.element ? [scrubber.element] : []));
+    document.body.dataset.view = state.view;
+    if (element === gallery.element) {
+      gallery.measure();
+      gallery.goTo(map.place ?? top, true);
+      if (map.place !== null && map.place !== undefined) gallery.focusOn(map.place);
+    }
+    if (state.view === "run") run.show();
+  }
+  document.title = state.view === "map" ? `${state.name} – ${model.manifest.name}` : `${model.manifest.name} – async-maps`;
+}
+
+async function changed(names) {
+  const has = (some) => some.some((name) => names.has(name));
+  if (has(["overlay", "opacity"])) looks();
+  if (has(["colors", "fade"])) await askTable();
+  if (has(COLORS)) {
+    views.gallery.repaint();
+    views.panel.refresh();
+  }
+  if (names.has("size")) views.gallery.measure();
+  if (names.has("turned")) views.gallery.reimage();
+  if (has(["view", "name"])) show();
+  if (has(ORDER)) await reorder();
+  if (state.view === "map") views.map.changed(names);
+}
+
+async function main() {
+  start();
+  await Promise.all([load(), reorder(), askTable()]);
+  openMarks();
+  looks();
+  const fresh = bar();
+  views.gallery = new Gallery({
+    onMove: (place) => views.scrubber?.show(place),
+    onOpen: (row, place) => {
+      views.map.place = place;
+      open(row);
+    },
+  });
+  views.scrubber = new Scrubber(views.gallery);
+  views.map = new MapView();
+  views.run = new RunView();
+  byId("main").replaceChildren(views.gallery.element);
+  onMarks(() => views.gallery.recaption());
+  show();
+  views.panel = new Panel(byId("side"));
+  onOrder(() => state.view === "map" && views.map.place === null && views.map.show());
+  listen(changed);
+  hearKeys(() => ({ map: views.map })[state.view]);
+  show();
+  if (state.view === "map") views.map.show();
+  watch(fresh);
+}
+
+main().catch((error) => {
+  byId("main").replaceChildren(h("p", { class: "empty", role: "alert", text: error.message }));
+});

@@ -1,0 +1,246 @@
+// One map, large: overlay, image and map with one zoom, the value under the cursor, layers, and all facts.
+
+import { draw, valueOf } from "./color.js";
+import { count, h, short } from "./dom.js";
+import { facts } from "./facts.js";
+import { markOf, onMarks, toggle } from "./marks.js";
+import { askRows, coloringOf, model, pixelsFor, rowAt } from "./model.js";
+import { askPlane } from "./planes.js";
+import { Sheets } from "./sheets.js";
+import { source } from "./source.js";
+import { change, state } from "./state.js";
+import { Tile } from "./tile.js";
+
+export class MapView {
+  constructor() {
+    this.sheets = new Sheets({ onPoint: (at) => this.point(at), onZoom: (scale) => this.zoomed(scale) });
+    this.title = h("h1");
+    this.zoom = h("output", { class: "zoom" });
+    this.readout = h("output", { class: "readout" });
+    this.mark = h("span", { class: "mark" });
+    this.three = h("button", { type: "button", text: "side by side", title: "key: s", onclick: () => this.togglePanes() });
+    const button = (text, title, onclick) => h("button", { type: "button", text, title, "aria-label": title, onclick });
+    this.before = button("←", "previous map", () => this.step(-1));
+    this.after = button("→", "next map", () => this.step(1));
+    this.where = h("span", { class: "where" });
+    const tools = h(
+      "div",
+      { class: "tools" },
+      button("all maps", "back to all maps", () => this.close()),
+      this.before, this.after, this.where, this.mark, this.title,
+      h("span", { class: "spring" }),
+      button("−", "zoom out", () => this.sheets.zoomBy(1 / 1.5)), this.zoom, button("+", "zoom in", () => this.sheets.zoomBy(1.5)),
+      button("fit", "fit into the window", () => this.sheets.fit()), button("1:1", "one pixel of the image is one of the screen", () => this.sheets.actual()),
+      this.three,
+    );
+    this.layers = h("div", { class: "layers", role: "group", "aria-label": "layers of this image" });
+    this.aside = h("aside", { "aria-label": "facts" });
+    this.note = h("p", { class: "note" });
+    const stage = h("div", { class: "stage" }, this.sheets.element, this.note, this.readout);
+    this.element = h("div", { class: "one" }, tools, h("div", { class: "body" }, h("div", { class: "left" }, stage, this.layers), this.aside));
+    this.row = null;
+    this.plane = null;
+    this.place = null;
+    onMarks(() => this.showMark());
+  }
+
+  /** Show the map of the state. */
+  async show() {
+    const { name } = state;
+    if (this.row?.name === name) return;
+    this.reset(name);
+    try {
+      const { row, place } = await source.find(model.order.order, name);
+      if (state.name !== name) return;
+      if (!row) {
+        this.note.textContent = "there is no such map in this manifest";
+        return;
+      }
+      this.row = row;
+      this.place = place;
+      this.showPlace();
+      this.showMark();
+      this.showFacts();
+      this.arrange();
+      this.showLayers(row);
+      if (row.locator) await this.load(row);
+      else this.note.textContent = row.error || "this map has no overlay";
+    } catch (error) {
+      if (state.name === name) this.note.textContent = error.message;
+    }
+  }
+
+  reset(name) {
+    this.row = this.plane = this.place = null;
+    this.title.textContent = name;
+    this.title.title = name;
+    this.note.textContent = this.readout.textContent = "";
+    this.sheets.show([]);
+    this.aside.replaceChildren();
+    this.layers.replaceChildren();
+    this.showPlace();
+    this.showMark();
+  }
+
+  async load(row) {
+    const plane = await askPlane(row, null, () => this.row === row);
+    if (this.row !== row) return;
+    this.plane = plane;
+    this.arrange();
+    this.showFacts();
+  }
+
+  /** Make the panes: the overlay alone, or beside the image and the map. */
+  arrange() {
+    const { row } = this;
+    if (!row) return;
+    this.canvases = [];
+    const panes = [{ title: "", content: [this.picture(row, true), this.map()], label: `overlay of ${row.name}` }];
+    if (state.panes === "three") {
+      panes[0].title = "overlay";
+      if (model.manifest.images) panes.push({ title: "image", content: [this.picture(row, false)], label: `image of ${row.name}` });
+      panes.push({ title: "map", content: [this.map(true)], label: `map ${row.name}` });
+    }
+    this.sheets.resize(this.image?.naturalWidth || this.plane?.width || row.width || 1, this.image?.naturalHeight || this.plane?.height || row.height || 1);
+    this.sheets.show(panes);
+    this.paint();
+    this.three.setAttribute("aria-pressed", String(state.panes === "three"));
+  }
+
+  picture(row, isFirst) {
+    const address = model.manifest.images && source.image(row, 0, state.turned, model.manifest.session);
+    if (!address) return null;
+    const image = h("img", { src: address, alt: "", draggable: "false", class: state.turned ? "" : "unturned" });
+    if (isFirst) {
+      this.image = image;
+      image.addEventListener("load", () => this.image === image && this.sheets.resize(image.naturalWidth, image.naturalHeight));
+      image.addEventListener("error", async () => {
+        image.remove();
+        this.note.textContent = `no image: ${await source.whyNoImage(address)}`;
+      });
+    }
+    return image;
+  }
+
+  map(isAlone = false) {
+    const canvas = h("canvas", { class: isAlone ? "alone" : "" });
+    this.canvases.push(canvas);
+    return canvas;
+  }
+
+  paint() {
+    if (!this.plane || !this.row) return;
+    for (const canvas of this.canvases) {
+      const pixels = pixelsFor(this.row);
+      draw(canvas, this.plane, canvas.className === "alone" ? opaque(pixels) : pixels);
+    }
+  }
+
+  point(at) {
+    const { plane, row } = this;
+    if (!at || !plane) {
+      this.readout.textContent = "";
+      return;
+    }
+    const [x, y] = [Math.floor(at.x * plane.width), Math.floor(at.y * plane.height)];
+    const place = y * plane.width + x;
+    const where = `x ${x}, y ${y}`;
+    if (plane.mask && !plane.mask[place]) {
+      this.readout.textContent = `${where}: no value`;
+      return;
+    }
+    const intensity = plane.values[place];
+    const { merged } = coloringOf(row);
+    const found = valueOf(intensity, row, merged);
+    if (!found) this.readout.textContent = `${where}: ${intensity} of 255`;
+    else if (found.sign === "invisible") this.readout.textContent = `${where}: a value that the colors hide`;
+    else this.readout.textContent = `${where}: ${found.sign ? `${found.sign} ` : ""}${short(found.value)} ± ${short(found.half)} (${intensity} of 255)`;
+  }
+
+  zoomed(scale) {
+    this.zoom.textContent = `${Math.round(scale * devicePixelRatio * 100)}%`;
+  }
+
+  showFacts() {
+    this.aside.replaceChildren(facts(this.row, this.plane));
+  }
+
+  showMark() {
+    const mark = this.row ? markOf(this.row.name) : "";
+    this.mark.textContent = mark;
+    this.mark.classList.toggle("hidden", !mark);
+  }
+
+  showPlace() {
+    const { total } = model.order;
+    this.where.textContent = this.place === null ? "" : `${count(this.place + 1)} of ${count(total)}`;
+    this.before.disabled = this.place === null || this.place === 0;
+    this.after.disabled = this.place === null || this.place >= total - 1;
+  }
+
+  async showLayers(row) {
+    const rows = await source.layers(row.name);
+    if (this.row !== row) return;
+    this.layers.replaceChildren(
+      ...rows.map((other) => {
+        const tile = new Tile();
+        tile.element.removeAttribute("role");
+        const button = h("button", { type: "button", class: "layer", onclick: () => change({ name: other.name }, { keep: true }) }, tile.frame, h("span", { text: other.name.split("/").at(-1) }));
+        tile.element = button;
+        button.setAttribute("aria-current", String(other.row === row.row));
+        queueMicrotask(() => tile.show(0, other, 128));
+        return button;
+      }),
+    );
+  }
+
+  togglePanes() {
+    change({ panes: state.panes === "three" ? "one" : "three" });
+  }
+
+  async step(by) {
+    if (this.place === null) return;
+    const place = this.place + by;
+    if (place < 0 || place >= model.order.total) return;
+    await askRows(place, place);
+    const row = rowAt(place);
+    if (row) change({ name: row.name });
+  }
+
+  close() {
+    change({ view: "maps" }, { keep: true });
+  }
+
+  key(event) {
+    const keys = {
+      ArrowLeft: () => this.step(-1),
+      ArrowRight: () => this.step(1),
+      Escape: () => this.close(),
+      s: () => this.togglePanes(),
+      "+": () => this.sheets.zoomBy(1.5),
+      "=": () => this.sheets.zoomBy(1.5),
+      "-": () => this.sheets.zoomBy(1 / 1.5),
+      0: () => this.sheets.fit(),
+      h: () => this.sheets.panBy(60, 0),
+      l: () => this.sheets.panBy(-60, 0),
+      k: () => this.sheets.panBy(0, 60),
+      j: () => this.sheets.panBy(0, -60),
+    };
+    if (/^[1-5]$/.test(event.key) && this.row) toggle(this.row.name, event.key);
+    else if (event.key in keys) keys[event.key]();
+    else return;
+    event.preventDefault();
+  }
+
+  /** Show what a change of the state changes. */
+  changed(names) {
+    if (names.has("name") || names.has("view")) this.show();
+    if (names.has("panes") || names.has("turned")) this.arrange();
+    else this.paint();
+  }
+}
+
+/** Return colors without their transparency. */
+function opaque(pixels) {
+  return pixels.map((pixel) => (pixel ? (pixel | 0xff000000) >>> 0 : 0));
+}

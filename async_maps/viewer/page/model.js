@@ -1,0 +1,143 @@
+// The manifest, the order that is shown and its rows, and the colors of maps.
+
+import { decodeTable, parseScale, pixelsOf } from "./color.js";
+import { tell } from "./dom.js";
+import { source } from "./source.js";
+import { change, state } from "./state.js";
+
+const PAGE = 100;
+const MOST_PAGES = 60;
+
+export const model = {
+  manifest: null,
+  order: { order: "", total: 0, all: 0, ready: false },
+  names: {}, // headings of columns
+};
+
+const listeners = new Set();
+const pages = new Map(); // number -> {rows, promise}
+const tables = new Map(); // colormap and alpha -> table
+const colors = new Map(); // what decides it -> 256 pixels
+let asked = 0;
+
+export const HEADINGS = {
+  name: "name", minimum: "minimum", maximum: "maximum", mean: "mean", range_low: "range from", range_high: "range to",
+  high_share: "share of high values", entropy: "entropy", center_x: "center x", center_y: "center y",
+  invalid_pixels: "invalid pixels", width: "width", height: "height", bytes: "bytes", time: "time",
+  difference: "disagreement", mean_difference: "difference of means", center_distance: "distance of centers",
+};
+
+/** Call a function when there is another order. */
+export function onOrder(listener) {
+  listeners.add(listener);
+}
+
+export async function load() {
+  model.manifest = await source.describe();
+  for (const coloring of Object.values(model.manifest.colorings)) coloring.table = decodeTable(coloring.table);
+}
+
+/** Ask for the order of the state, and tell all who show it. */
+export async function reorder({ fresh = false } = {}) {
+  asked += 1;
+  const mine = asked;
+  const wanted = { sort: state.sort, filters: state.filters, search: state.search, fresh };
+  await get(wanted, () => mine === asked, false);
+  // The first rows are shown while all names are read.
+  if (mine === asked && !model.order.ready) get({ ...wanted, wait: true }, () => mine === asked, true);
+}
+
+async function get(wanted, isWanted, isSame) {
+  try {
+    const found = await source.order(wanted);
+    if (isWanted()) use(found, isSame && found.total === model.order.total);
+  } catch (error) {
+    if (!isWanted()) return;
+    tell(error.message, 10);
+    if (error.status === 400) change({ sort: "name", filters: [], search: "" });
+  }
+}
+
+function use(found, isSame = false) {
+  model.order = found;
+  if (!isSame) pages.clear();
+  for (const listener of listeners) listener(isSame);
+}
+
+/** Return a row by its place in the order, or undefined if it is not here yet; null if it is gone. */
+export function rowAt(place) {
+  return pages.get(Math.floor(place / PAGE))?.rows?.[place % PAGE];
+}
+
+/** Get the rows of some places; resolves when they are here. */
+export function askRows(first, last) {
+  const wanted = [];
+  for (let number = Math.floor(first / PAGE); number <= Math.floor(Math.max(first, last) / PAGE); number += 1) {
+    if (number * PAGE < model.order.total) wanted.push(askPage(number));
+  }
+  return Promise.all(wanted);
+}
+
+function askPage(number) {
+  const known = pages.get(number);
+  if (known) {
+    pages.delete(number);
+    pages.set(number, known);
+    return known.promise;
+  }
+  const { order } = model.order;
+  const page = { rows: null };
+  page.promise = source.rows(order, number * PAGE, PAGE).then(
+    (rows) => {
+      page.rows = rows;
+      // The first order has only its first rows until all names are read.
+      if (!rows.length && !model.order.ready) pages.delete(number);
+    },
+    (error) => {
+      pages.delete(number);
+      if (error.status === 404 && order === model.order.order) reorder();
+      else if (error.name !== "AbortError") tell(error.message, 10);
+    },
+  );
+  pages.set(number, page);
+  if (pages.size > MOST_PAGES) pages.delete(pages.keys().next().value);
+  return page.promise;
+}
+
+/** Return the run's coloring of a row, or that of jet. */
+export function coloringOf(row) {
+  return model.manifest.colorings[row.settings] || model.manifest.colorings[""];
+}
+
+/** Return the table that is shown for a row: that of its run, or of the chosen colormap. */
+export function tableOf(row) {
+  return state.colors ? tables.get(`${state.colors} ${state.fade}`) || coloringOf(row).table : coloringOf(row).table;
+}
+
+/** Get the table of the chosen colormap; resolves when it is here. */
+export async function askTable() {
+  const { colors: name, fade } = state;
+  const key = `${name} ${fade}`;
+  if (!name || tables.has(key)) return;
+  try {
+    tables.set(key, decodeTable(await source.colors(name, fade ? "fade" : "opaque")));
+  } catch (error) {
+    tell(error.message, 8);
+    if (state.colors === name) change({ colors: "" });
+  }
+}
+
+/** Return the colors of the intensities of a row, as the state wants them. */
+export function pixelsFor(row) {
+  const scale = parseScale(state.scale);
+  const own = scale ? `${row.range_low} ${row.range_high}` : "";
+  const table = tableOf(row);
+  const key = [state.colors, state.fade, state.colors && tables.has(`${state.colors} ${state.fade}`), row.settings, state.threshold, state.scale, own].join("|");
+  let pixels = colors.get(key);
+  if (!pixels) {
+    if (colors.size > 500) colors.clear();
+    pixels = pixelsOf(table, row, { scale, threshold: state.threshold });
+    colors.set(key, pixels);
+  }
+  return pixels;
+}

@@ -1,0 +1,257 @@
+// The panel: how overlays look, in which order, and which maps are shown.
+
+import { parseScale } from "./color.js";
+import { count, h, short, tell } from "./dom.js";
+import { Histogram } from "./histogram.js";
+import { clearMarks, counted, download, onMarks } from "./marks.js";
+import { HEADINGS, model, onOrder, rowAt, tableOf } from "./model.js";
+import { source } from "./source.js";
+import { change, listen, state } from "./state.js";
+
+export class Panel {
+  constructor(place) {
+    place.append(this.look(), this.order(), this.show(), this.marks());
+    listen(() => this.refresh());
+    onOrder(() => this.refresh());
+    onMarks(() => this.countMarks());
+    this.refresh();
+    this.countMarks();
+    this.histogram.refresh();
+    this.loadFailures();
+  }
+
+  look() {
+    this.overlay = toggle("overlay", "overlay", "space");
+    this.opacity = slider("opacity", "opacity", 0, 100, "[ ]");
+    this.threshold = slider("threshold", "threshold", 0, 255);
+    const names = ["", ...model.manifest.colormaps];
+    this.colors = h(
+      "select",
+      { "aria-label": "colormap", onchange: () => change({ colors: this.colors.value }) },
+      names.map((name) => h("option", { value: name, text: name || "as uploaded" })),
+    );
+    this.fade = toggle("fade", "fade low values");
+    this.own = h("button", { type: "button", text: "own", title: "each map has the range that it was colored with", onclick: () => change({ scale: "" }) });
+    this.one = h("button", { type: "button", text: "one for all", title: "equal values have equal colors in all maps", onclick: () => this.oneScale() });
+    this.low = h("input", { type: "text", inputmode: "decimal", "aria-label": "value of the lowest color" });
+    this.high = h("input", { type: "text", inputmode: "decimal", "aria-label": "value of the highest color" });
+    for (const input of [this.low, this.high]) input.addEventListener("change", () => this.typedScale());
+    this.ends = h("div", { class: "range" }, this.low, h("span", { text: "to" }), this.high);
+    this.bar = h("canvas", { class: "colorbar", width: 256, height: 1, role: "img", "aria-label": "color bar" });
+    this.ticks = h("div", { class: "ticks" });
+    this.size = slider("size", "tile size", 64, 480);
+    this.turned = toggle("turned", "turn images by EXIF");
+    return section(
+      "Look",
+      this.overlay.element,
+      this.opacity.element,
+      this.threshold.element,
+      h("div", { class: "line" }, h("label", { text: "colors" }), this.colors),
+      this.fade.element,
+      h("div", { class: "line" }, h("span", { class: "label", text: "scale" }), h("div", { class: "choice", role: "group", "aria-label": "scale" }, this.own, this.one)),
+      this.ends,
+      h("div", { class: "bar" }, this.bar, this.ticks),
+      this.size.element,
+      model.manifest.images ? this.turned.element : null,
+    );
+  }
+
+  order() {
+    const columns = ["name", ...model.manifest.columns];
+    this.sort = h(
+      "select",
+      { "aria-label": "sort by", onchange: () => this.sortBy(this.sort.value, this.isDown()) },
+      columns.map((name) => h("option", { value: name, text: HEADINGS[name] || name })),
+    );
+    this.down = h("button", { type: "button", class: "down", onclick: () => this.sortBy(this.sort.value, !this.isDown()) });
+    this.histogram = new Histogram();
+    return section("Order", h("div", { class: "line" }, h("label", { text: "sort by" }), this.sort, this.down), this.histogram.element);
+  }
+
+  show() {
+    const states = { "": "all", "is:done": "done", "is:failed": "failed" };
+    this.status = Object.entries(states).map(([filter, text]) =>
+      h("button", { type: "button", text, value: filter, onclick: () => this.filterStatus(filter) }),
+    );
+    const flags = model.manifest.states.filter((name) => name !== "done" && name !== "failed");
+    this.flags = flags.map((name) => {
+      const filter = `is:${name}`;
+      const box = h("input", { type: "checkbox", onchange: () => this.filterBy(filter, box.checked) });
+      box.filter = filter;
+      return h("label", { class: "check" }, box, h("span", { text: name }));
+    });
+    this.failures = h("ul", { class: "failures" });
+    return section(
+      "Show",
+      h("div", { class: "choice", role: "group", "aria-label": "status" }, this.status),
+      h("div", { class: "checks" }, this.flags),
+      this.failures,
+    );
+  }
+
+  marks() {
+    this.counts = h("div", { class: "marks" });
+    this.save = h("button", { type: "button", text: "download as CSV", onclick: download });
+    this.forget = h("button", { type: "button", class: "quiet", text: "clear", onclick: clearMarks });
+    return section("Marks", this.counts, h("div", { class: "line" }, this.save, this.forget));
+  }
+
+  refresh() {
+    this.overlay.set(state.overlay);
+    this.opacity.set(state.opacity, `${state.opacity}%`);
+    this.threshold.set(state.threshold, this.thresholdText());
+    this.fade.set(state.fade);
+    this.fade.element.classList.toggle("hidden", !state.colors);
+    this.size.set(state.size, `${state.size} px`);
+    this.turned.set(state.turned);
+    if (![...this.colors.options].some((option) => option.value === state.colors)) {
+      this.colors.append(h("option", { value: state.colors, text: state.colors }));
+    }
+    this.colors.value = state.colors;
+    const scale = parseScale(state.scale);
+    press(this.own, !scale);
+    press(this.one, Boolean(scale));
+    this.ends.classList.toggle("hidden", !scale);
+    if (scale) [this.low.value, this.high.value] = [short(scale.low), short(scale.high)];
+    this.sort.value = state.sort.replace(/^-/, "");
+    this.down.textContent = this.isDown() ? "↓" : "↑";
+    this.down.setAttribute("aria-label", this.isDown() ? "descending" : "ascending");
+    this.down.title = this.isDown() ? "largest first" : "smallest first";
+    const status = state.filters.find((filter) => filter === "is:done" || filter === "is:failed") || "";
+    for (const button of this.status) press(button, button.value === status);
+    for (const label of this.flags) {
+      const box = label.querySelector("input");
+      box.checked = state.filters.includes(box.filter);
+    }
+    for (const button of this.failures.querySelectorAll("button")) press(button, state.filters.includes(button.value));
+    this.drawBar();
+  }
+
+  /** Draw the color bar for the first row that is shown; with one scale, for all. */
+  drawBar() {
+    const row = firstRow();
+    const scale = parseScale(state.scale);
+    if (!row) return;
+    const table = tableOf(row);
+    const image = new ImageData(256, 1);
+    for (let at = 0; at < 256; at += 1) {
+      image.data.set(table.subarray(4 * at, 4 * at + 3), 4 * at);
+      image.data[4 * at + 3] = at < state.threshold ? 0 : 255;
+    }
+    this.bar.getContext("2d").putImageData(image, 0, 0);
+    const ends = scale || (isSameForAll() ? { low: row.range_low, high: row.range_high } : null);
+    const texts = ends ? [0, 0.5, 1].map((share) => short(ends.low + share * (ends.high - ends.low))) : ["lowest of each map", "", "highest"];
+    this.ticks.replaceChildren(...texts.map((text) => h("span", { text })));
+    this.bar.setAttribute("aria-label", `color bar, ${texts[0]} to ${texts[2]}`);
+  }
+
+  thresholdText() {
+    const row = firstRow();
+    const scale = parseScale(state.scale);
+    if (scale) return short(scale.low + (state.threshold / 255) * (scale.high - scale.low));
+    if (row && isSameForAll()) return short(row.range_low + (state.threshold / 255) * (row.range_high - row.range_low));
+    return `${Math.round((state.threshold / 255) * 100)}%`;
+  }
+
+  async oneScale() {
+    try {
+      const { low, high } = await source.scale();
+      if (low === null || !(low < high)) tell("no map has a range");
+      else change({ scale: `${low},${high}` });
+    } catch (error) {
+      tell(error.message);
+    }
+  }
+
+  typedScale() {
+    const scale = parseScale(`${this.low.value},${this.high.value}`);
+    if (scale) change({ scale: `${scale.low},${scale.high}` });
+    else tell("expected two numbers, the lower one first");
+    this.refresh();
+  }
+
+  isDown = () => state.sort.startsWith("-");
+
+  sortBy(column, isDown) {
+    change({ sort: `${isDown ? "-" : ""}${column}` }, { keep: true });
+  }
+
+  filterStatus(filter) {
+    const others = state.filters.filter((other) => !["is:done", "is:failed"].includes(other) && !other.startsWith("group:"));
+    change({ filters: filter ? [...others, filter] : others }, { keep: true });
+  }
+
+  filterBy(filter, isOn) {
+    const others = state.filters.filter((other) => other !== filter);
+    change({ filters: isOn ? [...others, filter] : others }, { keep: true });
+  }
+
+  async loadFailures() {
+    if (!model.manifest.counts.failed) return;
+    try {
+      const { groups, ungrouped } = await source.failures();
+      const items = groups.map(({ stage, reason, count: number }, at) => {
+        const filter = `group:${at}`;
+        const toggleGroup = () => this.filterBy(filter, !state.filters.includes(filter));
+        const button = h("button", { type: "button", value: filter, title: reason, onclick: toggleGroup });
+        button.append(h("b", { text: count(number) }), h("i", { text: stage }), h("span", { text: reason }));
+        return h("li", {}, button);
+      });
+      if (ungrouped) items.push(h("li", { class: "rest", text: `${count(ungrouped)} more for other reasons` }));
+      this.failures.replaceChildren(...items);
+      this.refresh();
+    } catch (error) {
+      tell(error.message);
+    }
+  }
+
+  countMarks() {
+    const counts = counted();
+    this.counts.replaceChildren(
+      ...["1", "2", "3", "4", "5"].map((mark) =>
+        h("span", { class: counts.get(mark) ? "count" : "count none" }, h("b", { text: mark }), h("span", { text: count(counts.get(mark) || 0) })),
+      ),
+    );
+    this.save.disabled = this.forget.disabled = !counts.size;
+  }
+}
+
+function firstRow() {
+  for (let place = 0; place < 8; place += 1) {
+    const row = rowAt(place);
+    if (row && row.range_low !== null) return row;
+  }
+  return null;
+}
+
+/** Whether all runs have given all maps one range. */
+function isSameForAll() {
+  const ranges = Object.values(model.manifest.colorings).map(({ settings }) => settings?.range).filter(Boolean);
+  return ranges.length === 1 && !/^(per-map|percentile|symmetric)/.test(ranges[0]);
+}
+
+function section(title, ...children) {
+  return h("section", {}, h("h2", { text: title }), ...children);
+}
+
+function press(button, isOn) {
+  button.setAttribute("aria-pressed", String(isOn));
+}
+
+function toggle(name, text, key = "") {
+  const box = h("input", { type: "checkbox", onchange: () => change({ [name]: box.checked }) });
+  const element = h("label", { class: "check" }, box, h("span", { text }), key && h("kbd", { text: key }));
+  return { element, set: (isOn) => (box.checked = isOn) };
+}
+
+function slider(name, text, min, max, key = "") {
+  const input = h("input", { type: "range", min, max, "aria-label": text, oninput: () => change({ [name]: Number(input.value) }) });
+  const output = h("output");
+  const element = h("div", { class: "line slide" }, h("span", { class: "label", text, title: key ? `keys: ${key}` : "" }), input, output);
+  const set = (value, shown) => {
+    input.value = value;
+    input.setAttribute("aria-valuetext", shown);
+    output.textContent = shown;
+  };
+  return { element, set };
+}

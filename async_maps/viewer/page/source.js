@@ -1,0 +1,88 @@
+// Asks the server. All addresses are relative, so that proxies and forwarded ports work.
+
+async function ask(path, query = {}, signal = undefined) {
+  const found = new URLSearchParams();
+  for (const [name, value] of Object.entries(query)) {
+    for (const item of Array.isArray(value) ? value : [value]) {
+      if (item !== undefined && item !== null && item !== "") found.append(name, item);
+    }
+  }
+  const text = found.toString();
+  let answer;
+  try {
+    answer = await fetch(text ? `${path}?${text}` : path, { signal });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new SourceError("the server does not answer: async-maps view has ended", 0);
+  }
+  if (!answer.ok) throw new SourceError(await reason(answer), answer.status);
+  return answer;
+}
+
+async function reason(answer) {
+  const text = await answer.text();
+  try {
+    return JSON.parse(text).error;
+  } catch {
+    return text.slice(0, 300) || answer.statusText;
+  }
+}
+
+const json = async (...values) => (await ask(...values)).json();
+
+export class SourceError extends Error {
+  constructor(message, status) {
+    super(message);
+    this.status = status;
+  }
+}
+
+export const source = {
+  isStatic: false,
+  describe: () => json("api/manifest"),
+  order: ({ sort, filters, search, fresh, wait }) =>
+    json("api/order", { sort, f: filters, q: search, fresh: fresh ? 1 : "", wait: wait ? 1 : "" }),
+  rows: (order, from, n, signal) => json(`api/order/${order}/rows`, { from, n }, signal),
+  find: (order, name) => json(`api/order/${order}/find`, { name }),
+  marks: (order) => json(`api/order/${order}/marks`),
+  histogram: (column, order, bins) => json("api/histogram", { column, order, bins }),
+  scale: () => json("api/scale"),
+  layers: (name) => json("api/layers", { name }),
+  failures: () => json("api/failures"),
+  counts: () => json("api/counts"),
+  run: (since) => json("api/run", { since }),
+  colors: async (name, alpha) => (await json("api/colors", { name, alpha })).table,
+
+  /** Return the intensities of a map, at most ``side`` pixels on a side, or all of them. */
+  async plane(row, side, signal) {
+    const path = side ? `thumb/map/${row.row}` : `map/${row.row}/indices`;
+    const answer = await ask(path, { v: row.crc32, side }, signal);
+    const plane = unpack(await answer.arrayBuffer());
+    plane.changed = answer.headers.get("Async-Maps-Changed") === "1";
+    return plane;
+  },
+
+  /** Return the address of the image of a map, and ask why there is none if it cannot be loaded. */
+  image(row, side, turned, session) {
+    const query = new URLSearchParams({ v: session, ...(side ? { side } : {}), ...(turned ? {} : { turned: 0 }) });
+    return `${side ? "thumb/image" : "image"}/${row.row}?${query}`;
+  },
+  async whyNoImage(address) {
+    try {
+      await ask(address);
+      return "the image cannot be shown";
+    } catch (error) {
+      return error.message;
+    }
+  },
+  overlay: (row) => `map/${row.row}?v=${row.crc32}`,
+};
+
+/** Undo what the server has done: width, height, mask, differences to the row above. */
+export function unpack(buffer) {
+  const [width, height, hasMask] = new Uint32Array(buffer, 0, 3);
+  const values = new Uint8Array(buffer, 12, width * height);
+  for (let at = width; at < values.length; at += 1) values[at] += values[at - width];
+  const mask = hasMask ? new Uint8Array(buffer, 12 + width * height, width * height) : null;
+  return { width, height, values, mask };
+}

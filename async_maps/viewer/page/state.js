@@ -1,0 +1,102 @@
+// What is shown, kept in the address: reload, the back button and links lead to the same view.
+
+const LOOK = {
+  overlay: true, // whether overlays are shown
+  opacity: 80, // percent
+  threshold: 0, // intensities below it are hidden, 0 to 255
+  colors: "", // a colormap; "" for that of the run
+  fade: true, // whether low intensities of that colormap are transparent
+  scale: "", // "" for each map's own, else "LOW,HIGH" for all
+  size: 200, // of a tile, in pixels
+  turned: true, // whether images are turned as their EXIF data say
+};
+
+export const state = {
+  view: "maps", // maps, map, run or models
+  name: "", // the map that is shown, or that the gallery starts at
+  sort: "name",
+  filters: [],
+  search: "",
+  panes: "one", // of a map: one or three
+  ...LOOK,
+};
+
+const listeners = new Set();
+let written = "";
+
+/** Call a function with the names of what has changed. */
+export function listen(listener) {
+  listeners.add(listener);
+}
+
+/** Change the state; ``keep`` adds an entry to the history of the browser. */
+export function change(changes, { keep = false } = {}) {
+  const changed = Object.keys(changes).filter((name) => String(changes[name]) !== String(state[name]));
+  if (!changed.length) return;
+  Object.assign(state, changes);
+  write(keep);
+  for (const listener of listeners) listener(new Set(changed));
+}
+
+/** Read the state from the address; return whether it was there. */
+export function read() {
+  const [path, query] = location.hash.replace(/^#\/?/, "").split("?", 2);
+  const [view, ...rest] = path.split("/");
+  const found = new URLSearchParams(query || "");
+  const next = {
+    view: ["map", "run", "models"].includes(view) ? view : "maps",
+    name: decode(rest.join("/")) || found.get("at") || "",
+    sort: found.get("sort") || "name",
+    filters: found.getAll("f"),
+    search: found.get("q") || "",
+    panes: found.get("panes") === "three" ? "three" : "one",
+  };
+  for (const [name, usual] of Object.entries(LOOK)) next[name] = parse(found.get(name), usual);
+  const changed = Object.keys(next).filter((name) => String(next[name]) !== String(state[name]));
+  Object.assign(state, next);
+  written = location.hash;
+  if (changed.length) for (const listener of listeners) listener(new Set(changed));
+}
+
+export function start() {
+  read();
+  addEventListener("popstate", read);
+  addEventListener("hashchange", () => location.hash !== written && read());
+}
+
+function write(keep) {
+  const found = new URLSearchParams();
+  if (state.sort !== "name") found.set("sort", state.sort);
+  for (const filter of state.filters) found.append("f", filter);
+  if (state.search) found.set("q", state.search);
+  if (state.panes !== "one") found.set("panes", state.panes);
+  for (const [name, usual] of Object.entries(LOOK)) {
+    if (state[name] !== usual) found.set(name, typeof usual === "boolean" ? Number(state[name]) : state[name]);
+  }
+  const path = state.view === "maps" ? "" : state.view === "map" ? `map/${encode(state.name)}` : state.view;
+  const query = found.toString();
+  written = `#/${path}${query ? `?${query}` : ""}`;
+  if (written === location.hash) return;
+  try {
+    history[keep ? "pushState" : "replaceState"](null, "", written);
+  } catch {
+    // A page inside a notebook has no address.
+  }
+}
+
+const encode = (name) => name.split("/").map(encodeURIComponent).join("/");
+
+function decode(text) {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text;
+  }
+}
+
+function parse(text, usual) {
+  if (text === null) return usual;
+  if (typeof usual === "boolean") return text !== "0";
+  if (typeof usual === "number") return Number.isFinite(Number(text)) ? Number(text) : usual;
+  return text;
+}

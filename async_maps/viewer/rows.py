@@ -1,0 +1,342 @@
+"""Reads a manifest in short connections, so that a run beside the viewer ends as without it. Everything here blocks.
+
+An idle connection would keep the run from closing its write-ahead log: three files would stay, and whoever copies only
+the ``.sqlite`` would lose rows.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import sqlite3
+import tempfile
+import time
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from async_maps.errors import ManifestError, translate_os_error
+from async_maps.filesystems.endpoints import Identity
+from async_maps.manifest.lock import holder_of
+from async_maps.manifest.manifest import Manifest
+from async_maps.manifest.metadata import KeptRun
+from async_maps.manifest.schema import BOOLEANS, COLUMNS, FLOATS
+from async_maps.plans.place import is_plan
+from async_maps.plans.rows import PlanRows
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from os import PathLike
+    from typing import Self
+
+    from numpy.typing import NDArray
+
+    from async_maps.settings import S3Settings
+
+_COPIES = 5
+_CHUNK = 100_000
+"""Rows that are read in one connection: about 0.05 s."""
+_PAUSE_S = 0.06
+"""The pause between two chunks while a run writes. A run that ends tries to close its log every 0.05 s, 10 times."""
+_CANNOT_OPEN = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN}
+_WRITTEN = (*COLUMNS, "file")
+
+
+class Counts(NamedTuple):
+    """The rows of a manifest: those that are done, and those that have failed."""
+
+    done: int
+    failed: int
+
+    @property
+    def total(self) -> int:
+        """The number of all rows."""
+        return self.done + self.failed
+
+
+class Chunk(NamedTuple):
+    """The rows of a manifest between two row numbers, both included."""
+
+    first: int
+    last: int
+    size: int
+
+
+class Names(NamedTuple):
+    """Names of rows.
+
+    Attributes:
+        numbers: the numbers of the rows, (n,) int64.
+        text: the names, joined by NUL.
+        last: the last name in the order of the names.
+    """
+
+    numbers: NDArray[np.int64]
+    text: str
+    last: bytes = b""
+
+
+class ViewedManifest(Manifest):
+    """An open manifest, whose rows are found by their numbers. Text that is not UTF-8 is shown with marks."""
+
+    def _connect(self, place: str) -> sqlite3.Connection:
+        database = super()._connect(place)
+        database.text_factory = lambda data: data.decode("utf-8", "replace")
+        return database
+
+    def page(self, rows: Sequence[int]) -> list[dict[str, Any] | None]:
+        """Return the rows with these numbers; None for one that is gone."""
+        marks = ", ".join("?" * len(rows))
+        query = f"SELECT rowid, {', '.join(_WRITTEN)} FROM maps WHERE rowid IN ({marks})"  # noqa: S608  # question marks
+        with self._reading() as database:
+            found = database.execute(query, list(rows))
+            known = {number: _fields(number, values) for number, *values in found}
+        return [known.get(number) for number in rows]
+
+    def first(self, start: int, count: int) -> list[dict[str, Any] | None]:
+        """Return rows in the order of their names; maps that were refused at their source are not among them."""
+        with self._reading() as database:
+            found = database.execute(
+                f"SELECT rowid, {', '.join(_WRITTEN)} FROM maps WHERE stage IS NOT 'source' "  # noqa: S608  # names of our own
+                "ORDER BY name LIMIT ? OFFSET ?",
+                (count, start),
+            )
+            return [_fields(number, values) for number, *values in found]
+
+    def number_of(self, name: str) -> int | None:
+        """Return the number of the row of a map; None if there is none."""
+        with self._reading() as database:
+            found = database.execute("SELECT rowid FROM maps WHERE stage IS NOT 'source' AND name = ?", (name,))
+            return next((number for (number,) in found), None)
+
+    def names(self, after: bytes, count: int) -> Names:
+        """Return the numbers and names of the next rows in the order of their names."""
+        rows = (
+            "SELECT rowid, name FROM maps WHERE stage IS NOT 'source' AND name > CAST(? AS TEXT) ORDER BY name LIMIT ?"
+        )
+        # One text for all names: a tuple for each takes twice as long.
+        query = (
+            "SELECT group_concat(rowid, ' '), group_concat(name, char(0)), CAST(max(name) AS BLOB) "  # noqa: S608  # our own
+            f"FROM ({rows})"
+        )
+        with self._reading() as database:
+            numbers, names, last = database.execute(query, (after, count)).fetchone()
+            found = Names(np.fromstring(numbers or "", np.int64, sep=" "), names or "", last or b"")
+            if found.text.count("\0") >= max(1, len(found.numbers)):
+                found = _joined(database.execute(rows, (after, count)).fetchall(), found.last)
+        return found
+
+    def names_below(self, folder: str, count: int) -> list[tuple[int, str]]:
+        """Return the numbers and names of the first rows whose names start with ``folder/``."""
+        query = (
+            "SELECT rowid, name FROM maps WHERE stage IS NOT 'source' AND name > ? AND name < ? ORDER BY name LIMIT ?"
+        )
+        with self._reading() as database:
+            return database.execute(query, (f"{folder}/", f"{folder}0", count)).fetchall()
+
+    def refused_names(self) -> Names:
+        """Return the numbers and names of maps that were refused at their source."""
+        query = "SELECT rowid, name FROM maps WHERE stage = 'source' ORDER BY name, rowid"
+        with self._reading() as database:
+            return _joined(database.execute(query).fetchall())
+
+    def column(self, expression: str, chunk: Chunk) -> NDArray[np.float64] | None:
+        """Return the values of an SQL expression of ours, in the order of the row numbers; NaN for null.
+
+        None if there are other rows than those of the chunk.
+        """
+        query = f"SELECT ifnull({expression}, 9e999) FROM maps WHERE rowid BETWEEN ? AND ? ORDER BY rowid"  # noqa: S608  # our own
+        with self._reading() as database:
+            found = database.execute(query, (chunk.first, chunk.last))
+            values = np.fromiter((value for (value,) in found), np.float64)
+        values[np.isinf(values)] = np.nan
+        return values if len(values) == chunk.size else None
+
+    def numbered(self, expression: str, chunk: Chunk) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Return the row numbers, and the values of :meth:`column`."""
+        kind = np.dtype([("number", np.int64), ("value", np.float64)])
+        query = f"SELECT rowid, ifnull({expression}, 9e999) FROM maps WHERE rowid BETWEEN ? AND ? ORDER BY rowid"  # noqa: S608  # our own
+        with self._reading() as database:
+            found = np.fromiter(database.execute(query, (chunk.first, chunk.last)), kind)
+        values = found["value"].copy()
+        values[np.isinf(values)] = np.nan
+        return found["number"].copy(), values
+
+    def failed_rows(self, limit: int) -> list[tuple[int, str, str, str, str]]:
+        """Return number, name, source, stage and reason of failed maps, at most ``limit``."""
+        query = "SELECT rowid, name, source, stage, error FROM maps WHERE status = 'failed' LIMIT ?"
+        with self._reading() as database:
+            return database.execute(query, (limit,)).fetchall()
+
+
+class ViewedRows:
+    """The rows of a manifest or of a plan, which is copied into a temporary manifest first.
+
+    Attributes:
+        address: the file of the manifest, or the address of the plan.
+        path: the manifest that is read: the file, or a temporary copy.
+        is_copy: whether it is a copy, which does not change.
+
+    Raises:
+        ManifestError: the manifest cannot be read. All methods raise it.
+        PlanError: the plan cannot be read.
+        StoreError: the store of the plan cannot be used.
+    """
+
+    def __init__(self, address: str | PathLike[str], s3: S3Settings | None = None) -> None:
+        self.address = os.fspath(address)
+        with ExitStack() as stack:
+            if is_plan(self.address):
+                self.path, self.is_copy = _temporary(stack) / "plan.sqlite", True
+                with PlanRows(self.address, s3, whole=False) as plan, _PlanCopy(self.path) as copy:
+                    copy.fill(plan)
+            elif _can_open(Path(self.address)):
+                self.path, self.is_copy = Path(self.address), False
+            else:
+                self.path, self.is_copy = _temporary(stack) / "manifest.sqlite", True
+                _copy(Path(self.address), self.path)
+            with self.opened():
+                self._opened = stack.pop_all()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Delete the temporary copy."""
+        self._opened.close()
+
+    @contextmanager
+    def opened(self) -> Iterator[ViewedManifest]:
+        """Open the manifest for a moment."""
+        with ViewedManifest(self.path, read_only=True) as manifest:
+            yield manifest
+
+    def counts(self) -> Counts:
+        """Return the number of rows."""
+        with self.opened() as manifest:
+            found = manifest.counts()
+        return Counts(found.get("done", 0), found.get("failed", 0))
+
+    def destination(self) -> str:
+        """Return the destination of the overlays; empty if there was no run."""
+        with self.opened() as manifest:
+            return Identity.parse(manifest.destination() or "").destination
+
+    def runs(self) -> list[KeptRun]:
+        """Return the settings of the runs."""
+        with self.opened() as manifest:
+            return manifest.runs()
+
+    def rest(self) -> None:
+        """Wait a moment if a run writes the manifest, so that it can close its log in between."""
+        if not self.is_copy and holder_of(self.path) is not None:
+            time.sleep(_PAUSE_S)
+
+    def names(self) -> Iterator[Names]:
+        """Yield the numbers and names of all rows in chunks, by name; those refused at their source come last."""
+        after = b""
+        while True:
+            with self.opened() as manifest:
+                found = manifest.names(after, _CHUNK)
+            if not len(found.numbers):
+                break
+            yield found
+            after = found.last
+            self.rest()
+        with self.opened() as manifest:
+            yield manifest.refused_names()
+
+    def column(self, expression: str, numbers: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return the values of an SQL expression of ours for these rows, (n,) float64; NaN for null and gone rows.
+
+        Args:
+            expression: a column, or an expression of columns, that is a number.
+            numbers: the row numbers, sorted, (n,) int64.
+        """
+        values = np.full(len(numbers), np.nan)
+        for start in range(0, len(numbers), _CHUNK):
+            known = numbers[start : start + _CHUNK]
+            chunk = Chunk(int(known[0]), int(known[-1]), len(known))
+            with self.opened() as manifest:
+                found = manifest.column(expression, chunk)
+                if found is None:
+                    others, found_there = manifest.numbered(expression, chunk)
+                    at = np.minimum(np.searchsorted(others, known), max(0, len(others) - 1))
+                    is_there = others[at] == known if len(others) else np.zeros(len(known), bool)
+                    found = np.full(len(known), np.nan)
+                    found[is_there] = found_there[at[is_there]]
+            values[start : start + len(known)] = found
+            self.rest()
+        return values
+
+
+def _joined(rows: list[tuple[int, str]], last: bytes = b"") -> Names:
+    """Join names; a NUL in a name, which no run writes, becomes a space."""
+    numbers = np.array([number for number, _ in rows], np.int64)
+    return Names(numbers, "\0".join(name.replace("\0", " ") for _, name in rows), last)
+
+
+def _fields(number: int, values: Sequence[Any]) -> dict[str, Any]:
+    row = dict(zip(_WRITTEN, values, strict=True))
+    for column in FLOATS:
+        # No run writes others; JSON has none.
+        row[column] = row[column] if isinstance(row[column], float | int) and math.isfinite(row[column]) else None
+    for column in BOOLEANS:
+        row[column] = None if row[column] is None else bool(row[column])
+    return {"row": number} | row
+
+
+def _temporary(stack: ExitStack) -> Path:
+    return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="async-maps-view-")))
+
+
+def _can_open(path: Path) -> bool:
+    """Whether SQLite can open a manifest where it lies; other problems are left to the one who opens it."""
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
+            database.execute("PRAGMA application_id")
+    except sqlite3.Error as error:
+        return getattr(error, "sqlite_errorcode", 0) & 0xFF not in _CANNOT_OPEN or not path.is_file()
+    return True
+
+
+def _copy(path: Path, target: Path) -> None:
+    """Copy a manifest and its log, again if either changes meanwhile."""
+    log, log_target = Path(f"{os.path.realpath(path)}-wal"), Path(f"{target}-wal")
+    try:
+        for _ in range(_COPIES):
+            before = _states(path, log)
+            shutil.copyfile(path, target)
+            log_target.unlink(missing_ok=True)
+            if log.exists():
+                shutil.copyfile(log, log_target)
+            if _states(path, log) == before:
+                return
+    except OSError as error:
+        raise ManifestError(f"the manifest {path} cannot be copied: {translate_os_error(error)}") from error
+    raise ManifestError(f"the manifest {path} changes while it is copied: try again after its run", may_pass=True)
+
+
+def _states(*paths: Path) -> list[tuple[int, int] | None]:
+    found = [path.stat() if path.exists() else None for path in paths]
+    return [status and (status.st_size, status.st_mtime_ns) for status in found]
+
+
+class _PlanCopy(Manifest):
+    """A manifest that is written from the rows of a plan, also of one that is not done."""
+
+    def fill(self, plan: PlanRows) -> None:
+        marks = ", ".join("?" * len(_WRITTEN))
+        insert = f"INSERT OR REPLACE INTO maps ({', '.join(_WRITTEN)}) VALUES ({marks})"  # noqa: S608  # our own
+        self.keep_destination(plan.destination())
+        for run in plan.runs():
+            self.keep_run(run)
+        with self._writing() as database, closing(plan.parts()) as parts:
+            for _, rows in parts:
+                database.executemany(insert, rows)

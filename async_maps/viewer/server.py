@@ -1,0 +1,145 @@
+"""Runs the viewer on loopback, in a thread of its own."""
+
+from __future__ import annotations
+
+import html
+import os
+import sys
+import tempfile
+import webbrowser
+from contextlib import ExitStack, suppress
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from async_maps.concurrency.loop import open_portal
+from async_maps.errors import SettingsError
+from async_maps.settings import given_or_default
+from async_maps.viewer.app import make_app
+from async_maps.viewer.content import Content
+from async_maps.viewer.guard import LOOPBACK, Guard
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from os import PathLike
+    from typing import Self
+
+    from async_maps.settings import Settings
+
+_MOST_HEADERS = 16 * 2**10
+_SHUTDOWN_S = 1.0
+
+
+class Viewer:
+    """A page on loopback that shows the overlays of a manifest, until it is closed.
+
+    Attributes:
+        url: its address, with a token: whoever has it can see the overlays and images.
+
+    Args:
+        manifest: the path of a manifest, or the address of a plan.
+        images: the place of the source images, as for :func:`view`.
+        port: the port; 0 for any that is free.
+        hosts: further names of this machine, for proxies.
+        settings: the time limits and attempts of requests to S3.
+
+    Raises:
+        AsyncMapsError: the manifest, the plan or the images cannot be read, or the port cannot be used.
+    """
+
+    def __init__(
+        self,
+        manifest: str | PathLike[str],
+        *,
+        images: str | PathLike[str] | None = None,
+        port: int = 0,
+        hosts: Sequence[str] = (),
+        settings: Settings | None = None,
+    ) -> None:
+        guard = Guard(hosts)
+        with ExitStack() as stack:
+            place = None if images is None else os.fspath(images)
+            content = stack.enter_context(Content(manifest, place, given_or_default(settings).s3))
+            portal = stack.enter_context(open_portal())
+            runner = web.AppRunner(
+                make_app(content, guard),
+                access_log=None,
+                handle_signals=False,
+                shutdown_timeout=_SHUTDOWN_S,
+                max_field_size=_MOST_HEADERS,
+            )
+            portal.call(runner.setup)
+            stack.callback(portal.call, runner.cleanup)
+            site = web.TCPSite(runner, LOOPBACK, port)
+            try:
+                portal.call(site.start)
+            except OSError as error:
+                raise SettingsError(
+                    f"cannot serve on {LOOPBACK} port {port}: {error.strerror or error}; choose another port"
+                ) from error
+            used: int = runner.addresses[0][1]
+            guard.listens(used)
+            self.url = f"http://{LOOPBACK}:{used}/?token={guard.token}"
+            self._opened = stack.pop_all()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the server and delete its temporary files."""
+        self._opened.close()
+
+    def show(self) -> bool:
+        """Open the page in a browser; return False if there is none, as on a machine without a screen."""
+        is_linux = sys.platform.startswith("linux")
+        if is_linux and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+            return False
+        # Not the address: everybody on the machine can see the arguments of a process, and would have the token.
+        descriptor, path = tempfile.mkstemp(prefix="async-maps-view-", suffix=".html")
+        self._opened.callback(partial(_delete, path))
+        with open(descriptor, "w", encoding="utf-8") as file:
+            file.write(f'<!doctype html><meta http-equiv="refresh" content="0; url={html.escape(self.url)}">\n')
+        with suppress(webbrowser.Error):
+            return webbrowser.open(Path(path).as_uri())
+        return False
+
+
+def _delete(path: str) -> None:
+    with suppress(OSError):
+        os.unlink(path)
+
+
+def view(
+    manifest: str | PathLike[str],
+    *,
+    images: str | PathLike[str] | None = None,
+    port: int = 0,
+    open_browser: bool = True,
+    settings: Settings | None = None,
+) -> Viewer:
+    """Show the overlays of a manifest on their source images, in a browser.
+
+    Args:
+        manifest: the path of a manifest, or the address of a plan.
+        images: the place of the source images: a folder or ``s3://bucket/prefix``, in which an image has the name of
+            its map; a template such as ``s3://bucket/{parent}/{stem}.jpg``; or a table with the columns ``name`` and
+            ``image``. None to show overlays alone.
+        port: the port on loopback; 0 for any that is free.
+        open_browser: whether to open the page in a browser, where there is one.
+        settings: the time limits and attempts of requests to S3.
+
+    Returns:
+        The viewer. It runs until it is closed, or until the program ends.
+
+    Raises:
+        AsyncMapsError: the manifest, the plan or the images cannot be read, or the port cannot be used.
+    """
+    viewer = Viewer(manifest, images=images, port=port, settings=settings)
+    if open_browser:
+        viewer.show()
+    return viewer

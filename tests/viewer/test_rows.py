@@ -1,0 +1,159 @@
+"""Reading of a manifest beside its run: short connections, copies where it cannot be opened, plans."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import tempfile
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+import async_maps as am
+from async_maps.manifest.manifest import Manifest
+from async_maps.plans.planning import aplan
+from async_maps.shares.share import arun_plan
+from async_maps.viewer.groups import Groups
+from async_maps.viewer.orders import Snapshot
+from async_maps.viewer.rows import ViewedRows
+from tests.support.leftovers import leaves_nothing
+from tests.support.manifests import SETTINGS, failure_for, make_map, receipt_for, write_run
+from tests.support.maps import random_map
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = [pytest.mark.fast, pytest.mark.usefixtures(leaves_nothing.__name__)]
+
+
+def beside(path: Path) -> set[str]:
+    return {file.name for file in path.parent.iterdir()}
+
+
+def test_a_reader_leaves_nothing_beside_the_manifest(tmp_path: Path) -> None:
+    path = tmp_path / "m.sqlite"
+    write_run(path, [receipt_for(make_map("a"))])
+    before = beside(path), path.read_bytes()
+    with ViewedRows(path) as viewed:
+        assert viewed.counts() == (1, 0)
+        Snapshot(viewed).column("mean")
+    assert (beside(path), path.read_bytes()) == before
+
+
+def test_a_run_that_ends_beside_a_reader_closes_its_log(tmp_path: Path) -> None:
+    path = tmp_path / "m.sqlite"
+    with Manifest(path) as manifest:
+        manifest.begin("s3://bucket/prefix")
+        manifest.write([receipt_for(make_map("a"))], SETTINGS)
+        with ViewedRows(path) as viewed:
+            assert viewed.counts().total == 1
+            manifest.write([receipt_for(make_map("b"))], SETTINGS)
+            assert viewed.counts().total == 2
+            assert {"m.sqlite-wal"} < beside(path)
+            manifest.close()
+            assert beside(path) <= {"m.sqlite", "m.sqlite-lock"}
+            assert viewed.counts().total == 2
+
+
+def test_a_copy_whose_log_cannot_be_read_in_place_is_copied(
+    unprivileged: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(unprivileged))
+    there, here = unprivileged / "there", unprivileged / "here"
+    there.mkdir()
+    here.mkdir()
+    with Manifest(there / "m.sqlite") as manifest:
+        manifest.begin("s3://bucket/prefix")
+        manifest.write([receipt_for(make_map("a"))], SETTINGS)
+        # As a backup takes it during a run: with its log, but without the index of the log.
+        for suffix in ("", "-wal"):
+            shutil.copyfile(there / f"m.sqlite{suffix}", here / f"m.sqlite{suffix}")
+    here.chmod(0o555)
+    try:
+        with ViewedRows(here / "m.sqlite") as viewed:
+            assert viewed.is_copy
+            assert viewed.counts().total == 1
+        assert beside(here / "m.sqlite") == {"m.sqlite", "m.sqlite-wal"}
+    finally:
+        here.chmod(0o755)
+
+
+@pytest.mark.parametrize("what", ["missing", "text", "database", "folder"])
+def test_what_is_no_manifest_is_refused(tmp_path: Path, what: str) -> None:
+    path = tmp_path / "m.sqlite"
+    if what == "text":
+        path.write_text("no manifest")
+    elif what == "database":
+        with closing(sqlite3.connect(path)) as database:
+            database.execute("CREATE TABLE t (x)")
+    elif what == "folder":
+        path = tmp_path / "missing" / "m.sqlite"
+    with pytest.raises(am.ManifestError):
+        ViewedRows(path)
+
+
+def test_rows_have_plain_values(tmp_path: Path) -> None:
+    path = tmp_path / "m.sqlite"
+    write_run(path, [receipt_for(make_map("a")), failure_for(make_map("b"))])
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute("UPDATE maps SET mean = 9e999, maximum = 'text', source = CAST(x'ff41' AS TEXT)")
+    with ViewedRows(path) as viewed, viewed.opened() as opened:
+        first, second, gone = opened.page([1, 2, 3])
+    assert gone is None
+    assert first is not None
+    assert second is not None
+    assert (first["mean"], first["maximum"], first["minimum"]) == (None, None, -1.5)
+    assert first["source"] == "\N{REPLACEMENT CHARACTER}A"
+    assert (first["faint"], second["faint"]) == (True, None)
+
+
+def test_failures_are_grouped_by_reason(tmp_path: Path) -> None:
+    path = tmp_path / "m.sqlite"
+    maps = [make_map(f"m{i}") for i in range(6)]
+    broken = [am.Failure(map_.name, map_.source, None, "read", f"found {i} bytes") for i, map_ in enumerate(maps[:4])]
+    write_run(path, [*broken, failure_for(maps[4], "upload"), receipt_for(maps[5])])
+    with ViewedRows(path) as viewed:
+        found = Groups.of(viewed)
+        assert [(group["stage"], group["count"]) for group in found.as_dict()["groups"]] == [("read", 4), ("upload", 1)]
+        with viewed.opened() as opened:
+            rows = opened.page(found.numbers("0").tolist())
+    assert {row["name"] for row in rows if row is not None} == {"m0", "m1", "m2", "m3"}
+    assert not found.numbers("2").size
+    assert not found.numbers("9" * 50).size
+
+
+@pytest.mark.runs
+async def test_the_rows_of_a_plan_are_those_of_its_parts(maps: Path, tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    for i in range(7):
+        np.save(maps / f"{i}.npy", random_map(i))
+    (maps / "bad.npy").write_bytes(b"no map")
+    plan = await aplan(maps, tmp_path / "out", tmp_path / "plan", part_size=3)
+    with ViewedRows(tmp_path / "plan") as viewed:
+        assert viewed.counts().total == 0
+    await arun_plan(tmp_path / "plan", settings=am.Settings(workers=0))
+    with ViewedRows(tmp_path / "plan") as viewed:
+        assert viewed.counts() == (7, 1)
+        assert viewed.destination() == (tmp_path / "out").as_uri() == plan.destination
+        assert [run.source for run in viewed.runs()] == [str(maps)]
+        with viewed.opened() as opened:
+            found = opened.first(0, 10)
+        assert [row["name"] for row in found if row] == [*map(str, range(7)), "bad"]
+        folder = viewed.path.parent
+    assert not folder.exists()
+
+
+def test_the_process_has_no_open_manifest_between_questions(tmp_path: Path) -> None:
+    path = tmp_path / "m.sqlite"
+    write_run(path, [receipt_for(make_map("a"))])
+    with ViewedRows(path) as viewed:
+        viewed.counts()
+        targets = {os.readlink(entry) for entry in _descriptors()}
+    assert not [target for target in targets if str(path) in target]
+
+
+def _descriptors() -> list[str]:
+    return [f"/proc/self/fd/{name}" for name in os.listdir("/proc/self/fd") if os.path.lexists(f"/proc/self/fd/{name}")]
