@@ -1,1 +1,44 @@
-"""Shows overlays on their source images in a browser, from a manifest: ``async-maps view``."""
+"""Shows overlays on their source images in a browser, from a manifest."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+    from async_maps.settings import Settings
+    from async_maps.viewer.server import Viewer
+
+
+def view(
+    manifest: str | PathLike[str],
+    *,
+    images: str | PathLike[str] | None = None,
+    port: int = 0,
+    open_browser: bool = True,
+    settings: Settings | None = None,
+) -> Viewer:
+    """Show the overlays of a manifest on their source images, in a browser.
+
+    Args:
+        manifest: the path of a manifest, or the address of a plan.
+        images: the place of the source images: a folder or ``s3://bucket/prefix``, in which an image has the name of
+            its map; a template such as ``s3://bucket/{parent}/{stem}.jpg``; or a table with the columns ``name`` and
+            ``image``. None to show overlays alone.
+        port: the port on loopback; 0 for any that is free.
+        open_browser: whether to open the page in a browser, where there is one.
+        settings: the time limits and attempts of requests to S3.
+
+    Returns:
+        The viewer. It runs until it is closed, or until the program ends.
+
+    Raises:
+        AsyncMapsError: the manifest, the plan or the images cannot be read, or the port cannot be used.
+    """
+    from async_maps.viewer.server import Viewer
+
+    viewer = Viewer(manifest, images=images, port=port, settings=settings)
+    if open_browser:
+        viewer.show()
+    return viewer

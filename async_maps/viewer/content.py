@@ -13,7 +13,7 @@ from async_maps.errors import SettingsError
 from async_maps.viewer.groups import Groups
 from async_maps.viewer.images import Images
 from async_maps.viewer.orders import COLUMNS, STATES, Request, Snapshot
-from async_maps.viewer.overlays import Overlays
+from async_maps.viewer.overlays import UNKNOWN, Overlays
 from async_maps.viewer.rows import ViewedRows
 
 if TYPE_CHECKING:
@@ -88,12 +88,10 @@ class Content:
             "colorings": {
                 fingerprint: {
                     "table": base64.b64encode(coloring.table.tobytes()).decode(),
-                    "kind": coloring.kind,
                     "merged": coloring.merged,
-                    "settings": {name: value for name, value in runs[fingerprint].shaping.items() if name != "s3"},
-                    "source": runs[fingerprint].source,
+                    "settings": runs[fingerprint].shaping | {"s3": None} if fingerprint in runs else None,
                 }
-                for fingerprint, coloring in self.overlays.colorings.items()
+                for fingerprint, coloring in {"": UNKNOWN, **self.overlays.colorings}.items()
             },
         }
 

@@ -48,13 +48,20 @@ export function draw(canvas, plane, pixels) {
   canvas.getContext("2d").putImageData(image, 0, 0);
 }
 
-/** Return the value of an intensity, and by how much it may be wrong; "at least" and "at most" at the ends. */
-export function valueOf(intensity, row, merged = null) {
+/** Return the value of an intensity, and by how much it may be wrong; "≥" and "≤" where the range ends before it. */
+export function valueOf(intensity, row, coloring) {
   const { range_low: low, range_high: high } = row;
   if (low === null || low === undefined) return null;
   const step = (high - low) / 255;
-  const value = low + intensity * step;
-  const clipped = intensity === 255 && row.maximum > high ? "≥" : intensity === 0 && row.minimum < low ? "≤" : "";
-  if (merged !== null && intensity === merged) return { value: null, half: null, sign: "invisible" };
-  return { value, half: Math.abs(step) / 2, sign: clipped };
+  const half = Math.abs(step) / 2;
+  if (intensity === coloring.merged) return { value: low + step * lastHidden(coloring.table), half, sign: "≤" };
+  const sign = intensity === 255 && row.maximum > high ? "≥" : intensity === 0 && row.minimum < low ? "≤" : "";
+  return { value: low + intensity * step, half, sign };
+}
+
+/** Return the highest intensity that a table hides. */
+function lastHidden(table) {
+  let last = 255;
+  while (table[4 * last + 3]) last -= 1;
+  return last;
 }

@@ -47,14 +47,24 @@ export function bytes(value) {
   return `${(value / unit[1]).toPrecision(3)} ${unit[0]}`;
 }
 
+let under = 0;
+
+/** Note that work begins (1) or has ended (-1): the main region is busy meanwhile. */
+export function busy(change) {
+  under += change;
+  byId("main")?.setAttribute("aria-busy", String(under > 0));
+}
+
 /** Return a function that runs another one once in the next frame, however often it is called. */
 export function framed(work) {
   let waits = false;
   return () => {
     if (waits) return;
     waits = true;
+    busy(1);
     requestAnimationFrame(() => {
       waits = false;
+      busy(-1);
       work();
     });
   };
@@ -64,8 +74,13 @@ export function framed(work) {
 export function settled(work, milliseconds) {
   let timer = 0;
   return (...values) => {
+    busy(timer ? 0 : 1);
     clearTimeout(timer);
-    timer = setTimeout(() => work(...values), milliseconds);
+    timer = setTimeout(() => {
+      timer = 0;
+      busy(-1);
+      work(...values);
+    }, milliseconds);
   };
 }
 

@@ -21,7 +21,7 @@ export class Gallery {
     this.onOpen = onOpen;
     this.space = h("div", { class: "space", role: "presentation" });
     this.empty = h("p", { class: "empty" });
-    this.element = h("div", { class: "grid", role: "grid", "aria-label": "maps" }, this.space);
+    this.element = h("div", { class: "grid", role: "grid", tabindex: "-1", "aria-label": "maps" }, this.space);
     this.rows = []; // of elements: {element, tiles, number}
     this.base = 0; // the number of the first row in the scroll area
     this.focus = 0; // the place of the map with the focus
@@ -120,6 +120,20 @@ export class Gallery {
 
   render() {
     if (!this.columns || !this.element.isConnected) return;
+    const isFocused = this.element.contains(document.activeElement);
+    this.renderRows();
+    if (isFocused) this.keepFocus();
+    this.onMove(this.top());
+  }
+
+  /** Leave the focus on its map though another element shows it now, or on the grid if none does. */
+  keepFocus() {
+    const tile = this.tiles().find((other) => other.place === this.focus);
+    const target = tile ? tile.element : this.element;
+    if (document.activeElement !== target) target.focus({ preventScroll: true });
+  }
+
+  renderRows() {
     const first = Math.max(0, this.base + Math.floor(this.element.scrollTop / this.height) - OVERSCAN);
     const shown = Math.ceil(this.element.clientHeight / this.height) + 1 + 2 * OVERSCAN;
     const last = Math.min(this.rowCount - 1, first + shown - 1);
@@ -128,7 +142,10 @@ export class Gallery {
     const free = this.rows.filter((row) => !wanted.has(row.number));
     const here = new Set(this.rows.map((row) => row.number));
     for (const number of wanted) if (!here.has(number)) this.place(free.pop() || this.addRow(), number);
-    for (const row of free) row.element.hidden = true;
+    for (const row of free) {
+      row.element.hidden = true;
+      row.number = -1;
+    }
     for (const row of this.rows) if (wanted.has(row.number)) this.fill(row);
     const missing = [...wanted].some((number) => this.isMissing(number));
     if (missing) {
@@ -138,7 +155,6 @@ export class Gallery {
       );
     }
     this.empty.textContent = model.order.order && !this.total ? "no map is selected" : "";
-    this.onMove(this.top());
   }
 
   isMissing(number) {
@@ -155,7 +171,6 @@ export class Gallery {
   }
 
   place(row, number) {
-    if (row.element.contains(document.activeElement)) this.element.focus({ preventScroll: true });
     row.number = number;
     row.element.hidden = false;
     row.element.style.transform = `translateY(${(number - this.base) * this.height + GAP}px)`;
@@ -211,8 +226,7 @@ export class Gallery {
     this.focus = Math.min(Math.max(0, place), this.total - 1);
     this.goTo(this.focus, true);
     this.render();
-    const tile = this.tiles().find((other) => other.place === this.focus);
-    tile?.element.focus({ preventScroll: true });
+    this.keepFocus();
   }
 
   focused(event) {

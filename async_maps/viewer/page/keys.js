@@ -45,7 +45,7 @@ export function hearKeys(view) {
     else if (event.key === "/") byId("search")?.focus();
     else if (event.key === "[") change({ opacity: Math.max(0, state.opacity - 10) });
     else if (event.key === "]") change({ opacity: Math.min(100, state.opacity + 10) });
-    else if (event.key === " " && !target.matches("button, input, a")) change({ overlay: !state.overlay });
+    else if (event.key === " " && !target.matches("button, a, input:not([type=range])")) change({ overlay: !state.overlay });
     else {
       if (!target.matches("input")) view()?.key?.(event);
       return;

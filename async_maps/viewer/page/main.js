@@ -126,14 +126,13 @@ async function main() {
   views.gallery = new Gallery({
     onMove: (place) => views.scrubber?.show(place),
     onOpen: (row, place) => {
-      views.map.place = place;
+      views.map.next = place;
       open(row);
     },
   });
   views.scrubber = new Scrubber(views.gallery);
   views.map = new MapView();
   views.run = new RunView();
-  byId("main").replaceChildren(views.gallery.element);
   onMarks(() => views.gallery.recaption());
   show();
   views.panel = new Panel(byId("side"));

@@ -40,7 +40,7 @@ export class MapView {
     this.element = h("div", { class: "one" }, tools, h("div", { class: "body" }, h("div", { class: "left" }, stage, this.layers), this.aside));
     this.row = null;
     this.plane = null;
-    this.place = null;
+    this.place = this.next = null; // where the map is in the order, and where the next one will be
     onMarks(() => this.showMark());
   }
 
@@ -71,7 +71,9 @@ export class MapView {
   }
 
   reset(name) {
-    this.row = this.plane = this.place = null;
+    this.row = this.plane = null;
+    this.place = this.next;
+    this.next = null;
     this.title.textContent = name;
     this.title.title = name;
     this.note.textContent = this.readout.textContent = "";
@@ -116,7 +118,8 @@ export class MapView {
       image.addEventListener("load", () => this.image === image && this.sheets.resize(image.naturalWidth, image.naturalHeight));
       image.addEventListener("error", async () => {
         image.remove();
-        this.note.textContent = `no image: ${await source.whyNoImage(address)}`;
+        const why = `no image: ${await source.whyNoImage(address)}`;
+        if (this.row === row) this.note.append(h("span", { text: why }));
       });
     }
     return image;
@@ -150,10 +153,8 @@ export class MapView {
       return;
     }
     const intensity = plane.values[place];
-    const { merged } = coloringOf(row);
-    const found = valueOf(intensity, row, merged);
+    const found = valueOf(intensity, row, coloringOf(row));
     if (!found) this.readout.textContent = `${where}: ${intensity} of 255`;
-    else if (found.sign === "invisible") this.readout.textContent = `${where}: a value that the colors hide`;
     else this.readout.textContent = `${where}: ${found.sign ? `${found.sign} ` : ""}${short(found.value)} ± ${short(found.half)} (${intensity} of 255)`;
   }
 
@@ -204,6 +205,7 @@ export class MapView {
     if (place < 0 || place >= model.order.total) return;
     await askRows(place, place);
     const row = rowAt(place);
+    this.next = place;
     if (row) change({ name: row.name });
   }
 

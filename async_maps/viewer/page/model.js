@@ -15,6 +15,7 @@ export const model = {
 };
 
 const listeners = new Set();
+const hearers = new Set();
 const pages = new Map(); // number -> {rows, promise}
 const tables = new Map(); // colormap and alpha -> table
 const colors = new Map(); // what decides it -> 256 pixels
@@ -30,6 +31,11 @@ export const HEADINGS = {
 /** Call a function when there is another order. */
 export function onOrder(listener) {
   listeners.add(listener);
+}
+
+/** Call a function when further rows are here. */
+export function onRows(hearer) {
+  hearers.add(hearer);
 }
 
 export async function load() {
@@ -90,6 +96,7 @@ function askPage(number) {
   page.promise = source.rows(order, number * PAGE, PAGE).then(
     (rows) => {
       page.rows = rows;
+      for (const hearer of hearers) hearer();
       // The first order has only its first rows until all names are read.
       if (!rows.length && !model.order.ready) pages.delete(number);
     },

@@ -4,7 +4,7 @@ import { parseScale } from "./color.js";
 import { count, h, short, tell } from "./dom.js";
 import { Histogram } from "./histogram.js";
 import { clearMarks, counted, download, onMarks } from "./marks.js";
-import { HEADINGS, model, onOrder, rowAt, tableOf } from "./model.js";
+import { HEADINGS, model, onOrder, onRows, rowAt, tableOf } from "./model.js";
 import { source } from "./source.js";
 import { change, listen, state } from "./state.js";
 
@@ -13,6 +13,7 @@ export class Panel {
     place.append(this.look(), this.order(), this.show(), this.marks());
     listen(() => this.refresh());
     onOrder(() => this.refresh());
+    onRows(() => this.drawBar());
     onMarks(() => this.countMarks());
     this.refresh();
     this.countMarks();
@@ -148,8 +149,8 @@ export class Panel {
   thresholdText() {
     const row = firstRow();
     const scale = parseScale(state.scale);
-    if (scale) return short(scale.low + (state.threshold / 255) * (scale.high - scale.low));
-    if (row && isSameForAll()) return short(row.range_low + (state.threshold / 255) * (row.range_high - row.range_low));
+    const ends = scale || (row && isSameForAll() ? { low: row.range_low, high: row.range_high } : null);
+    if (ends) return short(Number((ends.low + (state.threshold / 255) * (ends.high - ends.low)).toPrecision(3)));
     return `${Math.round((state.threshold / 255) * 100)}%`;
   }
 

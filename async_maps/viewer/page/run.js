@@ -58,11 +58,12 @@ export class RunView {
             number("failed", count(run.newly_failed ?? 0)),
             number(run.total === null ? "listed so far" : "in the source", count(run.total ?? run.listed ?? 0)),
             number("maps/s", short(run.maps_per_s)),
-            number("left", now === "running" && run.eta_s !== null ? duration(run.eta_s) : "–"),
+            now === "running" && number("left", (run.eta_s ?? null) === null ? "–" : duration(run.eta_s)),
             number("slowest stage", run.slowest_stage ? `${run.slowest_stage} ${Math.round(100 * run.busy[run.slowest_stage])}%` : "–"),
             number("retries", count(run.retries ?? 0)),
           ]
-        : [number("done", count(counts.done)), number("failed", count(counts.failed))]),
+        : [number("done", count(counts.done)), number("failed", count(counts.failed))]
+      ).filter(Boolean),
     );
     if (run?.error) this.head.append(h("p", { class: "warning", text: run.error.message }));
     this.drawCharts();

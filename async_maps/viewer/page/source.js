@@ -1,6 +1,17 @@
 // Asks the server. All addresses are relative, so that proxies and forwarded ports work.
 
-async function ask(path, query = {}, signal = undefined) {
+import { busy } from "./dom.js";
+
+async function ask(...request) {
+  busy(1);
+  try {
+    return await send(...request);
+  } finally {
+    busy(-1);
+  }
+}
+
+async function send(path, query = {}, signal = undefined) {
   const found = new URLSearchParams();
   for (const [name, value] of Object.entries(query)) {
     for (const item of Array.isArray(value) ? value : [value]) {
@@ -16,7 +27,8 @@ async function ask(path, query = {}, signal = undefined) {
     throw new SourceError("the server does not answer: async-maps view has ended", 0);
   }
   if (!answer.ok) throw new SourceError(await reason(answer), answer.status);
-  return answer;
+  // The whole answer, so that nothing is asked anymore when the page says so.
+  return { headers: answer.headers, body: await answer.arrayBuffer() };
 }
 
 async function reason(answer) {
@@ -28,7 +40,7 @@ async function reason(answer) {
   }
 }
 
-const json = async (...values) => (await ask(...values)).json();
+const json = async (...request) => JSON.parse(new TextDecoder().decode((await ask(...request)).body));
 
 export class SourceError extends Error {
   constructor(message, status) {
@@ -57,7 +69,7 @@ export const source = {
   async plane(row, side, signal) {
     const path = side ? `thumb/map/${row.row}` : `map/${row.row}/indices`;
     const answer = await ask(path, { v: row.crc32, side }, signal);
-    const plane = unpack(await answer.arrayBuffer());
+    const plane = unpack(answer.body);
     plane.changed = answer.headers.get("Async-Maps-Changed") === "1";
     return plane;
   },

@@ -1,0 +1,79 @@
+"""A browser for the tests of the page, and a run with its images."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import async_maps as am
+from async_maps.viewer.server import Viewer
+from tests.support.browsing import Tab, chromium
+from tests.support.viewing import smooth_map
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+    from playwright.sync_api import Browser
+
+COUNT = 30
+SHAPE = (96, 128)
+
+
+class Shown(NamedTuple):
+    """A run that is shown: its viewer, and the values and the image of each map."""
+
+    viewer: Viewer
+    maps: dict[str, NDArray[np.float32]]
+    images: dict[str, NDArray[np.uint8]]
+    folder: Path
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+def tab(browser: Browser) -> Iterator[Tab]:
+    tab = Tab(browser)
+    yield tab
+    tab.close()
+    assert tab.problems == []
+
+
+@pytest.fixture(scope="session")
+def shown(tmp_path_factory: pytest.TempPathFactory, browser: Browser) -> Iterator[Shown]:
+    """30 maps with ranges of their own, on PNG images of their size; two are broken, one has no image."""
+    folder = tmp_path_factory.mktemp("shown")
+    maps, images = {}, {}
+    for i in range(COUNT):
+        name = f"{'train' if i % 3 else 'val'}/{i:03}"
+        maps[name] = smooth_map(i, SHAPE) * np.float32(0.5 + i / 10) - np.float32(0.1)
+        images[name] = np.random.default_rng(i).integers(40, 216, (*SHAPE, 3)).astype(np.uint8)
+        if i != 4:
+            path = folder / "images" / f"{name}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(images[name]).save(path)
+    broken = [(f"broken/{i}", np.full((3, 3), np.nan)) for i in range(2)]
+    settings = am.Settings(workers=0, range="per-map", colormap="viridis")
+    am.run([*maps.items(), *broken], folder / "out", manifest=folder / "run.sqlite", settings=settings)
+    with Viewer(folder / "run.sqlite", images=folder / "images") as viewer:
+        yield Shown(viewer, maps, images, folder)
+
+
+@pytest.fixture
+def intensities(shown: Shown) -> Callable[[str], NDArray[np.uint8]]:
+    """Return the intensities of a map by its name."""
+
+    def found(name: str) -> NDArray[np.uint8]:
+        values = shown.maps[name].astype(np.float64)
+        shares = (values - values.min()) / (values.max() - values.min())
+        return np.asarray(np.rint(shares * 255), np.uint8)
+
+    return found
