@@ -22,6 +22,7 @@ def view(  # noqa: PLR0913  # one argument per option
     /,
     *,
     images: Annotated[str | None, Parameter(group=WHAT)] = None,
+    compare: Annotated[str | None, Parameter(group=WHAT)] = None,
     port: Annotated[int, Parameter(group=WHAT, validator=validators.Number(gte=0, lte=_MOST_PORT))] = 0,
     open_browser: Annotated[bool, Parameter(name="--open", negative="--no-open", group=WHAT)] = True,
     allow_host: Annotated[list[str] | None, Parameter(group=WHAT, negative="")] = None,
@@ -45,6 +46,8 @@ def view(  # noqa: PLR0913  # one argument per option
     images
         Source images: a folder or s3://bucket/prefix, where an image has the name of its map, or of the map's folder; a
         template with {name}, {parent} and {stem}; or a table with the columns name and image.
+    compare
+        Manifest of another run, or another plan, such as of a second model: maps with the same name side by side.
     port
         Port on loopback; 0 for any that is free.
     open_browser
@@ -55,7 +58,10 @@ def view(  # noqa: PLR0913  # one argument per option
     from async_maps.viewer.server import Viewer
 
     set_verbosity(verbose=verbose, quiet=quiet)
-    with suppress(KeyboardInterrupt), Viewer(manifest, images=images, port=port, hosts=allow_host or ()) as viewer:
+    with (
+        suppress(KeyboardInterrupt),
+        Viewer(manifest, images=images, compare=compare, port=port, hosts=allow_host or ()) as viewer,
+    ):
         # Not masked: its token is what the user needs.
         print(viewer.url, flush=True)  # noqa: T201  # the answer
         opened = open_browser and viewer.show()

@@ -11,10 +11,11 @@ if TYPE_CHECKING:
     from async_maps.viewer.server import Viewer
 
 
-def view(
+def view(  # noqa: PLR0913  # one argument per option
     manifest: str | PathLike[str],
     *,
     images: str | PathLike[str] | None = None,
+    compare: str | PathLike[str] | None = None,
     port: int = 0,
     open_browser: bool = True,
     settings: Settings | None = None,
@@ -26,6 +27,7 @@ def view(
         images: the place of the source images: a folder or ``s3://bucket/prefix``, in which an image has the name of
             its map; a template such as ``s3://bucket/{parent}/{stem}.jpg``; or a table with the columns ``name`` and
             ``image``. None to show overlays alone.
+        compare: a second manifest or plan, whose maps are shown beside those with the same names.
         port: the port on loopback; 0 for any that is free.
         open_browser: whether to open the page in a browser, where there is one.
         settings: the time limits and attempts of requests to S3.
@@ -38,7 +40,7 @@ def view(
     """
     from async_maps.viewer.server import Viewer
 
-    viewer = Viewer(manifest, images=images, port=port, settings=settings)
+    viewer = Viewer(manifest, images=images, compare=compare, port=port, settings=settings)
     if open_browser:
         viewer.show()
     return viewer

@@ -16,9 +16,9 @@ from async_maps.render.colormap import colormap_table
 from async_maps.viewer.content import UnknownOrderError
 from async_maps.viewer.history import history
 from async_maps.viewer.images import ImageMissingError
-from async_maps.viewer.orders import Filter, Request
+from async_maps.viewer.orders import Request
 from async_maps.viewer.overlays import MissingError
-from async_maps.viewer.pixels import NoImageError, kind_of, thumbnail
+from async_maps.viewer.pixels import NoImageError, kind_of, pack, thumbnail
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from async_maps.render.colormap import Alpha
     from async_maps.viewer.content import Content
     from async_maps.viewer.guard import Guard
+    from async_maps.viewer.side import Side
 
 T = TypeVar("T")
 
@@ -39,7 +40,7 @@ _TYPES = {
 }
 _MAX_ROWS = 500
 _MAX_BINS = 200
-_SIDES = (64, 128, 256, 512)
+_LENGTHS = (64, 128, 256, 512)
 _READERS, _QUERIES = 8, 4
 """Threads that read objects, and threads that read the manifest."""
 _FOREVER = "private, max-age=31536000, immutable"
@@ -77,6 +78,7 @@ def make_app(content: Content, guard: Guard) -> web.Application:
     app.router.add_get("/api/counts", routes.counts)
     app.router.add_get("/api/run", routes.run)
     app.router.add_get("/api/colors", routes.colors)
+    app.router.add_get("/api/models", routes.models)
     app.router.add_get("/map/{row:\\d{1,18}}", routes.overlay)
     app.router.add_get("/map/{row:\\d{1,18}}/indices", routes.indices)
     app.router.add_get("/thumb/map/{row:\\d{1,18}}", routes.indices)
@@ -121,8 +123,7 @@ class _Routes:
 
     async def order(self, request: web.Request) -> web.StreamResponse:
         query = request.query
-        filters = tuple(Filter.parse(text) for text in query.getall("f", []))
-        wanted = Request(query.get("sort", "name"), filters, query.get("q", ""))
+        wanted = self._content.request(query.get("sort", "name"), query.getall("f", []), query.get("q", ""))
         if wanted == Request() and not self._content.is_ready and "wait" not in query:
             return _json(await self._ask(self._content.first_order))
         return _json(await self._ask(partial(self._content.order, wanted, fresh="fresh" in query)))
@@ -153,10 +154,14 @@ class _Routes:
         return _json(await self._ask(lambda: self._content.groups().as_dict()))
 
     async def counts(self, _: web.Request) -> web.StreamResponse:
-        return _json(await self._ask(lambda: self._content.rows.counts()._asdict()))
+        return _json(await self._ask(lambda: self._content.side.rows.counts()._asdict()))
 
     async def run(self, request: web.Request) -> web.StreamResponse:
-        return _json(await self._ask(partial(history, self._content.rows, request.query.get("since", ""))))
+        return _json(await self._ask(partial(history, self._content.side.rows, request.query.get("since", ""))))
+
+    async def models(self, _: web.Request) -> web.StreamResponse:
+        comparison = self._content.comparison
+        return _json(None if comparison is None else await self._ask(comparison.progress))
 
     async def colors(self, request: web.Request) -> web.StreamResponse:
         name, alpha = request.query.get("name", "jet")[:2000], request.query.get("alpha", "opaque")
@@ -164,36 +169,39 @@ class _Routes:
         return _json({"table": base64.b64encode(table).decode()})
 
     async def overlay(self, request: web.Request) -> web.StreamResponse:
-        row = await self._row(request)
-        found = await self._read(partial(self._content.overlays.read, row))
+        side, row = await self._row(request)
+        found = await self._read(partial(side.overlays.read, row))
         headers = _headers(request, row["crc32"], is_changed=found.is_changed)
         return web.Response(body=bytes(found.data), content_type=kind_of(found.data), headers=headers)
 
     async def indices(self, request: web.Request) -> web.StreamResponse:
-        row = await self._row(request)
-        side = _side(request) if request.path.startswith("/thumb/") else None
-        data, is_changed = await self._read(partial(self._content.overlays.plane, row, side))
+        side, row = await self._row(request)
+        data, is_changed = await self._read(partial(_packed, side, row, _length(request)))
         headers = _headers(request, row["crc32"], is_changed=is_changed) | {"Content-Encoding": "gzip"}
         return web.Response(body=data, content_type="application/octet-stream", headers=headers)
 
     async def image(self, request: web.Request) -> web.StreamResponse:
         if self._content.images is None:
             raise ImageMissingError("no place of images was given: --images")
-        row = await self._row(request)
-        side = _side(request) if request.path.startswith("/thumb/") else None
-        data, kind = await self._read(partial(self._image, row["name"], side, request.query.get("turned") != "0"))
+        _, row = await self._row(request)
+        turned = request.query.get("turned") != "0"
+        data, kind = await self._read(partial(self._image, row["name"], _length(request), turned))
         return web.Response(body=data, content_type=kind, headers=_headers(request, self._content.session))
 
-    def _image(self, name: str, side: int | None, turned: bool) -> tuple[bytes, str]:
+    def _image(self, name: str, length: int | None, turned: bool) -> tuple[bytes, str]:
         assert self._content.images is not None  # noqa: S101  # the caller has looked
         data = self._content.images.read(name)
-        return (data, kind_of(data)) if side is None else thumbnail(data, side, turned=turned)
+        return (data, kind_of(data)) if length is None else thumbnail(data, length, turned=turned)
 
-    async def _row(self, request: web.Request) -> dict[str, Any]:
-        row = await self._ask(partial(self._content.row, int(request.match_info["row"])))
+    async def _row(self, request: web.Request) -> tuple[Side, dict[str, Any]]:
+        """Return the row of an address, and the manifest that it is of: the second one with ``of=other``."""
+        side = self._content.side
+        if request.query.get("of") == "other" and self._content.comparison is not None:
+            side = self._content.comparison.side
+        row = await self._ask(partial(side.row, int(request.match_info["row"])))
         if row is None:
             raise MissingError("the row is gone")
-        return row
+        return side, row
 
     async def _ask(self, function: Callable[[], T]) -> T:
         return await to_thread.run_sync(function, limiter=self._queries)
@@ -220,9 +228,17 @@ def _headers(request: web.Request, version: str | None, *, is_changed: bool = Fa
     return headers | ({"Async-Maps-Changed": "1"} if is_changed else {})
 
 
-def _side(request: web.Request) -> int:
-    wanted = _number(request, "side", 256, _SIDES[-1])
-    return next(side for side in _SIDES if side >= wanted)
+def _packed(side: Side, row: dict[str, Any], length: int | None) -> tuple[bytes, bool]:
+    plane, is_changed = side.overlays.plane(row, length)
+    return pack(plane), is_changed
+
+
+def _length(request: web.Request) -> int | None:
+    """Return the longest side of a thumbnail; None if the whole is asked for."""
+    if not request.path.startswith("/thumb/"):
+        return None
+    wanted = _number(request, "side", 256, _LENGTHS[-1])
+    return next(length for length in _LENGTHS if length >= wanted)
 
 
 def _number(request: web.Request, name: str, default: int, most: int = 2**31) -> int:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import base64
-import os
 import secrets
 from contextlib import ExitStack
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from async_maps.errors import SettingsError
+from async_maps.viewer.compare import DISAGREEMENT, MEASURES, PAIRED, Comparison
 from async_maps.viewer.groups import Groups
 from async_maps.viewer.images import Images
-from async_maps.viewer.orders import COLUMNS, STATES, Request, Snapshot
-from async_maps.viewer.overlays import UNKNOWN, Overlays
-from async_maps.viewer.rows import ViewedRows
+from async_maps.viewer.orders import COLUMNS, STATES, Filter, Request, Snapshot
+from async_maps.viewer.side import Side
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from os import PathLike
     from typing import Self
 
@@ -37,25 +36,32 @@ class Content:
     """A manifest or a plan, its overlays, and the images below them.
 
     Attributes:
-        rows: the rows.
-        overlays: the overlays.
+        side: the rows and the overlays.
         images: the images; None if no place was given.
+        comparison: a second manifest; None if there is none.
         session: a text that no other server has; browsers keep images under it.
 
     Raises:
-        AsyncMapsError: the manifest, the plan or the images cannot be read.
+        AsyncMapsError: a manifest, a plan or the images cannot be read.
     """
 
-    def __init__(self, manifest: str | PathLike[str], images: str | None = None, s3: S3Settings | None = None) -> None:
+    def __init__(
+        self,
+        manifest: str | PathLike[str],
+        images: str | None = None,
+        compare: str | PathLike[str] | None = None,
+        s3: S3Settings | None = None,
+    ) -> None:
         with ExitStack() as stack:
-            self.rows = stack.enter_context(ViewedRows(manifest, s3))
-            self._runs = self.rows.runs()
-            self.overlays = Overlays(self._runs, s3)
-            stack.callback(self.overlays.close)
+            self.side = Side(manifest, s3)
+            stack.callback(self.side.close)
             self._place_of_images = images
             self.images = None if images is None else Images(images, s3)
             if self.images is not None:
                 stack.callback(self.images.close)
+            self.comparison = None if compare is None else Comparison(self.side, Side(compare, s3))
+            if self.comparison is not None:
+                stack.callback(self.comparison.close)
             self._opened = stack.pop_all()
         self.session = secrets.token_hex(4)
         self._loading = Lock()
@@ -74,25 +80,13 @@ class Content:
 
     def describe(self) -> dict[str, Any]:
         """Return what the page needs to know first, for JSON."""
-        runs = {run.settings: run for run in self._runs}
-        return {
-            "name": os.path.basename(self.rows.address.rstrip("/")) or self.rows.address,
-            "address": self.rows.address,
-            "destination": self.rows.destination(),
-            "counts": self.rows.counts()._asdict(),
-            "columns": list(COLUMNS),
+        return self.side.describe() | {
+            "columns": [*COLUMNS, *(MEASURES if self.comparison else ())],
             "states": list(STATES),
             "colormaps": COLORMAPS,
             "images": self._place_of_images,
             "session": self.session,
-            "colorings": {
-                fingerprint: {
-                    "table": base64.b64encode(coloring.table.tobytes()).decode(),
-                    "merged": coloring.merged,
-                    "settings": runs[fingerprint].shaping | {"s3": None} if fingerprint in runs else None,
-                }
-                for fingerprint, coloring in {"": UNKNOWN, **self.overlays.colorings}.items()
-            },
+            "other": None if self.comparison is None else self.comparison.side.describe(),
         }
 
     @property
@@ -105,26 +99,36 @@ class Content:
         with self._loading:
             if self._snapshot is None or fresh:
                 generation = 0 if self._snapshot is None else self._snapshot.generation + 1
-                self._snapshot = Snapshot(self.rows, generation)
-                self._groups = None
+                snapshot = Snapshot(self.side.rows, generation, hashed=self.comparison is not None)
+                if self.comparison is not None:
+                    self.comparison.join(snapshot)
+                self._snapshot, self._groups = snapshot, None
             return self._snapshot
 
     def groups(self) -> Groups:
         """Return the failed maps by reason."""
         with self._loading:
             if self._groups is None:
-                self._groups = Groups.of(self.rows)
+                self._groups = Groups.of(self.side.rows)
             return self._groups
+
+    def request(self, sort: str, filters: Sequence[str], search: str) -> Request:
+        """Return what an order is asked for by; raise SettingsError if a filter is unknown."""
+        others = ((), ()) if self.comparison is None else (MEASURES, (PAIRED,))
+        return Request(sort, tuple(Filter.parse(text, *others) for text in filters), search)
 
     def order(self, request: Request, *, fresh: bool = False) -> dict[str, Any]:
         """Make an order; return its id, the number of its rows, and that of all rows, for JSON."""
         snapshot = self.snapshot(fresh=fresh)
+        used = {request.sort.removeprefix("-"), *(condition.name for condition in request.filters)}
+        if self.comparison is not None and DISAGREEMENT in used:
+            self.comparison.measure()
         order = snapshot.order(request, lambda group: self.groups().numbers(group))
         return {"order": order.id, "total": len(order), "all": len(snapshot), "ready": True}
 
     def first_order(self) -> dict[str, Any]:
         """Return the order by name before all names are read; only its first rows can be read."""
-        total = self.rows.counts().total
+        total = self.side.rows.counts().total
         return {"order": FIRST, "total": total, "all": total, "ready": False}
 
     def known(self, order: str) -> Order:
@@ -137,31 +141,25 @@ class Content:
     def page(self, order: str, start: int, count: int) -> list[dict[str, Any] | None]:
         """Return the rows of an order from a place on, for JSON."""
         if order == FIRST:
-            with self.rows.opened() as manifest:
+            with self.side.rows.opened() as manifest:
                 return manifest.first(start, min(count, max(0, FIRST_ROWS - start)))
-        numbers = self.known(order).page(start, count)
-        with self.rows.opened() as manifest:
-            return manifest.page(numbers)
+        return self._rows(self.known(order).page(start, count))
 
     def find(self, order: str, name: str) -> dict[str, Any]:
         """Return the row of a map, and where it is in an order; None if it is not there."""
-        with self.rows.opened() as manifest:
+        with self.side.rows.opened() as manifest:
             number = manifest.number_of(name)
-            (row,) = manifest.page([number]) if number is not None else [None]
-        is_ordered = number is not None and order != FIRST
-        return {"row": row, "place": self.known(order).place_of(number) if is_ordered and number is not None else None}
-
-    def row(self, number: int) -> dict[str, Any] | None:
-        """Return a row by its number; None if it is gone."""
-        with self.rows.opened() as manifest:
-            return manifest.page([number])[0]
+        if number is None:
+            return {"row": None, "place": None}
+        place = None if order == FIRST else self.known(order).place_of(number)
+        return {"row": self._rows([number])[0], "place": place}
 
     def layers(self, name: str) -> list[dict[str, Any]]:
         """Return the rows in the same folder as a map, if they are few: layers of one image."""
         folder = name.rpartition("/")[0]
         if not folder:
             return []
-        with self.rows.opened() as manifest:
+        with self.side.rows.opened() as manifest:
             found = manifest.names_below(folder, _MOST_LAYERS + 1)
             if not 1 < len(found) <= _MOST_LAYERS:
                 return []
@@ -181,6 +179,13 @@ class Content:
         snapshot = self.snapshot()
         low, high = snapshot.extremes("range_low"), snapshot.extremes("range_high")
         return {"low": None if low is None else low[0], "high": None if high is None else high[1]}
+
+    def _rows(self, numbers: list[int]) -> list[dict[str, Any] | None]:
+        with self.side.rows.opened() as manifest:
+            rows = manifest.page(numbers)
+        if self.comparison is None or self._snapshot is None:
+            return rows
+        return self.comparison.beside(rows)
 
 
 class UnknownOrderError(SettingsError):

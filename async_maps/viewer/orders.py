@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from threading import Lock
+from functools import partial
+from threading import RLock
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -15,7 +16,7 @@ import numpy as np
 from async_maps.errors import SettingsError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Collection
 
     from numpy.typing import NDArray
 
@@ -71,15 +72,18 @@ class Filter(NamedTuple):
     high: float = np.inf
 
     @classmethod
-    def parse(cls, text: str, columns: Iterable[str] = COLUMNS) -> Filter:
-        """Parse ``mean:0.2..0.5``, ``mean:..0.5``, ``is:failed`` or ``group:3``; raise SettingsError for others."""
+    def parse(cls, text: str, columns: Collection[str] = (), states: Collection[str] = ()) -> Filter:
+        """Parse ``mean:0.2..0.5``, ``mean:..0.5``, ``is:failed`` or ``group:3``; raise SettingsError for others.
+
+        ``columns`` and ``states`` are allowed beside those of every manifest.
+        """
         name, _, rest = text.partition(":")
-        if name == "is" and rest in STATES:
+        if name == "is" and (rest in STATES or rest in states):
             return cls("state", rest)
         if name == "group" and rest.isdecimal() and rest.isascii():
             return cls("group", rest)
         low, dots, high = rest.partition("..")
-        if name not in columns or not dots:
+        if not dots or (name not in COLUMNS and name not in columns):
             raise SettingsError(f"unknown filter {text[:80]!r}; expected COLUMN:LOW..HIGH, is:STATE or group:NUMBER")
         try:
             return cls("column", name, float(low or "-inf"), float(high or "inf"))
@@ -134,15 +138,18 @@ class Snapshot:
         numbers: the row numbers in the order of the names, (n,) int64.
     """
 
-    def __init__(self, rows: ViewedRows, generation: int = 0) -> None:
+    def __init__(self, rows: ViewedRows, generation: int = 0, *, hashed: bool = False) -> None:
         self.generation = generation
         self._rows = rows
-        self._loading = Lock()
+        self._loading = RLock()
         self._columns: dict[str, NDArray[np.float64]] = {}
+        self._makers: dict[str, Callable[[], NDArray[np.float64]]] = {
+            name: partial(self._load, expression) for name, expression in COLUMNS.items()
+        }
         self._states: dict[str, Mask] = {}
         self._ranks: dict[str, NDArray[np.uint32]] = {}
         self._orders: OrderedDict[str, Order] = OrderedDict()
-        self._names = _Names(rows)
+        self._names = _Names(rows, hashed=hashed)
         self.numbers = self._names.numbers
         self._by_number = np.argsort(self.numbers, kind="stable")
         self._frequency: NDArray[np.int64] | None = None
@@ -150,18 +157,28 @@ class Snapshot:
     def __len__(self) -> int:
         return len(self.numbers)
 
-    @property
-    def extra(self) -> dict[str, NDArray[np.float64]]:
-        """Columns that are not in the manifest, such as differences between two manifests, by name."""
-        return self._columns
+    def define(self, name: str, make: Callable[[], NDArray[np.float64]]) -> None:
+        """Add a column that is computed when it is needed, (n,) float64 in the order of the names."""
+        self._makers[name] = make
+
+    def put(self, name: str, values: NDArray[np.float64]) -> None:
+        """Replace the values of a column that was defined."""
+        with self._loading:
+            self._columns[name] = values
+            self._ranks.pop(name, None)
+
+    def put_state(self, name: str, mask: Mask) -> None:
+        """Add a state, (n,) bool in the order of the names."""
+        with self._loading:
+            self._states[name] = mask
 
     def column(self, name: str) -> NDArray[np.float64]:
         """Return a column in the order of the names, (n,) float64; NaN for null."""
         with self._loading:
             if name not in self._columns:
-                if name not in COLUMNS:
-                    raise SettingsError(f"unknown column {name[:80]!r}; known: {', '.join(COLUMNS)}")
-                self._columns[name] = self._load(COLUMNS[name])
+                if name not in self._makers:
+                    raise SettingsError(f"unknown column {name[:80]!r}; known: {', '.join(self._makers)}")
+                self._columns[name] = self._makers[name]()
             return self._columns[name]
 
     def extremes(self, name: str) -> Extremes:
@@ -227,6 +244,11 @@ class Snapshot:
         chosen = _histogram(values[order.places], low, high, bins) if order is not None and is_part else every
         return {"low": low, "high": high, "all": every, "selected": chosen}
 
+    def place(self, number: int) -> int | None:
+        """Return the place of a row by its number; None if it is not in the snapshot."""
+        found = self.places_of(np.array([number], np.int64))
+        return int(found[0]) if len(found) else None
+
     def places_of(self, numbers: NDArray[np.int64]) -> NDArray[np.intp]:
         """Return the places of rows by their numbers; rows that are not in the snapshot are left out."""
         if not len(self):
@@ -236,9 +258,10 @@ class Snapshot:
         found: NDArray[np.intp] = self._by_number[at[known[at] == numbers]]
         return found
 
+    @property
     def hashes(self) -> NDArray[np.int64]:
-        """Return a hash of each name, in the order of the names, (n,) int64."""
-        return self._names.hashes()
+        """A hash of each name, in the order of the names, (n,) int64; empty unless ``hashed``."""
+        return self._names.hashes
 
     def _load(self, expression: str) -> NDArray[np.float64]:
         values = np.empty(len(self))
@@ -285,12 +308,15 @@ class Snapshot:
 class _Names:
     """The names of all rows in small letters, in the order of the names, in one array of bytes."""
 
-    def __init__(self, rows: ViewedRows) -> None:
-        numbers, texts = [], [b""]
+    def __init__(self, rows: ViewedRows, *, hashed: bool) -> None:
+        numbers, texts, hashes = [], [b""], [np.empty(0, np.int64)]
         for found in rows.names():
             if len(found.numbers):
                 numbers.append(found.numbers)
                 texts.append(_lowered(found.text))
+                if hashed:
+                    hashes.append(np.fromiter(map(hash, found.text.split("\0")), np.int64, len(found.numbers)))
+        self.hashes = np.concatenate(hashes)
         self.numbers = np.concatenate(numbers) if numbers else np.empty(0, np.int64)
         self._bytes = np.frombuffer(b"\0".join([*texts, b""]), np.uint8)
         self._starts = np.flatnonzero(self._bytes == 0).astype(np.uint32)
@@ -317,11 +343,6 @@ class _Names:
             hits = hits[self._bytes[hits + offset] == byte]
         mask[np.searchsorted(self._starts, hits, side="right") - 1] = True
         return mask
-
-    def hashes(self) -> NDArray[np.int64]:
-        """Return a hash of each name."""
-        text = self._bytes.tobytes()
-        return np.fromiter((hash(name) for name in text.split(b"\0")[1:-1]), np.int64, len(self.numbers))
 
 
 def _lowered(text: str) -> bytes:

@@ -13,13 +13,14 @@ from async_maps.filesystems.objects import Objects
 from async_maps.keys import printable
 from async_maps.render.colormap import colormap_table
 from async_maps.settings import Settings
-from async_maps.viewer.pixels import Coloring, NoImageError, kind_of, pack, read_plane, shrink
+from async_maps.viewer.pixels import Coloring, NoImageError, kind_of, read_plane, shrink
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from async_maps.manifest.metadata import KeptRun
     from async_maps.settings import S3Settings
+    from async_maps.viewer.pixels import Plane
 
 _logger = logging.getLogger("async_maps")
 
@@ -52,7 +53,7 @@ class Overlays:
         StoreError: all methods raise it if the store refuses a request or cannot be reached.
     """
 
-    def __init__(self, runs: list[KeptRun], s3: S3Settings | None = None) -> None:
+    def __init__(self, runs: Iterable[KeptRun], s3: S3Settings | None = None) -> None:
         self._objects = Objects(s3)
         self.colorings: dict[str, Coloring] = {}
         for run in runs:
@@ -89,8 +90,8 @@ class Overlays:
         kind_of(data)
         return Overlay(data, row["crc32"] is not None and f"{isal_zlib.crc32(data):08x}" != row["crc32"])
 
-    def plane(self, row: Mapping[str, Any], side: int | None = None) -> tuple[bytes, bool]:
-        """Return the intensities of a row for the page, and whether its object has changed.
+    def plane(self, row: Mapping[str, Any], side: int | None = None) -> tuple[Plane, bool]:
+        """Return the intensities of a row, and whether its object has changed.
 
         Args:
             row: the row.
@@ -103,4 +104,4 @@ class Overlays:
         overlay = self.read(row)
         coloring = self.colorings.get(row["settings"], UNKNOWN)
         plane = read_plane(overlay.data, coloring)
-        return pack(plane if side is None else shrink(plane, side, coloring.merged)), overlay.is_changed
+        return plane if side is None else shrink(plane, side, coloring.merged), overlay.is_changed

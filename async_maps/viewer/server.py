@@ -41,6 +41,7 @@ class Viewer:
     Args:
         manifest: the path of a manifest, or the address of a plan.
         images: the place of the source images, as for :func:`view`.
+        compare: a second manifest, whose maps are shown beside those with the same names.
         port: the port; 0 for any that is free.
         hosts: further names of this machine, for proxies.
         settings: the time limits and attempts of requests to S3.
@@ -49,11 +50,12 @@ class Viewer:
         AsyncMapsError: the manifest, the plan or the images cannot be read, or the port cannot be used.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # one argument per option
         self,
         manifest: str | PathLike[str],
         *,
         images: str | PathLike[str] | None = None,
+        compare: str | PathLike[str] | None = None,
         port: int = 0,
         hosts: Sequence[str] = (),
         settings: Settings | None = None,
@@ -61,7 +63,7 @@ class Viewer:
         guard = Guard(hosts)
         with ExitStack() as stack:
             place = None if images is None else os.fspath(images)
-            content = stack.enter_context(Content(manifest, place, given_or_default(settings).s3))
+            content = stack.enter_context(Content(manifest, place, compare, given_or_default(settings).s3))
             portal = stack.enter_context(open_portal())
             runner = web.AppRunner(
                 make_app(content, guard),

@@ -35,7 +35,7 @@ _SETTLE = """async () => {
 _READ = """([find, argument]) => {
     const tiles = [...document.querySelectorAll(".tile")].map(({ tile }) => tile);
     const canvas = find === "tile"
-        ? tiles.find((tile) => tile && tile.row && tile.row.name === argument).canvas
+        ? tiles.find((tile) => tile && tile.row && tile.row.name === argument).picture.canvas
         : document.querySelectorAll(".sheet canvas")[argument];
     const { data, width, height } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
     let text = "";

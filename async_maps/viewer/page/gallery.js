@@ -6,8 +6,10 @@
 import { count, framed, h } from "./dom.js";
 import { askRows, model, onOrder, rowAt } from "./model.js";
 import { toggle } from "./marks.js";
-import { change, state } from "./state.js";
+import { state } from "./state.js";
 import { sideFor, Tile } from "./tile.js";
+
+const MAPS = { make: () => new Tile(), pictures: 1 };
 
 const MOST_PIXELS = 4_000_000;
 const GAP = 10;
@@ -17,6 +19,7 @@ const OVERSCAN = 1;
 
 export class Gallery {
   constructor({ onMove, onOpen }) {
+    this.kind = MAPS; // of tiles: how one is made, and how many pictures it has beside each other
     this.onMove = onMove;
     this.onOpen = onOpen;
     this.space = h("div", { class: "space", role: "presentation" });
@@ -38,6 +41,14 @@ export class Gallery {
     return model.order.total;
   }
 
+  /** Show other tiles. */
+  use(kind = MAPS) {
+    if (this.kind === kind) return;
+    this.kind = kind;
+    this.rows = [];
+    this.space.replaceChildren();
+  }
+
   /** Forget what is shown, because there is another order. */
   reset(isSame) {
     if (!isSame) {
@@ -54,16 +65,20 @@ export class Gallery {
     const { clientWidth: width, clientHeight: height } = this.element;
     if (!width || !height) return;
     const anchor = this.top();
-    let size = Math.max(48, state.size);
+    const { pictures } = this.kind;
+    // Pictures of a group are a little smaller.
+    let size = Math.max(48, state.size) * (pictures > 1 ? 0.85 * pictures : 1);
     const fits = (side) => Math.max(1, Math.floor((width - GAP) / (side + GAP)));
-    while (fits(size) * Math.ceil(height / (size + CAPTION + GAP)) > MOST_TILES && size < 600) size += 8;
+    while (fits(size) * Math.ceil(height / (size / pictures + CAPTION + GAP)) * pictures > MOST_TILES && size < 600 * pictures) size += 8;
     this.columns = fits(size);
     this.size = Math.floor((width - GAP) / this.columns) - GAP;
-    this.height = Math.floor(this.size * 0.75) + CAPTION + GAP;
-    this.side = sideFor(this.size);
+    this.frame = Math.floor((this.size / pictures) * 0.75);
+    this.height = this.frame + CAPTION + GAP;
+    this.side = sideFor(this.size / pictures);
     this.rowCount = Math.ceil(this.total / this.columns);
     this.window = Math.min(this.rowCount, Math.floor(MOST_PIXELS / this.height));
     this.element.style.setProperty("--size", `${this.size}px`);
+    this.element.style.setProperty("--frame", `${this.frame}px`);
     this.element.style.setProperty("--columns", this.columns);
     this.space.style.height = `${this.window * this.height + GAP}px`;
     this.element.setAttribute("aria-rowcount", this.rowCount);
@@ -181,7 +196,7 @@ export class Gallery {
   fill(row) {
     if (row.base !== this.base) this.place(row, row.number);
     while (row.tiles.length < this.columns) {
-      const tile = new Tile();
+      const tile = this.kind.make();
       tile.element.setAttribute("aria-colindex", row.tiles.length + 1);
       row.tiles.push(tile);
       row.element.append(tile.element);
@@ -202,7 +217,7 @@ export class Gallery {
 
   /** Color all tiles anew, 8 ms at a time. */
   repaint() {
-    const tiles = this.tiles().filter((tile) => tile.plane);
+    const tiles = this.tiles().filter((tile) => tile.isLoaded);
     this.painting = tiles;
     const step = () => {
       const until = performance.now() + 8;
@@ -219,7 +234,7 @@ export class Gallery {
 
   /** Load all images anew. */
   reimage() {
-    for (const tile of this.tiles()) if (tile.row && !tile.image.hidden) tile.showImage();
+    for (const tile of this.tiles()) tile.showImages();
   }
 
   focusOn(place) {
@@ -295,7 +310,3 @@ export class Scrubber {
   }
 }
 
-/** Show a map large, and let the browser go back from it. */
-export function open(row) {
-  change({ view: "map", name: row.name }, { keep: true });
-}

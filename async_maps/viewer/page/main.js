@@ -1,11 +1,12 @@
 // The page: a bar, a panel, and one of the views.
 
 import { byId, count, h, settled, tell } from "./dom.js";
-import { Gallery, open, Scrubber } from "./gallery.js";
+import { Gallery, Scrubber } from "./gallery.js";
 import { hearKeys, help } from "./keys.js";
 import { MapView } from "./map.js";
 import { onMarks, openMarks } from "./marks.js";
 import { askTable, load, model, onOrder, reorder } from "./model.js";
+import { PairTile, PairView } from "./models.js";
 import { Panel } from "./panel.js";
 import { RunView } from "./run.js";
 import { source } from "./source.js";
@@ -15,10 +16,13 @@ const COUNT_EVERY_MS = 5000;
 const ORDER = ["sort", "filters", "search"];
 const COLORS = ["threshold", "colors", "fade", "scale"];
 
+const PAIRS = { make: () => new PairTile(), pictures: 3 };
+const OF_GALLERY = { maps: "maps", map: "maps", models: "models", pair: "models" };
+
 const views = {};
 
 function bar() {
-  const { name, address, destination } = model.manifest;
+  const { name, address, destination, other } = model.manifest;
   const search = h("input", { id: "search", type: "search", placeholder: "search names", "aria-label": "search names", spellcheck: "false", autocomplete: "off" });
   const seek = settled(() => change({ search: search.value.trim() }, { keep: true }), 200);
   search.addEventListener("input", seek);
@@ -26,7 +30,8 @@ function bar() {
   search.value = state.search;
   const tab = (view, text) => h("a", { href: "#/", "data-view": view, text, onclick: (event) => {
     event.preventDefault();
-    change({ view }, { keep: true });
+    // The pairs that disagree most come first.
+    change(view === "models" && state.sort === "name" ? { view, sort: "-disagreement" } : { view }, { keep: true });
   } });
   const counts = h("span", { class: "counts", "aria-live": "polite" });
   const fresh = h("button", { type: "button", class: "fresh hidden", onclick: () => refresh() });
@@ -34,7 +39,7 @@ function bar() {
     h("span", { class: "logo", "aria-hidden": "true" }),
     h("span", { class: "title", text: name, title: `${address}\n${destination}` }),
     counts, fresh,
-    h("nav", { "aria-label": "views" }, tab("maps", "maps"), source.isStatic ? null : tab("run", "run")),
+    h("nav", { "aria-label": "views" }, tab("maps", "maps"), other && tab("models", "models"), source.isStatic ? null : tab("run", "run")),
     h("span", { class: "spring" }),
     search,
     h("button", { type: "button", class: "quiet", text: "?", title: "keys", "aria-label": "keys", onclick: help }),
@@ -45,7 +50,7 @@ function bar() {
     const selected = total === all ? "" : `${count(total)} selected of `;
     counts.textContent = `${selected}${count(done)} done${failed ? `, ${count(failed)} failed` : ""}`;
     for (const link of byId("bar").querySelectorAll("nav a")) {
-      if (link.dataset.view === (state.view === "map" ? "maps" : state.view)) link.setAttribute("aria-current", "page");
+      if (link.dataset.view === (OF_GALLERY[state.view] || state.view)) link.setAttribute("aria-current", "page");
       else link.removeAttribute("aria-current");
     }
   };
@@ -63,19 +68,44 @@ function watch(fresh) {
     try {
       const counts = await source.counts();
       const more = counts.done + counts.failed - model.order.all;
-      fresh.classList.toggle("hidden", !model.order.ready || more <= 0);
-      fresh.textContent = `${count(more)} new: show`;
       model.latest = counts;
+      if (!model.order.ready || more <= 0) return;
+      fresh.classList.remove("hidden");
+      fresh.textContent = `${count(more)} new: show`;
     } catch (error) {
       if (error.status === 0) tell(error.message, 6);
     }
   }, COUNT_EVERY_MS);
 }
 
+/** Sort pairs anew when their pixels are measured; a short wait only, else when the reader asks for it. */
+async function watchMeasures(fresh) {
+  if (!isModels() || !state.sort.endsWith("disagreement") || watchMeasures.isOn) return;
+  watchMeasures.isOn = true;
+  const began = performance.now();
+  let known = 0;
+  while (isModels()) {
+    const { measured, to_measure: all, is_measuring: goesOn } = await source.models();
+    const isSoon = performance.now() - began < 3000;
+    if (!goesOn && isSoon && measured) {
+      fresh.classList.add("hidden");
+      await reorder();
+    } else if (measured > known) {
+      fresh.textContent = `${count(measured)} of ${count(all)} pairs measured: sort anew`;
+      fresh.classList.remove("hidden");
+    }
+    known = measured;
+    if (!goesOn) break;
+    await new Promise((done) => setTimeout(done, isSoon ? 150 : 2000));
+  }
+  watchMeasures.isOn = false;
+}
+
 async function refresh() {
-  if (model.latest) model.manifest.counts = model.latest;
   document.querySelector(".fresh").classList.add("hidden");
-  await reorder({ fresh: true });
+  const more = model.latest ? model.latest.done + model.latest.failed - model.order.all : 0;
+  if (more > 0) model.manifest.counts = model.latest;
+  await reorder({ fresh: more > 0 });
 }
 
 function looks() {
@@ -85,8 +115,10 @@ function looks() {
 }
 
 function show() {
-  const { gallery, scrubber, map, run } = views;
-  const element = { maps: gallery.element, map: map.element, run: run.element }[state.view] || gallery.element;
+  const { gallery, scrubber, run } = views;
+  const map = isModels() ? views.pair : views.map;
+  const element = { map: map.element, pair: map.element, run: run.element }[state.view] || gallery.element;
+  gallery.use(isModels() ? PAIRS : undefined);
   if (byId("main").firstElementChild !== element) {
     const top = gallery.top();
     byId("main").replaceChildren(...(element === gallery.element ? [element, gallery.empty] : [element]));
@@ -99,7 +131,7 @@ function show() {
     }
     if (state.view === "run") run.show();
   }
-  document.title = state.view === "map" ? `${state.name} – ${model.manifest.name}` : `${model.manifest.name} – async-maps`;
+  document.title = state.view === "map" || state.view === "pair" ? `${state.name} – ${model.manifest.name}` : `${model.manifest.name} – async-maps`;
 }
 
 async function changed(names) {
@@ -113,9 +145,17 @@ async function changed(names) {
   if (names.has("size")) views.gallery.measure();
   if (names.has("turned")) views.gallery.reimage();
   if (has(["view", "name"])) show();
-  if (has(ORDER)) await reorder();
-  if (state.view === "map") views.map.changed(names);
+  // Models are in an order of their own: only pairs are in it.
+  if (has(ORDER) || (names.has("view") && isModels() !== wasModels)) await reorder();
+  wasModels = isModels();
+  watchMeasures(document.querySelector(".fresh"));
+  shownMap()?.changed(names);
 }
+
+let wasModels = false;
+
+const isModels = () => OF_GALLERY[state.view] === "models";
+const shownMap = () => ({ map: views.map, pair: views.pair })[state.view];
 
 async function main() {
   start();
@@ -126,22 +166,25 @@ async function main() {
   views.gallery = new Gallery({
     onMove: (place) => views.scrubber?.show(place),
     onOpen: (row, place) => {
-      views.map.next = place;
-      open(row);
+      (isModels() ? views.pair : views.map).next = place;
+      change({ view: isModels() ? "pair" : "map", name: row.name }, { keep: true });
     },
   });
   views.scrubber = new Scrubber(views.gallery);
   views.map = new MapView();
+  views.pair = new PairView();
+  wasModels = isModels();
   views.run = new RunView();
   onMarks(() => views.gallery.recaption());
   show();
   views.panel = new Panel(byId("side"));
-  onOrder(() => state.view === "map" && views.map.place === null && views.map.show());
+  onOrder(() => shownMap()?.place === null && shownMap().show());
   listen(changed);
-  hearKeys(() => ({ map: views.map })[state.view]);
+  hearKeys(shownMap);
   show();
-  if (state.view === "map") views.map.show();
+  shownMap()?.show();
   watch(fresh);
+  watchMeasures(fresh);
 }
 
 main().catch((error) => {

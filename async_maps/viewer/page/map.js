@@ -5,14 +5,16 @@ import { count, h, short } from "./dom.js";
 import { facts } from "./facts.js";
 import { markOf, onMarks, toggle } from "./marks.js";
 import { askRows, coloringOf, model, pixelsFor, rowAt } from "./model.js";
+import { Picture } from "./picture.js";
 import { askPlane } from "./planes.js";
 import { Sheets } from "./sheets.js";
 import { source } from "./source.js";
 import { change, state } from "./state.js";
-import { Tile } from "./tile.js";
 
 export class MapView {
   constructor() {
+    this.out = h("button", { type: "button", onclick: () => this.close() });
+    this.name("maps");
     this.sheets = new Sheets({ onPoint: (at) => this.point(at), onZoom: (scale) => this.zoomed(scale) });
     this.title = h("h1");
     this.zoom = h("output", { class: "zoom" });
@@ -26,22 +28,34 @@ export class MapView {
     const tools = h(
       "div",
       { class: "tools" },
-      button("all maps", "back to all maps", () => this.close()),
+      this.out,
       this.before, this.after, this.where, this.mark, this.title,
       h("span", { class: "spring" }),
-      button("−", "zoom out", () => this.sheets.zoomBy(1 / 1.5)), this.zoom, button("+", "zoom in", () => this.sheets.zoomBy(1.5)),
-      button("fit", "fit into the window", () => this.sheets.fit()), button("1:1", "one pixel of the image is one of the screen", () => this.sheets.actual()),
+      button("−", "zoom out", () => this.sheets.zoomBy(1 / 1.5)),
+      this.zoom,
+      button("+", "zoom in", () => this.sheets.zoomBy(1.5)),
+      button("fit", "fit into the window", () => this.sheets.fit()),
+      button("1:1", "one pixel of the image is one of the screen", () => this.sheets.actual()),
       this.three,
     );
     this.layers = h("div", { class: "layers", role: "group", "aria-label": "layers of this image" });
     this.aside = h("aside", { "aria-label": "facts" });
     this.note = h("p", { class: "note" });
     const stage = h("div", { class: "stage" }, this.sheets.element, this.note, this.readout);
-    this.element = h("div", { class: "one" }, tools, h("div", { class: "body" }, h("div", { class: "left" }, stage, this.layers), this.aside));
+    const left = h("div", { class: "left" }, stage, this.layers);
+    this.element = h("div", { class: "one" }, tools, h("div", { class: "body" }, left, this.aside));
     this.row = null;
     this.plane = null;
     this.place = this.next = null; // where the map is in the order, and where the next one will be
     onMarks(() => this.showMark());
+  }
+
+  /** Set the view that this one leads back to. */
+  name(back) {
+    this.back = back;
+    this.out.textContent = back === "models" ? "all pairs" : "all maps";
+    this.out.title = `back to ${this.out.textContent}`;
+    this.out.setAttribute("aria-label", this.out.title);
   }
 
   /** Show the map of the state. */
@@ -56,6 +70,7 @@ export class MapView {
         this.note.textContent = "there is no such map in this manifest";
         return;
       }
+      if (row.other) row.other.of = "other";
       this.row = row;
       this.place = place;
       this.showPlace();
@@ -66,7 +81,7 @@ export class MapView {
       if (row.locator) await this.load(row);
       else this.note.textContent = row.error || "this map has no overlay";
     } catch (error) {
-      if (state.name === name) this.note.textContent = error.message;
+      if (state.name === name && error.name !== "AbortError") this.note.textContent = error.message;
     }
   }
 
@@ -103,23 +118,28 @@ export class MapView {
       if (model.manifest.images) panes.push({ title: "image", content: [this.picture(row, false)], label: `image of ${row.name}` });
       panes.push({ title: "map", content: [this.map(true)], label: `map ${row.name}` });
     }
-    this.sheets.resize(this.image?.naturalWidth || this.plane?.width || row.width || 1, this.image?.naturalHeight || this.plane?.height || row.height || 1);
+    this.three.setAttribute("aria-pressed", String(state.panes === "three"));
+    this.spread(panes);
+  }
+
+  spread(panes) {
+    const { image, plane, row } = this;
+    this.sheets.resize(image?.naturalWidth || plane?.width || row.width || 1, image?.naturalHeight || plane?.height || row.height || 1);
     this.sheets.show(panes);
     this.paint();
-    this.three.setAttribute("aria-pressed", String(state.panes === "three"));
   }
 
   picture(row, isFirst) {
     const address = model.manifest.images && source.image(row, 0, state.turned, model.manifest.session);
     if (!address) return null;
     const image = h("img", { src: address, alt: "", draggable: "false", class: state.turned ? "" : "unturned" });
+    image.addEventListener("error", () => image.remove());
     if (isFirst) {
       this.image = image;
       image.addEventListener("load", () => this.image === image && this.sheets.resize(image.naturalWidth, image.naturalHeight));
       image.addEventListener("error", async () => {
-        image.remove();
         const why = `no image: ${await source.whyNoImage(address)}`;
-        if (this.row === row) this.note.append(h("span", { text: why }));
+        if (this.row === row && this.image === image) this.note.append(h("span", { text: why }));
       });
     }
     return image;
@@ -132,30 +152,34 @@ export class MapView {
   }
 
   paint() {
-    if (!this.plane || !this.row) return;
-    for (const canvas of this.canvases) {
-      const pixels = pixelsFor(this.row);
-      draw(canvas, this.plane, canvas.className === "alone" ? opaque(pixels) : pixels);
-    }
+    if (this.plane && this.row) for (const canvas of this.canvases) this.drawOn(canvas, this.plane, this.row);
+  }
+
+  drawOn(canvas, plane, row, scale = null) {
+    const pixels = pixelsFor(row, scale);
+    draw(canvas, plane, canvas.className === "alone" ? opaque(pixels) : pixels);
   }
 
   point(at) {
-    const { plane, row } = this;
-    if (!at || !plane) {
-      this.readout.textContent = "";
-      return;
-    }
+    this.readout.textContent = at && this.plane ? this.read(at) : "";
+  }
+
+  /** Tell what is at a place of the sheet. */
+  read(at) {
+    const { where, text } = this.valueAt(at, this.plane, this.row);
+    return `${where}: ${text}`;
+  }
+
+  valueAt(at, plane, row) {
     const [x, y] = [Math.floor(at.x * plane.width), Math.floor(at.y * plane.height)];
     const place = y * plane.width + x;
     const where = `x ${x}, y ${y}`;
-    if (plane.mask && !plane.mask[place]) {
-      this.readout.textContent = `${where}: no value`;
-      return;
-    }
+    if (plane.mask && !plane.mask[place]) return { where, text: "no value", value: null };
     const intensity = plane.values[place];
     const found = valueOf(intensity, row, coloringOf(row));
-    if (!found) this.readout.textContent = `${where}: ${intensity} of 255`;
-    else this.readout.textContent = `${where}: ${found.sign ? `${found.sign} ` : ""}${short(found.value)} ± ${short(found.half)} (${intensity} of 255)`;
+    if (!found) return { where, text: `${intensity} of 255`, value: null };
+    const sign = found.sign ? `${found.sign} ` : "";
+    return { where, text: `${sign}${short(found.value)} ± ${short(found.half)} (${intensity} of 255)`, value: found.value };
   }
 
   zoomed(scale) {
@@ -182,21 +206,20 @@ export class MapView {
   async showLayers(row) {
     const rows = await source.layers(row.name);
     if (this.row !== row) return;
-    this.layers.replaceChildren(
-      ...rows.map((other) => {
-        const tile = new Tile();
-        tile.element.removeAttribute("role");
-        const button = h("button", { type: "button", class: "layer", onclick: () => change({ name: other.name }, { keep: true }) }, tile.frame, h("span", { text: other.name.split("/").at(-1) }));
-        tile.element = button;
-        button.setAttribute("aria-current", String(other.row === row.row));
-        queueMicrotask(() => tile.show(0, other, 128));
-        return button;
-      }),
-    );
+    const buttons = rows.map((other) => {
+      const picture = new Picture();
+      const open = () => change({ name: other.name }, { keep: true });
+      const frame = h("div", { class: "frame" }, picture.element);
+      const button = h("button", { type: "button", class: "layer", onclick: open }, frame, h("span", { text: other.name.split("/").at(-1) }));
+      button.setAttribute("aria-current", String(other.row === row.row));
+      return { button, show: () => picture.show(other.locator ? other : null, 128) };
+    });
+    this.layers.replaceChildren(...buttons.map(({ button }) => button));
+    for (const { show } of buttons) show();
   }
 
   togglePanes() {
-    change({ panes: state.panes === "three" ? "one" : "three" });
+    if (this.three.isConnected) change({ panes: state.panes === "three" ? "one" : "three" });
   }
 
   async step(by) {
@@ -210,7 +233,7 @@ export class MapView {
   }
 
   close() {
-    change({ view: "maps" }, { keep: true });
+    change({ view: this.back }, { keep: true });
   }
 
   key(event) {

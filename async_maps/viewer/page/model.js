@@ -11,7 +11,7 @@ const MOST_PAGES = 60;
 export const model = {
   manifest: null,
   order: { order: "", total: 0, all: 0, ready: false },
-  names: {}, // headings of columns
+  difference: null, // the colors of differences
 };
 
 const listeners = new Set();
@@ -40,14 +40,26 @@ export function onRows(hearer) {
 
 export async function load() {
   model.manifest = await source.describe();
-  for (const coloring of Object.values(model.manifest.colorings)) coloring.table = decodeTable(coloring.table);
+  const { other } = model.manifest;
+  for (const side of [model.manifest, other].filter(Boolean)) {
+    for (const coloring of Object.values(side.colorings)) coloring.table = decodeTable(coloring.table);
+    side.label = side.name;
+  }
+  if (!other) return;
+  if (other.name === model.manifest.name) for (const side of [model.manifest, other]) side.label = side.address;
+  const [table, pixels] = [decodeTable(await source.colors("RdBu_r", "opaque")), { scale: null, threshold: 0 }];
+  model.difference = pixelsOf(table, { range_low: null }, pixels);
 }
+
+/** Return the colors of differences, from "the first is higher" to "the second is higher"; null until they are here. */
+export const differenceTable = () => model.difference;
 
 /** Ask for the order of the state, and tell all who show it. */
 export async function reorder({ fresh = false } = {}) {
   asked += 1;
   const mine = asked;
-  const wanted = { sort: state.sort, filters: state.filters, search: state.search, fresh };
+  const filters = ["models", "pair"].includes(state.view) ? [...state.filters, "is:paired"] : state.filters;
+  const wanted = { sort: state.sort, filters, search: state.search, fresh };
   await get(wanted, () => mine === asked, false);
   // The first rows are shown while all names are read.
   if (mine === asked && !model.order.ready) get({ ...wanted, wait: true }, () => mine === asked, true);
@@ -95,6 +107,7 @@ function askPage(number) {
   const page = { rows: null };
   page.promise = source.rows(order, number * PAGE, PAGE).then(
     (rows) => {
+      for (const row of rows) if (row?.other) row.other.of = "other";
       page.rows = rows;
       for (const hearer of hearers) hearer();
       // The first order has only its first rows until all names are read.
@@ -113,7 +126,8 @@ function askPage(number) {
 
 /** Return the run's coloring of a row, or that of jet. */
 export function coloringOf(row) {
-  return model.manifest.colorings[row.settings] || model.manifest.colorings[""];
+  const { colorings } = row.of ? model.manifest.other : model.manifest;
+  return colorings[row.settings] || colorings[""];
 }
 
 /** Return the table that is shown for a row: that of its run, or of the chosen colormap. */
@@ -134,12 +148,14 @@ export async function askTable() {
   }
 }
 
-/** Return the colors of the intensities of a row, as the state wants them. */
-export function pixelsFor(row) {
-  const scale = parseScale(state.scale);
+/** Return the colors of the intensities of a row, as the state wants them; on this scale if there is one. */
+export function pixelsFor(row, given = null) {
+  const scale = given || parseScale(state.scale);
   const own = scale ? `${row.range_low} ${row.range_high}` : "";
   const table = tableOf(row);
-  const key = [state.colors, state.fade, state.colors && tables.has(`${state.colors} ${state.fade}`), row.settings, state.threshold, state.scale, own].join("|");
+  const isHere = state.colors && tables.has(`${state.colors} ${state.fade}`);
+  const ends = scale ? `${scale.low} ${scale.high}` : "";
+  const key = [state.colors, state.fade, isHere, row.of, row.settings, state.threshold, ends, own].join("|");
   let pixels = colors.get(key);
   if (!pixels) {
     if (colors.size > 500) colors.clear();

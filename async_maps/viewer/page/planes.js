@@ -11,7 +11,7 @@ const asked = new Map(); // key -> wish
 let under = 0;
 let size = 0;
 
-const keyOf = (row, side) => `${row.row} ${row.crc32} ${side || 0}`;
+const keyOf = (row, side) => `${row.of || ""} ${row.row} ${row.crc32} ${side || 0}`;
 
 /** Return a plane that is here already, or null. */
 export function knownPlane(row, side) {

@@ -62,13 +62,14 @@ export const source = {
   layers: (name) => json("api/layers", { name }),
   failures: () => json("api/failures"),
   counts: () => json("api/counts"),
+  models: () => json("api/models"),
   run: (since) => json("api/run", { since }),
   colors: async (name, alpha) => (await json("api/colors", { name, alpha })).table,
 
   /** Return the intensities of a map, at most ``side`` pixels on a side, or all of them. */
   async plane(row, side, signal) {
     const path = side ? `thumb/map/${row.row}` : `map/${row.row}/indices`;
-    const answer = await ask(path, { v: row.crc32, side }, signal);
+    const answer = await ask(path, { v: row.crc32, side, of: row.of }, signal);
     const plane = unpack(answer.body);
     plane.changed = answer.headers.get("Async-Maps-Changed") === "1";
     return plane;
@@ -76,7 +77,10 @@ export const source = {
 
   /** Return the address of the image of a map, and ask why there is none if it cannot be loaded. */
   image(row, side, turned, session) {
-    const query = new URLSearchParams({ v: session, ...(side ? { side } : {}), ...(turned ? {} : { turned: 0 }) });
+    const query = new URLSearchParams({ v: session });
+    if (side) query.set("side", side);
+    if (row.of) query.set("of", row.of);
+    if (!turned) query.set("turned", 0);
     return `${side ? "thumb/image" : "image"}/${row.row}?${query}`;
   },
   async whyNoImage(address) {
@@ -87,7 +91,7 @@ export const source = {
       return error.message;
     }
   },
-  overlay: (row) => `map/${row.row}?v=${row.crc32}`,
+  overlay: (row) => `map/${row.row}?v=${row.crc32}${row.of ? `&of=${row.of}` : ""}`,
 };
 
 /** Undo what the server has done: width, height, mask, differences to the row above. */

@@ -12,7 +12,7 @@ const LOOK = {
 };
 
 export const state = {
-  view: "maps", // maps, map, run or models
+  view: "maps", // maps, map, models, pair or run
   name: "", // the map that is shown, or that the gallery starts at
   sort: "name",
   filters: [],
@@ -44,7 +44,7 @@ export function read() {
   const [view, ...rest] = path.split("/");
   const found = new URLSearchParams(query || "");
   const next = {
-    view: ["map", "run", "models"].includes(view) ? view : "maps",
+    view: ["map", "run", "models", "pair"].includes(view) ? view : "maps",
     name: decode(rest.join("/")) || found.get("at") || "",
     sort: found.get("sort") || "name",
     filters: found.getAll("f"),
@@ -73,7 +73,7 @@ function write(keep) {
   for (const [name, usual] of Object.entries(LOOK)) {
     if (state[name] !== usual) found.set(name, typeof usual === "boolean" ? Number(state[name]) : state[name]);
   }
-  const path = state.view === "maps" ? "" : state.view === "map" ? `map/${encode(state.name)}` : state.view;
+  const path = state.view === "maps" ? "" : ["map", "pair"].includes(state.view) ? `${state.view}/${encode(state.name)}` : state.view;
   const query = found.toString();
   written = `#/${path}${query ? `?${query}` : ""}`;
   if (written === location.hash) return;

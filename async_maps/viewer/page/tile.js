@@ -1,11 +1,8 @@
-// A tile of the gallery: the overlay, as a canvas, on the image of its map.
+// A tile of the gallery: a picture and its caption.
 
-import { draw } from "./color.js";
 import { h, short } from "./dom.js";
 import { markOf } from "./marks.js";
-import { model, pixelsFor } from "./model.js";
-import { askPlane, knownPlane } from "./planes.js";
-import { source } from "./source.js";
+import { Picture } from "./picture.js";
 import { state } from "./state.js";
 
 const SIDES = [64, 128, 256, 512];
@@ -15,119 +12,67 @@ export const sideFor = (size) => SIDES.find((side) => side >= size * devicePixel
 
 export class Tile {
   constructor() {
-    this.image = h("img", { alt: "", decoding: "async", draggable: "false" });
-    this.canvas = h("canvas", { width: 1, height: 1 });
+    this.picture = new Picture({
+      onPlane: (plane) => this.element.classList.toggle("changed", Boolean(plane.changed)),
+      onProblem: (text, kind) => this.tell(text, kind),
+    });
     this.note = h("span", { class: "note" });
-    this.picture = h("div", { class: "picture" }, this.image, this.canvas);
-    this.frame = h("div", { class: "frame" }, this.picture, this.note);
+    this.frame = h("div", { class: "frame" }, this.picture.element, this.note);
+    this.finish();
+  }
+
+  /** Put the frame above a caption. */
+  finish() {
     this.name = h("span", { class: "name" });
     this.value = h("span", { class: "value" });
     this.mark = h("span", { class: "mark" });
-    this.element = h(
-      "div",
-      { class: "tile", role: "gridcell", tabindex: "-1" },
-      this.frame,
-      h("div", { class: "caption" }, this.mark, this.name, this.value),
-    );
+    const caption = h("div", { class: "caption" }, this.mark, this.name, this.value);
+    this.element = h("div", { class: "tile", role: "gridcell", tabindex: "-1" }, this.frame, caption);
     this.element.tile = this;
-    this.row = undefined;
     this.place = -1;
-    this.plane = null;
-    this.image.addEventListener("load", () => this.shape());
-    this.image.addEventListener("error", () => this.lacksImage());
+    this.row = undefined;
   }
 
   /** Show a row; undefined while it is not here, null if it is gone. */
   show(place, row, side) {
-    if (this.place === place && this.row === row && this.side === side) {
-      if (row && !this.plane && !this.isAsking) this.load(row, side);
-      return;
-    }
-    const isOther = row?.row !== this.row?.row || row?.crc32 !== this.row?.crc32 || side !== this.side;
-    Object.assign(this, { place, row, side });
-    if (isOther) this.clear();
+    if (row?.row !== this.row?.row || row?.crc32 !== this.row?.crc32) this.clear();
+    Object.assign(this, { place, row });
     this.caption();
-    if (!row || !isOther) return;
-    if (!row.locator) {
-      this.tellNote(row.error || "failed", "failed");
-      return;
-    }
-    this.shape();
-    if (model.manifest.images) this.showImage();
-    this.plane = knownPlane(row, side);
-    if (this.plane) this.paint();
-    else this.load(row, side);
+    if (row && !row.locator) this.tell(row.error || "failed", "failed");
+    this.showPictures(row?.locator ? row : null, side);
   }
 
-  async load(row, side) {
-    if (!row.locator || this.element.classList.contains("failed")) return;
-    this.isAsking = true;
-    const isWanted = () => this.row === row && this.element.isConnected;
-    try {
-      const plane = await askPlane(row, side, isWanted);
-      if (!isWanted()) return;
-      this.plane = plane;
-      this.element.classList.toggle("changed", Boolean(plane.changed));
-      this.shape();
-      this.paint();
-    } catch (error) {
-      if (isWanted() && error.name !== "AbortError") this.tellNote(error.message, "failed");
-    } finally {
-      if (this.row === row) this.isAsking = false;
-    }
+  showPictures(row, side) {
+    this.picture.show(row, side);
   }
 
-  showImage() {
-    const address = source.image(this.row, this.side, state.turned, model.manifest.session);
-    if (!address) return;
-    this.image.hidden = false;
-    this.image.src = address;
+  get isLoaded() {
+    return Boolean(this.picture.plane);
   }
 
-  async lacksImage() {
-    const { row } = this;
-    if (!row || this.image.hidden) return;
-    this.image.hidden = true;
-    const why = await source.whyNoImage(this.image.getAttribute("src"));
-    if (this.row !== row) return;
-    this.element.classList.add("bare");
-    this.frame.title = `no image: ${why}`;
-    this.shape();
+  paint() {
+    this.picture.paint();
+  }
+
+  showImages() {
+    if (this.row && !this.picture.image.hidden) this.picture.showImage();
   }
 
   clear() {
-    this.plane = null;
-    this.isAsking = false;
-    this.image.hidden = true;
-    this.image.removeAttribute("src");
-    this.canvas.width = this.canvas.height = 1;
     this.note.textContent = "";
     this.frame.removeAttribute("title");
     this.element.classList.remove("failed", "bare", "changed");
   }
 
-  tellNote(text, kind) {
-    this.note.textContent = text;
+  /** Tell why a picture cannot be shown: "failed", or "bare" if only its image is missing. */
+  tell(text, kind) {
+    if (kind === "failed") this.note.textContent = text;
     this.frame.title = text;
     this.element.classList.add(kind);
   }
 
-  /** Give the picture the shape of the image, or of the map if there is none. */
-  shape() {
-    const { image, row } = this;
-    const isImage = !image.hidden && image.naturalWidth > 0;
-    const width = isImage ? image.naturalWidth : this.plane?.width || row?.width || 1;
-    const height = isImage ? image.naturalHeight : this.plane?.height || row?.height || 1;
-    this.picture.style.aspectRatio = `${width} / ${height}`;
-    this.picture.classList.toggle("wide", width >= height);
-  }
-
-  paint() {
-    if (this.plane && this.row) draw(this.canvas, this.plane, pixelsFor(this.row));
-  }
-
   caption() {
-    const { row, place } = this;
+    const { row } = this;
     const name = row ? row.name : row === null ? "gone" : "";
     const column = state.sort.replace(/^-/, "");
     const value = row && column !== "name" ? shown(row, column) : "";
