@@ -68,6 +68,8 @@ from async_maps.verify import arepair_overlays as arepair_overlays
 from async_maps.verify import averify_locators as averify_locators
 from async_maps.verify import repair_overlays as repair_overlays
 from async_maps.verify import verify_locators as verify_locators
+from async_maps.viewer import view as view
+from async_maps.viewer.server import Viewer as Viewer
 
 __all__: list[str]
 __version__: str

@@ -49,6 +49,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--s3-server", choices=["seaweedfs", "moto", "s3rver"], default="seaweedfs", help="the S3 server of the tests"
     )
     parser.addoption("--write-skipped", type=Path, metavar="FILE", help="write the ids of skipped tests to FILE")
+    parser.addoption("--screenshots", type=Path, metavar="FOLDER", help="write the pictures of the viewer to FOLDER")
     parser.addoption("--only", type=Path, metavar="FILE", help="run only tests whose ids are in FILE")
 
 

@@ -10,8 +10,10 @@ import sqlite3
 import subprocess
 import tomllib
 from contextlib import closing, nullcontext, redirect_stdout
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import aioboto3
 import numpy as np
@@ -19,6 +21,7 @@ import pytest
 import yaml
 
 import async_maps as am
+from async_maps.cli import view
 from async_maps.demo import seaweed
 from async_maps.filesystems.objects import Objects
 from tests.support.commands import invoke
@@ -45,6 +48,7 @@ LANGUAGES = {"bash", "console", "json", "py", "python", "sql", "text", "toml", "
 
 OUTSIDE = {
     "async_maps/sources/README.md": {"find"},
+    "async_maps/viewer/README.md": {"ssh"},
     "configs/README.md": {"aws", "docker", "export", "kubectl"},
 }
 """The pages with ``console`` blocks, which are parsed and not run, and the first words of their commands."""
@@ -120,6 +124,10 @@ def run_bash(text: str) -> None:
             with pytest.MonkeyPatch.context() as patch:
                 for name, value in command.environment.items():
                     patch.setenv(name, value)
+                if command.words[1] == "view":
+                    # It waits for Ctrl-C.
+                    patch.setattr(view, "Event", partial(SimpleNamespace, wait=lambda: None))
+                    patch.delenv("DISPLAY", raising=False)
                 assert invoke(*command.words[1:]) == 0, command.line
             for name in command.words[2:]:
                 if name.endswith((".csv", ".json", ".jsonl", ".parquet")):

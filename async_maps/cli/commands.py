@@ -75,8 +75,8 @@ COMMANDS = {
     "view": _Command(
         "view:view",
         "Look at overlays on their source images, in a browser.",
-        "0 ended by Ctrl-C; 2 wrong use, or the manifest cannot be read; 3 the store of a plan is down; 129/143 ended "
-        "by a signal",
+        "0 ended by Ctrl-C, or the folder is written; 1 overlays are missing in the folder; 2 wrong use, or the "
+        "manifest cannot be read; 3 the store of a plan is down; 129/143 ended by a signal",
     ),
     "doctor": _Command(
         "doctor:doctor",

@@ -22,6 +22,7 @@ def demo(  # noqa: PLR0913  # one argument per option
     scenes: Annotated[int, Parameter(group=WHAT, validator=validators.Number(gte=1))] = 240,
     local: Annotated[Flag, Parameter(group=WHAT)] = False,
     serve: Annotated[Flag, Parameter(group=WHAT)] = False,
+    look: Annotated[Flag, Parameter(name="--open", group=WHAT)] = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> int:
@@ -33,8 +34,8 @@ def demo(  # noqa: PLR0913  # one argument per option
     ```
 
     Draws a few hundred scenes with a saliency map each, starts an S3 server (SeaweedFS) on loopback, uploads the
-    overlays as `async-maps run` does, reads each object back and compares its pixels. Writes locators.csv and
-    overlays.png.
+    overlays as `async-maps run` does, reads each object back and compares its pixels. Writes locators.csv,
+    overlays.png, and a page that shows all overlays.
 
     Parameters
     ----------
@@ -46,6 +47,8 @@ def demo(  # noqa: PLR0913  # one argument per option
         Upload into a folder instead of an S3 server. Without the extra "demo", this is the default.
     serve
         Keep the server running until Ctrl-C and print the environment variables to reach it.
+    look
+        Show the overlays in a browser, where there is one, until Ctrl-C.
     """
     set_verbosity(verbose=verbose, quiet=quiet)
     from async_maps.demo.run import run_demo
@@ -53,8 +56,13 @@ def demo(  # noqa: PLR0913  # one argument per option
     if local and serve:
         raise SettingsError("--local and --serve exclude each other: a folder has no server")
     all_right = run_demo(
-        out, scenes=scenes, local=local, serve=serve, on_progress=make_display("none" if quiet else "auto")
+        out,
+        scenes=scenes,
+        local=local,
+        serve=serve,
+        look=look,
+        on_progress=make_display("none" if quiet else "auto"),
     )
-    if serve:
+    if serve or look:
         interruption.get().forgive(signal.SIGINT)
     return DONE if all_right else SOME_FAILED

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import signal
 from contextlib import suppress
+from pathlib import Path
 from threading import Event
 from typing import Annotated
 
 from cyclopts import Parameter, validators
 
-from async_maps.cli.console import say, set_verbosity
+from async_maps.cli.console import answer, complain, say, set_verbosity
 from async_maps.cli.interruption import interruption
 from async_maps.cli.options import WHAT, Quiet, Verbose
-from async_maps.report.ending import DONE
+from async_maps.errors import SettingsError
+from async_maps.report import counted
+from async_maps.report.ending import DONE, SOME_FAILED
 
 _MOST_PORT = 65_535
 
@@ -23,6 +26,9 @@ def view(  # noqa: PLR0913  # one argument per option
     *,
     images: Annotated[str | None, Parameter(group=WHAT)] = None,
     compare: Annotated[str | None, Parameter(group=WHAT)] = None,
+    static: Annotated[Path | None, Parameter(group=WHAT)] = None,
+    size: Annotated[int | None, Parameter(group=WHAT, validator=validators.Number(gte=1))] = None,
+    limit: Annotated[int | None, Parameter(group=WHAT, validator=validators.Number(gte=1))] = None,
     port: Annotated[int, Parameter(group=WHAT, validator=validators.Number(gte=0, lte=_MOST_PORT))] = 0,
     open_browser: Annotated[bool, Parameter(name="--open", negative="--no-open", group=WHAT)] = True,
     allow_host: Annotated[list[str] | None, Parameter(group=WHAT, negative="")] = None,
@@ -48,6 +54,12 @@ def view(  # noqa: PLR0913  # one argument per option
         template with {name}, {parent} and {stem}; or a table with the columns name and image.
     compare
         Manifest of another run, or another plan, such as of a second model: maps with the same name side by side.
+    static
+        Write the page with its maps and images into this folder and end: it opens from a disk or a bucket.
+    size
+        With --static: longest side of maps and images in pixels; by default all pixels.
+    limit
+        With --static: only the first maps by name.
     port
         Port on loopback; 0 for any that is free.
     open_browser
@@ -55,9 +67,13 @@ def view(  # noqa: PLR0913  # one argument per option
     allow_host
         Name under which a proxy reaches this page; repeatable.
     """
+    set_verbosity(verbose=verbose, quiet=quiet)
+    if static is not None:
+        return _write(manifest, images, compare, static, size, limit)
+    if size is not None or limit is not None:
+        raise SettingsError("--size and --limit are for --static")
     from async_maps.viewer.server import Viewer
 
-    set_verbosity(verbose=verbose, quiet=quiet)
     with (
         suppress(KeyboardInterrupt),
         Viewer(manifest, images=images, compare=compare, port=port, hosts=allow_host or ()) as viewer,
@@ -69,3 +85,17 @@ def view(  # noqa: PLR0913  # one argument per option
         Event().wait()
     interruption.get().forgive(signal.SIGINT)
     return DONE
+
+
+def _write(  # noqa: PLR0913, PLR0917  # those of the command
+    manifest: str, images: str | None, compare: str | None, out: Path, size: int | None, limit: int | None
+) -> int:
+    from async_maps.viewer.content import Content
+    from async_maps.viewer.export import write_static
+
+    with Content(manifest, images, compare) as content:
+        written = write_static(content, out, side=size, limit=limit, tell=say)
+    if written.missing:
+        complain(f"{counted(written.missing, 'overlay')} could not be read: see --verbose")
+    printed = answer(f"{counted(written.maps, 'map')} in {out / 'index.html'}, {written.size / 1e6:,.1f} MB")
+    return DONE if printed and not written.missing else SOME_FAILED

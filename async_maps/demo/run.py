@@ -28,24 +28,34 @@ from async_maps.manifest.manifest import Manifest
 from async_maps.pipeline import Pipeline
 from async_maps.render.colorize import colorize_activation_map
 from async_maps.suggestions import suggest
+from async_maps.viewer.content import Content
+from async_maps.viewer.export import write_static
+from async_maps.viewer.server import Viewer
 
 if TYPE_CHECKING:
     from async_maps.progress import OnProgress
     from async_maps.report import Report
 
 _BUCKET = "overlays"
-_OUTPUTS = ("scenes", "maps", "overlays", "manifest.sqlite", "locators.csv", "overlays.png")
+_OUTPUTS = ("scenes", "maps", "overlays", "manifest.sqlite", "locators.csv", "overlays.png", "page")
 _DATA = "async-maps-demo-"
 """The start of the names of temporary folders, in which the server keeps its data."""
 _SHOWN = 12
+_PAGE_SIDE = 256
 _MARK = ".async-maps-demo"
 """This file marks a folder of a demo, whose content may be deleted."""
 
 
-def run_demo(
-    out: Path, *, scenes: int, local: bool, serve: bool = False, on_progress: OnProgress | None = None
+def run_demo(  # noqa: PLR0913  # one argument per option
+    out: Path,
+    *,
+    scenes: int,
+    local: bool,
+    serve: bool = False,
+    look: bool = False,
+    on_progress: OnProgress | None = None,
 ) -> bool:
-    """Make scenes and saliency maps, upload their overlays, read all back and compare, and draw some.
+    """Make scenes and saliency maps, upload their overlays, read all back and compare, and show them.
 
     The output of an earlier demo in ``out`` is replaced; other files are not changed.
 
@@ -64,7 +74,12 @@ def run_demo(
     _clear(out)
     _make_maps(out, scenes)
     if local:
-        return _do(out, scenes, str(out / "overlays"), on_progress)
+        all_right = _do(out, scenes, str(out / "overlays"), on_progress)
+        if look:
+            _look(out)
+        else:
+            _say(f"to look at them: {_view_command(out)}")
+        return all_right
     _delete_data_of_dead_demos(tempfile.gettempdir())
     with (
         tempfile.TemporaryDirectory(prefix=f"{_DATA}{unique_text()}-") as folder,
@@ -74,8 +89,12 @@ def run_demo(
         asyncio.run(seaweed.create_bucket(server, _BUCKET))
         _say(f"SeaweedFS runs at {server.endpoint_url}; its data is deleted at the end")
         all_right = _do(out, scenes, f"s3://{_BUCKET}/demo", on_progress)
-        if serve:
-            _keep(server)
+        if look:
+            _look(out)
+        elif serve:
+            _keep(server, out)
+    if not serve:
+        _say(f"to look at them: async-maps demo --open, or open {out / 'page' / 'index.html'} in a browser")
     return all_right
 
 
@@ -89,6 +108,8 @@ def _do(out: Path, scenes: int, destination: str, on_progress: OnProgress | None
     right = _compare(out)
     count = export_manifest(out / "manifest.sqlite", out / "locators.csv")
     _draw(out, scenes)
+    with Content(out / "manifest.sqlite", str(out / "scenes")) as content:
+        write_static(content, out / "page", side=_PAGE_SIDE)
     print(report.summary())  # noqa: T201  # the command's answer
     _say(
         f"{right:,} of {scenes:,} overlays read back from {report.destination}: pixels equal to colorize_activation_map"
@@ -107,11 +128,26 @@ def _delete_data_of_dead_demos(folder: str) -> None:
                 shutil.rmtree(entry.path, ignore_errors=True)
 
 
-def _keep(server: seaweed.S3Server) -> None:
+def _view_command(out: Path) -> str:
+    return suggest("view", out / "manifest.sqlite", "--images", out / "scenes")
+
+
+def _look(out: Path) -> None:
+    """Show the overlays in a browser until Ctrl-C."""
+    with Viewer(out / "manifest.sqlite", images=out / "scenes") as viewer:
+        opened = viewer.show()
+        # Not masked: its token is what the user needs.
+        _say(f"{'in the browser' if opened else 'open in a browser'} until Ctrl-C: {viewer.url}")
+        with suppress(KeyboardInterrupt):
+            Event().wait()
+
+
+def _keep(server: seaweed.S3Server, out: Path) -> None:
     _say("the server runs until Ctrl-C; to use it in another terminal, set these variables:")
     for name, value in server.environment().items():
         print(f"export {name}={value}", flush=True)  # noqa: T201  # to be copied
     _say(f"then run, for example: {suggest('run', 'maps/', f's3://{_BUCKET}/mine')}")
+    _say(f"or look at the overlays: {_view_command(out)}")
     with suppress(KeyboardInterrupt):
         Event().wait()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from contextlib import aclosing
 from functools import partial
 from time import monotonic
@@ -68,7 +69,9 @@ class Runs:
         """Put the selected maps, and return a report, which an error has too."""
         _, stages = self._lifecycle.opened()
         plain = self._settings.model_dump(mode="json")
-        report = Report(destination=stages.store.destination, limit=selection.limit, settings=plain)
+        manifest = None if selection.manifest is None else os.fspath(selection.manifest)
+        destination = stages.store.destination
+        report = Report(destination=destination, manifest=manifest, limit=selection.limit, settings=plain)
         invisible = InvisibleMaps()
 
         async def main() -> None:

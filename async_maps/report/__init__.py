@@ -32,6 +32,7 @@ class Report(Ending):
     Attributes:
         dry_run: whether this was a dry run: ``planned`` counts maps instead of ``uploaded``.
         destination: the destination of the overlays.
+        manifest: the manifest that has a row for each map; None without one.
         settings: the settings as plain values; empty if they are not valid.
         started_at: the time of the start, in UTC.
         ended_at: the time of the end, in UTC; None before it.
@@ -74,6 +75,7 @@ class Report(Ending):
 
     dry_run: bool = False
     destination: str = ""
+    manifest: str | None = None
     total: int | None = None
     selected: int = 0
     limit: int | None = None

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from os import PathLike
 
+    from async_maps.report import Report
     from async_maps.settings import Settings
     from async_maps.viewer.server import Viewer
 
 
 def view(  # noqa: PLR0913  # one argument per option
-    manifest: str | PathLike[str],
+    manifest: str | PathLike[str] | Report,
     *,
     images: str | PathLike[str] | None = None,
     compare: str | PathLike[str] | None = None,
@@ -23,7 +24,7 @@ def view(  # noqa: PLR0913  # one argument per option
     """Show the overlays of a manifest on their source images, in a browser.
 
     Args:
-        manifest: the path of a manifest, or the address of a plan.
+        manifest: the path of a manifest, the address of a plan, or the report of a run that has a manifest.
         images: the place of the source images: a folder or ``s3://bucket/prefix``, in which an image has the name of
             its map; a template such as ``s3://bucket/{parent}/{stem}.jpg``; or a table with the columns ``name`` and
             ``image``. None to show overlays alone.

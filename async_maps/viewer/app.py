@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 from functools import partial
-from importlib.resources import files
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from aiohttp import web
@@ -13,6 +12,7 @@ from anyio import CapacityLimiter, to_thread
 
 from async_maps.errors import AsyncMapsError, SettingsError, name_shortage
 from async_maps.render.colormap import colormap_table
+from async_maps.viewer.bundle import TYPES, page_files
 from async_maps.viewer.content import UnknownOrderError
 from async_maps.viewer.history import history
 from async_maps.viewer.images import ImageMissingError
@@ -32,12 +32,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_TYPES = {
-    ".html": "text/html",
-    ".css": "text/css",
-    ".js": "text/javascript",
-    ".svg": "image/svg+xml",
-}
 _MAX_ROWS = 500
 _MAX_BINS = 200
 _LENGTHS = (64, 128, 256, 512)
@@ -51,12 +45,6 @@ _STATUSES: dict[type[Exception], int] = {
     NoImageError: 415,
     SettingsError: 400,
 }
-
-
-def page_files() -> dict[str, bytes]:
-    """Return the files of the page by name."""
-    folder = files("async_maps.viewer") / "page"
-    return {file.name: file.read_bytes() for file in folder.iterdir() if file.name.endswith(tuple(_TYPES))}
 
 
 def make_app(content: Content, guard: Guard) -> web.Application:
@@ -115,7 +103,7 @@ class _Routes:
         data = self._assets.get(name)
         if data is None:
             raise web.HTTPNotFound
-        kind = _TYPES[name[name.rindex(".") :]]
+        kind = TYPES[name[name.rindex(".") :]]
         return web.Response(body=data, content_type=kind, charset="utf-8", headers={"Cache-Control": "no-cache"})
 
     async def manifest(self, _: web.Request) -> web.StreamResponse:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from os import PathLike
     from typing import Self
 
+    from async_maps.report import Report
     from async_maps.settings import Settings
 
 _MOST_HEADERS = 16 * 2**10
@@ -39,7 +40,7 @@ class Viewer:
         url: its address, with a token: whoever has it can see the overlays and images.
 
     Args:
-        manifest: the path of a manifest, or the address of a plan.
+        manifest: the path of a manifest, the address of a plan, or the report of a run that has a manifest.
         images: the place of the source images, as for :func:`view`.
         compare: a second manifest, whose maps are shown beside those with the same names.
         port: the port; 0 for any that is free.
@@ -52,7 +53,7 @@ class Viewer:
 
     def __init__(  # noqa: PLR0913  # one argument per option
         self,
-        manifest: str | PathLike[str],
+        manifest: str | PathLike[str] | Report,
         *,
         images: str | PathLike[str] | None = None,
         compare: str | PathLike[str] | None = None,
@@ -63,10 +64,12 @@ class Viewer:
         guard = Guard(hosts)
         with ExitStack() as stack:
             place = None if images is None else os.fspath(images)
-            content = stack.enter_context(Content(manifest, place, compare, given_or_default(settings).s3))
+            self._content = stack.enter_context(
+                Content(_manifest_of(manifest), place, compare, given_or_default(settings).s3)
+            )
             portal = stack.enter_context(open_portal())
             runner = web.AppRunner(
-                make_app(content, guard),
+                make_app(self._content, guard),
                 access_log=None,
                 handle_signals=False,
                 shutdown_timeout=_SHUTDOWN_S,
@@ -96,8 +99,36 @@ class Viewer:
         """End the server and delete its temporary files."""
         self._opened.close()
 
+    def save(self, folder: str | PathLike[str], *, size: int | None = None, limit: int | None = None) -> int:
+        """Write the page with all it shows into a folder, which opens from a disk or a bucket, without a server.
+
+        Args:
+            folder: the folder; that of an earlier page is replaced.
+            size: the longest side of maps and images in pixels; None for all pixels.
+            limit: only the first maps by name; None for all.
+
+        Returns:
+            The number of maps.
+
+        Raises:
+            SettingsError: the folder has other files, or cannot be written.
+        """
+        from async_maps.viewer.export import write_static
+
+        return write_static(self._content, Path(folder), side=size, limit=limit).maps
+
+    def _repr_html_(self) -> str:
+        """Return the first maps for a notebook, which shows the last value of a cell."""
+        from async_maps.viewer.notebook import frame
+
+        return frame(self._content, self.url)
+
     def show(self) -> bool:
-        """Open the page in a browser; return False if there is none, as on a machine without a screen."""
+        """Open the page in a browser.
+
+        Returns:
+            False if there is none, as on a machine without a screen.
+        """
         is_linux = sys.platform.startswith("linux")
         if is_linux and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
             return False
@@ -109,6 +140,18 @@ class Viewer:
         with suppress(webbrowser.Error):
             return webbrowser.open(Path(path).as_uri())
         return False
+
+
+def _manifest_of(manifest: str | PathLike[str] | Report) -> str | PathLike[str]:
+    """Return the manifest of a report, or the plan of that of a share; else what was given."""
+    if isinstance(manifest, str | os.PathLike):
+        return manifest
+    found = getattr(manifest, "plan", None) or getattr(manifest, "manifest", None)
+    if not isinstance(found, str | os.PathLike):
+        raise SettingsError(
+            "expected a manifest, a plan, or the report of a run with a manifest: pass manifest=... to the run"
+        )
+    return found
 
 
 def _delete(path: str) -> None:

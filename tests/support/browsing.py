@@ -6,6 +6,7 @@ import base64
 import io
 import shutil
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -97,12 +98,12 @@ class Tab:
     def close(self) -> None:
         self._context.close()
 
-    def open(self, viewer: Viewer, address: str = "") -> Tab:
-        """Open the page of a viewer, then an address in it, and wait until its tiles are drawn."""
-        self.page.goto(viewer.url)
-        if address:
-            self.page.goto(f"{viewer.url.partition('?')[0]}{address}")
-            self.page.reload()
+    def open(self, place: Viewer | Path, address: str = "") -> Tab:
+        """Open an address in the page of a viewer, or in one on a disk, and wait until its tiles are drawn."""
+        url = place.as_uri() if isinstance(place, Path) else place.url
+        # After a change of the part behind #, the page would stay.
+        self.page.goto("about:blank")
+        self.page.goto(f"{url}{address}")
         self.settle()
         return self
 

@@ -27,7 +27,7 @@ def _pages(*patterns: str) -> list[str]:
 READMES = _pages("README.md", "*/README.md", "async_maps/*/README.md")
 PAGES = _pages("*.md", ".github/*.md", "*/README.md", "async_maps/*/README.md")
 _BLOCK = re.compile(r"^```(\S*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-_COMMANDS = ("run", "plan", "commit", "status", "export", "verify", "doctor", "demo")
+_COMMANDS = ("run", "plan", "commit", "status", "export", "verify", "view", "doctor", "demo")
 
 
 class Command(NamedTuple):

@@ -25,9 +25,10 @@ SHAPE = (96, 128)
 
 
 class Shown(NamedTuple):
-    """A run that is shown: its viewer, and the values and the image of each map."""
+    """A run that is shown: its viewer, its page on a disk, and the values and the image of each map."""
 
     viewer: Viewer
+    page: Path
     maps: dict[str, NDArray[np.float32]]
     images: dict[str, NDArray[np.uint8]]
     folder: Path
@@ -64,7 +65,14 @@ def shown(tmp_path_factory: pytest.TempPathFactory, browser: Browser) -> Iterato
     settings = am.Settings(workers=0, range="per-map", colormap="viridis")
     am.run([*maps.items(), *broken], folder / "out", manifest=folder / "run.sqlite", settings=settings)
     with Viewer(folder / "run.sqlite", images=folder / "images") as viewer:
-        yield Shown(viewer, maps, images, folder)
+        viewer.save(folder / "page")
+        yield Shown(viewer, folder / "page" / "index.html", maps, images, folder)
+
+
+@pytest.fixture(params=["server", "disk"])
+def place(request: pytest.FixtureRequest, shown: Shown) -> Viewer | Path:
+    """The page, from a server and from a disk."""
+    return shown.viewer if request.param == "server" else shown.page
 
 
 @pytest.fixture

@@ -65,3 +65,12 @@ function lastHidden(table) {
   while (table[4 * last + 3]) last -= 1;
   return last;
 }
+
+/** Undo what the server has done: width, height, mask, differences to the row above. */
+export function unpack(buffer) {
+  const [width, height, hasMask] = new Uint32Array(buffer, 0, 3);
+  const values = new Uint8Array(buffer, 12, width * height);
+  for (let at = width; at < values.length; at += 1) values[at] += values[at - width];
+  const mask = hasMask ? new Uint8Array(buffer, 12 + width * height, width * height) : null;
+  return { width, height, values, mask };
+}

@@ -39,7 +39,7 @@ function bar() {
     h("span", { class: "logo", "aria-hidden": "true" }),
     h("span", { class: "title", text: name, title: `${address}\n${destination}` }),
     counts, fresh,
-    h("nav", { "aria-label": "views" }, tab("maps", "maps"), other && tab("models", "models"), source.isStatic ? null : tab("run", "run")),
+    h("nav", { "aria-label": "views" }, tab("maps", "maps"), other && tab("models", "models"), tab("run", "run")),
     h("span", { class: "spring" }),
     search,
     h("button", { type: "button", class: "quiet", text: "?", title: "keys", "aria-label": "keys", onclick: help }),
@@ -80,7 +80,7 @@ function watch(fresh) {
 
 /** Sort pairs anew when their pixels are measured; a short wait only, else when the reader asks for it. */
 async function watchMeasures(fresh) {
-  if (!isModels() || !state.sort.endsWith("disagreement") || watchMeasures.isOn) return;
+  if (source.isStatic || !isModels() || !state.sort.endsWith("disagreement") || watchMeasures.isOn) return;
   watchMeasures.isOn = true;
   const began = performance.now();
   let known = 0;

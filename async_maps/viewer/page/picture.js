@@ -62,7 +62,10 @@ export class Picture {
 
   showImage() {
     const address = source.image(this.row, this.side, state.turned, model.manifest.session);
-    if (!address) return;
+    if (!address) {
+      this.onProblem("no image", "bare");
+      return;
+    }
     this.image.hidden = false;
     this.image.src = address;
   }

@@ -1,5 +1,6 @@
 // Asks the server. All addresses are relative, so that proxies and forwarded ports work.
 
+import { unpack } from "./color.js";
 import { busy } from "./dom.js";
 
 async function ask(...request) {
@@ -93,12 +94,3 @@ export const source = {
   },
   overlay: (row) => `map/${row.row}?v=${row.crc32}${row.of ? `&of=${row.of}` : ""}`,
 };
-
-/** Undo what the server has done: width, height, mask, differences to the row above. */
-export function unpack(buffer) {
-  const [width, height, hasMask] = new Uint32Array(buffer, 0, 3);
-  const values = new Uint8Array(buffer, 12, width * height);
-  for (let at = width; at < values.length; at += 1) values[at] += values[at - width];
-  const mask = hasMask ? new Uint8Array(buffer, 12 + width * height, width * height) : null;
-  return { width, height, values, mask };
-}

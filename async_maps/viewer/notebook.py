@@ -1,0 +1,49 @@
+"""The first maps of a manifest in a notebook: a page in a frame that needs no server. Blocks."""
+
+from __future__ import annotations
+
+import base64
+import html
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from async_maps.errors import AsyncMapsError
+from async_maps.viewer.bundle import offline_script, page_files
+from async_maps.viewer.export import body_of, chosen_rows, data_of, image_of, overlays_of, packed_plane, script_of
+
+if TYPE_CHECKING:
+    from async_maps.viewer.content import Content
+
+MOST_MAPS = 50
+"""The maps in a frame: about 50 KB each are kept in the notebook."""
+_SIDE = 256
+_HEIGHT = 620
+
+
+def frame(content: Content, url: str) -> str:
+    """Return HTML with a sandboxed frame of up to 50 maps, and a link to the page if there are more."""
+    rows = chosen_rows(content, MOST_MAPS)
+    planes = {}
+    for row, of in overlays_of(rows):
+        # The tile of one that cannot be read says that it is missing.
+        with suppress(AsyncMapsError):
+            planes[f"{of}/{row['row']}"] = packed_plane(content, row, of, _SIDE)
+    for row in rows:
+        image = image_of(content, row["name"], _SIDE)
+        row["image"] = image and f"data:{image[1]};base64,{base64.b64encode(image[0]).decode()}"
+    page = page_files()
+    icon = base64.b64encode(page["icon.svg"]).decode()
+    style = page["app.css"].decode().replace("icon.svg", f"data:image/svg+xml;base64,{icon}")
+    document = (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="color-scheme" content="dark light">'
+        f"<title>async-maps</title><style>{style}</style></head>{body_of(page['index.html'])}"
+        f"<script>window.ASYNC_MAPS = {script_of(data_of(content, rows) | {'planes': planes})};</script>"
+        f"<script>{offline_script()}</script>"
+    )
+    total = content.side.rows.counts().total
+    shown = f"the first {len(rows):,} of {total:,} maps; " if total > len(rows) else ""
+    return (
+        f'<iframe sandbox="allow-scripts" style="width: 100%; height: {_HEIGHT}px; border: 0" '
+        f'srcdoc="{html.escape(document)}"></iframe>'
+        f'<div>{shown}<a href="{html.escape(url)}" target="_blank" rel="noopener">open the viewer</a></div>'
+    )

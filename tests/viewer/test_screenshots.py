@@ -1,0 +1,84 @@
+"""The pictures of the viewer in the documentation, made from the demo's scenes: ``pytest --screenshots bench``."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import async_maps as am
+from async_maps.demo.saliency import spectral_residual
+from async_maps.demo.scenes import scene
+from async_maps.manifest import sampler
+from async_maps.viewer.server import Viewer
+from tests.support.browsing import Tab
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from playwright.sync_api import Browser
+
+pytest.importorskip("playwright.sync_api", reason="playwright is not installed (extra test-browser)")
+
+COUNT = 48
+SIZE = (1280, 800)
+VIEWS = {
+    "gallery": "#/?sort=-entropy",
+    "map": "#/map/train/scene-0003?panes=three&opacity=70",
+    "models": "#/models?sort=-disagreement",
+    "run": "#/run",
+}
+
+
+@pytest.fixture(scope="module")
+def viewer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Viewer]:
+    """Two methods on the demo's scenes; the first run is slow, so that its progress can be seen."""
+    folder = tmp_path_factory.mktemp("screenshots")
+    for i in range(COUNT):
+        name, image = f"{'train' if i % 4 else 'val'}/scene-{i:04}", scene(i)
+        for kind in ("images", "fine", "coarse"):
+            (folder / kind / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / "images" / f"{name}.jpg", quality=90)
+        for kind, side in (("fine", 48), ("coarse", 20)):
+            np.save(folder / kind / f"{name}.npy", spectral_residual(image, side=side))
+    for name in ("val/damaged-1", "val/damaged-2"):
+        (folder / "fine" / f"{name}.npy").write_bytes(b"no array")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sampler, "_INTERVAL_S", 0.1)
+        settings = am.Settings(workers=0, rate=25)
+        am.run(folder / "fine", folder / "out-fine", manifest=folder / "fine.sqlite", settings=settings)
+    settings = am.Settings(workers=0)
+    am.run(folder / "coarse", folder / "out-coarse", manifest=folder / "coarse.sqlite", settings=settings)
+    with Viewer(folder / "fine.sqlite", images=folder / "images", compare=folder / "coarse.sqlite") as viewer:
+        yield viewer
+
+
+@pytest.mark.parametrize("scheme", ["dark", "light"])
+@pytest.mark.parametrize("view", VIEWS)
+def test_a_picture_of_each_view(
+    browser: Browser, viewer: Viewer, view: str, scheme: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    tab = Tab(browser, size=SIZE, scheme=scheme)
+    try:
+        tab.open(viewer, VIEWS[view])
+        if view == "map":
+            tab.page.mouse.move(560, 260)
+        # The first order by disagreement is made while pairs are measured.
+        tab.page.wait_for_timeout(400 if view == "models" else 0)
+        tab.settle()
+        with Image.open(io.BytesIO(tab.page.screenshot(animations="disabled"))) as shot:
+            picture = shot.convert("RGB")
+    finally:
+        tab.close()
+    assert tab.problems == []
+    pixels = np.asarray(picture)
+    assert pixels.shape == (SIZE[1], SIZE[0], 3)
+    # The background is that of the scheme, and there is more than text.
+    assert (np.median(pixels) < 60) == (scheme == "dark") or view in {"gallery", "models"}
+    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > (500 if view == "run" else 10_000)
+    folder = request.config.option.screenshots or tmp_path
+    picture.save(folder / f"view-{view}-{scheme}.jpg", quality=82, optimize=True, progressive=True)
