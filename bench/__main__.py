@@ -22,6 +22,7 @@ BENCHES = {
     "scale": "time, memory and manifest of up to 200,000 maps, and resuming; lanes; plans of a million rows",
     "service": "callers of Pipeline.put: throughput, latency, stalls of the event loop",
     "latency": "small maps to a store that answers late",
+    "view": "the viewer with a million rows, in the server and in Chromium",
     "start": "from launch to the help and to the first PUT",
 }
 OTHERS = {

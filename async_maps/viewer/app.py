@@ -142,7 +142,7 @@ class _Routes:
         return _json(await self._ask(lambda: self._content.groups().as_dict()))
 
     async def counts(self, _: web.Request) -> web.StreamResponse:
-        return _json(await self._ask(lambda: self._content.side.rows.counts()._asdict()))
+        return _json(await self._ask(lambda: self._content.side.rows.counts(fresh=True)._asdict()))
 
     async def run(self, request: web.Request) -> web.StreamResponse:
         return _json(await self._ask(partial(history, self._content.side.rows, request.query.get("since", ""))))

@@ -50,7 +50,8 @@ STATES = {
     "invalid": "invalid_pixels > 0",
 }
 """What a row can be, each with its SQL."""
-_KEPT = 8
+_KEPT, _KEPT_RANKS = 8, 4
+"""Orders, and places sorted by a column, that are kept: 4 MB for a million rows each."""
 _SHORT_QUERY = 200
 
 Extremes = tuple[float, float] | None
@@ -142,17 +143,16 @@ class Snapshot:
         self.generation = generation
         self._rows = rows
         self._loading = RLock()
-        self._columns: dict[str, NDArray[np.float64]] = {}
+        self._columns: dict[str, NDArray[np.floating[Any]]] = {}
         self._makers: dict[str, Callable[[], NDArray[np.float64]]] = {
             name: partial(self._load, expression) for name, expression in COLUMNS.items()
         }
         self._states: dict[str, Mask] = {}
-        self._ranks: dict[str, NDArray[np.uint32]] = {}
+        self._ranks: OrderedDict[str, NDArray[np.uint32]] = OrderedDict()
         self._orders: OrderedDict[str, Order] = OrderedDict()
         self._names = _Names(rows, hashed=hashed)
         self.numbers = self._names.numbers
-        self._by_number = np.argsort(self.numbers, kind="stable")
-        self._frequency: NDArray[np.int64] | None = None
+        self._by_number = np.argsort(self.numbers, kind="stable").astype(np.uint32)
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -161,7 +161,7 @@ class Snapshot:
         """Add a column that is computed when it is needed, (n,) float64 in the order of the names."""
         self._makers[name] = make
 
-    def put(self, name: str, values: NDArray[np.float64]) -> None:
+    def put(self, name: str, values: NDArray[np.floating[Any]]) -> None:
         """Replace the values of a column that was defined."""
         with self._loading:
             self._columns[name] = values
@@ -172,21 +172,23 @@ class Snapshot:
         with self._loading:
             self._states[name] = mask
 
-    def column(self, name: str) -> NDArray[np.float64]:
-        """Return a column in the order of the names, (n,) float64; NaN for null."""
+    def column(self, name: str) -> NDArray[np.floating[Any]]:
+        """Return a column in the order of the names, (n,); NaN for null.
+
+        It is float32 if that holds all values exactly, else float64.
+        """
         with self._loading:
             if name not in self._columns:
                 if name not in self._makers:
                     raise SettingsError(f"unknown column {name[:80]!r}; known: {', '.join(self._makers)}")
-                self._columns[name] = self._makers[name]()
+                self._columns[name] = _small(self._makers[name]())
             return self._columns[name]
 
     def extremes(self, name: str) -> Extremes:
         """Return the smallest and largest value of a column; None if it has none."""
         values = self.column(name)
-        rank = self._rank(name)
-        valid = len(values) - int(np.isnan(values).sum())
-        return (float(values[rank[0]]), float(values[rank[valid - 1]])) if valid else None
+        valid = values[~np.isnan(values)]
+        return (float(valid.min()), float(valid.max())) if len(valid) else None
 
     def state(self, name: str) -> Mask:
         """Return which rows are in a state, in the order of the names, (n,) bool."""
@@ -255,7 +257,7 @@ class Snapshot:
             return np.empty(0, np.intp)
         known = self.numbers[self._by_number]
         at = np.minimum(np.searchsorted(known, numbers), len(known) - 1)
-        found: NDArray[np.intp] = self._by_number[at[known[at] == numbers]]
+        found: NDArray[np.intp] = self._by_number[at[known[at] == numbers]].astype(np.intp)
         return found
 
     @property
@@ -274,6 +276,9 @@ class Snapshot:
         with self._loading:
             if name not in self._ranks:
                 self._ranks[name] = np.argsort(values, kind="stable").astype(np.uint32)
+                if len(self._ranks) > _KEPT_RANKS:
+                    self._ranks.popitem(last=False)
+            self._ranks.move_to_end(name)
             return self._ranks[name]
 
     def _sorted(self, sort: str) -> NDArray[np.uint32]:
@@ -349,7 +354,14 @@ def _lowered(text: str) -> bytes:
     return text.lower().encode("utf-8", "replace")
 
 
-def _histogram(values: NDArray[np.float64], low: float, high: float, bins: int) -> list[int]:
+def _small(values: NDArray[np.float64]) -> NDArray[np.floating[Any]]:
+    """Return values as float32 if that holds each exactly, as those of float32 maps and whole numbers."""
+    with np.errstate(over="ignore"):
+        small = values.astype(np.float32)
+    return small if ((small == values) | np.isnan(values)).all() else values
+
+
+def _histogram(values: NDArray[np.floating[Any]], low: float, high: float, bins: int) -> list[int]:
     """Return how many values are in each of equal bins; NaN is in none."""
     valid = values[~np.isnan(values)]
     if not np.isfinite(high - low):

@@ -34,8 +34,9 @@ class Shown(NamedTuple):
     folder: Path
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    # Not for the session: Playwright runs an event loop in this thread, and other tests run their own.
     with chromium() as browser:
         yield browser
 
@@ -48,7 +49,7 @@ def tab(browser: Browser) -> Iterator[Tab]:
     assert tab.problems == []
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def shown(tmp_path_factory: pytest.TempPathFactory, browser: Browser) -> Iterator[Shown]:
     """30 maps with ranges of their own, on PNG images of their size; two are broken, one has no image."""
     folder = tmp_path_factory.mktemp("shown")

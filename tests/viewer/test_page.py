@@ -251,7 +251,7 @@ def test_the_value_under_the_cursor_is_that_of_the_map(tab: Tab, place: Viewer |
 def test_panes_have_one_zoom_and_one_position(tab: Tab, shown: Shown) -> None:
     tab.open(shown.viewer, f"#/map/{ONE}")
     tab.page.keyboard.press("s")
-    expect(tab.page.locator(".pane")).to_have_count(3)
+    expect(tab.page.locator(".pane")).to_have_count(4)
     tab.settle()
     box = tab.page.locator(".pane").nth(1).bounding_box()
     assert box is not None
@@ -261,7 +261,7 @@ def test_panes_have_one_zoom_and_one_position(tab: Tab, shown: Shown) -> None:
     tab.page.mouse.move(box["x"] + 90, box["y"] + 75)
     tab.page.mouse.up()
     moves = tab.page.evaluate("() => [...document.querySelectorAll('.sheet')].map((sheet) => sheet.style.transform)")
-    assert len(moves) == 3
+    assert len(moves) == 4
     assert len(set(moves)) == 1
     scale = float(moves[0].partition("scale(")[2].rstrip(")"))
     tab.page.keyboard.press("0")

@@ -47,6 +47,8 @@ def test_a_link_elsewhere_leads_to_the_page(tab: Tab, tmp_path: Path) -> None:
             expect(tab.page.locator(".tile:visible")).to_have_count(2)
             tab.settle()
             assert "token" not in tab.page.url
+        # Nothing is asked when the server has ended.
+        tab.page.goto("about:blank")
 
 
 def test_a_page_on_a_disk_needs_no_network(tab: Tab, tmp_path: Path) -> None:

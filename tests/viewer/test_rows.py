@@ -49,13 +49,13 @@ def test_a_run_that_ends_beside_a_reader_closes_its_log(tmp_path: Path) -> None:
         manifest.begin("s3://bucket/prefix")
         manifest.write([receipt_for(make_map("a"))], SETTINGS)
         with ViewedRows(path) as viewed:
-            assert viewed.counts().total == 1
+            assert len(Snapshot(viewed)) == 1
             manifest.write([receipt_for(make_map("b"))], SETTINGS)
-            assert viewed.counts().total == 2
+            assert len(Snapshot(viewed)) == 2
             assert {"m.sqlite-wal"} < beside(path)
             manifest.close()
             assert beside(path) <= {"m.sqlite", "m.sqlite-lock"}
-            assert viewed.counts().total == 2
+            assert len(Snapshot(viewed)) == 2
 
 
 def test_a_copy_whose_log_cannot_be_read_in_place_is_copied(

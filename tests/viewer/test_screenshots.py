@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,6 +11,8 @@ import pytest
 from PIL import Image
 
 import async_maps as am
+from async_maps.concurrency.loop import run_blocking
+from async_maps.demo import seaweed
 from async_maps.demo.saliency import spectral_residual
 from async_maps.demo.scenes import scene
 from async_maps.manifest import sampler
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from playwright.sync_api import Browser
+
+    from async_maps.demo.seaweed import S3Server
 
 pytest.importorskip("playwright.sync_api", reason="playwright is not installed (extra test-browser)")
 
@@ -35,26 +40,29 @@ VIEWS = {
 
 
 @pytest.fixture(scope="module")
-def viewer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Viewer]:
-    """Two methods on the demo's scenes; the first run is slow, so that its progress can be seen."""
+def viewer(tmp_path_factory: pytest.TempPathFactory, s3_server: S3Server) -> Iterator[Viewer]:
+    """Two methods on the demo's scenes, in SeaweedFS; the first run is slow, so that its progress can be seen."""
     folder = tmp_path_factory.mktemp("screenshots")
-    for i in range(COUNT):
-        name, image = f"{'train' if i % 4 else 'val'}/scene-{i:04}", scene(i)
-        for kind in ("images", "fine", "coarse"):
-            (folder / kind / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).save(folder / "images" / f"{name}.jpg", quality=90)
-        for kind, side in (("fine", 48), ("coarse", 20)):
-            np.save(folder / kind / f"{name}.npy", spectral_residual(image, side=side))
-    for name in ("val/damaged-1", "val/damaged-2"):
-        (folder / "fine" / f"{name}.npy").write_bytes(b"no array")
-    with pytest.MonkeyPatch.context() as patch:
+    scenes = {f"{'train' if i % 4 else 'val'}/scene-{i:04}": scene(i) for i in range(COUNT)}
+    for name, image in scenes.items():
+        path = folder / "images" / f"{name}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path, quality=90)
+    fine = {name: spectral_residual(image) for name, image in scenes.items()}
+    fine |= {f"val/lost-{i}": np.full((288, 384), np.nan, np.float32) for i in range(2)}
+    coarse = {name: spectral_residual(image, side=20) for name, image in scenes.items()}
+    with pytest.MonkeyPatch.context() as patch, seaweed.in_environment(s3_server):
+        # Not asyncio.run: Playwright runs an event loop in this thread.
+        run_blocking(partial(seaweed.create_bucket, s3_server, "saliency"))
         patch.setattr(sampler, "_INTERVAL_S", 0.1)
-        settings = am.Settings(workers=0, rate=25)
-        am.run(folder / "fine", folder / "out-fine", manifest=folder / "fine.sqlite", settings=settings)
-    settings = am.Settings(workers=0)
-    am.run(folder / "coarse", folder / "out-coarse", manifest=folder / "coarse.sqlite", settings=settings)
-    with Viewer(folder / "fine.sqlite", images=folder / "images", compare=folder / "coarse.sqlite") as viewer:
-        yield viewer
+        for kind, maps, settings in (
+            ("fine", fine, am.Settings(workers=0, rate=25)),
+            ("coarse", coarse, am.Settings(workers=0)),
+        ):
+            am.run(maps.items(), f"s3://saliency/{kind}", manifest=folder / f"{kind}.sqlite", settings=settings)
+        images, other = folder / "images", folder / "coarse.sqlite"
+        with Viewer(folder / "fine.sqlite", images=images, compare=other) as viewer:
+            yield viewer
 
 
 @pytest.mark.parametrize("scheme", ["dark", "light"])
@@ -80,5 +88,6 @@ def test_a_picture_of_each_view(
     # The background is that of the scheme, and there is more than text.
     assert (np.median(pixels) < 60) == (scheme == "dark") or view in {"gallery", "models"}
     assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > (500 if view == "run" else 10_000)
-    folder = request.config.option.screenshots or tmp_path
+    wanted = request.config.option.screenshots
+    folder = tmp_path if wanted is None else request.config.invocation_params.dir / wanted
     picture.save(folder / f"view-{view}-{scheme}.jpg", quality=82, optimize=True, progressive=True)

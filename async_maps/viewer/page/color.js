@@ -34,15 +34,17 @@ export function pixelsOf(table, row, { scale, threshold }) {
   return pixels;
 }
 
+let image = null; // reused: a new one for each map costs as much as its colors
+
 /** Draw a map on a canvas of its size. */
 export function draw(canvas, plane, pixels) {
-  if (canvas.width !== plane.width || canvas.height !== plane.height) {
-    canvas.width = plane.width;
-    canvas.height = plane.height;
+  const { width, height, values, mask } = plane;
+  if (canvas.width !== width || canvas.height !== height) {
+    canvas.width = width;
+    canvas.height = height;
   }
-  const image = new ImageData(plane.width, plane.height);
+  if (image?.width !== width || image.height !== height) image = new ImageData(width, height);
   const out = new Uint32Array(image.data.buffer);
-  const { values, mask } = plane;
   for (let at = 0; at < out.length; at += 1) out[at] = pixels[values[at]];
   if (mask) for (let at = 0; at < out.length; at += 1) if (!mask[at]) out[at] = 0;
   canvas.getContext("2d").putImageData(image, 0, 0);

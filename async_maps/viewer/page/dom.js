@@ -48,11 +48,27 @@ export function bytes(value) {
 }
 
 let under = 0;
+let hearers = [];
 
 /** Note that work begins (1) or has ended (-1): the main region is busy meanwhile. */
 export function busy(change) {
   under += change;
   byId("main")?.setAttribute("aria-busy", String(under > 0));
+  if (!under) hearers = hearers.filter((hearer) => hearer());
+}
+
+/** Return a promise of the moment when what begins in the next frames is asked and loaded, or of two seconds later. */
+export async function idle() {
+  for (let frame = 0; frame < 3; frame += 1) await new Promise(requestAnimationFrame);
+  await new Promise((resolve) => {
+    const end = () => {
+      clearTimeout(timer);
+      resolve();
+    };
+    const timer = setTimeout(end, 2000);
+    if (under) hearers.push(end);
+    else end();
+  });
 }
 
 /** Return a function that runs another one once in the next frame, however often it is called. */

@@ -67,7 +67,7 @@ export class Gallery {
     const anchor = this.top();
     const { pictures } = this.kind;
     // Pictures of a group are a little smaller.
-    let size = Math.max(48, state.size) * (pictures > 1 ? 0.85 * pictures : 1);
+    let size = Math.max(48, state.size) * (pictures > 1 ? 0.8 * pictures : 1);
     const fits = (side) => Math.max(1, Math.floor((width - GAP) / (side + GAP)));
     while (fits(size) * Math.ceil(height / (size / pictures + CAPTION + GAP)) * pictures > MOST_TILES && size < 600 * pictures) size += 8;
     this.columns = fits(size);
@@ -217,6 +217,8 @@ export class Gallery {
 
   /** Color all tiles anew, 8 ms at a time. */
   repaint() {
+    this.isStale = !this.element.isConnected;
+    if (this.isStale) return;
     const tiles = this.tiles().filter((tile) => tile.isLoaded);
     this.painting = tiles;
     const step = () => {
@@ -225,6 +227,11 @@ export class Gallery {
       if (tiles.length && this.painting === tiles) requestAnimationFrame(step);
     };
     step();
+  }
+
+  /** Color what has changed while something else was shown. */
+  freshen() {
+    if (this.isStale) this.repaint();
   }
 
   /** Write all captions anew. */

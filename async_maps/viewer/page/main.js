@@ -126,6 +126,7 @@ function show() {
     document.body.dataset.view = state.view;
     if (element === gallery.element) {
       gallery.measure();
+      gallery.freshen();
       gallery.goTo(map.place ?? top, true);
       if (map.place !== null && map.place !== undefined) gallery.focusOn(map.place);
     }
@@ -138,10 +139,8 @@ async function changed(names) {
   const has = (some) => some.some((name) => names.has(name));
   if (has(["overlay", "opacity"])) looks();
   if (has(["colors", "fade"])) await askTable();
-  if (has(COLORS)) {
-    views.gallery.repaint();
-    views.panel.refresh();
-  }
+  if (has(["colors", "fade"])) views.panel.refresh();
+  if (has(COLORS)) views.gallery.repaint();
   if (names.has("size")) views.gallery.measure();
   if (names.has("turned")) views.gallery.reimage();
   if (has(["view", "name"])) show();

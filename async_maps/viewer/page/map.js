@@ -1,10 +1,10 @@
 // One map, large: overlay, image and map with one zoom, the value under the cursor, layers, and all facts.
 
-import { draw, valueOf } from "./color.js";
+import { draw, parseScale, pixelsOf, valueOf } from "./color.js";
 import { count, h, short } from "./dom.js";
 import { facts } from "./facts.js";
 import { markOf, onMarks, toggle } from "./marks.js";
-import { askRows, coloringOf, model, pixelsFor, rowAt } from "./model.js";
+import { askRows, coloringOf, model, pixelsFor, rowAt, showing } from "./model.js";
 import { Picture } from "./picture.js";
 import { askPlane } from "./planes.js";
 import { Sheets } from "./sheets.js";
@@ -72,6 +72,7 @@ export class MapView {
       }
       if (row.other) row.other.of = "other";
       this.row = row;
+      showing(row);
       this.place = place;
       this.showPlace();
       this.showMark();
@@ -116,7 +117,10 @@ export class MapView {
     if (state.panes === "three") {
       panes[0].title = "overlay";
       if (model.manifest.images) panes.push({ title: "image", content: [this.picture(row, false)], label: `image of ${row.name}` });
-      panes.push({ title: "map", content: [this.map(true)], label: `map ${row.name}` });
+      panes.push({ title: "map", content: [this.map("alone")], label: `map ${row.name}` });
+      if (model.manifest.images) {
+        panes.push({ title: "image, dark where the map is low", content: [this.picture(row, false), this.map("light")], label: `image in the light of the map ${row.name}` });
+      }
     }
     this.three.setAttribute("aria-pressed", String(state.panes === "three"));
     this.spread(panes);
@@ -145,8 +149,9 @@ export class MapView {
     return image;
   }
 
-  map(isAlone = false) {
-    const canvas = h("canvas", { class: isAlone ? "alone" : "" });
+  /** Make a canvas for a map: an overlay, "alone" without transparency, or "light" that lets an image through. */
+  map(kind = "overlay") {
+    const canvas = h("canvas", { class: kind });
     this.canvases.push(canvas);
     return canvas;
   }
@@ -157,7 +162,8 @@ export class MapView {
 
   drawOn(canvas, plane, row, scale = null) {
     const pixels = pixelsFor(row, scale);
-    draw(canvas, plane, canvas.className === "alone" ? opaque(pixels) : pixels);
+    const kinds = { overlay: () => pixels, alone: () => opaque(pixels), light: () => shadeOf(row) };
+    draw(canvas, plane, kinds[canvas.className]());
   }
 
   point(at) {
@@ -263,6 +269,13 @@ export class MapView {
     if (names.has("panes") || names.has("turned")) this.arrange();
     else this.paint();
   }
+}
+
+/** Return black that is the less opaque, the higher the intensity is. */
+function shadeOf(row) {
+  const scale = parseScale(state.scale);
+  const shade = Uint8Array.from({ length: 1024 }, (_, at) => (at % 4 === 3 ? 255 - (at >> 2) : 0));
+  return pixelsOf(shade, row, { scale, threshold: 0 });
 }
 
 /** Return colors without their transparency. */

@@ -1,7 +1,7 @@
 // The manifest, the order that is shown and its rows, and the colors of maps.
 
 import { decodeTable, parseScale, pixelsOf } from "./color.js";
-import { tell } from "./dom.js";
+import { idle, tell } from "./dom.js";
 import { source } from "./source.js";
 import { change, state } from "./state.js";
 
@@ -12,6 +12,7 @@ export const model = {
   manifest: null,
   order: { order: "", total: 0, all: 0, ready: false },
   difference: null, // the colors of differences
+  row: null, // the map that is shown large
 };
 
 const listeners = new Set();
@@ -61,8 +62,13 @@ export async function reorder({ fresh = false } = {}) {
   const filters = ["models", "pair"].includes(state.view) ? [...state.filters, "is:paired"] : state.filters;
   const wanted = { sort: state.sort, filters, search: state.search, fresh };
   await get(wanted, () => mine === asked, false);
-  // The first rows are shown while all names are read.
-  if (mine === asked && !model.order.ready) get({ ...wanted, wait: true }, () => mine === asked, true);
+  // The first screen is shown before all names are read.
+  if (mine === asked && !model.order.ready) finish(wanted, mine);
+}
+
+async function finish(wanted, mine) {
+  await idle();
+  if (mine === asked) await get({ ...wanted, wait: true }, () => mine === asked, true);
 }
 
 async function get(wanted, isWanted, isSame) {
@@ -80,6 +86,12 @@ function use(found, isSame = false) {
   model.order = found;
   if (!isSame) pages.clear();
   for (const listener of listeners) listener(isSame);
+}
+
+/** Set the map that is shown large, for those who need an example. */
+export function showing(row) {
+  model.row = row;
+  for (const hearer of hearers) hearer();
 }
 
 /** Return a row by its place in the order, or undefined if it is not here yet; null if it is gone. */

@@ -131,7 +131,7 @@ export class PairView extends MapView {
     if (other) {
       panes.push(pane(other, model.manifest.other.label));
       if (model.manifest.images) panes.push({ title: "image", content: [this.picture(row, false)], label: `image of ${row.name}` });
-      panes.push({ title: "difference", content: [this.map(true)], label: `difference of ${row.name}` });
+      panes.push({ title: "difference", content: [this.map("alone")], label: `difference of ${row.name}` });
     }
     this.spread(panes);
   }

@@ -1,7 +1,7 @@
 // The panel: how overlays look, in which order, and which maps are shown.
 
 import { parseScale } from "./color.js";
-import { count, h, short, tell } from "./dom.js";
+import { count, framed, h, idle, short, tell } from "./dom.js";
 import { Histogram } from "./histogram.js";
 import { clearMarks, counted, download, onMarks } from "./marks.js";
 import { HEADINGS, model, onOrder, onRows, rowAt, tableOf } from "./model.js";
@@ -11,14 +11,15 @@ import { change, listen, state } from "./state.js";
 export class Panel {
   constructor(place) {
     place.append(this.look(), this.order(), this.show(), this.marks());
-    listen(() => this.refresh());
-    onOrder(() => this.refresh());
+    const refresh = framed(() => this.refresh());
+    listen(refresh);
+    onOrder(refresh);
     onRows(() => this.drawBar());
     onMarks(() => this.countMarks());
     this.refresh();
     this.countMarks();
     this.histogram.refresh();
-    this.loadFailures();
+    idle().then(() => this.loadFailures());
   }
 
   look() {
@@ -218,6 +219,7 @@ export class Panel {
 }
 
 function firstRow() {
+  if (state.view === "map" && model.row && model.row.range_low !== null) return model.row;
   for (let place = 0; place < 8; place += 1) {
     const row = rowAt(place);
     if (row && row.range_low !== null) return row;

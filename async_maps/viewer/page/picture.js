@@ -1,7 +1,7 @@
 // A picture: the overlay of a map, as a canvas, on the image of the map.
 
 import { draw } from "./color.js";
-import { h } from "./dom.js";
+import { busy, h } from "./dom.js";
 import { model, pixelsFor } from "./model.js";
 import { askPlane, knownPlane } from "./planes.js";
 import { source } from "./source.js";
@@ -10,7 +10,7 @@ import { state } from "./state.js";
 export class Picture {
   /** ``onPlane`` is called when the intensities are here, ``onProblem`` with a text and a kind. */
   constructor({ onPlane = () => {}, onProblem = () => {} } = {}) {
-    this.image = h("img", { alt: "", decoding: "async", draggable: "false", hidden: true });
+    this.image = h("img", { alt: "", decoding: "async", fetchpriority: "low", draggable: "false", hidden: true });
     this.canvas = h("canvas", { width: 1, height: 1 });
     this.element = h("div", { class: "picture" }, this.image, this.canvas);
     this.onPlane = onPlane;
@@ -19,7 +19,8 @@ export class Picture {
     this.side = 0;
     this.plane = null;
     this.scale = null; // of this picture; null for that of the state
-    this.image.addEventListener("load", () => this.shape());
+    this.isLoading = false; // whether the image is
+    this.image.addEventListener("load", () => this.loaded());
     this.image.addEventListener("error", () => this.lacksImage());
   }
 
@@ -34,6 +35,7 @@ export class Picture {
     this.isAsking = false;
     this.image.hidden = true;
     this.image.removeAttribute("src");
+    this.wait(false);
     this.canvas.width = this.canvas.height = 1;
     Object.assign(this, { row, side });
     if (!row) return;
@@ -67,10 +69,22 @@ export class Picture {
       return;
     }
     this.image.hidden = false;
+    this.wait(true);
     this.image.src = address;
   }
 
+  wait(isLoading) {
+    if (isLoading !== this.isLoading) busy(isLoading ? 1 : -1);
+    this.isLoading = isLoading;
+  }
+
+  loaded() {
+    this.wait(false);
+    this.shape();
+  }
+
   async lacksImage() {
+    this.wait(false);
     const { row } = this;
     if (!row || this.image.hidden) return;
     this.image.hidden = true;

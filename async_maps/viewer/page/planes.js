@@ -1,4 +1,4 @@
-// The intensities of maps: asked for a few at a time, the newest wish first, and kept for a while.
+// The intensities of maps: asked for a few at a time, those that nobody waits for anymore not at all, and kept a while.
 
 import { source } from "./source.js";
 
@@ -6,7 +6,7 @@ const MOST_BYTES = 96 * 2 ** 20;
 const CONCURRENT = 6;
 
 const kept = new Map(); // key -> plane, the oldest first
-const waiting = new Map(); // key -> wish, the newest last
+const waiting = new Map(); // key -> wish
 const asked = new Map(); // key -> wish
 let under = 0;
 let size = 0;
@@ -37,7 +37,6 @@ export function askPlane(row, side, isWanted = () => true) {
     wish.promise.catch(() => {});
   }
   wish.checks.push(isWanted);
-  waiting.delete(key);
   waiting.set(key, wish);
   next();
   return wish.promise;
@@ -45,7 +44,7 @@ export function askPlane(row, side, isWanted = () => true) {
 
 async function next() {
   if (under >= CONCURRENT || !waiting.size) return;
-  const [key, wish] = [...waiting].pop();
+  const [key, wish] = waiting.entries().next().value;
   waiting.delete(key);
   if (!wish.checks.some((isWanted) => isWanted())) {
     wish.reject(new DOMException("nobody waits for it", "AbortError"));
