@@ -49,7 +49,12 @@ def endless():
 
 am.run(endless(), am.MemoryStore(), manifest="endless.sqlite")
 """
+VIEW = """
+viewer = am.view(report, open_browser=False)
+viewer
+"""
 AFTER = """
+viewer.close()
 import sqlite3
 done = sqlite3.connect("endless.sqlite").execute("SELECT count(*) FROM maps").fetchone()[0]
 print(done > 0, am.run(maps, "out", manifest="m2.sqlite").uploaded)
@@ -62,7 +67,7 @@ def text_of(cell: Any) -> str:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 async def test_a_notebook_can_run_and_interrupt(tmp_path: Path) -> None:
-    cells = [nbformat.v4.new_code_cell(source) for source in (RUN, COROUTINES, FOREVER, AFTER)]
+    cells = [nbformat.v4.new_code_cell(source) for source in (RUN, COROUTINES, VIEW, FOREVER, AFTER)]
     notebook = nbformat.v4.new_notebook(cells=cells)
     client = nbclient.NotebookClient(notebook, timeout=110, resources={"metadata": {"path": str(tmp_path)}})
 
@@ -72,6 +77,10 @@ async def test_a_notebook_can_run_and_interrupt(tmp_path: Path) -> None:
         await client.async_execute_cell(cells[1], 1)
         assert text_of(cells[1]) == "20 20\nTrue\n"
 
+        await client.async_execute_cell(cells[2], 2)
+        (shown,) = cells[2]["outputs"]
+        assert "<iframe sandbox" in shown["data"]["text/html"]
+
         async def interrupt_when_running() -> None:
             while not (tmp_path / "running").exists():  # noqa: ASYNC110  # a file of another process
                 await asyncio.sleep(0.05)
@@ -79,7 +88,7 @@ async def test_a_notebook_can_run_and_interrupt(tmp_path: Path) -> None:
 
         interrupting = asyncio.create_task(interrupt_when_running())
         with pytest.raises(nbclient.exceptions.CellExecutionError, match="KeyboardInterrupt"):
-            await client.async_execute_cell(cells[2], 2)
+            await client.async_execute_cell(cells[3], 3)
         await interrupting
-        await client.async_execute_cell(cells[3], 3)
-        assert text_of(cells[3]) == "True 20\n"
+        await client.async_execute_cell(cells[4], 4)
+        assert text_of(cells[4]) == "True 20\n"

@@ -1,4 +1,4 @@
-"""Orders of rows: sorted, filtered and searched in memory, so that any page of a million rows is found at once.
+"""Orders of rows: sorted, filtered and searched in memory.
 
 SQLite needs 15 s to skip 900,000 rows; here, a page at any offset takes milliseconds. Everything here blocks.
 """

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from async_maps.report import Report
     from async_maps.settings import Settings
 
-_MOST_HEADERS = 16 * 2**10
+_MOST_FIELD = 32 * 2**10
+"""Bytes of a header: browsers send the cookies of all servers of this host, on all its ports."""
 _SHUTDOWN_S = 1.0
 
 
@@ -73,7 +74,7 @@ class Viewer:
                 access_log=None,
                 handle_signals=False,
                 shutdown_timeout=_SHUTDOWN_S,
-                max_field_size=_MOST_HEADERS,
+                max_field_size=_MOST_FIELD,
             )
             portal.call(runner.setup)
             stack.callback(portal.call, runner.cleanup)

@@ -20,6 +20,7 @@ from async_maps.filesystems.temporary import unique_text
 from async_maps.render.colorize import colorize_activation_map
 from tests.support.commands import COMMAND, invoke, start
 from tests.support.leftovers import leaves_nothing
+from tests.support.viewing import Client
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,6 +42,8 @@ def test_the_demo_writes_locators_in_s3_and_a_picture(tmp_path: Path, capsys: py
     assert "40 of 40 overlays read back from s3://overlays/demo: pixels equal" in said
     rows = locators(out)
     assert len(rows) == 40
+    assert len(list((out / "page" / "maps").iterdir())) == 40
+    assert str(out / "page" / "index.html") in said
     assert {row["locator"] for row in rows} == {f"s3://overlays/demo/{row['name']}.png" for row in rows}
     with Image.open(out / "overlays.png") as picture:
         assert min(picture.size) > 500
@@ -121,6 +124,21 @@ def test_serve_keeps_the_server_until_ctrl_c(tmp_path: Path, number: signal.Sign
     _, err = running.communicate(timeout=60)
     assert running.returncode == code, err
     assert "Traceback" not in err
+
+
+@pytest.mark.slow
+def test_open_shows_the_overlays_until_ctrl_c(tmp_path: Path) -> None:
+    running = start("demo", "--out", tmp_path / "demo", "--scenes", 2, "--open")
+    assert running.stdout is not None
+    while "until Ctrl-C: " not in (line := running.stdout.readline()):
+        assert running.poll() is None
+    client = Client(line.partition("until Ctrl-C: ")[2].strip())
+    (row, _) = client.rows()
+    assert client.get(f"/map/{row['row']}").headers["content-type"] == "image/png"
+    assert client.get(f"/image/{row['row']}").headers["content-type"] == "image/jpeg"
+    os.killpg(running.pid, signal.SIGINT)
+    _, err = running.communicate(timeout=60)
+    assert running.returncode == 0, err
 
 
 @pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])

@@ -7,7 +7,7 @@ import io
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -26,6 +26,20 @@ _OPTIONS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync", "--force-color-profile=srgb",
 )  # fmt: skip
+
+
+COUNT = 30
+SHAPE = (96, 128)
+
+
+class Shown(NamedTuple):
+    """A run that is shown: its viewer, its page on a disk, and the values and the image of each map."""
+
+    viewer: Viewer
+    page: Path
+    maps: dict[str, NDArray[np.float32]]
+    images: dict[str, NDArray[np.uint8]]
+    folder: Path
 
 
 _SETTLE = """async () => {

@@ -62,10 +62,10 @@ class Answer(NamedTuple):
 
 
 class Client:
-    """Asks a viewer, with its token as a cookie."""
+    """Asks a viewer, or the one at an address, with its token as a cookie."""
 
-    def __init__(self, viewer: Viewer) -> None:
-        url = urlsplit(viewer.url)
+    def __init__(self, viewer: Viewer | str) -> None:
+        url = urlsplit(viewer if isinstance(viewer, str) else viewer.url)
         self.port = url.port or 0
         self.token = url.query.removeprefix("token=")
         self.cookie = f"async-maps-{self.port}={self.token}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from PIL import Image
 
 import async_maps as am
 from async_maps.viewer.server import Viewer
-from tests.support.browsing import Tab, chromium
+from tests.support.browsing import COUNT, SHAPE, Shown, Tab, chromium
 from tests.support.viewing import smooth_map
 
 if TYPE_CHECKING:
@@ -19,19 +19,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
     from playwright.sync_api import Browser
-
-COUNT = 30
-SHAPE = (96, 128)
-
-
-class Shown(NamedTuple):
-    """A run that is shown: its viewer, its page on a disk, and the values and the image of each map."""
-
-    viewer: Viewer
-    page: Path
-    maps: dict[str, NDArray[np.float32]]
-    images: dict[str, NDArray[np.uint8]]
-    folder: Path
 
 
 @pytest.fixture(scope="module")

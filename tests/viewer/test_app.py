@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 import sqlite3
 from contextlib import closing
 from typing import TYPE_CHECKING
@@ -51,6 +52,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def client(folder: Path) -> Iterator[Client]:
     with Viewer(folder / "run.sqlite", images=folder / "images") as viewer:
         yield Client(viewer)
+
+
+@pytest.mark.runs
+def test_the_page_is_part_of_the_package(client: Client) -> None:
+    for path, kind in (("/", "text/html"), ("/main.js", "text/javascript"), ("/app.css", "text/css")):
+        answer = client.get(path)
+        assert (answer.status, answer.headers["content-type"]) == (200, f"{kind}; charset=utf-8")
+    for name in re.findall(r'(?:href|src)="([a-z]+\.[a-z]+)"', client.get("/").body.decode()):
+        assert client.get(f"/{name}").status == 200
 
 
 @pytest.mark.runs

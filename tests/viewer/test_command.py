@@ -21,13 +21,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-class _Address:
-    """What a client needs of a viewer in another process."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-
-
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, 143)])
 @pytest.mark.usefixtures(leaves_nothing.__name__)
 def test_the_command_serves_until_a_signal(
@@ -38,7 +31,7 @@ def test_the_command_serves_until_a_signal(
     before = manifest.read_bytes()
     running = start("view", manifest, "--no-open")
     assert running.stdout is not None
-    client = Client(_Address(running.stdout.readline().strip()))  # type: ignore[arg-type]  # has all that it needs
+    client = Client(running.stdout.readline().strip())
     assert [row["name"] for row in client.rows()] == ["val/000", "val/001"]
     os.killpg(running.pid, number)
     out, err = running.communicate(timeout=60)

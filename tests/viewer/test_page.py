@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sqlite3
+import threading
 from contextlib import closing
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -12,19 +13,19 @@ import numpy as np
 import pytest
 
 import async_maps as am
+from async_maps.manifest import sampler
 from async_maps.viewer.server import Viewer
-from tests.support.browsing import composite
+from tests.support.browsing import COUNT, SHAPE, composite
 from tests.support.manifests import write_run
-from tests.viewer.conftest import COUNT, SHAPE
+from tests.support.viewing import make_run, smooth_map
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-    from tests.support.browsing import Tab
-    from tests.viewer.conftest import Shown
+    from tests.support.browsing import Shown, Tab
 
     Intensities = Callable[[str], NDArray[np.uint8]]
 
@@ -152,6 +153,7 @@ def test_dragging_in_the_histogram_filters(tab: Tab, place: Viewer | Path, shown
     tab.page.mouse.up()
     tab.settle()
     (low,) = re.findall(r"f=mean%3A([\d.]+)\.\.$", tab.hash)
+    expect(tab.page.get_by_role("button", name=f"remove the filter mean from {low}")).to_be_visible()
     means = {name: float(values.mean(dtype=np.float64)) for name, values in shown.maps.items()}
     assert tab.names() == sorted((name for name in means if means[name] >= float(low)), key=lambda name: means[name])
     tab.page.get_by_title("remove this filter").click()
@@ -319,6 +321,46 @@ def test_the_run_tells_how_it_was(tab: Tab, place: Viewer | Path, shown: Shown) 
     tab.page.get_by_role("button", name="every value must be finite").click()
     tab.settle()
     assert tab.names() == ["broken/0", "broken/1"]
+
+
+def test_a_run_that_writes_is_followed(tab: Tab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampler, "_INTERVAL_S", 0.1)
+    manifest = make_run(tmp_path, 3)
+    go_on = threading.Event()
+
+    def maps() -> Iterator[tuple[str, NDArray[np.float32]]]:
+        # Maps of an iterable are taken in batches.
+        yield from ((f"new/{i:03}", smooth_map(i, (8, 8))) for i in range(700))
+        go_on.wait()
+        yield "new/last", smooth_map(8)
+
+    def run() -> None:
+        am.run(maps(), tmp_path / "out", manifest=manifest, settings=am.Settings(workers=0))
+
+    running = threading.Thread(target=run)
+    with Viewer(manifest) as viewer:
+        tab.open(viewer)
+        assert len(tab.names()) == 3
+        running.start()
+        try:
+            tab.page.get_by_role("link", name="run").click()
+            expect(tab.page.locator(".number.state")).to_contain_text("running", timeout=30_000)
+            expect(tab.page.locator(".number", has_text="uploaded")).to_contain_text(
+                re.compile("[1-9]"), timeout=30_000
+            )
+            expect(tab.page.get_by_role("button", name=re.compile(r"\d+ new: show"))).to_be_visible(timeout=30_000)
+        finally:
+            go_on.set()
+            running.join()
+        expect(tab.page.locator(".number.state")).to_contain_text("complete", timeout=30_000)
+        # The gallery does not shift by itself.
+        tab.page.get_by_role("link", name="maps").click()
+        tab.settle()
+        assert len(tab.names()) == 3
+        tab.page.get_by_role("button", name="new: show").click()
+        tab.settle()
+        assert tab.names()[:2] == ["new/000", "new/001"]
+        tab.page.goto("about:blank")
 
 
 # Many maps, and hostile ones --------------------------------------------------------------------------------------

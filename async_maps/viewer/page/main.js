@@ -12,7 +12,8 @@ import { RunView } from "./run.js";
 import { source } from "./source.js";
 import { change, listen, start, state } from "./state.js";
 
-const COUNT_EVERY_MS = 5000;
+const COUNT_EVERY_MS = 2000;
+const MANY = 200_000; // rows that take long to count
 const ORDER = ["sort", "filters", "search"];
 const COLORS = ["threshold", "colors", "fade", "scale"];
 
@@ -63,7 +64,8 @@ function bar() {
 /** Look for new rows of a run that writes; the order does not change under the reader. */
 function watch(fresh) {
   if (source.isStatic) return;
-  setInterval(async () => {
+  const look = async () => {
+    setTimeout(look, COUNT_EVERY_MS * (model.order.all > MANY ? 5 : 1));
     if (document.hidden) return;
     try {
       const counts = await source.counts();
@@ -75,7 +77,8 @@ function watch(fresh) {
     } catch (error) {
       if (error.status === 0) tell(error.message, 6);
     }
-  }, COUNT_EVERY_MS);
+  };
+  setTimeout(look, COUNT_EVERY_MS);
 }
 
 /** Sort pairs anew when their pixels are measured; a short wait only, else when the reader asks for it. */

@@ -67,7 +67,9 @@ export class Panel {
     );
     this.down = h("button", { type: "button", class: "down", onclick: () => this.sortBy(this.sort.value, !this.isDown()) });
     this.histogram = new Histogram();
-    return section("Order", h("div", { class: "line" }, h("label", { text: "sort by" }), this.sort, this.down), this.histogram.element);
+    this.chips = h("div", { class: "chips", role: "group", "aria-label": "filters" });
+    const line = h("div", { class: "line" }, h("label", { text: "sort by" }), this.sort, this.down);
+    return section("Order", line, this.histogram.element, this.chips);
   }
 
   show() {
@@ -126,7 +128,21 @@ export class Panel {
       box.checked = state.filters.includes(box.filter);
     }
     for (const button of this.failures.querySelectorAll("button")) press(button, state.filters.includes(button.value));
+    this.showChips();
     this.drawBar();
+  }
+
+  /** Show the filters of columns, each with a way to remove it. */
+  showChips() {
+    const filters = state.filters.filter((filter) => filter.includes(".."));
+    this.chips.replaceChildren(
+      ...filters.map((filter) => {
+        const [column, range] = [filter.slice(0, filter.indexOf(":")), filter.slice(filter.indexOf(":") + 1)];
+        const [low, high] = range.split("..");
+        const text = `${HEADINGS[column] || column} ${low === "" ? `up to ${high}` : high === "" ? `from ${low}` : `${low} to ${high}`}`;
+        return h("button", { type: "button", text: `${text} ×`, "aria-label": `remove the filter ${text}`, onclick: () => this.filterBy(filter, false) });
+      }),
+    );
   }
 
   /** Draw the color bar for the first row that is shown; with one scale, for all. */
