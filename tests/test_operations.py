@@ -52,6 +52,7 @@ from tests.support.documents import (
     variable,
 )
 from tests.support.memory import MIB, pss
+from tests.support.viewing import Client
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -169,6 +170,8 @@ def test_each_command_needs_no_more_than_the_table_says(tmp_path: Path) -> None:
             assert am.verify_locators(manifest, deep=True).differences == {"unreadable": 1}
         with user_who_may(server, "List,Read"):
             assert am.verify_locators(manifest, deep=True).is_clean
+        with user_who_may(server, "Read"), am.Viewer(manifest) as viewer:
+            assert Client(viewer).get("/map/1").headers["content-type"] == "image/png"
 
 
 # The example files ------------------------------------------------------------------------------------------------
