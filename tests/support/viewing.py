@@ -7,6 +7,7 @@ import http.client
 import json
 import socket
 import struct
+import time
 import zlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlencode, urlsplit
@@ -89,6 +90,13 @@ class Client:
         order = self.order(**query)["order"]
         found: list[Any] = self.get(f"/api/order/{order}/rows", {"from": start, "n": count}).json
         return found
+
+    def measured(self) -> dict[str, Any]:
+        """Let the pairs of two manifests be measured, and return how many there are."""
+        self.order(sort="-disagreement")
+        while (found := self.get("/api/models").json)["is_measuring"]:
+            time.sleep(0.01)
+        return dict(found)
 
     def raw(self, request: bytes) -> bytes:
         """Send bytes, and return all that comes until the server closes the connection."""

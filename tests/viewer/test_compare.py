@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -93,14 +92,6 @@ def client(folder: Path) -> Iterator[Client]:
         yield Client(viewer)
 
 
-def measured(client: Client) -> dict[str, int]:
-    """Wait until all pairs are measured."""
-    client.order(sort="-disagreement")
-    while (found := client.get("/api/models").json)["is_measuring"]:
-        time.sleep(0.01)
-    return dict(found)
-
-
 PAIRS = [f"val/{i:02}" for i in range(COUNT) if i not in {3, 5}]
 
 
@@ -116,7 +107,7 @@ def test_pairs_are_done_maps_with_one_name(client: Client) -> None:
 
 @pytest.mark.runs
 def test_pairs_are_sorted_by_how_much_they_differ(client: Client) -> None:
-    assert measured(client) == {
+    assert client.measured() == {
         "pairs": len(PAIRS),
         "to_measure": len(PAIRS),
         "measured": len(PAIRS),

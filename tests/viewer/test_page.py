@@ -178,6 +178,23 @@ def test_a_missing_image_is_told_with_the_name_that_was_looked_for(tab: Tab, sho
     expect(frame).to_have_attribute("title", re.compile(r"no image: looked for .*/train/004\.jpg"))
 
 
+def test_pictures_keep_their_shape(tab: Tab, tmp_path: Path) -> None:
+    shapes = {"high": (60, 20), "square": (30, 30), "wide": (20, 60)}
+    maps = [(name, smooth_map(1, shape)) for name, shape in shapes.items()]
+    am.run(maps, tmp_path / "out", manifest=tmp_path / "m.sqlite", settings=am.Settings(workers=0))
+    with Viewer(tmp_path / "m.sqlite") as viewer:
+        tab.open(viewer)
+        for name, (height, width) in shapes.items():
+            tile = tab.page.locator(".tile").filter(has_text=name)
+            picture, frame = (tile.locator(place).bounding_box() for place in (".picture", ".frame"))
+            assert picture is not None
+            assert frame is not None
+            assert picture["width"] / picture["height"] == pytest.approx(width / height, rel=0.02)
+            assert picture["width"] <= frame["width"] + 0.5
+            assert picture["height"] <= frame["height"] + 0.5
+        tab.page.goto("about:blank")
+
+
 def test_the_keyboard_reaches_everything(tab: Tab, shown: Shown) -> None:
     tab.open(shown.viewer)
     keys = tab.page.keyboard

@@ -18,6 +18,7 @@ from async_maps.demo.scenes import scene
 from async_maps.manifest import sampler
 from async_maps.viewer.server import Viewer
 from tests.support.browsing import Tab
+from tests.support.viewing import Client
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,6 +63,7 @@ def viewer(tmp_path_factory: pytest.TempPathFactory, s3_server: S3Server) -> Ite
             am.run(maps.items(), f"s3://saliency/{kind}", manifest=folder / f"{kind}.sqlite", settings=settings)
         images, other = folder / "images", folder / "coarse.sqlite"
         with Viewer(folder / "fine.sqlite", images=images, compare=other) as viewer:
+            Client(viewer).measured()
             yield viewer
 
 
@@ -75,8 +77,6 @@ def test_a_picture_of_each_view(
         tab.open(viewer, VIEWS[view])
         if view == "map":
             tab.page.mouse.move(560, 260)
-        # The first order by disagreement is made while pairs are measured.
-        tab.page.wait_for_timeout(400 if view == "models" else 0)
         tab.settle()
         with Image.open(io.BytesIO(tab.page.screenshot(animations="disabled"))) as shot:
             picture = shot.convert("RGB")

@@ -3,9 +3,10 @@
 // Browsers cut an element at 33 million pixels (Chromium) or 18 million (Firefox), and a million tiles are higher. So
 // the scroll area is a window of at most 4 million pixels that moves when its end is near; the scrubber goes anywhere.
 
-import { count, framed, h } from "./dom.js";
-import { askRows, model, onOrder, rowAt } from "./model.js";
+import { count, framed, h, idle } from "./dom.js";
+import { askRows, model, onOrder, onRows, rowAt } from "./model.js";
 import { toggle } from "./marks.js";
+import { source } from "./source.js";
 import { state } from "./state.js";
 import { sideFor, Tile } from "./tile.js";
 
@@ -35,6 +36,7 @@ export class Gallery {
     this.element.addEventListener("focusin", (event) => this.focused(event));
     new ResizeObserver(() => this.measure()).observe(this.element);
     onOrder((isSame) => this.reset(isSame));
+    onRows(() => model.ratio !== this.ratio && this.measure());
   }
 
   get total() {
@@ -65,14 +67,15 @@ export class Gallery {
     const { clientWidth: width, clientHeight: height } = this.element;
     if (!width || !height) return;
     const anchor = this.top();
+    this.ratio = model.ratio;
     const { pictures } = this.kind;
     // Pictures of a group are a little smaller.
     let size = Math.max(48, state.size) * (pictures > 1 ? 0.8 * pictures : 1);
     const fits = (side) => Math.max(1, Math.floor((width - GAP) / (side + GAP)));
-    while (fits(size) * Math.ceil(height / (size / pictures + CAPTION + GAP)) * pictures > MOST_TILES && size < 600 * pictures) size += 8;
+    while (fits(size) * Math.ceil(height / ((size / pictures) * model.ratio + CAPTION + GAP)) * pictures > MOST_TILES && size < 600 * pictures) size += 8;
     this.columns = fits(size);
     this.size = Math.floor((width - GAP) / this.columns) - GAP;
-    this.frame = Math.floor((this.size / pictures) * 0.75);
+    this.frame = Math.floor((this.size / pictures) * model.ratio);
     this.height = this.frame + CAPTION + GAP;
     this.side = sideFor(this.size / pictures);
     this.rowCount = Math.ceil(this.total / this.columns);
@@ -299,7 +302,22 @@ export class Scrubber {
     onOrder(() => this.reset());
   }
 
+  /** Ask what the order is sorted by at each percent: rows that are far away are not here while the scrubber moves. */
+  async ask() {
+    const { order, ready } = model.order;
+    this.marks = [];
+    if (!ready) return;
+    await idle();
+    try {
+      const marks = await source.marks(order);
+      if (order === model.order.order) this.marks = marks;
+    } catch {
+      // The scrubber then tells the place alone.
+    }
+  }
+
   reset() {
+    this.ask();
     this.range.max = Math.max(0, model.order.total - 1);
     this.element.classList.toggle("hidden", model.order.total === 0);
     this.show(this.gallery.top());
@@ -310,8 +328,11 @@ export class Scrubber {
     if (document.activeElement !== this.range || Math.abs(this.range.value - place) > this.gallery.columns) this.range.value = place;
     const row = rowAt(place);
     const column = state.sort.replace(/^-/, "");
-    const value = row && column !== "name" && typeof row[column] === "number" ? `, ${column} ${Number(row[column].toPrecision(3))}` : "";
-    const text = `map ${count(Math.min(place + 1, total))} of ${count(total)}${value}`;
+    const mark = this.marks[Math.round((place / Math.max(1, total - 1)) * (this.marks.length - 1))];
+    const value = row ? row[column] : column === "name" ? String(mark ?? "").slice(0, 40) : mark;
+    const isShown = row ? column !== "name" && typeof value === "number" : value;
+    const shown = typeof value === "number" ? Number(value.toPrecision(3)) : value;
+    const text = `map ${count(Math.min(place + 1, total))} of ${count(total)}${isShown ? `, ${column} ${shown}` : ""}`;
     this.text.textContent = text;
     this.range.setAttribute("aria-valuetext", text);
   }

@@ -16,7 +16,8 @@ export class Histogram {
     this.low = h("input", { type: "text", inputmode: "decimal", "aria-label": "smallest value", spellcheck: "false" });
     this.high = h("input", { type: "text", inputmode: "decimal", "aria-label": "largest value", spellcheck: "false" });
     this.clear = h("button", { type: "button", class: "quiet", text: "all", title: "remove this filter" });
-    this.element = h("div", { class: "histogram" }, this.plot, h("div", { class: "range" }, this.low, h("span", { text: "to" }), this.high, this.clear));
+    this.label = h("span", { class: "label" });
+    this.element = h("div", { class: "histogram" }, this.label, this.plot, h("div", { class: "range" }, this.low, h("span", { text: "to" }), this.high, this.clear));
     this.found = null;
     this.asked = 0;
     this.plot.addEventListener("pointerdown", (event) => this.drag(event));
@@ -56,7 +57,7 @@ export class Histogram {
       ...found.selected.map((value, at) => bar(scaled(value), at, "selected")),
     );
     const shown = found.selected.reduce((sum, value) => sum + value, 0);
-    this.plot.title = `${HEADINGS[column] || column} of ${count(shown)} maps`;
+    this.label.textContent = `${HEADINGS[column] || column} of ${count(shown)} maps`;
     const filter = this.current();
     this.low.value = short(filter?.low ?? found.low);
     this.high.value = short(filter?.high ?? found.high);

@@ -180,7 +180,7 @@ async function main() {
   onMarks(() => views.gallery.recaption());
   show();
   views.panel = new Panel(byId("side"));
-  onOrder(() => shownMap()?.place === null && shownMap().show());
+  onOrder(() => shownMap()?.locate());
   listen(changed);
   hearKeys(shownMap);
   show();

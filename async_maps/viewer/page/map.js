@@ -1,7 +1,7 @@
 // One map, large: overlay, image and map with one zoom, the value under the cursor, layers, and all facts.
 
 import { draw, parseScale, pixelsOf, valueOf } from "./color.js";
-import { count, h, short } from "./dom.js";
+import { count, h, short, tell } from "./dom.js";
 import { facts } from "./facts.js";
 import { markOf, onMarks, toggle } from "./marks.js";
 import { askRows, coloringOf, model, pixelsFor, rowAt, showing } from "./model.js";
@@ -83,6 +83,20 @@ export class MapView {
       else this.note.textContent = row.error || "this map has no overlay";
     } catch (error) {
       if (state.name === name && error.name !== "AbortError") this.note.textContent = error.message;
+    }
+  }
+
+  /** Find where the map is in another order. */
+  async locate() {
+    const { name } = state;
+    try {
+      const { place } = await source.find(model.order.order, name);
+      if (this.row?.name !== name) return;
+      this.place = place;
+      this.showPlace();
+    } catch (error) {
+      // An order that is not kept anymore is asked for again.
+      if (error.status !== 404) tell(error.message);
     }
   }
 

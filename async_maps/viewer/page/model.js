@@ -12,6 +12,7 @@ export const model = {
   manifest: null,
   order: { order: "", total: 0, all: 0, ready: false },
   difference: null, // the colors of differences
+  ratio: 0.75, // the height of a tile's picture, divided by its width
   row: null, // the map that is shown large
 };
 
@@ -121,6 +122,7 @@ function askPage(number) {
     (rows) => {
       for (const row of rows) if (row?.other) row.other.of = "other";
       page.rows = rows;
+      if (number === 0) shape(rows);
       for (const hearer of hearers) hearer();
       // The first order has only its first rows until all names are read.
       if (!rows.length && !model.order.ready) pages.delete(number);
@@ -134,6 +136,13 @@ function askPage(number) {
   pages.set(number, page);
   if (pages.size > MOST_PAGES) pages.delete(pages.keys().next().value);
   return page.promise;
+}
+
+/** Let tiles have the shape of the first maps, if they have one. */
+function shape(rows) {
+  const ratios = rows.filter((row) => row?.width).map((row) => row.height / row.width);
+  ratios.sort((one, other) => one - other);
+  if (ratios.length) model.ratio = Math.min(1, Math.max(0.5, ratios[ratios.length >> 1]));
 }
 
 /** Return the run's coloring of a row, or that of jet. */

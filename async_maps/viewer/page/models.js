@@ -84,7 +84,7 @@ export class PairTile extends Tile {
     const planes = this.pictures.map(({ plane }) => plane);
     const { scale } = this.pictures[0];
     if (!planes.every(Boolean) || !scale || !differenceTable()) return;
-    this.third.style.aspectRatio = this.pictures[0].element.style.aspectRatio;
+    this.third.style.setProperty("--ratio", this.pictures[0].element.style.getPropertyValue("--ratio"));
     draw(this.difference, difference(planes, [this.row, this.row.other], scale), differenceTable());
   }
 

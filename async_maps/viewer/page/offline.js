@@ -114,6 +114,12 @@ async function plane(row) {
   }
 }
 
+function marks(key) {
+  const rows = orders.get(key) || [];
+  const column = JSON.parse(key)[0].replace(/^-/, "");
+  return Array.from({ length: rows.length ? 101 : 0 }, (_, at) => valueOf(rows[Math.floor((at / 100) * (rows.length - 1))], column));
+}
+
 const soon = async (value) => value;
 
 export const source = {
@@ -126,6 +132,7 @@ export const source = {
     const place = orders.get(key)?.indexOf(row) ?? -1;
     return soon({ row, place: place < 0 ? null : place });
   },
+  marks: (key) => soon(marks(key)),
   histogram: (column, key, bins) => soon(histogram(column, key, bins)),
   scale: () => soon({ low: extremes("range_low")?.low ?? null, high: extremes("range_high")?.high ?? null }),
   layers: (name) => {

@@ -100,7 +100,7 @@ export class Picture {
     const isImage = !image.hidden && image.naturalWidth > 0;
     const width = isImage ? image.naturalWidth : plane?.width || row?.width || 1;
     const height = isImage ? image.naturalHeight : plane?.height || row?.height || 1;
-    this.element.style.aspectRatio = `${width} / ${height}`;
+    this.element.style.setProperty("--ratio", width / height);
   }
 
   paint() {

@@ -6,6 +6,7 @@ import { source } from "./source.js";
 import { change, state } from "./state.js";
 
 const EVERY_MS = 1000;
+const RARELY_MS = 4000;
 const STAGES = ["fetch", "colorize", "encode", "upload"];
 const STATES = {
   running: "running", complete: "complete", stopped: "stopped early: run it again", lost: "not running on this machine; its end is not recorded",
@@ -25,7 +26,7 @@ export class RunView {
     document.addEventListener("visibilitychange", () => !document.hidden && this.show());
   }
 
-  /** Ask now, and again while the page is visible and the run goes on. */
+  /** Ask now, and again while the page is visible. */
   async show() {
     clearTimeout(this.timer);
     if (state.view !== "run" || document.hidden) return;
@@ -39,7 +40,8 @@ export class RunView {
       }
       this.samples.push(...found.samples);
       this.draw(found);
-      if (found.state === "running") this.timer = setTimeout(() => this.show(), EVERY_MS);
+      // Another run may begin.
+      if (!source.isStatic) this.timer = setTimeout(() => this.show(), found.state === "running" ? EVERY_MS : RARELY_MS);
     } catch (error) {
       tell(error.message, 10);
     }
