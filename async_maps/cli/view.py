@@ -29,7 +29,7 @@ def view(  # noqa: PLR0913  # one argument per option
     static: Annotated[Path | None, Parameter(group=WHAT)] = None,
     size: Annotated[int | None, Parameter(group=WHAT, validator=validators.Number(gte=1))] = None,
     limit: Annotated[int | None, Parameter(group=WHAT, validator=validators.Number(gte=1))] = None,
-    port: Annotated[int, Parameter(group=WHAT, validator=validators.Number(gte=0, lte=_MOST_PORT))] = 0,
+    port: Annotated[int | None, Parameter(group=WHAT, validator=validators.Number(gte=0, lte=_MOST_PORT))] = None,
     open_browser: Annotated[bool, Parameter(name="--open", negative="--no-open", group=WHAT)] = True,
     allow_host: Annotated[list[str] | None, Parameter(group=WHAT, negative="")] = None,
     verbose: Verbose = False,
@@ -61,7 +61,8 @@ def view(  # noqa: PLR0913  # one argument per option
     limit
         With --static: only the first maps by name.
     port
-        Port on loopback; 0 for any that is free.
+        Port on loopback; 0 for any that is free. By default each manifest has its own, 20000 to 29999, because browsers
+        keep marks by port; any that is free if it is taken.
     open_browser
         Open the page in a browser, where there is one.
     allow_host

@@ -17,7 +17,7 @@ def view(  # noqa: PLR0913  # one argument per option
     *,
     images: str | PathLike[str] | None = None,
     compare: str | PathLike[str] | None = None,
-    port: int = 0,
+    port: int | None = None,
     open_browser: bool = True,
     settings: Settings | None = None,
 ) -> Viewer:
@@ -29,7 +29,8 @@ def view(  # noqa: PLR0913  # one argument per option
             its map; a template such as ``s3://bucket/{parent}/{stem}.jpg``; or a table with the columns ``name`` and
             ``image``. None to show overlays alone.
         compare: a second manifest or plan, whose maps are shown beside those with the same names.
-        port: the port on loopback; 0 for any that is free.
+        port: the port on loopback; 0 for any that is free. None for the manifest's own, because browsers keep marks by
+            port; any that is free if it is taken.
         open_browser: whether to open the page in a browser, where there is one.
         settings: the time limits and attempts of requests to S3.
 

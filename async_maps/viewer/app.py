@@ -165,6 +165,8 @@ class _Routes:
     async def indices(self, request: web.Request) -> web.StreamResponse:
         side, row = await self._row(request)
         data, is_changed = await self._read(partial(_packed, side, row, _length(request)))
+        # The page would give new pixels the range of its old row.
+        is_changed |= request.query.get("v", row["crc32"]) != row["crc32"]
         headers = _headers(request, row["crc32"], is_changed=is_changed) | {"Content-Encoding": "gzip"}
         return web.Response(body=data, content_type="application/octet-stream", headers=headers)
 

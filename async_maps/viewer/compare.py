@@ -175,9 +175,10 @@ class Comparison:
                 if self._stopped.is_set():
                     return
                 if row is not None and other is not None:
-                    self._measured[place] = self._measure_pair(row, other)
+                    self._measured[place] = self.measured(row, other)
 
-    def _measure_pair(self, row: dict[str, Any], other: dict[str, Any]) -> float:
+    def measured(self, row: dict[str, Any], other: dict[str, Any]) -> float:
+        """Return the disagreement of a pair; NaN if an overlay cannot be read."""
         try:
             return disagreement(self._first.plane(row), self.side.plane(other))
         except AsyncMapsError as error:

@@ -107,8 +107,9 @@ class Content:
 
     def groups(self) -> Groups:
         """Return the failed maps by reason."""
+        failed = self.side.rows.counts().failed
         with self._loading:
-            if self._groups is None:
+            if self._groups is None or self._groups.failed != failed:
                 self._groups = Groups.of(self.side.rows)
             return self._groups
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 import base64
 import json
 import logging
+import math
 import os
 import shutil
-import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -75,14 +75,24 @@ def body_of(index: bytes) -> str:
 
 def chosen_rows(content: Content, limit: int | None) -> list[dict[str, Any]]:
     """Return the first rows by name, with their partners and all measures if there is a second manifest."""
-    if content.comparison is not None:
-        content.order(Request(f"-{DISAGREEMENT}"))
-        while content.comparison.progress()["is_measuring"]:
-            time.sleep(0.02)
     order = content.order(Request())
     count = order["total"] if limit is None else min(limit, order["total"])
     pages = (content.page(order["order"], start, min(_PAGE, count - start)) for start in range(0, count, _PAGE))
-    return [row for page in pages for row in page if row is not None]
+    rows = [row for page in pages for row in page if row is not None]
+    pairs = [row for row in rows if row.get("other")]
+    with ThreadPoolExecutor(_THREADS, "async-maps-view") as threads:
+        for row, found in zip(pairs, threads.map(partial(_measured, content), pairs), strict=True):
+            row[DISAGREEMENT] = found
+    return rows
+
+
+def _measured(content: Content, row: dict[str, Any]) -> float | None:
+    """Return the disagreement of a row and its partner; None if it cannot be measured."""
+    known: float | None = row[DISAGREEMENT]
+    if known is not None or content.comparison is None:
+        return known
+    found = content.comparison.measured(row, row["other"])
+    return None if math.isnan(found) else found
 
 
 def overlays_of(rows: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], str]]:
@@ -99,6 +109,7 @@ def data_of(content: Content, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     for shown, group in zip(failures["groups"], groups.groups, strict=True):
         shown["rows"] = [number for number in group.rows if number in numbers]
         shown["count"] = len(shown["rows"])
+    failures["groups"] = [shown for shown in failures["groups"] if shown["rows"]]
     failed = sum(row["status"] == "failed" for row in rows)
     manifest = content.describe() | {"counts": {"done": len(rows) - failed, "failed": failed}}
     tables = {

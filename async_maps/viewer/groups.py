@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
@@ -20,8 +21,17 @@ _EXAMPLES = 3
 
 
 class Group(NamedTuple):
-    """Failed maps of one stage whose reasons differ only in names, numbers, paths and quoted values."""
+    """Failed maps of one stage whose reasons differ only in names, numbers, paths and quoted values.
 
+    Attributes:
+        key: the number that filters name the group by; it is the same after other maps have failed.
+        stage: the stage.
+        reason: the reason of the first of them.
+        names: examples.
+        rows: the numbers of their rows.
+    """
+
+    key: str
     stage: str
     reason: str
     names: list[str]
@@ -48,7 +58,7 @@ class Groups(NamedTuple):
             if group is None:
                 if len(groups) >= MAX_GROUPS:
                     continue
-                group = groups[key] = Group(failure.stage, failure.reason, [], [])
+                group = groups[key] = Group(_hash(*key), failure.stage, failure.reason, [], [])
             group.rows.append(number)
             if len(group.names) < _EXAMPLES:
                 group.names.append(name)
@@ -56,16 +66,30 @@ class Groups(NamedTuple):
         return cls(largest, failed - sum(len(group.rows) for group in largest))
 
     def numbers(self, group: str) -> NDArray[np.int64]:
-        """Return the numbers of the rows of a group, by its number in the list as text; none if there is no such."""
-        place = int(group) if len(group) < 6 else len(self.groups)
-        return np.array(self.groups[place].rows if place < len(self.groups) else [], np.int64)
+        """Return the numbers of the rows of a group by its key; none if there is no such."""
+        return np.array(next((found.rows for found in self.groups if found.key == group), []), np.int64)
+
+    @property
+    def failed(self) -> int:
+        """The number of failed maps."""
+        return self.ungrouped + sum(len(group.rows) for group in self.groups)
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
         return {
             "groups": [
-                {"stage": group.stage, "reason": group.reason, "count": len(group.rows), "names": group.names}
+                {
+                    "key": group.key,
+                    "stage": group.stage,
+                    "reason": group.reason,
+                    "count": len(group.rows),
+                    "names": group.names,
+                }
                 for group in self.groups
             ],
             "ungrouped": self.ungrouped,
         }
+
+
+def _hash(stage: str, pattern: str) -> str:
+    return str(zlib.crc32(f"{stage} {pattern}".encode("utf-8", "surrogatepass")))

@@ -18,6 +18,10 @@ MOST_MAPS = 50
 """The maps in a frame: about 50 KB each are kept in the notebook."""
 _SIDE = 256
 _HEIGHT = 620
+_POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; "
+    "form-action 'none'"
+)
 
 
 def frame(content: Content, url: str) -> str:
@@ -36,6 +40,7 @@ def frame(content: Content, url: str) -> str:
     style = page["app.css"].decode().replace("icon.svg", f"data:image/svg+xml;base64,{icon}")
     document = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="color-scheme" content="dark light">'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
         f"<title>async-maps</title><style>{style}</style></head>{body_of(page['index.html'])}"
         f"<script>window.ASYNC_MAPS = {script_of(data_of(content, rows) | {'planes': planes})};</script>"
         f"<script>{offline_script()}</script>"
@@ -43,7 +48,8 @@ def frame(content: Content, url: str) -> str:
     total = content.side.rows.counts().total
     shown = f"the first {len(rows):,} of {total:,} maps; " if total > len(rows) else ""
     return (
-        f'<iframe sandbox="allow-scripts" style="width: 100%; height: {_HEIGHT}px; border: 0" '
+        f'<iframe title="async-maps" sandbox="allow-scripts allow-downloads" '
+        f'style="width: 100%; height: {_HEIGHT}px; border: 0" '
         f'srcdoc="{html.escape(document)}"></iframe>'
         f'<div>{shown}<a href="{html.escape(url)}" target="_blank" rel="noopener">open the viewer</a></div>'
     )

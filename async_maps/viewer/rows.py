@@ -109,10 +109,13 @@ class ViewedManifest(Manifest):
             return [_fields(number, values) for number, *values in found]
 
     def number_of(self, name: str) -> int | None:
-        """Return the number of the row of a map; None if there is none."""
+        """Return the number of the row of a map, or of one that was refused at its source; None if there is none."""
         with self._reading() as database:
-            found = database.execute("SELECT rowid FROM maps WHERE stage IS NOT 'source' AND name = ?", (name,))
-            return next((number for (number,) in found), None)
+            for condition in ("stage IS NOT 'source'", "stage = 'source'"):
+                query = f"SELECT rowid FROM maps WHERE {condition} AND name = ? LIMIT 1"  # noqa: S608  # our own
+                for (number,) in database.execute(query, (name,)):
+                    return int(number)
+        return None
 
     def names(self, after: bytes, count: int) -> Names:
         """Return the numbers and names of the next rows in the order of their names."""

@@ -7,6 +7,7 @@ import os
 import sys
 import tempfile
 import webbrowser
+import zlib
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from async_maps.settings import given_or_default
 from async_maps.viewer.app import make_app
 from async_maps.viewer.content import Content
 from async_maps.viewer.guard import LOOPBACK, Guard
+from async_maps.viewer.side import place_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 _MOST_FIELD = 32 * 2**10
 """Bytes of a header: browsers send the cookies of all servers of this host, on all its ports."""
 _SHUTDOWN_S = 1.0
+_FIRST_PORT, _PORTS = 20_000, 10_000
+"""The ports of which each manifest has its own: below those that systems give to connections."""
 
 
 class Viewer:
@@ -44,7 +48,8 @@ class Viewer:
         manifest: the path of a manifest, the address of a plan, or the report of a run that has a manifest.
         images: the place of the source images, as for :func:`view`.
         compare: a second manifest, whose maps are shown beside those with the same names.
-        port: the port; 0 for any that is free.
+        port: the port; 0 for any that is free. None for the manifest's own, because browsers keep marks by port; any
+            that is free if it is taken.
         hosts: further names of this machine, for proxies.
         settings: the time limits and attempts of requests to S3.
 
@@ -58,7 +63,7 @@ class Viewer:
         *,
         images: str | PathLike[str] | None = None,
         compare: str | PathLike[str] | None = None,
-        port: int = 0,
+        port: int | None = None,
         hosts: Sequence[str] = (),
         settings: Settings | None = None,
     ) -> None:
@@ -78,13 +83,8 @@ class Viewer:
             )
             portal.call(runner.setup)
             stack.callback(portal.call, runner.cleanup)
-            site = web.TCPSite(runner, LOOPBACK, port)
-            try:
-                portal.call(site.start)
-            except OSError as error:
-                raise SettingsError(
-                    f"cannot serve on {LOOPBACK} port {port}: {error.strerror or error}; choose another port"
-                ) from error
+            address = self._content.side.rows.address
+            portal.call(partial(_start, runner, [_port_of(address), 0] if port is None else [port]))
             used: int = runner.addresses[0][1]
             guard.listens(used)
             self.url = f"http://{LOOPBACK}:{used}/?token={guard.token}"
@@ -141,6 +141,24 @@ class Viewer:
         with suppress(webbrowser.Error):
             return webbrowser.open(Path(path).as_uri())
         return False
+
+
+async def _start(runner: web.AppRunner, ports: Sequence[int]) -> None:
+    """Serve on the first of these ports that is free."""
+    for port in ports:
+        site = web.TCPSite(runner, LOOPBACK, port)
+        try:
+            return await site.start()
+        except OSError as error:
+            await site.stop()
+            problem = f"cannot serve on {LOOPBACK} port {port}: {error.strerror or error}; choose another port"
+            refused = SettingsError(problem)
+            refused.__cause__ = error
+    raise refused
+
+
+def _port_of(address: str) -> int:
+    return _FIRST_PORT + zlib.crc32(place_of(address).encode("utf-8", "surrogateescape")) % _PORTS
 
 
 def _manifest_of(manifest: str | PathLike[str] | Report) -> str | PathLike[str]:

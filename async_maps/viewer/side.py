@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from async_maps.viewer.pixels import Plane
 
 
+def place_of(address: str) -> str:
+    """Return a text for a manifest that does not depend on the current folder."""
+    return address if "://" in address else os.path.abspath(address)
+
+
 class Side:
     """A manifest or a plan, and its overlays.
 
@@ -56,6 +61,7 @@ class Side:
         return {
             "name": os.path.basename(self.rows.address.rstrip("/")) or self.rows.address,
             "address": self.rows.address,
+            "place": place_of(self.rows.address),
             "destination": self.rows.destination(),
             "counts": self.rows.counts()._asdict(),
             "colorings": {

@@ -161,6 +161,14 @@ def test_only_what_has_the_right_version_is_kept(client: Client) -> None:
 
 
 @pytest.mark.runs
+def test_intensities_tell_that_the_row_is_another_one(client: Client) -> None:
+    (row,) = client.rows(count=1)
+    for version, changed in ((row["crc32"], None), ("00000000", "1")):
+        headers = client.get(f"/thumb/map/{row['row']}", v=version).headers
+        assert headers.get("async-maps-changed") == changed
+
+
+@pytest.mark.runs
 def test_images_are_shown_whole_and_small(client: Client, folder: Path) -> None:
     stored = (folder / "images" / "val" / "000.jpg").read_bytes()
     (row,) = client.rows(0, 1)

@@ -96,6 +96,18 @@ def test_a_port_that_is_in_use_is_refused(tmp_path: Path, capsys: pytest.Capture
     assert "choose another port" in only_error(capsys.readouterr())
 
 
+def test_each_manifest_has_a_port_of_its_own(tmp_path: Path) -> None:
+    manifest = make_run(tmp_path, 1)
+    with Viewer(manifest) as viewer, Viewer(manifest) as second:
+        port = Client(viewer).port
+        assert 20_000 <= port < 30_000
+        assert Client(second).port != port
+        assert Client(second).get("/").status == 200
+    with Viewer(os.path.relpath(manifest)) as again, Viewer(manifest, port=0) as free:
+        assert Client(again).port == port
+        assert Client(free).port != port
+
+
 @pytest.mark.usefixtures(leaves_nothing.__name__)
 def test_a_run_beside_a_busy_viewer_leaves_one_file(tmp_path: Path) -> None:
     manifest = make_run(tmp_path, 200, str(tmp_path / "out"))

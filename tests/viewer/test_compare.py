@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import async_maps as am
-from async_maps.viewer.compare import disagreement
+from async_maps.viewer.compare import Comparison, disagreement
 from async_maps.viewer.pixels import Plane
 from async_maps.viewer.server import Viewer
 from tests.support.leftovers import leaves_nothing
@@ -148,6 +148,24 @@ def test_the_overlays_of_the_second_manifest_are_its_own(client: Client, folder:
         if name == "second":
             expected = np.roll(expected, 4 * int(row["name"][4:]), axis=1) * np.float32(0.9)
         assert (values == np.rint(expected * 255)).all()
+
+
+@pytest.mark.runs
+def test_a_page_with_a_limit_measures_only_its_pairs(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[str] = []
+
+    def note(_: Comparison, row: dict[str, Any], __: object) -> float:
+        measured.append(row["name"])
+        return 0.5
+
+    monkeypatch.setattr(Comparison, "measured", note)
+    with Viewer(folder / "first.sqlite", compare=folder / "second.sqlite") as viewer:
+        paired = {row["name"] for row in Client(viewer).rows()[:3] if row["other"]}
+        viewer.save(tmp_path / "page", limit=3)
+    assert set(measured) == paired
+    assert (tmp_path / "page" / "data.js").read_text().count('"disagreement":0.5') == len(paired)
 
 
 @pytest.mark.runs

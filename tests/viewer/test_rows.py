@@ -119,10 +119,25 @@ def test_failures_are_grouped_by_reason(tmp_path: Path) -> None:
         found = Groups.of(viewed)
         assert [(group["stage"], group["count"]) for group in found.as_dict()["groups"]] == [("read", 4), ("upload", 1)]
         with viewed.opened() as opened:
-            rows = opened.page(found.numbers("0").tolist())
+            key = found.groups[0].key
+            rows = opened.page(found.numbers(key).tolist())
     assert {row["name"] for row in rows if row is not None} == {"m0", "m1", "m2", "m3"}
-    assert not found.numbers("2").size
-    assert not found.numbers("9" * 50).size
+    assert found.failed == 5
+    assert not found.numbers("0").size
+    # The key is the same after other maps have failed.
+    write_run(tmp_path / "other.sqlite", [failure_for(maps[5], "upload"), broken[0]])
+    with ViewedRows(tmp_path / "other.sqlite") as viewed:
+        assert key in {group.key for group in Groups.of(viewed).groups}
+
+
+def test_a_map_that_was_refused_at_its_source_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "m.sqlite"
+    refused = [am.Failure(name, f"{name}.npy", None, "source", "it is refused") for name in ("a", "b")]
+    write_run(path, [*refused, receipt_for(make_map("a"))])
+    with ViewedRows(path) as viewed, viewed.opened() as opened:
+        rows = opened.page([opened.number_of(name) or 0 for name in ("a", "b")])
+        assert [row and row["status"] for row in rows] == ["done", "failed"]
+        assert opened.number_of("c") is None
 
 
 @pytest.mark.runs
