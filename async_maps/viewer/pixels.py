@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import struct
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from threading import Lock
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ from async_maps.errors import ObjectError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
     from numpy.typing import NDArray
 
@@ -33,6 +35,9 @@ _HEADER = struct.Struct("<III")
 _PNG_SIZE = struct.Struct(">II")
 _LEVEL = 1
 _ORIENTATION = 0x0112
+_LARGE, _BAND = 4_000_000, 2**18
+"""Pixels: of larger images, one is decoded at a time; and colors are inverted by bands."""
+_large = Lock()
 
 
 class NoImageError(ObjectError):
@@ -80,6 +85,12 @@ def kind_of(data: bytes | bytearray) -> str:
     raise NoImageError("the object is not a PNG, JPEG, WebP or GIF image")
 
 
+def checked_kind(data: bytes | bytearray) -> str:
+    """Return the content type of an image that browsers may decode; raise NoImageError if it has too many pixels."""
+    with _opened(data):
+        return kind_of(data)
+
+
 def read_plane(data: bytes | bytearray, coloring: Coloring) -> Plane:
     """Return the intensities in an overlay.
 
@@ -93,12 +104,12 @@ def read_plane(data: bytes | bytearray, coloring: Coloring) -> Plane:
     Raises:
         NoImageError: it is not a PNG, is damaged, or has too many pixels.
     """
-    with _opened(data) as image:
+    with _opened(data) as image, _alone(*image.size):
         if image.mode == "P":
             return _indexed(image, coloring)
         if image.mode == "L":
             return Plane(np.asarray(image))
-        return _inverted(np.asarray(image.convert("RGBA")), coloring.table)
+        return _inverted(image, coloring.table)
 
 
 def shrink(plane: Plane, side: int, merged: int | None = None) -> Plane:
@@ -113,7 +124,11 @@ def shrink(plane: Plane, side: int, merged: int | None = None) -> Plane:
     scale = side / max(height, width)
     if scale >= 1:
         return plane
-    size = max(1, round(width * scale)), max(1, round(height * scale))
+    with _alone(width, height):
+        return _shrunk(plane, (max(1, round(width * scale)), max(1, round(height * scale))), merged)
+
+
+def _shrunk(plane: Plane, size: tuple[int, int], merged: int | None) -> Plane:
     valid = counted = plane.valid
     if merged is not None:
         counted = plane.values != merged if valid is None else valid & (plane.values != merged)
@@ -137,11 +152,13 @@ def pack(plane: Plane) -> bytes:
     its difference from the one above, modulo 256; and the mask, a byte for each pixel.
     """
     height, width = plane.values.shape
-    rows = np.ascontiguousarray(plane.values)
-    parts = [_HEADER.pack(width, height, plane.valid is not None), rows[:1].tobytes(), (rows[1:] - rows[:-1]).tobytes()]
-    if plane.valid is not None:
-        parts.append(plane.valid.astype(np.uint8).tobytes())
-    return igzip.compress(b"".join(parts), _LEVEL, mtime=0)
+    header = _HEADER.pack(width, height, plane.valid is not None)
+    with _alone(width, height):
+        rows = np.ascontiguousarray(plane.values)
+        parts = [header, rows[:1].tobytes(), (rows[1:] - rows[:-1]).tobytes()]
+        if plane.valid is not None:
+            parts.append(plane.valid.astype(np.uint8).tobytes())
+        return igzip.compress(b"".join(parts), _LEVEL, mtime=0)
 
 
 def thumbnail(data: bytes | bytearray, side: int, *, turned: bool = True) -> tuple[bytes, str]:
@@ -157,12 +174,15 @@ def thumbnail(data: bytes | bytearray, side: int, *, turned: bool = True) -> tup
     """
     kind = kind_of(data)
     with _opened(data) as image:
-        is_turned = kind == "image/jpeg" and image.getexif().get(_ORIENTATION, 1) != 1
+        # Pillow decodes a PNG to look for data that it does not have.
+        has_exif = kind != "image/png" or "exif" in image.info
+        is_turned = has_exif and image.getexif().get(_ORIENTATION, 1) != 1
         if max(image.size) <= side and not is_turned:
             return bytes(data), kind
         image.draft("RGB", (side, side))
-        small = _flat(ImageOps.exif_transpose(image) if turned and is_turned else image)
-        small.thumbnail((side, side), Image.Resampling.BILINEAR, reducing_gap=2.0)
+        with _alone(*image.size):
+            small = _flat(ImageOps.exif_transpose(image) if turned and is_turned else image)
+            small.thumbnail((side, side), Image.Resampling.BILINEAR, reducing_gap=2.0)
         out = io.BytesIO()
         small.save(out, "JPEG", quality=88)
     return out.getvalue(), "image/jpeg"
@@ -172,12 +192,16 @@ def _flat(image: Image.Image) -> Image.Image:
     """Return an image without transparency: on gray, so that neither black nor white drawings vanish."""
     if image.mode in {"RGB", "L"}:
         return image.convert("RGB")
-    if image.mode.startswith(("I", "F")):
-        # 16 bits: the 8 high ones.
-        wide = np.asarray(image).astype(np.float64)
-        return Image.fromarray((wide / max(1.0, wide.max()) * 255).astype(np.uint8)).convert("RGB")
+    if image.mode.startswith("I"):
+        # A PNG with 16 bits.
+        return Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8)).convert("RGB")
     colors = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", colors.size, (128, 128, 128, 255)), colors).convert("RGB")
+
+
+def _alone(width: int, height: int) -> AbstractContextManager[object]:
+    """Wait until no other large image is decoded: many requests at once would need too much memory."""
+    return _large if width * height > _LARGE else nullcontext()
 
 
 @contextmanager
@@ -219,14 +243,21 @@ def _indexed(image: Image.Image, coloring: Coloring) -> Plane:
     return Plane(values, None if valid.all() else valid)
 
 
-def _inverted(pixels: Values, table: Values) -> Plane:
+def _inverted(image: Image.Image, table: Values) -> Plane:
     """Return the intensities of colors, and the pixels whose color is in the table."""
-    colors, wanted = pixels.view("<u4")[..., 0], table.view("<u4")[:, 0]
     # Of equal colors, the first.
-    known, intensities = np.unique(wanted, return_index=True)
-    at = np.minimum(np.searchsorted(known, colors), len(known) - 1)
-    valid = known[at] == colors
-    values = np.where(valid, intensities[at], 0).astype(np.uint8)
+    known, intensities = np.unique(table.view("<u4")[:, 0], return_index=True)
+    image.load()
+    values = np.empty((image.height, image.width), np.uint8)
+    valid = np.empty(values.shape, np.bool_)
+    step = max(1, _BAND // image.width)
+    for top in range(0, image.height, step):
+        band = image.crop((0, top, image.width, min(top + step, image.height))).convert("RGBA")
+        colors = np.asarray(band).view("<u4")[..., 0]
+        at = np.minimum(np.searchsorted(known, colors), len(known) - 1)
+        rows = slice(top, top + step)
+        valid[rows] = known[at] == colors
+        values[rows] = np.where(valid[rows], intensities[at], 0)
     return Plane(values, None if valid.all() else valid)
 
 

@@ -13,7 +13,18 @@ from PIL import Image
 
 import async_maps as am
 from async_maps.render.png import deflate, write_gray, write_palette, write_rgba
-from async_maps.viewer.pixels import Coloring, NoImageError, Plane, kind_of, pack, read_plane, shrink, thumbnail
+from async_maps.viewer import pixels
+from async_maps.viewer.pixels import (
+    Coloring,
+    NoImageError,
+    Plane,
+    checked_kind,
+    kind_of,
+    pack,
+    read_plane,
+    shrink,
+    thumbnail,
+)
 from tests.support.properties import examples
 from tests.support.viewing import bomb, unpacked
 
@@ -63,6 +74,18 @@ def test_intensities_are_those_that_were_encoded(kind: str, table: NDArray[np.ui
     # Two intensities may have one color.
     values, expected = (table[found.values], table[PLANE]) if kind == "rgba" else (found.values, PLANE)
     assert (values == expected).all()
+
+
+def test_large_images_are_inverted_by_bands(monkeypatch: pytest.MonkeyPatch) -> None:
+    data, coloring = png(PLANE, OPAQUE, "rgba"), Coloring(OPAQUE, "rgba")
+    expected = read_plane(data, coloring)
+    monkeypatch.setattr(pixels, "_BAND", 100)
+    monkeypatch.setattr(pixels, "_LARGE", 0)
+    found = read_plane(data, coloring)
+    assert (found.values == expected.values).all()
+    assert pack(shrink(found, 16)) == pack(shrink(expected, 16))
+    assert decoded(thumbnail(data, 16)[0]).shape == (11, 16, 3)
+    assert not pixels._large.locked()
 
 
 def test_an_rgba_object_of_a_run_with_palettes_is_looked_at() -> None:
@@ -184,7 +207,7 @@ def test_damaged_images_are_refused(cut: int) -> None:
 
 
 def test_a_bomb_is_refused_before_it_is_decoded() -> None:
-    for function in (lambda data: thumbnail(data, 16), lambda data: read_plane(data, Coloring(FADE))):
+    for function in (checked_kind, lambda data: thumbnail(data, 16), lambda data: read_plane(data, Coloring(FADE))):
         with pytest.raises(NoImageError, match="40,000x40,000 pixels"):
             function(bomb())
 
@@ -202,6 +225,25 @@ def test_images_are_turned_as_their_exif_data_say() -> None:
     plain = decoded(thumbnail(data, 64, turned=False)[0])
     assert plain.shape == (32, 64, 3)
     assert plain[16, 4, 0] > 200 > plain[16, 60, 0]
+
+
+@pytest.mark.parametrize("name", ["PNG", "WEBP"])
+def test_other_images_than_jpeg_are_turned_too(name: str) -> None:
+    out, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (200, 100)).save(out, name, exif=exif)
+    assert decoded(thumbnail(out.getvalue(), 64)[0]).shape == (64, 32, 3)
+    assert decoded(thumbnail(out.getvalue(), 64, turned=False)[0]).shape == (32, 64, 3)
+
+
+def test_thumbnails_of_16_bits_have_their_brightness() -> None:
+    out = io.BytesIO()
+    values = np.full((60, 60), 60 * 257, np.uint16)
+    values[:, 30:] = 10 * 257
+    Image.fromarray(values).save(out, "PNG")
+    found = decoded(thumbnail(out.getvalue(), 30)[0])[..., 0]
+    assert np.abs(found[:, :10].astype(int) - 60).max() <= 2
+    assert np.abs(found[:, 20:].astype(int) - 10).max() <= 2
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "1", "I;16", "CMYK"])
