@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from contextlib import closing
+import time
+from contextlib import ExitStack, closing
 from string import Formatter
 from threading import Lock
 from typing import TYPE_CHECKING, Protocol
@@ -25,6 +26,8 @@ _FIELDS = {"name", "parent", "stem"}
 _COLUMNS = ("name", "image")
 MAX_BYTES = 256 * 2**20
 """Larger objects are not read."""
+_MISSING_S, _MOST_MISSING = 30.0, 10_000
+"""How long it is known that S3 does not have an image: to ask for all its names takes 16 requests."""
 
 
 class ImageMissingError(SourceError):
@@ -40,15 +43,18 @@ class _Places(Protocol):
     def hit(self, name: str, path: str) -> None:
         """Note where an image was."""
 
+    def close(self) -> None:
+        """Delete temporary files."""
+
 
 class Images:
     """The source images of maps. Thread-safe.
 
     Args:
         place: a folder or ``s3://bucket/prefix``, in which an image has the name of its map and a suffix, or that of
-            the map's parent for several layers of one image; a template with the fields of ``--key``,
-            ``s3://bucket/{parent}/{stem}.jpg``; or a listing, ``.csv``, ``.jsonl`` or ``.parquet``, with the columns
-            ``name`` and ``image``.
+            the map's parent for several layers of one image; a template with the fields ``{name}``, ``{parent}`` and
+            ``{stem}``, ``s3://bucket/{parent}/{stem}.jpg``; or a listing, ``.csv``, ``.jsonl`` or ``.parquet``, with
+            the columns ``name`` and ``image``.
         s3: the time limits and attempts of requests.
 
     Raises:
@@ -57,16 +63,16 @@ class Images:
     """
 
     def __init__(self, place: str, s3: S3Settings | None = None) -> None:
-        self._filesystems = Filesystems(s3)
-        try:
+        with ExitStack() as stack:
+            self._filesystems = stack.enter_context(Filesystems(s3))
             self._places = self._open(place_at(place, SettingsError))
-        except BaseException:
-            self.close()
-            raise
+            stack.callback(self._places.close)
+            self._opened = stack.pop_all()
+        self._missing: dict[str, tuple[float, str]] = {}
 
     def close(self) -> None:
-        """Close the connections."""
-        self._filesystems.close()
+        """Close the connections and delete temporary files."""
+        self._opened.close()
 
     def read(self, name: str) -> bytes:
         """Return the bytes of the image of a map.
@@ -77,13 +83,16 @@ class Images:
         """
         from async_maps.filesystems.s3 import RefusedError
 
+        missing_at, reason = self._missing.get(name, (0.0, ""))
+        if reason and time.monotonic() - missing_at < _MISSING_S:
+            raise ImageMissingError(reason)
         looked_for: list[str] = []
         refused: RefusedError | None = None
         for path in () if ".." in name.split("/") else self._places.of(name):
             looked_for.append(path)
             try:
                 data = self._read(path)
-            except (FileNotFoundError, NotADirectoryError):
+            except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
                 continue
             except RefusedError as error:
                 # Without permission to list, S3 refuses what does not exist.
@@ -96,7 +105,12 @@ class Images:
         if refused is not None:
             raise SourceError(f"{printable(looked_for[-1])}: {refused}") from refused
         shown = ", ".join(printable(path) for path in looked_for[:3]) + ("" if len(looked_for) <= 3 else ", ...")
-        raise ImageMissingError(f"looked for {shown}" if looked_for else "there is no place for this name")
+        reason = f"looked for {shown}" if looked_for else "there is no place for this name"
+        if looked_for and is_remote(looked_for[-1]):
+            if len(self._missing) >= _MOST_MISSING:
+                self._missing.clear()
+            self._missing[name] = time.monotonic(), reason
+        raise ImageMissingError(reason)
 
     def _read(self, path: str) -> bytes:
         with self._filesystems.of(path).open(path) as file:
@@ -145,54 +159,77 @@ class _Folder:
                     self._ways = [way, *(other for other in self._ways if other != way)]
                 return
 
+    def close(self) -> None:
+        pass
+
     def _is_below(self, path: str) -> bool:
-        return "\0" not in path and os.path.realpath(path).startswith(f"{self._root.rstrip('/')}/")
+        return _is_below(path, self._root)
 
 
 class _Template:
-    """One place for each map."""
+    """One place for each map. The text says whether it is in S3 and in which bucket, never the name of a map."""
 
     def __init__(self, template: str) -> None:
         try:
-            fields = {field for _, field, _, _ in Formatter().parse(template) if field is not None}
+            parts = [part for part in Formatter().parse(template) if part[1] is not None]
         except ValueError as error:
             raise SettingsError(f"images {template!r}: {error}") from error
-        if not fields or fields - _FIELDS:
+        if not parts or any(field not in _FIELDS or spec or conversion for _, field, spec, conversion in parts):
             raise SettingsError(f"images {template!r}: expected the fields {{name}}, {{parent}} and {{stem}}")
-        self._template = template
-        self._start = template.partition("{")[0].rpartition("/")[0]
+        self._is_remote = is_remote(template)
+        if self._is_remote:
+            bucket, slash, _ = template.removeprefix("s3://").partition("/")
+            if not slash or "{" in bucket:
+                raise SettingsError(
+                    f"images {template!r}: the bucket cannot have fields; expected s3://bucket/{{name}}.jpg"
+                )
+        here = os.getcwd().replace("{", "{{").replace("}", "}}")
+        self._template = template if self._is_remote else os.path.join(here, template)
+        start = ""
+        for text, field, _, _ in Formatter().parse(self._template):
+            start += text
+            if field is not None:
+                break
+        self._root = os.path.realpath(start.rpartition("/")[0] or "/")
 
     def of(self, name: str) -> Iterator[str]:
         parent, _, stem = name.rpartition("/")
-        path = self._template.format(name=name, parent=parent, stem=stem)
-        if is_remote(path) or ("\0" not in path and self._is_below(path)):
+        # A map in no folder has no parent.
+        template = self._template if parent else self._template.replace("{parent}/", "")
+        path = template.format(name=name, parent=parent, stem=stem)
+        if self._is_remote or _is_below(path, self._root):
             yield path
 
     def hit(self, name: str, path: str) -> None:
         pass
 
-    def _is_below(self, path: str) -> bool:
-        root = os.path.realpath(self._start or ("/" if self._template.startswith("/") else "."))
-        return os.path.realpath(path).startswith(f"{root.rstrip('/')}/")
+    def close(self) -> None:
+        pass
 
 
 class _Listing:
     """The images that a table names. They are kept on disk: a million paths would take 200 MB of memory."""
 
     def __init__(self, path: str, filesystems: Filesystems) -> None:
-        self._folder = "" if is_remote(path) else os.path.dirname(os.path.abspath(path))
+        self._folder = (path if is_remote(path) else os.path.abspath(path)).rpartition("/")[0]
         self._asking = Lock()
-        self._database = sqlite3.connect("", isolation_level=None, check_same_thread=False)
-        self._database.execute("CREATE TABLE images (name TEXT PRIMARY KEY, image TEXT) WITHOUT ROWID")
-        self._database.execute("BEGIN")
-        with closing(read_table(path, filesystems.of(path).open, _COLUMNS)) as rows:
-            for row in rows:
-                if row.problem:
-                    raise SourceError(f"{printable(path)}: {row.place}: {row.problem}")
+        with ExitStack() as stack:
+            self._database = sqlite3.connect("", isolation_level=None, check_same_thread=False)
+            stack.callback(self._database.close)
+            self._database.execute("CREATE TABLE images (name TEXT PRIMARY KEY, image TEXT) WITHOUT ROWID")
+            self._database.execute("BEGIN")
+            for row in stack.enter_context(closing(read_table(path, filesystems.of(path).open, _COLUMNS))):
                 values = [row.values.get(column) for column in _COLUMNS]
-                if all(isinstance(value, str) and value for value in values):
-                    self._database.execute("INSERT OR REPLACE INTO images VALUES (?, ?)", values)
-        self._database.execute("COMMIT")
+                problem = row.problem
+                try:
+                    if not problem and all(isinstance(value, str) and value for value in values):
+                        self._database.execute("INSERT OR REPLACE INTO images VALUES (?, ?)", values)
+                except UnicodeEncodeError:
+                    problem = "the text is not UTF-8: save the table as UTF-8"
+                if problem:
+                    raise SourceError(f"{printable(path)}: {row.place}: {problem}")
+            self._database.execute("COMMIT")
+            stack.pop_all()
 
     def of(self, name: str) -> Iterator[str]:
         with self._asking:
@@ -203,3 +240,11 @@ class _Listing:
 
     def hit(self, name: str, path: str) -> None:
         pass
+
+    def close(self) -> None:
+        with self._asking:
+            self._database.close()
+
+
+def _is_below(path: str, root: str) -> bool:
+    return "\0" not in path and os.path.realpath(path).startswith(f"{root.rstrip('/')}/")

@@ -83,7 +83,65 @@ def test_a_template_has_one_place_for_each_map(folder: Path, template: str) -> N
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize("place", ["{index}.jpg", "{name.__class__}", "{name", "{}", "missing", "http://host/{name}"])
+@pytest.mark.parametrize("name", ["s3://other-bucket/secret", "/secret", "//secret", "val/../../secret"])
+@pytest.mark.parametrize("template", ["{name}.jpg", "{parent}/{stem}.jpg", "{stem}.jpg"])
+def test_a_name_leads_to_no_other_place_than_the_template(
+    folder: Path, name: str, template: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("async_maps.filesystems.filesystem.Filesystems.s3", lambda _: pytest.fail("S3 is asked"))
+    for place in (template, f"{folder}/{template}"):
+        images = Images(place)
+        with pytest.raises(ImageMissingError):
+            images.read(name)
+        images.close()
+
+
+@pytest.mark.fast
+def test_a_template_is_found_after_the_folder_has_changed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "{a}").mkdir()
+    (folder / "{a}" / "1.jpg").write_bytes(b"image")
+    monkeypatch.chdir(folder / "{a}")
+    images = Images("{name}.jpg")
+    monkeypatch.chdir("/")
+    assert images.read("1") == b"image"
+    images.close()
+
+
+@pytest.mark.fast
+def test_a_map_in_no_folder_has_no_parent(folder: Path) -> None:
+    (folder / "top.jpg").write_bytes(b"image")
+    images = Images(f"{folder}/{{parent}}/{{stem}}.jpg")
+    assert images.read("top") == b"image"
+    with pytest.raises(ImageMissingError, match=f"looked for {folder}/x.jpg"):
+        images.read("x")
+    images.close()
+
+
+@pytest.mark.fast
+def test_a_folder_does_not_hide_an_image(folder: Path, images: Images) -> None:
+    (folder / "000.jpg").mkdir()
+    (folder / "000.png").write_bytes(b"image")
+    assert images.read("000") == b"image"
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    "place",
+    [
+        "{index}.jpg",
+        "{name.__class__}",
+        "{name",
+        "{}",
+        "missing",
+        "http://host/{name}",
+        "{name:d}",
+        "{name!r}.jpg",
+        "s3://{name}/image.jpg",
+        "s3://bucket-{parent}/{stem}",
+        "s3://{name}",
+    ],
+)
 def test_a_place_that_cannot_be_used_is_refused(place: str) -> None:
     with pytest.raises(am.SettingsError):
         Images(place)
@@ -105,6 +163,13 @@ def test_a_listing_names_an_image_for_each_map(folder: Path, suffix: str) -> Non
         with pytest.raises(ImageMissingError):
             images.read(name)
     images.close()
+
+
+@pytest.mark.fast
+def test_a_listing_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "listing.csv").write_bytes(b"name,image\ncaf\xe9,a.jpg\n")
+    with pytest.raises(am.SourceError, match="line 2: the text is not UTF-8"):
+        Images(str(tmp_path / "listing.csv"))
 
 
 @pytest.mark.fast
@@ -135,3 +200,25 @@ def test_images_in_s3_by_template_and_listing(bucket: str, s3: S3Server, tmp_pat
         with pytest.raises(ImageMissingError):
             images.read("missing")
         images.close()
+
+
+def test_images_of_a_listing_in_s3_are_below_its_prefix(bucket: str, s3: S3Server) -> None:
+    upload(bucket, {"data/listing.csv": b"name,image\nx,images/a.jpg\n", "data/images/a.jpg": b"image"})
+    images = Images(f"s3://{bucket}/data/listing.csv")
+    assert images.read("x") == b"image"
+    images.close()
+
+
+def test_that_an_image_is_missing_in_s3_is_known_for_a_moment(
+    bucket: str, s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload(bucket, {"images/a.jpg": b"image"})
+    with counting(s3, monkeypatch) as proxy:
+        images = Images(f"s3://{bucket}/images")
+        for _ in range(3):
+            with pytest.raises(ImageMissingError, match=r"images/b\.jpg"):
+                images.read("b")
+        asked = len(proxy.gets())
+        assert images.read("a") == b"image"
+        images.close()
+    assert asked == 8
