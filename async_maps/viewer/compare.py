@@ -14,14 +14,14 @@ Three measures, each for one pair of maps:
 from __future__ import annotations
 
 import logging
-from math import prod
+import math
 from threading import Event, Lock, Thread
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
-from async_maps.errors import AsyncMapsError
+from async_maps.errors import AsyncMapsError, ObjectError
 from async_maps.viewer.orders import Snapshot
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def disagreement(one: Plane, other: Plane) -> float:
         (plane.values if plane.valid is None else np.where(plane.valid, plane.values, 0)).astype(np.float32)
         for plane in (one, other)
     ]
-    height, width = min((plane.shape for plane in maps), key=prod)
+    height, width = min((plane.shape for plane in maps), key=math.prod)
     scale = min(1.0, _SIDE / max(height, width))
     size = max(1, round(width * scale)), max(1, round(height * scale))
     maps = [
@@ -78,6 +78,7 @@ class Comparison:
         self._first = first
         self._changing = Lock()
         self._stopped = Event()
+        self._can_measure = self._is_closed = False
         self._threads: list[Thread] = []
         self._snapshot: Snapshot | None = None
         self._partners = np.empty(0, np.int64)
@@ -87,6 +88,7 @@ class Comparison:
 
     def close(self) -> None:
         """Stop measuring, close the connections, and delete temporary files."""
+        self._is_closed = True
         self._stop()
         self.side.close()
 
@@ -98,27 +100,30 @@ class Comparison:
         there = np.full(len(snapshot), -1, np.intp)
         there[places] = partners
         is_paired = (there >= 0) & snapshot.state("done") & (_at(other.state("done"), there) == 1)
+        measures = np.full(len(snapshot), np.nan)
 
         def difference() -> NDArray[np.float64]:
-            return _at(other.column("mean"), there) - snapshot.column("mean")
+            with np.errstate(all="ignore"):
+                return _finite(_at(other.column("mean"), there) - snapshot.column("mean"))
 
         def distance() -> NDArray[np.float64]:
             steps = []
-            for center, size in (("center_x", "width"), ("center_y", "height")):
-                own, theirs = (((of.column(center) + 0.5) / of.column(size)) for of in (snapshot, other))
-                steps.append(_at(theirs, there) - own)
-            found: NDArray[np.float64] = np.hypot(*steps) / np.sqrt(2)
-            return found
+            with np.errstate(all="ignore"):
+                for center, size in (("center_x", "width"), ("center_y", "height")):
+                    own, theirs = (((of.column(center) + 0.5) / of.column(size)) for of in (snapshot, other))
+                    steps.append(_at(theirs, there) - own)
+                return _finite(np.hypot(*steps) / np.sqrt(2))
 
         def measured() -> NDArray[np.float64]:
-            return self._measured.copy()
+            return measures.copy()
 
         with self._changing:
             self._snapshot = snapshot
             self._partners = np.where(is_paired, _at(other.numbers, there), -1).astype(np.int64)
-            self._measured = np.full(len(snapshot), np.nan)
+            self._measured = measures
             self._to_measure = np.flatnonzero(is_paired)[:_MAX_MEASURED].tolist()
             self._next = 0
+            self._can_measure = not self._is_closed
         snapshot.define("mean_difference", difference)
         snapshot.define("center_distance", distance)
         snapshot.define(DISAGREEMENT, measured)
@@ -128,25 +133,32 @@ class Comparison:
         """Return rows of the first manifest with the row of the second one as ``other``, and their measures."""
         with self._changing:
             snapshot, partners, measured = self._snapshot, self._partners, self._measured
-        places = [None if row is None or snapshot is None else snapshot.place(row["row"]) for row in rows]
-        numbers = [-1 if place is None else int(partners[place]) for place in places]
+        numbers = np.array([-1 if row is None else row["row"] for row in rows], np.int64)
+        places = np.full(len(rows), -1) if snapshot is None else snapshot.places_of(numbers)
+        pairs = [int(partners[place]) if place >= 0 else -1 for place in places]
         with self.side.rows.opened() as manifest:
-            found = iter(manifest.page([number for number in numbers if number >= 0]))
+            found = iter(manifest.page([number for number in pairs if number >= 0]))
         result: list[dict[str, Any] | None] = []
-        for row, place, number in zip(rows, places, numbers, strict=True):
+        for row, place, number in zip(rows, places, pairs, strict=True):
             other = next(found) if number >= 0 else None
-            known = None if place is None or np.isnan(measured[place]) else float(measured[place])
+            # Since the snapshot, another map may have got the number.
+            other = other if row and other and row["name"] == other["name"] else None
+            known = float(measured[place]) if other and not np.isnan(measured[place]) else None
             result.append(row and {**row, "other": other, DISAGREEMENT: known, **_measures(row, other)})
         return result
 
     def measure(self) -> None:
         """Begin to measure the disagreement of all pairs if that has not begun; use what is measured so far."""
         with self._changing:
-            if self._snapshot is not None:
-                self._snapshot.put(DISAGREEMENT, self._measured.copy())
+            if self._snapshot is None or not self._can_measure:
+                return
+            self._snapshot.put(DISAGREEMENT, self._measured.copy())
             if not self._threads:
                 self._stopped.clear()
-                self._threads = [Thread(target=self._measure_some, name="async-maps-view") for _ in range(_THREADS)]
+                # Daemons: Python would wait for them before it closes a viewer that is still open.
+                self._threads = [
+                    Thread(target=self._measure_some, name="async-maps-view", daemon=True) for _ in range(_THREADS)
+                ]
                 for thread in self._threads:
                     thread.start()
 
@@ -163,33 +175,44 @@ class Comparison:
     def _measure_some(self) -> None:
         while not self._stopped.is_set():
             with self._changing:
-                snapshot, places = self._snapshot, self._to_measure[self._next : self._next + _BATCH]
+                snapshot, partners, measured = self._snapshot, self._partners, self._measured
+                places = self._to_measure[self._next : self._next + _BATCH]
                 self._next += len(places)
             if not places or snapshot is None:
                 return
             with self._first.rows.opened() as manifest:
                 rows = manifest.page(snapshot.numbers[places].tolist())
             with self.side.rows.opened() as manifest:
-                others = manifest.page(self._partners[places].tolist())
+                others = manifest.page(partners[places].tolist())
             for place, row, other in zip(places, rows, others, strict=True):
                 if self._stopped.is_set():
                     return
-                if row is not None and other is not None:
-                    self._measured[place] = self.measured(row, other)
+                if row is not None and other is not None and row["name"] == other["name"]:
+                    try:
+                        measured[place] = self.measured(row, other)
+                    except AsyncMapsError as error:
+                        _logger.debug("%s cannot be compared: %s", row["name"], error)
 
     def measured(self, row: dict[str, Any], other: dict[str, Any]) -> float:
-        """Return the disagreement of a pair; NaN if an overlay cannot be read."""
+        """Return the disagreement of a pair; NaN if an overlay is missing or no map.
+
+        Raises:
+            StoreError: a store cannot be reached.
+        """
         try:
             return disagreement(self._first.plane(row), self.side.plane(other))
-        except AsyncMapsError as error:
+        except ObjectError as error:
             _logger.debug("%s cannot be compared: %s", row["name"], error)
             return float("nan")
 
     def _stop(self) -> None:
-        self._stopped.set()
-        for thread in self._threads:
+        """End the threads; none starts until manifests are joined."""
+        with self._changing:
+            self._can_measure = False
+            self._stopped.set()
+            threads, self._threads = self._threads, []
+        for thread in threads:
             thread.join()
-        self._threads = []
 
 
 def _at(values: NDArray[Any], places: NDArray[np.intp]) -> NDArray[np.float64]:
@@ -198,15 +221,23 @@ def _at(values: NDArray[Any], places: NDArray[np.intp]) -> NDArray[np.float64]:
     return found
 
 
+def _finite(values: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    # No run writes a width of 0, or numbers whose difference is infinite.
+    found: NDArray[np.float64] = np.where(np.isfinite(values), values, np.nan)
+    return found
+
+
 def _measures(row: dict[str, Any], other: dict[str, Any] | None) -> dict[str, float | None]:
     """Return the measures of a pair that need no pixels, as in the columns."""
     found: dict[str, float | None] = {"mean_difference": None, "center_distance": None}
-    if other is not None and None not in {row["mean"], other["mean"]}:
+    if other is None:
+        return found
+    if None not in {row["mean"], other["mean"]}:
         found["mean_difference"] = other["mean"] - row["mean"]
-    if other is not None and None not in {row["center_x"], row["center_y"], other["center_x"], other["center_y"]}:
-        x, y = (
-            (other[center] + 0.5) / other[size] - (row[center] + 0.5) / row[size]
-            for center, size in (("center_x", "width"), ("center_y", "height"))
-        )
-        found["center_distance"] = float(np.hypot(x, y) / np.sqrt(2))
-    return found
+    centers = [(of["center_x"], of["center_y"], of["width"], of["height"]) for of in (row, other)]
+    # No run writes a width of 0.
+    if all(None not in center and all(center[2:]) for center in centers):
+        (x, y), (other_x, other_y) = (((x + 0.5) / width, (y + 0.5) / height) for x, y, width, height in centers)
+        found["center_distance"] = math.hypot(other_x - x, other_y - y) / math.sqrt(2)
+    # Nor numbers whose difference JSON does not have.
+    return {name: value if value is not None and math.isfinite(value) else None for name, value in found.items()}

@@ -38,7 +38,8 @@ COLUMNS = {
     "width": "width",
     "height": "height",
     "bytes": "bytes",
-    "time": "unixepoch(time, 'subsec')",
+    # Not unixepoch(): fractions of seconds need SQLite 3.42.
+    "time": "(julianday(time) - 2440587.5) * 86400.0",
 }
 """The columns to sort and filter by, each with its SQL. They are numbers; null for failed maps, except ``time``."""
 STATES = {
@@ -108,10 +109,13 @@ class Order:
         request: what it was made for.
         places: the places of its rows in the snapshot, (n,) uint32.
         rows: of each place, the number of the row, int64.
+        version: other numbers if the rows or the values that decide the order are others.
     """
 
-    def __init__(self, request: Request, places: NDArray[np.uint32], rows: NDArray[np.int64], generation: int) -> None:
-        text = repr((request, generation))
+    def __init__(
+        self, request: Request, places: NDArray[np.uint32], rows: NDArray[np.int64], version: tuple[int, int]
+    ) -> None:
+        text = repr((request, version))
         self.id = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
         self.request = request
         self.places = places
@@ -148,11 +152,13 @@ class Snapshot:
             name: partial(self._load, expression) for name, expression in COLUMNS.items()
         }
         self._states: dict[str, Mask] = {}
+        self._puts = 0
         self._ranks: OrderedDict[str, NDArray[np.uint32]] = OrderedDict()
         self._orders: OrderedDict[str, Order] = OrderedDict()
         self._names = _Names(rows, hashed=hashed)
         self.numbers = self._names.numbers
         self._by_number = np.argsort(self.numbers, kind="stable").astype(np.uint32)
+        self._sorted_numbers = self.numbers[self._by_number]
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -162,10 +168,13 @@ class Snapshot:
         self._makers[name] = make
 
     def put(self, name: str, values: NDArray[np.floating[Any]]) -> None:
-        """Replace the values of a column that was defined."""
+        """Replace the values of a column that was defined; orders that are made later have other ids."""
         with self._loading:
+            if name in self._columns and np.array_equal(self._columns[name], values, equal_nan=True):
+                return
             self._columns[name] = values
             self._ranks.pop(name, None)
+            self._puts += 1
 
     def put_state(self, name: str, mask: Mask) -> None:
         """Add a state, (n,) bool in the order of the names."""
@@ -207,11 +216,12 @@ class Snapshot:
         Raises:
             SettingsError: there is no such column.
         """
+        version = self.generation, self._puts
         places = self._sorted(request.sort)
         keep = self._kept(request, group)
         if keep is not None:
             places = places[keep[places]]
-        order = Order(request, places, self.numbers, self.generation)
+        order = Order(request, places, self.numbers, version)
         with self._loading:
             self._orders[order.id] = order
             self._orders.move_to_end(order.id)
@@ -231,7 +241,9 @@ class Snapshot:
         at = order.places[np.linspace(0, len(order) - 1, count).astype(int)]
         column = order.request.sort.removeprefix("-")
         if column == "name":
-            return [self._names.at(int(place)) for place in at]
+            with self._rows.opened() as manifest:
+                rows = manifest.page(self.numbers[at].tolist())
+            return [None if row is None else str(row["name"]) for row in rows]
         return [None if np.isnan(value) else float(value) for value in self.column(column)[at]]
 
     def histogram(self, column: str, order: Order | None, bins: int) -> dict[str, Any]:
@@ -246,18 +258,13 @@ class Snapshot:
         chosen = _histogram(values[order.places], low, high, bins) if order is not None and is_part else every
         return {"low": low, "high": high, "all": every, "selected": chosen}
 
-    def place(self, number: int) -> int | None:
-        """Return the place of a row by its number; None if it is not in the snapshot."""
-        found = self.places_of(np.array([number], np.int64))
-        return int(found[0]) if len(found) else None
-
     def places_of(self, numbers: NDArray[np.int64]) -> NDArray[np.intp]:
-        """Return the places of rows by their numbers; rows that are not in the snapshot are left out."""
-        if not len(self):
-            return np.empty(0, np.intp)
-        known = self.numbers[self._by_number]
+        """Return the places of rows by their numbers, (n,); -1 for rows that are not in the snapshot."""
+        known = self._sorted_numbers
+        if not len(known):
+            return np.full(len(numbers), -1, np.intp)
         at = np.minimum(np.searchsorted(known, numbers), len(known) - 1)
-        found: NDArray[np.intp] = self._by_number[at[known[at] == numbers]].astype(np.intp)
+        found: NDArray[np.intp] = np.where(known[at] == numbers, self._by_number[at].astype(np.intp), -1)
         return found
 
     @property
@@ -267,7 +274,7 @@ class Snapshot:
 
     def _load(self, expression: str) -> NDArray[np.float64]:
         values = np.empty(len(self))
-        values[self._by_number] = self._rows.column(expression, self.numbers[self._by_number])
+        values[self._by_number] = self._rows.column(expression, self._sorted_numbers)
         return values
 
     def _rank(self, name: str) -> NDArray[np.uint32]:
@@ -299,7 +306,8 @@ class Snapshot:
                 mask = self.state(condition.name)
             elif condition.kind == "group":
                 mask = np.zeros(len(self), bool)
-                mask[self.places_of(group(condition.name))] = True
+                places = self.places_of(group(condition.name))
+                mask[places[places >= 0]] = True
             else:
                 values = self.column(condition.name)
                 mask = (values >= condition.low) & (values <= condition.high)
@@ -326,11 +334,6 @@ class _Names:
         self._bytes = np.frombuffer(b"\0".join([*texts, b""]), np.uint8)
         self._starts = np.flatnonzero(self._bytes == 0).astype(np.uint32)
         self._counts: NDArray[np.int64] | None = None
-
-    def at(self, place: int) -> str:
-        """Return the name at a place, in small letters."""
-        start, end = int(self._starts[place]) + 1, int(self._starts[place + 1])
-        return self._bytes[start:end].tobytes().decode()
 
     def containing(self, text: str) -> Mask:
         """Return which names contain a text, (n,) bool; capital letters do not matter."""

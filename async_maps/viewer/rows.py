@@ -6,13 +6,14 @@ the ``.sqlite`` would lose rows.
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import shutil
 import sqlite3
 import tempfile
 import time
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -24,7 +25,7 @@ from async_maps.filesystems.endpoints import Identity
 from async_maps.manifest.lock import holder_of
 from async_maps.manifest.manifest import Manifest
 from async_maps.manifest.metadata import KeptRun
-from async_maps.manifest.schema import BOOLEANS, COLUMNS, FLOATS
+from async_maps.manifest.schema import BOOLEANS, COLUMNS, FLOATS, INTEGERS
 from async_maps.plans.place import is_plan
 from async_maps.plans.rows import PlanRows
 
@@ -44,6 +45,10 @@ _PAUSE_S = 0.06
 """The pause between two chunks while a run writes. A run that ends tries to close its log every 0.05 s, 10 times."""
 _KEPT_S = 1.0
 _CANNOT_OPEN = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN}
+_VERSIONS, _LOGGED = slice(18, 20), b"\2\2"
+"""Where an SQLite file says that it has a write-ahead log, and how."""
+_MOST_INTEGER = 2**53
+"""Larger integers are not exact in the page."""
 _WRITTEN = (*COLUMNS, "file")
 
 
@@ -82,7 +87,11 @@ class Names(NamedTuple):
 
 
 class ViewedManifest(Manifest):
-    """An open manifest, whose rows are found by their numbers. Text that is not UTF-8 is shown with marks."""
+    """An open manifest, whose rows are found by their numbers. Text that is not UTF-8 is shown with marks.
+
+    The manifest may be an attacker's: values that no run writes are replaced, and rows whose name is no text are shown
+    on the first pages only.
+    """
 
     def _connect(self, place: str) -> sqlite3.Connection:
         database = super()._connect(place)
@@ -120,7 +129,8 @@ class ViewedManifest(Manifest):
     def names(self, after: bytes, count: int) -> Names:
         """Return the numbers and names of the next rows in the order of their names."""
         rows = (
-            "SELECT rowid, name FROM maps WHERE stage IS NOT 'source' AND name > CAST(? AS TEXT) ORDER BY name LIMIT ?"
+            "SELECT rowid, name FROM maps WHERE stage IS NOT 'source' AND name > CAST(? AS TEXT) "
+            "AND typeof(name) = 'text' ORDER BY name LIMIT ?"
         )
         # One text for all names: a tuple for each takes twice as long.
         query = (
@@ -144,7 +154,7 @@ class ViewedManifest(Manifest):
 
     def refused_names(self) -> Names:
         """Return the numbers and names of maps that were refused at their source."""
-        query = "SELECT rowid, name FROM maps WHERE stage = 'source' ORDER BY name, rowid"
+        query = "SELECT rowid, name FROM maps WHERE stage = 'source' AND typeof(name) = 'text' ORDER BY name, rowid"
         with self._reading() as database:
             return _joined(database.execute(query).fetchall())
 
@@ -153,7 +163,7 @@ class ViewedManifest(Manifest):
 
         None if there are other rows than those of the chunk.
         """
-        query = f"SELECT ifnull({expression}, 9e999) FROM maps WHERE rowid BETWEEN ? AND ? ORDER BY rowid"  # noqa: S608  # our own
+        query = f"SELECT {_number(expression)} FROM maps WHERE rowid BETWEEN ? AND ? ORDER BY rowid"  # noqa: S608  # our own
         with self._reading() as database:
             found = database.execute(query, (chunk.first, chunk.last))
             values = np.fromiter((value for (value,) in found), np.float64)
@@ -163,7 +173,7 @@ class ViewedManifest(Manifest):
     def numbered(self, expression: str, chunk: Chunk) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Return the row numbers, and the values of :meth:`column`."""
         kind = np.dtype([("number", np.int64), ("value", np.float64)])
-        query = f"SELECT rowid, ifnull({expression}, 9e999) FROM maps WHERE rowid BETWEEN ? AND ? ORDER BY rowid"  # noqa: S608  # our own
+        query = f"SELECT rowid, {_number(expression)} FROM maps WHERE rowid BETWEEN ? AND ? ORDER BY rowid"  # noqa: S608  # our own
         with self._reading() as database:
             found = np.fromiter(database.execute(query, (chunk.first, chunk.last)), kind)
         values = found["value"].copy()
@@ -174,14 +184,28 @@ class ViewedManifest(Manifest):
         """Return number, name, source, stage and reason of failed maps, at most ``limit``."""
         query = "SELECT rowid, name, source, stage, error FROM maps WHERE status = 'failed' LIMIT ?"
         with self._reading() as database:
-            return database.execute(query, (limit,)).fetchall()
+            return [(number, *map(_text, values)) for number, *values in database.execute(query, (limit,))]
+
+    def runs(self) -> list[KeptRun]:
+        """Return the settings of the runs that can be read."""
+        with self._reading() as database:
+            found = database.execute("SELECT value FROM meta WHERE key GLOB 'run *' ORDER BY key").fetchall()
+        runs = []
+        for (value,) in found:
+            with suppress(TypeError, ValueError, RecursionError):
+                run: Any = KeptRun(*json.loads(value))
+                # The page gets them, and JSON has no infinity.
+                json.dumps(run, allow_nan=False)
+                if isinstance(run.settings, str) and isinstance(run.shaping, dict):
+                    runs.append(run)
+        return runs
 
 
 class ViewedRows:
     """The rows of a manifest or of a plan, which is copied into a temporary manifest first.
 
     Attributes:
-        address: the file of the manifest, or the address of the plan.
+        address: the file of the manifest or the address of the plan, as it was given.
         path: the manifest that is read: the file, or a temporary copy.
         is_copy: whether it is a copy, which does not change.
 
@@ -193,6 +217,7 @@ class ViewedRows:
 
     def __init__(self, address: str | PathLike[str], s3: S3Settings | None = None) -> None:
         self.address = os.fspath(address)
+        self._file: Path | None = None
         self._counting = Lock()
         self._counted: tuple[float, Counts | None] = (0.0, None)
         with ExitStack() as stack:
@@ -200,11 +225,13 @@ class ViewedRows:
                 self.path, self.is_copy = _temporary(stack) / "plan.sqlite", True
                 with PlanRows(self.address, s3, whole=False) as plan, _PlanCopy(self.path) as copy:
                     copy.fill(plan)
-            elif _can_open(Path(self.address)):
-                self.path, self.is_copy = Path(self.address), False
             else:
-                self.path, self.is_copy = _temporary(stack) / "manifest.sqlite", True
-                _copy(Path(self.address), self.path)
+                # The program may change its current folder.
+                self._file = Path(self.address).absolute()
+                self.path, self.is_copy = self._file, not _can_open(self._file)
+                if self.is_copy:
+                    self.path = _temporary(stack) / "manifest.sqlite"
+                    _copy(self._file, self.path)
             with self.opened():
                 self._opened = stack.pop_all()
 
@@ -245,9 +272,17 @@ class ViewedRows:
         with self.opened() as manifest:
             return manifest.runs()
 
+    def is_written(self) -> bool:
+        """Return whether a run writes the manifest now, also if this is a copy of it."""
+        return self._file is not None and holder_of(self._file) is not None
+
+    def is_live(self) -> bool:
+        """Return whether a run writes what is read here."""
+        return not self.is_copy and self.is_written()
+
     def rest(self) -> None:
         """Wait a moment if a run writes the manifest, so that it can close its log in between."""
-        if not self.is_copy and holder_of(self.path) is not None:
+        if self.is_live():
             time.sleep(_PAUSE_S)
 
     def names(self) -> Iterator[Names]:
@@ -296,12 +331,26 @@ def _joined(rows: list[tuple[int, str]], last: bytes = b"") -> Names:
 
 def _fields(number: int, values: Sequence[Any]) -> dict[str, Any]:
     row = dict(zip(_WRITTEN, values, strict=True))
-    for column in FLOATS:
+    for column, value in row.items():
         # No run writes others; JSON has none.
-        row[column] = row[column] if isinstance(row[column], float | int) and math.isfinite(row[column]) else None
-    for column in BOOLEANS:
-        row[column] = None if row[column] is None else bool(row[column])
+        if column in FLOATS:
+            row[column] = value if isinstance(value, float | int) and math.isfinite(value) else None
+        elif column in INTEGERS:
+            row[column] = value if isinstance(value, int) and 0 <= value <= _MOST_INTEGER else None
+        elif column in BOOLEANS:
+            row[column] = None if value is None else bool(value)
+        else:
+            row[column] = None if value is None else _text(value)
     return {"row": number} | row
+
+
+def _text(value: object) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str("" if value is None else value)
+
+
+def _number(expression: str) -> str:
+    """Return SQL for a number; infinity for anything else."""
+    return f"CASE WHEN typeof({expression}) IN ('integer', 'real') THEN {expression} ELSE 9e999 END"
 
 
 def _temporary(stack: ExitStack) -> Path:
@@ -309,13 +358,27 @@ def _temporary(stack: ExitStack) -> Path:
 
 
 def _can_open(path: Path) -> bool:
-    """Whether SQLite can open a manifest where it lies; other problems are left to the one who opens it."""
+    """Whether SQLite can open a manifest where it lies, and leaves no file there; other problems are left to others."""
+    if _would_log(path):
+        return False
     try:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
             database.execute("PRAGMA application_id")
     except sqlite3.Error as error:
         return getattr(error, "sqlite_errorcode", 0) & 0xFF not in _CANNOT_OPEN or not path.is_file()
     return True
+
+
+def _would_log(path: Path) -> bool:
+    """Whether SQLite would create a log beside a file, which a run has left: it was copied without its log."""
+    # Not beside a run: closing the file would release the locks of one in this process.
+    if not path.is_file() or os.path.exists(f"{os.path.realpath(path)}-wal") or holder_of(path) is not None:
+        return False
+    try:
+        with open(path, "rb") as file:
+            return file.read(_VERSIONS.stop)[_VERSIONS] == _LOGGED
+    except OSError:
+        return False
 
 
 def _copy(path: Path, target: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import sqlite3
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +14,7 @@ from hypothesis import strategies as st
 
 import async_maps as am
 from async_maps.viewer.compare import Comparison, disagreement
+from async_maps.viewer.content import Content
 from async_maps.viewer.pixels import Plane
 from async_maps.viewer.server import Viewer
 from tests.support.leftovers import leaves_nothing
@@ -166,6 +170,46 @@ def test_a_page_with_a_limit_measures_only_its_pairs(
         viewer.save(tmp_path / "page", limit=3)
     assert set(measured) == paired
     assert (tmp_path / "page" / "data.js").read_text().count('"disagreement":0.5') == len(paired)
+
+
+@pytest.mark.runs
+def test_a_row_that_became_another_map_is_no_partner(folder: Path, tmp_path: Path) -> None:
+    shutil.copyfile(folder / "second.sqlite", tmp_path / "m.sqlite")
+    with Viewer(folder / "first.sqlite", compare=tmp_path / "m.sqlite") as viewer:
+        client = Client(viewer)
+        order = client.order(f="is:paired")["order"]
+        with closing(sqlite3.connect(tmp_path / "m.sqlite")) as database, database:
+            database.execute("UPDATE maps SET name = 'replaced' WHERE name = 'val/01'")
+        rows = client.get(f"/api/order/{order}/rows").json
+        assert {row["name"] for row in rows if row["other"] is None} == {"val/01"}
+        assert client.measured()["measured"] == len(PAIRS) - 1
+
+
+@pytest.mark.runs
+@pytest.mark.parametrize("change", ["width = 0", "width = NULL, center_x = NULL", "center_x = 1e308, mean = -1e308"])
+def test_pairs_with_impossible_values_are_shown(folder: Path, tmp_path: Path, change: str) -> None:
+    for name in ("first", "second"):
+        shutil.copyfile(folder / f"{name}.sqlite", tmp_path / f"{name}.sqlite")
+    with closing(sqlite3.connect(tmp_path / "first.sqlite")) as database, database:
+        database.execute(f"UPDATE maps SET {change} WHERE name = 'val/01'")  # noqa: S608  # our own
+    with closing(sqlite3.connect(tmp_path / "second.sqlite")) as database, database:
+        database.execute("UPDATE maps SET mean = 1.7e308, center_x = -1.7e308 WHERE name = 'val/01'")
+    with Viewer(tmp_path / "first.sqlite", compare=tmp_path / "second.sqlite") as viewer:
+        client = Client(viewer)
+        rows = {row["name"]: row for row in client.rows(sort="center_distance")}
+        assert rows["val/01"]["center_distance"] is None or "1e308" in change
+        assert rows["val/02"]["center_distance"] is not None
+        for column in ("center_distance", "mean_difference"):
+            assert client.get("/api/histogram", column=column).status == 200
+
+
+def test_nothing_is_measured_after_the_end(folder: Path) -> None:
+    with Content(folder / "first.sqlite", compare=folder / "second.sqlite") as content:
+        content.snapshot()
+        comparison = content.comparison
+    assert comparison is not None
+    comparison.measure()
+    assert not comparison.progress()["is_measuring"]
 
 
 @pytest.mark.runs

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from contextlib import closing
 from dataclasses import replace
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -160,6 +161,44 @@ def test_an_order_does_not_shift_while_rows_are_added(viewed: ViewedRows, manife
     assert len(Snapshot(viewed)) == len(before) + 1
 
 
+def test_an_order_has_another_id_after_its_values_have_changed(viewed: ViewedRows) -> None:
+    snapshot = Snapshot(viewed)
+    values = np.arange(len(snapshot), dtype=np.float64)
+    snapshot.define("measured", lambda: values)
+    first = snapshot.order(Request("measured"), no_group)
+    snapshot.put("measured", values.copy())
+    assert snapshot.order(Request("measured"), no_group).id == first.id
+    snapshot.put("measured", -values)
+    second = snapshot.order(Request("measured"), no_group)
+    assert second.id != first.id
+    assert second.page(0, 99) == first.page(0, 99)[::-1]
+    known = snapshot.known_order(first.id)
+    assert known is not None
+    assert known.page(0, 99) == first.page(0, 99)
+
+
+def test_times_are_seconds_since_1970(viewed: ViewedRows, manifest: Path) -> None:
+    snapshot = Snapshot(viewed)
+    times = dict(rows(manifest, "rowid, time"))
+    expected = [datetime.fromisoformat(times[number]).timestamp() for number in snapshot.numbers.tolist()]
+    assert np.abs(snapshot.column("time") - expected).max() < 0.001
+
+
+def test_places_are_found_by_numbers(viewed: ViewedRows) -> None:
+    snapshot = Snapshot(viewed)
+    numbers = np.array([*snapshot.numbers[[5, 0, 5]], 12_345, -1])
+    assert snapshot.places_of(numbers).tolist() == [5, 0, 5, -1, -1]
+
+
+def test_values_that_are_no_numbers_are_unknown(viewed: ViewedRows, manifest: Path) -> None:
+    with closing(sqlite3.connect(manifest)) as database, database:
+        database.execute("UPDATE maps SET mean = 'text', maximum = x'ff', entropy = 9e999, time = 'never'")
+    snapshot = Snapshot(viewed)
+    for column in ("mean", "maximum", "entropy", "time"):
+        assert np.isnan(snapshot.column(column)).all()
+        assert snapshot.histogram(column, None, 5)["all"] == []
+
+
 def test_columns_of_rows_that_are_gone_are_unknown(viewed: ViewedRows, manifest: Path) -> None:
     snapshot = Snapshot(viewed)
     with closing(sqlite3.connect(manifest)) as database, database:
@@ -182,7 +221,7 @@ def test_marks_are_the_values_at_equal_distances(viewed: ViewedRows) -> None:
     by_maximum = snapshot.order(Request("maximum", (Filter.parse("is:done"),)), no_group)
     marks = snapshot.marks(by_maximum, 3)
     assert (marks[0], marks[-1]) == (0.0, 39.0)
-    assert snapshot.marks(snapshot.order(Request(), no_group), 2) == ["train/scene 01", "same"]
+    assert snapshot.marks(snapshot.order(Request(), no_group), 2) == ["Train/scene 01", "same"]
     assert snapshot.marks(snapshot.order(Request(search="nothing"), no_group)) == []
 
 

@@ -14,9 +14,12 @@ import pytest
 
 import async_maps as am
 from async_maps.manifest.manifest import Manifest
+from async_maps.manifest.samples import LastRun, Sample
 from async_maps.plans.planning import aplan
 from async_maps.shares.share import arun_plan
+from async_maps.viewer import rows as rows_module
 from async_maps.viewer.groups import Groups
+from async_maps.viewer.history import history
 from async_maps.viewer.orders import Snapshot
 from async_maps.viewer.rows import ViewedRows
 from tests.support.leftovers import leaves_nothing
@@ -81,6 +84,48 @@ def test_a_copy_whose_log_cannot_be_read_in_place_is_copied(
         here.chmod(0o755)
 
 
+def test_a_copy_without_its_log_gets_no_files_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "copy").mkdir()
+    copy = tmp_path / "copy" / "m.sqlite"
+    with Manifest(tmp_path / "m.sqlite") as manifest:
+        manifest.begin("s3://bucket/prefix")
+        manifest.write([receipt_for(make_map("a"))], SETTINGS)
+        with closing(sqlite3.connect(tmp_path / "m.sqlite")) as database:
+            database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        shutil.copyfile(tmp_path / "m.sqlite", copy)
+    with ViewedRows(copy) as viewed:
+        assert (viewed.is_copy, viewed.counts().total) == (True, 1)
+        assert beside(copy) == {"m.sqlite"}
+    with ViewedRows(tmp_path / "m.sqlite") as viewed:
+        assert not viewed.is_copy
+
+
+def test_a_manifest_is_found_after_the_folder_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_run(tmp_path / "m.sqlite", [receipt_for(make_map("a"))])
+    monkeypatch.chdir(tmp_path)
+    with ViewedRows("m.sqlite") as viewed:
+        monkeypatch.chdir("/")
+        assert viewed.counts(fresh=True).total == 1
+
+
+def test_a_copy_of_a_manifest_that_is_written_is_running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "m.sqlite"
+    run = LastRun("2026-01-01T00:00:00.000+00:00", None, "changed", None)
+    sample = Sample(run.started_at, run.started_at, None, 0, 0, 0, 0, 0, 0, 1, {})
+    with Manifest(path) as manifest:
+        manifest.begin("s3://bucket/prefix")
+        manifest.keep_sample(run, sample)
+        for can_open in (True, False):
+            monkeypatch.setattr(rows_module, "_can_open", lambda _, can_open=can_open: can_open)
+            with ViewedRows(path) as viewed:
+                found = history(viewed)
+                assert (found["state"], found["is_copy"]) == ("running", not can_open)
+                assert (viewed.is_written(), viewed.is_live()) == (True, can_open)
+    with ViewedRows(path) as viewed:
+        assert (history(viewed)["state"], viewed.is_written()) == ("lost", False)
+
+
 @pytest.mark.parametrize("what", ["missing", "text", "database", "folder"])
 def test_what_is_no_manifest_is_refused(tmp_path: Path, what: str) -> None:
     path = tmp_path / "m.sqlite"
@@ -99,15 +144,42 @@ def test_rows_have_plain_values(tmp_path: Path) -> None:
     path = tmp_path / "m.sqlite"
     write_run(path, [receipt_for(make_map("a")), failure_for(make_map("b"))])
     with closing(sqlite3.connect(path)) as database, database:
-        database.execute("UPDATE maps SET mean = 9e999, maximum = 'text', source = CAST(x'ff41' AS TEXT)")
+        database.execute(
+            "UPDATE maps SET mean = 9e999, maximum = 'text', source = CAST(x'ff41' AS TEXT), etag = x'ff41', "
+            "width = 9e999, height = -1, bytes = 9223372036854775807, error = x'41'"
+        )
     with ViewedRows(path) as viewed, viewed.opened() as opened:
         first, second, gone = opened.page([1, 2, 3])
     assert gone is None
     assert first is not None
     assert second is not None
     assert (first["mean"], first["maximum"], first["minimum"]) == (None, None, -1.5)
-    assert first["source"] == "\N{REPLACEMENT CHARACTER}A"
+    assert first["source"] == first["etag"] == "\N{REPLACEMENT CHARACTER}A"
+    assert (first["width"], first["height"], first["bytes"], second["error"]) == (None, None, None, "A")
     assert (first["faint"], second["faint"]) == (True, None)
+
+
+def test_names_that_are_no_text_are_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "m.sqlite"
+    refused = am.Failure("d", "d.npy", None, "source", "it is refused")
+    write_run(path, [*(receipt_for(make_map(name)) for name in "abc"), refused])
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute("UPDATE maps SET name = CAST(name AS BLOB) WHERE name IN ('b', 'd')")
+    with ViewedRows(path) as viewed, viewed.opened() as opened:
+        assert [found.text for found in viewed.names()] == ["a\0c", ""]
+        assert [row and row["name"] for row in opened.first(0, 9)] == ["a", "c", "b"]
+
+
+@pytest.mark.parametrize("value", ["{}", "[1, 2]", "[", "[null, 5, {}]", '[null, "s", {"x": 1e999}]', "[" * 9999])
+def test_data_of_runs_that_cannot_be_read_are_left_out(tmp_path: Path, value: str) -> None:
+    path = tmp_path / "m.sqlite"
+    write_run(path, [receipt_for(make_map("a"))])
+    with closing(sqlite3.connect(path)) as database, database:
+        for key in ("run x", "last run"):
+            database.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+    with ViewedRows(path) as viewed:
+        assert viewed.runs() == []
+        assert history(viewed)["state"] == "empty"
 
 
 def test_failures_are_grouped_by_reason(tmp_path: Path) -> None:
@@ -115,6 +187,8 @@ def test_failures_are_grouped_by_reason(tmp_path: Path) -> None:
     maps = [make_map(f"m{i}") for i in range(6)]
     broken = [am.Failure(map_.name, map_.source, None, "read", f"found {i} bytes") for i, map_ in enumerate(maps[:4])]
     write_run(path, [*broken, failure_for(maps[4], "upload"), receipt_for(maps[5])])
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute("UPDATE maps SET error = CAST(error AS BLOB) WHERE name = 'm1'")
     with ViewedRows(path) as viewed:
         found = Groups.of(viewed)
         assert [(group["stage"], group["count"]) for group in found.as_dict()["groups"]] == [("read", 4), ("upload", 1)]
