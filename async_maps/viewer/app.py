@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from aiohttp import web
-from anyio import CapacityLimiter, to_thread
 
 from async_maps.errors import AsyncMapsError, SettingsError, name_shortage
 from async_maps.render.colormap import colormap_table
@@ -18,7 +19,7 @@ from async_maps.viewer.history import history
 from async_maps.viewer.images import ImageMissingError
 from async_maps.viewer.orders import Request
 from async_maps.viewer.overlays import MissingError
-from async_maps.viewer.pixels import NoImageError, kind_of, pack, thumbnail
+from async_maps.viewer.pixels import NoImageError, checked_kind, pack, thumbnail
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from async_maps.render.colormap import Alpha
     from async_maps.viewer.content import Content
     from async_maps.viewer.guard import Guard
+    from async_maps.viewer.overlays import Intensities, Overlay
     from async_maps.viewer.side import Side
 
 T = TypeVar("T")
@@ -36,7 +38,7 @@ _MAX_ROWS = 500
 _MAX_BINS = 200
 _LENGTHS = (64, 128, 256, 512)
 _READERS, _QUERIES = 8, 4
-"""Threads that read objects, and threads that read the manifest."""
+"""Threads that read objects, and threads that read the manifest: as many again wait for all names to be read."""
 _FOREVER = "private, max-age=31536000, immutable"
 _STATUSES: dict[type[Exception], int] = {
     MissingError: 404,
@@ -52,26 +54,9 @@ def make_app(content: Content, guard: Guard) -> web.Application:
     app = web.Application(middlewares=[guard.middleware, _explained])
     app.on_response_prepare.append(guard.protect)
     routes = _Routes(content)
-    app.router.add_get("/", routes.asset)
-    app.router.add_get("/{file:[a-z]+\\.[a-z]+}", routes.asset)
-    app.router.add_get("/api/manifest", routes.manifest)
-    app.router.add_get("/api/order", routes.order)
-    app.router.add_get("/api/order/{order}/rows", routes.rows)
-    app.router.add_get("/api/order/{order}/find", routes.find)
-    app.router.add_get("/api/order/{order}/marks", routes.marks)
-    app.router.add_get("/api/histogram", routes.histogram)
-    app.router.add_get("/api/scale", routes.scale)
-    app.router.add_get("/api/layers", routes.layers)
-    app.router.add_get("/api/failures", routes.failures)
-    app.router.add_get("/api/counts", routes.counts)
-    app.router.add_get("/api/run", routes.run)
-    app.router.add_get("/api/colors", routes.colors)
-    app.router.add_get("/api/models", routes.models)
-    app.router.add_get("/map/{row:\\d{1,18}}", routes.overlay)
-    app.router.add_get("/map/{row:\\d{1,18}}/indices", routes.indices)
-    app.router.add_get("/thumb/map/{row:\\d{1,18}}", routes.indices)
-    app.router.add_get("/image/{row:\\d{1,18}}", routes.image)
-    app.router.add_get("/thumb/image/{row:\\d{1,18}}", routes.image)
+    app.on_cleanup.append(routes.end)
+    for path, handler in routes.handlers():
+        app.router.add_get(f"{guard.root}{path}", handler)
     return app
 
 
@@ -95,8 +80,41 @@ class _Routes:
 
     def __init__(self, content: Content) -> None:
         self._content = content
-        self._readers, self._queries = CapacityLimiter(_READERS), CapacityLimiter(_QUERIES)
+        # Not anyio's threads: Python waits for them at its end, before it closes a viewer that is still open.
+        self._readers, self._queries, self._waiters = (
+            ThreadPoolExecutor(count, "async-maps-view") for count in (_READERS, _QUERIES, _QUERIES)
+        )
         self._assets = page_files()
+
+    def handlers(self) -> list[tuple[str, Handler]]:
+        """Return the handlers, each with its path."""
+        return [
+            ("", self.asset),
+            ("{file:[a-z]+\\.[a-z]+}", self.asset),
+            ("api/manifest", self.manifest),
+            ("api/order", self.order),
+            ("api/order/{order}/rows", self.rows),
+            ("api/order/{order}/find", self.find),
+            ("api/order/{order}/marks", self.marks),
+            ("api/histogram", self.histogram),
+            ("api/scale", self.scale),
+            ("api/layers", self.layers),
+            ("api/failures", self.failures),
+            ("api/counts", self.counts),
+            ("api/run", self.run),
+            ("api/colors", self.colors),
+            ("api/models", self.models),
+            ("map/{row:\\d{1,18}}", self.overlay),
+            ("map/{row:\\d{1,18}}/indices", self.indices),
+            ("thumb/map/{row:\\d{1,18}}", self.indices),
+            ("image/{row:\\d{1,18}}", self.image),
+            ("thumb/image/{row:\\d{1,18}}", self.image),
+        ]
+
+    async def end(self, _: web.Application) -> None:
+        """End the threads that do nothing; the others end when the content is closed."""
+        for threads in (self._readers, self._queries, self._waiters):
+            threads.shutdown(wait=False, cancel_futures=True)
 
     async def asset(self, request: web.Request) -> web.StreamResponse:
         name = request.match_info.get("file", "index.html")
@@ -114,32 +132,32 @@ class _Routes:
         wanted = self._content.request(query.get("sort", "name"), query.getall("f", []), query.get("q", ""))
         if wanted == Request() and not self._content.is_ready and "wait" not in query:
             return _json(await self._ask(self._content.first_order))
-        return _json(await self._ask(partial(self._content.order, wanted, fresh="fresh" in query)))
+        return _json(await self._wait(partial(self._content.order, wanted, fresh="fresh" in query)))
 
     async def rows(self, request: web.Request) -> web.StreamResponse:
         start, count = _number(request, "from", 0), _number(request, "n", 100, _MAX_ROWS)
         return _json(await self._ask(partial(self._content.page, request.match_info["order"], start, count)))
 
     async def find(self, request: web.Request) -> web.StreamResponse:
-        name = request.query.get("name", "")
-        return _json(await self._ask(partial(self._content.find, request.match_info["order"], name)))
+        name, row = request.query.get("name", ""), _number(request, "row", 0)
+        return _json(await self._ask(partial(self._content.find, request.match_info["order"], name, row)))
 
     async def marks(self, request: web.Request) -> web.StreamResponse:
-        return _json(await self._ask(partial(self._content.marks, request.match_info["order"])))
+        return _json(await self._wait(partial(self._content.marks, request.match_info["order"])))
 
     async def histogram(self, request: web.Request) -> web.StreamResponse:
         column, order = request.query.get("column", "mean"), request.query.get("order", "")
         bins = max(1, _number(request, "bins", 60, _MAX_BINS))
-        return _json(await self._ask(partial(self._content.histogram, column, order, bins)))
+        return _json(await self._wait(partial(self._content.histogram, column, order, bins)))
 
     async def scale(self, _: web.Request) -> web.StreamResponse:
-        return _json(await self._ask(self._content.scale))
+        return _json(await self._wait(self._content.scale))
 
     async def layers(self, request: web.Request) -> web.StreamResponse:
         return _json(await self._ask(partial(self._content.layers, request.query.get("name", ""))))
 
     async def failures(self, _: web.Request) -> web.StreamResponse:
-        return _json(await self._ask(lambda: self._content.groups().as_dict()))
+        return _json(await self._wait(lambda: self._content.groups().as_dict()))
 
     async def counts(self, _: web.Request) -> web.StreamResponse:
         return _json(await self._ask(lambda: self._content.side.rows.counts(fresh=True)._asdict()))
@@ -158,16 +176,18 @@ class _Routes:
 
     async def overlay(self, request: web.Request) -> web.StreamResponse:
         side, row = await self._row(request)
-        found = await self._read(partial(side.overlays.read, row))
+        found, kind = await self._read(partial(_whole, side, row))
         headers = _headers(request, row["crc32"], is_changed=found.is_changed)
-        return web.Response(body=bytes(found.data), content_type=kind_of(found.data), headers=headers)
+        return web.Response(body=bytes(found.data), content_type=kind, headers=headers)
 
     async def indices(self, request: web.Request) -> web.StreamResponse:
         side, row = await self._row(request)
-        data, is_changed = await self._read(partial(_packed, side, row, _length(request)))
+        data, found = await self._read(partial(_packed, side, row, _length(request)))
         # The page would give new pixels the range of its old row.
-        is_changed |= request.query.get("v", row["crc32"]) != row["crc32"]
-        headers = _headers(request, row["crc32"], is_changed=is_changed) | {"Content-Encoding": "gzip"}
+        is_changed = found.is_changed or request.query.get("v", row["crc32"]) != row["crc32"]
+        # The settings of the run may be in the manifest later.
+        version = row["crc32"] if found.is_known else None
+        headers = _headers(request, version, is_changed=is_changed) | {"Content-Encoding": "gzip"}
         return web.Response(body=data, content_type="application/octet-stream", headers=headers)
 
     async def image(self, request: web.Request) -> web.StreamResponse:
@@ -181,7 +201,7 @@ class _Routes:
     def _image(self, name: str, length: int | None, turned: bool) -> tuple[bytes, str]:
         assert self._content.images is not None  # noqa: S101  # the caller has looked
         data = self._content.images.read(name)
-        return (data, kind_of(data)) if length is None else thumbnail(data, length, turned=turned)
+        return (data, checked_kind(data)) if length is None else thumbnail(data, length, turned=turned)
 
     async def _row(self, request: web.Request) -> tuple[Side, dict[str, Any]]:
         """Return the row of an address, and the manifest that it is of: the second one with ``of=other``."""
@@ -194,10 +214,14 @@ class _Routes:
         return side, row
 
     async def _ask(self, function: Callable[[], T]) -> T:
-        return await to_thread.run_sync(function, limiter=self._queries)
+        return await asyncio.get_running_loop().run_in_executor(self._queries, function)
+
+    async def _wait(self, function: Callable[[], T]) -> T:
+        """Call a function that may wait until all names are read, which must not stop the first rows."""
+        return await asyncio.get_running_loop().run_in_executor(self._waiters, function)
 
     async def _read(self, function: Callable[[], T]) -> T:
-        return await to_thread.run_sync(function, limiter=self._readers)
+        return await asyncio.get_running_loop().run_in_executor(self._readers, function)
 
 
 def _table(name: str, alpha: str) -> bytes:
@@ -218,14 +242,19 @@ def _headers(request: web.Request, version: str | None, *, is_changed: bool = Fa
     return headers | ({"Async-Maps-Changed": "1"} if is_changed else {})
 
 
-def _packed(side: Side, row: dict[str, Any], length: int | None) -> tuple[bytes, bool]:
-    plane, is_changed = side.overlays.plane(row, length)
-    return pack(plane), is_changed
+def _whole(side: Side, row: dict[str, Any]) -> tuple[Overlay, str]:
+    overlay = side.overlays.read(row)
+    return overlay, checked_kind(overlay.data)
+
+
+def _packed(side: Side, row: dict[str, Any], length: int | None) -> tuple[bytes, Intensities]:
+    found = side.overlays.plane(row, length)
+    return pack(found.plane), found
 
 
 def _length(request: web.Request) -> int | None:
     """Return the longest side of a thumbnail; None if the whole is asked for."""
-    if not request.path.startswith("/thumb/"):
+    if "/thumb/" not in request.path:
         return None
     wanted = _number(request, "side", 256, _LENGTHS[-1])
     return next(length for length in _LENGTHS if length >= wanted)

@@ -146,10 +146,15 @@ class Content:
                 return manifest.first(start, min(count, max(0, FIRST_ROWS - start)))
         return self._rows(self.known(order).page(start, count))
 
-    def find(self, order: str, name: str) -> dict[str, Any]:
-        """Return the row of a map, and where it is in an order; None if it is not there."""
+    def find(self, order: str, name: str, row: int = 0) -> dict[str, Any]:
+        """Return the row of a map, and where it is in an order; None if it is not there.
+
+        Maps that were refused at their source may have the name of another one: ``row`` is the number of the one that
+        is wanted; 0 if it is not known.
+        """
         with self.side.rows.opened() as manifest:
-            number = manifest.number_of(name)
+            (known,) = manifest.page([row])
+            number = row if known is not None and known["name"] == name else manifest.number_of(name)
         if number is None:
             return {"row": None, "place": None}
         place = None if order == FIRST else self.known(order).place_of(number)

@@ -1,7 +1,8 @@
 """Who may ask the server, and what browsers may do with its answers.
 
 The server reads private objects with the user's credentials. Another user of the machine, or a page in the same
-browser, must not: each request needs the token, as a cookie, and a Host header that names this machine.
+browser, must not: each request needs the token, as a cookie, and a Host header that names this machine. Browsers send
+cookies to all ports of a host, where other users may listen: the path of the cookie is a folder with a random name.
 """
 
 from __future__ import annotations
@@ -13,14 +14,17 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
+from async_maps.errors import SettingsError
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
 
     from aiohttp.typedefs import Handler, Middleware
 
 LOOPBACK = "127.0.0.1"
 _HOSTS = {LOOPBACK, "localhost", "[::1]"}
-_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^:\[\]@/]+)(?::\d{1,5})?", re.IGNORECASE)
+_NAME = r"\[[0-9a-f:.]+\]|[^:\[\]@/\s]+"
+_HOST = re.compile(rf"({_NAME})(?::\d{{1,5}})?", re.IGNORECASE)
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
     "connect-src 'self'; worker-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -37,13 +41,21 @@ class Guard:
 
     Attributes:
         token: a random text that each request must have.
+        root: the folder with a random name that all addresses are in, such as ``/x7Yq/``.
 
     Args:
         hosts: further names of this machine, for proxies.
+
+    Raises:
+        SettingsError: a host is not a name.
     """
 
-    def __init__(self, hosts: Iterable[str] = ()) -> None:
+    def __init__(self, hosts: Sequence[str] = ()) -> None:
         self.token = secrets.token_urlsafe(32)
+        self.root = f"/{secrets.token_urlsafe(16)}/"
+        for host in hosts:
+            if not re.fullmatch(_NAME, host, re.IGNORECASE):
+                raise SettingsError(f"allowed host {host!r}: expected a name without a scheme or a port")
         self._hosts = _HOSTS | {host.lower() for host in hosts}
         self._cookie = ""
 
@@ -73,7 +85,7 @@ class Guard:
             raise web.HTTPForbidden(text="This host is not allowed: see async-maps view --help, --allow-host.\n")
         if request.method not in {"GET", "HEAD"}:
             raise web.HTTPMethodNotAllowed(request.method, ["GET", "HEAD"])
-        if request.path == "/" and "token" in request.query:
+        if request.path == self.root and "token" in request.query:
             return self._enter(request.query["token"])
         if not self._is_known(request.cookies.get(self._cookie, "")):
             return self._refuse(request)
@@ -87,17 +99,16 @@ class Guard:
         if not self._is_known(token):
             raise web.HTTPUnauthorized(text="The token is wrong: open the address that async-maps view has printed.\n")
         answer = web.Response(status=303, headers={"Location": "./"})
-        # Without a path, it is that of the address, also behind a proxy.
+        # Without a path, it is that of the address, also behind a proxy that adds another one.
         answer.headers["Set-Cookie"] = f"{self._cookie}={self.token}; HttpOnly; SameSite=Strict"
         return answer
 
-    @staticmethod
-    def _refuse(request: web.Request) -> web.StreamResponse:
+    def _refuse(self, request: web.Request) -> web.StreamResponse:
         is_followed = (request.headers.get("Sec-Fetch-Site"), request.headers.get("Sec-Fetch-Mode")) == (
             "cross-site",
             "navigate",
         )
-        if is_followed and request.path == "/":
+        if is_followed and request.path == self.root:
             # A link on another site, such as a notebook's: the browser has the cookie, and sends it from here.
             return web.Response(text="", content_type="text/html", headers={"Refresh": "0; url=./"})
         raise web.HTTPUnauthorized(text="Open the address that async-maps view has printed: it has a token.\n")

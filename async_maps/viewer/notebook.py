@@ -7,7 +7,7 @@ import html
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from async_maps.errors import AsyncMapsError
+from async_maps.errors import ObjectError
 from async_maps.viewer.bundle import offline_script, page_files
 from async_maps.viewer.export import body_of, chosen_rows, data_of, image_of, overlays_of, packed_plane, script_of
 
@@ -24,13 +24,19 @@ _POLICY = (
 )
 
 
-def frame(content: Content, url: str) -> str:
-    """Return HTML with a sandboxed frame of up to 50 maps, and a link to the page if there are more."""
+def frame(content: Content) -> str:
+    """Return HTML with a sandboxed frame of up to 50 maps.
+
+    It has no address of the server: notebooks are saved and sent to others, and with its token all could read objects.
+
+    Raises:
+        AsyncMapsError: the manifest cannot be read, or a store cannot be reached.
+    """
     rows = chosen_rows(content, MOST_MAPS)
     planes = {}
     for row, of in overlays_of(rows):
         # The tile of one that cannot be read says that it is missing.
-        with suppress(AsyncMapsError):
+        with suppress(ObjectError):
             planes[f"{of}/{row['row']}"] = packed_plane(content, row, of, _SIDE)
     for row in rows:
         image = image_of(content, row["name"], _SIDE)
@@ -46,10 +52,10 @@ def frame(content: Content, url: str) -> str:
         f"<script>{offline_script()}</script>"
     )
     total = content.side.rows.counts().total
-    shown = f"the first {len(rows):,} of {total:,} maps; " if total > len(rows) else ""
+    shown = f"The first {len(rows):,} of {total:,} maps. " if total > len(rows) else ""
     return (
         f'<iframe title="async-maps" sandbox="allow-scripts allow-downloads" '
         f'style="width: 100%; height: {_HEIGHT}px; border: 0" '
         f'srcdoc="{html.escape(document)}"></iframe>'
-        f'<div>{shown}<a href="{html.escape(url)}" target="_blank" rel="noopener">open the viewer</a></div>'
+        f"<div>{shown}Call <code>show()</code> to open the page of this viewer in a browser.</div>"
     )

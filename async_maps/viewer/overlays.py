@@ -16,7 +16,7 @@ from async_maps.settings import Settings
 from async_maps.viewer.pixels import Coloring, NoImageError, kind_of, read_plane, shrink
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from async_maps.manifest.metadata import KeptRun
     from async_maps.settings import S3Settings
@@ -43,26 +43,54 @@ class Overlay(NamedTuple):
     is_changed: bool
 
 
+class Intensities(NamedTuple):
+    """The intensities of a row.
+
+    Attributes:
+        plane: the intensities.
+        is_changed: whether the object is not the one that the row describes.
+        is_known: whether the manifest says how its run has colored.
+    """
+
+    plane: Plane
+    is_changed: bool
+    is_known: bool
+
+
 class Overlays:
     """The overlays of a manifest. Thread-safe.
 
     Attributes:
-        colorings: how each run has colored, by the fingerprint of its settings.
+        runs: the runs, by the fingerprint of their settings.
+        colorings: how each run has colored, by the same.
+
+    Args:
+        read_runs: returns the runs of the manifest; it is called again for a fingerprint that is unknown.
+        s3: the time limits and attempts of requests.
 
     Raises:
         StoreError: all methods raise it if the store refuses a request or cannot be reached.
     """
 
-    def __init__(self, runs: Iterable[KeptRun], s3: S3Settings | None = None) -> None:
-        self._objects = Objects(s3)
+    def __init__(self, read_runs: Callable[[], Iterable[KeptRun]], s3: S3Settings | None = None) -> None:
+        self._read_runs = read_runs
+        self.runs: dict[str, KeptRun] = {}
         self.colorings: dict[str, Coloring] = {}
-        for run in runs:
+        self.refresh()
+        self._objects = Objects(s3)
+
+    def refresh(self) -> None:
+        """Read the settings of runs that are new."""
+        for run in self._read_runs():
+            if run.settings in self.runs:
+                continue
             try:
                 settings = Settings().shaped_as(run.shaping)
                 table = _GRAYS if settings.png == "gray" else settings.table()
-                self.colorings[run.settings] = Coloring(table, settings.png)
+                self.colorings = self.colorings | {run.settings: Coloring(table, settings.png)}
             except (SettingsError, KeyError, TypeError, ValueError) as error:
                 _logger.warning("the settings of a run in the manifest cannot be used: %s", error)
+            self.runs[run.settings] = run
 
     def close(self) -> None:
         """Close the connections."""
@@ -90,8 +118,8 @@ class Overlays:
         kind_of(data)
         return Overlay(data, row["crc32"] is not None and f"{isal_zlib.crc32(data):08x}" != row["crc32"])
 
-    def plane(self, row: Mapping[str, Any], side: int | None = None) -> tuple[Plane, bool]:
-        """Return the intensities of a row, and whether its object has changed.
+    def plane(self, row: Mapping[str, Any], side: int | None = None) -> Intensities:
+        """Return the intensities of a row.
 
         Args:
             row: the row.
@@ -102,6 +130,9 @@ class Overlays:
             NoImageError: as :meth:`read`, or the image is damaged or too large.
         """
         overlay = self.read(row)
+        if row["settings"] not in self.runs:
+            self.refresh()
         coloring = self.colorings.get(row["settings"], UNKNOWN)
         plane = read_plane(overlay.data, coloring)
-        return plane if side is None else shrink(plane, side, coloring.merged), overlay.is_changed
+        shown = plane if side is None else shrink(plane, side, coloring.merged)
+        return Intensities(shown, overlay.is_changed, row["settings"] in self.colorings)

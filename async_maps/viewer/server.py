@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import html
+import logging
 import os
 import sys
 import tempfile
@@ -14,9 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from async_maps.concurrency.loop import open_portal
 from async_maps.errors import SettingsError
+from async_maps.report import counted
 from async_maps.settings import given_or_default
 from async_maps.viewer.app import make_app
 from async_maps.viewer.content import Content
@@ -31,6 +35,12 @@ if TYPE_CHECKING:
     from async_maps.report import Report
     from async_maps.settings import Settings
 
+_logger = logging.getLogger("async_maps")
+_requests = logging.getLogger("async_maps.viewer")
+_requests.addFilter(lambda record: not isinstance((record.exc_info or (None, None))[1], HttpProcessingError))
+"""Requests that are not HTTP are no event for the user."""
+
+_MOST_PORT = 65_535
 _MOST_FIELD = 32 * 2**10
 """Bytes of a header: browsers send the cookies of all servers of this host, on all its ports."""
 _SHUTDOWN_S = 1.0
@@ -39,7 +49,7 @@ _FIRST_PORT, _PORTS = 20_000, 10_000
 
 
 class Viewer:
-    """A page on loopback that shows the overlays of a manifest, until it is closed.
+    """A page on loopback that shows the overlays of a manifest, until it is closed or the program ends.
 
     Attributes:
         url: its address, with a token: whoever has it can see the overlays and images.
@@ -67,6 +77,8 @@ class Viewer:
         hosts: Sequence[str] = (),
         settings: Settings | None = None,
     ) -> None:
+        if port is not None and not 0 <= port <= _MOST_PORT:
+            raise SettingsError(f"port {port}: expected 0 to {_MOST_PORT}")
         guard = Guard(hosts)
         with ExitStack() as stack:
             place = None if images is None else os.fspath(images)
@@ -77,6 +89,7 @@ class Viewer:
             runner = web.AppRunner(
                 make_app(self._content, guard),
                 access_log=None,
+                logger=_requests,
                 handle_signals=False,
                 shutdown_timeout=_SHUTDOWN_S,
                 max_field_size=_MOST_FIELD,
@@ -87,8 +100,11 @@ class Viewer:
             portal.call(partial(_start, runner, [_port_of(address), 0] if port is None else [port]))
             used: int = runner.addresses[0][1]
             guard.listens(used)
-            self.url = f"http://{LOOPBACK}:{used}/?token={guard.token}"
+            self.url = f"http://{LOOPBACK}:{used}{guard.root}?token={guard.token}"
             self._opened = stack.pop_all()
+        self._is_closed = False
+        # Its thread would wait for ever at the end of the program. This also keeps a viewer that nobody holds.
+        atexit.register(self.close)
 
     def __enter__(self) -> Self:
         return self
@@ -98,6 +114,8 @@ class Viewer:
 
     def close(self) -> None:
         """End the server and delete its temporary files."""
+        self._is_closed = True
+        atexit.unregister(self.close)
         self._opened.close()
 
     def save(self, folder: str | PathLike[str], *, size: int | None = None, limit: int | None = None) -> int:
@@ -109,27 +127,36 @@ class Viewer:
             limit: only the first maps by name; None for all.
 
         Returns:
-            The number of maps.
+            The number of maps; a warning is logged if overlays of some of them are missing.
 
         Raises:
-            SettingsError: the folder has other files, or cannot be written.
+            SettingsError: the folder has other files, or cannot be written; or the viewer is closed.
+            AsyncMapsError: the manifest cannot be read, or a store cannot be reached.
         """
         from async_maps.viewer.export import write_static
 
-        return write_static(self._content, Path(folder), side=size, limit=limit).maps
+        self._check_open()
+        written = write_static(self._content, Path(folder), side=size, limit=limit)
+        if written.missing:
+            _logger.warning("%s in %s cannot be read: see the page", counted(written.missing, "overlay"), folder)
+        return written.maps
 
     def _repr_html_(self) -> str:
         """Return the first maps for a notebook, which shows the last value of a cell."""
         from async_maps.viewer.notebook import frame
 
-        return frame(self._content, self.url)
+        return frame(self._content)
 
     def show(self) -> bool:
         """Open the page in a browser.
 
         Returns:
             False if there is none, as on a machine without a screen.
+
+        Raises:
+            SettingsError: the viewer is closed.
         """
+        self._check_open()
         is_linux = sys.platform.startswith("linux")
         if is_linux and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
             return False
@@ -141,6 +168,10 @@ class Viewer:
         with suppress(webbrowser.Error):
             return webbrowser.open(Path(path).as_uri())
         return False
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise SettingsError("the viewer is closed: call view(...) again")
 
 
 async def _start(runner: web.AppRunner, ports: Sequence[int]) -> None:

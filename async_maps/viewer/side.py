@@ -28,6 +28,7 @@ class Side:
 
     Attributes:
         rows: the rows.
+        place: a text for the manifest that does not depend on the current folder.
         overlays: the overlays.
 
     Raises:
@@ -37,8 +38,8 @@ class Side:
     def __init__(self, manifest: str | PathLike[str], s3: S3Settings | None = None) -> None:
         with ExitStack() as stack:
             self.rows = stack.enter_context(ViewedRows(manifest, s3))
-            self._runs = {run.settings: run for run in self.rows.runs()}
-            self.overlays = Overlays(self._runs.values(), s3)
+            self.place = place_of(self.rows.address)
+            self.overlays = Overlays(self.rows.runs, s3)
             stack.callback(self.overlays.close)
             self._opened = stack.pop_all()
 
@@ -53,15 +54,18 @@ class Side:
 
     def plane(self, row: Mapping[str, Any]) -> Plane:
         """Return the intensities of a row, as :meth:`Overlays.plane`."""
-        return self.overlays.plane(row)[0]
+        return self.overlays.plane(row).plane
 
     def describe(self) -> dict[str, Any]:
         """Return what the page needs to know of it, for JSON."""
+        self.overlays.refresh()
         colorings = {"": UNKNOWN, **self.overlays.colorings}
         return {
             "name": os.path.basename(self.rows.address.rstrip("/")) or self.rows.address,
             "address": self.rows.address,
-            "place": place_of(self.rows.address),
+            "place": self.place,
+            "live": self.rows.is_live(),
+            "is_copy": self.rows.is_copy,
             "destination": self.rows.destination(),
             "counts": self.rows.counts()._asdict(),
             "colorings": {
@@ -75,5 +79,5 @@ class Side:
         }
 
     def _settings(self, fingerprint: str) -> dict[str, Any] | None:
-        run = self._runs.get(fingerprint)
+        run = self.overlays.runs.get(fingerprint)
         return None if run is None else {name: value for name, value in run.shaping.items() if name != "s3"}

@@ -63,11 +63,12 @@ class Answer(NamedTuple):
 
 
 class Client:
-    """Asks a viewer, or the one at an address, with its token as a cookie."""
+    """Asks a viewer, or the one at an address, with its token as a cookie; paths are below its folder."""
 
     def __init__(self, viewer: Viewer | str) -> None:
         url = urlsplit(viewer if isinstance(viewer, str) else viewer.url)
         self.port = url.port or 0
+        self.root = url.path
         self.token = url.query.removeprefix("token=")
         self.cookie = f"async-maps-{self.port}={self.token}"
 
@@ -75,7 +76,8 @@ class Client:
         query = {**(query or {}), **more}
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
-            target = f"{path}?{urlencode(query, doseq=True)}" if query else path
+            target = self.root + path.removeprefix("/")
+            target = f"{target}?{urlencode(query, doseq=True)}" if query else target
             connection.request("GET", target, headers={"Cookie": self.cookie})
             answer = connection.getresponse()
             return Answer(answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read())

@@ -6,8 +6,11 @@ import os
 import re
 import signal
 import stat
+import subprocess
+import sys
 import threading
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -18,6 +21,7 @@ from tests.support.leftovers import leaves_nothing
 from tests.support.viewing import Client, make_run, smooth_map
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 
@@ -64,6 +68,50 @@ def test_a_browser_gets_the_address_from_a_private_file(tmp_path: Path, monkeypa
     assert not os.path.exists(path)
 
 
+def test_a_viewer_that_is_closed_is_refused(tmp_path: Path) -> None:
+    viewer = Viewer(make_run(tmp_path, 1))
+    viewer.close()
+    with pytest.raises(am.SettingsError, match="the viewer is closed"):
+        viewer.show()
+    with pytest.raises(am.SettingsError, match="the viewer is closed"):
+        viewer.save(tmp_path / "page")
+    viewer.close()
+
+
+@pytest.mark.parametrize("port", [-1, 65_536, 99_999])
+def test_a_port_must_exist(tmp_path: Path, port: int) -> None:
+    with pytest.raises(am.SettingsError, match=f"port {port}: expected 0 to 65535"):
+        am.view(make_run(tmp_path, 1), port=port)
+
+
+PROGRAM = """
+import sys, threading, webbrowser
+import async_maps as am
+from tests.support.viewing import Client
+
+webbrowser.open = lambda _: True
+viewer = am.view(sys.argv[1], compare=sys.argv[1])
+client = Client(viewer)
+assert [row["name"] for row in client.rows(sort="-disagreement")] == ["val/000"]
+assert client.get("/map/1/indices").status == 200
+if sys.argv[2] == "dropped":
+    del viewer
+    assert client.get("/api/counts").status == 200
+print("end")
+"""
+
+
+@pytest.mark.parametrize("how", ["held", "dropped"])
+def test_a_program_that_does_not_close_its_viewer_ends(tmp_path: Path, how: str) -> None:
+    manifest = make_run(tmp_path, 1)
+    (tmp_path / "tmp").mkdir()
+    environment = {**os.environ, "DISPLAY": ":0", "TMPDIR": str(tmp_path / "tmp")}
+    command = [sys.executable, "-c", PROGRAM, str(manifest), how]
+    ended = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "end\n", "")
+    assert not list((tmp_path / "tmp").iterdir())
+
+
 def test_there_is_no_browser_without_a_screen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("DISPLAY", "WAYLAND_DISPLAY"):
         monkeypatch.delenv(name, raising=False)
@@ -106,6 +154,29 @@ def test_each_manifest_has_a_port_of_its_own(tmp_path: Path) -> None:
     with Viewer(os.path.relpath(manifest)) as again, Viewer(manifest, port=0) as free:
         assert Client(again).port == port
         assert Client(free).port != port
+
+
+@pytest.mark.usefixtures(leaves_nothing.__name__)
+def test_a_run_beside_an_idle_viewer_closes_its_log_without_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = make_run(tmp_path, 3)
+    waits: list[float] = []
+    monkeypatch.setattr("async_maps.manifest.file.time", SimpleNamespace(sleep=waits.append))
+    with Viewer(manifest, compare=manifest) as viewer:
+        client = Client(viewer)
+
+        def maps() -> Iterator[tuple[str, Any]]:
+            for i in range(4):
+                # Each question while the run writes has its answer before the run ends.
+                client.rows(sort="-mean", fresh=1)
+                for path in ("/api/manifest", "/api/run", "/api/failures", "/api/models", "/map/1/indices"):
+                    assert client.get(path).status == 200
+                yield f"new/{i}", smooth_map(i)
+
+        report = am.run(maps(), tmp_path / "out", manifest=manifest, settings=am.Settings(workers=0))
+        assert {path.name for path in tmp_path.iterdir()} - {"run.sqlite-lock"} == {"run.sqlite", "out"}
+    assert (report.uploaded, waits) == (4, [])
 
 
 @pytest.mark.usefixtures(leaves_nothing.__name__)

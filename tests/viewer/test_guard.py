@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from http.cookiejar import CookieJar
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from threading import Thread
 from typing import TYPE_CHECKING
+from urllib.request import HTTPCookieProcessor, build_opener
 
 import pytest
 
+import async_maps as am
+from async_maps.viewer.guard import Guard
 from async_maps.viewer.server import Viewer
 from tests.support.leftovers import leaves_nothing
 from tests.support.viewing import Client, make_run
@@ -30,8 +36,9 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
 
 
 def request(client: Client, target: str, *lines: str, method: str = "GET", cookie: bool = True) -> tuple[int, str]:
+    """Ask for a target below the folder of all addresses."""
     head = [
-        f"{method} {target} HTTP/1.1",
+        f"{method} {client.root}{target.removeprefix('/')} HTTP/1.1",
         *lines,
         *([f"Cookie: {client.cookie}"] if cookie else []),
         "Connection: close",
@@ -103,6 +110,49 @@ def test_a_link_on_another_site_leads_to_the_page(client: Client) -> None:
     assert request(client, "/map/1", host(client), *fetched, cookie=False)[0] == 401
 
 
+@pytest.mark.parametrize("target", ["/", "/main.js", "/api/manifest", "/map/1", "/{root}", "/x/api/manifest"])
+def test_nothing_is_answered_outside_the_folder_with_a_random_name(client: Client, target: str) -> None:
+    target = target.format(root=client.root.strip("/"))
+    cookie = f"Cookie: {client.cookie}\r\n"
+    for query, more in (("", cookie), (f"?token={client.token}", "")):
+        answer = client.raw(
+            f"GET {target}{query} HTTP/1.1\r\n{host(client)}\r\n{more}Connection: close\r\n\r\n".encode()
+        )
+        assert answer.split(b" ", 2)[1] == (b"404" if more else b"401")
+        assert b"Set-Cookie" not in answer
+
+
+def test_browsers_send_the_cookie_to_no_other_port(client: Client) -> None:
+    heard: list[str | None] = []
+
+    class Other(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:  # theirs
+            heard.append(self.headers.get("Cookie"))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    address = f"http://127.0.0.1:{client.port}{client.root}"
+    with HTTPServer(("127.0.0.1", 0), Other) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        browser = build_opener(HTTPCookieProcessor(CookieJar()))
+        assert browser.open(f"{address}?token={client.token}").status == 200
+        assert browser.open(f"{address}api/manifest").status == 200
+        browser.open(f"http://127.0.0.1:{server.server_port}/").read()
+        server.shutdown()
+        thread.join()
+    assert heard == [None]
+
+
+@pytest.mark.parametrize("name", ["https://proxy.example", "proxy.example:443", "proxy.example/path", "", "a b"])
+def test_allowed_hosts_are_names(name: str) -> None:
+    with pytest.raises(am.SettingsError, match="allowed host"):
+        Guard([name])
+
+
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "CONNECT"])
 def test_only_reading_is_allowed(client: Client, method: str) -> None:
     assert request(client, "/api/manifest", host(client), method=method)[0] in {400, 405}
@@ -152,9 +202,12 @@ LONG = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nA: " + b"a" * 70_000 + b"\r\n\r\n"
 
 
 @pytest.mark.parametrize("data", [b"GET / HTTP/9.9\r\n\r\n", b"\x16\x03\x01" + b"x" * 100, LONG])
-def test_garbage_gets_no_content(client: Client, data: bytes) -> None:
+def test_garbage_gets_no_content_and_no_traceback(
+    client: Client, data: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
     assert b"main.js" not in client.raw(data)
     assert client.get("/api/manifest").status == 200
+    assert not caplog.records
 
 
 @pytest.mark.usefixtures(leaves_nothing.__name__)
