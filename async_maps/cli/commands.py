@@ -76,7 +76,8 @@ COMMANDS = {
         "view:view",
         "Look at overlays on their source images, in a browser.",
         "0 ended by Ctrl-C, or the folder is written; 1 overlays are missing in the folder; 2 wrong use, or the "
-        "manifest cannot be read; 3 the store of a plan is down; 129/143 ended by a signal",
+        "manifest cannot be read; 3 the store of a plan, or of overlays for the folder, is down; 129/143 ended by a "
+        "signal; 130 writing the folder was interrupted",
     ),
     "doctor": _Command(
         "doctor:doctor",

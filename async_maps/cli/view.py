@@ -70,6 +70,8 @@ def view(  # noqa: PLR0913  # one argument per option
     """
     set_verbosity(verbose=verbose, quiet=quiet)
     if static is not None:
+        if port is not None or allow_host:
+            raise SettingsError("--port and --allow-host are for the server: --static starts none")
         return _write(manifest, images, compare, static, size, limit)
     if size is not None or limit is not None:
         raise SettingsError("--size and --limit are for --static")

@@ -89,12 +89,16 @@ def run_demo(  # noqa: PLR0913  # one argument per option
         asyncio.run(seaweed.create_bucket(server, _BUCKET))
         _say(f"SeaweedFS runs at {server.endpoint_url}; its data is deleted at the end")
         all_right = _do(out, scenes, f"s3://{_BUCKET}/demo", on_progress)
+        if serve:
+            _tell(server, out)
         if look:
             _look(out)
         elif serve:
-            _keep(server, out)
+            with suppress(KeyboardInterrupt):
+                Event().wait()
     if not serve:
-        _say(f"to look at them: async-maps demo --open, or open {out / 'page' / 'index.html'} in a browser")
+        # The server has ended, and the overlays with it.
+        _say(f"to look at them: open {out / 'page' / 'index.html'} in a browser, or use async-maps demo --open")
     return all_right
 
 
@@ -142,14 +146,13 @@ def _look(out: Path) -> None:
             Event().wait()
 
 
-def _keep(server: seaweed.S3Server, out: Path) -> None:
+def _tell(server: seaweed.S3Server, out: Path) -> None:
+    """Print how to use the server in other terminals."""
     _say("the server runs until Ctrl-C; to use it in another terminal, set these variables:")
     for name, value in server.environment().items():
         print(f"export {name}={value}", flush=True)  # noqa: T201  # to be copied
     _say(f"then run, for example: {suggest('run', 'maps/', f's3://{_BUCKET}/mine')}")
     _say(f"or look at the overlays: {_view_command(out)}")
-    with suppress(KeyboardInterrupt):
-        Event().wait()
 
 
 def _clear(out: Path) -> None:

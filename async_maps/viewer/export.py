@@ -9,15 +9,14 @@ import base64
 import json
 import logging
 import math
-import os
-import shutil
+import re
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from async_maps.errors import AsyncMapsError, SettingsError
+from async_maps.errors import ObjectError, SettingsError, SourceError
 from async_maps.render.colormap import colormap_table
 from async_maps.report import counted
 from async_maps.viewer.bundle import offline_script, page_files
@@ -25,16 +24,20 @@ from async_maps.viewer.compare import DISAGREEMENT
 from async_maps.viewer.content import COLORMAPS, Content
 from async_maps.viewer.history import history
 from async_maps.viewer.orders import Request
-from async_maps.viewer.pixels import kind_of, pack, thumbnail
+from async_maps.viewer.pixels import checked_kind, pack, thumbnail
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 _logger = logging.getLogger("async_maps")
 
 _MARK = ".async-maps-view"
 """This file marks a folder of such a page, whose content may be replaced."""
 _FOLDERS = ("maps", "other", "images")
+_OURS = re.compile(r"\d+\.(js|png|jpg|gif|webp)")
+"""The names of the files in these folders; others are the user's."""
+_SAMPLES = 8
+"""The maps from which the size of the page is estimated."""
 _PAGE = 500
 _THREADS = 8
 _SUFFIXES = {"image/png": "png", "image/jpeg": "jpg", "image/gif": "gif", "image/webp": "webp"}
@@ -74,16 +77,35 @@ def body_of(index: bytes) -> str:
 
 
 def chosen_rows(content: Content, limit: int | None) -> list[dict[str, Any]]:
-    """Return the first rows by name, with their partners and all measures if there is a second manifest."""
+    """Return the first rows by name, with their partners and all measures if there is a second manifest.
+
+    Raises:
+        StoreError: the overlays are compared, and a store cannot be reached.
+    """
     order = content.order(Request())
     count = order["total"] if limit is None else min(limit, order["total"])
     pages = (content.page(order["order"], start, min(_PAGE, count - start)) for start in range(0, count, _PAGE))
     rows = [row for page in pages for row in page if row is not None]
     pairs = [row for row in rows if row.get("other")]
-    with ThreadPoolExecutor(_THREADS, "async-maps-view") as threads:
+    with _threads() as threads:
         for row, found in zip(pairs, threads.map(partial(_measured, content), pairs), strict=True):
             row[DISAGREEMENT] = found
     return rows
+
+
+@contextmanager
+def _threads() -> Iterator[ThreadPoolExecutor]:
+    """Return threads for the ``with`` block. Ctrl-C does not wait for those that wait for S3."""
+    threads = ThreadPoolExecutor(_THREADS, "async-maps-view")
+    is_interrupted = True
+    try:
+        yield threads
+        is_interrupted = False
+    except Exception:
+        is_interrupted = False
+        raise
+    finally:
+        threads.shutdown(wait=not is_interrupted, cancel_futures=True)
 
 
 def _measured(content: Content, row: dict[str, Any]) -> float | None:
@@ -111,7 +133,7 @@ def data_of(content: Content, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         shown["count"] = len(shown["rows"])
     failures["groups"] = [shown for shown in failures["groups"] if shown["rows"]]
     failed = sum(row["status"] == "failed" for row in rows)
-    manifest = content.describe() | {"counts": {"done": len(rows) - failed, "failed": failed}}
+    manifest = content.describe() | {"counts": {"done": len(rows) - failed, "failed": failed}, "live": False}
     # Whoever gets the page learns no folders of this machine beside those in rows.
     sides = [side for side in (manifest, manifest["other"]) if side]
     for side in sides:
@@ -144,13 +166,20 @@ def packed_plane(content: Content, row: dict[str, Any], of: str, side: int | Non
 
 
 def image_of(content: Content, name: str, side: int | None) -> tuple[bytes, str] | None:
-    """Return the image of a map and its content type; None if there is none that can be shown."""
+    """Return the image of a map and its content type; None if there is none that can be shown.
+
+    Raises:
+        StoreError: S3 refuses all requests.
+        SourceError: S3 cannot be reached.
+    """
     if content.images is None:
         return None
     try:
         data = content.images.read(name)
-        return (data, kind_of(data)) if side is None else thumbnail(data, side)
-    except AsyncMapsError as error:
+        return (data, checked_kind(data)) if side is None else thumbnail(data, side)
+    except (ObjectError, SourceError) as error:
+        if error.may_pass:
+            raise
         _logger.debug("%s has no image: %s", name, error)
         return None
 
@@ -179,16 +208,17 @@ def write_static(
         SettingsError: the folder has other files, or cannot be written.
         AsyncMapsError: the manifest cannot be read, or the store is down.
     """
-    _clear(out)
+    _check_folder(out)
     rows = chosen_rows(content, limit)
     pairs = overlays_of(rows)
-    stored = sum(row["bytes"] or 0 for row, _ in pairs)
+    about = _estimated(content, rows, pairs, side)
     pixels = "all pixels" if side is None else f"at most {side} pixels a side"
-    tell(f"{counted(len(pairs), 'overlay')} of {stored / 1e6:,.1f} MB, and their images, with {pixels}")
+    tell(f"{counted(len(pairs), 'overlay')} and their images with {pixels}: about {about / 1e6:,.1f} MB")
     try:
+        _clear(out)
         for folder in _FOLDERS:
-            (out / folder).mkdir()
-        with ThreadPoolExecutor(_THREADS, "async-maps-view") as threads:
+            (out / folder).mkdir(exist_ok=True)
+        with _threads() as threads:
             found = list(threads.map(partial(_write_plane, content, out, side), pairs))
             for row, image in zip(rows, threads.map(partial(_write_image, content, out, side=side), rows), strict=True):
                 row["image"] = image
@@ -210,7 +240,7 @@ def _write_plane(content: Content, out: Path, side: int | None, pair: tuple[dict
     address = f"{of}/{row['row']}"
     try:
         text = packed_plane(content, row, of, side)
-    except AsyncMapsError as error:
+    except ObjectError as error:
         _logger.debug("%s is left out: %s", row["name"], error)
         return False
     (out / f"{address}.js").write_text(f"ASYNC_MAPS.plane({json.dumps(address)}, {json.dumps(text)});\n")
@@ -226,18 +256,35 @@ def _write_image(content: Content, out: Path, row: dict[str, Any], *, side: int 
     return address
 
 
-def _clear(out: Path) -> None:
-    """Make the folder, or empty that of an earlier page; refuse others that have files."""
+def _estimated(
+    content: Content, rows: Sequence[dict[str, Any]], pairs: Sequence[tuple[dict[str, Any], str]], side: int | None
+) -> float:
+    """Return about how many bytes the planes and images of all rows will have, from some of them."""
+    planes, images = [0], [0]
+    for row, of in pairs[:: max(1, len(pairs) // _SAMPLES)]:
+        with suppress(ObjectError):
+            planes.append(len(packed_plane(content, row, of, side)))
+    found_images = (image_of(content, row["name"], side) for row in rows[:: max(1, len(rows) // _SAMPLES)])
+    images.extend(0 if found is None else len(found[0]) for found in found_images)
+    return sum(
+        sum(found) / max(1, len(found) - 1) * count for found, count in ((planes, len(pairs)), (images, len(rows)))
+    )
+
+
+def _check_folder(out: Path) -> None:
+    """Refuse a folder with files that are no page."""
     try:
         if out.exists() and not (out / _MARK).exists() and any(out.iterdir()):
             raise SettingsError(f"{out} has files that are no page of async-maps view: choose another folder")
-        out.mkdir(parents=True, exist_ok=True)
-        (out / _MARK).touch()
-        for name in (*_FOLDERS, "index.html"):
-            if (out / name).is_dir():
-                shutil.rmtree(out / name)
-            else:
-                with suppress(FileNotFoundError):
-                    os.unlink(out / name)
     except OSError as error:
         raise SettingsError(f"cannot write the page to {out}: {error.strerror or error}") from error
+
+
+def _clear(out: Path) -> None:
+    """Make the folder, or delete the files of an earlier page."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / _MARK).touch()
+    # First, so that a page that opens is whole.
+    (out / "index.html").unlink(missing_ok=True)
+    for path in (path for name in _FOLDERS for path in (out / name).glob("*") if _OURS.fullmatch(path.name)):
+        path.unlink()

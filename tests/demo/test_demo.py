@@ -128,10 +128,13 @@ def test_serve_keeps_the_server_until_ctrl_c(tmp_path: Path, number: signal.Sign
 
 @pytest.mark.slow
 def test_open_shows_the_overlays_until_ctrl_c(tmp_path: Path) -> None:
-    running = start("demo", "--out", tmp_path / "demo", "--scenes", 2, "--open")
+    running = start("demo", "--out", tmp_path / "demo", "--scenes", 2, "--serve", "--open")
     assert running.stdout is not None
+    lines = []
     while "until Ctrl-C: " not in (line := running.stdout.readline()):
         assert running.poll() is None
+        lines.append(line)
+    assert [line for line in lines if line.startswith("export AWS_ENDPOINT_URL=")]
     client = Client(line.partition("until Ctrl-C: ")[2].strip())
     (row, _) = client.rows()
     assert client.get(f"/map/{row['row']}").headers["content-type"] == "image/png"

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import html
 import json
+import os
 import re
+import signal
+import socket
+import subprocess
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,12 +16,15 @@ import pytest
 from PIL import Image
 
 import async_maps as am
+from async_maps.report.ending import exit_code
 from async_maps.viewer.bundle import offline_script, page_files
+from async_maps.viewer.content import Content
+from async_maps.viewer.export import write_static
 from async_maps.viewer.notebook import MOST_MAPS
 from async_maps.viewer.server import Viewer
-from tests.support.commands import invoke, only_error
+from tests.support.commands import COMMAND, invoke, only_error
 from tests.support.leftovers import leaves_nothing
-from tests.support.manifests import write_run
+from tests.support.manifests import make_map, receipt_for, write_run
 from tests.support.viewing import make_run, smooth_map
 
 if TYPE_CHECKING:
@@ -120,6 +127,70 @@ def test_missing_overlays_are_counted(tmp_path: Path, capsys: pytest.CaptureFixt
     assert output.out.startswith("3 maps in ")
 
 
+@pytest.mark.runs
+def test_a_page_that_is_replaced_keeps_the_files_of_others(tmp_path: Path, images: Path) -> None:
+    manifest, page = make_run(tmp_path, 3), tmp_path / "page"
+    assert invoke("view", manifest, "--images", images, "--static", page) == 0
+    for name in ("images/holiday.jpg", "maps/notes.txt", "notes.txt"):
+        (page / name).write_text("precious")
+    assert invoke("view", manifest, "--images", images, "--static", page, "--limit", 1) == 0
+    for name in ("images/holiday.jpg", "maps/notes.txt", "notes.txt"):
+        assert (page / name).read_text() == "precious"
+    assert len(list((page / "maps").iterdir())) == len(list((page / "images").iterdir())) == 2
+
+
+@pytest.mark.runs
+def test_the_size_is_told_before(tmp_path: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    manifest = make_run(tmp_path, 3)
+    assert invoke("view", manifest, "--images", images, "--static", tmp_path / "page") == 0
+    shown = re.search(r"3 overlays and their images with all pixels: about ([\d.]+) MB", capsys.readouterr().err)
+    assert shown is not None
+    files = [path for name in ("maps", "images") for path in (tmp_path / "page" / name).iterdir()]
+    assert float(shown[1]) == pytest.approx(sum(path.stat().st_size for path in files) / 1e6, abs=0.11)
+
+
+def test_a_store_that_is_down_ends_it_and_keeps_the_old_page(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest, page = make_run(tmp_path, 3, f"s3://{bucket}/out"), tmp_path / "page"
+    assert invoke("view", manifest, "--static", page) == 0
+    before = {path: path.stat().st_mtime_ns for path in page.rglob("*")}
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    settings = am.Settings(s3={"max_attempts": 1, "give_up_s": 1, "connect_timeout_s": 1})
+    with Content(manifest, s3=settings.s3) as content, pytest.raises(am.StoreError) as refused:
+        write_static(content, page)
+    assert f"s3://{bucket}/out/val/00" in str(refused.value)
+    assert exit_code(refused.value) == 3
+    assert {path: path.stat().st_mtime_ns for path in page.rglob("*")} == before
+    with Viewer(manifest, settings=settings) as viewer, pytest.raises(am.StoreError):
+        viewer._repr_html_()
+
+
+@pytest.mark.parametrize("options", [(), ("--compare",)])
+def test_ctrl_c_ends_it_while_s3_does_not_answer(tmp_path: Path, options: tuple[str, ...]) -> None:
+    write_run(tmp_path / "m.sqlite", [receipt_for(make_map(f"m{i}")) for i in range(20)])
+    environment = {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": "us-east-1"}
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        environment["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        compare = [f"{option}={tmp_path / 'm.sqlite'}" for option in options]
+        command = [*COMMAND, "view", str(tmp_path / "m.sqlite"), "--static", str(tmp_path / "page"), *compare]
+        running = subprocess.Popen(command, env=os.environ | environment, stderr=subprocess.PIPE, text=True)
+        connection, _ = silent.accept()
+        with connection:
+            connection.recv(1)
+            running.send_signal(signal.SIGINT)
+            _, err = running.communicate(timeout=60)
+    assert (running.returncode, "Traceback" in err) == (130, False), err
+
+
+@pytest.mark.parametrize("option", ["--port=0", "--allow-host=proxy.example"])
+def test_options_of_the_server_are_not_for_the_folder(
+    tmp_path: Path, option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert invoke("view", tmp_path / "m.sqlite", "--static", tmp_path / "page", option) == 2
+    assert "are for the server" in only_error(capsys.readouterr())
+
+
 @pytest.mark.parametrize("flag", ["--size", "--limit"])
 def test_options_of_the_folder_need_it(tmp_path: Path, flag: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert invoke("view", tmp_path / "m.sqlite", flag, 5) == 2
@@ -143,14 +214,15 @@ def test_a_notebook_shows_the_first_maps(tmp_path: Path, images: Path) -> None:
     report = am.run(maps, tmp_path / "out", manifest=tmp_path / "run.sqlite", settings=settings)
     with am.view(report, images=images, open_browser=False) as viewer:
         text = viewer._repr_html_()
-        assert f"the first {MOST_MAPS} of {MOST_MAPS + 3} maps" in text
-        assert html.escape(viewer.url) in text
+        assert f"The first {MOST_MAPS} of {MOST_MAPS + 3} maps" in text
+        # Whoever gets the notebook does not get the token.
+        root, _, token = viewer.url.removeprefix("http://").partition("/")[2].partition("/?token=")
+        assert root not in text
+        assert token not in text
     frame = html.unescape(re.findall(r'srcdoc="(.*?)"', text, re.DOTALL)[0])
     data = data_in(frame)
     assert len(data["rows"]) == len(data["planes"]) == MOST_MAPS
     assert data["rows"][0]["image"].startswith("data:image/jpeg;base64,")
-    # Whoever gets the notebook gets no token with the frame.
-    assert "token" not in frame
 
 
 @pytest.mark.runs
