@@ -62,8 +62,11 @@ _RECOLOR = """async ([selector, count, rounds]) => {
         slider.dispatchEvent(new Event("input"));
         await new Promise((done) => setTimeout(done, 60));
         const began = performance.now();
-        if (selector === "tiles") for (const tile of tiles) tile.paint();
-        else slider.dispatchEvent(new Event("input", { bubbles: true, detail: (slider.value = 11 + 3 * round) }));
+        if (selector === "tiles") {
+            // A picture that has these colors is not painted again.
+            for (const tile of tiles) tile.picture.painted = null;
+            for (const tile of tiles) tile.paint();
+        } else slider.dispatchEvent(new Event("input", { bubbles: true, detail: (slider.value = 11 + 3 * round) }));
         times.push(performance.now() - began);
     }
     return times;

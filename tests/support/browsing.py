@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from numpy.typing import NDArray
-    from playwright.sync_api import Browser, ConsoleMessage, Dialog, Page
+    from playwright.sync_api import Browser, ConsoleMessage, Dialog, Frame, Page
 
     from async_maps.viewer.server import Viewer
 
@@ -103,7 +103,7 @@ class Tab:
         # Chromium tells each image that is missing.
         is_image = "/image/" in message.location["url"]
         if message.type == "error" and not (is_image and "404" in message.text):
-            self.problems.append(message.text)
+            self.problems.append(f"{message.text} {message.location['url']}")
 
     def _refuse(self, dialog: Dialog) -> None:
         self.problems.append(dialog.message)
@@ -146,6 +146,19 @@ class Tab:
     def _pixels(self, find: str, argument: object) -> NDArray[np.uint8]:
         text, width, height = self.page.evaluate(_READ, [find, argument])
         return np.frombuffer(base64.b64decode(text), np.uint8).reshape(height, width, 4)
+
+    def serious(self, frame: Frame | None = None, **options: Any) -> list[tuple[str, str]]:
+        """Return the serious problems that axe finds in the page or a frame: the rule and the element of each."""
+        axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+        found = axe.run(
+            frame or self.page, options={"resultTypes": ["violations"], "preload": False, **options}
+        ).response["violations"]
+        return [
+            (rule["id"], node["html"])
+            for rule in found
+            if rule["impact"] in {"serious", "critical"}
+            for node in rule["nodes"]
+        ]
 
     def shot(self, selector: str) -> NDArray[np.uint8]:
         """Return what is on the screen where an element is, (h, w, 3) uint8."""

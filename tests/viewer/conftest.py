@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -34,6 +35,8 @@ def tab(browser: Browser) -> Iterator[Tab]:
     yield tab
     tab.close()
     assert tab.problems == []
+    # No request leaves the machine.
+    assert {urlsplit(address).hostname for address in tab.addresses} <= {"127.0.0.1", None}
 
 
 @pytest.fixture(scope="module")

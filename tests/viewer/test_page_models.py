@@ -15,6 +15,7 @@ from tests.support.viewing import smooth_map
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -115,6 +116,43 @@ def test_the_facts_of_both_are_shown(tab: Tab, viewer: Viewer) -> None:
     tab.settle()
     assert tab.hash == "/models?sort=-disagreement"
     assert len(tab.names()) == COUNT
+
+
+def test_pairs_without_a_range_or_with_one_value_are_shown(tab: Tab, tmp_path: Path) -> None:
+    maps = [("constant", np.full((8, 8), 0.5, np.float32)), ("empty", np.full((8, 8), np.nan, np.float32))]
+    settings = am.Settings(workers=0, range="per-map", invalid="transparent")
+    for name in ("first", "second"):
+        am.run(maps, tmp_path / name, manifest=tmp_path / f"{name}.sqlite", settings=settings)
+    with Viewer(tmp_path / "first.sqlite", compare=tmp_path / "second.sqlite") as viewer:
+        tab.open(viewer, "#/models")
+        assert tab.names() == ["constant", "empty"]
+        tab.open(viewer, "#/pair/constant")
+        expect(tab.page.locator(".pane")).to_have_count(3)
+        tab.settle()
+        for number in range(2):
+            assert np.abs(on_black(tab.sheet(number)) - on_black(np.broadcast_to(TABLE[128], (8, 8, 4)))).max() <= 1
+        assert (np.abs(tab.sheet(2)[..., :3].astype(int) - DIFFERENCES[127, :3].astype(int)) <= 1).all()
+        tab.open(viewer, "#/pair/empty")
+        expect(tab.page.locator(".pane")).to_have_count(3)
+        tab.page.goto("about:blank")
+
+
+def test_one_overlay_is_shown_if_the_other_is_missing(tab: Tab, viewer: Viewer) -> None:
+    tab.page.route(
+        "**/map/*/indices?*of=other*", lambda route: route.fulfill(status=404, body='{"error": "it is gone"}')
+    )
+    tab.open(viewer, "#/pair/05")
+    expect(tab.page.locator(".stage > .note")).to_have_text("it is gone")
+    assert tab.sheet(0).shape == (48, 64, 4)
+    assert all("404" in problem for problem in tab.problems)
+    tab.problems.clear()
+
+
+@pytest.mark.parametrize("address", ["#/models?sort=-disagreement", "#/pair/02"])
+def test_axe_finds_nothing_serious(tab: Tab, viewer: Viewer, address: str) -> None:
+    tab.open(viewer, address)
+    expect(tab.page.locator(".pane, .tile:visible").first).to_be_visible()
+    assert tab.serious() == []
 
 
 def test_plain_maps_and_pairs_have_orders_of_their_own(tab: Tab, viewer: Viewer) -> None:

@@ -30,6 +30,7 @@ def test_a_frame_in_a_notebook_shows_maps_without_a_server(tab: Tab, tmp_path: P
     frame.get_by_label("colormap").select_option("magma")
     frame.get_by_role("button", name="back to all maps").click()
     expect(frame.locator(".tile")).to_have_count(4)
+    assert tab.serious(tab.page.frames[1]) == []
     # Nothing is asked, and nothing of the frame reaches the notebook.
     assert {address.partition(":")[0] for address in tab.addresses} <= {"file", "data", "about"}
 

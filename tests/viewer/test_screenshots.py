@@ -67,6 +67,20 @@ def viewer(tmp_path_factory: pytest.TempPathFactory, s3_server: S3Server) -> Ite
             yield viewer
 
 
+def test_overlays_in_a_bucket_are_those_of_a_reference(tab: Tab, viewer: Viewer) -> None:
+    name, table = "train/scene-0003", am.Settings().table().astype(int)
+    plane = np.rint(np.clip(spectral_residual(scene(3)), 0, 1).astype(np.float64) * 255).astype(np.uint8)
+    tab.open(viewer, f"#/map/{name}")
+    assert tab.page.locator("aside").get_by_text(f"fine/{name}.png", exact=True).count() == 1
+    found = tab.sheet().astype(int)
+    is_shown = table[plane][..., 3] > 0
+    assert np.abs(found - table[plane])[is_shown].max() <= 1
+    assert (found[~is_shown][..., 3] == 0).all()
+    tab.page.keyboard.press("Escape")
+    tab.settle()
+    assert len(tab.names()) > 12
+
+
 @pytest.mark.parametrize("scheme", ["dark", "light"])
 @pytest.mark.parametrize("view", VIEWS)
 def test_a_picture_of_each_view(

@@ -9,8 +9,8 @@ export function decodeTable(text) {
 
 /** Return "LOW,HIGH" as two numbers, or null. */
 export function parseScale(text) {
-  const [low, high] = text.split(",").map(Number);
-  return text && Number.isFinite(low) && Number.isFinite(high) && low < high ? { low, high } : null;
+  const [low, high, ...rest] = text.split(",").map((end) => (end.trim() ? Number(end) : NaN));
+  return !rest.length && Number.isFinite(low) && Number.isFinite(high) && low < high ? { low, high } : null;
 }
 
 /** Return where an intensity of a map is on the scale that is shown, 0 to 255. */
@@ -20,12 +20,12 @@ export function onScale(intensity, row, scale) {
   return Math.min(255, Math.max(0, (255 * (value - scale.low)) / (scale.high - scale.low)));
 }
 
-/** Return the color of each intensity as 256 pixels; those below the threshold are transparent. */
-export function pixelsOf(table, row, { scale, threshold }) {
+/** Return the color of each intensity as 256 pixels; those below the threshold, and ``hidden``, are transparent. */
+export function pixelsOf(table, row, { scale, threshold, hidden = null }) {
   const pixels = new Uint32Array(256);
   for (let intensity = 0; intensity < 256; intensity += 1) {
     const place = onScale(intensity, row, scale);
-    if (place < threshold) continue;
+    if (place < threshold || intensity === hidden) continue;
     const [red, green, blue, alpha] = table.subarray(4 * Math.round(place), 4 * Math.round(place) + 4);
     pixels[intensity] = LITTLE
       ? ((alpha << 24) | (blue << 16) | (green << 8) | red) >>> 0
@@ -36,8 +36,8 @@ export function pixelsOf(table, row, { scale, threshold }) {
 
 let image = null; // reused: a new one for each map costs as much as its colors
 
-/** Draw a map on a canvas of its size. */
-export function draw(canvas, plane, pixels) {
+/** Draw a map on a canvas of its size; pixels without a value get the color ``absent``. */
+export function draw(canvas, plane, pixels, absent = 0) {
   const { width, height, values, mask } = plane;
   if (canvas.width !== width || canvas.height !== height) {
     canvas.width = width;
@@ -46,8 +46,16 @@ export function draw(canvas, plane, pixels) {
   if (image?.width !== width || image.height !== height) image = new ImageData(width, height);
   const out = new Uint32Array(image.data.buffer);
   for (let at = 0; at < out.length; at += 1) out[at] = pixels[values[at]];
-  if (mask) for (let at = 0; at < out.length; at += 1) if (!mask[at]) out[at] = 0;
+  if (mask) for (let at = 0; at < out.length; at += 1) if (!mask[at]) out[at] = absent;
   canvas.getContext("2d").putImageData(image, 0, 0);
+}
+
+/** Return the intensity that also stands for pixels without a value, or for all that the run has hidden; or null. */
+export function hiddenOf(row, coloring) {
+  if (coloring.merged !== null) return coloring.merged;
+  if (!row.invalid_pixels) return null;
+  for (let intensity = 0; intensity < 256; intensity += 1) if (!coloring.table[4 * intensity + 3]) return intensity;
+  return null;
 }
 
 /** Return the value of an intensity, and by how much it may be wrong; "≥" and "≤" where the range ends before it. */

@@ -8,6 +8,16 @@ export function h(tag, properties = {}, ...children) {
   return element;
 }
 
+/** Write a text into an element if it has another one: each write costs, and may be read aloud. */
+export function write(element, text) {
+  if (element.textContent !== text) element.textContent = text;
+}
+
+/** Write a value into an input, and note it: what is shown is rounded. */
+export function setInput(input, text) {
+  input.value = input.shown = text;
+}
+
 /** Make an element of SVG. */
 export function svg(tag, properties = {}, ...children) {
   const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
@@ -29,6 +39,26 @@ function assign(element, properties) {
 
 export const byId = (id) => document.getElementById(id);
 
+/** Return a value rounded to a thousandth of a range, or less. */
+export function rounded(value, low, high) {
+  const [size, step] = [Math.max(Math.abs(low), Math.abs(high), Math.abs(value)), (high - low) / 1000];
+  if (!(size > 0) || !(step > 0)) return value;
+  const digits = Math.floor(Math.log10(size)) - Math.floor(Math.log10(step)) + 1;
+  return Number(value.toPrecision(Math.min(15, Math.max(1, digits))));
+}
+
+/** Return the number in a text, with a point or a comma; NaN if there is none. */
+export const parseNumber = (text) => (text.trim() ? Number(text.trim().replace(",", ".")) : NaN);
+
+/** Return a time that is kept as text, without parts of a second. */
+export const utc = (text) => (text || "").replace("T", " ").replace(/(\.\d+)?(\+00:00|Z)$/, " UTC");
+
+/** Return a time in seconds since 1970 as text. */
+export function moment(seconds) {
+  const time = new Date(1000 * seconds);
+  return Number.isNaN(time.getTime()) ? String(seconds) : utc(time.toISOString());
+}
+
 /** Return a number in at most about six characters. */
 export function short(value) {
   if (value === null || value === undefined || Number.isNaN(value)) return "–";
@@ -43,7 +73,8 @@ export const count = (value) => value.toLocaleString("en-US");
 export function bytes(value) {
   if (value === null || value === undefined) return "–";
   if (value < 1000) return `${value} B`;
-  const unit = value < 1e6 ? ["KB", 1e3] : value < 1e9 ? ["MB", 1e6] : ["GB", 1e9];
+  // 999,600 B would be 1.00e+3 KB.
+  const unit = value < 999_500 ? ["KB", 1e3] : value < 999_500_000 ? ["MB", 1e6] : ["GB", 1e9];
   return `${(value / unit[1]).toPrecision(3)} ${unit[0]}`;
 }
 
@@ -103,7 +134,7 @@ export function settled(work, milliseconds) {
 /** Say something to people, also to those who cannot see the page. */
 export function tell(text, seconds = 4) {
   const place = byId("status");
-  place.textContent = text;
+  write(place, text);
   place.classList.remove("hidden");
   clearTimeout(tell.timer);
   tell.timer = setTimeout(() => place.classList.add("hidden"), 1000 * seconds);

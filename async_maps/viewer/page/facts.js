@@ -1,6 +1,6 @@
 // All that is known about one map.
 
-import { bytes, copy, count, h, short, svg } from "./dom.js";
+import { bytes, copy, count, h, short, svg, utc } from "./dom.js";
 import { coloringOf } from "./model.js";
 import { source } from "./source.js";
 
@@ -23,17 +23,18 @@ export function facts(row, plane) {
     row.invalid_pixels ? ["invalid pixels", count(row.invalid_pixels)] : null,
     flags.length ? ["flags", flags.join(", ")] : null,
     ["size", row.width ? `${row.width} × ${row.height}` : "–"],
-    ["PNG", bytes(row.bytes)],
+    ["PNG", row.bytes === null ? "–" : `${bytes(row.bytes)} (${count(row.bytes)} bytes)`],
     ["CRC-32", row.crc32 || "–"],
     ["ETag", row.etag || "–"],
-    ["stored", (row.time || "").replace("T", " ").replace(/(\.\d+)?\+00:00$/, " UTC")],
+    ["stored", utc(row.time)],
+    row.locator?.startsWith("s3://") && ["key", row.locator.replace(/^s3:\/\/[^/]*\//, "")],
     ["source", row.file && row.file !== row.source ? `${row.source} in ${row.file}` : row.source],
     settings && ["settings", `${settings.colormap.slice(0, 60)}, ${settings.range}, ${settings.png}`],
   ].filter(Boolean);
   return h(
     "div",
     { class: "facts" },
-    plane?.changed && h("p", { class: "warning", text: "The object in the store is not the one that was uploaded." }),
+    plane?.changed && h("p", { class: "warning", text: "The object in the store is not the one in this list: it was changed, or uploaded again." }),
     plane && values(plane, row),
     h("dl", {}, rows.flatMap(([name, value]) => [h("dt", { text: name }), h("dd", { text: value, title: value })])),
     row.locator && locator(row),

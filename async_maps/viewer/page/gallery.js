@@ -3,11 +3,11 @@
 // Browsers cut an element at 33 million pixels (Chromium) or 18 million (Firefox), and a million tiles are higher. So
 // the scroll area is a window of at most 4 million pixels that moves when its end is near; the scrubber goes anywhere.
 
-import { count, framed, h, idle } from "./dom.js";
-import { askRows, model, onOrder, onRows, rowAt } from "./model.js";
+import { count, framed, h, idle, moment, short, utc, write } from "./dom.js";
 import { toggle } from "./marks.js";
+import { askRows, heading, model, onOrder, onRows, rowAt } from "./model.js";
 import { source } from "./source.js";
-import { state } from "./state.js";
+import { sortedBy, state } from "./state.js";
 import { sideFor, Tile } from "./tile.js";
 
 const MAPS = { make: () => new Tile(), pictures: 1 };
@@ -17,6 +17,7 @@ const GAP = 10;
 const CAPTION = 20;
 const MOST_TILES = 60;
 const OVERSCAN = 1;
+const RETRY_MS = 2000;
 
 export class Gallery {
   constructor({ onMove, onOpen }) {
@@ -29,6 +30,8 @@ export class Gallery {
     this.rows = []; // of elements: {element, tiles, number}
     this.base = 0; // the number of the first row in the scroll area
     this.focus = 0; // the place of the map with the focus
+    this.kept = 0; // the place of the first map, while something else is shown
+    this.retry = 0;
     this.update = framed(() => this.render());
     this.element.addEventListener("scroll", () => this.scrolled(), { passive: true });
     this.element.addEventListener("keydown", (event) => this.key(event));
@@ -54,8 +57,7 @@ export class Gallery {
   /** Forget what is shown, because there is another order. */
   reset(isSame) {
     if (!isSame) {
-      this.focus = 0;
-      this.base = 0;
+      this.focus = this.base = this.kept = 0;
       this.element.scrollTop = 0;
       for (const row of this.rows) row.number = -1;
     }
@@ -80,6 +82,7 @@ export class Gallery {
     this.side = sideFor(this.size / pictures);
     this.rowCount = Math.ceil(this.total / this.columns);
     this.window = Math.min(this.rowCount, Math.floor(MOST_PIXELS / this.height));
+    this.base = Math.min(this.base, this.rowCount - this.window);
     this.element.style.setProperty("--size", `${this.size}px`);
     this.element.style.setProperty("--frame", `${this.frame}px`);
     this.element.style.setProperty("--columns", this.columns);
@@ -136,9 +139,24 @@ export class Gallery {
     this.update();
   }
 
+  /** Note the place before something else is shown: an element that is taken out forgets it. */
+  leave() {
+    this.kept = this.top();
+  }
+
+  /** Show the place again. */
+  enter() {
+    const { kept } = this;
+    this.measure();
+    this.goTo(kept, false);
+  }
+
   render() {
     if (!this.columns || !this.element.isConnected) return;
     const isFocused = this.element.contains(document.activeElement);
+    // There is always a map that Tab leads to.
+    const end = this.columns * (this.base + Math.ceil((this.element.scrollTop + this.element.clientHeight) / this.height));
+    if (!isFocused) this.focus = Math.max(0, Math.min(Math.max(this.focus, this.top()), end - 1, this.total - 1));
     this.renderRows();
     if (isFocused) this.keepFocus();
     this.onMove(this.top());
@@ -168,9 +186,16 @@ export class Gallery {
     const missing = [...wanted].some((number) => this.isMissing(number));
     if (missing) {
       const { order } = model.order;
-      askRows(first * this.columns, Math.min(this.total, (last + 1) * this.columns) - 1).then(
-        () => order === model.order.order && this.update(),
-      );
+      clearTimeout(this.retry);
+      askRows(first * this.columns, Math.min(this.total, (last + 1) * this.columns) - 1).then((got) => {
+        if (order !== model.order.order) return;
+        if (got.every(Boolean)) {
+          this.update();
+          return;
+        }
+        clearTimeout(this.retry);
+        this.retry = setTimeout(this.update, RETRY_MS);
+      });
     }
     this.empty.textContent = model.order.order && !this.total ? "no map is selected" : "";
   }
@@ -218,10 +243,9 @@ export class Gallery {
     return this.rows.flatMap((row) => (row.element.hidden ? [] : row.tiles)).filter((tile) => !tile.element.hidden);
   }
 
-  /** Color all tiles anew, 8 ms at a time. */
+  /** Color all tiles anew, 8 ms at a time; those that are not here are colored when they are shown. */
   repaint() {
-    this.isStale = !this.element.isConnected;
-    if (this.isStale) return;
+    if (!this.element.isConnected) return;
     const tiles = this.tiles().filter((tile) => tile.isLoaded);
     this.painting = tiles;
     const step = () => {
@@ -232,19 +256,9 @@ export class Gallery {
     step();
   }
 
-  /** Color what has changed while something else was shown. */
-  freshen() {
-    if (this.isStale) this.repaint();
-  }
-
   /** Write all captions anew. */
   recaption() {
     for (const tile of this.tiles()) tile.caption();
-  }
-
-  /** Load all images anew. */
-  reimage() {
-    for (const tile of this.tiles()) tile.showImages();
   }
 
   focusOn(place) {
@@ -295,11 +309,13 @@ export class Scrubber {
   constructor(gallery) {
     this.gallery = gallery;
     this.range = h("input", { type: "range", min: 0, max: 1000, value: 0, class: "scrubber", "aria-label": "position" });
-    this.text = h("output", { class: "where" });
+    this.text = h("span", { class: "where" });
     this.element = h("div", { class: "scrub" }, this.range, this.text);
     this.range.addEventListener("input", () => gallery.goTo(Number(this.range.value), false));
     this.marks = [];
     onOrder(() => this.reset());
+    // The first order may be here already.
+    this.reset();
   }
 
   /** Ask what the order is sorted by at each percent: rows that are far away are not here while the scrubber moves. */
@@ -327,14 +343,21 @@ export class Scrubber {
     const { total } = model.order;
     if (document.activeElement !== this.range || Math.abs(this.range.value - place) > this.gallery.columns) this.range.value = place;
     const row = rowAt(place);
-    const column = state.sort.replace(/^-/, "");
+    const column = sortedBy();
     const mark = this.marks[Math.round((place / Math.max(1, total - 1)) * (this.marks.length - 1))];
-    const value = row ? row[column] : column === "name" ? String(mark ?? "").slice(0, 40) : mark;
-    const isShown = row ? column !== "name" && typeof value === "number" : value;
-    const shown = typeof value === "number" ? Number(value.toPrecision(3)) : value;
-    const text = `map ${count(Math.min(place + 1, total))} of ${count(total)}${isShown ? `, ${column} ${shown}` : ""}`;
-    this.text.textContent = text;
+    // A name is only told while its row is not here.
+    const value = row ? (column === "name" ? null : row[column]) : mark;
+    const shown = value === null || value === undefined ? "" : `, ${heading(column)} ${textOf(column, value)}`;
+    const text = `map ${count(Math.min(place + 1, total))} of ${count(total)}${shown}`;
+    if (this.text.textContent === text) return;
+    write(this.text, text);
     this.range.setAttribute("aria-valuetext", text);
   }
 }
 
+
+/** Return a value of a column, which is a number, or a text: a name, or a time. */
+function textOf(column, value) {
+  if (column === "time") return typeof value === "number" ? moment(value) : utc(value);
+  return typeof value === "number" ? short(Number(value.toPrecision(3))) : value.slice(0, 40);
+}

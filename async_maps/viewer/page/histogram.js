@@ -1,12 +1,22 @@
 // The histogram of the column that sorts, all maps behind those that are shown; dragging in it filters.
 
-import { count, h, settled, short, svg, tell } from "./dom.js";
-import { HEADINGS, model, onOrder } from "./model.js";
+import { count, h, moment, parseNumber, rounded, setInput, settled, svg, tell } from "./dom.js";
+import { heading, model, onOrder } from "./model.js";
 import { source } from "./source.js";
-import { change, listen, state } from "./state.js";
+import { change, listen, sortedBy, state } from "./state.js";
 
 const BINS = 48;
 const HEIGHT = 56;
+
+/** Return a value of a column as text, exact to a thousandth of the range from ``low`` to ``high``. */
+export const textOf = (column, value, low, high) => (column === "time" ? moment(value) : String(rounded(value, low, high)));
+
+/** Return the value in a text; NaN if there is none. */
+function parse(column, text) {
+  if (column !== "time") return parseNumber(text);
+  const time = text.trim().replace(/ ?UTC$/, "").replace(" ", "T");
+  return Date.parse(time.length > 10 ? `${time}Z` : time) / 1000;
+}
 
 export class Histogram {
   constructor() {
@@ -17,7 +27,8 @@ export class Histogram {
     this.high = h("input", { type: "text", inputmode: "decimal", "aria-label": "largest value", spellcheck: "false" });
     this.clear = h("button", { type: "button", class: "quiet", text: "all", title: "remove this filter" });
     this.label = h("span", { class: "label" });
-    this.element = h("div", { class: "histogram" }, this.label, this.plot, h("div", { class: "range" }, this.low, h("span", { text: "to" }), this.high, this.clear));
+    this.range = h("div", { class: "range" }, this.low, h("span", { text: "to" }), this.high, this.clear);
+    this.element = h("div", { class: "histogram" }, this.label, this.plot, this.range);
     this.found = null;
     this.asked = 0;
     this.plot.addEventListener("pointerdown", (event) => this.drag(event));
@@ -29,7 +40,7 @@ export class Histogram {
   }
 
   get column() {
-    const column = state.sort.replace(/^-/, "");
+    const column = sortedBy();
     return column === "name" ? "mean" : column;
   }
 
@@ -57,10 +68,12 @@ export class Histogram {
       ...found.selected.map((value, at) => bar(scaled(value), at, "selected")),
     );
     const shown = found.selected.reduce((sum, value) => sum + value, 0);
-    this.label.textContent = `${HEADINGS[column] || column} of ${count(shown)} maps`;
+    this.label.textContent = `${heading(column)} of ${count(shown)} maps`;
     const filter = this.current();
-    this.low.value = short(filter?.low ?? found.low);
-    this.high.value = short(filter?.high ?? found.high);
+    const text = (value) => (value === null ? "–" : textOf(column, value, found.low, found.high));
+    setInput(this.low, text(filter?.low ?? found.low));
+    setInput(this.high, text(filter?.high ?? found.high));
+    this.range.classList.toggle("dates", column === "time");
     this.low.disabled = this.high.disabled = found.low === null;
     this.clear.classList.toggle("hidden", !filter);
     this.showBrush(filter && [this.place(filter.low ?? found.low), this.place(filter.high ?? found.high)]);
@@ -86,39 +99,41 @@ export class Histogram {
   }
 
   drag(event) {
-    if (!this.found || this.found.low === null) return;
+    if (!this.found || this.found.low === null || event.button !== 0) return;
     const box = this.plot.getBoundingClientRect();
     const at = (move) => Math.min(1, Math.max(0, (move.clientX - box.left) / box.width));
     const start = at(event);
     this.plot.setPointerCapture(event.pointerId);
     const move = (next) => this.showBrush([start, at(next)]);
+    const drag = new AbortController();
     const end = (next) => {
-      this.plot.removeEventListener("pointermove", move);
+      drag.abort();
       const ends = [start, at(next)].sort((a, b) => a - b);
       if (next.type === "pointercancel" || ends[1] - ends[0] < 0.01) this.draw(this.column, this.found);
       else this.filter(ends.map((share) => this.value(share)));
     };
-    this.plot.addEventListener("pointermove", move);
-    this.plot.addEventListener("pointerup", end, { once: true });
+    for (const [name, hear] of [["pointermove", move], ["pointerup", end], ["pointercancel", end]]) {
+      this.plot.addEventListener(name, hear, { signal: drag.signal });
+    }
   }
 
   value(share) {
     const { low, high } = this.found;
-    if (share <= 0) return "";
-    if (share >= 1) return "";
-    return Number((low + share * (high - low)).toPrecision(4));
+    return share <= 0 || share >= 1 ? "" : rounded(low + share * (high - low), low, high);
   }
 
   typed() {
-    const given = [this.low, this.high].map((input) => input.value.trim());
-    const numbers = given.map((text) => (text === "" || text === "–" ? "" : Number(text)));
-    if (numbers.some((number) => Number.isNaN(number))) {
-      tell("expected a number");
+    const before = this.current();
+    const ends = [[this.low, before?.low], [this.high, before?.high]].map(([input, end]) => {
+      if (input.value === input.shown) return end ?? "";
+      return input.value.trim() === "" ? "" : parse(this.column, input.value);
+    });
+    if (ends.some((end) => Number.isNaN(end))) {
+      tell(this.column === "time" ? "expected a time such as 2026-05-31 12:00" : "expected a number");
       this.draw(this.column, this.found);
       return;
     }
-    const ends = [this.found.low, this.found.high];
-    this.filter(numbers.map((number, end) => (number !== "" && short(ends[end]) === short(number) ? "" : number)));
+    this.filter(ends);
   }
 
   filter(ends) {

@@ -13,6 +13,7 @@ const KEYS = [
   ["1 to 5", "mark a map, or take the mark away"],
   ["← →", "previous and next map, when one is shown"],
   ["s", "overlay, image and map side by side"],
+  ["a", "all maps in the same folder side by side"],
   ["+ − 0", "zoom in, zoom out, fit"],
   ["h j k l", "move the picture"],
   ["?", "this list"],
@@ -47,7 +48,8 @@ export function hearKeys(view) {
     else if (event.key === "]") change({ opacity: Math.min(100, state.opacity + 10) });
     else if (event.key === " " && !target.matches("button, a, input:not([type=range])")) change({ overlay: !state.overlay });
     else {
-      if (!target.matches("input")) view()?.key?.(event);
+      // A slider has keys of its own.
+      if (!(target.matches("input[type=range]") && /^(Arrow|Page|Home|End)/.test(event.key))) view()?.key(event);
       return;
     }
     event.preventDefault();

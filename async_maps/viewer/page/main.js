@@ -1,6 +1,6 @@
 // The page: a bar, a panel, and one of the views.
 
-import { byId, count, h, settled, tell } from "./dom.js";
+import { byId, count, h, settled, tell, write } from "./dom.js";
 import { Gallery, Scrubber } from "./gallery.js";
 import { hearKeys, help } from "./keys.js";
 import { MapView } from "./map.js";
@@ -10,7 +10,7 @@ import { PairTile, PairView } from "./models.js";
 import { Panel } from "./panel.js";
 import { RunView } from "./run.js";
 import { source } from "./source.js";
-import { change, listen, start, state } from "./state.js";
+import { change, keepPlace, listen, sortedBy, start, state } from "./state.js";
 
 const COUNT_EVERY_MS = 2000;
 const MANY = 200_000; // rows that take long to count
@@ -24,12 +24,18 @@ const views = {};
 
 function bar() {
   const { name, address, destination, other } = model.manifest;
+  let isTyping = false; // one entry of the history for a text, not for each letter
   const search = h("input", { id: "search", type: "search", placeholder: "search names", "aria-label": "search names", spellcheck: "false", autocomplete: "off" });
-  const seek = settled(() => change({ search: search.value.trim() }, { keep: true }), 200);
+  const seek = settled(() => {
+    change({ search: search.value.trim(), view: state.view === "run" ? "maps" : state.view }, { keep: !isTyping });
+    isTyping = true;
+  }, 200);
   search.addEventListener("input", seek);
+  search.addEventListener("blur", () => (isTyping = false));
   listen((changed) => changed.has("search") && document.activeElement !== search && (search.value = state.search));
   search.value = state.search;
-  const tab = (view, text) => h("a", { href: "#/", "data-view": view, text, onclick: (event) => {
+  const tab = (view) => h("a", { href: `#/${view === "maps" ? "" : view}`, "data-view": view, text: view, onclick: (event) => {
+    if (event.ctrlKey || event.metaKey || event.shiftKey) return;
     event.preventDefault();
     // The pairs that disagree most come first.
     change(view === "models" && state.sort === "name" ? { view, sort: "-disagreement" } : { view }, { keep: true });
@@ -40,7 +46,7 @@ function bar() {
     h("span", { class: "logo", "aria-hidden": "true" }),
     h("span", { class: "title", text: name, title: `${address}\n${destination}` }),
     counts, fresh,
-    h("nav", { "aria-label": "views" }, tab("maps", "maps"), other && tab("models", "models"), tab("run", "run")),
+    h("nav", { "aria-label": "views" }, tab("maps"), other && tab("models"), tab("run")),
     h("span", { class: "spring" }),
     search,
     h("button", { type: "button", class: "quiet", text: "?", title: "keys", "aria-label": "keys", onclick: help }),
@@ -48,8 +54,8 @@ function bar() {
   const show = () => {
     const { done, failed } = model.manifest.counts;
     const { total, all } = model.order;
-    const selected = total === all ? "" : `${count(total)} selected of `;
-    counts.textContent = `${selected}${count(done)} done${failed ? `, ${count(failed)} failed` : ""}`;
+    const shown = isModels() ? ` · ${count(total)} pairs` : total === all ? "" : ` · ${count(total)} shown`;
+    write(counts, `${count(done)} done${failed ? `, ${count(failed)} failed` : ""}${shown}`);
     for (const link of byId("bar").querySelectorAll("nav a")) {
       if (link.dataset.view === (OF_GALLERY[state.view] || state.view)) link.setAttribute("aria-current", "page");
       else link.removeAttribute("aria-current");
@@ -64,51 +70,68 @@ function bar() {
 /** Look for new rows of a run that writes; the order does not change under the reader. */
 function watch(fresh) {
   if (source.isStatic) return;
+  let hasEnded = false;
   const look = async () => {
     setTimeout(look, COUNT_EVERY_MS * (model.order.all > MANY ? 5 : 1));
     if (document.hidden) return;
     try {
-      const counts = await source.counts();
-      const more = counts.done + counts.failed - model.order.all;
-      model.latest = counts;
-      if (!model.order.ready || more <= 0) return;
-      fresh.classList.remove("hidden");
-      fresh.textContent = `${count(more)} new: show`;
+      model.latest = await source.counts();
+      hasEnded = false;
+      if (model.order.ready && isBehind()) {
+        const more = model.latest.done + model.latest.failed - model.order.all;
+        write(fresh, more > 0 ? `${count(more)} new: show` : "changed: show");
+        fresh.classList.remove("hidden");
+      }
     } catch (error) {
-      if (error.status === 0) tell(error.message, 6);
+      if (error.status === 0 && !hasEnded) tell(error.message, 30);
+      hasEnded = error.status === 0;
     }
   };
   setTimeout(look, COUNT_EVERY_MS);
 }
 
+/** Whether the run has written since the order was made; a map that is retried changes no total. */
+function isBehind() {
+  const { counts } = model.manifest;
+  return Boolean(model.latest) && ["done", "failed"].some((name) => model.latest[name] !== counts[name]);
+}
+
 /** Sort pairs anew when their pixels are measured; a short wait only, else when the reader asks for it. */
 async function watchMeasures(fresh) {
-  if (source.isStatic || !isModels() || !state.sort.endsWith("disagreement") || watchMeasures.isOn) return;
+  const isSorted = () => Boolean(model.manifest.other) && sortedBy() === "disagreement";
+  if (source.isStatic || !isSorted() || watchMeasures.isOn) return;
   watchMeasures.isOn = true;
   const began = performance.now();
   let known = 0;
-  while (isModels()) {
-    const { measured, to_measure: all, is_measuring: goesOn } = await source.models();
-    const isSoon = performance.now() - began < 3000;
-    if (!goesOn && isSoon && measured) {
-      fresh.classList.add("hidden");
-      await reorder();
-    } else if (measured > known) {
-      fresh.textContent = `${count(measured)} of ${count(all)} pairs measured: sort anew`;
-      fresh.classList.remove("hidden");
+  try {
+    for (let goesOn = true; goesOn && isSorted(); ) {
+      const isSoon = performance.now() - began < 3000;
+      if (!document.hidden) {
+        const { measured, to_measure: all, is_measuring: isMeasuring } = await source.models();
+        goesOn = isMeasuring;
+        if (!goesOn && isSoon && measured) {
+          fresh.classList.add("hidden");
+          await reorder();
+        } else if (measured > known) {
+          write(fresh, `${count(measured)} of ${count(all)} pairs measured: sort anew`);
+          fresh.classList.remove("hidden");
+        }
+        known = measured;
+      }
+      if (goesOn) await new Promise((done) => setTimeout(done, isSoon ? 150 : 2000));
     }
-    known = measured;
-    if (!goesOn) break;
-    await new Promise((done) => setTimeout(done, isSoon ? 150 : 2000));
+  } catch (error) {
+    tell(error.message);
+  } finally {
+    watchMeasures.isOn = false;
   }
-  watchMeasures.isOn = false;
 }
 
 async function refresh() {
   document.querySelector(".fresh").classList.add("hidden");
-  const more = model.latest ? model.latest.done + model.latest.failed - model.order.all : 0;
-  if (more > 0) model.manifest.counts = model.latest;
-  await reorder({ fresh: more > 0 });
+  const isFresh = isBehind();
+  if (isFresh) model.manifest.counts = model.latest;
+  await reorder({ fresh: isFresh });
 }
 
 function looks() {
@@ -119,43 +142,49 @@ function looks() {
 
 function show() {
   const { gallery, scrubber, run } = views;
-  const map = isModels() ? views.pair : views.map;
-  const element = { map: map.element, pair: map.element, run: run.element }[state.view] || gallery.element;
+  const map = shownMap();
+  const element = map?.element || (state.view === "run" ? run.element : gallery.element);
+  const before = byId("main").firstElementChild;
+  document.body.dataset.view = state.view;
   gallery.use(isModels() ? PAIRS : undefined);
-  if (byId("main").firstElementChild !== element) {
-    const top = gallery.top();
-    byId("main").replaceChildren(...(element === gallery.element ? [element, gallery.empty] : [element]));
-    byId("foot").replaceChildren(...(element === gallery.element ? [scrubber.element] : []));
-    document.body.dataset.view = state.view;
-    if (element === gallery.element) {
-      gallery.measure();
-      gallery.freshen();
-      gallery.goTo(map.place ?? top, true);
-      if (map.place !== null && map.place !== undefined) gallery.focusOn(map.place);
+  if (before !== element) {
+    if (before === gallery.element) gallery.leave();
+    byId("main").replaceChildren(...(isGallery() ? [element, gallery.empty] : [element]));
+    byId("foot").replaceChildren(...(isGallery() ? [scrubber.element] : []));
+    if (isGallery()) {
+      gallery.enter();
+      const from = [views.map, views.pair].find((view) => view.element === before);
+      if (from && from.place !== null) gallery.focusOn(from.place);
     }
+    if (map) map.title.focus();
     if (state.view === "run") run.show();
   }
-  document.title = state.view === "map" || state.view === "pair" ? `${state.name} – ${model.manifest.name}` : `${model.manifest.name} – async-maps`;
+  document.title = map ? `${state.name} – ${model.manifest.name}` : `${model.manifest.name} – async-maps`;
 }
 
 async function changed(names) {
   const has = (some) => some.some((name) => names.has(name));
+  const { at } = state;
+  const isOther = isModels() !== wasModels;
+  wasModels = isModels();
   if (has(["overlay", "opacity"])) looks();
   if (has(["colors", "fade"])) await askTable();
   if (has(["colors", "fade"])) views.panel.refresh();
   if (has(COLORS)) views.gallery.repaint();
   if (names.has("size")) views.gallery.measure();
-  if (names.has("turned")) views.gallery.reimage();
+  if (names.has("turned")) views.gallery.update();
   if (has(["view", "name"])) show();
   // Models are in an order of their own: only pairs are in it.
-  if (has(ORDER) || (names.has("view") && isModels() !== wasModels)) await reorder();
-  wasModels = isModels();
+  if (has(ORDER) || isOther) await reorder();
+  // Only going back leads to another place.
+  if (names.has("at") && isGallery()) views.gallery.goTo(at, false);
   watchMeasures(document.querySelector(".fresh"));
   shownMap()?.changed(names);
 }
 
 let wasModels = false;
 
+const isGallery = () => state.view === "maps" || state.view === "models";
 const isModels = () => OF_GALLERY[state.view] === "models";
 const shownMap = () => ({ map: views.map, pair: views.pair })[state.view];
 
@@ -165,9 +194,15 @@ async function main() {
   openMarks();
   looks();
   const fresh = bar();
+  let timer = 0;
   views.gallery = new Gallery({
-    onMove: (place) => views.scrubber?.show(place),
+    onMove: (place) => {
+      views.scrubber?.show(place);
+      clearTimeout(timer);
+      timer = setTimeout(() => isGallery() && keepPlace(views.gallery.top()), 300);
+    },
     onOpen: (row, place) => {
+      keepPlace(views.gallery.top());
       (isModels() ? views.pair : views.map).next = place;
       change({ view: isModels() ? "pair" : "map", name: row.name }, { keep: true });
     },
@@ -177,6 +212,7 @@ async function main() {
   views.pair = new PairView();
   wasModels = isModels();
   views.run = new RunView();
+  views.gallery.kept = state.at;
   onMarks(() => views.gallery.recaption());
   show();
   views.panel = new Panel(byId("side"));

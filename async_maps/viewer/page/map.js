@@ -1,26 +1,30 @@
 // One map, large: overlay, image and map with one zoom, the value under the cursor, layers, and all facts.
 
-import { draw, parseScale, pixelsOf, valueOf } from "./color.js";
-import { count, h, short, tell } from "./dom.js";
+import { draw, hiddenOf, parseScale, pixelsOf, valueOf } from "./color.js";
+import { count, h, short, tell, write } from "./dom.js";
 import { facts } from "./facts.js";
 import { markOf, onMarks, toggle } from "./marks.js";
-import { askRows, coloringOf, model, pixelsFor, rowAt, showing } from "./model.js";
+import { askRows, coloringOf, model, pixelsFor, reorder, rowAt, showing } from "./model.js";
 import { Picture } from "./picture.js";
-import { askPlane } from "./planes.js";
+import { askPlane, knownPlane } from "./planes.js";
 import { Sheets } from "./sheets.js";
 import { source } from "./source.js";
 import { change, state } from "./state.js";
+
+const BLACK = 0xff000000;
+const SHADE = Uint8Array.from({ length: 1024 }, (_, at) => (at % 4 === 3 ? 255 - (at >> 2) : 0));
 
 export class MapView {
   constructor() {
     this.out = h("button", { type: "button", onclick: () => this.close() });
     this.name("maps");
     this.sheets = new Sheets({ onPoint: (at) => this.point(at), onZoom: (scale) => this.zoomed(scale) });
-    this.title = h("h1");
-    this.zoom = h("output", { class: "zoom" });
-    this.readout = h("output", { class: "readout" });
+    this.title = h("h1", { tabindex: "-1" });
+    this.zoom = h("span", { class: "zoom" });
+    this.readout = h("span", { class: "readout" });
     this.mark = h("span", { class: "mark" });
-    this.three = h("button", { type: "button", text: "side by side", title: "key: s", onclick: () => this.togglePanes() });
+    this.three = h("button", { type: "button", text: "side by side", title: "overlay, image and map; key: s", onclick: () => this.togglePanes("three") });
+    this.many = h("button", { type: "button", text: "layers", title: "maps in the same folder side by side; key: a", class: "hidden", onclick: () => this.togglePanes("layers") });
     const button = (text, title, onclick) => h("button", { type: "button", text, title, "aria-label": title, onclick });
     this.before = button("←", "previous map", () => this.step(-1));
     this.after = button("→", "next map", () => this.step(1));
@@ -36,9 +40,9 @@ export class MapView {
       button("+", "zoom in", () => this.sheets.zoomBy(1.5)),
       button("fit", "fit into the window", () => this.sheets.fit()),
       button("1:1", "one pixel of the image is one of the screen", () => this.sheets.actual()),
-      this.three,
+      this.three, this.many,
     );
-    this.layers = h("div", { class: "layers", role: "group", "aria-label": "layers of this image" });
+    this.layers = h("div", { class: "layers", role: "group", "aria-label": "maps in the same folder" });
     this.aside = h("aside", { "aria-label": "facts" });
     this.note = h("p", { class: "note" });
     const stage = h("div", { class: "stage" }, this.sheets.element, this.note, this.readout);
@@ -46,6 +50,7 @@ export class MapView {
     this.element = h("div", { class: "one" }, tools, h("div", { class: "body" }, left, this.aside));
     this.row = null;
     this.plane = null;
+    this.siblings = []; // the maps in the same folder, if they are few
     this.place = this.next = null; // where the map is in the order, and where the next one will be
     onMarks(() => this.showMark());
   }
@@ -61,10 +66,18 @@ export class MapView {
   /** Show the map of the state. */
   async show() {
     const { name } = state;
-    if (this.row?.name === name) return;
+    if (this.row?.name === name) {
+      this.place = this.next ?? this.place;
+      this.next = null;
+      showing(this.row);
+      this.showPlace();
+      this.arrange();
+      this.locate();
+      return;
+    }
     this.reset(name);
     try {
-      const { row, place } = await source.find(model.order.order, name);
+      const { row, place } = await this.find(name);
       if (state.name !== name) return;
       if (!row) {
         this.note.textContent = "there is no such map in this manifest";
@@ -86,22 +99,42 @@ export class MapView {
     }
   }
 
-  /** Find where the map is in another order. */
+  /** Find a map and its place in the order, which is made again if the server has forgotten it. */
+  async find(name) {
+    try {
+      return await source.find(model.order.order, name);
+    } catch (error) {
+      if (error.status !== 404) throw error;
+      await reorder();
+      return source.find(model.order.order, name);
+    }
+  }
+
+  /** Find where the map is in another order, and whether it was stored again. */
   async locate() {
     const { name } = state;
     try {
-      const { place } = await source.find(model.order.order, name);
-      if (this.row?.name !== name) return;
+      const { order } = model.order;
+      const { row, place } = await source.find(order, name);
+      if (this.row?.name !== name || order !== model.order.order) return;
+      if (row && row.time !== this.row.time) {
+        this.row = null;
+        this.next = place;
+        this.show();
+        return;
+      }
       this.place = place;
       this.showPlace();
     } catch (error) {
-      // An order that is not kept anymore is asked for again.
+      // An order that is not kept anymore is asked for again with its rows.
       if (error.status !== 404) tell(error.message);
     }
   }
 
   reset(name) {
     this.row = this.plane = null;
+    this.siblings = [];
+    this.many.classList.add("hidden");
     this.place = this.next;
     this.next = null;
     this.title.textContent = name;
@@ -122,11 +155,17 @@ export class MapView {
     this.showFacts();
   }
 
-  /** Make the panes: the overlay alone, or beside the image and the map. */
+  /** Make the panes: the overlay alone, beside the image and the map, or beside those of the other layers. */
   arrange() {
     const { row } = this;
     if (!row) return;
-    this.canvases = [];
+    this.clear();
+    this.three.setAttribute("aria-pressed", String(state.panes === "three"));
+    this.many.setAttribute("aria-pressed", String(state.panes === "layers"));
+    if (state.panes === "layers" && this.siblings.length) {
+      this.spread(this.siblings.map((other) => ({ title: lastPart(other.name), content: [this.picture(other, other.row === row.row), this.map("overlay", other)], label: `overlay of ${other.name}` })));
+      return;
+    }
     const panes = [{ title: "", content: [this.picture(row, true), this.map()], label: `overlay of ${row.name}` }];
     if (state.panes === "three") {
       panes[0].title = "overlay";
@@ -136,8 +175,14 @@ export class MapView {
         panes.push({ title: "image, dark where the map is low", content: [this.picture(row, false), this.map("light")], label: `image in the light of the map ${row.name}` });
       }
     }
-    this.three.setAttribute("aria-pressed", String(state.panes === "three"));
     this.spread(panes);
+  }
+
+  /** Forget the panes and the image of the map that was shown before. */
+  clear() {
+    this.canvases = [];
+    this.image = null;
+    this.note.querySelector("span")?.remove();
   }
 
   spread(panes) {
@@ -149,6 +194,7 @@ export class MapView {
 
   picture(row, isFirst) {
     const address = model.manifest.images && source.image(row, 0, state.turned, model.manifest.session);
+    if (isFirst && address === "") this.lack("its file is missing");
     if (!address) return null;
     const image = h("img", { src: address, alt: "", draggable: "false", class: state.turned ? "" : "unturned" });
     image.addEventListener("error", () => image.remove());
@@ -156,37 +202,66 @@ export class MapView {
       this.image = image;
       image.addEventListener("load", () => this.image === image && this.sheets.resize(image.naturalWidth, image.naturalHeight));
       image.addEventListener("error", async () => {
-        const why = `no image: ${await source.whyNoImage(address)}`;
-        if (this.row === row && this.image === image) this.note.append(h("span", { text: why }));
+        const why = await source.whyNoImage(address);
+        if (this.image === image) this.lack(why);
       });
     }
     return image;
   }
 
+  lack(why) {
+    this.note.append(h("span", { text: `no image: ${why}` }));
+  }
+
   /** Make a canvas for a map: an overlay, "alone" without transparency, or "light" that lets an image through. */
-  map(kind = "overlay") {
+  map(kind = "overlay", row = this.row) {
     const canvas = h("canvas", { class: kind });
+    canvas.row = row;
     this.canvases.push(canvas);
     return canvas;
   }
 
+  /** Return the intensities of the map, or of another layer; null if they are not here. */
+  planeOf(row) {
+    return row.row === this.row.row ? this.plane : knownPlane(row, null);
+  }
+
   paint() {
-    if (this.plane && this.row) for (const canvas of this.canvases) this.drawOn(canvas, this.plane, this.row);
+    if (!this.row) return;
+    for (const canvas of this.canvases) {
+      const { row } = canvas;
+      const plane = this.planeOf(row);
+      if (plane) this.drawOn(canvas, plane, row);
+      else if (row.row !== this.row.row && row.locator) this.ask(canvas);
+    }
+  }
+
+  /** Get another layer. */
+  async ask(canvas) {
+    try {
+      const plane = await askPlane(canvas.row, null, () => canvas.isConnected);
+      if (canvas.isConnected) this.drawOn(canvas, plane, canvas.row);
+    } catch (error) {
+      if (error.name !== "AbortError") tell(error.message);
+    }
   }
 
   drawOn(canvas, plane, row, scale = null) {
     const pixels = pixelsFor(row, scale);
     const kinds = { overlay: () => pixels, alone: () => opaque(pixels), light: () => shadeOf(row) };
-    draw(canvas, plane, kinds[canvas.className]());
+    draw(canvas, plane, kinds[canvas.className](), canvas.className === "light" ? BLACK : 0);
   }
 
   point(at) {
-    this.readout.textContent = at && this.plane ? this.read(at) : "";
+    write(this.readout, at && this.plane ? this.read(at) : "");
   }
 
-  /** Tell what is at a place of the sheet. */
+  /** Tell what is at a place of a pane. */
   read(at) {
-    const { where, text } = this.valueAt(at, this.plane, this.row);
+    const row = (state.panes === "layers" && this.canvases[at.pane]?.row) || this.row;
+    const plane = this.planeOf(row);
+    if (!plane) return "";
+    const { where, text } = this.valueAt(at, plane, row);
     return `${where}: ${text}`;
   }
 
@@ -196,14 +271,16 @@ export class MapView {
     const where = `x ${x}, y ${y}`;
     if (plane.mask && !plane.mask[place]) return { where, text: "no value", value: null };
     const intensity = plane.values[place];
-    const found = valueOf(intensity, row, coloringOf(row));
+    const coloring = coloringOf(row);
+    const found = valueOf(intensity, row, coloring);
     if (!found) return { where, text: `${intensity} of 255`, value: null };
-    const sign = found.sign ? `${found.sign} ` : "";
+    const isOpen = row.invalid_pixels && intensity === hiddenOf(row, coloring);
+    const sign = `${isOpen ? "no value, or " : ""}${found.sign ? `${found.sign} ` : ""}`;
     return { where, text: `${sign}${short(found.value)} ± ${short(found.half)} (${intensity} of 255)`, value: found.value };
   }
 
   zoomed(scale) {
-    this.zoom.textContent = `${Math.round(scale * devicePixelRatio * 100)}%`;
+    write(this.zoom, `${Math.round(scale * devicePixelRatio * 100)}%`);
   }
 
   showFacts() {
@@ -224,13 +301,21 @@ export class MapView {
   }
 
   async showLayers(row) {
-    const rows = await source.layers(row.name);
+    let rows = [];
+    try {
+      rows = await source.layers(row.name);
+    } catch (error) {
+      tell(error.message);
+    }
     if (this.row !== row) return;
+    this.siblings = rows;
+    this.many.classList.toggle("hidden", !rows.length);
+    if (state.panes === "layers") this.arrange();
     const buttons = rows.map((other) => {
       const picture = new Picture();
       const open = () => change({ name: other.name }, { keep: true });
       const frame = h("div", { class: "frame" }, picture.element);
-      const button = h("button", { type: "button", class: "layer", onclick: open }, frame, h("span", { text: other.name.split("/").at(-1) }));
+      const button = h("button", { type: "button", class: "layer", onclick: open }, frame, h("span", { text: lastPart(other.name) }));
       button.setAttribute("aria-current", String(other.row === row.row));
       return { button, show: () => picture.show(other.locator ? other : null, 128) };
     });
@@ -238,8 +323,8 @@ export class MapView {
     for (const { show } of buttons) show();
   }
 
-  togglePanes() {
-    if (this.three.isConnected) change({ panes: state.panes === "three" ? "one" : "three" });
+  togglePanes(panes) {
+    if (this.three.isConnected) change({ panes: state.panes === panes ? "one" : panes });
   }
 
   async step(by) {
@@ -261,7 +346,8 @@ export class MapView {
       ArrowLeft: () => this.step(-1),
       ArrowRight: () => this.step(1),
       Escape: () => this.close(),
-      s: () => this.togglePanes(),
+      s: () => this.togglePanes("three"),
+      a: () => this.siblings.length && this.togglePanes("layers"),
       "+": () => this.sheets.zoomBy(1.5),
       "=": () => this.sheets.zoomBy(1.5),
       "-": () => this.sheets.zoomBy(1 / 1.5),
@@ -285,11 +371,14 @@ export class MapView {
   }
 }
 
-/** Return black that is the less opaque, the higher the intensity is. */
+const lastPart = (name) => name.split("/").at(-1);
+
+/** Return black that is the less opaque, the higher the intensity is; opaque for pixels without a value. */
 function shadeOf(row) {
-  const scale = parseScale(state.scale);
-  const shade = Uint8Array.from({ length: 1024 }, (_, at) => (at % 4 === 3 ? 255 - (at >> 2) : 0));
-  return pixelsOf(shade, row, { scale, threshold: 0 });
+  const pixels = pixelsOf(SHADE, row, { scale: parseScale(state.scale), threshold: 0 });
+  const hidden = hiddenOf(row, coloringOf(row));
+  if (hidden !== null) pixels[hidden] = BLACK;
+  return pixels;
 }
 
 /** Return colors without their transparency. */

@@ -1,19 +1,33 @@
 // Marks of maps, 1 to 5: kept in this browser, and downloaded as a table.
 
+import { tell } from "./dom.js";
 import { model } from "./model.js";
 
 const known = new Map();
 const listeners = new Set();
 let key = "";
+let isKept = true; // whether this browser keeps marks: a page inside a notebook has no storage
 
-/** Read the marks of a manifest. */
+/** Read the marks of a manifest, and those that another tab gives. */
 export function openMarks() {
-  key = `async-maps marks ${model.manifest.address}`;
-  known.clear();
+  const { place, destination } = model.manifest;
+  key = `async-maps marks ${place} ${destination}`;
+  read();
+  addEventListener("storage", (event) => {
+    if (event.key !== key) return;
+    read();
+    for (const listener of listeners) listener();
+  });
+}
+
+function read() {
+  if (!isKept) return;
   try {
-    for (const [name, mark] of JSON.parse(localStorage.getItem(key) || "[]")) known.set(name, mark);
+    const kept = JSON.parse(localStorage.getItem(key) || "[]");
+    known.clear();
+    for (const [name, mark] of kept) known.set(name, mark);
   } catch {
-    // A page inside a notebook has no storage.
+    isKept = false;
   }
 }
 
@@ -25,14 +39,12 @@ export function onMarks(listener) {
 
 /** Give a map a mark, or take it away if it has this one. */
 export function toggle(name, mark) {
-  if (known.get(name) === mark) known.delete(name);
-  else known.set(name, mark);
-  save();
+  const isOff = known.get(name) === mark;
+  save(() => (isOff ? known.delete(name) : known.set(name, mark)));
 }
 
 export function clearMarks() {
-  known.clear();
-  save();
+  save(() => known.clear());
 }
 
 /** Return how many maps have each mark. */
@@ -45,7 +57,8 @@ export function counted() {
 /** Return the marks as CSV; texts that a spreadsheet takes for formulas get an apostrophe. */
 export function asCsv() {
   const quote = (text) => `"${(/^[=+\-@\t\r]/.test(text) ? `'${text}` : text).replaceAll('"', '""')}"`;
-  return ["name,mark", ...[...known].map(([name, mark]) => `${quote(name)},${mark}`)].join("\r\n") + "\r\n";
+  // Excel reads UTF-8 only with this mark.
+  return ["\ufeffname,mark", ...[...known].map(([name, mark]) => `${quote(name)},${mark}`)].join("\r\n") + "\r\n";
 }
 
 export function download() {
@@ -56,11 +69,16 @@ export function download() {
   setTimeout(() => URL.revokeObjectURL(link.href), 1000);
 }
 
-function save() {
+/** Change the marks that are kept: another tab may have changed others. */
+function save(apply) {
+  read();
+  apply();
   try {
     localStorage.setItem(key, JSON.stringify([...known]));
   } catch {
-    // As above.
+    if (!save.isTold) tell("this browser does not keep marks: download them before you leave", 10);
+    save.isTold = true;
+    isKept = false;
   }
   for (const listener of listeners) listener();
 }

@@ -1,6 +1,6 @@
 // The manifest, the order that is shown and its rows, and the colors of maps.
 
-import { decodeTable, parseScale, pixelsOf } from "./color.js";
+import { decodeTable, hiddenOf, parseScale, pixelsOf } from "./color.js";
 import { idle, tell } from "./dom.js";
 import { source } from "./source.js";
 import { change, state } from "./state.js";
@@ -11,24 +11,27 @@ const MOST_PAGES = 60;
 export const model = {
   manifest: null,
   order: { order: "", total: 0, all: 0, ready: false },
-  difference: null, // the colors of differences
+  difference: null, // the colors of differences, from "the first is higher" to "the second is higher"
   ratio: 0.75, // the height of a tile's picture, divided by its width
   row: null, // the map that is shown large
+  example: null, // a map of the order that has a range
 };
 
 const listeners = new Set();
 const hearers = new Set();
-const pages = new Map(); // number -> {rows, promise}
+const pages = new Map(); // number -> {rows, promise of whether there are rows}
 const tables = new Map(); // colormap and alpha -> table
 const colors = new Map(); // what decides it -> 256 pixels
 let asked = 0;
 
-export const HEADINGS = {
+const HEADINGS = {
   name: "name", minimum: "minimum", maximum: "maximum", mean: "mean", range_low: "range from", range_high: "range to",
   high_share: "share of high values", entropy: "entropy", center_x: "center x", center_y: "center y",
   invalid_pixels: "invalid pixels", width: "width", height: "height", bytes: "bytes", time: "time",
-  difference: "disagreement", mean_difference: "difference of means", center_distance: "distance of centers",
+  disagreement: "disagreement", mean_difference: "difference of means", center_distance: "distance of centers",
 };
+
+export const heading = (column) => HEADINGS[column] || column;
 
 /** Call a function when there is another order. */
 export function onOrder(listener) {
@@ -53,9 +56,6 @@ export async function load() {
   model.difference = pixelsOf(table, { range_low: null }, pixels);
 }
 
-/** Return the colors of differences, from "the first is higher" to "the second is higher"; null until they are here. */
-export const differenceTable = () => model.difference;
-
 /** Ask for the order of the state, and tell all who show it. */
 export async function reorder({ fresh = false } = {}) {
   asked += 1;
@@ -79,13 +79,21 @@ async function get(wanted, isWanted, isSame) {
   } catch (error) {
     if (!isWanted()) return;
     tell(error.message, 10);
-    if (error.status === 400) change({ sort: "name", filters: [], search: "" });
+    const isPlain = wanted.sort === "name" && !wanted.filters.length && !wanted.search;
+    if (error.status !== 400 || isPlain) return;
+    const view = { models: "maps", pair: "map" }[state.view] || state.view;
+    change({ view, sort: "name", filters: [], search: "" });
+    // At the start, nobody else hears the change.
+    if (isWanted()) await reorder();
   }
 }
 
 function use(found, isSame = false) {
   model.order = found;
-  if (!isSame) pages.clear();
+  if (!isSame) {
+    pages.clear();
+    model.example = null;
+  }
   for (const listener of listeners) listener(isSame);
 }
 
@@ -100,7 +108,7 @@ export function rowAt(place) {
   return pages.get(Math.floor(place / PAGE))?.rows?.[place % PAGE];
 }
 
-/** Get the rows of some places; resolves when they are here. */
+/** Get the rows of some places; resolves to whether each page of them is here. */
 export function askRows(first, last) {
   const wanted = [];
   for (let number = Math.floor(first / PAGE); number <= Math.floor(Math.max(first, last) / PAGE); number += 1) {
@@ -118,19 +126,25 @@ function askPage(number) {
   }
   const { order } = model.order;
   const page = { rows: null };
+  const forget = () => pages.get(number) === page && pages.delete(number);
   page.promise = source.rows(order, number * PAGE, PAGE).then(
     (rows) => {
       for (const row of rows) if (row?.other) row.other.of = "other";
       page.rows = rows;
       if (number === 0) shape(rows);
+      if (pages.get(number) === page) model.example ||= rows.find((row) => row && row.range_low !== null) || null;
       for (const hearer of hearers) hearer();
       // The first order has only its first rows until all names are read.
-      if (!rows.length && !model.order.ready) pages.delete(number);
+      if (!rows.length) forget();
+      return rows.length > 0;
     },
     (error) => {
-      pages.delete(number);
-      if (error.status === 404 && order === model.order.order) reorder();
-      else if (error.name !== "AbortError") tell(error.message, 10);
+      forget();
+      if (order === model.order.order) {
+        if (error.status === 404) reorder();
+        else tell(error.message, 10);
+      }
+      return false;
     },
   );
   pages.set(number, page);
@@ -140,7 +154,7 @@ function askPage(number) {
 
 /** Let tiles have the shape of the first maps, if they have one. */
 function shape(rows) {
-  const ratios = rows.filter((row) => row?.width).map((row) => row.height / row.width);
+  const ratios = rows.map((row) => row?.height / row?.width).filter((ratio) => Number.isFinite(ratio) && ratio > 0);
   ratios.sort((one, other) => one - other);
   if (ratios.length) model.ratio = Math.min(1, Math.max(0.5, ratios[ratios.length >> 1]));
 }
@@ -176,11 +190,12 @@ export function pixelsFor(row, given = null) {
   const table = tableOf(row);
   const isHere = state.colors && tables.has(`${state.colors} ${state.fade}`);
   const ends = scale ? `${scale.low} ${scale.high}` : "";
-  const key = [state.colors, state.fade, isHere, row.of, row.settings, state.threshold, ends, own].join("|");
+  const hidden = hiddenOf(row, coloringOf(row));
+  const key = [state.colors, state.fade, isHere, row.of, row.settings, state.threshold, ends, own, hidden].join("|");
   let pixels = colors.get(key);
   if (!pixels) {
     if (colors.size > 500) colors.clear();
-    pixels = pixelsOf(table, row, { scale, threshold: state.threshold });
+    pixels = pixelsOf(table, row, { scale, threshold: state.threshold, hidden });
     colors.set(key, pixels);
   }
   return pixels;

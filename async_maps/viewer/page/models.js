@@ -1,20 +1,21 @@
 // Two models: the overlays of two manifests on one scale, and their difference.
 
-import { draw, parseScale } from "./color.js";
+import { draw, hiddenOf, parseScale } from "./color.js";
 import { h, short } from "./dom.js";
 import { facts } from "./facts.js";
 import { MapView } from "./map.js";
-import { differenceTable, model } from "./model.js";
+import { coloringOf, model } from "./model.js";
 import { Picture } from "./picture.js";
 import { askPlane } from "./planes.js";
 import { state } from "./state.js";
 import { Tile } from "./tile.js";
 
-/** Return the scale of a pair: that of the state, or from the lowest to the highest value of both ranges. */
+/** Return the scale of a pair: that of the state, or from the lowest to the highest value of both ranges; or null. */
 export function scaleOf(row, other) {
-  const scale = parseScale(state.scale);
-  if (scale || row.range_low === null || other.range_low === null) return scale;
-  return { low: Math.min(row.range_low, other.range_low), high: Math.max(row.range_high, other.range_high) };
+  if (row.range_low === null || other.range_low === null) return null;
+  const [low, high] = [Math.min(row.range_low, other.range_low), Math.max(row.range_high, other.range_high)];
+  // Two equal maps that are constant have a scale, too.
+  return parseScale(state.scale) || (low < high ? { low, high } : { low: low - 0.5, high: high + 0.5 });
 }
 
 /** Return the difference of two maps, second minus first, as the intensities of a map: 0 to 255, 127.5 for none. */
@@ -22,7 +23,11 @@ export function difference(planes, rows, scale) {
   const [first, second] = planes;
   const { width, height } = first;
   const values = new Uint8Array(width * height);
-  const mask = first.mask || second.mask ? new Uint8Array(width * height).fill(1) : null;
+  // Pixels without a value may have an intensity of their run's table.
+  const [gone, goneThere] = rows.map((row) => (row.invalid_pixels ? hiddenOf(row, coloringOf(row)) : null));
+  const isMasked = first.mask || second.mask || gone !== null || goneThere !== null;
+  const mask = isMasked ? new Uint8Array(width * height).fill(1) : null;
+  const isLacking = (plane, at, intensity) => plane.mask?.[at] === 0 || plane.values[at] === intensity;
   const [one, two] = rows.map((row) => valuesOf(row));
   // The colors end at half of the scale: larger differences are rare.
   const factor = 255 / (scale.high - scale.low);
@@ -32,7 +37,7 @@ export function difference(planes, rows, scale) {
       const at = y * width + x;
       const there = below + Math.floor(((x + 0.5) * second.width) / width);
       values[at] = Math.max(0, Math.min(255, 127.5 + factor * (two[second.values[there]] - one[first.values[at]])));
-      if (mask && !((first.mask?.[at] ?? 1) && (second.mask?.[there] ?? 1))) mask[at] = 0;
+      if (mask && (isLacking(first, at, gone) || isLacking(second, there, goneThere))) mask[at] = 0;
     }
   }
   return { width, height, values, mask };
@@ -40,7 +45,7 @@ export function difference(planes, rows, scale) {
 
 function valuesOf(row) {
   const { range_low: low, range_high: high } = row;
-  return Float64Array.from({ length: 256 }, (_, intensity) => (low ?? 0) + (intensity / 255) * ((high ?? 1) - (low ?? 0)));
+  return Float64Array.from({ length: 256 }, (_, intensity) => low + (intensity / 255) * (high - low));
 }
 
 /** A tile with the overlays of both and their difference. */
@@ -48,10 +53,11 @@ export class PairTile extends Tile {
   constructor() {
     super();
     const parts = {
-      onPlane: () => this.paintDifference(),
+      onPlane: (plane) => this.loaded(plane),
       onProblem: (text, kind) => this.tell(text, kind),
     };
     this.pictures = [new Picture(parts), new Picture(parts)];
+    this.drawn = []; // what the difference that is shown was made of
     this.difference = h("canvas", { class: "alone", width: 1, height: 1 });
     this.third = h("div", { class: "picture" }, this.difference);
     this.note = h("span", { class: "note" });
@@ -64,9 +70,15 @@ export class PairTile extends Tile {
     const { other } = row || {};
     const isPair = Boolean(other?.locator);
     for (const picture of this.pictures) picture.scale = isPair ? scaleOf(row, other) : null;
-    this.difference.width = this.difference.height = 1;
     this.pictures[0].show(row, side);
     this.pictures[1].show(isPair ? other : null, side);
+    this.paintDifference();
+  }
+
+  loaded() {
+    const planes = this.pictures.map(({ plane }) => plane);
+    if (planes.every(Boolean)) this.element.classList.remove("failed");
+    this.element.classList.toggle("changed", planes.some((plane) => plane?.changed));
     this.paintDifference();
   }
 
@@ -83,13 +95,13 @@ export class PairTile extends Tile {
   paintDifference() {
     const planes = this.pictures.map(({ plane }) => plane);
     const { scale } = this.pictures[0];
-    if (!planes.every(Boolean) || !scale || !differenceTable()) return;
+    const parts = planes.every(Boolean) && scale ? [...planes, scale.low, scale.high] : [];
+    if (parts.length === this.drawn.length && parts.every((part, at) => part === this.drawn[at])) return;
+    this.drawn = parts;
+    this.difference.width = this.difference.height = 1;
+    if (!parts.length) return;
     this.third.style.setProperty("--ratio", this.pictures[0].element.style.getPropertyValue("--ratio"));
-    draw(this.difference, difference(planes, [this.row, this.row.other], scale), differenceTable());
-  }
-
-  showImages() {
-    for (const picture of this.pictures) if (picture.row && !picture.image.hidden) picture.showImage();
+    draw(this.difference, difference(planes, [this.row, this.row.other], scale), model.difference);
   }
 }
 
@@ -108,11 +120,14 @@ export class PairView extends MapView {
   async load(row) {
     const { other } = this;
     const wanted = [row, other].filter((one) => one?.locator);
-    const planes = await Promise.all(wanted.map((one) => askPlane(one, null, () => this.row === row)));
+    // One is shown if the other is missing.
+    const found = await Promise.allSettled(wanted.map((one) => askPlane(one, null, () => this.row === row)));
     if (this.row !== row) return;
+    const planes = found.map(({ value }) => value || null);
     this.planes = wanted.length === 2 ? planes : null;
     [this.plane] = planes;
-    if (!other) this.note.textContent = "the second manifest has no such map";
+    const problems = found.map(({ reason }) => reason).filter((reason) => reason && reason.name !== "AbortError");
+    this.note.textContent = other ? problems.map(({ message }) => message).join("; ") : "the second manifest has no such map";
     this.arrange();
     this.showFacts();
   }
@@ -125,7 +140,7 @@ export class PairView extends MapView {
   arrange() {
     const { row, other } = this;
     if (!row) return;
-    this.canvases = [];
+    this.clear();
     const pane = (of, title) => ({ title, content: [this.picture(row, of === row), this.map()], label: `${title}: overlay of ${row.name}` });
     const panes = [pane(row, model.manifest.label)];
     if (other) {
@@ -138,12 +153,11 @@ export class PairView extends MapView {
 
   paint() {
     const { row, other, planes, canvases } = this;
-    if (!row || !this.plane) return;
+    if (!row) return;
     const scale = other ? scaleOf(row, other) : null;
-    this.drawOn(canvases[0], this.plane, row, scale);
-    if (!planes || !differenceTable()) return;
-    this.drawOn(canvases[1], planes[1], other, scale);
-    if (scale) draw(canvases[2], difference(planes, [row, other], scale), differenceTable());
+    if (this.plane) this.drawOn(canvases[0], this.plane, row, scale);
+    if (planes?.[1]) this.drawOn(canvases[1], planes[1], other, scale);
+    if (planes?.every(Boolean) && scale) draw(canvases[2], difference(planes, [row, other], scale), model.difference);
   }
 
   showFacts() {
@@ -163,7 +177,7 @@ export class PairView extends MapView {
 
   /** Tell the values of both maps, and their difference. */
   read(at) {
-    if (!this.planes) return super.read(at);
+    if (!this.planes?.every(Boolean)) return super.read(at);
     const texts = [this.row, this.other].map((row, number) => this.valueAt(at, this.planes[number], row));
     const values = texts.map(({ value }) => value);
     const step = values.every((value) => value !== null) ? `; difference ${short(values[1] - values[0])}` : "";

@@ -7,7 +7,8 @@ const data = window.ASYNC_MAPS;
 const waiting = new Map(); // address -> what hears the plane of a script
 const asked = new Map(); // address -> the promise of its text
 const orders = new Map();
-const byName = new Map((data?.rows || []).map((row) => [row.name, row]));
+// Of rows with one name, the first: those that were refused at their source come last.
+const byName = new Map([...(data?.rows || [])].reverse().map((row) => [row.name, row]));
 
 /** Called by the scripts with planes. */
 if (data) data.plane = (address, text) => waiting.get(address)?.(text);
@@ -29,7 +30,7 @@ function parse(filter) {
   const [name, rest] = [filter.slice(0, filter.indexOf(":")), filter.slice(filter.indexOf(":") + 1)];
   if (name === "is") return STATES[rest] || (() => false);
   if (name === "group") {
-    const rows = new Set(data.failures.groups[rest]?.rows);
+    const rows = new Set(data.failures.groups.find(({ key }) => key === rest)?.rows);
     return (row) => rows.has(row.row);
   }
   const [low, high] = rest.split("..");
@@ -150,7 +151,7 @@ export const source = {
     return table;
   },
   plane,
-  image: (row) => (byName.get(row.name)?.image ? byName.get(row.name).image : ""),
+  image: (row) => byName.get(row.name)?.image || "",
   whyNoImage: () => soon("its file is missing"),
   overlay: () => null,
 };

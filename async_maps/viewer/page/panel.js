@@ -1,12 +1,13 @@
 // The panel: how overlays look, in which order, and which maps are shown.
 
 import { parseScale } from "./color.js";
-import { count, framed, h, idle, short, tell } from "./dom.js";
-import { Histogram } from "./histogram.js";
+import { count, framed, h, idle, parseNumber, rounded, setInput, short, tell, write } from "./dom.js";
+import { Histogram, textOf } from "./histogram.js";
 import { clearMarks, counted, download, onMarks } from "./marks.js";
-import { HEADINGS, model, onOrder, onRows, rowAt, tableOf } from "./model.js";
+import { heading, model, onOrder, onRows, tableOf } from "./model.js";
+import { scaleOf } from "./models.js";
 import { source } from "./source.js";
-import { change, listen, state } from "./state.js";
+import { change, listen, sortedBy, state } from "./state.js";
 
 export class Panel {
   constructor(place) {
@@ -14,11 +15,13 @@ export class Panel {
     const refresh = framed(() => this.refresh());
     listen(refresh);
     onOrder(refresh);
+    onOrder(() => this.failed !== model.manifest.counts.failed && this.loadFailures());
     onRows(() => this.drawBar());
     onMarks(() => this.countMarks());
     this.refresh();
     this.countMarks();
     this.histogram.refresh();
+    this.failed = model.manifest.counts.failed;
     idle().then(() => this.loadFailures());
   }
 
@@ -41,6 +44,8 @@ export class Panel {
     this.ends = h("div", { class: "range" }, this.low, h("span", { text: "to" }), this.high);
     this.bar = h("canvas", { class: "colorbar", width: 256, height: 1, role: "img", "aria-label": "color bar" });
     this.ticks = h("div", { class: "ticks" });
+    this.difference = h("canvas", { class: "colorbar", width: 256, height: 1, role: "img", "aria-label": "color bar of the difference" });
+    this.differences = h("div", { class: "ticks" });
     this.size = slider("size", "tile size", 64, 480);
     this.turned = toggle("turned", "turn images by EXIF");
     return section(
@@ -53,9 +58,17 @@ export class Panel {
       h("div", { class: "line" }, h("span", { class: "label", text: "scale" }), h("div", { class: "choice", role: "group", "aria-label": "scale" }, this.own, this.one)),
       this.ends,
       h("div", { class: "bar" }, this.bar, this.ticks),
+      model.manifest.other && h("div", { class: "of-models" }, this.legend(), h("div", {}, this.difference, this.differences)),
       this.size.element,
       model.manifest.images ? this.turned.element : null,
     );
+  }
+
+  /** Tell which picture of a pair is of which model. */
+  legend() {
+    const { label, other } = model.manifest;
+    const parts = [["left", label], ["middle", other.label], ["right", "difference, second minus first"]];
+    return h("dl", {}, parts.flatMap(([name, text]) => [h("dt", { text: name }), h("dd", { text, title: text })]));
   }
 
   order() {
@@ -63,7 +76,7 @@ export class Panel {
     this.sort = h(
       "select",
       { "aria-label": "sort by", onchange: () => this.sortBy(this.sort.value, this.isDown()) },
-      columns.map((name) => h("option", { value: name, text: HEADINGS[name] || name })),
+      columns.map((name) => h("option", { value: name, text: heading(name) })),
     );
     this.down = h("button", { type: "button", class: "down", onclick: () => this.sortBy(this.sort.value, !this.isDown()) });
     this.histogram = new Histogram();
@@ -96,8 +109,21 @@ export class Panel {
   marks() {
     this.counts = h("div", { class: "marks" });
     this.save = h("button", { type: "button", text: "download as CSV", onclick: download });
-    this.forget = h("button", { type: "button", class: "quiet", text: "clear", onclick: clearMarks });
+    this.forget = h("button", { type: "button", class: "quiet", text: "clear", onclick: () => this.clearMarks() });
+    this.forget.addEventListener("blur", () => this.askToClear(false));
     return section("Marks", this.counts, h("div", { class: "line" }, this.save, this.forget));
+  }
+
+  /** Ask first: marks are work. */
+  clearMarks() {
+    const { isAsked } = this;
+    this.askToClear(!isAsked);
+    if (isAsked) clearMarks();
+  }
+
+  askToClear(isAsked) {
+    this.isAsked = isAsked;
+    write(this.forget, isAsked ? "clear all?" : "clear");
   }
 
   refresh() {
@@ -116,8 +142,8 @@ export class Panel {
     press(this.own, !scale);
     press(this.one, Boolean(scale));
     this.ends.classList.toggle("hidden", !scale);
-    if (scale) [this.low.value, this.high.value] = [short(scale.low), short(scale.high)];
-    this.sort.value = state.sort.replace(/^-/, "");
+    if (scale) for (const [input, end] of [[this.low, scale.low], [this.high, scale.high]]) setInput(input, String(rounded(end, scale.low, scale.high)));
+    this.sort.value = sortedBy();
     this.down.textContent = this.isDown() ? "↓" : "↑";
     this.down.setAttribute("aria-label", this.isDown() ? "descending" : "ascending");
     this.down.title = this.isDown() ? "largest first" : "smallest first";
@@ -138,18 +164,16 @@ export class Panel {
     this.chips.replaceChildren(
       ...filters.map((filter) => {
         const [column, range] = [filter.slice(0, filter.indexOf(":")), filter.slice(filter.indexOf(":") + 1)];
-        const [low, high] = range.split("..");
-        const text = `${HEADINGS[column] || column} ${low === "" ? `up to ${high}` : high === "" ? `from ${low}` : `${low} to ${high}`}`;
+        const [low, high] = range.split("..").map((end) => end && textOf(column, Number(end)));
+        const text = `${heading(column)} ${low === "" ? `up to ${high}` : high === "" ? `from ${low}` : `${low} to ${high}`}`;
         return h("button", { type: "button", text: `${text} ×`, "aria-label": `remove the filter ${text}`, onclick: () => this.filterBy(filter, false) });
       }),
     );
   }
 
-  /** Draw the color bar for the first row that is shown; with one scale, for all. */
+  /** Draw the color bar for the map that is shown, or for one of the gallery. */
   drawBar() {
-    const row = firstRow();
-    const scale = parseScale(state.scale);
-    if (!row) return;
+    const row = example();
     const table = tableOf(row);
     const image = new ImageData(256, 1);
     for (let at = 0; at < 256; at += 1) {
@@ -157,16 +181,19 @@ export class Panel {
       image.data[4 * at + 3] = at < state.threshold ? 0 : 255;
     }
     this.bar.getContext("2d").putImageData(image, 0, 0);
-    const ends = scale || (isSameForAll() ? { low: row.range_low, high: row.range_high } : null);
-    const texts = ends ? [0, 0.5, 1].map((share) => short(ends.low + share * (ends.high - ends.low))) : ["lowest of each map", "", "highest"];
-    this.ticks.replaceChildren(...texts.map((text) => h("span", { text })));
+    const ends = endsOf(row);
+    const texts = ends ? ticks(ends.low, ends.high) : [`lowest of each ${isPairs() ? "pair" : "map"}`, "", "highest"];
+    setTicks(this.ticks, texts);
     this.bar.setAttribute("aria-label", `color bar, ${texts[0]} to ${texts[2]}`);
+    if (!model.difference) return;
+    this.difference.getContext("2d").putImageData(new ImageData(new Uint8ClampedArray(model.difference.buffer), 256, 1), 0, 0);
+    // As in difference(): the colors end at half of the scale.
+    const half = ends && (ends.high - ends.low) / 2;
+    setTicks(this.differences, half ? ticks(-half, half) : ["first is higher", "", "second"]);
   }
 
   thresholdText() {
-    const row = firstRow();
-    const scale = parseScale(state.scale);
-    const ends = scale || (row && isSameForAll() ? { low: row.range_low, high: row.range_high } : null);
+    const ends = endsOf(example());
     if (ends) return short(Number((ends.low + (state.threshold / 255) * (ends.high - ends.low)).toPrecision(3)));
     return `${Math.round((state.threshold / 255) * 100)}%`;
   }
@@ -182,8 +209,9 @@ export class Panel {
   }
 
   typedScale() {
-    const scale = parseScale(`${this.low.value},${this.high.value}`);
-    if (scale) change({ scale: `${scale.low},${scale.high}` });
+    const before = parseScale(state.scale);
+    const [low, high] = [[this.low, before?.low], [this.high, before?.high]].map(([input, end]) => (input.value === input.shown ? end : parseNumber(input.value)));
+    if (low < high) change({ scale: `${low},${high}` });
     else tell("expected two numbers, the lower one first");
     this.refresh();
   }
@@ -204,13 +232,19 @@ export class Panel {
     change({ filters: isOn ? [...others, filter] : others }, { keep: true });
   }
 
+  /** Show the maps of one group, or of all. */
+  toggleGroup(filter) {
+    const others = state.filters.filter((other) => !other.startsWith("group:"));
+    change({ filters: state.filters.includes(filter) ? others : [...others, filter] }, { keep: true });
+  }
+
   async loadFailures() {
-    if (!model.manifest.counts.failed) return;
+    this.failed = model.manifest.counts.failed;
     try {
-      const { groups, ungrouped } = await source.failures();
-      const items = groups.map(({ stage, reason, count: number }, at) => {
-        const filter = `group:${at}`;
-        const toggleGroup = () => this.filterBy(filter, !state.filters.includes(filter));
+      const { groups, ungrouped } = this.failed ? await source.failures() : { groups: [], ungrouped: 0 };
+      const items = groups.map(({ key, stage, reason, count: number }) => {
+        const filter = `group:${key}`;
+        const toggleGroup = () => this.toggleGroup(filter);
         const button = h("button", { type: "button", value: filter, title: reason, onclick: toggleGroup });
         button.append(h("b", { text: count(number) }), h("i", { text: stage }), h("span", { text: reason }));
         return h("li", {}, button);
@@ -234,19 +268,37 @@ export class Panel {
   }
 }
 
-function firstRow() {
-  if (state.view === "map" && model.row && model.row.range_low !== null) return model.row;
-  for (let place = 0; place < 8; place += 1) {
-    const row = rowAt(place);
-    if (row && row.range_low !== null) return row;
-  }
-  return null;
+/** Return the map that is shown large, or one of the order that has a range; of a run without one, a row without. */
+function example() {
+  const { row, manifest } = model;
+  if (isLarge() && row?.name === state.name && row.range_low !== null) return row;
+  return model.example || { settings: Object.keys(manifest.colorings).at(-1), range_low: null };
 }
 
-/** Whether all runs have given all maps one range. */
+const isLarge = () => state.view === "map" || state.view === "pair";
+const isPairs = () => state.view === "models" || state.view === "pair";
+
+/** Return the values at the ends of the color bar; null if they are those of each map. */
+function endsOf(row) {
+  const scale = parseScale(state.scale);
+  if (scale || row.range_low === null) return scale;
+  const isOwn = isLarge() && row.name === state.name;
+  if (!isOwn && !isSameForAll()) return null;
+  return isPairs() && row.other ? scaleOf(row, row.other) : { low: row.range_low, high: row.range_high };
+}
+
+/** Whether the runs of each manifest that is shown have given all its maps one range. */
 function isSameForAll() {
-  const ranges = Object.values(model.manifest.colorings).map(({ settings }) => settings?.range).filter(Boolean);
-  return ranges.length === 1 && !/^(per-map|percentile|symmetric)/.test(ranges[0]);
+  return [model.manifest, isPairs() && model.manifest.other].filter(Boolean).every(({ colorings }) => {
+    const ranges = Object.values(colorings).map(({ settings }) => settings?.range).filter(Boolean);
+    return ranges.length === 1 && !/^(per-map|percentile|symmetric)/.test(ranges[0]);
+  });
+}
+
+const ticks = (low, high) => [low, (low + high) / 2, high].map((value) => String(rounded(value, low, high)));
+
+function setTicks(element, texts) {
+  element.replaceChildren(...texts.map((text) => h("span", { text })));
 }
 
 function section(title, ...children) {
@@ -265,12 +317,12 @@ function toggle(name, text, key = "") {
 
 function slider(name, text, min, max, key = "") {
   const input = h("input", { type: "range", min, max, "aria-label": text, oninput: () => change({ [name]: Number(input.value) }) });
-  const output = h("output");
+  const output = h("span", { class: "amount" });
   const element = h("div", { class: "line slide" }, h("span", { class: "label", text, title: key ? `keys: ${key}` : "" }), input, output);
   const set = (value, shown) => {
     input.value = value;
     input.setAttribute("aria-valuetext", shown);
-    output.textContent = shown;
+    write(output, shown);
   };
   return { element, set };
 }

@@ -7,6 +7,8 @@ import { askPlane, knownPlane } from "./planes.js";
 import { source } from "./source.js";
 import { state } from "./state.js";
 
+const RETRY_MS = 10_000;
+
 export class Picture {
   /** ``onPlane`` is called when the intensities are here, ``onProblem`` with a text and a kind. */
   constructor({ onPlane = () => {}, onProblem = () => {} } = {}) {
@@ -20,19 +22,25 @@ export class Picture {
     this.plane = null;
     this.scale = null; // of this picture; null for that of the state
     this.isLoading = false; // whether the image is
+    this.painted = null; // the colors that are on the canvas
+    this.turned = null; // whether the image is turned; null if none is shown
+    this.failedAt = -Infinity;
     this.image.addEventListener("load", () => this.loaded());
     this.image.addEventListener("error", () => this.lacksImage());
   }
 
   /** Show the overlay of a row that has one, or nothing. */
   show(row, side) {
-    if (row && this.row?.row === row.row && this.row.crc32 === row.crc32 && this.side === side) {
+    if (row && this.isOf(row, side)) {
       this.row = row;
-      if (!this.plane && !this.isAsking) this.load();
+      if (this.plane) this.paint();
+      else if (!this.isAsking && performance.now() - this.failedAt > RETRY_MS) this.load();
+      if (this.turned !== null && this.turned !== state.turned) this.showImage();
       return;
     }
-    this.plane = null;
+    this.plane = this.painted = this.turned = null;
     this.isAsking = false;
+    this.failedAt = -Infinity;
     this.image.hidden = true;
     this.image.removeAttribute("src");
     this.wait(false);
@@ -44,21 +52,27 @@ export class Picture {
     this.load();
   }
 
+  isOf(row, side) {
+    return this.row?.row === row.row && this.row.crc32 === row.crc32 && this.side === side;
+  }
+
   async load() {
     const { row, side } = this;
-    const isWanted = () => this.row === row && this.element.isConnected;
+    const isWanted = () => this.isOf(row, side) && this.element.isConnected;
     this.isAsking = true;
     try {
       const plane = knownPlane(row, side) || (await askPlane(row, side, isWanted));
-      if (this.row !== row) return;
+      if (!this.isOf(row, side)) return;
       this.plane = plane;
       this.shape();
       this.paint();
       this.onPlane(plane);
     } catch (error) {
-      if (this.row === row && error.name !== "AbortError") this.onProblem(error.message, "failed");
+      if (!this.isOf(row, side) || error.name === "AbortError") return;
+      this.failedAt = performance.now();
+      this.onProblem(error.message, "failed");
     } finally {
-      if (this.row === row) this.isAsking = false;
+      if (this.isOf(row, side)) this.isAsking = false;
     }
   }
 
@@ -68,7 +82,11 @@ export class Picture {
       this.onProblem("no image", "bare");
       return;
     }
+    this.turned = state.turned;
+    this.image.classList.toggle("unturned", !state.turned);
     this.image.hidden = false;
+    // Without a server, the address is the same.
+    if (this.image.getAttribute("src") === address) return;
     this.wait(true);
     this.image.src = address;
   }
@@ -103,7 +121,11 @@ export class Picture {
     this.element.style.setProperty("--ratio", width / height);
   }
 
+  /** Color the map, unless it has these colors. */
   paint() {
-    if (this.plane && this.row) draw(this.canvas, this.plane, pixelsFor(this.row, this.scale));
+    if (!this.plane || !this.row) return;
+    const pixels = pixelsFor(this.row, this.scale);
+    if (pixels !== this.painted) draw(this.canvas, this.plane, pixels);
+    this.painted = pixels;
   }
 }

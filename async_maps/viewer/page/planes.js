@@ -68,10 +68,10 @@ async function next() {
 
 function keep(key, plane) {
   kept.set(key, plane);
-  size += plane.values.byteLength;
+  size += plane.values.buffer.byteLength; // with the mask
   for (const [old, { values }] of kept) {
     if (size <= MOST_BYTES || old === key) break;
     kept.delete(old);
-    size -= values.byteLength;
+    size -= values.buffer.byteLength;
   }
 }

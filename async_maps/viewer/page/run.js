@@ -1,6 +1,6 @@
 // The run: how far it is, how fast it was, which stage limits it, what failed, and its settings.
 
-import { count, h, short, svg, tell } from "./dom.js";
+import { count, h, short, svg, tell, utc } from "./dom.js";
 import { model } from "./model.js";
 import { source } from "./source.js";
 import { change, state } from "./state.js";
@@ -23,6 +23,8 @@ export class RunView {
     this.samples = [];
     this.started = "";
     this.timer = 0;
+    this.asked = 0;
+    this.known = ""; // the numbers of failed maps when their reasons were asked for
     document.addEventListener("visibilitychange", () => !document.hidden && this.show());
   }
 
@@ -30,29 +32,35 @@ export class RunView {
   async show() {
     clearTimeout(this.timer);
     if (state.view !== "run" || document.hidden) return;
+    this.asked += 1;
+    const mine = this.asked;
+    let pause = RARELY_MS; // another run may begin
     try {
       const found = await source.run(this.samples.at(-1)?.time || "");
+      if (mine !== this.asked) return;
       if (found.run && found.run.started_at !== this.started) {
-        const isOther = this.started !== "";
+        // The samples that were asked for may be only its last ones.
+        if (this.started) pause = 0;
         this.started = found.run.started_at;
         this.samples = [];
-        if (isOther) return this.show();
       }
+      if (!pause) return;
       this.samples.push(...found.samples);
+      if (found.state === "running") pause = EVERY_MS;
       this.draw(found);
-      // Another run may begin.
-      if (!source.isStatic) this.timer = setTimeout(() => this.show(), found.state === "running" ? EVERY_MS : RARELY_MS);
+      await this.drawFailures(found);
     } catch (error) {
       tell(error.message, 10);
+    } finally {
+      if (mine === this.asked && !source.isStatic) this.timer = setTimeout(() => this.show(), pause);
     }
-    return undefined;
   }
 
   draw({ state: now, run }) {
     const number = (name, value) => h("div", { class: "number" }, h("b", { text: value }), h("span", { text: name }));
     const { counts } = model.manifest;
     this.head.replaceChildren(
-      h("div", { class: `number state ${now}` }, h("b", { text: STATES[now] }), h("span", { text: run?.ended_at ? `ended ${when(run.ended_at)}` : run ? `since ${when(run.started_at)}` : "" })),
+      h("div", { class: `number state ${now}` }, h("b", { text: STATES[now] }), h("span", { text: run?.ended_at ? `ended ${utc(run.ended_at)}` : run ? `since ${utc(run.started_at)}` : "" })),
       ...(run
         ? [
             number("uploaded", count(run.uploaded ?? 0)),
@@ -69,7 +77,6 @@ export class RunView {
     );
     if (run?.error) this.head.append(h("p", { class: "warning", text: run.error.message }));
     this.drawCharts();
-    this.drawFailures();
     this.drawSettings(run);
   }
 
@@ -95,12 +102,15 @@ export class RunView {
     );
   }
 
-  async drawFailures() {
-    if (this.failures.childElementCount && !model.manifest.counts.failed) return;
+  /** Show the reasons of failed maps if there are others: a button that is made anew would lose the focus. */
+  async drawFailures({ run }) {
+    const known = `${run?.newly_failed} ${(model.latest || model.manifest.counts).failed}`;
+    if (known === this.known) return;
     const { groups, ungrouped } = await source.failures();
-    const rows = groups.map(({ stage, reason, count: number, names }, at) =>
+    this.known = known;
+    const rows = groups.map(({ key, stage, reason, count: number, names }) =>
       h("tr", {}, h("td", { class: "right", text: count(number) }), h("td", { text: stage }),
-        h("td", {}, h("button", { type: "button", class: "link", text: reason, onclick: () => change({ view: "maps", filters: [`group:${at}`] }, { keep: true }) }),
+        h("td", {}, h("button", { type: "button", class: "link", text: reason, onclick: () => change({ view: "maps", filters: [`group:${key}`], search: "" }, { keep: true }) }),
           h("small", { text: `such as ${names.slice(0, 2).join(", ")}` }))),
     );
     if (ungrouped) rows.push(h("tr", {}, h("td", { class: "right", text: count(ungrouped) }), h("td"), h("td", { text: "for other reasons" })));
@@ -123,7 +133,7 @@ function chart(title, lines, most) {
   const [width, height] = [600, 140];
   const all = lines.flatMap(([, points]) => points);
   const [start, end] = [Math.min(...all.map(({ from }) => from)), Math.max(...all.map(({ at }) => at))];
-  const top = most ?? nice(Math.max(1e-9, ...all.map(({ value }) => value)));
+  const top = most ?? nice(Math.max(...all.map(({ value }) => value)) || 1);
   const x = (at) => (end > start ? (width * (at - start)) / (end - start) : 0);
   const y = (value) => height - (height * Math.min(value, top)) / top;
   const grid = [0, 0.5, 1].map((share) => svg("line", { x1: 0, x2: width, y1: height * share, y2: height * share, class: "gridline" }));
@@ -149,7 +159,6 @@ function nice(value) {
 }
 
 const clock = (at) => new Date(at).toLocaleTimeString("en-GB");
-const when = (text) => text.replace("T", " ").replace(/(\.\d+)?\+00:00$/, " UTC");
 
 function duration(seconds) {
   if (seconds < 90) return `${Math.round(seconds)} s`;

@@ -110,7 +110,7 @@ export class Sheets {
     const box = pane.getBoundingClientRect();
     const x = (event.clientX - box.left - this.x) / (this.width * this.scale);
     const y = (event.clientY - box.top - this.y) / (this.height * this.scale);
-    return x >= 0 && x < 1 && y >= 0 && y < 1 ? { x, y } : null;
+    return x >= 0 && x < 1 && y >= 0 && y < 1 ? { x, y, pane: this.panes.indexOf(pane) } : null;
   }
 
   point(event) {

@@ -12,7 +12,7 @@ async function ask(...request) {
   }
 }
 
-async function send(path, query = {}, signal = undefined) {
+async function send(path, query = {}) {
   const found = new URLSearchParams();
   for (const [name, value] of Object.entries(query)) {
     for (const item of Array.isArray(value) ? value : [value]) {
@@ -22,9 +22,8 @@ async function send(path, query = {}, signal = undefined) {
   const text = found.toString();
   let answer;
   try {
-    answer = await fetch(text ? `${path}?${text}` : path, { signal });
-  } catch (error) {
-    if (error.name === "AbortError") throw error;
+    answer = await fetch(text ? `${path}?${text}` : path);
+  } catch {
     throw new SourceError("the server does not answer: async-maps view has ended", 0);
   }
   if (!answer.ok) throw new SourceError(await reason(answer), answer.status);
@@ -55,7 +54,7 @@ export const source = {
   describe: () => json("api/manifest"),
   order: ({ sort, filters, search, fresh, wait }) =>
     json("api/order", { sort, f: filters, q: search, fresh: fresh ? 1 : "", wait: wait ? 1 : "" }),
-  rows: (order, from, n, signal) => json(`api/order/${order}/rows`, { from, n }, signal),
+  rows: (order, from, n) => json(`api/order/${order}/rows`, { from, n }),
   find: (order, name) => json(`api/order/${order}/find`, { name }),
   marks: (order) => json(`api/order/${order}/marks`),
   histogram: (column, order, bins) => json("api/histogram", { column, order, bins }),
@@ -68,9 +67,9 @@ export const source = {
   colors: async (name, alpha) => (await json("api/colors", { name, alpha })).table,
 
   /** Return the intensities of a map, at most ``side`` pixels on a side, or all of them. */
-  async plane(row, side, signal) {
+  async plane(row, side) {
     const path = side ? `thumb/map/${row.row}` : `map/${row.row}/indices`;
-    const answer = await ask(path, { v: row.crc32, side, of: row.of }, signal);
+    const answer = await ask(path, { v: row.crc32, side, of: row.of });
     const plane = unpack(answer.body);
     plane.changed = answer.headers.get("Async-Maps-Changed") === "1";
     return plane;
@@ -92,5 +91,5 @@ export const source = {
       return error.message;
     }
   },
-  overlay: (row) => `map/${row.row}?v=${row.crc32}${row.of ? `&of=${row.of}` : ""}`,
+  overlay: (row) => `map/${row.row}?v=${encodeURIComponent(row.crc32)}${row.of ? `&of=${row.of}` : ""}`,
 };

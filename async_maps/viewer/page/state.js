@@ -13,13 +13,17 @@ const LOOK = {
 
 export const state = {
   view: "maps", // maps, map, models, pair or run
-  name: "", // the map that is shown, or that the gallery starts at
+  name: "", // the map that is shown
   sort: "name",
   filters: [],
   search: "",
-  panes: "one", // of a map: one or three
+  at: 0, // the place of the first map that the gallery shows
+  panes: "one", // of a map: one, three or layers
   ...LOOK,
 };
+
+const PANES = ["one", "three", "layers"];
+const LIMITS = { opacity: [0, 100], threshold: [0, 255], size: [64, 480] };
 
 const listeners = new Set();
 let written = "";
@@ -27,6 +31,16 @@ let written = "";
 /** Call a function with the names of what has changed. */
 export function listen(listener) {
   listeners.add(listener);
+}
+
+/** Return the column that maps are sorted by. */
+export const sortedBy = () => state.sort.replace(/^-/, "");
+
+/** Note the place of the gallery in the address, for a reload. */
+export function keepPlace(place) {
+  if (state.at === place) return;
+  state.at = place;
+  write(false);
 }
 
 /** Change the state; ``keep`` adds an entry to the history of the browser. */
@@ -45,13 +59,14 @@ export function read() {
   const found = new URLSearchParams(query || "");
   const next = {
     view: ["map", "run", "models", "pair"].includes(view) ? view : "maps",
-    name: decode(rest.join("/")) || found.get("at") || "",
+    name: decode(rest.join("/")),
     sort: found.get("sort") || "name",
     filters: found.getAll("f"),
     search: found.get("q") || "",
-    panes: found.get("panes") === "three" ? "three" : "one",
+    at: Math.max(0, Math.floor(Number(found.get("at"))) || 0),
+    panes: PANES.includes(found.get("panes")) ? found.get("panes") : "one",
   };
-  for (const [name, usual] of Object.entries(LOOK)) next[name] = parse(found.get(name), usual);
+  for (const [name, usual] of Object.entries(LOOK)) next[name] = parse(found.get(name), usual, LIMITS[name]);
   const changed = Object.keys(next).filter((name) => String(next[name]) !== String(state[name]));
   Object.assign(state, next);
   written = location.hash;
@@ -69,6 +84,7 @@ function write(keep) {
   if (state.sort !== "name") found.set("sort", state.sort);
   for (const filter of state.filters) found.append("f", filter);
   if (state.search) found.set("q", state.search);
+  if (state.at) found.set("at", state.at);
   if (state.panes !== "one") found.set("panes", state.panes);
   for (const [name, usual] of Object.entries(LOOK)) {
     if (state[name] !== usual) found.set(name, typeof usual === "boolean" ? Number(state[name]) : state[name]);
@@ -94,9 +110,9 @@ function decode(text) {
   }
 }
 
-function parse(text, usual) {
+function parse(text, usual, limits) {
   if (text === null) return usual;
   if (typeof usual === "boolean") return text !== "0";
-  if (typeof usual === "number") return Number.isFinite(Number(text)) ? Number(text) : usual;
+  if (typeof usual === "number") return Number.isFinite(Number(text)) ? Math.min(limits[1], Math.max(limits[0], Number(text))) : usual;
   return text;
 }

@@ -1,9 +1,10 @@
 // A tile of the gallery: a picture and its caption.
 
-import { h, short } from "./dom.js";
+import { h, short, write } from "./dom.js";
 import { markOf } from "./marks.js";
+import { heading } from "./model.js";
 import { Picture } from "./picture.js";
-import { state } from "./state.js";
+import { sortedBy } from "./state.js";
 
 const SIDES = [64, 128, 256, 512];
 
@@ -13,7 +14,7 @@ export const sideFor = (size) => SIDES.find((side) => side >= size * devicePixel
 export class Tile {
   constructor() {
     this.picture = new Picture({
-      onPlane: (plane) => this.element.classList.toggle("changed", Boolean(plane.changed)),
+      onPlane: (plane) => this.loaded(plane),
       onProblem: (text, kind) => this.tell(text, kind),
     });
     this.note = h("span", { class: "note" });
@@ -23,10 +24,10 @@ export class Tile {
 
   /** Put the frame above a caption. */
   finish() {
-    this.name = h("span", { class: "name" });
+    this.name = h("bdi");
     this.value = h("span", { class: "value" });
     this.mark = h("span", { class: "mark" });
-    const caption = h("div", { class: "caption" }, this.mark, this.name, this.value);
+    const caption = h("div", { class: "caption" }, this.mark, h("span", { class: "name" }, this.name), this.value);
     this.element = h("div", { class: "tile", role: "gridcell", tabindex: "-1" }, this.frame, caption);
     this.element.tile = this;
     this.place = -1;
@@ -46,16 +47,17 @@ export class Tile {
     this.picture.show(row, side);
   }
 
+  loaded(plane) {
+    this.element.classList.remove("failed");
+    this.element.classList.toggle("changed", Boolean(plane.changed));
+  }
+
   get isLoaded() {
     return Boolean(this.picture.plane);
   }
 
   paint() {
     this.picture.paint();
-  }
-
-  showImages() {
-    if (this.row && !this.picture.image.hidden) this.picture.showImage();
   }
 
   clear() {
@@ -74,17 +76,18 @@ export class Tile {
   caption() {
     const { row } = this;
     const name = row ? row.name : row === null ? "gone" : "";
-    const column = state.sort.replace(/^-/, "");
+    const column = sortedBy();
     const value = row && column !== "name" ? shown(row, column) : "";
-    this.name.textContent = name;
-    this.name.title = name;
-    this.value.textContent = value;
     const mark = row ? markOf(row.name) : "";
-    this.mark.textContent = mark;
-    this.element.classList.toggle("loading", row === undefined);
     const failed = row?.status === "failed" ? `, failed at ${row.stage}: ${row.error}` : "";
-    const label = `${name || "loading"}${value ? `, ${column} ${value}` : ""}${failed}${mark ? `, mark ${mark}` : ""}`;
+    const label = `${name || "loading"}${value ? `, ${heading(column)} ${value}` : ""}${failed}${mark ? `, mark ${mark}` : ""}`;
+    this.element.classList.toggle("loading", row === undefined);
+    if (this.element.getAttribute("aria-label") === label) return;
     this.element.setAttribute("aria-label", label);
+    write(this.name, name);
+    this.name.parentElement.title = name;
+    write(this.value, value);
+    write(this.mark, mark);
   }
 }
 
