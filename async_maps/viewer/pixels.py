@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import struct
-from contextlib import contextmanager, nullcontext
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from threading import Lock
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 from isal import igzip
@@ -15,12 +17,13 @@ from PIL import Image, ImageOps
 from async_maps.errors import ObjectError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from contextlib import AbstractContextManager
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
     Values = NDArray[np.uint8]
+
+T = TypeVar("T")
 
 KINDS = {
     b"\x89PNG\r\n\x1a\n": "image/png",
@@ -104,12 +107,14 @@ def read_plane(data: bytes | bytearray, coloring: Coloring) -> Plane:
     Raises:
         NoImageError: it is not a PNG, is damaged, or has too many pixels.
     """
-    with _opened(data) as image, _alone(*image.size):
-        if image.mode == "P":
-            return _indexed(image, coloring)
-        if image.mode == "L":
-            return Plane(np.asarray(image))
-        return _inverted(image, coloring.table)
+    with _opened(data) as image:
+        return _alone(image.size, partial(_plane, image, coloring))
+
+
+def _plane(image: Image.Image, coloring: Coloring) -> Plane:
+    if image.mode == "P":
+        return _indexed(image, coloring)
+    return Plane(np.asarray(image)) if image.mode == "L" else _inverted(image, coloring.table)
 
 
 def shrink(plane: Plane, side: int, merged: int | None = None) -> Plane:
@@ -124,8 +129,8 @@ def shrink(plane: Plane, side: int, merged: int | None = None) -> Plane:
     scale = side / max(height, width)
     if scale >= 1:
         return plane
-    with _alone(width, height):
-        return _shrunk(plane, (max(1, round(width * scale)), max(1, round(height * scale))), merged)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return _alone((width, height), partial(_shrunk, plane, size, merged))
 
 
 def _shrunk(plane: Plane, size: tuple[int, int], merged: int | None) -> Plane:
@@ -152,13 +157,16 @@ def pack(plane: Plane) -> bytes:
     its difference from the one above, modulo 256; and the mask, a byte for each pixel.
     """
     height, width = plane.values.shape
-    header = _HEADER.pack(width, height, plane.valid is not None)
-    with _alone(width, height):
-        rows = np.ascontiguousarray(plane.values)
-        parts = [header, rows[:1].tobytes(), (rows[1:] - rows[:-1]).tobytes()]
-        if plane.valid is not None:
-            parts.append(plane.valid.astype(np.uint8).tobytes())
-        return igzip.compress(b"".join(parts), _LEVEL, mtime=0)
+    return _alone((width, height), partial(_packed, plane))
+
+
+def _packed(plane: Plane) -> bytes:
+    height, width = plane.values.shape
+    rows = np.ascontiguousarray(plane.values)
+    parts = [_HEADER.pack(width, height, plane.valid is not None), rows[:1].tobytes(), (rows[1:] - rows[:-1]).tobytes()]
+    if plane.valid is not None:
+        parts.append(plane.valid.astype(np.uint8).tobytes())
+    return igzip.compress(b"".join(parts), _LEVEL, mtime=0)
 
 
 def thumbnail(data: bytes | bytearray, side: int, *, turned: bool = True) -> tuple[bytes, str]:
@@ -180,12 +188,19 @@ def thumbnail(data: bytes | bytearray, side: int, *, turned: bool = True) -> tup
         if max(image.size) <= side and not is_turned:
             return bytes(data), kind
         image.draft("RGB", (side, side))
-        with _alone(*image.size):
-            small = _flat(ImageOps.exif_transpose(image) if turned and is_turned else image)
-            small.thumbnail((side, side), Image.Resampling.BILINEAR, reducing_gap=2.0)
-        out = io.BytesIO()
-        small.save(out, "JPEG", quality=88)
-    return out.getvalue(), "image/jpeg"
+        return _alone(image.size, partial(_small, image, side, turned=turned and is_turned)), "image/jpeg"
+
+
+def _small(image: Image.Image, side: int, *, turned: bool) -> bytes:
+    small = ImageOps.exif_transpose(image) if turned else image
+    if small.mode == "RGBA":
+        # First, because gray below all its pixels needs four times its memory.
+        small.thumbnail((side, side), Image.Resampling.BILINEAR, reducing_gap=2.0)
+    small = _flat(small)
+    small.thumbnail((side, side), Image.Resampling.BILINEAR, reducing_gap=2.0)
+    out = io.BytesIO()
+    small.save(out, "JPEG", quality=88)
+    return out.getvalue()
 
 
 def _flat(image: Image.Image) -> Image.Image:
@@ -199,9 +214,13 @@ def _flat(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", colors.size, (128, 128, 128, 255)), colors).convert("RGB")
 
 
-def _alone(width: int, height: int) -> AbstractContextManager[object]:
-    """Wait until no other large image is decoded: many requests at once would need too much memory."""
-    return _large if width * height > _LARGE else nullcontext()
+def _alone(size: tuple[int, int], function: Callable[[], T]) -> T:
+    """Call a function that needs memory for an image of this size; for large ones, one at a time."""
+    if size[0] * size[1] <= _LARGE:
+        return function()
+    # A thread of its own: the allocator keeps memory for each thread, and gives it to the next one.
+    with _large, ThreadPoolExecutor(1, "async-maps-view") as thread:
+        return thread.submit(function).result()
 
 
 @contextmanager
