@@ -133,12 +133,12 @@ def data_of(content: Content, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         shown["count"] = len(shown["rows"])
     failures["groups"] = [shown for shown in failures["groups"] if shown["rows"]]
     failed = sum(row["status"] == "failed" for row in rows)
-    manifest = content.describe() | {"counts": {"done": len(rows) - failed, "failed": failed}, "live": False}
+    manifest = content.describe() | {"counts": {"done": len(rows) - failed, "failed": failed}}
     # Whoever gets the page learns no folders of this machine beside those in rows.
     sides = [side for side in (manifest, manifest["other"]) if side]
     for side in sides:
         label = side["name"] if len({other["name"] for other in sides}) == len(sides) else side["address"]
-        side.update(address=label, place=label)
+        side.update(address=label, place=label, live=False)
     manifest["images"] = manifest["images"] and "images"
     tables = {
         f"{name} {alpha}": base64.b64encode(colormap_table(name, alpha).tobytes()).decode()
