@@ -87,9 +87,10 @@ class Overlays:
             try:
                 settings = Settings().shaped_as(run.shaping)
                 table = _GRAYS if settings.png == "gray" else settings.table()
-                self.colorings = self.colorings | {run.settings: Coloring(table, settings.png)}
+                self.colorings[run.settings] = Coloring(table, settings.png)
             except (SettingsError, KeyError, TypeError, ValueError) as error:
                 _logger.warning("the settings of a run in the manifest cannot be used: %s", error)
+            # Last, so that other threads know the colors of a run that they know.
             self.runs[run.settings] = run
 
     def close(self) -> None:
