@@ -150,9 +150,8 @@ class Tab:
     def serious(self, frame: Frame | None = None, **options: Any) -> list[tuple[str, str]]:
         """Return the serious problems that axe finds in the page or a frame: the rule and the element of each."""
         axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
-        found = axe.run(
-            frame or self.page, options={"resultTypes": ["violations"], "preload": False, **options}
-        ).response["violations"]
+        wanted = {"resultTypes": ["violations"], "preload": False, **options}
+        found = axe.run(frame or self.page, options=wanted).response["violations"]
         return [
             (rule["id"], node["html"])
             for rule in found
