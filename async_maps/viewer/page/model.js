@@ -22,6 +22,7 @@ const hearers = new Set();
 const pages = new Map(); // number -> {rows, promise of whether there are rows}
 const tables = new Map(); // colormap and alpha -> table
 const colors = new Map(); // what decides it -> 256 pixels
+const unknown = new Set(); // settings of runs that the manifest has been asked for
 let asked = 0;
 
 const HEADINGS = {
@@ -128,8 +129,9 @@ function askPage(number) {
   const page = { rows: null };
   const forget = () => pages.get(number) === page && pages.delete(number);
   page.promise = source.rows(order, number * PAGE, PAGE).then(
-    (rows) => {
+    async (rows) => {
       for (const row of rows) if (row?.other) row.other.of = "other";
+      await learn(rows);
       page.rows = rows;
       if (number === 0) shape(rows);
       if (pages.get(number) === page) model.example ||= rows.find((row) => row && row.range_low !== null) || null;
@@ -152,6 +154,21 @@ function askPage(number) {
   return page.promise;
 }
 
+/** Get the colors of runs that have begun since the page was opened, once for each. */
+async function learn(rows) {
+  const { other } = model.manifest;
+  const isNew = (row) => row && !unknown.has(row.settings) && coloringOf(row) === coloringOf({ ...row, settings: "" });
+  const found = rows.flatMap((row) => [row, row?.other]).filter(isNew);
+  if (!found.length || source.isStatic) return;
+  for (const { settings } of found) unknown.add(settings);
+  const told = await source.describe().catch(() => model.manifest);
+  for (const [side, now] of [[model.manifest, told], [other, told.other]]) {
+    for (const [settings, coloring] of Object.entries(now?.colorings || {})) {
+      side.colorings[settings] ||= { ...coloring, table: decodeTable(coloring.table) };
+    }
+  }
+}
+
 /** Let tiles have the shape of the first maps, if they have one. */
 function shape(rows) {
   const ratios = rows.map((row) => row?.height / row?.width).filter((ratio) => Number.isFinite(ratio) && ratio > 0);
@@ -162,7 +179,8 @@ function shape(rows) {
 /** Return the run's coloring of a row, or that of jet. */
 export function coloringOf(row) {
   const { colorings } = row.of ? model.manifest.other : model.manifest;
-  return colorings[row.settings] || colorings[""];
+  // A hostile manifest may name what all objects have.
+  return Object.hasOwn(colorings, row.settings) ? colorings[row.settings] : colorings[""];
 }
 
 /** Return the table that is shown for a row: that of its run, or of the chosen colormap. */
