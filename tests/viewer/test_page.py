@@ -141,7 +141,7 @@ def test_sorting_filtering_and_searching_are_kept_in_the_address(tab: Tab, place
     assert tab.names() == expected
 
 
-@pytest.mark.parametrize("address", ["#/?sort=-disagreement", "#/models", f"#/pair/{ONE}", "#/?f=nothing:1..2"])
+@pytest.mark.parametrize("address", ["#/?sort=-disagreement", "#/models", f"#/pair/{ONE}"])
 def test_a_link_that_is_refused_leads_to_all_maps(tab: Tab, shown: Shown, address: str) -> None:
     tab.open(shown.viewer, address)
     if "pair" in address:
@@ -371,7 +371,7 @@ def test_all_facts_of_a_map_are_shown(tab: Tab, shown: Shown) -> None:
         f"{len(png) / 1000:#.3g} KB",
         f"file://{shown.folder}/out/{ONE}.png",
         "per-map",
-        f"({len(png):,} bytes)",
+        f"{len(png):,}",
     ):
         expect(facts).to_contain_text(text)
     tab.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
@@ -402,17 +402,19 @@ def test_the_maps_of_a_folder_are_side_by_side(tab: Tab, tmp_path: Path) -> None
         tab.page.goto("about:blank")
 
 
-@pytest.mark.parametrize("png", ["palette", "compact", "rgba"])
-def test_pixels_without_a_value_are_transparent_in_all_colors(tab: Tab, tmp_path: Path, png: str) -> None:
+def test_pixels_without_a_value_are_transparent_in_all_colors(tab: Tab, tmp_path: Path) -> None:
     values = smooth_map(1)
     values[:6, :6] = np.nan
-    settings = am.Settings(workers=0, png=png, invalid="transparent")  # type: ignore[arg-type]  # one of its kinds
-    am.run([("m", values)], tmp_path / "out", manifest=tmp_path / "m.sqlite", settings=settings)
+    kinds = ("palette", "compact", "rgba")
+    for png in kinds:
+        settings = am.Settings(workers=0, png=png, invalid="transparent")  # type: ignore[arg-type]  # one of them
+        am.run([(png, values)], tmp_path / "out", manifest=tmp_path / "m.sqlite", settings=settings)
     with Viewer(tmp_path / "m.sqlite") as viewer:
         tab.open(viewer, "#/?colors=magma&fade=0&scale=-1,2")
-        alphas = tab.canvas("m")[..., 3]
-        assert (alphas[:6, :6] == 0).all()
-        assert (alphas[values > 0.9] == 255).all()
+        for png in kinds:
+            alphas = tab.canvas(png)[..., 3]
+            assert (alphas[:6, :6] == 0).all()
+            assert (alphas[values > 0.9] == 255).all()
         tab.page.locator(".tile").first.click()
         tab.settle()
         box = tab.page.locator(".sheet canvas").bounding_box()

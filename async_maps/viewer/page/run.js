@@ -137,15 +137,17 @@ function chart(title, lines, most) {
   const x = (at) => (end > start ? (width * (at - start)) / (end - start) : 0);
   const y = (value) => height - (height * Math.min(value, top)) / top;
   const grid = [0, 0.5, 1].map((share) => svg("line", { x1: 0, x2: width, y1: height * share, y2: height * share, class: "gridline" }));
+  // The last stage, which is the slowest most often, has the accent.
+  const look = (number) => `s${lines.length - 1 - number}`;
   const drawn = lines.map(([, points], number) =>
-    svg("polyline", { points: points.flatMap(({ from, at, value }) => [from, at].map((time) => `${x(time).toFixed(1)},${y(value).toFixed(1)}`)).join(" "), class: `series s${number}`, "vector-effect": "non-scaling-stroke" }),
+    svg("polyline", { points: points.flatMap(({ from, at, value }) => [from, at].map((time) => `${x(time).toFixed(1)},${y(value).toFixed(1)}`)).join(" "), class: `series ${look(number)}`, "vector-effect": "non-scaling-stroke" }),
   );
   const last = lines.map(([, points]) => points.at(-1).value);
   const percent = (value) => (most === 1 ? `${Math.round(100 * value)}%` : short(value));
   return h(
     "figure",
     { class: "chart" },
-    h("figcaption", {}, h("h2", { text: title }), h("span", { class: "legend" }, lines.length > 1 ? lines.map(([name], at) => h("span", { class: `key s${at}`, text: `${name} ${percent(last[at])}` })) : h("span", { text: percent(last[0]) }))),
+    h("figcaption", {}, h("h2", { text: title }), h("span", { class: "legend" }, lines.length > 1 ? lines.map(([name], at) => h("span", { class: `key ${look(at)}`, text: `${name} ${percent(last[at])}` })) : h("span", { text: percent(last[0]) }))),
     h("div", { class: "area" },
       svg("svg", { viewBox: `0 -2 ${width} ${height + 4}`, preserveAspectRatio: "none", role: "img", "aria-label": title }, ...grid, ...drawn),
       h("span", { class: "top", text: percent(top) }), h("span", { class: "bottom", text: "0" })),
