@@ -360,6 +360,16 @@ def test_a_deep_link_leads_to_a_map_and_back_to_its_place(tab: Tab, place: Viewe
     assert tab.names()[:5] == by_maximum[:5]
     tab.page.go_back()
     expect(tab.page.locator(".tools h1")).to_be_visible()
+    # The same map has another place in another order.
+    name = tab.page.locator(".tools h1").inner_text()
+    tab.page.keyboard.press("Escape")
+    tab.page.get_by_label("sort by").select_option("name")
+    tab.settle()
+    tab.page.get_by_label("search names").fill(name)
+    expect(tab.page.locator("#bar")).to_contain_text("1 shown")
+    tab.settle()
+    tab.page.locator(".tile:visible").click()
+    expect(tab.page.locator(".tools .where")).to_have_text("1 of 1")
 
 
 def test_all_facts_of_a_map_are_shown(tab: Tab, shown: Shown) -> None:
@@ -490,7 +500,9 @@ def test_a_run_that_writes_is_followed(tab: Tab, tmp_path: Path, monkeypatch: py
 def test_maps_that_were_retried_are_offered(tab: Tab, shown: Shown) -> None:
     counts = json.dumps({"done": COUNT + 1, "failed": 1})
     tab.page.route("**/api/counts", lambda route: route.fulfill(body=counts, content_type="application/json"))
+    tab.page.clock.install()
     tab.open(shown.viewer)
+    tab.page.clock.fast_forward(3000)
     tab.page.get_by_role("button", name="changed: show").click()
     expect(tab.page.locator("#bar")).to_contain_text(f"{COUNT + 1} done, 1 failed")
     expect(tab.page.locator(".fresh")).to_be_hidden()
@@ -551,6 +563,10 @@ def test_the_place_is_kept(tab: Tab, many: Path) -> None:
         slider.fill("75000")
         tab.settle()
         names = tab.names()
+        tab.page.locator(".tile", has_text=names[8]).click()
+        tab.page.keyboard.press("Escape")
+        tab.settle()
+        assert tab.names() == names
         tab.page.get_by_role("link", name="run").click()
         tab.page.get_by_role("link", name="maps").click()
         tab.settle()
@@ -575,6 +591,7 @@ def test_the_place_is_kept(tab: Tab, many: Path) -> None:
 
 
 def test_rows_that_fail_are_asked_for_again_but_seldom(tab: Tab, many: Path) -> None:
+    tab.page.clock.install()
     with Viewer(many) as viewer:
         tab.open(viewer)
         tab.page.route("**/rows?*", lambda route: route.fulfill(status=502, body='{"error": "the store is down"}'))
@@ -584,6 +601,7 @@ def test_rows_that_fail_are_asked_for_again_but_seldom(tab: Tab, many: Path) -> 
         tab.page.wait_for_timeout(300)
         assert sum("/rows?" in asked for asked in tab.addresses) <= 4
         tab.page.unroute("**/rows?*")
+        tab.page.clock.fast_forward(3000)
         expect(tab.page.locator(".tile", has_text="map 075000")).to_be_visible()
         assert all("502" in problem for problem in tab.problems)
         tab.problems.clear()
