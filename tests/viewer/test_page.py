@@ -419,8 +419,12 @@ def test_pixels_without_a_value_are_transparent_in_all_colors(tab: Tab, tmp_path
     for png in kinds:
         settings = am.Settings(workers=0, png=png, invalid="transparent")  # type: ignore[arg-type]  # one of them
         am.run([(png, values)], tmp_path / "out", manifest=tmp_path / "m.sqlite", settings=settings)
+    gray = am.Settings(workers=0, png="gray")
+    am.run([("gray", smooth_map(1))], tmp_path / "out", manifest=tmp_path / "m.sqlite", settings=gray)
     with Viewer(tmp_path / "m.sqlite") as viewer:
         tab.open(viewer, "#/?colors=magma&fade=0&scale=-1,2")
+        places = np.rint((np.rint(smooth_map(1) * 255) + 255) / 3).astype(np.uint8)
+        assert differs(tab.canvas("gray"), am.Settings(colormap="magma", alpha="opaque").table()[places]) <= 1
         for png in kinds:
             alphas = tab.canvas(png)[..., 3]
             assert (alphas[:6, :6] == 0).all()
