@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-pytestmark = [pytest.mark.fast, pytest.mark.usefixtures(leaves_nothing.__name__)]
+pytestmark = pytest.mark.usefixtures(leaves_nothing.__name__)
 
 ONE_LINE = re.compile(r'import \{ \w+(, \w+)* \} from "\./[a-z]+\.js";')
 

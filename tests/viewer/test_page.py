@@ -660,7 +660,7 @@ def test_a_hostile_manifest_is_only_text(tab: Tab, tmp_path: Path) -> None:
 @pytest.mark.parametrize("scheme", ["dark", "light"])
 def test_axe_finds_nothing_serious(tab: Tab, shown: Shown, scheme: str) -> None:
     tab.page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]  # one of two
-    only = {} if scheme == "dark" else {"runOnly": ["color-contrast"]}
+    only: dict[str, Any] = {} if scheme == "dark" else {"runOnly": ["color-contrast"]}
     for address in ("", f"#/map/{ONE}?panes=three", "#/run"):
         tab.open(shown.viewer, address)
         assert tab.serious(**only) == []
