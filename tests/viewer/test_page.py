@@ -558,6 +558,7 @@ def test_a_window_of_the_scroll_area_moves_through_any_number_of_maps(tab: Tab, 
         after = tab.names()
         assert after[0] > before[0]
         assert [int(name[4:]) for name in after] == [*range(int(after[0][4:]), int(after[-1][4:]) + 1)]
+        tab.page.goto("about:blank")
 
 
 def test_the_place_is_kept(tab: Tab, many: Path) -> None:
@@ -626,6 +627,7 @@ def test_the_window_of_the_scroll_area_moves_while_scrolling(tab: Tab, many: Pat
             seen.add(names[0])
         assert f"map {MANY - 1:06}" in tab.names()
         assert len(seen) >= 2
+        tab.page.goto("about:blank")
 
 
 NAMES = [
@@ -655,6 +657,7 @@ def test_a_hostile_manifest_is_only_text(tab: Tab, tmp_path: Path) -> None:
         tab.page.get_by_role("link", name="run").click()
         expect(tab.page.locator(".run")).to_contain_text("<script>")
         assert tab.page.locator("b b, script:not([src]), img[src='x']").count() == 0
+        tab.page.goto("about:blank")
 
 
 @pytest.mark.parametrize("scheme", ["dark", "light"])
