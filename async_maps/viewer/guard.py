@@ -85,6 +85,9 @@ class Guard:
             raise web.HTTPForbidden(text="This host is not allowed: see async-maps view --help, --allow-host.\n")
         if request.method not in {"GET", "HEAD"}:
             raise web.HTTPMethodNotAllowed(request.method, ["GET", "HEAD"])
+        if request.path == "/favicon.ico":
+            # Browsers ask for it by themselves, without the cookie, and tell their user of a refusal.
+            return web.Response(status=204)
         if request.path == self.root and "token" in request.query:
             return self._enter(request.query["token"])
         if not self._is_known(request.cookies.get(self._cookie, "")):

@@ -89,6 +89,13 @@ def test_nothing_is_answered_without_the_token(client: Client, target: str) -> N
         assert request(client, target, host(client), f"Cookie: {cookie}", cookie=False)[0] == 401
 
 
+@pytest.mark.parametrize(("line", "status"), [("Host: 127.0.0.1", 204), ("Host: other.example", 403)])
+def test_the_icon_that_browsers_ask_for_is_no_error(client: Client, line: str, status: int) -> None:
+    answer = client.raw(f"GET /favicon.ico HTTP/1.1\r\n{line}\r\nConnection: close\r\n\r\n".encode())
+    assert answer.startswith(f"HTTP/1.1 {status} ".encode())
+    assert b"Set-Cookie" not in answer
+
+
 def test_the_token_becomes_a_cookie_and_leaves_the_address(client: Client) -> None:
     status, answer = request(client, f"/?token={client.token}", host(client), cookie=False)
     assert status == 303
