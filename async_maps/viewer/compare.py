@@ -71,10 +71,12 @@ class Comparison:
 
     Attributes:
         side: the second manifest, which is closed with this.
+        other: its rows in memory; None before they are read.
     """
 
     def __init__(self, first: Side, side: Side) -> None:
         self.side = side
+        self.other: Snapshot | None = None
         self._first = first
         self._changing = Lock()
         self._stopped = Event()
@@ -118,7 +120,7 @@ class Comparison:
             return measures.copy()
 
         with self._changing:
-            self._snapshot = snapshot
+            self._snapshot, self.other = snapshot, other
             self._partners = np.where(is_paired, _at(other.numbers, there), -1).astype(np.int64)
             self._measured = measures
             self._to_measure = np.flatnonzero(is_paired)[:_MAX_MEASURED].tolist()

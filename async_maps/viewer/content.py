@@ -181,10 +181,13 @@ class Content:
         return self.snapshot().histogram(column, chosen, bins)
 
     def scale(self) -> dict[str, float | None]:
-        """Return the smallest and largest value that any map's colors span."""
-        snapshot = self.snapshot()
-        low, high = snapshot.extremes("range_low"), snapshot.extremes("range_high")
-        return {"low": None if low is None else low[0], "high": None if high is None else high[1]}
+        """Return the smallest and largest value that any map's colors span, also in the second manifest."""
+        snapshots = [self.snapshot()]
+        if self.comparison is not None and self.comparison.other is not None:
+            snapshots.append(self.comparison.other)
+        lows = [found[0] for one in snapshots if (found := one.extremes("range_low")) is not None]
+        highs = [found[1] for one in snapshots if (found := one.extremes("range_high")) is not None]
+        return {"low": min(lows, default=None), "high": max(highs, default=None)}
 
     def _rows(self, numbers: list[int]) -> list[dict[str, Any] | None]:
         with self.side.rows.opened() as manifest:

@@ -155,6 +155,14 @@ def test_the_overlays_of_the_second_manifest_are_its_own(client: Client, folder:
 
 
 @pytest.mark.runs
+def test_one_scale_is_for_both_manifests(folder: Path, tmp_path: Path) -> None:
+    maps, settings = {"val/00": smooth_map(0)}, am.Settings(workers=0, range=(-1, 2))
+    am.run(maps.items(), tmp_path / "out", manifest=tmp_path / "wide.sqlite", settings=settings)
+    with Viewer(folder / "first.sqlite", compare=tmp_path / "wide.sqlite") as viewer:
+        assert Client(viewer).get("/api/scale").json == {"low": -1.0, "high": 2.0}
+
+
+@pytest.mark.runs
 def test_a_page_with_a_limit_measures_only_its_pairs(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
