@@ -56,7 +56,7 @@ export class RunView {
     }
   }
 
-  draw({ state: now, run }) {
+  draw({ state: now, run, is_copy: isCopy }) {
     const number = (name, value) => h("div", { class: "number" }, h("b", { text: value }), h("span", { text: name }));
     const { counts } = model.manifest;
     this.head.replaceChildren(
@@ -76,6 +76,7 @@ export class RunView {
       ).filter(Boolean),
     );
     if (run?.error) this.head.append(h("p", { class: "warning", text: run.error.message }));
+    if (isCopy) this.head.append(h("p", { class: "empty", text: "as it was when the viewer started" }));
     this.drawCharts();
     this.drawSettings(run);
   }
