@@ -54,8 +54,9 @@ def rows(manifest: Path) -> list[dict[str, object]]:
 
 
 def comparable(report: dict[str, Any]) -> dict[str, Any]:
-    """Return a report without times, the destination, and the workers, which a lane that is not ready has not told."""
-    found = {key: report[key] for key in report if key not in {"started_at", "ended_at", "elapsed_s", "destination"}}
+    """Return a report without times, places, and the workers, which a lane that is not ready has not told."""
+    others = {"started_at", "ended_at", "elapsed_s", "destination", "manifest"}
+    found = {key: report[key] for key in report if key not in others}
     found["settings"] = {**report["settings"], "processes": None}
     found["statistics"] = {**report["statistics"], "lanes": None, "upload_limit": None}
     for stage in ("fetch", "colorize", "encode", "upload"):
