@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import secrets
+from functools import partial
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -10,6 +12,7 @@ import pytest
 from PIL import Image
 
 import async_maps as am
+from async_maps.concurrency.loop import run_blocking
 from async_maps.viewer.server import Viewer
 from tests.support.browsing import COUNT, SHAPE, Shown, Tab, chromium
 from tests.support.viewing import smooth_map
@@ -20,6 +23,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
     from playwright.sync_api import Browser
+
+    from async_maps.demo.seaweed import S3Server
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +45,11 @@ def tab(browser: Browser) -> Iterator[Tab]:
 
 
 @pytest.fixture(scope="module")
-def shown(tmp_path_factory: pytest.TempPathFactory, browser: Browser) -> Iterator[Shown]:
-    """30 maps with ranges of their own, on PNG images of their size; two are broken, one has no image."""
-    folder = tmp_path_factory.mktemp("shown")
+def shown(tmp_path_factory: pytest.TempPathFactory, s3_server: S3Server, browser: Browser) -> Iterator[Shown]:
+    """30 maps with ranges of their own, in a bucket, on PNG images of their size; two are broken, one has no image."""
+    from async_maps.demo import seaweed
+
+    folder, bucket = tmp_path_factory.mktemp("shown"), f"shown-{secrets.token_hex(4)}"
     maps, images = {}, {}
     for i in range(COUNT):
         name = f"{'train' if i % 3 else 'val'}/{i:03}"
@@ -54,10 +61,12 @@ def shown(tmp_path_factory: pytest.TempPathFactory, browser: Browser) -> Iterato
             Image.fromarray(images[name]).save(path)
     broken = [(f"broken/{i}", np.full((3, 3), np.nan)) for i in range(2)]
     settings = am.Settings(workers=0, range="per-map", colormap="viridis")
-    am.run([*maps.items(), *broken], folder / "out", manifest=folder / "run.sqlite", settings=settings)
-    with Viewer(folder / "run.sqlite", images=folder / "images") as viewer:
-        viewer.save(folder / "page")
-        yield Shown(viewer, folder / "page" / "index.html", maps, images, folder)
+    with seaweed.in_environment(s3_server):
+        run_blocking(partial(seaweed.create_bucket, s3_server, bucket))
+        am.run([*maps.items(), *broken], f"s3://{bucket}", manifest=folder / "run.sqlite", settings=settings)
+        with Viewer(folder / "run.sqlite", images=folder / "images") as viewer:
+            viewer.save(folder / "page")
+            yield Shown(viewer, folder / "page" / "index.html", maps, images, folder)
 
 
 @pytest.fixture(params=["server", "disk"])
