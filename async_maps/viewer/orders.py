@@ -54,6 +54,8 @@ STATES = {
 _KEPT, _KEPT_RANKS = 8, 4
 """Orders, and places sorted by a column, that are kept: 4 MB for a million rows each."""
 _SHORT_QUERY = 200
+_BLOCK = 2**16
+"""Values that are counted at a time: the temporary arrays of all of them would stay in the memory of the process."""
 
 Extremes = tuple[float, float] | None
 
@@ -196,8 +198,9 @@ class Snapshot:
     def extremes(self, name: str) -> Extremes:
         """Return the smallest and largest value of a column; None if it has none."""
         values = self.column(name)
-        valid = values[~np.isnan(values)]
-        return (float(valid.min()), float(valid.max())) if len(valid) else None
+        # These pass over NaN, without a copy of the others.
+        low, high = (float(reduce(values, initial=np.nan)) for reduce in (np.fmin.reduce, np.fmax.reduce))
+        return None if np.isnan(low) else (low, high)
 
     def state(self, name: str) -> Mask:
         """Return which rows are in a state, in the order of the names, (n,) bool."""
@@ -366,10 +369,17 @@ def _small(values: NDArray[np.float64]) -> NDArray[np.floating[Any]]:
 
 def _histogram(values: NDArray[np.floating[Any]], low: float, high: float, bins: int) -> list[int]:
     """Return how many values are in each of equal bins; NaN is in none."""
-    valid = values[~np.isnan(values)]
+    counts = np.zeros(bins, np.int64)
+    for start in range(0, len(values), _BLOCK):
+        block = values[start : start + _BLOCK]
+        counts += _counts(block[~np.isnan(block)], low, high, bins)
+    found: list[int] = counts.tolist()
+    return found
+
+
+def _counts(values: NDArray[np.floating[Any]], low: float, high: float, bins: int) -> NDArray[np.int64]:
     if not np.isfinite(high - low):
-        valid, low, high = valid / 2, low / 2, high / 2
-    shares = (valid - low) / (high - low) if high > low else np.zeros(len(valid))
+        values, low, high = values / 2, low / 2, high / 2
+    shares = (values - low) / (high - low) if high > low else np.zeros(len(values))
     places = np.minimum((shares * bins).astype(np.intp), bins - 1)
-    counts: list[int] = np.bincount(places, minlength=bins).tolist()
-    return counts
+    return np.bincount(places, minlength=bins)
