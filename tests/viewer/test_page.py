@@ -391,6 +391,26 @@ def test_all_facts_of_a_map_are_shown(tab: Tab, shown: Shown) -> None:
     assert tab.page.evaluate("() => navigator.clipboard.readText()") == locator
 
 
+def test_a_refused_map_is_told_from_the_one_with_its_name(tab: Tab, tmp_path: Path) -> None:
+    manifest = make_run(tmp_path, 2)
+    with closing(sqlite3.connect(manifest)) as database, database:
+        columns = "name, settings, time, source, status, stage, error"
+        values = "name, settings, time, 'twin', 'failed', 'source', 'refused: it has the name of another map'"
+        query = f"INSERT INTO maps ({columns}) SELECT {values} FROM maps ORDER BY name LIMIT 1"  # noqa: S608  # our own
+        database.execute(query)
+    with Viewer(manifest) as viewer:
+        viewer.save(tmp_path / "page")
+        for place in (viewer, tmp_path / "page" / "index.html"):
+            tab.open(place)
+            tab.page.locator(".tile.failed").click()
+            expect(tab.page.locator(".stage")).to_contain_text("refused: it has the name of another map")
+            tab.page.keyboard.press("Escape")
+            tab.page.locator(".tile:not(.failed):visible").first.click()
+            expect(tab.page.locator("aside")).to_contain_text("CRC-32")
+            expect(tab.page.locator(".stage")).not_to_contain_text("refused")
+        tab.page.goto("about:blank")
+
+
 def test_the_maps_of_a_folder_are_side_by_side(tab: Tab, tmp_path: Path) -> None:
     maps = [(f"img/layer{i}", smooth_map(i, (16 * i, 16 * i))) for i in (1, 2, 3)]
     am.run(maps, tmp_path / "out", manifest=tmp_path / "m.sqlite", settings=am.Settings(workers=0))

@@ -66,7 +66,10 @@ export class MapView {
   /** Show the map of the state. */
   async show() {
     const { name } = state;
-    if (this.row?.name === name) {
+    // Maps that were refused at their source may have the name of another one: the tile knows which one it shows.
+    const wanted = this.next === null ? null : rowAt(this.next);
+    const number = wanted?.name === name ? wanted.row : 0;
+    if (this.row?.name === name && (!number || number === this.row.row)) {
       this.place = this.next ?? this.place;
       this.next = null;
       showing(this.row);
@@ -77,7 +80,7 @@ export class MapView {
     }
     this.reset(name);
     try {
-      const { row, place } = await this.find(name);
+      const { row, place } = await this.find(name, number);
       if (state.name !== name) return;
       if (!row) {
         this.note.textContent = "there is no such map in this manifest";
@@ -100,13 +103,13 @@ export class MapView {
   }
 
   /** Find a map and its place in the order, which is made again if the server has forgotten it. */
-  async find(name) {
+  async find(name, number) {
     try {
-      return await source.find(model.order.order, name);
+      return await source.find(model.order.order, name, number);
     } catch (error) {
       if (error.status !== 404) throw error;
       await reorder();
-      return source.find(model.order.order, name);
+      return source.find(model.order.order, name, number);
     }
   }
 
@@ -115,7 +118,7 @@ export class MapView {
     const { name } = state;
     try {
       const { order } = model.order;
-      const { row, place } = await source.find(order, name);
+      const { row, place } = await source.find(order, name, this.row?.row || 0);
       if (this.row?.name !== name || order !== model.order.order) return;
       if (row && row.time !== this.row.time) {
         this.row = null;

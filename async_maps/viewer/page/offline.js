@@ -128,8 +128,8 @@ export const source = {
   describe: () => soon(structuredClone(data.manifest)),
   order: (wanted) => soon(order(wanted)),
   rows: (key, from, n) => soon(orders.get(key).slice(from, from + n)),
-  find: (key, name) => {
-    const row = byName.get(name) || null;
+  find: (key, name, number) => {
+    const row = data.rows.find((other) => other.row === number && other.name === name) || byName.get(name) || null;
     const place = orders.get(key)?.indexOf(row) ?? -1;
     return soon({ row, place: place < 0 ? null : place });
   },

@@ -55,7 +55,7 @@ export const source = {
   order: ({ sort, filters, search, fresh, wait }) =>
     json("api/order", { sort, f: filters, q: search, fresh: fresh ? 1 : "", wait: wait ? 1 : "" }),
   rows: (order, from, n) => json(`api/order/${order}/rows`, { from, n }),
-  find: (order, name) => json(`api/order/${order}/find`, { name }),
+  find: (order, name, row) => json(`api/order/${order}/find`, { name, row }),
   marks: (order) => json(`api/order/${order}/marks`),
   histogram: (column, order, bins) => json("api/histogram", { column, order, bins }),
   scale: () => json("api/scale"),
