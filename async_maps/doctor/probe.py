@@ -235,7 +235,7 @@ class ProbeObject:
             found = f"a PUT with If-None-Match is {judge(error).reason}"
         self._target.say("create only", level, found, OVERWRITE)
 
-    async def remove(self) -> bool:
+    async def remove(self, check: str = "delete") -> bool:
         """Delete all written objects, even if this task is cancelled; return whether that succeeded."""
         if not self._may_exist:
             return True
@@ -244,7 +244,7 @@ class ProbeObject:
             reason = await self._try_to_remove()
         self._may_exist.clear()
         if reason:
-            self._say_left(reason)
+            self._say_left(check, reason)
         return not reason
 
     async def _try_to_remove(self) -> str:
@@ -276,7 +276,7 @@ class ProbeObject:
             if isinstance(result, BaseException):
                 raise result
 
-    def _say_left(self, reason: str) -> None:
+    def _say_left(self, check: str, reason: str) -> None:
         text = f"the written objects were not deleted, s3://{self._target.bucket}/{self._target.stem}*: {reason}"
         advice = "only these checks delete objects, runs do not; allow "
         if self.versioned:
@@ -286,7 +286,7 @@ class ProbeObject:
             folder = f"{self._target.url}/" if self._target.prefix else self._target.url
             advice += "s3:DeleteObject, or delete them:\n"
             advice += f"aws s3 rm {shlex.quote(folder)} --recursive --exclude '*' --include '{self._target.mark}*'"
-        self._target.say("delete", "warning", text, advice)
+        self._target.say(check, "warning", text, advice)
 
     async def _put(self, data: bytes, *, create_only: bool = False) -> Any:
         self._may_exist.add(self.key)

@@ -114,7 +114,7 @@ async def _examine(target: Target, origins: Sequence[str], quick: bool) -> None:
         target.say("store", "failure", f"{UNREADABLE}: {error}",
                    "check that AWS_ENDPOINT_URL is the address of an S3 server")  # fmt: skip
     finally:
-        await probe.remove()
+        await probe.remove("clean-up")
 
 
 async def _measure(target: Target, probe: ProbeObject, quick: bool) -> None:
@@ -124,15 +124,17 @@ async def _measure(target: Target, probe: ProbeObject, quick: bool) -> None:
     settings = target.settings.model_copy(
         update={"if_exists": "overwrite", "concurrency": concurrencies(concurrency)[-1]}
     )
+    check = "latency"
     try:
         async with open_store(target.url, settings) as store:
             latency_s = await measure_latency(store, probe.sibling, data)
-            target.say("latency", "ok", f"{latency_s * 1e3:.1f} ms for a PUT of {len(data) / 1e3:.0f} KB (median)")
+            target.say(check, "ok", f"{latency_s * 1e3:.1f} ms for a PUT of {len(data) / 1e3:.0f} KB (median)")
             if quick:
                 return
+            check = "throughput"
             loads = await measure_throughput(store, probe.sibling, data, concurrency)
     except StoreError as error:
-        target.say("latency", "warning", f"overlays of {len(data) / 1e3:.0f} KB are refused: {error}",
+        target.say(check, "warning", f"overlays of {len(data) / 1e3:.0f} KB are refused: {error}",
                    "smaller ones are accepted; check the proxies between here and the store")  # fmt: skip
         return
     for finding in judge(loads, latency_s, len(data), concurrency, grows=target.settings.concurrency == "auto"):

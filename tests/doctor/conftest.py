@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 @pytest.fixture
 def ask(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
     """Run the command in this process. Returns its exit code, and its findings by name in their order."""
-    from async_maps.doctor import Finding, speed
+    from async_maps.doctor import Finding, probe, speed, target
     from async_maps.doctor import s3 as s3_doctor
     from tests.support.commands import invoke
 
@@ -23,6 +23,9 @@ def ask(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(s3_doctor, "_ATTEMPTS", 1)
     monkeypatch.setattr(speed, "_LATENCY_PUTS", 2)
     monkeypatch.setattr(speed, "_LEVEL_S", 0.2)
+    # A server on a busy machine may answer late, and what is late here would be a finding.
+    monkeypatch.setattr(target, "_READ_TIMEOUT_S", 30.0)
+    monkeypatch.setattr(probe, "_CLEAN_UP_S", 60.0)
 
     def command(*arguments: object) -> tuple[int, dict[str, Finding]]:
         code = invoke("doctor", *arguments, "--json")
