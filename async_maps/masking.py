@@ -18,7 +18,8 @@ MASK = "***"
 # pathlib.Path removes one slash.
 _USERINFO = re.compile(r"(://|https?:/)[^\s/?#\"'<>]+@")
 _QUERY = re.compile(
-    r"((?:X-Amz-(?:Signature|Credential|Security-Token)|Signature|AWSAccessKeyId|access_token|token|password|secret)"
+    r"((?:X-Amz-(?:Signature|Credential|Security-Token)|Signature|\bsig|AWSAccessKeyId|AccountKey|access_token|token"
+    r"|password|secret)"
     # Not the backslash before a quotation mark: the text may be JSON, which must stay JSON.
     r"\s*=\s*)(?:[^&\s\"'<>#,;\\]|\\[^\s\"'])+",
     re.IGNORECASE,
@@ -28,6 +29,8 @@ _SECRETS = (
     "AWS_SESSION_TOKEN",
     "AWS_SECURITY_TOKEN",
     "AWS_CONTAINER_AUTHORIZATION_TOKEN",
+    "AZURE_STORAGE_KEY",
+    "AZURE_CLIENT_SECRET",
 )
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 _URLS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL_STS", *_PROXIES, *map(str.lower, _PROXIES))

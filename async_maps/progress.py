@@ -12,7 +12,8 @@ from anyio import to_thread
 
 from async_maps.concurrency.tasks import OrderlyTask, calling_every
 from async_maps.errors import AsyncMapsError, SettingsError
-from async_maps.filesystems.filesystem import Filesystems, is_remote
+from async_maps.filesystems.addresses import is_remote
+from async_maps.filesystems.filesystem import Filesystems
 from async_maps.sources import open_source, place_of
 from async_maps.sources.activation_map import ActivationMap
 from async_maps.sources.isolation import DecoderProcess

@@ -14,7 +14,8 @@ from anyio import CapacityLimiter, to_thread
 from async_maps.concurrency.fan_out import fan_out
 from async_maps.concurrency.tasks import in_thread
 from async_maps.errors import InputValidationError, SettingsError
-from async_maps.filesystems.filesystem import Filesystems, UnavailableError, is_remote, verdict_of
+from async_maps.filesystems.addresses import is_remote
+from async_maps.filesystems.filesystem import Filesystems, UnavailableError, verdict_of
 from async_maps.manifest.manifest import Manifest
 from async_maps.render.channels import reduce_channels
 from async_maps.render.ranges import ValueRange

@@ -59,6 +59,10 @@ def sentence(what: str, extra: str) -> str:
         ("run a.arrow overlays --progress none", "pyarrow", "reading Parquet and Arrow", "parquet"),
         ("verify a.parquet --progress none", "pyarrow", "reading Parquet", "parquet"),
         ("export a.sqlite b.parquet", "pyarrow", "writing Parquet", "parquet"),
+        ("run a.h5 gs://bucket/p --progress none", "google", "gs://", "gcs"),
+        ("run gs://bucket/p overlays --progress none", "google", "gs://", "gcs"),
+        ("run a.h5 az://maps/p --progress none", "azure", "az:// without AZURE_STORAGE_KEY", "azure"),
+        ("run az://maps/p overlays --progress none", "azure", "az:// without AZURE_STORAGE_KEY", "azure"),
     ],
 )
 def test_a_command_names_the_missing_extra(
@@ -71,6 +75,9 @@ def test_a_command_names_the_missing_extra(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setitem(sys.modules, library, None)
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT", "account1")
+    for name in ("AZURE_STORAGE_KEY", "AZURE_STORAGE_SAS_TOKEN", "AZURE_STORAGE_CONNECTION_STRING"):
+        monkeypatch.delenv(name, raising=False)
     # The process that decodes files has the path of this one, and imports the library anew.
     (tmp_path / "without").mkdir()
     (tmp_path / "without" / f"{library}.py").write_text("raise ModuleNotFoundError")

@@ -28,6 +28,15 @@ MARK = "MARKED-SECRET"
         ("https://b/k?X-Amz-Date=1&X-Amz-Signature=ab12&x=1", "https://b/k?X-Amz-Date=1&X-Amz-Signature=***&x=1"),
         ("?X-Amz-Security-Token=a%2Fb&X-Amz-Credential=AK/1", "?X-Amz-Security-Token=***&X-Amz-Credential=***"),
         ("AWS4-HMAC-SHA256 Credential=A/b, Signature=ab12", "AWS4-HMAC-SHA256 Credential=A/b, Signature=***"),
+        (
+            "https://a.blob.core.windows.net/c/k?sv=1&sig=ab%3D&sp=r",
+            "https://a.blob.core.windows.net/c/k?sv=1&sig=***&sp=r",
+        ),
+        ("AccountName=a;AccountKey=ab+/==;BlobEndpoint=x", "AccountName=a;AccountKey=***;BlobEndpoint=x"),
+        (
+            "https://storage.googleapis.com/b/k?X-Goog-Signature=ab",
+            "https://storage.googleapis.com/b/k?X-Goog-Signature=***",
+        ),
         ("s3://bucket/a@b.png and file:///a/b@c", "s3://bucket/a@b.png and file:///a/b@c"),
         ("a map named x=1: 3 of 4", "a map named x=1: 3 of 4"),
     ],

@@ -49,7 +49,7 @@ def doctor(  # noqa: PLR0913  # one argument per option
     Parameters
     ----------
     destination
-        s3://bucket/prefix, file:///folder or a path.
+        s3://bucket/prefix, gs://bucket/prefix, az://container/prefix, file:///folder or a path.
     origin
         Origin of web pages that read the overlays, such as https://app.kolena.com; may be repeated.
     quick

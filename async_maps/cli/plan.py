@@ -58,7 +58,7 @@ def plan(  # noqa: PLR0913  # one argument per option
     source
         A folder, a file, a glob or a table, as for run. Files are listed, not opened.
     destination
-        s3://bucket/prefix, file:///folder or a path for the overlays.
+        s3://bucket/prefix, gs://bucket/prefix, az://container/prefix, file:///folder or a path for the overlays.
     to
         Where the plan goes: an empty folder or prefix, which all machines reach.
     part_size

@@ -82,10 +82,10 @@ def run(  # noqa: PLR0913  # one argument per option
     ----------
     source
         A folder (searched recursively), a file or a quoted glob of .npy, .npz, .pt, .png, .tif, .zarr, .h5, .nc, .mat,
-        .safetensors, .parquet, .arrow or .tar; the same in s3://bucket/prefix/; a .csv, .jsonl or .parquet with the
-        columns name and path; - for paths on standard input.
+        .safetensors, .parquet, .arrow or .tar; the same below s3://, gs:// or az://; a .csv, .jsonl or .parquet
+        with the columns name and path; - for paths on standard input.
     destination
-        s3://bucket/prefix, file:///folder or a path.
+        s3://bucket/prefix, gs://bucket/prefix, az://container/prefix, file:///folder or a path.
     plan
         Address of the plan: it has the source, the destination, and the settings that shape the overlays.
     part

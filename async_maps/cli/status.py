@@ -12,7 +12,7 @@ from cyclopts import Parameter
 from async_maps.cli.console import answer, failure_lines, say_how_to_list, set_verbosity
 from async_maps.cli.options import OUTPUT, Flag, Quiet, Verbose
 from async_maps.cli.plan import print_plan
-from async_maps.filesystems.filesystem import is_remote
+from async_maps.filesystems.addresses import is_remote
 from async_maps.filesystems.locators import file_path
 from async_maps.masking import masked_json
 from async_maps.progress import duration
@@ -42,7 +42,7 @@ def status(
     Parameters
     ----------
     manifest
-        Manifest of a run; or the address of a plan, a folder or s3://bucket/prefix.
+        Manifest of a run; or the address of a plan: a folder, or s3://bucket/prefix, gs:// or az://.
     as_json
         Print a JSON object.
     """

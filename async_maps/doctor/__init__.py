@@ -16,7 +16,7 @@ from async_maps.blocking import blocking
 from async_maps.doctor.finding import Finding, OnFinding
 from async_maps.doctor.machine import check_machine
 from async_maps.errors import SettingsError
-from async_maps.filesystems.filesystem import is_remote
+from async_maps.filesystems.addresses import is_in_s3, is_remote
 from async_maps.masking import mask
 from async_maps.settings import Settings, given_or_default
 
@@ -45,7 +45,8 @@ async def adiagnose(
     A problem of the destination is a finding, not an exception. Checks that depend on a failed one are skipped.
 
     Args:
-        destination: ``s3://bucket/prefix``, ``file:///folder`` or a plain path.
+        destination: ``s3://bucket/prefix``, ``gs://bucket/prefix``, ``az://container/prefix``, ``file:///folder`` or a
+            plain path.
         settings: the settings of the planned run, such as headers and concurrency. Time-outs are at most 5 seconds.
         origins: the origins of web pages that will read the overlays.
         quick: skip the throughput, which takes at least two seconds.
@@ -74,8 +75,9 @@ async def adiagnose(
     with move_on_after(_LIMIT_S) as limit:
         if is_remote(place):
             # In a thread: the import takes half a second.
-            s3 = await to_thread.run_sync(import_module, "async_maps.doctor.s3")
-            await s3.examine(place, settings, (origins, quick), found)
+            name = "async_maps.doctor.s3" if is_in_s3(place) else "async_maps.doctor.service"
+            checks = await to_thread.run_sync(import_module, name)
+            await checks.examine(place, settings, (origins, quick), found)
         else:
             from async_maps.doctor.folder import examine
 

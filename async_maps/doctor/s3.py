@@ -20,12 +20,13 @@ from async_maps.doctor.probe import ProbeObject
 from async_maps.doctor.speed import concurrencies, judge, measure_latency, measure_throughput
 from async_maps.doctor.target import FIRST_ANSWER_S, Target, with_short_limits
 from async_maps.errors import StoreError
+from async_maps.filesystems.addresses import parse_destination
 from async_maps.filesystems.aws import client_options, pay_for_requests, refusal, unreachable, url_options
 from async_maps.filesystems.http_session import session_class
 from async_maps.filesystems.sessions import AsyncSession
 from async_maps.filesystems.time_limits import TimeLimits
 from async_maps.stores import open_store
-from async_maps.stores.s3 import NO_ANSWER, UNREADABLE, parse_destination
+from async_maps.stores.s3 import NO_ANSWER, UNREADABLE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -43,7 +44,7 @@ async def examine(place: str, settings: Settings, extent: tuple[Sequence[str], b
 
     ``extent`` has the origins of web pages that will read the overlays, and whether to skip the throughput.
     """
-    bucket, prefix = parse_destination(place)
+    _, bucket, prefix, _ = parse_destination(place)
     async with AsyncExitStack() as opened:
         try:
             session = AsyncSession()

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 from async_maps.errors import InputValidationError, ManifestError, SettingsError, require_extra
 from async_maps.export.columns import Column, export_columns, of_overlay
 from async_maps.export.earlier import is_export
+from async_maps.filesystems.addresses import is_remote
 from async_maps.filesystems.atomic import replacing
-from async_maps.filesystems.filesystem import is_remote
 from async_maps.filesystems.locators import bitmap_mask_fields, file_path
 from async_maps.filesystems.outputs import check_output, files_of_run
 from async_maps.keys import printable
@@ -150,7 +150,7 @@ def _exporting(
         if export_format == "fiftyone":
             _refuse_colored(opened)
         if presign_hours is not None:
-            _refuse_outside_s3(opened)
+            _refuse_files(opened)
             table.append(_url_column(stack, presign_hours, opened))
         found = opened.failures() if rows == "failed" else opened.rows(failed=rows == "all")
         yield table, stack.enter_context(closing(found))
@@ -191,10 +191,12 @@ def _refuse_colored(manifest: Manifest | PlanRows) -> None:
         )
 
 
-def _refuse_outside_s3(manifest: Manifest | PlanRows) -> None:
+def _refuse_files(manifest: Manifest | PlanRows) -> None:
     place = manifest.destination()
     if place is not None and not is_remote(place):
-        raise SettingsError(f"presign: only objects in S3 have presigned URLs; these overlays lie in {place}")
+        raise SettingsError(
+            f"presign: only objects in S3, gs:// or az:// have presigned URLs; these overlays lie in {place}"
+        )
 
 
 def _url_column(stack: ExitStack, hours: float, manifest: Manifest | PlanRows) -> Column:

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from botocore.awsrequest import AWSPreparedRequest
     from botocore.credentials import ReadOnlyCredentials
 
+    from async_maps.filesystems.addresses import Address
     from async_maps.filesystems.http_messages import AnswerParser
     from async_maps.filesystems.http_session import Watch
-    from async_maps.filesystems.locators import S3Address
     from async_maps.filesystems.pooled_session import PooledSession
     from async_maps.filesystems.sessions import BlockingCredentials
     from async_maps.filesystems.time_limits import TimeLimits
@@ -124,14 +124,14 @@ class DirectGets:
         self._waiting: set[Future[Range | None]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def learn(self, address: S3Address, request: AWSPreparedRequest) -> None:
+    def learn(self, address: Address, request: AWSPreparedRequest) -> None:
         """Make a plan from a GET of the SDK that has succeeded, if that is possible."""
         bucket = self._buckets.setdefault(address.bucket, _Bucket())
         # Requests through a proxy are left to the SDK.
         if bucket.plan is None and bucket.plans_left and not self._http._proxy_config.proxy_url_for(request.url):
             bucket.plan = GetPlan.of(request, address.key)
 
-    def get(self, address: S3Address, wanted: Wanted) -> Future[Range | None]:
+    def get(self, address: Address, wanted: Wanted) -> Future[Range | None]:
         """Begin to read a part of an object.
 
         Returns:

@@ -15,7 +15,7 @@ _AWS_CHINA, _AWS_GOVERNMENT = "https://amazonaws.com.cn", "https://us-gov.amazon
 
 
 class Identity(NamedTuple):
-    """The parts of a store's identity; ``endpoint`` is empty for AWS and for other stores than S3."""
+    """The parts of a store's identity; ``endpoint`` is empty for AWS, Google Cloud, and stores without endpoints."""
 
     destination: str
     endpoint: str
@@ -23,7 +23,7 @@ class Identity(NamedTuple):
     @classmethod
     def parse(cls, identity: str) -> Identity:
         """Split the text that :meth:`__str__` returns."""
-        found = _AT_ENDPOINT.fullmatch(identity) if identity.startswith("s3://") else None
+        found = _AT_ENDPOINT.fullmatch(identity) if identity.startswith(("s3://", "gs://")) else None
         return cls(found[1], found[2]) if found else cls(identity, "")
 
     def __str__(self) -> str:

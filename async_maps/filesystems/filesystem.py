@@ -1,4 +1,4 @@
-"""Local files and S3 objects behind one protocol: readers get a seekable binary file."""
+"""Local files and objects behind one protocol: readers get a seekable binary file."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from threading import Lock
 from typing import TYPE_CHECKING, Protocol, cast
 
 from async_maps.errors import SourceError, StoreError
+from async_maps.filesystems.addresses import is_remote, parse_address
 from async_maps.keys import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import IO, BinaryIO
 
-    from async_maps.filesystems.s3 import S3Filesystem
+    from async_maps.filesystems.addresses import Address
+    from async_maps.filesystems.remote import RemoteFilesystem
     from async_maps.filesystems.verdict import Verdict
     from async_maps.settings import S3Settings
 
@@ -93,7 +95,7 @@ class Filesystems:
         self._disk = LocalFilesystem()
         self._settings = s3
         self._making = Lock()
-        self._s3: S3Filesystem | None = None
+        self._remote: dict[str, RemoteFilesystem] = {}
         self._closed = False
 
     def __enter__(self) -> Filesystems:
@@ -104,26 +106,36 @@ class Filesystems:
 
     def of(self, path: str) -> Filesystem:
         """Return the filesystem of a path."""
-        return self.s3() if is_remote(path) else self._disk
+        return self.remote(path) if is_remote(path) else self._disk
 
-    def s3(self) -> S3Filesystem:
-        """Return the S3 filesystem, which is created at the first call."""
-        # The client is slow to import, and most sources are on disk.
-        from async_maps.filesystems.s3 import S3Filesystem
+    def remote(self, path: str) -> RemoteFilesystem:
+        """Return the filesystem of an address, which is created at the first call.
 
+        Raises:
+            SettingsError: the service of the address is not set up.
+            SourceError: the address is not valid.
+        """
+        return self.at(parse_address(path))
+
+    def at(self, address: Address) -> RemoteFilesystem:
+        """Return the filesystem of an address, as :meth:`remote`."""
+        place = address.account or address.scheme
         with self._making:
-            if self._s3 is None:
-                self._s3 = S3Filesystem(self._settings)
+            if (found := self._remote.get(place)) is None:
+                # The clients are slow to import, and most sources are on disk.
+                from async_maps.filesystems.services import open_filesystem
+
+                found = self._remote[place] = open_filesystem(address, self._settings)
                 if self._closed:
-                    self._s3.close()
-            return self._s3
+                    found.close()
+            return found
 
     def close(self) -> None:
         """Close the connections permanently."""
         with self._making:
             self._closed = True
-            if self._s3 is not None:
-                self._s3.close()
+            for filesystem in self._remote.values():
+                filesystem.close()
 
 
 def check_regular(mode: int, folder: bool = False) -> None:
@@ -167,11 +179,6 @@ def _states(folder: str) -> Iterator[bytes]:
                     except SourceError as error:
                         raise SourceError(f"at {printable(below)}: {error}") from error
                     yield os.fsencode(f"{below}\0{status.st_size}-{status.st_mtime_ns}")
-
-
-def is_remote(path: str) -> bool:
-    """Whether a file is in S3. Threads of the main process read those, not the worker processes."""
-    return path.startswith("s3://")
 
 
 def _open_without_waiting(path: str, flags: int) -> int:

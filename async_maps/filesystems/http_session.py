@@ -186,8 +186,11 @@ def reset(transport: asyncio.Transport) -> None:
 _current: ContextVar[Watch | None] = ContextVar("_current", default=None)
 
 
-class _Request(ClientRequest):
+class WatchedRequest(ClientRequest):
+    """A request that tells its watch the connection on which it is sent."""
+
     async def send(self, conn: Connection) -> ClientResponse:
+        """Send the request."""
         if (watch := _current.get()) is not None:
             watch.uses(conn)
         return await super().send(conn)
@@ -231,7 +234,7 @@ class LimitedSession(AIOHTTPSession):
 
     async def _get_session(self, proxy_url: str | None) -> ClientSession:
         session: ClientSession = await super()._get_session(proxy_url)  # type: ignore[misc]  # the stubs leave it out
-        session._request_class = _Request
+        session._request_class = WatchedRequest
         return session
 
 

@@ -1,4 +1,4 @@
-"""Listing, reading and deleting objects by locator, in S3 and in folders. Everything here blocks."""
+"""Listing, reading and deleting objects by locator, in object services and in folders. Everything here blocks."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from isal import isal_zlib
 
 from async_maps.errors import ObjectError, SourceError, StoreError, translate_os_error
+from async_maps.filesystems.addresses import is_remote, parse_address
 from async_maps.filesystems.below import folder_below
-from async_maps.filesystems.endpoints import bucket_identity
-from async_maps.filesystems.filesystem import Filesystems, LocalFilesystem, is_remote
-from async_maps.filesystems.locators import file_path, parse_s3_address
+from async_maps.filesystems.filesystem import Filesystems, LocalFilesystem
+from async_maps.filesystems.locators import file_path
 from async_maps.filesystems.temporary import PREFIX
 from async_maps.keys import printable
 
@@ -121,14 +121,14 @@ class Objects:
         if not is_remote(folder):
             return folder
         with _translate_errors(folder):
-            return bucket_identity(folder, self._filesystems.s3().endpoint())
+            return self._filesystems.remote(folder).identity(folder)
 
     def clock_offset_s(self, folder: str) -> float:
         """Return how many seconds the clock of a folder's store is ahead of this machine's, after a listing.
 
         It is 0 if both differ by less than 2 s, because the store tells its time in whole seconds.
         """
-        offset = self._filesystems.s3().clock_offset_s if is_remote(folder) else 0.0
+        offset = self._filesystems.remote(folder).clock_offset_s if is_remote(folder) else 0.0
         return offset if abs(offset) >= _CLOCK_ERROR_S else 0.0
 
     def below(self, folder: str) -> Generator[ObjectInfo, None, None]:
@@ -140,11 +140,13 @@ class Objects:
             if (path := file_path(folder)) is not None:
                 yield from _files_below(path)
                 return
-            bucket, prefix = parse_s3_address(folder)
-            for found in self._filesystems.s3().objects(bucket, prefix):
+            _, bucket, prefix, _ = address = parse_address(folder)
+            filesystem = self._filesystems.at(address)
+            for found in filesystem.objects(bucket, prefix):
                 # Some tools create an object "folder/" for a folder; it is not an overlay.
                 if not found.key.endswith("/"):
-                    yield ObjectInfo(f"s3://{bucket}/{found.key}", found.size, found.etag or None, found.modified)
+                    locator = filesystem.locator(bucket, found.key)
+                    yield ObjectInfo(locator, found.size, found.etag or None, found.modified)
 
     def find(self, locator: str, within: str | None = None) -> ObjectInfo | None:
         """Return one object as :meth:`below` lists it, or None if it does not exist.
@@ -165,7 +167,7 @@ class Objects:
             is_file = stat.S_ISREG(status.st_mode)
             return ObjectInfo(locator, status.st_size, None, status.st_mtime) if is_file else None
         with _translate_errors(locator):
-            found = self._filesystems.s3().find(locator)
+            found = self._filesystems.remote(locator).find(locator)
         return None if found is None else ObjectInfo(locator, found.size, found.etag or None, found.modified)
 
     def read(self, locator: str, start: int = 0, most: int = _MOST_BYTES) -> Content:
@@ -181,11 +183,11 @@ class Objects:
                 file.seek(start)
                 size = os.fstat(file.fileno()).st_size
                 return Content(file.read(min(size + 1, most)), modified=os.fstat(file.fileno()).st_mtime)
-        from async_maps.filesystems.s3 import RefusedError
+        from async_maps.filesystems.remote import RefusedError
 
-        address = parse_s3_address(locator)
+        address = parse_address(locator)
         try:
-            found = self._filesystems.s3().get(address, start, most)
+            found = self._filesystems.at(address).get(address, start, most)
         except RefusedError:
             raise
         except SourceError as error:
@@ -213,15 +215,15 @@ class Objects:
                     pass
                 except OSError as error:
                     kept[locator] = error.strerror or str(error)
-        addresses = [parse_s3_address(locator) for locator in locators if is_remote(locator)]
-        for bucket, group in groupby(addresses, lambda address: address.bucket):
+        addresses = [parse_address(locator) for locator in locators if is_remote(locator)]
+        for bucket, group in groupby(addresses, lambda address: address._replace(key="")):
             keys = [address.key for address in group]
             try:
-                with _translate_errors(f"s3://{bucket}"):
-                    refused = self._filesystems.s3().delete(bucket, keys)
+                with _translate_errors(bucket.folder):
+                    refused = self._filesystems.at(bucket).delete(bucket.bucket, keys)
             except ObjectError as error:
                 refused = dict.fromkeys(keys, str(error))
-            kept |= {f"s3://{bucket}/{key}": reason for key, reason in refused.items()}
+            kept |= {str(bucket._replace(key=key)): reason for key, reason in refused.items()}
         return kept
 
 
@@ -257,7 +259,7 @@ def _translate_errors(place: str) -> Iterator[None]:
     try:
         yield
     except SourceError as error:
-        from async_maps.filesystems.s3 import RefusedError
+        from async_maps.filesystems.remote import RefusedError
 
         kind = ObjectError if isinstance(error, RefusedError) else StoreError
         raise kind(f"{printable(place)}: {error}") from error

@@ -8,7 +8,8 @@ import stat
 from typing import TYPE_CHECKING
 
 from async_maps.errors import SettingsError, SourceError
-from async_maps.filesystems.filesystem import LocalFilesystem, is_remote
+from async_maps.filesystems.addresses import is_remote
+from async_maps.filesystems.filesystem import LocalFilesystem
 from async_maps.filesystems.locators import file_path
 from async_maps.keys import printable
 

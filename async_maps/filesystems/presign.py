@@ -14,10 +14,10 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from async_maps.errors import SettingsError, SourceError, StoreError
+from async_maps.filesystems.addresses import is_in_s3, parse_address
 from async_maps.filesystems.aws import unreachable, url_options
 from async_maps.filesystems.credentials import CredentialsError, shared_credentials
 from async_maps.filesystems.endpoints import Identity, bucket_identity
-from async_maps.filesystems.locators import parse_s3_address
 from async_maps.filesystems.sessions import blocking_client
 from async_maps.keys import printable
 
@@ -37,12 +37,15 @@ Parameters")."""
 def presigning(
     hours: float, identity: str | None = None, request_payer: str | None = None
 ) -> Iterator[Callable[[str], str]]:
-    """Yield a function that turns a locator into a presigned URL, with the AWS environment's credentials.
+    """Yield a function that turns a locator into a presigned URL, with the credentials of the environment.
 
-    The URL allows a GET for the given hours, or until the credentials expire. It contains the access key's id, the
-    session token of temporary credentials and a signature for one object, never the secret key. The configured region
-    (AWS_DEFAULT_REGION or the profile's) must be the bucket's. One URL takes about 0.5 ms. The first one takes a
-    request, which shows whether this machine's clock is wrong; its failure has no effect.
+    The URL allows a GET for the given hours, or until the credentials expire. In Google Cloud it is a signed URL of
+    version 4, in Azure a shared access signature by the key of the account.
+
+    In S3, it contains the access key's id, the session token of temporary credentials and a signature for one object,
+    never the secret key. The configured region (AWS_DEFAULT_REGION or the profile's) must be the bucket's. One URL
+    takes about 0.5 ms. The first one takes a request, which shows whether this machine's clock is wrong; its failure
+    has no effect.
 
     Args:
         hours: 1 to :data:`MAX_HOURS`.
@@ -55,6 +58,14 @@ def presigning(
     """
     if not 1 <= hours <= MAX_HOURS:
         raise SettingsError(f"presign: expected 1 to {MAX_HOURS} hours, found {hours:g}")
+    if identity is not None and not is_in_s3(identity):
+        from async_maps.filesystems.services.signed_urls import signing
+
+        try:
+            yield signing(Identity.parse(identity).destination, hours)
+        except CredentialsError as error:
+            raise StoreError(f"cannot presign: {error}", may_pass=error.may_pass) from error
+        return
     try:
         client = _client()
     except (BotoCoreError, ValueError) as error:
@@ -73,7 +84,9 @@ def presigning(
         def presigned(locator: str) -> str:
             nonlocal has_asked
             try:
-                bucket, key = parse_s3_address(locator)
+                scheme, bucket, key, _ = parse_address(locator)
+                if scheme != "s3":
+                    raise SourceError("it is not in S3")
                 if not has_asked:
                     has_asked = True
                     # A wrong clock is corrected by the refusal.

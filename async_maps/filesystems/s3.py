@@ -1,4 +1,4 @@
-"""Reading S3 objects as files. Blocking and thread-safe.
+"""Reading, listing and deleting objects in S3. Blocking and thread-safe.
 
 Credentials, region, endpoint, proxies and certificates come from the AWS environment variables and files.
 """
@@ -6,8 +6,6 @@ Credentials, region, endpoint, proxies and certificates come from the AWS enviro
 from __future__ import annotations
 
 import errno
-import hashlib
-import io
 import time
 from concurrent.futures import Future
 from contextlib import closing, contextmanager
@@ -20,18 +18,18 @@ from botocore.parsers import ResponseParserError
 from botocore.retries.standard import register_retry_handler
 from urllib3.exceptions import HTTPError
 
+from async_maps.filesystems.addresses import Address, is_directory_bucket, parse_address
 from async_maps.filesystems.answers import Object, Range, ends_by_itself, extent, modified
 from async_maps.filesystems.aws import client_options, pay_for_requests
 from async_maps.filesystems.blame import judge
 from async_maps.filesystems.clock import time_of
 from async_maps.filesystems.connections import Connections
 from async_maps.filesystems.credentials import CredentialsError
-from async_maps.filesystems.direct_gets import MOST_BYTES, DirectGets, Wanted
-from async_maps.filesystems.endpoints import missing_bucket
+from async_maps.filesystems.direct_gets import DirectGets, Wanted
+from async_maps.filesystems.endpoints import bucket_identity, missing_bucket
 from async_maps.filesystems.filesystem import InaccessibleError, UnavailableError
 from async_maps.filesystems.listings import Page, parse_quickly
-from async_maps.filesystems.locators import is_directory_bucket, parse_s3_address
-from async_maps.filesystems.s3_file import S3File
+from async_maps.filesystems.remote import RefusedError, RemoteFilesystem
 from async_maps.filesystems.sessions import blocking_client
 from async_maps.filesystems.time_limits import TimeLimits
 from async_maps.filesystems.verdict import Scope, Verdict
@@ -39,17 +37,11 @@ from async_maps.settings import S3Settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from typing import Any, BinaryIO
+    from typing import Any
 
     from botocore.awsrequest import AWSPreparedRequest
 
-    from async_maps.filesystems.locators import S3Address
 
-WHOLE_BYTES = MOST_BYTES
-"""Objects up to this size are read in one request."""
-_HEAD_BYTES = 64 * 2**10
-"""Of a larger object, this many bytes at its start are read and kept; they usually contain the format's header."""
-WHOLE = Wanted(0, WHOLE_BYTES, keep=_HEAD_BYTES)
 _PIECE = 2**20
 _CONNECTIONS = 64
 _CLOSED = "the source is closed"
@@ -58,21 +50,11 @@ _SDK_RETRIES = "retry-config-s3"
 _BROKEN = Verdict(Scope.LINK, True, False, False, "truncated while it was read", retry=True)
 
 
-class S3Filesystem:
-    """Reads, lists and deletes objects with one client, which is created at the first use.
-
-    Attributes:
-        settings: the time-outs and attempts.
-        clock_offset_s: how many seconds the server's clock was ahead of this machine's in the last listing.
-
-    Raises:
-        SourceError: all methods raise it if S3 refuses a request or cannot be reached, or the AWS configuration cannot
-            be used.
-    """
+class S3Filesystem(RemoteFilesystem):
+    """Reads, lists and deletes objects with one client, which is created at the first use."""
 
     def __init__(self, settings: S3Settings | None = None) -> None:
-        self.clock_offset_s = 0.0
-        self.settings = settings or S3Settings()
+        super().__init__(settings or S3Settings())
         self._making, self._changing = Lock(), Lock()
         self._connections = Connections(TimeLimits.of(self.settings))
         self._client: Any = None
@@ -80,28 +62,11 @@ class S3Filesystem:
         self._sent = local()
         self._is_closed = Event()
 
-    def open(self, path: str) -> BinaryIO:
-        """Open ``s3://bucket/key`` as a seekable file; raise FileNotFoundError if the object does not exist."""
-        return io.BufferedReader(self.open_object(path))
-
-    def open_object(self, path: str, whole_bytes: int = WHOLE_BYTES) -> S3File:
-        """Open an object unbuffered; one of up to ``whole_bytes`` is read immediately, in one request."""
-        address = parse_s3_address(path)
-        return S3File(self, address, self.read(address, Wanted(0, whole_bytes, keep=_HEAD_BYTES)))
-
-    def get(self, address: S3Address, start: int, length: int, etag: str | None = None) -> Range:
-        """Read a part of an object; the arguments are those of :class:`Wanted`."""
-        return self.read(address, Wanted(start, length, etag))
-
-    def begin(self, address: S3Address, wanted: Wanted) -> Future[Range | None]:
+    def begin(self, address: Address, wanted: Wanted) -> Future[Range | None]:
         """Begin to read a part of an object, if that needs no thread; else, or if it fails, :meth:`read` must."""
-        if self._direct is not None:
-            return self._direct.get(address, wanted)
-        begun: Future[Range | None] = Future()
-        begun.set_result(None)
-        return begun
+        return super().begin(address, wanted) if self._direct is None else self._direct.get(address, wanted)
 
-    def read(self, address: S3Address, wanted: Wanted) -> Range:
+    def read(self, address: Address, wanted: Wanted) -> Range:
         """Read a part of an object in one request.
 
         Raises:
@@ -124,7 +89,7 @@ class S3Filesystem:
                     reason = judge(error).reason if late else "the connection broke while it was read"
                     raise InaccessibleError.of(_BROKEN._replace(reason=reason)) from error
 
-    def _read(self, address: S3Address, wanted: Wanted) -> Range:
+    def _read(self, address: Address, wanted: Wanted) -> Range:
         start, length, etag, keep = wanted
         match = {"IfMatch": etag} if etag else {}
         client = self._get_client()
@@ -155,7 +120,7 @@ class S3Filesystem:
 
     def find(self, path: str) -> Object | None:
         """Return the object at a path, or None if it does not exist, by one request."""
-        address = parse_s3_address(path)
+        address = parse_address(path)
         try:
             with _translate_errors():
                 answer = self._get_client().head_object(Bucket=address.bucket, Key=address.key)
@@ -165,7 +130,7 @@ class S3Filesystem:
         size = self._size(address) if size is None else size
         return Object(address.key, size, answer.get("ETag", "").strip('"'), modified(answer))
 
-    def _size(self, address: S3Address, otherwise: int | None = None) -> int:
+    def _size(self, address: Address, otherwise: int | None = None) -> int:
         """Ask for the size of an object by HeadObject, else by GetObject; ``otherwise`` if the server tells neither."""
         bucket, key = address.bucket, address.key
         with _translate_errors():
@@ -186,18 +151,15 @@ class S3Filesystem:
     def objects(self, bucket: str, prefix: str) -> Iterator[Object]:
         """Yield the objects whose keys start with the prefix, in the order of their keys."""
         if not is_directory_bucket(bucket):
-            yield from self._objects(bucket, prefix)
+            yield from super().objects(bucket, prefix)
             return
         # Their prefixes end in a slash, and their listings have no order.
-        found = self._objects(bucket, prefix[: prefix.rfind("/") + 1])
+        found = super().objects(bucket, prefix[: prefix.rfind("/") + 1])
         yield from sorted(entry for entry in found if entry.key.startswith(prefix))
 
-    def _objects(self, bucket: str, prefix: str) -> Iterator[Object]:
-        for page in self.pages(bucket, prefix):
-            yield from page.objects
-
-    def pages(self, bucket: str, prefix: str, **options: Any) -> Iterator[Page]:
-        """Yield the pages of ListObjectsV2."""
+    def pages(self, bucket: str, prefix: str, *, by_folder: bool = False) -> Iterator[Page]:
+        """Yield the pages of ListObjectsV2; ``by_folder`` without what is below a folder."""
+        options = {"Delimiter": "/"} if by_folder else {}
         try:
             with _translate_errors():
                 paginator = self._get_client().get_paginator("list_objects_v2")
@@ -234,13 +196,13 @@ class S3Filesystem:
         """The URL of the server."""
         return str(self._get_client().meta.endpoint_url)
 
-    def fingerprint_below(self, path: str) -> str | None:
-        """Return the fingerprint of all objects in a folder (:class:`Digest`); None if there are none."""
-        bucket, key = parse_s3_address(path)
-        digest = Digest()
-        for found in self.objects(bucket, f"{key.rstrip('/')}/"):
-            digest.add(found)
-        return digest.fingerprint()
+    def locator(self, bucket: str, key: str) -> str:
+        """Return ``s3://bucket/key``."""
+        return str(Address("s3", bucket, key))
+
+    def identity(self, folder: str) -> str:
+        """Return the identity of a store at a folder, which names the server if it is not Amazon's."""
+        return bucket_identity(folder, self.endpoint())
 
     def close(self) -> None:
         """Close the connections permanently: a thread that waits for an answer fails, and none can ask later."""
@@ -308,24 +270,6 @@ class S3Filesystem:
         events.register("needs-retry.s3", needs_retry)
 
 
-class Digest:
-    """One fingerprint for all objects in a folder; add them in the order of their keys."""
-
-    def __init__(self) -> None:
-        self._hash = hashlib.sha256()
-        self._size = self._count = 0
-
-    def add(self, found: Object) -> None:
-        """Add an object."""
-        self._hash.update(f"{found.key}\0{found.size}\0{found.etag}\n".encode(errors="surrogatepass"))
-        self._size += found.size
-        self._count += 1
-
-    def fingerprint(self) -> str | None:
-        """Return the total size and a hash, as text; None if there are no objects."""
-        return f"{self._size}-{self._hash.hexdigest()[:32]}" if self._count else None
-
-
 def _note_time(request: Any, **_: object) -> None:
     """Note the time of the first attempt."""
     request.context.setdefault("async_maps_began_at", time.monotonic())
@@ -344,12 +288,6 @@ def _read(body: Any, length: int, *, is_known: bool) -> bytearray:
         filled += count
     del data[filled:]
     return data
-
-
-class RefusedError(InaccessibleError):
-    """S3 refuses the request permanently, for instance for lack of permission."""
-
-    is_refusal = True
 
 
 class _NoRangeError(Exception):

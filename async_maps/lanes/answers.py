@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from anyio import CapacityLimiter, create_task_group, to_thread
 
 from async_maps.concurrency.launch import anonymous_file
-from async_maps.filesystems.filesystem import is_remote
+from async_maps.filesystems.addresses import is_remote
 from async_maps.lanes.packing import Hello
 
 if TYPE_CHECKING:

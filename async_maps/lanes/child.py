@@ -24,7 +24,7 @@ from async_maps.concurrency.loop import fastest_loop
 from async_maps.concurrency.messages import frame, receive_message
 from async_maps.concurrency.tasks import first_error
 from async_maps.errors import AsyncMapsError, name_shortage
-from async_maps.filesystems.filesystem import is_remote
+from async_maps.filesystems.addresses import is_in_s3
 from async_maps.lanes.others import OfOthers
 from async_maps.lanes.packing import Hello, pack_error, pack_outcome, unpack_map
 from async_maps.render.kernel_cache import sharing
@@ -131,7 +131,7 @@ class Child:
             kernels = self._hello.kernels
             launching = launched_workers(recipe, settings.worker_count, arena, kernels=kernels)
             workers = await stack.enter_async_context(launching)
-            if is_remote(destination):
+            if is_in_s3(destination):
                 await self._borrow()
             store = await stack.enter_async_context(open_store(destination, settings))
             with sharing(kernels):
@@ -176,7 +176,7 @@ class Child:
         while True:
             while self._jobs:
                 number, map_, value_range = unpack_map(self._jobs.popleft())
-                if not self._has_borrowed and map_.path is not None and is_remote(map_.path):
+                if not self._has_borrowed and map_.path is not None and is_in_s3(map_.path):
                     await self._borrow()
                 self._open += 1
                 await stages.submit(map_, partial(self._settle, number), value_range)

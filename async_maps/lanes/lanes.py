@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from anyio import BrokenResourceError, ClosedResourceError, create_task_group
 
-from async_maps.filesystems.filesystem import is_remote
+from async_maps.filesystems.addresses import is_remote
 from async_maps.lanes.answers import Answers
 from async_maps.lanes.lane import Lane, LaneDiedError
 from async_maps.lanes.quarantine import START_ATTEMPTS, Quarantine, cannot_start, wait_s

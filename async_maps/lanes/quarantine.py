@@ -7,7 +7,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from async_maps.errors import WorkerError
-from async_maps.filesystems.filesystem import is_remote
+from async_maps.filesystems.addresses import is_remote
 from async_maps.lanes.lane import Lane, LaneDiedError
 
 if TYPE_CHECKING:

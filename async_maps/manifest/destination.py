@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from async_maps.errors import ManifestError, ObjectError, SettingsError
+from async_maps.filesystems.addresses import SCHEMES, is_remote, parse_destination
 from async_maps.filesystems.endpoints import Identity
-from async_maps.filesystems.filesystem import is_remote
 from async_maps.filesystems.locators import file_path, place_at
 from async_maps.filesystems.objects import Objects, checksum
+from async_maps.filesystems.services import locator_of
 from async_maps.keys import printable
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("async_maps")
 
 _SAMPLE = 5
-_ASKED = {"s3", "file"}
+_ASKED = {*SCHEMES, "https", "http", "file"}
 """The schemes of destinations whose objects can be looked up."""
 _TELL = 'add --same-destination yes (in Python same_destination="yes")'
 ANOTHER = "choose another manifest file, with --manifest (in Python manifest)"
@@ -116,12 +117,14 @@ def relocated_by_environment(
 
 
 def place_of_overlays(destination: str) -> str:
-    """Return a destination as manifests have it: ``s3://bucket/prefix`` or ``file:///folder``.
+    """Return a destination as manifests have it: ``s3://bucket/prefix``, the URL of ``az://``, or ``file:///folder``.
 
-    Raises SettingsError if it is neither an address in S3 nor a folder.
+    Raises SettingsError if it is neither the address of objects nor a folder.
     """
     place = place_at(destination, SettingsError)
-    return place.rstrip("/") if is_remote(place) else Path(os.path.abspath(place)).as_uri()
+    if is_remote(place):
+        return locator_of(parse_destination(place))
+    return Path(os.path.abspath(place)).as_uri()
 
 
 def _problem(manifest: Manifest, moved: Relocation, settings: Settings, objects: Objects | None) -> str:

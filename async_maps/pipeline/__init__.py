@@ -59,8 +59,8 @@ class Pipeline:
     left. A call that waits for an abandoned map raises PipelineClosedError; its overlay may or may not be stored.
 
     Args:
-        destination: ``s3://bucket/prefix``, ``file:///folder``, a plain path, ``memory://``, or a store
-            (:class:`~async_maps.Store`), which the caller opens and closes.
+        destination: ``s3://bucket/prefix``, ``gs://bucket/prefix``, ``az://container/prefix``, ``file:///folder``, a
+            plain path, ``memory://``, or a store (:class:`~async_maps.Store`), which the caller opens and closes.
         settings: the settings; the defaults if None.
 
     Raises:

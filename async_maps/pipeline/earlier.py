@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from anyio import to_thread
 
 from async_maps.errors import SourceError, StoreError
+from async_maps.filesystems.addresses import is_remote, parse_address
 from async_maps.filesystems.objects import Objects
 from async_maps.stages.judge import FEW
 
@@ -47,9 +48,8 @@ class EarlierObjects:
     async def keys(self) -> list[str]:
         """Return their keys."""
         if self._keys is None:
-            locator_of, start = self._store.locator, len(self._store.locator(""))
             locators = await self._recorder.stored_locators(FEW)
-            self._keys = [key for found in locators if locator_of(key := found[start:]) == found]
+            self._keys = [key for found in locators if self._store.locator(key := self._key_of(found)) == found]
         return self._keys
 
     async def read(self, key: str) -> bytes | None:
@@ -58,6 +58,9 @@ class EarlierObjects:
 
     def done(self) -> None:
         """Nothing waits for this: one process puts all objects."""
+
+    def _key_of(self, locator: str) -> str:
+        return parse_address(locator).key if is_remote(locator) else locator[len(self._store.locator("")) :]
 
     def _read(self, locator: str) -> bytes | None:
         try:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from anyio import CapacityLimiter, to_thread
 
 from async_maps.errors import ExistsError, ObjectError, PlanError, SettingsError, SourceError, TransientError
-from async_maps.filesystems.filesystem import is_remote
+from async_maps.filesystems.addresses import SCHEMES, is_remote
 from async_maps.filesystems.locators import file_path
 from async_maps.filesystems.objects import Objects
 from async_maps.stores import open_store
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from async_maps.stores import AddressedStore
 
 DOCUMENT = "plan.json"
+_ONE_SLASH = tuple(f"{scheme}:/" for scheme in (*SCHEMES, "file"))
 _WAITS_S = (0.2, 0.4, 0.8, 1.6, 3.2)
 _OF_OVERLAYS = ("cache_control", "metadata", "tagging", "storage_class")
 """The settings of objects that are for overlays only."""
@@ -35,7 +36,7 @@ def is_plan(place: str | PathLike[str]) -> bool:
     """Whether a place is the address of a plan, a folder or ``s3://bucket/prefix``; else it is a manifest's file."""
     address = os.fspath(place)
     # pathlib.Path removes a slash, which is named when the address is parsed.
-    return "://" in address or address.startswith(("s3:/", "file:/")) or os.path.isdir(address)
+    return "://" in address or address.startswith(_ONE_SLASH) or os.path.isdir(address)
 
 
 class PlanObjects:

@@ -10,7 +10,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from async_maps.errors import AsyncMapsError, SourceError, translate_os_error
-from async_maps.filesystems.filesystem import is_remote
+from async_maps.filesystems.addresses import is_remote
 from async_maps.outcomes import Failure
 from async_maps.plans.parts import PartFile
 from async_maps.sources.formats.registry import PassedOver, open_reader, suffix_of
@@ -68,7 +68,7 @@ def _planned(
 
 def _with_state(file: PartFile, filesystems: Filesystems) -> PartFile:
     if is_remote(file.path) and suffix_of(file.path) not in {None, ".zarr"}:
-        found = filesystems.s3().find(file.path)
+        found = filesystems.remote(file.path).find(file.path)
         if found is None:
             raise SourceError("the object does not exist")
         return file._replace(size=found.size, fingerprint=found.fingerprint)

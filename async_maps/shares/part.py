@@ -11,7 +11,7 @@ from anyio import to_thread
 
 from async_maps.concurrency.tasks import OrderlyTask, raise_if_cancelled
 from async_maps.errors import AsyncMapsError, PlanError
-from async_maps.filesystems.filesystem import is_remote
+from async_maps.filesystems.addresses import is_remote
 from async_maps.filesystems.temporary import unique_text
 from async_maps.outcomes import Failure
 from async_maps.pipeline import Pipeline

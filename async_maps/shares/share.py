@@ -15,7 +15,7 @@ from anyio import to_thread
 from async_maps.blocking import blocking
 from async_maps.concurrency.tasks import OrderlyTask, calling_every
 from async_maps.errors import PipelineClosedError, SettingsError, SourceError
-from async_maps.filesystems.filesystem import is_remote
+from async_maps.filesystems.addresses import is_remote
 from async_maps.keys import printable
 from async_maps.plans.commits import committed_parts, read_footers, read_plan, started_parts
 from async_maps.plans.place import opened_place

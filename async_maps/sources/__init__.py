@@ -13,7 +13,7 @@ from os.path import abspath, isfile
 from typing import TYPE_CHECKING, Protocol
 
 from async_maps.errors import SourceError
-from async_maps.filesystems.filesystem import is_remote
+from async_maps.filesystems.addresses import is_remote
 from async_maps.filesystems.locators import place_at
 from async_maps.sources import files
 from async_maps.sources.formats.registry import is_columnar
@@ -110,7 +110,7 @@ def open_source(  # noqa: PLR0913  # one argument a choice
 
         return Listing(path, s3, scan)
     if is_remote(path):
-        from async_maps.sources.s3_objects import S3Objects
+        from async_maps.sources.remote_objects import RemoteObjects
 
-        return S3Objects(path, s3, scan)
+        return RemoteObjects(path, s3, scan)
     return files.open_files(path, scan)

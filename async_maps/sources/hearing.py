@@ -6,8 +6,8 @@ import time
 from typing import TYPE_CHECKING
 
 from async_maps.errors import SourceError
+from async_maps.filesystems.addresses import parse_address
 from async_maps.filesystems.filesystem import UnavailableError, verdict_of
-from async_maps.filesystems.locators import parse_s3_address
 from async_maps.filesystems.verdict import Scope
 from async_maps.keys import printable
 from async_maps.sources.formats.registry import suffix_of
@@ -69,14 +69,15 @@ class Hearing:
         if self._read is None:
             self._unsure += 1
             return self._unsure <= _MOST_UNSURE
-        return parse_s3_address(self._read).bucket != parse_s3_address(path).bucket
+        return parse_address(self._read)[:2] != parse_address(path)[:2]
 
     def _wait_for(self, control: str, path: str, verdict: Verdict) -> None:
-        s3 = self._filesystems.s3()
-        until = time.monotonic() + s3.settings.give_up_s
+        address = parse_address(control)
+        filesystem = self._filesystems.at(address)
+        until = time.monotonic() + filesystem.settings.give_up_s
         while True:
             try:
-                s3.get(parse_s3_address(control), 0, 1)
+                filesystem.get(address, 0, 1)
                 return
             except FileNotFoundError:
                 # It was deleted meanwhile; but the store answers, and does not refuse.

@@ -5,7 +5,8 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from async_maps.filesystems.filesystem import InaccessibleError, is_remote
+from async_maps.filesystems.addresses import is_remote
+from async_maps.filesystems.filesystem import InaccessibleError
 from async_maps.sources.formats.registry import FORMATS, decodes_natively, is_one_source, suffix_of
 from async_maps.sources.isolation import Line, NoProcessError, SuspectError
 from async_maps.sources.members import Columns

@@ -8,8 +8,9 @@ from contextlib import closing, suppress
 from typing import TYPE_CHECKING
 
 from async_maps.errors import SourceError, translate_os_error
-from async_maps.filesystems.filesystem import InaccessibleError, is_remote
-from async_maps.filesystems.locators import S3Address, parse_s3_address, place_at
+from async_maps.filesystems.addresses import is_remote, parse_address
+from async_maps.filesystems.filesystem import InaccessibleError
+from async_maps.filesystems.locators import place_at
 from async_maps.filesystems.spill import Spill
 from async_maps.keys import printable
 from async_maps.outcomes import Failure
@@ -134,8 +135,8 @@ class Listing:
         if is_remote(path) or os.path.isabs(path):
             return path
         if is_remote(self._path):
-            bucket, key = parse_s3_address(self._path)
-            return str(S3Address(bucket, posixpath.normpath(posixpath.join(posixpath.dirname(key), path))))
+            at = parse_address(self._path)
+            return str(at._replace(key=posixpath.normpath(posixpath.join(posixpath.dirname(at.key), path))))
         return os.path.normpath(os.path.join(os.path.dirname(self._path), path))
 
 

@@ -9,15 +9,14 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from async_maps.errors import SourceError
+from async_maps.filesystems.addresses import is_remote, parse_address
 from async_maps.filesystems.filesystem import (
     InaccessibleError,
     LocalFilesystem,
     check_regular,
     file_fingerprint,
     folder_fingerprint,
-    is_remote,
 )
-from async_maps.filesystems.locators import parse_s3_address
 from async_maps.sources.contents import maps_in_reader
 from async_maps.sources.formats.registry import is_one_source, open_reader, suffix_of, without_suffix
 
@@ -27,8 +26,8 @@ if TYPE_CHECKING:
 
     from async_maps.filesystems.answers import Range
     from async_maps.filesystems.filesystem import Filesystem, Filesystems
-    from async_maps.filesystems.s3 import S3Filesystem
-    from async_maps.filesystems.s3_file import S3File
+    from async_maps.filesystems.remote import RemoteFilesystem
+    from async_maps.filesystems.remote_file import RemoteFile
     from async_maps.sources.contents import ListedMap
     from async_maps.sources.options import PassOver, SourceOptions
 
@@ -83,7 +82,7 @@ def open_file(path: str, fingerprint: str | None, filesystems: Filesystems) -> O
     suffix = suffix_of(path)
     # A folder without a suffix is a Hugging Face dataset.
     opening = _open_folder if suffix is None or suffix == ".zarr" else _open_object
-    return opening(path, fingerprint, filesystems.s3())
+    return opening(path, fingerprint, filesystems.remote(path))
 
 
 def maps_in_file(
@@ -133,40 +132,40 @@ def _open_on_disk(path: str) -> OpenedFile:
     return OpenedFile(LocalFilesystem(), folder_fingerprint(path) if is_folder else file_fingerprint(status))
 
 
-def _open_object(path: str, _: str | None, s3: S3Filesystem) -> OpenedFile:
-    return _opened(path, s3.open_object(path, _LOOK_BYTES.get(suffix_of(path) or "", _LOOK_BYTES_OTHERS)), s3)
+def _open_object(path: str, _: str | None, remote: RemoteFilesystem) -> OpenedFile:
+    return _opened(path, remote.open_object(path, _LOOK_BYTES.get(suffix_of(path) or "", _LOOK_BYTES_OTHERS)), remote)
 
 
-def opened_object(path: str, content: Range, s3: S3Filesystem) -> OpenedFile:
+def opened_object(path: str, content: Range, remote: RemoteFilesystem) -> OpenedFile:
     """Return an object whose start was read, as :func:`open_file`."""
-    from async_maps.filesystems.s3_file import S3File
+    from async_maps.filesystems.remote_file import RemoteFile
 
-    return _opened(path, S3File(s3, parse_s3_address(path), content), s3)
+    return _opened(path, RemoteFile(remote, parse_address(path), content), remote)
 
 
-def _opened(path: str, opened: S3File, s3: S3Filesystem) -> OpenedFile:
+def _opened(path: str, opened: RemoteFile, remote: RemoteFilesystem) -> OpenedFile:
     if opened.read(len(APPLE_DOUBLE)) == APPLE_DOUBLE:
         raise AppleDoubleError
     opened.seek(0)
-    return OpenedFile(_Opened(s3, path, opened), opened.fingerprint)
+    return OpenedFile(_Opened(remote, path, opened), opened.fingerprint)
 
 
-def _open_folder(path: str, fingerprint: str | None, s3: S3Filesystem) -> OpenedFile:
-    fingerprint = fingerprint or s3.fingerprint_below(path)
+def _open_folder(path: str, fingerprint: str | None, remote: RemoteFilesystem) -> OpenedFile:
+    fingerprint = fingerprint or remote.fingerprint_below(path)
     if fingerprint is None:
         raise SourceError("the folder is empty")
-    return OpenedFile(s3, fingerprint)
+    return OpenedFile(remote, fingerprint)
 
 
 class _Opened:
-    def __init__(self, s3: S3Filesystem, path: str, file: S3File) -> None:
-        self._s3 = s3
+    def __init__(self, remote: RemoteFilesystem, path: str, file: RemoteFile) -> None:
+        self._remote = remote
         self._path = path
-        self._file: S3File | None = file
+        self._file: RemoteFile | None = file
 
     def open(self, path: str) -> BinaryIO:
         """Return the open file at the first call; else open one."""
         if path != self._path or self._file is None:
-            return self._s3.open(path)
+            return self._remote.open(path)
         file, self._file = self._file, None
         return io.BufferedReader(file)

@@ -19,13 +19,8 @@ from async_maps.errors import (
     shortage_of_files,
     translate_os_error,
 )
-from async_maps.filesystems.filesystem import (
-    InaccessibleError,
-    LocalFilesystem,
-    file_fingerprint,
-    is_remote,
-    verdict_of,
-)
+from async_maps.filesystems.addresses import is_remote
+from async_maps.filesystems.filesystem import InaccessibleError, LocalFilesystem, file_fingerprint, verdict_of
 from async_maps.filesystems.verdict import Scope
 from async_maps.keys import check_name, printable
 from async_maps.outcomes import Failure
@@ -269,7 +264,7 @@ class _Openers:
         return opened.fingerprint, maps
 
     def _begin_whole(self, file: NamedFile, whole: WholeObjects, content: Range) -> _Begun:
-        opened = opened_object(file.path, content, self._filesystems.s3())
+        opened = opened_object(file.path, content, self._filesystems.remote(file.path))
         options = self._options(file)
         maps = maps_in_file(file.path, opened.filesystem, options, self._scan.pass_over)
         return opened.fingerprint, whole.with_arrays(maps, content, options)

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 from anyio import CapacityLimiter, to_thread, wait_readable
 
 from async_maps.errors import SourceError
-from async_maps.filesystems.filesystem import is_remote
-from async_maps.filesystems.locators import parse_s3_address, place_at
+from async_maps.filesystems.addresses import is_remote, parse_address
+from async_maps.filesystems.locators import place_at
 from async_maps.keys import printable
 from async_maps.outcomes import Failure
 from async_maps.sources.coverage import none
@@ -82,7 +82,7 @@ def _files(lines: Sequence[bytes]) -> Iterator[NamedFile | Failure]:
             continue
         try:
             path = place_at(path)
-            name = parse_s3_address(path).key if is_remote(path) else re.sub(r"^(?:\.?/+)+", "", path)
+            name = parse_address(path).key if is_remote(path) else re.sub(r"^(?:\.?/+)+", "", path)
         except SourceError as error:
             yield Failure(printable(path), printable(path), None, "source", str(error))
             continue

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from async_maps.concurrency.concurrency_limit import ConcurrencyLimit
 from async_maps.errors import AsyncMapsError
-from async_maps.filesystems.filesystem import is_remote
-from async_maps.filesystems.locators import parse_s3_address
+from async_maps.filesystems.addresses import is_remote, parse_address
 from async_maps.render.ranges import ValueRange
 from async_maps.sources.formats.npy import array_in_bytes
 from async_maps.sources.formats.registry import suffix_of
@@ -74,7 +73,7 @@ class WholeObjects:
 
     def takes(self, file: NamedFile) -> bool:
         """Whether a file is to be read whole: it is small, and may be one map."""
-        from async_maps.filesystems.s3 import WHOLE_BYTES
+        from async_maps.filesystems.remote import WHOLE_BYTES
 
         if not (is_remote(file.path) and suffix_of(file.path) == ".npy" and 0 < file.size <= WHOLE_BYTES):
             return False
@@ -82,14 +81,15 @@ class WholeObjects:
         return not self._paused and (file.first, file.end) == (0, None)
 
     def begin(self, file: NamedFile, threads: ThreadPoolExecutor) -> Callable[[], Range]:
-        """Begin to read a file; return a function that waits for it, and raises the errors of ``S3Filesystem.read``.
+        """Begin to read a file; return a function that waits for it.
 
-        The SDK reads it in a thread if there is no plain answer.
+        It raises the errors of ``RemoteFilesystem.read``, which a thread calls if there is no plain answer.
         """
-        from async_maps.filesystems.s3 import WHOLE
+        from async_maps.filesystems.remote import WHOLE
 
-        s3, address, held = self._filesystems.s3(), parse_s3_address(file.path), file.size
-        started, read = perf_counter(), partial(s3.read, address, WHOLE)
+        address, held = parse_address(file.path), file.size
+        filesystem = self._filesystems.at(address)
+        started, read = perf_counter(), partial(filesystem.read, address, WHOLE)
         whole: Future[Range] = Future()
         with self._lock:
             self._limit.in_flight += 1
@@ -135,7 +135,7 @@ class WholeObjects:
                     self._limit.in_flight -= 1
                     self._held -= held
 
-        s3.begin(address, WHOLE).add_done_callback(answered)
+        filesystem.begin(address, WHOLE).add_done_callback(answered)
         return take
 
     def with_arrays(self, maps: Iterator[ListedMap], content: Range, options: SourceOptions) -> Iterator[ListedMap]:

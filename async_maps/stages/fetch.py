@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from async_maps.concurrency.tasks import in_thread
 from async_maps.errors import ObjectError, SourceError, StoreError, TransientError
+from async_maps.filesystems.addresses import parse_address
 from async_maps.filesystems.filesystem import UnavailableError, verdict_of
-from async_maps.filesystems.locators import parse_s3_address
 from async_maps.filesystems.verdict import UnjudgedError, Verdict, store_error
 from async_maps.sources.formats.registry import shares_reads
 from async_maps.sources.layouts import map_size
@@ -53,7 +53,8 @@ class ReadControl(Control):
         self._limiter = limiter
 
     async def _read_byte(self, path: str, _: bytes) -> None:
-        found = partial(self._filesystems.s3().get, parse_s3_address(path), 0, 1)
+        address = parse_address(path)
+        found = partial(self._filesystems.at(address).get, address, 0, 1)
         try:
             await in_thread(found, limiter=self._limiter, interrupt=self._filesystems.close)
         except FileNotFoundError as error:

@@ -24,7 +24,8 @@ from anyio import CapacityLimiter, ClosedResourceError, create_memory_object_str
 
 from async_maps.concurrency.concurrency_limit import ConcurrencyLimit
 from async_maps.concurrency.streams import ByteBudget, send
-from async_maps.filesystems.filesystem import Filesystems, is_remote
+from async_maps.filesystems.addresses import is_remote
+from async_maps.filesystems.filesystem import Filesystems
 from async_maps.sources.isolation import DecoderProcess, IsolatedReaders
 from async_maps.stages.colorize import ColorizeStage
 from async_maps.stages.control import Control, Earlier

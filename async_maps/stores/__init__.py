@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 from anyio import to_thread
 
 from async_maps.errors import SettingsError
-from async_maps.filesystems.filesystem import is_remote
+from async_maps.filesystems.addresses import is_in_s3, is_remote
 from async_maps.filesystems.locators import place_at
 
 if TYPE_CHECKING:
@@ -103,9 +103,14 @@ async def open_store(
     replace = settings.if_exists == "overwrite"
     if is_remote(place):
         # In a thread: the import takes half a second, in which the worker processes start.
-        s3_module = await to_thread.run_sync(import_module, "async_maps.stores.s3")
-        async with s3_module.open_s3(place, settings, content_type) as s3:
-            yield s3
+        if is_in_s3(place):
+            s3_module = await to_thread.run_sync(import_module, "async_maps.stores.s3")
+            opening = s3_module.open_s3
+        else:
+            service_module = await to_thread.run_sync(import_module, "async_maps.stores.service")
+            opening = service_module.open_service_store
+        async with opening(place, settings, content_type) as remote:
+            yield remote
     elif place.startswith("memory://"):
         from async_maps.stores.memory import MemoryStore
 

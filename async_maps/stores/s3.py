@@ -15,17 +15,16 @@ from aiohttp import ClientError as AiohttpError
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.parsers import ResponseParserError
 
-from async_maps.errors import ExistsError, InputValidationError, SettingsError, StoreError, TransientError
+from async_maps.errors import ExistsError, SettingsError, StoreError, TransientError
+from async_maps.filesystems.addresses import parse_destination
 from async_maps.filesystems.aws import client_options, pay_for_requests
 from async_maps.filesystems.blame import answer_details, judge, judge_answer
 from async_maps.filesystems.credentials import CredentialsError
 from async_maps.filesystems.endpoints import bucket_identity, is_aws, missing_bucket
 from async_maps.filesystems.http_session import read_body
-from async_maps.filesystems.locators import S3Address, parse_s3_address
 from async_maps.filesystems.sessions import AsyncSession
 from async_maps.filesystems.time_limits import TimeLimits
 from async_maps.filesystems.verdict import store_error
-from async_maps.keys import check_name
 from async_maps.stores.direct import Answer, DirectSession
 from async_maps.stores.first_object import FirstObject
 from async_maps.stores.headers import crc32, http_status, md5, md5_digest, object_headers
@@ -56,7 +55,7 @@ async def open_s3(destination: str, settings: Settings, content_type: str = "ima
     Raises:
         SettingsError: the destination has no bucket, or the AWS configuration is not valid.
     """
-    bucket, prefix = parse_destination(destination)
+    address = parse_destination(destination)
     direct: list[DirectSession] = []
     create_only = settings.if_exists != "overwrite"
     limits = TimeLimits.of(settings.s3)
@@ -82,7 +81,7 @@ async def open_s3(destination: str, settings: Settings, content_type: str = "ima
             direct[0].may_trust_answers = False
         headers = object_headers(settings.s3, create_only=create_only, content_type=content_type)
         used = session.credentials if settings.s3.client == "direct" else None
-        yield S3Store(client, bucket, prefix, headers, session=direct[0], credentials=used)
+        yield S3Store(client, address.bucket, address.key, headers, session=direct[0], credentials=used)
 
 
 class S3Store:
@@ -354,19 +353,3 @@ class Stored(NamedTuple):
     def has_md5(self) -> bool:
         """Whether the ETag is the MD5 of the bytes."""
         return self.etag == md5_digest(self.data).hex()
-
-
-def parse_destination(destination: str) -> S3Address:
-    """Return the bucket and the prefix, without a slash at its end, of ``s3://bucket/prefix``.
-
-    Raises:
-        SettingsError: there is no bucket, or the prefix is not valid in a key.
-    """
-    address = parse_s3_address(destination, SettingsError)
-    prefix = address.key.strip("/")
-    if prefix:
-        try:
-            check_name(prefix)
-        except InputValidationError as error:
-            raise SettingsError(f"the prefix is not valid: {error}") from error
-    return address._replace(key=prefix)

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 from anyio import to_thread
 
 from async_maps.errors import ObjectError, SettingsError, SourceError
+from async_maps.filesystems.addresses import is_remote, parse_address
 from async_maps.filesystems.endpoints import Identity
-from async_maps.filesystems.filesystem import is_remote
-from async_maps.filesystems.locators import file_path, parse_s3_address
+from async_maps.filesystems.locators import file_path
 from async_maps.manifest.destination import Relocation, place_of_overlays, relocated_by_environment
 from async_maps.manifest.lock import holder_of
 from async_maps.manifest.manifest import Manifest
@@ -226,6 +226,6 @@ def _is_known(locator: str) -> bool:
     if not is_remote(locator):
         return file_path(locator) is not None
     try:
-        return parse_s3_address(locator).key != ""
+        return parse_address(locator).key != ""
     except SourceError:
         return False

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 from urllib.parse import unquote
 
 from async_maps.errors import ManifestError
+from async_maps.filesystems.addresses import is_remote, parse_address
 from async_maps.filesystems.locators import file_path
 from async_maps.filesystems.spill import Spill
 
@@ -346,6 +347,8 @@ def _folded(locator: str) -> str:
 
 
 def _bucket(locator: str) -> str:
+    if is_remote(locator):
+        return str(parse_address(locator)._replace(key=""))
     return locator[: locator.index("/", locator.index("://") + 3) + 1]
 
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from anyio import to_thread
 
 from async_maps.errors import SettingsError
+from async_maps.filesystems.addresses import is_remote
 from async_maps.filesystems.endpoints import Identity
-from async_maps.filesystems.filesystem import is_remote
 from async_maps.filesystems.locators import file_path
 from async_maps.manifest.destination import Relocation, place_of_overlays
 from async_maps.manifest.schema import COLUMNS

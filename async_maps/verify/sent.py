@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from async_maps.errors import InputValidationError
+from async_maps.filesystems.addresses import locator_in
 from async_maps.filesystems.locators import file_path
 from async_maps.keys import KeyTemplate
 
@@ -46,7 +47,7 @@ def sent_patterns(manifest: Manifest | PlanRows, folder: str) -> Iterator[tuple[
 
 def _locator(folder: str, key: str) -> str:
     path = file_path(folder)
-    return f"{folder.rstrip('/')}/{key}" if path is None else (Path(path) / key).as_uri()
+    return locator_in(folder, key) if path is None else (Path(path) / key).as_uri()
 
 
 def _as_glob(text: str) -> str:

@@ -69,7 +69,7 @@ def wrong_uses() -> Iterator[Any]:
     yield case("no form", "export relative.sqlite x.csv --as excel", "excel")
     yield case("too many hours", "export relative.sqlite x.csv --presign 169", "expected 1 to 168 hours, found 169")
     yield case("foreign manifest", "run maps out --manifest bad.toml", "bad.toml")
-    yield case("unknown scheme", "run maps gs://bucket/x", "unknown address")
+    yield case("unknown scheme", "run maps ftp://bucket/x", "unknown address")
     yield case("no folder for the report", "run maps out --report none/r.json", "the folder does not exist")
     yield case("nothing", "run", "SOURCE")
     yield case("no scenes", "demo --scenes 0", "--scenes")

@@ -53,7 +53,7 @@ def ending(*arguments: object) -> tuple[int, bool, str | None]:
         ("run maps out --png gif", 2, "SettingsError"),
         ("run maps out --config none.toml", 2, "SettingsError"),
         ("run maps out --overwrite --retry-failed", 2, "SettingsError"),
-        ("run maps gs://bucket/x", 2, "SettingsError"),
+        ("run maps ftp://bucket/x", 2, "SettingsError"),
         ("run maps file", 2, "StoreError"),
         ("run maps out --manifest other.sqlite", 2, "ManifestError"),
         ("run maps out --manifest file", 2, "ManifestError"),

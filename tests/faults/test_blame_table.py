@@ -7,43 +7,32 @@ concerns some of them.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pytest
 
 import async_maps as am
 from async_maps.manifest.manifest import Manifest
-from async_maps.report.ending import exit_code
 from async_maps.sources import open_source
+from tests.support.blame import ALL, BAD, FOR_EVER, NAMES, PATIENT, SETTINGS, SUB, Ended, Job, exit_code_of, refusing
 from tests.support.maps import npy, random_map
 from tests.support.s3 import delete, upload
 from tests.support.s3_proxy import Proxy, Refusal, counting
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
     from async_maps.demo.seaweed import S3Server
 
 pytestmark = pytest.mark.slow
 
-NAMES = [f"{number}" for number in range(7)] + [f"sub/{number}" for number in range(4)] + ["bad"]
-SETTINGS = am.Settings(
-    workers=0, concurrency=4, s3=am.S3Settings(max_attempts=3, give_up_s=1.5, read_timeout_s=5.0)
-)  # fmt: skip
-
-PATIENT = SETTINGS.model_copy(update={"s3": SETTINGS.s3.model_copy(update={"give_up_s": 60.0})})
-"""For a store that is not down, also on a busy machine."""
-
-BAD, SUB, ALL = "/bad.png", "/sub/", "/p/"
 DENIED = Refusal(403, "AccessDenied", "not for you")
 SIGNATURE = Refusal(403, "SignatureDoesNotMatch", "another signature")
 KMS = Refusal(400, "KMS.DisabledException", "the key is disabled")
 QUOTA = Refusal(403, "QuotaExceeded", "10 GB are used")
 FULL = Refusal(507, "XMinioStorageFull", "the drive is full")
 BUSY, BROKEN, RESET = Refusal(503, "SlowDown", "less"), Refusal(500, "InternalError", "sorry"), Refusal(0)
-FOR_EVER = 10**9
 
 
 @pytest.fixture
@@ -57,61 +46,6 @@ def proxy(s3: S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterato
 @pytest.fixture
 def place(bucket: str) -> str:
     return f"s3://{bucket}/p"
-
-
-def refusing(
-    refusal: Refusal, what: str, *, after: int = 0, times: int = FOR_EVER, method: str = "PUT"
-) -> Callable[[str, str, str], Refusal | None]:
-    """Refuse the requests with that text in their path, ``times`` times, after a number of PUTs that passed."""
-    passed = refused = 0
-
-    def refuse(asked: str, path: str, _query: str) -> Refusal | None:
-        nonlocal passed, refused
-        if passed >= after and asked == method and what in path and refused < times:
-            refused += 1
-            return refusal
-        passed += asked == "PUT"
-        return None
-
-    return refuse
-
-
-class Ended(NamedTuple):
-    """How a run ended, and the rows of its manifest."""
-
-    exit_code: int | None
-    done: int
-    failed: int
-    words: str
-
-
-class Job:
-    """A folder of maps, a manifest and a destination."""
-
-    def __init__(self, folder: Path, place: str) -> None:
-        self.folder = folder
-        self.place = place
-        self.manifest = folder.parent / "m.sqlite"
-        self.settings = SETTINGS
-
-    def add(self, names: list[str]) -> None:
-        for number, name in enumerate(names):
-            path = self.folder / f"{name}.npy"
-            path.parent.mkdir(exist_ok=True)
-            np.save(path, random_map(number, (8, 8)))
-
-    def run(self) -> Ended:
-        try:
-            report = am.run(self.folder, self.place, settings=self.settings, manifest=self.manifest)
-        except am.AsyncMapsError as error:
-            report, words = error.report, str(error)
-            assert report is not None
-        else:
-            words = " | ".join(str(failure) for failure in report.failures)
-        with Manifest(self.manifest, read_only=True) as opened:
-            counts = opened.counts()
-        assert not report.uploaded or counts.get("done", 0) >= report.uploaded
-        return Ended(report.exit_code, counts.get("done", 0), counts.get("failed", 0), words)
 
 
 @pytest.fixture
@@ -342,15 +276,6 @@ async def test_put_raises_map_failed_only_for_the_map_that_is_to_blame(
 
 
 # Other commands -----------------------------------------------------------------------------------------------------
-
-
-def exit_code_of(work: Callable[[], Any]) -> tuple[int | None, str]:
-    """Return the exit code and the words of what a command does."""
-    try:
-        report = work()
-    except am.AsyncMapsError as error:
-        return (error.report.exit_code if error.report is not None else exit_code(error)), str(error)
-    return report.exit_code, report.summary()
 
 
 @pytest.fixture

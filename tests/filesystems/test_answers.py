@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 from botocore.retries.standard import ExponentialBackoff
 
+from async_maps.filesystems.addresses import Address
 from async_maps.filesystems.filesystem import InaccessibleError
-from async_maps.filesystems.locators import S3Address
 from async_maps.filesystems.objects import Objects
 from async_maps.filesystems.s3 import S3Filesystem
 from async_maps.settings import S3Settings
@@ -20,7 +20,7 @@ from tests.support.terse_server import Terse, terse
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-ADDRESS = S3Address("bucket", "key.npy")
+ADDRESS = Address("s3", "bucket", "key.npy")
 DATA = b"0123456789"
 CHUNKS = b"4\r\n0123\r\n6\r\n456789\r\n0\r\n\r\n"
 OK, PART = (b"HTTP/1.1 " + status + b"\r\nConnection: close\r\n" for status in (b"200 OK", b"206 Partial Content"))

@@ -15,10 +15,10 @@ from botocore.handlers import add_retry_headers, validate_bucket_name
 from botocore.session import Session
 
 from async_maps.errors import SourceError
+from async_maps.filesystems.addresses import Address
 from async_maps.filesystems.aws import client_options, pay_for_requests
 from async_maps.filesystems.direct_gets import MOST_BYTES, Wanted
 from async_maps.filesystems.get_plan import GetPlan, GetSigner
-from async_maps.filesystems.locators import S3Address
 from async_maps.filesystems.s3 import S3Filesystem
 from async_maps.settings import S3Settings
 from tests.support.leftovers import leaves_nothing
@@ -108,7 +108,7 @@ def by_sdk(filesystem: S3Filesystem, bucket: str, monkeypatch: pytest.MonkeyPatc
     """Return the keys that the SDK reads, after the object ``first``, whose GET is the plan of the others."""
     upload(bucket, {"first": b"", "a": DATA, "b c/é": DATA})
     upload(bucket, {"first": b"x"})
-    filesystem.get(S3Address(bucket, "first"), 0, 10)
+    filesystem.get(Address("s3", bucket, "first"), 0, 10)
     keys: list[str] = []
     client = filesystem._get_client()
     get_object = client.get_object
@@ -126,23 +126,23 @@ def test_after_the_first_get_none_needs_the_sdk(
 ) -> None:
     before = len(proxy.asked)
     for key in ("a", "b c/é"):
-        found = filesystem.get(S3Address(bucket, key), 0, 100_000)
+        found = filesystem.get(Address("s3", bucket, key), 0, 100_000)
         assert (bytes(found.data), found.size) == (DATA, len(DATA))
-    part = filesystem.get(S3Address(bucket, "a"), 300, 20, found.etag)
+    part = filesystem.get(Address("s3", bucket, "a"), 300, 20, found.etag)
     assert (bytes(part.data), part.size) == (DATA[300:320], len(DATA))
-    kept = filesystem.read(S3Address(bucket, "a"), Wanted(0, 1000, keep=10))
+    kept = filesystem.read(Address("s3", bucket, "a"), Wanted(0, 1000, keep=10))
     assert (bytes(kept.data), kept.size) == (DATA[:10], len(DATA))
     assert [asked.method for asked in proxy.asked[before:]] == ["GET"] * 4
     assert not by_sdk
 
 
 def test_a_long_part_is_left_to_the_sdk(bucket: str, filesystem: S3Filesystem, by_sdk: list[str]) -> None:
-    found = filesystem.get(S3Address(bucket, "a"), 0, MOST_BYTES + 1)
+    found = filesystem.get(Address("s3", bucket, "a"), 0, MOST_BYTES + 1)
     assert (bytes(found.data), by_sdk) == (DATA, ["a"])
 
 
 def test_a_direct_get_tells_the_same_as_the_sdks(bucket: str, filesystem: S3Filesystem, by_sdk: list[str]) -> None:
-    address = S3Address(bucket, "a")
+    address = Address("s3", bucket, "a")
     direct = filesystem.get(address, 0, 100)
     assert not by_sdk
     with closing(S3Filesystem(S3Settings(client="sdk"))) as sdk:
@@ -152,13 +152,13 @@ def test_a_direct_get_tells_the_same_as_the_sdks(bucket: str, filesystem: S3File
 
 def test_errors_have_the_words_of_the_sdks_path(bucket: str, filesystem: S3Filesystem, by_sdk: list[str]) -> None:
     with pytest.raises(SourceError, match="the object was replaced while it was read"):
-        filesystem.get(S3Address(bucket, "a"), 0, 10, '"another"')
+        filesystem.get(Address("s3", bucket, "a"), 0, 10, '"another"')
     with pytest.raises(FileNotFoundError, match="the object does not exist"):
-        filesystem.get(S3Address(bucket, "none"), 0, 10)
-    assert filesystem.get(S3Address(bucket, "a"), len(DATA), 10).size == len(DATA)
+        filesystem.get(Address("s3", bucket, "none"), 0, 10)
+    assert filesystem.get(Address("s3", bucket, "a"), len(DATA), 10).size == len(DATA)
     assert by_sdk == ["a", "none", "a"]
     # None of them says anything about other objects.
-    filesystem.get(S3Address(bucket, "a"), 0, 10)
+    filesystem.get(Address("s3", bucket, "a"), 0, 10)
     assert len(by_sdk) == 3
 
 
@@ -166,7 +166,7 @@ def test_a_broken_answer_is_repeated_by_the_sdk(
     bucket: str, proxy: Proxy, filesystem: S3Filesystem, by_sdk: list[str]
 ) -> None:
     proxy.break_off = 1
-    assert bytes(filesystem.get(S3Address(bucket, "a"), 0, 100_000).data) == DATA
+    assert bytes(filesystem.get(Address("s3", bucket, "a"), 0, 100_000).data) == DATA
     assert by_sdk == ["a"]
 
 
@@ -184,25 +184,25 @@ def test_during_an_outage_only_the_sdk_asks(
     for _ in range(6):
         asked.clear()
         with pytest.raises(SourceError, match="SlowDown"):
-            filesystem.get(S3Address(bucket, "a"), 0, 10)
+            filesystem.get(Address("s3", bucket, "a"), 0, 10)
         counts.append(len(asked))
     assert counts == [3, 3, 3, 3, 2, 2]
     proxy.refuse = lambda *_: None
     by_sdk.clear()
     for _ in range(3):
-        filesystem.get(S3Address(bucket, "a"), 0, 10)
+        filesystem.get(Address("s3", bucket, "a"), 0, 10)
     assert by_sdk == ["a"]
 
 
 def test_closing_ends_a_direct_get(bucket: str, proxy: Proxy, filesystem: S3Filesystem, by_sdk: list[str]) -> None:
     proxy.gate.clear()
-    begun = filesystem.begin(S3Address(bucket, "a"), Wanted(0, 10))
+    begun = filesystem.begin(Address("s3", bucket, "a"), Wanted(0, 10))
     while not proxy.under_way:
         assert not begun.done()
     filesystem.close()
     assert begun.result(30) is None
     with pytest.raises(SourceError, match="closed"):
-        filesystem.get(S3Address(bucket, "a"), 0, 10)
+        filesystem.get(Address("s3", bucket, "a"), 0, 10)
     assert not by_sdk
 
 
@@ -240,7 +240,7 @@ def server(monkeypatch: pytest.MonkeyPatch, service_descriptions_read_once: None
 @pytest.mark.parametrize("form", ODD)
 def test_an_odd_answer_is_repeated_by_the_sdk(form: str, server: Terse, filesystem: S3Filesystem) -> None:
     server.answers["GET"] = [PLAIN, ODD[form], PLAIN]
-    address = S3Address("bucket", "key")
+    address = Address("s3", "bucket", "key")
     filesystem.get(address, 0, 10)
     assert filesystem.begin(address, Wanted(0, 10)).result() is None
     assert bytes(filesystem.get(address, 0, 10).data) == b"0123456789"
@@ -249,7 +249,7 @@ def test_an_odd_answer_is_repeated_by_the_sdk(form: str, server: Terse, filesyst
 @pytest.mark.parametrize("answer", [PLAIN, CHUNKS, WHOLE], ids=["plain", "chunks", "whole"])
 def test_a_plain_answer_needs_no_other(answer: bytes, server: Terse, filesystem: S3Filesystem) -> None:
     server.answers["GET"] = [PLAIN, answer]
-    address = S3Address("bucket", "key")
+    address = Address("s3", "bucket", "key")
     filesystem.get(address, 0, 10)
     found = filesystem.begin(address, Wanted(0, 10)).result()
     assert found is not None
@@ -261,6 +261,6 @@ def test_a_server_without_plain_answers_is_left_to_the_sdk(server: Terse, filesy
     server.answers["GET"] = [ODD["no total"]]
     server.answers["HEAD"] = [OK + b"Content-Length: 10\r\n\r\n"]
     for _ in range(40):
-        assert filesystem.get(S3Address("bucket", "key"), 0, 20).size == 10
+        assert filesystem.get(Address("s3", "bucket", "key"), 0, 20).size == 10
     direct = sum(b"User-Agent" in head and b"amz-sdk" not in head.lower() for head in server.heads)
     assert 0 < direct <= 12

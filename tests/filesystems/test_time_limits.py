@@ -14,10 +14,10 @@ from urllib.parse import urlsplit
 import pytest
 
 from async_maps.errors import ObjectError, TransientError
+from async_maps.filesystems.addresses import Address
 from async_maps.filesystems.direct_gets import Wanted
 from async_maps.filesystems.filesystem import InaccessibleError
 from async_maps.filesystems.http_session import Watches
-from async_maps.filesystems.locators import S3Address
 from async_maps.filesystems.s3 import S3Filesystem
 from async_maps.filesystems.time_limits import TimeLimits, TooSlowError
 from async_maps.settings import S3Settings, Settings
@@ -125,7 +125,7 @@ async def test_a_request_of_a_source_ends(fault: str, server: Faulty) -> None:
     filesystem = S3Filesystem(S3Settings(**SOON))
     requests: list[Callable[[], object]] = [
         lambda: list(filesystem.objects("bucket", "prefix")),
-        lambda: filesystem.get(S3Address("bucket", "key"), 0, 1000),
+        lambda: filesystem.get(Address("s3", "bucket", "key"), 0, 1000),
         lambda: filesystem.delete("bucket", ["key"]),
     ]
     if not fault.endswith("a body"):
@@ -138,7 +138,7 @@ async def test_a_request_of_a_source_ends(fault: str, server: Faulty) -> None:
 
 @pytest.mark.parametrize("fault", sorted(FAULTS.keys() - {"stops reading", "takes drops"}))
 async def test_a_direct_get_ends(fault: str, server: Faulty) -> None:
-    filesystem, address = S3Filesystem(S3Settings(**SOON)), S3Address("bucket", "key")
+    filesystem, address = S3Filesystem(S3Settings(**SOON)), Address("s3", "bucket", "key")
     await asyncio.to_thread(filesystem.get, address, 0, 1000)
     server.fault = fault
     begun = filesystem.begin(address, Wanted(0, 1000))

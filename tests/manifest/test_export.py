@@ -365,7 +365,9 @@ def test_colored_overlays_and_local_urls_are_refused(tmp_path: Path) -> None:
     am.run(maps.items(), tmp_path / "out", settings=am.Settings(workers=0), manifest=manifest)
     with pytest.raises(ManifestError, match=r"for FiftyOne, .*: 2 of its overlays are colored; .* run .* --png gray"):
         export_manifest(manifest, file, export_format="fiftyone")
-    with pytest.raises(SettingsError, match=r"only objects in S3 have presigned URLs; these overlays lie in file:"):
+    with pytest.raises(
+        SettingsError, match=r"only objects in S3, gs:// or az:// have presigned URLs; these overlays lie in file:"
+    ):
         export_manifest(manifest, file, presign_hours=1)
     assert not file.exists()
 

@@ -144,7 +144,7 @@ def test_errors_of_the_source_and_of_the_pipeline_reach_the_caller(tmp_path: Pat
     with pytest.raises(LookupError, match="mine"):
         next(outcomes)
     with pytest.raises(am.SettingsError):
-        next(am.stream(maps(), "gs://bucket", settings=THREADS))
+        next(am.stream(maps(), "ftp://bucket", settings=THREADS))
     with pytest.raises(am.SourceError, match="no activation maps"):
         list(am.stream([], tmp_path, settings=THREADS))
 

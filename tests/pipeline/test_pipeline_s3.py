@@ -47,7 +47,7 @@ async def test_one_refused_object_does_not_end_a_run(bucket: str, monkeypatch: p
     [
         ("s3://no-such-bucket/x", am.StoreError),
         ("s3://b", am.SettingsError),
-        ("gs://bucket/x", am.SettingsError),
+        ("ftp://bucket/x", am.SettingsError),
         ("s3://bucket/a/../b", am.SettingsError),
         ("", am.SettingsError),
         ("/proc/version/x", am.StoreError),

@@ -133,7 +133,7 @@ def test_an_arrow_stream_in_s3_is_read_in_ranges(bucket: str) -> None:
     content = stream(pa.table({"image": [bytes(3 * 10**6)] * 24, "cam": tensors}))
     upload(bucket, {"x.arrow": content})
     with Filesystems() as filesystems:
-        s3, read = filesystems.s3(), 0
+        s3, read = filesystems.remote("s3://bucket"), 0
         get = s3.get
 
         def counting(*arguments: Any, **options: Any) -> Any:

@@ -271,7 +271,7 @@ def test_a_missing_source_is_refused(maps: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_an_empty_source_address_is_refused() -> None:
-    with pytest.raises(SourceError, match=r"^the address is empty; expected s3://bucket/prefix, file:///folder or a p"):
+    with pytest.raises(SourceError, match=r"^the address is empty; expected s3://bucket/prefix, gs://bucket/prefix, "):
         open_source("")
 
 

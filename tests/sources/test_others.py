@@ -143,7 +143,7 @@ def test_a_place_may_begin_with_the_home_folder_or_file(monkeypatch: pytest.Monk
         ("s3:/bucket/x", "one slash instead of two"),
         ("file:/x", "one slash instead of two"),
         ("file://host/x", "has a host"),
-        ("gs://bucket/x", "unknown address"),
+        ("ftp://bucket/x", "unknown address"),
         (r"C:\maps", "is a path of Windows"),
         (r"\\server\maps", "is a path of Windows"),
     ],

@@ -502,7 +502,7 @@ def test_a_missing_response_times_out(bucket: str, proxy: Proxy) -> None:
 def test_a_closed_filesystem_refuses_to_open_files(bucket: str) -> None:
     upload(bucket, {"a.npy": npy()})
     filesystems = Filesystems()
-    filesystems.s3().open(f"s3://{bucket}/a.npy").close()
+    filesystems.remote(f"s3://{bucket}").open(f"s3://{bucket}/a.npy").close()
     filesystems.close()
     with pytest.raises(SourceError, match="closed"):
         filesystems.of(f"s3://{bucket}/a.npy").open(f"s3://{bucket}/a.npy")
@@ -539,7 +539,7 @@ def test_the_objects_of_a_zarr_hierarchy_are_one_file(bucket: str, monkeypatch: 
     from async_maps.filesystems.filesystem import Filesystems
     from async_maps.sources.named import NamedFile
     from async_maps.sources.options import Scan
-    from async_maps.sources.s3_objects import S3Objects
+    from async_maps.sources.remote_objects import RemoteObjects
 
     monkeypatch.setitem(FORMATS, ".zarr", "zarr")
     keys = ["maps/a.npy", "maps/b.zarr/zarr.json", "maps/b.zarr/c/0/0", "maps/b.zarr/x.npy", "maps/c.zarr/zarr.json"]
@@ -547,7 +547,7 @@ def test_the_objects_of_a_zarr_hierarchy_are_one_file(bucket: str, monkeypatch: 
 
     def files(place: str) -> list[tuple[str, str, str | None]]:
         with Filesystems() as filesystems:
-            found = S3Objects(place, None, Scan()).files(filesystems)
+            found = RemoteObjects(place, None, Scan()).files(filesystems)
             return [(file.name, file.path, file.fingerprint) for file in found if isinstance(file, NamedFile)]
 
     root = f"s3://{bucket}/maps"

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 import async_maps as am
-from async_maps.filesystems.locators import parse_s3_address
+from async_maps.filesystems.addresses import parse_address
 from async_maps.filesystems.s3 import S3Filesystem
 from async_maps.sources import open_source
-from async_maps.sources.formats.s3_zarr import S3ZarrStore
+from async_maps.sources.formats.remote_zarr import RemoteZarrStore
 from tests.support.s3 import upload
 from tests.support.s3_proxy import Proxy, counting
 
@@ -47,7 +47,7 @@ def test_a_zarr_hierarchy_is_read_by_the_zarr_library(bucket: str, filesystem: S
     files = [path for path in folder.rglob("*") if path.is_file()]
     upload(bucket, {f"runs/maps.zarr/{path.relative_to(folder)}": path.read_bytes() for path in files})
 
-    remote = zarr.open(S3ZarrStore(filesystem, parse_s3_address(f"s3://{bucket}/runs/maps.zarr")), mode="r")
+    remote = zarr.open(RemoteZarrStore(filesystem, parse_address(f"s3://{bucket}/runs/maps.zarr")), mode="r")
     np.testing.assert_array_equal(remote["val/cams"][:], array)
     # Only a part of the shard is read.
     np.testing.assert_array_equal(remote["packed"][3, 11:19, 11:19], array[3, 11:19, 11:19])
@@ -65,7 +65,7 @@ async def test_the_zarr_store_lists_and_reads_the_objects(s3: seaweed.S3Server, 
         upload, bucket, {"x.zarr/a/b": b"0123456789", "x.zarr/a/c": b"", "x.zarr/d": b"d", "x.zarry": b""}
     )
     with closing(S3Filesystem()) as filesystem:
-        store = S3ZarrStore(filesystem, parse_s3_address(f"s3://{bucket}/x.zarr"))
+        store = RemoteZarrStore(filesystem, parse_address(f"s3://{bucket}/x.zarr"))
         assert [key async for key in store.list()] == ["a/b", "a/c", "d"]
         assert [key async for key in store.list_prefix("a/")] == ["a/b", "a/c"]
         assert sorted([key async for key in store.list_dir("")]) == ["a", "d"]
@@ -87,8 +87,8 @@ async def test_the_zarr_store_lists_and_reads_the_objects(s3: seaweed.S3Server, 
         assert await get("a/b", store_api.SuffixByteRequest(99)) == b"0123456789"
         pair = await store.get_partial_values(prototype, [("d", None), ("none", None)])
         assert [None if buffer is None else buffer.to_bytes() for buffer in pair] == [b"d", None]
-        assert store == S3ZarrStore(filesystem, parse_s3_address(f"s3://{bucket}/x.zarr/"))
-        assert store != S3ZarrStore(filesystem, parse_s3_address(f"s3://{bucket}/x"))
+        assert store == RemoteZarrStore(filesystem, parse_address(f"s3://{bucket}/x.zarr/"))
+        assert store != RemoteZarrStore(filesystem, parse_address(f"s3://{bucket}/x"))
 
 
 @pytest.mark.parametrize("value_range", ["unit", "dataset"])

@@ -14,7 +14,7 @@ from botocore.exceptions import ClientError
 from yarl import URL
 
 import async_maps as am
-from async_maps.filesystems.locators import S3Address
+from async_maps.filesystems.addresses import Address
 from async_maps.filesystems.presign import presigning
 from async_maps.filesystems.s3 import S3Filesystem
 from async_maps.settings import Settings
@@ -75,22 +75,22 @@ def test_odd_keys_are_listed_read_and_deleted(bucket: str, files: S3Filesystem) 
         key: len(data) for key, data in keys.items()
     }
     for key, data in keys.items():
-        assert files.get(S3Address(bucket, key), 0, 1000).data == data
+        assert files.get(Address("s3", bucket, key), 0, 1000).data == data
     assert files.delete(bucket, [*keys]) == {}
     assert list(files.objects(bucket, "")) == []
 
 
 def test_a_range_is_a_part_of_the_object(bucket: str, files: S3Filesystem) -> None:
     upload(bucket, {"a": bytes(range(100))})
-    found = files.get(S3Address(bucket, "a"), 10, 5)
+    found = files.get(Address("s3", bucket, "a"), 10, 5)
     assert (bytes(found.data), found.size) == (bytes(range(10, 15)), 100)
-    assert files.get(S3Address(bucket, "a"), 100, 5).size == 100
+    assert files.get(Address("s3", bucket, "a"), 100, 5).size == 100
 
 
 def test_a_missing_object_is_not_found(bucket: str, files: S3Filesystem) -> None:
     assert files.find(f"s3://{bucket}/none") is None
     with pytest.raises(FileNotFoundError):
-        files.get(S3Address(bucket, "none"), 0, 1)
+        files.get(Address("s3", bucket, "none"), 0, 1)
 
 
 async def test_a_presigned_url_reads_the_object_and_a_changed_one_does_not(

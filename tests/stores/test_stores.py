@@ -37,8 +37,11 @@ async def test_a_relative_destination_is_below_the_working_folder(
 @pytest.mark.parametrize(
     ("place", "sentence"),
     [
-        ("", "the address is empty; expected s3://bucket/prefix, file:///folder or a path"),
-        ("gs://bucket/prefix", "unknown address 'gs://bucket/prefix'; expected s3://"),
+        (
+            "",
+            "the address is empty; expected s3://bucket/prefix, gs://bucket/prefix, az://container/prefix, file:///",
+        ),
+        ("ftp://host/prefix", "unknown address 'ftp://host/prefix'; expected s3://"),
         ("https://bucket.s3.amazonaws.com/x", "unknown address 'https://"),
         ("s3:/bucket/prefix", "'s3:/bucket/prefix' has one slash instead of two"),
         (Path("s3://bucket/prefix"), "'s3:/bucket/prefix' has one slash instead of two (pathlib.Path removes one); "),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import aioboto3
 import botocore.session
 
-from async_maps.filesystems.locators import parse_s3_address
+from async_maps.filesystems.addresses import parse_address
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -64,7 +64,7 @@ async def fetch(locators: list[str]) -> list[bytes]:
     async with aioboto3.Session().client("s3") as client:
         found = []
         for locator in locators:
-            address = parse_s3_address(locator)
+            address = parse_address(locator)
             answer = await client.get_object(Bucket=address.bucket, Key=address.key)
             found.append(await answer["Body"].read())
         return found

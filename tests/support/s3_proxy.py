@@ -1,4 +1,4 @@
-"""A proxy between the AWS clients and the real S3 server that counts requests and can delay and change answers."""
+"""A proxy between clients and the real server that counts requests and can delay and change answers."""
 
 from __future__ import annotations
 
@@ -59,6 +59,7 @@ class Proxy:
         refuse: called with the method, the path and the query of each request; returns an answer in place of the
             server's, or None.
         spell: changes the body of each listing.
+        code_header: the header of refusals that has their code; empty for none.
     """
 
     def __init__(self) -> None:
@@ -72,6 +73,7 @@ class Proxy:
         self.statuses: dict[int, int] = {}
         self.refuse: Callable[[str, str, str], Refusal | None] = lambda *_: None
         self.spell: Callable[[bytes], bytes] = lambda listing: listing
+        self.code_header = ""
         self.lock = threading.Lock()
 
     def gets(self, *, of: str = "") -> list[Asked]:
@@ -82,8 +84,16 @@ class Proxy:
 @contextmanager
 def counting(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     """Run a proxy that every AWS client of this process uses."""
+    with passing_on(server.endpoint_url) as (proxy, url):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        yield proxy
+
+
+@contextmanager
+def passing_on(endpoint: str) -> Iterator[tuple[Proxy, str]]:
+    """Run a proxy before a server, and yield it with its URL."""
     proxy = Proxy()
-    upstream = urlsplit(server.endpoint_url).netloc
+    upstream = urlsplit(endpoint).netloc
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -156,6 +166,8 @@ def counting(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Prox
             data = b"" if self.command == "HEAD" else refusal.body()
             self.send_response_only(refusal.status)
             self.send_header("Content-Length", str(len(data)))
+            if proxy.code_header and refusal.code:
+                self.send_header(proxy.code_header, refusal.code)
             self.end_headers()
             self.wfile.write(data)
 
@@ -165,11 +177,10 @@ def counting(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Prox
         httpd.daemon_threads = True
         httpd.block_on_close = False
         httpd.handle_error = lambda *_: None  # type: ignore[method-assign]  # clients that leave are part of the tests
-        serving = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.05}, name="s3-proxy")
+        serving = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.05}, name="proxy")
         serving.start()
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{httpd.server_address[1]}")
         try:
-            yield proxy
+            yield proxy, f"http://127.0.0.1:{httpd.server_address[1]}"
         finally:
             proxy.gate.set()
             httpd.shutdown()

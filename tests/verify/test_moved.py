@@ -73,7 +73,7 @@ def test_an_empty_place_is_not_the_working_folder(
     option: str, out: Path, manifest: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert invoke("verify", manifest, "--repair", option, "") == 2
-    assert "the address is empty; expected s3://bucket/prefix, file:///folder or a path" in capsys.readouterr().err
+    assert "the address is empty; expected s3://bucket/prefix, gs://bucket/prefix, " in capsys.readouterr().err
 
 
 def test_a_table_has_no_other_destination(out: Path, manifest: Path, tmp_path: Path) -> None:

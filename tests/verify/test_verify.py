@@ -235,7 +235,7 @@ def test_every_form_of_a_locator_in_a_table_is_found(tmp_path: Path) -> None:
             "text": '{"locator" is no JSON',
             "asset": {"locator": "s3://b/x"},
         },
-        {"locator": "gs://b/plain.png", "crc32": 1234, "width": None, "height": "nan", "bytes": "many"},
+        {"locator": "ftp://b/plain.png", "crc32": 1234, "width": None, "height": "nan", "bytes": "many"},
         {"locator": "s3://b/big.png", "width": 1e300, "height": -(2**63), "bytes": 2**63 - 1024},
         {"locator": mask},
         {"locator": "no locator", "other": [1, None, "[", True]},
@@ -248,7 +248,7 @@ def test_every_form_of_a_locator_in_a_table_is_found(tmp_path: Path) -> None:
         ("s3://b/image.jpg", "line 1", False),
         *[("s3://b/m.png", "line 3", True)] * 2,
         ("s3://b/x", "line 3", False),
-        ("gs://b/plain.png", "line 5", True),
+        ("ftp://b/plain.png", "line 5", True),
         ("s3://b/big.png", "line 7", True),
         ("s3://b/m.png", "line 9", True),
         ("s3://b/?.png", "line 13", True),
@@ -414,7 +414,7 @@ async def test_an_overlay_named_by_many_rows_is_read_once(tmp_path: Path, maps: 
     await to_thread.run_sync(upload_overlays, maps, tmp_path / "out", manifest)
     table = tmp_path / "table.csv"
     locator = (tmp_path / "out/e.png").as_uri()
-    table.write_text("locator\n" + f"{locator}\n" * 2500 + "gs://b/x\n" * 2)
+    table.write_text("locator\n" + f"{locator}\n" * 2500 + "ftp://b/x\n" * 2)
     verification = await am.averify_locators(table, settings=SETTINGS, deep=True)
     assert (verification.locators, verification.right, verification.read) == (2, 1, 1)
     assert verification.differences == {"unknown": 1}

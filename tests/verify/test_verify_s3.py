@@ -149,7 +149,7 @@ async def test_locators_in_several_buckets_and_folders_are_verified(
     there = [f"s3://{bucket}/x/1.png", f"s3://{other}/x/1.png", *((tmp_path / f"out/{n}.png").as_uri() for n in "ef")]
     gone = [f"s3://{bucket}/y/2.png", f"s3://{other}/x/2.png", (tmp_path / "out/g.png").as_uri()]
     table = tmp_path / "table.csv"
-    table.write_text("\n".join(["locator", *there, *gone, "gs://bucket/x.png"]), encoding="utf-8")
+    table.write_text("\n".join(["locator", *there, *gone, "ftp://bucket/x.png"]), encoding="utf-8")
     verification = await am.averify_locators(table, settings=SETTINGS)
     assert {difference.locator for difference in verification.first if difference.kind == "missing"} == set(gone)
     assert verification.differences == {"missing": 3, "unknown": 1}

@@ -13,7 +13,7 @@ from bisect import bisect_right
 from typing import TYPE_CHECKING
 
 from async_maps.errors import SourceError
-from async_maps.filesystems.filesystem import is_remote
+from async_maps.filesystems.addresses import is_remote
 from async_maps.sources.formats.columns import DAMAGED, Column, Table
 from async_maps.sources.formats.ipc import IpcFile
 from async_maps.sources.formats.registry import suffix_of, translate_format_errors

@@ -9,7 +9,8 @@ from threading import RLock
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from async_maps.errors import SourceError
-from async_maps.filesystems.filesystem import Filesystems, file_fingerprint, is_remote
+from async_maps.filesystems.addresses import is_remote
+from async_maps.filesystems.filesystem import Filesystems, file_fingerprint
 from async_maps.keys import printable
 from async_maps.sources.formats.others import advice_for
 from async_maps.sources.formats.stacks import plane_of

@@ -7,8 +7,7 @@ import re
 from typing import TYPE_CHECKING
 
 from async_maps.errors import SourceError, require_extra
-from async_maps.filesystems.filesystem import is_remote
-from async_maps.filesystems.locators import parse_s3_address
+from async_maps.filesystems.addresses import is_remote, parse_address
 from async_maps.sources.activation_map import ArrayHeader
 from async_maps.sources.formats import cf
 from async_maps.sources.formats.hierarchy import HierarchyReader, could_be_maps
@@ -46,11 +45,11 @@ class ZarrReader(HierarchyReader):
         self._store: Any = path
         if is_remote(path):
             # Imported late, because worker processes read only local files.
-            from async_maps.filesystems.s3 import S3Filesystem
-            from async_maps.sources.formats.s3_zarr import S3ZarrStore
+            from async_maps.filesystems.remote import RemoteFilesystem
+            from async_maps.sources.formats.remote_zarr import RemoteZarrStore
 
-            assert isinstance(filesystem, S3Filesystem)  # noqa: S101  # is_remote(path)
-            self._store = S3ZarrStore(filesystem, parse_s3_address(path))
+            assert isinstance(filesystem, RemoteFilesystem)  # noqa: S101  # is_remote(path)
+            self._store = RemoteZarrStore(filesystem, parse_address(path))
         self._coordinates: set[str] = set()
         # Of the last two arrays, because the next array is listed before a stack is named.
         self._first_dimensions: dict[str, str] = {}

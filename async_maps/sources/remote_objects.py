@@ -1,4 +1,4 @@
-"""S3 objects as a source: one object, all below a prefix, or a glob. Runs in a thread."""
+"""Objects of a service as a source: one object, all below a prefix, or a glob. Runs in a thread."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from traceback import clear_frames
 from typing import TYPE_CHECKING
 
 from async_maps.errors import SourceError
+from async_maps.filesystems.addresses import is_remote, parse_address
 from async_maps.filesystems.filesystem import UnavailableError
-from async_maps.filesystems.locators import S3Address, parse_s3_address
-from async_maps.filesystems.s3 import Digest
+from async_maps.filesystems.remote import Digest
 from async_maps.keys import printable
 from async_maps.sources.coverage import every
 from async_maps.sources.files import is_list_of_names, matches
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
 
     from async_maps.filesystems.answers import Object
     from async_maps.filesystems.filesystem import Filesystems
-    from async_maps.filesystems.s3 import S3Filesystem
+    from async_maps.filesystems.remote import RemoteFilesystem
     from async_maps.outcomes import Failure
     from async_maps.settings import S3Settings
     from async_maps.sources.activation_map import ActivationMap
     from async_maps.sources.options import PassOver, Scan
 
 
-class S3Objects:
+class RemoteObjects:
     """The maps in the objects at ``s3://bucket/prefix/``, ``s3://bucket/key.npy`` or ``s3://bucket/maps/*.npy``.
 
     Iterating it sends the requests. Names are relative to the prefix, in the order of the keys.
@@ -46,14 +46,15 @@ class S3Objects:
 
     def __init__(self, path: str, settings: S3Settings | None, scan: Scan) -> None:
         self._path = path
-        self._bucket, self._key = parse_s3_address(path)
+        self._at = parse_address(path)
+        self._bucket, self._key = self._at.bucket, self._at.key
         self._settings = settings
         self._scan = scan
         self._overlays: str | None = None
         """The start of the keys of overlays; None if they are in another bucket."""
-        destination = f"{scan.options.destination.rstrip('/')}/"
-        if destination.startswith(bucket := str(S3Address(self._bucket, ""))):
-            self._overlays = destination[len(bucket) :]
+        destination = scan.options.destination
+        if is_remote(destination) and (overlays := parse_address(destination))[:2] == self._at[:2]:
+            self._overlays = f"{overlays.key.rstrip('/')}/" if overlays.key else ""
 
     def __iter__(self) -> Iterator[ActivationMap | Failure]:
         try:
@@ -69,39 +70,39 @@ class S3Objects:
 
     def files(self, filesystems: Filesystems) -> Iterator[NamedFile | Failure]:
         """Yield the files, as a :class:`~async_maps.sources.FileSource`."""
-        filesystem = filesystems.s3()
+        filesystem = filesystems.at(self._at)
         try:
             if has_magic(self._key) and next(filesystem.objects(self._bucket, self._key), None) is None:
                 yield from self._glob(filesystem)
                 return
             if suffix_of(self._key) and (found := filesystem.find(self._path)) is not None:
-                self._cover(_folder_of(found.key), printable(str(S3Address(self._bucket, found.key))).__eq__)
+                self._cover(_folder_of(found.key), printable(self._path_of(found.key)).__eq__)
                 yield self._file(found.key, _folder_of(found.key), found.fingerprint, found.size)
                 return
             folder = f"{self._key.rstrip('/')}/" if self._key else ""
             # If the path itself is a Zarr hierarchy, it is one source, not a folder of files.
             root = _folder_of(folder[:-1]) if folder and _zarr_root(folder) == folder[:-1] else folder
-            place = printable(str(S3Address(self._bucket, folder[:-1])))
+            place = printable(self._path_of(folder[:-1]))
             self._cover(root, every if root == folder else lambda file: file == place or file.startswith(f"{place}/"))
             yield from self._below(filesystem, folder, root)
         except (SourceError, UnavailableError) as error:
             raise SourceError(f"{self._path}: {error}") from error
 
-    def _glob(self, filesystem: S3Filesystem) -> Iterator[NamedFile]:
+    def _glob(self, filesystem: RemoteFilesystem) -> Iterator[NamedFile]:
         fixed = re.split(r"[*?[]", self._key, maxsplit=1)[0]
         root = _folder_of(fixed)
         pattern = tuple(self._key[len(root) :].split("/"))
         if pattern[-1] == "**":
             pattern = (*pattern, "*")
-        skip = len(str(S3Address(self._bucket, root)))
+        skip = len(self._path_of(root))
         self._cover(root, lambda file: matches(pattern, file[skip:]))
         yield from self._below(filesystem, fixed, root, lambda key: matches(pattern, key[len(root) :]))
 
     def _cover(self, root: str, covers: Callable[[str], bool]) -> None:
-        self._scan.begin(str(S3Address(self._bucket, root.rstrip("/"))), covers)
+        self._scan.begin(self._path_of(root.rstrip("/")), covers)
 
     def _below(
-        self, filesystem: S3Filesystem, prefix: str, root: str, selects: Callable[[str], bool] | None = None
+        self, filesystem: RemoteFilesystem, prefix: str, root: str, selects: Callable[[str], bool] | None = None
     ) -> Iterator[NamedFile]:
         """Yield the files whose keys start with a prefix; all objects of a Zarr hierarchy or a dataset are one file.
 
@@ -155,7 +156,7 @@ class S3Objects:
         if hierarchy and wanted(hierarchy):
             yield self._file(hierarchy, root, digest.fingerprint())
 
-    def _objects(self, filesystem: S3Filesystem, prefix: str, root: str, pass_over: PassOver) -> Iterator[Object]:
+    def _objects(self, filesystem: RemoteFilesystem, prefix: str, root: str, pass_over: PassOver) -> Iterator[Object]:
         """Yield the objects whose keys start with a prefix, but not those in a destination below the root."""
         overlays = self._overlays if self._overlays != root else None
         is_first = True
@@ -166,12 +167,15 @@ class S3Objects:
                 pass_over(OVERLAYS)
                 is_first = False
 
-    def _is_dataset(self, filesystem: S3Filesystem, folder: str) -> bool:
-        places = (str(S3Address(self._bucket, folder + mark)) for mark in DATASET_MARKS)
+    def _is_dataset(self, filesystem: RemoteFilesystem, folder: str) -> bool:
+        places = (self._path_of(folder + mark) for mark in DATASET_MARKS)
         return all(filesystem.find(place) is not None for place in places)
 
+    def _path_of(self, key: str) -> str:
+        return str(self._at._replace(key=key))
+
     def _file(self, key: str, root: str, fingerprint: str | None, size: int = 0) -> NamedFile:
-        path = str(S3Address(self._bucket, key))
+        path = self._path_of(key)
         if len(key) < len(root):  # the source is a dataset
             root = _folder_of(key)
         return NamedFile(without_suffix(key[len(root) :]), path, "", fingerprint, size)

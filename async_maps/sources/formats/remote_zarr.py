@@ -1,4 +1,4 @@
-"""A read-only store for the zarr library (extra ``zarr``): the objects in an S3 folder."""
+"""A read-only store for the zarr library (extra ``zarr``): the objects in a remote folder."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from anyio import to_thread
 from zarr.abc.store import OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
 
-from async_maps.filesystems.locators import S3Address
+from async_maps.filesystems.addresses import Address
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Iterator
@@ -16,25 +16,27 @@ if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest
     from zarr.core.buffer import Buffer, BufferPrototype
 
-    from async_maps.filesystems.s3 import S3Filesystem
+    from async_maps.filesystems.remote import RemoteFilesystem
 
 _ALL = 2**62
 
 
-class S3ZarrStore(Store):
+class RemoteZarrStore(Store):
     """The objects in a folder. Each request runs in a thread, because it blocks."""
 
     supports_writes = False
     supports_deletes = False
     supports_listing = True
 
-    def __init__(self, filesystem: S3Filesystem, root: S3Address) -> None:
+    def __init__(self, filesystem: RemoteFilesystem, root: Address) -> None:
         super().__init__(read_only=True)
         self._filesystem = filesystem
         self._root = root._replace(key=f"{root.key.rstrip('/')}/" if root.key else "")
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, S3ZarrStore) and self._filesystem is other._filesystem and self._root == other._root
+        if not isinstance(other, RemoteZarrStore):
+            return False
+        return self._filesystem is other._filesystem and self._root == other._root
 
     __hash__ = None  # type: ignore[assignment]  # as in zarr's own stores
 
@@ -51,7 +53,7 @@ class S3ZarrStore(Store):
         return [await self.get(key, prototype, byte_range) for key, byte_range in key_ranges]
 
     async def exists(self, key: str) -> bool:
-        return await to_thread.run_sync(self._filesystem.find, str(self) + key) is not None
+        return await to_thread.run_sync(self._filesystem.find, str(self._at(key))) is not None
 
     def list(self) -> AsyncIterator[str]:
         return self.list_prefix("")
@@ -63,7 +65,7 @@ class S3ZarrStore(Store):
 
     async def list_dir(self, prefix: str) -> AsyncIterator[str]:
         folder = self._root.key + (f"{prefix.rstrip('/')}/" if prefix else "")
-        async for page in _in_threads(self._filesystem.pages(self._root.bucket, folder, Delimiter="/")):
+        async for page in _in_threads(self._filesystem.pages(self._root.bucket, folder, by_folder=True)):
             for name in page.folders:
                 yield name[len(folder) : -1]
             for found in page.objects:
@@ -76,8 +78,11 @@ class S3ZarrStore(Store):
     async def delete(self, key: str) -> NoReturn:
         raise NotImplementedError("the store is read-only")
 
+    def _at(self, key: str) -> Address:
+        return self._root._replace(key=self._root.key + key)
+
     def _get(self, key: str, wanted: ByteRequest | None) -> bytes | bytearray | None:
-        address = S3Address(self._root.bucket, self._root.key + key)
+        address = self._at(key)
         try:
             if isinstance(wanted, RangeByteRequest):
                 return self._filesystem.get(address, wanted.start, wanted.end - wanted.start).data

@@ -1,4 +1,4 @@
-"""An S3 object as a file that reads ranges. Blocking; one thread at a time."""
+"""An object as a file that reads ranges. Blocking; one thread at a time."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from async_maps.filesystems.filesystem import InaccessibleError
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
+    from async_maps.filesystems.addresses import Address
     from async_maps.filesystems.answers import Range
-    from async_maps.filesystems.locators import S3Address
-    from async_maps.filesystems.s3 import S3Filesystem
+    from async_maps.filesystems.remote import RemoteFilesystem
 
 _BLOCK_BYTES = 512 * 2**10
 _MAX_BLOCK_BYTES = 4 * 2**20
 _CACHE_BYTES = 8 * 2**20
 
 
-class S3File(io.RawIOBase):
+class RemoteFile(io.RawIOBase):
     """An object as a seekable file. It reads ranges of one version of the object and caches the last ones.
 
     A large read is one request. Small reads are served from cached blocks, whose size grows while the reads are
     sequential. ``head`` is the start of the object.
     """
 
-    def __init__(self, filesystem: S3Filesystem, address: S3Address, head: Range) -> None:
+    def __init__(self, filesystem: RemoteFilesystem, address: Address, head: Range) -> None:
         super().__init__()
         self._filesystem = filesystem
         self._address = address

@@ -1,0 +1,160 @@
+"""The client of an object service: sends its requests, each within limits, and with a valid token.
+
+Runs on the event loop. The callers decide about other attempts.
+"""
+
+from __future__ import annotations
+
+import io
+import socket
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+from aiohttp import ClientError, ClientSession, ClientTimeout, TCPConnector
+from yarl import URL
+
+from async_maps.filesystems.blame import judge, judge_answer
+from async_maps.filesystems.credentials import CredentialsError
+from async_maps.filesystems.http_session import WatchedRequest, Watches
+from async_maps.filesystems.services.service import Answer
+from async_maps.filesystems.time_limits import TimeLimits, TooSlowError
+from async_maps.filesystems.traffic import Traffic
+from async_maps.filesystems.verdict import Scope, Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+    from aiohttp import ClientResponse
+
+    from async_maps.filesystems.services.service import Request, Service
+    from async_maps.settings import S3Settings
+
+NO_ANSWER = (CredentialsError, TooSlowError, ClientError, OSError)
+"""The errors of a request that got no answer."""
+_IDLE_S = 4.0
+"""The longest time that a connection waits for a request: emulators close them after 5 s."""
+_WHOLE_BYTES = 2**20
+"""aiohttp sends longer bodies in pieces, if they are files."""
+
+
+class Client:
+    """Sends the requests of a service.
+
+    Args:
+        service: the service.
+        settings: the time limits.
+        connections: the maximum number of concurrent requests.
+        bytes_per_s: the most that a connection sends a second; None for no limit.
+        may_repeat: whether a request is repeated whose idle connection broke. It must be False for create-only PUTs,
+            because the service may have stored the object.
+
+    Attributes:
+        traffic: counts the bytes that its connections have sent.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        settings: S3Settings,
+        *,
+        connections: int,
+        bytes_per_s: int | None = None,
+        may_repeat: bool = True,
+    ) -> None:
+        self.service = service
+        self.traffic = Traffic()
+        self.traffic.bytes_per_s = bytes_per_s
+        self._watches = Watches(TimeLimits.of(settings))
+        self._connect_timeout_s = settings.connect_timeout_s
+        self._connections = connections
+        self._may_repeat = may_repeat
+        self._proxy = _proxy_for(service.endpoint)
+
+    async def __aenter__(self) -> Client:
+        self._session = ClientSession(
+            connector=TCPConnector(
+                limit=self._connections, keepalive_timeout=_IDLE_S, socket_factory=self.traffic.open_socket
+            ),
+            # The watch of a request has the other limits.
+            timeout=ClientTimeout(sock_connect=self._connect_timeout_s),
+            request_class=WatchedRequest,
+            auto_decompress=False,
+            skip_auto_headers=("Accept-Encoding", "Content-Type"),
+            headers={"User-Agent": "async-maps"},
+        )
+        self._session._retry_connection = self._may_repeat
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.traffic.shut_down()
+        self._watches.close()
+        await self._session.close()
+
+    async def send(self, request: Request, limit: Callable[[Answer], int | None] | None = None) -> Answer:
+        """Send a request, and return the answer, also of a refusal.
+
+        Args:
+            request: the request.
+            limit: returns how many bytes of the body to read, of an answer without its body; None for all.
+
+        Raises:
+            CredentialsError, TooSlowError, aiohttp.ClientError, OSError: there is no answer.
+        """
+        tokens = self.service.tokens
+        if tokens is None:
+            return await self._send(self.service.authorize(request, ""), limit)
+        token = await tokens.get()
+        answer = await self._send(self.service.authorize(request, token), limit)
+        if answer.status == 401 and tokens.refuse(token):
+            # It may have been withdrawn before it expired.
+            answer = await self._send(self.service.authorize(request, await tokens.get()), limit)
+        return answer
+
+    def judge(self, answer: Answer) -> Verdict:
+        """Judge a refusal."""
+        return judge_answer(answer.status, *self.service.refusal(answer))
+
+    def judge_error(self, error: BaseException) -> Verdict:
+        """Judge the error of a request without an answer."""
+        cause = getattr(error, "os_error", error)
+        if not (isinstance(cause, socket.gaierror) and cause.errno == socket.EAI_NONAME):
+            return judge(error)
+        # In Azure, the name of the account is that of the server.
+        host = urlsplit(self.service.endpoint).hostname
+        reason = f"there is no server {host}: {self.service.advice}"
+        return Verdict(Scope.LINK, may_pass=False, certain=True, slow_down=False, reason=reason)
+
+    async def _send(self, request: Request, limit: Callable[[Answer], int | None] | None) -> Answer:
+        body = request.body
+        with self._watches.watch(len(body)) as watch:
+            async with self._session.request(
+                request.method,
+                URL(request.url, encoded=True),
+                headers=request.headers,
+                data=body if len(body) < _WHOLE_BYTES else io.BytesIO(body),
+                allow_redirects=False,
+                proxy=self._proxy,
+            ) as response:
+                answer = Answer(response.status, response.headers)
+                count = limit(answer) if limit is not None else None
+                watch.expect(response.content_length or 0 if count is None else count)
+                return answer._replace(body=await _read(response, count))
+
+
+def _proxy_for(endpoint: str) -> str | None:
+    """Return the proxy for a server, of HTTPS_PROXY and NO_PROXY. aiohttp asks for it in a thread at each request."""
+    url = urlsplit(endpoint)
+    return None if proxy_bypass(url.netloc) else getproxies().get(url.scheme)
+
+
+async def _read(response: ClientResponse, count: int | None) -> bytes:
+    if count is None or count >= (response.content_length or 0):
+        return await response.read()
+    data = await response.content.readexactly(count)
+    # The connection has the rest of the body.
+    response.close()
+    return data
