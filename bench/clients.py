@@ -1,4 +1,4 @@
-"""The S3 clients of ``bench put``, each a process: ``python -m bench.clients NAME KILOBYTES CONCURRENCY SECONDS``.
+"""The clients of ``bench put``, each a process: ``python -m bench.clients NAME KILOBYTES CONCURRENCY SECONDS``.
 
 In its turn, a client puts the same bytes under new keys until the time is up. It prints its PUTs per second and its CPU
 time, including its children's. All asyncio clients run on the same loop, the fastest one installed.
@@ -52,13 +52,15 @@ class Load(NamedTuple):
 
 
 @asynccontextmanager
-async def with_async_maps(load: Load, client: Literal["direct", "sdk"]) -> AsyncIterator[Turn]:
+async def with_async_maps(
+    load: Load, client: Literal["direct", "sdk"] = "direct", scheme: str = "s3"
+) -> AsyncIterator[Turn]:
     """Our store, with the settings of the pipeline."""
     import async_maps as am
     from async_maps.stores import open_store
 
     settings = am.Settings(concurrency=load.concurrency, s3=am.S3Settings(client=client))
-    async with open_store(f"s3://{BUCKET}/put", settings) as store:
+    async with open_store(f"{scheme}://{BUCKET}/put", settings) as store:
         yield partial(_put_concurrently, load, store.put)
 
 
@@ -135,6 +137,46 @@ async def with_s5cmd(load: Load) -> AsyncIterator[Turn]:
 
 
 @asynccontextmanager
+async def with_google_cloud_storage(load: Load) -> AsyncIterator[Turn]:
+    """The upload_from_string of google-cloud-storage, in threads."""
+    from google.auth.credentials import AnonymousCredentials
+    from google.cloud.storage import Client
+
+    bucket = Client("bench", AnonymousCredentials()).bucket(BUCKET)
+
+    def put_until(deadline: float) -> int:
+        done = 0
+        while time.monotonic() < deadline:
+            bucket.blob(_key()).upload_from_string(load.data, content_type="image/png", checksum="md5")
+            done += 1
+        return done
+
+    with ThreadPoolExecutor(load.concurrency) as threads:
+
+        async def turn() -> int:
+            deadline = time.monotonic() + load.seconds
+            return sum(await asyncio.to_thread(lambda: list(threads.map(put_until, [deadline] * load.concurrency))))
+
+        yield turn
+
+
+@asynccontextmanager
+async def with_azure_storage_blob(load: Load) -> AsyncIterator[Turn]:
+    """The upload_blob of azure-storage-blob on asyncio, which checks the MD5."""
+    from azure.storage.blob import ContentSettings
+    from azure.storage.blob.aio import ContainerClient
+
+    connection = os.environ["AZURE_STORAGE_CONNECTION_STRING"]
+    async with ContainerClient.from_connection_string(connection, BUCKET) as container:
+
+        async def put(key: str, data: bytes) -> None:
+            kind = ContentSettings(content_type="image/png")
+            await container.upload_blob(key, data, overwrite=True, validate_content=True, content_settings=kind)
+
+        yield partial(_put_concurrently, load, put)
+
+
+@asynccontextmanager
 async def with_blocking_socket(load: Load) -> AsyncIterator[Turn]:
     """The floor: one socket, one PUT after the other, without a signature, a checksum and a look at the answer."""
     url = urlsplit(os.environ["AWS_ENDPOINT_URL"])
@@ -169,6 +211,17 @@ CLIENTS: dict[str, Callable[[Load], AbstractAsyncContextManager[Turn]]] = {
     "s5cmd cp, whole process": with_s5cmd,
     FLOOR: with_blocking_socket,
 }
+OF_CLOUDS: dict[str, dict[str, Callable[[Load], AbstractAsyncContextManager[Turn]]]] = {
+    "gs": {
+        "async_maps gs://": partial(with_async_maps, scheme="gs"),
+        "google-cloud-storage upload_from_string": with_google_cloud_storage,
+    },
+    "az": {
+        "async_maps az://": partial(with_async_maps, scheme="az"),
+        "azure-storage-blob aio upload_blob": with_azure_storage_blob,
+    },
+}
+"""Our client and the vendor's of each other cloud."""
 
 
 async def _put_concurrently(load: Load, put: Callable[[str, bytes], Awaitable[object]]) -> int:
@@ -200,7 +253,8 @@ async def _measured(turn: Turn) -> Figures:
 async def _main(name: str, kilobytes: str, concurrency: str, seconds: str) -> None:
     data = np.random.default_rng(0).bytes(1000 * int(kilobytes))
     load = Load(data, int(concurrency), float(seconds))
-    async with CLIENTS[name](load) as turn:
+    clients = {name: client for of_one in (CLIENTS, *OF_CLOUDS.values()) for name, client in of_one.items()}
+    async with clients[name](load) as turn:
         # The first turn opens connections and is not measured.
         await turn()
         await take_turns(partial(_measured, turn))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from bench import sink
-from bench.clients import BOTO3, CLIENTS, FLOOR
+from bench.clients import BOTO3, CLIENTS, FLOOR, OF_CLOUDS
 from bench.measure import by_turns, parser, ratio_of
 from bench.servers import real_server
 from bench.tables import Bench
@@ -40,9 +40,14 @@ class _Effort(NamedTuple):
 
 def main(arguments: Sequence[str]) -> None:
     """``python -m bench put``."""
-    options = parser("put", __doc__).parse_args(arguments)
-    bench = Bench("put", options.quick)
+    flags = parser("put", __doc__)
+    flags.add_argument("--store", choices=["s3", *OF_CLOUDS], default="s3", help="gs, az: beside the vendor's client")
+    options = flags.parse_args(arguments)
+    bench = Bench("put" if options.store == "s3" else f"put-{options.store}", options.quick)
     effort = _Effort(1, 0.1) if options.quick else _Effort(3, 0.3)
+    if options.store != "s3":
+        _measure_cloud(bench, options.store, effort)
+        return
     concurrent = f"{_CONCURRENCY} concurrent"
     same = dict.fromkeys(CLIENTS, _CONCURRENCY)
     signing = {name: count for name, count in same.items() if name != FLOOR}
@@ -65,6 +70,14 @@ def main(arguments: Sequence[str]) -> None:
         bench.publish()
 
 
+def _measure_cloud(bench: Bench, store: str, effort: _Effort) -> None:
+    """Compare our client of another cloud with the vendor's, by PUTs to a sink that answers as this cloud."""
+    table = bench.table(f"PUTs to a sink that answers as {store}://, {_CONCURRENCY} concurrent, {effort}", _COLUMNS)
+    with sink.serve() as server:
+        _compare(table, server.environment(), dict.fromkeys(OF_CLOUDS[store], _CONCURRENCY), _MAIN_KB, effort)
+    bench.publish()
+
+
 def _compare(
     table: Table, environment: Mapping[str, str], concurrency: Mapping[str, int], kilobytes: int, effort: _Effort
 ) -> None:
@@ -74,7 +87,7 @@ def _compare(
         for name, count in concurrency.items()
     }
     found = by_turns(commands, effort.rounds, environment)
-    ours = found[next(iter(CLIENTS))]
+    ours = found[next(iter(concurrency))]
     for name, figures in found.items():
         table.add(**{
             "": name, "KB": kilobytes, **figures,

@@ -1,10 +1,11 @@
 """A server that accepts PUTs and keeps nothing, to measure the client alone.
 
 It reads bodies of a stated length or in chunks, answers ``Expect: 100-continue`` and returns 200 to every PUT, with the
-checksum of the request as Amazon S3 does. It is a separate process on loopback, so that its CPU time does not count as
-the client's (0.03 to 0.05 ms a PUT). On request it speaks TLS, answers late, and serves the files of a folder as
-objects (``bench/bucket.py``). It can log the key, the size and the CRC-32 of each body before it answers, so that a
-sink that is killed loses no PUT that it has answered.
+checksum of the request as Amazon S3 does; Azure's and Google Cloud's uploads are answered as these do. It is a separate
+process on loopback, so that its CPU time does not count as the client's (0.03 to 0.05 ms a PUT). On request it speaks
+TLS, answers late, and serves the files of a folder as objects (``bench/bucket.py``). It can log the
+key, the size and the CRC-32 of each body before it answers, so that a sink that is killed loses no PUT that it has
+answered.
 """
 
 from __future__ import annotations
@@ -29,11 +30,13 @@ from async_maps.concurrency.loop import fastest_loop
 from bench.bucket import Answer, Bucket
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 _ANSWER = b"HTTP/1.1 %d -%b\r\nContent-Length: %d\r\nConnection: keep-alive\r\n\r\n%b"
 _KEY = "key.pem"
 _HEAD_END, _LINE_END = b"\r\n\r\n", b"\r\n"
+_DATE = b"Mon, 30 Nov 2026 00:00:00 GMT"
+_ACCOUNT = "devstoreaccount1"
 
 
 class _Counts:
@@ -60,6 +63,7 @@ class _Connection(asyncio.Protocol):
         self._mark = _HEAD_END
         self._is_last = False
         self._missing = self._crc32 = 0
+        self._upload: list[bytes] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports are not subclasses of asyncio's.
@@ -74,6 +78,8 @@ class _Connection(asyncio.Protocol):
                 self._missing -= taken
                 if self._log is not None:
                     self._crc32 = zlib.crc32(view[:taken], self._crc32)
+                if self._upload is not None:
+                    self._upload.append(bytes(view[:taken]))
                 view = view[taken:]
             else:
                 self._lines += view
@@ -93,6 +99,7 @@ class _Connection(asyncio.Protocol):
     def _begin(self, head: bytes) -> None:
         first, *lines = head.split(_LINE_END)
         self._method, self._target, _ = first.split(b" ", 2)
+        self._upload = [] if self._target.startswith(b"/upload/") else None
         self._headers = {name.lower(): value.strip() for name, _, value in (line.partition(b":") for line in lines)}
         self._missing, self._crc32 = int(self._headers.get(b"content-length", 0)), 0
         self._size = int(self._headers.get(b"x-amz-decoded-content-length", self._missing))
@@ -136,12 +143,25 @@ class _Connection(asyncio.Protocol):
                 return self._service.bucket.page(query)
             counts.gets += 1
             return self._service.bucket.get(path, self._headers.get(b"range", b"").decode())
+        if self._upload is not None:
+            counts.puts += 1
+            return Answer(200, {b"Content-Type": b"application/json"}, _stored(self._headers, b"".join(self._upload)))
+        if md5 := self._headers.get(b"content-md5", b"") if b"x-ms-version" in self._headers else None:
+            return Answer(201, {b"ETag": b'"0x1"', b"Content-MD5": md5, b"Last-Modified": _DATE}, b"")
         checksum = self._headers.get(b"x-amz-checksum-crc32")
         return Answer(200, {b"ETag": b'"sink-1"', **({b"x-amz-checksum-crc32": checksum} if checksum else {})}, b"")
 
     def _answer(self, answer: bytes) -> None:
         if not self._transport.is_closing():
             self._transport.write(answer)
+
+
+def _stored(headers: Mapping[bytes, bytes], body: bytes) -> bytes:
+    """Return the properties of an object in Google Cloud Storage: those of the upload, and its size."""
+    mark = b"--" + headers[b"content-type"].partition(b"boundary=")[2].strip(b'"')
+    _, properties, data, _ = body.split(mark)
+    size = len(data.partition(b"\r\n\r\n")[2].removesuffix(b"\r\n"))
+    return json.dumps({**json.loads(properties.partition(b"\r\n\r\n")[2]), "size": str(size)}).encode()
 
 
 class Counts(TypedDict):
@@ -182,7 +202,7 @@ class Sink:
         return found
 
     def environment(self) -> dict[str, str]:
-        """Return the environment variables for AWS clients."""
+        """Return the environment variables for clients of AWS, Google Cloud and Azure."""
         # AWS's libraries read the first one, those that use OpenSSL, rustls or Go the second one.
         trusted = dict.fromkeys(("AWS_CA_BUNDLE", "SSL_CERT_FILE"), str(self.certificate)) if self.certificate else {}
         return {
@@ -192,6 +212,10 @@ class Sink:
             "AWS_REGION": "us-east-1",
             "AWS_DEFAULT_REGION": "us-east-1",
             "AWS_EC2_METADATA_DISABLED": "true",
+            "STORAGE_EMULATOR_HOST": self.url,
+            "AZURE_STORAGE_CONNECTION_STRING": (
+                f"AccountName={_ACCOUNT};AccountKey=c2luaw==;BlobEndpoint={self.url}/{_ACCOUNT}"
+            ),
             **trusted,
         }
 
