@@ -40,7 +40,7 @@ def presigning(
     """Yield a function that turns a locator into a presigned URL, with the credentials of the environment.
 
     The URL allows a GET for the given hours, or until the credentials expire. In Google Cloud it is a signed URL of
-    version 4, in Azure a shared access signature by the key of the account.
+    version 4, in Azure a shared access signature; the hours count from the entry of the ``with`` block.
 
     In S3, it contains the access key's id, the session token of temporary credentials and a signature for one object,
     never the secret key. The configured region (AWS_DEFAULT_REGION or the profile's) must be the bucket's. One URL

@@ -11,6 +11,7 @@ from async_maps.errors import SourceError
 from async_maps.filesystems.addresses import is_remote, parse_address
 from async_maps.filesystems.filesystem import UnavailableError
 from async_maps.filesystems.remote import Digest
+from async_maps.filesystems.services import locator_of
 from async_maps.keys import printable
 from async_maps.sources.coverage import every
 from async_maps.sources.files import is_list_of_names, matches
@@ -29,6 +30,7 @@ from async_maps.sources.pictures import OVERLAYS, Pictures
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
 
+    from async_maps.filesystems.addresses import Address
     from async_maps.filesystems.answers import Object
     from async_maps.filesystems.filesystem import Filesystems
     from async_maps.filesystems.remote import RemoteFilesystem
@@ -53,7 +55,7 @@ class RemoteObjects:
         self._overlays: str | None = None
         """The start of the keys of overlays; None if they are in another bucket."""
         destination = scan.options.destination
-        if is_remote(destination) and (overlays := parse_address(destination))[:2] == self._at[:2]:
+        if is_remote(destination) and _bucket_of(overlays := parse_address(destination)) == _bucket_of(self._at):
             self._overlays = f"{overlays.key.rstrip('/')}/" if overlays.key else ""
 
     def __iter__(self) -> Iterator[ActivationMap | Failure]:
@@ -182,6 +184,11 @@ class RemoteObjects:
 
 
 _DATASET_FILE = re.compile(r"/data-\d+-of-\d+\.arrow$")
+
+
+def _bucket_of(address: Address) -> str:
+    # The same container may be named with and without the account.
+    return locator_of(address._replace(key=""))
 
 
 def _folder_of(key: str) -> str:

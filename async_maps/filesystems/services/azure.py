@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from async_maps.filesystems.services.service import Answer, ObjectHeaders
 
-_VERSION = "2021-12-02"
+VERSION = "2021-12-02"
 """The version of the REST API. It percent-encodes names in listings that XML cannot have."""
 _MOST = 5000
 """The most objects in a page of a listing."""
@@ -155,7 +155,7 @@ class BlobStorage:
     def authorize(self, request: Request, token: str) -> Request:
         """Return the request with the time and the version, and a token or a signature."""
         account, url = self._account, request.url
-        headers = {**request.headers, "x-ms-version": _VERSION, "x-ms-date": _date()}
+        headers = {**request.headers, "x-ms-version": VERSION, "x-ms-date": date()}
         if token:
             headers["Authorization"] = f"Bearer {token}"
         elif account.key:
@@ -179,5 +179,6 @@ def _name(found: Element) -> str:
     return unquote(name.text) if name.attributes.get("Encoded") == "true" else name.text
 
 
-def _date() -> str:
+def date() -> str:
+    """Return the time as in the headers of HTTP."""
     return datetime.now(UTC).strftime("%a, %d %b %Y %H:%M:%S GMT")
