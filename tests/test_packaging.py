@@ -20,6 +20,8 @@ PROJECT = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_t
 OURS = Path(async_maps.__file__).parent
 # The distribution of a library that is not installed is assumed to have the module's name, except for these.
 DISTRIBUTIONS = {"pytorch_grad_cam": ["grad-cam"], "sklearn": ["scikit-learn"], **packages_distributions()}
+NAMESPACES = {"azure", "google"}
+"""Packages of many distributions, each named like the package in it: ``google.auth`` is google-auth."""
 
 
 def normalized(requirement: str) -> str:
@@ -47,6 +49,8 @@ def imported() -> dict[str, set[str]]:
                 continue
             for module in modules:
                 top = module.partition(".")[0]
+                if top in NAMESPACES:
+                    top = "-".join(module.split(".")[:2])
                 if top not in sys.stdlib_module_names and top != "async_maps":
                     for distribution in DISTRIBUTIONS.get(top, [top]):
                         files.setdefault(normalized(distribution), set()).add(str(path.relative_to(OURS)))
