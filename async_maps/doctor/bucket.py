@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import ClientError
 
 from async_maps.doctor.advice import for_code
+from async_maps.doctor.clock import NOTED_S, ahead_s, describe_skew
 from async_maps.doctor.target import Reply, ask
 from async_maps.filesystems.aws import refusal
 from async_maps.filesystems.blame import judge, meaning
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 _SKEW_REFUSED_S = 900.0
 """RequestTimeTooSkewed comes after 15 minutes (Amazon S3 API reference, "Error responses")."""
-_SKEW_NOTED_S = 60.0
 _ASK = "see the store's documentation, or ask its operator"
 
 
@@ -75,19 +74,15 @@ def _said(reply: Reply) -> str:
 
 
 def _compare_clocks(target: Target, date: str, asked_at: datetime) -> None:
-    """Compare the Date of an answer, in whole seconds, with the middle between request and answer."""
-    now = datetime.now(UTC)
-    try:
-        ahead_s = (asked_at + (now - asked_at) / 2 - parsedate_to_datetime(date)).total_seconds()
-    except (ValueError, TypeError):
+    skew_s = ahead_s(date, asked_at)
+    if skew_s is None:
         target.say("clock", "unknown", "the store's answers have no date")
-        return
-    if abs(ahead_s) < _SKEW_NOTED_S:
+    elif abs(skew_s) < NOTED_S:
         target.say("clock", "ok", "within a minute of the store's")
-        return
-    text = f"{abs(ahead_s) / 60:.0f} min {'ahead of' if ahead_s > 0 else 'behind'} the store's; S3 allows 15"
-    corrected = "; commands then sign with the store's time" if abs(ahead_s) >= _SKEW_REFUSED_S else ""
-    target.say("clock", "warning", f"{text}{corrected}", for_code("RequestTimeTooSkewed"))
+    else:
+        corrected = "; commands then sign with the store's time" if abs(skew_s) >= _SKEW_REFUSED_S else ""
+        text = f"{describe_skew(skew_s)}; S3 allows 15{corrected}"
+        target.say("clock", "warning", text, for_code("RequestTimeTooSkewed"))
 
 
 async def check_listing(target: Target) -> None:

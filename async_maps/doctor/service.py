@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
@@ -13,33 +11,26 @@ import aiohttp
 from anyio import fail_after, move_on_after, to_thread
 from yarl import URL
 
+from async_maps.doctor.clock import NOTED_S, ahead_s, describe_skew
 from async_maps.doctor.finding import Finding
 from async_maps.doctor.pngs import overlay_sized_png, tiny_png
 from async_maps.doctor.speed import concurrencies, judge, measure_latency, measure_throughput
 from async_maps.doctor.target import FIRST_ANSWER_S, unbroken, with_short_limits
 from async_maps.errors import AsyncMapsError, ExistsError, StoreError
-from async_maps.filesystems.addresses import parse_destination
 from async_maps.filesystems.credentials import CredentialsError
 from async_maps.filesystems.services.client import NO_ANSWER
 from async_maps.filesystems.services.signed_urls import signing
 from async_maps.stores.service import open_service_store
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import Sequence
 
     from async_maps.doctor.finding import Level, OnFinding
-    from async_maps.filesystems.services.client import Client
     from async_maps.settings import Settings
     from async_maps.stores.service import ServiceStore
 
-_SKEW_NOTED_S = 60.0
 _CLEAN_UP_S = 10.0
 _BROWSER_S = 8.0
-_PUT = {
-    "gs": "allow the role Storage Object User (roles/storage.objectUser) on the bucket",
-    "az": "allow the role Storage Blob Data Contributor on the container, or use the key of the account",
-}
-"""The least roles for a run and all checks."""
 
 
 async def examine(place: str, settings: Settings, extent: tuple[Sequence[str], bool], on_finding: OnFinding) -> None:
@@ -51,28 +42,19 @@ async def examine(place: str, settings: Settings, extent: tuple[Sequence[str], b
         SettingsError: the address or the set-up of the service is not valid.
         MissingExtraError: the service needs an extra.
     """
-    scheme = parse_destination(place).scheme
-    async with _opened(place, settings) as (store, client):
-        await _Examination(store, client, scheme, settings, on_finding).run(*extent)
-
-
-@asynccontextmanager
-async def _opened(place: str, settings: Settings) -> AsyncIterator[tuple[ServiceStore, Client]]:
     most = concurrencies(settings.first_concurrency)[-1]
     # It overwrites its own objects.
     changed = {"s3": with_short_limits(settings.s3), "if_exists": "overwrite", "concurrency": most}
     async with open_service_store(place, settings.model_copy(update=changed)) as store:
-        yield store, store.client
+        await _Examination(store, settings, on_finding).run(*extent)
 
 
 class _Examination:
     """The checks of one destination. Only the names of our objects start with ``mark``."""
 
-    def __init__(
-        self, store: ServiceStore, client: Client, scheme: str, settings: Settings, on_finding: OnFinding
-    ) -> None:
-        self._store, self._client, self._service = store, client, client.service
-        self._scheme, self._settings, self._on_finding = scheme, settings, on_finding
+    def __init__(self, store: ServiceStore, settings: Settings, on_finding: OnFinding) -> None:
+        self._store, self._client, self._service = store, store.client, store.client.service
+        self._settings, self._on_finding = settings, on_finding
         self._mark = f".async-maps-doctor-{uuid4().hex}"
         self._may_exist: set[str] = set()
 
@@ -143,23 +125,19 @@ class _Examination:
         return level == "warning"
 
     def _compare_clocks(self, date: str, asked_at: datetime) -> None:
-        now = datetime.now(UTC)
-        try:
-            ahead_s = (asked_at + (now - asked_at) / 2 - parsedate_to_datetime(date)).total_seconds()
-        except (ValueError, TypeError):
+        skew_s = ahead_s(date, asked_at)
+        if skew_s is None:
             self._say("clock", "unknown", "the store's answers have no date")
-            return
-        if abs(ahead_s) < _SKEW_NOTED_S:
+        elif abs(skew_s) < NOTED_S:
             self._say("clock", "ok", "within a minute of the store's")
-            return
-        text = f"{abs(ahead_s) / 60:.0f} min {'ahead of' if ahead_s > 0 else 'behind'} the store's"
-        self._say("clock", "warning", text, "set this machine's clock, by NTP")
+        else:
+            self._say("clock", "warning", describe_skew(skew_s), "set this machine's clock, by NTP")
 
     async def _write(self) -> bool:
         try:
             await unbroken(self._store.put(self._key(), tiny_png(self._settings)))
         except StoreError as error:
-            self._say("write", "failure", str(error), _PUT[self._scheme])
+            self._say("write", "failure", str(error), f"allow the role {self._service.role}")
             return False
         self._say("write", "ok", "an object was written, and the answer proves its bytes")
         return True
