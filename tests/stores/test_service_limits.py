@@ -69,3 +69,29 @@ async def test_cancelling_a_put_leaves_no_connection(server: Faulty) -> None:
         with pytest.raises(asyncio.CancelledError):
             await putting
         await asyncio.wait_for(server.left.wait(), _LONGEST_S)
+
+
+async def test_the_proxy_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    heads: list[str] = []
+    listing = b"<EnumerationResults><Blobs /></EnumerationResults>"
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heads.append((await reader.readuntil(b"\r\n\r\n")).decode())
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(listing), listing))
+        writer.close()
+
+    connection = "AccountName=account1;AccountKey=a2V5;DefaultEndpointsProtocol=http;EndpointSuffix=core.invalid"
+    monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", connection)
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as proxy:
+        monkeypatch.setenv("http_proxy", f"http://me:secret@127.0.0.1:{proxy.sockets[0].getsockname()[1]}")
+        monkeypatch.delenv("no_proxy", raising=False)
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        async with open_store("az://maps/p", am.Settings()) as store:
+            await store.check()
+        assert heads[0].startswith("GET http://account1.blob.core.invalid/maps?restype=container&comp=list&")
+        assert "\r\nProxy-Authorization: Basic " in heads[0]
+        monkeypatch.setenv("no_proxy", "core.invalid")
+        async with open_store("az://maps/p", am.Settings()) as store:
+            with pytest.raises(StoreError, match=r"there is no server account1\.blob\.core\.invalid"):
+                await store.check()
+    assert len(heads) == 1

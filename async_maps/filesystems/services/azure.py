@@ -160,8 +160,9 @@ class BlobStorage:
         if token:
             headers["Authorization"] = f"Bearer {token}"
         elif account.key:
-            headers["Content-Length"] = str(len(request.body))
-            headers["Authorization"] = authorization(account, request.method, url, headers)
+            # The client adds the length.
+            signed = {**headers, "Content-Length": str(len(request.body))}
+            headers["Authorization"] = authorization(account, request.method, url, signed)
         elif account.sas:
             url = f"{url}{'&' if '?' in url else '?'}{account.sas}"
         return request._replace(url=url, headers=headers)

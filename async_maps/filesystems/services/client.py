@@ -135,7 +135,7 @@ class Client:
                 request.method,
                 URL(request.url, encoded=True),
                 headers=request.headers,
-                data=body if len(body) < _WHOLE_BYTES else io.BytesIO(body),
+                data=(body if len(body) < _WHOLE_BYTES else io.BytesIO(body)) if body else None,
                 allow_redirects=False,
                 proxy=self._proxy,
             ) as response:
