@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,6 +15,7 @@ from async_maps.filesystems.addresses import parse_address
 from async_maps.filesystems.filesystem import InaccessibleError
 from async_maps.filesystems.services import open_filesystem
 from async_maps.stores import open_store
+from async_maps.stores.service import open_service_store
 from tests.support.clouds import connection_string
 from tests.support.faulty_server import FAULTS, faulty
 
@@ -58,6 +60,17 @@ async def test_a_read_ends_within_limits(fault: str, server: Faulty) -> None:
         assert raised.value.may_pass
     finally:
         files.close()
+
+
+async def test_a_name_that_is_not_found_in_mid_run_may_pass(server: Faulty) -> None:
+    unknown = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+    async with open_service_store("az://maps/p", am.Settings(s3=LIMITS)) as store:
+        verdict = store.client.judge_error(unknown)
+        assert (verdict.certain, verdict.may_pass) == (True, False)
+        with pytest.raises(TransientError):
+            await store.put("p/a.png", b"pixels")  # the answer has no checksum
+        verdict = store.client.judge_error(unknown)
+        assert (verdict.certain, verdict.may_pass, verdict.retry) == (False, True, True)
 
 
 async def test_cancelling_a_put_leaves_no_connection(server: Faulty) -> None:

@@ -71,6 +71,7 @@ class Client:
         self._connections = connections
         self._may_repeat = may_repeat
         self._proxy = _proxy_for(service.endpoint)
+        self._has_answered = False
 
     async def __aenter__(self) -> Client:
         self._session = ClientSession(
@@ -121,9 +122,10 @@ class Client:
     def judge_error(self, error: BaseException) -> Verdict:
         """Judge the error of a request without an answer."""
         cause = getattr(error, "os_error", error)
-        if not (isinstance(cause, socket.gaierror) and cause.errno == socket.EAI_NONAME):
+        is_unknown = isinstance(cause, socket.gaierror) and cause.errno == socket.EAI_NONAME
+        if self._has_answered or not is_unknown:
             return judge(error)
-        # In Azure, the name of the account is that of the server.
+        # In Azure, the name of the account is that of the server. Later, it is the network.
         host = urlsplit(self.service.endpoint).hostname
         reason = f"there is no server {host}: {self.service.advice}"
         return Verdict(Scope.LINK, may_pass=False, certain=True, slow_down=False, reason=reason)
@@ -139,6 +141,7 @@ class Client:
                 allow_redirects=False,
                 proxy=self._proxy,
             ) as response:
+                self._has_answered = True
                 answer = Answer(response.status, response.headers)
                 count = limit(answer) if limit is not None else None
                 watch.expect(response.content_length or 0 if count is None else count)

@@ -139,7 +139,7 @@ class ServiceFilesystem(RemoteFilesystem):
             found = await self._find(address)
             return Range(b"", found.size, found.etag, modified=found.modified)
         data = answer.body
-        size = len(data) if told is None or told.size is None else told.size
+        size = wanted.start + len(data) if told is None or told.size is None else told.size
         if len(data) != wanted.count(size):
             raise InaccessibleError.of(_BROKEN)
         tag = await self._tag(address, answer, data if len(data) == size else None)
