@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+import time
+from email.utils import formatdate, parsedate_to_datetime
 
 import pytest
 
@@ -156,6 +158,20 @@ def test_a_request_is_authorized_by_the_best_proof_there_is() -> None:
     assert signed.authorize(request, "").url == f"{URL}/maps/a?sv=1&sig=x"
     assert signed.authorize(signed.listing("maps", ""), "").url.endswith("&sv=1&sig=x")
     assert signed.locator("maps", "a") == f"{URL}/maps/a"
+
+
+def test_a_wrong_clock_is_corrected_by_the_answer() -> None:
+    service = BlobStorage(Account(URL, b"key"))
+    ahead = time.time() - 1800
+    skewed = Answer(403, {"Date": formatdate(ahead, usegmt=True)})
+    assert service.renews(skewed, "")
+    signed = parsedate_to_datetime(service.authorize(service.find("maps", "a"), "").headers["x-ms-date"])
+    assert abs(signed.timestamp() - ahead) < 60
+    # The time is right now, so it is not the reason.
+    right = Answer(403, {"Date": formatdate(ahead, usegmt=True)})
+    assert not service.renews(right, "")
+    assert not service.renews(Answer(404, {"Date": "Mon, 30 Nov 2026 05:00:00 GMT"}), "")
+    assert not service.renews(Answer(403, {}), "")
 
 
 # Requests and answers -----------------------------------------------------------------------------------------------

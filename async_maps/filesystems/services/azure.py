@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from email.utils import formatdate
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote, urlencode
 
@@ -10,7 +10,7 @@ from async_maps.errors import require_extra
 from async_maps.filesystems.addresses import Address
 from async_maps.filesystems.answers import Object
 from async_maps.filesystems.blame import answer_details
-from async_maps.filesystems.clock import time_of
+from async_maps.filesystems.clock import Clock, time_of
 from async_maps.filesystems.listings import Page
 from async_maps.filesystems.services.azure_account import Account
 from async_maps.filesystems.services.azure_keys import authorization
@@ -44,6 +44,7 @@ class BlobStorage:
 
     def __init__(self, account: Account) -> None:
         self._account = account
+        self._clock = Clock()
         self.endpoint = account.url
         self.is_original = not account.is_emulator
         has_proof = account.key or account.sas
@@ -156,7 +157,7 @@ class BlobStorage:
     def authorize(self, request: Request, token: str) -> Request:
         """Return the request with the time and the version, and a token or a signature."""
         account, url = self._account, request.url
-        headers = {**request.headers, "x-ms-version": VERSION, "x-ms-date": date()}
+        headers = {**request.headers, "x-ms-version": VERSION, "x-ms-date": date(self._clock.time())}
         if token:
             headers["Authorization"] = f"Bearer {token}"
         elif account.key:
@@ -166,6 +167,12 @@ class BlobStorage:
         elif account.sas:
             url = f"{url}{'&' if '?' in url else '?'}{account.sas}"
         return request._replace(url=url, headers=headers)
+
+    def renews(self, answer: Answer, token: str) -> bool:
+        """Whether the request may be accepted with another token than this one, or with the store's time."""
+        if self.tokens is not None:
+            return answer.status == 401 and self.tokens.refuse(token)
+        return answer.status == 403 and self._clock.correct(answer.headers.get("Date", ""), self._clock.time())
 
 
 def _blob(found: Element) -> Object:
@@ -181,6 +188,6 @@ def _name(found: Element) -> str:
     return unquote(name.text) if name.attributes.get("Encoded") == "true" else name.text
 
 
-def date() -> str:
-    """Return the time as in the headers of HTTP."""
-    return datetime.now(UTC).strftime("%a, %d %b %Y %H:%M:%S GMT")
+def date(seconds: float) -> str:
+    """Return a time as in the headers of HTTP."""
+    return formatdate(int(seconds), usegmt=True)

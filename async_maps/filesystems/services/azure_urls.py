@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import time
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote, urlencode
 
@@ -65,7 +66,7 @@ def delegated_key(account: Account, token: str, life: Life) -> SigningKey:
     begin, end = life.texts()
     url = f"{account.url}/?restype=service&comp=userdelegationkey"
     body = f"<KeyInfo><Start>{begin}</Start><Expiry>{end}</Expiry></KeyInfo>"
-    headers = {"Authorization": f"Bearer {token}", "x-ms-version": VERSION, "x-ms-date": date()}
+    headers = {"Authorization": f"Bearer {token}", "x-ms-version": VERSION, "x-ms-date": date(time.time())}
     try:
         with PoolManager(timeout=_TIMEOUT, retries=2) as http:
             found = http.request("POST", url, body=body, headers={**headers, "Content-Type": "application/xml"})

@@ -105,14 +105,10 @@ class Client:
         Raises:
             CredentialsError, TooSlowError, aiohttp.ClientError, OSError: there is no answer.
         """
-        tokens = self.service.tokens
-        if tokens is None:
-            return await self._send(self.service.authorize(request, ""), limit)
-        token = await tokens.get()
+        token = await self._token()
         answer = await self._send(self.service.authorize(request, token), limit)
-        if answer.status == 401 and tokens.refuse(token):
-            # It may have been withdrawn before it expired.
-            answer = await self._send(self.service.authorize(request, await tokens.get()), limit)
+        if self.service.renews(answer, token):
+            answer = await self._send(self.service.authorize(request, await self._token()), limit)
         return answer
 
     def judge(self, answer: Answer) -> Verdict:
@@ -129,6 +125,10 @@ class Client:
         host = urlsplit(self.service.endpoint).hostname
         reason = f"there is no server {host}: {self.service.advice}"
         return Verdict(Scope.LINK, may_pass=False, certain=True, slow_down=False, reason=reason)
+
+    async def _token(self) -> str:
+        tokens = self.service.tokens
+        return "" if tokens is None else await tokens.get()
 
     async def _send(self, request: Request, limit: Callable[[Answer], int | None] | None) -> Answer:
         body = request.body

@@ -195,6 +195,10 @@ class CloudStorage:
             return request
         return request._replace(headers={**request.headers, "Authorization": f"Bearer {token}"})
 
+    def renews(self, answer: Answer, token: str) -> bool:
+        """Whether the request may be accepted with another token than this one."""
+        return answer.status == 401 and self.tokens is not None and self.tokens.refuse(token)
+
     def _url(self, service: str, bucket: str) -> str:
         return f"{self.endpoint}/{service}/v1/b/{quote(bucket, safe='')}"
 
