@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 _CHECK_WAITS_S = (0.2, 0.8)
 _MOST_BYTES = 2**40
 """More than the largest object of one PUT."""
-_OF_S3 = HEADERS - {"cache_control", "metadata"}
-"""The settings for headers that only S3 has."""
+_OF_S3 = HEADERS - {"cache_control", "metadata", "request_payer"}
+"""The settings for headers of objects that only S3 has. The payer may be for a source in S3."""
 
 
 @asynccontextmanager

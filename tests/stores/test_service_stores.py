@@ -88,9 +88,7 @@ async def test_the_headers_of_the_settings_are_kept(stand_in: StandIn) -> None:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "given", [{"acl": "private"}, {"storage_class": "COLD"}, {"tagging": {"a": "b"}}, {"request_payer": "requester"}]
-)
+@pytest.mark.parametrize("given", [{"acl": "private"}, {"storage_class": "COLD"}, {"tagging": {"a": "b"}}])
 async def test_a_setting_that_only_s3_has_is_refused(given: dict[str, Any]) -> None:
     (name,) = given
     with pytest.raises(SettingsError, match=f"s3.{name} is for destinations in S3 only: leave it out for gs://"):
