@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from async_maps.errors import ManifestError, ObjectError, SettingsError
-from async_maps.filesystems.addresses import SCHEMES, is_remote, parse_destination
+from async_maps.filesystems.addresses import SCHEMES, is_in_s3, is_remote, parse_destination
 from async_maps.filesystems.endpoints import Identity
 from async_maps.filesystems.locators import file_path, place_at
 from async_maps.filesystems.objects import Objects, checksum
@@ -102,12 +102,13 @@ def relocated(  # noqa: PLR0913  # one argument for each part of the question
 def relocated_by_environment(
     manifest: Manifest, objects: Objects, settings: Settings, destination: str | None = None
 ) -> Relocation | None:
-    """Return the new address of a manifest's destination as the AWS environment has it, or a place that is named.
+    """Return the new address of a manifest's destination as the environment has it, or a place that is named.
 
     Arguments and errors are those of :func:`relocated`; None stands for the manifest's destination.
     """
     was = Identity.parse(manifest.destination() or "")
-    where, else_ = "the AWS environment points to", "set AWS_ENDPOINT_URL as it was in the run"
+    vendor, variable = ("AWS", "AWS_ENDPOINT_URL") if is_in_s3(was.destination) else ("Google", "STORAGE_EMULATOR_HOST")
+    where, else_ = f"the {vendor} environment points to", f"set {variable} as it was in the run"
     here = objects.identity(was.destination if destination is None else place_of_overlays(destination))
     if Identity.parse(here).destination != was.destination:
         where, else_ = "destination is", "name the place of its overlays"
