@@ -23,6 +23,7 @@ import pytest
 
 from async_maps.filesystems.services.azure_account import Account
 from async_maps.filesystems.services.azure_keys import authorization
+from tests.support.certificates import make_certificate
 from tests.support.gcs_server import GcsServer, serving
 from tests.support.s3_proxy import Refusal, passing_on
 
@@ -190,19 +191,27 @@ def _free_port() -> int:
 
 
 @contextmanager
-def azurite(folder: Path) -> Iterator[str]:
-    """Run Azurite on loopback, with its objects in a folder; yield its URL."""
+def azurite(folder: Path, *, with_tokens: bool = False) -> Iterator[str]:
+    """Run Azurite on loopback, with its objects in a folder; yield its URL.
+
+    It takes tokens only with TLS: then the folder gets a certificate for localhost, in ``certificate.pem``.
+    """
     executable = shutil.which("azurite-blob")
     if executable is None:
         pytest.skip(WITHOUT_AZURITE)
-    port = _free_port()
+    port, url = _free_port(), "http://127.0.0.1"
     command = [
         executable, "--blobHost", "127.0.0.1", "--blobPort", str(port), "--location", str(folder), "--silent",
         "--skipApiVersionCheck", "--disableTelemetry",
     ]  # fmt: skip
+    if with_tokens:
+        make_certificate(folder, ["localhost"])
+        url = "https://localhost"
+        certificate, key = (str(folder / name) for name in ("certificate.pem", "key.pem"))
+        command += ["--oauth", "basic", "--cert", certificate, "--key", key]
     environment = {**os.environ, "AZURITE_ACCOUNTS": f"{_NAME}:{_KEY}"}
     with _serving(command, "successfully listens", folder / "azurite.log", env=environment):
-        yield f"http://127.0.0.1:{port}"
+        yield f"{url}:{port}"
 
 
 @contextmanager
