@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import subprocess
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +23,8 @@ from tests.support.maps import npy, random_map
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.support.clouds import Azure, Cloud
+    from tests.support.clouds import Azure, Cloud, StandIn
+    from tests.support.s3_proxy import Refusal
 
 __all__ = ["azure", "azurite_url", "cloud", "gcs_server", "stand_in"]
 
@@ -197,6 +199,23 @@ def test_doctor_names_what_is_refused(cloud: Cloud) -> None:
     failures = [one for one in am.diagnose(f"{cloud.address}/p", SETTINGS, quick=True) if one.level == "failure"]
     assert [one.check for one in failures] == ["write"]
     assert f"refused with {cloud.denied.code}: not for you" in failures[0].text
+
+
+def test_doctor_accepts_one_object_a_second_under_a_key(stand_in: StandIn) -> None:
+    last: dict[str, float] = {}
+
+    def refuse(method: str, path: str, _query: str) -> Refusal | None:
+        now = monotonic()
+        if method == "PUT" and now - last.get(path, 0.0) < 0.9:
+            return stand_in.busy
+        last[path] = now
+        return None
+
+    stand_in.refuse_with(refuse)
+    findings = am.diagnose(f"{stand_in.address}/p", SETTINGS, origins=(), quick=True)
+    levels = {finding.check: finding.level for finding in findings}
+    checks = {"write", "read", "overwrite", "create only", "latency", "delete"}
+    assert {check: levels.get(check) for check in checks} == dict.fromkeys(checks, "ok")
 
 
 @pytest.mark.parametrize("scheme", ["gs", "az"])

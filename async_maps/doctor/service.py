@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime
+from itertools import count
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
@@ -16,7 +17,7 @@ from async_maps.doctor.finding import Finding
 from async_maps.doctor.pngs import overlay_sized_png, tiny_png
 from async_maps.doctor.speed import concurrencies, judge, measure_latency, measure_throughput
 from async_maps.doctor.target import FIRST_ANSWER_S, unbroken, with_short_limits
-from async_maps.errors import AsyncMapsError, ExistsError, StoreError
+from async_maps.errors import AsyncMapsError, ExistsError, StoreError, TransientError
 from async_maps.filesystems.credentials import CredentialsError
 from async_maps.filesystems.services.client import NO_ANSWER
 from async_maps.filesystems.services.signed_urls import signing
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 _CLEAN_UP_S = 10.0
 _BROWSER_S = 8.0
+_PUT_WAITS_S = (1.0, 2.0, 0.0)
 
 
 async def examine(place: str, settings: Settings, extent: tuple[Sequence[str], bool], on_finding: OnFinding) -> None:
@@ -56,6 +58,7 @@ class _Examination:
         self._store, self._client, self._service = store, store.client, store.client.service
         self._settings, self._on_finding = settings, on_finding
         self._mark = f".async-maps-doctor-{uuid4().hex}"
+        self._numbers = count(1)
         self._may_exist: set[str] = set()
 
     def _say(self, check: str, level: Level, text: str, advice: str = "") -> None:
@@ -66,6 +69,22 @@ class _Examination:
         key = f"{self._store.prefix}/{name}" if self._store.prefix else name
         self._may_exist.add(key)
         return key
+
+    def _new_key(self, _: int = 0) -> str:
+        # Google Cloud takes about one object a second under one key.
+        return self._key(next(self._numbers))
+
+    async def _put(self, data: bytes, store: ServiceStore | None = None) -> None:
+        """Put an object under the first key; wait if the service asks for fewer requests."""
+        for wait_s in _PUT_WAITS_S:
+            try:
+                await unbroken((store or self._store).put(self._key(), data))
+            except TransientError as error:
+                if not (error.slow_down and wait_s):
+                    raise
+                await asyncio.sleep(wait_s)
+            else:
+                return
 
     async def run(self, origins: Sequence[str], quick: bool) -> None:
         """Check all, as far as one check allows the next."""
@@ -135,7 +154,7 @@ class _Examination:
 
     async def _write(self) -> bool:
         try:
-            await unbroken(self._store.put(self._key(), tiny_png(self._settings)))
+            await self._put(tiny_png(self._settings))
         except StoreError as error:
             self._say("write", "failure", str(error), f"allow the role {self._service.role}")
             return False
@@ -149,7 +168,7 @@ class _Examination:
             check = "overwrite" if turned else "read"
             if turned:
                 try:
-                    await unbroken(self._store.put(self._key(), data))
+                    await self._put(data)
                 except StoreError as error:
                     self._say(check, "failure", str(error), "repeated runs overwrite objects; allow replacing them")
                     return False
@@ -171,7 +190,7 @@ class _Examination:
         settings = self._settings.model_copy(update=changed)
         try:
             async with open_service_store(self._store.place, settings) as store:
-                await unbroken(store.put(self._key(), tiny_png(self._settings)))
+                await self._put(tiny_png(self._settings), store)
         except ExistsError:
             self._say("create only", "ok", "--if-exists skip and error work; a plan can lie here")
         except StoreError as error:
@@ -212,11 +231,11 @@ class _Examination:
     async def _measure(self, quick: bool) -> None:
         data, concurrency = overlay_sized_png(), self._settings.first_concurrency
         try:
-            latency_s = await measure_latency(self._store, self._key, data)
+            latency_s = await measure_latency(self._store, self._new_key, data)
             self._say("latency", "ok", f"{latency_s * 1e3:.1f} ms for a PUT of {len(data) / 1e3:.0f} KB (median)")
             if quick:
                 return
-            loads = await measure_throughput(self._store, self._key, data, concurrency)
+            loads = await measure_throughput(self._store, self._new_key, data, concurrency)
         except StoreError as error:
             self._say("latency", "warning", f"overlays of {len(data) / 1e3:.0f} KB are refused: {error}",
                       "smaller ones are accepted; check the proxies between here and the store")  # fmt: skip
