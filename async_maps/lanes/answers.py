@@ -95,8 +95,10 @@ class Answers:
             self._credentials = module.shared_credentials()
             known = module.known_credentials()
         settings, level = self._settings.model_dump(mode="json"), _logger.getEffectiveLevel()
-        destination = self._stages.store.destination
-        return tuple(Hello(settings, self._settings.lane_count, destination, known, self.kernels, level))
+        store = self._stages.store
+        tokens = getattr(store, "tokens", None)
+        token = None if tokens is None else tokens.known()
+        return tuple(Hello(settings, self._settings.lane_count, store.destination, known, self.kernels, level, token))
 
     def news(self, lane: Lane, told: dict[str, object]) -> list[tuple[Any, ...]]:
         """Return messages about what has changed since, and note it in ``told``.

@@ -134,6 +134,9 @@ class Child:
             if is_in_s3(destination):
                 await self._borrow()
             store = await stack.enter_async_context(open_store(destination, settings))
+            tokens = getattr(store, "tokens", None)
+            if tokens is not None and self._hello.token is not None:
+                tokens.begin(self._hello.token)
             with sharing(kernels):
                 await start_workers(workers)
             yield Stages(settings, store, arena, recipe, workers)

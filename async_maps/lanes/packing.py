@@ -35,6 +35,8 @@ class Hello(NamedTuple):
         credentials: those of the parent, see :func:`async_maps.filesystems.credentials.known_credentials`.
         kernels: the inherited file in memory through which all processes share compiled kernels.
         level: the level of the log messages that the parent handles.
+        token: that of the parent's store, see :meth:`async_maps.filesystems.services.tokens.Tokens.known`; None if it
+            has none.
     """
 
     settings: dict[str, Any]
@@ -43,6 +45,7 @@ class Hello(NamedTuple):
     credentials: list[Any] | None
     kernels: int
     level: int
+    token: list[Any] | None
 
 
 def pack_map(number: int, map_: ActivationMap, value_range: ValueRange) -> tuple[Any, ...]:

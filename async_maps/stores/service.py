@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from async_maps.filesystems.addresses import Address
     from async_maps.filesystems.services.service import Answer, Request
+    from async_maps.filesystems.services.tokens import Tokens
     from async_maps.settings import Settings
 
 _CHECK_WAITS_S = (0.2, 0.8)
@@ -102,6 +103,11 @@ class ServiceStore:
     def locator(self, key: str) -> str:
         """Return the URL of an object."""
         return self._service.locator(self.bucket, key)
+
+    @property
+    def tokens(self) -> Tokens | None:
+        """The tokens of the requests, which the processes of a run share when they start; None without tokens."""
+        return self._service.tokens
 
     def sent_bytes(self) -> int:
         """Return the number of bytes that the service has received, also of unfinished requests."""

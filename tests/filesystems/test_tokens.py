@@ -100,5 +100,17 @@ async def test_without_a_token_the_error_is_raised_each_time() -> None:
     assert raised.value.may_pass
 
 
+async def test_another_process_begins_with_the_token() -> None:
+    source, other = Source(), Source()
+    assert source.tokens.known() is None
+    await source.tokens.get()
+    known = source.tokens.known()
+    assert known is not None
+    other.tokens.begin(known)
+    assert (await other.tokens.get(), other.found) == ("token 1", 0)
+    other.now += 3601
+    assert (await other.tokens.get(), other.found) == ("token 1", 1)
+
+
 def test_a_token_is_not_shown() -> None:
     assert "secret" not in repr(Token("secret", 0.0))

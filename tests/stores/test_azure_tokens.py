@@ -57,6 +57,11 @@ asyncio.run(create_container())
 maps = [(f"{number} é%", np.random.default_rng(number).random((4, 4))) for number in range(5)]
 assert am.run(maps, "az://maps/p", settings=settings, manifest="m.sqlite").uploaded == 5
 assert am.verify_locators("m.sqlite", settings=settings, deep=True).right == 5
+# Lanes do not have these credentials: they begin with the token of this process.
+for name, array in maps:
+    np.save(f"{name}.npy", array)
+lanes = am.Settings(processes=2, workers=1)
+assert am.run("*.npy", "az://maps/lanes", settings=lanes, manifest="lanes.sqlite").uploaded == 5
 with presigning(1, f"{account}/maps/p") as presigned:
     url = presigned(f"{account}/maps/p/1%20%C3%A9%25.png")
 with urllib.request.urlopen(url) as answer:

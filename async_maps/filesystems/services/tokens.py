@@ -13,6 +13,7 @@ from async_maps.filesystems.credentials import CredentialsError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
 _EARLY_S = 300.0
 """Tokens are renewed this long before they expire. The libraries of the vendors renew theirs later."""
@@ -76,6 +77,14 @@ class Tokens:
             return token.text
         return (await asyncio.shield(self._renewing)).text
 
+    def known(self) -> list[Any] | None:
+        """Return the token as plain values, for :meth:`begin` in another process; None if there is none yet."""
+        return None if self._token is None else list(self._token)
+
+    def begin(self, known: list[Any]) -> None:
+        """Use a token that another process has found."""
+        self._use(Token(*known))
+
     def refuse(self, text: str) -> bool:
         """Note a token that the service refuses as unknown; return whether another one may be accepted."""
         is_first = text != self._refused
@@ -91,9 +100,12 @@ class Tokens:
             # If they have worked, they may work again after a new sign-in.
             self._error = _again(error, may_pass=error.may_pass or self._token is not None)
             raise _again(self._error) from error
+        self._use(token)
+        return token
+
+    def _use(self, token: Token) -> None:
         self._token, self._error, self._failures, self._try_at = token, None, 0, 0.0
         self._renew_at = token.expires_at - min(_EARLY_S, (token.expires_at - self._wall()) / 2)
-        return token
 
 
 def _again(error: CredentialsError, *, may_pass: bool | None = None) -> CredentialsError:
