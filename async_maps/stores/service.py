@@ -51,13 +51,8 @@ async def open_service_store(
     # In a thread, because the import takes long.
     service = await to_thread.run_sync(open_service, address)
     create_only = settings.if_exists != "overwrite"
-    async with Client(
-        service,
-        settings.s3,
-        connections=settings.most_concurrency,
-        bytes_per_s=settings.bandwidth,
-        may_repeat=not create_only,
-    ) as client:
+    connections, bytes_per_s = settings.most_concurrency, settings.bandwidth
+    async with Client(service, settings.s3, connections=connections, bytes_per_s=bytes_per_s) as client:
         headers = ObjectHeaders(content_type, settings.s3.cache_control, settings.s3.metadata)
         yield ServiceStore(client, address, headers, create_only=create_only)
 

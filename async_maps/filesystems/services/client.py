@@ -47,21 +47,13 @@ class Client:
         settings: the time limits.
         connections: the maximum number of concurrent requests.
         bytes_per_s: the most that a connection sends a second; None for no limit.
-        may_repeat: whether a request is repeated whose idle connection broke. It must be False for create-only PUTs,
-            because the service may have stored the object.
 
     Attributes:
         traffic: counts the bytes that its connections have sent.
     """
 
     def __init__(
-        self,
-        service: Service,
-        settings: S3Settings,
-        *,
-        connections: int,
-        bytes_per_s: int | None = None,
-        may_repeat: bool = True,
+        self, service: Service, settings: S3Settings, *, connections: int, bytes_per_s: int | None = None
     ) -> None:
         self.service = service
         self.traffic = Traffic()
@@ -69,7 +61,6 @@ class Client:
         self._watches = Watches(TimeLimits.of(settings))
         self._connect_timeout_s = settings.connect_timeout_s
         self._connections = connections
-        self._may_repeat = may_repeat
         self._proxy = _proxy_for(service.endpoint)
         self._has_answered = False
 
@@ -85,7 +76,8 @@ class Client:
             skip_auto_headers=("Accept-Encoding", "Content-Type"),
             headers={"User-Agent": "async-maps"},
         )
-        self._session._retry_connection = self._may_repeat
+        # aiohttp would repeat a create-only PUT, which the service may have stored, and cannot repeat a file.
+        self._session._retry_connection = False
         return self
 
     async def __aexit__(
