@@ -230,14 +230,16 @@ class _Examination:
 
     async def _measure(self, quick: bool) -> None:
         data, concurrency = overlay_sized_png(), self._settings.first_concurrency
+        check = "latency"
         try:
             latency_s = await measure_latency(self._store, self._new_key, data)
-            self._say("latency", "ok", f"{latency_s * 1e3:.1f} ms for a PUT of {len(data) / 1e3:.0f} KB (median)")
+            self._say(check, "ok", f"{latency_s * 1e3:.1f} ms for a PUT of {len(data) / 1e3:.0f} KB (median)")
             if quick:
                 return
+            check = "throughput"
             loads = await measure_throughput(self._store, self._new_key, data, concurrency)
         except StoreError as error:
-            self._say("latency", "warning", f"overlays of {len(data) / 1e3:.0f} KB are refused: {error}",
+            self._say(check, "warning", f"overlays of {len(data) / 1e3:.0f} KB are refused: {error}",
                       "smaller ones are accepted; check the proxies between here and the store")  # fmt: skip
             return
         grows = self._settings.concurrency == "auto"

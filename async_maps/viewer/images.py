@@ -11,7 +11,8 @@ from threading import Lock
 from typing import TYPE_CHECKING, Protocol
 
 from async_maps.errors import SettingsError, SourceError
-from async_maps.filesystems.filesystem import Filesystems, is_remote
+from async_maps.filesystems.addresses import is_remote, locator_in, parse_address
+from async_maps.filesystems.filesystem import Filesystems
 from async_maps.filesystems.locators import place_at
 from async_maps.keys import printable
 from async_maps.tables import is_table, read_table
@@ -19,6 +20,7 @@ from async_maps.tables import is_table, read_table
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from async_maps.filesystems.addresses import Address
     from async_maps.settings import S3Settings
 
 _SUFFIXES = (".jpg", ".png", ".jpeg", ".webp", ".JPG", ".PNG", ".JPEG", ".gif")
@@ -27,7 +29,7 @@ _COLUMNS = ("name", "image")
 MAX_BYTES = 256 * 2**20
 """Larger objects are not read."""
 _MISSING_S, _MOST_MISSING = 30.0, 10_000
-"""How long it is known that S3 does not have an image: to ask for all its names takes 16 requests."""
+"""How long it is known that a bucket does not have an image: to ask for all its names takes 16 requests."""
 
 
 class ImageMissingError(SourceError):
@@ -51,10 +53,10 @@ class Images:
     """The source images of maps. Thread-safe.
 
     Args:
-        place: a folder or ``s3://bucket/prefix``, in which an image has the name of its map and a suffix, or that of
-            the map's parent for several layers of one image; a template with the fields ``{name}``, ``{parent}`` and
-            ``{stem}``, ``s3://bucket/{parent}/{stem}.jpg``; or a listing, ``.csv``, ``.jsonl`` or ``.parquet``, with
-            the columns ``name`` and ``image``.
+        place: a folder, or ``s3://bucket/prefix`` or its like in another cloud, in which an image has the name of its
+            map and a suffix, or that of the map's parent for several layers of one image; a template with the fields
+            ``{name}``, ``{parent}`` and ``{stem}``, ``s3://bucket/{parent}/{stem}.jpg``; or a listing, ``.csv``,
+            ``.jsonl`` or ``.parquet``, with the columns ``name`` and ``image``.
         s3: the time limits and attempts of requests.
 
     Raises:
@@ -81,7 +83,7 @@ class Images:
             ImageMissingError: there is none; the message names the places.
             SourceError: it cannot be read.
         """
-        from async_maps.filesystems.s3 import RefusedError
+        from async_maps.filesystems.remote import RefusedError
 
         missing_at, reason = self._missing.get(name, (0.0, ""))
         if reason and time.monotonic() - missing_at < _MISSING_S:
@@ -147,14 +149,14 @@ class _Folder:
         for is_parent, suffix in tuple(self._ways):
             base = name.rpartition("/")[0] if is_parent else name
             if base and (suffix or base.endswith(_SUFFIXES)):
-                path = f"{self._root}/{base}{suffix}"
+                path = locator_in(self._root, f"{base}{suffix}")
                 if not self._is_local or self._is_below(path):
                     yield path
 
     def hit(self, name: str, path: str) -> None:
         for way in self._ways:
             base = name.rpartition("/")[0] if way[0] else name
-            if path == f"{self._root}/{base}{way[1]}":
+            if path == locator_in(self._root, f"{base}{way[1]}"):
                 with self._changing:
                     self._ways = [way, *(other for other in self._ways if other != way)]
                 return
@@ -167,7 +169,7 @@ class _Folder:
 
 
 class _Template:
-    """One place for each map. The text says whether it is in S3 and in which bucket, never the name of a map."""
+    """One place for each map. The text says whether it is in a bucket and in which, never the name of a map."""
 
     def __init__(self, template: str) -> None:
         try:
@@ -176,15 +178,9 @@ class _Template:
             raise SettingsError(f"images {template!r}: {error}") from error
         if not parts or any(field not in _FIELDS or spec or conversion for _, field, spec, conversion in parts):
             raise SettingsError(f"images {template!r}: expected the fields {{name}}, {{parent}} and {{stem}}")
-        self._is_remote = is_remote(template)
-        if self._is_remote:
-            bucket, slash, _ = template.removeprefix("s3://").partition("/")
-            if not slash or "{" in bucket:
-                raise SettingsError(
-                    f"images {template!r}: the bucket cannot have fields; expected s3://bucket/{{name}}.jpg"
-                )
+        self._address = _address_of(template) if is_remote(template) else None
         here = os.getcwd().replace("{", "{{").replace("}", "}}")
-        self._template = template if self._is_remote else os.path.join(here, template)
+        self._template = os.path.join(here, template) if self._address is None else self._address.key
         start = ""
         for text, field, _, _ in Formatter().parse(self._template):
             start += text
@@ -197,7 +193,9 @@ class _Template:
         # A map in no folder has no parent.
         template = self._template if parent else self._template.replace("{parent}/", "")
         path = template.format(name=name, parent=parent, stem=stem)
-        if self._is_remote or _is_below(path, self._root):
+        if self._address is not None:
+            yield str(self._address._replace(key=path))
+        elif _is_below(path, self._root):
             yield path
 
     def hit(self, name: str, path: str) -> None:
@@ -244,6 +242,13 @@ class _Listing:
     def close(self) -> None:
         with self._asking:
             self._database.close()
+
+
+def _address_of(template: str) -> Address:
+    try:
+        return parse_address(template, SettingsError)
+    except SettingsError as error:
+        raise SettingsError(f"images {template!r}: {error}, with fields in the prefix only") from error
 
 
 def _is_below(path: str, root: str) -> bool:

@@ -348,7 +348,7 @@ async def test_headers_of_the_settings_are_checked(bucket: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ("gs://bucket/x", "unknown address"),
+        ("ftp://bucket/x", "unknown address"),
         ("memory://x", "'memory://x' cannot be checked"),
         ("s3://", "'' is not a valid bucket name"),
         ("s3://bucket/../x", "the prefix is not valid"),

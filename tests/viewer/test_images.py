@@ -89,7 +89,7 @@ def test_a_name_leads_to_no_other_place_than_the_template(
     folder: Path, name: str, template: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folder)
-    monkeypatch.setattr("async_maps.filesystems.filesystem.Filesystems.s3", lambda _: pytest.fail("S3 is asked"))
+    monkeypatch.setattr("async_maps.filesystems.filesystem.Filesystems.remote", lambda *_: pytest.fail("S3 is asked"))
     for place in (template, f"{folder}/{template}"):
         images = Images(place)
         with pytest.raises(ImageMissingError):
