@@ -69,6 +69,8 @@ def pytest_configure(config: pytest.Config) -> None:
     elif config.option.markexpr in {"long", _LONG}:
         config.option.markexpr = _LONG
         properties.share = 20
+    elif "long" not in config.option.markexpr:
+        config.option.markexpr = f"({config.option.markexpr or 'slow or not slow'}) and not long"
     if config.option.write_skipped and not hasattr(config, "workerinput"):
         config.pluginmanager.register(SkippedTests(config.option.write_skipped))
 

@@ -48,10 +48,11 @@ def view(  # noqa: PLR0913  # one argument per option
     Parameters
     ----------
     manifest
-        Manifest of a run, also while it writes; or the address of a plan, a folder or s3://bucket/prefix.
+        Manifest of a run, also while it writes; or the address of a plan, a folder, s3://bucket/prefix,
+        gs:// or az://.
     images
-        Source images: a folder or s3://bucket/prefix, where an image has the name of its map, or of the map's folder; a
-        template with {name}, {parent} and {stem}; or a table with the columns name and image.
+        Source images: a folder, s3://bucket/prefix, gs:// or az://, where an image has the name of its map, or of the
+        map's folder; a template with {name}, {parent} and {stem}; or a table with the columns name and image.
     compare
         Manifest of another run, or another plan, such as of a second model: maps with the same name side by side.
     static

@@ -32,7 +32,7 @@ def view(  # noqa: PLR0913  # one argument per option
         port: the port on loopback; 0 for any that is free. None for the manifest's own, because browsers keep marks by
             port; any that is free if it is taken.
         open_browser: whether to open the page in a browser, where there is one.
-        settings: the time limits and attempts of requests to S3.
+        settings: the time limits and attempts of requests to S3 and other clouds.
 
     Returns:
         The viewer. It runs until it is closed, or until the program ends.

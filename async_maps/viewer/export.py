@@ -95,7 +95,7 @@ def chosen_rows(content: Content, limit: int | None) -> list[dict[str, Any]]:
 
 @contextmanager
 def _threads() -> Iterator[ThreadPoolExecutor]:
-    """Return threads for the ``with`` block. Ctrl-C does not wait for those that wait for S3."""
+    """Return threads for the ``with`` block. Ctrl-C does not wait for those that wait for a store."""
     threads = ThreadPoolExecutor(_THREADS, "async-maps-view")
     is_interrupted = True
     try:
@@ -169,8 +169,8 @@ def image_of(content: Content, name: str, side: int | None) -> tuple[bytes, str]
     """Return the image of a map and its content type; None if there is none that can be shown.
 
     Raises:
-        StoreError: S3 refuses all requests.
-        SourceError: S3 cannot be reached.
+        StoreError: the store refuses all requests.
+        SourceError: the store cannot be reached.
     """
     if content.images is None:
         return None
