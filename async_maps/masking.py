@@ -21,7 +21,7 @@ _QUERY = re.compile(
     r"((?:X-Amz-(?:Signature|Credential|Security-Token)|Signature|\bsig|AWSAccessKeyId|AccountKey|access_token|token"
     r"|password|secret)"
     # Not the backslash before a quotation mark: the text may be JSON, which must stay JSON.
-    r"\s*=\s*)(?:[^&\s\"'<>#,;\\]|\\[^\s\"'])+",
+    r"\s*(?:=|%3D)\s*)(?:[^&\s\"'<>#,;\\]|\\[^\s\"'])+",
     re.IGNORECASE,
 )
 _SECRETS = (
@@ -30,7 +30,9 @@ _SECRETS = (
     "AWS_SECURITY_TOKEN",
     "AWS_CONTAINER_AUTHORIZATION_TOKEN",
     "AZURE_STORAGE_KEY",
+    "AZURE_STORAGE_SAS_TOKEN",
     "AZURE_CLIENT_SECRET",
+    "AZURE_CLIENT_CERTIFICATE_PASSWORD",
 )
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 _URLS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL_STS", *_PROXIES, *map(str.lower, _PROXIES))
@@ -42,7 +44,7 @@ def mask(text: str) -> str:
     """Return a text without secrets: passwords in URLs, signed queries, and the secrets in the environment."""
     if ":/" in text:
         text = _USERINFO.sub(rf"\1{MASK}@", text)
-    if "=" in text:
+    if "=" in text or "%3d" in text.lower():
         text = _QUERY.sub(rf"\1{MASK}", text)
     for secret in _secrets(tuple(map(os.environ.get, _SECRETS)), tuple(map(os.environ.get, _URLS))):
         text = text.replace(secret, MASK)

@@ -8,6 +8,7 @@ import os
 import subprocess
 from time import monotonic
 from typing import TYPE_CHECKING, Any
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
@@ -16,9 +17,11 @@ import async_maps as am
 from async_maps.filesystems.objects import Objects
 from async_maps.kolena import inference_masks
 from async_maps.manifest.destination import place_of_overlays
+from async_maps.viewer.server import Viewer
 from tests.support.clouds import azure, azurite_url, cloud, gcs_server, stand_in
 from tests.support.commands import COMMAND, done_rows, invoke, only_error, start
 from tests.support.maps import npy, random_map
+from tests.support.viewing import Client
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -127,6 +130,52 @@ def test_a_table_may_name_overlays_in_several_buckets(azure: Azure, source: Path
     assert (found.right, found.locators) == (14, 14)
 
 
+def test_a_table_of_another_tool_may_spell_the_urls_otherwise(azure: Azure, source: Path, tmp_path: Path) -> None:
+    run(source, f"{azure.address}/p (1)", tmp_path / "m.sqlite")
+    folder = place_of_overlays(f"{azure.address}/p (1)")
+    spellings = [
+        f"{azure.address}/p (1)/0 é%.png",
+        f"{folder}/1%20%C3%A9%25.png",
+        f"{folder.replace('%28', '(').replace('%29', ')')}/2%20%c3%a9%25.png",
+    ]
+    (tmp_path / "t.csv").write_text("\n".join(["locator", *spellings]) + "\n")
+    found = am.verify_locators(tmp_path / "t.csv", settings=SETTINGS, deep=True)
+    assert (found.right, found.locators, found.exit_code) == (3, 3, 0)
+
+
+def test_exports_have_signed_urls(azure: Azure, source: Path, manifest: Path, tmp_path: Path) -> None:
+    run(source, f"{azure.address}/p q", manifest)
+    assert invoke("export", manifest, tmp_path / "t.csv", "--presign", "1") == 0
+    with (tmp_path / "t.csv").open(encoding="utf-8") as file:
+        urls = {row["name"]: row["presigned_url"] for row in csv.DictReader(file)}
+    for name in NAMES:
+        with urlopen(urls[name]) as answer:  # noqa: S310  # a URL of this machine
+            assert answer.read() == azure.read(f"p q/{name}.png")
+
+
+def test_the_viewer_shows_overlays_on_their_images(cloud: Cloud, source: Path, place: str, manifest: Path) -> None:
+    run(source, place, manifest)
+    images = {name: encode_png(random_map(number, (8, 8))) for number, name in enumerate(NAMES)}
+    for name, image in images.items():
+        cloud.upload(f"img 1/{name}.png", image, "image/png")
+    cloud.upload("img 1/table.csv", "name,image\n0 é%,0 é%.png\n".encode(), "text/csv")
+    url = place_of_overlays(f"{cloud.address}/img 1")
+    for shown in (f"{cloud.address}/img 1", url, f"{cloud.address}/img 1/{{name}}.png", f"{url}/{{name}}.png"):
+        with Viewer(manifest, images=shown) as viewer:
+            client = Client(viewer)
+            for row in client.rows():
+                overlay = client.get(f"/map/{row['row']}", v=row["crc32"])
+                assert overlay.body == cloud.read(f"p q/{row['name']}.png")
+                assert client.get(f"/image/{row['row']}").body == images[row["name"]]
+    with Viewer(manifest, images=f"{url}/table.csv") as viewer:
+        client = Client(viewer)
+        (row,) = (row for row in client.rows() if row["name"] == "0 é%")
+        assert client.get(f"/image/{row['row']}").body == images["0 é%"]
+    for template in (f"{cloud.scheme}://{{name}}/x.png", f"{cloud.scheme}://b-{{name}}/{{name}}.png"):
+        with pytest.raises(am.SettingsError, match="with fields in the prefix only"):
+            Viewer(manifest, images=template)
+
+
 # Sources ------------------------------------------------------------------------------------------------------------
 
 
@@ -160,6 +209,24 @@ def test_a_zarr_hierarchy_is_read(cloud: Cloud, manifest: Path, tmp_path: Path) 
         if path.is_file():
             cloud.upload(f"src/x.zarr/{path.relative_to(tmp_path / 'x.zarr').as_posix()}", path.read_bytes())
     assert run(f"{cloud.address}/src/", f"{cloud.address}/out", manifest).uploaded == 3
+
+
+def test_a_glob_of_a_url_covers_the_names_that_it_selects(
+    azure: Azure, manifest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, name in enumerate(("x y", "2020", "x z")):
+        azure.upload(f"src/{name}.npy", npy(random_map(number, (8, 8))))
+    folder, out = place_of_overlays(f"{azure.address}/src"), f"{azure.address}/out"
+    run(f"{folder}/*.npy", out, manifest)
+    # In the URL, "x y" is "x%20y".
+    run(f"{folder}/*20*.npy", out, manifest, prune="objects")
+    assert [name for name in ("x y", "2020", "x z") if azure.read(f"out/{name}.png")] == ["x y", "2020", "x z"]
+    azure.delete("src/x y.npy")
+    run(f"{folder}/x *.npy", out, manifest, prune="objects")
+    with Objects() as objects:
+        assert sorted(found.locator for found in objects.below(f"{place_of_overlays(out)}/")) == [
+            f"{place_of_overlays(out)}/{name}.png" for name in ("2020", "x%20z")
+        ]
 
 
 def test_the_destination_is_not_read_as_a_source(cloud: Cloud, manifest: Path) -> None:

@@ -21,6 +21,7 @@ from async_maps.errors import AsyncMapsError, ExistsError, StoreError, Transient
 from async_maps.filesystems.credentials import CredentialsError
 from async_maps.filesystems.services.client import NO_ANSWER
 from async_maps.filesystems.services.signed_urls import signing
+from async_maps.filesystems.verdict import Scope, UnjudgedError
 from async_maps.stores.service import open_service_store
 
 if TYPE_CHECKING:
@@ -88,9 +89,11 @@ class _Examination:
 
     async def run(self, origins: Sequence[str], quick: bool) -> None:
         """Check all, as far as one check allows the next."""
+        if not await self._credentials():
+            return
         try:
             with fail_after(FIRST_ANSWER_S):
-                if not (await self._credentials() and await self._bucket()):
+                if not await self._bucket():
                     return
         except TimeoutError:
             self._say("endpoint", "failure", f"no answer from {self._service.endpoint} in time", self._service.advice)
@@ -111,7 +114,12 @@ class _Examination:
             self._say("credentials", "ok", self._service.proof_words)
             return True
         try:
-            await tokens.get()
+            with fail_after(FIRST_ANSWER_S):
+                await tokens.get()
+        except TimeoutError:
+            self._say("credentials", "failure", f"no token after {FIRST_ANSWER_S:g} s: its source does not answer",
+                      "check the network, and which credentials the environment names")  # fmt: skip
+            return False
         except CredentialsError as error:
             text, _, advice = str(error).partition(": ")
             self._say("credentials", "failure", text, advice)
@@ -156,7 +164,8 @@ class _Examination:
         try:
             await self._put(tiny_png(self._settings))
         except StoreError as error:
-            self._say("write", "failure", str(error), f"allow the role {self._service.role}")
+            is_denied = isinstance(error, UnjudgedError) and error.verdict.scope is Scope.CREDENTIALS
+            self._say("write", "failure", str(error), f"allow the role {self._service.role}" if is_denied else "")
             return False
         self._say("write", "ok", "an object was written, and the answer proves its bytes")
         return True

@@ -155,6 +155,12 @@ def _parse_url(address: str, _: str, error: type[AsyncMapsError]) -> Address:
         expected = "https://ACCOUNT.blob.core.windows.net/container/key"
         raise error(f"{printable(address)!r} is not the URL of an object in Azure; expected {expected}")
     account, below = found
+    if mark := re.search("[?#]", below):
+        # A signature would become a part of all keys.
+        raise error(
+            f"{printable(address[: -len(below) + mark.start()])!r} has more after it than a URL of an object has, from "
+            f"{mark[0]!r} on: remove it; AZURE_STORAGE_SAS_TOKEN has the shared access signature"
+        )
     return _parse("az", unquote(below, errors="surrogatepass"), _AZ_CONTAINER, error)._replace(account=account)
 
 

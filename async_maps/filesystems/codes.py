@@ -125,6 +125,7 @@ CODES: dict[str, Row] = {
 
 _NO_BUCKET = Row(_BUCKET, "the bucket does not exist", certain=True)
 _NO_OBJECT = Row(_KEY, "the object does not exist")
+_WRONG_PROOF = "the account, its key, its signature or the token is wrong or expired, or this machine's clock is wrong"
 _NO_TOKEN = Row(_CREDENTIALS, "the token is missing, or not valid there", certain=True)
 
 CODES |= {
@@ -156,7 +157,7 @@ CODES |= {
     "AccountIsDisabled": Row(_CREDENTIALS, "the account is disabled", certain=True),
     "NoAuthenticationInformation": _NO_TOKEN,
     "InvalidAuthenticationInfo": _NO_TOKEN,
-    "AuthenticationFailed": Row(_CREDENTIALS, "the account, its key or the token is wrong", in_place=True),
+    "AuthenticationFailed": Row(_CREDENTIALS, _WRONG_PROOF, in_place=True),
     "AuthorizationFailure": Row(_CREDENTIALS),
     "AuthorizationPermissionMismatch": Row(_CREDENTIALS),
     "InsufficientAccountPermissions": Row(_CREDENTIALS),

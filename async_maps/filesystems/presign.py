@@ -61,8 +61,11 @@ def presigning(
     if identity is not None and not is_in_s3(identity):
         from async_maps.filesystems.services.signed_urls import signing
 
+        place = Identity.parse(identity)
+        if place.endpoint:
+            raise SettingsError(f"cannot presign: no URL can be signed for {place.endpoint}, an emulator")
         try:
-            yield signing(Identity.parse(identity).destination, hours)
+            yield signing(place.destination, hours)
         except CredentialsError as error:
             raise StoreError(f"cannot presign: {error}", may_pass=error.may_pass) from error
         return

@@ -18,6 +18,7 @@ from anyio import CapacityLimiter, create_task_group, to_thread
 
 from async_maps.concurrency.launch import anonymous_file
 from async_maps.filesystems.addresses import is_remote
+from async_maps.filesystems.services.tokens import Tokens
 from async_maps.lanes.packing import Hello
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ class Answers:
         settings, level = self._settings.model_dump(mode="json"), _logger.getEffectiveLevel()
         store = self._stages.store
         tokens = getattr(store, "tokens", None)
-        token = None if tokens is None else tokens.known()
+        token = tokens.known() if isinstance(tokens, Tokens) else None
         return tuple(Hello(settings, self._settings.lane_count, store.destination, known, self.kernels, level, token))
 
     def news(self, lane: Lane, told: dict[str, object]) -> list[tuple[Any, ...]]:

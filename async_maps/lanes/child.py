@@ -25,6 +25,7 @@ from async_maps.concurrency.messages import frame, receive_message
 from async_maps.concurrency.tasks import first_error
 from async_maps.errors import AsyncMapsError, name_shortage
 from async_maps.filesystems.addresses import is_in_s3
+from async_maps.filesystems.services.tokens import Tokens
 from async_maps.lanes.others import OfOthers
 from async_maps.lanes.packing import Hello, pack_error, pack_outcome, unpack_map
 from async_maps.render.kernel_cache import sharing
@@ -135,7 +136,7 @@ class Child:
                 await self._borrow()
             store = await stack.enter_async_context(open_store(destination, settings))
             tokens = getattr(store, "tokens", None)
-            if tokens is not None and self._hello.token is not None:
+            if isinstance(tokens, Tokens) and self._hello.token is not None:
                 tokens.begin(self._hello.token)
             with sharing(kernels):
                 await start_workers(workers)

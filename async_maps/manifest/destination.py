@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from async_maps.errors import ManifestError, ObjectError, SettingsError
-from async_maps.filesystems.addresses import SCHEMES, is_in_s3, is_remote, parse_destination
+from async_maps.filesystems.addresses import SCHEMES, is_remote, parse_destination
 from async_maps.filesystems.endpoints import Identity
 from async_maps.filesystems.locators import file_path, place_at
 from async_maps.filesystems.objects import Objects, checksum
@@ -28,6 +28,12 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("async_maps")
 
 _SAMPLE = 5
+_ENVIRONMENTS = {
+    "s3": ("AWS", "AWS_ENDPOINT_URL"),
+    "gs": ("Google", "STORAGE_EMULATOR_HOST"),
+    "https": ("Azure", "AZURE_STORAGE_ACCOUNT"),
+}
+"""Whose variables name the server of a destination, and which one, by scheme."""
 _ASKED = {*SCHEMES, "https", "http", "file"}
 """The schemes of destinations whose objects can be looked up."""
 _TELL = 'add --same-destination yes (in Python same_destination="yes")'
@@ -107,7 +113,7 @@ def relocated_by_environment(
     Arguments and errors are those of :func:`relocated`; None stands for the manifest's destination.
     """
     was = Identity.parse(manifest.destination() or "")
-    vendor, variable = ("AWS", "AWS_ENDPOINT_URL") if is_in_s3(was.destination) else ("Google", "STORAGE_EMULATOR_HOST")
+    vendor, variable = _ENVIRONMENTS.get(was.destination.partition(":")[0], _ENVIRONMENTS["https"])
     where, else_ = f"the {vendor} environment points to", f"set {variable} as it was in the run"
     here = objects.identity(was.destination if destination is None else place_of_overlays(destination))
     if Identity.parse(here).destination != was.destination:

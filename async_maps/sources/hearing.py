@@ -69,7 +69,8 @@ class Hearing:
         if self._read is None:
             self._unsure += 1
             return self._unsure <= _MOST_UNSURE
-        return parse_address(self._read)[:2] != parse_address(path)[:2]
+        read, refused = (parse_address(each)._replace(key="") for each in (self._read, path))
+        return read != refused
 
     def _wait_for(self, control: str, path: str, verdict: Verdict) -> None:
         address = parse_address(control)

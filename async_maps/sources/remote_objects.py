@@ -96,8 +96,8 @@ class RemoteObjects:
         pattern = tuple(self._key[len(root) :].split("/"))
         if pattern[-1] == "**":
             pattern = (*pattern, "*")
-        skip = len(self._path_of(root))
-        self._cover(root, lambda file: matches(pattern, file[skip:]))
+        # The path may be a URL, whose key is percent-encoded.
+        self._cover(root, lambda file: matches(pattern, parse_address(file).key[len(root) :]))
         yield from self._below(filesystem, fixed, root, lambda key: matches(pattern, key[len(root) :]))
 
     def _cover(self, root: str, covers: Callable[[str], bool]) -> None:

@@ -47,7 +47,7 @@ async def open_service_store(
         MissingExtraError: the service needs an extra.
     """
     address = parse_destination(destination)
-    _refuse_settings_of_s3(settings.s3, address)
+    _refuse_settings(settings.s3, address)
     # In a thread, because the import takes long.
     service = await to_thread.run_sync(open_service, address)
     create_only = settings.if_exists != "overwrite"
@@ -57,10 +57,15 @@ async def open_service_store(
         yield ServiceStore(client, address, headers, create_only=create_only)
 
 
-def _refuse_settings_of_s3(settings: S3Settings, address: Address) -> None:
+def _refuse_settings(settings: S3Settings, address: Address) -> None:
     default = S3Settings()
     if given := sorted(name for name in _OF_S3 if getattr(settings, name) != getattr(default, name)):
         raise SettingsError(f"s3.{given[0]} is for destinations in S3 only: leave it out for {address.scheme}://")
+    for name in settings.metadata if address.scheme == "az" else ():
+        if not (name.isascii() and name.isidentifier()):
+            raise SettingsError(
+                f"s3.metadata: {name!r} is no name of metadata in Azure; expected letters, digits and underscores"
+            )
 
 
 class ServiceStore:
@@ -226,6 +231,8 @@ class ServiceStore:
     async def _exists(self, key: str, data: bytes) -> ExistsError:
         """Return the error of an object that is there already, and is not replaced by the data."""
         answer = await self._send(self._service.get(self.bucket, key, 0, _MOST_BYTES))
+        if answer.status == 404:
+            raise TransientError(f"{self.destination}: an object with that key existed, and does not any more")
         if not answer.is_success and not (answer.status == 416 and not data):
             raise TransientError(f"{self.destination}: an object with that key exists, but cannot be read")
         found = answer.body if answer.is_success else b""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from async_maps.errors import SourceError
 from async_maps.filesystems.filesystem import Filesystems
 from async_maps.filesystems.locators import DATA_TYPE
+from async_maps.filesystems.services import canonical
 from async_maps.keys import printable
 from async_maps.tables import read_table
 from async_maps.verify.comparison import Expected
@@ -32,6 +33,7 @@ def locators_in(path: str, s3: S3Settings | None = None) -> Generator[Expected, 
 
     Raises:
         SourceError: the table cannot be read.
+        SettingsError: a locator is in an account that is not known.
         MissingExtraError: the extra ``parquet`` is not installed.
     """
     with Filesystems(s3) as filesystems, closing(read_table(path, filesystems.of(path).open)) as rows:
@@ -69,7 +71,7 @@ def _in_cell(value: object) -> Iterator[Mapping[str, Any]]:
 def _expected(where: str, fields: Mapping[str, Any], *, is_overlay: bool) -> Expected:
     etag, crc32 = fields.get("etag"), str(fields.get("crc32") or "")
     return Expected(
-        locator=_plain(fields["locator"]),
+        locator=canonical(_plain(fields["locator"])),
         name=where,
         size=_number(fields.get("bytes")),
         etag=_plain(etag) if isinstance(etag, str) and etag else None,

@@ -234,7 +234,12 @@ class _Listing:
             found = self._database.execute("SELECT image FROM images WHERE name = ?", (name,)).fetchone()
         if found is not None:
             place = place_at(found[0])
-            yield place if is_remote(place) else os.path.join(self._folder, place)
+            if is_remote(place):
+                yield place
+            elif is_remote(self._folder):
+                yield locator_in(self._folder, place)
+            else:
+                yield os.path.join(self._folder, place)
 
     def hit(self, name: str, path: str) -> None:
         pass

@@ -146,6 +146,15 @@ def test_another_url_is_no_address(url: str) -> None:
         parse_address(url)
 
 
+@pytest.mark.parametrize("mark", ["?sv=2021&sig=S3CRETsecret", "#part"])
+def test_a_url_with_a_signature_is_refused_without_it(mark: str) -> None:
+    url = "https://account.blob.core.windows.net/maps/p"
+    for error in (SourceError, SettingsError):
+        with pytest.raises(error, match=f"^'{re.escape(url)}' has more after it .*: remove it; AZURE_") as raised:
+            parse_address(f"{url}{mark}", error)
+        assert "S3CRET" not in str(raised.value)
+
+
 @pytest.mark.parametrize(
     ("folder", "locator"),
     [

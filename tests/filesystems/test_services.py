@@ -14,7 +14,7 @@ from async_maps.filesystems.answers import Object
 from async_maps.filesystems.blame import judge_answer
 from async_maps.filesystems.services.azure import BlobStorage
 from async_maps.filesystems.services.azure_account import Account
-from async_maps.filesystems.services.azure_keys import authorization
+from async_maps.filesystems.services.azure_keys import _rank, authorization
 from async_maps.filesystems.services.gcs import CloudStorage
 from async_maps.filesystems.services.service import Answer, ObjectHeaders
 from async_maps.filesystems.services.xml import parse_xml
@@ -164,14 +164,98 @@ def test_a_wrong_clock_is_corrected_by_the_answer() -> None:
     service = BlobStorage(Account(URL, b"key"))
     ahead = time.time() - 1800
     skewed = Answer(403, {"Date": formatdate(ahead, usegmt=True)})
-    assert service.renews(skewed, "")
-    signed = parsedate_to_datetime(service.authorize(service.find("maps", "a"), "").headers["x-ms-date"])
-    assert abs(signed.timestamp() - ahead) < 60
+    wrong = service.authorize(service.find("maps", "a"), "")
+    assert service.renews(skewed, wrong, "")
+    # Another request was sent before the time was corrected.
+    assert service.renews(skewed, wrong, "")
+    right = service.authorize(service.find("maps", "a"), "")
+    assert abs(parsedate_to_datetime(right.headers["x-ms-date"]).timestamp() - ahead) < 60
     # The time is right now, so it is not the reason.
-    right = Answer(403, {"Date": formatdate(ahead, usegmt=True)})
-    assert not service.renews(right, "")
-    assert not service.renews(Answer(404, {"Date": "Mon, 30 Nov 2026 05:00:00 GMT"}), "")
-    assert not service.renews(Answer(403, {}), "")
+    assert not service.renews(skewed, right, "")
+    assert not service.renews(Answer(404, {"Date": "Mon, 30 Nov 2026 05:00:00 GMT"}), wrong, "")
+    assert not service.renews(Answer(403, {}), wrong, "")
+
+
+def test_a_shared_access_signature_has_no_time_to_correct(caplog: pytest.LogCaptureFixture) -> None:
+    service = BlobStorage(Account(URL, sas="sv=1&sig=x"))
+    skewed = Answer(403, {"Date": formatdate(time.time() - 1800, usegmt=True)})
+    assert not service.renews(skewed, service.authorize(service.find("maps", "a"), ""), "")
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://evil.blob.attacker.com",
+        "https://account1.blob.core.windows.net.evil.com",
+        "https://127.0.0.1:4430/account1",
+        "https://localhost/account1",
+    ],
+)
+def test_no_token_is_sent_to_a_server_that_the_environment_does_not_name(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variables in ({}, {"ACCOUNT": "account1"}, {"ACCOUNT": "account1", "KEY": KEY}):
+        for name, value in variables.items():
+            monkeypatch.setenv(f"AZURE_STORAGE_{name}", value)
+        with pytest.raises(SettingsError, match="is no server of Azure, so no token is sent to it"):
+            Account.from_environment(url)
+    monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", f"BlobEndpoint={url}")
+    assert Account.from_environment(url) == Account.from_environment() == Account(url)
+
+
+def test_no_token_is_sent_without_tls(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = URL.replace("https:", "http:")
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT", "account1")
+    with pytest.raises(SettingsError, match="tokens are not sent without TLS"):
+        Account.from_environment(plain)
+    monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", f"BlobEndpoint={plain}")
+    with pytest.raises(SettingsError, match="tokens are not sent without TLS"):
+        Account.from_environment()
+    monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", f"BlobEndpoint={plain};AccountKey={KEY}")
+    assert Account.from_environment().url == plain
+
+
+@pytest.mark.parametrize("url", ["https://another1.blob.core.windows.net", "https://a.z12.blob.storage.azure.net"])
+def test_another_account_of_azure_gets_no_key_of_the_environment(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT", "account1")
+    monkeypatch.setenv("AZURE_STORAGE_KEY", KEY)
+    url = url.replace("/a.z", "/another1.z")
+    assert Account.from_environment(url) == Account(url)
+
+
+def test_headers_are_sorted_as_the_vendors_library_sorts_them() -> None:
+    vendors = pytest.importorskip("azure.storage.blob._shared.authentication", reason="azure-storage-blob is missing")
+    names = [
+        f"x-ms-{name}"
+        for name in (
+            "date",
+            "version",
+            "blob-type",
+            "blob-cache-control",
+            "meta-a1",
+            "meta-a_1",
+            "meta-a",
+            "meta-ab",
+            "meta-_",
+        )
+    ]
+    expected = [name for name, _ in vendors._storage_header_sort([(name, "") for name in names])]
+    assert sorted(names, key=_rank) == expected
+
+
+def test_folders_of_a_hierarchical_namespace_are_no_objects() -> None:
+    blob = "<Blob><Name>{}</Name><Properties><Content-Length>{}</Content-Length>{}</Properties></Blob>"
+    folder, file = blob.format("x.zarr", 0, "<ResourceType>directory</ResourceType>"), blob.format("x.zarr/0", 5, "")
+    body = f"<EnumerationResults><Blobs>{folder}{file}</Blobs><NextMarker/></EnumerationResults>"
+    page, after = AZURE.page(Answer(200, {}, body.encode()))
+    assert ([found.key for found in page.objects], after) == (["x.zarr/0"], "")
+
+
+def test_a_policy_of_google_cloud_is_no_object_that_exists() -> None:
+    for reason, exists in (("conditionNotMet", True), ("orgPolicyConstraintFailed", False)):
+        body = json.dumps({"error": {"message": "no", "errors": [{"reason": reason}]}}).encode()
+        assert GCS.exists(Answer(412, {}, body)) == exists
 
 
 # Requests and answers -----------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import threading
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import TYPE_CHECKING
@@ -24,6 +25,8 @@ from async_maps.filesystems.services.signed_urls import Life
 from tests.support.clouds import azure, azurite_url
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tests.support.clouds import Azure
 
 __all__ = ["azure", "azurite_url"]
@@ -119,21 +122,24 @@ class Delegating(BaseHTTPRequestHandler):
         self.wfile.write(answer)
 
 
-def test_a_key_is_delegated_to_the_user_of_a_token() -> None:
+@contextmanager
+def _delegating() -> Iterator[Account]:
     with HTTPServer(("127.0.0.1", 0), Delegating) as server:
         serving = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
         serving.start()
-        account = Account(f"http://127.0.0.1:{server.server_address[1]}/account1")
         try:
-            found = delegated_key(account, "right", LIFE)
-            with pytest.raises(
-                StoreError, match="is refused with InvalidAuthenticationInfo: the token is missing, or no"
-            ):
-                delegated_key(account, "wrong", LIFE)
+            yield Account(f"http://127.0.0.1:{server.server_address[1]}/account1")
         finally:
             server.shutdown()
             serving.join()
-    assert found == KEY_OF_USER
+
+
+def test_a_key_is_delegated_to_the_user_of_a_token() -> None:
+    refused = "is refused with InvalidAuthenticationInfo: the token is missing, or no"
+    with _delegating() as account:
+        assert delegated_key(account, "right", LIFE) == KEY_OF_USER
+        with pytest.raises(StoreError, match=refused):
+            delegated_key(account, "wrong", LIFE)
 
 
 @pytest.mark.parametrize(
@@ -152,6 +158,26 @@ def test_a_signature_by_a_delegated_key_is_that_of_the_vendors_library(key: str,
         "sv": ["2021-12-02"], "sr": ["b"], "skoid": ["oid"], "sktid": ["tid"], "skt": ["2026-11-30T04:55:00Z"],
         "ske": ["2026-11-30T07:00:00Z"], "sks": ["b"], "skv": ["2021-12-02"], "sig": [signature],
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("answer", [b"<html><p>sign in</p></html>", b"sign in", b"", DELEGATED.replace(b"a2V5", b"")])
+def test_a_sign_in_page_is_no_key(answer: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.filesystems.test_signed_urls.DELEGATED", answer)
+    with _delegating() as account, pytest.raises(StoreError, match="a key that signs URLs cannot be understood"):
+        delegated_key(account, "right", LIFE)
+
+
+def test_no_signature_lasts_longer_than_a_delegated_key() -> None:
+    begin, end = Life(LIFE.begin, 168 * 3600).texts()
+    assert (begin, end) == ("2026-11-30T04:55:00Z", "2026-12-07T04:55:00Z")
+
+
+def test_no_url_is_signed_for_an_emulator() -> None:
+    with (
+        pytest.raises(SettingsError, match=r"no URL can be signed for http://127\.0\.0\.1:9023, an emulator"),
+        presigning(1, "gs://bucket/p at http://127.0.0.1:9023"),
+    ):
+        pass
 
 
 def test_a_shared_access_signature_signs_no_others(monkeypatch: pytest.MonkeyPatch) -> None:

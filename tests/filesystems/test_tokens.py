@@ -67,6 +67,36 @@ async def test_a_refused_token_is_replaced_once() -> None:
     assert await source.tokens.get() == "token 2"
 
 
+async def test_a_token_that_is_refused_to_many_requests_is_replaced_for_all() -> None:
+    source = Source()
+    token = await source.tokens.get()
+
+    async def ask() -> str:
+        assert source.tokens.refuse(token)
+        return await source.tokens.get()
+
+    assert set(await asyncio.gather(*(ask() for _ in range(20)))) == {"token 2"}
+    assert source.found == 2
+    assert source.tokens.refuse(token)  # an answer that comes late
+    assert await source.tokens.get() == "token 2"
+
+
+async def test_a_refused_token_that_is_found_again_is_no_other() -> None:
+    same = Tokens(lambda: Token("same", 1e12))
+    assert same.refuse(await same.get())
+    assert not same.refuse(await same.get())
+
+
+async def test_after_a_thousand_failed_renewals_a_token_may_be_found() -> None:
+    source = Source()
+    source.error = CredentialsError("no network", may_pass=True, retry=True)
+    source.tokens._failures = 1100
+    with pytest.raises(CredentialsError, match="no network"):
+        await source.tokens.get()
+    source.now, source.error = source.now + 31, None
+    assert await source.tokens.get() == "token 2"
+
+
 async def test_a_failed_renewal_keeps_a_valid_token_and_waits() -> None:
     source = Source()
     await source.tokens.get()

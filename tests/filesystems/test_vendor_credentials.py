@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import logging
 import os
+import re
 import threading
 import time
 from contextlib import contextmanager
+from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+from async_maps.errors import StoreError
 from async_maps.filesystems.credentials import CredentialsError
 from async_maps.filesystems.presign import presigning
 from async_maps.filesystems.services.client import Client
@@ -38,6 +43,8 @@ class TokenService:
         given: the number of tokens.
         refusal: the status and the body of refusals; None to give tokens.
         key: the private key of the service account.
+        signature: what it answers to requests to sign; empty for those of tokens.
+        targets, authorizations, proxy_authorizations: what was in the requests, where they had it.
     """
 
     def __init__(self) -> None:
@@ -45,11 +52,17 @@ class TokenService:
         self.refusal: tuple[int, dict[str, str]] | None = None
         self.url = ""
         self.key: Any = None
+        self.signature = b""
+        self.targets: list[str] = []
+        self.authorizations: list[str] = []
+        self.proxy_authorizations: list[str] = []
 
     def answer(self) -> tuple[int, dict[str, Any]]:
         """Answer a request."""
         if self.refusal is not None:
             return self.refusal
+        if self.signature:
+            return 200, {"keyId": "1", "signedBlob": base64.b64encode(self.signature).decode()}
         self.given += 1
         return 200, {"access_token": f"token {self.given}", "expires_in": 3600, "token_type": "Bearer"}
 
@@ -62,8 +75,11 @@ def _serving(service: TokenService) -> Iterator[None]:
 
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
-            status, told = service.answer()
-            body = json.dumps(told).encode()
+            service.targets.append(self.path)
+            service.authorizations += self.headers.get_all("Authorization", [])
+            service.proxy_authorizations += self.headers.get_all("Proxy-Authorization", [])
+            status, answer = service.answer()
+            body = json.dumps(answer).encode()
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(body)))
@@ -167,6 +183,9 @@ def test_a_service_account_signs_urls(token_service: TokenService) -> None:
 
     with presigning(2, "gs://bucket/p") as presigned:
         url = urlsplit(presigned("gs://bucket/p/a b.png"))
+        for other in ("s3://bucket/p/a.png", "https://account1.blob.core.windows.net/maps/a.png"):
+            with pytest.raises(StoreError, match="the credentials are for Google Cloud"):
+                presigned(other)
     query = parse_qs(url.query)
     assert (url.netloc, url.path) == ("storage.googleapis.com", "/bucket/p/a%20b.png")
     assert query["X-Goog-Expires"] == ["7200"]
@@ -177,6 +196,62 @@ def test_a_service_account_signs_urls(token_service: TokenService) -> None:
     # It raises if the signature is not that of the key.
     token_service.key.public_key().verify(signer.sign(b"text"), b"text", padding.PKCS1v15(), hashes.SHA256())
     assert token_service.given == 0
+
+
+@pytest.mark.parametrize("kind", ["a folder", "missing"])
+def test_a_key_that_cannot_be_read_is_named(kind: str, token_service: TokenService, tmp_path: Path) -> None:
+    path = Path(os.environ["GOOGLE_APPLICATION_CREDENTIALS"])
+    path.unlink()
+    if kind == "a folder":
+        path.mkdir()
+    with pytest.raises(CredentialsError, match=f"^the Google credentials cannot be used: .*{re.escape(str(path))}"):
+        GoogleCredentials().token()
+
+
+def test_a_machine_of_google_signs_by_the_iam_api(token_service: TokenService, monkeypatch: pytest.MonkeyPatch) -> None:
+    from google.auth import compute_engine, iam
+
+    # Its metadata server cannot be reached here.
+    def refresh(self: Any, _: object) -> None:
+        self.token, self._service_account_email = f"token for {self._scopes}", EMAIL
+
+    monkeypatch.setattr(compute_engine.Credentials, "refresh", refresh)
+    found = partial(compute_engine.Credentials, universe_domain="googleapis.com")
+    monkeypatch.setattr("google.auth.default", lambda scopes: (found(scopes=scopes), "project"))
+    monkeypatch.setattr(iam, "_IAM_SIGN_ENDPOINT", token_service.url + "?{}")
+    token_service.signature = b"signed"
+    with presigning(1, "gs://bucket/p") as presigned:
+        url = presigned("gs://bucket/p/a.png")
+    assert url.endswith(f"X-Goog-Signature={b'signed'.hex()}")
+    assert token_service.authorizations == ["Bearer token for ['https://www.googleapis.com/auth/cloud-platform']"]
+    token_service.refusal = (403, {"error": "no permission"})
+    with pytest.raises(StoreError, match="cannot presign: the Google credentials cannot be renewed: "):
+        with presigning(1, "gs://bucket/p") as presigned:
+            presigned("gs://bucket/p/a.png")
+
+
+def test_tokens_are_asked_for_through_the_proxy(token_service: TokenService, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = urlsplit(token_service.url)
+    key = Path(os.environ["GOOGLE_APPLICATION_CREDENTIALS"])
+    key.write_text(key.read_text().replace(token_service.url, "http://tokens.invalid/token"))
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.setenv("http_proxy", f"http://user:pass%40word@{asked.netloc}")
+    assert GoogleCredentials().token().text == "token 1"
+    assert token_service.targets == ["http://tokens.invalid/token"]
+    assert token_service.proxy_authorizations == ["Basic " + base64.b64encode(b"user:pass@word").decode()]
+
+
+def test_a_token_service_that_does_not_answer_is_named(
+    token_service: TokenService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    key = Path(os.environ["GOOGLE_APPLICATION_CREDENTIALS"])
+    key.write_text(key.read_text().replace(token_service.url, "http://127.0.0.1:1/token"))
+    words = r"^the Google credentials cannot be renewed: no answer from 127\.0\.0\.1 \(NewConnectionError\)$"
+    with pytest.raises(CredentialsError, match=words) as raised:
+        GoogleCredentials().token()
+    assert raised.value.retry
 
 
 # Azure --------------------------------------------------------------------------------------------------------------
@@ -214,6 +289,25 @@ def test_an_error_of_azure_identity_is_one_sentence(
     with pytest.raises(CredentialsError, match=words) as raised:
         EntraCredentials().token()
     assert (raised.value.retry, raised.value.may_pass) == (retry, retry)
+
+
+def test_a_refused_token_of_azure_is_not_taken_from_the_cache_of_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("azure.identity", reason="the package azure-identity is not installed")
+    made: list[int] = []
+
+    class Caching:
+        def __init__(self) -> None:
+            made.append(len(made))
+
+        def get_token(self, _: str) -> Any:
+            return SimpleNamespace(token=f"token {made[-1]}", expires_on=1e10)
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr("azure.identity.DefaultAzureCredential", Caching)
+    credentials = EntraCredentials()
+    assert [credentials.token().text for _ in range(3)] == ["token 0", "token 1", "token 2"]
 
 
 def test_libraries_of_vendors_print_nothing() -> None:

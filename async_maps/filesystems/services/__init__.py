@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from async_maps.errors import SourceError
+from async_maps.filesystems.addresses import is_remote, parse_address
+
 if TYPE_CHECKING:
     from async_maps.filesystems.addresses import Address
     from async_maps.filesystems.remote import RemoteFilesystem
@@ -47,14 +50,32 @@ def open_service(address: Address) -> Service:
     return BlobStorage.from_environment(address.account)
 
 
+def canonical(locator: str) -> str:
+    """Return a locator as stores write it: of objects in Azure, others write ``az://`` or encode other characters.
+
+    Raises:
+        SettingsError: the account of the locator is not known.
+    """
+    if not locator.startswith(("az://", "https://", "http://")) or not is_remote(locator):
+        return locator
+    try:
+        return str(_with_account(parse_address(locator)))
+    except SourceError:
+        return locator
+
+
 def locator_of(address: Address) -> str:
     """Return the start of the locators of a store at an address, without a slash at its end.
 
     Raises:
         SettingsError: the account of the address is not known.
     """
-    if address.scheme == "az" and not address.account:
-        from async_maps.filesystems.services.azure_account import Account
+    return _with_account(address).folder
 
-        address = address._replace(account=Account.from_environment().url)
-    return address.folder
+
+def _with_account(address: Address) -> Address:
+    if address.scheme != "az" or address.account:
+        return address
+    from async_maps.filesystems.services.azure_account import Account
+
+    return address._replace(account=Account.from_environment().url)

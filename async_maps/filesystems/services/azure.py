@@ -132,7 +132,12 @@ class BlobStorage:
         """Return the page, and its ``NextMarker``."""
         root = parse_xml(answer.body)
         blobs = root.child("Blobs")
-        objects = [_blob(each) for each in blobs.children("Blob")]
+        # An account with a hierarchical namespace lists folders, too.
+        objects = [
+            _blob(each)
+            for each in blobs.children("Blob")
+            if each.child("Properties").text_of("ResourceType") != "directory"
+        ]
         folders = [_name(each) for each in blobs.children("BlobPrefix")]
         return Page(objects, folders), root.text_of("NextMarker")
 
@@ -168,11 +173,17 @@ class BlobStorage:
             url = f"{url}{'&' if '?' in url else '?'}{account.sas}"
         return request._replace(url=url, headers=headers)
 
-    def renews(self, answer: Answer, token: str) -> bool:
+    def renews(self, answer: Answer, sent: Request, token: str) -> bool:
         """Whether the request may be accepted with another token than this one, or with the store's time."""
         if self.tokens is not None:
             return answer.status == 401 and self.tokens.refuse(token)
-        return answer.status == 403 and self._clock.correct(answer.headers.get("Date", ""), self._clock.time())
+        # A shared access signature does not sign the time.
+        signed_at = time_of(sent.headers["x-ms-date"]) if self._account.key else None
+        return (
+            answer.status == 403
+            and signed_at is not None
+            and self._clock.correct(answer.headers.get("Date", ""), signed_at)
+        )
 
 
 def _blob(found: Element) -> Object:

@@ -12,12 +12,18 @@ from urllib.parse import urlsplit
 from async_maps.errors import SettingsError
 from async_maps.filesystems.addresses import parse_account
 
-NAMES = "AZURE_STORAGE_ACCOUNT"
-CONNECTION = "AZURE_STORAGE_CONNECTION_STRING"
+_NAME, CONNECTION = "AZURE_STORAGE_ACCOUNT", "AZURE_STORAGE_CONNECTION_STRING"
 _KEY, _SAS = "AZURE_STORAGE_KEY", "AZURE_STORAGE_SAS_TOKEN"
 _EMULATOR = "http://127.0.0.1:10000/devstoreaccount1"
 _EMULATOR_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 """The key of every emulator, from its documentation; it protects nothing."""
+
+
+_OF_THE_VENDOR = re.compile(
+    r"https://[a-z0-9-]{3,}\.(?:z[0-9]+\.)?blob\."
+    r"(?:core\.windows\.net|core\.usgovcloudapi\.net|core\.chinacloudapi\.cn|storage\.azure\.net)"
+)
+"""The accounts whose servers may see tokens, whoever has written their URL."""
 
 
 class Account(NamedTuple):
@@ -52,27 +58,36 @@ class Account(NamedTuple):
         """Return the account of ``AZURE_STORAGE_CONNECTION_STRING``, else of ``AZURE_STORAGE_ACCOUNT``.
 
         Args:
-            url: the URL of an account that an address names. The key and the signature in the environment are used if
-                they belong to it.
+            url: the URL of an account that an address names; by default that of the environment. The key and the
+                signature in the environment are used if they belong to it.
 
         Raises:
-            SettingsError: there is none, or a variable is not valid.
+            SettingsError: there is none, a variable is not valid, or no token may be sent to the account.
         """
-        connection, name = (os.environ.get(variable, "").strip() for variable in (CONNECTION, NAMES))
-        if connection:
-            found = _connected(connection)
-        elif name:
-            found = _named(name)
-        elif url:
-            return cls(url)
-        else:
-            raise SettingsError(f"az:// needs the storage account: set {NAMES}, or {CONNECTION}")
-        return found if url in {"", found.url} else cls(url)
+        connection, name = (os.environ.get(variable, "").strip() for variable in (CONNECTION, _NAME))
+        own = _connected(connection) if connection else _named(name) if name else None
+        if own is None and not url:
+            raise SettingsError(f"az:// needs the storage account: set {_NAME}, or {CONNECTION}")
+        found = own if own is not None and url in {"", own.url} else cls(url)
+        if not (found.key or found.sas):
+            _check_token_may_be_sent(found.url, is_own=found is own)
+        return found
+
+
+def _check_token_may_be_sent(url: str, *, is_own: bool) -> None:
+    if not url.startswith("https:"):
+        raise SettingsError(f"{url}: tokens are not sent without TLS: set {CONNECTION}, with the AccountKey")
+    if not (is_own or _OF_THE_VENDOR.fullmatch(url)):
+        # Anyone may have written the table or the manifest that names it.
+        raise SettingsError(
+            f"{url} is no server of Azure, so no token is sent to it: if it is yours, set {CONNECTION}, with its "
+            "BlobEndpoint"
+        )
 
 
 def _named(name: str) -> Account:
     if not re.fullmatch(r"[a-z0-9]{3,24}", name):
-        raise SettingsError(f"{NAMES}: expected 3 to 24 lower-case letters and digits, found {name!r}")
+        raise SettingsError(f"{_NAME}: expected 3 to 24 lower-case letters and digits, found {name!r}")
     sas = os.environ.get(_SAS, "").strip().lstrip("?")
     return Account(f"https://{name}.blob.core.windows.net", _decoded(_KEY, os.environ.get(_KEY, "").strip()), sas)
 

@@ -23,7 +23,7 @@ def authorization(account: Account, method: str, url: str, headers: Mapping[str,
     lower = {name.lower(): value for name, value in headers.items()}
     # The length of an empty body is left out, also as 0.
     lower["content-length"] = lower.get("content-length", "").lstrip("0")
-    own = sorted(name for name in lower if name.startswith("x-ms-"))
+    own = sorted((name for name in lower if name.startswith("x-ms-")), key=_rank)
     target = urlsplit(url)
     text = "\n".join([
         method,
@@ -33,6 +33,11 @@ def authorization(account: Account, method: str, url: str, headers: Mapping[str,
         *(f"{name.lower()}:{value}" for name, value in sorted(parse_qsl(target.query, keep_blank_values=True))),
     ])  # fmt: skip
     return f"SharedKey {account.name}:{sign(account.key, text)}"
+
+
+def _rank(name: str) -> str:
+    """Return what the service sorts a header by: without hyphens, and with underscores before digits."""
+    return name.replace("-", "").replace("_", " ")
 
 
 def sign(key: bytes, text: str) -> str:

@@ -7,7 +7,6 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote, urlencode
 
-from urllib3 import PoolManager
 from urllib3.exceptions import HTTPError
 from urllib3.util import Timeout
 
@@ -16,6 +15,7 @@ from async_maps.filesystems.addresses import quote_key
 from async_maps.filesystems.blame import judge_answer
 from async_maps.filesystems.services.azure import VERSION, BlobStorage, date
 from async_maps.filesystems.services.azure_keys import sign
+from async_maps.filesystems.services.proxies import Http
 from async_maps.filesystems.services.service import Answer
 from async_maps.filesystems.services.xml import parse_xml
 
@@ -61,21 +61,28 @@ def delegated_key(account: Account, token: str, life: Life) -> SigningKey:
     """Ask the service for a key that signs for the user of a token; blocks.
 
     Raises:
-        StoreError: the service refuses, or does not answer.
+        StoreError: the service refuses, or does not answer, or its answer is no key.
     """
     begin, end = life.texts()
     url = f"{account.url}/?restype=service&comp=userdelegationkey"
     body = f"<KeyInfo><Start>{begin}</Start><Expiry>{end}</Expiry></KeyInfo>"
     headers = {"Authorization": f"Bearer {token}", "x-ms-version": VERSION, "x-ms-date": date(time.time())}
     try:
-        with PoolManager(timeout=_TIMEOUT, retries=2) as http:
-            found = http.request("POST", url, body=body, headers={**headers, "Content-Type": "application/xml"})
+        with Http(timeout=_TIMEOUT, retries=2) as http:
+            got = http.request("POST", url, body=body, headers={**headers, "Content-Type": "application/xml"})
     except HTTPError as error:
         raise StoreError(f"{account.url}: no answer to the request for a key that signs URLs", may_pass=True) from error
-    answer = Answer(found.status, found.headers, found.data)
+    answer = Answer(got.status, got.headers, got.data)
     if not answer.is_success:
         verdict = judge_answer(answer.status, *BlobStorage(account).refusal(answer))
         raise StoreError(f"{account.url}: the request for a key that signs URLs is {verdict.reason}")
-    told = parse_xml(answer.body)
-    fields = {parameter: told.text_of(name) for parameter, name in _FIELDS.items()}
-    return SigningKey(base64.b64decode(told.text_of("Value")), fields)
+    try:
+        found = parse_xml(answer.body)
+        fields = {parameter: found.text_of(name) for parameter, name in _FIELDS.items()}
+        value = base64.b64decode(found.text_of("Value"))
+    except (ValueError, LookupError):
+        value, fields = b"", {}
+    if not (value and all(fields.values())):
+        # A sign-in page before the service can answer each request with 200.
+        raise StoreError(f"{account.url}: the answer to the request for a key that signs URLs cannot be understood")
+    return SigningKey(value, fields)

@@ -9,7 +9,6 @@ import io
 import socket
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
 
 from aiohttp import ClientError, ClientSession, ClientTimeout, TCPConnector
 from yarl import URL
@@ -17,6 +16,7 @@ from yarl import URL
 from async_maps.filesystems.blame import judge, judge_answer
 from async_maps.filesystems.credentials import CredentialsError
 from async_maps.filesystems.http_session import WatchedRequest, Watches
+from async_maps.filesystems.services.proxies import proxy_for
 from async_maps.filesystems.services.service import Answer
 from async_maps.filesystems.time_limits import TimeLimits, TooSlowError
 from async_maps.filesystems.traffic import Traffic
@@ -61,7 +61,8 @@ class Client:
         self._watches = Watches(TimeLimits.of(settings))
         self._connect_timeout_s = settings.connect_timeout_s
         self._connections = connections
-        self._proxy = _proxy_for(service.endpoint)
+        # aiohttp asks for it in a thread at each request.
+        self._proxy = proxy_for(service.endpoint)
         self._has_answered = False
 
     async def __aenter__(self) -> Client:
@@ -98,8 +99,9 @@ class Client:
             CredentialsError, TooSlowError, aiohttp.ClientError, OSError: there is no answer.
         """
         token = await self._token()
-        answer = await self._send(self.service.authorize(request, token), limit)
-        if self.service.renews(answer, token):
+        sent = self.service.authorize(request, token)
+        answer = await self._send(sent, limit)
+        if self.service.renews(answer, sent, token):
             answer = await self._send(self.service.authorize(request, await self._token()), limit)
         return answer
 
@@ -111,9 +113,9 @@ class Client:
         """Judge the error of a request without an answer."""
         cause = getattr(error, "os_error", error)
         is_unknown = isinstance(cause, socket.gaierror) and cause.errno == socket.EAI_NONAME
-        if self._has_answered or not is_unknown:
+        if self._has_answered or self._proxy or not is_unknown:
             return judge(error)
-        # In Azure, the name of the account is that of the server. Later, it is the network.
+        # In Azure, the name of the account is that of the server. Later, it is the network; with a proxy, the proxy.
         host = urlsplit(self.service.endpoint).hostname
         reason = f"there is no server {host}: {self.service.advice}"
         return Verdict(Scope.LINK, may_pass=False, certain=True, slow_down=False, reason=reason)
@@ -138,12 +140,6 @@ class Client:
                 count = limit(answer) if limit is not None else None
                 watch.expect(response.content_length or 0 if count is None else count)
                 return answer._replace(body=await _read(response, count))
-
-
-def _proxy_for(endpoint: str) -> str | None:
-    """Return the proxy for a server, of HTTPS_PROXY and NO_PROXY. aiohttp asks for it in a thread at each request."""
-    url = urlsplit(endpoint)
-    return None if proxy_bypass(url.netloc) else getproxies().get(url.scheme)
 
 
 async def _read(response: ClientResponse, count: int | None) -> bytes:

@@ -31,6 +31,7 @@ class EntraCredentials:
 
     def __init__(self) -> None:
         self._credential: Any = None
+        self._last = ""
 
     def token(self) -> Token:
         """Find a new token.
@@ -46,6 +47,11 @@ class EntraCredentials:
             if self._credential is None:
                 self._credential = DefaultAzureCredential()
             found = self._credential.get_token(_SCOPE)
+            if found.token == self._last:
+                # Out of the library's cache, although it is refused, or expires soon.
+                self._credential.close()
+                self._credential = DefaultAzureCredential()
+                found = self._credential.get_token(_SCOPE)
         except ClientAuthenticationError as error:
             refusal = _REFUSAL.search(str(error))
             reason = NONE_FOUND if refusal is None else f"the Azure credentials are refused: {refusal[0].rstrip('. ')}"
@@ -56,4 +62,5 @@ class EntraCredentials:
             raise CredentialsError(reason, may_pass=True, retry=True) from error
         except ValueError as error:
             raise CredentialsError(f"the Azure credentials cannot be used: {error}") from error
+        self._last = found.token
         return Token(found.token, float(found.expires_on))

@@ -119,18 +119,18 @@ class ServiceFilesystem(RemoteFilesystem):
 
     async def _read(self, address: Address, wanted: Wanted) -> Range:
         request = self._service.get(address.bucket, address.key, wanted.start, wanted.length)
-        told: Extent | None = None
+        part: Extent | None = None
 
         def limit(answer: Answer) -> int | None:
-            nonlocal told
+            nonlocal part
             if not answer.is_success:
                 return None
-            told = extent(_as_sdk(answer), wanted.start)
-            if told.start != wanted.start:
+            part = extent(_as_sdk(answer), wanted.start)
+            if part.start != wanted.start:
                 raise RefusedError(
-                    f"the server ignores ranges: expected the bytes from {wanted.start:,}, found {told.start:,}"
+                    f"the server ignores ranges: expected the bytes from {wanted.start:,}, found {part.start:,}"
                 )
-            return None if told.size is None else wanted.count(told.size)
+            return None if part.size is None else wanted.count(part.size)
 
         try:
             answer = await self._requests.answer(request, limit)
@@ -139,7 +139,7 @@ class ServiceFilesystem(RemoteFilesystem):
             found = await self._find(address)
             return Range(b"", found.size, found.etag, modified=found.modified)
         data = answer.body
-        size = wanted.start + len(data) if told is None or told.size is None else told.size
+        size = wanted.start + len(data) if part is None or part.size is None else part.size
         if len(data) != wanted.count(size):
             raise InaccessibleError.of(_BROKEN)
         tag = await self._tag(address, answer, data if len(data) == size else None)
@@ -166,9 +166,9 @@ class ServiceFilesystem(RemoteFilesystem):
             answer = await self._requests.answer(request)
         except FileNotFoundError as error:
             raise RefusedError(f"the {self._service.bucket_word} does not exist") from error
-        told = time_of(answer.headers.get("Date", ""))
-        if told is not None:
-            self.clock_offset_s = told - time.time()
+        date = time_of(answer.headers.get("Date", ""))
+        if date is not None:
+            self.clock_offset_s = date - time.time()
         return self._understood(self._service.page, answer)
 
     async def _delete(self, bucket: str, keys: Sequence[str]) -> dict[str, str]:
@@ -262,7 +262,9 @@ class _Requests:
                 if not error.retry:
                     raise UnavailableError(str(error), may_pass=error.may_pass) from error
                 verdict, cause = self._client.judge_error(error), error
-            except (*NO_ANSWER, IncompleteReadError) as error:
+            except IncompleteReadError as error:
+                verdict, cause = _BROKEN, error
+            except NO_ANSWER as error:
                 verdict, cause = self._client.judge_error(error), error
             else:
                 if answer.is_success:

@@ -111,8 +111,8 @@ class CloudStorage:
         return Request("POST", url, _JSON | kind, body, {**checksums, "size": str(len(data))})
 
     def exists(self, answer: Answer) -> bool:
-        """Whether the generation of the object was not 0."""
-        return answer.status == 412
+        """Whether the generation of the object was not 0; policies of an organization have the same status."""
+        return answer.status == 412 and self.refusal(answer)[0] == "conditionNotMet"
 
     def proof(self, answer: Answer, request: Request) -> str | None:
         """Return the MD5 if both checksums in the answer are those of the bytes."""
@@ -173,9 +173,9 @@ class CloudStorage:
         """Return the first reason in the answer, in words of :mod:`~async_maps.filesystems.codes`, and its message."""
         text = answer.body.decode("utf-8", "replace")
         try:
-            told = json.loads(text)["error"]
-            message = str(told.get("message", ""))
-            reason = str(told["errors"][0]["reason"]) if told.get("errors") else ""
+            error = json.loads(text)["error"]
+            message = str(error.get("message", ""))
+            reason = str(error["errors"][0]["reason"]) if error.get("errors") else ""
         except (ValueError, LookupError, TypeError, AttributeError):
             reason, message = "", text
         if message.startswith("No such object"):
@@ -195,7 +195,7 @@ class CloudStorage:
             return request
         return request._replace(headers={**request.headers, "Authorization": f"Bearer {token}"})
 
-    def renews(self, answer: Answer, token: str) -> bool:
+    def renews(self, answer: Answer, _sent: Request, token: str) -> bool:
         """Whether the request may be accepted with another token than this one."""
         return answer.status == 401 and self.tokens is not None and self.tokens.refuse(token)
 

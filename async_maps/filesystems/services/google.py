@@ -8,10 +8,11 @@ from contextlib import contextmanager
 from datetime import UTC
 from typing import TYPE_CHECKING, NamedTuple
 
-from urllib3 import PoolManager
+from urllib3.exceptions import MaxRetryError
 
 from async_maps.errors import require_extra
 from async_maps.filesystems.credentials import CredentialsError
+from async_maps.filesystems.services.proxies import Http
 from async_maps.filesystems.services.tokens import Token
 
 if TYPE_CHECKING:
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
 NONE_FOUND = (
     "no Google credentials found: set GOOGLE_APPLICATION_CREDENTIALS, or run gcloud auth application-default login"
 )
-_SCOPES = ("https://www.googleapis.com/auth/devstorage.read_write",)
+_SCOPE = "https://www.googleapis.com/auth/devstorage.read_write"
+_SCOPE_OF_SIGNING = "https://www.googleapis.com/auth/cloud-platform"
+"""A machine's service account signs by the IAM API, which takes no tokens for storage alone."""
 _LIFE_S = 3600.0
 """How long a token without an expiry is used."""
 
@@ -44,12 +47,16 @@ class UrlSigner(NamedTuple):
 class GoogleCredentials:
     """The Application Default Credentials of the environment.
 
+    Args:
+        signs: whether they sign URLs.
+
     Raises:
         CredentialsError: all methods raise it if there are none, or if they cannot be used.
         MissingExtraError: all methods raise it without the extra ``gcs``.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, signs: bool = False) -> None:
+        self._scope = _SCOPE_OF_SIGNING if signs else _SCOPE
         self._credentials: Any = None
 
     def token(self) -> Token:
@@ -63,22 +70,30 @@ class GoogleCredentials:
     def url_signer(self) -> UrlSigner:
         """Return the service account of the credentials: by its key, or on a machine of Google by its service."""
         with self._usable() as credentials:
-            if email := getattr(credentials, "signer_email", None):
-                return UrlSigner(email, credentials.sign_bytes)
-            from google.auth import compute_engine, iam
+            from google.auth import compute_engine
 
-            if not isinstance(credentials, compute_engine.Credentials):
+            # Its own signer would ask with a token for storage alone.
+            if isinstance(credentials, compute_engine.Credentials):
+                with self._request() as request:
+                    credentials.refresh(request)
+                return UrlSigner(credentials.service_account_email, self._sign_by_iam)
+            email = getattr(credentials, "signer_email", None)
+            if email is None:
                 raise CredentialsError("these Google credentials cannot sign URLs: use those of a service account")
-            with self._request() as request:
-                credentials.refresh(request)
-            email = credentials.service_account_email
+            return UrlSigner(email, self._sign)
 
-            def sign(text: bytes) -> bytes:
-                with self._usable(), self._request() as request:
-                    signature: bytes = iam.Signer(request, credentials, email).sign(text)
-                    return signature
+    def _sign(self, text: bytes) -> bytes:
+        # Impersonated credentials ask Google.
+        with self._usable() as credentials:
+            signature: bytes = credentials.sign_bytes(text)
+            return signature
 
-            return UrlSigner(email, sign)
+    def _sign_by_iam(self, text: bytes) -> bytes:
+        with self._usable() as credentials, self._request() as request:
+            from google.auth import iam
+
+            signature: bytes = iam.Signer(request, credentials, credentials.service_account_email).sign(text)
+            return signature
 
     @contextmanager
     def _usable(self) -> Iterator[Any]:
@@ -88,12 +103,15 @@ class GoogleCredentials:
             from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError, TransportError
         try:
             if self._credentials is None:
-                self._credentials, _ = google.auth.default(scopes=_SCOPES)
+                self._credentials, _ = google.auth.default(scopes=[self._scope])
             yield self._credentials
         except DefaultCredentialsError as error:
             is_missing = "were not found" in str(error)
             reason = NONE_FOUND if is_missing else f"the Google credentials cannot be used: {_first_line(error)}"
             raise CredentialsError(reason) from error
+        except (OSError, ValueError, ImportError) as error:
+            # A file that cannot be read, or a library that some kinds of credentials need.
+            raise CredentialsError(f"the Google credentials cannot be used: {_first_line(error)}") from error
         except GoogleAuthError as error:
             retry = isinstance(error, TransportError) or error.retryable
             reason = f"the Google credentials cannot be renewed: {_first_line(error)}"
@@ -103,11 +121,14 @@ class GoogleCredentials:
     def _request(self) -> Iterator[Any]:
         from google.auth.transport.urllib3 import Request
 
-        with PoolManager() as http:
+        with Http() as http:
             yield Request(http)
 
 
 def _first_line(error: Exception) -> str:
+    first = error.args[0] if error.args else error
+    if isinstance(first, MaxRetryError):
+        return f"no answer from {first.pool.host} ({type(first.reason).__name__})"
     # The first argument is the sentence, the others are the whole answer.
-    text = str(error.args[0] if error.args else error)
+    text = str(error if isinstance(error, OSError) else first)
     return text.strip().partition("\n")[0].rstrip(".")

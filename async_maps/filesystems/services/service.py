@@ -136,7 +136,7 @@ class Service(Protocol):
     def authorize(self, request: Request, token: str) -> Request:
         """Return a request with a token, or with a signature."""
 
-    def renews(self, answer: Answer, token: str) -> bool:
+    def renews(self, answer: Answer, sent: Request, token: str) -> bool:
         """Whether the request may be accepted with another token than this one, or with the signature of another time.
 
         A token may have been withdrawn before it expired; this machine's clock may be wrong.

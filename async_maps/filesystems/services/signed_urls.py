@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 _EARLY = timedelta(minutes=5)
 """Signatures begin to be valid this long ago, as the clocks of other machines may be behind."""
+_LONGEST = timedelta(days=7)
+"""The longest life of a key that is delegated to a user (Azure, "Get User Delegation Key")."""
 
 
 class Life(NamedTuple):
@@ -25,7 +27,8 @@ class Life(NamedTuple):
 
     def texts(self) -> tuple[str, str]:
         """Return the times between which the URLs are valid, as Azure writes them."""
-        begin, end = self.begin - _EARLY, self.begin + timedelta(seconds=self.seconds)
+        begin = self.begin - _EARLY
+        end = min(self.begin + timedelta(seconds=self.seconds), begin + _LONGEST)
         return f"{begin:%Y-%m-%dT%H:%M:%SZ}", f"{end:%Y-%m-%dT%H:%M:%SZ}"
 
 
@@ -34,7 +37,7 @@ def signing(destination: str, hours: float) -> Callable[[str], str]:
 
     Raises:
         SettingsError: the service is not set up, or cannot sign.
-        CredentialsError: there are no credentials, or they cannot sign.
+        CredentialsError: there are no credentials, or they cannot sign. The function raises it, too.
         StoreError: the service gives no key; or, in the function, the locator cannot be signed.
         MissingExtraError: an extra is not installed.
     """
@@ -43,10 +46,12 @@ def signing(destination: str, hours: float) -> Callable[[str], str]:
         from async_maps.filesystems.services.google import GoogleCredentials
         from async_maps.filesystems.services.google_urls import google_url
 
-        signer = GoogleCredentials().url_signer()
+        signer = GoogleCredentials(signs=True).url_signer()
 
         def signed_by_google(locator: str) -> str:
             address = parse_address(locator, StoreError)
+            if address.scheme != "gs":
+                raise StoreError(f"cannot presign {locator}: the credentials are for Google Cloud")
             return google_url(address.bucket, address.key, life, signer)
 
         return signed_by_google

@@ -54,6 +54,7 @@ class Tokens:
         self._token: Token | None = None
         self._renew_at = 0.0
         self._refused = ""
+        self._found_again = False
         self._renewing: asyncio.Task[Token] | None = None
         self._error: CredentialsError | None = None
         self._failures = 0
@@ -87,16 +88,18 @@ class Tokens:
 
     def refuse(self, text: str) -> bool:
         """Note a token that the service refuses as unknown; return whether another one may be accepted."""
-        is_first = text != self._refused
-        self._refused = text
-        return is_first or (self._token is not None and self._token.text != text)
+        if self._token is not None and self._token.text != text:
+            return True
+        if text != self._refused:
+            self._refused, self._found_again = text, False
+        return not self._found_again
 
     async def _renew(self) -> Token:
         try:
             token = await to_thread.run_sync(self._find, abandon_on_cancel=True, limiter=self._threads)
         except CredentialsError as error:
             self._failures += 1
-            self._try_at = self._timer() + min(_LONGEST_WAIT_S, _SHORTEST_WAIT_S * 2 ** (self._failures - 1))
+            self._try_at = self._timer() + min(_LONGEST_WAIT_S, _SHORTEST_WAIT_S * 2 ** min(self._failures - 1, 5))
             # If they have worked, they may work again after a new sign-in.
             self._error = _again(error, may_pass=error.may_pass or self._token is not None)
             raise _again(self._error) from error
@@ -105,6 +108,7 @@ class Tokens:
 
     def _use(self, token: Token) -> None:
         self._token, self._error, self._failures, self._try_at = token, None, 0, 0.0
+        self._found_again = token.text == self._refused
         self._renew_at = token.expires_at - min(_EARLY_S, (token.expires_at - self._wall()) / 2)
 
 
