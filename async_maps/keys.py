@@ -1,4 +1,4 @@
-"""Names and keys. A map's name becomes a key in S3 or a path on disk, and must stay under its prefix."""
+"""Names and keys. A map's name becomes the key of an object or a path on disk, and must stay under its prefix."""
 
 from __future__ import annotations
 

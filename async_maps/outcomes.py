@@ -63,7 +63,7 @@ class Receipt:
 
     Attributes:
         name: the name of the map.
-        locator: the URL of the PNG, such as ``s3://bucket/key`` or ``file:///path``.
+        locator: the URL of the PNG, such as ``s3://bucket/key``, ``file:///path``, or ``https://`` in Azure.
         source: where the map was read from.
         fingerprint: the state of the source when it was listed, such as size and time of a file; None for an array.
         size: the size of the PNG in bytes.

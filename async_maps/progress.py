@@ -277,8 +277,8 @@ class SourceCount:
     def _assume_single(self, maps: Sequence[ActivationMap]) -> set[str]:
         """Return the sources that are assumed to be one map, so that they are not opened.
 
-        These are all files in S3, where each look is a request, and the local files with the size of a known single
-        map. If there are other formats in S3, the total stays unknown.
+        These are all files in buckets, where each look is a request, and the local files with the size of a known
+        single map. If there are other formats in buckets, the total stays unknown.
         """
         remote = [map_ for map_ in maps if map_.path is not None and is_remote(map_.path)]
         self._countable &= all(map_.source.lower().endswith(".npy") for map_ in remote)

@@ -141,7 +141,7 @@ class _Surveyors:
         self._is_over = False
         self._lock = Lock()
         self._local = CapacityLimiter(settings.worker_count + settings.encode_thread_count)
-        # Threads that wait for S3 use no core.
+        # Threads that wait for a service use no core.
         self._remote = CapacityLimiter(settings.first_prefetch)
 
     @property

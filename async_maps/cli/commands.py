@@ -31,7 +31,11 @@ class _Command(NamedTuple):
     exit_codes: str
 
 
-_AWS = "S3 endpoint, region, profile and credentials come from the AWS environment and files, as for every AWS tool."
+_ENVIRONMENT = (
+    "S3 endpoint, region, profile and credentials come from the AWS environment and files, as for every AWS tool. "
+    "Google Cloud and Azure have variables of their own, such as GOOGLE_APPLICATION_CREDENTIALS and "
+    "AZURE_STORAGE_ACCOUNT: see configs/README.md."
+)
 
 COMMANDS = {
     "run": _Command(
@@ -101,7 +105,7 @@ app = App(
     help="Turn activation maps into PNG overlays in an object store, with a locator for each.\n\n"
     "```\nasync-maps demo\nasync-maps run maps/ s3://my-bucket/overlays\n```\n\n"
     "Each command has its own help: `async-maps run --help`.",
-    help_epilogue=_AWS,
+    help_epilogue=_ENVIRONMENT,
     default_parameter=Parameter(show_env_var=False),
     help_format="markdown",
     suppress_keyboard_interrupt=False,
@@ -112,7 +116,7 @@ for _place, (_name, _command) in enumerate(COMMANDS.items()):
         name=_name,
         help=_command.summary,
         sort_key=_place,
-        help_epilogue=f"Exit codes: {_command.exit_codes}.\n\n{_AWS}",
+        help_epilogue=f"Exit codes: {_command.exit_codes}.\n\n{_ENVIRONMENT}",
     )
 app.register_install_completion_command(help="Install completion for this shell (bash, zsh or fish).")
 

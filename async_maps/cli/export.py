@@ -59,9 +59,9 @@ def export(  # noqa: PLR0913  # one argument per option
         plain; kolena: for kolena.io, with a BitmapMask in the column activation_map; fiftyone: map_path and range for
         fiftyone.Heatmap, for overlays made with --png gray.
     presign
-        Add a column url that opens the overlay in S3 without credentials, for this number of hours (1 to 168, or until
-        the AWS credentials expire). Anyone who has the URL can read the object: treat it as a password. On AWS,
-        AWS_DEFAULT_REGION or the profile's region must be the region of the bucket.
+        Add a column url that opens the overlay in its bucket without credentials, for this number of hours (1 to 168,
+        or until the credentials that sign it expire). Anyone who has the URL can read the object: treat it as a
+        password. On AWS, AWS_DEFAULT_REGION or the profile's region must be the region of the bucket.
     spreadsheet_safe
         In CSV: put an apostrophe before texts that spreadsheets take for formulas, such as a name "=1+1".
     """

@@ -17,7 +17,8 @@ _SPEED = Group("Speed", help="The defaults suit most machines.", sort_key=5)
 OF_S3 = Group(
     "S3",
     help="Endpoint, region, profile and credentials come from the AWS environment and files: AWS_ENDPOINT_URL, "
-    "AWS_DEFAULT_REGION, AWS_PROFILE.",
+    "AWS_DEFAULT_REGION, AWS_PROFILE. gs:// and az:// use cache-control, metadata, max-attempts and the time limits; "
+    "the other options are for S3 only.",
     sort_key=6,
 )
 PLANS = Group(

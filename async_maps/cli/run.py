@@ -26,6 +26,7 @@ from async_maps.cli.share import check_share, run_share
 from async_maps.cli.usage import MANIFEST_VARIABLE
 from async_maps.concurrency.launch import resume_collection
 from async_maps.errors import SettingsError
+from async_maps.filesystems.locators import EXPECTED
 from async_maps.filesystems.outputs import files_of_run
 from async_maps.manifest.prune import Prune, Selection  # cyclopts reads the annotation
 from async_maps.report import Report
@@ -164,7 +165,7 @@ def run(  # noqa: PLR0913  # one argument per option
     if manifest == Path():
         raise SettingsError(f"the name of the manifest is empty: give --manifest FILE, or unset {MANIFEST_VARIABLE}")
     if is_stdin(destination):
-        raise SettingsError("the destination is s3://bucket/prefix or a folder, not standard output")
+        raise SettingsError(f"the destination cannot be standard output; expected {EXPECTED}")
     select: Select = "all" if overwrite else "failed" if retry_failed else "changed"
     selection = Selection(source, manifest, select, limit, settings, prune, prune_all)
     selection.check(destination)

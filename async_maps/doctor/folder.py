@@ -13,7 +13,7 @@ from anyio import to_thread
 from async_maps.doctor.finding import Finding
 from async_maps.doctor.pngs import overlay_sized_png, tiny_png
 from async_maps.errors import SettingsError, StoreError
-from async_maps.filesystems.locators import file_path
+from async_maps.filesystems.locators import EXPECTED, file_path
 from async_maps.filesystems.spelling import Spelling
 from async_maps.filesystems.temporary import temporary_name
 from async_maps.stores import open_store
@@ -39,7 +39,7 @@ async def examine(place: str, settings: Settings, on_finding: OnFinding) -> None
     """
     async with open_store(place, settings) as store:
         if not isinstance(store, FileStore):
-            raise SettingsError(f"{place!r} cannot be checked; expected s3://bucket/prefix or a folder")
+            raise SettingsError(f"{place!r} cannot be checked; expected {EXPECTED}")
         try:
             await store.check()
         except StoreError as error:
@@ -49,7 +49,7 @@ async def examine(place: str, settings: Settings, on_finding: OnFinding) -> None
         else:
             findings = await to_thread.run_sync(_try_out, Path(str(file_path(store.destination))), settings)
     findings.append(Finding("kolena", "warning", "Kolena cannot read file:// locators",
-                            "for Kolena, write to s3://bucket/prefix, or copy the overlays there and change the "
+                            "for Kolena, write to a bucket, or copy the overlays there and change the "
                             "locators"))  # fmt: skip
     # Reported together, on the event loop, because the callback need not be thread-safe.
     for finding in findings:

@@ -47,7 +47,7 @@ def rollouts() -> Iterator[tuple[str, Tensor]]:
 
 
 def main(destination: str = "async-maps-examples/attention_rollout", /) -> int:
-    """Upload the attention rollouts of 24 images to s3://bucket/prefix or a folder."""
+    """Upload the attention rollouts of 24 images to a bucket or a folder."""
     report = am.run(rollouts(), destination, settings=am.Settings(range="per-map", workers=0))
     print(report.summary())
     return 1 if report.failed else 0

@@ -35,7 +35,7 @@ def save_densities(folder: Path) -> None:
 
 
 def main(destination: str = "async-maps-examples/density", /) -> int:
-    """Upload the density maps of 24 images to s3://bucket/prefix or a folder."""
+    """Upload the density maps of 24 images to a bucket or a folder."""
     with TemporaryDirectory() as folder:
         save_densities(Path(folder))
         report = am.run(folder, destination, settings=am.Settings(range="dataset", workers=0))

@@ -94,7 +94,8 @@ def main(destination: str | None = None, /, *, out: Path = Path("async-maps-grad
     """Train a small CNN on digits, and upload its Grad-CAMs while they are computed.
 
     Args:
-        destination: s3://bucket/prefix, file:///folder or a plain path; by default the folder overlays in --out.
+        destination: s3://bucket/prefix, gs:// or az://, file:///folder or a path; by default the folder overlays in
+            --out.
         out: the folder for the manifest, locators.csv and overlays.png; use one folder per destination.
     """
     torch.manual_seed(0)

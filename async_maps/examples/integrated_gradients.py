@@ -36,7 +36,7 @@ def attributions() -> Iterator[tuple[str, Tensor]]:
 
 
 def main(destination: str = "async-maps-examples/integrated_gradients", /) -> int:
-    """Upload the integrated gradients of 24 images to s3://bucket/prefix or a folder."""
+    """Upload the integrated gradients of 24 images to a bucket or a folder."""
     settings = am.Settings(channels="sum", range="symmetric", colormap=BLUE_TO_RED, workers=0)
     report = am.run(attributions(), destination, settings=settings)
     print(report.summary())

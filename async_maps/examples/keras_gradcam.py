@@ -44,7 +44,7 @@ def cams() -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def main(destination: str = "async-maps-examples/keras_gradcam", /) -> int:
-    """Upload the Grad-CAMs of 24 images to s3://bucket/prefix or a folder."""
+    """Upload the Grad-CAMs of 24 images to a bucket or a folder."""
     report = am.run(cams(), destination, settings=am.Settings(range="per-map", workers=0))
     print(report.summary())
     return 1 if report.failed else 0

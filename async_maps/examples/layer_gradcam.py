@@ -35,7 +35,7 @@ def cams() -> Iterator[tuple[str, Tensor]]:
 
 
 def main(destination: str = "async-maps-examples/layer_gradcam", /) -> int:
-    """Upload the Grad-CAMs of 24 images to s3://bucket/prefix or a folder."""
+    """Upload the Grad-CAMs of 24 images to a bucket or a folder."""
     report = am.run(cams(), destination, settings=am.Settings(range="per-map", workers=0))
     print(report.summary())
     return 1 if report.failed else 0

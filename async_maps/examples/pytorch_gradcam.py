@@ -35,7 +35,7 @@ def cams() -> Iterator[tuple[str, NDArray[np.float32]]]:
 
 
 def main(destination: str = "async-maps-examples/pytorch_gradcam", /) -> int:
-    """Upload the Grad-CAMs of 24 images to s3://bucket/prefix or a folder."""
+    """Upload the Grad-CAMs of 24 images to a bucket or a folder."""
     report = am.run(cams(), destination, settings=am.Settings(workers=0))
     print(report.summary())
     return 1 if report.failed else 0

@@ -44,7 +44,7 @@ def entropies() -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def main(destination: str = "async-maps-examples/segmentation", /) -> int:
-    """Upload the logits and entropies of 24 images below s3://bucket/prefix or a folder."""
+    """Upload the logits and entropies of 24 images below a prefix in a bucket or a folder."""
     settings = am.Settings(range=(-8, 8), colormap="viridis", alpha=0.6, workers=0)
     logits = am.run(class_logits(), f"{destination}/logits", settings=settings)
     uncertainty = am.run(entropies(), f"{destination}/entropy", settings=am.Settings(colormap="inferno", workers=0))

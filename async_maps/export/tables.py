@@ -55,8 +55,8 @@ def export_manifest(  # noqa: PLR0913  # one argument per option
     """Write the rows of a manifest or a plan to a CSV, Parquet or JSON Lines file.
 
     Args:
-        manifest: the path of a manifest; or the address of a plan whose parts are all committed, a folder or
-            ``s3://bucket/prefix``. The rows of a plan come part by part.
+        manifest: the path of a manifest; or the address of a plan whose parts are all committed, a folder or a prefix
+            in a bucket. The rows of a plan come part by part.
         file: the path to write, ending in ``.csv``, ``.parquet`` or ``.jsonl``. An earlier export is replaced if it has
             the column ``high_share``, those of failed maps, or a locator of this manifest. No other file is replaced.
         rows: ``done``: maps with an overlay. ``failed``: only maps that failed. ``all``: both. Failed maps have no
@@ -67,8 +67,8 @@ def export_manifest(  # noqa: PLR0913  # one argument per option
             ``_from_parquet`` and ``_from_json(lines=True)``, with a column ``activation_map`` in place of ``locator``.
             ``fiftyone``: FiftyOne, with columns ``map_path`` and ``range`` in place of ``locator``.
         presign_hours: 1 to 168 adds a last column ``url``. Anyone can read the overlay at that URL for this number of
-            hours, or until the AWS credentials that signed it expire: keep it secret. So only the owner can read the
-            file. None adds no column.
+            hours, or until the credentials that signed it expire: keep it secret. So only the owner can read the file.
+            None adds no column.
         spreadsheet_safe: put an apostrophe before texts that spreadsheets take for formulas: those that start with
             ``=``, ``+``, ``-``, ``@``, a tab or a line break. Only for CSV; the names are then not those of the maps.
 
@@ -81,8 +81,8 @@ def export_manifest(  # noqa: PLR0913  # one argument per option
         PlanError: there is no plan, this version cannot read it, or parts of it are not committed.
         MissingExtraError: a Parquet file needs the extra ``parquet``.
         SettingsError: an unknown suffix, column, format or choice of rows, a number of hours outside 1 to 168, or
-            overlays outside S3; failed maps for a program that reads overlays, or with URLs; or a file that is no
-            export would be replaced.
+            URLs of overlays that are in no bucket; failed maps for a program that reads overlays, or with URLs; or a
+            file that is no export would be replaced.
         StoreError: there are no credentials to sign URLs with, or the store of the plan cannot be used.
     """
     target = Path(file)

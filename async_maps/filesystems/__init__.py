@@ -1,1 +1,1 @@
-"""Reading, listing and deleting files on disks and in S3; addresses and locators."""
+"""Reading, listing and deleting files on disks and in buckets; addresses and locators."""

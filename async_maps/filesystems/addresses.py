@@ -86,7 +86,8 @@ def parse_address(address: str, error: type[AsyncMapsError] = SourceError) -> Ad
     scheme, separator, place = address.partition("://")
     parse = _PARSERS.get(scheme) if separator else None
     if parse is None:
-        raise error(f"{printable(address)!r} is not the address of an object; expected s3://bucket/key")
+        expected = "s3://bucket/key, gs://bucket/key or az://container/key"
+        raise error(f"{printable(address)!r} is not the address of an object; expected {expected}")
     return parse(address, place, error)
 
 

@@ -1,4 +1,4 @@
-"""What the answers of S3 servers say, also those of servers that leave out what S3 always says."""
+"""What the answers of object services say, also those of servers that leave out parts of them."""
 
 from __future__ import annotations
 

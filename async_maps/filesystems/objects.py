@@ -99,8 +99,8 @@ class Objects:
     """Finds, lists, reads and deletes objects by locator. Thread-safe.
 
     Raises:
-        ObjectError: all methods raise it if S3 or the disk refuses a request, for instance for lack of permission.
-        StoreError: all methods raise it if S3 cannot be reached, or the AWS configuration cannot be used.
+        ObjectError: all methods raise it if the service or the disk refuses a request, for instance without permission.
+        StoreError: all methods raise it if the service cannot be reached, or its configuration cannot be used.
     """
 
     def __init__(self, s3: S3Settings | None = None) -> None:
@@ -113,7 +113,7 @@ class Objects:
         self.close()
 
     def close(self) -> None:
-        """Close the connections permanently: a thread that waits for S3 gets an error."""
+        """Close the connections permanently: a thread that waits for an answer gets an error."""
         self._filesystems.close()
 
     def identity(self, folder: str) -> str:
@@ -134,7 +134,8 @@ class Objects:
     def below(self, folder: str) -> Generator[ObjectInfo, None, None]:
         """Yield the objects below a folder, in no particular order.
 
-        The folder ends in a slash: ``s3://bucket/prefix/`` or ``file:///folder/``. One request lists 1,000 objects.
+        The folder ends in a slash: ``s3://bucket/prefix/`` or ``file:///folder/``. One request lists 1,000 objects, or
+        5,000 in Azure.
         """
         with _translate_errors(folder):
             if (path := file_path(folder)) is not None:
@@ -175,8 +176,8 @@ class Objects:
 
         Raises:
             OSError: the object cannot be read, or does not exist (FileNotFoundError).
-            SourceError: S3 refuses the request.
-            StoreError: S3 cannot be reached.
+            SourceError: the service refuses the request.
+            StoreError: the service cannot be reached.
         """
         if (path := file_path(locator)) is not None:
             with self._filesystems.of(path).open(path) as file:
@@ -196,10 +197,10 @@ class Objects:
         return Content(found.data, found.content_type, etag_is_md5, found.modified)
 
     def delete(self, locators: Sequence[str], within: str) -> dict[str, str]:
-        """Delete up to 1,000 objects, with one request per bucket. The locators must be sorted.
+        """Delete up to 1,000 objects. The locators must be sorted.
 
-        An object that does not exist counts as deleted. Of a folder ``within``, nothing outside it is deleted, also not
-        through a link.
+        In S3, that is one request per bucket, in other services one per object. An object that does not exist counts as
+        deleted. Of a folder ``within``, nothing outside it is deleted, also not through a link.
 
         Returns:
             The objects that could not be deleted, with the reasons.

@@ -53,8 +53,9 @@ def presigning(
         request_payer: ``requester`` lets the URLs say that the signer pays, as Requester Pays buckets demand.
 
     Raises:
-        SettingsError: the number of hours or the AWS configuration cannot be used.
-        StoreError: there are no credentials; or, in the function, the locator is not in S3 or cannot be signed.
+        SettingsError: the number of hours, or the configuration of the service, cannot be used.
+        StoreError: there are no credentials; or, in the function, the locator is in another service, or cannot be
+            signed.
     """
     if not 1 <= hours <= MAX_HOURS:
         raise SettingsError(f"presign: expected 1 to {MAX_HOURS} hours, found {hours:g}")

@@ -35,7 +35,7 @@ def bitmap_uploader(
     :func:`async_maps.run` is faster. In asynchronous code use :class:`~async_maps.Pipeline` and :func:`bitmap_mask`.
 
     Args:
-        destination: ``s3://bucket/prefix``.
+        destination: ``s3://bucket/prefix``, ``gs://bucket/prefix``, or the ``https://`` URL of a container in Azure.
         settings: the settings; the defaults if None. ``workers`` is ignored: single maps cannot keep processes busy.
 
     Yields:
@@ -69,7 +69,7 @@ async def acreate_and_upload_bitmap(
     Args:
         filename: the name of the map. The overlay goes to ``{destination}/{filename}.png``.
         activation_map: (h, w) or (h, w, 1), uint8 or float with values in [0, 1], as for ``Pipeline.put``.
-        destination: ``s3://bucket/prefix``; a constant in the tutorial.
+        destination: as for :func:`bitmap_uploader`; a constant in the tutorial.
         settings: the settings; the defaults if None. ``workers`` is ignored.
         fields: further fields of the mask, such as ``layer="layer4"``.
 

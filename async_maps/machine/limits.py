@@ -48,7 +48,7 @@ class Sizes(NamedTuple):
 
 
 class Requests(NamedTuple):
-    """The number of concurrent requests to S3 at the start, and the most to which it may grow.
+    """The number of concurrent requests to object services at the start, and the most to which it may grow.
 
     ``most_ahead`` is that of reads while a source is listed, which need no threads.
     """

@@ -72,14 +72,14 @@ def relocated(  # noqa: PLR0913  # one argument for each part of the question
     Args:
         manifest: the manifest.
         here: the identity of the store now.
-        settings: ``same_destination``, and the time-outs and attempts of S3.
+        settings: ``same_destination``, and the time-outs and attempts of requests.
         where: how ``here`` is introduced in a message.
         else_: what to do if it is another destination.
         objects: looks up the overlays; None to open connections for that.
 
     Raises:
         ManifestError: it is another destination, or that cannot be known.
-        StoreError: S3 cannot be reached.
+        StoreError: the store cannot be reached.
     """
     known = manifest.destination()
     if known is None or known == here or not manifest.counts():

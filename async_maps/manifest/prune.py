@@ -92,7 +92,7 @@ class Selection:
         elif not self.is_whole or self.mode == "failed":
             reason = "it needs a whole run: leave out limit, include and exclude, and select changed or all maps"
         elif self.prune == "objects" and not _can_delete(destination):
-            reason = "objects are deleted only in S3 and in folders: prune rows instead"
+            reason = "objects are deleted only in buckets and in folders: prune rows instead"
         if reason:
             raise SettingsError(f"prune: {reason}")
 

@@ -265,8 +265,8 @@ class Pipeline:
                 it does the rest. If ``settings.range`` is ``dataset``, all maps are still read for the range, so that
                 the colors are the same.
             prune: after a whole run, with a path as source, forget maps that are no longer in it: ``rows`` of the
-                manifest, or ``objects``, the rows and their overlays in S3 or in a folder. If a file or folder cannot
-                be read, nothing is pruned.
+                manifest, or ``objects``, the rows and their overlays in a bucket or a folder. If a file or folder
+                cannot be read, nothing is pruned.
             prune_all: prune even if more than half of the overlays are of maps that are gone.
             on_progress: called with a :class:`~async_maps.Progress` five times a second and at the end, on the event
                 loop, which it must not block. An error that it raises ends the run.

@@ -25,7 +25,7 @@ class PartFile(NamedTuple):
 
     Attributes:
         name: the name of the file, below which those of its maps are.
-        path: an absolute path, or ``s3://bucket/key``.
+        path: an absolute path, or the address of an object.
         size: the size in bytes; 0 if it is not known.
         fingerprint: the state: its ETag, or the size and the time of the last change; None if it is not known.
         row: the row of the table that lists it, for messages; else empty.

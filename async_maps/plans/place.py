@@ -1,4 +1,4 @@
-"""Where a plan lies: a folder or a prefix in S3, whose objects are written once and never replaced."""
+"""Where a plan lies: a folder or a prefix in a bucket, whose objects are written once and never replaced."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _THREADS = 16
 
 
 def is_plan(place: str | PathLike[str]) -> bool:
-    """Whether a place is the address of a plan, a folder or ``s3://bucket/prefix``; else it is a manifest's file."""
+    """Whether a place is the address of a plan, a folder or a prefix in a bucket; else it is a manifest's file."""
     address = os.fspath(place)
     # pathlib.Path removes a slash, which is named when the address is parsed.
     return "://" in address or address.startswith(_ONE_SLASH) or os.path.isdir(address)
@@ -163,7 +163,7 @@ async def opened_place(address: str, settings: Settings, *, is_written: bool = T
     """Open the place of a plan.
 
     Args:
-        address: the path of a folder, or ``s3://bucket/prefix``.
+        address: the path of a folder, or the address of a prefix in a bucket.
         settings: the time limits, the encryption and the owner of its objects.
         is_written: whether objects are created; else a folder may be read-only.
 
@@ -172,7 +172,7 @@ async def opened_place(address: str, settings: Settings, *, is_written: bool = T
         StoreError: the bucket does not exist, or cannot be reached; or the folder cannot be written.
     """
     if await to_thread.run_sync(os.path.isfile, address):
-        raise SettingsError(f"{address} is a file, but a plan is a folder or s3://bucket/prefix: name its address")
+        raise SettingsError(f"{address} is a file, but a plan is a folder or a prefix in a bucket: name its address")
     s3 = settings.s3.model_copy(update=dict.fromkeys(_OF_OVERLAYS, None) | {"metadata": {}, "tagging": {}})
     settings = settings.model_copy(update={"if_exists": "error", "s3": s3})
     async with open_store(address, settings, content_type="application/octet-stream") as store:

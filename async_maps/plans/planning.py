@@ -68,8 +68,8 @@ async def aplan(  # noqa: PLR0913  # one argument a choice
 
     Args:
         source: a file, a folder, a glob or a table of paths, as for :meth:`Pipeline.run`.
-        destination: the folder or the ``s3://bucket/prefix`` of the overlays.
-        to: the folder or the ``s3://bucket/prefix`` of the plan.
+        destination: the folder of the overlays, or their prefix in a bucket.
+        to: the folder of the plan, or its prefix in a bucket.
         settings: the defaults if None.
         part_size: the maximum number of files of a part, or of maps of a large stack. A part has at most about 8 GiB.
         since: the address of an earlier plan. Files that it has done, or a plan before it, are left out if they have

@@ -120,7 +120,7 @@ class PlanRows:
         return self.plan.shaping if found is None else self.plan.shaping | {"range": found}
 
     def destination(self) -> str:
-        """Return the identity of the store of the overlays, as the AWS environment has it."""
+        """Return the identity of the store of the overlays, as the environment has it."""
         return self._objects.identity(self.plan.destination)
 
     def has_any(self, locators: Collection[str]) -> bool:

@@ -134,7 +134,7 @@ def exit_code(error: BaseException) -> int:
 
 
 def _is_refusal(error: BaseException | None) -> bool:
-    """Whether S3 or another store has refused a request: the credentials may have expired."""
+    """Whether a store has refused a request: the credentials may have expired."""
     while error is not None:
         if isinstance(error, StoreError) or getattr(error, "is_refusal", False):
             return True

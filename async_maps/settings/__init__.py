@@ -1,6 +1,7 @@
 """The settings: one frozen model. Precedence: options, environment variables, TOML file, defaults.
 
-The settings of S3 are in :mod:`~async_maps.settings.s3`, reading a file in :mod:`~async_maps.settings.file`.
+The settings of object services are in :mod:`~async_maps.settings.s3`, reading a file in
+:mod:`~async_maps.settings.file`.
 """
 
 from __future__ import annotations
@@ -133,15 +134,16 @@ class Settings(Model, frozen=True):
     encode_threads: Annotated[int, Field(gt=0, le=_MOST_PARALLEL)] | Literal["auto"] = "auto"
     """Threads that encode; auto is one for every core, at least two."""
     concurrency: Annotated[int, Field(gt=0, le=_MOST_REQUESTS)] | Literal["auto"] = "auto"
-    """Maximum number of concurrent uploads. auto starts with 32; to S3 it grows up to 256 while that is faster."""
+    """Maximum number of concurrent uploads. auto starts with 32; to a bucket it grows up to 256 while that is
+    faster."""
     rate: PositiveFloat | None = None
     """Maximum number of PUTs a second, of all shares of a plan together; by default there is none until the store asks
     for fewer requests."""
     bandwidth: Converted[int | str | None, PositiveInt | None] = Field(default=None, validate_default=True)
     """Maximum number of bytes uploaded a second, of all shares of a plan together: a number, or with a unit (100MB)."""
     prefetch: Annotated[int, Field(gt=0, le=_MOST_REQUESTS)] | Literal["auto"] = "auto"
-    """Maximum number of maps that are read concurrently from S3. auto starts with 16, and grows up to 256 while that is
-    faster."""
+    """Maximum number of maps that are read concurrently from buckets. auto starts with 16, and grows up to 256 while
+    that is faster."""
     chunk_maps: PositiveInt = 256
     """Maximum number of maps in a chunk, which a worker gets in one call."""
     chunk_bytes: Converted[int | str, PositiveInt | Literal["auto"]] = Field(default="auto", validate_default=True)
@@ -157,7 +159,7 @@ class Settings(Model, frozen=True):
     drain_timeout_s: PositiveFloat = 25.0
     """Seconds to finish what is in flight after Ctrl-C or SIGTERM; at other ends, the longest time without progress."""
     s3: Converted[S3Settings | Mapping[str, object], S3Settings] = Field(default=S3Settings(), validate_default=True)
-    """S3: headers for destinations, retries and timeouts for sources too."""
+    """Object services: headers for destinations, retries and timeouts for sources too; most headers are for S3 only."""
     files: Converted[FilesSettings | Mapping[str, object], FilesSettings] = Field(
         default=FilesSettings(), validate_default=True
     )
@@ -252,22 +254,22 @@ class Settings(Model, frozen=True):
 
     @property
     def most_concurrency(self) -> int:
-        """The maximum number of concurrent uploads to S3."""
+        """The maximum number of concurrent uploads to a bucket."""
         return self._share(self._requests.most_uploads if self.concurrency == "auto" else self.concurrency)
 
     @property
     def first_prefetch(self) -> int:
-        """The number of concurrent reads from S3 at the start."""
+        """The number of concurrent reads from buckets at the start."""
         return self._share(self._requests.first_reads if self.prefetch == "auto" else self.prefetch)
 
     @property
     def most_prefetch(self) -> int:
-        """The maximum number of concurrent reads from S3."""
+        """The maximum number of concurrent reads from buckets."""
         return self._share(self._requests.most_reads if self.prefetch == "auto" else self.prefetch)
 
     @property
     def most_ahead(self) -> int:
-        """The maximum number of objects in S3 that are read concurrently while they are listed."""
+        """The maximum number of objects that are read concurrently while they are listed."""
         return self._share(self._requests.most_ahead if self.prefetch == "auto" else self.prefetch)
 
     @property

@@ -1,4 +1,4 @@
-"""The settings of S3: the headers of the objects, and the retries and timeouts of the client."""
+"""The settings of object services: the headers of the objects, and the retries and timeouts of the client."""
 
 from __future__ import annotations
 
@@ -27,7 +27,11 @@ _MAX_TAGS, _MAX_TAG_NAME, _MAX_TAG_VALUE = 10, 128, 256
 
 
 class S3Settings(Model, frozen=True):
-    """Headers of the objects in S3, and the retries and timeouts of the client."""
+    """Headers of the objects, and the retries and timeouts of the client.
+
+    Google Cloud and Azure use ``cache_control``, ``metadata``, ``max_attempts`` and the time limits. The other settings
+    are for S3 only.
+    """
 
     cache_control: str | None = None
     """Cache-Control header of each object, such as "public, max-age=86400"."""

@@ -1,4 +1,4 @@
-"""Where maps come from. A thread lists them; worker processes read them, or threads if they are in S3.
+"""Where maps come from. A thread lists them; worker processes read them, or threads if they are in buckets.
 
 A source is an iterable of :class:`~async_maps.sources.activation_map.ActivationMap` in a stable order, with a
 :class:`~async_maps.outcomes.Failure` for each map that is refused. It can be iterated several times, and never has its
@@ -81,7 +81,7 @@ def open_source(  # noqa: PLR0913  # one argument a choice
     """Open the source at a path or address.
 
     Args:
-        place: a file, a folder (recursive, sorted) or a glob (``maps/**/cam_*.npy``), each on a disk or in S3
+        place: a file, a folder (recursive, sorted) or a glob (``maps/**/cam_*.npy``), each on a disk or in a bucket
             (``s3://bucket/prefix/``), or a listing (``.csv``, ``.parquet``, ``.jsonl``). A table with a column of
             arrays is no listing.
         s3: the time-outs and attempts of the client.
@@ -96,7 +96,7 @@ def open_source(  # noqa: PLR0913  # one argument a choice
 
     Raises:
         SourceError: the place does not exist, or is not a file of a supported format; or it is standard input, which
-            :func:`async_maps.sources.batches.list_maps` reads. For S3, iterating the source raises the error.
+            :func:`async_maps.sources.batches.list_maps` reads. For a bucket, iterating the source raises the error.
     """
     path = place_at(fspath(place))
     scan = Scan(known, pass_over, options or SourceOptions(), questions, coverage, decoder, filesystems, ahead)

@@ -85,7 +85,7 @@ async def list_maps(  # noqa: PLR0913  # one argument a choice
         destination: the start of the locators of overlays, which are no maps of the source.
         questions: as for :func:`open_source`, and for arrays in memory.
         coverage: as for :func:`open_source`.
-        reads: whether small maps in S3 are read, too, so that each costs one request; they have their arrays then.
+        reads: whether small maps in buckets are read, too, so that each costs one request; they have their arrays then.
 
     Raises:
         SourceError: the place does not exist, or contains no map.

@@ -1,4 +1,4 @@
-"""Whose fault it is that an object of a source in S3 cannot be listed. Blocking; for the thread that lists."""
+"""Whose fault it is that an object of a source in a bucket cannot be listed. Blocking; for the thread that lists."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ class DecoderProcess:
     """The child process, which is started for the first file that needs it. Thread-safe.
 
     Args:
-        s3: how to reach S3.
+        s3: how to reach object services.
         max_pixels: maps in files with more pixels are refused.
         channels: how channels become one.
     """

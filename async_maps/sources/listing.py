@@ -36,7 +36,7 @@ _NAMES = "CREATE TABLE names (name BLOB PRIMARY KEY, place TEXT) WITHOUT ROWID"
 
 
 class Listing:
-    """The maps in the files of a listing, or in the rows of a table, on disk or in S3, in the order of the rows.
+    """The maps in the files of a listing, or in the rows of a table, on disk or in a bucket, in the order of the rows.
 
     Raises:
         SourceError: in the iteration, if the table cannot be read or lacks a column, if a listing has a name twice, or

@@ -1,4 +1,4 @@
-"""Opens a file, on disk or in S3, and lists its maps. Runs in the process that may decode the file."""
+"""Opens a file, on disk or in a bucket, and lists its maps. Runs in the process that may decode the file."""
 
 from __future__ import annotations
 

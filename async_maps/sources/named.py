@@ -1,4 +1,4 @@
-"""The maps in named files, on disk or in S3. Runs in a thread."""
+"""The maps in named files, on disk or in buckets. Runs in a thread."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class NamedFile(NamedTuple):
 
     Attributes:
         name: the name of the file; the maps of a file with several are named below it.
-        path: an absolute path, or ``s3://bucket/key``.
+        path: an absolute path, or the address of an object.
         row: the row that lists the file, for messages: ``list.csv, line 7``.
         fingerprint: the state of the file, if the listing has it; else None.
         size: the size in bytes, if the listing has it; else 0.
@@ -94,8 +94,8 @@ def maps_in_named(
 ) -> Iterator[Entry]:
     """Yield the maps in files, in the order of the files; failures are passed on.
 
-    Known files are not opened. Files in S3 are opened concurrently and ahead. Calls for the parts of one listing share
-    a ``hearing``, which the caller ends.
+    Known files are not opened. Files in buckets are opened concurrently and ahead. Calls for the parts of one listing
+    share a ``hearing``, which the caller ends.
     """
     files = iter(files)
     pending: deque[tuple[bool, Iterator[Entry]]] = deque()
@@ -217,7 +217,7 @@ class _Openers:
         return self._opening > _AHEAD or (count > _AHEAD if self._whole is None else self._whole.is_full(count))
 
     def maps_in(self, file: NamedFile) -> Iterator[Entry]:
-        """Return an iterator of the maps of a file; start to open it if it is in S3."""
+        """Return an iterator of the maps of a file; start to open it if it is in a bucket."""
         begin = partial(self._begin, file)
         if self._isolated is not None and is_isolated(file.path):
             begin = partial(self._begin_isolated, file, self._isolated)

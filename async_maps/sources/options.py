@@ -102,7 +102,8 @@ class Scan(NamedTuple):
         questions: asks about arrays that are probably other maps than their shape says; None to ask nothing.
         coverage: filled with what is read; None if nobody asks.
         decoder: the process that lists files that libraries decode; None to list them in this process.
-        ahead: how much of a source in S3 is read ahead while it is listed; None to read only what the listing needs.
+        ahead: how much of a source in a bucket is read ahead while it is listed; None to read only what the listing
+            needs.
         filesystems: the caller's, who closes them to end the requests of a listing that is abandoned; None for others.
     """
 

@@ -1,4 +1,4 @@
-"""The fetch stage: reads maps from S3 concurrently, in threads that share one client."""
+"""The fetch stage: reads maps from buckets concurrently, in threads that share one client."""
 
 from __future__ import annotations
 

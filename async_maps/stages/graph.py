@@ -2,15 +2,15 @@
 
 ::
 
-                 fetch (threads; maps in S3)
+                 fetch (threads; maps in buckets)
                    |
     source --[jobs]--> colorize --[bitmaps]--> encode --[pngs]--> upload --[outcomes]--> manifest
     thread             processes               threads            asyncio                thread
 
 Every arrow is bounded in items (a stream's buffer) and in bytes (a budget, or the arena). A stage runs one task for
-each concurrent item. The stages that wait for S3 start more tasks while that makes them faster. Closing the sending end
-of a stream ends the stage that receives from it. Everything here runs on the event loop; the work is done where the
-diagram says.
+each concurrent item. The stages that wait for a service start more tasks while that makes them faster. Closing the
+sending end of a stream ends the stage that receives from it. Everything here runs on the event loop; the work is done
+where the diagram says.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ class Stages:
 
     Attributes:
         window: the maximum number of one caller's maps that are in flight or have an outcome to collect.
-        reads_here: whether this process reads maps in S3.
-        earlier_reads: files that others have read from S3, for :class:`~async_maps.stages.fetch.ReadControl`.
+        reads_here: whether this process reads maps in buckets.
+        earlier_reads: files that others have read from buckets, for :class:`~async_maps.stages.fetch.ReadControl`.
     """
 
     window = WINDOW

@@ -101,7 +101,7 @@ class Statistics:
     """The state of a pipeline at one moment.
 
     Attributes:
-        fetch: the threads that read maps from S3.
+        fetch: the threads that read maps from buckets.
         colorize: the worker processes, or the worker thread, that read and colorize maps.
         encode: the threads that write PNGs.
         upload: the concurrent uploads.

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 _BATCH_ROWS = 1000
 _BATCH_REQUESTS = 50
 _ASKED = 100
+_LOCATORS = "s3://bucket/key, gs://bucket/key, the URL of an object in Azure, or file:///path"
 _PLAIN = re.compile(r"[A-Za-z0-9._/:-]*")
 
 
@@ -106,8 +107,7 @@ class Check(Reading):
             batch = list(islice(rows, _BATCH_ROWS))
             unknown = [row for row in batch if not _is_known(row.locator)]
             self._comparison.note(
-                Difference("unknown", row.locator, row.name, "s3://bucket/key or file:///path", "another locator")
-                for row in unknown
+                Difference("unknown", row.locator, row.name, _LOCATORS, "another locator") for row in unknown
             )
             known = set(batch).difference(unknown) if unknown else batch
             return self._comparison.expect(known) + len(unknown), bool(batch)
@@ -194,7 +194,7 @@ class Check(Reading):
         verification._newer_foreign = 0
         if run is not None:
             start = datetime.fromisoformat(run.started_at).timestamp() + offset_s
-            # The times of objects in S3 are whole seconds.
+            # Stores may tell the times of objects in whole seconds.
             verification._newer_foreign = self._comparison.foreign_since(floor(start))
         verification.running = None if holder is None else holder.text
         verification.unsettled = self._comparison.unsettled()

@@ -49,7 +49,7 @@ async def averify_locators(
             committed: a PNG that neither it nor an earlier plan (``since``) has is foreign. The memory is that of a
             sorted listing's parts: those whose span of keys contains the key at hand, at most 200,000 rows. Where more
             parts overlap, of files and with ``deep``, both lists are on disk.
-        settings: the time-outs and attempts of S3, and the limits of concurrent reads (``concurrency``,
+        settings: the time-outs and attempts of requests, and the limits of concurrent reads (``concurrency``,
             ``queue_bytes``).
         deep: also read every object, and compare its digest, its content type and its size in pixels.
         destination: the current place of the overlays, if they were moved or copied; by default that of the manifest.

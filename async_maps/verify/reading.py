@@ -45,7 +45,7 @@ class Reading:
     async def read(self, since: str) -> None:
         """Read the objects that were stored at or after ``since``.
 
-        Raises StoreError if more reads fail in a row than run concurrently, so S3 cannot be reached anymore.
+        Raises StoreError if more reads fail in a row than run concurrently, so the store cannot be reached anymore.
         """
         self._verification.doing = "reading every object"
         settings = self._settings
@@ -72,7 +72,7 @@ class Reading:
         after = "file://"
         while rows := await to_thread.run_sync(self._comparison.to_read, after, since):
             files = [row for row in rows if file_path(row.locator) is not None]
-            # They are sorted: what follows is in S3.
+            # They are sorted: what follows is in buckets.
             for start in range(0, len(files), _BATCH_FILES):
                 yield files[start : start + _BATCH_FILES]
             if len(files) < len(rows):

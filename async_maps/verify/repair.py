@@ -184,7 +184,7 @@ class _Repair:
     ) -> list[tuple[Settings, list[str]]]:
         """Return the known settings of broken overlays, each with the sources of their maps.
 
-        Two settings can have the same fingerprint, if they differ only in the headers of S3 objects.
+        Two settings can have the same fingerprint, if they differ only in the headers of objects.
         """
         ways: dict[str, tuple[Settings, list[str]]] = {}
         for run in runs:

@@ -25,14 +25,14 @@ def view(  # noqa: PLR0913  # one argument per option
 
     Args:
         manifest: the path of a manifest, the address of a plan, or the report of a run that has a manifest.
-        images: the place of the source images: a folder or ``s3://bucket/prefix``, in which an image has the name of
-            its map; a template such as ``s3://bucket/{parent}/{stem}.jpg``; or a table with the columns ``name`` and
+        images: the place of the source images: a folder or a prefix in a bucket, in which an image has the name of its
+            map; a template such as ``s3://bucket/{parent}/{stem}.jpg``; or a table with the columns ``name`` and
             ``image``. None to show overlays alone.
         compare: a second manifest or plan, whose maps are shown beside those with the same names.
         port: the port on loopback; 0 for any that is free. None for the manifest's own, because browsers keep marks by
             port; any that is free if it is taken.
         open_browser: whether to open the page in a browser, where there is one.
-        settings: the time limits and attempts of requests to S3 and other clouds.
+        settings: the time limits and attempts of requests.
 
     Returns:
         The viewer. It runs until it is closed, or until the program ends.

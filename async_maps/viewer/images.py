@@ -53,10 +53,10 @@ class Images:
     """The source images of maps. Thread-safe.
 
     Args:
-        place: a folder, or ``s3://bucket/prefix`` or its like in another cloud, in which an image has the name of its
-            map and a suffix, or that of the map's parent for several layers of one image; a template with the fields
-            ``{name}``, ``{parent}`` and ``{stem}``, ``s3://bucket/{parent}/{stem}.jpg``; or a listing, ``.csv``,
-            ``.jsonl`` or ``.parquet``, with the columns ``name`` and ``image``.
+        place: a folder or a prefix in a bucket, in which an image has the name of its map and a suffix, or that of the
+            map's parent for several layers of one image; a template with the fields ``{name}``, ``{parent}`` and
+            ``{stem}``, ``s3://bucket/{parent}/{stem}.jpg``; or a listing, ``.csv``, ``.jsonl`` or ``.parquet``, with
+            the columns ``name`` and ``image``.
         s3: the time limits and attempts of requests.
 
     Raises:
@@ -97,7 +97,7 @@ class Images:
             except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
                 continue
             except RefusedError as error:
-                # Without permission to list, S3 refuses what does not exist.
+                # Without permission to list, a store may refuse an object that does not exist.
                 refused = error
                 continue
             except OSError as error:
@@ -130,8 +130,8 @@ class Images:
             return _Folder(place.rstrip("/"))
         if not os.path.isdir(place):
             raise SettingsError(
-                f"images: {printable(place)!r} is not a folder; expected a folder, s3://bucket/prefix, a template such "
-                "as 's3://bucket/{name}.jpg', or a table with the columns name and image"
+                f"images: {printable(place)!r} is not a folder; expected a folder, s3://bucket/prefix, gs:// or az://, "
+                "a template such as 's3://bucket/{name}.jpg', or a table with the columns name and image"
             )
         return _Folder(os.path.realpath(place), is_local=True)
 

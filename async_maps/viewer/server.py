@@ -61,7 +61,7 @@ class Viewer:
         port: the port; 0 for any that is free. None for the manifest's own, because browsers keep marks by port; any
             that is free if it is taken.
         hosts: further names of this machine, for proxies.
-        settings: the time limits and attempts of requests to S3 and other clouds.
+        settings: the time limits and attempts of requests.
 
     Raises:
         AsyncMapsError: the manifest, the plan or the images cannot be read, or the port cannot be used.

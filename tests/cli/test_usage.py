@@ -71,7 +71,7 @@ pytestmark = pytest.mark.usefixtures(leaves_nothing.__name__)
         ("run maps out --config endpoint.toml", "s3.endpoint_url is not a setting; set AWS_ENDPOINT_URL"),
         ("run maps out --manifest --overwrite", "--manifest needs a value"),
         ("run maps out --report -", "--report reads and writes no standard stream: pass a path"),
-        ("run maps -", "the destination is s3://bucket/prefix or a folder, not standard output"),
+        ("run maps -", "the destination cannot be standard output; expected s3://bucket/prefix, gs://"),
         ("run maps out --manifest=", "the name of the manifest is empty"),
         ("run maps out --queue-bytes 0.5", "--queue-bytes: input should be greater than 0, found '0.5'"),
         (

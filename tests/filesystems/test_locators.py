@@ -99,7 +99,7 @@ def test_an_address_without_a_bucket_name_is_refused(address: str) -> None:
 
 @pytest.mark.parametrize("address", ["bucket/key", "ftp://bucket/key", "", "s3:/bucket"])
 def test_a_text_without_a_known_scheme_is_no_address(address: str) -> None:
-    with pytest.raises(SourceError, match="is not the address of an object; expected s3://bucket/key"):
+    with pytest.raises(SourceError, match="is not the address of an object; expected s3://bucket/key, gs://"):
         parse_address(address)
 
 

@@ -568,7 +568,7 @@ def test_a_run_that_cannot_prune_says_why(job: Job, how: dict[str, Any], reason:
 
 def test_objects_in_memory_and_runs_without_a_manifest_are_not_pruned(job: Job) -> None:
     job.save("a")
-    with pytest.raises(am.SettingsError, match="objects are deleted only in S3 and in folders"):
+    with pytest.raises(am.SettingsError, match="objects are deleted only in buckets and in folders"):
         am.run(job.maps, "memory://", manifest=job.manifest, prune="objects")
     with pytest.raises(am.SettingsError, match="prune: it needs a manifest"):
         am.run(job.maps, job.out, prune="rows")

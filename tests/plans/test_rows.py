@@ -173,7 +173,7 @@ def test_an_address_without_a_slash_is_named(tmp_path: Path) -> None:
 
 def test_a_manifest_in_place_of_a_plan_is_named(tmp_path: Path) -> None:
     (tmp_path / "async-maps.sqlite").touch()
-    with pytest.raises(am.SettingsError, match=r"sqlite is a file, but a plan is a folder or s3://bucket/prefix"):
+    with pytest.raises(am.SettingsError, match=r"sqlite is a file, but a plan is a folder or a prefix in a bucket"):
         am.commit_plan(tmp_path / "async-maps.sqlite")
 
 

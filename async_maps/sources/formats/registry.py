@@ -202,7 +202,7 @@ def open_reader(path: str, filesystem: Filesystem) -> Reader:
     suffix = suffix_of(path)
     if suffix in COMPRESSED_TARS:
         raise SourceError("a compressed tar has no random access: decompress it first")
-    # In S3, folders without a suffix are opened only if they are datasets.
+    # In buckets, folders without a suffix are opened only if they are datasets.
     module = "arrow" if suffix is None and is_remote(path) else _module_of_folder(path) or FORMATS.get(suffix or "")
     if module is None:
         raise SourceError(not_read(path))

@@ -119,7 +119,7 @@ class ZarrReader(HierarchyReader):
     def _strings(self, path: str) -> Array | None:
         folder, _, name = path.rpartition("/")
         if self._folder is None or folder != self._folder[0]:
-            # One listing for all arrays of a group: in S3, each attempt to open an array takes several requests.
+            # One listing for all arrays of a group: in a bucket, each attempt to open one takes several requests.
             root = self._root()
             group = root[folder] if folder else root
             present = set(self._names(group)).intersection(NAMES) if isinstance(group, zarr.Group) else set()
